@@ -1,0 +1,39 @@
+# Everything that a person or CI runs. Needs only Python 3.11 and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# most tests wait for something: three at a time keep two cores busy
+WORKERS ?= 3
+
+.PHONY: run demo test test-fast check bench wheel clean
+
+run: $(VENV)/.ready      ## the WhatsApp example on an embedded PostgreSQL, until Ctrl-C
+	$(BIN)/python -m examples.whatsapp run
+
+demo: $(VENV)/.ready     ## the same, finite: ends with a summary that adds up
+	$(BIN)/python -m examples.whatsapp demo
+
+test: $(VENV)/.ready     ## every test
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
+
+test-fast: $(VENV)/.ready ## the fast ring, under a minute
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m "not slow" -x -q
+
+check: $(VENV)/.ready    ## lint, types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready    ## benchmark against peers; SYSTEMS=, METRICS=, ROUNDS= choose a part
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement benchmarks/requirements.txt
+	$(BIN)/python -m benchmarks
+
+wheel: $(VENV)/.ready
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf $(VENV) dist .packhorse .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@

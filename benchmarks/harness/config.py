@@ -1,0 +1,91 @@
+"""What one run measures, read from the environment once; nobody else sees these variables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ALL_SYSTEMS = (
+    "raw",
+    "packhorse",
+    "dramatiq-stub",
+    "dramatiq-redis",
+    "pgqueuer",
+    "procrastinate",
+    "graphile-worker",
+)
+ALL_METRICS = ("work", "enqueue", "pickup", "backlog", "snapshot", "idle", "memory")
+HOME = Path(__file__).resolve().parent.parent
+
+
+class ConfigError(ValueError):
+    """Every problem of the environment at once, one line each."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run of the benchmark.
+
+    messages: size of every drain and of every enqueue run; None = the size each system chose for itself.
+    backlog: messages that wait behind the measured ones. snapshot_messages: one case per entry.
+    samples: pickup latencies per run. idle_seconds: length of the idle observation.
+    """
+
+    systems: tuple[str, ...] = ALL_SYSTEMS
+    metrics: tuple[str, ...] = ALL_METRICS
+    rounds: int = 3
+    messages: int | None = None
+    backlog: int = 1_000_000
+    snapshot_messages: tuple[int, ...] = (200_000,)
+    samples: int = 500
+    idle_seconds: float = 20.0
+    results: Path = HOME / "results.json"
+
+    def size(self, usual: int) -> int:
+        """The number of messages to use where a system would take `usual`."""
+        return usual if self.messages is None else self.messages
+
+
+def from_env(environ: Mapping[str, str]) -> Settings:
+    """Read SYSTEMS, METRICS, ROUNDS, N, BACKLOG, SNAPSHOT_MESSAGES, SAMPLES, IDLE_SECONDS and RESULTS.
+
+    An unset or empty variable means its default. Raises ConfigError with all problems.
+    """
+    problems: list[str] = []
+    usual = Settings()
+
+    def number(name: str, default: int | None) -> int | None:
+        text = environ.get(name, "").strip()
+        if not text:
+            return default
+        if text.isdigit() and int(text) > 0:
+            return int(text)
+        problems.append(f"{name}={text!r}: expected a whole number above 0")
+        return default
+
+    def names(name: str, known: tuple[str, ...]) -> tuple[str, ...]:
+        wanted = tuple(environ.get(name, "").replace(",", " ").split())
+        strange = [part for part in wanted if part not in known]
+        problems.extend(f"{name}: {part!r} is none of {', '.join(known)}" for part in strange)
+        return wanted or known
+
+    def numbers(name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        parts = environ.get(name, "").replace(",", " ").split()
+        problems.extend(f"{name}: {part!r} is not a whole number" for part in parts if not part.isdigit())
+        return tuple(int(part) for part in parts if part.isdigit()) or default
+
+    settings = Settings(
+        systems=names("SYSTEMS", ALL_SYSTEMS),
+        metrics=names("METRICS", ALL_METRICS),
+        rounds=number("ROUNDS", usual.rounds) or usual.rounds,
+        messages=number("N", None),
+        backlog=number("BACKLOG", usual.backlog) or usual.backlog,
+        snapshot_messages=numbers("SNAPSHOT_MESSAGES", usual.snapshot_messages),
+        samples=number("SAMPLES", usual.samples) or usual.samples,
+        idle_seconds=float(number("IDLE_SECONDS", int(usual.idle_seconds)) or usual.idle_seconds),
+        results=Path(environ.get("RESULTS", "").strip() or usual.results),
+    )
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return settings

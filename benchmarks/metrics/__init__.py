@@ -1,0 +1,24 @@
+"""One module per question; each yields numbers for one system and knows none of them by name."""
+
+from __future__ import annotations
+
+from benchmarks.metrics import backlog, enqueue, idle, pickup, snapshot, work
+from benchmarks.metrics.base import Case, Measure
+
+
+def cases(metrics: tuple[str, ...], snapshot_messages: tuple[int, ...]) -> list[tuple[Case, Measure]]:
+    """The cases of a run in their order. `work` and `memory` are two numbers of the same drain."""
+    found: list[tuple[Case, Measure]] = []
+    if "work" in metrics or "memory" in metrics:
+        found += [(case, work.measure) for case in work.CASES]
+    if "enqueue" in metrics:
+        found += [(case, enqueue.measure) for case in enqueue.CASES]
+    if "pickup" in metrics:
+        found += [(case, pickup.measure) for case in pickup.CASES]
+    if "backlog" in metrics:
+        found += [(case, backlog.measure) for case in backlog.CASES]
+    if "snapshot" in metrics:
+        found += [(case, snapshot.measure) for case in snapshot.cases(snapshot_messages)]
+    if "idle" in metrics:
+        found += [(case, idle.measure) for case in idle.CASES]
+    return found

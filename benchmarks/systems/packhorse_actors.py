@@ -1,0 +1,56 @@
+"""The module of actors that `packhorse worker` is given: one actor, or one on each of ten queues.
+
+BENCH_QUEUES is the number of queues (1). BENCH_CLAIM_FILE times every claim statement of the process; it is
+set only where claim times are asked for, so the other runs are not instrumented.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import dramatiq
+import psycopg
+
+from benchmarks.harness.claim_log import CLAIM_FILE, ClaimLog
+from benchmarks.harness.handler import chosen_handler
+
+QUEUE = "bench"
+ACTOR = "bench"
+QUEUES_VARIABLE = "BENCH_QUEUES"
+CLAIM = "claim_messages"
+"""Part of the name of every SQL function that claims."""
+
+
+def declare_actors(count: int) -> None:
+    """Declare `count` actors on as many queues of the global broker; the first is ACTOR on QUEUE."""
+    handler = chosen_handler()
+
+    def bench(**message: Any) -> None:
+        handler(**message)
+
+    for number in range(count):
+        suffix = f"_{number}" if number else ""
+        dramatiq.actor(actor_name=ACTOR + suffix, queue_name=QUEUE + suffix)(bench)
+
+
+def time_claims(log: ClaimLog) -> None:
+    """Note the duration of every statement that calls a claim function, as its cursor sees it."""
+    execute = psycopg.Cursor.execute
+
+    def timed(self: psycopg.Cursor[Any], query: Any, *args: Any, **kwargs: Any) -> Any:
+        text = query.decode() if isinstance(query, bytes) else str(query)
+        started = time.perf_counter()
+        try:
+            return execute(self, query, *args, **kwargs)
+        finally:
+            if CLAIM in text:
+                log.add(time.perf_counter() - started)
+
+    psycopg.Cursor.execute = timed  # type: ignore[method-assign]
+
+
+if os.environ.get(CLAIM_FILE):
+    time_claims(ClaimLog.from_env())
+declare_actors(int(os.environ.get(QUEUES_VARIABLE) or 1))

@@ -1,0 +1,74 @@
+"""The handlers: ordinary dramatiq actors, one per kind of message. `packhorse worker examples.whatsapp.actors` runs them.
+
+An actor's arguments are the keys of the payload that webhook.py enqueued. An actor that returns is done, one that raises is tried
+again with the queue's backoff; its conversation waits meanwhile (SPEC P4), all others go on.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from typing import Any
+
+import dramatiq
+
+import worker
+from examples.whatsapp.client import fetch_media, send_text
+
+logger = logging.getLogger("examples.whatsapp")
+
+
+@dramatiq.actor(queue_name="whatsapp")
+def whatsapp_text(business: str, phone: str, wamid: str, message: dict[str, Any]) -> None:
+    """Answer a text."""
+    send_text(business, phone, f"Thank you! You wrote {len(message['text']['body'])} characters; a colleague reads them.", wamid)
+
+
+@dramatiq.actor(queue_name="whatsapp")
+def whatsapp_interactive(business: str, phone: str, wamid: str, message: dict[str, Any]) -> None:
+    """Answer a tap on a button or on a line of a list; `book:<date>` books a day.
+
+    Deliberately careless about dates that do not exist: `book:2026-02-30` fails at every attempt and becomes a dead letter.
+    """
+    interactive = message["interactive"]
+    choice = interactive[interactive["type"]]
+    verb, _, argument = choice["id"].partition(":")
+    if verb == "book":
+        day = datetime.date.fromisoformat(argument)
+        send_text(business, phone, f"Booked: {day:%A, %d %B %Y}.", wamid)
+    else:
+        send_text(business, phone, f"You chose: {choice['title']}.", wamid)
+
+
+@dramatiq.actor(queue_name="whatsapp", time_limit_class="media")
+def whatsapp_media(business: str, phone: str, wamid: str, message: dict[str, Any]) -> None:
+    """Fetch a picture, document or voice message and confirm it. May be slow; only its own conversation waits."""
+    kind = message["type"]
+    content = fetch_media(message[kind]["id"])
+    send_text(business, phone, f"Received your {kind} ({len(content)} bytes).", wamid)
+
+
+@dramatiq.actor(queue_name="whatsapp")
+def whatsapp_location(business: str, phone: str, wamid: str, message: dict[str, Any]) -> None:
+    """Answer a location."""
+    place = message["location"]
+    send_text(business, phone, f"Found you at {place['latitude']:.3f}, {place['longitude']:.3f}.", wamid)
+
+
+@dramatiq.actor(queue_name="whatsapp")
+def whatsapp_status(business: str, wamid: str, status: str, codes: list[int]) -> None:
+    """A reply of ours was sent, delivered, read, or failed. No answer; a failure is worth a line in the log."""
+    if status == "failed":
+        logger.warning("whatsapp_delivery_failed business=%s codes=%s", business, codes)
+
+
+@dramatiq.actor(queue_name="whatsapp")
+def whatsapp_account_error(business: str, error: dict[str, Any]) -> None:
+    """Meta reports a problem of the whole account."""
+    logger.warning("whatsapp_account_error business=%s code=%s", business, error["code"])
+
+
+@dramatiq.actor(queue_name="whatsapp")
+def whatsapp_unsupported(business: str, phone: str, wamid: str, message: dict[str, Any]) -> None:
+    """A kind that this program does not know: nothing to do, and no retry can change that. It ends as cancelled."""
+    raise worker.Cancel(f"no handler for messages of type {message['type'][:40]}")

@@ -1,0 +1,60 @@
+"""Where the example keeps its queue: DATABASE_URL, or the embedded PostgreSQL in the data directory of the project."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from examples.whatsapp.webhook import QUEUE
+from worker.config import Settings
+from worker.db import migrate
+from worker.db.connection import DeadlineConnection, connect
+from worker.embedded import Embedded
+
+#: Short, so that a demo of a minute shows a message to its end: 0.2, 0.4, 0.8 s, then dead letter.
+QUEUE_SETTINGS = {"max_attempts": 4, "backoff_initial": "0.2 seconds", "backoff_multiplier": 2, "backoff_max": "2 seconds", "on_dead": "skip"}
+
+
+@contextmanager
+def ready_database(settings: Settings, report: Callable[[str], object]) -> Iterator[str]:
+    """A migrated database with the queue `whatsapp`; yields the connection string to work with.
+
+    Embedded: the string is that of an unprivileged role in packhorse_worker, and the server stops at the end unless somebody else has
+    it. DATABASE_URL: used as it is, for everything. Raises StoreError, SchemaMismatch, MigrationError, EmbeddedError.
+    """
+    if settings.database_url is not None:
+        url = settings.database_url.get_secret_value()
+        report("using DATABASE_URL")
+        owner = open_connection(settings, url, "migrate", deadline_seconds=120)
+        try:
+            migrate.up(owner, lambda name: report(f"migration {name}"))
+        finally:
+            owner.close()
+        _declare_queue(settings, url)
+        yield url
+        return
+    report(f"starting the embedded PostgreSQL in {settings.data_dir}/")
+    with Embedded(settings.data_dir) as server:
+        applied = server.prepare(settings.db_schema)
+        report(f"PostgreSQL {'started' if server.started_it else 'was running'}, {len(applied)} migrations applied")
+        _declare_queue(settings, server.url)
+        yield server.url
+
+
+def open_connection(settings: Settings, url: str, purpose: str, *, deadline_seconds: float | None = None) -> DeadlineConnection:
+    """One connection as the settings say. Raises StoreUnavailable."""
+    return connect(
+        url, schema=settings.db_schema, application_name=f"packhorse example {purpose}", pooler=settings.pooler,
+        deadline_seconds=deadline_seconds or settings.call_deadline_seconds, connect_timeout_seconds=settings.connect_timeout_seconds,
+    )
+
+
+def _declare_queue(settings: Settings, url: str) -> None:
+    connection = open_connection(settings, url, "setup")
+    try:
+        with connection.transaction():
+            connection.execute("select declare_queue(%s)", (QUEUE,))
+            connection.execute("select set_queue(%s, %s::jsonb)", (QUEUE, json.dumps(QUEUE_SETTINGS)))
+    finally:
+        connection.close()

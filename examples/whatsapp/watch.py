@@ -1,0 +1,99 @@
+"""What the database says about this run: counts by state, held conversations, fresh dead letters. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from examples.whatsapp.events import Events
+from worker.db.connection import DeadlineConnection
+from worker.db.pool import Link
+
+COUNTS = """
+select case when state = 'pending' and run_at > clock_timestamp() then 'waiting' else state end, count(*)
+from all_messages where correlation_id = %s group by 1
+"""
+BLOCKED = """
+select conversation_key, waiting, coalesce(holder_kind, '') from blocked_conversations where conversation_key like 'wa:%%'
+"""
+DEAD = """
+select id, conversation_key, attempt, error_class, error_message from dead_letters where correlation_id = %s
+order by dead_at desc limit 20
+"""
+RETRYING = """
+select id, conversation_key, attempt, error ->> 'class' from message_queue
+where correlation_id = %s and state = 'pending' and error ->> 'class' = 'ValueError'
+"""
+WORKERS = """
+select count(*) from workers where last_seen_at > clock_timestamp() - interval '20 seconds' and 'whatsapp_text' = any (message_types)
+"""
+DONE_WITH_REPLY = """
+select payload ->> 'wamid', attempt from message_archive
+where correlation_id = %s and state = 'done' and message_type in ('whatsapp_text', 'whatsapp_interactive', 'whatsapp_media', 'whatsapp_location')
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One look. states: pending, waiting (retry or snooze), blocked, running, done, dead, cancelled. blocked: phone -> (waiting, behind)."""
+
+    states: dict[str, int] = field(default_factory=dict)
+    blocked: dict[str, tuple[int, str]] = field(default_factory=dict)
+    workers: int = 0
+
+    def count(self, *names: str) -> int:
+        return sum(self.states.get(name, 0) for name in names)
+
+    @property
+    def live(self) -> int:
+        """Messages of this run that have not ended."""
+        return self.count("pending", "waiting", "blocked", "running")
+
+    @property
+    def ended(self) -> int:
+        return self.count("done", "dead", "cancelled")
+
+
+class Watch:
+    """Used by the main thread. Everything is limited to the messages of one run, by their correlation id."""
+
+    def __init__(self, open_connection: Callable[[], DeadlineConnection], run_id: str, events: Events) -> None:
+        self._link = Link(open_connection)
+        self._run_id = run_id
+        self._events = events
+        self._dead: set[int] = set()
+        self._retrying: set[tuple[int, int]] = set()
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._link.close()
+
+    def look(self) -> Picture:
+        """One consistent look. Raises StoreError when the database is away."""
+        with self._link.connection() as connection, connection.transaction():
+            states = dict(connection.execute(COUNTS, (self._run_id,)).fetchall())
+            blocked = {key.removeprefix("wa:"): (waiting, kind) for key, waiting, kind in connection.execute(BLOCKED).fetchall()}
+            workers = connection.execute(WORKERS).fetchone()[0]  # type: ignore[index]
+            self._tell(connection)
+        return Picture(states, blocked, workers)
+
+    def done_with_reply(self) -> dict[str, int]:
+        """wamid -> attempt at which it was done, for every done message that owes a reply."""
+        with self._link.connection() as connection:
+            return dict(connection.execute(DONE_WITH_REPLY, (self._run_id,)).fetchall())
+
+    def _tell(self, connection: DeadlineConnection) -> None:
+        for message_id, key, attempt, error_class in connection.execute(RETRYING, (self._run_id,)).fetchall():
+            if (message_id, attempt) not in self._retrying:
+                self._retrying.add((message_id, attempt))
+                self._events.add(f"{_shown(key)} message {message_id}: attempt {attempt} failed ({error_class}), waits for its backoff")
+        for message_id, key, attempt, error_class, text in reversed(connection.execute(DEAD, (self._run_id,)).fetchall()):
+            if message_id not in self._dead:
+                self._dead.add(message_id)
+                self._events.add(f"{_shown(key)} message {message_id}: dead after attempt {attempt}: {error_class}: {text[:60]}")
+
+
+def _shown(key: str | None) -> str:
+    return (key or "").replace("wa:", "+")

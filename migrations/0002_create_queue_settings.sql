@@ -1,0 +1,62 @@
+-- Queues and their run-time settings (SPEC Q8). One row per queue; a change works within seconds.
+--
+-- Lock and duration: new objects only, milliseconds.
+
+create domain queue_name as text
+  constraint queue_name_format check (value ~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}$');
+comment on domain queue_name is 'A letter or underscore, then letters, digits, dot, underscore, dash; 100 at most.';
+
+create domain message_json as jsonb
+  constraint message_json_is_object check (jsonb_typeof(value) = 'object')
+  constraint message_json_size check (pg_column_size(value) <= 1048576);
+comment on domain message_json is 'A JSON object of at most 1 MiB. A domain, so that it is checked when written, not at every claim.';
+
+create table queues (
+  name                    queue_name  not null,
+  paused_at               timestamptz,
+  paused_by               text,
+  -- null means unlimited; counted over the whole fleet
+  max_concurrency         integer,
+  max_concurrency_per_key integer,
+  -- starts per interval, as a token bucket that holds at most rate_burst
+  rate_limit              integer,
+  rate_interval           interval    not null default '1 second',
+  rate_burst              integer,
+  rate_tokens             double precision not null default 0,
+  rate_refilled_at        timestamptz not null default clock_timestamp(),
+  keep_done               interval    not null default '7 days',
+  max_attempts            integer     not null default 3,
+  crash_limit             integer     not null default 3,
+  backoff_initial         interval    not null default '1 second',
+  backoff_multiplier      double precision not null default 2,
+  backoff_max             interval    not null default '30 seconds',
+  backoff_jitter          double precision not null default 0,
+  on_dead                 text        not null default 'skip',
+  created_at              timestamptz not null default clock_timestamp(),
+  updated_at              timestamptz not null default clock_timestamp(),
+  constraint queues_pkey primary key (name),
+  constraint queues_max_concurrency_range check (max_concurrency between 1 and 1000000),
+  constraint queues_max_concurrency_per_key_range check (max_concurrency_per_key between 1 and 1000000),
+  constraint queues_rate_limit_range check (rate_limit between 1 and 1000000000),
+  constraint queues_rate_burst_range check (rate_burst between 1 and 1000000000),
+  constraint queues_rate_interval_range check (rate_interval between interval '1 millisecond' and interval '366 days'),
+  constraint queues_keep_done_range check (keep_done between interval '0' and interval '3660 days'),
+  constraint queues_max_attempts_range check (max_attempts between 1 and 1000000),
+  constraint queues_crash_limit_range check (crash_limit between 1 and 1000),
+  constraint queues_backoff_initial_range check (backoff_initial between interval '0' and interval '366 days'),
+  constraint queues_backoff_max_range check (backoff_max between backoff_initial and interval '366 days'),
+  constraint queues_backoff_multiplier_range check (backoff_multiplier between 1 and 1000),
+  constraint queues_backoff_jitter_range check (backoff_jitter between 0 and 1),
+  constraint queues_on_dead_known check (on_dead in ('skip', 'block'))
+) with (fillfactor = 50);
+comment on table queues is 'One row per queue: pause, limits, retention, retry policy (SPEC Q8).';
+
+-- Who sleeps. A worker that finds nothing writes wake_until; a producer that reads a future wake_until
+-- sends one NOTIFY. While workers are busy the column is null and producers never touch the global
+-- NOTIFY lock (SPEC Q10). Apart from `queues` because it is written often: the row stays tiny and HOT.
+create table queue_wakeups (
+  queue      queue_name not null,
+  wake_until timestamptz,
+  constraint queue_wakeups_pkey primary key (queue)
+) with (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+comment on table queue_wakeups is 'wake_until in the future: some worker sleeps and wants a NOTIFY for this queue.';

@@ -1,0 +1,10 @@
+-- Way back of 0005_create_queue_functions. Takes ACCESS EXCLUSIVE locks; what the objects held is gone.
+
+drop function announce_busy;
+drop function announce_sleep;
+drop function resume_queue;
+drop function wake_queue;
+drop function pause_queue;
+drop function set_queue;
+drop function require_queue;
+drop function declare_queue;

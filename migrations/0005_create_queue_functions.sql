@@ -1,0 +1,158 @@
+-- Queue settings as functions: declare, set, pause, resume (SPEC Q8), and the wake-up hint (SPEC Q10).
+--
+-- Refusals of the whole SQL API carry private SQLSTATEs:
+--   PH001 bad argument (its name in COLUMN)   PH002 unknown queue   PH003 lease lost
+--   PH004 no such message                     PH005 not possible in the message's state
+-- Lock and duration: new objects only, milliseconds.
+
+create function declare_queue(p_queue text) returns boolean
+language plpgsql set search_path from current as $$
+-- Make the queue known; true when it is new. Safe to repeat. Locks nothing when the queue exists.
+begin
+  if exists (select from queues where name = p_queue) then
+    return false;
+  end if;
+  if p_queue is null or p_queue !~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}$' then
+    raise exception using errcode = 'PH001', column = 'queue',
+      message = format('queue: %L is not a queue name', left(p_queue, 120)),
+      hint = 'Use a letter or underscore, then letters, digits, dot, underscore or dash; 100 at most.';
+  end if;
+  insert into queues (name) values (p_queue) on conflict do nothing;
+  insert into queue_wakeups (queue) values (p_queue) on conflict do nothing;
+  return true;
+end
+$$;
+comment on function declare_queue(text) is 'Make a queue known; true when it is new.';
+
+create function require_queue(p_queue text) returns void
+language plpgsql stable set search_path from current as $$
+-- Raise PH002 with the nearest known name unless the queue exists.
+declare
+  v_near text;
+begin
+  if exists (select from queues where name = p_queue) then
+    return;
+  end if;
+  select name into v_near from queues
+  order by (left(name, 3) = left(p_queue, 3)) desc, abs(length(name) - length(p_queue)), name limit 1;
+  raise exception using errcode = 'PH002', column = 'queue',
+    message = format('queue: unknown queue %L', left(p_queue, 120)),
+    hint = case when v_near is null then 'No queue exists yet. ' else format('Did you mean %L? ', v_near) end
+      || format('A new queue is made by: select declare_queue(%L)', left(p_queue, 120));
+end
+$$;
+comment on function require_queue(text) is 'Raise PH002, naming a near miss, unless the queue exists.';
+
+create function set_queue(p_queue text, p_settings jsonb, p_operator text default current_user) returns queues
+language plpgsql set search_path from current as $$
+-- Change settings of one queue; keys are column names of `queues`, null resets a limit to "none".
+-- Locks the queue's row. Unknown keys and values out of range raise PH001 and change nothing.
+declare
+  v_known constant text[] := array['max_concurrency', 'max_concurrency_per_key', 'rate_limit', 'rate_interval',
+    'rate_burst', 'keep_done', 'max_attempts', 'crash_limit', 'backoff_initial', 'backoff_multiplier',
+    'backoff_max', 'backoff_jitter', 'on_dead'];
+  v_unknown text;
+  v_new_rate constant boolean := p_settings ?| array['rate_limit', 'rate_interval', 'rate_burst'];
+  v_row queues;
+begin
+  perform require_queue(p_queue);
+  if p_settings is null or jsonb_typeof(p_settings) <> 'object' then
+    raise exception using errcode = 'PH001', column = 'settings', message = 'settings: must be a JSON object';
+  end if;
+  select key into v_unknown from jsonb_object_keys(p_settings) as k(key) where key <> all (v_known) limit 1;
+  if found then
+    raise exception using errcode = 'PH001', column = v_unknown,
+      message = format('%s: not a queue setting', left(v_unknown, 60)),
+      hint = 'Known settings: ' || array_to_string(v_known, ', ');
+  end if;
+  select * into v_row from queues where name = p_queue for update;
+  begin
+    v_row := jsonb_populate_record(v_row, p_settings);
+    update queues set
+      max_concurrency = v_row.max_concurrency, max_concurrency_per_key = v_row.max_concurrency_per_key,
+      rate_limit = v_row.rate_limit, rate_interval = v_row.rate_interval, rate_burst = v_row.rate_burst,
+      -- a changed rate starts with a full bucket; any other change leaves the bucket as it is
+      rate_tokens = case when v_new_rate then coalesce(v_row.rate_burst, v_row.rate_limit, 0) else rate_tokens end,
+      rate_refilled_at = case when v_new_rate then clock_timestamp() else rate_refilled_at end,
+      keep_done = v_row.keep_done, max_attempts = v_row.max_attempts, crash_limit = v_row.crash_limit,
+      backoff_initial = v_row.backoff_initial, backoff_multiplier = v_row.backoff_multiplier,
+      backoff_max = v_row.backoff_max, backoff_jitter = v_row.backoff_jitter, on_dead = v_row.on_dead,
+      updated_at = clock_timestamp()
+    where name = p_queue returning * into v_row;
+  exception when check_violation or not_null_violation or invalid_text_representation
+      or invalid_datetime_format or datetime_field_overflow or interval_field_overflow or numeric_value_out_of_range then
+    raise exception using errcode = 'PH001', column = 'settings', message = 'settings: ' || sqlerrm,
+      hint = 'The ranges are constraints of the table queues.';
+  end;
+  insert into operator_actions (action, operator, details)
+  values ('set_queue', p_operator, jsonb_build_object('queue', p_queue, 'settings', p_settings));
+  return v_row;
+end
+$$;
+comment on function set_queue(text, jsonb, text) is 'Change settings of a queue; works within seconds, no restart.';
+
+create function pause_queue(p_queue text, p_operator text default current_user) returns boolean
+language plpgsql set search_path from current as $$
+-- No claim takes messages of a paused queue; running ones finish. True when it was not paused before.
+begin
+  perform require_queue(p_queue);
+  update queues set paused_at = clock_timestamp(), paused_by = p_operator where name = p_queue and paused_at is null;
+  if not found then
+    return false;
+  end if;
+  insert into operator_actions (action, operator, details)
+  values ('pause_queue', p_operator, jsonb_build_object('queue', p_queue));
+  return true;
+end
+$$;
+comment on function pause_queue(text, text) is 'Stop claims from a queue; true when it was not paused before.';
+
+create function wake_queue(p_queue text) returns void
+language plpgsql set search_path from current as $$
+-- Tell sleeping workers that the queue has work: one NOTIFY, only when somebody sleeps (SPEC Q10).
+begin
+  if exists (select from queue_wakeups where queue = p_queue and wake_until > clock_timestamp()) then
+    perform pg_notify('packhorse_wake', p_queue);
+  end if;
+end
+$$;
+comment on function wake_queue(text) is 'Wake sleeping workers of a queue; for producers that insert rows themselves.';
+
+create function resume_queue(p_queue text, p_operator text default current_user) returns boolean
+language plpgsql set search_path from current as $$
+-- Let claims take from the queue again; true when it was paused.
+begin
+  perform require_queue(p_queue);
+  update queues set paused_at = null, paused_by = null where name = p_queue and paused_at is not null;
+  if not found then
+    return false;
+  end if;
+  insert into operator_actions (action, operator, details)
+  values ('resume_queue', p_operator, jsonb_build_object('queue', p_queue));
+  perform wake_queue(p_queue);
+  return true;
+end
+$$;
+comment on function resume_queue(text, text) is 'Let claims take from the queue again; true when it was paused.';
+
+create function announce_sleep(p_queues text[], p_for interval default '30 seconds') returns void
+language sql set search_path from current as $$
+-- A worker that found nothing asks producers for a NOTIFY until now + p_for. It must claim once more
+-- afterwards: a producer that committed just before did not see the announcement.
+  update queue_wakeups set wake_until = clock_timestamp() + p_for
+  where queue = any (p_queues)
+    and (wake_until is null or wake_until < clock_timestamp() + p_for / 2);
+$$;
+comment on function announce_sleep(text[], interval) is 'A sleeping worker asks for NOTIFY; claim once more afterwards.';
+
+create function announce_busy(p_queue text) returns void
+language plpgsql set search_path from current as $$
+-- A saturated worker needs no NOTIFY: producers stop sending them. Those that still sleep are woken now.
+begin
+  update queue_wakeups set wake_until = null where queue = p_queue and wake_until is not null;
+  if found then
+    perform pg_notify('packhorse_wake', p_queue);
+  end if;
+end
+$$;
+comment on function announce_busy(text) is 'A worker with a backlog turns NOTIFY off for the queue and wakes the sleepers once.';

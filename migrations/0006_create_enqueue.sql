@@ -1,0 +1,194 @@
+-- Enqueue: one row, in the caller's transaction (SPEC Q2, Q5, Q6, Q9).
+--
+-- A new message is always `pending`; that it has to wait behind an earlier message of its conversation
+-- is found out at the claim (see 0007). So a producer takes no lock on the conversation, waits for
+-- nobody and deadlocks with nobody, however long its transaction lasts.
+-- Lock and duration: new objects only, milliseconds.
+
+create function refuse_argument(p_name text, p_problem text, p_hint text default '') returns void
+language plpgsql immutable as $$
+-- Raise PH001 for one argument: its name, what is wrong, what to do.
+begin
+  raise exception using errcode = 'PH001', column = p_name, message = format('%s: %s', p_name, p_problem), hint = p_hint;
+end
+$$;
+comment on function refuse_argument(text, text, text) is 'Raise PH001 that names the argument.';
+
+create function check_lease(p_lease interval) returns void
+language plpgsql immutable set search_path from current as $$
+-- Raise PH001 unless a lease is 1 second to 1 day long: an endless one would lose its message for ever.
+begin
+  if p_lease is null or p_lease not between interval '1 second' and interval '1 day' then
+    perform refuse_argument('lease', format('%s is out of range', p_lease), '1 second to 1 day.');
+  end if;
+end
+$$;
+comment on function check_lease(interval) is 'Raise PH001 unless the length of a lease is in range.';
+
+create function check_enqueue_arguments(
+  p_message_type text, p_payload jsonb, p_options jsonb, p_priority integer, p_run_at timestamptz,
+  p_max_attempts integer, p_conversation_key text, p_dedup_key text, p_dedup_window interval, p_concurrency_key text
+) returns void
+language plpgsql stable set search_path from current as $$
+-- Explain the first bad argument. Called when an insert was refused, so that good input pays nothing.
+begin
+  if p_message_type is null or p_message_type !~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}$' then
+    perform refuse_argument('message_type', format('%L is not a message type', left(p_message_type, 120)),
+      'Use the actor''s name: a letter or underscore, then letters, digits, dot, underscore or dash.');
+  elsif p_payload is null or jsonb_typeof(p_payload) <> 'object' then
+    perform refuse_argument('payload', format('must be a JSON object, not %s', coalesce(jsonb_typeof(p_payload), 'null')),
+      'The keys of the object are the keyword arguments of the handler.');
+  elsif pg_column_size(p_payload) > 1048576 then
+    perform refuse_argument('payload', format('%s bytes, at most 1048576', pg_column_size(p_payload)),
+      'Store the large part elsewhere and send its key.');
+  elsif p_options is null or jsonb_typeof(p_options) <> 'object' or pg_column_size(p_options) > 1048576 then
+    perform refuse_argument('options', 'must be a JSON object of at most 1 MiB');
+  elsif p_priority not between 1 and 10 then
+    perform refuse_argument('priority', format('%s is out of range', p_priority), '1 (first) to 10 (last), default 5.');
+  elsif not isfinite(p_run_at) or p_run_at > clock_timestamp() + interval '3660 days' then
+    perform refuse_argument('run_at', 'must be a finite time, at most ten years ahead');
+  elsif p_max_attempts not between 1 and 1000000 then
+    perform refuse_argument('max_attempts', format('%s is out of range', p_max_attempts), '1 to 1000000.');
+  elsif length(p_conversation_key) not between 1 and 500 then
+    perform refuse_argument('conversation_key', 'must have 1 to 500 characters');
+  elsif length(p_concurrency_key) not between 1 and 500 then
+    perform refuse_argument('concurrency_key', 'must have 1 to 500 characters');
+  elsif length(p_dedup_key) not between 1 and 500 then
+    perform refuse_argument('dedup_key', 'must have 1 to 500 characters');
+  elsif p_dedup_window not between interval '0' and interval '366 days' then
+    perform refuse_argument('dedup_window', 'must be between 0 and 366 days');
+  end if;
+end
+$$;
+comment on function check_enqueue_arguments(text, jsonb, jsonb, integer, timestamptz, integer, text, text, interval, text)
+  is 'Raise PH001 for the first bad argument of an enqueue.';
+
+create function enqueue_message(
+  p_queue            text,
+  p_message_type     text,
+  p_payload          jsonb       default '{}',
+  p_options          jsonb       default '{}',
+  p_priority         integer     default 5,
+  p_delay            interval    default null,
+  p_run_at           timestamptz default null,
+  p_max_attempts     integer     default null,
+  p_conversation_key text        default null,
+  p_dedup_key        text        default null,
+  p_dedup_window     interval    default '5 minutes',
+  p_correlation_id   text        default null,
+  p_trace_context    text        default null,
+  p_expires_at       timestamptz default null,
+  p_concurrency_key  text        default null,
+  out message_id     bigint,
+  out duplicate      boolean
+)
+language plpgsql set search_path from current as $$
+-- Put one message on a queue. p_delay (or p_run_at) says when it may start; p_dedup_key makes a second
+-- enqueue inside the window return the first id with duplicate = true and insert nothing.
+-- Locks: with a dedup key the row of that key, so that two callers at the same instant agree.
+-- Raises PH001 for a bad argument, PH002 for an unknown queue.
+declare
+  v_now constant timestamptz := clock_timestamp();
+  v_run_at timestamptz;
+  v_wake boolean;
+begin
+  duplicate := false;
+  select w.wake_until > v_now into v_wake from queue_wakeups w where w.queue = p_queue;
+  if not found then
+    perform require_queue(p_queue);
+  end if;
+  -- the delay is compared before it is added: the sum of now and an absurd one is an error without a name
+  v_run_at := coalesce(p_run_at, case when p_delay is null then v_now
+    when p_delay between interval '-3660 days' and interval '3660 days' then v_now + p_delay end);
+  if v_run_at is null then
+    perform refuse_argument('delay', 'must be at most ten years');
+  end if;
+  -- the checks of the domains say "no" without a name; the explaining function is only called then
+  if p_priority between 1 and 10 and isfinite(v_run_at) and v_run_at <= v_now + interval '3660 days'
+     and (p_max_attempts is null or p_max_attempts between 1 and 1000000)
+     and (p_conversation_key is null or length(p_conversation_key) between 1 and 500)
+     and (p_concurrency_key is null or length(p_concurrency_key) between 1 and 500)
+     and jsonb_typeof(p_payload) = 'object' and pg_column_size(p_payload) <= 1048576
+     and jsonb_typeof(p_options) = 'object' and pg_column_size(p_options) <= 1048576
+     and p_message_type ~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}$' then
+    null;
+  else
+    perform check_enqueue_arguments(p_message_type, p_payload, p_options, coalesce(p_priority, 0), v_run_at,
+      p_max_attempts, p_conversation_key, p_dedup_key, p_dedup_window, p_concurrency_key);
+  end if;
+  -- drawn here and not RETURNED: to read back what it inserted, a producer would need the right to select
+  message_id := nextval('message_queue_id_seq');
+  if p_dedup_key is not null then
+    perform check_enqueue_arguments(p_message_type, p_payload, p_options, p_priority, v_run_at,
+      p_max_attempts, p_conversation_key, p_dedup_key, coalesce(p_dedup_window, interval '-1 second'), p_concurrency_key);
+    insert into message_dedup as d (queue, dedup_key, message_id, expires_at)
+    values (p_queue, p_dedup_key, enqueue_message.message_id, v_now + p_dedup_window)
+    on conflict on constraint message_dedup_pkey do update
+      set message_id = excluded.message_id, expires_at = excluded.expires_at
+      where d.expires_at <= clock_timestamp();
+    if not found then
+      select d.message_id into message_id from message_dedup d where d.queue = p_queue and d.dedup_key = p_dedup_key;
+      duplicate := true;
+      return;
+    end if;
+  end if;
+  insert into message_queue (id, queue, message_type, payload, options, priority, run_at, max_attempts,
+    conversation_key, dedup_key, correlation_id, trace_context, created_at, expires_at, concurrency_key)
+  values (message_id, p_queue, p_message_type, p_payload, p_options, p_priority, v_run_at, p_max_attempts,
+    p_conversation_key, p_dedup_key, p_correlation_id, p_trace_context, v_now, p_expires_at, p_concurrency_key);
+  if v_wake then -- also for a later one: the sleeper sets its alarm
+    perform pg_notify('packhorse_wake', p_queue);
+  end if;
+end
+$$;
+comment on function enqueue_message(text, text, jsonb, jsonb, integer, interval, timestamptz, integer, text, text, interval,
+  text, text, timestamptz, text) is 'Put one message on a queue, in the caller''s transaction; returns its id and whether it was a duplicate.';
+
+create function enqueue_messages(p_messages jsonb) returns table (message_id bigint, duplicate boolean)
+language plpgsql set search_path from current as $$
+-- Put many messages on queues: an array of objects whose keys are the arguments of enqueue_message
+-- without "p_" (queue and message_type required; delay as an interval text). All or none; ids in order.
+-- Raises PH001 (with the position of the bad element), PH002.
+declare
+  v_item jsonb;
+  v_position bigint;
+  v_unknown text;
+  v_column text;
+  v_hint text;
+  v_known constant text[] := array['queue', 'message_type', 'payload', 'options', 'priority', 'delay', 'run_at',
+    'max_attempts', 'conversation_key', 'dedup_key', 'dedup_window', 'correlation_id', 'trace_context', 'expires_at',
+    'concurrency_key'];
+begin
+  if p_messages is null or jsonb_typeof(p_messages) <> 'array' then
+    perform refuse_argument('messages', 'must be a JSON array of objects');
+  end if;
+  for v_item, v_position in select e.value, e.ordinality from jsonb_array_elements(p_messages) with ordinality e loop
+    if jsonb_typeof(v_item) <> 'object' then
+      perform refuse_argument(format('messages[%s]', v_position), 'must be a JSON object');
+    end if;
+    select key into v_unknown from jsonb_object_keys(v_item) as k(key) where key <> all (v_known) limit 1;
+    if found then
+      perform refuse_argument(format('messages[%s].%s', v_position, left(v_unknown, 60)), 'unknown key',
+        'Known keys: ' || array_to_string(v_known, ', '));
+    end if;
+    return query select e.message_id, e.duplicate from enqueue_message(
+      v_item ->> 'queue', v_item ->> 'message_type',
+      coalesce(v_item -> 'payload', '{}'), coalesce(v_item -> 'options', '{}'),
+      coalesce((v_item ->> 'priority')::integer, 5), (v_item ->> 'delay')::interval,
+      (v_item ->> 'run_at')::timestamptz, (v_item ->> 'max_attempts')::integer,
+      v_item ->> 'conversation_key', v_item ->> 'dedup_key',
+      coalesce((v_item ->> 'dedup_window')::interval, interval '5 minutes'),
+      v_item ->> 'correlation_id', v_item ->> 'trace_context', (v_item ->> 'expires_at')::timestamptz,
+      v_item ->> 'concurrency_key') e;
+  end loop;
+exception when sqlstate 'PH001' or sqlstate 'PH002' or data_exception then
+  -- one handler around the whole array: a subtransaction per element would cost more than the inserts
+  get stacked diagnostics v_column = column_name, v_hint = pg_exception_hint;
+  if v_column not like 'messages%' then
+    v_column := format('messages[%s]', v_position) || coalesce('.' || nullif(v_column, ''), '');
+  end if;
+  raise exception using errcode = case when sqlstate = 'PH002' then sqlstate else 'PH001' end, column = v_column,
+    message = case when sqlerrm like 'messages%' then sqlerrm else format('messages[%s]: %s', v_position, sqlerrm) end, hint = v_hint;
+end
+$$;
+comment on function enqueue_messages(jsonb) is 'Bulk form of enqueue_message: an array of objects; all or none.';

@@ -1,0 +1,283 @@
+-- Claim: take due messages and lease them, in one statement per batch (SPEC P2, P4, P5, Q8, Q10).
+--
+-- Order of a conversation. Everybody enqueues `pending`. A pending message of a conversation may start
+-- when no message of it runs and no pending one has a smaller id. The claim that meets one which may
+-- not turns it to `blocked`, which takes it out of the claim index: a million messages on one
+-- conversation cost others nothing. When a message leaves its conversation, the first blocked one
+-- becomes `pending` again (promote_conversations, 0008).
+-- Why no wake-up is lost: to block a message the claim must hold FOR KEY SHARE on the one it waits
+-- behind, and that one can only leave by DELETE, which waits for the lock; the promotion that follows
+-- is a later statement and sees the blocked row.
+--
+-- Claim cursor. Under an old snapshot every claimed row leaves a dead entry at the left end of the
+-- index. A worker therefore passes where it was (p_cursor) and starts there; now and then, and
+-- whenever it finds less than it asked for, it passes null and looks from the start: late commits and
+-- released messages are found then.
+--
+-- Plans. A worker that starts on an empty queue caches plans made for an empty table, where reading all of
+-- it is the cheapest, and keeps them while a million rows arrive. So the functions that callers call set
+-- enable_seqscan = off (for all that runs inside them), and jit = off: what no index serves, like the
+-- few rows of `queues`, would look expensive enough to compile. plan_cache_mode = force_generic_plan: with
+-- the cost of forbidden scans in them custom plans never look dearer than the generic one, and half of an
+-- empty claim was planning.
+-- Lock and duration: new objects only, milliseconds.
+
+create type claimed_message as (
+  outcome          text,        -- 'claimed'; 'lost', 'promoted', 'next', 'suspect': see complete_and_claim_messages
+  id               bigint,
+  lease_token      bigint,
+  queue            text,
+  message_type     text,
+  payload          jsonb,
+  options          jsonb,
+  priority         integer,
+  attempt          integer,
+  max_attempts     integer,
+  crashes          integer,
+  conversation_key text,
+  correlation_id   text,
+  trace_context    text,
+  run_at           timestamptz,
+  created_at       timestamptz,
+  lease_expires_at timestamptz
+);
+
+create function conversation_holders(p_conversation_key text, p_id bigint)
+returns table (holder_kind text, holder_id bigint)
+language sql stable
+-- Who keeps message p_id of this conversation from starting: the running one, earlier pending ones, a
+-- dead letter that blocks it. Empty: it may start. The one predicate of claim and explain; a body
+-- without SET, so that the planner folds it into the claim query.
+begin atomic
+  select 'running', h.id from message_queue h
+  where h.conversation_key = p_conversation_key and h.state = 'running' and h.id <> p_id
+  union all
+  select 'earlier', h.id from message_queue h
+  where h.conversation_key = p_conversation_key and h.state = 'pending' and h.id < p_id
+  union all
+  select 'dead', d.id from dead_letters d
+  where d.conversation_key = p_conversation_key and d.blocks_conversation and d.id <> p_id;
+end;
+comment on function conversation_holders(text, bigint) is 'What keeps a message of a conversation from starting; empty when it may start.';
+
+create function block_waiting_messages(p_ids bigint[]) returns integer
+language plpgsql set search_path from current as $$
+-- Turn pending messages (locked by the caller) to blocked behind the holder of their conversation.
+-- Locks each holder FOR KEY SHARE, skipping holders that are about to leave. Returns how many.
+declare
+  v_running bigint[];
+  v_count integer;
+begin
+  v_running := array(
+    select h.id from message_queue h
+    where h.state = 'running'
+      and h.conversation_key in (select m.conversation_key from message_queue m where m.id = any (p_ids))
+    for key share skip locked);
+  with waiting as (
+    select m.id, m.conversation_key from message_queue m where m.id = any (p_ids) and m.state = 'pending'
+  ), earlier as (
+    select k.conversation_key, h.id
+    from (select distinct w.conversation_key from waiting w) k
+    cross join lateral (
+      select p.id from message_queue p
+      where p.conversation_key = k.conversation_key and p.state = 'pending' order by p.id limit 1) h
+  ), earlier_locked as (
+    select h.id, h.conversation_key from message_queue h
+    where h.id in (select e.id from earlier e) and h.id <> all (p_ids) and h.state = 'pending'
+    for key share skip locked
+  ), dead as (
+    select d.conversation_key from dead_letters d
+    where d.blocks_conversation and d.conversation_key in (select w.conversation_key from waiting w)
+    for key share skip locked
+  ), blocked as (
+    update message_queue m set state = 'blocked'
+    where m.id = any (p_ids) and m.state = 'pending'
+      and (exists (select from message_queue r where r.id = any (v_running)
+                   and r.conversation_key = m.conversation_key and r.state = 'running')
+        or exists (select from earlier_locked e where e.conversation_key = m.conversation_key and e.id < m.id)
+        -- the first one in the same batch, which this transaction itself holds
+        or exists (select from earlier e where e.conversation_key = m.conversation_key and e.id = any (p_ids)
+                   and e.id < m.id)
+        or exists (select from dead d where d.conversation_key = m.conversation_key))
+    returning 1
+  )
+  select count(*) into v_count from blocked;
+  return v_count;
+end
+$$;
+comment on function block_waiting_messages(bigint[]) is 'Used by the claim: pending messages that wait behind another of their conversation become blocked.';
+
+create function waiting_behind(p_ids bigint[], p_limit integer) returns bigint[]
+language sql volatile set search_path from current as $$
+-- Lock and return up to p_limit further pending messages behind these ones in their conversations: whatever
+-- keeps an earlier message of a conversation from starting keeps a later one, too.
+  select array(
+    select b.id
+    from (select m.conversation_key, max(m.id) as id from message_queue m where m.id = any (p_ids) group by m.conversation_key) w
+    cross join lateral (
+      select m.id from message_queue m
+      where m.conversation_key = w.conversation_key and m.state = 'pending' and m.id > w.id
+      order by m.id limit p_limit for update of m skip locked) b
+    limit p_limit);
+$$;
+comment on function waiting_behind(bigint[], integer) is 'Used by the claim: more pending messages behind these in their conversations.';
+
+create function queue_allowance(p_queue text, p_limit integer, p_now timestamptz) returns integer
+language plpgsql set search_path from current as $$
+-- How many messages of the queue may start now: pause, fleet-wide concurrency and rate limit (SPEC Q8).
+-- Locks the queue's row only when the queue has a limit: claims of a limited queue come one by one.
+-- Raises PH002 for an unknown queue.
+declare
+  v_queue queues;
+begin
+  select * into v_queue from queues where name = p_queue;
+  if not found then
+    perform require_queue(p_queue);
+  elsif v_queue.paused_at is not null then
+    return 0;
+  end if;
+  if v_queue.max_concurrency is null and v_queue.rate_limit is null and v_queue.max_concurrency_per_key is null then
+    return p_limit;
+  end if;
+  select * into v_queue from queues where name = p_queue for update;
+  if v_queue.max_concurrency is not null then
+    p_limit := least(p_limit, v_queue.max_concurrency
+      - (select count(*) from message_queue where queue = p_queue and state = 'running')::integer);
+  end if;
+  if v_queue.rate_limit is not null then
+    p_limit := least(p_limit, floor(rate_tokens_at(v_queue, p_now))::integer);
+  end if;
+  return greatest(p_limit, 0);
+end
+$$;
+comment on function queue_allowance(text, integer, timestamptz) is 'How many messages of a queue may start now.';
+
+create function rate_tokens_at(p_queue queues, p_now timestamptz) returns double precision
+language sql immutable as $$
+-- Tokens in the bucket of a rate-limited queue: refilled continuously, at most rate_burst.
+  select least(
+    coalesce(p_queue.rate_burst, p_queue.rate_limit)::double precision,
+    p_queue.rate_tokens + greatest(extract(epoch from p_now - p_queue.rate_refilled_at), 0)
+      * p_queue.rate_limit / extract(epoch from p_queue.rate_interval));
+$$;
+comment on function rate_tokens_at(queues, timestamptz) is 'Starts that the rate limit of a queue allows at this moment.';
+
+create function pick_promoted_messages(p_ids bigint[], p_queues text[], p_limit integer, p_types text[], p_now timestamptz)
+returns bigint[]
+language plpgsql set search_path from current as $$
+-- Choose and lock those of these messages that may start. A conversation that goes on has an older message
+-- than what its worker's cursor looks at; it is found by its id instead of by walking back to it. Queues
+-- with limits are left to pick_due_messages.
+begin
+  return array(
+    select m.id from message_queue m join queues q on q.name = m.queue
+    where m.id = any (p_ids) and m.state = 'pending' and m.crashes = 0 and m.run_at <= p_now
+      and (m.expires_at is null or m.expires_at > p_now)
+      and m.queue = any (p_queues) and (p_types is null or m.message_type = any (p_types))
+      and q.paused_at is null and q.max_concurrency is null and q.max_concurrency_per_key is null and q.rate_limit is null
+      and not exists (select from conversation_holders(m.conversation_key, m.id))
+    order by m.priority, m.run_at, m.id limit p_limit
+    for update of m skip locked);
+end
+$$;
+comment on function pick_promoted_messages(bigint[], text[], integer, text[], timestamptz)
+  is 'Used by the claim: choose and lock messages whose conversation just went on.';
+
+create function pick_due_messages(
+  p_queue text, p_limit integer, p_types text[], p_since timestamptz[], p_suspects boolean, p_now timestamptz
+) returns bigint[]
+language plpgsql set search_path from current as $$
+-- Choose and lock up to p_limit messages that may start, by (priority, run_at, id); skips rows that
+-- others hold. Messages met on the way that wait behind their conversation become blocked.
+-- p_since: ten times, where to start looking in each priority; null means from the beginning.
+declare
+  v_picked bigint[] := '{}';
+  v_found bigint[];
+  v_waiting bigint[];
+  v_seen integer;
+  v_stuck_keys text[] := '{}';
+  v_behind integer := 2000; -- so many rows one claim blocks at most, beyond those it met itself
+  v_want integer := p_limit;
+  v_key_limit integer;
+  v_full_keys text[] := '{}';
+begin
+  if p_suspects then
+    return array(
+      select m.id from message_queue m
+      where m.queue = p_queue and m.state = 'pending' and m.crashes > 0 and m.run_at <= p_now
+        and (m.expires_at is null or m.expires_at > p_now)
+        and (p_types is null or m.message_type = any (p_types))
+        and (m.conversation_key is null
+             or not exists (select from conversation_holders(m.conversation_key, m.id)))
+      order by m.run_at, m.id limit p_limit
+      for update of m skip locked);
+  end if;
+  select q.max_concurrency_per_key into v_key_limit from queues q where q.name = p_queue;
+  if v_key_limit is not null then
+    v_full_keys := array(
+      select r.concurrency_key from message_queue r
+      where r.queue = p_queue and r.state = 'running' and r.concurrency_key is not null
+      group by r.concurrency_key having count(*) >= v_key_limit);
+  end if;
+  -- ten rounds bound the work of one claim that meets nothing but waiting conversations
+  for v_round in 1..10 loop
+    with due as (
+      select c.id, c.free, c.concurrency_key, c.priority, c.run_at
+      from generate_series(1, 10) as level (priority)
+      cross join lateral (
+        select m.id, m.concurrency_key, m.priority, m.run_at,
+          m.conversation_key is null
+            or not exists (select from conversation_holders(m.conversation_key, m.id)) as free
+        from message_queue m
+        where m.queue = p_queue and m.state = 'pending' and m.crashes = 0
+          and m.priority = level.priority
+          and m.run_at <= p_now
+          and m.run_at >= coalesce(p_since[level.priority], '-infinity')
+          and (m.expires_at is null or m.expires_at > p_now)
+          and (p_types is null or m.message_type = any (p_types))
+          and (m.concurrency_key is null or m.concurrency_key <> all (v_full_keys))
+          and (m.conversation_key is null or m.conversation_key <> all (v_stuck_keys))
+          and m.id <> all (v_picked)
+        order by m.run_at, m.id
+        limit v_want
+        for update of m skip locked
+      ) c
+      limit v_want
+    )
+    select array_agg(d.id) filter (where d.free), array_agg(d.id) filter (where not d.free), count(*)
+    into v_found, v_waiting, v_seen from due d;
+    if v_found is not null and v_key_limit is not null then
+      v_found := array(
+        select f.id from (
+          select m.id, m.concurrency_key,
+            row_number() over (partition by m.concurrency_key order by m.priority, m.run_at, m.id)
+            + (select count(*) from message_queue r where r.queue = p_queue and r.state = 'running'
+               and r.concurrency_key = m.concurrency_key) as place
+          from message_queue m where m.id = any (v_found)) f
+        where f.concurrency_key is null or f.place <= v_key_limit);
+      v_full_keys := v_full_keys || array(
+        select distinct m.concurrency_key::text from message_queue m
+        where m.id = any (v_found) and m.concurrency_key is not null);
+    end if;
+    v_picked := v_picked || coalesce(v_found, '{}');
+    if v_waiting is not null then
+      -- pass over these conversations from here on. What waits further behind in them is blocked in bulk;
+      -- what could not be blocked (the message in front is about to leave in somebody's open transaction)
+      -- must not hold up its whole queue
+      v_stuck_keys := v_stuck_keys || array(
+        select distinct m.conversation_key::text from message_queue m where m.id = any (v_waiting));
+      if v_behind > 0 then
+        v_waiting := v_waiting || waiting_behind(v_waiting, v_behind);
+        v_behind := v_behind - cardinality(v_waiting);
+      end if;
+      perform block_waiting_messages(v_waiting);
+    end if;
+    exit when v_seen < v_want; -- there is nothing more behind them
+    v_want := p_limit - cardinality(v_picked);
+    exit when v_want <= 0;
+  end loop;
+  return v_picked;
+end
+$$;
+comment on function pick_due_messages(text, integer, text[], timestamptz[], boolean, timestamptz)
+  is 'Used by the claim: choose and lock the messages of one queue that may start.';

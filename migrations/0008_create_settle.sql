@@ -1,0 +1,314 @@
+-- Settle: what becomes of a claimed message (SPEC P1, P2, Q2-Q5). One function per verb, each one
+-- UPDATE or DELETE that names the state and the lease token; zero rows means "somebody else owns it".
+--
+-- Lock order everywhere: message rows by id, then blocked rows of their conversations.
+-- Lock and duration: new objects only, milliseconds.
+
+create function promote_conversations(p_keys text[]) returns bigint[]
+language plpgsql set search_path from current as $$
+-- After messages left these conversations: the first blocked message of each becomes pending.
+-- Must be a statement of its own after the one that removed them: its snapshot has to see what was
+-- blocked while that one waited (0007). Returns the ids promoted.
+-- Under a snapshot that lasts for the whole transaction it would not see them, and the conversation would
+-- wait for ever: refused with PH001.
+declare
+  v_key text;
+  v_id bigint;
+  v_queue text;
+  v_promoted bigint[] := '{}';
+begin
+  if current_setting('transaction_isolation') <> 'read committed' then
+    perform refuse_argument('transaction_isolation', 'messages with a conversation_key leave it in READ COMMITTED only',
+      'begin transaction isolation level read committed');
+  end if;
+  -- most conversations have nothing that waits: find those that have with one look each
+  for v_key in
+    select k.key from unnest(p_keys) as k (key)
+    where exists (select from message_queue m where m.conversation_key = k.key and m.state = 'blocked')
+  loop
+    loop
+      select m.id into v_id from message_queue m
+      where m.conversation_key = v_key and m.state = 'blocked'
+        and not exists (select from dead_letters d where d.conversation_key = v_key and d.blocks_conversation)
+      order by m.id limit 1;
+      exit when not found;
+      update message_queue m set state = 'pending'
+      where m.id = v_id and m.state = 'blocked' returning m.queue into v_queue;
+      if found then
+        v_promoted := v_promoted || v_id;
+        perform wake_queue(v_queue);
+        exit;
+      end if;
+      -- cancelled by somebody in the meantime: look for the next one
+    end loop;
+  end loop;
+  return v_promoted;
+end
+$$;
+comment on function promote_conversations(text[]) is 'The first blocked message of each conversation becomes pending.';
+
+create function ensure_message_archive_partitions(p_days_ahead integer default 7) returns integer
+language plpgsql security definer set search_path from current as $$
+-- Make the archive's partitions from today to p_days_ahead (0..60) days ahead, UTC; returns how many are new.
+-- SECURITY DEFINER with a pinned search_path: only the owner of the table may make partitions.
+-- Attaching takes SHARE UPDATE EXCLUSIVE on the parent: readers and writers go on.
+declare
+  v_day date;
+  v_name text;
+  v_made integer := 0;
+begin
+  if p_days_ahead is null or p_days_ahead not between 0 and 60 then
+    perform refuse_argument('days_ahead', 'must be between 0 and 60');
+  end if;
+  perform pg_advisory_xact_lock(hashtext('packhorse.message_archive'));
+  for v_day in select d::date from generate_series((clock_timestamp() at time zone 'UTC')::date,
+      (clock_timestamp() at time zone 'UTC')::date + p_days_ahead, interval '1 day') d loop
+    v_name := 'message_archive_' || to_char(v_day, 'YYYYMMDD');
+    if to_regclass(v_name) is null then
+      execute format('create table %I (like message_archive including defaults including constraints)', v_name);
+      execute format('alter table %I enable row level security', v_name);
+      execute format('alter table message_archive attach partition %I for values from (%L) to (%L)',
+        v_name, v_day::timestamp at time zone 'UTC', (v_day + 1)::timestamp at time zone 'UTC');
+      v_made := v_made + 1;
+    end if;
+  end loop;
+  return v_made;
+end
+$$;
+comment on function ensure_message_archive_partitions(integer) is 'Make the archive''s daily partitions ahead; returns how many are new.';
+
+create function archive_messages(p_ids bigint[], p_tokens bigint[]) returns table (id bigint, conversation_key text)
+language plpgsql set search_path from current as $$
+-- running -> done, for every pair (id, token) that still holds its lease. Tokens are unique per claimed
+-- message, so two plain ANY conditions are an exact fence. Queues with keep_done = 0 keep nothing.
+declare
+  v_unkept text[] := array(select q.name::text from queues q where q.keep_done = interval '0');
+begin
+  return query
+  with done as (
+    delete from message_queue m
+    where m.id = any (p_ids) and m.lease_token = any (p_tokens) and m.state = 'running'
+    returning m.id, m.queue, m.message_type, m.payload, m.options, m.priority, m.attempt, m.crashes, m.conversation_key,
+      m.correlation_id, m.trace_context, m.error, m.history, m.lease_holder, m.created_at, m.claimed_at
+  ), kept as (
+    insert into message_archive (id, queue, message_type, payload, options, priority, state, attempt, crashes,
+      conversation_key, correlation_id, trace_context, error, history, lease_holder, created_at, claimed_at)
+    select d.id, d.queue, d.message_type, d.payload, d.options, d.priority, 'done', d.attempt, d.crashes,
+      d.conversation_key, d.correlation_id, d.trace_context, d.error, d.history, d.lease_holder, d.created_at, d.claimed_at
+    from done d where d.queue <> all (v_unkept)
+  )
+  select d.id, d.conversation_key::text from done d;
+end
+$$;
+comment on function archive_messages(bigint[], bigint[]) is 'Used by complete: delete running messages by lease token and archive them as done.';
+
+create function settle_done(p_ids bigint[], p_tokens bigint[], out done_ids bigint[], out promoted_ids bigint[])
+language plpgsql set search_path from current as $$
+-- Complete messages and promote their conversations. A missing archive partition is made and the
+-- statement repeated: finished work is never lost for want of a table.
+declare
+  v_keys text[];
+begin
+  begin
+    select array_agg(a.id), array_agg(distinct a.conversation_key) filter (where a.conversation_key is not null)
+    into done_ids, v_keys from archive_messages(p_ids, p_tokens) a;
+  exception when check_violation then
+    perform ensure_message_archive_partitions();
+    select array_agg(a.id), array_agg(distinct a.conversation_key) filter (where a.conversation_key is not null)
+    into done_ids, v_keys from archive_messages(p_ids, p_tokens) a;
+  end;
+  done_ids := coalesce(done_ids, '{}');
+  if v_keys is not null then
+    promoted_ids := promote_conversations(v_keys);
+  end if;
+end
+$$;
+comment on function settle_done(bigint[], bigint[]) is 'Used by complete_messages and complete_and_claim_messages.';
+
+create function complete_messages(p_ids bigint[], p_tokens bigint[]) returns bigint[]
+language plpgsql set search_path from current set enable_seqscan = off set jit = off
+  set plan_cache_mode = force_generic_plan as $$
+-- running -> done for each pair of message id and lease token; returns the ids that were completed.
+-- An id that is missing from the answer was lost: its lease expired and somebody else owns it.
+-- Locks the message rows. Arrays of equal length, at most 10000, else PH001.
+begin
+  if cardinality(p_ids) is distinct from cardinality(p_tokens) or cardinality(p_ids) > 10000 then
+    perform refuse_argument('tokens', 'ids and tokens must have the same length, at most 10000');
+  end if;
+  return (select s.done_ids from settle_done(p_ids, p_tokens) s);
+end
+$$;
+comment on function complete_messages(bigint[], bigint[]) is 'running -> done, fenced by lease tokens; returns the ids completed.';
+
+create function complete_and_claim_messages(
+  p_ids      bigint[],
+  p_tokens   bigint[],
+  p_holder   uuid,
+  p_queues   text[],
+  p_limit    integer,
+  p_lease    interval      default '5 minutes',
+  p_types    text[]        default null,
+  p_cursor   timestamptz[] default null,
+  p_suspects boolean       default false,
+  p_first    bigint[]      default '{}'
+) returns setof claimed_message
+language plpgsql set search_path from current set enable_seqscan = off set jit = off
+  set plan_cache_mode = force_generic_plan as $$
+-- Complete these, claim those: one round trip, one commit. Rows by (priority, run_at, id), `outcome` is
+--   claimed  a message, leased to p_holder until lease_expires_at
+--   lost     a completion came too late: only id and lease_token are set
+--   promoted a conversation went on, but its message was not claimed now: pass its id in p_first next time
+--   suspect  messages that crashed a process could start: claim them alone, with p_suspects = true
+--   next     fewer than p_limit were due; the next one will be at run_at (which created_at repeats)
+-- p_queues in order of preference; p_limit 0..10000; p_types null means every type;
+-- p_cursor: ten timestamps per queue (one per priority), see the head of 0007. p_first: messages to look at
+-- first; those whose conversation goes on with this very call are among them anyway.
+declare
+  v_now timestamptz;
+  v_done record;
+  v_first bigint[] := p_first;
+  v_ids bigint[] := '{}';
+  v_some bigint[];
+  v_want integer;
+  v_since timestamptz[];
+  v_index integer := 0;
+  v_queue text;
+  v_next timestamptz;
+begin
+  if p_limit is null or p_limit not between 0 and 10000 then
+    perform refuse_argument('limit', format('%s is out of range', p_limit), '0 to 10000.');
+  elsif p_lease is null or p_lease not between interval '1 second' and interval '1 day' then
+    perform check_lease(p_lease);
+  elsif p_holder is null then
+    perform refuse_argument('holder', 'must not be null', 'A uuid that is fresh for every process start.');
+  elsif p_queues is null then
+    perform refuse_argument('queues', 'must not be null', 'The names of the queues, preferred ones first.');
+  end if;
+  if cardinality(p_ids) > 0 then
+    select * into v_done from settle_done(p_ids, p_tokens);
+    if cardinality(v_done.done_ids) < cardinality(p_ids) then
+      return query select 'lost', l.id, l.token, null::text, null::text, null::jsonb, null::jsonb, null::integer,
+        null::integer, null::integer, null::integer, null::text, null::text, null::text,
+        null::timestamptz, null::timestamptz, null::timestamptz
+      from unnest(p_ids, p_tokens) as l (id, token) where l.id <> all (v_done.done_ids);
+    end if;
+    v_first := v_first || v_done.promoted_ids;
+  end if;
+  v_now := clock_timestamp();
+  if cardinality(v_first) > 0 and p_limit > 0 and not p_suspects then
+    v_ids := pick_promoted_messages(v_first, p_queues, p_limit, p_types, v_now);
+  end if;
+  foreach v_queue in array p_queues loop
+    exit when p_limit <= cardinality(v_ids);
+    v_since := p_cursor[v_index * 10 + 1 : v_index * 10 + 10];
+    v_index := v_index + 1;
+    v_want := queue_allowance(v_queue, p_limit - cardinality(v_ids), v_now);
+    continue when v_want <= 0;
+    v_some := pick_due_messages(v_queue, v_want, p_types, v_since, p_suspects, v_now);
+    if cardinality(v_some) > 0 then
+      update queues q set rate_tokens = rate_tokens_at(q, v_now) - cardinality(v_some), rate_refilled_at = v_now
+      where q.name = v_queue and q.rate_limit is not null;
+      v_ids := case when cardinality(v_first) = 0 then v_ids || v_some
+        else array(select unnest(v_ids) union select unnest(v_some)) end;
+    end if;
+  end loop;
+  if cardinality(v_ids) > 0 then
+    begin
+      return query
+      with claimed as (
+        update message_queue m
+        set state = 'running', attempt = m.attempt + 1, lease_holder = p_holder,
+            lease_token = nextval('message_lease_token_seq'), lease_expires_at = v_now + p_lease, claimed_at = v_now
+        where m.id = any (v_ids) and m.state = 'pending'
+        returning m.id, m.lease_token, m.queue, m.message_type, m.payload, m.options, m.priority, m.attempt, m.max_attempts,
+          m.crashes, m.conversation_key, m.correlation_id, m.trace_context, m.run_at, m.created_at, m.lease_expires_at
+      )
+      select 'claimed', c.id, c.lease_token, c.queue::text, c.message_type::text, c.payload::jsonb, c.options::jsonb,
+        c.priority::integer, c.attempt, c.max_attempts::integer, c.crashes::integer, c.conversation_key::text, c.correlation_id,
+        c.trace_context, c.run_at, c.created_at, c.lease_expires_at
+      from claimed c order by c.priority, c.run_at, c.id;
+    exception when unique_violation then
+      -- two claims started different messages of one conversation in the same instant (a late commit
+      -- with a smaller id); the other one won, this batch is still pending and is found by the next claim
+      null;
+    end;
+  end if;
+  if cardinality(v_first) > 0 then
+    return query select 'promoted', m.id, null::bigint, null::text, null::text, null::jsonb, null::jsonb,
+      null::integer, null::integer, null::integer, null::integer, null::text, null::text, null::text,
+      null::timestamptz, null::timestamptz, null::timestamptz
+    from message_queue m
+    where m.id = any (v_first) and m.id <> all (v_ids) and m.state = 'pending' and m.run_at <= v_now
+      and m.queue = any (p_queues) and (p_types is null or m.message_type = any (p_types));
+  end if;
+  if cardinality(v_ids) < p_limit and not p_suspects then
+    select min(d.run_at) into v_next
+    from unnest(p_queues) as q (name)
+    cross join generate_series(0, 10) as level (priority) -- 0 stands for the suspects
+    cross join lateral (
+      (select m.run_at from message_queue m
+       where level.priority > 0 and m.queue = q.name and m.state = 'pending' and m.crashes = 0
+         and m.priority = level.priority and m.run_at > v_now
+       order by m.run_at limit 1)
+      union all
+      (select m.run_at from message_queue m
+       where level.priority = 0 and m.queue = q.name and m.state = 'pending' and m.crashes > 0 and m.run_at > v_now
+       order by m.run_at limit 1)) d;
+    if v_next is not null then
+      return query select 'next', null::bigint, null::bigint, null::text, null::text, null::jsonb, null::jsonb,
+        null::integer, null::integer, null::integer, null::integer, null::text, null::text, null::text,
+        v_next, v_next, null::timestamptz;
+    end if;
+  end if;
+  if not p_suspects and exists (
+    select from message_queue m
+    where m.queue = any (p_queues) and m.state = 'pending' and m.crashes > 0 and m.run_at <= v_now
+      and (m.expires_at is null or m.expires_at > v_now)
+      and (p_types is null or m.message_type = any (p_types))
+      and exists (select from queues q where q.name = m.queue and q.paused_at is null)
+      and (m.conversation_key is null or not exists (select from conversation_holders(m.conversation_key, m.id)))) then
+    return query select 'suspect', null::bigint, null::bigint, null::text, null::text, null::jsonb, null::jsonb,
+      null::integer, null::integer, null::integer, null::integer, null::text, null::text, null::text,
+      null::timestamptz, null::timestamptz, null::timestamptz;
+  end if;
+end
+$$;
+comment on function complete_and_claim_messages(bigint[], bigint[], uuid, text[], integer, interval, text[], timestamptz[], boolean, bigint[])
+  is 'Complete these, claim those: one round trip and one commit.';
+
+create function claim_messages(
+  p_holder   uuid,
+  p_queues   text[],
+  p_limit    integer       default 1,
+  p_lease    interval      default '5 minutes',
+  p_types    text[]        default null,
+  p_cursor   timestamptz[] default null,
+  p_suspects boolean       default null
+) returns setof claimed_message
+language plpgsql set search_path from current as $$
+-- Take up to p_limit due messages and lease them to p_holder. Never waits for rows that others hold.
+-- p_suspects null: ordinary messages first, then one that crashed a process before; a suspect that has
+-- been due for five seconds comes first, so that a backlog does not starve it.
+begin
+  if p_suspects is null and p_limit > 0 and exists (
+      select from message_queue m where m.queue = any (p_queues) and m.state = 'pending' and m.crashes > 0
+        and m.run_at < clock_timestamp() - interval '5 seconds') then
+    return query
+    select c.* from complete_and_claim_messages('{}', '{}', p_holder, p_queues, 1, p_lease, p_types, null, true) c
+    where c.outcome = 'claimed';
+    if found then
+      return;
+    end if;
+  end if;
+  return query
+  select c.* from complete_and_claim_messages('{}', '{}', p_holder, p_queues, p_limit, p_lease, p_types, p_cursor,
+    coalesce(p_suspects, false)) c where c.outcome = 'claimed';
+  if not found and p_suspects is null and p_limit > 0 then
+    return query
+    select c.* from complete_and_claim_messages('{}', '{}', p_holder, p_queues, 1, p_lease, p_types, null, true) c
+    where c.outcome = 'claimed';
+  end if;
+end
+$$;
+comment on function claim_messages(uuid, text[], integer, interval, text[], timestamptz[], boolean)
+  is 'Take due messages and lease them; by (priority, run_at, id); empty when nothing is due.';

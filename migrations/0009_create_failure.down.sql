@@ -1,0 +1,19 @@
+-- Way back of 0009_create_failure. Takes ACCESS EXCLUSIVE locks; what the objects held is gone.
+
+drop function expire_messages;
+drop function cancel_message;
+drop function finish_cancelled;
+drop function archive_cancelled;
+drop function extend_message_lease;
+drop function release_message;
+drop function release_messages;
+drop function snooze_message;
+drop function fail_message;
+drop function bury_message;
+drop function move_to_dead_letters;
+drop function error_fingerprint;
+drop function schedule_message_retry;
+drop function append_history;
+drop function clean_text;
+drop function message_backoff;
+drop function bounded_delay;

@@ -1,0 +1,191 @@
+-- The names that existing callers know, over the same rules (SPEC Q2, Q6), for workers that speak only SQL.
+-- They never beat, so their leases are five minutes long by default (SPEC W5).
+--
+-- Lock and duration: new objects only, milliseconds.
+
+create function get_next_queue_message(p_queue text, p_holder uuid default gen_random_uuid(), p_lease interval default '5 minutes')
+returns setof claimed_message
+language sql volatile set search_path from current as $$
+-- The next due message of a queue, leased; no row when there is none.
+  select c.* from claim_messages(p_holder, array[p_queue], 1, p_lease) c;
+$$;
+comment on function get_next_queue_message(text, uuid, interval) is 'The next due message of a queue, leased for five minutes.';
+
+create function acquire_message_lock(p_id bigint, p_holder uuid, p_lease interval default '5 minutes') returns bigint
+language plpgsql set search_path from current set enable_seqscan = off set jit = off
+  set plan_cache_mode = force_generic_plan as $$
+-- Claim one given message if it may start now, limits of its queue included; returns its lease token, null
+-- when it may not. Raises PH001.
+declare
+  v_now constant timestamptz := clock_timestamp();
+  v_queue text;
+  v_key text;
+  v_token bigint;
+begin
+  if p_holder is null then
+    perform refuse_argument('holder', 'must not be null', 'A uuid that is fresh for every process start.');
+  end if;
+  perform check_lease(p_lease);
+  select m.queue, m.concurrency_key into v_queue, v_key from message_queue m
+  where m.id = p_id and m.state = 'pending' and m.run_at <= v_now and (m.expires_at is null or m.expires_at > v_now)
+    and (m.conversation_key is null or not exists (select from conversation_holders(m.conversation_key, m.id)))
+  for update of m skip locked;
+  if not found or queue_allowance(v_queue, 1, v_now) < 1 then
+    return null;
+  elsif v_key is not null and exists (select from queues q where q.name = v_queue and q.max_concurrency_per_key <= (
+      select count(*) from message_queue r where r.queue = v_queue and r.concurrency_key = v_key and r.state = 'running')) then
+    return null;
+  end if;
+  update queues q set rate_tokens = rate_tokens_at(q, v_now) - 1, rate_refilled_at = v_now
+  where q.name = v_queue and q.rate_limit is not null;
+  update message_queue m
+  set state = 'running', attempt = m.attempt + 1, lease_holder = p_holder,
+      lease_token = nextval('message_lease_token_seq'), lease_expires_at = v_now + p_lease, claimed_at = v_now
+  where m.id = p_id returning m.lease_token into v_token;
+  return v_token;
+exception when unique_violation then
+  return null; -- another message of the conversation started in the same instant
+end
+$$;
+comment on function acquire_message_lock(bigint, uuid, interval) is 'Claim one given message; its lease token, or null.';
+
+create function release_message_lock(p_id bigint, p_token bigint) returns boolean
+language sql volatile set search_path from current as $$
+  select release_message(p_id, p_token);
+$$;
+comment on function release_message_lock(bigint, bigint) is 'Known name of release_message.';
+
+create function acquire_conversation_lock(p_conversation_key text, p_holder text, p_lease interval default '5 minutes') returns boolean
+language plpgsql set search_path from current as $$
+-- Lock a conversation for work outside the queue; true when it is (still or newly) ours, null when another
+-- holds it. Ends by time. Raises PH001.
+begin
+  if p_conversation_key is null or length(p_conversation_key) not between 1 and 500 then
+    perform refuse_argument('conversation_key', 'must have 1 to 500 characters');
+  elsif p_holder is null or length(p_holder) not between 1 and 500 then
+    perform refuse_argument('holder', 'must have 1 to 500 characters');
+  end if;
+  perform check_lease(p_lease);
+  insert into conversation_locks as l (conversation_key, holder, expires_at)
+  values (p_conversation_key, p_holder, clock_timestamp() + p_lease)
+  on conflict (conversation_key) do update
+    set holder = excluded.holder, expires_at = excluded.expires_at,
+        acquired_at = clock_timestamp()
+    where l.expires_at <= clock_timestamp() or l.holder = excluded.holder;
+  return case when found then true end;
+end
+$$;
+comment on function acquire_conversation_lock(text, text, interval) is 'Lock a conversation for work outside the queue; true when held, null when another holds it.';
+
+create function release_conversation_lock(p_conversation_key text, p_holder text) returns boolean
+language sql volatile set search_path from current as $$
+  delete from conversation_locks where conversation_key = p_conversation_key and holder = p_holder returning true;
+$$;
+comment on function release_conversation_lock(text, text) is 'Release a conversation lock of this holder; null when it was not ours.';
+
+create function cleanup_stuck_webhook_conversations(p_after interval default '5 minutes') returns integer
+language sql volatile set search_path from current as $$
+-- Remove conversation locks that ended, or that have been held for p_after without being renewed.
+  with gone as (
+    delete from conversation_locks
+    where expires_at <= clock_timestamp() or acquired_at <= clock_timestamp() - p_after
+    returning 1)
+  select count(*)::integer from gone;
+$$;
+comment on function cleanup_stuck_webhook_conversations(interval) is 'Remove stuck conversation locks; returns how many.';
+
+create function is_new_message(p_external_id text, p_reclaim_after interval default '5 minutes') returns boolean
+language plpgsql set search_path from current as $$
+-- True for exactly one caller per external id: call it in the transaction that enqueues. A caller that
+-- said true and was never marked processed is forgotten after p_reclaim_after, so a crash loses nothing.
+begin
+  if p_external_id is null or length(p_external_id) not between 1 and 500 then
+    perform refuse_argument('external_id', 'must have 1 to 500 characters');
+  end if;
+  insert into processed_messages as p (external_id) values (p_external_id)
+  on conflict (external_id) do update set first_seen_at = clock_timestamp()
+    where p.processed_at is null and p.first_seen_at < clock_timestamp() - p_reclaim_after;
+  return found;
+end
+$$;
+comment on function is_new_message(text, interval) is 'True for the first caller with this external id.';
+
+create function mark_message_processed(p_external_id text, p_correlation_id text default null, p_processing_ms integer default null)
+returns void
+language plpgsql set search_path from current as $$
+-- Remember that this webhook was processed: the first time stays, what was missing is filled in. Raises PH001.
+begin
+  if p_external_id is null or length(p_external_id) not between 1 and 500 then
+    perform refuse_argument('external_id', 'must have 1 to 500 characters');
+  elsif p_processing_ms < 0 then
+    perform refuse_argument('processing_ms', 'must not be negative');
+  end if;
+  insert into processed_messages as p (external_id, correlation_id, processed_at, processing_ms)
+  values (p_external_id, p_correlation_id, clock_timestamp(), p_processing_ms)
+  on conflict (external_id) do update
+    set processed_at = coalesce(p.processed_at, excluded.processed_at),
+        correlation_id = coalesce(excluded.correlation_id, p.correlation_id),
+        processing_ms = coalesce(excluded.processing_ms, p.processing_ms);
+end
+$$;
+comment on function mark_message_processed(text, text, integer) is 'The webhook with this external id was processed.';
+
+create function cleanup_old_messages(p_limit integer default 5000) returns integer
+language plpgsql set search_path from current as $$
+-- Small upkeep in bounded steps, safe to repeat and to run anywhere: expired dedup windows, results and
+-- rate limiters, webhook ids after 7 days, dead letters after 30 days. Returns how many rows went.
+declare
+  v_count integer := 0;
+  v_some integer;
+begin
+  delete from message_dedup where (queue, dedup_key) in (
+    select d.queue, d.dedup_key from message_dedup d where d.expires_at < clock_timestamp() limit p_limit for update skip locked);
+  get diagnostics v_some = row_count; v_count := v_count + v_some;
+  delete from message_results where result_key in (
+    select r.result_key from message_results r where r.expires_at < clock_timestamp() limit p_limit for update skip locked);
+  get diagnostics v_some = row_count; v_count := v_count + v_some;
+  delete from rate_limiters where limiter_key in (
+    select r.limiter_key from rate_limiters r where r.expires_at < clock_timestamp() limit p_limit for update skip locked);
+  get diagnostics v_some = row_count; v_count := v_count + v_some;
+  delete from processed_messages where external_id in (
+    select p.external_id from processed_messages p
+    where p.first_seen_at < clock_timestamp() - interval '7 days' limit p_limit for update skip locked);
+  get diagnostics v_some = row_count; v_count := v_count + v_some;
+  if exists (select from dead_letters where dead_at < clock_timestamp() - interval '30 days') then
+    v_count := v_count + cardinality(purge_dead_letters(p_older_than => interval '30 days', p_limit => p_limit,
+      p_operator => 'retention', p_reason => 'older than 30 days'));
+  end if;
+  return v_count;
+end
+$$;
+comment on function cleanup_old_messages(integer) is 'Bounded upkeep of dedup windows, results, webhook ids and old dead letters.';
+
+create function drop_expired_archive_partitions() returns integer
+language plpgsql security definer set search_path from current as $$
+-- Retention of the archive: drop daily partitions whose every message is older than the longest keep_done
+-- of all queues. Waits at most one second for its lock; what it cannot have now it drops next time.
+declare
+  v_oldest timestamptz := (select date_trunc('day', clock_timestamp() at time zone 'UTC') at time zone 'UTC'
+    - coalesce(max(keep_done), interval '7 days') - interval '1 day' from queues);
+  v_name text;
+  v_dropped integer := 0;
+begin
+  perform pg_advisory_xact_lock(hashtext('packhorse.message_archive'));
+  set local lock_timeout = '1s';
+  for v_name in
+    select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
+    where i.inhparent = 'message_archive'::regclass and c.relname ~ '^message_archive_[0-9]{8}$'
+      and to_date(right(c.relname, 8), 'YYYYMMDD')::timestamp at time zone 'UTC' < v_oldest
+    order by c.relname limit 10
+  loop
+    begin
+      execute format('drop table %I', v_name);
+      v_dropped := v_dropped + 1;
+    exception when lock_not_available then
+      exit;
+    end;
+  end loop;
+  return v_dropped;
+end
+$$;
+comment on function drop_expired_archive_partitions() is 'Drop archive partitions past their retention; returns how many.';

@@ -1,0 +1,92 @@
+"""Fixtures by composition: one server per session, a fresh database per test, daemons that always end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+for name in [name for name in os.environ if name.startswith("PACKHORSE_") or name == "DATABASE_URL"]:
+    del os.environ[name]
+
+from tests.support.postgres import Database, Server, available_servers, open_for_everyone  # noqa: E402
+from tests.support.workers import Daemon, Ledger  # noqa: E402
+
+SERVERS = available_servers()
+_running: dict[str, Server] = {}
+
+
+def _server(name: str) -> Server:
+    if name not in _running:
+        if name.startswith("embedded"):
+            open_for_everyone(SERVERS[name])
+        _running[name] = Server(name, SERVERS[name])
+    return _running[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _stop_servers() -> Iterator[None]:
+    yield
+    for server in _running.values():
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def server() -> Server:
+    """The embedded PostgreSQL, shared by the session; do not stop it (see own_server)."""
+    return _server(next(iter(SERVERS)))
+
+
+@pytest.fixture(params=list(SERVERS))
+def any_server(request: pytest.FixtureRequest) -> Server:
+    """Each available PostgreSQL in turn: tests of SQL functions run on all of them."""
+    return _server(request.param)
+
+
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    """A server for one test that stops, kills or restarts it."""
+    name = next(iter(SERVERS))
+    open_for_everyone(SERVERS[name])
+    server = Server(name, SERVERS[name])
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def database(server: Server) -> Iterator[Database]:
+    """A fresh database on the embedded server."""
+    database = server.create_database()
+    yield database
+    database.drop()
+
+
+@pytest.fixture
+def any_database(any_server: Server) -> Iterator[Database]:
+    """A fresh database on each available server."""
+    database = any_server.create_database()
+    yield database
+    database.drop()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    """A file to which handlers append; faults do not touch it."""
+    return Ledger(tmp_path / "ledger")
+
+
+@pytest.fixture
+def start_daemon() -> Iterator[Callable[..., Daemon]]:
+    """Start `packhorse worker` processes that are killed at the end of the test, whatever happens."""
+    daemons: list[Daemon] = []
+
+    def start(*args: Any, **kwargs: Any) -> Daemon:
+        daemons.append(Daemon(*args, **kwargs))
+        return daemons[-1]
+
+    yield start
+    for daemon in daemons:
+        daemon.close()

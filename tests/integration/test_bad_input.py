@@ -1,0 +1,193 @@
+"""Bad input is refused at the door, by an InvalidArgument that names the field; the worker never meets it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import dramatiq
+import psycopg
+import pytest
+
+import worker
+from tests.support.databases import emptied, one
+from tests.support.houses import quick_settings
+from worker import PostgresBroker
+from worker.errors import InvalidArgument, UnknownQueue
+
+
+@pytest.fixture(scope="module")
+def one_database(server):
+    yield from one(server)
+
+
+@pytest.fixture
+def database(one_database):
+    return emptied(one_database)
+
+
+@pytest.fixture
+def broker(database, monkeypatch):
+    broker = PostgresBroker(settings=quick_settings(database))
+    monkeypatch.setattr("dramatiq.broker.global_broker", broker)
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def note(broker):
+    @dramatiq.actor
+    def note(text, number=1, *, flag=False):
+        pass
+
+    return note
+
+
+def _deep(levels):
+    value: list = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+ARGUMENTS = {
+    "unknown name": ((), {"text": "x", "nubmer": 2}, "nubmer"),
+    "missing": ((), {"number": 2}, "text"),
+    "too many": (("x", 1, True), {}, "args"),
+    "twice": (("x",), {"text": "y"}, "text"),
+    "nul": (("a\x00b",), {}, "payload"),
+    "surrogate": (("\ud83d",), {}, "payload"),
+    "no json": ((object(),), {}, "payload"),
+    "nan": ((float("nan"),), {}, "payload"),
+    "infinity": ((float("inf"),), {}, "payload"),
+    "bytes": ((b"x",), {}, "payload"),
+    "too large": (("x" * 1_048_577,), {}, "payload"),
+    "too deep": ((_deep(100_000),), {}, "payload"),
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_bad_arguments_are_refused_with_their_name(database, note, name):
+    args, kwargs, field = ARGUMENTS[name]
+    with pytest.raises(InvalidArgument) as caught:
+        note.send(*args, **kwargs)
+    assert caught.value.field == field
+    assert len(str(caught.value)) < 500, "the value itself is not repeated"
+    assert database.query("select 1 from message_queue") == []
+
+
+def test_a_near_miss_is_proposed(note):
+    with pytest.raises(InvalidArgument, match="Did you mean 'number'"):
+        note.send("x", nubmer=2)
+
+
+OPTIONS = {
+    "priority low": ({"priority": 0}, "priority"),
+    "priority high": ({"priority": 11}, "priority"),
+    "priority text": ({"priority": "high"}, "priority"),
+    "priority bool": ({"priority": True}, "priority"),
+    "delay negative": ({"delay": -1}, "delay"),
+    "delay absurd": ({"delay": 10**15}, "delay"),
+    "delay infinite": ({"delay": float("inf")}, "delay"),
+    "delay nan": ({"delay": float("nan")}, "delay"),
+    "delay text": ({"delay": "soon"}, "delay"),
+    "max_retries negative": ({"max_retries": -1}, "max_retries"),
+    "max_retries absurd": ({"max_retries": 10**9}, "max_retries"),
+    "max_retries text": ({"max_retries": "many"}, "max_retries"),
+    "max_attempts zero": ({"max_attempts": 0}, "max_attempts"),
+    "max_age text": ({"max_age": "old"}, "max_age"),
+    "conversation empty": ({"conversation_key": ""}, "conversation_key"),
+    "conversation long": ({"conversation_key": "x" * 501}, "conversation_key"),
+    "conversation nul": ({"conversation_key": "a\x00"}, "conversation_key"),
+    "conversation number": ({"conversation_key": 7}, "conversation_key"),
+    "conversation surrogate": ({"conversation_key": "\ud800"}, "conversation_key"),
+    "dedup long": ({"dedup_key": "x" * 501}, "dedup_key"),
+    "dedup window text": ({"dedup_key": "k", "dedup_window": "long"}, "dedup_window"),
+    "dedup window absurd": ({"dedup_key": "k", "dedup_window": 10**12}, "dedup_window"),
+    "run_at without zone": ({"run_at": datetime(2030, 1, 1)}, "run_at"),
+    "run_at text": ({"run_at": "tomorrow"}, "run_at"),
+    "expires_in negative": ({"expires_in": -5}, "expires_in"),
+    "unknown value": ({"custom": object()}, "options"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_bad_options_are_refused_with_their_name(database, note, name):
+    options, field = OPTIONS[name]
+    with pytest.raises(InvalidArgument) as caught:
+        note.send_with_options(args=("x",), **options)
+    assert caught.value.field == field
+    assert database.query("select 1 from message_queue") == []
+
+
+def test_the_connection_is_as_good_as_before_after_a_refusal(database, broker, note):
+    for _ in range(20):
+        with pytest.raises(InvalidArgument):
+            broker.enqueue(note.message("x").copy(queue_name="nowhere"))
+    note.send("fine")
+    assert database.value("select count(*) from message_queue") == 1
+    assert database.value("select count(*) from pg_stat_activity where datname = current_database() and application_name = 'packhorse enqueue'") == 1
+
+
+def test_an_unknown_queue_names_a_near_miss(database, broker, note):
+    database.query("select declare_queue('payments')")
+    with pytest.raises(UnknownQueue, match="Did you mean 'payments'") as caught:
+        broker.enqueue(note.message("x").copy(queue_name="payment"))
+    assert caught.value.field == "queue"
+
+
+@pytest.mark.parametrize("name", ["", "1st", "a b", "x" * 101, "a\x00b", "dröp;table"])
+def test_a_bad_queue_name_is_refused(broker, note, name):
+    with pytest.raises(InvalidArgument):
+        broker.enqueue(note.message("x").copy(queue_name=name))
+
+
+@pytest.mark.parametrize("text", ["\\u0000", "C:\\u0000x", "\\ud800", "\u2028", "\x01", "\U0001f600", "'; drop table x; --", "%s", "\t\n\\N\\."])
+def test_odd_but_valid_texts_arrive_as_they_were(database, broker, note, text):
+    note.send(text)
+    broker.enqueue_many([note.message(text)])
+    assert [row[0]["text"] for row in database.query("select payload from message_queue")] == [text, text]
+
+
+def test_bulk_is_all_or_none(database, broker, note):
+    with pytest.raises(InvalidArgument) as caught:
+        broker.enqueue_many([note.message("a"), note.message("b"), note.message("c\x00")])
+    assert caught.value.field == "payload"
+    with pytest.raises(InvalidArgument):
+        broker.enqueue_many([note.message("a"), note.message_with_options(args=("b",), dedup_key="k")])
+    assert database.query("select 1 from message_queue") == []
+    assert broker.enqueue_many([note.message("a"), note.message("b")]) == 2
+    assert broker.enqueue_many([]) == 0
+
+
+SQL = {
+    "type": ("select enqueue_message('default', 'no good', '{}')", "message_type"),
+    "payload array": ("select enqueue_message('default', 'note', '[1]')", "payload"),
+    "payload null": ("select enqueue_message('default', 'note', null)", "payload"),
+    "priority": ("select enqueue_message('default', 'note', '{}', p_priority => 99)", "priority"),
+    "attempts": ("select enqueue_message('default', 'note', '{}', p_max_attempts => 0)", "max_attempts"),
+    "run_at": ("select enqueue_message('default', 'note', '{}', p_run_at => 'infinity')", "run_at"),
+    "large": ("select enqueue_message('default', 'note', jsonb_build_object('a', (select string_agg(md5(i::text), '') from generate_series(1, 40000) i)))",
+              "payload"),
+    "bulk element": ("""select enqueue_messages('[{"queue": "default", "message_type": "note"}, {"queue": "default", "typ": "x"}]')""", "messages[2].typ"),
+    "bulk no array": ("""select enqueue_messages('{"queue": "default"}')""", "messages"),
+}
+
+
+@pytest.mark.parametrize("name", SQL)
+def test_sql_names_the_argument_too(database, name):
+    statement, field = SQL[name]
+    with database.connect() as connection, pytest.raises(psycopg.Error) as caught:
+        connection.execute(statement)
+    assert caught.value.sqlstate == "PH001"
+    assert caught.value.diag.column_name == field
+    assert database.query("select 1 from message_queue") == []
+
+
+def test_enqueue_on_a_callers_connection_refuses_with_the_field(database):
+    with psycopg.connect(database.url) as connection:
+        for options, field in [({"priority": 0}, "priority"), ({"conversation_key": "a\x00"}, "conversation_key"), ({"other": {1}}, "options"),
+                               ({"delay": "soon"}, "delay"), ({"delay": -1}, "delay"), ({"delay": 1e300}, "delay"), ({"delay": float("nan")}, "delay")]:
+            with pytest.raises(InvalidArgument) as caught:
+                worker.enqueue(connection, "note", {"a": 1}, **options)
+            assert caught.value.field == field
+        worker.enqueue(connection, "note", {"a": 1})

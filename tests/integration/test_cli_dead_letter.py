@@ -1,0 +1,185 @@
+"""packhorse dead-letter: group, look, edit, redrive at a pace, purge, export (SPEC Q4)."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+
+import pytest
+
+from tests.support.cli import Cli
+from tests.support.waiting import wait_until
+from worker.db.connection import connect
+from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from worker.redrive import redrive
+from worker.store import dead_letters
+from worker.store.dead_letters import Selection
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def cli(tmp_path, database):
+    return Cli(tmp_path, database.url, USER="ada", LOGNAME="ada")
+
+
+def bury(database, count=1, cause="boom", message_type="effect"):
+    """Dead letters with one cause; their ids, ascending."""
+    ids = [row[0] for row in database.query(
+        "select (enqueue_message('default', %s, jsonb_build_object('key', n))).message_id from generate_series(1, %s) n", message_type, count
+    )]
+    database.query("select count(bury_message(id, null, 'failed', 'ValueError', %s)) from unnest(%s::bigint[]) as id", cause, ids)
+    return sorted(ids)
+
+
+def dead(database):
+    return [row[0] for row in database.query("select id from dead_letters order by id")]
+
+
+def test_groups_count_by_cause_and_list_filters(cli, database):
+    bury(database, 3, "connection refused")
+    odd = bury(database, 1, "no such customer", "fails")
+    groups = cli("dead-letter", "groups", "--json").document
+    assert [group["count"] for group in groups] == [3, 1]
+    listed = cli("dead-letter", "list", "--fingerprint", groups[1]["fingerprint"], "--json").document
+    assert [row["id"] for row in listed] == odd
+    assert [row["id"] for row in cli("dead-letter", "list", "--type", "fails", "--json").document] == odd
+    assert cli("dead-letter", "groups", "--queue", "nope").code == EXIT_FAILED
+
+
+def test_edit_shows_the_difference_keeps_the_old_and_records_who(cli, database):
+    (letter,) = bury(database)
+    ran = cli("dead-letter", "edit", letter, "--payload", '{"key": "good"}', "--reason", "typo")
+    assert ran.code == EXIT_OK
+    assert '-  "key": 1' in ran.out and '+  "key": "good"' in ran.out
+    assert database.value("select payload from dead_letters") == {"key": "good"}
+    assert database.query("select operator, reason, details -> 'before' from operator_actions") == [("ada", "typo", {"key": 1})]
+
+
+def test_edit_in_an_editor_and_a_dry_run_that_changes_nothing(cli, database, tmp_path):
+    (letter,) = bury(database)
+    editor = tmp_path / "editor.sh"
+    editor.write_text("#!/bin/sh\nsed -i 's/1/2/' \"$1\"\n")
+    editor.chmod(0o755)
+    dry = cli("dead-letter", "edit", letter, "--dry-run", "--json", EDITOR=str(editor)).document
+    assert dry["after"] == {"key": 2} and dry["changed"] is False
+    assert database.value("select payload from dead_letters") == {"key": 1}
+    assert cli("dead-letter", "edit", letter, "--yes", EDITOR=str(editor)).code == EXIT_OK
+    assert database.value("select payload from dead_letters") == {"key": 2}
+
+
+@pytest.mark.parametrize(("options", "environment", "code"), [
+    (["--payload", "{"], {}, EXIT_USAGE), (["--payload", "[]"], {}, EXIT_USAGE), (["--payload", '{"a": "\\u0000"}'], {}, EXIT_USAGE),
+    ([], {"EDITOR": "", "VISUAL": ""}, EXIT_USAGE), ([], {"EDITOR": "false"}, EXIT_FAILED), ([], {"EDITOR": "/no/such/editor"}, EXIT_FAILED),
+])
+def test_edit_refuses_bad_payloads_and_broken_editors(cli, database, options, environment, code):
+    (letter,) = bury(database)
+    ran = cli("dead-letter", "edit", letter, *options, "--json", **environment)
+    assert ran.code == code and ran.error["field"] == "payload"
+    assert database.value("select payload from dead_letters") == {"key": 1}
+
+
+def test_redrive_by_id_needs_no_confirmation_and_is_recorded(cli, database):
+    ids = bury(database, 3)
+    ran = cli("dead-letter", "redrive", ids[0], ids[2], "--reason", "mended", "--json")
+    assert ran.code == EXIT_OK
+    assert ran.document == {"selected": 2, "redriven": 2, "left": 0, "died_again": 0, "ended": "finished"}
+    assert dead(database) == [ids[1]]
+    assert database.query("select message_id, operator, reason from operator_actions order by message_id") == [
+        (ids[0], "ada", "mended"), (ids[2], "ada", "mended")]
+
+
+def test_redrive_by_filter_shows_the_count_and_wants_a_yes(cli, database):
+    mended, other = bury(database, 5, "refused"), bury(database, 1, "other cause")
+    refused = cli("dead-letter", "redrive", "--queue", "default", "--json")
+    assert refused.code == EXIT_USAGE and "6" in refused.error["hint"] and len(dead(database)) == 6
+    fingerprint = database.value("select fingerprint from dead_letters where id = %s", mended[0])
+    assert cli("dead-letter", "redrive", "--fingerprint", fingerprint, "--limit", "2", "--yes").code == EXIT_OK
+    assert dead(database) == [*mended[2:], *other]  # oldest first
+    assert cli("dead-letter", "redrive", "--all", "--yes", "--rate", "0").code == EXIT_OK
+    assert dead(database) == []
+
+
+def test_redrive_of_nothing_says_so(cli, database):
+    assert cli("dead-letter", "redrive", 1).code == EXIT_FAILED
+    assert cli("dead-letter", "redrive", "--fingerprint", "abc", "--yes").code == EXIT_FAILED
+    ran = cli("dead-letter", "redrive", "--all", "--json")
+    assert ran.code == EXIT_OK and ran.document["redriven"] == 0
+
+
+def test_redrive_stops_when_the_redriven_ones_die_again(database):
+    """A cause that was not mended costs a few messages: the rest stay where they are."""
+    bury(database, 60)
+    connection = connect(database.url)
+    stop = threading.Event()
+
+    def bury_again():
+        with database.connect() as other:
+            while not stop.is_set():
+                other.execute("select bury_message(id, null, 'failed', 'ValueError', 'still') from message_queue")
+                stop.wait(0.02)
+
+    grave = threading.Thread(target=bury_again)
+    grave.start()
+    try:
+        _, dead_by = dead_letters.count(connection, Selection())
+        result = redrive(connection, Selection(), dead_by, operator="t", rate=20, stop_after=3)
+    finally:
+        stop.set()
+        grave.join()
+        connection.close()
+    assert result.ended == "failing" and result.died_again >= 3
+    assert result.redriven < 60
+
+
+def test_redrive_without_a_stop_redrives_each_letter_once(database):
+    """Letters that die again during the walk are not redriven a second time."""
+    ids = bury(database, 1200)
+    connection = connect(database.url)
+    redriven = []
+
+    def die_again(count):
+        redriven.append(count)
+        database.query("select count(bury_message(id, null, 'failed', 'ValueError', 'again')) from message_queue")
+
+    _, dead_by = dead_letters.count(connection, Selection())
+    result = redrive(connection, Selection(), dead_by, operator="t", report=die_again)
+    connection.close()
+    assert result.redriven == sum(redriven) == len(ids) and result.ended == "finished"
+    assert database.value("select count(*) from operator_actions where action = 'redrive'") == len(ids)
+
+
+def test_redrive_keeps_its_pace_and_ctrl_c_ends_it_between_batches(cli, database, tmp_path):
+    bury(database, 200)
+    process = cli.start("dead-letter", "redrive", "--all", "--yes", "--rate", "20", "--json", output=tmp_path / "out")
+    wait_until(lambda: 200 - len(dead(database)) >= 8)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == EXIT_FAILED
+    told = json.loads((tmp_path / "out").read_text().splitlines()[0])
+    assert told["ended"] == "interrupted" and told["redriven"] == 200 - len(dead(database)) == database.value("select count(*) from message_queue")
+    assert told["redriven"] < 200
+
+
+def test_purge_needs_a_yes_and_deletes_what_was_selected(cli, database):
+    ids = bury(database, 4)
+    assert cli("dead-letter", "purge", ids[0]).code == EXIT_USAGE
+    assert cli("dead-letter", "purge", "--all", "--older-than", "1h", "--yes").code == EXIT_USAGE
+    assert cli("dead-letter", "purge", "--older-than", "1h", "--yes", "--json").document["purged"] == 0
+    assert dead(database) == ids
+    assert cli("dead-letter", "purge", ids[0], "--yes", "--reason", "spam").code == EXIT_OK
+    assert cli("dead-letter", "purge", "--queue", "default", "--yes", "--json").document == {"selected": 3, "purged": 3}
+    assert database.query("select action, reason, count(*) from operator_actions group by 1, 2 order by 2") == [
+        ("purge", "spam", 1), ("purge", None, 3)]
+
+
+def test_export_writes_one_json_document_per_line_oldest_first(cli, database, tmp_path):
+    ids = bury(database, 1100)
+    lines = [json.loads(line) for line in cli("dead-letter", "export").out.splitlines()]
+    assert [line["id"] for line in lines] == ids
+    assert lines[0]["payload"] == {"key": 1} and lines[0]["dead_at"]
+    target = tmp_path / "letters.jsonl"
+    assert cli("dead-letter", "export", ids[5], "--output", target).code == EXIT_OK
+    assert [json.loads(line)["id"] for line in target.read_text().splitlines()] == [ids[5]]
+    refused = cli("dead-letter", "export", "--output", target)
+    assert refused.code == EXIT_USAGE and "letters.jsonl" in refused.err

@@ -1,0 +1,96 @@
+"""Log lines: our event templates become keys, other libraries' text stays text (worker/observe/logging.py)."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+
+import pytest
+import structlog
+
+from worker.observe.logging import configure
+
+
+@pytest.fixture
+def lines():
+    """Logging set up for JSON on a buffer; what was there before comes back. Call it for the lines so far."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    stream = io.StringIO()
+    configure(log_format="json", stream=stream, context=lambda: {"message_id": 7, "actor": "a"})
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    root.handlers[:], _ = before
+    root.setLevel(before[1])
+    structlog.reset_defaults()
+
+
+ours = logging.getLogger("packhorse.test")
+
+
+def test_event_and_keys_come_from_the_template_with_their_types(lines):
+    ours.info("worker_started worker_id=%s pid=%d queues=%s drain_seconds=%.2f", "a b=c", 3, "x,y", 1.23456)
+    (line,) = lines()
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {
+        "event": "worker_started", "level": "info", "logger": "packhorse.test", "worker_id": "a b=c", "pid": 3, "queues": "x,y",
+        "drain_seconds": 1.23, "message_id": 7, "actor": "a"}
+
+
+@pytest.mark.parametrize(("template", "arguments", "expected"), [
+    ("database_unavailable error=%s: waiting for it", ("no: server",), {"error": "no: server", "note": "waiting for it"}),
+    ("child_killed pid=%d: it did not end within %.0f s", (4, 3.7), {"pid": 4, "note": "it did not end within 4 s"}),
+    ("hook_failed hook=before_%s", ("ack",), {"hook": "before_ack"}),
+    ("config_error %s", ("threads: 100% wrong=yes",), {"note": "threads: 100% wrong=yes"}),
+    ("message_failed correlation_id=%s", (None,), {"correlation_id": None}),
+    ("plain_event", (), {}),
+])
+def test_every_shape_of_template_is_understood(lines, template, arguments, expected):
+    ours.warning(template, *arguments)
+    (line,) = lines()
+    assert line["event"] == template.split(" ")[0]
+    assert {key: line[key] for key in expected} == expected
+
+
+def test_keys_of_the_record_win_over_those_of_the_running_message(lines):
+    ours.info("lease_lost message_id=%s", 9)
+    assert lines()[0]["message_id"] == 9
+
+
+def test_text_of_other_libraries_stays_text_and_dramatiq_reports_only_warnings(lines):
+    logging.getLogger("their.app").info("user x=%s said 100%%", "y")
+    logging.getLogger("dramatiq.worker").info("chatter")
+    logging.getLogger("dramatiq.worker").warning("worry")
+    structlog.get_logger("own").info("own_event", answer=42)
+    assert [line["event"] for line in lines()] == ["user x=y said 100%", "worry", "own_event"]
+    assert lines()[2]["answer"] == 42
+
+
+def test_a_traceback_is_one_key_of_one_line(lines):
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        ours.exception("lane_failed message_id=%s", 1)
+    (line,) = lines()
+    assert line["exception"].startswith("Traceback") and "ValueError: two\nlines" in line["exception"]
+
+
+def test_a_disabled_level_formats_nothing(lines):
+    class Explosive:
+        def __str__(self):
+            raise AssertionError("formatted although disabled")
+
+    ours.debug("never_seen value=%s", Explosive())
+    assert lines() == []
+
+
+def test_console_lines_are_for_people(capsys):
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    stream = io.StringIO()
+    configure(log_format="console", stream=stream)
+    ours.info("worker_started pid=%d", 3)
+    root.handlers[:], _ = before
+    root.setLevel(before[1])
+    structlog.reset_defaults()
+    assert "worker_started" in stream.getvalue() and "pid=3" in stream.getvalue() and not stream.getvalue().startswith("{")

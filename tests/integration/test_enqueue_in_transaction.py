@@ -1,0 +1,214 @@
+"""Q9: enqueue inside the caller's transaction, on the caller's own connection, whatever the driver.
+
+After commit the message is there, after rollback it is not; for every driver the same two tests."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+
+import worker
+from tests.support.databases import emptied, one
+from worker.errors import InvalidArgument
+
+ROLE_URL_SCHEME = "postgresql://"
+
+
+@pytest.fixture(scope="module")
+def one_database(server):
+    yield from one(server)
+
+
+@pytest.fixture
+def database(one_database):
+    return emptied(one_database)
+
+
+@contextmanager
+def psycopg_connection(database):
+    with psycopg.connect(database.url) as connection:
+        yield connection, connection.commit, connection.rollback
+
+
+@contextmanager
+def psycopg_cursor(database):
+    with psycopg.connect(database.url) as connection, connection.cursor() as cursor:
+        yield cursor, connection.commit, connection.rollback
+
+
+@contextmanager
+def psycopg_dict_rows(database):
+    with psycopg.connect(database.url, row_factory=psycopg.rows.dict_row) as connection:
+        yield connection, connection.commit, connection.rollback
+
+
+@contextmanager
+def sqlalchemy_connection(database):
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    engine = sqlalchemy.create_engine(database.url.replace(ROLE_URL_SCHEME, "postgresql+psycopg://"))
+    with engine.connect() as connection:
+        yield connection, connection.commit, connection.rollback
+    engine.dispose()
+
+
+@contextmanager
+def sqlalchemy_session(database):
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    orm = pytest.importorskip("sqlalchemy.orm")
+    engine = sqlalchemy.create_engine(database.url.replace(ROLE_URL_SCHEME, "postgresql+psycopg://"))
+    with orm.Session(engine) as session:
+        yield session, session.commit, session.rollback
+    engine.dispose()
+
+
+@contextmanager
+def django_connection(database):
+    django = pytest.importorskip("django")
+    from django.conf import settings
+
+    if not settings.configured:
+        settings.configure(DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "unset"}})
+        django.setup()
+    from django.db import connections, transaction
+
+    connections.databases["default"] |= {
+        "NAME": database.name, "USER": "packhorse_test", "HOST": str(database.server.socket_dir), "PORT": "", "PASSWORD": "",
+    }
+    connections.close_all()
+    if hasattr(connections._connections, "default"):
+        del connections["default"]
+    connection = connections["default"]
+    transaction.set_autocommit(False)
+    yield connection, transaction.commit, transaction.rollback
+    connection.close()
+
+
+SYNC = [psycopg_connection, psycopg_cursor, psycopg_dict_rows, sqlalchemy_connection, sqlalchemy_session, django_connection]
+
+
+@pytest.mark.parametrize("driver", SYNC, ids=lambda driver: driver.__name__)
+def test_a_sync_connections_commit_and_rollback_decide(database, driver):
+    with driver(database) as (connection, commit, rollback):
+        kept = worker.enqueue(connection, "note", {"a": 1, "text": "ü%s :a1 $1"}, conversation_key="c", delay=timedelta(hours=1), custom="option")
+        assert database.query("select 1 from message_queue") == [], "nobody sees it before the commit"
+        commit()
+        worker.enqueue(connection, "note", {"a": 2})
+        rollback()
+    rows = database.query("select id, message_type, payload, options, conversation_key, run_at > clock_timestamp() + interval '59 minutes' from message_queue")
+    assert rows == [(kept.id, "note", {"a": 1, "text": "ü%s :a1 $1"}, {"custom": "option"}, "c", True)]
+    assert kept.duplicate is False
+
+
+@pytest.mark.parametrize("driver", SYNC, ids=lambda driver: driver.__name__)
+def test_a_sync_dedup_answers_with_the_first_id(database, driver):
+    with driver(database) as (connection, commit, _):
+        first = worker.enqueue(connection, "note", {}, dedup_key="k", dedup_window=60)
+        second = worker.enqueue(connection, "note", {}, dedup_key="k", dedup_window=60)
+        commit()
+    assert (second.id, second.duplicate) == (first.id, True)
+
+
+@asynccontextmanager
+async def psycopg_async(database):
+    async with await psycopg.AsyncConnection.connect(database.url) as connection:
+        yield connection, connection.commit, connection.rollback
+
+
+@asynccontextmanager
+async def psycopg_async_dict_rows(database):
+    async with await psycopg.AsyncConnection.connect(database.url, row_factory=psycopg.rows.dict_row) as connection:
+        yield connection, connection.commit, connection.rollback
+
+
+@asynccontextmanager
+async def asyncpg_connection(database):
+    asyncpg = pytest.importorskip("asyncpg")
+    connection = await asyncpg.connect(host=str(database.server.socket_dir), user="packhorse_test", database=database.name)
+    transaction = connection.transaction()
+    await transaction.start()
+
+    async def commit():
+        nonlocal transaction
+        await transaction.commit()
+        transaction = connection.transaction()
+        await transaction.start()
+
+    async def rollback():
+        await transaction.rollback()
+
+    yield connection, commit, rollback
+    await connection.close()
+
+
+@asynccontextmanager
+async def sqlalchemy_asyncpg(database):
+    pytest.importorskip("asyncpg")
+    pytest.importorskip("greenlet", reason="sqlalchemy[asyncio] is not installed")
+    engine = pytest.importorskip("sqlalchemy.ext.asyncio").create_async_engine(
+        f"postgresql+asyncpg://packhorse_test@/{database.name}?host={database.server.socket_dir}")
+    async with engine.connect() as connection:
+        yield connection, connection.commit, connection.rollback
+    await engine.dispose()
+
+
+@asynccontextmanager
+async def sqlalchemy_async_session(database):
+    pytest.importorskip("asyncpg")
+    pytest.importorskip("greenlet", reason="sqlalchemy[asyncio] is not installed")
+    extension = pytest.importorskip("sqlalchemy.ext.asyncio")
+    engine = extension.create_async_engine(f"postgresql+asyncpg://packhorse_test@/{database.name}?host={database.server.socket_dir}")
+    async with extension.AsyncSession(engine) as session:
+        yield session, session.commit, session.rollback
+    await engine.dispose()
+
+
+ASYNC = [psycopg_async, psycopg_async_dict_rows, asyncpg_connection, sqlalchemy_asyncpg, sqlalchemy_async_session]
+
+
+@pytest.mark.parametrize("driver", ASYNC, ids=lambda driver: driver.__name__)
+def test_an_async_connections_commit_and_rollback_decide(database, driver):
+    run_at = datetime.now(UTC) + timedelta(days=1)
+
+    async def scenario():
+        async with driver(database) as (connection, commit, rollback):
+            kept = await worker.enqueue_async(connection, "note", {"a": 1, "text": "ü%s :a1 $1"}, conversation_key="c", run_at=run_at, priority=2)
+            assert database.query("select 1 from message_queue") == []
+            await commit()
+            later = await worker.enqueue_async(connection, "note", {"a": 2}, delay=5)
+            assert later.id != kept.id
+            await rollback()
+            return kept
+
+    kept = asyncio.run(scenario())
+    rows = database.query("select id, payload, conversation_key, run_at, priority from message_queue")
+    assert rows == [(kept.id, {"a": 1, "text": "ü%s :a1 $1"}, "c", run_at, 2)]
+
+
+def test_plain_sql_is_enough(database):
+    with psycopg.connect(database.url) as connection:
+        connection.execute("""select enqueue_message('default', 'note', '{"a": 1}')""")
+        connection.rollback()
+        connection.execute("""select enqueue_message('default', 'note', '{"a": 2}', p_priority => 3)""")
+    assert database.query("select payload, priority from message_queue") == [({"a": 2}, 3)]
+
+
+def test_a_producer_role_can_enqueue_and_read_nothing_back(database):
+    database.query("do $$ begin create role packhorse_shop login in role packhorse_producer; exception when duplicate_object then null; end $$")
+    with psycopg.connect(database.server.url(database.name, "packhorse_shop"), autocommit=True) as connection:
+        answer = worker.enqueue(connection, "note", {"a": 1}, dedup_key="k")
+        assert answer.id > 0
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("select payload from message_queue")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("delete from message_queue")
+
+
+@pytest.mark.parametrize("payload", [[1], "text", 5, [], "", 0, False])
+def test_a_payload_that_is_no_object_is_refused(database, payload):
+    with psycopg.connect(database.url) as connection, pytest.raises(InvalidArgument) as caught:
+        worker.enqueue(connection, "note", payload)
+    assert caught.value.field == "payload"

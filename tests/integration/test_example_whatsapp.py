@@ -1,0 +1,305 @@
+"""The example as a person runs it: a real subprocess, its exit code, its sums, its order; and that a broken sum is noticed.
+
+The numbers follow from examples/whatsapp/feed.py: six conversations, sixteen common deliveries and one special each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from examples.whatsapp.feed import COMMON, PEOPLE, SPECIAL, Deliveries
+from examples.whatsapp.order import OrderBook
+from examples.whatsapp.summary import Summary
+from examples.whatsapp.webhook import QUEUE, ingest, read, signature_fits
+from tests.support.waiting import wait_until
+from worker.embedded import running_url
+
+ROOT = Path(__file__).resolve().parents[2]
+GOOD = Summary(
+    received=10, enqueued=6, deduplicated=3, refused=1, done=4, dead=1, cancelled=1, live=0, owed=frozenset("abc"), answered=frozenset("abc"),
+    conversations=2,
+)
+
+
+class Example:
+    """`python -m examples.whatsapp <mode>` with its output in a file; gone at the end of the test, with everything below it."""
+
+    def __init__(self, mode: str, folder: Path, **environment: str) -> None:
+        self._path = folder / "output"
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("PACKHORSE_", "DATABASE_URL"))}
+        with self._path.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "examples.whatsapp", mode], cwd=ROOT, stdout=output, stderr=output, start_new_session=True,
+                env=clean | {"PACKHORSE_DATA_DIR": str(folder / "data")} | environment,
+            )
+
+    @property
+    def output(self) -> str:
+        return self._path.read_text()
+
+    def numbers(self, first_word: str) -> dict[str, int]:
+        """The last summary line that begins with `first_word`, as name -> number."""
+        line = [line for line in self.output.splitlines() if re.match(rf"{first_word} \d+ = ", line)][-1]
+        return {name: int(number) for name, number in re.findall(r"(still in the queue|[a-z]+) (\d+)", line)}
+
+    def hint(self, pattern: str) -> list[str]:
+        """The words of the hint line that ends with `pattern`, once it is printed."""
+        found = wait_until(lambda: re.search(rf"^  (\S+.*{pattern}.*)$", self.output, re.MULTILINE), 60, f"the hint for {pattern}")
+        return shlex.split(found.group(1))
+
+    def below(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def close(self) -> None:
+        for process in [*(self.below() if self.process.poll() is None else []), self.process]:
+            try:
+                process.kill()
+            except (psutil.NoSuchProcess, ProcessLookupError):
+                pass
+        self.process.wait(10)
+
+
+@pytest.fixture
+def folder():
+    """A folder that the embedded server's user can get into: pytest closes its own for everybody else."""
+    folder = Path(tempfile.mkdtemp(prefix="ph-whatsapp-", dir="/tmp"))
+    yield folder
+    pid_file = folder / "data/postgres/postmaster.pid"
+    if pid_file.exists():  # only after a failure: the example stops its server
+        server = psutil.Process(int(pid_file.read_text().split()[0]))
+        server.terminate()
+        server.wait(20)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def start_example(folder):
+    started: list[Example] = []
+
+    def start(mode: str, **environment: str) -> Example:
+        started.append(Example(mode, folder, **environment))
+        return started[-1]
+
+    yield start
+    for example in started:
+        example.close()
+
+
+@pytest.mark.slow
+def test_demo_on_the_embedded_server_ends_by_itself_and_adds_up(start_example, folder):
+    example = start_example("demo")
+    # the two ways to look that it names work while it runs, word by word
+    environment = os.environ | {"PACKHORSE_DATA_DIR": str(folder / "data")}
+    for command in ([*example.hint("psql"), "-c", "select count(*) from all_messages"], example.hint(" stats")):
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert result.returncode == 0, result.stderr
+    assert example.process.wait(90) == 0, example.output
+    received, enqueued = example.numbers("received"), example.numbers("enqueued")
+    common = len(PEOPLE) * (len(COMMON) + 2)  # text_batch holds three messages
+    assert received["enqueued"] == common + len(SPECIAL)  # of the malformed delivery the good half
+    assert received["received"] == received["enqueued"] + received["deduplicated"] + received["refused"]
+    assert received["deduplicated"] > 0
+    assert enqueued == {"enqueued": received["enqueued"], "done": received["enqueued"] - 2, "dead": 1, "cancelled": 1}
+    assert "order kept in 6 of 6 conversations" in example.output
+    assert "everything adds up" in example.output
+    for sight in ("answers 500", "answers 429", "answers 503", "takes 2 s", "dead after attempt 4: ValueError", "messages.id: missing"):
+        assert sight in example.output
+    assert running_url(folder / "data") is None
+
+
+@pytest.mark.slow
+def test_demo_with_database_url_uses_that_database_and_leaves_no_process(start_example, database):
+    example = start_example("demo", DATABASE_URL=database.url)
+    below: set[psutil.Process] = set()
+    wait_until(lambda: below.update(example.below()) or len(below) >= 3, 30, "parent and two workers")
+    assert example.process.wait(90) == 0, example.output
+    assert not [process for process in below if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    enqueued = example.numbers("enqueued")
+    states = Counter(dict(database.query("select state, count(*) from all_messages group by 1")))
+    assert states == {state: enqueued[state] for state in ("done", "dead", "cancelled")}
+    assert database.query("select count(*) from dead_letters where error_class = 'ValueError' and attempt = 4") == [(1,)]
+    late = "select attempt from message_archive where payload -> 'message' -> 'image' ->> 'caption' = 'The receipt'"
+    assert database.value(late) == 3  # failed twice, then worked
+
+
+def test_run_goes_on_until_ctrl_c_then_drains_and_exits_0(start_example, database):
+    example = start_example("run", DATABASE_URL=database.url)
+    wait_until(lambda: database.value("select count(*) from message_archive where state = 'done'") >= 5, 60)
+    example.process.send_signal(signal.SIGINT)
+    assert example.process.wait(60) == 0, example.output
+    assert database.value("select count(*) from message_queue where state = 'running'") == 0
+    assert database.value("select count(*) from workers") == 0
+    enqueued = example.numbers("enqueued")
+    assert enqueued["enqueued"] == database.value("select count(*) from all_messages")
+    assert "PROBLEM" not in example.output
+
+
+def test_interrupted_demo_is_not_a_success(start_example, database):
+    example = start_example("demo", DATABASE_URL=database.url)
+    wait_until(lambda: "received" in example.output, 30)
+    example.process.send_signal(signal.SIGTERM)
+    assert example.process.wait(60) == 1
+    assert "PROBLEM: interrupted before its end" in example.output
+
+
+@pytest.mark.slow
+def test_second_run_on_one_database_is_refused_because_it_would_take_the_firsts_messages(start_example, database, tmp_path):
+    first = start_example("run", DATABASE_URL=database.url)
+    wait_until(lambda: database.value("select count(*) from workers") == 2, 60, "two workers")
+    other = tmp_path / "other"
+    other.mkdir()
+    second = Example("demo", other, DATABASE_URL=database.url)
+    try:
+        assert second.process.wait(30) == 1
+        assert "2 worker processes of another run are at work on this database" in second.output
+    finally:
+        second.close()
+    assert first.process.poll() is None
+
+
+@pytest.mark.slow
+def test_workers_end_when_the_example_is_killed(start_example, database):
+    example = start_example("run", DATABASE_URL=database.url)
+    wait_until(lambda: database.value("select count(*) from workers") == 2, 60, "two workers")
+    below = example.below()
+    example.process.kill()
+    wait_until(lambda: not [p for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 30, "no process is left")
+
+
+def test_unreachable_database_is_one_line_not_a_traceback(start_example):
+    example = start_example("demo", DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
+    assert example.process.wait(30) == 1
+    assert "error: " in example.output and "Traceback" not in example.output
+
+
+# -- the summary must be able to fail ------------------------------------------------------------------
+
+
+def test_good_summary_has_no_problems():
+    assert GOOD.problems() == []
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"received": 11}, {"enqueued": 7, "received": 11}, {"done": 3}, {"dead": 0}, {"cancelled": 0}, {"deduplicated": 2}, {"refused": 2},
+        {"live": 1, "done": 3}, {"answered": frozenset("ab")}, {"answered": frozenset("abcd")}, {"out_of_order": ["1 after 2"]},
+        {"repeated": ["1 twice"]}, {"received": 0, "enqueued": 0, "deduplicated": 0, "refused": 0, "done": 0, "dead": 0, "cancelled": 0},
+    ],
+    ids=lambda broken: " ".join(broken),
+)
+def test_summary_that_is_wrong_in_any_way_has_a_problem(broken):
+    assert replace(GOOD, **broken).problems()
+
+
+@pytest.mark.slow
+def test_broken_sum_gives_exit_code_1(start_example, database):
+    """A message of the run that vanishes from the database while it runs: the demo must say so."""
+    with database.connect(admin=True) as admin:
+        admin.execute("""
+          create function vanish() returns trigger language plpgsql as 'begin return null; end';
+          create trigger vanish before insert on message_archive for each row
+            when (new.message_type = 'whatsapp_location') execute function vanish();
+        """)
+    example = start_example("demo", DATABASE_URL=database.url)
+    assert example.process.wait(90) == 1
+    assert re.search(r"PROBLEM: enqueued \d+, but the database knows \d+", example.output)
+
+
+def test_order_book_notices_a_later_message_that_was_first():
+    book = OrderBook()
+    for wamid in "ab":
+        book.announce("123456", wamid)
+    book.note("123456", "b", 200)
+    book.note("123456", "a", 200)
+    assert list(book.out_of_order) == ["123456: message 1 after 2"]
+
+
+def test_order_book_notices_a_failed_request_out_of_order_and_a_second_reply():
+    book = OrderBook()
+    for wamid in "ab":
+        book.announce("123456", wamid)
+    for wamid, status in (("a", 500), ("b", 500), ("a", 200), ("b", 200), ("b", 200)):
+        book.note("123456", wamid, status)
+    assert len(book.out_of_order) == 1 and len(book.repeated) == 1
+
+
+# -- the webhook --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def queue_connection(database):
+    with database.connect() as connection:
+        connection.execute("select declare_queue(%s)", (QUEUE,))
+        yield connection
+
+
+def test_every_payload_file_is_understood_but_the_malformed_item():
+    deliveries = Deliveries("ab12")
+    for path in sorted((ROOT / "examples/whatsapp/payloads").glob("*.json")):
+        refused = [item for item in read(path.read_bytes()) if isinstance(item, Exception)]
+        assert len(refused) == (path.stem == "malformed_message_without_id"), path.stem
+        assert len(list(read(deliveries.make(path.stem, *PEOPLE[0]).body))) == len(list(read(path.read_bytes())))
+
+
+def test_second_delivery_of_a_webhook_enqueues_nothing(queue_connection, database):
+    body = Deliveries("ab12").make("text_batch", *PEOPLE[0]).body
+    first, second = ingest(queue_connection, body), ingest(queue_connection, body)
+    assert (first.received, len(first.enqueued), first.deduplicated) == (3, 3, 0)
+    assert (second.received, len(second.enqueued), second.deduplicated) == (3, 0, 3)
+    assert database.query("select conversation_key, count(*) from message_queue group by 1") == [("wa:16505550101", 3)]
+
+
+def test_status_updates_of_one_message_are_three_things(queue_connection):
+    body = (ROOT / "examples/whatsapp/payloads/status_sent.json").read_bytes()
+    receipts = [ingest(queue_connection, body.replace(b'"sent"', name)) for name in (b'"sent"', b'"delivered"', b'"read"', b'"read"')]
+    assert [len(receipt.enqueued) for receipt in receipts] == [1, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\xff", b"[]", b"{}", b"null", b"[" * 100_000, b'{"object":"page"}', b'{"object":"whatsapp_business_account","entry":{}}',
+             b'{"object":"whatsapp_business_account","entry":[{"changes":[{"field":"messages","value":{"metadata":{"phone_number_id":"106540352242922"}}}]}]}'],
+    ids=["empty", "not utf-8", "list", "object", "null", "deep", "page", "entry", "no items"],
+)
+def test_malformed_body_is_refused_and_counted_and_enqueues_nothing(body, queue_connection, database):
+    receipt = ingest(queue_connection, body)
+    assert (receipt.received, receipt.enqueued, len(receipt.refused)) == (1, [], 1)
+    assert database.value("select count(*) from message_queue") == 0
+
+
+@pytest.mark.parametrize("text", ["nul \\u0000 in it", "lone \\ud83d surrogate"])
+def test_text_that_postgres_cannot_hold_is_refused_without_taking_its_neighbours_along(text, queue_connection):
+    body = Deliveries("ab12").make("text_batch", *PEOPLE[0]).body.replace(b"Two things:", text.encode())
+    receipt = ingest(queue_connection, body)
+    assert (receipt.received, len(receipt.enqueued), len(receipt.refused)) == (3, 2, 1)
+
+
+def test_ingest_commits_nothing_when_the_callers_transaction_rolls_back(queue_connection, database):
+    with pytest.raises(RuntimeError), queue_connection.transaction():
+        ingest(queue_connection, Deliveries("ab12").make("text", *PEOPLE[0]).body)
+        raise RuntimeError("after ingest")
+    assert database.value("select count(*) from all_messages") == 0
+
+
+def test_signature_of_another_secret_or_body_does_not_fit():
+    header = "sha256=" + hmac.new(b"secret", b"body", hashlib.sha256).hexdigest()
+    assert signature_fits(b"body", header, "secret")
+    assert not signature_fits(b"body.", header, "secret")
+    assert not signature_fits(b"body", header, "other")
+    assert not signature_fits(b"body", "", "secret")
+    assert not signature_fits(b"body", "sha256=é", "secret")

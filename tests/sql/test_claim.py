@@ -1,0 +1,214 @@
+"""Claim: which messages, in which order, with what lease; what is refused (SPEC P2, P5, Q5, W1b)."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+
+from tests.sql.client import HOLDER, OTHER, Sql
+
+
+def test_a_claim_leases_the_message_and_counts_the_attempt(sql: Sql) -> None:
+    message_id = sql.enqueue()
+    lease = sql.claim_one()
+    row = sql.live(message_id)
+    assert (row["state"], row["attempt"], row["lease_holder"], row["lease_token"]) == ("running", 1, HOLDER, lease.token)
+    assert sql.value("select lease_expires_at - claimed_at = interval '5 minutes' from message_queue")
+
+
+def test_a_claimed_message_is_claimed_by_nobody_else(sql: Sql) -> None:
+    sql.claimed()
+    assert sql.claim(holder=OTHER) == []
+
+
+def test_nothing_due_is_an_empty_answer(sql: Sql) -> None:
+    assert sql.claim(10) == []
+
+
+def test_tokens_grow_with_every_claim(sql: Sql) -> None:
+    first = sql.claimed()
+    sql.fail(first)
+    sql.due_now()
+    assert sql.claim_one().token > first.token
+
+
+def test_messages_come_by_priority_then_run_at_then_id(sql: Sql) -> None:
+    late = sql.enqueue(run_at="2020-01-02")
+    early = sql.enqueue(run_at="2020-01-01")
+    first = sql.enqueue(priority=1)
+    last = sql.enqueue(priority=10, run_at="2019-01-01")
+    same = [sql.enqueue(run_at="2020-01-03") for _ in range(3)]
+    assert [lease.id for lease in sql.claim(10)] == [first, early, late, *same, last]
+
+
+def test_every_priority_is_in_its_place(sql: Sql) -> None:
+    ids = {priority: sql.enqueue(priority=priority) for priority in (3, 10, 1, 7, 5, 2, 9, 4, 8, 6)}
+    assert [lease.id for lease in sql.claim(20)] == [ids[priority] for priority in range(1, 11)]
+
+
+def test_a_delayed_message_waits_for_its_time(sql: Sql) -> None:
+    message_id = sql.enqueue(delay="1 hour")
+    assert sql.claim() == []
+    sql.due_now()
+    assert sql.claim_one().id == message_id
+
+
+def test_a_claim_takes_no_more_than_its_limit(sql: Sql) -> None:
+    for _ in range(5):
+        sql.enqueue()
+    assert [len(sql.claim(2)) for _ in range(3)] == [2, 2, 1]
+    assert sql.claim(0) == []
+
+
+def test_a_worker_claims_only_its_types(sql: Sql) -> None:
+    sql.enqueue(message_type="foreign")
+    mine = sql.enqueue(message_type="mine")
+    assert [lease.id for lease in sql.claim(10, types=["mine"])] == [mine]
+    assert sql.claim(10, types=[]) == []
+    assert [lease.type for lease in sql.claim(10)] == ["foreign"]
+
+
+def test_queues_are_served_in_the_order_of_preference(sql: Sql) -> None:
+    sql.rows("select declare_queue('r')")
+    low, high = sql.enqueue("q", priority=1), sql.enqueue("r", priority=10)
+    rows = sql.rows("select id from claim_messages(%s, '{r,q}', 1)", HOLDER)
+    assert rows == [(high,)]
+    assert sql.rows("select id from claim_messages(%s, '{r,q}', 1)", HOLDER) == [(low,)]
+
+
+def test_an_expired_message_is_not_claimed(sql: Sql) -> None:
+    sql.enqueue(expires_at="2020-01-01")
+    assert sql.claim() == []
+
+
+def test_a_cursor_skips_what_is_older_and_null_looks_from_the_start(sql: Sql) -> None:
+    old = sql.enqueue(run_at="2020-01-01")
+    new = sql.enqueue(run_at="2020-01-03")
+    cursor = [None] * 4 + ["2020-01-02"] + [None] * 5
+    assert sql.rows("select id from claim_messages(%s, '{q}', 10, p_cursor => %s::timestamptz[])", HOLDER, cursor) == [(new,)]
+    assert [lease.id for lease in sql.claim(10)] == [old]
+
+
+def test_each_queue_has_ten_places_of_its_own_in_the_cursor(sql: Sql) -> None:
+    sql.rows("select declare_queue('r')")
+    sql.enqueue("q", run_at="2020-01-01")
+    found = sql.enqueue("r", run_at="2020-01-01")
+    cursor = ["2021-01-01"] * 10 + ["2019-01-01"] * 10
+    assert sql.rows("select id from claim_messages(%s, '{q,r}', 10, p_cursor => %s::timestamptz[])", HOLDER, cursor) == [(found,)]
+
+
+CALL = "select id from claim_messages({holder}, {queues}, {limit}, {lease})"
+GOOD = {"holder": f"'{HOLDER}'::uuid", "queues": "'{q}'", "limit": "1", "lease": "'1 minute'"}
+REFUSED = [
+    ("limit", "-1", "PH001", "limit"), ("limit", "10001", "PH001", "limit"), ("limit", "null", "PH001", "limit"),
+    ("lease", "'0'", "PH001", "lease"), ("lease", "'-1 minute'", "PH001", "lease"), ("lease", "'2 days'", "PH001", "lease"),
+    ("lease", "null", "PH001", "lease"), ("holder", "null", "PH001", "holder"), ("queues", "null", "PH001", "queues"),
+    ("queues", "'{nope}'", "PH002", "queue"), ("queues", "array[null]::text[]", "PH002", "queue"),
+]
+
+
+@pytest.mark.parametrize(("argument", "value", "state", "column"), REFUSED, ids=[f"{name}={value}" for name, value, _, _ in REFUSED])
+def test_an_absurd_claim_is_refused_by_name(sql: Sql, argument: str, value: str, state: str, column: str) -> None:
+    sql.enqueue()
+    assert sql.refused(CALL.format(**GOOD | {argument: value})) == (state, column)
+
+
+def test_a_suspect_is_claimed_alone_and_after_the_others(sql: Sql) -> None:
+    suspect = sql.claimed()
+    sql.crash(suspect)
+    sql.due_now()
+    others = [sql.enqueue() for _ in range(3)]
+    assert [lease.id for lease in sql.claim(10)] == others
+    second = [sql.enqueue(delay="1 hour"), sql.claim(10)]
+    assert [lease.id for lease in second[1]] == [suspect.id]
+
+
+def test_a_batch_says_that_suspects_wait(sql: Sql) -> None:
+    sql.crash(sql.claimed())
+    sql.due_now()
+    call = "select outcome from complete_and_claim_messages('{}', '{}', %s, '{q}', 10, p_types => %s::text[])"
+    assert sql.rows(call, uuid4(), None) == [("suspect",)]
+    assert sql.rows(call, uuid4(), ["other"]) == []
+
+
+@pytest.mark.parametrize("obstacle", ["paused", "conversation", "expired"])
+def test_a_batch_is_silent_about_a_suspect_that_cannot_start(sql: Sql, obstacle: str) -> None:
+    sql.crash(sql.claimed(conversation_key="c"))
+    if obstacle == "paused":
+        sql.rows("select pause_queue('q')")
+    elif obstacle == "expired":
+        sql.rows("update message_queue set expires_at = clock_timestamp() - interval '1 second'")
+    else:
+        sql.rows("insert into message_queue (id, queue, message_type, conversation_key) overriding system value "
+                 "values (0, 'q', 'effect', 'c')")
+        sql.claim_one()
+    sql.due_now()
+    assert sql.rows("select outcome from complete_and_claim_messages('{}', '{}', %s, '{q}', 10)", uuid4()) == []
+
+
+def test_a_suspect_is_not_starved_by_a_backlog(sql: Sql) -> None:
+    suspect = sql.claimed()
+    sql.crash(suspect)
+    for _ in range(20):
+        sql.enqueue()
+    sql.rows("update message_queue set run_at = clock_timestamp() - interval '10 seconds' where crashes > 0")
+    assert [lease.id for lease in sql.claim(10)] == [suspect.id], "due for longer than five seconds"
+
+
+def test_a_completion_that_came_too_late_is_told_in_the_same_call(sql: Sql) -> None:
+    lost, kept = sql.claimed(), sql.claimed()
+    sql.crash(lost)
+    sql.rows("update message_queue set run_at = '2100-01-01' where id = %s", lost.id)
+    waiting = sql.enqueue()
+    rows = sql.rows("select outcome, id, lease_token from complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, '{q}', 10) "
+                    "where outcome <> 'next'",
+                    [lost.id, kept.id], [lost.token, kept.token], OTHER)
+    assert rows[0] == ("lost", lost.id, lost.token)
+    assert [row[:2] for row in rows[1:]] == [("claimed", waiting)]
+    assert (sql.state(lost.id), sql.state(kept.id)) == ("pending", "done")
+
+
+def test_complete_and_claim_goes_on_with_the_next_message_of_the_conversation(sql: Sql) -> None:
+    first = sql.claimed(conversation_key="c")
+    second = sql.enqueue(conversation_key="c")
+    assert sql.claim(10) == [] and sql.state(second) == "blocked"
+    cursor = ["2999-01-01"] * 10
+    rows = sql.rows("select outcome, id from complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, '{q}', 10, "
+                    "p_cursor => %s::timestamptz[])", [first.id], [first.token], OTHER, cursor)
+    assert rows == [("claimed", second)]
+
+
+def test_a_conversation_that_went_on_without_room_is_named_and_claimed_by_its_id(sql: Sql) -> None:
+    first = sql.claimed(conversation_key="c")
+    second = sql.enqueue(conversation_key="c")
+    assert sql.claim(10) == [] and sql.state(second) == "blocked"
+    statement = ("select outcome, id from complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, '{q}', %s, "
+                 "p_cursor => %s::timestamptz[], p_first => %s::bigint[])")
+    cursor = ["2999-01-01"] * 10
+    assert sql.rows(statement, [first.id], [first.token], OTHER, 0, cursor, []) == [("promoted", second)]
+    assert sql.rows(statement, [], [], OTHER, 10, cursor, []) == []
+    assert sql.rows(statement, [], [], OTHER, 10, cursor, [second]) == [("claimed", second)]
+
+
+def next_start(sql: Sql, limit: int = 10) -> list[tuple]:
+    return sql.rows("select outcome, run_at > clock_timestamp() + interval '50 minutes' from complete_and_claim_messages("
+                    "'{}', '{}', %s, '{q}', %s) where outcome <> 'claimed'", HOLDER, limit)
+
+
+def test_a_short_claim_says_when_the_next_message_will_be_due(sql: Sql) -> None:
+    sql.enqueue()
+    sql.enqueue(delay="1 hour", priority=10)
+    sql.enqueue(delay="2 hours", priority=1)
+    assert next_start(sql, 1) == [], "a full claim does not look"
+    assert next_start(sql) == [("next", True)]
+
+
+def test_the_next_message_may_be_a_suspect(sql: Sql) -> None:
+    sql.crash(sql.claimed())
+    sql.rows("update message_queue set run_at = clock_timestamp() + interval '1 hour'")
+    assert next_start(sql) == [("next", True)]
+
+
+def test_nothing_delayed_is_no_next_start(sql: Sql) -> None:
+    assert next_start(sql) == []

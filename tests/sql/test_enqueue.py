@@ -1,0 +1,160 @@
+"""enqueue_message and enqueue_messages: what they store, what they refuse and how they say it (SPEC Q2, Q5)."""
+
+from __future__ import annotations
+
+import json
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+
+from tests.sql.client import Sql
+
+
+def test_an_enqueued_message_is_pending_and_due_with_the_defaults(sql: Sql) -> None:
+    row = sql.live(sql.enqueue(payload={"key": "a"}))
+    assert (row["state"], row["priority"], row["attempt"], row["crashes"], row["max_attempts"]) == ("pending", 5, 0, 0, None)
+    assert row["payload"] == {"key": "a"} and row["options"] == {}
+    assert row["run_at"] == row["created_at"]
+
+
+def test_ids_grow_in_the_order_of_enqueue(sql: Sql) -> None:
+    ids = [sql.enqueue() for _ in range(5)]
+    assert ids == sorted(set(ids))
+
+
+def test_every_argument_reaches_its_column(sql: Sql) -> None:
+    row = sql.live(sql.enqueue(
+        payload={"a": 1}, options={"b": 2}, priority=1, max_attempts=7, conversation_key="c", dedup_key="d", correlation_id="e",
+        trace_context="f", expires_at="2999-01-01", concurrency_key="g", delay="1 hour"))
+    assert [row[name] for name in ("options", "priority", "max_attempts", "conversation_key", "dedup_key", "correlation_id",
+                                   "trace_context", "concurrency_key")] == [{"b": 2}, 1, 7, "c", "d", "e", "f", "g"]
+    assert row["expires_at"].year in (2998, 2999)
+    assert (row["run_at"] - row["created_at"]).total_seconds() == 3600
+
+
+def test_run_at_wins_over_delay(sql: Sql) -> None:
+    row = sql.live(sql.enqueue(delay="1 hour", run_at="2020-01-01 00:00:00+00"))
+    assert row["run_at"].year == 2020
+
+
+def test_an_enqueue_that_is_rolled_back_leaves_nothing(sql: Sql) -> None:
+    with sql.connection.transaction(force_rollback=True):
+        message_id = sql.enqueue(dedup_key="k")
+    assert sql.state(message_id) is None
+    assert sql.enqueue_row(dedup_key="k")[1] is False
+
+
+ABSURD = [
+    ({"message_type": "no spaces"}, "message_type"),
+    ({"message_type": ""}, "message_type"),
+    ({"message_type": None}, "message_type"),
+    ({"message_type": "x" * 101}, "message_type"),
+    ({"payload": [1]}, "payload"),
+    ({"payload": Jsonb("text")}, "payload"),
+    ({"payload": Jsonb(None)}, "payload"),
+    ({"payload": None}, "payload"),
+    ({"payload": {"blob": "x" * 1048577}}, "payload"),
+    ({"options": [1]}, "options"),
+    ({"options": None}, "options"),
+    ({"options": {"blob": "x" * 1048577}}, "options"),
+    ({"priority": 0}, "priority"),
+    ({"priority": 11}, "priority"),
+    ({"priority": -2147483648}, "priority"),
+    ({"priority": None}, "priority"),
+    ({"run_at": "infinity"}, "run_at"),
+    ({"run_at": "-infinity"}, "run_at"),
+    ({"run_at": "9999-01-01"}, "run_at"),
+    ({"delay": "20 years"}, "delay"),
+    ({"delay": "200000 years"}, "delay"),
+    ({"delay": "-20 years"}, "delay"),
+    ({"max_attempts": 0}, "max_attempts"),
+    ({"max_attempts": 1000001}, "max_attempts"),
+    ({"conversation_key": ""}, "conversation_key"),
+    ({"conversation_key": "x" * 501}, "conversation_key"),
+    ({"concurrency_key": ""}, "concurrency_key"),
+    ({"concurrency_key": "x" * 501}, "concurrency_key"),
+    ({"dedup_key": ""}, "dedup_key"),
+    ({"dedup_key": "x" * 501}, "dedup_key"),
+    ({"dedup_key": "k", "dedup_window": None}, "dedup_window"),
+    ({"dedup_key": "k", "dedup_window": "-1 second"}, "dedup_window"),
+    ({"dedup_key": "k", "dedup_window": "367 days"}, "dedup_window"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "column"), ABSURD, ids=[f"{column}-{number}" for number, (_, column) in enumerate(ABSURD)])
+def test_an_absurd_argument_is_refused_by_name_and_stores_nothing(sql: Sql, arguments: dict, column: str) -> None:
+    assert sql.enqueue_refused(**({"message_type": "effect"} | arguments)) == ("PH001", column)
+    assert sql.value("select count(*) from message_queue") + sql.value("select count(*) from message_dedup") == 0
+
+
+def test_an_infinite_delay_is_refused_by_name(sql: Sql) -> None:
+    if sql.connection.info.server_version < 170000:
+        pytest.skip("this server has no infinite intervals")
+    assert sql.enqueue_refused(delay="infinity") == ("PH001", "delay")
+
+
+def test_the_limits_themselves_are_accepted(sql: Sql) -> None:
+    row = sql.live(sql.enqueue(
+        message_type="x" * 100, priority=10, max_attempts=1000000, conversation_key="é" * 500, concurrency_key="é" * 500,
+        dedup_key="é" * 500, dedup_window="366 days", delay="3659 days", payload={"blob": "x" * 1000000}))
+    assert row["state"] == "pending"
+
+
+def test_json_that_postgres_cannot_hold_is_refused_before_the_queue_sees_it(sql: Sql) -> None:
+    deep = "[" * 100000 + "]" * 100000
+    assert sql.refused("""select enqueue_message('q', 'effect', '{"a": "\\u0000"}')""")[0] == "22P05"
+    assert sql.refused("select enqueue_message('q', 'effect', %s::jsonb)", '{"a": ' + deep + "}")[0] == "54001"
+    assert sql.refused("select enqueue_message('q', 'effect', %s::jsonb)", '{"a": NaN}')[0] == "22P02"
+
+
+def test_an_unknown_queue_is_refused_and_a_near_miss_is_named(sql: Sql) -> None:
+    sql.rows("select declare_queue('payments')")
+    with pytest.raises(psycopg.Error) as caught, sql.connection.transaction():
+        sql.enqueue("payment")
+    assert (caught.value.sqlstate, caught.value.diag.column_name) == ("PH002", "queue")
+    assert "payments" in (caught.value.diag.message_hint or "")
+    assert sql.enqueue_refused(None) == ("PH002", "queue")
+    assert sql.enqueue_refused("x" * 10000) == ("PH002", "queue")
+
+
+def test_bulk_enqueue_keeps_the_order_and_every_argument(sql: Sql) -> None:
+    rows = sql.rows("select message_id, duplicate from enqueue_messages(%s)", Jsonb([
+        {"queue": "q", "message_type": "effect", "payload": {"n": 1}, "priority": 2, "delay": "1 hour", "conversation_key": "c"},
+        {"queue": "q", "message_type": "effect", "payload": {"n": 2}, "dedup_key": "d"},
+        {"queue": "q", "message_type": "effect", "payload": {"n": 3}, "dedup_key": "d", "dedup_window": "1 hour"},
+    ]))
+    assert [duplicate for _, duplicate in rows] == [False, False, True]
+    assert rows[1][0] == rows[2][0]
+    assert [sql.live(row[0])["payload"]["n"] for row in rows[:2]] == [1, 2]
+    first = sql.live(rows[0][0])
+    assert (first["priority"], first["conversation_key"]) == (2, "c") and first["run_at"] > first["created_at"]
+
+
+def test_bulk_enqueue_of_nothing_answers_nothing(sql: Sql) -> None:
+    assert sql.rows("select * from enqueue_messages('[]')") == []
+
+
+BAD_BULK = [
+    ({}, "messages"),
+    (None, "messages"),
+    ([1], "messages[1]"),
+    ([{"queue": "q", "message_type": "effect"}, {"queue": "q", "message_type": "effect", "pritority": 1}], "messages[2].pritority"),
+    ([{"queue": "q", "message_type": "effect"}, {"queue": "q", "message_type": "effect", "priority": 0}], "messages[2].priority"),
+    ([{"queue": "q", "message_type": "effect", "payload": []}], "messages[1].payload"),
+    ([{"queue": "q", "message_type": "effect", "payload": None}], "messages[1].payload"),
+    ([{"queue": "q"}], "messages[1].message_type"),
+    ([{"queue": "q", "message_type": "effect", "delay": "soon"}], "messages[1]"),
+    ([{"queue": "q", "message_type": "effect", "max_attempts": "many"}], "messages[1]"),
+]
+
+
+@pytest.mark.parametrize(("messages", "column"), BAD_BULK, ids=[f"{number}-{column}" for number, (_, column) in enumerate(BAD_BULK)])
+def test_a_bad_element_of_a_bulk_is_named_by_its_position_and_nothing_is_stored(sql: Sql, messages: object, column: str) -> None:
+    assert sql.refused("select * from enqueue_messages(%s::jsonb)", json.dumps(messages)) == ("PH001", column)
+    assert sql.value("select count(*) from message_queue") == 0
+
+
+def test_an_unknown_queue_in_a_bulk_is_named_by_its_position(sql: Sql) -> None:
+    messages = [{"queue": "q", "message_type": "effect"}, {"message_type": "effect"}]
+    assert sql.refused("select * from enqueue_messages(%s)", Jsonb(messages)) == ("PH002", "messages[2].queue")

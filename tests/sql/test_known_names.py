@@ -1,0 +1,155 @@
+"""The names that existing callers know, for workers that speak only SQL; upkeep and archive partitions (SPEC Q2)."""
+
+from __future__ import annotations
+
+from tests.sql.client import HOLDER, OTHER, Sql
+
+
+def test_the_next_message_is_leased_for_five_minutes(sql: Sql) -> None:
+    message_id = sql.enqueue(payload={"a": 1})
+    assert sql.rows("select id, payload, lease_expires_at - clock_timestamp() between interval '4 minutes 50 seconds' and interval '5 minutes' "
+                    "from get_next_queue_message('q')") == [(message_id, {"a": 1}, True)]
+    assert sql.rows("select * from get_next_queue_message('q')") == []
+
+
+def test_the_next_message_of_an_unknown_queue_is_refused(sql: Sql) -> None:
+    assert sql.refused("select * from get_next_queue_message('nope')") == ("PH002", "queue")
+
+
+def test_a_sql_worker_can_do_everything_with_known_names(sql: Sql) -> None:
+    message_id = sql.enqueue(max_attempts=2)
+    lease = sql.rows("select id, lease_token from get_next_queue_message('q')")[0]
+    assert sql.value("select release_message_lock(%s, %s)", *lease) is True
+    lease = sql.rows("select id, lease_token from get_next_queue_message('q')")[0]
+    assert sql.value("select schedule_message_retry(%s, %s, '0')", *lease) is not None
+    token = sql.value("select acquire_message_lock(%s, %s)", message_id, HOLDER)
+    assert sql.value("select complete_messages(array[%s::bigint], array[%s::bigint])", message_id, token) == [message_id]
+
+
+def test_one_given_message_is_locked_once(sql: Sql) -> None:
+    first, second = sql.enqueue(), sql.enqueue()
+    token = sql.value("select acquire_message_lock(%s, %s)", second, HOLDER)
+    assert (sql.live(second)["lease_token"], sql.live(second)["attempt"]) == (token, 1)
+    assert sql.value("select acquire_message_lock(%s, %s)", second, OTHER) is None
+    assert sql.claim_one().id == first
+
+
+def test_a_message_that_may_not_start_is_not_locked(sql: Sql) -> None:
+    first, waiting = sql.enqueue(conversation_key="c"), sql.enqueue(conversation_key="c")
+    delayed, expired = sql.enqueue(delay="1 hour"), sql.enqueue(expires_at="2020-01-01")
+    acquire = "select acquire_message_lock(%s, %s)"
+    assert [sql.value(acquire, message_id, HOLDER) for message_id in (waiting, delayed, expired, 10**12)] == [None] * 4
+    sql.rows("select pause_queue('q')")
+    assert sql.value(acquire, first, HOLDER) is None
+    sql.rows("select resume_queue('q')")
+    assert sql.value(acquire, first, HOLDER) is not None
+    assert sql.value(acquire, waiting, HOLDER) is None
+
+
+def test_locking_without_a_holder_is_refused(sql: Sql) -> None:
+    assert sql.refused("select acquire_message_lock(%s, null)", sql.enqueue()) == ("PH001", "holder")
+
+
+def lock(sql: Sql, holder: str, key: str = "c", lease: str = "5 minutes") -> bool | None:
+    return sql.value("select acquire_conversation_lock(%s, %s, %s::interval)", key, holder, lease)
+
+
+def test_a_conversation_lock_has_one_holder_who_may_renew_it(sql: Sql) -> None:
+    assert [lock(sql, holder) for holder in ("ann", "bob", "ann")] == [True, None, True]
+    assert lock(sql, "bob", "d") is True
+    assert sql.value("select release_conversation_lock('c', 'bob')") is None
+    assert sql.value("select release_conversation_lock('c', 'ann')") is True
+    assert lock(sql, "bob") is True
+
+
+def test_a_conversation_lock_ends_by_time(sql: Sql) -> None:
+    lock(sql, "ann")
+    sql.rows("update conversation_locks set expires_at = clock_timestamp() - interval '1 second'")
+    assert lock(sql, "bob") is True
+
+
+def test_an_absurd_conversation_lock_is_refused_by_name(sql: Sql) -> None:
+    for key, holder, lease, column in [(None, "a", "1 minute", "conversation_key"), ("x" * 501, "a", "1 minute", "conversation_key"),
+                                       ("c", None, "1 minute", "holder"), ("c", "", "1 minute", "holder"), ("c", "a", "-1 minute", "lease"),
+                                       ("c", "a", None, "lease"), ("c", "a", "1 year", "lease")]:
+        assert sql.refused("select acquire_conversation_lock(%s, %s, %s::interval)", key, holder, lease) == ("PH001", column)
+
+
+def test_stuck_conversation_locks_are_removed_and_fresh_ones_stay(sql: Sql) -> None:
+    for key, age in [("old", "6 minutes"), ("fresh", "1 minute")]:
+        lock(sql, "ann", key, "1 hour")
+        sql.rows("update conversation_locks set acquired_at = clock_timestamp() - %s::interval where conversation_key = %s", age, key)
+    lock(sql, "ann", "over")
+    sql.rows("update conversation_locks set expires_at = clock_timestamp() where conversation_key = 'over'")
+    assert sql.value("select cleanup_stuck_webhook_conversations()") == 2
+    assert sql.rows("select conversation_key from conversation_locks") == [("fresh",)]
+
+
+def test_upkeep_removes_what_is_over_and_never_a_live_message(sql: Sql) -> None:
+    live = sql.enqueue(dedup_key="young", run_at="2000-01-01")
+    running = sql.claimed(run_at="1999-01-01", dedup_key="old")
+    dead, buried = sql.enqueue(), sql.enqueue()
+    for message_id in (dead, buried):
+        sql.rows("select bury_message(%s)", message_id)
+    sql.rows("update message_queue set created_at = '1999-01-01'")
+    sql.rows("update message_dedup set expires_at = clock_timestamp() - interval '1 second' where dedup_key = 'old'")
+    sql.rows("update dead_letters set dead_at = clock_timestamp() - interval '31 days' where id = %s", buried)
+    sql.rows("update dead_letters set created_at = '1999-01-01'")
+    sql.rows("select store_message_result('old', '1', '-1 second'), store_message_result('new', '1', '1 hour')")
+    sql.rows("select add_rate_limiter('old', 1, '-1 second'), add_rate_limiter('new', 1, '1 hour')")
+    sql.rows("select is_new_message('old'), is_new_message('new')")
+    sql.rows("update processed_messages set first_seen_at = clock_timestamp() - interval '8 days' where external_id = 'old'")
+    assert sql.value("select cleanup_old_messages()") == 5
+    assert [sql.state(message_id) for message_id in (live, running.id, dead, buried)] == ["pending", "running", "dead", None]
+    assert sql.rows("select dedup_key from message_dedup") == [("young",)]
+    assert sql.rows("select result_key from message_results") == sql.rows("select limiter_key from rate_limiters") == [("new",)]
+    assert sql.rows("select external_id from processed_messages") == [("new",)]
+    assert sql.value("select cleanup_old_messages()") == 0
+
+
+def test_upkeep_works_in_bounded_steps(sql: Sql) -> None:
+    for number in range(5):
+        sql.rows("select is_new_message(%s)", str(number))
+    sql.rows("update processed_messages set first_seen_at = '2020-01-01'")
+    assert [sql.value("select cleanup_old_messages(2)") for _ in range(4)] == [2, 2, 1, 0]
+
+
+def partitions(sql: Sql) -> list[str]:
+    return [row[0] for row in sql.rows("select inhrelid::regclass::text from pg_inherits where inhparent = 'message_archive'::regclass order by 1")]
+
+
+def test_archive_partitions_are_made_ahead_once(sql: Sql) -> None:
+    before = partitions(sql)
+    assert sql.value("select ensure_message_archive_partitions(10)") == 11 - len(before)
+    assert sql.value("select ensure_message_archive_partitions(10)") == 0
+    assert len(partitions(sql)) == 11
+    for days in ("-1", "61", "null"):
+        assert sql.refused(f"select ensure_message_archive_partitions({days})") == ("PH001", "days_ahead")
+
+
+def test_partitions_do_not_depend_on_the_time_zone_of_the_session(sql: Sql) -> None:
+    sql.rows("set local time zone 'Pacific/Kiritimati'")
+    sql.rows("select ensure_message_archive_partitions(10)")
+    bounds = sql.rows("select pg_get_expr(c.relpartbound, c.oid), right(c.relname, 8) from pg_class c join pg_inherits i on i.inhrelid = c.oid "
+                      "where i.inhparent = 'message_archive'::regclass")
+    sql.rows("set local time zone 'UTC'")
+    names = sql.rows("select pg_get_expr(c.relpartbound, c.oid), right(c.relname, 8) from pg_class c join pg_inherits i on i.inhrelid = c.oid "
+                     "where i.inhparent = 'message_archive'::regclass")
+    assert len(bounds) == 11
+    for text, day in names:
+        assert f"{day[:4]}-{day[4:6]}-{day[6:]} 00:00:00+00" in text.split("TO")[0]
+
+
+def test_retention_drops_old_partitions_and_keeps_what_a_queue_still_wants(any_database) -> None:
+    for day in ("2020-01-01", "2020-01-02"):
+        any_database.query(f"create table message_archive_{day.replace('-', '')} partition of message_archive "
+                           f"for values from ('{day} 00:00+00') to ('{day} 24:00+00')")
+    with any_database.connect() as connection:
+        sql = Sql(connection)
+        made = len(partitions(sql))
+        sql.set_queue("default", keep_done="3650 days")
+        assert sql.value("select drop_expired_archive_partitions()") == 0
+        sql.set_queue("default", keep_done="7 days")
+        assert sql.value("select drop_expired_archive_partitions()") == 2
+        assert sql.value("select drop_expired_archive_partitions()") == 0
+        assert len(partitions(sql)) == made - 2

@@ -1,0 +1,124 @@
+"""Limits of a queue over the whole fleet: concurrency, per key, rate with burst (SPEC Q8)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from uuid import uuid4
+
+from tests.sql.client import HOLDER, Sql
+from tests.sql.parking import in_background
+
+
+def fill(sql: Sql, count: int, **arguments: object) -> list[int]:
+    return [sql.enqueue(**arguments) for _ in range(count)]
+
+
+def test_max_concurrency_counts_running_messages_of_all_holders(sql: Sql) -> None:
+    sql.set_queue(max_concurrency=3)
+    fill(sql, 10)
+    first = sql.claim(2, holder=uuid4())
+    assert (len(first), len(sql.claim(10, holder=uuid4()))) == (2, 1)
+    assert sql.claim(10) == []
+    sql.complete(first[0])
+    assert len(sql.claim(10)) == 1
+
+
+def test_max_concurrency_holds_when_eight_workers_claim_at_once(clients: Callable[..., Sql]) -> None:
+    workers = [clients() for _ in range(8)]
+    workers[0].set_queue(max_concurrency=5)
+    fill(workers[0], 40)
+    together = threading.Barrier(len(workers))
+
+    def claim(worker: Sql) -> int:
+        together.wait(10)
+        return len(worker.claim(3, holder=uuid4()))
+
+    assert sum(work.result(10) for work in [in_background(claim, worker) for worker in workers]) == 5
+
+
+def test_concurrency_per_key_leaves_other_keys_and_messages_without_key_alone(sql: Sql) -> None:
+    sql.set_queue(max_concurrency_per_key=2)
+    fill(sql, 5, concurrency_key="a")
+    fill(sql, 1, concurrency_key="b")
+    fill(sql, 2)
+    assert sorted(row[0] or "-" for row in claimed_keys(sql, 20)) == ["-", "-", "a", "a", "b"]
+    assert claimed_keys(sql, 20) == []
+
+
+def test_a_key_that_is_full_is_passed_over_even_with_a_limit_of_one(sql: Sql) -> None:
+    sql.set_queue(max_concurrency_per_key=1)
+    fill(sql, 15, concurrency_key="a")
+    fill(sql, 1, concurrency_key="b")
+    assert [claimed_keys(sql, 1) for _ in range(3)] == [[("a",)], [("b",)], []]
+
+
+def test_concurrency_per_key_goes_on_when_one_finished(sql: Sql) -> None:
+    sql.set_queue(max_concurrency_per_key=1)
+    fill(sql, 2, concurrency_key="a")
+    lease = sql.claim(10)[0]
+    assert sql.claim(10) == []
+    sql.complete(lease)
+    assert len(sql.claim(10)) == 1
+
+
+def claimed_keys(sql: Sql, limit: int) -> list[tuple]:
+    return sql.rows("select m.concurrency_key from claim_messages(%s, '{q}', %s) c join message_queue m using (id)", HOLDER, limit)
+
+
+def test_acquiring_one_message_respects_the_limit_of_its_key(sql: Sql) -> None:
+    sql.set_queue(max_concurrency_per_key=1)
+    first, second = fill(sql, 2, concurrency_key="a")
+    assert sql.value("select acquire_message_lock(%s, %s)", first, HOLDER) is not None
+    assert sql.value("select acquire_message_lock(%s, %s)", second, HOLDER) is None
+
+
+def stop_the_clock_of_the_bucket(sql: Sql, seconds_ago: float = 0) -> None:
+    """The bucket was refilled `seconds_ago`; a long interval, so that the test's own time adds nothing."""
+    sql.rows("update queues set rate_refilled_at = clock_timestamp() - make_interval(secs => %s) where name = 'q'", seconds_ago)
+
+
+def test_a_rate_limit_allows_its_burst_and_then_its_rate(sql: Sql) -> None:
+    sql.set_queue(rate_limit=2, rate_interval="100 seconds", rate_burst=5)
+    fill(sql, 20)
+    assert [len(sql.claim(10)) for _ in range(2)] == [5, 0]
+    stop_the_clock_of_the_bucket(sql, 51)
+    assert [len(sql.claim(10)) for _ in range(2)] == [1, 0]
+    stop_the_clock_of_the_bucket(sql, 101)
+    assert len(sql.claim(10)) == 2
+
+
+def test_a_bucket_never_holds_more_than_the_burst(sql: Sql) -> None:
+    sql.set_queue(rate_limit=2, rate_interval="1 second", rate_burst=3)
+    fill(sql, 20)
+    stop_the_clock_of_the_bucket(sql, 1_000_000)
+    assert len(sql.claim(10)) == 3
+
+
+def test_without_a_burst_the_bucket_holds_the_rate(sql: Sql) -> None:
+    sql.set_queue(rate_limit=4, rate_interval="1 hour")
+    fill(sql, 20)
+    assert [len(sql.claim(10)) for _ in range(2)] == [4, 0]
+
+
+def test_acquiring_one_message_spends_a_start_of_the_rate_limit(sql: Sql) -> None:
+    sql.set_queue(rate_limit=1, rate_interval="1 hour")
+    first, second = fill(sql, 2)
+    assert sql.value("select acquire_message_lock(%s, %s)", first, HOLDER) is not None
+    assert sql.value("select acquire_message_lock(%s, %s)", second, HOLDER) is None
+    assert sql.claim() == []
+
+
+def test_changing_another_setting_does_not_refill_the_bucket(sql: Sql) -> None:
+    sql.set_queue(rate_limit=1, rate_interval="1 hour")
+    fill(sql, 2)
+    assert len(sql.claim(10)) == 1
+    sql.set_queue(max_attempts=5)
+    assert sql.claim(10) == []
+
+
+def test_limits_together_allow_the_smallest(sql: Sql) -> None:
+    sql.set_queue(rate_limit=7, rate_interval="1 hour", max_concurrency=4, max_concurrency_per_key=2)
+    fill(sql, 5, concurrency_key="a")
+    fill(sql, 9)
+    assert len(sql.claim(10)) == 4

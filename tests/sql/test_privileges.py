@@ -1,0 +1,145 @@
+"""Least privilege: what a producer and a reader may do, and everything else that they may not (SPEC O9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+
+from tests.sql.client import HOLDER, Sql
+from tests.sql.parking import blocked_behind, in_background
+from tests.support.postgres import Database
+
+DENIED = "42501"
+#: What a producer is for; the arguments make each call valid.
+PRODUCER_CALLS = [
+    "enqueue_message('q', 'effect')", "enqueue_message('q', 'effect', p_dedup_key => 'k')",
+    """enqueue_messages('[{"queue": "q", "message_type": "effect"}]')""", "is_new_message('w')", "mark_message_processed('w')",
+    "acquire_conversation_lock('c', 'ann')", "release_conversation_lock('c', 'ann')", "wake_queue('q')", "get_message_result('k')",
+]
+
+
+@pytest.fixture
+def as_role(shared_database: Database) -> Iterator[Callable[[str], Sql]]:
+    """Clients in a role, each in a transaction that is rolled back; the queue `q` and one message exist in it."""
+    made: list[psycopg.Connection] = []
+
+    def connect(role: str) -> Sql:
+        connection = shared_database.connect(admin=True)
+        connection.autocommit = False
+        made.append(connection)
+        client = Sql(connection)
+        client.rows("select declare_queue('q')")
+        client.enqueue(payload={"secret": 1}, dedup_key="before")
+        client.rows("update message_queue set created_at = clock_timestamp() - interval '2 seconds'")
+        client.rows(f"set local role {role}")
+        return client
+
+    yield connect
+    for connection in made:
+        connection.rollback()
+        connection.close()
+
+
+@pytest.mark.parametrize("call", PRODUCER_CALLS)
+def test_a_producer_can_produce(as_role: Callable[[str], Sql], call: str) -> None:
+    producer = as_role("packhorse_producer")
+    assert len(producer.rows(f"select {call}")) == 1
+
+
+def test_a_producer_gets_the_id_of_a_duplicate(as_role: Callable[[str], Sql]) -> None:
+    producer = as_role("packhorse_producer")
+    first = producer.enqueue_row(dedup_key="k")
+    assert producer.enqueue_row(dedup_key="k") == (first[0], True)
+
+
+def test_a_producer_is_told_what_was_wrong_with_its_arguments(as_role: Callable[[str], Sql]) -> None:
+    producer = as_role("packhorse_producer")
+    assert producer.enqueue_refused(priority=0) == ("PH001", "priority")
+    assert producer.enqueue_refused("nope") == ("PH002", "queue")
+
+
+def functions(sql: Sql) -> list[tuple[str, str]]:
+    return sql.rows("select p.proname, p.oid::regprocedure::text from pg_proc p join pg_namespace n on n.oid = p.pronamespace "
+                    "where n.nspname = 'public' order by 1")
+
+
+def test_a_producer_can_call_nothing_else(as_role: Callable[[str], Sql]) -> None:
+    producer = as_role("packhorse_producer")
+    allowed = {name for name, signature in functions(producer) if producer.value("select has_function_privilege(%s, 'execute')", signature)}
+    assert allowed == {
+        "enqueue_message", "enqueue_messages", "check_enqueue_arguments", "check_lease", "refuse_argument", "require_queue", "wake_queue",
+        "is_new_message", "mark_message_processed", "acquire_conversation_lock", "release_conversation_lock", "get_message_result"}
+
+
+@pytest.mark.parametrize("statement", [
+    "select payload from message_queue", "select id from message_queue", "select * from message_queue", "select payload from all_messages", "select * from dead_letters",
+    "select * from message_archive", "select * from operator_actions", "select * from workers", "update message_queue set priority = 1",
+    "delete from message_queue", "insert into message_queue (queue, message_type, state) values ('q', 'effect', 'blocked')",
+    "insert into message_queue (queue, message_type, attempt) values ('q', 'effect', 5)", "update queues set max_attempts = 1",
+    "delete from queues", "select * from queues", "delete from message_dedup", "truncate message_queue", "delete from processed_messages",
+    f"select * from claim_messages('{HOLDER}', '{{q}}')", "select complete_messages('{1}', '{1}')", "select cancel_message(1)",
+    "select nextval('message_lease_token_seq')", "update queue_wakeups set wake_until = null",
+])
+def test_a_producer_cannot_do_anything_else(as_role: Callable[[str], Sql], statement: str) -> None:
+    assert as_role("packhorse_producer").refused(statement)[0] == DENIED
+
+
+def test_a_producer_that_waits_behind_a_migration_still_enqueues(clients: Callable[..., Sql]) -> None:
+    """No right of a producer depends on how long its statement takes."""
+    watcher, owner, producer = clients(), clients(admin=True), clients(admin=True)
+    producer.rows("set role packhorse_producer")
+    with owner.connection.transaction():
+        owner.rows("lock table message_queue in access exclusive mode")
+        answer = in_background(producer.enqueue)
+        blocked_behind(watcher, producer, owner)
+        owner.rows("select pg_sleep(1.1)")  # longer than any grace that a policy on created_at would give
+    assert watcher.state(answer.result(10)) == "pending"
+
+
+READABLE = ["all_messages", "blocked_conversations", "message_queue_health", "dead_letter_groups", "queues", "message_queue", "message_archive",
+            "dead_letters", "operator_actions", "workers", "message_types", "explain_message(1)"]
+
+
+@pytest.mark.parametrize("what", READABLE)
+def test_a_reader_can_look(as_role: Callable[[str], Sql], what: str) -> None:
+    as_role("packhorse_reader").rows(f"select * from {what}")
+
+
+def test_a_reader_sees_every_row(as_role: Callable[[str], Sql]) -> None:
+    assert as_role("packhorse_reader").rows("select payload from all_messages") == [({"secret": 1},)]
+
+
+@pytest.mark.parametrize("statement", [
+    "select enqueue_message('q', 'effect')", f"select * from claim_messages('{HOLDER}', '{{q}}')", "select pause_queue('q')",
+    "update message_queue set priority = 1", "delete from dead_letters", "insert into queues (name) values ('r')",
+    "delete from operator_actions", "select redrive_dead_letters(p_queue => 'q')", "select cleanup_old_messages()",
+    "select ensure_message_archive_partitions()", "select nextval('message_queue_id_seq')",
+])
+def test_a_reader_can_only_look(as_role: Callable[[str], Sql], statement: str) -> None:
+    assert as_role("packhorse_reader").refused(statement)[0] == DENIED
+
+
+@pytest.mark.parametrize("statement", [
+    "drop table message_queue", "alter table message_queue disable row level security", "truncate message_archive",
+    "delete from operator_actions", "update operator_actions set reason = 'x'", "create table elsewhere (id integer)",
+    "drop function pause_queue(text, text)", "delete from packhorse_migrations",
+])
+def test_a_worker_cannot_change_the_schema_or_the_audit_trail(as_role: Callable[[str], Sql], statement: str) -> None:
+    worker = as_role("packhorse_worker")
+    if statement.startswith("create table") and worker.connection.info.server_version < 150000:
+        pytest.skip("before PostgreSQL 15 everybody may create in the schema public")
+    assert worker.refused(statement)[0] == DENIED
+
+
+def test_roles_have_no_special_rights(shared_database: Database) -> None:
+    rows = shared_database.query("select rolname from pg_roles where rolname like 'packhorse_%' "
+                                 "and (rolsuper or rolbypassrls or rolcreaterole or rolcreatedb or rolreplication)")
+    assert rows == []
+
+
+def test_partitions_are_closed_to_direct_access(as_role: Callable[[str], Sql]) -> None:
+    worker = as_role("packhorse_worker")
+    partition = worker.value("select inhrelid::regclass::text from pg_inherits where inhparent = 'message_archive'::regclass limit 1")
+    assert worker.refused(f"select * from {partition}")[0] == DENIED

@@ -1,0 +1,118 @@
+"""Queues: declare, set, pause, resume, and the wake-up hint (SPEC Q8, Q10)."""
+
+from __future__ import annotations
+
+import pytest
+from psycopg.types.json import Jsonb
+
+from tests.sql.client import Sql
+
+
+def actions(sql: Sql) -> list[tuple]:
+    return sql.rows("select action, operator, details ->> 'queue' from operator_actions order by id")
+
+
+def test_declaring_a_queue_twice_says_which_was_first(sql: Sql) -> None:
+    assert sql.value("select declare_queue('a')") is True
+    assert sql.value("select declare_queue('a')") is False
+
+
+@pytest.mark.parametrize("name", ["", "1a", "a b", "x" * 101, "a'b", None, "é"])
+def test_a_bad_queue_name_is_refused(sql: Sql, name: str | None) -> None:
+    assert sql.refused("select declare_queue(%s)", name) == ("PH001", "queue")
+
+
+def test_settings_are_changed_and_the_act_is_recorded(sql: Sql) -> None:
+    sql.rows("select set_queue('q', %s, 'ann')", Jsonb({"max_attempts": 9, "backoff_max": "1 hour", "on_dead": "block"}))
+    row = sql.row("select * from queues where name = 'q'")
+    assert (row["max_attempts"], row["backoff_max"].total_seconds(), row["on_dead"], row["crash_limit"]) == (9, 3600, "block", 3)
+    assert actions(sql) == [("set_queue", "ann", "q")]
+
+
+def test_null_resets_a_limit(sql: Sql) -> None:
+    sql.set_queue(max_concurrency=1, rate_limit=5)
+    sql.set_queue(max_concurrency=None)
+    row = sql.row("select * from queues where name = 'q'")
+    assert (row["max_concurrency"], row["rate_limit"]) == (None, 5)
+
+
+BAD_SETTINGS = [
+    {"max_concurrency": 0}, {"max_concurrency": "many"}, {"max_concurrency": 1e30}, {"max_concurrency_per_key": -1}, {"rate_limit": 0},
+    {"rate_interval": "0"}, {"rate_interval": "soon"}, {"rate_interval": "1e30 days"}, {"rate_interval": None}, {"rate_burst": 0},
+    {"keep_done": "-1 day"}, {"keep_done": "infinity"}, {"max_attempts": 0}, {"max_attempts": None}, {"crash_limit": 1001},
+    {"backoff_initial": "1 hour", "backoff_max": "1 minute"}, {"backoff_multiplier": 0.5}, {"backoff_multiplier": "NaN"},
+    {"backoff_multiplier": "1e400"}, {"backoff_jitter": 1.5}, {"on_dead": "explode"}, {"on_dead": 5}, {"max_attempts": [1]},
+]
+
+
+@pytest.mark.parametrize("settings", BAD_SETTINGS, ids=str)
+def test_a_setting_out_of_range_is_refused_and_changes_nothing(sql: Sql, settings: dict) -> None:
+    before = sql.rows("select q::text from queues q where name = 'q'")
+    assert sql.refused("select set_queue('q', %s)", Jsonb(settings)) == ("PH001", "settings")
+    assert sql.rows("select q::text from queues q where name = 'q'") == before
+    assert actions(sql) == []
+
+
+def test_an_unknown_setting_is_named(sql: Sql) -> None:
+    assert sql.refused("select set_queue('q', %s)", Jsonb({"paused_at": "2020-01-01"})) == ("PH001", "paused_at")
+    assert sql.refused("select set_queue('q', '[]')") == ("PH001", "settings")
+    assert sql.refused("select set_queue('q', null)") == ("PH001", "settings")
+
+
+@pytest.mark.parametrize("call", ["set_queue('nope', '{}')", "pause_queue('nope')", "resume_queue('nope')", "require_queue('nope')"])
+def test_an_unknown_queue_is_refused(sql: Sql, call: str) -> None:
+    assert sql.refused(f"select {call}") == ("PH002", "queue")
+
+
+def test_a_paused_queue_gives_nothing_until_it_is_resumed(sql: Sql) -> None:
+    message_id = sql.enqueue()
+    assert sql.value("select pause_queue('q', 'ann')") is True
+    assert sql.value("select pause_queue('q', 'bob')") is False
+    assert sql.claim() == []
+    assert sql.value("select resume_queue('q', 'bob')") is True
+    assert sql.value("select resume_queue('q', 'bob')") is False
+    assert [lease.id for lease in sql.claim()] == [message_id]
+    assert actions(sql) == [("pause_queue", "ann", "q"), ("resume_queue", "bob", "q")]
+
+
+def test_a_running_message_of_a_paused_queue_can_finish(sql: Sql) -> None:
+    lease = sql.claimed()
+    sql.rows("select pause_queue('q')")
+    assert sql.complete(lease) == [lease.id]
+
+
+def notifications(client: Sql) -> list[str]:
+    return [notify.payload for notify in client.connection.notifies(timeout=0.2)]
+
+
+def test_a_producer_notifies_only_while_somebody_sleeps(clients) -> None:
+    listener, producer = clients(), clients()
+    listener.rows("listen packhorse_wake")
+    producer.enqueue()
+    assert notifications(listener) == []
+    listener.rows("select announce_sleep('{q}')")
+    producer.enqueue()
+    producer.enqueue(delay="1 hour")
+    assert notifications(listener) == ["q", "q"], "also for the later one: the sleeper sets its alarm"
+    listener.rows("select announce_busy('q')")
+    producer.enqueue()
+    assert notifications(listener) == ["q"], "only the busy worker's own call, which wakes the other sleepers"
+
+
+def test_announcing_sleep_again_writes_only_when_half_of_the_time_is_over(sql: Sql) -> None:
+    sql.rows("select announce_sleep('{q}', '30 seconds')")
+    first = sql.rows("select ctid, wake_until from queue_wakeups where queue = 'q'")
+    sql.rows("select announce_sleep('{q}', '30 seconds')")
+    assert sql.rows("select ctid, wake_until from queue_wakeups where queue = 'q'") == first
+    sql.rows("update queue_wakeups set wake_until = clock_timestamp() + interval '10 seconds' where queue = 'q'")
+    sql.rows("select announce_sleep('{q}', '30 seconds')")
+    assert sql.value("select wake_until > clock_timestamp() + interval '20 seconds' from queue_wakeups where queue = 'q'")
+
+
+def test_an_announcement_ends_by_time(clients) -> None:
+    listener, producer = clients(), clients()
+    listener.rows("listen packhorse_wake")
+    listener.rows("select announce_sleep('{q}')")
+    listener.rows("update queue_wakeups set wake_until = clock_timestamp() - interval '1 second'")
+    producer.enqueue()
+    assert notifications(listener) == []

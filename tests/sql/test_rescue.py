@@ -1,0 +1,157 @@
+"""Workers, heartbeats, rescue, quarantine, unknown types (SPEC P2, P5, W1b, W5)."""
+
+from __future__ import annotations
+
+from uuid import UUID, uuid4
+
+import pytest
+
+from tests.sql.client import HOLDER, OTHER, Lease, Sql
+
+
+def register(sql: Sql, holder: UUID = HOLDER, types: tuple[str, ...] = ("effect",)) -> None:
+    sql.rows("select register_worker(%s, 'host', 1, '1', '{q}', %s, 8, '30 seconds')", holder, list(types))
+
+
+def beat(sql: Sql, *leases: Lease, holder: UUID = HOLDER) -> list[tuple]:
+    return sql.rows("select id, lease_held, cancel_requested from beat_worker(%s, %s::bigint[], %s::bigint[], '1 minute')",
+                    holder, [lease.id for lease in leases], [lease.token for lease in leases])
+
+
+def test_a_registered_worker_declares_its_queues_and_types(sql: Sql) -> None:
+    sql.rows("select register_worker(%s, 'host', 7, '1.0', '{fresh,q}', '{a,b}', 8, '30 seconds')", HOLDER)
+    assert sql.rows("select name from queues where name = 'fresh'") == [("fresh",)]
+    assert sql.rows("select name from message_types order by name") == [("a",), ("b",)]
+    assert sql.rows("select hostname, pid, state from workers") == [("host", 7, "running")]
+    assert sql.value("select deregister_worker(%s)", HOLDER) is True
+    assert sql.rows("select deregister_worker(%s)", HOLDER) == [(None,)]
+
+
+def test_a_beat_extends_every_held_lease_and_is_silent_when_all_is_well(sql: Sql) -> None:
+    register(sql)
+    held = [sql.claimed() for _ in range(3)]
+    sql.rows("update message_queue set lease_expires_at = clock_timestamp() + interval '1 second'")
+    assert beat(sql, *held) == []
+    assert sql.value("select min(lease_expires_at) > clock_timestamp() + interval '50 seconds' from message_queue")
+
+
+def test_a_beat_names_what_is_lost_and_what_is_to_be_cancelled(sql: Sql) -> None:
+    register(sql)
+    kept, lost, unwanted = (sql.claimed() for _ in range(3))
+    sql.crash(lost)
+    sql.rows("select cancel_message(%s)", unwanted.id)
+    assert sorted(beat(sql, kept, lost, unwanted)) == [(lost.id, False, False), (unwanted.id, True, True)]
+
+
+def test_a_beat_records_state_and_counters(sql: Sql) -> None:
+    register(sql)
+    sql.rows("select * from beat_worker(%s, '{}', '{}', '1 minute', 'draining', 17, 4)", HOLDER)
+    assert sql.rows("select state, running, done_total, failed_total from workers") == [("draining", 0, 17, 4)]
+
+
+def test_a_beat_keeps_the_types_of_the_worker_alive(sql: Sql) -> None:
+    register(sql, types=("mine",))
+    sql.rows("update message_types set last_seen_at = clock_timestamp() - interval '2 minutes'")
+    beat(sql)
+    assert sql.value("select last_seen_at > clock_timestamp() - interval '1 minute' from message_types where name = 'mine'")
+
+
+def test_silent_workers_are_forgotten_and_their_messages_are_not_touched(sql: Sql) -> None:
+    register(sql)
+    lease = sql.claimed()
+    sql.rows("update workers set last_seen_at = clock_timestamp() - interval '11 minutes'")
+    assert sql.value("select forget_dead_workers()") == 1
+    assert sql.state(lease.id) == "running"
+
+
+def test_rescue_returns_what_is_over_and_nothing_else(sql: Sql) -> None:
+    over, held = sql.claimed(), sql.claimed()
+    assert sql.value("select rescue_expired_messages()") == 0
+    assert sql.crash(over) == 1
+    assert (sql.state(over.id), sql.state(held.id)) == ("pending", "running")
+
+
+def test_rescue_needs_no_row_in_workers(sql: Sql) -> None:
+    lease = sql.claimed()
+    sql.rows("delete from workers")
+    assert sql.value("select cleanup_stale_message_locks()") == 0
+    assert sql.crash(lease) == 1
+
+
+def test_rescue_is_bounded_and_ends(sql: Sql) -> None:
+    for _ in range(7):
+        sql.enqueue()
+    assert len(sql.claim(10)) == 7
+    sql.rows("update message_queue set lease_expires_at = clock_timestamp() - interval '1 second'")
+    assert [sql.value("select rescue_expired_messages(3)") for _ in range(4)] == [3, 3, 1, 0]
+
+
+def test_a_crash_costs_no_attempt_is_counted_apart_and_waits_for_the_backoff(sql: Sql) -> None:
+    sql.set_queue(backoff_initial="60 seconds", backoff_max="100 seconds")
+    lease = sql.claimed(max_attempts=1)
+    sql.crash(lease)
+    row = sql.live(lease.id)
+    assert (row["state"], row["attempt"], row["crashes"]) == ("pending", 0, 1)
+    assert sql.value("select run_at > clock_timestamp() + interval '50 seconds' from message_queue where id = %s", lease.id)
+    assert [(entry["event"], entry["error_class"]) for entry in row["history"]] == [("crash", "WorkerLost")]
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_a_message_that_kills_its_process_is_quarantined_at_the_crash_limit(sql: Sql, limit: int) -> None:
+    sql.set_queue(crash_limit=limit)
+    message_id = sql.enqueue()
+    for _ in range(limit):
+        assert sql.state(message_id) == "pending"
+        sql.crash(sql.claim_one())
+        sql.due_now()
+    row = sql.dead(message_id)
+    assert (row["reason"], row["crashes"], row["attempt"], row["error_class"]) == ("quarantined", limit, 0, "WorkerLost")
+
+
+def test_errors_and_crashes_are_counted_apart(sql: Sql) -> None:
+    sql.set_queue(max_attempts=3, crash_limit=3)
+    message_id = sql.enqueue()
+    for number in range(2):
+        sql.fail(sql.claim_one())
+        sql.due_now()
+        sql.crash(sql.claim_one())
+        sql.due_now()
+        row = sql.live(message_id)
+        assert (row["attempt"], row["crashes"]) == (number + 1, number + 1)
+    assert sql.fail(sql.claim_one()) == "dead"
+
+
+def test_a_parent_returns_what_its_child_held_and_only_started_messages_are_suspects(sql: Sql) -> None:
+    register(sql)
+    started, unstarted = sql.claimed(), sql.claimed()
+    foreign = sql.enqueue()
+    assert [lease.id for lease in sql.claim(1, holder=OTHER)] == [foreign]
+    assert sql.value("select recover_worker(%s, array[%s::bigint], 'killed by signal 9')", HOLDER, started.id) == 2
+    assert [sql.live(lease.id)["crashes"] for lease in (started, unstarted)] == [1, 0]
+    assert [sql.live(lease.id)["attempt"] for lease in (started, unstarted)] == [0, 0]
+    assert sql.state(foreign) == "running"
+    assert sql.rows("select id from workers") == []
+    assert [entry["event"] for entry in sql.live(unstarted.id)["history"]] == ["release"]
+
+
+def test_recovering_twice_returns_nothing_more(sql: Sql) -> None:
+    sql.claimed()
+    assert [sql.value("select recover_worker(%s, null)", HOLDER) for _ in range(2)] == [1, 0]
+
+
+def test_a_message_of_a_type_without_worker_is_buried_after_the_stated_time(sql: Sql) -> None:
+    register(sql, uuid4(), ("known",))
+    sql.rows("update message_types set last_seen_at = clock_timestamp() - interval '59 minutes'")
+    unknown = sql.enqueue(message_type="unknown", run_at="2020-01-01")
+    known = sql.enqueue(message_type="known", run_at="2020-01-01")
+    fresh = sql.enqueue(message_type="unknown")
+    assert sql.value("select bury_unknown_types('1 hour')") == 1
+    assert [sql.state(message_id) for message_id in (unknown, known, fresh)] == ["dead", "pending", "pending"]
+    assert (sql.dead(unknown)["reason"], sql.dead(unknown)["error_class"]) == ("unknown_type", "UnknownMessageType")
+
+
+def test_a_type_that_no_worker_has_named_for_the_stated_time_is_unknown_again(sql: Sql) -> None:
+    register(sql, types=("old",))
+    sql.rows("update message_types set last_seen_at = clock_timestamp() - interval '2 hours'")
+    message_id = sql.enqueue(message_type="old", run_at="2020-01-01")
+    assert sql.value("select bury_unknown_types('1 hour')") == 1 and sql.state(message_id) == "dead"

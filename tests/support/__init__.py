@@ -1,0 +1,1 @@
+"""What tests share: servers, processes, waiting, actors. Production code never imports from here."""

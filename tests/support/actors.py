@@ -1,0 +1,88 @@
+"""Actors of the process tests. Each start and each effect is one line in the ledger."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import dramatiq
+
+import worker
+from tests.support.notes import nap, note
+
+
+@dramatiq.actor(queue_name="default", actor_name="effect")
+def effect(key: str, seconds: float = 0.0) -> None:
+    note("start", key)
+    if seconds:
+        nap(seconds)
+    note("effect", key)
+
+
+@dramatiq.actor(queue_name="default", actor_name="fails", max_backoff=200, min_backoff=50)
+def fails(key: str, times: int = 10**9) -> None:
+    note("start", key)
+    message = worker.current_message()
+    assert message is not None
+    if message.attempt <= times:
+        raise RuntimeError(f"attempt {message.attempt} of {key} fails")
+    note("effect", key)
+
+
+@dramatiq.actor(queue_name="default", actor_name="poison")
+def poison(key: str) -> None:
+    note("start", key)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dramatiq.actor(queue_name="default", actor_name="sleeper", time_limit=600_000)
+def sleeper(key: str, seconds: float = 60.0) -> None:
+    note("start", key)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:  # interruptible: many short naps
+        nap(0.01)
+    note("effect", key)
+
+
+@dramatiq.actor(queue_name="default", actor_name="stuck", time_limit=300, hard_time_limit=300)
+def stuck(key: str) -> None:
+    note("start", key)
+    time.sleep(3600)  # one C call: no exception can get in
+
+
+@dramatiq.actor(queue_name="default", actor_name="transactional", transactional=True)
+def transactional(key: str, fail: bool = False) -> None:
+    note("start", key)
+    worker.current_connection().execute("insert into effects (key) values (%s)", (key,))
+    if fail and (worker.current_message() or 0).attempt == 1:  # type: ignore[union-attr]
+        raise RuntimeError("after the effect, before the commit")
+
+
+@dramatiq.actor(queue_name="default", actor_name="talk")
+def talk(conversation: str, number: int, seconds: float = 0.0) -> None:
+    note("start", f"{conversation}:{number}")
+    if seconds:
+        nap(seconds)
+    note("effect", f"{conversation}:{number}")
+
+
+@dramatiq.actor(queue_name="default", actor_name="outcome", max_backoff=50, min_backoff=10)
+def outcome(key: str, kind: str) -> None:
+    note("start", key)
+    message = worker.current_message()
+    assert message is not None
+    if kind == "dead":
+        raise worker.Bury("as asked")
+    if kind == "cancelled":
+        raise worker.Cancel("as asked")
+    if kind == "retried" and message.attempt == 1:
+        raise RuntimeError("the first attempt fails")
+    note("effect", key)
+
+
+@dramatiq.actor(queue_name="default", actor_name="leaks", max_retries=0)
+def leaks(secret: str) -> str:
+    """Fails with its payload in the text of the error, as careless code does."""
+    note("start", "leaks")
+    raise ValueError(f"cannot handle {secret}")

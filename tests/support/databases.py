@@ -1,0 +1,39 @@
+"""One database for a whole file of quick tests, emptied before each: cheaper than a clone per test.
+
+Use it by two fixtures in the file:
+
+    @pytest.fixture(scope="module")
+    def one_database(server):
+        yield from one(server)
+
+    @pytest.fixture
+    def database(one_database):
+        return emptied(one_database)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from psycopg import sql
+
+from tests.support.postgres import Database, Server
+
+_TABLES = """select relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p') and not relispartition
+             and relname <> 'packhorse_migrations'"""
+
+
+def one(server: Server) -> Iterator[Database]:
+    """A database that is dropped at the end."""
+    database = server.create_database()
+    yield database
+    database.drop()
+
+
+def emptied(database: Database) -> Database:
+    """The same database as it was after its migrations: no rows, one queue with default settings."""
+    with database.connect(admin=True) as connection:
+        names = [sql.Identifier(row[0]) for row in connection.execute(_TABLES)]
+        connection.execute(sql.SQL("truncate {} restart identity").format(sql.SQL(", ").join(names)))
+        connection.execute("select declare_queue('default')")
+    return database

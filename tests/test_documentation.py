@@ -1,0 +1,59 @@
+"""Documentation is part of the product: what exists is documented, and what is documented exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from worker import exits
+from worker.config import Settings
+from worker.states import TRANSITIONS
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+def test_every_setting_is_documented_with_its_default():
+    text = (DOCS / "configuration.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", text.split("Rules across settings")[0], re.MULTILINE))
+    assert set(rows) == set(Settings.model_fields)
+    for name, field in Settings.model_fields.items():
+        expected = "none" if field.default is None else "empty" if field.default == () else str(field.default)
+        assert rows[name].strip() == expected, name
+
+
+def test_every_setting_has_a_sentence():
+    assert [name for name, field in Settings.model_fields.items() if not (field.description or "").rstrip().endswith((".", ";"))] == []
+
+
+def test_the_lifecycle_table_is_the_transition_table():
+    rows = re.findall(r"^\| (\w+) \| (\w+) \| (\w+) \|", (DOCS / "lifecycle.md").read_text(), re.MULTILINE)
+    documented = {(source, verb): target for source, verb, target in rows if source != "from"}
+    assert documented == {(str(s), verb): str(t) for s, verbs in TRANSITIONS.items() for verb, t in verbs.items()}
+
+
+def test_every_function_and_view_of_the_schema_is_documented():
+    text = (DOCS / "sql-api.md").read_text()
+    source = "\n".join(path.read_text() for path in (ROOT / "migrations").glob("0*.sql"))
+    names = set(re.findall(r"^create (?:or replace )?(?:function|view) (\w+)", source, re.MULTILINE))
+    assert sorted(name for name in names if f"`{name}" not in text) == []
+
+
+def test_every_queue_setting_is_documented():
+    text = (DOCS / "configuration.md").read_text().split("## Queue settings")[1]
+    source = (ROOT / "migrations" / "0005_create_queue_functions.sql").read_text()
+    known = re.findall(r"'(\w+)'", source.split("v_known constant text[] := array[")[1].split("];")[0])
+    assert [name for name in known if f"`{name}`" not in text] == []
+
+
+def test_exit_codes_are_documented():
+    text = (DOCS / "operations.md").read_text()
+    for name, value in vars(exits).items():
+        if name.startswith("EXIT_"):
+            assert re.search(rf"^\| {value} \|", text, re.MULTILINE), f"{name} = {value}"
+
+
+def test_documents_link_to_files_that_exist():
+    for page in [ROOT / "README.md", *DOCS.glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

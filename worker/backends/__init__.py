@@ -1,0 +1,55 @@
+"""Result and rate-limiter backends (SPEC W1): on Postgres; dramatiq's own on Redis when redis_url is configured.
+
+    broker.add_middleware(Results(backend=result_backend(broker)))
+    broker.add_middleware(GroupCallbacks(rate_limiter_backend(broker)))
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from dramatiq.rate_limits import RateLimiterBackend
+from dramatiq.results import ResultBackend
+
+from worker.backends.rate_limits import PostgresRateLimiterBackend
+from worker.backends.results import PostgresResultBackend
+from worker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from worker.broker import PostgresBroker
+
+__all__ = ["PostgresRateLimiterBackend", "PostgresResultBackend", "rate_limiter_backend", "result_backend"]
+
+
+def result_backend(broker: PostgresBroker) -> ResultBackend:
+    """The result backend that the broker's settings ask for. Raises ConfigError when redis_url is set and redis is not installed."""
+    url = _redis_url(broker)
+    if url is None:
+        return PostgresResultBackend(broker=broker)
+    return _redis("dramatiq.results.backends.redis", url)  # type: ignore[no-any-return]
+
+
+def rate_limiter_backend(broker: PostgresBroker) -> RateLimiterBackend:
+    """The rate-limiter backend that the broker's settings ask for. Raises ConfigError like result_backend."""
+    url = _redis_url(broker)
+    if url is None:
+        return PostgresRateLimiterBackend(broker=broker)
+    return _redis("dramatiq.rate_limits.backends.redis", url)  # type: ignore[no-any-return]
+
+
+def _redis_url(broker: PostgresBroker) -> str | None:
+    url = broker.settings.redis_url
+    return None if url is None else url.get_secret_value() or None
+
+
+def _redis(module: str, url: str) -> Any:
+    """dramatiq's RedisBackend of a module; the redis package is optional."""
+    try:
+        backend = importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(["redis_url: the redis package is not installed; pip install 'packhorse[redis]', or leave redis_url unset"]) from error
+    try:
+        return backend.RedisBackend(url=url)
+    except ValueError as error:  # redis-py refuses the scheme; its text names the schemes, not the URL
+        raise ConfigError([f"redis_url: not a Redis URL (redis://host:6379/0): {error}"]) from error

@@ -1,0 +1,151 @@
+"""What the commands share: option types, settings, the connection, who acts."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from worker.cli.errors import CommandError, usage
+from worker.config import Settings, load_settings
+from worker.db.connection import DeadlineConnection
+from worker.exits import EXIT_UNAVAILABLE
+
+#: Deadline of an operator's statement: some count a whole queue.
+READ_SECONDS = 60.0
+MIGRATE_SECONDS = 600.0
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+def seconds(text: str) -> float:
+    """`90`, `90s`, `5m`, `2h`, `7d`, `1h30m` as seconds."""
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[smhdw])", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise typer.BadParameter(f"{text[:40]!r} is not a duration; write 90s, 5m, 2h or 7d")
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+def moment(text: str) -> datetime:
+    """An ISO 8601 time with its zone."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text[:40]!r} is not an ISO 8601 time; write 2030-01-31T12:00:00+00:00") from None
+    if found.tzinfo is None:
+        raise typer.BadParameter(f"{text[:40]!r} has no time zone; append +00:00 or Z")
+    return found
+
+
+def duration(name: str, text: str) -> Any:
+    """An option that takes a duration, in seconds for the command."""
+    return typer.Option(name, parser=seconds, metavar="DURATION", help=text)
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document; errors as JSON on stderr.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Most rows to print.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Operator = Annotated[str | None, typer.Option("--operator", help="Who acts, for the record; default: the login name.")]
+Reason = Annotated[str | None, typer.Option("--reason", help="Why, for the record.")]
+Queue = Annotated[str | None, typer.Option("--queue", "-q", help="Only this queue.")]
+
+
+def operator_name(given: str | None) -> str:
+    """Who is recorded as having acted."""
+    if given:
+        return given
+    try:
+        return getpass.getuser()  # LOGNAME, USER, then the password database
+    except (KeyError, OSError):
+        return "unknown"
+
+
+def confirmed(question: str, yes: bool) -> None:
+    """Ask before what cannot be taken back; raises CommandError when the answer is no, or nobody can be asked."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise usage("yes", "this needs a confirmation", f"{question} Say --yes")
+    if not typer.confirm(question, err=True):
+        raise CommandError("nothing was done", code="aborted")
+
+
+def json_object(name: str, text: str) -> dict[str, Any]:
+    """A JSON object from the command line. Raises CommandError that says where it breaks."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{error.msg} at line {error.lineno}, column {error.colno}"
+        raise usage(name, f"not JSON: {where}", 'Quote it for the shell: \'{"key": "value"}\'') from None
+    except RecursionError:
+        raise usage(name, "nested too deeply") from None
+    if not isinstance(found, dict):
+        raise usage(name, f"must be a JSON object, not {type(found).__name__}", "Its keys are the handler's arguments")
+    return found
+
+
+def database_url(settings: Settings, *, owner: bool = False) -> str:
+    """DATABASE_URL, or the embedded server of the project when one runs. Raises ConfigError, CommandError (exit 69)."""
+    if settings.database_url is not None:
+        from worker.store.installation import check_url
+
+        url = settings.database_url.get_secret_value()
+        check_url(url)
+        return url
+    from worker import embedded
+
+    found = embedded.running_url(settings.data_dir, role=embedded.OWNER if owner else embedded.ROLE)
+    if found is None:
+        raise CommandError(
+            f"database_url: not set, and no embedded PostgreSQL of ours runs in {settings.data_dir}", code="unavailable", field="database_url",
+            hint="Start one with `packhorse up`, or set DATABASE_URL", exit_code=EXIT_UNAVAILABLE,
+        )
+    return found
+
+
+@contextmanager
+def database(*, owner: bool = False, deadline_seconds: float = READ_SECONDS, check: bool = True) -> Iterator[DeadlineConnection]:
+    """A connection for one command; psycopg's errors come out as ours.
+
+    owner: on the embedded server, the role that migrates. check: refuse a schema that this code does not
+    understand. Raises ConfigError, CommandError, StoreError, SchemaMismatch.
+    """
+    from worker.db import migrate
+    from worker.db.connection import connect
+    from worker.db.errors import translated
+
+    settings = load_settings()
+    connection = connect(
+        database_url(settings, owner=owner), schema=settings.db_schema, application_name="packhorse cli", deadline_seconds=deadline_seconds,
+        connect_timeout_seconds=settings.connect_timeout_seconds, pooler=settings.pooler,
+    )
+    try:
+        if check:
+            migrate.check(connection)
+        with translated():
+            yield connection
+    finally:
+        connection.close()
+
+
+def configure_logging(settings: Settings) -> None:
+    """Set up logging of a long-running command as the settings say."""
+    from worker.context import current
+    from worker.observe.logging import configure
+
+    def running() -> dict[str, Any]:
+        message = current.message
+        if message is None:
+            return {}
+        return {"message_id": message.id, "actor": message.actor_name, "attempt": message.attempt, "correlation_id": message.correlation_id}
+
+    configure(level=settings.log_level, log_format=settings.log_format, context=running)

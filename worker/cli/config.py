@@ -1,0 +1,37 @@
+"""packhorse config: check, show."""
+
+from __future__ import annotations
+
+import typer
+
+from worker.cli.common import AsJson
+from worker.cli.render import print_json, print_rows
+from worker.config import Settings, load_settings, shown
+from worker.exits import EXIT_OK
+
+app = typer.Typer(no_args_is_help=True, help="Settings, from environment and packhorse.toml.")
+
+
+@app.command()
+def check(as_json: AsJson = False) -> int:
+    """Validate every setting; prints all problems at once and exits 2 when there are any."""
+    load_settings()
+    if as_json:
+        print_json({"ok": True})
+    else:
+        print("the configuration is good")
+    return EXIT_OK
+
+
+@app.command()
+def show(as_json: AsJson = False) -> int:
+    """Every setting with its value; passwords are not shown."""
+    values = shown(load_settings())
+    if as_json:
+        print_json(values)
+    else:
+        print_rows(
+            [{"setting": name, "value": value, "meaning": Settings.model_fields[name].description} for name, value in values.items()],
+            ["setting", "value", "meaning"], empty="no settings",
+        )
+    return EXIT_OK

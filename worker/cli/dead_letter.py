@@ -1,0 +1,214 @@
+"""packhorse dead-letter: groups, list, show, edit, redrive, purge, export."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from worker.cli.common import AsJson, Limit, Operator, Queue, Reason, Yes, confirmed, database, duration, json_object, operator_name
+from worker.cli.errors import CommandError, usage
+from worker.cli.render import json_line, print_diff, print_fields, print_json, print_rows, progress
+from worker.exits import EXIT_FAILED, EXIT_OK
+from worker.store import dead_letters
+from worker.store.dead_letters import Selection
+
+app = typer.Typer(no_args_is_help=True, help="Dead letters: look, edit, redrive, purge, export.")
+
+PAGE = 500
+GROUP_COLUMNS = ["fingerprint", "count", "queue", "message_type", "reason", "error_class", "error_message", "last_dead_at"]
+Id = Annotated[int, typer.Argument(metavar="ID", help="Id of the dead letter.")]
+Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="Ids of dead letters.")]
+Fingerprint = Annotated[str | None, typer.Option("--fingerprint", "-f", help="Only this cause, as `dead-letter groups` names it.")]
+OlderThan = Annotated[float | None, duration("--older-than", "Only letters dead for longer: 2h, 7d.")]
+Everything = Annotated[bool, typer.Option("--all", help="All dead letters.")]
+
+
+@app.command("groups")
+def list_groups(queue: Queue = None, limit: Limit = 50, as_json: AsJson = False) -> int:
+    """Dead letters by cause, most frequent first."""
+    with database() as connection:
+        found = dead_letters.groups(connection, queue=queue, limit=limit)
+    if as_json:
+        print_json(found)
+    else:
+        print_rows(found, GROUP_COLUMNS, empty="no dead letters")
+    return EXIT_OK
+
+
+@app.command("list")
+def list_letters(
+    queue: Queue = None, fingerprint: Fingerprint = None,
+    message_type: Annotated[str | None, typer.Option("--type", "-t", help="Only this message type.")] = None,
+    limit: Limit = 50, as_json: AsJson = False,
+) -> int:
+    """Dead letters, newest first."""
+    with database() as connection:
+        found = dead_letters.list_letters(connection, queue=queue, message_type=message_type, fingerprint=fingerprint, limit=limit)
+    if as_json:
+        print_json(found)
+    else:
+        print_rows(found, ["id", "queue", "message_type", "reason", "error_class", "error_message", "attempt", "dead_at"], empty="no dead letters")
+    return EXIT_OK
+
+
+@app.command()
+def show(message_id: Id, as_json: AsJson = False) -> int:
+    """One dead letter, whole: reason, traceback, payload, attempt history."""
+    with database() as connection:
+        found = dead_letters.show(connection, message_id)
+    print_json(found) if as_json else print_fields(found)
+    return EXIT_OK
+
+
+@app.command()
+def edit(
+    message_id: Id,
+    payload: Annotated[str | None, typer.Option("--payload", help="The new payload, a JSON object; default: $EDITOR opens the old one.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference, change nothing.")] = False,
+    reason: Reason = None, operator: Operator = None, yes: Yes = False, as_json: AsJson = False,
+) -> int:
+    """Replace the payload before a redrive; shows the difference, keeps the old one on record."""
+    given = json_object("payload", payload) if payload is not None else None
+    with database() as connection:
+        before = dead_letters.show(connection, message_id)["payload"]
+    after = given if given is not None else json_object("payload", _edited(before))
+    difference = list(difflib.unified_diff(_pretty(before), _pretty(after), "before", "after", lineterm=""))
+    if not as_json:
+        print_diff(difference) if difference else print("no difference")
+    changed = bool(difference) and not dry_run
+    if changed:
+        if given is None:
+            confirmed("Keep this payload?", yes)
+        from worker.encoding import to_json
+
+        # connected again: nobody should hold a connection while a person thinks
+        with database() as connection:
+            dead_letters.edit(connection, message_id, to_json("payload", after), operator_name(operator), reason)
+    if as_json:
+        print_json({"id": message_id, "changed": changed, "before": before, "after": after, "diff": difference})
+    return EXIT_OK
+
+
+@app.command()
+def redrive(
+    ids: Ids = None, fingerprint: Fingerprint = None, queue: Queue = None, everything: Everything = False,
+    rate: Annotated[float, typer.Option("--rate", min=0, help="Messages per second; 0: as fast as it goes.")] = 100.0,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")] = None,
+    stop_after_failures: Annotated[int, typer.Option("--stop-after-failures", min=0, help="Stop when so many have died again; 0: never.")] = 3,
+    reason: Reason = None, operator: Operator = None, yes: Yes = False, as_json: AsJson = False,
+) -> int:
+    """Enqueue dead letters again, oldest first, with fresh attempts; stops when they fail again."""
+    from worker.redrive import redrive as redrive_paced
+
+    selection = _selection(ids, fingerprint, queue, None, everything)
+    with database() as connection:
+        total, dead_by = _counted(connection, selection)
+        total = min(total, limit or total)
+        if ids is None and total:
+            confirmed(f"Redrive {total} dead letter(s)?", yes)
+        with progress("redriving", total) as advance:
+            result = redrive_paced(
+                connection, selection, dead_by, operator=operator_name(operator), reason=reason, rate=rate, limit=limit,
+                stop_after=stop_after_failures, report=advance,
+            )
+    left = max(0, total - result.redriven)
+    if as_json:
+        print_json({"selected": total, "redriven": result.redriven, "left": left, "died_again": result.died_again, "ended": result.ended})
+    else:
+        print(f"redrove {result.redriven} of {total} dead letter(s)")
+    if result.ended == "failing":
+        raise CommandError(
+            f"stopped: {result.died_again} of the redriven messages died again, {left} dead letter(s) were left alone", code="failing_again",
+            hint="See `packhorse dead-letter groups`, then mend the cause",
+        )
+    return EXIT_OK if result.ended == "finished" else EXIT_FAILED
+
+
+@app.command()
+def purge(
+    ids: Ids = None, fingerprint: Fingerprint = None, queue: Queue = None, older_than: OlderThan = None, everything: Everything = False,
+    reason: Reason = None, operator: Operator = None, yes: Yes = False, as_json: AsJson = False,
+) -> int:
+    """Delete dead letters for good. Export them first when in doubt."""
+    selection = _selection(ids, fingerprint, queue, older_than, everything)
+    gone = 0
+    with database() as connection:
+        total, dead_by = _counted(connection, selection)
+        if total:
+            confirmed(f"Delete {total} dead letter(s) for good?", yes)
+        with progress("purging", total) as advance:
+            for page in dead_letters.pages(connection, selection, dead_by, PAGE):
+                done = dead_letters.purge(connection, page, operator_name(operator), reason)
+                gone += len(done)
+                advance(len(done))
+    if as_json:
+        print_json({"selected": total, "purged": gone})
+    else:
+        print(f"purged {gone} dead letter(s)")
+    return EXIT_OK
+
+
+@app.command()
+def export(
+    ids: Ids = None, fingerprint: Fingerprint = None, queue: Queue = None, older_than: OlderThan = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; default: stdout. An existing one is not overwritten.")] = None,
+) -> int:
+    """Write dead letters as JSON lines, oldest message first; all of them unless filtered."""
+    selection = Selection(ids or None, fingerprint, queue, older_than)
+    with database() as connection:
+        total, dead_by = _counted(connection, selection)
+        target: Any = sys.stdout
+        if output is not None:
+            try:
+                target = output.open("x", encoding="utf-8")
+            except OSError as error:
+                raise usage("output", f"cannot write {output}: {error.strerror}") from None
+        try:
+            with progress("exporting", total if output is not None else 0) as advance:
+                for page in dead_letters.pages(connection, selection, dead_by, PAGE):
+                    found = dead_letters.export(connection, page)
+                    target.writelines(json_line(row) + "\n" for row in found)
+                    advance(len(found))
+        finally:
+            if output is not None:
+                target.close()
+    if output is not None:
+        print(f"wrote {total} dead letter(s) to {output}", file=sys.stderr)
+    return EXIT_OK
+
+
+def _selection(ids: list[int] | None, fingerprint: str | None, queue: str | None, older_than: float | None, everything: bool) -> Selection:
+    """What an act is about; nothing named is an error, not everything."""
+    named = [value for value in (ids, fingerprint, queue, older_than) if value]
+    if everything and named:
+        raise usage("all", "cannot be combined with ids or filters")
+    if not everything and not named:
+        raise usage("ids", "say which: ids, --fingerprint, --queue or --all", "`packhorse dead-letter groups` lists causes")
+    return Selection(ids or None, fingerprint, queue, older_than)
+
+
+def _counted(connection: Any, selection: Selection) -> tuple[int, Any]:
+    """Count a selection; ids that are all unknown, or a cause that is, are an error."""
+    total, dead_by = dead_letters.count(connection, selection)
+    if not total and (selection.ids or selection.fingerprint):
+        raise CommandError(
+            "no dead letter matches", code="not_found", field="ids" if selection.ids else "fingerprint",
+            hint="`packhorse dead-letter list` shows what there is",
+        )
+    return total, dead_by
+
+
+def _pretty(payload: Any) -> list[str]:
+    return json.dumps(payload, indent=2, sort_keys=True, ensure_ascii=False).splitlines()
+
+
+def _edited(payload: Any) -> str:
+    """The payload after a person has been at it in $VISUAL or $EDITOR."""
+    from worker.cli.editor import edit_text
+
+    return edit_text("\n".join(_pretty(payload)) + "\n", suffix=".json")

@@ -1,0 +1,28 @@
+"""Open a text in the operator's editor."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+
+from worker.cli.errors import CommandError, usage
+
+
+def edit_text(text: str, *, suffix: str) -> str:
+    """`text` after $VISUAL or $EDITOR has closed. Raises CommandError when there is none or it fails."""
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
+    if not editor:
+        raise usage("payload", "no --payload given, and neither VISUAL nor EDITOR is set", "Give --payload '{...}', or set EDITOR")
+    with tempfile.TemporaryDirectory(prefix="packhorse-") as folder:  # entered by its owner only: payloads are private
+        path = Path(folder) / f"payload{suffix}"
+        path.write_text(text)
+        try:
+            code = subprocess.run([*shlex.split(editor), str(path)], check=False).returncode
+        except (OSError, ValueError) as error:
+            raise CommandError(f"cannot run the editor {editor!r}: {error}", code="editor", field="payload") from None
+        if code != 0:
+            raise CommandError(f"the editor ended with code {code}; nothing was changed", code="editor", field="payload")
+        return path.read_text()

@@ -1,0 +1,51 @@
+"""packhorse enqueue: one message from the command line."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from worker.cli.common import AsJson, database, duration, json_object, moment
+from worker.cli.render import print_json
+from worker.exits import EXIT_OK
+
+
+def enqueue(
+    message_type: Annotated[str, typer.Argument(metavar="TYPE", help="Message type: the name of the actor.")],
+    payload: Annotated[str, typer.Argument(metavar="[PAYLOAD]", help="JSON object with the handler's arguments; `-` reads stdin.")] = "{}",
+    queue: Annotated[str, typer.Option("--queue", "-q", help="Queue.")] = "default",
+    delay: Annotated[float | None, duration("--delay", "Start no earlier than in so long: 90s, 5m, 2h.")] = None,
+    run_at: Annotated[datetime | None, typer.Option("--run-at", parser=moment, metavar="TIME", help="Start no earlier: ISO 8601 with zone.")] = None,
+    expires_in: Annotated[float | None, duration("--expires-in", "Not worth doing later than in so long.")] = None,
+    priority: Annotated[int | None, typer.Option("--priority", help="1 (first) to 10; default 5.")] = None,
+    max_attempts: Annotated[int | None, typer.Option("--max-attempts", help="Attempts before it is a dead letter; default: the queue's.")] = None,
+    conversation_key: Annotated[str | None, typer.Option("--conversation-key", help="One at a time, in order, per key.")] = None,
+    concurrency_key: Annotated[str | None, typer.Option("--concurrency-key", help="Counted by the queue's max_concurrency_per_key.")] = None,
+    dedup_key: Annotated[str | None, typer.Option("--dedup-key", help="A second enqueue with this key answers with the first id.")] = None,
+    dedup_window: Annotated[float | None, duration("--dedup-window", "How long the dedup key counts; default 5m.")] = None,
+    correlation_id: Annotated[str | None, typer.Option("--correlation-id", help="Carried through to logs and to what the handler enqueues.")] = None,
+    allow_unknown_type: Annotated[bool, typer.Option("--allow-unknown-type", help="Enqueue although no worker has registered the type.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Put one message on a queue; prints its id."""
+    from worker.enqueue import enqueue as enqueue_on
+    from worker.store.operations import require_type
+
+    values = json_object("payload", sys.stdin.read() if payload == "-" else payload)
+    options: dict[str, Any] = {
+        "delay": delay, "run_at": run_at, "expires_in": expires_in, "priority": priority, "max_attempts": max_attempts,
+        "conversation_key": conversation_key, "concurrency_key": concurrency_key, "dedup_key": dedup_key, "dedup_window": dedup_window,
+        "correlation_id": correlation_id,
+    }
+    with database() as connection:
+        if not allow_unknown_type:
+            require_type(connection, message_type)
+        result = enqueue_on(connection, message_type, values, queue=queue, **{name: value for name, value in options.items() if value is not None})
+    if as_json:
+        print_json({"id": result.id, "duplicate": result.duplicate})
+    else:
+        print(f"{result.id}" + (" duplicate: an earlier message holds the dedup key" if result.duplicate else ""))
+    return EXIT_OK

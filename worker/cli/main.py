@@ -1,0 +1,98 @@
+"""packhorse: the command. Assembles the commands, turns every error into a line and an exit code (worker/exits.py)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from worker import __version__
+from worker.cli import config, conversations, dead_letter, enqueue, message, migrate, queue, stats, up, worker
+from worker.cli.errors import Problem, describe, report
+from worker.errors import WorkerError
+from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+
+app = typer.Typer(
+    name="packhorse", no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+    help="Background work on the Postgres you already have. Start with: packhorse up",
+)
+app.command("up")(up.up)
+app.command("worker")(worker.worker)
+app.add_typer(migrate.app, name="migrate")
+app.command("enqueue")(enqueue.enqueue)
+app.add_typer(queue.app, name="queue")
+app.add_typer(message.app, name="message")
+app.add_typer(dead_letter.app, name="dead-letter")
+app.command("conversations")(conversations.conversations)
+app.command("workers")(stats.workers)
+app.command("stats")(stats.stats)
+app.add_typer(config.app, name="config")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"packhorse {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error; for bug reports.")] = False,
+) -> None:
+    pass
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; the exit code. Everything that can be expected to go wrong is one line on stderr."""
+    as_json = "--json" in arguments
+    try:
+        return int(app(arguments, prog_name="packhorse", standalone_mode=False) or EXIT_OK)
+    except WorkerError as error:
+        if "--traceback" in arguments:
+            raise
+        return report(describe(error), as_json=as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        return report(Problem("interrupted", "interrupted", EXIT_FAILED), as_json=as_json)
+    except typer.TyperException as error:
+        return _report_usage(error, as_json)
+    except BrokenPipeError:
+        # the reader (head, less) has enough; keep the interpreter from failing over it again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except Exception as error:  # top of the program: a bug of ours is reported as one
+        if "--traceback" in arguments:
+            raise
+        text = f"internal error: {type(error).__name__}: {error}"
+        return report(Problem("internal", text, EXIT_FAILED, None, "A bug of ours; `packhorse --traceback ...` shows where"), as_json=as_json)
+
+
+def _report_usage(error: Any, as_json: bool) -> int:
+    """Wrong options and arguments, in typer's words."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # a group without a command: its help is the answer
+        print(error.format_message(), file=sys.stderr)
+        return EXIT_USAGE
+    parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
+    return report(
+        Problem(
+            "usage", error.format_message() if hasattr(error, "format_message") else str(error), EXIT_USAGE,
+            parameter.name if parameter is not None else None, f"See: {context.command_path} --help" if context is not None else None,
+        ), as_json=as_json,
+    )
+
+
+def main() -> None:
+    """Entry point of the `packhorse` script."""
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_OK
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

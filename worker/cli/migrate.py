@@ -1,0 +1,80 @@
+"""packhorse migrate: up, status, check, down."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from worker.cli.common import MIGRATE_SECONDS, AsJson, Yes, confirmed, database
+from worker.cli.errors import describe, report
+from worker.cli.render import print_json, print_rows
+from worker.config import load_settings
+from worker.db import migrate
+from worker.errors import SchemaMismatch
+from worker.exits import EXIT_OK, EXIT_SCHEMA
+from worker.store import installation
+
+app = typer.Typer(no_args_is_help=True, help="The schema: apply, list, check.")
+
+
+@app.command()
+def up(
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL of all migrations instead, for tools of your own; no database needed.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Apply what is missing. Safe to repeat, and when several start at once."""
+    settings = load_settings()
+    if sql:
+        print(installation.migration_script(settings.db_schema), end="")
+        return EXIT_OK
+    with database(owner=True, deadline_seconds=MIGRATE_SECONDS, check=False) as connection:
+        migrate.check_server(connection)
+        installation.ensure_schema(connection, settings.db_schema)
+        done = migrate.up(connection, (lambda name: None) if as_json else (lambda name: print(f"applied {name}")))
+    if as_json:
+        print_json({"applied": done})
+    elif not done:
+        print("up to date")
+    return EXIT_OK
+
+
+@app.command()
+def status(as_json: AsJson = False) -> int:
+    """List every migration: applied, pending, changed or unknown to this release."""
+    with database(owner=True, check=False) as connection:
+        found = installation.migration_status(connection)
+    if as_json:
+        print_json(found)
+    else:
+        print_rows(found, ["name", "state", "applied_at"], empty="no migrations")
+    return EXIT_OK
+
+
+@app.command()
+def check(as_json: AsJson = False) -> int:
+    """Exit 0 when schema and code fit, 78 when one is older; says which."""
+    with database(owner=True, check=False) as connection:
+        try:
+            migrate.check(connection)
+        except SchemaMismatch as error:
+            report(describe(error), as_json=as_json)
+            return EXIT_SCHEMA
+    if as_json:
+        print_json({"ok": True})
+    else:
+        print("the schema fits this release")
+    return EXIT_OK
+
+
+@app.command()
+def down(yes: Yes = False, as_json: AsJson = False) -> int:
+    """Take back the newest migration, where it has a way back."""
+    confirmed("Take back the newest migration?", yes)
+    with database(owner=True, deadline_seconds=MIGRATE_SECONDS, check=False) as connection:
+        name = migrate.down(connection)
+    if as_json:
+        print_json({"taken_back": name})
+    else:
+        print(f"took back {name}" if name else "nothing is applied")
+    return EXIT_OK

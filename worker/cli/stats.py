@@ -1,0 +1,38 @@
+"""packhorse workers, packhorse stats."""
+
+from __future__ import annotations
+
+from worker.cli import queue
+from worker.cli.common import AsJson, database
+from worker.cli.render import print_json, print_rows
+from worker.exits import EXIT_OK
+from worker.store import operations
+
+WORKER_COLUMNS = ["id", "hostname", "pid", "state", "silent", "queues", "threads", "running", "done_total", "failed_total",
+                  "started_at", "last_seen_at"]
+
+
+def workers(as_json: AsJson = False) -> int:
+    """Worker processes that live; `silent` ones have missed their heartbeats."""
+    with database() as connection:
+        found = operations.list_workers(connection)
+    if as_json:
+        print_json(found)
+    else:
+        print_rows(found, WORKER_COLUMNS, empty="no worker lives")
+    return EXIT_OK
+
+
+def stats(as_json: AsJson = False) -> int:
+    """Queues now, what ended in the last hour (seconds from enqueue to end), workers."""
+    with database() as connection:
+        found = operations.stats(connection)
+    if as_json:
+        print_json(found)
+        return EXIT_OK
+    print_rows(found["queues"], queue.COLUMNS, empty="no queues")
+    print()
+    print_rows(found["last_hour"], ["queue", "state", "count", "p50_seconds", "p99_seconds"], empty="nothing ended in the last hour")
+    print()
+    print_rows([found["workers"]], list(found["workers"]), empty="no worker lives")
+    return EXIT_OK

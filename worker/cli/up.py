@@ -1,0 +1,117 @@
+"""packhorse up: database, schema and workers from one command, with nothing installed but Python."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import Annotated, Any
+
+import typer
+
+from worker.cli.common import MIGRATE_SECONDS, configure_logging, database_url
+from worker.cli.worker import Processes
+from worker.config import Settings, load_settings
+from worker.exits import EXIT_OK, EXIT_USAGE
+
+_NO_ACTORS = """\
+No actors are configured, so no worker runs. Write some, for example in my_actors.py:
+
+    import dramatiq
+    import worker
+
+    dramatiq.set_broker(worker.PostgresBroker())
+
+    @dramatiq.actor
+    def greet(name: str) -> None:
+        print(f"hello {name}")
+
+and start them:   packhorse up --actors my_actors
+then, elsewhere:  packhorse enqueue greet '{"name": "world"}'\
+"""
+
+
+def up(
+    actors: Annotated[list[str] | None, typer.Option("--actors", "-a", help="Module that declares actors; may be repeated.")] = None,
+    processes: Processes = None,
+) -> int:
+    """Start everything: an embedded PostgreSQL unless DATABASE_URL is set, the schema, the workers. Ctrl-C drains and stops."""
+    given: dict[str, Any] = {"actors": ",".join(actors) if actors else None, "processes": processes}
+    settings = load_settings(**given)
+    # until the workers run, SIGTERM ends this like Ctrl-C: the server must not be left behind
+    signal.signal(signal.SIGTERM, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
+    configure_logging(settings)
+    return _with_database_of_theirs(settings) if settings.database_url is not None else _with_embedded(settings, given)
+
+
+def _with_database_of_theirs(settings: Settings) -> int:
+    from worker.config import mask_url
+    from worker.db import migrate
+    from worker.db.connection import connect
+    from worker.store import installation
+
+    url = database_url(settings)
+    connection = connect(url, schema=settings.db_schema, application_name="packhorse up", deadline_seconds=MIGRATE_SECONDS, pooler=settings.pooler)
+    try:
+        installation.ensure_schema(connection, settings.db_schema)
+        applied = migrate.up(connection)
+    finally:
+        connection.close()
+    _say(f"Database   {mask_url(url)}")
+    _say(f"Schema     {_schema_line(applied)}")
+    return _run(settings, keep_up=False)
+
+
+def _with_embedded(settings: Settings, given: dict[str, Any]) -> int:
+    from worker.embedded import Embedded
+
+    server = Embedded(settings.data_dir)
+    try:
+        server.start()
+        applied = server.prepare(settings.db_schema)
+        # handlers find the database where any program looks for it
+        os.environ["DATABASE_URL"] = server.url
+        _say(f"Database   PostgreSQL {'started' if server.started_it else 'runs already'} in {server.data_dir}, log in {server.log_path.name}")
+        _say(f"           psql '{server.url}'")
+        _say(f"Schema     {_schema_line(applied)}")
+        _say("Look       packhorse queue list | packhorse stats | packhorse workers      (from this folder, in another terminal)")
+        return _run(load_settings(**given), keep_up=True)
+    finally:
+        # a second Ctrl-C must not leave the server half stopped
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if server.held:
+            _say("Database   stopped" if server.stop() else "Database   left to the others that use it")
+
+
+def _run(settings: Settings, *, keep_up: bool) -> int:
+    """Workers until a signal; without actors the database alone, when there is one to keep up."""
+    if settings.actors:
+        from worker.supervisor import Supervisor
+
+        _say(f"Workers    {settings.processes} x {settings.threads} threads: {', '.join(settings.actors)}      (Ctrl-C drains and stops)")
+        return Supervisor(settings).run()
+    _say("", _NO_ACTORS)
+    if not keep_up:
+        return EXIT_USAGE
+    _say("", "The database stays up until Ctrl-C.")
+    _wait_for_signal()
+    return EXIT_OK
+
+
+def _wait_for_signal() -> None:
+    asked = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: asked.set())
+    asked.wait()
+
+
+def _schema_line(applied: list[str]) -> str:
+    return f"{len(applied)} migration(s) applied" if applied else "up to date"
+
+
+def _say(*lines: Any) -> None:
+    for line in lines:
+        print(line)
+    sys.stdout.flush()

@@ -1,0 +1,34 @@
+"""packhorse worker: processes that run handlers until they are told to stop."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Annotated, Any
+
+import typer
+
+from worker.cli.common import configure_logging, database_url
+from worker.config import load_settings
+from worker.errors import ConfigError
+
+Modules = Annotated[list[str] | None, typer.Argument(help="Modules that declare actors; default: the setting `actors`.", metavar="[MODULES]...")]
+Processes = Annotated[int | None, typer.Option("--processes", "-p", help="Worker processes; default: the setting `processes`.")]
+Threads = Annotated[int | None, typer.Option("--threads", "-t", help="Handler threads per process; default: the setting `threads`.")]
+Queues = Annotated[str | None, typer.Option("--queues", "-q", help="Only these queues, separated by commas.")]
+
+
+def worker(modules: Modules = None, processes: Processes = None, threads: Threads = None, queues: Queues = None) -> int:
+    """Run handlers. SIGTERM or Ctrl-C drains, a second one interrupts, SIGHUP restarts one process at a time."""
+    from worker.embedded import Embedded
+    from worker.supervisor import Supervisor
+
+    given: dict[str, Any] = {"actors": ",".join(modules) if modules else None, "processes": processes, "threads": threads, "queues": queues}
+    settings = load_settings(**given)
+    if not settings.actors:
+        raise ConfigError(["actors: none given; name the modules that declare actors: packhorse worker my_app.actors, or PACKHORSE_ACTORS"])
+    # an unreachable server is waited for; none at all is an error
+    url = database_url(settings)
+    embedded = Embedded(settings.data_dir) if settings.database_url is None else None
+    configure_logging(settings)
+    with embedded or nullcontext():  # keeps the server up when `packhorse up` ends before us
+        return Supervisor(load_settings(**given, database_url=url)).run()

@@ -1,0 +1,25 @@
+"""Local time is for durations only and always monotonic; points in time come from the database (SPEC P6)."""
+
+from __future__ import annotations
+
+import time
+
+monotonic = time.monotonic
+
+
+class Deadline:
+    """A moment on the monotonic clock."""
+
+    __slots__ = ("at",)
+
+    def __init__(self, seconds: float) -> None:
+        self.at = time.monotonic() + seconds
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, at least 0."""
+        return max(0.0, self.at - time.monotonic())
+
+    @property
+    def passed(self) -> bool:
+        return time.monotonic() >= self.at

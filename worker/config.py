@@ -1,0 +1,176 @@
+"""Settings: one frozen, validated object from environment and packhorse.toml (SPEC W11).
+
+Nobody else reads the environment. `load_settings` raises ConfigError with every problem at once;
+secrets never appear in a message. Order: keyword > environment > TOML file > default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker.errors import ConfigError
+
+PREFIX = "PACKHORSE_"
+NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9._-]{0,99}$"
+
+
+class Settings(BaseSettings):
+    """Every setting; the unit is in the name. Environment: PACKHORSE_<NAME>, and DATABASE_URL."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+
+    database_url: SecretStr | None = Field(None, description="Connection string of the database (also DATABASE_URL); none: embedded PostgreSQL.")
+    listen_url: SecretStr | None = Field(None, description="Direct connection string for LISTEN when database_url goes through a pooler.")
+    db_schema: str = Field("public", pattern=NAME_PATTERN, description="Schema that holds the queue.")
+    pooler: bool = Field(False, description="database_url goes through a transaction pooler: no prepared statements, no LISTEN on it.")
+    listen: bool = Field(True, description="Wake up by LISTEN/NOTIFY; polling alone stays correct.")
+    actors: tuple[str, ...] = Field((), description="Modules that declare actors, imported by each worker process.")
+    queues: tuple[str, ...] = Field((), description="Queues to work on; empty: every queue of the registered actors.")
+    processes: int = Field(1, ge=1, le=256, description="Worker processes under one parent.")
+    threads: int = Field(8, ge=1, le=1024, description="Threads that run handlers, per process.")
+    batch_size: int = Field(1000, ge=1, le=5000, description="Most messages a process holds at once.")
+    hold_seconds: float = Field(1.0, ge=0.05, le=60, description="Claimed messages that could not start for this long are handed back.")
+    poll_seconds: float = Field(3.0, ge=0.01, le=300, description="An idle worker looks for messages this often, NOTIFY or not.")
+    lease_seconds: float = Field(20.0, ge=2, le=3600, description="Lease of a claimed message; renewed by the heartbeat.")
+    heartbeat_seconds: float = Field(6.0, ge=0.2, le=1200, description="Interval of heartbeats; at most a third of lease_seconds.")
+    rescue_seconds: float = Field(6.0, ge=0.2, le=600, description="Interval of looking for expired leases of any holder.")
+    drain_seconds: float = Field(30.0, ge=0, le=86400, description="At SIGTERM: time for running handlers before they are interrupted.")
+    call_deadline_seconds: float = Field(10.0, ge=0.5, le=600, description="Deadline of every database call, enforced on our side.")
+    connect_timeout_seconds: float = Field(5.0, ge=1, le=120, description="Deadline of opening a connection.")
+    time_limit_seconds: float = Field(30.0, gt=0, le=86400, description="Soft time limit of actors of class `default`.")
+    hard_limit_seconds: float = Field(10.0, gt=0, le=86400, description="After the soft limit: time until the process is replaced.")
+    unknown_type_seconds: float = Field(
+        3600.0, ge=1, le=31536000, description="Messages of types that no worker registers become dead letters after this."
+    )
+    max_messages: int = Field(0, ge=0, description="Replace a process after this many messages; 0: never.")
+    max_memory_mib: int = Field(0, ge=0, description="Replace a process above this resident memory; 0: never.")
+    redis_url: SecretStr | None = Field(None, description="Redis for dramatiq's own result and rate-limiter backends; optional.")
+    data_dir: Path = Field(Path(".packhorse"), description="Where the embedded PostgreSQL keeps its data.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON.")
+
+    @field_validator("actors", "queues", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("queues")
+    @classmethod
+    def _queue_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        import re
+
+        for name in value:
+            if not re.fullmatch(NAME_PATTERN[1:-1], name):
+                raise ValueError(f"{name[:40]!r} is not a queue name (letter or underscore first, 100 characters at most)")
+        return value
+
+    @field_validator("database_url", "listen_url")
+    @classmethod
+    def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
+        text = value.get_secret_value() if value else ""
+        if text and not text.startswith(("postgresql://", "postgres://")) and "=" not in text:
+            raise ValueError("not a PostgreSQL connection string (postgresql://user@host:5432/database)")
+        return value if text else None
+
+    @model_validator(mode="after")
+    def _across(self) -> Settings:
+        problems = []
+        if self.heartbeat_seconds > self.lease_seconds / 3:
+            problems.append(
+                f"heartbeat_seconds: {self.heartbeat_seconds} is more than a third of lease_seconds ({self.lease_seconds}); "
+                f"set it to {self.lease_seconds / 3:.1f} or less"
+            )
+        if self.call_deadline_seconds >= self.lease_seconds:
+            problems.append(
+                f"call_deadline_seconds: {self.call_deadline_seconds} must be below lease_seconds ({self.lease_seconds}), "
+                "else one hanging call costs the lease"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @classmethod
+    def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> Any:  # type: ignore[override]
+        return (init_settings,)  # load_settings merges the sources itself, to name the source in errors
+
+
+def load_settings(environ: Mapping[str, str] | None = None, toml_path: Path | None = None, **overrides: Any) -> Settings:
+    """Build Settings from keywords, environment and TOML; raise ConfigError with all problems.
+
+    environ: default os.environ. toml_path: default PACKHORSE_CONFIG or ./packhorse.toml when it exists.
+    """
+    environ = os.environ if environ is None else environ
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    named = toml_path or (Path(environ["PACKHORSE_CONFIG"]) if environ.get("PACKHORSE_CONFIG") else None)
+    path = named or Path("packhorse.toml")
+    if path.is_file():
+        try:
+            values.update(tomllib.loads(path.read_text()))
+            sources.update(dict.fromkeys(values, str(path)))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            problems.append(f"{path}: not readable as TOML: {error}")
+    elif named:
+        problems.append(f"{path}: no such configuration file")
+    if environ.get("DATABASE_URL"):
+        values["database_url"] = environ["DATABASE_URL"]
+        sources["database_url"] = "DATABASE_URL"
+    for variable, text in environ.items():
+        if variable.startswith(PREFIX) and variable != "PACKHORSE_CONFIG":
+            name = variable[len(PREFIX) :].lower()
+            values[name] = text
+            sources[name] = variable
+    values.update({key: value for key, value in overrides.items() if value is not None})
+    for name in [name for name in values if name not in Settings.model_fields]:
+        near = difflib.get_close_matches(name, Settings.model_fields, 1)
+        problems.append(
+            f"{sources.get(name, name)}: no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+        del values[name]
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        problems.extend(_describe(item, sources) for item in error.errors(include_input=False, include_url=False))
+        raise ConfigError(problems) from None
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def _describe(item: Any, sources: Mapping[str, str]) -> str:
+    """One problem as a sentence: source, field, what is wrong, allowed range; never the value."""
+    name = ".".join(str(part) for part in item["loc"]) or "settings"
+    where = f" (from {sources[name]})" if name in sources else ""
+    text = item["msg"].removeprefix("Value error, ")
+    return f"{name}{where}: {text}" if item["loc"] else text
+
+
+def shown(settings: Settings) -> dict[str, Any]:
+    """Settings for people: secrets replaced by their shape."""
+    result: dict[str, Any] = {}
+    for name in Settings.model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            result[name] = mask_url(value.get_secret_value())
+        elif isinstance(value, tuple):
+            result[name] = list(value)
+        else:
+            result[name] = str(value) if isinstance(value, Path) else value
+    return result
+
+
+def mask_url(url: str) -> str:
+    """A connection string without its password."""
+    import re
+
+    masked = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", url)
+    return re.sub(r"(password=)('[^']*'|[^&\s]*)", r"\1***", masked, flags=re.IGNORECASE)

@@ -1,0 +1,1 @@
+"""Connections, errors, statements, LISTEN and migrations: the only home of psycopg."""

@@ -1,0 +1,97 @@
+"""Connections with a deadline of our own on every call (SPEC FAILURES 42).
+
+`statement_timeout`, keepalives and `tcp_user_timeout` all fail to end a call to a stopped server; only a
+clock on our side does. The deadline is enforced where psycopg waits for the socket: when it passes, the
+connection is closed and StoreUnavailable follows.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Generator
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.adapt import Loader
+from psycopg.waiting import Ready, Wait
+
+from worker.db.errors import translated
+from worker.errors import InvalidArgument
+
+T = TypeVar("T")
+
+
+class JsonText(Loader):
+    """json and jsonb as text: decoding happens later, per row, inside a guarded block (FAILURES 80)."""
+
+    def load(self, data: Any) -> str:
+        return bytes(data).decode()
+
+
+class DeadlineConnection(psycopg.Connection[Any]):
+    """A psycopg connection whose every wait for the server ends after `deadline_seconds`."""
+
+    deadline_seconds: float = 10.0
+
+    def wait(self, gen: Generator[Any, Any, T], interval: float = 0.1, timeout: float | None = None) -> T:
+        if timeout is not None:  # notifies() brings a limit of its own and knows how to go on after it
+            return super().wait(gen, interval, timeout)
+        return wait_until(gen, self.pgconn, time.monotonic() + self.deadline_seconds)
+
+
+def wait_until(gen: Generator[Any, Any, T], pgconn: Any, deadline: float) -> T:
+    """Drive a psycopg generator; close the connection when the monotonic `deadline` passes."""
+    try:
+        wanted = next(gen)
+        poll = select.poll()
+        fd = pgconn.socket
+        events = 0
+        while True:
+            mask = (select.POLLIN if wanted & Wait.R else 0) | (select.POLLOUT if wanted & Wait.W else 0)
+            if mask != events:
+                poll.register(fd, mask)
+                events = mask
+            remaining = deadline - time.monotonic()
+            ready = poll.poll(max(0.0, remaining * 1000)) if remaining > 0 else poll.poll(0)
+            if not ready:
+                pgconn.finish()
+                raise psycopg.OperationalError("the server did not answer before the deadline of the call")
+            got = ready[0][1]
+            answer = 0
+            if got & ~select.POLLOUT:  # readable, hung up or in error: libpq finds out when it reads
+                answer |= Ready.R
+            if got & select.POLLOUT:
+                answer |= Ready.W
+            wanted = gen.send(Ready(answer))
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+def connect(
+    url: str, *, schema: str = "public", application_name: str = "packhorse", deadline_seconds: float = 10.0,
+    connect_timeout_seconds: float = 5.0, pooler: bool = False, autocommit: bool = True,
+) -> DeadlineConnection:
+    """Open a connection: autocommit, every call bounded by deadline_seconds, json as text.
+
+    pooler: no prepared statements and no session state, for PgBouncer in transaction mode; the schema
+    must then be the role's default. Raises StoreUnavailable. Several hosts: only a writable one is taken.
+    """
+    parameters: dict[str, Any] = {"connect_timeout": max(2, int(connect_timeout_seconds)), "application_name": application_name}
+    try:
+        given = psycopg.conninfo.conninfo_to_dict(url)
+    except psycopg.ProgrammingError:  # its text may quote a part of the url, and so of the password
+        raise InvalidArgument("database_url: not a connection string that PostgreSQL understands", field="database_url") from None
+    if not pooler:
+        parameters |= {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20000}
+        if schema != "public":
+            parameters["options"] = f"{given.get('options') or ''} -csearch_path={schema}".strip()
+    if "," in str(given.get("host") or ""):
+        parameters["target_session_attrs"] = "read-write"
+    with translated():
+        connection = DeadlineConnection.connect(url, autocommit=autocommit, **parameters)
+    connection.deadline_seconds = deadline_seconds
+    connection.prepare_threshold = None if pooler else 0
+    connection.adapters.register_loader("jsonb", JsonText)
+    connection.adapters.register_loader("json", JsonText)
+    return connection

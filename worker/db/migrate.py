@@ -1,0 +1,148 @@
+"""Apply, list and check migrations (SPEC O8). Plain SQL files, numbered, immutable once released.
+
+Every migration runs in a transaction of its own that holds the migrator's advisory lock and records
+name and checksum; whoever comes second waits without a snapshot, reads again and finds nothing to do.
+A process refuses to work on a schema it does not understand and says which side is older.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from worker.db.connection import DeadlineConnection
+from worker.db.errors import translated
+from worker.db.queries import sql
+from worker.errors import MigrationError, SchemaMismatch, StoreConflict
+
+MINIMUM_SERVER = 140000
+LOCK_WAIT_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file: `name` without suffix, its text, sha256 of the text, and the text of its way back."""
+
+    name: str
+    text: str
+    checksum: str
+    down: str | None
+
+
+def directory() -> Path:
+    """Where the files are: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent.parent / "_migrations"
+    return inside if inside.is_dir() else Path(__file__).parent.parent.parent / "migrations"
+
+
+def available(path: Path | None = None) -> list[Migration]:
+    """All migrations in order. Raises MigrationError when the folder is missing or empty."""
+    found = []
+    for file in sorted((path or directory()).glob("[0-9]*.sql")):
+        if file.name.endswith(".down.sql"):
+            continue
+        text = file.read_text()
+        down = file.with_suffix(".down.sql")
+        found.append(Migration(file.stem, text, hashlib.sha256(text.encode()).hexdigest(), down.read_text() if down.exists() else None))
+    if not found:
+        raise MigrationError(f"no migrations found in {path or directory()}: the installation is incomplete")
+    return found
+
+
+def applied(connection: DeadlineConnection) -> dict[str, str]:
+    """Checksum by name of what was applied; empty on a database without the queue."""
+    with translated():
+        if not connection.execute(sql("migrations_exist")).fetchone()[0]:  # type: ignore[index]
+            return {}
+        return {row[0]: row[1] for row in connection.execute(sql("migrations_applied")).fetchall()}
+
+
+def check(connection: DeadlineConnection) -> None:
+    """Raise SchemaMismatch unless this code and the database have exactly the same migrations."""
+    check_server(connection)
+    ours = {migration.name: migration.checksum for migration in available()}
+    theirs = applied(connection)
+    missing = sorted(set(ours) - set(theirs))
+    unknown = sorted(set(theirs) - set(ours))
+    changed = sorted(name for name in ours if theirs.get(name, ours[name]) != ours[name])
+    if missing:
+        what = "has no queue schema" if not theirs else f"is older than this code: {len(missing)} migration(s) missing, first {missing[0]}"
+        raise SchemaMismatch(f"the database {what}. Run: packhorse migrate up")
+    if unknown:
+        raise SchemaMismatch(f"this code is older than the database, which has {unknown[-1]}. Upgrade packhorse")
+    if changed:
+        raise SchemaMismatch(f"migration {changed[0]} in the database differs from the file of the same name")
+
+
+def check_server(connection: DeadlineConnection) -> None:
+    """Raise SchemaMismatch for a server that is too old."""
+    with translated():
+        version = connection.execute(sql("server_version")).fetchone()[0]  # type: ignore[index]
+    if version < MINIMUM_SERVER:
+        raise SchemaMismatch(f"PostgreSQL {version // 10000} is too old: 14 or newer is needed")
+
+
+def up(connection: DeadlineConnection, report: Callable[[str], Any] = lambda line: None) -> list[str]:
+    """Apply what is missing; returns the names applied, [] when there was nothing to do.
+
+    Safe when several processes start at once. Raises MigrationError for a changed or unknown migration,
+    StoreConflict when a lock could not be had within its time.
+    """
+    check_server(connection)
+    unknown = sorted(set(applied(connection)) - {migration.name for migration in available()})
+    if unknown:
+        raise SchemaMismatch(f"this code is older than the database, which has {unknown[-1]}. Upgrade packhorse")
+    return [migration.name for migration in available() if _apply(connection, migration, report)]
+
+
+def _apply(connection: DeadlineConnection, migration: Migration, report: Callable[[str], Any]) -> bool:
+    known = applied(connection).get(migration.name)
+    if known == migration.checksum:
+        return False
+    if known is not None:
+        raise MigrationError(f"{migration.name} was changed after it was applied; restore the file of the release")
+    deadline = time.monotonic() + LOCK_WAIT_SECONDS
+    while True:
+        with translated(), connection.transaction():
+            if connection.execute(sql("migrations_lock")).fetchone()[0]:  # type: ignore[index]
+                connection.execute(sql("migrations_table"))
+                if migration.name in applied(connection):
+                    return False  # somebody else was faster
+                connection.execute(sql("migrations_timeouts"))
+                connection.execute(migration.text.encode(), prepare=False)
+                connection.execute(sql("migrations_record"), (migration.name, migration.checksum))
+                connection.execute(sql("migrations_readable"))
+                report(migration.name)
+                return True
+        if time.monotonic() > deadline:
+            with translated():
+                holder = connection.execute(sql("migrations_lock_holder")).fetchone()
+            raise StoreConflict(f"another migrator has held the lock for {LOCK_WAIT_SECONDS:.0f} s: backend {holder}")
+        time.sleep(0.1)  # waits without a transaction: a waiter must not block index builds (FAILURES 61)
+
+
+def down(connection: DeadlineConnection) -> str | None:
+    """Take back the newest applied migration; returns its name, None when nothing is applied.
+
+    Raises MigrationError when that migration has no way back (no NAME.down.sql).
+    """
+    ours = {migration.name: migration for migration in available()}
+    theirs = sorted(applied(connection))
+    if not theirs:
+        return None
+    newest = ours.get(theirs[-1])
+    if newest is None:
+        raise SchemaMismatch(f"this code does not know {theirs[-1]}. Use the release that applied it")
+    if newest.down is None:
+        raise MigrationError(f"{newest.name} has no way back: restore a backup, or remove the schema by hand")
+    with translated(), connection.transaction():
+        if not connection.execute(sql("migrations_lock")).fetchone()[0]:  # type: ignore[index]
+            raise StoreConflict("another migrator is at work")
+        connection.execute(sql("migrations_timeouts"))
+        connection.execute(newest.down.encode(), prepare=False)
+        connection.execute(sql("migrations_forget"), (newest.name,))
+    return newest.name

@@ -1,0 +1,121 @@
+-- name: complete_and_claim
+-- Complete these, claim those; plain columns only, so that no value can break the fetch (FAILURES 80).
+select outcome, id, lease_token, queue, message_type, payload, options, priority, attempt, max_attempts, crashes,
+  conversation_key, correlation_id, trace_context, run_at::text, extract(epoch from clock_timestamp() - created_at)::float8
+from complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, %s, %s, %s, %s, %s::timestamptz[], %s, %s::bigint[]);
+
+-- name: complete
+-- Complete messages; the ids that were completed.
+select complete_messages(%s, %s);
+
+-- name: enqueue
+-- One message, in the transaction of the connection.
+select message_id, duplicate from enqueue_message(%s, %s, %s::jsonb, %s::jsonb, %s,
+  p_delay => make_interval(secs => %s), p_run_at => %s, p_max_attempts => %s, p_conversation_key => %s,
+  p_dedup_key => %s, p_dedup_window => make_interval(secs => %s), p_correlation_id => %s, p_trace_context => %s,
+  p_expires_at => clock_timestamp() + make_interval(secs => %s), p_concurrency_key => %s);
+
+-- name: enqueue_plain
+-- The common case of enqueue: nothing but queue, type, payload and options.
+select message_id from enqueue_message(%s, %s, %s::jsonb, %s::jsonb, %s);
+
+-- name: insert_messages
+-- Bulk enqueue: a column per parameter, values separated by chr(30), chr(31) for null. COPY would be faster, but not under row-level security.
+insert into message_queue (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key,
+  correlation_id, trace_context, expires_at, concurrency_key)
+select b.queue, b.message_type, b.payload::jsonb, b.options::jsonb, b.priority::smallint, b.run_at::timestamptz, b.max_attempts::integer,
+  b.conversation_key, b.correlation_id, b.trace_context, b.expires_at::timestamptz, b.concurrency_key
+from unnest(
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)))
+  with ordinality as b (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key, correlation_id,
+  trace_context, expires_at, concurrency_key, place)
+order by b.place;
+
+-- name: insert_messages_with_state
+-- The same, by a role that may say which messages are blocked behind an earlier one of the batch.
+insert into message_queue (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key,
+  correlation_id, trace_context, expires_at, concurrency_key, state)
+select b.queue, b.message_type, b.payload::jsonb, b.options::jsonb, b.priority::smallint, b.run_at::timestamptz, b.max_attempts::integer,
+  b.conversation_key, b.correlation_id, b.trace_context, b.expires_at::timestamptz, b.concurrency_key, b.state
+from unnest(
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)),
+  string_to_array(%s, chr(30), chr(31)))
+  with ordinality as b (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key, correlation_id,
+  trace_context, expires_at, concurrency_key, state, place)
+order by b.place;
+
+-- name: database_now
+-- The database clock.
+select clock_timestamp();
+
+-- name: wake_queues
+-- Wake sleeping workers of these queues.
+select wake_queue(q) from unnest(%s::text[]) q;
+
+-- name: declare_queue
+-- Make a queue known.
+select declare_queue(%s);
+
+-- name: retry
+-- running -> pending after a delay.
+select schedule_message_retry(%s, %s, make_interval(secs => %s), %s, %s) is not null;
+
+-- name: fail
+-- An attempt failed: retry, dead or lost.
+select fail_message(%s, %s, %s, %s, p_traceback => %s, p_frame => %s, p_max_attempts => %s,
+  p_delay => make_interval(secs => %s), p_backoff_initial => make_interval(secs => %s),
+  p_backoff_max => make_interval(secs => %s));
+
+-- name: snooze
+-- Later, not a failure.
+select snooze_message(%s, %s, make_interval(secs => %s), %s);
+
+-- name: release
+-- Hand unstarted messages back.
+select release_messages(%s, %s);
+
+-- name: bury
+-- Give up: dead letter.
+select bury_message(%s, %s, %s, %s, %s, %s, %s);
+
+-- name: cancel
+-- Cancel by an operator: cancelled, requested or gone.
+select cancel_message(%s, %s, %s);
+
+-- name: cancel_held
+-- The holder ends its own message as cancelled.
+select cancel_message(%s, %s, p_token => %s);
+
+-- name: explain
+-- Why is this message not running?
+select gate, passed, detail, earliest_start from explain_message(%s);
+
+-- name: announce_sleep
+-- Ask producers for a NOTIFY.
+select announce_sleep(%s, make_interval(secs => %s));
+
+-- name: announce_busy
+-- Turn NOTIFY off for a queue with a backlog.
+select announce_busy(%s);

@@ -1,0 +1,75 @@
+-- name: migrations_table
+-- The record of applied migrations.
+create table if not exists packhorse_migrations (
+  name text primary key, checksum text not null, applied_at timestamptz not null default clock_timestamp());
+
+-- name: migrations_readable
+-- Any role may ask which version it is.
+grant select on packhorse_migrations to public;
+
+-- name: migrations_exist
+-- Is there a record?
+select to_regclass('packhorse_migrations') is not null;
+
+-- name: migrations_applied
+-- What was applied, in order.
+select name, checksum, applied_at from packhorse_migrations order by name;
+
+-- name: migrations_lock
+-- One migrator at a time; ends with the transaction.
+select pg_try_advisory_xact_lock(hashtext('packhorse.migrate'), hashtext(current_schema()));
+
+-- name: migrations_lock_holder
+-- Who holds the lock.
+select a.pid, a.application_name from pg_locks l join pg_stat_activity a on a.pid = l.pid
+where l.locktype = 'advisory' and l.granted and l.classid = hashtext('packhorse.migrate')::oid and a.pid <> pg_backend_pid() limit 1;
+
+-- name: migrations_record
+-- One migration was applied.
+insert into packhorse_migrations (name, checksum) values (%s, %s);
+
+-- name: migrations_forget
+-- One migration was taken back.
+delete from packhorse_migrations where name = %s;
+
+-- name: migrations_timeouts
+-- A migration waits for no lock longer than this.
+set local lock_timeout = '5s';
+
+-- name: server_version
+-- The version of the server.
+select current_setting('server_version_num')::int;
+
+-- name: database_exists
+-- Is there a database of this name?
+select exists (select from pg_database where datname = %s);
+
+-- name: create_database
+-- A database of our own on the embedded server.
+create database {name};
+
+-- name: schema_exists
+-- Is there a schema of this name?
+select exists (select from pg_namespace where nspname = %s);
+
+-- name: create_schema
+-- The schema that holds the queue, when it is not public.
+create schema if not exists {name};
+
+-- name: role_exists
+-- Is there a role of this name?
+select exists (select from pg_roles where rolname = %s);
+
+-- name: create_login_role
+-- A login that may do what a worker does and no more.
+create role {name} login in role packhorse_worker;
+
+-- name: migration_script_head
+-- What a script of migrations starts with.
+-- (the record is made here because each migration writes into it)
+set search_path = {schema};
+set lock_timeout = '5s';
+
+-- name: migration_script_record
+-- The record of one migration, as text.
+insert into packhorse_migrations (name, checksum) values ({name}, {checksum});

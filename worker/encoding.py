@@ -1,0 +1,204 @@
+"""dramatiq messages -> arguments of enqueue_message.
+
+The payload is the actor's keyword arguments: positional ones are bound to their names, so that a
+message reads the same whoever enqueued it, in whatever language. Bad input is refused here, at the
+door, with the name of the field.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import dramatiq
+from dramatiq.common import q_name
+
+from worker.config import NAME_PATTERN
+from worker.errors import InvalidArgument
+from worker.store.messages import dumps
+
+_NAME = re.compile(NAME_PATTERN)
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # an escaped NUL, not an escaped backslash before "u0000"
+MAX_PAYLOAD_BYTES = 1_048_576
+MAX_DELAY_SECONDS = 3660 * 86400
+#: Message options that become columns or arguments of enqueue_message instead of dramatiq options.
+COLUMN_OPTIONS = frozenset({
+    "priority", "conversation_key", "dedup_key", "dedup_window", "correlation_id", "trace_context", "max_attempts",
+    "concurrency_key", "run_at", "expires_in",
+})
+
+
+@dataclass(slots=True)
+class Encoded:
+    """Arguments for enqueue_message: JSON texts, and `extra` for whatever is not the plain case."""
+
+    queue: str
+    message_type: str
+    payload: str
+    options: str
+    priority: int = 5
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Signature:
+    """Parameter names of one actor, for binding and for refusing wrong names."""
+
+    def __init__(self, actor: dramatiq.Actor[Any, Any]) -> None:
+        if not _NAME.fullmatch(actor.actor_name):
+            raise ValueError(f"actor_name: {actor.actor_name[:120]!r} is not a message type (letters, digits, dot, underscore, dash; 100 at most)")
+        self.names: list[str] = []
+        self.required: set[str] | frozenset[str] = set()
+        self.bindable = True
+        self.open = False
+        for parameter in inspect.signature(actor.fn).parameters.values():
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
+                self.bindable = False
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                self.open = True
+            else:
+                if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+                    self.names.append(parameter.name)
+                if parameter.default is parameter.empty:
+                    self.required |= {parameter.name}
+        self.required = frozenset(self.required)
+        self.known = frozenset(self.names) | self.required | {
+            p.name for p in inspect.signature(actor.fn).parameters.values() if p.kind is p.KEYWORD_ONLY
+        }
+
+    def bind(self, actor_name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Keyword arguments; raises InvalidArgument that names the argument."""
+        if len(args) > len(self.names):
+            raise InvalidArgument(f"args: {actor_name} takes {len(self.names)} positional arguments, got {len(args)}", field="args")
+        bound = dict(zip(self.names, args, strict=False))
+        for name in kwargs:
+            if name in bound:
+                raise InvalidArgument(f"{name}: given twice, by position and by name", field=name)
+            if name not in self.known and not self.open:
+                near = difflib.get_close_matches(name, self.known, 1)
+                raise InvalidArgument(
+                    f"{name}: {actor_name} has no argument of this name", field=name,
+                    hint=f"Did you mean {near[0]!r}?" if near else f"It takes: {', '.join(sorted(self.known)) or 'none'}",
+                )
+        bound.update(kwargs)
+        return bound
+
+
+def encode(message: dramatiq.Message[Any], delay_ms: int | float | None, signature: Signature | None, actor_options: dict[str, Any]) -> Encoded:
+    """Turn a dramatiq message into arguments of enqueue_message. Raises InvalidArgument."""
+    name, payload = message.actor_name, message.kwargs
+    loose_args: tuple[Any, ...] = ()
+    if signature is not None and signature.bindable:
+        if message.args or not signature.required <= payload.keys() <= signature.known:
+            payload = signature.bind(name, message.args, payload)
+            missing = signature.required - payload.keys()
+            if missing:
+                raise InvalidArgument(f"{min(missing)}: {name} needs this argument", field=min(missing))
+    else:
+        loose_args = message.args
+    if signature is None and not _NAME.fullmatch(name):
+        raise InvalidArgument(
+            f"message_type: {name[:120]!r} is not a message type", field="message_type",
+            hint="A letter or underscore, then letters, digits, dot, underscore or dash; 100 at most.",
+        )
+    encoded = Encoded(message.queue_name, name, to_json("payload", payload), "")
+    if not message.options and not delay_ms and not loose_args and not actor_options.get("max_age"):
+        encoded.options = plain_options(message.message_id)
+        return encoded
+    options = {**message.options, "message_id": message.message_id}
+    if loose_args:
+        options["args"] = list(loose_args)
+    if not COLUMN_OPTIONS.isdisjoint(options):
+        _take_columns(encoded, options)
+    max_retries = options.get("max_retries")
+    if max_retries is not None:
+        encoded.extra.setdefault("max_attempts", _whole("max_retries", max_retries, 0, 999_999) + 1)
+    max_age = options.get("max_age") or actor_options.get("max_age")
+    if max_age:
+        encoded.extra.setdefault("expires_seconds", _number("max_age", max_age, 1, MAX_DELAY_SECONDS * 1000) / 1000)
+    if delay_ms:
+        encoded.extra["delay_seconds"] = _number("delay", delay_ms, 0, MAX_DELAY_SECONDS * 1000) / 1000
+    encoded.queue = q_name(message.queue_name)
+    encoded.options = to_json("options", options)
+    return encoded
+
+
+def plain_options(message_id: str) -> str:
+    """The options of a message that has none: its dramatiq id only."""
+    if message_id.isascii() and message_id.isprintable() and '"' not in message_id and "\\" not in message_id:
+        return f'{{"message_id":"{message_id}"}}'
+    return to_json("message_id", {"message_id": message_id})
+
+
+def _take_columns(encoded: Encoded, options: dict[str, Any]) -> None:
+    for name in COLUMN_OPTIONS & options.keys():
+        value = options.pop(name)
+        if value is None:
+            continue
+        if name == "priority":
+            encoded.priority = _whole(name, value, 1, 10)
+        elif name == "max_attempts":
+            encoded.extra[name] = _whole(name, value, 1, 1_000_000)
+        elif name == "dedup_window":
+            encoded.extra["dedup_window_seconds"] = _seconds(name, value)
+        elif name == "expires_in":
+            encoded.extra["expires_seconds"] = _seconds(name, value)
+        elif name == "run_at":
+            if getattr(value, "tzinfo", None) is None:
+                raise InvalidArgument("run_at: must be a datetime with a time zone", field=name)
+            encoded.extra[name] = value
+        else:
+            if not isinstance(value, str) or not 0 < len(value) <= 500 or not _storable(value):
+                raise InvalidArgument(f"{name}: must be a text of 1 to 500 characters, without NUL and lone surrogates", field=name)
+            encoded.extra[name] = value
+
+
+def _storable(text: str) -> bool:
+    """Can PostgreSQL store this text?"""
+    if text.isascii():
+        return "\x00" not in text
+    try:
+        return b"\x00" not in text.encode()
+    except UnicodeEncodeError:
+        return False
+
+
+def to_json(name: str, value: dict[str, Any]) -> str:
+    """JSON text of a dict; refuses what jsonb cannot hold, naming the field."""
+    try:
+        text = dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidArgument(f"{name}: cannot be stored as JSON: {error}", field=name) from error
+    if "\\u0000" in text and _NUL.search(text):
+        raise InvalidArgument(f"{name}: contains a NUL character, which PostgreSQL cannot store", field=name, hint="Remove it first.")
+    if len(text) > MAX_PAYLOAD_BYTES // 4 and len(text.encode("utf-8", "surrogatepass")) > MAX_PAYLOAD_BYTES:
+        raise InvalidArgument(
+            f"{name}: {len(text)} bytes, at most {MAX_PAYLOAD_BYTES}", field=name, hint="Store the large part elsewhere and send its key."
+        )
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidArgument(f"{name}: contains a lone surrogate, which is no character", field=name) from error
+    return text
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidArgument(f"{name}: must be a whole number from {low} to {high}, got {str(value)[:40]!r}", field=name)
+    return value
+
+
+def _number(name: str, value: Any, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise InvalidArgument(f"{name}: must be a number from {low:g} to {high:g} (milliseconds), got {str(value)[:40]!r}", field=name)
+    return float(value)
+
+
+def _seconds(name: str, value: Any) -> float:
+    seconds = value.total_seconds() if hasattr(value, "total_seconds") else value
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= MAX_DELAY_SECONDS:
+        raise InvalidArgument(f"{name}: must be seconds or a timedelta, at most ten years", field=name)
+    return float(seconds)

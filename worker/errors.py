@@ -1,0 +1,155 @@
+"""Every error that Packhorse raises, as one tree; imports nothing.
+
+`StoreError` and below are what a database call can end in; `db/errors.py` maps SQLSTATEs to them and
+nothing else decides by SQLSTATE or by message text. `Outcome` and below are not failures: a handler
+raises one to say how its message ends.
+"""
+
+from __future__ import annotations
+
+
+class WorkerError(Exception):
+    """Base of everything that Packhorse raises on purpose."""
+
+
+class ConfigError(WorkerError):
+    """The configuration is unusable. `problems` holds every problem found, one sentence each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class SchemaMismatch(WorkerError):
+    """Code and database disagree about the schema; the text says which side is older."""
+
+
+class MigrationError(WorkerError):
+    """A migration could not be applied, or an applied one was changed afterwards."""
+
+
+class StoreError(WorkerError):
+    """A database call failed."""
+
+    sqlstate: str | None = None
+
+
+class StoreUnavailable(StoreError):
+    """No usable connection: refused, lost, read-only, shutting down, out of disk, deadline passed.
+
+    Retry with backoff; nothing about the message is at fault.
+    """
+
+
+class StoreConflict(StoreError):
+    """Deadlock, serialisation failure or lock timeout: the same call may work in a few milliseconds."""
+
+
+class StoreRejected(StoreError):
+    """The database refuses the statement itself (privilege, missing object, constraint): never retried."""
+
+
+class InvalidArgument(StoreError):
+    """A value was refused at the door; `field` names it, `hint` says what to do."""
+
+    def __init__(self, message: str, *, field: str | None = None, hint: str | None = None) -> None:
+        self.field = field
+        self.hint = hint
+        super().__init__(f"{message}. {hint}" if hint else message)
+
+
+class NotFound(InvalidArgument):
+    """Nothing has this id: it never existed, or its retention is over."""
+
+    def __init__(self, what: str, message_id: int) -> None:
+        super().__init__(f"no {what} has the id {message_id}", field="id", hint="It never existed, or it was purged or its retention is over")
+
+
+class UnknownQueue(InvalidArgument):
+    """The queue does not exist; the hint names a near miss."""
+
+
+class LeaseLost(WorkerError):
+    """Somebody else owns the message now: stop, write nothing."""
+
+
+class LeaseInterrupt(BaseException):
+    """Raised inside a handler whose lease is about to end unrenewed (self-fencing)."""
+
+
+class CancelInterrupt(BaseException):
+    """Raised inside a handler whose message an operator cancelled."""
+
+
+class DrainInterrupt(BaseException):
+    """Raised inside a handler that still runs at the grace limit of a shutdown."""
+
+
+class UndecodableMessage(WorkerError):
+    """A claimed row cannot be turned into a call: it becomes one dead letter."""
+
+
+class WorkflowError(WorkerError):
+    """An error of a handler, with a stable `code`, context for logs, and whether a retry can help."""
+
+    code = "workflow_error"
+
+    def __init__(
+        self, message: str, *, code: str | None = None, context: dict[str, object] | None = None,
+        recoverable: bool = True, retryable: bool = True,
+    ) -> None:
+        self.code = code or self.code
+        self.context = context or {}
+        self.recoverable = recoverable
+        self.retryable = retryable
+        super().__init__(message)
+
+
+class AgentError(WorkflowError):
+    """An AI agent or its API failed."""
+
+    code = "agent_error"
+
+
+class MessageProcessingError(WorkflowError):
+    """A message could not be processed."""
+
+    code = "message_processing_error"
+
+
+class Outcome(Exception):
+    """How a message ends when it is neither done nor failed; raised by handlers."""
+
+
+class Snooze(Outcome):
+    """Run the message again after `seconds` (>= 0); not a failure, the attempt is given back."""
+
+    def __init__(self, seconds: float, reason: str | None = None) -> None:
+        self.seconds = seconds
+        self.reason = reason
+        super().__init__(reason or f"snoozed for {seconds} s")
+
+
+class Cancel(Outcome):
+    """Stop: the message ends as `cancelled` and is not retried."""
+
+    def __init__(self, reason: str | None = None) -> None:
+        self.reason = reason
+        super().__init__(reason or "cancelled by its handler")
+
+
+class Bury(Outcome):
+    """Give up at once: the message becomes a dead letter whatever attempts are left."""
+
+    def __init__(self, reason: str | None = None) -> None:
+        self.reason = reason
+        super().__init__(reason or "buried by its handler")
+
+
+class Retry(Outcome):
+    """The attempt failed; run again after `seconds`, or after the usual backoff when None."""
+
+    def __init__(self, seconds: float | None = None, reason: str | None = None) -> None:
+        self.seconds = seconds
+        self.reason = reason
+        super().__init__(reason or "retry asked by its handler")

@@ -1,0 +1,88 @@
+"""Heartbeats: held leases go on, lost ones and cancel requests are learnt, others' lost messages rescued.
+
+The last service to stop: it beats until the last outcome is written (SPEC W5, FAILURES 49). What this
+process may still believe is measured on the monotonic clock from *before* each request (SPEC P2).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+from worker.db.connection import DeadlineConnection
+from worker.db.pool import Link
+from worker.messages import ClaimedMessage
+from worker.service import Service
+from worker.store import workers as store
+
+UPKEEP_SECONDS = 300.0
+
+
+class Heartbeat(Service):
+    """Beats every heartbeat_seconds; rescues every rescue_seconds; upkeep every five minutes.
+
+    held: the messages this process holds now. on_attention(message, lease_held): called for a message
+    whose lease is lost (False) or whose cancellation was asked (True). counts: (done, failed) so far.
+    """
+
+    name = "heartbeat"
+    max_backoff_seconds = 2.0
+
+    def __init__(
+        self, open_connection: Callable[[], DeadlineConnection], worker_id: UUID, settings: Any, held: Callable[[], Sequence[ClaimedMessage]],
+        on_attention: Callable[[ClaimedMessage, bool], None], counts: Callable[[], tuple[int, int]] = lambda: (0, 0),
+    ) -> None:
+        super().__init__()
+        self._link = Link(open_connection)
+        self._worker_id = worker_id
+        self._settings = settings
+        self._held = held
+        self._on_attention = on_attention
+        self._counts = counts
+        self.state = "running"
+        self._next_beat = 0.0
+        self._next_rescue = time.monotonic() + random.uniform(0.2, 1.0) * settings.rescue_seconds
+        self._next_upkeep = 0.0
+        self.rescued_total = 0
+
+    def run_once(self) -> float:
+        now = time.monotonic()
+        if now >= self._next_beat:
+            self.beat()
+            self._next_beat = now + self._settings.heartbeat_seconds
+        if now >= self._next_rescue:
+            with self._link.connection() as connection:
+                rescued, _ = store.rescue(connection)
+            self.rescued_total += rescued
+            self._next_rescue = now + self._settings.rescue_seconds * random.uniform(0.8, 1.2)
+        if now >= self._next_upkeep:
+            with self._link.connection() as connection:
+                store.upkeep(connection, self._settings.unknown_type_seconds)
+            self._next_upkeep = now + UPKEEP_SECONDS * random.uniform(0.8, 1.2)
+        return float(max(0.01, min(self._next_beat, self._next_rescue) - time.monotonic()))
+
+    def beat(self) -> None:
+        """One heartbeat: messages younger than a third of the lease need no renewal yet."""
+        before = time.monotonic()
+        lease = self._settings.lease_seconds
+        old = [m for m in self._held() if not m.settled and m.lease_until - before < lease * 0.8]
+        done, failed = self._counts()
+        with self._link.connection() as connection:
+            attention = store.beat(
+                connection, self._worker_id, [m.id for m in old], [m.lease_token for m in old], lease, self.state, done, failed
+            )
+        lost = {item.id for item in attention if not item.lease_held}
+        cancelled = {item.id for item in attention if item.lease_held and item.cancel_requested}
+        for message in old:
+            if message.id in lost:
+                self._on_attention(message, False)
+            else:
+                message.lease_until = before + lease
+                if message.id in cancelled:
+                    self._on_attention(message, True)
+
+    def on_stop(self) -> None:
+        self._link.close()

@@ -1,0 +1,134 @@
+"""A claimed row as a dramatiq message, and a dramatiq message as a row.
+
+`ClaimedMessage` is both dramatiq's proxy and our lease: middleware sees the message, the runtime sees
+who owns it until when. The payload is decoded per message inside the guarded block, never at the fetch:
+one undecodable row is one dead letter (SPEC P5).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback as traceback_module
+from dataclasses import dataclass
+from typing import Any
+
+import dramatiq
+from dramatiq.broker import MessageProxy
+
+from worker.errors import UndecodableMessage
+
+MAX_TRACEBACK_FRAMES = 30
+
+#: json.loads without its checks of type and white space: jsonb's own text needs neither.
+_scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+_PLAIN_HEAD = '{"message_id": "'
+_PLAIN_LENGTH = len(_PLAIN_HEAD) + 36 + 2
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a message ends when it is not done. `verb`: fail, retry, snooze, cancel, bury or release."""
+
+    verb: str
+    reason: str | None = None
+    error_class: str | None = None
+    error_message: str | None = None
+    traceback: str | None = None
+    frame: str | None = None
+    delay_seconds: float | None = None
+    max_attempts: int | None = None
+    backoff_initial: float | None = None
+    backoff_max: float | None = None
+    on_exhausted: str | None = None
+
+
+class ClaimedMessage(MessageProxy):
+    """A message that this process holds. Field by field what dramatiq.Message has, plus the lease.
+
+    lease_until, claimed_at: monotonic seconds. `ending` is None for done. `settled` once the database
+    knows. Written by the thread that runs the handler until it is handed back to the pump.
+    """
+
+    def __init__(self, row: tuple[Any, ...], lease_until: float, claimed_at: float) -> None:
+        (_, self.id, self.lease_token, self.queue_name, self.actor_name, self._payload, self._options, self.priority,
+         self.attempt, self.max_attempts, self.crashes, self.conversation_key, self.correlation_id, self.trace_context,
+         self.run_at, self.age_seconds) = row
+        self.lease_until = lease_until
+        self.claimed_at = claimed_at
+        self.failed = False
+        self._exception: BaseException | None = None
+        self._built: dramatiq.Message[Any] | None = None
+        self.ending: Ending | None = None
+        self.settled = False
+        self.lost = False  # the heartbeat learnt that somebody else owns it
+        self.started = False
+        self.deadline: float | None = None  # monotonic; set by the time-limit middleware
+        self.hard_deadline: float | None = None
+
+    def decode(self) -> None:
+        """Parse payload and options; raises UndecodableMessage with the reason, never anything else."""
+        try:
+            self.kwargs = _scan(self._payload, 0)[0]
+            text = self._options
+            if len(text) == _PLAIN_LENGTH and text.startswith(_PLAIN_HEAD):
+                # what every dramatiq producer writes when there are no options: spare the parser
+                options = {}
+                self.args = ()
+                self.message_id = text[len(_PLAIN_HEAD) : -2]
+            else:
+                options = _scan(text, 0)[0]
+                self.args = tuple(options.pop("args", ()))
+                self.message_id = options.pop("message_id", None) or str(self.id)
+        except (ValueError, RecursionError, TypeError, MemoryError, AttributeError, StopIteration) as error:
+            raise UndecodableMessage(f"payload or options cannot be decoded: {type(error).__name__}: {str(error)[:200]}") from error
+        if type(self.kwargs) is not dict:
+            raise UndecodableMessage("payload is not a JSON object")
+        # age by the database clock, expressed on this host's clock: middleware that compares the two
+        # (max_age) is right whatever the host's clock says
+        self.message_timestamp = int((time.time() - self.age_seconds) * 1000)
+        if self.attempt > 1:
+            options.setdefault("retries", self.attempt - 1)
+        self.options = options
+
+    @property
+    def _message(self) -> dramatiq.Message[Any]:  # type: ignore[override]
+        """The dramatiq.Message, made when somebody asks for it."""
+        if self._built is None:
+            self._built = dramatiq.Message(
+                self.queue_name, self.actor_name, self.args, self.kwargs, self.options, self.message_id, self.message_timestamp
+            )
+        return self._built
+
+
+def failure(exception: BaseException, **policy: Any) -> Ending:
+    """The ending for a failed attempt: class, cleaned message, bounded traceback, own top frame."""
+    return Ending(
+        "fail", error_class=type(exception).__name__, error_message=clean(str(exception) or repr(exception), 10_000),
+        traceback=clean(format_traceback(exception), 50_000), frame=top_frame(exception), **policy,
+    )
+
+
+def clean(text: str, length: int) -> str:
+    """What Postgres can store: no NUL, no lone surrogates, bounded (FAILURES 13)."""
+    return text[:length].replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
+
+
+def format_traceback(exception: BaseException) -> str:
+    """The traceback as text; a fixed text when even that fails."""
+    try:
+        return "".join(traceback_module.format_exception(exception, limit=-MAX_TRACEBACK_FRAMES))
+    except Exception:  # an exception whose __str__ raises must not hide the failure itself
+        return f"{type(exception).__name__} (its traceback could not be formatted)"
+
+
+def top_frame(exception: BaseException) -> str | None:
+    """file:function of the innermost frame that is not in an installed package; groups dead letters."""
+    frame = None
+    walk = exception.__traceback__
+    while walk is not None:
+        code = walk.tb_frame.f_code
+        if "site-packages" not in code.co_filename and "/worker/" not in code.co_filename:
+            frame = f"{code.co_filename.rsplit('/', 1)[-1]}:{code.co_name}"
+        walk = walk.tb_next
+    return frame

@@ -1,0 +1,96 @@
+"""Retries as one UPDATE of the same row (SPEC Q3, W1).
+
+Replaces dramatiq's Retries, which enqueues a copy and then acknowledges the original: two transactions,
+and a crash between them duplicates. The options mean the same (`max_retries`, `min_backoff`,
+`max_backoff`, `retry_when`, `throws`, `on_retry_exhausted`); what an actor leaves open is decided by the
+queue's policy in the database. Messages that are not ours (StubBroker in a test) go dramatiq's way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import dramatiq
+from dramatiq.middleware import Retries as StockRetries
+
+from worker.errors import Bury, Cancel, CancelInterrupt, DrainInterrupt, LeaseInterrupt, Retry, Snooze
+from worker.messages import ClaimedMessage, Ending, clean, failure
+
+logger = logging.getLogger("packhorse.retries")
+
+
+class Retries(StockRetries):
+    """Decides how a failed attempt ends; the verb itself is one SQL function."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.given = {name: value for name, value in options.items() if value is not None}
+
+    @property
+    def actor_options(self) -> set[str]:
+        return {*super().actor_options, "max_attempts"}
+
+    def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:
+        if exception is None or message.failed:
+            return
+        if not isinstance(message, ClaimedMessage):
+            super().after_process_message(broker, message, result=result, exception=exception)
+            return
+        try:
+            ending = self.decide(broker.actors.get(message.actor_name), message, exception)
+        except Exception as error:  # a retry_when that raises, options of the wrong type: never mistake the failure for success
+            logger.warning("retry_policy_failed message_id=%s actor=%s error_class=%s", message.id, message.actor_name, type(error).__name__)
+            ending = failure(exception)
+        message.ending = ending
+        # The database decides whether attempts are left. Where the limit is known here, middleware is told
+        # "nack" from the start, as dramatiq does; where it is the queue's, once the database has answered.
+        limit = message.max_attempts if message.max_attempts is not None else ending.max_attempts
+        message.failed = ending.verb == "bury" or (ending.verb == "fail" and limit is not None and message.attempt >= limit)
+
+    def decide(self, actor: Any, message: ClaimedMessage, exception: BaseException) -> Ending:
+        """The ending of an attempt that raised. Pure but for reading the message."""
+        options = actor.options if actor is not None else {}
+        if isinstance(exception, Snooze):
+            return Ending("snooze", exception.reason, delay_seconds=max(0.0, exception.seconds))
+        if isinstance(exception, Cancel):
+            return Ending("cancel", clean(str(exception), 1000))
+        if isinstance(exception, Bury):
+            return Ending("bury", "buried", "Bury", clean(str(exception), 10_000))
+        if isinstance(exception, CancelInterrupt):
+            return Ending("cancel", "cancelled by an operator while it ran")
+        if isinstance(exception, (DrainInterrupt, LeaseInterrupt)):
+            return Ending("release", type(exception).__name__)
+        throws = message.options.get("throws") or options.get("throws")
+        if (throws and isinstance(exception, throws)) or getattr(exception, "retryable", True) is False:
+            return dataclasses.replace(failure(exception), verb="bury", reason="rejected")
+        policy = self.policy(options, message)
+        retry_when = options.get("retry_when", self.retry_when)
+        if retry_when is not None:
+            if not retry_when(message.attempt - 1, exception):
+                return dataclasses.replace(failure(exception), verb="bury", reason="failed", on_exhausted=policy["on_exhausted"])
+            policy["max_attempts"] = 1_000_000  # retry_when takes precedence over max_retries
+        if isinstance(exception, Retry) and exception.seconds is not None:
+            policy["delay_seconds"] = max(0.0, exception.seconds)
+        elif isinstance(exception, dramatiq.errors.Retry) and exception.delay is not None:
+            policy["delay_seconds"] = max(0.0, exception.delay / 1000)
+        return failure(exception, **policy)
+
+    def policy(self, options: dict[str, Any], message: ClaimedMessage) -> dict[str, Any]:
+        """What the message, the actor or this middleware say; None leaves it to the queue."""
+
+        def pick(name: str) -> Any:
+            return message.options.get(name, options.get(name, self.given.get(name)))
+
+        max_attempts = options.get("max_attempts")
+        max_retries = pick("max_retries")
+        if max_attempts is None and max_retries is not None:
+            max_attempts = max_retries + 1
+        low, high = pick("min_backoff"), pick("max_backoff")
+        return {
+            "max_attempts": max_attempts,
+            "backoff_initial": low / 1000 if low is not None else None,
+            "backoff_max": high / 1000 if high is not None else None,
+            "on_exhausted": pick("on_retry_exhausted"),
+        }

@@ -1,0 +1,74 @@
+"""Time limits by actor and by class (SPEC W4): `default` 30 s, `ai_agent` 120 s, `payment` 60 s, `media` 300 s.
+
+Under Packhorse's runtime this only writes the deadline into the message; the runtime's timekeeper
+interrupts the handler (soft) and replaces the process (hard). Under dramatiq's own Worker it behaves
+like dramatiq's TimeLimit.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from dramatiq.middleware import TimeLimit
+
+from worker.messages import ClaimedMessage
+
+#: Seconds by class; `default` is the setting time_limit_seconds.
+CLASSES = {"ai_agent": 120.0, "payment": 60.0, "media": 300.0}
+DEFAULT_SECONDS = 30.0
+DEFAULT_HARD_SECONDS = 10.0
+
+
+class TimeLimits(TimeLimit):
+    """Soft limit in `time_limit` (ms) or `time_limit_class`; hard limit `hard_time_limit` (ms) after it."""
+
+    def __init__(self, *, default_seconds: float = DEFAULT_SECONDS, hard_seconds: float = DEFAULT_HARD_SECONDS) -> None:
+        super().__init__(time_limit=default_seconds * 1000)
+        self.default_seconds = default_seconds
+        self.hard_seconds = hard_seconds
+        self._seconds: dict[str, tuple[float, float]] = {}  # by actor name; any thread, values never change
+
+    @property
+    def actor_options(self) -> set[str]:
+        return {"time_limit", "time_limit_class", "hard_time_limit"}
+
+    def after_declare_actor(self, broker: Any, actor: Any) -> None:
+        name = actor.options.get("time_limit_class")
+        if name is not None and name != "default" and name not in CLASSES:
+            raise ValueError(f"time_limit_class: {name!r} is not one of default, {', '.join(CLASSES)}")
+
+    def limits(self, broker: Any, actor_name: str) -> tuple[float, float]:
+        """(soft seconds, hard seconds after the soft limit) of an actor."""
+        known = self._seconds.get(actor_name)
+        if known is None:
+            options = broker.get_actor(actor_name).options
+            soft = CLASSES.get(options.get("time_limit_class", ""), self.default_seconds)
+            if options.get("time_limit") is not None:
+                soft = options["time_limit"] / 1000
+            hard = options["hard_time_limit"] / 1000 if options.get("hard_time_limit") is not None else self.hard_seconds
+            known = self._seconds[actor_name] = (soft, hard)
+        return known
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        if not isinstance(message, ClaimedMessage) or not message.started:
+            super().before_process_message(broker, message)
+            return
+        soft, hard = self.limits(broker, message.actor_name)
+        own = message.options.get("time_limit")
+        if own is not None:
+            soft = own / 1000
+        message.hard_deadline = (time.monotonic() + soft) + hard
+        message.deadline = message.hard_deadline - hard
+
+    def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:
+        if not isinstance(message, ClaimedMessage) or not message.started:
+            super().after_process_message(broker, message, result=result, exception=exception)
+        else:
+            message.deadline = message.hard_deadline = None
+
+    after_skip_message = after_process_message
+
+    def after_process_boot(self, broker: Any) -> None:
+        if not getattr(broker, "runtime", None):
+            super().after_process_boot(broker)

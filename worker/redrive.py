@@ -1,0 +1,67 @@
+"""Redrive many dead letters at a pace, and stop when they fail again (SPEC Q4).
+
+The pace is what makes stopping worth something: at 100 per second a cause that was not mended shows after
+a few hundred messages, not after all of them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from worker.db.connection import DeadlineConnection
+from worker.store import dead_letters
+from worker.store.dead_letters import Selection
+
+MAX_BATCH = 500
+BATCHES_PER_SECOND = 5.0
+CHECK_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class RedriveResult:
+    """What was done: how many were enqueued again, how many of those were dead again at the last look, and
+    why it ended: "finished", "failing" (stop_after reached) or "interrupted"."""
+
+    redriven: int
+    died_again: int
+    ended: str
+
+
+def redrive(
+    connection: DeadlineConnection, selection: Selection, dead_by: datetime, *, operator: str, reason: str | None = None,
+    rate: float = 0.0, limit: int | None = None, stop_after: int = 0, report: Callable[[int], Any] = lambda count: None,
+) -> RedriveResult:
+    """Enqueue again what is selected and was dead at dead_by, oldest first, each letter once.
+
+    rate: messages per second, 0 = as fast as it goes. limit: at most so many. stop_after: end once so many
+    of the redriven ones are dead letters again, 0 = never. report: called with the number just redriven.
+    Each batch is a transaction of its own; Ctrl-C ends between batches. Raises StoreError.
+    """
+    size = max(1, min(MAX_BATCH, int(rate / BATCHES_PER_SECOND))) if rate else MAX_BATCH
+    sent: list[int] = []
+    again, checked_at, due = 0, time.monotonic(), time.monotonic()
+    pause = threading.Event()  # never set: its wait ends at once on Ctrl-C
+    try:
+        for page in dead_letters.pages(connection, selection, dead_by, size):
+            page = page if limit is None else page[: limit - len(sent)]
+            if not page:
+                break
+            pause.wait(max(0.0, due - time.monotonic()))
+            if stop_after and sent and time.monotonic() - checked_at >= CHECK_SECONDS:
+                again, checked_at = dead_letters.dead_again(connection, sent), time.monotonic()
+                if again >= stop_after:
+                    return RedriveResult(len(sent), again, "failing")
+            done = dead_letters.redrive(connection, page, operator, reason)
+            due = max(due, time.monotonic() - 1.0) + (len(page) / rate if rate else 0.0)
+            sent += done
+            report(len(done))
+    except KeyboardInterrupt:
+        return RedriveResult(len(sent), again, "interrupted")
+    if stop_after and sent:
+        again = dead_letters.dead_again(connection, sent)
+    return RedriveResult(len(sent), again, "failing" if stop_after and again >= stop_after else "finished")

@@ -1,0 +1,57 @@
+"""dramatiq's middleware hooks with only those called that a middleware really overrides.
+
+Half of dramatiq's time per message goes into calling hooks that do nothing. Order, exceptions and
+logging are dramatiq's: before_* in order, after_* in reverse; MiddlewareError of a before hook
+propagates, everything else is logged and the next hook runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from dramatiq.middleware import Middleware, MiddlewareError
+from dramatiq.results import Results
+
+logger = logging.getLogger("packhorse.hooks")
+
+Hook = Callable[..., None]
+
+
+class Hooks:
+    """Bound hooks of a broker's middleware, by signal. Build anew when middleware was added."""
+
+    def __init__(self, broker: Any) -> None:
+        self.count = len(broker.middleware)
+        self._broker = broker
+        self.before_process = self._bound("before_process_message")
+        self.after_process = self._bound("after_process_message")[::-1]
+        self.after_skip = self._bound("after_skip_message")[::-1]
+        self.before_ack = self._bound("before_ack")
+        self.after_ack = self._bound("after_ack")[::-1]
+        self.before_nack = self._bound("before_nack")
+        self.after_nack = self._bound("after_nack")[::-1]
+        self.has_results = any(type(m) is Results for m in broker.middleware)
+
+    def _bound(self, name: str) -> list[Hook]:
+        stock = getattr(Middleware, name)
+        return [getattr(m, name) for m in self._broker.middleware if getattr(type(m), name, None) is not stock]
+
+    def run_before(self, hooks: list[Hook], message: Any) -> None:
+        """Call before hooks. Raises MiddlewareError (SkipMessage among them)."""
+        for hook in hooks:
+            try:
+                hook(self._broker, message)
+            except MiddlewareError:
+                raise
+            except Exception:  # dramatiq's contract: a broken middleware does not stop the others
+                logger.critical("hook_failed hook=%s", getattr(hook, "__qualname__", hook), exc_info=True)
+
+    def run_after(self, hooks: list[Hook], message: Any, **kwargs: Any) -> None:
+        """Call after hooks; nothing but BaseException comes out."""
+        for hook in hooks:
+            try:
+                hook(self._broker, message, **kwargs)
+            except Exception:
+                logger.critical("hook_failed hook=%s", getattr(hook, "__qualname__", hook), exc_info=True)

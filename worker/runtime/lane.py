@@ -1,0 +1,225 @@
+"""Handler threads: take claimed messages from one shared deque, run them, hand over the outcome.
+
+No message waits behind a slow one: any idle thread takes the next. No hand-over per message either:
+while handlers are quick, one thread goes through the deque and the others park (threads that compete
+for the interpreter cost more than they give); as soon as handlers take longer than SLOW_SECONDS on
+average, or one blocks (seen by the timekeeper), all threads work. The steps of one message are
+dramatiq's Worker.process_message, with its logging and hook order.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from dramatiq.errors import RateLimitExceeded
+from dramatiq.errors import Retry as StockRetry
+from dramatiq.middleware import MiddlewareError, SkipMessage
+
+from worker.context import current
+from worker.errors import LeaseLost, Outcome, UndecodableMessage
+from worker.messages import ClaimedMessage, Ending, failure
+from worker.runtime.hooks import Hooks
+from worker.runtime.slots import RunningIds, Slot
+from worker.store import messages as store
+
+logger = logging.getLogger("packhorse.lane")
+
+#: Handlers slower than this on average make the lane use all of its threads.
+SLOW_SECONDS = 0.001
+#: A handler that runs for longer than this while others are ready counts as blocked.
+BLOCKED_SECONDS = 0.005
+#: A claimed message is not started when less than this is left of its lease.
+LEASE_MARGIN_SECONDS = 1.0
+
+
+class Lane:
+    """`ready` is filled by the pump; `on_finished(message)` gets each message back, from handler threads."""
+
+    def __init__(self, broker: Any, threads: int, running: RunningIds, on_finished: Callable[[ClaimedMessage], None]) -> None:
+        self.broker = broker
+        self.hooks = Hooks(broker)
+        self.ready: deque[ClaimedMessage] = deque()
+        self.slots = [Slot(index, running) for index in range(threads)]
+        self._on_finished = on_finished
+        self._idle: deque[threading.Lock] = deque()  # locks of sleeping threads; deque operations are atomic
+        self._threads: list[threading.Thread] = []
+        self._stopping = False
+        self._average = 1.0  # seconds per message, smoothed; written by handler threads, a lost update is harmless
+        self._slow = True  # until shown otherwise
+
+    def start(self) -> None:
+        for slot in self.slots:
+            thread = threading.Thread(target=self._loop, args=(slot,), name=f"packhorse-handler-{slot.index}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def stop(self) -> None:
+        """No further message is started; running ones go on."""
+        self._stopping = True
+        self.wake(len(self.slots))
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Join the threads; True when all have ended."""
+        deadline = time.monotonic() + timeout_seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    @property
+    def alive(self) -> int:
+        """Threads that live; fewer than configured means trouble (FAILURES 18)."""
+        return sum(thread.is_alive() for thread in self._threads)
+
+    @property
+    def running(self) -> int:
+        return sum(slot.message is not None for slot in self.slots)
+
+    def put(self, messages: list[ClaimedMessage]) -> None:
+        """Give claimed messages to the threads, in order."""
+        self.ready.extend(messages)
+        self.wake(len(messages) if self._slow else 1)
+
+    def wake(self, count: int) -> None:
+        """Wake up to `count` sleeping threads."""
+        for _ in range(count):
+            try:
+                self._idle.popleft().release()
+            except (IndexError, RuntimeError):
+                return
+
+    def wake_for_blocked(self, now: float) -> None:
+        """Called by the timekeeper: messages are ready while every running handler blocks."""
+        if self.ready and self._idle and all(slot.message is None or now - slot.started_at > BLOCKED_SECONDS for slot in self.slots):
+            self._average, self._slow = 1.0, True
+            self.wake(len(self.ready))
+
+    def _loop(self, slot: Slot) -> None:
+        slot.thread_id = threading.get_ident()
+        gate = threading.Lock()
+        gate.acquire()
+        ready, idle, most_idle = self.ready, self._idle, len(self.slots) - 1
+        on_finished = self._on_finished
+        while not self._stopping:
+            if not self._slow and len(idle) < most_idle:
+                self._park(gate)  # one thread is enough for quick handlers
+            try:
+                message = ready.popleft()
+            except IndexError:
+                self._park(gate)
+                continue
+            try:
+                self._run(slot, message)
+            except BaseException as error:  # nothing may end this thread
+                logger.critical("lane_failed message_id=%s error_class=%s", message.id, type(error).__name__, exc_info=True)
+                if message.ending is None:
+                    message.ending = failure(error)
+            finally:
+                slot.forget()
+                current.message = None
+                on_finished(message)
+                if message._exception is not None and not message.failed:
+                    message._exception = None  # a kept exception keeps its frames alive
+
+    def _park(self, gate: threading.Lock) -> None:
+        """Sleep until woken, unless that would leave ready messages without any thread."""
+        idle = self._idle
+        idle.append(gate)
+        if self._stopping or (self.ready and (self._slow or len(idle) == len(self.slots))):
+            try:
+                idle.remove(gate)
+                return
+            except ValueError:
+                pass  # already woken: take the token
+        gate.acquire()
+
+    def _run(self, slot: Slot, message: ClaimedMessage) -> None:
+        now = time.monotonic()
+        if message.lost:
+            return
+        if message.lease_until - now < LEASE_MARGIN_SECONDS:
+            message.ending = Ending("release", "its lease was nearly over before it started")
+            return
+        try:
+            message.decode()
+        except UndecodableMessage as error:
+            message.ending = Ending("bury", "undecodable", "UndecodableMessage", str(error))
+            message.failed = True
+            return
+        self.process(slot, message, now)
+        average = self._average = 0.9 * self._average + 0.1 * (time.monotonic() - now)
+        if average > SLOW_SECONDS:
+            self._slow = True
+            if self.ready and self._idle:
+                self.wake(len(self.ready))
+        else:
+            self._slow = False
+
+    def process(self, slot: Slot, message: ClaimedMessage, now: float) -> None:
+        """Run one message through middleware and actor; its ending is in the message afterwards."""
+        hooks = self.hooks
+        actor = None
+        current.message = message
+        try:
+            slot.enter(message, now)
+            try:
+                for hook in hooks.before_process:
+                    try:
+                        hook(self.broker, message)
+                    except MiddlewareError:
+                        raise
+                    except Exception:  # dramatiq's contract
+                        logger.critical("hook_failed hook=%s", getattr(hook, "__qualname__", hook), exc_info=True)
+                result = None
+                if not message.failed:
+                    actor = self.broker.get_actor(message.actor_name)
+                    if actor.options.get("transactional"):
+                        result = self._call_in_transaction(actor, message)
+                    else:
+                        result = actor(*message.args, **message.kwargs)
+            finally:
+                slot.leave()
+            if result is not None and not hooks.has_results and message.options.get("pipe_target") is None:
+                logger.debug("result_discarded actor=%s: add the Results middleware to keep it", message.actor_name)
+            for hook in hooks.after_process:
+                try:
+                    hook(self.broker, message, result=result)
+                except Exception:
+                    logger.critical("hook_failed hook=%s", getattr(hook, "__qualname__", hook), exc_info=True)
+        except SkipMessage as error:
+            if message.failed:
+                message.stuff_exception(error)
+            logger.warning("message_skipped message_id=%s actor=%s", message.id, message.actor_name)
+            hooks.run_after(hooks.after_skip, message)
+        except BaseException as error:
+            message.stuff_exception(error)
+            self._log_failure(actor, message, error)
+            hooks.run_after(hooks.after_process, message, exception=error)
+            if message.settled:  # the transaction had committed: nothing to write any more
+                message.ending = None
+
+    def _call_in_transaction(self, actor: Any, message: ClaimedMessage) -> Any:
+        """Handler, its effects and the completion in one transaction: all or nothing (SPEC P3)."""
+        with self.broker.pool.connection() as connection:
+            with connection.transaction():
+                current.connection = connection
+                try:
+                    result = actor(*message.args, **message.kwargs)
+                finally:
+                    current.connection = None
+                if not store.complete(connection, [message.id], [message.lease_token]):
+                    raise LeaseLost(f"message {message.id}: somebody else owns it now; its transaction was rolled back")
+            message.settled = True
+        return result
+
+    def _log_failure(self, actor: Any, message: ClaimedMessage, error: BaseException) -> None:
+        throws = message.options.get("throws") or (actor and actor.options.get("throws"))
+        expected = isinstance(error, (Outcome, StockRetry, RateLimitExceeded)) or (throws and isinstance(error, throws))
+        logger.log(
+            logging.INFO if expected else logging.ERROR,
+            "message_failed message_id=%s actor=%s attempt=%s error_class=%s", message.id, message.actor_name, message.attempt, type(error).__name__,
+        )

@@ -1,0 +1,293 @@
+"""One worker process: builds its services, runs until told to stop, drains in the right order (SPEC W5, W6).
+
+Stop claiming -> hand back what never started -> heartbeat while handlers finish -> at the drain limit
+interrupt -> write the last outcomes -> stop heartbeats -> deregister. Exit codes are in worker/exits.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import resource
+import socket
+import sys
+import time
+from typing import Any
+from uuid import uuid4
+
+import dramatiq
+
+from worker import __version__
+from worker.broker import PostgresBroker
+from worker.config import Settings
+from worker.db import migrate
+from worker.db.listen import Listener
+from worker.errors import CancelInterrupt, ConfigError, DrainInterrupt, LeaseInterrupt, SchemaMismatch, StoreError, StoreUnavailable
+from worker.exits import EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED
+from worker.heartbeat import Heartbeat
+from worker.messages import ClaimedMessage, Ending
+from worker.middleware import TimeLimits
+from worker.runtime.lane import Lane
+from worker.runtime.pump import Pump
+from worker.runtime.slots import RunningIds
+from worker.runtime.stopping import StopRequest
+from worker.runtime.timekeeper import Timekeeper
+from worker.store import workers as store
+
+logger = logging.getLogger("packhorse.process")
+
+#: Threads switch this often when they compete; the pump must not wait long for its turn.
+SWITCH_SECONDS = 0.001
+STARTUP_RETRY_SECONDS = 1.0
+
+
+def load_broker(settings: Settings) -> PostgresBroker:
+    """Import the actors' modules and return their broker. Raises ConfigError that names the module."""
+    if not settings.actors:
+        raise ConfigError(["actors: none given; name the modules that declare actors, e.g. packhorse worker my_app.actors"])
+    broker = PostgresBroker(settings=settings)
+    dramatiq.set_broker(broker)
+    sys.path.insert(0, os.getcwd())
+    for name in settings.actors:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigError([f"actors: cannot import {name!r}: {error}"]) from error
+    chosen = dramatiq.get_broker()
+    if not isinstance(chosen, PostgresBroker):
+        raise ConfigError([f"actors: the module sets a {type(chosen).__name__}; Packhorse needs its PostgresBroker (or none: it sets one)"])
+    if chosen is not broker:
+        chosen.configure(settings)
+    if not chosen.actors:
+        raise ConfigError([f"actors: {', '.join(settings.actors)} declare no actors on this broker"])
+    return chosen
+
+
+class WorkerProcess:
+    """The composition of one child. `stop` may be called from a signal handler: it only sets an event."""
+
+    def __init__(self, settings: Settings, running: RunningIds, worker_id: Any = None) -> None:
+        self.settings = settings
+        self.id = worker_id or uuid4()
+        self.broker = load_broker(settings)
+        for middleware in self.broker.middleware:
+            if isinstance(middleware, TimeLimits):
+                middleware.default_seconds, middleware.hard_seconds = settings.time_limit_seconds, settings.hard_limit_seconds
+        self.queues = sorted(settings.queues or {actor.queue_name for actor in self.broker.actors.values()})
+        self.types = sorted({*(n for n, a in self.broker.actors.items() if a.queue_name in self.queues or not settings.queues),
+                             *self.broker.aliases})
+        self.lane = Lane(self.broker, settings.threads, running, lambda message: self.pump.on_finished(message))
+        self.pump = Pump(self.broker, self.lane, self._open("pump"), self.id, settings, self.queues, self.types)
+        self.heartbeat = Heartbeat(
+            self._open("heartbeat"), self.id, settings, lambda: list(self.pump.held.values()), self._attend, self._totals
+        )
+        self.timekeeper = Timekeeper(self.lane, self._on_stuck, self._on_lease_over)
+        self.listener = self._listener()
+        self.exit_code = EXIT_OK
+        self._stop = StopRequest()
+        self._stuck: list[ClaimedMessage] = []
+
+    def _open(self, purpose: str) -> Any:
+        return lambda: self.broker.open_connection(purpose)
+
+    def _listener(self) -> Listener | None:
+        settings = self.settings
+        if not settings.listen or (settings.pooler and settings.listen_url is None):
+            return None
+        if settings.listen_url is None:
+            return Listener(self._open("listen"), self.pump.on_wake)
+        from worker.db.connection import connect
+
+        url = settings.listen_url.get_secret_value()
+        return Listener(lambda: connect(url, schema=settings.db_schema, application_name="packhorse listen"), self.pump.on_wake)
+
+    # -- life ---------------------------------------------------------------------------------------
+    def stop(self) -> None:
+        """First call drains; from the second on handlers are interrupted at once. Safe in a signal handler."""
+        self._stop.ask()
+
+    def run(self) -> int:
+        """Work until stopped; returns the exit code. Raises ConfigError, SchemaMismatch at the start."""
+        sys.setswitchinterval(SWITCH_SECONDS)
+        self.broker.runtime = self
+        if not self._wait_for_database():
+            return EXIT_OK
+        self.broker.emit_after("process_boot")
+        self.broker.emit_before("worker_boot", self)
+        self.heartbeat.start()
+        self.timekeeper.start()
+        self.lane.start()
+        self.pump.start()
+        if self.listener:
+            self.listener.start()
+        self.broker.emit_after("worker_boot", self)
+        logger.info("worker_started worker_id=%s pid=%d queues=%s threads=%d", self.id, os.getpid(), ",".join(self.queues), self.settings.threads)
+        while not self._stop.wait(0.5):
+            self._check()
+        self.drain()
+        return self.exit_code
+
+    def _wait_for_database(self) -> bool:
+        """Register, waiting through any outage; False when stopped meanwhile. A wrong schema or role is fatal."""
+        reported = False
+        while not self._stop.asked:
+            try:
+                connection = self.broker.open_connection("start")
+                try:
+                    migrate.check(connection)
+                    from worker.db.errors import translated
+
+                    with translated():
+                        if not store.self_test(connection):
+                            raise SchemaMismatch("row-level security hides the queue from this role: grant it packhorse_worker")
+                        store.register(
+                            connection, self.id, socket.gethostname(), os.getpid(), __version__, self.queues, self.types,
+                            self.settings.threads, self.settings.lease_seconds,
+                        )
+                    return True
+                finally:
+                    connection.close()
+            except StoreUnavailable as error:
+                if not reported:
+                    logger.warning("database_unavailable error=%s: waiting for it", error)
+                    reported = True
+                self._stop.wait(STARTUP_RETRY_SECONDS)
+        return False
+
+    def _check(self) -> None:
+        """Recycling, and threads that are missing."""
+        settings = self.settings
+        done = sum(self.pump.counts.values())
+        if settings.max_messages and done >= settings.max_messages:
+            logger.info("worker_recycled worker_id=%s messages=%d", self.id, done)
+            self.exit_code = EXIT_RECYCLED
+            self._stop.ask()
+        elif settings.max_memory_mib and resident_mib() > settings.max_memory_mib:
+            logger.info("worker_recycled worker_id=%s memory_mib=%d", self.id, resident_mib())
+            self.exit_code = EXIT_RECYCLED
+            self._stop.ask()
+        elif self.lane.alive < len(self.lane.slots):
+            logger.error("threads_missing worker_id=%s alive=%d", self.id, self.lane.alive)
+            self.exit_code = EXIT_REPLACED
+            self._stop.ask()
+
+    def drain(self) -> None:
+        """Finish in good order; see the module's first lines."""
+        began = time.monotonic()
+        self.broker.emit_before("worker_shutdown", self)
+        self.pump.draining = True
+        self.heartbeat.state = "draining"
+        self.lane.stop()
+        self.pump.wake()
+        deadline = began + self.settings.drain_seconds
+        asked = self._stop.asked
+        while self._handlers_running() and time.monotonic() < deadline and self._stop.asked == asked:
+            time.sleep(0.02)  # a signal handler runs in between
+        if self._handlers_running():
+            self._interrupt_all()
+        self._flush()
+        self.heartbeat.stop()
+        self.heartbeat.wait(5)
+        self._deregister()
+        for service in (self.timekeeper, self.listener):
+            if service is not None:
+                service.stop()
+        self.broker.emit_after("worker_shutdown", self)
+        self.broker.close()
+        logger.info("worker_stopped worker_id=%s drain_seconds=%.2f exit_code=%d", self.id, time.monotonic() - began, self.exit_code)
+
+    def _handlers_running(self) -> bool:
+        stuck = {message.id for message in self._stuck}
+        return any(slot.message is not None and slot.message.id not in stuck for slot in self.lane.slots)
+
+    def _interrupt_all(self) -> None:
+        """The drain limit, or a second signal: interrupt, wait a little, hand back what will not end."""
+        for slot in self.lane.slots:
+            message = slot.message
+            if message is not None:
+                slot.interrupt(message, DrainInterrupt)
+        deadline = time.monotonic() + 2.0
+        while self._handlers_running() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for slot in self.lane.slots:
+            message = slot.message
+            if message is not None and not message.settled:
+                self.exit_code = self.exit_code or EXIT_REPLACED
+                self._settle_for(message, Ending("release", "its process had to end"))
+
+    def _flush(self) -> None:
+        """Hand back the unstarted, write the last outcomes; bounded, the leases take care of the rest."""
+        deadline = time.monotonic() + self.settings.call_deadline_seconds
+        self.pump.stop()
+        self.pump.wait(self.settings.call_deadline_seconds + 1)
+        while time.monotonic() < deadline:
+            try:
+                self.pump.release_unstarted()
+                if not self.pump.unwritten:
+                    break
+                self.pump.run_once()
+            except StoreError as error:
+                logger.warning("drain_waits error_class=%s", type(error).__name__)
+                time.sleep(0.2)
+        self.pump.on_stop()
+
+    def _deregister(self) -> None:
+        try:
+            connection = self.broker.open_connection("stop")
+            try:
+                store.deregister(connection, self.id)
+            finally:
+                connection.close()
+        except Exception as error:  # information only: the row is forgotten after ten minutes
+            logger.info("deregister_failed error_class=%s", type(error).__name__)
+
+    # -- called by services --------------------------------------------------------------------------
+    def _totals(self) -> tuple[int, int]:
+        counts = self.pump.counts
+        return counts.get("done", 0), counts.get("retry", 0) + counts.get("dead", 0)
+
+    def _attend(self, message: ClaimedMessage, lease_held: bool) -> None:
+        """Heartbeat: the lease of a held message is lost, or its cancellation was asked."""
+        if not lease_held:
+            message.lost = True
+            self.pump.held.pop(message.id, None)
+        for slot in self.lane.slots:
+            if slot.message is message:
+                slot.interrupt(message, CancelInterrupt if lease_held else LeaseInterrupt)
+
+    def _on_stuck(self, message: ClaimedMessage) -> None:
+        """Timekeeper: the hard limit passed. The attempt failed; the process is replaced (SPEC W4)."""
+        self._stuck.append(message)
+        text = "the handler ignored its time limit; its process was replaced"
+        self._settle_for(message, Ending("fail", error_class="HardTimeLimitExceeded", error_message=text))
+        self.exit_code = EXIT_REPLACED
+        self._stop.ask()
+
+    def _settle_for(self, message: ClaimedMessage, ending: Ending) -> None:
+        """Write the ending of a message whose thread will not do it."""
+        from worker.settle import settle
+
+        message.ending = ending
+        try:
+            with self.broker.pool.connection() as connection:
+                answer = settle(connection, message, self.broker)
+            message.settled = True
+            logger.info("message_ended_for_its_thread message_id=%s outcome=%s", message.id, answer)
+        except StoreError as error:
+            logger.warning("message_not_ended message_id=%s error_class=%s: its lease will run out", message.id, type(error).__name__)
+
+    def _on_lease_over(self) -> None:
+        """Timekeeper: a handler runs on although somebody else may own its message: end now."""
+        logger.error("worker_fenced worker_id=%s", self.id)
+        logging.shutdown()
+        os._exit(EXIT_LEASE_LOST)
+
+
+def resident_mib() -> float:
+    """Resident memory of this process in MiB."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize() / 1_048_576
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

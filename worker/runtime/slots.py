@@ -1,0 +1,80 @@
+"""What each handler thread runs now, and how to interrupt it without hitting anything else.
+
+An exception raised into a thread arrives at some later bytecode. A slot's lock makes sure that none is
+raised once the thread has left the handler, and `leave` takes back one that was raised but has not
+arrived (FAILURES 18). The ids of running messages also stand in memory shared with the parent, which
+so knows what ran in a child that died (SPEC P5).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import struct
+import threading
+
+from dramatiq.middleware.threading import raise_thread_exception
+
+from worker.messages import ClaimedMessage
+
+_ID = struct.Struct("q")
+
+
+class RunningIds:
+    """One 8-byte message id per slot in shared memory; 0 = nothing. Made by the parent before the fork."""
+
+    def __init__(self, slots: int) -> None:
+        self._map = mmap.mmap(-1, max(1, slots) * _ID.size)
+        self._slots = slots
+        self.view = memoryview(self._map).cast("q")
+
+    def read(self) -> list[int]:
+        """Ids that stand there now."""
+        return [value for value in self.view[: self._slots] if value]
+
+    def clear(self) -> None:
+        for index in range(self._slots):
+            self.view[index] = 0
+
+
+class Slot:
+    """One handler thread's place. `message` is written by that thread only; others read it."""
+
+    __slots__ = ("_lock", "_view", "index", "interrupted", "message", "started_at", "thread_id")
+
+    def __init__(self, index: int, running: RunningIds) -> None:
+        self.index = index
+        self.message: ClaimedMessage | None = None
+        self.started_at = 0.0
+        self.thread_id = 0
+        self.interrupted: type[BaseException] | None = None
+        self._lock = threading.Lock()
+        self._view = running.view
+
+    def enter(self, message: ClaimedMessage, now: float) -> None:
+        """The thread begins with a message."""
+        self.interrupted = None
+        self.started_at = now
+        self._view[self.index] = message.id
+        message.started = True
+        self.message = message
+
+    def leave(self) -> None:
+        """The thread is out of the handler: from here on no interrupt can arrive."""
+        with self._lock:
+            self.message = None
+        if self.interrupted is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_long(self.thread_id), None)
+
+    def forget(self) -> None:
+        """The outcome was handed over: a crash from here on is not this message's fault."""
+        self._view[self.index] = 0
+
+    def interrupt(self, message: ClaimedMessage, exception: type[BaseException]) -> bool:
+        """Raise `exception` inside the handler if the slot still runs `message`; once per message."""
+        with self._lock:
+            if self.message is not message or self.interrupted is not None:
+                return False
+            self.interrupted = exception
+            raise_thread_exception(self.thread_id, exception)
+            return True

@@ -1,0 +1,85 @@
+"""From the ending of a message to one verb in the database; the same for the runtime and for dramatiq's Worker."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import dramatiq
+
+from worker.db.connection import DeadlineConnection
+from worker.messages import ClaimedMessage, Ending
+from worker.store import messages
+
+logger = logging.getLogger("packhorse.settle")
+
+#: What is written when what should be written cannot be stored (FAILURES 13): plain ASCII, cannot fail.
+UNSTORABLE = "the error could not be stored"
+
+
+def settle(connection: DeadlineConnection, message: ClaimedMessage, broker: Any) -> str:
+    """Write the ending of one message, in its own transaction (or the caller's).
+
+    Returns done, retry, snooze, release, cancelled, dead or lost. Lost is a normal answer: somebody else
+    owns the message now. Raises StoreError through the lending block when the database does not answer.
+    """
+    ending = message.ending
+    if ending is None and message.failed:
+        # rejected by middleware (for example max_age): dramatiq's nack without an exception of the handler
+        exception = message._exception
+        ending = Ending("bury", "rejected", type(exception).__name__ if exception else None, str(exception)[:1000] if exception else None)
+    if ending is None:
+        return "done" if messages.complete(connection, [message.id], [message.lease_token]) else "lost"
+    match ending.verb:
+        case "fail":
+            return _fail(connection, message, ending, broker)
+        case "bury":
+            with connection.transaction():
+                answer = "dead" if messages.bury(
+                    connection, message.id, message.lease_token, ending.reason or "buried", ending.error_class,
+                    ending.error_message, ending.traceback, ending.frame,
+                ) else "lost"
+                if answer == "dead" and ending.on_exhausted:
+                    _send_exhausted(connection, message, ending, broker)
+            return answer
+        case "retry":
+            moved = messages.retry(connection, message.id, message.lease_token, ending.delay_seconds or 0.0, "Retry", ending.reason or "")
+            return "retry" if moved else "lost"
+        case "snooze":
+            return "snooze" if messages.snooze(connection, message.id, message.lease_token, ending.delay_seconds or 0.0, ending.reason) else "lost"
+        case "cancel":
+            return "cancelled" if messages.cancel_held(connection, message.id, message.lease_token, ending.reason) else "lost"
+        case "release":
+            return "release" if messages.release(connection, [message.id], [message.lease_token]) else "lost"
+        case verb:
+            raise AssertionError(f"unknown ending {verb}")
+
+
+def _fail(connection: DeadlineConnection, message: ClaimedMessage, ending: Ending, broker: Any) -> str:
+    with connection.transaction():
+        answer = messages.fail(
+            connection, message.id, message.lease_token, ending.error_class or "Error", ending.error_message or "", ending.traceback,
+            ending.frame, ending.max_attempts, ending.delay_seconds, ending.backoff_initial, ending.backoff_max,
+        )
+        if answer == "dead" and ending.on_exhausted:
+            _send_exhausted(connection, message, ending, broker)
+    return answer
+
+
+def _send_exhausted(connection: DeadlineConnection, message: ClaimedMessage, ending: Ending, broker: Any) -> None:
+    """on_retry_exhausted: the callback commits together with the death, or not at all."""
+    try:
+        target = broker.get_actor(ending.on_exhausted)
+    except dramatiq.ActorNotFound:
+        logger.warning("on_retry_exhausted_unknown actor=%s message_id=%s", ending.on_exhausted, message.id)
+        return
+    info = {"retries": message.attempt - 1, "max_retries": (ending.max_attempts or message.attempt) - 1}
+    broker.enqueue_on(connection, target.message(message._message.asdict(), info))
+
+
+def without_details(message: ClaimedMessage) -> None:
+    """Replace the ending by one that can always be stored."""
+    ending = message.ending
+    if ending is not None:
+        message.ending = Ending(ending.verb, ending.reason if ending.verb == "bury" else None, "Error", UNSTORABLE,
+                                delay_seconds=ending.delay_seconds, max_attempts=ending.max_attempts)

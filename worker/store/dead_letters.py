@@ -1,0 +1,103 @@
+"""Dead letters: look, edit, redrive, purge, export (SPEC Q4; migrations/0011_create_dead_letter_functions.sql).
+
+A Selection says which; `pages` walks it once, oldest message first, over what was dead when the walk
+began: a letter that dies again on the way is not redriven a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from worker.db.connection import DeadlineConnection
+from worker.db.queries import sql
+from worker.errors import NotFound
+from worker.records import Row
+from worker.store.rows import rows, value
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which dead letters: all given fields must match; none given means all. older_than in seconds."""
+
+    ids: list[int] | None = None
+    fingerprint: str | None = None
+    queue: str | None = None
+    older_than: float | None = None
+
+
+def groups(connection: DeadlineConnection, *, queue: str | None = None, limit: int = 50) -> list[Row]:
+    """Dead letters by cause (fingerprint), most frequent first. Raises UnknownQueue."""
+    _require_queue(connection, queue)
+    return rows(connection, "dead_letter_groups", {"queue": queue, "limit": limit})
+
+
+def list_letters(
+    connection: DeadlineConnection, *, queue: str | None = None, message_type: str | None = None, fingerprint: str | None = None,
+    limit: int = 50,
+) -> list[Row]:
+    """Dead letters that match all given filters, newest first. Raises UnknownQueue."""
+    _require_queue(connection, queue)
+    return rows(connection, "list_dead_letters", {
+        "queue": queue, "message_type": message_type, "fingerprint": fingerprint, "limit": limit,
+    })
+
+
+def show(connection: DeadlineConnection, message_id: int) -> Row:
+    """One dead letter, whole. Raises NotFound."""
+    found = rows(connection, "show_dead_letter", (message_id,))
+    if not found:
+        raise NotFound("dead letter", message_id)
+    return found[0]
+
+
+def count(connection: DeadlineConnection, selection: Selection) -> tuple[int, datetime]:
+    """How many are selected, and the database's time of the count. Raises UnknownQueue."""
+    _require_queue(connection, selection.queue)
+    row: Any = connection.execute(sql("count_dead_letters"), asdict(selection)).fetchone()
+    return int(row[0]), row[1]
+
+
+def pages(connection: DeadlineConnection, selection: Selection, dead_by: datetime, size: int) -> Iterator[list[int]]:
+    """Ids of the selection that were dead at dead_by, ascending, at most `size` at a time; a walk by key."""
+    after = -(2**63)
+    while True:
+        found = rows(connection, "page_of_dead_letters", {**asdict(selection), "after": after, "dead_by": dead_by, "limit": size})
+        if not found:
+            return
+        page = [row["id"] for row in found]
+        after = page[-1]
+        yield page
+
+
+def redrive(connection: DeadlineConnection, ids: list[int], operator: str, reason: str | None) -> list[int]:
+    """Enqueue these again with their own ids and fresh attempts; the ids that were. Recorded."""
+    return list(value(connection, "redrive", (ids, len(ids), operator, reason)))
+
+
+def dead_again(connection: DeadlineConnection, ids: list[int]) -> int:
+    """How many of these redriven ids died again."""
+    return int(value(connection, "dead_again", (ids,)))
+
+
+def edit(connection: DeadlineConnection, message_id: int, payload: str, operator: str, reason: str | None) -> None:
+    """Replace the payload (JSON object text); the old one is recorded. Raises NotFound, InvalidArgument."""
+    if not value(connection, "edit_dead_letter", (message_id, payload, operator, reason)):
+        raise NotFound("dead letter", message_id)
+
+
+def purge(connection: DeadlineConnection, ids: list[int], operator: str, reason: str | None) -> list[int]:
+    """Delete these for good; the ids that were. Recorded; blocked conversations go on."""
+    return list(value(connection, "purge", (ids, len(ids), operator, reason)))
+
+
+def export(connection: DeadlineConnection, ids: list[int]) -> list[Row]:
+    """These dead letters, every column, by id."""
+    return rows(connection, "export_dead_letters", (ids,))
+
+
+def _require_queue(connection: DeadlineConnection, queue: str | None) -> None:
+    if queue is not None:
+        connection.execute(sql("require_queue"), (queue,))

@@ -1,0 +1,83 @@
+"""What stands before and beside the migrations: database, schema, login role, status, the script of them all."""
+
+from __future__ import annotations
+
+import psycopg
+from psycopg import sql as composed
+
+from worker.db import migrate
+from worker.db.connection import DeadlineConnection
+from worker.db.errors import translated
+from worker.db.queries import sql
+from worker.errors import ConfigError
+from worker.records import Row
+from worker.store.rows import rows, value
+
+
+def check_url(url: str) -> None:
+    """Raise ConfigError unless libpq can read the connection string; opens nothing."""
+    try:
+        psycopg.conninfo.conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        # libpq's own text may quote a part of the string, and so of the password
+        raise ConfigError(["database_url: not a connection string that PostgreSQL understands (postgresql://user@host:5432/database)"]) from None
+
+
+def ensure_database(connection: DeadlineConnection, name: str) -> None:
+    """Create a database unless it is there. Raises StoreError."""
+    with translated():
+        if not value(connection, "database_exists", (name,)):
+            connection.execute(_statement("create_database", name=name), prepare=False)
+
+
+def ensure_schema(connection: DeadlineConnection, name: str) -> None:
+    """Create a schema unless it is there; needs the privilege only when it is not. Raises StoreError."""
+    with translated():
+        if not value(connection, "schema_exists", (name,)):
+            connection.execute(_statement("create_schema", name=name), prepare=False)
+
+
+def ensure_login_role(connection: DeadlineConnection, name: str) -> None:
+    """Create a login in packhorse_worker unless the role is there. Raises StoreError."""
+    with translated():
+        if not value(connection, "role_exists", (name,)):
+            connection.execute(_statement("create_login_role", name=name), prepare=False)
+
+
+def migration_status(connection: DeadlineConnection) -> list[Row]:
+    """Every migration that code or database knows, by name: its state and when it was applied.
+
+    state: applied, pending (the code has it, the database does not), changed (the file differs from what
+    was applied) or unknown (the database has it, this code does not). Raises StoreError.
+    """
+    ours = {migration.name: migration.checksum for migration in migrate.available()}
+    with translated():
+        theirs = {row["name"]: row for row in rows(connection, "migrations_applied")} if value(connection, "migrations_exist") else {}
+    return [
+        {"name": name, "state": _state(ours.get(name), theirs.get(name, {}).get("checksum")), "applied_at": theirs.get(name, {}).get("applied_at")}
+        for name in sorted({*ours, *theirs})
+    ]
+
+
+def migration_script(schema: str) -> str:
+    """All migrations as one SQL text for other tools: each in a transaction, each recorded. For an empty database."""
+    parts = [_statement("migration_script_head", schema=schema).as_string(None) + ";", sql("migrations_table") + ";"]
+    for migration in migrate.available():
+        record = composed.SQL(sql("migration_script_record")).format(
+            name=composed.Literal(migration.name), checksum=composed.Literal(migration.checksum)
+        )
+        parts.append(f"-- {migration.name}\nbegin;\n{migration.text.strip()}\n{record.as_string(None)};\ncommit;")
+    return "\n\n".join([*parts, sql("migrations_readable") + ";"]) + "\n"
+
+
+def _statement(statement: str, **names: str) -> composed.Composed:
+    """A statement whose {names} are identifiers."""
+    return composed.SQL(sql(statement)).format(**{key: composed.Identifier(name) for key, name in names.items()})
+
+
+def _state(ours: str | None, theirs: str | None) -> str:
+    if theirs is None:
+        return "pending"
+    if ours is None:
+        return "unknown"
+    return "applied" if ours == theirs else "changed"

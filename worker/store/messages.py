@@ -1,0 +1,165 @@
+"""Every verb on messages: one function = one statement = one SQL function (migrations/0006-0010).
+
+Each takes a connection first, so that it runs in whatever transaction that connection is in. Errors
+come out as psycopg errors inside a lent connection (pool.py and Link translate them).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from worker.db.connection import DeadlineConnection
+from worker.db.queries import sql
+from worker.records import EnqueueResult, Gate
+
+_ENQUEUE = sql("enqueue")
+_ENQUEUE_PLAIN = sql("enqueue_plain")
+_COMPLETE_AND_CLAIM = sql("complete_and_claim")
+
+ClaimRow = tuple[Any, ...]
+
+
+def enqueue_plain(connection: DeadlineConnection, queue: str, message_type: str, payload: str, options: str, priority: int) -> int:
+    """Enqueue with nothing but the basics (payload and options as JSON text); returns the id."""
+    row = connection.execute(_ENQUEUE_PLAIN, (queue, message_type, payload, options, priority)).fetchone()
+    return int(row[0])  # type: ignore[index]
+
+
+def enqueue(
+    connection: DeadlineConnection, queue: str, message_type: str, payload: str, options: str, *, priority: int = 5,
+    delay_seconds: float | None = None, run_at: datetime | None = None, max_attempts: int | None = None,
+    conversation_key: str | None = None, dedup_key: str | None = None, dedup_window_seconds: float = 300.0,
+    correlation_id: str | None = None, trace_context: str | None = None, expires_seconds: float | None = None,
+    concurrency_key: str | None = None,
+) -> EnqueueResult:
+    """Enqueue one message in the connection's transaction.
+
+    payload, options: JSON object texts. Returns the id and whether a dedup window answered.
+    Raises InvalidArgument, UnknownQueue. Source: migrations/0006_create_enqueue.sql
+    """
+    row = connection.execute(
+        _ENQUEUE,
+        (queue, message_type, payload, options, priority, delay_seconds, run_at, max_attempts, conversation_key, dedup_key,
+         dedup_window_seconds, correlation_id, trace_context, expires_seconds, concurrency_key),
+    ).fetchone()
+    return EnqueueResult(int(row[0]), bool(row[1]))  # type: ignore[index]
+
+
+BULK_ROWS = 1000
+SEPARATOR, NULL = "\x1e", "\x1f"  # cannot occur in JSON text; other columns are checked
+
+
+def insert_messages(connection: DeadlineConnection, rows: Sequence[Sequence[str]], with_state: bool) -> None:
+    """Bulk enqueue; rows of texts in the column order of the statement `insert_messages` (NULL for null), `state` last.
+
+    In statements of BULK_ROWS rows; ids in order. Without with_state the state is left out: all are pending.
+    """
+    statement = sql("insert_messages_with_state" if with_state else "insert_messages")
+    width = 13 if with_state else 12
+    for start in range(0, len(rows), BULK_ROWS):
+        columns = list(zip(*rows[start : start + BULK_ROWS], strict=True))[:width]
+        connection.execute(statement, [SEPARATOR.join(column) for column in columns])
+
+
+def database_now(connection: DeadlineConnection) -> datetime:
+    return connection.execute(sql("database_now")).fetchone()[0]  # type: ignore[index,no-any-return]
+
+
+def declare_queue(connection: DeadlineConnection, queue: str) -> bool:
+    """Make a queue known; True when it is new. Raises InvalidArgument for a bad name."""
+    return bool(connection.execute(sql("declare_queue"), (queue,)).fetchone()[0])  # type: ignore[index]
+
+
+def wake_queues(connection: DeadlineConnection, queues: Sequence[str]) -> None:
+    connection.execute(sql("wake_queues"), (list(queues),))
+
+
+def complete_and_claim(
+    connection: DeadlineConnection, ids: list[int], tokens: list[int], holder: UUID, queues: list[str], limit: int,
+    lease: str, types: list[str] | None, cursor: list[str | None] | None, suspects: bool = False,
+    first: list[int] | None = None,
+) -> list[ClaimRow]:
+    """Complete these, claim those: one round trip, one commit. Rows as in the statement `complete_and_claim`.
+
+    limit: 0..10000. lease: interval text. cursor: ten timestamp texts per queue, or None to look from the start.
+    first: messages whose conversation went on, to be looked at before all others.
+    Source: migrations/0008_create_settle.sql
+    """
+    return connection.execute(
+        _COMPLETE_AND_CLAIM, (_array(ids), _array(tokens), holder, queues, limit, lease, types, cursor, suspects, _array(first or []))
+    ).fetchall()
+
+
+def _array(numbers: list[int]) -> str:
+    """An array literal: a tenth of the time of the driver's list adapter."""
+    return "{" + ",".join(map(str, numbers)) + "}"
+
+
+def complete(connection: DeadlineConnection, ids: list[int], tokens: list[int]) -> list[int]:
+    """Complete messages; returns the ids that still were ours."""
+    return list(connection.execute(sql("complete"), (ids, tokens)).fetchone()[0])  # type: ignore[index]
+
+
+def fail(
+    connection: DeadlineConnection, message_id: int, token: int, error_class: str, error_message: str, traceback: str | None,
+    frame: str | None, max_attempts: int | None, delay_seconds: float | None, backoff_initial: float | None, backoff_max: float | None,
+) -> str:
+    """An attempt failed; "retry", "dead" or "lost"."""
+    row = connection.execute(
+        sql("fail"), (message_id, token, error_class, error_message, traceback, frame, max_attempts, delay_seconds, backoff_initial, backoff_max)
+    ).fetchone()
+    return str(row[0])  # type: ignore[index]
+
+
+def retry(connection: DeadlineConnection, message_id: int, token: int, delay_seconds: float, error_class: str, error_message: str) -> bool:
+    """running -> pending in delay_seconds whatever attempts are left; False when the lease was lost."""
+    return bool(connection.execute(sql("retry"), (message_id, token, delay_seconds, error_class, error_message)).fetchone()[0])  # type: ignore[index]
+
+
+def snooze(connection: DeadlineConnection, message_id: int, token: int, delay_seconds: float, reason: str | None) -> bool:
+    return bool(connection.execute(sql("snooze"), (message_id, token, delay_seconds, reason)).fetchone()[0])  # type: ignore[index]
+
+
+def release(connection: DeadlineConnection, ids: list[int], tokens: list[int]) -> int:
+    """Hand unstarted messages back, attempts given back; how many were still ours."""
+    return int(connection.execute(sql("release"), (ids, tokens)).fetchone()[0])  # type: ignore[index]
+
+
+def bury(
+    connection: DeadlineConnection, message_id: int, token: int | None, reason: str, error_class: str | None,
+    error_message: str | None, traceback: str | None = None, frame: str | None = None,
+) -> bool:
+    row = connection.execute(sql("bury"), (message_id, token, reason, error_class, error_message, traceback, frame)).fetchone()
+    return bool(row[0])  # type: ignore[index]
+
+
+def cancel(connection: DeadlineConnection, message_id: int, reason: str | None, operator: str) -> str:
+    """Cancel by an operator: "cancelled", "requested" (it runs) or "gone"."""
+    return str(connection.execute(sql("cancel"), (message_id, reason, operator)).fetchone()[0])  # type: ignore[index]
+
+
+def cancel_held(connection: DeadlineConnection, message_id: int, token: int, reason: str | None) -> bool:
+    row = connection.execute(sql("cancel_held"), (message_id, reason, token)).fetchone()
+    return row[0] == "cancelled"  # type: ignore[index,no-any-return]
+
+
+def explain(connection: DeadlineConnection, message_id: int) -> list[Gate]:
+    """The gates between a message and its start, in the order of the claim."""
+    return [Gate(*row) for row in connection.execute(sql("explain"), (message_id,)).fetchall()]
+
+
+def announce_sleep(connection: DeadlineConnection, queues: list[str], seconds: float) -> None:
+    connection.execute(sql("announce_sleep"), (queues, seconds))
+
+
+def announce_busy(connection: DeadlineConnection, queue: str) -> None:
+    connection.execute(sql("announce_busy"), (queue,))
+
+
+#: JSON text for the database; made once, for json.dumps makes an encoder per call. Raises ValueError for
+#: what jsonb cannot hold (NaN, infinity).
+dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode

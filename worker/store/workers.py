@@ -1,0 +1,53 @@
+"""Worker processes: register, beat, deregister, rescue (migrations/0010_create_rescue.sql)."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from worker.db.connection import DeadlineConnection
+from worker.db.queries import sql
+from worker.records import Attention
+from worker.store import messages
+
+
+def register(
+    connection: DeadlineConnection, worker_id: UUID, hostname: str, pid: int, version: str, queues: list[str], types: list[str],
+    threads: int, lease_seconds: float,
+) -> None:
+    """A process starts; declares its queues and types."""
+    connection.execute(sql("register_worker"), (worker_id, hostname, pid, version, queues, types, threads, lease_seconds))
+
+
+def beat(
+    connection: DeadlineConnection, worker_id: UUID, ids: list[int], tokens: list[int], lease_seconds: float, state: str, done: int, failed: int
+) -> list[Attention]:
+    """Extend every held lease by lease_seconds from now (database clock); rows that need attention."""
+    rows = connection.execute(sql("beat_worker"), (worker_id, ids, tokens, lease_seconds, state, done, failed)).fetchall()
+    return [Attention(*row) for row in rows]
+
+
+def deregister(connection: DeadlineConnection, worker_id: UUID) -> None:
+    connection.execute(sql("deregister_worker"), (worker_id,))
+
+
+def rescue(connection: DeadlineConnection) -> tuple[int, int]:
+    """Return messages of lost holders and cancel expired ones: (rescued, expired)."""
+    row = connection.execute(sql("rescue")).fetchone()
+    return int(row[0]), int(row[1])  # type: ignore[index]
+
+
+def recover(connection: DeadlineConnection, worker_id: UUID, started: list[int], detail: str) -> int:
+    """Return at once what a dead child held; `started` ran and become suspects."""
+    return int(connection.execute(sql("recover_worker"), (worker_id, started, detail)).fetchone()[0])  # type: ignore[index]
+
+
+def upkeep(connection: DeadlineConnection, unknown_type_seconds: float) -> None:
+    """Slow upkeep in bounded steps: partitions, types without worker, old rows."""
+    connection.execute(sql("upkeep"), (unknown_type_seconds,))
+
+
+def self_test(connection: DeadlineConnection) -> bool:
+    """Enqueue a probe as this role and look for it, then roll back; False when row-level security hides it."""
+    with connection.transaction(force_rollback=True):
+        probe = messages.enqueue_plain(connection, "default", "packhorse_probe", "{}", "{}", 5)
+        return bool(connection.execute(sql("self_test"), (probe,)).fetchone()[0])  # type: ignore[index]
