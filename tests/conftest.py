@@ -27,6 +27,14 @@ def _server(name: str) -> Server:
     return _running[name]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The fast ring asks one PostgreSQL; the full ring asks every one that is here."""
+    for item in items:
+        call = getattr(item, "callspec", None)
+        if call is not None and call.params.get("any_server", "").startswith("system"):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _stop_servers() -> Iterator[None]:
     yield
