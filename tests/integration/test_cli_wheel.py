@@ -47,7 +47,7 @@ def installed():
 def test_the_wheel_carries_migrations_and_licence(installed):
     names = zipfile.ZipFile(installed[1]).namelist()
     shipped = {Path(name).name for name in names if "_migrations/" in name}
-    assert {path.name for path in (ROOT / "migrations").glob("0*.sql")} <= shipped
+    assert {path.name for path in (ROOT / "migrations").rglob("0*.sql")} <= shipped
     assert any(name.endswith("LICENSE") for name in names)
     assert any(name.endswith("worker/db/sql/operations.sql") for name in names)
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from worker.cli.common import MIGRATE_SECONDS, AsJson, Yes, confirmed, database
-from worker.cli.errors import describe, report
+from worker.cli.errors import describe, report, usage
 from worker.cli.render import print_json, print_rows
 from worker.config import load_settings
 from worker.db import migrate
@@ -21,17 +21,23 @@ app = typer.Typer(no_args_is_help=True, help="The schema: apply, list, check.")
 @app.command()
 def up(
     sql: Annotated[bool, typer.Option("--sql", help="Print the SQL of all migrations instead, for tools of your own; no database needed.")] = False,
+    sets: Annotated[
+        list[str] | None, typer.Option("--with", metavar="SET", help="Also an optional set: platform. Once is enough: later runs keep it up.")
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Apply what is missing. Safe to repeat, and when several start at once."""
+    wanted = sets or []
+    for unknown in set(wanted) - set(migrate.SETS):
+        raise usage("with", f"there is no set {unknown[:40]!r}", f"There is: {', '.join(migrate.SETS)}")
     settings = load_settings()
     if sql:
-        print(installation.migration_script(settings.db_schema), end="")
+        print(installation.migration_script(settings.db_schema, wanted), end="")
         return EXIT_OK
     with database(owner=True, deadline_seconds=MIGRATE_SECONDS, check=False) as connection:
         migrate.check_server(connection)
         installation.ensure_schema(connection, settings.db_schema)
-        done = migrate.up(connection, (lambda name: None) if as_json else (lambda name: print(f"applied {name}")))
+        done = migrate.up(connection, (lambda name: None) if as_json else (lambda name: print(f"applied {name}")), sets=wanted)
     if as_json:
         print_json({"applied": done})
     elif not done:

@@ -3,13 +3,16 @@
 Every migration runs in a transaction of its own that holds the migrator's advisory lock and records
 name and checksum; whoever comes second waits without a snapshot, reads again and finds nothing to do.
 A process refuses to work on a schema it does not understand and says which side is older.
+
+Besides the queue's own migrations there are optional sets, each a subfolder: `platform/0001_...`. A set
+is in force in a database from the moment its first migration is recorded there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,13 @@ from worker.errors import MigrationError, SchemaMismatch, StoreConflict
 
 MINIMUM_SERVER = 140000
 LOCK_WAIT_SECONDS = 60.0
+#: Optional sets: subfolders of the migrations, applied after the queue's own and taken back before them.
+SETS = ("platform",)
 
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One file: `name` without suffix, its text, sha256 of the text, and the text of its way back."""
+    """One file: `name` without suffix (with its set, if any: `platform/0001_...`), text, sha256 of it, way back."""
 
     name: str
     text: str
@@ -39,18 +44,41 @@ def directory() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent.parent / "migrations"
 
 
-def available(path: Path | None = None) -> list[Migration]:
-    """All migrations in order. Raises MigrationError when the folder is missing or empty."""
+def available(path: Path | None = None, *, sets: Iterable[str] = ()) -> list[Migration]:
+    """The queue's migrations in order, then those of each set.
+
+    Raises MigrationError when a folder is missing or empty, or a set is not known.
+    """
+    folder = path or directory()
+    unknown = sorted(set(sets) - set(SETS))
+    if unknown:
+        raise MigrationError(f"no set of migrations is called {unknown[0]!r}; there is: {', '.join(SETS)}")
+    found = _read(folder, "")
+    for name in SETS:
+        if name in sets:
+            found += _read(folder / name, f"{name}/")
+    return found
+
+
+def _read(folder: Path, prefix: str) -> list[Migration]:
+    """The migrations of one folder, in order."""
     found = []
-    for file in sorted((path or directory()).glob("[0-9]*.sql")):
+    for file in sorted(folder.glob("[0-9]*.sql")):
         if file.name.endswith(".down.sql"):
             continue
         text = file.read_text()
         down = file.with_suffix(".down.sql")
-        found.append(Migration(file.stem, text, hashlib.sha256(text.encode()).hexdigest(), down.read_text() if down.exists() else None))
+        found.append(
+            Migration(prefix + file.stem, text, hashlib.sha256(text.encode()).hexdigest(), down.read_text() if down.exists() else None)
+        )
     if not found:
-        raise MigrationError(f"no migrations found in {path or directory()}: the installation is incomplete")
+        raise MigrationError(f"no migrations found in {folder}: the installation is incomplete")
     return found
+
+
+def sets_in(names: Iterable[str]) -> set[str]:
+    """The optional sets that a database has, by the names recorded in it."""
+    return {prefix for name in names if (prefix := name.partition("/")[0]) in SETS and prefix != name}
 
 
 def applied(connection: DeadlineConnection) -> dict[str, str]:
@@ -62,11 +90,14 @@ def applied(connection: DeadlineConnection) -> dict[str, str]:
 
 
 def check(connection: DeadlineConnection) -> None:
-    """Raise SchemaMismatch unless this code and the database have exactly the same migrations."""
+    """Raise SchemaMismatch unless this code and the database have exactly the same migrations.
+
+    A database without an optional set is as good as one with it; one with half of it is not.
+    """
     check_server(connection)
-    ours = {migration.name: migration.checksum for migration in available()}
     theirs = applied(connection)
-    missing = sorted(set(ours) - set(theirs))
+    ours = {migration.name: migration.checksum for migration in available(sets=sets_in(theirs))}
+    missing = [name for name in ours if name not in theirs]
     unknown = sorted(set(theirs) - set(ours))
     changed = sorted(name for name in ours if theirs.get(name, ours[name]) != ours[name])
     if missing:
@@ -86,17 +117,20 @@ def check_server(connection: DeadlineConnection) -> None:
         raise SchemaMismatch(f"PostgreSQL {version // 10000} is too old: 14 or newer is needed")
 
 
-def up(connection: DeadlineConnection, report: Callable[[str], Any] = lambda line: None) -> list[str]:
+def up(connection: DeadlineConnection, report: Callable[[str], Any] = lambda line: None, *, sets: Iterable[str] = ()) -> list[str]:
     """Apply what is missing; returns the names applied, [] when there was nothing to do.
 
-    Safe when several processes start at once. Raises MigrationError for a changed or unknown migration,
-    StoreConflict when a lock could not be had within its time.
+    sets: optional sets to add to those that the database has already. Safe when several processes start at
+    once. Raises MigrationError for a changed migration or an unknown set, SchemaMismatch for an unknown
+    migration, StoreConflict when a lock could not be had within its time.
     """
     check_server(connection)
-    unknown = sorted(set(applied(connection)) - {migration.name for migration in available()})
+    theirs = applied(connection)
+    wanted = available(sets={*sets, *sets_in(theirs)})
+    unknown = sorted(set(theirs) - {migration.name for migration in wanted})
     if unknown:
         raise SchemaMismatch(f"this code is older than the database, which has {unknown[-1]}. Upgrade packhorse")
-    return [migration.name for migration in available() if _apply(connection, migration, report)]
+    return [migration.name for migration in wanted if _apply(connection, migration, report)]
 
 
 def _apply(connection: DeadlineConnection, migration: Migration, report: Callable[[str], Any]) -> bool:
@@ -128,10 +162,11 @@ def _apply(connection: DeadlineConnection, migration: Migration, report: Callabl
 def down(connection: DeadlineConnection) -> str | None:
     """Take back the newest applied migration; returns its name, None when nothing is applied.
 
-    Raises MigrationError when that migration has no way back (no NAME.down.sql).
+    An optional set goes before the queue that it stands on. Raises MigrationError when that migration has no
+    way back (no NAME.down.sql).
     """
-    ours = {migration.name: migration for migration in available()}
-    theirs = sorted(applied(connection))
+    theirs = sorted(applied(connection), key=lambda name: ("/" in name, name))
+    ours = {migration.name: migration for migration in available(sets=sets_in(theirs))}
     if not theirs:
         return None
     newest = ours.get(theirs[-1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import psycopg
 from psycopg import sql as composed
 
@@ -48,21 +50,22 @@ def migration_status(connection: DeadlineConnection) -> list[Row]:
     """Every migration that code or database knows, by name: its state and when it was applied.
 
     state: applied, pending (the code has it, the database does not), changed (the file differs from what
-    was applied) or unknown (the database has it, this code does not). Raises StoreError.
+    was applied) or unknown (the database has it, this code does not). An optional set is listed when the
+    database has any of it. Raises StoreError.
     """
-    ours = {migration.name: migration.checksum for migration in migrate.available()}
     with translated():
         theirs = {row["name"]: row for row in rows(connection, "migrations_applied")} if value(connection, "migrations_exist") else {}
+    ours = {migration.name: migration.checksum for migration in migrate.available(sets=migrate.sets_in(theirs))}
     return [
         {"name": name, "state": _state(ours.get(name), theirs.get(name, {}).get("checksum")), "applied_at": theirs.get(name, {}).get("applied_at")}
         for name in sorted({*ours, *theirs})
     ]
 
 
-def migration_script(schema: str) -> str:
-    """All migrations as one SQL text for other tools: each in a transaction, each recorded. For an empty database."""
+def migration_script(schema: str, sets: Iterable[str] = ()) -> str:
+    """All migrations, with those of these sets, as one SQL text for other tools: each in a transaction, each recorded. For an empty database."""
     parts = [_statement("migration_script_head", schema=schema).as_string(None) + ";", sql("migrations_table") + ";"]
-    for migration in migrate.available():
+    for migration in migrate.available(sets=sets):
         record = composed.SQL(sql("migration_script_record")).format(
             name=composed.Literal(migration.name), checksum=composed.Literal(migration.checksum)
         )

@@ -1,0 +1,79 @@
+-- What the tables of the conversation platform share (SPEC C6): a domain, the updated_at trigger, checks
+-- of arguments. They refuse with PH001 and the argument's name, like the queue's functions.
+--
+-- Lock and duration: new objects only, milliseconds.
+
+create domain phone_number as text constraint phone_number_length check (length(value) between 1 and 100);
+comment on domain phone_number is 'A phone number or another address of a person in a channel: 1 to 100 characters.';
+
+create function touch_updated_at() returns trigger
+language plpgsql set search_path from current as $$
+-- Before update: the row says when it changed, on the database's clock.
+begin
+  new.updated_at := clock_timestamp();
+  return new;
+end
+$$;
+comment on function touch_updated_at() is 'Trigger: updated_at is the time of the last change.';
+
+create function check_text(p_name text, p_value text, p_length integer) returns void
+language plpgsql immutable set search_path from current as $$
+-- Raise PH001 unless a text has 1 to p_length characters.
+begin
+  if p_value is null or length(p_value) not between 1 and p_length then
+    perform refuse_argument(p_name, format('must have 1 to %s characters', p_length));
+  end if;
+end
+$$;
+comment on function check_text(text, text, integer) is 'Raise PH001 unless a text argument has 1 to so many characters.';
+
+create function check_object(p_name text, p_value jsonb) returns void
+language plpgsql immutable set search_path from current as $$
+-- Raise PH001 unless the value is a JSON object of at most 1 MiB.
+begin
+  if p_value is null or jsonb_typeof(p_value) <> 'object' or pg_column_size(p_value) > 1048576 then
+    perform refuse_argument(p_name, 'must be a JSON object of at most 1 MiB');
+  end if;
+end
+$$;
+comment on function check_object(text, jsonb) is 'Raise PH001 unless an argument is a JSON object.';
+
+create function check_span(p_name text, p_value interval, p_least interval, p_most interval) returns void
+language plpgsql immutable set search_path from current as $$
+-- Raise PH001 unless an interval lies between two others.
+begin
+  if p_value is null or p_value not between p_least and p_most then
+    perform refuse_argument(p_name, format('must be between %s and %s', p_least, p_most));
+  end if;
+end
+$$;
+comment on function check_span(text, interval, interval, interval) is 'Raise PH001 unless an interval argument is in range.';
+
+create function check_limit(p_limit integer) returns void
+language plpgsql immutable set search_path from current as $$
+-- Raise PH001 unless a batch has 1 to 100000 rows: no statement of the upkeep is unbounded.
+begin
+  if p_limit is null or p_limit not between 1 and 100000 then
+    perform refuse_argument('limit', 'must be between 1 and 100000');
+  end if;
+end
+$$;
+comment on function check_limit(integer) is 'Raise PH001 unless a limit is in range.';
+
+create function check_role(p_role text) returns void
+language plpgsql immutable set search_path from current as $$
+-- Raise PH001 unless it is a role that speaks in a conversation.
+begin
+  if p_role is null or p_role not in ('user', 'assistant', 'system', 'tool') then
+    perform refuse_argument('role', format('%L is not a role', left(p_role, 60)), 'user, assistant, system or tool.');
+  end if;
+end
+$$;
+comment on function check_role(text) is 'Raise PH001 unless a role is one that speaks in a conversation.';
+
+create function append_entry(p_entries jsonb, p_entry jsonb, p_keep integer) returns jsonb
+language sql immutable set search_path from current as $$
+-- A JSON array with one more element at its end; the oldest one goes when it had p_keep.
+  select case when jsonb_array_length(p_entries) >= p_keep then p_entries - 0 else p_entries end || jsonb_build_array(p_entry);
+$$;
+comment on function append_entry(jsonb, jsonb, integer) is 'Append to a bounded JSON array.';

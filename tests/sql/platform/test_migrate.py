@@ -1,0 +1,181 @@
+"""`packhorse migrate --with platform`: an optional set that a database has or has not (SPEC O8, C)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.sql.parking import in_background
+from tests.support.cli import Cli
+from tests.support.postgres import Database, Server
+from worker.db import migrate
+from worker.db.connection import DeadlineConnection, connect
+from worker.errors import MigrationError, SchemaMismatch
+from worker.exits import EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
+from worker.store import installation
+
+QUEUE = [migration.name for migration in migrate.available()]
+PLATFORM = [migration.name for migration in migrate.available(sets=["platform"])][len(QUEUE):]
+
+
+@pytest.fixture
+def queue_only(server: Server) -> Iterator[Database]:
+    database = server.create_database()
+    yield database
+    database.drop()
+
+
+@pytest.fixture
+def connection(queue_only: Database) -> Iterator[DeadlineConnection]:
+    connection = connect(queue_only.admin_url, deadline_seconds=60)
+    yield connection
+    connection.close()
+
+
+def names(database: Database) -> list[str]:
+    return [row[0] for row in database.query('select name from packhorse_migrations order by name collate "C"')]
+
+
+@pytest.fixture
+def with_a_later_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The next release: its platform has one more migration."""
+    shutil.copytree(migrate.directory(), tmp_path / "migrations")
+    (tmp_path / "migrations/platform/0900_add_something.sql").write_text("create table something ();")
+    (tmp_path / "migrations/platform/0900_add_something.down.sql").write_text("drop table something;")
+    monkeypatch.setattr(migrate, "directory", lambda: tmp_path / "migrations")
+    return "platform/0900_add_something"
+
+
+def test_the_names_bear_the_set_and_come_after_the_queue() -> None:
+    assert all(name.startswith("platform/0") for name in PLATFORM) and not any("/" in name for name in QUEUE)
+
+
+def test_a_database_without_the_platform_fits_and_up_does_not_add_it(connection: DeadlineConnection, queue_only: Database) -> None:
+    assert migrate.up(connection) == []
+    migrate.check(connection)
+    assert names(queue_only) == QUEUE
+
+
+def test_the_platform_is_added_once_and_the_database_still_fits(connection: DeadlineConnection, queue_only: Database) -> None:
+    assert migrate.up(connection, sets=["platform"]) == PLATFORM
+    assert migrate.up(connection, sets=["platform"]) == [] == migrate.up(connection)
+    migrate.check(connection)
+    assert names(queue_only) == QUEUE + PLATFORM
+
+
+def test_an_empty_database_gets_queue_and_platform_at_once_whoever_is_first(server: Server) -> None:
+    empty = server.create_empty_database()
+    connections = [connect(empty.admin_url, deadline_seconds=60) for _ in range(2)]
+    runs = [in_background(lambda c=connection: migrate.up(c, sets=["platform"])) for connection in connections]
+    assert sorted(name for run in runs for name in run.result(60)) == QUEUE + PLATFORM
+    for connection in connections:
+        migrate.check(connection)
+        connection.close()
+    empty.drop()
+
+
+def test_a_plain_up_keeps_the_platform_up_to_date(connection: DeadlineConnection, with_a_later_one: str, queue_only: Database) -> None:
+    migrate.up(connection, sets=["platform"])
+    queue_only.query("delete from packhorse_migrations where name = %s", with_a_later_one)
+    queue_only.query("drop table something")
+    with pytest.raises(SchemaMismatch, match=f"the database is older than this code: 1 migration.*{with_a_later_one}"):
+        migrate.check(connection)
+    assert migrate.up(connection) == [with_a_later_one]
+    migrate.check(connection)
+
+
+def test_what_a_killed_migrator_left_half_done_does_not_fit_and_is_finished_by_a_plain_up(connection: DeadlineConnection, queue_only: Database) -> None:
+    migrate.up(connection, sets=["platform"])
+    for _ in PLATFORM[2:]:
+        migrate.down(connection)
+    with pytest.raises(SchemaMismatch, match=f"{len(PLATFORM) - 2} migration.*{PLATFORM[2]}"):
+        migrate.check(connection)
+    assert migrate.up(connection) == PLATFORM[2:]
+
+
+@pytest.mark.parametrize("unknown", ["platform/9999_rule_the_world", "elsewhere/0001_begin"])
+def test_a_platform_that_is_newer_than_the_code_is_refused_and_named(connection: DeadlineConnection, queue_only: Database, unknown: str) -> None:
+    migrate.up(connection, sets=["platform"])
+    queue_only.query("insert into packhorse_migrations (name, checksum) values (%s, 'x')", unknown)
+    for call in (migrate.up, migrate.check):
+        with pytest.raises(SchemaMismatch, match=f"this code is older than the database, which has {unknown}"):
+            call(connection)
+    if unknown.startswith("platform"):
+        with pytest.raises(SchemaMismatch, match=unknown):
+            migrate.down(connection)
+    assert [row["state"] for row in installation.migration_status(connection) if row["name"] == unknown] == ["unknown"]
+
+
+def test_a_changed_migration_of_the_platform_is_refused(connection: DeadlineConnection, queue_only: Database) -> None:
+    migrate.up(connection, sets=["platform"])
+    queue_only.query("update packhorse_migrations set checksum = 'other' where name = %s", PLATFORM[1])
+    with pytest.raises(SchemaMismatch, match=f"{PLATFORM[1]}.* differs"):
+        migrate.check(connection)
+    with pytest.raises(MigrationError, match=f"{PLATFORM[1]} was changed"):
+        migrate.up(connection)
+
+
+def test_a_set_that_does_not_exist_is_refused(connection: DeadlineConnection, queue_only: Database) -> None:
+    with pytest.raises(MigrationError, match="'platfrom'; there is: platform"):
+        migrate.up(connection, sets=["platfrom"])
+    assert names(queue_only) == QUEUE
+
+
+def test_down_takes_the_platform_back_before_the_queue_and_leaves_nothing_of_it(connection: DeadlineConnection, queue_only: Database) -> None:
+    objects = ("select 'table ' || relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v', 'S') "
+               "union all select 'function ' || oid::regprocedure || proacl::text from pg_proc where pronamespace = 'public'::regnamespace "
+               "union all select 'type ' || typname from pg_type where typnamespace = 'public'::regnamespace order by 1")
+    before = queue_only.query(objects)
+    migrate.up(connection, sets=["platform"])
+    assert [migrate.down(connection) for _ in PLATFORM] == PLATFORM[::-1]
+    assert sorted(queue_only.query(objects)) == sorted(before)
+    migrate.check(connection)
+    assert migrate.up(connection, sets=["platform"]) == PLATFORM
+
+
+def test_the_platform_can_live_in_another_schema(server: Server) -> None:
+    empty = server.create_empty_database()
+    empty.query("create schema elsewhere")
+    other = connect(empty.admin_url, schema="elsewhere", deadline_seconds=60)
+    assert migrate.up(other, sets=["platform"]) == QUEUE + PLATFORM
+    outside = connect(empty.admin_url)
+    row = outside.execute("select created from elsewhere.get_or_create_agent_session('250788000456', 'booking')").fetchone()
+    assert row == (True,) and empty.value("select to_regclass('public.companies')") is None
+    assert outside.execute("select elsewhere.create_messages_partition('2040-02-10')").fetchone() == ("messages_2040_02",)
+    assert empty.value("select to_regclass('elsewhere.messages_2040_02') is not null") is True
+    other.close()
+    outside.close()
+    empty.drop()
+
+
+def test_the_command_line_adds_the_platform_and_reports_it(tmp_path: Path, queue_only: Database) -> None:
+    cli = Cli(tmp_path, queue_only.admin_url)
+    refused = cli("migrate", "up", "--with", "platfrom", "--json")
+    assert refused.code == EXIT_USAGE and refused.error["field"] == "with" and "platform" in refused.error["hint"]
+    done = cli("migrate", "up", "--with", "platform")
+    assert done.code == EXIT_OK and done.out.splitlines() == [f"applied {name}" for name in PLATFORM]
+    assert cli("migrate", "check").code == EXIT_OK
+    assert [(row["name"], row["state"]) for row in cli("migrate", "status", "--json").document] == [(name, "applied") for name in QUEUE + PLATFORM]
+    assert cli("migrate", "down", "--yes", "--json").document == {"taken_back": PLATFORM[-1]}
+    assert cli("queue", "list").code == EXIT_SCHEMA
+    assert cli("migrate", "up", "--json").document == {"applied": PLATFORM[-1:]}
+    assert cli("queue", "list").code == EXIT_OK
+
+
+def test_the_sql_of_all_migrations_makes_the_same_by_other_means(server: Server) -> None:
+    empty = server.create_empty_database()
+    with empty.connect(admin=True) as admin:
+        admin.execute(installation.migration_script("public", ["platform"]).encode())
+    connection = connect(empty.admin_url)
+    migrate.check(connection)
+    assert names(empty) == QUEUE + PLATFORM
+    connection.close()
+    empty.drop()
+
+
+def test_the_wheel_is_told_to_carry_the_folder() -> None:
+    text = (Path(__file__).parents[3] / "pyproject.toml").read_text()
+    assert '"migrations" = "worker/_migrations"' in text and (migrate.directory() / "platform").is_dir()
