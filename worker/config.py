@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from worker.errors import ConfigError
 
 PREFIX = "PACKHORSE_"
+MAX_SECRET_BYTES = 65536
 NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9._-]{0,99}$"
 
 
@@ -102,6 +103,10 @@ class Settings(BaseSettings):
         return (init_settings,)  # load_settings merges the sources itself, to name the source in errors
 
 
+#: Settings that may come from a file: systemd credentials, mounted secrets. Other settings are no secrets.
+SECRETS = frozenset(name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation))
+
+
 def load_settings(environ: Mapping[str, str] | None = None, toml_path: Path | None = None, **overrides: Any) -> Settings:
     """Build Settings from keywords, environment and TOML; raise ConfigError with all problems.
 
@@ -121,14 +126,7 @@ def load_settings(environ: Mapping[str, str] | None = None, toml_path: Path | No
             problems.append(f"{path}: not readable as TOML: {error}")
     elif named:
         problems.append(f"{path}: no such configuration file")
-    if environ.get("DATABASE_URL"):
-        values["database_url"] = environ["DATABASE_URL"]
-        sources["database_url"] = "DATABASE_URL"
-    for variable, text in environ.items():
-        if variable.startswith(PREFIX) and variable != "PACKHORSE_CONFIG":
-            name = variable[len(PREFIX) :].lower()
-            values[name] = text
-            sources[name] = variable
+    _read_environment(environ, values, sources, problems)
     values.update({key: value for key, value in overrides.items() if value is not None})
     for name in [name for name in values if name not in Settings.model_fields]:
         near = difflib.get_close_matches(name, Settings.model_fields, 1)
@@ -144,6 +142,43 @@ def load_settings(environ: Mapping[str, str] | None = None, toml_path: Path | No
     if problems:
         raise ConfigError(problems)
     return settings
+
+
+def _read_environment(environ: Mapping[str, str], values: dict[str, Any], sources: dict[str, str], problems: list[str]) -> None:
+    """DATABASE_URL, then every variable with our prefix; a secret NAME also from the file that PACKHORSE_<NAME>_FILE names."""
+    if environ.get("DATABASE_URL"):
+        values["database_url"] = environ["DATABASE_URL"]
+        sources["database_url"] = "DATABASE_URL"
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or variable == "PACKHORSE_CONFIG":
+            continue
+        name = variable[len(PREFIX) :].lower()
+        secret = name.removesuffix("_file")
+        if name.endswith("_file") and secret in SECRETS:
+            if variable.removesuffix("_FILE") in environ:
+                problems.append(f"{variable}: {variable.removesuffix('_FILE')} is set too; keep one of them")
+                continue
+            values[secret] = _read_secret(variable, Path(text), problems)
+            sources[secret] = variable
+        else:
+            values[name] = text
+            sources[name] = variable
+
+
+def _read_secret(variable: str, path: Path, problems: list[str]) -> str | None:
+    """The one line of a file that holds a secret; None, and a problem that never shows its content, when there is none."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_SECRET_BYTES + 1).decode().strip()
+    except OSError as error:
+        problems.append(f"{variable}: {path} cannot be read: {error.strerror}")
+    except UnicodeDecodeError:
+        problems.append(f"{variable}: {path} is not UTF-8 text")
+    else:
+        if text and len(text.splitlines()) == 1 and len(text) <= MAX_SECRET_BYTES:
+            return text
+        problems.append(f"{variable}: {path} must hold one line with the value, and nothing else")
+    return None
 
 
 def _describe(item: Any, sources: Mapping[str, str]) -> str:
