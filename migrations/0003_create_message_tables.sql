@@ -71,7 +71,9 @@ create index message_queue_claim_idx on message_queue (queue, priority, run_at, 
 create index message_queue_suspect_idx on message_queue (queue, run_at, id)
   where state = 'pending' and crashes > 0;
 -- Rescue and concurrency limits look at running messages only. On id, which grows: cheap to insert into.
-create index message_queue_running_idx on message_queue (id) where state = 'running';
+-- Its predicate says "running" in other words (see the CHECK): a plan made while nothing runs would take this
+-- index, then empty, for "the running message of this conversation" as well, and walk all running ones per row.
+create index message_queue_running_idx on message_queue (id) where lease_token is not null;
 -- One at a time per conversation is enforced here, not by the worker (SPEC P4).
 create unique index message_queue_conversation_running_key on message_queue (conversation_key)
   where state = 'running' and conversation_key is not null;

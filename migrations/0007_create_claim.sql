@@ -142,7 +142,7 @@ begin
   select * into v_queue from queues where name = p_queue for update;
   if v_queue.max_concurrency is not null then
     p_limit := least(p_limit, v_queue.max_concurrency
-      - (select count(*) from message_queue where queue = p_queue and state = 'running')::integer);
+      - (select count(*) from message_queue where queue = p_queue and state = 'running' and lease_token is not null)::integer);
   end if;
   if v_queue.rate_limit is not null then
     p_limit := least(p_limit, floor(rate_tokens_at(v_queue, p_now))::integer);

@@ -115,7 +115,7 @@ begin
   for v_holder, v_ids in
     select e.lease_holder, array_agg(e.id) from (
       select m.id, m.lease_holder from message_queue m
-      where m.state = 'running' and m.lease_expires_at < clock_timestamp()
+      where m.state = 'running' and m.lease_token is not null and m.lease_expires_at < clock_timestamp()
         and clock_timestamp() > pg_postmaster_start_time() + interval '5 seconds'
       order by m.lease_expires_at limit p_limit for no key update skip locked) e
     group by e.lease_holder
@@ -140,9 +140,9 @@ declare
   v_count integer := 0;
 begin
   for v_look in 1..20 loop
-    v_ids := array(select m.id from message_queue m where m.state = 'running' and m.lease_holder = p_id for no key update skip locked);
+    v_ids := array(select m.id from message_queue m where m.state = 'running' and m.lease_token is not null and m.lease_holder = p_id for no key update skip locked);
     v_count := v_count + return_crashed_messages(v_ids, p_started, p_id, p_detail);
-    exit when not exists (select from message_queue m where m.state = 'running' and m.lease_holder = p_id);
+    exit when not exists (select from message_queue m where m.state = 'running' and m.lease_token is not null and m.lease_holder = p_id);
     perform pg_sleep(0.05);
   end loop;
   delete from workers where id = p_id;

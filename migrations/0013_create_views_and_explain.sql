@@ -120,7 +120,7 @@ begin
       (select h.run_at from message_queue h where h.id = v_holder.holder_id and h.state = 'pending' and h.run_at > v_now);
   end if;
   if v_q.max_concurrency is not null then
-    select count(*) into v_running from message_queue r where r.queue = v_m.queue and r.state = 'running';
+    select count(*) into v_running from message_queue r where r.queue = v_m.queue and r.state = 'running' and r.lease_token is not null;
     return query select 'max_concurrency', v_running < v_q.max_concurrency,
       format('%s of %s running', v_running, v_q.max_concurrency), null::timestamptz;
   end if;

@@ -189,3 +189,19 @@ def test_a_heartbeat_is_a_hot_update(own_clients: Callable[..., Sql], any_databa
         "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = 'message_queue'") if row[0] >= 11])
     updated, hot = counts[0]
     assert hot >= 10 and updated == 11
+
+
+def test_what_runs_elsewhere_costs_a_claim_of_conversations_nothing(own_clients: Callable[..., Sql], any_database: Database) -> None:
+    """A plan made while nothing runs once took the index of running messages, empty then, for every conversation's look."""
+    make_backlog(any_database, 0, "stale")
+    any_database.query("select declare_queue('r')")
+    any_database.query("insert into message_queue (queue, message_type, conversation_key)"
+                       " select q, 'effect', q || n from generate_series(1, 1000) n, unnest(array['q', 'r']) q")
+    any_database.query("vacuum analyze message_queue")
+    sql, other = own_clients(), own_clients()
+    prepare(sql, pick(sql), "conversations")
+    explain(sql, pick(sql), "conversations", PICK)
+    assert len(other.claim(1000, "r")) == 1000
+    plan = explain(sql, pick(sql), "conversations", PICK)
+    assert "message_queue_conversation_running_key" in plan.indexes and "message_queue_running_idx" not in plan.indexes, plan.text
+    assert plan.touched <= 6 * BATCH, plan.text
