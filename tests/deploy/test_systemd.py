@@ -1,0 +1,106 @@
+"""The units of deploy/systemd: systemd's own tools find nothing to say, and they agree with the code (SPEC O7)."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.workers import ROOT
+from worker.config import Settings
+from worker.exits import FATAL_CHILD_EXITS
+from worker.supervisor import KILL_MARGIN_SECONDS
+
+UNITS = ROOT / "deploy" / "systemd"
+NAMES = ["packhorse-worker@.service", "packhorse-scheduler.service", "packhorse-migrate.service"]
+LONG_RUNNING = NAMES[:2]
+MAX_EXPOSURE = 2.0
+
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None or not Path("/lib/systemd/system").is_dir(), reason="systemd-analyze is not installed"
+)
+
+
+def directives(name: str) -> dict[str, list[str]]:
+    """Every `Key=value` of a unit; a key may stand there several times."""
+    found: dict[str, list[str]] = {}
+    for line in (UNITS / name).read_text().splitlines():
+        if match := re.match(r"^([A-Z]\w+)=(.*)$", line):
+            found.setdefault(match[1], []).append(match[2])
+    return found
+
+
+def hardening(name: str) -> str:
+    return (UNITS / name).read_text().split("DynamicUser=")[1].split("[Install]")[0]
+
+
+def test_these_are_all_the_units():
+    assert {path.name for path in UNITS.glob("*.service")} == set(NAMES)
+
+
+@needs_systemd
+@pytest.mark.parametrize("name", NAMES)
+def test_systemd_analyze_verify_is_silent(tmp_path, name):
+    installed = tmp_path / "etc" / "systemd" / "system"
+    shutil.copytree(UNITS, installed)
+    shutil.copytree("/lib/systemd/system", tmp_path / "usr" / "lib" / "systemd" / "system", symlinks=True)
+    (tmp_path / "lib").symlink_to("usr/lib")
+    for program in ("opt/packhorse/bin/packhorse", "bin/kill"):
+        (tmp_path / program).parent.mkdir(parents=True)
+        (tmp_path / program).write_text("#!/bin/sh\n")
+        (tmp_path / program).chmod(0o755)
+    unit = name.replace("@.", "@my_app.actors.")
+    done = subprocess.run(["systemd-analyze", "verify", f"--root={tmp_path}", unit], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@needs_systemd
+@pytest.mark.parametrize("name", NAMES)
+def test_the_security_score_is_good(name):
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", "--no-pager", str(UNITS / name)], capture_output=True, text=True, check=False
+    )
+    match = re.search(r"Overall exposure level for .*: ([0-9.]+)", done.stdout)
+    assert match, done.stdout + done.stderr
+    assert float(match[1]) <= MAX_EXPOSURE, done.stdout
+
+
+def test_the_units_are_hardened_alike():
+    assert {hardening(name) for name in NAMES} == {hardening(NAMES[0])}
+
+
+@pytest.mark.parametrize("name", LONG_RUNNING)
+def test_what_would_end_the_same_way_again_is_not_restarted(name):
+    (codes,) = directives(name)["RestartPreventExitStatus"]
+    assert {int(code) for code in codes.split()} == set(FATAL_CHILD_EXITS)
+    assert directives(name)["Restart"] == ["always"] and directives(name)["StartLimitIntervalSec"] == ["0"]
+
+
+@pytest.mark.parametrize("name", LONG_RUNNING)
+def test_systemd_waits_longer_than_the_drain(name):
+    defaults = {key: field.default for key, field in Settings.model_fields.items()}
+    (limit,) = directives(name)["TimeoutStopSec"]
+    assert int(limit) > defaults["drain_seconds"] + defaults["call_deadline_seconds"] + KILL_MARGIN_SECONDS
+    assert directives(name)["KillMode"] == ["mixed"]
+
+
+@pytest.mark.parametrize("name", LONG_RUNNING)
+def test_systemd_watches(name):
+    unit = directives(name)
+    assert (unit["Type"], unit["NotifyAccess"]) == (["notify"], ["main"])
+    assert int(unit["WatchdogSec"][0]) > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_connection_string_is_a_credential_and_not_in_the_unit(name):
+    unit = directives(name)
+    assert [value.split(":")[0] for value in unit["LoadCredential"]] == ["database_url"]
+    assert "PACKHORSE_DATABASE_URL_FILE=%d/database_url" in unit["Environment"]
+    assert "postgresql://" not in (UNITS / name).read_text()
+
+
+def test_a_reload_is_the_rolling_restart():
+    assert directives(NAMES[0])["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
