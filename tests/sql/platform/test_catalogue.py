@@ -1,0 +1,71 @@
+"""The catalogue with the platform in it: commented, closed, named, documented (SPEC O9, STYLE 2.4)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.sql import test_catalogue as queue
+from tests.support.postgres import Database
+from worker.db import migrate
+
+ROOT = Path(__file__).parents[3]
+TEXT = "\n".join(path.read_text() for path in sorted((ROOT / "migrations/platform").glob("0*.sql")) if ".down." not in path.name)
+FUNCTIONS = set(re.findall(r"^create function (\w+)", TEXT, re.MULTILINE))
+RELATIONS = set(re.findall(r"^create (?:table|view|domain) (\w+)", TEXT, re.MULTILINE))
+
+# what holds for the queue's catalogue holds with the platform in it
+test_functions_that_run_as_their_owner_pin_the_search_path = (
+    queue.test_functions_that_run_as_their_owner_pin_the_search_path_and_put_temporary_objects_last)
+test_everything_that_people_meet_is_commented = queue.test_everything_that_people_meet_is_commented
+test_row_level_security_is_on_everywhere_partitions_included = queue.test_row_level_security_is_on_everywhere_partitions_included
+test_nothing_is_open_to_public = queue.test_nothing_is_open_to_public
+test_every_function_can_be_called_by_the_worker = queue.test_every_function_can_be_called_by_the_worker
+test_constraints_and_indexes_have_names_of_their_own = queue.test_constraints_and_indexes_have_names_of_their_own
+
+
+def platform() -> list[migrate.Migration]:
+    return [migration for migration in migrate.available(sets=["platform"]) if "/" in migration.name]
+
+
+def test_every_migration_is_numbered_named_says_what_it_locks_and_has_a_way_back() -> None:
+    for number, migration in enumerate(platform(), 1):
+        assert re.fullmatch(rf"platform/{number:04}_[a-z]+_[a-z_]+", migration.name)
+        assert "-- Lock and duration:" in migration.text and migration.down is not None, migration.name
+
+
+def test_every_function_view_and_table_is_documented() -> None:
+    page = (ROOT / "docs/platform.md").read_text()
+    assert len(FUNCTIONS) > 40 and len(RELATIONS) > 20
+    assert sorted(name for name in FUNCTIONS | RELATIONS if f"`{name}" not in page) == []
+
+
+def test_what_is_documented_exists_with_these_arguments(shared_database: Database) -> None:
+    page = (ROOT / "docs/platform.md").read_text()
+    arguments = dict(shared_database.query("select proname::text, coalesce(pg_get_function_identity_arguments(oid), '') from pg_proc "
+                                           "where pronamespace = 'public'::regnamespace"))
+    for name, described in re.findall(r"^\| `(\w+)\(([^`]+)\)`", page, re.MULTILINE):
+        assert name in arguments, name
+        assert re.findall(r"\bp_\w+", described) == re.findall(r"\bp_\w+", str(arguments[name])), name
+
+
+def test_only_the_maker_of_partitions_runs_as_its_owner(shared_database: Database) -> None:
+    rows = shared_database.query("select proname::text, proconfig from pg_proc where prosecdef and pronamespace = 'public'::regnamespace")
+    ours = {name: settings for name, settings in rows if name in FUNCTIONS}
+    assert list(ours) == ["create_messages_partition"]
+    assert set(ours["create_messages_partition"]) == {"search_path=public, pg_temp", "lock_timeout=2s"}
+
+
+def test_every_function_has_its_search_path(shared_database: Database) -> None:
+    loose = shared_database.query("select proname::text from pg_proc where pronamespace = 'public'::regnamespace "
+                                  "and not exists (select from unnest(proconfig) s where s like 'search\\_path=%')")
+    assert {row[0] for row in loose} & FUNCTIONS == set()
+
+
+def test_every_foreign_key_has_an_index_on_the_side_that_points(shared_database: Database) -> None:
+    """Without it, deleting what is pointed at reads the whole table."""
+    rows = shared_database.query("""
+        select c.conname::text from pg_constraint c where c.contype = 'f' and c.connamespace = 'public'::regnamespace and not exists (
+          select from pg_index i where i.indrelid = c.conrelid
+            and (string_to_array(i.indkey::text, ' ')::smallint[])[1:cardinality(c.conkey)] @> c.conkey)""")
+    assert rows == []
