@@ -59,6 +59,7 @@ create table bookings (
 create index bookings_company_starts_idx on bookings (company_id, starts_at);
 create index bookings_client_idx on bookings (company_id, client_id) where client_id is not null;
 create index bookings_service_idx on bookings (company_id, service_id);
+create index bookings_staff_idx on bookings (company_id, staff_id) where staff_id is not null;
 create index bookings_customer_idx on bookings (customer_id) where customer_id is not null;
 create index bookings_guest_session_idx on bookings (guest_session_id) where guest_session_id is not null;
 create index bookings_finished_idx on bookings (finished_at) where finished_at is not null;

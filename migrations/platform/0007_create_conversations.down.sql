@@ -5,5 +5,6 @@ drop function unlock_conversation;
 drop function lock_conversation;
 drop function get_or_create_conversation;
 drop table amara_messages;
+drop function touch_amara_conversations;
 drop table amara_conversations;
 drop table conversations;

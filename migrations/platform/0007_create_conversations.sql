@@ -17,7 +17,7 @@ create table conversations (
   lock_expires_at  timestamptz,
   created_at       timestamptz  not null default clock_timestamp(),
   updated_at       timestamptz  not null default clock_timestamp(),
-  last_message_at  timestamptz,
+  last_message_at  timestamptz  not null default clock_timestamp(),
   constraint conversations_pkey primary key (id),
   constraint conversations_key_key unique (conversation_key),
   constraint conversations_company_fkey foreign key (company_id) references companies (id) on delete restrict,
@@ -72,6 +72,21 @@ create table amara_messages (
 create index amara_messages_conversation_idx on amara_messages (conversation_id, created_at, id);
 create index amara_messages_created_idx on amara_messages (created_at);
 comment on table amara_messages is 'What was said in conversations with Amara, and the tools that were called.';
+
+create function touch_amara_conversations() returns trigger
+language plpgsql set search_path from current as $$
+-- After insert: a conversation is as old as its last message, or a retention would take a living one.
+-- One statement for all new rows; a copy of old messages does not make a conversation younger than it is.
+begin
+  update amara_conversations c set last_message_at = said.last_at
+  from (select i.conversation_id, max(i.created_at) as last_at from inserted i group by i.conversation_id) said
+  where c.id = said.conversation_id and c.last_message_at < said.last_at;
+  return null;
+end
+$$;
+comment on function touch_amara_conversations() is 'Trigger: last_message_at of a conversation is the time of its last message.';
+create trigger amara_messages_touch_conversations after insert on amara_messages
+  referencing new table as inserted for each statement execute function touch_amara_conversations();
 
 create function get_or_create_conversation(
   p_conversation_key text, p_phone text, p_channel text default 'whatsapp', p_company_id bigint default null,

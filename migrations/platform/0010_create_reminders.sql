@@ -78,7 +78,7 @@ begin
           p_expires_at => v_reminder.expires_at) e;
         v_status := 'enqueued';
         v_count := v_count + 1;
-      exception when sqlstate 'PH001' or sqlstate 'PH002' then
+      exception when sqlstate 'PH001' or sqlstate 'PH002' or data_exception or integrity_constraint_violation then
         v_status := 'failed';
         v_error := sqlerrm;
       end;

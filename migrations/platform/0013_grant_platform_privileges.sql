@@ -21,7 +21,7 @@ declare
     'get_or_create_agent_session', 'refuse_agent_session', 'add_agent_message', 'get_agent_conversation', 'set_agent_session_status',
     'expire_agent_chat_sessions', 'get_or_create_ai_memory', 'add_ai_memory_message', 'merge_ai_memory_context',
     'cleanup_inactive_ai_memory', 'start_workflow', 'refuse_workflow', 'advance_workflow', 'finish_workflow', 'mark_timed_out_workflows',
-    'get_or_create_conversation', 'lock_conversation', 'unlock_conversation', 'release_stuck_conversations', 'protect_audit_events',
+    'get_or_create_conversation', 'lock_conversation', 'unlock_conversation', 'release_stuck_conversations', 'touch_amara_conversations', 'protect_audit_events',
     'check_period', 'get_event_counts_by_type', 'get_conversion_funnel', 'get_user_referral_credits', 'cleanup_old_platform_events',
     'cleanup_old_webhook_events', 'cleanup_old_audit_events', 'create_messages_partition', 'maintain_messages_partitions',
     'get_messages_stats', 'get_recent_messages', 'enqueue_due_reminders', 'cleanup_expired_dialog_contexts',

@@ -66,6 +66,6 @@ def test_every_foreign_key_has_an_index_on_the_side_that_points(shared_database:
     """Without it, deleting what is pointed at reads the whole table."""
     rows = shared_database.query("""
         select c.conname::text from pg_constraint c where c.contype = 'f' and c.connamespace = 'public'::regnamespace and not exists (
-          select from pg_index i where i.indrelid = c.conrelid
+          select from pg_index i where i.indrelid = c.conrelid and coalesce(pg_get_expr(i.indpred, i.indrelid), '') !~ '[=<>]'
             and (string_to_array(i.indkey::text, ' ')::smallint[])[1:cardinality(c.conkey)] @> c.conkey)""")
     assert rows == []

@@ -101,6 +101,14 @@ def test_a_conversation_with_amara_outlives_the_guest_session(sql: Sql) -> None:
     assert sql.rows("select session_id from amara_conversations") == [(None,)]
 
 
+def test_a_conversation_with_amara_is_as_old_as_its_last_message(sql: Sql) -> None:
+    talk = sql.value("insert into amara_conversations (last_message_at) values ('2020-01-01') returning id")
+    say = "insert into amara_messages (conversation_id, role, content, created_at) values (%s, 'user', 'x', %s), (%s, 'user', 'y', %s)"
+    sql.rows(say, talk, "2021-05-01", talk, "2021-03-01")
+    sql.rows(say, talk, "2019-05-01", talk, "2019-03-01")
+    assert sql.value("select last_message_at = '2021-05-01' from amara_conversations") is True
+
+
 def test_a_change_is_dated_by_the_database(sql: Sql) -> None:
     talk = conversation(sql)
     sql.rows("update conversations set updated_at = '2000-01-01' where id = %s", talk)

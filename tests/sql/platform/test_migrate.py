@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.sql.parking import in_background
+from tests.support.accounting import effects
 from tests.support.cli import Cli
 from tests.support.postgres import Database, Server
+from tests.support.waiting import wait_until
+from tests.support.workers import Daemon, Ledger
 from worker.db import migrate
 from worker.db.connection import DeadlineConnection, connect
 from worker.errors import MigrationError, SchemaMismatch
@@ -174,6 +177,18 @@ def test_the_sql_of_all_migrations_makes_the_same_by_other_means(server: Server)
     assert names(empty) == QUEUE + PLATFORM
     connection.close()
     empty.drop()
+
+
+def test_a_worker_starts_on_a_database_with_the_platform_and_carries_its_messages(
+    queue_only: Database, ledger: Ledger, start_daemon: Callable[..., Daemon]
+) -> None:
+    migrate_up = connect(queue_only.admin_url, deadline_seconds=60)
+    migrate.up(migrate_up, sets=["platform"])
+    migrate_up.close()
+    daemon = start_daemon(queue_only, ledger).wait_ready()
+    effects(queue_only, 1)
+    wait_until(lambda: ledger.counts("effect")["m0"] == 1)
+    assert daemon.stop() == 0
 
 
 def test_the_wheel_is_told_to_carry_the_folder() -> None:
