@@ -34,6 +34,14 @@ def test_every_migration_is_numbered_named_says_what_it_locks_and_has_a_way_back
         assert "-- Lock and duration:" in migration.text and migration.down is not None, migration.name
 
 
+def test_the_first_migration_looks_for_every_name_and_the_last_one_closes_every_table_and_function() -> None:
+    first, last = platform()[0].text, platform()[-1].text
+    names = {listed: set(re.findall(r"'(\w+)'", first.split(f"{listed} constant text[] := array[")[1].split("];")[0]))
+             for listed in ("v_relations", "v_functions")}
+    assert names == {"v_relations": RELATIONS | {"messages_id_seq"}, "v_functions": FUNCTIONS}
+    assert [name for name in sorted(FUNCTIONS | RELATIONS - {"phone_number"}) if not re.search(rf"\b{name}\b", last)] == []
+
+
 def test_every_function_view_and_table_is_documented() -> None:
     page = (ROOT / "docs/platform.md").read_text()
     assert len(FUNCTIONS) > 40 and len(RELATIONS) > 20

@@ -157,7 +157,7 @@ def test_a_record_without_category_or_action_is_refused(sql: Sql, category: str,
     assert sql.refused("insert into audit_events (category, actor, action) values (%s, 'ann', %s)", category, action)[0] == "23514"
 
 
-def test_a_user_id_is_no_session_id(sql: Sql) -> None:
+def test_two_users_in_one_session_are_two_people(sql: Sql) -> None:
     event(sql, "a", user=uuid4(), session=EVE)
     event(sql, "a", user=uuid4(), session=EVE)
     assert funnel(sql, "{a}") == [(2, 1.0, 1.0)]

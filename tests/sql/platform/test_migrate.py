@@ -16,7 +16,7 @@ from tests.support.waiting import wait_until
 from tests.support.workers import Daemon, Ledger
 from worker.db import migrate
 from worker.db.connection import DeadlineConnection, connect
-from worker.errors import MigrationError, SchemaMismatch
+from worker.errors import MigrationError, SchemaMismatch, StoreError
 from worker.exits import EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
 from worker.store import installation
 
@@ -137,6 +137,21 @@ def test_down_takes_the_platform_back_before_the_queue_and_leaves_nothing_of_it(
     assert sorted(queue_only.query(objects)) == sorted(before)
     migrate.check(connection)
     assert migrate.up(connection, sets=["platform"]) == PLATFORM
+
+
+@pytest.mark.parametrize(("theirs", "name"), [
+    ("create table bookings (id integer)", "bookings"), ("create view staff as select 1 as id", "staff"), ("create domain phone_number as text", "phone_number"),
+    ("create function get_database_stats(integer) returns integer language sql as 'select 1'", "get_database_stats"),
+])
+def test_a_thing_of_theirs_with_one_of_our_names_is_named_and_nothing_is_left_half_done(
+    connection: DeadlineConnection, queue_only: Database, theirs: str, name: str
+) -> None:
+    """Half a platform would keep every worker from starting."""
+    queue_only.query(theirs)
+    with pytest.raises(StoreError, match=f"{name} exists already in the schema public"):
+        migrate.up(connection, sets=["platform"])
+    assert names(queue_only) == QUEUE
+    migrate.check(connection)
 
 
 def test_the_platform_can_live_in_another_schema(server: Server) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
@@ -118,7 +118,3 @@ def test_health_counts_by_type_and_sees_what_is_overdue(sql: Sql) -> None:
     sql.rows("update workflow_states set finished_at = now() - interval '25 hours' where finished_at is not null")
     assert sql.value("select completed_24h from workflow_health where workflow_type = 'booking'") == 0
     assert sql.value("select count(*) from workflow_health") == 2
-
-
-def test_an_unknown_workflow_of_null_is_no_such_workflow(sql: Sql) -> None:
-    assert sql.refused(FINISH, uuid4(), "completed") == ("PH004", "id")
