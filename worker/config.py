@@ -17,6 +17,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import ConfigError
+from worker.service import TICK_SECONDS
 
 PREFIX = "PACKHORSE_"
 MAX_SECRET_BYTES = 65536
@@ -56,6 +57,17 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = Field(None, description="Redis for dramatiq's own result and rate-limiter backends; optional.")
     data_dir: Path = Field(Path(".packhorse"), description="Where the embedded PostgreSQL keeps its data.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    hang_seconds: float = Field(
+        30.0, ge=1, le=86400, description="A process is killed and replaced when one of its loops has not ticked for this long."
+    )
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="Address of metrics and probes; beyond loopback only when said here.")
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Port of metrics and probes, one per `packhorse worker`; by custom 9191. 0: not served."
+    )
+    fleet_seconds: float = Field(15.0, ge=1, le=3600, description="Queue depths and the like are counted once per fleet this often.")
+    scale_target_wait_seconds: float = Field(
+        30.0, gt=0, le=86400, description="`/scale` asks for as many workers as clear the backlog within this time."
+    )
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON.")
 
     @field_validator("actors", "queues", mode="before")
@@ -99,6 +111,12 @@ class Settings(BaseSettings):
         return self
 
     @classmethod
+        longest_turn = self.call_deadline_seconds + self.connect_timeout_seconds + TICK_SECONDS
+        if self.hang_seconds < longest_turn:
+            problems.append(
+                f"hang_seconds: {self.hang_seconds} is less than call_deadline_seconds + connect_timeout_seconds + {TICK_SECONDS:.0f} "
+                f"({longest_turn}): a slow database would look like a hung process"
+            )
     def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> Any:  # type: ignore[override]
         return (init_settings,)  # load_settings merges the sources itself, to name the source in errors
 

@@ -25,7 +25,7 @@ class Heartbeat(Service):
     """Beats every heartbeat_seconds; rescues every rescue_seconds; upkeep every five minutes.
 
     held: the messages this process holds now. on_attention(message, lease_held): called for a message
-    whose lease is lost (False) or whose cancellation was asked (True). counts: (done, failed) so far.
+    whose lease is lost (False) or whose cancellation was asked (True). counts: (done, failed) so far. on_beat: the database answered.
     """
 
     name = "heartbeat"
@@ -34,6 +34,7 @@ class Heartbeat(Service):
     def __init__(
         self, open_connection: Callable[[], DeadlineConnection], worker_id: UUID, settings: Any, held: Callable[[], Sequence[ClaimedMessage]],
         on_attention: Callable[[ClaimedMessage, bool], None], counts: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        on_beat: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
         self._link = Link(open_connection)
@@ -42,6 +43,7 @@ class Heartbeat(Service):
         self._held = held
         self._on_attention = on_attention
         self._counts = counts
+        self._on_beat = on_beat
         self.state = "running"
         self._next_beat = 0.0
         self._next_rescue = time.monotonic() + random.uniform(0.2, 1.0) * settings.rescue_seconds
@@ -53,11 +55,13 @@ class Heartbeat(Service):
         if now >= self._next_beat:
             self.beat()
             self._next_beat = now + self._settings.heartbeat_seconds
+        self.ticked(time.monotonic())
         if now >= self._next_rescue:
             with self._link.connection() as connection:
                 rescued, _ = store.rescue(connection)
             self.rescued_total += rescued
             self._next_rescue = now + self._settings.rescue_seconds * random.uniform(0.8, 1.2)
+        self.ticked(time.monotonic())
         if now >= self._next_upkeep:
             with self._link.connection() as connection:
                 store.upkeep(connection, self._settings.unknown_type_seconds)
@@ -74,6 +78,7 @@ class Heartbeat(Service):
             attention = store.beat(
                 connection, self._worker_id, [m.id for m in old], [m.lease_token for m in old], lease, self.state, done, failed
             )
+        self._on_beat()
         lost = {item.id for item in attention if not item.lease_held}
         cancelled = {item.id for item in attention if item.lease_held and item.cancel_requested}
         for message in old:

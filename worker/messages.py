@@ -46,14 +46,15 @@ class Ending:
 class ClaimedMessage(MessageProxy):
     """A message that this process holds. Field by field what dramatiq.Message has, plus the lease.
 
-    lease_until, claimed_at: monotonic seconds. `ending` is None for done. `settled` once the database
-    knows. Written by the thread that runs the handler until it is handed back to the pump.
+    lease_until, claimed_at: monotonic seconds. due_seconds: how long it had been due when it was claimed.
+    `ending` is None for done. `settled` once the database knows. Written by the thread that runs the handler
+    until it is handed back to the pump.
     """
 
     def __init__(self, row: tuple[Any, ...], lease_until: float, claimed_at: float) -> None:
         (_, self.id, self.lease_token, self.queue_name, self.actor_name, self._payload, self._options, self.priority,
          self.attempt, self.max_attempts, self.crashes, self.conversation_key, self.correlation_id, self.trace_context,
-         self.run_at, self.age_seconds) = row
+         self.run_at, self.age_seconds, self.due_seconds) = row
         self.lease_until = lease_until
         self.claimed_at = claimed_at
         self.failed = False
@@ -63,6 +64,8 @@ class ClaimedMessage(MessageProxy):
         self.settled = False
         self.lost = False  # the heartbeat learnt that somebody else owns it
         self.started = False
+        self.started_at = claimed_at  # monotonic; both are set by the lane
+        self.ran_seconds = 0.0
         self.deadline: float | None = None  # monotonic; set by the time-limit middleware
         self.hard_deadline: float | None = None
 

@@ -9,8 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 logger = logging.getLogger("packhorse.service")
+
+#: A service that waits still ticks this often.
+TICK_SECONDS = 2.0
 
 
 class Service:
@@ -22,6 +26,8 @@ class Service:
 
     name = "service"
     max_backoff_seconds = 5.0
+    #: Told the monotonic time of every tick, 0 after the orderly end; liveness is judged by it (SPEC O4).
+    ticked: Callable[[float], None] = staticmethod(lambda now: None)
 
     def __init__(self) -> None:
         self.last_success = time.monotonic()
@@ -66,6 +72,7 @@ class Service:
     def _loop(self) -> None:
         while not self._stopping.is_set():
             self._wake.clear()
+            self.ticked(time.monotonic())
             try:
                 delay = self.run_once()
                 self.last_success = time.monotonic()
@@ -81,5 +88,15 @@ class Service:
                         self.name, self.failures, type(error).__name__, error,
                     )
             if delay > 0 and not self._stopping.is_set():
-                self._wake.wait(delay)
+                self._sleep(delay)
         self.on_stop()
+        self.ticked(0.0)
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait, ticking: idle is alive."""
+        while seconds > TICK_SECONDS:
+            if self._wake.wait(TICK_SECONDS):
+                return
+            seconds -= TICK_SECONDS
+            self.ticked(time.monotonic())
+        self._wake.wait(seconds)

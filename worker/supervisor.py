@@ -2,6 +2,7 @@
 
 The parent has one thread, no database connection and none of the actors' code: it can always fork. What
 ran in a child that died stands in shared memory; a short-lived child of its own gives it back at once.
+Metrics and probes are served by one more child, whose death harms nobody (worker/exporter.py).
 Signals: TERM/INT drain (again: interrupt), HUP replaces the children one by one.
 """
 
@@ -13,28 +14,32 @@ import select
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 from uuid import UUID, uuid4
 
+from worker.child import STOP_SIGNALS, recover, run_worker_process
 from worker.config import Settings
-from worker.errors import ConfigError, SchemaMismatch, StoreError
-from worker.exits import EXIT_FAILED, EXIT_LEASE_LOST, EXIT_OK, EXIT_SCHEMA, EXIT_USAGE, EXPECTED_CHILD_EXITS, FATAL_CHILD_EXITS
+from worker.exits import EXIT_FAILED, EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED, EXPECTED_CHILD_EXITS, FATAL_CHILD_EXITS
+from worker.observe.board import EXPORTER_TICK, Board
+from worker.observe.slab import Slab
+from worker.observe.systemd import Notifier
 from worker.runtime.slots import RunningIds
+from worker.watch import Watch
 
 logger = logging.getLogger("packhorse.supervisor")
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 MAX_BACKOFF_SECONDS = 30.0
 STABLE_SECONDS = 60.0
 KILL_MARGIN_SECONDS = 15.0
+EXPORTER_STOP_SECONDS = 5.0
+
+RunChild = Callable[[Settings, RunningIds, UUID, Slab], int]
 
 
 @dataclass(slots=True)
 class Child:
-    """One place for a worker process. `id` is fresh for every process started in it."""
+    """One place for a process. `id` is fresh for every process started in it."""
 
     running: RunningIds
     pid: int = 0
@@ -43,15 +48,25 @@ class Child:
     start_after: float = 0.0
     failures: int = 0
     retiring: bool = False
+    hung: bool = False
+
+    def ended(self, lived_seconds: float, expected: bool) -> None:
+        """Its process is gone: when may the next one start?"""
+        self.failures = 0 if expected else 1 if lived_seconds > STABLE_SECONDS else self.failures + 1
+        backoff = min(MAX_BACKOFF_SECONDS, 0.25 * 2 ** (self.failures - 1)) if self.failures else 0.0
+        self.start_after = time.monotonic() + backoff
 
 
 class Supervisor:
     """Keeps settings.processes children alive until told to stop. Use from the main thread."""
 
-    def __init__(self, settings: Settings, run_child: Callable[[Settings, RunningIds, UUID], int] | None = None) -> None:
+    def __init__(self, settings: Settings, run_child: RunChild = run_worker_process, notifier: Notifier | None = None) -> None:
         self.settings = settings
-        self._run_child = run_child or run_worker_process
+        self._run_child = run_child
         self._children = [Child(RunningIds(settings.threads)) for _ in range(settings.processes)]
+        self.board = Board(settings.processes, [child.running.busy for child in self._children])
+        self._watch = Watch(self.board, notifier or Notifier({}), settings.hang_seconds)
+        self._exporter = Child(RunningIds(0)) if settings.metrics_port else None
         self._signals: list[int] = []  # appended by signal handlers, read by the loop
         self._stops = 0
         self._stop_at = 0.0
@@ -76,14 +91,17 @@ class Supervisor:
             else:
                 self._start_missing()
                 self._roll()
+            self._start_exporter()
+            self._look()
             self._nap()
+        self._stop_exporter()
         logger.info("supervisor_stopped exit_code=%d", self._fatal)
         return self._fatal
 
     def _nap(self) -> None:
         """Wait for a signal (a byte on the wake-up pipe) or for the next moment at which something is due."""
         due = [child.start_after - time.monotonic() for child in self._children if not child.pid]
-        timeout = 1.0 if self._stops else min([60.0, *due])
+        timeout = min([1.0, *due]) if not self._stops else 1.0  # a second: hung children, the watchdog
         if select.select([self._wakeup], [], [], max(0.0, timeout))[0]:
             os.read(self._wakeup, 4096)
 
@@ -91,14 +109,21 @@ class Supervisor:
         while self._signals:
             number = self._signals.pop(0)
             if number in (signal.SIGTERM, signal.SIGINT):
+                self._stop_children()
                 self._stops += 1
-                self._stop_at = self._stop_at or time.monotonic()
-                for child in self._children:
-                    if child.pid:
-                        _kill(child.pid, signal.SIGTERM)
-            elif number == signal.SIGHUP:
+            elif number == signal.SIGHUP and not self._stops:
+                self._watch.reloading()
                 for child in self._children:
                     child.retiring = True
+
+    def _stop_children(self) -> None:
+        """Pass a stop on; a second one reaches the children, too."""
+        if not self._stops:
+            self._stop_at = time.monotonic()
+            self._watch.stopping()
+        for child in self._children:
+            if child.pid:
+                _kill(child.pid, signal.SIGTERM)
 
     def _roll(self) -> None:
         """Rolling restart: one child at a time drains and is replaced."""
@@ -112,15 +137,53 @@ class Supervisor:
 
     def _start_missing(self) -> None:
         now = time.monotonic()
-        for child in self._children:
+        for child, slab in zip(self._children, self.board.slabs, strict=True):
             if not child.pid and now >= child.start_after:
                 child.id = uuid4()
                 child.running.clear()
-                child.retiring = False
-                child.pid = self._fork(child)
+                child.retiring = child.hung = False
+                child.pid = self._fork(lambda child=child, slab=slab: self._run_child(self.settings, child.running, child.id, slab))  # type: ignore[misc]
                 child.started_at = now
 
-    def _fork(self, child: Child) -> int:
+    def _start_exporter(self) -> None:
+        exporter = self._exporter
+        if exporter is not None and not exporter.pid and time.monotonic() >= exporter.start_after:
+            self.board.cells[EXPORTER_TICK] = 0
+            exporter.pid = self._fork(self._run_exporter)
+            exporter.started_at = time.monotonic()
+
+    def _run_exporter(self) -> int:
+        from worker.exporter import run_exporter  # only this child needs an HTTP server
+
+        return run_exporter(self.settings, self.board)
+
+    def _stop_exporter(self) -> None:
+        """The last to go: until here the probes could be asked."""
+        if self._exporter is None or not self._exporter.pid:
+            return
+        _kill(self._exporter.pid, signal.SIGTERM)
+        deadline = time.monotonic() + EXPORTER_STOP_SECONDS
+        while self._exporter.pid:
+            self._reap()
+            if self._exporter.pid and time.monotonic() >= deadline:
+                _kill(self._exporter.pid, signal.SIGKILL)
+            self._nap()
+
+    def _look(self) -> None:
+        """What does not tick any more is killed, and then replaced like everything that died."""
+        self._watch.look(
+            sum(bool(child.pid) for child in self._children), bool(self._stops), any(child.retiring for child in self._children)
+        )
+        for index, child in enumerate(self._children):
+            loops = self._watch.hung(index) if child.pid and not child.hung else []
+            if loops:
+                logger.error("child_hung pid=%d loops=%s hang_seconds=%.0f", child.pid, ",".join(loops), self.settings.hang_seconds)
+                child.hung = True
+                _kill(child.pid, signal.SIGKILL)
+        if self._exporter is not None and self._exporter.pid and self._watch.exporter_hung():
+            _kill(self._exporter.pid, signal.SIGKILL)
+
+    def _fork(self, body: Callable[[], int]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the child has handlers of its own
@@ -130,9 +193,9 @@ class Supervisor:
             return pid
         code = EXIT_FAILED
         try:
-            code = self._run_child(self.settings, child.running, child.id)
+            code = body()
         except BaseException:  # the child must never return into the parent's loop
-            traceback.print_exc()
+            logger.critical("child_failed pid=%d", os.getpid(), exc_info=True)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -146,36 +209,40 @@ class Supervisor:
                 return
             if pid == 0:
                 return
-            for child in self._children:
+            for index, child in enumerate(self._children):
                 if child.pid == pid:
-                    self._on_exit(child, os.waitstatus_to_exitcode(status))
+                    self._on_exit(index, child, os.waitstatus_to_exitcode(status))
+            if self._exporter is not None and self._exporter.pid == pid:
+                self._on_exporter_exit(self._exporter, os.waitstatus_to_exitcode(status))
 
-    def _on_exit(self, child: Child, code: int) -> None:
+    def _on_exit(self, index: int, child: Child, code: int) -> None:
         lived = time.monotonic() - (child.started_at or time.monotonic() - STABLE_SECONDS)
         pid, child.pid = child.pid, 0
         started = child.running.read()
-        wanted = code == EXIT_OK and (self._stops or child.retiring)
+        self.board.fold(index)
+        wanted = code == EXIT_OK and bool(self._stops or child.retiring)
         if not wanted:
             logger.warning("child_exited pid=%d exit_code=%d running=%d", pid, code, len(started))
         if code in FATAL_CHILD_EXITS:
             self._fatal = code
-            self._stops = max(self._stops, 1)
-            self._stop_at = self._stop_at or time.monotonic()
-            for other in self._children:
-                if other.pid:
-                    _kill(other.pid, signal.SIGTERM)
+            if not self._stops:
+                self._stop_children()
+                self._stops = 1
             return
         if code != EXIT_OK:
             # an orderly end of its own (replaced, recycled, fenced): nothing that ran is to blame
             orderly = code in EXPECTED_CHILD_EXITS or code == EXIT_LEASE_LOST
             self._recover(child.id, [] if orderly else started, f"child {pid} ended with {_describe(code)}")
-        if code in EXPECTED_CHILD_EXITS or wanted:
-            child.failures = 0
-        elif lived > STABLE_SECONDS:
-            child.failures = 1
-        else:
-            child.failures += 1
-        child.start_after = time.monotonic() + (min(MAX_BACKOFF_SECONDS, 0.25 * 2 ** (child.failures - 1)) if child.failures else 0.0)
+        if not self._stops:
+            self.board.restarted(_reason(child, code))
+        child.ended(lived, code in EXPECTED_CHILD_EXITS or wanted)
+
+    def _on_exporter_exit(self, exporter: Child, code: int) -> None:
+        pid, exporter.pid = exporter.pid, 0
+        if code != EXIT_OK or not self._stops:
+            logger.warning("exporter_exited pid=%d exit_code=%d", pid, code)
+            self.board.failed("exporter")
+        exporter.ended(time.monotonic() - exporter.started_at, False)
 
     def _recover(self, worker_id: UUID, started: list[int], detail: str) -> None:
         """Give back what a dead child held, in a child of its own: the parent keeps no connection."""
@@ -196,70 +263,6 @@ class Supervisor:
                     _kill(child.pid, signal.SIGKILL)
 
 
-def run_worker_process(settings: Settings, running: RunningIds, worker_id: UUID) -> int:
-    """The body of a child: returns its exit code. Comes with TERM and INT blocked; a stop that was asked while
-    the actors were still being imported is not lost."""
-    from worker.runtime.process import WorkerProcess
-
-    early: list[int] = []
-    process: WorkerProcess | None = None
-
-    def on_stop(number: int, _frame: object) -> None:
-        early.append(number) if process is None else process.stop()
-
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # a terminal's Ctrl-C reaches the whole group; the parent passes it on as TERM, and twice would mean "at once"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, on_stop)
-    _end_with_parent()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    try:
-        process = WorkerProcess(settings, running, worker_id)
-        for _ in early:
-            process.stop()
-        return process.run()
-    except ConfigError as error:
-        for problem in error.problems:
-            logger.error("config_error %s", problem)
-        return EXIT_USAGE
-    except SchemaMismatch as error:
-        logger.error("schema_mismatch %s", error)
-        return EXIT_SCHEMA
-    except StoreError as error:
-        logger.error("start_failed error_class=%s error=%s", type(error).__name__, error)
-        return EXIT_FAILED
-
-
-def recover(settings: Settings, worker_id: UUID, started: list[int], detail: str) -> None:
-    """One attempt to return a dead child's messages; when it fails their leases run out instead."""
-    from worker.db.connection import connect
-    from worker.store import workers as store
-
-    assert settings.database_url is not None
-    try:
-        connection: Any = connect(settings.database_url.get_secret_value(), schema=settings.db_schema, application_name="packhorse recover",
-                                  pooler=settings.pooler)
-        count = store.recover(connection, worker_id, started, detail)
-        connection.close()
-        if count:
-            logger.warning("messages_recovered worker_id=%s count=%d suspects=%d", worker_id, count, len(started))
-    except Exception as error:  # last line of defence is the lease
-        logger.warning("recover_failed worker_id=%s error_class=%s", worker_id, type(error).__name__)
-
-
-def _end_with_parent() -> None:
-    """Linux: a child whose parent was killed gets SIGTERM and drains; elsewhere it goes on until its own signal."""
-    if sys.platform == "linux":
-        import ctypes
-
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-        if os.getppid() != parent or parent == 1:  # it went in between
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 def _kill(pid: int, number: int) -> None:
     try:
         os.kill(pid, number)
@@ -269,3 +272,12 @@ def _kill(pid: int, number: int) -> None:
 
 def _describe(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"
+
+
+def _reason(child: Child, code: int) -> str:
+    """Why a child is replaced, as the metric says it."""
+    if child.hung:
+        return "hung"
+    if code == EXIT_OK:
+        return "reload"
+    return "crashed" if code < 0 else {EXIT_REPLACED: "replaced", EXIT_RECYCLED: "recycled", EXIT_LEASE_LOST: "fenced"}.get(code, "failed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ Queues = Annotated[str | None, typer.Option("--queues", "-q", help="Only these q
 def worker(modules: Modules = None, processes: Processes = None, threads: Threads = None, queues: Queues = None) -> int:
     """Run handlers. SIGTERM or Ctrl-C drains, a second one interrupts, SIGHUP restarts one process at a time."""
     from worker.embedded import Embedded
+    from worker.observe.systemd import Notifier
     from worker.supervisor import Supervisor
 
     given: dict[str, Any] = {"actors": ",".join(modules) if modules else None, "processes": processes, "threads": threads, "queues": queues}
@@ -31,4 +33,4 @@ def worker(modules: Modules = None, processes: Processes = None, threads: Thread
     embedded = Embedded(settings.data_dir) if settings.database_url is None else None
     configure_logging(settings)
     with embedded or nullcontext():  # keeps the server up when `packhorse up` ends before us
-        return Supervisor(load_settings(**given, database_url=url)).run()
+        return Supervisor(load_settings(**given, database_url=url), notifier=Notifier(os.environ)).run()

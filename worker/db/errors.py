@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +15,12 @@ from worker.errors import InvalidArgument, StoreConflict, StoreError, StoreRejec
 #: read-only after a switchover, disk or memory full (temporary, SPEC FAILURES 41, 77).
 _UNAVAILABLE_CLASSES = ("08", "53", "57", "58", "XX")
 _UNAVAILABLE = {"25006", "25P03", "3D000", "28P01", "28000"}
+#: Errors of this process so far, by kind; every failed call passes through `translate`.
+error_counts = dict.fromkeys(("unavailable", "conflict", "rejected", "invalid"), 0)
+_counting = threading.Lock()
 _CONFLICTS = {"40001", "40P01", "55P03", "23505", "55006"}
+
+_KINDS = {StoreUnavailable: "unavailable", StoreConflict: "conflict", StoreRejected: "rejected"}
 
 
 def translate(error: psycopg.Error) -> StoreError:
@@ -43,6 +49,8 @@ def translate(error: psycopg.Error) -> StoreError:
     else:
         result = StoreRejected(text)
     result.sqlstate = state
+    with _counting:
+        error_counts[_KINDS.get(type(result), "invalid")] += 1
     return result
 
 

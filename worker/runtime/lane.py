@@ -76,6 +76,15 @@ class Lane:
         return sum(thread.is_alive() for thread in self._threads)
 
     @property
+    def stopping(self) -> bool:
+        return self._stopping
+
+    @property
+    def started_total(self) -> int:
+        """Messages begun so far."""
+        return sum([sum(slot.starts.values()) for slot in self.slots])
+
+    @property
     def running(self) -> int:
         return sum(slot.message is not None for slot in self.slots)
 
@@ -150,8 +159,10 @@ class Lane:
             message.ending = Ending("bury", "undecodable", "UndecodableMessage", str(error))
             message.failed = True
             return
+        message.started_at = now
         self.process(slot, message, now)
-        average = self._average = 0.9 * self._average + 0.1 * (time.monotonic() - now)
+        took = message.ran_seconds = time.monotonic() - now
+        average = self._average = 0.9 * self._average + 0.1 * took
         if average > SLOW_SECONDS:
             self._slow = True
             if self.ready and self._idle:

@@ -13,6 +13,7 @@ import resource
 import socket
 import sys
 import time
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -28,7 +29,9 @@ from worker.exits import EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED
 from worker.heartbeat import Heartbeat
 from worker.messages import ClaimedMessage, Ending
 from worker.middleware import TimeLimits
+from worker.observe.slab import CONTACT_AT, DRAINING, LISTENING, REGISTERED, THREADS, Slab
 from worker.runtime.lane import Lane
+from worker.runtime.meter import Meter
 from worker.runtime.pump import Pump
 from worker.runtime.slots import RunningIds
 from worker.runtime.stopping import StopRequest
@@ -67,8 +70,9 @@ def load_broker(settings: Settings) -> PostgresBroker:
 class WorkerProcess:
     """The composition of one child. `stop` may be called from a signal handler: it only sets an event."""
 
-    def __init__(self, settings: Settings, running: RunningIds, worker_id: Any = None) -> None:
+    def __init__(self, settings: Settings, running: RunningIds, worker_id: Any = None, slab: Slab | None = None) -> None:
         self.settings = settings
+        self.slab = slab or Slab()
         self.id = worker_id or uuid4()
         self.broker = load_broker(settings)
         for middleware in self.broker.middleware:
@@ -78,15 +82,31 @@ class WorkerProcess:
         self.types = sorted({*(n for n, a in self.broker.actors.items() if a.queue_name in self.queues or not settings.queues),
                              *self.broker.aliases})
         self.lane = Lane(self.broker, settings.threads, running, lambda message: self.pump.on_finished(message))
-        self.pump = Pump(self.broker, self.lane, self._open("pump"), self.id, settings, self.queues, self.types)
+        meter = Meter(self.slab, self.queues, self.types, self.lane.slots, lambda: self.heartbeat.rescued_total)
+        self.pump = Pump(self.broker, self.lane, self._open("pump"), self.id, settings, self.queues, self.types, meter)
         self.heartbeat = Heartbeat(
-            self._open("heartbeat"), self.id, settings, lambda: list(self.pump.held.values()), self._attend, self._totals
+            self._open("heartbeat"), self.id, settings, lambda: list(self.pump.held.values()), self._attend, self._totals, self._on_beat,
         )
         self.timekeeper = Timekeeper(self.lane, self._on_stuck, self._on_lease_over)
         self.listener = self._listener()
+        self._watch()
         self.exit_code = EXIT_OK
         self._stop = StopRequest()
         self._stuck: list[ClaimedMessage] = []
+
+    def _watch(self) -> None:
+        """Let every loop write its ticks where the parent sees them."""
+        slab = self.slab
+        slab.states[THREADS] = self.settings.threads
+        self.pump.ticked = partial(slab.tick, "pump")
+        self.heartbeat.ticked = partial(slab.tick, "heartbeat")
+        self.timekeeper.ticked = partial(slab.tick, "timekeeper")
+        self.timekeeper.lane_ticked = partial(slab.tick, "lane")
+
+    def _on_beat(self) -> None:
+        """Heartbeat: the database answered."""
+        self.slab.states[CONTACT_AT] = time.monotonic()
+        self.slab.states[LISTENING] = self.listener is not None and self.listener.listening
 
     def _open(self, purpose: str) -> Any:
         return lambda: self.broker.open_connection(purpose)
@@ -122,6 +142,7 @@ class WorkerProcess:
         if self.listener:
             self.listener.start()
         self.broker.emit_after("worker_boot", self)
+        self.slab.states[REGISTERED] = 1.0
         logger.info("worker_started worker_id=%s pid=%d queues=%s threads=%d", self.id, os.getpid(), ",".join(self.queues), self.settings.threads)
         while not self._stop.wait(0.5):
             self._check()
@@ -177,6 +198,7 @@ class WorkerProcess:
         began = time.monotonic()
         self.broker.emit_before("worker_shutdown", self)
         self.pump.draining = True
+        self.slab.states[DRAINING] = 1.0
         self.heartbeat.state = "draining"
         self.lane.stop()
         self.pump.wake()
@@ -273,6 +295,7 @@ class WorkerProcess:
             with self.broker.pool.connection() as connection:
                 answer = settle(connection, message, self.broker)
             message.settled = True
+            self.pump.meter.finished_elsewhere(message, answer)
             logger.info("message_ended_for_its_thread message_id=%s outcome=%s", message.id, answer)
         except StoreError as error:
             logger.warning("message_not_ended message_id=%s error_class=%s: its lease will run out", message.id, type(error).__name__)

@@ -21,6 +21,7 @@ from worker.errors import StoreConflict, StoreError, StoreUnavailable
 from worker.messages import ClaimedMessage
 from worker.runtime.cursor import ClaimCursor
 from worker.runtime.lane import Lane
+from worker.runtime.meter import Meter
 from worker.service import Service
 from worker.settle import settle, without_details
 from worker.store import messages as store
@@ -47,7 +48,7 @@ class Pump(Service):
 
     def __init__(
         self, broker: Any, lane: Lane, open_connection: Callable[[], DeadlineConnection], worker_id: UUID, settings: Any,
-        queues: list[str], types: list[str],
+        queues: list[str], types: list[str], meter: Meter,
     ) -> None:
         super().__init__()
         self._broker = broker
@@ -57,6 +58,7 @@ class Pump(Service):
         self._settings = settings
         self._queues = queues
         self._types = types
+        self.meter = meter
         self._lease = f"{settings.lease_seconds} seconds"
         self._cursor = ClaimCursor(queues)
         self.held: dict[int, ClaimedMessage] = {}
@@ -104,6 +106,7 @@ class Pump(Service):
         while self._endings:
             self._settle_one(self._endings[0])
             self._endings.popleft()
+            self.ticked(time.monotonic())
         if self._lane.ready and not self.draining:
             self._hand_back()
         limit = self._claim_limit()
@@ -113,6 +116,7 @@ class Pump(Service):
         )
         if self._done or wanted:
             self._exchange(self._done, limit if wanted else 0)
+        self.meter.publish()
         return self._pause()
 
     @property
@@ -130,9 +134,11 @@ class Pump(Service):
             self._rate_count += 1
             if message.id not in self.held or self.held[message.id] is not message:
                 self._count("lost")  # the heartbeat learnt that somebody else owns it
+                self.meter.finished(message, "lost")
                 logger.info("lease_lost message_id=%s worker_id=%s", message.id, self._worker_id)
             elif message.settled:
                 self._forget(message, "done")
+                self.meter.done([message])
                 self._emit("ack", message)
             elif message.ending is None and not message.failed:
                 self._done.append(message)
@@ -152,6 +158,7 @@ class Pump(Service):
             answer = self._settle_plainly(message)
         message.failed = message.failed or answer == "dead"
         self._forget(message, answer)
+        self.meter.finished(message, answer)
         if answer == "lost":
             logger.info("lease_lost message_id=%s worker_id=%s", message.id, self._worker_id)
         self._emit("nack" if message.failed else "ack", message)
@@ -189,33 +196,52 @@ class Pump(Service):
                 )
         except (StoreUnavailable, StoreConflict):
             self._signalled = True
+            self._claim_failed(limit, before)
             raise
         except StoreError:
             self._signalled = True
+            self._claim_failed(limit, before)
             # the database refuses the statement: write them one by one, so that one at fault stops no other
             self._endings.extend(done)
             self._done = []
             raise
         after = time.monotonic()
-        lost = self._take(rows, before + self._settings.lease_seconds, after, full)
-        self._done = []
-        for message in done:
-            self.held.pop(message.id, None)
-            message.settled = True
-        self._count("done", len(done) - lost)
+        self._completed(done, {row[1] for row in rows if row[0] == "lost"} if rows and rows[0][0] == "lost" else set())
+        self._take(rows, before + self._settings.lease_seconds, after, full)
         if self._lane.hooks.after_ack:
             for message in done:
                 self._emit("ack", message)
         if limit:
             self.last_claim = after
+            self.meter.claimed("hit" if self._claimed else "empty", after - before)
             self._after_claim(self._claimed, limit, full, after - before, suspects)
 
     _claimed = 0  # how many the last statement claimed
 
-    def _take(self, rows: list[tuple[Any, ...]], lease_until: float, now: float, full: bool) -> int:
-        """Sort the answer: claimed messages to the lane, hints to the cursor. Returns how many were lost."""
+    def _claim_failed(self, limit: int, before: float) -> None:
+        if limit:
+            self.meter.claimed("error", time.monotonic() - before)
+            self.meter.publish()
+
+    def _completed(self, done: list[ClaimedMessage], lost: set[int]) -> None:
+        """The database has written these completions, but for those of `lost` (the first rows of its answer)."""
+        self._done = []
+        for message in done:
+            self.held.pop(message.id, None)
+            message.settled = True
+        self._count("done", len(done) - len(lost))
+        if lost:
+            for message in [m for m in done if m.id in lost]:
+                self._count("lost")
+                self.meter.finished(message, "lost")
+                logger.info("lease_lost message_id=%s worker_id=%s", message.id, self._worker_id)
+            done = [m for m in done if m.id not in lost]
+        self.meter.done(done)
+        self.meter.publish()  # before the next message starts: it may be the one that kills the process
+
+    def _take(self, rows: list[tuple[Any, ...]], lease_until: float, now: float, full: bool) -> None:
+        """Sort the answer: claimed messages to the lane, hints to the cursor."""
         claimed = []
-        lost = 0
         self._next_due = float("inf")
         self._first = []
         for row in rows:
@@ -224,10 +250,6 @@ class Pump(Service):
                     message = ClaimedMessage(row, lease_until, now)
                     self.held[message.id] = message
                     claimed.append(message)
-                case "lost":
-                    lost += 1
-                    self._count("lost")
-                    logger.info("lease_lost message_id=%s worker_id=%s", row[1], self._worker_id)
                 case "promoted":
                     self._first.append(row[1])
                 case "next":
@@ -243,7 +265,6 @@ class Pump(Service):
             for (queue, priority), run_at in last.items():
                 self._cursor.advance(queue, priority, run_at, full)
             self._lane.put(claimed)
-        return lost
 
     def _after_claim(self, count: int, limit: int, full: bool, took: float, suspects: bool) -> None:
         """Learn from a claim whether there is a backlog, and when to look again."""
@@ -341,6 +362,7 @@ class Pump(Service):
                 raise
             for message in unstarted:
                 self._forget(message, "release")
+                self.meter.finished(message, "release")
         return len(unstarted)
 
     def _pause(self) -> float:

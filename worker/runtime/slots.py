@@ -32,6 +32,10 @@ class RunningIds:
         """Ids that stand there now."""
         return [value for value in self.view[: self._slots] if value]
 
+    def busy(self) -> int:
+        """How many slots run a message now."""
+        return len(self.read())
+
     def clear(self) -> None:
         for index in range(self._slots):
             self.view[index] = 0
@@ -40,12 +44,13 @@ class RunningIds:
 class Slot:
     """One handler thread's place. `message` is written by that thread only; others read it."""
 
-    __slots__ = ("_lock", "_view", "index", "interrupted", "message", "started_at", "thread_id")
+    __slots__ = ("_lock", "_view", "index", "interrupted", "message", "started_at", "starts", "thread_id")
 
     def __init__(self, index: int, running: RunningIds) -> None:
         self.index = index
         self.message: ClaimedMessage | None = None
         self.started_at = 0.0
+        self.starts: dict[str, int] = {}  # messages begun, by queue; written by the slot's thread only
         self.thread_id = 0
         self.interrupted: type[BaseException] | None = None
         self._lock = threading.Lock()
@@ -57,6 +62,7 @@ class Slot:
         self.started_at = now
         self._view[self.index] = message.id
         message.started = True
+        self.starts[message.queue_name] = self.starts.get(message.queue_name, 0) + 1
         self.message = message
 
     def leave(self) -> None:

@@ -36,6 +36,9 @@ class Timekeeper(Service):
         self._on_stuck = on_stuck
         self._on_lease_over = on_lease_over
         self._stuck: set[int] = set()
+        self._started = 0
+        #: Told the time whenever the lane makes progress, or has none to make.
+        self.lane_ticked: Callable[[float], None] = lambda now: None
 
     def run_once(self) -> float:
         now = time.monotonic()
@@ -60,4 +63,17 @@ class Timekeeper(Service):
                 logger.warning("lease_not_renewed message_id=%s actor=%s", message.id, message.actor_name)
         if busy:
             self._lane.wake_for_blocked(now)
+        self._watch_lane(now)
         return TICK_SECONDS if busy else IDLE_TICK_SECONDS
+
+    def on_stop(self) -> None:
+        self.lane_ticked(0.0)
+
+    def _watch_lane(self, now: float) -> None:
+        """The lane is alive unless messages are ready, a thread is free, and none is begun."""
+        if self._lane.ready and self._lane.running < len(self._lane.slots) and not self._lane.stopping:
+            started = self._lane.started_total
+            if started == self._started:
+                return
+            self._started = started
+        self.lane_ticked(now)

@@ -1,7 +1,8 @@
 -- name: complete_and_claim
 -- Complete these, claim those; plain columns only, so that no value can break the fetch (FAILURES 80).
 select outcome, id, lease_token, queue, message_type, payload, options, priority, attempt, max_attempts, crashes,
-  conversation_key, correlation_id, trace_context, run_at::text, extract(epoch from clock_timestamp() - created_at)::float8
+  conversation_key, correlation_id, trace_context, run_at::text, date_part('epoch', clock_timestamp() - created_at),
+  date_part('epoch', clock_timestamp() - run_at)
 from complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, %s, %s, %s, %s, %s::timestamptz[], %s, %s::bigint[]);
 
 -- name: complete

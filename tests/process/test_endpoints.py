@@ -1,0 +1,98 @@
+"""O2: every parent serves metrics and probes from a process of their own, which can neither stop nor slow the work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.support.accounting import effects, enqueue, wait_for_end
+from tests.support.http import free_port, get, metric, problems
+from tests.support.waiting import wait_until
+
+
+def test_two_processes_are_one_page_and_a_killed_one_takes_nothing_away(database, ledger, start_daemon):
+    port = free_port()
+    daemon = start_daemon(database, ledger, processes=2, threads=2, metrics_port=port).wait_ready(2)
+    wait_until(lambda: problems(port, "/startupz") == [] and problems(port, "/readyz") == [] and problems(port, "/livez") == [])
+    effects(database, 200, seconds=0.005)
+    wait_for_end(database)
+    done = {"queue": "default", "outcome": "done"}
+    wait_until(lambda: metric(port, "messages_finished_total", **done) == 200)
+    assert metric(port, "worker_processes") == 2 and metric(port, "worker_threads") == 4
+    os.kill(worker_pids(daemon)[0], signal.SIGKILL)
+    wait_until(lambda: metric(port, "process_restarts_total", reason="crashed") == 1)
+    assert metric(port, "messages_finished_total", **done) == 200
+    wait_until(lambda: metric(port, "worker_processes") == 2 and metric(port, "worker_threads") == 4)
+    enqueue(database, [{"message_type": "fails", "payload": {"key": "f"}, "max_attempts": 1}])
+    wait_until(lambda: metric(port, "messages_finished_total", queue="default", outcome="dead") == 1)
+    assert metric(port, "actor_messages_finished_total", actor="fails", outcome="failed") == 1
+    assert metric(port, "messages_started_total", queue="default") == 201
+    assert get(port, "/nope")[0] == 404 and '"packhorse"' in get(port, "/version")[1]
+    assert daemon.stop() == 0
+    assert get(port, "/metrics")[0] == 0, "nothing is left behind"
+
+
+def test_a_port_in_use_is_named_once_and_the_worker_goes_on(database, ledger, start_daemon):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        daemon = start_daemon(database, ledger, metrics_port=port).wait_ready()
+        wait_until(lambda: "endpoints_failed" in daemon.log)
+        effects(database, 1)
+        wait_until(lambda: ledger.counts("effect")["m0"] == 1)
+    wait_until(lambda: metric(port, "observability_errors_total", part="endpoints") is not None, 20, "the port is free: served")
+    assert metric(port, "observability_errors_total", part="endpoints") >= 1
+    assert daemon.log.count("endpoints_failed") == 1 and str(port) in daemon.log
+    assert daemon.stop() == 0
+
+
+def test_a_killed_exporter_is_replaced_and_the_work_does_not_notice(database, ledger, start_daemon):
+    port = free_port()
+    daemon = start_daemon(database, ledger, metrics_port=port).wait_ready()
+    wait_until(lambda: metric(port, "worker_processes") == 1)
+    before = worker_pids(daemon)
+    (exporter,) = set(daemon.children()) - set(before)
+    effects(database, 1)
+    wait_until(lambda: metric(port, "messages_finished_total", queue="default", outcome="done") == 1)
+    os.kill(exporter, signal.SIGKILL)
+    wait_until(lambda: metric(port, "observability_errors_total", part="exporter") == 1)
+    assert metric(port, "messages_finished_total", queue="default", outcome="done") == 1, "the numbers are not the exporter's"
+    assert worker_pids(daemon) == before
+    effects(database, 1, "later")
+    wait_until(lambda: ledger.counts("effect")["later0"] == 1)
+    assert daemon.stop() == 0
+
+
+def test_it_listens_on_loopback_unless_told_otherwise_and_not_at_all_by_default(database, ledger, start_daemon):
+    port = free_port()
+    daemon = start_daemon(database, ledger, metrics_port=port).wait_ready()
+    wait_until(lambda: get(port, "/livez")[0] == 200)
+    listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"]
+    assert [address.split(":")[0] for address in listening if int(address.split(":")[1], 16) == port] == ["0100007F"]
+    assert daemon.stop() == 0
+    silent = start_daemon(database, ledger).wait_ready()
+    assert len(silent.children()) == 1, "no exporter"
+    assert silent.stop() == 0
+
+
+@pytest.mark.slow
+def test_metrics_are_served_while_a_worker_drains_and_it_is_not_ready(database, ledger, start_daemon):
+    port = free_port()
+    daemon = start_daemon(database, ledger, metrics_port=port, threads=1).wait_ready()
+    effects(database, 1, "m", "sleeper", seconds=3)
+    wait_until(lambda: metric(port, "worker_busy_threads") == 1)
+    daemon.signal(signal.SIGTERM)
+    wait_until(lambda: problems(port, "/readyz") == ["draining"])
+    assert metric(port, "worker_draining") == 1 and problems(port, "/livez") == []
+    assert daemon.process.wait(20) == 0
+
+
+def worker_pids(daemon):
+    """Pids of the workers below the parent: those that have said so."""
+    import json
+
+    started = [json.loads(line)["pid"] for line in daemon.log.splitlines() if "worker_started" in line]
+    return sorted(set(daemon.children()) & set(started))

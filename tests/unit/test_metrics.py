@@ -1,0 +1,209 @@
+"""Shared memory, folding and rendering (worker/observe/slab.py, board.py, metrics.py): FAILURES 67-69."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from array import array
+from types import SimpleNamespace
+
+import pytest
+
+from tests.support.http import samples
+from worker.observe import slab as layout
+from worker.observe.board import PARTS, RESTARTS, Board
+from worker.observe.metrics import DEFINITIONS, FLEET, FLEET_QUEUES, BoardCollector, render
+from worker.observe.slab import ACTORS, OUTCOMES, QUEUES, SIZE, TOTALS, Slab
+from worker.runtime.meter import Meter
+from worker.runtime.slots import RunningIds, Slot
+
+FLEET_STATISTICS = {
+    "queue_messages": [{"queue": "q", "state": "pending", "value": 3}], "queue_oldest_due_age_seconds": [{"queue": "q", "value": 1.5}],
+    "queue_paused": [{"queue": "q", "value": 0}], "conversations_blocked": [{"queue": "q", "value": 0}], "dead_letters": [{"queue": "q", "value": 1}],
+    "workers": [{"state": "running", "value": 2}], "partition_runway_seconds": [{"table": "message_archive", "value": 600000}],
+    "oldest_snapshot_age_seconds": 0.5, "table_dead_rows": [{"table": "message_queue", "value": 7}],
+    "table_bytes": [{"table": "message_queue", "value": 8192}],
+}
+
+
+def a_message(queue="q0", actor="a0", ran=0.05, waited=0.5):
+    return SimpleNamespace(queue_name=queue, actor_name=actor, started=True, ran_seconds=ran, due_seconds=waited, started_at=1.0, claimed_at=1.0)
+
+
+def a_meter(slab, queues=10, actors=20):
+    slots = [Slot(0, RunningIds(1))]
+    return Meter(slab, [f"q{n}" for n in range(queues)], [f"a{n}" for n in range(actors)], slots, lambda: 0)
+
+
+def rendered(board, fleet=None):
+    return samples(render(BoardCollector(board, "1.2.3", fleet))[0].decode())
+
+
+def busy_board(children=1, queues=10, actors=20):
+    """A board on which everything has happened that can happen, to every queue and actor."""
+    board = Board(children, [lambda: 1] * children)
+    for slab in board.slabs:
+        meter = a_meter(slab, queues, actors)
+        for outcome in OUTCOMES:
+            for n in range(max(queues, actors)):
+                meter.finished(a_message(f"q{n % queues}", f"a{n % actors}"), outcome)
+        for result in layout.CLAIM_RESULTS:
+            meter.claimed(result, 0.01)
+        meter.publish()
+        for loop in layout.LOOPS:
+            slab.tick(loop, 1.0)
+        slab.states[layout.REGISTERED] = 1
+    return board
+
+
+def test_what_the_pump_counts_is_what_is_shown():
+    board = Board(1)
+    meter = a_meter(board.slabs[0])
+    meter.done([a_message(ran=0.05), a_message(ran=0.1), a_message(ran=100.0)])
+    meter.finished(a_message(), "retry")
+    meter.finished_elsewhere(a_message(), "dead")
+    meter.claimed("hit", 0.003)
+    meter.publish()
+    found = rendered(board)
+    assert found["messages_finished_total", (("outcome", "done"), ("queue", "q0"))] == 3
+    assert found["messages_finished_total", (("outcome", "dead"), ("queue", "q0"))] == 1
+    assert found["actor_messages_finished_total", (("actor", "a0"), ("outcome", "ok"))] == 3
+    assert found["actor_messages_finished_total", (("actor", "a0"), ("outcome", "failed"))] == 2
+    assert found["message_duration_seconds_bucket", (("le", "0.1"), ("queue", "q0"))] == 4, "a bound belongs to its own bucket"
+    assert found["message_duration_seconds_bucket", (("le", "+Inf"), ("queue", "q0"))] == 5
+    assert found["message_duration_seconds_count", (("queue", "q0"),)] == 5
+    assert found["message_wait_seconds_sum", (("queue", "q0"),)] == 2.5
+    assert found["claims_total", (("result", "hit"),)] == 1
+
+
+def test_a_thousand_replaced_children_cost_neither_memory_nor_output_and_no_counter_goes_back():
+    board = busy_board(children=2)
+    text, memory = render(BoardCollector(board, "1"))[0], [bytes(cell.cast("B")) for cell in (board._ended.totals,)]
+    key = ("messages_finished_total", (("outcome", "done"), ("queue", "q3")))
+    before = rendered(board)[key]
+    for restart in range(1000):
+        board.fold(restart % 2)
+        assert rendered(board)[key] >= before if restart % 100 == 0 else True
+        meter = a_meter(board.slabs[restart % 2])
+        meter.done([a_message("q3", "a3")])
+        meter.publish()
+    board.fold(0)
+    board.fold(1)
+    found = rendered(board)
+    assert found[key] == before + 1000
+    assert len(render(BoardCollector(board, "1"))[0].splitlines()) <= len(text.splitlines()), "no line per child"
+    assert len(bytes(board._ended.totals.cast("B"))) == len(memory[0]) == TOTALS * 8
+    assert len(board.slabs) == 2 and SIZE < 32_768
+
+
+def test_a_fold_that_happens_while_somebody_reads_is_noticed(monkeypatch):
+    board = busy_board(children=1)
+    whole = rendered(board)
+    real, reads = board._sum, []
+
+    def interrupted():
+        reads.append(real())
+        if len(reads) == 1:
+            board.fold(0)  # the child ended after its slab was read, or before: nobody knows
+        return reads[-1]
+
+    monkeypatch.setattr(board, "_sum", interrupted)
+    totals = board.read()
+    assert len(reads) == 2
+    assert totals.queues["q0"][layout.FINISHED] == whole["messages_finished_total", (("outcome", "done"), ("queue", "q0"))]
+
+
+def test_a_parent_killed_in_the_middle_of_a_fold_does_not_hold_up_a_scrape():
+    board = busy_board()
+    board.cells[0] += 1
+    assert rendered(board)
+
+
+def series(found):
+    """Label sets: a histogram is one, whatever its buckets."""
+    return {(name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count"), tuple(pair for pair in labels if pair[0] != "le"))
+            for name, labels in found}
+
+
+def test_the_budget_of_series_holds_for_ten_queues_and_twenty_types_with_everything_happening():
+    found = rendered(busy_board(queues=10, actors=20))
+    assert len(series(found)) <= 200
+    histograms = {name for name, definition in DEFINITIONS.items() if definition.kind == "histogram"}
+    assert histograms == {"message_duration_seconds", "message_wait_seconds", "claim_seconds"}, "by queue or by nothing, never by actor"
+    assert len(found) <= 380, "every sample line, the buckets of 21 histograms included"
+
+
+@pytest.mark.parametrize("children", [1, 8])
+def test_series_are_bounded_whatever_the_names(children):
+    """More queues and actors than there are places, in every child, and other ones after each restart."""
+    board = busy_board(children, queues=500, actors=500)
+    for child in range(children):
+        board.fold(child)
+        meter = Meter(board.slabs[child], [f"more{n}" for n in range(500)], [f"more{n}" for n in range(500)], [], lambda: 0)
+        meter.done([a_message(f"more{n}", f"more{n}") for n in range(500)])
+        meter.publish()
+    found = rendered(board)
+    assert len({dict(labels)["queue"] for name, labels in found if name == "messages_started_total"}) <= QUEUES
+    assert len({dict(labels)["actor"] for name, labels in found if name == "actor_messages_finished_total"}) <= ACTORS
+    assert len(series(found)) <= 600
+    done = sum(value for (name, labels), value in found.items() if name == "messages_finished_total" and ("outcome", "done") in labels)
+    assert done == children * (500 + 500), "what has no series of its own counts in `other`"
+
+
+def test_a_queue_that_is_not_configured_counts_as_other():
+    board = Board(1)
+    meter = a_meter(board.slabs[0])
+    meter.done([a_message("from user input", "whatever")])
+    meter.publish()
+    assert rendered(board)["messages_finished_total", (("outcome", "done"), ("queue", "other"))] == 1
+
+
+def test_names_survive_what_people_call_things():
+    slab = Slab()
+    names = ["plain", "émile-" + "x" * 200, "other", "", "quote\"\n\\"]
+    places, _ = slab.name(names, [])
+    assert places["other"] == 0 and places[""] == 0
+    assert slab.queues.read()[1] == "plain"
+    board = Board(1)
+    board.slabs[0].name(names, [])
+    assert rendered(board)
+
+
+def test_the_fleets_queues_are_bounded_too():
+    many = [{"queue": f"q{n}", "state": "pending", "value": n} for n in range(500)]
+    found = rendered(Board(1), ({**FLEET_STATISTICS, "queue_messages": many}, 3.0))
+    shown = {dict(labels)["queue"] for name, labels in found if name == "queue_messages"}
+    assert len(shown) == FLEET_QUEUES and "q499" in shown
+
+
+def test_every_defined_metric_is_rendered_with_its_type_and_labels():
+    board = busy_board()
+    text = render(BoardCollector(board, "1", (FLEET_STATISTICS, 2.0)))[0].decode()
+    found = samples(text)
+    for name, definition in DEFINITIONS.items():
+        assert f"# TYPE packhorse_{name} {definition.kind}" in text, name
+        labels = [{key for key, _ in labels if key != "le"} for sample, labels in found if sample in (name, f"{name}_count")]
+        assert labels and all(seen == set(definition.labels) for seen in labels), name
+    assert {dict(labels)["reason"] for name, labels in found if name == "process_restarts_total"} == set(RESTARTS)
+    assert {dict(labels)["part"] for name, labels in found if name == "observability_errors_total"} == set(PARTS)
+    assert found["fleet_age_seconds", ()] == 2.0 and len(FLEET) == 11
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: apt-get install prometheus)")
+def test_promtool_finds_nothing_to_complain_about():
+    text = render(BoardCollector(busy_board(), "1", (FLEET_STATISTICS, 2.0)))[0]
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_openmetrics_is_given_to_a_client_that_asks_for_it():
+    text, content_type = render(BoardCollector(busy_board(), "1"), "application/openmetrics-text; version=1.0.0")
+    assert content_type.startswith("application/openmetrics-text") and text.endswith(b"# EOF\n")
+
+
+def test_a_slab_is_empty_after_it_was_cleared():
+    board = busy_board()
+    slab = board.slabs[0]
+    slab.clear()
+    assert not any(slab.totals) and not any(slab.states) and slab.queues.read() == ["other"]
+    assert array("d", slab.totals) == array("d", bytes(TOTALS * 8))

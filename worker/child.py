@@ -1,0 +1,90 @@
+"""What runs in the supervisor's children: the worker process itself, and the short one that gives back.
+
+Nothing here runs in the parent. A child starts with TERM and INT blocked, so that no signal can meet it
+before it has handlers of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from typing import Any
+from uuid import UUID
+
+from worker.config import Settings
+from worker.errors import ConfigError, SchemaMismatch, StoreError
+from worker.exits import EXIT_FAILED, EXIT_SCHEMA, EXIT_USAGE
+from worker.observe.slab import Slab
+from worker.runtime.slots import RunningIds
+
+logger = logging.getLogger("packhorse.supervisor")
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def run_worker_process(settings: Settings, running: RunningIds, worker_id: UUID, slab: Slab) -> int:
+    """The body of a child: returns its exit code. Comes with TERM and INT blocked; a stop that was asked while
+    the actors were still being imported is not lost."""
+    from worker.runtime.process import WorkerProcess
+
+    early: list[int] = []
+    process: WorkerProcess | None = None
+
+    def on_stop(number: int, _frame: object) -> None:
+        early.append(number) if process is None else process.stop()
+
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # a terminal's Ctrl-C reaches the whole group; the parent passes it on as TERM, and twice would mean "at once"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, on_stop)
+    end_with_parent(slab.made_by)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    try:
+        process = WorkerProcess(settings, running, worker_id, slab)
+        for _ in early:
+            process.stop()
+        return process.run()
+    except ConfigError as error:
+        for problem in error.problems:
+            logger.error("config_error %s", problem)
+        return EXIT_USAGE
+    except SchemaMismatch as error:
+        logger.error("schema_mismatch %s", error)
+        return EXIT_SCHEMA
+    except StoreError as error:
+        logger.error("start_failed error_class=%s error=%s", type(error).__name__, error)
+        return EXIT_FAILED
+
+
+def recover(settings: Settings, worker_id: UUID, started: list[int], detail: str) -> None:
+    """One attempt to return a dead child's messages; when it fails their leases run out instead."""
+    from worker.db.connection import connect
+    from worker.store import workers as store
+
+    assert settings.database_url is not None
+    try:
+        connection: Any = connect(settings.database_url.get_secret_value(), schema=settings.db_schema, application_name="packhorse recover",
+                                  pooler=settings.pooler)
+        count = store.recover(connection, worker_id, started, detail)
+        connection.close()
+        if count:
+            logger.warning("messages_recovered worker_id=%s count=%d suspects=%d", worker_id, count, len(started))
+    except Exception as error:  # last line of defence is the lease
+        logger.warning("recover_failed worker_id=%s error_class=%s", worker_id, type(error).__name__)
+
+
+def end_with_parent(parent: int) -> None:
+    """Linux: a child whose parent was killed gets SIGTERM and drains; elsewhere it goes on until its own signal.
+
+    parent: its process id, learnt before the fork (in a container it is 1, like that of an orphan's new parent).
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        if os.getppid() != parent:  # it went in between
+            os.kill(os.getpid(), signal.SIGTERM)

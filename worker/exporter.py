@@ -1,0 +1,141 @@
+"""The process that serves metrics and probes of one `packhorse worker` (SPEC O2, O4, FAILURES 68).
+
+A child of the supervisor, which keeps its one thread and can always fork; it reads the board, so a blocked
+loop, a stopped database or its own death changes nothing for the work. It ends with its parent. A port in
+use is said once, counted, and tried again; the worker goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import platform
+import signal
+import time
+from typing import Any
+
+from worker import __version__
+from worker.child import STOP_SIGNALS, end_with_parent
+from worker.config import Settings
+from worker.exits import EXIT_OK
+from worker.observe import board as cells
+from worker.observe import probes
+from worker.observe.board import Board
+from worker.observe.endpoints import Answer, Endpoints, Route, json_answer, probe_answer
+from worker.observe.metrics import BoardCollector, render
+from worker.observe.slab import DURATION, HISTOGRAM
+from worker.runtime.stopping import StopRequest
+from worker.service import Service
+
+logger = logging.getLogger("packhorse.exporter")
+
+RETRY_SECONDS = 5.0
+
+
+class Server(Service):
+    """Binds, serves, and binds again later when that fails."""
+
+    name = "endpoints"
+
+    def __init__(self, settings: Settings, routes: dict[str, Route], board: Board) -> None:
+        super().__init__()
+        self._settings = settings
+        self._routes = routes
+        self._board = board
+        self._endpoints: Endpoints | None = None
+        self._said: str | None = None
+
+    def run_once(self) -> float:
+        host, port = self._settings.metrics_host, self._settings.metrics_port
+        try:
+            self._endpoints = Endpoints(host, port, self._routes, self._on_error)
+        except OSError as error:
+            self._board.failed("endpoints")
+            if self._said != str(error):
+                self._said = str(error)
+                logger.warning("endpoints_failed host=%s port=%d error=%s: the worker goes on without metrics and probes", host, port, error)
+            return RETRY_SECONDS
+        self._said = None
+        logger.info("endpoints_started host=%s port=%d", host, self._endpoints.port)
+        if not self.stopping:
+            self._endpoints.serve()
+        return 0.0
+
+    def stop(self) -> None:
+        super().stop()
+        if self._endpoints is not None:
+            self._endpoints.close()
+
+    def _on_error(self, error: Exception) -> None:
+        self._board.failed("endpoints")
+        logger.error("endpoint_failed error_class=%s error=%s", type(error).__name__, error)
+
+
+class Exporter:
+    """What the routes answer. fleet: the service that keeps the numbers of the database, if any."""
+
+    def __init__(self, settings: Settings, board: Board, fleet: Any = None) -> None:
+        self.settings = settings
+        self.board = board
+        self.fleet = fleet
+        self.routes: dict[str, Route] = {
+            "/metrics": self.metrics, "/livez": self.livez, "/readyz": self.readyz, "/startupz": self.startupz, "/version": self.version,
+            "/scale": self.scale,
+        }
+
+    def metrics(self, accept: str) -> Answer:
+        statistics = self.fleet.latest() if self.fleet else None
+        body, content_type = render(BoardCollector(self.board, __version__, statistics), accept)
+        return Answer(body, content_type)
+
+    def livez(self, _accept: str) -> Answer:
+        return probe_answer(probes.alive(self.board, time.monotonic(), self.settings.hang_seconds))
+
+    def readyz(self, _accept: str) -> Answer:
+        settings = self.settings
+        lately = 2 * max(settings.heartbeat_seconds, settings.poll_seconds) + settings.call_deadline_seconds
+        problems = probes.ready(self.board, time.monotonic(), lately, settings.hang_seconds)
+        if self.fleet and self.fleet.schema_problem:
+            problems.append(self.fleet.schema_problem)
+        return probe_answer(problems)
+
+    def startupz(self, _accept: str) -> Answer:
+        return probe_answer(probes.started(self.board))
+
+    def version(self, _accept: str) -> Answer:
+        return json_answer({"name": "packhorse", "version": __version__, "python": platform.python_version()})
+
+    def scale(self, _accept: str) -> Answer:
+        """Workers like this one that would clear the backlog of its queues within scale_target_wait_seconds."""
+        totals = self.board.read().queues
+        ended = sum(sum(row[DURATION : DURATION + HISTOGRAM - 1]) for row in totals.values())
+        mean = sum(row[DURATION + HISTOGRAM - 1] for row in totals.values()) / ended if ended else 1.0
+        latest = self.fleet.latest() if self.fleet else None
+        rows = latest[0].get("queue_messages", []) if latest else []
+        backlog = sum(row["value"] for row in rows if row["state"] in ("pending", "running") and (row["queue"] in totals or not totals))
+        slots, target = self.settings.processes * self.settings.threads, self.settings.scale_target_wait_seconds
+        return json_answer({
+            "workers": max(math.ceil(backlog * mean / target / slots), 1 if backlog else 0), "backlog": backlog, "mean_seconds": round(mean, 6),
+            "slots": slots, "target_wait_seconds": target, "age_seconds": round(latest[1], 3) if latest else None,
+        }, 200 if latest else 503)
+
+
+def run_exporter(settings: Settings, board: Board) -> int:
+    """The body of the process: serve until told to stop. Comes with TERM and INT blocked."""
+    stop = StopRequest()
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: stop.ask())
+    end_with_parent(board.made_by)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    exporter = Exporter(settings, board)
+    server = Server(settings, exporter.routes, board)
+    server.start()
+    while not stop.wait(1.0) and os.getppid() == board.made_by:
+        board.cells[cells.EXPORTER_TICK] = time.monotonic()
+    server.stop()
+    server.wait(2)
+    return EXIT_OK

@@ -1,0 +1,122 @@
+"""A small HTTP server for machines: GET and HEAD on fixed paths, nothing else (SPEC O2, O4).
+
+Names and numbers only, no input but the path. Bounded: MAX_REQUESTS at a time, TIMEOUT_SECONDS for a client to say
+what it wants. A route that raises answers 500 and is counted; the server goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socket import AF_INET, AF_INET6
+from socketserver import TCPServer
+from typing import Any
+
+MAX_REQUESTS = 16
+TIMEOUT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a route gives back."""
+
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
+    status: int = 200
+
+
+def json_answer(content: Any, status: int = 200) -> Answer:
+    """An answer as one JSON document."""
+    return Answer(json.dumps(content).encode() + b"\n", "application/json", status)
+
+
+def probe_answer(problems: list[str]) -> Answer:
+    """200 when there is no problem, else 503 and the problems."""
+    return json_answer({"status": "failing" if problems else "ok", "problems": problems}, 503 if problems else 200)
+
+
+#: The `Accept` header -> answer.
+Route = Callable[[str], Answer]
+
+
+class Endpoints:
+    """Listens from the constructor on, which raises OSError when it cannot; `serve` runs until `close`."""
+
+    def __init__(self, host: str, port: int, routes: Mapping[str, Route], on_error: Callable[[Exception], None]) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            timeout = TIMEOUT_SECONDS
+            server_version, sys_version = "packhorse", ""
+
+            def do_GET(self) -> None:
+                with_route(self, body=True)
+
+            def do_HEAD(self) -> None:
+                with_route(self, body=False)
+
+            def log_message(self, *_: Any) -> None:
+                pass  # a scrape is not an event
+
+        def with_route(request: Handler, *, body: bool) -> None:
+            route = routes.get(request.path.partition("?")[0])
+            try:
+                answer = route(request.headers.get("Accept", "")) if route else json_answer({"error": "no such path", "paths": sorted(routes)}, 404)
+            except Exception as error:  # one broken route must not take the others with it
+                on_error(error)
+                answer = json_answer({"error": type(error).__name__}, 500)
+            try:
+                request.send_response(answer.status)
+                for name, value in (("Content-Type", answer.content_type), ("Content-Length", str(len(answer.body))), ("Cache-Control", "no-store")):
+                    request.send_header(name, value)
+                request.end_headers()
+                if body:
+                    request.wfile.write(answer.body)
+            except OSError:
+                pass  # the client went away
+
+        self._server = _Server((host, port), Handler)
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
+
+    def serve(self) -> None:
+        self._server.serve_forever(poll_interval=0.2)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    """A thread per request, MAX_REQUESTS at most: a connection beyond that is closed."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = AF_INET6 if ":" in address[0] else AF_INET
+        self._places = threading.BoundedSemaphore(MAX_REQUESTS)
+        super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        # HTTPServer's own asks the DNS for our name, which nobody needs and may take seconds
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._places.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # a client that broke off in the middle

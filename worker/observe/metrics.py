@@ -1,0 +1,184 @@
+"""Every metric of a worker: names, types, labels, help, and how they are read from the board (SPEC O2).
+
+Two groups. PROCESS metrics come from shared memory and are this parent's own. FLEET metrics describe the
+database; they are computed once per fleet (migration 0020) and every parent shows the same numbers, so
+aggregate them with max(), not sum(). prometheus_client is used for the text format only.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from worker.observe import board as cells
+from worker.observe import slab as layout
+from worker.observe.board import PARTS, RESTARTS, Board, Totals
+from worker.observe.slab import ACTOR_OUTCOMES, CLAIM_BOUNDS, CLAIM_RESULTS, DB_ERRORS, DURATION_BOUNDS, LOOPS, OUTCOMES, WAIT_BOUNDS
+
+PREFIX = "packhorse_"
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One metric; `name` without the prefix."""
+
+    name: str
+    kind: str  # counter, gauge, histogram
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+PROCESS = [
+    Definition("messages_started_total", "counter", "Messages whose handler was started.", ("queue",)),
+    Definition("messages_finished_total", "counter", "Messages that left this worker, by what became of them.", ("queue", "outcome")),
+    Definition("actor_messages_finished_total", "counter", "Attempts by actor: ok or failed.", ("actor", "outcome")),
+    Definition("message_duration_seconds", "histogram", "Time in the handler, middleware included.", ("queue",)),
+    Definition("message_wait_seconds", "histogram", "From the moment a message was due until its handler started.", ("queue",)),
+    Definition("claims_total", "counter", "Claims that found messages, found none, or failed.", ("result",)),
+    Definition("claim_seconds", "histogram", "Round trip of a claim, with the completions it carries."),
+    Definition("leases_rescued_total", "counter", "Messages of lost holders that this worker returned to their queues."),
+    Definition("leases_lost_total", "counter", "Messages whose lease this worker lost: somebody else owns them."),
+    Definition("worker_threads", "gauge", "Threads that can run handlers."),
+    Definition("worker_busy_threads", "gauge", "Threads that run a handler."),
+    Definition("worker_processes", "gauge", "Worker processes that live."),
+    Definition("worker_draining", "gauge", "1 while this worker drains."),
+    Definition("loop_tick_age_seconds", "gauge", "Seconds since a loop last ticked, the oldest of all processes.", ("loop",)),
+    Definition("db_errors_total", "counter", "Failed database calls.", ("class",)),
+    Definition("listen_connected", "gauge", "1 when every process hears NOTIFY; without it messages are found by polling."),
+    Definition("process_restarts_total", "counter", "Worker processes that were replaced.", ("reason",)),
+    Definition("build_info", "gauge", "Always 1; the version is in the label.", ("version",)),
+    Definition("observability_errors_total", "counter", "Failures of metrics, probes and notifications; work goes on.", ("part",)),
+]
+FLEET = [
+    Definition("queue_messages", "gauge", "Messages of a queue by state; exact up to 100000.", ("queue", "state")),
+    Definition("queue_oldest_due_age_seconds", "gauge", "How long the oldest due message has waited.", ("queue",)),
+    Definition("queue_paused", "gauge", "1 when the queue is paused.", ("queue",)),
+    Definition("conversations_blocked", "gauge", "Conversations with messages that wait for an earlier one; exact up to 10000.", ("queue",)),
+    Definition("dead_letters", "gauge", "Dead letters of a queue; exact up to 100000.", ("queue",)),
+    Definition("workers", "gauge", "Worker processes of the fleet: running, draining, or silent for longer than a lease.", ("state",)),
+    Definition("partition_runway_seconds", "gauge", "Time until the newest partition ends.", ("table",)),
+    Definition("oldest_snapshot_age_seconds", "gauge", "Age of the oldest snapshot that keeps dead rows from being removed."),
+    Definition("table_dead_rows", "gauge", "Dead rows, as the statistics know them.", ("table",)),
+    Definition("table_bytes", "gauge", "Size with indexes.", ("table",)),
+    Definition("fleet_age_seconds", "gauge", "Age of all fleet metrics."),
+]
+DEFINITIONS = {definition.name: definition for definition in [*PROCESS, *FLEET]}
+#: Most queues whose fleet metrics are shown: those with the greatest values.
+FLEET_QUEUES = 100
+
+
+class BoardCollector(Collector):
+    """Hands the board's numbers to prometheus_client, anew for each scrape. fleet: the statistics' JSON and their age, or None."""
+
+    def __init__(self, board: Board, version: str, fleet: tuple[Mapping[str, Any], float] | None = None) -> None:
+        self._board = board
+        self._version = version
+        self._fleet = fleet
+
+    def collect(self) -> Iterator[Metric]:
+        totals = self._board.read()
+        yield from _message_metrics(totals)
+        yield from _claim_metrics(totals)
+        yield from _process_metrics(self._board, self._version, time.monotonic())
+        if self._fleet is not None:
+            yield from _fleet_metrics(*self._fleet)
+
+
+def render(collector: Collector, accept: str = "") -> tuple[bytes, str]:
+    """The text and its content type: OpenMetrics for a client that asks for it."""
+    encoder, content_type = choose_encoder(accept)
+    return encoder(collector), content_type
+
+
+def family(name: str) -> Any:
+    """An empty family of prometheus_client for a defined metric."""
+    definition = DEFINITIONS[name]
+    kinds = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogram": HistogramMetricFamily}
+    return kinds[definition.kind](PREFIX + name, definition.help, labels=definition.labels)
+
+
+def _of(name: str, samples: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
+    """A counter or gauge with these samples: (label values, value)."""
+    metric = family(name)
+    for labels, value in samples:
+        metric.add_metric(labels, value)
+    return metric  # type: ignore[no-any-return]
+
+
+def _histogram(name: str, bounds: tuple[float, ...], samples: Iterable[tuple[tuple[str, ...], array[float]]]) -> Metric:
+    """A histogram from cells as a slab holds them: a count per bucket, then the sum."""
+    metric = family(name)
+    for labels, values in samples:
+        buckets, total = [], 0.0
+        for bound, count in zip([*map(str, bounds), "+Inf"], values, strict=False):
+            total += count
+            buckets.append((bound, total))
+        metric.add_metric(labels, buckets=buckets, sum_value=values[-1])
+    return metric  # type: ignore[no-any-return]
+
+
+def _message_metrics(totals: Totals) -> Iterator[Metric]:
+    queues = totals.queues.items()
+    yield _of("messages_started_total", (((name,), row[layout.STARTED]) for name, row in queues))
+    yield _of("messages_finished_total", (
+        ((name, outcome), row[layout.FINISHED + index]) for name, row in queues for index, outcome in enumerate(OUTCOMES)))
+    yield _of("actor_messages_finished_total", (
+        ((name, outcome), row[index]) for name, row in totals.actors.items() for index, outcome in enumerate(ACTOR_OUTCOMES)))
+    for metric, bounds, start in (("message_duration_seconds", DURATION_BOUNDS, layout.DURATION), ("message_wait_seconds", WAIT_BOUNDS, layout.WAIT)):
+        yield _histogram(metric, bounds, (((name,), row[start : start + layout.HISTOGRAM]) for name, row in queues))
+    lost = layout.FINISHED + OUTCOMES.index("lost")
+    yield _of("leases_lost_total", [((), sum(row[lost] for _, row in queues))])
+
+
+def _claim_metrics(totals: Totals) -> Iterator[Metric]:
+    plain = totals.plain
+    yield _of("claims_total", (((result,), plain[layout.CLAIMS + index]) for index, result in enumerate(CLAIM_RESULTS)))
+    yield _histogram("claim_seconds", CLAIM_BOUNDS, [((), plain[layout.CLAIM_SECONDS : layout.CLAIM_SECONDS + layout.HISTOGRAM])])
+    yield _of("leases_rescued_total", [((), plain[layout.RESCUED])])
+    yield _of("db_errors_total", (((kind,), plain[layout.ERRORS + index]) for index, kind in enumerate(DB_ERRORS)))
+
+
+def _process_metrics(board: Board, version: str, now: float) -> Iterator[Metric]:
+    registered = [slab.states for slab in board.slabs if slab.states[layout.REGISTERED]]
+    ticks = [slab.ticks() for slab in board.slabs]
+    yield _of("worker_threads", [((), sum(states[layout.THREADS] for states in registered))])
+    yield _of("worker_busy_threads", [((), sum(busy() for busy in board.busy))])
+    yield _of("worker_processes", [((), board.cells[cells.ALIVE])])
+    yield _of("worker_draining", [((), board.cells[cells.DRAINING])])
+    yield _of("loop_tick_age_seconds", (
+        ((loop,), max(now - tick[loop] for tick in ticks if loop in tick)) for loop in LOOPS if any(loop in tick for tick in ticks)))
+    yield _of("listen_connected", [((), float(bool(registered) and all(states[layout.LISTENING] for states in registered)))])
+    yield _of("process_restarts_total", (((reason,), board.cells[cells.RESTART + index]) for index, reason in enumerate(RESTARTS)))
+    yield _of("observability_errors_total", (((part,), board.cells[cells.PART + index]) for index, part in enumerate(PARTS)))
+    yield _of("build_info", [((version,), 1.0)])
+
+
+def _fleet_metrics(statistics: Mapping[str, Any], age_seconds: float) -> Iterator[Metric]:
+    """From the JSON of fleet_statistics(): lists of objects whose keys are the labels, plus `value`."""
+    for definition in FLEET:
+        found = statistics.get(definition.name)
+        if definition.name == "fleet_age_seconds":
+            yield _of(definition.name, [((), age_seconds)])
+        elif isinstance(found, list):
+            rows = _few(found) if "queue" in definition.labels else found
+            yield _of(definition.name, ((tuple(str(row.get(label)) for label in definition.labels), float(row["value"])) for row in rows))
+        elif found is not None:
+            yield _of(definition.name, [((), float(found))])
+
+
+def _few(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of at most FLEET_QUEUES queues, those with the greatest values; what is left out is not shown."""
+    greatest: dict[str, float] = {}
+    for row in rows:
+        greatest[row["queue"]] = max(greatest.get(row["queue"], 0.0), float(row["value"]))
+    if len(greatest) <= FLEET_QUEUES:
+        return rows
+    kept = set(sorted(greatest, key=lambda name: -greatest[name])[:FLEET_QUEUES])
+    return [row for row in rows if row["queue"] in kept]

@@ -1,0 +1,65 @@
+"""Alive, ready, started: answers from shared memory alone, so an outage of the database cannot change "alive".
+
+alive    every loop of every child, and the parent's, ticked within hang_seconds: work goes on, or would
+ready    alive, not draining, and some child's last claim succeeded and the database answered it lately
+started  some child has registered in the database once
+
+Each function returns what is wrong, [] when nothing is. Times are CLOCK_MONOTONIC, one clock for the host.
+"""
+
+from __future__ import annotations
+
+from worker.observe.board import ALIVE, DRAINING, PARENT_TICK, STARTED, Board
+from worker.observe.slab import CLAIM_FAILING, CONTACT_AT, REGISTERED, Slab
+from worker.observe.slab import DRAINING as CHILD_DRAINING
+
+
+def late_loops(slab: Slab, now: float, budget_seconds: float, since: float = 0.0) -> list[str]:
+    """Loops of one child that have not ticked for budget_seconds, counted from `since` at the earliest."""
+    return [loop for loop, at in slab.ticks().items() if now - max(at, since) > budget_seconds]
+
+
+def alive(board: Board, now: float, budget_seconds: float) -> list[str]:
+    """Is anything stuck?"""
+    problems = [
+        f"child {index}: {loop} has not ticked for {now - slab.ticks().get(loop, now):.0f} s"
+        for index, slab in enumerate(board.slabs) for loop in late_loops(slab, now, budget_seconds)
+    ]
+    parent = board.cells[PARENT_TICK]
+    if parent and now - parent > budget_seconds:
+        problems.append(f"the parent has not ticked for {now - parent:.0f} s")
+    return problems
+
+
+def ready(board: Board, now: float, contact_seconds: float, budget_seconds: float) -> list[str]:
+    """Would a message that arrives now be worked on? One child that would is enough."""
+    if board.cells[DRAINING]:
+        return ["draining"]
+    problems = []
+    for index, slab in enumerate(board.slabs):
+        problem = _unready(slab, now, contact_seconds, budget_seconds)
+        if problem is None:
+            return []
+        problems.append(f"child {index}: {problem}")
+    return problems or ["no child"]
+
+
+def _unready(slab: Slab, now: float, contact_seconds: float, budget_seconds: float) -> str | None:
+    states = slab.states
+    if not states[REGISTERED]:
+        return "not registered"
+    if states[CHILD_DRAINING]:
+        return "draining"
+    if states[CLAIM_FAILING]:
+        return "the last claim failed"
+    if now - states[CONTACT_AT] > contact_seconds:
+        return f"the database has not answered for {now - states[CONTACT_AT]:.0f} s"
+    late = late_loops(slab, now, budget_seconds)
+    return f"{', '.join(late)} does not tick" if late else None
+
+
+def started(board: Board) -> list[str]:
+    """Has a child registered since the parent began?"""
+    if board.cells[STARTED] or any(slab.states[REGISTERED] for slab in board.slabs):
+        return []
+    return [f"no child has registered yet; {board.cells[ALIVE]:.0f} running"]

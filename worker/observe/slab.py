@@ -1,0 +1,142 @@
+"""Numbers of one worker process in memory that it shares with its parent (FAILURES 67-69).
+
+The parent makes the memory before the fork, the child writes it, the process that serves the metrics reads
+it: no files, no locks, no messages. A child's totals are added to a slab of the same shape (`fold`) when it
+has ended, so a counter never goes back and memory never grows, however often children are replaced.
+
+Layout: STATES (what is so at this moment; written cell by cell by the thread that knows), TOTALS (only ever
+grow; copied at once by the pump after each turn), then the names of queues and actors. A name beyond the
+room shares place 0, `other`; a name never moves, so a number always belongs to the name beside it. A
+double is written and read in one step on every machine that we run on.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from array import array
+from collections.abc import Iterable
+
+#: Services that must tick; a handler's lane ticks through the timekeeper.
+LOOPS = ("pump", "heartbeat", "timekeeper", "lane")
+OUTCOMES = ("done", "retry", "snooze", "dead", "cancelled", "released", "lost")
+ACTOR_OUTCOMES = ("ok", "failed")
+CLAIM_RESULTS = ("hit", "empty", "error")
+DB_ERRORS = ("unavailable", "conflict", "rejected", "invalid")
+#: Upper bounds in seconds; a value beyond the last counts in +Inf.
+DURATION_BOUNDS = (0.01, 0.1, 0.5, 2.5, 10.0, 60.0)
+WAIT_BOUNDS = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0)
+CLAIM_BOUNDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.5)
+
+#: Places for names, `other` included: what bounds the series of a process (docs/observability.md).
+QUEUES = 32
+ACTORS = 64
+OTHER = "other"
+NAME_BYTES = 128
+
+# -- states
+REGISTERED, DRAINING, THREADS, LISTENING, CONTACT_AT, CLAIM_FAILING, TICKS = range(7)
+STATES = TICKS + len(LOOPS)
+
+# -- totals, counted from the first total
+HISTOGRAM = 7 + 1  # six bounds, +Inf, then the sum
+RESCUED = 0
+ERRORS = 1
+CLAIMS = ERRORS + len(DB_ERRORS)
+CLAIM_SECONDS = CLAIMS + len(CLAIM_RESULTS)
+BY_ACTOR = CLAIM_SECONDS + HISTOGRAM
+BY_QUEUE = BY_ACTOR + ACTORS * len(ACTOR_OUTCOMES)
+# within a queue
+STARTED = 0
+FINISHED = 1
+DURATION = FINISHED + len(OUTCOMES)
+WAIT = DURATION + HISTOGRAM
+QUEUE_WIDTH = WAIT + HISTOGRAM
+TOTALS = BY_QUEUE + QUEUES * QUEUE_WIDTH
+
+_NUMBERS = (STATES + TOTALS) * 8
+_NAMES = (QUEUES + ACTORS) * NAME_BYTES
+SIZE = _NUMBERS + _NAMES
+
+
+class Names:
+    """A fixed table of names in shared memory; place 0 is `other`. One writer."""
+
+    def __init__(self, memory: memoryview, places: int) -> None:
+        self._memory = memory
+        self._places = places
+
+    def read(self) -> list[str]:
+        """The names by place, `other` first."""
+        found = [OTHER]
+        for place in range(1, self._places):
+            length = self._memory[place * NAME_BYTES]
+            if not length:
+                break
+            found.append(bytes(self._memory[place * NAME_BYTES + 1 : place * NAME_BYTES + 1 + length]).decode("utf-8", "replace"))
+        return found
+
+    def place(self, name: str) -> int:
+        """The place of a name, given now if there is room; 0 when there is none."""
+        text = name.encode("utf-8", "replace")[: NAME_BYTES - 1].decode("utf-8", "ignore")
+        known = self.read()
+        if text in known:
+            return known.index(text)
+        if len(known) >= self._places or not text:
+            return 0
+        encoded = text.encode("utf-8")
+        start = len(known) * NAME_BYTES
+        self._memory[start + 1 : start + 1 + len(encoded)] = encoded
+        self._memory[start] = len(encoded)  # last: from here on the name is there
+        return len(known)
+
+    def clear(self) -> None:
+        self._memory[:] = bytes(len(self._memory))
+
+
+class Slab:
+    """The numbers of one process, or the sum of those of ended ones. made_by: the process that made the memory."""
+
+    def __init__(self) -> None:
+        self.made_by = os.getpid()
+        self._map = mmap.mmap(-1, SIZE)
+        memory = memoryview(self._map)
+        numbers = memory[:_NUMBERS].cast("d")
+        self.states = numbers[:STATES]
+        self.totals = numbers[STATES:]
+        self.queues = Names(memory[_NUMBERS : _NUMBERS + QUEUES * NAME_BYTES], QUEUES)
+        self.actors = Names(memory[_NUMBERS + QUEUES * NAME_BYTES :], ACTORS)
+
+    def tick(self, loop: str, now: float) -> None:
+        """A loop ticked at monotonic `now`; 0 = it has ended in good order."""
+        self.states[TICKS + LOOPS.index(loop)] = now
+
+    def ticks(self) -> dict[str, float]:
+        """Monotonic time of the last tick of each loop that runs."""
+        return {loop: at for loop, at in zip(LOOPS, self.states[TICKS:], strict=True) if at}
+
+    def name(self, queues: Iterable[str], actors: Iterable[str]) -> tuple[dict[str, int], dict[str, int]]:
+        """Give places to the names of a process; place by name."""
+        return {name: self.queues.place(name) for name in queues}, {name: self.actors.place(name) for name in actors}
+
+    def fold(self, ended: Slab) -> None:
+        """Add the totals of an ended process, name by name, and empty its slab."""
+        mine, theirs = self.totals, array("d", ended.totals)
+        for index in range(BY_ACTOR):
+            mine[index] += theirs[index]
+        for names, own, first, width in (
+            (ended.actors.read(), self.actors, BY_ACTOR, len(ACTOR_OUTCOMES)), (ended.queues.read(), self.queues, BY_QUEUE, QUEUE_WIDTH),
+        ):
+            for place, name in enumerate(names):
+                source = first + place * width
+                target = first + (own.place(name) if place else 0) * width
+                for offset in range(width):
+                    mine[target + offset] += theirs[source + offset]
+        ended.clear()
+
+    def clear(self) -> None:
+        """Everything zero, no names: ready for the next process."""
+        self.states[:] = array("d", bytes(STATES * 8))
+        self.totals[:] = array("d", bytes(TOTALS * 8))
+        self.queues.clear()
+        self.actors.clear()

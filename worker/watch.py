@@ -1,0 +1,90 @@
+"""How the parent sees its children: who is hung, what systemd is told, what the probes read (SPEC O4, O7).
+
+One clock for all three: the ticks that every loop writes into shared memory. `look` is called in each turn
+of the supervisor's loop and does no I/O but one datagram to the service manager.
+"""
+
+from __future__ import annotations
+
+import time
+
+from worker.observe import board as cells
+from worker.observe import probes
+from worker.observe.board import Board
+from worker.observe.slab import REGISTERED, THREADS
+from worker.observe.systemd import Notifier
+
+#: The parent looks every second. If it did not for this long, the whole host or process group stood still.
+STANDSTILL_SECONDS = 5.0
+STATUS_SECONDS = 5.0
+#: While draining, systemd is asked for this much more time, again and again; the supervisor has limits of its own.
+EXTEND_SECONDS = 15.0
+
+
+class Watch:
+    """Used by the supervisor's only thread."""
+
+    def __init__(self, board: Board, notifier: Notifier, hang_seconds: float) -> None:
+        self._board = board
+        self._notifier = notifier
+        self._hang_seconds = hang_seconds
+        self._looked_at = 0.0
+        self._since = 0.0  # ticks from before a standstill say nothing
+        self._ready = False
+        self._reloading = False
+        self._next_status = 0.0
+        self._next_watchdog = 0.0
+
+    def look(self, alive: int, draining: bool, rolling: bool) -> None:
+        """alive: children that live. rolling: some of them still have to be replaced."""
+        now = time.monotonic()
+        if now - self._looked_at > STANDSTILL_SECONDS:
+            self._since = now
+        self._looked_at = now
+        board, notifier = self._board, self._notifier
+        board.cells[cells.PARENT_TICK] = now
+        board.cells[cells.ALIVE] = alive
+        board.cells[cells.DRAINING] = draining
+        if any(slab.states[REGISTERED] for slab in board.slabs):
+            board.cells[cells.STARTED] = 1
+        if not notifier.enabled:
+            return
+        if board.cells[cells.STARTED] and not self._ready:
+            self._ready = True
+            notifier.send("READY=1")
+        self._tell(now, draining, rolling)
+        board.cells[cells.PART + cells.PARTS.index("systemd")] = notifier.failures
+
+    def hung(self, index: int) -> list[str]:
+        """Loops of a child that do not tick any more."""
+        return probes.late_loops(self._board.slabs[index], time.monotonic(), self._hang_seconds, self._since)
+
+    def exporter_hung(self) -> bool:
+        ticked = self._board.cells[cells.EXPORTER_TICK]
+        return bool(ticked) and time.monotonic() - max(ticked, self._since) > self._hang_seconds
+
+    def reloading(self) -> None:
+        """A rolling restart begins."""
+        self._reloading = True
+        self._notifier.reloading()
+
+    def stopping(self) -> None:
+        self._notifier.send("STOPPING=1", "STATUS=draining")
+
+    def _tell(self, now: float, draining: bool, rolling: bool) -> None:
+        if self._reloading and not rolling:
+            self._reloading = False
+            self._notifier.send("READY=1")
+        if now >= self._next_status:
+            self._next_status = now + STATUS_SECONDS
+            self._notifier.send(f"STATUS={self._status(draining)}", *([f"EXTEND_TIMEOUT_USEC={EXTEND_SECONDS * 1e6:.0f}"] if draining else []))
+        watchdog = self._notifier.watchdog_seconds
+        if watchdog and now >= self._next_watchdog and not any(self.hung(index) for index in range(len(self._board.slabs))):
+            self._next_watchdog = now + watchdog / 2
+            self._notifier.send("WATCHDOG=1")
+
+    def _status(self, draining: bool) -> str:
+        board = self._board
+        threads = sum(slab.states[THREADS] for slab in board.slabs)
+        return (f"{'draining' if draining else 'working'}: {board.cells[cells.ALIVE]:.0f} processes, "
+                f"{sum(busy() for busy in board.busy)} of {threads:.0f} threads busy")
