@@ -21,6 +21,8 @@ from worker.service import TICK_SECONDS
 
 PREFIX = "PACKHORSE_"
 MAX_SECRET_BYTES = 65536
+#: Tables of packhorse.toml that schedules/config.py reads.
+SECTIONS = ("schedules", "retention", "partitions", "gates")
 NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9._-]{0,99}$"
 
 
@@ -30,6 +32,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid")
 
     database_url: SecretStr | None = Field(None, description="Connection string of the database (also DATABASE_URL); none: embedded PostgreSQL.")
+    maintenance_url: SecretStr | None = Field(
+        None, description="Connection string of the tables' owner for retention and partitions; none: database_url."
+    )
     listen_url: SecretStr | None = Field(None, description="Direct connection string for LISTEN when database_url goes through a pooler.")
     db_schema: str = Field("public", pattern=NAME_PATTERN, description="Schema that holds the queue.")
     pooler: bool = Field(False, description="database_url goes through a transaction pooler: no prepared statements, no LISTEN on it.")
@@ -52,11 +57,6 @@ class Settings(BaseSettings):
     unknown_type_seconds: float = Field(
         3600.0, ge=1, le=31536000, description="Messages of types that no worker registers become dead letters after this."
     )
-    max_messages: int = Field(0, ge=0, description="Replace a process after this many messages; 0: never.")
-    max_memory_mib: int = Field(0, ge=0, description="Replace a process above this resident memory; 0: never.")
-    redis_url: SecretStr | None = Field(None, description="Redis for dramatiq's own result and rate-limiter backends; optional.")
-    data_dir: Path = Field(Path(".packhorse"), description="Where the embedded PostgreSQL keeps its data.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     hang_seconds: float = Field(
         30.0, ge=1, le=86400, description="A process is killed and replaced when one of its loops has not ticked for this long."
     )
@@ -68,6 +68,11 @@ class Settings(BaseSettings):
     scale_target_wait_seconds: float = Field(
         30.0, gt=0, le=86400, description="`/scale` asks for as many workers as clear the backlog within this time."
     )
+    max_messages: int = Field(0, ge=0, description="Replace a process after this many messages; 0: never.")
+    max_memory_mib: int = Field(0, ge=0, description="Replace a process above this resident memory; 0: never.")
+    redis_url: SecretStr | None = Field(None, description="Redis for dramatiq's own result and rate-limiter backends; optional.")
+    data_dir: Path = Field(Path(".packhorse"), description="Where the embedded PostgreSQL keeps its data.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON.")
 
     @field_validator("actors", "queues", mode="before")
@@ -85,7 +90,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name[:40]!r} is not a queue name (letter or underscore first, 100 characters at most)")
         return value
 
-    @field_validator("database_url", "listen_url")
+    @field_validator("database_url", "listen_url", "maintenance_url")
     @classmethod
     def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
         text = value.get_secret_value() if value else ""
@@ -106,17 +111,17 @@ class Settings(BaseSettings):
                 f"call_deadline_seconds: {self.call_deadline_seconds} must be below lease_seconds ({self.lease_seconds}), "
                 "else one hanging call costs the lease"
             )
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
-    @classmethod
         longest_turn = self.call_deadline_seconds + self.connect_timeout_seconds + TICK_SECONDS
         if self.hang_seconds < longest_turn:
             problems.append(
                 f"hang_seconds: {self.hang_seconds} is less than call_deadline_seconds + connect_timeout_seconds + {TICK_SECONDS:.0f} "
                 f"({longest_turn}): a slow database would look like a hung process"
             )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @classmethod
     def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> Any:  # type: ignore[override]
         return (init_settings,)  # load_settings merges the sources itself, to name the source in errors
 
@@ -138,7 +143,7 @@ def load_settings(environ: Mapping[str, str] | None = None, toml_path: Path | No
     path = named or Path("packhorse.toml")
     if path.is_file():
         try:
-            values.update(tomllib.loads(path.read_text()))
+            values.update((name, value) for name, value in tomllib.loads(path.read_text()).items() if name not in SECTIONS)
             sources.update(dict.fromkeys(values, str(path)))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
             problems.append(f"{path}: not readable as TOML: {error}")

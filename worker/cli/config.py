@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import typer
 
+from schedules.config import load_plan
 from worker.cli.common import AsJson
 from worker.cli.render import print_json, print_rows
 from worker.config import Settings, load_settings, shown
+from worker.errors import ConfigError
 from worker.exits import EXIT_OK
 
 app = typer.Typer(no_args_is_help=True, help="Settings, from environment and packhorse.toml.")
@@ -14,8 +16,15 @@ app = typer.Typer(no_args_is_help=True, help="Settings, from environment and pac
 
 @app.command()
 def check(as_json: AsJson = False) -> int:
-    """Validate every setting; prints all problems at once and exits 2 when there are any."""
-    load_settings()
+    """Validate every setting and policy; prints all problems at once and exits 2 when there are any."""
+    problems: list[str] = []
+    for load in (load_settings, load_plan):
+        try:
+            load()
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
     if as_json:
         print_json({"ok": True})
     else:

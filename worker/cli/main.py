@@ -9,7 +9,23 @@ from typing import Annotated, Any
 import typer
 
 from worker import __version__
-from worker.cli import config, conversations, dead_letter, enqueue, message, migrate, queue, stats, up, worker
+from worker.cli import (
+    config,
+    conversations,
+    dead_letter,
+    enqueue,
+    maintenance,
+    message,
+    migrate,
+    partitions,
+    queue,
+    schedule,
+    scheduler,
+    stats,
+    table_care,
+    up,
+    worker,
+)
 from worker.cli.errors import Problem, describe, report
 from worker.errors import WorkerError
 from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
@@ -20,11 +36,16 @@ app = typer.Typer(
 )
 app.command("up")(up.up)
 app.command("worker")(worker.worker)
+app.command("scheduler")(scheduler.scheduler)
 app.add_typer(migrate.app, name="migrate")
 app.command("enqueue")(enqueue.enqueue)
 app.add_typer(queue.app, name="queue")
 app.add_typer(message.app, name="message")
 app.add_typer(dead_letter.app, name="dead-letter")
+app.add_typer(schedule.app, name="schedule")
+app.add_typer(maintenance.app, name="maintenance")
+app.add_typer(partitions.app, name="partitions")
+app.command("table-care")(table_care.table_care)
 app.command("conversations")(conversations.conversations)
 app.command("workers")(stats.workers)
 app.command("stats")(stats.stats)

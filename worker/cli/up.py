@@ -72,6 +72,7 @@ def _with_embedded(settings: Settings, given: dict[str, Any]) -> int:
         applied = server.prepare(settings.db_schema)
         # handlers find the database where any program looks for it
         os.environ["DATABASE_URL"] = server.url
+        os.environ.setdefault("PACKHORSE_MAINTENANCE_URL", server.owner_url)
         _say(f"Database   PostgreSQL {'started' if server.started_it else 'runs already'} in {server.data_dir}, log in {server.log_path.name}")
         _say(f"           psql '{server.url}'")
         _say(f"Schema     {_schema_line(applied)}")
@@ -88,9 +89,13 @@ def _with_embedded(settings: Settings, given: dict[str, Any]) -> int:
 def _run(settings: Settings, *, keep_up: bool) -> int:
     """Workers until a signal; without actors the database alone, when there is one to keep up."""
     if settings.actors:
+        from worker.cli.scheduler import MODULE, QUEUE
         from worker.supervisor import Supervisor
 
         _say(f"Workers    {settings.processes} x {settings.threads} threads: {', '.join(settings.actors)}      (Ctrl-C drains and stops)")
+        _say("Schedules  packhorse schedule list | packhorse maintenance list")
+        queues = (*settings.queues, QUEUE) if settings.queues else ()
+        settings = settings.model_copy(update={"actors": (*settings.actors, MODULE), "queues": queues})
         return Supervisor(settings).run()
     _say("", _NO_ACTORS)
     if not keep_up:

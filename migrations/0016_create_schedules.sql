@@ -1,0 +1,356 @@
+-- Schedules: when something is to be done again and again (SPEC M1, P7).
+--
+-- No leader. A planned time fires when the row (schedule, planned_at) can be inserted, in the transaction
+-- that enqueues the message; whoever comes second finds the row and does nothing. Triggers are computed by
+-- the scheduler processes (schedules/triggers.py), each for itself: they agree because a planned time
+-- follows from the trigger alone, never from when somebody looked.
+-- All times are of the database clock (P6).
+-- Lock and duration: new objects only, milliseconds.
+
+create table schedules (
+  name            message_name not null,
+  source          text         not null,
+  cron            text,
+  every           interval,
+  time_zone       text         not null default 'UTC',
+  missed          text         not null default 'once',
+  missed_limit    integer      not null default 10,
+  overlap         text         not null default 'skip',
+  jitter          interval     not null default '0',
+  queue           queue_name   not null,
+  message_type    message_name not null,
+  payload         message_json not null default '{}',
+  priority        message_priority not null default 5,
+  max_attempts    message_count,
+  paused_at       timestamptz,
+  paused_by       text,
+  last_planned_at timestamptz  not null default clock_timestamp(),
+  next_planned_at timestamptz,
+  problem         text,
+  created_at      timestamptz  not null default clock_timestamp(),
+  updated_at      timestamptz  not null default clock_timestamp(),
+  constraint schedules_pkey primary key (name),
+  constraint schedules_source_known check (source in ('packhorse', 'code', 'toml', 'sql')),
+  constraint schedules_one_trigger check ((cron is null) <> (every is null)),
+  constraint schedules_every_range check (every between interval '1 second' and interval '3660 days'),
+  constraint schedules_missed_known check (missed in ('skip', 'once', 'all')),
+  constraint schedules_missed_limit_range check (missed_limit between 1 and 1000),
+  constraint schedules_overlap_known check (overlap in ('skip', 'wait', 'allow')),
+  constraint schedules_jitter_range check (jitter between interval '0' and interval '1 day'),
+  constraint schedules_paused_by_somebody check ((paused_at is null) = (paused_by is null))
+);
+comment on table schedules is 'The timetable: trigger, what is enqueued, how missed and overlapping runs are treated (SPEC M1).';
+comment on column schedules.last_planned_at is 'The newest planned time that was decided; what is due lies after it.';
+comment on column schedules.next_planned_at is 'The next planned time as a scheduler computed it; null: none has looked since the last change.';
+
+create table schedule_runs (
+  id           bigint generated always as identity,
+  schedule     message_name not null,
+  planned_at   timestamptz  not null,
+  fired_at     timestamptz  not null default clock_timestamp(),
+  outcome      text         not null,
+  triggered_by text         not null,
+  missed_count integer      not null default 0,
+  message_id   bigint,
+  started_at   timestamptz,
+  ended_at     timestamptz,
+  error        text,
+  constraint schedule_runs_pkey primary key (id),
+  constraint schedule_runs_planned_key unique (schedule, planned_at),
+  constraint schedule_runs_outcome_known check (
+    outcome in ('enqueued', 'done', 'dead', 'cancelled', 'missed', 'overlapped', 'failed')),
+  constraint schedule_runs_message_when_enqueued check ((message_id is not null) = (outcome in ('enqueued', 'done', 'dead', 'cancelled')))
+);
+-- Open runs are few and looked at every few seconds; the history is read by schedule and by age.
+create index schedule_runs_open_idx on schedule_runs (id) where outcome = 'enqueued';
+create index schedule_runs_schedule_idx on schedule_runs (schedule, id);
+create index schedule_runs_fired_at_idx on schedule_runs (fired_at);
+comment on table schedule_runs is 'One row per planned time that was decided; unique by (schedule, planned_at), which is who-fires (SPEC P7).';
+
+create function set_schedule(
+  p_name         text,
+  p_message_type text,
+  p_cron         text     default null,
+  p_every        interval default null,
+  p_time_zone    text     default 'UTC',
+  p_queue        text     default 'default',
+  p_payload      jsonb    default '{}',
+  p_missed       text     default 'once',
+  p_missed_limit integer  default 10,
+  p_overlap      text     default 'skip',
+  p_jitter       interval default '0',
+  p_priority     integer  default 5,
+  p_max_attempts integer  default null,
+  p_source       text     default 'sql'
+) returns text
+language plpgsql set search_path from current as $$
+-- Make or change a schedule; "created", "changed" or "unchanged". A change of the trigger starts the timetable
+-- anew: what would have been due by the new trigger in the past is not made up. Pauses survive.
+-- Raises PH001 for a bad argument, PH002 for an unknown queue. Locks the schedule's row.
+declare
+  v_old schedules;
+begin
+  if p_name is null or p_name !~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}$' then
+    perform refuse_argument('name', format('%L is not a schedule name', left(p_name, 120)),
+      'A letter or underscore, then letters, digits, dot, underscore or dash; 100 at most.');
+  elsif (p_cron is null) = (p_every is null) then
+    perform refuse_argument('cron', 'give either cron or every');
+  elsif p_cron is not null and array_length(regexp_split_to_array(btrim(p_cron), '\s+'), 1) <> 5 then
+    perform refuse_argument('cron', format('%L has not five fields', left(p_cron, 60)), 'minute hour day month weekday');
+  elsif p_every is not null and p_every not between interval '1 second' and interval '3660 days' then
+    perform refuse_argument('every', 'must be between 1 second and ten years');
+  elsif p_time_zone is null or not exists (select from pg_timezone_names z where z.name = p_time_zone) then
+    perform refuse_argument('time_zone', format('%L is not a time zone', left(p_time_zone, 60)), 'A name like Africa/Kigali or UTC.');
+  elsif p_missed is null or p_missed not in ('skip', 'once', 'all') then
+    perform refuse_argument('missed', format('%L is not known', left(p_missed, 60)), 'skip, once or all.');
+  elsif p_missed_limit is null or p_missed_limit not between 1 and 1000 then
+    perform refuse_argument('missed_limit', 'must be between 1 and 1000');
+  elsif p_overlap is null or p_overlap not in ('skip', 'wait', 'allow') then
+    perform refuse_argument('overlap', format('%L is not known', left(p_overlap, 60)), 'skip, wait or allow.');
+  elsif p_jitter is null or p_jitter not between interval '0' and interval '1 day' then
+    perform refuse_argument('jitter', 'must be between 0 and 1 day');
+  elsif p_source is null or p_source not in ('packhorse', 'code', 'toml', 'sql') then
+    perform refuse_argument('source', format('%L is not known', left(p_source, 60)), 'packhorse, code, toml or sql.');
+  end if;
+  perform require_queue(p_queue);
+  perform check_enqueue_arguments(p_message_type, p_payload, '{}', p_priority, clock_timestamp(), p_max_attempts, null, null, null, null);
+  select * into v_old from schedules s where s.name = p_name for update;
+  if not found then
+    insert into schedules (name, source, cron, every, time_zone, missed, missed_limit, overlap, jitter, queue, message_type, payload,
+      priority, max_attempts)
+    values (p_name, p_source, p_cron, p_every, p_time_zone, p_missed, p_missed_limit, p_overlap, p_jitter, p_queue, p_message_type,
+      p_payload, p_priority, p_max_attempts)
+    on conflict on constraint schedules_pkey do nothing;
+    return 'created';
+  end if;
+  if (v_old.source, v_old.missed, v_old.missed_limit, v_old.overlap, v_old.jitter, v_old.queue::text, v_old.message_type::text,
+      v_old.payload::jsonb, v_old.priority::integer, v_old.max_attempts::integer, v_old.cron, v_old.every, v_old.time_zone)
+     is not distinct from (p_source, p_missed, p_missed_limit, p_overlap, p_jitter, p_queue, p_message_type,
+      p_payload, p_priority, p_max_attempts, p_cron, p_every, p_time_zone) then
+    return 'unchanged';
+  end if;
+  update schedules s set source = p_source, cron = p_cron, every = p_every, time_zone = p_time_zone, missed = p_missed,
+    missed_limit = p_missed_limit, overlap = p_overlap, jitter = p_jitter, queue = p_queue, message_type = p_message_type,
+    payload = p_payload, priority = p_priority, max_attempts = p_max_attempts, updated_at = clock_timestamp(), problem = null,
+    next_planned_at = null,
+    last_planned_at = case when (s.cron, s.every, s.time_zone) is distinct from (p_cron, p_every, p_time_zone)
+      then clock_timestamp() else s.last_planned_at end
+  where s.name = p_name;
+  return 'changed';
+end
+$$;
+comment on function set_schedule(text, text, text, interval, text, text, jsonb, text, integer, text, interval, integer, integer, text)
+  is 'Make or change a schedule: created, changed or unchanged.';
+
+create function remove_schedule(p_name text) returns boolean
+language sql set search_path from current as $$
+-- Remove a schedule; its history stays until its retention. False when there was none.
+  with removed as (delete from schedules where name = p_name returning 1) select exists (select from removed);
+$$;
+comment on function remove_schedule(text) is 'Remove a schedule; its history stays.';
+
+create function require_schedule(p_name text) returns void
+language plpgsql stable set search_path from current as $$
+-- Raise PH001 that names a near miss unless the schedule exists.
+declare
+  v_near text;
+begin
+  if not exists (select from schedules s where s.name = p_name) then
+    select s.name into v_near from schedules s
+    where lower(s.name) = lower(p_name) or s.name like '%' || left(p_name, 60) || '%' or p_name like '%' || s.name || '%' order by s.name limit 1;
+    perform refuse_argument('schedule', format('no schedule %L', left(p_name, 120)),
+      coalesce(format('Did you mean %L?', v_near), '`packhorse schedule list` names them.'));
+  end if;
+end
+$$;
+comment on function require_schedule(text) is 'Raise PH001 unless the schedule exists; names a near miss.';
+
+create function pause_schedule(p_name text, p_operator text default session_user) returns boolean
+language plpgsql set search_path from current as $$
+-- No planned time fires until resume; false when it was paused already. Planned times inside the pause are not made up.
+begin
+  perform require_schedule(p_name);
+  update schedules set paused_at = clock_timestamp(), paused_by = p_operator where name = p_name and paused_at is null;
+  if not found then
+    return false;
+  end if;
+  insert into operator_actions (action, operator, details) values ('pause_schedule', p_operator, jsonb_build_object('schedule', p_name));
+  return true;
+end
+$$;
+comment on function pause_schedule(text, text) is 'Stop a schedule; false when it was paused already.';
+
+create function resume_schedule(p_name text, p_operator text default session_user) returns boolean
+language plpgsql set search_path from current as $$
+-- Let a paused schedule go on, from now: what was due inside the pause is not made up. False when it was not paused.
+begin
+  perform require_schedule(p_name);
+  update schedules set paused_at = null, paused_by = null, last_planned_at = clock_timestamp(), next_planned_at = null
+  where name = p_name and paused_at is not null;
+  if not found then
+    return false;
+  end if;
+  insert into operator_actions (action, operator, details) values ('resume_schedule', p_operator, jsonb_build_object('schedule', p_name));
+  return true;
+end
+$$;
+comment on function resume_schedule(text, text) is 'Let a paused schedule go on from now; false when it was not paused.';
+
+create function enqueue_schedule(p_schedule schedules, p_planned_at timestamptz, p_run_at timestamptz) returns bigint
+language sql set search_path from current as $$
+-- The message of one run. overlap = wait: one conversation per schedule, so that runs follow each other.
+  select message_id from enqueue_message(p_schedule.queue, p_schedule.message_type, p_schedule.payload,
+    jsonb_build_object('schedule', p_schedule.name, 'planned_at', p_planned_at), p_schedule.priority, p_run_at => p_run_at,
+    p_max_attempts => p_schedule.max_attempts,
+    p_conversation_key => case when p_schedule.overlap = 'wait' then 'schedule:' || p_schedule.name end,
+    p_correlation_id => format('schedule:%s:%s', p_schedule.name, to_char(p_planned_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')));
+$$;
+comment on function enqueue_schedule(schedules, timestamptz, timestamptz) is 'Used by fire_schedule: enqueue the message of one run.';
+
+create function fire_schedule(
+  p_name text, p_planned_at timestamptz, p_next timestamptz, p_missed_count integer default 0, p_missed boolean default false,
+  p_jitter double precision default 0
+) returns text
+language plpgsql set search_path from current as $$
+-- Decide one planned time: insert its row and, in the same transaction, enqueue its message.
+-- Returns enqueued; overlapped (the previous run still lives and overlap = skip); missed (p_missed: recorded, not
+-- run); taken (somebody else decided it, or a later one); paused; gone (the schedule was removed).
+-- p_next: the planned time after it; p_missed_count: earlier ones that this run stands for; p_jitter 0..1: share of
+-- the schedule's jitter to wait. Locks the schedule's row. Raises PH002 when the queue is gone: then nothing is decided.
+declare
+  v_schedule schedules;
+  v_run bigint;
+  v_message bigint;
+begin
+  select * into v_schedule from schedules where name = p_name for update;
+  if not found then
+    return 'gone';
+  elsif v_schedule.paused_at is not null then
+    return 'paused';
+  elsif v_schedule.last_planned_at >= p_planned_at then
+    return 'taken';
+  end if;
+  insert into schedule_runs (schedule, planned_at, outcome, triggered_by, missed_count)
+  values (p_name, p_planned_at, 'missed', 'schedule', p_missed_count)
+  on conflict on constraint schedule_runs_planned_key do nothing
+  returning id into v_run;
+  update schedules set last_planned_at = p_planned_at, next_planned_at = p_next, problem = null where name = p_name;
+  if v_run is null then
+    return 'taken';
+  elsif p_missed then
+    return 'missed';
+  end if;
+  if v_schedule.overlap = 'skip' and exists (
+      select from schedule_runs r join message_queue m on m.id = r.message_id
+      where r.schedule = p_name and r.outcome = 'enqueued' and r.id <> v_run) then
+    update schedule_runs set outcome = 'overlapped', ended_at = clock_timestamp() where id = v_run;
+    return 'overlapped';
+  end if;
+  v_message := enqueue_schedule(v_schedule, p_planned_at, clock_timestamp() + v_schedule.jitter * least(greatest(p_jitter, 0), 1));
+  update schedule_runs set outcome = 'enqueued', message_id = v_message where id = v_run;
+  return 'enqueued';
+end
+$$;
+comment on function fire_schedule(text, timestamptz, timestamptz, integer, boolean, double precision)
+  is 'Decide one planned time and enqueue its message: enqueued, overlapped, missed, taken, paused or gone.';
+
+create function run_schedule_now(p_name text, p_operator text default session_user, p_reason text default null) returns bigint
+language plpgsql set search_path from current as $$
+-- Enqueue a run at once, beside the timetable, paused or not; returns the id of the message. The act is recorded.
+declare
+  v_schedule schedules;
+  v_now constant timestamptz := clock_timestamp();
+  v_message bigint;
+begin
+  perform require_schedule(p_name);
+  select * into v_schedule from schedules where name = p_name for update;
+  v_message := enqueue_schedule(v_schedule, v_now, v_now);
+  insert into schedule_runs (schedule, planned_at, outcome, triggered_by, message_id) values (p_name, v_now, 'enqueued', p_operator, v_message);
+  insert into operator_actions (action, operator, reason, message_id, details)
+  values ('run_schedule', p_operator, p_reason, v_message, jsonb_build_object('schedule', p_name));
+  return v_message;
+end
+$$;
+comment on function run_schedule_now(text, text, text) is 'Enqueue a run of a schedule at once; returns the id of its message.';
+
+create function plan_schedule(p_name text, p_last timestamptz, p_next timestamptz, p_problem text default null) returns void
+language sql set search_path from current as $$
+-- A scheduler tells what comes next, or why it cannot say. Nothing when the timetable has moved on meanwhile.
+  update schedules set next_planned_at = p_next, problem = p_problem where name = p_name and last_planned_at = p_last;
+$$;
+comment on function plan_schedule(text, timestamptz, timestamptz, text) is 'Used by the scheduler: store the next planned time.';
+
+create function fail_schedule_run(p_name text, p_planned_at timestamptz, p_next timestamptz, p_error text) returns boolean
+language plpgsql set search_path from current as $$
+-- A planned time whose message could not be enqueued: recorded as failed, the timetable goes on. False when it was decided.
+begin
+  update schedules set last_planned_at = p_planned_at, next_planned_at = p_next, problem = left(p_error, 2000)
+  where name = p_name and last_planned_at < p_planned_at;
+  if not found then
+    return false;
+  end if;
+  insert into schedule_runs (schedule, planned_at, outcome, triggered_by, error, ended_at)
+  values (p_name, p_planned_at, 'failed', 'schedule', left(p_error, 2000), clock_timestamp())
+  on conflict on constraint schedule_runs_planned_key do nothing;
+  return found;
+end
+$$;
+comment on function fail_schedule_run(text, timestamptz, timestamptz, text) is 'Used by the scheduler: record a run that could not be enqueued.';
+
+create function settle_schedule_runs(p_limit integer default 200) returns integer
+language sql set search_path from current as $$
+-- Copy the ends of finished messages into the history, before the archive forgets them. Returns how many.
+  with open_runs as (
+    select r.id, r.message_id from schedule_runs r where r.outcome = 'enqueued' order by r.id limit p_limit for update skip locked
+  ), ended as (
+    select o.id, a.state as outcome, a.claimed_at, a.finished_at as ended_at, null::text as error
+    from open_runs o join message_archive a on a.id = o.message_id
+    union all
+    select o.id, 'dead', null, d.dead_at, left(concat_ws(': ', d.error_class, d.error_message), 2000)
+    from open_runs o join dead_letters d on d.id = o.message_id
+  ), settled as (
+    update schedule_runs r set outcome = e.outcome, started_at = e.claimed_at, ended_at = e.ended_at, error = e.error
+    from ended e where r.id = e.id returning 1
+  )
+  select count(*)::integer from settled;
+$$;
+comment on function settle_schedule_runs(integer) is 'Used by the scheduler: write the ends of runs into their history.';
+
+create view schedule_health as
+select s.name, s.source, coalesce(s.cron, 'every ' || s.every) as trigger, s.time_zone, s.paused_at is not null as paused,
+  s.next_planned_at, r.planned_at as last_run_at, r.outcome as last_outcome, r.ended_at as last_ended_at,
+  (select max(d.ended_at) from schedule_runs d where d.schedule = s.name and d.outcome = 'done') as last_success_at,
+  case when s.paused_at is null then greatest(0, extract(epoch from clock_timestamp() - s.next_planned_at)) end::float8 as lag_seconds,
+  s.problem
+from schedules s
+left join lateral (
+  select h.planned_at, h.outcome, h.ended_at from schedule_runs h where h.schedule = s.name order by h.id desc limit 1) r on true;
+comment on view schedule_health is 'One row per schedule: next planned time, last run and its outcome, lag, problem (SPEC M1).';
+
+do $$
+declare
+  v_name text;
+  v_function regprocedure;
+begin
+  foreach v_name in array array['schedules', 'schedule_runs'] loop
+    execute format('revoke all on %I from public', v_name);
+    execute format('alter table %I enable row level security', v_name);
+    execute format('create policy %I on %I to packhorse_worker using (true) with check (true)', v_name || '_worker', v_name);
+    execute format('create policy %I on %I for select to packhorse_reader using (true)', v_name || '_reader', v_name);
+    execute format('grant select, insert, update, delete on %I to packhorse_worker', v_name);
+    execute format('grant select on %I to packhorse_reader', v_name);
+  end loop;
+  revoke all on schedule_health from public;
+  grant select on schedule_health to packhorse_worker, packhorse_reader;
+  if current_setting('server_version_num')::integer >= 150000 then -- 14 has no such views: they run as their owner
+    alter view schedule_health set (security_invoker = true);
+  end if;
+  for v_function in select p.oid::regprocedure from pg_proc p
+    where p.pronamespace = (select oid from pg_namespace where nspname = current_schema())
+      and p.proname in ('set_schedule', 'remove_schedule', 'require_schedule', 'pause_schedule', 'resume_schedule', 'enqueue_schedule',
+        'fire_schedule', 'run_schedule_now', 'plan_schedule', 'fail_schedule_run', 'settle_schedule_runs') loop
+    execute format('revoke execute on function %s from public', v_function);
+    execute format('grant execute on function %s to packhorse_worker', v_function);
+  end loop;
+end
+$$;

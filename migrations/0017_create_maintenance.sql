@@ -1,0 +1,207 @@
+-- Maintenance: runs of retention, partition and table-care tasks, and the health gates they obey (SPEC M2-M7, M9).
+--
+-- What a task does is configuration (schedules/config.py); what it did is here. One run at a time per task: a
+-- unique index says so, and a run whose process died is taken over with its cursor.
+-- Lock and duration: new objects only, milliseconds.
+
+create table maintenance_runs (
+  id                  bigint generated always as identity,
+  task                message_name not null,
+  kind                text         not null,
+  state               text         not null default 'running',
+  triggered_by        text         not null,
+  message_id          bigint,
+  plan                jsonb        not null default '{}',
+  cutoff              timestamptz,
+  cursor              jsonb,
+  rows_done           bigint       not null default 0,
+  rows_total          bigint,
+  batches             integer      not null default 0,
+  batch_size          integer,
+  resumed             integer      not null default 0,
+  gate                text,
+  gates_hit           jsonb        not null default '{}',
+  throttled_seconds   double precision not null default 0,
+  details             jsonb,
+  error               text,
+  cancel_requested_by text,
+  started_at          timestamptz  not null default clock_timestamp(),
+  beat_at             timestamptz  not null default clock_timestamp(),
+  ended_at            timestamptz,
+  constraint maintenance_runs_pkey primary key (id),
+  constraint maintenance_runs_kind_known check (kind in ('retention', 'partitions', 'job')),
+  constraint maintenance_runs_state_known check (state in ('running', 'paused', 'succeeded', 'failed', 'cancelled')),
+  constraint maintenance_runs_ended_when_over check ((ended_at is not null) = (state in ('succeeded', 'failed', 'cancelled')))
+);
+-- One runner per task; paused (its time budget was spent) is unfinished, too: the next run goes on with it.
+create unique index maintenance_runs_unfinished_key on maintenance_runs (task) where state in ('running', 'paused');
+create index maintenance_runs_task_idx on maintenance_runs (task, id);
+create index maintenance_runs_ended_at_idx on maintenance_runs (ended_at) where ended_at is not null;
+comment on table maintenance_runs is 'Runs of maintenance tasks: cursor, progress, gates, outcome; also their audit (SPEC M6, M7).';
+
+create table detached_partitions (
+  parent        text        not null,
+  partition     text        not null,
+  lower_bound   text        not null,
+  upper_bound   text        not null,
+  detached_at   timestamptz not null default clock_timestamp(),
+  exported_at   timestamptz,
+  export_path   text,
+  export_rows   bigint,
+  export_sha256 text,
+  dropped_at    timestamptz,
+  constraint detached_partitions_pkey primary key (parent, partition, detached_at),
+  constraint detached_partitions_export_whole check (
+    (exported_at is null) = (export_path is null) and (exported_at is null) = (export_sha256 is null) and (exported_at is null) = (export_rows is null))
+);
+comment on table detached_partitions is 'Partitions that were detached, with their export and their drop (SPEC M5).';
+
+create function start_maintenance_run(
+  p_task text, p_kind text, p_triggered_by text, p_message_id bigint default null, p_plan jsonb default '{}',
+  p_cutoff timestamptz default null, p_batch_size integer default null, p_silent_after interval default '2 minutes'
+) returns table (run_id bigint, run_cutoff timestamptz, run_cursor jsonb, run_rows bigint, run_batch_size integer, run_resumed integer)
+language plpgsql set search_path from current as $$
+-- Begin a run, or go on with an unfinished one (paused, or silent for p_silent_after: its process died), with its
+-- cutoff and cursor. Returns no row while another process works on the task. Locks the task's unfinished row.
+declare
+  v_id bigint;
+begin
+  update maintenance_runs r set state = 'running', resumed = r.resumed + 1, beat_at = clock_timestamp(), message_id = p_message_id, gate = null,
+    triggered_by = p_triggered_by
+  where r.task = p_task and (r.state = 'paused' or (r.state = 'running'
+    and (r.beat_at < clock_timestamp() - p_silent_after or r.message_id = p_message_id)))
+  returning r.id into v_id;
+  if v_id is null then
+    insert into maintenance_runs as r (task, kind, triggered_by, message_id, plan, cutoff, batch_size)
+    values (p_task, p_kind, p_triggered_by, p_message_id, p_plan, p_cutoff, p_batch_size)
+    on conflict (task) where state in ('running', 'paused') do nothing
+    returning r.id into v_id;
+  end if;
+  return query select r.id, r.cutoff, r.cursor, r.rows_done, r.batch_size, r.resumed from maintenance_runs r where r.id = v_id;
+end
+$$;
+comment on function start_maintenance_run(text, text, text, bigint, jsonb, timestamptz, integer, interval)
+  is 'Begin or take over the run of a task; no row while another process works on it.';
+
+create function beat_maintenance_run(
+  p_id bigint, p_rows bigint default 0, p_cursor jsonb default null, p_batch_size integer default null, p_gate text default null,
+  p_throttled_seconds double precision default 0
+) returns text
+language plpgsql set search_path from current as $$
+-- Progress of a run, in the transaction of its batch: rows, cursor, the gate that holds it (null: none). Returns
+-- go, cancel (asked for) or lost (somebody else has taken the run over, or it is over).
+declare
+  v_cancel text;
+begin
+  update maintenance_runs r set rows_done = r.rows_done + p_rows, batches = r.batches + (p_cursor is not null)::integer,
+    cursor = coalesce(p_cursor, r.cursor), batch_size = coalesce(p_batch_size, r.batch_size), gate = p_gate,
+    gates_hit = case when p_gate is null or p_gate = r.gate then r.gates_hit
+      else r.gates_hit || jsonb_build_object(p_gate, coalesce((r.gates_hit ->> p_gate)::integer, 0) + 1) end,
+    throttled_seconds = r.throttled_seconds + p_throttled_seconds, beat_at = clock_timestamp()
+  where r.id = p_id and r.state = 'running'
+  returning r.cancel_requested_by into v_cancel;
+  return case when not found then 'lost' when v_cancel is not null then 'cancel' else 'go' end;
+end
+$$;
+comment on function beat_maintenance_run(bigint, bigint, jsonb, integer, text, double precision) is 'Progress of a run: go, cancel or lost.';
+
+create function end_maintenance_run(p_id bigint, p_state text, p_error text default null, p_details jsonb default null) returns boolean
+language sql set search_path from current as $$
+-- End a run as succeeded, failed or cancelled, or pause it (the next run goes on with it). False when it is not running.
+  with ended as (
+    update maintenance_runs r set state = p_state, error = left(p_error, 4000), details = coalesce(p_details, r.details), gate = null,
+      ended_at = case when p_state <> 'paused' then clock_timestamp() end
+    where r.id = p_id and r.state = 'running' returning 1)
+  select exists (select from ended);
+$$;
+comment on function end_maintenance_run(bigint, text, text, jsonb) is 'End or pause a run; false when it is not running.';
+
+create function cancel_maintenance_run(p_task text, p_operator text default session_user, p_reason text default null) returns text
+language plpgsql set search_path from current as $$
+-- Ask the running run of a task to end after its batch ("requested"); end a paused one ("cancelled"); "nothing" else.
+declare
+  v_state text;
+begin
+  update maintenance_runs r set cancel_requested_by = p_operator,
+    state = case when r.state = 'paused' then 'cancelled' else r.state end,
+    ended_at = case when r.state = 'paused' then clock_timestamp() end
+  where r.task = p_task and r.state in ('running', 'paused')
+  returning r.state into v_state;
+  if v_state is null then
+    return 'nothing';
+  end if;
+  insert into operator_actions (action, operator, reason, details)
+  values ('cancel_maintenance', p_operator, p_reason, jsonb_build_object('task', p_task));
+  return case v_state when 'running' then 'requested' else 'cancelled' end;
+end
+$$;
+comment on function cancel_maintenance_run(text, text, text) is 'Cancel the unfinished run of a task: requested, cancelled or nothing.';
+
+create function maintenance_gates(p_table regclass default null)
+returns table (gate text, value double precision, known boolean, detail text)
+language sql stable set search_path from current as $$
+-- What a long run looks at between its batches (SPEC M6). known = false: this role may not see it; go slower.
+  select 'replication_lag_seconds', max(extract(epoch from s.replay_lag))::float8,
+    coalesce(bool_and(s.state is not null), true), format('%s standby(s)', count(*))
+  from pg_stat_replication s
+  union all
+  select 'autovacuum_on_table', count(*) filter (where v.relid = p_table)::float8, coalesce(bool_and(v.relid is not null), true),
+    format('%s vacuum(s) in progress', count(*))
+  from pg_stat_progress_vacuum v
+  union all
+  select 'oldest_snapshot_seconds', max(extract(epoch from clock_timestamp() - a.xact_start)) filter (where a.backend_xmin is not null)::float8,
+    coalesce(bool_and(a.state is not null or a.backend_type <> 'client backend'), true),
+    format('%s backend(s)', count(*) filter (where a.backend_xmin is not null))
+  from pg_stat_activity a where a.pid <> pg_backend_pid() and a.datname = current_database()
+  union all
+  select 'connections_ratio', count(*)::float8 / current_setting('max_connections')::integer, true, format('%s connections', count(*))
+  from pg_stat_activity a where a.backend_type = 'client backend'
+  union all
+  select 'queue_latency_seconds', max(extract(epoch from clock_timestamp() - d.run_at))::float8, true, max(d.name)
+  from (
+    select q.name::text, (
+      select min(l.run_at) from generate_series(1, 10) as level (priority) cross join lateral (
+        select m.run_at from message_queue m
+        where m.queue = q.name and m.state = 'pending' and m.crashes = 0 and m.priority = level.priority and m.run_at <= clock_timestamp()
+        order by m.run_at limit 1) l) as run_at
+    from queues q where q.paused_at is null and q.name <> 'packhorse'
+      -- a queue that nobody works on says nothing about load, and must not keep the database from being cleaned
+      and exists (select from workers w where q.name = any (w.queues) and w.last_seen_at > clock_timestamp() - interval '1 minute')) d
+  where d.run_at is not null;
+$$;
+comment on function maintenance_gates(regclass) is 'The health gates of maintenance: their values now, and whether this role can see them.';
+
+create view maintenance_health as
+select distinct on (r.task) r.task, r.kind, r.state, r.gate, r.rows_done, r.started_at, r.ended_at, r.error,
+  (select max(s.ended_at) from maintenance_runs s where s.task = r.task and s.state = 'succeeded') as last_success_at,
+  (select sum(s.rows_done) from maintenance_runs s where s.task = r.task)::bigint as rows_total
+from maintenance_runs r
+order by r.task, r.id desc;
+comment on view maintenance_health is 'One row per maintenance task: its last run, last success and rows (SPEC M7).';
+
+do $$
+declare
+  v_name text;
+  v_function regprocedure;
+begin
+  foreach v_name in array array['maintenance_runs', 'detached_partitions'] loop
+    execute format('revoke all on %I from public', v_name);
+    execute format('alter table %I enable row level security', v_name);
+    execute format('create policy %I on %I to packhorse_worker using (true) with check (true)', v_name || '_worker', v_name);
+    execute format('create policy %I on %I for select to packhorse_reader using (true)', v_name || '_reader', v_name);
+    execute format('grant select, insert, update, delete on %I to packhorse_worker', v_name);
+    execute format('grant select on %I to packhorse_reader', v_name);
+  end loop;
+  revoke all on maintenance_health from public;
+  grant select on maintenance_health to packhorse_worker, packhorse_reader;
+  if current_setting('server_version_num')::integer >= 150000 then -- 14 has no such views: they run as their owner
+    alter view maintenance_health set (security_invoker = true);
+  end if;
+  for v_function in select p.oid::regprocedure from pg_proc p
+    where p.pronamespace = (select oid from pg_namespace where nspname = current_schema())
+      and p.proname in ('start_maintenance_run', 'beat_maintenance_run', 'end_maintenance_run', 'cancel_maintenance_run', 'maintenance_gates') loop
+    execute format('revoke execute on function %s from public', v_function);
+    execute format('grant execute on function %s to packhorse_worker', v_function);
+  end loop;
+end
+$$;

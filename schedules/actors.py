@@ -1,0 +1,110 @@
+"""The actor that runs maintenance, and the scheduler beside it: what `packhorse scheduler` gives its worker processes.
+
+An ordinary actor module: a scheduled run is a message with attempts, history and a dead letter (SPEC M). The middleware
+starts the scheduler's loop when the worker process has booted and stops it first when that drains.
+"""
+
+from __future__ import annotations
+
+import logging
+from threading import Event
+from typing import Any
+
+import dramatiq
+from dramatiq.middleware import Middleware
+
+from schedules.checking import check_plan
+from schedules.config import Plan, load_plan
+from schedules.registry import MESSAGE_TYPE, QUEUE
+from schedules.runner import TaskRunner
+from schedules.scheduler import Scheduler
+from schedules.timetable import Schedule
+from worker.context import current_message
+from worker.errors import ConfigError, StoreError
+from worker.exits import EXIT_USAGE
+
+logger = logging.getLogger("packhorse.schedules")
+
+#: Deadline of a statement of maintenance; batches have shorter ones of their own.
+MAINTENANCE_CALL_SECONDS = 120.0
+MAINTENANCE_SECONDS = 6 * 3600
+
+
+class Timetable(Middleware):
+    """Hosts the scheduler in a worker process, and what maintenance runs need."""
+
+    def __init__(self) -> None:
+        self.stop = Event()
+        self.plan: Plan | None = None
+        self.scheduler: Scheduler | None = None
+        self.broker: Any = None
+
+    def after_worker_boot(self, broker: Any, worker: Any) -> None:
+        """Read the plan and start the loop; a plan that cannot be read ends the process with its exit code."""
+        self.broker = broker
+        try:
+            self.plan = load_plan()
+        except ConfigError as error:
+            for problem in error.problems:
+                logger.error("config_error problem=%s", problem)
+            worker.exit_code = EXIT_USAGE
+            worker.stop()
+            return
+        self.scheduler = Scheduler(lambda: broker.open_connection("scheduler"), self.declared)
+        self.scheduler.start()
+
+    def declared(self) -> list[Schedule]:
+        """The timetable that fits this database: tasks whose table is absent or whose policy is wrong are left out, and said.
+
+        Raises StoreUnavailable.
+        """
+        assert self.plan is not None
+        connection = self.open_connection()
+        try:
+            findings = check_plan(connection, self.plan)
+        finally:
+            connection.close()
+        for warning in findings.warnings:
+            logger.warning("plan_warning problem=%s", warning)
+        for task, problem in findings.problems:
+            logger.error("plan_problem task=%s problem=%s", task, problem)
+        return self.plan.timetable(findings.absent | {task for task, _ in findings.problems})
+
+    def before_worker_shutdown(self, broker: Any, worker: Any) -> None:
+        """No further planned time is decided here; maintenance pauses after its batch."""
+        self.stop.set()
+        if self.scheduler is not None:
+            self.scheduler.stop()
+
+    def after_worker_shutdown(self, broker: Any, worker: Any) -> None:
+        if self.scheduler is not None:
+            self.scheduler.wait(5)
+
+    def open_connection(self) -> Any:
+        """A connection of the role that owns the tables, where one is configured."""
+        from worker.db.connection import connect
+
+        settings = self.broker.settings
+        if settings.maintenance_url is None:
+            return self.broker.open_connection("maintenance", deadline_seconds=MAINTENANCE_CALL_SECONDS)
+        return connect(
+            settings.maintenance_url.get_secret_value(), schema=settings.db_schema, application_name="packhorse maintenance",
+            deadline_seconds=MAINTENANCE_CALL_SECONDS, connect_timeout_seconds=settings.connect_timeout_seconds,
+        )
+
+
+timetable = Timetable()
+dramatiq.get_broker().add_middleware(timetable)
+
+
+@dramatiq.actor(actor_name=MESSAGE_TYPE, queue_name=QUEUE, time_limit=MAINTENANCE_SECONDS * 1000)
+def run_maintenance(task: str) -> None:
+    """Run one maintenance task; a run that was interrupted goes on with its cursor."""
+    if timetable.plan is None:
+        raise StoreError("the worker process has not booted")
+    message = current_message()
+    schedule = message.options.get("schedule") if message is not None else None
+    runner = TaskRunner(timetable.open_connection, timetable.plan, timetable.stop)
+    state = runner.run(task, triggered_by="schedule" if schedule else "message", message_id=message.id if message else None)
+    if state == "busy":
+        logger.info("maintenance_busy task=%s: another process works on it", task)

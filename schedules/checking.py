@@ -1,0 +1,60 @@
+"""The plan against the real database: what is wrong, what is merely slow, what is not there (SPEC M6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from schedules.config import Plan
+from schedules.retention import check_visible, resolve
+from worker.db.connection import DeadlineConnection
+from worker.db.errors import translated
+from worker.errors import InvalidArgument, StoreRejected
+from worker.store import maintenance as store
+from worker.store import partitions as partition_store
+
+#: Removing their rows earlier than a retry may come would let a webhook in twice.
+_NEEDED_BY_RETRIES = frozenset({"processed_messages"})
+
+
+@dataclass
+class Findings:
+    """problems: task and what is wrong with it. warnings: it works, slowly. absent: tasks whose table is not there."""
+
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    absent: set[str] = field(default_factory=set)
+
+
+def check_plan(connection: DeadlineConnection, plan: Plan) -> Findings:
+    """Look at every policy's table, columns, SQL, privileges and visibility; changes nothing. Raises StoreUnavailable."""
+    found = Findings()
+    with translated():
+        longest_backoff = store.longest_backoff(connection)
+        for job in plan.jobs:
+            if job.needs is not None and not store.table_exists(connection, job.needs):
+                found.absent.add(job.task)
+        for policy in plan.retention:
+            if policy.optional and not store.table_exists(connection, policy.table):
+                found.absent.add(policy.task)
+                continue
+            if policy.table in _NEEDED_BY_RETRIES and policy.keep_seconds < longest_backoff:
+                found.problems.append((policy.task, (
+                    f"[retention.{policy.name}]: keep: {policy.keep_seconds:.0f} s is shorter than the longest backoff of a queue "
+                    f"({longest_backoff:.0f} s)"
+                )))
+            try:
+                with translated(), connection.transaction():
+                    target, facts, warnings = resolve(connection, policy)
+                    check_visible(connection, policy, target, facts, store.cutoff(connection, policy.keep_seconds))
+                found.warnings += [f"[retention.{policy.name}]: {warning}" for warning in warnings if facts["estimated_rows"] > 10_000]
+            except (InvalidArgument, StoreRejected) as error:
+                found.problems.append((policy.task, f"[retention.{policy.name}]: {error}"))
+        for partitions in plan.partitions:
+            parent = partition_store.parent(connection, partitions.table, partitions.column)
+            if parent is None and partitions.optional:
+                found.absent |= {partitions.make_task, partitions.drop_task}
+            elif parent is None or not parent.fits:
+                what = (f"table: there is no partitioned table {partitions.table!r}" if parent is None
+                        else f"column: {partitions.table} is not range-partitioned by {partitions.column} alone")
+                found.problems += [(task, f"[partitions.{partitions.name}]: {what}") for task in (partitions.make_task, partitions.drop_task)]
+    return found

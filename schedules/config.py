@@ -1,0 +1,193 @@
+"""The sections of packhorse.toml that belong here: [schedules.NAME], [retention.NAME], [partitions.NAME], [gates].
+
+Every problem is found at once and names section, field and a near miss; a policy of the user with the name of a shipped
+one takes its place, `enabled = false` switches it off.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from schedules.policies import Gates, Partitions, Retention
+from schedules.registry import JOBS, PARTITIONS, QUEUE, RETENTION, Job, declared, maintenance_schedules
+from schedules.timetable import Schedule
+from worker.config import PREFIX, SECTIONS
+from worker.errors import ConfigError, InvalidArgument
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+#: Fields whose value is a duration: seconds, or text like "90d".
+_DURATIONS = {"keep": "keep_seconds", "every": "every_seconds", "jitter": "jitter_seconds", "grace": "grace_seconds", "budget": "budget_seconds"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that runs by itself: policies, jobs, gates, and the schedules of users."""
+
+    retention: tuple[Retention, ...]
+    partitions: tuple[Partitions, ...]
+    jobs: tuple[Job, ...]
+    gates: Gates
+    schedules: tuple[Schedule, ...]
+
+    def tasks(self) -> dict[str, Retention | Partitions | Job]:
+        """Maintenance tasks by name: retention.*, partitions.*.make, partitions.*.drop, job.*."""
+        found: dict[str, Retention | Partitions | Job] = {policy.task: policy for policy in self.retention}
+        for policy in self.partitions:
+            found[policy.make_task] = found[policy.drop_task] = policy
+        return found | {job.task: job for job in self.jobs}
+
+    def timetable(self, leave_out: set[str] | frozenset[str] = frozenset()) -> list[Schedule]:
+        """Every schedule: those of users and one per maintenance task, without the tasks to leave out."""
+        crons: dict[str, tuple[str, str]] = {policy.task: (policy.cron, policy.time_zone) for policy in self.retention}
+        for policy in self.partitions:
+            crons[policy.make_task] = (policy.make_cron, policy.time_zone)
+            crons[policy.drop_task] = (policy.drop_cron, policy.time_zone)
+        crons |= {job.task: (job.cron, "UTC") for job in self.jobs}
+        return [*self.schedules, *maintenance_schedules({task: cron for task, cron in crons.items() if task not in leave_out})]
+
+
+def load_plan(environ: Mapping[str, str] | None = None, toml_path: Path | None = None) -> Plan:
+    """Shipped policies, those of packhorse.toml, and schedules declared in code. Raises ConfigError with every problem."""
+    document, path = _document(os.environ if environ is None else environ, toml_path)
+    problems: list[str] = []
+
+    def section(name: str, build: Callable[[str, dict[str, Any]], Any], shipped: tuple[Any, ...]) -> tuple[Any, ...]:
+        found = {item.name: item for item in shipped}
+        entries = document.get(name, {})
+        if not isinstance(entries, dict):
+            problems.append(f"{path}: [{name}]: must be tables, [{name}.NAME]")
+            return shipped
+        for entry, values in entries.items():
+            where = f"{path}: [{name}.{entry}]"
+            if not isinstance(values, dict):
+                problems.append(f"{where}: must be a table")
+            elif values.get("enabled") is False:
+                if found.pop(entry, None) is None and len(values) == 1:
+                    problems.append(f"{where}: there is no {entry!r} to switch off{_near(entry, [item.name for item in shipped])}")
+            else:
+                values = {key: value for key, value in values.items() if key != "enabled"}
+                try:
+                    found[entry] = build(entry, values) if entry not in found else _changed(found[entry], values)
+                except (InvalidArgument, _Unknown) as error:
+                    problems.append(f"{where}: {error}")
+        return tuple(found.values())
+
+    retention = section("retention", lambda name, values: _build(Retention, {"name": name, **values}), RETENTION)
+    partitions = section("partitions", lambda name, values: _build(Partitions, {"name": name, **values}), PARTITIONS)
+    schedules = section("schedules", lambda name, values: _build(Schedule, {"name": name, **values}), ())
+    gates = Gates()
+    try:
+        gates = _build(Gates, document.get("gates", {}))
+    except (InvalidArgument, _Unknown) as error:
+        problems.append(f"{path}: [gates]: {error}")
+    schedules = (*(entry for name, entry in declared.items() if name not in document.get("schedules", {})), *schedules)
+    plan = Plan(retention, partitions, JOBS, gates, schedules)
+    problems += [f"{path}: {problem}" for problem in conflicts(plan)]
+    if problems:
+        raise ConfigError(problems)
+    return plan
+
+
+def conflicts(plan: Plan) -> list[str]:
+    """Policies that fight each other, or schedules that take a task's name."""
+    found = []
+    by_rows: dict[tuple[str, str], Retention] = {}
+    for policy in plan.retention:
+        other = by_rows.setdefault((policy.table.split(".")[-1], policy.where or ""), policy)
+        if other is not policy and (other.assign is None) == (policy.assign is None):
+            found.append(f"[retention.{policy.name}] and [retention.{other.name}]: both remove from {policy.table} under the same condition")
+    partitioned = {policy.table.split(".")[-1]: policy for policy in plan.partitions}
+    for policy in plan.retention:
+        rival = partitioned.get(policy.table.split(".")[-1])
+        if rival is not None and policy.assign is None and policy.where is None:
+            found.append(f"[retention.{policy.name}] and [partitions.{rival.name}]: both end the rows of {policy.table}; keep one of them")
+    tasks = plan.tasks()
+    found += [f"[schedules.{entry.name}]: this name belongs to a maintenance task" for entry in plan.schedules if entry.name in tasks]
+    found += [f"[schedules.{entry.name}]: the queue {QUEUE!r} is for maintenance" for entry in plan.schedules if entry.queue == QUEUE]
+    return found
+
+
+class _Unknown(Exception):
+    """A field that nobody knows."""
+
+
+def _build(of: type[Any], values: Mapping[str, Any]) -> Any:
+    """One policy from TOML values: durations read, unknown and wrong fields named."""
+    converted = _converted(of, values)
+    missing = [field.name for field in fields(of) if field.name not in converted and field.default is field.default_factory]
+    if missing:
+        shown = [next((short for short, long in _DURATIONS.items() if long == name), name) for name in missing]
+        raise _Unknown(f"{', '.join(shown)}: missing")
+    return of(**converted, **({"source": "toml"} if "source" in _names(of) else {}))
+
+
+def _changed(policy: Any, values: Mapping[str, Any]) -> Any:
+    """A shipped policy with some fields changed."""
+    return replace(policy, **_converted(type(policy), values), source="toml")
+
+
+def _converted(of: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    converted = {}
+    known = _names(of)
+    for key, value in values.items():
+        name = _DURATIONS.get(key, key)
+        if name not in known:
+            name = key
+        if name not in known or name == "source":
+            shown = {next((short for short, long in _DURATIONS.items() if long == field), field) for field in known} - {"source", "name"}
+            raise _Unknown(f"{key}: there is no such field{_near(key, sorted(shown))}")
+        converted[name] = seconds(key, value) if key in _DURATIONS and name == _DURATIONS[key] else _typed(of, name, value)
+    return converted
+
+
+def _typed(of: type[Any], name: str, value: Any) -> Any:
+    """Refuse a value of the wrong kind before it becomes a strange error somewhere else."""
+    hint = str(next(field.type for field in fields(of) if field.name == name))
+    wanted = {"str": str, "float": (int, float), "int": int, "bool": bool, "dict": dict, "Literal": str}
+    for word, kind in wanted.items():
+        if hint.startswith(word):
+            if not isinstance(value, kind) or (isinstance(value, bool) and word != "bool"):  # type: ignore[arg-type]
+                raise InvalidArgument(f"{name}: must be {_WORDS[word]}, not {type(value).__name__}", field=name)
+            break
+    return value
+
+
+_WORDS = {"str": "a text", "float": "a number", "int": "a whole number", "bool": "true or false", "dict": "a table", "Literal": "a text"}
+
+
+def seconds(field: str, value: Any) -> float:
+    """A duration: a number of seconds, or "90d", "1h30m". Raises InvalidArgument."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhdw])", value) if isinstance(value, str) else []
+    if not parts or "".join(number + unit for number, unit in parts) != value:
+        raise InvalidArgument(
+            f"{field}: {str(value)[:40]!r} is not a duration", field=field, hint='Write "90s", "5m", "2h", "7d" or a number of seconds.')
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+def _document(environ: Mapping[str, str], toml_path: Path | None) -> tuple[dict[str, Any], Path]:
+    path = toml_path or Path(environ.get(f"{PREFIX}CONFIG") or "packhorse.toml")
+    if not path.is_file():
+        return {}, path
+    try:
+        document = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError([f"{path}: not readable as TOML: {error}"]) from None
+    return {name: document[name] for name in SECTIONS if name in document}, path
+
+
+def _names(of: type[Any]) -> set[str]:
+    return {field.name for field in fields(of)}
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else ""

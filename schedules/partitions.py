@@ -1,0 +1,262 @@
+"""The life of partitions: made ahead, detached when old, exported if asked, dropped after a grace (SPEC M5).
+
+Making and dropping are separate tasks with separate schedules and transactions: a drop that cannot have its lock never
+keeps the next month from being there (FAILURES 64). Each step is one short transaction with a lock timeout of a second,
+tried again; a detach runs concurrently, outside any transaction. Bounds come from the catalogue, never from names. No
+default partition: one that is found in an adopted table is emptied period by period and reported.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from threading import Event
+
+from schedules.policies import Partitions
+from worker.db.connection import DeadlineConnection
+from worker.db.errors import translated
+from worker.errors import InvalidArgument, StoreConflict, StoreError, StoreRejected
+from worker.store import partitions as store
+
+logger = logging.getLogger("packhorse.maintenance")
+
+TRIES = 5
+RETRY_SECONDS = 0.5
+#: Our own tables belong to whoever migrated; these functions work with the owner's rights for everybody else.
+MADE_BY_FUNCTION = {"message_archive": "archive_make", "messages": "messages_make"}
+DROPPED_BY_FUNCTION = frozenset({"message_archive"})
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to be done: make, detach, export, drop or drain, the partition, its bounds, and why."""
+
+    action: str
+    partition: str
+    lower: str
+    upper: str
+    reason: str
+    estimated_rows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A partitioned table as it stands. runway_seconds: until inserts find no partition, counted without a gap."""
+
+    table: str
+    partitions: int
+    runway_seconds: float
+    default_partition: str | None
+    oldest: str | None
+    problem: str | None
+
+
+def period_start(moment: datetime, every: str, shift: int = 0) -> datetime:
+    """The first instant (UTC) of the period in which `moment` lies, `shift` periods on."""
+    day = moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    if every == "day":
+        return day + timedelta(days=shift)
+    if every == "week":
+        return day - timedelta(days=day.weekday()) + timedelta(weeks=shift)
+    months = day.year * 12 + day.month - 1 + shift
+    return day.replace(year=months // 12, month=months % 12 + 1, day=1)
+
+
+def partition_name(table: str, start: datetime, every: str) -> str:
+    """table_20261121, table_2026w47 or table_2026_11; the table's part is cut so that 63 bytes are kept."""
+    suffix = start.strftime({"day": "%Y%m%d", "week": "%Gw%V", "month": "%Y_%m"}[every])
+    return f"{table[: 62 - len(suffix)]}_{suffix}"
+
+
+class PartitionKeeper:
+    """The steps of one policy on one connection (autocommit, of the table's owner where steps change the table)."""
+
+    def __init__(self, connection: DeadlineConnection, policy: Partitions, stop: Event | None = None) -> None:
+        self._connection = connection
+        self._policy = policy
+        self._stop = stop or Event()
+
+    # -- looking ------------------------------------------------------------------------------------
+    def status(self) -> Status:
+        """How the table stands. Raises InvalidArgument, StoreError."""
+        with translated():
+            parent = self._parent()
+            found = store.partitions(self._connection, self._policy.table)
+        default = next((p.partition for p in found if p.is_default), None)
+        return Status(
+            self._policy.table, sum(not p.is_default for p in found), runway_seconds(found, parent.now), default,
+            found[0].lower if found and not found[0].is_default else None,
+            f"it has a default partition {default}: `packhorse partitions drain {self._policy.name}`" if default else None,
+        )
+
+    def plan(self) -> list[Step]:
+        """Every step that would be done now, in order: make, then detach, export and drop. Raises InvalidArgument, StoreError."""
+        with translated():
+            parent = self._parent()
+            found = store.partitions(self._connection, self._policy.table)
+            return [*self._missing(parent, found), *self._too_old(parent, found), *self._over(parent)]
+
+    # -- making -------------------------------------------------------------------------------------
+    def make(self) -> int:
+        """Make what is missing; how many are new. One partition per transaction; what is there stays when a later one fails."""
+        with translated():
+            parent = self._parent()
+            if not parent.owned and parent.name in MADE_BY_FUNCTION:
+                return store.make_as_owner(self._connection, MADE_BY_FUNCTION[parent.name], self._policy.ahead)
+            self._need_owner(parent)
+            steps = self._missing(parent, store.partitions(self._connection, self._policy.table))
+        for step in steps:
+            self._retried(step, partial(store.create, self._connection, parent, step.partition, step.lower, step.upper))
+            logger.info("partition_made table=%s partition=%s", self._policy.table, step.partition)
+        return len(steps)
+
+    def _missing(self, parent: store.Parent, found: list[store.Partition]) -> list[Step]:
+        ranges = [(_instant(p.lower), _instant(p.upper)) for p in found if not p.is_default]
+        steps = []
+        for shift in range(self._policy.ahead + 1):
+            start, end = (period_start(parent.now, self._policy.every, shift + more) for more in (0, 1))
+            if not any(lower < end and start < upper for lower, upper in ranges):
+                name = partition_name(parent.name, start, self._policy.every)
+                steps.append(Step("make", name, start.isoformat(), end.isoformat(), f"{self._policy.ahead} {self._policy.every}s ahead"))
+        return steps
+
+    # -- dropping -----------------------------------------------------------------------------------
+    def drop(self) -> int:
+        """Detach what is too old, export and drop what was detached long enough ago; how many were dropped."""
+        with translated():
+            parent = self._parent()
+            if not parent.owned and parent.name in DROPPED_BY_FUNCTION:
+                return store.drop_archive_as_owner(self._connection)
+            self._need_owner(parent)
+            found = store.partitions(self._connection, self._policy.table)
+            old = self._too_old(parent, found)
+        by_name = {p.name: p for p in found}
+        for step in old:
+            self._retried(step, partial(store.detach, self._connection, parent, by_name[step.partition]), in_transaction=False)
+            logger.info("partition_detached table=%s partition=%s", self._policy.table, step.partition)
+        with translated():
+            over = self._over(parent)
+        for step in over:
+            if step.action == "export":
+                self._export(parent, step)
+            else:
+                self._drop_one(parent, step)
+        return sum(step.action == "drop" for step in over)
+
+    def _too_old(self, parent: store.Parent, found: list[store.Partition]) -> list[Step]:
+        keep = self._policy.keep
+        if self._policy.keep_setting:
+            keep = max(keep, store.longest_keep_done(self._connection) or 0)
+        cutoff = period_start(parent.now, self._policy.every, -keep)
+        return [
+            Step("detach", p.name, str(p.lower), str(p.upper), f"older than {keep} {self._policy.every}s", round(p.estimated_rows))
+            for p in found if not p.is_default and (_instant(p.upper) <= cutoff or p.detach_pending)
+        ]
+
+    def _over(self, parent: store.Parent) -> list[Step]:
+        steps = []
+        for row in store.droppable(self._connection, parent, self._policy.grace_seconds):
+            bounds = (row["lower_bound"], row["upper_bound"])
+            if self._policy.export_dir is not None and row["exported_at"] is None:
+                steps.append(Step("export", row["partition"], *bounds, f"to {self._policy.export_dir}"))
+            steps.append(Step("drop", row["partition"], *bounds, f"detached {row['detached_at']:%Y-%m-%d %H:%M}"))
+        return steps
+
+    def _export(self, parent: store.Parent, step: Step) -> None:
+        with translated():
+            try:
+                path, rows, digest = store.export(self._connection, parent, step.partition, Path(self._policy.export_dir or "."))
+            except OSError as error:
+                raise InvalidArgument(f"export_dir: {error.strerror or error}: {self._policy.export_dir}", field="export_dir") from error
+        logger.info("partition_exported table=%s partition=%s path=%s rows=%d sha256=%s", self._policy.table, step.partition, path, rows, digest)
+
+    def _drop_one(self, parent: store.Parent, step: Step) -> None:
+        with translated():
+            exists = store.is_alone(self._connection, step.partition)
+        self._retried(step, partial(store.drop, self._connection, parent, step.partition, exists=exists))
+        logger.info("partition_dropped table=%s partition=%s", self._policy.table, step.partition)
+
+    # -- an adopted table with a default partition --------------------------------------------------
+    def drain_default(self) -> int:
+        """Move the rows of the default partition into partitions of their own, a period per transaction; how many rows.
+
+        Writers of other periods go on; those of the period that moves wait for its transaction. Raises StoreError.
+        """
+        moved = 0
+        while not self._stop.is_set():
+            with translated():
+                parent = self._parent()
+                self._need_owner(parent)
+                default = next((p for p in store.partitions(self._connection, self._policy.table) if p.is_default), None)
+                oldest, left = store.default_span(self._connection, default.partition, self._policy.column) if default else (None, 0)
+            if default is None or oldest is None:
+                return moved
+            start, end = (period_start(oldest, self._policy.every, shift) for shift in (0, 1))
+            step = Step("drain", partition_name(parent.name, start, self._policy.every), start.isoformat(), end.isoformat(), f"{left} rows left")
+            moved += self._retried(step, partial(
+                store.create, self._connection, parent, step.partition, step.lower, step.upper, fill_from=default.partition,
+                column=self._policy.column,
+            ))
+            logger.info("partition_drained table=%s partition=%s rows=%d", self._policy.table, step.partition, moved)
+        return moved
+
+    # -- tools --------------------------------------------------------------------------------------
+    def _parent(self) -> store.Parent:
+        parent = store.parent(self._connection, self._policy.table, self._policy.column)
+        if parent is None:
+            raise InvalidArgument(f"table: there is no partitioned table {self._policy.table!r}", field="table")
+        if not parent.fits:
+            raise InvalidArgument(f"column: {self._policy.table} is not range-partitioned by {self._policy.column} alone", field="column")
+        return parent
+
+    def _need_owner(self, parent: store.Parent) -> None:
+        if not parent.owned:
+            raise StoreRejected(
+                f"{self._policy.table}: only its owner can change its partitions: set maintenance_url to a connection of that role, "
+                "or grant the role to this one"
+            )
+
+    def _retried(self, step: Step, act: Callable[[], int | None], *, in_transaction: bool = True) -> int:
+        """Do one step; a lock that cannot be had is tried again a few times, with growing pauses."""
+        for attempt in range(1, TRIES + 1):
+            try:
+                with translated():
+                    if not in_transaction:
+                        act()
+                        return 0
+                    with self._connection.transaction():
+                        return act() or 0
+            except StoreConflict as error:
+                if attempt == TRIES or self._stop.is_set():
+                    raise
+                logger.info("partition_waits table=%s partition=%s attempt=%d error=%s", self._policy.table, step.partition, attempt, error)
+                self._stop.wait(RETRY_SECONDS * 2**attempt)
+            except StoreError as error:
+                if error.sqlstate == "42P07":  # duplicate_table: another keeper was faster
+                    return 0
+                raise
+        return 0
+
+
+def runway_seconds(found: list[store.Partition], now: datetime) -> float:
+    """How long inserts at the database's clock go on finding a partition; 0 when there is none for now."""
+    end = now
+    for lower, upper in sorted((_instant(p.lower), _instant(p.upper)) for p in found if not p.is_default):
+        if lower <= end < upper:
+            end = upper
+    return (end - now).total_seconds()
+
+
+def _instant(bound: str | None) -> datetime:
+    """A bound of the catalogue; one without a time zone is UTC."""
+    if bound is None or bound.startswith("-"):
+        return datetime.min.replace(tzinfo=UTC)
+    text = bound.strip()
+    if text in ("infinity", "MAXVALUE"):
+        return datetime.max.replace(tzinfo=UTC)
+    found = datetime.fromisoformat(text)
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)

@@ -1,0 +1,107 @@
+"""Run one maintenance task by name, whoever asked: the scheduler's message, the command line, a test (SPEC M7)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from threading import Event
+from typing import Any
+
+from schedules.config import Plan
+from schedules.partitions import PartitionKeeper
+from schedules.policies import Partitions, Retention
+from schedules.registry import Job
+from schedules.retention import RetentionRun
+from worker.db.connection import DeadlineConnection
+from worker.db.errors import translated
+from worker.errors import InvalidArgument, StoreError
+from worker.store import maintenance as store
+
+logger = logging.getLogger("packhorse.maintenance")
+
+JOB_BUDGET_SECONDS = 60.0
+
+
+class TaskRunner:
+    """Runs tasks of a plan, one at a time per connection. stop: ends a run after its batch; it is gone on with later."""
+
+    def __init__(self, open_connection: Callable[[], DeadlineConnection], plan: Plan, stop: Event | None = None) -> None:
+        self._open = open_connection
+        self._plan = plan
+        self._stop = stop or Event()
+
+    def run(
+        self, task: str, *, triggered_by: str, message_id: int | None = None, on_progress: Callable[[int, str | None], Any] = lambda rows, gate: None,
+    ) -> str:
+        """Run a task to its end; succeeded, paused, cancelled, lost, or busy (another process works on it).
+
+        Raises InvalidArgument for an unknown task; what the task raised, after recording it as failed.
+        """
+        policy = find(self._plan, task)
+        connection = self._open()
+        try:
+            if isinstance(policy, Retention):
+                return RetentionRun(
+                    connection, policy, self._plan.gates, triggered_by=triggered_by, message_id=message_id, stop=self._stop, on_progress=on_progress,
+                ).run()
+            with translated():
+                kind = "job" if isinstance(policy, Job) else "partitions"
+                run = store.start(connection, task, kind, triggered_by, message_id, {})
+            if run is None:
+                return "busy"
+            return self._recorded(connection, run.id, task, policy, on_progress)
+        finally:
+            connection.close()
+
+    def _recorded(
+        self, connection: DeadlineConnection, run_id: int, task: str, policy: Partitions | Job, on_progress: Callable[[int, str | None], Any]
+    ) -> str:
+        try:
+            if isinstance(policy, Job):
+                count = self._job(connection, run_id, policy, on_progress)
+            else:
+                keeper = PartitionKeeper(connection, policy, self._stop)
+                count = keeper.make() if task == policy.make_task else keeper.drop()
+                with translated():
+                    store.beat(connection, run_id, rows_done=count)
+            with translated():
+                store.end(connection, run_id, "succeeded")
+        except (StoreError, InvalidArgument) as error:
+            logger.error("maintenance_failed task=%s run_id=%s error_class=%s error=%s", task, run_id, type(error).__name__, error)
+            try:
+                with translated():
+                    store.end(connection, run_id, "failed", str(error))
+            except StoreError as second:  # the connection is gone: the next run takes this one over
+                logger.warning("maintenance_not_recorded run_id=%s error_class=%s", run_id, type(second).__name__)
+            raise
+        if count:
+            logger.info("maintenance_ended task=%s run_id=%s state=%s rows=%d", task, run_id, "succeeded", count)
+        return "succeeded"
+
+    def _job(self, connection: DeadlineConnection, run_id: int, job: Job, on_progress: Callable[[int, str | None], Any]) -> int:
+        """Call the job's function until it finds less than a batch; each call is a transaction."""
+        total = 0
+        deadline = time.monotonic() + JOB_BUDGET_SECONDS
+        while True:
+            with translated(), connection.transaction():
+                count = store.job(connection, job.statement, job.batch)
+                asked = store.beat(connection, run_id, rows_done=count)
+            total += count
+            on_progress(count, None)
+            if count < job.batch or asked != "go" or self._stop.is_set() or time.monotonic() > deadline:
+                return total
+
+
+def find(plan: Plan, task: str) -> Retention | Partitions | Job:
+    """The policy or job of a task. Raises InvalidArgument with a near miss."""
+    import difflib
+
+    tasks = plan.tasks()
+    if task not in tasks:
+        near = difflib.get_close_matches(task, tasks, 1)
+        raise InvalidArgument(
+            f"task: there is no maintenance task {task[:100]!r}", field="task",
+            hint=f"Did you mean {near[0]!r}?" if near else "`packhorse maintenance list` names them.",
+        )
+    return tasks[task]

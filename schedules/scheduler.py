@@ -1,0 +1,136 @@
+"""The scheduler: decides what is due, enqueues it, sleeps until the next planned time (SPEC M1, P6, P7).
+
+Any number of these may run; none leads. Each reads what is due by the database clock, computes the planned times
+itself and lets `fire_schedule` decide. Local time is used for sleeping only: it cannot fire anything early.
+A schedule that cannot be computed or enqueued is recorded with its problem; the others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterable
+from datetime import datetime
+
+from schedules.timetable import Schedule
+from schedules.triggers import newest, trigger
+from worker.db.connection import DeadlineConnection
+from worker.db.pool import Link
+from worker.errors import InvalidArgument, StoreConflict, StoreError, StoreUnavailable
+from worker.service import Service
+from worker.store import messages
+from worker.store import schedules as store
+
+logger = logging.getLogger("packhorse.schedules")
+
+#: Changes made by SQL and the command line are seen after so many seconds at the latest.
+POLL_SECONDS = 2.0
+#: A planned time that is older counts as missed under the policy `skip`.
+GRACE_SECONDS = 60.0
+SETTLE_SECONDS = 10.0
+#: Planned times computed at once for one schedule; what is older than the newest of these was missed by weeks.
+MOST_PLANNED = 1000
+
+
+class Scheduler(Service):
+    """One loop over the timetable. declared: asked once, in the loop, for what to write into it. `fired` counts what this process enqueued."""
+
+    name = "scheduler"
+
+    def __init__(
+        self, open_connection: Callable[[], DeadlineConnection], declared: Callable[[], Iterable[Schedule]] | None = None,
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
+        super().__init__()
+        self._link = Link(open_connection)
+        self._declared = declared
+        self._poll_seconds = poll_seconds
+        self._turns_until_settle = 0
+        self.fired = 0
+
+    def run_once(self) -> float:
+        with self._link.connection() as connection:
+            if self._declared is not None:
+                declare(connection, self._declared())
+                self._declared = None
+            due, wait = store.due(connection)
+            for entry in due:
+                try:
+                    self._decide(connection, entry)
+                except (StoreUnavailable, StoreConflict):
+                    raise
+                except (StoreError, InvalidArgument) as error:  # one broken schedule stops no other
+                    logger.error("schedule_failed schedule=%s error_class=%s error=%s", entry.name, type(error).__name__, error)
+            if self._turns_until_settle <= 0:
+                store.settle_runs(connection)
+                self._turns_until_settle = round(SETTLE_SECONDS / self._poll_seconds)
+            self._turns_until_settle -= 1
+        if due:
+            return 0.0  # look again: what was computed may be due by now
+        return min(self._poll_seconds, max(0.0, wait)) if wait is not None else self._poll_seconds
+
+    def _decide(self, connection: DeadlineConnection, entry: store.Due) -> None:
+        """Decide every planned time of one schedule up to now."""
+        try:
+            of = trigger(entry.cron, entry.every_seconds, entry.time_zone)
+            times = newest(of, entry.last_planned_at, entry.now, MOST_PLANNED)
+            following = of.after(entry.now)
+        except InvalidArgument as error:
+            store.plan(connection, entry.name, entry.last_planned_at, None, str(error))
+            logger.error("schedule_unusable schedule=%s error=%s", entry.name, error)
+            return
+        if not times:
+            store.plan(connection, entry.name, entry.last_planned_at, following)
+            return
+        late = [time for time in times[:-1] or times if (entry.now - time).total_seconds() > GRACE_SECONDS]
+        if entry.missed == "all":
+            for place, time in enumerate(times[-entry.missed_limit :]):
+                self._fire(connection, entry, time, following, missed_count=max(0, len(times) - entry.missed_limit) if place == 0 else 0)
+            return
+        last = times[-1]
+        missed = entry.missed == "skip" and (entry.now - last).total_seconds() > GRACE_SECONDS
+        if late:
+            logger.warning("schedule_missed schedule=%s count=%d policy=%s since=%s", entry.name, len(late), entry.missed, late[0].isoformat())
+        self._fire(connection, entry, last, following, missed_count=len(times) - 1, missed=missed)
+
+    def _fire(
+        self, connection: DeadlineConnection, entry: store.Due, planned_at: datetime, following: datetime, *, missed_count: int = 0,
+        missed: bool = False,
+    ) -> None:
+        try:
+            outcome = store.fire(
+                connection, entry.name, planned_at, following, missed_count=missed_count, missed=missed, jitter=random.random()
+            )
+        except (StoreUnavailable, StoreConflict):
+            raise
+        except StoreError as error:
+            if store.fail(connection, entry.name, planned_at, following, f"{type(error).__name__}: {error}"):
+                logger.error("schedule_failed schedule=%s error_class=%s error=%s", entry.name, type(error).__name__, error)
+            return
+        self.fired += outcome == "enqueued"
+        if outcome == "overlapped":
+            logger.warning("schedule_overlapped schedule=%s planned_at=%s", entry.name, planned_at)
+        elif outcome == "enqueued":
+            logger.debug("schedule_fired schedule=%s planned_at=%s", entry.name, planned_at)
+
+    def on_stop(self) -> None:
+        self._link.close()
+
+
+def declare(connection: DeadlineConnection, declared: Iterable[Schedule]) -> dict[str, str]:
+    """Write declared schedules into the timetable, and remove those of code and TOML that are declared no longer.
+
+    Returns what became of each: created, changed, unchanged, removed. Schedules made by SQL are left alone.
+    """
+    outcome = {}
+    names = []
+    for entry in declared:
+        messages.declare_queue(connection, entry.queue)
+        outcome[entry.name] = store.set_schedule(connection, {name: getattr(entry, name) for name in Schedule.__dataclass_fields__})
+        names.append(entry.name)
+    for name in store.remove_undeclared(connection, ["packhorse", "code", "toml"], names):
+        outcome[name] = "removed"
+    changed = {name: what for name, what in outcome.items() if what != "unchanged"}
+    if changed:
+        logger.info("timetable_declared schedules=%d changed=%d", len(names), len(changed))
+    return outcome

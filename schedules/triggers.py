@@ -1,0 +1,178 @@
+"""When is the next planned time? APScheduler's cron fields, with daylight saving time said once (SPEC M1).
+
+A planned time follows from the trigger alone, so that every scheduler process computes the same ones. Cron
+lines are matched against the wall clock of their zone:
+
+- A wall time that does not exist (clocks go forward) happens as many minutes later as the clock jumped.
+- A wall time that exists twice (clocks go back) happens once, at its first occurrence.
+- A line whose hour field is `*` means "in every hour": it goes by real time, neither skips nor repeats.
+
+APScheduler computes in UTC here: its own arithmetic with zones repeats and skips (FAILURES 34). Weekdays are
+cron's (0 and 7 are Sunday), not APScheduler's (0 is Monday).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+
+from apscheduler.triggers.cron import CronTrigger  # type: ignore[import-untyped]
+
+from worker.errors import InvalidArgument
+
+WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+#: No zone has ever moved its clock by more.
+LARGEST_SHIFT = timedelta(hours=3)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Every:
+    """A fixed interval, counted from the epoch: the same instants for everybody."""
+
+    def __init__(self, seconds: float) -> None:
+        if not 1 <= seconds <= 3660 * 86400:
+            raise InvalidArgument("every: must be between 1 second and ten years", field="every")
+        self._step = timedelta(seconds=seconds)
+
+    def after(self, moment: datetime) -> datetime:
+        """The first planned time later than `moment` (aware)."""
+        return EPOCH + ((moment - EPOCH) // self._step + 1) * self._step
+
+
+class Cron:
+    """Five fields (minute hour day month weekday) on the wall clock of a zone."""
+
+    def __init__(self, line: str, time_zone: str = "UTC") -> None:
+        self._zone = zone(time_zone)
+        fields = line.split()
+        if len(fields) != 5:
+            raise InvalidArgument(f"cron: {line[:60]!r} has {len(fields)} fields, not five", field="cron", hint="minute hour day month weekday")
+        if fields[2] != "*" and fields[4] != "*":
+            raise InvalidArgument(
+                f"cron: {line[:60]!r} names days of the month and of the week; programs disagree whether one or both must match",
+                field="cron", hint="Make two schedules.",
+            )
+        self._every_hour = fields[1] in ("*", "*/1")
+        minute, hour, day, month, weekday = fields
+        try:
+            self._fields = CronTrigger(minute=minute, hour=hour, day=day, month=month, day_of_week=_weekdays(weekday), timezone=UTC)
+        except (ValueError, TypeError) as error:
+            raise InvalidArgument(f"cron: {line[:60]!r}: {error}", field="cron", hint="minute hour day month weekday") from None
+        if self._next_wall(datetime(2000, 1, 1)) is None:
+            raise InvalidArgument(f"cron: {line[:60]!r} never happens", field="cron", hint="No month has that day.")
+
+    def after(self, moment: datetime) -> datetime:
+        """The first planned time later than `moment` (aware), in UTC."""
+        plain = self._next_wall(_wall(moment, self._zone))
+        if plain is not None and self._calm(moment) and self._calm(instant := plain.replace(tzinfo=self._zone).astimezone(UTC)):
+            return instant
+        wall = self._next_wall(_wall(moment, self._zone) - LARGEST_SHIFT)
+        best: datetime | None = None
+        while wall is not None:
+            for instant in self._instants(wall):
+                if instant > moment and (best is None or instant < best):
+                    best = instant
+            if best is not None and wall > _wall(best, self._zone) + LARGEST_SHIFT:
+                break
+            wall = self._next_wall(wall)
+        if best is None:
+            raise InvalidArgument("cron: has no planned time after this one", field="cron")
+        return best
+
+    def _calm(self, moment: datetime) -> bool:
+        """No clock change near this instant: wall times and instants go together."""
+        offsets = {(moment + shift).astimezone(self._zone).utcoffset() for shift in (-LARGEST_SHIFT, timedelta(0), LARGEST_SHIFT)}
+        return len(offsets) == 1
+
+    def _next_wall(self, wall: datetime) -> datetime | None:
+        after = wall.replace(tzinfo=UTC) + timedelta(microseconds=1)
+        found = self._fields.get_next_fire_time(None, after)
+        return found.replace(tzinfo=None) if found is not None else None
+
+    def _instants(self, wall: datetime) -> Iterator[datetime]:
+        """The instants at which the wall clock shows this time, by the rules above."""
+        first = wall.replace(tzinfo=self._zone).astimezone(UTC)
+        exists = _wall(first, self._zone) == wall
+        if exists or not self._every_hour:
+            yield first  # a time that does not exist: `first` lies as far behind the jump as the clock jumped
+        second = wall.replace(tzinfo=self._zone, fold=1).astimezone(UTC)
+        if exists and self._every_hour and second != first:
+            yield second
+
+
+Trigger = Cron | Every
+
+
+@lru_cache(maxsize=1024)
+def trigger(cron: str | None, every_seconds: float | None, time_zone: str = "UTC") -> Trigger:
+    """The trigger of a schedule. Raises InvalidArgument that names the field."""
+    if (cron is None) == (every_seconds is None):
+        raise InvalidArgument("cron: give either cron or every", field="cron")
+    return Cron(cron, time_zone) if cron is not None else Every(every_seconds or 0)
+
+
+def upcoming(of: Trigger, after: datetime, until: datetime | None = None, limit: int = 1000) -> list[datetime]:
+    """Planned times after `after`, at most `limit`, and none later than `until`; ascending."""
+    found: list[datetime] = []
+    while len(found) < limit:
+        after = of.after(after)
+        if until is not None and after > until:
+            break
+        found.append(after)
+    return found
+
+
+def newest(of: Trigger, after: datetime, until: datetime, limit: int) -> list[datetime]:
+    """The newest planned times after `after` and not after `until`, at most `limit`; however long ago `after` was."""
+    times = more = upcoming(of, after, until, limit)
+    if len(times) == limit:
+        more = upcoming(of, max(times[-1], until - (times[-1] - times[0])), until, limit)  # jump over what nobody asks for
+    while len(more) == limit:
+        times, more = more, upcoming(of, more[-1], until, limit)
+    return times if more is times else (times + more)[-limit:]
+
+
+def zone(name: str) -> ZoneInfo:
+    """A time zone by its IANA name. Raises InvalidArgument with a near miss."""
+    try:
+        if name in available_timezones():
+            return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        pass
+    near = difflib.get_close_matches(name, available_timezones(), 1)
+    raise InvalidArgument(
+        f"time_zone: {name[:60]!r} is not a time zone", field="time_zone", hint=f"Did you mean {near[0]!r}?" if near else "For example Africa/Kigali."
+    )
+
+
+def _wall(moment: datetime, of: ZoneInfo) -> datetime:
+    return moment.astimezone(of).replace(tzinfo=None, fold=0)
+
+
+def _weekdays(field: str) -> str:
+    """cron's weekday field in names: 0 and 7 are Sunday, ranges may go over the end of the week."""
+    if field == "*" or not re.search(r"\d", field):
+        return field
+    days: set[int] = set()
+    for part in field.split(","):
+        matched = re.fullmatch(r"(?:(\*)|([0-7]|[a-z]{3})(?:-([0-7]|[a-z]{3}))?)(?:/([1-7]))?", part.lower())
+        if matched is None:
+            raise ValueError(f"{part!r} is not a weekday")
+        star, first, last, step = matched.groups()
+        low, high = (0, 6) if star else (_weekday(first), _weekday(last or first))
+        if high < low:
+            high += 7
+        days.update(day % 7 for day in range(low, high + 1, int(step or 1)))
+    return ",".join(WEEKDAYS[day] for day in sorted(days))
+
+
+def _weekday(text: str) -> int:
+    if text.isdigit():
+        return int(text) % 7
+    if text not in WEEKDAYS:
+        raise ValueError(f"{text!r} is not a weekday")
+    return WEEKDAYS.index(text)

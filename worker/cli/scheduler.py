@@ -1,0 +1,56 @@
+"""packhorse scheduler: the timetable and maintenance, as worker processes with one actor of their own."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from typing import Annotated
+
+import typer
+from pydantic import SecretStr
+
+from schedules.checking import check_plan
+from schedules.config import load_plan
+from schedules.registry import QUEUE
+from worker.cli.common import configure_logging, database_url
+from worker.cli.maintenance import owner
+from worker.config import load_settings
+from worker.errors import ConfigError, StoreUnavailable
+
+#: The module whose import adds the scheduler to a worker process; last, so that it joins the broker of users' modules.
+MODULE = "schedules.actors"
+
+Modules = Annotated[
+    list[str] | None, typer.Argument(help="Modules that declare schedules; default: the setting `actors`.", metavar="[MODULES]...")
+]
+
+
+def scheduler(modules: Modules = None) -> int:
+    """Fire schedules and run maintenance. Any number of these may run: none leads. Signals as for `packhorse worker`."""
+    from worker.embedded import Embedded
+    from worker.observe.systemd import Notifier
+    from worker.supervisor import Supervisor
+
+    settings = load_settings(actors=",".join(modules) if modules else None)
+    url = database_url(settings)
+    configure_logging(settings)
+    refuse_bad_plan()
+    embedded = Embedded(settings.data_dir) if settings.database_url is None else None
+    chosen = settings.model_copy(update={
+        "actors": (*settings.actors, MODULE), "queues": (QUEUE,), "processes": 1, "threads": 2,
+        "database_url": SecretStr(url),
+    })
+    with embedded or nullcontext():
+        return Supervisor(chosen, notifier=Notifier(os.environ)).run()
+
+
+def refuse_bad_plan() -> None:
+    """Raise ConfigError with everything that is wrong in the plan; a database that does not answer yet is waited for later."""
+    plan = load_plan()
+    try:
+        with owner() as connection:
+            findings = check_plan(connection, plan)
+    except StoreUnavailable:
+        return
+    if findings.problems:
+        raise ConfigError([problem for _, problem in findings.problems])

@@ -1,0 +1,251 @@
+-- name: start_maintenance_run
+-- Begin or take over the run of a task.
+select run_id, run_cutoff, run_cursor, run_rows, run_batch_size, run_resumed
+from start_maintenance_run(%(task)s, %(kind)s, %(triggered_by)s, %(message_id)s, %(plan)s::jsonb, %(cutoff)s, %(batch_size)s);
+
+-- name: beat_maintenance_run
+-- Progress of a run.
+select beat_maintenance_run(%s, %s, %s::jsonb, %s, %s, %s);
+
+-- name: end_maintenance_run
+-- End or pause a run.
+select end_maintenance_run(%s, %s, %s, %s::jsonb);
+
+-- name: cancel_maintenance_run
+-- Ask a run to end.
+select cancel_maintenance_run(%s, %s, %s);
+
+-- name: maintenance_health
+-- One row per task that ever ran.
+select task, kind, state, gate, rows_done, started_at, ended_at, error, last_success_at from maintenance_health order by task;
+
+-- name: maintenance_history
+-- Runs, newest first.
+select id, task, kind, state, triggered_by, rows_done, rows_total, batches, batch_size, resumed, gate, gates_hit, throttled_seconds, plan, details, error,
+  started_at, ended_at
+from maintenance_runs where task = %(task)s or %(task)s::text is null order by id desc limit %(limit)s;
+
+-- name: maintenance_progress
+-- The unfinished run of a task.
+select id, state, rows_done, rows_total, gate, batch_size, started_at from maintenance_runs where task = %s and state in ('running', 'paused');
+
+-- name: set_maintenance_total
+-- How many rows a run expects to meet.
+update maintenance_runs set rows_total = %s where id = %s;
+
+-- name: maintenance_gates
+-- The health gates for a table.
+select gate, value, known, detail from maintenance_gates(to_regclass(%s));
+
+-- name: table_facts
+-- What a policy has to know about its table; no row when there is none.
+select c.oid::regclass::text as name, c.relkind, greatest(c.reltuples, 0)::float8 as estimated_rows, pg_total_relation_size(c.oid) as bytes,
+  row_security_active(c.oid) as hidden_by_policies,
+  pg_has_role(c.relowner, 'usage') as owned,
+  has_table_privilege(c.oid, 'delete') as may_delete, has_any_column_privilege(c.oid, 'update') as may_update,
+  (select array_agg(a.attname::text order by k.place) from pg_index i cross join unnest(i.indkey) with ordinality k (number, place)
+    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.number where i.indrelid = c.oid and i.indisprimary) as key_columns,
+  (select array_agg(format_type(a.atttypid, a.atttypmod) order by k.place) from pg_index i cross join unnest(i.indkey) with ordinality k (number, place)
+    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.number where i.indrelid = c.oid and i.indisprimary) as key_types,
+  (select array_agg(a.attname::text order by a.attnum) from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as columns,
+  (select format_type(a.atttypid, a.atttypmod) from pg_attribute a where a.attrelid = c.oid and a.attname = %(column)s and a.attnum > 0) as column_type,
+  exists (select from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+    where i.indrelid = c.oid and a.attname = %(column)s and i.indisvalid) as column_indexed
+from pg_class c where c.oid = to_regclass(%(table)s) and c.relkind in ('r', 'p');
+
+-- name: table_exists
+-- Is there such a table?
+select to_regclass(%s) is not null;
+
+-- name: table_names
+-- Tables that can be meant, for a near miss.
+select c.oid::regclass::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where c.relkind in ('r', 'p') and not c.relispartition and n.nspname not in ('pg_catalog', 'information_schema') order by 1 limit 2000;
+
+-- name: batch_timeouts
+-- A batch waits for nobody and takes no longer than it must.
+select set_config('lock_timeout', '1s', true), set_config('statement_timeout', %s, true);
+
+-- name: retention_delete
+-- Delete one batch by key, oldest first; how many, and where the next one begins.
+with batch as (
+  select {keys}, t.{column} as retention_at from {table} t
+  where t.{column} < %(cutoff)s and ({where}) and ({after})
+  order by t.{column}, {keys} limit %(limit)s for update of t skip locked
+), gone as (
+  delete from {table} t using batch b where {same} returning 1
+)
+select (select count(*) from gone), (select json_agg(e.v order by e.place) from (select b.retention_at::text, {keys_of_batch} from batch b
+  order by b.retention_at desc, {keys_descending} limit 1) l, lateral json_each_text(row_to_json(l)) with ordinality e (k, v, place)) as last_key, (select count(*) from batch);
+
+-- name: retention_update
+-- Change one batch by key, oldest first; how many, and where the next one begins.
+with batch as (
+  select {keys}, t.{column} as retention_at from {table} t
+  where t.{column} < %(cutoff)s and ({where}) and ({after})
+  order by t.{column}, {keys} limit %(limit)s for update of t skip locked
+), gone as (
+  update {table} t set {assign} from batch b where {same} returning 1
+)
+select (select count(*) from gone), (select json_agg(e.v order by e.place) from (select b.retention_at::text, {keys_of_batch} from batch b
+  order by b.retention_at desc, {keys_descending} limit 1) l, lateral json_each_text(row_to_json(l)) with ordinality e (k, v, place)) as last_key, (select count(*) from batch);
+
+-- name: retention_count
+-- What a run would meet: rows, and their bytes.
+select count(*), coalesce(sum(pg_column_size(t.*)), 0)::bigint from {table} t where t.{column} < %(cutoff)s and ({where});
+
+-- name: retention_probe
+-- Does the statement of a policy parse, and is there any row to see?
+select exists (select from {table} t where ({where}) or true), (select count(*) from (select from {table} t where t.{column} < %(cutoff)s and ({where}) limit 0) n);
+
+-- name: retention_cutoff
+-- The database clock, so many seconds ago.
+select clock_timestamp() - make_interval(secs => %s);
+
+-- name: job_stale_message_locks
+-- Expired leases of messages.
+select cleanup_stale_message_locks();
+
+-- name: job_stale_conversation_locks
+-- Locks that callers took around their own work and never gave back.
+select cleanup_stuck_webhook_conversations();
+
+-- name: job_dead_workers
+-- Rows of worker processes that have been silent for long.
+select forget_dead_workers();
+
+-- name: job_stuck_conversations
+-- Locks of conversations whose holder is gone.
+select release_stuck_conversations(p_limit => %(limit)s);
+
+-- name: job_timed_out_workflows
+-- Workflows past their time.
+select mark_timed_out_workflows(%(limit)s);
+
+-- name: job_expired_agent_sessions
+-- Agent sessions past their time become expired.
+select expire_agent_chat_sessions(%(limit)s);
+
+-- name: job_expired_guest_sessions
+-- Guest sessions past their time.
+select cleanup_expired_guest_sessions(%(limit)s);
+
+-- name: job_due_reminders
+-- Due reminders become messages.
+select enqueue_due_reminders(%(limit)s);
+
+-- name: partition_list
+-- Partitions of a table with their bounds, oldest first; the default one last.
+select c.oid::regclass::text as partition, c.relname as name, pg_get_expr(c.relpartbound, c.oid) as bound,
+  substring(pg_get_expr(c.relpartbound, c.oid) from 'FROM \(''([^'']+)''\)') as lower_bound,
+  substring(pg_get_expr(c.relpartbound, c.oid) from 'TO \(''([^'']+)''\)') as upper_bound,
+  pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT' as is_default, i.inhdetachpending as detach_pending,
+  greatest(c.reltuples, 0)::float8 as estimated_rows, pg_total_relation_size(c.oid) as bytes
+from pg_inherits i join pg_class c on c.oid = i.inhrelid
+where i.inhparent = to_regclass(%s)
+order by pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT', 4 nulls first, 1;
+
+-- name: partition_parent
+-- Is the table range-partitioned by this one column, and may this role change it? Its schema, for the names of partitions.
+select p.partstrat::text = 'r' and p.partnatts = 1 and a.attname = %(column)s as fits, pg_has_role(c.relowner, 'usage') as owned, n.nspname as schema,
+  c.relname as name, c.relrowsecurity as row_security, format_type(a.atttypid, a.atttypmod) as column_type, clock_timestamp() as now
+from pg_partitioned_table p join pg_class c on c.oid = p.partrelid join pg_namespace n on n.oid = c.relnamespace
+left join pg_attribute a on a.attrelid = c.oid and a.attnum = p.partattrs[0]
+where c.oid = to_regclass(%(table)s);
+
+-- name: partition_timeouts
+-- DDL waits a second for its lock, no longer: whoever queues behind it waits as long.
+select set_config('lock_timeout', '1s', true);
+
+-- name: partition_lock_parent
+-- Two makers at once: the second waits, and finds the partition there.
+select pg_advisory_xact_lock(hashtext('packhorse.partitions.' || %s));
+
+-- name: partition_create
+-- A table like its parent, not yet attached.
+create table {partition} (like {parent} including defaults including constraints including generated including storage);
+
+-- name: partition_secure
+-- Row-level security like the parent's: nobody reads a partition directly.
+alter table {partition} enable row level security;
+
+-- name: partition_attach
+-- SHARE UPDATE EXCLUSIVE on the parent: readers and writers go on.
+alter table {parent} attach partition {partition} for values from ({lower}) to ({upper});
+
+-- name: partition_detach
+-- Without a long lock; not possible inside a transaction, or beside a default partition.
+alter table {parent} detach partition {partition} concurrently;
+
+-- name: partition_detach_finalize
+-- A detach that was interrupted.
+alter table {parent} detach partition {partition} finalize;
+
+-- name: session_lock_timeout
+-- For statements that cannot run in a transaction.
+select set_config('lock_timeout', %s, false);
+
+-- name: partition_detached
+-- Remember a detached partition.
+insert into detached_partitions (parent, partition, lower_bound, upper_bound) values (%s, %s, %s, %s);
+
+-- name: partition_droppable
+-- Detached partitions whose grace is over and which are still there.
+select d.parent, d.partition, d.lower_bound, d.upper_bound, d.detached_at, d.exported_at
+from detached_partitions d
+where d.parent = %s and d.dropped_at is null and d.detached_at <= clock_timestamp() - make_interval(secs => %s) order by d.lower_bound;
+
+-- name: partition_is_alone
+-- A table that is nobody's partition (any more).
+select to_regclass(%(partition)s) is not null and not exists (select from pg_inherits i where i.inhrelid = to_regclass(%(partition)s));
+
+-- name: partition_drop
+-- The end of it.
+drop table {partition};
+
+-- name: partition_dropped
+-- Remember the drop.
+update detached_partitions set dropped_at = clock_timestamp() where parent = %s and partition = %s and dropped_at is null;
+
+-- name: partition_exported
+-- Remember the export.
+update detached_partitions set exported_at = clock_timestamp(), export_path = %s, export_rows = %s, export_sha256 = %s
+where parent = %s and partition = %s and dropped_at is null;
+
+-- name: partition_copy
+-- A partition as CSV.
+copy {partition} to stdout with (format csv, header);
+
+-- name: partition_default_span
+-- The oldest row of a default partition, and how many there are.
+select min({column}), count(*) from {partition};
+
+-- name: partition_move
+-- Move the rows of one period out of the default partition into its new table.
+with moved as (delete from {default} where {column} >= {lower} and {column} < {upper} returning *)
+insert into {partition} select * from moved;
+
+-- name: partition_history
+-- What was detached, exported, dropped; newest first.
+select parent, partition, lower_bound, upper_bound, detached_at, exported_at, export_path, export_rows, export_sha256, dropped_at
+from detached_partitions where parent = %(table)s or %(table)s::text is null order by detached_at desc limit %(limit)s;
+
+-- name: longest_keep_done
+-- Days that the archive has to keep: the longest keep_done of all queues.
+select ceil(extract(epoch from max(keep_done)) / 86400)::integer from queues;
+
+-- name: archive_make
+-- The archive's partitions, with its owner's rights.
+select ensure_message_archive_partitions(%s);
+
+-- name: archive_drop
+-- Drop the archive's old partitions, with its owner's rights.
+select drop_expired_archive_partitions();
+
+-- name: messages_make
+-- The partitions of messages, with its owner's rights.
+select maintain_messages_partitions(%s);
+
+-- name: longest_backoff
+-- The longest wait before a retry, in seconds.
+select coalesce(extract(epoch from max(backoff_max)), 0)::float8 from queues;

@@ -1,0 +1,67 @@
+-- name: set_schedule
+-- Make or change a schedule: created, changed or unchanged.
+select set_schedule(%(name)s, %(message_type)s, p_cron => %(cron)s, p_every => make_interval(secs => %(every_seconds)s), p_time_zone => %(time_zone)s,
+  p_queue => %(queue)s, p_payload => %(payload)s::jsonb, p_missed => %(missed)s, p_missed_limit => %(missed_limit)s, p_overlap => %(overlap)s,
+  p_jitter => make_interval(secs => %(jitter_seconds)s), p_priority => %(priority)s, p_max_attempts => %(max_attempts)s, p_source => %(source)s);
+
+-- name: remove_undeclared_schedules
+-- Schedules of these sources that are no longer declared; returns their names.
+delete from schedules where source = any (%s::text[]) and name <> all (%s::text[]) returning name;
+
+-- name: due_schedules
+-- What a scheduler has to decide now, and the time until the next planned time (null: nothing is planned).
+select s.name, s.cron, extract(epoch from s.every)::float8, s.time_zone, s.missed, s.missed_limit, s.last_planned_at,
+  s.problem, n.now, n.wait_seconds
+from (
+  select clock_timestamp() as now, extract(epoch from min(p.next_planned_at) - clock_timestamp())::float8 as wait_seconds
+  from schedules p where p.paused_at is null) n
+left join schedules s on s.paused_at is null and (s.next_planned_at is null and s.problem is null or s.next_planned_at <= n.now)
+order by s.next_planned_at nulls first, s.name
+limit 500;
+
+-- name: fire_schedule
+-- Decide one planned time.
+select fire_schedule(%s, %s, %s, %s, %s, %s);
+
+-- name: fail_schedule_run
+-- Record a planned time that could not be enqueued.
+select fail_schedule_run(%s, %s, %s, %s);
+
+-- name: plan_schedule
+-- Store the next planned time, or why there is none.
+select plan_schedule(%s, %s, %s, %s);
+
+-- name: settle_schedule_runs
+-- Write the ends of runs into their history.
+select settle_schedule_runs(%s);
+
+-- name: schedule_list
+-- One row per schedule.
+select name, source, trigger, time_zone, paused, next_planned_at, last_run_at, last_outcome, lag_seconds, problem from schedule_health order by name;
+
+-- name: schedule_show
+-- One schedule, whole.
+select name, source, cron, extract(epoch from every)::float8 as every_seconds, time_zone, missed, missed_limit, overlap, queue, message_type, payload,
+  priority, max_attempts, paused_at, paused_by, last_planned_at, next_planned_at, problem, clock_timestamp() as now
+from schedules where name = %s;
+
+-- name: schedule_history
+-- Runs, newest first.
+select id, schedule, planned_at, fired_at, started_at, ended_at, outcome, triggered_by, missed_count, message_id, error
+from schedule_runs where schedule = %(name)s or %(name)s::text is null order by id desc limit %(limit)s;
+
+-- name: require_schedule
+-- Raise unless the schedule exists.
+select require_schedule(%s);
+
+-- name: pause_schedule
+-- Stop a schedule.
+select pause_schedule(%s, %s);
+
+-- name: resume_schedule
+-- Let a schedule go on.
+select resume_schedule(%s, %s);
+
+-- name: run_schedule_now
+-- Enqueue a run at once.
+select run_schedule_now(%s, %s, %s);

@@ -1,0 +1,193 @@
+"""Runs of maintenance, health gates, and the batches of retention; one function = one statement (maintenance.sql).
+
+Names of tables and columns come from configuration: they go through psycopg.sql as identifiers. `where` and
+`assign` are SQL that the operator wrote in his own configuration file; they are parsed by the database and by nobody else.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg import sql as composed
+
+from worker.db.connection import DeadlineConnection
+from worker.db.queries import sql
+from worker.records import Row
+from worker.store.messages import dumps
+from worker.store.rows import rows, value
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that this process works on: where it began, how far it is."""
+
+    id: int
+    cutoff: datetime | None
+    cursor: list[str] | None
+    rows: int
+    batch_size: int | None
+    resumed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One health gate: its value now (None: nothing to see), whether this role can see it."""
+
+    gate: str
+    value: float | None
+    known: bool
+    detail: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a retention batch works on. keys: primary key columns; types: of column and keys, as the catalogue says."""
+
+    table: str
+    column: str
+    keys: tuple[str, ...]
+    types: tuple[str, ...]
+    where: str | None = None
+    assign: str | None = None
+
+
+def start(
+    connection: DeadlineConnection, task: str, kind: str, triggered_by: str, message_id: int | None, plan: dict[str, Any], *,
+    cutoff: datetime | None = None, batch_size: int | None = None,
+) -> Run | None:
+    """Begin the run of a task, or go on with an unfinished one; None while another process works on it."""
+    row = connection.execute(sql("start_maintenance_run"), {
+        "task": task, "kind": kind, "triggered_by": triggered_by, "message_id": message_id, "plan": dumps(plan), "cutoff": cutoff,
+        "batch_size": batch_size,
+    }).fetchone()
+    return None if row is None else Run(row[0], row[1], None if row[2] is None else json.loads(row[2]), row[3], row[4], row[5])
+
+
+def beat(
+    connection: DeadlineConnection, run_id: int, *, rows_done: int = 0, cursor: list[str] | None = None, batch_size: int | None = None,
+    gate: str | None = None, throttled_seconds: float = 0.0,
+) -> str:
+    """Progress of a run; "go", "cancel" or "lost"."""
+    text = None if cursor is None else json.dumps(cursor)
+    return str(value(connection, "beat_maintenance_run", (run_id, rows_done, text, batch_size, gate, throttled_seconds)))
+
+
+def end(connection: DeadlineConnection, run_id: int, state: str, error: str | None = None, details: dict[str, Any] | None = None) -> bool:
+    """End a run (succeeded, failed, cancelled) or pause it; False when it is not ours any more."""
+    return bool(value(connection, "end_maintenance_run", (run_id, state, error, None if details is None else dumps(details))))
+
+
+def cancel(connection: DeadlineConnection, task: str, operator: str, reason: str | None) -> str:
+    """Ask the run of a task to end: "requested", "cancelled" or "nothing"."""
+    return str(value(connection, "cancel_maintenance_run", (task, operator, reason)))
+
+
+def expect(connection: DeadlineConnection, run_id: int, total: int) -> None:
+    connection.execute(sql("set_maintenance_total"), (total, run_id))
+
+
+def health(connection: DeadlineConnection) -> list[Row]:
+    """One row per task that ever ran."""
+    return rows(connection, "maintenance_health")
+
+
+def history(connection: DeadlineConnection, task: str | None, limit: int) -> list[Row]:
+    """Runs of one task, or of all, newest first."""
+    return rows(connection, "maintenance_history", {"task": task, "limit": limit})
+
+
+def progress(connection: DeadlineConnection, task: str) -> Row | None:
+    """The unfinished run of a task."""
+    found = rows(connection, "maintenance_progress", (task,))
+    return found[0] if found else None
+
+
+def gates(connection: DeadlineConnection, table: str | None) -> list[Gate]:
+    """The health gates as they stand now."""
+    return [Gate(*row) for row in connection.execute(sql("maintenance_gates"), (table,)).fetchall()]
+
+
+def table_facts(connection: DeadlineConnection, table: str, column: str) -> Row | None:
+    """What a policy has to know about its table; None when there is none."""
+    found = rows(connection, "table_facts", {"table": table, "column": column})
+    return found[0] if found else None
+
+
+def table_exists(connection: DeadlineConnection, table: str) -> bool:
+    return bool(value(connection, "table_exists", (table,)))
+
+
+def table_names(connection: DeadlineConnection) -> list[str]:
+    return [row[0] for row in connection.execute(sql("table_names")).fetchall()]
+
+
+def cutoff(connection: DeadlineConnection, keep_seconds: float) -> datetime:
+    """The database clock, keep_seconds ago."""
+    return value(connection, "retention_cutoff", (keep_seconds,))  # type: ignore[no-any-return]
+
+
+def longest_backoff(connection: DeadlineConnection) -> float:
+    """The longest backoff_max of all queues, in seconds."""
+    return float(value(connection, "longest_backoff"))
+
+
+def job(connection: DeadlineConnection, statement: str, limit: int) -> int:
+    """Call the SQL function of a job once; how many rows it repaired."""
+    return int(value(connection, statement, {"limit": limit}) or 0)
+
+
+def batch(
+    connection: DeadlineConnection, target: Target, before: datetime, after: list[str] | None, limit: int, timeout_seconds: float,
+) -> tuple[int, list[str] | None, int]:
+    """Delete (or change) the next rows of a target; in the caller's transaction, which has its timeouts set.
+
+    after: the cursor of the batch before, or None. Returns rows changed, the new cursor (None: nothing was left), rows met.
+    Raises StoreConflict when a lock could not be had in a second, StoreUnavailable after timeout_seconds.
+    """
+    connection.execute(sql("batch_timeouts"), (f"{int(timeout_seconds * 1000)}ms",))
+    statement = _compose("retention_update" if target.assign else "retention_delete", target, after)
+    parameters: dict[str, Any] = {"cutoff": before, "limit": limit}
+    parameters |= {f"after_{place}": part for place, part in enumerate(after or ())}
+    changed, last, met = connection.execute(statement, parameters).fetchone()  # type: ignore[misc]
+    return int(changed), None if last is None else json.loads(last), int(met)
+
+
+def count(connection: DeadlineConnection, target: Target, before: datetime) -> tuple[int, int]:
+    """Rows and bytes that a run would meet now. May read the whole range: give the connection its time."""
+    row = connection.execute(_compose("retention_count", target, None), {"cutoff": before}).fetchone()
+    return int(row[0]), int(row[1])  # type: ignore[index]
+
+
+def probe(connection: DeadlineConnection, target: Target, before: datetime) -> bool:
+    """Does the policy's SQL parse, and can this role see any row at all? Raises StoreRejected, InvalidArgument for bad SQL."""
+    return bool(connection.execute(_compose("retention_probe", target, None), {"cutoff": before}).fetchone()[0])  # type: ignore[index]
+
+
+def _compose(name: str, target: Target, after: list[str] | None) -> composed.Composed:
+    """A statement with the target's names in it."""
+    keys = [composed.Identifier(key) for key in target.keys]
+    column = composed.Identifier(target.column)
+    follows: composed.Composable = composed.SQL("true")
+    if after is not None:
+        places = composed.SQL(", ").join(
+            composed.SQL("{}::{}").format(composed.Placeholder(f"after_{place}"), composed.SQL(type_name))
+            for place, type_name in enumerate(target.types)
+        )
+        follows = composed.SQL("(t.{}, {}) > ({})").format(column, _joined("t.{}", keys), places)
+    return composed.SQL(sql(name)).format(
+        table=composed.Identifier(*target.table.split(".")), column=column, after=follows,
+        where=_trusted(target.where or "true"), assign=_trusted(target.assign or ""), keys=_joined("t.{}", keys),
+        keys_of_batch=_joined("b.{}", keys), keys_descending=_joined("b.{} desc", keys), same=_joined("t.{0} = b.{0}", keys, " and "),
+    )
+
+
+def _joined(form: str, names: list[composed.Identifier], by: str = ", ") -> composed.Composed:
+    return composed.SQL(by).join(composed.SQL(form).format(name) for name in names)
+
+
+def _trusted(text: str) -> composed.SQL:
+    """SQL of the operator's own configuration; a per cent sign in it is one, not a parameter."""
+    return composed.SQL(text.replace("%", "%%"))

@@ -1,0 +1,108 @@
+"""The timetable in the database: one function = one statement (schedules.sql, migrations/0016)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from worker.db.connection import DeadlineConnection
+from worker.db.queries import sql
+from worker.errors import StoreError
+from worker.records import Row
+from worker.store.messages import dumps
+from worker.store.rows import rows, value
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A schedule that has something to decide: its trigger, the newest planned time that was decided, the database's now."""
+
+    name: str
+    cron: str | None
+    every_seconds: float | None
+    time_zone: str
+    missed: str
+    missed_limit: int
+    last_planned_at: datetime
+    problem: str | None
+    now: datetime
+
+
+def set_schedule(connection: DeadlineConnection, values: dict[str, Any]) -> str:
+    """Make or change a schedule; "created", "changed" or "unchanged". values: fields of schedules.Schedule.
+
+    Raises InvalidArgument, UnknownQueue. Source: migrations/0016_create_schedules.sql
+    """
+    return str(value(connection, "set_schedule", values | {"payload": dumps(values["payload"])}))
+
+
+def remove_undeclared(connection: DeadlineConnection, sources: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Remove schedules of these sources that are not among the names; returns those removed."""
+    return [row[0] for row in connection.execute(sql("remove_undeclared_schedules"), (list(sources), list(names))).fetchall()]
+
+
+def due(connection: DeadlineConnection) -> tuple[list[Due], float | None]:
+    """What has to be decided now, and the seconds until the next planned time (None: nothing is planned)."""
+    found = connection.execute(sql("due_schedules")).fetchall()
+    return [Due(*row[:-1]) for row in found if row[0] is not None], found[0][-1] if found else None
+
+
+def fire(
+    connection: DeadlineConnection, name: str, planned_at: datetime, next_at: datetime | None, *, missed_count: int = 0, missed: bool = False,
+    jitter: float = 0.0,
+) -> str:
+    """Decide one planned time: enqueued, overlapped, missed, taken, paused or gone. One transaction."""
+    return str(value(connection, "fire_schedule", (name, planned_at, next_at, missed_count, missed, jitter)))
+
+
+def fail(connection: DeadlineConnection, name: str, planned_at: datetime, next_at: datetime | None, error: str) -> bool:
+    """Record a planned time that could not be enqueued; False when somebody decided it."""
+    return bool(value(connection, "fail_schedule_run", (name, planned_at, next_at, error)))
+
+
+def plan(connection: DeadlineConnection, name: str, last: datetime, next_at: datetime | None, problem: str | None = None) -> None:
+    """Store what comes next, or why it cannot be said."""
+    connection.execute(sql("plan_schedule"), (name, last, next_at, problem))
+
+
+def settle_runs(connection: DeadlineConnection, limit: int = 200) -> int:
+    """Write the ends of finished runs into the history; how many."""
+    return int(value(connection, "settle_schedule_runs", (limit,)))
+
+
+def list_schedules(connection: DeadlineConnection) -> list[Row]:
+    """One row per schedule, by name."""
+    return rows(connection, "schedule_list")
+
+
+def show(connection: DeadlineConnection, name: str) -> Row:
+    """One schedule, whole. Raises InvalidArgument with a near miss."""
+    connection.execute(sql("require_schedule"), (name,))
+    found = rows(connection, "schedule_show", (name,))
+    if not found:  # removed between the two statements
+        raise StoreError(f"the schedule {name} is gone")
+    return found[0]
+
+
+def history(connection: DeadlineConnection, name: str | None, limit: int) -> list[Row]:
+    """Runs of one schedule, or of all, newest first."""
+    if name is not None:
+        connection.execute(sql("require_schedule"), (name,))
+    return rows(connection, "schedule_history", {"name": name, "limit": limit})
+
+
+def pause(connection: DeadlineConnection, name: str, operator: str) -> bool:
+    """Stop a schedule; False when it was paused already."""
+    return bool(value(connection, "pause_schedule", (name, operator)))
+
+
+def resume(connection: DeadlineConnection, name: str, operator: str) -> bool:
+    """Let a paused schedule go on, from now; False when it was not paused."""
+    return bool(value(connection, "resume_schedule", (name, operator)))
+
+
+def run_now(connection: DeadlineConnection, name: str, operator: str, reason: str | None) -> int:
+    """Enqueue a run at once; the id of its message."""
+    return int(value(connection, "run_schedule_now", (name, operator, reason)))
