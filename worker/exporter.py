@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import platform
+import random
 import signal
 import time
 from typing import Any
@@ -18,6 +19,10 @@ from typing import Any
 from worker import __version__
 from worker.child import STOP_SIGNALS, end_with_parent
 from worker.config import Settings
+from worker.db import migrate
+from worker.db.connection import DeadlineConnection, connect
+from worker.db.pool import Link
+from worker.errors import SchemaMismatch, StoreError
 from worker.exits import EXIT_OK
 from worker.observe import board as cells
 from worker.observe import probes
@@ -27,10 +32,13 @@ from worker.observe.metrics import BoardCollector, render
 from worker.observe.slab import DURATION, HISTOGRAM
 from worker.runtime.stopping import StopRequest
 from worker.service import Service
+from worker.store import fleet as store
 
 logger = logging.getLogger("packhorse.exporter")
 
 RETRY_SECONDS = 5.0
+#: A count that takes longer is given up; the server ends it by itself and keeps others from starting one meanwhile.
+COUNT_SECONDS = 30.0
 
 
 class Server(Service):
@@ -72,10 +80,62 @@ class Server(Service):
         logger.error("endpoint_failed error_class=%s error=%s", type(error).__name__, error)
 
 
+class FleetWatch(Service):
+    """Keeps the fleet's numbers: asks for a count, reads what was counted, checks the schema; one connection of its own."""
+
+    name = "fleet"
+    max_backoff_seconds = 30.0
+
+    def __init__(self, settings: Settings, board: Board) -> None:
+        super().__init__()
+        self._settings = settings
+        self._board = board
+        self._link = Link(self._open)
+        self._latest: tuple[dict[str, Any], float] | None = None  # statistics, monotonic time at which they were counted
+        self.schema_problem: str | None = None
+
+    def latest(self) -> tuple[dict[str, Any], float] | None:
+        """What was read last and its age in seconds; None before the first time."""
+        found = self._latest
+        return (found[0], time.monotonic() - found[1]) if found else None
+
+    def run_once(self) -> float:
+        try:
+            with self._link.connection() as connection:
+                self.schema_problem = _schema_problem(connection)
+                store.refresh(connection, self._settings.fleet_seconds)
+                found = store.statistics(connection)
+        except StoreError:
+            self._board.failed("fleet")
+            raise
+        if found:
+            self._latest = (found[0], time.monotonic() - found[1])
+        return self._settings.fleet_seconds * random.uniform(0.8, 1.0)
+
+    def on_stop(self) -> None:
+        self._link.close()
+
+    def _open(self) -> DeadlineConnection:
+        settings = self._settings
+        assert settings.database_url is not None
+        return connect(
+            settings.database_url.get_secret_value(), schema=settings.db_schema, application_name="packhorse exporter",
+            deadline_seconds=COUNT_SECONDS, connect_timeout_seconds=settings.connect_timeout_seconds, pooler=settings.pooler,
+        )
+
+
+def _schema_problem(connection: DeadlineConnection) -> str | None:
+    try:
+        migrate.check(connection)
+    except SchemaMismatch as error:
+        return str(error)
+    return None
+
+
 class Exporter:
     """What the routes answer. fleet: the service that keeps the numbers of the database, if any."""
 
-    def __init__(self, settings: Settings, board: Board, fleet: Any = None) -> None:
+    def __init__(self, settings: Settings, board: Board, fleet: FleetWatch | None = None) -> None:
         self.settings = settings
         self.board = board
         self.fleet = fleet
@@ -131,11 +191,15 @@ def run_exporter(settings: Settings, board: Board) -> int:
     signal.signal(signal.SIGTERM, lambda _number, _frame: stop.ask())
     end_with_parent(board.made_by)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    exporter = Exporter(settings, board)
-    server = Server(settings, exporter.routes, board)
-    server.start()
+    fleet = FleetWatch(settings, board) if settings.database_url is not None else None
+    exporter = Exporter(settings, board, fleet)
+    services = [service for service in (fleet, Server(settings, exporter.routes, board)) if service is not None]
+    for service in services:
+        service.start()
     while not stop.wait(1.0) and os.getppid() == board.made_by:
         board.cells[cells.EXPORTER_TICK] = time.monotonic()
-    server.stop()
-    server.wait(2)
+    for service in services:
+        service.stop()
+    for service in services:
+        service.wait(2)
     return EXIT_OK

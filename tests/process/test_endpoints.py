@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,9 @@ def test_two_processes_are_one_page_and_a_killed_one_takes_nothing_away(database
     wait_until(lambda: metric(port, "messages_finished_total", queue="default", outcome="dead") == 1)
     assert metric(port, "actor_messages_finished_total", actor="fails", outcome="failed") == 1
     assert metric(port, "messages_started_total", queue="default") == 201
+    if shutil.which("promtool"):
+        checked = subprocess.run(["promtool", "check", "metrics"], input=get(port, "/metrics")[1], capture_output=True, text=True, timeout=60, check=False)
+        assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
     assert get(port, "/nope")[0] == 404 and '"packhorse"' in get(port, "/version")[1]
     assert daemon.stop() == 0
     assert get(port, "/metrics")[0] == 0, "nothing is left behind"
@@ -78,6 +84,33 @@ def test_it_listens_on_loopback_unless_told_otherwise_and_not_at_all_by_default(
     assert silent.stop() == 0
 
 
+def test_the_fleets_numbers_and_the_scale_follow_the_backlog(database, ledger, start_daemon):
+    port = free_port()
+    database.query("select pause_queue('default', 'test')")
+    daemon = start_daemon(database, ledger, metrics_port=port, threads=1, fleet_seconds=1, scale_target_wait_seconds=1).wait_ready()
+    wait_until(lambda: metric(port, "queue_paused", queue="default") == 1 and json.loads(get(port, "/scale")[1])["workers"] == 0)
+    effects(database, 10, seconds=0.2)
+    wait_until(lambda: metric(port, "queue_messages", queue="default", state="pending") == 10)
+    assert json.loads(get(port, "/scale")[1])["workers"] == 10, "ten messages, a second each as long as nothing is known, one thread, one second"
+    assert metric(port, "workers", state="running") == 1 and metric(port, "fleet_age_seconds") < 60
+    database.query("select resume_queue('default', 'test')")
+    wait_for_end(database)
+    wait_until(lambda: json.loads(get(port, "/scale")[1])["workers"] == 0)
+    assert 0.1 < json.loads(get(port, "/scale")[1])["mean_seconds"] < 1
+    assert daemon.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_schema_that_does_not_fit_any_more_turns_ready(database, ledger, start_daemon):
+    port = free_port()
+    daemon = start_daemon(database, ledger, metrics_port=port, fleet_seconds=1).wait_ready()
+    wait_until(lambda: problems(port, "/readyz") == [])
+    database.query("insert into packhorse_migrations (name, checksum) values ('9999_from_the_future', 'x')")
+    wait_until(lambda: any("9999_from_the_future" in problem for problem in problems(port, "/readyz") or []))
+    assert problems(port, "/livez") == []
+    assert daemon.stop() == 0
+
+
 @pytest.mark.slow
 def test_metrics_are_served_while_a_worker_drains_and_it_is_not_ready(database, ledger, start_daemon):
     port = free_port()
@@ -92,7 +125,5 @@ def test_metrics_are_served_while_a_worker_drains_and_it_is_not_ready(database, 
 
 def worker_pids(daemon):
     """Pids of the workers below the parent: those that have said so."""
-    import json
-
     started = [json.loads(line)["pid"] for line in daemon.log.splitlines() if "worker_started" in line]
     return sorted(set(daemon.children()) & set(started))

@@ -68,5 +68,6 @@ def test_every_migration_says_what_it_locks() -> None:
         assert re.fullmatch(r"\d{4}_[a-z]+_[a-z_]+", migration.name), migration.name
 
 
-def test_numbers_of_migrations_have_no_gap_and_no_twin() -> None:
-    assert [migration.name[:4] for migration in migrate.available()] == [f"{number:04}" for number in range(1, len(migrate.available()) + 1)]
+def test_numbers_of_migrations_grow_without_a_twin() -> None:
+    numbers = [migration.name[:4] for migration in migrate.available()]
+    assert numbers == sorted(set(numbers))

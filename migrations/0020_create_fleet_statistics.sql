@@ -1,0 +1,199 @@
+-- Numbers of the whole fleet for /metrics, counted once for everybody (SPEC O2). One row holds them as JSON; whoever
+-- finds it too old counts anew while all others go on reading it, so twenty workers cost what one does.
+--
+-- Counting is bounded, so a table of any size costs the same: due and delayed messages and dead letters by an
+-- index-only walk of at most p_limit entries, running and blocked ones (their index does not know the queue) of at
+-- most a tenth of that, beyond which stands the planner's estimate, marked `estimated`. A refresh that took long makes
+-- the next one wait twenty times as long.
+--
+-- Lock and duration: a new table and functions, milliseconds; a new index on dead_letters, SHARE lock (deaths wait)
+-- for about a second per million dead letters.
+
+create table fleet_statistics (
+  only_row     boolean     not null default true,
+  refreshed_at timestamptz not null default '-infinity',
+  took         interval    not null default '0',
+  statistics   jsonb       not null default '{}',
+  constraint fleet_statistics_pkey primary key (only_row),
+  constraint fleet_statistics_is_one_row check (only_row)
+) with (fillfactor = 50);
+comment on table fleet_statistics is 'One row: numbers of the fleet as refresh_fleet_statistics() counted them last.';
+
+create index dead_letters_queue_idx on dead_letters (queue);
+
+create function estimated_messages(p_queue text, p_state text, p_now timestamptz) returns bigint
+language plpgsql volatile set search_path from current as $$
+-- How many live messages the planner expects; reads statistics, no rows. p_state as in count_queue_messages.
+declare
+  v_plan json;
+begin
+  execute format('explain (format json) select from message_queue where queue = %L and state = %L', p_queue,
+    case when p_state = 'delayed' then 'pending' else p_state end)
+    || case p_state when 'pending' then format(' and run_at <= %L', p_now) when 'delayed' then format(' and run_at > %L', p_now) else '' end
+  into v_plan;
+  return (v_plan -> 0 -> 'Plan' ->> 'Plan Rows')::numeric::bigint;
+end
+$$;
+comment on function estimated_messages(text, text, timestamptz) is 'The planner''s estimate of the live messages of a queue in a state.';
+
+create function count_queue_messages(p_now timestamptz, p_limit integer default 100000)
+returns table (queue text, state text, messages bigint, estimated boolean, oldest_due timestamptz)
+language sql volatile set search_path from current set enable_seqscan = off set jit = off as $$
+-- Live messages by queue and state (pending = due, delayed, running, blocked), every queue and state once.
+-- Exact below p_limit (per priority; a tenth of it, over all queues, for running and blocked), else estimated.
+  with waiting as (
+    select q.name, due.is_due, sum(c.n) as n, max(c.n) >= p_limit as cut, min(c.first_at) as first_at
+    from queues q
+    cross join (values (true), (false)) as due (is_due)
+    cross join generate_series(1, 10) as level (priority)
+    cross join lateral (
+      select count(*) as n, min(d.run_at) as first_at from (
+        select m.run_at from message_queue m
+        where m.queue = q.name and m.state = 'pending' and m.crashes = 0 and m.priority = level.priority
+          and m.run_at <= case when due.is_due then p_now else 'infinity' end
+          and m.run_at > case when due.is_due then '-infinity' else p_now end
+        order by m.run_at limit p_limit) d) c
+    group by q.name, due.is_due
+  ), suspects as (
+    select m.queue::text as name, m.run_at <= p_now as is_due, count(*) as n, min(m.run_at) as first_at
+    from message_queue m where m.state = 'pending' and m.crashes > 0 group by 1, 2
+  ), holders as (
+    (select m.queue::text as name, 'running' as state from message_queue m where m.state = 'running' order by m.id limit p_limit / 10)
+    union all
+    (select m.queue::text, 'blocked' from message_queue m where m.state = 'blocked' order by m.conversation_key, m.id limit p_limit / 10)
+  ), held as (
+    select h.name, h.state, count(*) as n, sum(count(*)) over (partition by h.state) >= p_limit / 10 as cut from holders h group by 1, 2
+  ), counted as (
+    select w.name, case when w.is_due then 'pending' else 'delayed' end as state, w.n + coalesce(s.n, 0) as n, w.cut,
+      case when w.is_due then least(w.first_at, s.first_at) end as first_at
+    from waiting w left join suspects s on s.name = w.name and s.is_due = w.is_due
+    union all
+    select q.name, kind.state, coalesce(h.n, 0), coalesce(h.cut, false), null
+    from queues q cross join (values ('running'), ('blocked')) as kind (state)
+    left join held h on h.name = q.name and h.state = kind.state
+  )
+  select c.name, c.state,
+    case when c.cut then greatest(c.n, estimated_messages(c.name, c.state, p_now)) else c.n end::bigint,
+    c.cut, c.first_at
+  from counted c order by 1, 2;
+$$;
+comment on function count_queue_messages(timestamptz, integer) is 'Live messages by queue and state; bounded work, exact up to a limit.';
+
+create function count_blocked_conversations(p_limit integer default 10000) returns table (queue text, conversations bigint)
+language sql stable set search_path from current set enable_seqscan = off set jit = off as $$
+-- Conversations with blocked messages, by queue: one index probe per conversation, at most p_limit of them.
+  with recursive found (conversation_key, queue, place) as (
+    (select m.conversation_key::text, m.queue::text, 1 from message_queue m where m.state = 'blocked' order by m.conversation_key limit 1)
+    union all
+    (select n.conversation_key, n.queue, f.place + 1 from found f cross join lateral (
+       select m.conversation_key::text, m.queue::text from message_queue m
+       where m.state = 'blocked' and m.conversation_key > f.conversation_key order by m.conversation_key limit 1) n
+     where f.place < p_limit)
+  )
+  select q.name, count(f.queue) from queues q left join found f on f.queue = q.name group by q.name order by 1;
+$$;
+comment on function count_blocked_conversations(integer) is 'Conversations with waiting messages, by queue; bounded work.';
+
+create function table_statistics(p_now timestamptz) returns jsonb
+language sql stable set search_path from current as $$
+-- Sizes, dead rows, partitions ahead and the oldest snapshot that this role can see.
+  with trees as (
+    select t.name, n.relid from (values ('message_queue'), ('message_archive'), ('dead_letters')) as t (name)
+    cross join lateral (
+      select to_regclass(t.name)::oid as relid union select p.relid::oid from pg_partition_tree(to_regclass(t.name)) p) n
+  ), ends as (
+    select p.relname, max((regexp_match(pg_get_expr(c.relpartbound, c.oid), 'TO \(''([^'']+)''\)'))[1]::timestamptz) as ends_at
+    from pg_partitioned_table k
+    join pg_class p on p.oid = k.partrelid
+    join pg_attribute a on a.attrelid = p.oid and a.attnum = k.partattrs[0]
+    join pg_inherits i on i.inhparent = p.oid
+    join pg_class c on c.oid = i.inhrelid
+    where p.relnamespace = (select n.oid from pg_namespace n where n.nspname = current_schema()) and k.partstrat = 'r' and k.partnatts = 1
+      and a.atttypid in ('timestamptz'::regtype, 'timestamp'::regtype, 'date'::regtype)
+    group by p.relname
+  ), snapshots as (
+    select a.xact_start as since from pg_stat_activity a
+    where a.backend_xmin is not null and a.datname = current_database() and a.pid <> pg_backend_pid()
+    union all
+    select x.prepared from pg_prepared_xacts x where x.database = current_database()
+  )
+  select jsonb_build_object(
+    'table_bytes', (select jsonb_agg(jsonb_build_object('table', t.name, 'value', t.bytes)) from (
+      select name, sum(pg_total_relation_size(relid)) as bytes from trees group by name) t),
+    'table_dead_rows', (select jsonb_agg(jsonb_build_object('table', t.name, 'value', t.dead)) from (
+      select name, coalesce(sum(pg_stat_get_dead_tuples(relid)), 0) as dead from trees group by name) t),
+    'partition_runway_seconds', (select jsonb_agg(jsonb_build_object('table', e.relname, 'value', extract(epoch from e.ends_at - p_now)))
+      from ends e where isfinite(e.ends_at)),
+    'oldest_snapshot_age_seconds', (select greatest(coalesce(max(extract(epoch from p_now - s.since)), 0), 0) from snapshots s));
+$$;
+comment on function table_statistics(timestamptz) is 'Sizes, dead rows, time until the last partition ends, age of the oldest snapshot.';
+
+create function refresh_fleet_statistics(p_max_age interval default '15 seconds') returns boolean
+language plpgsql set search_path from current as $$
+-- Count anew when the numbers are older than p_max_age (and than twenty times what counting took) and nobody else is at
+-- it; says whether it did. Holds the row of fleet_statistics while it counts; readers and other refreshers go on.
+declare
+  v_now timestamptz := clock_timestamp();
+  v_messages jsonb;
+  v_due jsonb;
+  v_rest jsonb;
+begin
+  if p_max_age is null or p_max_age < interval '0' then
+    perform refuse_argument('max_age', 'must not be null or negative');
+  end if;
+  if not exists (select from fleet_statistics) then
+    insert into fleet_statistics default values on conflict do nothing;
+  end if;
+  perform from fleet_statistics s
+  where s.refreshed_at = '-infinity' or v_now - s.refreshed_at > greatest(p_max_age, least(s.took * 20, interval '10 minutes'))
+  for update skip locked;
+  if not found then
+    return false;
+  end if;
+  select jsonb_agg(jsonb_build_object('queue', c.queue, 'state', c.state, 'value', c.messages, 'estimated', c.estimated)),
+    jsonb_agg(jsonb_build_object('queue', c.queue, 'value', coalesce(greatest(extract(epoch from v_now - c.oldest_due), 0), 0)))
+      filter (where c.state = 'pending')
+  into v_messages, v_due from count_queue_messages(v_now) c;
+  v_rest := jsonb_build_object(
+    'queue_paused', (select jsonb_agg(jsonb_build_object('queue', q.name, 'value', (q.paused_at is not null)::integer)) from queues q),
+    'conversations_blocked', (select jsonb_agg(jsonb_build_object('queue', b.queue, 'value', b.conversations))
+      from count_blocked_conversations() b),
+    'dead_letters', (select jsonb_agg(jsonb_build_object('queue', q.name, 'value', d.n)) from queues q cross join lateral (
+      select count(*) as n from (select from dead_letters d where d.queue = q.name limit 100000) e) d),
+    'workers', (select jsonb_agg(jsonb_build_object('state', s.state, 'value', (select count(*) from workers w
+        where s.state = case when v_now - w.last_seen_at > w.lease_duration then 'silent' else w.state end)))
+      from (values ('running'), ('draining'), ('silent')) as s (state)));
+  update fleet_statistics set refreshed_at = v_now, took = clock_timestamp() - v_now,
+    statistics = jsonb_build_object('queue_messages', v_messages, 'queue_oldest_due_age_seconds', v_due) || v_rest || table_statistics(v_now);
+  return true;
+end
+$$;
+comment on function refresh_fleet_statistics(interval) is 'Count the fleet''s numbers anew if they are too old and nobody else is at it; says whether it did.';
+
+create function fleet_statistics() returns table (statistics jsonb, age_seconds double precision)
+language sql stable set search_path from current as $$
+-- What was counted last and how old it is by the database clock; no row before the first refresh.
+  select s.statistics, extract(epoch from clock_timestamp() - s.refreshed_at)::double precision
+  from fleet_statistics s where isfinite(s.refreshed_at);
+$$;
+comment on function fleet_statistics() is 'The fleet''s numbers as JSON, and their age in seconds.';
+
+do $$
+declare
+  v_function regprocedure;
+begin
+  revoke all on fleet_statistics from public;
+  alter table fleet_statistics enable row level security;
+  create policy fleet_statistics_worker on fleet_statistics to packhorse_worker using (true) with check (true);
+  create policy fleet_statistics_reader on fleet_statistics for select to packhorse_reader using (true);
+  grant select, insert, update, delete on fleet_statistics to packhorse_worker;
+  grant select on fleet_statistics to packhorse_reader;
+  for v_function in select p.oid::regprocedure from pg_proc p
+    where p.pronamespace = (select oid from pg_namespace where nspname = current_schema()) and p.proname in ('estimated_messages',
+      'count_queue_messages', 'count_blocked_conversations', 'table_statistics', 'refresh_fleet_statistics', 'fleet_statistics') loop
+    execute format('revoke execute on function %s from public', v_function);
+    execute format('grant execute on function %s to packhorse_worker', v_function);
+  end loop;
+  grant execute on function fleet_statistics() to packhorse_reader;
+end
+$$;

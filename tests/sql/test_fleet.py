@@ -1,0 +1,116 @@
+"""refresh_fleet_statistics() and fleet_statistics(): counted once per fleet, in bounded work (migrations/0020)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.sql.client import Sql
+from tests.sql.parking import in_background
+from tests.support.postgres import Database
+
+
+def counted(sql: Sql) -> dict[str, Any]:
+    assert sql.value("select refresh_fleet_statistics('0')") is True
+    return sql.value("select statistics from fleet_statistics()")
+
+
+def by(rows: list[dict[str, Any]], **labels: str) -> float:
+    (found,) = [row["value"] for row in rows if all(row[key] == value for key, value in labels.items())]
+    return found
+
+
+def test_messages_are_counted_by_queue_and_state(sql: Sql) -> None:
+    for _ in range(3):
+        sql.enqueue(conversation_key="c")
+    sql.enqueue(priority=1)
+    sql.enqueue(priority=9, delay="1 hour")
+    sql.rows("update message_queue set run_at = clock_timestamp() - interval '1 minute' where priority = 1")
+    sql.rows("update message_queue set crashes = 1 where priority = 1")
+    sql.rows("update message_queue set state = 'blocked' where conversation_key = 'c' and id > (select min(id) from message_queue)")
+    sql.rows("select pause_queue('q', 'ann')")
+    found = counted(sql)
+    states = {state: by(found["queue_messages"], queue="q", state=state) for state in ("pending", "delayed", "blocked", "running")}
+    assert states == {"pending": 2, "delayed": 1, "blocked": 2, "running": 0}
+    assert not any(row["estimated"] for row in found["queue_messages"])
+    assert 59 < by(found["queue_oldest_due_age_seconds"], queue="q") < 120, "a suspect counts, too"
+    assert by(found["queue_paused"], queue="q") == 1
+    assert by(found["conversations_blocked"], queue="q") == 1
+    assert by(found["dead_letters"], queue="q") == 0
+
+
+def test_a_queue_without_messages_is_shown_with_zeros(sql: Sql) -> None:
+    found = counted(sql)
+    assert by(found["queue_messages"], queue="q", state="pending") == 0
+    assert by(found["queue_oldest_due_age_seconds"], queue="q") == 0
+
+
+def test_workers_tables_partitions_and_snapshots_are_there(sql: Sql) -> None:
+    found = counted(sql)
+    assert {row["state"] for row in found["workers"]} == {"running", "draining", "silent"}
+    assert {row["table"] for row in found["table_bytes"]} == {"message_queue", "message_archive", "dead_letters"}
+    assert by(found["table_bytes"], table="message_queue") > 0
+    assert by(found["partition_runway_seconds"], table="message_archive") > 6 * 86400
+    assert found["oldest_snapshot_age_seconds"] >= 0
+
+
+def test_a_worker_that_is_silent_is_told_from_one_that_lives(sql: Sql) -> None:
+    sql.rows("select register_worker(gen_random_uuid(), 'h', 1, '1', '{q}', '{t}', 4, interval '20 seconds') from generate_series(1, 2)")
+    sql.rows("update workers set last_seen_at = clock_timestamp() - interval '1 minute' where id = (select id from workers limit 1)")
+    workers = counted(sql)["workers"]
+    assert (by(workers, state="running"), by(workers, state="silent")) == (1, 1)
+
+
+def test_what_is_young_enough_is_not_counted_again(sql: Sql) -> None:
+    counted(sql)
+    assert sql.value("select refresh_fleet_statistics('1 hour')") is False
+    assert sql.value("select age_seconds < 3600 from fleet_statistics()")
+    sql.rows("update fleet_statistics set took = '10 seconds', refreshed_at = clock_timestamp() - interval '1 minute'")
+    assert sql.value("select refresh_fleet_statistics('15 seconds')") is False, "counting takes at most a twentieth of the time"
+
+
+def test_before_the_first_count_there_are_no_numbers(sql: Sql) -> None:
+    sql.rows("delete from fleet_statistics")
+    assert sql.rows("select * from fleet_statistics()") == []
+    assert counted(sql)
+
+
+def test_only_one_counts_at_a_time_and_nobody_waits(clients: Callable[..., Sql]) -> None:
+    first, second = clients(), clients()
+    first.value("select refresh_fleet_statistics('0')")
+    with first.connection.transaction():
+        assert first.value("select refresh_fleet_statistics('0')") in (True, False)
+        first.rows("select from fleet_statistics for update")
+        assert in_background(lambda: second.value("select refresh_fleet_statistics('0')")).result(10) is False
+        assert second.rows("select * from fleet_statistics()"), "reading goes on"
+
+
+def test_beyond_the_limit_stands_an_estimate_and_no_more_rows_are_read(any_database: Database) -> None:
+    any_database.query("insert into message_queue (queue, message_type, run_at) select 'default', 't', "
+                       "clock_timestamp() + case when n % 4 = 0 then 1 else -1 end * interval '1 hour' from generate_series(1, 40000) n")
+    any_database.query("analyze message_queue")
+    with any_database.connect() as connection:
+        connection.autocommit = False
+        sql = Sql(connection)
+        rows = sql.rows("select queue, state, messages, estimated from count_queue_messages(clock_timestamp(), 1000) where queue = 'default'")
+        found = {state: (messages, estimated) for _, state, messages, estimated in rows}
+        seq = sql.value("select coalesce(sum(seq_tup_read), 0) from pg_stat_xact_user_tables where relname = 'message_queue'")
+        connection.rollback()
+    assert found["running"] == (0, False) and found["blocked"] == (0, False)
+    assert found["pending"][1] and 20_000 < found["pending"][0] < 40_000
+    assert found["delayed"][1] and 5_000 < found["delayed"][0] < 20_000
+    assert seq == 0, "nothing reads the whole table"
+
+
+def test_a_negative_age_is_refused(sql: Sql) -> None:
+    assert sql.refused("select refresh_fleet_statistics('-1 second')")[0] == "PH001"
+
+
+def test_a_reader_may_read_but_not_count(any_database: Database) -> None:
+    with any_database.connect(admin=True) as connection:
+        connection.execute("set role packhorse_reader")
+        assert connection.execute("select * from fleet_statistics()").fetchall() is not None
+        with pytest.raises(Exception, match="permission denied"):
+            connection.execute("select refresh_fleet_statistics('0')")
