@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # most tests wait for something: three at a time keep two cores busy
 WORKERS ?= 3
 
-.PHONY: run demo test test-fast check bench wheel clean
+.PHONY: run demo test test-fast check bench audit secrets-scan rules wheel clean
 
 run: $(VENV)/.ready      ## the WhatsApp example on an embedded PostgreSQL, until Ctrl-C
 	$(BIN)/python -m examples.whatsapp run
@@ -26,6 +26,20 @@ check: $(VENV)/.ready    ## lint, types
 bench: $(VENV)/.ready    ## benchmark against peers; SYSTEMS=, METRICS=, ROUNDS= choose a part
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks
+
+audit: $(VENV)/.ready    ## known vulnerabilities of what constraints.txt pins; asks PyPI, and fails when it gets no answer
+	$(BIN)/pip check
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+
+secrets-scan:            ## keys, tokens and passwords in the files that git tracks
+	$(PYTHON) .ci/scan_secrets.py
+
+PROMETHEUS_RULE := deploy/kubernetes/components/monitoring/prometheus-rule.yaml
+rules:                   ## copy the alert rules into the manifest for the Prometheus operator
+	{ sed '/^spec:/q' $(PROMETHEUS_RULE); sed -n '/^groups:/,$$p' deploy/prometheus/packhorse.rules.yml | sed 's/^\(.\)/  \1/'; } > $(PROMETHEUS_RULE).new
+	mv $(PROMETHEUS_RULE).new $(PROMETHEUS_RULE)
 
 wheel: $(VENV)/.ready
 	$(BIN)/python -m build --wheel

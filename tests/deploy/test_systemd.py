@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.test_cli_documented import commands
 from tests.support.workers import ROOT
 from worker.config import Settings
 from worker.exits import FATAL_CHILD_EXITS
@@ -100,6 +101,12 @@ def test_the_connection_string_is_a_credential_and_not_in_the_unit(name):
     assert [value.split(":")[0] for value in unit["LoadCredential"]] == ["database_url"]
     assert "PACKHORSE_DATABASE_URL_FILE=%d/database_url" in unit["Environment"]
     assert "postgresql://" not in (UNITS / name).read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_exists(name):
+    (start,) = directives(name)["ExecStart"]
+    assert start.removeprefix("/opt/packhorse/bin/packhorse ") in commands()
 
 
 def test_a_reload_is_the_rolling_restart():
