@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from examples.whatsapp.cloud_api import CloudApi
@@ -21,6 +22,7 @@ from examples.whatsapp.events import Events
 from examples.whatsapp.feed import Deliveries, Feed
 from examples.whatsapp.order import OrderBook
 from examples.whatsapp.summary import Summary
+from examples.whatsapp.upkeep import Upkeep
 from examples.whatsapp.view import View, say
 from examples.whatsapp.watch import Picture, Watch
 from examples.whatsapp.workers import Workers
@@ -83,7 +85,8 @@ class Program:
         deliveries = Deliveries(self.run_id).rounds(1 if self.finite else None)
         pace = DEMO_PACE_SECONDS if self.finite else RUN_PACE_SECONDS
         feed = Feed(opener("feed"), deliveries, self.run_id, self.book, api, self.events, pace)
-        with Watch(opener("watch"), self.run_id, self.events) as watch:
+        upkeep = Upkeep(opener("upkeep"))
+        with Watch(opener("watch"), self.run_id, self.events) as watch, closing(upkeep):
             if others := watch.look().workers:
                 say(f"error: {others} worker processes of another run are at work on this database; end that run first (a killed one is "
                     "forgotten after 20 seconds)")
@@ -94,6 +97,9 @@ class Program:
                     say(hint)
                 with View(feed, self.book, self.events) as view:
                     trouble = self._loop(feed, watch, view)
+                    if self.finite and not trouble and not self.stopping:
+                        view.note = "maintenance"
+                        trouble = upkeep.run()
                     view.note = "draining"
                     feed.stop()
                     code = self.workers.stop()
@@ -104,7 +110,7 @@ class Program:
                 trouble.append(f"the workers ended with code {code}")
             if trouble and not self.stopping:
                 trouble.append(f"the last lines of {self.workers.log_path}:\n{self.workers.log_tail()}")
-            return self._sum_up(feed, watch, picture, trouble)
+            return self._sum_up(feed, watch, picture, trouble, upkeep.lines)
 
     def _loop(self, feed: Feed, watch: Watch, view: View) -> list[str]:
         """Show what happens until the end; what went wrong, [] when nothing did."""
@@ -133,7 +139,7 @@ class Program:
                 return [f"not at its end after {DEMO_LIMIT_SECONDS:.0f} s; packhorse message explain tells why a message waits"]
         return ["interrupted before its end"] if self.finite else []
 
-    def _sum_up(self, feed: Feed, watch: Watch, picture: Picture, trouble: list[str]) -> int:
+    def _sum_up(self, feed: Feed, watch: Watch, picture: Picture, trouble: list[str], upkeep: list[str]) -> int:
         owed = watch.done_with_reply()
         summary = Summary(
             received=feed.received, enqueued=feed.enqueued, deduplicated=feed.deduplicated, refused=feed.refused, done=picture.count("done"),
@@ -143,7 +149,7 @@ class Program:
             snoozed=self.book.answers.get(429, 0),
         )
         say("")
-        for line in summary.lines():
+        for line in [*summary.lines(), *upkeep]:
             say(line)
         problems = trouble + (summary.problems() if self.finite else summary.sums())
         for problem in problems:
@@ -167,6 +173,7 @@ class Program:
         return [
             "where to look, from another terminal in this folder:",
             f"  {packhorse} stats",
+            f"  {packhorse} schedule list      also: maintenance list|plan|run|history, partitions status, table-care",
             "     also: workers, conversations, queue list|pause|resume, message list|explain, dead-letter groups|list|show|edit|redrive",
             f"  {psql} {shown}",
             "     views: all_messages, blocked_conversations, dead_letter_groups, message_queue_health",

@@ -1,4 +1,7 @@
-"""The two worker processes: `packhorse worker examples.whatsapp.actors --processes 2` as a real process tree of its own."""
+"""The two worker processes, `packhorse worker examples.whatsapp.actors schedules.actors --processes 2`, as a process tree of its own.
+
+Each has a scheduler beside its handlers, as under `packhorse up`: none leads, each planned time fires once.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ class Workers:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "worker.cli.main", "worker", "examples.whatsapp.actors", "--processes", str(PROCESSES)],
+                [sys.executable, "-m", "worker.cli.main", "worker", "examples.whatsapp.actors", "schedules.actors", "--processes", str(PROCESSES)],
                 env=self._environment, cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,  # Ctrl-C is ours: we stop the feed first, then let the workers drain
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,
