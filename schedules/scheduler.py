@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from schedules.timetable import Schedule
 from schedules.triggers import newest, trigger
 from worker.db.connection import DeadlineConnection
+from worker.db.errors import translated
 from worker.db.pool import Link
 from worker.errors import InvalidArgument, StoreConflict, StoreError, StoreUnavailable
 from worker.service import Service
@@ -24,7 +26,7 @@ from worker.store import schedules as store
 logger = logging.getLogger("packhorse.schedules")
 
 #: Changes made by SQL and the command line are seen after so many seconds at the latest.
-POLL_SECONDS = 2.0
+POLL_SECONDS = 5.0
 #: A planned time that is older counts as missed under the policy `skip`.
 GRACE_SECONDS = 60.0
 SETTLE_SECONDS = 10.0
@@ -45,7 +47,7 @@ class Scheduler(Service):
         self._link = Link(open_connection)
         self._declared = declared
         self._poll_seconds = poll_seconds
-        self._turns_until_settle = 0
+        self._settle_after = 0.0
         self.fired = 0
 
     def run_once(self) -> float:
@@ -53,21 +55,23 @@ class Scheduler(Service):
             if self._declared is not None:
                 declare(connection, self._declared())
                 self._declared = None
-            due, wait = store.due(connection)
+            due, wait, open_runs = store.due(connection)
+            stuck = False
             for entry in due:
                 try:
-                    self._decide(connection, entry)
+                    with translated():
+                        self._decide(connection, entry)
                 except (StoreUnavailable, StoreConflict):
                     raise
-                except (StoreError, InvalidArgument) as error:  # one broken schedule stops no other
+                except StoreError as error:  # one broken schedule stops no other
+                    stuck = True
                     logger.error("schedule_failed schedule=%s error_class=%s error=%s", entry.name, type(error).__name__, error)
-            if self._turns_until_settle <= 0:
+            if open_runs and time.monotonic() >= self._settle_after:
                 store.settle_runs(connection)
-                self._turns_until_settle = round(SETTLE_SECONDS / self._poll_seconds)
-            self._turns_until_settle -= 1
-        if due:
+                self._settle_after = time.monotonic() + SETTLE_SECONDS
+        if due and not stuck:
             return 0.0  # look again: what was computed may be due by now
-        return min(self._poll_seconds, max(0.0, wait)) if wait is not None else self._poll_seconds
+        return min(self._poll_seconds, max(0.0, wait)) if wait is not None and not stuck else self._poll_seconds
 
     def _decide(self, connection: DeadlineConnection, entry: store.Due) -> None:
         """Decide every planned time of one schedule up to now."""
@@ -84,8 +88,11 @@ class Scheduler(Service):
             return
         late = [time for time in times[:-1] or times if (entry.now - time).total_seconds() > GRACE_SECONDS]
         if entry.missed == "all":
-            for place, time in enumerate(times[-entry.missed_limit :]):
-                self._fire(connection, entry, time, following, missed_count=max(0, len(times) - entry.missed_limit) if place == 0 else 0)
+            chosen = times[-entry.missed_limit :]
+            beyond = len(times) - len(chosen)
+            for time, next_time in zip(chosen, [*chosen[1:], following], strict=True):  # whoever dies in between leaves the next one due
+                self._fire(connection, entry, time, next_time, missed_count=beyond)
+                beyond = 0
             return
         last = times[-1]
         missed = entry.missed == "skip" and (entry.now - last).total_seconds() > GRACE_SECONDS
@@ -98,9 +105,10 @@ class Scheduler(Service):
         missed: bool = False,
     ) -> None:
         try:
-            outcome = store.fire(
-                connection, entry.name, planned_at, following, missed_count=missed_count, missed=missed, jitter=random.random()
-            )
+            with translated():
+                outcome = store.fire(
+                    connection, entry.name, planned_at, following, missed_count=missed_count, missed=missed, jitter=random.random()
+                )
         except (StoreUnavailable, StoreConflict):
             raise
         except StoreError as error:
@@ -120,14 +128,19 @@ class Scheduler(Service):
 def declare(connection: DeadlineConnection, declared: Iterable[Schedule]) -> dict[str, str]:
     """Write declared schedules into the timetable, and remove those of code and TOML that are declared no longer.
 
-    Returns what became of each: created, changed, unchanged, removed. Schedules made by SQL are left alone.
+    Returns what became of each: created, changed, unchanged, refused, removed. Schedules made by SQL are left alone.
     """
     outcome = {}
     names = []
     for entry in declared:
-        messages.declare_queue(connection, entry.queue)
-        outcome[entry.name] = store.set_schedule(connection, {name: getattr(entry, name) for name in Schedule.__dataclass_fields__})
         names.append(entry.name)
+        try:
+            with translated():
+                messages.declare_queue(connection, entry.queue)
+                outcome[entry.name] = store.set_schedule(connection, {name: getattr(entry, name) for name in Schedule.__dataclass_fields__})
+        except InvalidArgument as error:  # a time zone that this server does not know, say: one stops no other
+            outcome[entry.name] = "refused"
+            logger.error("schedule_refused schedule=%s error=%s", entry.name, error)
     for name in store.remove_undeclared(connection, ["packhorse", "code", "toml"], names):
         outcome[name] = "removed"
     changed = {name: what for name, what in outcome.items() if what != "unchanged"}

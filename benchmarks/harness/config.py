@@ -15,7 +15,7 @@ ALL_SYSTEMS = (
     "procrastinate",
     "graphile-worker",
 )
-ALL_METRICS = ("work", "enqueue", "pickup", "backlog", "snapshot", "idle", "memory")
+ALL_METRICS = ("work", "enqueue", "pickup", "backlog", "snapshot", "idle", "memory", "maintenance")
 HOME = Path(__file__).resolve().parent.parent
 
 
@@ -29,7 +29,7 @@ class Settings:
 
     messages: size of every drain and of every enqueue run; None = the size each system chose for itself.
     backlog: messages that wait behind the measured ones. snapshot_messages: one case per entry.
-    samples: pickup latencies per run. idle_seconds: length of the idle observation.
+    samples: pickup latencies per run. expired: rows that retention removes. idle_seconds: length of the idle observation.
     """
 
     systems: tuple[str, ...] = ALL_SYSTEMS
@@ -39,6 +39,7 @@ class Settings:
     backlog: int = 1_000_000
     snapshot_messages: tuple[int, ...] = (200_000,)
     samples: int = 500
+    expired: int = 5_000_000
     idle_seconds: float = 20.0
     results: Path = HOME / "results.json"
 
@@ -48,7 +49,7 @@ class Settings:
 
 
 def from_env(environ: Mapping[str, str]) -> Settings:
-    """Read SYSTEMS, METRICS, ROUNDS, N, BACKLOG, SNAPSHOT_MESSAGES, SAMPLES, IDLE_SECONDS and RESULTS.
+    """Read SYSTEMS, METRICS, ROUNDS, N, BACKLOG, SNAPSHOT_MESSAGES, SAMPLES, EXPIRED, IDLE_SECONDS and RESULTS.
 
     An unset or empty variable means its default. Raises ConfigError with all problems.
     """
@@ -83,6 +84,7 @@ def from_env(environ: Mapping[str, str]) -> Settings:
         backlog=number("BACKLOG", usual.backlog) or usual.backlog,
         snapshot_messages=numbers("SNAPSHOT_MESSAGES", usual.snapshot_messages),
         samples=number("SAMPLES", usual.samples) or usual.samples,
+        expired=number("EXPIRED", usual.expired) or usual.expired,
         idle_seconds=float(number("IDLE_SECONDS", int(usual.idle_seconds)) or usual.idle_seconds),
         results=Path(environ.get("RESULTS", "").strip() or usual.results),
     )

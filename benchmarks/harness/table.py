@@ -61,6 +61,13 @@ def ratios(results: Results) -> Iterator[Ratio]:
             yield _inside(label, system, "snapshot", f"{count} last tenth", first)
     for variant in ("one-conversation", "one-conversation-unseen"):
         yield _inside(f"{variant}: with / without", "packhorse", "backlog", variant, "distinct-keys")
+    for label, over, under in (
+        ("drain beside retention / alone", "drain beside", "drain alone"),
+        ("pickup p99 beside retention / alone", "pickup beside p99", "pickup alone p99"),
+        ("retention / one DELETE", "delete by retention", "delete by one statement"),
+        ("deleting a day / dropping its partition", "partition rows deleted and vacuumed", "partition detach and drop"),
+    ):
+        yield _inside(label, "packhorse", "maintenance", over, under)
 
 
 def quotient(results: Results, ratio: Ratio) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.metrics import backlog, enqueue, idle, pickup, snapshot, work
+from benchmarks.metrics import backlog, enqueue, idle, maintenance, pickup, snapshot, work
 from benchmarks.metrics.base import Case, Measure
 
 
@@ -21,4 +21,6 @@ def cases(metrics: tuple[str, ...], snapshot_messages: tuple[int, ...]) -> list[
         found += [(case, snapshot.measure) for case in snapshot.cases(snapshot_messages)]
     if "idle" in metrics:
         found += [(case, idle.measure) for case in idle.CASES]
+    if "maintenance" in metrics:
+        found += [(case, maintenance.measure) for case in maintenance.CASES]
     return found

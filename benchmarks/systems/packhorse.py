@@ -96,6 +96,11 @@ class Adapter(PostgresSystem):
         "backlog/one-conversation",
         "backlog/one-conversation-unseen",
         "snapshot",
+        "maintenance/pickup",
+        "maintenance/drain",
+        "maintenance/delete",
+        "maintenance/partition",
+        "maintenance/idle",
         "idle/two-workers-ten-queues",
     }
 

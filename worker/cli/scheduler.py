@@ -38,6 +38,8 @@ def scheduler(modules: Modules = None) -> int:
     embedded = Embedded(settings.data_dir) if settings.database_url is None else None
     chosen = settings.model_copy(update={
         "actors": (*settings.actors, MODULE), "queues": (QUEUE,), "processes": 1, "threads": 2,
+        # NOTIFY starts what is due; the poll behind it can be slow
+        "poll_seconds": max(settings.poll_seconds, 10.0),
         "database_url": SecretStr(url),
     })
     with embedded or nullcontext():

@@ -89,7 +89,8 @@ def _with_embedded(settings: Settings, given: dict[str, Any]) -> int:
 def _run(settings: Settings, *, keep_up: bool) -> int:
     """Workers until a signal; without actors the database alone, when there is one to keep up."""
     if settings.actors:
-        from worker.cli.scheduler import MODULE, QUEUE
+        from schedules.registry import QUEUE
+        from worker.cli.scheduler import MODULE
         from worker.supervisor import Supervisor
 
         _say(f"Workers    {settings.processes} x {settings.threads} threads: {', '.join(settings.actors)}      (Ctrl-C drains and stops)")

@@ -43,10 +43,10 @@ def remove_undeclared(connection: DeadlineConnection, sources: Sequence[str], na
     return [row[0] for row in connection.execute(sql("remove_undeclared_schedules"), (list(sources), list(names))).fetchall()]
 
 
-def due(connection: DeadlineConnection) -> tuple[list[Due], float | None]:
-    """What has to be decided now, and the seconds until the next planned time (None: nothing is planned)."""
+def due(connection: DeadlineConnection) -> tuple[list[Due], float | None, bool]:
+    """What has to be decided now, the seconds until the next planned time (None: nothing is planned), and whether runs are open."""
     found = connection.execute(sql("due_schedules")).fetchall()
-    return [Due(*row[:-1]) for row in found if row[0] is not None], found[0][-1] if found else None
+    return [Due(*row[:-2]) for row in found if row[0] is not None], found[0][-2], found[0][-1]
 
 
 def fire(
