@@ -10,6 +10,7 @@ from worker.config import Settings, load_settings
 from worker.exporter import Exporter
 from worker.observe import slab
 from worker.observe.board import PARTS, RESTARTS, Board
+from worker.observe.events import EVENTS
 from worker.observe.metrics import DEFINITIONS
 from worker.states import TRANSITIONS
 
@@ -81,3 +82,12 @@ def test_every_endpoint_is_documented():
     text = (DOCS / "observability.md").read_text()
     routes = Exporter(load_settings({}), Board(1)).routes
     assert set(re.findall(r"^\| `(/\w+)` \|", text, re.MULTILINE)) == set(routes)
+
+
+def test_every_event_is_documented_with_its_level_and_keys():
+    text = (DOCS / "observability.md").read_text().split("## Logs")[1]
+    rows = {row[0]: row[1:] for row in re.findall(r"^\| `(\w+)` \| (\w+) \|([^|]*)\| (.*) \|$", text, re.MULTILINE)}
+    assert set(rows) == set(EVENTS)
+    for name, event in EVENTS.items():
+        level, keys, meaning = rows[name]
+        assert (level, keys.strip(), meaning) == (event.level, ", ".join(f"`{key}`" for key in event.keys), event.meaning), name

@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = Field(None, description="Redis for dramatiq's own result and rate-limiter backends; optional.")
     data_dir: Path = Field(Path(".packhorse"), description="Where the embedded PostgreSQL keeps its data.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_outcomes: Literal["failures", "all"] = Field("failures", description="failures: messages that ended well are logged at debug; all: at info.")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON.")
 
     @field_validator("actors", "queues", mode="before")

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import threading
+from contextvars import ContextVar
 from typing import Any
 
 from worker.db.connection import DeadlineConnection
 from worker.errors import WorkerError
 from worker.messages import ClaimedMessage
 
+_message: ContextVar[ClaimedMessage | None] = ContextVar("packhorse_message", default=None)
+
 
 class _Current(threading.local):
-    message: ClaimedMessage | None = None
+    """What this thread works on. The message follows into coroutines that the handler starts, the connection does not:
+    it belongs to one thread."""
+
     connection: DeadlineConnection | None = None
+
+    @property
+    def message(self) -> ClaimedMessage | None:
+        return _message.get()
+
+    @message.setter
+    def message(self, message: ClaimedMessage | None) -> None:
+        _message.set(message)
 
 
 current = _Current()
 
 
 def current_message() -> ClaimedMessage | None:
-    """The message that this thread's handler works on; None outside a handler."""
+    """The message that this handler works on, also in coroutines it runs; None outside a handler."""
     return current.message
 
 

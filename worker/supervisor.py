@@ -22,6 +22,7 @@ from worker.child import STOP_SIGNALS, recover, run_worker_process
 from worker.config import Settings
 from worker.exits import EXIT_FAILED, EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED, EXPECTED_CHILD_EXITS, FATAL_CHILD_EXITS
 from worker.observe.board import EXPORTER_TICK, Board
+from worker.observe.logging import flush as flush_log
 from worker.observe.slab import Slab
 from worker.observe.systemd import Notifier
 from worker.runtime.slots import RunningIds
@@ -197,6 +198,7 @@ class Supervisor:
         except BaseException:  # the child must never return into the parent's loop
             logger.critical("child_failed pid=%d", os.getpid(), exc_info=True)
         finally:
+            flush_log()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)

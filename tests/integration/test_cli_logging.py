@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
+import threading
+from types import SimpleNamespace
 
 import pytest
 import structlog
 
+from worker.context import current
 from worker.observe.logging import configure
 
 
@@ -94,3 +98,48 @@ def test_console_lines_are_for_people(capsys):
     root.setLevel(before[1])
     structlog.reset_defaults()
     assert "worker_started" in stream.getvalue() and "pid=3" in stream.getvalue() and not stream.getvalue().startswith("{")
+
+
+def test_what_a_handler_lets_slip_is_masked_in_values_exceptions_and_their_causes(lines):
+    try:
+        try:
+            raise ValueError("no agent for +250788123456")
+        except ValueError as cause:
+            raise RuntimeError("ann@example.com: password=hunter2") from cause
+    except RuntimeError:
+        ours.exception("lane_failed message_id=%s error_class=%s", 1, "RuntimeError")
+    logging.getLogger("their.app").warning("sent to %s with %s", "+250788123456", "Bearer abcdefghijkl")
+    structlog.get_logger("own").info("own_event", to="+250788123456", api_key="k")
+    text = str(lines())
+    for hidden in ("250788123456", "ann@", "hunter2", "abcdefghijkl"):
+        assert hidden not in text
+    assert "+250788***456" in lines()[0]["exception"] and "a***@example.com" in lines()[0]["exception"]
+    assert lines()[2]["api_key"] == "***"
+
+
+def test_a_record_that_cannot_be_rendered_is_one_line_without_its_content(lines, capsys):
+    (handler,) = [handler for handler in logging.getLogger().handlers if type(handler).__module__ == "worker.observe.logging"]
+    handler.handle(logging.LogRecord("their.app", logging.WARNING, "", 0, "two %s %s", ("secret-value",), None))
+    assert lines()[-1]["event"] == "log_line_failed"
+    assert "secret-value" not in capsys.readouterr().err
+
+
+def test_a_coroutine_that_a_handler_runs_logs_its_correlation_id():
+    async def handler():
+        await asyncio.sleep(0)
+        return current.message
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    message = SimpleNamespace(correlation_id="c")
+    try:
+        current.message = message
+        assert asyncio.run_coroutine_threadsafe(handler(), loop).result(5) is message
+        current.message = None
+        assert asyncio.run_coroutine_threadsafe(handler(), loop).result(5) is None
+    finally:
+        current.message = None
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

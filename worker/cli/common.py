@@ -140,7 +140,7 @@ def database(*, owner: bool = False, deadline_seconds: float = READ_SECONDS, che
 def configure_logging(settings: Settings) -> None:
     """Set up logging of a long-running command as the settings say."""
     from worker.context import current
-    from worker.observe.logging import configure
+    from worker.observe.logging import catch_uncaught, configure
 
     def running() -> dict[str, Any]:
         message = current.message
@@ -149,3 +149,4 @@ def configure_logging(settings: Settings) -> None:
         return {"message_id": message.id, "actor": message.actor_name, "attempt": message.attempt, "correlation_id": message.correlation_id}
 
     configure(level=settings.log_level, log_format=settings.log_format, context=running)
+    catch_uncaught()

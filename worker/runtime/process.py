@@ -180,12 +180,8 @@ class WorkerProcess:
         """Recycling, and threads that are missing."""
         settings = self.settings
         done = sum(self.pump.counts.values())
-        if settings.max_messages and done >= settings.max_messages:
-            logger.info("worker_recycled worker_id=%s messages=%d", self.id, done)
-            self.exit_code = EXIT_RECYCLED
-            self._stop.ask()
-        elif settings.max_memory_mib and resident_mib() > settings.max_memory_mib:
-            logger.info("worker_recycled worker_id=%s memory_mib=%d", self.id, resident_mib())
+        if (settings.max_messages and done >= settings.max_messages) or (settings.max_memory_mib and resident_mib() > settings.max_memory_mib):
+            logger.info("worker_recycled worker_id=%s messages=%d memory_mib=%d", self.id, done, resident_mib())
             self.exit_code = EXIT_RECYCLED
             self._stop.ask()
         elif self.lane.alive < len(self.lane.slots):

@@ -22,6 +22,7 @@ from worker.messages import ClaimedMessage
 from worker.runtime.cursor import ClaimCursor
 from worker.runtime.lane import Lane
 from worker.runtime.meter import Meter
+from worker.runtime.outcomes import OutcomeLog
 from worker.service import Service
 from worker.settle import settle, without_details
 from worker.store import messages as store
@@ -59,6 +60,7 @@ class Pump(Service):
         self._queues = queues
         self._types = types
         self.meter = meter
+        self._outcomes = OutcomeLog(settings.log_outcomes, worker_id)
         self._lease = f"{settings.lease_seconds} seconds"
         self._cursor = ClaimCursor(queues)
         self.held: dict[int, ClaimedMessage] = {}
@@ -139,6 +141,7 @@ class Pump(Service):
             elif message.settled:
                 self._forget(message, "done")
                 self.meter.done([message])
+                self._outcomes.done([message])
                 self._emit("ack", message)
             elif message.ending is None and not message.failed:
                 self._done.append(message)
@@ -159,6 +162,7 @@ class Pump(Service):
         message.failed = message.failed or answer == "dead"
         self._forget(message, answer)
         self.meter.finished(message, answer)
+        self._outcomes.ended(message, answer)
         if answer == "lost":
             logger.info("lease_lost message_id=%s worker_id=%s", message.id, self._worker_id)
         self._emit("nack" if message.failed else "ack", message)
@@ -237,6 +241,7 @@ class Pump(Service):
                 logger.info("lease_lost message_id=%s worker_id=%s", message.id, self._worker_id)
             done = [m for m in done if m.id not in lost]
         self.meter.done(done)
+        self._outcomes.done(done)
         self.meter.publish()  # before the next message starts: it may be the one that kills the process
 
     def _take(self, rows: list[tuple[Any, ...]], lease_until: float, now: float, full: bool) -> None:
@@ -363,6 +368,7 @@ class Pump(Service):
             for message in unstarted:
                 self._forget(message, "release")
                 self.meter.finished(message, "release")
+                self._outcomes.ended(message, "release")
         return len(unstarted)
 
     def _pause(self) -> float:

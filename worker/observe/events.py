@@ -1,0 +1,76 @@
+"""Every event that a packhorse process logs: its level and its keys, always all of them (SPEC P8, O3).
+
+tests/unit/test_events.py reads every call of a logger below worker/ and compares; docs/observability.md lists
+the same. Keys that a line may have besides: `note` (fixed text), `exception` (a masked traceback), and, inside a
+handler, `message_id`, `actor`, `attempt`, `correlation_id`. Level `varies`: the meaning says how.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """level: debug, info, warning, error, critical or varies."""
+
+    level: str
+    keys: tuple[str, ...]
+    meaning: str
+
+
+_MESSAGE = ("message_id", "queue", "actor", "attempt", "outcome", "duration_seconds", "wait_seconds", "correlation_id", "error_class", "worker_id")
+
+EVENTS: dict[str, Event] = {
+    # -- messages
+    "message_ended": Event("varies", _MESSAGE, "A message ended well (debug, or info with log_outcomes=all), was snoozed, cancelled or released."),
+    "message_failed": Event("varies", _MESSAGE, "An attempt failed: outcome retry (info) or dead (warning)."),
+    "message_skipped": Event("warning", ("message_id", "actor"), "Middleware skipped a message."),
+    "message_ended_for_its_thread": Event("info", ("message_id", "outcome"), "The outcome was written for a handler that would not end."),
+    "message_not_ended": Event("warning", ("message_id", "error_class"), "That could not be written; the lease will run out."),
+    "lease_lost": Event("info", ("message_id", "worker_id"), "Somebody else owns the message; nothing was written."),
+    "lease_not_renewed": Event("warning", ("message_id", "actor"), "The database is out of reach; the handler is interrupted before its lease ends."),
+    "lease_over": Event("error", ("message_id", "actor"), "A handler still runs although its lease is over."),
+    "time_limit_exceeded": Event("warning", ("message_id", "actor"), "The soft time limit interrupts a handler."),
+    "hard_limit_exceeded": Event("error", ("message_id", "actor"), "A handler ignored its soft limit; the process is replaced."),
+    "outcome_not_storable": Event("warning", ("message_id", "error_class"), "An error text cannot be stored; a fixed text is written."),
+    "outcome_refused": Event("error", ("message_id", "error"), "The database refuses the outcome; the lease will run out."),
+    "result_discarded": Event("debug", ("actor",), "A handler returned a value and nothing keeps results."),
+    "result_not_storable": Event("error", ("message_id", "actor", "error"), "A result could not be stored."),
+    "retry_policy_failed": Event("warning", ("message_id", "actor", "error_class"), "retry_when raised; the usual policy applies."),
+    "on_retry_exhausted_unknown": Event("warning", ("actor", "message_id"), "The actor named by on_retry_exhausted does not exist."),
+    "hook_failed": Event("critical", ("hook",), "A hook of a middleware raised; the next one runs."),
+    "lane_failed": Event("critical", ("message_id", "error_class"), "The runtime itself failed on a message; the thread goes on."),
+    # -- a worker process
+    "worker_started": Event("info", ("worker_id", "pid", "queues", "threads"), "A process is registered and works."),
+    "worker_stopped": Event("info", ("worker_id", "drain_seconds", "exit_code"), "A process has drained."),
+    "worker_recycled": Event("info", ("worker_id", "messages", "memory_mib"), "A process ends after max_messages or above max_memory_mib."),
+    "worker_fenced": Event("error", ("worker_id",), "A process ends at once because a lease is over."),
+    "threads_missing": Event("error", ("worker_id", "alive"), "Handler threads have died; the process is replaced."),
+    "thread_failed": Event("critical", ("thread",), "An exception that nobody caught ended a thread."),
+    "database_unavailable": Event("warning", ("error",), "The database cannot be reached at the start; it is waited for."),
+    "drain_waits": Event("warning", ("error_class",), "The last outcomes cannot be written yet."),
+    "deregister_failed": Event("info", ("error_class",), "The row of this process stays until it is forgotten."),
+    "service_failed": Event("warning", ("name", "failures", "error_class", "error"), "A loop failed and tries again; said at failure 1, 2, 4, 8 …"),
+    "service_recovered": Event("info", ("name", "failures"), "It works again."),
+    # -- the parent
+    "supervisor_started": Event("info", ("pid", "processes"), "The parent begins."),
+    "supervisor_stopped": Event("info", ("exit_code",), "The parent ends."),
+    "child_exited": Event("warning", ("pid", "exit_code", "running"), "A process ended unasked; running: messages that it ran."),
+    "child_retiring": Event("info", ("pid",), "A process is told to drain in a rolling restart."),
+    "child_hung": Event("error", ("pid", "loops", "hang_seconds"), "Loops do not tick: the process is killed and replaced."),
+    "child_killed": Event("error", ("pid",), "A process did not end within its time."),
+    "child_failed": Event("critical", ("pid",), "A process ended with an exception that nobody caught."),
+    "config_error": Event("error", (), "A problem of the configuration; the process ends."),
+    "schema_mismatch": Event("error", (), "Code and database do not fit; the process ends."),
+    "start_failed": Event("error", ("error_class", "error"), "A process could not start; it is tried again with backoff."),
+    "messages_recovered": Event("warning", ("worker_id", "count", "suspects"), "What a dead process held was given back."),
+    "recover_failed": Event("warning", ("worker_id", "error_class"), "It was not; the leases will run out."),
+    # -- observability
+    "endpoints_started": Event("info", ("host", "port"), "Metrics and probes are served."),
+    "endpoints_failed": Event("warning", ("host", "port", "error"), "They are not: the port is taken. Tried again; the worker goes on."),
+    "endpoint_failed": Event("error", ("error_class", "error"), "An answer could not be made."),
+    "exporter_exited": Event("warning", ("pid", "exit_code"), "The process that serves them ended; it is replaced."),
+    "repeats_suppressed": Event("warning", ("of", "by", "count"), "Lines of an event that were left out: more than 50 in 10 seconds."),
+    "log_line_failed": Event("error", ("logger", "error_class"), "A record that could not be rendered."),
+}

@@ -1,0 +1,105 @@
+"""No personal data and no secrets in log lines, whoever wrote them (SPEC O3, FAILURES 75).
+
+Every string of a record passes through `mask`: phone numbers (`+250788***456`), e-mail addresses, passwords in
+URLs, `password=`, bearer tokens, API keys, JSON web tokens. Values under a key that names a secret disappear whole. Control
+characters become visible, so that no value can forge a line or hide text. Texts are cut at MAX_TEXT and every
+pattern is bounded: the time is proportional to the length, whatever the text. Best effort by nature: what
+must not be seen must not be logged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from structlog.typing import EventDict, WrappedLogger
+
+MAX_TEXT = 20_000
+MAX_DEPTH = 6
+MAX_ITEMS = 100
+HIDDEN = "***"
+
+_SECRET_WORD = r"(?:passw(?:or)?d|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credentials?|authorization|cookie)"
+_SECRET_KEY = re.compile(rf"(?:^|[_-]|\b){_SECRET_WORD}s?$", re.IGNORECASE)
+
+_URL_PASSWORD = re.compile(r"(://[^\s:/@]{0,100}:)\S{1,200}(?=@)")
+_BEARER = re.compile(r"\b(Bearer)(\s{1,3})[A-Za-z0-9._~+/=-]{6,2000}", re.IGNORECASE)
+_ASSIGNED = re.compile(
+    rf"({_SECRET_WORD}s?[\"']?\s{{0,3}}[=:]\s{{0,3}})"
+    r"(?:\"[^\"\n]{0,500}\"|'[^'\n]{0,500}'|(?:(?:Bearer|Basic|Digest)\s{1,3})?[^\s,;&\"')}\]]{1,500})", re.IGNORECASE,
+)
+_KEYS = re.compile(
+    r"(?<![\w-])(?:eyJ[\w-]{8,2000}\.[\w-]{4,4000}(?:\.[\w-]{0,2000})?|(?:sk|pk|rk|whsec)[-_][\w-]{12,200}|gh[pousr]_\w{16,255}|github_pat_\w{16,255}"
+    r"|AKIA[0-9A-Z]{12,20}|AIza[\w-]{30,40}|xox[abeprs]-[\w-]{8,200}|EAA[A-Za-z0-9]{20,400}|glpat-[\w-]{16,64})"
+)
+_EMAIL = re.compile(r"(?<![\w.%+-])([\w%+-])[\w.%+-]{0,63}@([\w-]{1,63}(?:\.[\w-]{1,63}){1,8})")
+#: With a plus: any spacing. Without: a run of 10 to 15 digits, or groups that begin with a 0. A UUID is none.
+_PHONE = re.compile(
+    r"(?P<uuid>\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b)|(?:\+|%2[bB])\d(?:[ ().-]{0,2}\d){7,14}(?!\d)"
+    r"|(?<![\d.])\d{10,15}(?!\d|\.\d)|(?<![\w.+-])\(?0\d{2,4}\)?(?:[ .-]\d{2,4}){2,3}(?![\w-])"
+)
+_SPACING = re.compile(r"\D")
+#: Everything that moves a cursor or hides text; line breaks and tabs apart.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+def mask(text: str) -> str:
+    """The text without what must not be seen, control characters made visible; at most MAX_TEXT characters of it."""
+    if len(text) > MAX_TEXT:
+        text = f"{text[:MAX_TEXT]}… ({len(text) - MAX_TEXT} more characters)"
+    text = _URL_PASSWORD.sub(rf"\1{HIDDEN}", text)
+    text = _BEARER.sub(rf"\1\2{HIDDEN}", text)
+    text = _ASSIGNED.sub(rf"\1{HIDDEN}", text)
+    text = _KEYS.sub(HIDDEN, text)
+    text = _EMAIL.sub(rf"\1{HIDDEN}@\2", text)
+    text = _PHONE.sub(lambda found: found[0] if found["uuid"] else mask_phone(found[0]), text)
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def mask_phone(number: str) -> str:
+    """`+250788123456` -> `+250788***456`: enough to tell two apart, not enough to call."""
+    plus = number.startswith(("+", "%"))
+    digits = _SPACING.sub("", number[3:] if number.startswith("%") else number)
+    shown = max(0, min(6, len(digits) - 6))
+    return f"{'+' if plus else ''}{digits[:shown]}{HIDDEN}{digits[-3:]}"
+
+
+def masked(value: Any, depth: int = 0) -> Any:
+    """A value of a record with every text in it masked; containers are bounded in depth and size."""
+    if isinstance(value, str):
+        return mask(value)
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if depth >= MAX_DEPTH:
+        return "…"
+    if isinstance(value, Mapping):
+        items = list(value.items())[:MAX_ITEMS]
+        return {mask(str(key)): HIDDEN if _SECRET_KEY.search(str(key)) else masked(item, depth + 1) for key, item in items}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [masked(item, depth + 1) for item in list(value)[:MAX_ITEMS]]
+    try:
+        return mask(str(value))
+    except Exception:  # a value whose text cannot be had must not cost the line
+        return f"<{type(value).__name__}>"
+
+
+def mask_record(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """structlog processor: after exceptions were formatted, before rendering. Private keys (`_record`) are left alone."""
+    for key, value in event.items():
+        if key.startswith("_") or key in ("level", "logger", "timestamp"):
+            continue
+        event[key] = HIDDEN if value is not None and _SECRET_KEY.search(key) else masked(value)
+    return event
+
+
+def on_one_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """structlog processor for the console: values keep no line break, tracebacks get a margin that nobody can forge."""
+    for key, value in event.items():
+        if not isinstance(value, str) or key.startswith("_"):
+            continue
+        if key in ("exception", "stack"):
+            event[key] = "\n".join(f"  | {line}" for line in value.split("\n"))
+        else:
+            event[key] = value.replace("\n", "\\n").replace("\t", "\\t")
+    return event
