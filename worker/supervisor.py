@@ -23,7 +23,7 @@ from worker.config import Settings
 from worker.exits import EXIT_FAILED, EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED, EXPECTED_CHILD_EXITS, FATAL_CHILD_EXITS
 from worker.observe.board import EXPORTER_TICK, Board
 from worker.observe.logging import flush as flush_log
-from worker.observe.slab import Slab
+from worker.observe.slab import REGISTERED, Slab
 from worker.observe.systemd import Notifier
 from worker.runtime.slots import RunningIds
 from worker.watch import Watch
@@ -127,14 +127,17 @@ class Supervisor:
                 _kill(child.pid, signal.SIGTERM)
 
     def _roll(self) -> None:
-        """Rolling restart: one child at a time drains and is replaced."""
+        """Rolling restart: one child at a time drains and is replaced; the next one when the new one is registered."""
         waiting = [child for child in self._children if child.retiring and child.pid]
-        if waiting and all(child.pid for child in self._children):
+        if waiting and self._all_registered():
             first = waiting[0]
-            if first.retiring is True and first.started_at:
+            if first.started_at:
                 logger.info("child_retiring pid=%d", first.pid)
                 _kill(first.pid, signal.SIGTERM)
                 first.started_at = 0.0  # told once
+
+    def _all_registered(self) -> bool:
+        return all(child.pid and slab.states[REGISTERED] for child, slab in zip(self._children, self.board.slabs, strict=True))
 
     def _start_missing(self) -> None:
         now = time.monotonic()
@@ -173,7 +176,8 @@ class Supervisor:
     def _look(self) -> None:
         """What does not tick any more is killed, and then replaced like everything that died."""
         self._watch.look(
-            sum(bool(child.pid) for child in self._children), bool(self._stops), any(child.retiring for child in self._children)
+            sum(bool(child.pid) for child in self._children), bool(self._stops),
+            any(child.retiring for child in self._children) or not self._all_registered(),
         )
         for index, child in enumerate(self._children):
             loops = self._watch.hung(index) if child.pid and not child.hung else []

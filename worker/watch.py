@@ -17,7 +17,7 @@ from worker.observe.systemd import Notifier
 #: The parent looks every second. If it did not for this long, the whole host or process group stood still.
 STANDSTILL_SECONDS = 5.0
 STATUS_SECONDS = 5.0
-#: While draining, systemd is asked for this much more time, again and again; the supervisor has limits of its own.
+#: While it drains, or waits for the database at the start, systemd is asked for this much more time, again and again.
 EXTEND_SECONDS = 15.0
 
 
@@ -77,7 +77,8 @@ class Watch:
             self._notifier.send("READY=1")
         if now >= self._next_status:
             self._next_status = now + STATUS_SECONDS
-            self._notifier.send(f"STATUS={self._status(draining)}", *([f"EXTEND_TIMEOUT_USEC={EXTEND_SECONDS * 1e6:.0f}"] if draining else []))
+            waiting = draining or not self._ready  # for handlers, or for the database
+            self._notifier.send(f"STATUS={self._status(draining)}", *([f"EXTEND_TIMEOUT_USEC={EXTEND_SECONDS * 1e6:.0f}"] if waiting else []))
         watchdog = self._notifier.watchdog_seconds
         if watchdog and now >= self._next_watchdog and not any(self.hung(index) for index in range(len(self._board.slabs))):
             self._next_watchdog = now + watchdog / 2

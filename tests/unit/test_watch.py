@@ -1,0 +1,158 @@
+"""What the parent concludes from ticks, and what it tells systemd (worker/watch.py, observe/systemd.py, observe/probes.py)."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.support.notify import Manager
+from worker.observe import probes
+from worker.observe.board import Board
+from worker.observe.slab import CLAIM_FAILING, CONTACT_AT, DRAINING, LOOPS, REGISTERED
+from worker.observe.systemd import Notifier
+from worker.watch import STANDSTILL_SECONDS, Watch
+
+BUDGET = 30.0
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    class Clock:
+        now = 1000.0
+
+        def pass_(self, seconds):
+            self.now += seconds
+
+    clock = Clock()
+    monkeypatch.setattr("worker.watch.time.monotonic", lambda: clock.now)
+    return clock
+
+
+@pytest.fixture
+def manager(tmp_path):
+    with Manager(str(tmp_path / "notify")) as manager:
+        yield manager
+
+
+def working(board, now, children=None):
+    for slab in board.slabs[:children]:
+        slab.states[REGISTERED] = 1
+        slab.states[CONTACT_AT] = now
+        for loop in LOOPS:
+            slab.tick(loop, now)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_one_late_loop_of_one_child_is_not_alive(loop):
+    board = Board(2)
+    working(board, 1000.0)
+    assert probes.alive(board, 1000.0 + BUDGET, BUDGET) == []
+    for other in LOOPS:
+        board.slabs[1].tick(other, 1000.0 + (0 if other == loop else BUDGET))
+    board.slabs[0].states[:] = board.slabs[0].states
+    for other in LOOPS:
+        board.slabs[0].tick(other, 1000.0 + BUDGET)
+    (problem,) = probes.alive(board, 1001.0 + BUDGET, BUDGET)
+    assert "child 1" in problem and loop in problem
+
+
+def test_a_loop_that_has_not_begun_or_has_ended_is_not_late():
+    board = Board(1)
+    assert probes.alive(board, 5000.0, BUDGET) == []
+    working(board, 1000.0)
+    for loop in LOOPS:
+        board.slabs[0].tick(loop, 0.0)
+    assert probes.alive(board, 5000.0, BUDGET) == []
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ((CLAIM_FAILING, 1.0), "claim failed"), ((DRAINING, 1.0), "draining"), ((REGISTERED, 0.0), "not registered"), ((CONTACT_AT, 900.0), "not answered"),
+])
+def test_ready_needs_a_child_that_claims(change, says):
+    board = Board(2)
+    working(board, 1000.0)
+    board.slabs[0].states[change[0]] = change[1]
+    assert probes.ready(board, 1001.0, 20, BUDGET) == [], "the other one would take a message"
+    board.slabs[1].states[change[0]] = change[1]
+    found = probes.ready(board, 1001.0, 20, BUDGET)
+    assert len(found) == 2 and says in found[0]
+
+
+def test_a_child_is_not_blamed_for_time_in_which_the_parent_did_not_look_either(clock):
+    board = Board(1)
+    watch = Watch(board, Notifier({}), BUDGET)
+    working(board, clock.now)
+    watch.look(1, False, False)
+    clock.pass_(3600)
+    watch.look(1, False, False)
+    assert watch.hung(0) == []
+    for _ in range(int(BUDGET)):
+        clock.pass_(1)
+        watch.look(1, False, False)
+    assert watch.hung(0) == []
+    clock.pass_(1)
+    assert watch.hung(0) == list(LOOPS), "from then on it has the usual time"
+
+
+def test_systemd_hears_of_the_whole_life(clock, manager):
+    board = Board(1, [lambda: 2])
+    watch = Watch(board, Notifier({"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "10000000"}), BUDGET)
+    watch.look(1, False, False)
+    assert manager.all("READY") == [] and manager.all("EXTEND_TIMEOUT_USEC") == ["15000000"], "the start may take as long as the database is away"
+    working(board, clock.now)
+    watch.look(1, False, False)
+    assert manager.all("READY") == ["1"]
+    watch.reloading()
+    clock.pass_(1)
+    watch.look(1, False, True)
+    assert manager.order("READY", "RELOADING") == ["READY", "RELOADING"]
+    watch.look(1, False, False)
+    assert manager.order("READY", "RELOADING") == ["READY", "RELOADING", "READY"]
+    assert manager.all("MONOTONIC_USEC")[0].isdecimal()
+    watch.stopping()
+    for _ in range(3):
+        clock.pass_(5)
+        watch.look(1, True, False)
+    assert manager.all("STOPPING") == ["1"] and manager.all("EXTEND_TIMEOUT_USEC")[1:] == ["15000000"] * 3
+    assert manager.all("STATUS")[-1] == "draining: 1 processes, 2 of 0 threads busy"
+
+
+def test_the_watchdog_is_fed_at_half_its_interval_and_only_while_every_loop_ticks(clock, manager):
+    board = Board(1)
+    watch = Watch(board, Notifier({"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "20000000"}), 5.0)
+    for _ in range(30):
+        clock.pass_(1)
+        working(board, clock.now)
+        watch.look(1, False, False)
+    assert len(manager.all("WATCHDOG")) == 3
+    for _ in range(30):
+        clock.pass_(1)
+        for loop in LOOPS[1:]:
+            board.slabs[0].tick(loop, clock.now)
+        watch.look(1, False, False)
+    assert len(manager.all("WATCHDOG")) == 4, "once more before it was late, never after"
+    clock.pass_(1)
+    working(board, clock.now)
+    watch.look(1, False, False)
+    assert len(manager.all("WATCHDOG")) == 5 and STANDSTILL_SECONDS < 30
+
+
+def test_an_abstract_socket_is_understood():
+    with Manager(f"@packhorse-test-{os.getpid()}") as manager:
+        assert Notifier({"NOTIFY_SOCKET": manager.address}).send("READY=1", "STATUS=x")
+        assert manager.heard() == [{"READY": "1", "STATUS": "x"}]
+
+
+@pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/nowhere/notify"}, {"WATCHDOG_USEC": "x"},
+                                     {"NOTIFY_SOCKET": "/nowhere", "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}])
+def test_without_a_manager_nothing_happens(environ):
+    notifier = Notifier(environ)
+    assert notifier.send("READY=1") is False and notifier.watchdog_seconds == 0
+    assert notifier.failures == (1 if environ.get("NOTIFY_SOCKET") else 0)
+
+
+def test_a_manager_that_does_not_read_does_not_stop_us(manager):
+    notifier = Notifier({"NOTIFY_SOCKET": manager.address})
+    sent = sum(notifier.send("STATUS=" + "x" * 1000) for _ in range(5000))
+    assert 0 < sent < 5000 and notifier.failures == 5000 - sent
