@@ -14,6 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 EXEMPT = "not-a-secret"
+#: made-up secrets are what these files are about
+EXEMPT_FILES = {"tests/unit/test_masking.py"}
 MAX_BYTES = 2_000_000
 #: passwords that are no secret: placeholders, and what documentation and tests use
 PLACEHOLDERS = re.compile(r"^(\*+|…|\.\.\.|x+|secret|s3cret|hunter2|p?w|pass|password|postgres|packhorse|example|[{<$%].*)$", re.IGNORECASE)
@@ -55,7 +57,7 @@ def tracked() -> list[Path]:
 def main() -> int:
     count = 0
     for path in tracked():
-        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+        if str(path.relative_to(ROOT)) in EXEMPT_FILES or not path.is_file() or path.stat().st_size > MAX_BYTES:
             continue
         try:
             text = path.read_text()

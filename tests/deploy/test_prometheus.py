@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.metrics import exposed_names, exposition, serve_metrics
+from tests.deploy.metrics import COMING, METRICS, exposed_names, exposition, serve_metrics
 from tests.support.waiting import wait_until
 from tests.support.workers import ROOT
+from worker.observe.metrics import DEFINITIONS
 
 FOLDER = ROOT / "deploy" / "prometheus"
 RULES = FOLDER / "packhorse.rules.yml"
@@ -88,6 +89,14 @@ def test_rules_and_dashboard_use_only_metrics_that_exist(name):
     recorded = set(re.findall(r"\bpackhorse:[\w:]+", EVERY[name]))
     assert used <= exposed_names() and recorded <= set(RECORDED)
     assert used or recorded
+
+
+def test_the_list_of_metrics_is_the_code_s():
+    """Every metric of the code is exposed here with its kind and labels; what is used before the code has it is named."""
+    kinds = {name: (definition.kind, set(definition.labels)) for name, definition in DEFINITIONS.items()}
+    listed = {name: (kind, set(labels)) for name, (kind, labels) in METRICS.items()}
+    assert {name: listed.get(name) for name in kinds} == kinds
+    assert set(listed) - set(kinds) == COMING
 
 
 def test_the_dashboard_needs_no_recording_rules():
