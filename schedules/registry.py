@@ -68,7 +68,7 @@ class Job:
 
 
 JOBS = (
-    Job("stale_message_locks", "job_stale_message_locks", "* * * * *"),
+    Job("stale_message_locks", "job_stale_message_locks", "*/5 * * * *"),
     Job("stale_conversation_locks", "job_stale_conversation_locks", "*/5 * * * *"),
     Job("dead_workers", "job_dead_workers", "*/10 * * * *"),
     Job("stuck_conversations", "job_stuck_conversations", "*/5 * * * *", "conversations"),

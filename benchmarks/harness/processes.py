@@ -124,16 +124,16 @@ class Workers:
         for child in self.children:
             child.check()
 
-    def rss_mib(self) -> float:
-        """Resident memory of all process trees, divided by the worker processes, in MiB.
+    def memory_mib(self) -> float:
+        """Memory of all process trees, divided by the worker processes, in MiB.
 
-        Shared pages of forked children count once per process, as `ps` counts them.
+        Pages that forked processes share count once (proportional set size, where the system tells it).
         """
-        return sum(self._sizes_mib()) / self.processes
+        return sum(self._sizes_mib("pss")) / self.processes
 
     def largest_mib(self) -> float:
         """Resident memory of the largest single process, in MiB."""
-        return max(self._sizes_mib(), default=0.0)
+        return max(self._sizes_mib("rss"), default=0.0)
 
     def cpu_seconds(self) -> float:
         """User and system time of all process trees so far, in seconds."""
@@ -149,12 +149,12 @@ class Workers:
         for child in self.children:
             child.stop()
 
-    def _sizes_mib(self) -> list[float]:
-        """Resident memory of each process, in MiB."""
+    def _sizes_mib(self, kind: str) -> list[float]:
+        """Memory of each process, in MiB; kind: pss or rss, rss where the other is not known."""
         sizes: list[float] = []
         for process in self._tree():
             with suppress(psutil.NoSuchProcess):
-                sizes.append(process.memory_info().rss / MEBIBYTE)
+                sizes.append(getattr(process.memory_full_info(), kind, process.memory_info().rss) / MEBIBYTE)
         return sizes
 
     def _tree(self) -> list[psutil.Process]:

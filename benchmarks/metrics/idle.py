@@ -25,7 +25,7 @@ def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
         time.sleep(settings.idle_seconds)
         workers.check()
         ended, cpu_after, (after, _unit) = time.monotonic(), workers.cpu_seconds(), system.activity()
-        memory = workers.rss_mib()
+        memory = workers.memory_mib()
     finally:
         workers.stop()
     seconds = ended - started

@@ -19,7 +19,7 @@ def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
         system.warm_up(workers)
         started = system.load(workers, count)
         ended = system.wait_drained(workers)
-        memory, largest = workers.rss_mib(), workers.largest_mib()
+        memory, largest = workers.memory_mib(), workers.largest_mib()
     finally:
         workers.stop()
     if "work" in settings.metrics:
