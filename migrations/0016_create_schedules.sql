@@ -58,8 +58,9 @@ create table schedule_runs (
   constraint schedule_runs_pkey primary key (id),
   constraint schedule_runs_planned_key unique (schedule, planned_at),
   constraint schedule_runs_outcome_known check (
-    outcome in ('enqueued', 'done', 'dead', 'cancelled', 'missed', 'overlapped', 'failed')),
-  constraint schedule_runs_message_when_enqueued check ((message_id is not null) = (outcome in ('enqueued', 'done', 'dead', 'cancelled')))
+    outcome in ('enqueued', 'done', 'dead', 'cancelled', 'untraced', 'missed', 'overlapped', 'failed')),
+  constraint schedule_runs_message_when_enqueued check (
+    (message_id is not null) = (outcome in ('enqueued', 'done', 'dead', 'cancelled', 'untraced')))
 );
 -- Open runs are few and looked at every few seconds; the history is read by schedule and by age.
 create index schedule_runs_open_idx on schedule_runs (id) where outcome = 'enqueued';
@@ -107,6 +108,8 @@ begin
     perform refuse_argument('missed_limit', 'must be between 1 and 1000');
   elsif p_overlap is null or p_overlap not in ('skip', 'wait', 'allow') then
     perform refuse_argument('overlap', format('%L is not known', left(p_overlap, 60)), 'skip, wait or allow.');
+  elsif p_missed = 'all' and p_overlap = 'skip' then
+    perform refuse_argument('overlap', 'skip would run one of all that were missed', 'With missed = all: wait or allow.');
   elsif p_jitter is null or p_jitter not between interval '0' and interval '1 day' then
     perform refuse_argument('jitter', 'must be between 0 and 1 day');
   elsif p_source is null or p_source not in ('packhorse', 'code', 'toml', 'sql') then
@@ -300,14 +303,17 @@ comment on function fail_schedule_run(text, timestamptz, timestamptz, text) is '
 create function settle_schedule_runs(p_limit integer default 200) returns integer
 language sql set search_path from current as $$
 -- Copy the ends of finished messages into the history, before the archive forgets them. Returns how many.
+-- Runs whose message still lives are not counted against the limit: many that wait must not hide one that ended.
   with open_runs as (
-    select r.id, r.message_id from schedule_runs r where r.outcome = 'enqueued' order by r.id limit p_limit for update skip locked
+    select r.id, r.message_id from schedule_runs r
+    where r.outcome = 'enqueued' and not exists (select from message_queue m where m.id = r.message_id)
+    order by r.id limit p_limit for update of r skip locked
   ), ended as (
-    select o.id, a.state as outcome, a.claimed_at, a.finished_at as ended_at, null::text as error
-    from open_runs o join message_archive a on a.id = o.message_id
-    union all
-    select o.id, 'dead', null, d.dead_at, left(concat_ws(': ', d.error_class, d.error_message), 2000)
-    from open_runs o join dead_letters d on d.id = o.message_id
+    select o.id, coalesce(a.state, case when d.id is not null then 'dead' else 'untraced' end) as outcome, a.claimed_at,
+      coalesce(a.finished_at, d.dead_at, clock_timestamp()) as ended_at,
+      case when d.id is not null then left(concat_ws(': ', d.error_class, d.error_message), 2000)
+        when a.id is null then 'the message left no trace: its queue keeps nothing (keep_done = 0), or it was purged' end as error
+    from open_runs o left join message_archive a on a.id = o.message_id left join dead_letters d on d.id = o.message_id
   ), settled as (
     update schedule_runs r set outcome = e.outcome, started_at = e.claimed_at, ended_at = e.ended_at, error = e.error
     from ended e where r.id = e.id returning 1

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from schedules.triggers import Trigger, trigger
+from worker.config import NAME_PATTERN
 from worker.errors import InvalidArgument
 
 MISSED = ("skip", "once", "all")
@@ -19,7 +22,7 @@ class Schedule:
     cron (five fields) or every_seconds (1 s to ten years), in time_zone. missed: what happens to planned times that
     passed while no scheduler ran: "skip" them, run "once" for all of them, or run "all" (the newest missed_limit,
     1..1000). overlap, while the previous run still lives: "skip" the new one, "wait" for it, or "allow" both.
-    jitter_seconds (0..86400): up to so much later, at random. source: packhorse, code, toml or sql.
+    ("skip" and "all" fight.) jitter_seconds (0..86400): up to so much later, at random. source: packhorse, code, toml or sql.
     Raises InvalidArgument that names the field.
     """
 
@@ -39,6 +42,9 @@ class Schedule:
     source: str = "code"
 
     def __post_init__(self) -> None:
+        for name, value in (("name", self.name), ("message_type", self.message_type), ("queue", self.queue)):
+            if not isinstance(value, str) or not re.fullmatch(NAME_PATTERN, value):
+                raise InvalidArgument(f"{name}: {str(value)[:120]!r} is not a name", field=name, hint="Letters, digits, dot, underscore, dash.")
         for name, value, known in (("missed", self.missed, MISSED), ("overlap", self.overlap, OVERLAP)):
             if value not in known:
                 raise InvalidArgument(f"{name}: {str(value)[:40]!r} is not known", field=name, hint=f"One of {', '.join(known)}.")
@@ -46,6 +52,17 @@ class Schedule:
             raise InvalidArgument("missed_limit: must be between 1 and 1000", field="missed_limit")
         if not 0 <= self.jitter_seconds <= 86400:
             raise InvalidArgument("jitter_seconds: must be between 0 and 86400", field="jitter_seconds")
+        if self.missed == "all" and self.overlap == "skip":
+            raise InvalidArgument(
+                "overlap: 'skip' would run one of all that were missed", field="overlap", hint="With missed = all: wait or allow.")
+        if not 1 <= self.priority <= 10:
+            raise InvalidArgument("priority: must be between 1 and 10", field="priority")
+        if self.max_attempts is not None and not 1 <= self.max_attempts <= 1_000_000:
+            raise InvalidArgument("max_attempts: must be between 1 and 1000000", field="max_attempts")
+        try:
+            json.dumps(self.payload, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument(f"payload: is not JSON: {error}", field="payload") from None
         self.trigger()
 
     def trigger(self) -> Trigger:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -25,7 +26,8 @@ from apscheduler.triggers.cron import CronTrigger  # type: ignore[import-untyped
 from worker.errors import InvalidArgument
 
 WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
-#: No zone has ever moved its clock by more.
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+#: No clock moves by more, but for islands that change their date (Samoa in 2011: a day that never was).
 LARGEST_SHIFT = timedelta(hours=3)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -56,10 +58,13 @@ class Cron:
                 f"cron: {line[:60]!r} names days of the month and of the week; programs disagree whether one or both must match",
                 field="cron", hint="Make two schedules.",
             )
-        self._every_hour = fields[1] in ("*", "*/1")
-        minute, hour, day, month, weekday = fields
+        minute, hour, day, month, weekday = (field.lower() for field in fields)
+        self._every_hour = hour in ("*", "*/1", "0-23")
         try:
-            self._fields = CronTrigger(minute=minute, hour=hour, day=day, month=month, day_of_week=_weekdays(weekday), timezone=UTC)
+            if day.startswith("last") and day != "last":  # APScheduler reads the beginning and ignores the rest
+                raise ValueError(f"{day!r} is not a day of the month")
+            self._fields = CronTrigger(
+                minute=minute, hour=hour, day=day, month=_months(month), day_of_week=_weekdays(weekday), timezone=UTC)
         except (ValueError, TypeError) as error:
             raise InvalidArgument(f"cron: {line[:60]!r}: {error}", field="cron", hint="minute hour day month weekday") from None
         if self._next_wall(datetime(2000, 1, 1)) is None:
@@ -128,12 +133,19 @@ def upcoming(of: Trigger, after: datetime, until: datetime | None = None, limit:
 
 def newest(of: Trigger, after: datetime, until: datetime, limit: int) -> list[datetime]:
     """The newest planned times after `after` and not after `until`, at most `limit`; however long ago `after` was."""
-    times = more = upcoming(of, after, until, limit)
-    if len(times) == limit:
-        more = upcoming(of, max(times[-1], until - (times[-1] - times[0])), until, limit)  # jump over what nobody asks for
-    while len(more) == limit:
-        times, more = more, upcoming(of, more[-1], until, limit)
-    return times if more is times else (times + more)[-limit:]
+    oldest = upcoming(of, after, until, limit)
+    if len(oldest) < limit:
+        return oldest
+    span = max(oldest[-1] - oldest[0], timedelta(minutes=1))
+    while True:  # jump over what nobody asks for: look back from the end, twice as far each time, until there are enough
+        start = max(after, until - span)
+        found: deque[datetime] = deque(maxlen=limit)
+        moment = start
+        while (moment := of.after(moment)) <= until:
+            found.append(moment)
+        if len(found) == limit or start == after:
+            return list(found)
+        span *= 2
 
 
 def zone(name: str) -> ZoneInfo:
@@ -155,24 +167,33 @@ def _wall(moment: datetime, of: ZoneInfo) -> datetime:
 
 def _weekdays(field: str) -> str:
     """cron's weekday field in names: 0 and 7 are Sunday, ranges may go over the end of the week."""
-    if field == "*" or not re.search(r"\d", field):
-        return field
-    days: set[int] = set()
+    return field if field == "*" else ",".join(WEEKDAYS[day % 7] for day in _named(field, "weekday", WEEKDAYS, 0, 7))
+
+
+def _months(field: str) -> str:
+    """cron's month field in numbers; ranges may go over the end of the year."""
+    return field if field == "*" else ",".join(str((month - 1) % 12 + 1) for month in _named(field, "month", MONTHS, 1, 12))
+
+
+def _named(field: str, what: str, names: tuple[str, ...], low: int, high: int) -> list[int]:
+    """The values of a field whose values have names; those past the end stand for the beginning. Raises ValueError."""
+
+    def number(text: str) -> int:
+        found = int(text) if text.isdigit() else names.index(text) + low if text in names else -1
+        if not low <= found <= high:
+            raise ValueError(f"{text!r} is not a {what}")
+        return found
+
+    values: set[int] = set()
     for part in field.split(","):
-        matched = re.fullmatch(r"(?:(\*)|([0-7]|[a-z]{3})(?:-([0-7]|[a-z]{3}))?)(?:/([1-7]))?", part.lower())
+        matched = re.fullmatch(r"(?:(\*)|(\d+|[a-z]+)(?:-(\d+|[a-z]+))?)(?:/(\d+))?", part)
         if matched is None:
-            raise ValueError(f"{part!r} is not a weekday")
+            raise ValueError(f"{part!r} is not a {what}")
         star, first, last, step = matched.groups()
-        low, high = (0, 6) if star else (_weekday(first), _weekday(last or first))
-        if high < low:
-            high += 7
-        days.update(day % 7 for day in range(low, high + 1, int(step or 1)))
-    return ",".join(WEEKDAYS[day] for day in sorted(days))
-
-
-def _weekday(text: str) -> int:
-    if text.isdigit():
-        return int(text) % 7
-    if text not in WEEKDAYS:
-        raise ValueError(f"{text!r} is not a weekday")
-    return WEEKDAYS.index(text)
+        begin, end = (low, low + len(names) - 1) if star else (number(first), number(last or first))
+        if step is not None and not 1 <= int(step) <= len(names):
+            raise ValueError(f"{part!r}: the step must be between 1 and {len(names)}")
+        if end < begin:
+            end += len(names)
+        values.update((value - low) % len(names) + low for value in range(begin, end + 1, int(step or 1)))
+    return sorted(values)

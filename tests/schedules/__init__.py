@@ -1,0 +1,1 @@
+"""Schedules and maintenance: triggers, timetable, configuration, retention, partitions, their commands (SPEC M)."""
