@@ -42,7 +42,7 @@ COUNT_SECONDS = 30.0
 
 
 class Server(Service):
-    """Binds, serves, and binds again later when that fails."""
+    """Binds, serves until the process ends, and binds again later when that fails."""
 
     name = "endpoints"
 
@@ -51,13 +51,12 @@ class Server(Service):
         self._settings = settings
         self._routes = routes
         self._board = board
-        self._endpoints: Endpoints | None = None
         self._said: str | None = None
 
     def run_once(self) -> float:
         host, port = self._settings.metrics_host, self._settings.metrics_port
         try:
-            self._endpoints = Endpoints(host, port, self._routes, self._on_error)
+            endpoints = Endpoints(host, port, self._routes, self._on_error)
         except OSError as error:
             self._board.failed("endpoints")
             if self._said != str(error):
@@ -65,15 +64,9 @@ class Server(Service):
                 logger.warning("endpoints_failed host=%s port=%d error=%s: the worker goes on without metrics and probes", host, port, error)
             return RETRY_SECONDS
         self._said = None
-        logger.info("endpoints_started host=%s port=%d", host, self._endpoints.port)
-        if not self.stopping:
-            self._endpoints.serve()
+        logger.info("endpoints_started host=%s port=%d", host, endpoints.port)
+        endpoints.serve()
         return 0.0
-
-    def stop(self) -> None:
-        super().stop()
-        if self._endpoints is not None:
-            self._endpoints.close()
 
     def _on_error(self, error: Exception) -> None:
         self._board.failed("endpoints")
@@ -193,13 +186,12 @@ def run_exporter(settings: Settings, board: Board) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     fleet = FleetWatch(settings, board) if settings.database_url is not None else None
     exporter = Exporter(settings, board, fleet)
-    services = [service for service in (fleet, Server(settings, exporter.routes, board)) if service is not None]
-    for service in services:
-        service.start()
+    Server(settings, exporter.routes, board).start()
+    if fleet is not None:
+        fleet.start()
     while not stop.wait(1.0) and os.getppid() == board.made_by:
         board.cells[cells.EXPORTER_TICK] = time.monotonic()
-    for service in services:
-        service.stop()
-    for service in services:
-        service.wait(2)
+    if fleet is not None:
+        fleet.stop()
+        fleet.wait(1)
     return EXIT_OK

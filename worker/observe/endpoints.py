@@ -43,7 +43,7 @@ Route = Callable[[str], Answer]
 
 
 class Endpoints:
-    """Listens from the constructor on, which raises OSError when it cannot; `serve` runs until `close`."""
+    """Listens from the constructor on, which raises OSError when it cannot; `serve` runs until the process ends."""
 
     def __init__(self, host: str, port: int, routes: Mapping[str, Route], on_error: Callable[[Exception], None]) -> None:
         class Handler(BaseHTTPRequestHandler):
@@ -83,11 +83,7 @@ class Endpoints:
         return int(self._server.server_address[1])
 
     def serve(self) -> None:
-        self._server.serve_forever(poll_interval=0.2)
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.serve_forever()
 
 
 class _Server(ThreadingHTTPServer):

@@ -87,7 +87,7 @@ def masked(value: Any, depth: int = 0) -> Any:
 def mask_record(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """structlog processor: after exceptions were formatted, before rendering. Private keys (`_record`) are left alone."""
     for key, value in event.items():
-        if key.startswith("_") or key in ("level", "logger", "timestamp"):
+        if key.startswith("_") or key in ("level", "timestamp"):
             continue
         event[key] = HIDDEN if value is not None and _SECRET_KEY.search(key) else masked(value)
     return event
