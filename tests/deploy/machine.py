@@ -1,7 +1,8 @@
 """A machine that boots systemd with our units: systemd-nspawn on an overlay of this host's own root, thrown away afterwards.
 
 Nothing is downloaded and nothing on the host changes: the overlay's upper layer is a tmpfs. The units see the interpreter at
-/opt/packhorse (home directories are hidden from them), this repository at /srv/packhorse and the test's PostgreSQL at /srv/postgres.
+/opt/packhorse (home directories are hidden from them), a copy of this checkout's code at /srv/packhorse (it stays the same while
+somebody edits the original) and the test's PostgreSQL at /srv/postgres.
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ class Machine:
         """Our units and nothing that the host has enabled; an environment as docs/deployment.md makes it."""
         for path in ("etc/systemd/system", "opt/packhorse"):
             shutil.rmtree(self.root / path, ignore_errors=True)
+        for name in ("worker", "schedules", "migrations", "tests"):
+            shutil.copytree(ROOT / name, self.root / "srv" / "packhorse" / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(ROOT / "deploy" / "systemd", self.root / "etc" / "systemd" / "system")
         self.write("/etc/systemd/system/packhorse-test.target", TARGET)
         for name in ("packhorse-worker@", "packhorse-scheduler", "packhorse-migrate"):
@@ -89,7 +92,7 @@ class Machine:
 
     def _boot(self, binds: dict[str, str]) -> None:
         site = f"/opt/packhorse/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
-        read_only = {sys.base_prefix: PYTHON, sysconfig.get_path("purelib"): site, str(ROOT): "/srv/packhorse"}
+        read_only = {sys.base_prefix: PYTHON, sysconfig.get_path("purelib"): site}
         options = [f"--bind-ro={source}:{target}" for source, target in read_only.items()]
         options += [f"--bind={source}:{target}" for source, target in binds.items()]
         with (self.folder / "console").open("wb") as console:
