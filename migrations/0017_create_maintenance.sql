@@ -150,12 +150,12 @@ language sql stable set search_path from current as $$
   from pg_stat_progress_vacuum v
   union all
   select 'oldest_snapshot_seconds', max(extract(epoch from clock_timestamp() - a.xact_start)) filter (where a.backend_xmin is not null)::float8,
-    coalesce(bool_and(a.state is not null or a.backend_type <> 'client backend'), true),
+    not coalesce(bool_or(a.backend_xmin is not null and a.xact_start is null), false), -- a snapshot whose age this role may not see
     format('%s backend(s)', count(*) filter (where a.backend_xmin is not null))
   from pg_stat_activity a where a.pid <> pg_backend_pid() and a.datname = current_database()
   union all
   select 'connections_ratio', count(*)::float8 / current_setting('max_connections')::integer, true, format('%s connections', count(*))
-  from pg_stat_activity a where a.backend_type = 'client backend'
+  from pg_stat_activity a where coalesce(a.backend_type = 'client backend', a.datid is not null) -- the type of others' may be hidden
   union all
   select 'queue_latency_seconds', max(extract(epoch from clock_timestamp() - d.run_at))::float8, true, max(d.name)
   from (

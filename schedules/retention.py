@@ -49,6 +49,10 @@ class Plan:
     warnings: tuple[str, ...]
 
 
+class _Lost(Exception):
+    """Somebody else has taken the run over."""
+
+
 def resolve(connection: DeadlineConnection, policy: Retention) -> tuple[store.Target, dict[str, Any], list[str]]:
     """The policy against the real table: target, facts, warnings. Raises InvalidArgument that names the field."""
     facts = store.table_facts(connection, policy.table, policy.column)
@@ -159,7 +163,14 @@ class RetentionRun:
             try:
                 with translated(), self._connection.transaction():
                     changed, after, met = store.batch(self._connection, target, cutoff, cursor, size, BATCH_TIMEOUT_SECONDS)
+                    if met and not changed:
+                        raise StoreRejected(
+                            f"{self._policy.table}: a batch met {met} rows and changed none: row-level security or a trigger keeps them")
                     asked = store.beat(self._connection, run.id, rows_done=changed, cursor=after, batch_size=size)
+                    if asked == "lost":
+                        raise _Lost  # the rows come back: whoever has the run now counts them
+            except _Lost:
+                return "lost"
             except StoreError as error:
                 conflicts += 1
                 if not (isinstance(error, StoreConflict) or error.sqlstate == QUERY_CANCELED) or conflicts >= MOST_CONFLICTS:
@@ -171,8 +182,6 @@ class RetentionRun:
             conflicts = 0
             self.rows += changed
             self._on_progress(changed, None)
-            if asked == "lost":
-                return "lost"
             if asked == "cancel":
                 return "cancelled"
             if met < size:

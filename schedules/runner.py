@@ -58,15 +58,18 @@ class TaskRunner:
         self, connection: DeadlineConnection, run_id: int, task: str, policy: Partitions | Job, on_progress: Callable[[int, str | None], Any]
     ) -> str:
         try:
+            state = "succeeded"
             if isinstance(policy, Job):
-                count = self._job(connection, run_id, policy, on_progress)
+                count, asked = self._job(connection, run_id, policy, on_progress)
+                state = {"cancel": "cancelled", "lost": "lost"}.get(asked, state)
             else:
                 keeper = PartitionKeeper(connection, policy, self._stop)
                 count = keeper.make() if task == policy.make_task else keeper.drop()
                 with translated():
                     store.beat(connection, run_id, rows_done=count)
             with translated():
-                store.end(connection, run_id, "succeeded")
+                if state != "lost" and not store.end(connection, run_id, state):
+                    state = "lost"
         except (StoreError, InvalidArgument) as error:
             logger.error("maintenance_failed task=%s run_id=%s error_class=%s error=%s", task, run_id, type(error).__name__, error)
             try:
@@ -76,11 +79,11 @@ class TaskRunner:
                 logger.warning("maintenance_not_recorded run_id=%s error_class=%s", run_id, type(second).__name__)
             raise
         if count:
-            logger.info("maintenance_ended task=%s run_id=%s state=%s rows=%d", task, run_id, "succeeded", count)
-        return "succeeded"
+            logger.info("maintenance_ended task=%s run_id=%s state=%s rows=%d", task, run_id, state, count)
+        return state
 
-    def _job(self, connection: DeadlineConnection, run_id: int, job: Job, on_progress: Callable[[int, str | None], Any]) -> int:
-        """Call the job's function until it finds less than a batch; each call is a transaction."""
+    def _job(self, connection: DeadlineConnection, run_id: int, job: Job, on_progress: Callable[[int, str | None], Any]) -> tuple[int, str]:
+        """Call the job's function until it finds less than a batch; each call is a transaction. Rows, and what the last beat said."""
         total = 0
         deadline = time.monotonic() + JOB_BUDGET_SECONDS
         while True:
@@ -90,7 +93,7 @@ class TaskRunner:
             total += count
             on_progress(count, None)
             if count < job.batch or asked != "go" or self._stop.is_set() or time.monotonic() > deadline:
-                return total
+                return total, asked
 
 
 def find(plan: Plan, task: str) -> Retention | Partitions | Job:

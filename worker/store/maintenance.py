@@ -54,6 +54,11 @@ class Target:
     assign: str | None = None
 
 
+def quoted(table: str) -> str:
+    """[schema.]table of a policy for to_regclass: as it is written, like the identifiers of its statements."""
+    return ".".join(f'"{part}"' for part in table.split("."))
+
+
 def start(
     connection: DeadlineConnection, task: str, kind: str, triggered_by: str, message_id: int | None, plan: dict[str, Any], *,
     cutoff: datetime | None = None, batch_size: int | None = None,
@@ -107,17 +112,17 @@ def progress(connection: DeadlineConnection, task: str) -> Row | None:
 
 def gates(connection: DeadlineConnection, table: str | None) -> list[Gate]:
     """The health gates as they stand now."""
-    return [Gate(*row) for row in connection.execute(sql("maintenance_gates"), (table,)).fetchall()]
+    return [Gate(*row) for row in connection.execute(sql("maintenance_gates"), (table and quoted(table),)).fetchall()]
 
 
 def table_facts(connection: DeadlineConnection, table: str, column: str) -> Row | None:
     """What a policy has to know about its table; None when there is none."""
-    found = rows(connection, "table_facts", {"table": table, "column": column})
+    found = rows(connection, "table_facts", {"table": quoted(table), "column": column})
     return found[0] if found else None
 
 
 def table_exists(connection: DeadlineConnection, table: str) -> bool:
-    return bool(value(connection, "table_exists", (table,)))
+    return bool(value(connection, "table_exists", (quoted(table),)))
 
 
 def table_names(connection: DeadlineConnection) -> list[str]:

@@ -39,8 +39,15 @@ select gate, value, known, detail from maintenance_gates(to_regclass(%s));
 
 -- name: table_facts
 -- What a policy has to know about its table; no row when there is none.
-select c.oid::regclass::text as name, c.relkind, greatest(c.reltuples, 0)::float8 as estimated_rows, pg_total_relation_size(c.oid) as bytes,
-  row_security_active(c.oid) as hidden_by_policies,
+select c.oid::regclass::text as name, c.relkind,
+  (select coalesce(sum(case when k.reltuples >= 0 then k.reltuples else pg_stat_get_live_tuples(k.oid) end), 0) from pg_class k
+    where k.relkind <> 'p' and (k.oid = c.oid or k.oid in (select t.relid from pg_partition_tree(c.oid) t)))::float8 as estimated_rows,
+  -- a policy that shows every row to this role hides nothing; then an empty table is an empty table
+  row_security_active(c.oid) and (
+    exists (select from pg_policy p where p.polrelid = c.oid and not p.polpermissive)
+    or not exists (select from pg_policy p cross join unnest(p.polroles) as r (role)
+      where p.polrelid = c.oid and p.polpermissive and p.polcmd in ('*', 'r') and pg_get_expr(p.polqual, p.polrelid) = 'true'
+        and case when r.role = 0 then true else pg_has_role(r.role, 'usage') end)) as hidden_by_policies,
   pg_has_role(c.relowner, 'usage') as owned,
   has_table_privilege(c.oid, 'delete') as may_delete, has_any_column_privilege(c.oid, 'update') as may_update,
   (select array_agg(a.attname::text order by k.place) from pg_index i cross join unnest(i.indkey) with ordinality k (number, place)

@@ -1,0 +1,546 @@
+"""Retention against real tables: what a dry run counts, a run removes; and nothing else, whatever happens (SPEC M6, FAILURES 65, 66)."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schedules import retention
+from schedules.checking import check_plan
+from schedules.config import Plan
+from schedules.gates import judge
+from schedules.policies import Gates, Retention
+from schedules.registry import JOBS, RETENTION, Job
+from schedules.retention import RetentionRun, next_size
+from schedules.retention import plan as dry_run
+from schedules.runner import TaskRunner
+from tests.support.cli import Cli
+from tests.support.waiting import wait_until
+from worker.errors import InvalidArgument, StoreRejected
+from worker.store.maintenance import Gate
+
+DAY = 86400.0
+OPEN = Gates(None, None, None, None, None)
+
+
+@pytest.fixture
+def shop(database):
+    """create(columns): the table shop.orders with 1000 old rows (id 1..1000) and 100 young ones; SQL of more statements after it."""
+
+    def create(columns="id bigint primary key", *more, insert="insert into shop.orders (id, done_at)", values="n"):
+        database.query("create schema shop")
+        database.query("grant usage on schema shop to packhorse_worker")
+        database.query(f"create table shop.orders ({columns}, done_at timestamptz, note text default 'x')")
+        for statement in more:
+            database.query(statement)
+        database.query(f"{insert} select {values}, clock_timestamp() - interval '30 days' - n * interval '1 second' from generate_series(1, 1000) n")
+        database.query(f"{insert} select {values}, clock_timestamp() - interval '1 day' from generate_series(1001, 1100) n")
+        database.query("create index on shop.orders (done_at)")
+        database.query("grant select, update, delete on shop.orders to packhorse_worker")
+        database.query("analyze shop.orders")
+
+    return create
+
+
+def policy(**changes):
+    return Retention(**{"name": "orders", "table": "shop.orders", "column": "done_at", "keep_seconds": 7 * DAY, "batch": 97, "pause_ratio": 0.0,
+                        **changes})
+
+
+def run(connection, of=None, gates=OPEN, **options):
+    return RetentionRun(connection, of or policy(), gates, triggered_by="test", **options).run()
+
+
+def left(database, where="true"):
+    return database.value(f"select count(*) from shop.orders where {where}")
+
+
+def last(database, column):
+    return database.value(f"select {column} from maintenance_runs order by id desc limit 1")
+
+
+# -- what goes and what stays --------------------------------------------------------------------
+def test_a_dry_run_counts_what_the_run_then_deletes_and_changes_nothing(database, shop, open_connection):
+    shop()
+    connection = open_connection()
+    found = dry_run(connection, policy())
+    assert (found.rows, found.bytes > 1000, found.warnings) == (1000, True, ())
+    assert left(database) == 1100 and database.value("select count(*) from maintenance_runs") == 0
+    assert run(connection) == "succeeded"
+    assert left(database) == 100
+    assert database.query("select rows_done, batches >= 10, resumed, kind, state, gate, triggered_by from maintenance_runs") == [
+        (1000, True, 0, "retention", "succeeded", None, "test")]
+
+
+@pytest.mark.parametrize(("columns", "more", "insert", "values"), [
+    ("id bigint primary key", (), "insert into shop.orders (id, done_at)", "n"),
+    ("tenant text, id uuid, primary key (tenant, id)", (), "insert into shop.orders (tenant, id, done_at)", "'t' || n % 7, gen_random_uuid()"),
+    ('"Key" text, "order" numeric(10, 2), primary key ("order", "Key")', (), 'insert into shop.orders ("Key", "order", done_at)', "'%s''' || n, n / 3"),
+    ("id bigint", (), "insert into shop.orders (id, done_at)", "n"),  # no primary key: ctid
+    ("at date, id int, primary key (at, id)", (), "insert into shop.orders (at, id, done_at)", "current_date, n"),
+], ids=["single", "composite", "quoted", "ctid", "date"])
+def test_rows_go_by_key_whatever_the_key_is(database, shop, open_connection, columns, more, insert, values):
+    shop(columns, *more, insert=insert, values=values)
+    assert run(open_connection()) == "succeeded"
+    assert (left(database), last(database, "rows_done")) == (100, 1000)
+
+
+def test_partitioned_tables_are_read_over_all_partitions(database, open_connection):
+    database.query("create schema shop")
+    database.query("create table shop.orders (id bigint, part int, done_at timestamptz, primary key (id, part)) partition by list (part)")
+    for part in (0, 1):
+        database.query(f"create table shop.orders_{part} partition of shop.orders for values in ({part})")
+    database.query("insert into shop.orders select n, n % 2, clock_timestamp() - interval '30 days' from generate_series(1, 500) n")
+    assert run(open_connection("owner")) == "succeeded"
+    assert left(database) == 0
+
+
+def test_a_partitioned_table_without_primary_key_is_refused(database, open_connection):
+    database.query("create schema shop")
+    database.query("create table shop.orders (id bigint, done_at timestamptz) partition by hash (id)")
+    with pytest.raises(InvalidArgument, match="partitioned"):
+        run(open_connection("owner"))
+
+
+def test_null_dates_and_rows_outside_the_condition_stay(database, shop, open_connection):
+    shop()
+    database.query("update shop.orders set done_at = null where id <= 100")
+    database.query("update shop.orders set note = '100% live' where id between 101 and 200")
+    of = policy(where="note not like '100% live' and note not like '%s' or note is null")
+    connection = open_connection()
+    assert dry_run(connection, of).rows == 800
+    assert run(connection, of) == "succeeded"
+    assert left(database, "id <= 200") == 200 and left(database) == 300
+
+
+def test_an_or_in_the_condition_does_not_reach_young_rows(database, shop, open_connection):
+    shop()
+    run(open_connection(), policy(where="note = 'y' or true"))
+    assert left(database) == 100
+
+
+def test_assign_changes_instead_of_deleting_and_ends(database, shop, open_connection):
+    shop()
+    of = policy(assign="note = 'old', done_at = done_at", where="note <> 'old'")
+    connection = open_connection()
+    assert dry_run(connection, of).rows == 1000
+    assert run(connection, of) == "succeeded"
+    assert left(database) == 1100 and left(database, "note = 'old'") == 1000
+    assert run(connection, of) == "succeeded" and last(database, "rows_done") == 0
+
+
+def test_rows_that_others_hold_are_passed_over_and_go_next_time(database, shop, open_connection):
+    shop()
+    with database.connect(admin=True) as other, other.transaction():
+        other.execute("select from shop.orders where id in (5, 500, 1000) for update")
+        assert run(open_connection()) == "succeeded"
+        assert left(database) == 103
+    assert run(open_connection()) == "succeeded"
+    assert left(database) == 100
+
+
+def test_shipped_policies_never_touch_live_rows(database, open_connection):
+    """Every shipped policy of the queue, cutoffs moved to now: live messages, blocking letters and open runs stay."""
+    database.query("select enqueue_message('default', 'effect') from generate_series(1, 3)")
+    database.query("select enqueue_message('default', 'effect', p_dedup_key => 'k', p_dedup_window => '1 day')")
+    database.query("select set_schedule('s', 'effect', '* * * * *')")
+    database.query("select run_schedule_now('s')")
+    database.query("insert into maintenance_runs (task, kind, triggered_by, state) values ('x', 'job', 'me', 'paused')")
+    tables = ("message_queue", "message_dedup", "schedule_runs", "maintenance_runs", "schedules")
+    before = {table: database.value(f"select count(*) from {table}") for table in tables}
+    connection = open_connection()
+    for shipped in RETENTION:
+        if not shipped.optional:
+            now = Retention(**{name: getattr(shipped, name) for name in shipped.__dataclass_fields__} | {"keep_seconds": 0.0})
+            assert run(connection, now) == "succeeded", shipped.name
+    assert database.value("select count(*) from maintenance_runs where state = 'paused'") == 1
+    for table in tables[:3]:
+        assert database.value(f"select count(*) from {table}") == before[table], table
+
+
+# -- pausing, resuming, cancelling ---------------------------------------------------------------
+def stop_after(batches, stop):
+    seen = []
+
+    def on_progress(rows, gate):
+        seen.append(rows)
+        if len(seen) >= batches:
+            stop.set()
+
+    return on_progress
+
+
+def test_a_stopped_run_goes_on_with_its_cursor_and_its_cutoff(database, shop, open_connection):
+    shop()
+    stop = threading.Event()
+    assert run(open_connection(), stop=stop, on_progress=stop_after(3, stop)) == "paused"
+    cutoff, done = database.query("select cutoff, rows_done from maintenance_runs")[0]
+    assert 0 < done < 1000 and left(database) == 1100 - done
+    # what has become old enough since then is for the next run
+    database.query("update shop.orders set done_at = %s + interval '1 millisecond' where id = 1100", cutoff)
+    assert run(open_connection()) == "succeeded"
+    assert database.query("select rows_done, resumed, cutoff, state from maintenance_runs") == [(1000, 1, cutoff, "succeeded")]
+    assert left(database) == 100
+
+
+def test_the_budget_pauses_a_run(database, shop, open_connection, monkeypatch):
+    shop()
+    clock = iter(range(0, 100_000, 5))
+    monkeypatch.setattr(retention.time, "monotonic", lambda: float(next(clock)))  # each look at the clock costs five seconds
+    of = policy(budget_seconds=30.0)
+    states = []
+    while not states or states[-1] == "paused":
+        states.append(run(open_connection(), of))
+    assert len(states) > 2 and states[-1] == "succeeded"
+    assert database.query("select rows_done, resumed from maintenance_runs") == [(1000, len(states) - 1)]
+
+
+@pytest.mark.parametrize("when", ["running", "paused"])
+def test_a_run_is_cancelled_and_what_it_did_stays_done(database, shop, open_connection, when):
+    shop()
+    stop = threading.Event()
+    if when == "running":
+        assert run(open_connection(), on_progress=lambda rows, gate: database.query(
+            "select cancel_maintenance_run('retention.orders', 'ada', 'wrong')")) == "cancelled"
+    else:
+        run(open_connection(), stop=stop, on_progress=stop_after(2, stop))
+        assert database.value("select cancel_maintenance_run('retention.orders', 'ada')") == "cancelled"
+    assert database.query("select state, cancel_requested_by from maintenance_runs") == [("cancelled", "ada")]
+    assert 100 < left(database) < 1100
+    assert database.value("select cancel_maintenance_run('retention.orders')") == "nothing"
+    assert database.value("select count(*) from operator_actions where action = 'cancel_maintenance'") >= 1
+    assert run(open_connection()) == "succeeded"  # a new one
+    assert left(database) == 100 and database.value("select count(*) from maintenance_runs") == 2
+
+
+def test_a_second_runner_is_busy_and_a_silent_one_is_taken_over(database, shop, open_connection):
+    shop()
+    answers = []
+
+    def second(rows, gate):
+        if not answers:
+            answers.append(run(open_connection()))
+
+    assert run(open_connection(), on_progress=second) == "succeeded"
+    assert answers == ["busy"]
+
+
+def test_whoever_lost_its_run_takes_its_last_batch_back(database, shop, open_connection):
+    shop()
+    stolen = []
+
+    def steal(rows, gate):
+        if not stolen:
+            database.query("update maintenance_runs set beat_at = clock_timestamp() - interval '1 hour'")
+            stolen.append(run(open_connection()))
+
+    assert run(open_connection(), on_progress=steal) == "lost"
+    assert stolen == ["succeeded"]
+    assert left(database) == 100
+    assert database.query("select rows_done, resumed, state from maintenance_runs") == [(1000, 1, "succeeded")]
+
+
+def test_a_killed_process_goes_on_where_it_was(database, shop, tmp_path):
+    shop()
+    database.query("""create function shop.slow() returns trigger language plpgsql as
+        $$ begin perform pg_sleep(0.002); return old; end $$""")
+    database.query("create trigger slow before delete on shop.orders for each row execute function shop.slow()")
+    (tmp_path / "packhorse.toml").write_text(
+        '[retention.orders]\ntable = "shop.orders"\ncolumn = "done_at"\nkeep = "7d"\nbatch = 50\npause_ratio = 0\n')
+    cli = Cli(tmp_path, database.url)
+    process = cli.start("maintenance", "run", "retention.orders", "--yes", output=tmp_path / "log")
+    wait_until(lambda: (database.value("select max(rows_done) from maintenance_runs") or 0) > 100, 30, "the run is in its middle")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
+    wait_until(lambda: database.value("select count(*) from pg_stat_activity where application_name = 'packhorse maintenance' "
+                                      "and datname = current_database()") == 0)
+    done = database.value("select rows_done from maintenance_runs")
+    assert left(database) == 1100 - done  # rows and progress are one transaction
+    busy = cli("maintenance", "run", "retention.orders", "--yes", "--json")
+    assert busy.document["state"] == "busy" and busy.code == 1
+    database.query("update maintenance_runs set beat_at = clock_timestamp() - interval '3 minutes'")  # what waiting would do
+    again = cli("maintenance", "run", "retention.orders", "--yes", "--json")
+    assert again.document == {"task": "retention.orders", "state": "succeeded", "rows": 1000 - done}
+    assert database.query("select rows_done, resumed, state from maintenance_runs") == [(1000, 1, "succeeded")]
+    assert left(database) == 100
+
+
+# -- trouble -------------------------------------------------------------------------------------
+def test_a_table_that_is_locked_halves_the_batch_and_the_run_ends_all_the_same(database, shop, open_connection, monkeypatch):
+    shop()
+    monkeypatch.setattr(retention, "MOST_CONFLICTS", 50)
+    blocker = database.connect(admin=True)
+    sizes = []
+    connection = open_connection()
+    batch = retention.store.batch
+
+    def watched(*args):
+        sizes.append(args[4])
+        if len(sizes) == 2:
+            blocker.execute("begin")
+            blocker.execute("lock table shop.orders in share mode")
+        if len(sizes) == 4:
+            blocker.execute("commit")
+        return batch(*args)
+
+    monkeypatch.setattr(retention.store, "batch", watched)
+    assert run(connection) == "succeeded"
+    blocker.close()
+    assert sizes[2] == max(1, sizes[1] // 2) and sizes[3] == max(1, sizes[2] // 2)
+    assert left(database) == 100
+
+
+def test_a_run_that_fails_is_recorded_and_the_next_one_is_new(database, shop, open_connection):
+    shop()
+    database.query("create function shop.no() returns trigger language plpgsql as $$ begin raise 'not this one'; end $$")
+    database.query("create trigger no before delete on shop.orders for each row when (old.id = 700) execute function shop.no()")
+    with pytest.raises(StoreRejected, match="not this one"):
+        run(open_connection())
+    state, error, done = database.query("select state, error, rows_done from maintenance_runs")[0]
+    assert (state, error) == ("failed", "not this one") and left(database) == 1100 - done  # earlier batches stay
+    database.query("drop trigger no on shop.orders")
+    assert run(open_connection()) == "succeeded"
+    assert database.value("select last_success_at is not null from maintenance_health where task = 'retention.orders'")
+
+
+def test_a_connection_that_is_cut_leaves_a_run_that_the_same_message_goes_on_with(database, shop, open_connection):
+    shop()
+    connection = open_connection()
+
+    def cut(rows, gate):
+        database.query("select pg_terminate_backend(%s)", connection.info.backend_pid)
+
+    with pytest.raises(Exception, match=r"terminat|closed|lost"):
+        run(connection, message_id=7, on_progress=cut)
+    assert last(database, "state") == "running"
+    assert run(open_connection(), message_id=7) == "succeeded"  # its retry: at once
+    assert database.query("select rows_done, resumed from maintenance_runs") == [(1000, 1)]
+
+
+def test_a_trigger_that_keeps_every_row_is_an_error_and_no_success(database, shop, open_connection):
+    shop()
+    database.query("create function shop.keep() returns trigger language plpgsql as $$ begin return null; end $$")
+    database.query("create trigger keep before delete on shop.orders for each row execute function shop.keep()")
+    with pytest.raises(StoreRejected, match="changed none"):
+        run(open_connection())
+
+
+# -- row-level security --------------------------------------------------------------------------
+def test_hidden_rows_are_an_error_in_a_dry_run_and_in_a_run(database, shop, open_connection):
+    shop()
+    database.query("alter table shop.orders enable row level security")
+    for act in (dry_run, run):
+        with pytest.raises(StoreRejected, match="0 rows visible of about 1100"):
+            act(open_connection(), policy())
+    assert last(database, "state") == "failed"
+    database.query("create policy all_of_them on shop.orders to packhorse_worker using (true)")
+    assert run(open_connection()) == "succeeded" and left(database) == 100
+
+
+def test_a_table_that_was_never_analysed_is_not_taken_for_empty(database, open_connection):
+    database.query("create schema shop")
+    database.query("grant usage on schema shop to packhorse_worker")
+    database.query("create table shop.orders (id int primary key, done_at timestamptz)")
+    database.query("alter table shop.orders enable row level security")
+    database.query("grant all on shop.orders to packhorse_worker")
+    database.query("insert into shop.orders select n, now() - interval '1 year' from generate_series(1, 50) n")
+    wait_until(lambda: database.value("select pg_stat_get_live_tuples('shop.orders'::regclass)") == 50)
+    with pytest.raises(StoreRejected, match="about 50"):
+        run(open_connection())
+
+
+def test_a_table_that_is_empty_since_the_last_vacuum_is_not_taken_for_hidden(database, shop, open_connection):
+    """The queue's own tables have policies that show everything to the worker: 0 rows means 0 rows."""
+    shop()
+    database.query("alter table shop.orders enable row level security")
+    database.query("create policy all_of_them on shop.orders to packhorse_worker using (true) with check (true)")
+    database.query("delete from shop.orders")
+    assert database.value("select reltuples from pg_class where oid = 'shop.orders'::regclass") == 1100
+    assert run(open_connection()) == "succeeded"
+
+
+def test_policies_that_show_but_do_not_let_delete_are_an_error(database, shop, open_connection):
+    shop()
+    database.query("alter table shop.orders enable row level security")
+    database.query("create policy look on shop.orders for select to packhorse_worker using (true)")
+    database.query("create policy lock on shop.orders for update to packhorse_worker using (true)")
+    with pytest.raises(StoreRejected, match="changed none"):
+        run(open_connection())
+
+
+# -- gates ---------------------------------------------------------------------------------------
+def test_an_old_snapshot_holds_a_run_until_it_is_gone(database, shop, open_connection, monkeypatch):
+    shop()
+    monkeypatch.setattr(retention, "GATE_WAIT_SECONDS", (0.02, 0.05))
+    holder = database.connect(admin=True)
+    holder.execute("begin isolation level repeatable read")
+    holder.execute("select count(*) from shop.orders")
+    waited = []
+
+    def on_progress(rows, gate):
+        if gate is not None:
+            waited.append((gate, left(database)))
+            assert last(database, "gate") == "oldest_snapshot_seconds"
+            if len(waited) == 3:
+                holder.execute("rollback")
+
+    gates = Gates(None, None, 0.0, None, None)
+    assert run(open_connection("owner"), gates=gates, on_progress=on_progress) == "succeeded"
+    holder.close()
+    assert waited[:3] == [("oldest_snapshot_seconds", 1100)] * 3
+    hits, seconds = database.query("select gates_hit, throttled_seconds from maintenance_runs")[0]
+    assert hits == {"oldest_snapshot_seconds": 1} and seconds > 0.05
+    assert left(database) == 100
+
+
+def test_what_the_role_may_not_see_is_unknown_and_slower(database, shop, open_connection):
+    holder = database.connect(admin=True)
+    holder.execute("begin isolation level repeatable read")
+    holder.execute("select 1")
+    found = {gate.gate: gate for gate in retention.store.gates(open_connection(), "shop.nothing")}
+    holder.close()
+    assert (found["oldest_snapshot_seconds"].known, found["oldest_snapshot_seconds"].value) == (False, None)
+    verdict = judge(found.values(), Gates(), None)
+    assert verdict.closed is None and verdict.slow
+
+
+def test_others_connections_count_though_their_kind_is_hidden(database, open_connection):
+    others = [database.connect(admin=True) for _ in range(5)]
+    found = {gate.gate: gate.value for gate in retention.store.gates(open_connection(), None)}
+    for other in others:
+        other.close()
+    assert found["connections_ratio"] >= 6 / 200
+
+
+def test_a_deep_queue_that_somebody_works_on_closes_its_gate_and_an_orphaned_one_does_not(database, open_connection):
+    database.query("select enqueue_message('default', 'effect')")
+    database.query("update message_queue set run_at = clock_timestamp() - interval '1 minute'")
+
+    def latency():
+        return next(gate.value for gate in retention.store.gates(open_connection(), None) if gate.gate == "queue_latency_seconds")
+
+    assert latency() is None
+    database.query(worker_row(database))
+    assert latency() >= 60
+    database.query("update queues set paused_at = clock_timestamp(), paused_by = 'ada' where name = 'default'")
+    assert latency() is None
+
+
+def worker_row(database):
+    """An insert that fills whatever columns the table of workers demands."""
+    values = {"uuid": "gen_random_uuid()", "text": "'x'", "text[]": "array['default']", "integer": "1", "timestamp with time zone": "clock_timestamp()",
+              "interval": "'1 minute'", "jsonb": "'{}'", "bigint": "1", "boolean": "false"}
+    columns = dict(database.query(
+        "select a.attname, format_type(a.atttypid, a.atttypmod) from pg_attribute a where a.attrelid = 'workers'::regclass and a.attnum > 0 "
+        "and not a.attisdropped and (a.attnotnull and not a.atthasdef or a.attname in ('queues', 'last_seen_at'))"))
+    return f"insert into workers ({', '.join(columns)}) values ({', '.join(values[kind] for kind in columns.values())})"
+
+
+def test_a_gate_opens_below_four_fifths_of_its_threshold_only():
+    def look(value, held_by):
+        return judge([Gate("queue_latency_seconds", value, True, None)], Gates(), held_by).closed
+
+    assert [look(value, None) for value in (9.9, 10.0, 10.1)] == [None, None, "queue_latency_seconds"]
+    assert [look(value, "queue_latency_seconds") for value in (10.1, 9.0, 8.1, 8.0)] == ["queue_latency_seconds"] * 3 + [None]
+    assert look(9.0, "oldest_snapshot_seconds") is None
+    assert judge([Gate("from_the_future", 1e9, True, None)], Gates(), None).closed is None
+    assert judge([Gate("queue_latency_seconds", 1e9, True, None)], OPEN, None).closed is None
+
+
+@given(st.integers(1, 100_000), st.floats(0, 100), st.integers(1, 100_000))
+def test_the_next_batch_moves_towards_the_target_and_stays_in_its_bounds(size, took, most):
+    size = min(size, most)
+    found = next_size(size, took, most)
+    assert 1 <= found <= most
+    if took > retention.TARGET_SECONDS:
+        assert max(1, size // 2) <= found <= size
+    elif took < retention.TARGET_SECONDS:
+        assert size <= found <= max(size * 1.5 + 1, 2)
+
+
+# -- the runner ----------------------------------------------------------------------------------
+def plan_of(*policies, jobs=()):
+    return Plan(tuple(policies), (), tuple(jobs), OPEN, ())
+
+
+def test_one_task_that_fails_leaves_the_others_alone(database, shop, open_connection):
+    shop()
+    broken = policy(name="broken", where="no_such_column > 1")
+    runner = TaskRunner(open_connection, plan_of(broken, policy()))
+    with pytest.raises((InvalidArgument, StoreRejected), match="no_such_column"):
+        runner.run("retention.broken", triggered_by="test")
+    assert runner.run("retention.orders", triggered_by="test") == "succeeded"
+    assert dict(database.query("select task, state from maintenance_health")) == {"retention.broken": "failed", "retention.orders": "succeeded"}
+    with pytest.raises(InvalidArgument, match=r"Did you mean 'retention.orders'"):
+        runner.run("retention.order", triggered_by="test")
+
+
+@pytest.mark.parametrize("job", [job for job in JOBS if job.needs is None], ids=lambda job: job.name)
+def test_the_jobs_of_the_queue_run_with_the_workers_rights(database, open_connection, job):
+    assert TaskRunner(open_connection, plan_of(jobs=[job])).run(job.task, triggered_by="test") == "succeeded"
+
+
+def test_a_job_is_called_until_it_finds_less_than_a_batch_and_can_be_cancelled(database, open_connection, monkeypatch):
+    job = Job("busy", "job_dead_workers", "* * * * *", batch=10)
+    counts = iter([10, 10, 3])
+    monkeypatch.setattr("schedules.runner.store.job", lambda connection, statement, limit: next(counts))
+    runner = TaskRunner(open_connection, plan_of(jobs=[job]))
+    assert runner.run("job.busy", triggered_by="test") == "succeeded"
+    assert last(database, "rows_done") == 23
+    counts = iter([10] * 5)
+    assert runner.run("job.busy", triggered_by="test", on_progress=lambda rows, gate: database.query(
+        "select cancel_maintenance_run('job.busy')")) == "cancelled"
+    assert last(database, "state") == "cancelled"
+
+
+# -- the plan against the database ---------------------------------------------------------------
+@pytest.mark.parametrize(("changes", "text"), [
+    ({"table": "shop.order"}, r"no table 'shop.order'.*Did you mean 'shop.orders'"),
+    ({"table": "shop.Orders"}, r"no table 'shop.Orders'.*Did you mean 'shop.orders'"),
+    ({"column": "done"}, r"no column 'done'.*Did you mean 'done_at'"),
+    ({"column": "note"}, r"note is text, not a time"),
+    ({"where": "note = = 'x'"}, r"syntax error"),
+    ({"where": "nothing = 1"}, r'column "nothing" does not exist'),
+    ({"where": "count(*) > 1"}, r"aggregate functions are not allowed"),
+])
+def test_a_policy_that_does_not_fit_the_database_is_a_problem_that_names_it(database, shop, open_connection, changes, text):
+    shop()
+    findings = check_plan(open_connection(), plan_of(policy(**changes)))
+    ((task, problem),) = findings.problems
+    assert task == "retention.orders" and problem.startswith("[retention.orders]: ") and re.search(text, problem), problem
+    assert left(database) == 1100
+
+
+def test_privileges_hidden_rows_and_missing_indexes_are_found(database, shop, open_connection):
+    shop()
+    database.query("insert into shop.orders (id) select generate_series(2001, 15000)")
+    database.query("analyze shop.orders")
+    plan = plan_of(policy())
+    assert check_plan(open_connection(), plan).warnings == []
+    database.query("drop index shop.orders_done_at_idx")
+    (warning,) = check_plan(open_connection(), plan).warnings
+    assert "create index concurrently on shop.orders (done_at);" in warning
+    database.query("revoke delete on shop.orders from packhorse_worker")
+    assert "may not change" in check_plan(open_connection(), plan).problems[0][1]
+    database.query("grant delete on shop.orders to packhorse_worker")
+    database.query("revoke select on shop.orders from packhorse_worker")
+    assert "permission denied" in check_plan(open_connection(), plan).problems[0][1]
+    database.query("grant select on shop.orders to packhorse_worker")
+    database.query("alter table shop.orders enable row level security")
+    assert "0 rows visible" in check_plan(open_connection(), plan).problems[0][1]
+    database.query("drop table shop.orders")
+    findings = check_plan(open_connection(), plan_of(policy(optional=True)))
+    assert findings.problems == [] and findings.absent == {"retention.orders"}
+
+
+def test_forgetting_webhook_ids_before_the_longest_backoff_is_a_problem(database, open_connection):
+    database.query("select set_queue('default', '{\"backoff_max\": \"1 hour\"}')")
+    short = Retention("processed_messages", column="first_seen_at", keep_seconds=60.0)
+    ((task, problem),) = check_plan(open_connection(), plan_of(short)).problems
+    assert task == "retention.processed_messages" and "longest backoff" in problem
