@@ -51,6 +51,10 @@ class ClaimedMessage(MessageProxy):
     until it is handed back to the pump.
     """
 
+    #: Set by the lane when the handler starts (monotonic) and when it has ended.
+    started_at = 0.0
+    ran_seconds = 0.0
+
     def __init__(self, row: tuple[Any, ...], lease_until: float, claimed_at: float) -> None:
         (_, self.id, self.lease_token, self.queue_name, self.actor_name, self._payload, self._options, self.priority,
          self.attempt, self.max_attempts, self.crashes, self.conversation_key, self.correlation_id, self.trace_context,
@@ -64,8 +68,6 @@ class ClaimedMessage(MessageProxy):
         self.settled = False
         self.lost = False  # the heartbeat learnt that somebody else owns it
         self.started = False
-        self.started_at = claimed_at  # monotonic; both are set by the lane
-        self.ran_seconds = 0.0
         self.deadline: float | None = None  # monotonic; set by the time-limit middleware
         self.hard_deadline: float | None = None
 

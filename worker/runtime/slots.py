@@ -12,6 +12,7 @@ import ctypes
 import mmap
 import struct
 import threading
+from collections import defaultdict
 
 from dramatiq.middleware.threading import raise_thread_exception
 
@@ -50,7 +51,7 @@ class Slot:
         self.index = index
         self.message: ClaimedMessage | None = None
         self.started_at = 0.0
-        self.starts: dict[str, int] = {}  # messages begun, by queue; written by the slot's thread only
+        self.starts: defaultdict[str, int] = defaultdict(int)  # messages begun, by queue; written by the slot's thread only
         self.thread_id = 0
         self.interrupted: type[BaseException] | None = None
         self._lock = threading.Lock()
@@ -62,7 +63,7 @@ class Slot:
         self.started_at = now
         self._view[self.index] = message.id
         message.started = True
-        self.starts[message.queue_name] = self.starts.get(message.queue_name, 0) + 1
+        self.starts[message.queue_name] += 1
         self.message = message
 
     def leave(self) -> None:
