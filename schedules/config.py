@@ -68,6 +68,10 @@ def load_plan(environ: Mapping[str, str] | None = None, toml_path: Path | None =
             where = f"{path}: [{name}.{entry}]"
             if not isinstance(values, dict):
                 problems.append(f"{where}: must be a table")
+            elif not isinstance(values.get("enabled", True), bool):
+                problems.append(f"{where}: enabled: must be true or false, not {type(values['enabled']).__name__}")
+            elif "name" in values:
+                problems.append(f"{where}: name: there is no such field; the name is that of the table")
             elif values.get("enabled") is False:
                 if found.pop(entry, None) is None and len(values) == 1:
                     problems.append(f"{where}: there is no {entry!r} to switch off{_near(entry, [item.name for item in shipped])}")
@@ -84,7 +88,10 @@ def load_plan(environ: Mapping[str, str] | None = None, toml_path: Path | None =
     schedules = section("schedules", lambda name, values: _build(Schedule, {"name": name, **values}), ())
     gates = Gates()
     try:
-        gates = _build(Gates, document.get("gates", {}))
+        limits = document.get("gates", {})
+        if not isinstance(limits, dict):
+            raise _Unknown("must be a table")
+        gates = _build(Gates, limits)
     except (InvalidArgument, _Unknown) as error:
         problems.append(f"{path}: [gates]: {error}")
     schedules = (*(entry for name, entry in declared.items() if name not in document.get("schedules", {})), *schedules)
@@ -100,12 +107,12 @@ def conflicts(plan: Plan) -> list[str]:
     found = []
     by_rows: dict[tuple[str, str], Retention] = {}
     for policy in plan.retention:
-        other = by_rows.setdefault((policy.table.split(".")[-1], policy.where or ""), policy)
+        other = by_rows.setdefault((policy.table.removeprefix("public."), policy.where or ""), policy)
         if other is not policy and (other.assign is None) == (policy.assign is None):
             found.append(f"[retention.{policy.name}] and [retention.{other.name}]: both remove from {policy.table} under the same condition")
-    partitioned = {policy.table.split(".")[-1]: policy for policy in plan.partitions}
+    partitioned = {policy.table.removeprefix("public."): policy for policy in plan.partitions}
     for policy in plan.retention:
-        rival = partitioned.get(policy.table.split(".")[-1])
+        rival = partitioned.get(policy.table.removeprefix("public."))
         if rival is not None and policy.assign is None and policy.where is None:
             found.append(f"[retention.{policy.name}] and [partitions.{rival.name}]: both end the rows of {policy.table}; keep one of them")
     tasks = plan.tasks()

@@ -105,13 +105,22 @@ class Partitions:
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """When a long run waits: each value is the most that still lets it go on; None switches a gate off."""
+    """When a long run waits: each value is the most that still lets it go on; None (in TOML: inf) switches a gate off.
+
+    Raises InvalidArgument.
+    """
 
     replication_lag_seconds: float | None = 10.0
     autovacuum_on_table: float | None = 0.0
     oldest_snapshot_seconds: float | None = 900.0
     connections_ratio: float | None = 0.85
     queue_latency_seconds: float | None = 10.0
+
+    def __post_init__(self) -> None:
+        for field in self.__dataclass_fields__:
+            value = getattr(self, field)
+            if value is not None and not value >= 0:
+                raise InvalidArgument(f"{field}: must be 0 or more", field=field, hint="inf switches a gate off.")
 
 
 def _check_names(name: str, table: str, column: str) -> None:
