@@ -14,6 +14,7 @@ from worker.cli import (
     conversations,
     dead_letter,
     enqueue,
+    health,
     maintenance,
     message,
     migrate,
@@ -49,6 +50,7 @@ app.command("table-care")(table_care.table_care)
 app.command("conversations")(conversations.conversations)
 app.command("workers")(stats.workers)
 app.command("stats")(stats.stats)
+app.command("health")(health.health)
 app.add_typer(config.app, name="config")
 
 
