@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from schedules.config import Plan
+from schedules.partitions import DROPPED_BY_FUNCTION, MADE_BY_FUNCTION
 from schedules.retention import check_visible, resolve
 from worker.db.connection import DeadlineConnection
 from worker.db.errors import translated
@@ -55,6 +56,13 @@ def check_plan(connection: DeadlineConnection, plan: Plan) -> Findings:
                 found.absent |= {partitions.make_task, partitions.drop_task}
             elif parent is None or not parent.fits:
                 what = (f"table: there is no partitioned table {partitions.table!r}" if parent is None
-                        else f"column: {partitions.table} is not range-partitioned by {partitions.column} alone")
+                        else f"column: {partitions.table} is not range-partitioned by the time {partitions.column} alone")
                 found.problems += [(task, f"[partitions.{partitions.name}]: {what}") for task in (partitions.make_task, partitions.drop_task)]
+            elif not parent.owned:
+                for task, ours in ((partitions.make_task, MADE_BY_FUNCTION), (partitions.drop_task, DROPPED_BY_FUNCTION)):
+                    what = f"[partitions.{partitions.name}]: only the owner of {partitions.table} can change its partitions: set maintenance_url"
+                    if partitions.table in MADE_BY_FUNCTION:
+                        found.warnings += [what] if partitions.table not in ours else []
+                    else:
+                        found.problems.append((task, what))
     return found

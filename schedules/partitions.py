@@ -19,13 +19,14 @@ from threading import Event
 from schedules.policies import Partitions
 from worker.db.connection import DeadlineConnection
 from worker.db.errors import translated
-from worker.errors import InvalidArgument, StoreConflict, StoreError, StoreRejected
+from worker.errors import InvalidArgument, StoreConflict, StoreError, StoreRejected, StoreUnavailable
 from worker.store import partitions as store
 
 logger = logging.getLogger("packhorse.maintenance")
 
 TRIES = 5
 RETRY_SECONDS = 0.5
+DETACH_LOCK_TIMEOUT = "5s"
 #: Our own tables belong to whoever migrated; these functions work with the owner's rights for everybody else.
 MADE_BY_FUNCTION = {"message_archive": "archive_make", "messages": "messages_make"}
 DROPPED_BY_FUNCTION = frozenset({"message_archive"})
@@ -86,7 +87,7 @@ class PartitionKeeper:
         with translated():
             parent = self._parent()
             found = store.partitions(self._connection, self._policy.table)
-        default = next((p.partition for p in found if p.is_default), None)
+        default = next((p.table for p in found if p.is_default), None)
         return Status(
             self._policy.table, sum(not p.is_default for p in found), runway_seconds(found, parent.now), default,
             found[0].lower if found and not found[0].is_default else None,
@@ -105,17 +106,23 @@ class PartitionKeeper:
         """Make what is missing; how many are new. One partition per transaction; what is there stays when a later one fails."""
         with translated():
             parent = self._parent()
-            if not parent.owned and parent.name in MADE_BY_FUNCTION:
-                return store.make_as_owner(self._connection, MADE_BY_FUNCTION[parent.name], self._policy.ahead)
+            if not parent.owned and self._policy.table in MADE_BY_FUNCTION:
+                return store.make_as_owner(self._connection, MADE_BY_FUNCTION[self._policy.table], self._policy.ahead)
             self._need_owner(parent)
             steps = self._missing(parent, store.partitions(self._connection, self._policy.table))
+        failures = _Failures()
         for step in steps:
-            self._retried(step, partial(store.create, self._connection, parent, step.partition, step.lower, step.upper))
-            logger.info("partition_made table=%s partition=%s", self._policy.table, step.partition)
+            with failures:
+                self._retried(step, partial(store.create, self._connection, parent, step.partition, step.lower, step.upper))
+                logger.info("partition_made table=%s partition=%s", self._policy.table, step.partition)
+        failures.report()
+        with translated():
+            for step in self._missing(parent, store.partitions(self._connection, self._policy.table)):
+                raise StoreRejected(f"{self._policy.table}: cannot make {step.partition}: a table of this name stands there; rename or attach it")
         return len(steps)
 
     def _missing(self, parent: store.Parent, found: list[store.Partition]) -> list[Step]:
-        ranges = [(_instant(p.lower), _instant(p.upper)) for p in found if not p.is_default]
+        ranges = [(_lower(p), _upper(p)) for p in found if not p.is_default]
         steps = []
         for shift in range(self._policy.ahead + 1):
             start, end = (period_start(parent.now, self._policy.every, shift + more) for more in (0, 1))
@@ -129,23 +136,34 @@ class PartitionKeeper:
         """Detach what is too old, export and drop what was detached long enough ago; how many were dropped."""
         with translated():
             parent = self._parent()
-            if not parent.owned and parent.name in DROPPED_BY_FUNCTION:
+            if not parent.owned and self._policy.table in DROPPED_BY_FUNCTION:
                 return store.drop_archive_as_owner(self._connection)
             self._need_owner(parent)
             found = store.partitions(self._connection, self._policy.table)
             old = self._too_old(parent, found)
-        by_name = {p.name: p for p in found}
+        by_name = {p.table: p for p in found}
+        failures = _Failures()
         for step in old:
-            self._retried(step, partial(store.detach, self._connection, parent, by_name[step.partition]), in_transaction=False)
-            logger.info("partition_detached table=%s partition=%s", self._policy.table, step.partition)
+            with failures:
+                self._retried(step, partial(
+                    store.detach, self._connection, parent, by_name[step.partition], lock_timeout=DETACH_LOCK_TIMEOUT), in_transaction=False)
+                logger.info("partition_detached table=%s partition=%s", self._policy.table, step.partition)
         with translated():
             over = self._over(parent)
+        dropped, kept = 0, set()
         for step in over:
-            if step.action == "export":
-                self._export(parent, step)
-            else:
-                self._drop_one(parent, step)
-        return sum(step.action == "drop" for step in over)
+            if step.partition in kept:  # its export failed
+                continue
+            kept.add(step.partition)
+            with failures:
+                if step.action == "export":
+                    self._export(parent, step)
+                else:
+                    self._drop_one(parent, step)
+                    dropped += 1
+                kept.remove(step.partition)
+        failures.report()
+        return dropped
 
     def _too_old(self, parent: store.Parent, found: list[store.Partition]) -> list[Step]:
         keep = self._policy.keep
@@ -153,8 +171,8 @@ class PartitionKeeper:
             keep = max(keep, store.longest_keep_done(self._connection) or 0)
         cutoff = period_start(parent.now, self._policy.every, -keep)
         return [
-            Step("detach", p.name, str(p.lower), str(p.upper), f"older than {keep} {self._policy.every}s", round(p.estimated_rows))
-            for p in found if not p.is_default and (_instant(p.upper) <= cutoff or p.detach_pending)
+            Step("detach", p.table, str(p.lower), str(p.upper), f"older than {keep} {self._policy.every}s", round(p.estimated_rows))
+            for p in found if not p.is_default and (_upper(p) <= cutoff or p.detach_pending)
         ]
 
     def _over(self, parent: store.Parent) -> list[Step]:
@@ -176,15 +194,16 @@ class PartitionKeeper:
 
     def _drop_one(self, parent: store.Parent, step: Step) -> None:
         with translated():
-            exists = store.is_alone(self._connection, step.partition)
-        self._retried(step, partial(store.drop, self._connection, parent, step.partition, exists=exists))
+            if store.is_attached(self._connection, step.partition):
+                raise StoreRejected(f"{step.partition}: is attached again: it stays")
+        self._retried(step, partial(store.drop, self._connection, parent, step.partition))
         logger.info("partition_dropped table=%s partition=%s", self._policy.table, step.partition)
 
     # -- an adopted table with a default partition --------------------------------------------------
     def drain_default(self) -> int:
         """Move the rows of the default partition into partitions of their own, a period per transaction; how many rows.
 
-        Writers of other periods go on; those of the period that moves wait for its transaction. Raises StoreError.
+        Readers go on; writers wait for the transaction of each period. Raises StoreError.
         """
         moved = 0
         while not self._stop.is_set():
@@ -192,13 +211,13 @@ class PartitionKeeper:
                 parent = self._parent()
                 self._need_owner(parent)
                 default = next((p for p in store.partitions(self._connection, self._policy.table) if p.is_default), None)
-                oldest, left = store.default_span(self._connection, default.partition, self._policy.column) if default else (None, 0)
+                oldest, left = store.default_span(self._connection, default, self._policy.column) if default else (None, 0)
             if default is None or oldest is None:
                 return moved
             start, end = (period_start(oldest, self._policy.every, shift) for shift in (0, 1))
             step = Step("drain", partition_name(parent.name, start, self._policy.every), start.isoformat(), end.isoformat(), f"{left} rows left")
             moved += self._retried(step, partial(
-                store.create, self._connection, parent, step.partition, step.lower, step.upper, fill_from=default.partition,
+                store.create, self._connection, parent, step.partition, step.lower, step.upper, fill_from=default,
                 column=self._policy.column,
             ))
             logger.info("partition_drained table=%s partition=%s rows=%d", self._policy.table, step.partition, moved)
@@ -210,7 +229,7 @@ class PartitionKeeper:
         if parent is None:
             raise InvalidArgument(f"table: there is no partitioned table {self._policy.table!r}", field="table")
         if not parent.fits:
-            raise InvalidArgument(f"column: {self._policy.table} is not range-partitioned by {self._policy.column} alone", field="column")
+            raise InvalidArgument(f"column: {self._policy.table} is not range-partitioned by the time {self._policy.column} alone", field="column")
         return parent
 
     def _need_owner(self, parent: store.Parent) -> None:
@@ -236,7 +255,7 @@ class PartitionKeeper:
                 logger.info("partition_waits table=%s partition=%s attempt=%d error=%s", self._policy.table, step.partition, attempt, error)
                 self._stop.wait(RETRY_SECONDS * 2**attempt)
             except StoreError as error:
-                if error.sqlstate == "42P07":  # duplicate_table: another keeper was faster
+                if error.sqlstate in ("42P07", "42P17") and step.action == "make":  # the table, or its range, is there: another keeper was faster
                     return 0
                 raise
         return 0
@@ -245,18 +264,47 @@ class PartitionKeeper:
 def runway_seconds(found: list[store.Partition], now: datetime) -> float:
     """How long inserts at the database's clock go on finding a partition; 0 when there is none for now."""
     end = now
-    for lower, upper in sorted((_instant(p.lower), _instant(p.upper)) for p in found if not p.is_default):
+    for lower, upper in sorted((_lower(p), _upper(p)) for p in found if not p.is_default and not p.detach_pending):
         if lower <= end < upper:
             end = upper
     return (end - now).total_seconds()
 
 
-def _instant(bound: str | None) -> datetime:
+class _Failures:
+    """Steps that failed while the others went on: the first error is raised at the end."""
+
+    def __init__(self) -> None:
+        self._first: StoreError | None = None
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, StoreError) or isinstance(error, StoreUnavailable):
+            return False
+        if self._first is None:
+            self._first = error
+        return True
+
+    def report(self) -> None:
+        if self._first is not None:
+            raise self._first
+
+
+def _lower(of: store.Partition) -> datetime:
+    """Where a partition begins; MINVALUE is the beginning of time."""
+    return datetime.min.replace(tzinfo=UTC) if of.lower is None else _instant(of.lower)
+
+
+def _upper(of: store.Partition) -> datetime:
+    """Where a partition ends; MAXVALUE is the end of time."""
+    return datetime.max.replace(tzinfo=UTC) if of.upper is None else _instant(of.upper)
+
+
+def _instant(bound: str) -> datetime:
     """A bound of the catalogue; one without a time zone is UTC."""
-    if bound is None or bound.startswith("-"):
+    if bound == "-infinity":
         return datetime.min.replace(tzinfo=UTC)
-    text = bound.strip()
-    if text in ("infinity", "MAXVALUE"):
+    if bound == "infinity":
         return datetime.max.replace(tzinfo=UTC)
-    found = datetime.fromisoformat(text)
+    found = datetime.fromisoformat(bound)
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from psycopg import sql as composed
 
 from worker.db.connection import DeadlineConnection
 from worker.db.queries import sql
 from worker.records import Row
+from worker.store.maintenance import quoted
 from worker.store.rows import rows, value
 
 
@@ -32,10 +35,11 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """One partition as the catalogue has it; bounds as text (None for the default one)."""
+    """One partition as the catalogue has it; bounds as text (None: open, or the default one)."""
 
-    partition: str
+    schema: str
     name: str
+    table: str  # both, quoted where they must be
     bound: str
     lower: str | None
     upper: str | None
@@ -47,19 +51,22 @@ class Partition:
 
 def parent(connection: DeadlineConnection, table: str, column: str) -> Parent | None:
     """The partitioned table, and whether `column` is its only key; None when it is no partitioned table."""
-    row = connection.execute(sql("partition_parent"), {"table": table, "column": column}).fetchone()
+    row = connection.execute(sql("partition_parent"), {"table": quoted(table), "column": column}).fetchone()
     return None if row is None else Parent(bool(row[0]), *row[1:])
 
 
 def partitions(connection: DeadlineConnection, table: str) -> list[Partition]:
     """Its partitions, oldest first, the default one last."""
-    return [Partition(*row) for row in connection.execute(sql("partition_list"), (table,)).fetchall()]
+    return [Partition(*row) for row in connection.execute(sql("partition_list"), (quoted(table),)).fetchall()]
 
 
-def create(connection: DeadlineConnection, of: Parent, name: str, lower: str, upper: str, *, fill_from: str | None = None, column: str = "") -> int:
+def create(
+    connection: DeadlineConnection, of: Parent, name: str, lower: str, upper: str, *, fill_from: Partition | None = None, column: str = "",
+) -> int:
     """Make a partition and attach it; in the caller's transaction, which it gives a lock timeout of one second.
 
-    fill_from: move the rows of the period out of this default partition first; returns how many. Raises StoreConflict.
+    fill_from: move the rows of the period out of this default partition first, writers wait; returns how many.
+    Raises StoreConflict.
     """
     names = {"partition": composed.Identifier(of.schema, name), "parent": composed.Identifier(of.schema, of.name),
              "lower": composed.Literal(lower), "upper": composed.Literal(upper)}
@@ -70,22 +77,27 @@ def create(connection: DeadlineConnection, of: Parent, name: str, lower: str, up
         _do(connection, "partition_secure", names)
     moved = 0
     if fill_from is not None:
-        move = names | {"default": composed.Identifier(*fill_from.split(".")), "column": composed.Identifier(column)}
+        move = names | {"default": composed.Identifier(fill_from.schema, fill_from.name), "column": composed.Identifier(column)}
+        _do(connection, "partition_lock_writers", names)
         moved = _do(connection, "partition_move", move).rowcount
     _do(connection, "partition_attach", names)
     return moved
 
 
-def detach(connection: DeadlineConnection, of: Parent, which: Partition, *, lock_timeout: str = "5s") -> None:
+def detach(connection: DeadlineConnection, of: Parent, which: Partition, *, lock_timeout: str) -> None:
     """Detach without a long lock; outside any transaction. Finishes a detach that was interrupted. Raises StoreConflict, StoreRejected."""
-    names = {"parent": composed.Identifier(of.schema, of.name), "partition": composed.Identifier(of.schema, which.name)}
-    connection.execute(sql("session_lock_timeout"), (lock_timeout,))
-    try:
-        _do(connection, "partition_detach_finalize" if which.detach_pending else "partition_detach", names)
-    finally:
-        if not connection.closed:
-            connection.execute(sql("session_lock_timeout"), ("0",))
-    connection.execute(sql("partition_detached"), (f"{of.schema}.{of.name}", f"{of.schema}.{which.name}", which.lower, which.upper))
+    names = {"parent": composed.Identifier(of.schema, of.name), "partition": composed.Identifier(which.schema, which.name)}
+    record = {"parent": f"{of.schema}.{of.name}", "partition": which.table, "lower": which.lower or "", "upper": which.upper or ""}
+    connection.execute(sql("partition_detaching"), record)
+    pending = connection.execute(sql("partition_is_pending"), (which.table,)).fetchone()
+    if pending is not None:
+        connection.execute(sql("session_lock_timeout"), (lock_timeout,))
+        try:
+            _do(connection, "partition_detach_finalize" if pending[0] else "partition_detach", names)
+        finally:
+            if not connection.closed:
+                connection.execute(sql("session_lock_timeout"), ("0",))
+    connection.execute(sql("partition_detached"), (record["parent"], which.table))
 
 
 def droppable(connection: DeadlineConnection, of: Parent, grace_seconds: float) -> list[Row]:
@@ -93,16 +105,15 @@ def droppable(connection: DeadlineConnection, of: Parent, grace_seconds: float) 
     return rows(connection, "partition_droppable", (f"{of.schema}.{of.name}", grace_seconds))
 
 
-def is_alone(connection: DeadlineConnection, partition: str) -> bool:
-    """Does the table exist, as nobody's partition?"""
-    return bool(value(connection, "partition_is_alone", {"partition": partition}))
+def is_attached(connection: DeadlineConnection, partition: str) -> bool:
+    """Is the table a partition (again)?"""
+    return bool(value(connection, "partition_is_attached", (partition,)))
 
 
-def drop(connection: DeadlineConnection, of: Parent, partition: str, *, exists: bool) -> None:
-    """Drop a detached partition and remember it; in the caller's transaction."""
+def drop(connection: DeadlineConnection, of: Parent, partition: str) -> None:
+    """Drop a detached partition and remember it; in the caller's transaction. partition: as Partition.table writes it."""
     connection.execute(sql("partition_timeouts"))
-    if exists:
-        _do(connection, "partition_drop", {"partition": composed.Identifier(*partition.split("."))})
+    _do(connection, "partition_drop", {"partition": _identifier(connection, partition)})
     connection.execute(sql("partition_dropped"), (f"{of.schema}.{of.name}", partition))
 
 
@@ -111,30 +122,36 @@ def export(connection: DeadlineConnection, of: Parent, partition: str, directory
 
     Written under another name first: a file that stands there is whole.
     """
-    path = directory / f"{partition}.csv.gz"
-    partial = path.with_suffix(".partial")
-    lines = -1  # the header is none
+    statement = composed.SQL(sql("partition_copy")).format(partition=_identifier(connection, partition))
+    path = directory / (partition.replace('"', "") + ".csv.gz")
+    partial = directory / f"{path.name}.{uuid4()}.partial"
     directory.mkdir(parents=True, exist_ok=True)
-    statement = composed.SQL(sql("partition_copy")).format(partition=composed.Identifier(*partition.split(".")))
-    quoted = False
-    with gzip.open(partial, "wb") as file, connection.cursor() as cursor, cursor.copy(statement) as copy:
-        for block in copy:
-            data = bytes(block)
-            file.write(data)
-            # a record ends at a line end outside quotes; an odd number of quotes turns inside into outside
-            for piece in data.splitlines(keepends=True):
-                quoted ^= bool(piece.count(b'"') % 2)
-                lines += piece.endswith(b"\n") and not quoted
-    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-    partial.replace(path)
-    connection.execute(sql("partition_exported"), (str(path), lines, digest, f"{of.schema}.{of.name}", partition))
-    return path, lines, digest
+    try:
+        with partial.open("w+b") as raw:
+            with gzip.GzipFile(fileobj=raw, mode="wb") as file, connection.transaction(), connection.cursor() as cursor:
+                connection.execute(sql("partition_copy_all"))
+                with cursor.copy(statement) as copy:
+                    for block in copy:
+                        file.write(block)
+                count = cursor.rowcount
+            raw.flush()
+            os.fsync(raw.fileno())  # the partition is dropped after this
+            raw.seek(0)
+            digest = hashlib.file_digest(raw, "sha256").hexdigest()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    folder = os.open(directory, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+    connection.execute(sql("partition_exported"), (str(path), count, digest, f"{of.schema}.{of.name}", partition))
+    return path, count, digest
 
 
-def default_span(connection: DeadlineConnection, partition: str, column: str) -> tuple[datetime | None, int]:
+def default_span(connection: DeadlineConnection, partition: Partition, column: str) -> tuple[datetime | None, int]:
     """The oldest row of a default partition and how many there are."""
     statement = composed.SQL(sql("partition_default_span")).format(
-        partition=composed.Identifier(*partition.split(".")), column=composed.Identifier(column))
+        partition=composed.Identifier(partition.schema, partition.name), column=composed.Identifier(column))
     row = connection.execute(statement).fetchone()
     return row[0], int(row[1])  # type: ignore[index]
 
@@ -157,6 +174,11 @@ def make_as_owner(connection: DeadlineConnection, statement: str, ahead: int) ->
 def drop_archive_as_owner(connection: DeadlineConnection) -> int:
     """Drop old partitions of the archive through its SQL function; how many."""
     return int(value(connection, "archive_drop"))
+
+
+def _identifier(connection: DeadlineConnection, partition: str) -> composed.Identifier:
+    """From the text of Partition.table."""
+    return composed.Identifier(*value(connection, "partition_name_parts", (partition,)))
 
 
 def _do(connection: DeadlineConnection, name: str, names: dict[str, Any]) -> Any:

@@ -143,18 +143,19 @@ select enqueue_due_reminders(%(limit)s);
 
 -- name: partition_list
 -- Partitions of a table with their bounds, oldest first; the default one last.
-select c.oid::regclass::text as partition, c.relname as name, pg_get_expr(c.relpartbound, c.oid) as bound,
+select n.nspname as schema, c.relname as name, format('%%I.%%I', n.nspname, c.relname) as table, pg_get_expr(c.relpartbound, c.oid) as bound,
   substring(pg_get_expr(c.relpartbound, c.oid) from 'FROM \(''([^'']+)''\)') as lower_bound,
   substring(pg_get_expr(c.relpartbound, c.oid) from 'TO \(''([^'']+)''\)') as upper_bound,
   pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT' as is_default, i.inhdetachpending as detach_pending,
   greatest(c.reltuples, 0)::float8 as estimated_rows, pg_total_relation_size(c.oid) as bytes
-from pg_inherits i join pg_class c on c.oid = i.inhrelid
+from pg_inherits i join pg_class c on c.oid = i.inhrelid join pg_namespace n on n.oid = c.relnamespace
 where i.inhparent = to_regclass(%s)
-order by pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT', 4 nulls first, 1;
+order by pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT', 5 nulls first, 1, 2;
 
 -- name: partition_parent
 -- Is the table range-partitioned by this one column, and may this role change it? Its schema, for the names of partitions.
-select p.partstrat::text = 'r' and p.partnatts = 1 and a.attname = %(column)s as fits, pg_has_role(c.relowner, 'usage') as owned, n.nspname as schema,
+select p.partstrat::text = 'r' and p.partnatts = 1 and a.attname = %(column)s
+    and format_type(a.atttypid, a.atttypmod) ~ '^(timestamp|date)' as fits, pg_has_role(c.relowner, 'usage') as owned, n.nspname as schema,
   c.relname as name, c.relrowsecurity as row_security, format_type(a.atttypid, a.atttypmod) as column_type, clock_timestamp() as now
 from pg_partitioned_table p join pg_class c on c.oid = p.partrelid join pg_namespace n on n.oid = c.relnamespace
 left join pg_attribute a on a.attrelid = c.oid and a.attnum = p.partattrs[0]
@@ -192,23 +193,39 @@ alter table {parent} detach partition {partition} finalize;
 -- For statements that cannot run in a transaction.
 select set_config('lock_timeout', %s, false);
 
+-- name: partition_detaching
+-- Remember what is about to be detached: whoever dies between the two leaves no table that nobody knows.
+insert into detached_partitions (parent, partition, lower_bound, upper_bound)
+select %(parent)s, %(partition)s, %(lower)s, %(upper)s
+where not exists (select from detached_partitions d where d.parent = %(parent)s and d.partition = %(partition)s and d.dropped_at is null);
+
 -- name: partition_detached
--- Remember a detached partition.
-insert into detached_partitions (parent, partition, lower_bound, upper_bound) values (%s, %s, %s, %s);
+-- The grace begins.
+update detached_partitions set detached_at = clock_timestamp() where parent = %s and partition = %s and dropped_at is null;
+
+-- name: partition_is_pending
+-- Was its detach interrupted? No row when it is detached.
+select i.inhdetachpending from pg_inherits i where i.inhrelid = to_regclass(%s);
 
 -- name: partition_droppable
--- Detached partitions whose grace is over and which are still there.
+-- Detached partitions whose grace is over; those that are still attached (their detach failed) are none.
 select d.parent, d.partition, d.lower_bound, d.upper_bound, d.detached_at, d.exported_at
 from detached_partitions d
-where d.parent = %s and d.dropped_at is null and d.detached_at <= clock_timestamp() - make_interval(secs => %s) order by d.lower_bound;
+where d.parent = %s and d.dropped_at is null and d.detached_at <= clock_timestamp() - make_interval(secs => %s)
+  and not exists (select from pg_inherits i where i.inhrelid = to_regclass(d.partition))
+order by d.lower_bound;
 
--- name: partition_is_alone
--- A table that is nobody's partition (any more).
-select to_regclass(%(partition)s) is not null and not exists (select from pg_inherits i where i.inhrelid = to_regclass(%(partition)s));
+-- name: partition_name_parts
+-- Schema and name of a partition that was written down.
+select parse_ident(%s);
+
+-- name: partition_is_attached
+-- Is it somebody's partition (again)?
+select exists (select from pg_inherits i where i.inhrelid = to_regclass(%s));
 
 -- name: partition_drop
--- The end of it.
-drop table {partition};
+-- The end of it; nothing when somebody else was faster.
+drop table if exists {partition};
 
 -- name: partition_dropped
 -- Remember the drop.
@@ -222,6 +239,14 @@ where parent = %s and partition = %s and dropped_at is null;
 -- name: partition_copy
 -- A partition as CSV.
 copy {partition} to stdout with (format csv, header);
+
+-- name: partition_copy_all
+-- Row-level security would leave rows out in silence: an error instead.
+select set_config('row_security', 'off', true);
+
+-- name: partition_lock_writers
+-- Writers wait at the parent while a period moves: one that had chosen the default partition already would fail. Readers go on.
+lock table only {parent} in share row exclusive mode;
 
 -- name: partition_default_span
 -- The oldest row of a default partition, and how many there are.

@@ -1,0 +1,494 @@
+"""Partitions: made ahead, detached beside readers and writers, exported, dropped; by hand-made twins of trouble (SPEC M5, FAILURES 63, 64)."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import threading
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+
+from schedules import partitions
+from schedules.checking import check_plan
+from schedules.config import Plan
+from schedules.partitions import PartitionKeeper, partition_name, period_start, runway_seconds
+from schedules.policies import Gates, Partitions
+from tests.support.waiting import wait_until
+from worker.errors import InvalidArgument, StoreConflict, StoreRejected
+from worker.store import partitions as store
+
+NOW = datetime.now(UTC)
+
+
+def policy(**changes):
+    return Partitions(**{"name": "events", "table": "shop.events", "column": "at", "every": "month", "ahead": 3, "keep": 2, "grace_seconds": 0.0,
+                         **changes})
+
+
+@pytest.fixture
+def events(database):
+    """The partitioned table shop.events, without partitions."""
+
+    def create(columns="id bigint, at timestamptz, note text", key="at"):
+        database.query("create schema shop")
+        database.query("grant usage on schema shop to packhorse_worker")
+        database.query(f"create table shop.events ({columns}) partition by range ({key})")
+        database.query("create index on shop.events (at)")
+        database.query("grant all on shop.events to packhorse_worker")
+
+    return create
+
+
+@pytest.fixture
+def keep(open_connection):
+    def keeper(of=None, role="owner", **options):
+        return PartitionKeeper(open_connection(role), of or policy(), **options)
+
+    return keeper
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(partitions, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(partitions, "DETACH_LOCK_TIMEOUT", "200ms")
+
+
+def add(database, shift, every="month", table="shop.events", name=None):
+    """A partition by hand, so many periods from now."""
+    lower, upper = (period_start(NOW, every, shift + more) for more in (0, 1))
+    name = name or f"shop.{partition_name('events', lower, every)}"
+    database.query(f"create table {name} partition of {table} for values from ('{lower.isoformat()}') to ('{upper.isoformat()}')")
+    return name
+
+
+def names(database):
+    return [row[0] for row in database.query(
+        "select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid where i.inhparent = to_regclass('shop.events') order by 1")]
+
+
+def expected(*shifts, every="month"):
+    return sorted(partition_name("events", period_start(NOW, every, shift), every) for shift in shifts)
+
+
+def insert(database, shift=0, count=1, every="month", note="x"):
+    database.query("insert into shop.events select n, %s + interval '1 hour', %s from generate_series(1, %s) n",
+                   period_start(NOW, every, shift), note, count)
+
+
+# -- periods -------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("moment", "every", "shift", "start"), [
+    ("2026-11-21T10:00", "day", 0, "2026-11-21"), ("2026-12-31T23:59", "day", 1, "2027-01-01"), ("2028-02-28T12:00", "day", 1, "2028-02-29"),
+    ("2026-11-21T10:00", "week", 0, "2026-11-16"), ("2027-01-01T00:00", "week", 0, "2026-12-28"), ("2026-01-31T10:00", "month", 1, "2026-02-01"),
+    ("2026-11-30T10:00", "month", 2, "2027-01-01"), ("2026-01-15T10:00", "month", -1, "2025-12-01"), ("2026-01-15T10:00", "month", -25, "2023-12-01"),
+])
+def test_periods_begin_in_utc_and_go_over_the_ends_of_months_and_years(moment, every, shift, start):
+    found = period_start(datetime.fromisoformat(moment).replace(tzinfo=UTC), every, shift)
+    assert found == datetime.fromisoformat(start).replace(tzinfo=UTC)
+
+
+def test_names_fit_into_63_bytes_and_weeks_are_iso():
+    assert partition_name("events", datetime(2027, 1, 1, tzinfo=UTC), "week") == "events_2026w53"
+    assert len(partition_name("x" * 63, datetime(2026, 1, 1, tzinfo=UTC), "day")) <= 63
+
+
+# -- making --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("every", ["day", "week", "month"])
+def test_the_current_period_and_those_ahead_are_made_once(database, events, keep, every):
+    events()
+    of = policy(every=every)
+    assert [step.action for step in keep(of).plan()] == ["make"] * 4
+    assert keep(of).make() == 4
+    assert keep(of).make() == 0 and keep(of).plan() == []
+    assert names(database) == expected(0, 1, 2, 3, every=every)
+    for shift in range(4):
+        insert(database, shift, every=every)
+    status = keep(of).status()
+    assert status.partitions == 4 and status.problem is None
+    assert 0 <= (period_start(NOW, every, 4) - NOW).total_seconds() - status.runway_seconds < 120
+
+
+@pytest.mark.parametrize("columns", ["id int, at timestamp, note text", "id int, at date, note text", "id int, at timestamptz not null default now(), note text"])
+def test_columns_without_a_time_zone_are_utc(database, events, keep, columns):
+    events(columns)
+    connection = database.connect(admin=True)
+    connection.execute("alter database " + database.name + " set timezone to 'Asia/Kolkata'")
+    connection.close()
+    try:
+        assert keep().make() == 4 and keep().make() == 0
+        assert names(database) == expected(0, 1, 2, 3)
+        assert 0 <= (period_start(NOW, "month", 4) - NOW).total_seconds() - keep().status().runway_seconds < 120
+    finally:
+        database.query("alter database " + database.name + " reset timezone")
+
+
+def test_a_gap_is_filled_and_partitions_of_other_names_count_by_their_bounds(database, events, keep):
+    events()
+    add(database, 0, name="shop.whatever")
+    add(database, 2)
+    assert round(keep().status().runway_seconds) <= round((period_start(NOW, "month", 1) - NOW).total_seconds())  # the gap ends it
+    assert keep().make() == 2
+    assert sorted([*expected(1, 2, 3), "whatever"]) == names(database)
+
+
+def test_after_a_long_absence_over_the_end_of_a_month_one_run_catches_up(database, events, keep):
+    events()
+    for shift in (-9, -8, -7, -6):
+        add(database, shift)
+    assert keep().status().runway_seconds == 0
+    with pytest.raises(psycopg.errors.CheckViolation):  # inserts find no partition: the alarm is the runway
+        insert(database)
+    assert [step.action for step in keep().plan()] == ["make"] * 4 + ["detach"] * 4
+    assert keep().make() == 4 and keep().drop() == 4
+    insert(database)
+    assert names(database) == expected(0, 1, 2, 3)
+
+
+def test_two_keepers_at_once_make_each_partition_once(database, events, keep):
+    events()
+    barrier, made, errors = threading.Barrier(3), [], []
+
+    def work(keeper):
+        barrier.wait()
+        try:
+            made.append(keeper.make())
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(keep(policy(every="day", ahead=20)),)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == [] and names(database) == expected(*range(21), every="day")
+
+
+def test_a_table_that_has_the_name_is_an_error_and_the_other_periods_are_made(database, events, keep):
+    events()
+    database.query(f"create table shop.{expected(1)[0]} (id int)")
+    with pytest.raises(StoreRejected, match=f"cannot make {expected(1)[0]}"):
+        keep().make()
+    assert names(database) == expected(0, 2, 3)
+
+
+def test_making_goes_on_while_a_drop_waits_for_its_lock(database, events, keep, quick, monkeypatch):
+    events()
+    monkeypatch.setattr(partitions, "TRIES", 2)
+    old = add(database, -9)
+    keeper = keep()
+    reader = database.connect(admin=True)
+    reader.execute("begin")
+    reader.execute(f"select * from {old}")
+    with pytest.raises(StoreConflict):
+        keeper.drop()
+    assert keep().make() == 4
+    reader.close()
+
+
+def test_rows_in_a_default_partition_stop_only_their_own_period(database, events, keep):
+    events()
+    database.query("create table shop.rest partition of shop.events default")
+    insert(database, 1)
+    with pytest.raises(StoreRejected, match="default partition"):
+        keep().make()
+    assert names(database) == sorted([*expected(0, 2, 3), "rest"])
+    assert "drain" in keep().status().problem
+
+
+def test_partitions_have_the_security_indexes_and_checks_of_their_table(database, events, keep):
+    events("id bigint, at timestamptz, note text check (note <> 'no')")
+    database.query("alter table shop.events enable row level security")
+    keep().make()
+    assert database.value("select bool_and(c.relrowsecurity) and count(*) = 4 from pg_inherits i join pg_class c on c.oid = i.inhrelid "
+                          "where i.inhparent = 'shop.events'::regclass")
+    assert database.value("select count(*) from pg_indexes where schemaname = 'shop' and tablename like 'events\\_2%%'" % ()) == 4
+    with pytest.raises(psycopg.errors.CheckViolation):
+        insert(database, note="no")
+
+
+# -- dropping ------------------------------------------------------------------------------------
+def test_what_is_too_old_is_detached_rests_for_its_grace_and_is_dropped(database, events, keep):
+    events()
+    keep().make()
+    for shift in (-4, -3, -2, -1):
+        add(database, shift)
+        insert(database, shift)
+    of = policy(grace_seconds=3600.0)
+    assert keep(of).drop() == 0
+    assert names(database) == expected(-2, -1, 0, 1, 2, 3)  # two whole months before the current one
+    assert database.value("select count(*) from shop.events") == 2
+    assert [step.action for step in keep(of).plan()] == []
+    database.query("update detached_partitions set detached_at = detached_at - interval '2 hours'")
+    assert [step.action for step in keep(of).plan()] == ["drop", "drop"]
+    assert keep(of).drop() == 2
+    assert database.query("select parent, partition, dropped_at is not null from detached_partitions order by lower_bound") == [
+        ("shop.events", f"shop.{name}", True) for name in expected(-4, -3)]
+    assert database.value("select to_regclass('shop.' || %s)", expected(-4)[0]) is None
+
+
+def test_open_ends_are_never_too_old(database, events, keep):
+    events()
+    edge = period_start(NOW, "month", 1).isoformat()
+    database.query(f"create table shop.begin partition of shop.events for values from (minvalue) to ('{period_start(NOW, 'month', -5).isoformat()}')")
+    database.query(f"create table shop.rest partition of shop.events for values from ('{edge}') to (maxvalue)")
+    assert [(step.action, step.partition) for step in keep().plan()] == [("make", expected(0)[0]), ("detach", "shop.begin")]
+    assert keep().make() == 1 and keep().drop() == 1
+    assert names(database) == sorted([expected(0)[0], "rest"])
+    assert keep().status().runway_seconds > 10**9
+
+
+def test_capitals_and_partitions_in_other_schemas_go_whole(database, keep, open_connection):
+    database.query("create schema shop")
+    database.query('create table shop."Events" (id int, at timestamptz) partition by range (at)')
+    of = policy(table="shop.Events")
+    old = add(database, -9, table='shop."Events"', name='public."Old One"')
+    assert keep(of).make() == 4
+    assert keep(of).drop() == 1
+    assert database.value("select to_regclass(%s)", old) is None
+    assert database.query("select partition, dropped_at is not null from detached_partitions") == [(old, True)]
+    with pytest.raises(InvalidArgument, match="no partitioned table"):
+        keep(policy(table="shop.events")).make()
+
+
+def test_a_detach_goes_through_beside_writers_of_other_partitions(database, events, keep):
+    events()
+    keep().make()
+    add(database, -9)
+    writer = database.connect(admin=True)
+    writer.execute("begin")
+    writer.execute("insert into shop.events values (1, now(), 'x')")
+    done = []
+    thread = threading.Thread(target=lambda: done.append(keep().drop()))
+    thread.start()
+    # it waits for transactions that may still see the old shape, and holds up no new one
+    wait_until(lambda: database.value("select bool_or(inhdetachpending) from pg_inherits where inhparent = 'shop.events'::regclass"))
+    insert(database)
+    assert database.value("select count(*) from shop.events") == 1
+    writer.execute("commit")
+    thread.join(30)
+    writer.close()
+    assert done == [1] and database.value("select count(*) from shop.events") == 2
+
+
+def test_a_detach_that_a_reader_interrupts_is_finalized_later(database, events, keep, quick, open_connection):
+    events()
+    old = add(database, -9)
+    insert(database, -9)
+    reader = database.connect(admin=True)
+    reader.execute("begin")
+    reader.execute("select count(*) from shop.events")
+    connection = open_connection("owner")
+    parent = store.parent(connection, "shop.events", "at")
+    (found,) = store.partitions(connection, "shop.events")
+    with pytest.raises(psycopg.errors.LockNotAvailable):
+        store.detach(connection, parent, found, lock_timeout="200ms")
+    assert store.partitions(connection, "shop.events")[0].detach_pending
+    assert connection.execute("show lock_timeout").fetchone() == ("0",)
+    assert keep().status().runway_seconds == 0 and [step.action for step in keep().plan()][-1] == "detach"
+    reader.close()
+    assert keep().drop() == 1
+    assert database.value("select to_regclass(%s)", old) is None
+
+
+def test_a_process_that_dies_between_detach_and_its_record_leaves_no_orphan(database, events, keep, monkeypatch, open_connection):
+    events()
+    old = add(database, -9)
+    connection = open_connection("owner")
+    parent = store.parent(connection, "shop.events", "at")
+    (found,) = store.partitions(connection, "shop.events")
+    monkeypatch.setattr(store, "_do", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))  # before the detach
+    with pytest.raises(KeyboardInterrupt):
+        store.detach(connection, parent, found, lock_timeout="1s")
+    monkeypatch.undo()
+    # recorded, and still attached: the grace may pass, it is not dropped and not forgotten
+    assert store.droppable(connection, parent, 0) == []
+    database.query(f"alter table shop.events detach partition {old}")  # and this is where the other one died
+    assert [row["partition"] for row in store.droppable(connection, parent, 0)] == [old]
+    assert keep().drop() == 1
+    assert database.query("select count(*), count(dropped_at) from detached_partitions") == [(1, 1)]
+
+
+def test_a_detached_partition_that_was_attached_again_stays(database, events, keep):
+    events()
+    old = add(database, -9)
+    of = policy(grace_seconds=3600.0)
+    keep(of).drop()
+    lower, upper = (period_start(NOW, "month", shift).isoformat() for shift in (-9, -8))
+    database.query(f"alter table shop.events attach partition {old} for values from ('{lower}') to ('{upper}')")
+    database.query("update detached_partitions set detached_at = detached_at - interval '2 hours'")
+    assert keep(policy(keep=20)).drop() == 0
+    assert len(names(database)) == 1
+
+
+def test_one_partition_that_cannot_be_dropped_keeps_no_other(database, events, keep, quick, monkeypatch):
+    events()
+    monkeypatch.setattr(partitions, "TRIES", 1)
+    old = [add(database, shift) for shift in (-9, -8)]
+    keep(policy(grace_seconds=3600.0)).drop()
+    database.query("update detached_partitions set detached_at = detached_at - interval '2 hours'")
+    reader = database.connect(admin=True)
+    reader.execute("begin")
+    reader.execute(f"select * from {old[0]}")
+    with pytest.raises(StoreConflict):
+        keep().drop()
+    assert [database.value("select to_regclass(%s) is null", name) for name in old] == [False, True]
+    reader.close()
+    assert keep().drop() == 1
+
+
+# -- exporting -----------------------------------------------------------------------------------
+def test_the_export_holds_every_row_with_its_checksum_before_the_drop(database, events, keep, tmp_path):
+    events()
+    old = add(database, -9)
+    notes = ["plain", 'quo"te', "two\nlines", "cr\r\nlf", "comma,", "", None, '"\n"', "ünï", "\\N"]
+    with database.connect(admin=True) as connection:
+        for number, note in enumerate(notes):
+            connection.execute("insert into shop.events values (%s, %s, %s)", (number, period_start(NOW, "month", -9), note))
+    of = policy(export_dir=str(tmp_path / "deep" / "export"))
+    assert [step.action for step in keep(of).plan()] == ["make"] * 4 + ["detach"]
+    assert keep(of).drop() == 1
+    path, rows, digest = database.query("select export_path, export_rows, export_sha256 from detached_partitions")[0]
+    data = (tmp_path / "deep" / "export" / f"{old}.csv.gz").read_bytes()
+    assert path == str(tmp_path / "deep" / "export" / f"{old}.csv.gz")
+    assert (rows, digest) == (len(notes), hashlib.sha256(data).hexdigest())
+    found = list(csv.reader(gzip.decompress(data).decode().splitlines(keepends=True)))
+    assert found[0] == ["id", "at", "note"] and [row[2] for row in found[1:]] == [note or "" for note in notes]
+    assert [entry.name for entry in (tmp_path / "deep" / "export").iterdir()] == [f"{old}.csv.gz"]  # no partial one
+
+
+def test_a_directory_that_cannot_be_written_keeps_the_partition(database, events, keep, tmp_path):
+    events()
+    old = add(database, -9)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidArgument, match="export_dir"):
+        keep(policy(export_dir=str(tmp_path / "file"))).drop()
+    assert database.value("select to_regclass(%s) is not null", old)
+    assert keep(policy(export_dir=str(tmp_path))).drop() == 1
+
+
+def test_forced_row_security_does_not_make_an_export_of_half_the_rows(database, events, keep, tmp_path):
+    events()
+    old = add(database, -9)
+    insert(database, -9, count=10)
+    database.query(f"alter table {old} enable row level security")
+    database.query(f"alter table {old} force row level security")
+    database.query(f"create policy half on {old} using (id < 5)")
+    database.query("create role shop_owner login")
+    try:
+        for thing in ("schema shop", "table shop.events", f"table {old}"):
+            database.query(f"alter {thing} owner to shop_owner")
+        database.query("grant packhorse_worker to shop_owner")
+        from worker.db.connection import connect
+        connection = connect(database.server.url(database.name, "shop_owner"))
+        with pytest.raises(StoreRejected, match="row-level security"):
+            PartitionKeeper(connection, policy(export_dir=str(tmp_path))).drop()
+        connection.close()
+        assert database.value("select to_regclass(%s) is not null", old) and list(tmp_path.iterdir()) == []
+    finally:
+        database.query("drop owned by shop_owner cascade")
+        database.query("drop role shop_owner")
+
+
+# -- an adopted table ----------------------------------------------------------------------------
+def test_a_default_partition_is_drained_while_a_writer_inserts(database, events, keep, quick):
+    events()
+    database.query("create table shop.rest partition of shop.events default")
+    for shift in (-2, -1, 0, 1):
+        insert(database, shift, count=200)
+    stop, written, errors = threading.Event(), [0], []
+
+    def write():
+        try:
+            with database.connect(admin=True) as connection:
+                while not stop.is_set():
+                    connection.execute("insert into shop.events values (%s, %s, 'live')",
+                                       (written[0], period_start(NOW, "month", written[0] % 4 - 2) + timedelta(days=1)))
+                    written[0] += 1
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    wait_until(lambda: written[0] > 20)
+    moved = keep().drain_default()
+    before = written[0]
+    wait_until(lambda: written[0] > before + 20)
+    stop.set()
+    thread.join(20)
+    assert errors == [] and moved >= 800
+    assert database.value("select count(*) from shop.events") == 800 + written[0]
+    assert database.value("select count(*) from shop.rest") == 0
+    assert keep().drain_default() == 0
+    database.query("alter table shop.events detach partition shop.rest")
+    assert keep().make() == 2 and keep().status().problem is None
+
+
+def test_a_period_that_has_no_place_ends_the_drain_with_an_error(database, events, keep):
+    events()
+    database.query("create table shop.rest partition of shop.events default")
+    insert(database)
+    database.query(f"create table shop.{expected(0)[0]} (id int)")
+    with pytest.raises(StoreRejected, match="already exists"):
+        keep().drain_default()
+    assert database.value("select count(*) from shop.rest") == 1
+
+
+# -- rights and shapes ---------------------------------------------------------------------------
+def test_who_is_not_the_owner_is_told_what_to_do(database, events, keep, open_connection):
+    events()
+    for act in (keep(role="worker").make, keep(role="worker").drop, keep(role="worker").drain_default):
+        with pytest.raises(StoreRejected, match=r"only its owner.*maintenance_url"):
+            act()
+    findings = check_plan(open_connection(), Plan((), (policy(),), (), Gates(), ()))
+    assert [task for task, _ in findings.problems] == ["partitions.events.make", "partitions.events.drop"]
+    assert "maintenance_url" in findings.problems[0][1]
+    assert check_plan(open_connection("owner"), Plan((), (policy(),), (), Gates(), ())).problems == []
+
+
+@pytest.mark.parametrize(("columns", "key", "column", "text"), [
+    ("id int, at timestamptz", "id", "id", "not range-partitioned by the time id"), ("id int, at timestamptz", "id", "at", "not range-partitioned"),
+    ("id int, at timestamptz", "at, id", "at", "not range-partitioned"), ("id int, at timestamptz", "at", "created", "not range-partitioned"),
+])
+def test_a_table_of_another_shape_is_refused(database, keep, open_connection, columns, key, column, text):
+    database.query("create schema shop")
+    database.query(f"create table shop.events ({columns}) partition by range ({key})")
+    of = policy(column=column)
+    with pytest.raises(InvalidArgument, match=text):
+        keep(of).make()
+    assert text in check_plan(open_connection("owner"), Plan((), (of,), (), Gates(), ())).problems[0][1]
+
+
+def test_the_archive_is_looked_after_by_functions_where_the_role_does_not_own_it(database, keep):
+    archive = Partitions("message_archive", column="finished_at", every="day", ahead=9, keep=7, keep_setting=True)
+    before = keep(archive, "worker").status().partitions
+    assert keep(archive, "worker").make() >= 1
+    assert keep(archive, "worker").status().runway_seconds > 8 * 86400
+    assert keep(archive, "worker").drop() == 0
+    assert keep(archive, "worker").status().partitions >= before
+
+
+def test_the_archive_keeps_what_the_longest_queue_setting_asks_for(database, keep):
+    archive = Partitions("message_archive", column="finished_at", every="day", ahead=7, keep=7, keep_setting=True)
+    lower, upper = (period_start(NOW, "day", shift).isoformat() for shift in (-12, -11))
+    database.query(f"create table message_archive_old partition of message_archive for values from ('{lower}') to ('{upper}')")
+    try:
+        database.query("""select set_queue('default', '{"keep_done": "20 days"}')""")
+        assert [step for step in keep(archive).plan() if step.action == "detach"] == []
+        database.query("""select set_queue('default', '{"keep_done": "7 days"}')""")
+        assert [step.partition for step in keep(archive).plan() if step.action == "detach"] == ["public.message_archive_old"]
+    finally:
+        database.query("drop table message_archive_old")
+
+
+def test_the_runway_ends_at_the_first_gap():
+    def one(lower, upper):
+        return store.Partition("s", "p", "s.p", "", lower, upper, False, False, 0.0, 0)
+
+    now = datetime(2026, 11, 21, tzinfo=UTC)
+    assert runway_seconds([], now) == 0
+    assert runway_seconds([one("2026-11-22", "2026-11-23")], now) == 0
+    assert runway_seconds([one("2026-11-21", "2026-11-22"), one("2026-11-23", "2026-11-24")], now) == 86400
+    assert runway_seconds([one("2026-11-22 00:00:00+00", "2026-11-23 05:30:00+05:30"), one("2026-11-20", "2026-11-22")], now) == 2 * 86400
+    assert runway_seconds([one(None, "2026-11-22")], now) == 86400
