@@ -92,8 +92,9 @@ def make(policy: Policy, operator: Operator = None, as_json: AsJson = False) -> 
 @app.command()
 def drop(policy: Policy, operator: Operator = None, yes: Yes = False, as_json: AsJson = False) -> int:
     """Detach what is too old; export and drop what was detached longer than the grace ago."""
-    confirmed(f"Detach and drop old partitions of {policy}?", yes)
-    return _run(_policy(policy).drop_task, operator, as_json)
+    chosen = _policy(policy)
+    confirmed(f"Detach and drop old partitions of {chosen.table}?", yes)
+    return _run(chosen.drop_task, operator, as_json)
 
 
 def _run(task: str, operator: str | None, as_json: bool) -> int:

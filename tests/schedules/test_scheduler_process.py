@@ -1,0 +1,160 @@
+"""Real `packhorse scheduler` processes: killed at random, refusing a bad plan, running maintenance end to end (SPEC M1, M7, P7)."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from datetime import timedelta
+from itertools import pairwise
+
+import pytest
+
+from tests.sql.platform.conftest import create_platform_database
+from tests.support.cli import Cli
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+QUICK = {"PACKHORSE_HEARTBEAT_SECONDS": "0.5", "PACKHORSE_LEASE_SECONDS": "4", "PACKHORSE_RESCUE_SECONDS": "0.5", "PACKHORSE_POLL_SECONDS": "0.5",
+         "PACKHORSE_CALL_DEADLINE_SECONDS": "3"}
+
+
+@pytest.fixture
+def start_scheduler(tmp_path):
+    """Start `packhorse scheduler` in a process group of its own; killed at the end."""
+    started = []
+
+    def start(url, *arguments, **environment):
+        process = Cli(tmp_path, url, **QUICK, **environment).start("scheduler", *arguments, output=tmp_path / f"scheduler-{len(started)}.log")
+        process.log_path = tmp_path / f"scheduler-{len(started)}.log"
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        kill(process)
+
+
+def kill(process):
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait(10)
+
+
+def test_three_schedulers_killed_at_random_decide_each_planned_time_exactly_once(database, start_scheduler):
+    database.query("select set_schedule('tick', 'effect', p_every => interval '1 second', p_missed => 'all', p_missed_limit => 1000, "
+                   "p_overlap => 'allow')")
+    chance = random.Random(7)
+    running = [start_scheduler(database.url) for _ in range(3)]
+
+    def count():
+        return database.value("select count(*) from schedule_runs where schedule = 'tick'")
+
+    kills = 0
+    while (done := count()) < 24:
+        wait_until(lambda: count() >= done + 2, 60, "the timetable goes on")
+        place = chance.randrange(3)
+        kill(running[place])
+        kills += 1
+        running[place] = start_scheduler(database.url)
+    for process in running:
+        kill(process)
+    wait_until(lambda: database.value("select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() "
+                                      "and application_name like 'packhorse%'") == 0)
+    runs = database.query("select planned_at, outcome, message_id from schedule_runs where schedule = 'tick' order by planned_at")
+    assert kills >= 5 and len(runs) >= 24
+    assert {outcome for _, outcome, _ in runs} == {"enqueued"}
+    assert all(later[0] - earlier[0] == timedelta(seconds=1) for earlier, later in pairwise(runs))
+    assert database.value("select count(*) from message_queue where message_type = 'effect'") == len(runs) == len({row[2] for row in runs})
+
+
+def test_a_plan_that_does_not_fit_is_refused_at_the_start_with_every_problem(database, tmp_path):
+    database.query("create schema shop")
+    database.query("create table shop.orders (id int primary key, done_at timestamptz, note text)")
+    (tmp_path / "packhorse.toml").write_text("""
+        [retention.a]
+        table = "shop.order"
+        column = "done_at"
+        keep = "7d"
+        [retention.b]
+        table = "shop.orders"
+        column = "note"
+        keep = "7d"
+        [partitions.c]
+        table = "shop.plain"
+        column = "done_at"
+        every = "day"
+        ahead = 1
+        keep = 1
+        """)
+    ran = Cli(tmp_path, database.admin_url)("scheduler")
+    assert ran.code == 2
+    for text in ("[retention.a]: table: there is no table 'shop.order'", "Did you mean 'shop.orders'", "[retention.b]: column: note is text",
+                 "[partitions.c]: table: there is no partitioned table"):
+        assert text in ran.err, ran.err
+    (tmp_path / "packhorse.toml").write_text('[retention.a]\ncolumn = "c"\nkeep = "x"\n[gates]\nlag = 1')
+    ran = Cli(tmp_path, database.admin_url)("scheduler")
+    assert ran.code == 2 and "[retention.a]: keep" in ran.err and "[gates]: lag" in ran.err
+
+
+def test_a_task_runs_as_a_message_from_the_command_line_to_the_history(database, start_scheduler, tmp_path):
+    database.query("create schema shop")
+    database.query("grant usage on schema shop to packhorse_worker")
+    database.query("create table shop.orders (id int primary key, done_at timestamptz)")
+    database.query("grant all on shop.orders to packhorse_worker")
+    database.query("insert into shop.orders select n, now() - interval '1 year' from generate_series(1, 50) n")
+    (tmp_path / "packhorse.toml").write_text('[retention.orders]\ntable = "shop.orders"\ncolumn = "done_at"\nkeep = "7d"\ncron = "0 0 1 1 *"\n'
+                                             '[schedules.report]\nmessage_type = "effect"\ncron = "0 0 1 1 *"\n')
+    scheduler = start_scheduler(database.url)
+    cli = Cli(tmp_path, database.url, USER="ada", LOGNAME="ada")
+    wait_until(lambda: database.value("select count(*) from schedules where name = 'retention.orders'") == 1, 30, "the timetable is written")
+    assert database.query("select source from schedules where name = 'report'") == [("toml",)]
+    ran = cli("schedule", "run", "retention.orders", "--json", "--reason", "test")
+    assert ran.code == 0, ran.err
+    message = ran.document["message_id"]
+    wait_until(lambda: database.value("select count(*) from shop.orders") == 0, 40, "retention ran")
+    run = wait_until(lambda: next((row for row in cli("schedule", "history", "retention.orders", "--json").document
+                                   if row["outcome"] == "done"), None), 40, "the history shows done")
+    assert (run["message_id"], run["triggered_by"]) == (message, "ada")
+    (done,) = cli("maintenance", "history", "retention.orders", "--json").document
+    assert (done["state"], done["rows_done"], done["triggered_by"]) == ("succeeded", 50, "schedule")
+    assert cli("message", "show", message, "--json").document["state"] == "done"
+    # a task that fails: attempts, the dead letter of a message, and the history says so
+    database.query("create function shop.no() returns trigger language plpgsql as $$ begin raise 'not this one'; end $$")
+    database.query("create trigger no before delete on shop.orders for each row execute function shop.no()")
+    database.query("insert into shop.orders values (1, now() - interval '1 year')")
+    cli("schedule", "run", "retention.orders")
+    wait_until(lambda: database.value("select count(*) from maintenance_runs where task = 'retention.orders' and state = 'failed'") >= 1, 40)
+    scheduler.send_signal(signal.SIGTERM)
+    assert scheduler.wait(30) == 0, scheduler.log_path.read_text()
+
+
+def test_due_reminders_become_messages_where_the_platform_is(server, start_scheduler, tmp_path):
+    database = create_platform_database(server)
+    try:
+        database.query("select declare_queue('reminders')")
+        database.query("insert into companies (id, name) values (1, 'Salon')")
+        database.query("insert into reminders (company_id, phone, queue, message_type, remind_at) values "
+                       "(1, '250788000456', 'reminders', 'effect', now() - interval '1 minute')")
+        start_scheduler(database.url)
+        cli = Cli(tmp_path, database.url)
+        wait_until(lambda: database.value("select count(*) from schedules where name = 'job.due_reminders'") == 1, 30, "the timetable is written")
+        tasks = {row["task"]: row["state"] for row in cli("maintenance", "list", "--json").document}
+        assert tasks["partitions.messages.make"] != "absent" and tasks["retention.platform_events"] != "absent"
+        cli("schedule", "run", "job.due_reminders")
+        wait_until(lambda: database.value("select count(*) from message_queue where queue = 'reminders'") == 1, 40, "the reminder is a message")
+        # the partitions of the platform, by the function with its owner's rights: the worker owns nothing
+        ran = cli("partitions", "make", "messages", "--json")
+        assert ran.document["state"] == "succeeded", ran.err
+        status = {row["table"]: row for row in cli("partitions", "status", "--json").document}
+        assert status["messages"]["runway_days"] > 140
+        assert "only its owner" in cli("partitions", "drop", "messages", "--yes").err
+        owner = Cli(tmp_path, database.url, PACKHORSE_MAINTENANCE_URL=database.admin_url)
+        assert owner("partitions", "drop", "messages", "--yes", "--json").document["state"] == "succeeded"
+        for task in sorted(task for task in tasks if task.startswith("job.")):
+            assert cli("maintenance", "run", task, "--json").document["state"] == "succeeded", task
+    finally:
+        database.drop()
