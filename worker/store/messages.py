@@ -62,7 +62,12 @@ def insert_messages(connection: DeadlineConnection, rows: Sequence[Sequence[str]
     width = 13 if with_state else 12
     for start in range(0, len(rows), BULK_ROWS):
         columns = list(zip(*rows[start : start + BULK_ROWS], strict=True))[:width]
-        connection.execute(statement, [SEPARATOR.join(column) for column in columns])
+        payloads, options = columns[2:4]
+        alike = [None if column[0] == NULL else column[0] for column in (*columns[:2], *columns[4:12]) if len(set(column)) == 1]
+        if len(alike) == 10 and not with_state:
+            connection.execute(sql("insert_alike"), [*alike, SEPARATOR.join(payloads), SEPARATOR.join(options)])
+        else:
+            connection.execute(statement, [SEPARATOR.join(column) for column in columns])
 
 
 def database_now(connection: DeadlineConnection) -> datetime:

@@ -20,6 +20,17 @@ select message_id, duplicate from enqueue_message(%s, %s, %s::jsonb, %s::jsonb, 
 -- The common case of enqueue: nothing but queue, type, payload and options.
 select message_id from enqueue_message(%s, %s, %s::jsonb, %s::jsonb, %s);
 
+-- name: insert_alike
+-- Bulk enqueue of messages that differ in payload and options only: the usual case, and a third cheaper.
+insert into message_queue (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key,
+  correlation_id, trace_context, expires_at, concurrency_key)
+select a.queue, a.message_type, b.payload::jsonb, b.options::jsonb, a.priority, a.run_at, a.max_attempts, a.conversation_key, a.correlation_id,
+  a.trace_context, a.expires_at, a.concurrency_key
+from (select %s::text, %s::text, %s::smallint, %s::timestamptz, %s::integer, %s::text, %s::text, %s::text, %s::timestamptz, %s::text)
+  as a (queue, message_type, priority, run_at, max_attempts, conversation_key, correlation_id, trace_context, expires_at, concurrency_key)
+cross join unnest(string_to_array(%s, chr(30)), string_to_array(%s, chr(30))) with ordinality as b (payload, options, place)
+order by b.place;
+
 -- name: insert_messages
 -- Bulk enqueue: a column per parameter, values separated by chr(30), chr(31) for null. COPY would be faster, but not under row-level security.
 insert into message_queue (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key,
