@@ -42,9 +42,12 @@ def open_owner() -> DeadlineConnection:
 
 @contextmanager
 def owner() -> Iterator[DeadlineConnection]:
-    """The same, closed at the end of the block."""
+    """The same, closed at the end of the block; refuses a schema that this code does not understand. Raises SchemaMismatch, StoreError."""
+    from worker.db import migrate
+
     connection = open_owner()
     try:
+        migrate.check(connection)
         yield connection
     finally:
         connection.close()
