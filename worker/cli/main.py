@@ -13,6 +13,7 @@ from worker.cli import (
     config,
     conversations,
     dead_letter,
+    doctor,
     enqueue,
     health,
     maintenance,
@@ -51,6 +52,7 @@ app.command("conversations")(conversations.conversations)
 app.command("workers")(stats.workers)
 app.command("stats")(stats.stats)
 app.command("health")(health.health)
+app.command("doctor")(doctor.doctor)
 app.add_typer(config.app, name="config")
 
 

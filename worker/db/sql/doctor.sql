@@ -1,0 +1,109 @@
+-- name: schema_objects
+-- Every object of the queue's schema with a definition that no server version and no schema name changes; partitions left out.
+-- What a definition says is a statement that makes the object, where one is short enough.
+with mine as (select n.oid from pg_namespace n where n.nspname = current_schema()),
+relations as (
+  select c.oid, c.relname::text as name, c.relkind, c.relrowsecurity, c.relforcerowsecurity, c.relacl
+  from pg_class c join mine on mine.oid = c.relnamespace where not c.relispartition and c.relname <> 'packhorse_migrations'
+    and not exists (select from pg_depend d where d.objid = c.oid and d.deptype = 'e')),
+functions as (
+  select p.*, p.oid::regprocedure::text as signature from pg_proc p join mine on mine.oid = p.pronamespace
+  where not exists (select from pg_depend d where d.objid = p.oid and d.deptype = 'e')),
+roles as (select r.oid, r.rolname::text as role from pg_roles r where r.rolname in ('packhorse_worker', 'packhorse_producer', 'packhorse_reader')),
+grants as (
+  select r.name || ' to ' || o.role as name, 'grant ' || string_agg(lower(a.privilege_type), ', ' order by a.privilege_type)
+    || case when r.relkind = 'S' then ' on sequence ' else ' on ' end || r.name || ' to ' || o.role as definition
+  from relations r cross join aclexplode(r.relacl) a join roles o on o.oid = a.grantee group by r.name, r.relkind, o.role
+  union all
+  select r.name || ' ' || lower(a.privilege_type) || ' to ' || o.role,
+    'grant ' || lower(a.privilege_type) || ' (' || string_agg(t.attname, ', ' order by t.attname) || ') on ' || r.name || ' to ' || o.role
+  from relations r join pg_attribute t on t.attrelid = r.oid cross join aclexplode(t.attacl) a join roles o on o.oid = a.grantee
+  group by r.name, a.privilege_type, o.role
+  union all
+  select f.signature || ' to ' || o.role, 'grant execute on function ' || f.signature || ' to ' || o.role
+  from functions f cross join aclexplode(f.proacl) a join roles o on o.oid = a.grantee)
+select o.kind, o.name, o.definition from (
+select 'table' as kind, r.name, case r.relkind when 'p' then 'partition by ' || pg_get_partkeydef(r.oid) || ', ' else '' end
+    || case when r.relrowsecurity then 'row level security' else 'open' end as definition
+from relations r where r.relkind in ('r', 'p')
+union all
+select 'column', r.name || '.' || t.attname, format('alter table %s add column %s %s%s%s', r.name, t.attname, format_type(t.atttypid, t.atttypmod),
+  case when t.attnotnull then ' not null' else '' end, coalesce(' default ' || pg_get_expr(d.adbin, d.adrelid), ''))
+from relations r join pg_attribute t on t.attrelid = r.oid and t.attnum > 0 and not t.attisdropped
+left join pg_attrdef d on d.adrelid = r.oid and d.adnum = t.attnum where r.relkind in ('r', 'p')
+union all
+select 'view', r.name, 'columns ' || string_agg(t.attname || ' ' || format_type(t.atttypid, t.atttypmod), ', ' order by t.attnum)
+from relations r join pg_attribute t on t.attrelid = r.oid and t.attnum > 0 and not t.attisdropped where r.relkind = 'v' group by r.name
+union all
+select 'sequence', r.name, 'create sequence ' || r.name from relations r where r.relkind = 'S'
+union all
+select 'index', r.name, pg_get_indexdef(r.oid, 0, true) from relations r where r.relkind in ('i', 'I')
+union all
+select 'constraint', r.name || '.' || c.conname, format('alter table %s add constraint %s %s', r.name, c.conname, pg_get_constraintdef(c.oid, true))
+from relations r join pg_constraint c on c.conrelid = r.oid where c.contype in ('c', 'f', 'p', 'u', 'x') and r.relkind in ('r', 'p')
+union all
+select 'domain', t.typname, format('create domain %s as %s %s', t.typname, format_type(t.typbasetype, t.typtypmod),
+  coalesce(string_agg('constraint ' || c.conname || ' ' || pg_get_constraintdef(c.oid, true), ' ' order by c.conname) filter (where c.contype = 'c'), ''))
+from pg_type t join mine on mine.oid = t.typnamespace left join pg_constraint c on c.contypid = t.oid where t.typtype = 'd' group by t.oid
+union all
+select 'trigger', r.name || '.' || g.tgname, pg_get_triggerdef(g.oid, true) from relations r join pg_trigger g on g.tgrelid = r.oid where not g.tgisinternal
+union all
+select 'policy', p.tablename || '.' || p.policyname, format('create policy %s on %s for %s to %s%s%s', p.policyname, p.tablename, lower(p.cmd),
+  array_to_string(p.roles, ', '), coalesce(' using (' || p.qual || ')', ''), coalesce(' with check (' || p.with_check || ')', ''))
+from pg_policies p where p.schemaname = current_schema()
+union all
+select 'function', f.signature, format('returns %s, %s%s, body %s', pg_get_function_result(f.oid),
+  case f.provolatile when 'i' then 'immutable' when 's' then 'stable' else 'volatile' end,
+  case when f.prosecdef then ', security definer' || case when array_to_string(f.proconfig, ' ') ~ 'pg_temp' then ', pinned' else '' end else '' end, md5(f.prosrc))
+from functions f
+union all
+select 'grant', g.name, g.definition from grants g) o
+order by o.kind collate "C", o.name collate "C";
+
+-- name: invalid_indexes
+-- Indexes of the queue's schema that a concurrent build left unfinished, partitions included.
+select i.indexrelid::regclass::text as name, pg_get_indexdef(i.indexrelid) as definition
+from pg_index i join pg_class c on c.oid = i.indexrelid
+where c.relnamespace = (select n.oid from pg_namespace n where n.nspname = current_schema()) and not (i.indisvalid and i.indisready)
+order by 1;
+
+-- name: unvalidated_constraints
+-- Constraints of the queue's schema that were never validated.
+select c.conrelid::regclass::text as table_name, c.conname as name
+from pg_constraint c where c.connamespace = (select n.oid from pg_namespace n where n.nspname = current_schema()) and not c.convalidated and c.conrelid <> 0
+order by 1, 2;
+
+-- name: backend_pid
+-- The server process behind this transaction.
+select pg_backend_pid();
+
+-- name: doctor_listen
+-- Hear what doctor_notify says.
+listen packhorse_doctor;
+
+-- name: doctor_notify
+-- Say a word to the connection that listens.
+select pg_notify('packhorse_doctor', %s);
+
+-- name: doctor_server
+-- Facts of the server, the role and the settings of this session, in one row.
+select current_setting('server_version_num')::integer as version, current_setting('server_version') as version_text, pg_is_in_recovery() as in_recovery,
+  current_setting('max_connections')::integer - current_setting('superuser_reserved_connections')::integer
+    - coalesce(current_setting('reserved_connections', true)::integer, 0) as connections_open_to_all,
+  (select count(*) from pg_stat_activity a where a.datid is not null and coalesce(a.backend_type, 'client backend') = 'client backend') as connections,
+  r.rolconnlimit as role_limit, r.rolsuper as superuser, r.rolbypassrls as bypassrls, current_user::text as role, current_database()::text as database,
+  current_schema()::text as schema,
+  extract(epoch from clock_timestamp())::float8 as clock
+from pg_roles r where r.rolname = current_user;
+
+-- name: doctor_roles
+-- The roles of the migrations: which are missing, and whether this login may act as the worker.
+select w.role, r.oid is not null as exists, coalesce(pg_has_role(current_user, r.oid, 'usage'), false) as member
+from (values ('packhorse_worker'), ('packhorse_producer'), ('packhorse_reader')) as w (role) left join pg_roles r on r.rolname = w.role order by 1;
+
+-- name: doctor_settings
+-- Settings that can hurt, as this session has them.
+select name, setting from pg_settings
+where name in ('idle_in_transaction_session_timeout', 'synchronous_commit', 'autovacuum', 'track_counts', 'fsync', 'full_page_writes', 'statement_timeout',
+  'default_transaction_read_only', 'default_transaction_isolation')
+order by name;

@@ -1,0 +1,57 @@
+"""The whole examination, in the order in which one thing makes the next possible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from worker.config import Settings
+from worker.db import migrate
+from worker.db.connection import DeadlineConnection, connect
+from worker.db.errors import translated
+from worker.doctor.connections import examine_listen, examine_mode
+from worker.doctor.findings import Finding
+from worker.doctor.server import examine_rls, examine_server
+from worker.doctor.snapshot import drift
+from worker.errors import SchemaMismatch
+
+
+def examine(url: str, settings: Settings) -> list[Finding]:
+    """Every finding. Raises StoreUnavailable when there is no database to examine.
+
+    The doctor's own connections take no prepared statements, whatever `pooler` says: that is what is examined.
+    """
+    # the session's schema is a startup option, which a transaction pooler does not pass on
+    via = partial(connect, url, schema=settings.db_schema, application_name="packhorse doctor", deadline_seconds=30.0,
+                  connect_timeout_seconds=settings.connect_timeout_seconds)
+    opened = partial(_unprepared, via, settings)
+    listen_url = settings.listen_url.get_secret_value() if settings.listen_url else url
+    listener = partial(connect, listen_url, application_name="packhorse doctor", connect_timeout_seconds=settings.connect_timeout_seconds,
+                       pooler=settings.pooler and settings.listen_url is None)
+    with opened() as connection, translated():
+        findings = [examine_mode(connection, settings, opened), *examine_listen(settings, opened, listener), *examine_server(connection, settings)]
+        findings += _schema(connection)
+    return findings
+
+
+def _unprepared(via: partial[DeadlineConnection], settings: Settings) -> DeadlineConnection:
+    connection = via(pooler=settings.pooler or settings.db_schema == "public")
+    connection.prepare_threshold = None
+    return connection
+
+
+def _schema(connection: DeadlineConnection) -> Iterator[Finding]:
+    """Migrations, then what stands in the catalogue, then whether the role can work with it."""
+    theirs = migrate.applied(connection)
+    try:
+        migrate.check(connection)
+    except SchemaMismatch as error:
+        text, _, mend = str(error).partition(". ")
+        yield Finding("migrations", "fail", text, mend or None)
+        if not theirs or "older" in text or "no queue" in text:
+            return
+    else:
+        yield Finding("migrations", "ok", f"{len(theirs)} migrations, as this release has them")
+    found = drift(connection, migrate.sets_in(theirs))
+    yield from found or [Finding("schema", "ok", "every table, column, index, constraint, function, policy and grant is as the migrations make it")]
+    yield examine_rls(connection)

@@ -1,0 +1,132 @@
+"""Findings about the server, the role and what this configuration will ask of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+
+from worker.broker import DEFAULT_POOL_SIZE
+from worker.config import Settings
+from worker.db.connection import DeadlineConnection
+from worker.db.errors import translated
+from worker.db.migrate import MINIMUM_SERVER
+from worker.doctor.findings import Finding
+from worker.errors import StoreError
+from worker.records import Row
+from worker.store import doctor as store
+from worker.store import workers
+
+#: Leases and schedules go by the database's clock; a host that is off by more than this confuses whoever reads its log.
+SKEW_WARN_SECONDS = 2.0
+SKEW_FAIL_SECONDS = 300.0
+#: Claim loop, heartbeat and LISTEN of a worker process.
+OWN_CONNECTIONS = 3
+#: Shortest statement_timeout, in ms, that no statement of a worker runs into.
+LEAST_STATEMENT_TIMEOUT_MS = 10_000
+
+
+def examine_server(connection: DeadlineConnection, settings: Settings) -> Iterator[Finding]:
+    """Version, clock, role, settings and connection budget."""
+    before = time.time()
+    facts = store.server(connection)
+    yield _version(facts)
+    yield _clock(float(facts["clock"]), before, time.time())
+    yield from _role(facts, store.roles(connection))
+    yield from _settings(store.settings(connection), str(facts["role"]))
+    yield _budget(facts, settings)
+
+
+def examine_rls(connection: DeadlineConnection) -> Finding:
+    """Enqueue a probe as this role, look for it, roll back: does row-level security show what was written?"""
+    try:
+        with translated():
+            seen = workers.self_test(connection)
+    except StoreError as error:
+        return Finding("row_level_security", "fail", f"this role cannot enqueue: {error}", "log in as a role that is in packhorse_worker")
+    if seen:
+        return Finding("row_level_security", "ok", "this role sees what it enqueues")
+    return Finding("row_level_security", "fail", "row-level security hides from this role what it enqueues: workers would find nothing",
+                   "restore the policies that `schema` names, or grant packhorse_worker to this role")
+
+
+def _version(facts: Row) -> Finding:
+    if facts["version"] < MINIMUM_SERVER:
+        return Finding("server_version", "fail", f"PostgreSQL {facts['version_text']} is too old", "upgrade to PostgreSQL 14 or newer")
+    if facts["in_recovery"]:
+        return Finding("server_version", "fail", "this server is a standby: nothing can be written", "connect to the primary")
+    return Finding("server_version", "ok", f"PostgreSQL {facts['version_text']}")
+
+
+def _clock(theirs: float, before: float, after: float) -> Finding:
+    skew = max(before - theirs, theirs - after, 0.0)
+    status = "fail" if skew > SKEW_FAIL_SECONDS else "warn" if skew > SKEW_WARN_SECONDS else "ok"
+    if status == "ok":
+        return Finding("clock", "ok", "this host's clock agrees with the database's")
+    return Finding("clock", "fail" if status == "fail" else "warn", f"this host's clock differs from the database's by {skew:.1f} s",
+                   "run a time service (chrony, systemd-timesyncd) on both")
+
+
+def _role(facts: Row, roles: list[Row]) -> Iterator[Finding]:
+    name = facts["role"]
+    for row in roles:
+        if not row["exists"]:
+            yield Finding("role", "fail", f"role {row['role']} does not exist", store.repair("create_role", role=row["role"]))
+    if facts["superuser"]:
+        yield Finding("role", "warn", f"{name} is a superuser: no privilege and no policy holds it",
+                      store.repair("create_login"))
+    elif facts["bypassrls"]:
+        yield Finding("role", "warn", f"{name} has BYPASSRLS: no policy holds it", store.repair("nobypassrls", role=name))
+    elif any(row["role"] == "packhorse_worker" and row["exists"] and not row["member"] for row in roles):
+        yield Finding("role", "fail", f"{name} is not in packhorse_worker", store.repair("join_worker", role=name))
+    else:
+        yield Finding("role", "ok", f"{name} is in packhorse_worker, no superuser, no BYPASSRLS")
+
+
+def _settings(found: dict[str, str], role: str) -> Iterator[Finding]:
+    """Settings that hurt: (name, does it?, how badly, what it does, repair)."""
+    timeout = int(found.get("statement_timeout", "0"))
+    of_role, of_server = partial(store.repair, "role_setting", role=role), partial(store.repair, "server_setting")
+    rules = [
+        ("idle_in_transaction_session_timeout", found.get("idle_in_transaction_session_timeout") == "0", "warn",
+         "a client that hangs in a transaction keeps its locks and its snapshot for ever",
+         of_role(name="idle_in_transaction_session_timeout", value="'5min'")),
+        ("synchronous_commit", found.get("synchronous_commit") == "off", "fail", "a crash of the server loses acknowledged messages",
+         of_role(name="synchronous_commit", value="on")),
+        ("autovacuum", found.get("autovacuum") == "off", "fail", "the queue's tables grow without end", of_server(name="autovacuum")),
+        ("track_counts", found.get("track_counts") == "off", "fail", "autovacuum sees nothing to do", of_server(name="track_counts")),
+        ("fsync", found.get("fsync") == "off", "fail", "a crash of the host can destroy the database", of_server(name="fsync")),
+        ("full_page_writes", found.get("full_page_writes") == "off", "warn", "a crash of the host can destroy pages",
+         of_server(name="full_page_writes")),
+        ("statement_timeout", 0 < timeout < LEAST_STATEMENT_TIMEOUT_MS, "warn", "statements of workers may be ended",
+         of_role(name="statement_timeout", value="'30s'")),
+        ("default_transaction_read_only", found.get("default_transaction_read_only") == "on", "fail", "nothing can be written",
+         of_role(name="default_transaction_read_only", value="off")),
+        ("default_transaction_isolation", found.get("default_transaction_isolation") != "read committed", "warn",
+         "claims meet serialisation errors", of_role(name="default_transaction_isolation", value="'read committed'")),
+    ]
+    hurting = [rule for rule in rules if rule[1]]
+    for name, _, status, text, mend in hurting:
+        yield Finding(f"setting:{name}", "fail" if status == "fail" else "warn", f"{name} = {found[name]}: {text}", mend)
+    if not hurting:
+        yield Finding("settings", "ok", "no setting of the server hurts")
+
+
+def _budget(facts: Row, settings: Settings) -> Finding:
+    """Most connections that `packhorse worker` of this configuration opens, beside what is open already."""
+    pool = max(DEFAULT_POOL_SIZE, settings.threads + 2)
+    most = settings.processes * (OWN_CONNECTIONS + pool)
+    room = int(facts["connections_open_to_all"])
+    limit = int(facts["role_limit"])
+    room = min(room, limit) if limit >= 0 else room
+    used = int(facts["connections"])
+    text = (f"{settings.processes} process(es) x ({OWN_CONNECTIONS} + {pool} for handlers) = {most} at most; "
+            f"{used} of {room} are in use now")
+    if settings.pooler:
+        return Finding("connection_budget", "ok", f"{text}; the pooler shares them")
+    mend = "fewer processes or threads, a pooler, or: alter system set max_connections = ...; and a restart"
+    if most > room:
+        return Finding("connection_budget", "fail", f"{text}: they never fit", mend)
+    if most + used > room:
+        return Finding("connection_budget", "warn", f"{text}: they fit only if some of those in use are this configuration's own", mend)
+    return Finding("connection_budget", "ok", text)

@@ -1,0 +1,111 @@
+"""The snapshot: what the migrations make, as a committed file; what a database has otherwise (STYLE 2.4).
+
+Made by `python -m worker.doctor.snapshot`, reviewed in diffs, compared with a fresh database by a test. One line per
+object: kind, name, definition. Bodies of functions are there as checksums, views by their columns: definitions that
+every server version prints alike. Objects that the snapshot does not know are the user's own business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from worker.db import migrate
+from worker.db.connection import DeadlineConnection
+from worker.doctor.findings import Finding
+from worker.errors import MigrationError
+from worker.records import Row
+from worker.store import doctor as store
+
+FILE = "schema.snapshot.tsv"
+Objects = dict[tuple[str, str], str]
+#: Kinds whose wrong definition must be dropped before the right one is made.
+_REPLACED = frozenset({"index", "constraint", "policy", "trigger"})
+
+
+def path_of(sets: Iterable[str]) -> Path:
+    """The file of a queue alone, or of one with an optional set."""
+    return migrate.directory().joinpath(*sorted(sets), FILE)
+
+
+def text_of(found: list[Row]) -> str:
+    """The file's text for the objects of a database."""
+    return "".join(f"{row['kind']}\t{row['name']}\t{row['definition']}\n" for row in found)
+
+
+def read(sets: Iterable[str]) -> Objects:
+    """The objects that a database with these sets must have. Raises MigrationError when the file is missing."""
+    path = path_of(sets)
+    if not path.is_file():
+        raise MigrationError(f"{path} is missing: the installation is incomplete")
+    lines = (line.split("\t", 2) for line in path.read_text().splitlines())
+    return {(kind, name): definition for kind, name, definition in lines}
+
+
+def drift(connection: DeadlineConnection, sets: Iterable[str]) -> list[Finding]:
+    """What is missing, changed, invalid or not validated; each with its repair. Empty: the schema is what the migrations make."""
+    wanted = read(sets)
+    found = {(row["kind"], row["name"]): row["definition"] for row in store.schema_objects(connection)}
+    findings = []
+    for (kind, name), definition in wanted.items():
+        if (kind, name) not in found:
+            findings.append(Finding("schema", "fail", f"{kind} {name} is missing", repair(kind, name, definition)))
+        elif found[kind, name] != definition:
+            findings.append(Finding("schema", "fail", f"{kind} {name} was changed: {found[kind, name]} instead of {definition}",
+                                    repair(kind, name, definition, changed=True)))
+    for row in store.invalid_indexes(connection):
+        again = row["definition"].replace("CREATE INDEX", "CREATE INDEX CONCURRENTLY").replace("UNIQUE INDEX", "UNIQUE INDEX CONCURRENTLY")
+        findings.append(Finding("schema", "fail", f"index {row['name']} is invalid: its build was not finished",
+                                store.repair("rebuild_index", name=row["name"], definition=again)))
+    for row in store.unvalidated_constraints(connection):
+        findings.append(Finding("schema", "warn", f"constraint {row['name']} of {row['table_name']} was never validated",
+                                store.repair("validate", table=row["table_name"], part=row["name"])))
+    return findings
+
+
+def repair(kind: str, name: str, definition: str, *, changed: bool = False) -> str:
+    """The statement that makes an object what it was; for long ones the migration file that has it."""
+    table, _, part = name.partition(".")
+    if kind in ("function", "view"):
+        return f"run `create or replace {kind} {name.split('(')[0]}` as {_home(kind, name.split('(')[0])} has it"
+    if kind == "table":
+        return store.repair("row_security", table=name) if changed else f"restore it: {_home(kind, name)} made it"
+    if kind == "column" and changed:
+        return f"make column {part} what {_home('table', table)} says: {definition.partition('add column ')[2]}"
+    if kind == "domain" and changed:
+        return f"make it what {_home(kind, name)} says: {definition}"
+    drop = store.repair(f"drop_{kind}", name=name, table=table, part=part) + " " if changed and kind in _REPLACED else ""
+    return f"{drop}{definition};"
+
+
+def _home(kind: str, name: str) -> str:
+    """The newest migration that makes the object."""
+    pattern = re.compile(rf"^create (or replace )?{kind} {re.escape(name)}\b", re.MULTILINE)
+    homes = [migration.name for migration in migrate.available(sets=migrate.SETS) if pattern.search(migration.text)]
+    return f"migrations/{homes[-1]}.sql" if homes else "its migration"
+
+
+def write() -> None:
+    """Make both files from empty databases on an embedded server of its own."""
+    import tempfile
+
+    from worker.db.connection import connect
+    from worker.embedded import Embedded
+
+    with tempfile.TemporaryDirectory(prefix="ph-") as folder:
+        server = Embedded(Path(folder))
+        server.start()
+        try:
+            server.prepare("public")
+            connection = connect(server.owner_url, deadline_seconds=120)
+            path_of(()).write_text(text_of(store.schema_objects(connection)))
+            migrate.up(connection, sets=["platform"])
+            path_of(["platform"]).write_text(text_of(store.schema_objects(connection)))
+            connection.close()
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,71 @@
+"""What `packhorse doctor` asks the database (doctor.sql). Reads catalogues; leaves nothing behind, on a pooler's connections either."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from worker.db.connection import DeadlineConnection
+from worker.db.queries import sql
+from worker.records import Row
+from worker.store.rows import rows, value
+
+
+def schema_objects(connection: DeadlineConnection) -> list[Row]:
+    """kind, name and definition of every object of the queue's schema, in order; white space in definitions is one blank."""
+    return [{**row, "definition": " ".join(str(row["definition"]).split())} for row in rows(connection, "schema_objects")]
+
+
+def invalid_indexes(connection: DeadlineConnection) -> list[Row]:
+    """Indexes that a concurrent build left unfinished: name, definition."""
+    return rows(connection, "invalid_indexes")
+
+
+def unvalidated_constraints(connection: DeadlineConnection) -> list[Row]:
+    """Constraints that were never validated: table_name, name."""
+    return rows(connection, "unvalidated_constraints")
+
+
+def server(connection: DeadlineConnection) -> Row:
+    """Version, connections, role and clock, in one row."""
+    return rows(connection, "doctor_server")[0]
+
+
+def roles(connection: DeadlineConnection) -> list[Row]:
+    """The three roles of the migrations: role, exists, member (this login has its rights)."""
+    return rows(connection, "doctor_roles")
+
+
+def settings(connection: DeadlineConnection) -> dict[str, str]:
+    """Settings that can hurt, by name, in the unit of pg_settings."""
+    return {row["name"]: row["setting"] for row in rows(connection, "doctor_settings")}
+
+
+def repair(what: str, **names: str) -> str:
+    """The text of a statement that mends something (repairs.sql), for people to read and run."""
+    return sql(f"repair_{what}").format(**names) + ";"
+
+
+def connection_mode(first: DeadlineConnection, others: list[DeadlineConnection]) -> str:
+    """direct, session (a pooler that keeps one server process per client) or transaction (one that does not).
+
+    The others occupy server processes with open transactions, one after the other. Behind a transaction pooler one
+    of them gets the process that `first` had, and `first` is given another; without one it keeps its own.
+    """
+    pid = _pid(first)
+    with ExitStack() as held:
+        for other in others:
+            held.enter_context(other.transaction(force_rollback=True))
+            if _pid(other) == pid or _pid(first) != pid:
+                return "transaction"
+    return "direct" if first.info.backend_pid == pid else "session"
+
+
+def listens(listener: DeadlineConnection, sender: DeadlineConnection, word: str, timeout_seconds: float) -> bool:
+    """Does a NOTIFY of `sender` reach `listener` in time? The listener must be closed afterwards."""
+    listener.execute(sql("doctor_listen"), prepare=False)
+    value(sender, "doctor_notify", (word,))
+    return any(found.payload == word for found in listener.notifies(timeout=timeout_seconds, stop_after=1))
+
+
+def _pid(connection: DeadlineConnection) -> int:
+    return int(value(connection, "backend_pid"))
