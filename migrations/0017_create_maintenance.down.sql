@@ -7,4 +7,5 @@ drop function end_maintenance_run;
 drop function beat_maintenance_run;
 drop function start_maintenance_run;
 drop table detached_partitions;
+drop table maintenance_tasks;
 drop table maintenance_runs;

@@ -39,6 +39,14 @@ create index maintenance_runs_task_idx on maintenance_runs (task, id);
 create index maintenance_runs_ended_at_idx on maintenance_runs (ended_at) where ended_at is not null;
 comment on table maintenance_runs is 'Runs of maintenance tasks: cursor, progress, gates, outcome; also their audit (SPEC M6, M7).';
 
+create table maintenance_tasks (
+  task            message_name not null,
+  rows_total      bigint       not null default 0,
+  last_success_at timestamptz,
+  constraint maintenance_tasks_pkey primary key (task)
+);
+comment on table maintenance_tasks is 'Totals of each task, which outlive the history of its runs: a counter that never goes back.';
+
 create table detached_partitions (
   parent        text        not null,
   partition     text        not null,
@@ -92,6 +100,7 @@ language plpgsql set search_path from current as $$
 -- go, cancel (asked for) or lost (somebody else has taken the run over, or it is over).
 declare
   v_cancel text;
+  v_task text;
 begin
   update maintenance_runs r set rows_done = r.rows_done + p_rows, batches = r.batches + (p_cursor is not null)::integer,
     cursor = coalesce(p_cursor, r.cursor), batch_size = coalesce(p_batch_size, r.batch_size), gate = p_gate,
@@ -99,8 +108,14 @@ begin
       else r.gates_hit || jsonb_build_object(p_gate, coalesce((r.gates_hit ->> p_gate)::integer, 0) + 1) end,
     throttled_seconds = r.throttled_seconds + p_throttled_seconds, beat_at = clock_timestamp()
   where r.id = p_id and r.state = 'running'
-  returning r.cancel_requested_by into v_cancel;
-  return case when not found then 'lost' when v_cancel is not null then 'cancel' else 'go' end;
+  returning r.cancel_requested_by, r.task into v_cancel, v_task;
+  if v_task is null then
+    return 'lost';
+  elsif p_rows > 0 then
+    insert into maintenance_tasks as t (task, rows_total) values (v_task, p_rows)
+    on conflict on constraint maintenance_tasks_pkey do update set rows_total = t.rows_total + excluded.rows_total;
+  end if;
+  return case when v_cancel is not null then 'cancel' else 'go' end;
 end
 $$;
 comment on function beat_maintenance_run(bigint, bigint, jsonb, integer, text, double precision) is 'Progress of a run: go, cancel or lost.';
@@ -111,7 +126,10 @@ language sql set search_path from current as $$
   with ended as (
     update maintenance_runs r set state = p_state, error = left(p_error, 4000), details = coalesce(p_details, r.details), gate = null,
       ended_at = case when p_state <> 'paused' then clock_timestamp() end
-    where r.id = p_id and r.state = 'running' returning 1)
+    where r.id = p_id and r.state = 'running' returning r.task, r.state, r.ended_at
+  ), remembered as (
+    insert into maintenance_tasks as t (task, last_success_at) select e.task, e.ended_at from ended e where e.state = 'succeeded'
+    on conflict on constraint maintenance_tasks_pkey do update set last_success_at = excluded.last_success_at)
   select exists (select from ended);
 $$;
 comment on function end_maintenance_run(bigint, text, text, jsonb) is 'End or pause a run; false when it is not running.';
@@ -173,9 +191,8 @@ comment on function maintenance_gates(regclass) is 'The health gates of maintena
 
 create view maintenance_health as
 select distinct on (r.task) r.task, r.kind, r.state, r.gate, r.rows_done, r.started_at, r.ended_at, r.error,
-  (select max(s.ended_at) from maintenance_runs s where s.task = r.task and s.state = 'succeeded') as last_success_at,
-  (select sum(s.rows_done) from maintenance_runs s where s.task = r.task)::bigint as rows_total
-from maintenance_runs r
+  t.last_success_at, coalesce(t.rows_total, 0) as rows_total
+from maintenance_runs r left join maintenance_tasks t on t.task = r.task
 order by r.task, r.id desc;
 comment on view maintenance_health is 'One row per maintenance task: its last run, last success and rows (SPEC M7).';
 
@@ -184,7 +201,7 @@ declare
   v_name text;
   v_function regprocedure;
 begin
-  foreach v_name in array array['maintenance_runs', 'detached_partitions'] loop
+  foreach v_name in array array['maintenance_runs', 'maintenance_tasks', 'detached_partitions'] loop
     execute format('revoke all on %I from public', v_name);
     execute format('alter table %I enable row level security', v_name);
     execute format('create policy %I on %I to packhorse_worker using (true) with check (true)', v_name || '_worker', v_name);

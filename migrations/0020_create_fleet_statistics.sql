@@ -128,6 +128,21 @@ language sql stable set search_path from current as $$
 $$;
 comment on function table_statistics(timestamptz) is 'Sizes, dead rows, time until the last partition ends, age of the oldest snapshot.';
 
+create function schedule_statistics(p_now timestamptz) returns jsonb
+language sql stable set search_path from current as $$
+-- How schedules and maintenance fare; the first hundred of each by name, so that a scrape stays bounded.
+  with timetable as (select h.name, h.lag_seconds, h.last_success_at from schedule_health h order by h.name limit 100),
+  tasks as (select t.task, t.rows_total, t.last_success_at from maintenance_tasks t order by t.task limit 100)
+  select jsonb_build_object(
+    'schedule_lag_seconds', (select jsonb_agg(jsonb_build_object('schedule', s.name, 'value', coalesce(s.lag_seconds, 0))) from timetable s),
+    'schedule_last_success_timestamp_seconds', (select jsonb_agg(jsonb_build_object('schedule', s.name, 'value', extract(epoch from s.last_success_at)))
+      from timetable s where s.last_success_at is not null),
+    'maintenance_rows_total', (select jsonb_agg(jsonb_build_object('task', t.task, 'value', t.rows_total)) from tasks t),
+    'maintenance_last_success_timestamp_seconds', (select jsonb_agg(jsonb_build_object('task', t.task, 'value', extract(epoch from t.last_success_at)))
+      from tasks t where t.last_success_at is not null));
+$$;
+comment on function schedule_statistics(timestamptz) is 'Lag and last success of schedules, rows and last success of maintenance tasks.';
+
 create function refresh_fleet_statistics(p_max_age interval default '15 seconds') returns boolean
 language plpgsql set search_path from current as $$
 -- Count anew when the numbers are older than p_max_age (and than twenty times what counting took) and nobody else is at
@@ -164,7 +179,8 @@ begin
         where s.state = case when v_now - w.last_seen_at > w.lease_duration then 'silent' else w.state end)))
       from (values ('running'), ('draining'), ('silent')) as s (state)));
   update fleet_statistics set refreshed_at = v_now, took = clock_timestamp() - v_now,
-    statistics = jsonb_build_object('queue_messages', v_messages, 'queue_oldest_due_age_seconds', v_due) || v_rest || table_statistics(v_now);
+    statistics = jsonb_build_object('queue_messages', v_messages, 'queue_oldest_due_age_seconds', v_due) || v_rest || table_statistics(v_now)
+      || schedule_statistics(v_now);
   return true;
 end
 $$;
@@ -190,7 +206,7 @@ begin
   grant select on fleet_statistics to packhorse_reader;
   for v_function in select p.oid::regprocedure from pg_proc p
     where p.pronamespace = (select oid from pg_namespace where nspname = current_schema()) and p.proname in ('estimated_messages',
-      'count_queue_messages', 'count_blocked_conversations', 'table_statistics', 'refresh_fleet_statistics', 'fleet_statistics') loop
+      'count_queue_messages', 'count_blocked_conversations', 'table_statistics', 'schedule_statistics', 'refresh_fleet_statistics', 'fleet_statistics') loop
     execute format('revoke execute on function %s from public', v_function);
     execute format('grant execute on function %s to packhorse_worker', v_function);
   end loop;

@@ -46,10 +46,6 @@ METRICS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "maintenance_last_success_timestamp_seconds": ("gauge", {"task": ["sessions"]}),
     "maintenance_rows_total": ("counter", {"task": ["sessions"]}),
 }
-#: agreed, and not yet exported
-COMING = {
-    "schedule_lag_seconds", "schedule_last_success_timestamp_seconds", "maintenance_last_success_timestamp_seconds", "maintenance_rows_total",
-}
 ZERO = {"queue_paused", "listen_connected", "worker_draining"}
 
 

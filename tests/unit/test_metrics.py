@@ -23,6 +23,9 @@ FLEET_STATISTICS = {
     "workers": [{"state": "running", "value": 2}], "partition_runway_seconds": [{"table": "message_archive", "value": 600000}],
     "oldest_snapshot_age_seconds": 0.5, "table_dead_rows": [{"table": "message_queue", "value": 7}],
     "table_bytes": [{"table": "message_queue", "value": 8192}],
+    "schedule_lag_seconds": [{"schedule": "s", "value": 0}], "schedule_last_success_timestamp_seconds": [{"schedule": "s", "value": 1.7e9}],
+    "maintenance_last_success_timestamp_seconds": [{"task": "retention.t", "value": 1.7e9}],
+    "maintenance_rows_total": [{"task": "retention.t", "value": 12}],
 }
 
 
