@@ -189,7 +189,7 @@ def test_every_defined_metric_is_rendered_with_its_type_and_labels():
         assert labels and all(seen == set(definition.labels) for seen in labels), name
     assert {dict(labels)["reason"] for name, labels in found if name == "process_restarts_total"} == set(RESTARTS)
     assert {dict(labels)["part"] for name, labels in found if name == "observability_errors_total"} == set(PARTS)
-    assert found["fleet_age_seconds", ()] == 2.0 and len(FLEET) == 11
+    assert found["fleet_age_seconds", ()] == 2.0 and len(FLEET) == 15
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: apt-get install prometheus)")
