@@ -25,6 +25,7 @@ from worker.cli import (
     scheduler,
     stats,
     table_care,
+    top,
     up,
     worker,
 )
@@ -53,6 +54,7 @@ app.command("workers")(stats.workers)
 app.command("stats")(stats.stats)
 app.command("health")(health.health)
 app.command("doctor")(doctor.doctor)
+app.command("top")(top.top)
 app.add_typer(config.app, name="config")
 
 

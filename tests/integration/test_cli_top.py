@@ -1,0 +1,197 @@
+"""packhorse top: one frame for scripts; a live session on a real pseudo-terminal, ended by q and by Ctrl-C (SPEC O5)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import signal
+import struct
+import subprocess
+import termios
+import threading
+
+import pytest
+
+from tests.support.cli import COMMAND, Cli
+from tests.support.databases import emptied, one
+from tests.support.proxy import Proxy
+from tests.support.waiting import wait_until
+from worker.exits import EXIT_OK, EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_USAGE
+
+HOLDER = "00000000-0000-0000-0000-000000000001"
+
+
+@pytest.fixture(scope="module")
+def one_database(server):
+    yield from one(server)
+
+
+@pytest.fixture
+def database(one_database):
+    return emptied(one_database)
+
+
+@pytest.fixture
+def cli(tmp_path, database):
+    return Cli(tmp_path, database.url)
+
+
+class Terminal:
+    """A command on a pseudo-terminal of 80x24; `text` is everything it has drawn."""
+
+    def __init__(self, cli, *arguments):
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.before = termios.tcgetattr(slave)
+        environment = {key: value for key, value in cli.environment.items() if key != "COLUMNS"} | {"TERM": "xterm"}
+        self.process = subprocess.Popen([*COMMAND, "top", *arguments], cwd=cli.folder, env=environment, stdin=slave, stdout=slave, stderr=slave,
+                                        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+        self.slave = slave
+        self.text = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self):
+        while True:
+            try:
+                data = os.read(self.master, 65536)
+            except OSError:
+                return
+            if not data:
+                return
+            self.text += data.decode(errors="replace")
+
+    def shows(self, text, timeout_seconds=20.0):
+        """Wait until it is drawn; forget what was drawn before."""
+        try:
+            wait_until(lambda: text in self.text or self.process.poll() is not None, timeout_seconds, text)
+        except AssertionError:
+            raise AssertionError(f"{text!r} is not in {self.text!r}") from None
+        assert text in self.text, self.text
+        self.text = ""
+
+    def type(self, keys):
+        os.write(self.master, keys)
+
+    def close(self):
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(10)
+        os.close(self.slave)
+        os.close(self.master)
+
+
+@pytest.fixture
+def terminal():
+    opened = []
+
+    def start(cli, *arguments):
+        opened.append(Terminal(cli, *arguments))
+        return opened[-1]
+
+    yield start
+    for one_of_them in opened:
+        one_of_them.close()
+
+
+def fill(database):
+    database.query("select enqueue_message('default', 'reply', '{\"phone\": \"250788000456\"}', p_conversation_key => 'wa:250788000456') from generate_series(1, 3)")
+    database.query("select * from claim_messages(%s, '{default}', 1, '5 minutes')", HOLDER)
+    database.query("update message_queue set state = 'blocked' where state = 'pending'")
+    database.query("select enqueue_message('default', 'late')")
+    database.query("update message_queue set run_at = clock_timestamp() - interval '3 hours' where message_type = 'late'")
+    database.query("select register_worker(%s, 'host-1', 4711, '1', '{default}', '{reply}', 8, interval '20 seconds')", HOLDER)
+    database.query("insert into dead_letters (id, queue, message_type, payload, options, priority, reason, error_class, error_message, fingerprint, attempt, "
+                   "crashes, created_at) values (999, 'default', 'reply', '{}', '{}', 5, 'failed', 'TimeoutError', 'call 250788000456', 'f', 3, 0, now())")
+    database.query("select * from start_maintenance_run('old_events', 'retention', 'ann')")
+    database.query("update maintenance_runs set gate = 'replication_lag_seconds'")
+
+
+def test_one_frame_shows_everything(cli, database):
+    fill(database)
+    ran = cli("top", "--once")
+    assert ran.code == EXIT_OK and ran.err == ""
+    for line in ("default", "late", "3h", "host-1", "0 of 8 threads busy", "BLOCKED CONVERSATIONS 1",
+                 "for running", "DEAD LETTERS 1 in the last hour, 1 kept", "TimeoutError", "old_events", "held by replication_lag_seconds"):
+        assert line in ran.out, line
+    assert "2507" not in ran.out, "people stay out of it"
+
+
+def test_an_empty_queue_has_a_frame_and_a_pipe_gets_one_frame(cli):
+    for arguments in (["--once"], []):
+        ran = cli("top", *arguments)
+        assert ran.code == EXIT_OK and "MAINTENANCE nothing runs" in ran.out and "\x1b" not in ran.out
+
+
+def test_no_database_is_exit_69_no_schema_78_and_a_wrong_interval_2(tmp_path, server, cli):
+    assert Cli(tmp_path, "postgresql://u@127.0.0.1:1/x")("top", "--once").code == EXIT_UNAVAILABLE
+    empty = server.create_empty_database()
+    assert Cli(tmp_path, empty.admin_url)("top", "--once").code == EXIT_SCHEMA
+    empty.drop()
+    assert cli("top", "--interval", "soon").code == EXIT_USAGE
+
+
+@pytest.mark.parametrize("end", [b"q", b"\x03"], ids=["q", "ctrl-c"])
+def test_a_live_session_ends_cleanly(cli, database, terminal, end):
+    fill(database)
+    session = terminal(cli, "--interval", "200ms")
+    session.shows("DEAD LETTERS 1")
+    database.query("select enqueue_message('default', 'another') from generate_series(1, 500)")
+    session.shows("501")
+    session.type(end)
+    assert session.process.wait(20) == EXIT_OK
+    wait_until(lambda: "\x1b[?1049l" in session.text, message="the screen is given back")
+    assert "Traceback" not in session.text and "MAINTENANCE" not in session.text.split("\x1b[?1049l")[1]
+    assert termios.tcgetattr(session.slave) == session.before
+
+
+def test_sigterm_ends_it_as_well(cli, terminal):
+    session = terminal(cli)
+    session.shows("MAINTENANCE")
+    session.process.terminate()
+    assert session.process.wait(20) == EXIT_OK
+    assert termios.tcgetattr(session.slave) == session.before
+
+
+def test_rates_come_from_two_looks(cli, database, terminal):
+    fill(database)
+    session = terminal(cli, "--interval", "200ms")
+    session.shows("- done/s")
+    database.query("update workers set done_total = done_total + 1000000, last_seen_at = clock_timestamp()")
+    wait_until(lambda: any(part.rsplit(" ", 1)[-1] not in ("-", "0.0") for part in session.text.split(" done/s")[:-1]), message="a rate is shown")
+
+
+def test_a_frame_fits_the_terminal_whatever_there_is(cli, database, terminal):
+    fill(database)
+    for number in range(40):
+        database.query("select declare_queue(%s)", f"a_queue_with_a_name_that_is_rather_long_{number}")
+        database.query("select register_worker(gen_random_uuid(), 'a-host-with-a-name-that-is-long', 1, '1', '{default}', '{t}', 4, interval '1 hour')")
+    session = terminal(cli)
+    session.shows("MAINTENANCE")
+    from worker.cli.top_frame import frame
+    from worker.db.connection import connect
+    from worker.store.top import look
+
+    connection = connect(database.url)
+    for width, height in ((80, 24), (40, 10), (200, 60)):
+        lines = frame(look(connection), None, title="t", problem="the database is away", width=width, height=height)
+        assert len(lines) <= height and max(map(len, lines)) <= width
+    lines = frame(look(connection), None, title="t", problem=None, width=80, height=24)
+    assert sum(line.startswith(("QUEUE", "WORKERS", "OLDEST", "BLOCKED", "DEAD", "MAINTENANCE")) for line in lines) == 6
+    connection.close()
+
+
+def test_an_outage_is_shown_and_survived(cli, database, server, terminal):
+    proxy = Proxy(server.socket_dir)
+    cli.environment["DATABASE_URL"] = proxy.url(database.name, "packhorse_test")
+    session = terminal(cli, "--interval", "200ms")
+    session.shows("MAINTENANCE")
+    proxy.refuse(True)
+    session.shows("the database is away")
+    database.query("select enqueue_message('default', 'after') from generate_series(1, 321)")
+    proxy.refuse(False)
+    session.shows("321")
+    session.type(b"q")
+    assert session.process.wait(20) == EXIT_OK
+    proxy.close()

@@ -1,0 +1,103 @@
+"""One frame of `packhorse top`: a Look as lines that fit the terminal. Numbers only; no payloads, keys or error texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from worker.cli.render import clean
+from worker.records import Row
+from worker.store.top import Look
+
+#: Lines of a section beside its head, where the terminal is low.
+LEAST_ROWS = 2
+
+
+def frame(look: Look | None, before: Look | None, *, title: str, problem: str | None, width: int, height: int) -> list[str]:
+    """At most `height` lines of at most `width` characters. before: the previous Look, for rates; problem: the database is away."""
+    lines = [title]
+    if problem:
+        lines.append(f"! {problem}; trying again" + ("; what follows is old" if look else ""))
+    if look is not None:
+        sections = [_queues(look), _workers(look, before), _oldest(look), _conversations(look), _dead(look), _maintenance(look)]
+        lines += _fit(sections, height - len(lines))
+    return [clean(line).replace("\n", " ")[:width] for line in lines[:height]]
+
+
+def _fit(sections: list[list[str]], height: int) -> list[str]:
+    """Sections one after the other; the longest give lines up first, each keeps its head and two rows."""
+    sizes = [len(section) for section in sections]
+    while sum(sizes) > height and max(sizes) > 1 + LEAST_ROWS:
+        sizes[sizes.index(max(sizes))] -= 1
+    lines = []
+    for section, size in zip(sections, sizes, strict=True):
+        shown = section if size >= len(section) else [*section[: size - 1], f"  ... {len(section) - size + 1} more"]
+        lines += shown
+    return lines
+
+
+def _queues(look: Look) -> list[str]:
+    head = f"{'QUEUE':<22}{'due':>9}{'delayed':>9}{'running':>9}{'blocked':>9}{'oldest':>9}"
+    return [head, *(f"{row['queue'][:21]:<22}{_count(row['due'], row['estimated']):>9}{_count(row['delayed']):>9}{_count(row['running']):>9}"
+                    f"{_count(row['blocked']):>9}{_age(row['oldest_due_seconds']):>9}{'  paused' if row['paused'] else ''}" for row in look.queues)]
+
+
+def _workers(look: Look, before: Look | None) -> list[str]:
+    done, failed = _rates(look, before)
+    live = [row for row in look.workers if not row["silent"]]
+    silent = len(look.workers) - len(live)
+    head = (f"WORKERS {len(live)}{f' and {silent} silent' if silent else ''}, {sum(row['running'] for row in live)} of "
+            f"{sum(row['threads'] for row in live)} threads busy, {_rate(done)} done/s, {_rate(failed)} failed/s")
+    return [head, *(f"  {row['hostname'][:20]:<21}{row['pid']:>8}  {'silent' if row['silent'] else row['state']:<9}"
+                    f"{row['running']:>5}/{row['threads']:<5}{row['done_total']:>9} done{row['failed_total']:>7} failed" for row in look.workers)]
+
+
+def _oldest(look: Look) -> list[str]:
+    return ["OLDEST DUE" if look.oldest else "OLDEST DUE none", *(
+        f"  {row['id']:<12}{row['queue'][:20]:<21}{row['message_type'][:24]:<25}{_age(row['late_seconds']):>8}" for row in look.oldest)]
+
+
+def _conversations(look: Look) -> list[str]:
+    return [f"BLOCKED CONVERSATIONS {look.conversations['waiting']}", *(
+        f"  message {row['message_id']} waits {_age(row['waiting_seconds'])} for {row['holder_kind'] or 'its turn'} {row['holder_id'] or ''}".rstrip()
+        for row in look.conversations["oldest"])]
+
+
+def _dead(look: Look) -> list[str]:
+    return [f"DEAD LETTERS {look.dead['recent']} in the last hour, {look.dead['kept']} kept", *(
+        f"  {row['count']:>6}  {row['message_type'][:28]:<29}{(row['error_class'] or row['reason'])[:30]}" for row in look.dead["causes"][:5])]
+
+
+def _maintenance(look: Look) -> list[str]:
+    return ["MAINTENANCE" if look.maintenance else "MAINTENANCE nothing runs", *(_run(row) for row in look.maintenance)]
+
+
+def _run(row: Row) -> str:
+    held = f"  held by {row['gate']}" if row["gate"] else ""
+    return f"  {row['task'][:34]:<35}{row['state']:<9}{row['rows_done']:>10} rows{_age(row['age_seconds']):>8}{held}"
+
+
+def _rates(look: Look, before: Look | None) -> tuple[float | None, float | None]:
+    """Done and failed per second of the workers that both looks know, on the database's clock; None before the second look."""
+    old = before.totals if before is not None else {}
+    pairs = [(old[worker], now) for worker, now in look.totals.items() if worker in old]
+    seconds = max((now[0] - then[0] for then, now in pairs), default=0.0)
+    if seconds <= 0:
+        return None, None
+    return sum(now[1] - then[1] for then, now in pairs) / seconds, sum(now[2] - then[2] for then, now in pairs) / seconds
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _count(value: Any, estimated: bool = False) -> str:
+    return ("~" if estimated else "") + str(value or 0)
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    for limit, unit, size in ((120, "s", 1), (7200, "m", 60), (172800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds / 86400:.0f}d"

@@ -1,0 +1,36 @@
+-- name: top_queues
+-- Live messages by queue and state, bounded; ages by the database's clock.
+select c.queue, q.paused_at is not null as paused, max(c.messages) filter (where c.state = 'pending') as due,
+  max(c.messages) filter (where c.state = 'delayed') as delayed, max(c.messages) filter (where c.state = 'running') as running,
+  max(c.messages) filter (where c.state = 'blocked') as blocked,
+  extract(epoch from clock_timestamp() - min(c.oldest_due))::float8 as oldest_due_seconds, bool_or(c.estimated) as estimated
+from count_queue_messages(clock_timestamp(), 20000) c join queues q on q.name = c.queue group by c.queue, q.paused_at
+order by max(c.messages) filter (where c.state = 'pending') desc, c.queue;
+
+-- name: top_workers
+-- Live workers: what they hold and what they have done since they started; the clock of the counts.
+select w.hostname, w.pid, w.state, clock_timestamp() - w.last_seen_at > w.lease_duration as silent, w.threads, w.running, w.done_total, w.failed_total,
+  w.id::text as id, extract(epoch from clock_timestamp())::float8 as clock
+from workers w order by clock_timestamp() - w.last_seen_at > w.lease_duration desc, w.running desc, w.id limit 200;
+
+-- name: top_conversations
+-- Conversations that wait, longest first, from the health check's bounded look.
+select c.details -> 'oldest' as oldest, (c.details ->> 'waiting')::bigint as waiting from health_conversation_state() c;
+
+-- name: top_oldest
+-- The oldest due message of each queue and priority, oldest first.
+select m.id, q.name::text as queue, m.message_type, m.attempt, extract(epoch from clock_timestamp() - m.run_at)::float8 as late_seconds
+from queues q cross join generate_series(1, 10) as level (priority) cross join lateral (
+  select o.id, o.message_type::text, o.attempt, o.run_at from message_queue o
+  where o.queue = q.name and o.state = 'pending' and o.crashes = 0 and o.priority = level.priority and o.run_at <= clock_timestamp()
+  order by o.run_at limit 3) m
+order by m.run_at limit 5;
+
+-- name: top_dead
+-- Dead letters of the last hour by cause, bounded.
+select c.details -> 'causes' as causes, (c.details ->> 'recent')::bigint as recent, (c.details ->> 'kept')::bigint as kept from health_dead_letters() c;
+
+-- name: top_maintenance
+-- Unfinished maintenance runs and the gate that holds each.
+select r.task, r.state, r.gate, r.rows_done, extract(epoch from clock_timestamp() - r.started_at)::float8 as age_seconds
+from maintenance_runs r where r.state in ('running', 'paused') order by r.id limit 20;

@@ -1,0 +1,34 @@
+"""One look at everything that `packhorse top` shows (top.sql); bounded on tables of any size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from worker.db.connection import DeadlineConnection
+from worker.records import Row
+from worker.store.rows import rows
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was there at one instant."""
+
+    queues: list[Row]
+    workers: list[Row]
+    oldest: list[Row]
+    conversations: Row
+    dead: Row
+    maintenance: list[Row]
+
+    @property
+    def totals(self) -> dict[str, tuple[float, int, int]]:
+        """By worker id: (database clock, done, failed) since it started."""
+        return {row["id"]: (row["clock"], row["done_total"], row["failed_total"]) for row in self.workers}
+
+
+def look(connection: DeadlineConnection) -> Look:
+    """Everything, now. Raises psycopg errors; run it inside `translated()`."""
+    return Look(
+        rows(connection, "top_queues"), rows(connection, "top_workers"), rows(connection, "top_oldest"), rows(connection, "top_conversations")[0],
+        rows(connection, "top_dead")[0], rows(connection, "top_maintenance"),
+    )
