@@ -58,7 +58,8 @@ language sql volatile set search_path from current set enable_seqscan = off set 
     select m.queue::text as name, m.run_at <= p_now as is_due, count(*) as n, min(m.run_at) as first_at
     from message_queue m where m.state = 'pending' and m.crashes > 0 group by 1, 2
   ), holders as (
-    (select m.queue::text as name, 'running' as state from message_queue m where m.state = 'running' order by m.id limit p_limit / 10)
+    (select m.queue::text as name, 'running' as state from message_queue m
+     where m.state = 'running' and m.lease_token is not null order by m.id limit p_limit / 10)
     union all
     (select m.queue::text, 'blocked' from message_queue m where m.state = 'blocked' order by m.conversation_key, m.id limit p_limit / 10)
   ), held as (

@@ -151,8 +151,9 @@ def newest(of: Trigger, after: datetime, until: datetime, limit: int) -> list[da
 def zone(name: str) -> ZoneInfo:
     """A time zone by its IANA name. Raises InvalidArgument with a near miss."""
     try:
-        if name in available_timezones():
-            return ZoneInfo(name)
+        found = ZoneInfo(name)  # the list of all zones is a walk through a directory: for the near miss only
+        if name == "UTC" or "/" in name or name in available_timezones():  # a directory also holds posixrules, localtime and the like
+            return found
     except (ZoneInfoNotFoundError, ValueError, OSError):
         pass
     near = difflib.get_close_matches(name, available_timezones(), 1)
