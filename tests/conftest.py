@@ -27,11 +27,22 @@ def _server(name: str) -> Server:
     return _running[name]
 
 
+#: What starts programs for each test, or belongs to an optional part: left to the full ring.
+FULL_RING = (
+    "deploy/", "sql/platform/", "sql/test_health_checks.py", "schedules/test_retention.py", "schedules/test_partitions.py", "schedules/test_commands.py",
+    "integration/test_cli", "integration/test_faults.py", "integration/test_example_whatsapp.py", "process/test_endpoints.py", "process/test_liveness.py",
+    "process/test_systemd.py",
+)
+FAST_RING = ("integration/test_cli_documented.py", "integration/test_cli_logging.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The fast ring asks one PostgreSQL; the full ring asks every one that is here."""
+    """The fast ring asks one PostgreSQL and starts few programs; the full ring does everything."""
     for item in items:
+        place = item.path.relative_to(Path(__file__).parent).as_posix()
         call = getattr(item, "callspec", None)
-        if call is not None and call.params.get("any_server", "").startswith("system"):
+        of_the_system = call is not None and str(call.params.get("any_server", "")).startswith("system")
+        if of_the_system or (place.startswith(FULL_RING) and not place.startswith(FAST_RING)):
             item.add_marker(pytest.mark.slow)
 
 
