@@ -38,8 +38,8 @@ select now() - interval '100 days' + n * interval '1 second', 'seen', repeat('x'
 POLICY = '[retention.bench_events]\ncolumn = "created_at"\nkeep = "1d"\nbudget = "1h"\n'
 ARCHIVED = """
 insert into message_archive (id, queue, message_type, payload, options, priority, state, attempt, crashes, created_at, finished_at)
-select n, 'bench', 'bench', jsonb_build_object('number', n, 'body', repeat('x', 180)), '{"message_id": "0b7cbe5e-44c2-4c86-b1a5-0f8a77d1a001"}', 5, 'done',
-  1, 0, now() - make_interval(days => %s), now() - make_interval(days => %s)
+select n, 'bench', 'bench', jsonb_build_object('number', n, 'body', repeat('x', 180)),
+  '{"message_id": "0b7cbe5e-44c2-4c86-b1a5-0f8a77d1a001"}', 5, 'done', 1, 0, now() - make_interval(days => %s), now() - make_interval(days => %s)
 from generate_series(1, %s) n
 """
 PARTITION = """
