@@ -73,7 +73,8 @@ def load_plan(environ: Mapping[str, str] | None = None, toml_path: Path | None =
             elif "name" in values:
                 problems.append(f"{where}: name: there is no such field; the name is that of the table")
             elif values.get("enabled") is False:
-                if found.pop(entry, None) is None and len(values) == 1:
+                # a schedule may be one of code that this process has not imported
+                if found.pop(entry, None) is None and len(values) == 1 and name != "schedules":
                     problems.append(f"{where}: there is no {entry!r} to switch off{_near(entry, [item.name for item in shipped])}")
             else:
                 values = {key: value for key, value in values.items() if key != "enabled"}

@@ -10,7 +10,8 @@ from dramatiq.brokers.stub import StubBroker
 
 from schedules import registry, schedule
 from schedules.config import load_plan, seconds
-from schedules.registry import JOBS, PARTITIONS, RETENTION
+from schedules.registry import JOBS, PARTITIONS, RETENTION, declared
+from schedules.timetable import Schedule
 from worker.errors import ConfigError, InvalidArgument
 
 
@@ -181,3 +182,12 @@ def test_schedules_in_code_are_declared_beside_an_actor_and_toml_takes_their_pla
         schedule(send_report, name="bad", cron="61 * * * *")
     plan = plan_of('[schedules.send_report]\nmessage_type = "send_report"\ncron = "0 9 * * *"')
     assert [(found.name, found.source) for found in plan.schedules] == [("weekly", "code"), ("send_report", "toml")]
+
+
+def test_toml_switches_off_a_schedule_of_code(tmp_path, monkeypatch):
+    monkeypatch.setitem(declared, "reports", Schedule("reports", "send_report", cron="0 7 * * *"))
+    config = tmp_path / "packhorse.toml"
+    config.write_text("")
+    assert [entry.name for entry in load_plan({}, config).schedules] == ["reports"]
+    config.write_text("[schedules.reports]\nenabled = false\n")
+    assert load_plan({}, config).schedules == ()

@@ -37,7 +37,7 @@ def scheduler(modules: Modules = None) -> int:
     refuse_bad_plan()
     embedded = Embedded(settings.data_dir) if settings.database_url is None else None
     chosen = settings.model_copy(update={
-        "actors": (*settings.actors, MODULE), "queues": (QUEUE,), "processes": 1, "threads": 2,
+        "actors": (*settings.actors, MODULE), "queues": (QUEUE,), "processes": 1, "threads": 4,
         # NOTIFY starts what is due; the poll behind it can be slow
         "poll_seconds": max(settings.poll_seconds, 10.0),
         "database_url": SecretStr(url),
