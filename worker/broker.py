@@ -30,6 +30,8 @@ from worker.encoding import Encoded, Signature, encode
 from worker.errors import ConfigError, InvalidArgument, StoreRejected
 from worker.messages import ClaimedMessage, Ending
 from worker.middleware import default_middleware
+from worker.middleware.tracing import Tracing
+from worker.observe import tracing
 from worker.store import messages as store
 
 DEFAULT_POOL_SIZE = 10
@@ -104,6 +106,12 @@ class PostgresBroker(Broker):
             raise ConfigError(["database_url: not set; set DATABASE_URL, or run everything with `packhorse up`"])
         return url
 
+    def add_middleware(self, middleware: Middleware, *, before: type[Middleware] | None = None, after: type[Middleware] | None = None) -> None:
+        """As dramatiq's, but Tracing goes to the front: it begins first and sees how the attempt ended."""
+        super().add_middleware(middleware, before=before, after=after)
+        if isinstance(middleware, Tracing):
+            self.middleware.insert(0, self.middleware.pop(self.middleware.index(middleware)))
+
     # -- declaring ---------------------------------------------------------------------------------
     def declare_actor(self, actor: Any) -> None:
         super().declare_actor(actor)
@@ -140,14 +148,20 @@ class PostgresBroker(Broker):
         before, after = self._enqueue_hooks()
         if before:
             self.emit_before("enqueue", message, delay)
-        if current.connection is not None:
-            self.enqueue_on(current.connection, message, delay=delay)
+        if tracing.active is None:
+            self._send(message, delay)
         else:
-            with self.pool.connection() as connection:
-                self._enqueue(connection, message, delay)
+            with tracing.active.sending((q_name(message.queue_name),)) as sent:
+                sent(self._send(message, delay))
         if after:
             self.emit_after("enqueue", message, delay)
         return message
+
+    def _send(self, message: dramatiq.Message[Any], delay: int | None) -> int:
+        if current.connection is not None:
+            return self.enqueue_on(current.connection, message, delay=delay)
+        with self.pool.connection() as connection:
+            return self._enqueue(connection, message, delay)
 
     def enqueue_on(self, connection: DeadlineConnection, message: dramatiq.Message[Any], *, delay: int | None = None) -> int:
         """Enqueue on a given connection, in its transaction; returns the id in message_queue."""
@@ -175,6 +189,8 @@ class PostgresBroker(Broker):
             encoded.priority = actor.priority
         if current.message is not None and current.message.correlation_id and "correlation_id" not in encoded.extra:
             encoded.extra["correlation_id"] = current.message.correlation_id
+        if tracing.active is not None:
+            tracing.active.stamp(encoded.extra)
         return encoded
 
     def enqueue_many(self, messages: Iterable[dramatiq.Message[Any]]) -> int:
@@ -182,10 +198,17 @@ class PostgresBroker(Broker):
 
         Within the batch, messages of one conversation keep their order. No dedup keys: InvalidArgument.
         """
+        found = list(messages)
+        if tracing.active is None or not found:
+            return self._send_many(found)
+        with tracing.active.sending({q_name(message.queue_name) for message in found}, len(found)):
+            return self._send_many(found)
+
+    def _send_many(self, messages: list[dramatiq.Message[Any]]) -> int:
         held = current.connection
         with self.pool.connection() if held is None else _held(held) as connection, connection.transaction():
             queues: set[str] = set()
-            rows, blocked = self._bulk_rows(list(messages), store.database_now(connection), queues, connection)
+            rows, blocked = self._bulk_rows(messages, store.database_now(connection), queues, connection)
             self._insert(connection, rows, blocked)
             store.wake_queues(connection, sorted(queues))
         return len(rows)

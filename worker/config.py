@@ -7,6 +7,7 @@ secrets never appear in a message. Order: keyword > environment > TOML file > de
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import tomllib
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ PREFIX = "PACKHORSE_"
 MAX_SECRET_BYTES = 65536
 #: Tables of packhorse.toml that schedules/config.py reads.
 SECTIONS = ("schedules", "retention", "partitions", "gates")
+#: Said by the setting and by whoever is asked to trace without the package.
+TRACING_NEEDS = "needs the package opentelemetry-api: pip install 'packhorse[otel]'"
 NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9._-]{0,99}$"
 
 
@@ -75,6 +78,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_outcomes: Literal["failures", "all"] = Field("failures", description="failures: messages that ended well are logged at debug; all: at info.")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON.")
+    tracing: bool = Field(False, description="OpenTelemetry spans of handlers and of what they enqueue; needs the extra `otel`.")
 
     @field_validator("actors", "queues", mode="before")
     @classmethod
@@ -89,6 +93,13 @@ class Settings(BaseSettings):
         for name in value:
             if not re.fullmatch(NAME_PATTERN[1:-1], name):
                 raise ValueError(f"{name[:40]!r} is not a queue name (letter or underscore first, 100 characters at most)")
+        return value
+
+    @field_validator("tracing")
+    @classmethod
+    def _has_opentelemetry(cls, value: bool) -> bool:
+        if value and not _is_installed("opentelemetry.trace"):
+            raise ValueError(TRACING_NEEDS)
         return value
 
     @field_validator("database_url", "listen_url", "maintenance_url")
@@ -125,6 +136,14 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> Any:  # type: ignore[override]
         return (init_settings,)  # load_settings merges the sources itself, to name the source in errors
+
+
+def _is_installed(module: str) -> bool:
+    """Can it be imported? Looks, without running any of its code but the packages above it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
 
 
 #: Settings that may come from a file: systemd credentials, mounted secrets. Other settings are no secrets.

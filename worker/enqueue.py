@@ -10,6 +10,7 @@ from typing import Any
 
 from worker.encoding import Encoded, _seconds, _take_columns, to_json
 from worker.errors import InvalidArgument
+from worker.observe import tracing
 from worker.records import EnqueueResult
 
 _NAMES = (
@@ -45,6 +46,8 @@ def _values(queue: str, message_type: str, payload: dict[str, Any], options: dic
     _take_columns(encoded, rest)
     encoded.options = to_json("options", rest)
     extra = encoded.extra
+    if tracing.active is not None:
+        tracing.active.stamp(extra)
     return [
         queue, message_type, encoded.payload, encoded.options, encoded.priority,
         None if delay is None else _seconds("delay", delay), extra.get("run_at"), extra.get("max_attempts"),

@@ -54,6 +54,8 @@ class ClaimedMessage(MessageProxy):
     #: Set by the lane when the handler starts (monotonic) and when it has ended.
     started_at = 0.0
     ran_seconds = 0.0
+    #: Set when the attempt is traced.
+    trace_id: str | None = None
 
     def __init__(self, row: tuple[Any, ...], lease_until: float, claimed_at: float) -> None:
         (_, self.id, self.lease_token, self.queue_name, self.actor_name, self._payload, self._options, self.priority,

@@ -2,7 +2,7 @@
 
 tests/unit/test_events.py reads every call of a logger below worker/ and compares; docs/observability.md lists
 the same. Keys that a line may have besides: `note` (fixed text), `exception` (a masked traceback), and, inside a
-handler, `message_id`, `actor`, `attempt`, `correlation_id`. Level `varies`: the meaning says how.
+handler, `message_id`, `actor`, `attempt`, `correlation_id`, and, inside a span, `trace_id`, `span_id`. Level `varies`: the meaning says how.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ class Event:
     meaning: str
 
 
-_MESSAGE = ("message_id", "queue", "actor", "attempt", "outcome", "duration_seconds", "wait_seconds", "correlation_id", "error_class", "worker_id")
+_MESSAGE = ("message_id", "queue", "actor", "attempt", "outcome", "duration_seconds", "wait_seconds", "correlation_id", "error_class", "worker_id",
+            "trace_id")
 
 EVENTS: dict[str, Event] = {
     # -- messages
@@ -72,5 +73,6 @@ EVENTS: dict[str, Event] = {
     "endpoint_failed": Event("error", ("error_class", "error"), "An answer could not be made."),
     "exporter_exited": Event("warning", ("pid", "exit_code"), "The process that serves them ended; it is replaced."),
     "repeats_suppressed": Event("warning", ("of", "by", "count"), "Lines of an event that were left out: more than 50 in 10 seconds."),
+    "tracing_failed": Event("warning", ("error_class",), "A span could not be started, ended or exported; the work goes on."),
     "log_line_failed": Event("error", ("logger", "error_class"), "A record that could not be rendered."),
 }

@@ -21,6 +21,7 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from worker.observe import tracing
 from worker.observe.masking import mask_record, on_one_line
 from worker.observe.repeats import Repeats
 
@@ -54,6 +55,7 @@ def configure(
         structlog.stdlib.add_logger_name,
         _split_event,
         *([_adding(context)] if context is not None else []),
+        _adding(_trace_ids),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
@@ -121,6 +123,11 @@ def _adding(context: Context) -> Processor:
         return event
 
     return add
+
+
+def _trace_ids() -> Mapping[str, Any]:
+    """trace_id and span_id of the current span, in a process that traces."""
+    return {} if tracing.active is None else tracing.active.ids()
 
 
 def _split_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

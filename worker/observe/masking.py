@@ -39,6 +39,8 @@ _PHONE = re.compile(
     r"(?P<uuid>\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b)|(?:\+|%2[bB])\d(?:[ ().-]{0,2}\d){7,14}(?!\d)"
     r"|(?<![\d.])\d{10,15}(?!\d|\.\d)|(?<![\w.+-])\(?0\d{2,4}\)?(?:[ .-]\d{2,4}){2,3}(?![\w-])"
 )
+#: Of OpenTelemetry: a trace id or a span id.
+_SPAN_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{16}")
 _SPACING = re.compile(r"\D")
 #: Everything that moves a cursor or hides text; line breaks and tabs apart.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
@@ -89,6 +91,8 @@ def mask_record(_logger: WrappedLogger, _method: str, event: EventDict) -> Event
     for key, value in event.items():
         if key.startswith("_") or key in ("level", "timestamp"):
             continue
+        if key in ("trace_id", "span_id") and isinstance(value, str) and _SPAN_ID.fullmatch(value):
+            continue  # many hold ten digits in a row, which are no phone number
         event[key] = HIDDEN if value is not None and _SECRET_KEY.search(key) else masked(value)
     return event
 

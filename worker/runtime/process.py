@@ -29,6 +29,7 @@ from worker.exits import EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED
 from worker.heartbeat import Heartbeat
 from worker.messages import ClaimedMessage, Ending
 from worker.middleware import TimeLimits
+from worker.middleware.tracing import Tracing
 from worker.observe.slab import CONTACT_AT, DRAINING, LISTENING, REGISTERED, THREADS, Slab
 from worker.runtime.lane import Lane
 from worker.runtime.meter import Meter
@@ -78,6 +79,8 @@ class WorkerProcess:
         for middleware in self.broker.middleware:
             if isinstance(middleware, TimeLimits):
                 middleware.default_seconds, middleware.hard_seconds = settings.time_limit_seconds, settings.hard_limit_seconds
+        if settings.tracing and not any(isinstance(middleware, Tracing) for middleware in self.broker.middleware):
+            self.broker.add_middleware(Tracing())
         self.queues = sorted(settings.queues or {actor.queue_name for actor in self.broker.actors.values()})
         self.types = sorted({*(n for n, a in self.broker.actors.items() if a.queue_name in self.queues or not settings.queues),
                              *self.broker.aliases})

@@ -1,0 +1,75 @@
+"""OpenTelemetry around handlers (SPEC O3): one `process <queue>` span per attempt, see worker/observe/tracing.py.
+
+Adding it to a PostgresBroker switches tracing on in this process, for enqueueing too; the broker puts it in front
+of all other middleware, so that it begins first and sees, last, how the attempt ended.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from dramatiq.middleware import Middleware
+
+from worker.errors import LeaseLost
+from worker.messages import ClaimedMessage, failure
+from worker.observe import tracing
+from worker.observe.tracing import Failure, Processing
+
+#: Ending -> packhorse.outcome; `failed` is what the database makes a retry or a death of.
+_OUTCOMES = {"fail": "failed", "retry": "failed", "bury": "dead", "snooze": "snooze", "cancel": "cancelled", "release": "released"}
+
+
+class Tracing(Middleware):
+    """Spans for every message that this process handles. Raises ConfigError without opentelemetry-api."""
+
+    def __init__(self) -> None:
+        self.tracer = tracing.switch_on()
+        self._running = threading.local()
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        if not isinstance(message, ClaimedMessage):
+            return
+        self._running.processing = None
+        processing = self._running.processing = self.tracer.begin(
+            message.queue_name, message.id, {"packhorse.actor": message.actor_name, "packhorse.attempt": message.attempt}, message.trace_context,
+        )
+        message.trace_id = f"{processing.span.get_span_context().trace_id:032x}"
+
+    def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:
+        processing: Processing | None = getattr(self._running, "processing", None)
+        if processing is None or not isinstance(message, ClaimedMessage):
+            return
+        self._running.processing = None
+        ended = outcome(message, exception)
+        self.tracer.end(processing, ended, _failure(message, exception) if ended in ("failed", "dead", "lost") else None)
+
+    def after_skip_message(self, broker: Any, message: Any) -> None:
+        self.after_process_message(broker, message)
+
+    def after_worker_shutdown(self, broker: Any, worker: Any) -> None:
+        self.tracer.flush()  # a worker process ends without atexit
+
+
+def outcome(message: ClaimedMessage, exception: BaseException | None) -> str:
+    """done, failed (retry or dead, as the database decides), dead, snooze, cancelled, released or lost."""
+    if message.settled:  # a transactional handler that has committed
+        return "done"
+    if message.lost or isinstance(exception, LeaseLost):
+        return "lost"
+    if message.failed:
+        return "dead"
+    if message.ending is not None:
+        return _OUTCOMES[message.ending.verb]
+    return "done" if exception is None else "failed"
+
+
+def _failure(message: ClaimedMessage, exception: BaseException | None) -> Failure | None:
+    """The error as Retries has taken it down, else as it is."""
+    ending = message.ending
+    if ending is None or ending.error_class is None:
+        exception = exception or message._exception  # the latter of a message that middleware refused
+        if exception is None:
+            return None
+        ending = failure(exception)
+    return Failure(ending.error_class or "Error", ending.error_message or "", ending.traceback)
