@@ -113,10 +113,27 @@ def test_an_unknown_partition_policy_is_refused_with_a_near_miss(cli, command):
     assert ran.code == 2 and ran.error["field"] == "policy" and "'events'" in ran.error["hint"]
 
 
+def test_table_care_estimates_empty_space_and_looks_at_partitions(cli, database):
+    database.query("create table loose (id bigint primary key, body text); insert into loose select n, repeat('x', 200) from generate_series(1, 30000) n")
+    database.query("create table parts (at timestamptz not null) partition by range (at)")
+    database.query("create table parts_rest partition of parts default")
+    database.query("insert into parts select now() from generate_series(1, 7)")
+    with database.connect(admin=True) as admin:
+        admin.execute("delete from loose where id % 10 <> 0")
+        admin.execute("vacuum analyze loose")
+        admin.execute("vacuum analyze parts")
+    report = cli("table-care", "--json").document
+    tables = {row["table"]: row for row in report["tables"]}
+    assert 0.8 < tables["loose"]["bloat_ratio"] < 0.95, tables["loose"]
+    partitions = {row["table"]: row for row in report["partitions"]}
+    assert partitions["parts"]["default_rows"] == 7 and "drain" in partitions["parts"]["advice"]
+    assert partitions["message_archive"]["partitions"] == 8 and partitions["message_archive"]["advice"] is None
+
+
 def test_table_care_reports_with_statements_and_changes_nothing(cli, database):
     database.query("create table shop.t (id smallint primary key)")
     report = cli("table-care", "--json").document
-    assert set(report) == {"tables", "indexes", "sequences", "snapshots"} and report["tables"]
+    assert set(report) == {"tables", "partitions", "indexes", "sequences", "snapshots"} and report["tables"]
     assert "tables" in cli("table-care").out
 
 

@@ -1,4 +1,4 @@
-"""packhorse table-care: what a table wants done: vacuum, indexes nobody uses, sequences near their end (SPEC M9)."""
+"""packhorse table-care: what a table wants done: vacuum, unused indexes, partitions, sequences near their end (SPEC M9)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ def table_care(as_json: AsJson = False) -> int:
     """Report on tables, indexes, sequences and snapshots; proposes statements, runs none."""
     with database() as connection:
         report = {
-            "tables": store.tables(connection), "indexes": store.indexes(connection), "sequences": store.sequences(connection),
+            "tables": store.tables(connection), "partitions": store.partitions(connection),
+            "indexes": store.indexes(connection), "sequences": store.sequences(connection),
             "snapshots": store.snapshots(connection),
         }
     if as_json:
         print_json(report)
         return EXIT_OK
     for title, columns in (
-        ("tables", ["table", "bytes", "live_rows", "dead_rows", "dead_ratio", "last_autovacuum_at", "advice"]),
+        ("tables", ["table", "bytes", "live_rows", "dead_rows", "dead_ratio", "bloat_ratio", "last_autovacuum_at", "advice"]),
+        ("partitions", ["table", "partitions", "ends_at", "default_rows", "pending_detaches", "advice"]),
         ("indexes", ["index", "table", "bytes", "scans", "problem", "advice"]),
         ("sequences", ["sequence", "used_ratio", "advice"]),
         ("snapshots", ["pid", "application", "state", "age_seconds", "advice"]),
