@@ -271,6 +271,19 @@ def test_a_producer_in_sql_is_linked_and_nonsense_is_ignored(runtime, spans, dat
     assert found == [[parent[3:35]], [parent[3:35]], [], [], []]
 
 
+def test_a_redriven_message_still_links_to_its_producer(runtime, spans, database):
+    @dramatiq.actor(max_retries=0)
+    def fails():
+        raise ValueError("no")
+
+    runtime.start()
+    fails.send()
+    runtime.drained()
+    database.query("select redrive_dead_letters(p_ids => array(select id from dead_letters), p_limit => 1, p_operator => 'me', p_reason => 'test')")
+    runtime.drained()
+    assert {tuple(linked(span)) for span in spans.wait("process default", 2)} == {(context_of(spans.one("send default")),)}
+
+
 def test_a_bulk_enqueue_is_one_span_for_all_its_messages(runtime, spans, database):
     @dramatiq.actor
     def greet():
