@@ -7,7 +7,8 @@
 -- becomes `pending` again (promote_conversations, 0008).
 -- Why no wake-up is lost: to block a message the claim must hold FOR KEY SHARE on the one it waits
 -- behind, and that one can only leave by DELETE, which waits for the lock; the promotion that follows
--- is a later statement and sees the blocked row.
+-- is a later statement and sees the blocked row. A message is only blocked behind smaller ids: so the
+-- first of a conversation is never blocked, and one that comes back (retry, snooze, release) still holds it.
 --
 -- Claim cursor. Under an old snapshot every claimed row leaves a dead entry at the left end of the
 -- index. A worker therefore passes where it was (p_cursor) and starts there; now and then, and
@@ -92,8 +93,10 @@ begin
   ), blocked as (
     update message_queue m set state = 'blocked'
     where m.id = any (p_ids) and m.state = 'pending'
+      -- only behind smaller ids: a running message with a greater one (this one committed late) may come back to
+      -- pending, behind this one, and then nobody would wake it before its successors
       and (exists (select from message_queue r where r.id = any (v_running)
-                   and r.conversation_key = m.conversation_key and r.state = 'running')
+                   and r.conversation_key = m.conversation_key and r.state = 'running' and r.id < m.id)
         or exists (select from earlier_locked e where e.conversation_key = m.conversation_key and e.id < m.id)
         -- the first one in the same batch, which this transaction itself holds
         or exists (select from earlier e where e.conversation_key = m.conversation_key and e.id = any (p_ids)

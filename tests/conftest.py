@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+# a shell starts background jobs with SIGINT ignored, and everything below inherits that: Ctrl-C would reach no program under test
+signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in [name for name in os.environ if name.startswith("PACKHORSE_") or name == "DATABASE_URL"]:
     del os.environ[name]
 

@@ -32,8 +32,9 @@ def test_without_a_command_the_help_is_shown_and_the_exit_code_is_usage(tmp_path
 
 
 def test_completion_script_is_offered(tmp_path):
-    ran = Cli(tmp_path, SHELL="/bin/bash")("--show-completion")
-    assert (ran.code == EXIT_OK and "_PACKHORSE_COMPLETE" in ran.out + ran.err) or "packhorse" in ran.out
+    # the shell is named: what the tests run under need not be one
+    ran = Cli(tmp_path, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")("--show-completion", "bash")
+    assert ran.code == EXIT_OK and "_PACKHORSE_COMPLETE" in ran.out, ran
 
 
 @pytest.mark.slow

@@ -296,3 +296,30 @@ def test_a_message_without_conversation_is_completed_under_any_snapshot(clients:
     assert sql.complete(lease) == [lease.id]
     sql.connection.commit()
     assert sql.state(lease.id) == "done"
+
+
+@pytest.mark.parametrize("comes_back", [
+    "fail_message({id}, {token}, 'E', 'm', p_delay => '0')", "snooze_message({id}, {token}, '0')", "release_message({id}, {token})",
+    "recover_worker((select lease_holder from message_queue where id = {id}), null)",
+])
+def test_late_commits_behind_a_running_message_that_comes_back_keep_their_order(clients: Clients, comes_back: str) -> None:
+    """The third was started first, for the others committed late. The first was once blocked behind it, and when the third
+    came back to pending nothing held the second any more: it started before the first."""
+    early, late, worker = clients(), clients(), clients()
+    with late.connection.transaction():
+        second_client = clients()
+        with early.connection.transaction():
+            first = early.enqueue(conversation_key="c")
+            second = late.enqueue(conversation_key="c", priority=1)
+            third = second_client.enqueue(conversation_key="c")
+            lease = worker.claim_one()
+            assert lease.id == third
+        assert worker.claim(10) == []  # the first is seen: it must wait, and stay in front
+    worker.rows("select " + comes_back.format(id=third, token=lease.token))
+    started: list[int] = []
+    for _ in range(6):  # a claim that meets one that waits leaves its conversation to the next claim
+        leases = worker.claim(1)
+        started += ids(leases)
+        worker.complete(*leases)
+    assert started == [first, second, third]
+    assert violations(worker) == []
