@@ -138,16 +138,8 @@ class PartitionKeeper:
             parent = self._parent()
             if not parent.owned and self._policy.table in DROPPED_BY_FUNCTION:
                 return store.drop_archive_as_owner(self._connection)
-            self._need_owner(parent)
-            found = store.partitions(self._connection, self._policy.table)
-            old = self._too_old(parent, found)
-        by_name = {p.table: p for p in found}
         failures = _Failures()
-        for step in old:
-            with failures:
-                self._retried(step, partial(
-                    store.detach, self._connection, parent, by_name[step.partition], lock_timeout=DETACH_LOCK_TIMEOUT), in_transaction=False)
-                logger.info("partition_detached table=%s partition=%s", self._policy.table, step.partition)
+        self._detach(failures)
         with translated():
             over = self._over(parent)
         dropped, kept = 0, set()
@@ -164,6 +156,29 @@ class PartitionKeeper:
                 kept.remove(step.partition)
         failures.report()
         return dropped
+
+    def detach(self) -> int:
+        """Detach what is too old, and drop nothing: the grace begins. How many were detached."""
+        failures = _Failures()
+        count = self._detach(failures)
+        failures.report()
+        return count
+
+    def _detach(self, failures: _Failures) -> int:
+        with translated():
+            parent = self._parent()
+            self._need_owner(parent)
+            found = store.partitions(self._connection, self._policy.table)
+            old = self._too_old(parent, found)
+        by_name = {p.table: p for p in found}
+        count = 0
+        for step in old:
+            with failures:
+                self._retried(step, partial(
+                    store.detach, self._connection, parent, by_name[step.partition], lock_timeout=DETACH_LOCK_TIMEOUT), in_transaction=False)
+                logger.info("partition_detached table=%s partition=%s", self._policy.table, step.partition)
+                count += 1
+        return count
 
     def _too_old(self, parent: store.Parent, found: list[store.Partition]) -> list[Step]:
         keep = self._policy.keep

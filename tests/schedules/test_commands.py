@@ -100,6 +100,10 @@ def test_partitions_are_shown_checked_made_and_dropped(cli, database):
     assert cli("partitions", "make", "events", "--json").document == {"task": "partitions.events.make", "state": "succeeded"}
     assert cli("partitions", "make", "message_archive").code == 0
     assert cli("partitions", "check").code == 0
+    assert cli("partitions", "detach", "events").code == 2  # asks
+    assert cli("partitions", "detach", "events", "--yes", "--json").document == {"policy": "events", "detached": 1}
+    (detached,) = cli("partitions", "history", "--json").document
+    assert (detached["partition"], detached["dropped_at"]) == ("shop.old", None)
     assert cli("partitions", "drop", "events").code == 2  # asks
     assert cli("partitions", "drop", "events", "--yes", "--json").document["state"] == "succeeded"
     (dropped,) = cli("partitions", "history", "--json").document
@@ -107,7 +111,7 @@ def test_partitions_are_shown_checked_made_and_dropped(cli, database):
     assert cli("partitions", "drain", "events", "--yes", "--json").document == {"policy": "events", "rows": 0}
 
 
-@pytest.mark.parametrize("command", ["plan", "make", "drop", "drain"])
+@pytest.mark.parametrize("command", ["plan", "make", "detach", "drop", "drain"])
 def test_an_unknown_partition_policy_is_refused_with_a_near_miss(cli, command):
     ran = cli("partitions", command, "event", "--json")
     assert ran.code == 2 and ran.error["field"] == "policy" and "'events'" in ran.error["hint"]

@@ -90,6 +90,17 @@ def make(policy: Policy, operator: Operator = None, as_json: AsJson = False) -> 
 
 
 @app.command()
+def detach(policy: Policy, yes: Yes = False, as_json: AsJson = False) -> int:
+    """Detach what is too old and drop nothing yet; `drop` does that when the grace is over."""
+    chosen = _policy(policy)
+    confirmed(f"Detach old partitions of {chosen.table}?", yes)
+    with owner() as connection:
+        count = PartitionKeeper(connection, chosen).detach()
+    print_json({"policy": policy, "detached": count}) if as_json else print(f"{count} partitions of {chosen.table} detached")
+    return EXIT_OK
+
+
+@app.command()
 def drop(policy: Policy, operator: Operator = None, yes: Yes = False, as_json: AsJson = False) -> int:
     """Detach what is too old; export and drop what was detached longer than the grace ago."""
     chosen = _policy(policy)
