@@ -65,6 +65,7 @@ def ratios(results: Results) -> Iterator[Ratio]:
         ("drain beside retention / alone", "drain beside", "drain alone"),
         ("pickup p99 beside retention / alone", "pickup beside p99", "pickup alone p99"),
         ("retention / one DELETE", "delete by retention", "delete by one statement"),
+        ("deleting a day / locks of detaching it", "partition rows deleted and vacuumed", "partition detach: locks on its parent"),
         ("deleting a day / dropping its partition", "partition rows deleted and vacuumed", "partition detach and drop"),
     ):
         yield _inside(label, "packhorse", "maintenance", over, under)
