@@ -31,7 +31,7 @@ class Retention:
     table: str = ""
     where: str | None = None
     assign: str | None = None
-    batch: int = 5000
+    batch: int = 1000
     cron: str = "0 3 * * *"
     time_zone: str = "UTC"
     budget_seconds: float = 600.0
