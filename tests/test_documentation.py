@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from schedules.config import Plan
+from schedules.policies import Gates
+from schedules.registry import JOBS, PARTITIONS, RETENTION
 from worker import exits
 from worker.config import Settings, load_settings
 from worker.exporter import Exporter
@@ -51,6 +54,15 @@ def test_every_queue_setting_is_documented():
     assert [name for name in known if f"`{name}`" not in text] == []
 
 
+def test_every_maintenance_task_has_a_page_that_tells_when_it_runs():
+    plan = Plan(RETENTION, PARTITIONS, JOBS, Gates(), ())
+    pages = {page.stem: page.read_text() for page in (DOCS / "jobs").glob("*.md")}
+    assert set(pages) == set(plan.tasks())
+    crons = {entry.name: entry.cron for entry in plan.timetable()}
+    assert [task for task, text in pages.items() if f"`{crons[task]}`" not in text or not text.startswith(f"# `{task}`")] == []
+    assert [task for task in pages if f"(jobs/{task}.md)" not in (DOCS / "maintenance.md").read_text()] == []
+
+
 def test_exit_codes_are_documented():
     text = (DOCS / "operations.md").read_text()
     for name, value in vars(exits).items():
@@ -59,7 +71,7 @@ def test_exit_codes_are_documented():
 
 
 def test_documents_link_to_files_that_exist():
-    for page in [ROOT / "README.md", *DOCS.glob("*.md")]:
+    for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
