@@ -99,12 +99,12 @@ def history(
     schedule: Annotated[str | None, typer.Argument(metavar="[SCHEDULE]", help="Name of the schedule; none: all of them.")] = None,
     limit: Limit = 50, as_json: AsJson = False,
 ) -> int:
-    """Runs, newest first: planned, fired, ended, outcome, who triggered them."""
+    """Runs, newest first: planned, fired, ended, outcome, rows, who triggered them."""
     with database() as connection:
         found = store.history(connection, schedule, limit)
     if as_json:
         print_json(found)
     else:
-        columns = ["schedule", "planned_at", "fired_at", "ended_at", "outcome", "triggered_by", "missed_count", "message_id", "error"]
+        columns = ["schedule", "planned_at", "fired_at", "ended_at", "outcome", "rows", "triggered_by", "missed_count", "message_id", "error"]
         print_rows(found, columns, empty="no runs")
     return EXIT_OK

@@ -47,9 +47,12 @@ select name, source, cron, extract(epoch from every)::float8 as every_seconds, t
 from schedules where name = %s;
 
 -- name: schedule_history
--- Runs, newest first.
-select id, schedule, planned_at, fired_at, started_at, ended_at, outcome, triggered_by, missed_count, message_id, error
-from schedule_runs where schedule = %(name)s or %(name)s::text is null order by id desc limit %(limit)s;
+-- Runs, newest first; with the rows of those that were maintenance.
+select r.id, r.schedule, r.planned_at, r.fired_at, r.started_at, r.ended_at, r.outcome, m.rows_done as rows, r.triggered_by, r.missed_count,
+  r.message_id, r.error
+from (select h.* from schedule_runs h where h.schedule = %(name)s or %(name)s::text is null order by h.id desc limit %(limit)s) r
+left join maintenance_runs m on m.message_id = r.message_id
+order by r.id desc;
 
 -- name: require_schedule
 -- Raise unless the schedule exists.
