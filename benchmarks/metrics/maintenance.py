@@ -23,7 +23,7 @@ from benchmarks.harness.processes import Child
 from benchmarks.harness.stats import percentile
 from benchmarks.metrics.base import Case, Number
 from benchmarks.metrics.pickup import collect, send
-from benchmarks.systems.base import System
+from benchmarks.systems.base import POLL_SECONDS, System
 from benchmarks.systems.postgres_base import PostgresSystem
 
 CASES = [Case(f"maintenance/{what}") for what in ("pickup", "drain", "delete", "partition", "idle")]
@@ -77,7 +77,7 @@ def pickup(system: PostgresSystem, settings: Settings) -> Iterator[tuple[str, fl
                 if name == "beside":
                     fill(system, settings.expired)
                     with removing(system) as run:
-                        time.sleep(1.0)  # the run has begun
+                        run.wait_begun(system)
                         send(system, settings.samples)
                         run.check_alive()
                 else:
@@ -99,7 +99,7 @@ def drains(system: PostgresSystem, settings: Settings) -> Iterator[tuple[str, fl
         yield "alone", count / (system.wait_drained(workers) - started)
         fill(system, settings.expired)
         with removing(system) as run:
-            time.sleep(1.0)  # the run has begun
+            run.wait_begun(system)
             started = system.load(workers, count)
             yield "beside", count / (system.wait_drained(workers) - started)
             run.check_alive()
@@ -177,6 +177,13 @@ class Removal:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
+
+    def wait_begun(self, system: PostgresSystem) -> None:
+        """Return when the run has removed its first batch. Raises RuntimeError when it ended before that."""
+        query = "select count(*) from maintenance_runs where task = 'retention.bench_events' and state = 'running' and batches > 0"
+        while not system.observing().execute(query).fetchone()[0]:  # type: ignore[index]
+            self.check_alive()
+            time.sleep(POLL_SECONDS)
 
     def check_alive(self) -> None:
         """It must still be at work, else the measurement beside it measured nothing."""
