@@ -1,7 +1,8 @@
 """Real PostgreSQL servers for tests: started, stopped, killed and restarted as a test needs it.
 
 The embedded one (PostgreSQL 18 from the wheel) always; the system's one where it is installed. Both in
-a temporary directory, on a unix socket, as an unprivileged user when the tests run as root.
+the folder of the run, on a unix socket, as an unprivileged user when the tests run as root. initdb and the
+migrations run once for all servers of a run; each starts on a copy of the result.
 """
 
 from __future__ import annotations
@@ -18,27 +19,55 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from tests.support.scratch import only_one, run_folder
 from worker.db import migrate
 from worker.db.connection import connect
 
 ROLE = "packhorse_test"
+TEMPLATE = "packhorse_template"
+#: The machine under a test does not crash: nothing needs to be on its disk, and a page is never half written.
+QUICK = "-c fsync=off -c full_page_writes=off -c max_wal_size=256MB"
 
 
 class Server:
-    """One PostgreSQL server. `name` for test ids; `url(database, role)` to connect."""
+    """One PostgreSQL server. `name` for test ids; `url(database, role)` to connect. bare: without role and template."""
 
-    def __init__(self, name: str, bin_dir: Path) -> None:
+    def __init__(self, name: str, bin_dir: Path, *, bare: bool = False) -> None:
         self.name = name
         self._bin = bin_dir
         self._user = _unprivileged_user() if os.geteuid() == 0 else None
-        self._root = Path(tempfile.mkdtemp(prefix="ph-", dir="/tmp"))
+        self._root = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=run_folder()))
         self._data = self._root / "data"
         if self._user:
             shutil.chown(self._root, self._user)
-        self._template: str | None = None
         self._count = 0
-        self._run("initdb", "-D", str(self._data), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
+        if bare:
+            self._initdb()
+        else:
+            self._copy_data()
         self.start()
+
+    def _copy_data(self) -> None:
+        original = run_folder() / f"{self.name}.original"
+        with only_one(self.name):
+            if not original.exists():
+                self._make_data()
+                self._data.rename(original)
+        subprocess.run(["cp", "-a", str(original), str(self._data)], check=True)
+
+    def _make_data(self) -> None:
+        """A cluster with the template of every database: the whole schema, and an unprivileged worker's role."""
+        self._initdb()
+        self.start()
+        self.command("create database {}", TEMPLATE)
+        connection = connect(self.url(TEMPLATE), deadline_seconds=120)
+        migrate.up(connection)
+        connection.execute(f"create role {ROLE} login in role packhorse_worker", prepare=False)
+        connection.close()
+        self.stop()
+
+    def _initdb(self) -> None:
+        self._run("initdb", "-D", str(self._data), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
 
     def _run(self, program: str, *args: str) -> None:
         command = [str(self._bin / program), *args]
@@ -47,7 +76,7 @@ class Server:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd="/")
 
     def start(self) -> None:
-        options = f"-c listen_addresses='' -k {self._root} -c max_connections=200 -c fsync=off"
+        options = f"-c listen_addresses='' -k {self._root} -c max_connections=200 {QUICK}"
         self._run("pg_ctl", "-D", str(self._data), "-o", options, "-l", str(self._root / "log"), "-w", "start")
 
     def stop(self, mode: str = "fast") -> None:
@@ -83,31 +112,23 @@ class Server:
         return f"postgresql://{role}@/{database}?host={self._root}"
 
     def create_database(self) -> Database:
-        """A fresh database with the schema, cloned from a template; opened as an unprivileged worker role."""
-        if self._template is None:
-            self._make_template()
-        self._count += 1
-        name = f"test_{self._count}"
-        with psycopg.connect(self.url(), autocommit=True) as admin:
-            admin.execute(sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(self._template or "")))
-        return Database(self, name)
+        """A fresh database with the schema, cloned from the template; opened as an unprivileged worker role."""
+        return self._create("create database {} template {}", TEMPLATE)
 
     def create_empty_database(self) -> Database:
         """A database without the schema."""
-        self._count += 1
-        name = f"test_{self._count}"
-        with psycopg.connect(self.url(), autocommit=True) as admin:
-            admin.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-        return Database(self, name)
+        return self._create("create database {}")
 
-    def _make_template(self) -> None:
+    def _create(self, statement: str, *more: str) -> Database:
+        self._count += 1
+        database = Database(self, f"test_{self._count}")
+        self.command(statement, database.name, *more)
+        return database
+
+    def command(self, statement: str, *names: str) -> None:
+        """One statement outside of every test's database; `{}` are names."""
         with psycopg.connect(self.url(), autocommit=True) as admin:
-            admin.execute("create database packhorse_template")
-        connection = connect(self.url("packhorse_template"), deadline_seconds=120)
-        migrate.up(connection)
-        connection.execute(f"create role {ROLE} login in role packhorse_worker", prepare=False)
-        connection.close()
-        self._template = "packhorse_template"
+            admin.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
     def close(self) -> None:
         try:
@@ -145,8 +166,7 @@ class Database:
         return self.query(statement, *params)[0][0]
 
     def drop(self) -> None:
-        with psycopg.connect(self.server.url(), autocommit=True) as admin:
-            admin.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(self.name)))
+        self.server.command("drop database if exists {} with (force)", self.name)
 
 
 def available_servers() -> dict[str, Path]:
