@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 TOP = Path(__file__).parent.parent
@@ -51,12 +52,18 @@ def _layer(module: str) -> int | None:
     return best[0] if best else None
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
 def _imports() -> list[tuple[str, str, bool]]:
     """(module, imported, at module level) for every import below worker/ and schedules/."""
     found = []
     for path in FILES:
         module = ".".join(path.relative_to(TOP).with_suffix("").parts).removesuffix(".__init__")
-        tree = ast.parse(path.read_text())
+        tree = _tree(path)
         top = set(map(id, tree.body))
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
@@ -109,7 +116,7 @@ def test_there_is_no_sql_text_outside_its_homes():
     verbs = ("select ", "insert into ", "update ", "delete from ", "create table", "alter ")
     found = []
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(_tree(path)):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.lstrip().lower().startswith(verbs):
                 found.append(f"{path.relative_to(TOP)}:{node.lineno}: {node.value[:60]!r}")
     # enqueue.py builds the one call for foreign drivers, each with its own placeholder style

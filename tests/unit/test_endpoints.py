@@ -66,7 +66,13 @@ def served(port):
         return False
 
 
-def test_clients_that_say_nothing_do_not_keep_others_out_for_ever(port):
+@pytest.fixture
+def impatient(monkeypatch):
+    """What a server that is made after it gives a silent client: a second instead of five."""
+    monkeypatch.setattr("worker.observe.endpoints.TIMEOUT_SECONDS", 1.0)
+
+
+def test_clients_that_say_nothing_do_not_keep_others_out_for_ever(impatient, port):
     """They hold every place; one that comes then is refused, and served when they were given up."""
     silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(MAX_REQUESTS)]
     wait_until(lambda: served(port), 20)
