@@ -29,7 +29,7 @@ from worker.observe import probes
 from worker.observe.board import Board
 from worker.observe.endpoints import Answer, Endpoints, Route, json_answer, probe_answer
 from worker.observe.metrics import BoardCollector, render
-from worker.observe.slab import DURATION, HISTOGRAM
+from worker.observe.slab import BY_ACTOR, DURATION
 from worker.runtime.stopping import StopRequest
 from worker.service import Service
 from worker.store import fleet as store
@@ -161,12 +161,12 @@ class Exporter:
 
     def scale(self, _accept: str) -> Answer:
         """Workers like this one that would clear the backlog of its queues within scale_target_wait_seconds."""
-        totals = self.board.read().queues
-        ended = sum(sum(row[DURATION : DURATION + HISTOGRAM - 1]) for row in totals.values())
-        mean = sum(row[DURATION + HISTOGRAM - 1] for row in totals.values()) / ended if ended else 1.0
+        totals = self.board.read()
+        *counts, busy_seconds = totals.plain[DURATION:BY_ACTOR]
+        mean = busy_seconds / sum(counts) if any(counts) else 1.0
         latest = self.fleet.latest() if self.fleet else None
         rows = latest[0].get("queue_messages", []) if latest else []
-        backlog = sum(row["value"] for row in rows if row["state"] in ("pending", "running") and (row["queue"] in totals or not totals))
+        backlog = sum(row["value"] for row in rows if row["state"] in ("pending", "running") and (row["queue"] in totals.queues or not totals.queues))
         slots, target = self.settings.processes * self.settings.threads, self.settings.scale_target_wait_seconds
         return json_answer({
             "workers": max(math.ceil(backlog * mean / target / slots), 1 if backlog else 0), "backlog": backlog, "mean_seconds": round(mean, 6),

@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from worker.observe.slab import CLAIM_BOUNDS, DURATION_BOUNDS, WAIT_BOUNDS
+
 QUEUE = {"queue": ["default", "whatsapp"]}
 
 #: name without prefix -> (type, label -> values)
 METRICS: dict[str, tuple[str, dict[str, list[str]]]] = {
-    "messages_started_total": ("counter", QUEUE),
     "messages_finished_total": ("counter", QUEUE | {"outcome": ["done", "retry", "snooze", "dead", "cancelled", "released", "lost"]}),
     "actor_messages_finished_total": ("counter", {"actor": ["reply", "remind"], "outcome": ["ok", "failed"]}),
-    "message_duration_seconds": ("histogram", QUEUE),
     "message_wait_seconds": ("histogram", QUEUE),
+    "message_duration_seconds": ("histogram", {}),
+    "handler_seconds_total": ("counter", QUEUE),
     "claims_total": ("counter", {"result": ["hit", "empty", "error"]}),
     "claim_seconds": ("histogram", {}),
     "leases_rescued_total": ("counter", {}),
@@ -46,6 +48,7 @@ METRICS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "maintenance_last_success_timestamp_seconds": ("gauge", {"task": ["sessions"]}),
     "maintenance_rows_total": ("counter", {"task": ["sessions"]}),
 }
+BOUNDS = {"message_wait_seconds": WAIT_BOUNDS, "message_duration_seconds": DURATION_BOUNDS, "claim_seconds": CLAIM_BOUNDS}
 ZERO = {"queue_paused", "listen_connected", "worker_draining"}
 
 
@@ -64,7 +67,7 @@ def exposition(scrape: int) -> str:
         lines += [f"# HELP packhorse_{name} See docs/observability.md.", f"# TYPE packhorse_{name} {kind}"]
         for pairs in _combinations(labels):
             if kind == "histogram":
-                for bound in ("0.1", "1", "10", "+Inf"):
+                for bound in (*map(str, BOUNDS[name]), "+Inf"):
                     lines.append(f"packhorse_{name}_bucket{_labels([*pairs, ('le', bound)])} {scrape * 3}")
                 lines.append(f"packhorse_{name}_sum{_labels(pairs)} {scrape}")
                 lines.append(f"packhorse_{name}_count{_labels(pairs)} {scrape * 3}")

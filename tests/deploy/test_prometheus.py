@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.metrics import METRICS, exposed_names, exposition, serve_metrics
+from tests.deploy.metrics import BOUNDS, METRICS, exposed_names, exposition, serve_metrics
 from tests.support.waiting import wait_until
 from tests.support.workers import ROOT
 from worker.observe.metrics import DEFINITIONS
@@ -31,6 +31,9 @@ QUERIES = {
 }
 ANNOTATIONS = {entry["name"]: entry["expr"] for entry in DASHBOARD["annotations"]["list"]}
 EVERY = {**{name: rule["expr"] for name, rule in (ALERTS | RECORDED).items()}, **QUERIES, **ANNOTATIONS}
+
+#: Where the docs are: a setting of the operator's Prometheus, or the path in the source.
+BASE = "{{ with $externalLabels.packhorse_docs }}{{ . }}{{ else }}docs{{ end }}"
 
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
 
@@ -72,7 +75,7 @@ def test_every_alert_has_a_case_where_it_fires_and_one_where_it_does_not(alert):
 def test_every_alert_is_complete_and_has_a_section_in_the_runbook(alert):
     rule = ALERTS[alert]
     assert rule["for"] and rule["labels"]["severity"] in ("critical", "warning", "info") and rule["annotations"]["summary"]
-    assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{alert.lower()}"
+    assert rule["annotations"]["runbook_url"] == BASE + f"/runbook.md#{alert.lower()}"
     section = re.search(rf"^### {alert}\n(.*?)(?=^##|\Z)", RUNBOOK.read_text(), re.MULTILINE | re.DOTALL)
     assert section, f"docs/runbook.md has no section {alert}"
     for part in ("**Means.**", "**Look.**", "**Do.**"):
@@ -97,6 +100,19 @@ def test_the_list_of_metrics_is_the_code_s():
     listed = {name: (kind, set(labels)) for name, (kind, labels) in METRICS.items()}
     assert {name: listed.get(name) for name in kinds} == kinds
     assert set(listed) == set(kinds)
+
+
+def test_a_bound_that_a_query_names_is_one_of_the_histogram_s():
+    """A query for a bucket that does not exist has no data, and its alert never fires."""
+    named = [found for expression in EVERY.values() for found in re.findall(r'packhorse_(\w+)_bucket{[^}]*\ble=~?"([^"]*)"', expression)]
+    assert named
+    for metric, matcher in named:
+        assert sum(bool(re.fullmatch(matcher, str(bound))) for bound in BOUNDS[metric]) == 1, (metric, matcher)
+
+
+def test_no_rule_compares_a_quantile():
+    """histogram_quantile never answers more than the last bound: `> 60` would never fire. Rules count what is beyond a bound."""
+    assert [name for name, rule in (ALERTS | RECORDED).items() if "histogram_quantile" in rule["expr"]] == []
 
 
 def test_the_dashboard_needs_no_recording_rules():
@@ -154,7 +170,7 @@ def _ask(address: str, expression: str) -> list[Any]:
 
 def _scraped(address: str) -> bool:
     try:
-        return bool(_ask(address, "count_over_time(packhorse_messages_started_total[1m]) > 2"))
+        return bool(_ask(address, "count_over_time(packhorse_message_wait_seconds_count[1m]) > 2"))
     except OSError:
         return False
 

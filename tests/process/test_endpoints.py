@@ -33,7 +33,7 @@ def test_two_processes_are_one_page_and_a_killed_one_takes_nothing_away(database
     enqueue(database, [{"message_type": "fails", "payload": {"key": "f"}, "max_attempts": 1}])
     wait_until(lambda: metric(port, "messages_finished_total", queue="default", outcome="dead") == 1)
     assert metric(port, "actor_messages_finished_total", actor="fails", outcome="failed") == 1
-    assert metric(port, "messages_started_total", queue="default") == 201
+    assert metric(port, "message_wait_seconds_count", queue="default") == 201 == metric(port, "message_duration_seconds_count")
     if shutil.which("promtool"):
         checked = subprocess.run(["promtool", "check", "metrics"], input=get(port, "/metrics")[1], capture_output=True, text=True, timeout=60, check=False)
         assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")

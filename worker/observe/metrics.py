@@ -1,6 +1,7 @@
 """Every metric of a worker: names, types, labels, help, and how they are read from the board (SPEC O2).
 
-Two groups. PROCESS metrics come from shared memory and are this parent's own. FLEET metrics describe the
+Two groups. PROCESS metrics come from shared memory and are this parent's own: at most 200 lines for 10 queues and
+20 actors with the outcomes done, retry and dead, which tests/unit/test_metrics.py counts. FLEET metrics describe the
 database; they are computed once per fleet (migration 0020) and every parent shows the same numbers, so
 aggregate them with max(), not sum(). prometheus_client is used for the text format only.
 """
@@ -20,7 +21,7 @@ from prometheus_client.registry import Collector
 from worker.observe import board as cells
 from worker.observe import slab as layout
 from worker.observe.board import PARTS, RESTARTS, Board, Totals
-from worker.observe.slab import ACTOR_OUTCOMES, CLAIM_BOUNDS, CLAIM_RESULTS, DB_ERRORS, DURATION_BOUNDS, LOOPS, OUTCOMES, WAIT_BOUNDS
+from worker.observe.slab import ACTOR_OUTCOMES, CLAIM_BOUNDS, CLAIM_RESULTS, DB_ERRORS, DURATION_BOUNDS, LOOPS, OUTCOMES, WAIT_BOUNDS, width
 
 PREFIX = "packhorse_"
 
@@ -36,11 +37,11 @@ class Definition:
 
 
 PROCESS = [
-    Definition("messages_started_total", "counter", "Messages whose handler was started.", ("queue",)),
     Definition("messages_finished_total", "counter", "Messages that left this worker, by what became of them.", ("queue", "outcome")),
     Definition("actor_messages_finished_total", "counter", "Attempts by actor: ok or failed.", ("actor", "outcome")),
-    Definition("message_duration_seconds", "histogram", "Time in the handler, middleware included.", ("queue",)),
-    Definition("message_wait_seconds", "histogram", "From the moment a message was due until its handler started.", ("queue",)),
+    Definition("message_wait_seconds", "histogram", "From the moment a message was due until its handler started; counted at the start.", ("queue",)),
+    Definition("message_duration_seconds", "histogram", "Time in a handler, middleware included; counted when it ends."),
+    Definition("handler_seconds_total", "counter", "Time in handlers by queue; counted when they end.", ("queue",)),
     Definition("claims_total", "counter", "Claims that found messages, found none, or failed.", ("result",)),
     Definition("claim_seconds", "histogram", "Round trip of a claim, with the completions it carries."),
     Definition("leases_rescued_total", "counter", "Messages of lost holders that this worker returned to their queues."),
@@ -74,6 +75,8 @@ FLEET = [
     Definition("fleet_age_seconds", "gauge", "Age of all fleet metrics."),
 ]
 DEFINITIONS = {definition.name: definition for definition in [*PROCESS, *FLEET]}
+#: Shown for every queue from the start, so that a rate sees the first one; other outcomes have a line once they happen.
+SHOWN_AT_ZERO = frozenset({"done", "retry", "dead"})
 #: Most queues whose fleet metrics are shown: those with the greatest values.
 FLEET_QUEUES = 100
 
@@ -130,13 +133,14 @@ def _histogram(name: str, bounds: tuple[float, ...], samples: Iterable[tuple[tup
 
 def _message_metrics(totals: Totals) -> Iterator[Metric]:
     queues = totals.queues.items()
-    yield _of("messages_started_total", (((name,), row[layout.STARTED]) for name, row in queues))
     yield _of("messages_finished_total", (
-        ((name, outcome), row[layout.FINISHED + index]) for name, row in queues for index, outcome in enumerate(OUTCOMES)))
+        ((name, outcome), row[layout.FINISHED + index]) for name, row in queues for index, outcome in enumerate(OUTCOMES)
+        if outcome in SHOWN_AT_ZERO or row[layout.FINISHED + index]))
     yield _of("actor_messages_finished_total", (
         ((name, outcome), row[index]) for name, row in totals.actors.items() for index, outcome in enumerate(ACTOR_OUTCOMES)))
-    for metric, bounds, start in (("message_duration_seconds", DURATION_BOUNDS, layout.DURATION), ("message_wait_seconds", WAIT_BOUNDS, layout.WAIT)):
-        yield _histogram(metric, bounds, (((name,), row[start : start + layout.HISTOGRAM]) for name, row in queues))
+    yield _histogram("message_wait_seconds", WAIT_BOUNDS, (((name,), row[layout.WAIT : layout.WAIT + width(WAIT_BOUNDS)]) for name, row in queues))
+    yield _histogram("message_duration_seconds", DURATION_BOUNDS, [((), totals.plain[layout.DURATION : layout.BY_ACTOR])])
+    yield _of("handler_seconds_total", (((name,), row[layout.BUSY]) for name, row in queues))
     lost = layout.FINISHED + OUTCOMES.index("lost")
     yield _of("leases_lost_total", [((), sum(row[lost] for _, row in queues))])
 
@@ -144,7 +148,7 @@ def _message_metrics(totals: Totals) -> Iterator[Metric]:
 def _claim_metrics(totals: Totals) -> Iterator[Metric]:
     plain = totals.plain
     yield _of("claims_total", (((result,), plain[layout.CLAIMS + index]) for index, result in enumerate(CLAIM_RESULTS)))
-    yield _histogram("claim_seconds", CLAIM_BOUNDS, [((), plain[layout.CLAIM_SECONDS : layout.CLAIM_SECONDS + layout.HISTOGRAM])])
+    yield _histogram("claim_seconds", CLAIM_BOUNDS, [((), plain[layout.CLAIM_SECONDS : layout.DURATION])])
     yield _of("leases_rescued_total", [((), plain[layout.RESCUED])])
     yield _of("db_errors_total", (((kind,), plain[layout.ERRORS + index]) for index, kind in enumerate(DB_ERRORS)))
 

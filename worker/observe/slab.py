@@ -23,10 +23,11 @@ OUTCOMES = ("done", "retry", "snooze", "dead", "cancelled", "released", "lost")
 ACTOR_OUTCOMES = ("ok", "failed")
 CLAIM_RESULTS = ("hit", "empty", "error")
 DB_ERRORS = ("unavailable", "conflict", "rejected", "invalid")
-#: Upper bounds in seconds; a value beyond the last counts in +Inf.
-DURATION_BOUNDS = (0.01, 0.1, 0.5, 2.5, 10.0, 60.0)
-WAIT_BOUNDS = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0)
-CLAIM_BOUNDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.5)
+#: Upper bounds in seconds; a value beyond the last counts in +Inf. Each bound of the wait costs a line per queue, so
+#: there are few of them; the alert rules use the last one.
+WAIT_BOUNDS = (0.1, 1.0, 10.0, 60.0)
+DURATION_BOUNDS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 300.0)
+CLAIM_BOUNDS = (0.002, 0.01, 0.05, 0.25, 1.0)
 
 #: Places for names, `other` included: what bounds the series of a process (docs/observability.md).
 QUEUES = 32
@@ -38,20 +39,25 @@ NAME_BYTES = 128
 REGISTERED, DRAINING, THREADS, LISTENING, CONTACT_AT, CLAIM_FAILING, TICKS = range(7)
 STATES = TICKS + len(LOOPS)
 
+
+def width(bounds: tuple[float, ...]) -> int:
+    """Cells of a histogram: one per bound, +Inf, then the sum."""
+    return len(bounds) + 2
+
+
 # -- totals, counted from the first total
-HISTOGRAM = 7 + 1  # six bounds, +Inf, then the sum
 RESCUED = 0
 ERRORS = 1
 CLAIMS = ERRORS + len(DB_ERRORS)
 CLAIM_SECONDS = CLAIMS + len(CLAIM_RESULTS)
-BY_ACTOR = CLAIM_SECONDS + HISTOGRAM
+DURATION = CLAIM_SECONDS + width(CLAIM_BOUNDS)
+BY_ACTOR = DURATION + width(DURATION_BOUNDS)
 BY_QUEUE = BY_ACTOR + ACTORS * len(ACTOR_OUTCOMES)
 # within a queue
-STARTED = 0
-FINISHED = 1
-DURATION = FINISHED + len(OUTCOMES)
-WAIT = DURATION + HISTOGRAM
-QUEUE_WIDTH = WAIT + HISTOGRAM
+FINISHED = 0
+BUSY = FINISHED + len(OUTCOMES)
+WAIT = BUSY + 1
+QUEUE_WIDTH = WAIT + width(WAIT_BOUNDS)
 TOTALS = BY_QUEUE + QUEUES * QUEUE_WIDTH
 
 _NUMBERS = (STATES + TOTALS) * 8
@@ -124,13 +130,13 @@ class Slab:
         mine, theirs = self.totals, array("d", ended.totals)
         for index in range(BY_ACTOR):
             mine[index] += theirs[index]
-        for names, own, first, width in (
+        for names, own, first, cells in (
             (ended.actors.read(), self.actors, BY_ACTOR, len(ACTOR_OUTCOMES)), (ended.queues.read(), self.queues, BY_QUEUE, QUEUE_WIDTH),
         ):
             for place, name in enumerate(names):
-                source = first + place * width
-                target = first + (own.place(name) if place else 0) * width
-                for offset in range(width):
+                source = first + place * cells
+                target = first + (own.place(name) if place else 0) * cells
+                for offset in range(cells):
                     mine[target + offset] += theirs[source + offset]
         ended.clear()
 

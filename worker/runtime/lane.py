@@ -80,7 +80,7 @@ class Lane:
     @property
     def started_total(self) -> int:
         """Messages begun so far."""
-        return sum([sum(slot.starts.values()) for slot in self.slots])
+        return sum([slot.starts for slot in self.slots])
 
     @property
     def running(self) -> int:

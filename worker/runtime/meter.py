@@ -1,6 +1,6 @@
 """Counts what the pump sees, for the metrics: plain additions to one array, copied to shared memory per turn.
 
-Everything but `_later` belongs to the pump's thread. No lock, nothing kept per message, no
+Everything but `_later` and what slots have begun belongs to the pump's thread. No lock, nothing kept per message, no
 formatting: rendering happens in another process (worker/exporter.py).
 """
 
@@ -32,9 +32,6 @@ class Meter:
         places, actor_places = slab.name(queues, actors)
         self._queues = {name: layout.BY_QUEUE + place * layout.QUEUE_WIDTH for name, place in places.items()}
         self._actors = {name: layout.BY_ACTOR + place * len(layout.ACTOR_OUTCOMES) for name, place in actor_places.items()}
-        self._names: dict[int, list[str]] = {}  # by place; `other` may have many
-        for name, place in self._queues.items():
-            self._names.setdefault(place, []).append(name)
         self._slots = list(slots)
         self._rescued = rescued
         self._totals = array("d", bytes(layout.TOTALS * 8))
@@ -47,7 +44,8 @@ class Meter:
         totals = self._totals
         for place, group in self._by_queue(messages):
             totals[place + layout.FINISHED] += len(group)
-            self._observe(place, group)
+            totals[place + layout.BUSY] += sum([message.ran_seconds for message in group])
+        self._spread(layout.DURATION, DURATION_BOUNDS, [message.ran_seconds for message in messages])
         for name, count in Counter([message.actor_name for message in messages]).items():
             totals[self._actors.get(name, layout.BY_ACTOR)] += count
 
@@ -64,12 +62,15 @@ class Meter:
         place = self._queues.get(message.queue_name, layout.BY_QUEUE)
         self._totals[place + _OUTCOMES[answer]] += 1
         if message.started:
-            self._observe(place, [message])
+            self._totals[place + layout.BUSY] += message.ran_seconds
+            self._spread(layout.DURATION, DURATION_BOUNDS, [message.ran_seconds])
         if answer in _BY_ACTOR:
             self._totals[self._actors.get(message.actor_name, layout.BY_ACTOR) + _BY_ACTOR[answer]] += 1
 
     def finished_elsewhere(self, message: ClaimedMessage, answer: str) -> None:
-        """The same from any other thread."""
+        """The same from any other thread, of a message whose handler may not have ended: it has taken all this time."""
+        if message.started and not message.ran_seconds:
+            message.ran_seconds = time.monotonic() - message.started_at
         self._later.append((message, answer))
 
     def claimed(self, result: str, seconds: float) -> None:
@@ -86,17 +87,18 @@ class Meter:
         """Copy the totals to where others read them."""
         while self._later:
             self.finished(*self._later.popleft())
+        self._started([slot.begun.popleft() for slot in self._slots for _ in range(len(slot.begun))])
         totals = self._totals
         totals[layout.RESCUED] = self._rescued()
         for index, kind in enumerate(layout.DB_ERRORS):
             totals[layout.ERRORS + index] = error_counts[kind]
-        for place, names in self._names.items():
-            totals[place + layout.STARTED] = sum([slot.starts.get(name, 0) for slot in self._slots for name in names])
         self.slab.totals[:] = totals
 
-    def _observe(self, place: int, messages: list[ClaimedMessage]) -> None:
-        self._spread(place + layout.DURATION, DURATION_BOUNDS, [m.ran_seconds for m in messages])
-        self._spread(place + layout.WAIT, WAIT_BOUNDS, [m.due_seconds + m.started_at - m.claimed_at for m in messages])
+    def _started(self, messages: list[ClaimedMessage]) -> None:
+        """Their wait is over, and counted now: a handler may run for hours, or end the process."""
+        if messages:
+            for place, group in self._by_queue(messages):
+                self._spread(place + layout.WAIT, WAIT_BOUNDS, [m.due_seconds + m.started_at - m.claimed_at for m in group])
 
     def _spread(self, start: int, bounds: tuple[float, ...], values: list[float]) -> None:
         """Add values to the cells of a histogram: a count per bucket, then the sum."""
