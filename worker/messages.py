@@ -111,9 +111,17 @@ class ClaimedMessage(MessageProxy):
 def failure(exception: BaseException, **policy: Any) -> Ending:
     """The ending for a failed attempt: class, cleaned message, bounded traceback, own top frame."""
     return Ending(
-        "fail", error_class=type(exception).__name__, error_message=clean(str(exception) or repr(exception), 10_000),
+        "fail", error_class=type(exception).__name__, error_message=clean(text_of(exception), 10_000),
         traceback=clean(format_traceback(exception), 50_000), frame=top_frame(exception), **policy,
     )
+
+
+def text_of(exception: BaseException) -> str:
+    """What it says; a fixed text when that raises: a failure that cannot be printed is no success."""
+    try:
+        return str(exception) or repr(exception)
+    except Exception:  # __str__ is the code of others
+        return f"{type(exception).__name__} (its text could not be had)"
 
 
 def clean(text: str, length: int) -> str:

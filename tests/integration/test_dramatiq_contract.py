@@ -95,6 +95,24 @@ def test_a_failure_is_retried_max_retries_times_and_then_dead(house, calls):
     assert calls.counts == {"ran": 3}
 
 
+def test_an_exception_that_cannot_be_printed_is_a_failure_like_any_other(house, calls):
+    """Its text was asked for while the outcome was decided; that raised as well, and the message counted as done."""
+
+    class Mute(Exception):
+        def __str__(self):
+            raise RuntimeError("no text")
+
+    @dramatiq.actor(max_retries=1, min_backoff=10, max_backoff=20)
+    def mute():
+        calls("ran")
+        raise Mute
+
+    house.start()
+    mute.send()
+    wait_until(lambda: house.dead() == ["mute"])
+    assert calls.counts == {"ran": 2}
+
+
 def test_a_failure_that_passes_is_done(house, calls):
     @dramatiq.actor(max_retries=3, min_backoff=10, max_backoff=20)
     def flaky():
