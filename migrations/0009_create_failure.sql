@@ -116,8 +116,8 @@ begin
       error_fingerprint(b.message_type, coalesce(p_error_class, p_reason), p_error_message, p_frame),
       b.attempt, b.max_attempts, b.crashes, b.conversation_key, b.concurrency_key, b.correlation_id, b.trace_context,
       append_history(b.history, b.attempt, p_reason, p_error_class, p_error_message, b.lease_holder),
-      b.lease_holder, b.conversation_key is not null and q.on_dead = 'block', b.created_at
-    from buried b join queues q on q.name = b.queue
+      b.lease_holder, b.conversation_key is not null and coalesce(q.on_dead = 'block', false), b.created_at
+    from buried b left join queues q on q.name = b.queue  -- a row may name a queue that nobody has declared
     returning dead_letters.id, dead_letters.conversation_key, dead_letters.blocks_conversation
   )
   select array_agg(d.id),

@@ -155,3 +155,10 @@ def test_a_type_that_no_worker_has_named_for_the_stated_time_is_unknown_again(sq
     sql.rows("update message_types set last_seen_at = clock_timestamp() - interval '2 hours'")
     message_id = sql.enqueue(message_type="old", run_at="2020-01-01")
     assert sql.value("select bury_unknown_types('1 hour')") == 1 and sql.state(message_id) == "dead"
+
+
+def test_burying_a_message_of_a_queue_that_nobody_declared_does_not_lose_it(sql: Sql) -> None:
+    """Rows may be inserted by hand; the move to the dead letters once joined the queues, and the row was gone."""
+    row = sql.rows("insert into message_queue (queue, message_type, conversation_key) values ('nobody declared \"this\"', 'unknown', 'c') returning id")
+    assert sql.value("select bury_unknown_types('0 seconds')") == 1
+    assert sql.state(row[0]["id"] if isinstance(row[0], dict) else row[0][0]) == "dead"
