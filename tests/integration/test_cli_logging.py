@@ -6,14 +6,16 @@ import asyncio
 import io
 import json
 import logging
+import sys
 import threading
+import warnings
 from types import SimpleNamespace
 
 import pytest
 import structlog
 
 from worker.context import current
-from worker.observe.logging import configure
+from worker.observe.logging import catch_uncaught, configure
 
 
 @pytest.fixture
@@ -74,9 +76,52 @@ def test_a_traceback_is_one_key_of_one_line(lines):
     try:
         raise ValueError("two\nlines")
     except ValueError:
-        ours.exception("lane_failed message_id=%s", 1)
+        logging.getLogger("their.app").exception("it failed")
     (line,) = lines()
     assert line["exception"].startswith("Traceback") and "ValueError: two\nlines" in line["exception"]
+
+
+def test_a_traceback_of_our_own_lines_says_where_and_what_kind_but_repeats_no_text(lines):
+    def deep(text):
+        try:
+            raise KeyError(text)
+        except KeyError as cause:
+            error = ExceptionGroup(text, [ValueError(text), ExceptionGroup(text, [TypeError(text)])])
+            error.add_note(text)
+            raise error from cause
+
+    payload = "a payload"
+    try:
+        deep(payload)
+    except ExceptionGroup:
+        ours.critical("hook_failed hook=%s", "x", exc_info=True)
+        ours.critical("child_failed pid=%d", 1, exc_info=True)
+    hook, child = (line["exception"] for line in lines())
+    assert "a payload" not in hook and "a payload" in child
+    assert [name in hook for name in ("KeyError", "ExceptionGroup", "ValueError", "TypeError", "in deep", "direct cause")] == [True] * 6
+
+
+def test_what_python_would_print_itself_is_a_line(lines):
+    class Leaving:
+        def __del__(self):
+            raise ValueError("a payload")
+
+    before = threading.excepthook, sys.unraisablehook
+    catch_uncaught()
+    try:
+        Leaving()
+        thread = threading.Thread(target=int, args=("a payload",), name="a payload")
+        thread.start()
+        thread.join()
+        warnings.warn("of +250788123456", stacklevel=1)
+    finally:
+        threading.excepthook, sys.unraisablehook = before
+        logging.captureWarnings(False)
+    ignored, failed, warned = lines()
+    assert (ignored["event"], ignored["error_class"]) == ("exception_ignored", "ValueError") and "__del__" in ignored["exception"]
+    assert (failed["event"], failed["thread"]) == ("thread_failed", None) and failed["exception"].endswith("ValueError")
+    assert warned["logger"] == "py.warnings" and "+250788***456" in warned["event"]
+    assert "payload" not in str(lines()).replace('ValueError("a payload")', "")
 
 
 def test_a_disabled_level_formats_nothing(lines):
@@ -107,7 +152,7 @@ def test_what_a_handler_lets_slip_is_masked_in_values_exceptions_and_their_cause
         except ValueError as cause:
             raise RuntimeError("ann@example.com: password=hunter2") from cause
     except RuntimeError:
-        ours.exception("lane_failed message_id=%s error_class=%s", 1, "RuntimeError")
+        logging.getLogger("their.app").exception("it failed")
     logging.getLogger("their.app").warning("sent to %s with %s", "+250788123456", "Bearer abcdefghijkl")
     structlog.get_logger("own").info("own_event", to="+250788123456", api_key="k")
     text = str(lines())
@@ -120,7 +165,7 @@ def test_what_a_handler_lets_slip_is_masked_in_values_exceptions_and_their_cause
 def test_a_record_that_cannot_be_rendered_is_one_line_without_its_content(lines, capsys):
     (handler,) = [handler for handler in logging.getLogger().handlers if type(handler).__module__ == "worker.observe.logging"]
     handler.handle(logging.LogRecord("their.app", logging.WARNING, "", 0, "two %s %s", ("secret-value",), None))
-    assert lines()[-1]["event"] == "log_line_failed"
+    assert lines()[-1]["event"] == "log_line_failed" and lines()[-1]["timestamp"].endswith("Z")
     assert "secret-value" not in capsys.readouterr().err
 
 

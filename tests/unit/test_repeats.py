@@ -61,10 +61,28 @@ def test_other_events_and_other_loggers_are_not_held_back(written):
     assert len(written()) == MOST + 2
 
 
-def test_critical_lines_always_pass(written):
+def test_critical_lines_are_held_back_as_well(written):
+    """A middleware that fails for each message is one piece of news."""
     for _ in range(MOST * 2):
-        ours.critical("lane_failed")
-    assert len(written()) == MOST * 2
+        ours.critical("hook_failed hook=%s", "after_ack")
+    assert len(written()) == MOST
+
+
+def test_a_finalizer_that_logs_while_a_line_is_filtered_does_not_stop_its_thread(written, clock):
+    """Garbage collection may run anywhere, also while the lock is held."""
+
+    class Moment(float):
+        logged = False
+
+        def __lt__(self, other):
+            if not Moment.logged:
+                Moment.logged = True
+                ours.info("logged_inside")
+            return float(self) < other
+
+    clock.now = Moment(clock.now)
+    ours.info("logged_outside")
+    assert sorted(written()) == ["logged_inside", "logged_outside"]
 
 
 def test_what_was_left_out_is_said_at_the_end(written):

@@ -1,8 +1,9 @@
 """Every event that a packhorse process logs: its level and its keys, always all of them (SPEC P8, O3).
 
 tests/unit/test_events.py reads every call of a logger below worker/ and compares; docs/observability.md lists
-the same. Keys that a line may have besides: `note` (fixed text), `exception` (a masked traceback), and, inside a
-handler, `message_id`, `actor`, `attempt`, `correlation_id`, and, inside a span, `trace_id`, `span_id`. Level `varies`: the meaning says how.
+the same. Keys that a line may have besides: `note` (fixed text), `exception` (a traceback; without the texts of
+exceptions but in child_failed), and, inside a handler, `message_id`, `actor`, `attempt`, `correlation_id`, and, inside
+a span, `trace_id`, `span_id`. Level `varies`: the meaning says how.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ EVENTS: dict[str, Event] = {
     "hook_failed": Event("critical", ("hook",), "A hook of a middleware raised; the next one runs."),
     "lane_failed": Event("critical", ("message_id", "error_class"), "The runtime itself failed on a message; the thread goes on."),
     # -- a worker process
+    "exception_ignored": Event("error", ("error_class",), "A finalizer raised, in the code of a handler or of a library."),
     "worker_started": Event("info", ("worker_id", "pid", "queues", "threads"), "A process is registered and works."),
     "worker_stopped": Event("info", ("worker_id", "drain_seconds", "exit_code"), "A process has drained."),
     "worker_recycled": Event("info", ("worker_id", "messages", "memory_mib"), "A process ends after max_messages or above max_memory_mib."),

