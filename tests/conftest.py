@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,20 +16,25 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in [name for name in os.environ if name.startswith("PACKHORSE_") or name == "DATABASE_URL"]:
     del os.environ[name]
+# hundreds of programs are started: without bytecode each would compile the package again, and each process of a run all tests
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 from tests.support.postgres import Database, Server, available_servers, open_for_everyone  # noqa: E402
 from tests.support.workers import Daemon, Ledger  # noqa: E402
 
 SERVERS = available_servers()
 _running: dict[str, Server] = {}
+_starting = threading.Lock()
 
 
 def _server(name: str) -> Server:
-    if name not in _running:
-        if name.startswith("embedded"):
-            open_for_everyone(SERVERS[name])
-        _running[name] = Server(name, SERVERS[name])
-    return _running[name]
+    with _starting:
+        if name not in _running:
+            if name.startswith("embedded"):
+                open_for_everyone(SERVERS[name])
+            _running[name] = Server(name, SERVERS[name])
+        return _running[name]
 
 
 #: What starts programs for each test, or belongs to an optional part: left to the full ring.
@@ -39,21 +46,40 @@ FULL_RING = (
 FAST_RING = ("integration/test_cli_documented.py", "integration/test_cli_logging.py")
 
 
+def _only_in_full_ring(path: Path) -> bool:
+    place = path.relative_to(Path(__file__).parent).as_posix() + "/"
+    return place.startswith(FULL_RING) and not place.startswith(FAST_RING)
+
+
+def _is_fast_ring(config: pytest.Config) -> bool:
+    return bool(config.option.markexpr == "not slow")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The fast ring does not even import what it leaves out."""
+    return (_is_fast_ring(config) and _only_in_full_ring(collection_path)) or None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The fast ring asks one PostgreSQL and starts few programs; the full ring does everything."""
     for item in items:
-        place = item.path.relative_to(Path(__file__).parent).as_posix()
         call = getattr(item, "callspec", None)
         of_the_system = call is not None and str(call.params.get("any_server", "")).startswith("system")
-        if of_the_system or (place.startswith(FULL_RING) and not place.startswith(FAST_RING)):
+        if of_the_system or _only_in_full_ring(item.path):
             item.add_marker(pytest.mark.slow)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _stop_servers() -> Iterator[None]:
-    yield
-    for server in _running.values():
-        server.close()
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """A process of a whole run needs its servers: they start while it collects, and are old enough for rescue when they are asked."""
+    if hasattr(session.config, "workerinput"):
+        for name in list(SERVERS)[: 1 if _is_fast_ring(session.config) else None]:
+            threading.Thread(target=_server, args=(name,), name=f"start {name}").start()
+
+
+def pytest_sessionfinish() -> None:
+    with _starting:
+        for server in _running.values():
+            server.close()
 
 
 @pytest.fixture(scope="session")
