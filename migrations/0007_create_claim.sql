@@ -12,8 +12,8 @@
 --
 -- Claim cursor. Under an old snapshot every claimed row leaves a dead entry at the left end of the
 -- index. A worker therefore passes where it was (p_cursor) and starts there; now and then, and
--- whenever it finds less than it asked for, it passes null and looks from the start: late commits and
--- released messages are found then.
+-- whenever it finds less than it asked for, it looks from the start, in slices (p_until) when that is
+-- far: late commits and released messages are found then.
 --
 -- Plans. A worker that starts on an empty queue caches plans made for an empty table, where reading all of
 -- it is the cheapest, and keeps them while a million rows arrive. So the functions that callers call set
@@ -187,12 +187,12 @@ comment on function pick_promoted_messages(bigint[], text[], integer, text[], ti
   is 'Used by the claim: choose and lock messages whose conversation just went on.';
 
 create function pick_due_messages(
-  p_queue text, p_limit integer, p_types text[], p_since timestamptz[], p_suspects boolean, p_now timestamptz
+  p_queue text, p_limit integer, p_types text[], p_since timestamptz[], p_until timestamptz[], p_suspects boolean, p_now timestamptz
 ) returns bigint[]
 language plpgsql set search_path from current as $$
 -- Choose and lock up to p_limit messages that may start, by (priority, run_at, id); skips rows that
 -- others hold. Messages met on the way that wait behind their conversation become blocked.
--- p_since: ten times, where to start looking in each priority; null means from the beginning.
+-- p_since, p_until: ten times each, where to start and to end looking in each priority; null: not bounded.
 declare
   v_picked bigint[] := '{}';
   v_found bigint[];
@@ -236,6 +236,7 @@ begin
           and m.priority = level.priority
           and m.run_at <= p_now
           and m.run_at >= coalesce(p_since[level.priority], '-infinity')
+          and m.run_at < coalesce(p_until[level.priority], 'infinity')
           and (m.expires_at is null or m.expires_at > p_now)
           and (p_types is null or m.message_type = any (p_types))
           and (m.concurrency_key is null or m.concurrency_key <> all (v_full_keys))
@@ -282,5 +283,5 @@ begin
   return v_picked;
 end
 $$;
-comment on function pick_due_messages(text, integer, text[], timestamptz[], boolean, timestamptz)
+comment on function pick_due_messages(text, integer, text[], timestamptz[], timestamptz[], boolean, timestamptz)
   is 'Used by the claim: choose and lock the messages of one queue that may start.';

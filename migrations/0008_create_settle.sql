@@ -150,7 +150,8 @@ create function complete_and_claim_messages(
   p_types    text[]        default null,
   p_cursor   timestamptz[] default null,
   p_suspects boolean       default false,
-  p_first    bigint[]      default '{}'
+  p_first    bigint[]      default '{}',
+  p_until    timestamptz[] default null
 ) returns setof claimed_message
 language plpgsql set search_path from current set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan as $$
@@ -161,8 +162,9 @@ language plpgsql set search_path from current set enable_seqscan = off set jit =
 --   suspect  messages that crashed a process could start: claim them alone, with p_suspects = true
 --   next     fewer than p_limit were due; the next one will be at run_at (which created_at repeats)
 -- p_queues in order of preference; p_limit 0..10000; p_types null means every type;
--- p_cursor: ten timestamps per queue (one per priority), see the head of 0007. p_first: messages to look at
--- first; those whose conversation goes on with this very call are among them anyway.
+-- p_cursor, p_until: ten timestamps per queue (one per priority), look from there up to, not including, there;
+-- null looks from the start and without an end, see the head of 0007. p_first: messages to look at first;
+-- those whose conversation goes on with this very call are among them anyway.
 declare
   v_now timestamptz;
   v_done record;
@@ -171,6 +173,7 @@ declare
   v_some bigint[];
   v_want integer;
   v_since timestamptz[];
+  v_until timestamptz[];
   v_index integer := 0;
   v_queue text;
   v_next timestamptz;
@@ -201,10 +204,11 @@ begin
   foreach v_queue in array p_queues loop
     exit when p_limit <= cardinality(v_ids);
     v_since := p_cursor[v_index * 10 + 1 : v_index * 10 + 10];
+    v_until := p_until[v_index * 10 + 1 : v_index * 10 + 10];
     v_index := v_index + 1;
     v_want := queue_allowance(v_queue, p_limit - cardinality(v_ids), v_now);
     continue when v_want <= 0;
-    v_some := pick_due_messages(v_queue, v_want, p_types, v_since, p_suspects, v_now);
+    v_some := pick_due_messages(v_queue, v_want, p_types, v_since, v_until, p_suspects, v_now);
     if cardinality(v_some) > 0 then
       update queues q set rate_tokens = rate_tokens_at(q, v_now) - cardinality(v_some), rate_refilled_at = v_now
       where q.name = v_queue and q.rate_limit is not null;
@@ -273,8 +277,8 @@ begin
   end if;
 end
 $$;
-comment on function complete_and_claim_messages(bigint[], bigint[], uuid, text[], integer, interval, text[], timestamptz[], boolean, bigint[])
-  is 'Complete these, claim those: one round trip and one commit.';
+comment on function complete_and_claim_messages(bigint[], bigint[], uuid, text[], integer, interval, text[], timestamptz[], boolean, bigint[],
+  timestamptz[]) is 'Complete these, claim those: one round trip and one commit.';
 
 create function claim_messages(
   p_holder   uuid,

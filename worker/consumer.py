@@ -83,9 +83,9 @@ class PostgresConsumer(Consumer):
         lease = self._broker.settings.lease_seconds
         try:
             with self._link.connection() as connection:
-                rows = store.complete_and_claim(connection, [], [], self._id, [self._queue], limit, self._lease, self._types(), None)
+                rows = store.complete_and_claim(connection, [], [], self._id, [self._queue], limit, self._lease, self._types())
                 if any(row[0] == "suspect" for row in rows) and not self._held:
-                    rows += store.complete_and_claim(connection, [], [], self._id, [self._queue], 1, self._lease, self._types(), None, True)
+                    rows += store.complete_and_claim(connection, [], [], self._id, [self._queue], 1, self._lease, self._types(), suspects=True)
         except StoreUnavailable as error:
             raise BrokerConnectionError(str(error)) from error
         except StoreConflict:

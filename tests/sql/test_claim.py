@@ -90,6 +90,20 @@ def test_a_cursor_skips_what_is_older_and_null_looks_from_the_start(sql: Sql) ->
     assert [lease.id for lease in sql.claim(10)] == [old]
 
 
+def test_a_claim_may_look_at_a_slice(sql: Sql) -> None:
+    """From p_cursor up to, not including, p_until, per queue and priority: what lies there is found, nothing else."""
+    sql.rows("select declare_queue('r')")
+    sql.enqueue(run_at="2020-01-01")
+    inside = sql.enqueue(run_at="2020-01-02")
+    sql.enqueue(run_at="2020-01-03")
+    sql.enqueue(run_at="2020-01-02", priority=4)
+    sql.enqueue("r", run_at="2020-01-02")
+    since = ["2020-01-02"] * 20
+    until = ["2020-01-01"] * 4 + ["2020-01-03"] + ["2020-01-01"] * 5 + ["-infinity"] * 10
+    assert sql.rows("select id from complete_and_claim_messages('{}', '{}', %s, '{q,r}', 10, p_cursor => %s::timestamptz[], "
+                    "p_until => %s::timestamptz[]) where outcome = 'claimed'", HOLDER, since, until) == [(inside,)]
+
+
 def test_each_queue_has_ten_places_of_its_own_in_the_cursor(sql: Sql) -> None:
     sql.rows("select declare_queue('r')")
     sql.enqueue("q", run_at="2020-01-01")

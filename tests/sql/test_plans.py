@@ -15,7 +15,7 @@ STATISTICS = ["fresh", "none", "stale"]
 #: Rows in the table, and what the planner knows of them.
 CASES = [pytest.param(0, "none", id="0")] + [pytest.param(10_000, statistics, id=f"10000-{statistics}") for statistics in STATISTICS] + [
     pytest.param(250_000, statistics, id=f"250000-{statistics}", marks=pytest.mark.slow) for statistics in ("fresh", "stale")]
-PICK: dict[str, object] = {"p_queue": "q", "p_types": None, "p_since": None, "p_now": "now", "v_want": BATCH, "v_picked": [],
+PICK: dict[str, object] = {"p_queue": "q", "p_types": None, "p_since": None, "p_until": None, "p_now": "now", "v_want": BATCH, "v_picked": [],
                            "v_full_keys": [], "v_stuck_keys": []}
 
 
@@ -78,6 +78,8 @@ def test_hot_statements_touch_their_batch_and_not_the_backlog(
     for generic in (True, False):
         for variant in ({}, {"p_types": ["effect"]}, {"p_since": ["2020-01-01"] * 10}):
             assert_proportional(run_plan(sql, pick(sql), PICK | variant, generic=generic), "message_queue_claim_idx")
+        behind = {"p_since": ["2020-01-01"] * 10, "p_until": ["2020-01-02"] * 10}
+        assert_proportional(run_plan(sql, pick(sql), PICK | behind, generic=generic), "message_queue_claim_idx", limit=10)
     leases = sql.claim(BATCH)
     values = {"p_ids": [lease.id for lease in leases], "p_tokens": [lease.token for lease in leases], "p_lease": "1 minute", "v_unkept": []}
     assert_proportional(run_plan(sql, done(sql), values), BY_ID)

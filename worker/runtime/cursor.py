@@ -1,55 +1,138 @@
-"""Where the next claim starts to look (migrations/0007): per queue and priority, the last run_at claimed.
+"""Where the next claim looks (migrations/0007): per queue and priority, the last run_at claimed.
 
-Under an old snapshot every claimed row leaves a dead entry at the left end of the claim index; a claim
-that starts at its cursor never walks them. What appears behind the cursor (late commits, released
-messages) is found by a look from the start: when a claim comes back short, and now and then. Such a
-look may cost its walk, so it is not repeated before FULL_LOOK_FACTOR times its own duration.
+Under an old snapshot every claimed row leaves a dead entry at the left end of the claim index, and whoever
+looks from the start walks them all. So a claim looks at the FRONT, from its cursor on. What appears
+behind the cursor (late commits, released messages) is found by a sweep from the start, now and then and
+whenever the front is short. Nobody waits for a sweep: it goes in slices, one claim each, cut where we
+claimed MARK_EVERY messages, so that each walks about as many dead entries; slices that turn out cheap are
+joined, down to a single look at everything, slices that turn out dear keep their distance.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 PRIORITIES = 10
-FULL_LOOK_SECONDS = 1.0
-FULL_LOOK_FACTOR = 100.0
+SWEEP_SECONDS = 1.0  # from the end of a sweep to the next one, at least
+SOON_SECONDS = 0.02  # the same when the front is short
+LOOK_FACTOR = 100.0  # a look at everything is not repeated before this many times its duration
+SLICE_FACTOR = 20.0  # the same for slices
+MARK_EVERY = 4_000
+CHEAP_SECONDS = 0.002
+DEAR_SECONDS = 0.004
+MAX_SPAN = 256
+NEVER = "-infinity"
+
+Bounds = list[str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The window of one claim: per queue and priority from `since` (None: the start) up to, not including, `until`.
+
+    front: it has no end, so what was just enqueued is in it. whole: after it, all that is due has been looked at.
+    """
+
+    since: Bounds | None
+    until: Bounds | None
+    front: bool
+    whole: bool
+
+
+#: Everything, from the start.
+ALL = Look(None, None, front=True, whole=True)
 
 
 class ClaimCursor:
     """Used by the pump thread only."""
 
     def __init__(self, queues: Iterable[str]) -> None:
-        self._since: dict[str, list[str | None]] = {queue: [None] * PRIORITIES for queue in queues}
-        self._next_full = 0.0
-        self.short = True  # the last claim came back short: nothing more is due
+        self._since: dict[str, Bounds] = {queue: [None] * PRIORITIES for queue in queues}
+        self._marks: list[str] = []  # ascending: where slices may be cut
+        self._unmarked = 0  # claimed since the last mark
+        self._at = 0  # the slice that is next starts at the mark before this one
+        self._span = 1  # and ends so many marks further
+        self._swept_seconds = 0.0
+        self._front_looked = False  # since the last sweep: with it, a sweep has seen everything
+        self._next_sweep = 0.0
 
-    def full_due(self) -> bool:
-        """Should the next claim look from the start?"""
-        return time.monotonic() >= self._next_full
+    def look(self, queues: list[str]) -> Look:
+        """What the next claim looks at; bounds for these queues, in this order."""
+        if time.monotonic() < self._next_sweep or (self._marks and not self._front_looked):
+            return Look([since for queue in queues for since in self._since[queue]], None, front=True, whole=False)
+        if not self._marks:
+            return ALL
+        return self._slice(queues)
 
-    def values(self, queues: list[str]) -> list[str | None]:
-        """The SQL argument for these queues, in this order."""
-        return [since for queue in queues for since in self._since[queue]]
+    def _slice(self, queues: list[str]) -> Look:
+        start = self._marks[self._at - 1] if self._at else None
+        end = self._at + self._span
+        last = end > len(self._marks)
+        until: Bounds = []
+        for queue in queues:
+            for since in self._since[queue]:
+                if since is None:
+                    until.append(NEVER)  # the front has not begun: it looks from the start itself
+                else:
+                    until.append(since if last else min(since, self._marks[end - 1]))
+        return Look([start] * len(until), until, front=False, whole=last)
 
-    def looked_from_start(self, took_seconds: float) -> None:
-        self._next_full = time.monotonic() + max(FULL_LOOK_SECONDS, took_seconds * FULL_LOOK_FACTOR)
+    def looked(self, look: Look, took_seconds: float, *, exhausted: bool) -> None:
+        """A claim has looked there. exhausted: it found less than it could take; took_seconds: without completions."""
+        now = time.monotonic()
+        if look.front:
+            self._front_looked = True
+            if look.whole:
+                self._next_sweep = now + max(SWEEP_SECONDS, took_seconds * LOOK_FACTOR)
+        elif not exhausted:
+            self._next_sweep = now  # there is more in this slice
+        else:
+            self._slice_done(look, took_seconds, now)
+
+    def _slice_done(self, look: Look, took_seconds: float, now: float) -> None:
+        self._swept_seconds += took_seconds
+        end = min(self._at + self._span, len(self._marks) + 1)
+        if took_seconds < CHEAP_SECONDS:
+            del self._marks[self._at : end - 1]  # the cuts inside it
+            end = self._at + 1
+            self._span = min(self._span * 2, MAX_SPAN)
+        elif took_seconds > DEAR_SECONDS:
+            self._span = max(1, self._span // 2)
+        self._at = end
+        if look.whole:
+            self._next_sweep = now + max(SWEEP_SECONDS, self._swept_seconds)
+            self._at, self._swept_seconds, self._front_looked = 0, 0.0, False
+        else:
+            self._next_sweep = now + took_seconds * SLICE_FACTOR
 
     def look_again_soon(self) -> None:
-        """A short claim: the next look starts at the left, but not in a tight loop."""
+        """The front is short: the next sweep, but not in a tight loop."""
         now = time.monotonic()
-        if self._next_full - now <= FULL_LOOK_SECONDS:  # else the last look was expensive: keep its distance
-            self._next_full = min(self._next_full, now + 0.02)
+        if self._next_sweep - now <= SWEEP_SECONDS:  # else the last look was dear: keep its distance
+            self._next_sweep = min(self._next_sweep, now + SOON_SECONDS)
 
     @property
-    def next_full(self) -> float:
-        """Monotonic time of the next look from the start."""
-        return self._next_full
+    def next_sweep(self) -> float:
+        """Monotonic time of the next look behind the front."""
+        return self._next_sweep
 
-    def advance(self, queue: str, priority: int, run_at: str, full: bool) -> None:
-        """A message with this run_at (text of the database, one time zone) was claimed. Backwards only by a look
-        from the start: the next message of a conversation, claimed by its id, is older than where we are."""
-        since = self._since[queue]
-        before = since[priority - 1]
-        if full or before is None or run_at > before:
-            since[priority - 1] = run_at
+    def claimed(self, look: Look, last: dict[tuple[str, int], str], count: int) -> None:
+        """These were claimed: per (queue, priority) the last run_at, as the database writes it in one time zone.
+
+        A look at everything may take the front back, for what it left is behind it; a slice is looked at again
+        until it is exhausted. The next message of a conversation, claimed by its id, takes nothing back either.
+        """
+        if not look.front:
+            return
+        for (queue, priority), run_at in last.items():
+            bounds = self._since[queue]
+            before = bounds[priority - 1]
+            if look.whole or before is None or run_at > before:
+                bounds[priority - 1] = run_at
+        self._unmarked += count
+        mark = max(last.values(), default="")
+        if self._unmarked >= MARK_EVERY and (not self._marks or mark > self._marks[-1]):
+            self._marks.append(mark)
+            self._unmarked = 0

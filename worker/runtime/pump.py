@@ -19,7 +19,7 @@ from worker.db.connection import DeadlineConnection
 from worker.db.pool import Link
 from worker.errors import StoreConflict, StoreError, StoreUnavailable
 from worker.messages import ClaimedMessage
-from worker.runtime.cursor import ClaimCursor
+from worker.runtime.cursor import ALL, ClaimCursor, Look
 from worker.runtime.lane import Lane
 from worker.runtime.meter import Meter
 from worker.runtime.outcomes import OutcomeLog
@@ -36,6 +36,9 @@ BUSY_REPEAT_SECONDS = 1.0
 SUSPECT_REPEAT_SECONDS = 1.0
 MAX_FIRST = 1000
 BUSY_RATE = 500  # messages per second from which batches are worth waiting for
+STATEMENT_SECONDS = 0.004  # no statement should take longer: it holds row locks, and others wait for the processor
+MAX_BATCH = 1000
+MIN_BATCH = 100  # below this the cost of a statement shows
 
 
 class Pump(Service):
@@ -75,6 +78,7 @@ class Pump(Service):
         self._rate_at = time.monotonic()
         self._rate_count = 0
         self._backlog = False
+        self._batch = 200  # messages that one statement completes, and claims, at most
         self._threshold = 1  # the pump wants to be woken when this many are finished
         self._waiting = False
         self._next_poll = 0.0
@@ -116,8 +120,10 @@ class Pump(Service):
         wanted = limit > 0 and (
             self._backlog or self._signalled or now >= self._next_poll or bool(self._done) or settled or self._suspect_turn_waits()
         )
-        if self._done or wanted:
-            self._exchange(self._done, limit if wanted else 0)
+        if wanted:
+            self._claim(min(limit, self._batch))
+        elif self._done:
+            self._exchange(self._done[: self._batch], 0, ALL)
         self.meter.publish()
         return self._pause()
 
@@ -180,23 +186,27 @@ class Pump(Service):
             logger.error("outcome_refused message_id=%s error=%s: its lease will run out", message.id, error)
             return "unstorable"
 
-    def _exchange(self, done: list[ClaimedMessage], limit: int) -> None:
+    def _claim(self, limit: int) -> None:
+        if self._suspect_turn():
+            self._exchange(self._done[: self._batch], 1, ALL, suspects=True)
+            return
+        look = self._cursor.look(self._queues)
+        # completions go with the front only: what a slice takes must be its own, and they can wait for a moment
+        self._exchange(self._done[: self._batch] if look.front else [], limit, look)
+
+    def _exchange(self, done: list[ClaimedMessage], limit: int, look: Look, *, suspects: bool = False) -> None:
         """Complete `done`, claim up to `limit`: one statement."""
-        suspects = limit > 0 and self._suspect_turn()
-        queues = self._queues
-        full = suspects or self._cursor.full_due()
-        cursor = None if full else self._cursor.values(queues)
         if self._lane.hooks.before_ack:
             for message in done:
                 self._emit_before("ack", message)
-        if limit:
+        if limit and look.front:
             self._signalled = False  # before the claim: what is signalled while it runs may not be in its snapshot
         before = time.monotonic()
         try:
             with self._link.connection() as connection:
                 rows = store.complete_and_claim(
-                    connection, [m.id for m in done], [m.lease_token for m in done], self._worker_id, queues,
-                    1 if suspects else limit, self._lease, self._types, cursor, suspects, self._first[:MAX_FIRST],
+                    connection, [m.id for m in done], [m.lease_token for m in done], self._worker_id, self._queues,
+                    limit, self._lease, self._types, look.since, look.until, suspects, self._first[:MAX_FIRST],
                 )
         except (StoreUnavailable, StoreConflict):
             self._signalled = True
@@ -207,18 +217,19 @@ class Pump(Service):
             self._claim_failed(limit, before)
             # the database refuses the statement: write them one by one, so that one at fault stops no other
             self._endings.extend(done)
-            self._done = []
+            del self._done[: len(done)]
             raise
         after = time.monotonic()
         self._completed(done, {row[1] for row in rows if row[0] == "lost"} if rows and rows[0][0] == "lost" else set())
-        self._take(rows, before + self._settings.lease_seconds, after, full)
+        self._take(rows, before + self._settings.lease_seconds, after, look)
         if self._lane.hooks.after_ack:
             for message in done:
                 self._emit("ack", message)
+        self._size_batches(len(done) + self._claimed, after - before)
         if limit:
             self.last_claim = after
             self.meter.claimed("hit" if self._claimed else "empty", after - before)
-            self._after_claim(self._claimed, limit, full, after - before, suspects)
+            self._after_claim(self._claimed, limit, look, after - before, suspects)
 
     _claimed = 0  # how many the last statement claimed
 
@@ -229,7 +240,7 @@ class Pump(Service):
 
     def _completed(self, done: list[ClaimedMessage], lost: set[int]) -> None:
         """The database has written these completions, but for those of `lost` (the first rows of its answer)."""
-        self._done = []
+        del self._done[: len(done)]
         for message in done:
             self.held.pop(message.id, None)
             message.settled = True
@@ -244,7 +255,7 @@ class Pump(Service):
         self._outcomes.done(done)
         self.meter.publish()  # before the next message starts: it may be the one that kills the process
 
-    def _take(self, rows: list[tuple[Any, ...]], lease_until: float, now: float, full: bool) -> None:
+    def _take(self, rows: list[tuple[Any, ...]], lease_until: float, now: float, look: Look) -> None:
         """Sort the answer: claimed messages to the lane, hints to the cursor."""
         claimed = []
         self._next_due = float("inf")
@@ -267,11 +278,10 @@ class Pump(Service):
             last: dict[tuple[str, int], str] = {}
             for message in claimed:
                 last[message.queue_name, message.priority] = message.run_at
-            for (queue, priority), run_at in last.items():
-                self._cursor.advance(queue, priority, run_at, full)
+            self._cursor.claimed(look, last, len(claimed))
             self._lane.put(claimed)
 
-    def _after_claim(self, count: int, limit: int, full: bool, took: float, suspects: bool) -> None:
+    def _after_claim(self, count: int, limit: int, look: Look, took: float, suspects: bool) -> None:
         """Learn from a claim whether there is a backlog, and when to look again."""
         now = time.monotonic()
         if suspects:
@@ -280,16 +290,15 @@ class Pump(Service):
             if not count:  # paused, limited or behind its conversation: do not ask again at once
                 self._suspects_not_before = now + SUSPECT_REPEAT_SECONDS
             return
-        if full:
-            self._cursor.looked_from_start(took)
-        self._backlog = count >= limit
+        self._cursor.looked(look, took, exhausted=count < limit)
+        self._backlog = count >= limit or (self._backlog and not look.front)
         if self._backlog:
             if now - self._busy_at > BUSY_REPEAT_SECONDS and self._rate > BUSY_RATE:
                 self._announce_busy(now)
             return
-        if not full:
+        if not look.whole:
             self._cursor.look_again_soon()
-            self._next_poll = min(now + self._settings.poll_seconds, max(now, self._cursor.next_full))
+            self._next_poll = min(now + self._settings.poll_seconds, max(now, self._cursor.next_sweep))
         elif count == 0 and now + WAKE_SECONDS / 2 > self._asleep_until and self._settings.listen:
             self._announce_sleep(now)
             self._next_poll = 0.0  # once more: a producer may have committed before it saw the announcement
@@ -311,6 +320,12 @@ class Pump(Service):
         self._asleep_until = 0.0
 
     # -- how much to hold -----------------------------------------------------------------------------
+    def _size_batches(self, count: int, took: float) -> None:
+        """Batches that fit into STATEMENT_SECONDS, by what statements cost lately; small ones say little."""
+        if count >= MIN_BATCH:
+            fitting = STATEMENT_SECONDS / took * count / 2  # it completes as many as it claims
+            self._batch = int(min(MAX_BATCH, max(MIN_BATCH, 0.8 * self._batch + 0.2 * fitting)))
+
     def _claim_limit(self) -> int:
         if self.draining or self.stopping:
             return 0
@@ -379,7 +394,7 @@ class Pump(Service):
             self._threshold = 1
             timeout = 0.05
         elif self._backlog and self._rate > BUSY_RATE:
-            self._threshold = max(1, min(self._capacity() // 3, 400))
+            self._threshold = max(1, min(self._capacity() // 3, self._batch))
             timeout = LINGER_SECONDS
         else:
             self._threshold = 1

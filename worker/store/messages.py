@@ -85,17 +85,18 @@ def wake_queues(connection: DeadlineConnection, queues: Sequence[str]) -> None:
 
 def complete_and_claim(
     connection: DeadlineConnection, ids: list[int], tokens: list[int], holder: UUID, queues: list[str], limit: int,
-    lease: str, types: list[str] | None, cursor: list[str | None] | None, suspects: bool = False,
-    first: list[int] | None = None,
+    lease: str, types: list[str] | None, since: list[str | None] | None = None, until: list[str | None] | None = None,
+    suspects: bool = False, first: list[int] | None = None,
 ) -> list[ClaimRow]:
     """Complete these, claim those: one round trip, one commit. Rows as in the statement `complete_and_claim`.
 
-    limit: 0..10000. lease: interval text. cursor: ten timestamp texts per queue, or None to look from the start.
+    limit: 0..10000. lease: interval text. since, until: ten timestamp texts per queue, one per priority; None looks
+    from the start, or without an end.
     first: messages whose conversation went on, to be looked at before all others.
     Source: migrations/0008_create_settle.sql
     """
     return connection.execute(
-        _COMPLETE_AND_CLAIM, (_array(ids), _array(tokens), holder, queues, limit, lease, types, cursor, suspects, _array(first or []))
+        _COMPLETE_AND_CLAIM, (_array(ids), _array(tokens), holder, queues, limit, lease, types, since, suspects, _array(first or []), until)
     ).fetchall()
 
 

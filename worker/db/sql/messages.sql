@@ -3,7 +3,8 @@
 select outcome, id, lease_token, queue, message_type, payload, options, priority, attempt, max_attempts, crashes,
   conversation_key, correlation_id, trace_context, run_at::text, date_part('epoch', clock_timestamp() - created_at),
   date_part('epoch', clock_timestamp() - run_at)
-from complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, %s, %s, %s, %s, %s::timestamptz[], %s, %s::bigint[]);
+from complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, %s, %s, %s, %s, %s::timestamptz[], %s, %s::bigint[],
+  %s::timestamptz[]);
 
 -- name: complete
 -- Complete messages; the ids that were completed.

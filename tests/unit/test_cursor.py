@@ -1,0 +1,168 @@
+"""Where claims look (SPEC W2, held snapshots): every sweep sees all that lies behind the front, whatever the slices cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worker.runtime import cursor as module
+from worker.runtime.cursor import MARK_EVERY, PRIORITIES, ClaimCursor, Look
+
+
+class Clock:
+    """The module's monotonic clock, moved by hand."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def text(moment: int) -> str:
+    return f"2026-01-01 {moment // 3600:02}:{moment // 60 % 60:02}:{moment % 60:02}+00"
+
+
+def contains(look: Look, moment: str, place: int = 4) -> bool:
+    since = look.since[place] if look.since else None
+    until = look.until[place] if look.until else None
+    return (since is None or moment >= since) and (until is None or (until != "-infinity" and moment < until))
+
+
+def run_front(cursor: ClaimCursor, clock: Clock, moments: range, count: int = MARK_EVERY) -> None:
+    """The front claims `count` messages at each of these moments; no sweep is due meanwhile."""
+    for moment in moments:
+        look = cursor.look(["q"])
+        assert look.front
+        cursor.claimed(look, {("q", 5): text(moment)}, count)
+        cursor.looked(look, 0.001, exhausted=False)
+
+
+def sweep(cursor: ClaimCursor, clock: Clock, costs: Any) -> list[Look]:
+    """All slices of the next sweep, taking these seconds one after the other."""
+    looks: list[Look] = []
+    for _ in range(10_000):
+        clock.now = max(clock.now, cursor.next_sweep)
+        look = cursor.look(["q"])
+        if look.front and not look.whole:
+            cursor.looked(look, 0.001, exhausted=True)
+            continue
+        looks.append(look)
+        cursor.looked(look, next(costs), exhausted=True)
+        if look.whole:
+            return looks
+    raise AssertionError("the sweep does not end")
+
+
+def test_the_first_look_is_at_everything(clock: Clock) -> None:
+    cursor = ClaimCursor(["q"])
+    assert cursor.look(["q"]) is module.ALL
+
+
+def test_a_look_at_everything_keeps_its_distance_by_its_cost(clock: Clock) -> None:
+    cursor = ClaimCursor(["q"])
+    cursor.looked(module.ALL, 0.5, exhausted=True)
+    cursor.look_again_soon()
+    assert cursor.next_sweep == 50.0
+
+
+def test_a_short_front_asks_for_the_next_sweep(clock: Clock) -> None:
+    cursor = ClaimCursor(["q"])
+    cursor.looked(module.ALL, 0.001, exhausted=True)
+    assert cursor.next_sweep == 1.0
+    cursor.look_again_soon()
+    assert cursor.next_sweep == module.SOON_SECONDS
+
+
+@given(st.lists(st.sampled_from([0.0005, 0.003, 0.02]), min_size=1, max_size=30), st.integers(1, 40), st.integers(1, 4))
+@settings(max_examples=200, deadline=None)
+def test_every_sweep_sees_everything_behind_the_front(costs: list[float], claims: int, sweeps: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock()
+        patch.setattr(module, "time", clock)
+        cursor = ClaimCursor(["q"])
+        cursor.looked(module.ALL, 0.001, exhausted=False)
+        moment = 0
+        for _ in range(sweeps):
+            run_front(cursor, clock, range(moment + 1, moment + claims + 1))
+            moment += claims
+            supply = iter(costs * 10_000)
+            looks = sweep(cursor, clock, supply)
+            front = cursor.look(["q"])
+            for late in range(moment + 2):
+                assert any(contains(look, text(late)) for look in [*looks, front]), text(late)
+            assert [look.whole for look in looks] == [False] * (len(looks) - 1) + [True]
+
+
+def test_a_dear_sweep_is_cut_where_messages_were_claimed(clock: Clock) -> None:
+    cursor = ClaimCursor(["q"])
+    cursor.looked(module.ALL, 0.001, exhausted=False)
+    run_front(cursor, clock, range(1, 9))
+    looks = sweep(cursor, clock, iter([0.01] * 100))
+    assert [(look.since[4], look.until[4]) for look in looks if look.since and look.until] == [
+        (None, text(1)), *[(text(moment), text(moment + 1)) for moment in range(1, 8)], (text(8), text(8))]
+    assert len(sweep(cursor, clock, iter([0.01] * 100))) == 9, "dear slices stay as they are"
+
+
+def test_cheap_slices_become_one_look_at_everything(clock: Clock) -> None:
+    cursor = ClaimCursor(["q"])
+    cursor.looked(module.ALL, 0.001, exhausted=False)
+    run_front(cursor, clock, range(1, 60))
+    sizes = [len(sweep(cursor, clock, iter([0.0001] * 100))) for _ in range(4)]
+    assert sizes[0] <= 7 and sizes[-1] == 1, sizes
+    clock.now = cursor.next_sweep
+    assert cursor.look(["q"]) is module.ALL
+
+
+def test_slices_rest_after_what_they_cost(clock: Clock) -> None:
+    cursor = ClaimCursor(["q"])
+    cursor.looked(module.ALL, 0.001, exhausted=False)
+    run_front(cursor, clock, range(1, 4))
+    clock.now = cursor.next_sweep
+    look = cursor.look(["q"])
+    cursor.looked(look, 0.003, exhausted=True)
+    assert cursor.next_sweep == pytest.approx(clock.now + 0.06)
+
+
+def test_a_slice_that_gave_all_it_was_asked_for_is_looked_at_again(clock: Clock) -> None:
+    cursor = ClaimCursor(["q"])
+    cursor.looked(module.ALL, 0.001, exhausted=False)
+    run_front(cursor, clock, range(1, 4))
+    clock.now = cursor.next_sweep
+    look = cursor.look(["q"])
+    cursor.claimed(look, {("q", 5): text(0)}, 100)
+    cursor.looked(look, 0.003, exhausted=False)
+    assert cursor.look(["q"]) == look
+    clock.now -= 1
+    assert cursor.look(["q"]).since == [None] * 4 + [text(3)] + [None] * 5, "a slice never takes the front back"
+
+
+def test_a_sweep_without_a_look_at_the_front_is_not_whole(clock: Clock) -> None:
+    """Without NOTIFY an idle worker finds a new message by its poll: the front belongs to each sweep."""
+    cursor = ClaimCursor(["q"])
+    cursor.looked(module.ALL, 0.001, exhausted=False)
+    run_front(cursor, clock, range(1, 4))
+    sweep(cursor, clock, iter([0.01] * 100))
+    clock.now = cursor.next_sweep + 10
+    assert cursor.look(["q"]).front
+
+
+def test_priorities_and_queues_keep_their_own_front(clock: Clock) -> None:
+    cursor = ClaimCursor(["a", "b"])
+    cursor.looked(module.ALL, 0.001, exhausted=False)
+    look = cursor.look(["a", "b"])
+    cursor.claimed(look, {("b", 1): text(7), ("a", 10): text(3)}, 2)
+    since = cursor.look(["a", "b"]).since
+    assert since is not None
+    assert {place: moment for place, moment in enumerate(since) if moment} == {PRIORITIES - 1: text(3), PRIORITIES: text(7)}
+    cursor.claimed(look, {("b", 1): text(6)}, 1)
+    assert cursor.look(["a", "b"]).since == since, "a message that was claimed by its id takes nothing back"
