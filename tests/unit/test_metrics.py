@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 import time
 from array import array
 from types import SimpleNamespace
@@ -107,6 +108,20 @@ def test_a_wait_counts_when_the_handler_starts_not_when_it_ends():
     buckets = [found["message_wait_seconds_bucket", (("le", le), ("queue", "q0"))] for le in ("0.1", "1.0", "10.0", "60.0", "+Inf")]
     assert buckets == [1, 1, 2, 2, 3], "counted once"
     assert slot.starts == 3 and not slot.begun, "nothing is kept"
+
+
+def test_no_start_is_lost_or_counted_twice_while_handler_threads_begin_messages():
+    board, slots, each = Board(1), [Slot(index, RunningIds(4)) for index in range(4)], 5000
+    meter = Meter(board.slabs[0], ["q0"], ["a0"], slots, lambda: 0)
+    threads = [threading.Thread(target=lambda slot=slot: [slot.enter(a_message(), 1.0) for _ in range(each)]) for slot in slots]
+    for thread in threads:
+        thread.start()
+    seen = [0.0]
+    while any(thread.is_alive() for thread in threads):
+        meter.publish()
+        seen.append(rendered(board)["message_wait_seconds_count", (("queue", "q0"),)])
+    meter.publish()
+    assert seen == sorted(seen) and rendered(board)["message_wait_seconds_count", (("queue", "q0"),)] == 4 * each
 
 
 def test_a_handler_that_does_not_end_has_taken_all_the_time_since_it_started():
