@@ -33,7 +33,7 @@ def one(server: Server) -> Iterator[Database]:
 
 def emptied(database: Database) -> Database:
     """The same database as it was after its migrations: no rows, one queue with default settings."""
-    with database.connect(admin=True) as connection:
+    with database.session() as connection:
         names = [row[0] for row in connection.execute(_TABLES)]
         # truncate makes new files, even of an empty table: only what holds rows
         look = sql.SQL(" union all ").join(sql.SQL("select {} where exists (select from {})").format(name, sql.Identifier(name)) for name in names)

@@ -13,7 +13,9 @@ import signal
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg
@@ -144,6 +146,7 @@ class Database:
 
     server: Server
     name: str
+    _idle: list[psycopg.Connection] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def url(self) -> str:
@@ -156,9 +159,35 @@ class Database:
     def connect(self, *, admin: bool = False, **options: object) -> psycopg.Connection:
         return psycopg.connect(self.admin_url if admin else self.url, autocommit=True, **options)  # type: ignore[arg-type]
 
+    @contextmanager
+    def session(self) -> Iterator[psycopg.Connection]:
+        """A connection as the owner, in the state of a new one; kept for the next who asks: a new one costs more than most queries."""
+        connection = self._kept() or self.connect(admin=True, prepare_threshold=None)
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        if self._idle:  # threads asked at once: tests that count sessions shall see one of ours at most
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+    def _kept(self) -> psycopg.Connection | None:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return None
+        try:
+            connection.execute("discard all")
+        except psycopg.OperationalError:  # cut by a test, or its server was restarted
+            connection.close()
+            return None
+        return connection
+
     def query(self, statement: str, *params: object, admin: bool = True) -> list[tuple]:
-        """Rows of one statement on a connection of its own."""
-        with self.connect(admin=admin) as connection:
+        """Rows of one statement, outside of the test's own connections."""
+        with self.session() if admin else self.connect() as connection:
             cursor = connection.execute(statement, params or None)
             return cursor.fetchall() if cursor.description else []
 
@@ -166,6 +195,8 @@ class Database:
         return self.query(statement, *params)[0][0]
 
     def drop(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
         self.server.command("drop database if exists {} with (force)", self.name)
 
 
