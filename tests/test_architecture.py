@@ -17,7 +17,7 @@ LAYERS: list[tuple[int, tuple[str, ...]]] = [
     (2, ("worker.store",)),
     (3, ("worker.messages", "worker.encoding", "worker.enqueue", "worker.context", "worker.settle", "worker.middleware", "worker.backends",
          "worker.embedded", "worker.redrive", "worker.broker", "worker.consumer", "worker.heartbeat", "worker.runtime",
-         "worker.doctor")),
+         "worker.doctor", "worker.adopt")),
     (4, ("worker.supervisor", "worker.child", "worker.watch", "worker.exporter", "worker.runtime.process")),
     (3, ("schedules",)),
     (4, ("schedules.actors",)),

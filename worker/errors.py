@@ -28,6 +28,14 @@ class MigrationError(WorkerError):
     """A migration could not be applied, or an applied one was changed afterwards."""
 
 
+class AdoptionRefused(MigrationError):
+    """What exists cannot be adopted as it is. `problems` holds every reason, one sentence each."""
+
+    def __init__(self, message: str, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__(message)
+
+
 class StoreError(WorkerError):
     """A database call failed."""
 

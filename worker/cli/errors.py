@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 
 from worker.errors import (
+    AdoptionRefused,
     ConfigError,
     InvalidArgument,
     MigrationError,
@@ -21,6 +22,7 @@ from worker.exits import EXIT_FAILED, EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_USAGE
 
 #: SQLSTATE -> what an operator can do about it.
 _HINTS = {
+    "42P07": "Tables of another system, or of ours without a record? `packhorse migrate adopt --dry-run` says what can be done",
     "25006": "This server is read-only (a replica?): connect to the primary",
     "42501": "Log in as a role that is in packhorse_worker, or as the schema's owner for migrations",
     "3D000": "Create the database, or correct DATABASE_URL",
@@ -78,6 +80,8 @@ def describe(error: WorkerError) -> Problem:
         return Problem("conflict", f"database: {error}", EXIT_FAILED, None, "Somebody else holds what this needs: run it again")
     if isinstance(error, StoreError):
         return Problem("rejected", f"database: {error}", EXIT_FAILED, None, _HINTS.get(error.sqlstate or ""))
+    if isinstance(error, AdoptionRefused):
+        return Problem("migration", str(error), EXIT_FAILED, problems=tuple(error.problems))
     if isinstance(error, MigrationError):
         return Problem("migration", str(error), EXIT_FAILED)
     if isinstance(error, EmbeddedError):

@@ -1,4 +1,4 @@
-"""packhorse migrate: up, status, check, down."""
+"""packhorse migrate: up, status, check, down; adopt is in migrate_adopt."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from worker.cli import migrate_adopt
 from worker.cli.common import MIGRATE_SECONDS, AsJson, Yes, confirmed, database
 from worker.cli.errors import describe, report, usage
 from worker.cli.render import print_json, print_rows
@@ -15,7 +16,8 @@ from worker.errors import SchemaMismatch
 from worker.exits import EXIT_OK, EXIT_SCHEMA
 from worker.store import installation
 
-app = typer.Typer(no_args_is_help=True, help="The schema: apply, list, check.")
+app = typer.Typer(no_args_is_help=True, help="The schema: apply, list, check, adopt.")
+app.command("adopt")(migrate_adopt.adopt_command)
 
 
 @app.command()

@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from worker.db.connection import DeadlineConnection
 from worker.db.errors import translated
 from worker.db.queries import sql
 from worker.errors import MigrationError, SchemaMismatch, StoreConflict
+
+T = TypeVar("T")
 
 MINIMUM_SERVER = 140000
 LOCK_WAIT_SECONDS = 60.0
@@ -139,19 +141,31 @@ def _apply(connection: DeadlineConnection, migration: Migration, report: Callabl
         return False
     if known is not None:
         raise MigrationError(f"{migration.name} was changed after it was applied; restore the file of the release")
+
+    def work() -> bool:
+        connection.execute(sql("migrations_table"))
+        if migration.name in applied(connection):
+            return False  # somebody else was faster
+        connection.execute(migration.text.encode(), prepare=False)
+        connection.execute(sql("migrations_record"), (migration.name, migration.checksum))
+        connection.execute(sql("migrations_readable"))
+        report(migration.name)
+        return True
+
+    return alone(connection, work)
+
+
+def alone(connection: DeadlineConnection, work: Callable[[], T]) -> T:
+    """What `work` returns, called in a transaction that holds the migrator's lock and waits for no other lock for long.
+
+    Raises StoreConflict, which names the holder, when another migrator keeps the lock for LOCK_WAIT_SECONDS.
+    """
     deadline = time.monotonic() + LOCK_WAIT_SECONDS
     while True:
         with translated(), connection.transaction():
             if connection.execute(sql("migrations_lock")).fetchone()[0]:  # type: ignore[index]
-                connection.execute(sql("migrations_table"))
-                if migration.name in applied(connection):
-                    return False  # somebody else was faster
                 connection.execute(sql("migrations_timeouts"))
-                connection.execute(migration.text.encode(), prepare=False)
-                connection.execute(sql("migrations_record"), (migration.name, migration.checksum))
-                connection.execute(sql("migrations_readable"))
-                report(migration.name)
-                return True
+                return work()
         if time.monotonic() > deadline:
             with translated():
                 holder = connection.execute(sql("migrations_lock_holder")).fetchone()

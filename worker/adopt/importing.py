@@ -1,0 +1,108 @@
+"""The rows of the old queue become messages: in batches, each one transaction with its entries in the ledger.
+
+The ledger gives every row the id of its message before the first one is written, so the order of conversations is the
+old one, and what is enqueued meanwhile comes after. A row without an outcome is to be done; a kill between two batches
+loses nothing and repeats nothing. Queues stand still until all of it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from worker.adopt.mapping import Draft, Mapping, draft, undecodable
+from worker.db import migrate
+from worker.db.connection import DeadlineConnection
+from worker.db.errors import translated
+from worker.errors import InvalidArgument, MigrationError, StoreRejected
+from worker.records import Row
+from worker.store import adoption as store
+from worker.store.adoption import Legacy
+
+#: Who paused a queue, as operators see it and as the import finds it again.
+OPERATOR = "packhorse migrate adopt"
+BATCH = 500
+
+
+def import_rows(
+    connection: DeadlineConnection, old: Legacy, legacy: str, mapping: Mapping, *, batch: int = BATCH, first: bool = True,
+    report: Callable[[int], Any] = lambda count: None,
+) -> dict[str, int]:
+    """Import what has not been imported; the account of all rows. first: let the queues stand still until the end.
+
+    report(count) after each batch. Raises MigrationError when the account does not add up, StoreError.
+    """
+    while True:
+        migrate.alone(connection, lambda: _fill(connection, old, legacy))
+        while count := migrate.alone(connection, lambda: _batch(connection, old, legacy, mapping, batch, first)):
+            report(count)
+        account = migrate.alone(connection, lambda: _finish(connection, old, legacy))
+        if account["missing"] == 0:
+            return account
+
+
+def _fill(connection: DeadlineConnection, old: Legacy, legacy: str) -> int:
+    store.hidden_rows_are_errors(connection)
+    return old.fill(connection, legacy)
+
+
+def _batch(connection: DeadlineConnection, old: Legacy, legacy: str, mapping: Mapping, limit: int, pause: bool) -> int:
+    """One batch; returns how many rows, 0 when none was left."""
+    store.hidden_rows_are_errors(connection)
+    drafts = [draft(row, mapping) for row in old.batch(connection, legacy, limit)]
+    for queue in sorted({made.queue for made in drafts if made.outcome not in ("finished", "gone")}):
+        store.hold_queue(connection, queue, pause=pause, operator=OPERATOR)
+    written = _write(connection, drafts)
+    if store.write_outcomes(connection, legacy, [_row(made) for made in written]) != len(drafts):
+        raise MigrationError("the ledger of the import changed under it; nothing of this batch was written. Run it again")
+    return len(drafts)
+
+
+def _write(connection: DeadlineConnection, drafts: list[Draft]) -> list[Draft]:
+    """Write a batch at once; when the server refuses a row, each on its own, and the refused ones as dead letters."""
+    try:
+        with connection.transaction():
+            _insert(connection, drafts)
+        return drafts
+    except (InvalidArgument, StoreRejected):
+        return [_write_one(connection, made) for made in drafts]
+
+
+def _write_one(connection: DeadlineConnection, made: Draft) -> Draft:
+    try:
+        with connection.transaction():
+            _insert(connection, [made])
+        return made
+    except (InvalidArgument, StoreRejected) as error:
+        if made.outcome == "undecodable":
+            raise
+        refused = undecodable(made, made.payload, str(error))
+        _insert(connection, [refused])
+        return refused
+
+
+def _insert(connection: DeadlineConnection, drafts: list[Draft]) -> None:
+    messages = [_row(made) for made in drafts if made.outcome == "message"]
+    dead = [_row(made) for made in drafts if made.outcome in ("dead_letter", "undecodable")]
+    with translated():
+        written = (store.write_messages(connection, messages) if messages else 0) + (store.write_dead_letters(connection, dead) if dead else 0)
+    if written != len(messages) + len(dead):
+        raise MigrationError("the database took fewer rows than it was given (a trigger on our tables?); nothing of this batch was written")
+
+
+def _finish(connection: DeadlineConnection, old: Legacy, legacy: str) -> dict[str, int]:
+    """The account; when nothing is missing in it, the import is finished and the queues go on."""
+    store.hidden_rows_are_errors(connection)
+    account = old.account(connection, legacy)
+    parts = sum(account[name] for name in ("messages", "dead_letters", "undecodable", "finished", "missing", "came_back"))
+    if parts != account["rows"]:
+        raise MigrationError(f"the account does not add up: {account['rows']} rows in the old table, {parts} accounted for")
+    if account["missing"] == 0:
+        store.finish_import(connection, legacy)
+        store.resume_queues(connection, OPERATOR)
+    return account
+
+
+def _row(made: Draft) -> Row:
+    return asdict(made)
