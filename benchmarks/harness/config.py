@@ -15,7 +15,7 @@ ALL_SYSTEMS = (
     "procrastinate",
     "graphile-worker",
 )
-ALL_METRICS = ("work", "enqueue", "pickup", "backlog", "snapshot", "idle", "memory", "maintenance")
+ALL_METRICS = ("work", "enqueue", "pickup", "backlog", "snapshot", "idle", "memory", "maintenance", "observability")
 HOME = Path(__file__).resolve().parent.parent
 
 

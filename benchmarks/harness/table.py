@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
@@ -61,6 +61,12 @@ def ratios(results: Results) -> Iterator[Ratio]:
             yield _inside(label, system, "snapshot", f"{count} last tenth", first)
     for variant in ("one-conversation", "one-conversation-unseen"):
         yield _inside(f"{variant}: with / without", "packhorse", "backlog", variant, "distinct-keys")
+    for processes in (1, 2):
+        for what in ("on", "on, a line per message"):
+            over, under = (Cell("packhorse", "observability", f"drain {which}", processes) for which in (what, "off"))
+            label = f"metrics and logs {what} / off, {processes} process{'es' if processes > 1 else ''}"
+            yield Ratio(f"drain, {label}", over, under)
+            yield Ratio(f"cpu of the worker, {label}", *(replace(cell, variant=f"{cell.variant}: cpu of the worker") for cell in (over, under)))
     for label, over, under in (
         ("drain beside retention / alone", "drain beside", "drain alone"),
         ("pickup p99 beside retention / alone", "pickup beside p99", "pickup alone p99"),

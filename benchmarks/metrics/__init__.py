@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.metrics import backlog, enqueue, idle, maintenance, pickup, snapshot, work
+from benchmarks.metrics import backlog, enqueue, idle, maintenance, observability, pickup, snapshot, work
 from benchmarks.metrics.base import Case, Measure
 
 
@@ -23,4 +23,6 @@ def cases(metrics: tuple[str, ...], snapshot_messages: tuple[int, ...]) -> list[
         found += [(case, idle.measure) for case in idle.CASES]
     if "maintenance" in metrics:
         found += [(case, maintenance.measure) for case in maintenance.CASES]
+    if "observability" in metrics:
+        found += [(case, observability.measure) for case in observability.CASES]
     return found

@@ -101,6 +101,8 @@ class Adapter(PostgresSystem):
         "maintenance/delete",
         "maintenance/partition",
         "maintenance/idle",
+        "observability/scrape",
+        "observability/drain",
         "idle/two-workers-ten-queues",
     }
 

@@ -1,7 +1,8 @@
 """The module of actors that `packhorse worker` is given: one actor, or one on each of ten queues.
 
 BENCH_QUEUES is the number of queues (1). BENCH_CLAIM_FILE times every claim statement of the process; it is
-set only where claim times are asked for, so the other runs are not instrumented.
+set only where claim times are asked for, so the other runs are not instrumented. BENCH_BLIND takes away what counts and
+logs outcomes: the worker to which one that does both is compared.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from benchmarks.harness.handler import chosen_handler
 QUEUE = "bench"
 ACTOR = "bench"
 QUEUES_VARIABLE = "BENCH_QUEUES"
+BLIND = "BENCH_BLIND"
 CLAIM = "claim_messages"
 """Part of the name of every SQL function that claims."""
 
@@ -51,6 +53,23 @@ def time_claims(log: ClaimLog) -> None:
     psycopg.Cursor.execute = timed  # type: ignore[method-assign]
 
 
+def blind() -> None:
+    """No counting for metrics, no look at the log level per outcome."""
+    from worker.runtime.meter import Meter
+    from worker.runtime.outcomes import OutcomeLog
+
+    def nothing(*_: Any) -> None:
+        pass
+
+    for kind, names in ((Meter, ("done", "finished", "finished_elsewhere", "claimed", "publish")), (OutcomeLog, ("done", "ended"))):
+        for name in names:
+            if not callable(getattr(kind, name)):
+                raise TypeError(f"{kind.__name__}.{name} is gone: nothing would be compared")
+            setattr(kind, name, nothing)
+
+
+if os.environ.get(BLIND):
+    blind()
 if os.environ.get(CLAIM_FILE):
     time_claims(ClaimLog.from_env())
 declare_actors(int(os.environ.get(QUEUES_VARIABLE) or 1))

@@ -1,0 +1,216 @@
+"""What do metrics and logs cost: a scrape beside a large table, and the throughput of a worker that is watched?
+
+`scrape`: GET /metrics of a running worker while `backlog` messages live on ten queues and the fleet's numbers are counted again and
+again. `drain`: no-op messages with metrics and logs as in production, beside a worker without either.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import psycopg
+
+from benchmarks.harness.config import Settings
+from benchmarks.harness.payload import NUMBER_MARK, SENT_MARK, TEMPLATE
+from benchmarks.harness.stats import median, percentile
+from benchmarks.metrics.base import Case, Number
+from benchmarks.systems.base import System
+from benchmarks.systems.postgres_base import PostgresSystem
+
+CASES = [Case("observability/scrape"), Case("observability/drain", processes=1), Case("observability/drain", processes=2)]
+QUEUES = 10
+SCRAPES = 400
+PAUSE_SECONDS = 0.02
+#: Counts of the fleet's numbers that fall into the scrapes, at least.
+COUNTED, MOST_SECONDS = 3, 120.0
+COUNTS = 5
+SCRAPE_SECONDS = 1.0
+#: Half due, half delayed, over all queues, which are paused: the worker beside it stays idle and they stay alive.
+FILL = """
+insert into message_queue (queue, message_type, payload, run_at, priority)
+select 'bench' || coalesce('_' || nullif(number %% %(queues)s, 0), ''), 'bench',
+  replace(replace(%(template)s, %(number_mark)s, number::text), %(sent_mark)s, '0')::jsonb,
+  clock_timestamp() + case when number %% 2 = 0 then interval '1 day' else interval '-1 minute' end, 1 + number %% 10
+from generate_series(1, %(count)s) as number
+"""
+DUE = """
+update fleet_statistics set refreshed_at = '-infinity'
+where ctid = any (array(select ctid from fleet_statistics for update skip locked))
+"""
+VARIANTS: Mapping[str, Mapping[str, str]] = {
+    "off": {"BENCH_BLIND": "1", "PACKHORSE_LOG_LEVEL": "error"},
+    "on": {"PACKHORSE_LOG_LEVEL": "info"},
+    "on, a line per message": {"PACKHORSE_LOG_LEVEL": "info", "PACKHORSE_LOG_OUTCOMES": "all"},
+}
+ORDER = ("off", "on", "on, a line per message", "on", "off")
+
+
+def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
+    """One case; only Packhorse lists these."""
+    assert isinstance(system, PostgresSystem), "only systems on Postgres list these cases"
+    if case.key == "observability/scrape":
+        yield from scrapes(system, settings)
+    else:
+        yield from drains(system, case, settings)
+
+
+def scrapes(system: PostgresSystem, settings: Settings) -> Iterator[Number]:
+    """Milliseconds of GET /metrics, and of one count of the fleet's numbers."""
+    port = free_port()
+    variables = {"BENCH_QUEUES": str(QUEUES), "PACKHORSE_METRICS_PORT": str(port), "PACKHORSE_FLEET_SECONDS": "1"}
+    workers = system.start(1, env=variables)
+    try:
+        fill(system, settings.backlog)
+        live = await_live(system, port, settings.backlog)
+        times, page, counted, age = list[float](), "", 0, float("inf")
+        deadline = time.monotonic() + MOST_SECONDS
+        while len(times) < SCRAPES or counted < COUNTED:
+            if len(times) % 40 == 0:
+                recount(system)  # in production a count rests twenty times as long as it took
+            if time.monotonic() > deadline:
+                raise RuntimeError("the fleet's numbers were not counted while the scrapes were measured")
+            began = time.perf_counter()
+            page = get(port)
+            times.append((time.perf_counter() - began) * 1000)
+            before, age = age, sample(page, "fleet_age_seconds")
+            counted += age < before
+            time.sleep(PAUSE_SECONDS)
+    finally:
+        workers.stop()
+    yield Number("observability", "live rows as the metrics tell", 1, live, "rows")
+    yield Number("observability", "series", 1, sum(not line.startswith("#") for line in page.splitlines()), "lines")
+    for share in (0.50, 0.99):
+        yield Number("observability", f"scrape p{share * 100:.0f}", 1, percentile(times, share), "ms")
+    yield Number("observability", "count of the fleet", 1, median([count(system) for _ in range(COUNTS)]), "ms")
+
+
+def drains(system: PostgresSystem, case: Case, settings: Settings) -> Iterator[Number]:
+    """Messages per second of each variant, and CPU of the worker's process tree per message.
+
+    There and back again: what the table becomes meets both sides alike.
+    """
+    size = settings.size(system.sizes.drain[case.processes])
+    found: dict[str, list[tuple[float, float]]] = {}
+    for variant in ORDER:
+        found.setdefault(variant, []).append(drain(system, case.processes, size, variant))
+    for variant, pairs in found.items():
+        rate, cpu = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
+        yield Number("observability", f"drain {variant}", case.processes, rate, "messages/s")
+        yield Number("observability", f"drain {variant}: cpu of the worker", case.processes, cpu, "us/message")
+
+
+def drain(system: PostgresSystem, processes: int, size: int, variant: str) -> tuple[float, float]:
+    """One drain by a fresh worker, all of whose processes count; watched variants are scraped meanwhile."""
+    port = free_port() if variant != "off" else 0
+    env = {**VARIANTS[variant], **({"PACKHORSE_METRICS_PORT": str(port)} if port else {})}
+    workers = system.start(processes, env=env)
+    try:
+        system.warm_up(workers)
+        with scraped(port):
+            cpu, started = workers.cpu_seconds(), system.load(workers, size)
+            took = system.wait_drained(workers) - started
+            return size / took, (workers.cpu_seconds() - cpu) / size * 1e6
+    finally:
+        workers.stop()
+
+
+@contextmanager
+def scraped(port: int) -> Iterator[None]:
+    """Prometheus, in a hurry: a scrape every SCRAPE_SECONDS until the end of the block; none for port 0. Raises what a scrape raised."""
+    over, failures = threading.Event(), list[Exception]()
+
+    def scrape() -> None:
+        while not over.wait(SCRAPE_SECONDS):
+            try:
+                get(port)
+            except OSError as error:
+                failures.append(error)
+
+    thread = threading.Thread(target=scrape, name="scrapes")
+    if port:
+        get(port)
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if port:
+            thread.join()
+    if failures:
+        raise failures[0]
+
+
+def fill(system: PostgresSystem, size: int) -> None:
+    """Live messages on paused queues, as some minutes after they came."""
+    parameters = {"template": TEMPLATE, "number_mark": NUMBER_MARK, "sent_mark": SENT_MARK, "queues": QUEUES, "count": size}
+    with psycopg.connect(system.store_url(), autocommit=True) as connection:
+        connection.execute("select pause_queue(name, 'benchmark') from queues")
+        connection.execute(FILL, parameters)
+        connection.execute("vacuum analyze message_queue")
+    system.server.admin.execute("checkpoint")
+
+
+def await_live(system: PostgresSystem, port: int, size: int) -> float:
+    """The number of live messages that the metrics tell, once it is about `size`; beyond a limit they are estimates."""
+    deadline = time.monotonic() + 120
+    while True:
+        recount(system)
+        values = re.findall(r"^packhorse_queue_messages\{.*\} (\S+)$", get(port), re.MULTILINE)
+        found = sum(map(float, values))
+        if 0.8 * size <= found <= 1.2 * size:
+            return found
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the metrics tell {found:,.0f} live messages instead of {size:,}")
+        time.sleep(1.0)
+
+
+def recount(system: PostgresSystem) -> None:
+    """Let the fleet's numbers be due, unless they are being counted."""
+    system.observing().execute(DUE)
+
+
+def count(system: PostgresSystem) -> float:
+    """Milliseconds of one count of everything that concerns the fleet, due at once."""
+    recount(system)
+    began = time.perf_counter()
+    (counted,) = system.observing().execute("select refresh_fleet_statistics('0 seconds')").fetchone() or (False,)
+    if not counted:
+        raise RuntimeError("nothing was counted")
+    return (time.perf_counter() - began) * 1000
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def get(port: int) -> str:
+    """One scrape, on a connection of its own; the exporter may still be starting."""
+    deadline = time.monotonic() + 10
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        try:
+            connection.request("GET", "/metrics")
+            answer = connection.getresponse()
+            page = answer.read().decode()
+            if answer.status != 200:
+                raise OSError(f"/metrics: status {answer.status}")
+            return page
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        finally:
+            connection.close()
+
+
+def sample(page: str, name: str) -> float:
+    """The value of a metric without labels; infinite as long as it is not there."""
+    found = re.search(rf"^packhorse_{name} (\S+)$", page, re.MULTILINE)
+    return float(found[1]) if found else float("inf")
