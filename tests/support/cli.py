@@ -1,4 +1,4 @@
-"""The real command line in a subprocess, as an operator or a script runs it."""
+"""The real command line in a process of its own, as an operator or a script runs it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support import prepared
 from tests.support.workers import ROOT
 
+TIMEOUT_SECONDS = 60
 COMMAND = [sys.executable, "-m", "worker.cli.main"]
 
 
@@ -49,12 +52,20 @@ class Cli:
 
     def __call__(self, *arguments: object, stdin: str | None = None, **environment: str) -> Ran:
         """Run to the end; no traceback may ever be shown."""
-        done = subprocess.run(
-            [*COMMAND, *map(str, arguments)], cwd=self.folder, env={**self.environment, **environment}, input=stdin if stdin is not None else "",
-            capture_output=True, text=True, timeout=60, check=False,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        return Ran(done.returncode, done.stdout, done.stderr)
+        complete = {**self.environment, **environment}
+        with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            given.write(stdin or "")
+            given.seek(0)
+            if prepared.knows(complete):
+                code = prepared.run(list(map(str, arguments)), self.folder, complete, (given, out, err), TIMEOUT_SECONDS)
+            else:
+                code = subprocess.run([*COMMAND, *map(str, arguments)], cwd=self.folder, env=complete, stdin=given, stdout=out, stderr=err,
+                                      timeout=TIMEOUT_SECONDS, check=False).returncode
+            out.seek(0)
+            err.seek(0)
+            ran = Ran(code, out.read(), err.read())
+        assert "Traceback" not in ran.err, ran.err
+        return ran
 
     def start(self, *arguments: object, output: Path) -> subprocess.Popen[bytes]:
         """Start in a process group of its own, both streams to a file."""
