@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.support import prepared
 from tests.support.cli import Cli
 from worker import __version__
 from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_USAGE
@@ -23,6 +24,15 @@ def cli(tmp_path, database):
 
 def test_version_is_printed(tmp_path):
     assert Cli(tmp_path)("--version").out.strip() == f"packhorse {__version__}"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["queue"], ["nonsense"], ["config", "show"], ["queue", "list", "--json"]], ids=" ".join)
+def test_a_command_of_a_prepared_python_does_what_a_fresh_one_does(tmp_path, arguments):
+    """tests/support/prepared.py, by which the other tests run commands. TZ is what it does not know: such a command is started anew."""
+    (tmp_path / "packhorse.toml").write_text("threads = 3\n")  # found in the folder of the command
+    cli = Cli(tmp_path)
+    assert prepared.knows(cli.environment) and not prepared.knows({**cli.environment, "TZ": "UTC"})
+    assert cli(*arguments) == cli(*arguments, TZ="UTC")
 
 
 def test_without_a_command_the_help_is_shown_and_the_exit_code_is_usage(tmp_path):
