@@ -60,6 +60,11 @@ class PostgresConsumer(Consumer):
     def _attend(self, message: ClaimedMessage, lease_held: bool) -> None:
         if not lease_held:
             message.lost = True
+            self._forget(message)
+
+    def _forget(self, message: ClaimedMessage) -> None:
+        """It is no longer held; its next attempt, which has the same id, may be."""
+        if self._held.get(message.id) is message:
             self._held.pop(message.id, None)
 
     def __next__(self) -> ClaimedMessage | None:
@@ -121,7 +126,7 @@ class PostgresConsumer(Consumer):
             message.failed = True
             self._broker.emit_after("nack", message)
         message.settled = True
-        self._held.pop(message.id, None)
+        self._forget(message)
         self._idle.set()
 
     def requeue(self, messages: Iterable[Any]) -> None:
@@ -134,7 +139,7 @@ class PostgresConsumer(Consumer):
         except StoreUnavailable as error:
             raise BrokerConnectionError(str(error)) from error
         for message in held:
-            self._held.pop(message.id, None)
+            self._forget(message)
 
     def close(self) -> None:
         self.requeue(self._ready)

@@ -272,7 +272,8 @@ class WorkerProcess:
         """Heartbeat: the lease of a held message is lost, or its cancellation was asked."""
         if not lease_held:
             message.lost = True
-            self.pump.held.pop(message.id, None)
+            if self.pump.held.get(message.id) is message:  # else the pump holds its next attempt by now
+                self.pump.held.pop(message.id, None)
         for slot in self.lane.slots:
             if slot.message is message:
                 slot.interrupt(message, CancelInterrupt if lease_held else LeaseInterrupt)
