@@ -2,6 +2,9 @@
 -- UPDATE or DELETE that names the state and the lease token; zero rows means "somebody else owns it".
 --
 -- Lock order everywhere: message rows by id, then blocked rows of their conversations.
+-- lock_timeout: a row that somebody keeps locked (an open psql session) stops the verb after half a second with
+-- an error, and the caller goes on with its other messages. A caller that gave up by its own clock would leave
+-- a session behind that waits on, and holds what it has locked already.
 -- Lock and duration: new objects only, milliseconds.
 
 create function promote_conversations(p_keys text[]) returns bigint[]
@@ -127,7 +130,7 @@ comment on function settle_done(bigint[], bigint[]) is 'Used by complete_message
 
 create function complete_messages(p_ids bigint[], p_tokens bigint[]) returns bigint[]
 language plpgsql set search_path from current set enable_seqscan = off set jit = off
-  set plan_cache_mode = force_generic_plan as $$
+  set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- running -> done for each pair of message id and lease token; returns the ids that were completed.
 -- An id that is missing from the answer was lost: its lease expired and somebody else owns it.
 -- Locks the message rows. Arrays of equal length, at most 10000, else PH001.
@@ -154,7 +157,7 @@ create function complete_and_claim_messages(
   p_until    timestamptz[] default null
 ) returns setof claimed_message
 language plpgsql set search_path from current set enable_seqscan = off set jit = off
-  set plan_cache_mode = force_generic_plan as $$
+  set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- Complete these, claim those: one round trip, one commit. Rows by (priority, run_at, id), `outcome` is
 --   claimed  a message, leased to p_holder until lease_expires_at
 --   lost     a completion came too late: only id and lease_token are set

@@ -55,7 +55,7 @@ create function schedule_message_retry(
   p_backoff_initial interval default null, p_backoff_max interval default null, p_backoff_multiplier double precision default null
 ) returns timestamptz
 language plpgsql set search_path from current set enable_seqscan = off set jit = off
-  set plan_cache_mode = force_generic_plan as $$
+  set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- running -> pending at now + delay, one UPDATE of the same row; null when the lease was lost.
 -- p_delay null: the queue's backoff (each part can be overridden); the attempt stays counted.
 -- A message whose cancellation was requested does not come back: it is cancelled.
@@ -137,7 +137,7 @@ create function bury_message(
   p_error_class text default null, p_error_message text default null, p_traceback text default null, p_frame text default null
 ) returns boolean
 language plpgsql set search_path from current set enable_seqscan = off set jit = off
-  set plan_cache_mode = force_generic_plan as $$
+  set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- Give the message up: it becomes a dead letter. With a token: a running message of that lease; without:
 -- one that does not run. False when it was not there or the lease was lost. p_reason is one of a closed
 -- set (say the rest in p_error_message), else PH001.
@@ -158,7 +158,7 @@ create function fail_message(
   p_backoff_initial interval default null, p_backoff_max interval default null
 ) returns text
 language plpgsql set search_path from current set enable_seqscan = off set jit = off
-  set plan_cache_mode = force_generic_plan as $$
+  set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- An attempt failed: 'retry' when attempts are left, 'dead' when not, 'cancelled' when that was requested
 -- in the meantime, 'lost' when the lease is gone.
 -- Attempts allowed: the message's own max_attempts, else p_max_attempts (the handler's), else the queue's.
@@ -188,7 +188,7 @@ comment on function fail_message(bigint, bigint, text, text, text, text, integer
 
 create function snooze_message(p_id bigint, p_token bigint, p_delay interval, p_reason text default null) returns boolean
 language plpgsql set search_path from current set enable_seqscan = off set jit = off
-  set plan_cache_mode = force_generic_plan as $$
+  set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- Later, and not a failure: running -> pending at now + p_delay, the attempt is given back.
 -- Null when the lease was lost. A message whose cancellation was requested is cancelled instead.
 declare
@@ -210,7 +210,7 @@ comment on function snooze_message(bigint, bigint, interval, text) is 'Later, no
 
 create function release_messages(p_ids bigint[], p_tokens bigint[]) returns integer
 language plpgsql set search_path from current set enable_seqscan = off set jit = off
-  set plan_cache_mode = force_generic_plan as $$
+  set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- Hand unstarted messages back: running -> pending, due as before, the attempt is given back. Returns how many.
 -- Those whose cancellation was requested are cancelled instead.
 declare
@@ -241,7 +241,7 @@ comment on function release_message(bigint, bigint) is 'Hand one unstarted messa
 
 create function extend_message_lease(p_id bigint, p_token bigint, p_lease interval default '5 minutes') returns timestamptz
 language plpgsql set search_path from current set enable_seqscan = off set jit = off
-  set plan_cache_mode = force_generic_plan as $$
+  set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- The lease goes on until now + p_lease (1 second to 1 day, else PH001); returns its end, null when it was
 -- lost. A HOT update.
 declare
@@ -305,7 +305,7 @@ create function cancel_message(
   p_id bigint, p_reason text default null, p_operator text default current_user, p_token bigint default null
 ) returns text
 language plpgsql set search_path from current set enable_seqscan = off set jit = off
-  set plan_cache_mode = force_generic_plan as $$
+  set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- Stop and do not retry. Returns 'cancelled' (it did not run), 'requested' (it runs: the worker interrupts
 -- the handler), 'gone' (nothing alive has this id). With p_token: the holder itself ends its message.
 begin

@@ -25,22 +25,29 @@ comment on function register_worker(uuid, text, integer, text, text[], text[], i
 create function beat_worker(
   p_id uuid, p_ids bigint[], p_tokens bigint[], p_lease interval, p_state text default 'running',
   p_done bigint default 0, p_failed bigint default 0
-) returns table (id bigint, lease_held boolean, cancel_requested boolean)
+) returns table (id bigint, lease_held boolean, renewed boolean, cancel_requested boolean)
 language plpgsql set search_path from current set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan as $$
 -- One heartbeat of a process: every held lease goes on until now + p_lease. Returns a row for each
--- message that needs attention: its lease is lost, or somebody asked to cancel it. Raises PH001.
--- Locks: the held rows (HOT updates) and the worker's own row.
+-- message that needs attention: its lease is lost, it was not renewed because somebody has locked its row (the
+-- others' leases must not end for that), or somebody asked to cancel it. Raises PH001.
+-- Locks: the held rows that nobody else has locked (HOT updates) and the worker's own row.
 begin
   perform check_lease(p_lease);
   return query
   with held as (
     update message_queue m set lease_expires_at = clock_timestamp() + p_lease
-    where m.id = any (p_ids) and m.lease_token = any (p_tokens) and m.state = 'running'
+    where m.id = any (array(
+        select l.id from message_queue l
+        where l.id = any (p_ids) and l.lease_token = any (p_tokens) and l.state = 'running'
+        for no key update skip locked))
+      and m.state = 'running'
     returning m.id, m.cancel_requested_at
   )
-  select a.id, h.id is not null, h.cancel_requested_at is not null
-  from unnest(p_ids) as a (id) left join held h on h.id = a.id
+  select a.id, h.id is not null or q.id is not null, h.id is not null, h.cancel_requested_at is not null
+  from unnest(p_ids) as a (id)
+  left join held h on h.id = a.id
+  left join message_queue q on q.id = a.id and q.lease_token = any (p_tokens) and q.state = 'running'
   where h.id is null or h.cancel_requested_at is not null;
   update workers w set last_seen_at = clock_timestamp(), state = p_state, running = cardinality(p_ids),
     done_total = p_done, failed_total = p_failed

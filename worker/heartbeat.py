@@ -80,14 +80,16 @@ class Heartbeat(Service):
             )
         self._on_beat()
         lost = {item.id for item in attention if not item.lease_held}
+        not_renewed = {item.id for item in attention if not item.renewed}
         cancelled = {item.id for item in attention if item.lease_held and item.cancel_requested}
         for message in old:
             if message.id in lost:
                 self._on_attention(message, False)
-            else:
+                continue
+            if message.id not in not_renewed:
                 message.lease_until = before + lease
-                if message.id in cancelled:
-                    self._on_attention(message, True)
+            if message.id in cancelled:
+                self._on_attention(message, True)
 
     def on_stop(self) -> None:
         self._link.close()

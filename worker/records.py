@@ -21,6 +21,7 @@ class Attention:
 
     id: int
     lease_held: bool
+    renewed: bool  # False although held: somebody has locked its row
     cancel_requested: bool
 
 

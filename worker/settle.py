@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import dramatiq
@@ -34,7 +35,7 @@ def settle(connection: DeadlineConnection, message: ClaimedMessage, broker: Any)
         case "fail":
             return _fail(connection, message, ending, broker)
         case "bury":
-            with connection.transaction():
+            with _together(connection, ending):
                 answer = "dead" if messages.bury(
                     connection, message.id, message.lease_token, ending.reason or "buried", ending.error_class,
                     ending.error_message, ending.traceback, ending.frame,
@@ -56,7 +57,7 @@ def settle(connection: DeadlineConnection, message: ClaimedMessage, broker: Any)
 
 
 def _fail(connection: DeadlineConnection, message: ClaimedMessage, ending: Ending, broker: Any) -> str:
-    with connection.transaction():
+    with _together(connection, ending):
         answer = messages.fail(
             connection, message.id, message.lease_token, ending.error_class or "Error", ending.error_message or "", ending.traceback,
             ending.frame, ending.max_attempts, ending.delay_seconds, ending.backoff_initial, ending.backoff_max,
@@ -64,6 +65,11 @@ def _fail(connection: DeadlineConnection, message: ClaimedMessage, ending: Endin
         if answer == "dead" and ending.on_exhausted:
             _send_exhausted(connection, message, ending, broker)
     return answer
+
+
+def _together(connection: DeadlineConnection, ending: Ending) -> AbstractContextManager[Any]:
+    """A transaction where there is more than one statement; a single one needs none, nor a savepoint in a batch."""
+    return connection.transaction() if ending.on_exhausted else nullcontext()
 
 
 def _send_exhausted(connection: DeadlineConnection, message: ClaimedMessage, ending: Ending, broker: Any) -> None:

@@ -63,7 +63,8 @@ def run_plan(sql: Sql, statement: Statement, values: dict[str, Any], *, generic:
 
 def prepare(sql: Sql, statement: Statement, name: str) -> None:
     for setting in statement.settings:
-        sql.rows(f"set {setting}")  # in a transaction that is rolled back, or for a session that is closed
+        key, value = setting.split("=", 1)
+        sql.rows(f"set {key} = '{value}'")  # in a transaction that is rolled back, or for a session that is closed
     types = ", ".join(TYPES[variable] for variable in statement.names)
     sql.connection.execute(f"prepare {name} ({types}) as {statement.text}".encode(), prepare=False)
 

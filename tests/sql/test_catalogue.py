@@ -23,6 +23,13 @@ def test_functions_that_run_as_their_owner_pin_the_search_path_and_put_temporary
         assert paths and paths[0].endswith("pg_temp") and "$user" not in paths[0], (name, settings)
 
 
+def test_no_verb_of_a_worker_waits_for_a_locked_row_for_longer_than_half_a_second(shared_database: Database) -> None:
+    verbs = ["complete_messages", "complete_and_claim_messages", "fail_message", "schedule_message_retry", "snooze_message", "release_messages",
+             "bury_message", "extend_message_lease", "cancel_message"]
+    rows = shared_database.query("select proname::text from pg_proc where proname::text = any (%s) and 'lock_timeout=500ms' = any (proconfig)", verbs)
+    assert sorted(row[0] for row in rows) == sorted(verbs)
+
+
 def test_everything_that_people_meet_is_commented(shared_database: Database) -> None:
     assert names(shared_database, f"select p.oid::regprocedure from pg_proc p join pg_namespace n on n.oid = p.pronamespace "
                                   f"where {OURS} and obj_description(p.oid, 'pg_proc') is null") == []

@@ -75,7 +75,7 @@ def test_a_stale_token_changes_nothing_and_is_told_so(sql: Sql, lose: Callable[[
     before = sql.snapshot()
     call, lost = VERBS[verb]
     answer = sql.value("select " + call.format(id=stale.id, token=stale.token))
-    assert answer == (f"({stale.id},f,f)" if verb == "beat" else lost)
+    assert answer == (f"({stale.id},f,f,f)" if verb == "beat" else lost)
     assert sql.snapshot() == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from uuid import UUID, uuid4
 
 import pytest
@@ -41,6 +42,19 @@ def test_a_beat_names_what_is_lost_and_what_is_to_be_cancelled(sql: Sql) -> None
     sql.crash(lost)
     sql.rows("select cancel_message(%s)", unwanted.id)
     assert sorted(beat(sql, kept, lost, unwanted)) == [(lost.id, False, False), (unwanted.id, True, True)]
+
+
+def test_a_beat_passes_over_a_row_that_somebody_has_locked(clients: Callable[..., Sql]) -> None:
+    """One open psql session must not end the leases of all other messages of the process."""
+    worker, operator = clients(), clients()
+    held = [worker.claimed() for _ in range(3)]
+    worker.rows("update message_queue set lease_expires_at = clock_timestamp() + interval '1 second'")
+    with operator.connection.transaction():
+        operator.rows("select from message_queue where id = %s for update", held[1].id)
+        assert worker.rows("select id, lease_held, renewed from beat_worker(%s, %s::bigint[], %s::bigint[], '1 minute')",
+                           HOLDER, [lease.id for lease in held], [lease.token for lease in held]) == [(held[1].id, True, False)]
+        assert worker.rows("select id from message_queue where lease_expires_at > clock_timestamp() + interval '50 seconds' order by id") == [
+            (held[0].id,), (held[2].id,)]
 
 
 def test_a_beat_records_state_and_counters(sql: Sql) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import dramatiq
 
@@ -86,3 +87,19 @@ def leaks(secret: str) -> str:
     """Fails with its payload in the text of the error, as careless code does."""
     note("start", "leaks")
     raise ValueError(f"cannot handle {secret}")
+
+
+@dramatiq.actor(queue_name="default", actor_name="works_late")
+def works_late(key: str) -> None:
+    """Ends when the file `.go` lies beside the ledger."""
+    note("start", key)
+    go = Path(os.environ["LEDGER"]).with_suffix(".go")
+    while not go.exists():
+        nap(0.02)
+
+
+@dramatiq.actor(queue_name="default", actor_name="fails_late")
+def fails_late(key: str) -> None:
+    """The same, and fails."""
+    works_late(key)
+    raise RuntimeError(f"{key} fails")

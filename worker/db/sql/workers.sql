@@ -4,7 +4,7 @@ select register_worker(%s, %s, %s, %s, %s, %s, %s, make_interval(secs => %s));
 
 -- name: beat_worker
 -- Extend every held lease; rows need attention.
-select id, lease_held, cancel_requested from beat_worker(%s, %s, %s, make_interval(secs => %s), %s, %s, %s);
+select id, lease_held, renewed, cancel_requested from beat_worker(%s, %s, %s, make_interval(secs => %s), %s, %s, %s);
 
 -- name: deregister_worker
 -- A worker process ended in good order.
