@@ -16,8 +16,8 @@ from tests.support.postgres import Database
 MARK, NUMBER = "qzxmark", 840275913
 FORGED = "forged_by_a_message"
 #: Values of a payload: its texts, its keys, its numbers.
-MARKS = re.compile(rf"{MARK}|{NUMBER}")
-PERSONAL = re.compile(r"25078\d{7}|user\d+@hostile|s3kr1t|sk_live_\d{8}")
+MARKS = re.compile(rf"{MARK}|(?<![\d.]){NUMBER}")
+PERSONAL = re.compile(r"(?<![\d.])25078\d{7}|user\d+@hostile|s3kr1t|sk_live_\d{8}")
 #: How a handler of tests/support/hostile_actors.py ends; the state of each in the end.
 ENDINGS = {
     "says": "done", "returns": "done", "warns": "done", "thread": "done", "finalizer": "done", "nosy": "done", "cancels": "cancelled",
