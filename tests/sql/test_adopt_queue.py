@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -19,6 +22,7 @@ from worker.db.connection import DeadlineConnection, connect
 from worker.errors import AdoptionRefused, ConfigError, StoreConflict, StoreError
 
 pytestmark = pytest.mark.slow  # each test applies all migrations
+DOCS = Path(__file__).parents[2] / "docs" / "adopting.md"
 NAMES = tuple(migration.name for migration in migrate.available())
 
 
@@ -45,7 +49,7 @@ def numbers(database: Database, table: str) -> list[int]:
 def test_every_row_becomes_what_it_should_and_the_account_adds_up(connection: DeadlineConnection, old: Database) -> None:
     old_queue.fill(old, 100)
     done = adopt(connection, Order())
-    assert done.account == {"rows": 100, "messages": 60, "dead_letters": 20, "undecodable": 0, "finished": 20, "missing": 0, "came_back": 0}
+    assert done.account == {"rows": 100, "messages": 60, "dead_letters": 20, "undecodable": 0, "finished": 20, "missing": 0, "later": 0, "came_back": 0}
     assert done.applied == NAMES
     migrate.check(connection)
     assert numbers(old, "message_queue") == [n for n in range(100) if n % 10 < 6]
@@ -146,7 +150,7 @@ def test_hostile_contents_become_dead_letters_one_by_one_and_nothing_else_suffer
         adopt(connection, Order())
     done = adopt(connection, Order(choices=Choices(words={"message_type": {"bad type!": "fine"}}), batch=7))
     connection.close()
-    assert done.account == {"rows": 24, "messages": 12, "dead_letters": 0, "undecodable": 12, "finished": 0, "missing": 0, "came_back": 0}
+    assert done.account == {"rows": 24, "messages": 12, "dead_letters": 0, "undecodable": 12, "finished": 0, "missing": 0, "later": 0, "came_back": 0}
     assert database.value("select count(*) from message_queue where payload = '{\"ok\": true}' and priority = 3") == 10
     kept = {row[0]: (row[1], row[2]) for row in database.query("select conversation_key, payload ->> 'legacy_payload', error_message from dead_letters")}
     for name, body in HOSTILE:
@@ -244,6 +248,32 @@ def test_producers_that_go_on_with_the_old_table_lose_nothing_when_the_command_i
     assert adopt(connection, Order()).account == again.account
 
 
+def test_producers_with_the_path_of_the_docs_are_not_refused_while_it_happens_and_lose_nothing(connection: DeadlineConnection, old: Database) -> None:
+    """docs/adopting.md, step 4 before step 3: the same connection inserts before, during and after the move."""
+    old_queue.fill(old, 50)
+    old.query("create schema packhorse_legacy")
+    stop, made = threading.Event(), []
+
+    def produce() -> None:
+        with old.connect(admin=True) as app:
+            app.execute("set search_path = packhorse_legacy, public")
+            while not stop.is_set():
+                app.execute("insert into message_queue (queue_name, job_type, payload) values ('mail', 'late', jsonb_build_object('made', %s::integer))",
+                            (len(made),))
+                made.append(len(made))
+                stop.wait(0.005)  # a producer, not a flood
+
+    producer = in_background(produce)
+    first = adopt(connection, Order(batch=10))
+    assert not stop.is_set() and old.query("select name from queues where paused_at is not null") == []
+    stop.set()
+    producer.result(20)
+    again = adopt(connection, Order())
+    assert first.account is not None and again.account is not None and again.account["later"] == 0
+    assert [row[0] for row in old.query("select (payload ->> 'made')::integer from message_queue where message_type = 'late' order by id")] == made
+    assert len(made) > 10
+
+
 def test_rows_that_the_old_side_finishes_or_deletes_meanwhile_are_not_imported(connection: DeadlineConnection, old: Database) -> None:
     old_queue.fill(old, 20)
 
@@ -255,7 +285,7 @@ def test_rows_that_the_old_side_finishes_or_deletes_meanwhile_are_not_imported(c
         old.query("delete from packhorse_legacy.message_queue where payload ->> 'n' = '15'")
 
     done = adopt(connection, Order(batch=5), step=change, report=delete)
-    assert done.account == {"rows": 19, "messages": 10, "dead_letters": 4, "undecodable": 0, "finished": 5, "missing": 0, "came_back": 0}
+    assert done.account == {"rows": 19, "messages": 10, "dead_letters": 4, "undecodable": 0, "finished": 5, "missing": 0, "later": 0, "came_back": 0}
     assert old.query("select legacy_id, outcome from packhorse_legacy.packhorse_import where outcome = 'gone'") == [("16", "gone")]
 
 
@@ -304,7 +334,13 @@ def test_nobody_else_reads_the_old_rows_or_the_ledger(connection: DeadlineConnec
 def test_the_way_back_is_the_way_that_is_printed(connection: DeadlineConnection, old: Database) -> None:
     old_queue.fill(old, 10)
     before = old.query("select * from message_queue order by id")
+    old.query("create table old_before as select id, status from message_queue")
     done = adopt(connection, Order())
+    old.query("select complete_messages(array[c.id], array[c.lease_token]) from claim_messages(gen_random_uuid(), array['chat'], 2, '1 minute') c")
+    assert old.value("select count(*) from message_archive") == 2
+    old.query(documented("update packhorse_legacy.message_queue"))
+    assert old.value("select count(*) from packhorse_legacy.message_queue where status = 'completed'") == 4
+    old.query("update packhorse_legacy.message_queue q set status = b.status from old_before b where b.id = q.id")
     while migrate.down(connection):
         pass
     for statement in done.way_back:
@@ -312,6 +348,18 @@ def test_the_way_back_is_the_way_that_is_printed(connection: DeadlineConnection,
     assert old.query("select * from message_queue order by id") == before
     assert old.value("select count(*) from get_next_queue_message('mail')") == 1
     assert old.value("select nextval('message_queue_id_seq')") == 11
+
+
+def documented(beginning: str) -> str:
+    """The statement of docs/adopting.md that begins like this."""
+    return next(part for part in re.findall(r"```sql\n(.*?)```", DOCS.read_text(), re.DOTALL) if beginning in part)
+
+
+def test_ids_of_webhooks_go_along_as_the_docs_say(connection: DeadlineConnection, old: Database) -> None:
+    old.query("insert into processed_messages values ('wamid.1', now()), ('wamid.2', now() - interval '30 days')")
+    adopt(connection, Order())
+    old.query(documented("insert into processed_messages"))
+    assert old.query("select is_new_message('wamid.1'), is_new_message('wamid.2')") == [(False, True)]
 
 
 def test_a_table_without_a_key_or_a_view_of_that_name_is_refused(any_server: Server) -> None:

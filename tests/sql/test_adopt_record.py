@@ -123,8 +123,12 @@ def test_half_a_migration_is_refused(blank: DeadlineConnection, empty: Database)
     empty.query("create table schedules (name text)")
     with pytest.raises(AdoptionRefused) as refused:
         adopt(blank, Order())
-    assert any("table schedules" in problem for problem in refused.value.problems)
+    assert len(refused.value.problems) == 1
+    assert re.search("table schedules has a name of ours .it lacks created_at, cron, .*different are name", refused.value.problems[0])
     assert empty.value("select to_regclass('packhorse_migrations')") is None
+    done = adopt(blank, Order(moved=("schedules",)))
+    assert (done.recorded, done.moved, done.applied) == (NAMES[:15], ("schedules",), NAMES[15:])
+    migrate.check(blank)
 
 
 def test_the_platform_is_adopted_when_it_is_named(blank: DeadlineConnection, empty: Database) -> None:
@@ -132,6 +136,20 @@ def test_the_platform_is_adopted_when_it_is_named(blank: DeadlineConnection, emp
     done = adopt(blank, Order(sets=("platform",)))
     assert done.recorded == tuple(migration.name for migration in migrate.available(sets=["platform"])) and done.applied == ()
     migrate.check(blank)
+
+
+def test_a_foreign_table_of_the_platform_is_refused_with_its_columns_and_moved_when_it_is_named(connection: DeadlineConnection, any_database: Database) -> None:
+    any_database.query("create table messages (id bigint primary key, phone integer, body text)")
+    any_database.query("insert into messages values (1, 2, 'kept')")
+    with pytest.raises(AdoptionRefused) as refused:
+        adopt(connection, Order(sets=("platform",)))
+    assert any(re.search("table messages has a name of ours .it lacks .*created_at.*different are .*phone.*--move messages", problem)
+               for problem in refused.value.problems), refused.value.problems
+    assert any_database.value("select count(*) from packhorse_migrations") == len(NAMES)
+    done = adopt(connection, Order(sets=("platform",), moved=("messages",)))
+    assert done.moved == ("messages",) and len(done.applied) > 5
+    migrate.check(connection)
+    assert any_database.query("select body from packhorse_legacy.messages") == [("kept",)]
 
 
 def test_a_record_that_this_code_does_not_know_is_refused(connection: DeadlineConnection, any_database: Database) -> None:

@@ -101,17 +101,16 @@ def _decide(connection: DeadlineConnection, order: Order, step: Callable[[str], 
     refuse(plan)
     if plan.case == "nothing":
         raise MigrationError("nothing to adopt: the schema has nothing of ours and nothing in the way. Run: packhorse migrate up")
+    moved: tuple[str, ...] = ()
     if plan.case == "move":
-        names = _move(connection, order, plan)
-        step(f"moved to {order.legacy}: {', '.join(names)}")
-        return (), names
-    if plan.case == "import":
-        return (), ()
+        moved = _move(connection, order, plan)
+        step(f"moved to {order.legacy}: {', '.join(moved)}")
+    if plan.comparison.recordable:
+        applied_now(connection, plan.comparison.recordable)
     names = tuple(migration.name for migration in plan.comparison.recordable)
-    applied_now(connection, plan.comparison.recordable)
     for name in names:
         step(f"recorded {name}")
-    return names, ()
+    return names, moved
 
 
 def _move(connection: DeadlineConnection, order: Order, plan: Plan) -> tuple[str, ...]:

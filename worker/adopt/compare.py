@@ -43,7 +43,8 @@ class Item:
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """What was found. `recorded`: names with a record; `recordable`: those whose objects are there, without one;
-    `pending`: those that make what is missing. `hindrances`: why nothing can be recorded; empty when it can."""
+    `pending`: those that make what is missing. `hindrances`: why nothing can be recorded; empty when it can. `in_the_way`: the
+    schema is whole as far as it goes, and the hindrances only have names that a pending migration wants."""
 
     recorded: tuple[str, ...]
     recordable: tuple[Migration, ...]
@@ -51,6 +52,7 @@ class Comparison:
     items: tuple[Item, ...]
     hindrances: tuple[Item, ...]
     notes: tuple[Item, ...]
+    in_the_way: bool = False
 
     @property
     def is_ours(self) -> bool:
@@ -71,19 +73,22 @@ def compare(connection: DeadlineConnection, sets: Iterable[str] = ()) -> Compari
     found = objects(connection)
     target = {key: definition for key, definition in snapshot.read(wanted).items() if key != _RECORD}
     items = [_item(key, definition, found) for key, definition in target.items()]
-    broken = [*_broken(connection), *_not_ours_to_change(connection, target)]
     notes = _extras(connection, found, target)
-    hindrances = [item for item in [*items, *broken] if item.state in ("missing", "differs")] + [n for n in notes if n.state == "differs"]
-    have = migrations if not [item for item in items if item.state != "identical"] else []
-    if not have and any(item.state == "identical" for item in items):
-        have, hindrances = _by_stages(connection, migrations, found, target, hindrances)
-        hindrances += [item for item in [*broken, *notes] if item.state == "differs" and item not in hindrances]
-    here = {migration.name for migration in have}
+    broken = [*_broken(connection), *_not_ours_to_change(connection, target), *(note for note in notes if note.state == "differs")]
+    have: list[Migration] = []
+    early: list[Item] = []
+    if all(item.state == "identical" for item in items):
+        have = migrations
+    elif any(item.state == "identical" for item in items):
+        have, early = _by_stages(connection, migrations, found, target)
+    names = {migration.name for migration in have}
     gone = [Item("migration", name, "differs", "is recorded, but what it makes is not all there", "packhorse doctor says what to mend")
-            for name in sorted(set(theirs) - here) if have]
+            for name in sorted(set(theirs) - names)] if have else []
+    hindrances = [*early, *broken, *gone] if have else [*(item for item in items if item.state != "identical"), *broken]
     return Comparison(
-        tuple(sorted(theirs)), tuple(m for m in have if m.name not in theirs), tuple(m.name for m in migrations if m.name not in here | set(theirs)),
-        tuple(items), tuple([*hindrances, *gone]), tuple(n for n in notes if n.state == "unknown"),
+        recorded=tuple(sorted(theirs)), recordable=tuple(m for m in have if m.name not in theirs),
+        pending=tuple(m.name for m in migrations if m.name not in names | set(theirs)), items=tuple(items), hindrances=tuple(hindrances),
+        notes=tuple(note for note in notes if note.state == "unknown"), in_the_way=bool(early) and not broken and not gone,
     )
 
 
@@ -115,9 +120,9 @@ def _item(key: tuple[str, str], definition: str, found: Objects) -> Item:
 
 
 def _by_stages(
-    connection: DeadlineConnection, migrations: Sequence[Migration], found: Objects, target: Objects, hindrances: list[Item]
+    connection: DeadlineConnection, migrations: Sequence[Migration], found: Objects, target: Objects
 ) -> tuple[list[Migration], list[Item]]:
-    """The migrations whose objects are all there, and what stands in the way of the rest.
+    """The migrations whose objects are all there, and what has a name that the rest wants.
 
     The queue first, then each set on top of what the queue has: an old release may have had both.
     """
@@ -129,10 +134,10 @@ def _by_stages(
             more, made_more = _stage(connection, have, of_set, found)
             have, made = have + more, made_more or made
     if not have:
-        return [], hindrances
+        return [], []
     early = [Item(kind, name, "differs", f"is there, although {have[-1].name} is the last migration whose objects all are", "drop it, or rename it")
              for kind, name in target if (kind, name) in found and (kind, name) not in made and kind in _NAMED]
-    return ([], early) if early else (have, [])
+    return have, early
 
 
 def _stage(connection: DeadlineConnection, base: Sequence[Migration], more: Sequence[Migration], found: Objects) -> tuple[list[Migration], Objects]:

@@ -23,23 +23,27 @@ from worker.store.adoption import Legacy
 #: Who paused a queue, as operators see it and as the import finds it again.
 OPERATOR = "packhorse migrate adopt"
 BATCH = 500
+#: How often rows are looked for that came while others were imported; producers that go on must not keep the queues still.
+ROUNDS = 3
 
 
 def import_rows(
     connection: DeadlineConnection, old: Legacy, legacy: str, mapping: Mapping, *, batch: int = BATCH, first: bool = True,
     report: Callable[[int], Any] = lambda count: None,
 ) -> dict[str, int]:
-    """Import what has not been imported; the account of all rows. first: let the queues stand still until the end.
+    """Import what has not been imported; the account of all rows (later: those that came too late for this call).
 
-    report(count) after each batch. Raises MigrationError when the account does not add up, StoreError.
+    first: let the queues stand still until the end. report(count) after each batch. Raises MigrationError when the account
+    does not add up, StoreError.
     """
-    while True:
+    for _ in range(ROUNDS):
         migrate.alone(connection, lambda: _fill(connection, old, legacy))
         while count := migrate.alone(connection, lambda: _batch(connection, old, legacy, mapping, batch, first)):
             report(count)
         account = migrate.alone(connection, lambda: _finish(connection, old, legacy))
-        if account["missing"] == 0:
-            return account
+        if account["later"] == 0:
+            break
+    return account
 
 
 def _fill(connection: DeadlineConnection, old: Legacy, legacy: str) -> int:
@@ -92,15 +96,14 @@ def _insert(connection: DeadlineConnection, drafts: list[Draft]) -> None:
 
 
 def _finish(connection: DeadlineConnection, old: Legacy, legacy: str) -> dict[str, int]:
-    """The account; when nothing is missing in it, the import is finished and the queues go on."""
+    """The account. When it adds up, the import is finished and the queues go on."""
     store.hidden_rows_are_errors(connection)
     account = old.account(connection, legacy)
-    parts = sum(account[name] for name in ("messages", "dead_letters", "undecodable", "finished", "missing", "came_back"))
-    if parts != account["rows"]:
-        raise MigrationError(f"the account does not add up: {account['rows']} rows in the old table, {parts} accounted for")
-    if account["missing"] == 0:
-        store.finish_import(connection, legacy)
-        store.resume_queues(connection, OPERATOR)
+    parts = sum(account[name] for name in ("messages", "dead_letters", "undecodable", "finished", "later", "came_back"))
+    if parts != account["rows"] or account["missing"]:
+        raise MigrationError(f"the account does not add up: {account['rows']} rows, {parts} accounted for, {account['missing']} left out")
+    store.finish_import(connection, legacy)
+    store.resume_queues(connection, OPERATOR)
     return account
 
 

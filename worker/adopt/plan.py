@@ -78,7 +78,7 @@ def survey(connection: DeadlineConnection, sets: Iterable[str], choices: Choices
             return Plan("nothing", found)
         columns = store.table_columns(connection, store.current_schema(connection), SOURCE)
         collisions = _collisions(connection, found)
-        if OUR_COLUMN in columns or not collisions:
+        if not collisions or (OUR_COLUMN in columns and not found.in_the_way):
             return Plan("record", found, hindrances=found.hindrances)
         return _moving(connection, found, collisions, choices, frozenset(moved), columns)
 
@@ -114,8 +114,8 @@ def _moving(
         elif row["bare"] in known | named:
             moves.append(row)
         else:
-            problems.append(f"{row['kind']} {row['name']} has a name of ours. When it belongs to the old queue, say --move {row['bare']}; when it "
-                            "belongs to your application, give Packhorse a schema of its own (PACKHORSE_DB_SCHEMA)")
+            problems.append(f"{row['kind']} {row['name']} has a name of ours{_unlike(found, row)}. When it belongs to the old system, say "
+                            f"--move {row['bare']}; when it belongs to your application, give Packhorse a schema of its own (PACKHORSE_DB_SCHEMA)")
     owners = [f"table {row['name']} belongs to {row['owner']}: log in as {row['owner']}" for row in store.foreign_owners(connection, sorted(tables))]
     dependents = [{**row, "advice": _ADVICE[row["kind"]].format(table=row["of_table"])} for row in
                   store.dependents(connection, sorted(tables), [row["name"] for row in moves if row["kind"] == "routine"])]
@@ -126,6 +126,15 @@ def _moving(
         problems.append(f"{SOURCE} has no column that alone tells its rows apart: alter table {SOURCE} add primary key (...)")
     mapping, statuses, more = _reading(connection, store.current_schema(connection), key, columns, choices) if key and not owners else (None, [], [])
     return Plan("move", found, tuple(moves), tuple(dependents), tuple(statuses), mapping, key, tuple([*problems, *owners, *more]))
+
+
+def _unlike(found: Comparison, row: Row) -> str:
+    """How far a table is from the one that we make: its columns."""
+    columns = [item for item in found.items if item.kind == "column" and item.name.startswith(f"{row['bare']}.")] if row["kind"] == "table" else []
+    missing = [item.name.partition(".")[2] for item in columns if item.state == "missing"]
+    others = [item.name.partition(".")[2] for item in columns if item.state == "differs"]
+    parts = [f"{word} {', '.join(names)}" for word, names in (("it lacks", missing), ("different are", others)) if names]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _continued(connection: DeadlineConnection, found: Comparison, begun: Row, choices: Choices, legacy: str) -> Plan:

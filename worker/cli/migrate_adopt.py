@@ -134,7 +134,8 @@ def _show_done(done: Adopted, order: Order, as_json: bool) -> None:
     if done.account is not None:
         account = done.account
         print(f"imported: {account['rows']} rows = {account['messages']} messages + {account['dead_letters']} dead letters "
-              f"+ {account['undecodable']} that could not be read (dead letters, too) + {account['finished']} finished")
+              f"+ {account['undecodable']} that could not be read (dead letters, too) + {account['finished']} finished"
+              + (f" + {account['later']} that came meanwhile: run it again" if account["later"] else ""))
     if not (done.recorded or done.applied or done.moved or done.account):
         print("nothing to adopt: record and schema agree")
     for statement in done.way_back:

@@ -99,7 +99,7 @@ class Legacy:
         return [dict(zip(("message_id", "legacy_id", "here", *names), row, strict=True)) for row in cursor.fetchall()]
 
     def account(self, connection: DeadlineConnection, legacy: str) -> dict[str, int]:
-        """How many rows of the old table became what; `missing` must be 0."""
+        """How many rows of the old table became what; `missing` must be 0, `later` is for the next call."""
         statement = self._composed("import_account", legacy=composed.Identifier(legacy), unfinished=self._unfinished())
         cursor = connection.execute(statement, self._words(), prepare=False)
         return dict(zip([column.name for column in cursor.description or ()], cursor.fetchone() or (), strict=True))

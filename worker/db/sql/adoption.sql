@@ -194,11 +194,12 @@ select q.name, resume_queue(q.name, %(operator)s) from queues q where q.paused_b
 update {legacy}.packhorse_import_plan set finished_at = coalesce(finished_at, clock_timestamp());
 
 -- name: import_account
--- Every row of the old table is in one column of this account: the ledger's by outcome, or finished before the import.
+-- Every row of the old table is in one column of this account: the ledger's by outcome, finished before the import, or made after the ledger.
 select count(*) as rows, count(*) filter (where i.outcome = 'message') as messages, count(*) filter (where i.outcome = 'dead_letter') as dead_letters,
   count(*) filter (where i.outcome = 'undecodable') as undecodable,
   count(*) filter (where i.outcome = 'finished' or (i.legacy_id is null and not ({unfinished}))) as finished,
-  count(*) filter (where i.outcome is null and (i.legacy_id is not null or ({unfinished}))) as missing,
+  count(*) filter (where i.legacy_id is not null and i.outcome is null) as missing,
+  count(*) filter (where i.legacy_id is null and ({unfinished})) as later,
   count(*) filter (where i.outcome = 'gone') as came_back
 from {table} l left join {legacy}.packhorse_import i on i.legacy_id = l.{key}::text;
 
