@@ -77,7 +77,9 @@ def connect(
     pooler: no prepared statements and no session state, for PgBouncer in transaction mode; the schema
     must then be the role's default. Raises StoreUnavailable. Several hosts: only a writable one is taken.
     """
-    parameters: dict[str, Any] = {"connect_timeout": max(2, int(connect_timeout_seconds)), "application_name": application_name}
+    # what a database of another encoding sends is converted by its server: JsonText and every text here are UTF-8
+    parameters: dict[str, Any] = {"connect_timeout": max(2, int(connect_timeout_seconds)), "application_name": application_name,
+                                  "client_encoding": "utf8"}
     try:
         given = psycopg.conninfo.conninfo_to_dict(url)
     except psycopg.ProgrammingError:  # its text may quote a part of the url, and so of the password
