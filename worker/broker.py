@@ -53,6 +53,7 @@ class PostgresBroker(Broker):
         self.queues: set[str] = set()
         self.aliases: dict[str, str] = {}
         self.runtime: Any = None  # set by the runtime that hosts this broker
+        self.holdings: dict[str, Any] = {}  # by queue, of the consumers of dramatiq's Worker
         self._dsn = dsn
         self._settings = settings
         self._pool: ConnectionPool | None = None

@@ -1,7 +1,8 @@
 """The consumer for dramatiq's own Worker and CLI (SPEC W1): correct, slower than the runtime.
 
 `ack` and `nack` come from worker threads, so they use the broker's pool and never the claim connection.
-Leases of prefetched messages are renewed by a heartbeat of the consumer's own.
+That Worker makes a new consumer after every lost connection, while its handlers go on and hand their
+outcomes to whichever consumer there is: what is held belongs to the queue, not to a consumer.
 """
 
 from __future__ import annotations
@@ -20,12 +21,69 @@ from dramatiq.errors import BrokerConnectionError
 
 from worker import __version__
 from worker.db.pool import Link
-from worker.errors import StoreConflict, StoreUnavailable, UndecodableMessage
+from worker.errors import StoreConflict, StoreError, StoreUnavailable, UndecodableMessage
 from worker.heartbeat import Heartbeat
 from worker.messages import ClaimedMessage, Ending
 from worker.settle import settle
 from worker.store import messages as store
 from worker.store import workers as worker_store
+
+_opening = threading.Lock()
+
+
+class Holding:
+    """What the consumers of one queue hold, and the heartbeat that renews its leases.
+
+    It beats as long as a consumer is open or a handed-out message has not come back (FAILURES 49).
+    messages: by id; any thread, single operations only.
+    """
+
+    def __init__(self, broker: Any) -> None:
+        self.id = uuid4()
+        self.messages: dict[int, ClaimedMessage] = {}
+        self.heartbeat = Heartbeat(broker.open_connection, self.id, broker.settings, lambda: list(self.messages.values()), self._attend)
+        self._consumers = 0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def entered(cls, broker: Any, queue: str) -> Holding:
+        """That of a queue, for a consumer that opens; a fresh one when the last has ended."""
+        with _opening:
+            holding: Holding = broker.holdings.get(queue) or cls(broker)
+            if not holding._enter():
+                holding = cls(broker)
+                holding._enter()
+            broker.holdings[queue] = holding
+            return holding
+
+    def _enter(self) -> bool:
+        with self._lock:
+            if not self.heartbeat.stopping:
+                self._consumers += 1
+            return not self.heartbeat.stopping
+
+    def leave(self) -> bool:
+        """A consumer closes; True when that was the end."""
+        with self._lock:
+            self._consumers -= 1
+        self._end_if_idle()
+        return self.heartbeat.stopping and self.heartbeat.wait(5)
+
+    def forget(self, message: ClaimedMessage) -> None:
+        """It is no longer held; its next attempt, which has the same id, may be."""
+        if self.messages.get(message.id) is message:
+            self.messages.pop(message.id, None)
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        with self._lock:
+            if not self._consumers and not self.messages:
+                self.heartbeat.stop()
+
+    def _attend(self, message: ClaimedMessage, lease_held: bool) -> None:
+        if not lease_held:
+            message.lost = True
+            self.forget(message)
 
 
 class PostgresConsumer(Consumer):
@@ -36,43 +94,33 @@ class PostgresConsumer(Consumer):
         self._queue = queue
         self._prefetch = max(1, prefetch)
         self._timeout = timeout_seconds
-        self._id = uuid4()
         self._link = Link(broker.open_connection)
         self._ready: deque[ClaimedMessage] = deque()  # consumer thread only
-        self._held: dict[int, ClaimedMessage] = {}  # any thread; single operations only
         self._idle = threading.Event()
         settings = broker.settings
         self._lease = f"{settings.lease_seconds} seconds"
         self._poll = min(settings.poll_seconds, 0.1)
-        self._heartbeat = Heartbeat(broker.open_connection, self._id, settings, lambda: list(self._held.values()), self._attend)
+        holding = self._holding = Holding.entered(broker, queue)
         try:
             with self._link.connection() as connection:
                 worker_store.register(
-                    connection, self._id, socket.gethostname(), os.getpid(), __version__, [queue], self._types(), prefetch, settings.lease_seconds
+                    connection, holding.id, socket.gethostname(), os.getpid(), __version__, [queue], self._types(), prefetch, settings.lease_seconds
                 )
-        except StoreUnavailable as error:
+        except StoreError as error:
+            holding.leave()
             raise BrokerConnectionError(str(error)) from error
-        self._heartbeat.start()
+        self._open = True
+        holding.heartbeat.start()
 
     def _types(self) -> list[str]:
         return [*self._broker.actors, *self._broker.aliases]
-
-    def _attend(self, message: ClaimedMessage, lease_held: bool) -> None:
-        if not lease_held:
-            message.lost = True
-            self._forget(message)
-
-    def _forget(self, message: ClaimedMessage) -> None:
-        """It is no longer held; its next attempt, which has the same id, may be."""
-        if self._held.get(message.id) is message:
-            self._held.pop(message.id, None)
 
     def __next__(self) -> ClaimedMessage | None:
         deadline = time.monotonic() + self._timeout
         while True:
             if self._ready:
                 return self._ready.popleft()
-            free = self._prefetch - len(self._held)
+            free = self._prefetch - len(self._holding.messages)
             if free > 0:
                 self._claim(free)
                 if self._ready:
@@ -85,12 +133,12 @@ class PostgresConsumer(Consumer):
 
     def _claim(self, limit: int) -> None:
         before = time.monotonic()
-        lease = self._broker.settings.lease_seconds
+        lease, worker_id, held = self._broker.settings.lease_seconds, self._holding.id, self._holding.messages
         try:
             with self._link.connection() as connection:
-                rows = store.complete_and_claim(connection, [], [], self._id, [self._queue], limit, self._lease, self._types())
-                if any(row[0] == "suspect" for row in rows) and not self._held:
-                    rows += store.complete_and_claim(connection, [], [], self._id, [self._queue], 1, self._lease, self._types(), suspects=True)
+                rows = store.complete_and_claim(connection, [], [], worker_id, [self._queue], limit, self._lease, self._types())
+                if any(row[0] == "suspect" for row in rows) and not held:
+                    rows += store.complete_and_claim(connection, [], [], worker_id, [self._queue], 1, self._lease, self._types(), suspects=True)
         except StoreUnavailable as error:
             raise BrokerConnectionError(str(error)) from error
         except StoreConflict:
@@ -105,7 +153,7 @@ class PostgresConsumer(Consumer):
                 message.ending = Ending("bury", "undecodable", "UndecodableMessage", str(error))
                 self._settle(message)
                 continue
-            self._held[message.id] = message
+            held[message.id] = message
             self._ready.append(message)
 
     def ack(self, message: Any) -> None:
@@ -117,8 +165,11 @@ class PostgresConsumer(Consumer):
         try:
             with self._broker.pool.connection() as connection:
                 answer = settle(connection, message, self._broker)
-        except StoreUnavailable as error:
-            raise BrokerConnectionError(str(error)) from error
+        except (StoreUnavailable, StoreConflict) as error:
+            raise BrokerConnectionError(str(error)) from error  # dramatiq's Worker tries again
+        except StoreError:
+            self._holding.forget(message)  # nobody tries again: its lease must run out
+            raise
         if answer == "dead" and not message.failed:
             # only the database knew that this was the last attempt: dramatiq's Worker says "ack" around
             # this call, and whoever listens for deaths (Results) has to hear of it all the same
@@ -126,7 +177,7 @@ class PostgresConsumer(Consumer):
             message.failed = True
             self._broker.emit_after("nack", message)
         message.settled = True
-        self._forget(message)
+        self._holding.forget(message)
         self._idle.set()
 
     def requeue(self, messages: Iterable[Any]) -> None:
@@ -136,19 +187,25 @@ class PostgresConsumer(Consumer):
         try:
             with self._broker.pool.connection() as connection:
                 store.release(connection, [m.id for m in held], [m.lease_token for m in held])
-        except StoreUnavailable as error:
+        except StoreError as error:
             raise BrokerConnectionError(str(error)) from error
-        for message in held:
-            self._forget(message)
+        finally:
+            for message in held:
+                self._holding.forget(message)  # also when the database does not answer: renewed, it would never run again
 
     def close(self) -> None:
-        self.requeue(self._ready)
-        self._ready.clear()
-        self._heartbeat.stop()
-        self._heartbeat.wait(5)
+        try:
+            self.requeue(self._ready)
+        finally:
+            self._ready.clear()
+            if self._open and self._holding.leave():  # dramatiq's Worker closes more than once
+                self._deregister()
+            self._open = False
+            self._link.close()
+
+    def _deregister(self) -> None:
         try:
             with self._link.connection() as connection:
-                worker_store.deregister(connection, self._id)
-        except StoreUnavailable:
-            pass  # information only; the row is forgotten after ten minutes
-        self._link.close()
+                worker_store.deregister(connection, self._holding.id)
+        except StoreError:
+            pass  # the row says nothing that leases depend on, and is forgotten after ten minutes
