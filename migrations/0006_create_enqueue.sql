@@ -116,13 +116,11 @@ begin
     perform check_enqueue_arguments(p_message_type, p_payload, p_options, coalesce(p_priority, 0), v_run_at,
       p_max_attempts, p_conversation_key, p_dedup_key, p_dedup_window, p_concurrency_key);
   end if;
-  -- drawn here and not RETURNED: to read back what it inserted, a producer would need the right to select
-  message_id := nextval('message_queue_id_seq');
   if p_dedup_key is not null then
     perform check_enqueue_arguments(p_message_type, p_payload, p_options, p_priority, v_run_at,
       p_max_attempts, p_conversation_key, p_dedup_key, coalesce(p_dedup_window, interval '-1 second'), p_concurrency_key);
     insert into message_dedup as d (queue, dedup_key, message_id, expires_at)
-    values (p_queue, p_dedup_key, enqueue_message.message_id, v_now + p_dedup_window)
+    values (p_queue, p_dedup_key, 0, v_now + p_dedup_window) -- its id follows below: nobody sees the row before
     on conflict on constraint message_dedup_pkey do update
       set message_id = excluded.message_id, expires_at = excluded.expires_at
       where d.expires_at <= clock_timestamp();
@@ -132,10 +130,16 @@ begin
       return;
     end if;
   end if;
-  insert into message_queue (id, queue, message_type, payload, options, priority, run_at, max_attempts,
-    conversation_key, dedup_key, correlation_id, trace_context, created_at, expires_at, concurrency_key)
-  values (message_id, p_queue, p_message_type, p_payload, p_options, p_priority, v_run_at, p_max_attempts,
-    p_conversation_key, p_dedup_key, p_correlation_id, p_trace_context, v_now, p_expires_at, p_concurrency_key);
+  insert into message_queue (queue, message_type, payload, options, priority, run_at, max_attempts,
+    conversation_key, dedup_key, correlation_id, trace_context, expires_at, concurrency_key)
+  values (p_queue, p_message_type, p_payload, p_options, p_priority, v_run_at, p_max_attempts,
+    p_conversation_key, p_dedup_key, p_correlation_id, p_trace_context, p_expires_at, p_concurrency_key);
+  -- the id that the insert has drawn. Not RETURNED: to read back what it inserted, a producer would need the right
+  -- to select; not drawn before: it would need the right to choose ids, and could take a dead letter's
+  message_id := currval('message_queue_id_seq');
+  if p_dedup_key is not null then
+    update message_dedup d set message_id = enqueue_message.message_id where d.queue = p_queue and d.dedup_key = p_dedup_key;
+  end if;
   if v_wake then -- also for a later one: the sleeper sets its alarm
     perform pg_notify('packhorse_wake', p_queue);
   end if;

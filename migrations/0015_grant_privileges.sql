@@ -15,7 +15,7 @@ declare
     'enqueue_messages', 'conversation_holders', 'block_waiting_messages', 'waiting_behind', 'queue_allowance', 'rate_tokens_at', 'pick_due_messages', 'pick_promoted_messages',
     'promote_conversations', 'ensure_message_archive_partitions', 'archive_messages', 'settle_done', 'complete_messages',
     'complete_and_claim_messages', 'claim_messages', 'bounded_delay', 'message_backoff', 'clean_text', 'append_history', 'schedule_message_retry',
-    'error_fingerprint', 'move_to_dead_letters', 'bury_message', 'fail_message', 'snooze_message', 'release_messages',
+    'error_fingerprint', 'move_to_dead_letters', 'bury_message', 'fail_message', 'snooze_message', 'release_messages', 'release_unknown_messages',
     'release_message', 'extend_message_lease', 'archive_cancelled', 'finish_cancelled', 'cancel_message', 'expire_messages', 'register_worker',
     'beat_worker', 'deregister_worker', 'return_crashed_messages', 'rescue_expired_messages', 'recover_worker',
     'bury_unknown_types', 'forget_dead_workers', 'cleanup_stale_message_locks', 'redrive_dead_letters', 'edit_dead_letter',
@@ -37,17 +37,18 @@ begin
   end loop;
   -- the audit trail can be written and read, not rewritten
   revoke update, delete on operator_actions from packhorse_worker;
-  -- a producer puts messages in and reads nothing back but its dedup windows and webhook ids
+  -- a producer puts messages in and reads nothing back but its dedup windows and webhook ids. Neither id nor
+  -- created_at is its to choose: the id of a dead letter would make its own burial fail, 0 is nobody's
   create policy message_queue_producer on message_queue for insert to packhorse_producer
-    with check (state = 'pending' and attempt = 0 and crashes = 0);
+    with check (state = 'pending' and attempt = 0 and crashes = 0 and isfinite(run_at));
   create policy queues_producer on queues for select to packhorse_producer using (true);
   create policy queue_wakeups_producer on queue_wakeups for select to packhorse_producer using (true);
   create policy message_dedup_producer on message_dedup to packhorse_producer using (true) with check (true);
   create policy processed_messages_producer on processed_messages to packhorse_producer using (true) with check (true);
   create policy conversation_locks_producer on conversation_locks to packhorse_producer using (true) with check (true);
   create policy message_results_producer on message_results for select to packhorse_producer using (true);
-  grant insert (id, queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key, dedup_key,
-    correlation_id, trace_context, created_at, expires_at, concurrency_key) on message_queue to packhorse_producer;
+  grant insert (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key, dedup_key,
+    correlation_id, trace_context, expires_at, concurrency_key) on message_queue to packhorse_producer;
   grant select (name) on queues to packhorse_producer;
   grant select on queue_wakeups, message_results to packhorse_producer;
   grant select, insert, update on message_dedup, processed_messages to packhorse_producer;

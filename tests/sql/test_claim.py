@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 
 from tests.sql.client import HOLDER, OTHER, Sql
+from worker.store import messages as store
 
 
 def test_a_claim_leases_the_message_and_counts_the_attempt(sql: Sql) -> None:
@@ -45,6 +46,16 @@ def test_messages_come_by_priority_then_run_at_then_id(sql: Sql) -> None:
 def test_every_priority_is_in_its_place(sql: Sql) -> None:
     ids = {priority: sql.enqueue(priority=priority) for priority in (3, 10, 1, 7, 5, 2, 9, 4, 8, 6)}
     assert [lease.id for lease in sql.claim(20)] == [ids[priority] for priority in range(1, 11)]
+
+
+@pytest.mark.parametrize("column", ["created_at", "run_at"])
+def test_a_row_with_an_infinite_time_does_not_end_the_claims_of_its_queue(sql: Sql, column: str) -> None:
+    """Before PostgreSQL 17 an infinite time cannot be subtracted, and the worker asks for ages."""
+    for at in ("-infinity", "infinity"):
+        sql.rows(f"insert into message_queue (queue, message_type, {column}) values ('q', 'effect', '{at}')")
+    rows = store.complete_and_claim(sql.connection, [], [], HOLDER, ["q"], 10, "30 seconds", None)  # type: ignore[arg-type]
+    assert [row[0] for row in rows] == (["claimed", "claimed"] if column == "created_at" else ["claimed", "next"])
+    assert all(abs(age) < 1e12 for row in rows for age in row[15:17])
 
 
 def test_a_delayed_message_waits_for_its_time(sql: Sql) -> None:

@@ -48,6 +48,13 @@ def test_a_producer_can_produce(as_role: Callable[[str], Sql], call: str) -> Non
     assert len(producer.rows(f"select {call}")) == 1
 
 
+def test_a_producer_may_insert_rows_itself_and_they_get_ids_of_the_sequence(as_role: Callable[[str], Sql]) -> None:
+    producer = as_role("packhorse_producer")
+    before = producer.enqueue()
+    producer.rows("insert into message_queue (queue, message_type, run_at, conversation_key) values ('q', 'effect', '2020-01-01', 'c')")
+    assert producer.enqueue() == before + 2
+
+
 def test_a_producer_gets_the_id_of_a_duplicate(as_role: Callable[[str], Sql]) -> None:
     producer = as_role("packhorse_producer")
     first = producer.enqueue_row(dedup_key="k")
@@ -78,6 +85,10 @@ def test_a_producer_can_call_nothing_else(as_role: Callable[[str], Sql]) -> None
     "select * from message_archive", "select * from operator_actions", "select * from workers", "update message_queue set priority = 1",
     "delete from message_queue", "insert into message_queue (queue, message_type, state) values ('q', 'effect', 'blocked')",
     "insert into message_queue (queue, message_type, attempt) values ('q', 'effect', 5)", "update queues set max_attempts = 1",
+    "insert into message_queue (id, queue, message_type) values (0, 'q', 'effect')",
+    "insert into message_queue (queue, message_type, created_at) values ('q', 'effect', '-infinity')",
+    "insert into message_queue (queue, message_type, run_at) values ('q', 'effect', '-infinity')",
+    "insert into message_queue (queue, message_type, run_at) values ('q', 'effect', 'infinity')",
     "delete from queues", "select * from queues", "delete from message_dedup", "truncate message_queue", "delete from processed_messages",
     f"select * from claim_messages('{HOLDER}', '{{q}}')", "select complete_messages('{1}', '{1}')", "select cancel_message(1)",
     "select nextval('message_lease_token_seq')", "update queue_wakeups set wake_until = null",

@@ -1,8 +1,10 @@
 -- name: complete_and_claim
--- Complete these, claim those; plain columns only, so that no value can break the fetch (FAILURES 80).
+-- Complete these, claim those; plain columns only, so that no value can break the fetch (FAILURES 80): before
+-- PostgreSQL 17 an infinite time cannot be subtracted, and one row of somebody with all rights would end every claim.
 select outcome, id, lease_token, queue, message_type, payload, options, priority, attempt, max_attempts, crashes,
-  conversation_key, correlation_id, trace_context, run_at::text, date_part('epoch', clock_timestamp() - created_at),
-  date_part('epoch', clock_timestamp() - run_at)
+  conversation_key, correlation_id, trace_context, run_at::text,
+  date_part('epoch', clock_timestamp() - least(greatest(created_at, '1970-01-01'), '9999-01-01')),
+  date_part('epoch', clock_timestamp() - least(greatest(run_at, '1970-01-01'), '9999-01-01'))
 from complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, %s, %s, %s, %s, %s::timestamptz[], %s, %s::bigint[],
   %s::timestamptz[]);
 
@@ -132,3 +134,7 @@ select announce_sleep(%s, make_interval(secs => %s));
 -- name: announce_busy
 -- Turn NOTIFY off for a queue with a backlog.
 select announce_busy(%s);
+
+-- name: release_unknown
+-- Hand back what this holder leased without learning of it; how many.
+select coalesce(release_unknown_messages(%s, %s::bigint[]), 0);
