@@ -114,9 +114,12 @@ language plpgsql set search_path from current set enable_seqscan = off set jit =
 -- Return messages whose lease is over; at most p_limit (paged by expiry, nothing hides behind a skipped
 -- row). What had started is not known here, so all are suspects. Returns how many. In the first seconds
 -- after a restart of the server nothing is rescued: live workers get the chance to hand back or renew.
+-- A message that cannot be returned (a dead letter has its id already, say) stays as it is, with a warning in the
+-- server's log; the others are returned, one by one.
 declare
   v_holder uuid;
   v_ids bigint[];
+  v_id bigint;
   v_count integer := 0;
 begin
   for v_holder, v_ids in
@@ -127,7 +130,17 @@ begin
       order by m.lease_expires_at limit p_limit for no key update skip locked) e
     group by e.lease_holder
   loop
-    v_count := v_count + return_crashed_messages(v_ids, v_ids, v_holder, 'lease expired');
+    begin
+      v_count := v_count + return_crashed_messages(v_ids, v_ids, v_holder, 'lease expired');
+    exception when others then
+      foreach v_id in array v_ids loop
+        begin
+          v_count := v_count + return_crashed_messages(array[v_id], array[v_id], v_holder, 'lease expired');
+        exception when others then
+          raise warning using errcode = sqlstate, message = format('message %s cannot be rescued: %s', v_id, sqlerrm);
+        end;
+      end loop;
+    end;
   end loop;
   return v_count;
 end

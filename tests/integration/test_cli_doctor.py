@@ -12,8 +12,8 @@ from worker.doctor.snapshot import path_of, text_of
 from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_UNAVAILABLE
 from worker.store import doctor as store
 
-#: The test server runs without fsync, and with this default as it comes.
-KNOWN = {"setting:fsync", "setting:idle_in_transaction_session_timeout"}
+#: The test server runs without fsync and whole pages, and with this default as it comes.
+KNOWN = {"setting:fsync", "setting:full_page_writes", "setting:idle_in_transaction_session_timeout"}
 needs_pgbouncer = pytest.mark.skipif(PROGRAM is None, reason="PgBouncer is not installed (Debian: apt-get install pgbouncer)")
 
 
@@ -91,7 +91,7 @@ def test_a_changed_index_is_found(cli, database):
 
 def test_an_invalid_index_is_found(cli, database):
     database.query("insert into dead_letters (id, queue, message_type, payload, options, priority, reason, fingerprint, attempt, crashes, created_at) "
-                   "select n, 'default', 't', '{}', '{}', 5, 'failed', 'f', 1, 0, now() from generate_series(1, 2) n")
+                   "select nextval('message_queue_id_seq'), 'default', 't', '{}', '{}', 5, 'failed', 'f', 1, 0, now() from generate_series(1, 2)")
     with database.connect(admin=True) as connection, pytest.raises(Exception, match="could not create unique index"):
         connection.execute("create unique index concurrently broken_idx on dead_letters (queue)")
     (found,) = findings(cli)
@@ -168,6 +168,16 @@ def test_settings_that_hurt_are_found(cli, database):
 def test_more_connections_than_the_server_has_are_found(cli):
     (found,) = findings(cli, PACKHORSE_PROCESSES="100", PACKHORSE_THREADS="50")
     assert found["subject"] == "connection_budget" and found["status"] == "fail" and "100 process(es)" in found["text"]
+
+
+def test_sequences_that_a_failover_left_behind_are_found_and_mended(cli, database):
+    database.query("insert into dead_letters (id, queue, message_type, payload, options, priority, reason, fingerprint, attempt, crashes, created_at) "
+                   "values (500, 'default', 't', '{}', '{}', 5, 'buried', 'f', 1, 0, now())")
+    database.query("insert into message_queue (queue, message_type, state, lease_token) values ('default', 't', 'running', 70)")
+    found = findings(cli)
+    assert [(row["subject"], row["status"]) for row in found] == [("sequences", "fail")] * 2
+    mended(database, cli, "".join(row["repair"] for row in found))
+    assert database.value("select nextval('message_queue_id_seq')") > 500 and database.value("select nextval('message_lease_token_seq')") > 70
 
 
 def test_a_database_without_the_schema_or_with_an_old_one_is_a_finding(server, tmp_path):

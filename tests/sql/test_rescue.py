@@ -100,6 +100,26 @@ def test_rescue_is_bounded_and_ends(sql: Sql) -> None:
     assert [sql.value("select rescue_expired_messages(3)") for _ in range(4)] == [3, 3, 1, 0]
 
 
+def test_one_message_that_cannot_be_returned_keeps_no_other(clients: Callable[..., Sql]) -> None:
+    """A sequence that was not copied gives out the ids of dead letters again."""
+    sql, notices = clients(), []
+    sql.connection.add_notice_handler(lambda notice: notices.append((notice.sqlstate, notice.message_primary)))
+    sql.set_queue(crash_limit=1)
+    dead = sql.enqueue()
+    sql.rows("select bury_message(%s)", dead)
+    sql.rows("insert into message_queue (id, queue, message_type) values (%s, 'q', 'effect')", dead)
+    ids = [dead, sql.enqueue(), sql.enqueue()]
+    assert sorted(lease.id for lease in sql.claim(10)) == ids
+    sql.rows("update message_queue set lease_expires_at = clock_timestamp() - interval '1 second'")
+    assert sql.value("select rescue_expired_messages()") == 2
+    assert [sql.live(dead)["state"], sql.state(ids[1]), sql.state(ids[2])] == ["running", "dead", "dead"]
+    ((sqlstate, text),) = notices
+    assert sqlstate == "23505" and text.startswith(f"message {dead} cannot be rescued: ")
+    sql.rows("select purge_dead_letters(%s)", [dead])
+    assert sql.value("select rescue_expired_messages()") == 1
+    assert sql.dead(dead)["reason"] == "quarantined"
+
+
 def test_a_crash_costs_no_attempt_is_counted_apart_and_waits_for_the_backoff(sql: Sql) -> None:
     sql.set_queue(backoff_initial="60 seconds", backoff_max="100 seconds")
     lease = sql.claimed(max_attempts=1)

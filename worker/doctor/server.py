@@ -50,6 +50,22 @@ def examine_rls(connection: DeadlineConnection) -> Finding:
                    "restore the policies that `schema` names, or grant packhorse_worker to this role")
 
 
+def examine_sequences(connection: DeadlineConnection) -> Iterator[Finding]:
+    """Do ids and lease tokens go on behind those that are taken? A logical failover copies rows and no sequences."""
+    try:
+        with translated():
+            behind = store.sequences_behind(connection)
+    except StoreError as error:
+        yield Finding("sequences", "fail", f"they cannot be compared with their tables: {error}", "mend what `schema` names first")
+        return
+    for row in behind:
+        text = f"{row['name']} would give out numbers up to {row['highest']} again: enqueues and burials fail, tokens fence nobody"
+        yield Finding("sequences", "fail", text,
+                      store.repair("sequence", name=row["name"], highest=row["highest"]))
+    if not behind:
+        yield Finding("sequences", "ok", "ids and lease tokens go on behind those that are taken")
+
+
 def _version(facts: Row) -> Finding:
     if facts["version"] < MINIMUM_SERVER:
         return Finding("server_version", "fail", f"PostgreSQL {facts['version_text']} is too old", "upgrade to PostgreSQL 14 or newer")

@@ -35,6 +35,11 @@ def roles(connection: DeadlineConnection) -> list[Row]:
     return rows(connection, "doctor_roles")
 
 
+def sequences_behind(connection: DeadlineConnection) -> list[Row]:
+    """Sequences that would give out numbers which are taken: name, highest (the highest taken)."""
+    return rows(connection, "doctor_sequences")
+
+
 def settings(connection: DeadlineConnection) -> dict[str, str]:
     """Settings that can hurt, by name, in the unit of pg_settings."""
     return {row["name"]: row["setting"] for row in rows(connection, "doctor_settings")}

@@ -101,6 +101,18 @@ from pg_roles r where r.rolname = current_user;
 select w.role, r.oid is not null as exists, coalesce(pg_has_role(current_user, r.oid, 'usage'), false) as member
 from (values ('packhorse_worker'), ('packhorse_producer'), ('packhorse_reader')) as w (role) left join pg_roles r on r.rolname = w.role order by 1;
 
+-- name: doctor_sequences
+-- Sequences that would give out numbers which are taken, as far as this role may see where they stand.
+select s.name, s.highest
+from (
+  select 'message_queue_id_seq' as name,
+    greatest((select max(id) from message_queue), (select max(id) from dead_letters), (select max(id) from message_archive)) as highest
+  union all
+  select 'message_lease_token_seq', max(lease_token) from message_queue where lease_token is not null) s
+join pg_sequences p on p.schemaname = current_schema() and p.sequencename = s.name
+where has_sequence_privilege(s.name, 'usage, select') and s.highest > coalesce(p.last_value, 0)
+order by s.name;
+
 -- name: doctor_settings
 -- Settings that can hurt, as this session has them.
 select name, setting from pg_settings

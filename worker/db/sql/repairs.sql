@@ -22,6 +22,10 @@ alter role {role} set {name} = {value};
 -- A setting of the whole server.
 alter system set {name} = on; select pg_reload_conf();
 
+-- name: repair_sequence
+-- A sequence goes on behind the highest number that is taken.
+select setval('{name}', greatest(nextval('{name}'), {highest}));
+
 -- name: repair_row_security
 -- Policies of a table shall count.
 alter table {table} enable row level security;
