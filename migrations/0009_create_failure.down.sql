@@ -6,6 +6,7 @@ drop function finish_cancelled;
 drop function archive_cancelled;
 drop function extend_message_lease;
 drop function release_message;
+drop function release_unknown_messages;
 drop function release_messages;
 drop function snooze_message;
 drop function fail_message;

@@ -233,6 +233,15 @@ end
 $$;
 comment on function release_messages(bigint[], bigint[]) is 'Hand unstarted messages back without spending an attempt; returns how many.';
 
+create function release_unknown_messages(p_holder uuid, p_known bigint[]) returns integer
+language sql set search_path from current as $$
+-- The connection broke after a claim had committed and before its answer came: what is leased to p_holder and is not
+-- among p_known never started there. Hand it back; returns how many.
+  select coalesce(release_messages(array_agg(m.id), array_agg(m.lease_token)), 0) from message_queue m
+  where m.lease_token is not null and m.lease_holder = p_holder and m.id <> all (p_known) having count(*) > 0;
+$$;
+comment on function release_unknown_messages(uuid, bigint[]) is 'Hand back what a claim leased to this holder whose answer was lost; returns how many.';
+
 create function release_message(p_id bigint, p_token bigint) returns boolean
 language sql volatile set search_path from current as $$
   select release_messages(array[p_id], array[p_token]) = 1;

@@ -80,6 +80,11 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON.")
     tracing: bool = Field(False, description="OpenTelemetry spans of handlers and of what they enqueue; needs the extra `otel`.")
 
+    @property
+    def listens(self) -> bool:
+        """Is there a connection to LISTEN on? Behind a transaction pooler only one of its own."""
+        return self.listen and not (self.pooler and self.listen_url is None)
+
     @field_validator("actors", "queues", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import dramatiq
 
 from worker.db.connection import DeadlineConnection
-from worker.messages import ClaimedMessage, Ending
+from worker.messages import ClaimedMessage, Ending, clean
 from worker.store import messages
 
 logger = logging.getLogger("packhorse.settle")
@@ -28,9 +28,10 @@ def settle(connection: DeadlineConnection, message: ClaimedMessage, broker: Any)
     if ending is None and message.failed:
         # rejected by middleware (for example max_age): dramatiq's nack without an exception of the handler
         exception = message._exception
-        ending = Ending("bury", "rejected", type(exception).__name__ if exception else None, str(exception)[:1000] if exception else None)
+        ending = Ending("bury", "rejected", type(exception).__name__ if exception else None, clean(str(exception), 1000) if exception else None)
     if ending is None:
         return "done" if messages.complete(connection, [message.id], [message.lease_token]) else "lost"
+    reason = clean(ending.reason, 1000) if ending.reason else ending.reason
     match ending.verb:
         case "fail":
             return _fail(connection, message, ending, broker)
@@ -44,12 +45,12 @@ def settle(connection: DeadlineConnection, message: ClaimedMessage, broker: Any)
                     _send_exhausted(connection, message, ending, broker)
             return answer
         case "retry":
-            moved = messages.retry(connection, message.id, message.lease_token, ending.delay_seconds or 0.0, "Retry", ending.reason or "")
+            moved = messages.retry(connection, message.id, message.lease_token, ending.delay_seconds or 0.0, "Retry", reason or "")
             return "retry" if moved else "lost"
         case "snooze":
-            return "snooze" if messages.snooze(connection, message.id, message.lease_token, ending.delay_seconds or 0.0, ending.reason) else "lost"
+            return "snooze" if messages.snooze(connection, message.id, message.lease_token, ending.delay_seconds or 0.0, reason) else "lost"
         case "cancel":
-            return "cancelled" if messages.cancel_held(connection, message.id, message.lease_token, ending.reason) else "lost"
+            return "cancelled" if messages.cancel_held(connection, message.id, message.lease_token, reason) else "lost"
         case "release":
             return "release" if messages.release(connection, [message.id], [message.lease_token]) else "lost"
         case verb:
@@ -75,7 +76,7 @@ def _together(connection: DeadlineConnection, ending: Ending) -> AbstractContext
 def _send_exhausted(connection: DeadlineConnection, message: ClaimedMessage, ending: Ending, broker: Any) -> None:
     """on_retry_exhausted: the callback commits together with the death, or not at all."""
     try:
-        target = broker.get_actor(ending.on_exhausted)
+        target = broker.get_actor(str(ending.on_exhausted))  # a producer may have written anything into the options
     except dramatiq.ActorNotFound:
         logger.warning("on_retry_exhausted_unknown actor=%s message_id=%s", ending.on_exhausted, message.id)
         return

@@ -89,6 +89,12 @@ def leaks(secret: str) -> str:
     raise ValueError(f"cannot handle {secret}")
 
 
+@dramatiq.actor(queue_name="default", actor_name="snoozes_badly")
+def snoozes_badly(key: str) -> None:
+    note("start", key)
+    raise worker.Snooze(3600, "a reason that is no text: \ud800")
+
+
 @dramatiq.actor(queue_name="default", actor_name="works_late")
 def works_late(key: str) -> None:
     """Ends when the file `.go` lies beside the ledger."""

@@ -42,7 +42,7 @@ def examine_listen(
     settings: Settings, open_connection: Callable[[], DeadlineConnection], open_listener: Callable[[], DeadlineConnection],
 ) -> Iterator[Finding]:
     """Does a NOTIFY reach the connection that workers would LISTEN on?"""
-    if not settings.listen or (settings.pooler and settings.listen_url is None):
+    if not settings.listens:
         yield Finding("listen", "ok", f"not used: idle workers look every {settings.poll_seconds:g} s")
         return
     mend = "PACKHORSE_LISTEN_URL with a direct connection, or PACKHORSE_LISTEN=false"

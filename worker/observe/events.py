@@ -36,6 +36,7 @@ EVENTS: dict[str, Event] = {
     "time_limit_exceeded": Event("warning", ("message_id", "actor"), "The soft time limit interrupts a handler."),
     "hard_limit_exceeded": Event("error", ("message_id", "actor"), "A handler ignored its soft limit; the process is replaced."),
     "outcome_not_storable": Event("warning", ("message_id", "error_class"), "An error text cannot be stored; a fixed text is written."),
+    "claims_recovered": Event("info", ("count", "worker_id"), "The answer of a claim was lost; what it had leased is handed back."),
     "outcome_waits": Event("warning", ("message_id", "error"), "Somebody keeps the message's row locked; tried again, others go on."),
     "endings_refused": Event("debug", ("count", "error_class"), "Outcomes that were to be written together are written one by one."),
     "outcome_refused": Event("error", ("message_id", "error"), "The database refuses the outcome; the lease will run out."),

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from worker.db.pool import Link
-from worker.errors import StoreConflict, StoreError, StoreUnavailable
+from worker.errors import StoreConflict, StoreUnavailable
 from worker.messages import ClaimedMessage
 from worker.settle import settle, without_details
 
@@ -55,7 +55,7 @@ class EndingWriter:
                 return [settle(connection, message, self._broker) for message in batch]
         except StoreUnavailable:
             raise
-        except StoreError as error:
+        except Exception as error:  # also what is no error of the database: one message must not stop a process
             logger.debug("endings_refused count=%d error_class=%s", len(batch), type(error).__name__)
             self._alone = len(batch)
             return []
@@ -81,7 +81,7 @@ class EndingWriter:
                 return settle(connection, message, self._broker)
         except (StoreUnavailable, StoreConflict):
             raise
-        except StoreError as error:
+        except Exception as error:
             logger.warning("outcome_not_storable message_id=%s error_class=%s", message.id, type(error).__name__)
             return self._write_plainly(message)
 
@@ -93,6 +93,6 @@ class EndingWriter:
                 return settle(connection, message, self._broker)
         except (StoreUnavailable, StoreConflict):
             raise
-        except StoreError as error:
+        except Exception as error:
             logger.error("outcome_refused message_id=%s error=%s: its lease will run out", message.id, error)
             return "unstorable"

@@ -34,7 +34,7 @@ from worker.observe.slab import CONTACT_AT, DRAINING, LISTENING, REGISTERED, THR
 from worker.runtime.lane import Lane
 from worker.runtime.meter import Meter
 from worker.runtime.pump import Pump
-from worker.runtime.slots import RunningIds
+from worker.runtime.slots import RunningIds, Slot
 from worker.runtime.stopping import StopRequest
 from worker.runtime.timekeeper import Timekeeper
 from worker.store import workers as store
@@ -95,7 +95,7 @@ class WorkerProcess:
         self._watch()
         self.exit_code = EXIT_OK
         self._stop = StopRequest()
-        self._stuck: list[ClaimedMessage] = []
+        self._stuck: set[int] = set()  # lease tokens; added to by the timekeeper
 
     def _watch(self) -> None:
         """Let every loop write its ticks where the parent sees them."""
@@ -116,7 +116,7 @@ class WorkerProcess:
 
     def _listener(self) -> Listener | None:
         settings = self.settings
-        if not settings.listen or (settings.pooler and settings.listen_url is None):
+        if not settings.listens:
             return None
         if settings.listen_url is None:
             return Listener(self._open("listen"), self.pump.on_wake)
@@ -219,21 +219,22 @@ class WorkerProcess:
         logger.info("worker_stopped worker_id=%s drain_seconds=%.2f exit_code=%d", self.id, time.monotonic() - began, self.exit_code)
 
     def _handlers_running(self) -> bool:
-        stuck = {message.id for message in self._stuck}
-        return any(slot.message is not None and slot.message.id not in stuck for slot in self.lane.slots)
+        return bool(self._still_running())
+
+    def _still_running(self) -> list[tuple[Slot, ClaimedMessage]]:
+        """But for those past their hard limit: nobody waits for them, and the parent ends their attempts."""
+        running = [(slot, slot.message) for slot in self.lane.slots]
+        return [(slot, message) for slot, message in running if message is not None and message.lease_token not in self._stuck]
 
     def _interrupt_all(self) -> None:
         """The drain limit, or a second signal: interrupt, wait a little, hand back what will not end."""
-        for slot in self.lane.slots:
-            message = slot.message
-            if message is not None:
-                slot.interrupt(message, DrainInterrupt)
+        for slot, message in self._still_running():
+            slot.interrupt(message, DrainInterrupt)
         deadline = time.monotonic() + 2.0
         while self._handlers_running() and time.monotonic() < deadline:
             time.sleep(0.02)
-        for slot in self.lane.slots:
-            message = slot.message
-            if message is not None and not message.settled:
+        for _, message in self._still_running():
+            if not message.settled:
                 self.exit_code = self.exit_code or EXIT_REPLACED
                 self._settle_for(message, Ending("release", "its process had to end"))
 
@@ -279,12 +280,12 @@ class WorkerProcess:
                 slot.interrupt(message, CancelInterrupt if lease_held else LeaseInterrupt)
 
     def _on_stuck(self, message: ClaimedMessage) -> None:
-        """Timekeeper: the hard limit passed. The attempt failed; the process is replaced (SPEC W4)."""
-        self._stuck.append(message)
-        text = "the handler ignored its time limit; its process was replaced"
-        self._settle_for(message, Ending("fail", error_class="HardTimeLimitExceeded", error_message=text))
-        self.exit_code = EXIT_REPLACED
-        self._stop.ask()
+        """Timekeeper: the hard limit passed. The process is replaced (SPEC W4). Until it is gone the handler may do anything,
+        so the lease goes on, and the parent writes the failed attempt afterwards (SPEC P2)."""
+        if any(slot.give_up(message) for slot in self.lane.slots):
+            self._stuck.add(message.lease_token)
+            self.exit_code = EXIT_REPLACED
+            self._stop.ask()
 
     def _settle_for(self, message: ClaimedMessage, ending: Ending) -> None:
         """Write the ending of a message whose thread will not do it."""

@@ -22,6 +22,7 @@ from worker.messages import ClaimedMessage
 from worker.runtime.cursor import ALL, ClaimCursor, Look
 from worker.runtime.endings import EndingWriter
 from worker.runtime.lane import Lane
+from worker.runtime.lost_claims import LostClaims
 from worker.runtime.meter import Meter
 from worker.runtime.outcomes import OutcomeLog
 from worker.runtime.pace import Pace
@@ -64,6 +65,7 @@ class Pump(Service):
         self._pace = Pace(len(lane.slots), settings.batch_size)
         self._wakeups = Wakeups(self._link, queues)
         self._suspects = SuspectTurn()
+        self._lost_claims = LostClaims(self._link, worker_id, settings.lease_seconds)
         self._writer = EndingWriter(self._link, broker)
         self.held: dict[int, ClaimedMessage] = {}
         self.finished: deque[ClaimedMessage] = deque()
@@ -80,6 +82,7 @@ class Pump(Service):
         self._next_poll = 0.0
         self._next_due = 0.0  # when the next message will be due, as far as the last claim knew
         self._signalled = True
+        self._turn = 0  # which queue is looked at first
         self._first: list[int] = []  # messages whose conversation went on while we had no room
 
     # -- called from other threads -------------------------------------------------------------------
@@ -93,6 +96,7 @@ class Pump(Service):
     def on_wake(self, queue: str) -> None:
         """The listener heard that a queue has work ("" = any)."""
         if not queue or queue in self._queues:
+            self._wakeups.woken()
             self._signalled = True
             self._wake.set()
 
@@ -105,7 +109,11 @@ class Pump(Service):
         while self._endings:
             self._write_endings()
             self.ticked(time.monotonic())
-        if self._lane.ready and not self.draining:
+        self._lost_claims.hand_back(self.held)
+        if self.draining:
+            if self._lane.ready or self._suspects.reserved is not None:
+                self.release_unstarted()
+        elif self._lane.ready:
             self._hand_back()
         limit = self._claim_limit()
         now = time.monotonic()
@@ -115,7 +123,7 @@ class Pump(Service):
         if wanted:
             self._claim(min(limit, self._pace.batch))
         elif self._done:
-            self._exchange(self._done[: self._pace.batch], 0, ALL)
+            self._exchange(self._done[: self._pace.batch], 0, ALL, self._queues)
         self.meter.publish()
         return self._pause()
 
@@ -169,15 +177,18 @@ class Pump(Service):
 
     def _claim(self, limit: int) -> None:
         batch = self._pace.batch
-        if self._suspects.known and not self._lane.ready and self._lane.running == 0:
-            self._exchange(self._done[:batch], 1, ALL, suspects=True)
+        if self._suspects.due(not self._lane.ready and self._lane.running == 0):
+            self._exchange(self._done[:batch], 1, ALL, self._queues, suspects=True)
             return
-        look = self._cursor.look(self._queues)
+        # no queue is served before another: one with a backlog would starve those behind it
+        self._turn = (self._turn + 1) % len(self._queues)
+        queues = self._queues[self._turn :] + self._queues[: self._turn]
+        look = self._cursor.look(queues)
         # completions go with the front only: what a slice takes must be its own, and they can wait for a moment
-        self._exchange(self._done[:batch] if look.front else [], limit, look)
+        self._exchange(self._done[:batch] if look.front else [], limit, look, queues)
 
-    def _exchange(self, done: list[ClaimedMessage], limit: int, look: Look, *, suspects: bool = False) -> None:
-        """Complete `done`, claim up to `limit`: one statement."""
+    def _exchange(self, done: list[ClaimedMessage], limit: int, look: Look, queues: list[str], *, suspects: bool = False) -> None:
+        """Complete `done`, claim up to `limit` from these queues in this order: one statement."""
         if self._lane.hooks.before_ack:
             for message in done:
                 self._emit_before("ack", message)
@@ -187,13 +198,16 @@ class Pump(Service):
         try:
             with self._link.connection() as connection:
                 rows = store.complete_and_claim(
-                    connection, [m.id for m in done], [m.lease_token for m in done], self._worker_id, self._queues,
+                    connection, [m.id for m in done], [m.lease_token for m in done], self._worker_id, queues,
                     limit, self._lease, self._types, look.since, look.until, suspects, self._first[:MAX_FIRST],
                 )
         except StoreError as error:
             self._signalled = True
             self._claim_failed(limit, before)
-            if not isinstance(error, StoreUnavailable):
+            if isinstance(error, StoreUnavailable):
+                if limit:
+                    self._lost_claims.suspected()
+            else:
                 # the database refuses the statement, or somebody has locked a row of it: write them one by one,
                 # so that one at fault stops no other
                 self._endings.extend(done)
@@ -201,7 +215,7 @@ class Pump(Service):
             raise
         after = time.monotonic()
         self._completed(done, {row[1] for row in rows if row[0] == "lost"} if rows and rows[0][0] == "lost" else set())
-        self._take(rows, before + self._settings.lease_seconds, after, look)
+        self._take(rows, before + self._settings.lease_seconds, after, look, suspects)
         if self._lane.hooks.after_ack:
             for message in done:
                 self._emit("ack", message)
@@ -233,7 +247,7 @@ class Pump(Service):
         self._outcomes.done(done)
         self.meter.publish()  # before the next message starts: it may be the one that kills the process
 
-    def _take(self, rows: list[tuple[Any, ...]], lease_until: float, now: float, look: Look) -> None:
+    def _take(self, rows: list[tuple[Any, ...]], lease_until: float, now: float, look: Look, suspects: bool) -> None:
         """Sort the answer: claimed messages to the lane, hints to the cursor."""
         claimed = []
         self._next_due = float("inf")
@@ -256,7 +270,10 @@ class Pump(Service):
             for message in claimed:
                 last[message.queue_name, message.priority] = message.run_at
             self._cursor.claimed(look, last, len(claimed))
-            self._lane.put(claimed)
+            if suspects and self._lane.running:
+                self._suspects.reserved = claimed[0]
+            else:
+                self._lane.put(claimed)
 
     def _after_claim(self, count: int, limit: int, look: Look, took: float, suspects: bool) -> None:
         """Learn from a claim whether there is a backlog, and when to look again."""
@@ -273,7 +290,7 @@ class Pump(Service):
         if not look.whole:
             self._cursor.look_again_soon()
             self._next_poll = min(now + self._settings.poll_seconds, max(now, self._cursor.next_sweep))
-        elif count == 0 and self._settings.listen and not self._wakeups.asleep():
+        elif count == 0 and self._settings.listens and not self._wakeups.asleep():
             self._wakeups.announce_sleep()
             self._next_poll = 0.0  # once more: a producer may have committed before it saw the announcement
         else:
@@ -284,12 +301,15 @@ class Pump(Service):
     def _claim_limit(self) -> int:
         if self.draining or self.stopping:
             return 0
+        if self._suspects.reserved is not None:
+            self._start_reserved()
+            return 0
         if self._suspects.running:
             if self.held:
                 return 0  # it runs alone
             self._suspects.running = False
         if self._suspects.due(not self.held):
-            return 1 if not self.held else 0
+            return 1
         self._pace.measure()
         # what is finished takes no slot: it leaves with the same statement
         return max(0, self._pace.capacity() - len(self._lane.ready) - self._lane.running)
@@ -303,9 +323,18 @@ class Pump(Service):
         if time.monotonic() - oldest.claimed_at > self._settings.hold_seconds and self._lane.running >= len(self._lane.slots):
             self.release_unstarted()
 
+    def _start_reserved(self) -> None:
+        """The process takes nothing else: once it is empty its suspect runs, alone."""
+        message = self._suspects.reserved
+        if message is not None and not self._lane.ready and self._lane.running == 0:
+            self._suspects.reserved = None
+            self._suspects.running = True
+            self._lane.put([message])
+
     def release_unstarted(self) -> int:
         """Give back everything that no thread has started; attempts are given back. Returns how many."""
-        unstarted = []
+        unstarted = [] if self._suspects.reserved is None else [self._suspects.reserved]
+        self._suspects.reserved = None
         while True:
             try:
                 unstarted.append(self._lane.ready.pop())

@@ -3,7 +3,8 @@
 An exception raised into a thread arrives at some later bytecode. A slot's lock makes sure that none is
 raised once the thread has left the handler, and `leave` takes back one that was raised but has not
 arrived (FAILURES 18). The ids of running messages also stand in memory shared with the parent, which
-so knows what ran in a child that died (SPEC P5).
+so knows what ran in a child that died (SPEC P5), and which attempts it has to fail because nothing ends their
+handlers but the end of the process (SPEC W4).
 """
 
 from __future__ import annotations
@@ -22,16 +23,24 @@ _ID = struct.Struct("q")
 
 
 class RunningIds:
-    """One 8-byte message id per slot in shared memory; 0 = nothing. Made by the parent before the fork."""
+    """Two 8-byte numbers per slot in shared memory; 0 = nothing. Made by the parent before the fork.
+
+    view: the ids of running messages. overdue_tokens: the lease tokens of those past their hard limit.
+    """
 
     def __init__(self, slots: int) -> None:
-        self._map = mmap.mmap(-1, max(1, slots) * _ID.size)
+        self._map = mmap.mmap(-1, max(1, slots) * 2 * _ID.size)
         self._slots = slots
-        self.view = memoryview(self._map).cast("q")
+        cells = memoryview(self._map).cast("q")
+        self.view, self.overdue_tokens = cells[: max(1, slots)], cells[max(1, slots) :]
 
     def read(self) -> list[int]:
         """Ids that stand there now."""
         return [value for value in self.view[: self._slots] if value]
+
+    def overdue(self) -> list[tuple[int, int]]:
+        """(id, lease token) of messages past their hard limit."""
+        return [(self.view[index], token) for index, token in enumerate(self.overdue_tokens) if token]
 
     def busy(self) -> int:
         """How many slots run a message now."""
@@ -39,13 +48,13 @@ class RunningIds:
 
     def clear(self) -> None:
         for index in range(self._slots):
-            self.view[index] = 0
+            self.view[index] = self.overdue_tokens[index] = 0
 
 
 class Slot:
     """One handler thread's place. `message` is written by that thread only; others read it."""
 
-    __slots__ = ("_lock", "_view", "begun", "index", "interrupted", "message", "started_at", "starts", "thread_id")
+    __slots__ = ("_lock", "_overdue_tokens", "_view", "begun", "index", "interrupted", "message", "started_at", "starts", "thread_id")
 
     def __init__(self, index: int, running: RunningIds) -> None:
         self.index = index
@@ -57,6 +66,7 @@ class Slot:
         self.interrupted: type[BaseException] | None = None
         self._lock = threading.Lock()
         self._view = running.view
+        self._overdue_tokens = running.overdue_tokens
 
     def enter(self, message: ClaimedMessage, now: float) -> None:
         """The thread begins with a message."""
@@ -77,7 +87,15 @@ class Slot:
 
     def forget(self) -> None:
         """The outcome was handed over: a crash from here on is not this message's fault."""
+        self._overdue_tokens[self.index] = 0
         self._view[self.index] = 0
+
+    def give_up(self, message: ClaimedMessage) -> bool:
+        """Mark `message` as overdue if the slot still runs it. What its handler still brings about counts, until the process ends."""
+        with self._lock:
+            if self.message is message:
+                self._overdue_tokens[self.index] = message.lease_token
+            return self.message is message
 
     def interrupt(self, message: ClaimedMessage, exception: type[BaseException]) -> bool:
         """Raise `exception` inside the handler if the slot still runs `message`; once per message."""

@@ -1,6 +1,7 @@
 """The timekeeper: soft limits by exception, hard limits by ending the process, self-fencing (SPEC P2, W4).
 
-Ticks only while something runs. It never talks to the database, so an outage cannot stop it.
+Ticks every TICK_SECONDS while something runs. It never talks to the database, nor does what it calls: the leases of
+all handlers are watched in this one thread, whatever the database does.
 """
 
 from __future__ import annotations

@@ -135,6 +135,11 @@ def release(connection: DeadlineConnection, ids: list[int], tokens: list[int]) -
     return int(connection.execute(sql("release"), (ids, tokens)).fetchone()[0])  # type: ignore[index]
 
 
+def release_unknown(connection: DeadlineConnection, holder: UUID, known: list[int]) -> int:
+    """Hand back what `holder` leased by claims whose answers were lost; how many. Source: migrations/0009_create_failure.sql"""
+    return int(connection.execute(sql("release_unknown"), (holder, _array(known))).fetchone()[0])  # type: ignore[index]
+
+
 def bury(
     connection: DeadlineConnection, message_id: int, token: int | None, reason: str, error_class: str | None,
     error_message: str | None, traceback: str | None = None, frame: str | None = None,
