@@ -80,7 +80,7 @@ def survey(connection: DeadlineConnection, sets: Iterable[str], choices: Choices
         collisions = _collisions(connection, found)
         if not collisions or (OUR_COLUMN in columns and not found.in_the_way):
             return Plan("record", found, hindrances=found.hindrances)
-        return _moving(connection, found, collisions, choices, frozenset(moved), columns)
+        return _moving(connection, found, collisions, choices, frozenset(moved), columns, ours=OUR_COLUMN in columns)
 
 
 def _collisions(connection: DeadlineConnection, found: Comparison) -> list[Row]:
@@ -98,7 +98,8 @@ def _collisions(connection: DeadlineConnection, found: Comparison) -> list[Row]:
 
 
 def _moving(
-    connection: DeadlineConnection, found: Comparison, collisions: Sequence[Row], choices: Choices, named: frozenset[str], columns: dict[str, str]
+    connection: DeadlineConnection, found: Comparison, collisions: Sequence[Row], choices: Choices, named: frozenset[str], columns: dict[str, str],
+    *, ours: bool,
 ) -> Plan:
     """A plan that moves what is in the way; with problems where something in the way is not known to be the old queue's."""
     tables = {row["bare"] for row in collisions if row["kind"] == "table" and row["bare"] in KNOWN_TABLES | named}
@@ -116,6 +117,8 @@ def _moving(
         else:
             problems.append(f"{row['kind']} {row['name']} has a name of ours{_unlike(found, row)}. When it belongs to the old system, say "
                             f"--move {row['bare']}; when it belongs to your application, give Packhorse a schema of its own (PACKHORSE_DB_SCHEMA)")
+    if ours and problems:
+        problems.append("when they are ours, and damaged: packhorse migrate adopt --dry-run --json lists what is missing, each with its statement")
     owners = [f"table {row['name']} belongs to {row['owner']}: log in as {row['owner']}" for row in store.foreign_owners(connection, sorted(tables))]
     dependents = [{**row, "advice": _ADVICE[row["kind"]].format(table=row["of_table"])} for row in
                   store.dependents(connection, sorted(tables), [row["name"] for row in moves if row["kind"] == "routine"])]

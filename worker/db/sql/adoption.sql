@@ -145,10 +145,12 @@ select nextval('message_queue_id_seq'), o.id from (
   order by {created_at} nulls first, l.{key}) o;
 
 -- name: import_batch
--- The next rows to import, as texts, as they are now.
-select i.message_id, i.legacy_id, l.{key} is not null as here, {fields}
-from {legacy}.packhorse_import i left join {table} l on l.{key} = i.legacy_id::{key_type}
-where i.outcome is null order by i.message_id limit %s;
+-- The next rows to import, as texts, as they are now. First the batch, then its rows by their key: the other way reads the whole table each time.
+with taken as materialized (
+  select i.message_id, i.legacy_id, i.legacy_id::{key_type} as key from {legacy}.packhorse_import i
+  where i.outcome is null order by i.message_id limit %s)
+select t.message_id, t.legacy_id, l.{key} is not null as here, {fields}
+from taken t left join {table} l on l.{key} = t.key order by t.message_id;
 
 -- name: import_messages
 -- Messages with the ids that were kept for them; what enqueue_message refuses is refused here in the same words.
