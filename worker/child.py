@@ -60,15 +60,23 @@ def run_worker_process(settings: Settings, running: RunningIds, worker_id: UUID,
         return EXIT_FAILED
 
 
-def recover(settings: Settings, worker_id: UUID, started: list[int], detail: str) -> None:
-    """One attempt to return a dead child's messages; when it fails their leases run out instead."""
+def recover(settings: Settings, worker_id: UUID, started: list[int], detail: str, overdue: list[tuple[int, int]]) -> None:
+    """One attempt to return a dead child's messages; when it fails their leases run out instead.
+
+    overdue: (id, lease token) of those whose handlers ignored their time limits; their attempts have failed.
+    """
     from worker.db.connection import connect
+    from worker.store import messages
     from worker.store import workers as store
 
     assert settings.database_url is not None
     try:
         connection: Any = connect(settings.database_url.get_secret_value(), schema=settings.db_schema, application_name="packhorse recover",
                                   pooler=settings.pooler)
+        for message_id, token in overdue:
+            outcome = messages.fail(connection, message_id, token, "HardTimeLimitExceeded",
+                                    "the handler ignored its time limit; its process was replaced", None, None, None, None, None, None)
+            logger.info("message_ended_for_its_thread message_id=%s outcome=%s", message_id, outcome)
         count = store.recover(connection, worker_id, started, detail)
         connection.close()
         if count:

@@ -68,6 +68,7 @@ class Supervisor:
         self.board = Board(settings.processes, [child.running.busy for child in self._children])
         self._watch = Watch(self.board, notifier or Notifier({}), settings.hang_seconds)
         self._exporter = Child(RunningIds(0)) if settings.metrics_port else None
+        self._recovering: set[int] = set()  # pids of children that give back what a dead one held
         self._signals: list[int] = []  # appended by signal handlers, read by the loop
         self._stops = 0
         self._stop_at = 0.0
@@ -86,7 +87,7 @@ class Supervisor:
             self._handle_signals()
             self._reap()
             if self._stops:
-                if not any(child.pid for child in self._children):
+                if not self._recovering and not any(child.pid for child in self._children):
                     break
                 self._kill_late()
             else:
@@ -212,9 +213,11 @@ class Supervisor:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
+                self._recovering.clear()
                 return
             if pid == 0:
                 return
+            self._recovering.discard(pid)
             for index, child in enumerate(self._children):
                 if child.pid == pid:
                     self._on_exit(index, child, os.waitstatus_to_exitcode(status))
@@ -224,7 +227,7 @@ class Supervisor:
     def _on_exit(self, index: int, child: Child, code: int) -> None:
         lived = time.monotonic() - (child.started_at or time.monotonic() - STABLE_SECONDS)
         pid, child.pid = child.pid, 0
-        started = child.running.read()
+        started, overdue = child.running.read(), child.running.overdue()
         self.board.fold(index)
         wanted = code == EXIT_OK and bool(self._stops or child.retiring)
         if not wanted:
@@ -238,7 +241,7 @@ class Supervisor:
         if code != EXIT_OK:
             # an orderly end of its own (replaced, recycled, fenced): nothing that ran is to blame
             orderly = code in EXPECTED_CHILD_EXITS or code == EXIT_LEASE_LOST
-            self._recover(child.id, [] if orderly else started, f"child {pid} ended with {_describe(code)}")
+            self._recover(child.id, [] if orderly else started, f"child {pid} ended with {_describe(code)}", overdue)
         if not self._stops:
             self.board.restarted(_reason(child, code))
         child.ended(lived, code in EXPECTED_CHILD_EXITS or wanted)
@@ -250,13 +253,14 @@ class Supervisor:
             self.board.failed("exporter")
         exporter.ended(time.monotonic() - exporter.started_at, False)
 
-    def _recover(self, worker_id: UUID, started: list[int], detail: str) -> None:
+    def _recover(self, worker_id: UUID, started: list[int], detail: str, overdue: list[tuple[int, int]]) -> None:
         """Give back what a dead child held, in a child of its own: the parent keeps no connection."""
         pid = os.fork()
         if pid:
-            return  # reaped like any other child
+            self._recovering.add(pid)
+            return
         try:
-            recover(self.settings, worker_id, started, detail)
+            recover(self.settings, worker_id, started, detail, overdue)
         finally:
             os._exit(EXIT_OK)
 

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import pytest
 
 from tests.support.accounting import effects, enqueue, quick_backoff, wait_for_end
+from tests.support.houses import QUICK
+from tests.support.postgres import ROLE
+from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
+from worker.broker import PostgresBroker
+from worker.config import load_settings
+from worker.exits import EXIT_REPLACED
+from worker.runtime.process import WorkerProcess
+from worker.runtime.slots import RunningIds
 
 
 @pytest.mark.slow
@@ -38,3 +49,48 @@ def test_a_hard_limit_replaces_the_process_and_its_neighbours_lose_no_attempt(da
     wait_until(lambda: daemon.children() and pid not in daemon.children())
     assert daemon.stop() == 0
     assert "Traceback" not in daemon.log
+
+
+@pytest.mark.slow
+def test_after_a_hard_limit_the_retry_starts_when_the_first_attempt_is_gone(database, ledger, start_daemon):
+    """A neighbour keeps the process draining; the handler that ignored its limits could do anything meanwhile."""
+    quick_backoff(database)
+    start_daemon(database, ledger, threads=2).wait_ready()
+    enqueue(database, [{"message_type": "sleeper", "payload": {"key": "neighbour", "seconds": 4}},
+                       {"message_type": "stuck", "payload": {"key": "stuck"}, "max_attempts": 2, "conversation_key": "c"},
+                       {"message_type": "effect", "payload": {"key": "next"}, "conversation_key": "c"}])
+    wait_until(lambda: len(ledger.lines("start")) == 2)
+    first = int(ledger.lines("start")[0][2])
+    start_daemon(database, ledger, threads=2).wait_ready()
+    wait_until(lambda: ledger.counts("start")["stuck"] == 2, 20)
+    assert not os.path.exists(f"/proc/{first}"), "the first attempt still lives"
+    wait_for_end(database, 20)
+    assert ledger.counts("start") == {"neighbour": 1, "stuck": 2, "next": 1}
+    assert database.query("select reason, error_class, attempt, crashes from dead_letters") == [("failed", "HardTimeLimitExceeded", 2, 0)]
+
+
+def test_a_hard_limit_does_not_stop_the_watch_over_other_leases(server, database, monkeypatch):
+    """The database says nothing: who would write the overdue message's ending now would wait."""
+    proxy = Proxy(server.socket_dir)
+    monkeypatch.setattr("worker.runtime.process.load_broker", lambda settings: PostgresBroker(settings=settings))
+    settings = {**QUICK, "database_url": proxy.url(database.name, ROLE), "queues": ("default",), "connect_timeout_seconds": 20}
+    enqueue(database, [{"message_type": "stuck", "payload": {"key": key}} for key in "ab"])
+    process = WorkerProcess(load_settings({}, **settings), RunningIds(4))
+    process.pump._types.append("stuck")
+    process.pump.run_once()
+    overdue, other = process.lane.ready
+    for slot, message in zip(process.lane.slots, (overdue, other), strict=False):
+        slot.enter(message, time.monotonic())
+        slot.interrupted = KeyError  # told already
+    proxy.go_deaf()
+    overdue.hard_deadline, other.lease_until = time.monotonic(), time.monotonic() + 0.3
+    fenced: list[bool] = []
+    process.timekeeper._on_lease_over = lambda: fenced.append(True)
+    process.timekeeper.start()
+    try:
+        wait_until(lambda: fenced, 10, "long before a connection is given up")
+    finally:
+        proxy.close()
+        process.timekeeper.stop()
+        assert process.timekeeper.wait(10)
+    assert process.exit_code == EXIT_REPLACED and not overdue.settled

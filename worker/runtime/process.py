@@ -261,7 +261,7 @@ class WorkerProcess:
                 store.deregister(connection, self.id)
             finally:
                 connection.close()
-        except Exception as error:  # information only: the row is forgotten after ten minutes
+        except Exception as error:  # no lease depends on the row; it is forgotten after ten minutes
             logger.info("deregister_failed error_class=%s", type(error).__name__)
 
     # -- called by services --------------------------------------------------------------------------
