@@ -30,7 +30,8 @@ language plpgsql set search_path from current set enable_seqscan = off set jit =
   set plan_cache_mode = force_generic_plan as $$
 -- One heartbeat of a process: every held lease goes on until now + p_lease. Returns a row for each
 -- message that needs attention: its lease is lost, it was not renewed because somebody has locked its row (the
--- others' leases must not end for that), or somebody asked to cancel it. Raises PH001.
+-- others' leases must not end for that), or somebody asked to cancel it. A row without id: the process itself is
+-- not known any more (it was silent for long); it must register again, or its types look abandoned. Raises PH001.
 -- Locks: the held rows that nobody else has locked (HOT updates) and the worker's own row.
 begin
   perform check_lease(p_lease);
@@ -52,6 +53,9 @@ begin
   update workers w set last_seen_at = clock_timestamp(), state = p_state, running = cardinality(p_ids),
     done_total = p_done, failed_total = p_failed
   where w.id = p_id;
+  if not found then
+    return query select null::bigint, false, false, false;
+  end if;
   update message_types t set last_seen_at = clock_timestamp()
   from workers w
   where w.id = p_id and t.name = any (w.message_types) and t.last_seen_at < clock_timestamp() - interval '1 minute';

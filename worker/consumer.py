@@ -7,8 +7,6 @@ outcomes to whichever consumer there is: what is held belongs to the queue, not 
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
 from collections import deque
@@ -19,7 +17,6 @@ from uuid import uuid4
 from dramatiq.broker import Consumer
 from dramatiq.errors import BrokerConnectionError
 
-from worker import __version__
 from worker.db.pool import Link
 from worker.errors import StoreConflict, StoreError, StoreUnavailable, UndecodableMessage
 from worker.heartbeat import Heartbeat
@@ -103,9 +100,7 @@ class PostgresConsumer(Consumer):
         holding = self._holding = Holding.entered(broker, queue)
         try:
             with self._link.connection() as connection:
-                worker_store.register(
-                    connection, holding.id, socket.gethostname(), os.getpid(), __version__, [queue], self._types(), prefetch, settings.lease_seconds
-                )
+                holding.heartbeat.register(connection, [queue], self._types(), prefetch)
         except StoreError as error:
             holding.leave()
             raise BrokerConnectionError(str(error)) from error

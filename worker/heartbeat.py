@@ -6,12 +6,15 @@ process may still believe is measured on the monotonic clock from *before* each 
 
 from __future__ import annotations
 
+import os
 import random
+import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
+from worker import __version__
 from worker.db.connection import DeadlineConnection
 from worker.db.pool import Link
 from worker.messages import ClaimedMessage
@@ -49,9 +52,19 @@ class Heartbeat(Service):
         self._next_rescue = time.monotonic() + random.uniform(0.2, 1.0) * settings.rescue_seconds
         self._next_upkeep = 0.0
         self.rescued_total = 0
+        self._registration: tuple[list[str], list[str], int] | None = None
+
+    def register(self, connection: DeadlineConnection, queues: list[str], types: list[str], threads: int) -> None:
+        """The process starts: declares its queues and types. Repeated by a beat after the process was forgotten."""
+        self._registration = queues, types, threads
+        store.register(
+            connection, self._worker_id, socket.gethostname(), os.getpid(), __version__, queues, types, threads, self._settings.lease_seconds
+        )
 
     def run_once(self) -> float:
         now = time.monotonic()
+        if self.failures:  # after an outage the others come back when we do: until then their types look abandoned
+            self._next_upkeep = max(self._next_upkeep, now + self._settings.lease_seconds)
         if now >= self._next_beat:
             self.beat()
             self._next_beat = now + self._settings.heartbeat_seconds
@@ -75,7 +88,7 @@ class Heartbeat(Service):
         old = [m for m in self._held() if not m.settled and m.lease_until - before < lease * 0.8]
         done, failed = self._counts()
         with self._link.connection() as connection:
-            attention = store.beat(
+            attention, known = store.beat(
                 connection, self._worker_id, [m.id for m in old], [m.lease_token for m in old], lease, self.state, done, failed
             )
         self._on_beat()
@@ -90,6 +103,9 @@ class Heartbeat(Service):
                 message.lease_until = before + lease
             if message.id in cancelled:
                 self._on_attention(message, True)
+        if not known and self._registration:
+            with self._link.connection() as connection:
+                self.register(connection, *self._registration)
 
     def on_stop(self) -> None:
         self._link.close()

@@ -47,6 +47,7 @@ def test_a_beat_names_what_is_lost_and_what_is_to_be_cancelled(sql: Sql) -> None
 def test_a_beat_passes_over_a_row_that_somebody_has_locked(clients: Callable[..., Sql]) -> None:
     """One open psql session must not end the leases of all other messages of the process."""
     worker, operator = clients(), clients()
+    register(worker)
     held = [worker.claimed() for _ in range(3)]
     worker.rows("update message_queue set lease_expires_at = clock_timestamp() + interval '1 second'")
     with operator.connection.transaction():
@@ -68,6 +69,13 @@ def test_a_beat_keeps_the_types_of_the_worker_alive(sql: Sql) -> None:
     sql.rows("update message_types set last_seen_at = clock_timestamp() - interval '2 minutes'")
     beat(sql)
     assert sql.value("select last_seen_at > clock_timestamp() - interval '1 minute' from message_types where name = 'mine'")
+
+
+def test_a_beat_of_a_forgotten_worker_says_so_and_its_leases_go_on(sql: Sql) -> None:
+    lease = sql.claimed()
+    sql.rows("update message_queue set lease_expires_at = clock_timestamp() + interval '1 second'")
+    assert beat(sql, lease) == [(None, False, False)]
+    assert sql.value("select lease_expires_at > clock_timestamp() + interval '50 seconds' from message_queue")
 
 
 def test_silent_workers_are_forgotten_and_their_messages_are_not_touched(sql: Sql) -> None:

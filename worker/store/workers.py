@@ -20,10 +20,10 @@ def register(
 
 def beat(
     connection: DeadlineConnection, worker_id: UUID, ids: list[int], tokens: list[int], lease_seconds: float, state: str, done: int, failed: int
-) -> list[Attention]:
-    """Extend every held lease by lease_seconds from now (database clock); rows that need attention."""
+) -> tuple[list[Attention], bool]:
+    """Extend every held lease by lease_seconds from now (database clock); what needs attention, and whether the process is still known."""
     rows = connection.execute(sql("beat_worker"), (worker_id, ids, tokens, lease_seconds, state, done, failed)).fetchall()
-    return [Attention(*row) for row in rows]
+    return [Attention(*row) for row in rows if row[0] is not None], all(row[0] is not None for row in rows)
 
 
 def deregister(connection: DeadlineConnection, worker_id: UUID) -> None:
