@@ -10,7 +10,6 @@ import importlib
 import logging
 import os
 import resource
-import socket
 import sys
 import time
 from functools import partial
@@ -19,7 +18,6 @@ from uuid import uuid4
 
 import dramatiq
 
-from worker import __version__
 from worker.broker import PostgresBroker
 from worker.config import Settings
 from worker.db import migrate
@@ -165,10 +163,7 @@ class WorkerProcess:
                     with translated():
                         if not store.self_test(connection):
                             raise SchemaMismatch("row-level security hides the queue from this role: grant it packhorse_worker")
-                        store.register(
-                            connection, self.id, socket.gethostname(), os.getpid(), __version__, self.queues, self.types,
-                            self.settings.threads, self.settings.lease_seconds,
-                        )
+                        self.heartbeat.register(connection, self.queues, self.types, self.settings.threads)
                     return True
                 finally:
                     connection.close()
