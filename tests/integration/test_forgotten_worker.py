@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from uuid import uuid4
 
+import dramatiq
 import pytest
 
 from tests.support.houses import quick_settings
 from tests.support.postgres import Database
+from worker.broker import PostgresBroker
 from worker.db.connection import connect
 from worker.errors import StoreUnavailable
 from worker.heartbeat import Heartbeat
+from worker.runtime.process import WorkerProcess
+from worker.runtime.slots import RunningIds
 from worker.store import workers as store
 
 
@@ -55,6 +59,20 @@ def test_a_process_that_was_forgotten_registers_again_with_its_next_beat(fleet):
     with connect(fleet.database.url) as connection:
         store.upkeep(connection, 3600)
     assert fleet.dead() == []
+
+
+def test_what_a_worker_process_registers_its_beat_can_repeat(database, monkeypatch):
+    broker = PostgresBroker(settings=quick_settings(database))
+    dramatiq.actor(print, broker=broker, actor_name="mine")
+    monkeypatch.setattr("worker.runtime.process.load_broker", lambda settings: broker)
+    process = WorkerProcess(broker.settings, RunningIds(4))
+    assert process._wait_for_database()
+    registered = database.query("delete from workers returning id, hostname, pid, version, queues, message_types, threads")
+    process.heartbeat.beat()
+    assert database.query("select id, hostname, pid, version, queues, message_types, threads from workers") == registered
+    assert registered[0][5] == ["mine"]
+    process.heartbeat.on_stop()
+    broker.close()
 
 
 def test_the_first_process_back_after_an_outage_does_not_bury_what_the_others_do(fleet):
