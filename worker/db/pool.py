@@ -2,15 +2,19 @@
 
 No background threads and no waiting for a "healthy" pool: after an outage the next caller simply
 connects (SPEC FAILURES 40). A connection that failed, or is older than MAX_AGE_SECONDS, is closed.
-At most `size` connections are open (SPEC FAILURES 78).
+At most `size` connections are open (SPEC FAILURES 78). A forked child (a pre-forking web server, multiprocessing)
+starts with an empty pool: the sockets it inherits are its parent's.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from psycopg.pq import TransactionStatus
 
@@ -21,16 +25,37 @@ from worker.errors import StoreUnavailable
 MAX_AGE_SECONDS = 1800.0
 MAX_WAIT_SECONDS = 30.0
 
+_pools: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
+_inherited: list[Any] = []  # what a child has from its parent: never used, and kept, because closing it would end the parent's session
+
+
+def _after_fork() -> None:
+    for pool in list(_pools):
+        pool.start_over()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
 
 class ConnectionPool:
     """Lends DeadlineConnections; thread-safe."""
 
     def __init__(self, open_connection: Callable[[], DeadlineConnection], size: int) -> None:
         self._open = open_connection
-        self._slots = threading.BoundedSemaphore(size)
+        self._size = size
+        self._closed = False
+        self._begin()
+        _pools.add(self)
+
+    def _begin(self) -> None:
+        self._slots = threading.BoundedSemaphore(self._size)  # a new one is a new life of the pool
         self._idle: list[tuple[DeadlineConnection, float]] = []  # written under _lock
         self._lock = threading.Lock()
-        self._closed = False
+
+    def start_over(self) -> None:
+        """In a forked child: connections, locks and who waits for them are the parent's."""
+        _inherited.append((self._idle, self._slots, self._lock))
+        self._begin()
 
     @contextmanager
     def connection(self) -> Iterator[DeadlineConnection]:
@@ -38,7 +63,8 @@ class ConnectionPool:
 
         Raises StoreUnavailable when none could be opened, or none became free in MAX_WAIT_SECONDS.
         """
-        if not self._slots.acquire(timeout=MAX_WAIT_SECONDS):
+        slots = self._slots
+        if not slots.acquire(timeout=MAX_WAIT_SECONDS):
             raise StoreUnavailable(f"no connection became free within {MAX_WAIT_SECONDS:.0f} s; raise threads or shorten transactions")
         try:
             connection, born = self._take()
@@ -47,15 +73,19 @@ class ConnectionPool:
                     yield connection
             except BaseException:
                 # a statement error leaves the connection usable; anything else does not
-                if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+                if slots is self._slots and connection.pgconn.transaction_status != TransactionStatus.IDLE:
                     connection.close()
                 if connection.closed:
                     self._drop_idle()
                 raise
             finally:
-                self._give(connection, born)
+                if slots is self._slots:
+                    self._give(connection, born)
+                else:  # forked in between
+                    _inherited.append(connection)
         finally:
-            self._slots.release()
+            if slots is self._slots:
+                slots.release()
 
     def _take(self) -> tuple[DeadlineConnection, float]:
         while True:
