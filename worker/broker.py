@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,6 +20,7 @@ from dramatiq.broker import Broker
 from dramatiq.common import q_name
 from dramatiq.errors import QueueJoinTimeout
 from dramatiq.middleware import Middleware
+from psycopg import Pipeline
 
 from worker.config import Settings, load_settings
 from worker.context import current
@@ -35,6 +37,7 @@ from worker.observe import tracing
 from worker.store import messages as store
 
 DEFAULT_POOL_SIZE = 10
+PIPELINE_PARTS = 10  # statements of a bulk enqueue that may be on their way at once
 
 
 class PostgresBroker(Broker):
@@ -209,10 +212,25 @@ class PostgresBroker(Broker):
         held = current.connection
         with self.pool.connection() if held is None else _held(held) as connection, connection.transaction():
             queues: set[str] = set()
-            rows, blocked = self._bulk_rows(messages, store.database_now(connection), queues, connection)
-            self._insert(connection, rows, blocked)
+            self._insert_all(connection, messages, queues)
             store.wake_queues(connection, sorted(queues))
-        return len(rows)
+        return len(messages)
+
+    def _insert_all(self, connection: DeadlineConnection, messages: list[dramatiq.Message[Any]], queues: set[str]) -> None:
+        """In the caller's transaction. While the database inserts one part, the next one is turned into rows."""
+        now, seen = store.database_now(connection), set[str]()
+        with ExitStack() as stack:
+            pipeline: Pipeline | None = None
+            for number, first in enumerate(range(0, len(messages), store.BULK_ROWS)):
+                rows, blocked = self._bulk_rows(messages[first : first + store.BULK_ROWS], now, queues, seen, connection)
+                if blocked:  # may be refused, and then again without a state: not in a pipeline, where an error ends all
+                    stack.close()
+                    pipeline = None
+                elif pipeline is None:
+                    pipeline = stack.enter_context(connection.pipeline())
+                elif number % PIPELINE_PARTS == 0:
+                    pipeline.sync()  # the deadline of a call is for what it waits for
+                self._insert(connection, rows, blocked)
 
     def _insert(self, connection: DeadlineConnection, rows: list[tuple[str, ...]], blocked: bool) -> None:
         """Later messages of a conversation are blocked behind its first one at once, by a role that may; else by the claim."""
@@ -227,12 +245,11 @@ class PostgresBroker(Broker):
         store.insert_messages(connection, rows, with_state=False)
 
     def _bulk_rows(
-        self, messages: list[Any], now: datetime, queues: set[str], connection: DeadlineConnection
+        self, messages: list[Any], now: datetime, queues: set[str], seen: set[str], connection: DeadlineConnection
     ) -> tuple[list[tuple[str, ...]], bool]:
-        """Rows for insert_messages, and whether any is blocked; checks every message before the first one is sent."""
+        """Rows for insert_messages, and whether any is blocked. seen: conversations with a message in the batch so far."""
         before, after = self._enqueue_hooks()
         rows = []
-        seen: set[str] = set()
         none = store.NULL
         plain = (str(now), none, none, none, none, none, none, "pending")
         blocked = False

@@ -12,7 +12,7 @@ import worker
 from tests.support.databases import emptied, one
 from tests.support.houses import quick_settings
 from worker import PostgresBroker
-from worker.errors import InvalidArgument, UnknownQueue
+from worker.errors import InvalidArgument, StoreError, UnknownQueue
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +155,23 @@ def test_bulk_is_all_or_none(database, broker, note):
     with pytest.raises(InvalidArgument):
         broker.enqueue_many([note.message("a"), note.message_with_options(args=("b",), dedup_key="k")])
     assert database.query("select 1 from message_queue") == []
+    many = [note.message(f"{number}") for number in range(3500)]
+    with pytest.raises(InvalidArgument):  # found when the first thousands are on their way
+        broker.enqueue_many([*many, note.message("c\x00")])
+    with pytest.raises(UnknownQueue):  # found by the database when all are there
+        broker.enqueue_many([*many, note.message("d").copy(queue_name="nobody"), *many])
+    database.query("alter table message_queue add constraint no_boom check (payload ->> 'text' <> 'boom')")
+    try:
+        with pytest.raises(StoreError, match="no_boom"):  # found by the database, in the middle of a pipeline
+            broker.enqueue_many([*many, note.message("boom"), *many])
+    finally:
+        database.query("alter table message_queue drop constraint no_boom")
+    assert database.query("select 1 from message_queue") == []
+    mixed = [note.message_with_options(args=(f"{number}",), conversation_key=f"k{number}" if number < 2100 else None) for number in range(2500)]
+    assert broker.enqueue_many([*many, *mixed, *many]) == 9500  # in a pipeline, by itself, in a pipeline
+    assert [row[0] for row in database.query("select payload ->> 'text' from message_queue order by id")] == [
+        *map(str, range(3500)), *map(str, range(2500)), *map(str, range(3500))]
+    database.query("delete from message_queue")
     assert broker.enqueue_many([note.message("a"), note.message("b")]) == 2
     assert broker.enqueue_many([]) == 0
 

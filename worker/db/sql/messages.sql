@@ -86,8 +86,8 @@ order by b.place;
 select clock_timestamp();
 
 -- name: wake_queues
--- Wake sleeping workers of these queues.
-select wake_queue(q) from unnest(%s::text[]) q;
+-- Wake sleeping workers of these queues; a queue that nobody has declared is refused.
+select require_queue(q), wake_queue(q) from unnest(%s::text[]) q;
 
 -- name: declare_queue
 -- Make a queue known.
