@@ -1,4 +1,5 @@
-"""What runs in the supervisor's children: the worker process itself, and the short one that gives back.
+"""What runs in the supervisor's children: the worker process itself, the short one that gives back what a dead one
+held, and the one that tries out new code before a reload.
 
 Nothing here runs in the parent. A child starts with TERM and INT blocked, so that no signal can meet it
 before it has handlers of its own.
@@ -11,11 +12,11 @@ import os
 import signal
 import sys
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from worker.config import Settings
-from worker.errors import ConfigError, SchemaMismatch, StoreError
-from worker.exits import EXIT_FAILED, EXIT_SCHEMA, EXIT_USAGE
+from worker.errors import ConfigError, SchemaMismatch, StoreError, StoreUnavailable
+from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
 from worker.observe.slab import Slab
 from worker.runtime.slots import RunningIds
 
@@ -48,16 +49,48 @@ def run_worker_process(settings: Settings, running: RunningIds, worker_id: UUID,
         for _ in early:
             process.stop()
         return process.run()
-    except ConfigError as error:
+    except (ConfigError, SchemaMismatch, StoreError) as error:
+        return _refusal(error)
+
+
+def rehearse(settings: Settings, parent: int) -> int:
+    """Would a new process start now? Its exit code if not. Imports the actors and compares the schema, claims nothing.
+
+    A database that is away is no reason against it: a new process would wait for it.
+    """
+    from worker.db import migrate
+    from worker.runtime.process import WorkerProcess
+
+    signal.set_wakeup_fd(-1)
+    for number in (*STOP_SIGNALS, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    end_with_parent(parent)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    try:
+        process = WorkerProcess(settings, RunningIds(settings.threads), uuid4())
+        connection = process.broker.open_connection("reload")
+        try:
+            migrate.check(connection)
+        finally:
+            connection.close()
+    except StoreUnavailable as error:
+        logger.warning("database_unavailable error=%s: the new processes will wait for it", error)
+    except (ConfigError, SchemaMismatch, StoreError) as error:
+        return _refusal(error)
+    return EXIT_OK
+
+
+def _refusal(error: ConfigError | SchemaMismatch | StoreError) -> int:
+    """Say why a process cannot work; its exit code."""
+    if isinstance(error, ConfigError):
         for problem in error.problems:
             logger.error("config_error %s", problem)
         return EXIT_USAGE
-    except SchemaMismatch as error:
+    if isinstance(error, SchemaMismatch):
         logger.error("schema_mismatch %s", error)
         return EXIT_SCHEMA
-    except StoreError as error:
-        logger.error("start_failed error_class=%s error=%s", type(error).__name__, error)
-        return EXIT_FAILED
+    logger.error("start_failed error_class=%s error=%s", type(error).__name__, error)
+    return EXIT_FAILED
 
 
 def recover(settings: Settings, worker_id: UUID, started: list[int], detail: str, overdue: list[tuple[int, int]]) -> None:

@@ -3,7 +3,8 @@
 The parent has one thread, no database connection and none of the actors' code: it can always fork. What
 ran in a child that died stands in shared memory; a short-lived child of its own gives it back at once.
 Metrics and probes are served by one more child, whose death harms nobody (worker/exporter.py).
-Signals: TERM/INT drain (again: interrupt), HUP replaces the children one by one.
+Signals: TERM/INT drain (again: interrupt), HUP replaces the children one by one, if a trial child says that new
+ones would start. A child that cannot work at all ends the parent only as long as none ever could.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID, uuid4
 
-from worker.child import STOP_SIGNALS, recover, run_worker_process
+from worker.child import STOP_SIGNALS, recover, rehearse, run_worker_process
 from worker.config import Settings
 from worker.exits import EXIT_FAILED, EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED, EXPECTED_CHILD_EXITS, FATAL_CHILD_EXITS
-from worker.observe.board import EXPORTER_TICK, Board
+from worker.observe.board import EXPORTER_TICK, STARTED, Board
 from worker.observe.logging import flush as flush_log
 from worker.observe.slab import REGISTERED, Slab
 from worker.observe.systemd import Notifier
@@ -69,6 +70,7 @@ class Supervisor:
         self._watch = Watch(self.board, notifier or Notifier({}), settings.hang_seconds)
         self._exporter = Child(RunningIds(0)) if settings.metrics_port else None
         self._recovering: set[int] = set()  # pids of children that give back what a dead one held
+        self._rehearsal = 0  # pid of the child that tries out what a reload would start
         self._signals: list[int] = []  # appended by signal handlers, read by the loop
         self._stops = 0
         self._stop_at = 0.0
@@ -115,14 +117,15 @@ class Supervisor:
                 self._stops += 1
             elif number == signal.SIGHUP and not self._stops:
                 self._watch.reloading()
-                for child in self._children:
-                    child.retiring = True
+                _kill(self._rehearsal, signal.SIGKILL)  # it may have seen older code
+                self._rehearsal = self._fork(lambda: rehearse(self.settings, self.board.made_by))
 
     def _stop_children(self) -> None:
         """Pass a stop on; a second one reaches the children, too."""
         if not self._stops:
             self._stop_at = time.monotonic()
             self._watch.stopping()
+        _kill(self._rehearsal, signal.SIGKILL)
         for child in self._children:
             if child.pid:
                 _kill(child.pid, signal.SIGTERM)
@@ -178,7 +181,7 @@ class Supervisor:
         """What does not tick any more is killed, and then replaced like everything that died."""
         self._watch.look(
             sum(bool(child.pid) for child in self._children), bool(self._stops),
-            any(child.retiring for child in self._children) or not self._all_registered(),
+            bool(self._rehearsal) or any(child.retiring for child in self._children) or not self._all_registered(),
         )
         for index, child in enumerate(self._children):
             loops = self._watch.hung(index) if child.pid and not child.hung else []
@@ -218,21 +221,33 @@ class Supervisor:
             if pid == 0:
                 return
             self._recovering.discard(pid)
+            if pid == self._rehearsal:
+                self._on_rehearsed(os.waitstatus_to_exitcode(status))
             for index, child in enumerate(self._children):
                 if child.pid == pid:
                     self._on_exit(index, child, os.waitstatus_to_exitcode(status))
             if self._exporter is not None and self._exporter.pid == pid:
                 self._on_exporter_exit(self._exporter, os.waitstatus_to_exitcode(status))
 
+    def _on_rehearsed(self, code: int) -> None:
+        self._rehearsal = 0
+        if code == EXIT_OK:
+            for child in self._children:
+                child.retiring = True
+        elif not self._stops:
+            logger.error("reload_refused exit_code=%d: new processes would not start, the old ones go on", code)
+
     def _on_exit(self, index: int, child: Child, code: int) -> None:
         lived = time.monotonic() - (child.started_at or time.monotonic() - STABLE_SECONDS)
         pid, child.pid = child.pid, 0
+        if self.board.slabs[index].states[REGISTERED]:
+            self.board.cells[STARTED] = 1
         started, overdue = child.running.read(), child.running.overdue()
         self.board.fold(index)
         wanted = code == EXIT_OK and bool(self._stops or child.retiring)
         if not wanted:
             logger.warning("child_exited pid=%d exit_code=%d running=%d", pid, code, len(started))
-        if code in FATAL_CHILD_EXITS:
+        if code in FATAL_CHILD_EXITS and not self.board.cells[STARTED]:
             self._fatal = code
             if not self._stops:
                 self._stop_children()
@@ -274,8 +289,10 @@ class Supervisor:
 
 
 def _kill(pid: int, number: int) -> None:
+    """Send a signal; pid 0 is nobody."""
     try:
-        os.kill(pid, number)
+        if pid:
+            os.kill(pid, number)
     except ProcessLookupError:
         pass
 

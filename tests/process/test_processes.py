@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.accounting import assert_every_message_ended_once, effects, quick_backoff, wait_for_end
 from tests.support.waiting import wait_until
+from tests.support.workers import ROOT
 
 
 def test_a_killed_child_is_replaced_and_its_messages_recovered_at_once(database, ledger, start_daemon):
@@ -59,6 +60,32 @@ def test_sighup_replaces_every_process_and_loses_nothing(database, ledger, start
     assert set(ledger.counts("effect").values()) == {1}
     assert database.query("select max(attempt), max(crashes) from message_archive") == [(1, 0)]
     assert daemon.process.poll() is None and daemon.stop() == 0
+
+
+@pytest.mark.slow
+def test_broken_code_stops_no_process_that_works(database, ledger, start_daemon, tmp_path):
+    """A deploy went wrong: the actors on the disk cannot be imported. Reloads and replacements wait until they can."""
+    module = tmp_path / "deployed_actors.py"
+    module.write_text("from tests.support.actors import *\n")
+    paths = {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    daemon = start_daemon(database, ledger, "deployed_actors", paths, processes=2, threads=1).wait_ready(2)
+    before = set(daemon.children())
+    module.write_text("import nothing_of_this_name\n")
+    daemon.signal(signal.SIGHUP)
+    wait_until(lambda: "reload_refused" in daemon.log)
+    assert "nothing_of_this_name" in daemon.log, "the reason"
+    wait_until(lambda: set(daemon.children()) == before)
+    os.kill(min(before), signal.SIGKILL)
+    wait_until(lambda: daemon.log.count("child_exited") >= 3)  # itself, and two that were to replace it
+    assert daemon.process.poll() is None and max(before) in daemon.children()
+    effects(database, 1, "still")
+    wait_until(lambda: ledger.counts("effect")["still0"] == 1)
+    module.write_text("from tests.support.actors import *  # repaired\n")
+    wait_until(lambda: daemon.log.count("worker_started") == 3)
+    daemon.signal(signal.SIGHUP)
+    wait_until(lambda: daemon.log.count("worker_started") == 5, 30)
+    wait_until(lambda: len(daemon.children()) == 2 and not before & set(daemon.children()))
+    assert daemon.stop() == 0
 
 
 @pytest.mark.slow
