@@ -4,6 +4,7 @@ drop function pick_due_messages;
 drop function pick_promoted_messages;
 drop function rate_tokens_at;
 drop function queue_allowance;
+drop function waiting_in_front;
 drop function waiting_behind;
 drop function block_waiting_messages;
 drop function conversation_holders;

@@ -125,6 +125,38 @@ language sql volatile set search_path from current as $$
 $$;
 comment on function waiting_behind(bigint[], integer) is 'Used by the claim: more pending messages behind these in their conversations.';
 
+create function waiting_in_front(
+  p_queue text, p_types text[], p_since timestamptz[], p_until timestamptz[], p_passed text[], p_now timestamptz
+) returns bigint[]
+language sql volatile set search_path from current as $$
+-- Lock and return those of the next hundred messages of the queue that wait behind their conversation; those of
+-- conversations in p_passed are passed over. Locks no message that may start: others want it.
+  select array(
+    select m.id from message_queue m
+    where m.state = 'pending' and m.id = any (array(
+      select w.id from (
+        select c.id, c.free, bool_or(c.free) over (partition by c.conversation_key) as goes_on from (
+          select f.id, f.conversation_key,
+            f.conversation_key is null or not exists (select from conversation_holders(f.conversation_key, f.id)) as free
+          from (
+            select n.id, n.conversation_key from generate_series(1, 10) as level (priority)
+            cross join lateral (
+              select m.id, m.conversation_key from message_queue m
+              where m.queue = p_queue and m.state = 'pending' and m.crashes = 0
+                and m.priority = level.priority
+                and m.run_at <= p_now
+                and m.run_at >= coalesce(p_since[level.priority], '-infinity')
+                and m.run_at < coalesce(p_until[level.priority], 'infinity')
+                and (p_types is null or m.message_type = any (p_types))
+                and (m.conversation_key is null or m.conversation_key <> all (p_passed))
+              order by m.run_at, m.id limit 100) n
+            limit 100) f) c) w
+      where not w.free and not w.goes_on))
+    for update of m skip locked);
+$$;
+comment on function waiting_in_front(text, text[], timestamptz[], timestamptz[], text[], timestamptz)
+  is 'Used by the claim: those of the next hundred messages that wait behind their conversation.';
+
 create function queue_allowance(p_queue text, p_limit integer, p_now timestamptz) returns integer
 language plpgsql set search_path from current as $$
 -- How many messages of the queue may start now: pause, fleet-wide concurrency and rate limit (SPEC Q8).
@@ -265,6 +297,10 @@ begin
     end if;
     v_picked := v_picked || coalesce(v_found, '{}');
     if v_waiting is not null then
+      if v_found is null and v_round > 1 and v_seen = v_want and v_want < 100 then
+        -- two rounds met nothing else; so few at a time, ten of them would hide all that stands behind them
+        v_waiting := v_waiting || waiting_in_front(p_queue, p_types, p_since, p_until, v_stuck_keys, p_now);
+      end if;
       -- pass over these conversations from here on. What waits further behind in them is blocked in bulk;
       -- what could not be blocked (the message in front is about to leave in somebody's open transaction)
       -- must not hold up its whole queue

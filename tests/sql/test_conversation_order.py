@@ -112,6 +112,37 @@ def test_a_redriven_message_enters_its_conversation_at_its_place(sql: Sql) -> No
     assert order == [first, third]
 
 
+@pytest.mark.parametrize("stuck", [12, 300])
+def test_redriven_messages_of_busy_conversations_do_not_hide_what_stands_behind_them(sql: Sql, stuck: int) -> None:
+    """They are not blocked, for their ids are smaller than those of the running messages; a claim of one met ten of them and gave up."""
+    sql.rows("select bury_message(message_id) from (select message_id from generate_series(1, %s) n, enqueue_message('q', 't', p_conversation_key => 'c' || n)) m", stuck)
+    sql.rows("select enqueue_message('q', 't', p_conversation_key => 'c' || n) from generate_series(1, %s) n", stuck)
+    running = sql.claim(stuck)
+    assert len(running) == stuck
+    sql.rows("select redrive_dead_letters(p_queue => 'q')")
+    first, second = (sql.enqueue(conversation_key="free") for _ in range(2))
+    alone = sql.enqueue()
+    assert ids(sql.claim()) == [first], "of a conversation that waits for nobody, the first one"
+    assert ids(sql.claim()) == [alone] and sql.state(second) in ("blocked", "pending")
+    assert sql.claim() == []
+    sql.complete(running[0])
+    assert [lease.conversation for lease in sql.claim()] == [running[0].conversation]
+    assert violations(sql) == []
+
+
+def test_what_a_claim_of_one_passes_over_is_not_locked(clients: Clients) -> None:
+    """It looks at a hundred messages behind the one that has to wait; another worker wants those that may start."""
+    one, other = clients(), clients()
+    held = [one.claimed(conversation_key=key) for key in "abc"]
+    waiting = [one.enqueue(conversation_key=key) for key in "abc"]
+    free = [one.enqueue() for _ in range(3)]
+    with one.connection.transaction():
+        assert ids(one.claim()) == free[:1]
+        assert ids(other.claim(10, holder=OTHER)) == free[1:]
+    assert {one.state(message) for message in waiting} == {"blocked"}
+    assert sorted(one.complete(*held)) == sorted(ids(held)) and {one.state(message) for message in waiting} == {"pending"}
+
+
 def test_a_message_with_a_smaller_id_that_commits_late_goes_first(clients: Clients) -> None:
     late, sql = clients(), clients()
     with late.connection.transaction():
