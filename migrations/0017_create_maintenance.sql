@@ -71,9 +71,15 @@ create function start_maintenance_run(
 language plpgsql set search_path from current as $$
 -- Begin a run, or go on with an unfinished one (paused, or silent for p_silent_after: its process died), with its
 -- cutoff and cursor. Returns no row while another process works on the task. Locks the task's unfinished row.
+-- An unfinished run of another plan (its policy was changed since) is cancelled: with its cutoff and cursor it would
+-- remove what the policy keeps now. What a plan warns of does not count.
 declare
   v_id bigint;
 begin
+  update maintenance_runs r set state = 'cancelled', cancel_requested_by = p_triggered_by, gate = null, ended_at = clock_timestamp(),
+    error = 'the policy was changed: another run begins'
+  where r.task = p_task and r.plan - 'warnings' is distinct from p_plan - 'warnings' and (r.state = 'paused' or (r.state = 'running'
+    and (r.beat_at < clock_timestamp() - p_silent_after or r.message_id = p_message_id)));
   update maintenance_runs r set state = 'running', resumed = r.resumed + 1, beat_at = clock_timestamp(), message_id = p_message_id, gate = null,
     triggered_by = p_triggered_by
   where r.task = p_task and (r.state = 'paused' or (r.state = 'running'

@@ -129,7 +129,8 @@ class RetentionRun:
             cutoff = store.cutoff(connection, policy.keep_seconds)
             run = store.start(
                 connection, policy.task, "retention", self._triggered_by, self._message_id,
-                {"table": policy.table, "column": policy.column, "where": policy.where, "assign": policy.assign, "warnings": warnings},
+                {"table": policy.table, "column": policy.column, "keep_seconds": policy.keep_seconds, "where": policy.where,
+                 "assign": policy.assign, "warnings": warnings},
                 cutoff=cutoff, batch_size=min(FIRST_BATCH, policy.batch),
             )
         if run is None:

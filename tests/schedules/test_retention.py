@@ -189,6 +189,25 @@ def test_a_stopped_run_goes_on_with_its_cursor_and_its_cutoff(database, shop, op
     assert left(database) == 100
 
 
+@pytest.mark.parametrize("changes", [
+    {"keep_seconds": 365 * DAY}, {"where": "id > 2000"}, {"column": "shipped_at"}, {"assign": "note = 'old'", "where": "id > 2000"}])
+def test_an_unfinished_run_of_another_policy_is_not_gone_on_with(database, shop, open_connection, changes):
+    """With its cutoff and its cursor the old run would go on deleting what the policy keeps by now."""
+    shop("id bigint primary key, shipped_at timestamptz")
+    stop = threading.Event()
+    assert run(open_connection(), stop=stop, on_progress=stop_after(3, stop)) == "paused"
+    before = left(database)
+    assert run(open_connection(), policy(**changes)) == "succeeded"
+    assert left(database) == before > 100
+    assert database.query("select state, cancel_requested_by, error like 'the policy was changed%', rows_done from maintenance_runs order by id") == [
+        ("cancelled", "test", True, 1100 - before), ("succeeded", None, None, 0)]
+    # pace is no part of what goes: a run goes on with another batch, budget or warning
+    run(open_connection(), stop=stop)
+    database.query("drop index shop.orders_done_at_idx")
+    assert run(open_connection(), policy(batch=50)) == "succeeded"
+    assert last(database, "resumed") == 1
+
+
 def test_the_budget_pauses_a_run(database, shop, open_connection, monkeypatch):
     shop()
     clock = iter(range(0, 100_000, 5))
