@@ -236,23 +236,25 @@ declare
   v_key_limit integer;
   v_full_keys text[] := '{}';
 begin
-  if p_suspects then
-    return array(
-      select m.id from message_queue m
-      where m.queue = p_queue and m.state = 'pending' and m.crashes > 0 and m.run_at <= p_now
-        and (m.expires_at is null or m.expires_at > p_now)
-        and (p_types is null or m.message_type = any (p_types))
-        and (m.conversation_key is null
-             or not exists (select from conversation_holders(m.conversation_key, m.id)))
-      order by m.run_at, m.id limit p_limit
-      for update of m skip locked);
-  end if;
   select q.max_concurrency_per_key into v_key_limit from queues q where q.name = p_queue;
   if v_key_limit is not null then
     v_full_keys := array(
       select r.concurrency_key from message_queue r
       where r.queue = p_queue and r.state = 'running' and r.concurrency_key is not null
       group by r.concurrency_key having count(*) >= v_key_limit);
+  end if;
+  if p_suspects then
+    return array(
+      select m.id from message_queue m
+      where m.queue = p_queue and m.state = 'pending' and m.crashes > 0 and m.run_at <= p_now
+        and (m.expires_at is null or m.expires_at > p_now)
+        and (p_types is null or m.message_type = any (p_types))
+        and (m.concurrency_key is null or m.concurrency_key <> all (v_full_keys))
+        and (m.conversation_key is null
+             or not exists (select from conversation_holders(m.conversation_key, m.id)))
+      order by m.run_at, m.id
+      limit case when v_key_limit is null then p_limit else 1 end -- two of one key may be one too many
+      for update of m skip locked);
   end if;
   -- ten rounds bound the work of one claim that meets nothing but waiting conversations
   for v_round in 1..10 loop

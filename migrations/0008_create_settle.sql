@@ -272,7 +272,10 @@ begin
     where m.queue = any (p_queues) and m.state = 'pending' and m.crashes > 0 and m.run_at <= v_now
       and (m.expires_at is null or m.expires_at > v_now)
       and (p_types is null or m.message_type = any (p_types))
-      and exists (select from queues q where q.name = m.queue and q.paused_at is null)
+      and exists (select from queues q where q.name = m.queue and q.paused_at is null
+                  and (m.concurrency_key is null or q.max_concurrency_per_key is null or q.max_concurrency_per_key > (
+                    select count(*) from message_queue r
+                    where r.queue = m.queue and r.state = 'running' and r.concurrency_key = m.concurrency_key)))
       and (m.conversation_key is null or not exists (select from conversation_holders(m.conversation_key, m.id)))) then
     return query select 'suspect', null::bigint, null::bigint, null::text, null::text, null::jsonb, null::jsonb,
       null::integer, null::integer, null::integer, null::integer, null::text, null::text, null::text,
