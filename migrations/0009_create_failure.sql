@@ -216,18 +216,20 @@ language plpgsql set search_path from current set enable_seqscan = off set jit =
 declare
   v_count integer;
   v_cancelled bigint[];
+  v_queues text[];
 begin
   with released as (
     update message_queue m
     set state = 'pending', lease_holder = null, lease_token = null, lease_expires_at = null, attempt = m.attempt - 1
     where m.id = any (p_ids) and m.lease_token = any (p_tokens) and m.state = 'running'
-    returning m.id, m.cancel_requested_at
+    returning m.id, m.queue::text, m.cancel_requested_at
   )
-  select count(*), array_agg(r.id) filter (where r.cancel_requested_at is not null) into v_count, v_cancelled from released r;
+  select count(*), array_agg(r.id) filter (where r.cancel_requested_at is not null), array_agg(distinct r.queue)
+  into v_count, v_cancelled, v_queues from released r;
   if v_cancelled is not null then
     perform finish_cancelled(v_cancelled, null, 'cancel requested');
   end if;
-  perform wake_queue(w.queue) from queue_wakeups w where v_count > 0 and w.wake_until is not null;
+  perform wake_queue(q.name) from unnest(v_queues) as q (name);
   return v_count;
 end
 $$;

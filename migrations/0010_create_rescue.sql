@@ -1,7 +1,7 @@
 -- Workers, heartbeats and rescue (SPEC P2, P5, P6, W1b, W5).
 --
 -- A lease is data in the message's row; any worker may rescue it once it is over, without knowing who
--- held it. The table `workers` is information: rescue never reads it.
+-- held it. Rescue never reads the table `workers`; what depends on it is which types count as served.
 -- Lock and duration: new objects only, milliseconds.
 
 create function register_worker(
@@ -73,16 +73,17 @@ comment on function deregister_worker(uuid) is 'A worker process ended in good o
 create function return_crashed_messages(p_ids bigint[], p_suspects bigint[], p_holder uuid, p_detail text) returns integer
 language plpgsql set search_path from current as $$
 -- Messages whose process is gone, locked by the caller: none loses an attempt. Those in p_suspects had
--- started: their crash counter grows, they wait for a backoff and run alone, and at the queue's
+-- started, or may have: their crash counter grows, they wait for a backoff and run alone, and at the queue's
 -- crash_limit they are dead-lettered as `quarantined` (SPEC P5). Those whose cancellation was requested end
 -- there. Returns how many were returned, buried or cancelled.
 declare
   v_row record;
   v_count integer := 0;
+  v_queues text[] := '{}';
 begin
   for v_row in
     select m.id, m.lease_token, m.cancel_requested_at, m.crashes, q.crash_limit, q.backoff_initial, q.backoff_multiplier, q.backoff_max, m.attempt,
-      m.id = any (p_suspects) as suspect
+      m.queue::text as queue, m.id = any (p_suspects) as suspect
     from message_queue m join queues q on q.name = m.queue
     where m.id = any (p_ids) and m.state = 'running' order by m.id
   loop
@@ -103,10 +104,9 @@ begin
       where m.id = v_row.id;
     end if;
     v_count := v_count + 1;
+    v_queues := v_queues || v_row.queue;
   end loop;
-  if v_count > 0 then
-    perform wake_queue(w.queue) from queue_wakeups w where w.wake_until is not null;
-  end if;
+  perform wake_queue(q.name) from (select distinct unnest(v_queues)) as q (name);
   return v_count;
 end
 $$;
@@ -178,10 +178,15 @@ comment on function recover_worker(uuid, bigint[], text) is 'A parent returns wh
 create function bury_unknown_types(p_after interval default '1 hour', p_limit integer default 100) returns integer
 language sql volatile set search_path from current set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan as $$
--- Messages due for p_after whose type no worker has registered for p_after become dead letters.
+-- Messages due for p_after whose type no worker has registered for p_after become dead letters; at most p_limit
+-- of those that crashed a process before (they have an index of their own), and as many of the others.
   select cardinality(move_to_dead_letters(array(
     select m.id from message_queue m
     where m.state = 'pending' and m.crashes = 0 and m.run_at < clock_timestamp() - p_after
+      and not exists (select from message_types t where t.name = m.message_type and t.last_seen_at > clock_timestamp() - p_after)
+    limit p_limit for update skip locked) || array(
+    select m.id from message_queue m
+    where m.state = 'pending' and m.crashes > 0 and m.run_at < clock_timestamp() - p_after
       and not exists (select from message_types t where t.name = m.message_type and t.last_seen_at > clock_timestamp() - p_after)
     limit p_limit for update skip locked), null, 'unknown_type', 'UnknownMessageType',
     format('no worker has registered this type for %s', p_after), null, null));
@@ -192,7 +197,7 @@ create function forget_dead_workers(p_after interval default '10 minutes') retur
 language sql volatile set search_path from current as $$
   with gone as (delete from workers where last_seen_at < clock_timestamp() - p_after returning 1) select count(*)::integer from gone;
 $$;
-comment on function forget_dead_workers(interval) is 'Remove workers that have not been seen; information only.';
+comment on function forget_dead_workers(interval) is 'Remove workers that have not been seen; one that lives registers again with its next beat.';
 
 create function cleanup_stale_message_locks(p_limit integer default 500) returns integer
 language sql volatile set search_path from current as $$

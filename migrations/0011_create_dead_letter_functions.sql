@@ -15,6 +15,7 @@ language plpgsql set search_path from current set enable_seqscan = off set jit =
 declare
   v_ids bigint[];
   v_keys text[];
+  v_queues text[];
 begin
   if p_ids is null and p_fingerprint is null and p_queue is null then
     perform refuse_argument('ids', 'give ids, a fingerprint or a queue');
@@ -40,12 +41,13 @@ begin
     insert into operator_actions (action, operator, reason, message_id, details)
     select 'redrive', p_operator, p_reason, t.id, jsonb_build_object('fingerprint', t.fingerprint, 'reason', t.reason) from taken t
   )
-  select array_agg(e.id order by e.id), array_agg(distinct e.conversation_key) filter (where e.conversation_key is not null)
-  into v_ids, v_keys from enqueued e;
+  select array_agg(e.id order by e.id), array_agg(distinct e.conversation_key) filter (where e.conversation_key is not null),
+    array_agg(distinct e.queue::text)
+  into v_ids, v_keys, v_queues from enqueued e;
   if v_keys is not null then
     perform promote_conversations(v_keys);
   end if;
-  perform wake_queue(w.queue) from queue_wakeups w where w.wake_until is not null;
+  perform wake_queue(q.name) from unnest(v_queues) as q (name);
   return coalesce(v_ids, '{}');
 end
 $$;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from psycopg.types.json import Jsonb
 
-from tests.sql.client import Sql
+from tests.sql.client import HOLDER, Sql
 
 
 def actions(sql: Sql) -> list[tuple]:
@@ -97,6 +97,26 @@ def test_a_producer_notifies_only_while_somebody_sleeps(clients) -> None:
     listener.rows("select announce_busy('q')")
     producer.enqueue()
     assert notifications(listener) == ["q"], "only the busy worker's own call, which wakes the other sleepers"
+
+
+WAYS_BACK = {
+    "release": "select release_message({id}, {token})",
+    "recover": f"select recover_worker('{HOLDER}', array[{{id}}::bigint])",
+    "rescue": "update message_queue set lease_expires_at = clock_timestamp() - interval '1 second'; select rescue_expired_messages()",
+    "redrive": "select bury_message({id}, {token}); select redrive_dead_letters(array[{id}::bigint])",
+}
+
+
+@pytest.mark.parametrize("way", WAYS_BACK)
+def test_a_message_that_comes_back_wakes_the_sleepers_of_its_queue_and_no_others(clients, way: str) -> None:
+    listener, worker = clients(), clients()
+    worker.rows("select declare_queue('r')")
+    lease = worker.claimed()
+    listener.rows("listen packhorse_wake")
+    listener.rows("select announce_sleep('{q,r}')")
+    for statement in WAYS_BACK[way].format(id=lease.id, token=lease.token).split(";"):
+        worker.rows(statement)
+    assert notifications(listener) == ["q"]
 
 
 def test_announcing_sleep_again_writes_only_when_half_of_the_time_is_over(sql: Sql) -> None:

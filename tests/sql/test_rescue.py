@@ -199,6 +199,17 @@ def test_a_type_that_no_worker_has_named_for_the_stated_time_is_unknown_again(sq
     assert sql.value("select bury_unknown_types('1 hour')") == 1 and sql.state(message_id) == "dead"
 
 
+def test_a_message_that_crashed_a_process_is_buried_too_when_nobody_knows_its_type(sql: Sql) -> None:
+    """It held its conversation for ever."""
+    lease = sql.claimed(conversation_key="c")
+    later = sql.enqueue(conversation_key="c")
+    sql.crash(lease)
+    sql.rows("update message_queue set run_at = clock_timestamp() - interval '2 hours' where id = %s", lease.id)
+    assert sql.value("select bury_unknown_types('1 hour')") == 1
+    assert sql.dead(lease.id)["reason"] == "unknown_type"
+    assert [lease.id for lease in sql.claim(10)] == [later]
+
+
 def test_burying_a_message_of_a_queue_that_nobody_declared_does_not_lose_it(sql: Sql) -> None:
     """Rows may be inserted by hand; the move to the dead letters once joined the queues, and the row was gone."""
     row = sql.rows("insert into message_queue (queue, message_type, conversation_key) values ('nobody declared \"this\"', 'unknown', 'c') returning id")
