@@ -64,6 +64,14 @@ def resolve(connection: DeadlineConnection, policy: Retention) -> tuple[store.Ta
         )
     if not facts["column_type"].startswith(("timestamp", "date")):
         raise InvalidArgument(f"column: {policy.column} is {facts['column_type']}, not a time", field="column")
+    if facts["is_queue"]:  # whoever wants less of them lets messages expire
+        raise InvalidArgument(
+            f"table: {policy.table} holds live messages only: none of them may be lost", field="table",
+            hint="`expires_at` ends what is not worth doing any more; `keep_done` is how long finished ones stay.")
+    if facts["has_children"]:  # a key, or a ctid, is unique in each of them, not over all
+        raise InvalidArgument(
+            f"table: {policy.table} has child tables (inherits): rows of theirs with the same key would go, too", field="table",
+            hint="Make a policy for each child, or partition the table.")
     keys = tuple(facts["key_columns"] or ())
     if not keys and facts["relkind"] == "p":
         raise InvalidArgument(f"table: {policy.table} is partitioned and has no primary key: its batches could not be told apart", field="table")

@@ -108,6 +108,43 @@ def test_a_partitioned_table_without_primary_key_is_refused(database, open_conne
         run(open_connection("owner"))
 
 
+@pytest.mark.parametrize("columns", ["id bigint primary key", "id bigint"], ids=["key", "ctid"])
+def test_a_table_with_children_is_refused_and_a_child_is_not(database, shop, open_connection, columns):
+    """Neither a key nor a ctid is unique over a table and its children: young rows would go with old ones."""
+    shop(columns)
+    database.query("create table shop.young () inherits (shop.orders)")
+    database.query("insert into shop.young (id, done_at) select n, clock_timestamp() from generate_series(1, 1000) n")
+    database.query("insert into shop.young (id, done_at) select n, clock_timestamp() - interval '30 days' from generate_series(1, 10) n")
+    connection = open_connection("owner")
+    with pytest.raises(InvalidArgument, match=r"child tables.*policy for each child"):
+        run(connection)
+    assert left(database) == 2110
+    assert run(connection, policy(table="shop.young")) == "succeeded"
+    assert (left(database), database.value("select count(*) from shop.young")) == (2100, 1000)
+
+
+@pytest.mark.parametrize("name", ["message_queue", "public.message_queue"])
+def test_live_messages_are_no_table_for_a_policy(database, open_connection, name):
+    database.query("select enqueue_message('default', 'effect')")
+    of = policy(table=name, column="created_at", keep_seconds=0.0)
+    with pytest.raises(InvalidArgument, match="live messages"):
+        run(open_connection(), of)
+    assert database.value("select count(*) from message_queue") == 1
+    assert "expires_at" in check_plan(open_connection(), Plan((of,), (), (), Gates(), ())).problems[0][1]
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Los_Angeles"])
+def test_a_column_without_a_time_zone_is_utc_whatever_the_session_says(database, shop, open_connection, zone):
+    shop("id bigint primary key, expires_at timestamp(0)")
+    database.query("update shop.orders set expires_at = clock_timestamp() at time zone 'UTC' + case when id <= 500 then -1 else 1 end * interval '1 hour'")
+    connection = open_connection()
+    connection.execute(f"set timezone = '{zone}'")
+    of = policy(column="expires_at", keep_seconds=0.0)
+    assert dry_run(connection, of).rows == 500
+    assert run(connection, of) == "succeeded"
+    assert left(database) == left(database, "id > 500") == 600
+
+
 def test_null_dates_and_rows_outside_the_condition_stay(database, shop, open_connection):
     shop()
     database.query("update shop.orders set done_at = null where id <= 100")

@@ -44,7 +44,10 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a retention batch works on. keys: primary key columns; types: of column and keys, as the catalogue says."""
+    """What a retention batch works on. keys: primary key columns; types: of column and keys, as the catalogue says.
+
+    A column without a time zone is read as UTC, whatever zone the database or the role is set to.
+    """
 
     table: str
     column: str
@@ -184,6 +187,7 @@ def _compose(name: str, target: Target, after: list[str] | None) -> composed.Com
         follows = composed.SQL("(t.{}, {}) > ({})").format(column, _joined("t.{}", keys), places)
     return composed.SQL(sql(name)).format(
         table=composed.Identifier(*target.table.split(".")), column=column, after=follows,
+        cutoff=composed.SQL("%(cutoff)s" if target.types[0].endswith("with time zone") else "(%(cutoff)s at time zone 'UTC')"),
         where=_trusted(target.where or "true"), assign=_trusted(target.assign or ""), keys=_joined("t.{}", keys),
         keys_of_batch=_joined("b.{}", keys), keys_descending=_joined("b.{} desc", keys), same=_joined("t.{0} = b.{0}", keys, " and "),
     )

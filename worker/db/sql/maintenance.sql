@@ -49,6 +49,7 @@ select c.oid::regclass::text as name, c.relkind,
       where p.polrelid = c.oid and p.polpermissive and p.polcmd in ('*', 'r') and pg_get_expr(p.polqual, p.polrelid) = 'true'
         and case when r.role = 0 then true else pg_has_role(r.role, 'usage') end)) as hidden_by_policies,
   pg_has_role(c.relowner, 'usage') as owned,
+  c.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = c.oid) as has_children, c.oid = to_regclass('message_queue') as is_queue,
   has_table_privilege(c.oid, 'delete') as may_delete, has_any_column_privilege(c.oid, 'update') as may_update,
   (select array_agg(a.attname::text order by k.place) from pg_index i cross join unnest(i.indkey) with ordinality k (number, place)
     join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.number where i.indrelid = c.oid and i.indisprimary) as key_columns,
@@ -77,7 +78,7 @@ select set_config('lock_timeout', '1s', true), set_config('statement_timeout', %
 -- Delete one batch by key, oldest first; how many, and where the next one begins.
 with batch as (
   select {keys}, t.{column} as retention_at from {table} t
-  where t.{column} < %(cutoff)s and ({where}) and ({after})
+  where t.{column} < {cutoff} and ({where}) and ({after})
   order by t.{column}, {keys} limit %(limit)s for update of t skip locked
 ), gone as (
   delete from {table} t using batch b where {same} returning 1
@@ -89,7 +90,7 @@ select (select count(*) from gone), (select json_agg(e.v order by e.place) from 
 -- Change one batch by key, oldest first; how many, and where the next one begins.
 with batch as (
   select {keys}, t.{column} as retention_at from {table} t
-  where t.{column} < %(cutoff)s and ({where}) and ({after})
+  where t.{column} < {cutoff} and ({where}) and ({after})
   order by t.{column}, {keys} limit %(limit)s for update of t skip locked
 ), gone as (
   update {table} t set {assign} from batch b where {same} returning 1
@@ -99,11 +100,11 @@ select (select count(*) from gone), (select json_agg(e.v order by e.place) from 
 
 -- name: retention_count
 -- What a run would meet: rows, and their bytes.
-select count(*), coalesce(sum(pg_column_size(t.*)), 0)::bigint from {table} t where t.{column} < %(cutoff)s and ({where});
+select count(*), coalesce(sum(pg_column_size(t.*)), 0)::bigint from {table} t where t.{column} < {cutoff} and ({where});
 
 -- name: retention_probe
 -- Does the statement of a policy parse, and is there any row to see?
-select exists (select from {table} t where ({where}) or true), (select count(*) from (select from {table} t where t.{column} < %(cutoff)s and ({where}) limit 0) n);
+select exists (select from {table} t where ({where}) or true), (select count(*) from (select from {table} t where t.{column} < {cutoff} and ({where}) limit 0) n);
 
 -- name: retention_cutoff
 -- The database clock, so many seconds ago.
