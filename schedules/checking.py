@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from schedules.config import Plan
-from schedules.partitions import DROPPED_BY_FUNCTION, MADE_BY_FUNCTION
+from schedules.partitions import DROPPED_BY_FUNCTION, MADE_BY_FUNCTION, refuse_unkept
 from schedules.retention import check_visible, resolve
 from worker.db.connection import DeadlineConnection
 from worker.db.errors import translated
@@ -65,4 +65,9 @@ def check_plan(connection: DeadlineConnection, plan: Plan) -> Findings:
                         found.warnings += [what] if partitions.table not in ours else []
                     else:
                         found.problems.append((task, what))
+                if partitions.table in DROPPED_BY_FUNCTION:
+                    try:
+                        refuse_unkept(connection, partitions)
+                    except StoreRejected as error:
+                        found.problems.append((partitions.drop_task, f"[partitions.{partitions.name}]: {error}"))
     return found

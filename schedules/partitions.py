@@ -137,6 +137,7 @@ class PartitionKeeper:
         with translated():
             parent = self._parent()
             if not parent.owned and self._policy.table in DROPPED_BY_FUNCTION:
+                refuse_unkept(self._connection, self._policy)
                 return store.drop_archive_as_owner(self._connection)
         failures = _Failures()
         self._detach(failures)
@@ -227,6 +228,11 @@ class PartitionKeeper:
                 self._need_owner(parent)
                 default = next((p for p in store.partitions(self._connection, self._policy.table) if p.is_default), None)
                 oldest, left = store.default_span(self._connection, default, self._policy.column) if default else (None, 0)
+            if left and oldest is None:
+                raise StoreRejected(
+                    f"{self._policy.table}: {left} rows in {default.table if default else None} have no {self._policy.column}: no other "
+                    "partition can hold them. Give them a time or delete them before you drop it"
+                )
             if default is None or oldest is None:
                 return moved
             start, end = (period_start(oldest, self._policy.every, shift) for shift in (0, 1))
@@ -274,6 +280,24 @@ class PartitionKeeper:
                     return 0
                 raise
         return 0
+
+
+def refuse_unkept(connection: DeadlineConnection, policy: Partitions) -> None:
+    """Raise StoreRejected when the function that drops the archive for others would drop what this policy wants exported or kept.
+
+    It keeps the longest keep_done of the queues and a day more: what is shipped, not what somebody has configured.
+    """
+    kept = store.longest_keep_done(connection) or 0
+    asked = [
+        field for field, more in (
+            ("export_dir", policy.export_dir is not None), ("grace", policy.grace_seconds > 86400.0), ("every", policy.every != "day"),
+            ("keep", policy.source != "packhorse" and policy.keep > kept)) if more
+    ]
+    if asked:
+        raise StoreRejected(
+            f"{', '.join(asked)}: only the owner of {policy.table} can do that: set maintenance_url to a connection of that role "
+            f"(without it the archive is dropped after the longest keep_done of the queues, {kept} days)"
+        )
 
 
 def runway_seconds(found: list[store.Partition], now: datetime) -> float:

@@ -16,6 +16,7 @@ from schedules.checking import check_plan
 from schedules.config import Plan
 from schedules.partitions import PartitionKeeper, partition_name, period_start, runway_seconds
 from schedules.policies import Gates, Partitions
+from schedules.registry import PARTITIONS
 from tests.support.waiting import wait_until
 from worker.errors import InvalidArgument, StoreConflict, StoreRejected
 from worker.store import partitions as store
@@ -441,6 +442,32 @@ def test_a_period_that_has_no_place_ends_the_drain_with_an_error(database, event
     assert database.value("select count(*) from shop.rest") == 1
 
 
+@pytest.mark.parametrize("order", [
+    "id bigint, at timestamptz, a text, b text", "id bigint, at timestamptz, b text, a text", "b text, at timestamptz, id bigint, a text"])
+def test_the_drain_moves_columns_by_name_and_computes_generated_ones(database, events, keep, order):
+    """A default partition that was attached has its columns in an order of its own: by place, a and b would change places."""
+    events("id bigint generated always as identity, at timestamptz, gone int, a text, b text, c text generated always as (a || b) stored")
+    database.query("alter table shop.events drop gone")
+    database.query(f"create table shop.rest ({order}, c text generated always as (a || b) stored)")
+    database.query("alter table shop.rest alter id set not null")
+    database.query("alter table shop.events attach partition shop.rest default")
+    database.query("insert into shop.events (at, a, b) select now(), 'A', 'B' from generate_series(1, 3)")
+    assert keep().drain_default() == 3
+    assert database.query("select id, a, b, c from shop.events order by 1") == [
+        (n, "A", "B", "AB") for n in (1, 2, 3)]
+    assert database.value("select count(*) from shop.rest") == 0
+
+
+def test_rows_without_a_time_are_said_before_somebody_drops_them(database, events, keep):
+    events()
+    database.query("create table shop.rest partition of shop.events default")
+    insert(database, count=5)
+    database.query("insert into shop.events values (6, null, 'x'), (7, null, 'x')")
+    with pytest.raises(StoreRejected, match="2 rows in shop.rest have no at"):
+        keep().drain_default()
+    assert database.value("select count(*) from shop.rest") == 2 and database.value("select count(*) from shop.events") == 7
+
+
 # -- rights and shapes ---------------------------------------------------------------------------
 def test_who_is_not_the_owner_is_told_what_to_do(database, events, keep, open_connection):
     events()
@@ -473,6 +500,27 @@ def test_the_archive_is_looked_after_by_functions_where_the_role_does_not_own_it
     assert keep(archive, "worker").status().runway_seconds > 8 * 86400
     assert keep(archive, "worker").drop() == 0
     assert keep(archive, "worker").status().partitions >= before
+
+
+@pytest.mark.parametrize(("changes", "field"), [({"export_dir": "exports"}, "export_dir"), ({"keep": 30}, "keep"), ({"grace_seconds": 7 * 86400.0}, "grace")])
+def test_without_the_owner_nothing_goes_that_is_to_be_exported_or_kept(database, keep, open_connection, changes, field):
+    archive = Partitions(**{"name": "message_archive", "column": "finished_at", "every": "day", "ahead": 7, "keep": 7, "keep_setting": True,
+                            "source": "toml", **changes})
+    lower, upper = (period_start(NOW, "day", shift) for shift in (-12, -11))
+    name = partition_name("message_archive", lower, "day")
+    database.query(f"create table {name} partition of message_archive for values from ('{lower.isoformat()}') to ('{upper.isoformat()}')")
+    try:
+        with pytest.raises(StoreRejected, match=f"^{field}: only the owner.*maintenance_url"):
+            keep(archive, "worker").drop()
+        assert database.value("select to_regclass(%s) is not null", name)
+        problems = check_plan(open_connection(), Plan((), (archive,), (), Gates(), ())).problems
+        assert [task for task, _ in problems] == ["partitions.message_archive.drop"] and field in problems[0][1]
+        assert check_plan(open_connection("owner"), Plan((), (archive,), (), Gates(), ())).problems == []
+        shipped = next(of for of in PARTITIONS if of.name == "message_archive")
+        assert check_plan(open_connection(), Plan((), (shipped,), (), Gates(), ())).problems == []
+        assert keep(shipped, "worker").drop() == 1
+    finally:
+        database.query(f"drop table if exists {name}")
 
 
 def test_the_archive_keeps_what_the_longest_queue_setting_asks_for(database, keep):

@@ -77,7 +77,9 @@ def create(
         _do(connection, "partition_secure", names)
     moved = 0
     if fill_from is not None:
-        move = names | {"default": composed.Identifier(fill_from.schema, fill_from.name), "column": composed.Identifier(column)}
+        columns = [composed.Identifier(row[0]) for row in connection.execute(sql("partition_columns"), (of.schema, of.name)).fetchall()]
+        move = names | {"default": composed.Identifier(fill_from.schema, fill_from.name), "column": composed.Identifier(column),
+                        "columns": composed.SQL(", ").join(columns)}
         _do(connection, "partition_lock_writers", names)
         moved = _do(connection, "partition_move", move).rowcount
     _do(connection, "partition_attach", names)

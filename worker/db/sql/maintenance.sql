@@ -255,8 +255,13 @@ select min({column}), count(*) from {partition};
 
 -- name: partition_move
 -- Move the rows of one period out of the default partition into its new table.
-with moved as (delete from {default} where {column} >= {lower} and {column} < {upper} returning *)
-insert into {partition} select * from moved;
+with moved as (delete from {default} where {column} >= {lower} and {column} < {upper} returning {columns})
+insert into {partition} ({columns}) select {columns} from moved;
+
+-- name: partition_columns
+-- What is copied from one partition to another: by name, for each may have its columns in another order; generated ones follow.
+select a.attname from pg_attribute a join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = %s and c.relname = %s and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum;
 
 -- name: partition_history
 -- What was detached, exported, dropped; newest first.
