@@ -67,10 +67,27 @@ def period_start(moment: datetime, every: str, shift: int = 0) -> datetime:
     return day.replace(year=months // 12, month=months % 12 + 1, day=1)
 
 
-def partition_name(table: str, start: datetime, every: str) -> str:
-    """table_20261121, table_2026w47 or table_2026_11; the table's part is cut so that 63 bytes are kept."""
-    suffix = start.strftime({"day": "%Y%m%d", "week": "%Gw%V", "month": "%Y_%m"}[every])
+def partition_name(table: str, start: datetime, every: str, whole: bool = True) -> str:
+    """table_20261121, table_2026w47 or table_2026_11; the table's part is cut so that 63 bytes are kept.
+
+    whole: False for what fills a small hole in a period, table_20261130_2200: the period's name may be somebody's.
+    """
+    suffix = start.strftime({"day": "%Y%m%d", "week": "%Gw%V", "month": "%Y_%m"}[every] if whole else "%Y%m%d_%H%M")
     return f"{table[: 62 - len(suffix)]}_{suffix}"
+
+
+def uncovered(ranges: list[tuple[datetime, datetime]], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
+    """What is left of a period when these ranges are taken out of it; ascending.
+
+    Partitions of an adopted table begin where another time zone's months begin, or at days: a period is rarely there or not.
+    """
+    left = []
+    for lower, upper in sorted(ranges):
+        if lower < end and start < upper:
+            if start < lower:
+                left.append((start, lower))
+            start = upper
+    return [*left, (start, end)] if start < end else left
 
 
 class PartitionKeeper:
@@ -122,13 +139,15 @@ class PartitionKeeper:
         return len(steps)
 
     def _missing(self, parent: store.Parent, found: list[store.Partition]) -> list[Step]:
+        every, ahead = self._policy.every, self._policy.ahead
         ranges = [(_lower(p), _upper(p)) for p in found if not p.is_default]
         steps = []
-        for shift in range(self._policy.ahead + 1):
-            start, end = (period_start(parent.now, self._policy.every, shift + more) for more in (0, 1))
-            if not any(lower < end and start < upper for lower, upper in ranges):
-                name = partition_name(parent.name, start, self._policy.every)
-                steps.append(Step("make", name, start.isoformat(), end.isoformat(), f"{self._policy.ahead} {self._policy.every}s ahead"))
+        for shift in range(ahead + 1):
+            period = (period_start(parent.now, every, shift), period_start(parent.now, every, shift + 1))
+            for start, end in uncovered(ranges, *period):
+                if end > parent.now:
+                    name = partition_name(parent.name, start, every, whole=(end - start) * 2 > period[1] - period[0])
+                    steps.append(Step("make", name, start.isoformat(), end.isoformat(), f"{ahead} {every}s ahead"))
         return steps
 
     # -- dropping -----------------------------------------------------------------------------------

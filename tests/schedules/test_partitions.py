@@ -14,7 +14,7 @@ import pytest
 from schedules import partitions
 from schedules.checking import check_plan
 from schedules.config import Plan
-from schedules.partitions import PartitionKeeper, partition_name, period_start, runway_seconds
+from schedules.partitions import PartitionKeeper, partition_name, period_start, runway_seconds, uncovered
 from schedules.policies import Gates, Partitions
 from schedules.registry import PARTITIONS
 from tests.support.waiting import wait_until
@@ -138,6 +138,44 @@ def test_a_gap_is_filled_and_partitions_of_other_names_count_by_their_bounds(dat
     assert round(keep().status().runway_seconds) <= round((period_start(NOW, "month", 1) - NOW).total_seconds())  # the gap ends it
     assert keep().make() == 2
     assert sorted([*expected(1, 2, 3), "whatever"]) == names(database)
+
+
+@pytest.mark.parametrize(("lower", "upper", "small"), [
+    (timedelta(0), timedelta(hours=5), False),  # months of a zone west of Greenwich: the next month lacks no more than its first hours
+    (timedelta(hours=-2), timedelta(hours=-2), True),  # east of it: two hours before the next month
+    (timedelta(0), timedelta(days=-20), False),
+], ids=["west", "east", "short"])
+def test_no_hole_is_left_beside_partitions_with_other_bounds(database, events, keep, lower, upper, small):
+    """Inserts of a whole December would fail because November ends five hours into it."""
+    events()
+    month, following = (period_start(NOW, "month", shift) for shift in (0, 1))
+    database.query(f"create table shop.adopted partition of shop.events for values from ('{(month + lower).isoformat()}') to ('{(following + upper).isoformat()}')")
+    keep().make()
+    assert keep().status().runway_seconds == approx_until(period_start(NOW, "month", 4))
+    for moment in (following - timedelta(seconds=1), following, following + timedelta(hours=6), following + timedelta(days=20)):
+        database.query("insert into shop.events values (1, %s, 'x')", moment)
+    made = set(names(database)) - {"adopted"}
+    assert made >= set(expected(1, 2, 3)) and made - set(expected(0, 1, 2, 3)) == ({f"events_{following + upper:%Y%m%d_%H%M}"} if small else set())
+    assert keep().make() == 0 and keep().plan() == []
+
+
+def test_a_change_from_days_to_months_leaves_no_hole(database, events, keep):
+    events()
+    keep(policy(every="day", ahead=2)).make()
+    days = names(database)
+    keep().make()
+    assert keep().status().runway_seconds == approx_until(period_start(NOW, "month", 4))
+    assert set(expected(1, 2, 3)) <= set(names(database)) and set(days) <= set(names(database))
+    keep(policy(every="day", ahead=60)).make()
+    assert len(names(database)) == len(set(names(database))) and keep(policy(every="day", ahead=60)).plan() == []
+
+
+def test_what_is_uncovered_is_what_no_partition_holds():
+    day = [datetime(2026, 11, number, tzinfo=UTC) for number in range(1, 10)]
+    assert uncovered([], day[0], day[4]) == [(day[0], day[4])]
+    assert uncovered([(day[0], day[4])], day[0], day[4]) == [] == uncovered([(day[0], day[2]), (day[2], day[8])], day[1], day[4])
+    assert uncovered([(day[3], day[4]), (day[1], day[2])], day[0], day[5]) == [(day[0], day[1]), (day[2], day[3]), (day[4], day[5])]
+    assert uncovered([(day[5], day[6])], day[0], day[4]) == [(day[0], day[4])]
 
 
 def test_after_a_long_absence_over_the_end_of_a_month_one_run_catches_up(database, events, keep):
@@ -463,7 +501,7 @@ def test_rows_without_a_time_are_said_before_somebody_drops_them(database, event
     database.query("create table shop.rest partition of shop.events default")
     insert(database, count=5)
     database.query("insert into shop.events values (6, null, 'x'), (7, null, 'x')")
-    with pytest.raises(StoreRejected, match="2 rows in shop.rest have no at"):
+    with pytest.raises(StoreRejected, match=r"2 rows in shop\.rest have no at"):
         keep().drain_default()
     assert database.value("select count(*) from shop.rest") == 2 and database.value("select count(*) from shop.events") == 7
 
