@@ -54,6 +54,8 @@ class ClaimedMessage(MessageProxy):
     #: Set by the lane when the handler starts (monotonic) and when it has ended.
     started_at = 0.0
     ran_seconds = 0.0
+    #: What follows it was sent in its handler's transaction.
+    followed = False
     #: Set when the attempt is traced.
     trace_id: str | None = None
 

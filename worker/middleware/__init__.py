@@ -1,10 +1,10 @@
-"""Middleware of our own, one concern per file; `default_middleware` is dramatiq's six with three replaced."""
+"""Middleware of our own, one concern per file; `default_middleware` is dramatiq's six with four replaced."""
 
 from __future__ import annotations
 
-from dramatiq.middleware import AgeLimit, Callbacks, Middleware, ShutdownNotifications
+from dramatiq.middleware import AgeLimit, Middleware, ShutdownNotifications
 
-from worker.middleware.pipelines import Pipelines
+from worker.middleware.following import Callbacks, Pipelines
 from worker.middleware.retries import Retries
 from worker.middleware.time_limits import TimeLimits
 
@@ -14,4 +14,4 @@ def default_middleware() -> list[Middleware]:
     return [AgeLimit(), TimeLimits(), ShutdownNotifications(), Callbacks(), Pipelines(), Retries()]
 
 
-__all__ = ["Pipelines", "Retries", "TimeLimits", "default_middleware"]
+__all__ = ["Callbacks", "Pipelines", "Retries", "TimeLimits", "default_middleware"]

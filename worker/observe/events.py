@@ -40,6 +40,7 @@ EVENTS: dict[str, Event] = {
     "outcome_waits": Event("warning", ("message_id", "error"), "Somebody keeps the message's row locked; tried again, others go on."),
     "endings_refused": Event("debug", ("count", "error_class"), "Outcomes that were to be written together are written one by one."),
     "outcome_refused": Event("error", ("message_id", "error"), "The database refuses the outcome; the lease will run out."),
+    "follow_up_failed": Event("warning", ("message_id", "error_class"), "A next stage or success callback was not sent; the message runs again."),
     "result_discarded": Event("debug", ("actor",), "A handler returned a value and nothing keeps results."),
     "result_not_storable": Event("error", ("message_id", "actor", "error"), "A result could not be stored."),
     "retry_policy_failed": Event("warning", ("message_id", "actor", "error_class"), "retry_when raised; the usual policy applies."),

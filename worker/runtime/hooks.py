@@ -28,6 +28,7 @@ class Hooks:
         self.before_process = self._bound("before_process_message")
         self.after_process = self._bound("after_process_message")[::-1]
         self.after_skip = self._bound("after_skip_message")[::-1]
+        self.before_commit = [m.before_commit for m in reversed(broker.middleware) if hasattr(m, "before_commit")]
         self.before_ack = self._bound("before_ack")
         self.after_ack = self._bound("after_ack")[::-1]
         self.before_nack = self._bound("before_nack")

@@ -210,12 +210,14 @@ class Lane:
                 message.ending = None
 
     def _call_in_transaction(self, actor: Any, message: ClaimedMessage) -> Any:
-        """Handler, its effects and the completion in one transaction: all or nothing (SPEC P3)."""
+        """Handler, its effects, what follows and the completion in one transaction: all or nothing (SPEC P3)."""
         with self.broker.pool.connection() as connection:
             with connection.transaction():
                 current.connection = connection
                 try:
                     result = actor(*message.args, **message.kwargs)
+                    for hook in self.hooks.before_commit:
+                        hook(self.broker, message, result)
                 finally:
                     current.connection = None
                 if not store.complete(connection, [message.id], [message.lease_token]):
