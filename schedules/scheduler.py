@@ -30,6 +30,8 @@ POLL_SECONDS = 5.0
 #: A planned time that is older counts as missed under the policy `skip`.
 GRACE_SECONDS = 60.0
 SETTLE_SECONDS = 10.0
+#: A schedule that could not be computed is tried again: its host lacked a time zone that this one has, or has by now.
+UNUSABLE_SECONDS = 30.0
 #: Planned times computed at once for one schedule; what is older than the newest of these was missed by weeks.
 MOST_PLANNED = 1000
 
@@ -48,6 +50,7 @@ class Scheduler(Service):
         self._declared = declared
         self._poll_seconds = poll_seconds
         self._settle_after = 0.0
+        self._unusable_after = 0.0
         self.fired = 0
 
     def run_once(self) -> float:
@@ -55,7 +58,10 @@ class Scheduler(Service):
             if self._declared is not None:
                 declare(connection, self._declared())
                 self._declared = None
-            due, wait, open_runs = store.due(connection)
+            unusable = time.monotonic() >= self._unusable_after
+            due, wait, open_runs = store.due(connection, unusable=unusable)
+            if unusable:
+                self._unusable_after = time.monotonic() + UNUSABLE_SECONDS
             stuck = False
             for entry in due:
                 try:
@@ -81,7 +87,8 @@ class Scheduler(Service):
             following = of.after(entry.now)
         except InvalidArgument as error:
             store.plan(connection, entry.name, entry.last_planned_at, None, str(error))
-            logger.error("schedule_unusable schedule=%s error=%s", entry.name, error)
+            if entry.problem != str(error):  # said once
+                logger.error("schedule_unusable schedule=%s error=%s", entry.name, error)
             return
         if not times:
             store.plan(connection, entry.name, entry.last_planned_at, following)

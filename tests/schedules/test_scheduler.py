@@ -147,6 +147,32 @@ def test_a_line_that_only_python_can_judge_is_shown_as_a_problem_and_asked_for_o
     assert database.value("select next_planned_at is not null from schedules where name = 'a-broken'")
 
 
+def test_what_another_host_could_not_compute_is_tried_again_and_made_up(database, put, make_scheduler):
+    """A host without time zone data would stop a schedule for the whole fleet, and for good: declaring it again changes nothing."""
+    put("s", "0 12 * * *", ago="2 days", time_zone="Africa/Kigali")
+    give_up = "select plan_schedule(name, last_planned_at, null, 'time_zone: unknown here') from schedules where name = 's'"
+    database.query(give_up)
+    assert database.value("select set_schedule('s', 'effect', '0 12 * * *', p_time_zone => 'Africa/Kigali')") == "unchanged"
+    first = make_scheduler()
+    turn(first)
+    assert runs(database) == [("enqueued", 1)]
+    assert database.query("select problem, next_planned_at > clock_timestamp() from schedules") == [(None, True)]
+    database.query(give_up)
+    assert first.run_once() == POLL_SECONDS and database.value("select next_planned_at from schedules") is None  # not at every turn
+    first._unusable_after = 0.0
+    turn(first)
+    assert database.query("select problem, next_planned_at > clock_timestamp() from schedules") == [(None, True)]
+
+
+def test_what_stays_unusable_is_said_once_and_does_not_make_the_loop_spin(put, make_scheduler, caplog):
+    put("s", "99 * * * *")
+    scheduler = make_scheduler()
+    for _ in range(3):
+        scheduler._unusable_after = 0.0
+        turn(scheduler, most=2)
+    assert caplog.text.count("schedule_unusable") == 1
+
+
 def test_a_schedule_that_cannot_even_be_recorded_does_not_make_the_loop_spin(database, put, make_scheduler):
     put("a-broken", ago="2 minutes")
     put("b-good", ago="2 minutes")

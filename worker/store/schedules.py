@@ -43,9 +43,12 @@ def remove_undeclared(connection: DeadlineConnection, sources: Sequence[str], na
     return [row[0] for row in connection.execute(sql("remove_undeclared_schedules"), (list(sources), list(names))).fetchall()]
 
 
-def due(connection: DeadlineConnection) -> tuple[list[Due], float | None, bool]:
-    """What has to be decided now, the seconds until the next planned time (None: nothing is planned), and whether runs are open."""
-    found = connection.execute(sql("due_schedules")).fetchall()
+def due(connection: DeadlineConnection, *, unusable: bool = False) -> tuple[list[Due], float | None, bool]:
+    """What has to be decided now, the seconds until the next planned time (None: nothing is planned), and whether runs are open.
+
+    unusable: with the schedules that a scheduler could not compute.
+    """
+    found = connection.execute(sql("due_schedules"), {"unusable": unusable}).fetchall()
     return [Due(*row[:-2]) for row in found if row[0] is not None], found[0][-2], found[0][-1]
 
 
