@@ -29,6 +29,8 @@ WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 #: No clock moves by more, but for islands that change their date (Samoa in 2011: a day that never was).
 LARGEST_SHIFT = timedelta(hours=3)
+#: What never happens in these years never happens: every date of a calendar does, but for weekdays of February 29, which no line can name.
+BEGINNING, HORIZON = datetime(2000, 1, 1, tzinfo=UTC), datetime(2008, 12, 31, tzinfo=UTC)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -63,11 +65,12 @@ class Cron:
         try:
             if day.startswith("last") and day != "last":  # APScheduler reads the beginning and ignores the rest
                 raise ValueError(f"{day!r} is not a day of the month")
-            self._fields = CronTrigger(
-                minute=minute, hour=hour, day=day, month=_months(month), day_of_week=_weekdays(weekday), timezone=UTC)
+            named = {"minute": minute, "hour": hour, "day": day, "month": _months(month), "day_of_week": _weekdays(weekday), "timezone": UTC}
+            self._fields = CronTrigger(**named)
+            soon = CronTrigger(**named, end_date=HORIZON)
         except (ValueError, TypeError) as error:
             raise InvalidArgument(f"cron: {line[:60]!r}: {error}", field="cron", hint="minute hour day month weekday") from None
-        if self._next_wall(datetime(2000, 1, 1)) is None:
+        if soon.get_next_fire_time(None, BEGINNING) is None:
             raise InvalidArgument(f"cron: {line[:60]!r} never happens", field="cron", hint="No month has that day.")
 
     def after(self, moment: datetime) -> datetime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from zoneinfo import ZoneInfo
@@ -192,6 +193,16 @@ def test_lines_that_make_no_sense_are_refused_and_name_the_field(line):
     with pytest.raises(InvalidArgument) as refused:
         Cron(line)
     assert refused.value.field == "cron" and str(refused.value).startswith("cron: ")
+
+
+def test_whether_a_line_ever_happens_is_known_at_once():
+    """The search went to the year 9999: a second for each look at such a line, at the start and in each loop."""
+    began = time.process_time()
+    for line in ("0 0 31 2,4,6,9,11 *", "* * 30,31 2 *", "0 0 31 4 *", "*/5 * 31 11 *"):
+        with pytest.raises(InvalidArgument, match="never happens"):
+            Cron(line)
+    assert time.process_time() - began < 0.3
+    assert [f"{moment:%Y-%m-%d}" for moment in upcoming(Cron("0 0 29 2 *"), at("2096-03-01"), limit=2)] == ["2104-02-29", "2108-02-29"]
 
 
 def test_a_trigger_is_cron_or_an_interval_and_not_both():
