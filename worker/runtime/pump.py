@@ -265,15 +265,15 @@ class Pump(Service):
                 case "suspect":
                     self._suspects.seen()
         self._claimed = len(claimed)
-        if claimed:
-            last: dict[tuple[str, int], str] = {}
-            for message in claimed:
-                last[message.queue_name, message.priority] = message.run_at
-            self._cursor.claimed(look, last, len(claimed))
-            if suspects and self._lane.running:
-                self._suspects.reserved = claimed[0]
-            else:
-                self._lane.put(claimed)
+        if suspects and claimed and (self._lane.running or self._lane.ready):
+            self._suspects.reserved = claimed[0]
+        elif claimed:
+            if not suspects:  # they have an index, and a place in time, of their own
+                last: dict[tuple[str, int], str] = {}
+                for message in claimed:
+                    last[message.queue_name, message.priority] = message.run_at
+                self._cursor.claimed(look, last, len(claimed))
+            self._lane.put(claimed)
 
     def _after_claim(self, count: int, limit: int, look: Look, took: float, suspects: bool) -> None:
         """Learn from a claim whether there is a backlog, and when to look again."""
