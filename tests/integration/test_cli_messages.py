@@ -60,6 +60,16 @@ def test_enqueue_of_an_unknown_type_names_the_near_miss_and_can_be_forced(cli, d
     assert cli("enqueue", "efect", "--allow-unknown-type").code == EXIT_OK
 
 
+def test_enqueue_on_a_queue_that_workers_of_the_type_do_not_serve_says_so(cli, database):
+    database.query("select declare_queue('mail')")
+    elsewhere = cli("enqueue", "effect", "--queue", "mail")
+    assert elsewhere.code == EXIT_OK and "no live worker takes effect from the queue mail, only from default" in elsewhere.err
+    assert f"explain {elsewhere.out.strip()}`" in elsewhere.err
+    assert cli("enqueue", "effect").err == ""
+    database.query("select register_worker(gen_random_uuid(), 'h', 2, 'v', array['mail'], array['effect'], 1, '1 minute')")
+    assert cli("enqueue", "effect", "--queue", "mail").err == ""
+
+
 def test_enqueue_on_an_unknown_queue_names_the_near_miss(cli):
     ran = cli("enqueue", "effect", "--queue", "defualt", "--json")
     assert ran.code == EXIT_FAILED and ran.error["code"] == "unknown_queue" and "default" in ran.error["hint"]
@@ -69,7 +79,8 @@ def test_enqueue_on_an_unknown_queue_names_the_near_miss(cli):
     (["{bad"], "payload"), (["[1]"], "payload"), (["NaN"], "payload"), (['{"a": NaN}'], "payload"), (['{"a": "\\u0000"}'], "payload"),
     (['{"a": "\\ud800"}'], "payload"), (["[" * 100_000], "payload"), (["{}", "--priority", "11"], "priority"),
     (["{}", "--max-attempts", "0"], "max_attempts"), (["{}", "--conversation-key", "x" * 501], "conversation_key"),
-    (["{}", "--delay", "100000d"], "delay"), (["{}", "--dedup-key", ""], "dedup_key"), (["{}", "--dedup-key", "k", "--dedup-window", "9000d"], "dedup"),
+    (["{}", "--delay", "100000d"], "delay"), (["{}", "--dedup-key", ""], "dedup_key"), (["{}", "--dedup-window", "5m"], "dedup_window"),
+    (["{}", "--delay", "5s", "--run-at", "2030-01-01T00:00:00Z"], "run_at"), (["{}", "--delay", "9999999d"], "delay"), (["{}", "--dedup-key", "k", "--dedup-window", "9000d"], "dedup"),
 ])
 def test_enqueue_refuses_bad_values_by_name_and_stores_nothing(cli, database, arguments, field):
     ran = cli("enqueue", "effect", *arguments, "--json")

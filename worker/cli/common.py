@@ -22,17 +22,23 @@ from worker.exits import EXIT_UNAVAILABLE
 READ_SECONDS = 60.0
 MIGRATE_SECONDS = 600.0
 
+#: Longer is a slip of the finger; PostgreSQL's intervals and Python's end far beyond it.
+MOST_SECONDS = 100 * 365 * 86400.0
+
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
 def seconds(text: str) -> float:
     """`90`, `90s`, `5m`, `2h`, `7d`, `1h30m` as seconds."""
     if re.fullmatch(r"\d+(\.\d+)?", text):
-        return float(text)
+        text += "s"
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[smhdw])", text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise typer.BadParameter(f"{text[:40]!r} is not a duration; write 90s, 5m, 2h or 7d")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    found = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if found > MOST_SECONDS:
+        raise typer.BadParameter(f"{text[:40]!r} is longer than 100 years")
+    return found
 
 
 def moment(text: str) -> datetime:

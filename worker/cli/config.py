@@ -22,7 +22,8 @@ def check(as_json: AsJson = False) -> int:
         try:
             load()
         except ConfigError as error:
-            problems += error.problems
+            # a file that is not TOML is found by both
+            problems += [problem for problem in error.problems if problem not in problems]
     if problems:
         raise ConfigError(problems)
     if as_json:

@@ -9,8 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from worker.cli.common import AsJson, database, duration, json_object, moment
+from worker.cli.errors import usage
 from worker.cli.render import print_json
+from worker.db.connection import DeadlineConnection
 from worker.exits import EXIT_OK
+from worker.store.operations import list_workers, require_type
 
 
 def enqueue(
@@ -32,8 +35,11 @@ def enqueue(
 ) -> int:
     """Put one message on a queue; prints its id."""
     from worker.producer import enqueue as enqueue_on
-    from worker.store.operations import require_type
 
+    if delay is not None and run_at is not None:
+        raise usage("run_at", "--run-at and --delay both say when it may start", "Give one of them")
+    if dedup_window is not None and dedup_key is None:
+        raise usage("dedup_window", "--dedup-window without --dedup-key means nothing", "Give the key, too")
     values = json_object("payload", sys.stdin.read() if payload == "-" else payload)
     options: dict[str, Any] = {
         "delay": delay, "run_at": run_at, "expires_in": expires_in, "priority": priority, "max_attempts": max_attempts,
@@ -41,11 +47,22 @@ def enqueue(
         "correlation_id": correlation_id,
     }
     with database() as connection:
+        elsewhere: set[str] = set()
         if not allow_unknown_type:
             require_type(connection, message_type)
+            elsewhere = _served_elsewhere(connection, message_type, queue)
         result = enqueue_on(connection, message_type, values, queue=queue, **{name: value for name, value in options.items() if value is not None})
     if as_json:
         print_json({"id": result.id, "duplicate": result.duplicate})
     else:
         print(f"{result.id}" + (" duplicate: an earlier message holds the dedup key" if result.duplicate else ""))
+    if elsewhere:  # not refused: a worker for this queue may be on its way
+        print(f"packhorse: it waits: no live worker takes {message_type} from the queue {queue}, only from {', '.join(sorted(elsewhere))}. "
+              f"`packhorse message explain {result.id}` says more.", file=sys.stderr)
     return EXIT_OK
+
+
+def _served_elsewhere(connection: DeadlineConnection, message_type: str, queue: str) -> set[str]:
+    """Queues of the live workers that register the type; empty when one of them works on `queue`, or when none lives."""
+    theirs = [set(row["queues"]) for row in list_workers(connection) if not row["silent"] and message_type in row["message_types"]]
+    return set() if any(queue in queues for queues in theirs) else set().union(*theirs)

@@ -24,7 +24,7 @@ from worker.exits import EXIT_FAILED, EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_USAGE
 _HINTS = {
     "42P07": "Tables of another system, or of ours without a record? `packhorse migrate adopt --dry-run` says what can be done",
     "25006": "This server is read-only (a replica?): connect to the primary",
-    "42501": "Log in as a role that is in packhorse_worker, or as the schema's owner for migrations",
+    "42501": "Log in as a role that is in packhorse_worker (packhorse_reader is enough to look), or as the schema's owner for migrations",
     "3D000": "Create the database, or correct DATABASE_URL",
     "28P01": "Correct the password in DATABASE_URL",
     "28000": "Correct the role in DATABASE_URL",
@@ -109,8 +109,15 @@ def report(problem: Problem, *, as_json: bool) -> int:
         print(json.dumps({"error": body}, ensure_ascii=False), file=sys.stderr)
     else:
         for text in problem.problems or (problem.message,):
-            print(f"packhorse: {one_line(text)}" + (f". {one_line(problem.hint).rstrip('.')}." if problem.hint else ""), file=sys.stderr)
+            print(f"packhorse: {_sentences(text, problem.hint)}", file=sys.stderr)
     return problem.exit_code
+
+
+def _sentences(text: str, hint: str | None) -> str:
+    """Text and hint on one line, each with one mark at its end: both may come from a library or the server, which end as they like."""
+    if not hint:
+        return one_line(text)
+    return " ".join(said if said.endswith(("?", "!")) else f"{said.rstrip('.')}." for said in (one_line(text), one_line(hint)))
 
 
 def one_line(text: str) -> str:

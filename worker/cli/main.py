@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -32,6 +33,9 @@ from worker.cli import (
 from worker.cli.errors import Problem, describe, report
 from worker.errors import WorkerError
 from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+
+#: What a write to a full disk, a full quota or a file that may not grow answers.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
     name="packhorse", no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
@@ -92,8 +96,20 @@ def run(arguments: list[str]) -> int:
     except Exception as error:  # top of the program: a bug of ours is reported as one
         if "--traceback" in arguments:
             raise
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return _report_full(error, as_json)
         text = f"internal error: {type(error).__name__}: {error}"
         return report(Problem("internal", text, EXIT_FAILED, None, "A bug of ours; `packhorse --traceback ...` shows where"), as_json=as_json)
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")  # open until the process ends
+
+
+def _report_full(error: OSError, as_json: bool) -> int:
+    """What the command had to say could not be written; what it had to do may be done."""
+    sys.stdout = _nowhere()  # what is still buffered would fail again at exit
+    return report(Problem("failed", f"the output cannot be written: {error.strerror}", EXIT_FAILED), as_json=as_json)
 
 
 def _report_usage(error: Any, as_json: bool) -> int:
@@ -102,9 +118,10 @@ def _report_usage(error: Any, as_json: bool) -> int:
         print(error.format_message(), file=sys.stderr)
         return EXIT_USAGE
     parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
+    text = error.format_message() if hasattr(error, "format_message") else str(error)
     return report(
         Problem(
-            "usage", error.format_message() if hasattr(error, "format_message") else str(error), EXIT_USAGE,
+            "usage", text.replace("Value error, ", "").rstrip("."), EXIT_USAGE,
             parameter.name if parameter is not None else None, f"See: {context.command_path} --help" if context is not None else None,
         ), as_json=as_json,
     )
@@ -112,12 +129,16 @@ def _report_usage(error: Any, as_json: bool) -> int:
 
 def main() -> None:
     """Entry point of the `packhorse` script."""
+    # started with a closed descriptor (`>&-`, some cron jobs) Python has None there
+    sys.stdout, sys.stderr = (stream or _nowhere() for stream in (sys.stdout, sys.stderr))
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_OK
+    except OSError as error:
+        code = _report_full(error, "--json" in sys.argv)
     sys.exit(code)
 
 

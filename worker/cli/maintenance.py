@@ -171,6 +171,8 @@ def history(
     """Runs, newest first: rows, batches, gates that held them, outcome, who triggered them."""
     with database() as connection:
         found = store.history(connection, task, limit)
+    if task is not None and not found:  # a task that is configured no longer keeps its history
+        find(load_plan(), task)
     if as_json:
         print_json(found)
     else:

@@ -26,7 +26,11 @@ def json_line(document: Any) -> str:
 
 
 def print_rows(found: Sequence[Row], columns: Sequence[str], *, empty: str) -> None:
-    """A table with these columns of the rows; the sentence `empty` when there are none."""
+    """A table with these columns of the rows; the sentence `empty` when there are none.
+
+    On a terminal that is too narrow for it each row is printed as fields: ids and fingerprints stay whole, to be copied.
+    """
+    from rich.measure import Measurement
     from rich.table import Table
 
     if not found:
@@ -38,7 +42,15 @@ def print_rows(found: Sequence[Row], columns: Sequence[str], *, empty: str) -> N
         table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
     for row in found:
         table.add_row(*(_text(row[column]) for column in columns))
-    _console().print(table)
+    console = _console()
+    # the least width at which every word of every column is on one line
+    if Measurement.get(console, console.options.update(width=PIPE_WIDTH * 100), table).minimum <= console.width or not sys.stdout.isatty():
+        console.print(table)
+        return
+    for number, row in enumerate(found):
+        if number:
+            print()
+        print_fields({column: row[column] for column in columns})
 
 
 def print_fields(row: Row) -> None:

@@ -108,7 +108,8 @@ def check(connection: DeadlineConnection) -> None:
     if unknown:
         raise SchemaMismatch(f"this code is older than the database, which has {unknown[-1]}. Upgrade packhorse")
     if changed:
-        raise SchemaMismatch(f"migration {changed[0]} in the database differs from the file of the same name")
+        raise SchemaMismatch(f"migration {changed[0]} in the database differs from the file of the same name. "
+                             "Another build of Packhorse made this schema: run that one, or see what differs with packhorse doctor")
 
 
 def check_server(connection: DeadlineConnection) -> None:

@@ -1,0 +1,87 @@
+"""What the command line prints, and where it cannot: narrow terminals, full disks, closed descriptors, one mark at the end of a sentence."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
+import time
+
+import pytest
+
+from tests.support.cli import COMMAND, Cli
+from worker.cli.errors import Problem, report
+from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+
+
+def on_a_terminal(cli: Cli, columns: int, *arguments: str) -> str:
+    """What a command prints on a terminal of this width, without its bold type."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {**{name: value for name, value in cli.environment.items() if name != "COLUMNS"}, "TERM": "xterm"}
+    process = subprocess.Popen([*COMMAND, *arguments], cwd=cli.folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown, until = b"", time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            shown += os.read(ours, 65536)
+        except OSError:  # EIO: the command has ended
+            break
+    os.close(ours)
+    assert process.wait(timeout=10) == EXIT_OK, shown
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
+
+
+@pytest.fixture
+def dead(database):
+    """A database with a dead letter; its fingerprint."""
+    database.query("select enqueue_message('default', 'reply', '{}', p_conversation_key => 'wa:250788000456')")
+    database.query("select bury_message(id, lease_token, 'failed', 'ValueError', 'no') from claim_messages(gen_random_uuid(), array['default'], 1, '1 minute')")
+    return database.query("select fingerprint from dead_letters")[0][0]
+
+
+def test_a_narrow_terminal_shows_rows_as_fields_so_that_a_fingerprint_can_be_copied(tmp_path, database, dead):
+    cli = Cli(tmp_path, database.url)
+    narrow, wide = (on_a_terminal(cli, columns, "dead-letter", "groups") for columns in (80, 200))
+    assert f"fingerprint    {dead}" in narrow and "count          1" in narrow, narrow
+    assert len(wide.splitlines()) == 2 and dead in wide, wide
+
+
+def test_a_table_whose_sentences_can_be_folded_stays_a_table(tmp_path, database):
+    shown = on_a_terminal(Cli(tmp_path, database.url), 80, "health")
+    assert shown.splitlines()[0].split() == ["check", "name", "status", "summary"], shown
+
+
+@pytest.mark.parametrize("redirection", ["> /dev/full", "--json > /dev/full"])
+def test_a_full_disk_is_one_line_and_no_bug_of_ours(tmp_path, redirection):
+    ran = through_a_shell(Cli(tmp_path), f"config show {redirection}")
+    assert ran.returncode == EXIT_FAILED and "the output cannot be written: No space left on device" in ran.stderr
+    assert "internal" not in ran.stderr and len(ran.stderr.splitlines()) == 1, ran.stderr
+
+
+def test_closed_descriptors_are_no_error(tmp_path):
+    assert through_a_shell(Cli(tmp_path), "config check >&-").returncode == EXIT_OK
+    assert through_a_shell(Cli(tmp_path), "frobnicate >&- 2>&-").returncode == EXIT_USAGE
+
+
+@pytest.mark.parametrize(("text", "hint", "line"), [
+    ("No such command 'x'.", "See: packhorse --help", "No such command 'x'. See: packhorse --help."),
+    ("Is the server running?", "Is it up?", "Is the server running? Is it up?"),
+    ("it is gone", None, "it is gone"),
+    ("it is gone", "Look.", "it is gone. Look."),
+])
+def test_text_and_hint_end_with_one_mark_each(capsys, text, hint, line):
+    report(Problem("failed", text, EXIT_FAILED, hint=hint), as_json=False)
+    assert capsys.readouterr().err == f"packhorse: {line}\n"
+
+
+def through_a_shell(cli: Cli, line: str) -> subprocess.CompletedProcess[str]:
+    """A command line with redirections. No traceback may ever be shown."""
+    ran = subprocess.run(["sh", "-c", f"{' '.join(COMMAND)} {line}"], cwd=cli.folder, env=cli.environment, capture_output=True, text=True,
+                         timeout=60, check=False)
+    assert "Traceback" not in ran.stderr and "Exception ignored" not in ran.stderr, ran.stderr
+    return ran
