@@ -5,6 +5,8 @@ drop table dead_letters;
 drop table message_archive;
 drop table message_queue;
 drop sequence message_lease_token_seq;
+drop domain message_trace_context;
+drop domain message_correlation_id;
 drop domain message_key;
 drop domain message_name;
 drop domain message_state;

@@ -18,6 +18,12 @@ comment on domain message_name is 'Name of a queue or message type; its pattern 
 create domain message_key as text constraint message_key_length check (length(value) between 1 and 500);
 comment on domain message_key is 'A conversation, concurrency or dedup key: 1 to 500 characters.';
 
+create domain message_correlation_id as text constraint message_correlation_id_length check (length(value) <= 500);
+comment on domain message_correlation_id is 'A correlation id: at most 500 characters.';
+
+create domain message_trace_context as text constraint message_trace_context_length check (length(value) <= 1000);
+comment on domain message_trace_context is 'W3C traceparent and tracestate: at most 1000 characters.';
+
 create sequence message_lease_token_seq;
 comment on sequence message_lease_token_seq is
   'Fencing tokens: a number that grows with every claim, unique per claimed message (SPEC P2).';
@@ -40,8 +46,8 @@ create table message_queue (
   conversation_key    message_key,
   concurrency_key     message_key,
   dedup_key           message_key,
-  correlation_id      text,
-  trace_context       text,
+  correlation_id      message_correlation_id,
+  trace_context       message_trace_context,
   error               jsonb,
   history             jsonb,
   created_at          timestamptz not null default clock_timestamp(),

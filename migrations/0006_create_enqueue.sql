@@ -108,6 +108,8 @@ begin
      and (p_max_attempts is null or p_max_attempts between 1 and 1000000)
      and (p_conversation_key is null or length(p_conversation_key) between 1 and 500)
      and (p_concurrency_key is null or length(p_concurrency_key) between 1 and 500)
+     and (p_correlation_id is null or length(p_correlation_id) <= 500)
+     and (p_trace_context is null or length(p_trace_context) <= 1000)
      and jsonb_typeof(p_payload) = 'object' and pg_column_size(p_payload) <= 1048576
      and jsonb_typeof(p_options) = 'object' and pg_column_size(p_options) <= 1048576
      and p_message_type ~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}$' then
@@ -115,6 +117,11 @@ begin
   else
     perform check_enqueue_arguments(p_message_type, p_payload, p_options, coalesce(p_priority, 0), v_run_at,
       p_max_attempts, p_conversation_key, p_dedup_key, p_dedup_window, p_concurrency_key);
+    if length(p_correlation_id) > 500 then
+      perform refuse_argument('correlation_id', 'must have at most 500 characters');
+    elsif length(p_trace_context) > 1000 then
+      perform refuse_argument('trace_context', 'must have at most 1000 characters', 'traceparent, or traceparent tracestate.');
+    end if;
   end if;
   if p_dedup_key is not null then
     perform check_enqueue_arguments(p_message_type, p_payload, p_options, p_priority, v_run_at,

@@ -231,8 +231,8 @@ begin
           m.crashes, m.conversation_key, m.correlation_id, m.trace_context, m.run_at, m.created_at, m.lease_expires_at
       )
       select 'claimed', c.id, c.lease_token, c.queue::text, c.message_type::text, c.payload::jsonb, c.options::jsonb,
-        c.priority::integer, c.attempt, c.max_attempts::integer, c.crashes::integer, c.conversation_key::text, c.correlation_id,
-        c.trace_context, c.run_at, c.created_at, c.lease_expires_at
+        c.priority::integer, c.attempt, c.max_attempts::integer, c.crashes::integer, c.conversation_key::text, c.correlation_id::text,
+        c.trace_context::text, c.run_at, c.created_at, c.lease_expires_at
       from claimed c order by c.priority, c.run_at, c.id;
     exception when unique_violation then
       -- two claims started different messages of one conversation in the same instant (a late commit

@@ -6,7 +6,7 @@
 
 create view all_messages as
   select m.id, m.queue::text, m.message_type::text, m.state::text, m.priority::integer, m.attempt,
-    m.max_attempts::integer, m.crashes::integer, m.conversation_key::text, m.correlation_id, m.run_at, m.created_at, m.claimed_at,
+    m.max_attempts::integer, m.crashes::integer, m.conversation_key::text, m.correlation_id::text, m.run_at, m.created_at, m.claimed_at,
     null::timestamptz as finished_at, m.lease_holder, m.lease_expires_at, m.error ->> 'class' as error_class,
     m.error ->> 'message' as error_message, m.payload::jsonb, m.options::jsonb, m.history, null::text as reason
   from message_queue m

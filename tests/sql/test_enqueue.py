@@ -74,6 +74,8 @@ ABSURD = [
     ({"conversation_key": "x" * 501}, "conversation_key"),
     ({"concurrency_key": ""}, "concurrency_key"),
     ({"concurrency_key": "x" * 501}, "concurrency_key"),
+    ({"correlation_id": "x" * 501}, "correlation_id"),
+    ({"trace_context": "x" * 1001}, "trace_context"),
     ({"dedup_key": ""}, "dedup_key"),
     ({"dedup_key": "x" * 501}, "dedup_key"),
     ({"dedup_key": "k", "dedup_window": None}, "dedup_window"),
@@ -97,8 +99,13 @@ def test_an_infinite_delay_is_refused_by_name(sql: Sql) -> None:
 def test_the_limits_themselves_are_accepted(sql: Sql) -> None:
     row = sql.live(sql.enqueue(
         message_type="x" * 100, priority=10, max_attempts=1000000, conversation_key="é" * 500, concurrency_key="é" * 500,
-        dedup_key="é" * 500, dedup_window="366 days", delay="3659 days", payload={"blob": "x" * 1000000}))
+        correlation_id="é" * 500, trace_context="é" * 1000, dedup_key="é" * 500, dedup_window="366 days", delay="3659 days", payload={"blob": "x" * 1000000}))
     assert row["state"] == "pending"
+
+
+@pytest.mark.parametrize("column", ["correlation_id", "trace_context"])
+def test_a_producer_that_inserts_rows_itself_meets_the_same_limits(sql: Sql, column: str) -> None:
+    assert sql.refused(f"insert into message_queue (queue, message_type, {column}) values ('q', 'effect', repeat('x', 2000000))")[0] == "23514"
 
 
 def test_json_that_postgres_cannot_hold_is_refused_before_the_queue_sees_it(sql: Sql) -> None:
