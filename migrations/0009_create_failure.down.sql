@@ -15,6 +15,6 @@ drop function move_to_dead_letters;
 drop function error_fingerprint;
 drop function schedule_message_retry;
 drop function append_history;
-drop function clean_text;
+drop function bounded_text;
 drop function message_backoff;
 drop function bounded_delay;

@@ -29,11 +29,11 @@ $$;
 comment on function message_backoff(integer, interval, double precision, interval, double precision)
   is 'The delay before the next attempt; between 0 and max for every attempt number.';
 
-create function clean_text(p_text text, p_length integer) returns text
+create function bounded_text(p_text text, p_length integer) returns text
 language sql immutable as $$
   select left(p_text, p_length);
 $$;
-comment on function clean_text(text, integer) is 'Bound a text that is stored about a failure.';
+comment on function bounded_text(text, integer) is 'A text of at most so many characters: what is stored about a failure is bounded.';
 
 create function append_history(
   p_history jsonb, p_attempt integer, p_event text, p_error_class text, p_error_message text, p_holder uuid
@@ -44,7 +44,7 @@ language sql volatile set search_path from current as $$
     select h.entry, h.place
     from jsonb_array_elements(coalesce(p_history, '[]') || jsonb_build_array(jsonb_strip_nulls(jsonb_build_object(
       'attempt', p_attempt, 'event', p_event, 'at', clock_timestamp(), 'error_class', p_error_class,
-      'error_message', clean_text(p_error_message, 500), 'holder', p_holder)))) with ordinality as h (entry, place)
+      'error_message', bounded_text(p_error_message, 500), 'holder', p_holder)))) with ordinality as h (entry, place)
     order by h.place desc limit 20) e;
 $$;
 comment on function append_history(jsonb, integer, text, text, text, uuid) is 'One more entry in a bounded attempt history.';
@@ -68,7 +68,7 @@ begin
       run_at = clock_timestamp() + coalesce(bounded_delay(p_delay), message_backoff(m.attempt,
         coalesce(p_backoff_initial, q.backoff_initial), coalesce(p_backoff_multiplier, q.backoff_multiplier),
         greatest(coalesce(p_backoff_max, q.backoff_max), coalesce(p_backoff_initial, interval '0')), q.backoff_jitter)),
-      error = jsonb_build_object('class', p_error_class, 'message', clean_text(p_error_message, 2000), 'at', clock_timestamp()),
+      error = jsonb_build_object('class', p_error_class, 'message', bounded_text(p_error_message, 2000), 'at', clock_timestamp()),
       history = append_history(m.history, m.attempt, 'retry', p_error_class, p_error_message, m.lease_holder)
   from queues q
   where m.id = p_id and m.lease_token = p_token and m.state = 'running' and q.name = m.queue
@@ -111,8 +111,8 @@ begin
     insert into dead_letters (id, queue, message_type, payload, options, priority, reason, error_class, error_message,
       traceback, fingerprint, attempt, max_attempts, crashes, conversation_key, concurrency_key, correlation_id,
       trace_context, history, lease_holder, blocks_conversation, created_at)
-    select b.id, b.queue, b.message_type, b.payload, b.options, b.priority, p_reason, clean_text(p_error_class, 200),
-      clean_text(p_error_message, 10000), clean_text(p_traceback, 50000),
+    select b.id, b.queue, b.message_type, b.payload, b.options, b.priority, p_reason, bounded_text(p_error_class, 200),
+      bounded_text(p_error_message, 10000), bounded_text(p_traceback, 50000),
       error_fingerprint(b.message_type, coalesce(p_error_class, p_reason), p_error_message, p_frame),
       b.attempt, b.max_attempts, b.crashes, b.conversation_key, b.concurrency_key, b.correlation_id, b.trace_context,
       append_history(b.history, b.attempt, p_reason, p_error_class, p_error_message, b.lease_holder),
@@ -279,7 +279,7 @@ language sql volatile set search_path from current as $$
   ), kept as (
     insert into message_archive (id, queue, message_type, payload, options, priority, state, reason, attempt, crashes,
       conversation_key, correlation_id, trace_context, error, history, lease_holder, created_at, claimed_at)
-    select g.id, g.queue, g.message_type, g.payload, g.options, g.priority, 'cancelled', clean_text(p_reason, 1000), g.attempt,
+    select g.id, g.queue, g.message_type, g.payload, g.options, g.priority, 'cancelled', bounded_text(p_reason, 1000), g.attempt,
       g.crashes, g.conversation_key, g.correlation_id, g.trace_context, g.error, g.history, g.lease_holder, g.created_at,
       g.claimed_at
     from gone g

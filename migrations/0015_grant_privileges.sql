@@ -14,7 +14,7 @@ declare
     'announce_sleep', 'announce_busy', 'refuse_argument', 'check_lease', 'check_enqueue_arguments', 'enqueue_message',
     'enqueue_messages', 'conversation_holders', 'block_waiting_messages', 'waiting_behind', 'waiting_in_front', 'queue_allowance', 'rate_tokens_at', 'pick_due_messages', 'pick_promoted_messages',
     'promote_conversations', 'ensure_message_archive_partitions', 'archive_messages', 'settle_done', 'complete_messages',
-    'complete_and_claim_messages', 'claim_messages', 'bounded_delay', 'message_backoff', 'clean_text', 'append_history', 'schedule_message_retry',
+    'complete_and_claim_messages', 'claim_messages', 'bounded_delay', 'message_backoff', 'bounded_text', 'append_history', 'schedule_message_retry',
     'error_fingerprint', 'move_to_dead_letters', 'bury_message', 'fail_message', 'snooze_message', 'release_messages', 'release_unknown_messages',
     'release_message', 'extend_message_lease', 'archive_cancelled', 'finish_cancelled', 'cancel_message', 'expire_messages', 'register_worker',
     'beat_worker', 'deregister_worker', 'return_crashed_messages', 'rescue_expired_messages', 'recover_worker',
