@@ -114,7 +114,11 @@ def encode(message: dramatiq.Message[Any], delay_ms: int | float | None, signatu
         _take_columns(encoded, options)
     max_retries = options.get("max_retries")
     if max_retries is not None:
-        encoded.extra.setdefault("max_attempts", _whole("max_retries", max_retries, 0, 999_999) + 1)
+        max_attempts = _whole("max_retries", max_retries, 0, 999_999) + 1
+        if actor_options.get("retry_when") is None:  # which decides instead of it
+            encoded.extra.setdefault("max_attempts", max_attempts)
+    if options.get("time_limit") is not None:
+        _number("time_limit", options["time_limit"], 1, MAX_DELAY_SECONDS * 1000)
     max_age = options.get("max_age") or actor_options.get("max_age")
     if max_age:
         encoded.extra.setdefault("expires_seconds", _number("max_age", max_age, 1, MAX_DELAY_SECONDS * 1000) / 1000)

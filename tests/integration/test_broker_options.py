@@ -158,6 +158,43 @@ def test_an_alias_runs_the_renamed_actor(house):
     assert sorted(ran) == [("a", "old_name"), ("b", "new_name")]
 
 
+def test_an_alias_keeps_the_actors_retry_policy(house):
+    """A policy of `throws` and `max_retries` is the actor's, whatever name the message came under."""
+    @dramatiq.actor(aliases=["old_throws"], throws=(KeyError,))
+    def throws(key):
+        raise KeyError(key)
+
+    @dramatiq.actor(aliases=["old_fails"], max_retries=0)
+    def fails(key):
+        raise RuntimeError(key)
+
+    for name in ("old_throws", "old_fails"):
+        house.database.query("select enqueue_message('default', %s, jsonb_build_object('key', %s::text))", name, name)
+    house.start()
+    house.drained()
+    assert house.database.query("select message_type, reason, attempt from dead_letters order by 1") == [
+        ("old_fails", "failed", 1), ("old_throws", "rejected", 1)]
+
+
+@pytest.mark.parametrize("limit", ['"soon"', "1e999", "-1", "true", "{}"])
+def test_no_message_switches_its_time_limit_off(database, monkeypatch, limit):
+    house = House("runtime", database, monkeypatch, threads=1)
+
+    @dramatiq.actor(time_limit=100)
+    def slow(key):
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            time.sleep(0.01)
+
+    house.database.query("select enqueue_message('default', 'slow', '{\"key\": \"a\"}', %s, p_max_attempts => 1)", f'{{"time_limit": {limit}}}')
+    house.start()
+    try:
+        house.drained()
+    finally:
+        house.stop()
+    assert house.database.query("select error_class from dead_letters") == [("TimeLimitExceeded",)]
+
+
 def test_types_that_nobody_here_registers_are_left_to_others(house):
     @dramatiq.actor
     def known(key):

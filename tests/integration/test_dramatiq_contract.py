@@ -170,6 +170,18 @@ def test_retry_when_decides_instead_of_max_retries(house, calls):
     assert seen == [(0, "LookupError"), (1, "LookupError"), (2, "LookupError")]
 
 
+def test_retry_when_decides_instead_of_the_max_retries_of_a_message(house, calls):
+    @dramatiq.actor(retry_when=lambda retries, exception: retries < 2, min_backoff=10, max_backoff=20)
+    def fails():
+        calls("ran")
+        raise LookupError("no")
+
+    house.start()
+    fails.send_with_options(max_retries=0)
+    wait_until(lambda: house.dead() == ["fails"])
+    assert calls.counts == {"ran": 3}
+
+
 def test_retry_with_a_delay_waits_that_long(house, calls):
     times = []
 

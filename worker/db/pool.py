@@ -26,7 +26,7 @@ MAX_AGE_SECONDS = 1800.0
 MAX_WAIT_SECONDS = 30.0
 
 _pools: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
-_inherited: list[Any] = []  # what a child has from its parent: never used, and kept, because closing it would end the parent's session
+_inherited: list[Any] = []  # what a child has from its parent: never used nor closed, which would end the parent's session
 
 
 def _after_fork() -> None:

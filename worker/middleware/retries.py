@@ -21,6 +21,14 @@ from worker.messages import ClaimedMessage, Ending, clean, failure
 logger = logging.getLogger("packhorse.retries")
 
 
+def _actor(broker: Any, name: str) -> Any:
+    """By its name or an alias; None of a message that nobody here can handle."""
+    try:
+        return broker.get_actor(name)
+    except dramatiq.ActorNotFound:
+        return None
+
+
 class Retries(StockRetries):
     """Decides how a failed attempt ends; the verb itself is one SQL function."""
 
@@ -39,7 +47,7 @@ class Retries(StockRetries):
             super().after_process_message(broker, message, result=result, exception=exception)
             return
         try:
-            ending = self.decide(broker.actors.get(message.actor_name), message, exception)
+            ending = self.decide(_actor(broker, message.actor_name), message, exception)
         except Exception as error:  # a retry_when that raises, options of the wrong type: never mistake the failure for success
             logger.warning("retry_policy_failed message_id=%s actor=%s error_class=%s", message.id, message.actor_name, type(error).__name__)
             ending = failure(exception)

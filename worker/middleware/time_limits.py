@@ -7,12 +7,16 @@ like dramatiq's TimeLimit.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
 from dramatiq.middleware import TimeLimit
 
+from worker.encoding import MAX_DELAY_SECONDS
 from worker.messages import ClaimedMessage
+
+logger = logging.getLogger("packhorse.time_limits")
 
 #: Seconds by class; `default` is the setting time_limit_seconds.
 CLASSES = {"ai_agent": 120.0, "payment": 60.0, "media": 300.0}
@@ -51,6 +55,7 @@ class TimeLimits(TimeLimit):
         return known
 
     def before_process_message(self, broker: Any, message: Any) -> None:
+        self._check(message)
         if not isinstance(message, ClaimedMessage) or not message.started:
             super().before_process_message(broker, message)
             return
@@ -60,6 +65,14 @@ class TimeLimits(TimeLimit):
             soft = own / 1000
         message.hard_deadline = (time.monotonic() + soft) + hard
         message.deadline = message.hard_deadline - hard
+
+    def _check(self, message: Any) -> None:
+        """A message (of any producer) may choose its limit, not switch it off: what is no limit is none of its options."""
+        own = message.options.get("time_limit")
+        if own is not None and (isinstance(own, bool) or not isinstance(own, (int, float)) or not 0 < own <= MAX_DELAY_SECONDS * 1000):
+            logger.warning("time_limit_refused message_id=%s actor=%s: not a number of milliseconds; that of the actor holds",
+                           message.message_id, message.actor_name)
+            del message.options["time_limit"]
 
     def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:
         if not isinstance(message, ClaimedMessage) or not message.started:

@@ -34,6 +34,7 @@ EVENTS: dict[str, Event] = {
     "lease_not_renewed": Event("warning", ("message_id", "actor"), "The database is out of reach; the handler is interrupted before its lease ends."),
     "lease_over": Event("error", ("message_id", "actor"), "A handler still runs although its lease is over."),
     "time_limit_exceeded": Event("warning", ("message_id", "actor"), "The soft time limit interrupts a handler."),
+    "time_limit_refused": Event("warning", ("message_id", "actor"), "A message's own time_limit is no number of milliseconds; its actor's holds."),
     "hard_limit_exceeded": Event("error", ("message_id", "actor"), "A handler ignored its soft limit; the process is replaced."),
     "outcome_not_storable": Event("warning", ("message_id", "error_class"), "An error text cannot be stored; a fixed text is written."),
     "claims_recovered": Event("info", ("count", "worker_id"), "The answer of a claim was lost; what it had leased is handed back."),
