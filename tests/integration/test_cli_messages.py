@@ -70,6 +70,15 @@ def test_enqueue_on_a_queue_that_workers_of_the_type_do_not_serve_says_so(cli, d
     assert cli("enqueue", "effect", "--queue", "mail").err == ""
 
 
+def test_enqueue_as_a_producer_names_the_option_that_it_needs(tmp_path, cli, database):
+    database.query("do $$ begin create role packhorse_enqueuer login in role packhorse_producer;"
+                   " exception when duplicate_object or unique_violation then null; end $$")
+    producer = Cli(tmp_path, database.server.url(database.name, "packhorse_enqueuer"))
+    refused = producer("enqueue", "effect", "--json")
+    assert refused.code == EXIT_FAILED and refused.error["field"] == "type" and "--allow-unknown-type" in refused.error["hint"]
+    assert producer("enqueue", "effect", "--allow-unknown-type").code == EXIT_OK
+
+
 def test_enqueue_on_an_unknown_queue_names_the_near_miss(cli):
     ran = cli("enqueue", "effect", "--queue", "defualt", "--json")
     assert ran.code == EXIT_FAILED and ran.error["code"] == "unknown_queue" and "default" in ran.error["hint"]

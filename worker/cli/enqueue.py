@@ -9,9 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from worker.cli.common import AsJson, database, duration, json_object, moment
-from worker.cli.errors import usage
+from worker.cli.errors import CommandError, usage
 from worker.cli.render import print_json
 from worker.db.connection import DeadlineConnection
+from worker.db.errors import translated
+from worker.errors import StoreRejected
 from worker.exits import EXIT_OK
 from worker.store.operations import list_workers, require_type
 
@@ -49,8 +51,7 @@ def enqueue(
     with database() as connection:
         elsewhere: set[str] = set()
         if not allow_unknown_type:
-            require_type(connection, message_type)
-            elsewhere = _served_elsewhere(connection, message_type, queue)
+            elsewhere = _checked(connection, message_type, queue)
         result = enqueue_on(connection, message_type, values, queue=queue, **{name: value for name, value in options.items() if value is not None})
     if as_json:
         print_json({"id": result.id, "duplicate": result.duplicate})
@@ -60,6 +61,19 @@ def enqueue(
         print(f"packhorse: it waits: no live worker takes {message_type} from the queue {queue}, only from {', '.join(sorted(elsewhere))}. "
               f"`packhorse message explain {result.id}` says more.", file=sys.stderr)
     return EXIT_OK
+
+
+def _checked(connection: DeadlineConnection, message_type: str, queue: str) -> set[str]:
+    """Queues from which the type is taken when it is not from `queue`. Raises InvalidArgument for a type that nobody registered."""
+    try:
+        with translated():
+            require_type(connection, message_type)
+            return _served_elsewhere(connection, message_type, queue)
+    except StoreRejected as error:
+        if error.sqlstate != "42501":
+            raise
+        raise CommandError("type: this role may not see which types workers register", code="rejected", field="type",
+                           hint="A role in packhorse_producer says --allow-unknown-type") from error
 
 
 def _served_elsewhere(connection: DeadlineConnection, message_type: str, queue: str) -> set[str]:
