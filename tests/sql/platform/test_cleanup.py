@@ -128,7 +128,7 @@ def test_the_batch_is_found_by_its_index_in_the_order_of_the_index(sql: Sql, upk
     batch = re.search(r"(?:as materialized|array)\s*\(\s*(select .*?for update skip locked)", body, re.DOTALL)
     assert batch, f"{upkeep.function} has no batch that skips what is locked"
     text = batch[1]
-    for name, value in {"v_now": "now()", "v_before": "now() - interval '1 year'", "p_after": "interval '5 minutes'", "p_limit": "10"}.items():
+    for name, value in {"v_now": "now()", "v_before": "now() - interval '1 year'", "p_after": "interval '5 minutes'", "p_limit": "10", "v_count": "0"}.items():
         text = re.sub(rf"\b{name}\b", value, text)
     sql.rows("set local enable_seqscan = off")
     sql.rows("set local enable_bitmapscan = off")

@@ -65,6 +65,20 @@ def test_a_reminder_that_comes_too_late_is_not_sent(sql: Sql) -> None:
     assert sql.value(ENQUEUE) == 0 and state(sql, reminder)[0] == "expired"
 
 
+def test_those_that_are_too_late_hold_up_no_other(sql: Sql) -> None:
+    """After an outage the oldest are expired: counted by hundreds, they would hold the others back for an hour."""
+    for _ in range(25):
+        remind(sql, "-1 hour", expires_at="2026-01-01Z")
+    good = [remind(sql) for _ in range(7)]
+    assert sql.value("select enqueue_due_reminders(5)") == 5
+    assert sql.value("select count(*) from reminders where status = 'expired'") == 25
+    assert sql.value("select enqueue_due_reminders(5)") == 2 and {state(sql, reminder)[0] for reminder in good} == {"enqueued"}
+    for _ in range(30):
+        remind(sql, "-1 hour", expires_at="2026-01-01Z")
+    assert sql.value("select enqueue_due_reminders(1)") == 0
+    assert sql.value("select count(*) from reminders where status = 'pending'") == 10  # one call is bounded
+
+
 def test_the_message_expires_with_the_reminder(sql: Sql) -> None:
     remind(sql)
     sql.rows("update reminders set expires_at = clock_timestamp() + interval '1 hour'")
