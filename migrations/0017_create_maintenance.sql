@@ -169,7 +169,7 @@ language sql stable set search_path from current as $$
     coalesce(bool_and(s.state is not null), true), format('%s standby(s)', count(*))
   from pg_stat_replication s
   union all
-  select 'autovacuum_on_table', count(*) filter (where v.relid = p_table)::float8, coalesce(bool_and(v.relid is not null), true),
+  select 'autovacuum_on_table', count(*) filter (where v.relid = p_table or v.relid in (select t.relid from pg_partition_tree(p_table) t))::float8, coalesce(bool_and(v.relid is not null), true),
     format('%s vacuum(s) in progress', count(*))
   from pg_stat_progress_vacuum v
   union all

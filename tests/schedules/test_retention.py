@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from schedules.runner import TaskRunner
 from tests.support.cli import Cli
 from tests.support.waiting import wait_until
 from worker.errors import InvalidArgument, StoreRejected
+from worker.store import maintenance as store
 from worker.store.maintenance import Gate
 
 DAY = 86400.0
@@ -453,6 +455,37 @@ def test_an_old_snapshot_holds_a_run_until_it_is_gone(database, shop, open_conne
     hits, seconds = database.query("select gates_hit, throttled_seconds from maintenance_runs")[0]
     assert hits == {"oldest_snapshot_seconds": 1} and seconds > 0.05
     assert left(database) == 100
+
+
+def test_a_vacuum_of_a_partition_closes_the_gate_of_its_table(database, open_connection):
+    database.query("create schema shop")
+    database.query("create table shop.orders (id bigint, part int, done_at timestamptz, primary key (id, part)) partition by list (part)")
+    database.query("create table shop.orders_0 partition of shop.orders for values in (0)")
+    database.query("create table shop.other (id int)")
+    database.query("insert into shop.orders select n, 0, now() from generate_series(1, 20000) n")
+    pid = []
+
+    def vacuum():
+        with database.connect(admin=True) as connection:
+            pid.append(connection.execute("select pg_backend_pid()").fetchone()[0])
+            connection.execute("set vacuum_cost_delay = 100")
+            connection.execute("set vacuum_cost_limit = 1")
+            try:
+                connection.execute("vacuum shop.orders_0")
+            except psycopg.errors.QueryCanceled:
+                pass
+
+    thread = threading.Thread(target=vacuum)
+    thread.start()
+    try:
+        connection = open_connection("owner")
+        wait_until(lambda: database.value("select count(*) from pg_stat_progress_vacuum") == 1)
+        for table, vacuums in (("shop.orders", 1), ("shop.orders_0", 1), ("shop.other", 0)):
+            found = {gate.gate: gate.value for gate in store.gates(connection, table)}
+            assert found["autovacuum_on_table"] == vacuums
+    finally:
+        database.query("select pg_cancel_backend(%s)", pid[0])
+        thread.join(20)
 
 
 def test_what_the_role_may_not_see_is_unknown_and_slower(database, shop, open_connection):
