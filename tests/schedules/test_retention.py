@@ -606,6 +606,14 @@ def test_a_policy_that_does_not_fit_the_database_is_a_problem_that_names_it(data
     assert left(database) == 1100
 
 
+@pytest.mark.parametrize(("assign", "text"), [("notte = 'x'", "notte"), ("note = ", "syntax error"), ("note = 'old'", None)])
+def test_what_a_policy_assigns_is_parsed_before_its_first_run_and_changes_nothing(database, shop, open_connection, assign, text):
+    shop()
+    problems = check_plan(open_connection(), Plan((policy(assign=assign),), (), (), Gates(), ())).problems
+    assert [task for task, _ in problems] == ([] if text is None else ["retention.orders"]) and (text is None or text in problems[0][1])
+    assert left(database, "note = 'x'") == 1100
+
+
 def test_privileges_hidden_rows_and_missing_indexes_are_found(database, shop, open_connection):
     shop()
     database.query("insert into shop.orders (id) select generate_series(2001, 15000)")

@@ -171,6 +171,8 @@ def count(connection: DeadlineConnection, target: Target, before: datetime) -> t
 
 def probe(connection: DeadlineConnection, target: Target, before: datetime) -> bool:
     """Does the policy's SQL parse, and can this role see any row at all? Raises StoreRejected, InvalidArgument for bad SQL."""
+    if target.assign:
+        connection.execute(composed.SQL("explain ") + _compose("retention_update", target, None), {"cutoff": before, "limit": 1})
     return bool(connection.execute(_compose("retention_probe", target, None), {"cutoff": before}).fetchone()[0])  # type: ignore[index]
 
 
