@@ -189,7 +189,8 @@ def draft(row: dict[str, Any], mapping: Mapping) -> Draft:
         message_id, legacy_id, "dead_letter" if fate == "dead" else "message", queue=queue or "", message_type=kind or "", payload=payload,
         priority=_priority(row["priority"] or mapping.values["priority"]), run_at=row["run_at"], attempt=_count(row["attempt"], 0) or 0,
         max_attempts=_count(row["max_attempts"] or mapping.values["max_attempts"], 1), conversation_key=row["conversation_key"] or None,
-        dedup_key=(row["dedup_key"] or "")[:500] or None, correlation_id=(row["correlation_id"] or "")[:500] or None, error=(row["error"] or "")[:2000] or None,
+        dedup_key=(row["dedup_key"] or "")[:500] or None, correlation_id=(row["correlation_id"] or "")[:500] or None,
+        error=(row["error"] or "")[:2000] or None,
         created_at=row["created_at"], expires_at=row["expires_at"],
     )
     return undecodable(made, row["payload"], problem) if problem else made
