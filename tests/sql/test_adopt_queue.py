@@ -135,7 +135,8 @@ HOSTILE = [
 def test_hostile_contents_become_dead_letters_one_by_one_and_nothing_else_suffers(any_server: Server) -> None:
     database = any_server.create_empty_database()
     database.query("""create table message_queue (id uuid primary key default gen_random_uuid(), "queue" text, type text, body text, state text, priority text,
-                        "scheduled for" text, run_at timestamptz, attempts text, conversation_key text, created_at timestamp, "100%" text, n serial)""")
+                        "scheduled for" text, run_at timestamptz, attempts text, conversation_key text, created_at timestamp, "100%" text, n serial,
+                        request_id text default repeat('r', 600))""")
     insert = ('insert into message_queue (queue, type, body, state, priority, run_at, attempts, conversation_key, "100%%") values (%s, %s, %s, %s, %s, %s, %s, %s, %s)')
     good = ("q", "t", '{"ok": true}', "pending", "high", None, "1", "c", "z")
     for name, body in HOSTILE:
@@ -158,6 +159,7 @@ def test_hostile_contents_become_dead_letters_one_by_one_and_nothing_else_suffer
         assert "payload" in kept[name][1] or "json" in kept[name][1].lower() or "stack depth" in kept[name][1] or "unicode" in kept[name][1].lower(), kept[name][1]
     assert database.value("select count(*) from message_queue where message_type = 'fine' and run_at = '2030-01-01' and attempt = 0") == 1
     assert database.value("select count(*) from message_queue where payload ? 'far' and run_at = '1970-01-01'") == 1
+    assert database.query("select distinct length(correlation_id) from all_messages") == [(500,)]
     database.drop()
 
 
