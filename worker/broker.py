@@ -20,7 +20,6 @@ from dramatiq.broker import Broker
 from dramatiq.common import q_name
 from dramatiq.errors import QueueJoinTimeout
 from dramatiq.middleware import Middleware
-from psycopg import Pipeline
 
 from worker.config import Settings, load_settings
 from worker.context import current
@@ -220,7 +219,7 @@ class PostgresBroker(Broker):
         """In the caller's transaction. While the database inserts one part, the next one is turned into rows."""
         now, seen = store.database_now(connection), set[str]()
         with ExitStack() as stack:
-            pipeline: Pipeline | None = None
+            pipeline: Any = None
             for number, first in enumerate(range(0, len(messages), store.BULK_ROWS)):
                 rows, blocked = self._bulk_rows(messages[first : first + store.BULK_ROWS], now, queues, seen, connection)
                 if blocked:  # may be refused, and then again without a state: not in a pipeline, where an error ends all
