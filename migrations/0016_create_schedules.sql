@@ -162,7 +162,7 @@ begin
     select s.name into v_near from schedules s
     where lower(s.name) = lower(p_name) or s.name like '%' || left(p_name, 60) || '%' or p_name like '%' || s.name || '%' order by s.name limit 1;
     perform refuse_argument('schedule', format('no schedule %L', left(p_name, 120)),
-      coalesce(format('Did you mean %L?', v_near), '`packhorse schedule list` names them.'));
+      case when v_near is null then '`packhorse schedule list` names them.' else format('Did you mean %L?', v_near) end);
   end if;
 end
 $$;
