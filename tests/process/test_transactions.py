@@ -24,9 +24,9 @@ def test_effects_in_the_same_database_happen_exactly_once_under_kills(table, led
     ids = []
     chance = random.Random(3)
     for number in range(6):
+        before = len(ledger.lines("start"))  # before they are there: on a busy machine they may have started when this goes on
         ids += effects(table, 80, f"r{number}-", "transactional")
         ids += effects(table, 10, f"f{number}-", "transactional", fail=True)
-        before = len(ledger.lines("start"))
         wait_until(lambda before=before: len(ledger.lines("start")) > before + 20, 30)
         daemon.kill_child(chance)
     wait_for_end(table)

@@ -234,7 +234,7 @@ class Pump(Service):
         """The database has written these completions, but for those of `lost` (the first rows of its answer)."""
         del self._done[: len(done)]
         for message in done:
-            self.held.pop(message.id, None)
+            self._drop(message)
             message.settled = True
         self._count("done", len(done) - len(lost))
         if lost:
@@ -375,8 +375,12 @@ class Pump(Service):
         return timeout
 
     # -- bookkeeping ----------------------------------------------------------------------------------
+    def _drop(self, message: ClaimedMessage) -> None:
+        if self.held.get(message.id) is message:  # not a later attempt that is here by now
+            del self.held[message.id]
+
     def _forget(self, message: ClaimedMessage, outcome: str) -> None:
-        self.held.pop(message.id, None)
+        self._drop(message)
         message.settled = True
         self._count(outcome)
 
