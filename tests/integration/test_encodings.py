@@ -1,4 +1,4 @@
-"""Databases in another encoding than UTF-8: what is enqueued there arrives whole."""
+"""Databases in another encoding than UTF-8, or with another style of dates: what is enqueued there arrives whole and in order."""
 
 from __future__ import annotations
 
@@ -39,3 +39,19 @@ def test_texts_of_a_latin1_database_arrive_whole(latin1):
 def test_a_character_that_the_database_does_not_have_is_refused(latin1):
     with connect(latin1.url) as connection, pytest.raises(InvalidArgument, match="LATIN1"), translated():
         store.enqueue_plain(connection, "default", "t", '{"name": "日本"}', "{}", 5)
+
+
+def test_times_sort_as_texts_whatever_the_database_is_set_to(any_database):
+    """The cursor of a claim compares run_at as text: German dates and an hour that comes twice must not confuse it."""
+    for setting in ("datestyle = 'German'", "timezone = 'Europe/Berlin'"):
+        any_database.query(f'alter database "{any_database.name}" set {setting}')
+    with any_database.connect(admin=True) as admin:
+        admin.execute("select declare_queue('q')")
+        for moment in ("2016-10-30 00:30+00", "2016-10-30 01:10+00", "2016-11-01 00:00+00"):
+            admin.execute("select enqueue_message('q', 't', '{}', p_run_at => %s::text::timestamptz)", (moment,))
+    with connect(any_database.url, times_in_utc=True) as connection:
+        claimed = store.complete_and_claim(connection, [], [], uuid4(), ["q"], 10, "30 seconds", None)
+    assert [row[14] for row in claimed] == ["2016-10-30 00:30:00+00", "2016-10-30 01:10:00+00", "2016-11-01 00:00:00+00"]
+    with connect(any_database.url) as connection:
+        assert connection.execute("show datestyle").fetchone()[0].startswith("ISO")
+        assert connection.execute("show timezone").fetchone()[0] == "Europe/Berlin", "handlers keep the database's zone"

@@ -70,12 +70,13 @@ def wait_until(gen: Generator[Any, Any, T], pgconn: Any, deadline: float) -> T:
 
 def connect(
     url: str, *, schema: str = "public", application_name: str = "packhorse", deadline_seconds: float = 10.0,
-    connect_timeout_seconds: float = 5.0, pooler: bool = False, autocommit: bool = True,
+    connect_timeout_seconds: float = 5.0, pooler: bool = False, autocommit: bool = True, times_in_utc: bool = False,
 ) -> DeadlineConnection:
     """Open a connection: autocommit, every call bounded by deadline_seconds, json as text.
 
     pooler: no prepared statements and no session state, for PgBouncer in transaction mode; the schema
-    must then be the role's default. Raises StoreUnavailable. Several hosts: only a writable one is taken.
+    must then be the role's default. times_in_utc: texts of times sort as the times do, whatever the database's
+    settings (without a pooler). Raises StoreUnavailable. Several hosts: only a writable one is taken.
     """
     # what a database of another encoding sends is converted by its server: JsonText and every text here are UTF-8
     parameters: dict[str, Any] = {"connect_timeout": max(2, int(connect_timeout_seconds)), "application_name": application_name,
@@ -92,8 +93,20 @@ def connect(
         parameters["target_session_attrs"] = "read-write"
     with translated():
         connection = DeadlineConnection.connect(url, autocommit=autocommit, **parameters)
-    connection.deadline_seconds = deadline_seconds
+        connection.deadline_seconds = deadline_seconds
+        if not pooler:
+            _settle_times(connection, times_in_utc)
     connection.prepare_threshold = None if pooler else 0
     connection.adapters.register_loader("jsonb", JsonText)
     connection.adapters.register_loader("json", JsonText)
     return connection
+
+
+def _settle_times(connection: DeadlineConnection, in_utc: bool) -> None:
+    """ISO dates, which psycopg can read; costs nothing where the server has told that it is so already."""
+    wanted = [("DateStyle", b"ISO", "set datestyle = 'ISO'")] + ([("TimeZone", b"UTC", "set timezone = 'UTC'")] if in_utc else [])
+    for name, start, statement in wanted:
+        if not (connection.pgconn.parameter_status(name.encode()) or b"").startswith(start):
+            connection.execute(statement, prepare=False)
+            if not connection.autocommit:
+                connection.commit()

@@ -84,7 +84,7 @@ class WorkerProcess:
                              *self.broker.aliases})
         self.lane = Lane(self.broker, settings.threads, running, lambda message: self.pump.on_finished(message))
         meter = Meter(self.slab, self.queues, self.types, self.lane.slots, lambda: self.heartbeat.rescued_total)
-        self.pump = Pump(self.broker, self.lane, self._open("pump"), self.id, settings, self.queues, self.types, meter)
+        self.pump = Pump(self.broker, self.lane, self._open("pump", times_in_utc=True), self.id, settings, self.queues, self.types, meter)
         self.heartbeat = Heartbeat(
             self._open("heartbeat"), self.id, settings, lambda: list(self.pump.held.values()), self._attend, self._totals, self._on_beat,
         )
@@ -109,8 +109,8 @@ class WorkerProcess:
         self.slab.states[CONTACT_AT] = time.monotonic()
         self.slab.states[LISTENING] = self.listener is not None and self.listener.listening
 
-    def _open(self, purpose: str) -> Any:
-        return lambda: self.broker.open_connection(purpose)
+    def _open(self, purpose: str, **options: Any) -> Any:
+        return lambda: self.broker.open_connection(purpose, **options)
 
     def _listener(self) -> Listener | None:
         settings = self.settings
