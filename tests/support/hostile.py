@@ -56,7 +56,7 @@ def payload(n: int, how: str) -> dict[str, Any]:
 def _row(n: int, queue: str, message_type: str, content: str, options: Any = None) -> dict[str, Any]:
     return {
         "queue": queue, "message_type": message_type, "payload": content, "options": json.dumps(options or {}), "conversation_key": f"{MARK}{n} {personal(n)}"[:500],
-        "dedup_key": f"{MARK}{n}{LINE}", "correlation_id": f"c{n} {personal(n)}" + "x" * (20_000 if n % 500 == 0 else 0),
+        "dedup_key": f"{MARK}{n}{LINE}", "correlation_id": f"c{n} {personal(n)}".ljust(500 if n % 500 == 0 else 0, "x")[:500],
     }
 
 
