@@ -56,6 +56,7 @@ class Scheduler(Service):
     def run_once(self) -> float:
         with self._link.connection() as connection:
             if self._declared is not None:
+                self.ticked(0.0)  # checking the plan may wait for locks on every table of it, each wait bounded: not judged meanwhile
                 declare(connection, self._declared())
                 self._declared = None
             unusable = time.monotonic() >= self._unusable_after
@@ -64,6 +65,7 @@ class Scheduler(Service):
                 self._unusable_after = time.monotonic() + UNUSABLE_SECONDS
             stuck = False
             for entry in due:
+                self.ticked(time.monotonic())
                 try:
                     with translated():
                         self._decide(connection, entry)
@@ -94,6 +96,8 @@ class Scheduler(Service):
             store.plan(connection, entry.name, entry.last_planned_at, following)
             return
         late = [time for time in times[:-1] or times if (entry.now - time).total_seconds() > GRACE_SECONDS]
+        if late:
+            logger.warning("schedule_missed schedule=%s count=%d policy=%s since=%s", entry.name, len(late), entry.missed, late[0].isoformat())
         if entry.missed == "all":
             chosen = times[-entry.missed_limit :]
             beyond = len(times) - len(chosen)
@@ -103,14 +107,13 @@ class Scheduler(Service):
             return
         last = times[-1]
         missed = entry.missed == "skip" and (entry.now - last).total_seconds() > GRACE_SECONDS
-        if late:
-            logger.warning("schedule_missed schedule=%s count=%d policy=%s since=%s", entry.name, len(late), entry.missed, late[0].isoformat())
         self._fire(connection, entry, last, following, missed_count=len(times) - 1, missed=missed)
 
     def _fire(
         self, connection: DeadlineConnection, entry: store.Due, planned_at: datetime, following: datetime, *, missed_count: int = 0,
         missed: bool = False,
     ) -> None:
+        self.ticked(time.monotonic())  # a thousand planned times at once take longer than a loop has
         try:
             with translated():
                 outcome = store.fire(

@@ -17,8 +17,8 @@ import os
 from array import array
 from collections.abc import Iterable
 
-#: Services that must tick; a handler's lane ticks through the timekeeper.
-LOOPS = ("pump", "heartbeat", "timekeeper", "lane")
+#: Services that must tick; a handler's lane ticks through the timekeeper, the scheduler in `packhorse scheduler` only.
+LOOPS = ("pump", "heartbeat", "timekeeper", "lane", "scheduler")
 OUTCOMES = ("done", "retry", "snooze", "dead", "cancelled", "released", "lost")
 ACTOR_OUTCOMES = ("ok", "failed")
 CLAIM_RESULTS = ("hit", "empty", "error")
