@@ -97,21 +97,38 @@ comment on function count_blocked_conversations(integer) is 'Conversations with 
 
 create function table_statistics(p_now timestamptz) returns jsonb
 language sql stable set search_path from current as $$
--- Sizes, dead rows, partitions ahead and the oldest snapshot that this role can see.
+-- Sizes, dead rows, how long inserts find a partition, and the oldest snapshot that this role can see.
   with trees as (
     select t.name, n.relid from (values ('message_queue'), ('message_archive'), ('dead_letters')) as t (name)
     cross join lateral (
       select to_regclass(t.name)::oid as relid union select p.relid::oid from pg_partition_tree(to_regclass(t.name)) p) n
-  ), ends as (
-    select p.relname, max((regexp_match(pg_get_expr(c.relpartbound, c.oid), 'TO \(''([^'']+)''\)'))[1]::timestamptz) as ends_at
+  ), kept as ( -- tables anywhere that a policy of [partitions] looks after
+    select (select r.plan ->> 'table' from maintenance_runs r
+            where r.task = t.task and r.started_at > p_now - interval '30 days' order by r.id desc limit 1) as name
+    from maintenance_tasks t where t.task like 'partitions.%.make'
+  ), bounds as (
+    select case when n.nspname = current_schema() then p.relname::text else n.nspname || '.' || p.relname end as name,
+      a.atttypid = 'timestamptz'::regtype as zoned, regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''?([^'']+?)''?\) TO \(''?([^'']+?)''?\)') as texts
     from pg_partitioned_table k
     join pg_class p on p.oid = k.partrelid
+    join pg_namespace n on n.oid = p.relnamespace
     join pg_attribute a on a.attrelid = p.oid and a.attnum = k.partattrs[0]
-    join pg_inherits i on i.inhparent = p.oid
+    join pg_inherits i on i.inhparent = p.oid and not i.inhdetachpending
     join pg_class c on c.oid = i.inhrelid
-    where p.relnamespace = (select n.oid from pg_namespace n where n.nspname = current_schema()) and k.partstrat = 'r' and k.partnatts = 1
-      and a.atttypid in ('timestamptz'::regtype, 'timestamp'::regtype, 'date'::regtype)
-    group by p.relname
+    where k.partstrat = 'r' and k.partnatts = 1 and a.atttypid in ('timestamptz'::regtype, 'timestamp'::regtype, 'date'::regtype)
+      and (n.nspname = current_schema() or exists (select from kept where kept.name in (p.relname::text, n.nspname || '.' || p.relname)))
+  ), ranges as ( -- columns without a zone hold UTC
+    select b.name, case when b.texts[1] = 'MINVALUE' then '-infinity' when b.zoned then b.texts[1]::timestamptz
+        else b.texts[1]::timestamp at time zone 'UTC' end as lower_at,
+      case when b.texts[2] = 'MAXVALUE' then 'infinity' when b.zoned then b.texts[2]::timestamptz
+        else b.texts[2]::timestamp at time zone 'UTC' end as upper_at
+    from bounds b where b.texts is not null
+  ), reached as (
+    select r.name, r.lower_at, r.upper_at, greatest(p_now, max(r.upper_at) over (
+        partition by r.name order by r.lower_at, r.upper_at rows between unbounded preceding and 1 preceding)) as reached_at
+    from ranges r
+  ), ends as ( -- up to the first gap: there inserts fail, whatever is made behind it
+    select r.name, coalesce(min(r.reached_at) filter (where r.lower_at > r.reached_at), max(r.upper_at)) as ends_at from reached r group by r.name
   ), snapshots as (
     select a.xact_start as since from pg_stat_activity a
     where a.backend_xmin is not null and a.datname = current_database() and a.pid <> pg_backend_pid()
@@ -123,11 +140,11 @@ language sql stable set search_path from current as $$
       select name, sum(pg_total_relation_size(relid)) as bytes from trees group by name) t),
     'table_dead_rows', (select jsonb_agg(jsonb_build_object('table', t.name, 'value', t.dead)) from (
       select name, coalesce(sum(pg_stat_get_dead_tuples(relid)), 0) as dead from trees group by name) t),
-    'partition_runway_seconds', (select jsonb_agg(jsonb_build_object('table', e.relname, 'value', extract(epoch from e.ends_at - p_now)))
+    'partition_runway_seconds', (select jsonb_agg(jsonb_build_object('table', e.name, 'value', extract(epoch from e.ends_at - p_now)))
       from ends e where isfinite(e.ends_at)),
     'oldest_snapshot_age_seconds', (select greatest(coalesce(max(extract(epoch from p_now - s.since)), 0), 0) from snapshots s));
 $$;
-comment on function table_statistics(timestamptz) is 'Sizes, dead rows, time until the last partition ends, age of the oldest snapshot.';
+comment on function table_statistics(timestamptz) is 'Sizes, dead rows, time until inserts find no partition, age of the oldest snapshot.';
 
 create function schedule_statistics(p_now timestamptz) returns jsonb
 language sql stable set search_path from current as $$

@@ -47,7 +47,7 @@ class TaskRunner:
                 ).run()
             with translated():
                 kind = "job" if isinstance(policy, Job) else "partitions"
-                run = store.start(connection, task, kind, triggered_by, message_id, {})
+                run = store.start(connection, task, kind, triggered_by, message_id, {} if isinstance(policy, Job) else {"table": policy.table})
             if run is None:
                 return "busy"
             return self._recorded(connection, run.id, task, policy, on_progress)

@@ -17,6 +17,7 @@ from schedules.config import Plan
 from schedules.partitions import PartitionKeeper, partition_name, period_start, runway_seconds, uncovered
 from schedules.policies import Gates, Partitions
 from schedules.registry import PARTITIONS
+from schedules.runner import TaskRunner
 from tests.support.waiting import wait_until
 from worker.errors import InvalidArgument, StoreConflict, StoreRejected
 from worker.store import partitions as store
@@ -584,3 +585,17 @@ def test_the_runway_ends_at_the_first_gap():
     assert runway_seconds([one("2026-11-21", "2026-11-22"), one("2026-11-23", "2026-11-24")], now) == 86400
     assert runway_seconds([one("2026-11-22 00:00:00+00", "2026-11-23 05:30:00+05:30"), one("2026-11-20", "2026-11-22")], now) == 2 * 86400
     assert runway_seconds([one(None, "2026-11-22")], now) == 86400
+
+
+def test_the_runway_of_a_table_of_a_policy_is_a_number_of_the_fleet_wherever_it_lies(database, events, open_connection):
+    """Only the queue's own schema had one: the alarm for everybody else's tables could not ring."""
+    events()
+    plan = Plan((), (policy(),), (), Gates(), ())
+    assert TaskRunner(lambda: open_connection("owner"), plan).run("partitions.events.make", triggered_by="test") == "succeeded"
+    assert database.value("select plan from maintenance_runs") == {"table": "shop.events"}
+    database.query("create table shop.theirs (at timestamptz) partition by range (at)")
+    database.query("create table shop.theirs_1 partition of shop.theirs for values from ('2020-01-01') to ('2021-01-01')")
+    database.query(f"drop table shop.{expected(2)[0]}")
+    database.query("select refresh_fleet_statistics('0')")
+    shown = {row["table"]: row["value"] for row in database.value("select statistics from fleet_statistics()")["partition_runway_seconds"]}
+    assert shown["shop.events"] == approx_until(period_start(NOW, "month", 2)) and "shop.theirs" not in shown

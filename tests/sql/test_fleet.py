@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -54,6 +55,30 @@ def test_workers_tables_partitions_and_snapshots_are_there(sql: Sql) -> None:
     assert by(found["table_bytes"], table="message_queue") > 0
     assert by(found["partition_runway_seconds"], table="message_archive") > 6 * 86400
     assert found["oldest_snapshot_age_seconds"] >= 0
+
+
+@pytest.mark.parametrize(("kind", "ranges", "ends"), [
+    ("timestamptz", [(-3, -2), (-1, 1), (1, 2), (4, 9)], 2),  # tomorrow is there, the day after is not
+    ("timestamp", [(-1, 1), (1, 2), (4, 9)], 2),
+    ("date", [(0, 1), (1, 5)], 5),
+    ("timestamptz", [(-2, 0), (1, 9)], 0),  # not even now
+    ("timestamptz", [(-9, -2)], -2),
+    ("timestamptz", [(-1, 3), (3, None)], None),  # it never ends
+])
+def test_the_runway_of_partitions_ends_at_the_first_gap(any_database: Database, kind: str, ranges: list[tuple[int, int | None]], ends: int | None) -> None:
+    """A month that is missing stops inserts, however many there are behind it."""
+    any_database.query(f"alter database {any_database.name} set timezone to 'Asia/Kolkata'")
+    today = any_database.value("select date_trunc('day', clock_timestamp() at time zone 'UTC')")
+    any_database.query(f"create table parts (at {kind} not null) partition by range (at)")
+    zone = "+00" if kind == "timestamptz" else ""
+    for number, (first, last) in enumerate(ranges):
+        upper = "maxvalue" if last is None else f"'{today + timedelta(days=last)}{zone}'"
+        any_database.query(f"create table parts_{number} partition of parts for values from ('{today + timedelta(days=first)}{zone}') to ({upper})")
+    any_database.query("select refresh_fleet_statistics('0')")
+    rows = [row["value"] for row in any_database.value("select statistics from fleet_statistics()")["partition_runway_seconds"] if row["table"] == "parts"]
+    now = any_database.value("select clock_timestamp() at time zone 'UTC'")
+    expected = [] if ends is None else [0.0 if ends == 0 else (today + timedelta(days=ends) - now).total_seconds()]
+    assert rows == pytest.approx(expected, abs=60)
 
 
 def test_a_worker_that_is_silent_is_told_from_one_that_lives(sql: Sql) -> None:
