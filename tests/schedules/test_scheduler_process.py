@@ -10,8 +10,11 @@ from itertools import pairwise
 
 import pytest
 
+from tests.process.test_privacy_and_clock import FAKETIME
 from tests.sql.platform.conftest import create_platform_database
 from tests.support.cli import Cli
+from tests.support.notes import nap
+from tests.support.postgres import Server, available_servers, open_for_everyone
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -26,7 +29,7 @@ def start_scheduler(tmp_path):
     started = []
 
     def start(url, *arguments, **environment):
-        process = Cli(tmp_path, url, **QUICK, **environment).start("scheduler", *arguments, output=tmp_path / f"scheduler-{len(started)}.log")
+        process = Cli(tmp_path, url, **{**QUICK, **environment}).start("scheduler", *arguments, output=tmp_path / f"scheduler-{len(started)}.log")
         process.log_path = tmp_path / f"scheduler-{len(started)}.log"
         started.append(process)
         return process
@@ -69,6 +72,63 @@ def test_three_schedulers_killed_at_random_decide_each_planned_time_exactly_once
     assert kills >= 5 and len(runs) >= 25 * 24 - 25
     assert {outcome for _, _, outcome, _ in runs} == {"enqueued"}
     assert all(later[1] - earlier[1] == timedelta(seconds=1) for earlier, later in pairwise(runs) if earlier[0] == later[0])
+    assert database.value("select count(*) from message_queue where message_type = 'effect'") == len(runs) == len({row[3] for row in runs})
+
+
+class FastServer(Server):
+    """Its clock runs twenty times as fast as ours, once `fast` is set and it is started again."""
+
+    fast = False
+
+    def _run(self, program: str, *args: str) -> None:
+        if self.fast and program == "pg_ctl":
+            args = (f"LD_PRELOAD={FAKETIME}", "FAKETIME=+0 x20", "FAKETIME_DONT_FAKE_MONOTONIC=1", str(self._bin / program), *args)
+            program = "/usr/bin/env"
+        super()._run(program, *args)
+
+
+@pytest.fixture
+def fast_database():
+    name = next(iter(available_servers()))
+    open_for_everyone(available_servers()[name])
+    server = FastServer(name, available_servers()[name])
+    server.stop()
+    server.fast = True
+    server.start()
+    yield server.create_database()
+    server.close()
+
+
+@pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed (Debian: apt-get install faketime)")
+@pytest.mark.timeout(300)
+def test_ten_minutes_of_the_databases_time_beside_killed_schedulers_have_each_planned_time_once(fast_database, start_scheduler):
+    database = fast_database
+    began = database.value("select clock_timestamp()")
+    database.query("select set_schedule('tick_' || n, 'effect', p_every => interval '1 second', p_missed => 'all', p_missed_limit => 1000, "
+                   "p_overlap => 'allow') from generate_series(1, 3) n")
+    database.query("select set_schedule('minute', 'effect', '* * * * *', p_missed => 'all', p_missed_limit => 1000, p_overlap => 'allow')")
+    chance = random.Random(11)
+    slow_beats = {"PACKHORSE_LEASE_SECONDS": "120", "PACKHORSE_HEARTBEAT_SECONDS": "0.5"}
+    running = [start_scheduler(database.url, **slow_beats) for _ in range(3)]
+    decided = "select count(*) from schedule_runs where schedule = 'tick_1'"
+    kills = 0
+    while database.value(decided) < 600:
+        before = database.value(decided)
+        wait_until(lambda before=before: database.value(decided) > before, 60, "the timetable goes on")
+        nap(chance.random() / 2)  # in the middle of whatever it does
+        place = chance.randrange(3)
+        kill(running[place])
+        kills += 1
+        running[place] = start_scheduler(database.url, **slow_beats)
+    for process in running:
+        kill(process)
+    wait_until(lambda: database.value("select count(*) from pg_stat_activity where datname = current_database() and application_name like 'packhorse%'") == 0)
+    assert kills >= 5 and database.value("select clock_timestamp()") - began > timedelta(minutes=10)
+    runs = database.query("select schedule, planned_at, outcome, message_id from schedule_runs where schedule like 'tick%' or schedule = 'minute' order by 1, 2")
+    assert {outcome for _, _, outcome, _ in runs} == {"enqueued"}
+    steps = [(earlier[0], later[1] - earlier[1]) for earlier, later in pairwise(runs) if earlier[0] == later[0]]
+    assert {step for name, step in steps if name == "minute"} == {timedelta(minutes=1)} and len(runs) >= 3 * 600 - 300 + 9
+    assert {step for name, step in steps if name != "minute"} == {timedelta(seconds=1)}
     assert database.value("select count(*) from message_queue where message_type = 'effect'") == len(runs) == len({row[3] for row in runs})
 
 
