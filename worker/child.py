@@ -23,6 +23,7 @@ from worker.runtime.slots import RunningIds
 logger = logging.getLogger("packhorse.supervisor")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+INSUFFICIENT_PRIVILEGE = "42501"
 
 
 def run_worker_process(settings: Settings, running: RunningIds, worker_id: UUID, slab: Slab) -> int:
@@ -88,6 +89,9 @@ def _refusal(error: ConfigError | SchemaMismatch | StoreError) -> int:
         return EXIT_USAGE
     if isinstance(error, SchemaMismatch):
         logger.error("schema_mismatch %s", error)
+        return EXIT_SCHEMA
+    if error.sqlstate == INSUFFICIENT_PRIVILEGE:  # a role that may not work does not become one that may by trying again
+        logger.error("schema_mismatch %s: this role may not do what a worker does: grant it packhorse_worker", error)
         return EXIT_SCHEMA
     logger.error("start_failed error_class=%s error=%s", type(error).__name__, error)
     return EXIT_FAILED

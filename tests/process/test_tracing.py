@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.support.accounting import effects
+from tests.support.http import free_port, metric, problems
 from tests.support.waiting import wait_until
 from tests.support.workers import ROOT
 
@@ -53,7 +54,22 @@ def test_a_collector_that_never_answers_neither_slows_nor_stops_a_worker(databas
     effects(database, 3000)  # more than the SDK's queue of 2048 holds
     wait_until(lambda: len(ledger.counts("effect")) == 3000, 60)
     assert daemon.stop(30) == 0 and "child_killed" not in daemon.log, daemon.log
+    assert daemon.log.count("tracing_failed") == 1, "the last spans are lost, and somebody says so"
     assert database.query("select count(*) from message_queue") == [(0,)]
+
+
+def test_an_unreachable_collector_is_said_and_counted_and_the_work_goes_on(database, ledger, start_daemon, tmp_path):
+    port = free_port()
+    daemon = start_daemon(database, ledger, ACTORS, {"SPANS": str(tmp_path / "spans"), "COLLECTOR": "refuses"}, tracing=True, metrics_port=port,
+                          log_format="json").wait_ready()
+    wait_until(lambda: metric(port, "observability_errors_total", part="tracing") == 0)
+    effects(database, 600)  # more than a batch of the SDK: it exports
+    wait_until(lambda: len(ledger.counts("effect")) == 600, 60)
+    wait_until(lambda: metric(port, "observability_errors_total", part="tracing") >= 1)
+    assert problems(port, "/readyz") == [] and problems(port, "/livez") == []
+    assert daemon.stop(30) == 0
+    lines = [json.loads(line) for line in daemon.log.splitlines()]
+    assert 1 <= sum(line["logger"].startswith("opentelemetry") for line in lines) <= 5, "said, and not once per span"
 
 
 @pytest.mark.parametrize("tracing", [False, True])

@@ -17,11 +17,13 @@ if "SPANS" in os.environ:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
     class ToFile(SpanExporter):
-        """Or, with COLLECTOR=hangs, to a collector that never answers."""
+        """Or, with COLLECTOR=hangs, to a collector that never answers; with COLLECTOR=refuses, to one that cannot be reached."""
 
         def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
             if os.environ.get("COLLECTOR") == "hangs":
                 nap(3600)
+            if os.environ.get("COLLECTOR") == "refuses":
+                raise ConnectionRefusedError("nobody listens there")
             with open(os.environ["SPANS"], "a") as file:
                 for span in spans:
                     links = [f"{link.context.trace_id:032x}" for link in span.links]

@@ -62,7 +62,8 @@ def busy_board(children=1, queues=10, actors=20, outcomes=OUTCOMES):
             meter.claimed(result, 0.01)
         meter.publish()
         for loop in layout.LOOPS:
-            slab.tick(loop, 1.0)
+            if loop != "scheduler":  # lives in `packhorse scheduler`, which has one queue and one actor
+                slab.tick(loop, 1.0)
         slab.states[layout.REGISTERED] = 1
     return board
 
@@ -158,7 +159,9 @@ def test_a_thousand_replaced_children_cost_neither_memory_nor_output_and_no_coun
         meter.publish()
     board.fold(0)
     board.fold(1)
+    began = time.process_time()
     found = rendered(board)
+    assert time.process_time() - began < 1.0, "a scrape costs what it cost before the first restart"
     assert found[key] == before + 1000
     assert len(render(BoardCollector(board, "1"))[0].splitlines()) <= len(text.splitlines()), "no line per child"
     assert len(bytes(board._ended.totals.cast("B"))) == len(memory[0]) == TOTALS * 8

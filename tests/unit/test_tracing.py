@@ -108,12 +108,21 @@ def test_a_broken_sampler_or_processor_never_stops_an_enqueue(spans, tracer, mon
 
 
 @pytest.mark.timeout(20)
-def test_a_flush_that_hangs_is_left_alone(tracer, monkeypatch):
+def test_a_flush_that_hangs_is_left_alone(tracer, monkeypatch, caplog):
     hang = threading.Event()
     monkeypatch.setattr(tracer, "_trace", SimpleNamespace(get_tracer_provider=lambda: SimpleNamespace(force_flush=lambda _: hang.wait())))
     tracer.flush(0.05)
     assert not hang.is_set(), "it returned before the collector answered"
     hang.set()
+    assert [record.getMessage() for record in caplog.records] == ["tracing_failed error_class=Timeout: the last spans are lost"]
+
+
+@pytest.mark.parametrize(("answer", "said"), [(True, 0), (None, 0), (False, 1)])
+def test_a_flush_says_when_the_collector_took_nothing(tracer, monkeypatch, caplog, answer, said):
+    monkeypatch.setattr(tracer, "_trace", SimpleNamespace(get_tracer_provider=lambda: SimpleNamespace(force_flush=lambda _: answer)))
+    before = tracing.failures.count
+    tracer.flush(5)
+    assert len(caplog.records) == said == tracing.failures.count - before
 
 
 ENDINGS = [

@@ -21,7 +21,7 @@ from worker.observe.slab import ACTORS, BY_ACTOR, BY_QUEUE, QUEUE_WIDTH, QUEUES,
 #: recycled, ended itself when a lease was over, did not tick, was told to by SIGHUP.
 RESTARTS = ("crashed", "failed", "replaced", "recycled", "fenced", "hung", "reload")
 #: Parts of observability that can fail without stopping any work.
-PARTS = ("endpoints", "fleet", "exporter", "systemd")
+PARTS = ("endpoints", "fleet", "exporter", "systemd", "tracing")
 
 FOLDING, STARTED, DRAINING, ALIVE, PARENT_TICK, EXPORTER_TICK, RESTART = range(7)
 PART = RESTART + len(RESTARTS)
@@ -58,7 +58,8 @@ class Board:
         self.cells[RESTART + RESTARTS.index(reason)] += 1
 
     def failed(self, part: str) -> None:
-        """A part of observability failed; `endpoints` and `fleet` belong to the exporter, the others to the parent."""
+        """A part of observability failed; `endpoints` and `fleet` belong to the exporter, the others to the parent;
+        `tracing` fails in the children, which count it in their slabs."""
         self.cells[PART + PARTS.index(part)] += 1
 
     def read(self) -> Totals:

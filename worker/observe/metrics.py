@@ -55,7 +55,7 @@ PROCESS = [
     Definition("listen_connected", "gauge", "1 when every process hears NOTIFY; without it messages are found by polling."),
     Definition("process_restarts_total", "counter", "Worker processes that were replaced.", ("reason",)),
     Definition("build_info", "gauge", "Always 1; the version is in the label.", ("version",)),
-    Definition("observability_errors_total", "counter", "Failures of metrics, probes and notifications; work goes on.", ("part",)),
+    Definition("observability_errors_total", "counter", "Failures of metrics, probes, notifications and tracing; work goes on.", ("part",)),
 ]
 FLEET = [
     Definition("queue_messages", "gauge", "Messages of a queue by state; exact up to 100000.", ("queue", "state")),
@@ -93,7 +93,7 @@ class BoardCollector(Collector):
         totals = self._board.read()
         yield from _message_metrics(totals)
         yield from _claim_metrics(totals)
-        yield from _process_metrics(self._board, self._version, time.monotonic())
+        yield from _process_metrics(self._board, totals, self._version, time.monotonic())
         if self._fleet is not None:
             yield from _fleet_metrics(*self._fleet)
 
@@ -153,7 +153,7 @@ def _claim_metrics(totals: Totals) -> Iterator[Metric]:
     yield _of("db_errors_total", (((kind,), plain[layout.ERRORS + index]) for index, kind in enumerate(DB_ERRORS)))
 
 
-def _process_metrics(board: Board, version: str, now: float) -> Iterator[Metric]:
+def _process_metrics(board: Board, totals: Totals, version: str, now: float) -> Iterator[Metric]:
     registered = [slab.states for slab in board.slabs if slab.states[layout.REGISTERED]]
     ticks = [slab.ticks() for slab in board.slabs]
     yield _of("worker_threads", [((), sum(states[layout.THREADS] for states in registered))])
@@ -164,7 +164,8 @@ def _process_metrics(board: Board, version: str, now: float) -> Iterator[Metric]
         ((loop,), max(now - tick[loop] for tick in ticks if loop in tick)) for loop in LOOPS if any(loop in tick for tick in ticks)))
     yield _of("listen_connected", [((), float(bool(registered) and all(states[layout.LISTENING] for states in registered)))])
     yield _of("process_restarts_total", (((reason,), board.cells[cells.RESTART + index]) for index, reason in enumerate(RESTARTS)))
-    yield _of("observability_errors_total", (((part,), board.cells[cells.PART + index]) for index, part in enumerate(PARTS)))
+    tracing = {"tracing": totals.plain[layout.TRACING]}  # the children's; the board has the other parts
+    yield _of("observability_errors_total", (((part,), board.cells[cells.PART + index] + tracing.get(part, 0.0)) for index, part in enumerate(PARTS)))
     yield _of("build_info", [((version,), 1.0)])
 
 

@@ -47,7 +47,8 @@ def width(bounds: tuple[float, ...]) -> int:
 
 # -- totals, counted from the first total
 RESCUED = 0
-ERRORS = 1
+TRACING = 1
+ERRORS = 2
 CLAIMS = ERRORS + len(DB_ERRORS)
 CLAIM_SECONDS = CLAIMS + len(CLAIM_RESULTS)
 DURATION = CLAIM_SECONDS + width(CLAIM_BOUNDS)

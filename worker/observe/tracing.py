@@ -186,18 +186,37 @@ class Tracer:
         if force_flush is None:
             return
 
+        flushed = False
+
         def run() -> None:
+            nonlocal flushed
             try:
-                force_flush(int(seconds * 1000))
+                flushed = force_flush(int(seconds * 1000)) is not False
             except Exception as error:  # an exporter of the application; the work is done already
+                flushed = True
                 logger.warning("tracing_failed error_class=%s", type(error).__name__)
 
         # the SDK's own time limit is not kept by every exporter; a thread that hangs ends with the process
         thread = threading.Thread(target=run, name="packhorse-flush-spans", daemon=True)
         thread.start()
         thread.join(seconds)
+        if not flushed:
+            logger.warning("tracing_failed error_class=%s: the last spans are lost", "Timeout")
 
 
+class Failures(logging.Handler):
+    """Counts what this module and the SDK's own threads complain about: an unreachable collector says so in log lines only."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += 1  # under the handler's lock
+
+
+#: Warnings and errors of tracing in this process; the metric observability_errors_total{part="tracing"}.
+failures = Failures()
 #: None while this process does not trace; asked by whoever enqueues or logs.
 active: Tracer | None = None
 
@@ -207,4 +226,6 @@ def switch_on() -> Tracer:
     global active
     if active is None:
         active = Tracer()
+        for name in (logger.name, "opentelemetry"):
+            logging.getLogger(name).addHandler(failures)
     return active

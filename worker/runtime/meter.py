@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from worker.db.errors import error_counts
 from worker.messages import ClaimedMessage
 from worker.observe import slab as layout
+from worker.observe import tracing
 from worker.observe.slab import CLAIM_BOUNDS, DURATION_BOUNDS, WAIT_BOUNDS, Slab
 from worker.runtime.slots import Slot
 
@@ -90,6 +91,7 @@ class Meter:
         self._started([slot.begun.popleft() for slot in self._slots for _ in range(len(slot.begun))])
         totals = self._totals
         totals[layout.RESCUED] = self._rescued()
+        totals[layout.TRACING] = tracing.failures.count
         for index, kind in enumerate(layout.DB_ERRORS):
             totals[layout.ERRORS + index] = error_counts[kind]
         self.slab.totals[:] = totals

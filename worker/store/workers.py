@@ -47,7 +47,7 @@ def upkeep(connection: DeadlineConnection, unknown_type_seconds: float) -> None:
 
 
 def self_test(connection: DeadlineConnection) -> bool:
-    """Enqueue a probe as this role and look for it, then roll back; False when row-level security hides it."""
+    """Enqueue a probe as this role; see, change and remove it, then roll back. False when row-level security hides it from one of these."""
     with connection.transaction(force_rollback=True):
         probe = messages.enqueue_plain(connection, "default", "packhorse_probe", "{}", "{}", 5)
-        return bool(connection.execute(sql("self_test"), (probe,)).fetchone()[0])  # type: ignore[index]
+        return all(connection.execute(sql(step), (probe,)).rowcount == 1 for step in ("see_probe", "change_probe", "remove_probe"))

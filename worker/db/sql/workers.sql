@@ -23,9 +23,17 @@ select recover_worker(%s, %s, %s);
 select ensure_message_archive_partitions(), bury_unknown_types(make_interval(secs => %s)), forget_dead_workers(),
   cleanup_old_messages(), drop_expired_archive_partitions();
 
--- name: self_test
+-- name: see_probe
 -- Does this role see the row it just wrote? The caller rolls back.
-select count(*) from message_queue where id = %s;
+select id from message_queue where id = %s;
+
+-- name: change_probe
+-- May it change that row, as a claim does?
+update message_queue set run_at = run_at where id = %s;
+
+-- name: remove_probe
+-- May it remove that row, as every ending does?
+delete from message_queue where id = %s;
 
 -- name: list_workers
 -- Live workers, newest first.
