@@ -43,7 +43,7 @@ def paced(producer: Producer, count: int) -> None:
     jitter = random.Random(7)
     for number in range(count):
         moment = begun + (number + jitter.uniform(0, 0.5)) * period
-        time.sleep(max(0.0, moment - time.monotonic()))
+        time.sleep(max(0.0, moment - time.monotonic()))  # the beat itself is what is asked for
         producer.one(payload(number, time.time_ns()))
 
 

@@ -86,4 +86,4 @@ class Redis:
             except redis.ConnectionError:
                 if time.monotonic() > deadline or self._process.poll() is not None:
                     raise
-            time.sleep(0.05)
+            time.sleep(0.05)  # until it listens, which it tells nobody

@@ -20,9 +20,9 @@ def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
     workers = system.start(case.processes, variant=variant)
     try:
         system.warm_up(workers)
-        time.sleep(QUIET_SECONDS)
+        time.sleep(QUIET_SECONDS)  # nothing happens that could be waited for
         started, cpu, (before, unit) = time.monotonic(), workers.cpu_seconds(), system.activity()
-        time.sleep(settings.idle_seconds)
+        time.sleep(settings.idle_seconds)  # the measured window
         workers.check()
         ended, cpu_after, (after, _unit) = time.monotonic(), workers.cpu_seconds(), system.activity()
         memory = workers.memory_mib()

@@ -22,6 +22,7 @@ from benchmarks.harness.handler import LATENCY_FILE
 from benchmarks.harness.processes import Child
 from benchmarks.harness.stats import percentile
 from benchmarks.metrics.base import Case, Number
+from benchmarks.metrics.idle import QUIET_SECONDS
 from benchmarks.metrics.pickup import collect, send
 from benchmarks.systems.base import POLL_SECONDS, System
 from benchmarks.systems.postgres_base import PostgresSystem
@@ -35,6 +36,8 @@ FILL = """
 insert into bench_events (created_at, kind, body)
 select now() - interval '100 days' + n * interval '1 second', 'seen', repeat('x', 80) from generate_series(1, %s) n
 """
+START_SECONDS = 3.0
+"""A scheduler has started and has written its timetable by then."""
 POLICY = '[retention.bench_events]\ncolumn = "created_at"\nkeep = "1d"\nbudget = "1h"\n'
 ARCHIVED = """
 insert into message_archive (id, queue, message_type, payload, options, priority, state, attempt, crashes, created_at, finished_at)
@@ -148,9 +151,9 @@ def idle(system: PostgresSystem, settings: Settings) -> Iterator[Number]:
 
     child = Child(command("scheduler"), {**os.environ, **system.environment(), "PACKHORSE_ACTORS": ""})
     try:
-        time.sleep(15.0)  # started, timetable written; an idle backend reports its statistics late
+        time.sleep(START_SECONDS + QUIET_SECONDS)  # nothing happens that could be waited for
         before, began, cpu = system.activity()[0], time.monotonic(), _cpu_seconds(child)
-        time.sleep(settings.idle_seconds)
+        time.sleep(settings.idle_seconds)  # the measured window
         spent = time.monotonic() - began
         yield Number("maintenance", "scheduler idle transactions", 1, (system.activity()[0] - before) / spent, "transactions/s")
         yield Number("maintenance", "scheduler idle cpu", 1, (_cpu_seconds(child) - cpu) / spent * 100, "% of a core")
@@ -183,7 +186,7 @@ class Removal:
         query = "select count(*) from maintenance_runs where task = 'retention.bench_events' and state = 'running' and batches > 0"
         while not system.observing().execute(query).fetchone()[0]:  # type: ignore[index]
             self.check_alive()
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)  # the first batch is seen in the table of runs only
 
     def check_alive(self) -> None:
         """It must still be at work, else the measurement beside it measured nothing."""

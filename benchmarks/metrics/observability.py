@@ -80,7 +80,7 @@ def scrapes(system: PostgresSystem, settings: Settings) -> Iterator[Number]:
             times.append((time.perf_counter() - began) * 1000)
             before, age = age, sample(page, "fleet_age_seconds")
             counted += age < before
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(PAUSE_SECONDS)  # scrapes spread over the counts, instead of keeping the exporter busy
     finally:
         workers.stop()
     yield Number("observability", "live rows as the metrics tell", 1, live, "rows")
@@ -167,7 +167,7 @@ def await_live(system: PostgresSystem, port: int, size: int) -> float:
             return found
         if time.monotonic() > deadline:
             raise RuntimeError(f"the metrics tell {found:,.0f} live messages instead of {size:,}")
-        time.sleep(1.0)
+        time.sleep(SCRAPE_SECONDS)  # the count runs in the worker; the page is the only place that shows it
 
 
 def recount(system: PostgresSystem) -> None:
@@ -205,7 +205,7 @@ def get(port: int) -> str:
         except ConnectionRefusedError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.05)
+            time.sleep(0.05)  # until the exporter listens
         finally:
             connection.close()
 

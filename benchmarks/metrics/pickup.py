@@ -55,5 +55,5 @@ def collect(workers: Workers, path: Path, count: int) -> list[float]:
         workers.check()
         if time.monotonic() > deadline:
             raise TimeoutError(f"{len(samples)} of {count} messages started within {LAST_SECONDS:.0f} s")
-        time.sleep(0.1)
+        time.sleep(0.1)  # the last samples are still being written; seldom, to leave the workers alone
     return samples

@@ -92,7 +92,7 @@ def feed(system: PostgresSystem, workers: Workers, total: int) -> list[Point]:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{done} of {total} messages under a held snapshot")
             workers.check()
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)  # the next point of the curve
     return points
 
 

@@ -117,7 +117,7 @@ class Adapter:
         producer.many([payload(number) for number in range(WARM_UP_MESSAGES)])
         producer.close()
         self.wait_drained(workers)
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(SETTLE_SECONDS)  # the queue is empty, but its last acknowledgements may be under way
         if self._held:
             for child in workers.children:
                 child.tell("hold")
@@ -141,7 +141,7 @@ class Adapter:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{self.name}: messages left after {DRAIN_SECONDS:.0f} s")
             workers.check()
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)  # observed from outside, like the others
         return time.monotonic()
 
     def activity(self) -> tuple[int, str]:

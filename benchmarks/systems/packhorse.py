@@ -164,7 +164,7 @@ class Adapter(PostgresSystem):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{processes} worker processes did not register in {START_SECONDS:.0f} s")
             workers.check()
-            time.sleep(0.05)
+            time.sleep(0.05)  # registration is seen in the table only
 
     def _insert(
         self,

@@ -142,7 +142,7 @@ class PostgresSystem:
             for _ in range(2):
                 producer.many([payload(number) for number in range(WARM_UP_MESSAGES)])
                 self.wait_drained(workers)
-                time.sleep(SETTLE_SECONDS / 2)
+                time.sleep(SETTLE_SECONDS / 2)  # into idleness: the next messages meet workers that wait
         finally:
             producer.close()
 
@@ -186,7 +186,7 @@ class PostgresSystem:
             if now > deadline:
                 raise TimeoutError(f"{self.name}: messages left after {DRAIN_SECONDS:.0f} s")
             workers.check()
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)  # observed from outside, so that no system spends time on telling
         return time.monotonic()
 
     def progress(self) -> Progress:
