@@ -76,23 +76,22 @@ class EndingWriter:
             self._alone = max(0, self._alone - 1)
 
     def _write_one(self, message: ClaimedMessage) -> str:
+        """As it is; with a fixed text when that cannot be stored; a lease that runs out is the last resort."""
         try:
-            with self._link.connection() as connection:
-                return settle(connection, message, self._broker)
+            return self._settle(message)
         except (StoreUnavailable, StoreConflict):
             raise
         except Exception as error:
             logger.warning("outcome_not_storable message_id=%s error_class=%s", message.id, type(error).__name__)
-            return self._write_plainly(message)
-
-    def _write_plainly(self, message: ClaimedMessage) -> str:
-        """What should be written cannot be stored: write a fixed text instead; a lease that runs out is the last resort."""
         without_details(message)
         try:
-            with self._link.connection() as connection:
-                return settle(connection, message, self._broker)
+            return self._settle(message)
         except (StoreUnavailable, StoreConflict):
             raise
         except Exception as error:
             logger.error("outcome_refused message_id=%s error=%s: its lease will run out", message.id, error)
             return "unstorable"
+
+    def _settle(self, message: ClaimedMessage) -> str:
+        with self._link.connection() as connection:
+            return settle(connection, message, self._broker)

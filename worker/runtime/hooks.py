@@ -56,3 +56,14 @@ class Hooks:
                 hook(self._broker, message, **kwargs)
             except Exception:
                 logger.critical("hook_failed hook=%s", getattr(hook, "__qualname__", hook), exc_info=True)
+
+    def before_ending(self, message: Any) -> None:
+        """before_nack when it failed, else before_ack; what a hook raises to be heard is logged and changes nothing."""
+        try:
+            self.run_before(self.before_nack if message.failed else self.before_ack, message)
+        except Exception:
+            logger.critical("hook_failed hook=before_%s", "nack" if message.failed else "ack", exc_info=True)
+
+    def after_ending(self, message: Any) -> None:
+        """after_nack when it failed, else after_ack: its outcome is written, or somebody else's to write."""
+        self.run_after(self.after_nack if message.failed else self.after_ack, message)

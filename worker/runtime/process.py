@@ -86,7 +86,7 @@ class WorkerProcess:
         meter = Meter(self.slab, self.queues, self.types, self.lane.slots, lambda: self.heartbeat.rescued_total)
         self.pump = Pump(self.broker, self.lane, self._open("pump", times_in_utc=True), self.id, settings, self.queues, self.types, meter)
         self.heartbeat = Heartbeat(
-            self._open("heartbeat"), self.id, settings, lambda: list(self.pump.held.values()), self._attend, self._totals, self._on_beat,
+            self._open("heartbeat"), self.id, settings, lambda: list(self.pump.held), self._attend, self._totals, self._on_beat,
         )
         self.timekeeper = Timekeeper(self.lane, self._on_stuck, self._on_lease_over)
         self.listener = self._listener()
@@ -177,7 +177,7 @@ class WorkerProcess:
     def _check(self) -> None:
         """Recycling, and threads that are missing."""
         settings = self.settings
-        done = sum(self.pump.counts.values())
+        done = sum(self.pump.held.counts.values())
         if (settings.max_messages and done >= settings.max_messages) or (settings.max_memory_mib and resident_mib() > settings.max_memory_mib):
             logger.info("worker_recycled worker_id=%s messages=%d memory_mib=%d", self.id, done, resident_mib())
             self.exit_code = EXIT_RECYCLED
@@ -261,15 +261,14 @@ class WorkerProcess:
 
     # -- called by services --------------------------------------------------------------------------
     def _totals(self) -> tuple[int, int]:
-        counts = self.pump.counts
+        counts = self.pump.held.counts
         return counts.get("done", 0), counts.get("retry", 0) + counts.get("dead", 0)
 
     def _attend(self, message: ClaimedMessage, lease_held: bool) -> None:
         """Heartbeat: the lease of a held message is lost, or its cancellation was asked."""
         if not lease_held:
             message.lost = True
-            if self.pump.held.get(message.id) is message:  # else the pump holds its next attempt by now
-                self.pump.held.pop(message.id, None)
+            self.pump.held.drop(message)
         for slot in self.lane.slots:
             if slot.message is message:
                 slot.interrupt(message, CancelInterrupt if lease_held else LeaseInterrupt)

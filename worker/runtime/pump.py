@@ -21,6 +21,7 @@ from worker.errors import StoreError, StoreUnavailable
 from worker.messages import ClaimedMessage
 from worker.runtime.cursor import ALL, ClaimCursor, Look
 from worker.runtime.endings import EndingWriter
+from worker.runtime.held import Held
 from worker.runtime.lane import Lane
 from worker.runtime.lost_claims import LostClaims
 from worker.runtime.meter import Meter
@@ -38,9 +39,10 @@ MAX_FIRST = 1000
 
 
 class Pump(Service):
-    """Feeds the lane and writes outcomes. `held` maps id -> message; changed by the pump's thread only.
+    """Feeds the lane and writes outcomes.
 
-    finished: filled by handler threads. draining: no further claims. counts: outcomes by name.
+    held: what is claimed and not ended. finished: filled by handler threads. draining: no further claims.
+    last_claim: when a claim last succeeded, in seconds of the monotonic clock (readiness, SPEC O4).
     """
 
     name = "pump"
@@ -59,7 +61,7 @@ class Pump(Service):
         self._queues = queues
         self._types = types
         self.meter = meter
-        self._outcomes = OutcomeLog(settings.log_outcomes, worker_id)
+        self.held = Held(meter, OutcomeLog(settings.log_outcomes, worker_id), worker_id)
         self._lease = f"{settings.lease_seconds} seconds"
         self._cursor = ClaimCursor(queues)
         self._pace = Pace(len(lane.slots), settings.batch_size)
@@ -67,14 +69,12 @@ class Pump(Service):
         self._suspects = SuspectTurn()
         self._lost_claims = LostClaims(self._link, worker_id, settings.lease_seconds)
         self._writer = EndingWriter(self._link, broker)
-        self.held: dict[int, ClaimedMessage] = {}
         self.finished: deque[ClaimedMessage] = deque()
         # handed back by handler threads, not yet known to the database; nothing leaves before it is written
         self._done: list[ClaimedMessage] = []
         self._endings: deque[ClaimedMessage] = deque()
-        self.counts: dict[str, int] = {}
         self.draining = False
-        self.last_claim = time.monotonic()  # of the last claim that succeeded (readiness, SPEC O4)
+        self.last_claim = time.monotonic()
         self._claimed = 0  # how many the last statement claimed
         self._backlog = False
         self._threshold = 1  # the pump wants to be woken when this many are finished
@@ -109,7 +109,7 @@ class Pump(Service):
         while self._endings:
             self._write_endings()
             self.ticked(time.monotonic())
-        self._lost_claims.hand_back(self.held)
+        self._lost_claims.hand_back(self.held.ids())
         if self.draining:
             if self._lane.ready or self._suspects.reserved is not None:
                 self.release_unstarted()
@@ -140,15 +140,11 @@ class Pump(Service):
             except IndexError:
                 break
             self._pace.finished()
-            if message.id not in self.held or self.held[message.id] is not message:
-                self._count("lost")  # the heartbeat learnt that somebody else owns it
-                self.meter.finished(message, "lost")
-                logger.info("lease_lost message_id=%s worker_id=%s", message.id, self._worker_id)
+            if not self.held.owns(message):
+                self.held.lost(message)  # the heartbeat learnt that somebody else owns it
             elif message.settled:
-                self._forget(message, "done")
-                self.meter.done([message])
-                self._outcomes.done([message])
-                self._emit("ack", message)
+                self.held.done([message])
+                self._lane.hooks.after_ending(message)
             elif message.ending is None and not message.failed:
                 self._done.append(message)
             else:
@@ -158,7 +154,7 @@ class Pump(Service):
         """Write some endings other than done. Raises StoreUnavailable: to be tried again."""
         batch = self._writer.next(self._endings)
         for message in batch:
-            self._emit_before("nack" if message.failed else "ack", message)
+            self._lane.hooks.before_ending(message)
         answers = self._writer.write(batch)
         for message, answer in zip(batch, answers, strict=False):
             self._endings.popleft()
@@ -167,12 +163,8 @@ class Pump(Service):
 
     def _ended(self, message: ClaimedMessage, answer: str) -> None:
         message.failed = message.failed or answer == "dead"
-        self._forget(message, answer)
-        self.meter.finished(message, answer)
-        self._outcomes.ended(message, answer)
-        if answer == "lost":
-            logger.info("lease_lost message_id=%s worker_id=%s", message.id, self._worker_id)
-        self._emit("nack" if message.failed else "ack", message)
+        self.held.ended(message, answer)
+        self._lane.hooks.after_ending(message)
         message._exception = None
 
     def _claim(self, limit: int) -> None:
@@ -191,7 +183,7 @@ class Pump(Service):
         """Complete `done`, claim up to `limit` from these queues in this order: one statement."""
         if self._lane.hooks.before_ack:
             for message in done:
-                self._emit_before("ack", message)
+                self._lane.hooks.before_ending(message)
         if limit and look.front:
             self._signalled = False  # before the claim: what is signalled while it runs may not be in its snapshot
         before = time.monotonic()
@@ -214,11 +206,13 @@ class Pump(Service):
                 del self._done[: len(done)]
             raise
         after = time.monotonic()
-        self._completed(done, {row[1] for row in rows if row[0] == "lost"} if rows and rows[0][0] == "lost" else set())
+        del self._done[: len(done)]
+        self.held.done(done, {row[1] for row in rows if row[0] == "lost"} if rows and rows[0][0] == "lost" else ())
+        self.meter.publish()  # before the next message starts: it may be the one that kills the process
         self._take(rows, before + self._settings.lease_seconds, after, look, suspects)
         if self._lane.hooks.after_ack:
             for message in done:
-                self._emit("ack", message)
+                self._lane.hooks.after_ending(message)
         self._pace.exchanged(len(done) + self._claimed, after - before)
         if limit:
             self.last_claim = after
@@ -230,23 +224,6 @@ class Pump(Service):
             self.meter.claimed("error", time.monotonic() - before)
             self.meter.publish()
 
-    def _completed(self, done: list[ClaimedMessage], lost: set[int]) -> None:
-        """The database has written these completions, but for those of `lost` (the first rows of its answer)."""
-        del self._done[: len(done)]
-        for message in done:
-            self._drop(message)
-            message.settled = True
-        self._count("done", len(done) - len(lost))
-        if lost:
-            for message in [m for m in done if m.id in lost]:
-                self._count("lost")
-                self.meter.finished(message, "lost")
-                logger.info("lease_lost message_id=%s worker_id=%s", message.id, self._worker_id)
-            done = [m for m in done if m.id not in lost]
-        self.meter.done(done)
-        self._outcomes.done(done)
-        self.meter.publish()  # before the next message starts: it may be the one that kills the process
-
     def _take(self, rows: list[tuple[Any, ...]], lease_until: float, now: float, look: Look, suspects: bool) -> None:
         """Sort the answer: claimed messages to the lane, hints to the cursor."""
         claimed = []
@@ -256,7 +233,7 @@ class Pump(Service):
             match row[0]:
                 case "claimed":
                     message = ClaimedMessage(row, lease_until, now)
-                    self.held[message.id] = message
+                    self.held.add(message)
                     claimed.append(message)
                 case "promoted":
                     self._first.append(row[1])
@@ -348,9 +325,7 @@ class Pump(Service):
                 self._lane.ready.extendleft(unstarted)
                 raise
             for message in unstarted:
-                self._forget(message, "release")
-                self.meter.finished(message, "release")
-                self._outcomes.ended(message, "release")
+                self.held.ended(message, "release")
         return len(unstarted)
 
     def _pause(self) -> float:
@@ -373,30 +348,6 @@ class Pump(Service):
             self._waiting = False
             return 0.0
         return timeout
-
-    # -- bookkeeping ----------------------------------------------------------------------------------
-    def _drop(self, message: ClaimedMessage) -> None:
-        if self.held.get(message.id) is message:  # not a later attempt that is here by now
-            del self.held[message.id]
-
-    def _forget(self, message: ClaimedMessage, outcome: str) -> None:
-        self._drop(message)
-        message.settled = True
-        self._count(outcome)
-
-    def _count(self, outcome: str, by: int = 1) -> None:
-        self.counts[outcome] = self.counts.get(outcome, 0) + by
-
-    def _emit_before(self, verb: str, message: ClaimedMessage) -> None:
-        hooks = self._lane.hooks
-        try:
-            hooks.run_before(hooks.before_nack if verb == "nack" else hooks.before_ack, message)
-        except Exception:
-            logger.critical("hook_failed hook=before_%s", verb, exc_info=True)
-
-    def _emit(self, verb: str, message: ClaimedMessage) -> None:
-        hooks = self._lane.hooks
-        hooks.run_after(hooks.after_nack if verb == "nack" else hooks.after_ack, message)
 
     def on_stop(self) -> None:
         self._link.close()

@@ -1,0 +1,87 @@
+"""What this process has claimed and what became of it: the one place where an ending is counted and told.
+
+An id is not enough to know a message by: its next attempt, which has the same id, may be here while something
+late still speaks of the last one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator
+
+from worker.messages import ClaimedMessage
+from worker.runtime.meter import Meter
+from worker.runtime.outcomes import OutcomeLog
+
+logger = logging.getLogger("packhorse.pump")
+
+
+class Held:
+    """Claimed messages by id, and how many ended how (`counts`, by outcome). Changed by the pump's thread; `drop` by any.
+
+    Its truth value, length and iteration are those of the held messages; iteration works on a copy.
+    """
+
+    def __init__(self, meter: Meter, outcomes: OutcomeLog, worker_id: object) -> None:
+        self._meter = meter
+        self._outcomes = outcomes
+        self._worker_id = worker_id
+        self._messages: dict[int, ClaimedMessage] = {}
+        self.counts: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def __iter__(self) -> Iterator[ClaimedMessage]:
+        return iter(list(self._messages.values()))
+
+    def ids(self) -> Collection[int]:
+        """The ids of the held messages, as they are now."""
+        return self._messages.keys()
+
+    def add(self, message: ClaimedMessage) -> None:
+        """It was claimed."""
+        self._messages[message.id] = message
+
+    def owns(self, message: ClaimedMessage) -> bool:
+        """Whether this very attempt is held."""
+        return self._messages.get(message.id) is message
+
+    def drop(self, message: ClaimedMessage) -> None:
+        """It is no longer ours; nothing happens when it was not, or when a later attempt of it is."""
+        if self._messages.get(message.id) is message:
+            self._messages.pop(message.id, None)
+
+    def done(self, messages: list[ClaimedMessage], lost: Collection[int] = ()) -> None:
+        """The database has completed these, but for the ids in `lost`, whose leases were somebody else's by then."""
+        for message in messages:
+            self.drop(message)
+            message.settled = True
+        if lost:
+            for message in messages:
+                if message.id in lost:
+                    self.lost(message)
+            messages = [message for message in messages if message.id not in lost]
+        self._count("done", len(messages))
+        self._meter.done(messages)
+        self._outcomes.done(messages)
+
+    def ended(self, message: ClaimedMessage, outcome: str) -> None:
+        """The database has written another ending for it, or refused it for good (`unstorable`)."""
+        self.drop(message)
+        message.settled = True
+        if outcome == "lost":
+            self.lost(message)
+            return
+        self._count(outcome)
+        self._meter.finished(message, outcome)
+        self._outcomes.ended(message, outcome)
+
+    def lost(self, message: ClaimedMessage) -> None:
+        """Somebody else owns it: what its handler did stays done, what it ends as is theirs to say (SPEC P2)."""
+        self._count("lost")
+        self._meter.finished(message, "lost")
+        logger.info("lease_lost message_id=%s worker_id=%s", message.id, self._worker_id)
+
+    def _count(self, outcome: str, by: int = 1) -> None:
+        self.counts[outcome] = self.counts.get(outcome, 0) + by
