@@ -18,7 +18,7 @@ LAYERS: list[tuple[int, tuple[str, ...]]] = [
     (1, ("worker.db", "worker.observe")),
     (2, ("worker.store",)),
     (3, ("worker.messages", "worker.encoding", "worker.producer", "worker.context", "worker.settle", "worker.middleware", "worker.backends",
-         "worker.embedded", "worker.redrive", "worker.broker", "worker.consumer", "worker.heartbeat", "worker.runtime",
+         "worker.embedded", "worker.redrive", "worker.bulk", "worker.broker", "worker.consumer", "worker.heartbeat", "worker.runtime",
          "worker.doctor", "worker.adopt")),
     (4, ("worker.supervisor", "worker.child", "worker.watch", "worker.exporter", "worker.runtime.process")),
     (3, ("schedules",)),
@@ -29,7 +29,7 @@ LAYERS: list[tuple[int, tuple[str, ...]]] = [
 #: third party -> where it may be imported
 HOMES = {
     "psycopg": ("worker.db", "worker.store"),
-    "dramatiq": ("worker.broker", "worker.consumer", "worker.messages", "worker.encoding", "worker.settle", "worker.middleware",
+    "dramatiq": ("worker.broker", "worker.bulk", "worker.consumer", "worker.messages", "worker.encoding", "worker.settle", "worker.middleware",
                  "worker.backends", "worker.runtime", "schedules.actors"),
     "redis": ("worker.backends",),
     "structlog": ("worker.observe",),

@@ -11,8 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
-from datetime import datetime, timedelta
+from contextlib import nullcontext
 from typing import Any
 
 import dramatiq
@@ -21,6 +20,7 @@ from dramatiq.common import q_name
 from dramatiq.errors import QueueJoinTimeout
 from dramatiq.middleware import Middleware
 
+from worker.bulk import BulkEnqueue
 from worker.config import Settings, load_settings
 from worker.context import current
 from worker.db.connection import DeadlineConnection, connect
@@ -28,7 +28,7 @@ from worker.db.errors import translated
 from worker.db.pool import ConnectionPool
 from worker.embedded import running_url
 from worker.encoding import Encoded, Signature, encode
-from worker.errors import ConfigError, InvalidArgument, StoreRejected
+from worker.errors import ConfigError, StoreRejected
 from worker.messages import ClaimedMessage, Ending
 from worker.middleware import default_middleware
 from worker.middleware.tracing import Tracing
@@ -36,7 +36,6 @@ from worker.observe import tracing
 from worker.store import messages as store
 
 DEFAULT_POOL_SIZE = 10
-PIPELINE_PARTS = 10  # statements of a bulk enqueue that may be on their way at once
 
 
 class PostgresBroker(Broker):
@@ -148,7 +147,7 @@ class PostgresBroker(Broker):
             # dramatiq's stock Retries: our retry is one UPDATE of the same row
             message.ending = Ending("retry", delay_seconds=(delay or 0) / 1000)
             return message
-        before, after = self._enqueue_hooks()
+        before, after = self.enqueue_hooks()
         if before:
             self.emit_before("enqueue", message, delay)
         if tracing.active is None:
@@ -174,7 +173,7 @@ class PostgresBroker(Broker):
     def _enqueue(self, connection: DeadlineConnection, message: dramatiq.Message[Any], delay: int | None) -> int:
         encoded = self.encoded(message, delay)
         if encoded.queue not in self._declared:
-            self._ensure_queue(connection, encoded.queue)
+            self.ensure_queue(connection, encoded.queue)
         if not encoded.extra:
             return store.enqueue_plain(connection, encoded.queue, encoded.message_type, encoded.payload, encoded.options, encoded.priority)
         return store.enqueue(
@@ -209,82 +208,11 @@ class PostgresBroker(Broker):
 
     def _send_many(self, messages: list[dramatiq.Message[Any]]) -> int:
         held = current.connection
-        with self.pool.connection() if held is None else _held(held) as connection, connection.transaction():
-            queues: set[str] = set()
-            self._insert_all(connection, messages, queues)
-            store.wake_queues(connection, sorted(queues))
+        with self.pool.connection() if held is None else nullcontext(held) as connection, connection.transaction():
+            BulkEnqueue(self, connection).insert(messages)
         return len(messages)
 
-    def _insert_all(self, connection: DeadlineConnection, messages: list[dramatiq.Message[Any]], queues: set[str]) -> None:
-        """In the caller's transaction. While the database inserts one part, the next one is turned into rows."""
-        now, seen = store.database_now(connection), set[str]()
-        with ExitStack() as stack:
-            pipeline: Any = None
-            for number, first in enumerate(range(0, len(messages), store.BULK_ROWS)):
-                rows, blocked = self._bulk_rows(messages[first : first + store.BULK_ROWS], now, queues, seen, connection)
-                if blocked:  # may be refused, and then again without a state: not in a pipeline, where an error ends all
-                    stack.close()
-                    pipeline = None
-                elif pipeline is None:
-                    pipeline = stack.enter_context(connection.pipeline())
-                elif number % PIPELINE_PARTS == 0:
-                    pipeline.sync()  # the deadline of a call is for what it waits for
-                self._insert(connection, rows, blocked)
-
-    def _insert(self, connection: DeadlineConnection, rows: list[tuple[str, ...]], blocked: bool) -> None:
-        """Later messages of a conversation are blocked behind its first one at once, by a role that may; else by the claim."""
-        if blocked:
-            try:
-                with translated(), connection.transaction():
-                    store.insert_messages(connection, rows, with_state=True)
-                return
-            except StoreRejected as error:
-                if error.sqlstate != "42501":  # insufficient_privilege: a producer
-                    raise
-        store.insert_messages(connection, rows, with_state=False)
-
-    def _bulk_rows(
-        self, messages: list[Any], now: datetime, queues: set[str], seen: set[str], connection: DeadlineConnection
-    ) -> tuple[list[tuple[str, ...]], bool]:
-        """Rows for insert_messages, and whether any is blocked. seen: conversations with a message in the batch so far."""
-        before, after = self._enqueue_hooks()
-        rows = []
-        none = store.NULL
-        plain = (str(now), none, none, none, none, none, none, "pending")
-        blocked = False
-        for message in messages:
-            for hook in before:
-                hook(self, message, None)
-            encoded = self.encoded(message)
-            if encoded.queue not in queues:
-                queues.add(encoded.queue)
-                self._ensure_queue(connection, encoded.queue)
-            tail = self._bulk_tail(encoded.extra, now, seen) if encoded.extra else plain
-            blocked = blocked or tail[-1] == "blocked"
-            rows.append((encoded.queue, encoded.message_type, encoded.payload, encoded.options, str(encoded.priority), *tail))
-            for hook in after:
-                hook(self, message, None)
-        return rows, blocked
-
-    def _bulk_tail(self, extra: dict[str, Any], now: datetime, seen: set[str]) -> tuple[str, ...]:
-        """The columns of a message that is more than plain, `state` last."""
-        if "dedup_key" in extra:
-            raise InvalidArgument("dedup_key: bulk enqueue has no dedup windows", field="dedup_key", hint="Use enqueue().")
-        key = extra.get("conversation_key")
-        state = "blocked" if key in seen else "pending"
-        if key is not None:
-            seen.add(key)
-        values = {
-            "run_at": extra.get("run_at") or _later(now, extra.get("delay_seconds")) or now, "max_attempts": extra.get("max_attempts"),
-            "conversation_key": key, "correlation_id": extra.get("correlation_id"), "trace_context": extra.get("trace_context"),
-            "expires_at": _later(now, extra.get("expires_seconds")), "concurrency_key": extra.get("concurrency_key"),
-        }
-        for name, value in values.items():
-            if isinstance(value, str) and (store.SEPARATOR in value or store.NULL in value):
-                raise InvalidArgument(f"{name}: contains a control character (U+001E or U+001F)", field=name)
-        return (*(store.NULL if value is None else str(value) for value in values.values()), state)
-
-    def _enqueue_hooks(self) -> tuple[list[Any], list[Any]]:
+    def enqueue_hooks(self) -> tuple[list[Any], list[Any]]:
         """before_enqueue and after_enqueue of those middleware that really have them."""
         if self._hooked != len(self.middleware):
             def own(name: str) -> list[Any]:
@@ -294,7 +222,7 @@ class PostgresBroker(Broker):
             self._hooked = len(self.middleware)
         return self._hooks
 
-    def _ensure_queue(self, connection: DeadlineConnection, queue: str) -> None:
+    def ensure_queue(self, connection: DeadlineConnection, queue: str) -> None:
         """Queues that actors of this process declare exist; any other name must be known to the database."""
         if queue in self._declared:
             return
@@ -356,23 +284,6 @@ class PostgresBroker(Broker):
             self._declared.clear()
         if pool is not None:
             pool.close()
-
-
-class _held:
-    """A connection that somebody else lends and takes back."""
-
-    def __init__(self, connection: DeadlineConnection) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> DeadlineConnection:
-        return self._connection
-
-    def __exit__(self, *exc: object) -> None:
-        return None
-
-
-def _later(now: Any, seconds: float | None) -> Any:
-    return None if seconds is None else now + timedelta(seconds=seconds)
 
 
 def _without_arguments(record: logging.LogRecord) -> bool:

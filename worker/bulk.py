@@ -1,0 +1,104 @@
+"""Bulk enqueue: a thousand messages per statement, and while the database inserts them the next thousand become rows."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import dramatiq
+
+from worker.db.connection import DeadlineConnection
+from worker.db.errors import translated
+from worker.errors import InvalidArgument, StoreRejected
+from worker.store import messages as store
+
+if TYPE_CHECKING:
+    from worker.broker import PostgresBroker
+
+PIPELINE_PARTS = 10  # statements that may be on their way at once
+
+
+class BulkEnqueue:
+    """One bulk enqueue, in the transaction that its connection is in."""
+
+    def __init__(self, broker: PostgresBroker, connection: DeadlineConnection) -> None:
+        self._broker = broker
+        self._connection = connection
+        self._queues: set[str] = set()
+        self._conversations: set[str] = set()  # with a message in the batch so far
+        self._now = store.database_now(connection)
+        none = store.NULL
+        self._plain = (str(self._now), none, none, none, none, none, none, "pending")
+
+    def insert(self, messages: list[dramatiq.Message[Any]]) -> None:
+        """Insert them in order and wake the workers of their queues.
+
+        Raises InvalidArgument, UnknownQueue, StoreUnavailable; the transaction is then to be rolled back.
+        """
+        with ExitStack() as stack:
+            pipeline: Any = None
+            for number, first in enumerate(range(0, len(messages), store.BULK_ROWS)):
+                rows, blocked = self._rows(messages[first : first + store.BULK_ROWS])
+                if blocked:  # may be refused, and then again without a state: not in a pipeline, where an error ends all
+                    stack.close()
+                    pipeline = None
+                elif pipeline is None:
+                    pipeline = stack.enter_context(self._connection.pipeline())
+                elif number % PIPELINE_PARTS == 0:
+                    pipeline.sync()  # the deadline of a call is for what it waits for
+                self._insert(rows, blocked)
+        store.wake_queues(self._connection, sorted(self._queues))
+
+    def _insert(self, rows: list[tuple[str, ...]], blocked: bool) -> None:
+        """Later messages of a conversation are blocked behind its first one at once, by a role that may; else by the claim."""
+        if blocked:
+            try:
+                with translated(), self._connection.transaction():
+                    store.insert_messages(self._connection, rows, with_state=True)
+                return
+            except StoreRejected as error:
+                if error.sqlstate != "42501":  # insufficient_privilege: a producer
+                    raise
+        store.insert_messages(self._connection, rows, with_state=False)
+
+    def _rows(self, messages: list[dramatiq.Message[Any]]) -> tuple[list[tuple[str, ...]], bool]:
+        """Rows for insert_messages, and whether any is blocked."""
+        broker = self._broker
+        before, after = broker.enqueue_hooks()
+        rows = []
+        blocked = False
+        for message in messages:
+            for hook in before:
+                hook(broker, message, None)
+            encoded = broker.encoded(message)
+            if encoded.queue not in self._queues:
+                self._queues.add(encoded.queue)
+                broker.ensure_queue(self._connection, encoded.queue)
+            tail = self._tail(encoded.extra) if encoded.extra else self._plain
+            blocked = blocked or tail[-1] == "blocked"
+            rows.append((encoded.queue, encoded.message_type, encoded.payload, encoded.options, str(encoded.priority), *tail))
+            for hook in after:
+                hook(broker, message, None)
+        return rows, blocked
+
+    def _tail(self, extra: dict[str, Any]) -> tuple[str, ...]:
+        """The columns of a message that is more than plain, `state` last."""
+        if "dedup_key" in extra:
+            raise InvalidArgument("dedup_key: bulk enqueue has no dedup windows", field="dedup_key", hint="Use enqueue().")
+        key = extra.get("conversation_key")
+        state = "blocked" if key in self._conversations else "pending"
+        if key is not None:
+            self._conversations.add(key)
+        values = {
+            "run_at": extra.get("run_at") or self._later(extra.get("delay_seconds")) or self._now, "max_attempts": extra.get("max_attempts"),
+            "conversation_key": key, "correlation_id": extra.get("correlation_id"), "trace_context": extra.get("trace_context"),
+            "expires_at": self._later(extra.get("expires_seconds")), "concurrency_key": extra.get("concurrency_key"),
+        }
+        for name, value in values.items():
+            if isinstance(value, str) and (store.SEPARATOR in value or store.NULL in value):
+                raise InvalidArgument(f"{name}: contains a control character (U+001E or U+001F)", field=name)
+        return (*(store.NULL if value is None else str(value) for value in values.values()), state)
+
+    def _later(self, seconds: float | None) -> Any:
+        return None if seconds is None else self._now + timedelta(seconds=seconds)
