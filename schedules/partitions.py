@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from threading import Event
 
+from schedules.periods import lower_bound, partition_name, period_start, runway_seconds, uncovered, upper_bound
 from schedules.policies import Partitions
 from worker.db.connection import DeadlineConnection
 from worker.db.errors import translated
@@ -54,40 +54,6 @@ class Status:
     default_partition: str | None
     oldest: str | None
     problem: str | None
-
-
-def period_start(moment: datetime, every: str, shift: int = 0) -> datetime:
-    """The first instant (UTC) of the period in which `moment` lies, `shift` periods on."""
-    day = moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    if every == "day":
-        return day + timedelta(days=shift)
-    if every == "week":
-        return day - timedelta(days=day.weekday()) + timedelta(weeks=shift)
-    months = day.year * 12 + day.month - 1 + shift
-    return day.replace(year=months // 12, month=months % 12 + 1, day=1)
-
-
-def partition_name(table: str, start: datetime, every: str, whole: bool = True) -> str:
-    """table_20261121, table_2026w47 or table_2026_11; the table's part is cut so that 63 bytes are kept.
-
-    whole: False for what fills a small hole in a period, table_20261130_2200: the period's name may be somebody's.
-    """
-    suffix = start.strftime({"day": "%Y%m%d", "week": "%Gw%V", "month": "%Y_%m"}[every] if whole else "%Y%m%d_%H%M")
-    return f"{table[: 62 - len(suffix)]}_{suffix}"
-
-
-def uncovered(ranges: list[tuple[datetime, datetime]], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
-    """What is left of a period when these ranges are taken out of it; ascending.
-
-    Partitions of an adopted table begin where another time zone's months begin, or at days: a period is rarely there or not.
-    """
-    left = []
-    for lower, upper in sorted(ranges):
-        if lower < end and start < upper:
-            if start < lower:
-                left.append((start, lower))
-            start = upper
-    return [*left, (start, end)] if start < end else left
 
 
 class PartitionKeeper:
@@ -140,7 +106,7 @@ class PartitionKeeper:
 
     def _missing(self, parent: store.Parent, found: list[store.Partition]) -> list[Step]:
         every, ahead = self._policy.every, self._policy.ahead
-        ranges = [(_lower(p), _upper(p)) for p in found if not p.is_default]
+        ranges = [(lower_bound(p), upper_bound(p)) for p in found if not p.is_default]
         steps = []
         for shift in range(ahead + 1):
             period = (period_start(parent.now, every, shift), period_start(parent.now, every, shift + 1))
@@ -207,7 +173,7 @@ class PartitionKeeper:
         cutoff = period_start(parent.now, self._policy.every, -keep)
         return [
             Step("detach", p.table, str(p.lower), str(p.upper), f"older than {keep} {self._policy.every}s", round(p.estimated_rows))
-            for p in found if not p.is_default and (_upper(p) <= cutoff or p.detach_pending)
+            for p in found if not p.is_default and (upper_bound(p) <= cutoff or p.detach_pending)
         ]
 
     def _over(self, parent: store.Parent) -> list[Step]:
@@ -319,15 +285,6 @@ def refuse_unkept(connection: DeadlineConnection, policy: Partitions) -> None:
         )
 
 
-def runway_seconds(found: list[store.Partition], now: datetime) -> float:
-    """How long inserts at the database's clock go on finding a partition; 0 when there is none for now."""
-    end = now
-    for lower, upper in sorted((_lower(p), _upper(p)) for p in found if not p.is_default and not p.detach_pending):
-        if lower <= end < upper:
-            end = upper
-    return (end - now).total_seconds()
-
-
 class _Failures:
     """Steps that failed while the others went on: the first error is raised at the end."""
 
@@ -346,23 +303,3 @@ class _Failures:
     def report(self) -> None:
         if self._first is not None:
             raise self._first
-
-
-def _lower(of: store.Partition) -> datetime:
-    """Where a partition begins; MINVALUE is the beginning of time."""
-    return datetime.min.replace(tzinfo=UTC) if of.lower is None else _instant(of.lower)
-
-
-def _upper(of: store.Partition) -> datetime:
-    """Where a partition ends; MAXVALUE is the end of time."""
-    return datetime.max.replace(tzinfo=UTC) if of.upper is None else _instant(of.upper)
-
-
-def _instant(bound: str) -> datetime:
-    """A bound of the catalogue; one without a time zone is UTC."""
-    if bound == "-infinity":
-        return datetime.min.replace(tzinfo=UTC)
-    if bound == "infinity":
-        return datetime.max.replace(tzinfo=UTC)
-    found = datetime.fromisoformat(bound)
-    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)

@@ -14,7 +14,8 @@ import pytest
 from schedules import partitions
 from schedules.checking import check_plan
 from schedules.config import Plan
-from schedules.partitions import PartitionKeeper, partition_name, period_start, runway_seconds, uncovered
+from schedules.partitions import PartitionKeeper
+from schedules.periods import partition_name, period_start, runway_seconds, uncovered
 from schedules.policies import Gates, Partitions
 from schedules.registry import PARTITIONS
 from schedules.runner import TaskRunner
