@@ -1,5 +1,6 @@
 -- Way back of 0006_create_enqueue. Takes ACCESS EXCLUSIVE locks; what the objects held is gone.
 
+drop function enqueue_payloads;
 drop function enqueue_messages;
 drop function enqueue_message;
 drop function check_enqueue_arguments;

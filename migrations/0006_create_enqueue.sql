@@ -203,3 +203,65 @@ exception when sqlstate 'PH001' or sqlstate 'PH002' or data_exception then
 end
 $$;
 comment on function enqueue_messages(jsonb) is 'Bulk form of enqueue_message: an array of objects; all or none.';
+
+create function enqueue_payloads(
+  p_queue            text,
+  p_message_type     text,
+  p_payloads         jsonb,
+  p_options          jsonb       default '{}',
+  p_priority         integer     default 5,
+  p_delay            interval    default null,
+  p_run_at           timestamptz default null,
+  p_max_attempts     integer     default null,
+  p_conversation_key text        default null,
+  p_correlation_id   text        default null,
+  p_trace_context    text        default null,
+  p_expires_at       timestamptz default null,
+  p_concurrency_key  text        default null
+) returns bigint
+language plpgsql set search_path from current as $$
+-- Put many messages of one type on a queue that differ in their payload only: p_payloads is an array of objects, one
+-- per message, in order. Several times faster than enqueue_messages; no dedup windows. All or none; returns how many.
+-- Raises PH001 for a bad argument (payloads[position] for an element), PH002 for an unknown queue.
+declare
+  v_now constant timestamptz := clock_timestamp();
+  v_run_at timestamptz := coalesce(p_run_at, v_now);
+  v_bad record;
+  v_count bigint;
+begin
+  perform require_queue(p_queue);
+  if p_payloads is null or jsonb_typeof(p_payloads) <> 'array' then
+    perform refuse_argument('payloads', format('must be a JSON array of objects, not %s', coalesce(jsonb_typeof(p_payloads), 'null')));
+  end if;
+  if p_run_at is null and p_delay is not null then
+    if p_delay not between interval '-3660 days' and interval '3660 days' then
+      perform refuse_argument('delay', 'must be at most ten years');
+    end if;
+    v_run_at := v_now + p_delay;
+  end if;
+  perform check_enqueue_arguments(p_message_type, '{}', p_options, coalesce(p_priority, 0), v_run_at, p_max_attempts,
+    p_conversation_key, null, null, p_concurrency_key);
+  if length(p_correlation_id) > 500 then
+    perform refuse_argument('correlation_id', 'must have at most 500 characters');
+  elsif length(p_trace_context) > 1000 then
+    perform refuse_argument('trace_context', 'must have at most 1000 characters', 'traceparent, or traceparent tracestate.');
+  end if;
+  select e.ordinality as place, jsonb_typeof(e.value) as kind, pg_column_size(e.value) as bytes into v_bad
+  from jsonb_array_elements(p_payloads) with ordinality e
+  where jsonb_typeof(e.value) <> 'object' or pg_column_size(e.value) > 1048576 limit 1;
+  if found then
+    perform refuse_argument(format('payloads[%s]', v_bad.place), case when v_bad.kind <> 'object'
+      then format('must be a JSON object, not %s', v_bad.kind) else format('%s bytes, at most 1048576', v_bad.bytes) end);
+  end if;
+  insert into message_queue (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key,
+    correlation_id, trace_context, expires_at, concurrency_key)
+  select p_queue, p_message_type, e.value, p_options, p_priority, v_run_at, p_max_attempts, p_conversation_key,
+    p_correlation_id, p_trace_context, p_expires_at, p_concurrency_key
+  from jsonb_array_elements(p_payloads) with ordinality e order by e.ordinality;
+  get diagnostics v_count = row_count;
+  perform wake_queue(p_queue);
+  return v_count;
+end
+$$;
+comment on function enqueue_payloads(text, text, jsonb, jsonb, integer, interval, timestamptz, integer, text, text, text, timestamptz, text)
+  is 'Put many messages that differ in their payload only on a queue: an array of objects; all or none; returns how many.';

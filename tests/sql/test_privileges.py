@@ -15,7 +15,7 @@ DENIED = "42501"
 #: What a producer is for; the arguments make each call valid.
 PRODUCER_CALLS = [
     "enqueue_message('q', 'effect')", "enqueue_message('q', 'effect', p_dedup_key => 'k')",
-    """enqueue_messages('[{"queue": "q", "message_type": "effect"}]')""", "is_new_message('w')", "mark_message_processed('w')",
+    """enqueue_messages('[{"queue": "q", "message_type": "effect"}]')""", "enqueue_payloads('q', 'effect', '[{}, {}]')", "is_new_message('w')", "mark_message_processed('w')",
     "acquire_conversation_lock('c', 'ann')", "release_conversation_lock('c', 'ann')", "wake_queue('q')", "get_message_result('k')",
 ]
 
@@ -76,7 +76,7 @@ def test_a_producer_can_call_nothing_else(as_role: Callable[[str], Sql]) -> None
     producer = as_role("packhorse_producer")
     allowed = {name for name, signature in functions(producer) if producer.value("select has_function_privilege(%s, 'execute')", signature)}
     assert allowed == {
-        "enqueue_message", "enqueue_messages", "check_enqueue_arguments", "check_lease", "refuse_argument", "require_queue", "wake_queue",
+        "enqueue_message", "enqueue_messages", "enqueue_payloads", "check_enqueue_arguments", "check_lease", "refuse_argument", "require_queue", "wake_queue",
         "is_new_message", "mark_message_processed", "acquire_conversation_lock", "release_conversation_lock", "get_message_result"}
 
 

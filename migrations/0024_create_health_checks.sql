@@ -1,0 +1,87 @@
+-- The check of the whole system, and health_checks() for all fourteen (SPEC O1), with the rights to call them.
+--
+-- Lock and duration: new functions only, milliseconds.
+
+create function health_system_summary(
+  p_warn_connections double precision default 0.8, p_fail_connections double precision default 0.95, p_warn_runway interval default '3 days',
+  p_fail_runway interval default '1 day', p_warn_snapshot interval default '15 minutes', p_fail_snapshot interval default '2 hours',
+  p_warn_schedule interval default '5 minutes'
+) returns table (status text, summary text, details jsonb)
+language plpgsql stable set search_path from current as $$
+-- Server, connections, workers, archive partitions ahead, oldest snapshot, schedules that are late, maintenance that failed.
+declare
+  v_now constant timestamptz := clock_timestamp();
+begin
+  return query
+  with facts as (
+    select (select count(*) from pg_stat_activity a -- the kind of other roles' backends is hidden from most roles
+       where a.datid is not null and coalesce(a.backend_type, 'client backend') = 'client backend') as connections,
+      current_setting('max_connections')::integer as max_connections,
+      (select count(*) from workers w where v_now - w.last_seen_at <= w.lease_duration) as workers,
+      (select count(*) from workers w where v_now - w.last_seen_at > w.lease_duration) as silent,
+      (select extract(epoch from max(to_date(right(c.relname, 8), 'YYYYMMDD') + 1)::timestamp at time zone 'UTC' - v_now)::float8
+       from pg_inherits i join pg_class c on c.oid = i.inhrelid
+       where i.inhparent = 'message_archive'::regclass and c.relname ~ '^message_archive_\d{8}$') as runway,
+      (select extract(epoch from v_now - min(a.xact_start))::float8 from pg_stat_activity a
+       where a.backend_xmin is not null and a.datname = current_database() and a.pid <> pg_backend_pid()) as snapshot,
+      (select count(*) from schedules s where s.paused_at is null and s.next_planned_at < v_now - p_warn_schedule) as late_schedules,
+      (select count(*) from maintenance_health h where h.state = 'failed') as failed_tasks
+  ), judged as (
+    select f.*, f.connections::float8 / f.max_connections as used, health_worst(array[
+      health_level(f.connections::float8 / f.max_connections, p_warn_connections, p_fail_connections),
+      health_level(-coalesce(f.runway, 0), -extract(epoch from p_warn_runway)::float8, -extract(epoch from p_fail_runway)::float8),
+      health_level(f.snapshot, extract(epoch from p_warn_snapshot)::float8, extract(epoch from p_fail_snapshot)::float8),
+      case when f.late_schedules > 0 or f.failed_tasks > 0 or f.silent > 0 then 'warn' end]) as level from facts f)
+  select j.level, format('PostgreSQL %s, %s of %s connections, %s worker process(es)%s, archive partitions for %s%s%s%s', split_part(current_setting('server_version'), ' ', 1),
+      j.connections, j.max_connections, j.workers, case when j.silent > 0 then format(' and %s silent', j.silent) end, health_duration(greatest(j.runway, 0)),
+      case when j.snapshot >= extract(epoch from p_warn_snapshot) then '; oldest snapshot ' || health_duration(j.snapshot) end,
+      case when j.late_schedules > 0 then format('; %s late schedule(s)', j.late_schedules) end,
+      case when j.failed_tasks > 0 then format('; %s failed maintenance task(s)', j.failed_tasks) end),
+    jsonb_build_object('server_version', current_setting('server_version'), 'started_at', pg_postmaster_start_time(), 'connections', j.connections,
+      'max_connections', j.max_connections, 'workers', j.workers, 'silent_workers', j.silent, 'archive_runway_seconds', j.runway,
+      'oldest_snapshot_seconds', j.snapshot, 'late_schedules', j.late_schedules, 'failed_maintenance_tasks', j.failed_tasks)
+  from judged j;
+end
+$$;
+comment on function health_system_summary(double precision, double precision, interval, interval, interval, interval, interval)
+  is 'Health check: server, connections, workers, partitions ahead, snapshots, schedules, maintenance.';
+
+create function health_checks(p_check text default null) returns table (check_name text, status text, summary text, details jsonb)
+language plpgsql volatile set search_path from current as $$
+-- All checks with their defaults in a fixed order, or the one named p_check. A check that cannot look (a right is missing, a
+-- table was changed) is a failed one; the others go on. Raises PH001 for a name that is none.
+declare
+  v_names constant text[] := array['stuck_workflows', 'queue_health', 'dead_letters', 'agent_performance', 'conversation_state', 'processing_latency',
+    'error_rate', 'top_errors', 'workflow_completion', 'agent_sessions', 'circuit_breakers', 'stale_locks', 'dedup_effectiveness', 'system_summary'];
+begin
+  if p_check <> all (v_names) then
+    raise exception using errcode = 'PH001', column = 'check', message = format('check: there is no check %L', left(p_check, 60)),
+      hint = 'One of: ' || array_to_string(v_names, ', ') || '.'; -- as refuse_argument() does, which is not the reader's to call
+  end if;
+  foreach check_name in array case when p_check is null then v_names else array[p_check] end loop
+    begin
+      execute format('select c.status, c.summary, c.details from %I() c', 'health_' || check_name) into status, summary, details;
+    exception when syntax_error_or_access_rule_violation then -- class 42: undefined names, missing rights
+      status := 'fail';
+      summary := 'cannot be checked: ' || sqlerrm;
+      details := jsonb_build_object('sqlstate', sqlstate);
+    end;
+    return next;
+  end loop;
+end
+$$;
+comment on function health_checks(text) is 'The fourteen health checks: ok, warn, fail or absent, with a sentence and details.';
+
+do $$
+declare
+  v_function regprocedure;
+begin
+  for v_function in select p.oid::regprocedure from pg_proc p where p.pronamespace = (select oid from pg_namespace where nspname = current_schema())
+      and (p.proname like 'health\_%' or p.proname in ('has_platform_table', 'archive_reading', 'recent_ends', 'ends_by_hour')) loop
+    execute format('revoke execute on function %s from public', v_function);
+    execute format('grant execute on function %s to packhorse_worker, packhorse_reader', v_function);
+  end loop;
+  -- what the checks call
+  grant execute on function count_queue_messages(timestamptz, integer), estimated_messages(text, text, timestamptz) to packhorse_reader;
+end
+$$;
