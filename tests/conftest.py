@@ -20,6 +20,7 @@ for name in [name for name in os.environ if name.startswith("PACKHORSE_") or nam
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+from tests.support.databases import lent  # noqa: E402
 from tests.support.postgres import Database, Server, available_servers, open_for_everyone  # noqa: E402
 from tests.support.workers import Daemon, Ledger  # noqa: E402
 
@@ -108,17 +109,25 @@ def own_server() -> Iterator[Server]:
 @pytest.fixture
 def database(server: Server) -> Iterator[Database]:
     """A fresh database on the embedded server."""
-    database = server.create_database()
-    yield database
-    database.drop()
+    yield from lent(server.create_database())
 
 
 @pytest.fixture
 def any_database(any_server: Server) -> Iterator[Database]:
     """A fresh database on each available server."""
-    database = any_server.create_database()
-    yield database
-    database.drop()
+    yield from lent(any_server.create_database())
+
+
+@pytest.fixture
+def empty_database(server: Server) -> Iterator[Database]:
+    """One without the schema, on the embedded server; the others apply all migrations whenever a test asks for their database."""
+    yield from lent(server.create_empty_database())
+
+
+@pytest.fixture
+def any_empty_database(any_server: Server) -> Iterator[Database]:
+    """One without the schema on each available server."""
+    yield from lent(any_server.create_empty_database())
 
 
 @pytest.fixture

@@ -82,11 +82,9 @@ def test_a_connection_string_that_cannot_be_read_is_a_configuration_error(tmp_pa
     assert ran.code == EXIT_USAGE and "database_url" in ran.err and "s3cret" not in ran.err
 
 
-def test_a_database_without_the_schema_is_exit_78_and_names_the_command(tmp_path, server):
-    empty = server.create_empty_database()
-    ran = Cli(tmp_path, empty.admin_url)("queue", "list", "--json")
+def test_a_database_without_the_schema_is_exit_78_and_names_the_command(tmp_path, empty_database):
+    ran = Cli(tmp_path, empty_database.admin_url)("queue", "list", "--json")
     assert ran.code == EXIT_SCHEMA and ran.error["code"] == "schema" and "migrate up" in ran.error["hint"]
-    empty.drop()
 
 
 def test_a_read_only_database_can_be_read_and_refuses_writes_in_one_line(cli, database):

@@ -18,11 +18,9 @@ NAMES = [migration.name for migration in migrate.available()]
 
 
 @pytest.fixture
-def old(any_server):
-    database = any_server.create_empty_database()
-    old_queue.make(database)
-    yield database
-    database.drop()
+def old(any_empty_database):
+    old_queue.make(any_empty_database)
+    return any_empty_database
 
 
 @pytest.fixture

@@ -78,11 +78,9 @@ def test_an_unknown_check_is_a_usage_error_that_names_the_known_ones(cli):
     assert ran.code == EXIT_USAGE and ran.error["field"] == "check" and "queue_health" in ran.error["hint"]
 
 
-def test_no_database_is_exit_69_and_no_schema_78(tmp_path, server):
+def test_no_database_is_exit_69_and_no_schema_78(tmp_path, empty_database):
     assert Cli(tmp_path, "postgresql://u@127.0.0.1:1/x")("health").code == EXIT_UNAVAILABLE
-    empty = server.create_empty_database()
-    assert Cli(tmp_path, empty.admin_url)("health").code == EXIT_SCHEMA
-    empty.drop()
+    assert Cli(tmp_path, empty_database.admin_url)("health").code == EXIT_SCHEMA
 
 
 def test_every_check_is_documented_and_every_documented_one_exists(cli):

@@ -124,11 +124,9 @@ def test_an_empty_queue_has_a_frame_and_a_pipe_gets_one_frame(cli):
         assert ran.code == EXIT_OK and "MAINTENANCE nothing runs" in ran.out and "\x1b" not in ran.out
 
 
-def test_no_database_is_exit_69_no_schema_78_and_a_wrong_interval_2(tmp_path, server, cli):
+def test_no_database_is_exit_69_no_schema_78_and_a_wrong_interval_2(tmp_path, empty_database, cli):
     assert Cli(tmp_path, "postgresql://u@127.0.0.1:1/x")("top", "--once").code == EXIT_UNAVAILABLE
-    empty = server.create_empty_database()
-    assert Cli(tmp_path, empty.admin_url)("top", "--once").code == EXIT_SCHEMA
-    empty.drop()
+    assert Cli(tmp_path, empty_database.admin_url)("top", "--once").code == EXIT_SCHEMA
     assert cli("top", "--interval", "soon").code == EXIT_USAGE
 
 

@@ -106,9 +106,8 @@ def test_a_worker_in_another_terminal_keeps_the_server_when_up_ends(folder, star
     assert running_url(folder / ".packhorse") is None
 
 
-def test_up_with_a_database_of_their_own_migrates_it_and_starts_no_server(folder, server, start):
-    empty = server.create_empty_database()
-    cli = Cli(folder, empty.admin_url)
+def test_up_with_a_database_of_their_own_migrates_it_and_starts_no_server(folder, empty_database, start):
+    cli = Cli(folder, empty_database.admin_url)
     up = start(cli, "up", "--actors", ACTORS)
     said(up, "worker_started")
     assert cli("migrate", "check").code == EXIT_OK
@@ -116,7 +115,6 @@ def test_up_with_a_database_of_their_own_migrates_it_and_starts_no_server(folder
     up.send_signal(signal.SIGINT)
     assert up.wait(30) == EXIT_OK
     assert cli("up").code == EXIT_USAGE  # no actors, nothing to keep up
-    empty.drop()
 
 
 def test_ctrl_c_in_a_terminal_reaches_the_whole_group_and_still_drains(folder, database, start):
@@ -144,12 +142,10 @@ def test_worker_waits_for_a_database_that_is_not_there_yet(folder, own_server, s
     assert worker.wait(30) == EXIT_OK
 
 
-def test_worker_on_a_database_without_the_schema_ends_with_78(folder, server, start):
-    empty = server.create_empty_database()
-    worker = start(Cli(folder, empty.admin_url), "worker", ACTORS)
+def test_worker_on_a_database_without_the_schema_ends_with_78(folder, empty_database, start):
+    worker = start(Cli(folder, empty_database.admin_url), "worker", ACTORS)
     assert worker.wait(30) == EXIT_SCHEMA
     assert any(event["event"] == "schema_mismatch" for event in events(worker))
-    empty.drop()
 
 
 @pytest.mark.parametrize("module", ["no.such.module", "tests.support.waiting"])

@@ -17,15 +17,8 @@ NAMES = [migration.name for migration in migrate.available()]
 
 
 @pytest.fixture
-def empty(any_server):
-    database = any_server.create_empty_database()
-    yield database
-    database.drop()
-
-
-@pytest.fixture
-def cli(tmp_path, empty):
-    return Cli(tmp_path, empty.admin_url)
+def cli(tmp_path, any_empty_database):
+    return Cli(tmp_path, any_empty_database.admin_url)
 
 
 def test_up_applies_everything_once_and_status_and_check_agree(cli):
@@ -38,19 +31,19 @@ def test_up_applies_everything_once_and_status_and_check_agree(cli):
     assert cli("migrate", "check").code == EXIT_OK
 
 
-def test_two_migrators_at_once_both_succeed_and_each_migration_is_applied_once(cli, empty):
+def test_two_migrators_at_once_both_succeed_and_each_migration_is_applied_once(cli, any_empty_database):
     runs = [
         subprocess.Popen([*COMMAND, "migrate", "up", "--json"], env=cli.environment, cwd=cli.folder, stdout=subprocess.PIPE, text=True) for _ in range(3)
     ]
     applied = [name for run in runs for name in json.loads(run.communicate(timeout=60)[0])["applied"]]
     assert [run.returncode for run in runs] == [EXIT_OK] * 3
     assert sorted(applied) == NAMES
-    assert empty.value("select count(*) from packhorse_migrations") == len(NAMES)
+    assert any_empty_database.value("select count(*) from packhorse_migrations") == len(NAMES)
 
 
-def test_a_database_that_is_newer_is_refused_and_says_which_side_is_older(cli, empty):
+def test_a_database_that_is_newer_is_refused_and_says_which_side_is_older(cli, any_empty_database):
     assert cli("migrate", "up").code == EXIT_OK
-    empty.query("insert into packhorse_migrations (name, checksum) values ('9999_from_the_future', 'x')")
+    any_empty_database.query("insert into packhorse_migrations (name, checksum) values ('9999_from_the_future', 'x')")
     for command in (["migrate", "up"], ["migrate", "check"], ["queue", "list"]):
         ran = cli(*command, "--json")
         assert ran.code == EXIT_SCHEMA, command
@@ -59,56 +52,56 @@ def test_a_database_that_is_newer_is_refused_and_says_which_side_is_older(cli, e
         "name": "9999_from_the_future", "state": "unknown", "applied_at": cli("migrate", "status", "--json").document[-1]["applied_at"]}
 
 
-def test_a_database_that_is_older_is_refused_and_says_what_to_run(cli, empty):
+def test_a_database_that_is_older_is_refused_and_says_what_to_run(cli, any_empty_database):
     assert cli("migrate", "up").code == EXIT_OK
-    empty.query("delete from packhorse_migrations where name = %s", NAMES[-1])
+    any_empty_database.query("delete from packhorse_migrations where name = %s", NAMES[-1])
     ran = cli("migrate", "check", "--json")
     assert ran.code == EXIT_SCHEMA and NAMES[-1] in ran.error["message"] and "migrate up" in ran.error["hint"]
 
 
-def test_a_changed_migration_is_refused(cli, empty):
+def test_a_changed_migration_is_refused(cli, any_empty_database):
     assert cli("migrate", "up").code == EXIT_OK
-    empty.query("update packhorse_migrations set checksum = 'other' where name = %s", NAMES[3])
+    any_empty_database.query("update packhorse_migrations set checksum = 'other' where name = %s", NAMES[3])
     ran = cli("migrate", "up", "--json")
     assert ran.code == EXIT_FAILED and NAMES[3] in ran.error["message"]
     assert cli("migrate", "check").code == EXIT_SCHEMA
     assert cli("migrate", "status", "--json").document[3]["state"] == "changed"
 
 
-def test_down_wants_a_yes_and_takes_back_one_at_a_time_to_an_empty_database_and_up_again(cli, empty):
+def test_down_wants_a_yes_and_takes_back_one_at_a_time_to_an_empty_database_and_up_again(cli, any_empty_database):
     assert cli("migrate", "up").code == EXIT_OK
     assert cli("migrate", "down").code == EXIT_USAGE
     assert cli("migrate", "down", "--yes", "--json").document == {"taken_back": NAMES[-1]}
     assert cli("migrate", "check").code == EXIT_SCHEMA
-    connection = connect(empty.admin_url)
+    connection = connect(any_empty_database.admin_url)
     try:
         assert [migrate.down(connection) for _ in NAMES] == [*NAMES[-2::-1], None]
     finally:
         connection.close()
     assert cli("migrate", "down", "--yes").out == "nothing is applied\n"
     left = "select count(*) from pg_class where relnamespace = 'public'::regnamespace and relname <> 'packhorse_migrations' and relkind in ('r', 'p', 'v')"
-    assert empty.value(left) == 0
+    assert any_empty_database.value(left) == 0
     assert cli("migrate", "up", "--json").document == {"applied": NAMES}
 
 
-def test_the_sql_of_all_migrations_makes_the_same_schema_by_other_means(cli, empty, tmp_path):
+def test_the_sql_of_all_migrations_makes_the_same_schema_by_other_means(cli, any_empty_database, tmp_path):
     script = Cli(tmp_path)("migrate", "up", "--sql")  # needs no database
     assert script.code == EXIT_OK
-    with empty.connect(admin=True) as connection:
+    with any_empty_database.connect(admin=True) as connection:
         connection.execute(script.out.encode())
     assert cli("migrate", "check").code == EXIT_OK
     assert cli("migrate", "up", "--json").document == {"applied": []}
 
 
-def test_a_schema_of_its_own_is_made_and_used(cli, empty):
+def test_a_schema_of_its_own_is_made_and_used(cli, any_empty_database):
     cli.environment["PACKHORSE_DB_SCHEMA"] = "carrier"
     assert cli("migrate", "up").code == EXIT_OK
-    assert empty.value("select to_regclass('carrier.message_queue') is not null and to_regclass('public.message_queue') is null") is True
+    assert any_empty_database.value("select to_regclass('carrier.message_queue') is not null and to_regclass('public.message_queue') is null") is True
     assert cli("enqueue", "effect", "--allow-unknown-type").code == EXIT_OK
     assert cli("queue", "list", "--json").document[0]["pending"] == 1
 
 
-def test_a_role_that_may_not_create_is_told_so(cli, empty, tmp_path):
-    empty.query("do $$ begin create role packhorse_nobody login; exception when duplicate_object then null; end $$")
-    ran = Cli(tmp_path, empty.server.url(empty.name, "packhorse_nobody"))("migrate", "up", "--json")
+def test_a_role_that_may_not_create_is_told_so(cli, any_empty_database, tmp_path):
+    any_empty_database.query("do $$ begin create role packhorse_nobody login; exception when duplicate_object then null; end $$")
+    ran = Cli(tmp_path, any_empty_database.server.url(any_empty_database.name, "packhorse_nobody"))("migrate", "up", "--json")
     assert ran.code == EXIT_FAILED and "permission denied" in ran.error["message"]

@@ -73,12 +73,8 @@ def test_a_switch_to_read_only_and_back_is_survived(database, ledger, start_daem
     assert "Traceback" not in daemon.log
 
 
-def test_a_database_without_the_schema_is_refused(server, start_daemon):
-    database = server.create_empty_database()
-    try:
-        assert "packhorse migrate up" in _ended(start_daemon(database), EXIT_SCHEMA)
-    finally:
-        database.drop()
+def test_a_database_without_the_schema_is_refused(empty_database, start_daemon):
+    assert "packhorse migrate up" in _ended(start_daemon(empty_database), EXIT_SCHEMA)
 
 
 def test_a_database_that_is_newer_says_which_side_is_older(database, start_daemon):

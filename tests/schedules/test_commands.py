@@ -157,10 +157,8 @@ def test_without_a_database_each_command_says_so_and_exits_69(tmp_path):
         assert ran.code == 69 and ran.error["code"] == "unavailable", command
 
 
-def test_a_database_without_the_schema_is_named_as_such_by_every_command(server, tmp_path):
-    empty = server.create_empty_database()
-    cli = Cli(tmp_path, empty.admin_url)
+def test_a_database_without_the_schema_is_named_as_such_by_every_command(empty_database, tmp_path):
+    cli = Cli(tmp_path, empty_database.admin_url)
     for command in (("scheduler",), ("schedule", "list"), ("maintenance", "list"), ("partitions", "status"), ("table-care",)):
         ran = cli(*command)
         assert ran.code == 78 and "packhorse migrate up" in ran.err, (command, ran)
-    empty.drop()

@@ -12,7 +12,8 @@ import pytest
 
 from tests.sql.parking import in_background
 from tests.support import old_queue
-from tests.support.postgres import Database, Server
+from tests.support.databases import migrators
+from tests.support.postgres import Database
 from tests.support.waiting import wait_until
 from worker.adopt import adoption, importing
 from worker.adopt.adoption import Order, adopt, look
@@ -27,19 +28,15 @@ NAMES = tuple(migration.name for migration in migrate.available())
 
 
 @pytest.fixture
-def old(any_server: Server) -> Iterator[Database]:
+def old(any_empty_database: Database) -> Database:
     """A database with a home-made queue and nothing of ours."""
-    database = any_server.create_empty_database()
-    old_queue.make(database)
-    yield database
-    database.drop()
+    old_queue.make(any_empty_database)
+    return any_empty_database
 
 
 @pytest.fixture
 def connection(old: Database) -> Iterator[DeadlineConnection]:
-    connection = connect(old.admin_url, deadline_seconds=60)
-    yield connection
-    connection.close()
+    yield from migrators(old)
 
 
 def numbers(database: Database, table: str) -> list[int]:
@@ -132,35 +129,33 @@ HOSTILE = [
 ]
 
 
-def test_hostile_contents_become_dead_letters_one_by_one_and_nothing_else_suffers(any_server: Server) -> None:
-    database = any_server.create_empty_database()
-    database.query("""create table message_queue (id uuid primary key default gen_random_uuid(), "queue" text, type text, body text, state text, priority text,
+def test_hostile_contents_become_dead_letters_one_by_one_and_nothing_else_suffers(any_empty_database: Database) -> None:
+    any_empty_database.query("""create table message_queue (id uuid primary key default gen_random_uuid(), "queue" text, type text, body text, state text, priority text,
                         "scheduled for" text, run_at timestamptz, attempts text, conversation_key text, created_at timestamp, "100%" text, n serial,
                         request_id text default repeat('r', 600))""")
     insert = ('insert into message_queue (queue, type, body, state, priority, run_at, attempts, conversation_key, "100%%") values (%s, %s, %s, %s, %s, %s, %s, %s, %s)')
     good = ("q", "t", '{"ok": true}', "pending", "high", None, "1", "c", "z")
     for name, body in HOSTILE:
-        database.query(insert, "q", "t", body, "pending", "5", None, "0", name, "p")
-        database.query(insert, *good)
-    database.query(insert, "q", "bad type!", "{}", "pending", "-7", "2030-01-01", "many", "", "p")
-    database.query(insert, "q", "t", "{}", "pending", "99999999999999", "infinity", "-3", "k" * 600, "p")
-    database.query(insert, "q", "t", "{}", "pending", None, "-infinity", None, "k", "p")
-    database.query(insert, "q", "t", '{"far": 1}', "pending", "nan", "4000-01-01 BC", "1e400", "k", "p")
-    connection = connect(database.admin_url, deadline_seconds=60)
+        any_empty_database.query(insert, "q", "t", body, "pending", "5", None, "0", name, "p")
+        any_empty_database.query(insert, *good)
+    any_empty_database.query(insert, "q", "bad type!", "{}", "pending", "-7", "2030-01-01", "many", "", "p")
+    any_empty_database.query(insert, "q", "t", "{}", "pending", "99999999999999", "infinity", "-3", "k" * 600, "p")
+    any_empty_database.query(insert, "q", "t", "{}", "pending", None, "-infinity", None, "k", "p")
+    any_empty_database.query(insert, "q", "t", '{"far": 1}', "pending", "nan", "4000-01-01 BC", "1e400", "k", "p")
+    connection = connect(any_empty_database.admin_url, deadline_seconds=60)
     with pytest.raises(AdoptionRefused, match=r"1 reason"):  # one queue or type that is no name is said before anything moves
         adopt(connection, Order())
     done = adopt(connection, Order(choices=Choices(words={"message_type": {"bad type!": "fine"}}), batch=7))
     connection.close()
     assert done.account == {"rows": 24, "messages": 12, "dead_letters": 0, "undecodable": 12, "finished": 0, "missing": 0, "later": 0, "came_back": 0}
-    assert database.value("select count(*) from message_queue where payload = '{\"ok\": true}' and priority = 3") == 10
-    kept = {row[0]: (row[1], row[2]) for row in database.query("select conversation_key, payload ->> 'legacy_payload', error_message from dead_letters")}
+    assert any_empty_database.value("select count(*) from message_queue where payload = '{\"ok\": true}' and priority = 3") == 10
+    kept = {row[0]: (row[1], row[2]) for row in any_empty_database.query("select conversation_key, payload ->> 'legacy_payload', error_message from dead_letters")}
     for name, body in HOSTILE:
         assert kept[name][0] == (body if len(body) <= 1_000_000 else None), name
         assert "payload" in kept[name][1] or "json" in kept[name][1].lower() or "stack depth" in kept[name][1] or "unicode" in kept[name][1].lower(), kept[name][1]
-    assert database.value("select count(*) from message_queue where message_type = 'fine' and run_at = '2030-01-01' and attempt = 0") == 1
-    assert database.value("select count(*) from message_queue where payload ? 'far' and run_at = '1970-01-01'") == 1
-    assert database.query("select distinct length(correlation_id) from all_messages") == [(500,)]
-    database.drop()
+    assert any_empty_database.value("select count(*) from message_queue where message_type = 'fine' and run_at = '2030-01-01' and attempt = 0") == 1
+    assert any_empty_database.value("select count(*) from message_queue where payload ? 'far' and run_at = '1970-01-01'") == 1
+    assert any_empty_database.query("select distinct length(correlation_id) from all_messages") == [(500,)]
 
 
 def test_columns_with_strange_names_become_the_keys_of_a_payload(connection: DeadlineConnection, old: Database) -> None:
@@ -171,17 +166,15 @@ def test_columns_with_strange_names_become_the_keys_of_a_payload(connection: Dea
     assert old.value("select payload from message_queue") == {"phone": "+250", '50% {off}; "x"': "v%s"}
 
 
-def test_order_of_conversations_is_the_order_in_which_rows_were_made_whatever_their_keys(any_server: Server) -> None:
-    database = any_server.create_empty_database()
-    database.query("create table message_queue (id uuid primary key default gen_random_uuid(), type text, payload jsonb, conversation_id text, created_at timestamptz)")
-    database.query("insert into message_queue (type, payload, conversation_id, created_at) select 't', jsonb_build_object('n', n), 'c', now() - make_interval(secs => n) "
+def test_order_of_conversations_is_the_order_in_which_rows_were_made_whatever_their_keys(any_empty_database: Database) -> None:
+    any_empty_database.query("create table message_queue (id uuid primary key default gen_random_uuid(), type text, payload jsonb, conversation_id text, created_at timestamptz)")
+    any_empty_database.query("insert into message_queue (type, payload, conversation_id, created_at) select 't', jsonb_build_object('n', n), 'c', now() - make_interval(secs => n) "
                    "from generate_series(1, 200) n")
-    connection = connect(database.admin_url, deadline_seconds=60)
+    connection = connect(any_empty_database.admin_url, deadline_seconds=60)
     adopt(connection, Order(batch=7))
     connection.close()
-    assert numbers(database, "message_queue") == list(range(200, 0, -1))
-    assert database.value("select (c.payload ->> 'n')::integer from claim_messages(gen_random_uuid(), array['default'], 5, '1 minute') c") == 200
-    database.drop()
+    assert numbers(any_empty_database, "message_queue") == list(range(200, 0, -1))
+    assert any_empty_database.value("select (c.payload ->> 'n')::integer from claim_messages(gen_random_uuid(), array['default'], 5, '1 minute') c") == 200
 
 
 def test_two_at_once_import_each_row_once(old: Database) -> None:
@@ -364,19 +357,17 @@ def test_ids_of_webhooks_go_along_as_the_docs_say(connection: DeadlineConnection
     assert old.query("select is_new_message('wamid.1'), is_new_message('wamid.2')") == [(False, True)]
 
 
-def test_a_table_without_a_key_or_a_view_of_that_name_is_refused(any_server: Server) -> None:
-    database = any_server.create_empty_database()
-    connection = connect(database.admin_url, deadline_seconds=60)
-    database.query("create table message_queue (type text, payload jsonb)")
+def test_a_table_without_a_key_or_a_view_of_that_name_is_refused(any_empty_database: Database) -> None:
+    connection = connect(any_empty_database.admin_url, deadline_seconds=60)
+    any_empty_database.query("create table message_queue (type text, payload jsonb)")
     with pytest.raises(AdoptionRefused) as refused:
         adopt(connection, Order())
     assert any("no column that alone tells its rows apart" in problem for problem in refused.value.problems)
-    database.query("drop table message_queue; create view message_queue as select 1 as id")
+    any_empty_database.query("drop table message_queue; create view message_queue as select 1 as id")
     with pytest.raises(AdoptionRefused) as refused:
         adopt(connection, Order())
     assert any("message_queue is a view, not a table" in problem for problem in refused.value.problems)
     connection.close()
-    database.drop()
 
 
 def test_another_legacy_schema_with_another_schemas_tables_is_refused(connection: DeadlineConnection, old: Database) -> None:

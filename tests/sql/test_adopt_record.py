@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.sql.parking import in_background
-from tests.support.postgres import Database, Server
+from tests.support.databases import migrators
+from tests.support.postgres import Database
 from worker.adopt.adoption import Order, adopt, look
 from worker.db import migrate
 from worker.db.connection import DeadlineConnection, connect
@@ -19,23 +20,12 @@ NAMES = tuple(migration.name for migration in migrate.available())
 
 @pytest.fixture
 def connection(any_database: Database) -> Iterator[DeadlineConnection]:
-    connection = connect(any_database.admin_url, deadline_seconds=60)
-    yield connection
-    connection.close()
+    yield from migrators(any_database)
 
 
 @pytest.fixture
-def empty(server: Server) -> Iterator[Database]:
-    database = server.create_empty_database()
-    yield database
-    database.drop()
-
-
-@pytest.fixture
-def blank(empty: Database) -> Iterator[DeadlineConnection]:
-    connection = connect(empty.admin_url, deadline_seconds=60)
-    yield connection
-    connection.close()
+def blank(empty_database: Database) -> Iterator[DeadlineConnection]:
+    yield from migrators(empty_database)
 
 
 def recorded(database: Database) -> list[tuple]:
@@ -109,30 +99,30 @@ def test_tables_of_another_owner_are_refused_with_the_login_that_may(database: D
     assert any("table message_queue belongs to postgres" in problem and "log in as postgres" in problem for problem in refused.value.problems)
 
 
-def test_the_schema_of_an_earlier_release_is_recorded_as_far_as_it_goes_and_then_brought_up(blank: DeadlineConnection, empty: Database) -> None:
-    apply_without_record(empty, 15)
-    empty.query("select enqueue_message('default', 'effect')")
+def test_the_schema_of_an_earlier_release_is_recorded_as_far_as_it_goes_and_then_brought_up(blank: DeadlineConnection, empty_database: Database) -> None:
+    apply_without_record(empty_database, 15)
+    empty_database.query("select enqueue_message('default', 'effect')")
     done = adopt(blank, Order())
     assert (done.recorded, done.applied) == (NAMES[:15], NAMES[15:])
     migrate.check(blank)
-    assert empty.value("select count(*) from message_queue") == 1
+    assert empty_database.value("select count(*) from message_queue") == 1
 
 
-def test_half_a_migration_is_refused(blank: DeadlineConnection, empty: Database) -> None:
-    apply_without_record(empty, 15)
-    empty.query("create table schedules (name text)")
+def test_half_a_migration_is_refused(blank: DeadlineConnection, empty_database: Database) -> None:
+    apply_without_record(empty_database, 15)
+    empty_database.query("create table schedules (name text)")
     with pytest.raises(AdoptionRefused) as refused:
         adopt(blank, Order())
     assert len(refused.value.problems) == 2 and "each with its statement" in refused.value.problems[1]
     assert re.search("table schedules has a name of ours .it lacks created_at, cron, .*different are name", refused.value.problems[0])
-    assert empty.value("select to_regclass('packhorse_migrations')") is None
+    assert empty_database.value("select to_regclass('packhorse_migrations')") is None
     done = adopt(blank, Order(moved=("schedules",)))
     assert (done.recorded, done.moved, done.applied) == (NAMES[:15], ("schedules",), NAMES[15:])
     migrate.check(blank)
 
 
-def test_the_platform_is_adopted_when_it_is_named(blank: DeadlineConnection, empty: Database) -> None:
-    apply_without_record(empty, len(NAMES), platform=True)
+def test_the_platform_is_adopted_when_it_is_named(blank: DeadlineConnection, empty_database: Database) -> None:
+    apply_without_record(empty_database, len(NAMES), platform=True)
     done = adopt(blank, Order(sets=("platform",)))
     assert done.recorded == tuple(migration.name for migration in migrate.available(sets=["platform"])) and done.applied == ()
     migrate.check(blank)
@@ -158,10 +148,10 @@ def test_a_record_that_this_code_does_not_know_is_refused(connection: DeadlineCo
         adopt(connection, Order())
 
 
-def test_an_empty_schema_is_not_adopted(blank: DeadlineConnection, empty: Database) -> None:
+def test_an_empty_schema_is_not_adopted(blank: DeadlineConnection, empty_database: Database) -> None:
     with pytest.raises(MigrationError, match=r"nothing to adopt.*packhorse migrate up"):
         adopt(blank, Order())
-    assert empty.value("select to_regclass('packhorse_migrations')") is None
+    assert empty_database.value("select to_regclass('packhorse_migrations')") is None
 
 
 def test_several_at_once_record_each_migration_once(any_database: Database) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.sql.parking import in_background
-from tests.support.postgres import Database, Server
+from tests.support.databases import migrators
+from tests.support.postgres import Database
 from tests.support.waiting import wait_until
 from worker.db import migrate
 from worker.db.connection import DeadlineConnection, connect
@@ -19,18 +20,8 @@ NAMES = [migration.name for migration in migrate.available()]
 
 
 @pytest.fixture
-def empty(server: Server) -> Iterator[Database]:
-    """On the embedded server; the other ones apply all migrations whenever a test asks for their database."""
-    database = server.create_empty_database()
-    yield database
-    database.drop()
-
-
-@pytest.fixture
-def connection(empty: Database) -> Iterator[DeadlineConnection]:
-    connection = connect(empty.admin_url, deadline_seconds=60)
-    yield connection
-    connection.close()
+def connection(empty_database: Database) -> Iterator[DeadlineConnection]:
+    yield from migrators(empty_database)
 
 
 def record(database: Database) -> list[tuple]:
@@ -44,13 +35,13 @@ def test_an_empty_database_gets_every_migration_in_order_and_then_nothing(connec
     migrate.check(connection)
 
 
-def test_what_was_applied_is_recorded_with_its_checksum(connection: DeadlineConnection, empty: Database) -> None:
+def test_what_was_applied_is_recorded_with_its_checksum(connection: DeadlineConnection, empty_database: Database) -> None:
     migrate.up(connection)
-    assert record(empty) == [(migration.name, migration.checksum) for migration in migrate.available()]
+    assert record(empty_database) == [(migration.name, migration.checksum) for migration in migrate.available()]
 
 
-def test_two_migrators_at_once_apply_each_migration_once(empty: Database) -> None:
-    connections = [connect(empty.admin_url, deadline_seconds=60) for _ in range(3)]
+def test_two_migrators_at_once_apply_each_migration_once(empty_database: Database) -> None:
+    connections = [connect(empty_database.admin_url, deadline_seconds=60) for _ in range(3)]
     done = [future.result(60) for future in [in_background(migrate.up, connection) for connection in connections]]
     for connection in connections:
         migrate.check(connection)
@@ -58,34 +49,34 @@ def test_two_migrators_at_once_apply_each_migration_once(empty: Database) -> Non
     assert sorted(name for names in done for name in names) == NAMES
 
 
-def test_a_migrator_that_waits_holds_no_snapshot(empty: Database) -> None:
+def test_a_migrator_that_waits_holds_no_snapshot(empty_database: Database) -> None:
     """A waiter that sits in a transaction would hold up index builds of the one that works (FAILURES 61)."""
-    with empty.connect(admin=True) as holder, holder.transaction():
+    with empty_database.connect(admin=True) as holder, holder.transaction():
         assert holder.execute("select pg_try_advisory_xact_lock(hashtext('packhorse.migrate'), hashtext(current_schema()))").fetchone() == (True,)
-        waiter = connect(empty.admin_url, deadline_seconds=60)
+        waiter = connect(empty_database.admin_url, deadline_seconds=60)
         pid = waiter.info.backend_pid
         result = in_background(migrate.up, waiter)
-        wait_until(lambda: empty.query("select 1 from pg_stat_activity where pid = %s and query = 'COMMIT' and state = 'idle' "
+        wait_until(lambda: empty_database.query("select 1 from pg_stat_activity where pid = %s and query = 'COMMIT' and state = 'idle' "
                                        "and backend_xmin is null", pid))
-        assert not result.done() and empty.value("select to_regclass('packhorse_migrations')") is None
+        assert not result.done() and empty_database.value("select to_regclass('packhorse_migrations')") is None
     assert result.result(60) == NAMES
     waiter.close()
 
 
-def test_a_changed_migration_is_refused_and_changes_nothing(connection: DeadlineConnection, empty: Database) -> None:
+def test_a_changed_migration_is_refused_and_changes_nothing(connection: DeadlineConnection, empty_database: Database) -> None:
     migrate.up(connection)
-    empty.query("update packhorse_migrations set checksum = 'other' where name = %s", NAMES[3])
-    before = record(empty)
+    empty_database.query("update packhorse_migrations set checksum = 'other' where name = %s", NAMES[3])
+    before = record(empty_database)
     with pytest.raises(MigrationError, match=f"{NAMES[3]} was changed"):
         migrate.up(connection)
     with pytest.raises(SchemaMismatch, match=f"{NAMES[3]}.* differs"):
         migrate.check(connection)
-    assert record(empty) == before
+    assert record(empty_database) == before
 
 
-def test_a_database_that_is_newer_than_the_code_is_refused_and_named(connection: DeadlineConnection, empty: Database) -> None:
+def test_a_database_that_is_newer_than_the_code_is_refused_and_named(connection: DeadlineConnection, empty_database: Database) -> None:
     migrate.up(connection)
-    empty.query("insert into packhorse_migrations (name, checksum) values ('9999_rule_the_world', 'x')")
+    empty_database.query("insert into packhorse_migrations (name, checksum) values ('9999_rule_the_world', 'x')")
     for call in (migrate.up, migrate.check):
         with pytest.raises(SchemaMismatch, match="this code is older than the database, which has 9999_rule_the_world"):
             call(connection)
@@ -93,25 +84,25 @@ def test_a_database_that_is_newer_than_the_code_is_refused_and_named(connection:
         migrate.down(connection)
 
 
-def test_a_code_that_is_newer_than_the_database_is_refused_and_named(connection: DeadlineConnection, empty: Database) -> None:
+def test_a_code_that_is_newer_than_the_database_is_refused_and_named(connection: DeadlineConnection, empty_database: Database) -> None:
     with pytest.raises(SchemaMismatch, match="no queue schema"):
         migrate.check(connection)
     migrate.up(connection)
-    empty.query("delete from packhorse_migrations where name = %s", NAMES[-1])
+    empty_database.query("delete from packhorse_migrations where name = %s", NAMES[-1])
     with pytest.raises(SchemaMismatch, match=f"the database is older than this code: 1 migration.*{NAMES[-1]}"):
         migrate.check(connection)
 
 
 def test_a_newer_database_is_refused_before_anything_is_applied(
-    connection: DeadlineConnection, empty: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    connection: DeadlineConnection, empty_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Old code must not add its migrations to a database of a newer release."""
     migrate.up(connection)
-    empty.query("insert into packhorse_migrations (name, checksum) values ('9999_rule_the_world', 'x')")
+    empty_database.query("insert into packhorse_migrations (name, checksum) values ('9999_rule_the_world', 'x')")
     add_migration(tmp_path, monkeypatch, "create table added_by_old_code ();")
     with pytest.raises(SchemaMismatch):
         migrate.up(connection)
-    assert empty.value("select to_regclass('added_by_old_code')") is None
+    assert empty_database.value("select to_regclass('added_by_old_code')") is None
 
 
 def add_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
@@ -122,53 +113,53 @@ def add_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) ->
 
 
 def test_a_migration_that_fails_leaves_nothing_and_can_be_repeated(
-    connection: DeadlineConnection, empty: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    connection: DeadlineConnection, empty_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_migration(tmp_path, monkeypatch, "create table half (); select 1 / 0;")
     from worker.errors import StoreError
 
     with pytest.raises(StoreError, match="division by zero"):
         migrate.up(connection)
-    assert empty.value("select to_regclass('half')") is None
-    assert [name for name, _ in record(empty)] == NAMES
+    assert empty_database.value("select to_regclass('half')") is None
+    assert [name for name, _ in record(empty_database)] == NAMES
     (tmp_path / "migrations" / "0900_add_something.sql").write_text("create table half ();")
     assert migrate.up(connection) == ["0900_add_something"]
 
 
 def test_a_migration_waits_for_no_lock_for_long(
-    connection: DeadlineConnection, empty: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    connection: DeadlineConnection, empty_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from worker.errors import StoreConflict
 
     migrate.up(connection)
     add_migration(tmp_path, monkeypatch, "set local lock_timeout = '100ms'; alter table message_queue add column extra integer;")
-    with empty.connect(admin=True) as holder, holder.transaction():
+    with empty_database.connect(admin=True) as holder, holder.transaction():
         holder.execute("select count(*) from message_queue")
         with pytest.raises(StoreConflict):
             migrate.up(connection)
     assert migrate.up(connection) == ["0900_add_something"]
 
 
-def test_all_the_way_up_down_and_up_again(connection: DeadlineConnection, empty: Database) -> None:
+def test_all_the_way_up_down_and_up_again(connection: DeadlineConnection, empty_database: Database) -> None:
     migrate.up(connection)
     taken_back = []
     while name := migrate.down(connection):
         taken_back.append(name)
     assert taken_back == NAMES[::-1]
-    left = empty.query("select p.proname from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname = 'public' union all "
+    left = empty_database.query("select p.proname from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname = 'public' union all "
                        "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace "
                        "where n.nspname = 'public' and c.relname not like 'packhorse_migrations%'")
     assert left == []
     assert migrate.up(connection) == NAMES
 
 
-def test_the_schema_can_live_in_another_schema(empty: Database) -> None:
-    empty.query("create schema elsewhere")
-    other = connect(empty.admin_url, schema="elsewhere", deadline_seconds=60)
+def test_the_schema_can_live_in_another_schema(empty_database: Database) -> None:
+    empty_database.query("create schema elsewhere")
+    other = connect(empty_database.admin_url, schema="elsewhere", deadline_seconds=60)
     assert migrate.up(other) == NAMES
-    assert empty.value("select to_regclass('public.message_queue')") is None
-    outside = connect(empty.admin_url)
+    assert empty_database.value("select to_regclass('public.message_queue')") is None
+    outside = connect(empty_database.admin_url)
     row = outside.execute("select message_id from elsewhere.enqueue_message('default', 'effect')").fetchone()
-    assert row is not None and empty.value("select count(*) from elsewhere.message_queue where id = %s", row[0]) == 1
+    assert row is not None and empty_database.value("select count(*) from elsewhere.message_queue where id = %s", row[0]) == 1
     other.close()
     outside.close()

@@ -1,6 +1,6 @@
-"""One database for a whole file of quick tests, emptied before each: cheaper than a clone per test.
+"""Databases that fixtures lend, and one for a whole file of quick tests, emptied before each: cheaper than a clone per test.
 
-Use it by two fixtures in the file:
+Use the latter by two fixtures in the file:
 
     @pytest.fixture(scope="module")
     def one_database(server):
@@ -18,17 +18,29 @@ from collections.abc import Iterator
 from psycopg import sql
 
 from tests.support.postgres import Database, Server
+from worker.db.connection import DeadlineConnection, connect
 
 _TABLES = """select relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p') and not relispartition
              and relname <> 'packhorse_migrations'"""
 _USED_SEQUENCES = "select schemaname || '.' || sequencename, start_value from pg_sequences where schemaname = 'public' and last_value is not null"
 
 
-def one(server: Server) -> Iterator[Database]:
+def lent(database: Database) -> Iterator[Database]:
     """A database that is dropped at the end."""
-    database = server.create_database()
     yield database
     database.drop()
+
+
+def one(server: Server) -> Iterator[Database]:
+    """One with the schema."""
+    yield from lent(server.create_database())
+
+
+def migrators(database: Database) -> Iterator[DeadlineConnection]:
+    """A connection as `packhorse migrate` has it, closed at the end."""
+    connection = connect(database.admin_url, deadline_seconds=60)
+    yield connection
+    connection.close()
 
 
 def emptied(database: Database) -> Database:

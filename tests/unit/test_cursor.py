@@ -123,22 +123,23 @@ def test_cheap_slices_become_one_look_at_everything(clock: Clock) -> None:
     assert cursor.look(["q"]) is module.ALL
 
 
-def test_slices_rest_after_what_they_cost(clock: Clock) -> None:
+def first_slice(clock: Clock) -> tuple[ClaimCursor, Look]:
+    """A cursor whose front has been looked at, and its first look behind it."""
     cursor = ClaimCursor(["q"])
     cursor.looked(module.ALL, 0.001, exhausted=False)
     run_front(cursor, clock, range(1, 4))
     clock.now = cursor.next_sweep
-    look = cursor.look(["q"])
+    return cursor, cursor.look(["q"])
+
+
+def test_slices_rest_after_what_they_cost(clock: Clock) -> None:
+    cursor, look = first_slice(clock)
     cursor.looked(look, 0.003, exhausted=True)
     assert cursor.next_sweep == pytest.approx(clock.now + 0.06)
 
 
 def test_a_slice_that_gave_all_it_was_asked_for_is_looked_at_again(clock: Clock) -> None:
-    cursor = ClaimCursor(["q"])
-    cursor.looked(module.ALL, 0.001, exhausted=False)
-    run_front(cursor, clock, range(1, 4))
-    clock.now = cursor.next_sweep
-    look = cursor.look(["q"])
+    cursor, look = first_slice(clock)
     cursor.claimed(look, {("q", 5): text(0)}, 100)
     cursor.looked(look, 0.003, exhausted=False)
     assert cursor.look(["q"]) == look

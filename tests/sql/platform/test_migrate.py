@@ -11,7 +11,8 @@ import pytest
 from tests.sql.parking import in_background
 from tests.support.accounting import effects
 from tests.support.cli import Cli
-from tests.support.postgres import Database, Server
+from tests.support.databases import migrators
+from tests.support.postgres import Database
 from tests.support.waiting import wait_until
 from tests.support.workers import Daemon, Ledger
 from worker.db import migrate
@@ -25,17 +26,9 @@ PLATFORM = [migration.name for migration in migrate.available(sets=["platform"])
 
 
 @pytest.fixture
-def queue_only(server: Server) -> Iterator[Database]:
-    database = server.create_database()
-    yield database
-    database.drop()
-
-
-@pytest.fixture
-def connection(queue_only: Database) -> Iterator[DeadlineConnection]:
-    connection = connect(queue_only.admin_url, deadline_seconds=60)
-    yield connection
-    connection.close()
+def connection(database: Database) -> Iterator[DeadlineConnection]:
+    """To a database with the queue's schema only."""
+    yield from migrators(database)
 
 
 def names(database: Database) -> list[str]:
@@ -56,41 +49,39 @@ def test_the_names_bear_the_set_and_come_after_the_queue() -> None:
     assert all(name.startswith("platform/0") for name in PLATFORM) and not any("/" in name for name in QUEUE)
 
 
-def test_a_database_without_the_platform_fits_and_up_does_not_add_it(connection: DeadlineConnection, queue_only: Database) -> None:
+def test_a_database_without_the_platform_fits_and_up_does_not_add_it(connection: DeadlineConnection, database: Database) -> None:
     assert migrate.up(connection) == []
     migrate.check(connection)
-    assert names(queue_only) == QUEUE
+    assert names(database) == QUEUE
 
 
-def test_the_platform_is_added_once_and_the_database_still_fits(connection: DeadlineConnection, queue_only: Database) -> None:
+def test_the_platform_is_added_once_and_the_database_still_fits(connection: DeadlineConnection, database: Database) -> None:
     assert migrate.up(connection, sets=["platform"]) == PLATFORM
     assert migrate.up(connection, sets=["platform"]) == [] == migrate.up(connection)
     migrate.check(connection)
-    assert names(queue_only) == QUEUE + PLATFORM
+    assert names(database) == QUEUE + PLATFORM
 
 
-def test_an_empty_database_gets_queue_and_platform_at_once_whoever_is_first(server: Server) -> None:
-    empty = server.create_empty_database()
-    connections = [connect(empty.admin_url, deadline_seconds=60) for _ in range(2)]
+def test_an_empty_database_gets_queue_and_platform_at_once_whoever_is_first(empty_database: Database) -> None:
+    connections = [connect(empty_database.admin_url, deadline_seconds=60) for _ in range(2)]
     runs = [in_background(lambda c=connection: migrate.up(c, sets=["platform"])) for connection in connections]
     assert sorted(name for run in runs for name in run.result(60)) == QUEUE + PLATFORM
     for connection in connections:
         migrate.check(connection)
         connection.close()
-    empty.drop()
 
 
-def test_a_plain_up_keeps_the_platform_up_to_date(connection: DeadlineConnection, with_a_later_one: str, queue_only: Database) -> None:
+def test_a_plain_up_keeps_the_platform_up_to_date(connection: DeadlineConnection, with_a_later_one: str, database: Database) -> None:
     migrate.up(connection, sets=["platform"])
-    queue_only.query("delete from packhorse_migrations where name = %s", with_a_later_one)
-    queue_only.query("drop table something")
+    database.query("delete from packhorse_migrations where name = %s", with_a_later_one)
+    database.query("drop table something")
     with pytest.raises(SchemaMismatch, match=f"the database is older than this code: 1 migration.*{with_a_later_one}"):
         migrate.check(connection)
     assert migrate.up(connection) == [with_a_later_one]
     migrate.check(connection)
 
 
-def test_what_a_killed_migrator_left_half_done_does_not_fit_and_is_finished_by_a_plain_up(connection: DeadlineConnection, queue_only: Database) -> None:
+def test_what_a_killed_migrator_left_half_done_does_not_fit_and_is_finished_by_a_plain_up(connection: DeadlineConnection, database: Database) -> None:
     migrate.up(connection, sets=["platform"])
     for _ in PLATFORM[2:]:
         migrate.down(connection)
@@ -100,9 +91,9 @@ def test_what_a_killed_migrator_left_half_done_does_not_fit_and_is_finished_by_a
 
 
 @pytest.mark.parametrize("unknown", ["platform/9999_rule_the_world", "elsewhere/0001_begin"])
-def test_a_platform_that_is_newer_than_the_code_is_refused_and_named(connection: DeadlineConnection, queue_only: Database, unknown: str) -> None:
+def test_a_platform_that_is_newer_than_the_code_is_refused_and_named(connection: DeadlineConnection, database: Database, unknown: str) -> None:
     migrate.up(connection, sets=["platform"])
-    queue_only.query("insert into packhorse_migrations (name, checksum) values (%s, 'x')", unknown)
+    database.query("insert into packhorse_migrations (name, checksum) values (%s, 'x')", unknown)
     for call in (migrate.up, migrate.check):
         with pytest.raises(SchemaMismatch, match=f"this code is older than the database, which has {unknown}"):
             call(connection)
@@ -112,29 +103,29 @@ def test_a_platform_that_is_newer_than_the_code_is_refused_and_named(connection:
     assert [row["state"] for row in installation.migration_status(connection) if row["name"] == unknown] == ["unknown"]
 
 
-def test_a_changed_migration_of_the_platform_is_refused(connection: DeadlineConnection, queue_only: Database) -> None:
+def test_a_changed_migration_of_the_platform_is_refused(connection: DeadlineConnection, database: Database) -> None:
     migrate.up(connection, sets=["platform"])
-    queue_only.query("update packhorse_migrations set checksum = 'other' where name = %s", PLATFORM[1])
+    database.query("update packhorse_migrations set checksum = 'other' where name = %s", PLATFORM[1])
     with pytest.raises(SchemaMismatch, match=f"{PLATFORM[1]}.* differs"):
         migrate.check(connection)
     with pytest.raises(MigrationError, match=f"{PLATFORM[1]} was changed"):
         migrate.up(connection)
 
 
-def test_a_set_that_does_not_exist_is_refused(connection: DeadlineConnection, queue_only: Database) -> None:
+def test_a_set_that_does_not_exist_is_refused(connection: DeadlineConnection, database: Database) -> None:
     with pytest.raises(MigrationError, match="'platfrom'; there is: platform"):
         migrate.up(connection, sets=["platfrom"])
-    assert names(queue_only) == QUEUE
+    assert names(database) == QUEUE
 
 
-def test_down_takes_the_platform_back_before_the_queue_and_leaves_nothing_of_it(connection: DeadlineConnection, queue_only: Database) -> None:
+def test_down_takes_the_platform_back_before_the_queue_and_leaves_nothing_of_it(connection: DeadlineConnection, database: Database) -> None:
     objects = ("select 'table ' || relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v', 'S') "
                "union all select 'function ' || oid::regprocedure || proacl::text from pg_proc where pronamespace = 'public'::regnamespace "
                "union all select 'type ' || typname from pg_type where typnamespace = 'public'::regnamespace order by 1")
-    before = queue_only.query(objects)
+    before = database.query(objects)
     migrate.up(connection, sets=["platform"])
     assert [migrate.down(connection) for _ in PLATFORM] == PLATFORM[::-1]
-    assert sorted(queue_only.query(objects)) == sorted(before)
+    assert sorted(database.query(objects)) == sorted(before)
     migrate.check(connection)
     assert migrate.up(connection, sets=["platform"]) == PLATFORM
 
@@ -144,33 +135,31 @@ def test_down_takes_the_platform_back_before_the_queue_and_leaves_nothing_of_it(
     ("create function get_database_stats(integer) returns integer language sql as 'select 1'", "get_database_stats"),
 ])
 def test_a_thing_of_theirs_with_one_of_our_names_is_named_and_nothing_is_left_half_done(
-    connection: DeadlineConnection, queue_only: Database, theirs: str, name: str
+    connection: DeadlineConnection, database: Database, theirs: str, name: str
 ) -> None:
     """Half a platform would keep every worker from starting."""
-    queue_only.query(theirs)
+    database.query(theirs)
     with pytest.raises(StoreError, match=f"{name} exists already in the schema public"):
         migrate.up(connection, sets=["platform"])
-    assert names(queue_only) == QUEUE
+    assert names(database) == QUEUE
     migrate.check(connection)
 
 
-def test_the_platform_can_live_in_another_schema(server: Server) -> None:
-    empty = server.create_empty_database()
-    empty.query("create schema elsewhere")
-    other = connect(empty.admin_url, schema="elsewhere", deadline_seconds=60)
+def test_the_platform_can_live_in_another_schema(empty_database: Database) -> None:
+    empty_database.query("create schema elsewhere")
+    other = connect(empty_database.admin_url, schema="elsewhere", deadline_seconds=60)
     assert migrate.up(other, sets=["platform"]) == QUEUE + PLATFORM
-    outside = connect(empty.admin_url)
+    outside = connect(empty_database.admin_url)
     row = outside.execute("select created from elsewhere.get_or_create_agent_session('250788000456', 'booking')").fetchone()
-    assert row == (True,) and empty.value("select to_regclass('public.companies')") is None
+    assert row == (True,) and empty_database.value("select to_regclass('public.companies')") is None
     assert outside.execute("select elsewhere.create_messages_partition('2040-02-10')").fetchone() == ("messages_2040_02",)
-    assert empty.value("select to_regclass('elsewhere.messages_2040_02') is not null") is True
+    assert empty_database.value("select to_regclass('elsewhere.messages_2040_02') is not null") is True
     other.close()
     outside.close()
-    empty.drop()
 
 
-def test_the_command_line_adds_the_platform_and_reports_it(tmp_path: Path, queue_only: Database) -> None:
-    cli = Cli(tmp_path, queue_only.admin_url)
+def test_the_command_line_adds_the_platform_and_reports_it(tmp_path: Path, database: Database) -> None:
+    cli = Cli(tmp_path, database.admin_url)
     refused = cli("migrate", "up", "--with", "platfrom", "--json")
     assert refused.code == EXIT_USAGE and refused.error["field"] == "with" and "platform" in refused.error["hint"]
     done = cli("migrate", "up", "--with", "platform")
@@ -183,25 +172,23 @@ def test_the_command_line_adds_the_platform_and_reports_it(tmp_path: Path, queue
     assert cli("queue", "list").code == EXIT_OK
 
 
-def test_the_sql_of_all_migrations_makes_the_same_by_other_means(server: Server) -> None:
-    empty = server.create_empty_database()
-    with empty.connect(admin=True) as admin:
+def test_the_sql_of_all_migrations_makes_the_same_by_other_means(empty_database: Database) -> None:
+    with empty_database.connect(admin=True) as admin:
         admin.execute(installation.migration_script("public", ["platform"]).encode())
-    connection = connect(empty.admin_url)
+    connection = connect(empty_database.admin_url)
     migrate.check(connection)
-    assert names(empty) == QUEUE + PLATFORM
+    assert names(empty_database) == QUEUE + PLATFORM
     connection.close()
-    empty.drop()
 
 
 def test_a_worker_starts_on_a_database_with_the_platform_and_carries_its_messages(
-    queue_only: Database, ledger: Ledger, start_daemon: Callable[..., Daemon]
+    database: Database, ledger: Ledger, start_daemon: Callable[..., Daemon]
 ) -> None:
-    migrate_up = connect(queue_only.admin_url, deadline_seconds=60)
+    migrate_up = connect(database.admin_url, deadline_seconds=60)
     migrate.up(migrate_up, sets=["platform"])
     migrate_up.close()
-    daemon = start_daemon(queue_only, ledger).wait_ready()
-    effects(queue_only, 1)
+    daemon = start_daemon(database, ledger).wait_ready()
+    effects(database, 1)
     wait_until(lambda: ledger.counts("effect")["m0"] == 1)
     assert daemon.stop() == 0
 
