@@ -1,7 +1,8 @@
 """A producer process: `python -m benchmarks.harness.producer <system> <mode> <count> <threads>`.
 
 It connects, sends a few messages to warm up, says `ready`, waits for the line `go`, enqueues, and says
-`done <start> <end>` in seconds of the monotonic clock. Modes: `single`, `bulk`, `paced`.
+`done <start> <end>` in seconds of the monotonic clock. Modes: `single`, `bulk`,
+`bulk-messages`, `paced`.
 STORE_URL says where to. The messages of the warm-up carry `sent_ns` 0 and are not counted.
 """
 
@@ -30,10 +31,11 @@ def single(producer: Producer, count: int) -> None:
     producer.each(messages)
 
 
-def bulk(producer: Producer, count: int, call: int) -> None:
-    """Calls of `call` messages."""
+def bulk(producer: Any, count: int, call: int, verb: str = "many") -> None:
+    """Calls of `call` messages, by this verb of the producer."""
+    enqueue = getattr(producer, verb)
     for first in range(0, count, call):
-        producer.many([payload(number) for number in range(first, min(first + call, count))])
+        enqueue([payload(number) for number in range(first, min(first + call, count))])
 
 
 def paced(producer: Producer, count: int) -> None:
@@ -51,7 +53,7 @@ def mode_of(name: str, system: str) -> Callable[[Producer, int], None]:
     """What a producer does in a mode."""
     call = adapter(system).sizes.bulk_call
     modes: dict[str, Callable[[Producer, int], None]]
-    modes = {"single": single, "bulk": partial(bulk, call=call), "paced": paced}
+    modes = {"single": single, "bulk": partial(bulk, call=call), "bulk-messages": partial(bulk, call=call, verb="many_messages"), "paced": paced}
     return modes[name]
 
 

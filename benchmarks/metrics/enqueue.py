@@ -9,19 +9,20 @@ from benchmarks.harness.processes import Child, python_child
 from benchmarks.metrics.base import Case, Number
 from benchmarks.systems.base import System
 
-CASES = [Case("enqueue/single"), Case("enqueue/bulk"), Case("enqueue/producers16", processes=4)]
-THREADS = {"single": 1, "bulk": 1, "producers16": 4}
+CASES = [Case("enqueue/single"), Case("enqueue/bulk"), Case("enqueue/bulk-messages"), Case("enqueue/producers16", processes=4)]
+MODES = {"single": ("single", 1), "bulk": ("bulk", 1), "bulk-messages": ("bulk", 1), "producers16": ("producers16", 4)}
+"""Whose size a case has, and how many threads each producer process."""
 TIMEOUT_SECONDS = 300.0
 
 
 def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
     """From the first producer's start to the last one's end; connections are open and warm."""
     variant = case.key.removeprefix("enqueue/")
-    usual: int = getattr(system.sizes, variant)
-    threads = THREADS[variant]
+    size, threads = MODES[variant]
+    usual: int = getattr(system.sizes, size)
     producers = case.processes * threads
     share = max(1, settings.size(usual) // producers) * threads
-    mode = "bulk" if variant == "bulk" else "single"
+    mode = variant if size == "bulk" else "single"
     children: list[Child] = []
     try:
         for _ in range(case.processes):

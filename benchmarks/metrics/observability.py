@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 
 import psycopg
 
@@ -43,12 +44,14 @@ DUE = """
 update fleet_statistics set refreshed_at = '-infinity'
 where ctid = any (array(select ctid from fleet_statistics for update skip locked))
 """
+MEASURES = {"": "messages/s", ": cpu of the worker": "us/message"}
 VARIANTS: Mapping[str, Mapping[str, str]] = {
     "off": {"BENCH_BLIND": "1", "PACKHORSE_LOG_LEVEL": "error"},
     "on": {"PACKHORSE_LOG_LEVEL": "info"},
     "on, a line per message": {"PACKHORSE_LOG_LEVEL": "info", "PACKHORSE_LOG_OUTCOMES": "all"},
 }
-ORDER = ("off", "on", "on, a line per message", "on", "off")
+PAIRS = (("off", "on"), ("on", "off"), ("on", "off"), ("off", "on"))
+"""Neighbours, in an order in which neither a steady nor a bending drift of the machine favours one of them."""
 
 
 def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
@@ -91,18 +94,21 @@ def scrapes(system: PostgresSystem, settings: Settings) -> Iterator[Number]:
 
 
 def drains(system: PostgresSystem, case: Case, settings: Settings) -> Iterator[Number]:
-    """Messages per second of each variant, and CPU of the worker's process tree per message.
+    """Messages per second of each variant, CPU of the worker's process tree per message, and what "on" is of its neighbour "off".
 
-    There and back again: what the table becomes meets both sides alike.
+    The first drain fills files and caches that all others find filled: it does not count.
     """
     size = settings.size(system.sizes.drain[case.processes])
+    drain(system, case.processes, size, "on")
     found: dict[str, list[tuple[float, float]]] = {}
-    for variant in ORDER:
+    for variant in (*chain(*PAIRS), "on, a line per message"):
         found.setdefault(variant, []).append(drain(system, case.processes, size, variant))
-    for variant, pairs in found.items():
-        rate, cpu = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
-        yield Number("observability", f"drain {variant}", case.processes, rate, "messages/s")
-        yield Number("observability", f"drain {variant}: cpu of the worker", case.processes, cpu, "us/message")
+    for variant, results in found.items():
+        for (what, unit), values in zip(MEASURES.items(), zip(*results, strict=True), strict=True):
+            yield Number("observability", f"drain {variant}{what}", case.processes, median(list(values)), unit)
+    for what, on, off in zip(MEASURES, zip(*found["on"], strict=True), zip(*found["off"], strict=True), strict=True):
+        shares = [one / other for one, other in zip(on, off, strict=True)]
+        yield Number("observability", f"drain on / off{what}", case.processes, median(shares), "ratio")
 
 
 def drain(system: PostgresSystem, processes: int, size: int, variant: str) -> tuple[float, float]:

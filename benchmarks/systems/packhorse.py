@@ -25,7 +25,7 @@ from benchmarks.harness.payload import NUMBER_MARK, SENT_MARK, TEMPLATE
 from benchmarks.harness.processes import Child, Workers
 from benchmarks.systems.base import PEER_CASES, THREADS, Producer, Sizes
 from benchmarks.systems.postgres_base import PostgresSystem
-from worker import PostgresBroker
+from worker import PostgresBroker, enqueue_payloads
 
 ACTORS = "benchmarks.systems.packhorse_actors"
 QUEUE = "bench"
@@ -59,6 +59,7 @@ class PackhorseProducer:
     """An actor on a broker of its own."""
 
     def __init__(self, url: str) -> None:
+        self._connection = psycopg.connect(url, autocommit=True)
         self._broker = PostgresBroker(dsn=url)
         self._actor = dramatiq.actor(actor_name=ACTOR, queue_name=QUEUE, broker=self._broker)(noop)
 
@@ -72,11 +73,17 @@ class PackhorseProducer:
             self._actor.send(**message)
 
     def many(self, messages: list[dict[str, Any]]) -> None:
-        """Enqueue a batch in one call."""
+        """Enqueue a batch of payloads in one transaction."""
+        with self._connection.transaction():
+            enqueue_payloads(self._connection, ACTOR, messages, queue=QUEUE)
+
+    def many_messages(self, messages: list[dict[str, Any]]) -> None:
+        """Enqueue a batch of dramatiq messages in one transaction: each has an id and options of its own."""
         self._broker.enqueue_many([self._actor.message(**message) for message in messages])
 
     def close(self) -> None:
         """Disconnect."""
+        self._connection.close()
         self._broker.close()
 
 
@@ -88,6 +95,7 @@ class Adapter(PostgresSystem):
     table: ClassVar[tuple[str, ...]] = ("message_queue",)
     sizes: ClassVar[Sizes] = Sizes(drain={1: 100_000, 2: 150_000}, bulk=200_000)
     cases: ClassVar[frozenset[str]] = PEER_CASES | {
+        "enqueue/bulk-messages",
         "enqueue/producers16",
         "pickup/polling",
         "backlog/without",
