@@ -84,7 +84,7 @@ create function set_schedule(
   p_max_attempts integer  default null,
   p_source       text     default 'sql'
 ) returns text
-language plpgsql set search_path from current as $$
+language plpgsql set search_path from current set lock_timeout = '500ms' as $$
 -- Make or change a schedule; "created", "changed" or "unchanged". A change of the trigger starts the timetable
 -- anew: what would have been due by the new trigger in the past is not made up. Pauses survive.
 -- Raises PH001 for a bad argument, PH002 for an unknown queue. Locks the schedule's row.
@@ -214,7 +214,7 @@ create function fire_schedule(
   p_name text, p_planned_at timestamptz, p_next timestamptz, p_missed_count integer default 0, p_missed boolean default false,
   p_jitter double precision default 0
 ) returns text
-language plpgsql set search_path from current as $$
+language plpgsql set search_path from current set lock_timeout = '500ms' as $$
 -- Decide one planned time: insert its row and, in the same transaction, enqueue its message.
 -- Returns enqueued; overlapped (the previous run still lives and overlap = skip); missed (p_missed: recorded, not
 -- run); taken (somebody else decided it, or a later one); paused; gone (the schedule was removed).
@@ -277,14 +277,14 @@ $$;
 comment on function run_schedule_now(text, text, text) is 'Enqueue a run of a schedule at once; returns the id of its message.';
 
 create function plan_schedule(p_name text, p_last timestamptz, p_next timestamptz, p_problem text default null) returns void
-language sql set search_path from current as $$
+language sql set search_path from current set lock_timeout = '500ms' as $$
 -- A scheduler tells what comes next, or why it cannot say. Nothing when the timetable has moved on meanwhile.
   update schedules set next_planned_at = p_next, problem = p_problem where name = p_name and last_planned_at = p_last;
 $$;
 comment on function plan_schedule(text, timestamptz, timestamptz, text) is 'Used by the scheduler: store the next planned time.';
 
 create function fail_schedule_run(p_name text, p_planned_at timestamptz, p_next timestamptz, p_error text) returns boolean
-language plpgsql set search_path from current as $$
+language plpgsql set search_path from current set lock_timeout = '500ms' as $$
 -- A planned time whose message could not be enqueued: recorded as failed, the timetable goes on. False when it was decided.
 begin
   update schedules set last_planned_at = p_planned_at, next_planned_at = p_next, problem = left(p_error, 2000)

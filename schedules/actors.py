@@ -47,7 +47,7 @@ class Timetable(Middleware):
             self.plan = load_plan()
         except ConfigError as error:
             for problem in error.problems:
-                logger.error("config_error problem=%s", problem)
+                logger.error("config_error %s", problem)
             worker.exit_code = EXIT_USAGE
             worker.stop()
             return

@@ -57,8 +57,8 @@ class Scheduler(Service):
         with self._link.connection() as connection:
             if self._declared is not None:
                 self.ticked(0.0)  # checking the plan may wait for locks on every table of it, each wait bounded: not judged meanwhile
-                declare(connection, self._declared())
-                self._declared = None
+                if "held" not in declare(connection, self._declared()).values():
+                    self._declared = None
             unusable = time.monotonic() >= self._unusable_after
             due, wait, open_runs = store.due(connection, unusable=unusable)
             if unusable:
@@ -69,8 +69,11 @@ class Scheduler(Service):
                 try:
                     with translated():
                         self._decide(connection, entry)
-                except (StoreUnavailable, StoreConflict):
+                except StoreUnavailable:
                     raise
+                except StoreConflict as error:  # somebody's transaction has its row: one that is held stops no other, either
+                    stuck = True
+                    logger.info("schedule_waits schedule=%s error_class=%s", entry.name, error.sqlstate)
                 except StoreError as error:  # one broken schedule stops no other
                     stuck = True
                     logger.error("schedule_failed schedule=%s error_class=%s error=%s", entry.name, type(error).__name__, error)
@@ -138,7 +141,8 @@ class Scheduler(Service):
 def declare(connection: DeadlineConnection, declared: Iterable[Schedule]) -> dict[str, str]:
     """Write declared schedules into the timetable, and remove those of code and TOML that are declared no longer.
 
-    Returns what became of each: created, changed, unchanged, refused, removed. Schedules made by SQL are left alone.
+    Returns what became of each: created, changed, unchanged, held (its row is locked: try again), refused, removed. Schedules made by
+    SQL are left alone.
     """
     outcome = {}
     names = []
@@ -148,6 +152,9 @@ def declare(connection: DeadlineConnection, declared: Iterable[Schedule]) -> dic
             with translated():
                 messages.declare_queue(connection, entry.queue)
                 outcome[entry.name] = store.set_schedule(connection, {name: getattr(entry, name) for name in Schedule.__dataclass_fields__})
+        except StoreConflict as error:
+            outcome[entry.name] = "held"
+            logger.info("schedule_waits schedule=%s error_class=%s", entry.name, error.sqlstate)
         except InvalidArgument as error:  # a time zone that this server does not know, say: one stops no other
             outcome[entry.name] = "refused"
             logger.error("schedule_refused schedule=%s error=%s", entry.name, error)

@@ -123,6 +123,17 @@ def test_a_missing_and_a_changed_function_name_the_migration_that_has_them(cli, 
     assert len(repairs) == 2 and all(file in repair for file, repair in zip(files, repairs, strict=True)), repairs
 
 
+@pytest.mark.parametrize(("change", "what"), [
+    ("alter function pause_queue reset search_path", "function pause_queue"),
+    ("alter function cancel_message set lock_timeout = '1h'", "set lock_timeout=1h"),
+    ("alter function release_unknown_messages security definer", "security definer"),
+])
+def test_a_function_that_runs_with_other_settings_or_rights_is_found(cli, database, change, what):
+    database.query(change)
+    (found,) = findings(cli)
+    assert what in found["text"] and found["status"] == "fail" and "migrations/" in found["repair"]
+
+
 def test_a_constraint_that_was_never_validated_is_a_warning(cli, database):
     database.query("alter table workers add constraint workers_threads_positive check (threads > 0) not valid")
     (found,) = findings(cli)

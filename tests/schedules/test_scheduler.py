@@ -67,7 +67,7 @@ def test_skip_records_what_is_older_than_a_minute_and_runs_what_is_not(database,
     assert missed in (28, 29, 30)
 
 
-def test_all_runs_the_newest_ones_up_to_its_limit_in_order(database, put, make_scheduler):
+def test_all_runs_the_newest_ones_up_to_its_limit_in_order(database, put, make_scheduler, caplog):
     put(ago="100 minutes", missed="all", missed_limit=4, overlap="allow")
     turn(make_scheduler())
     found = runs(database, "planned_at, outcome, missed_count, message_id")
@@ -76,6 +76,7 @@ def test_all_runs_the_newest_ones_up_to_its_limit_in_order(database, put, make_s
     assert 94 <= found[0][2] <= 97 and all(row[2] == 0 for row in found[1:])
     assert all(later[0] - earlier[0] == timedelta(minutes=1) for earlier, later in pairwise(found))
     assert [row[3] for row in found] == sorted(row[3] for row in found)
+    assert "schedule_missed schedule=s count=99 policy=all" in caplog.text or "schedule_missed schedule=s count=98" in caplog.text
 
 
 def test_all_with_skip_would_run_one_and_is_refused():
@@ -186,6 +187,34 @@ def test_a_schedule_that_cannot_even_be_recorded_does_not_make_the_loop_spin(dat
     finally:
         database.query("drop trigger refuse_a on schedules")
         database.query("drop function refuse_a()")
+
+
+def test_a_schedule_whose_row_somebody_holds_stops_no_other_and_fires_when_it_is_free(database, put, make_scheduler, caplog):
+    """A transaction left open in psql: the timetable of the whole fleet stood still behind it."""
+    caplog.set_level("INFO", "packhorse.schedules")
+    put("a-held", ago="2 minutes")
+    put("b-good", ago="2 minutes")
+    scheduler = make_scheduler()
+    with database.connect(admin=True) as other, other.transaction():
+        other.execute("select from schedules where name = 'a-held' for update")
+        assert scheduler.run_once() == POLL_SECONDS
+        assert runs(database, name="a-held") == [] and runs(database, "outcome", "b-good")[0] == ("enqueued",)
+        assert "schedule_waits schedule=a-held error_class=55P03" in caplog.text
+    turn(scheduler)
+    assert runs(database, "outcome", "a-held")[0] == ("enqueued",)
+
+
+def test_a_declaration_whose_row_somebody_holds_is_written_later_and_stops_no_planned_time(database, put, make_scheduler):
+    make_scheduler([schedule("a-held"), schedule("c")]).run_once()
+    put("b-good", ago="2 minutes")
+    scheduler = make_scheduler([schedule("a-held", priority=1), schedule("c", priority=1)])
+    with database.connect(admin=True) as other, other.transaction():
+        other.execute("select from schedules where name = 'a-held' for update")
+        scheduler.run_once()
+        assert database.query("select name, priority from schedules where source = 'toml' order by 1") == [("a-held", 5), ("c", 1)]
+        assert runs(database, "outcome", "b-good")[0] == ("enqueued",)
+    scheduler.run_once()
+    assert database.value("select priority from schedules where name = 'a-held'") == 1
 
 
 # -- pause, change, run --------------------------------------------------------------------------

@@ -132,6 +132,26 @@ def test_ten_minutes_of_the_databases_time_beside_killed_schedulers_have_each_pl
     assert database.value("select count(*) from message_queue where message_type = 'effect'") == len(runs) == len({row[3] for row in runs})
 
 
+def test_the_timetable_goes_on_after_an_outage_and_makes_up_for_it(own_server, start_scheduler):
+    """Elsewhere the queue came back and scheduled work did not (FAILURES 36)."""
+    database = own_server.create_database()
+    database.query("select set_schedule('all', 'effect', p_every => interval '1 second', p_missed => 'all', p_missed_limit => 1000, p_overlap => 'allow')")
+    database.query("select set_schedule('once', 'effect', p_every => interval '1 second', p_overlap => 'allow')")
+    scheduler = start_scheduler(database.url)
+    wait_until(lambda: database.value("select count(*) from schedule_runs where schedule = 'once'") >= 2, 40, "the timetable goes on")
+    own_server.stop("immediate")
+    nap(8)  # the outage
+    own_server.start()
+    back = database.value("select date_trunc('second', clock_timestamp())")
+    wait_until(lambda: database.value("select count(*) from schedule_runs where schedule = 'once' and planned_at > %s", back) >= 2, 40, "it fires again")
+    scheduler.send_signal(signal.SIGTERM)
+    assert scheduler.wait(30) == 0, scheduler.log_path.read_text()
+    assert "Traceback" not in scheduler.log_path.read_text()
+    times = [row[0] for row in database.query("select planned_at from schedule_runs where schedule = 'all' order by 1")]
+    assert all(later - earlier == timedelta(seconds=1) for earlier, later in pairwise(times)), "those of the outage were made up, each once"
+    assert database.value("select max(missed_count) from schedule_runs where schedule = 'once'") >= 6
+
+
 def test_a_plan_that_does_not_fit_is_refused_at_the_start_with_every_problem(database, tmp_path):
     database.query("create schema shop")
     database.query("create table shop.orders (id int primary key, done_at timestamptz, note text)")

@@ -1,4 +1,4 @@
-"""Every call of a logger below worker/ is an event of the registry, with its level and exactly its keys."""
+"""Every call of a logger below worker/ and schedules/ is an event of the registry, with its level and exactly its keys."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import pytest
 from worker.observe.events import EVENTS
 from worker.observe.logging import _parse
 
-ROOT = Path(__file__).parent.parent.parent / "worker"
+ROOT = Path(__file__).parent.parent.parent
+FILES = sorted(path for folder in ("worker", "schedules") for path in (ROOT / folder).rglob("*.py"))
 LEVELS = {"debug", "info", "warning", "error", "critical", "exception", "log"}
 
 
 def calls() -> Iterator[tuple[str, str, object]]:
     """(place, level, template or None when it is not a literal) of every call of a logger."""
-    for path in sorted(ROOT.rglob("*.py")):
+    for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LEVELS \
                     and isinstance(node.func.value, ast.Name) and node.func.value.id == "logger":
@@ -49,7 +50,7 @@ def test_every_event_of_the_registry_is_logged_somewhere():
 
 def test_loggers_are_called_logger_and_belong_to_packhorse():
     """Else the calls above would be missed."""
-    for path in sorted(ROOT.rglob("*.py")):
+    for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "logging.getLogger" and node.value.args:
                 assert ast.unparse(node.targets[0]) == "logger", path
@@ -57,4 +58,4 @@ def test_loggers_are_called_logger_and_belong_to_packhorse():
 
 
 def test_there_are_enough_calls_to_believe_the_test():
-    assert len(CALLS) > 40
+    assert len(CALLS) > 90 and {call[0].split("/")[0] for call in CALLS} == {"worker", "schedules"}

@@ -1,6 +1,6 @@
 """Every event that a packhorse process logs: its level and its keys, always all of them (SPEC P8, O3).
 
-tests/unit/test_events.py reads every call of a logger below worker/ and compares; docs/observability.md lists
+tests/unit/test_events.py reads every call of a logger below worker/ and schedules/ and compares; docs/observability.md lists
 the same. Keys that a line may have besides: `note` (fixed text), `exception` (a traceback; without the texts of
 exceptions but in child_failed), and, inside a handler, `message_id`, `actor`, `attempt`, `correlation_id`, and, inside
 a span, `trace_id`, `span_id`. Level `varies`: the meaning says how.
@@ -76,6 +76,30 @@ EVENTS: dict[str, Event] = {
     "messages_recovered": Event("warning", ("worker_id", "count", "suspects"), "What a dead process held was given back."),
     "recover_failed": Event("warning", ("worker_id", "error_class"), "It was not; the leases will run out."),
     # -- observability
+    # -- the timetable and maintenance
+    "timetable_declared": Event("info", ("schedules", "changed"), "What code and configuration declare was written into the timetable."),
+    "schedule_fired": Event("debug", ("schedule", "planned_at"), "A planned time was decided and its message enqueued."),
+    "schedule_missed": Event("warning", ("schedule", "count", "policy", "since"), "Planned times passed undecided; what is done about it."),
+    "schedule_overlapped": Event("warning", ("schedule", "planned_at"), "The previous run still lives; this one was left out."),
+    "schedule_waits": Event("info", ("schedule", "error_class"), "Somebody else has the row of the schedule locked; tried again, the others go on."),
+    "schedule_failed": Event("error", ("schedule", "error_class", "error"), "A planned time could not be enqueued; it is in the history."),
+    "schedule_unusable": Event("error", ("schedule", "error"), "No planned time can be computed; tried again twice a minute, said once."),
+    "schedule_refused": Event("error", ("schedule", "error"), "The database refuses a declared schedule; the others are written."),
+    "plan_problem": Event("error", ("task", "problem"), "A policy does not fit the database; its task is left out."),
+    "plan_warning": Event("warning", ("problem",), "A policy would work badly."),
+    "maintenance_ended": Event("info", ("task", "run_id", "state", "rows"), "A run ended, or paused; runs that found nothing to do are not said."),
+    "maintenance_failed": Event("error", ("task", "run_id", "error_class", "error"), "A run failed."),
+    "maintenance_not_recorded": Event("warning", ("run_id", "error_class"), "That could not be written; the next run takes it over."),
+    "maintenance_busy": Event("info", ("task",), "Another process works on the task."),
+    "maintenance_waits": Event("info", ("task", "gate"), "A health gate has closed; the run waits."),
+    "maintenance_goes_on": Event("info", ("task", "gate"), "It is open again."),
+    "partition_made": Event("info", ("table", "partition"), "A partition was made."),
+    "partition_detached": Event("info", ("table", "partition"), "A partition was detached; its grace begins."),
+    "partition_exported": Event("info", ("table", "partition", "path", "rows", "sha256"), "A partition was written to a file."),
+    "partition_dropped": Event("info", ("table", "partition"), "A detached partition was dropped."),
+    "partition_drained": Event("info", ("table", "partition", "rows"), "Rows of a default partition were moved."),
+    "partition_waits": Event("info", ("table", "partition", "attempt", "error"), "A lock could not be had; tried again."),
+    # -- observing
     "endpoints_started": Event("info", ("host", "port"), "Metrics and probes are served."),
     "endpoints_failed": Event("warning", ("host", "port", "error"), "They are not: the port is taken. Tried again; the worker goes on."),
     "endpoint_failed": Event("error", ("error_class", "error"), "An answer could not be made."),

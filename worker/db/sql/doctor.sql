@@ -52,9 +52,11 @@ select 'policy', p.tablename || '.' || p.policyname, format('create policy %s on
   array_to_string(p.roles, ', '), coalesce(' using (' || p.qual || ')', ''), coalesce(' with check (' || p.with_check || ')', ''))
 from pg_policies p where p.schemaname = current_schema()
 union all
-select 'function', f.signature, format('returns %s, %s%s, body %s', pg_get_function_result(f.oid),
+select 'function', f.signature, format('returns %s, %s%s%s, body %s', pg_get_function_result(f.oid),
   case f.provolatile when 'i' then 'immutable' when 's' then 'stable' else 'volatile' end,
-  case when f.prosecdef then ', security definer' || case when array_to_string(f.proconfig, ' ') ~ 'pg_temp' then ', pinned' else '' end else '' end, md5(f.prosrc))
+  case when f.prosecdef then ', security definer' || case when array_to_string(f.proconfig, ' ') ~ 'pg_temp' then ', pinned' else '' end else '' end,
+  (select string_agg(', set ' || case when s.setting like 'search_path=%%' then 'search_path' else s.setting end, '' order by s.setting)
+   from unnest(f.proconfig) as s (setting)), md5(f.prosrc))
 from functions f
 union all
 select 'grant', g.name, g.definition from grants g) o
