@@ -4,6 +4,7 @@ drop function fleet_statistics();
 drop function refresh_fleet_statistics(interval);
 drop function schedule_statistics;
 drop function table_statistics(timestamptz);
+drop function partition_ends(timestamptz);
 drop function count_blocked_conversations(integer);
 drop function count_queue_messages(timestamptz, integer);
 drop function estimated_messages(text, text, timestamptz);

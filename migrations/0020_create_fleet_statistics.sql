@@ -95,14 +95,11 @@ language sql stable set search_path from current set enable_seqscan = off set ji
 $$;
 comment on function count_blocked_conversations(integer) is 'Conversations with waiting messages, by queue; bounded work.';
 
-create function table_statistics(p_now timestamptz) returns jsonb
+create function partition_ends(p_now timestamptz) returns table (table_name text, ends_at timestamptz)
 language sql stable set search_path from current as $$
--- Sizes, dead rows, how long inserts find a partition, and the oldest snapshot that this role can see.
-  with trees as (
-    select t.name, n.relid from (values ('message_queue'), ('message_archive'), ('dead_letters')) as t (name)
-    cross join lateral (
-      select to_regclass(t.name)::oid as relid union select p.relid::oid from pg_partition_tree(to_regclass(t.name)) p) n
-  ), kept as ( -- tables anywhere that a policy of [partitions] looks after
+-- Until when inserts find a partition, by table: those of this schema that are partitioned by a time, and those that a policy of
+-- [partitions] looks after, wherever they are. Infinity for an open end.
+  with kept as (
     select (select r.plan ->> 'table' from maintenance_runs r
             where r.task = t.task and r.started_at > p_now - interval '30 days' order by r.id desc limit 1) as name
     from maintenance_tasks t where t.task like 'partitions.%.make'
@@ -116,7 +113,7 @@ language sql stable set search_path from current as $$
     join pg_inherits i on i.inhparent = p.oid and not i.inhdetachpending
     join pg_class c on c.oid = i.inhrelid
     where k.partstrat = 'r' and k.partnatts = 1 and a.atttypid in ('timestamptz'::regtype, 'timestamp'::regtype, 'date'::regtype)
-      and (n.nspname = current_schema() or exists (select from kept where kept.name in (p.relname::text, n.nspname || '.' || p.relname)))
+      and (n.nspname = current_schema() or exists (select from kept where kept.name = n.nspname || '.' || p.relname))
   ), ranges as ( -- columns without a zone hold UTC
     select b.name, case when b.texts[1] = 'MINVALUE' then '-infinity' when b.zoned then b.texts[1]::timestamptz
         else b.texts[1]::timestamp at time zone 'UTC' end as lower_at,
@@ -127,8 +124,19 @@ language sql stable set search_path from current as $$
     select r.name, r.lower_at, r.upper_at, greatest(p_now, max(r.upper_at) over (
         partition by r.name order by r.lower_at, r.upper_at rows between unbounded preceding and 1 preceding)) as reached_at
     from ranges r
-  ), ends as ( -- up to the first gap: there inserts fail, whatever is made behind it
-    select r.name, coalesce(min(r.reached_at) filter (where r.lower_at > r.reached_at), max(r.upper_at)) as ends_at from reached r group by r.name
+  )
+  -- up to the first gap: there inserts fail, whatever is made behind it
+  select r.name, coalesce(min(r.reached_at) filter (where r.lower_at > r.reached_at), max(r.upper_at)) from reached r group by r.name order by r.name;
+$$;
+comment on function partition_ends(timestamptz) is 'Until when inserts into a table that is partitioned by a time find a partition.';
+
+create function table_statistics(p_now timestamptz) returns jsonb
+language sql stable set search_path from current as $$
+-- Sizes, dead rows, how long inserts find a partition, and the oldest snapshot that this role can see.
+  with trees as (
+    select t.name, n.relid from (values ('message_queue'), ('message_archive'), ('dead_letters')) as t (name)
+    cross join lateral (
+      select to_regclass(t.name)::oid as relid union select p.relid::oid from pg_partition_tree(to_regclass(t.name)) p) n
   ), snapshots as (
     select a.xact_start as since from pg_stat_activity a
     where a.backend_xmin is not null and a.datname = current_database() and a.pid <> pg_backend_pid()
@@ -140,8 +148,8 @@ language sql stable set search_path from current as $$
       select name, sum(pg_total_relation_size(relid)) as bytes from trees group by name) t),
     'table_dead_rows', (select jsonb_agg(jsonb_build_object('table', t.name, 'value', t.dead)) from (
       select name, coalesce(sum(pg_stat_get_dead_tuples(relid)), 0) as dead from trees group by name) t),
-    'partition_runway_seconds', (select jsonb_agg(jsonb_build_object('table', e.name, 'value', extract(epoch from e.ends_at - p_now)))
-      from ends e where isfinite(e.ends_at)),
+    'partition_runway_seconds', (select jsonb_agg(jsonb_build_object('table', e.table_name, 'value', extract(epoch from e.ends_at - p_now)))
+      from partition_ends(p_now) e where isfinite(e.ends_at)),
     'oldest_snapshot_age_seconds', (select greatest(coalesce(max(extract(epoch from p_now - s.since)), 0), 0) from snapshots s));
 $$;
 comment on function table_statistics(timestamptz) is 'Sizes, dead rows, time until inserts find no partition, age of the oldest snapshot.';
@@ -224,10 +232,10 @@ begin
   grant select on fleet_statistics to packhorse_reader;
   for v_function in select p.oid::regprocedure from pg_proc p
     where p.pronamespace = (select oid from pg_namespace where nspname = current_schema()) and p.proname in ('estimated_messages',
-      'count_queue_messages', 'count_blocked_conversations', 'table_statistics', 'schedule_statistics', 'refresh_fleet_statistics', 'fleet_statistics') loop
+      'count_queue_messages', 'count_blocked_conversations', 'partition_ends', 'table_statistics', 'schedule_statistics', 'refresh_fleet_statistics', 'fleet_statistics') loop
     execute format('revoke execute on function %s from public', v_function);
     execute format('grant execute on function %s to packhorse_worker', v_function);
   end loop;
-  grant execute on function fleet_statistics() to packhorse_reader;
+  grant execute on function fleet_statistics(), partition_ends(timestamptz) to packhorse_reader;
 end
 $$;

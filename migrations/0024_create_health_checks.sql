@@ -19,9 +19,7 @@ begin
       current_setting('max_connections')::integer as max_connections,
       (select count(*) from workers w where v_now - w.last_seen_at <= w.lease_duration) as workers,
       (select count(*) from workers w where v_now - w.last_seen_at > w.lease_duration) as silent,
-      (select extract(epoch from max(to_date(right(c.relname, 8), 'YYYYMMDD') + 1)::timestamp at time zone 'UTC' - v_now)::float8
-       from pg_inherits i join pg_class c on c.oid = i.inhrelid
-       where i.inhparent = 'message_archive'::regclass and c.relname ~ '^message_archive_\d{8}$') as runway,
+      (select extract(epoch from e.ends_at - v_now)::float8 from partition_ends(v_now) e where e.table_name = 'message_archive') as runway,
       (select extract(epoch from v_now - min(a.xact_start))::float8 from pg_stat_activity a
        where a.backend_xmin is not null and a.datname = current_database() and a.pid <> pg_backend_pid()) as snapshot,
       (select count(*) from schedules s where s.paused_at is null and s.next_planned_at < v_now - p_warn_schedule) as late_schedules,

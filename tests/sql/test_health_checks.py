@@ -246,6 +246,12 @@ def test_the_system_summary_judges_connections_partitions_schedules_and_workers(
     assert (check(sql, "system_summary").status, check(sql, "system_summary").details["silent_workers"]) == ("warn", 1)
 
 
+def test_an_archive_with_a_gap_is_a_failure_however_many_days_lie_behind_it(any_database: Database) -> None:
+    any_database.query("do $$ begin execute format('drop table message_archive_%s', to_char((now() at time zone 'UTC') + interval '1 day', 'YYYYMMDD')); end $$")
+    ((status, runway),) = any_database.query("select status, (details ->> 'archive_runway_seconds')::float8 from health_checks('system_summary')")
+    assert status == "fail" and 0 < runway <= 86400
+
+
 def test_a_reader_may_ask_and_a_producer_may_not(any_database: Database) -> None:
     with any_database.connect(admin=True) as connection:
         connection.execute("set role packhorse_reader")
