@@ -217,8 +217,9 @@ create function enqueue_payloads(
   p_correlation_id   text        default null,
   p_trace_context    text        default null,
   p_expires_at       timestamptz default null,
-  p_concurrency_key  text        default null
-) returns bigint
+  p_concurrency_key  text        default null,
+  out message_count  bigint
+)
 language plpgsql set search_path from current as $$
 -- Put many messages of one type on a queue that differ in their payload only: p_payloads is an array of objects, one
 -- per message, in order. Several times faster than enqueue_messages; no dedup windows. All or none; returns how many.
@@ -227,7 +228,6 @@ declare
   v_now constant timestamptz := clock_timestamp();
   v_run_at timestamptz := coalesce(p_run_at, v_now);
   v_bad record;
-  v_count bigint;
 begin
   perform require_queue(p_queue);
   if p_payloads is null or jsonb_typeof(p_payloads) <> 'array' then
@@ -258,9 +258,8 @@ begin
   select p_queue, p_message_type, e.value, p_options, p_priority, v_run_at, p_max_attempts, p_conversation_key,
     p_correlation_id, p_trace_context, p_expires_at, p_concurrency_key
   from jsonb_array_elements(p_payloads) with ordinality e order by e.ordinality;
-  get diagnostics v_count = row_count;
+  get diagnostics message_count = row_count;
   perform wake_queue(p_queue);
-  return v_count;
 end
 $$;
 comment on function enqueue_payloads(text, text, jsonb, jsonb, integer, interval, timestamptz, integer, text, text, text, timestamptz, text)

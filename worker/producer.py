@@ -5,7 +5,7 @@ One SQL call on the connection that the caller gives; what becomes of it is the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from worker.encoding import Encoded, _seconds, _take_columns, to_json
@@ -13,47 +13,106 @@ from worker.errors import InvalidArgument
 from worker.observe import tracing
 from worker.records import EnqueueResult
 
+_PER_MESSAGE = ("p_payload", "p_dedup_key", "p_dedup_window")
 _NAMES = (
     "p_queue", "p_message_type", "p_payload", "p_options", "p_priority", "p_delay", "p_run_at", "p_max_attempts", "p_conversation_key",
     "p_dedup_key", "p_dedup_window", "p_correlation_id", "p_trace_context", "p_expires_at", "p_concurrency_key",
 )
+_BULK_NAMES = ("p_payloads", *(name for name in _NAMES if name not in _PER_MESSAGE))
 _EXPRESSIONS = {
-    "p_payload": "{}::jsonb", "p_options": "{}::jsonb", "p_priority": "{}::integer", "p_delay": "make_interval(secs => {}::float8)",
-    "p_run_at": "{}::timestamptz", "p_max_attempts": "{}::integer", "p_dedup_window": "make_interval(secs => {}::float8)",
-    "p_expires_at": "clock_timestamp() + make_interval(secs => {}::float8)",
+    "p_payload": "{}::jsonb", "p_payloads": "{}::jsonb", "p_options": "{}::jsonb", "p_priority": "{}::integer",
+    "p_delay": "make_interval(secs => {}::float8)", "p_run_at": "{}::timestamptz", "p_max_attempts": "{}::integer",
+    "p_dedup_window": "make_interval(secs => {}::float8)", "p_expires_at": "clock_timestamp() + make_interval(secs => {}::float8)",
 }
+#: Payloads per statement, and characters of JSON after which a statement is not filled up: memory on both sides is bounded.
+BULK_ROWS, BULK_CHARACTERS = 1000, 4_000_000
 
 
-def _statement(placeholder: Any) -> str:
-    """The call with placeholders in the driver's style; fixed text, no values in it."""
-    arguments = ", ".join(
-        f"{name} => " + _EXPRESSIONS.get(name, "{}::text").format(placeholder(place)) for place, name in enumerate(_NAMES, 1)
-    )
-    return f"select message_id, duplicate from enqueue_message({arguments})"  # noqa: S608 - fixed names only
+class Statement:
+    """A call of one SQL function with its arguments by name, in each placeholder style."""
+
+    def __init__(self, columns: str, function: str, names: tuple[str, ...]) -> None:
+        def text(placeholder: Any) -> str:
+            arguments = ", ".join(
+                f"{name} => " + _EXPRESSIONS.get(name, "{}::text").format(placeholder(place)) for place, name in enumerate(names, 1)
+            )
+            return f"select {columns} from {function}({arguments})"  # noqa: S608 - fixed names only
+
+        self._names = names
+        self._pyformat = text(lambda place: "%s")
+        self._numbered = text(lambda place: f"${place}")
+        self._colon = text(lambda place: f":a{place}").replace("::", "\\:\\:")
+
+    def run(self, connection: Any, arguments: dict[str, Any]) -> Any:
+        """Its only row, on a synchronous connection of any supported driver; raises that driver's errors."""
+        values = [arguments[name] for name in self._names]
+        if type(connection).__module__.startswith("sqlalchemy"):
+            return connection.execute(*self._for_sqlalchemy(values)).one()
+        if type(connection).__module__.startswith("django"):
+            with connection.cursor() as cursor:
+                cursor.execute(self._pyformat, values)
+                return cursor.fetchone()
+        return connection.execute(self._pyformat, values).fetchone()
+
+    async def run_async(self, connection: Any, arguments: dict[str, Any]) -> Any:
+        """The same on an asynchronous connection."""
+        values = [arguments[name] for name in self._names]
+        module = type(connection).__module__
+        if module.startswith("asyncpg"):
+            return await connection.fetchrow(self._numbered, *values)
+        if module.startswith("sqlalchemy"):
+            return (await connection.execute(*self._for_sqlalchemy(values))).one()
+        cursor = await connection.execute(self._pyformat, values)
+        return await cursor.fetchone()
+
+    def _for_sqlalchemy(self, values: list[Any]) -> tuple[Any, dict[str, Any]]:
+        from sqlalchemy import text
+
+        return text(self._colon), {f"a{place}": value for place, value in enumerate(values, 1)}
 
 
-_PYFORMAT = _statement(lambda place: "%s")
-_NUMBERED = _statement(lambda place: f"${place}")
-_COLON = _statement(lambda place: f":a{place}").replace("::", "\\:\\:")
+_ONE = Statement("message_id, duplicate", "enqueue_message", _NAMES)
+_MANY = Statement("message_count", "enqueue_payloads", _BULK_NAMES)
 
 
-def _values(queue: str, message_type: str, payload: dict[str, Any], options: dict[str, Any]) -> list[Any]:
-    if not isinstance(payload, dict):
-        raise InvalidArgument(f"payload: must be a dict, not {type(payload).__name__}", field="payload", hint="Its keys are the handler's arguments.")
-    encoded = Encoded(queue, message_type, to_json("payload", payload), "{}")
+def _arguments(queue: str, message_type: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What all messages of a call share, by the names of the SQL function. Raises InvalidArgument."""
+    encoded = Encoded(queue, message_type, "", "{}")
     rest = dict(options)
     delay = rest.pop("delay", None)
     _take_columns(encoded, rest)
-    encoded.options = to_json("options", rest)
     extra = encoded.extra
     if tracing.active is not None:
         tracing.active.stamp(extra)
-    return [
-        queue, message_type, encoded.payload, encoded.options, encoded.priority,
-        None if delay is None else _seconds("delay", delay), extra.get("run_at"), extra.get("max_attempts"),
-        extra.get("conversation_key"), extra.get("dedup_key"), extra.get("dedup_window_seconds", 300.0), extra.get("correlation_id"),
-        extra.get("trace_context"), extra.get("expires_seconds"), extra.get("concurrency_key"),
-    ]
+    return {
+        "p_queue": queue, "p_message_type": message_type, "p_options": to_json("options", rest), "p_priority": encoded.priority,
+        "p_delay": None if delay is None else _seconds("delay", delay), "p_run_at": extra.get("run_at"),
+        "p_max_attempts": extra.get("max_attempts"), "p_conversation_key": extra.get("conversation_key"), "p_dedup_key": extra.get("dedup_key"),
+        "p_dedup_window": extra.get("dedup_window_seconds", 300.0), "p_correlation_id": extra.get("correlation_id"),
+        "p_trace_context": extra.get("trace_context"), "p_expires_at": extra.get("expires_seconds"),
+        "p_concurrency_key": extra.get("concurrency_key"),
+    }
+
+
+def _payload(name: str, payload: Any) -> str:
+    if not isinstance(payload, dict):
+        raise InvalidArgument(f"{name}: must be a dict, not {type(payload).__name__}", field=name, hint="Its keys are the handler's arguments.")
+    return to_json(name, payload)
+
+
+def _parts(payloads: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """JSON arrays of BULK_ROWS payloads, fewer when they are long. Raises InvalidArgument that names the payload's position."""
+    texts = (_payload(f"payloads[{place}]", payload) for place, payload in enumerate(payloads, 1))
+    part: list[str] = []
+    size = 0
+    for text in texts:
+        part.append(text)
+        size += len(text)
+        if len(part) == BULK_ROWS or size >= BULK_CHARACTERS:
+            yield f"[{','.join(part)}]"
+            part, size = [], 0
+    if part:
+        yield f"[{','.join(part)}]"
 
 
 def enqueue(connection: Any, message_type: str, payload: dict[str, Any] | None = None, *, queue: str = "default", **options: Any) -> EnqueueResult:
@@ -65,42 +124,53 @@ def enqueue(connection: Any, message_type: str, payload: dict[str, Any] | None =
     others become dramatiq options. Returns id and whether a dedup window answered with an older one.
     Raises InvalidArgument for what can be seen here, the driver's own error for the rest.
     """
-    values = _values(queue, message_type, {} if payload is None else payload, options)
-    if type(connection).__module__.startswith("sqlalchemy"):
-        from sqlalchemy import text
-
-        row = connection.execute(text(_COLON), {f"a{place}": value for place, value in enumerate(values, 1)}).one()
-    elif type(connection).__module__.startswith("django"):
-        with connection.cursor() as cursor:
-            cursor.execute(_PYFORMAT, values)
-            row = cursor.fetchone()
-    else:
-        row = connection.execute(_PYFORMAT, values).fetchone()
-    return _result(row)
+    text = _payload("payload", {} if payload is None else payload)
+    return _result(_ONE.run(connection, {**_arguments(queue, message_type, options), "p_payload": text}))
 
 
 async def enqueue_async(
     connection: Any, message_type: str, payload: dict[str, Any] | None = None, *, queue: str = "default", **options: Any
 ) -> EnqueueResult:
     """The same on an asynchronous connection: psycopg AsyncConnection, asyncpg, SQLAlchemy AsyncConnection or AsyncSession."""
-    values = _values(queue, message_type, {} if payload is None else payload, options)
-    module = type(connection).__module__
-    if module.startswith("asyncpg"):
-        row = await connection.fetchrow(_NUMBERED, *values)
-    elif module.startswith("sqlalchemy"):
-        from sqlalchemy import text
+    text = _payload("payload", {} if payload is None else payload)
+    return _result(await _ONE.run_async(connection, {**_arguments(queue, message_type, options), "p_payload": text}))
 
-        row = (await connection.execute(text(_COLON), {f"a{place}": value for place, value in enumerate(values, 1)})).one()
-    else:
-        cursor = await connection.execute(_PYFORMAT, values)
-        row = await cursor.fetchone()
-    return _result(row)
+
+def enqueue_payloads(connection: Any, message_type: str, payloads: Iterable[dict[str, Any]], *, queue: str = "default", **options: Any) -> int:
+    """Enqueue a message per payload, in order, in the connection's transaction; returns how many.
+
+    connection, options: as for enqueue(), and the same for all of them; no dedup_key. payloads: any number, a thousand (or
+    4 MB) per statement, each read once. Open a transaction around the call if it shall be all or none.
+    Raises InvalidArgument that names `payloads[position]` for what can be seen here, the driver's own error for the rest.
+    """
+    shared = _shared(queue, message_type, options)
+    return sum(int(_value(_MANY.run(connection, {**shared, "p_payloads": part}), 0, "message_count")) for part in _parts(payloads))
+
+
+async def enqueue_payloads_async(
+    connection: Any, message_type: str, payloads: Iterable[dict[str, Any]], *, queue: str = "default", **options: Any
+) -> int:
+    """The same on an asynchronous connection."""
+    shared = _shared(queue, message_type, options)
+    count = 0
+    for part in _parts(payloads):
+        count += int(_value(await _MANY.run_async(connection, {**shared, "p_payloads": part}), 0, "message_count"))
+    return count
+
+
+def _shared(queue: str, message_type: str, options: dict[str, Any]) -> dict[str, Any]:
+    for name in ("dedup_key", "dedup_window"):
+        if options.get(name) is not None:
+            raise InvalidArgument(f"{name}: many payloads share no dedup window", field=name, hint="Use enqueue() for each.")
+    return _arguments(queue, message_type, options)
 
 
 def _result(row: Any) -> EnqueueResult:
-    """One row in whatever shape the caller's connection gives rows: a tuple, a mapping, an object with these names."""
+    return EnqueueResult(int(_value(row, 0, "message_id")), bool(_value(row, 1, "duplicate")))
+
+
+def _value(row: Any, place: int, name: str) -> Any:
+    """A value of a row in whatever shape the caller's connection gives rows: a tuple, a mapping, an object with these names."""
     if isinstance(row, Mapping):
-        return EnqueueResult(int(row["message_id"]), bool(row["duplicate"]))
-    if hasattr(row, "message_id"):
-        return EnqueueResult(int(row.message_id), bool(row.duplicate))
-    return EnqueueResult(int(row[0]), bool(row[1]))
+        return row[name]
+    return getattr(row, name) if hasattr(row, name) else row[place]

@@ -212,3 +212,58 @@ def test_a_payload_that_is_no_object_is_refused(database, payload):
     with psycopg.connect(database.url) as connection, pytest.raises(InvalidArgument) as caught:
         worker.enqueue(connection, "note", payload)
     assert caught.value.field == "payload"
+
+
+@pytest.mark.parametrize("driver", SYNC, ids=lambda driver: driver.__name__)
+def test_many_payloads_are_there_after_the_commit_in_their_order(database, driver):
+    with driver(database) as (connection, commit, rollback):
+        count = worker.enqueue_payloads(connection, "note", ({"n": n, "text": "ü%s :a1 $1"} for n in range(2500)), conversation_key="c", custom="option")
+        assert database.query("select 1 from message_queue") == [], "nobody sees it before the commit"
+        commit()
+        assert worker.enqueue_payloads(connection, "note", [{"n": 1}]) == 1
+        rollback()
+        assert worker.enqueue_payloads(connection, "note", []) == 0
+    assert count == 2500
+    assert [n for n, in database.query("select (payload ->> 'n')::int from message_queue order by id")] == list(range(2500))
+    assert database.query("select distinct message_type, payload ->> 'text', options, conversation_key from message_queue") == [
+        ("note", "ü%s :a1 $1", {"custom": "option"}, "c")]
+
+
+@pytest.mark.parametrize("driver", ASYNC, ids=lambda driver: driver.__name__)
+def test_many_payloads_on_an_async_connection(database, driver):
+    async def scenario():
+        async with driver(database) as (connection, commit, rollback):
+            assert await worker.enqueue_payloads_async(connection, "note", [{"n": n} for n in range(1500)], delay=60) == 1500
+            await commit()
+            await worker.enqueue_payloads_async(connection, "note", [{"n": -1}])
+            await rollback()
+
+    asyncio.run(scenario())
+    assert database.query("select count(*), min((payload ->> 'n')::int), bool_and(run_at > clock_timestamp() + interval '50 s') from message_queue") == [(1500, 0, True)]
+
+
+def test_long_payloads_go_in_statements_of_a_few_megabytes(database):
+    statements = []
+    with psycopg.connect(database.url) as connection:
+        execute = connection.execute
+        connection.execute = lambda text, values: statements.append(len(values[0])) or execute(text, values)
+        assert worker.enqueue_payloads(connection, "note", ({"blob": "x" * 900_000} for _ in range(12))) == 12
+    assert len(statements) == 3 and max(statements) < 5_000_000
+    assert database.value("select count(*) from message_queue") == 12
+
+
+@pytest.mark.parametrize(("payloads", "options", "field"), [
+    ([{"a": 1}, [2]], {}, "payloads[2]"), ([{"a": object()}], {}, "payloads[1]"), ([{}, {"a": "\x00"}], {}, "payloads[2]"),
+    ([{}], {"dedup_key": "k"}, "dedup_key"), ([{}], {"priority": 11}, "priority"), ([{}], {"delay": "soon"}, "delay"),
+])
+def test_a_bad_argument_of_many_payloads_is_named(database, payloads, options, field):
+    with psycopg.connect(database.url) as connection, pytest.raises(InvalidArgument) as caught:
+        worker.enqueue_payloads(connection, "note", payloads, **options)
+    assert caught.value.field == field
+    assert database.query("select 1 from message_queue") == []
+
+
+def test_a_producer_role_can_enqueue_many(database):
+    database.query("do $$ begin create role packhorse_shop login in role packhorse_producer; exception when duplicate_object then null; end $$")
+    with psycopg.connect(database.server.url(database.name, "packhorse_shop"), autocommit=True) as connection:
+        assert worker.enqueue_payloads(connection, "note", [{"a": 1}, {"a": 2}]) == 2

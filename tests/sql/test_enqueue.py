@@ -165,3 +165,52 @@ def test_a_bad_element_of_a_bulk_is_named_by_its_position_and_nothing_is_stored(
 def test_an_unknown_queue_in_a_bulk_is_named_by_its_position(sql: Sql) -> None:
     messages = [{"queue": "q", "message_type": "effect"}, {"message_type": "effect"}]
     assert sql.refused("select * from enqueue_messages(%s)", Jsonb(messages)) == ("PH002", "messages[2].queue")
+
+
+def test_many_payloads_become_messages_in_their_order_that_share_every_argument(sql: Sql) -> None:
+    count = sql.value(
+        "select enqueue_payloads('q', 'effect', %s, p_options => '{\"o\": 1}', p_priority => 2, p_delay => '1 hour', p_max_attempts => 3, "
+        "p_conversation_key => 'c', p_correlation_id => 'r', p_trace_context => 't', p_expires_at => 'tomorrow', p_concurrency_key => 'k')",
+        Jsonb([{"n": n} for n in range(50)]))
+    assert count == 50
+    rows = sql.rows("select (payload ->> 'n')::int from message_queue order by id")
+    assert [row[0] for row in rows] == list(range(50))
+    shared = """select distinct message_type, options, priority, max_attempts, conversation_key, correlation_id, trace_context, concurrency_key,
+                expires_at = 'tomorrow', run_at between clock_timestamp() + interval '59 minutes' and clock_timestamp() + interval '1 hour' from message_queue"""
+    assert sql.rows(shared) == [("effect", {"o": 1}, 2, 3, "c", "r", "t", "k", True, True)]
+
+
+def test_of_payloads_of_one_conversation_one_runs_at_a_time(sql: Sql) -> None:
+    sql.value("select enqueue_payloads('q', 'effect', '[{\"n\": 1}, {\"n\": 2}]', p_conversation_key => 'c')")
+    assert sql.rows("select payload ->> 'n' from claim_messages(gen_random_uuid(), array['q'], 10, '1 minute')") == [("1",)]
+
+
+def test_many_payloads_wake_a_sleeping_worker_once_and_none_are_none(clients) -> None:
+    listener, producer = clients(), clients()
+    listener.rows("listen packhorse_wake")
+    assert producer.value("select enqueue_payloads('q', 'effect', '[]')") == 0
+    producer.value("select announce_sleep(array['q'])")
+    assert producer.value("select enqueue_payloads('q', 'effect', '[{}, {}, {}]')") == 3
+    assert [note.payload for note in listener.connection.notifies(timeout=10, stop_after=1)] == ["q"]
+    assert list(listener.connection.notifies(timeout=0.2)) == []
+
+
+BAD_PAYLOADS = [
+    ("{}", "", "payloads"), ("null", "", "payloads"), (None, "", "payloads"), ('[{}, {}, 1]', "", "payloads[3]"), ("[{}, null]", "", "payloads[2]"),
+    ("[[]]", "", "payloads[1]"), (json.dumps([{}, {"blob": "x" * 2_000_000}]), "", "payloads[2]"), ("[{}]", ", p_priority => 11", "priority"),
+    ("[{}]", ", p_priority => null", "priority"), ("[{}]", ", p_delay => '400000 days'", "delay"), ("[{}]", ", p_run_at => 'infinity'", "run_at"),
+    ("[{}]", ", p_options => '[]'", "options"), ("[{}]", ", p_conversation_key => ''", "conversation_key"), ("[{}]", ", p_max_attempts => 0", "max_attempts"),
+    ("[{}]", ", p_correlation_id => repeat('x', 501)", "correlation_id"), ("[{}]", ", p_trace_context => repeat('x', 1001)", "trace_context"),
+    ("[]", ", p_concurrency_key => ''", "concurrency_key"),
+]
+
+
+@pytest.mark.parametrize(("payloads", "more", "column"), BAD_PAYLOADS, ids=[f"{number}-{column}" for number, (*_, column) in enumerate(BAD_PAYLOADS)])
+def test_a_bad_argument_of_many_payloads_is_named_and_nothing_is_stored(sql: Sql, payloads: str | None, more: str, column: str) -> None:
+    assert sql.refused(f"select enqueue_payloads('q', 'effect', %s::jsonb{more})", payloads) == ("PH001", column)
+    assert sql.value("select count(*) from message_queue") == 0
+
+
+def test_many_payloads_want_a_known_queue_and_a_message_type(sql: Sql) -> None:
+    assert sql.refused("select enqueue_payloads('nobody', 'effect', '[{}]')") == ("PH002", "queue")
+    assert sql.refused("select enqueue_payloads('q', 'no type', '[{}]')") == ("PH001", "message_type")
