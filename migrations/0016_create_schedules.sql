@@ -27,6 +27,7 @@ create table schedules (
   last_planned_at timestamptz  not null default clock_timestamp(),
   next_planned_at timestamptz,
   problem         text,
+  missed_total    bigint       not null default 0,
   created_at      timestamptz  not null default clock_timestamp(),
   updated_at      timestamptz  not null default clock_timestamp(),
   constraint schedules_pkey primary key (name),
@@ -41,6 +42,7 @@ create table schedules (
 );
 comment on table schedules is 'The timetable: trigger, what is enqueued, how missed and overlapping runs are treated (SPEC M1).';
 comment on column schedules.last_planned_at is 'The newest planned time that was decided; what is due lies after it.';
+comment on column schedules.missed_total is 'Planned times that passed without a run of their own: left out, or made up for by another.';
 comment on column schedules.next_planned_at is 'The next planned time as a scheduler computed it; null: none has looked since the last change.';
 
 create table schedule_runs (
@@ -237,7 +239,8 @@ begin
   values (p_name, p_planned_at, 'missed', 'schedule', p_missed_count)
   on conflict on constraint schedule_runs_planned_key do nothing
   returning id into v_run;
-  update schedules set last_planned_at = p_planned_at, next_planned_at = p_next, problem = null where name = p_name;
+  update schedules set last_planned_at = p_planned_at, next_planned_at = p_next, problem = null,
+    missed_total = missed_total + p_missed_count + p_missed::integer where name = p_name;
   if v_run is null then
     return 'taken';
   elsif p_missed then

@@ -50,6 +50,8 @@ def test_once_runs_one_time_for_all_that_were_missed(database, put, make_schedul
     turn(scheduler)
     ((outcome, missed),) = runs(database)
     assert outcome == "enqueued" and 98 <= missed <= 100
+    database.query("select refresh_fleet_statistics('0')")
+    assert database.value("select statistics from fleet_statistics()")["schedule_missed_total"] == [{"schedule": "s", "value": missed}]
     assert scheduler.fired == 1
 
 

@@ -25,7 +25,7 @@ FLEET_STATISTICS = {
     "workers": [{"state": "running", "value": 2}], "partition_runway_seconds": [{"table": "message_archive", "value": 600000}],
     "oldest_snapshot_age_seconds": 0.5, "table_dead_rows": [{"table": "message_queue", "value": 7}],
     "table_bytes": [{"table": "message_queue", "value": 8192}],
-    "schedule_lag_seconds": [{"schedule": "s", "value": 0}], "schedule_last_success_timestamp_seconds": [{"schedule": "s", "value": 1.7e9}],
+    "schedule_lag_seconds": [{"schedule": "s", "value": 0}], "schedule_missed_total": [{"schedule": "s", "value": 3}], "schedule_last_success_timestamp_seconds": [{"schedule": "s", "value": 1.7e9}],
     "maintenance_last_success_timestamp_seconds": [{"task": "retention.t", "value": 1.7e9}],
     "maintenance_rows_total": [{"task": "retention.t", "value": 12}],
 }
@@ -282,7 +282,7 @@ def test_every_defined_metric_is_rendered_with_its_type_and_labels():
         assert labels and all(seen == set(definition.labels) for seen in labels), name
     assert {dict(labels)["reason"] for name, labels in found if name == "process_restarts_total"} == set(RESTARTS)
     assert {dict(labels)["part"] for name, labels in found if name == "observability_errors_total"} == set(PARTS)
-    assert found["fleet_age_seconds", ()] == 2.0 and len(FLEET) == 15
+    assert found["fleet_age_seconds", ()] == 2.0 and len(FLEET) == 16
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: apt-get install prometheus)")

@@ -69,6 +69,7 @@ FLEET = [
     Definition("table_dead_rows", "gauge", "Dead rows, as the statistics know them.", ("table",)),
     Definition("table_bytes", "gauge", "Size with indexes.", ("table",)),
     Definition("schedule_lag_seconds", "gauge", "How long the next planned time of a schedule has been due; 0 while it is paused.", ("schedule",)),
+    Definition("schedule_missed_total", "counter", "Planned times that passed without a run of their own.", ("schedule",)),
     Definition("schedule_last_success_timestamp_seconds", "gauge", "When a run of the schedule was last done.", ("schedule",)),
     Definition("maintenance_last_success_timestamp_seconds", "gauge", "When a maintenance task last succeeded.", ("task",)),
     Definition("maintenance_rows_total", "counter", "Rows that a maintenance task has removed or repaired.", ("task",)),
