@@ -1,9 +1,9 @@
 -- Numbers of the whole fleet for /metrics, counted once for everybody (SPEC O2). One row holds them as JSON; whoever
 -- finds it too old counts anew while all others go on reading it, so twenty workers cost what one does.
 --
--- Counting is bounded, so a table of any size costs the same: due and delayed messages and dead letters by an
+-- Counting is bounded, so a table of any size costs the same: due and delayed messages of a queue and dead letters by an
 -- index-only walk of at most p_limit entries, running and blocked ones (their index does not know the queue) of at
--- most a tenth of that, beyond which stands the planner's estimate, marked `estimated`. A refresh that took long makes
+-- most half of that, beyond which stands the planner's estimate, marked `estimated`. A refresh that took long makes
 -- the next one wait twenty times as long.
 --
 -- Lock and duration: a new table and functions, milliseconds; a new index on dead_letters, SHARE lock (deaths wait)
@@ -23,59 +23,62 @@ create index dead_letters_queue_idx on dead_letters (queue);
 
 create function estimated_messages(p_queue text, p_state text, p_now timestamptz) returns bigint
 language plpgsql volatile set search_path from current as $$
--- How many live messages the planner expects; reads statistics, no rows. p_state as in count_queue_messages.
+-- How many live messages the planner expects; reads statistics, no rows. p_state as in count_queue_messages;
+-- p_now null: pending and delayed ones together, which it knows better than either.
 declare
   v_plan json;
 begin
   execute format('explain (format json) select from message_queue where queue = %L and state = %L', p_queue,
     case when p_state = 'delayed' then 'pending' else p_state end)
-    || case p_state when 'pending' then format(' and run_at <= %L', p_now) when 'delayed' then format(' and run_at > %L', p_now) else '' end
+    || case when p_now is null then '' when p_state = 'pending' then format(' and run_at <= %L', p_now)
+         when p_state = 'delayed' then format(' and run_at > %L', p_now) else '' end
   into v_plan;
   return (v_plan -> 0 -> 'Plan' ->> 'Plan Rows')::numeric::bigint;
 end
 $$;
 comment on function estimated_messages(text, text, timestamptz) is 'The planner''s estimate of the live messages of a queue in a state.';
 
-create function count_queue_messages(p_now timestamptz, p_limit integer default 100000)
+create function count_queue_messages(p_now timestamptz, p_limit integer default 20000)
 returns table (queue text, state text, messages bigint, estimated boolean, oldest_due timestamptz)
 language sql volatile set search_path from current set enable_seqscan = off set jit = off as $$
 -- Live messages by queue and state (pending = due, delayed, running, blocked), every queue and state once.
--- Exact below p_limit (per priority; a tenth of it, over all queues, for running and blocked), else estimated.
+-- Exact below p_limit waiting ones per queue (half of it, over all queues, for running and blocked), else estimated.
   with waiting as (
-    select q.name, due.is_due, sum(c.n) as n, max(c.n) >= p_limit as cut, min(c.first_at) as first_at
+    select q.name, w.due, w.delayed, w.due + w.delayed >= p_limit as cut, e.first_at, e.last_at
     from queues q
-    cross join (values (true), (false)) as due (is_due)
-    cross join generate_series(1, 10) as level (priority)
     cross join lateral (
-      select count(*) as n, min(d.run_at) as first_at from (
-        select m.run_at from message_queue m
-        where m.queue = q.name and m.state = 'pending' and m.crashes = 0 and m.priority = level.priority
-          and m.run_at <= case when due.is_due then p_now else 'infinity' end
-          and m.run_at > case when due.is_due then '-infinity' else p_now end
-        order by m.run_at limit p_limit) d) c
-    group by q.name, due.is_due
+      select count(*) filter (where d.run_at <= p_now) as due, count(*) filter (where d.run_at > p_now) as delayed
+      from (select m.run_at from message_queue m where m.queue = q.name and m.state = 'pending' and m.crashes = 0 limit p_limit) d) w
+    cross join lateral ( -- two probes of the index per priority, whatever waits there
+      select min(p.first_at) as first_at, max(p.last_at) as last_at from generate_series(1, 10) as level (priority)
+      cross join lateral (
+        select min(m.run_at) as first_at, max(m.run_at) as last_at from message_queue m
+        where m.queue = q.name and m.state = 'pending' and m.crashes = 0 and m.priority = level.priority) p) e
   ), suspects as (
     select m.queue::text as name, m.run_at <= p_now as is_due, count(*) as n, min(m.run_at) as first_at
     from message_queue m where m.state = 'pending' and m.crashes > 0 group by 1, 2
   ), holders as (
     (select m.queue::text as name, 'running' as state from message_queue m
-     where m.state = 'running' and m.lease_token is not null order by m.id limit p_limit / 10)
+     where m.state = 'running' and m.lease_token is not null order by m.id limit p_limit / 2)
     union all
-    (select m.queue::text, 'blocked' from message_queue m where m.state = 'blocked' order by m.conversation_key, m.id limit p_limit / 10)
+    (select m.queue::text, 'blocked' from message_queue m where m.state = 'blocked' order by m.conversation_key, m.id limit p_limit / 2)
   ), held as (
-    select h.name, h.state, count(*) as n, sum(count(*)) over (partition by h.state) >= p_limit / 10 as cut from holders h group by 1, 2
-  ), counted as (
-    select w.name, case when w.is_due then 'pending' else 'delayed' end as state, w.n + coalesce(s.n, 0) as n, w.cut,
-      case when w.is_due then least(w.first_at, s.first_at) end as first_at
-    from waiting w left join suspects s on s.name = w.name and s.is_due = w.is_due
+    select h.name, h.state, count(*) as n, sum(count(*)) over (partition by h.state) >= p_limit / 2 as cut from holders h group by 1, 2
+  ), counted as ( -- one_kind: all that wait are due, or none is
+    select w.name, 'pending' as state, w.due + coalesce(s.n, 0) as n, w.cut and w.first_at <= p_now as cut, w.last_at <= p_now as one_kind,
+      least(case when w.first_at <= p_now then w.first_at end, s.first_at) as first_at
+    from waiting w left join suspects s on s.name = w.name and s.is_due
     union all
-    select q.name, kind.state, coalesce(h.n, 0), coalesce(h.cut, false), null
+    select w.name, 'delayed', w.delayed + coalesce(s.n, 0), w.cut and w.last_at > p_now, w.first_at > p_now, null
+    from waiting w left join suspects s on s.name = w.name and not s.is_due
+    union all
+    select q.name, kind.state, coalesce(h.n, 0), coalesce(h.cut, false), false, null
     from queues q cross join (values ('running'), ('blocked')) as kind (state)
     left join held h on h.name = q.name and h.state = kind.state
   )
   select c.name, c.state,
-    case when c.cut then greatest(c.n, estimated_messages(c.name, c.state, p_now)) else c.n end::bigint,
-    c.cut, c.first_at
+    case when c.cut then greatest(c.n, estimated_messages(c.name, c.state, case when not c.one_kind then p_now end)) else c.n end::bigint,
+    coalesce(c.cut, false), c.first_at
   from counted c order by 1, 2;
 $$;
 comment on function count_queue_messages(timestamptz, integer) is 'Live messages by queue and state; bounded work, exact up to a limit.';

@@ -112,21 +112,32 @@ def test_only_one_counts_at_a_time_and_nobody_waits(clients: Callable[..., Sql])
         assert second.rows("select * from fleet_statistics()"), "reading goes on"
 
 
-def test_beyond_the_limit_stands_an_estimate_and_no_more_rows_are_read(any_database: Database) -> None:
-    any_database.query("insert into message_queue (queue, message_type, run_at) select 'default', 't', "
-                       "clock_timestamp() + case when n % 4 = 0 then 1 else -1 end * interval '1 hour' from generate_series(1, 40000) n")
-    any_database.query("analyze message_queue")
-    with any_database.connect() as connection:
+def counts_within(database: Database, limit: int) -> tuple[dict[tuple[str, str], tuple[int, bool]], int]:
+    """What is counted, by queue and state, and how many rows that took."""
+    with database.connect() as connection:
         connection.autocommit = False
         sql = Sql(connection)
-        rows = sql.rows("select queue, state, messages, estimated from count_queue_messages(clock_timestamp(), 1000) where queue = 'default'")
-        found = {state: (messages, estimated) for _, state, messages, estimated in rows}
-        seq = sql.value("select coalesce(sum(seq_tup_read), 0) from pg_stat_xact_user_tables where relname = 'message_queue'")
+        rows = sql.rows("select queue, state, messages, estimated from count_queue_messages(clock_timestamp(), %s)", limit)
+        walked = sql.value("select coalesce(sum(seq_tup_read + idx_tup_fetch), 0) from pg_stat_xact_user_tables where relname = 'message_queue'")
         connection.rollback()
-    assert found["running"] == (0, False) and found["blocked"] == (0, False)
-    assert found["pending"][1] and 20_000 < found["pending"][0] < 40_000
-    assert found["delayed"][1] and 5_000 < found["delayed"][0] < 20_000
-    assert seq == 0, "nothing reads the whole table"
+    return {(queue, state): (messages, estimated) for queue, state, messages, estimated in rows}, walked
+
+
+def test_beyond_the_limit_stands_an_estimate_and_no_more_rows_are_read(any_database: Database) -> None:
+    any_database.query("select declare_queue(q) from unnest(array['later', 'few']) q")
+    any_database.query("insert into message_queue (queue, message_type, run_at, priority) select 'default', 't', "
+                       "clock_timestamp() + case when n % 4 = 0 then 1 else -1 end * interval '1 hour', 1 + n % 10 from generate_series(1, 40000) n")
+    any_database.query("insert into message_queue (queue, message_type, run_at) select 'later', 't', clock_timestamp() + interval '2 hours' from generate_series(1, 20000)")
+    any_database.query("insert into message_queue (queue, message_type) select 'few', 't' from generate_series(1, 999)")
+    any_database.query("analyze message_queue")
+    found, walked = counts_within(any_database, 1000)
+    assert found["default", "running"] == found["default", "blocked"] == (0, False)
+    assert found["default", "pending"][1] and 15_000 < found["default", "pending"][0] < 40_000
+    assert found["default", "delayed"][1] and 5_000 < found["default", "delayed"][0] < 25_000
+    assert found["later", "pending"] == (0, False), "nothing of it is due, and that is certain"
+    assert found["later", "delayed"][1] and 18_000 < found["later", "delayed"][0] < 22_000, "all that waits there, which the planner knows well"
+    assert found["few", "pending"] == (999, False)
+    assert walked < 4000, "three queues of at most 1,000, and the ends of each priority"
 
 
 def test_a_negative_age_is_refused(sql: Sql) -> None:
