@@ -160,7 +160,9 @@ comment on function waiting_in_front(text, text[], timestamptz[], timestamptz[],
 create function queue_allowance(p_queue text, p_limit integer, p_now timestamptz) returns integer
 language plpgsql set search_path from current as $$
 -- How many messages of the queue may start now: pause, fleet-wide concurrency and rate limit (SPEC Q8).
--- Locks the queue's row only when the queue has a limit: claims of a limited queue come one by one.
+-- Locks the queue's row only when the queue has a limit: claims of a limited queue come one by one. When somebody
+-- keeps the row (an open transaction with set_queue) for longer than the caller's lock_timeout: none; the messages
+-- of other queues, which the same claim looks at, must not wait for that.
 -- Raises PH002 for an unknown queue.
 declare
   v_queue queues;
@@ -174,7 +176,15 @@ begin
   if v_queue.max_concurrency is null and v_queue.rate_limit is null and v_queue.max_concurrency_per_key is null then
     return p_limit;
   end if;
-  select * into v_queue from queues where name = p_queue for update;
+  select * into v_queue from queues where name = p_queue for update skip locked;
+  if not found then
+    -- apart from the usual case: the lock of a subtransaction makes the update of the tokens a multixact
+    begin
+      select * into v_queue from queues where name = p_queue for update;
+    exception when lock_not_available then
+      return 0;
+    end;
+  end if;
   if v_queue.max_concurrency is not null then
     p_limit := least(p_limit, v_queue.max_concurrency
       - (select count(*) from message_queue where queue = p_queue and state = 'running' and lease_token is not null)::integer);

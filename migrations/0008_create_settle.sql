@@ -51,10 +51,11 @@ $$;
 comment on function promote_conversations(text[]) is 'The first blocked message of each conversation becomes pending.';
 
 create function ensure_message_archive_partitions(p_days_ahead integer default 7) returns integer
-language plpgsql security definer set search_path from current as $$
+language plpgsql security definer set search_path from current set lock_timeout = '500ms' as $$
 -- Make the archive's partitions from today to p_days_ahead (0..60) days ahead, UTC; returns how many are new.
 -- SECURITY DEFINER with a pinned search_path: only the owner of the table may make partitions.
--- Attaching takes SHARE UPDATE EXCLUSIVE on the parent: readers and writers go on.
+-- Attaching takes SHARE UPDATE EXCLUSIVE on the parent: readers and writers go on. While somebody else has that for long
+-- (DETACH CONCURRENTLY behind a dump) it fails with 55P03, and the next call makes them.
 declare
   v_day date;
   v_name text;

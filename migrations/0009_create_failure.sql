@@ -344,7 +344,7 @@ comment on function cancel_message(bigint, text, text, bigint) is 'Stop a messag
 
 create function expire_messages(p_limit integer default 1000) returns integer
 language sql volatile set search_path from current set enable_seqscan = off set jit = off
-  set plan_cache_mode = force_generic_plan as $$
+  set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- Messages past expires_at that do not run become cancelled with reason "expired"; at most p_limit.
   select cardinality(finish_cancelled(array(
     select m.id from message_queue m

@@ -2,6 +2,7 @@
 
 drop function cleanup_stale_message_locks;
 drop function forget_dead_workers;
+drop function promote_stranded_conversations;
 drop function bury_unknown_types;
 drop function recover_worker;
 drop function rescue_expired_messages;

@@ -114,12 +114,12 @@ comment on function return_crashed_messages(bigint[], bigint[], uuid, text) is '
 
 create function rescue_expired_messages(p_limit integer default 500) returns integer
 language plpgsql set search_path from current set enable_seqscan = off set jit = off
-  set plan_cache_mode = force_generic_plan as $$
+  set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- Return messages whose lease is over; at most p_limit (paged by expiry, nothing hides behind a skipped
 -- row). What had started is not known here, so all are suspects. Returns how many. In the first seconds
 -- after a restart of the server nothing is rescued: live workers get the chance to hand back or renew.
--- A message that cannot be returned (a dead letter has its id already, say) stays as it is, with a warning in the
--- server's log; the others are returned, one by one.
+-- A message that cannot be returned (a dead letter has its id already, say, or the next one of its conversation is
+-- locked by somebody) stays as it is, with a warning in the server's log; the others are returned, one by one.
 declare
   v_holder uuid;
   v_ids bigint[];
@@ -142,6 +142,10 @@ begin
           v_count := v_count + return_crashed_messages(array[v_id], array[v_id], v_holder, 'lease expired');
         exception when others then
           raise warning using errcode = sqlstate, message = format('message %s cannot be rescued: %s', v_id, sqlerrm);
+          if sqlstate = '55P03' then
+            -- waited once for all of them: whoever locks one row of the queue may have locked hundreds
+            perform set_config('lock_timeout', '1ms', true);
+          end if;
         end;
       end loop;
     end;
@@ -176,22 +180,67 @@ $$;
 comment on function recover_worker(uuid, bigint[], text) is 'A parent returns what its dead child held; returns how many.';
 
 create function bury_unknown_types(p_after interval default '1 hour', p_limit integer default 100) returns integer
-language sql volatile set search_path from current set enable_seqscan = off set jit = off
-  set plan_cache_mode = force_generic_plan as $$
--- Messages due for p_after whose type no worker has registered for p_after become dead letters; at most p_limit
--- of those that crashed a process before (they have an index of their own), and as many of the others.
-  select cardinality(move_to_dead_letters(array(
-    select m.id from message_queue m
-    where m.state = 'pending' and m.crashes = 0 and m.run_at < clock_timestamp() - p_after
-      and not exists (select from message_types t where t.name = m.message_type and t.last_seen_at > clock_timestamp() - p_after)
-    limit p_limit for update skip locked) || array(
-    select m.id from message_queue m
-    where m.state = 'pending' and m.crashes > 0 and m.run_at < clock_timestamp() - p_after
-      and not exists (select from message_types t where t.name = m.message_type and t.last_seen_at > clock_timestamp() - p_after)
-    limit p_limit for update skip locked), null, 'unknown_type', 'UnknownMessageType',
-    format('no worker has registered this type for %s', p_after), null, null));
+language plpgsql set search_path from current set enable_seqscan = off set jit = off set enable_sort = on set enable_bitmapscan = on
+  set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
+-- Messages due for p_after whose type no worker has registered for p_after become dead letters; at most p_limit.
+-- No index leads to them. One call looks at 20000 messages from a place found by chance on, and as many from the
+-- start: all of them where there are no more, some others each time in a backlog of millions.
+declare
+  v_from bigint;
+  v_ids bigint[];
+begin
+  select min(m.id) + floor(random() * (max(m.id) - min(m.id) + 1))::bigint into v_from from message_queue m;
+  -- in the order of the index: for a table without statistics the planner would read all of it, and sort
+  perform set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true);
+  v_ids := array(
+    select l.id from (
+      (select m.id, m.state, m.run_at, m.message_type from message_queue m where m.id >= v_from order by m.id limit 20000)
+      union all
+      (select m.id, m.state, m.run_at, m.message_type from message_queue m where m.id < v_from order by m.id limit 20000)) l
+    where l.state = 'pending' and l.run_at < clock_timestamp() - p_after
+      and not exists (select from message_types t where t.name = l.message_type and t.last_seen_at > clock_timestamp() - p_after)
+    limit p_limit);
+  perform set_config('enable_sort', 'on', true), set_config('enable_bitmapscan', 'on', true);
+  return cardinality(move_to_dead_letters(array(
+    select m.id from message_queue m where m.id = any (v_ids) and m.state = 'pending' for update skip locked),
+    null, 'unknown_type', 'UnknownMessageType', format('no worker has registered this type for %s', p_after), null, null));
+end
 $$;
 comment on function bury_unknown_types(interval, integer) is 'Dead-letter messages of types without any worker; returns how many.';
+
+create function promote_stranded_conversations() returns integer
+language plpgsql set search_path from current set enable_seqscan = off set jit = off
+  set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
+-- Conversations in which messages are blocked and none is left that they could wait behind: somebody deleted it by
+-- hand, and who goes that way promotes nobody. The first one becomes pending. Looks at 5000 conversations from a place
+-- found by chance on, then at the first ones; returns how many went on.
+declare
+  v_none constant bigint := 9223372036854775807;
+  v_start text;
+  v_key text;
+  v_keys text[] := '{}';
+begin
+  select m.conversation_key into v_start from (
+    select b.conversation_key, b.state from message_queue b
+    where b.id >= (select min(r.id) + floor(random() * (max(r.id) - min(r.id) + 1))::bigint from message_queue r)
+    order by b.id limit 1000) m
+  where m.state = 'blocked' limit 1;
+  v_key := coalesce(v_start, '');
+  for v_look in 1..5000 loop
+    select m.conversation_key into v_key from message_queue m
+    where m.state = 'blocked' and m.conversation_key > v_key order by m.conversation_key limit 1;
+    if not found then
+      exit when v_start is null; -- the second time at the end
+      v_start := null;
+      v_key := '';
+    elsif not exists (select from conversation_holders(v_key, v_none)) then
+      v_keys := v_keys || v_key;
+    end if;
+  end loop;
+  return cardinality(promote_conversations(v_keys));
+end
+$$;
+comment on function promote_stranded_conversations() is 'Let conversations go on whose first message was deleted by hand; returns how many.';
 
 create function forget_dead_workers(p_after interval default '10 minutes') returns integer
 language sql volatile set search_path from current as $$

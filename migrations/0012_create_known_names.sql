@@ -131,7 +131,7 @@ $$;
 comment on function mark_message_processed(text, text, integer) is 'The webhook with this external id was processed.';
 
 create function cleanup_old_messages(p_limit integer default 5000) returns integer
-language plpgsql set search_path from current as $$
+language plpgsql set search_path from current set lock_timeout = '500ms' as $$
 -- Small upkeep in bounded steps, safe to repeat and to run anywhere: expired dedup windows, results and
 -- rate limiters, webhook ids after 7 days, dead letters after 30 days. Returns how many rows went.
 declare
@@ -161,23 +161,37 @@ $$;
 comment on function cleanup_old_messages(integer) is 'Bounded upkeep of dedup windows, results, webhook ids and old dead letters.';
 
 create function drop_expired_archive_partitions() returns integer
-language plpgsql security definer set search_path from current as $$
+language plpgsql security definer set search_path from current set lock_timeout = '200ms' as $$
 -- Retention of the archive: drop daily partitions whose every message is older than the longest keep_done
--- of all queues. Waits at most one second for its lock; what it cannot have now it drops next time.
+-- of all queues. What it cannot have now it drops next time.
+-- A drop needs the whole archive for an instant, and while it waits for that every completion waits behind it. So it
+-- is not even tried while a transaction that lasts (a dump, a report) uses the archive.
 declare
+  v_users text[];
   v_oldest timestamptz := (select date_trunc('day', clock_timestamp() at time zone 'UTC') at time zone 'UTC'
     - coalesce(max(keep_done), interval '7 days') - interval '1 day' from queues);
   v_name text;
   v_dropped integer := 0;
 begin
-  perform pg_advisory_xact_lock(hashtext('packhorse.message_archive'));
-  set local lock_timeout = '1s';
+  if not pg_try_advisory_xact_lock(hashtext('packhorse.message_archive')) then
+    return 0; -- another one is at it
+  end if;
   for v_name in
     select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
     where i.inhparent = 'message_archive'::regclass and c.relname ~ '^message_archive_[0-9]{8}$'
       and to_date(right(c.relname, 8), 'YYYYMMDD')::timestamp at time zone 'UTC' < v_oldest
     order by c.relname limit 10
   loop
+    for v_look in 1..2 loop
+      v_users := array(
+        select l.virtualtransaction from pg_locks l
+        where l.relation in ('message_archive'::regclass, v_name::regclass) and l.granted and l.pid is distinct from pg_backend_pid()
+          and l.database = (select d.oid from pg_database d where d.datname = current_database())
+          and (v_look = 1 or l.virtualtransaction = any (v_users)));
+      exit when v_look = 2 or cardinality(v_users) = 0;
+      perform pg_sleep(0.1);
+    end loop;
+    exit when cardinality(v_users) > 0;
     begin
       execute format('drop table %I', v_name);
       v_dropped := v_dropped + 1;

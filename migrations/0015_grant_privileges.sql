@@ -18,7 +18,7 @@ declare
     'error_fingerprint', 'move_to_dead_letters', 'bury_message', 'fail_message', 'snooze_message', 'release_messages', 'release_unknown_messages',
     'release_message', 'extend_message_lease', 'archive_cancelled', 'finish_cancelled', 'cancel_message', 'expire_messages', 'register_worker',
     'beat_worker', 'deregister_worker', 'return_crashed_messages', 'rescue_expired_messages', 'recover_worker',
-    'bury_unknown_types', 'forget_dead_workers', 'cleanup_stale_message_locks', 'redrive_dead_letters', 'edit_dead_letter',
+    'bury_unknown_types', 'promote_stranded_conversations', 'forget_dead_workers', 'cleanup_stale_message_locks', 'redrive_dead_letters', 'edit_dead_letter',
     'purge_dead_letters', 'get_next_queue_message', 'acquire_message_lock', 'release_message_lock', 'acquire_conversation_lock',
     'release_conversation_lock', 'cleanup_stuck_webhook_conversations', 'is_new_message', 'mark_message_processed',
     'cleanup_old_messages', 'drop_expired_archive_partitions', 'explain_message', 'store_message_result', 'get_message_result',

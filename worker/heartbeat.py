@@ -22,10 +22,11 @@ from worker.service import Service
 from worker.store import workers as store
 
 UPKEEP_SECONDS = 300.0
+MORE_SECONDS = 1.0  # a step of the upkeep that could not do all in one go goes on after this
 
 
 class Heartbeat(Service):
-    """Beats every heartbeat_seconds; rescues every rescue_seconds; upkeep every five minutes.
+    """Beats every heartbeat_seconds; rescues every rescue_seconds; upkeep every five minutes, a step per turn.
 
     held: the messages this process holds now. on_attention(message, lease_held): called for a message
     whose lease is lost (False) or whose cancellation was asked (True). counts: (done, failed) so far. on_beat: the database answered.
@@ -51,6 +52,7 @@ class Heartbeat(Service):
         self._next_beat = 0.0
         self._next_rescue = time.monotonic() + random.uniform(0.2, 1.0) * settings.rescue_seconds
         self._next_upkeep = 0.0
+        self._step = 0  # of store.UPKEEP_STEPS
         self.rescued_total = 0
         self._registration: tuple[list[str], list[str], int] | None = None
 
@@ -76,10 +78,18 @@ class Heartbeat(Service):
             self._next_rescue = now + self._settings.rescue_seconds * random.uniform(0.8, 1.2)
         self.ticked(time.monotonic())
         if now >= self._next_upkeep:
-            with self._link.connection() as connection:
-                store.upkeep(connection, self._settings.unknown_type_seconds)
-            self._next_upkeep = now + UPKEEP_SECONDS * random.uniform(0.8, 1.2)
-        return float(max(0.01, min(self._next_beat, self._next_rescue) - time.monotonic()))
+            self._upkeep(now)
+        return float(max(0.01, min(self._next_beat, self._next_rescue, self._next_upkeep) - time.monotonic()))
+
+    def _upkeep(self, now: float) -> None:
+        """One step. What is next stands before it begins: a step that fails is not tried in each turn, and stops no other."""
+        step = store.UPKEEP_STEPS[self._step]
+        self._step = (self._step + 1) % len(store.UPKEEP_STEPS)
+        self._next_upkeep = now if self._step else now + UPKEEP_SECONDS * random.uniform(0.8, 1.2)
+        with self._link.connection() as connection:
+            more = store.upkeep(connection, step, self._settings.unknown_type_seconds)
+        if more:
+            self._step, self._next_upkeep = store.UPKEEP_STEPS.index(step), now + MORE_SECONDS
 
     def beat(self) -> None:
         """One heartbeat: messages younger than a third of the lease need no renewal yet."""

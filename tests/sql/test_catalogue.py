@@ -25,7 +25,8 @@ def test_functions_that_run_as_their_owner_pin_the_search_path_and_put_temporary
 
 def test_no_verb_of_a_worker_waits_for_a_locked_row_for_longer_than_half_a_second(shared_database: Database) -> None:
     verbs = ["complete_messages", "complete_and_claim_messages", "fail_message", "schedule_message_retry", "snooze_message", "release_messages",
-             "bury_message", "extend_message_lease", "cancel_message"]
+             "bury_message", "extend_message_lease", "cancel_message", "rescue_expired_messages", "expire_messages", "bury_unknown_types",
+             "promote_stranded_conversations", "cleanup_old_messages", "ensure_message_archive_partitions"]
     rows = shared_database.query("select proname::text from pg_proc where proname::text = any (%s) and 'lock_timeout=500ms' = any (proconfig)", verbs)
     assert sorted(row[0] for row in rows) == sorted(verbs)
 

@@ -9,6 +9,10 @@ from worker.db.queries import sql
 from worker.records import Attention
 from worker.store import messages
 
+UPKEEP_STEPS = ("upkeep_partitions", "upkeep_unknown_types", "upkeep_workers", "upkeep_conversations", "upkeep_windows", "upkeep_archive")
+#: Of each table, per call.
+CLEANUP_ROWS = 5000
+
 
 def register(
     connection: DeadlineConnection, worker_id: UUID, hostname: str, pid: int, version: str, queues: list[str], types: list[str],
@@ -41,9 +45,14 @@ def recover(connection: DeadlineConnection, worker_id: UUID, started: list[int],
     return int(connection.execute(sql("recover_worker"), (worker_id, started, detail)).fetchone()[0])  # type: ignore[index]
 
 
-def upkeep(connection: DeadlineConnection, unknown_type_seconds: float) -> None:
-    """Slow upkeep in bounded steps: partitions, types without worker, old rows."""
-    connection.execute(sql("upkeep"), (unknown_type_seconds,))
+def upkeep(connection: DeadlineConnection, step: str, unknown_type_seconds: float) -> bool:
+    """One step (of UPKEEP_STEPS) of slow upkeep, bounded; True when there is more to do of it.
+
+    A transaction of its own: what one of them has to wait for, or cannot do, is not the others' affair.
+    """
+    parameters = {"upkeep_unknown_types": (unknown_type_seconds,), "upkeep_windows": (CLEANUP_ROWS,)}.get(step)
+    count = connection.execute(sql(step), parameters).fetchone()[0]  # type: ignore[index]
+    return step == "upkeep_windows" and int(count) >= CLEANUP_ROWS
 
 
 def self_test(connection: DeadlineConnection) -> bool:

@@ -18,10 +18,29 @@ select rescue_expired_messages(), expire_messages();
 -- Return what a dead child held.
 select recover_worker(%s, %s, %s);
 
--- name: upkeep
--- Slow upkeep: archive partitions, types without worker, dead workers' rows, expired windows.
-select ensure_message_archive_partitions(), bury_unknown_types(make_interval(secs => %s)), forget_dead_workers(),
-  cleanup_old_messages(), drop_expired_archive_partitions();
+-- name: upkeep_partitions
+-- Slow upkeep: the archive's partitions of the next days.
+select ensure_message_archive_partitions();
+
+-- name: upkeep_unknown_types
+-- Slow upkeep: messages of types without any worker.
+select bury_unknown_types(make_interval(secs => %s));
+
+-- name: upkeep_workers
+-- Slow upkeep: rows of workers that are gone.
+select forget_dead_workers();
+
+-- name: upkeep_conversations
+-- Slow upkeep: conversations whose first message was deleted by hand.
+select promote_stranded_conversations();
+
+-- name: upkeep_windows
+-- Slow upkeep: dedup windows, results, webhook ids, old dead letters; so many of each at most.
+select cleanup_old_messages(%s);
+
+-- name: upkeep_archive
+-- Slow upkeep: the archive's old partitions.
+select drop_expired_archive_partitions();
 
 -- name: see_probe
 -- Does this role see the row it just wrote? The caller rolls back.
