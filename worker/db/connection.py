@@ -17,9 +17,13 @@ from psycopg.adapt import Loader
 from psycopg.waiting import Ready, Wait
 
 from worker.db.errors import translated
+from worker.db.queries import sql
 from worker.errors import InvalidArgument
 
 T = TypeVar("T")
+
+#: How often a server that works for us looks whether we are still there.
+CHECK_INTERVAL = "2s"
 
 
 class JsonText(Loader):
@@ -96,10 +100,26 @@ def connect(
         connection.deadline_seconds = deadline_seconds
         if not pooler:
             _settle_times(connection, times_in_utc)
+            _settle_session(connection)
     connection.prepare_threshold = None if pooler else 0
     connection.adapters.register_loader("jsonb", JsonText)
     connection.adapters.register_loader("json", JsonText)
     return connection
+
+
+def _settle_session(connection: DeadlineConnection) -> None:
+    """READ COMMITTED whatever the role's default is: under any other, messages of conversations could not be ended.
+
+    And the server looks whether we are still there: after a deadline of ours it would go on with the statement for as
+    long as it takes, hold its locks, and commit.
+    """
+    try:
+        connection.execute(sql("settle_session"), (CHECK_INTERVAL,), prepare=False)
+    except psycopg.errors.InvalidParameterValue:  # a server on a system where it cannot look
+        connection.rollback()
+        connection.execute(sql("settle_session"), ("0",), prepare=False)
+    if not connection.autocommit:
+        connection.commit()
 
 
 def _settle_times(connection: DeadlineConnection, in_utc: bool) -> None:

@@ -116,8 +116,8 @@ where has_sequence_privilege(s.name, 'usage, select') and s.highest > coalesce(p
 order by s.name;
 
 -- name: doctor_settings
--- Settings that can hurt, as this session has them.
-select name, setting from pg_settings
+-- Settings that can hurt, as this session has them; where connect() overrules one, as other sessions of the role have it.
+select name, case name when 'default_transaction_isolation' then reset_val else setting end as setting from pg_settings
 where name in ('idle_in_transaction_session_timeout', 'synchronous_commit', 'autovacuum', 'track_counts', 'fsync', 'full_page_writes', 'statement_timeout',
   'default_transaction_read_only', 'default_transaction_isolation')
 order by name;
