@@ -252,8 +252,10 @@ def shown(settings: Settings) -> dict[str, Any]:
 
 
 def mask_url(url: str) -> str:
-    """A connection string without its password."""
+    """A connection string without its password: a URL, or libpq's keywords with their spaces, quotes and backslashes."""
     import re
 
-    masked = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", url)
-    return re.sub(r"(password=)('[^']*'|[^&\s]*)", r"\1***", masked, flags=re.IGNORECASE)
+    if "://" in url:
+        url = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", url)
+        return re.sub(r"(password=)[^&\s]*", r"\1***", url, flags=re.IGNORECASE)
+    return re.sub(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'?|(?:[^\s\\]|\\.)*)", r"\1***", url, flags=re.IGNORECASE | re.DOTALL)

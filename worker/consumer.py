@@ -7,6 +7,7 @@ outcomes to whichever consumer there is: what is held belongs to the queue, not 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -24,6 +25,8 @@ from worker.messages import ClaimedMessage, Ending
 from worker.settle import settle
 from worker.store import messages as store
 from worker.store import workers as worker_store
+
+logger = logging.getLogger("packhorse.consumer")
 
 _opening = threading.Lock()
 
@@ -138,18 +141,29 @@ class PostgresConsumer(Consumer):
             raise BrokerConnectionError(str(error)) from error
         except StoreConflict:
             return
+        undecodable = []
         for row in rows:
             if row[0] != "claimed":
                 continue
             message = ClaimedMessage(row, before + lease, before)
+            held[message.id] = message
             try:
                 message.decode()
             except UndecodableMessage as error:
                 message.ending = Ending("bury", "undecodable", "UndecodableMessage", str(error))
-                self._settle(message)
-                continue
-            held[message.id] = message
-            self._ready.append(message)
+                undecodable.append(message)
+            else:
+                self._ready.append(message)
+        for message in undecodable:
+            self._bury(message)
+
+    def _bury(self, message: ClaimedMessage) -> None:
+        """The one whose row nobody can read; when that fails its lease runs out, and its neighbours go on."""
+        try:
+            self._settle(message)
+        except (BrokerConnectionError, StoreError) as error:
+            logger.warning("outcome_waits message_id=%s error=%s", message.id, error)
+            self._holding.forget(message)
 
     def ack(self, message: Any) -> None:
         self._settle(message)

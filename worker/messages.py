@@ -80,7 +80,7 @@ class ClaimedMessage(MessageProxy):
         try:
             self.kwargs = _scan(self._payload, 0)[0]
             text = self._options
-            if len(text) == _PLAIN_LENGTH and text.startswith(_PLAIN_HEAD):
+            if len(text) == _PLAIN_LENGTH and text.startswith(_PLAIN_HEAD) and text.count('"') == 4 and "\\" not in text:
                 # what every dramatiq producer writes when there are no options: spare the parser
                 options = {}
                 self.args = ()

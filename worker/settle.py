@@ -9,6 +9,7 @@ from typing import Any
 import dramatiq
 
 from worker.db.connection import DeadlineConnection
+from worker.encoding import MAX_DELAY_SECONDS
 from worker.messages import ClaimedMessage, Ending, clean
 from worker.store import messages
 
@@ -16,6 +17,7 @@ logger = logging.getLogger("packhorse.settle")
 
 #: What is written when what should be written cannot be stored (FAILURES 13): plain ASCII, cannot fail.
 UNSTORABLE = "the error could not be stored"
+MAX_ATTEMPTS = 1_000_000
 
 
 def settle(connection: DeadlineConnection, message: ClaimedMessage, broker: Any) -> str:
@@ -45,10 +47,11 @@ def settle(connection: DeadlineConnection, message: ClaimedMessage, broker: Any)
                     _send_exhausted(connection, message, ending, broker)
             return answer
         case "retry":
-            moved = messages.retry(connection, message.id, message.lease_token, ending.delay_seconds or 0.0, "Retry", reason or "")
+            moved = messages.retry(connection, message.id, message.lease_token, _storable(ending.delay_seconds) or 0.0, "Retry", reason or "")
             return "retry" if moved else "lost"
         case "snooze":
-            return "snooze" if messages.snooze(connection, message.id, message.lease_token, ending.delay_seconds or 0.0, reason) else "lost"
+            delay = _storable(ending.delay_seconds) or 0.0
+            return "snooze" if messages.snooze(connection, message.id, message.lease_token, delay, reason) else "lost"
         case "cancel":
             return "cancelled" if messages.cancel_held(connection, message.id, message.lease_token, reason) else "lost"
         case "release":
@@ -61,11 +64,19 @@ def _fail(connection: DeadlineConnection, message: ClaimedMessage, ending: Endin
     with _together(connection, ending):
         answer = messages.fail(
             connection, message.id, message.lease_token, ending.error_class or "Error", ending.error_message or "", ending.traceback,
-            ending.frame, ending.max_attempts, ending.delay_seconds, ending.backoff_initial, ending.backoff_max,
+            ending.frame, None if ending.max_attempts is None else int(max(0, min(ending.max_attempts, MAX_ATTEMPTS))),
+            _storable(ending.delay_seconds), _storable(ending.backoff_initial), _storable(ending.backoff_max),
         )
         if answer == "dead" and ending.on_exhausted:
             _send_exhausted(connection, message, ending, broker)
     return answer
+
+
+def _storable(seconds: float | None) -> float | None:
+    """A delay that PostgreSQL can take: handlers, and producers in a message's options, may ask for any number."""
+    if seconds is None or seconds != seconds:  # not a number: as if nothing was said
+        return None
+    return min(max(seconds, 0.0), MAX_DELAY_SECONDS)
 
 
 def _together(connection: DeadlineConnection, ending: Ending) -> AbstractContextManager[Any]:

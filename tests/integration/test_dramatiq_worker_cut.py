@@ -104,3 +104,23 @@ def test_nothing_is_renewed_for_nobody(cut_off):
     assert beating()
     consumer.ack(running)
     wait_until(lambda: not beating(), 10)
+
+
+def test_a_row_that_cannot_be_buried_takes_no_neighbour_with_it(database):
+    """They were claimed together; those behind it were held by nobody, and counted as crashes when their leases ended."""
+    broker = PostgresBroker(settings=load_settings({}, **{**QUICK, "database_url": database.url}))
+    dramatiq.actor(print, broker=broker, actor_name="work")
+    with database.connect() as producer, database.connect() as other:
+        producer.execute("select enqueue_message('default', 'work', ('{\"n\": ' || repeat('9', 5000) || '}')::jsonb, p_conversation_key => 'k')")
+        successor = producer.execute("select message_id from enqueue_message('default', 'work', p_conversation_key => 'k')").fetchone()[0]
+        neighbour = producer.execute("select message_id from enqueue_message('default', 'work')").fetchone()[0]
+        producer.execute("update message_queue set state = 'blocked' where id = %s", (successor,))
+        other.execute("begin")
+        other.execute("select from message_queue where id = %s for update", (successor,))
+        consumer = PostgresConsumer(broker, "default", 3, 5.0)
+        claimed = next(consumer)
+        assert claimed.id == neighbour and list(consumer._holding.messages) == [neighbour]
+        other.execute("rollback")
+    consumer.ack(claimed)
+    consumer.close()
+    broker.close()
