@@ -154,3 +154,59 @@ def test_partitions_are_closed_to_direct_access(as_role: Callable[[str], Sql]) -
     worker = as_role("packhorse_worker")
     partition = worker.value("select inhrelid::regclass::text from pg_inherits where inhparent = 'message_archive'::regclass limit 1")
     assert worker.refused(f"select * from {partition}")[0] == DENIED
+
+
+#: Privilege -> the tables and views on which a role has it; what is not listed nobody has.
+EVERYTHING = set(READABLE) - {"explain_message(1)"} | {
+    "conversation_locks", "detached_partitions", "fleet_statistics", "maintenance_health", "maintenance_runs", "maintenance_tasks", "message_dedup",
+    "message_results", "processed_messages", "queue_wakeups", "rate_limiters", "schedule_health", "schedule_runs", "schedules", "packhorse_migrations"}
+VIEWS = {"all_messages", "blocked_conversations", "message_queue_health", "dead_letter_groups", "maintenance_health", "schedule_health"}
+TABLES = EVERYTHING - VIEWS - {"packhorse_migrations"}
+GRANTED: dict[str, dict[str, set[str]]] = {
+    "packhorse_reader": {"select": EVERYTHING},
+    "packhorse_worker": {"select": EVERYTHING, "insert": TABLES, "update": TABLES - {"operator_actions"}, "delete": TABLES - {"operator_actions"}},
+    "packhorse_producer": {
+        "select": {"conversation_locks", "message_dedup", "message_results", "packhorse_migrations", "processed_messages", "queue_wakeups"},
+        "insert": {"conversation_locks", "message_dedup", "processed_messages"}, "update": {"conversation_locks", "message_dedup", "processed_messages"},
+        "delete": {"conversation_locks"}},
+}
+
+
+@pytest.mark.parametrize("role", GRANTED)
+def test_a_role_has_these_privileges_on_tables_and_no_other(shared_database: Database, role: str) -> None:
+    """Every privilege of PostgreSQL on every table and view: a grant too many is one that no list of statements tries."""
+    found: dict[str, set[str]] = {}
+    for privilege in ("select", "insert", "update", "delete", "truncate", "references", "trigger"):
+        found[privilege] = {row[0] for row in shared_database.query(
+            "select relname::text from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v', 'm') and not relispartition "
+            "and has_table_privilege(%s, oid, %s)", role, privilege)}
+    assert found == {privilege: GRANTED[role].get(privilege, set()) for privilege in found}
+
+
+@pytest.mark.parametrize(("role", "columns", "sequences"), [
+    ("packhorse_reader", {}, set()), ("packhorse_worker", {}, {"message_queue_id_seq usage", "message_lease_token_seq usage"}),
+    ("packhorse_producer", {"message_queue insert": {
+        "concurrency_key", "conversation_key", "correlation_id", "dedup_key", "expires_at", "max_attempts", "message_type", "options", "payload", "priority",
+        "queue", "run_at", "trace_context"}, "queues select": {"name"}}, {"message_queue_id_seq usage"}),
+])
+def test_a_role_has_these_privileges_on_columns_and_sequences_and_makes_nothing(
+        shared_database: Database, role: str, columns: dict[str, set[str]], sequences: set[str]) -> None:
+    rows = shared_database.query(
+        "select c.relname || ' ' || p.name, array_agg(a.attname::text) from pg_class c join pg_attribute a on a.attrelid = c.oid and attnum > 0 and not attisdropped "
+        "cross join (values ('select'), ('insert'), ('update'), ('references')) as p (name) where c.relnamespace = 'public'::regnamespace "
+        "and c.relkind in ('r', 'p', 'v') and not relispartition and has_column_privilege(%s, c.oid, a.attname, p.name) "
+        "and not has_table_privilege(%s, c.oid, p.name) group by 1", role, role)
+    assert {name: set(found) for name, found in rows} == columns
+    assert {row[0] for row in shared_database.query(
+        "select c.relname || ' ' || p.name from pg_class c cross join (values ('usage'), ('select'), ('update')) as p (name) where relkind = 'S' "
+        "and relnamespace = 'public'::regnamespace and has_sequence_privilege(%s, c.oid, p.name)", role)} == sequences
+    assert shared_database.query("select has_database_privilege(%s, current_database(), 'create'), count(*) filter (where relowner = %s::regrole) from pg_class",
+                                 role, role) == [(False, 0)], "and owns nothing"
+
+
+def test_a_reader_can_call_nothing_that_changes_a_row(shared_database: Database) -> None:
+    """Volatile functions may write; these are volatile because they ask the planner for an estimate."""
+    rows = shared_database.query("select proname::text from pg_proc where pronamespace = 'public'::regnamespace and provolatile = 'v' "
+                                 "and has_function_privilege('packhorse_reader', oid, 'execute')")
+    assert {row[0] for row in rows} == {
+        "count_queue_messages", "ends_by_hour", "estimated_messages", "health_checks", "health_error_rate", "health_queue_health"}
