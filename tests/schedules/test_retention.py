@@ -259,6 +259,34 @@ def test_the_budget_pauses_a_run(database, shop, open_connection, monkeypatch):
     assert database.query("select rows_done, resumed from maintenance_runs") == [(1000, len(states) - 1)]
 
 
+class Rests(threading.Event):
+    """Notes for how long it is waited, and does not wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def wait(self, timeout=None):
+        self.asked.append(timeout)
+        return super().wait(0)
+
+
+@pytest.mark.parametrize(("ratio", "known"), [(0.0, True), (100.0, True), (100.0, False)])
+def test_a_run_rests_after_each_batch_but_the_last_in_proportion_to_its_work(database, shop, open_connection, monkeypatch, ratio, known):
+    shop()
+    took = []
+    size_of = retention.next_size
+    monkeypatch.setattr(retention, "next_size", lambda size, seconds, most: (took.append(seconds), size_of(size, seconds, most))[1])
+    rests = Rests()
+    gates = OPEN if known else Gates(None, None, 900.0, None, None)
+    with database.connect(admin=True) as holder, holder.transaction(force_rollback=True):
+        holder.execute("set transaction isolation level repeatable read")
+        holder.execute("select 1")  # a snapshot whose age this role may not see: half the speed
+        assert run(open_connection(), policy(pause_ratio=ratio), gates=gates, stop=rests) == "succeeded"
+    assert len(rests.asked) == last(database, "batches") - 1 > 5
+    assert rests.asked == pytest.approx([max(retention.LEAST_REST_SECONDS, seconds * ratio * (1 if known else 2)) for seconds in took])
+
+
 @pytest.mark.parametrize("when", ["running", "paused"])
 def test_a_run_is_cancelled_and_what_it_did_stays_done(database, shop, open_connection, when):
     shop()
