@@ -81,6 +81,10 @@ class LeaseLost(WorkerError):
     """Somebody else owns the message now: stop, write nothing."""
 
 
+class NotCompleted(WorkerError):
+    """A transactional handler has returned and could not be committed, for no fault of its own: it runs again."""
+
+
 class LeaseInterrupt(BaseException):
     """Raised inside a handler whose lease is about to end unrenewed (self-fencing)."""
 

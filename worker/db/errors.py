@@ -18,6 +18,8 @@ _UNAVAILABLE = {"25006", "25P03", "3D000", "28P01", "28000"}
 #: Errors of this process so far, by kind; every failed call passes through `translate`.
 error_counts = dict.fromkeys(("unavailable", "conflict", "rejected", "invalid"), 0)
 _counting = threading.Lock()
+#: Somebody else has a lock: waited for it long enough, or each for the other.
+LOCKED = frozenset({"55P03", "40P01"})
 _CONFLICTS = {"40001", "40P01", "55P03", "23505", "55006"}
 
 _KINDS = {StoreUnavailable: "unavailable", StoreConflict: "conflict", StoreRejected: "rejected"}

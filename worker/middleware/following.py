@@ -14,14 +14,14 @@ from dramatiq.middleware import Callbacks as StockCallbacks
 from dramatiq.middleware import Middleware
 from dramatiq.middleware import Pipelines as StockPipelines
 
-from worker.errors import Cancel, CancelInterrupt, DrainInterrupt, LeaseInterrupt, Snooze, StoreConflict, StoreUnavailable
+from worker.errors import Cancel, CancelInterrupt, DrainInterrupt, LeaseInterrupt, NotCompleted, Snooze, StoreConflict, StoreUnavailable
 from worker.messages import ClaimedMessage, Ending, failure
 
 logger = logging.getLogger("packhorse.following")
 
 AGAIN_SECONDS = 1.0
 #: Ways to end without having failed.
-NO_FAILURES = (Snooze, Cancel, CancelInterrupt, DrainInterrupt, LeaseInterrupt)
+NO_FAILURES = (Snooze, Cancel, CancelInterrupt, DrainInterrupt, LeaseInterrupt, NotCompleted)
 
 
 class Following(Middleware):

@@ -15,10 +15,13 @@ from typing import Any
 import dramatiq
 from dramatiq.middleware import Retries as StockRetries
 
-from worker.errors import Bury, Cancel, CancelInterrupt, DrainInterrupt, LeaseInterrupt, Retry, Snooze
+from worker.errors import Bury, Cancel, CancelInterrupt, DrainInterrupt, LeaseInterrupt, NotCompleted, Retry, Snooze
 from worker.messages import ClaimedMessage, Ending, clean, failure
 
 logger = logging.getLogger("packhorse.retries")
+
+#: A transactional handler that could not be committed, for no fault of its own, runs again after this.
+COMMIT_AGAIN_SECONDS = 1.0
 
 
 def _actor(broker: Any, name: str) -> Any:
@@ -70,6 +73,8 @@ class Retries(StockRetries):
             return Ending("cancel", "cancelled by an operator while it ran")
         if isinstance(exception, (DrainInterrupt, LeaseInterrupt)):
             return Ending("release", type(exception).__name__)
+        if isinstance(exception, NotCompleted):
+            return Ending("snooze", str(exception), delay_seconds=COMMIT_AGAIN_SECONDS)
         throws = message.options.get("throws") or options.get("throws")
         if (throws and isinstance(exception, throws)) or getattr(exception, "retryable", True) is False:
             return dataclasses.replace(failure(exception), verb="bury", reason="rejected")

@@ -19,7 +19,8 @@ from typing import Any
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
 from worker.context import current
-from worker.errors import LeaseLost, UndecodableMessage
+from worker.db.errors import LOCKED, translated
+from worker.errors import LeaseLost, NotCompleted, StoreError, StoreUnavailable, UndecodableMessage
 from worker.messages import ClaimedMessage, Ending, failure
 from worker.runtime.hooks import Hooks
 from worker.runtime.slots import RunningIds, Slot
@@ -211,16 +212,25 @@ class Lane:
 
     def _call_in_transaction(self, actor: Any, message: ClaimedMessage) -> Any:
         """Handler, its effects, what follows and the completion in one transaction: all or nothing (SPEC P3)."""
+        returned = False
         with self.broker.pool.connection() as connection:
-            with connection.transaction():
-                current.connection = connection
-                try:
-                    result = actor(*message.args, **message.kwargs)
-                    for hook in self.hooks.before_commit:
-                        hook(self.broker, message, result)
-                finally:
-                    current.connection = None
-                if not store.complete(connection, [message.id], [message.lease_token]):
-                    raise LeaseLost(f"message {message.id}: somebody else owns it now; its transaction was rolled back")
+            try:
+                with translated(), connection.transaction():
+                    current.connection = connection
+                    try:
+                        result = actor(*message.args, **message.kwargs)
+                        for hook in self.hooks.before_commit:
+                            hook(self.broker, message, result)
+                    finally:
+                        current.connection = None
+                    returned = True
+                    if not store.complete(connection, [message.id], [message.lease_token]):
+                        raise LeaseLost(f"message {message.id}: somebody else owns it now; its transaction was rolled back")
+            except StoreError as error:
+                # its row is locked by somebody, or the database went away: the handler is not to blame. (What else a commit
+                # can be refused for, a deferred constraint say, is its own doing.)
+                if returned and (isinstance(error, StoreUnavailable) or error.sqlstate in LOCKED):
+                    raise NotCompleted(f"the transaction of its handler could not be committed: {error}") from error
+                raise
             message.settled = True
         return result
