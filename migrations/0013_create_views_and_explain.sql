@@ -33,20 +33,21 @@ create view blocked_conversations as
 comment on view blocked_conversations is 'Conversations with waiting messages: how many, since when, and the message that blocks each.';
 
 create view message_queue_health as
-  select q.name as queue, q.paused_at is not null as paused,
+  select coalesce(q.name, m.queue, d.queue)::text as queue, q.paused_at is not null as paused,
     coalesce(m.pending, 0) as pending, coalesce(m.delayed, 0) as delayed, coalesce(m.blocked, 0) as blocked,
     coalesce(m.running, 0) as running, coalesce(d.dead, 0) as dead,
     coalesce(extract(epoch from clock_timestamp() - m.oldest_due), 0)::double precision as oldest_due_seconds,
     coalesce(extract(epoch from clock_timestamp() - m.oldest_running), 0)::double precision as oldest_running_seconds
   from queues q
-  left join (
-    select queue, count(*) filter (where state = 'pending' and run_at <= clock_timestamp()) as pending,
+  -- a row that was inserted by hand may name a queue that nobody has declared: the more it has to be seen
+  full join (
+    select queue::text, count(*) filter (where state = 'pending' and run_at <= clock_timestamp()) as pending,
       count(*) filter (where state = 'pending' and run_at > clock_timestamp()) as delayed,
       count(*) filter (where state = 'blocked') as blocked, count(*) filter (where state = 'running') as running,
       min(run_at) filter (where state = 'pending' and run_at <= clock_timestamp()) as oldest_due,
       min(claimed_at) filter (where state = 'running') as oldest_running
-    from message_queue group by queue) m on m.queue = q.name
-  left join (select queue, count(*) as dead from dead_letters group by queue) d on d.queue = q.name;
+    from message_queue group by queue) m on m.queue = q.name::text
+  full join (select queue, count(*) as dead from dead_letters group by queue) d on d.queue = coalesce(q.name::text, m.queue);
 comment on view message_queue_health is 'One row per queue: depth by state and the age of the oldest.';
 
 create view dead_letter_groups as
@@ -107,8 +108,9 @@ begin
   if v_m.expires_at is not null then
     return query select 'expires_at', v_m.expires_at > v_now, format('not worth doing after %s', v_m.expires_at), null::timestamptz;
   end if;
-  return query select 'queue', v_q.paused_at is null,
-    case when v_q.paused_at is null then 'not paused' else format('paused at %s by %s', v_q.paused_at, v_q.paused_by) end,
+  return query select 'queue', v_q.name is not null and v_q.paused_at is null,
+    case when v_q.name is null then format('nobody has declared it: select declare_queue(%L)', v_m.queue)
+      when v_q.paused_at is null then 'not paused' else format('paused at %s by %s', v_q.paused_at, v_q.paused_by) end,
     null::timestamptz;
   if v_m.conversation_key is not null then
     select h.* into v_holder from conversation_holders(v_m.conversation_key, v_m.id) h

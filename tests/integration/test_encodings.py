@@ -10,7 +10,8 @@ from tests.support.postgres import Database
 from worker.db import migrate
 from worker.db.connection import connect
 from worker.db.errors import translated
-from worker.errors import InvalidArgument
+from worker.errors import InvalidArgument, UndecodableMessage
+from worker.messages import ClaimedMessage
 from worker.store import messages as store
 
 TEXT = '{"name": "Zoé"}'
@@ -55,3 +56,32 @@ def test_times_sort_as_texts_whatever_the_database_is_set_to(any_database):
     with connect(any_database.url) as connection:
         assert connection.execute("show datestyle").fetchone()[0].startswith("ISO")
         assert connection.execute("show timezone").fetchone()[0] == "Europe/Berlin", "handlers keep the database's zone"
+
+
+@pytest.fixture
+def unchecked(any_server):
+    """A migrated database that takes any bytes: what `initdb --locale=C` makes."""
+    database = Database(any_server, "unchecked")
+    any_server.command("create database {} encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C' template template0", database.name)
+    with connect(database.admin_url, deadline_seconds=60) as connection:
+        migrate.up(connection)
+    yield database
+    database.drop()
+
+
+def test_bytes_that_are_no_text_are_one_undecodable_message_and_stop_no_other(unchecked):
+    """Asked for UTF-8 the server refused every claim that met such a row: one producer without it stopped the queue."""
+    with unchecked.connect(client_encoding="SQL_ASCII") as producer:
+        for name, correlation in ((b"J\xf6rg", b"J\xf6rg"), (b"ok", b"J\xf6rg"), (TEXT.encode()[10:14], b"c")):
+            producer.execute(b"select enqueue_message('default', 't', '{\"name\": \"" + name + b"\"}', p_correlation_id => '" + correlation + b"')")
+    with connect(unchecked.url) as connection:
+        rows = store.complete_and_claim(connection, [], [], uuid4(), ["default"], 10, "30 seconds", None)
+        broken, *good = [ClaimedMessage(row, 0.0, 0.0) for row in rows]
+        with pytest.raises(UndecodableMessage):
+            broken.decode()
+        for message in good:
+            message.decode()
+        assert [message.kwargs["name"] for message in good] == ["ok", "Zoé"]
+        assert [message.correlation_id for message in good] == [r"J\xf6rg", "c"]
+        assert store.bury(connection, broken.id, broken.lease_token, "undecodable", "UndecodableMessage", "é")
+        assert store.complete(connection, [m.id for m in good], [m.lease_token for m in good]) == [m.id for m in good]

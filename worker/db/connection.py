@@ -30,7 +30,11 @@ class JsonText(Loader):
     """json and jsonb as text: decoding happens later, per row, inside a guarded block (FAILURES 80)."""
 
     def load(self, data: Any) -> str:
-        return bytes(data).decode()
+        return bytes(data).decode("utf-8", "backslashreplace")  # what is no UTF-8 is then no JSON either
+
+
+class AnyText(JsonText):
+    """Texts of a database that checks no encoding: what is no UTF-8 shows as it would in Python's source."""
 
 
 class DeadlineConnection(psycopg.Connection[Any]):
@@ -101,6 +105,8 @@ def connect(
         if not pooler:
             _settle_times(connection, times_in_utc)
             _settle_session(connection)
+        if connection.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII":
+            _take_any_bytes(connection)
     connection.prepare_threshold = None if pooler else 0
     connection.adapters.register_loader("jsonb", JsonText)
     connection.adapters.register_loader("json", JsonText)
@@ -120,6 +126,15 @@ def _settle_session(connection: DeadlineConnection) -> None:
         connection.execute(sql("settle_session"), ("0",), prepare=False)
     if not connection.autocommit:
         connection.commit()
+
+
+def _take_any_bytes(connection: DeadlineConnection) -> None:
+    """A database that checks no encoding: asked for UTF-8 it would refuse every answer with a text that is none (SPEC P5)."""
+    connection.execute("set client_encoding = 'SQL_ASCII'", prepare=False)
+    if not connection.autocommit:
+        connection.commit()
+    for name in ("text", "varchar", "name"):
+        connection.adapters.register_loader(name, AnyText)
 
 
 def _settle_times(connection: DeadlineConnection, in_utc: bool) -> None:

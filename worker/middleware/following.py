@@ -46,7 +46,7 @@ class Following(Middleware):
 def _again(error: Exception) -> Ending:
     """The database was away: no attempt is to blame. Anything else is a failure of this message."""
     if isinstance(error, (StoreUnavailable, StoreConflict)):
-        return Ending("retry", f"what follows could not be sent: {type(error).__name__}", delay_seconds=AGAIN_SECONDS)
+        return Ending("snooze", f"what follows could not be sent: {type(error).__name__}", delay_seconds=AGAIN_SECONDS)
     return failure(error)
 
 

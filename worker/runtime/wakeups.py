@@ -48,7 +48,6 @@ class Wakeups:
         if now - self._busy_at <= BUSY_REPEAT_SECONDS:
             return
         with self._link.connection() as connection:
-            for queue in self._queues:
-                store.announce_busy(connection, queue)
+            store.announce_busy(connection, self._queues)
         self._busy_at = now
         self._asleep_until = 0.0

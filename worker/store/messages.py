@@ -167,8 +167,10 @@ def announce_sleep(connection: DeadlineConnection, queues: list[str], seconds: f
     connection.execute(sql("announce_sleep"), (queues, seconds))
 
 
-def announce_busy(connection: DeadlineConnection, queue: str) -> None:
-    connection.execute(sql("announce_busy"), (queue,))
+def announce_busy(connection: DeadlineConnection, queues: list[str]) -> None:
+    """Where somebody sleeps: wake them, and turn NOTIFY off. A transaction per queue: no lock of one while waiting for another."""
+    for (queue,) in connection.execute(sql("queues_with_sleepers"), (queues,)).fetchall():
+        connection.execute(sql("announce_busy"), (queue,))
 
 
 #: JSON text for the database; made once, for json.dumps makes an encoder per call. Raises ValueError for

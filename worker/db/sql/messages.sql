@@ -131,6 +131,10 @@ select gate, passed, detail, earliest_start from explain_message(%s);
 -- Ask producers for a NOTIFY.
 select announce_sleep(%s, make_interval(secs => %s));
 
+-- name: queues_with_sleepers
+-- For which of these queues does somebody ask for a NOTIFY?
+select queue from queue_wakeups where queue = any (%s::text[]) and wake_until is not null;
+
 -- name: announce_busy
 -- Turn NOTIFY off for a queue with a backlog.
 select announce_busy(%s);
