@@ -68,6 +68,7 @@ create table schedule_runs (
 create index schedule_runs_open_idx on schedule_runs (id) where outcome = 'enqueued';
 create index schedule_runs_schedule_idx on schedule_runs (schedule, id);
 create index schedule_runs_fired_at_idx on schedule_runs (fired_at);
+create index schedule_runs_done_idx on schedule_runs (schedule, id) where outcome = 'done';
 comment on table schedule_runs is 'One row per planned time that was decided; unique by (schedule, planned_at), which is who-fires (SPEC P7).';
 
 create function set_schedule(
@@ -328,7 +329,8 @@ comment on function settle_schedule_runs(integer) is 'Used by the scheduler: wri
 create view schedule_health as
 select s.name, s.source, coalesce(s.cron, 'every ' || s.every) as trigger, s.time_zone, s.paused_at is not null as paused,
   s.next_planned_at, r.planned_at as last_run_at, r.outcome as last_outcome, r.ended_at as last_ended_at,
-  (select max(d.ended_at) from schedule_runs d where d.schedule = s.name and d.outcome = 'done') as last_success_at,
+  -- one row, not the history of a month: health, metrics and lists look at this view
+  (select d.ended_at from schedule_runs d where d.schedule = s.name and d.outcome = 'done' order by d.id desc limit 1) as last_success_at,
   case when s.paused_at is null then greatest(0, extract(epoch from clock_timestamp() - s.next_planned_at)) end::float8 as lag_seconds,
   s.problem
 from schedules s

@@ -196,10 +196,18 @@ $$;
 comment on function maintenance_gates(regclass) is 'The health gates of maintenance: their values now, and whether this role can see them.';
 
 create view maintenance_health as
-select distinct on (r.task) r.task, r.kind, r.state, r.gate, r.rows_done, r.started_at, r.ended_at, r.error,
-  t.last_success_at, coalesce(t.rows_total, 0) as rows_total
-from maintenance_runs r left join maintenance_tasks t on t.task = r.task
-order by r.task, r.id desc;
+with recursive tasks (name) as ( -- from task to task by the index: runs of three months are not read for the last one of each
+  (select r.task::text from maintenance_runs r order by r.task limit 1)
+  union all
+  select (select n.task::text from maintenance_runs n where n.task > k.name order by n.task limit 1) from tasks k where k.name is not null
+)
+select r.task, r.kind, r.state, r.gate, r.rows_done, r.started_at, r.ended_at, r.error, t.last_success_at, coalesce(t.rows_total, 0) as rows_total
+from tasks k
+-- not `l.task = k.name`: the planner might walk back by id through what other tasks did since
+cross join lateral (select l.* from maintenance_runs l where l.task <= k.name order by l.task desc, l.id desc limit 1) r
+left join maintenance_tasks t on t.task = r.task
+where k.name is not null
+order by r.task;
 comment on view maintenance_health is 'One row per maintenance task: its last run, last success and rows (SPEC M7).';
 
 do $$

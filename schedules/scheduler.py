@@ -77,6 +77,7 @@ class Scheduler(Service):
                 except StoreError as error:  # one broken schedule stops no other
                     stuck = True
                     logger.error("schedule_failed schedule=%s error_class=%s error=%s", entry.name, type(error).__name__, error)
+            self.ticked(time.monotonic())
             if open_runs and time.monotonic() >= self._settle_after:
                 store.settle_runs(connection)
                 self._settle_after = time.monotonic() + SETTLE_SECONDS

@@ -109,3 +109,26 @@ def test_readers_see_and_may_change_nothing(own_clients, any_database):
         for call in ("set_schedule('s', 'effect', '* * * * *')", "run_schedule_now('s')", "cancel_maintenance_run('t')", "pause_schedule('s')"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(f"select {call}")
+
+
+def blocks(sql, statement):
+    """How many blocks a statement touches: the clock of a shared machine proves nothing."""
+    (plan,) = sql.rows(f"explain (analyze, buffers, format json) {statement}")[0][0]
+    return plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"]
+
+
+@pytest.mark.parametrize("outcomes", [("done",), ("dead",), ("done", "dead")])
+def test_health_looks_at_the_last_run_of_each_and_not_at_its_history(own_clients, any_database, outcomes):
+    """A schedule of every minute has 43,000 runs in a month; metrics and health asked for all of them every few seconds."""
+    any_database.query("select set_schedule('s' || n, 'effect', '* * * * *') from generate_series(1, 3) n")
+    any_database.query(
+        "insert into schedule_runs (schedule, planned_at, outcome, triggered_by, message_id, ended_at) select 's' || n %% 3 + 1, now() - n * interval '1 minute', "
+        "(%s::text[])[1 + n %% cardinality(%s::text[])], 'schedule', n, now() - n * interval '1 minute' from generate_series(40000, 1, -1) n", list(outcomes), list(outcomes))
+    any_database.query("insert into maintenance_runs (task, kind, triggered_by, state, ended_at) select 't' || case when n > 5 then n % 4 else 4 end, 'job', 'schedule', 'succeeded', now() "
+                       "from generate_series(1, 40000) n")
+    for table in ("schedule_runs", "maintenance_runs"):
+        any_database.query(f"vacuum analyze {table}")
+    sql = own_clients()
+    assert {row[0] for row in sql.rows("select task from maintenance_health")} == {f"t{n}" for n in range(5)}
+    assert sql.value("select count(*) from schedule_health where (last_success_at is not null) = %s", "done" in outcomes) == 3
+    assert blocks(sql, "select * from schedule_health") < 150 and blocks(sql, "select * from maintenance_health") < 150
