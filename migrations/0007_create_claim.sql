@@ -157,37 +157,32 @@ $$;
 comment on function waiting_in_front(text, text[], timestamptz[], timestamptz[], text[], timestamptz)
   is 'Used by the claim: those of the next hundred messages that wait behind their conversation.';
 
-create function queue_allowance(p_queue text, p_limit integer, p_now timestamptz) returns integer
+create function queue_allowance(p_queue queues, p_limit integer, p_now timestamptz) returns integer
 language plpgsql set search_path from current as $$
--- How many messages of the queue may start now: pause, fleet-wide concurrency and rate limit (SPEC Q8).
--- Locks the queue's row only when the queue has a limit: claims of a limited queue come one by one. When somebody
+-- How many messages of the queue may start now: pause, fleet-wide concurrency and rate limit (SPEC Q8). p_queue: its row.
+-- Locks and reads the row again when the queue has a limit: claims of a limited queue come one by one. When somebody
 -- keeps the row (an open transaction with set_queue) for longer than the caller's lock_timeout: none; the messages
 -- of other queues, which the same claim looks at, must not wait for that.
--- Raises PH002 for an unknown queue.
 declare
   v_queue queues;
 begin
-  select * into v_queue from queues where name = p_queue;
-  if not found then
-    perform require_queue(p_queue);
-  elsif v_queue.paused_at is not null then
+  if p_queue.paused_at is not null then
     return 0;
-  end if;
-  if v_queue.max_concurrency is null and v_queue.rate_limit is null and v_queue.max_concurrency_per_key is null then
+  elsif p_queue.max_concurrency is null and p_queue.rate_limit is null and p_queue.max_concurrency_per_key is null then
     return p_limit;
   end if;
-  select * into v_queue from queues where name = p_queue for update skip locked;
+  select * into v_queue from queues where name = p_queue.name for update skip locked;
   if not found then
     -- apart from the usual case: the lock of a subtransaction makes the update of the tokens a multixact
     begin
-      select * into v_queue from queues where name = p_queue for update;
+      select * into v_queue from queues where name = p_queue.name for update;
     exception when lock_not_available then
       return 0;
     end;
   end if;
   if v_queue.max_concurrency is not null then
     p_limit := least(p_limit, v_queue.max_concurrency
-      - (select count(*) from message_queue where queue = p_queue and state = 'running' and lease_token is not null)::integer);
+      - (select count(*) from message_queue where queue = p_queue.name and state = 'running' and lease_token is not null)::integer);
   end if;
   if v_queue.rate_limit is not null then
     p_limit := least(p_limit, floor(rate_tokens_at(v_queue, p_now))::integer);
@@ -195,7 +190,7 @@ begin
   return greatest(p_limit, 0);
 end
 $$;
-comment on function queue_allowance(text, integer, timestamptz) is 'How many messages of a queue may start now.';
+comment on function queue_allowance(queues, integer, timestamptz) is 'How many messages of a queue may start now.';
 
 create function rate_tokens_at(p_queue queues, p_now timestamptz) returns double precision
 language sql immutable as $$
@@ -229,12 +224,14 @@ comment on function pick_promoted_messages(bigint[], text[], integer, text[], ti
   is 'Used by the claim: choose and lock messages whose conversation just went on.';
 
 create function pick_due_messages(
-  p_queue text, p_limit integer, p_types text[], p_since timestamptz[], p_until timestamptz[], p_suspects boolean, p_now timestamptz
+  p_queue text, p_limit integer, p_key_limit integer, p_types text[], p_since timestamptz[], p_until timestamptz[], p_suspects boolean,
+  p_now timestamptz
 ) returns bigint[]
 language plpgsql set search_path from current as $$
 -- Choose and lock up to p_limit messages that may start, by (priority, run_at, id); skips rows that
 -- others hold. Messages met on the way that wait behind their conversation become blocked.
 -- p_since, p_until: ten times each, where to start and to end looking in each priority; null: not bounded.
+-- p_key_limit: how many of one concurrency key may run (queues.max_concurrency_per_key).
 declare
   v_picked bigint[] := '{}';
   v_found bigint[];
@@ -243,15 +240,13 @@ declare
   v_stuck_keys text[] := '{}';
   v_behind integer := 2000; -- so many rows one claim blocks at most, beyond those it met itself
   v_want integer := p_limit;
-  v_key_limit integer;
   v_full_keys text[] := '{}';
 begin
-  select q.max_concurrency_per_key into v_key_limit from queues q where q.name = p_queue;
-  if v_key_limit is not null then
+  if p_key_limit is not null then
     v_full_keys := array(
       select r.concurrency_key from message_queue r
       where r.queue = p_queue and r.state = 'running' and r.concurrency_key is not null
-      group by r.concurrency_key having count(*) >= v_key_limit);
+      group by r.concurrency_key having count(*) >= p_key_limit);
   end if;
   if p_suspects then
     return array(
@@ -263,7 +258,7 @@ begin
         and (m.conversation_key is null
              or not exists (select from conversation_holders(m.conversation_key, m.id)))
       order by m.run_at, m.id
-      limit case when v_key_limit is null then p_limit else 1 end -- two of one key may be one too many
+      limit case when p_key_limit is null then p_limit else 1 end -- two of one key may be one too many
       for update of m skip locked);
   end if;
   -- ten rounds bound the work of one claim that meets nothing but waiting conversations
@@ -294,7 +289,7 @@ begin
     )
     select array_agg(d.id) filter (where d.free), array_agg(d.id) filter (where not d.free), count(*)
     into v_found, v_waiting, v_seen from due d;
-    if v_found is not null and v_key_limit is not null then
+    if v_found is not null and p_key_limit is not null then
       v_found := array(
         select f.id from (
           select m.id, m.concurrency_key,
@@ -302,7 +297,7 @@ begin
             + (select count(*) from message_queue r where r.queue = p_queue and r.state = 'running'
                and r.concurrency_key = m.concurrency_key) as place
           from message_queue m where m.id = any (v_found)) f
-        where f.concurrency_key is null or f.place <= v_key_limit);
+        where f.concurrency_key is null or f.place <= p_key_limit);
       v_full_keys := v_full_keys || array(
         select distinct m.concurrency_key::text from message_queue m
         where m.id = any (v_found) and m.concurrency_key is not null);
@@ -331,5 +326,5 @@ begin
   return v_picked;
 end
 $$;
-comment on function pick_due_messages(text, integer, text[], timestamptz[], timestamptz[], boolean, timestamptz)
+comment on function pick_due_messages(text, integer, integer, text[], timestamptz[], timestamptz[], boolean, timestamptz)
   is 'Used by the claim: choose and lock the messages of one queue that may start.';

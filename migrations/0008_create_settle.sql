@@ -164,7 +164,7 @@ language plpgsql set search_path from current set enable_seqscan = off set jit =
 --   lost     a completion came too late: only id and lease_token are set
 --   promoted a conversation went on, but its message was not claimed now: pass its id in p_first next time
 --   suspect  messages that crashed a process could start: claim them alone, with p_suspects = true
---   next     fewer than p_limit were due; the next one will be at run_at (which created_at repeats)
+--   next     nothing was claimed; the next message will be due at run_at (which created_at repeats)
 -- p_queues in order of preference; p_limit 0..10000; p_types null means every type;
 -- p_cursor, p_until: ten timestamps per queue (one per priority), look from there up to, not including, there;
 -- null looks from the start and without an end, see the head of 0007. p_first: messages to look at first;
@@ -179,7 +179,8 @@ declare
   v_since timestamptz[];
   v_until timestamptz[];
   v_index integer := 0;
-  v_queue text;
+  v_queue queues;
+  v_name text;
   v_next timestamptz;
 begin
   if p_limit is null or p_limit not between 0 and 10000 then
@@ -205,17 +206,23 @@ begin
   if cardinality(v_first) > 0 and p_limit > 0 and not p_suspects then
     v_ids := pick_promoted_messages(v_first, p_queues, p_limit, p_types, v_now);
   end if;
-  foreach v_queue in array p_queues loop
+  foreach v_name in array p_queues loop
     exit when p_limit <= cardinality(v_ids);
     v_since := p_cursor[v_index * 10 + 1 : v_index * 10 + 10];
     v_until := p_until[v_index * 10 + 1 : v_index * 10 + 10];
     v_index := v_index + 1;
+    select * into v_queue from queues q where q.name = v_name;
+    if not found then
+      perform require_queue(v_name);
+    end if;
     v_want := queue_allowance(v_queue, p_limit - cardinality(v_ids), v_now);
     continue when v_want <= 0;
-    v_some := pick_due_messages(v_queue, v_want, p_types, v_since, v_until, p_suspects, v_now);
+    v_some := pick_due_messages(v_name, v_want, v_queue.max_concurrency_per_key, p_types, v_since, v_until, p_suspects, v_now);
     if cardinality(v_some) > 0 then
-      update queues q set rate_tokens = rate_tokens_at(q, v_now) - cardinality(v_some), rate_refilled_at = v_now
-      where q.name = v_queue and q.rate_limit is not null;
+      if v_queue.rate_limit is not null then
+        update queues q set rate_tokens = rate_tokens_at(q, v_now) - cardinality(v_some), rate_refilled_at = v_now
+        where q.name = v_name and q.rate_limit is not null;
+      end if;
       v_ids := case when cardinality(v_first) = 0 then v_ids || v_some
         else array(select unnest(v_ids) union select unnest(v_some)) end;
     end if;
@@ -249,7 +256,7 @@ begin
     where m.id = any (v_first) and m.id <> all (v_ids) and m.state = 'pending' and m.run_at <= v_now
       and m.queue = any (p_queues) and (p_types is null or m.message_type = any (p_types));
   end if;
-  if cardinality(v_ids) < p_limit and not p_suspects then
+  if cardinality(v_ids) = 0 and p_limit > 0 and not p_suspects then -- who got something is back before he sleeps
     select min(d.run_at) into v_next
     from unnest(p_queues) as q (name)
     cross join generate_series(0, 10) as level (priority) -- 0 stands for the suspects
@@ -268,19 +275,22 @@ begin
         v_next, v_next, null::timestamptz;
     end if;
   end if;
-  if not p_suspects and exists (
-    select from message_queue m
-    where m.queue = any (p_queues) and m.state = 'pending' and m.crashes > 0 and m.run_at <= v_now
-      and (m.expires_at is null or m.expires_at > v_now)
-      and (p_types is null or m.message_type = any (p_types))
-      and exists (select from queues q where q.name = m.queue and q.paused_at is null
-                  and (m.concurrency_key is null or q.max_concurrency_per_key is null or q.max_concurrency_per_key > (
-                    select count(*) from message_queue r
-                    where r.queue = m.queue and r.state = 'running' and r.concurrency_key = m.concurrency_key)))
-      and (m.conversation_key is null or not exists (select from conversation_holders(m.conversation_key, m.id)))) then
-    return query select 'suspect', null::bigint, null::bigint, null::text, null::text, null::jsonb, null::jsonb,
-      null::integer, null::integer, null::integer, null::integer, null::text, null::text, null::text,
-      null::timestamptz, null::timestamptz, null::timestamptz;
+  -- nearly always there is none; setting up the second look costs more than running it
+  if not p_suspects and exists (select from message_queue m where m.queue = any (p_queues) and m.state = 'pending' and m.crashes > 0) then
+    if exists (
+      select from message_queue m
+      where m.queue = any (p_queues) and m.state = 'pending' and m.crashes > 0 and m.run_at <= v_now
+        and (m.expires_at is null or m.expires_at > v_now)
+        and (p_types is null or m.message_type = any (p_types))
+        and exists (select from queues q where q.name = m.queue and q.paused_at is null
+                    and (m.concurrency_key is null or q.max_concurrency_per_key is null or q.max_concurrency_per_key > (
+                      select count(*) from message_queue r
+                      where r.queue = m.queue and r.state = 'running' and r.concurrency_key = m.concurrency_key)))
+        and (m.conversation_key is null or not exists (select from conversation_holders(m.conversation_key, m.id)))) then
+      return query select 'suspect', null::bigint, null::bigint, null::text, null::text, null::jsonb, null::jsonb,
+        null::integer, null::integer, null::integer, null::integer, null::text, null::text, null::text,
+        null::timestamptz, null::timestamptz, null::timestamptz;
+    end if;
   end if;
 end
 $$;

@@ -30,7 +30,7 @@ begin
   where m.id = p_id and m.state = 'pending' and m.run_at <= v_now and (m.expires_at is null or m.expires_at > v_now)
     and (m.conversation_key is null or not exists (select from conversation_holders(m.conversation_key, m.id)))
   for update of m skip locked;
-  if not found or queue_allowance(v_queue, 1, v_now) < 1 then
+  if not found or queue_allowance((select q from queues q where q.name = v_queue), 1, v_now) < 1 then
     return null;
   elsif v_key is not null and exists (select from queues q where q.name = v_queue and q.max_concurrency_per_key <= (
       select count(*) from message_queue r where r.queue = v_queue and r.concurrency_key = v_key and r.state = 'running')) then

@@ -36,6 +36,7 @@ logger = logging.getLogger("packhorse.pump")
 
 LINGER_SECONDS = 0.005  # with a backlog: wait this long for a bigger batch of completions
 MAX_FIRST = 1000
+AGAIN_SECONDS = 0.05  # after a claim that took all there was: what will be due next is still to be asked
 
 
 class Pump(Service):
@@ -267,7 +268,9 @@ class Pump(Service):
         if not look.whole:
             self._cursor.look_again_soon()
             self._next_poll = min(now + self._settings.poll_seconds, max(now, self._cursor.next_sweep))
-        elif count == 0 and self._settings.listens and not self._wakeups.asleep():
+        elif count:
+            self._next_poll = now + AGAIN_SECONDS  # a handler that ends before is back with a claim anyway
+        elif self._settings.listens and not self._wakeups.asleep():
             self._wakeups.announce_sleep()
             self._next_poll = 0.0  # once more: a producer may have committed before it saw the announcement
         else:

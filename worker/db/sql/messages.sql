@@ -20,8 +20,8 @@ select message_id, duplicate from enqueue_message(%s, %s, %s::jsonb, %s::jsonb, 
   p_expires_at => clock_timestamp() + make_interval(secs => %s), p_concurrency_key => %s);
 
 -- name: enqueue_plain
--- The common case of enqueue: nothing but queue, type, payload and options.
-select message_id from enqueue_message(%s, %s, %s::jsonb, %s::jsonb, %s);
+-- The common case of enqueue: nothing but queue, type, payload and options. Not in FROM: one row needs no store for rows.
+select (enqueue_message(%s, %s, %s::jsonb, %s::jsonb, %s)).message_id;
 
 -- name: insert_alike
 -- Bulk enqueue of messages that differ in payload and options only: the usual case, and a third cheaper.
