@@ -343,12 +343,31 @@ $$;
 comment on function cancel_message(bigint, text, text, bigint) is 'Stop a message: cancelled, requested (it runs) or gone.';
 
 create function expire_messages(p_limit integer default 1000) returns integer
-language sql volatile set search_path from current set enable_seqscan = off set jit = off
+language plpgsql set search_path from current set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
--- Messages past expires_at that do not run become cancelled with reason "expired"; at most p_limit.
-  select cardinality(finish_cancelled(array(
+-- Messages past expires_at that do not run become cancelled with reason "expired"; at most p_limit. One whose
+-- successor in its conversation is locked by somebody waits for that, alone.
+declare
+  v_ids constant bigint[] := array(
     select m.id from message_queue m
     where m.expires_at <= clock_timestamp() and m.state <> 'running'
-    order by m.expires_at limit p_limit for update skip locked), null, 'expired'));
+    order by m.expires_at limit p_limit for update skip locked);
+  v_id bigint;
+  v_count integer := 0;
+begin
+  begin
+    return cardinality(finish_cancelled(v_ids, null, 'expired'));
+  exception when lock_not_available then
+    perform set_config('lock_timeout', '1ms', true); -- waited once for all of them
+  end;
+  foreach v_id in array v_ids loop
+    begin
+      v_count := v_count + cardinality(finish_cancelled(array[v_id], null, 'expired'));
+    exception when lock_not_available then
+      null;
+    end;
+  end loop;
+  return v_count;
+end
 $$;
 comment on function expire_messages(integer) is 'Cancel messages that are not worth doing after expires_at; returns how many.';

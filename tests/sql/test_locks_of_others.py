@@ -52,6 +52,30 @@ def test_a_hundred_locked_conversations_cost_the_rescue_one_wait(clients: Callab
     assert sql.value("select rescue_expired_messages()") == 100
 
 
+def test_expiry_goes_on_beside_a_conversation_that_somebody_keeps_locked(clients: Callable[..., Sql]) -> None:
+    sql = clients()
+    first, successor, neighbour = sql.enqueue(conversation_key="k"), sql.enqueue(conversation_key="k"), sql.enqueue()
+    sql.rows("update message_queue set state = 'blocked' where id = %s", successor)
+    sql.rows("update message_queue set expires_at = clock_timestamp() where id <> %s", successor)
+    with left_open(clients(), "select from message_queue where id = %s for update", successor):
+        assert sql.value("select expire_messages()") == 1
+        assert [sql.state(key) for key in (first, successor, neighbour)] == ["pending", "blocked", "cancelled"]
+    assert sql.value("select expire_messages()") == 1
+    assert [sql.state(key) for key in (first, successor)] == ["cancelled", "pending"]
+
+
+def test_upkeep_goes_on_beside_an_old_dead_letter_that_somebody_looks_at(clients: Callable[..., Sql]) -> None:
+    sql = clients()
+    dead = sql.enqueue()
+    sql.rows("select bury_message(%s)", dead)
+    sql.rows("update dead_letters set dead_at = clock_timestamp() - interval '31 days'")
+    sql.rows("insert into message_dedup (queue, dedup_key, message_id, expires_at) values ('q', 'k', 1, clock_timestamp() - interval '1 day')")
+    with left_open(clients(), "select from dead_letters for update"):
+        assert sql.value("select cleanup_old_messages()") == 1
+    assert sql.value("select cleanup_old_messages()") == 1
+    assert sql.state(dead) is None
+
+
 def test_an_open_set_queue_keeps_no_other_queue_from_its_workers(clients: Callable[..., Sql]) -> None:
     sql = clients()
     sql.rows("select declare_queue('limited')")

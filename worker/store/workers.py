@@ -35,9 +35,9 @@ def deregister(connection: DeadlineConnection, worker_id: UUID) -> None:
 
 
 def rescue(connection: DeadlineConnection) -> tuple[int, int]:
-    """Return messages of lost holders and cancel expired ones: (rescued, expired)."""
-    row = connection.execute(sql("rescue")).fetchone()
-    return int(row[0]), int(row[1])  # type: ignore[index]
+    """Return messages of lost holders and cancel expired ones: (rescued, expired). A transaction each."""
+    rescued, expired = (connection.execute(sql(name)).fetchone() for name in ("rescue", "expire"))
+    return int(rescued[0]), int(expired[0])  # type: ignore[index]
 
 
 def recover(connection: DeadlineConnection, worker_id: UUID, started: list[int], detail: str) -> int:

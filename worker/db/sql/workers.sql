@@ -11,8 +11,12 @@ select id, lease_held, renewed, cancel_requested from beat_worker(%s, %s, %s, ma
 select deregister_worker(%s);
 
 -- name: rescue
--- Return messages whose lease is over, and cancel expired ones.
-select rescue_expired_messages(), expire_messages();
+-- Return messages whose lease is over.
+select rescue_expired_messages();
+
+-- name: expire
+-- Cancel those that are not worth doing any more.
+select expire_messages();
 
 -- name: recover_worker
 -- Return what a dead child held.
