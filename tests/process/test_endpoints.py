@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -90,16 +91,22 @@ def test_it_listens_on_loopback_unless_told_otherwise_and_not_at_all_by_default(
 def test_the_fleets_numbers_and_the_scale_follow_the_backlog(database, ledger, start_daemon):
     port = free_port()
     database.query("select pause_queue('default', 'test')")
-    daemon = start_daemon(database, ledger, metrics_port=port, threads=1, fleet_seconds=1, scale_target_wait_seconds=1).wait_ready()
+    daemon = start_daemon(database, ledger, metrics_port=port, threads=2, fleet_seconds=1, scale_target_wait_seconds=2).wait_ready()
     wait_until(lambda: metric(port, "queue_paused", queue="default") == 1 and json.loads(get(port, "/scale")[1])["workers"] == 0)
     effects(database, 10, seconds=0.2)
     wait_until(lambda: metric(port, "queue_messages", queue="default", state="pending") == 10)
-    assert json.loads(get(port, "/scale")[1])["workers"] == 10, "ten messages, a second each as long as nothing is known, one thread, one second"
+    assert json.loads(get(port, "/scale")[1])["workers"] == 3, "ten messages, a second each as long as nothing is known, two threads, two seconds"
     assert metric(port, "workers", state="running") == 1 and metric(port, "fleet_age_seconds") < 60
     database.query("select resume_queue('default', 'test')")
     wait_for_end(database)
     wait_until(lambda: json.loads(get(port, "/scale")[1])["workers"] == 0)
-    assert 0.1 < json.loads(get(port, "/scale")[1])["mean_seconds"] < 1
+    mean = json.loads(get(port, "/scale")[1])["mean_seconds"]
+    assert 0.2 <= mean < 1
+    database.query("select pause_queue('default', 'test')")
+    effects(database, 100, "later", seconds=0.2)
+    wait_until(lambda: metric(port, "queue_messages", queue="default", state="pending") == 100)
+    answer = json.loads(get(port, "/scale")[1])
+    assert (answer["backlog"], answer["slots"], answer["workers"]) == (100, 2, math.ceil(100 * mean / 2 / 2)), "what is known now counts"
     assert daemon.stop() == 0
 
 
