@@ -75,6 +75,7 @@ def test_all_runs_the_newest_ones_up_to_its_limit_in_order(database, put, make_s
     found = runs(database, "planned_at, outcome, missed_count, message_id")
     assert [outcome for _, outcome, *_ in found] == ["enqueued"] * len(found)
     assert len(found) in (4, 5)  # the fifth when a minute ended meanwhile
+    assert found[-1][0] > database.value("select clock_timestamp() - interval '2 minutes'"), "the newest ones, not the oldest"
     assert 94 <= found[0][2] <= 97 and all(row[2] == 0 for row in found[1:])
     assert all(later[0] - earlier[0] == timedelta(minutes=1) for earlier, later in pairwise(found))
     assert [row[3] for row in found] == sorted(row[3] for row in found)
