@@ -7,14 +7,11 @@ connection is closed and StoreUnavailable follows.
 
 from __future__ import annotations
 
-import select
-import time
 from collections.abc import Generator
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg.adapt import Loader
-from psycopg.waiting import Ready, Wait
 
 from worker.db.errors import translated
 from worker.db.queries import sql
@@ -45,35 +42,11 @@ class DeadlineConnection(psycopg.Connection[Any]):
     def wait(self, gen: Generator[Any, Any, T], interval: float = 0.1, timeout: float | None = None) -> T:
         if timeout is not None:  # notifies() brings a limit of its own and knows how to go on after it
             return super().wait(gen, interval, timeout)
-        return wait_until(gen, self.pgconn, time.monotonic() + self.deadline_seconds)
-
-
-def wait_until(gen: Generator[Any, Any, T], pgconn: Any, deadline: float) -> T:
-    """Drive a psycopg generator; close the connection when the monotonic `deadline` passes."""
-    try:
-        wanted = next(gen)
-        poll = select.poll()
-        fd = pgconn.socket
-        events = 0
-        while True:
-            mask = (select.POLLIN if wanted & Wait.R else 0) | (select.POLLOUT if wanted & Wait.W else 0)
-            if mask != events:
-                poll.register(fd, mask)
-                events = mask
-            remaining = deadline - time.monotonic()
-            ready = poll.poll(max(0.0, remaining * 1000)) if remaining > 0 else poll.poll(0)
-            if not ready:
-                pgconn.finish()
-                raise psycopg.OperationalError("the server did not answer before the deadline of the call")
-            got = ready[0][1]
-            answer = 0
-            if got & ~select.POLLOUT:  # readable, hung up or in error: libpq finds out when it reads
-                answer |= Ready.R
-            if got & select.POLLOUT:
-                answer |= Ready.W
-            wanted = gen.send(Ready(answer))
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+        try:
+            return super().wait(gen, interval, self.deadline_seconds)
+        except psycopg.errors._WaitTimeout:  # the name that psycopg documents for it
+            self.pgconn.finish()
+            raise psycopg.OperationalError("the server did not answer before the deadline of the call") from None
 
 
 def connect(

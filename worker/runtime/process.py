@@ -227,7 +227,7 @@ class WorkerProcess:
             slot.interrupt(message, DrainInterrupt)
         deadline = time.monotonic() + 2.0
         while self._handlers_running() and time.monotonic() < deadline:
-            time.sleep(0.02)
+            time.sleep(0.02)  # a handler's end tells nobody but the pump, which may be what hangs
         for _, message in self._still_running():
             if not message.settled:
                 self.exit_code = self.exit_code or EXIT_REPLACED
@@ -246,7 +246,7 @@ class WorkerProcess:
                 self.pump.run_once()
             except StoreError as error:
                 logger.warning("drain_waits error_class=%s", type(error).__name__)
-                time.sleep(0.2)
+                time.sleep(0.2)  # before the next try, as long as the deadline allows one
         self.pump.on_stop()
 
     def _deregister(self) -> None:
