@@ -61,11 +61,15 @@ def blind() -> None:
     def nothing(*_: Any) -> None:
         pass
 
+    def forget(meter: Any) -> None:
+        for slot in meter._slots:
+            slot.begun.clear()  # what nobody collects would keep every message of the run in memory
+
     for kind, names in ((Meter, ("done", "finished", "finished_elsewhere", "claimed", "publish")), (OutcomeLog, ("done", "ended"))):
         for name in names:
             if not callable(getattr(kind, name)):
                 raise TypeError(f"{kind.__name__}.{name} is gone: nothing would be compared")
-            setattr(kind, name, nothing)
+            setattr(kind, name, forget if name == "publish" else nothing)
 
 
 if os.environ.get(BLIND):
