@@ -10,6 +10,7 @@
 create table schedules (
   name            message_name not null,
   source          text         not null,
+  origin          text[]       not null default '{}',
   cron            text,
   every           interval,
   time_zone       text         not null default 'UTC',
@@ -41,6 +42,7 @@ create table schedules (
   constraint schedules_paused_by_somebody check ((paused_at is null) = (paused_by is null))
 );
 comment on table schedules is 'The timetable: trigger, what is enqueued, how missed and overlapping runs are treated (SPEC M1).';
+comment on column schedules.origin is 'Packages of the scheduler that declared it: one that has loaded them all and declares it no longer removes it.';
 comment on column schedules.last_planned_at is 'The newest planned time that was decided; what is due lies after it.';
 comment on column schedules.missed_total is 'Planned times that passed without a run of their own: left out, or made up for by another.';
 comment on column schedules.next_planned_at is 'The next planned time as a scheduler computed it; null: none has looked since the last change.';
@@ -85,7 +87,8 @@ create function set_schedule(
   p_jitter       interval default '0',
   p_priority     integer  default 5,
   p_max_attempts integer  default null,
-  p_source       text     default 'sql'
+  p_source       text     default 'sql',
+  p_origin       text[]   default '{}'
 ) returns text
 language plpgsql set search_path from current set lock_timeout = '500ms' as $$
 -- Make or change a schedule; "created", "changed" or "unchanged". A change of the trigger starts the timetable
@@ -122,9 +125,9 @@ begin
   perform check_enqueue_arguments(p_message_type, p_payload, '{}', p_priority, clock_timestamp(), p_max_attempts, null, null, null, null);
   select * into v_old from schedules s where s.name = p_name for update;
   if not found then
-    insert into schedules (name, source, cron, every, time_zone, missed, missed_limit, overlap, jitter, queue, message_type, payload,
+    insert into schedules (name, source, origin, cron, every, time_zone, missed, missed_limit, overlap, jitter, queue, message_type, payload,
       priority, max_attempts)
-    values (p_name, p_source, p_cron, p_every, p_time_zone, p_missed, p_missed_limit, p_overlap, p_jitter, p_queue, p_message_type,
+    values (p_name, p_source, p_origin, p_cron, p_every, p_time_zone, p_missed, p_missed_limit, p_overlap, p_jitter, p_queue, p_message_type,
       p_payload, p_priority, p_max_attempts)
     on conflict on constraint schedules_pkey do nothing;
     return 'created';
@@ -132,10 +135,12 @@ begin
   if (v_old.source, v_old.missed, v_old.missed_limit, v_old.overlap, v_old.jitter, v_old.queue::text, v_old.message_type::text,
       v_old.payload::jsonb, v_old.priority::integer, v_old.max_attempts::integer, v_old.cron, v_old.every, v_old.time_zone)
      is not distinct from (p_source, p_missed, p_missed_limit, p_overlap, p_jitter, p_queue, p_message_type,
-      p_payload, p_priority, p_max_attempts, p_cron, p_every, p_time_zone) then
+      p_payload, p_priority, p_max_attempts, p_cron, p_every, p_time_zone)
+     -- what is shipped every scheduler declares: it stays with the first
+     and (p_source = 'packhorse' or v_old.origin <@ p_origin) then
     return 'unchanged';
   end if;
-  update schedules s set source = p_source, cron = p_cron, every = p_every, time_zone = p_time_zone, missed = p_missed,
+  update schedules s set source = p_source, origin = p_origin, cron = p_cron, every = p_every, time_zone = p_time_zone, missed = p_missed,
     missed_limit = p_missed_limit, overlap = p_overlap, jitter = p_jitter, queue = p_queue, message_type = p_message_type,
     payload = p_payload, priority = p_priority, max_attempts = p_max_attempts, updated_at = clock_timestamp(), problem = null,
     next_planned_at = null,
@@ -145,7 +150,7 @@ begin
   return 'changed';
 end
 $$;
-comment on function set_schedule(text, text, text, interval, text, text, jsonb, text, integer, text, interval, integer, integer, text)
+comment on function set_schedule(text, text, text, interval, text, text, jsonb, text, integer, text, interval, integer, integer, text, text[])
   is 'Make or change a schedule: created, changed or unchanged.';
 
 create function remove_schedule(p_name text) returns boolean

@@ -51,7 +51,8 @@ class Timetable(Middleware):
             worker.exit_code = EXIT_USAGE
             worker.stop()
             return
-        self.scheduler = Scheduler(lambda: broker.open_connection("scheduler"), self.declared)
+        packages = {module.partition(".")[0] for module in broker.settings.actors if module != __name__}
+        self.scheduler = Scheduler(lambda: broker.open_connection("scheduler"), self.declared, origin=packages)
         slab = getattr(worker, "slab", None)  # dramatiq's own Worker has none
         if slab is not None:
             self.scheduler.ticked = partial(slab.tick, "scheduler")  # a loop that hangs is seen by the probes and replaced (SPEC O4)

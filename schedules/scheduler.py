@@ -37,17 +37,22 @@ MOST_PLANNED = 1000
 
 
 class Scheduler(Service):
-    """One loop over the timetable. declared: asked once, in the loop, for what to write into it. `fired` counts what this process enqueued."""
+    """One loop over the timetable.
+
+    declared: asked once, in the loop, for what to write into it; origin: the packages whose declarations these are, see declare().
+    `fired` counts what this process enqueued.
+    """
 
     name = "scheduler"
 
     def __init__(
         self, open_connection: Callable[[], DeadlineConnection], declared: Callable[[], Iterable[Schedule]] | None = None,
-        poll_seconds: float = POLL_SECONDS,
+        poll_seconds: float = POLL_SECONDS, origin: Iterable[str] = (),
     ) -> None:
         super().__init__()
         self._link = Link(open_connection)
         self._declared = declared
+        self._origin = tuple(origin)
         self._poll_seconds = poll_seconds
         self._settle_after = 0.0
         self._unusable_after = 0.0
@@ -57,7 +62,7 @@ class Scheduler(Service):
         with self._link.connection() as connection:
             if self._declared is not None:
                 self.ticked(0.0)  # checking the plan may wait for locks on every table of it, each wait bounded: not judged meanwhile
-                if "held" not in declare(connection, self._declared()).values():
+                if "held" not in declare(connection, self._declared(), self._origin).values():
                     self._declared = None
             unusable = time.monotonic() >= self._unusable_after
             due, wait, open_runs = store.due(connection, unusable=unusable)
@@ -139,27 +144,30 @@ class Scheduler(Service):
         self._link.close()
 
 
-def declare(connection: DeadlineConnection, declared: Iterable[Schedule]) -> dict[str, str]:
+def declare(connection: DeadlineConnection, declared: Iterable[Schedule], origin: Iterable[str] = ()) -> dict[str, str]:
     """Write declared schedules into the timetable, and remove those of code and TOML that are declared no longer.
 
-    Returns what became of each: created, changed, unchanged, held (its row is locked: try again), refused, removed. Schedules made by
-    SQL are left alone.
+    origin: the packages that were loaded. Two applications may share a database: what a scheduler with other packages has
+    declared is not missed here, and stays; so do schedules made by SQL. Returns what became of each: created, changed,
+    unchanged, held (its row is locked: try again), refused, removed.
     """
     outcome = {}
     names = []
+    packages = sorted(origin)
     for entry in declared:
         names.append(entry.name)
         try:
             with translated():
                 messages.declare_queue(connection, entry.queue)
-                outcome[entry.name] = store.set_schedule(connection, {name: getattr(entry, name) for name in Schedule.__dataclass_fields__})
+                outcome[entry.name] = store.set_schedule(connection, 
+                    {name: getattr(entry, name) for name in Schedule.__dataclass_fields__} | {"origin": packages})
         except StoreConflict as error:
             outcome[entry.name] = "held"
             logger.info("schedule_waits schedule=%s error_class=%s", entry.name, error.sqlstate)
         except InvalidArgument as error:  # a time zone that this server does not know, say: one stops no other
             outcome[entry.name] = "refused"
             logger.error("schedule_refused schedule=%s error=%s", entry.name, error)
-    for name in store.remove_undeclared(connection, ["packhorse", "code", "toml"], names):
+    for name in store.remove_undeclared(connection, ["packhorse", "code", "toml"], packages, names):
         outcome[name] = "removed"
     changed = {name: what for name, what in outcome.items() if what != "unchanged"}
     if changed:

@@ -266,6 +266,19 @@ def test_declaring_creates_changes_and_removes_but_never_what_sql_made(database,
     assert database.query("select name, paused_by from schedules order by name") == [("a", "ada"), ("by-hand", None)]
 
 
+def test_two_applications_on_one_database_keep_each_others_schedules(database, open_connection):
+    connection = open_connection()
+    shipped = schedule("retention.events", source="packhorse")
+    assert declare(connection, [schedule("invoices"), shipped], ["shop"]) == {"invoices": "created", "retention.events": "created"}
+    assert declare(connection, [schedule("drips"), shipped], ["mail"]) == {"drips": "created", "retention.events": "unchanged"}
+    assert declare(connection, [], []) == {}, "a scheduler for maintenance only has declared none of these"
+    assert declare(connection, [schedule("refunds")], ["shop", "backoffice"]) == {
+        "refunds": "created", "invoices": "removed", "retention.events": "removed"}
+    assert declare(connection, [schedule("drips")], ["letters"]) == {"drips": "changed"}, "the package has a new name"
+    assert declare(connection, [], ["letters"]) == {"drips": "removed"}
+    assert database.query("select name, origin from schedules") == [("refunds", ["backoffice", "shop"])]
+
+
 def test_one_declaration_that_the_server_refuses_stops_no_other(database, make_scheduler, monkeypatch):
     bad, good = schedule("bad"), schedule("good", cron="* * * * *")
     object.__setattr__(bad, "time_zone", "Mars/Olympus")  # Python's tzdata may be newer than the server's

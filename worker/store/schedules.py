@@ -31,16 +31,18 @@ class Due:
 
 
 def set_schedule(connection: DeadlineConnection, values: dict[str, Any]) -> str:
-    """Make or change a schedule; "created", "changed" or "unchanged". values: fields of schedules.Schedule.
+    """Make or change a schedule; "created", "changed" or "unchanged". values: fields of schedules.Schedule, and `origin`, the
+    packages of who declares it.
 
     Raises InvalidArgument, UnknownQueue. Source: migrations/0016_create_schedules.sql
     """
     return str(value(connection, "set_schedule", values | {"payload": dumps(values["payload"])}))
 
 
-def remove_undeclared(connection: DeadlineConnection, sources: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Remove schedules of these sources that are not among the names; returns those removed."""
-    return [row[0] for row in connection.execute(sql("remove_undeclared_schedules"), (list(sources), list(names))).fetchall()]
+def remove_undeclared(connection: DeadlineConnection, sources: Sequence[str], origin: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Remove schedules of these sources that are not among the names and whose declarer had no other packages than `origin`;
+    returns those removed."""
+    return [row[0] for row in connection.execute(sql("remove_undeclared_schedules"), (list(sources), list(origin), list(names))).fetchall()]
 
 
 def due(connection: DeadlineConnection, *, unusable: bool = False) -> tuple[list[Due], float | None, bool]:

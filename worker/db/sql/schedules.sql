@@ -2,11 +2,12 @@
 -- Make or change a schedule: created, changed or unchanged.
 select set_schedule(%(name)s, %(message_type)s, p_cron => %(cron)s, p_every => make_interval(secs => %(every_seconds)s), p_time_zone => %(time_zone)s,
   p_queue => %(queue)s, p_payload => %(payload)s::jsonb, p_missed => %(missed)s, p_missed_limit => %(missed_limit)s, p_overlap => %(overlap)s,
-  p_jitter => make_interval(secs => %(jitter_seconds)s), p_priority => %(priority)s, p_max_attempts => %(max_attempts)s, p_source => %(source)s);
+  p_jitter => make_interval(secs => %(jitter_seconds)s), p_priority => %(priority)s, p_max_attempts => %(max_attempts)s, p_source => %(source)s,
+  p_origin => %(origin)s::text[]);
 
 -- name: remove_undeclared_schedules
--- Schedules of these sources that are no longer declared; returns their names.
-delete from schedules where source = any (%s::text[]) and name <> all (%s::text[]) returning name;
+-- Schedules of these sources, declared by schedulers with no other packages, that are no longer declared; returns their names.
+delete from schedules where source = any (%s::text[]) and origin <@ %s::text[] and name <> all (%s::text[]) returning name;
 
 -- name: due_schedules
 -- What a scheduler has to decide now, and the time until the next planned time (null: nothing is planned).
