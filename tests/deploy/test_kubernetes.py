@@ -18,7 +18,7 @@ from worker.supervisor import KILL_MARGIN_SECONDS
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 OVERLAYS = ["dev", "production"]
-#: Kinds of operators: no schema comes with Kubernetes, the tests below read them themselves.
+#: Kinds of operators: no schema comes with Kubernetes; the tests below and test_operators.py read them.
 CUSTOM = {"PodMonitor", "PrometheusRule", "ScaledObject"}
 VERSIONS = ["1.27", "1.31", "1.34", "1.37"]
 
