@@ -35,7 +35,7 @@ class Retention:
     cron: str = "0 3 * * *"
     time_zone: str = "UTC"
     budget_seconds: float = 600.0
-    pause_ratio: float = 3.0
+    pause_ratio: float = 5.0
     optional: bool = False
     source: str = "packhorse"
 
