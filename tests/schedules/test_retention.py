@@ -250,13 +250,18 @@ def test_an_unfinished_run_of_another_policy_is_not_gone_on_with(database, shop,
 
 def test_the_budget_pauses_a_run(database, shop, open_connection, monkeypatch):
     shop()
-    clock = iter(range(0, 100_000, 5))
-    # each look of the run at the clock costs five seconds; the connection's own clock goes on as it is
-    monkeypatch.setattr(retention, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    now = [0.0]  # the clock of the run: twenty seconds pass between two batches
+
+    def between(rows, gate):
+        now[0] += 20.0
+
+    monkeypatch.setattr(retention, "time", SimpleNamespace(monotonic=lambda: now[0]))
     of = policy(budget_seconds=30.0)
-    states = []
-    while not states or states[-1] == "paused":
-        states.append(run(open_connection(), of))
+    connection = open_connection()
+    states = [run(connection, of, on_progress=between)]
+    assert (states, last(database, "batches")) == (["paused"], 2)
+    while states[-1] == "paused" and len(states) < 20:
+        states.append(run(connection, of, on_progress=between))
     assert len(states) > 2 and states[-1] == "succeeded"
     assert database.query("select rows_done, resumed from maintenance_runs") == [(1000, len(states) - 1)]
 
