@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,9 @@ from worker.store import messages as store
 if TYPE_CHECKING:
     from worker.broker import PostgresBroker
 
-PIPELINE_PARTS = 10  # statements that may be on their way at once
+#: What one statement holds at most, and what may be on its way at once: the deadline of a call is for what it waits for.
+PART_CHARACTERS = 4_000_000
+PIPELINE_PARTS, PIPELINE_CHARACTERS = 10, 8_000_000
 
 
 class BulkEnqueue:
@@ -38,16 +41,19 @@ class BulkEnqueue:
         """
         with ExitStack() as stack:
             pipeline: Any = None
-            for number, first in enumerate(range(0, len(messages), store.BULK_ROWS)):
-                rows, blocked = self._rows(messages[first : first + store.BULK_ROWS])
-                if blocked:  # may be refused, and then again without a state: not in a pipeline, where an error ends all
+            parts = size = 0  # on their way
+            for rows in self._parts(messages):
+                blocked = any(row[-1] == "blocked" for row in rows)
+                # blocked ones may be refused, and then come again without a state: not in a pipeline, where an error ends all.
+                # Closed, not pipeline.sync(): that waits for answers to what it has not sent yet, for ever, when the rest is long
+                if pipeline is not None and (blocked or parts >= PIPELINE_PARTS or size >= PIPELINE_CHARACTERS):
                     stack.close()
                     pipeline = None
-                elif pipeline is None:
+                if pipeline is None and not blocked:
                     pipeline = stack.enter_context(self._connection.pipeline())
-                elif number % PIPELINE_PARTS == 0:
-                    pipeline.sync()  # the deadline of a call is for what it waits for
+                    parts = size = 0
                 self._insert(rows, blocked)
+                parts, size = parts + 1, size + sum(len(row[2]) + len(row[3]) for row in rows)
         store.wake_queues(self._connection, sorted(self._queues))
 
     def _insert(self, rows: list[tuple[str, ...]], blocked: bool) -> None:
@@ -62,12 +68,12 @@ class BulkEnqueue:
                     raise
         store.insert_messages(self._connection, rows, with_state=False)
 
-    def _rows(self, messages: list[dramatiq.Message[Any]]) -> tuple[list[tuple[str, ...]], bool]:
-        """Rows for insert_messages, and whether any is blocked."""
+    def _parts(self, messages: list[dramatiq.Message[Any]]) -> Iterator[list[tuple[str, ...]]]:
+        """Rows for insert_messages, by the statement."""
         broker = self._broker
         before, after = broker.enqueue_hooks()
-        rows = []
-        blocked = False
+        rows: list[tuple[str, ...]] = []
+        size = 0
         for message in messages:
             for hook in before:
                 hook(broker, message, None)
@@ -76,11 +82,15 @@ class BulkEnqueue:
                 self._queues.add(encoded.queue)
                 broker.ensure_queue(self._connection, encoded.queue)
             tail = self._tail(encoded.extra) if encoded.extra else self._plain
-            blocked = blocked or tail[-1] == "blocked"
             rows.append((encoded.queue, encoded.message_type, encoded.payload, encoded.options, str(encoded.priority), *tail))
             for hook in after:
                 hook(broker, message, None)
-        return rows, blocked
+            size += len(encoded.payload) + len(encoded.options)
+            if len(rows) == store.BULK_ROWS or size >= PART_CHARACTERS:
+                yield rows
+                rows, size = [], 0
+        if rows:
+            yield rows
 
     def _tail(self, extra: dict[str, Any]) -> tuple[str, ...]:
         """The columns of a message that is more than plain, `state` last."""

@@ -13,6 +13,7 @@ from tests.support.databases import emptied, one
 from tests.support.houses import quick_settings
 from worker import PostgresBroker
 from worker.errors import InvalidArgument, StoreError, UnknownQueue
+from worker.store import messages as store
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +178,21 @@ def test_bulk_is_all_or_none(database, broker, note):
     database.query("delete from message_queue")
     assert broker.enqueue_many([note.message("a"), note.message("b")]) == 2
     assert broker.enqueue_many([]) == 0
+
+
+def test_a_bulk_of_long_messages_goes_in_statements_of_a_few_megabytes(database, broker, note, monkeypatch):
+    """The deadline of a call is for one statement, or for a few on their way, not for two hundred megabytes."""
+    sizes = []
+    insert = store.insert_messages
+
+    def watched(connection, rows, with_state):
+        sizes.append(sum(len(row[2]) for row in rows))
+        insert(connection, rows, with_state)
+
+    monkeypatch.setattr(store, "insert_messages", watched)
+    assert broker.enqueue_many(note.message("x" * 900_000) for _ in range(24)) == 24
+    assert max(sizes) < 5_000_000 and sum(sizes) > 24 * 900_000
+    assert database.value("select count(*) from message_queue") == 24
 
 
 SQL = {
