@@ -65,7 +65,7 @@ def blind() -> None:
         for slot in meter._slots:
             slot.begun.clear()  # what nobody collects would keep every message of the run in memory
 
-    for kind, names in ((Meter, ("done", "finished", "finished_elsewhere", "claimed", "publish")), (OutcomeLog, ("done", "ended"))):
+    for kind, names in ((Meter, ("done", "finished", "claimed", "publish")), (OutcomeLog, ("done", "ended"))):
         for name in names:
             if not callable(getattr(kind, name)):
                 raise TypeError(f"{kind.__name__}.{name} is gone: nothing would be compared")

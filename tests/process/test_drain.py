@@ -84,6 +84,23 @@ def test_a_handler_that_cannot_be_interrupted_does_not_hold_up_the_stop(database
 
 
 @pytest.mark.slow
+def test_a_handler_that_cannot_be_interrupted_keeps_its_message_until_its_process_is_gone(database, ledger, start_daemon):
+    """Handed back before, it would run twice at once: the handler does not know that the worker stops (P2)."""
+    daemon = start_daemon(database, ledger, threads=1, drain_seconds=0.3, time_limit_seconds=300).wait_ready()
+    effects(database, 1, "m", "effect", seconds=3600)
+    wait_until(lambda: ledger.lines("start"))
+    (child,) = daemon.children()
+    daemon.signal(signal.SIGTERM)
+    state = "running 1"
+    with database.connect() as connection:
+        while state == "running 1":
+            ((state,),) = connection.execute("select state || ' ' || attempt from message_queue").fetchall()
+    assert child not in daemon.children(), "it was handed back while its handler ran"
+    assert daemon.process.wait(20) == 0 and state == "pending 0"
+    assert "handlers_left" in daemon.log
+
+
+@pytest.mark.slow
 def test_a_stop_during_an_outage_ends_by_itself(own_server, ledger, start_daemon):
     database = own_server.create_database()
     daemon = start_daemon(database, ledger, threads=1, call_deadline_seconds=1).wait_ready()

@@ -1,6 +1,6 @@
 """Counts what the pump sees, for the metrics: plain additions to one array, copied to shared memory per turn.
 
-Everything but `_later` and what slots have begun belongs to the pump's thread. No lock, nothing kept per message, no
+Everything but what slots have begun belongs to the pump's thread. No lock, nothing kept per message, no
 formatting: rendering happens in another process (worker/exporter.py).
 """
 
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from bisect import bisect_right
-from collections import Counter, deque
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 
 from worker.db.errors import error_counts
@@ -36,22 +35,23 @@ class Meter:
         self._slots = list(slots)
         self._rescued = rescued
         self._totals = array("d", bytes(layout.TOTALS * 8))
-        self._later: deque[tuple[ClaimedMessage, str]] = deque()
 
     def done(self, messages: list[ClaimedMessage]) -> None:
         """Messages whose completion was written. By the batch: sorting and counting at once cost half of one by one."""
         if not messages:
             return
         totals = self._totals
+        ran = [message.ran_seconds for message in messages]
         for place, group in self._by_queue(messages):
             totals[place + layout.FINISHED] += len(group)
-            totals[place + layout.BUSY] += sum([message.ran_seconds for message in group])
-        self._spread(layout.DURATION, DURATION_BOUNDS, [message.ran_seconds for message in messages])
-        for name, count in Counter([message.actor_name for message in messages]).items():
-            totals[self._actors.get(name, layout.BY_ACTOR)] += count
+            totals[place + layout.BUSY] += sum(ran if group is messages else [message.ran_seconds for message in group])
+        self._spread(layout.DURATION, DURATION_BOUNDS, ran)
+        names = [message.actor_name for message in messages]
+        for name in names[:1] if _alike(names) else set(names):
+            totals[self._actors.get(name, layout.BY_ACTOR)] += names.count(name)
 
     def _by_queue(self, messages: list[ClaimedMessage]) -> Iterable[tuple[int, list[ClaimedMessage]]]:
-        if len({message.queue_name for message in messages}) == 1:
+        if _alike([message.queue_name for message in messages]):
             return [(self._queues.get(messages[0].queue_name, layout.BY_QUEUE), messages)]
         groups: dict[int, list[ClaimedMessage]] = {}
         for message in messages:
@@ -68,12 +68,6 @@ class Meter:
         if answer in _BY_ACTOR:
             self._totals[self._actors.get(message.actor_name, layout.BY_ACTOR) + _BY_ACTOR[answer]] += 1
 
-    def finished_elsewhere(self, message: ClaimedMessage, answer: str) -> None:
-        """The same from any other thread, of a message whose handler may not have ended: it has taken all this time."""
-        if message.started and not message.ran_seconds:
-            message.ran_seconds = time.monotonic() - message.started_at
-        self._later.append((message, answer))
-
     def claimed(self, result: str, seconds: float) -> None:
         """A claim: hit, empty or error, and how long it took."""
         totals = self._totals
@@ -86,8 +80,6 @@ class Meter:
 
     def publish(self) -> None:
         """Copy the totals to where others read them."""
-        while self._later:
-            self.finished(*self._later.popleft())
         self._started([slot.begun.popleft() for slot in self._slots for _ in range(len(slot.begun))])
         totals = self._totals
         totals[layout.RESCUED] = self._rescued()
@@ -103,13 +95,21 @@ class Meter:
                 self._spread(place + layout.WAIT, WAIT_BOUNDS, [m.due_seconds + m.started_at - m.claimed_at for m in group])
 
     def _spread(self, start: int, bounds: tuple[float, ...], values: list[float]) -> None:
-        """Add values to the cells of a histogram: a count per bucket, then the sum."""
+        """Add values to the cells of a histogram: a count per bucket, then the sum. Buckets hold values up to their bound."""
         totals = self._totals
+        totals[start + len(bounds) + 1] += sum(values)
+        first, last = bisect_left(bounds, min(values)), bisect_left(bounds, max(values))
+        if first == last:  # the usual case of a batch of quick handlers
+            totals[start + first] += len(values)
+            return
         values.sort()
         below = 0
-        for index, bound in enumerate(bounds):
-            upto = bisect_right(values, bound)
+        for index in range(first, last):
+            upto = bisect_right(values, bounds[index])
             totals[start + index] += upto - below
             below = upto
-        totals[start + len(bounds)] += len(values) - below
-        totals[start + len(bounds) + 1] += sum(values)
+        totals[start + last] += len(values) - below
+
+
+def _alike(names: list[str]) -> bool:
+    return names.count(names[0]) == len(names)

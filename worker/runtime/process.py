@@ -25,7 +25,7 @@ from worker.db.listen import Listener
 from worker.errors import CancelInterrupt, ConfigError, DrainInterrupt, LeaseInterrupt, SchemaMismatch, StoreError, StoreUnavailable
 from worker.exits import EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED
 from worker.heartbeat import Heartbeat
-from worker.messages import ClaimedMessage, Ending
+from worker.messages import ClaimedMessage
 from worker.middleware import TimeLimits
 from worker.middleware.tracing import Tracing
 from worker.observe.slab import CONTACT_AT, DRAINING, LISTENING, REGISTERED, THREADS, Slab
@@ -222,22 +222,27 @@ class WorkerProcess:
         return [(slot, message) for slot, message in running if message is not None and message.lease_token not in self._stuck]
 
     def _interrupt_all(self) -> None:
-        """The drain limit, or a second signal: interrupt, wait a little, hand back what will not end."""
+        """The drain limit, or a second signal: interrupt, wait a little, leave what will not end to the parent.
+
+        It runs until this process is gone: whoever got its message before would run it at the same time (SPEC P2).
+        """
         for slot, message in self._still_running():
             slot.interrupt(message, DrainInterrupt)
         deadline = time.monotonic() + 2.0
         while self._handlers_running() and time.monotonic() < deadline:
             time.sleep(0.02)  # a handler's end tells nobody but the pump, which may be what hangs
-        for _, message in self._still_running():
-            if not message.settled:
-                self.exit_code = self.exit_code or EXIT_REPLACED
-                self._settle_for(message, Ending("release", "its process had to end"))
+        left = [message for _, message in self._still_running() if not message.settled]
+        if left:
+            self.exit_code = self.exit_code or EXIT_REPLACED
+            logger.warning("handlers_left count=%d worker_id=%s", len(left), self.id)
 
     def _flush(self) -> None:
-        """Hand back the unstarted, write the last outcomes; bounded, the leases take care of the rest."""
+        """Hand back the unstarted, write the last outcomes; bounded, the parent takes care of the rest once this process is gone."""
         deadline = time.monotonic() + self.settings.call_deadline_seconds
         self.pump.stop()
-        self.pump.wait(self.settings.call_deadline_seconds + 1)
+        if not self.pump.wait(self.settings.call_deadline_seconds + 1):  # its connection is its own
+            self.exit_code = self.exit_code or EXIT_REPLACED
+            return
         while time.monotonic() < deadline:
             try:
                 self.pump.release_unstarted()
@@ -247,6 +252,8 @@ class WorkerProcess:
             except StoreError as error:
                 logger.warning("drain_waits error_class=%s", type(error).__name__)
                 time.sleep(0.2)  # before the next try, as long as the deadline allows one
+        if self.pump.held:
+            self.exit_code = self.exit_code or EXIT_REPLACED
         self.pump.on_stop()
 
     def _deregister(self) -> None:
@@ -280,20 +287,6 @@ class WorkerProcess:
             self._stuck.add(message.lease_token)
             self.exit_code = EXIT_REPLACED
             self._stop.ask()
-
-    def _settle_for(self, message: ClaimedMessage, ending: Ending) -> None:
-        """Write the ending of a message whose thread will not do it."""
-        from worker.settle import settle
-
-        message.ending = ending
-        try:
-            with self.broker.pool.connection() as connection:
-                answer = settle(connection, message, self.broker)
-            message.settled = True
-            self.pump.meter.finished_elsewhere(message, answer)
-            logger.info("message_ended_for_its_thread message_id=%s outcome=%s", message.id, answer)
-        except StoreError as error:
-            logger.warning("message_not_ended message_id=%s error_class=%s: its lease will run out", message.id, type(error).__name__)
 
     def _on_lease_over(self) -> None:
         """Timekeeper: a handler runs on although somebody else may own its message: end now."""

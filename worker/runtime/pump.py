@@ -206,6 +206,11 @@ class Pump(Service):
                 self._endings.extend(done)
                 del self._done[: len(done)]
             raise
+        except Exception:  # the answer was there and could not be read
+            self._claim_failed(limit, before)
+            if limit:
+                self._lost_claims.suspected()
+            raise
         after = time.monotonic()
         del self._done[: len(done)]
         self.held.done(done, {row[1] for row in rows if row[0] == "lost"} if rows and rows[0][0] == "lost" else ())
