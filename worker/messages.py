@@ -54,6 +54,8 @@ class ClaimedMessage(MessageProxy):
     #: Set by the lane when the handler starts (monotonic) and when it has ended.
     started_at = 0.0
     ran_seconds = 0.0
+    #: Its wait is in the metrics; the meter's.
+    wait_counted = False
     #: What follows it was sent in its handler's transaction.
     followed = False
     #: Set when the attempt is traced.

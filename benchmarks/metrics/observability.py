@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import re
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,9 @@ from benchmarks.metrics.base import Case, Number
 from benchmarks.systems.base import System
 from benchmarks.systems.postgres_base import PostgresSystem
 
-CASES = [Case("observability/scrape"), Case("observability/drain", processes=1), Case("observability/drain", processes=2)]
+CASES = [
+    Case("observability/scrape"), Case("observability/switched"), Case("observability/drain", processes=1), Case("observability/drain", processes=2),
+]
 QUEUES = 10
 SCRAPES = 400
 PAUSE_SECONDS = 0.02
@@ -60,6 +63,8 @@ def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
     assert isinstance(system, PostgresSystem), "only systems on Postgres list these cases"
     if case.key == "observability/scrape":
         yield from scrapes(system, settings)
+    elif case.key == "observability/switched":
+        yield from switched(system, settings)
     else:
         yield from drains(system, case, settings)
 
@@ -110,6 +115,34 @@ def drains(system: PostgresSystem, case: Case, settings: Settings) -> Iterator[N
     for what, on, off in zip(MEASURES, zip(*found["on"], strict=True), zip(*found["off"], strict=True), strict=True):
         shares = [one / other for one, other in zip(on, off, strict=True)]
         yield Number("observability", f"drain on / off{what}", case.processes, median(shares), "ratio")
+
+
+def switched(system: PostgresSystem, settings: Settings) -> Iterator[Number]:
+    """What a phase with metrics and logs is of its neighbours without, in one drain of one process.
+
+    The machine drifts within seconds, so drains that are compared are too long; phases of SWITCH_SECONDS stand side by side.
+    """
+    size = settings.size(3 * system.sizes.drain[1])
+    with tempfile.NamedTemporaryFile("r", prefix="phases-") as file:
+        workers = system.start(1, env={"PACKHORSE_LOG_LEVEL": "info", "BENCH_SWITCH": file.name})
+        try:
+            system.warm_up(workers)
+            file.read()
+            system.load(workers, size)
+            system.wait_drained(workers)
+        finally:
+            workers.stop()
+        phases = [tuple(map(float, line.split())) for line in file.read().splitlines()]
+    rates, costs = list[float](), list[float]()
+    busy = [phase[3] > 0 for phase in phases]
+    for place in range(2, len(phases) - 2):  # the first and the last phase of the drain are no whole ones
+        if phases[place][0] and all(busy[place - 2 : place + 3]):
+            (_, seconds, cpu, done), before, after = phases[place], phases[place - 1], phases[place + 1]
+            rates.append(done / seconds / ((before[3] + after[3]) / (before[1] + after[1])))
+            costs.append(cpu / done / ((before[2] + after[2]) / (before[3] + after[3])))
+    yield Number("observability", "switched: phases", 1, len(rates), "phases")
+    yield Number("observability", "switched: on / off", 1, median(rates), "ratio")
+    yield Number("observability", "switched: on / off: cpu of the worker", 1, median(costs), "ratio")
 
 
 def drain(system: PostgresSystem, processes: int, size: int, variant: str) -> tuple[float, float]:

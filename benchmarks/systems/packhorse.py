@@ -111,6 +111,7 @@ class Adapter(PostgresSystem):
         "maintenance/idle",
         "observability/scrape",
         "observability/drain",
+        "observability/switched",
         "idle/two-workers-ten-queues",
     }
 

@@ -2,12 +2,13 @@
 
 BENCH_QUEUES is the number of queues (1). BENCH_CLAIM_FILE times every claim statement of the process; it is
 set only where claim times are asked for, so the other runs are not instrumented. BENCH_BLIND takes away what counts and
-logs outcomes: the worker to which one that does both is compared.
+logs outcomes: the worker to which one that does both is compared. BENCH_SWITCH names a file: the same in turns, in one process.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import Any
 
@@ -21,6 +22,8 @@ QUEUE = "bench"
 ACTOR = "bench"
 QUEUES_VARIABLE = "BENCH_QUEUES"
 BLIND = "BENCH_BLIND"
+SWITCH = "BENCH_SWITCH"
+SWITCH_SECONDS = 0.4
 CLAIM = "claim_messages"
 """Part of the name of every SQL function that claims."""
 
@@ -53,27 +56,61 @@ def time_claims(log: ClaimLog) -> None:
     psycopg.Cursor.execute = timed  # type: ignore[method-assign]
 
 
-def blind() -> None:
-    """No counting for metrics, no look at the log level per outcome."""
+def blind() -> list[tuple[type, str, Any]]:
+    """No counting for metrics, no look at the log level per outcome; returns (class, name, method) of what was taken away."""
     from worker.runtime.meter import Meter
     from worker.runtime.outcomes import OutcomeLog
 
+    taken = []
+
     def nothing(*_: Any) -> None:
         pass
-
-    def forget(meter: Any) -> None:
-        for slot in meter._slots:
-            slot.begun.clear()  # what nobody collects would keep every message of the run in memory
 
     for kind, names in ((Meter, ("done", "finished", "claimed", "publish")), (OutcomeLog, ("done", "ended"))):
         for name in names:
             if not callable(getattr(kind, name)):
                 raise TypeError(f"{kind.__name__}.{name} is gone: nothing would be compared")
-            setattr(kind, name, forget if name == "publish" else nothing)
+            taken.append((kind, name, getattr(kind, name)))
+            setattr(kind, name, nothing)
+    return taken
+
+
+def switch(path: str) -> None:
+    """Take counting away and give it back, again and again; a line per phase: watched, seconds, CPU seconds, messages."""
+
+    def phases() -> None:
+        broker: Any = dramatiq.get_broker()
+        watched, taken = True, list[tuple[type, str, Any]]()
+        with open(path, "a", buffering=1) as file:
+            while True:
+                held = broker.runtime.pump.held if broker.runtime is not None else None
+                began, cpu, done = time.monotonic(), time.process_time(), held.counts.get("done", 0) if held is not None else 0
+                time.sleep(SWITCH_SECONDS)  # the phase itself
+                if held is not None:
+                    done = held.counts.get("done", 0) - done
+                    file.write(f"{int(watched)} {time.monotonic() - began} {time.process_time() - cpu} {done}\n")
+                watched = not watched
+                if watched:
+                    for kind, name, method in taken:
+                        setattr(kind, name, method)
+                else:
+                    taken = blind()
+
+    threading.Thread(target=phases, name="switch", daemon=True).start()
+
+
+class Switching(dramatiq.Middleware):
+    """Begins in the worker process: threads do not outlive a fork."""
+
+    def after_worker_boot(self, broker: Any, worker: Any) -> None:
+        """Start switching."""
+        switch(os.environ[SWITCH])
 
 
 if os.environ.get(BLIND):
     blind()
+if os.environ.get(SWITCH):
+    dramatiq.get_broker().add_middleware(Switching())
 if os.environ.get(CLAIM_FILE):
     time_claims(ClaimLog.from_env())
 declare_actors(int(os.environ.get(QUEUES_VARIABLE) or 1))

@@ -1,6 +1,6 @@
 """Counts what the pump sees, for the metrics: plain additions to one array, copied to shared memory per turn.
 
-Everything but what slots have begun belongs to the pump's thread. No lock, nothing kept per message, no
+Everything belongs to the pump's thread, which reads what the slots run. No lock, nothing kept per message, no
 formatting: rendering happens in another process (worker/exporter.py).
 """
 
@@ -46,6 +46,7 @@ class Meter:
             totals[place + layout.FINISHED] += len(group)
             totals[place + layout.BUSY] += sum(ran if group is messages else [message.ran_seconds for message in group])
         self._spread(layout.DURATION, DURATION_BOUNDS, ran)
+        self._waited([message for message in messages if not message.wait_counted])
         names = [message.actor_name for message in messages]
         for name in names[:1] if _alike(names) else set(names):
             totals[self._actors.get(name, layout.BY_ACTOR)] += names.count(name)
@@ -65,6 +66,7 @@ class Meter:
         if message.started:
             self._totals[place + layout.BUSY] += message.ran_seconds
             self._spread(layout.DURATION, DURATION_BOUNDS, [message.ran_seconds])
+            self._waited([] if message.wait_counted else [message])
         if answer in _BY_ACTOR:
             self._totals[self._actors.get(message.actor_name, layout.BY_ACTOR) + _BY_ACTOR[answer]] += 1
 
@@ -80,7 +82,11 @@ class Meter:
 
     def publish(self) -> None:
         """Copy the totals to where others read them."""
-        self._started([slot.begun.popleft() for slot in self._slots for _ in range(len(slot.begun))])
+        running = [message for slot in self._slots if (message := slot.message) is not None and not message.wait_counted]
+        if running:  # their wait is over, and counts now: a handler may run for hours, or end the process
+            self._waited(running)
+            for message in running:
+                message.wait_counted = True
         totals = self._totals
         totals[layout.RESCUED] = self._rescued()
         totals[layout.TRACING] = tracing.failures.count
@@ -88,8 +94,7 @@ class Meter:
             totals[layout.ERRORS + index] = error_counts[kind]
         self.slab.totals[:] = totals
 
-    def _started(self, messages: list[ClaimedMessage]) -> None:
-        """Their wait is over, and counted now: a handler may run for hours, or end the process."""
+    def _waited(self, messages: list[ClaimedMessage]) -> None:
         if messages:
             for place, group in self._by_queue(messages):
                 self._spread(place + layout.WAIT, WAIT_BOUNDS, [m.due_seconds + m.started_at - m.claimed_at for m in group])

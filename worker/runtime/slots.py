@@ -13,7 +13,6 @@ import ctypes
 import mmap
 import struct
 import threading
-from collections import deque
 
 from dramatiq.middleware.threading import raise_thread_exception
 
@@ -54,14 +53,13 @@ class RunningIds:
 class Slot:
     """One handler thread's place. `message` is written by that thread only; others read it."""
 
-    __slots__ = ("_lock", "_overdue_tokens", "_view", "begun", "index", "interrupted", "message", "started_at", "starts", "thread_id")
+    __slots__ = ("_lock", "_overdue_tokens", "_view", "index", "interrupted", "message", "started_at", "starts", "thread_id")
 
     def __init__(self, index: int, running: RunningIds) -> None:
         self.index = index
         self.message: ClaimedMessage | None = None
         self.started_at = 0.0
         self.starts = 0  # messages begun; written by the slot's thread only
-        self.begun: deque[ClaimedMessage] = deque()  # those that the meter has not counted; at most what the process holds
         self.thread_id = 0
         self.interrupted: type[BaseException] | None = None
         self._lock = threading.Lock()
@@ -75,7 +73,6 @@ class Slot:
         self._view[self.index] = message.id
         message.started = True
         self.starts += 1
-        self.begun.append(message)
         self.message = message
 
     def leave(self) -> None:
