@@ -20,6 +20,7 @@ import worker
 from tests.support.databases import emptied, one
 from tests.support.houses import House
 from tests.support.spans import context_of, linked, text_of, traced
+from tests.support.waiting import wait_until
 from tests.support.workers import ROOT
 from worker.errors import InvalidArgument
 from worker.middleware.tracing import Tracing
@@ -226,8 +227,9 @@ def test_the_line_of_a_failed_attempt_names_its_trace(runtime, spans, caplog):
 
     runtime.start()
     fails.send()
-    runtime.drained()
-    (record,) = [record for record in caplog.records if record.msg.startswith("message_failed")]
+    failed = "message_failed"  # said once it is written: a moment after nothing lives any more
+    wait_until(lambda: any(record.msg.startswith(failed) for record in caplog.records))
+    (record,) = [record for record in caplog.records if record.msg.startswith(failed)]
     assert record.args[-1] == f"{spans.one('process default').context.trace_id:032x}"
 
 
