@@ -51,6 +51,7 @@ class Heartbeat(Service):
         self.state = "running"
         self._next_beat = 0.0
         self._next_rescue = time.monotonic() + random.uniform(0.2, 1.0) * settings.rescue_seconds
+        self._next_expiry = 0.0
         self._next_upkeep = 0.0
         self._step = 0  # of store.UPKEEP_STEPS
         self.rescued_total = 0
@@ -73,8 +74,10 @@ class Heartbeat(Service):
         self.ticked(time.monotonic())
         if now >= self._next_rescue:
             with self._link.connection() as connection:
-                rescued, _ = store.rescue(connection)
-            self.rescued_total += rescued
+                self.rescued_total += store.rescue(connection)
+                if now >= self._next_expiry:  # seldom: nobody waits for it, and an idle process should say little
+                    store.expire(connection)
+                    self._next_expiry = now + 5 * self._settings.rescue_seconds
             self._next_rescue = now + self._settings.rescue_seconds * random.uniform(0.8, 1.2)
         self.ticked(time.monotonic())
         if now >= self._next_upkeep:

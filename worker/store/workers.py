@@ -34,10 +34,14 @@ def deregister(connection: DeadlineConnection, worker_id: UUID) -> None:
     connection.execute(sql("deregister_worker"), (worker_id,))
 
 
-def rescue(connection: DeadlineConnection) -> tuple[int, int]:
-    """Return messages of lost holders and cancel expired ones: (rescued, expired). A transaction each."""
-    rescued, expired = (connection.execute(sql(name)).fetchone() for name in ("rescue", "expire"))
-    return int(rescued[0]), int(expired[0])  # type: ignore[index]
+def rescue(connection: DeadlineConnection) -> int:
+    """Return messages of lost holders; how many."""
+    return int(connection.execute(sql("rescue")).fetchone()[0])  # type: ignore[index]
+
+
+def expire(connection: DeadlineConnection) -> int:
+    """Cancel messages that are not worth doing any more, which no claim takes meanwhile; how many."""
+    return int(connection.execute(sql("expire")).fetchone()[0])  # type: ignore[index]
 
 
 def recover(connection: DeadlineConnection, worker_id: UUID, started: list[int], detail: str) -> int:
