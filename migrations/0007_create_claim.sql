@@ -223,6 +223,19 @@ $$;
 comment on function pick_promoted_messages(bigint[], text[], integer, text[], timestamptz)
   is 'Used by the claim: choose and lock messages whose conversation just went on.';
 
+create function next_of_conversations(p_keys text[]) returns bigint[]
+language sql stable set search_path from current set enable_seqscan = off as $$
+-- The first pending message of each of these conversations, to be passed as p_first: for who ended messages by
+-- another call than complete_and_claim_messages, whose answer names them. At most 1000.
+  select array(
+    select n.id from unnest(p_keys) as k (key)
+    cross join lateral (
+      select m.id from message_queue m
+      where m.conversation_key = k.key and m.state = 'pending' order by m.id limit 1) n
+    limit 1000);
+$$;
+comment on function next_of_conversations(text[]) is 'The first pending message of each conversation, for p_first of complete_and_claim_messages.';
+
 create function pick_due_messages(
   p_queue text, p_limit integer, p_key_limit integer, p_types text[], p_since timestamptz[], p_until timestamptz[], p_suspects boolean,
   p_now timestamptz

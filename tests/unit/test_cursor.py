@@ -70,9 +70,21 @@ def test_the_first_look_is_at_everything(clock: Clock) -> None:
 
 def test_a_look_at_everything_keeps_its_distance_by_its_cost(clock: Clock) -> None:
     cursor = ClaimCursor(["q"])
-    cursor.looked(module.ALL, 0.5, exhausted=True)
+    for _ in range(2):
+        cursor.looked(module.ALL, 0.5, exhausted=True)
     cursor.look_again_soon()
-    assert cursor.next_sweep == 50.0
+    assert cursor.next_sweep == 10.0
+
+
+def test_one_slow_look_keeps_nobody_waiting(clock: Clock) -> None:
+    """A new connection, a busy machine: what lies behind the front would wait for seconds after each."""
+    cursor = ClaimCursor(["q"])
+    for took in (0.5, 0.001, 0.5):
+        cursor.looked(module.ALL, took, exhausted=True)
+        assert cursor.next_sweep == clock.now + module.SWEEP_SECONDS
+        cursor.look_again_soon()
+        assert cursor.next_sweep == clock.now + module.SOON_SECONDS
+        clock.now += 1
 
 
 def test_a_short_front_asks_for_the_next_sweep(clock: Clock) -> None:
@@ -135,6 +147,9 @@ def first_slice(clock: Clock) -> tuple[ClaimCursor, Look]:
 def test_slices_rest_after_what_they_cost(clock: Clock) -> None:
     cursor, look = first_slice(clock)
     cursor.looked(look, 0.003, exhausted=True)
+    assert cursor.next_sweep == pytest.approx(clock.now + 0.02), "no more than the look before it"
+    clock.now = cursor.next_sweep
+    cursor.looked(cursor.look(["q"]), 0.003, exhausted=True)
     assert cursor.next_sweep == pytest.approx(clock.now + 0.06)
 
 

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 PRIORITIES = 10
 SWEEP_SECONDS = 1.0  # from the end of a sweep to the next one, at least
 SOON_SECONDS = 0.02  # the same when the front is short
-LOOK_FACTOR = 100.0  # a look at everything is not repeated before this many times its duration
-SLICE_FACTOR = 20.0  # the same for slices
+REST_FACTOR = 20.0  # a look behind the front is followed by this many times its cost without one
 MARK_EVERY = 4_000
 CHEAP_SECONDS = 0.002
 DEAR_SECONDS = 0.004
@@ -55,6 +54,7 @@ class ClaimCursor:
         self._at = 0  # the slice that is next starts at the mark before this one
         self._span = 1  # and ends so many marks further
         self._swept_seconds = 0.0
+        self._last_seconds = 0.0  # what the look behind the front before this one took
         self._front_looked = False  # since the last sweep: with it, a sweep has seen everything
         self._next_sweep = 0.0
 
@@ -80,19 +80,31 @@ class ClaimCursor:
         return Look([start] * len(until), until, front=False, whole=last)
 
     def looked(self, look: Look, took_seconds: float, *, exhausted: bool) -> None:
-        """A claim has looked there. exhausted: it found less than it could take; took_seconds: without completions."""
+        """A claim has looked there. exhausted: it found less than it could take; took_seconds: the whole statement."""
         now = time.monotonic()
         if look.front:
             self._front_looked = True
             if look.whole:
-                self._next_sweep = now + max(SWEEP_SECONDS, took_seconds * LOOK_FACTOR)
+                self._next_sweep = now + max(SWEEP_SECONDS, self._cost(took_seconds) * REST_FACTOR)
         elif not exhausted:
             self._next_sweep = now  # there is more in this slice
         else:
             self._slice_done(look, took_seconds, now)
 
+    def _cost(self, took_seconds: float) -> float:
+        """What this look cost: no more than the one before it.
+
+        Dead entries make every look dear. A single one also takes long on a new connection, or when the machine was
+        busy; to rest for that would leave what lies behind the front, like the next message of a conversation
+        whose last one died, to wait for seconds.
+        """
+        cost = min(took_seconds, self._last_seconds)
+        self._last_seconds = took_seconds
+        return cost
+
     def _slice_done(self, look: Look, took_seconds: float, now: float) -> None:
-        self._swept_seconds += took_seconds
+        cost = self._cost(took_seconds)
+        self._swept_seconds += cost
         end = min(self._at + self._span, len(self._marks) + 1)
         if took_seconds < CHEAP_SECONDS:
             del self._marks[self._at : end - 1]  # the cuts inside it
@@ -105,7 +117,7 @@ class ClaimCursor:
             self._next_sweep = now + max(SWEEP_SECONDS, self._swept_seconds)
             self._at, self._swept_seconds, self._front_looked = 0, 0.0, False
         else:
-            self._next_sweep = now + took_seconds * SLICE_FACTOR
+            self._next_sweep = now + cost * REST_FACTOR
 
     def look_again_soon(self) -> None:
         """The front is short: the next sweep, but not in a tight loop."""

@@ -27,6 +27,7 @@ from worker.runtime.lost_claims import LostClaims
 from worker.runtime.meter import Meter
 from worker.runtime.outcomes import OutcomeLog
 from worker.runtime.pace import Pace
+from worker.runtime.successors import Successors
 from worker.runtime.suspects import SuspectTurn
 from worker.runtime.wakeups import Wakeups
 from worker.service import Service
@@ -35,7 +36,6 @@ from worker.store import messages as store
 logger = logging.getLogger("packhorse.pump")
 
 LINGER_SECONDS = 0.005  # with a backlog: wait this long for a bigger batch of completions
-MAX_FIRST = 1000
 AGAIN_SECONDS = 0.05  # after a claim that took all there was: what will be due next is still to be asked
 
 
@@ -67,6 +67,7 @@ class Pump(Service):
         self._cursor = ClaimCursor(queues)
         self._pace = Pace(len(lane.slots), settings.batch_size)
         self._wakeups = Wakeups(self._link, queues)
+        self._successors = Successors()
         self._suspects = SuspectTurn()
         self._lost_claims = LostClaims(self._link, worker_id, settings.lease_seconds)
         self._writer = EndingWriter(self._link, broker)
@@ -84,7 +85,6 @@ class Pump(Service):
         self._next_due = 0.0  # when the next message will be due, as far as the last claim knew
         self._signalled = True
         self._turn = 0  # which queue is looked at first
-        self._first: list[int] = []  # messages whose conversation went on while we had no room
 
     # -- called from other threads -------------------------------------------------------------------
     def on_finished(self, message: ClaimedMessage) -> None:
@@ -119,7 +119,8 @@ class Pump(Service):
         limit = self._claim_limit()
         now = time.monotonic()
         wanted = limit > 0 and (
-            self._backlog or self._signalled or now >= self._next_poll or bool(self._done) or settled or self._suspects.due(not self.held)
+            self._backlog or self._signalled or now >= self._next_poll or bool(self._done) or settled or self._successors.unasked
+            or self._suspects.due(not self.held)
         )
         if wanted:
             self._claim(min(limit, self._pace.batch))
@@ -145,6 +146,7 @@ class Pump(Service):
                 self.held.lost(message)  # the heartbeat learnt that somebody else owns it
             elif message.settled:
                 self.held.done([message])
+                self._successors.ended(message)
                 self._lane.hooks.after_ending(message)
             elif message.ending is None and not message.failed:
                 self._done.append(message)
@@ -165,6 +167,8 @@ class Pump(Service):
     def _ended(self, message: ClaimedMessage, answer: str) -> None:
         message.failed = message.failed or answer == "dead"
         self.held.ended(message, answer)
+        if answer in ("done", "dead", "cancelled"):
+            self._successors.ended(message)
         self._lane.hooks.after_ending(message)
         message._exception = None
 
@@ -190,9 +194,10 @@ class Pump(Service):
         before = time.monotonic()
         try:
             with self._link.connection() as connection:
+                first = self._successors.first(connection, ask=limit > 0)
                 rows = store.complete_and_claim(
                     connection, [m.id for m in done], [m.lease_token for m in done], self._worker_id, queues,
-                    limit, self._lease, self._types, look.since, look.until, suspects, self._first[:MAX_FIRST],
+                    limit, self._lease, self._types, look.since, look.until, suspects, first,
                 )
         except StoreError as error:
             self._signalled = True
@@ -234,7 +239,7 @@ class Pump(Service):
         """Sort the answer: claimed messages to the lane, hints to the cursor."""
         claimed = []
         self._next_due = float("inf")
-        self._first = []
+        self._successors.ids = []
         for row in rows:
             match row[0]:
                 case "claimed":
@@ -242,7 +247,7 @@ class Pump(Service):
                     self.held.add(message)
                     claimed.append(message)
                 case "promoted":
-                    self._first.append(row[1])
+                    self._successors.ids.append(row[1])
                 case "next":
                     self._next_due = now - row[15]  # its "age" is the time until then, negative
                 case "suspect":

@@ -139,6 +139,10 @@ select queue from queue_wakeups where queue = any (%s::text[]) and wake_until is
 -- Turn NOTIFY off for a queue with a backlog.
 select announce_busy(%s);
 
+-- name: next_of_conversations
+-- The first pending message of each of these conversations.
+select next_of_conversations(%s);
+
 -- name: release_unknown
 -- Hand back what this holder leased without learning of it; how many.
 select coalesce(release_unknown_messages(%s, %s::bigint[]), 0);
