@@ -41,7 +41,7 @@ class CloudApi:
         self.late_media: dict[str, int] = {}
         self.slow_media: dict[str, float] = {}
         self._lock = threading.Lock()
-        self._tried: OrderedDict[str, None] = OrderedDict()  # wamids that had their first request
+        self._tried: OrderedDict[str, None] = OrderedDict()  # wamids whose next reply goes through
         self._first_requests = 0
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.api = self
@@ -72,13 +72,21 @@ class CloudApi:
             "messaging_product": "whatsapp", "contacts": [{"input": phone, "wa_id": phone}], "messages": [{"id": f"wamid.{secrets.token_hex(12)}"}],
         }
 
+    def spare(self, wamid: str) -> None:
+        """Its reply goes through at once: its medium is the bad moment it has."""
+        with self._lock:
+            self._go_through(wamid)
+
+    def _go_through(self, wamid: str) -> None:
+        self._tried[wamid] = None
+        if len(self._tried) > 100_000:
+            self._tried.popitem(last=False)
+
     def _mood(self, wamid: str) -> int:
         with self._lock:
             if wamid in self._tried:
                 return 200
-            self._tried[wamid] = None
-            if len(self._tried) > 100_000:
-                self._tried.popitem(last=False)
+            self._go_through(wamid)
             self._first_requests += 1
             return 500 if self._first_requests % 9 == 0 else 429 if self._first_requests % 13 == 0 else 200
 

@@ -169,6 +169,8 @@ class Feed:
             for delivery in self._deliveries:
                 for phone, wamid in delivery.inbound:
                     self._book.announce(phone, wamid)
+                    if delivery.late or delivery.slow:
+                        self._api.spare(wamid)
                 self._api.late_media.update(dict.fromkeys(delivery.late, LATE_ANSWERS))
                 self._api.slow_media.update(dict.fromkeys(delivery.slow, SLOW_SECONDS))
                 delivery.late.clear()  # bad moments are for the first delivery
