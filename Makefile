@@ -19,7 +19,8 @@ test: $(VENV)/.ready     ## every test
 test-fast: $(VENV)/.ready ## the fast ring, under a minute
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m "not slow" -x -q
 
-check: $(VENV)/.ready    ## lint, types
+check: $(VENV)/.ready    ## format, lint, types
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 

@@ -93,8 +93,11 @@ class Timetable(Middleware):
         if settings.maintenance_url is None:
             return self.broker.open_connection("maintenance", deadline_seconds=MAINTENANCE_CALL_SECONDS)
         return connect(
-            settings.maintenance_url.get_secret_value(), schema=settings.db_schema, application_name="packhorse maintenance",
-            deadline_seconds=MAINTENANCE_CALL_SECONDS, connect_timeout_seconds=settings.connect_timeout_seconds,
+            settings.maintenance_url.get_secret_value(),
+            schema=settings.db_schema,
+            application_name="packhorse maintenance",
+            deadline_seconds=MAINTENANCE_CALL_SECONDS,
+            connect_timeout_seconds=settings.connect_timeout_seconds,
         )
 
 

@@ -39,10 +39,15 @@ def check_plan(connection: DeadlineConnection, plan: Plan) -> Findings:
                 found.absent.add(policy.task)
                 continue
             if policy.table in _NEEDED_BY_RETRIES and policy.keep_seconds < longest_backoff:
-                found.problems.append((policy.task, (
-                    f"[retention.{policy.name}]: keep: {policy.keep_seconds:.0f} s is shorter than the longest backoff of a queue "
-                    f"({longest_backoff:.0f} s)"
-                )))
+                found.problems.append(
+                    (
+                        policy.task,
+                        (
+                            f"[retention.{policy.name}]: keep: {policy.keep_seconds:.0f} s is shorter than the longest backoff of a queue "
+                            f"({longest_backoff:.0f} s)"
+                        ),
+                    )
+                )
             try:
                 with translated(), connection.transaction():
                     target, facts, warnings = resolve(connection, policy)
@@ -55,8 +60,11 @@ def check_plan(connection: DeadlineConnection, plan: Plan) -> Findings:
             if parent is None and partitions.optional:
                 found.absent |= {partitions.make_task, partitions.drop_task}
             elif parent is None or not parent.fits:
-                what = (f"table: there is no partitioned table {partitions.table!r}" if parent is None
-                        else f"column: {partitions.table} is not range-partitioned by the time {partitions.column} alone")
+                what = (
+                    f"table: there is no partitioned table {partitions.table!r}"
+                    if parent is None
+                    else f"column: {partitions.table} is not range-partitioned by the time {partitions.column} alone"
+                )
                 found.problems += [(task, f"[partitions.{partitions.name}]: {what}") for task in (partitions.make_task, partitions.drop_task)]
             elif not parent.owned:
                 for task, ours in ((partitions.make_task, MADE_BY_FUNCTION), (partitions.drop_task, DROPPED_BY_FUNCTION)):

@@ -177,7 +177,8 @@ def seconds(field: str, value: Any) -> float:
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhdw])", value) if isinstance(value, str) else []
     if not parts or "".join(number + unit for number, unit in parts) != value:
         raise InvalidArgument(
-            f"{field}: {str(value)[:40]!r} is not a duration", field=field, hint='Write "90s", "5m", "2h", "7d" or a number of seconds.')
+            f"{field}: {str(value)[:40]!r} is not a duration", field=field, hint='Write "90s", "5m", "2h", "7d" or a number of seconds.'
+        )
     return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 

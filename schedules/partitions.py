@@ -72,7 +72,10 @@ class PartitionKeeper:
             found = store.partitions(self._connection, self._policy.table)
         default = next((p.table for p in found if p.is_default), None)
         return Status(
-            self._policy.table, sum(not p.is_default for p in found), runway_seconds(found, parent.now), default,
+            self._policy.table,
+            sum(not p.is_default for p in found),
+            runway_seconds(found, parent.now),
+            default,
             found[0].lower if found and not found[0].is_default else None,
             f"it has a default partition {default}: `packhorse partitions drain {self._policy.name}`" if default else None,
         )
@@ -160,8 +163,11 @@ class PartitionKeeper:
         count = 0
         for step in old:
             with failures:
-                self._retried(step, partial(
-                    store.detach, self._connection, parent, by_name[step.partition], lock_timeout=DETACH_LOCK_TIMEOUT), in_transaction=False)
+                self._retried(
+                    step,
+                    partial(store.detach, self._connection, parent, by_name[step.partition], lock_timeout=DETACH_LOCK_TIMEOUT),
+                    in_transaction=False,
+                )
                 logger.info("partition_detached table=%s partition=%s", self._policy.table, step.partition)
                 count += 1
         return count
@@ -173,7 +179,8 @@ class PartitionKeeper:
         cutoff = period_start(parent.now, self._policy.every, -keep)
         return [
             Step("detach", p.table, str(p.lower), str(p.upper), f"older than {keep} {self._policy.every}s", round(p.estimated_rows))
-            for p in found if not p.is_default and (upper_bound(p) <= cutoff or p.detach_pending)
+            for p in found
+            if not p.is_default and (upper_bound(p) <= cutoff or p.detach_pending)
         ]
 
     def _over(self, parent: store.Parent) -> list[Step]:
@@ -222,10 +229,12 @@ class PartitionKeeper:
                 return moved
             start, end = (period_start(oldest, self._policy.every, shift) for shift in (0, 1))
             step = Step("drain", partition_name(parent.name, start, self._policy.every), start.isoformat(), end.isoformat(), f"{left} rows left")
-            moved += self._retried(step, partial(
-                store.create, self._connection, parent, step.partition, step.lower, step.upper, fill_from=default,
-                column=self._policy.column,
-            ))
+            moved += self._retried(
+                step,
+                partial(
+                    store.create, self._connection, parent, step.partition, step.lower, step.upper, fill_from=default, column=self._policy.column
+                ),
+            )
             logger.info("partition_drained table=%s partition=%s rows=%d", self._policy.table, step.partition, moved)
         return moved
 
@@ -274,9 +283,14 @@ def refuse_unkept(connection: DeadlineConnection, policy: Partitions) -> None:
     """
     kept = store.longest_keep_done(connection) or 0
     asked = [
-        field for field, more in (
-            ("export_dir", policy.export_dir is not None), ("grace", policy.grace_seconds > 86400.0), ("every", policy.every != "day"),
-            ("keep", policy.source != "packhorse" and policy.keep > kept)) if more
+        field
+        for field, more in (
+            ("export_dir", policy.export_dir is not None),
+            ("grace", policy.grace_seconds > 86400.0),
+            ("every", policy.every != "day"),
+            ("keep", policy.source != "packhorse" and policy.keep > kept),
+        )
+        if more
     ]
     if asked:
         raise StoreRejected(

@@ -36,7 +36,11 @@ RETENTION = (
     Retention("appointments_cache", column="expires_at", keep_seconds=0, cron="*/15 * * * *", optional=True),
     Retention("whatsapp_keys", column="expires_at", keep_seconds=0, cron="25 * * * *", optional=True),
     Retention(
-        "platform_events", column="created_at", keep_seconds=90 * DAY, cron="5 3 * * *", optional=True,
+        "platform_events",
+        column="created_at",
+        keep_seconds=90 * DAY,
+        cron="5 3 * * *",
+        optional=True,
         where="event_type not in ('referral_credit_earned', 'referral_credit_spent')",  # the balance of a user, not an event to forget
     ),
     Retention("webhook_events", column="processed_at", keep_seconds=30 * DAY, cron="10 3 * * *", optional=True),
@@ -96,8 +100,16 @@ def maintenance_schedules(tasks: dict[str, tuple[str, str]]) -> list[Schedule]:
     """The schedules of maintenance tasks, from task name to cron line and time zone."""
     return [
         Schedule(
-            task, MESSAGE_TYPE, cron=cron, time_zone=time_zone, queue=QUEUE, payload={"task": task}, max_attempts=3, source="packhorse",
+            task,
+            MESSAGE_TYPE,
+            cron=cron,
+            time_zone=time_zone,
+            queue=QUEUE,
+            payload={"task": task},
+            max_attempts=3,
+            source="packhorse",
             # what runs every minute is light; the rest does not start in the same second
             jitter_seconds=0.0 if cron.startswith("* ") else 20.0,
-        ) for task, (cron, time_zone) in tasks.items()
+        )
+        for task, (cron, time_zone) in tasks.items()
     ]

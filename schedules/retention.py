@@ -66,12 +66,16 @@ def resolve(connection: DeadlineConnection, policy: Retention) -> tuple[store.Ta
         raise InvalidArgument(f"column: {policy.column} is {facts['column_type']}, not a time", field="column")
     if facts["is_queue"]:  # whoever wants less of them lets messages expire
         raise InvalidArgument(
-            f"table: {policy.table} holds live messages only: none of them may be lost", field="table",
-            hint="`expires_at` ends what is not worth doing any more; `keep_done` is how long finished ones stay.")
+            f"table: {policy.table} holds live messages only: none of them may be lost",
+            field="table",
+            hint="`expires_at` ends what is not worth doing any more; `keep_done` is how long finished ones stay.",
+        )
     if facts["has_children"]:  # a key, or a ctid, is unique in each of them, not over all
         raise InvalidArgument(
-            f"table: {policy.table} has child tables (inherits): rows of theirs with the same key would go, too", field="table",
-            hint="Make a policy for each child, or partition the table.")
+            f"table: {policy.table} has child tables (inherits): rows of theirs with the same key would go, too",
+            field="table",
+            hint="Make a policy for each child, or partition the table.",
+        )
     keys = tuple(facts["key_columns"] or ())
     if not keys and facts["relkind"] == "p":
         raise InvalidArgument(f"table: {policy.table} is partitioned and has no primary key: its batches could not be told apart", field="table")
@@ -81,8 +85,9 @@ def resolve(connection: DeadlineConnection, policy: Retention) -> tuple[store.Ta
         )
     warnings = []
     if not facts["column_indexed"]:
-        warnings.append(f"{policy.table}.{policy.column} has no index: each batch reads the table. create index concurrently on "
-                        f"{policy.table} ({policy.column});")
+        warnings.append(
+            f"{policy.table}.{policy.column} has no index: each batch reads the table. create index concurrently on {policy.table} ({policy.column});"
+        )
     types = (facts["column_type"], *(facts["key_types"] or ("tid",)))
     return store.Target(policy.table, policy.column, keys or ("ctid",), types, policy.where, policy.assign), facts, warnings
 
@@ -113,8 +118,15 @@ class RetentionRun:
     """One run in one thread. on_progress(rows, gate): after each batch and each wait. stop: set from outside to pause the run."""
 
     def __init__(
-        self, connection: DeadlineConnection, policy: Retention, thresholds: Gates, *, triggered_by: str, message_id: int | None = None,
-        stop: Event | None = None, on_progress: Callable[[int, str | None], Any] = lambda rows, gate: None,
+        self,
+        connection: DeadlineConnection,
+        policy: Retention,
+        thresholds: Gates,
+        *,
+        triggered_by: str,
+        message_id: int | None = None,
+        stop: Event | None = None,
+        on_progress: Callable[[int, str | None], Any] = lambda rows, gate: None,
     ) -> None:
         self._connection = connection
         self._policy = policy
@@ -136,10 +148,21 @@ class RetentionRun:
             target, facts, warnings = resolve(connection, policy)
             cutoff = store.cutoff(connection, policy.keep_seconds)
             run = store.start(
-                connection, policy.task, "retention", self._triggered_by, self._message_id,
-                {"table": policy.table, "column": policy.column, "keep_seconds": policy.keep_seconds, "where": policy.where,
-                 "assign": policy.assign, "warnings": warnings},
-                cutoff=cutoff, batch_size=min(FIRST_BATCH, policy.batch),
+                connection,
+                policy.task,
+                "retention",
+                self._triggered_by,
+                self._message_id,
+                {
+                    "table": policy.table,
+                    "column": policy.column,
+                    "keep_seconds": policy.keep_seconds,
+                    "where": policy.where,
+                    "assign": policy.assign,
+                    "warnings": warnings,
+                },
+                cutoff=cutoff,
+                batch_size=min(FIRST_BATCH, policy.batch),
             )
         if run is None:
             return "busy"
@@ -174,7 +197,8 @@ class RetentionRun:
                     changed, after, met = store.batch(self._connection, target, cutoff, cursor, size, BATCH_TIMEOUT_SECONDS)
                     if met and not changed:
                         raise StoreRejected(
-                            f"{self._policy.table}: a batch met {met} rows and changed none: row-level security or a trigger keeps them")
+                            f"{self._policy.table}: a batch met {met} rows and changed none: row-level security or a trigger keeps them"
+                        )
                     asked = store.beat(self._connection, run.id, rows_done=changed, cursor=after, batch_size=size)
                     if asked == "lost":
                         raise _Lost  # the rows come back: whoever has the run now counts them

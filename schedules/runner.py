@@ -32,7 +32,7 @@ class TaskRunner:
         self._stop = stop or Event()
 
     def run(
-        self, task: str, *, triggered_by: str, message_id: int | None = None, on_progress: Callable[[int, str | None], Any] = lambda rows, gate: None,
+        self, task: str, *, triggered_by: str, message_id: int | None = None, on_progress: Callable[[int, str | None], Any] = lambda rows, gate: None
     ) -> str:
         """Run a task to its end; succeeded, paused, cancelled, lost, or busy (another process works on it).
 
@@ -43,7 +43,7 @@ class TaskRunner:
         try:
             if isinstance(policy, Retention):
                 return RetentionRun(
-                    connection, policy, self._plan.gates, triggered_by=triggered_by, message_id=message_id, stop=self._stop, on_progress=on_progress,
+                    connection, policy, self._plan.gates, triggered_by=triggered_by, message_id=message_id, stop=self._stop, on_progress=on_progress
                 ).run()
             with translated():
                 kind = "job" if isinstance(policy, Job) else "partitions"
@@ -104,7 +104,8 @@ def find(plan: Plan, task: str) -> Retention | Partitions | Job:
     if task not in tasks:
         near = difflib.get_close_matches(task, tasks, 1)
         raise InvalidArgument(
-            f"task: there is no maintenance task {task[:100]!r}", field="task",
+            f"task: there is no maintenance task {task[:100]!r}",
+            field="task",
             hint=f"Did you mean {near[0]!r}?" if near else "`packhorse maintenance list` names them.",
         )
     return tasks[task]

@@ -46,8 +46,11 @@ class Scheduler(Service):
     name = "scheduler"
 
     def __init__(
-        self, open_connection: Callable[[], DeadlineConnection], declared: Callable[[], Iterable[Schedule]] | None = None,
-        poll_seconds: float = POLL_SECONDS, origin: Iterable[str] = (),
+        self,
+        open_connection: Callable[[], DeadlineConnection],
+        declared: Callable[[], Iterable[Schedule]] | None = None,
+        poll_seconds: float = POLL_SECONDS,
+        origin: Iterable[str] = (),
     ) -> None:
         super().__init__()
         self._link = Link(open_connection)
@@ -119,15 +122,19 @@ class Scheduler(Service):
         self._fire(connection, entry, last, following, missed_count=len(times) - 1, missed=missed)
 
     def _fire(
-        self, connection: DeadlineConnection, entry: store.Due, planned_at: datetime, following: datetime, *, missed_count: int = 0,
+        self,
+        connection: DeadlineConnection,
+        entry: store.Due,
+        planned_at: datetime,
+        following: datetime,
+        *,
+        missed_count: int = 0,
         missed: bool = False,
     ) -> None:
         self.ticked(time.monotonic())  # a thousand planned times at once take longer than a loop has
         try:
             with translated():
-                outcome = store.fire(
-                    connection, entry.name, planned_at, following, missed_count=missed_count, missed=missed, jitter=random.random()
-                )
+                outcome = store.fire(connection, entry.name, planned_at, following, missed_count=missed_count, missed=missed, jitter=random.random())
         except (StoreUnavailable, StoreConflict):
             raise
         except StoreError as error:
@@ -159,8 +166,9 @@ def declare(connection: DeadlineConnection, declared: Iterable[Schedule], origin
         try:
             with translated():
                 messages.declare_queue(connection, entry.queue)
-                outcome[entry.name] = store.set_schedule(connection, 
-                    {name: getattr(entry, name) for name in Schedule.__dataclass_fields__} | {"origin": packages})
+                outcome[entry.name] = store.set_schedule(
+                    connection, {name: getattr(entry, name) for name in Schedule.__dataclass_fields__} | {"origin": packages}
+                )
         except StoreConflict as error:
             outcome[entry.name] = "held"
             logger.info("schedule_waits schedule=%s error_class=%s", entry.name, error.sqlstate)

@@ -53,8 +53,7 @@ class Schedule:
         if not 0 <= self.jitter_seconds <= 86400:
             raise InvalidArgument("jitter_seconds: must be between 0 and 86400", field="jitter_seconds")
         if self.missed == "all" and self.overlap == "skip":
-            raise InvalidArgument(
-                "overlap: 'skip' would run one of all that were missed", field="overlap", hint="With missed = all: wait or allow.")
+            raise InvalidArgument("overlap: 'skip' would run one of all that were missed", field="overlap", hint="With missed = all: wait or allow.")
         if not 1 <= self.priority <= 10:
             raise InvalidArgument("priority: must be between 1 and 10", field="priority")
         if self.max_attempts is not None and not 1 <= self.max_attempts <= 1_000_000:

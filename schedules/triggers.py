@@ -58,7 +58,8 @@ class Cron:
         if fields[2] != "*" and fields[4] != "*":
             raise InvalidArgument(
                 f"cron: {line[:60]!r} names days of the month and of the week; programs disagree whether one or both must match",
-                field="cron", hint="Make two schedules.",
+                field="cron",
+                hint="Make two schedules.",
             )
         minute, hour, day, month, weekday = (field.lower() for field in fields)
         self._every_hour = hour in ("*", "*/1", "0-23")

@@ -40,9 +40,21 @@ def _server(name: str) -> Server:
 
 #: What starts programs for each test, or belongs to an optional part: left to the full ring.
 FULL_RING = (
-    "deploy/", "sql/platform/", "sql/test_health_checks.py", "schedules/test_retention.py", "schedules/test_partitions.py", "schedules/test_commands.py",
-    "integration/test_cli", "integration/test_faults.py", "integration/test_example_whatsapp.py", "process/test_endpoints.py", "process/test_liveness.py",
-    "process/test_systemd.py", "process/test_tracing.py", "process/test_fair_turns.py", "process/test_failing_batches.py",
+    "deploy/",
+    "sql/platform/",
+    "sql/test_health_checks.py",
+    "schedules/test_retention.py",
+    "schedules/test_partitions.py",
+    "schedules/test_commands.py",
+    "integration/test_cli",
+    "integration/test_faults.py",
+    "integration/test_example_whatsapp.py",
+    "process/test_endpoints.py",
+    "process/test_liveness.py",
+    "process/test_systemd.py",
+    "process/test_tracing.py",
+    "process/test_fair_turns.py",
+    "process/test_failing_batches.py",
     "sql/test_adopt",
 )
 FAST_RING = ("integration/test_cli_documented.py", "integration/test_cli_logging.py")

@@ -17,9 +17,27 @@ LAYERS: list[tuple[int, tuple[str, ...]]] = [
     (0, ("worker.errors", "worker.states", "worker.config", "worker.clock", "worker.records", "worker.service", "worker.exits")),
     (1, ("worker.db", "worker.observe")),
     (2, ("worker.store",)),
-    (3, ("worker.messages", "worker.encoding", "worker.producer", "worker.context", "worker.settle", "worker.middleware", "worker.backends",
-         "worker.embedded", "worker.redrive", "worker.bulk", "worker.broker", "worker.consumer", "worker.heartbeat", "worker.runtime",
-         "worker.doctor", "worker.adopt")),
+    (
+        3,
+        (
+            "worker.messages",
+            "worker.encoding",
+            "worker.producer",
+            "worker.context",
+            "worker.settle",
+            "worker.middleware",
+            "worker.backends",
+            "worker.embedded",
+            "worker.redrive",
+            "worker.bulk",
+            "worker.broker",
+            "worker.consumer",
+            "worker.heartbeat",
+            "worker.runtime",
+            "worker.doctor",
+            "worker.adopt",
+        ),
+    ),
     (4, ("worker.supervisor", "worker.child", "worker.watch", "worker.exporter", "worker.runtime.process")),
     (3, ("schedules",)),
     (4, ("schedules.actors",)),
@@ -29,8 +47,18 @@ LAYERS: list[tuple[int, tuple[str, ...]]] = [
 #: third party -> where it may be imported
 HOMES = {
     "psycopg": ("worker.db", "worker.store"),
-    "dramatiq": ("worker.broker", "worker.bulk", "worker.consumer", "worker.messages", "worker.encoding", "worker.settle", "worker.middleware",
-                 "worker.backends", "worker.runtime", "schedules.actors"),
+    "dramatiq": (
+        "worker.broker",
+        "worker.bulk",
+        "worker.consumer",
+        "worker.messages",
+        "worker.encoding",
+        "worker.settle",
+        "worker.middleware",
+        "worker.backends",
+        "worker.runtime",
+        "schedules.actors",
+    ),
     "redis": ("worker.backends",),
     "structlog": ("worker.observe",),
     "prometheus_client": ("worker.observe",),
@@ -98,10 +126,20 @@ def test_nothing_imports_test_code_or_the_package_itself_from_inside():
 def test_only_the_edges_of_worker_know_schedules_and_schedules_never_know_the_broker():
     found = _imports()
     assert [i for i in found if i[1].startswith("schedules") and i[0].startswith("worker") and not i[0].startswith("worker.cli")] == []
-    below = ("worker.errors", "worker.states", "worker.config", "worker.clock", "worker.records", "worker.service", "worker.exits", "worker.db",
-             "worker.store")
-    assert [i for i in found if i[0].startswith("schedules") and i[0] != "schedules.actors" and i[1].startswith("worker")
-            and not i[1].startswith(below)] == []
+    below = (
+        "worker.errors",
+        "worker.states",
+        "worker.config",
+        "worker.clock",
+        "worker.records",
+        "worker.service",
+        "worker.exits",
+        "worker.db",
+        "worker.store",
+    )
+    assert [
+        i for i in found if i[0].startswith("schedules") and i[0] != "schedules.actors" and i[1].startswith("worker") and not i[1].startswith(below)
+    ] == []
 
 
 def test_third_parties_have_one_home():
@@ -132,8 +170,13 @@ def test_files_are_small():
 
 def test_a_help_text_needs_no_broker():
     """`import worker` loads what is used, when it is used: commands start quickly, producers import little."""
-    loaded = subprocess.run([sys.executable, "-c", "import sys, worker; print(sorted(sys.modules)); worker.PostgresBroker; worker.Retry; worker.enqueue"],
-                            capture_output=True, text=True, check=True, cwd=TOP).stdout
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, worker; print(sorted(sys.modules)); worker.PostgresBroker; worker.Retry; worker.enqueue"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=TOP,
+    ).stdout
     assert not {name for name in ("dramatiq", "psycopg", "pydantic") if f"'{name}'" in loaded}
 
 

@@ -33,15 +33,40 @@ if TYPE_CHECKING:
     from worker.records import EnqueueResult
 
 _HOMES = {
-    "PostgresBroker": "broker", "correlation_id": "context", "current_connection": "context", "current_message": "context",
-    "enqueue": "producer", "enqueue_async": "producer", "enqueue_payloads": "producer", "enqueue_payloads_async": "producer",
+    "PostgresBroker": "broker",
+    "correlation_id": "context",
+    "current_connection": "context",
+    "current_message": "context",
+    "enqueue": "producer",
+    "enqueue_async": "producer",
+    "enqueue_payloads": "producer",
+    "enqueue_payloads_async": "producer",
     "EnqueueResult": "records",
 }
 
 __all__ = [
-    "AgentError", "Bury", "Cancel", "ConfigError", "EnqueueResult", "InvalidArgument", "LeaseLost", "MessageProcessingError",
-    "PostgresBroker", "Retry", "Snooze", "StoreError", "StoreUnavailable", "WorkerError", "WorkflowError", "correlation_id",
-    "current_connection", "current_message", "enqueue", "enqueue_async", "enqueue_payloads", "enqueue_payloads_async",
+    "AgentError",
+    "Bury",
+    "Cancel",
+    "ConfigError",
+    "EnqueueResult",
+    "InvalidArgument",
+    "LeaseLost",
+    "MessageProcessingError",
+    "PostgresBroker",
+    "Retry",
+    "Snooze",
+    "StoreError",
+    "StoreUnavailable",
+    "WorkerError",
+    "WorkflowError",
+    "correlation_id",
+    "current_connection",
+    "current_message",
+    "enqueue",
+    "enqueue_async",
+    "enqueue_payloads",
+    "enqueue_payloads_async",
 ]
 
 

@@ -47,7 +47,11 @@ class PostgresBroker(Broker):
     """
 
     def __init__(
-        self, dsn: str | None = None, *, settings: Settings | None = None, middleware: list[Middleware] | None = None,
+        self,
+        dsn: str | None = None,
+        *,
+        settings: Settings | None = None,
+        middleware: list[Middleware] | None = None,
         pool_size: int = DEFAULT_POOL_SIZE,
     ) -> None:
         super().__init__(default_middleware() if middleware is None else middleware)
@@ -92,10 +96,14 @@ class PostgresBroker(Broker):
         """A fresh connection as the settings say. Raises ConfigError without a database, StoreUnavailable."""
         settings = self.settings
         return connect(
-            self._url(), **{
-                "schema": settings.db_schema, "application_name": f"packhorse {purpose}",
+            self._url(),
+            **{
+                "schema": settings.db_schema,
+                "application_name": f"packhorse {purpose}",
                 "deadline_seconds": settings.call_deadline_seconds,
-                "connect_timeout_seconds": settings.connect_timeout_seconds, "pooler": settings.pooler, **overrides,
+                "connect_timeout_seconds": settings.connect_timeout_seconds,
+                "pooler": settings.pooler,
+                **overrides,
             },
         )
 
@@ -184,7 +192,9 @@ class PostgresBroker(Broker):
         """Check a message against its actor's signature and turn it into columns."""
         actor = self.actors.get(message.actor_name)
         encoded = encode(
-            message, delay if delay is not None else message.options.get("delay"), self._signatures.get(message.actor_name),
+            message,
+            delay if delay is not None else message.options.get("delay"),
+            self._signatures.get(message.actor_name),
             actor.options if actor else {},
         )
         if actor is not None and 1 <= actor.priority <= 10 and "priority" not in message.options:
@@ -215,6 +225,7 @@ class PostgresBroker(Broker):
     def enqueue_hooks(self) -> tuple[list[Any], list[Any]]:
         """before_enqueue and after_enqueue of those middleware that really have them."""
         if self._hooked != len(self.middleware):
+
             def own(name: str) -> list[Any]:
                 return [getattr(m, name) for m in self.middleware if getattr(type(m), name, None) is not getattr(Middleware, name)]
 

@@ -101,9 +101,13 @@ class BulkEnqueue:
         if key is not None:
             self._conversations.add(key)
         values = {
-            "run_at": extra.get("run_at") or self._later(extra.get("delay_seconds")) or self._now, "max_attempts": extra.get("max_attempts"),
-            "conversation_key": key, "correlation_id": extra.get("correlation_id"), "trace_context": extra.get("trace_context"),
-            "expires_at": self._later(extra.get("expires_seconds")), "concurrency_key": extra.get("concurrency_key"),
+            "run_at": extra.get("run_at") or self._later(extra.get("delay_seconds")) or self._now,
+            "max_attempts": extra.get("max_attempts"),
+            "conversation_key": key,
+            "correlation_id": extra.get("correlation_id"),
+            "trace_context": extra.get("trace_context"),
+            "expires_at": self._later(extra.get("expires_seconds")),
+            "concurrency_key": extra.get("concurrency_key"),
         }
         for name, value in values.items():
             if isinstance(value, str) and (store.SEPARATOR in value or store.NULL in value):

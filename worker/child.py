@@ -108,11 +108,23 @@ def recover(settings: Settings, worker_id: UUID, started: list[int], detail: str
 
     assert settings.database_url is not None
     try:
-        connection: Any = connect(settings.database_url.get_secret_value(), schema=settings.db_schema, application_name="packhorse recover",
-                                  pooler=settings.pooler)
+        connection: Any = connect(
+            settings.database_url.get_secret_value(), schema=settings.db_schema, application_name="packhorse recover", pooler=settings.pooler
+        )
         for message_id, token in overdue:
-            outcome = messages.fail(connection, message_id, token, "HardTimeLimitExceeded",
-                                    "the handler ignored its time limit; its process was replaced", None, None, None, None, None, None)
+            outcome = messages.fail(
+                connection,
+                message_id,
+                token,
+                "HardTimeLimitExceeded",
+                "the handler ignored its time limit; its process was replaced",
+                None,
+                None,
+                None,
+                None,
+                None,
+                None,
+            )
             logger.info("message_ended_for_its_thread message_id=%s outcome=%s", message_id, outcome)
         count = store.recover(connection, worker_id, started, detail)
         connection.close()

@@ -223,8 +223,19 @@ class Embedded:
         half.mkdir(mode=0o700)
         if self._user is not None:
             shutil.chown(half, self._user)
-        self._run("initdb", "-D", str(half), "-U", OWNER, "--auth=trust", "--encoding=UTF8", "--no-instructions",
-                  "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+        self._run(
+            "initdb",
+            "-D",
+            str(half),
+            "-U",
+            OWNER,
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--no-instructions",
+            "--locale=C",
+            "--locale-provider=builtin",
+            "--builtin-locale=C.UTF-8",
+        )
         half.rename(self._pgdata)
 
     def _stop_server(self) -> None:
@@ -256,9 +267,16 @@ class Embedded:
         with tempfile.TemporaryFile() as output:
             try:
                 result = subprocess.run(
-                    [str(self._bin / program), *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/",
-                    user=self._user, group=self._user and _primary_group(self._user), extra_groups=[] if self._user else None,
-                    env={**{k: v for k, v in os.environ.items() if not k.startswith("PG")}, "LC_ALL": "C"}, check=False,
+                    [str(self._bin / program), *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    cwd="/",
+                    user=self._user,
+                    group=self._user and _primary_group(self._user),
+                    extra_groups=[] if self._user else None,
+                    env={**{k: v for k, v in os.environ.items() if not k.startswith("PG")}, "LC_ALL": "C"},
+                    check=False,
                 )
             except OSError as error:
                 raise EmbeddedError(f"cannot run {self._bin / program}: {error.strerror}") from error
@@ -305,9 +323,7 @@ def _system_user() -> str:
     except KeyError:
         pass
     try:
-        subprocess.run(
-            ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER], check=True, capture_output=True
-        )
+        subprocess.run(["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER], check=True, capture_output=True)
         return pwd.getpwnam(SYSTEM_USER).pw_name
     except (OSError, subprocess.CalledProcessError, KeyError):
         return "nobody"  # exists everywhere; a container without useradd has nobody else

@@ -25,10 +25,20 @@ _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # an escaped NUL, not an escaped 
 MAX_PAYLOAD_BYTES = 1_048_576
 MAX_DELAY_SECONDS = 3660 * 86400
 #: Message options that become columns or arguments of enqueue_message instead of dramatiq options.
-COLUMN_OPTIONS = frozenset({
-    "priority", "conversation_key", "dedup_key", "dedup_window", "correlation_id", "trace_context", "max_attempts",
-    "concurrency_key", "run_at", "expires_in",
-})
+COLUMN_OPTIONS = frozenset(
+    {
+        "priority",
+        "conversation_key",
+        "dedup_key",
+        "dedup_window",
+        "correlation_id",
+        "trace_context",
+        "max_attempts",
+        "concurrency_key",
+        "run_at",
+        "expires_in",
+    }
+)
 
 
 @dataclass(slots=True)
@@ -64,9 +74,9 @@ class Signature:
                 if parameter.default is parameter.empty:
                     self.required |= {parameter.name}
         self.required = frozenset(self.required)
-        self.known = frozenset(self.names) | self.required | {
-            p.name for p in inspect.signature(actor.fn).parameters.values() if p.kind is p.KEYWORD_ONLY
-        }
+        self.known = (
+            frozenset(self.names) | self.required | {p.name for p in inspect.signature(actor.fn).parameters.values() if p.kind is p.KEYWORD_ONLY}
+        )
 
     def bind(self, actor_name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Keyword arguments; raises InvalidArgument that names the argument."""
@@ -79,7 +89,8 @@ class Signature:
             if name not in self.known and not self.open:
                 near = difflib.get_close_matches(name, self.known, 1)
                 raise InvalidArgument(
-                    f"{name}: {actor_name} has no argument of this name", field=name,
+                    f"{name}: {actor_name} has no argument of this name",
+                    field=name,
                     hint=f"Did you mean {near[0]!r}?" if near else f"It takes: {', '.join(sorted(self.known)) or 'none'}",
                 )
         bound.update(kwargs)
@@ -100,7 +111,8 @@ def encode(message: dramatiq.Message[Any], delay_ms: int | float | None, signatu
         loose_args = message.args
     if signature is None and not _NAME.fullmatch(name):
         raise InvalidArgument(
-            f"message_type: {name[:120]!r} is not a message type", field="message_type",
+            f"message_type: {name[:120]!r} is not a message type",
+            field="message_type",
             hint="A letter or underscore, then letters, digits, dot, underscore or dash; 100 at most.",
         )
     encoded = Encoded(message.queue_name, name, to_json("payload", payload), "")

@@ -107,8 +107,7 @@ class WorkflowError(WorkerError):
     code = "workflow_error"
 
     def __init__(
-        self, message: str, *, code: str | None = None, context: dict[str, object] | None = None,
-        recoverable: bool = True, retryable: bool = True,
+        self, message: str, *, code: str | None = None, context: dict[str, object] | None = None, recoverable: bool = True, retryable: bool = True
     ) -> None:
         self.code = code or self.code
         self.context = context or {}

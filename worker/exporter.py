@@ -112,8 +112,12 @@ class FleetWatch(Service):
         settings = self._settings
         assert settings.database_url is not None
         return connect(
-            settings.database_url.get_secret_value(), schema=settings.db_schema, application_name="packhorse exporter",
-            deadline_seconds=COUNT_SECONDS, connect_timeout_seconds=settings.connect_timeout_seconds, pooler=settings.pooler,
+            settings.database_url.get_secret_value(),
+            schema=settings.db_schema,
+            application_name="packhorse exporter",
+            deadline_seconds=COUNT_SECONDS,
+            connect_timeout_seconds=settings.connect_timeout_seconds,
+            pooler=settings.pooler,
         )
 
 
@@ -133,7 +137,11 @@ class Exporter:
         self.board = board
         self.fleet = fleet
         self.routes: dict[str, Route] = {
-            "/metrics": self.metrics, "/livez": self.livez, "/readyz": self.readyz, "/startupz": self.startupz, "/version": self.version,
+            "/metrics": self.metrics,
+            "/livez": self.livez,
+            "/readyz": self.readyz,
+            "/startupz": self.startupz,
+            "/version": self.version,
             "/scale": self.scale,
         }
 
@@ -168,10 +176,17 @@ class Exporter:
         rows = latest[0].get("queue_messages", []) if latest else []
         backlog = sum(row["value"] for row in rows if row["state"] in ("pending", "running") and (row["queue"] in totals.queues or not totals.queues))
         slots, target = self.settings.processes * self.settings.threads, self.settings.scale_target_wait_seconds
-        return json_answer({
-            "workers": max(math.ceil(backlog * mean / target / slots), 1 if backlog else 0), "backlog": backlog, "mean_seconds": round(mean, 6),
-            "slots": slots, "target_wait_seconds": target, "age_seconds": round(latest[1], 3) if latest else None,
-        }, 200 if latest else 503)
+        return json_answer(
+            {
+                "workers": max(math.ceil(backlog * mean / target / slots), 1 if backlog else 0),
+                "backlog": backlog,
+                "mean_seconds": round(mean, 6),
+                "slots": slots,
+                "target_wait_seconds": target,
+                "age_seconds": round(latest[1], 3) if latest else None,
+            },
+            200 if latest else 503,
+        )
 
 
 def run_exporter(settings: Settings, board: Board) -> int:

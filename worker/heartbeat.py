@@ -36,8 +36,13 @@ class Heartbeat(Service):
     max_backoff_seconds = 2.0
 
     def __init__(
-        self, open_connection: Callable[[], DeadlineConnection], worker_id: UUID, settings: Any, held: Callable[[], Sequence[ClaimedMessage]],
-        on_attention: Callable[[ClaimedMessage, bool], None], counts: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        self,
+        open_connection: Callable[[], DeadlineConnection],
+        worker_id: UUID,
+        settings: Any,
+        held: Callable[[], Sequence[ClaimedMessage]],
+        on_attention: Callable[[ClaimedMessage, bool], None],
+        counts: Callable[[], tuple[int, int]] = lambda: (0, 0),
         on_beat: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()

@@ -62,9 +62,25 @@ class ClaimedMessage(MessageProxy):
     trace_id: str | None = None
 
     def __init__(self, row: tuple[Any, ...], lease_until: float, claimed_at: float) -> None:
-        (_, self.id, self.lease_token, self.queue_name, self.actor_name, self._payload, self._options, self.priority,
-         self.attempt, self.max_attempts, self.crashes, self.conversation_key, self.correlation_id, self.trace_context,
-         self.run_at, self.age_seconds, self.due_seconds) = row
+        (
+            _,
+            self.id,
+            self.lease_token,
+            self.queue_name,
+            self.actor_name,
+            self._payload,
+            self._options,
+            self.priority,
+            self.attempt,
+            self.max_attempts,
+            self.crashes,
+            self.conversation_key,
+            self.correlation_id,
+            self.trace_context,
+            self.run_at,
+            self.age_seconds,
+            self.due_seconds,
+        ) = row
         self.lease_until = lease_until
         self.claimed_at = claimed_at
         self.failed = False
@@ -115,8 +131,12 @@ class ClaimedMessage(MessageProxy):
 def failure(exception: BaseException, **policy: Any) -> Ending:
     """The ending for a failed attempt: class, cleaned message, bounded traceback, own top frame."""
     return Ending(
-        "fail", error_class=type(exception).__name__, error_message=clean(text_of(exception), 10_000),
-        traceback=clean(format_traceback(exception), 50_000), frame=top_frame(exception), **policy,
+        "fail",
+        error_class=type(exception).__name__,
+        error_message=clean(text_of(exception), 10_000),
+        traceback=clean(format_traceback(exception), 50_000),
+        frame=top_frame(exception),
+        **policy,
     )
 
 

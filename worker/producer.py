@@ -15,14 +15,33 @@ from worker.records import EnqueueResult
 
 _PER_MESSAGE = ("p_payload", "p_dedup_key", "p_dedup_window")
 _NAMES = (
-    "p_queue", "p_message_type", "p_payload", "p_options", "p_priority", "p_delay", "p_run_at", "p_max_attempts", "p_conversation_key",
-    "p_dedup_key", "p_dedup_window", "p_correlation_id", "p_trace_context", "p_expires_at", "p_concurrency_key",
+    "p_queue",
+    "p_message_type",
+    "p_payload",
+    "p_options",
+    "p_priority",
+    "p_delay",
+    "p_run_at",
+    "p_max_attempts",
+    "p_conversation_key",
+    "p_dedup_key",
+    "p_dedup_window",
+    "p_correlation_id",
+    "p_trace_context",
+    "p_expires_at",
+    "p_concurrency_key",
 )
 _BULK_NAMES = ("p_payloads", *(name for name in _NAMES if name not in _PER_MESSAGE))
 _EXPRESSIONS = {
-    "p_payload": "{}::jsonb", "p_payloads": "{}::jsonb", "p_options": "{}::jsonb", "p_priority": "{}::integer",
-    "p_delay": "make_interval(secs => {}::float8)", "p_run_at": "{}::timestamptz", "p_max_attempts": "{}::integer",
-    "p_dedup_window": "make_interval(secs => {}::float8)", "p_expires_at": "clock_timestamp() + make_interval(secs => {}::float8)",
+    "p_payload": "{}::jsonb",
+    "p_payloads": "{}::jsonb",
+    "p_options": "{}::jsonb",
+    "p_priority": "{}::integer",
+    "p_delay": "make_interval(secs => {}::float8)",
+    "p_run_at": "{}::timestamptz",
+    "p_max_attempts": "{}::integer",
+    "p_dedup_window": "make_interval(secs => {}::float8)",
+    "p_expires_at": "clock_timestamp() + make_interval(secs => {}::float8)",
 }
 #: Payloads per statement, and characters of JSON after which a statement is not filled up: memory on both sides is bounded.
 BULK_ROWS, BULK_CHARACTERS = 1000, 4_000_000
@@ -85,11 +104,19 @@ def _arguments(queue: str, message_type: str, options: dict[str, Any]) -> dict[s
     if tracing.active is not None:
         tracing.active.stamp(extra)
     return {
-        "p_queue": queue, "p_message_type": message_type, "p_options": to_json("options", rest), "p_priority": encoded.priority,
-        "p_delay": None if delay is None else _seconds("delay", delay), "p_run_at": extra.get("run_at"),
-        "p_max_attempts": extra.get("max_attempts"), "p_conversation_key": extra.get("conversation_key"), "p_dedup_key": extra.get("dedup_key"),
-        "p_dedup_window": extra.get("dedup_window_seconds", 300.0), "p_correlation_id": extra.get("correlation_id"),
-        "p_trace_context": extra.get("trace_context"), "p_expires_at": extra.get("expires_seconds"),
+        "p_queue": queue,
+        "p_message_type": message_type,
+        "p_options": to_json("options", rest),
+        "p_priority": encoded.priority,
+        "p_delay": None if delay is None else _seconds("delay", delay),
+        "p_run_at": extra.get("run_at"),
+        "p_max_attempts": extra.get("max_attempts"),
+        "p_conversation_key": extra.get("conversation_key"),
+        "p_dedup_key": extra.get("dedup_key"),
+        "p_dedup_window": extra.get("dedup_window_seconds", 300.0),
+        "p_correlation_id": extra.get("correlation_id"),
+        "p_trace_context": extra.get("trace_context"),
+        "p_expires_at": extra.get("expires_seconds"),
         "p_concurrency_key": extra.get("concurrency_key"),
     }
 

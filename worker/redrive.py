@@ -33,8 +33,16 @@ class RedriveResult:
 
 
 def redrive(
-    connection: DeadlineConnection, selection: Selection, dead_by: datetime, *, operator: str, reason: str | None = None,
-    rate: float = 0.0, limit: int | None = None, stop_after: int = 0, report: Callable[[int], Any] = lambda count: None,
+    connection: DeadlineConnection,
+    selection: Selection,
+    dead_by: datetime,
+    *,
+    operator: str,
+    reason: str | None = None,
+    rate: float = 0.0,
+    limit: int | None = None,
+    stop_after: int = 0,
+    report: Callable[[int], Any] = lambda count: None,
 ) -> RedriveResult:
     """Enqueue again what is selected and was dead at dead_by, oldest first, each letter once.
 

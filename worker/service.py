@@ -84,8 +84,7 @@ class Service:
                 delay = min(self.max_backoff_seconds, 0.1 * 2 ** min(self.failures, 10))
                 if self.failures & (self.failures - 1) == 0:  # 1, 2, 4, 8 …: repeats are not repeated
                     logger.warning(
-                        "service_failed name=%s failures=%d error_class=%s error=%s",
-                        self.name, self.failures, type(error).__name__, error,
+                        "service_failed name=%s failures=%d error_class=%s error=%s", self.name, self.failures, type(error).__name__, error
                     )
             if delay > 0 and not self._stopping.is_set():
                 self._sleep(delay)

@@ -39,10 +39,20 @@ def settle(connection: DeadlineConnection, message: ClaimedMessage, broker: Any)
             return _fail(connection, message, ending, broker)
         case "bury":
             with _together(connection, ending):
-                answer = "dead" if messages.bury(
-                    connection, message.id, message.lease_token, ending.reason or "buried", ending.error_class,
-                    ending.error_message, ending.traceback, ending.frame,
-                ) else "lost"
+                answer = (
+                    "dead"
+                    if messages.bury(
+                        connection,
+                        message.id,
+                        message.lease_token,
+                        ending.reason or "buried",
+                        ending.error_class,
+                        ending.error_message,
+                        ending.traceback,
+                        ending.frame,
+                    )
+                    else "lost"
+                )
                 if answer == "dead" and ending.on_exhausted:
                     _send_exhausted(connection, message, ending, broker)
             return answer
@@ -63,9 +73,17 @@ def settle(connection: DeadlineConnection, message: ClaimedMessage, broker: Any)
 def _fail(connection: DeadlineConnection, message: ClaimedMessage, ending: Ending, broker: Any) -> str:
     with _together(connection, ending):
         answer = messages.fail(
-            connection, message.id, message.lease_token, ending.error_class or "Error", ending.error_message or "", ending.traceback,
-            ending.frame, None if ending.max_attempts is None else int(max(0, min(ending.max_attempts, MAX_ATTEMPTS))),
-            _storable(ending.delay_seconds), _storable(ending.backoff_initial), _storable(ending.backoff_max),
+            connection,
+            message.id,
+            message.lease_token,
+            ending.error_class or "Error",
+            ending.error_message or "",
+            ending.traceback,
+            ending.frame,
+            None if ending.max_attempts is None else int(max(0, min(ending.max_attempts, MAX_ATTEMPTS))),
+            _storable(ending.delay_seconds),
+            _storable(ending.backoff_initial),
+            _storable(ending.backoff_max),
         )
         if answer == "dead" and ending.on_exhausted:
             _send_exhausted(connection, message, ending, broker)
@@ -99,5 +117,11 @@ def without_details(message: ClaimedMessage) -> None:
     """Replace the ending by one that can always be stored."""
     ending = message.ending
     if ending is not None:
-        message.ending = Ending(ending.verb, ending.reason if ending.verb == "bury" else None, "Error", UNSTORABLE,
-                                delay_seconds=ending.delay_seconds, max_attempts=ending.max_attempts)
+        message.ending = Ending(
+            ending.verb,
+            ending.reason if ending.verb == "bury" else None,
+            "Error",
+            UNSTORABLE,
+            delay_seconds=ending.delay_seconds,
+            max_attempts=ending.max_attempts,
+        )

@@ -46,7 +46,7 @@ TRANSITIONS: dict[State, dict[str, State]] = {
         "bury": State.DEAD,  # attempts exhausted, not retryable, undecodable, too many crashes
     },
     State.DEAD: {
-        "redrive": State.PENDING,  # an operator enqueued it again on purpose
+        "redrive": State.PENDING  # an operator enqueued it again on purpose
     },
     State.DONE: {},
     State.CANCELLED: {},

@@ -180,7 +180,8 @@ class Supervisor:
     def _look(self) -> None:
         """What does not tick any more is killed, and then replaced like everything that died."""
         self._watch.look(
-            sum(bool(child.pid) for child in self._children), bool(self._stops),
+            sum(bool(child.pid) for child in self._children),
+            bool(self._stops),
             bool(self._rehearsal) or any(child.retiring for child in self._children) or not self._all_registered(),
         )
         for index, child in enumerate(self._children):

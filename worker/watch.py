@@ -87,5 +87,7 @@ class Watch:
     def _status(self, draining: bool) -> str:
         board = self._board
         threads = sum(slab.states[THREADS] for slab in board.slabs)
-        return (f"{'draining' if draining else 'working'}: {board.cells[cells.ALIVE]:.0f} processes, "
-                f"{sum(busy() for busy in board.busy)} of {threads:.0f} threads busy")
+        return (
+            f"{'draining' if draining else 'working'}: {board.cells[cells.ALIVE]:.0f} processes, "
+            f"{sum(busy() for busy in board.busy)} of {threads:.0f} threads busy"
+        )

@@ -6,15 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-ALL_SYSTEMS = (
-    "raw",
-    "packhorse",
-    "dramatiq-stub",
-    "dramatiq-redis",
-    "pgqueuer",
-    "procrastinate",
-    "graphile-worker",
-)
+ALL_SYSTEMS = ("raw", "packhorse", "dramatiq-stub", "dramatiq-redis", "pgqueuer", "procrastinate", "graphile-worker")
 ALL_METRICS = ("work", "enqueue", "pickup", "backlog", "snapshot", "idle", "memory", "maintenance", "observability")
 HOME = Path(__file__).resolve().parent.parent
 

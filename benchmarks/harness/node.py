@@ -61,9 +61,7 @@ def _install(packages: dict[str, str]) -> None:
     (FOLDER / "package.json").write_text(json.dumps({"private": True, "dependencies": packages}) + "\n")
     command = [npm, "install", "--no-audit", "--no-fund", "--no-package-lock"]
     try:
-        done = subprocess.run(
-            command, cwd=FOLDER, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
-        )
+        done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         raise NoNode(f"npm install failed: {error}") from error
     if done.returncode:

@@ -79,10 +79,7 @@ def ratios(results: Results) -> Iterator[Ratio]:
 
 def quotient(results: Results, ratio: Ratio) -> list[float]:
     """The quotient of each round that measured both sides; empty when none did."""
-    over, under = (
-        results.by_round(cell.system, cell.metric, cell.variant, cell.processes)
-        for cell in (ratio.over, ratio.under)
-    )
+    over, under = (results.by_round(cell.system, cell.metric, cell.variant, cell.processes) for cell in (ratio.over, ratio.under))
     return [over[number] / under[number] for number in sorted(over.keys() & under.keys()) if under[number]]
 
 

@@ -208,8 +208,14 @@ def removing(system: PostgresSystem) -> Iterator[Removal]:
         config = Path(home) / "packhorse.toml"
         config.write_text(POLICY)
         env = {**os.environ, **system.environment(), "PACKHORSE_CONFIG": str(config)}
-        process = subprocess.Popen(command("maintenance", "run", "retention.bench_events", "--yes"), env=env, text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=home)
+        process = subprocess.Popen(
+            command("maintenance", "run", "retention.bench_events", "--yes"),
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=home,
+        )
         try:
             yield Removal(process)
         finally:

@@ -26,7 +26,10 @@ from benchmarks.systems.base import System
 from benchmarks.systems.postgres_base import PostgresSystem
 
 CASES = [
-    Case("observability/scrape"), Case("observability/switched"), Case("observability/drain", processes=1), Case("observability/drain", processes=2),
+    Case("observability/scrape"),
+    Case("observability/switched"),
+    Case("observability/drain", processes=1),
+    Case("observability/drain", processes=2),
 ]
 QUEUES = 10
 SCRAPES = 400

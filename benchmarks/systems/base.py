@@ -88,9 +88,7 @@ class System(Protocol):
     def store_url(self) -> str:
         """Where producers connect to."""
 
-    def start(
-        self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None
-    ) -> Workers:
+    def start(self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None) -> Workers:
         """Start workers and return when they are connected.
 
         hold: begin to take messages only at `load`, where the system needs that to make a load invisible.

@@ -95,9 +95,7 @@ class Adapter:
         """Where producers connect to."""
         return self.server.url
 
-    def start(
-        self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None
-    ) -> Workers:
+    def start(self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None) -> Workers:
         """Start the processes; with `hold` each stops again after its warm-up until `load`."""
         variables = {"REDIS_URL": self.server.url, "dramatiq_queue_prefetch": PREFETCH, **(env or {})}
         children = [python_child(MODULE, "worker", env=variables) for _ in range(processes)]

@@ -56,9 +56,7 @@ class Adapter(PostgresSystem):
     name: ClassVar[str] = "graphile-worker"
     module: ClassVar[str] = "benchmarks.systems.graphile_worker"
     table: ClassVar[tuple[str, ...]] = ("graphile_worker", "_private_jobs")
-    sizes: ClassVar[Sizes] = Sizes(
-        drain={1: 150_000, 2: 200_000}, single=8_000, bulk=100_000, bulk_call=20_000
-    )
+    sizes: ClassVar[Sizes] = Sizes(drain={1: 150_000, 2: 200_000}, single=8_000, bulk=100_000, bulk_call=20_000)
     cases: ClassVar[frozenset[str]] = PEER_CASES
 
     def __init__(self, stores: Stores) -> None:
@@ -92,9 +90,7 @@ class Adapter(PostgresSystem):
         """Add all jobs in one statement."""
         connection.execute(FILL, (TEMPLATE, NUMBER_MARK, SENT_MARK, count))
 
-    def start(
-        self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None
-    ) -> Workers:
+    def start(self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None) -> Workers:
         """Start one Node process per worker."""
         workers = Workers([self._child("worker", env or {}) for _ in range(processes)], processes)
         try:

@@ -33,10 +33,7 @@ ACTOR = "bench"
 START_SECONDS = 60.0
 UNINSTALLED = "import sys; from worker.cli.main import main; sys.exit(main())"
 """The command in a source tree that is not installed."""
-VARIANTS: Mapping[str, Mapping[str, str]] = {
-    "polling": {"PACKHORSE_LISTEN": "false"},
-    "two-workers-ten-queues": {"BENCH_QUEUES": "10"},
-}
+VARIANTS: Mapping[str, Mapping[str, str]] = {"polling": {"PACKHORSE_LISTEN": "false"}, "two-workers-ten-queues": {"BENCH_QUEUES": "10"}}
 """What a variant sets in the environment of the workers."""
 FILL = """
 insert into message_queue (queue, message_type, payload, conversation_key, state)
@@ -133,9 +130,7 @@ class Adapter(PostgresSystem):
         """Insert `count` messages without a conversation."""
         self._insert(connection, count)
 
-    def fill_one_conversation(
-        self, connection: psycopg.Connection[Any], count: int, *, unseen: bool = False
-    ) -> None:
+    def fill_one_conversation(self, connection: psycopg.Connection[Any], count: int, *, unseen: bool = False) -> None:
         """Insert messages of one conversation, blocked behind the first, as a bulk enqueue leaves them.
 
         unseen: all pending, as single enqueues leave them until a claim has seen that they wait.
@@ -146,9 +141,7 @@ class Adapter(PostgresSystem):
         """Insert `count` messages of as many conversations."""
         self._insert(connection, count, prefix="short-", distinct=True)
 
-    def start(
-        self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None
-    ) -> Workers:
+    def start(self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None) -> Workers:
         """Start one daemon with `processes` worker processes and wait until all have registered."""
         variables = {**self.environment(), **VARIANTS.get(variant, {}), **(env or {})}
         arguments = ("worker", "--processes", str(processes), "--threads", str(THREADS), ACTORS)
@@ -176,13 +169,7 @@ class Adapter(PostgresSystem):
             time.sleep(0.05)  # registration is seen in the table only
 
     def _insert(
-        self,
-        connection: psycopg.Connection[Any],
-        count: int,
-        *,
-        prefix: str | None = None,
-        distinct: bool = False,
-        blocked: bool = False,
+        self, connection: psycopg.Connection[Any], count: int, *, prefix: str | None = None, distinct: bool = False, blocked: bool = False
     ) -> None:
         """Insert messages and wake sleeping workers. prefix: of the conversation keys, if any."""
         parameters = {

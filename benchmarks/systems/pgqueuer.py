@@ -51,9 +51,7 @@ class PgqueuerProducer:
     def many(self, messages: list[dict[str, Any]]) -> None:
         """Enqueue a batch in one call."""
         bodies: list[bytes | None] = [json.dumps(message).encode() for message in messages]
-        self._loop.run_until_complete(
-            self._queries.enqueue([ENTRYPOINT] * len(bodies), bodies, [0] * len(bodies))
-        )
+        self._loop.run_until_complete(self._queries.enqueue([ENTRYPOINT] * len(bodies), bodies, [0] * len(bodies)))
 
     def close(self) -> None:
         """Disconnect."""

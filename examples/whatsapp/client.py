@@ -1,9 +1,9 @@
 """The two calls to WhatsApp's Cloud API that the handlers make, and what each answer means for the message.
 
-    2xx               go on
-    429               worker.Snooze: later, as Retry-After says; no attempt is spent
-    other 4xx         not retryable: the message becomes a dead letter at once
-    5xx, no answer    an ordinary error: retry with backoff, then dead letter
+2xx               go on
+429               worker.Snooze: later, as Retry-After says; no attempt is spent
+other 4xx         not retryable: the message becomes a dead letter at once
+5xx, no answer    an ordinary error: retry with backoff, then dead letter
 """
 
 from __future__ import annotations
@@ -26,10 +26,17 @@ class CloudApiError(worker.MessageProcessingError):
 
 def send_text(business: str, phone: str, text: str, reply_to: str) -> str:
     """Send a text that quotes the message `reply_to`; returns the wamid of what was sent."""
-    answer = _call(f"{business}/messages", {
-        "messaging_product": "whatsapp", "recipient_type": "individual", "to": phone, "context": {"message_id": reply_to},
-        "type": "text", "text": {"preview_url": False, "body": text},
-    })
+    answer = _call(
+        f"{business}/messages",
+        {
+            "messaging_product": "whatsapp",
+            "recipient_type": "individual",
+            "to": phone,
+            "context": {"message_id": reply_to},
+            "type": "text",
+            "text": {"preview_url": False, "body": text},
+        },
+    )
     return str(json.loads(answer)["messages"][0]["id"])
 
 
@@ -41,7 +48,8 @@ def fetch_media(media_id: str) -> bytes:
 def _call(path: str, body: dict[str, Any] | None = None) -> bytes:
     base = os.environ.get("WHATSAPP_API_URL", "https://graph.facebook.com/v23.0")
     request = urllib.request.Request(
-        path if path.startswith("http") else f"{base}/{path}", data=None if body is None else json.dumps(body).encode(),
+        path if path.startswith("http") else f"{base}/{path}",
+        data=None if body is None else json.dumps(body).encode(),
         headers={"Authorization": f"Bearer {os.environ.get('WHATSAPP_TOKEN', '')}", "Content-Type": "application/json"},
     )
     try:

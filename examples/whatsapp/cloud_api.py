@@ -69,7 +69,9 @@ class CloudApi:
         if status != 200:
             return status, {"error": ERRORS[status]}
         return 200, {
-            "messaging_product": "whatsapp", "contacts": [{"input": phone, "wa_id": phone}], "messages": [{"id": f"wamid.{secrets.token_hex(12)}"}],
+            "messaging_product": "whatsapp",
+            "contacts": [{"input": phone, "wa_id": phone}],
+            "messages": [{"id": f"wamid.{secrets.token_hex(12)}"}],
         }
 
     def spare(self, wamid: str) -> None:
@@ -100,7 +102,10 @@ class CloudApi:
             self.events.add("an image is not ready yet: Cloud API answers 503, retry with backoff")
             return 503, {"error": ERRORS[503]}
         return 200, {
-            "messaging_product": "whatsapp", "url": f"{self.url}/content/{media_id}", "mime_type": "image/jpeg", "file_size": len(MEDIUM),
+            "messaging_product": "whatsapp",
+            "url": f"{self.url}/content/{media_id}",
+            "mime_type": "image/jpeg",
+            "file_size": len(MEDIUM),
             "id": media_id,
         }
 

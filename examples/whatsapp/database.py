@@ -45,8 +45,12 @@ def ready_database(settings: Settings, report: Callable[[str], object]) -> Itera
 def open_connection(settings: Settings, url: str, purpose: str, *, deadline_seconds: float | None = None) -> DeadlineConnection:
     """One connection as the settings say. Raises StoreUnavailable."""
     return connect(
-        url, schema=settings.db_schema, application_name=f"packhorse example {purpose}", pooler=settings.pooler,
-        deadline_seconds=deadline_seconds or settings.call_deadline_seconds, connect_timeout_seconds=settings.connect_timeout_seconds,
+        url,
+        schema=settings.db_schema,
+        application_name=f"packhorse example {purpose}",
+        pooler=settings.pooler,
+        deadline_seconds=deadline_seconds or settings.call_deadline_seconds,
+        connect_timeout_seconds=settings.connect_timeout_seconds,
     )
 
 

@@ -26,18 +26,34 @@ from worker.errors import StoreUnavailable
 
 PAYLOADS = Path(__file__).parent / "payloads"
 PEOPLE = (
-    ("16505550101", "Sheena Nelson"), ("16505550102", "Amara Okafor"), ("16505550103", "Jonas Weber"),
-    ("16505550104", "Lucía Romero"), ("16505550105", "Mei Tanaka"), ("16505550106", "Pascal Uwimana"),
+    ("16505550101", "Sheena Nelson"),
+    ("16505550102", "Amara Okafor"),
+    ("16505550103", "Jonas Weber"),
+    ("16505550104", "Lucía Romero"),
+    ("16505550105", "Mei Tanaka"),
+    ("16505550106", "Pascal Uwimana"),
 )
 #: What every conversation sends, each beginning at another place...
 COMMON = (
-    "text", "status_sent", "status_delivered", "text", "interactive_list_reply", "status_read", "image", "text_batch", "location",
-    "interactive_button_reply", "audio", "text", "status_failed", "interactive_booking", "text", "text",
+    "text",
+    "status_sent",
+    "status_delivered",
+    "text",
+    "interactive_list_reply",
+    "status_read",
+    "image",
+    "text_batch",
+    "location",
+    "interactive_button_reply",
+    "audio",
+    "text",
+    "status_failed",
+    "interactive_booking",
+    "text",
+    "text",
 )
 #: ...and what only one of them sends: always fails, fails twice, slow, malformed, unknown kind, error of the account.
-SPECIAL = (
-    "interactive_booking_fails", "image_late", "document_slow", "malformed_message_without_id", "unsupported", "account_error",
-)
+SPECIAL = ("interactive_booking_fails", "image_late", "document_slow", "malformed_message_without_id", "unsupported", "account_error")
 LATE_ANSWERS = 2
 SLOW_SECONDS = 2.0
 REDELIVER_EVERY = 7
@@ -135,8 +151,14 @@ class Feed:
     """A thread that delivers until it has no more or is told to stop. The totals are written by it alone."""
 
     def __init__(
-        self, open_connection: Callable[[], DeadlineConnection], deliveries: Iterator[Delivery], run_id: str, book: OrderBook, api: CloudApi,
-        events: Events, pace_seconds: float,
+        self,
+        open_connection: Callable[[], DeadlineConnection],
+        deliveries: Iterator[Delivery],
+        run_id: str,
+        book: OrderBook,
+        api: CloudApi,
+        events: Events,
+        pace_seconds: float,
     ) -> None:
         self.received = self.enqueued = self.deduplicated = self.refused = 0
         self.failure: BaseException | None = None  # what ended the thread, when it did not end well

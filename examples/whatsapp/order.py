@@ -84,6 +84,4 @@ class OrderBook:
     def snapshot(self) -> dict[str, Conversation]:
         """A copy for the view."""
         with self._lock:
-            return {
-                phone: Conversation(c.announced, c.highest, c.replies, deque(c.recent, maxlen=9)) for phone, c in self.conversations.items()
-            }
+            return {phone: Conversation(c.announced, c.highest, c.replies, deque(c.recent, maxlen=9)) for phone, c in self.conversations.items()}

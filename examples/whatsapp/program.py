@@ -88,8 +88,10 @@ class Program:
         upkeep = Upkeep(opener("upkeep"))
         with Watch(opener("watch"), self.run_id, self.events) as watch, closing(upkeep):
             if others := watch.look().workers:
-                say(f"error: {others} worker processes of another run are at work on this database; end that run first (a killed one is "
-                    "forgotten after 20 seconds)")
+                say(
+                    f"error: {others} worker processes of another run are at work on this database; end that run first (a killed one is "
+                    "forgotten after 20 seconds)"
+                )
                 return EXIT_FAILED
             self.workers = Workers(self.settings, url, api.url, api.token)
             with self.workers, feed:
@@ -142,10 +144,20 @@ class Program:
     def _sum_up(self, feed: Feed, watch: Watch, picture: Picture, trouble: list[str], upkeep: list[str]) -> int:
         owed = watch.done_with_reply()
         summary = Summary(
-            received=feed.received, enqueued=feed.enqueued, deduplicated=feed.deduplicated, refused=feed.refused, done=picture.count("done"),
-            dead=picture.count("dead"), cancelled=picture.count("cancelled"), live=picture.live, owed=frozenset(owed),
-            answered=frozenset(self.book.answered()), out_of_order=list(self.book.out_of_order), repeated=list(self.book.repeated),
-            conversations=len(self.book.conversations), retried=sum(attempt > 1 for attempt in owed.values()),
+            received=feed.received,
+            enqueued=feed.enqueued,
+            deduplicated=feed.deduplicated,
+            refused=feed.refused,
+            done=picture.count("done"),
+            dead=picture.count("dead"),
+            cancelled=picture.count("cancelled"),
+            live=picture.live,
+            owed=frozenset(owed),
+            answered=frozenset(self.book.answered()),
+            out_of_order=list(self.book.out_of_order),
+            repeated=list(self.book.repeated),
+            conversations=len(self.book.conversations),
+            retried=sum(attempt > 1 for attempt in owed.values()),
             snoozed=self.book.answers.get(429, 0),
         )
         say("")

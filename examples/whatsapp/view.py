@@ -62,10 +62,17 @@ class View:
     def _counts(self, picture: Picture) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         cells: list[tuple[str, int, str]] = [
-            ("received", self._feed.received, ""), ("deduplicated", self._feed.deduplicated, ""), ("refused", self._feed.refused, ""),
-            ("enqueued", self._feed.enqueued, "bold"), ("due", picture.count("pending"), ""), ("running", picture.count("running"), "cyan"),
-            ("retry waiting", picture.count("waiting"), "yellow"), ("blocked", picture.count("blocked"), "yellow"),
-            ("done", picture.count("done"), "green"), ("dead", picture.count("dead"), "red"), ("cancelled", picture.count("cancelled"), ""),
+            ("received", self._feed.received, ""),
+            ("deduplicated", self._feed.deduplicated, ""),
+            ("refused", self._feed.refused, ""),
+            ("enqueued", self._feed.enqueued, "bold"),
+            ("due", picture.count("pending"), ""),
+            ("running", picture.count("running"), "cyan"),
+            ("retry waiting", picture.count("waiting"), "yellow"),
+            ("blocked", picture.count("blocked"), "yellow"),
+            ("done", picture.count("done"), "green"),
+            ("dead", picture.count("dead"), "red"),
+            ("cancelled", picture.count("cancelled"), ""),
         ]
         for name, _, style in cells:
             table.add_column(name, justify="right", style=style)
@@ -89,10 +96,16 @@ class View:
 def counts_line(picture: Picture, feed: Feed) -> str:
     """The counts as one plain line."""
     names: list[tuple[str, Callable[[], int]]] = [
-        ("received", lambda: feed.received), ("deduplicated", lambda: feed.deduplicated), ("refused", lambda: feed.refused),
-        ("due", lambda: picture.count("pending")), ("running", lambda: picture.count("running")),
-        ("retry waiting", lambda: picture.count("waiting")), ("blocked", lambda: picture.count("blocked")),
-        ("done", lambda: picture.count("done")), ("dead", lambda: picture.count("dead")), ("cancelled", lambda: picture.count("cancelled")),
+        ("received", lambda: feed.received),
+        ("deduplicated", lambda: feed.deduplicated),
+        ("refused", lambda: feed.refused),
+        ("due", lambda: picture.count("pending")),
+        ("running", lambda: picture.count("running")),
+        ("retry waiting", lambda: picture.count("waiting")),
+        ("blocked", lambda: picture.count("blocked")),
+        ("done", lambda: picture.count("done")),
+        ("dead", lambda: picture.count("dead")),
+        ("cancelled", lambda: picture.count("cancelled")),
     ]
     return ", ".join(f"{name} {value()}" for name, value in names)
 

@@ -24,8 +24,14 @@ QUEUE = "whatsapp"
 DEDUP_SECONDS = 7 * 86400
 #: Kinds of inbound messages that have a handler of their own; all others go to whatsapp_unsupported.
 HANDLERS = {
-    "text": "whatsapp_text", "interactive": "whatsapp_interactive", "location": "whatsapp_location",
-    "image": "whatsapp_media", "document": "whatsapp_media", "audio": "whatsapp_media", "video": "whatsapp_media", "sticker": "whatsapp_media",
+    "text": "whatsapp_text",
+    "interactive": "whatsapp_interactive",
+    "location": "whatsapp_location",
+    "image": "whatsapp_media",
+    "document": "whatsapp_media",
+    "audio": "whatsapp_media",
+    "video": "whatsapp_media",
+    "sticker": "whatsapp_media",
 }
 STATUSES = ("sent", "delivered", "read", "failed")
 _PHONE = re.compile(r"[0-9]{5,20}")
@@ -76,8 +82,14 @@ def ingest(connection: Any, body: bytes, *, correlation_id: str | None = None) -
                     raise item
                 with connection.transaction():  # a savepoint: one item that the database refuses does not take the others along
                     result = worker.enqueue(
-                        connection, item.message_type, item.payload, queue=QUEUE, conversation_key=item.conversation,
-                        dedup_key=item.key, dedup_window=DEDUP_SECONDS, correlation_id=correlation_id,
+                        connection,
+                        item.message_type,
+                        item.payload,
+                        queue=QUEUE,
+                        conversation_key=item.conversation,
+                        dedup_key=item.key,
+                        dedup_window=DEDUP_SECONDS,
+                        correlation_id=correlation_id,
                     )
             except (Refused, worker.InvalidArgument) as error:
                 receipt.refused.append(str(error))

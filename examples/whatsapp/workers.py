@@ -26,8 +26,12 @@ class Workers:
         self.log_path = settings.data_dir / "whatsapp-worker.log"
         self._limit_seconds = settings.drain_seconds + settings.call_deadline_seconds + MARGIN_SECONDS
         self._environment = os.environ | {
-            "DATABASE_URL": url, "PACKHORSE_LOG_FORMAT": "console",
-            "WHATSAPP_API_URL": api_url, "WHATSAPP_TOKEN": api_token, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
+            "DATABASE_URL": url,
+            "PACKHORSE_LOG_FORMAT": "console",
+            "WHATSAPP_API_URL": api_url,
+            "WHATSAPP_TOKEN": api_token,
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
         }
         self._environment.pop("PACKHORSE_DATABASE_URL", None)
         self._process: subprocess.Popen[bytes] | None = None
@@ -37,7 +41,11 @@ class Workers:
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "worker.cli.main", "worker", "examples.whatsapp.actors", "schedules.actors", "--processes", str(PROCESSES)],
-                env=self._environment, cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=self._environment,
+                cwd=Path(__file__).parents[2],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
                 start_new_session=True,  # Ctrl-C is ours: we stop the feed first, then let the workers drain
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )

@@ -97,8 +97,22 @@ class Machine:
         options += [f"--bind={source}:{target}" for source, target in binds.items()]
         with (self.folder / "console").open("wb") as console:
             self._process = subprocess.Popen(
-                ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", f"--directory={self.root}", f"--machine=packhorse-{os.getpid()}", *options,
-                 "--boot", "--", "systemd.unit=packhorse-test.target"], stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
+                [
+                    "systemd-nspawn",
+                    "--quiet",
+                    "--register=no",
+                    "--keep-unit",
+                    f"--directory={self.root}",
+                    f"--machine=packhorse-{os.getpid()}",
+                    *options,
+                    "--boot",
+                    "--",
+                    "systemd.unit=packhorse-test.target",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                start_new_session=True,
             )
         wait_until(lambda: self._ended() or self.state("packhorse-test.target") == "active", 60, "the machine has booted")
         if self._ended():

@@ -48,12 +48,15 @@ class Traffic:
         number = 0
         while not self._stop.wait(0.2):
             number += 1
-            enqueue(self._database, [
-                {"message_type": "effect", "payload": {"key": f"e{number}"}},
-                {"message_type": "effect", "payload": {"key": f"s{number}", "seconds": 0.3}, "conversation_key": "c"},
-                {"message_type": "fails", "payload": {"key": f"r{number}", "times": 1}, "max_attempts": 2},
-                {"message_type": "fails", "payload": {"key": f"d{number}"}, "max_attempts": 1},
-            ])
+            enqueue(
+                self._database,
+                [
+                    {"message_type": "effect", "payload": {"key": f"e{number}"}},
+                    {"message_type": "effect", "payload": {"key": f"s{number}", "seconds": 0.3}, "conversation_key": "c"},
+                    {"message_type": "fails", "payload": {"key": f"r{number}", "times": 1}, "max_attempts": 2},
+                    {"message_type": "fails", "payload": {"key": f"d{number}"}, "max_attempts": 1},
+                ],
+            )
 
     def close(self) -> None:
         self._stop.set()
@@ -91,15 +94,26 @@ def prometheus(house: tuple[Daemon, list[int]], tmp_path_factory: pytest.TempPat
         pytest.skip("prometheus is not installed (Debian: prometheus)")
     folder = tmp_path_factory.mktemp("prometheus")
     port = free_port()
-    (folder / "prometheus.yml").write_text(yaml.safe_dump({
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"}, "rule_files": [str(RULES)],
-        "scrape_configs": [{"job_name": "packhorse", "static_configs": [
-            {"targets": [f"127.0.0.1:{port}" for port in house[1]], "labels": {"namespace": "house"}}]}],
-    }))
+    (folder / "prometheus.yml").write_text(
+        yaml.safe_dump(
+            {
+                "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+                "rule_files": [str(RULES)],
+                "scrape_configs": [
+                    {
+                        "job_name": "packhorse",
+                        "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in house[1]], "labels": {"namespace": "house"}}],
+                    }
+                ],
+            }
+        )
+    )
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
-             f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
+            ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data", f"--web.listen-address=127.0.0.1:{port}"],
+            stdout=log,
+            stderr=log,
+        )
     address = f"http://127.0.0.1:{port}"
     try:
         wait_until(lambda: answers(address), 60, "Prometheus answers")
@@ -155,13 +169,20 @@ def test_what_the_panels_show_is_what_happened(prometheus, house):
     """Labels that are mixed up would show data, too."""
     os.kill(worker_pids(house[0])[0], signal.SIGKILL)
     wanted = {
-        "Done per second": lambda value: value > 1, "Part of messages that die": lambda value: 0 < value < 1, "Versions": lambda value: value == 2,
-        "Threads A": lambda value: value == 4 + 4, "Worker processes replaced": lambda value: value > 0, "Lag of schedules": lambda value: value < 60,
-        "Partition runway": lambda value: 6 * 86400 < value < 9 * 86400, "Duration of handlers (quantiles) C": lambda value: value > 0.1,
+        "Done per second": lambda value: value > 1,
+        "Part of messages that die": lambda value: 0 < value < 1,
+        "Versions": lambda value: value == 2,
+        "Threads A": lambda value: value == 4 + 4,
+        "Worker processes replaced": lambda value: value > 0,
+        "Lag of schedules": lambda value: value < 60,
+        "Partition runway": lambda value: 6 * 86400 < value < 9 * 86400,
+        "Duration of handlers (quantiles) C": lambda value: value > 0.1,
     }
 
     def wrong():
-        shown = {name: max(ask(prometheus, next(expression for title, expression in QUERIES.items() if name in title)), default=-1) for name in wanted}
+        shown = {
+            name: max(ask(prometheus, next(expression for title, expression in QUERIES.items() if name in title)), default=-1) for name in wanted
+        }
         return [(name, value) for name, value in shown.items() if not wanted[name](value)]
 
     assert missing(wrong) == []

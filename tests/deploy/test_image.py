@@ -56,11 +56,38 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Buildah, l
     buildah("add", "--quiet", container, home / "tree", "/")
     buildah("commit", "--quiet", "--rm", container, BASE)
     wheels = home / "wheels"
-    run(sys.executable, "-m", "pip", "download", "--quiet", "--dest", wheels, "--python-version", "3.11", "--only-binary=:all:", "--constraint",
-        ROOT / "constraints.txt", "hatchling", *json.loads(run(sys.executable, "-c", REQUIREMENTS, cwd=ROOT)))
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--dest",
+        wheels,
+        "--python-version",
+        "3.11",
+        "--only-binary=:all:",
+        "--constraint",
+        ROOT / "constraints.txt",
+        "hatchling",
+        *json.loads(run(sys.executable, "-c", REQUIREMENTS, cwd=ROOT)),
+    )
     (home / "pip.conf").write_text("[global]\nno-index = true\nfind-links = /wheels\n")
-    buildah("bud", "--quiet", "--build-arg", f"PYTHON={BASE}", "--volume", f"{wheels}:/wheels:ro", "--volume", f"{home / 'pip.conf'}:/etc/pip.conf:ro",
-            "--file", ROOT / "deploy/Containerfile", "--tag", "packhorse", ROOT)
+    buildah(
+        "bud",
+        "--quiet",
+        "--build-arg",
+        f"PYTHON={BASE}",
+        "--volume",
+        f"{wheels}:/wheels:ro",
+        "--volume",
+        f"{home / 'pip.conf'}:/etc/pip.conf:ro",
+        "--file",
+        ROOT / "deploy/Containerfile",
+        "--tag",
+        "packhorse",
+        ROOT,
+    )
     yield buildah, storage
     buildah("rm", "--all")
     for path in home.iterdir():
@@ -97,9 +124,27 @@ def test_a_worker_in_the_image_does_its_work(image: tuple[Buildah, list[str]], o
     assert "dramatiq" in listed and "pixeltable" not in listed and "pytest" not in listed
     volumes = [f"{own_server.socket_dir}:{own_server.socket_dir}", f"{tmp_path / 'shared'}:/tmp/shared"]
     worker = subprocess.Popen(
-        [*storage, "run", "--isolation", "chroot", "--user", USER, *(f"--volume={volume}" for volume in volumes), "--env", f"DATABASE_URL={database.url}",
-         container, "--", "packhorse", "worker", "application"],
-        env={**os.environ, "STORAGE_DRIVER": "vfs"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        [
+            *storage,
+            "run",
+            "--isolation",
+            "chroot",
+            "--user",
+            USER,
+            *(f"--volume={volume}" for volume in volumes),
+            "--env",
+            f"DATABASE_URL={database.url}",
+            container,
+            "--",
+            "packhorse",
+            "worker",
+            "application",
+        ],
+        env={**os.environ, "STORAGE_DRIVER": "vfs"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     try:
         wait_until(lambda: (tmp_path / "shared/ledger").exists() or worker.poll() is not None, 60, "the effect")
         assert worker.poll() is None, worker.communicate()[0]

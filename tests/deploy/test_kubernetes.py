@@ -79,7 +79,9 @@ def test_pods_have_no_privileges(overlay):
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod), name
         for container in pod["containers"]:
             assert container["securityContext"] == {
-                "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
             }, name
 
 
@@ -112,8 +114,9 @@ def test_probes_ask_the_three_endpoints_on_the_metrics_port(overlay):
         (container,) = pods(overlay)[name]["containers"]
         assert container["ports"] == [{"name": "metrics", "containerPort": int(settings["PACKHORSE_METRICS_PORT"])}]
         probes = {kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
-        assert probes == {kind: {"path": path, "port": "metrics"} for kind, path in
-                          [("startup", "/startupz"), ("liveness", "/livez"), ("readiness", "/readyz")]}
+        assert probes == {
+            kind: {"path": path, "port": "metrics"} for kind, path in [("startup", "/startupz"), ("liveness", "/livez"), ("readiness", "/readyz")]
+        }
 
 
 @needs_kubectl

@@ -28,7 +28,9 @@ def validator(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("npm and node are not installed")
     folder = tmp_path_factory.mktemp("operators")
     try:
-        done = subprocess.run([npm, "install", "--no-audit", "--no-fund", *MODELS], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            [npm, "install", "--no-audit", "--no-fund", *MODELS], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        )
     except subprocess.TimeoutExpired:
         pytest.skip("npm fetched nothing within two minutes")
     if done.returncode:
@@ -45,9 +47,10 @@ def test_every_object_is_what_its_operator_takes(validator: Path) -> None:
     assert verdicts(validator, OBJECTS) == [f"{item['kind']}: ok" for item in OBJECTS]
 
 
-@pytest.mark.parametrize(("index", "field", "value"), [
-    (0, "scaleTargetRef", {}), (0, "maxReplicaCount", "many"), (1, "selector", 5), (1, "podMetricsEndpoints", "metrics"), (2, "groups", [{}]),
-])
+@pytest.mark.parametrize(
+    ("index", "field", "value"),
+    [(0, "scaleTargetRef", {}), (0, "maxReplicaCount", "many"), (1, "selector", 5), (1, "podMetricsEndpoints", "metrics"), (2, "groups", [{}])],
+)
 def test_an_object_that_it_would_not_take_is_noticed(validator: Path, index: int, field: str, value: object) -> None:
     wrong = copy.deepcopy(OBJECTS[index])
     assert field in wrong["spec"]

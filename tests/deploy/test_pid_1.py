@@ -31,13 +31,22 @@ class Container:
     def __init__(self, url: str, ledger: Ledger, log: Path) -> None:
         self.log_path = log
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PACKHORSE_")} | {
-            "DATABASE_URL": url, "LEDGER": str(ledger.path), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PACKHORSE_POLL_SECONDS": "0.5",
-            "PACKHORSE_PROCESSES": "2", "PACKHORSE_DRAIN_SECONDS": "10",
+            "DATABASE_URL": url,
+            "LEDGER": str(ledger.path),
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "PACKHORSE_POLL_SECONDS": "0.5",
+            "PACKHORSE_PROCESSES": "2",
+            "PACKHORSE_DRAIN_SECONDS": "10",
         }
         with log.open("w") as stream:
             self.process = subprocess.Popen(
-                [*UNSHARE, sys.executable, "-m", "worker.cli.main", "worker", "tests.deploy.orphans"], env=environment, cwd=ROOT,
-                stdout=stream, stderr=stream, start_new_session=True,
+                [*UNSHARE, sys.executable, "-m", "worker.cli.main", "worker", "tests.deploy.orphans"],
+                env=environment,
+                cwd=ROOT,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
             )
         wait_until(lambda: self.log.count("worker_started") >= 2 or self.process.poll() is not None, 40, "two workers")
         assert self.process.poll() is None, self.log

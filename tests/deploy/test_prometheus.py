@@ -32,7 +32,8 @@ EVERY = {**{name: rule["expr"] for name, rule in (ALERTS | RECORDED).items()}, *
 BOUNDS = {"message_wait_seconds": WAIT_BOUNDS, "message_duration_seconds": DURATION_BOUNDS, "claim_seconds": CLAIM_BOUNDS}
 #: The names that a query can use: a histogram has three.
 EXPOSED = {
-    PREFIX + name + suffix for name, definition in DEFINITIONS.items()
+    PREFIX + name + suffix
+    for name, definition in DEFINITIONS.items()
     for suffix in (("_bucket", "_sum", "_count") if definition.kind == "histogram" else ("",))
 }
 
@@ -64,7 +65,9 @@ def test_promtool_tests_the_rules(path):
 def test_every_alert_has_a_case_where_it_fires_and_one_where_it_does_not(alert):
     cases = [case for path in FOLDER.glob("*.test.yml") for case in yaml.safe_load(path.read_text())["tests"]]
     fires = {
-        bool(check.get("exp_alerts")) for case in cases for check in case["alert_rule_test"]
+        bool(check.get("exp_alerts"))
+        for case in cases
+        for check in case["alert_rule_test"]
         if check["alertname"] == alert and case["name"].startswith(f"{alert} ")
     }
     assert fires == {True, False}
@@ -114,7 +117,10 @@ def test_panels_have_ids_of_their_own_and_do_not_overlap():
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     cells = [
-        (x, y) for panel in panels for grid in [panel["gridPos"]]
-        for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])
+        (x, y)
+        for panel in panels
+        for grid in [panel["gridPos"]]
+        for x in range(grid["x"], grid["x"] + grid["w"])
+        for y in range(grid["y"], grid["y"] + grid["h"])
     ]
     assert len(set(cells)) == len(cells)

@@ -41,8 +41,17 @@ def test_every_rule_has_an_example():
     assert set(FOUND) == set(scan.RULES) | {"password in a URL"}
 
 
-@pytest.mark.parametrize("line", ["postgresql://app:…@db/app", "postgresql://user:secret@host/db", "postgresql://app:${PASSWORD}@db", "redis://:***@host",
-                                  "https://example.com/a:b/c@d", "DATABASE_URL=postgresql://app@db/app"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "postgresql://app:…@db/app",
+        "postgresql://user:secret@host/db",
+        "postgresql://app:${PASSWORD}@db",
+        "redis://:***@host",
+        "https://example.com/a:b/c@d",
+        "DATABASE_URL=postgresql://app@db/app",
+    ],
+)
 def test_it_lets_placeholders_pass(line):
     assert list(scan.findings(line)) == []
 

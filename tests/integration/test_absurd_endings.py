@@ -17,19 +17,22 @@ LATE = "run_at > clock_timestamp() + interval '3659 days'"
 SOON = "run_at < clock_timestamp() + interval '31 seconds'"
 
 
-@pytest.mark.parametrize(("ending", "answer", "due"), [
-    (Ending("snooze", "later", delay_seconds=1e300), "snooze", LATE),
-    (Ending("snooze", "later", delay_seconds=float("nan")), "snooze", SOON),
-    (Ending("retry", "later", delay_seconds=float("inf")), "retry", LATE),
-    (Ending("retry", "earlier", delay_seconds=-1e300), "retry", SOON),
-    (Ending("fail", None, "ValueError", "broken", delay_seconds=float("inf")), "retry", LATE),
-    (Ending("fail", None, "ValueError", "broken", delay_seconds=float("nan")), "retry", SOON),
-    (Ending("fail", None, "ValueError", "broken", backoff_initial=1e30), "retry", LATE),
-    (Ending("fail", None, "ValueError", "broken", backoff_initial=1.0, backoff_max=1e30), "retry", SOON),
-    (Ending("fail", None, "ValueError", "broken", max_attempts=10**12), "retry", SOON),
-    (Ending("fail", None, "ValueError", "broken", max_attempts=-(10**12)), "dead", None),
-    (Ending("fail", None, "ValueError", "broken", max_attempts=2.5), "retry", SOON),  # type: ignore[arg-type] # a producer's max_retries
-])
+@pytest.mark.parametrize(
+    ("ending", "answer", "due"),
+    [
+        (Ending("snooze", "later", delay_seconds=1e300), "snooze", LATE),
+        (Ending("snooze", "later", delay_seconds=float("nan")), "snooze", SOON),
+        (Ending("retry", "later", delay_seconds=float("inf")), "retry", LATE),
+        (Ending("retry", "earlier", delay_seconds=-1e300), "retry", SOON),
+        (Ending("fail", None, "ValueError", "broken", delay_seconds=float("inf")), "retry", LATE),
+        (Ending("fail", None, "ValueError", "broken", delay_seconds=float("nan")), "retry", SOON),
+        (Ending("fail", None, "ValueError", "broken", backoff_initial=1e30), "retry", LATE),
+        (Ending("fail", None, "ValueError", "broken", backoff_initial=1.0, backoff_max=1e30), "retry", SOON),
+        (Ending("fail", None, "ValueError", "broken", max_attempts=10**12), "retry", SOON),
+        (Ending("fail", None, "ValueError", "broken", max_attempts=-(10**12)), "dead", None),
+        (Ending("fail", None, "ValueError", "broken", max_attempts=2.5), "retry", SOON),  # type: ignore[arg-type] # a producer's max_retries
+    ],
+)
 def test_what_a_handler_asked_for_is_stored_within_bounds(database: Database, ending: Ending, answer: str, due: str | None) -> None:
     database.query("select enqueue_message('default', 't')")
     link = Link(lambda: connect(database.url))
@@ -41,6 +44,6 @@ def test_what_a_handler_asked_for_is_stored_within_bounds(database: Database, en
     if due is not None:
         assert database.query(f"select state, {due} from message_queue") == [("pending", True)]
     if ending.verb == "fail":
-        (text,), = database.query("select coalesce(error_message, '') from all_messages")
+        ((text,),) = database.query("select coalesce(error_message, '') from all_messages")
         assert text == "broken", "nothing of the failure is lost"
     link.close()

@@ -144,6 +144,7 @@ def test_a_barrier_clears_for_the_last_party_and_releases_everyone_who_waits(lim
     assert _at_once(4, lambda: barrier.wait(timeout=10_000)) == [True] * 4
 
 
+@pytest.mark.slow
 def test_a_barrier_that_is_not_reached_times_out(limits):
     backend, key = limits
     barrier = Barrier(backend, key, ttl=60_000)
@@ -165,6 +166,7 @@ def test_results_are_stored_read_and_replaced(broker):
         backend.get_result(message)
 
 
+@pytest.mark.slow
 def test_waiting_for_a_result_ends_when_it_comes_or_when_time_is_up(broker):
     backend = result_backend(broker)
     message = _message()
@@ -205,7 +207,9 @@ def test_backends_of_a_broker_with_redis_are_dramatiqs_own(database, redis_url):
 
 @pytest.mark.parametrize("factory", [result_backend, rate_limiter_backend])
 def test_a_configured_redis_without_its_package_is_a_clear_error(database, monkeypatch, factory):
-    for name in [name for name in sys.modules if name.startswith(("redis", "dramatiq.results.backends.redis", "dramatiq.rate_limits.backends.redis"))]:
+    for name in [
+        name for name in sys.modules if name.startswith(("redis", "dramatiq.results.backends.redis", "dramatiq.rate_limits.backends.redis"))
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis", None)  # what an import of a missing package sees
     broker = PostgresBroker(settings=quick_settings(database, redis_url="redis://localhost"))

@@ -174,7 +174,10 @@ def test_bulk_is_all_or_none(database, broker, note):
     mixed = [note.message_with_options(args=(f"{number}",), conversation_key=f"k{number}" if number < 2100 else None) for number in range(2500)]
     assert broker.enqueue_many([*many, *mixed, *many]) == 9500  # in a pipeline, by itself, in a pipeline
     assert [row[0] for row in database.query("select payload ->> 'text' from message_queue order by id")] == [
-        *map(str, range(3500)), *map(str, range(2500)), *map(str, range(3500))]
+        *map(str, range(3500)),
+        *map(str, range(2500)),
+        *map(str, range(3500)),
+    ]
     database.query("delete from message_queue")
     assert broker.enqueue_many([note.message("a"), note.message("b")]) == 2
     assert broker.enqueue_many([]) == 0
@@ -202,9 +205,14 @@ SQL = {
     "priority": ("select enqueue_message('default', 'note', '{}', p_priority => 99)", "priority"),
     "attempts": ("select enqueue_message('default', 'note', '{}', p_max_attempts => 0)", "max_attempts"),
     "run_at": ("select enqueue_message('default', 'note', '{}', p_run_at => 'infinity')", "run_at"),
-    "large": ("select enqueue_message('default', 'note', jsonb_build_object('a', (select string_agg(md5(i::text), '') from generate_series(1, 40000) i)))",
-              "payload"),
-    "bulk element": ("""select enqueue_messages('[{"queue": "default", "message_type": "note"}, {"queue": "default", "typ": "x"}]')""", "messages[2].typ"),
+    "large": (
+        "select enqueue_message('default', 'note', jsonb_build_object('a', (select string_agg(md5(i::text), '') from generate_series(1, 40000) i)))",
+        "payload",
+    ),
+    "bulk element": (
+        """select enqueue_messages('[{"queue": "default", "message_type": "note"}, {"queue": "default", "typ": "x"}]')""",
+        "messages[2].typ",
+    ),
     "bulk no array": ("""select enqueue_messages('{"queue": "default"}')""", "messages"),
 }
 
@@ -221,8 +229,15 @@ def test_sql_names_the_argument_too(database, name):
 
 def test_enqueue_on_a_callers_connection_refuses_with_the_field(database):
     with psycopg.connect(database.url) as connection:
-        for options, field in [({"priority": 0}, "priority"), ({"conversation_key": "a\x00"}, "conversation_key"), ({"other": {1}}, "options"),
-                               ({"delay": "soon"}, "delay"), ({"delay": -1}, "delay"), ({"delay": 1e300}, "delay"), ({"delay": float("nan")}, "delay")]:
+        for options, field in [
+            ({"priority": 0}, "priority"),
+            ({"conversation_key": "a\x00"}, "conversation_key"),
+            ({"other": {1}}, "options"),
+            ({"delay": "soon"}, "delay"),
+            ({"delay": -1}, "delay"),
+            ({"delay": 1e300}, "delay"),
+            ({"delay": float("nan")}, "delay"),
+        ]:
             with pytest.raises(InvalidArgument) as caught:
                 worker.enqueue(connection, "note", {"a": 1}, **options)
             assert caught.value.field == field

@@ -107,12 +107,24 @@ def test_backoff_is_within_min_and_max(house):
 
     house.start()
     fails.send("k")
-    delay = wait_until(lambda: [row[0] for row in house.database.query(
-        "select extract(epoch from run_at - clock_timestamp())::float8 from message_queue where state = 'pending' and attempt = 1")])
+    delay = wait_until(
+        lambda: [
+            row[0]
+            for row in house.database.query(
+                "select extract(epoch from run_at - clock_timestamp())::float8 from message_queue where state = 'pending' and attempt = 1"
+            )
+        ]
+    )
     assert 30 < delay[0] <= 40
     house.database.query("update message_queue set run_at = clock_timestamp(), attempt = 7")
-    delay = wait_until(lambda: [row[0] for row in house.database.query(
-        "select extract(epoch from run_at - clock_timestamp())::float8 from message_queue where state = 'pending' and attempt = 8")])
+    delay = wait_until(
+        lambda: [
+            row[0]
+            for row in house.database.query(
+                "select extract(epoch from run_at - clock_timestamp())::float8 from message_queue where state = 'pending' and attempt = 8"
+            )
+        ]
+    )
     assert 60 < delay[0] <= 70
 
 
@@ -160,6 +172,7 @@ def test_an_alias_runs_the_renamed_actor(house):
 
 def test_an_alias_keeps_the_actors_retry_policy(house):
     """A policy of `throws` and `max_retries` is the actor's, whatever name the message came under."""
+
     @dramatiq.actor(aliases=["old_throws"], throws=(KeyError,))
     def throws(key):
         raise KeyError(key)
@@ -173,10 +186,13 @@ def test_an_alias_keeps_the_actors_retry_policy(house):
     house.start()
     house.drained()
     assert house.database.query("select message_type, reason, attempt from dead_letters order by 1") == [
-        ("old_fails", "failed", 1), ("old_throws", "rejected", 1)]
+        ("old_fails", "failed", 1),
+        ("old_throws", "rejected", 1),
+    ]
 
 
 @pytest.mark.parametrize("limit", ['"soon"', "1e999", "-1", "true", "{}"])
+@pytest.mark.slow
 def test_no_message_switches_its_time_limit_off(database, monkeypatch, limit):
     house = House("runtime", database, monkeypatch, threads=1)
 
@@ -284,7 +300,8 @@ def test_a_message_is_there_for_sql_as_its_keyword_arguments(house):
     note.send_with_options(args=(1,), kwargs={"c": [2]}, conversation_key="conv", correlation_id="corr", max_retries=6, delay=60_000)
     row = house.database.query(
         "select message_type, queue, payload, conversation_key, correlation_id, max_attempts, run_at > clock_timestamp() + interval '50 seconds'"
-        " from message_queue")
+        " from message_queue"
+    )
     assert row == [("note", "default", {"a": 1, "c": [2]}, "conv", "corr", 7, True)]
 
 
@@ -327,8 +344,9 @@ def test_a_slow_handler_does_not_hold_up_what_waits_behind_it(database, monkeypa
         for n in range(50, 60):
             quick.send(n)
         # every thread is taken: what cannot start here is free for other workers, its attempt unspent
-        wait_until(lambda: database.value(
-            "select count(*) from message_queue where message_type = 'quick' and state = 'pending' and attempt = 0") == 10)
+        wait_until(
+            lambda: database.value("select count(*) from message_queue where message_type = 'quick' and state = 'pending' and attempt = 0") == 10
+        )
         let_go.set()
         wait_until(lambda: len(done) == 60)
     finally:

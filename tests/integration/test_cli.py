@@ -12,8 +12,18 @@ from worker import __version__
 from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_USAGE
 
 READING = [
-    ["queue", "list"], ["queue", "show", "default"], ["message", "list"], ["dead-letter", "groups"], ["dead-letter", "list"],
-    ["workers"], ["stats"], ["conversations"], ["migrate", "status"], ["migrate", "check"], ["config", "show"], ["config", "check"],
+    ["queue", "list"],
+    ["queue", "show", "default"],
+    ["message", "list"],
+    ["dead-letter", "groups"],
+    ["dead-letter", "list"],
+    ["workers"],
+    ["stats"],
+    ["conversations"],
+    ["migrate", "status"],
+    ["migrate", "check"],
+    ["config", "show"],
+    ["config", "check"],
 ]
 
 
@@ -125,14 +135,26 @@ def test_a_toml_file_that_cannot_be_read_is_named(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arguments", "word"), [
-    (["quue"], "quue"), (["queue", "list", "--jsno"], "--jsno"), (["message", "show"], "ID"), (["message", "show", "abc"], "ID"),
-    (["message", "list", "--limit", "0"], "--limit"), (["message", "list", "--state", "sleeping"], "sleeping"),
-    (["enqueue", "x", "--delay", "soon"], "soon"), (["enqueue", "x", "--run-at", "2030-01-01T00:00:00"], "time zone"),
-    (["queue", "set", "default", "max_concurrency"], "NAME=VALUE"), (["dead-letter", "redrive"], "--all"),
-    (["dead-letter", "purge", "--all", "--queue", "default"], "combined"), (["worker", "x", "--processes", "0"], "processes"),
-    (["worker"], "actors"), (["maintenance", "history", "nope"], "nope"), (["dead-letter", "purge", "--older-than", "9999999999d"], "100 years"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["quue"], "quue"),
+        (["queue", "list", "--jsno"], "--jsno"),
+        (["message", "show"], "ID"),
+        (["message", "show", "abc"], "ID"),
+        (["message", "list", "--limit", "0"], "--limit"),
+        (["message", "list", "--state", "sleeping"], "sleeping"),
+        (["enqueue", "x", "--delay", "soon"], "soon"),
+        (["enqueue", "x", "--run-at", "2030-01-01T00:00:00"], "time zone"),
+        (["queue", "set", "default", "max_concurrency"], "NAME=VALUE"),
+        (["dead-letter", "redrive"], "--all"),
+        (["dead-letter", "purge", "--all", "--queue", "default"], "combined"),
+        (["worker", "x", "--processes", "0"], "processes"),
+        (["worker"], "actors"),
+        (["maintenance", "history", "nope"], "nope"),
+        (["dead-letter", "purge", "--older-than", "9999999999d"], "100 years"),
+    ],
+)
 def test_wrong_usage_is_exit_2_and_names_what_is_wrong(cli, arguments, word):
     ran = cli(*arguments)
     assert ran.code == EXIT_USAGE and word in ran.err
@@ -146,7 +168,9 @@ def test_a_closed_pipe_is_no_error(cli):
     from tests.support.cli import COMMAND
 
     reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
-    writer = subprocess.run([*COMMAND, "config", "show"], stdout=reader.stdin, stderr=subprocess.PIPE, env=cli.environment, cwd=cli.folder, check=False)
+    writer = subprocess.run(
+        [*COMMAND, "config", "show"], stdout=reader.stdin, stderr=subprocess.PIPE, env=cli.environment, cwd=cli.folder, check=False
+    )
     reader.stdin.close()
     reader.wait()
     assert b"Traceback" not in writer.stderr and b"BrokenPipe" not in writer.stderr

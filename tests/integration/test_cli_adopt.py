@@ -64,9 +64,16 @@ def test_a_refusal_has_every_reason_and_changes_nothing(cli, old):
     assert done["account"]["messages"] == 1 and old.value("select queue from message_queue") == "mine"
 
 
-@pytest.mark.parametrize(("arguments", "field"), [
-    (["--with", "everything"], "with"), (["--map", "payload"], "map"), (["--set", "=x"], "set"), (["--value", "status:x"], "value"),
-    (["--legacy-schema", "A;drop"], "legacy-schema")])
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["--with", "everything"], "with"),
+        (["--map", "payload"], "map"),
+        (["--set", "=x"], "set"),
+        (["--value", "status:x"], "value"),
+        (["--legacy-schema", "A;drop"], "legacy-schema"),
+    ],
+)
 def test_bad_options_are_named(cli, arguments, field):
     ran = cli("migrate", "adopt", "--dry-run", "--json", *arguments)
     assert ran.code == EXIT_USAGE and ran.error["field"] == field
@@ -75,7 +82,14 @@ def test_bad_options_are_named(cli, arguments, field):
 def test_a_lost_record_is_found_by_a_dry_run_and_written(cli, old):
     old.query("drop view open_messages; drop table receipts, message_queue, processed_messages cascade; drop function cleanup_old_messages()")
     assert cli("migrate", "up").code == EXIT_OK
-    assert cli("migrate", "adopt", "--json").document == {"recorded": [], "applied": [], "moved": [], "to": "packhorse_legacy", "account": None, "way_back": []}
+    assert cli("migrate", "adopt", "--json").document == {
+        "recorded": [],
+        "applied": [],
+        "moved": [],
+        "to": "packhorse_legacy",
+        "account": None,
+        "way_back": [],
+    }
     old.query("drop table packhorse_migrations")
     told = cli("migrate", "adopt", "--dry-run")
     assert told.code == EXIT_OK and "its record would be completed" in told.out and NAMES[0] in told.out
@@ -93,7 +107,8 @@ def test_killed_again_and_again_in_the_middle_each_row_is_imported_exactly_once(
         def progressed(process=process, seen=seen) -> bool:
             made = "select to_regclass('public.dead_letters') is not null and to_regclass('packhorse_legacy.packhorse_import') is not null"
             return process.poll() is not None or bool(
-                old.value(made) and old.value("select count(*) from packhorse_legacy.packhorse_import where outcome is not null") > seen + 300)
+                old.value(made) and old.value("select count(*) from packhorse_legacy.packhorse_import where outcome is not null") > seen + 300
+            )
 
         wait_until(progressed, timeout_seconds=60)
         if process.poll() is not None:
@@ -103,14 +118,19 @@ def test_killed_again_and_again_in_the_middle_each_row_is_imported_exactly_once(
         kills += 1
         seen = old.value("select count(*) from packhorse_legacy.packhorse_import where outcome is not null")
     assert kills >= 3 and process.returncode == EXIT_OK, (tmp_path / "out").read_text()
-    imported = sorted(row[0] for row in old.query("select (payload ->> 'n')::integer from message_queue union all select (payload ->> 'n')::integer from dead_letters"))
+    imported = sorted(
+        row[0]
+        for row in old.query("select (payload ->> 'n')::integer from message_queue union all select (payload ->> 'n')::integer from dead_letters")
+    )
     assert imported == [n for n in range(3000) if n % 10 < 8]
     assert old.query("select name from queues where paused_at is not null") == []
 
 
 def test_what_was_imported_is_worked_off_by_a_daemon(cli, old, tmp_path, ledger, start_daemon):
-    old.query("insert into message_queue (queue_name, job_type, payload, conversation_id) "
-              "select 'default', 'effect', jsonb_build_object('key', n::text), 'c' || n % 3 from generate_series(1, 30) n")
+    old.query(
+        "insert into message_queue (queue_name, job_type, payload, conversation_id) "
+        "select 'default', 'effect', jsonb_build_object('key', n::text), 'c' || n % 3 from generate_series(1, 30) n"
+    )
     assert cli("migrate", "adopt", "--yes").code == EXIT_OK
     old.query("do $$ begin create role packhorse_test_worker login in role packhorse_worker; exception when duplicate_object then null; end $$")
     start_daemon(old.server.url(old.name, "packhorse_test_worker"), ledger)

@@ -26,9 +26,12 @@ def cli(tmp_path, database):
 
 def bury(database, count=1, cause="boom", message_type="effect"):
     """Dead letters with one cause; their ids, ascending."""
-    ids = [row[0] for row in database.query(
-        "select (enqueue_message('default', %s, jsonb_build_object('key', n))).message_id from generate_series(1, %s) n", message_type, count
-    )]
+    ids = [
+        row[0]
+        for row in database.query(
+            "select (enqueue_message('default', %s, jsonb_build_object('key', n))).message_id from generate_series(1, %s) n", message_type, count
+        )
+    ]
     database.query("select count(bury_message(id, null, 'failed', 'ValueError', %s)) from unnest(%s::bigint[]) as id", cause, ids)
     return sorted(ids)
 
@@ -69,10 +72,17 @@ def test_edit_in_an_editor_and_a_dry_run_that_changes_nothing(cli, database, tmp
     assert database.value("select payload from dead_letters") == {"key": 2}
 
 
-@pytest.mark.parametrize(("options", "environment", "code"), [
-    (["--payload", "{"], {}, EXIT_USAGE), (["--payload", "[]"], {}, EXIT_USAGE), (["--payload", '{"a": "\\u0000"}'], {}, EXIT_USAGE),
-    ([], {"EDITOR": "", "VISUAL": ""}, EXIT_USAGE), ([], {"EDITOR": "false"}, EXIT_FAILED), ([], {"EDITOR": "/no/such/editor"}, EXIT_FAILED),
-])
+@pytest.mark.parametrize(
+    ("options", "environment", "code"),
+    [
+        (["--payload", "{"], {}, EXIT_USAGE),
+        (["--payload", "[]"], {}, EXIT_USAGE),
+        (["--payload", '{"a": "\\u0000"}'], {}, EXIT_USAGE),
+        ([], {"EDITOR": "", "VISUAL": ""}, EXIT_USAGE),
+        ([], {"EDITOR": "false"}, EXIT_FAILED),
+        ([], {"EDITOR": "/no/such/editor"}, EXIT_FAILED),
+    ],
+)
 def test_edit_refuses_bad_payloads_and_broken_editors(cli, database, options, environment, code):
     (letter,) = bury(database)
     ran = cli("dead-letter", "edit", letter, *options, "--json", **environment)
@@ -87,7 +97,9 @@ def test_redrive_by_id_needs_no_confirmation_and_is_recorded(cli, database):
     assert ran.document == {"selected": 2, "redriven": 2, "left": 0, "died_again": 0, "ended": "finished"}
     assert dead(database) == [ids[1]]
     assert database.query("select message_id, operator, reason from operator_actions order by message_id") == [
-        (ids[0], "ada", "mended"), (ids[2], "ada", "mended")]
+        (ids[0], "ada", "mended"),
+        (ids[2], "ada", "mended"),
+    ]
 
 
 def test_redrive_by_filter_shows_the_count_and_wants_a_yes(cli, database):
@@ -170,7 +182,9 @@ def test_purge_needs_a_yes_and_deletes_what_was_selected(cli, database):
     assert cli("dead-letter", "purge", ids[0], "--yes", "--reason", "spam").code == EXIT_OK
     assert cli("dead-letter", "purge", "--queue", "default", "--yes", "--json").document == {"selected": 3, "purged": 3}
     assert database.query("select action, reason, count(*) from operator_actions group by 1, 2 order by 2") == [
-        ("purge", "spam", 1), ("purge", None, 3)]
+        ("purge", "spam", 1),
+        ("purge", None, 3),
+    ]
 
 
 def test_export_writes_one_json_document_per_line_oldest_first(cli, database, tmp_path):

@@ -66,8 +66,19 @@ def test_an_installation_in_order_has_nothing_to_mend(cli):
 
 
 def test_exit_code_0_with_a_warning_and_1_when_strict(own_server, tmp_path):
-    own_server._run("pg_ctl", "-D", str(own_server._data), "-m", "fast", "-w", "-o", f"-c listen_addresses='' -k {own_server.socket_dir}", "-l",
-                    str(own_server.socket_dir / "log"), "restart")
+    own_server._run(
+        "pg_ctl",
+        "-D",
+        str(own_server._data),
+        "-m",
+        "fast",
+        "-w",
+        "-o",
+        f"-c listen_addresses='' -k {own_server.socket_dir}",
+        "-l",
+        str(own_server.socket_dir / "log"),
+        "restart",
+    )
     cli = Cli(tmp_path, own_server.create_database().url)
     assert cli("doctor").code == EXIT_OK
     strict = cli("doctor", "--strict", "--json")
@@ -90,22 +101,27 @@ def test_a_changed_index_is_found(cli, database):
 
 
 def test_an_invalid_index_is_found(cli, database):
-    database.query("insert into dead_letters (id, queue, message_type, payload, options, priority, reason, fingerprint, attempt, crashes, created_at) "
-                   "select nextval('message_queue_id_seq'), 'default', 't', '{}', '{}', 5, 'failed', 'f', 1, 0, now() from generate_series(1, 2)")
+    database.query(
+        "insert into dead_letters (id, queue, message_type, payload, options, priority, reason, fingerprint, attempt, crashes, created_at) "
+        "select nextval('message_queue_id_seq'), 'default', 't', '{}', '{}', 5, 'failed', 'f', 1, 0, now() from generate_series(1, 2)"
+    )
     with database.connect(admin=True) as connection, pytest.raises(Exception, match="could not create unique index"):
         connection.execute("create unique index concurrently broken_idx on dead_letters (queue)")
     (found,) = findings(cli)
     assert "broken_idx is invalid" in found["text"] and "concurrently" in found["repair"]
 
 
-@pytest.mark.parametrize(("breakage", "what"), [
-    ("revoke execute on function cancel_message(bigint, text, text, bigint) from packhorse_worker", "grant cancel_message"),
-    ("revoke insert on message_archive from packhorse_worker", "grant message_archive to packhorse_worker"),
-    ("drop policy dead_letters_reader on dead_letters", "policy dead_letters.dead_letters_reader is missing"),
-    ("alter table workers disable row level security", "table workers was changed"),
-    ("alter table queues drop constraint queues_keep_done_range", "constraint queues.queues_keep_done_range is missing"),
-    ("alter table workers alter column state drop default", "column workers.state was changed"),
-])
+@pytest.mark.parametrize(
+    ("breakage", "what"),
+    [
+        ("revoke execute on function cancel_message(bigint, text, text, bigint) from packhorse_worker", "grant cancel_message"),
+        ("revoke insert on message_archive from packhorse_worker", "grant message_archive to packhorse_worker"),
+        ("drop policy dead_letters_reader on dead_letters", "policy dead_letters.dead_letters_reader is missing"),
+        ("alter table workers disable row level security", "table workers was changed"),
+        ("alter table queues drop constraint queues_keep_done_range", "constraint queues.queues_keep_done_range is missing"),
+        ("alter table workers alter column state drop default", "column workers.state was changed"),
+    ],
+)
 def test_what_was_taken_away_is_found(cli, database, breakage, what):
     database.query(breakage)
     (found,) = findings(cli)
@@ -116,18 +132,23 @@ def test_what_was_taken_away_is_found(cli, database, breakage, what):
 
 def test_a_missing_and_a_changed_function_name_the_migration_that_has_them(cli, database):
     database.query("drop function health_circuit_breakers()")
-    database.query("create or replace function health_level(p_value double precision, p_warn double precision, p_fail double precision) returns text "
-                   "language sql immutable as $$ select 'ok' $$")
+    database.query(
+        "create or replace function health_level(p_value double precision, p_warn double precision, p_fail double precision) returns text "
+        "language sql immutable as $$ select 'ok' $$"
+    )
     repairs = sorted(row["repair"] for row in findings(cli) if row["text"].startswith("function"))
     files = ["migrations/0023_create_conversation_checks.sql", "migrations/0021_create_health_readings.sql"]
     assert len(repairs) == 2 and all(file in repair for file, repair in zip(files, repairs, strict=True)), repairs
 
 
-@pytest.mark.parametrize(("change", "what"), [
-    ("alter function pause_queue reset search_path", "function pause_queue"),
-    ("alter function cancel_message set lock_timeout = '1h'", "set lock_timeout=1h"),
-    ("alter function release_unknown_messages security definer", "security definer"),
-])
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ("alter function pause_queue reset search_path", "function pause_queue"),
+        ("alter function cancel_message set lock_timeout = '1h'", "set lock_timeout=1h"),
+        ("alter function release_unknown_messages security definer", "security definer"),
+    ],
+)
 def test_a_function_that_runs_with_other_settings_or_rights_is_found(cli, database, change, what):
     database.query(change)
     (found,) = findings(cli)
@@ -172,8 +193,10 @@ def test_a_role_with_bypassrls_is_a_warning(cli, database):
 
 
 def test_settings_that_hurt_are_found(cli, database):
-    found = {row["subject"]: row["status"] for row in findings(
-        cli, PGOPTIONS="-c synchronous_commit=off -c statement_timeout=2s -c default_transaction_isolation=serializable")}
+    found = {
+        row["subject"]: row["status"]
+        for row in findings(cli, PGOPTIONS="-c synchronous_commit=off -c statement_timeout=2s -c default_transaction_isolation=serializable")
+    }
     assert found == {"setting:synchronous_commit": "fail", "setting:statement_timeout": "warn", "setting:default_transaction_isolation": "warn"}
 
 
@@ -183,8 +206,10 @@ def test_more_connections_than_the_server_has_are_found(cli):
 
 
 def test_sequences_that_a_failover_left_behind_are_found_and_mended(cli, database):
-    database.query("insert into dead_letters (id, queue, message_type, payload, options, priority, reason, fingerprint, attempt, crashes, created_at) "
-                   "values (500, 'default', 't', '{}', '{}', 5, 'buried', 'f', 1, 0, now())")
+    database.query(
+        "insert into dead_letters (id, queue, message_type, payload, options, priority, reason, fingerprint, attempt, crashes, created_at) "
+        "values (500, 'default', 't', '{}', '{}', 5, 'buried', 'f', 1, 0, now())"
+    )
     database.query("insert into message_queue (queue, message_type, state, lease_token) values ('default', 't', 'running', 70)")
     found = findings(cli)
     assert [(row["subject"], row["status"]) for row in found] == [("sequences", "fail")] * 2

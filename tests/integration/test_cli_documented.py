@@ -52,8 +52,10 @@ def test_every_documented_command_and_option_exists():
     headings = set(re.findall(r"^### `packhorse ([a-z-]+(?: [a-z-]+)?)", TEXT, re.MULTILINE))
     assert headings == set(commands())
     unknown = [
-        f"{name} {option}" for name, command in commands().items()
-        for option in re.findall(r"^\| `(--[a-z-]+)", section(name), re.MULTILINE) if option not in options(command)
+        f"{name} {option}"
+        for name, command in commands().items()
+        for option in re.findall(r"^\| `(--[a-z-]+)", section(name), re.MULTILINE)
+        if option not in options(command)
     ]
     assert unknown == []
 

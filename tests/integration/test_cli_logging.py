@@ -39,18 +39,29 @@ def test_event_and_keys_come_from_the_template_with_their_types(lines):
     (line,) = lines()
     assert line.pop("timestamp").endswith("Z")
     assert line == {
-        "event": "worker_started", "level": "info", "logger": "packhorse.test", "worker_id": "a b=c", "pid": 3, "queues": "x,y",
-        "drain_seconds": 1.23, "message_id": 7, "actor": "a"}
+        "event": "worker_started",
+        "level": "info",
+        "logger": "packhorse.test",
+        "worker_id": "a b=c",
+        "pid": 3,
+        "queues": "x,y",
+        "drain_seconds": 1.23,
+        "message_id": 7,
+        "actor": "a",
+    }
 
 
-@pytest.mark.parametrize(("template", "arguments", "expected"), [
-    ("database_unavailable error=%s: waiting for it", ("no: server",), {"error": "no: server", "note": "waiting for it"}),
-    ("child_killed pid=%d: it did not end within %.0f s", (4, 3.7), {"pid": 4, "note": "it did not end within 4 s"}),
-    ("hook_failed hook=before_%s", ("ack",), {"hook": "before_ack"}),
-    ("config_error %s", ("threads: 100% wrong=yes",), {"note": "threads: 100% wrong=yes"}),
-    ("message_failed correlation_id=%s", (None,), {"correlation_id": None}),
-    ("plain_event", (), {}),
-])
+@pytest.mark.parametrize(
+    ("template", "arguments", "expected"),
+    [
+        ("database_unavailable error=%s: waiting for it", ("no: server",), {"error": "no: server", "note": "waiting for it"}),
+        ("child_killed pid=%d: it did not end within %.0f s", (4, 3.7), {"pid": 4, "note": "it did not end within 4 s"}),
+        ("hook_failed hook=before_%s", ("ack",), {"hook": "before_ack"}),
+        ("config_error %s", ("threads: 100% wrong=yes",), {"note": "threads: 100% wrong=yes"}),
+        ("message_failed correlation_id=%s", (None,), {"correlation_id": None}),
+        ("plain_event", (), {}),
+    ],
+)
 def test_every_shape_of_template_is_understood(lines, template, arguments, expected):
     ours.warning(template, *arguments)
     (line,) = lines()

@@ -24,8 +24,25 @@ def actions(database):
 # -- enqueue -----------------------------------------------------------------------------------------
 def test_enqueue_prints_the_id_and_stores_every_option(cli, database):
     ran = cli(
-        "enqueue", "effect", '{"key": "a"}', "--priority", 2, "--max-attempts", 7, "--conversation-key", "c1", "--correlation-id", "r1",
-        "--concurrency-key", "k1", "--delay", "1h", "--expires-in", "2h", "--queue", "default",
+        "enqueue",
+        "effect",
+        '{"key": "a"}',
+        "--priority",
+        2,
+        "--max-attempts",
+        7,
+        "--conversation-key",
+        "c1",
+        "--correlation-id",
+        "r1",
+        "--concurrency-key",
+        "k1",
+        "--delay",
+        "1h",
+        "--expires-in",
+        "2h",
+        "--queue",
+        "default",
     )
     assert ran.code == EXIT_OK
     row = database.query(
@@ -71,8 +88,10 @@ def test_enqueue_on_a_queue_that_workers_of_the_type_do_not_serve_says_so(cli, d
 
 
 def test_enqueue_as_a_producer_names_the_option_that_it_needs(tmp_path, cli, database):
-    database.query("do $$ begin create role packhorse_enqueuer login in role packhorse_producer;"
-                   " exception when duplicate_object or unique_violation then null; end $$")
+    database.query(
+        "do $$ begin create role packhorse_enqueuer login in role packhorse_producer;"
+        " exception when duplicate_object or unique_violation then null; end $$"
+    )
     producer = Cli(tmp_path, database.server.url(database.name, "packhorse_enqueuer"))
     refused = producer("enqueue", "effect", "--json")
     assert refused.code == EXIT_FAILED and refused.error["field"] == "type" and "--allow-unknown-type" in refused.error["hint"]
@@ -84,13 +103,27 @@ def test_enqueue_on_an_unknown_queue_names_the_near_miss(cli):
     assert ran.code == EXIT_FAILED and ran.error["code"] == "unknown_queue" and "default" in ran.error["hint"]
 
 
-@pytest.mark.parametrize(("arguments", "field"), [
-    (["{bad"], "payload"), (["[1]"], "payload"), (["NaN"], "payload"), (['{"a": NaN}'], "payload"), (['{"a": "\\u0000"}'], "payload"),
-    (['{"a": "\\ud800"}'], "payload"), (["[" * 100_000], "payload"), (["{}", "--priority", "11"], "priority"),
-    (["{}", "--max-attempts", "0"], "max_attempts"), (["{}", "--conversation-key", "x" * 501], "conversation_key"),
-    (["{}", "--delay", "100000d"], "delay"), (["{}", "--dedup-key", ""], "dedup_key"), (["{}", "--dedup-window", "5m"], "dedup_window"),
-    (["{}", "--delay", "5s", "--run-at", "2030-01-01T00:00:00Z"], "run_at"), (["{}", "--delay", "9999999d"], "delay"), (["{}", "--dedup-key", "k", "--dedup-window", "9000d"], "dedup"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["{bad"], "payload"),
+        (["[1]"], "payload"),
+        (["NaN"], "payload"),
+        (['{"a": NaN}'], "payload"),
+        (['{"a": "\\u0000"}'], "payload"),
+        (['{"a": "\\ud800"}'], "payload"),
+        (["[" * 100_000], "payload"),
+        (["{}", "--priority", "11"], "priority"),
+        (["{}", "--max-attempts", "0"], "max_attempts"),
+        (["{}", "--conversation-key", "x" * 501], "conversation_key"),
+        (["{}", "--delay", "100000d"], "delay"),
+        (["{}", "--dedup-key", ""], "dedup_key"),
+        (["{}", "--dedup-window", "5m"], "dedup_window"),
+        (["{}", "--delay", "5s", "--run-at", "2030-01-01T00:00:00Z"], "run_at"),
+        (["{}", "--delay", "9999999d"], "delay"),
+        (["{}", "--dedup-key", "k", "--dedup-window", "9000d"], "dedup"),
+    ],
+)
 def test_enqueue_refuses_bad_values_by_name_and_stores_nothing(cli, database, arguments, field):
     ran = cli("enqueue", "effect", *arguments, "--json")
     assert ran.code == EXIT_USAGE, ran.err
@@ -128,10 +161,16 @@ def test_queue_set_changes_what_show_shows_and_show_can_be_set_again(cli):
     assert again.document["keep_done"] == "1 day" and again.document["max_concurrency"] is None
 
 
-@pytest.mark.parametrize(("setting", "word"), [
-    ("max_concurency=1", "max_concurency"), ("max_concurrency=0", "max_concurrency"), ("on_dead=explode", "on_dead"),
-    ("keep_done=soon", "soon"), ("backoff_multiplier=1e300", "backoff_multiplier"),
-])
+@pytest.mark.parametrize(
+    ("setting", "word"),
+    [
+        ("max_concurency=1", "max_concurency"),
+        ("max_concurrency=0", "max_concurrency"),
+        ("on_dead=explode", "on_dead"),
+        ("keep_done=soon", "soon"),
+        ("backoff_multiplier=1e300", "backoff_multiplier"),
+    ],
+)
 def test_queue_set_refuses_unknown_names_and_absurd_values_and_changes_nothing(cli, setting, word):
     before = cli("queue", "show", "default", "--json").document
     ran = cli("queue", "set", "default", "max_attempts=5", setting, "--json")
@@ -154,6 +193,7 @@ def enqueue(database, payload='{"key": "a"}', **options):
 def test_message_list_filters(cli, database):
     ids = [enqueue(database, conversation_key="c1"), enqueue(database), enqueue(database)]
     database.query("select cancel_message(%s)", ids[2])
+
     def listed(*options):
         return [row["id"] for row in cli("message", "list", "--json", *options).document]
 
@@ -175,7 +215,9 @@ def test_message_show_and_explain_say_why_it_waits(cli, database):
     assert "due at" in cli("message", "explain", message).out
 
 
-@pytest.mark.parametrize("command", [["message", "show"], ["message", "explain"], ["message", "cancel"], ["message", "retry"], ["dead-letter", "show"]])
+@pytest.mark.parametrize(
+    "command", [["message", "show"], ["message", "explain"], ["message", "cancel"], ["message", "retry"], ["dead-letter", "show"]]
+)
 def test_an_unknown_id_is_an_error_not_an_empty_answer(cli, command):
     ran = cli(*command, 987654321, "--json")
     assert ran.code == EXIT_FAILED and "987654321" in ran.error["message"] and ran.error["field"] == "id"

@@ -40,7 +40,9 @@ def on_a_terminal(cli: Cli, columns: int, *arguments: str) -> str:
 def dead(database):
     """A database with a dead letter; its fingerprint."""
     database.query("select enqueue_message('default', 'reply', '{}', p_conversation_key => 'wa:250788000456')")
-    database.query("select bury_message(id, lease_token, 'failed', 'ValueError', 'no') from claim_messages(gen_random_uuid(), array['default'], 1, '1 minute')")
+    database.query(
+        "select bury_message(id, lease_token, 'failed', 'ValueError', 'no') from claim_messages(gen_random_uuid(), array['default'], 1, '1 minute')"
+    )
     return database.query("select fingerprint from dead_letters")[0][0]
 
 
@@ -68,12 +70,15 @@ def test_closed_descriptors_are_no_error(tmp_path):
     assert through_a_shell(Cli(tmp_path), "frobnicate >&- 2>&-").returncode == EXIT_USAGE
 
 
-@pytest.mark.parametrize(("text", "hint", "line"), [
-    ("No such command 'x'.", "See: packhorse --help", "No such command 'x'. See: packhorse --help."),
-    ("Is the server running?", "Is it up?", "Is the server running? Is it up?"),
-    ("it is gone", None, "it is gone"),
-    ("it is gone", "Look.", "it is gone. Look."),
-])
+@pytest.mark.parametrize(
+    ("text", "hint", "line"),
+    [
+        ("No such command 'x'.", "See: packhorse --help", "No such command 'x'. See: packhorse --help."),
+        ("Is the server running?", "Is it up?", "Is the server running? Is it up?"),
+        ("it is gone", None, "it is gone"),
+        ("it is gone", "Look.", "it is gone. Look."),
+    ],
+)
 def test_text_and_hint_end_with_one_mark_each(capsys, text, hint, line):
     report(Problem("failed", text, EXIT_FAILED, hint=hint), as_json=False)
     assert capsys.readouterr().err == f"packhorse: {line}\n"
@@ -81,7 +86,8 @@ def test_text_and_hint_end_with_one_mark_each(capsys, text, hint, line):
 
 def through_a_shell(cli: Cli, line: str) -> subprocess.CompletedProcess[str]:
     """A command line with redirections. No traceback may ever be shown."""
-    ran = subprocess.run(["sh", "-c", f"{' '.join(COMMAND)} {line}"], cwd=cli.folder, env=cli.environment, capture_output=True, text=True,
-                         timeout=60, check=False)
+    ran = subprocess.run(
+        ["sh", "-c", f"{' '.join(COMMAND)} {line}"], cwd=cli.folder, env=cli.environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert "Traceback" not in ran.stderr and "Exception ignored" not in ran.stderr, ran.stderr
     return ran

@@ -21,8 +21,14 @@ def test_a_run_of_maintenance_shows_its_progress_rate_and_remaining_time_on_a_te
     (tmp_path / "packhorse.toml").write_text('[retention.orders]\ntable = "shop.orders"\ncolumn = "done_at"\nkeep = "7d"\nbatch = 40\n')
     cli = Cli(tmp_path, database.admin_url, TERM="xterm")
     master, slave = pty.openpty()
-    process = subprocess.Popen([*COMMAND, "maintenance", "run", "retention.orders", "--yes"], cwd=tmp_path, env=cli.environment, stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, stderr=slave)
+    process = subprocess.Popen(
+        [*COMMAND, "maintenance", "run", "retention.orders", "--yes"],
+        cwd=tmp_path,
+        env=cli.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=slave,
+    )
     os.close(slave)
     drawn = b""
     try:

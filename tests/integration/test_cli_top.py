@@ -45,8 +45,16 @@ class Terminal:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         self.before = termios.tcgetattr(slave)
         environment = {key: value for key, value in cli.environment.items() if key != "COLUMNS"} | {"TERM": "xterm"}
-        self.process = subprocess.Popen([*COMMAND, "top", *arguments], cwd=cli.folder, env=environment, stdin=slave, stdout=slave, stderr=slave,
-                                        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+        self.process = subprocess.Popen(
+            [*COMMAND, "top", *arguments],
+            cwd=cli.folder,
+            env=environment,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
         self.slave = slave
         self.text = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -96,14 +104,18 @@ def terminal():
 
 
 def fill(database):
-    database.query("select enqueue_message('default', 'reply', '{\"phone\": \"250788000456\"}', p_conversation_key => 'wa:250788000456') from generate_series(1, 3)")
+    database.query(
+        "select enqueue_message('default', 'reply', '{\"phone\": \"250788000456\"}', p_conversation_key => 'wa:250788000456') from generate_series(1, 3)"
+    )
     database.query("select * from claim_messages(%s, '{default}', 1, '5 minutes')", HOLDER)
     database.query("update message_queue set state = 'blocked' where state = 'pending'")
     database.query("select enqueue_message('default', 'late')")
     database.query("update message_queue set run_at = clock_timestamp() - interval '3 hours' where message_type = 'late'")
     database.query("select register_worker(%s, 'host-1', 4711, '1', '{default}', '{reply}', 8, interval '20 seconds')", HOLDER)
-    database.query("insert into dead_letters (id, queue, message_type, payload, options, priority, reason, error_class, error_message, fingerprint, attempt, "
-                   "crashes, created_at) values (999, 'default', 'reply', '{}', '{}', 5, 'failed', 'TimeoutError', 'call 250788000456', 'f', 3, 0, now())")
+    database.query(
+        "insert into dead_letters (id, queue, message_type, payload, options, priority, reason, error_class, error_message, fingerprint, attempt, "
+        "crashes, created_at) values (999, 'default', 'reply', '{}', '{}', 5, 'failed', 'TimeoutError', 'call 250788000456', 'f', 3, 0, now())"
+    )
     database.query("select * from start_maintenance_run('old_events', 'retention', 'ann')")
     database.query("update maintenance_runs set gate = 'replication_lag_seconds'")
 
@@ -112,8 +124,19 @@ def test_one_frame_shows_everything(cli, database):
     fill(database)
     ran = cli("top", "--once")
     assert ran.code == EXIT_OK and ran.err == ""
-    for line in ("default", "late", "3h", "host-1", "0 of 8 threads busy", "BLOCKED CONVERSATIONS 1",
-                 "for running", "DEAD LETTERS 1 in the last hour, 1 kept", "TimeoutError", "old_events", "held by replication_lag_seconds"):
+    for line in (
+        "default",
+        "late",
+        "3h",
+        "host-1",
+        "0 of 8 threads busy",
+        "BLOCKED CONVERSATIONS 1",
+        "for running",
+        "DEAD LETTERS 1 in the last hour, 1 kept",
+        "TimeoutError",
+        "old_events",
+        "held by replication_lag_seconds",
+    ):
         assert line in ran.out, line
     assert "2507" not in ran.out, "people stay out of it"
 
@@ -164,7 +187,9 @@ def test_a_frame_fits_the_terminal_whatever_there_is(cli, database, terminal):
     fill(database)
     for number in range(40):
         database.query("select declare_queue(%s)", f"a_queue_with_a_name_that_is_rather_long_{number}")
-        database.query("select register_worker(gen_random_uuid(), 'a-host-with-a-name-that-is-long', 1, '1', '{default}', '{t}', 4, interval '1 hour')")
+        database.query(
+            "select register_worker(gen_random_uuid(), 'a-host-with-a-name-that-is-long', 1, '1', '{default}', '{t}', 4, interval '1 hour')"
+        )
     session = terminal(cli)
     session.shows("MAINTENANCE")
     from worker.cli.top_frame import frame

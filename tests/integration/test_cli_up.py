@@ -79,7 +79,9 @@ def test_up_runs_workers_as_a_role_that_is_no_superuser_and_drains(folder, start
     message = cli("enqueue", "effect", '{"key": "slow", "seconds": 2}').out.strip()
     wait_until(lambda: ledger.counts("start")["slow"])
     with psycopg.connect(running_url(folder / ".packhorse", role="postgres")) as admin:
-        roles = admin.execute("select distinct usename from pg_stat_activity where application_name like 'packhorse %' and backend_type = 'client backend'")
+        roles = admin.execute(
+            "select distinct usename from pg_stat_activity where application_name like 'packhorse %' and backend_type = 'client backend'"
+        )
         assert roles.fetchall() == [("packhorse",)]
     assert {row["state"] for row in cli("workers", "--json").document} == {"running"}
     up.terminate()
@@ -187,5 +189,7 @@ def test_an_idle_worker_process_needs_at_most_60_mib(folder, database, start):
     worker = start(Cli(folder, database.url), "worker", ACTORS)
     said(worker, "worker_started")
     children = subprocess.run(["pgrep", "-P", str(worker.pid)], capture_output=True, text=True, check=True).stdout.split()
-    resident = [int(line.split()[1]) / 1024 for pid in children for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
+    resident = [
+        int(line.split()[1]) / 1024 for pid in children for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")
+    ]
     assert len(resident) == 1 and resident[0] <= 60

@@ -39,7 +39,8 @@ def installed():
         subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
         subprocess.run(
             [folder / "venv/bin/pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", ROOT / "constraints.txt", wheel],
-            check=True, capture_output=True,
+            check=True,
+            capture_output=True,
         )
         yield folder, wheel
 
@@ -65,7 +66,11 @@ def test_up_works_in_an_empty_folder_and_ctrl_c_ends_with_0(installed):
     output = folder / "output"
     with output.open("wb") as stream:
         up = subprocess.Popen(
-            ["packhorse", "up", "--actors", "my_actors", "--processes", "2"], cwd=folder, env=environment, stdout=stream, stderr=stream,
+            ["packhorse", "up", "--actors", "my_actors", "--processes", "2"],
+            cwd=folder,
+            env=environment,
+            stdout=stream,
+            stderr=stream,
             start_new_session=True,
         )
     try:

@@ -25,6 +25,7 @@ def beating() -> bool:
     return any(thread.name == "packhorse-heartbeat" for thread in threading.enumerate())
 
 
+@pytest.mark.slow
 def test_a_cut_does_not_start_a_running_message_again(database, monkeypatch):
     for delay in ("CONSUMER_RESTART_DELAY_SECS", "POST_PROCESS_MESSAGE_RETRY_DELAY_SECS"):
         monkeypatch.setattr(f"dramatiq.worker.{delay}", 0.1)
@@ -41,11 +42,20 @@ def test_a_cut_does_not_start_a_running_message_again(database, monkeypatch):
         house.start()
         slow.send()
         wait_until(lambda: starts)
-        first = database.query("select pg_terminate_backend(pid), backend_start from pg_stat_activity"
-                               " where datname = current_database() and application_name like 'packhorse%%'")
+        first = database.query(
+            "select pg_terminate_backend(pid), backend_start from pg_stat_activity"
+            " where datname = current_database() and application_name like 'packhorse%%'"
+        )
         restarted = max(row[1] for row in first)
-        wait_until(lambda: database.value("select count(*) > 1 from pg_stat_activity where datname = current_database()"
-                                          " and application_name like 'packhorse%%' and backend_start > %s", restarted), 10, "a new consumer")
+        wait_until(
+            lambda: database.value(
+                "select count(*) > 1 from pg_stat_activity where datname = current_database()"
+                " and application_name like 'packhorse%%' and backend_start > %s",
+                restarted,
+            ),
+            10,
+            "a new consumer",
+        )
         wait_until(lambda: len(starts) > 1 or (database.value(EXPIRY) or 0) > starts[0] + 3, 15, "renewed, past its first lease")
         go_on.set()
         house.drained()

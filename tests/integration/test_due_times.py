@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
 from tests.support.workers import Ledger
 
 
+@pytest.mark.slow
 def test_a_delayed_message_starts_when_it_is_due_and_not_at_the_next_poll(
     database: Database, ledger: Ledger, start_daemon: Callable[..., Any]
 ) -> None:
@@ -21,6 +24,7 @@ def test_a_delayed_message_starts_when_it_is_due_and_not_at_the_next_poll(
         wait_until(lambda key=key: ledger.counts("start")[key] == 1, 15)  # type: ignore[misc]
 
 
+@pytest.mark.slow
 def test_a_retry_starts_when_its_backoff_is_over_and_not_at_the_next_poll(
     database: Database, ledger: Ledger, start_daemon: Callable[..., Any]
 ) -> None:

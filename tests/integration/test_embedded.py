@@ -46,7 +46,11 @@ def folder():
 
 def hold(path: Path) -> subprocess.Popen[str]:
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", HOLDER, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     return holder
@@ -64,7 +68,10 @@ def test_start_makes_a_database_whose_working_role_is_no_superuser(folder):
         assert len(server.prepare()) > 0 and server.prepare() == []
         with psycopg.connect(server.url) as connection:
             assert connection.execute("select current_user, rolsuper, rolbypassrls from pg_roles where rolname = current_user").fetchone() == (
-                "packhorse", False, False)
+                "packhorse",
+                False,
+                False,
+            )
             assert connection.execute("select count(*) from message_queue").fetchone() == (0,)
             assert connection.execute("show listen_addresses").fetchone() == ("",)
             assert connection.execute("show server_version_num").fetchone()[0].startswith("18")
@@ -123,8 +130,13 @@ def test_a_server_that_was_killed_is_started_again_despite_its_stale_files(folde
 
 def test_two_that_start_at_once_share_one_server(folder):
     both = [
-        subprocess.Popen([sys.executable, "-c", HOLDER, str(folder / "data")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                         env={**os.environ, "PYTHONPATH": str(ROOT)})
+        subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(folder / "data")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
         for _ in range(2)
     ]
     assert [holder.stdout.readline() for holder in both] == ["held\n", "held\n"]

@@ -76,7 +76,11 @@ def django_connection(database):
     from django.db import connections, transaction
 
     connections.databases["default"] |= {
-        "NAME": database.name, "USER": "packhorse_test", "HOST": str(database.server.socket_dir), "PORT": "", "PASSWORD": "",
+        "NAME": database.name,
+        "USER": "packhorse_test",
+        "HOST": str(database.server.socket_dir),
+        "PORT": "",
+        "PASSWORD": "",
     }
     connections.close_all()
     if hasattr(connections._connections, "default"):
@@ -98,7 +102,9 @@ def test_a_sync_connections_commit_and_rollback_decide(database, driver):
         commit()
         worker.enqueue(connection, "note", {"a": 2})
         rollback()
-    rows = database.query("select id, message_type, payload, options, conversation_key, run_at > clock_timestamp() + interval '59 minutes' from message_queue")
+    rows = database.query(
+        "select id, message_type, payload, options, conversation_key, run_at > clock_timestamp() + interval '59 minutes' from message_queue"
+    )
     assert rows == [(kept.id, "note", {"a": 1, "text": "ü%s :a1 $1"}, {"custom": "option"}, "c", True)]
     assert kept.duplicate is False
 
@@ -149,7 +155,8 @@ async def sqlalchemy_asyncpg(database):
     pytest.importorskip("asyncpg")
     pytest.importorskip("greenlet", reason="sqlalchemy[asyncio] is not installed")
     engine = pytest.importorskip("sqlalchemy.ext.asyncio").create_async_engine(
-        f"postgresql+asyncpg://packhorse_test@/{database.name}?host={database.server.socket_dir}")
+        f"postgresql+asyncpg://packhorse_test@/{database.name}?host={database.server.socket_dir}"
+    )
     async with engine.connect() as connection:
         yield connection, connection.commit, connection.rollback
     await engine.dispose()
@@ -217,16 +224,19 @@ def test_a_payload_that_is_no_object_is_refused(database, payload):
 @pytest.mark.parametrize("driver", SYNC, ids=lambda driver: driver.__name__)
 def test_many_payloads_are_there_after_the_commit_in_their_order(database, driver):
     with driver(database) as (connection, commit, rollback):
-        count = worker.enqueue_payloads(connection, "note", ({"n": n, "text": "ü%s :a1 $1"} for n in range(2500)), conversation_key="c", custom="option")
+        count = worker.enqueue_payloads(
+            connection, "note", ({"n": n, "text": "ü%s :a1 $1"} for n in range(2500)), conversation_key="c", custom="option"
+        )
         assert database.query("select 1 from message_queue") == [], "nobody sees it before the commit"
         commit()
         assert worker.enqueue_payloads(connection, "note", [{"n": 1}]) == 1
         rollback()
         assert worker.enqueue_payloads(connection, "note", []) == 0
     assert count == 2500
-    assert [n for n, in database.query("select (payload ->> 'n')::int from message_queue order by id")] == list(range(2500))
+    assert [n for (n,) in database.query("select (payload ->> 'n')::int from message_queue order by id")] == list(range(2500))
     assert database.query("select distinct message_type, payload ->> 'text', options, conversation_key from message_queue") == [
-        ("note", "ü%s :a1 $1", {"custom": "option"}, "c")]
+        ("note", "ü%s :a1 $1", {"custom": "option"}, "c")
+    ]
 
 
 @pytest.mark.parametrize("driver", ASYNC, ids=lambda driver: driver.__name__)
@@ -239,7 +249,9 @@ def test_many_payloads_on_an_async_connection(database, driver):
             await rollback()
 
     asyncio.run(scenario())
-    assert database.query("select count(*), min((payload ->> 'n')::int), bool_and(run_at > clock_timestamp() + interval '50 s') from message_queue") == [(1500, 0, True)]
+    assert database.query(
+        "select count(*), min((payload ->> 'n')::int), bool_and(run_at > clock_timestamp() + interval '50 s') from message_queue"
+    ) == [(1500, 0, True)]
 
 
 def test_long_payloads_go_in_statements_of_a_few_megabytes(database):
@@ -252,10 +264,17 @@ def test_long_payloads_go_in_statements_of_a_few_megabytes(database):
     assert database.value("select count(*) from message_queue") == 12
 
 
-@pytest.mark.parametrize(("payloads", "options", "field"), [
-    ([{"a": 1}, [2]], {}, "payloads[2]"), ([{"a": object()}], {}, "payloads[1]"), ([{}, {"a": "\x00"}], {}, "payloads[2]"),
-    ([{}], {"dedup_key": "k"}, "dedup_key"), ([{}], {"priority": 11}, "priority"), ([{}], {"delay": "soon"}, "delay"),
-])
+@pytest.mark.parametrize(
+    ("payloads", "options", "field"),
+    [
+        ([{"a": 1}, [2]], {}, "payloads[2]"),
+        ([{"a": object()}], {}, "payloads[1]"),
+        ([{}, {"a": "\x00"}], {}, "payloads[2]"),
+        ([{}], {"dedup_key": "k"}, "dedup_key"),
+        ([{}], {"priority": 11}, "priority"),
+        ([{}], {"delay": "soon"}, "delay"),
+    ],
+)
 def test_a_bad_argument_of_many_payloads_is_named(database, payloads, options, field):
     with psycopg.connect(database.url) as connection, pytest.raises(InvalidArgument) as caught:
         worker.enqueue_payloads(connection, "note", payloads, **options)

@@ -32,7 +32,16 @@ from worker.embedded import running_url
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = Summary(
-    received=10, enqueued=6, deduplicated=3, refused=1, done=4, dead=1, cancelled=1, live=0, owed=frozenset("abc"), answered=frozenset("abc"),
+    received=10,
+    enqueued=6,
+    deduplicated=3,
+    refused=1,
+    done=4,
+    dead=1,
+    cancelled=1,
+    live=0,
+    owed=frozenset("abc"),
+    answered=frozenset("abc"),
     conversations=2,
 )
 
@@ -45,7 +54,11 @@ class Example:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("PACKHORSE_", "DATABASE_URL"))}
         with self._path.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "examples.whatsapp", mode], cwd=ROOT, stdout=output, stderr=output, start_new_session=True,
+                [sys.executable, "-m", "examples.whatsapp", mode],
+                cwd=ROOT,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
                 env=clean | {"PACKHORSE_DATA_DIR": str(folder / "data")} | environment,
             )
 
@@ -200,9 +213,19 @@ def test_good_summary_has_no_problems():
 @pytest.mark.parametrize(
     "broken",
     [
-        {"received": 11}, {"enqueued": 7, "received": 11}, {"done": 3}, {"dead": 0}, {"cancelled": 0}, {"deduplicated": 2}, {"refused": 2},
-        {"live": 1, "done": 3}, {"answered": frozenset("ab")}, {"answered": frozenset("abcd")}, {"out_of_order": ["1 after 2"]},
-        {"repeated": ["1 twice"]}, {"received": 0, "enqueued": 0, "deduplicated": 0, "refused": 0, "done": 0, "dead": 0, "cancelled": 0},
+        {"received": 11},
+        {"enqueued": 7, "received": 11},
+        {"done": 3},
+        {"dead": 0},
+        {"cancelled": 0},
+        {"deduplicated": 2},
+        {"refused": 2},
+        {"live": 1, "done": 3},
+        {"answered": frozenset("ab")},
+        {"answered": frozenset("abcd")},
+        {"out_of_order": ["1 after 2"]},
+        {"repeated": ["1 twice"]},
+        {"received": 0, "enqueued": 0, "deduplicated": 0, "refused": 0, "done": 0, "dead": 0, "cancelled": 0},
     ],
     ids=lambda broken: " ".join(broken),
 )
@@ -275,8 +298,18 @@ def test_status_updates_of_one_message_are_three_things(queue_connection):
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"\xff", b"[]", b"{}", b"null", b"[" * 100_000, b'{"object":"page"}', b'{"object":"whatsapp_business_account","entry":{}}',
-             b'{"object":"whatsapp_business_account","entry":[{"changes":[{"field":"messages","value":{"metadata":{"phone_number_id":"106540352242922"}}}]}]}'],
+    "body",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b"null",
+        b"[" * 100_000,
+        b'{"object":"page"}',
+        b'{"object":"whatsapp_business_account","entry":{}}',
+        b'{"object":"whatsapp_business_account","entry":[{"changes":[{"field":"messages","value":{"metadata":{"phone_number_id":"106540352242922"}}}]}]}',
+    ],
     ids=["empty", "not utf-8", "list", "object", "null", "deep", "page", "entry", "no items"],
 )
 def test_malformed_body_is_refused_and_counted_and_enqueues_nothing(body, queue_connection, database):

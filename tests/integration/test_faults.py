@@ -51,9 +51,15 @@ def test_a_long_statement_ends_at_the_deadline_too(database):
 
 @pytest.fixture
 def broker(database, proxy, monkeypatch):
-    broker = PostgresBroker(settings=quick_settings(database).model_copy(update={
-        "database_url": type(quick_settings(database).database_url)(proxy.url(database.name, ROLE)), "call_deadline_seconds": 0.5,
-        "connect_timeout_seconds": 1.0}))
+    broker = PostgresBroker(
+        settings=quick_settings(database).model_copy(
+            update={
+                "database_url": type(quick_settings(database).database_url)(proxy.url(database.name, ROLE)),
+                "call_deadline_seconds": 0.5,
+                "connect_timeout_seconds": 1.0,
+            }
+        )
+    )
     monkeypatch.setattr("dramatiq.broker.global_broker", broker)
     yield broker
     broker.close()
@@ -89,7 +95,9 @@ def test_an_idle_connection_that_was_cut_costs_at_most_one_error(database, broke
 
     note.send("before")
     proxy.cut()
-    wait_until(lambda: not database.query("select 1 from pg_stat_activity where datname = current_database() and application_name like 'packhorse%%'"))
+    wait_until(
+        lambda: not database.query("select 1 from pg_stat_activity where datname = current_database() and application_name like 'packhorse%%'")
+    )
     try:
         note.send("maybe")
     except StoreUnavailable:
@@ -117,7 +125,9 @@ def test_after_an_outage_the_pool_gives_out_no_second_dead_connection(database, 
     for thread in threads:
         thread.join(10)
     proxy.cut()
-    wait_until(lambda: not database.query("select 1 from pg_stat_activity where datname = current_database() and application_name like 'packhorse%%'"))
+    wait_until(
+        lambda: not database.query("select 1 from pg_stat_activity where datname = current_database() and application_name like 'packhorse%%'")
+    )
     with pytest.raises(StoreUnavailable):
         note.send("the first")
     note.send("the second")
@@ -147,8 +157,9 @@ def test_both_ways_to_run_survive_cut_connections(database, monkeypatch, house_n
         for round_number in range(3):
             for n in range(20):
                 wait_until(lambda n=round_number * 20 + n: _sent(note, n), 10)
-            database.query("select pg_terminate_backend(pid) from pg_stat_activity"
-                           " where datname = current_database() and application_name like 'packhorse%%'")
+            database.query(
+                "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name like 'packhorse%%'"
+            )
         wait_until(lambda: set(done) == set(range(60)), 40)
         house.drained(30)
         assert house.dead() == []

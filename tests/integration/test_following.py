@@ -35,6 +35,7 @@ def house(request, database, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["pipeline", "callback", "both"])
+@pytest.mark.slow
 def test_a_connection_cut_after_the_handler_ends_no_chain(house, database, kind):
     """A failover: the idle connection on which the next message would go out is gone."""
     seen = []
@@ -43,8 +44,9 @@ def test_a_connection_cut_after_the_handler_ends_no_chain(house, database, kind)
     def first():
         seen.append("first")
         if len(seen) == 1:
-            database.query("select pg_terminate_backend(pid) from pg_stat_activity"
-                           " where datname = current_database() and application_name = 'packhorse enqueue'")
+            database.query(
+                "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name = 'packhorse enqueue'"
+            )
         return "result"
 
     @dramatiq.actor

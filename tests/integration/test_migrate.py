@@ -33,7 +33,8 @@ def test_up_applies_everything_once_and_status_and_check_agree(cli):
 
 def test_two_migrators_at_once_both_succeed_and_each_migration_is_applied_once(cli, any_empty_database):
     runs = [
-        subprocess.Popen([*COMMAND, "migrate", "up", "--json"], env=cli.environment, cwd=cli.folder, stdout=subprocess.PIPE, text=True) for _ in range(3)
+        subprocess.Popen([*COMMAND, "migrate", "up", "--json"], env=cli.environment, cwd=cli.folder, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
     ]
     applied = [name for run in runs for name in json.loads(run.communicate(timeout=60)[0])["applied"]]
     assert [run.returncode for run in runs] == [EXIT_OK] * 3
@@ -49,7 +50,10 @@ def test_a_database_that_is_newer_is_refused_and_says_which_side_is_older(cli, a
         assert ran.code == EXIT_SCHEMA, command
         assert "this code is older" in ran.error["message"] and "9999_from_the_future" in ran.error["message"]
     assert cli("migrate", "status", "--json").document[-1] == {
-        "name": "9999_from_the_future", "state": "unknown", "applied_at": cli("migrate", "status", "--json").document[-1]["applied_at"]}
+        "name": "9999_from_the_future",
+        "state": "unknown",
+        "applied_at": cli("migrate", "status", "--json").document[-1]["applied_at"],
+    }
 
 
 def test_a_database_that_is_older_is_refused_and_says_what_to_run(cli, any_empty_database):

@@ -17,10 +17,7 @@ from worker import PostgresBroker
 from worker.backends import PostgresRateLimiterBackend, PostgresResultBackend
 from worker.config import load_settings
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(PROGRAM is None, reason="PgBouncer is not installed (Debian: apt-get install pgbouncer)"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None, reason="PgBouncer is not installed (Debian: apt-get install pgbouncer)")]
 
 
 @pytest.fixture
@@ -42,8 +39,13 @@ def test_a_daemon_works_through_the_pooler(database, bouncer, ledger, start_daem
     quick_backoff(database)
     daemon = start_daemon(bouncer.url(database.name), ledger, pooler="true", processes=2, threads=4, poll_seconds=0.2).wait_ready(2)
     ids = effects(database, 300, "m")
-    ids += enqueue(database, [{"message_type": "outcome", "payload": {"key": f"o{n}", "kind": kind}, "conversation_key": f"c{n % 3}"}
-                              for n, kind in enumerate(["good", "retried", "dead", "cancelled"] * 5)])
+    ids += enqueue(
+        database,
+        [
+            {"message_type": "outcome", "payload": {"key": f"o{n}", "kind": kind}, "conversation_key": f"c{n % 3}"}
+            for n, kind in enumerate(["good", "retried", "dead", "cancelled"] * 5)
+        ],
+    )
     ids += effects(database, 2, "long", "sleeper", seconds=6)  # the heartbeat goes through the pooler too
     wait_until(lambda: len(ledger.lines("effect")) > 20)
     os.kill(daemon.children()[0], signal.SIGKILL)

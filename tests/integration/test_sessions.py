@@ -15,7 +15,7 @@ from worker.store import messages as store
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
 def test_a_conversation_goes_on_under_a_role_with_another_isolation(any_database, isolation):
     """The outcome was refused, the lease ran out, and a message that was done was counted as one that kills processes."""
-    any_database.query(f'alter role packhorse_test in database "{any_database.name}" set default_transaction_isolation = \'{isolation}\'')
+    any_database.query(f"alter role packhorse_test in database \"{any_database.name}\" set default_transaction_isolation = '{isolation}'")
     any_database.query("select enqueue_message('default', 't', p_conversation_key => 'k') from generate_series(1, 2)")
     with connect(any_database.url) as connection:
         for _ in range(2):
@@ -25,6 +25,7 @@ def test_a_conversation_goes_on_under_a_role_with_another_isolation(any_database
     assert any_database.query("select state from all_messages") == [("done",), ("done",)]
 
 
+@pytest.mark.slow
 def test_the_server_ends_what_nobody_waits_for_any_more(any_database):
     """A statement that outlives our deadline went on for as long as it took, with its locks, and committed."""
     with connect(any_database.url, deadline_seconds=0.5, application_name="gone") as connection, pytest.raises(OperationalError):

@@ -39,6 +39,7 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.slow
 def test_a_conversation_goes_on_without_a_look_behind_the_cursor(house, database, ending):
     options, end = ENDINGS[ending]
     seen = []

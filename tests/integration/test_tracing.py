@@ -86,12 +86,22 @@ def test_a_consumer_links_to_its_producer_and_begins_a_trace_of_its_own(house, s
     assert (sent.kind, processed.kind) == (SpanKind.PRODUCER, SpanKind.CONSUMER)
     (identity,) = [row[0] for row in database.query("select id from all_messages")]
     assert dict(sent.attributes) == {
-        "messaging.system": "packhorse", "messaging.operation.name": "send", "messaging.operation.type": "send",
-        "messaging.destination.name": "default", "messaging.message.id": str(identity)}
+        "messaging.system": "packhorse",
+        "messaging.operation.name": "send",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": "default",
+        "messaging.message.id": str(identity),
+    }
     assert dict(processed.attributes) == {
-        "messaging.system": "packhorse", "messaging.operation.name": "process", "messaging.operation.type": "process",
-        "messaging.destination.name": "default", "messaging.message.id": str(identity), "packhorse.actor": "greet", "packhorse.attempt": 1,
-        "packhorse.outcome": "done"}
+        "messaging.system": "packhorse",
+        "messaging.operation.name": "process",
+        "messaging.operation.type": "process",
+        "messaging.destination.name": "default",
+        "messaging.message.id": str(identity),
+        "packhorse.actor": "greet",
+        "packhorse.attempt": 1,
+        "packhorse.outcome": "done",
+    }
     assert processed.status.status_code is StatusCode.UNSET and not processed.events
     assert SECRET[4:] not in text_of(sent) + text_of(processed)
 
@@ -213,7 +223,9 @@ def test_the_users_own_spans_and_log_lines_are_inside(house, spans):
     assert sent.parent.span_id == first.context.span_id and linked(second) == [context_of(sent)]
     lines = {line["event"]: line for line in map(json.loads, stream.getvalue().splitlines())}
     assert (lines["in the handler"]["trace_id"], lines["in the handler"]["span_id"]) == (
-        f"{first.context.trace_id:032x}", f"{first.context.span_id:016x}")
+        f"{first.context.trace_id:032x}",
+        f"{first.context.span_id:016x}",
+    )
     assert lines["in a span"]["span_id"] == f"{own.context.span_id:016x}"
     assert "trace_id" not in lines["outside"]
 
@@ -368,10 +380,16 @@ def test_the_setting_adds_the_middleware_once_and_in_front(database, monkeypatch
 
 
 @pytest.mark.parametrize("command", [["config", "check"], ["worker", "tests.support.actors"]])
+@pytest.mark.slow
 def test_without_the_package_a_command_ends_with_one_clear_problem(command, database):
     code = f"import sys; sys.modules['opentelemetry'] = None; from worker.cli.main import run; sys.exit(run({command!r}))"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=ROOT,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "DATABASE_URL": database.url, "PACKHORSE_TRACING": "true"},
     )
     assert done.returncode == 2, done.stderr

@@ -47,10 +47,12 @@ def assert_it_ran_again_as_if_for_the_first_time(database, runs, heard):
     assert database.query("select attempt from effects") == [(1,)]
 
 
+@pytest.mark.slow
 def test_a_row_that_somebody_locks_costs_a_transactional_handler_no_attempt(database, house, caplog):
     """Its effects were rolled back, and its only attempt was spent: a dead letter for somebody else's lock."""
     runs, heard = [], []
     with database.connect(admin=True) as other:
+
         def lock():
             other.execute("begin")
             other.execute("select from message_queue for update")
@@ -77,6 +79,7 @@ def test_a_connection_cut_before_the_commit_costs_a_transactional_handler_no_att
 
 def test_a_commit_that_a_constraint_of_the_handler_refuses_is_its_failure(database, house):
     """Else it would run for ever."""
+
     @dramatiq.actor(transactional=True, max_attempts=1)
     def twice():
         current_connection().execute("insert into effects (key) values (1), (1)")

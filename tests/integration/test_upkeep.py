@@ -28,10 +28,14 @@ def heartbeat(database: Database):
 
 
 def expired_windows(database: Database, count: int) -> None:
-    database.query("insert into message_dedup (queue, dedup_key, message_id, expires_at)"
-                   " select 'default', n::text, n, clock_timestamp() - interval '1 minute' from generate_series(1, %s) n", count)
+    database.query(
+        "insert into message_dedup (queue, dedup_key, message_id, expires_at)"
+        " select 'default', n::text, n, clock_timestamp() - interval '1 minute' from generate_series(1, %s) n",
+        count,
+    )
 
 
+@pytest.mark.slow
 def test_upkeep_keeps_up_with_more_windows_than_one_step_takes(database, heartbeat):
     """Five thousand in five minutes is seventeen per second; a busy webhook makes more, and the table grew for ever."""
     expired_windows(database, 2 * store.CLEANUP_ROWS + 1)

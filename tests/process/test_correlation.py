@@ -41,7 +41,9 @@ def test_the_correlation_id_of_an_enqueue_reaches_every_line_and_the_call(databa
     database.query("select declare_queue('default')")
     daemon = start_daemon(database, None, "tests.support.calling_actors", log_format="json", log_outcomes="all", threads=2).wait_ready()
     for name in ("order-17", "order-18"):
-        database.query("select enqueue_message('default', 'calls', jsonb_build_object('url', %s::text), p_correlation_id => %s, p_max_attempts => 1)", url, name)
+        database.query(
+            "select enqueue_message('default', 'calls', jsonb_build_object('url', %s::text), p_correlation_id => %s, p_max_attempts => 1)", url, name
+        )
     wait_until(lambda: database.value("select count(*) from message_archive") == 2 and database.value("select count(*) from message_queue") <= 2)
     wait_until(lambda: sorted(heard) == ["order-17"] * 2 + ["order-18"] * 2, message="each message and what it sent has made its call")
     wait_until(lambda: daemon.log.count('"message_failed"') >= 2)

@@ -37,9 +37,12 @@ def test_messages_that_were_claimed_and_never_started_are_handed_back(database, 
     done = len(ledger.lines("effect"))
     assert ledger.counts("start") == ledger.counts("effect")
     assert sorted(database.query("select state, attempt, crashes, count(*) from all_messages group by 1, 2, 3")) == [
-        ("done", 1, 0, done), ("pending", 0, 0, 3000 - done)]
+        ("done", 1, 0, done),
+        ("pending", 0, 0, 3000 - done),
+    ]
 
 
+@pytest.mark.slow
 def test_a_second_sigterm_interrupts_and_spends_no_attempt(database, ledger, start_daemon):
     daemon = start_daemon(database, ledger, threads=1, drain_seconds=60).wait_ready()
     effects(database, 1, "m", "sleeper", seconds=60)

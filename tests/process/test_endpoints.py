@@ -38,7 +38,9 @@ def test_two_processes_are_one_page_and_a_killed_one_takes_nothing_away(database
     assert metric(port, "actor_messages_finished_total", actor="fails", outcome="failed") == 1
     assert metric(port, "message_wait_seconds_count", queue="default") == 201 == metric(port, "message_duration_seconds_count")
     if shutil.which("promtool"):
-        checked = subprocess.run(["promtool", "check", "metrics"], input=get(port, "/metrics")[1], capture_output=True, text=True, timeout=60, check=False)
+        checked = subprocess.run(
+            ["promtool", "check", "metrics"], input=get(port, "/metrics")[1], capture_output=True, text=True, timeout=60, check=False
+        )
         assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
     assert get(port, "/nope")[0] == 404 and '"packhorse"' in get(port, "/version")[1]
     assert daemon.stop() == 0

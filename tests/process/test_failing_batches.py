@@ -33,7 +33,8 @@ def test_an_ending_that_the_database_refuses_stops_no_other(database: Database, 
     daemon = start_daemon(database, ledger)
     wait_until(lambda: database.value(DEAD) == 60, 60, "60 dead letters")
     assert database.query("select payload ->> 'key', error_message from dead_letters where error_message not like 'attempt%'") == [
-        ("7", "the error could not be stored")]
+        ("7", "the error could not be stored")
+    ]
     assert daemon.process.poll() is None and not ledger.counts("start").keys() - {str(n) for n in range(1, 61)}
     assert set(ledger.counts("start").values()) == {1}
 
@@ -45,8 +46,9 @@ def test_a_row_that_somebody_keeps_locked_holds_up_no_other(
     """An operator's open transaction: the outcomes of all others are written, new ones are claimed, leases go on; when
     it ends, this outcome is written as well, and no handler has run twice."""
     database.query("select declare_queue('default')")
-    database.query("select enqueue_message('default', %s, jsonb_build_object('key', n::text), p_max_attempts => 1) "
-                   "from generate_series(1, 60) n", actor)
+    database.query(
+        "select enqueue_message('default', %s, jsonb_build_object('key', n::text), p_max_attempts => 1) from generate_series(1, 60) n", actor
+    )
     ended = "select (select count(*) from dead_letters) + (select count(*) from message_archive)"
     daemon = start_daemon(database, ledger, lease_seconds=60, threads=64)
     wait_until(lambda: len(ledger.lines("start")) == 60, 30, "all run")

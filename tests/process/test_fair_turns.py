@@ -22,8 +22,15 @@ ENQUEUE = "select enqueue_message(%s, %s, %s::text::jsonb, %s::text::jsonb, p_pr
 
 
 def put(
-    database: Database, key: str, actor: str = "effect", *, queue: str = "default", seconds: float | None = None, options: str = "{}",
-    priority: int = 5, max_attempts: int | None = None,
+    database: Database,
+    key: str,
+    actor: str = "effect",
+    *,
+    queue: str = "default",
+    seconds: float | None = None,
+    options: str = "{}",
+    priority: int = 5,
+    max_attempts: int | None = None,
 ) -> None:
     payload = {"key": key} | ({} if seconds is None else {"seconds": seconds})
     database.query(ENQUEUE, queue, actor, json.dumps(payload), options, priority, max_attempts)

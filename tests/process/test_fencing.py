@@ -65,6 +65,7 @@ def test_a_heartbeat_keeps_a_handler_longer_than_its_lease(database, ledger, sta
     assert daemon.stop() == 0 and other.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_running_message_can_be_cancelled(database, ledger, start_daemon):
     daemon = start_daemon(database, ledger, threads=1).wait_ready()
     (ident,) = effects(database, 1, "m", "sleeper", seconds=60)

@@ -50,7 +50,9 @@ def test_no_log_line_and_no_series_carries_a_payload(database, start_daemon):
     for daemon, port in zip(daemons, ports, strict=True):
         assert len(daemon.children()) == 3 and daemon.log.count('"worker_started"') == 2, "both processes and the exporter went through it alive"
         assert problems(port, "/readyz") == [] and problems(port, "/livez") == []
-        wait_until(lambda port=port: len(queues_of(get(port, "/metrics")[1], "queue_messages")) == FLEET_QUEUES, 20, "as many queues as are shown at most")
+        wait_until(
+            lambda port=port: len(queues_of(get(port, "/metrics")[1], "queue_messages")) == FLEET_QUEUES, 20, "as many queues as are shown at most"
+        )
     last = [read_everything(port) for port in ports]
     assert [daemon.stop() for daemon in daemons] == [0, 0]
     # workers do the same a hundred at a time, a minute apart; without workers, types that they knew are unknown as well
@@ -58,7 +60,9 @@ def test_no_log_line_and_no_series_carries_a_payload(database, start_daemon):
     assert_adds_up(database)
     for page in [*pages, *last[0], *last[1]]:
         assert not MARKS.search(page) and not PERSONAL.search(page), "a page carries a payload"
-    assert sum(finished_within_bounds(page) for page, *_ in last) == COUNT // 2, "all but unknown types, which the database buries, and queues of nobody"
+    assert sum(finished_within_bounds(page) for page, *_ in last) == COUNT // 2, (
+        "all but unknown types, which the database buries, and queues of nobody"
+    )
     produced, everything = (events_of_clean(daemon.log) for daemon in daemons)
     seen = {"message_failed", "hook_failed", "thread_failed", "exception_ignored", "hostile", "py.warnings"}
     assert seen <= produced.keys() and seen <= everything.keys(), "all of it was tried"
@@ -69,7 +73,12 @@ def test_no_log_line_and_no_series_carries_a_payload(database, start_daemon):
 def read_everything(port: int) -> list[str]:
     """Every page, both formats of the metrics; both must parse."""
     plain, modern = get(port, "/metrics")[1], get(port, "/metrics", OPENMETRICS)[1]
-    assert plain and list(text_string_to_metric_families(plain)) and modern.endswith("# EOF\n") and list(openmetrics.text_string_to_metric_families(modern))
+    assert (
+        plain
+        and list(text_string_to_metric_families(plain))
+        and modern.endswith("# EOF\n")
+        and list(openmetrics.text_string_to_metric_families(modern))
+    )
     return [plain, modern, *(get(port, path)[1] for path in ("/version", "/scale", "/readyz", "/livez"))]
 
 
@@ -100,7 +109,11 @@ def finished_within_bounds(text: str) -> float:
     assert {sample.labels["actor"] for sample in own if "actor" in sample.labels} <= {"hostile", "strict", "other"}
     assert len(own) <= 200
     assert max(Counter(sample.name for sample in samples if sample.name in FLEET_NAMES).values()) <= 4 * FLEET_QUEUES
-    return sum(sample.value for sample in own if sample.name == PREFIX + "messages_finished_total" and sample.labels["outcome"] in ("done", "dead", "cancelled"))
+    return sum(
+        sample.value
+        for sample in own
+        if sample.name == PREFIX + "messages_finished_total" and sample.labels["outcome"] in ("done", "dead", "cancelled")
+    )
 
 
 def events_of_clean(log: str) -> Counter[str]:

@@ -28,10 +28,15 @@ def break_it(database, ledger, what):
     wait_until(lambda: ledger.counts("start")[what.replace(" ", "-")] >= 1)
 
 
-@pytest.mark.parametrize(("what", "loop"), [
-    ("block pump", "pump"), pytest.param("kill pump", "pump", marks=pytest.mark.slow),
-    ("kill heartbeat", "heartbeat"), pytest.param("block timekeeper", "timekeeper", marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+    ("what", "loop"),
+    [
+        ("block pump", "pump"),
+        pytest.param("kill pump", "pump", marks=pytest.mark.slow),
+        ("kill heartbeat", "heartbeat"),
+        pytest.param("block timekeeper", "timekeeper", marks=pytest.mark.slow),
+    ],
+)
 def test_a_loop_that_does_not_tick_is_seen_and_its_process_replaced(database, ledger, start_daemon, what, loop):
     quick_backoff(database)
     daemon, port = start(start_daemon, database, ledger, **QUICK)

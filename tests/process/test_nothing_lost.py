@@ -21,8 +21,14 @@ KINDS = ["good"] * 16 + ["retried", "retried", "dead", "cancelled"]
 
 def _mixed(count, prefix):
     """Messages of every ending; each tenth also belongs to one of a few conversations."""
-    return [{"message_type": "outcome", "payload": {"key": f"{prefix}{n}", "kind": KINDS[n % len(KINDS)]},
-             **({"conversation_key": f"c{n % 7}"} if n % 10 == 0 else {})} for n in range(count)]
+    return [
+        {
+            "message_type": "outcome",
+            "payload": {"key": f"{prefix}{n}", "kind": KINDS[n % len(KINDS)]},
+            **({"conversation_key": f"c{n % 7}"} if n % 10 == 0 else {}),
+        }
+        for n in range(count)
+    ]
 
 
 class Producer(threading.Thread):
@@ -145,8 +151,10 @@ def test_no_message_is_lost_when_connections_are_cut(database, ledger, start_dae
     for _ in range(8):
         before = len(ledger.lines("effect"))
         wait_until(lambda before=before: len(ledger.lines("effect")) > before + 40, 30)
-        database.query("select pg_terminate_backend(pid) from pg_stat_activity"
-                       " where datname = current_database() and application_name like 'packhorse%%' and pid <> pg_backend_pid()")
+        database.query(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and application_name like 'packhorse%%' and pid <> pg_backend_pid()"
+        )
     ids = producer.stop()
     wait_for_end(database)
     _expected_states(database, assert_every_message_ended_once(database, ids))

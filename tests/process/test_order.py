@@ -11,8 +11,11 @@ from tests.support.waiting import wait_until
 
 
 def _talk(conversations, numbers, seconds=0.0):
-    return [{"message_type": "talk", "conversation_key": f"c{c}", "payload": {"conversation": f"c{c}", "number": n, "seconds": seconds}}
-            for n in numbers for c in range(conversations)]
+    return [
+        {"message_type": "talk", "conversation_key": f"c{c}", "payload": {"conversation": f"c{c}", "number": n, "seconds": seconds}}
+        for n in numbers
+        for c in range(conversations)
+    ]
 
 
 def assert_in_order(ledger, conversations, count):
@@ -31,6 +34,7 @@ def assert_in_order(ledger, conversations, count):
     assert set(current.values()) == {count - 1} and all(finished.values())
 
 
+@pytest.mark.slow
 def test_conversations_run_in_order_across_two_daemons(database, ledger, start_daemon):
     daemons = [start_daemon(database, ledger, threads=4).wait_ready() for _ in range(2)]
     ids = enqueue(database, _talk(8, range(20), seconds=0.002))
@@ -61,12 +65,20 @@ def test_conversations_stay_in_order_when_workers_are_killed(database, ledger, s
 def test_a_retry_holds_its_conversation_and_no_other(database, ledger, start_daemon):
     database.query("""select set_queue('default', '{"backoff_initial": "1 second"}')""")
     daemon = start_daemon(database, ledger, threads=4).wait_ready()
-    enqueue(database, [
-        {"message_type": "outcome", "conversation_key": "a", "payload": {"key": "a0", "kind": "retried"}, "options": {"min_backoff": 700, "max_backoff": 700}},
-        {"message_type": "outcome", "conversation_key": "a", "payload": {"key": "a1", "kind": "good"}},
-        {"message_type": "outcome", "conversation_key": "b", "payload": {"key": "b0", "kind": "good"}},
-        {"message_type": "outcome", "conversation_key": "b", "payload": {"key": "b1", "kind": "good"}},
-    ])
+    enqueue(
+        database,
+        [
+            {
+                "message_type": "outcome",
+                "conversation_key": "a",
+                "payload": {"key": "a0", "kind": "retried"},
+                "options": {"min_backoff": 700, "max_backoff": 700},
+            },
+            {"message_type": "outcome", "conversation_key": "a", "payload": {"key": "a1", "kind": "good"}},
+            {"message_type": "outcome", "conversation_key": "b", "payload": {"key": "b0", "kind": "good"}},
+            {"message_type": "outcome", "conversation_key": "b", "payload": {"key": "b1", "kind": "good"}},
+        ],
+    )
     wait_for_end(database, 20)
     order = [key for _, key, _ in ledger.lines("effect")]
     assert order.index("a0") < order.index("a1") and order.index("b0") < order.index("b1")
@@ -77,8 +89,13 @@ def test_a_retry_holds_its_conversation_and_no_other(database, ledger, start_dae
 @pytest.mark.slow
 def test_a_death_releases_its_conversation(database, ledger, start_daemon):
     daemon = start_daemon(database, ledger, threads=4).wait_ready()
-    enqueue(database, [{"message_type": "outcome", "conversation_key": "a", "payload": {"key": f"a{n}", "kind": kind}}
-                       for n, kind in enumerate(["dead", "cancelled", "good"])])
+    enqueue(
+        database,
+        [
+            {"message_type": "outcome", "conversation_key": "a", "payload": {"key": f"a{n}", "kind": kind}}
+            for n, kind in enumerate(["dead", "cancelled", "good"])
+        ],
+    )
     wait_for_end(database, 20)
     assert [key for _, key, _ in ledger.lines("start")] == ["a0", "a1", "a2"]
     assert ledger.counts("effect") == {"a2": 1}

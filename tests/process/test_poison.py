@@ -48,6 +48,7 @@ UNDECODABLE = {
 }
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_be_decoded_are_one_dead_letter_each(database, ledger, start_daemon):
     effects(database, 20, "a")
     for statement in UNDECODABLE.values():
@@ -66,8 +67,18 @@ def test_options_of_the_wrong_type_do_not_turn_a_failure_into_done(database, led
     """A failing handler whose message carries nonsense where the retry policy looks: the failure is kept."""
     quick_backoff(database)
     daemon = start_daemon(database, ledger).wait_ready()
-    for number, options in enumerate(['{"max_retries": "many"}', '{"min_backoff": "soon"}', '{"max_backoff": []}', '{"throws": 3}',
-                                      '{"time_limit": "long"}', '{"max_age": "old"}', '{"on_retry_exhausted": 7}', '{"pipe_target": 1}']):
+    for number, options in enumerate(
+        [
+            '{"max_retries": "many"}',
+            '{"min_backoff": "soon"}',
+            '{"max_backoff": []}',
+            '{"throws": 3}',
+            '{"time_limit": "long"}',
+            '{"max_age": "old"}',
+            '{"on_retry_exhausted": 7}',
+            '{"pipe_target": 1}',
+        ]
+    ):
         database.query("select enqueue_message('default', 'fails', jsonb_build_object('key', %s::text), %s::jsonb)", f"k{number}", options)
     wait_for_end(database, 30)
     assert database.query("select distinct state, attempt > 0 from all_messages") == [("dead", True)]
@@ -90,8 +101,11 @@ def test_wrong_arguments_in_a_row_fail_that_message_only(database, ledger, start
 def test_suspects_run_one_after_the_other_and_not_one_per_poll(database, ledger, start_daemon):
     """A dead host leaves all it held as suspects. They run alone, but the next one starts when the last has ended."""
     for number in range(12):
-        database.query("insert into message_queue (queue, message_type, payload, crashes)"
-                       " values ('default', 'effect', jsonb_build_object('key', 'k' || %s::text, 'seconds', 0.2), 1)", number)
+        database.query(
+            "insert into message_queue (queue, message_type, payload, crashes)"
+            " values ('default', 'effect', jsonb_build_object('key', 'k' || %s::text, 'seconds', 0.2), 1)",
+            number,
+        )
     daemon = start_daemon(database, ledger, poll_seconds=20).wait_ready()
     wait_for_end(database, 15)
     assert len(ledger.counts("effect")) == 12

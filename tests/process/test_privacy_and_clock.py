@@ -18,17 +18,23 @@ FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), No
 def test_payloads_are_not_in_logs_whatever_goes_wrong(database, ledger, start_daemon):
     quick_backoff(database)
     daemon = start_daemon(database, ledger, threads=4, log_level="debug").wait_ready()
-    enqueue(database, [
-        {"message_type": "leaks", "payload": {"secret": SECRET}},
-        {"message_type": "leaks", "payload": {"wrong": SECRET}, "max_attempts": 1},
-        {"message_type": "poison", "payload": {"key": SECRET}},
-        {"message_type": "sleeper", "payload": {"key": SECRET}, "max_attempts": 1, "options": {"time_limit": 100}},
-        {"message_type": "effect", "payload": {"key": SECRET}, "options": {"on_success": "effect"}},
-        {"message_type": "fails", "payload": {"key": SECRET}, "max_attempts": 1, "options": {"on_failure": "nobody"}},
-        {"message_type": "outcome", "payload": {"key": SECRET, "kind": "dead"}, "conversation_key": SECRET},
-    ])
-    database.query("insert into message_queue (queue, message_type, payload) values ('default', 'effect', ('{\"key\": \"' || %s || '\", \"n\": '"
-                   " || repeat('9', 6000) || '}')::jsonb)", SECRET)
+    enqueue(
+        database,
+        [
+            {"message_type": "leaks", "payload": {"secret": SECRET}},
+            {"message_type": "leaks", "payload": {"wrong": SECRET}, "max_attempts": 1},
+            {"message_type": "poison", "payload": {"key": SECRET}},
+            {"message_type": "sleeper", "payload": {"key": SECRET}, "max_attempts": 1, "options": {"time_limit": 100}},
+            {"message_type": "effect", "payload": {"key": SECRET}, "options": {"on_success": "effect"}},
+            {"message_type": "fails", "payload": {"key": SECRET}, "max_attempts": 1, "options": {"on_failure": "nobody"}},
+            {"message_type": "outcome", "payload": {"key": SECRET, "kind": "dead"}, "conversation_key": SECRET},
+        ],
+    )
+    database.query(
+        "insert into message_queue (queue, message_type, payload) values ('default', 'effect', ('{\"key\": \"' || %s || '\", \"n\": '"
+        " || repeat('9', 6000) || '}')::jsonb)",
+        SECRET,
+    )
     wait_for_end(database, 40)
     assert daemon.stop() == 0
     assert database.value("select count(*) from all_messages") >= 8
@@ -55,7 +61,9 @@ def test_a_worker_whose_host_clock_is_wrong_keeps_every_promise(database, ledger
     assert set(ledger.counts("effect").values()) == {1}
     assert ledger.counts("start")["long0"] == 1
     assert database.value("select max(crashes) from message_archive") == 0
-    assert database.value("select bool_and(claimed_at >= created_at + interval '0.9 seconds') from message_archive where payload ->> 'key' like 'd%%'")
+    assert database.value(
+        "select bool_and(claimed_at >= created_at + interval '0.9 seconds') from message_archive where payload ->> 'key' like 'd%%'"
+    )
     assert database.value("select bool_and(finished_at between created_at and clock_timestamp()) from message_archive")
     assert daemon.stop() == 0 and right.stop() == 0
     years = {json.loads(line)["timestamp"][:4] for line in daemon.log.splitlines() if line.startswith("{")}

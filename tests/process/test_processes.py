@@ -13,6 +13,7 @@ from tests.support.waiting import wait_until
 from tests.support.workers import ROOT
 
 
+@pytest.mark.slow
 def test_a_killed_child_is_replaced_and_its_messages_recovered_at_once(database, ledger, start_daemon):
     """At once: the lease is longer than this test may take, so only the parent can have given them back."""
     quick_backoff(database)

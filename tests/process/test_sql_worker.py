@@ -52,18 +52,25 @@ class SqlWorker(threading.Thread):
 
 
 @pytest.mark.parametrize("conversations", [False, True], ids=["plain", "conversations"])
+@pytest.mark.slow
 def test_sql_workers_and_the_daemon_share_one_queue(database, ledger, start_daemon, monkeypatch, conversations):
     monkeypatch.setenv("LEDGER", str(ledger.path))
     quick_backoff(database)
     count = 200 if conversations else 600
-    items = [{"message_type": "outcome", "payload": {"key": f"m{n}", "kind": "retried" if n % 9 == 0 else "good"},
-              **({"conversation_key": f"c{n % 20}"} if conversations else {})} for n in range(count)]
+    items = [
+        {
+            "message_type": "outcome",
+            "payload": {"key": f"m{n}", "kind": "retried" if n % 9 == 0 else "good"},
+            **({"conversation_key": f"c{n % 20}"} if conversations else {}),
+        }
+        for n in range(count)
+    ]
     workers = [SqlWorker(database, f"sql{n}") for n in range(2)]
     daemon = start_daemon(database, ledger, threads=2, batch_size=4).wait_ready()
     ids = enqueue(database, items[: count // 2])
     for worker in workers:
         worker.start()
-    ids += enqueue(database, items[count // 2:])
+    ids += enqueue(database, items[count // 2 :])
     wait_for_end(database, 40)
     for worker in workers:
         worker.stop()

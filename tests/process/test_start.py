@@ -20,6 +20,7 @@ def _writable(database):
         connection.execute(f"alter database {database.name} set default_transaction_read_only = off")
 
 
+@pytest.mark.slow
 def test_an_unreachable_database_is_waited_for(own_server, ledger, start_daemon):
     database = own_server.create_database()
     own_server.stop()
@@ -34,6 +35,7 @@ def test_an_unreachable_database_is_waited_for(own_server, ledger, start_daemon)
     assert "Traceback" not in daemon.log
 
 
+@pytest.mark.slow
 def test_waiting_for_a_database_ends_at_sigterm(start_daemon):
     daemon = start_daemon("postgresql://nobody@127.0.0.1:1/none")
     wait_until(lambda: "database_unavailable" in daemon.log)
@@ -77,6 +79,7 @@ def test_a_database_without_the_schema_is_refused(empty_database, start_daemon):
     assert "packhorse migrate up" in _ended(start_daemon(empty_database), EXIT_SCHEMA)
 
 
+@pytest.mark.slow
 def test_a_database_that_is_newer_says_which_side_is_older(database, start_daemon):
     database.query("insert into packhorse_migrations (name, checksum) values ('9999_from_the_future', 'x')")
     assert "Upgrade packhorse" in _ended(start_daemon(database), EXIT_SCHEMA)

@@ -37,8 +37,13 @@ def test_a_hard_limit_replaces_the_process_and_its_neighbours_lose_no_attempt(da
     quick_backoff(database)
     daemon = start_daemon(database, ledger, threads=3).wait_ready()
     (pid,) = daemon.children()
-    enqueue(database, [{"message_type": "stuck", "payload": {"key": "stuck"}, "max_attempts": 2},
-                       *({"message_type": "sleeper", "payload": {"key": f"n{n}", "seconds": 1.5}} for n in range(2))])
+    enqueue(
+        database,
+        [
+            {"message_type": "stuck", "payload": {"key": "stuck"}, "max_attempts": 2},
+            *({"message_type": "sleeper", "payload": {"key": f"n{n}", "seconds": 1.5}} for n in range(2)),
+        ],
+    )
     wait_until(lambda: len(ledger.lines("start")) == 3)
     waiting = effects(database, 20, "w", seconds=0.02)
     wait_for_end(database, 40)
@@ -56,9 +61,14 @@ def test_after_a_hard_limit_the_retry_starts_when_the_first_attempt_is_gone(data
     """A neighbour keeps the process draining; the handler that ignored its limits could do anything meanwhile."""
     quick_backoff(database)
     start_daemon(database, ledger, threads=2).wait_ready()
-    enqueue(database, [{"message_type": "sleeper", "payload": {"key": "neighbour", "seconds": 4}},
-                       {"message_type": "stuck", "payload": {"key": "stuck"}, "max_attempts": 2, "conversation_key": "c"},
-                       {"message_type": "effect", "payload": {"key": "next"}, "conversation_key": "c"}])
+    enqueue(
+        database,
+        [
+            {"message_type": "sleeper", "payload": {"key": "neighbour", "seconds": 4}},
+            {"message_type": "stuck", "payload": {"key": "stuck"}, "max_attempts": 2, "conversation_key": "c"},
+            {"message_type": "effect", "payload": {"key": "next"}, "conversation_key": "c"},
+        ],
+    )
     wait_until(lambda: len(ledger.lines("start")) == 2)
     first = int(ledger.lines("start")[0][2])
     start_daemon(database, ledger, threads=2).wait_ready()

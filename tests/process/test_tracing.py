@@ -37,7 +37,10 @@ def _spans(path):
 def test_a_span_of_a_worker_links_to_the_span_of_another_process_and_is_exported_before_it_ends(database, ledger, start_daemon, tmp_path):
     path = tmp_path / "spans"
     subprocess.run(
-        [sys.executable, "-c", PRODUCER], check=True, cwd=ROOT, timeout=60,
+        [sys.executable, "-c", PRODUCER],
+        check=True,
+        cwd=ROOT,
+        timeout=60,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "DATABASE_URL": database.url, "SPANS": str(path)},
     )
     (sent,) = _spans(path)
@@ -60,8 +63,9 @@ def test_a_collector_that_never_answers_neither_slows_nor_stops_a_worker(databas
 
 def test_an_unreachable_collector_is_said_and_counted_and_the_work_goes_on(database, ledger, start_daemon, tmp_path):
     port = free_port()
-    daemon = start_daemon(database, ledger, ACTORS, {"SPANS": str(tmp_path / "spans"), "COLLECTOR": "refuses"}, tracing=True, metrics_port=port,
-                          log_format="json").wait_ready()
+    daemon = start_daemon(
+        database, ledger, ACTORS, {"SPANS": str(tmp_path / "spans"), "COLLECTOR": "refuses"}, tracing=True, metrics_port=port, log_format="json"
+    ).wait_ready()
     wait_until(lambda: metric(port, "observability_errors_total", part="tracing") == 0)
     effects(database, 600)  # more than a batch of the SDK: it exports
     wait_until(lambda: len(ledger.counts("effect")) == 600, 60)

@@ -37,6 +37,7 @@ def test_effects_in_the_same_database_happen_exactly_once_under_kills(table, led
     assert daemon.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_failed_attempt_leaves_no_effect_behind(table, ledger, start_daemon):
     quick_backoff(table)
     daemon = start_daemon(table, ledger).wait_ready()

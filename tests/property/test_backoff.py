@@ -11,8 +11,10 @@ from tests.sql.client import Sql
 
 DAY = 86400.0
 MICROSECOND = 1e-6
-CALL = ("select extract(epoch from message_backoff(%s, make_interval(secs => %s), %s, make_interval(secs => %s), %s))::float8, "
-        "extract(epoch from make_interval(secs => %s))::float8")
+CALL = (
+    "select extract(epoch from message_backoff(%s, make_interval(secs => %s), %s, make_interval(secs => %s), %s))::float8, "
+    "extract(epoch from make_interval(secs => %s))::float8"
+)
 
 
 def seconds(largest: float) -> st.SearchStrategy[float]:
@@ -29,9 +31,7 @@ FUNCTION_FIXTURE = [HealthCheck.function_scoped_fixture]
 @example(attempt=10**6, initial=366 * DAY, multiplier=1000.0, longest=366 * DAY, jitter=0.0)
 @example(attempt=10**6, initial=MICROSECOND, multiplier=1000.0, longest=366 * DAY, jitter=1.0)
 @example(attempt=10**6, initial=MICROSECOND, multiplier=1.0, longest=366 * DAY, jitter=0.0)
-def test_the_delay_is_between_zero_and_the_maximum(
-    sql: Sql, attempt: int, initial: float, multiplier: float, longest: float, jitter: float
-) -> None:
+def test_the_delay_is_between_zero_and_the_maximum(sql: Sql, attempt: int, initial: float, multiplier: float, longest: float, jitter: float) -> None:
     initial = min(initial, longest)  # a constraint of the table queues
     delay, most = sql.rows(CALL, attempt, initial, multiplier, longest, jitter, longest)[0]
     assert 0 <= delay <= most
@@ -62,8 +62,11 @@ def test_jitter_takes_off_at_most_its_share(sql: Sql, jitter: float) -> None:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=FUNCTION_FIXTURE)
-@given(multiplier=st.sampled_from([0.0, -1.0, 0.5, 1e300, float("nan"), float("inf")]), attempt=st.sampled_from([-(2**31), 0, 1, 2**31 - 1]),
-       jitter=st.sampled_from([-5.0, 0.0, 7.0]))
+@given(
+    multiplier=st.sampled_from([0.0, -1.0, 0.5, 1e300, float("nan"), float("inf")]),
+    attempt=st.sampled_from([-(2**31), 0, 1, 2**31 - 1]),
+    jitter=st.sampled_from([-5.0, 0.0, 7.0]),
+)
 def test_a_worker_that_overrides_with_nonsense_gets_a_bounded_delay(sql: Sql, multiplier: float, attempt: int, jitter: float) -> None:
     delay, _ = sql.rows(CALL, attempt, 1.0, multiplier, 30.0, jitter, 30.0)[0]
     assert 0 <= delay <= 30

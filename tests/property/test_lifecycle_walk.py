@@ -30,11 +30,25 @@ class Walk:
         self.chance = random.Random(seed)
         self.model = Model(on_dead_blocks=self.chance.random() < 0.5)
         self.done: list[str] = []
-        sql.set_queue(crash_limit=CRASH_LIMIT, backoff_initial="0", backoff_max="0", max_attempts=3,
-                      on_dead="block" if self.model.on_dead_blocks else "skip")
+        sql.set_queue(
+            crash_limit=CRASH_LIMIT, backoff_initial="0", backoff_max="0", max_attempts=3, on_dead="block" if self.model.on_dead_blocks else "skip"
+        )
         self.commands: list[Callable[[], str]] = [
-            self.enqueue, self.enqueue, self.claim, self.claim, self.settle, self.settle, self.stale_write, self.cancel, self.expire,
-            self.bury, self.redrive, self.purge, self.rescue, self.recover, self.upkeep,
+            self.enqueue,
+            self.enqueue,
+            self.claim,
+            self.claim,
+            self.settle,
+            self.settle,
+            self.stale_write,
+            self.cancel,
+            self.expire,
+            self.bury,
+            self.redrive,
+            self.purge,
+            self.rescue,
+            self.recover,
+            self.upkeep,
         ]
 
     def step(self) -> None:
@@ -105,9 +119,13 @@ class Walk:
 
     def call(self, verb: str, message_id: int, token: int | None) -> Any:
         calls = {
-            "complete": "complete_messages(array[%s::bigint], array[%s::bigint])", "fail": "fail_message(%s, %s, 'E', 'm')",
-            "snooze": "snooze_message(%s, %s, '1 minute')", "release": "release_message(%s, %s)", "bury": "bury_message(%s, %s)",
-            "cancel": "cancel_message(%s, p_token => %s)", "extend": "extend_message_lease(%s, %s)",
+            "complete": "complete_messages(array[%s::bigint], array[%s::bigint])",
+            "fail": "fail_message(%s, %s, 'E', 'm')",
+            "snooze": "snooze_message(%s, %s, '1 minute')",
+            "release": "release_message(%s, %s)",
+            "bury": "bury_message(%s, %s)",
+            "cancel": "cancel_message(%s, p_token => %s)",
+            "extend": "extend_message_lease(%s, %s)",
         }
         return self.sql.value("select " + calls[verb], message_id, token)
 

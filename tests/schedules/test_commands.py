@@ -71,7 +71,12 @@ def test_maintenance_is_listed_planned_run_and_remembered(cli, database):
     first, second = cli("maintenance", "history", "--json").document[::-1]
     assert (first["rows_done"], second["rows_done"], first["triggered_by"]) == (50, 0, "ada")
     assert {gate["gate"] for gate in cli("maintenance", "status", "--json").document["gates"]} == {
-        "replication_lag_seconds", "autovacuum_on_table", "oldest_snapshot_seconds", "connections_ratio", "queue_latency_seconds"}
+        "replication_lag_seconds",
+        "autovacuum_on_table",
+        "oldest_snapshot_seconds",
+        "connections_ratio",
+        "queue_latency_seconds",
+    }
     assert cli("maintenance", "cancel", "retention.orders", "--json").document == {"task": "retention.orders", "answer": "nothing"}
 
 
@@ -118,7 +123,9 @@ def test_an_unknown_partition_policy_is_refused_with_a_near_miss(cli, command):
 
 
 def test_table_care_estimates_empty_space_and_looks_at_partitions(cli, database):
-    database.query("create table loose (id bigint primary key, body text); insert into loose select n, repeat('x', 200) from generate_series(1, 30000) n")
+    database.query(
+        "create table loose (id bigint primary key, body text); insert into loose select n, repeat('x', 200) from generate_series(1, 30000) n"
+    )
     database.query("create table parts (at timestamptz not null) partition by range (at)")
     database.query("create table parts_rest partition of parts default")
     database.query("insert into parts select now() from generate_series(1, 7)")
@@ -143,10 +150,18 @@ def test_table_care_reports_with_statements_and_changes_nothing(cli, database):
 
 def test_config_check_reports_all_problems_and_exits_2(cli, tmp_path):
     assert cli("config", "check", "--json").document == {"ok": True}
-    (tmp_path / "packhorse.toml").write_text('treads = 3\n[retension.x]\nkeep = 1\n' + ORDERS + "btach = 5\n" + EVENTS + 'grase = 1\n[gates]\nlag = 1\n')
+    (tmp_path / "packhorse.toml").write_text(
+        "treads = 3\n[retension.x]\nkeep = 1\n" + ORDERS + "btach = 5\n" + EVENTS + "grase = 1\n[gates]\nlag = 1\n"
+    )
     ran = cli("config", "check")
     assert ran.code == 2
-    for text in ("treads", "retension", "btach: there is no such field; did you mean 'batch'", "grase: there is no such field; did you mean 'grace'", "[gates]: lag"):
+    for text in (
+        "treads",
+        "retension",
+        "btach: there is no such field; did you mean 'batch'",
+        "grase: there is no such field; did you mean 'grace'",
+        "[gates]: lag",
+    ):
         assert text in ran.err, ran.err
 
 

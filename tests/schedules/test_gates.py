@@ -72,7 +72,10 @@ def late_queue(database: Database) -> Iterator[float]:
 
 
 CLOSED: dict[str, Callable[[Database], object]] = {
-    "oldest_snapshot_seconds": old_snapshot, "autovacuum_on_table": vacuum, "connections_ratio": many_connections, "queue_latency_seconds": late_queue,
+    "oldest_snapshot_seconds": old_snapshot,
+    "autovacuum_on_table": vacuum,
+    "connections_ratio": many_connections,
+    "queue_latency_seconds": late_queue,
 }
 
 
@@ -110,8 +113,17 @@ def standby(own_server: Server) -> Iterator[str]:
         shutil.chown(folder, own_server._user)
     data = str(folder / "data")
     own_server._run("pg_basebackup", "-D", data, "-h", str(own_server.socket_dir), "-U", "postgres", "-R", "-X", "stream", "-c", "fast")
-    own_server._run("pg_ctl", "-D", data, "-o", f"-c listen_addresses='' -k {folder} -c max_connections=200 -c hot_standby=on", "-l", str(folder / "log"),
-                    "-w", "start")
+    own_server._run(
+        "pg_ctl",
+        "-D",
+        data,
+        "-o",
+        f"-c listen_addresses='' -k {folder} -c max_connections=200 -c hot_standby=on",
+        "-l",
+        str(folder / "log"),
+        "-w",
+        "start",
+    )
     yield f"postgresql://postgres@/postgres?host={folder}"
     own_server._run("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
 

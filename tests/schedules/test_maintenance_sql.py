@@ -10,8 +10,13 @@ import pytest
 
 def start(sql, task="t", kind="retention", message=None, **arguments):
     named = "".join(f", p_{key} => %s" for key in arguments)
-    rows = sql.rows(f"select run_id, run_cutoff, run_cursor, run_rows, run_batch_size, run_resumed from start_maintenance_run(%s, %s, 'me', %s{named})",
-                    task, kind, message, *arguments.values())
+    rows = sql.rows(
+        f"select run_id, run_cutoff, run_cursor, run_rows, run_batch_size, run_resumed from start_maintenance_run(%s, %s, 'me', %s{named})",
+        task,
+        kind,
+        message,
+        *arguments.values(),
+    )
     return rows[0] if rows else None
 
 
@@ -118,14 +123,20 @@ def blocks(sql, statement):
 
 
 @pytest.mark.parametrize("outcomes", [("done",), ("dead",), ("done", "dead")])
+@pytest.mark.slow
 def test_health_looks_at_the_last_run_of_each_and_not_at_its_history(own_clients, any_database, outcomes):
     """A schedule of every minute has 43,000 runs in a month; metrics and health asked for all of them every few seconds."""
     any_database.query("select set_schedule('s' || n, 'effect', '* * * * *') from generate_series(1, 3) n")
     any_database.query(
         "insert into schedule_runs (schedule, planned_at, outcome, triggered_by, message_id, ended_at) select 's' || n %% 3 + 1, now() - n * interval '1 minute', "
-        "(%s::text[])[1 + n %% cardinality(%s::text[])], 'schedule', n, now() - n * interval '1 minute' from generate_series(40000, 1, -1) n", list(outcomes), list(outcomes))
-    any_database.query("insert into maintenance_runs (task, kind, triggered_by, state, ended_at) select 't' || case when n > 5 then n % 4 else 4 end, 'job', 'schedule', 'succeeded', now() "
-                       "from generate_series(1, 40000) n")
+        "(%s::text[])[1 + n %% cardinality(%s::text[])], 'schedule', n, now() - n * interval '1 minute' from generate_series(40000, 1, -1) n",
+        list(outcomes),
+        list(outcomes),
+    )
+    any_database.query(
+        "insert into maintenance_runs (task, kind, triggered_by, state, ended_at) select 't' || case when n > 5 then n % 4 else 4 end, 'job', 'schedule', 'succeeded', now() "
+        "from generate_series(1, 40000) n"
+    )
     for table in ("schedule_runs", "maintenance_runs"):
         any_database.query(f"vacuum analyze {table}")
     sql = own_clients()

@@ -31,10 +31,10 @@ def approx_until(end):
     return pytest.approx((end - datetime.now(UTC)).total_seconds(), abs=600)
 
 
-
 def policy(**changes):
-    return Partitions(**{"name": "events", "table": "shop.events", "column": "at", "every": "month", "ahead": 3, "keep": 2, "grace_seconds": 0.0,
-                         **changes})
+    return Partitions(
+        **{"name": "events", "table": "shop.events", "column": "at", "every": "month", "ahead": 3, "keep": 2, "grace_seconds": 0.0, **changes}
+    )
 
 
 @pytest.fixture
@@ -74,8 +74,12 @@ def add(database, shift, every="month", table="shop.events", name=None):
 
 
 def names(database):
-    return [row[0] for row in database.query(
-        "select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid where i.inhparent = to_regclass('shop.events') order by 1")]
+    return [
+        row[0]
+        for row in database.query(
+            "select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid where i.inhparent = to_regclass('shop.events') order by 1"
+        )
+    ]
 
 
 def expected(*shifts, every="month"):
@@ -83,16 +87,26 @@ def expected(*shifts, every="month"):
 
 
 def insert(database, shift=0, count=1, every="month", note="x"):
-    database.query("insert into shop.events select n, %s + interval '1 hour', %s from generate_series(1, %s) n",
-                   period_start(NOW, every, shift), note, count)
+    database.query(
+        "insert into shop.events select n, %s + interval '1 hour', %s from generate_series(1, %s) n", period_start(NOW, every, shift), note, count
+    )
 
 
 # -- periods -------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("moment", "every", "shift", "start"), [
-    ("2026-11-21T10:00", "day", 0, "2026-11-21"), ("2026-12-31T23:59", "day", 1, "2027-01-01"), ("2028-02-28T12:00", "day", 1, "2028-02-29"),
-    ("2026-11-21T10:00", "week", 0, "2026-11-16"), ("2027-01-01T00:00", "week", 0, "2026-12-28"), ("2026-01-31T10:00", "month", 1, "2026-02-01"),
-    ("2026-11-30T10:00", "month", 2, "2027-01-01"), ("2026-01-15T10:00", "month", -1, "2025-12-01"), ("2026-01-15T10:00", "month", -25, "2023-12-01"),
-])
+@pytest.mark.parametrize(
+    ("moment", "every", "shift", "start"),
+    [
+        ("2026-11-21T10:00", "day", 0, "2026-11-21"),
+        ("2026-12-31T23:59", "day", 1, "2027-01-01"),
+        ("2028-02-28T12:00", "day", 1, "2028-02-29"),
+        ("2026-11-21T10:00", "week", 0, "2026-11-16"),
+        ("2027-01-01T00:00", "week", 0, "2026-12-28"),
+        ("2026-01-31T10:00", "month", 1, "2026-02-01"),
+        ("2026-11-30T10:00", "month", 2, "2027-01-01"),
+        ("2026-01-15T10:00", "month", -1, "2025-12-01"),
+        ("2026-01-15T10:00", "month", -25, "2023-12-01"),
+    ],
+)
 def test_periods_begin_in_utc_and_go_over_the_ends_of_months_and_years(moment, every, shift, start):
     found = period_start(datetime.fromisoformat(moment).replace(tzinfo=UTC), every, shift)
     assert found == datetime.fromisoformat(start).replace(tzinfo=UTC)
@@ -119,7 +133,9 @@ def test_the_current_period_and_those_ahead_are_made_once(database, events, keep
     assert status.runway_seconds == approx_until(period_start(NOW, every, 4))
 
 
-@pytest.mark.parametrize("columns", ["id int, at timestamp, note text", "id int, at date, note text", "id int, at timestamptz not null default now(), note text"])
+@pytest.mark.parametrize(
+    "columns", ["id int, at timestamp, note text", "id int, at date, note text", "id int, at timestamptz not null default now(), note text"]
+)
 def test_columns_without_a_time_zone_are_utc(database, events, keep, columns):
     events(columns)
     connection = database.connect(admin=True)
@@ -142,16 +158,22 @@ def test_a_gap_is_filled_and_partitions_of_other_names_count_by_their_bounds(dat
     assert sorted([*expected(1, 2, 3), "whatever"]) == names(database)
 
 
-@pytest.mark.parametrize(("lower", "upper", "small"), [
-    (timedelta(0), timedelta(hours=5), False),  # months of a zone west of Greenwich: the next month lacks no more than its first hours
-    (timedelta(hours=-2), timedelta(hours=-2), True),  # east of it: two hours before the next month
-    (timedelta(0), timedelta(days=-20), False),
-], ids=["west", "east", "short"])
+@pytest.mark.parametrize(
+    ("lower", "upper", "small"),
+    [
+        (timedelta(0), timedelta(hours=5), False),  # months of a zone west of Greenwich: the next month lacks no more than its first hours
+        (timedelta(hours=-2), timedelta(hours=-2), True),  # east of it: two hours before the next month
+        (timedelta(0), timedelta(days=-20), False),
+    ],
+    ids=["west", "east", "short"],
+)
 def test_no_hole_is_left_beside_partitions_with_other_bounds(database, events, keep, lower, upper, small):
     """Inserts of a whole December would fail because November ends five hours into it."""
     events()
     month, following = (period_start(NOW, "month", shift) for shift in (0, 1))
-    database.query(f"create table shop.adopted partition of shop.events for values from ('{(month + lower).isoformat()}') to ('{(following + upper).isoformat()}')")
+    database.query(
+        f"create table shop.adopted partition of shop.events for values from ('{(month + lower).isoformat()}') to ('{(following + upper).isoformat()}')"
+    )
     keep().make()
     assert keep().status().runway_seconds == approx_until(period_start(NOW, "month", 4))
     for moment in (following - timedelta(seconds=1), following, following + timedelta(hours=6), following + timedelta(days=20)):
@@ -248,8 +270,10 @@ def test_partitions_have_the_security_indexes_and_checks_of_their_table(database
     events("id bigint, at timestamptz, note text check (note <> 'no')")
     database.query("alter table shop.events enable row level security")
     keep().make()
-    assert database.value("select bool_and(c.relrowsecurity) and count(*) = 4 from pg_inherits i join pg_class c on c.oid = i.inhrelid "
-                          "where i.inhparent = 'shop.events'::regclass")
+    assert database.value(
+        "select bool_and(c.relrowsecurity) and count(*) = 4 from pg_inherits i join pg_class c on c.oid = i.inhrelid "
+        "where i.inhparent = 'shop.events'::regclass"
+    )
     assert database.value("select count(*) from pg_indexes where schemaname = 'shop' and tablename like 'events\\_2%%'" % ()) == 4
     with pytest.raises(psycopg.errors.CheckViolation):
         insert(database, note="no")
@@ -271,7 +295,8 @@ def test_what_is_too_old_is_detached_rests_for_its_grace_and_is_dropped(database
     assert [step.action for step in keep(of).plan()] == ["drop", "drop"]
     assert keep(of).drop() == 2
     assert database.query("select parent, partition, dropped_at is not null from detached_partitions order by lower_bound") == [
-        ("shop.events", f"shop.{name}", True) for name in expected(-4, -3)]
+        ("shop.events", f"shop.{name}", True) for name in expected(-4, -3)
+    ]
     assert database.value("select to_regclass('shop.' || %s)", expected(-4)[0]) is None
 
 
@@ -428,6 +453,7 @@ def test_forced_row_security_does_not_make_an_export_of_half_the_rows(database, 
             database.query(f"alter {thing} owner to shop_owner")
         database.query("grant packhorse_worker to shop_owner")
         from worker.db.connection import connect
+
         connection = connect(database.server.url(database.name, "shop_owner"))
         with pytest.raises(StoreRejected, match="row-level security"):
             PartitionKeeper(connection, policy(export_dir=str(tmp_path))).drop()
@@ -450,8 +476,10 @@ def test_a_default_partition_is_drained_while_a_writer_inserts(database, events,
         try:
             with database.connect(admin=True) as connection:
                 while not stop.is_set():
-                    connection.execute("insert into shop.events values (%s, %s, 'live')",
-                                       (written[0], period_start(NOW, "month", written[0] % 4 - 2) + timedelta(days=1)))
+                    connection.execute(
+                        "insert into shop.events values (%s, %s, 'live')",
+                        (written[0], period_start(NOW, "month", written[0] % 4 - 2) + timedelta(days=1)),
+                    )
                     written[0] += 1
         except Exception as error:
             errors.append(error)
@@ -482,8 +510,9 @@ def test_a_period_that_has_no_place_ends_the_drain_with_an_error(database, event
     assert database.value("select count(*) from shop.rest") == 1
 
 
-@pytest.mark.parametrize("order", [
-    "id bigint, at timestamptz, a text, b text", "id bigint, at timestamptz, b text, a text", "b text, at timestamptz, id bigint, a text"])
+@pytest.mark.parametrize(
+    "order", ["id bigint, at timestamptz, a text, b text", "id bigint, at timestamptz, b text, a text", "b text, at timestamptz, id bigint, a text"]
+)
 def test_the_drain_moves_columns_by_name_and_computes_generated_ones(database, events, keep, order):
     """A default partition that was attached has its columns in an order of its own: by place, a and b would change places."""
     events("id bigint generated always as identity, at timestamptz, gone int, a text, b text, c text generated always as (a || b) stored")
@@ -493,8 +522,7 @@ def test_the_drain_moves_columns_by_name_and_computes_generated_ones(database, e
     database.query("alter table shop.events attach partition shop.rest default")
     database.query("insert into shop.events (at, a, b) select now(), 'A', 'B' from generate_series(1, 3)")
     assert keep().drain_default() == 3
-    assert database.query("select id, a, b, c from shop.events order by 1") == [
-        (n, "A", "B", "AB") for n in (1, 2, 3)]
+    assert database.query("select id, a, b, c from shop.events order by 1") == [(n, "A", "B", "AB") for n in (1, 2, 3)]
     assert database.value("select count(*) from shop.rest") == 0
 
 
@@ -520,10 +548,15 @@ def test_who_is_not_the_owner_is_told_what_to_do(database, events, keep, open_co
     assert check_plan(open_connection("owner"), Plan((), (policy(),), (), Gates(), ())).problems == []
 
 
-@pytest.mark.parametrize(("columns", "key", "column", "text"), [
-    ("id int, at timestamptz", "id", "id", "not range-partitioned by the time id"), ("id int, at timestamptz", "id", "at", "not range-partitioned"),
-    ("id int, at timestamptz", "at, id", "at", "not range-partitioned"), ("id int, at timestamptz", "at", "created", "not range-partitioned"),
-])
+@pytest.mark.parametrize(
+    ("columns", "key", "column", "text"),
+    [
+        ("id int, at timestamptz", "id", "id", "not range-partitioned by the time id"),
+        ("id int, at timestamptz", "id", "at", "not range-partitioned"),
+        ("id int, at timestamptz", "at, id", "at", "not range-partitioned"),
+        ("id int, at timestamptz", "at", "created", "not range-partitioned"),
+    ],
+)
 def test_a_table_of_another_shape_is_refused(database, keep, open_connection, columns, key, column, text):
     database.query("create schema shop")
     database.query(f"create table shop.events ({columns}) partition by range ({key})")
@@ -542,10 +575,22 @@ def test_the_archive_is_looked_after_by_functions_where_the_role_does_not_own_it
     assert keep(archive, "worker").status().partitions >= before
 
 
-@pytest.mark.parametrize(("changes", "field"), [({"export_dir": "exports"}, "export_dir"), ({"keep": 30}, "keep"), ({"grace_seconds": 7 * 86400.0}, "grace")])
+@pytest.mark.parametrize(
+    ("changes", "field"), [({"export_dir": "exports"}, "export_dir"), ({"keep": 30}, "keep"), ({"grace_seconds": 7 * 86400.0}, "grace")]
+)
 def test_without_the_owner_nothing_goes_that_is_to_be_exported_or_kept(database, keep, open_connection, changes, field):
-    archive = Partitions(**{"name": "message_archive", "column": "finished_at", "every": "day", "ahead": 7, "keep": 7, "keep_setting": True,
-                            "source": "toml", **changes})
+    archive = Partitions(
+        **{
+            "name": "message_archive",
+            "column": "finished_at",
+            "every": "day",
+            "ahead": 7,
+            "keep": 7,
+            "keep_setting": True,
+            "source": "toml",
+            **changes,
+        }
+    )
     lower, upper = (period_start(NOW, "day", shift) for shift in (-12, -11))
     name = partition_name("message_archive", lower, "day")
     database.query(f"create table {name} partition of message_archive for values from ('{lower.isoformat()}') to ('{upper.isoformat()}')")

@@ -52,8 +52,9 @@ def shop(database):
 
 
 def policy(**changes):
-    return Retention(**{"name": "orders", "table": "shop.orders", "column": "done_at", "keep_seconds": 7 * DAY, "batch": 97, "pause_ratio": 0.0,
-                        **changes})
+    return Retention(
+        **{"name": "orders", "table": "shop.orders", "column": "done_at", "keep_seconds": 7 * DAY, "batch": 97, "pause_ratio": 0.0, **changes}
+    )
 
 
 def run(connection, of=None, gates=OPEN, **options):
@@ -78,16 +79,26 @@ def test_a_dry_run_counts_what_the_run_then_deletes_and_changes_nothing(database
     assert run(connection) == "succeeded"
     assert left(database) == 100
     assert database.query("select rows_done, batches >= 10, resumed, kind, state, gate, triggered_by from maintenance_runs") == [
-        (1000, True, 0, "retention", "succeeded", None, "test")]
+        (1000, True, 0, "retention", "succeeded", None, "test")
+    ]
 
 
-@pytest.mark.parametrize(("columns", "more", "insert", "values"), [
-    ("id bigint primary key", (), "insert into shop.orders (id, done_at)", "n"),
-    ("tenant text, id uuid, primary key (tenant, id)", (), "insert into shop.orders (tenant, id, done_at)", "'t' || n % 7, gen_random_uuid()"),
-    ('"Key" text, "order" numeric(10, 2), primary key ("order", "Key")', (), 'insert into shop.orders ("Key", "order", done_at)', "'%s''' || n, n / 3"),
-    ("id bigint", (), "insert into shop.orders (id, done_at)", "n"),  # no primary key: ctid
-    ("at date, id int, primary key (at, id)", (), "insert into shop.orders (at, id, done_at)", "current_date, n"),
-], ids=["single", "composite", "quoted", "ctid", "date"])
+@pytest.mark.parametrize(
+    ("columns", "more", "insert", "values"),
+    [
+        ("id bigint primary key", (), "insert into shop.orders (id, done_at)", "n"),
+        ("tenant text, id uuid, primary key (tenant, id)", (), "insert into shop.orders (tenant, id, done_at)", "'t' || n % 7, gen_random_uuid()"),
+        (
+            '"Key" text, "order" numeric(10, 2), primary key ("order", "Key")',
+            (),
+            'insert into shop.orders ("Key", "order", done_at)',
+            "'%s''' || n, n / 3",
+        ),
+        ("id bigint", (), "insert into shop.orders (id, done_at)", "n"),  # no primary key: ctid
+        ("at date, id int, primary key (at, id)", (), "insert into shop.orders (at, id, done_at)", "current_date, n"),
+    ],
+    ids=["single", "composite", "quoted", "ctid", "date"],
+)
 def test_rows_go_by_key_whatever_the_key_is(database, shop, open_connection, columns, more, insert, values):
     shop(columns, *more, insert=insert, values=values)
     assert run(open_connection()) == "succeeded"
@@ -139,7 +150,9 @@ def test_live_messages_are_no_table_for_a_policy(database, open_connection, name
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Los_Angeles"])
 def test_a_column_without_a_time_zone_is_utc_whatever_the_session_says(database, shop, open_connection, zone):
     shop("id bigint primary key, expires_at timestamp(0)")
-    database.query("update shop.orders set expires_at = clock_timestamp() at time zone 'UTC' + case when id <= 500 then -1 else 1 end * interval '1 hour'")
+    database.query(
+        "update shop.orders set expires_at = clock_timestamp() at time zone 'UTC' + case when id <= 500 then -1 else 1 end * interval '1 hour'"
+    )
     connection = open_connection()
     connection.execute(f"set timezone = '{zone}'")
     of = policy(column="expires_at", keep_seconds=0.0)
@@ -229,8 +242,9 @@ def test_a_stopped_run_goes_on_with_its_cursor_and_its_cutoff(database, shop, op
     assert left(database) == 100
 
 
-@pytest.mark.parametrize("changes", [
-    {"keep_seconds": 365 * DAY}, {"where": "id > 2000"}, {"column": "shipped_at"}, {"assign": "note = 'old'", "where": "id > 2000"}])
+@pytest.mark.parametrize(
+    "changes", [{"keep_seconds": 365 * DAY}, {"where": "id > 2000"}, {"column": "shipped_at"}, {"assign": "note = 'old'", "where": "id > 2000"}]
+)
 def test_an_unfinished_run_of_another_policy_is_not_gone_on_with(database, shop, open_connection, changes):
     """With its cutoff and its cursor the old run would go on deleting what the policy keeps by now."""
     shop("id bigint primary key, shipped_at timestamptz")
@@ -240,7 +254,9 @@ def test_an_unfinished_run_of_another_policy_is_not_gone_on_with(database, shop,
     assert run(open_connection(), policy(**changes)) == "succeeded"
     assert left(database) == before > 100
     assert database.query("select state, cancel_requested_by, error like 'the policy was changed%', rows_done from maintenance_runs order by id") == [
-        ("cancelled", "test", True, 1100 - before), ("succeeded", None, None, 0)]
+        ("cancelled", "test", True, 1100 - before),
+        ("succeeded", None, None, 0),
+    ]
     # pace is no part of what goes: a run goes on with another batch, budget or warning
     run(open_connection(), stop=stop)
     database.query("drop index shop.orders_done_at_idx")
@@ -299,8 +315,10 @@ def test_a_run_is_cancelled_and_what_it_did_stays_done(database, shop, open_conn
     shop()
     stop = threading.Event()
     if when == "running":
-        assert run(open_connection(), on_progress=lambda rows, gate: database.query(
-            "select cancel_maintenance_run('retention.orders', 'ada', 'wrong')")) == "cancelled"
+        assert (
+            run(open_connection(), on_progress=lambda rows, gate: database.query("select cancel_maintenance_run('retention.orders', 'ada', 'wrong')"))
+            == "cancelled"
+        )
     else:
         run(open_connection(), stop=stop, on_progress=stop_after(2, stop))
         assert database.value("select cancel_maintenance_run('retention.orders', 'ada')") == "cancelled"
@@ -345,14 +363,19 @@ def test_a_killed_process_goes_on_where_it_was(database, shop, tmp_path):
         $$ begin perform pg_sleep(0.002); return old; end $$""")
     database.query("create trigger slow before delete on shop.orders for each row execute function shop.slow()")
     (tmp_path / "packhorse.toml").write_text(
-        '[retention.orders]\ntable = "shop.orders"\ncolumn = "done_at"\nkeep = "7d"\nbatch = 50\npause_ratio = 0\n')
+        '[retention.orders]\ntable = "shop.orders"\ncolumn = "done_at"\nkeep = "7d"\nbatch = 50\npause_ratio = 0\n'
+    )
     cli = Cli(tmp_path, database.url)
     process = cli.start("maintenance", "run", "retention.orders", "--yes", output=tmp_path / "log")
     wait_until(lambda: (database.value("select max(rows_done) from maintenance_runs") or 0) > 100, 30, "the run is in its middle")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(10)
-    wait_until(lambda: database.value("select count(*) from pg_stat_activity where application_name = 'packhorse maintenance' "
-                                      "and datname = current_database()") == 0)
+    wait_until(
+        lambda: (
+            database.value("select count(*) from pg_stat_activity where application_name = 'packhorse maintenance' and datname = current_database()")
+            == 0
+        )
+    )
     done = database.value("select rows_done from maintenance_runs")
     assert left(database) == 1100 - done  # rows and progress are one transaction
     busy = cli("maintenance", "run", "retention.orders", "--yes", "--json")
@@ -558,11 +581,23 @@ def test_a_deep_queue_that_somebody_works_on_closes_its_gate_and_an_orphaned_one
 
 def worker_row(database):
     """An insert that fills whatever columns the table of workers demands."""
-    values = {"uuid": "gen_random_uuid()", "text": "'x'", "text[]": "array['default']", "integer": "1", "timestamp with time zone": "clock_timestamp()",
-              "interval": "'1 minute'", "jsonb": "'{}'", "bigint": "1", "boolean": "false"}
-    columns = dict(database.query(
-        "select a.attname, format_type(a.atttypid, a.atttypmod) from pg_attribute a where a.attrelid = 'workers'::regclass and a.attnum > 0 "
-        "and not a.attisdropped and (a.attnotnull and not a.atthasdef or a.attname in ('queues', 'last_seen_at'))"))
+    values = {
+        "uuid": "gen_random_uuid()",
+        "text": "'x'",
+        "text[]": "array['default']",
+        "integer": "1",
+        "timestamp with time zone": "clock_timestamp()",
+        "interval": "'1 minute'",
+        "jsonb": "'{}'",
+        "bigint": "1",
+        "boolean": "false",
+    }
+    columns = dict(
+        database.query(
+            "select a.attname, format_type(a.atttypid, a.atttypmod) from pg_attribute a where a.attrelid = 'workers'::regclass and a.attnum > 0 "
+            "and not a.attisdropped and (a.attnotnull and not a.atthasdef or a.attname in ('queues', 'last_seen_at'))"
+        )
+    )
     return f"insert into workers ({', '.join(columns)}) values ({', '.join(values[kind] for kind in columns.values())})"
 
 
@@ -618,21 +653,26 @@ def test_a_job_is_called_until_it_finds_less_than_a_batch_and_can_be_cancelled(d
     assert runner.run("job.busy", triggered_by="test") == "succeeded"
     assert last(database, "rows_done") == 23
     counts = iter([10] * 5)
-    assert runner.run("job.busy", triggered_by="test", on_progress=lambda rows, gate: database.query(
-        "select cancel_maintenance_run('job.busy')")) == "cancelled"
+    assert (
+        runner.run("job.busy", triggered_by="test", on_progress=lambda rows, gate: database.query("select cancel_maintenance_run('job.busy')"))
+        == "cancelled"
+    )
     assert last(database, "state") == "cancelled"
 
 
 # -- the plan against the database ---------------------------------------------------------------
-@pytest.mark.parametrize(("changes", "text"), [
-    ({"table": "shop.order"}, r"no table 'shop.order'.*Did you mean 'shop.orders'"),
-    ({"table": "shop.Orders"}, r"no table 'shop.Orders'.*Did you mean 'shop.orders'"),
-    ({"column": "done"}, r"no column 'done'.*Did you mean 'done_at'"),
-    ({"column": "note"}, r"note is text, not a time"),
-    ({"where": "note = = 'x'"}, r"syntax error"),
-    ({"where": "nothing = 1"}, r'column "nothing" does not exist'),
-    ({"where": "count(*) > 1"}, r"aggregate functions are not allowed"),
-])
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"table": "shop.order"}, r"no table 'shop.order'.*Did you mean 'shop.orders'"),
+        ({"table": "shop.Orders"}, r"no table 'shop.Orders'.*Did you mean 'shop.orders'"),
+        ({"column": "done"}, r"no column 'done'.*Did you mean 'done_at'"),
+        ({"column": "note"}, r"note is text, not a time"),
+        ({"where": "note = = 'x'"}, r"syntax error"),
+        ({"where": "nothing = 1"}, r'column "nothing" does not exist'),
+        ({"where": "count(*) > 1"}, r"aggregate functions are not allowed"),
+    ],
+)
 def test_a_policy_that_does_not_fit_the_database_is_a_problem_that_names_it(database, shop, open_connection, changes, text):
     shop()
     findings = check_plan(open_connection(), plan_of(policy(**changes)))

@@ -145,8 +145,12 @@ def test_jitter_delays_by_a_share_of_itself_and_never_more(sql):
     make(sql, jitter=timedelta(hours=10), overlap="allow")
     for hours, share in ((1, 0.0), (2, 0.5), (3, 1.0), (4, 7.0), (5, -3.0)):
         fire(sql, PAST + hours * HOUR, jitter=share)
-    delays = [round(row[0] / 3600) for row in sql.rows(
-        "select extract(epoch from m.run_at - m.created_at)::float8 from message_queue m join schedule_runs r on r.message_id = m.id order by r.id")]
+    delays = [
+        round(row[0] / 3600)
+        for row in sql.rows(
+            "select extract(epoch from m.run_at - m.created_at)::float8 from message_queue m join schedule_runs r on r.message_id = m.id order by r.id"
+        )
+    ]
     assert delays == [0, 5, 10, 10, 0]
 
 
@@ -216,15 +220,32 @@ def test_another_payload_does_not_move_the_timetable_and_another_trigger_starts_
     assert fire(sql, PAST + HOUR) == "taken"  # by the old trigger, of a scheduler that has not noticed
 
 
-@pytest.mark.parametrize(("arguments", "column"), [
-    ({"name": "a b"}, "name"), ({"name": ""}, "name"), ({"name": "x" * 101}, "name"), ({"cron": None}, "cron"), ({"cron": "* * *"}, "cron"),
-    ({"every": timedelta(0), "cron": None}, "every"), ({"every": timedelta(days=4000), "cron": None}, "every"),
-    ({"time_zone": "Africa/Kigaly"}, "time_zone"), ({"time_zone": None}, "time_zone"), ({"missed": "never"}, "missed"),
-    ({"missed_limit": 0}, "missed_limit"), ({"missed_limit": 1001}, "missed_limit"), ({"overlap": "maybe"}, "overlap"),
-    ({"missed": "all"}, "overlap"), ({"jitter": timedelta(days=2)}, "jitter"), ({"jitter": timedelta(-1)}, "jitter"), ({"source": "me"}, "source"),
-    ({"priority": 11}, "priority"), ({"message_type": "a b"}, "message_type"), ({"payload": psycopg.types.json.Jsonb([])}, "payload"),
-    ({"max_attempts": 0}, "max_attempts"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "column"),
+    [
+        ({"name": "a b"}, "name"),
+        ({"name": ""}, "name"),
+        ({"name": "x" * 101}, "name"),
+        ({"cron": None}, "cron"),
+        ({"cron": "* * *"}, "cron"),
+        ({"every": timedelta(0), "cron": None}, "every"),
+        ({"every": timedelta(days=4000), "cron": None}, "every"),
+        ({"time_zone": "Africa/Kigaly"}, "time_zone"),
+        ({"time_zone": None}, "time_zone"),
+        ({"missed": "never"}, "missed"),
+        ({"missed_limit": 0}, "missed_limit"),
+        ({"missed_limit": 1001}, "missed_limit"),
+        ({"overlap": "maybe"}, "overlap"),
+        ({"missed": "all"}, "overlap"),
+        ({"jitter": timedelta(days=2)}, "jitter"),
+        ({"jitter": timedelta(-1)}, "jitter"),
+        ({"source": "me"}, "source"),
+        ({"priority": 11}, "priority"),
+        ({"message_type": "a b"}, "message_type"),
+        ({"payload": psycopg.types.json.Jsonb([])}, "payload"),
+        ({"max_attempts": 0}, "max_attempts"),
+    ],
+)
 def test_every_bad_argument_is_refused_by_name(sql, arguments, column):
     values = {"message_type": "effect", "queue": "q", "cron": "0 * * * *", **arguments}
     name = values.pop("name", "s")
@@ -254,8 +275,12 @@ def test_ends_are_written_into_the_history_done_dead_and_cancelled(sql):
     assert settled(sql) == 3
     assert settled(sql) == 0
     found = runs(sql, "outcome, started_at is not null, ended_at is not null, error")
-    assert found == [("done", True, True, None), ("dead", False, True, "ValueError: broken"), ("cancelled", False, True, None),
-                     ("enqueued", False, False, None)]
+    assert found == [
+        ("done", True, True, None),
+        ("dead", False, True, "ValueError: broken"),
+        ("cancelled", False, True, None),
+        ("enqueued", False, False, None),
+    ]
 
 
 def test_many_runs_that_wait_do_not_hide_one_that_ended(sql):

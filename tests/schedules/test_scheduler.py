@@ -105,6 +105,7 @@ def test_a_scheduler_that_dies_while_it_makes_up_leaves_the_rest_due(database, p
     assert len(runs(database)) in (3, 4)
 
 
+@pytest.mark.slow
 def test_a_year_of_absence_costs_one_turn_and_bounded_rows(database, put, make_scheduler):
     put(ago="366 days", missed="all", missed_limit=3, overlap="wait")
     put("once", ago="366 days")
@@ -192,6 +193,7 @@ def test_a_schedule_that_cannot_even_be_recorded_does_not_make_the_loop_spin(dat
         database.query("drop function refuse_a()")
 
 
+@pytest.mark.slow
 def test_a_schedule_whose_row_somebody_holds_stops_no_other_and_fires_when_it_is_free(database, put, make_scheduler, caplog):
     """A transaction left open in psql: the timetable of the whole fleet stood still behind it."""
     caplog.set_level("INFO", "packhorse.schedules")
@@ -207,6 +209,7 @@ def test_a_schedule_whose_row_somebody_holds_stops_no_other_and_fires_when_it_is
     assert runs(database, "outcome", "a-held")[0] == ("enqueued",)
 
 
+@pytest.mark.slow
 def test_a_declaration_whose_row_somebody_holds_is_written_later_and_stops_no_planned_time(database, put, make_scheduler):
     make_scheduler([schedule("a-held"), schedule("c")]).run_once()
     put("b-good", ago="2 minutes")
@@ -242,7 +245,8 @@ def test_another_trigger_takes_effect_and_the_old_one_fires_no_more(database, pu
     turn(scheduler)
     assert len(runs(database)) == count
     assert database.value("select next_planned_at > clock_timestamp() + interval '1 hour' from schedules") or database.value(
-        "select extract(month from clock_timestamp()) = 12")
+        "select extract(month from clock_timestamp()) = 12"
+    )
 
 
 def test_ends_reach_the_history_through_the_loop(database, put, make_scheduler):
@@ -273,7 +277,10 @@ def test_two_applications_on_one_database_keep_each_others_schedules(database, o
     assert declare(connection, [schedule("drips"), shipped], ["mail"]) == {"drips": "created", "retention.events": "unchanged"}
     assert declare(connection, [], []) == {}, "a scheduler for maintenance only has declared none of these"
     assert declare(connection, [schedule("refunds")], ["shop", "backoffice"]) == {
-        "refunds": "created", "invoices": "removed", "retention.events": "removed"}
+        "refunds": "created",
+        "invoices": "removed",
+        "retention.events": "removed",
+    }
     assert declare(connection, [schedule("drips")], ["letters"]) == {"drips": "changed"}, "the package has a new name"
     assert declare(connection, [], ["letters"]) == {"drips": "removed"}
     assert database.query("select name, origin from schedules") == [("refunds", ["backoffice", "shop"])]
@@ -296,11 +303,27 @@ def test_a_refused_declaration_does_not_remove_what_stands_there(database, open_
     assert database.value("select time_zone from schedules") == "UTC"
 
 
-@pytest.mark.parametrize("changes", [
-    {"name": "a b"}, {"name": "x" * 101}, {"message_type": ""}, {"queue": "a b"}, {"missed": "no"}, {"overlap": "no"}, {"missed_limit": 0},
-    {"jitter_seconds": -1}, {"jitter_seconds": float("nan")}, {"priority": 0}, {"max_attempts": 0}, {"payload": {"a": datetime.now(UTC)}},
-    {"payload": {"a": float("nan")}}, {"cron": None}, {"every_seconds": 5}, {"time_zone": "Mars/Olympus"},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "a b"},
+        {"name": "x" * 101},
+        {"message_type": ""},
+        {"queue": "a b"},
+        {"missed": "no"},
+        {"overlap": "no"},
+        {"missed_limit": 0},
+        {"jitter_seconds": -1},
+        {"jitter_seconds": float("nan")},
+        {"priority": 0},
+        {"max_attempts": 0},
+        {"payload": {"a": datetime.now(UTC)}},
+        {"payload": {"a": float("nan")}},
+        {"cron": None},
+        {"every_seconds": 5},
+        {"time_zone": "Mars/Olympus"},
+    ],
+)
 def test_a_bad_declaration_is_refused_before_it_reaches_the_database(changes):
     name = next(iter(changes))
     with pytest.raises(InvalidArgument, match="cron" if name == "every_seconds" else name):

@@ -20,8 +20,13 @@ SETTINGS = {"HANG_SECONDS": 5, "CALL_DEADLINE_SECONDS": 1, "CONNECT_TIMEOUT_SECO
 def test_a_scheduler_whose_loop_does_not_tick_is_replaced_and_the_timetable_goes_on(database, tmp_path, breakage):
     database.query("select set_schedule('tick', 'effect', p_every => interval '1 second', p_overlap => 'allow')")
     port, switch, log = free_port(), tmp_path / "breakage", tmp_path / "log"
-    cli = Cli(tmp_path, database.url, BREAKAGE=str(switch), PACKHORSE_METRICS_PORT=str(port), **{
-        f"PACKHORSE_{name}": str(value) for name, value in SETTINGS.items()})
+    cli = Cli(
+        tmp_path,
+        database.url,
+        BREAKAGE=str(switch),
+        PACKHORSE_METRICS_PORT=str(port),
+        **{f"PACKHORSE_{name}": str(value) for name, value in SETTINGS.items()},
+    )
 
     def fired():
         return database.value("select count(*) from schedule_runs where schedule = 'tick'")

@@ -19,8 +19,13 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
-QUICK = {"PACKHORSE_HEARTBEAT_SECONDS": "0.5", "PACKHORSE_LEASE_SECONDS": "4", "PACKHORSE_RESCUE_SECONDS": "0.5", "PACKHORSE_POLL_SECONDS": "0.5",
-         "PACKHORSE_CALL_DEADLINE_SECONDS": "3"}
+QUICK = {
+    "PACKHORSE_HEARTBEAT_SECONDS": "0.5",
+    "PACKHORSE_LEASE_SECONDS": "4",
+    "PACKHORSE_RESCUE_SECONDS": "0.5",
+    "PACKHORSE_POLL_SECONDS": "0.5",
+    "PACKHORSE_CALL_DEADLINE_SECONDS": "3",
+}
 
 
 @pytest.fixture
@@ -49,8 +54,10 @@ def kill(process):
 
 def test_three_schedulers_killed_at_random_decide_each_planned_time_exactly_once(database, start_scheduler):
     """Twenty-five schedules of every second: ten minutes of planned times pass in half a minute."""
-    database.query("select set_schedule('tick_' || n, 'effect', p_every => interval '1 second', p_missed => 'all', p_missed_limit => 1000, "
-                   "p_overlap => 'allow') from generate_series(1, 25) n")
+    database.query(
+        "select set_schedule('tick_' || n, 'effect', p_every => interval '1 second', p_missed => 'all', p_missed_limit => 1000, "
+        "p_overlap => 'allow') from generate_series(1, 25) n"
+    )
     chance = random.Random(7)
     running = [start_scheduler(database.url) for _ in range(3)]
 
@@ -66,8 +73,15 @@ def test_three_schedulers_killed_at_random_decide_each_planned_time_exactly_once
         running[place] = start_scheduler(database.url)
     for process in running:
         kill(process)
-    wait_until(lambda: database.value("select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() "
-                                      "and application_name like 'packhorse%'") == 0)
+    wait_until(
+        lambda: (
+            database.value(
+                "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() "
+                "and application_name like 'packhorse%'"
+            )
+            == 0
+        )
+    )
     runs = database.query("select schedule, planned_at, outcome, message_id from schedule_runs where schedule like 'tick%' order by 1, 2")
     assert kills >= 5 and len(runs) >= 25 * 24 - 25
     assert {outcome for _, _, outcome, _ in runs} == {"enqueued"}
@@ -104,8 +118,10 @@ def fast_database():
 def test_ten_minutes_of_the_databases_time_beside_killed_schedulers_have_each_planned_time_once(fast_database, start_scheduler):
     database = fast_database
     began = database.value("select clock_timestamp()")
-    database.query("select set_schedule('tick_' || n, 'effect', p_every => interval '1 second', p_missed => 'all', p_missed_limit => 1000, "
-                   "p_overlap => 'allow') from generate_series(1, 3) n")
+    database.query(
+        "select set_schedule('tick_' || n, 'effect', p_every => interval '1 second', p_missed => 'all', p_missed_limit => 1000, "
+        "p_overlap => 'allow') from generate_series(1, 3) n"
+    )
     database.query("select set_schedule('minute', 'effect', '* * * * *', p_missed => 'all', p_missed_limit => 1000, p_overlap => 'allow')")
     chance = random.Random(11)
     slow_beats = {"PACKHORSE_LEASE_SECONDS": "120", "PACKHORSE_HEARTBEAT_SECONDS": "0.5"}
@@ -122,9 +138,13 @@ def test_ten_minutes_of_the_databases_time_beside_killed_schedulers_have_each_pl
         running[place] = start_scheduler(database.url, **slow_beats)
     for process in running:
         kill(process)
-    wait_until(lambda: database.value("select count(*) from pg_stat_activity where datname = current_database() and application_name like 'packhorse%'") == 0)
+    wait_until(
+        lambda: database.value("select count(*) from pg_stat_activity where datname = current_database() and application_name like 'packhorse%'") == 0
+    )
     assert kills >= 5 and database.value("select clock_timestamp()") - began > timedelta(minutes=10)
-    runs = database.query("select schedule, planned_at, outcome, message_id from schedule_runs where schedule like 'tick%' or schedule = 'minute' order by 1, 2")
+    runs = database.query(
+        "select schedule, planned_at, outcome, message_id from schedule_runs where schedule like 'tick%' or schedule = 'minute' order by 1, 2"
+    )
     assert {outcome for _, _, outcome, _ in runs} == {"enqueued"}
     steps = [(earlier[0], later[1] - earlier[1]) for earlier, later in pairwise(runs) if earlier[0] == later[0]]
     assert {step for name, step in steps if name == "minute"} == {timedelta(minutes=1)} and len(runs) >= 3 * 600 - 300 + 9
@@ -135,7 +155,9 @@ def test_ten_minutes_of_the_databases_time_beside_killed_schedulers_have_each_pl
 def test_the_timetable_goes_on_after_an_outage_and_makes_up_for_it(own_server, start_scheduler):
     """Elsewhere the queue came back and scheduled work did not (FAILURES 36)."""
     database = own_server.create_database()
-    database.query("select set_schedule('all', 'effect', p_every => interval '1 second', p_missed => 'all', p_missed_limit => 1000, p_overlap => 'allow')")
+    database.query(
+        "select set_schedule('all', 'effect', p_every => interval '1 second', p_missed => 'all', p_missed_limit => 1000, p_overlap => 'allow')"
+    )
     database.query("select set_schedule('once', 'effect', p_every => interval '1 second', p_overlap => 'allow')")
     scheduler = start_scheduler(database.url)
     wait_until(lambda: database.value("select count(*) from schedule_runs where schedule = 'once'") >= 2, 40, "the timetable goes on")
@@ -143,7 +165,9 @@ def test_the_timetable_goes_on_after_an_outage_and_makes_up_for_it(own_server, s
     nap(8)  # the outage
     own_server.start()
     back = database.value("select date_trunc('second', clock_timestamp())")
-    wait_until(lambda: database.value("select count(*) from schedule_runs where schedule = 'once' and planned_at > %s", back) >= 2, 40, "it fires again")
+    wait_until(
+        lambda: database.value("select count(*) from schedule_runs where schedule = 'once' and planned_at > %s", back) >= 2, 40, "it fires again"
+    )
     scheduler.send_signal(signal.SIGTERM)
     assert scheduler.wait(30) == 0, scheduler.log_path.read_text()
     assert "Traceback" not in scheduler.log_path.read_text()
@@ -173,8 +197,12 @@ def test_a_plan_that_does_not_fit_is_refused_at_the_start_with_every_problem(dat
         """)
     ran = Cli(tmp_path, database.admin_url)("scheduler")
     assert ran.code == 2
-    for text in ("[retention.a]: table: there is no table 'shop.order'", "Did you mean 'shop.orders'", "[retention.b]: column: note is text",
-                 "[partitions.c]: table: there is no partitioned table"):
+    for text in (
+        "[retention.a]: table: there is no table 'shop.order'",
+        "Did you mean 'shop.orders'",
+        "[retention.b]: column: note is text",
+        "[partitions.c]: table: there is no partitioned table",
+    ):
         assert text in ran.err, ran.err
     (tmp_path / "packhorse.toml").write_text('[retention.a]\ncolumn = "c"\nkeep = "x"\n[gates]\nlag = 1')
     ran = Cli(tmp_path, database.admin_url)("scheduler")
@@ -187,8 +215,10 @@ def test_a_task_runs_as_a_message_from_the_command_line_to_the_history(database,
     database.query("create table shop.orders (id int primary key, done_at timestamptz)")
     database.query("grant all on shop.orders to packhorse_worker")
     database.query("insert into shop.orders select n, now() - interval '1 year' from generate_series(1, 50) n")
-    (tmp_path / "packhorse.toml").write_text('[retention.orders]\ntable = "shop.orders"\ncolumn = "done_at"\nkeep = "7d"\ncron = "0 0 1 1 *"\n'
-                                             '[schedules.report]\nmessage_type = "effect"\ncron = "0 0 1 1 *"\n')
+    (tmp_path / "packhorse.toml").write_text(
+        '[retention.orders]\ntable = "shop.orders"\ncolumn = "done_at"\nkeep = "7d"\ncron = "0 0 1 1 *"\n'
+        '[schedules.report]\nmessage_type = "effect"\ncron = "0 0 1 1 *"\n'
+    )
     scheduler = start_scheduler(database.url)
     cli = Cli(tmp_path, database.url, USER="ada", LOGNAME="ada")
     wait_until(lambda: database.value("select count(*) from schedules where name = 'retention.orders'") == 1, 30, "the timetable is written")
@@ -197,8 +227,11 @@ def test_a_task_runs_as_a_message_from_the_command_line_to_the_history(database,
     assert ran.code == 0, ran.err
     message = ran.document["message_id"]
     wait_until(lambda: database.value("select count(*) from shop.orders") == 0, 40, "retention ran")
-    run = wait_until(lambda: next((row for row in cli("schedule", "history", "retention.orders", "--json").document
-                                   if row["outcome"] == "done"), None), 40, "the history shows done")
+    run = wait_until(
+        lambda: next((row for row in cli("schedule", "history", "retention.orders", "--json").document if row["outcome"] == "done"), None),
+        40,
+        "the history shows done",
+    )
     assert (run["message_id"], run["triggered_by"]) == (message, "ada")
     (done,) = cli("maintenance", "history", "retention.orders", "--json").document
     assert (done["state"], done["rows_done"], done["triggered_by"]) == ("succeeded", 50, "schedule")
@@ -218,8 +251,10 @@ def test_due_reminders_become_messages_where_the_platform_is(server, start_sched
     try:
         database.query("select declare_queue('reminders')")
         database.query("insert into companies (id, name) values (1, 'Salon')")
-        database.query("insert into reminders (company_id, phone, queue, message_type, remind_at) values "
-                       "(1, '250788000456', 'reminders', 'effect', now() - interval '1 minute')")
+        database.query(
+            "insert into reminders (company_id, phone, queue, message_type, remind_at) values "
+            "(1, '250788000456', 'reminders', 'effect', now() - interval '1 minute')"
+        )
         start_scheduler(database.url)
         cli = Cli(tmp_path, database.url)
         wait_until(lambda: database.value("select count(*) from schedules where name = 'job.due_reminders'") == 1, 30, "the timetable is written")

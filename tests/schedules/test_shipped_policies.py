@@ -19,31 +19,45 @@ from worker.db.connection import connect
 OPEN = Gates(None, None, None, None, None)
 #: Table -> an insert of a row that was over %(age)s ago, when that is positive, and a select of the names of those that are left.
 QUEUE = {
-    "processed_messages": ("insert into processed_messages (external_id, first_seen_at) values (%(key)s, clock_timestamp() - interval '7 days' - %(age)s::interval)",
-                           "select external_id from processed_messages"),
-    "message_dedup": ("insert into message_dedup (queue, dedup_key, message_id, expires_at) values ('q', %(key)s, 1, clock_timestamp() - %(age)s::interval)",
-                      "select dedup_key from message_dedup"),
-    "message_results": ("insert into message_results (result_key, result, expires_at) values (%(key)s, '{}', clock_timestamp() - %(age)s::interval)",
-                        "select result_key from message_results"),
-    "dead_letters": ("insert into dead_letters (id, queue, message_type, payload, options, priority, reason, fingerprint, attempt, crashes, created_at, dead_at) "
-                     "values (nextval('message_queue_id_seq'), 'q', %(key)s, '{}', '{}', 5, 'failed', 'f', 1, 0, '2000-01-01', "
-                     "clock_timestamp() - interval '30 days' - %(age)s::interval)", "select message_type from dead_letters"),
-    "schedule_runs": ("insert into schedule_runs (schedule, planned_at, outcome, triggered_by, message_id, fired_at) values (%(key)s, clock_timestamp(), 'done', "
-                      "'schedule', 1, clock_timestamp() - interval '30 days' - %(age)s::interval)", "select schedule from schedule_runs"),
-    "maintenance_runs": ("insert into maintenance_runs (task, kind, triggered_by, state, ended_at) values (%(key)s, 'job', 'me', 'succeeded', "
-                         "clock_timestamp() - interval '90 days' - %(age)s::interval)",
-                         "select task from maintenance_runs where task not like 'retention.%%'"),  # but for the run itself
+    "processed_messages": (
+        "insert into processed_messages (external_id, first_seen_at) values (%(key)s, clock_timestamp() - interval '7 days' - %(age)s::interval)",
+        "select external_id from processed_messages",
+    ),
+    "message_dedup": (
+        "insert into message_dedup (queue, dedup_key, message_id, expires_at) values ('q', %(key)s, 1, clock_timestamp() - %(age)s::interval)",
+        "select dedup_key from message_dedup",
+    ),
+    "message_results": (
+        "insert into message_results (result_key, result, expires_at) values (%(key)s, '{}', clock_timestamp() - %(age)s::interval)",
+        "select result_key from message_results",
+    ),
+    "dead_letters": (
+        "insert into dead_letters (id, queue, message_type, payload, options, priority, reason, fingerprint, attempt, crashes, created_at, dead_at) "
+        "values (nextval('message_queue_id_seq'), 'q', %(key)s, '{}', '{}', 5, 'failed', 'f', 1, 0, '2000-01-01', "
+        "clock_timestamp() - interval '30 days' - %(age)s::interval)",
+        "select message_type from dead_letters",
+    ),
+    "schedule_runs": (
+        "insert into schedule_runs (schedule, planned_at, outcome, triggered_by, message_id, fired_at) values (%(key)s, clock_timestamp(), 'done', "
+        "'schedule', 1, clock_timestamp() - interval '30 days' - %(age)s::interval)",
+        "select schedule from schedule_runs",
+    ),
+    "maintenance_runs": (
+        "insert into maintenance_runs (task, kind, triggered_by, state, ended_at) values (%(key)s, 'job', 'me', 'succeeded', "
+        "clock_timestamp() - interval '90 days' - %(age)s::interval)",
+        "select task from maintenance_runs where task not like 'retention.%%'",
+    ),  # but for the run itself
 }
 #: Old, and not to go whatever its age.
 PROTECTED = {
     "dead_letters": "insert into dead_letters (id, queue, message_type, payload, options, priority, reason, fingerprint, attempt, crashes, created_at, dead_at, "
-                    "conversation_key, blocks_conversation) values (nextval('message_queue_id_seq'), 'q', 'protected', '{}', '{}', 5, 'failed', 'f', 1, 0, "
-                    "'2000-01-01', '2000-01-01', 'c', true)",
+    "conversation_key, blocks_conversation) values (nextval('message_queue_id_seq'), 'q', 'protected', '{}', '{}', 5, 'failed', 'f', 1, 0, "
+    "'2000-01-01', '2000-01-01', 'c', true)",
     "schedule_runs": "insert into schedule_runs (schedule, planned_at, outcome, triggered_by, message_id, fired_at) "
-                     "values ('protected', '2000-01-01', 'enqueued', 'schedule', 1, '2000-01-01')",
+    "values ('protected', '2000-01-01', 'enqueued', 'schedule', 1, '2000-01-01')",
     "maintenance_runs": "insert into maintenance_runs (task, kind, triggered_by, state, started_at) values ('protected', 'job', 'me', 'paused', '2000-01-01')",
     "platform_events": "insert into platform_events (event_type, user_id, properties, created_at) "
-                       "values ('referral_credit_earned', gen_random_uuid(), '{\"amount\": 5}', '2000-01-01')",
+    "values ('referral_credit_earned', gen_random_uuid(), '{\"amount\": 5}', '2000-01-01')",
     "webhook_events": "insert into webhook_events (source, external_id, status, received_at) values ('s', 'protected', 'received', '2000-01-01')",
     "audit_events": "insert into audit_events (category, actor, action, occurred_at) values ('security', 'ann', 'protected', '2000-01-01')",
     "whatsapp_keys": "insert into whatsapp_keys (company_id, key_type, key_id, value) values (1, 't', 'protected', '{}')",

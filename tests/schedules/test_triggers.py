@@ -85,17 +85,26 @@ class Line:
 
     def __init__(self, minutes: set[int], hours: set[int], day: int | None, weekdays: set[int] | None, every_hour: bool) -> None:
         self.minutes, self.hours, self.day, self.weekdays, self.every_hour = minutes, hours, day, weekdays, every_hour
-        self.text = " ".join([
-            ",".join(map(str, sorted(minutes))), "*" if every_hour else ",".join(map(str, sorted(hours))),
-            "*" if day is None else str(day), "*", "*" if weekdays is None else ",".join(map(str, sorted(weekdays))),
-        ])
+        self.text = " ".join(
+            [
+                ",".join(map(str, sorted(minutes))),
+                "*" if every_hour else ",".join(map(str, sorted(hours))),
+                "*" if day is None else str(day),
+                "*",
+                "*" if weekdays is None else ",".join(map(str, sorted(weekdays))),
+            ]
+        )
 
     def __repr__(self) -> str:
         return self.text
 
     def matches(self, wall: datetime) -> bool:
-        return (wall.minute in self.minutes and (self.every_hour or wall.hour in self.hours) and self.day in (None, wall.day)
-                and (self.weekdays is None or wall.isoweekday() % 7 in self.weekdays))
+        return (
+            wall.minute in self.minutes
+            and (self.every_hour or wall.hour in self.hours)
+            and self.day in (None, wall.day)
+            and (self.weekdays is None or wall.isoweekday() % 7 in self.weekdays)
+        )
 
 
 def walked(line: Line, time_zone: str, after: datetime, until: datetime) -> list[datetime]:
@@ -121,21 +130,44 @@ def walked(line: Line, time_zone: str, after: datetime, until: datetime) -> list
 
 
 lines = st.builds(
-    Line, st.sets(st.integers(0, 59), min_size=1, max_size=4), st.sets(st.integers(0, 23) | st.integers(0, 3), min_size=1, max_size=4),
-    st.none() | st.integers(1, 31), st.none(), st.booleans(),
-) | st.builds(Line, st.sets(st.integers(0, 59), min_size=1, max_size=4), st.sets(st.integers(0, 23), min_size=1), st.none(),
-              st.sets(st.integers(0, 6), min_size=1), st.booleans())
+    Line,
+    st.sets(st.integers(0, 59), min_size=1, max_size=4),
+    st.sets(st.integers(0, 23) | st.integers(0, 3), min_size=1, max_size=4),
+    st.none() | st.integers(1, 31),
+    st.none(),
+    st.booleans(),
+) | st.builds(
+    Line,
+    st.sets(st.integers(0, 59), min_size=1, max_size=4),
+    st.sets(st.integers(0, 23), min_size=1),
+    st.none(),
+    st.sets(st.integers(0, 6), min_size=1),
+    st.booleans(),
+)
 #: the night of a switch, at any second around it; or any time
-SWITCH_TIMES = [at("2026-03-29T01:00"), at("2026-10-25T01:00"), at("2026-03-08T07:00"), at("2026-11-01T06:00"), at("2026-10-03T15:30"),
-                at("2026-04-04T15:00"), at("2026-02-15T02:00"), at("2026-03-22T02:00"), at("2018-11-04T03:00"), at("2019-02-17T02:00")]
-moments = (st.builds(lambda base, seconds: base + timedelta(seconds=seconds), st.sampled_from(SWITCH_TIMES), st.integers(-20_000, 20_000))
-           | st.datetimes(datetime(2015, 1, 1), datetime(2030, 1, 1)).map(lambda naive: naive.replace(tzinfo=UTC)))
-zones = st.sampled_from(["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca", "America/Sao_Paulo", "Africa/Kigali",
-                         "Asia/Kathmandu", "UTC"])
+SWITCH_TIMES = [
+    at("2026-03-29T01:00"),
+    at("2026-10-25T01:00"),
+    at("2026-03-08T07:00"),
+    at("2026-11-01T06:00"),
+    at("2026-10-03T15:30"),
+    at("2026-04-04T15:00"),
+    at("2026-02-15T02:00"),
+    at("2026-03-22T02:00"),
+    at("2018-11-04T03:00"),
+    at("2019-02-17T02:00"),
+]
+moments = st.builds(
+    lambda base, seconds: base + timedelta(seconds=seconds), st.sampled_from(SWITCH_TIMES), st.integers(-20_000, 20_000)
+) | st.datetimes(datetime(2015, 1, 1), datetime(2030, 1, 1)).map(lambda naive: naive.replace(tzinfo=UTC))
+zones = st.sampled_from(
+    ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca", "America/Sao_Paulo", "Africa/Kigali", "Asia/Kathmandu", "UTC"]
+)
 
 
 @settings(max_examples=120, deadline=None)
 @given(lines, zones, moments)
+@pytest.mark.slow
 def test_planned_times_are_those_of_the_slow_reference_and_ascend(line, time_zone, moment):
     until = moment + timedelta(hours=30)
     times = upcoming(Cron(line.text, time_zone), moment, until)
@@ -145,6 +177,7 @@ def test_planned_times_are_those_of_the_slow_reference_and_ascend(line, time_zon
 
 @settings(max_examples=120, deadline=None)
 @given(lines, zones, moments)
+@pytest.mark.slow
 def test_the_fast_path_and_the_careful_one_agree(line, time_zone, moment):
     fast, careful = Cron(line.text, time_zone), Cron(line.text, time_zone)
     careful._calm = lambda moment: False  # type: ignore[method-assign]
@@ -162,11 +195,27 @@ def test_intervals_are_counted_from_the_epoch_for_everybody(seconds, moment):
 
 
 # -- fields --------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("field", "days"), [
-    ("0", "Sun"), ("7", "Sun"), ("1", "Mon"), ("6", "Sat"), ("sun", "Sun"), ("SUN", "Sun"), ("1-5", "Mon Tue Wed Thu Fri"), ("5-7", "Sun Fri Sat"),
-    ("mon-fri", "Mon Tue Wed Thu Fri"), ("6-1", "Sun Mon Sat"), ("fri-mon", "Sun Mon Fri Sat"), ("0-7", "Sun Mon Tue Wed Thu Fri Sat"),
-    ("*/2", "Sun Tue Thu Sat"), ("mon-fri/2", "Mon Wed Fri"), ("1,sat", "Mon Sat"), ("sun-tue", "Sun Mon Tue"),
-])
+@pytest.mark.parametrize(
+    ("field", "days"),
+    [
+        ("0", "Sun"),
+        ("7", "Sun"),
+        ("1", "Mon"),
+        ("6", "Sat"),
+        ("sun", "Sun"),
+        ("SUN", "Sun"),
+        ("1-5", "Mon Tue Wed Thu Fri"),
+        ("5-7", "Sun Fri Sat"),
+        ("mon-fri", "Mon Tue Wed Thu Fri"),
+        ("6-1", "Sun Mon Sat"),
+        ("fri-mon", "Sun Mon Fri Sat"),
+        ("0-7", "Sun Mon Tue Wed Thu Fri Sat"),
+        ("*/2", "Sun Tue Thu Sat"),
+        ("mon-fri/2", "Mon Wed Fri"),
+        ("1,sat", "Mon Sat"),
+        ("sun-tue", "Sun Mon Tue"),
+    ],
+)
 def test_weekdays_are_those_of_cron(field, days):
     times = upcoming(Cron(f"0 12 * * {field}"), at("2026-11-21T12:00"), at("2026-11-28T12:00"))  # Saturday to Saturday
     assert sorted(f"{moment:%a}" for moment in times) == sorted(days.split())
@@ -183,12 +232,43 @@ def test_the_last_day_of_a_month_and_leap_days():
     assert [f"{moment:%Y}" for moment in upcoming(Cron("0 0 29 2 *"), at("2026-01-15"), limit=2)] == ["2028", "2032"]
 
 
-@pytest.mark.parametrize("line", [
-    "", "* * * *", "* * * * * *", "60 * * * *", "* 24 * * *", "* * 0 * *", "* * 32 * *", "* * * 0 *", "* * * 13 *", "* * * * 8", "*/0 * * * *",
-    "5-1 * * * *", "0,,5 * * * *", "a * * * *", "0 0 30 2 *", "0 0 31 2,4,6,9,11 *", "0 0 1 * mon", "0 0 */2 * 1", "0 7 * * monx",
-    "0 7 * * mon-fri/x", "0 7 * jan-mar/ *", "0 7 lastx * *", "0 7 ? * *", "0 7 L * *", "0 7 * * mon#1", "@daily", "-1 * * * *", "0 7 * * 1,",
-    "1e1 * * * *", "* * * * *; drop table schedules", "0 7 * janx *", "*/100 * * * *",
-])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "* * * *",
+        "* * * * * *",
+        "60 * * * *",
+        "* 24 * * *",
+        "* * 0 * *",
+        "* * 32 * *",
+        "* * * 0 *",
+        "* * * 13 *",
+        "* * * * 8",
+        "*/0 * * * *",
+        "5-1 * * * *",
+        "0,,5 * * * *",
+        "a * * * *",
+        "0 0 30 2 *",
+        "0 0 31 2,4,6,9,11 *",
+        "0 0 1 * mon",
+        "0 0 */2 * 1",
+        "0 7 * * monx",
+        "0 7 * * mon-fri/x",
+        "0 7 * jan-mar/ *",
+        "0 7 lastx * *",
+        "0 7 ? * *",
+        "0 7 L * *",
+        "0 7 * * mon#1",
+        "@daily",
+        "-1 * * * *",
+        "0 7 * * 1,",
+        "1e1 * * * *",
+        "* * * * *; drop table schedules",
+        "0 7 * janx *",
+        "*/100 * * * *",
+    ],
+)
 def test_lines_that_make_no_sense_are_refused_and_name_the_field(line):
     with pytest.raises(InvalidArgument) as refused:
         Cron(line)
@@ -232,6 +312,7 @@ def all_of(line: str) -> tuple[datetime, datetime, list[datetime]]:
 
 @pytest.mark.parametrize("line", ["* * * * *", "* 9 1 * *", "0 7 * * mon-fri", "*/7 3,4 * * 1", "* * 1 1 *"])
 @pytest.mark.parametrize("limit", [1, 7, 1000])
+@pytest.mark.slow
 def test_newest_after_a_year_of_absence_is_the_tail_of_all(line, limit):
     after, until, everything = all_of(line)
     assert newest(Cron(line, "Africa/Kigali"), after, until, limit) == everything[-limit:]

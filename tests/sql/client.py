@@ -66,13 +66,27 @@ class Sql:
         return self.refused(statement, *params)
 
     def claim(
-        self, limit: int = 1, queue: str = "q", holder: UUID = HOLDER, types: list[str] | None = None,
-        suspects: bool | None = None, lease: str = "5 minutes",
+        self,
+        limit: int = 1,
+        queue: str = "q",
+        holder: UUID = HOLDER,
+        types: list[str] | None = None,
+        suspects: bool | None = None,
+        lease: str = "5 minutes",
     ) -> list[Lease]:
-        return [Lease(*row) for row in self.rows(
-            "select id, lease_token, attempt, message_type, crashes, conversation_key, priority "
-            "from claim_messages(%s, %s, %s, %s::interval, %s::text[], p_suspects => %s::boolean)",
-            holder, [queue], limit, lease, types, suspects)]
+        return [
+            Lease(*row)
+            for row in self.rows(
+                "select id, lease_token, attempt, message_type, crashes, conversation_key, priority "
+                "from claim_messages(%s, %s, %s, %s::interval, %s::text[], p_suspects => %s::boolean)",
+                holder,
+                [queue],
+                limit,
+                lease,
+                types,
+                suspects,
+            )
+        ]
 
     def claim_one(self, queue: str = "q", holder: UUID = HOLDER) -> Lease:
         leases = self.claim(1, queue, holder)

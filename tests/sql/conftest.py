@@ -14,8 +14,21 @@ from tests.support.waiting import wait_until
 
 _shared: dict[str, Database] = {}
 _emptied: dict[str, Database] = {}
-TABLES = ["message_queue", "message_archive", "dead_letters", "operator_actions", "message_dedup", "processed_messages", "conversation_locks",
-          "message_results", "rate_limiters", "workers", "message_types", "queue_wakeups", "queues"]
+TABLES = [
+    "message_queue",
+    "message_archive",
+    "dead_letters",
+    "operator_actions",
+    "message_dedup",
+    "processed_messages",
+    "conversation_locks",
+    "message_results",
+    "rate_limiters",
+    "workers",
+    "message_types",
+    "queue_wakeups",
+    "queues",
+]
 _connections: dict[str, psycopg.Connection] = {}  # one per server: a fresh one would compile every function again
 
 

@@ -11,10 +11,23 @@ from tests.sql.client import Sql
 
 #: Types of the plpgsql variables that occur in the hot statements.
 TYPES = {
-    "p_queue": "text", "p_limit": "integer", "p_types": "text[]", "p_since": "timestamptz[]", "p_until": "timestamptz[]", "p_now": "timestamptz",
-    "p_ids": "bigint[]", "p_tokens": "bigint[]", "p_lease": "interval", "v_want": "integer", "v_picked": "bigint[]",
-    "v_full_keys": "text[]", "v_stuck_keys": "text[]", "v_unkept": "text[]", "v_key": "text",
-    "p_queues": "text[]", "v_now": "timestamptz",
+    "p_queue": "text",
+    "p_limit": "integer",
+    "p_types": "text[]",
+    "p_since": "timestamptz[]",
+    "p_until": "timestamptz[]",
+    "p_now": "timestamptz",
+    "p_ids": "bigint[]",
+    "p_tokens": "bigint[]",
+    "p_lease": "interval",
+    "v_want": "integer",
+    "v_picked": "bigint[]",
+    "v_full_keys": "text[]",
+    "v_stuck_keys": "text[]",
+    "v_unkept": "text[]",
+    "v_key": "text",
+    "p_queues": "text[]",
+    "v_now": "timestamptz",
 }
 
 

@@ -46,13 +46,24 @@ def numbers(database: Database, table: str) -> list[int]:
 def test_every_row_becomes_what_it_should_and_the_account_adds_up(connection: DeadlineConnection, old: Database) -> None:
     old_queue.fill(old, 100)
     done = adopt(connection, Order())
-    assert done.account == {"rows": 100, "messages": 60, "dead_letters": 20, "undecodable": 0, "finished": 20, "missing": 0, "later": 0, "came_back": 0}
+    assert done.account == {
+        "rows": 100,
+        "messages": 60,
+        "dead_letters": 20,
+        "undecodable": 0,
+        "finished": 20,
+        "missing": 0,
+        "later": 0,
+        "came_back": 0,
+    }
     assert done.applied == NAMES
     migrate.check(connection)
     assert numbers(old, "message_queue") == [n for n in range(100) if n % 10 < 6]
     assert numbers(old, "dead_letters") == [n for n in range(100) if n % 10 in (6, 7)]
-    row = old.query("select queue, message_type, conversation_key, attempt, max_attempts, created_at < now() - interval '1 hour', run_at <= now(), state "
-                    "from message_queue where payload ->> 'n' = '11'")
+    row = old.query(
+        "select queue, message_type, conversation_key, attempt, max_attempts, created_at < now() - interval '1 hour', run_at <= now(), state "
+        "from message_queue where payload ->> 'n' = '11'"
+    )
     assert row == [("chat", "send_reply", "c1", 2, 3, True, True, "pending")]
     assert old.query("select name, paused_at from queues order by 1") == [("chat", None), ("default", None), ("mail", None)]
 
@@ -72,11 +83,24 @@ def test_the_plan_names_what_moves_what_depends_on_it_and_what_rows_become_and_c
     plan = look(connection, Order())
     assert plan.case == "move" and plan.problems == ()
     assert {(row["kind"], row["name"]) for row in plan.moves} == {
-        ("table", "message_queue"), ("table", "processed_messages"), ("routine", "get_next_queue_message(text)"), ("routine", "cleanup_old_messages()")}
+        ("table", "message_queue"),
+        ("table", "processed_messages"),
+        ("routine", "get_next_queue_message(text)"),
+        ("routine", "cleanup_old_messages()"),
+    }
     assert {(row["kind"], row["name"]) for row in plan.dependents} == {
-        ("view", "open_messages"), ("trigger", "message_queue_note"), ("foreign key", "receipts.receipts_message_fkey"), ("routine", "count_open()")}
+        ("view", "open_messages"),
+        ("trigger", "message_queue_note"),
+        ("foreign key", "receipts.receipts_message_fkey"),
+        ("routine", "count_open()"),
+    }
     assert {(row["status"], row["rows"], row["fate"]) for row in plan.statuses} == {
-        ("pending", 4, "pending"), ("queued", 1, "pending"), ("retry", 1, "pending"), ("failed", 2, "dead"), ("completed", 2, "finished")}
+        ("pending", 4, "pending"),
+        ("queued", 1, "pending"),
+        ("retry", 1, "pending"),
+        ("failed", 2, "dead"),
+        ("completed", 2, "finished"),
+    }
     assert plan.mapping is not None and plan.mapping.columns["run_at"] == ("scheduled_at", "next_retry_at")
     assert old.value("select to_regnamespace('packhorse_legacy') is null and to_regclass('packhorse_migrations') is null") is True
 
@@ -92,7 +116,9 @@ def test_a_migration_that_failed_half_way_is_adopted_as_well(connection: Deadlin
 
 
 def test_running_and_unknown_states_need_a_decision(connection: DeadlineConnection, old: Database) -> None:
-    old.query("insert into message_queue (queue_name, job_type, payload, status) values ('mail', 'a', '{}', 'processing'), ('mail', 'a', '{}', 'Bizarre')")
+    old.query(
+        "insert into message_queue (queue_name, job_type, payload, status) values ('mail', 'a', '{}', 'processing'), ('mail', 'a', '{}', 'Bizarre')"
+    )
     with pytest.raises(AdoptionRefused) as refused:
         adopt(connection, Order())
     assert any("status: 1 rows are 'processing'. Stop the old workers" in problem for problem in refused.value.problems)
@@ -106,8 +132,10 @@ def test_what_may_belong_to_the_application_is_not_moved_unless_it_is_named(conn
     old.query("create table workers (id bigserial primary key, name text)")
     with pytest.raises(AdoptionRefused) as refused:
         adopt(connection, Order())
-    assert any("table workers has a name of ours" in problem and "--move workers" in problem and "PACKHORSE_DB_SCHEMA" in problem
-               for problem in refused.value.problems)
+    assert any(
+        "table workers has a name of ours" in problem and "--move workers" in problem and "PACKHORSE_DB_SCHEMA" in problem
+        for problem in refused.value.problems
+    )
     assert "workers" in adopt(connection, Order(moved=("workers",))).moved
     assert old.value("select to_regclass('packhorse_legacy.workers') is not null") is True
 
@@ -124,8 +152,16 @@ def test_choices_that_cannot_be_are_named_all_at_once(connection: DeadlineConnec
 
 
 HOSTILE = [
-    ("text", "not json at all"), ("array", "[1, 2]"), ("string", '"x"'), ("nul", '{"a": "\\u0000"}'), ("surrogate", '{"a": "\\ud800"}'), ("nan", '{"a": NaN}'),
-    ("deep", '{"a":' * 20000 + "1" + "}" * 20000), ("huge", '{"a": "' + "x" * 2_000_000 + '"}'), ("giant", "y" * 5_000_000), ("script", "'; drop table customers; --"),
+    ("text", "not json at all"),
+    ("array", "[1, 2]"),
+    ("string", '"x"'),
+    ("nul", '{"a": "\\u0000"}'),
+    ("surrogate", '{"a": "\\ud800"}'),
+    ("nan", '{"a": NaN}'),
+    ("deep", '{"a":' * 20000 + "1" + "}" * 20000),
+    ("huge", '{"a": "' + "x" * 2_000_000 + '"}'),
+    ("giant", "y" * 5_000_000),
+    ("script", "'; drop table customers; --"),
 ]
 
 
@@ -133,7 +169,7 @@ def test_hostile_contents_become_dead_letters_one_by_one_and_nothing_else_suffer
     any_empty_database.query("""create table message_queue (id uuid primary key default gen_random_uuid(), "queue" text, type text, body text, state text, priority text,
                         "scheduled for" text, run_at timestamptz, attempts text, conversation_key text, created_at timestamp, "100%" text, n serial,
                         request_id text default repeat('r', 600))""")
-    insert = ('insert into message_queue (queue, type, body, state, priority, run_at, attempts, conversation_key, "100%%") values (%s, %s, %s, %s, %s, %s, %s, %s, %s)')
+    insert = 'insert into message_queue (queue, type, body, state, priority, run_at, attempts, conversation_key, "100%%") values (%s, %s, %s, %s, %s, %s, %s, %s, %s)'
     good = ("q", "t", '{"ok": true}', "pending", "high", None, "1", "c", "z")
     for name, body in HOSTILE:
         any_empty_database.query(insert, "q", "t", body, "pending", "5", None, "0", name, "p")
@@ -149,10 +185,15 @@ def test_hostile_contents_become_dead_letters_one_by_one_and_nothing_else_suffer
     connection.close()
     assert done.account == {"rows": 24, "messages": 12, "dead_letters": 0, "undecodable": 12, "finished": 0, "missing": 0, "later": 0, "came_back": 0}
     assert any_empty_database.value("select count(*) from message_queue where payload = '{\"ok\": true}' and priority = 3") == 10
-    kept = {row[0]: (row[1], row[2]) for row in any_empty_database.query("select conversation_key, payload ->> 'legacy_payload', error_message from dead_letters")}
+    kept = {
+        row[0]: (row[1], row[2])
+        for row in any_empty_database.query("select conversation_key, payload ->> 'legacy_payload', error_message from dead_letters")
+    }
     for name, body in HOSTILE:
         assert kept[name][0] == (body if len(body) <= 1_000_000 else None), name
-        assert "payload" in kept[name][1] or "json" in kept[name][1].lower() or "stack depth" in kept[name][1] or "unicode" in kept[name][1].lower(), kept[name][1]
+        assert (
+            "payload" in kept[name][1] or "json" in kept[name][1].lower() or "stack depth" in kept[name][1] or "unicode" in kept[name][1].lower()
+        ), kept[name][1]
     assert any_empty_database.value("select count(*) from message_queue where message_type = 'fine' and run_at = '2030-01-01' and attempt = 0") == 1
     assert any_empty_database.value("select count(*) from message_queue where payload ? 'far' and run_at = '1970-01-01'") == 1
     assert any_empty_database.query("select distinct length(correlation_id) from all_messages") == [(500,)]
@@ -167,14 +208,21 @@ def test_columns_with_strange_names_become_the_keys_of_a_payload(connection: Dea
 
 
 def test_order_of_conversations_is_the_order_in_which_rows_were_made_whatever_their_keys(any_empty_database: Database) -> None:
-    any_empty_database.query("create table message_queue (id uuid primary key default gen_random_uuid(), type text, payload jsonb, conversation_id text, created_at timestamptz)")
-    any_empty_database.query("insert into message_queue (type, payload, conversation_id, created_at) select 't', jsonb_build_object('n', n), 'c', now() - make_interval(secs => n) "
-                   "from generate_series(1, 200) n")
+    any_empty_database.query(
+        "create table message_queue (id uuid primary key default gen_random_uuid(), type text, payload jsonb, conversation_id text, created_at timestamptz)"
+    )
+    any_empty_database.query(
+        "insert into message_queue (type, payload, conversation_id, created_at) select 't', jsonb_build_object('n', n), 'c', now() - make_interval(secs => n) "
+        "from generate_series(1, 200) n"
+    )
     connection = connect(any_empty_database.admin_url, deadline_seconds=60)
     adopt(connection, Order(batch=7))
     connection.close()
     assert numbers(any_empty_database, "message_queue") == list(range(200, 0, -1))
-    assert any_empty_database.value("select (c.payload ->> 'n')::integer from claim_messages(gen_random_uuid(), array['default'], 5, '1 minute') c") == 200
+    assert (
+        any_empty_database.value("select (c.payload ->> 'n')::integer from claim_messages(gen_random_uuid(), array['default'], 5, '1 minute') c")
+        == 200
+    )
 
 
 def test_two_at_once_import_each_row_once(old: Database) -> None:
@@ -204,7 +252,10 @@ def test_an_import_that_ends_in_the_middle_holds_its_queues_and_goes_on_where_it
     with pytest.raises(Killed):
         adopt(connection, Order(batch=10), report=die)
     assert old.value("select count(*) from message_queue") + old.value("select count(*) from dead_letters") == 30
-    assert set(old.query("select name, paused_by from queues where name <> 'default'")) == {("mail", importing.OPERATOR), ("chat", importing.OPERATOR)}
+    assert set(old.query("select name, paused_by from queues where name <> 'default'")) == {
+        ("mail", importing.OPERATOR),
+        ("chat", importing.OPERATOR),
+    }
     assert old.query("select * from claim_messages(gen_random_uuid(), array['mail', 'chat'], 5, '1 minute')") == []
     done = adopt(connection, Order())
     assert done.account is not None and done.account["missing"] == 0
@@ -253,8 +304,10 @@ def test_producers_with_the_path_of_the_docs_are_not_refused_while_it_happens_an
         with old.connect(admin=True) as app:
             app.execute("set search_path = packhorse_legacy, public")
             while not stop.is_set():
-                app.execute("insert into message_queue (queue_name, job_type, payload) values ('mail', 'late', jsonb_build_object('made', %s::integer))",
-                            (len(made),))
+                app.execute(
+                    "insert into message_queue (queue_name, job_type, payload) values ('mail', 'late', jsonb_build_object('made', %s::integer))",
+                    (len(made),),
+                )
                 made.append(len(made))
                 stop.wait(0.005)  # a producer, not a flood
 
@@ -284,7 +337,9 @@ def test_rows_that_the_old_side_finishes_or_deletes_meanwhile_are_not_imported(c
     assert old.query("select legacy_id, outcome from packhorse_legacy.packhorse_import where outcome = 'gone'") == [("16", "gone")]
 
 
-def test_the_move_waits_for_no_lock_for_long_and_names_who_has_it(connection: DeadlineConnection, old: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_move_waits_for_no_lock_for_long_and_names_who_has_it(
+    connection: DeadlineConnection, old: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(adoption, "MOVE_ATTEMPTS", 2)
     monkeypatch.setattr(adoption, "MOVE_PAUSE_SECONDS", 0.1)
     old_queue.fill(old, 10)
@@ -302,7 +357,9 @@ def test_rows_that_a_policy_hides_are_an_error_and_not_lost(old: Database) -> No
     """A role that owns the table, but whom FORCE ROW LEVEL SECURITY holds, would import what it sees and call it all."""
     old_queue.fill(old, 10)
     old.query("do $$ begin create role packhorse_migrator login createrole; exception when duplicate_object then null; end $$")
-    old.query(f"alter role packhorse_migrator createrole; grant create on database {old.name} to packhorse_migrator; grant create on schema public to packhorse_migrator")
+    old.query(
+        f"alter role packhorse_migrator createrole; grant create on database {old.name} to packhorse_migrator; grant create on schema public to packhorse_migrator"
+    )
     for name in ("message_queue", "processed_messages", "open_messages"):
         old.query(f"alter table {name} owner to packhorse_migrator")
     for name in ("get_next_queue_message(text)", "cleanup_old_messages()"):
@@ -322,8 +379,13 @@ def test_rows_that_a_policy_hides_are_an_error_and_not_lost(old: Database) -> No
 def test_nobody_else_reads_the_old_rows_or_the_ledger(connection: DeadlineConnection, old: Database) -> None:
     adopt(connection, Order())
     assert old.value("select has_schema_privilege('packhorse_worker', 'packhorse_legacy', 'usage')") is False
-    assert old.query("select relname from pg_class where relnamespace = 'packhorse_legacy'::regnamespace and relkind = 'r' and relname ~ '^packhorse' "
-                     "and not relrowsecurity") == []
+    assert (
+        old.query(
+            "select relname from pg_class where relnamespace = 'packhorse_legacy'::regnamespace and relkind = 'r' and relname ~ '^packhorse' "
+            "and not relrowsecurity"
+        )
+        == []
+    )
 
 
 def test_the_way_back_is_the_way_that_is_printed(connection: DeadlineConnection, old: Database) -> None:
@@ -396,6 +458,8 @@ def test_waiting_importers_hold_no_snapshot(connection: DeadlineConnection, old:
         assert holder.execute("select pg_try_advisory_xact_lock(hashtext('packhorse.migrate'), hashtext(current_schema()))").fetchone() == (True,)
         result = in_background(adopt, connection, Order())
         pid = connection.info.backend_pid
-        wait_until(lambda: old.query("select 1 from pg_stat_activity where pid = %s and query = 'COMMIT' and state = 'idle' and backend_xmin is null", pid))
+        wait_until(
+            lambda: old.query("select 1 from pg_stat_activity where pid = %s and query = 'COMMIT' and state = 'idle' and backend_xmin is null", pid)
+        )
         assert not result.done()
     assert result.result(60).account is not None

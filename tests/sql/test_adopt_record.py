@@ -36,7 +36,7 @@ def apply_without_record(database: Database, count: int, *, platform: bool = Fal
     """The objects of the first `count` migrations, made by other means."""
     with database.connect(admin=True) as other:
         other.execute("create table packhorse_migrations (name text primary key)")  # a migration grants on it
-        for migration in [*migrate.available()[:count], *(migrate.available(sets=["platform"])[len(NAMES):] if platform else [])]:
+        for migration in [*migrate.available()[:count], *(migrate.available(sets=["platform"])[len(NAMES) :] if platform else [])]:
             other.execute(migration.text.encode())
         other.execute("drop table packhorse_migrations")
 
@@ -78,7 +78,9 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", list(DAMAGE))
-def test_what_is_not_as_the_migrations_make_it_is_refused_by_name_with_its_repair(connection: DeadlineConnection, any_database: Database, damage: str) -> None:
+def test_what_is_not_as_the_migrations_make_it_is_refused_by_name_with_its_repair(
+    connection: DeadlineConnection, any_database: Database, damage: str
+) -> None:
     any_database.query("drop table packhorse_migrations")
     any_database.query(damage)
     with pytest.raises(AdoptionRefused) as refused:
@@ -99,7 +101,9 @@ def test_tables_of_another_owner_are_refused_with_the_login_that_may(database: D
     assert any("table message_queue belongs to postgres" in problem and "log in as postgres" in problem for problem in refused.value.problems)
 
 
-def test_the_schema_of_an_earlier_release_is_recorded_as_far_as_it_goes_and_then_brought_up(blank: DeadlineConnection, empty_database: Database) -> None:
+def test_the_schema_of_an_earlier_release_is_recorded_as_far_as_it_goes_and_then_brought_up(
+    blank: DeadlineConnection, empty_database: Database
+) -> None:
     apply_without_record(empty_database, 15)
     empty_database.query("select enqueue_message('default', 'effect')")
     done = adopt(blank, Order())
@@ -128,13 +132,17 @@ def test_the_platform_is_adopted_when_it_is_named(blank: DeadlineConnection, emp
     migrate.check(blank)
 
 
-def test_a_foreign_table_of_the_platform_is_refused_with_its_columns_and_moved_when_it_is_named(connection: DeadlineConnection, any_database: Database) -> None:
+def test_a_foreign_table_of_the_platform_is_refused_with_its_columns_and_moved_when_it_is_named(
+    connection: DeadlineConnection, any_database: Database
+) -> None:
     any_database.query("create table messages (id bigint primary key, phone integer, body text)")
     any_database.query("insert into messages values (1, 2, 'kept')")
     with pytest.raises(AdoptionRefused) as refused:
         adopt(connection, Order(sets=("platform",)))
-    assert any(re.search("table messages has a name of ours .it lacks .*created_at.*different are .*phone.*--move messages", problem)
-               for problem in refused.value.problems), refused.value.problems
+    assert any(
+        re.search("table messages has a name of ours .it lacks .*created_at.*different are .*phone.*--move messages", problem)
+        for problem in refused.value.problems
+    ), refused.value.problems
     assert any_database.value("select count(*) from packhorse_migrations") == len(NAMES)
     done = adopt(connection, Order(sets=("platform",), moved=("messages",)))
     assert done.moved == ("messages",) and len(done.applied) > 5

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.postgres import Database
 from worker.db.connection import connect
 from worker.store import messages as store
 
 
+@pytest.mark.slow
 def test_only_queues_with_sleepers_are_touched(any_database: Database) -> None:
     for queue in ("a", "b", "c"):
         any_database.query("select declare_queue(%s)", queue)

@@ -31,8 +31,12 @@ def held_conversation(sql: Sql) -> tuple:
 def test_without_the_share_lock_on_the_holder_a_wake_up_is_lost(twin_clients: Clients, database: Database, broken: bool) -> None:
     claimer, completer = twin_clients(), twin_clients()
     if broken:
-        break_function(database, "block_waiting_messages", "in (select m.conversation_key from message_queue m where m.id = any (p_ids))\n"
-                       "    for key share skip locked", "in (select m.conversation_key from message_queue m where m.id = any (p_ids))")
+        break_function(
+            database,
+            "block_waiting_messages",
+            "in (select m.conversation_key from message_queue m where m.id = any (p_ids))\n    for key share skip locked",
+            "in (select m.conversation_key from message_queue m where m.id = any (p_ids))",
+        )
     lease, _ = held_conversation(completer)
     completer.rows("set lock_timeout = '300ms'")
     with claimer.connection.transaction():
@@ -95,8 +99,7 @@ def test_without_passing_over_stuck_conversations_an_open_transaction_holds_up_t
 ) -> None:
     completer, claimer = twin_clients(), twin_clients()
     if broken:
-        break_function(database, "pick_due_messages",
-                       "and (m.conversation_key is null or m.conversation_key <> all (v_stuck_keys))", "")
+        break_function(database, "pick_due_messages", "and (m.conversation_key is null or m.conversation_key <> all (v_stuck_keys))", "")
     lease, _ = held_conversation(completer)
     with completer.connection.transaction():
         completer.complete(lease)

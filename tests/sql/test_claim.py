@@ -111,8 +111,13 @@ def test_a_claim_may_look_at_a_slice(sql: Sql) -> None:
     sql.enqueue("r", run_at="2020-01-02")
     since = ["2020-01-02"] * 20
     until = ["2020-01-01"] * 4 + ["2020-01-03"] + ["2020-01-01"] * 5 + ["-infinity"] * 10
-    assert sql.rows("select id from complete_and_claim_messages('{}', '{}', %s, '{q,r}', 10, p_cursor => %s::timestamptz[], "
-                    "p_until => %s::timestamptz[]) where outcome = 'claimed'", HOLDER, since, until) == [(inside,)]
+    assert sql.rows(
+        "select id from complete_and_claim_messages('{}', '{}', %s, '{q,r}', 10, p_cursor => %s::timestamptz[], "
+        "p_until => %s::timestamptz[]) where outcome = 'claimed'",
+        HOLDER,
+        since,
+        until,
+    ) == [(inside,)]
 
 
 def test_each_queue_has_ten_places_of_its_own_in_the_cursor(sql: Sql) -> None:
@@ -126,10 +131,17 @@ def test_each_queue_has_ten_places_of_its_own_in_the_cursor(sql: Sql) -> None:
 CALL = "select id from claim_messages({holder}, {queues}, {limit}, {lease})"
 GOOD = {"holder": f"'{HOLDER}'::uuid", "queues": "'{q}'", "limit": "1", "lease": "'1 minute'"}
 REFUSED = [
-    ("limit", "-1", "PH001", "limit"), ("limit", "10001", "PH001", "limit"), ("limit", "null", "PH001", "limit"),
-    ("lease", "'0'", "PH001", "lease"), ("lease", "'-1 minute'", "PH001", "lease"), ("lease", "'2 days'", "PH001", "lease"),
-    ("lease", "null", "PH001", "lease"), ("holder", "null", "PH001", "holder"), ("queues", "null", "PH001", "queues"),
-    ("queues", "'{nope}'", "PH002", "queue"), ("queues", "array[null]::text[]", "PH002", "queue"),
+    ("limit", "-1", "PH001", "limit"),
+    ("limit", "10001", "PH001", "limit"),
+    ("limit", "null", "PH001", "limit"),
+    ("lease", "'0'", "PH001", "lease"),
+    ("lease", "'-1 minute'", "PH001", "lease"),
+    ("lease", "'2 days'", "PH001", "lease"),
+    ("lease", "null", "PH001", "lease"),
+    ("holder", "null", "PH001", "holder"),
+    ("queues", "null", "PH001", "queues"),
+    ("queues", "'{nope}'", "PH002", "queue"),
+    ("queues", "array[null]::text[]", "PH002", "queue"),
 ]
 
 
@@ -165,8 +177,7 @@ def test_a_batch_is_silent_about_a_suspect_that_cannot_start(sql: Sql, obstacle:
     elif obstacle == "expired":
         sql.rows("update message_queue set expires_at = clock_timestamp() - interval '1 second'")
     else:
-        sql.rows("insert into message_queue (id, queue, message_type, conversation_key) overriding system value "
-                 "values (0, 'q', 'effect', 'c')")
+        sql.rows("insert into message_queue (id, queue, message_type, conversation_key) overriding system value values (0, 'q', 'effect', 'c')")
         sql.claim_one()
     sql.due_now()
     assert sql.rows("select outcome from complete_and_claim_messages('{}', '{}', %s, '{q}', 10)", uuid4()) == []
@@ -186,9 +197,12 @@ def test_a_completion_that_came_too_late_is_told_in_the_same_call(sql: Sql) -> N
     sql.crash(lost)
     sql.rows("update message_queue set run_at = '2100-01-01' where id = %s", lost.id)
     waiting = sql.enqueue()
-    rows = sql.rows("select outcome, id, lease_token from complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, '{q}', 10) "
-                    "where outcome <> 'next'",
-                    [lost.id, kept.id], [lost.token, kept.token], OTHER)
+    rows = sql.rows(
+        "select outcome, id, lease_token from complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, '{q}', 10) where outcome <> 'next'",
+        [lost.id, kept.id],
+        [lost.token, kept.token],
+        OTHER,
+    )
     assert rows[0] == ("lost", lost.id, lost.token)
     assert [row[:2] for row in rows[1:]] == [("claimed", waiting)]
     assert (sql.state(lost.id), sql.state(kept.id)) == ("pending", "done")
@@ -199,8 +213,13 @@ def test_complete_and_claim_goes_on_with_the_next_message_of_the_conversation(sq
     second = sql.enqueue(conversation_key="c")
     assert sql.claim(10) == [] and sql.state(second) == "blocked"
     cursor = ["2999-01-01"] * 10
-    rows = sql.rows("select outcome, id from complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, '{q}', 10, "
-                    "p_cursor => %s::timestamptz[])", [first.id], [first.token], OTHER, cursor)
+    rows = sql.rows(
+        "select outcome, id from complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, '{q}', 10, p_cursor => %s::timestamptz[])",
+        [first.id],
+        [first.token],
+        OTHER,
+        cursor,
+    )
     assert rows == [("claimed", second)]
 
 
@@ -208,8 +227,10 @@ def test_a_conversation_that_went_on_without_room_is_named_and_claimed_by_its_id
     first = sql.claimed(conversation_key="c")
     second = sql.enqueue(conversation_key="c")
     assert sql.claim(10) == [] and sql.state(second) == "blocked"
-    statement = ("select outcome, id from complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, '{q}', %s, "
-                 "p_cursor => %s::timestamptz[], p_first => %s::bigint[])")
+    statement = (
+        "select outcome, id from complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, '{q}', %s, "
+        "p_cursor => %s::timestamptz[], p_first => %s::bigint[])"
+    )
     cursor = ["2999-01-01"] * 10
     assert sql.rows(statement, [first.id], [first.token], OTHER, 0, cursor, []) == [("promoted", second)]
     assert sql.rows(statement, [], [], OTHER, 10, cursor, []) == []
@@ -217,8 +238,12 @@ def test_a_conversation_that_went_on_without_room_is_named_and_claimed_by_its_id
 
 
 def next_start(sql: Sql, limit: int = 10) -> list[tuple]:
-    return sql.rows("select outcome, run_at > clock_timestamp() + interval '50 minutes' from complete_and_claim_messages("
-                    "'{}', '{}', %s, '{q}', %s) where outcome <> 'claimed'", HOLDER, limit)
+    return sql.rows(
+        "select outcome, run_at > clock_timestamp() + interval '50 minutes' from complete_and_claim_messages("
+        "'{}', '{}', %s, '{q}', %s) where outcome <> 'claimed'",
+        HOLDER,
+        limit,
+    )
 
 
 def test_an_empty_claim_says_when_the_next_message_will_be_due(sql: Sql) -> None:

@@ -105,8 +105,7 @@ def run_load(database: Database, total: int, workers: int, producers: int, seed:
         clients[0].rows("select declare_queue('q')")
         clients[0].set_queue(crash_limit=100, backoff_initial="0", backoff_max="0")
         threads = [in_background(produce, clients[number], record, number, total // producers, seed + number) for number in range(producers)]
-        threads += [in_background(work, client, record, total, over, seed + 100 + number)
-                    for number, client in enumerate(clients[producers:])]
+        threads += [in_background(work, client, record, total, over, seed + 100 + number) for number, client in enumerate(clients[producers:])]
         for thread in threads:
             thread.result(SECONDS + 10)
     finally:
@@ -141,6 +140,7 @@ def check(database: Database, record: Record, total: int) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.slow
 def test_conversations_keep_their_order_under_load_and_nobody_is_left_waiting(any_database: Database, seed: int) -> None:
     total = 120
     assert check(any_database, run_load(any_database, total, workers=5, producers=3, seed=seed), total) == []
@@ -159,8 +159,9 @@ def test_the_check_under_load_notices_a_claim_that_ignores_earlier_messages(any_
     with any_database.connect() as connection:
         sql = Sql(connection)
         sql.rows("select declare_queue('q')")
-        break_function(any_database, "pick_due_messages",
-                       "or not exists (select from conversation_holders(m.conversation_key, m.id)) as free", "or true as free")
+        break_function(
+            any_database, "pick_due_messages", "or not exists (select from conversation_holders(m.conversation_key, m.id)) as free", "or true as free"
+        )
         ids = [sql.enqueue(conversation_key="c", priority=priority) for priority in (5, 1)]
         record = Record(sent={(0, "c"): ids})
         while leases := sql.claim(1):
@@ -169,6 +170,7 @@ def test_the_check_under_load_notices_a_claim_that_ignores_earlier_messages(any_
     assert list(out_of_order(record)) == [f"producer 0, c: {ids[1]} started before {ids[0]}"]
 
 
+@pytest.mark.slow
 def test_many_conversations_and_batches_do_not_deadlock(any_database: Database) -> None:
     """Batches complete and claim across thirty conversations at once; every call comes back without a conflict."""
     with any_database.connect() as connection:
@@ -181,9 +183,13 @@ def test_many_conversations_and_batches_do_not_deadlock(any_database: Database) 
         done: list[Lease] = []
         total = idle = 0
         while idle < 20:
-            rows = worker.rows("select id, lease_token, attempt, message_type, crashes, conversation_key, priority from "
-                               "complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, '{q}', 20) where outcome = 'claimed'",
-                               [lease.id for lease in done], [lease.token for lease in done], uuid4())
+            rows = worker.rows(
+                "select id, lease_token, attempt, message_type, crashes, conversation_key, priority from "
+                "complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, '{q}', 20) where outcome = 'claimed'",
+                [lease.id for lease in done],
+                [lease.token for lease in done],
+                uuid4(),
+            )
             total += len(done)
             done = [Lease(*row) for row in rows]
             idle = 0 if done else idle + 1

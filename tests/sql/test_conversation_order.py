@@ -47,10 +47,15 @@ def test_a_waiting_retry_holds_its_conversation(sql: Sql) -> None:
     assert ids(sql.claim(10)) == [first] and sql.state(second) == "blocked"
 
 
-@pytest.mark.parametrize("ending", [
-    "complete_messages(array[{id}::bigint], array[{token}::bigint])", "bury_message({id}, {token})", "cancel_message({id}, p_token => {token})",
-    "fail_message({id}, {token}, 'E', 'm', p_max_attempts => 1)",
-])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "complete_messages(array[{id}::bigint], array[{token}::bigint])",
+        "bury_message({id}, {token})",
+        "cancel_message({id}, p_token => {token})",
+        "fail_message({id}, {token}, 'E', 'm', p_max_attempts => 1)",
+    ],
+)
 def test_every_ending_lets_the_conversation_go_on(sql: Sql, ending: str) -> None:
     _, second, third = in_conversation(sql, 3)
     lease = sql.claim(10)[0]
@@ -115,7 +120,10 @@ def test_a_redriven_message_enters_its_conversation_at_its_place(sql: Sql) -> No
 @pytest.mark.parametrize("stuck", [12, 300])
 def test_redriven_messages_of_busy_conversations_do_not_hide_what_stands_behind_them(sql: Sql, stuck: int) -> None:
     """They are not blocked, for their ids are smaller than those of the running messages; a claim of one met ten of them and gave up."""
-    sql.rows("select bury_message(message_id) from (select message_id from generate_series(1, %s) n, enqueue_message('q', 't', p_conversation_key => 'c' || n)) m", stuck)
+    sql.rows(
+        "select bury_message(message_id) from (select message_id from generate_series(1, %s) n, enqueue_message('q', 't', p_conversation_key => 'c' || n)) m",
+        stuck,
+    )
     sql.rows("select enqueue_message('q', 't', p_conversation_key => 'c' || n) from generate_series(1, %s) n", stuck)
     running = sql.claim(stuck)
     assert len(running) == stuck
@@ -257,8 +265,7 @@ def test_a_parent_looks_again_at_a_message_that_somebody_has_locked(clients: Cli
     with other.connection.transaction():
         other.rows("select id from message_queue where id = %s for update", lease.id)
         recovered = in_background(lambda: holder.value("select recover_worker(%s, null)", HOLDER))
-        wait_until(lambda: watcher.value("select wait_event = 'PgSleep' from pg_stat_activity where pid = %s",
-                                         holder.connection.info.backend_pid))
+        wait_until(lambda: watcher.value("select wait_event = 'PgSleep' from pg_stat_activity where pid = %s", holder.connection.info.backend_pid))
     assert recovered.result(10) == 1
 
 
@@ -329,10 +336,15 @@ def test_a_message_without_conversation_is_completed_under_any_snapshot(clients:
     assert sql.state(lease.id) == "done"
 
 
-@pytest.mark.parametrize("comes_back", [
-    "fail_message({id}, {token}, 'E', 'm', p_delay => '0')", "snooze_message({id}, {token}, '0')", "release_message({id}, {token})",
-    "recover_worker((select lease_holder from message_queue where id = {id}), null)",
-])
+@pytest.mark.parametrize(
+    "comes_back",
+    [
+        "fail_message({id}, {token}, 'E', 'm', p_delay => '0')",
+        "snooze_message({id}, {token}, '0')",
+        "release_message({id}, {token})",
+        "recover_worker((select lease_holder from message_queue where id = {id}), null)",
+    ],
+)
 def test_late_commits_behind_a_running_message_that_comes_back_keep_their_order(clients: Clients, comes_back: str) -> None:
     """The third was started first, for the others committed late. The first was once blocked behind it, and when the third
     came back to pending nothing held the second any more: it started before the first."""

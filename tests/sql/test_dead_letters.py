@@ -23,11 +23,37 @@ def acts(sql: Sql, *columns: str) -> list[tuple]:
 
 
 def test_a_dead_letter_keeps_the_whole_message(sql: Sql) -> None:
-    row = sql.dead(dead(sql, payload={"a": 1}, options={"b": 2}, priority=2, conversation_key="c", concurrency_key="k",
-                        correlation_id="e", trace_context="t", max_attempts=1))
-    assert [row[name] for name in ("reason", "error_class", "error_message", "traceback", "payload", "options", "priority", "attempt",
-                                   "max_attempts", "conversation_key", "concurrency_key", "correlation_id", "trace_context")] == [
-        "failed", "ValueError", "broken", "trace", {"a": 1}, {"b": 2}, 2, 1, 1, "c", "k", "e", "t"]
+    row = sql.dead(
+        dead(
+            sql,
+            payload={"a": 1},
+            options={"b": 2},
+            priority=2,
+            conversation_key="c",
+            concurrency_key="k",
+            correlation_id="e",
+            trace_context="t",
+            max_attempts=1,
+        )
+    )
+    assert [
+        row[name]
+        for name in (
+            "reason",
+            "error_class",
+            "error_message",
+            "traceback",
+            "payload",
+            "options",
+            "priority",
+            "attempt",
+            "max_attempts",
+            "conversation_key",
+            "concurrency_key",
+            "correlation_id",
+            "trace_context",
+        )
+    ] == ["failed", "ValueError", "broken", "trace", {"a": 1}, {"b": 2}, 2, 1, 1, "c", "k", "e", "t"]
     assert [entry["event"] for entry in row["history"]] == ["failed"]
 
 
@@ -60,8 +86,10 @@ def test_an_unknown_reason_is_refused_by_name(sql: Sql) -> None:
 def test_equal_causes_share_a_fingerprint_and_others_do_not(sql: Sql) -> None:
     same = {sql.dead(dead(sql, message=text))["fingerprint"] for text in ("user 17 of 'ann' at 0xdeadbeef1", "user 4711 of 'bob' at 0x12")}
     assert len(same) == 1
-    other = {sql.dead(dead(sql, **arguments))["fingerprint"] for arguments in (
-        {"error": "KeyError"}, {"message": "something else"}, {"message_type": "other"})}
+    other = {
+        sql.dead(dead(sql, **arguments))["fingerprint"]
+        for arguments in ({"error": "KeyError"}, {"message": "something else"}, {"message_type": "other"})
+    }
     assert len(other) == 3 and not other & same
 
 
@@ -99,11 +127,18 @@ def test_redriving_in_steps_takes_the_oldest_first(sql: Sql) -> None:
     assert [sql.value("select redrive_dead_letters(p_queue => 'q', p_limit => 2)") for _ in range(4)] == [ids[:2], ids[2:4], ids[4:], []]
 
 
-@pytest.mark.parametrize(("call", "column"), [
-    ("redrive_dead_letters()", "ids"), ("purge_dead_letters()", "ids"), ("edit_dead_letter(1, '[]')", "payload"),
-    ("edit_dead_letter(1, null)", "payload"), ("edit_dead_letter(1, jsonb_build_object('a', repeat('x', 1048577)))", "payload"),
-    ("redrive_dead_letters(p_queue => 'q', p_limit => -1)", "limit"), ("purge_dead_letters(p_queue => 'q', p_limit => null)", "limit"),
-])
+@pytest.mark.parametrize(
+    ("call", "column"),
+    [
+        ("redrive_dead_letters()", "ids"),
+        ("purge_dead_letters()", "ids"),
+        ("edit_dead_letter(1, '[]')", "payload"),
+        ("edit_dead_letter(1, null)", "payload"),
+        ("edit_dead_letter(1, jsonb_build_object('a', repeat('x', 1048577)))", "payload"),
+        ("redrive_dead_letters(p_queue => 'q', p_limit => -1)", "limit"),
+        ("purge_dead_letters(p_queue => 'q', p_limit => null)", "limit"),
+    ],
+)
 def test_an_act_without_a_target_or_with_absurd_input_is_refused(sql: Sql, call: str, column: str) -> None:
     assert sql.refused(f"select {call}") == ("PH001", column)
 
@@ -114,7 +149,8 @@ def test_an_edit_replaces_the_payload_and_records_both(sql: Sql) -> None:
     row = sql.dead(message_id)
     assert row["payload"] == {"a": 2} and row["edited_at"] is not None
     assert acts(sql, "action", "operator", "reason", "message_id", "details") == [
-        ("edit_dead_letter", "ann", "typo", message_id, {"before": {"a": 1}, "after": {"a": 2}})]
+        ("edit_dead_letter", "ann", "typo", message_id, {"before": {"a": 1}, "after": {"a": 2}})
+    ]
     assert sql.value("select edit_dead_letter(%s, '{}')", 10**12) is False
 
 

@@ -24,11 +24,25 @@ def test_ids_grow_in_the_order_of_enqueue(sql: Sql) -> None:
 
 
 def test_every_argument_reaches_its_column(sql: Sql) -> None:
-    row = sql.live(sql.enqueue(
-        payload={"a": 1}, options={"b": 2}, priority=1, max_attempts=7, conversation_key="c", dedup_key="d", correlation_id="e",
-        trace_context="f", expires_at="2999-01-01", concurrency_key="g", delay="1 hour"))
-    assert [row[name] for name in ("options", "priority", "max_attempts", "conversation_key", "dedup_key", "correlation_id",
-                                   "trace_context", "concurrency_key")] == [{"b": 2}, 1, 7, "c", "d", "e", "f", "g"]
+    row = sql.live(
+        sql.enqueue(
+            payload={"a": 1},
+            options={"b": 2},
+            priority=1,
+            max_attempts=7,
+            conversation_key="c",
+            dedup_key="d",
+            correlation_id="e",
+            trace_context="f",
+            expires_at="2999-01-01",
+            concurrency_key="g",
+            delay="1 hour",
+        )
+    )
+    assert [
+        row[name]
+        for name in ("options", "priority", "max_attempts", "conversation_key", "dedup_key", "correlation_id", "trace_context", "concurrency_key")
+    ] == [{"b": 2}, 1, 7, "c", "d", "e", "f", "g"]
     assert row["expires_at"].year in (2998, 2999)
     assert 3590 < (row["run_at"] - row["created_at"]).total_seconds() <= 3600
 
@@ -97,9 +111,21 @@ def test_an_infinite_delay_is_refused_by_name(sql: Sql) -> None:
 
 
 def test_the_limits_themselves_are_accepted(sql: Sql) -> None:
-    row = sql.live(sql.enqueue(
-        message_type="x" * 100, priority=10, max_attempts=1000000, conversation_key="é" * 500, concurrency_key="é" * 500,
-        correlation_id="é" * 500, trace_context="é" * 1000, dedup_key="é" * 500, dedup_window="366 days", delay="3659 days", payload={"blob": "x" * 1000000}))
+    row = sql.live(
+        sql.enqueue(
+            message_type="x" * 100,
+            priority=10,
+            max_attempts=1000000,
+            conversation_key="é" * 500,
+            concurrency_key="é" * 500,
+            correlation_id="é" * 500,
+            trace_context="é" * 1000,
+            dedup_key="é" * 500,
+            dedup_window="366 days",
+            delay="3659 days",
+            payload={"blob": "x" * 1000000},
+        )
+    )
     assert row["state"] == "pending"
 
 
@@ -126,11 +152,16 @@ def test_an_unknown_queue_is_refused_and_a_near_miss_is_named(sql: Sql) -> None:
 
 
 def test_bulk_enqueue_keeps_the_order_and_every_argument(sql: Sql) -> None:
-    rows = sql.rows("select message_id, duplicate from enqueue_messages(%s)", Jsonb([
-        {"queue": "q", "message_type": "effect", "payload": {"n": 1}, "priority": 2, "delay": "1 hour", "conversation_key": "c"},
-        {"queue": "q", "message_type": "effect", "payload": {"n": 2}, "dedup_key": "d"},
-        {"queue": "q", "message_type": "effect", "payload": {"n": 3}, "dedup_key": "d", "dedup_window": "1 hour"},
-    ]))
+    rows = sql.rows(
+        "select message_id, duplicate from enqueue_messages(%s)",
+        Jsonb(
+            [
+                {"queue": "q", "message_type": "effect", "payload": {"n": 1}, "priority": 2, "delay": "1 hour", "conversation_key": "c"},
+                {"queue": "q", "message_type": "effect", "payload": {"n": 2}, "dedup_key": "d"},
+                {"queue": "q", "message_type": "effect", "payload": {"n": 3}, "dedup_key": "d", "dedup_window": "1 hour"},
+            ]
+        ),
+    )
     assert [duplicate for _, duplicate in rows] == [False, False, True]
     assert rows[1][0] == rows[2][0]
     assert [sql.live(row[0])["payload"]["n"] for row in rows[:2]] == [1, 2]
@@ -171,7 +202,8 @@ def test_many_payloads_become_messages_in_their_order_that_share_every_argument(
     count = sql.value(
         "select enqueue_payloads('q', 'effect', %s, p_options => '{\"o\": 1}', p_priority => 2, p_delay => '1 hour', p_max_attempts => 3, "
         "p_conversation_key => 'c', p_correlation_id => 'r', p_trace_context => 't', p_expires_at => 'tomorrow', p_concurrency_key => 'k')",
-        Jsonb([{"n": n} for n in range(50)]))
+        Jsonb([{"n": n} for n in range(50)]),
+    )
     assert count == 50
     rows = sql.rows("select (payload ->> 'n')::int from message_queue order by id")
     assert [row[0] for row in rows] == list(range(50))
@@ -196,11 +228,22 @@ def test_many_payloads_wake_a_sleeping_worker_once_and_none_are_none(clients) ->
 
 
 BAD_PAYLOADS = [
-    ("{}", "", "payloads"), ("null", "", "payloads"), (None, "", "payloads"), ('[{}, {}, 1]', "", "payloads[3]"), ("[{}, null]", "", "payloads[2]"),
-    ("[[]]", "", "payloads[1]"), (json.dumps([{}, {"blob": "x" * 2_000_000}]), "", "payloads[2]"), ("[{}]", ", p_priority => 11", "priority"),
-    ("[{}]", ", p_priority => null", "priority"), ("[{}]", ", p_delay => '400000 days'", "delay"), ("[{}]", ", p_run_at => 'infinity'", "run_at"),
-    ("[{}]", ", p_options => '[]'", "options"), ("[{}]", ", p_conversation_key => ''", "conversation_key"), ("[{}]", ", p_max_attempts => 0", "max_attempts"),
-    ("[{}]", ", p_correlation_id => repeat('x', 501)", "correlation_id"), ("[{}]", ", p_trace_context => repeat('x', 1001)", "trace_context"),
+    ("{}", "", "payloads"),
+    ("null", "", "payloads"),
+    (None, "", "payloads"),
+    ("[{}, {}, 1]", "", "payloads[3]"),
+    ("[{}, null]", "", "payloads[2]"),
+    ("[[]]", "", "payloads[1]"),
+    (json.dumps([{}, {"blob": "x" * 2_000_000}]), "", "payloads[2]"),
+    ("[{}]", ", p_priority => 11", "priority"),
+    ("[{}]", ", p_priority => null", "priority"),
+    ("[{}]", ", p_delay => '400000 days'", "delay"),
+    ("[{}]", ", p_run_at => 'infinity'", "run_at"),
+    ("[{}]", ", p_options => '[]'", "options"),
+    ("[{}]", ", p_conversation_key => ''", "conversation_key"),
+    ("[{}]", ", p_max_attempts => 0", "max_attempts"),
+    ("[{}]", ", p_correlation_id => repeat('x', 501)", "correlation_id"),
+    ("[{}]", ", p_trace_context => repeat('x', 1001)", "trace_context"),
     ("[]", ", p_concurrency_key => ''", "concurrency_key"),
 ]
 

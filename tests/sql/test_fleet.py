@@ -57,15 +57,20 @@ def test_workers_tables_partitions_and_snapshots_are_there(sql: Sql) -> None:
     assert found["oldest_snapshot_age_seconds"] >= 0
 
 
-@pytest.mark.parametrize(("kind", "ranges", "ends"), [
-    ("timestamptz", [(-3, -2), (-1, 1), (1, 2), (4, 9)], 2),  # tomorrow is there, the day after is not
-    ("timestamp", [(-1, 1), (1, 2), (4, 9)], 2),
-    ("date", [(0, 1), (1, 5)], 5),
-    ("timestamptz", [(-2, 0), (1, 9)], 0),  # not even now
-    ("timestamptz", [(-9, -2)], -2),
-    ("timestamptz", [(-1, 3), (3, None)], None),  # it never ends
-])
-def test_the_runway_of_partitions_ends_at_the_first_gap(any_database: Database, kind: str, ranges: list[tuple[int, int | None]], ends: int | None) -> None:
+@pytest.mark.parametrize(
+    ("kind", "ranges", "ends"),
+    [
+        ("timestamptz", [(-3, -2), (-1, 1), (1, 2), (4, 9)], 2),  # tomorrow is there, the day after is not
+        ("timestamp", [(-1, 1), (1, 2), (4, 9)], 2),
+        ("date", [(0, 1), (1, 5)], 5),
+        ("timestamptz", [(-2, 0), (1, 9)], 0),  # not even now
+        ("timestamptz", [(-9, -2)], -2),
+        ("timestamptz", [(-1, 3), (3, None)], None),  # it never ends
+    ],
+)
+def test_the_runway_of_partitions_ends_at_the_first_gap(
+    any_database: Database, kind: str, ranges: list[tuple[int, int | None]], ends: int | None
+) -> None:
     """A month that is missing stops inserts, however many there are behind it."""
     any_database.query(f"alter database {any_database.name} set timezone to 'Asia/Kolkata'")
     today = any_database.value("select date_trunc('day', clock_timestamp() at time zone 'UTC')")
@@ -75,7 +80,9 @@ def test_the_runway_of_partitions_ends_at_the_first_gap(any_database: Database, 
         upper = "maxvalue" if last is None else f"'{today + timedelta(days=last)}{zone}'"
         any_database.query(f"create table parts_{number} partition of parts for values from ('{today + timedelta(days=first)}{zone}') to ({upper})")
     any_database.query("select refresh_fleet_statistics('0')")
-    rows = [row["value"] for row in any_database.value("select statistics from fleet_statistics()")["partition_runway_seconds"] if row["table"] == "parts"]
+    rows = [
+        row["value"] for row in any_database.value("select statistics from fleet_statistics()")["partition_runway_seconds"] if row["table"] == "parts"
+    ]
     now = any_database.value("select clock_timestamp() at time zone 'UTC'")
     expected = [] if ends is None else [0.0 if ends == 0 else (today + timedelta(days=ends) - now).total_seconds()]
     assert rows == pytest.approx(expected, abs=60)
@@ -123,11 +130,16 @@ def counts_within(database: Database, limit: int) -> tuple[dict[tuple[str, str],
     return {(queue, state): (messages, estimated) for queue, state, messages, estimated in rows}, walked
 
 
+@pytest.mark.slow
 def test_beyond_the_limit_stands_an_estimate_and_no_more_rows_are_read(any_database: Database) -> None:
     any_database.query("select declare_queue(q) from unnest(array['later', 'few']) q")
-    any_database.query("insert into message_queue (queue, message_type, run_at, priority) select 'default', 't', "
-                       "clock_timestamp() + case when n % 4 = 0 then 1 else -1 end * interval '1 hour', 1 + n % 10 from generate_series(1, 40000) n")
-    any_database.query("insert into message_queue (queue, message_type, run_at) select 'later', 't', clock_timestamp() + interval '2 hours' from generate_series(1, 20000)")
+    any_database.query(
+        "insert into message_queue (queue, message_type, run_at, priority) select 'default', 't', "
+        "clock_timestamp() + case when n % 4 = 0 then 1 else -1 end * interval '1 hour', 1 + n % 10 from generate_series(1, 40000) n"
+    )
+    any_database.query(
+        "insert into message_queue (queue, message_type, run_at) select 'later', 't', clock_timestamp() + interval '2 hours' from generate_series(1, 20000)"
+    )
     any_database.query("insert into message_queue (queue, message_type) select 'few', 't' from generate_series(1, 999)")
     any_database.query("analyze message_queue")
     found, walked = counts_within(any_database, 1000)

@@ -11,8 +11,22 @@ import pytest
 from tests.sql.client import HOLDER, Sql
 from tests.support.postgres import Database
 
-NAMES = ["stuck_workflows", "queue_health", "dead_letters", "agent_performance", "conversation_state", "processing_latency", "error_rate", "top_errors",
-         "workflow_completion", "agent_sessions", "circuit_breakers", "stale_locks", "dedup_effectiveness", "system_summary"]
+NAMES = [
+    "stuck_workflows",
+    "queue_health",
+    "dead_letters",
+    "agent_performance",
+    "conversation_state",
+    "processing_latency",
+    "error_rate",
+    "top_errors",
+    "workflow_completion",
+    "agent_sessions",
+    "circuit_breakers",
+    "stale_locks",
+    "dedup_effectiveness",
+    "system_summary",
+]
 ABSENT = ["stuck_workflows", "agent_performance", "workflow_completion", "agent_sessions", "circuit_breakers"]
 
 
@@ -32,18 +46,30 @@ def check(sql: Sql, name: str, **thresholds: Any) -> Check:
 
 def end(sql: Sql, count: int = 1, *, ran: str = "1 second", error: str | None = None, message_type: str = "effect") -> None:
     """Messages that were done just now."""
-    sql.rows("insert into message_archive (id, queue, message_type, payload, options, priority, state, attempt, crashes, error, created_at, claimed_at, "
-             "finished_at) select n, 'q', %s, '{}', '{}', 5, 'done', 1, 0, jsonb_build_object('class', %s::text), clock_timestamp() - interval '1 hour', "
-             "clock_timestamp() - %s::interval, clock_timestamp() from generate_series(1, %s) n", message_type, error, ran, count)
+    sql.rows(
+        "insert into message_archive (id, queue, message_type, payload, options, priority, state, attempt, crashes, error, created_at, claimed_at, "
+        "finished_at) select n, 'q', %s, '{}', '{}', 5, 'done', 1, 0, jsonb_build_object('class', %s::text), clock_timestamp() - interval '1 hour', "
+        "clock_timestamp() - %s::interval, clock_timestamp() from generate_series(1, %s) n",
+        message_type,
+        error,
+        ran,
+        count,
+    )
     if error is None:
         sql.rows("update message_archive set error = null where error ->> 'class' is null")
 
 
 def die(sql: Sql, count: int = 1, *, ago: str = "1 second", error: str = "ValueError", first_id: int = 1_000_000) -> None:
     """Messages that were given up."""
-    sql.rows("insert into dead_letters (id, queue, message_type, payload, options, priority, reason, error_class, error_message, fingerprint, attempt, crashes, "
-             "created_at, dead_at) select %s + n, 'q', 'effect', '{}', '{}', 5, 'failed', %s, 'call 250788000456', 'f', 3, 0, clock_timestamp(), "
-             "clock_timestamp() - %s::interval from generate_series(1, %s) n", first_id, error, ago, count)
+    sql.rows(
+        "insert into dead_letters (id, queue, message_type, payload, options, priority, reason, error_class, error_message, fingerprint, attempt, crashes, "
+        "created_at, dead_at) select %s + n, 'q', 'effect', '{}', '{}', 5, 'failed', %s, 'call 250788000456', 'f', 3, 0, clock_timestamp(), "
+        "clock_timestamp() - %s::interval from generate_series(1, %s) n",
+        first_id,
+        error,
+        ago,
+        count,
+    )
 
 
 def late(sql: Sql, by: str) -> None:
@@ -214,8 +240,11 @@ def test_conversation_locks_that_are_over_are_counted_and_hinder_nobody(sql: Sql
 
 @pytest.mark.parametrize(("lost", "expected"), [(0, "ok"), (10, "warn"), (60, "fail")])
 def test_webhooks_that_were_never_marked_processed_are_found(sql: Sql, lost: int, expected: str) -> None:
-    sql.rows("insert into processed_messages (external_id, first_seen_at, processed_at, processing_ms) select n::text, clock_timestamp() - interval '30 minutes', "
-             "case when n > %s then clock_timestamp() end, 40 from generate_series(1, 100) n", lost)
+    sql.rows(
+        "insert into processed_messages (external_id, first_seen_at, processed_at, processing_ms) select n::text, clock_timestamp() - interval '30 minutes', "
+        "case when n > %s then clock_timestamp() end, 40 from generate_series(1, 100) n",
+        lost,
+    )
     sql.rows("select is_new_message('now')")
     found = check(sql, "dedup_effectiveness")
     assert (found.status, found.details["unprocessed"], found.details["webhooks"]) == (expected, lost, 101)
@@ -247,7 +276,9 @@ def test_the_system_summary_judges_connections_partitions_schedules_and_workers(
 
 
 def test_an_archive_with_a_gap_is_a_failure_however_many_days_lie_behind_it(any_database: Database) -> None:
-    any_database.query("do $$ begin execute format('drop table message_archive_%s', to_char((now() at time zone 'UTC') + interval '1 day', 'YYYYMMDD')); end $$")
+    any_database.query(
+        "do $$ begin execute format('drop table message_archive_%s', to_char((now() at time zone 'UTC') + interval '1 day', 'YYYYMMDD')); end $$"
+    )
     ((status, runway),) = any_database.query("select status, (details ->> 'archive_runway_seconds')::float8 from health_checks('system_summary')")
     assert status == "fail" and 0 < runway <= 86400
 
@@ -266,17 +297,23 @@ def test_every_check_reads_a_bounded_part_of_a_million_rows(own_clients: Callabl
     """Blocks touched, for the clock of a shared machine proves nothing."""
     for table in ("message_queue", "message_archive_" + str(any_database.value("select to_char(now() at time zone 'UTC', 'YYYYMMDD')"))):
         any_database.query(f"alter table {table} set (autovacuum_enabled = false)")
-    any_database.query("insert into message_queue (queue, message_type, run_at) select 'q', 'effect', now() - n * interval '1 ms' from generate_series(1, 600000) n")
-    any_database.query("insert into message_queue (queue, message_type, state, conversation_key) select 'q', 'effect', 'blocked', 'c' || n % 1000 "
-                       "from generate_series(1, 400000) n")
+    any_database.query(
+        "insert into message_queue (queue, message_type, run_at) select 'q', 'effect', now() - n * interval '1 ms' from generate_series(1, 600000) n"
+    )
+    any_database.query(
+        "insert into message_queue (queue, message_type, state, conversation_key) select 'q', 'effect', 'blocked', 'c' || n % 1000 "
+        "from generate_series(1, 400000) n"
+    )
     any_database.query(
         "insert into message_archive (id, queue, message_type, payload, options, priority, state, attempt, crashes, created_at, claimed_at, finished_at) "
-        "select n, 'q', 'effect', '{}', '{}', 5, 'done', 1, 0, now(), now(), now() from generate_series(1, 1000000) n")
+        "select n, 'q', 'effect', '{}', '{}', 5, 'done', 1, 0, now(), now(), now() from generate_series(1, 1000000) n"
+    )
     any_database.query("vacuum analyze message_queue")
     any_database.query("vacuum analyze message_archive")
     any_database.query(
         "insert into dead_letters (id, queue, message_type, payload, options, priority, reason, error_class, fingerprint, attempt, crashes, created_at) "
-        "select n, 'q', 'effect', '{}', '{}', 5, 'failed', 'E', 'f', 3, 0, now() from generate_series(1, 200000) n")
+        "select n, 'q', 'effect', '{}', '{}', 5, 'failed', 'E', 'f', 3, 0, now() from generate_series(1, 200000) n"
+    )
     sql = own_clients()
     touched = {}
     for name in NAMES:

@@ -7,8 +7,10 @@ from tests.sql.client import HOLDER, OTHER, Sql
 
 def test_the_next_message_is_leased_for_five_minutes(sql: Sql) -> None:
     message_id = sql.enqueue(payload={"a": 1})
-    assert sql.rows("select id, payload, lease_expires_at - clock_timestamp() between interval '4 minutes 50 seconds' and interval '5 minutes' "
-                    "from get_next_queue_message('q')") == [(message_id, {"a": 1}, True)]
+    assert sql.rows(
+        "select id, payload, lease_expires_at - clock_timestamp() between interval '4 minutes 50 seconds' and interval '5 minutes' "
+        "from get_next_queue_message('q')"
+    ) == [(message_id, {"a": 1}, True)]
     assert sql.rows("select * from get_next_queue_message('q')") == []
 
 
@@ -69,9 +71,15 @@ def test_a_conversation_lock_ends_by_time(sql: Sql) -> None:
 
 
 def test_an_absurd_conversation_lock_is_refused_by_name(sql: Sql) -> None:
-    for key, holder, lease, column in [(None, "a", "1 minute", "conversation_key"), ("x" * 501, "a", "1 minute", "conversation_key"),
-                                       ("c", None, "1 minute", "holder"), ("c", "", "1 minute", "holder"), ("c", "a", "-1 minute", "lease"),
-                                       ("c", "a", None, "lease"), ("c", "a", "1 year", "lease")]:
+    for key, holder, lease, column in [
+        (None, "a", "1 minute", "conversation_key"),
+        ("x" * 501, "a", "1 minute", "conversation_key"),
+        ("c", None, "1 minute", "holder"),
+        ("c", "", "1 minute", "holder"),
+        ("c", "a", "-1 minute", "lease"),
+        ("c", "a", None, "lease"),
+        ("c", "a", "1 year", "lease"),
+    ]:
         assert sql.refused("select acquire_conversation_lock(%s, %s, %s::interval)", key, holder, lease) == ("PH001", column)
 
 
@@ -130,11 +138,15 @@ def test_archive_partitions_are_made_ahead_once(sql: Sql) -> None:
 def test_partitions_do_not_depend_on_the_time_zone_of_the_session(sql: Sql) -> None:
     sql.rows("set local time zone 'Pacific/Kiritimati'")
     sql.rows("select ensure_message_archive_partitions(10)")
-    bounds = sql.rows("select pg_get_expr(c.relpartbound, c.oid), right(c.relname, 8) from pg_class c join pg_inherits i on i.inhrelid = c.oid "
-                      "where i.inhparent = 'message_archive'::regclass")
+    bounds = sql.rows(
+        "select pg_get_expr(c.relpartbound, c.oid), right(c.relname, 8) from pg_class c join pg_inherits i on i.inhrelid = c.oid "
+        "where i.inhparent = 'message_archive'::regclass"
+    )
     sql.rows("set local time zone 'UTC'")
-    names = sql.rows("select pg_get_expr(c.relpartbound, c.oid), right(c.relname, 8) from pg_class c join pg_inherits i on i.inhrelid = c.oid "
-                     "where i.inhparent = 'message_archive'::regclass")
+    names = sql.rows(
+        "select pg_get_expr(c.relpartbound, c.oid), right(c.relname, 8) from pg_class c join pg_inherits i on i.inhrelid = c.oid "
+        "where i.inhparent = 'message_archive'::regclass"
+    )
     assert len(bounds) == 11
     for text, day in names:
         assert f"{day[:4]}-{day[4:6]}-{day[6:]} 00:00:00+00" in text.split("TO")[0]
@@ -142,8 +154,10 @@ def test_partitions_do_not_depend_on_the_time_zone_of_the_session(sql: Sql) -> N
 
 def test_retention_drops_old_partitions_and_keeps_what_a_queue_still_wants(any_database) -> None:
     for day in ("2020-01-01", "2020-01-02"):
-        any_database.query(f"create table message_archive_{day.replace('-', '')} partition of message_archive "
-                           f"for values from ('{day} 00:00+00') to ('{day} 24:00+00')")
+        any_database.query(
+            f"create table message_archive_{day.replace('-', '')} partition of message_archive "
+            f"for values from ('{day} 00:00+00') to ('{day} 24:00+00')"
+        )
     with any_database.connect() as connection:
         sql = Sql(connection)
         made = len(partitions(sql))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from tests.sql.client import Sql
 from tests.sql.parking import in_background
 from tests.support.waiting import wait_until
@@ -23,6 +25,7 @@ def left_open(client: Sql, statement: str, *params: object) -> Iterator[None]:
         client.rows("rollback")
 
 
+@pytest.mark.slow
 def test_rescue_goes_on_beside_a_conversation_that_somebody_keeps_locked(clients: Callable[..., Sql]) -> None:
     """The successor of a message that ends in the rescue is locked: the message waits, its neighbours do not."""
     sql = clients()
@@ -37,6 +40,7 @@ def test_rescue_goes_on_beside_a_conversation_that_somebody_keeps_locked(clients
     assert [sql.state(key) for key in (ending, successor)] == ["cancelled", "pending"]
 
 
+@pytest.mark.slow
 def test_a_hundred_locked_conversations_cost_the_rescue_one_wait(clients: Callable[..., Sql]) -> None:
     sql = clients()
     for place in range(100):
@@ -90,7 +94,9 @@ def test_an_open_set_queue_keeps_no_other_queue_from_its_workers(clients: Callab
 def test_nobody_waits_for_an_archive_that_a_report_keeps(own_clients: Callable[..., Sql]) -> None:
     """While a drop waits for its lock, completions wait behind it: so it does not wait for a transaction that lasts."""
     owner, report, watcher = own_clients(admin=True), own_clients(), own_clients()
-    owner.rows("create table message_archive_20200101 partition of message_archive for values from ('2020-01-01 00:00+00') to ('2020-01-02 00:00+00')")
+    owner.rows(
+        "create table message_archive_20200101 partition of message_archive for values from ('2020-01-01 00:00+00') to ('2020-01-02 00:00+00')"
+    )
     with left_open(report, "select count(*) from message_archive"):
         work = in_background(owner.value, "select drop_expired_archive_partitions()")
         while not work.done():
@@ -99,6 +105,7 @@ def test_nobody_waits_for_an_archive_that_a_report_keeps(own_clients: Callable[.
     assert owner.value("select drop_expired_archive_partitions()") == 1
 
 
+@pytest.mark.slow
 def test_a_partition_that_cannot_be_attached_is_an_error_and_not_an_endless_wait(own_clients: Callable[..., Sql]) -> None:
     """DETACH CONCURRENTLY of somebody holds the same lock for as long as a dump lasts."""
     sql = own_clients()
@@ -135,12 +142,15 @@ def test_every_stranded_conversation_is_found_whatever_place_the_look_begins_at(
     assert sql.value("select promote_stranded_conversations()") == 30
 
 
+@pytest.mark.slow
 def test_abandoned_types_are_found_in_a_backlog_that_is_not_read_as_a_whole(clients: Callable[..., Sql]) -> None:
     """Ten million old messages of a type that is worked on cost no more than forty thousand."""
     sql = clients()
     sql.rows("select register_worker(gen_random_uuid(), 'h', 1, 'v', array['q'], array['effect'], 1, '20 seconds')")
-    sql.rows("insert into message_queue (queue, message_type, run_at) select 'q', case when n % 30000 = 7 then 'abandoned' else 'effect' end,"
-             " clock_timestamp() - interval '2 hours' from generate_series(1, 90000) n")
+    sql.rows(
+        "insert into message_queue (queue, message_type, run_at) select 'q', case when n % 30000 = 7 then 'abandoned' else 'effect' end,"
+        " clock_timestamp() - interval '2 hours' from generate_series(1, 90000) n"
+    )
     read = "select coalesce(idx_tup_fetch, 0) + seq_tup_read from pg_stat_xact_user_tables where relname = 'message_queue'"
     sql.rows("begin")
     sql.rows("select bury_unknown_types('1 hour')")

@@ -56,8 +56,11 @@ def test_a_migrator_that_waits_holds_no_snapshot(empty_database: Database) -> No
         waiter = connect(empty_database.admin_url, deadline_seconds=60)
         pid = waiter.info.backend_pid
         result = in_background(migrate.up, waiter)
-        wait_until(lambda: empty_database.query("select 1 from pg_stat_activity where pid = %s and query = 'COMMIT' and state = 'idle' "
-                                       "and backend_xmin is null", pid))
+        wait_until(
+            lambda: empty_database.query(
+                "select 1 from pg_stat_activity where pid = %s and query = 'COMMIT' and state = 'idle' and backend_xmin is null", pid
+            )
+        )
         assert not result.done() and empty_database.value("select to_regclass('packhorse_migrations')") is None
     assert result.result(60) == NAMES
     waiter.close()
@@ -146,9 +149,11 @@ def test_all_the_way_up_down_and_up_again(connection: DeadlineConnection, empty_
     while name := migrate.down(connection):
         taken_back.append(name)
     assert taken_back == NAMES[::-1]
-    left = empty_database.query("select p.proname from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname = 'public' union all "
-                       "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace "
-                       "where n.nspname = 'public' and c.relname not like 'packhorse_migrations%'")
+    left = empty_database.query(
+        "select p.proname from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname = 'public' union all "
+        "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace "
+        "where n.nspname = 'public' and c.relname not like 'packhorse_migrations%'"
+    )
     assert left == []
     assert migrate.up(connection) == NAMES
 

@@ -13,16 +13,30 @@ from tests.support.postgres import Database
 BATCH = 20
 STATISTICS = ["fresh", "none", "stale"]
 #: Rows in the table, and what the planner knows of them.
-CASES = [pytest.param(0, "none", id="0")] + [pytest.param(10_000, statistics, id=f"10000-{statistics}") for statistics in STATISTICS] + [
-    pytest.param(250_000, statistics, id=f"250000-{statistics}", marks=pytest.mark.slow) for statistics in ("fresh", "stale")]
-PICK: dict[str, object] = {"p_queue": "q", "p_types": None, "p_since": None, "p_until": None, "p_now": "now", "v_want": BATCH, "v_picked": [],
-                           "v_full_keys": [], "v_stuck_keys": []}
+CASES = (
+    [pytest.param(0, "none", id="0")]
+    + [pytest.param(10_000, statistics, id=f"10000-{statistics}") for statistics in STATISTICS]
+    + [pytest.param(250_000, statistics, id=f"250000-{statistics}", marks=pytest.mark.slow) for statistics in ("fresh", "stale")]
+)
+PICK: dict[str, object] = {
+    "p_queue": "q",
+    "p_types": None,
+    "p_since": None,
+    "p_until": None,
+    "p_now": "now",
+    "v_want": BATCH,
+    "v_picked": [],
+    "v_full_keys": [],
+    "v_stuck_keys": [],
+}
 
 
 def fill(database: Database, queue: str, count: int, columns: str = "", values: str = "") -> None:
     """`count` due messages; autovacuum keeps its hands off, so that statistics are what the test says."""
-    database.query("insert into message_queue (queue, message_type, run_at" + columns + ") select '" + queue + "', 'effect', "
-                   f"clock_timestamp() - interval '1 hour' + n * interval '1 millisecond'{values} from generate_series(1, {count}) n")
+    database.query(
+        "insert into message_queue (queue, message_type, run_at" + columns + ") select '" + queue + "', 'effect', "
+        f"clock_timestamp() - interval '1 hour' + n * interval '1 millisecond'{values} from generate_series(1, {count}) n"
+    )
 
 
 def make_backlog(database: Database, count: int, statistics: str) -> None:
@@ -90,8 +104,12 @@ def test_hot_statements_touch_their_batch_and_not_the_backlog(
 
 #: Statement, its index, and the rows it may touch when one message runs; `done` takes that one away, so it is the last.
 GROWN = [
-    (pick, "message_queue_claim_idx", 3 * BATCH), (next_due, "message_queue_claim_idx", 11), (beat, BY_ID, 2),
-    (rescue, "message_queue_running_idx", 2), (next_in_conversation, "message_queue_conversation_blocked_idx", 2), (done, BY_ID, 2),
+    (pick, "message_queue_claim_idx", 3 * BATCH),
+    (next_due, "message_queue_claim_idx", 11),
+    (beat, BY_ID, 2),
+    (rescue, "message_queue_running_idx", 2),
+    (next_in_conversation, "message_queue_conversation_blocked_idx", 2),
+    (done, BY_ID, 2),
 ]
 
 
@@ -99,8 +117,16 @@ def test_plans_that_were_made_on_an_empty_table_still_fit_when_it_has_grown(own_
     """A worker starts on an empty queue and keeps its plans; nobody has analysed the table since."""
     make_backlog(any_database, 0, "stale")
     sql, other = own_clients(), own_clients()
-    values = PICK | {"p_ids": [1], "p_tokens": [1], "p_lease": "1 minute", "v_unkept": [], "p_limit": 500, "v_key": "c",
-                     "p_queues": ["q"], "v_now": "now"}
+    values = PICK | {
+        "p_ids": [1],
+        "p_tokens": [1],
+        "p_lease": "1 minute",
+        "v_unkept": [],
+        "p_limit": 500,
+        "v_key": "c",
+        "p_queues": ["q"],
+        "v_now": "now",
+    }
     sql.rows("set plan_cache_mode = force_generic_plan")
     for of, _, _ in GROWN:
         prepare(sql, of(sql), of.__name__)
@@ -187,8 +213,13 @@ def test_a_heartbeat_is_a_hot_update(own_clients: Callable[..., Sql], any_databa
     sql.connection.close()  # a backend reports its counts when it ends
     from tests.support.waiting import wait_until
 
-    counts = wait_until(lambda: [row for row in any_database.query(
-        "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = 'message_queue'") if row[0] >= 11])
+    counts = wait_until(
+        lambda: [
+            row
+            for row in any_database.query("select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = 'message_queue'")
+            if row[0] >= 11
+        ]
+    )
     updated, hot = counts[0]
     assert hot >= 10 and updated == 11
 
@@ -197,8 +228,10 @@ def test_what_runs_elsewhere_costs_a_claim_of_conversations_nothing(own_clients:
     """A plan made while nothing runs once took the index of running messages, empty then, for every conversation's look."""
     make_backlog(any_database, 0, "stale")
     any_database.query("select declare_queue('r')")
-    any_database.query("insert into message_queue (queue, message_type, conversation_key)"
-                       " select q, 'effect', q || n from generate_series(1, 1000) n, unnest(array['q', 'r']) q")
+    any_database.query(
+        "insert into message_queue (queue, message_type, conversation_key)"
+        " select q, 'effect', q || n from generate_series(1, 1000) n, unnest(array['q', 'r']) q"
+    )
     any_database.query("vacuum analyze message_queue")
     sql, other = own_clients(), own_clients()
     prepare(sql, pick(sql), "conversations")

@@ -14,9 +14,16 @@ from tests.support.postgres import Database
 DENIED = "42501"
 #: What a producer is for; the arguments make each call valid.
 PRODUCER_CALLS = [
-    "enqueue_message('q', 'effect')", "enqueue_message('q', 'effect', p_dedup_key => 'k')",
-    """enqueue_messages('[{"queue": "q", "message_type": "effect"}]')""", "enqueue_payloads('q', 'effect', '[{}, {}]')", "is_new_message('w')", "mark_message_processed('w')",
-    "acquire_conversation_lock('c', 'ann')", "release_conversation_lock('c', 'ann')", "wake_queue('q')", "get_message_result('k')",
+    "enqueue_message('q', 'effect')",
+    "enqueue_message('q', 'effect', p_dedup_key => 'k')",
+    """enqueue_messages('[{"queue": "q", "message_type": "effect"}]')""",
+    "enqueue_payloads('q', 'effect', '[{}, {}]')",
+    "is_new_message('w')",
+    "mark_message_processed('w')",
+    "acquire_conversation_lock('c', 'ann')",
+    "release_conversation_lock('c', 'ann')",
+    "wake_queue('q')",
+    "get_message_result('k')",
 ]
 
 
@@ -68,35 +75,69 @@ def test_a_producer_is_told_what_was_wrong_with_its_arguments(as_role: Callable[
 
 
 def functions(sql: Sql) -> list[tuple[str, str]]:
-    return sql.rows("select p.proname, p.oid::regprocedure::text from pg_proc p join pg_namespace n on n.oid = p.pronamespace "
-                    "where n.nspname = 'public' order by 1")
+    return sql.rows(
+        "select p.proname, p.oid::regprocedure::text from pg_proc p join pg_namespace n on n.oid = p.pronamespace "
+        "where n.nspname = 'public' order by 1"
+    )
 
 
 def test_a_producer_can_call_nothing_else(as_role: Callable[[str], Sql]) -> None:
     producer = as_role("packhorse_producer")
     allowed = {name for name, signature in functions(producer) if producer.value("select has_function_privilege(%s, 'execute')", signature)}
     assert allowed == {
-        "enqueue_message", "enqueue_messages", "enqueue_payloads", "check_enqueue_arguments", "check_lease", "refuse_argument", "require_queue", "wake_queue",
-        "is_new_message", "mark_message_processed", "acquire_conversation_lock", "release_conversation_lock", "get_message_result"}
+        "enqueue_message",
+        "enqueue_messages",
+        "enqueue_payloads",
+        "check_enqueue_arguments",
+        "check_lease",
+        "refuse_argument",
+        "require_queue",
+        "wake_queue",
+        "is_new_message",
+        "mark_message_processed",
+        "acquire_conversation_lock",
+        "release_conversation_lock",
+        "get_message_result",
+    }
 
 
-@pytest.mark.parametrize("statement", [
-    "select payload from message_queue", "select id from message_queue", "select * from message_queue", "select payload from all_messages", "select * from dead_letters",
-    "select * from message_archive", "select * from operator_actions", "select * from workers", "update message_queue set priority = 1",
-    "delete from message_queue", "insert into message_queue (queue, message_type, state) values ('q', 'effect', 'blocked')",
-    "insert into message_queue (queue, message_type, attempt) values ('q', 'effect', 5)", "update queues set max_attempts = 1",
-    "insert into message_queue (id, queue, message_type) values (0, 'q', 'effect')",
-    "insert into message_queue (queue, message_type, created_at) values ('q', 'effect', '-infinity')",
-    "insert into message_queue (queue, message_type, run_at) values ('q', 'effect', '-infinity')",
-    "insert into message_queue (queue, message_type, run_at) values ('q', 'effect', 'infinity')",
-    "delete from queues", "select * from queues", "delete from message_dedup", "truncate message_queue", "delete from processed_messages",
-    f"select * from claim_messages('{HOLDER}', '{{q}}')", "select complete_messages('{1}', '{1}')", "select cancel_message(1)",
-    "select nextval('message_lease_token_seq')", "update queue_wakeups set wake_until = null",
-])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "select payload from message_queue",
+        "select id from message_queue",
+        "select * from message_queue",
+        "select payload from all_messages",
+        "select * from dead_letters",
+        "select * from message_archive",
+        "select * from operator_actions",
+        "select * from workers",
+        "update message_queue set priority = 1",
+        "delete from message_queue",
+        "insert into message_queue (queue, message_type, state) values ('q', 'effect', 'blocked')",
+        "insert into message_queue (queue, message_type, attempt) values ('q', 'effect', 5)",
+        "update queues set max_attempts = 1",
+        "insert into message_queue (id, queue, message_type) values (0, 'q', 'effect')",
+        "insert into message_queue (queue, message_type, created_at) values ('q', 'effect', '-infinity')",
+        "insert into message_queue (queue, message_type, run_at) values ('q', 'effect', '-infinity')",
+        "insert into message_queue (queue, message_type, run_at) values ('q', 'effect', 'infinity')",
+        "delete from queues",
+        "select * from queues",
+        "delete from message_dedup",
+        "truncate message_queue",
+        "delete from processed_messages",
+        f"select * from claim_messages('{HOLDER}', '{{q}}')",
+        "select complete_messages('{1}', '{1}')",
+        "select cancel_message(1)",
+        "select nextval('message_lease_token_seq')",
+        "update queue_wakeups set wake_until = null",
+    ],
+)
 def test_a_producer_cannot_do_anything_else(as_role: Callable[[str], Sql], statement: str) -> None:
     assert as_role("packhorse_producer").refused(statement)[0] == DENIED
 
 
+@pytest.mark.slow
 def test_a_producer_that_waits_behind_a_migration_still_enqueues(clients: Callable[..., Sql]) -> None:
     """No right of a producer depends on how long its statement takes."""
     watcher, owner, producer = clients(), clients(admin=True), clients(admin=True)
@@ -109,8 +150,20 @@ def test_a_producer_that_waits_behind_a_migration_still_enqueues(clients: Callab
     assert watcher.state(answer.result(10)) == "pending"
 
 
-READABLE = ["all_messages", "blocked_conversations", "message_queue_health", "dead_letter_groups", "queues", "message_queue", "message_archive",
-            "dead_letters", "operator_actions", "workers", "message_types", "explain_message(1)"]
+READABLE = [
+    "all_messages",
+    "blocked_conversations",
+    "message_queue_health",
+    "dead_letter_groups",
+    "queues",
+    "message_queue",
+    "message_archive",
+    "dead_letters",
+    "operator_actions",
+    "workers",
+    "message_types",
+    "explain_message(1)",
+]
 
 
 @pytest.mark.parametrize("what", READABLE)
@@ -122,21 +175,39 @@ def test_a_reader_sees_every_row(as_role: Callable[[str], Sql]) -> None:
     assert as_role("packhorse_reader").rows("select payload from all_messages") == [({"secret": 1},)]
 
 
-@pytest.mark.parametrize("statement", [
-    "select enqueue_message('q', 'effect')", f"select * from claim_messages('{HOLDER}', '{{q}}')", "select pause_queue('q')",
-    "update message_queue set priority = 1", "delete from dead_letters", "insert into queues (name) values ('r')",
-    "delete from operator_actions", "select redrive_dead_letters(p_queue => 'q')", "select cleanup_old_messages()",
-    "select ensure_message_archive_partitions()", "select nextval('message_queue_id_seq')",
-])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "select enqueue_message('q', 'effect')",
+        f"select * from claim_messages('{HOLDER}', '{{q}}')",
+        "select pause_queue('q')",
+        "update message_queue set priority = 1",
+        "delete from dead_letters",
+        "insert into queues (name) values ('r')",
+        "delete from operator_actions",
+        "select redrive_dead_letters(p_queue => 'q')",
+        "select cleanup_old_messages()",
+        "select ensure_message_archive_partitions()",
+        "select nextval('message_queue_id_seq')",
+    ],
+)
 def test_a_reader_can_only_look(as_role: Callable[[str], Sql], statement: str) -> None:
     assert as_role("packhorse_reader").refused(statement)[0] == DENIED
 
 
-@pytest.mark.parametrize("statement", [
-    "drop table message_queue", "alter table message_queue disable row level security", "truncate message_archive",
-    "delete from operator_actions", "update operator_actions set reason = 'x'", "create table elsewhere (id integer)",
-    "drop function pause_queue(text, text)", "delete from packhorse_migrations",
-])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "drop table message_queue",
+        "alter table message_queue disable row level security",
+        "truncate message_archive",
+        "delete from operator_actions",
+        "update operator_actions set reason = 'x'",
+        "create table elsewhere (id integer)",
+        "drop function pause_queue(text, text)",
+        "delete from packhorse_migrations",
+    ],
+)
 def test_a_worker_cannot_change_the_schema_or_the_audit_trail(as_role: Callable[[str], Sql], statement: str) -> None:
     worker = as_role("packhorse_worker")
     if statement.startswith("create table") and worker.connection.info.server_version < 150000:
@@ -145,8 +216,10 @@ def test_a_worker_cannot_change_the_schema_or_the_audit_trail(as_role: Callable[
 
 
 def test_roles_have_no_special_rights(shared_database: Database) -> None:
-    rows = shared_database.query("select rolname from pg_roles where rolname like 'packhorse_%' "
-                                 "and (rolsuper or rolbypassrls or rolcreaterole or rolcreatedb or rolreplication)")
+    rows = shared_database.query(
+        "select rolname from pg_roles where rolname like 'packhorse_%' "
+        "and (rolsuper or rolbypassrls or rolcreaterole or rolcreatedb or rolreplication)"
+    )
     assert rows == []
 
 
@@ -158,8 +231,22 @@ def test_partitions_are_closed_to_direct_access(as_role: Callable[[str], Sql]) -
 
 #: Privilege -> the tables and views on which a role has it; what is not listed nobody has.
 EVERYTHING = set(READABLE) - {"explain_message(1)"} | {
-    "conversation_locks", "detached_partitions", "fleet_statistics", "maintenance_health", "maintenance_runs", "maintenance_tasks", "message_dedup",
-    "message_results", "processed_messages", "queue_wakeups", "rate_limiters", "schedule_health", "schedule_runs", "schedules", "packhorse_migrations"}
+    "conversation_locks",
+    "detached_partitions",
+    "fleet_statistics",
+    "maintenance_health",
+    "maintenance_runs",
+    "maintenance_tasks",
+    "message_dedup",
+    "message_results",
+    "processed_messages",
+    "queue_wakeups",
+    "rate_limiters",
+    "schedule_health",
+    "schedule_runs",
+    "schedules",
+    "packhorse_migrations",
+}
 VIEWS = {"all_messages", "blocked_conversations", "message_queue_health", "dead_letter_groups", "maintenance_health", "schedule_health"}
 TABLES = EVERYTHING - VIEWS - {"packhorse_migrations"}
 GRANTED: dict[str, dict[str, set[str]]] = {
@@ -167,8 +254,10 @@ GRANTED: dict[str, dict[str, set[str]]] = {
     "packhorse_worker": {"select": EVERYTHING, "insert": TABLES, "update": TABLES - {"operator_actions"}, "delete": TABLES - {"operator_actions"}},
     "packhorse_producer": {
         "select": {"conversation_locks", "message_dedup", "message_results", "packhorse_migrations", "processed_messages", "queue_wakeups"},
-        "insert": {"conversation_locks", "message_dedup", "processed_messages"}, "update": {"conversation_locks", "message_dedup", "processed_messages"},
-        "delete": {"conversation_locks"}},
+        "insert": {"conversation_locks", "message_dedup", "processed_messages"},
+        "update": {"conversation_locks", "message_dedup", "processed_messages"},
+        "delete": {"conversation_locks"},
+    },
 }
 
 
@@ -177,36 +266,83 @@ def test_a_role_has_these_privileges_on_tables_and_no_other(shared_database: Dat
     """Every privilege of PostgreSQL on every table and view: a grant too many is one that no list of statements tries."""
     found: dict[str, set[str]] = {}
     for privilege in ("select", "insert", "update", "delete", "truncate", "references", "trigger"):
-        found[privilege] = {row[0] for row in shared_database.query(
-            "select relname::text from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v', 'm') and not relispartition "
-            "and has_table_privilege(%s, oid, %s)", role, privilege)}
+        found[privilege] = {
+            row[0]
+            for row in shared_database.query(
+                "select relname::text from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v', 'm') and not relispartition "
+                "and has_table_privilege(%s, oid, %s)",
+                role,
+                privilege,
+            )
+        }
     assert found == {privilege: GRANTED[role].get(privilege, set()) for privilege in found}
 
 
-@pytest.mark.parametrize(("role", "columns", "sequences"), [
-    ("packhorse_reader", {}, set()), ("packhorse_worker", {}, {"message_queue_id_seq usage", "message_lease_token_seq usage"}),
-    ("packhorse_producer", {"message_queue insert": {
-        "concurrency_key", "conversation_key", "correlation_id", "dedup_key", "expires_at", "max_attempts", "message_type", "options", "payload", "priority",
-        "queue", "run_at", "trace_context"}, "queues select": {"name"}}, {"message_queue_id_seq usage"}),
-])
+@pytest.mark.parametrize(
+    ("role", "columns", "sequences"),
+    [
+        ("packhorse_reader", {}, set()),
+        ("packhorse_worker", {}, {"message_queue_id_seq usage", "message_lease_token_seq usage"}),
+        (
+            "packhorse_producer",
+            {
+                "message_queue insert": {
+                    "concurrency_key",
+                    "conversation_key",
+                    "correlation_id",
+                    "dedup_key",
+                    "expires_at",
+                    "max_attempts",
+                    "message_type",
+                    "options",
+                    "payload",
+                    "priority",
+                    "queue",
+                    "run_at",
+                    "trace_context",
+                },
+                "queues select": {"name"},
+            },
+            {"message_queue_id_seq usage"},
+        ),
+    ],
+)
 def test_a_role_has_these_privileges_on_columns_and_sequences_and_makes_nothing(
-        shared_database: Database, role: str, columns: dict[str, set[str]], sequences: set[str]) -> None:
+    shared_database: Database, role: str, columns: dict[str, set[str]], sequences: set[str]
+) -> None:
     rows = shared_database.query(
         "select c.relname || ' ' || p.name, array_agg(a.attname::text) from pg_class c join pg_attribute a on a.attrelid = c.oid and attnum > 0 and not attisdropped "
         "cross join (values ('select'), ('insert'), ('update'), ('references')) as p (name) where c.relnamespace = 'public'::regnamespace "
         "and c.relkind in ('r', 'p', 'v') and not relispartition and has_column_privilege(%s, c.oid, a.attname, p.name) "
-        "and not has_table_privilege(%s, c.oid, p.name) group by 1", role, role)
+        "and not has_table_privilege(%s, c.oid, p.name) group by 1",
+        role,
+        role,
+    )
     assert {name: set(found) for name, found in rows} == columns
-    assert {row[0] for row in shared_database.query(
-        "select c.relname || ' ' || p.name from pg_class c cross join (values ('usage'), ('select'), ('update')) as p (name) where relkind = 'S' "
-        "and relnamespace = 'public'::regnamespace and has_sequence_privilege(%s, c.oid, p.name)", role)} == sequences
-    assert shared_database.query("select has_database_privilege(%s, current_database(), 'create'), count(*) filter (where relowner = %s::regrole) from pg_class",
-                                 role, role) == [(False, 0)], "and owns nothing"
+    assert {
+        row[0]
+        for row in shared_database.query(
+            "select c.relname || ' ' || p.name from pg_class c cross join (values ('usage'), ('select'), ('update')) as p (name) where relkind = 'S' "
+            "and relnamespace = 'public'::regnamespace and has_sequence_privilege(%s, c.oid, p.name)",
+            role,
+        )
+    } == sequences
+    assert shared_database.query(
+        "select has_database_privilege(%s, current_database(), 'create'), count(*) filter (where relowner = %s::regrole) from pg_class", role, role
+    ) == [(False, 0)], "and owns nothing"
 
 
 def test_a_reader_can_call_nothing_that_changes_a_row(shared_database: Database) -> None:
     """Volatile functions may write; these are volatile because they ask the planner for an estimate."""
-    rows = shared_database.query("select proname::text from pg_proc where pronamespace = 'public'::regnamespace and provolatile = 'v' "
-                                 "and has_function_privilege('packhorse_reader', oid, 'execute')")
+    rows = shared_database.query(
+        "select proname::text from pg_proc where pronamespace = 'public'::regnamespace and provolatile = 'v' "
+        "and has_function_privilege('packhorse_reader', oid, 'execute')"
+    )
     assert {row[0] for row in rows} == {
-        "count_queue_messages", "ends_by_hour", "estimated_messages", "health_checks", "health_error_rate", "health_queue_health"}
+        "count_queue_messages",
+        "ends_by_hour",
+        "estimated_messages",
+        "health_checks",
+        "health_error_rate",
+        "health_queue_health",
+    }

@@ -37,11 +37,29 @@ def test_null_resets_a_limit(sql: Sql) -> None:
 
 
 BAD_SETTINGS = [
-    {"max_concurrency": 0}, {"max_concurrency": "many"}, {"max_concurrency": 1e30}, {"max_concurrency_per_key": -1}, {"rate_limit": 0},
-    {"rate_interval": "0"}, {"rate_interval": "soon"}, {"rate_interval": "1e30 days"}, {"rate_interval": None}, {"rate_burst": 0},
-    {"keep_done": "-1 day"}, {"keep_done": "infinity"}, {"max_attempts": 0}, {"max_attempts": None}, {"crash_limit": 1001},
-    {"backoff_initial": "1 hour", "backoff_max": "1 minute"}, {"backoff_multiplier": 0.5}, {"backoff_multiplier": "NaN"},
-    {"backoff_multiplier": "1e400"}, {"backoff_jitter": 1.5}, {"on_dead": "explode"}, {"on_dead": 5}, {"max_attempts": [1]},
+    {"max_concurrency": 0},
+    {"max_concurrency": "many"},
+    {"max_concurrency": 1e30},
+    {"max_concurrency_per_key": -1},
+    {"rate_limit": 0},
+    {"rate_interval": "0"},
+    {"rate_interval": "soon"},
+    {"rate_interval": "1e30 days"},
+    {"rate_interval": None},
+    {"rate_burst": 0},
+    {"keep_done": "-1 day"},
+    {"keep_done": "infinity"},
+    {"max_attempts": 0},
+    {"max_attempts": None},
+    {"crash_limit": 1001},
+    {"backoff_initial": "1 hour", "backoff_max": "1 minute"},
+    {"backoff_multiplier": 0.5},
+    {"backoff_multiplier": "NaN"},
+    {"backoff_multiplier": "1e400"},
+    {"backoff_jitter": 1.5},
+    {"on_dead": "explode"},
+    {"on_dead": 5},
+    {"max_attempts": [1]},
 ]
 
 

@@ -15,8 +15,12 @@ def register(sql: Sql, holder: UUID = HOLDER, types: tuple[str, ...] = ("effect"
 
 
 def beat(sql: Sql, *leases: Lease, holder: UUID = HOLDER) -> list[tuple]:
-    return sql.rows("select id, lease_held, cancel_requested from beat_worker(%s, %s::bigint[], %s::bigint[], '1 minute')",
-                    holder, [lease.id for lease in leases], [lease.token for lease in leases])
+    return sql.rows(
+        "select id, lease_held, cancel_requested from beat_worker(%s, %s::bigint[], %s::bigint[], '1 minute')",
+        holder,
+        [lease.id for lease in leases],
+        [lease.token for lease in leases],
+    )
 
 
 def test_a_registered_worker_declares_its_queues_and_types(sql: Sql) -> None:
@@ -52,10 +56,16 @@ def test_a_beat_passes_over_a_row_that_somebody_has_locked(clients: Callable[...
     worker.rows("update message_queue set lease_expires_at = clock_timestamp() + interval '1 second'")
     with operator.connection.transaction():
         operator.rows("select from message_queue where id = %s for update", held[1].id)
-        assert worker.rows("select id, lease_held, renewed from beat_worker(%s, %s::bigint[], %s::bigint[], '1 minute')",
-                           HOLDER, [lease.id for lease in held], [lease.token for lease in held]) == [(held[1].id, True, False)]
+        assert worker.rows(
+            "select id, lease_held, renewed from beat_worker(%s, %s::bigint[], %s::bigint[], '1 minute')",
+            HOLDER,
+            [lease.id for lease in held],
+            [lease.token for lease in held],
+        ) == [(held[1].id, True, False)]
         assert worker.rows("select id from message_queue where lease_expires_at > clock_timestamp() + interval '50 seconds' order by id") == [
-            (held[0].id,), (held[2].id,)]
+            (held[0].id,),
+            (held[2].id,),
+        ]
 
 
 def test_a_beat_records_state_and_counters(sql: Sql) -> None:
@@ -212,6 +222,8 @@ def test_a_message_that_crashed_a_process_is_buried_too_when_nobody_knows_its_ty
 
 def test_burying_a_message_of_a_queue_that_nobody_declared_does_not_lose_it(sql: Sql) -> None:
     """Rows may be inserted by hand; the move to the dead letters once joined the queues, and the row was gone."""
-    row = sql.rows("insert into message_queue (queue, message_type, conversation_key) values ('nobody declared \"this\"', 'unknown', 'c') returning id")
+    row = sql.rows(
+        "insert into message_queue (queue, message_type, conversation_key) values ('nobody declared \"this\"', 'unknown', 'c') returning id"
+    )
     assert sql.value("select bury_unknown_types('0 seconds')") == 1
     assert sql.state(row[0]["id"] if isinstance(row[0], dict) else row[0][0]) == "dead"

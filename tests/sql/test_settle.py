@@ -22,9 +22,22 @@ def test_a_completed_message_moves_to_the_archive_whole(sql: Sql) -> None:
     lease = sql.claimed(payload={"a": 1}, options={"b": 2}, priority=3, conversation_key="c", correlation_id="e", trace_context="f")
     assert sql.complete(lease) == [lease.id]
     row = sql.row("select * from message_archive where id = %s", lease.id)
-    assert [row[name] for name in ("state", "queue", "message_type", "payload", "options", "priority", "attempt", "conversation_key",
-                                   "correlation_id", "trace_context", "lease_holder")] == [
-        "done", "q", "effect", {"a": 1}, {"b": 2}, 3, 1, "c", "e", "f", HOLDER]
+    assert [
+        row[name]
+        for name in (
+            "state",
+            "queue",
+            "message_type",
+            "payload",
+            "options",
+            "priority",
+            "attempt",
+            "conversation_key",
+            "correlation_id",
+            "trace_context",
+            "lease_holder",
+        )
+    ] == ["done", "q", "effect", {"a": 1}, {"b": 2}, 3, 1, "c", "e", "f", HOLDER]
     assert sql.state(lease.id) == "done"
     assert row["created_at"] <= row["claimed_at"] <= row["finished_at"]
 
@@ -39,8 +52,13 @@ def test_a_queue_that_keeps_nothing_leaves_nothing(sql: Sql) -> None:
 def test_a_batch_completes_what_is_held_and_names_nothing_else(sql: Sql) -> None:
     held = [sql.claimed() for _ in range(3)]
     waiting = sql.enqueue()
-    assert sorted(sql.value("select complete_messages(%s::bigint[], %s::bigint[])", [lease.id for lease in held] + [waiting, 10**12],
-                            [lease.token for lease in held] + [0, 0])) == [lease.id for lease in held]
+    assert sorted(
+        sql.value(
+            "select complete_messages(%s::bigint[], %s::bigint[])",
+            [lease.id for lease in held] + [waiting, 10**12],
+            [lease.token for lease in held] + [0, 0],
+        )
+    ) == [lease.id for lease in held]
     assert sql.state(waiting) == "pending"
 
 
@@ -48,10 +66,14 @@ def test_completing_nothing_answers_nothing(sql: Sql) -> None:
     assert sql.value("select complete_messages('{}', '{}')") == []
 
 
-@pytest.mark.parametrize("call", [
-    "complete_messages('{1,2}', '{1}')", "complete_messages('{1}', null)",
-    "complete_messages(array_fill(1::bigint, array[10001]), array_fill(1::bigint, array[10001]))",
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "complete_messages('{1,2}', '{1}')",
+        "complete_messages('{1}', null)",
+        "complete_messages(array_fill(1::bigint, array[10001]), array_fill(1::bigint, array[10001]))",
+    ],
+)
 def test_a_batch_with_unequal_or_too_many_tokens_is_refused(sql: Sql, call: str) -> None:
     assert sql.refused(f"select {call}") == ("PH001", "tokens")
 
@@ -68,8 +90,9 @@ def drop_archive_partitions(database) -> None:
     """The archive keeps only one old partition: nobody made today's."""
     for (name,) in database.query("select inhrelid::regclass::text from pg_inherits where inhparent = 'message_archive'::regclass"):
         database.query(f"drop table {name}")
-    database.query("create table message_archive_20200101 partition of message_archive "
-                   "for values from ('2020-01-01 00:00+00') to ('2020-01-02 00:00+00')")
+    database.query(
+        "create table message_archive_20200101 partition of message_archive for values from ('2020-01-01 00:00+00') to ('2020-01-02 00:00+00')"
+    )
 
 
 @pytest.mark.parametrize("ending", ["cancel_message(%s)", "expire_messages()"])
@@ -194,16 +217,22 @@ def test_extending_a_lease_moves_its_end(sql: Sql) -> None:
 def test_an_absurd_lease_is_refused_by_name(sql: Sql, lease: str | None) -> None:
     held = sql.claimed()
     assert sql.refused("select extend_message_lease(%s, %s, %s::interval)", held.id, held.token, lease) == ("PH001", "lease")
-    assert sql.refused("select * from beat_worker(%s, %s::bigint[], %s::bigint[], %s::interval)",
-                       HOLDER, [held.id], [held.token], lease) == ("PH001", "lease")
+    assert sql.refused("select * from beat_worker(%s, %s::bigint[], %s::bigint[], %s::interval)", HOLDER, [held.id], [held.token], lease) == (
+        "PH001",
+        "lease",
+    )
     assert sql.refused("select acquire_message_lock(%s, %s, %s::interval)", held.id, HOLDER, lease) == ("PH001", "lease")
     assert sql.refused("select * from get_next_queue_message('q', %s, %s::interval)", HOLDER, lease) == ("PH001", "lease")
 
 
-@pytest.mark.parametrize("verb", [
-    "schedule_message_retry(%s, %s, %s::interval)", "snooze_message(%s, %s, %s::interval)",
-    "fail_message(%s, %s, 'E', 'm', p_delay => %s::interval)",
-])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "schedule_message_retry(%s, %s, %s::interval)",
+        "snooze_message(%s, %s, %s::interval)",
+        "fail_message(%s, %s, 'E', 'm', p_delay => %s::interval)",
+    ],
+)
 @pytest.mark.parametrize(("delay", "expected"), [("200000 years", 3660 * 86400), ("-200000 years", 0), ("-1 second", 0)])
 def test_an_absurd_delay_of_a_handler_is_bounded_and_never_loses_the_outcome(sql: Sql, verb: str, delay: str, expected: int) -> None:
     lease = sql.claimed()

@@ -52,8 +52,12 @@ def dead(sql: Sql) -> Subject:
 
 
 ARRANGE: dict[State, Callable[[Sql], Subject]] = {
-    State.PENDING: first_of_conversation, State.BLOCKED: blocked, State.RUNNING: running, State.DONE: done,
-    State.CANCELLED: cancelled, State.DEAD: dead,
+    State.PENDING: first_of_conversation,
+    State.BLOCKED: blocked,
+    State.RUNNING: running,
+    State.DONE: done,
+    State.CANCELLED: cancelled,
+    State.DEAD: dead,
 }
 
 
@@ -63,16 +67,24 @@ def claim(sql: Sql, subject: Subject) -> None:
 
 def block(sql: Sql, subject: Subject) -> None:
     """An earlier message of the conversation appears and is met by a claim; for others than pending it changes nothing."""
-    sql.rows("insert into message_queue (id, queue, message_type, conversation_key, run_at) "
-             "values (0, 'q', 'effect', %s, clock_timestamp() + interval '1 hour')", KEY)
+    sql.rows(
+        "insert into message_queue (id, queue, message_type, conversation_key, run_at) "
+        "values (0, 'q', 'effect', %s, clock_timestamp() + interval '1 hour')",
+        KEY,
+    )
     sql.claim(10)
 
 
 def promote(sql: Sql, subject: Subject) -> None:
     """The message before this one leaves the conversation."""
-    sql.rows("select finish_cancelled(array(select id from message_queue where conversation_key = %s and id < %s and state = 'running'), "
-             "array(select lease_token from message_queue where conversation_key = %s and id < %s and state = 'running'), 'over')",
-             KEY, subject[0], KEY, subject[0])
+    sql.rows(
+        "select finish_cancelled(array(select id from message_queue where conversation_key = %s and id < %s and state = 'running'), "
+        "array(select lease_token from message_queue where conversation_key = %s and id < %s and state = 'running'), 'over')",
+        KEY,
+        subject[0],
+        KEY,
+        subject[0],
+    )
 
 
 def cancel(sql: Sql, subject: Subject) -> None:
@@ -116,8 +128,7 @@ def redrive(sql: Sql, subject: Subject) -> None:
 
 
 VERBS: dict[str, Callable[[Sql, Subject], None]] = {
-    verb.__name__: verb
-    for verb in (claim, block, promote, cancel, expire, bury, complete, retry, snooze, release, rescue, redrive)
+    verb.__name__: verb for verb in (claim, block, promote, cancel, expire, bury, complete, retry, snooze, release, rescue, redrive)
 }
 
 

@@ -26,7 +26,13 @@ def test_every_message_is_in_the_view_exactly_once(sql: Sql) -> None:
     sql.claim(10)
     pending = sql.enqueue()
     assert sql.rows("select id, state from all_messages order by id") == [
-        (done.id, "done"), (dead.id, "dead"), (cancelled.id, "cancelled"), (running.id, "running"), (blocked, "blocked"), (pending, "pending")]
+        (done.id, "done"),
+        (dead.id, "dead"),
+        (cancelled.id, "cancelled"),
+        (running.id, "running"),
+        (blocked, "blocked"),
+        (pending, "pending"),
+    ]
 
 
 def test_blocked_conversations_name_the_message_that_holds_them(sql: Sql) -> None:
@@ -38,7 +44,9 @@ def test_blocked_conversations_name_the_message_that_holds_them(sql: Sql) -> Non
         sql.enqueue(conversation_key=key)
     assert sql.claim(10) == []
     assert sql.rows("select conversation_key, waiting, holder_kind, holder_id from blocked_conversations order by 1") == [
-        ("a", 2, "running", running.id), ("b", 1, "dead", dead.id)]
+        ("a", 2, "running", running.id),
+        ("b", 1, "dead", dead.id),
+    ]
 
 
 def test_health_counts_by_state(sql: Sql) -> None:
@@ -48,8 +56,9 @@ def test_health_counts_by_state(sql: Sql) -> None:
     sql.enqueue(run_at="2020-01-01")
     sql.enqueue(delay="1 hour")
     sql.rows("select bury_message(%s)", sql.enqueue())
-    assert sql.rows("select pending, delayed, blocked, running, dead, paused, oldest_due_seconds > 1000 "
-                    "from message_queue_health where queue = 'q'") == [(1, 1, 1, 1, 1, False, True)]
+    assert sql.rows(
+        "select pending, delayed, blocked, running, dead, paused, oldest_due_seconds > 1000 from message_queue_health where queue = 'q'"
+    ) == [(1, 1, 1, 1, 1, False, True)]
 
 
 def test_a_message_that_may_start_fails_no_gate(sql: Sql) -> None:
@@ -64,7 +73,15 @@ def test_each_obstacle_is_the_gate_that_fails(sql: Sql) -> None:
     message_id = sql.enqueue(message_type="other", conversation_key="c", concurrency_key="k", delay="1 hour", expires_at="2020-01-01")
     sql.rows("select pause_queue('q', 'ann')")
     assert failed_gates(sql, message_id) == [
-        "run_at", "expires_at", "queue", "conversation", "max_concurrency", "max_concurrency_per_key", "rate_limit", "worker"]
+        "run_at",
+        "expires_at",
+        "queue",
+        "conversation",
+        "max_concurrency",
+        "max_concurrency_per_key",
+        "rate_limit",
+        "worker",
+    ]
     assert f"message {running.id} (running)" in explain(sql, message_id)["conversation"][1]
     assert "ann" in explain(sql, message_id)["queue"][1]
     starts = dict(sql.rows("select gate, earliest_start > clock_timestamp() + interval '50 minutes' from explain_message(%s)", message_id))

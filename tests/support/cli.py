@@ -59,8 +59,16 @@ class Cli:
             if prepared.knows(complete):
                 code = prepared.run(list(map(str, arguments)), self.folder, complete, (given, out, err), TIMEOUT_SECONDS)
             else:
-                code = subprocess.run([*COMMAND, *map(str, arguments)], cwd=self.folder, env=complete, stdin=given, stdout=out, stderr=err,
-                                      timeout=TIMEOUT_SECONDS, check=False).returncode
+                code = subprocess.run(
+                    [*COMMAND, *map(str, arguments)],
+                    cwd=self.folder,
+                    env=complete,
+                    stdin=given,
+                    stdout=out,
+                    stderr=err,
+                    timeout=TIMEOUT_SECONDS,
+                    check=False,
+                ).returncode
             out.seek(0)
             err.seek(0)
             ran = Ran(code, out.read(), err.read())
@@ -71,6 +79,11 @@ class Cli:
         """Start in a process group of its own, both streams to a file."""
         with output.open("wb") as stream:
             return subprocess.Popen(
-                [*COMMAND, *map(str, arguments)], cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
+                [*COMMAND, *map(str, arguments)],
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
                 start_new_session=True,
             )

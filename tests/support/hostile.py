@@ -20,19 +20,54 @@ MARKS = re.compile(rf"{MARK}|(?<![\d.]){NUMBER}")
 PERSONAL = re.compile(r"(?<![\d.])25078\d{7}|user\d+@hostile|s3kr1t|sk_live_\d{8}")
 #: How a handler of tests/support/hostile_actors.py ends; the state of each in the end.
 ENDINGS = {
-    "says": "done", "returns": "done", "warns": "done", "thread": "done", "finalizer": "done", "nosy": "done", "cancels": "cancelled",
-    "plain": "dead", "cause": "dead", "context": "dead", "group": "dead", "noted": "dead", "frames": "dead", "endless": "dead", "mute": "dead",
-    "renamed": "dead", "buries": "dead", "system_exit": "dead",
+    "says": "done",
+    "returns": "done",
+    "warns": "done",
+    "thread": "done",
+    "finalizer": "done",
+    "nosy": "done",
+    "cancels": "cancelled",
+    "plain": "dead",
+    "cause": "dead",
+    "context": "dead",
+    "group": "dead",
+    "noted": "dead",
+    "frames": "dead",
+    "endless": "dead",
+    "mute": "dead",
+    "renamed": "dead",
+    "buries": "dead",
+    "system_exit": "dead",
 }
 LINE = f'\r\n{{"event": "{FORGED}", "level": "critical"}}\n\x1b[2J\x1b]0;{FORGED}\x07\u2028\u202e" {{}} }}\\ %s %(x)s'
 #: As odd as a queue's name may be.
 DECLARED = [f"_.-_{n}-{'Q.' * 45}"[:100] for n in range(150)]
 BROKEN_OPTIONS: list[Any] = [
-    {"args": 5}, {"args": {"a": MARK}}, {"args": MARK}, {"message_id": {"a": MARK}}, {"message_id": LINE}, {"time_limit": MARK}, {"max_age": MARK},
-    {"max_age": 1}, {"retries": MARK}, {"max_retries": MARK}, {"max_backoff": [MARK]}, {"on_failure": MARK}, {"on_success": {MARK: MARK}}, {"pipe_target": MARK},
-    {"group_callbacks": MARK}, {MARK: MARK}, {"throws": MARK}, {"on_retry_exhausted": LINE}, {"redis_message_id": [[[[MARK]]]]},
+    {"args": 5},
+    {"args": {"a": MARK}},
+    {"args": MARK},
+    {"message_id": {"a": MARK}},
+    {"message_id": LINE},
+    {"time_limit": MARK},
+    {"max_age": MARK},
+    {"max_age": 1},
+    {"retries": MARK},
+    {"max_retries": MARK},
+    {"max_backoff": [MARK]},
+    {"on_failure": MARK},
+    {"on_success": {MARK: MARK}},
+    {"pipe_target": MARK},
+    {"group_callbacks": MARK},
+    {MARK: MARK},
+    {"throws": MARK},
+    {"on_retry_exhausted": LINE},
+    {"redis_message_id": [[[[MARK]]]]},
 ]
-BROKEN_PAYLOADS = ['{"a": ' + "[" * 3000 + "]" * 3000 + "}", f'{{"{MARK}": {"9" * 6000}}}', f'{{"how": "plain", "how ": 1e400, "{MARK}": 1{"0" * 5000}}}']
+BROKEN_PAYLOADS = [
+    '{"a": ' + "[" * 3000 + "]" * 3000 + "}",
+    f'{{"{MARK}": {"9" * 6000}}}',
+    f'{{"how": "plain", "how ": 1e400, "{MARK}": 1{"0" * 5000}}}',
+]
 INSERT = """
 insert into message_queue (queue, message_type, payload, options, max_attempts, conversation_key, dedup_key, correlation_id)
 select r.queue, r.message_type, r.payload::jsonb, r.options::jsonb, 1, r.conversation_key, r.dedup_key, r.correlation_id
@@ -48,15 +83,26 @@ def personal(n: int) -> str:
 def payload(n: int, how: str) -> dict[str, Any]:
     """Marks as keys, texts, numbers, nested; every eightieth is long."""
     return {
-        "how": how, "key": f"{MARK}{n}", f"{MARK}{n}": LINE, "number": NUMBER * 10**6 + n, "nested": {"a": [f"{MARK}{n}", {f"{MARK}{n}": [NUMBER + n / 7]}]},
-        "about": personal(n), "password": f"{MARK}{n}", "text": f'packhorse_{MARK}{{a="b"}} {n}\n# EOF\n' * (2000 if n % 80 == 0 else 1),
+        "how": how,
+        "key": f"{MARK}{n}",
+        f"{MARK}{n}": LINE,
+        "number": NUMBER * 10**6 + n,
+        "nested": {"a": [f"{MARK}{n}", {f"{MARK}{n}": [NUMBER + n / 7]}]},
+        "about": personal(n),
+        "password": f"{MARK}{n}",
+        "text": f'packhorse_{MARK}{{a="b"}} {n}\n# EOF\n' * (2000 if n % 80 == 0 else 1),
     }
 
 
 def _row(n: int, queue: str, message_type: str, content: str, options: Any = None) -> dict[str, Any]:
     return {
-        "queue": queue, "message_type": message_type, "payload": content, "options": json.dumps(options or {}), "conversation_key": f"{MARK}{n} {personal(n)}"[:500],
-        "dedup_key": f"{MARK}{n}{LINE}", "correlation_id": f"c{n} {personal(n)}".ljust(500 if n % 500 == 0 else 0, "x")[:500],
+        "queue": queue,
+        "message_type": message_type,
+        "payload": content,
+        "options": json.dumps(options or {}),
+        "conversation_key": f"{MARK}{n} {personal(n)}"[:500],
+        "dedup_key": f"{MARK}{n}{LINE}",
+        "correlation_id": f"c{n} {personal(n)}".ljust(500 if n % 500 == 0 else 0, "x")[:500],
     }
 
 

@@ -26,8 +26,15 @@ from worker.runtime.process import WorkerProcess
 from worker.runtime.slots import RunningIds
 
 HOUSES = ["stub", "dramatiq-worker", "runtime"]
-QUICK: dict[str, Any] = {"heartbeat_seconds": 0.5, "lease_seconds": 6, "rescue_seconds": 0.3, "call_deadline_seconds": 3, "poll_seconds": 0.1,
-                         "drain_seconds": 5, "threads": 4}
+QUICK: dict[str, Any] = {
+    "heartbeat_seconds": 0.5,
+    "lease_seconds": 6,
+    "rescue_seconds": 0.3,
+    "call_deadline_seconds": 3,
+    "poll_seconds": 0.1,
+    "drain_seconds": 5,
+    "threads": 4,
+}
 
 
 def quick_settings(database: Database, **changes: Any) -> Settings:
@@ -96,8 +103,9 @@ class House:
             self._worker.join()
         else:
             with self.database.connect(admin=True) as connection:
-                wait_until(lambda: not connection.execute("select exists (select from message_queue)").fetchone()[0], timeout_seconds,
-                           "no live message")
+                wait_until(
+                    lambda: not connection.execute("select exists (select from message_queue)").fetchone()[0], timeout_seconds, "no live message"
+                )
 
     def dead(self) -> list[str]:
         """Actor names of the dead letters, in no order."""

@@ -40,4 +40,7 @@ def fill(database: Database, rows: int, *, conversations: int = 5) -> None:
            select (array['mail', 'chat'])[1 + n %% 2], 'send_reply', jsonb_build_object('n', n),
              (array['pending', 'pending', 'queued', 'retry', 'pending', 'pending', 'failed', 'failed', 'completed', 'completed'])[1 + n %% 10],
              'c' || n %% %s, now() - make_interval(secs => 100000 - n), n %% 3
-           from generate_series(0, %s - 1) n""", conversations, rows)
+           from generate_series(0, %s - 1) n""",
+        conversations,
+        rows,
+    )

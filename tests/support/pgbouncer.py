@@ -25,7 +25,8 @@ class PgBouncer:
         (directory / "ini").write_text(
             f"[databases]\n* = host={server.socket_dir} port=5432\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {self.port}\n"
             f"unix_socket_dir =\nauth_type = trust\nauth_file = {directory / 'users'}\npool_mode = transaction\ndefault_pool_size = 4\n"
-            "max_client_conn = 200\nserver_idle_timeout = 5\n")
+            "max_client_conn = 200\nserver_idle_timeout = 5\n"
+        )
         command = [PROGRAM, str(directory / "ini")]
         if os.geteuid() == 0:
             user = _unprivileged_user()

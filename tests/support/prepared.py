@@ -58,8 +58,13 @@ def _prepared() -> tuple[socket.socket, dict[str, str]]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:  # it ends when it reads the end of this socket: when this process has ended
-            subprocess.Popen([sys.executable, "-m", "tests.support.prepared", str(theirs.fileno())], env=environment, cwd=ROOT, pass_fds=[theirs.fileno()],
-                             stdin=subprocess.DEVNULL)
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.support.prepared", str(theirs.fileno())],
+                env=environment,
+                cwd=ROOT,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
         _started = os.getpid(), mine, _of_the_start(environment)
     return _started[1], _started[2]
 

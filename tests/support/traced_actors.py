@@ -27,7 +27,9 @@ if "SPANS" in os.environ:
             with open(os.environ["SPANS"], "a") as file:
                 for span in spans:
                     links = [f"{link.context.trace_id:032x}" for link in span.links]
-                    file.write(json.dumps({"name": span.name, "trace": f"{span.context.trace_id:032x}", "links": links, **(span.attributes or {})}) + "\n")
+                    file.write(
+                        json.dumps({"name": span.name, "trace": f"{span.context.trace_id:032x}", "links": links, **(span.attributes or {})}) + "\n"
+                    )
             return SpanExportResult.SUCCESS
 
     provider = TracerProvider(shutdown_on_exit=False)

@@ -39,12 +39,22 @@ class Daemon:
     """One `packhorse worker` as a real process tree. Settings are environment variables; `extra` are others."""
 
     def __init__(
-        self, database: Database | str, ledger: Ledger | None = None, actors: str = "tests.support.actors", extra: dict[str, str] | None = None,
+        self,
+        database: Database | str,
+        ledger: Ledger | None = None,
+        actors: str = "tests.support.actors",
+        extra: dict[str, str] | None = None,
         **settings: object,
     ) -> None:
         url = database if isinstance(database, str) else database.url
-        quick = {"heartbeat_seconds": 0.5, "lease_seconds": 4, "rescue_seconds": 0.5, "call_deadline_seconds": 3, "poll_seconds": 0.5,
-                 "drain_seconds": 10}
+        quick = {
+            "heartbeat_seconds": 0.5,
+            "lease_seconds": 4,
+            "rescue_seconds": 0.5,
+            "call_deadline_seconds": 3,
+            "poll_seconds": 0.5,
+            "drain_seconds": 10,
+        }
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PACKHORSE_")}
         environment |= {f"PACKHORSE_{key.upper()}": str(value) for key, value in {**quick, **settings}.items()}
         environment |= {"DATABASE_URL": url, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
@@ -54,7 +64,11 @@ class Daemon:
         self.log_path = Path(f"/tmp/packhorse-daemon-{os.getpid()}-{id(self)}.log")
         self._log = self.log_path.open("w")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "worker.cli.main", "worker", actors], env=environment, cwd=ROOT, stdout=self._log, stderr=self._log,
+            [sys.executable, "-m", "worker.cli.main", "worker", actors],
+            env=environment,
+            cwd=ROOT,
+            stdout=self._log,
+            stderr=self._log,
             start_new_session=True,
         )
 

@@ -121,7 +121,10 @@ def test_a_dear_sweep_is_cut_where_messages_were_claimed(clock: Clock) -> None:
     run_front(cursor, clock, range(1, 9))
     looks = sweep(cursor, clock, iter([0.01] * 100))
     assert [(look.since[4], look.until[4]) for look in looks if look.since and look.until] == [
-        (None, text(1)), *[(text(moment), text(moment + 1)) for moment in range(1, 8)], (text(8), text(8))]
+        (None, text(1)),
+        *[(text(moment), text(moment + 1)) for moment in range(1, 8)],
+        (text(8), text(8)),
+    ]
     assert len(sweep(cursor, clock, iter([0.01] * 100))) == 9, "dear slices stay as they are"
 
 

@@ -16,13 +16,16 @@ def decoded(options: dict) -> ClaimedMessage:
     return message
 
 
-@pytest.mark.parametrize("options", [
-    {"message_id": "0f8fad5b-d9cb-469f-a165-70867728950e"},
-    {"message_id": "order-1234567890", "time_limit": 5000},  # as long as a uuid alone
-    {"message_id": 'a "quoted" name of thirty-two chars'},
-    {"message_id": "a\\b, thirty-six characters with one"},
-    {"message_id": "x" * 36},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"message_id": "0f8fad5b-d9cb-469f-a165-70867728950e"},
+        {"message_id": "order-1234567890", "time_limit": 5000},  # as long as a uuid alone
+        {"message_id": 'a "quoted" name of thirty-two chars'},
+        {"message_id": "a\\b, thirty-six characters with one"},
+        {"message_id": "x" * 36},
+    ],
+)
 def test_whatever_the_length_of_an_id_its_options_are_read(options):
     message = decoded(options)
     assert {"message_id": message.message_id, **message.options} == options

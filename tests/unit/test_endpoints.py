@@ -21,6 +21,7 @@ def errors():
 @pytest.fixture
 def port(errors):
     """A server with a few routes on a free port; its thread ends with the process."""
+
     def broken(_accept):
         raise RuntimeError("no")
 
@@ -72,6 +73,7 @@ def impatient(monkeypatch):
     monkeypatch.setattr("worker.observe.endpoints.TIMEOUT_SECONDS", 1.0)
 
 
+@pytest.mark.slow
 def test_clients_that_say_nothing_do_not_keep_others_out_for_ever(impatient, port):
     """They hold every place; one that comes then is refused, and served when they were given up."""
     silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(MAX_REQUESTS)]

@@ -20,8 +20,13 @@ def calls() -> Iterator[tuple[str, str, object]]:
     """(place, level, template or None when it is not a literal) of every call of a logger."""
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LEVELS \
-                    and isinstance(node.func.value, ast.Name) and node.func.value.id == "logger":
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in LEVELS
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id == "logger"
+            ):
                 level, arguments = node.func.attr, node.args
                 if level == "log":
                     level, arguments = "varies", node.args[1:]
@@ -52,7 +57,12 @@ def test_loggers_are_called_logger_and_belong_to_packhorse():
     """Else the calls above would be missed."""
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "logging.getLogger" and node.value.args:
+            if (
+                isinstance(node, ast.Assign)
+                and isinstance(node.value, ast.Call)
+                and ast.unparse(node.value.func) == "logging.getLogger"
+                and node.value.args
+            ):
                 assert ast.unparse(node.targets[0]) == "logger", path
                 assert ast.literal_eval(node.value.args[0]).startswith("packhorse."), path
 

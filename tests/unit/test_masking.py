@@ -12,52 +12,93 @@ from hypothesis import strategies as st
 from worker.observe.masking import HIDDEN, MAX_TEXT, mask, mask_record, masked, on_one_line
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("call +250788123456 now", "call +250788***456 now"),
-    ("+250 788 123 456", "+250788***456"),
-    ("+1 (202) 555-0143", "+12025***143"),
-    ("wa id 250788123456", "wa id 250788***456"),
-    ("user_250788123456:", "user_250788***456:"),
-    ("phone=%2B250788123456&x=1", "phone=+250788***456&x=1"),
-    ("0788 123 456", "0788***456"),
-    ("0788-123-456.", "0788***456."),
-    ("tel:+250788123456,+250788123457", "tel:+250788***456,+250788***457"),
-    ("{'phone': '+250788123456'}", "{'phone': '+250788***456'}"),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("call +250788123456 now", "call +250788***456 now"),
+        ("+250 788 123 456", "+250788***456"),
+        ("+1 (202) 555-0143", "+12025***143"),
+        ("wa id 250788123456", "wa id 250788***456"),
+        ("user_250788123456:", "user_250788***456:"),
+        ("phone=%2B250788123456&x=1", "phone=+250788***456&x=1"),
+        ("0788 123 456", "0788***456"),
+        ("0788-123-456.", "0788***456."),
+        ("tel:+250788123456,+250788123457", "tel:+250788***456,+250788***457"),
+        ("{'phone': '+250788123456'}", "{'phone': '+250788***456'}"),
+    ],
+)
 def test_phone_numbers_keep_their_ends(text, expected):
     assert mask(text) == expected
 
 
-@pytest.mark.parametrize("text", [
-    "8f14e45f-ceea-467f-a9b1-123456789012", "2026-11-21T09:34:08.123456+00:00", "message 12345 of queue 7", "took 1763717648.123 s",
-    "127.0.0.1:5432", "PostgreSQL 18.1", "line 99, in handle", "0.1.0", "error 42P01", "worker_started", "basic validation failed", "2 tokens left",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "8f14e45f-ceea-467f-a9b1-123456789012",
+        "2026-11-21T09:34:08.123456+00:00",
+        "message 12345 of queue 7",
+        "took 1763717648.123 s",
+        "127.0.0.1:5432",
+        "PostgreSQL 18.1",
+        "line 99, in handle",
+        "0.1.0",
+        "error 42P01",
+        "worker_started",
+        "basic validation failed",
+        "2 tokens left",
+    ],
+)
 def test_what_is_no_phone_number_or_secret_stays(text):
     assert mask(text) == text
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("to ann.lee+x@example.co.uk failed", "to a***@example.co.uk failed"),
-    ("250788123456@s.whatsapp.net", "2***@s.whatsapp.net"),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("to ann.lee+x@example.co.uk failed", "to a***@example.co.uk failed"), ("250788123456@s.whatsapp.net", "2***@s.whatsapp.net")],
+)
 def test_e_mail_addresses_keep_first_letter_and_domain(text, expected):
     assert mask(text) == expected
 
 
-@pytest.mark.parametrize("text", [
-    "postgresql://app:s3cret-x@db:5432/x", "postgres://app:p/s3cret-x@db/x", "postgres://app:a@s3cret-x@db/x", "host=db password=s3cret-x dbname=x",
-    "PASSWORD = 's3cret-x y'", '{"password": "s3cret-x, s3cret-x"}', "{'api_key': 's3cret-x'}", "api-key: s3cret-x", "Authorization: Bearer s3cret-x",
-    "Authorization: Basic s3cret-x", "authorization='Bearer s3cret-x'", "got Bearer s3cret-xabcdef", "client_secret=s3cret-x&a=b", "access_token=s3cret-x",
-    "Set-Cookie: s3cret-x", "https://x.test/?token=s3cret-x", "PGPASSWORD=s3cret-x",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://app:s3cret-x@db:5432/x",
+        "postgres://app:p/s3cret-x@db/x",
+        "postgres://app:a@s3cret-x@db/x",
+        "host=db password=s3cret-x dbname=x",
+        "PASSWORD = 's3cret-x y'",
+        '{"password": "s3cret-x, s3cret-x"}',
+        "{'api_key': 's3cret-x'}",
+        "api-key: s3cret-x",
+        "Authorization: Bearer s3cret-x",
+        "Authorization: Basic s3cret-x",
+        "authorization='Bearer s3cret-x'",
+        "got Bearer s3cret-xabcdef",
+        "client_secret=s3cret-x&a=b",
+        "access_token=s3cret-x",
+        "Set-Cookie: s3cret-x",
+        "https://x.test/?token=s3cret-x",
+        "PGPASSWORD=s3cret-x",
+    ],
+)
 def test_secrets_beside_their_names_disappear(text):
     assert "s3cret-x" not in mask(text) and HIDDEN in mask(text)
 
 
-@pytest.mark.parametrize("key", [
-    "sk-proj-abcdefghijklmnop1234", "sk_live_abcdefghijklmnop", "ghp_abcdefghijklmnopqrstuv", "AKIAIOSFODNN7EXAMPLE", "xoxb-123-abcdefghij", "whsec_abcdefghijklmnop",
-    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abcdefghijk", "EAABsbCS1iHgBAabcdefghijklmnopqrst",
-])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sk-proj-abcdefghijklmnop1234",
+        "sk_live_abcdefghijklmnop",
+        "ghp_abcdefghijklmnopqrstuv",
+        "AKIAIOSFODNN7EXAMPLE",
+        "xoxb-123-abcdefghij",
+        "whsec_abcdefghijklmnop",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abcdefghijk",
+        "EAABsbCS1iHgBAabcdefghijklmnopqrst",
+    ],
+)
 def test_keys_of_a_known_shape_disappear(key):
     assert key not in mask(f"refused: {key} is invalid") and mask(f"refused: {key} is invalid").endswith("is invalid")
 
@@ -91,7 +132,10 @@ def test_no_e_mail_address_survives(address, around):
     assert address not in mask(f"{around}{address}{around}")
 
 
-@given(st.from_regex(r"[A-Za-z0-9!#$%*+/._~-]{6,40}", fullmatch=True), st.sampled_from(["password", "api_key", "API-Key", "secret", "access_token", "pwd"]))
+@given(
+    st.from_regex(r"[A-Za-z0-9!#$%*+/._~-]{6,40}", fullmatch=True),
+    st.sampled_from(["password", "api_key", "API-Key", "secret", "access_token", "pwd"]),
+)
 def test_no_assigned_secret_survives(secret, name):
     assert secret not in mask(f"x {name}={secret} y") and secret not in mask(f'{{"{name}": "{secret}"}}')
 
@@ -103,9 +147,32 @@ def test_any_text_is_masked_without_an_error_and_masking_again_finds_nothing_hid
     once.encode()
 
 
-@pytest.mark.parametrize("part", [
-    "a", "1", "+1", "0 ", "://:", "a@", "@", "eyJ-", "password=", "Bearer ", "Basic ", "sk-", "\"", "'", "(", "%2B1", "0000", "1-", "a.", "token:'", "-" * 7,
-])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "a",
+        "1",
+        "+1",
+        "0 ",
+        "://:",
+        "a@",
+        "@",
+        "eyJ-",
+        "password=",
+        "Bearer ",
+        "Basic ",
+        "sk-",
+        '"',
+        "'",
+        "(",
+        "%2B1",
+        "0000",
+        "1-",
+        "a.",
+        "token:'",
+        "-" * 7,
+    ],
+)
 def test_a_text_made_to_be_slow_is_not(part):
     """A pattern that backtracks would take minutes, with a million characters or with ten."""
     text = part * (1_000_000 // len(part))
@@ -115,7 +182,18 @@ def test_a_text_made_to_be_slow_is_not(part):
 
 
 def test_a_value_cannot_forge_a_line_on_the_console():
-    event = on_one_line(None, "info", mask_record(None, "info", {
-        "event": "x\n2026-01-01 [info] forged", "reason": "a\r\nb\x1b[2Jc\u2028d\u202ee", "exception": "Traceback\nValueError: x\n2026-01-01 [info] forged"}))
+    event = on_one_line(
+        None,
+        "info",
+        mask_record(
+            None,
+            "info",
+            {
+                "event": "x\n2026-01-01 [info] forged",
+                "reason": "a\r\nb\x1b[2Jc\u2028d\u202ee",
+                "exception": "Traceback\nValueError: x\n2026-01-01 [info] forged",
+            },
+        ),
+    )
     assert "\n" not in event["event"] and "\n" not in event["reason"] and not set("\r\x1b\u2028\u202e") & set(event["reason"])
     assert all(line.startswith("  | ") for line in event["exception"].split("\n"))

@@ -21,12 +21,19 @@ from worker.runtime.meter import Meter
 from worker.runtime.slots import RunningIds, Slot
 
 FLEET_STATISTICS = {
-    "queue_messages": [{"queue": "q", "state": "pending", "value": 3}], "queue_oldest_due_age_seconds": [{"queue": "q", "value": 1.5}],
-    "queue_paused": [{"queue": "q", "value": 0}], "conversations_blocked": [{"queue": "q", "value": 0}], "dead_letters": [{"queue": "q", "value": 1}],
-    "workers": [{"state": "running", "value": 2}], "partition_runway_seconds": [{"table": "message_archive", "value": 600000}],
-    "oldest_snapshot_age_seconds": 0.5, "table_dead_rows": [{"table": "message_queue", "value": 7}],
+    "queue_messages": [{"queue": "q", "state": "pending", "value": 3}],
+    "queue_oldest_due_age_seconds": [{"queue": "q", "value": 1.5}],
+    "queue_paused": [{"queue": "q", "value": 0}],
+    "conversations_blocked": [{"queue": "q", "value": 0}],
+    "dead_letters": [{"queue": "q", "value": 1}],
+    "workers": [{"state": "running", "value": 2}],
+    "partition_runway_seconds": [{"table": "message_archive", "value": 600000}],
+    "oldest_snapshot_age_seconds": 0.5,
+    "table_dead_rows": [{"table": "message_queue", "value": 7}],
     "table_bytes": [{"table": "message_queue", "value": 8192}],
-    "schedule_lag_seconds": [{"schedule": "s", "value": 0}], "schedule_missed_total": [{"schedule": "s", "value": 3}], "schedule_last_success_timestamp_seconds": [{"schedule": "s", "value": 1.7e9}],
+    "schedule_lag_seconds": [{"schedule": "s", "value": 0}],
+    "schedule_missed_total": [{"schedule": "s", "value": 3}],
+    "schedule_last_success_timestamp_seconds": [{"schedule": "s", "value": 1.7e9}],
     "maintenance_last_success_timestamp_seconds": [{"task": "retention.t", "value": 1.7e9}],
     "maintenance_rows_total": [{"task": "retention.t", "value": 12}],
 }
@@ -36,8 +43,17 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
 def a_message(queue="q0", actor="a0", ran=0.05, waited=0.5):
-    return SimpleNamespace(id=1, queue_name=queue, actor_name=actor, started=True, ran_seconds=ran, due_seconds=waited, started_at=1.0, claimed_at=1.0,
-                           wait_counted=False)
+    return SimpleNamespace(
+        id=1,
+        queue_name=queue,
+        actor_name=actor,
+        started=True,
+        ran_seconds=ran,
+        due_seconds=waited,
+        started_at=1.0,
+        claimed_at=1.0,
+        wait_counted=False,
+    )
 
 
 def a_meter(slab, queues=10, actors=20, slot=None):
@@ -152,6 +168,7 @@ def test_the_first_failure_of_a_queue_or_actor_is_an_increase():
     assert rendered(board)["messages_finished_total", (("outcome", "snooze"), ("queue", "q0"))] == 1
 
 
+@pytest.mark.slow
 def test_a_thousand_replaced_children_cost_neither_memory_nor_output_and_no_counter_goes_back():
     board = busy_board(children=2)
     text, memory = render(BoardCollector(board, "1"))[0], [bytes(cell.cast("B")) for cell in (board._ended.totals,)]
@@ -228,6 +245,7 @@ HOSTILE = ['"} 1\n# TYPE x counter\nx{a="', "\x00\x1b[2J", "\u202e" * 30, "é" *
 
 
 @pytest.mark.parametrize("children", [1, 8])
+@pytest.mark.slow
 def test_series_are_bounded_whatever_the_names(children):
     """More queues and actors than there are places, in every child, and other ones after each restart."""
     board = busy_board(children, queues=500, actors=500)
@@ -264,7 +282,7 @@ def test_a_queue_that_is_not_configured_counts_as_other():
 
 def test_names_survive_what_people_call_things():
     slab = Slab()
-    names = ["plain", "émile-" + "x" * 200, "other", "", "quote\"\n\\"]
+    names = ["plain", "émile-" + "x" * 200, "other", "", 'quote"\n\\']
     places, _ = slab.name(names, [])
     assert places["other"] == 0 and places[""] == 0
     assert slab.queues.read()[1] == "plain"

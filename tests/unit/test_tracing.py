@@ -64,9 +64,25 @@ def test_what_is_written_is_read(spans, tracer, state):
 
 
 HOSTILE = [
-    "", " ", "00", "nonsense", PARENT.upper(), PARENT[:-1], f" {PARENT}", f"{PARENT}\n", f"{PARENT}\x00", f"ff-{TRACE}-{SPAN}-01",
-    f"00-{'0' * 32}-{SPAN}-01", f"00-{TRACE}-{'0' * 16}-01", f"00-{TRACE}-{SPAN}-01-more", f'{{"traceparent": "{PARENT}"}}',
-    "0" * 1_000_000, f"{PARENT} " + "a=b," * 100_000, f"00-{'٣' * 32}-{SPAN}-01", "%s %s %n", "'; drop table message_queue; --",
+    "",
+    " ",
+    "00",
+    "nonsense",
+    PARENT.upper(),
+    PARENT[:-1],
+    f" {PARENT}",
+    f"{PARENT}\n",
+    f"{PARENT}\x00",
+    f"ff-{TRACE}-{SPAN}-01",
+    f"00-{'0' * 32}-{SPAN}-01",
+    f"00-{TRACE}-{'0' * 16}-01",
+    f"00-{TRACE}-{SPAN}-01-more",
+    f'{{"traceparent": "{PARENT}"}}',
+    "0" * 1_000_000,
+    f"{PARENT} " + "a=b," * 100_000,
+    f"00-{'٣' * 32}-{SPAN}-01",
+    "%s %s %n",
+    "'; drop table message_queue; --",
 ]
 
 
@@ -126,10 +142,22 @@ def test_a_flush_says_when_the_collector_took_nothing(tracer, monkeypatch, caplo
 
 
 ENDINGS = [
-    ({}, None, "done"), ({"settled": True}, RuntimeError(), "done"), ({"lost": True}, None, "lost"), ({"failed": True}, None, "dead"),
+    ({}, None, "done"),
+    ({"settled": True}, RuntimeError(), "done"),
+    ({"lost": True}, None, "lost"),
+    ({"failed": True}, None, "dead"),
     ({}, RuntimeError(), "failed"),
-    *[({"ending": Ending(verb)}, RuntimeError(), name) for verb, name in [
-        ("fail", "failed"), ("retry", "failed"), ("bury", "dead"), ("snooze", "snooze"), ("cancel", "cancelled"), ("release", "released")]],
+    *[
+        ({"ending": Ending(verb)}, RuntimeError(), name)
+        for verb, name in [
+            ("fail", "failed"),
+            ("retry", "failed"),
+            ("bury", "dead"),
+            ("snooze", "snooze"),
+            ("cancel", "cancelled"),
+            ("release", "released"),
+        ]
+    ],
 ]
 
 

@@ -66,9 +66,15 @@ def test_a_loop_that_has_not_begun_or_has_ended_is_not_late():
     assert probes.alive(board, 5000.0, BUDGET) == []
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ((CLAIM_FAILING, 1.0), "claim failed"), ((DRAINING, 1.0), "draining"), ((REGISTERED, 0.0), "not registered"), ((CONTACT_AT, 900.0), "not answered"),
-])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ((CLAIM_FAILING, 1.0), "claim failed"),
+        ((DRAINING, 1.0), "draining"),
+        ((REGISTERED, 0.0), "not registered"),
+        ((CONTACT_AT, 900.0), "not answered"),
+    ],
+)
 def test_ready_needs_a_child_that_claims(change, says):
     board = Board(2)
     working(board, 1000.0)
@@ -144,8 +150,16 @@ def test_an_abstract_socket_is_understood():
         assert manager.heard() == [{"READY": "1", "STATUS": "x"}]
 
 
-@pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/nowhere/notify"}, {"WATCHDOG_USEC": "x"},
-                                     {"NOTIFY_SOCKET": "/nowhere", "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}])
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"NOTIFY_SOCKET": ""},
+        {"NOTIFY_SOCKET": "/nowhere/notify"},
+        {"WATCHDOG_USEC": "x"},
+        {"NOTIFY_SOCKET": "/nowhere", "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"},
+    ],
+)
 def test_without_a_manager_nothing_happens(environ):
     notifier = Notifier(environ)
     assert notifier.send("READY=1") is False and notifier.watchdog_seconds == 0

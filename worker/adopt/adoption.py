@@ -54,8 +54,7 @@ def look(connection: DeadlineConnection, order: Order) -> Plan:
 
 
 def adopt(
-    connection: DeadlineConnection, order: Order, *, step: Callable[[str], Any] = lambda line: None,
-    report: Callable[[int], Any] = lambda count: None,
+    connection: DeadlineConnection, order: Order, *, step: Callable[[str], Any] = lambda line: None, report: Callable[[int], Any] = lambda count: None
 ) -> Adopted:
     """Adopt what is there, apply what is missing, import what the old queue had not finished.
 
@@ -117,10 +116,17 @@ def _move(connection: DeadlineConnection, order: Order, plan: Plan) -> tuple[str
     key = plan.key or {"name": None, "type": None}
     with translated():
         way_back = store.move(connection, order.legacy, plan.moves)
-        store.begin_import(connection, order.legacy, {
-            "source_table": SOURCE if plan.key else None, "key_column": key["name"], "key_type": key["type"], "choices": _document(order.choices),
-            "way_back": way_back,
-        })
+        store.begin_import(
+            connection,
+            order.legacy,
+            {
+                "source_table": SOURCE if plan.key else None,
+                "key_column": key["name"],
+                "key_type": key["type"],
+                "choices": _document(order.choices),
+                "way_back": way_back,
+            },
+        )
     return tuple(row["name"] for row in plan.moves)
 
 

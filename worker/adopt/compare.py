@@ -82,13 +82,23 @@ def compare(connection: DeadlineConnection, sets: Iterable[str] = ()) -> Compari
     elif any(item.state == "identical" for item in items):
         have, early = _by_stages(connection, migrations, found, target)
     names = {migration.name for migration in have}
-    gone = [Item("migration", name, "differs", "is recorded, but what it makes is not all there", "packhorse doctor says what to mend")
-            for name in sorted(set(theirs) - names)] if have else []
+    gone = (
+        [
+            Item("migration", name, "differs", "is recorded, but what it makes is not all there", "packhorse doctor says what to mend")
+            for name in sorted(set(theirs) - names)
+        ]
+        if have
+        else []
+    )
     hindrances = [*early, *broken, *gone] if have else [*(item for item in items if item.state != "identical"), *broken]
     return Comparison(
-        recorded=tuple(sorted(theirs)), recordable=tuple(m for m in have if m.name not in theirs),
-        pending=tuple(m.name for m in migrations if m.name not in names | set(theirs)), items=tuple(items), hindrances=tuple(hindrances),
-        notes=tuple(note for note in notes if note.state == "unknown"), in_the_way=bool(early) and not broken and not gone,
+        recorded=tuple(sorted(theirs)),
+        recordable=tuple(m for m in have if m.name not in theirs),
+        pending=tuple(m.name for m in migrations if m.name not in names | set(theirs)),
+        items=tuple(items),
+        hindrances=tuple(hindrances),
+        notes=tuple(note for note in notes if note.state == "unknown"),
+        in_the_way=bool(early) and not broken and not gone,
     )
 
 
@@ -135,8 +145,11 @@ def _by_stages(
             have, made = have + more, made_more or made
     if not have:
         return [], []
-    early = [Item(kind, name, "differs", f"is there, although {have[-1].name} is the last migration whose objects all are", "drop it, or rename it")
-             for kind, name in target if (kind, name) in found and (kind, name) not in made and kind in _NAMED]
+    early = [
+        Item(kind, name, "differs", f"is there, although {have[-1].name} is the last migration whose objects all are", "drop it, or rename it")
+        for kind, name in target
+        if (kind, name) in found and (kind, name) not in made and kind in _NAMED
+    ]
     return have, early
 
 
@@ -158,16 +171,25 @@ def _stage(connection: DeadlineConnection, base: Sequence[Migration], more: Sequ
 
 def _broken(connection: DeadlineConnection) -> list[Item]:
     with translated():
-        return [Item("index", row["name"], "differs", "is invalid", f"drop index concurrently {row['name']}; then make it again")
-                for row in doctor.invalid_indexes(connection)]
+        return [
+            Item("index", row["name"], "differs", "is invalid", f"drop index concurrently {row['name']}; then make it again")
+            for row in doctor.invalid_indexes(connection)
+        ]
 
 
 def _not_ours_to_change(connection: DeadlineConnection, target: Objects) -> list[Item]:
     """Tables whose owner this login may not act as: the next migration would fail."""
     with translated():
-        return [Item("table", row["name"], "differs", f"belongs to {row['owner']}, and this login may not act as that role",
-                     f"log in as {row['owner']}, or: {doctor.repair('owner', table=row['name'], role=row['login'])}")
-                for row in store.foreign_owners(connection, [name for kind, name in target if kind == "table"])]
+        return [
+            Item(
+                "table",
+                row["name"],
+                "differs",
+                f"belongs to {row['owner']}, and this login may not act as that role",
+                f"log in as {row['owner']}, or: {doctor.repair('owner', table=row['name'], role=row['login'])}",
+            )
+            for row in store.foreign_owners(connection, [name for kind, name in target if kind == "table"])
+        ]
 
 
 def _extras(connection: DeadlineConnection, found: Objects, target: Objects) -> list[Item]:
@@ -179,8 +201,15 @@ def _extras(connection: DeadlineConnection, found: Objects, target: Objects) -> 
         if (kind, name) in target or table not in tables or kind not in ("column", "trigger", "policy", "constraint"):
             continue
         if kind == "column" and " not null" in definition and " default " not in definition:
-            extras.append(Item(kind, name, "differs", "is not ours, and wants a value that we do not write",
-                               doctor.repair("nullable", table=table, part=name.partition(".")[2])))
+            extras.append(
+                Item(
+                    kind,
+                    name,
+                    "differs",
+                    "is not ours, and wants a value that we do not write",
+                    doctor.repair("nullable", table=table, part=name.partition(".")[2]),
+                )
+            )
         else:
             extras.append(Item(kind, name, "unknown", f"is not ours: {definition}"))
     return extras

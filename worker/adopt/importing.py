@@ -29,7 +29,13 @@ _FIELDS = tuple(field.name for field in fields(Draft))
 
 
 def import_rows(
-    connection: DeadlineConnection, old: Legacy, legacy: str, mapping: Mapping, *, batch: int = BATCH, first: bool = True,
+    connection: DeadlineConnection,
+    old: Legacy,
+    legacy: str,
+    mapping: Mapping,
+    *,
+    batch: int = BATCH,
+    first: bool = True,
     report: Callable[[int], Any] = lambda count: None,
 ) -> dict[str, int]:
     """Import what has not been imported; the account of all rows (later: those that came too late for this call).

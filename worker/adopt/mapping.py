@@ -23,8 +23,17 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "payload": ("payload", "data", "kwargs", "args", "body", "message_data", "job_data", "message", "content"),
     "priority": ("priority",),
     "status": ("status", "state"),
-    "run_at": ("run_at", "scheduled_at", "scheduled_for", "next_retry_at", "next_attempt_at", "retry_at", "available_at", "visible_at",
-               "process_after"),
+    "run_at": (
+        "run_at",
+        "scheduled_at",
+        "scheduled_for",
+        "next_retry_at",
+        "next_attempt_at",
+        "retry_at",
+        "available_at",
+        "visible_at",
+        "process_after",
+    ),
     "attempt": ("attempt", "attempts", "attempt_count", "retry_count", "retries", "tries"),
     "max_attempts": ("max_attempts", "max_retries", "max_tries"),
     "conversation_key": ("conversation_key", "conversation_id"),
@@ -41,11 +50,29 @@ DEFAULTS = {"queue": "default", "message_type": None, "priority": "5", "max_atte
 #: Word -> what becomes of a row: a pending message, a dead letter, nothing (it has finished). Running ones need a decision.
 Fate = Literal["pending", "dead", "finished"]
 STATUSES: dict[str, str] = {
-    **dict.fromkeys(("", "pending", "queued", "waiting", "new", "created", "ready", "available", "scheduled", "delayed", "retry", "retrying"),
-                    "pending"),
+    **dict.fromkeys(
+        ("", "pending", "queued", "waiting", "new", "created", "ready", "available", "scheduled", "delayed", "retry", "retrying"), "pending"
+    ),
     **dict.fromkeys(("failed", "dead", "error", "errored", "dead_letter", "discarded", "rejected", "exhausted"), "dead"),
-    **dict.fromkeys(("done", "completed", "complete", "success", "succeeded", "processed", "sent", "finished", "cancelled", "canceled", "skipped",
-                     "expired", "archived", "deleted"), "finished"),
+    **dict.fromkeys(
+        (
+            "done",
+            "completed",
+            "complete",
+            "success",
+            "succeeded",
+            "processed",
+            "sent",
+            "finished",
+            "cancelled",
+            "canceled",
+            "skipped",
+            "expired",
+            "archived",
+            "deleted",
+        ),
+        "finished",
+    ),
 }
 RUNNING = frozenset({"running", "processing", "in_progress", "active", "locked", "claimed", "started", "executing"})
 PRIORITIES = {"critical": 1, "urgent": 1, "highest": 1, "high": 3, "normal": 5, "medium": 5, "default": 5, "low": 8, "lowest": 10}
@@ -186,12 +213,22 @@ def draft(row: dict[str, Any], mapping: Mapping) -> Draft:
     if fate is None:
         problem = problem or f"status: nobody has said what {(row['status'] or '')[:40]!r} means"
     made = Draft(
-        message_id, legacy_id, "dead_letter" if fate == "dead" else "message", queue=queue or "", message_type=kind or "", payload=payload,
-        priority=_priority(row["priority"] or mapping.values["priority"]), run_at=row["run_at"], attempt=_count(row["attempt"], 0) or 0,
-        max_attempts=_count(row["max_attempts"] or mapping.values["max_attempts"], 1), conversation_key=row["conversation_key"] or None,
-        dedup_key=(row["dedup_key"] or "")[:500] or None, correlation_id=(row["correlation_id"] or "")[:500] or None,
+        message_id,
+        legacy_id,
+        "dead_letter" if fate == "dead" else "message",
+        queue=queue or "",
+        message_type=kind or "",
+        payload=payload,
+        priority=_priority(row["priority"] or mapping.values["priority"]),
+        run_at=row["run_at"],
+        attempt=_count(row["attempt"], 0) or 0,
+        max_attempts=_count(row["max_attempts"] or mapping.values["max_attempts"], 1),
+        conversation_key=row["conversation_key"] or None,
+        dedup_key=(row["dedup_key"] or "")[:500] or None,
+        correlation_id=(row["correlation_id"] or "")[:500] or None,
         error=(row["error"] or "")[:2000] or None,
-        created_at=row["created_at"], expires_at=row["expires_at"],
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
     )
     return undecodable(made, row["payload"], problem) if problem else made
 
@@ -201,9 +238,16 @@ def undecodable(made: Draft, payload: str | None, problem: str) -> Draft:
     text = payload if payload is not None and len(payload) <= MAX_TEXT else None
     kept = {"legacy_id": made.legacy_id, "legacy_payload": text} if text is not None else {"legacy_id": made.legacy_id}
     return Draft(
-        made.message_id, made.legacy_id, "undecodable", queue=made.queue if NAME.fullmatch(made.queue) else "default",
-        message_type=made.message_type[:100] or "unknown", payload=json.dumps(kept), attempt=made.attempt, conversation_key=made.conversation_key,
-        correlation_id=made.correlation_id, reason=problem[:500],
+        made.message_id,
+        made.legacy_id,
+        "undecodable",
+        queue=made.queue if NAME.fullmatch(made.queue) else "default",
+        message_type=made.message_type[:100] or "unknown",
+        payload=json.dumps(kept),
+        attempt=made.attempt,
+        conversation_key=made.conversation_key,
+        correlation_id=made.correlation_id,
+        reason=problem[:500],
     )
 
 
@@ -244,6 +288,8 @@ def unexplained(statuses: Iterable[Dict[str, Any]], mapping: Mapping) -> list[st
             word = str(row["status"])[:60]
             running = word.strip().lower() in RUNNING
             problems.append(
-                f"status: {row['rows']} rows are {word!r}" + (". Stop the old workers, then say" if running else ", which nobody has explained. Say")
-                + f" --value 'status:{word}=pending' (start it again), =dead (a dead letter) or =finished (leave it aside)")
+                f"status: {row['rows']} rows are {word!r}"
+                + (". Stop the old workers, then say" if running else ", which nobody has explained. Say")
+                + f" --value 'status:{word}=pending' (start it again), =dead (a dead letter) or =finished (leave it aside)"
+            )
     return problems

@@ -28,12 +28,25 @@ from worker.store.adoption import Legacy
 Case = Literal["record", "move", "import", "nothing"]
 SOURCE = "message_queue"
 #: Names that home-made queues on this schema are known to have; they are moved without being asked for.
-KNOWN_TABLES = frozenset({
-    SOURCE, "message_dedup", "processed_messages", "message_archive", "dead_letters", "conversation_locks", "message_queue_health"})
-KNOWN_ROUTINES = frozenset({
-    "enqueue_message", "acquire_message_lock", "release_message_lock", "get_next_queue_message", "schedule_message_retry", "cleanup_old_messages",
-    "cleanup_stale_message_locks", "acquire_conversation_lock", "release_conversation_lock", "cleanup_stuck_webhook_conversations", "is_new_message",
-    "mark_message_processed"})
+KNOWN_TABLES = frozenset(
+    {SOURCE, "message_dedup", "processed_messages", "message_archive", "dead_letters", "conversation_locks", "message_queue_health"}
+)
+KNOWN_ROUTINES = frozenset(
+    {
+        "enqueue_message",
+        "acquire_message_lock",
+        "release_message_lock",
+        "get_next_queue_message",
+        "schedule_message_retry",
+        "cleanup_old_messages",
+        "cleanup_stale_message_locks",
+        "acquire_conversation_lock",
+        "release_conversation_lock",
+        "cleanup_stuck_webhook_conversations",
+        "is_new_message",
+        "mark_message_processed",
+    }
+)
 #: A column that no other queue has: a message_queue with it is ours.
 OUR_COLUMN = "lease_token"
 _MADE = re.compile(r"^create (?:or replace )?(?:unique )?(table|view|sequence|domain|type|index|function) (\w+)", re.MULTILINE)
@@ -98,8 +111,14 @@ def _collisions(connection: DeadlineConnection, found: Comparison) -> list[Row]:
 
 
 def _moving(
-    connection: DeadlineConnection, found: Comparison, collisions: Sequence[Row], choices: Choices, named: frozenset[str], columns: dict[str, str],
-    *, ours: bool,
+    connection: DeadlineConnection,
+    found: Comparison,
+    collisions: Sequence[Row],
+    choices: Choices,
+    named: frozenset[str],
+    columns: dict[str, str],
+    *,
+    ours: bool,
 ) -> Plan:
     """A plan that moves what is in the way; with problems where something in the way is not known to be the old queue's."""
     tables = {row["bare"] for row in collisions if row["kind"] == "table" and row["bare"] in KNOWN_TABLES | named}
@@ -115,13 +134,17 @@ def _moving(
         elif row["bare"] in known | named:
             moves.append(row)
         else:
-            problems.append(f"{row['kind']} {row['name']} has a name of ours{_unlike(found, row)}. When it belongs to the old system, say "
-                            f"--move {row['bare']}; when it belongs to your application, give Packhorse a schema of its own (PACKHORSE_DB_SCHEMA)")
+            problems.append(
+                f"{row['kind']} {row['name']} has a name of ours{_unlike(found, row)}. When it belongs to the old system, say "
+                f"--move {row['bare']}; when it belongs to your application, give Packhorse a schema of its own (PACKHORSE_DB_SCHEMA)"
+            )
     if ours and problems:
         problems.append("when they are ours, and damaged: packhorse migrate adopt --dry-run --json lists what is missing, each with its statement")
     owners = [f"table {row['name']} belongs to {row['owner']}: log in as {row['owner']}" for row in store.foreign_owners(connection, sorted(tables))]
-    dependents = [{**row, "advice": _ADVICE[row["kind"]].format(table=row["of_table"])} for row in
-                  store.dependents(connection, sorted(tables), [row["name"] for row in moves if row["kind"] == "routine"])]
+    dependents = [
+        {**row, "advice": _ADVICE[row["kind"]].format(table=row["of_table"])}
+        for row in store.dependents(connection, sorted(tables), [row["name"] for row in moves if row["kind"] == "routine"])
+    ]
     if SOURCE not in tables:
         return Plan("move", found, tuple(moves), tuple(dependents), problems=tuple([*problems, *owners]))
     key = store.table_key(connection, store.current_schema(connection), SOURCE)

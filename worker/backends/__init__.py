@@ -1,7 +1,7 @@
 """Result and rate-limiter backends (SPEC W1): on Postgres; dramatiq's own on Redis when redis_url is configured.
 
-    broker.add_middleware(Results(backend=result_backend(broker)))
-    broker.add_middleware(GroupCallbacks(rate_limiter_backend(broker)))
+broker.add_middleware(Results(backend=result_backend(broker)))
+broker.add_middleware(GroupCallbacks(rate_limiter_backend(broker)))
 """
 
 from __future__ import annotations

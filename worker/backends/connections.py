@@ -49,8 +49,12 @@ class Connections:
         settings = load_settings(database_url=self._dsn)
         assert settings.database_url is not None  # it is our dsn
         return connect(
-            settings.database_url.get_secret_value(), schema=settings.db_schema, application_name="packhorse backend",
-            deadline_seconds=settings.call_deadline_seconds, connect_timeout_seconds=settings.connect_timeout_seconds, pooler=settings.pooler,
+            settings.database_url.get_secret_value(),
+            schema=settings.db_schema,
+            application_name="packhorse backend",
+            deadline_seconds=settings.call_deadline_seconds,
+            connect_timeout_seconds=settings.connect_timeout_seconds,
+            pooler=settings.pooler,
         )
 
     def close(self) -> None:

@@ -112,8 +112,11 @@ def database_url(settings: Settings, *, owner: bool = False) -> str:
     found = embedded.running_url(settings.data_dir, role=embedded.OWNER if owner else embedded.ROLE)
     if found is None:
         raise CommandError(
-            f"database_url: not set, and no embedded PostgreSQL of ours runs in {settings.data_dir}", code="unavailable", field="database_url",
-            hint="Start one with `packhorse up`, or set DATABASE_URL", exit_code=EXIT_UNAVAILABLE,
+            f"database_url: not set, and no embedded PostgreSQL of ours runs in {settings.data_dir}",
+            code="unavailable",
+            field="database_url",
+            hint="Start one with `packhorse up`, or set DATABASE_URL",
+            exit_code=EXIT_UNAVAILABLE,
         )
     return found
 
@@ -131,8 +134,12 @@ def database(*, owner: bool = False, deadline_seconds: float = READ_SECONDS, che
 
     settings = load_settings()
     connection = connect(
-        database_url(settings, owner=owner), schema=settings.db_schema, application_name="packhorse cli", deadline_seconds=deadline_seconds,
-        connect_timeout_seconds=settings.connect_timeout_seconds, pooler=settings.pooler,
+        database_url(settings, owner=owner),
+        schema=settings.db_schema,
+        application_name="packhorse cli",
+        deadline_seconds=deadline_seconds,
+        connect_timeout_seconds=settings.connect_timeout_seconds,
+        pooler=settings.pooler,
     )
     try:
         if check:

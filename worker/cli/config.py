@@ -42,6 +42,7 @@ def show(as_json: AsJson = False) -> int:
     else:
         print_rows(
             [{"setting": name, "value": value, "meaning": Settings.model_fields[name].description} for name, value in values.items()],
-            ["setting", "value", "meaning"], empty="no settings",
+            ["setting", "value", "meaning"],
+            empty="no settings",
         )
     return EXIT_OK

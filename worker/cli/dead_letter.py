@@ -42,9 +42,11 @@ def list_groups(queue: Queue = None, limit: Limit = 50, as_json: AsJson = False)
 
 @app.command("list")
 def list_letters(
-    queue: Queue = None, fingerprint: Fingerprint = None,
+    queue: Queue = None,
+    fingerprint: Fingerprint = None,
     message_type: Annotated[str | None, typer.Option("--type", "-t", help="Only this message type.")] = None,
-    limit: Limit = 50, as_json: AsJson = False,
+    limit: Limit = 50,
+    as_json: AsJson = False,
 ) -> int:
     """Dead letters, newest first."""
     with database() as connection:
@@ -70,7 +72,10 @@ def edit(
     message_id: Id,
     payload: Annotated[str | None, typer.Option("--payload", help="The new payload, a JSON object; default: $EDITOR opens the old one.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference, change nothing.")] = False,
-    reason: Reason = None, operator: Operator = None, yes: Yes = False, as_json: AsJson = False,
+    reason: Reason = None,
+    operator: Operator = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
 ) -> int:
     """Replace the payload before a redrive; shows the difference, keeps the old one on record."""
     given = json_object("payload", payload) if payload is not None else None
@@ -96,11 +101,17 @@ def edit(
 
 @app.command()
 def redrive(
-    ids: Ids = None, fingerprint: Fingerprint = None, queue: Queue = None, everything: Everything = False,
+    ids: Ids = None,
+    fingerprint: Fingerprint = None,
+    queue: Queue = None,
+    everything: Everything = False,
     rate: Annotated[float, typer.Option("--rate", min=0, help="Messages per second; 0: as fast as it goes.")] = 100.0,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")] = None,
     stop_after_failures: Annotated[int, typer.Option("--stop-after-failures", min=0, help="Stop when so many have died again; 0: never.")] = 3,
-    reason: Reason = None, operator: Operator = None, yes: Yes = False, as_json: AsJson = False,
+    reason: Reason = None,
+    operator: Operator = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
 ) -> int:
     """Enqueue dead letters again, oldest first, with fresh attempts; stops when they fail again."""
     from worker.redrive import redrive as redrive_paced
@@ -113,8 +124,15 @@ def redrive(
             confirmed(f"Redrive {total} dead letter(s)?", yes)
         with progress("redriving", total) as advance:
             result = redrive_paced(
-                connection, selection, dead_by, operator=operator_name(operator), reason=reason, rate=rate, limit=limit,
-                stop_after=stop_after_failures, report=advance,
+                connection,
+                selection,
+                dead_by,
+                operator=operator_name(operator),
+                reason=reason,
+                rate=rate,
+                limit=limit,
+                stop_after=stop_after_failures,
+                report=advance,
             )
     left = max(0, total - result.redriven)
     if as_json:
@@ -123,7 +141,8 @@ def redrive(
         print(f"redrove {result.redriven} of {total} dead letter(s)")
     if result.ended == "failing":
         raise CommandError(
-            f"stopped: {result.died_again} of the redriven messages died again, {left} dead letter(s) were left alone", code="failing_again",
+            f"stopped: {result.died_again} of the redriven messages died again, {left} dead letter(s) were left alone",
+            code="failing_again",
             hint="See `packhorse dead-letter groups`, then mend the cause",
         )
     return EXIT_OK if result.ended == "finished" else EXIT_FAILED
@@ -131,8 +150,15 @@ def redrive(
 
 @app.command()
 def purge(
-    ids: Ids = None, fingerprint: Fingerprint = None, queue: Queue = None, older_than: OlderThan = None, everything: Everything = False,
-    reason: Reason = None, operator: Operator = None, yes: Yes = False, as_json: AsJson = False,
+    ids: Ids = None,
+    fingerprint: Fingerprint = None,
+    queue: Queue = None,
+    older_than: OlderThan = None,
+    everything: Everything = False,
+    reason: Reason = None,
+    operator: Operator = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
 ) -> int:
     """Delete dead letters for good. Export them first when in doubt."""
     selection = _selection(ids, fingerprint, queue, older_than, everything)
@@ -155,7 +181,10 @@ def purge(
 
 @app.command()
 def export(
-    ids: Ids = None, fingerprint: Fingerprint = None, queue: Queue = None, older_than: OlderThan = None,
+    ids: Ids = None,
+    fingerprint: Fingerprint = None,
+    queue: Queue = None,
+    older_than: OlderThan = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; default: stdout. An existing one is not overwritten.")] = None,
 ) -> int:
     """Write dead letters as JSON lines, oldest message first; all of them unless filtered."""
@@ -197,7 +226,9 @@ def _counted(connection: Any, selection: Selection) -> tuple[int, Any]:
     total, dead_by = dead_letters.count(connection, selection)
     if not total and (selection.ids or selection.fingerprint):
         raise CommandError(
-            "no dead letter matches", code="not_found", field="ids" if selection.ids else "fingerprint",
+            "no dead letter matches",
+            code="not_found",
+            field="ids" if selection.ids else "fingerprint",
             hint="`packhorse dead-letter list` shows what there is",
         )
     return total, dead_by

@@ -12,10 +12,7 @@ from worker.config import load_settings
 from worker.exits import EXIT_FAILED, EXIT_OK
 
 
-def doctor(
-    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 for a warning, too.")] = False,
-    as_json: AsJson = False,
-) -> int:
+def doctor(strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 for a warning, too.")] = False, as_json: AsJson = False) -> int:
     """Examine connection, pooler, schema, privileges and settings; changes nothing; exit code 1 when something is broken."""
     from worker.doctor.examine import examine
 

@@ -44,8 +44,15 @@ def enqueue(
         raise usage("dedup_window", "--dedup-window without --dedup-key means nothing", "Give the key, too")
     values = json_object("payload", sys.stdin.read() if payload == "-" else payload)
     options: dict[str, Any] = {
-        "delay": delay, "run_at": run_at, "expires_in": expires_in, "priority": priority, "max_attempts": max_attempts,
-        "conversation_key": conversation_key, "concurrency_key": concurrency_key, "dedup_key": dedup_key, "dedup_window": dedup_window,
+        "delay": delay,
+        "run_at": run_at,
+        "expires_in": expires_in,
+        "priority": priority,
+        "max_attempts": max_attempts,
+        "conversation_key": conversation_key,
+        "concurrency_key": concurrency_key,
+        "dedup_key": dedup_key,
+        "dedup_window": dedup_window,
         "correlation_id": correlation_id,
     }
     with database() as connection:
@@ -58,8 +65,11 @@ def enqueue(
     else:
         print(f"{result.id}" + (" duplicate: an earlier message holds the dedup key" if result.duplicate else ""))
     if elsewhere:  # not refused: a worker for this queue may be on its way
-        print(f"packhorse: it waits: no live worker takes {message_type} from the queue {queue}, only from {', '.join(sorted(elsewhere))}. "
-              f"`packhorse message explain {result.id}` says more.", file=sys.stderr)
+        print(
+            f"packhorse: it waits: no live worker takes {message_type} from the queue {queue}, only from {', '.join(sorted(elsewhere))}. "
+            f"`packhorse message explain {result.id}` says more.",
+            file=sys.stderr,
+        )
     return EXIT_OK
 
 
@@ -72,8 +82,12 @@ def _checked(connection: DeadlineConnection, message_type: str, queue: str) -> s
     except StoreRejected as error:
         if error.sqlstate != "42501":
             raise
-        raise CommandError("type: this role may not see which types workers register", code="rejected", field="type",
-                           hint="A role in packhorse_producer says --allow-unknown-type") from error
+        raise CommandError(
+            "type: this role may not see which types workers register",
+            code="rejected",
+            field="type",
+            hint="A role in packhorse_producer says --allow-unknown-type",
+        ) from error
 
 
 def _served_elsewhere(connection: DeadlineConnection, message_type: str, queue: str) -> set[str]:

@@ -38,7 +38,10 @@ from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
-    name="packhorse", no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+    name="packhorse",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Background work on the Postgres you already have. Start with: packhorse up",
 )
 app.command("up")(up.up)
@@ -121,9 +124,13 @@ def _report_usage(error: Any, as_json: bool) -> int:
     text = error.format_message() if hasattr(error, "format_message") else str(error)
     return report(
         Problem(
-            "usage", text.replace("Value error, ", "").rstrip("."), EXIT_USAGE,
-            parameter.name if parameter is not None else None, f"See: {context.command_path} --help" if context is not None else None,
-        ), as_json=as_json,
+            "usage",
+            text.replace("Value error, ", "").rstrip("."),
+            EXIT_USAGE,
+            parameter.name if parameter is not None else None,
+            f"See: {context.command_path} --help" if context is not None else None,
+        ),
+        as_json=as_json,
     )
 
 

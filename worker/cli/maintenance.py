@@ -35,7 +35,10 @@ def open_owner() -> DeadlineConnection:
     settings = load_settings()
     url = settings.maintenance_url.get_secret_value() if settings.maintenance_url else database_url(settings, owner=True)
     return connect(
-        url, schema=settings.db_schema, application_name="packhorse maintenance", deadline_seconds=MIGRATE_SECONDS,
+        url,
+        schema=settings.db_schema,
+        application_name="packhorse maintenance",
+        deadline_seconds=MIGRATE_SECONDS,
         connect_timeout_seconds=settings.connect_timeout_seconds,
     )
 
@@ -65,11 +68,18 @@ def list_tasks(as_json: AsJson = False) -> int:
     rows = []
     for task, policy in sorted(plan.tasks().items()):
         last = health.get(task, {})
-        rows.append({
-            "task": task, "table": getattr(policy, "table", getattr(policy, "needs", None)), "cron": _cron(task, policy),
-            "state": "absent" if task in findings.absent else last.get("state", "never ran"), "rows": last.get("rows_done"),
-            "last_success_at": last.get("last_success_at"), "gate": last.get("gate"), "problem": problems.get(task) or last.get("error"),
-        })
+        rows.append(
+            {
+                "task": task,
+                "table": getattr(policy, "table", getattr(policy, "needs", None)),
+                "cron": _cron(task, policy),
+                "state": "absent" if task in findings.absent else last.get("state", "never ran"),
+                "rows": last.get("rows_done"),
+                "last_success_at": last.get("last_success_at"),
+                "gate": last.get("gate"),
+                "problem": problems.get(task) or last.get("error"),
+            }
+        )
     if as_json:
         print_json(rows)
     else:
@@ -112,7 +122,9 @@ def _show_plan(plan: Plan, task: str, as_json: bool) -> int:
 def run(
     task: Task,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
-    operator: Operator = None, yes: Yes = False, as_json: AsJson = False,
+    operator: Operator = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
 ) -> int:
     """Run a task here and now, with a progress bar; Ctrl-C pauses it after its batch, the next run goes on."""
     plan = load_plan()
@@ -131,6 +143,7 @@ def run(
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     done = 0
     with progress(task, total) as advance:
+
         def on_progress(rows: int, gate: str | None) -> None:
             nonlocal done
             done += rows
@@ -140,8 +153,11 @@ def run(
     if as_json:
         print_json({"task": task, "state": state, "rows": done})
     else:
-        print({"busy": f"{task}: another process works on it", "paused": f"{task}: paused after {done} rows; the next run goes on"}.get(
-            state, f"{task}: {state}, {done} rows"))
+        print(
+            {"busy": f"{task}: another process works on it", "paused": f"{task}: paused after {done} rows; the next run goes on"}.get(
+                state, f"{task}: {state}, {done} rows"
+            )
+        )
     return EXIT_OK if state in ("succeeded", "paused") else EXIT_FAILED
 
 
@@ -166,7 +182,8 @@ def status(as_json: AsJson = False) -> int:
 @app.command()
 def history(
     task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="Name of the task; none: all of them.")] = None,
-    limit: Limit = 50, as_json: AsJson = False,
+    limit: Limit = 50,
+    as_json: AsJson = False,
 ) -> int:
     """Runs, newest first: rows, batches, gates that held them, outcome, who triggered them."""
     with database() as connection:
@@ -176,8 +193,11 @@ def history(
     if as_json:
         print_json(found)
     else:
-        print_rows(found, ["id", "task", "state", "triggered_by", "rows_done", "batches", "resumed", "gates_hit", "started_at", "ended_at", "error"],
-                   empty="no runs")
+        print_rows(
+            found,
+            ["id", "task", "state", "triggered_by", "rows_done", "batches", "resumed", "gates_hit", "started_at", "ended_at", "error"],
+            empty="no runs",
+        )
     return EXIT_OK
 
 

@@ -21,9 +21,7 @@ Id = Annotated[int, typer.Argument(metavar="ID", help="Id of the message.")]
 Ids = Annotated[list[int], typer.Argument(metavar="ID...", help="Ids of messages.")]
 COLUMNS = ["id", "queue", "message_type", "state", "priority", "attempt", "conversation_key", "run_at", "created_at", "finished_at", "error_class"]
 #: What `retry` answers, for people. The rest are states in which there is nothing to retry.
-_RETRIED = {
-    "due": "is due now", "blocked": "is due now, when its conversation is free", "redriven": "was dead; enqueued again with fresh attempts",
-}
+_RETRIED = {"due": "is due now", "blocked": "is due now, when its conversation is free", "redriven": "was dead; enqueued again with fresh attempts"}
 
 
 @app.command("list")
@@ -32,7 +30,8 @@ def list_messages(
     state: Annotated[State | None, typer.Option("--state", "-s", help="Only messages in this state.")] = None,
     message_type: Annotated[str | None, typer.Option("--type", "-t", help="Only messages of this type.")] = None,
     conversation_key: Annotated[str | None, typer.Option("--conversation-key", "-c", help="Only messages of this conversation.")] = None,
-    limit: Limit = 50, as_json: AsJson = False,
+    limit: Limit = 50,
+    as_json: AsJson = False,
 ) -> int:
     """Messages, newest first: live, finished and dead."""
     with database() as connection:

@@ -89,13 +89,22 @@ def _show_plan(plan: Plan, order: Order, as_json: bool) -> None:
     counts = {state: sum(item.state == state for item in found.items) for state in ("identical", "missing", "differs")}
     others = [item for item in (plan.hindrances or found.items) if item.state != "identical"]
     if as_json:
-        print_json({
-            "case": plan.case, "possible": not plan.problems and not plan.hindrances, "record": [m.name for m in found.recordable],
-            "apply": list(found.pending), "objects": {**counts, "not_identical": [_row(item) for item in others]},
-            "not_ours": [_row(note) for note in found.notes],
-            "move": list(plan.moves), "to": order.legacy, "dependents": list(plan.dependents), "rows": list(plan.statuses), "fields": _fields(plan),
-            "problems": list(plan.problems),
-        })
+        print_json(
+            {
+                "case": plan.case,
+                "possible": not plan.problems and not plan.hindrances,
+                "record": [m.name for m in found.recordable],
+                "apply": list(found.pending),
+                "objects": {**counts, "not_identical": [_row(item) for item in others]},
+                "not_ours": [_row(note) for note in found.notes],
+                "move": list(plan.moves),
+                "to": order.legacy,
+                "dependents": list(plan.dependents),
+                "rows": list(plan.statuses),
+                "fields": _fields(plan),
+                "problems": list(plan.problems),
+            }
+        )
         return
     print(_SENTENCES[plan.case].format(legacy=order.legacy))
     print(f"objects of this release: {counts['identical']} identical, {counts['missing']} missing, {counts['differs']} different")
@@ -128,14 +137,24 @@ _FATES = {"pending": "message", "dead": "dead letter", "finished": "nothing; it 
 
 def _show_done(done: Adopted, order: Order, as_json: bool) -> None:
     if as_json:
-        print_json({"recorded": list(done.recorded), "applied": list(done.applied), "moved": list(done.moved), "to": order.legacy,
-                    "account": done.account, "way_back": list(done.way_back)})
+        print_json(
+            {
+                "recorded": list(done.recorded),
+                "applied": list(done.applied),
+                "moved": list(done.moved),
+                "to": order.legacy,
+                "account": done.account,
+                "way_back": list(done.way_back),
+            }
+        )
         return
     if done.account is not None:
         account = done.account
-        print(f"imported: {account['rows']} rows = {account['messages']} messages + {account['dead_letters']} dead letters "
-              f"+ {account['undecodable']} that could not be read (dead letters, too) + {account['finished']} finished"
-              + (f" + {account['later']} that came meanwhile: run it again" if account["later"] else ""))
+        print(
+            f"imported: {account['rows']} rows = {account['messages']} messages + {account['dead_letters']} dead letters "
+            f"+ {account['undecodable']} that could not be read (dead letters, too) + {account['finished']} finished"
+            + (f" + {account['later']} that came meanwhile: run it again" if account["later"] else "")
+        )
     if not (done.recorded or done.applied or done.moved or done.account):
         print("nothing to adopt: record and schema agree")
     for statement in done.way_back:

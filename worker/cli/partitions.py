@@ -48,8 +48,16 @@ def _statuses() -> list[dict[str, object]]:
                 continue
             runway = status.runway_seconds
             short = f"the runway is short: {runway / 86400:.1f} days" if runway < LEAST_RUNWAY_SECONDS else None
-            found.append({"policy": policy.name, "table": policy.table, "partitions": status.partitions, "runway_days": round(runway / 86400, 1),
-                          "oldest": status.oldest, "problem": status.problem or short})
+            found.append(
+                {
+                    "policy": policy.name,
+                    "table": policy.table,
+                    "partitions": status.partitions,
+                    "runway_days": round(runway / 86400, 1),
+                    "oldest": status.oldest,
+                    "problem": status.problem or short,
+                }
+            )
     return found
 
 
@@ -134,5 +142,6 @@ def history(limit: Limit = 50, as_json: AsJson = False) -> int:
     with owner() as connection:
         found = store.history(connection, None, limit)
     print_json(found) if as_json else print_rows(
-        found, ["parent", "partition", "lower_bound", "upper_bound", "detached_at", "export_path", "export_rows", "dropped_at"], empty="nothing yet")
+        found, ["parent", "partition", "lower_bound", "upper_bound", "detached_at", "export_path", "export_rows", "dropped_at"], empty="nothing yet"
+    )
     return EXIT_OK

@@ -68,7 +68,8 @@ def resume(queue: Name, operator: Operator = None, as_json: AsJson = False) -> i
 def set_settings(
     queue: Name,
     settings: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...", help="Settings as `packhorse queue show` names them; none = no limit.")],
-    operator: Operator = None, as_json: AsJson = False,
+    operator: Operator = None,
+    as_json: AsJson = False,
 ) -> int:
     """Change settings of a queue; they work within seconds. Example: packhorse queue set default max_concurrency=10 keep_done=1d"""
     values = dict(_setting(text) for text in settings)

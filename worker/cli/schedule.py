@@ -26,8 +26,11 @@ def list_schedules(as_json: AsJson = False) -> int:
     if as_json:
         print_json(found)
     else:
-        print_rows(found, ["name", "source", "trigger", "time_zone", "paused", "next_planned_at", "last_run_at", "last_outcome", "problem"],
-                   empty="no schedules: `packhorse scheduler` writes the timetable when it starts")
+        print_rows(
+            found,
+            ["name", "source", "trigger", "time_zone", "paused", "next_planned_at", "last_run_at", "last_outcome", "problem"],
+            empty="no schedules: `packhorse scheduler` writes the timetable when it starts",
+        )
     return EXIT_OK
 
 
@@ -42,7 +45,8 @@ def show(schedule: Name, as_json: AsJson = False) -> int:
 
 @app.command("next")
 def next_times(
-    schedule: Name, count: Annotated[int, typer.Option("--count", "-n", min=1, max=1000, help="How many planned times.")] = 10,
+    schedule: Name,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=1000, help="How many planned times.")] = 10,
     as_json: AsJson = False,
 ) -> int:
     """The next planned times, in UTC and on the wall clock of the schedule's zone."""
@@ -97,7 +101,8 @@ def resume(schedule: Name, operator: Operator = None, as_json: AsJson = False) -
 @app.command()
 def history(
     schedule: Annotated[str | None, typer.Argument(metavar="[SCHEDULE]", help="Name of the schedule; none: all of them.")] = None,
-    limit: Limit = 50, as_json: AsJson = False,
+    limit: Limit = 50,
+    as_json: AsJson = False,
 ) -> int:
     """Runs, newest first: planned, fired, ended, outcome, rows, who triggered them."""
     with database() as connection:

@@ -20,9 +20,7 @@ from worker.errors import ConfigError, StoreUnavailable
 #: The module whose import adds the scheduler to a worker process; last, so that it joins the broker of users' modules.
 MODULE = "schedules.actors"
 
-Modules = Annotated[
-    list[str] | None, typer.Argument(help="Modules that declare schedules; default: the setting `actors`.", metavar="[MODULES]...")
-]
+Modules = Annotated[list[str] | None, typer.Argument(help="Modules that declare schedules; default: the setting `actors`.", metavar="[MODULES]...")]
 
 
 def scheduler(modules: Modules = None) -> int:
@@ -36,12 +34,17 @@ def scheduler(modules: Modules = None) -> int:
     configure_logging(settings)
     refuse_bad_plan()
     embedded = Embedded(settings.data_dir) if settings.database_url is None else None
-    chosen = settings.model_copy(update={
-        "actors": (*settings.actors, MODULE), "queues": (QUEUE,), "processes": 1, "threads": 4,
-        # NOTIFY starts what is due; the poll behind it can be slow
-        "poll_seconds": max(settings.poll_seconds, 10.0),
-        "database_url": SecretStr(url),
-    })
+    chosen = settings.model_copy(
+        update={
+            "actors": (*settings.actors, MODULE),
+            "queues": (QUEUE,),
+            "processes": 1,
+            "threads": 4,
+            # NOTIFY starts what is due; the poll behind it can be slow
+            "poll_seconds": max(settings.poll_seconds, 10.0),
+            "database_url": SecretStr(url),
+        }
+    )
     with embedded or nullcontext():
         return Supervisor(chosen, notifier=Notifier(os.environ)).run()
 

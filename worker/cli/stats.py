@@ -8,8 +8,20 @@ from worker.cli.render import print_json, print_rows
 from worker.exits import EXIT_OK
 from worker.store import operations
 
-WORKER_COLUMNS = ["id", "hostname", "pid", "state", "silent", "queues", "threads", "running", "done_total", "failed_total",
-                  "started_at", "last_seen_at"]
+WORKER_COLUMNS = [
+    "id",
+    "hostname",
+    "pid",
+    "state",
+    "silent",
+    "queues",
+    "threads",
+    "running",
+    "done_total",
+    "failed_total",
+    "started_at",
+    "last_seen_at",
+]
 
 
 def workers(as_json: AsJson = False) -> int:

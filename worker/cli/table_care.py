@@ -12,8 +12,10 @@ def table_care(as_json: AsJson = False) -> int:
     """Report on tables, indexes, sequences and snapshots; proposes statements, runs none."""
     with database() as connection:
         report = {
-            "tables": store.tables(connection), "partitions": store.partitions(connection),
-            "indexes": store.indexes(connection), "sequences": store.sequences(connection),
+            "tables": store.tables(connection),
+            "partitions": store.partitions(connection),
+            "indexes": store.indexes(connection),
+            "sequences": store.sequences(connection),
             "snapshots": store.snapshots(connection),
         }
     if as_json:

@@ -50,8 +50,12 @@ def top(
 
 def _open(settings: Settings) -> DeadlineConnection:
     connection = connect(
-        database_url(settings), schema=settings.db_schema, application_name="packhorse top", deadline_seconds=LOOK_SECONDS,
-        connect_timeout_seconds=settings.connect_timeout_seconds, pooler=settings.pooler,
+        database_url(settings),
+        schema=settings.db_schema,
+        application_name="packhorse top",
+        deadline_seconds=LOOK_SECONDS,
+        connect_timeout_seconds=settings.connect_timeout_seconds,
+        pooler=settings.pooler,
     )
     migrate.check(connection)
     return connection

@@ -37,34 +37,55 @@ def _fit(sections: list[list[str]], height: int) -> list[str]:
 
 def _queues(look: Look) -> list[str]:
     head = f"{'QUEUE':<22}{'due':>9}{'delayed':>9}{'running':>9}{'blocked':>9}{'oldest':>9}"
-    return [head, *(f"{row['queue'][:21]:<22}{_count(row['due'], row['estimated']):>9}{_count(row['delayed']):>9}{_count(row['running']):>9}"
-                    f"{_count(row['blocked']):>9}{_age(row['oldest_due_seconds']):>9}{'  paused' if row['paused'] else ''}" for row in look.queues)]
+    return [
+        head,
+        *(
+            f"{row['queue'][:21]:<22}{_count(row['due'], row['estimated']):>9}{_count(row['delayed']):>9}{_count(row['running']):>9}"
+            f"{_count(row['blocked']):>9}{_age(row['oldest_due_seconds']):>9}{'  paused' if row['paused'] else ''}"
+            for row in look.queues
+        ),
+    ]
 
 
 def _workers(look: Look, before: Look | None) -> list[str]:
     done, failed = _rates(look, before)
     live = [row for row in look.workers if not row["silent"]]
     silent = len(look.workers) - len(live)
-    head = (f"WORKERS {len(live)}{f' and {silent} silent' if silent else ''}, {sum(row['running'] for row in live)} of "
-            f"{sum(row['threads'] for row in live)} threads busy, {_rate(done)} done/s, {_rate(failed)} failed/s")
-    return [head, *(f"  {row['hostname'][:20]:<21}{row['pid']:>8}  {'silent' if row['silent'] else row['state']:<9}"
-                    f"{row['running']:>5}/{row['threads']:<5}{row['done_total']:>9} done{row['failed_total']:>7} failed" for row in look.workers)]
+    head = (
+        f"WORKERS {len(live)}{f' and {silent} silent' if silent else ''}, {sum(row['running'] for row in live)} of "
+        f"{sum(row['threads'] for row in live)} threads busy, {_rate(done)} done/s, {_rate(failed)} failed/s"
+    )
+    return [
+        head,
+        *(
+            f"  {row['hostname'][:20]:<21}{row['pid']:>8}  {'silent' if row['silent'] else row['state']:<9}"
+            f"{row['running']:>5}/{row['threads']:<5}{row['done_total']:>9} done{row['failed_total']:>7} failed"
+            for row in look.workers
+        ),
+    ]
 
 
 def _oldest(look: Look) -> list[str]:
-    return ["OLDEST DUE" if look.oldest else "OLDEST DUE none", *(
-        f"  {row['id']:<12}{row['queue'][:20]:<21}{row['message_type'][:24]:<25}{_age(row['late_seconds']):>8}" for row in look.oldest)]
+    return [
+        "OLDEST DUE" if look.oldest else "OLDEST DUE none",
+        *(f"  {row['id']:<12}{row['queue'][:20]:<21}{row['message_type'][:24]:<25}{_age(row['late_seconds']):>8}" for row in look.oldest),
+    ]
 
 
 def _conversations(look: Look) -> list[str]:
-    return [f"BLOCKED CONVERSATIONS {look.conversations['waiting']}", *(
-        f"  message {row['message_id']} waits {_age(row['waiting_seconds'])} for {row['holder_kind'] or 'its turn'} {row['holder_id'] or ''}".rstrip()
-        for row in look.conversations["oldest"])]
+    return [f"BLOCKED CONVERSATIONS {look.conversations['waiting']}", *(_waiting(row) for row in look.conversations["oldest"])]
+
+
+def _waiting(row: Row) -> str:
+    holder = f"{row['holder_kind'] or 'its turn'} {row['holder_id'] or ''}"
+    return f"  message {row['message_id']} waits {_age(row['waiting_seconds'])} for {holder}".rstrip()
 
 
 def _dead(look: Look) -> list[str]:
-    return [f"DEAD LETTERS {look.dead['recent']} in the last hour, {look.dead['kept']} kept", *(
-        f"  {row['count']:>6}  {row['message_type'][:28]:<29}{(row['error_class'] or row['reason'])[:30]}" for row in look.dead["causes"][:5])]
+    return [
+        f"DEAD LETTERS {look.dead['recent']} in the last hour, {look.dead['kept']} kept",
+        *(f"  {row['count']:>6}  {row['message_type'][:28]:<29}{(row['error_class'] or row['reason'])[:30]}" for row in look.dead["causes"][:5]),
+    ]
 
 
 def _maintenance(look: Look) -> list[str]:

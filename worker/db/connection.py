@@ -50,8 +50,15 @@ class DeadlineConnection(psycopg.Connection[Any]):
 
 
 def connect(
-    url: str, *, schema: str = "public", application_name: str = "packhorse", deadline_seconds: float = 10.0,
-    connect_timeout_seconds: float = 5.0, pooler: bool = False, autocommit: bool = True, times_in_utc: bool = False,
+    url: str,
+    *,
+    schema: str = "public",
+    application_name: str = "packhorse",
+    deadline_seconds: float = 10.0,
+    connect_timeout_seconds: float = 5.0,
+    pooler: bool = False,
+    autocommit: bool = True,
+    times_in_utc: bool = False,
 ) -> DeadlineConnection:
     """Open a connection: autocommit, every call bounded by deadline_seconds, json as text.
 
@@ -60,8 +67,11 @@ def connect(
     settings (without a pooler). Raises StoreUnavailable. Several hosts: only a writable one is taken.
     """
     # what a database of another encoding sends is converted by its server: JsonText and every text here are UTF-8
-    parameters: dict[str, Any] = {"connect_timeout": max(2, int(connect_timeout_seconds)), "application_name": application_name,
-                                  "client_encoding": "utf8"}
+    parameters: dict[str, Any] = {
+        "connect_timeout": max(2, int(connect_timeout_seconds)),
+        "application_name": application_name,
+        "client_encoding": "utf8",
+    }
     try:
         given = psycopg.conninfo.conninfo_to_dict(url)
     except psycopg.ProgrammingError:  # its text may quote a part of the url, and so of the password

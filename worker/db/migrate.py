@@ -70,9 +70,7 @@ def _read(folder: Path, prefix: str) -> list[Migration]:
             continue
         text = file.read_text()
         down = file.with_suffix(".down.sql")
-        found.append(
-            Migration(prefix + file.stem, text, hashlib.sha256(text.encode()).hexdigest(), down.read_text() if down.exists() else None)
-        )
+        found.append(Migration(prefix + file.stem, text, hashlib.sha256(text.encode()).hexdigest(), down.read_text() if down.exists() else None))
     if not found:
         raise MigrationError(f"no migrations found in {folder}: the installation is incomplete")
     return found
@@ -108,8 +106,10 @@ def check(connection: DeadlineConnection) -> None:
     if unknown:
         raise SchemaMismatch(f"this code is older than the database, which has {unknown[-1]}. Upgrade packhorse")
     if changed:
-        raise SchemaMismatch(f"migration {changed[0]} in the database differs from the file of the same name. "
-                             "Another build of Packhorse made this schema: run that one, or see what differs with packhorse doctor")
+        raise SchemaMismatch(
+            f"migration {changed[0]} in the database differs from the file of the same name. "
+            "Another build of Packhorse made this schema: run that one, or see what differs with packhorse doctor"
+        )
 
 
 def check_server(connection: DeadlineConnection) -> None:

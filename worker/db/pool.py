@@ -133,9 +133,7 @@ class Link:
     @contextmanager
     def connection(self) -> Iterator[DeadlineConnection]:
         """Lend the connection; a StoreUnavailable in the block closes it."""
-        if self._connection is not None and (
-            self._connection.closed or (time.monotonic() - self._born > MAX_AGE_SECONDS)
-        ):
+        if self._connection is not None and (self._connection.closed or (time.monotonic() - self._born > MAX_AGE_SECONDS)):
             self.close()
         if self._connection is None:
             self._connection = self._open()

@@ -24,22 +24,31 @@ def examine_mode(connection: DeadlineConnection, settings: Settings, open_connec
         try:
             others = [opened.enter_context(closing(open_connection())) for _ in range(OCCUPIED)]
         except StoreError as error:
-            return Finding("connection_mode", "warn", f"not examined: {OCCUPIED} more connections cannot be opened ({error})",
-                           "see connection_budget")
+            return Finding(
+                "connection_mode", "warn", f"not examined: {OCCUPIED} more connections cannot be opened ({error})", "see connection_budget"
+            )
         mode = store.connection_mode(connection, others)
     if mode == "transaction" and not settings.pooler:
-        return Finding("connection_mode", "fail", "a pooler in transaction mode, and the setting pooler is off: prepared statements and LISTEN break",
-                       "PACKHORSE_POOLER=true, and PACKHORSE_LISTEN_URL with a direct connection for quick wake-ups")
+        return Finding(
+            "connection_mode",
+            "fail",
+            "a pooler in transaction mode, and the setting pooler is off: prepared statements and LISTEN break",
+            "PACKHORSE_POOLER=true, and PACKHORSE_LISTEN_URL with a direct connection for quick wake-ups",
+        )
     if mode == "session" and not settings.pooler:
         return Finding("connection_mode", "ok", "a pooler that keeps a server process per connection (session mode)")
     if mode == "direct" and settings.pooler:
-        return Finding("connection_mode", "warn", "a direct connection, and the setting pooler is on: no LISTEN, no prepared statements, for nothing",
-                       "PACKHORSE_POOLER=false")
+        return Finding(
+            "connection_mode",
+            "warn",
+            "a direct connection, and the setting pooler is on: no LISTEN, no prepared statements, for nothing",
+            "PACKHORSE_POOLER=false",
+        )
     return Finding("connection_mode", "ok", "a direct connection" if mode == "direct" else f"a pooler in {mode} mode, and the setting pooler is on")
 
 
 def examine_listen(
-    settings: Settings, open_connection: Callable[[], DeadlineConnection], open_listener: Callable[[], DeadlineConnection],
+    settings: Settings, open_connection: Callable[[], DeadlineConnection], open_listener: Callable[[], DeadlineConnection]
 ) -> Iterator[Finding]:
     """Does a NOTIFY reach the connection that workers would LISTEN on?"""
     if not settings.listens:

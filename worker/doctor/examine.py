@@ -22,12 +22,23 @@ def examine(url: str, settings: Settings) -> list[Finding]:
     The doctor's own connections take no prepared statements, whatever `pooler` says: that is what is examined.
     """
     # the session's schema is a startup option, which a transaction pooler does not pass on
-    via = partial(connect, url, schema=settings.db_schema, application_name="packhorse doctor", deadline_seconds=30.0,
-                  connect_timeout_seconds=settings.connect_timeout_seconds)
+    via = partial(
+        connect,
+        url,
+        schema=settings.db_schema,
+        application_name="packhorse doctor",
+        deadline_seconds=30.0,
+        connect_timeout_seconds=settings.connect_timeout_seconds,
+    )
     opened = partial(_unprepared, via, settings)
     listen_url = settings.listen_url.get_secret_value() if settings.listen_url else url
-    listener = partial(connect, listen_url, application_name="packhorse doctor", connect_timeout_seconds=settings.connect_timeout_seconds,
-                       pooler=settings.pooler and settings.listen_url is None)
+    listener = partial(
+        connect,
+        listen_url,
+        application_name="packhorse doctor",
+        connect_timeout_seconds=settings.connect_timeout_seconds,
+        pooler=settings.pooler and settings.listen_url is None,
+    )
     with opened() as connection, translated():
         findings = [examine_mode(connection, settings, opened), *examine_listen(settings, opened, listener), *examine_server(connection, settings)]
         findings += _schema(connection)

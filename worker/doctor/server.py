@@ -46,8 +46,12 @@ def examine_rls(connection: DeadlineConnection) -> Finding:
         return Finding("row_level_security", "fail", f"this role cannot enqueue: {error}", "log in as a role that is in packhorse_worker")
     if seen:
         return Finding("row_level_security", "ok", "this role sees what it enqueues")
-    return Finding("row_level_security", "fail", "row-level security hides from this role what it enqueues: workers would find nothing",
-                   "restore the policies that `schema` names, or grant packhorse_worker to this role")
+    return Finding(
+        "row_level_security",
+        "fail",
+        "row-level security hides from this role what it enqueues: workers would find nothing",
+        "restore the policies that `schema` names, or grant packhorse_worker to this role",
+    )
 
 
 def examine_sequences(connection: DeadlineConnection) -> Iterator[Finding]:
@@ -60,8 +64,7 @@ def examine_sequences(connection: DeadlineConnection) -> Iterator[Finding]:
         return
     for row in behind:
         text = f"{row['name']} would give out numbers up to {row['highest']} again: enqueues and burials fail, tokens fence nobody"
-        yield Finding("sequences", "fail", text,
-                      store.repair("sequence", name=row["name"], highest=row["highest"]))
+        yield Finding("sequences", "fail", text, store.repair("sequence", name=row["name"], highest=row["highest"]))
     if not behind:
         yield Finding("sequences", "ok", "ids and lease tokens go on behind those that are taken")
 
@@ -79,8 +82,12 @@ def _clock(theirs: float, before: float, after: float) -> Finding:
     status = "fail" if skew > SKEW_FAIL_SECONDS else "warn" if skew > SKEW_WARN_SECONDS else "ok"
     if status == "ok":
         return Finding("clock", "ok", "this host's clock agrees with the database's")
-    return Finding("clock", "fail" if status == "fail" else "warn", f"this host's clock differs from the database's by {skew:.1f} s",
-                   "run a time service (chrony, systemd-timesyncd) on both")
+    return Finding(
+        "clock",
+        "fail" if status == "fail" else "warn",
+        f"this host's clock differs from the database's by {skew:.1f} s",
+        "run a time service (chrony, systemd-timesyncd) on both",
+    )
 
 
 def _role(facts: Row, roles: list[Row]) -> Iterator[Finding]:
@@ -89,8 +96,7 @@ def _role(facts: Row, roles: list[Row]) -> Iterator[Finding]:
         if not row["exists"]:
             yield Finding("role", "fail", f"role {row['role']} does not exist", store.repair("create_role", role=row["role"]))
     if facts["superuser"]:
-        yield Finding("role", "warn", f"{name} is a superuser: no privilege and no policy holds it",
-                      store.repair("create_login"))
+        yield Finding("role", "warn", f"{name} is a superuser: no privilege and no policy holds it", store.repair("create_login"))
     elif facts["bypassrls"]:
         yield Finding("role", "warn", f"{name} has BYPASSRLS: no policy holds it", store.repair("nobypassrls", role=name))
     elif any(row["role"] == "packhorse_worker" and row["exists"] and not row["member"] for row in roles):
@@ -104,22 +110,51 @@ def _settings(found: dict[str, str], role: str) -> Iterator[Finding]:
     timeout = int(found.get("statement_timeout", "0"))
     of_role, of_server = partial(store.repair, "role_setting", role=role), partial(store.repair, "server_setting")
     rules = [
-        ("idle_in_transaction_session_timeout", found.get("idle_in_transaction_session_timeout") == "0", "warn",
-         "a client that hangs in a transaction keeps its locks and its snapshot for ever",
-         of_role(name="idle_in_transaction_session_timeout", value="'5min'")),
-        ("synchronous_commit", found.get("synchronous_commit") == "off", "fail", "a crash of the server loses acknowledged messages",
-         of_role(name="synchronous_commit", value="on")),
+        (
+            "idle_in_transaction_session_timeout",
+            found.get("idle_in_transaction_session_timeout") == "0",
+            "warn",
+            "a client that hangs in a transaction keeps its locks and its snapshot for ever",
+            of_role(name="idle_in_transaction_session_timeout", value="'5min'"),
+        ),
+        (
+            "synchronous_commit",
+            found.get("synchronous_commit") == "off",
+            "fail",
+            "a crash of the server loses acknowledged messages",
+            of_role(name="synchronous_commit", value="on"),
+        ),
         ("autovacuum", found.get("autovacuum") == "off", "fail", "the queue's tables grow without end", of_server(name="autovacuum")),
         ("track_counts", found.get("track_counts") == "off", "fail", "autovacuum sees nothing to do", of_server(name="track_counts")),
         ("fsync", found.get("fsync") == "off", "fail", "a crash of the host can destroy the database", of_server(name="fsync")),
-        ("full_page_writes", found.get("full_page_writes") == "off", "warn", "a crash of the host can destroy pages",
-         of_server(name="full_page_writes")),
-        ("statement_timeout", 0 < timeout < LEAST_STATEMENT_TIMEOUT_MS, "warn", "statements of workers may be ended",
-         of_role(name="statement_timeout", value="'30s'")),
-        ("default_transaction_read_only", found.get("default_transaction_read_only") == "on", "fail", "nothing can be written",
-         of_role(name="default_transaction_read_only", value="off")),
-        ("default_transaction_isolation", found.get("default_transaction_isolation") != "read committed", "warn",
-         "claims meet serialisation errors", of_role(name="default_transaction_isolation", value="'read committed'")),
+        (
+            "full_page_writes",
+            found.get("full_page_writes") == "off",
+            "warn",
+            "a crash of the host can destroy pages",
+            of_server(name="full_page_writes"),
+        ),
+        (
+            "statement_timeout",
+            0 < timeout < LEAST_STATEMENT_TIMEOUT_MS,
+            "warn",
+            "statements of workers may be ended",
+            of_role(name="statement_timeout", value="'30s'"),
+        ),
+        (
+            "default_transaction_read_only",
+            found.get("default_transaction_read_only") == "on",
+            "fail",
+            "nothing can be written",
+            of_role(name="default_transaction_read_only", value="off"),
+        ),
+        (
+            "default_transaction_isolation",
+            found.get("default_transaction_isolation") != "read committed",
+            "warn",
+            "claims meet serialisation errors",
+            of_role(name="default_transaction_isolation", value="'read committed'"),
+        ),
     ]
     hurting = [rule for rule in rules if rule[1]]
     for name, _, status, text, mend in hurting:
@@ -136,8 +171,7 @@ def _budget(facts: Row, settings: Settings) -> Finding:
     limit = int(facts["role_limit"])
     room = min(room, limit) if limit >= 0 else room
     used = int(facts["connections"])
-    text = (f"{settings.processes} process(es) x ({OWN_CONNECTIONS} + {pool} for handlers) = {most} at most; "
-            f"{used} of {room} are in use now")
+    text = f"{settings.processes} process(es) x ({OWN_CONNECTIONS} + {pool} for handlers) = {most} at most; {used} of {room} are in use now"
     if settings.pooler:
         return Finding("connection_budget", "ok", f"{text}; the pooler shares them")
     mend = "fewer processes or threads, a pooler, or: alter system set max_connections = ...; and a restart"

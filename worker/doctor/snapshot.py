@@ -52,15 +52,33 @@ def drift(connection: DeadlineConnection, sets: Iterable[str]) -> list[Finding]:
         if (kind, name) not in found:
             findings.append(Finding("schema", "fail", f"{kind} {name} is missing", repair(kind, name, definition)))
         elif found[kind, name] != definition:
-            findings.append(Finding("schema", "fail", f"{kind} {name} was changed: {found[kind, name]} instead of {definition}",
-                                    repair(kind, name, definition, changed=True)))
+            findings.append(
+                Finding(
+                    "schema",
+                    "fail",
+                    f"{kind} {name} was changed: {found[kind, name]} instead of {definition}",
+                    repair(kind, name, definition, changed=True),
+                )
+            )
     for row in store.invalid_indexes(connection):
         again = row["definition"].replace("CREATE INDEX", "CREATE INDEX CONCURRENTLY").replace("UNIQUE INDEX", "UNIQUE INDEX CONCURRENTLY")
-        findings.append(Finding("schema", "fail", f"index {row['name']} is invalid: its build was not finished",
-                                store.repair("rebuild_index", name=row["name"], definition=again)))
+        findings.append(
+            Finding(
+                "schema",
+                "fail",
+                f"index {row['name']} is invalid: its build was not finished",
+                store.repair("rebuild_index", name=row["name"], definition=again),
+            )
+        )
     for row in store.unvalidated_constraints(connection):
-        findings.append(Finding("schema", "warn", f"constraint {row['name']} of {row['table_name']} was never validated",
-                                store.repair("validate", table=row["table_name"], part=row["name"])))
+        findings.append(
+            Finding(
+                "schema",
+                "warn",
+                f"constraint {row['name']} of {row['table_name']} was never validated",
+                store.repair("validate", table=row["table_name"], part=row["name"]),
+            )
+        )
     return findings
 
 

@@ -70,8 +70,11 @@ class TimeLimits(TimeLimit):
         """A message (of any producer) may choose its limit, not switch it off: what is no limit is none of its options."""
         own = message.options.get("time_limit")
         if own is not None and (isinstance(own, bool) or not isinstance(own, (int, float)) or not 0 < own <= MAX_DELAY_SECONDS * 1000):
-            logger.warning("time_limit_refused message_id=%s actor=%s: not a number of milliseconds; that of the actor holds",
-                           message.message_id, message.actor_name)
+            logger.warning(
+                "time_limit_refused message_id=%s actor=%s: not a number of milliseconds; that of the actor holds",
+                message.message_id,
+                message.actor_name,
+            )
             del message.options["time_limit"]
 
     def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:

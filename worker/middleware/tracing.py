@@ -32,7 +32,7 @@ class Tracing(Middleware):
             return
         self._running.processing = None
         processing = self._running.processing = self.tracer.begin(
-            message.queue_name, message.id, {"packhorse.actor": message.actor_name, "packhorse.attempt": message.attempt}, message.trace_context,
+            message.queue_name, message.id, {"packhorse.actor": message.actor_name, "packhorse.attempt": message.attempt}, message.trace_context
         )
         message.trace_id = f"{processing.span.get_span_context().trace_id:032x}"
 

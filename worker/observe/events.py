@@ -20,8 +20,19 @@ class Event:
     meaning: str
 
 
-_MESSAGE = ("message_id", "queue", "actor", "attempt", "outcome", "duration_seconds", "wait_seconds", "correlation_id", "error_class", "worker_id",
-            "trace_id")
+_MESSAGE = (
+    "message_id",
+    "queue",
+    "actor",
+    "attempt",
+    "outcome",
+    "duration_seconds",
+    "wait_seconds",
+    "correlation_id",
+    "error_class",
+    "worker_id",
+    "trace_id",
+)
 
 EVENTS: dict[str, Event] = {
     # -- messages
@@ -30,7 +41,8 @@ EVENTS: dict[str, Event] = {
     "message_skipped": Event("warning", ("message_id", "actor"), "Middleware skipped a message."),
     "message_ended_for_its_thread": Event("info", ("message_id", "outcome"), "The outcome was written for a handler that would not end."),
     "handlers_left": Event(
-        "warning", ("count", "worker_id"), "Handlers still running when the drain was over; their messages go back once the process is gone."),
+        "warning", ("count", "worker_id"), "Handlers still running when the drain was over; their messages go back once the process is gone."
+    ),
     "lease_lost": Event("info", ("message_id", "worker_id"), "Somebody else owns the message; nothing was written."),
     "lease_not_renewed": Event("warning", ("message_id", "actor"), "The database is out of reach; the handler is interrupted before its lease ends."),
     "lease_over": Event("error", ("message_id", "actor"), "A handler still runs although its lease is over."),

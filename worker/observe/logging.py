@@ -47,9 +47,7 @@ _EVENT = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)+")
 Context = Callable[[], Mapping[str, Any]]
 
 
-def configure(
-    *, level: str = "info", log_format: str = "auto", stream: TextIO | None = None, context: Context | None = None,
-) -> None:
+def configure(*, level: str = "info", log_format: str = "auto", stream: TextIO | None = None, context: Context | None = None) -> None:
     """Send every log record of this process to `stream` (default stderr), in place of what was set up before.
 
     level: debug, info, warning or error. log_format: json, console or auto (console on a terminal).
@@ -74,12 +72,20 @@ def configure(
     )
     handler = _Lines(out)
     handler.addFilter(Repeats())
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=shared, processors=[
-            structlog.stdlib.ProcessorFormatter.remove_processors_meta, _outline, structlog.processors.format_exc_info, mask_record, *renderer,
-        ],
-        use_get_message=False, pass_foreign_args=True,
-    ))
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _outline,
+                structlog.processors.format_exc_info,
+                mask_record,
+                *renderer,
+            ],
+            use_get_message=False,
+            pass_foreign_args=True,
+        )
+    )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -88,7 +94,9 @@ def configure(
     # handlers that use structlog themselves end in the same lines
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(), wrapper_class=structlog.stdlib.BoundLogger, cache_logger_on_first_use=True,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
     )
 
 
@@ -99,7 +107,10 @@ class _Lines(logging.StreamHandler[TextIO]):
         error = sys.exc_info()[0]
         try:
             line = {
-                "event": "log_line_failed", "level": "error", "logger": mask(record.name), "error_class": mask(error.__name__) if error else None,
+                "event": "log_line_failed",
+                "level": "error",
+                "logger": mask(record.name),
+                "error_class": mask(error.__name__) if error else None,
                 "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
             }
             self.stream.write(json.dumps(line) + "\n")

@@ -27,7 +27,8 @@ _URL_PASSWORD = re.compile(r"(://[^\s:/@]{0,100}:)\S{1,200}(?=@)")
 _BEARER = re.compile(r"\b(Bearer)(\s{1,3})[A-Za-z0-9._~+/=-]{6,2000}", re.IGNORECASE)
 _ASSIGNED = re.compile(
     rf"({_SECRET_WORD}s?[\"']?\s{{0,3}}[=:]\s{{0,3}})"
-    r"(?:\"[^\"\n]{0,500}\"|'[^'\n]{0,500}'|(?:(?:Bearer|Basic|Digest)\s{1,3})?[^\s,;&\"')}\]]{1,500})", re.IGNORECASE,
+    r"(?:\"[^\"\n]{0,500}\"|'[^'\n]{0,500}'|(?:(?:Bearer|Basic|Digest)\s{1,3})?[^\s,;&\"')}\]]{1,500})",
+    re.IGNORECASE,
 )
 _KEYS = re.compile(
     r"(?<![\w-])(?:eyJ[\w-]{8,2000}\.[\w-]{4,4000}(?:\.[\w-]{0,2000})?|(?:sk|pk|rk|whsec)[-_][\w-]{12,200}|gh[pousr]_\w{16,255}|github_pat_\w{16,255}"

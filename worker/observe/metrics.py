@@ -134,11 +134,19 @@ def _histogram(name: str, bounds: tuple[float, ...], samples: Iterable[tuple[tup
 
 def _message_metrics(totals: Totals) -> Iterator[Metric]:
     queues = totals.queues.items()
-    yield _of("messages_finished_total", (
-        ((name, outcome), row[layout.FINISHED + index]) for name, row in queues for index, outcome in enumerate(OUTCOMES)
-        if outcome in SHOWN_AT_ZERO or row[layout.FINISHED + index]))
-    yield _of("actor_messages_finished_total", (
-        ((name, outcome), row[index]) for name, row in totals.actors.items() for index, outcome in enumerate(ACTOR_OUTCOMES)))
+    yield _of(
+        "messages_finished_total",
+        (
+            ((name, outcome), row[layout.FINISHED + index])
+            for name, row in queues
+            for index, outcome in enumerate(OUTCOMES)
+            if outcome in SHOWN_AT_ZERO or row[layout.FINISHED + index]
+        ),
+    )
+    yield _of(
+        "actor_messages_finished_total",
+        (((name, outcome), row[index]) for name, row in totals.actors.items() for index, outcome in enumerate(ACTOR_OUTCOMES)),
+    )
     yield _histogram("message_wait_seconds", WAIT_BOUNDS, (((name,), row[layout.WAIT : layout.WAIT + width(WAIT_BOUNDS)]) for name, row in queues))
     yield _histogram("message_duration_seconds", DURATION_BOUNDS, [((), totals.plain[layout.DURATION : layout.BY_ACTOR])])
     yield _of("handler_seconds_total", (((name,), row[layout.BUSY]) for name, row in queues))
@@ -161,8 +169,10 @@ def _process_metrics(board: Board, totals: Totals, version: str, now: float) -> 
     yield _of("worker_busy_threads", [((), sum(busy() for busy in board.busy))])
     yield _of("worker_processes", [((), board.cells[cells.ALIVE])])
     yield _of("worker_draining", [((), board.cells[cells.DRAINING])])
-    yield _of("loop_tick_age_seconds", (
-        ((loop,), max(now - tick[loop] for tick in ticks if loop in tick)) for loop in LOOPS if any(loop in tick for tick in ticks)))
+    yield _of(
+        "loop_tick_age_seconds",
+        (((loop,), max(now - tick[loop] for tick in ticks if loop in tick)) for loop in LOOPS if any(loop in tick for tick in ticks)),
+    )
     yield _of("listen_connected", [((), float(bool(registered) and all(states[layout.LISTENING] for states in registered)))])
     yield _of("process_restarts_total", (((reason,), board.cells[cells.RESTART + index]) for index, reason in enumerate(RESTARTS)))
     tracing = {"tracing": totals.plain[layout.TRACING]}  # the children's; the board has the other parts

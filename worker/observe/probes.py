@@ -23,7 +23,8 @@ def alive(board: Board, now: float, budget_seconds: float) -> list[str]:
     """Is anything stuck?"""
     problems = [
         f"child {index}: {loop} has not ticked for {now - slab.ticks().get(loop, now):.0f} s"
-        for index, slab in enumerate(board.slabs) for loop in late_loops(slab, now, budget_seconds)
+        for index, slab in enumerate(board.slabs)
+        for loop in late_loops(slab, now, budget_seconds)
     ]
     parent = board.cells[PARENT_TICK]
     if parent and now - parent > budget_seconds:

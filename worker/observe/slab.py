@@ -132,7 +132,8 @@ class Slab:
         for index in range(BY_ACTOR):
             mine[index] += theirs[index]
         for names, own, first, cells in (
-            (ended.actors.read(), self.actors, BY_ACTOR, len(ACTOR_OUTCOMES)), (ended.queues.read(), self.queues, BY_QUEUE, QUEUE_WIDTH),
+            (ended.actors.read(), self.actors, BY_ACTOR, len(ACTOR_OUTCOMES)),
+            (ended.queues.read(), self.queues, BY_QUEUE, QUEUE_WIDTH),
         ):
             for place, name in enumerate(names):
                 source = first + place * cells

@@ -97,9 +97,7 @@ class Tracer:
         queues: of more than one none is named. count: messages of a bulk enqueue. Whatever fails
         about the span is logged; the enqueue goes on.
         """
-        attributes: dict[str, str | int] = {
-            "messaging.system": SYSTEM, "messaging.operation.name": "send", "messaging.operation.type": "send",
-        }
+        attributes: dict[str, str | int] = {"messaging.system": SYSTEM, "messaging.operation.name": "send", "messaging.operation.type": "send"}
         name = "send"
         if len(queues) == 1:
             attributes["messaging.destination.name"] = queue = next(iter(queues))
@@ -130,10 +128,17 @@ class Tracer:
     def begin(self, queue: str, message_id: int, attributes: dict[str, str | int], trace_context: str | None) -> Processing:
         """Start a span `process <queue>`, the root of its own trace, linked to the producer's; current in this thread from here on."""
         span = self._tracer.start_span(
-            f"process {queue}", context=self._context.Context(), kind=self._trace.SpanKind.CONSUMER,
-            links=self._links(trace_context), attributes={
-                "messaging.system": SYSTEM, "messaging.operation.name": "process", "messaging.operation.type": "process",
-                "messaging.destination.name": queue, "messaging.message.id": str(message_id), **attributes,
+            f"process {queue}",
+            context=self._context.Context(),
+            kind=self._trace.SpanKind.CONSUMER,
+            links=self._links(trace_context),
+            attributes={
+                "messaging.system": SYSTEM,
+                "messaging.operation.name": "process",
+                "messaging.operation.type": "process",
+                "messaging.destination.name": queue,
+                "messaging.message.id": str(message_id),
+                **attributes,
             },
         )
         processing = Processing(span)
@@ -153,10 +158,14 @@ class Tracer:
                 text = mask(failure.message)
                 span.set_attribute("error.type", failure.error_class)
                 span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, text[:500]))
-                span.add_event("exception", {
-                    "exception.type": failure.error_class, "exception.message": text,
-                    **({"exception.stacktrace": mask(failure.stacktrace)} if failure.stacktrace else {}),
-                })
+                span.add_event(
+                    "exception",
+                    {
+                        "exception.type": failure.error_class,
+                        "exception.message": text,
+                        **({"exception.stacktrace": mask(failure.stacktrace)} if failure.stacktrace else {}),
+                    },
+                )
         span.end()
 
     def _links(self, text: str | None) -> list[Any]:

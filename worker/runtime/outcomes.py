@@ -9,6 +9,7 @@ from worker.messages import ClaimedMessage
 
 logger = logging.getLogger("packhorse.message")
 
+
 class OutcomeLog:
     """mode: the setting log_outcomes. `failures`: success only at level debug; `all`: at info."""
 
@@ -38,17 +39,29 @@ class OutcomeLog:
     def _say(self, level: int, message: ClaimedMessage, outcome: str) -> None:
         ending = message.ending
         values = (
-            message.id, message.queue_name, message.actor_name, message.attempt, outcome, round(message.ran_seconds, 3),
-            round(message.due_seconds + message.started_at - message.claimed_at, 3) if message.started else None, message.correlation_id,
-            ending.error_class if ending else None, self._worker_id, message.trace_id,
+            message.id,
+            message.queue_name,
+            message.actor_name,
+            message.attempt,
+            outcome,
+            round(message.ran_seconds, 3),
+            round(message.due_seconds + message.started_at - message.claimed_at, 3) if message.started else None,
+            message.correlation_id,
+            ending.error_class if ending else None,
+            self._worker_id,
+            message.trace_id,
         )
         if outcome in ("retry", "dead"):
             logger.log(
-                level, "message_failed message_id=%s queue=%s actor=%s attempt=%s outcome=%s duration_seconds=%s wait_seconds=%s "
-                "correlation_id=%s error_class=%s worker_id=%s trace_id=%s", *values,
+                level,
+                "message_failed message_id=%s queue=%s actor=%s attempt=%s outcome=%s duration_seconds=%s wait_seconds=%s "
+                "correlation_id=%s error_class=%s worker_id=%s trace_id=%s",
+                *values,
             )
         else:
             logger.log(
-                level, "message_ended message_id=%s queue=%s actor=%s attempt=%s outcome=%s duration_seconds=%s wait_seconds=%s "
-                "correlation_id=%s error_class=%s worker_id=%s trace_id=%s", *values,
+                level,
+                "message_ended message_id=%s queue=%s actor=%s attempt=%s outcome=%s duration_seconds=%s wait_seconds=%s "
+                "correlation_id=%s error_class=%s worker_id=%s trace_id=%s",
+                *values,
             )

@@ -80,13 +80,12 @@ class WorkerProcess:
         if settings.tracing and not any(isinstance(middleware, Tracing) for middleware in self.broker.middleware):
             self.broker.add_middleware(Tracing())
         self.queues = sorted(settings.queues or {actor.queue_name for actor in self.broker.actors.values()})
-        self.types = sorted({*(n for n, a in self.broker.actors.items() if a.queue_name in self.queues or not settings.queues),
-                             *self.broker.aliases})
+        self.types = sorted({*(n for n, a in self.broker.actors.items() if a.queue_name in self.queues or not settings.queues), *self.broker.aliases})
         self.lane = Lane(self.broker, settings.threads, running, lambda message: self.pump.on_finished(message))
         meter = Meter(self.slab, self.queues, self.types, self.lane.slots, lambda: self.heartbeat.rescued_total)
         self.pump = Pump(self.broker, self.lane, self._open("pump", times_in_utc=True), self.id, settings, self.queues, self.types, meter)
         self.heartbeat = Heartbeat(
-            self._open("heartbeat"), self.id, settings, lambda: list(self.pump.held), self._attend, self._totals, self._on_beat,
+            self._open("heartbeat"), self.id, settings, lambda: list(self.pump.held), self._attend, self._totals, self._on_beat
         )
         self.timekeeper = Timekeeper(self.lane, self._on_stuck, self._on_lease_over)
         self.listener = self._listener()

@@ -50,8 +50,15 @@ class Pump(Service):
     max_backoff_seconds = 2.0
 
     def __init__(
-        self, broker: Any, lane: Lane, open_connection: Callable[[], DeadlineConnection], worker_id: UUID, settings: Any,
-        queues: list[str], types: list[str], meter: Meter,
+        self,
+        broker: Any,
+        lane: Lane,
+        open_connection: Callable[[], DeadlineConnection],
+        worker_id: UUID,
+        settings: Any,
+        queues: list[str],
+        types: list[str],
+        meter: Meter,
     ) -> None:
         super().__init__()
         self._broker = broker
@@ -119,7 +126,12 @@ class Pump(Service):
         limit = self._claim_limit()
         now = time.monotonic()
         wanted = limit > 0 and (
-            self._backlog or self._signalled or now >= self._next_poll or bool(self._done) or settled or self._successors.unasked
+            self._backlog
+            or self._signalled
+            or now >= self._next_poll
+            or bool(self._done)
+            or settled
+            or self._successors.unasked
             or self._suspects.due(not self.held)
         )
         if wanted:
@@ -196,8 +208,18 @@ class Pump(Service):
             with self._link.connection() as connection:
                 first = self._successors.first(connection, ask=limit > 0)
                 rows = store.complete_and_claim(
-                    connection, [m.id for m in done], [m.lease_token for m in done], self._worker_id, queues,
-                    limit, self._lease, self._types, look.since, look.until, suspects, first,
+                    connection,
+                    [m.id for m in done],
+                    [m.lease_token for m in done],
+                    self._worker_id,
+                    queues,
+                    limit,
+                    self._lease,
+                    self._types,
+                    look.since,
+                    look.until,
+                    suspects,
+                    first,
                 )
         except StoreError as error:
             self._signalled = True

@@ -91,8 +91,24 @@ class Legacy:
 
     def batch(self, connection: DeadlineConnection, legacy: str, limit: int) -> list[Row]:
         """The next rows of the ledger with their fields as texts."""
-        names = ("queue", "message_type", "payload", "payload_bytes", "priority", "status", "run_at", "attempt", "max_attempts", "conversation_key",
-                 "dedup_key", "correlation_id", "error", "created_at", "expires_at", "finished_at")
+        names = (
+            "queue",
+            "message_type",
+            "payload",
+            "payload_bytes",
+            "priority",
+            "status",
+            "run_at",
+            "attempt",
+            "max_attempts",
+            "conversation_key",
+            "dedup_key",
+            "correlation_id",
+            "error",
+            "created_at",
+            "expires_at",
+            "finished_at",
+        )
         fields = composed.SQL(", ").join(composed.SQL("{} as {}").format(self._field(name), composed.Identifier(name)) for name in names)
         statement = self._composed("import_batch", legacy=composed.Identifier(legacy), fields=fields)
         cursor = connection.execute(statement, (limit,), prepare=False)

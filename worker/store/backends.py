@@ -29,7 +29,12 @@ def add_rate_limiter(connection: DeadlineConnection, key: str, value: int, ttl_s
 
 
 def change_rate_limiter(
-    connection: DeadlineConnection, key: str, amount: int, minimum: int | None, maximum: int | None, ttl_seconds: float,
+    connection: DeadlineConnection,
+    key: str,
+    amount: int,
+    minimum: int | None,
+    maximum: int | None,
+    ttl_seconds: float,
     keys: Sequence[str] | None = None,
 ) -> bool:
     """Add amount (may be negative) unless the counter would leave minimum..maximum, or the sum over keys would exceed maximum.

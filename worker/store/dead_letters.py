@@ -35,14 +35,11 @@ def groups(connection: DeadlineConnection, *, queue: str | None = None, limit: i
 
 
 def list_letters(
-    connection: DeadlineConnection, *, queue: str | None = None, message_type: str | None = None, fingerprint: str | None = None,
-    limit: int = 50,
+    connection: DeadlineConnection, *, queue: str | None = None, message_type: str | None = None, fingerprint: str | None = None, limit: int = 50
 ) -> list[Row]:
     """Dead letters that match all given filters, newest first. Raises UnknownQueue."""
     _require_queue(connection, queue)
-    return rows(connection, "list_dead_letters", {
-        "queue": queue, "message_type": message_type, "fingerprint": fingerprint, "limit": limit,
-    })
+    return rows(connection, "list_dead_letters", {"queue": queue, "message_type": message_type, "fingerprint": fingerprint, "limit": limit})
 
 
 def show(connection: DeadlineConnection, message_id: int) -> Row:

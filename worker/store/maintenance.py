@@ -63,20 +63,41 @@ def quoted(table: str) -> str:
 
 
 def start(
-    connection: DeadlineConnection, task: str, kind: str, triggered_by: str, message_id: int | None, plan: dict[str, Any], *,
-    cutoff: datetime | None = None, batch_size: int | None = None,
+    connection: DeadlineConnection,
+    task: str,
+    kind: str,
+    triggered_by: str,
+    message_id: int | None,
+    plan: dict[str, Any],
+    *,
+    cutoff: datetime | None = None,
+    batch_size: int | None = None,
 ) -> Run | None:
     """Begin the run of a task, or go on with an unfinished one; None while another process works on it."""
-    row = connection.execute(sql("start_maintenance_run"), {
-        "task": task, "kind": kind, "triggered_by": triggered_by, "message_id": message_id, "plan": dumps(plan), "cutoff": cutoff,
-        "batch_size": batch_size,
-    }).fetchone()
+    row = connection.execute(
+        sql("start_maintenance_run"),
+        {
+            "task": task,
+            "kind": kind,
+            "triggered_by": triggered_by,
+            "message_id": message_id,
+            "plan": dumps(plan),
+            "cutoff": cutoff,
+            "batch_size": batch_size,
+        },
+    ).fetchone()
     return None if row is None else Run(row[0], row[1], None if row[2] is None else json.loads(row[2]), row[3], row[4], row[5])
 
 
 def beat(
-    connection: DeadlineConnection, run_id: int, *, rows_done: int = 0, cursor: list[str] | None = None, batch_size: int | None = None,
-    gate: str | None = None, throttled_seconds: float = 0.0,
+    connection: DeadlineConnection,
+    run_id: int,
+    *,
+    rows_done: int = 0,
+    cursor: list[str] | None = None,
+    batch_size: int | None = None,
+    gate: str | None = None,
+    throttled_seconds: float = 0.0,
 ) -> str:
     """Progress of a run; "go", "cancel" or "lost"."""
     text = None if cursor is None else json.dumps(cursor)
@@ -148,7 +169,7 @@ def job(connection: DeadlineConnection, statement: str, limit: int) -> int:
 
 
 def batch(
-    connection: DeadlineConnection, target: Target, before: datetime, after: list[str] | None, limit: int, timeout_seconds: float,
+    connection: DeadlineConnection, target: Target, before: datetime, after: list[str] | None, limit: int, timeout_seconds: float
 ) -> tuple[int, list[str] | None, int]:
     """Delete (or change) the next rows of a target; in the caller's transaction, which has its timeouts set.
 
@@ -188,10 +209,16 @@ def _compose(name: str, target: Target, after: list[str] | None) -> composed.Com
         )
         follows = composed.SQL("(t.{}, {}) > ({})").format(column, _joined("t.{}", keys), places)
     return composed.SQL(sql(name)).format(
-        table=composed.Identifier(*target.table.split(".")), column=column, after=follows,
+        table=composed.Identifier(*target.table.split(".")),
+        column=column,
+        after=follows,
         cutoff=composed.SQL("%(cutoff)s" if target.types[0].endswith("with time zone") else "(%(cutoff)s at time zone 'UTC')"),
-        where=_trusted(target.where or "true"), assign=_trusted(target.assign or ""), keys=_joined("t.{}", keys),
-        keys_of_batch=_joined("b.{}", keys), keys_descending=_joined("b.{} desc", keys), same=_joined("t.{0} = b.{0}", keys, " and "),
+        where=_trusted(target.where or "true"),
+        assign=_trusted(target.assign or ""),
+        keys=_joined("t.{}", keys),
+        keys_of_batch=_joined("b.{}", keys),
+        keys_descending=_joined("b.{} desc", keys),
+        same=_joined("t.{0} = b.{0}", keys, " and "),
     )
 
 

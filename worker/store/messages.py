@@ -30,10 +30,22 @@ def enqueue_plain(connection: DeadlineConnection, queue: str, message_type: str,
 
 
 def enqueue(
-    connection: DeadlineConnection, queue: str, message_type: str, payload: str, options: str, *, priority: int = 5,
-    delay_seconds: float | None = None, run_at: datetime | None = None, max_attempts: int | None = None,
-    conversation_key: str | None = None, dedup_key: str | None = None, dedup_window_seconds: float = 300.0,
-    correlation_id: str | None = None, trace_context: str | None = None, expires_seconds: float | None = None,
+    connection: DeadlineConnection,
+    queue: str,
+    message_type: str,
+    payload: str,
+    options: str,
+    *,
+    priority: int = 5,
+    delay_seconds: float | None = None,
+    run_at: datetime | None = None,
+    max_attempts: int | None = None,
+    conversation_key: str | None = None,
+    dedup_key: str | None = None,
+    dedup_window_seconds: float = 300.0,
+    correlation_id: str | None = None,
+    trace_context: str | None = None,
+    expires_seconds: float | None = None,
     concurrency_key: str | None = None,
 ) -> EnqueueResult:
     """Enqueue one message in the connection's transaction.
@@ -43,8 +55,23 @@ def enqueue(
     """
     row = connection.execute(
         _ENQUEUE,
-        (queue, message_type, payload, options, priority, delay_seconds, run_at, max_attempts, conversation_key, dedup_key,
-         dedup_window_seconds, correlation_id, trace_context, expires_seconds, concurrency_key),
+        (
+            queue,
+            message_type,
+            payload,
+            options,
+            priority,
+            delay_seconds,
+            run_at,
+            max_attempts,
+            conversation_key,
+            dedup_key,
+            dedup_window_seconds,
+            correlation_id,
+            trace_context,
+            expires_seconds,
+            concurrency_key,
+        ),
     ).fetchone()
     return EnqueueResult(int(row[0]), bool(row[1]))  # type: ignore[index]
 
@@ -84,9 +111,18 @@ def wake_queues(connection: DeadlineConnection, queues: Sequence[str]) -> None:
 
 
 def complete_and_claim(
-    connection: DeadlineConnection, ids: list[int], tokens: list[int], holder: UUID, queues: list[str], limit: int,
-    lease: str, types: list[str] | None, since: list[str | None] | None = None, until: list[str | None] | None = None,
-    suspects: bool = False, first: list[int] | None = None,
+    connection: DeadlineConnection,
+    ids: list[int],
+    tokens: list[int],
+    holder: UUID,
+    queues: list[str],
+    limit: int,
+    lease: str,
+    types: list[str] | None,
+    since: list[str | None] | None = None,
+    until: list[str | None] | None = None,
+    suspects: bool = False,
+    first: list[int] | None = None,
 ) -> list[ClaimRow]:
     """Complete these, claim those: one round trip, one commit. Rows as in the statement `complete_and_claim`.
 
@@ -116,8 +152,17 @@ def complete(connection: DeadlineConnection, ids: list[int], tokens: list[int]) 
 
 
 def fail(
-    connection: DeadlineConnection, message_id: int, token: int, error_class: str, error_message: str, traceback: str | None,
-    frame: str | None, max_attempts: int | None, delay_seconds: float | None, backoff_initial: float | None, backoff_max: float | None,
+    connection: DeadlineConnection,
+    message_id: int,
+    token: int,
+    error_class: str,
+    error_message: str,
+    traceback: str | None,
+    frame: str | None,
+    max_attempts: int | None,
+    delay_seconds: float | None,
+    backoff_initial: float | None,
+    backoff_max: float | None,
 ) -> str:
     """An attempt failed; "retry", "dead" or "lost"."""
     row = connection.execute(
@@ -146,8 +191,14 @@ def release_unknown(connection: DeadlineConnection, holder: UUID, known: list[in
 
 
 def bury(
-    connection: DeadlineConnection, message_id: int, token: int | None, reason: str, error_class: str | None,
-    error_message: str | None, traceback: str | None = None, frame: str | None = None,
+    connection: DeadlineConnection,
+    message_id: int,
+    token: int | None,
+    reason: str,
+    error_class: str | None,
+    error_message: str | None,
+    traceback: str | None = None,
+    frame: str | None = None,
 ) -> bool:
     row = connection.execute(sql("bury"), (message_id, token, reason, error_class, error_message, traceback, frame)).fetchone()
     return bool(row[0])  # type: ignore[index]

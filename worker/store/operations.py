@@ -48,15 +48,22 @@ def set_queue(connection: DeadlineConnection, queue: str, settings: dict[str, An
 
 
 def list_messages(
-    connection: DeadlineConnection, *, queue: str | None = None, state: str | None = None, message_type: str | None = None,
-    conversation_key: str | None = None, limit: int = 50,
+    connection: DeadlineConnection,
+    *,
+    queue: str | None = None,
+    state: str | None = None,
+    message_type: str | None = None,
+    conversation_key: str | None = None,
+    limit: int = 50,
 ) -> list[Row]:
     """Messages that match all given filters, newest first; limit 1..10000. Raises UnknownQueue."""
     if queue is not None:
         connection.execute(sql("require_queue"), (queue,))
-    return rows(connection, "list_messages", {
-        "queue": queue, "state": state, "message_type": message_type, "conversation_key": conversation_key, "limit": limit,
-    })
+    return rows(
+        connection,
+        "list_messages",
+        {"queue": queue, "state": state, "message_type": message_type, "conversation_key": conversation_key, "limit": limit},
+    )
 
 
 def show_message(connection: DeadlineConnection, message_id: int) -> Row:
@@ -96,7 +103,8 @@ def require_type(connection: DeadlineConnection, message_type: str) -> None:
         return
     near = difflib.get_close_matches(message_type, known, 1)
     raise InvalidArgument(
-        f"type: no worker has registered {message_type[:100]!r}", field="type",
+        f"type: no worker has registered {message_type[:100]!r}",
+        field="type",
         hint=(f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known[:10]) or 'none yet'}.")
         + " --allow-unknown-type enqueues it all the same",
     )
@@ -114,7 +122,4 @@ def blocked_conversations(connection: DeadlineConnection, limit: int = 50) -> li
 
 def stats(connection: DeadlineConnection) -> Row:
     """Depths now, ends of the last hour with seconds from enqueue to end, totals of live workers."""
-    return {
-        "queues": queue_health(connection), "last_hour": rows(connection, "finished_last_hour"),
-        "workers": rows(connection, "worker_totals")[0],
-    }
+    return {"queues": queue_health(connection), "last_hour": rows(connection, "finished_last_hour"), "workers": rows(connection, "worker_totals")[0]}

@@ -61,15 +61,19 @@ def partitions(connection: DeadlineConnection, table: str) -> list[Partition]:
 
 
 def create(
-    connection: DeadlineConnection, of: Parent, name: str, lower: str, upper: str, *, fill_from: Partition | None = None, column: str = "",
+    connection: DeadlineConnection, of: Parent, name: str, lower: str, upper: str, *, fill_from: Partition | None = None, column: str = ""
 ) -> int:
     """Make a partition and attach it; in the caller's transaction, which it gives a lock timeout of one second.
 
     fill_from: move the rows of the period out of this default partition first, writers wait; returns how many.
     Raises StoreConflict.
     """
-    names = {"partition": composed.Identifier(of.schema, name), "parent": composed.Identifier(of.schema, of.name),
-             "lower": composed.Literal(lower), "upper": composed.Literal(upper)}
+    names = {
+        "partition": composed.Identifier(of.schema, name),
+        "parent": composed.Identifier(of.schema, of.name),
+        "lower": composed.Literal(lower),
+        "upper": composed.Literal(upper),
+    }
     connection.execute(sql("partition_timeouts"))
     connection.execute(sql("partition_lock_parent"), (f"{of.schema}.{of.name}",))
     _do(connection, "partition_create", names)
@@ -78,8 +82,11 @@ def create(
     moved = 0
     if fill_from is not None:
         columns = [composed.Identifier(row[0]) for row in connection.execute(sql("partition_columns"), (of.schema, of.name)).fetchall()]
-        move = names | {"default": composed.Identifier(fill_from.schema, fill_from.name), "column": composed.Identifier(column),
-                        "columns": composed.SQL(", ").join(columns)}
+        move = names | {
+            "default": composed.Identifier(fill_from.schema, fill_from.name),
+            "column": composed.Identifier(column),
+            "columns": composed.SQL(", ").join(columns),
+        }
         _do(connection, "partition_lock_writers", names)
         moved = _do(connection, "partition_move", move).rowcount
     _do(connection, "partition_attach", names)
@@ -153,7 +160,8 @@ def export(connection: DeadlineConnection, of: Parent, partition: str, directory
 def default_span(connection: DeadlineConnection, partition: Partition, column: str) -> tuple[datetime | None, int]:
     """The oldest row of a default partition and how many there are."""
     statement = composed.SQL(sql("partition_default_span")).format(
-        partition=composed.Identifier(partition.schema, partition.name), column=composed.Identifier(column))
+        partition=composed.Identifier(partition.schema, partition.name), column=composed.Identifier(column)
+    )
     row = connection.execute(statement).fetchone()
     return row[0], int(row[1])  # type: ignore[index]
 

@@ -16,10 +16,7 @@ def rows(connection: DeadlineConnection, statement: str, parameters: Any = None)
     """All rows of a named statement, column by name; json columns decoded, as text when they cannot be."""
     cursor = connection.execute(sql(statement), parameters)
     columns = [(column.name, column.type_code in _JSON_OIDS) for column in cursor.description or ()]
-    return [
-        {name: _decoded(value) if is_json else value for (name, is_json), value in zip(columns, row, strict=True)}
-        for row in cursor.fetchall()
-    ]
+    return [{name: _decoded(value) if is_json else value for (name, is_json), value in zip(columns, row, strict=True)} for row in cursor.fetchall()]
 
 
 def value(connection: DeadlineConnection, statement: str, parameters: Any = None) -> Any:

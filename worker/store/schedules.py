@@ -55,7 +55,13 @@ def due(connection: DeadlineConnection, *, unusable: bool = False) -> tuple[list
 
 
 def fire(
-    connection: DeadlineConnection, name: str, planned_at: datetime, next_at: datetime | None, *, missed_count: int = 0, missed: bool = False,
+    connection: DeadlineConnection,
+    name: str,
+    planned_at: datetime,
+    next_at: datetime | None,
+    *,
+    missed_count: int = 0,
+    missed: bool = False,
     jitter: float = 0.0,
 ) -> str:
     """Decide one planned time: enqueued, overlapped, missed, taken, paused or gone. One transaction."""

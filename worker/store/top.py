@@ -29,6 +29,10 @@ class Look:
 def look(connection: DeadlineConnection) -> Look:
     """Everything, now. Raises psycopg errors; run it inside `translated()`."""
     return Look(
-        rows(connection, "top_queues"), rows(connection, "top_workers"), rows(connection, "top_oldest"), rows(connection, "top_conversations")[0],
-        rows(connection, "top_dead")[0], rows(connection, "top_maintenance"),
+        rows(connection, "top_queues"),
+        rows(connection, "top_workers"),
+        rows(connection, "top_oldest"),
+        rows(connection, "top_conversations")[0],
+        rows(connection, "top_dead")[0],
+        rows(connection, "top_maintenance"),
     )

@@ -15,8 +15,15 @@ CLEANUP_ROWS = 5000
 
 
 def register(
-    connection: DeadlineConnection, worker_id: UUID, hostname: str, pid: int, version: str, queues: list[str], types: list[str],
-    threads: int, lease_seconds: float,
+    connection: DeadlineConnection,
+    worker_id: UUID,
+    hostname: str,
+    pid: int,
+    version: str,
+    queues: list[str],
+    types: list[str],
+    threads: int,
+    lease_seconds: float,
 ) -> None:
     """A process starts; declares its queues and types."""
     connection.execute(sql("register_worker"), (worker_id, hostname, pid, version, queues, types, threads, lease_seconds))

@@ -59,10 +59,17 @@ def test_the_user_is_filled_in_once_known_and_not_changed(sql: Sql) -> None:
     assert sql.value("select user_id from agent_chat_sessions where id = %s", session_id) == user
 
 
-@pytest.mark.parametrize(("arguments", "column"), [
-    (("", "a"), "phone"), ((None, "a"), "phone"), (("1" * 101, "a"), "phone"), (("1", ""), "agent_type"), (("1", None), "agent_type"),
-    (("1", "a" * 101), "agent_type"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "column"),
+    [
+        (("", "a"), "phone"),
+        ((None, "a"), "phone"),
+        (("1" * 101, "a"), "phone"),
+        (("1", ""), "agent_type"),
+        (("1", None), "agent_type"),
+        (("1", "a" * 101), "agent_type"),
+    ],
+)
 def test_a_session_without_a_name_is_refused(sql: Sql, arguments: tuple[str, str], column: str) -> None:
     assert sql.refused("select get_or_create_agent_session(%s, %s)", *arguments) == ("PH001", column)
 
@@ -161,8 +168,10 @@ def test_a_session_that_is_over_or_unknown_or_paused_takes_no_message(sql: Sql) 
     assert sql.refused(SAY, session_id, "user", "x") == ("PH005", "session_id")
 
 
-@pytest.mark.parametrize(("role", "content", "column"), [
-    ("bot", "x", "role"), (None, "x", "role"), ("user", "", "content"), ("user", None, "content"), ("user", "x" * 32769, "content")])
+@pytest.mark.parametrize(
+    ("role", "content", "column"),
+    [("bot", "x", "role"), (None, "x", "role"), ("user", "", "content"), ("user", None, "content"), ("user", "x" * 32769, "content")],
+)
 def test_a_message_that_says_nothing_or_too_much_is_refused(sql: Sql, role: str, content: str, column: str) -> None:
     assert sql.refused(SAY, session(sql)[0], role, content) == ("PH001", column)
 

@@ -98,12 +98,19 @@ def test_a_caller_waits_for_one_that_writes_and_sees_what_it_wrote(clients: Call
     assert [message["content"] for message in answer.result(10)[2]] == ["x"]
 
 
-@pytest.mark.parametrize(("statement", "column"), [
-    ("select get_or_create_ai_memory('')", "conversation_key"), ("select get_or_create_ai_memory(null)", "conversation_key"),
-    ("select get_or_create_ai_memory(repeat('x', 501))", "conversation_key"), ("select get_or_create_ai_memory('k', '')", "agent_type"),
-    ("select add_ai_memory_message('k', 'bot', 'x')", "role"), ("select add_ai_memory_message('k', 'user', '')", "content"),
-    ("select add_ai_memory_message('k', 'user', 'x', p_metadata => '[]')", "metadata"), ("select merge_ai_memory_context('k', null)", "context"),
-])
+@pytest.mark.parametrize(
+    ("statement", "column"),
+    [
+        ("select get_or_create_ai_memory('')", "conversation_key"),
+        ("select get_or_create_ai_memory(null)", "conversation_key"),
+        ("select get_or_create_ai_memory(repeat('x', 501))", "conversation_key"),
+        ("select get_or_create_ai_memory('k', '')", "agent_type"),
+        ("select add_ai_memory_message('k', 'bot', 'x')", "role"),
+        ("select add_ai_memory_message('k', 'user', '')", "content"),
+        ("select add_ai_memory_message('k', 'user', 'x', p_metadata => '[]')", "metadata"),
+        ("select merge_ai_memory_context('k', null)", "context"),
+    ],
+)
 def test_bad_arguments_are_refused_by_name(sql: Sql, statement: str, column: str) -> None:
     assert sql.refused(statement) == ("PH001", column)
 

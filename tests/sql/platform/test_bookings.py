@@ -24,8 +24,12 @@ def guest(sql: Sql, expires: str = "1 day") -> UUID:
 def book(sql: Sql, hours: int = 1, **columns: Any) -> int:
     row = {"company_id": 1, "service_id": 1} | columns
     names, marks = ", ".join(row), ", ".join(["%s"] * len(row))
-    return sql.value(f"insert into bookings (starts_at, ends_at, {names}) values (now() + %s * interval '1 hour', now() + 9 * interval '1 hour', {marks}) "
-                     "returning id", hours, *row.values())
+    return sql.value(
+        f"insert into bookings (starts_at, ends_at, {names}) values (now() + %s * interval '1 hour', now() + 9 * interval '1 hour', {marks}) "
+        "returning id",
+        hours,
+        *row.values(),
+    )
 
 
 def refused_booking(sql: Sql, **columns: Any) -> str | None:
@@ -111,28 +115,42 @@ def test_somebody_is_booked_once_per_time_unless_the_booking_was_cancelled(sql: 
     book(sql, customer_id=USER, staff_id=1)
 
 
-@pytest.mark.parametrize(("columns", "constraint"), [
-    ({"status": "maybe"}, "bookings_status_known"), ({"status": "completed"}, "bookings_finished_when_over"), ({"price": -1}, "bookings_price_range"),
-    ({"currency": "rwf"}, "bookings_currency_format"), ({"hours": 10}, "bookings_ends_after_start"),
-])
+@pytest.mark.parametrize(
+    ("columns", "constraint"),
+    [
+        ({"status": "maybe"}, "bookings_status_known"),
+        ({"status": "completed"}, "bookings_finished_when_over"),
+        ({"price": -1}, "bookings_price_range"),
+        ({"currency": "rwf"}, "bookings_currency_format"),
+        ({"hours": 10}, "bookings_ends_after_start"),
+    ],
+)
 def test_a_booking_that_makes_no_sense_is_refused(sql: Sql, columns: dict[str, Any], constraint: str) -> None:
     assert refused_booking(sql, customer_id=USER, **columns) == constraint
 
 
-@pytest.mark.parametrize("statement", [
-    "insert into services (company_id, name, duration) values (1, 'x', '0')", "insert into services (company_id, name, price) values (1, 'x', -1)",
-    "insert into staff_schedules (staff_id, starts_at, ends_at) values (1, now(), now())", "insert into companies (name) values ('')",
-    "insert into sync_status (company_id, resource, status) values (1, 'x', 'lost')",
-    "insert into clients (company_id, phone) values (1, '')", "insert into guest_sessions (converted_at) values (now())",
-])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "insert into services (company_id, name, duration) values (1, 'x', '0')",
+        "insert into services (company_id, name, price) values (1, 'x', -1)",
+        "insert into staff_schedules (staff_id, starts_at, ends_at) values (1, now(), now())",
+        "insert into companies (name) values ('')",
+        "insert into sync_status (company_id, resource, status) values (1, 'x', 'lost')",
+        "insert into clients (company_id, phone) values (1, '')",
+        "insert into guest_sessions (converted_at) values (now())",
+    ],
+)
 def test_rows_that_make_no_sense_are_refused(sql: Sql, statement: str) -> None:
     assert sql.refused(statement)[0] == "23514"
 
 
 def test_every_table_with_updated_at_keeps_it(sql: Sql) -> None:
-    without = sql.rows("select c.relname::text from pg_attribute a join pg_class c on c.oid = a.attrelid where a.attname = 'updated_at' "
-                       "and c.relnamespace = 'public'::regnamespace and c.relkind = 'r' and not exists "
-                       "(select from pg_trigger t join pg_proc p on p.oid = t.tgfoid where t.tgrelid = c.oid and p.proname = 'touch_updated_at')")
+    without = sql.rows(
+        "select c.relname::text from pg_attribute a join pg_class c on c.oid = a.attrelid where a.attname = 'updated_at' "
+        "and c.relnamespace = 'public'::regnamespace and c.relkind = 'r' and not exists "
+        "(select from pg_trigger t join pg_proc p on p.oid = t.tgfoid where t.tgrelid = c.oid and p.proname = 'touch_updated_at')"
+    )
     assert {row[0] for row in without} & RELATIONS == set()
     sql.rows("update companies set updated_at = '2000-01-01'")
     assert sql.value("select updated_at >= created_at from companies")

@@ -16,7 +16,8 @@ RELATIONS = set(re.findall(r"^create (?:table|view|domain) (\w+)", TEXT, re.MULT
 
 # what holds for the queue's catalogue holds with the platform in it
 test_functions_that_run_as_their_owner_pin_the_search_path = (
-    queue.test_functions_that_run_as_their_owner_pin_the_search_path_and_put_temporary_objects_last)
+    queue.test_functions_that_run_as_their_owner_pin_the_search_path_and_put_temporary_objects_last
+)
 test_everything_that_people_meet_is_commented = queue.test_everything_that_people_meet_is_commented
 test_row_level_security_is_on_everywhere_partitions_included = queue.test_row_level_security_is_on_everywhere_partitions_included
 test_nothing_is_open_to_public = queue.test_nothing_is_open_to_public
@@ -36,8 +37,10 @@ def test_every_migration_is_numbered_named_says_what_it_locks_and_has_a_way_back
 
 def test_the_first_migration_looks_for_every_name_and_the_last_one_closes_every_table_and_function() -> None:
     first, last = platform()[0].text, platform()[-1].text
-    names = {listed: set(re.findall(r"'(\w+)'", first.split(f"{listed} constant text[] := array[")[1].split("];")[0]))
-             for listed in ("v_relations", "v_functions")}
+    names = {
+        listed: set(re.findall(r"'(\w+)'", first.split(f"{listed} constant text[] := array[")[1].split("];")[0]))
+        for listed in ("v_relations", "v_functions")
+    }
     assert names == {"v_relations": RELATIONS | {"messages_id_seq"}, "v_functions": FUNCTIONS}
     assert [name for name in sorted(FUNCTIONS | RELATIONS - {"phone_number"}) if not re.search(rf"\b{name}\b", last)] == []
 
@@ -50,8 +53,11 @@ def test_every_function_view_and_table_is_documented() -> None:
 
 def test_what_is_documented_exists_with_these_arguments(shared_database: Database) -> None:
     page = (ROOT / "docs/platform.md").read_text()
-    arguments = dict(shared_database.query("select proname::text, coalesce(pg_get_function_identity_arguments(oid), '') from pg_proc "
-                                           "where pronamespace = 'public'::regnamespace"))
+    arguments = dict(
+        shared_database.query(
+            "select proname::text, coalesce(pg_get_function_identity_arguments(oid), '') from pg_proc where pronamespace = 'public'::regnamespace"
+        )
+    )
     for name, described in re.findall(r"^\| `(\w+)\(([^`]+)\)`", page, re.MULTILINE):
         assert name in arguments, name
         assert re.findall(r"\bp_\w+", described) == re.findall(r"\bp_\w+", str(arguments[name])), name
@@ -65,8 +71,10 @@ def test_only_the_maker_of_partitions_runs_as_its_owner(shared_database: Databas
 
 
 def test_every_function_has_its_search_path(shared_database: Database) -> None:
-    loose = shared_database.query("select proname::text from pg_proc where pronamespace = 'public'::regnamespace "
-                                  "and not exists (select from unnest(proconfig) s where s like 'search\\_path=%')")
+    loose = shared_database.query(
+        "select proname::text from pg_proc where pronamespace = 'public'::regnamespace "
+        "and not exists (select from unnest(proconfig) s where s like 'search\\_path=%')"
+    )
     assert {row[0] for row in loose} & FUNCTIONS == set()
 
 

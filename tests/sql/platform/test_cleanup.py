@@ -26,52 +26,90 @@ class Upkeep:
 
 
 UPKEEP = [
-    Upkeep("cleanup_expired_appointments_cache",
-           "insert into appointments_cache (company_id, cache_key, appointments, expires_at) "
-           "values (1, %(key)s, '[]', clock_timestamp() - %(age)s::interval)",
-           "select cache_key from appointments_cache", "appointments_cache_expires_idx"),
-    Upkeep("cleanup_expired_guest_sessions",
-           "insert into guest_sessions (phone, expires_at) values (%(key)s, clock_timestamp() - %(age)s::interval)",
-           "select phone from guest_sessions", "guest_sessions_expires_idx"),
-    Upkeep("expire_agent_chat_sessions",
-           "insert into agent_chat_sessions (phone, agent_type, expires_at) values (%(key)s, 'a', clock_timestamp() - %(age)s::interval)",
-           "select phone from agent_chat_sessions where status = 'active'", "agent_chat_sessions_expires_idx"),
-    Upkeep("cleanup_inactive_ai_memory",
-           "insert into ai_conversation_memory (conversation_key, agent_type, last_activity_at) "
-           "values (%(key)s, 'a', clock_timestamp() - interval '7 days' - %(age)s::interval)",
-           "select conversation_key from ai_conversation_memory", "ai_conversation_memory_activity_idx"),
-    Upkeep("mark_timed_out_workflows",
-           "insert into workflow_states (workflow_type, step, timeout_at) values (%(key)s, 's', clock_timestamp() - %(age)s::interval)",
-           "select workflow_type from workflow_states where status = 'running'", "workflow_states_timeout_idx"),
-    Upkeep("release_stuck_conversations",
-           "insert into conversations (conversation_key, phone, lock_holder, locked_at, lock_expires_at) values "
-           "(%(key)s, '1', 'ann', clock_timestamp() - interval '1 minute' - %(age)s::interval, clock_timestamp() - %(age)s::interval)",
-           "select conversation_key from conversations where lock_holder is not null", "conversations_locked_idx"),
-    Upkeep("cleanup_old_platform_events",
-           "insert into platform_events (event_type, created_at) values (%(key)s, clock_timestamp() - interval '90 days' - %(age)s::interval)",
-           "select event_type from platform_events", "platform_events_created_idx"),
-    Upkeep("cleanup_old_webhook_events",
-           "insert into webhook_events (source, external_id, status, received_at, processed_at) values ('s', %(key)s, 'processed', "
-           "clock_timestamp() - interval '99 days', clock_timestamp() - interval '30 days' - %(age)s::interval)",
-           "select external_id from webhook_events", "webhook_events_processed_idx"),
-    Upkeep("cleanup_old_audit_events",
-           "insert into audit_events (category, actor, action, occurred_at) "
-           "values ('data', 'ann', %(key)s, clock_timestamp() - interval '365 days' - %(age)s::interval)",
-           "select action from audit_events", "audit_events_retention_idx"),
-    Upkeep("cleanup_expired_dialog_contexts",
-           "insert into dialog_contexts (phone, company_id, expires_at) values (%(key)s, 1, clock_timestamp() - %(age)s::interval)",
-           "select phone from dialog_contexts", "dialog_contexts_expires_idx"),
-    Upkeep("cleanup_expired_whatsapp_keys",
-           "insert into whatsapp_keys (company_id, key_type, key_id, value, expires_at) "
-           "values (1, 't', %(key)s, '{}', clock_timestamp() - %(age)s::interval)",
-           "select key_id from whatsapp_keys", "whatsapp_keys_expires_idx"),
-    Upkeep("enqueue_due_reminders",
-           "insert into reminders (phone, queue, remind_at) values (%(key)s, 'q', clock_timestamp() - %(age)s::interval)",
-           "select phone from reminders where status = 'pending'", "reminders_due_idx", 10_000),
+    Upkeep(
+        "cleanup_expired_appointments_cache",
+        "insert into appointments_cache (company_id, cache_key, appointments, expires_at) "
+        "values (1, %(key)s, '[]', clock_timestamp() - %(age)s::interval)",
+        "select cache_key from appointments_cache",
+        "appointments_cache_expires_idx",
+    ),
+    Upkeep(
+        "cleanup_expired_guest_sessions",
+        "insert into guest_sessions (phone, expires_at) values (%(key)s, clock_timestamp() - %(age)s::interval)",
+        "select phone from guest_sessions",
+        "guest_sessions_expires_idx",
+    ),
+    Upkeep(
+        "expire_agent_chat_sessions",
+        "insert into agent_chat_sessions (phone, agent_type, expires_at) values (%(key)s, 'a', clock_timestamp() - %(age)s::interval)",
+        "select phone from agent_chat_sessions where status = 'active'",
+        "agent_chat_sessions_expires_idx",
+    ),
+    Upkeep(
+        "cleanup_inactive_ai_memory",
+        "insert into ai_conversation_memory (conversation_key, agent_type, last_activity_at) "
+        "values (%(key)s, 'a', clock_timestamp() - interval '7 days' - %(age)s::interval)",
+        "select conversation_key from ai_conversation_memory",
+        "ai_conversation_memory_activity_idx",
+    ),
+    Upkeep(
+        "mark_timed_out_workflows",
+        "insert into workflow_states (workflow_type, step, timeout_at) values (%(key)s, 's', clock_timestamp() - %(age)s::interval)",
+        "select workflow_type from workflow_states where status = 'running'",
+        "workflow_states_timeout_idx",
+    ),
+    Upkeep(
+        "release_stuck_conversations",
+        "insert into conversations (conversation_key, phone, lock_holder, locked_at, lock_expires_at) values "
+        "(%(key)s, '1', 'ann', clock_timestamp() - interval '1 minute' - %(age)s::interval, clock_timestamp() - %(age)s::interval)",
+        "select conversation_key from conversations where lock_holder is not null",
+        "conversations_locked_idx",
+    ),
+    Upkeep(
+        "cleanup_old_platform_events",
+        "insert into platform_events (event_type, created_at) values (%(key)s, clock_timestamp() - interval '90 days' - %(age)s::interval)",
+        "select event_type from platform_events",
+        "platform_events_created_idx",
+    ),
+    Upkeep(
+        "cleanup_old_webhook_events",
+        "insert into webhook_events (source, external_id, status, received_at, processed_at) values ('s', %(key)s, 'processed', "
+        "clock_timestamp() - interval '99 days', clock_timestamp() - interval '30 days' - %(age)s::interval)",
+        "select external_id from webhook_events",
+        "webhook_events_processed_idx",
+    ),
+    Upkeep(
+        "cleanup_old_audit_events",
+        "insert into audit_events (category, actor, action, occurred_at) "
+        "values ('data', 'ann', %(key)s, clock_timestamp() - interval '365 days' - %(age)s::interval)",
+        "select action from audit_events",
+        "audit_events_retention_idx",
+    ),
+    Upkeep(
+        "cleanup_expired_dialog_contexts",
+        "insert into dialog_contexts (phone, company_id, expires_at) values (%(key)s, 1, clock_timestamp() - %(age)s::interval)",
+        "select phone from dialog_contexts",
+        "dialog_contexts_expires_idx",
+    ),
+    Upkeep(
+        "cleanup_expired_whatsapp_keys",
+        "insert into whatsapp_keys (company_id, key_type, key_id, value, expires_at) "
+        "values (1, 't', %(key)s, '{}', clock_timestamp() - %(age)s::interval)",
+        "select key_id from whatsapp_keys",
+        "whatsapp_keys_expires_idx",
+    ),
+    Upkeep(
+        "enqueue_due_reminders",
+        "insert into reminders (phone, queue, remind_at) values (%(key)s, 'q', clock_timestamp() - %(age)s::interval)",
+        "select phone from reminders where status = 'pending'",
+        "reminders_due_idx",
+        10_000,
+    ),
 ]
 each = pytest.mark.parametrize("upkeep", UPKEEP, ids=lambda upkeep: upkeep.function)
-older = pytest.mark.parametrize("function", ["cleanup_inactive_ai_memory", "cleanup_old_platform_events", "cleanup_old_webhook_events",
-                                             "cleanup_old_audit_events"])
+older = pytest.mark.parametrize(
+    "function", ["cleanup_inactive_ai_memory", "cleanup_old_platform_events", "cleanup_old_webhook_events", "cleanup_old_audit_events"]
+)
 
 
 def insert(sql: Sql, upkeep: Upkeep, key: str, age: str) -> None:
@@ -128,7 +166,13 @@ def test_the_batch_is_found_by_its_index_in_the_order_of_the_index(sql: Sql, upk
     batch = re.search(r"(?:as materialized|array)\s*\(\s*(select .*?for update skip locked)", body, re.DOTALL)
     assert batch, f"{upkeep.function} has no batch that skips what is locked"
     text = batch[1]
-    for name, value in {"v_now": "now()", "v_before": "now() - interval '1 year'", "p_after": "interval '5 minutes'", "p_limit": "10", "v_count": "0"}.items():
+    for name, value in {
+        "v_now": "now()",
+        "v_before": "now() - interval '1 year'",
+        "p_after": "interval '5 minutes'",
+        "p_limit": "10",
+        "v_count": "0",
+    }.items():
         text = re.sub(rf"\b{name}\b", value, text)
     sql.rows("set local enable_seqscan = off")
     sql.rows("set local enable_bitmapscan = off")
@@ -144,9 +188,11 @@ def test_an_age_that_would_meet_living_rows_or_none_is_refused(sql: Sql, functio
 
 
 def test_a_lock_that_is_not_renewed_is_stuck_though_it_would_go_on(sql: Sql) -> None:
-    sql.rows("insert into conversations (conversation_key, phone, lock_holder, locked_at, lock_expires_at) values "
-             "('stuck', '1', 'ann', clock_timestamp() - interval '6 minutes', clock_timestamp() + interval '1 hour'), "
-             "('held', '1', 'ann', clock_timestamp() - interval '4 minutes', clock_timestamp() + interval '1 hour')")
+    sql.rows(
+        "insert into conversations (conversation_key, phone, lock_holder, locked_at, lock_expires_at) values "
+        "('stuck', '1', 'ann', clock_timestamp() - interval '6 minutes', clock_timestamp() + interval '1 hour'), "
+        "('held', '1', 'ann', clock_timestamp() - interval '4 minutes', clock_timestamp() + interval '1 hour')"
+    )
     assert sql.value("select release_stuck_conversations()") == 1
     assert sql.rows("select conversation_key from conversations where lock_holder is not null") == [("held",)]
     assert sql.value("select release_stuck_conversations('3 minutes')") == 1
@@ -155,30 +201,40 @@ def test_a_lock_that_is_not_renewed_is_stuck_though_it_would_go_on(sql: Sql) -> 
 
 
 def test_paused_sessions_expire_too_and_ended_ones_are_left_alone(sql: Sql) -> None:
-    sql.rows("insert into agent_chat_sessions (phone, agent_type, status, expires_at, ended_at) values "
-             "('1', 'a', 'paused', now() - interval '1 day', null), ('2', 'a', 'completed', now() - interval '1 day', now() - interval '2 days')")
+    sql.rows(
+        "insert into agent_chat_sessions (phone, agent_type, status, expires_at, ended_at) values "
+        "('1', 'a', 'paused', now() - interval '1 day', null), ('2', 'a', 'completed', now() - interval '1 day', now() - interval '2 days')"
+    )
     assert sql.value("select expire_agent_chat_sessions()") == 1
     assert sql.rows("select phone, status, ended_at > now() - interval '1 hour' from agent_chat_sessions order by phone") == [
-        ("1", "expired", True), ("2", "completed", False)]
+        ("1", "expired", True),
+        ("2", "completed", False),
+    ]
 
 
 def test_a_webhook_that_was_never_processed_stays_however_old_and_goes_by_its_end_not_its_beginning(sql: Sql) -> None:
-    sql.rows("insert into webhook_events (source, external_id, status, received_at, processed_at) values "
-             "('s', 'waiting', 'received', now() - interval '9 years', null), ('s', 'late', 'failed', now() - interval '9 years', now())")
+    sql.rows(
+        "insert into webhook_events (source, external_id, status, received_at, processed_at) values "
+        "('s', 'waiting', 'received', now() - interval '9 years', null), ('s', 'late', 'failed', now() - interval '9 years', now())"
+    )
     assert sql.value("select cleanup_old_webhook_events()") == 0
 
 
 def test_referral_credits_stay_whatever_their_age(sql: Sql) -> None:
-    sql.rows("insert into platform_events (event_type, user_id, properties, created_at) values ('referral_credit_earned', gen_random_uuid(), "
-             "'{\"amount\": 5}', now() - interval '9 years'), ('page_view', null, '{}', now() - interval '9 years')")
+    sql.rows(
+        "insert into platform_events (event_type, user_id, properties, created_at) values ('referral_credit_earned', gen_random_uuid(), "
+        "'{\"amount\": 5}', now() - interval '9 years'), ('page_view', null, '{}', now() - interval '9 years')"
+    )
     assert sql.value("select cleanup_old_platform_events()") == 1
     sql.rows("delete from platform_events")
     assert sql.rows("select event_type from platform_events") == [("referral_credit_earned",)]
 
 
 def test_security_records_stay_whatever_their_age(sql: Sql) -> None:
-    sql.rows("insert into audit_events (category, actor, action, occurred_at) select c, 'ann', c, now() - interval '9 years' "
-             "from unnest(array['security', 'data', 'security', 'billing']) c")
+    sql.rows(
+        "insert into audit_events (category, actor, action, occurred_at) select c, 'ann', c, now() - interval '9 years' "
+        "from unnest(array['security', 'data', 'security', 'billing']) c"
+    )
     assert sql.value("select cleanup_old_audit_events(p_limit => 1)") == 1
     assert sql.value("select cleanup_old_audit_events()") == 1
     assert sql.rows("select distinct category from audit_events") == [("security",)]

@@ -19,7 +19,7 @@ def conversation(sql: Sql) -> UUID:
 
 
 def test_a_conversation_is_made_once_and_found_again(sql: Sql) -> None:
-    (made, created), = sql.rows(GET)
+    ((made, created),) = sql.rows(GET)
     assert created and sql.rows(GET) == [(made, False)]
 
 
@@ -30,19 +30,24 @@ def test_a_caller_waits_for_one_that_is_making_it(clients: Callable[..., Sql], c
         made = conversation(first)
         answer = in_background(second.rows, GET)
         blocked_behind(watcher, second, first)
-    (found, created), = answer.result(10)
+    ((found, created),) = answer.result(10)
     assert created is not commits and (found == made) is commits
 
 
-@pytest.mark.parametrize(("statement", "refusal"), [
-    ("select get_or_create_conversation('', '1')", ("PH001", "conversation_key")), ("select get_or_create_conversation('k', null)", ("PH001", "phone")),
-    ("select get_or_create_conversation('k', '1', '')", ("PH001", "channel")),
-    ("select get_or_create_conversation('k', '1', p_company_id => 77)", ("PH001", "company_id")),
-    ("select lock_conversation(gen_random_uuid(), 'ann')", ("PH004", "conversation_id")), ("select lock_conversation(null, 'ann')", ("PH004", "conversation_id")),
-    ("select lock_conversation(gen_random_uuid(), '')", ("PH001", "holder")),
-    ("select lock_conversation(gen_random_uuid(), 'ann', '2 days')", ("PH001", "lease")),
-    ("select unlock_conversation(gen_random_uuid(), null)", ("PH001", "holder")),
-])
+@pytest.mark.parametrize(
+    ("statement", "refusal"),
+    [
+        ("select get_or_create_conversation('', '1')", ("PH001", "conversation_key")),
+        ("select get_or_create_conversation('k', null)", ("PH001", "phone")),
+        ("select get_or_create_conversation('k', '1', '')", ("PH001", "channel")),
+        ("select get_or_create_conversation('k', '1', p_company_id => 77)", ("PH001", "company_id")),
+        ("select lock_conversation(gen_random_uuid(), 'ann')", ("PH004", "conversation_id")),
+        ("select lock_conversation(null, 'ann')", ("PH004", "conversation_id")),
+        ("select lock_conversation(gen_random_uuid(), '')", ("PH001", "holder")),
+        ("select lock_conversation(gen_random_uuid(), 'ann', '2 days')", ("PH001", "lease")),
+        ("select unlock_conversation(gen_random_uuid(), null)", ("PH001", "holder")),
+    ],
+)
 def test_bad_arguments_are_refused_by_name(sql: Sql, statement: str, refusal: tuple[str, str]) -> None:
     assert sql.refused(statement) == refusal
 
@@ -79,10 +84,17 @@ def test_a_lock_is_whole_or_not_there(sql: Sql) -> None:
     assert sql.refused("update conversations set lock_holder = 'ann'")[0] == "23514"
 
 
-@pytest.mark.parametrize(("columns", "refused"), [
-    ("'user', 'hi', null", False), ("'assistant', null, '[{}]'", False), ("'system', 'be kind', null", False),
-    ("'tool', 'x', null", True), ("'user', null, null", True), ("'assistant', 'x', '{}'", True),
-])
+@pytest.mark.parametrize(
+    ("columns", "refused"),
+    [
+        ("'user', 'hi', null", False),
+        ("'assistant', null, '[{}]'", False),
+        ("'system', 'be kind', null", False),
+        ("'tool', 'x', null", True),
+        ("'user', null, null", True),
+        ("'assistant', 'x', '{}'", True),
+    ],
+)
 def test_amara_keeps_what_was_said_and_by_whom(sql: Sql, columns: str, refused: bool) -> None:
     talk = sql.value("insert into amara_conversations (phone) values ('1') returning id")
     statement = f"insert into amara_messages (conversation_id, role, content, tool_calls) values ('{talk}', {columns}::jsonb)"

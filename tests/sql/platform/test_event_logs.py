@@ -17,8 +17,14 @@ NOW = datetime.now(UTC)
 
 
 def event(sql: Sql, kind: str, *, user: UUID | None = None, session: UUID | None = None, ago: int = 60, **properties: Any) -> None:
-    sql.rows("insert into platform_events (event_type, user_id, session_id, properties, created_at) values (%s, %s, %s, %s, %s)",
-             kind, user, session, Jsonb(properties), NOW - timedelta(minutes=ago))
+    sql.rows(
+        "insert into platform_events (event_type, user_id, session_id, properties, created_at) values (%s, %s, %s, %s, %s)",
+        kind,
+        user,
+        session,
+        Jsonb(properties),
+        NOW - timedelta(minutes=ago),
+    )
 
 
 def test_events_are_counted_by_type_in_a_period(sql: Sql) -> None:
@@ -27,7 +33,9 @@ def test_events_are_counted_by_type_in_a_period(sql: Sql) -> None:
     event(sql, "signup", user=BOB)
     event(sql, "signup", user=BOB, ago=60 * 24 * 40)
     assert sql.rows("select event_type, events, users, sessions from get_event_counts_by_type()") == [("page_view", 3, 1, 1), ("signup", 1, 1, 0)]
-    assert sql.rows("select event_type, events from get_event_counts_by_type(now() - interval '60 days') where event_type = 'signup'") == [("signup", 2)]
+    assert sql.rows("select event_type, events from get_event_counts_by_type(now() - interval '60 days') where event_type = 'signup'") == [
+        ("signup", 2)
+    ]
     assert sql.rows("select * from get_event_counts_by_type(now() - interval '2 days', now() - interval '1 day')") == []
 
 
@@ -38,8 +46,9 @@ def test_a_period_holds_its_beginning_and_not_its_end(sql: Sql) -> None:
     assert sql.rows("select events from get_event_counts_by_type(%s, %s)", at - timedelta(seconds=1), at) == []
 
 
-@pytest.mark.parametrize("call", ["get_event_counts_by_type(%s::timestamptz, %s::timestamptz)",
-                                  "get_conversion_funnel('{a}', %s::timestamptz, %s::timestamptz)"])
+@pytest.mark.parametrize(
+    "call", ["get_event_counts_by_type(%s::timestamptz, %s::timestamptz)", "get_conversion_funnel('{a}', %s::timestamptz, %s::timestamptz)"]
+)
 def test_a_period_that_is_none_is_refused(sql: Sql, call: str) -> None:
     assert sql.refused(f"select {call}", None, NOW) == ("PH001", "since")
     for until in (NOW, NOW - timedelta(days=1), None):
@@ -128,8 +137,15 @@ def test_a_worker_cannot_change_a_record_nor_delete_one_of_security(sql: Sql) ->
     assert sql.rows("select category from audit_events") == [("security",)]
 
 
-@pytest.mark.parametrize("statement", [
-    "delete from audit_events", "truncate audit_events", "update audit_events set category = 'data'", "delete from audit_events where category = 'security'"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "delete from audit_events",
+        "truncate audit_events",
+        "update audit_events set category = 'data'",
+        "delete from audit_events where category = 'security'",
+    ],
+)
 def test_the_owner_and_superuser_is_refused_as_well(shared_database: Database, statement: str) -> None:
     with shared_database.connect(admin=True) as connection:
         admin = Sql(connection)

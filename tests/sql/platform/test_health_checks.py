@@ -18,15 +18,21 @@ def session(sql: Sql, phone: str = PHONE, *said: tuple[str, int]) -> Any:
     """A session in which roles spoke so many seconds ago."""
     found = sql.value("select session_id from get_or_create_agent_session(%s, 'booking')", phone)
     now = sql.value("select clock_timestamp()")
-    history = [{"role": role, "content": "x", "metadata": {}, "sent_at": sql.value("select (%s::timestamptz - %s * interval '1 second')::text", now, ago)}
-               for role, ago in said]
+    history = [
+        {"role": role, "content": "x", "metadata": {}, "sent_at": sql.value("select (%s::timestamptz - %s * interval '1 second')::text", now, ago)}
+        for role, ago in said
+    ]
     sql.rows("update agent_chat_sessions set history = %s, message_count = %s where id = %s", Jsonb(history), len(history), found)
     return found
 
 
 def workflows(sql: Sql, status: str, count: int) -> None:
-    sql.rows("insert into workflow_states (workflow_type, step, status, timeout_at, finished_at) select 'w', 's', %s, clock_timestamp(), "
-             "clock_timestamp() from generate_series(1, %s)", status, count)
+    sql.rows(
+        "insert into workflow_states (workflow_type, step, status, timeout_at, finished_at) select 'w', 's', %s, clock_timestamp(), "
+        "clock_timestamp() from generate_series(1, %s)",
+        status,
+        count,
+    )
 
 
 def test_an_empty_platform_is_healthy(sql: Sql) -> None:

@@ -41,8 +41,10 @@ def test_a_month_begins_and_ends_in_utc_whatever_the_zone_of_the_session(sql: Sq
     assert sql.value(CREATE, day) == "messages_2031_01"
     assert sql.value(CREATE, "2031-01-05") is None, "it is there"
     assert sql.value(CREATE, "2031-02-28") == "messages_2031_02"
-    places = {moment: partition_of(sql, sql.value(SAY, "1", 1, "x", moment)) for moment in (
-        "2031-01-01 00:00:00+00", "2031-01-31 23:59:59.999999+00", "2031-02-01 00:00:00+00", "2031-02-28 23:59:59.999999+00")}
+    places = {
+        moment: partition_of(sql, sql.value(SAY, "1", 1, "x", moment))
+        for moment in ("2031-01-01 00:00:00+00", "2031-01-31 23:59:59.999999+00", "2031-02-01 00:00:00+00", "2031-02-28 23:59:59.999999+00")
+    }
     assert list(places.values()) == ["messages_2031_01", "messages_2031_01", "messages_2031_02", "messages_2031_02"]
     assert sql.refused(SAY, "1", 1, "x", "2030-12-31 23:59:59.999999+00")[0] == "23514", "no partition: loud, not piled up"
 
@@ -52,7 +54,11 @@ def test_the_last_month_of_a_year_and_february_of_a_leap_year_are_months(sql: Sq
         sql.rows(CREATE, day)
     ranges = sql.rows("select starts_at at time zone 'UTC', ends_at at time zone 'UTC' from get_messages_stats() where starts_at >= '2031-12-01'")
     assert [(start.isoformat()[:10], end.isoformat()[:10]) for start, end in ranges] == [
-        ("2031-12-01", "2032-01-01"), ("2032-01-01", "2032-02-01"), ("2032-02-01", "2032-03-01"), ("2032-03-01", "2032-04-01")]
+        ("2031-12-01", "2032-01-01"),
+        ("2032-01-01", "2032-02-01"),
+        ("2032-02-01", "2032-03-01"),
+        ("2032-03-01", "2032-04-01"),
+    ]
 
 
 @pytest.mark.parametrize("day", [None, "1999-12-31", "2200-01-01", "infinity", "-infinity"])
@@ -122,9 +128,19 @@ def test_recent_messages_are_those_of_the_phone_and_company(sql: Sql) -> None:
     assert sql.rows(RECENT, "3", 1, 9) == []
 
 
-@pytest.mark.parametrize(("arguments", "column"), [
-    ("''", "phone"), ("null", "phone"), ("'1', 1, 0", "limit"), ("'1', 1, 1001", "limit"), ("'1', 1, null", "limit"),
-    ("'1', p_within => '1 minute'", "within"), ("'1', p_within => '11 years'", "within"), ("'1', p_within => null", "within")])
+@pytest.mark.parametrize(
+    ("arguments", "column"),
+    [
+        ("''", "phone"),
+        ("null", "phone"),
+        ("'1', 1, 0", "limit"),
+        ("'1', 1, 1001", "limit"),
+        ("'1', 1, null", "limit"),
+        ("'1', p_within => '1 minute'", "within"),
+        ("'1', p_within => '11 years'", "within"),
+        ("'1', p_within => null", "within"),
+    ],
+)
 def test_bad_arguments_are_refused_by_name(sql: Sql, arguments: str, column: str) -> None:
     assert sql.refused(f"select get_recent_messages({arguments})") == ("PH001", column)
 
@@ -159,10 +175,18 @@ def test_recent_messages_open_the_partitions_they_need_and_no_other(shared_datab
     with shared_database.connect(admin=True) as connection, connection.transaction(force_rollback=True):
         admin = Sql(connection)
         admin.rows("select create_messages_partition((now() - m * interval '1 month')::date) from generate_series(0, 24) m")
-        admin.rows("insert into messages (phone, company_id, direction, created_at) select (n %% 100)::text, 1, 'inbound', "
-                   "now() - (n / 2000.0) * interval '1 month' from generate_series(1, 48000) n".replace("%%", "%"))
+        admin.rows(
+            "insert into messages (phone, company_id, direction, created_at) select (n %% 100)::text, 1, 'inbound', "
+            "now() - (n / 2000.0) * interval '1 month' from generate_series(1, 48000) n".replace("%%", "%")
+        )
         admin.rows("analyze messages")
-        values = {"p_phone": "'7'", "p_company_id": "1", "p_limit": "10", "v_since": "now() - interval '2 months'", "v_until": "now() + interval '1 hour'"}
+        values = {
+            "p_phone": "'7'",
+            "p_company_id": "1",
+            "p_limit": "10",
+            "v_since": "now() - interval '2 months'",
+            "v_until": "now() + interval '1 hour'",
+        }
         plan = plan_of_recent(admin, values, mode)
         opened = scans(plan)
         assert 3 <= len({scan["Relation Name"] for scan in opened}) <= 4, json.dumps(plan)

@@ -22,7 +22,7 @@ from worker.exits import EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
 from worker.store import installation
 
 QUEUE = [migration.name for migration in migrate.available()]
-PLATFORM = [migration.name for migration in migrate.available(sets=["platform"])][len(QUEUE):]
+PLATFORM = [migration.name for migration in migrate.available(sets=["platform"])][len(QUEUE) :]
 
 
 @pytest.fixture
@@ -119,9 +119,11 @@ def test_a_set_that_does_not_exist_is_refused(connection: DeadlineConnection, da
 
 
 def test_down_takes_the_platform_back_before_the_queue_and_leaves_nothing_of_it(connection: DeadlineConnection, database: Database) -> None:
-    objects = ("select 'table ' || relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v', 'S') "
-               "union all select 'function ' || oid::regprocedure || proacl::text from pg_proc where pronamespace = 'public'::regnamespace "
-               "union all select 'type ' || typname from pg_type where typnamespace = 'public'::regnamespace order by 1")
+    objects = (
+        "select 'table ' || relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v', 'S') "
+        "union all select 'function ' || oid::regprocedure || proacl::text from pg_proc where pronamespace = 'public'::regnamespace "
+        "union all select 'type ' || typname from pg_type where typnamespace = 'public'::regnamespace order by 1"
+    )
     before = database.query(objects)
     migrate.up(connection, sets=["platform"])
     assert [migrate.down(connection) for _ in PLATFORM] == PLATFORM[::-1]
@@ -130,10 +132,15 @@ def test_down_takes_the_platform_back_before_the_queue_and_leaves_nothing_of_it(
     assert migrate.up(connection, sets=["platform"]) == PLATFORM
 
 
-@pytest.mark.parametrize(("theirs", "name"), [
-    ("create table bookings (id integer)", "bookings"), ("create view staff as select 1 as id", "staff"), ("create domain phone_number as text", "phone_number"),
-    ("create function get_database_stats(integer) returns integer language sql as 'select 1'", "get_database_stats"),
-])
+@pytest.mark.parametrize(
+    ("theirs", "name"),
+    [
+        ("create table bookings (id integer)", "bookings"),
+        ("create view staff as select 1 as id", "staff"),
+        ("create domain phone_number as text", "phone_number"),
+        ("create function get_database_stats(integer) returns integer language sql as 'select 1'", "get_database_stats"),
+    ],
+)
 def test_a_thing_of_theirs_with_one_of_our_names_is_named_and_nothing_is_left_half_done(
     connection: DeadlineConnection, database: Database, theirs: str, name: str
 ) -> None:

@@ -15,8 +15,19 @@ from tests.support.postgres import Database
 DENIED = "42501"
 SECRET = {"whatsapp_auth", "whatsapp_keys"}
 TOLD = {"platform_events", "webhook_events", "audit_events"}
-READ = {"check_text", "check_span", "check_period", "refuse_agent_session", "get_agent_conversation", "get_event_counts_by_type",
-        "get_conversion_funnel", "get_user_referral_credits", "get_messages_stats", "get_recent_messages", "get_database_stats"}
+READ = {
+    "check_text",
+    "check_span",
+    "check_period",
+    "refuse_agent_session",
+    "get_agent_conversation",
+    "get_event_counts_by_type",
+    "get_conversion_funnel",
+    "get_user_referral_credits",
+    "get_messages_stats",
+    "get_recent_messages",
+    "get_database_stats",
+}
 
 
 @pytest.fixture
@@ -45,8 +56,11 @@ def callable_by(sql: Sql) -> set[str]:
 
 
 def granted(sql: Sql, privilege: str) -> set[str]:
-    rows = sql.rows("select relname::text from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v') "
-                    "and not relispartition and has_table_privilege(oid, %s)", privilege)
+    rows = sql.rows(
+        "select relname::text from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v') "
+        "and not relispartition and has_table_privilege(oid, %s)",
+        privilege,
+    )
     return {row[0] for row in rows} & RELATIONS
 
 
@@ -73,8 +87,17 @@ def test_a_reader_sees_all_but_secrets_and_changes_nothing(as_role: Callable[[st
     assert reader.refused("select get_whatsapp_auth_stats()")[0] == DENIED
 
 
-@pytest.mark.parametrize("call", ["get_event_counts_by_type()", "get_conversion_funnel()", "get_user_referral_credits(gen_random_uuid())",
-                                  "get_messages_stats()", "get_recent_messages('1')", "get_database_stats()"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "get_event_counts_by_type()",
+        "get_conversion_funnel()",
+        "get_user_referral_credits(gen_random_uuid())",
+        "get_messages_stats()",
+        "get_recent_messages('1')",
+        "get_database_stats()",
+    ],
+)
 def test_a_reader_can_call_what_it_may(as_role: Callable[[str], Sql], call: str) -> None:
     as_role("packhorse_reader").rows(f"select * from {call}")
 
@@ -92,8 +115,13 @@ def test_a_worker_works_on_everything_and_owns_nothing(as_role: Callable[[str], 
     assert granted(worker, "select") >= tables and granted(worker, "insert") == tables and granted(worker, "delete") == tables
     assert granted(worker, "update") == tables - {"platform_events", "audit_events"}
     assert granted(worker, "truncate") == set()
-    for statement in ("drop table bookings", "alter table audit_events disable trigger all", "truncate messages",
-                      "alter table messages disable row level security", "update platform_events set event_type = 'x'"):
+    for statement in (
+        "drop table bookings",
+        "alter table audit_events disable trigger all",
+        "truncate messages",
+        "alter table messages disable row level security",
+        "update platform_events set event_type = 'x'",
+    ):
         assert worker.refused(statement)[0] == DENIED, statement
 
 
@@ -101,8 +129,10 @@ def test_a_worker_cannot_lock_or_move_what_is_guarded(as_role: Callable[[str], S
     """What a bulk delete passes by is not even seen by FOR UPDATE, so a retention of one's own does not stumble over it."""
     worker = as_role("packhorse_worker")
     worker.rows("insert into audit_events (category, actor, action) values ('security', 'a', 'x'), ('data', 'a', 'y')")
-    worker.rows("insert into platform_events (event_type, user_id, properties) values ('referral_credit_spent', gen_random_uuid(), '{\"amount\": 1}'), "
-                "('page_view', null, '{}')")
+    worker.rows(
+        "insert into platform_events (event_type, user_id, properties) values ('referral_credit_spent', gen_random_uuid(), '{\"amount\": 1}'), "
+        "('page_view', null, '{}')"
+    )
     assert worker.rows("select action from audit_events for update") == [("y",)]
     assert worker.rows("select event_type from platform_events for update") == [("page_view",)]
     assert worker.refused("update platform_events set id = id + 1000000")[0] == DENIED

@@ -17,7 +17,9 @@ ENQUEUE = "select enqueue_due_reminders()"
 def remind(sql: Sql, due: str = "-1 minute", **columns: Any) -> int:
     row = {"phone": "250788000456", "queue": "q", "message_type": "send_reminder"} | columns
     names, marks = ", ".join(row), ", ".join(["%s"] * len(row))
-    return sql.value(f"insert into reminders (remind_at, {names}) values (clock_timestamp() + %s::interval, {marks}) returning id", due, *row.values())
+    return sql.value(
+        f"insert into reminders (remind_at, {names}) values (clock_timestamp() + %s::interval, {marks}) returning id", due, *row.values()
+    )
 
 
 def state(sql: Sql, reminder: int) -> tuple[Any, ...]:
@@ -32,7 +34,11 @@ def test_a_due_reminder_becomes_a_message_with_its_payload(sql: Sql) -> None:
     message = sql.live(sql.value("select message_id from reminders where id = %s", reminder))
     assert message["payload"] == {"text": "tomorrow at 9", "reminder_id": reminder, "phone": "250788000456"}
     assert (message["queue"], message["message_type"], message["conversation_key"], message["correlation_id"]) == (
-        "q", "send_reminder", "wa:1", f"reminder:{reminder}")
+        "q",
+        "send_reminder",
+        "wa:1",
+        f"reminder:{reminder}",
+    )
 
 
 def test_reminders_and_messages_are_written_together_or_not_at_all(clients: Callable[..., Sql]) -> None:
@@ -88,17 +94,24 @@ def test_the_message_expires_with_the_reminder(sql: Sql) -> None:
 
 @pytest.mark.parametrize(("status", "answer"), [("confirmed", "enqueued"), ("cancelled", "cancelled"), ("completed", "cancelled")])
 def test_nobody_is_reminded_of_a_booking_that_is_over(sql: Sql, status: str, answer: str) -> None:
-    booking = sql.value("insert into bookings (company_id, service_id, customer_id, starts_at, ends_at, status, finished_at) values "
-                        "(1, 1, %s, now(), now() + interval '1 hour', %s, case when %s <> 'confirmed' then now() end) returning id",
-                        UUID(int=1), status, status)
+    booking = sql.value(
+        "insert into bookings (company_id, service_id, customer_id, starts_at, ends_at, status, finished_at) values "
+        "(1, 1, %s, now(), now() + interval '1 hour', %s, case when %s <> 'confirmed' then now() end) returning id",
+        UUID(int=1),
+        status,
+        status,
+    )
     reminder = remind(sql, booking_id=booking)
     assert sql.value(ENQUEUE) == (1 if answer == "enqueued" else 0)
     assert state(sql, reminder)[0] == answer
 
 
 def test_a_reminder_goes_with_its_booking(sql: Sql) -> None:
-    booking = sql.value("insert into bookings (company_id, service_id, customer_id, starts_at, ends_at) values "
-                        "(1, 1, %s, now(), now() + interval '1 hour') returning id", UUID(int=1))
+    booking = sql.value(
+        "insert into bookings (company_id, service_id, customer_id, starts_at, ends_at) values "
+        "(1, 1, %s, now(), now() + interval '1 hour') returning id",
+        UUID(int=1),
+    )
     remind(sql, booking_id=booking)
     sql.rows("delete from bookings")
     assert sql.value("select count(*) from reminders") == 0

@@ -14,7 +14,15 @@ def test_use_of_agents_is_counted_by_agent(sql: Sql) -> None:
     sql.rows("update agent_chat_sessions set expires_at = now() - interval '1 minute' where phone = '2'")
     row = sql.row("select * from ai_agent_usage where agent_type = 'booking'")
     assert {key: row[key] for key in ("active", "paused", "overdue", "completed", "expired", "started_24h", "people_24h", "messages")} == {
-        "active": 1, "paused": 0, "overdue": 1, "completed": 0, "expired": 0, "started_24h": 2, "people_24h": 2, "messages": 3}
+        "active": 1,
+        "paused": 0,
+        "overdue": 1,
+        "completed": 0,
+        "expired": 0,
+        "started_24h": 2,
+        "people_24h": 2,
+        "messages": 3,
+    }
     assert row["messages_per_session"] == 1.5 and sql.value("select count(*) from ai_agent_usage") == 2
 
 
@@ -24,8 +32,12 @@ def test_the_health_of_the_queue_is_there_too(sql: Sql) -> None:
 
 
 def test_every_table_has_its_size_and_partitions_are_summed(shared_database: Database, sql: Sql) -> None:
-    tables = {row[0] for row in shared_database.query("select relname::text from pg_class where relnamespace = 'public'::regnamespace "
-                                                      "and relkind in ('r', 'p') and not relispartition")}
+    tables = {
+        row[0]
+        for row in shared_database.query(
+            "select relname::text from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p') and not relispartition"
+        )
+    }
     stats = {row[0]: row[1:] for row in sql.rows("select table_name, partitions, total_bytes from get_database_stats()")}
     assert set(stats) == tables
     assert stats["messages"][0] == 6 and stats["companies"][0] == 0
@@ -46,13 +58,17 @@ def test_rows_are_estimated_once_analysed(shared_database: Database) -> None:
         admin.rows("analyze companies")
         admin.rows("analyze messages")
         assert dict(admin.rows("select table_name, estimated_rows from get_database_stats() where table_name in ('companies', 'messages')")) == {
-            "companies": 500, "messages": 300}
+            "companies": 500,
+            "messages": 300,
+        }
         assert admin.value("select estimated_rows from get_messages_stats() where months_ahead = 0") == 300
 
 
 def test_whatsapp_sessions_and_keys_are_counted(sql: Sql) -> None:
     sql.rows("insert into whatsapp_auth (company_id, creds) values (1, '{}')")
-    sql.rows("insert into whatsapp_keys (company_id, key_type, key_id, value, expires_at) values (1, 't', 'a', '{}', null), "
-             "(1, 't', 'b', '{}', now() + interval '1 hour'), (1, 't', 'c', '{}', now() - interval '1 hour')")
+    sql.rows(
+        "insert into whatsapp_keys (company_id, key_type, key_id, value, expires_at) values (1, 't', 'a', '{}', null), "
+        "(1, 't', 'b', '{}', now() + interval '1 hour'), (1, 't', 'c', '{}', now() - interval '1 hour')"
+    )
     assert sql.rows("select total_companies, total_keys, expired_keys, active_keys from get_whatsapp_auth_stats()") == [(1, 3, 1, 2)]
     assert sql.value("select total_bytes > 0 from get_whatsapp_auth_stats()")

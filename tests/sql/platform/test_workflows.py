@@ -86,16 +86,24 @@ def test_the_history_is_bounded(sql: Sql) -> None:
     assert sql.rows("select jsonb_array_length(history), history -> 0 ->> 'step', step_number from workflow_states") == [(50, "s4", 56)]
 
 
-@pytest.mark.parametrize(("statement", "refusal"), [
-    ("select start_workflow('', 's')", ("PH001", "workflow_type")), ("select start_workflow('w', null)", ("PH001", "step")),
-    ("select start_workflow('w', 's', '0')", ("PH001", "timeout")), ("select start_workflow('w', 's', '367 days')", ("PH001", "timeout")),
-    ("select start_workflow('w', 's', null)", ("PH001", "timeout")), ("select start_workflow('w', 's', p_data => '[]')", ("PH001", "data")),
-    ("select start_workflow('w', 's', p_conversation_key => '')", ("PH001", "conversation_key")),
-    ("select advance_workflow(gen_random_uuid(), 's')", ("PH004", "id")), ("select advance_workflow(null, 's')", ("PH004", "id")),
-    ("select advance_workflow(gen_random_uuid(), '')", ("PH001", "step")),
-    ("select finish_workflow(gen_random_uuid())", ("PH004", "id")), ("select finish_workflow(gen_random_uuid(), 'timed_out')", ("PH001", "status")),
-    ("select finish_workflow(gen_random_uuid(), null)", ("PH001", "status")),
-])
+@pytest.mark.parametrize(
+    ("statement", "refusal"),
+    [
+        ("select start_workflow('', 's')", ("PH001", "workflow_type")),
+        ("select start_workflow('w', null)", ("PH001", "step")),
+        ("select start_workflow('w', 's', '0')", ("PH001", "timeout")),
+        ("select start_workflow('w', 's', '367 days')", ("PH001", "timeout")),
+        ("select start_workflow('w', 's', null)", ("PH001", "timeout")),
+        ("select start_workflow('w', 's', p_data => '[]')", ("PH001", "data")),
+        ("select start_workflow('w', 's', p_conversation_key => '')", ("PH001", "conversation_key")),
+        ("select advance_workflow(gen_random_uuid(), 's')", ("PH004", "id")),
+        ("select advance_workflow(null, 's')", ("PH004", "id")),
+        ("select advance_workflow(gen_random_uuid(), '')", ("PH001", "step")),
+        ("select finish_workflow(gen_random_uuid())", ("PH004", "id")),
+        ("select finish_workflow(gen_random_uuid(), 'timed_out')", ("PH001", "status")),
+        ("select finish_workflow(gen_random_uuid(), null)", ("PH001", "status")),
+    ],
+)
 def test_bad_arguments_are_refused_by_name(sql: Sql, statement: str, refusal: tuple[str, str]) -> None:
     assert sql.refused(statement) == refusal
 
@@ -114,7 +122,13 @@ def test_health_counts_by_type_and_sees_what_is_overdue(sql: Sql) -> None:
     sql.rows("select start_workflow('other', 's')")
     row = sql.row("select * from workflow_health where workflow_type = 'booking'")
     assert {key: row[key] for key in ("running", "overdue", "completed_24h", "failed_24h", "cancelled_24h", "timed_out_24h")} == {
-        "running": 2, "overdue": 1, "completed_24h": 1, "failed_24h": 1, "cancelled_24h": 1, "timed_out_24h": 0}
+        "running": 2,
+        "overdue": 1,
+        "completed_24h": 1,
+        "failed_24h": 1,
+        "cancelled_24h": 1,
+        "timed_out_24h": 0,
+    }
     sql.rows("update workflow_states set finished_at = now() - interval '25 hours' where finished_at is not null")
     assert sql.value("select completed_24h from workflow_health where workflow_type = 'booking'") == 0
     assert sql.value("select count(*) from workflow_health") == 2
