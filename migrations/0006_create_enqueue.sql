@@ -27,7 +27,8 @@ comment on function check_lease(interval) is 'Raise PH001 unless the length of a
 
 create function check_enqueue_arguments(
   p_message_type text, p_payload jsonb, p_options jsonb, p_priority integer, p_run_at timestamptz,
-  p_max_attempts integer, p_conversation_key text, p_dedup_key text, p_dedup_window interval, p_concurrency_key text
+  p_max_attempts integer, p_conversation_key text, p_dedup_key text, p_dedup_window interval, p_concurrency_key text,
+  p_correlation_id text default null, p_trace_context text default null
 ) returns void
 language plpgsql stable set search_path from current as $$
 -- Explain the first bad argument. Called when an insert was refused, so that good input pays nothing.
@@ -57,10 +58,14 @@ begin
     perform refuse_argument('dedup_key', 'must have 1 to 500 characters');
   elsif p_dedup_window not between interval '0' and interval '366 days' then
     perform refuse_argument('dedup_window', 'must be between 0 and 366 days');
+  elsif length(p_correlation_id) > 500 then
+    perform refuse_argument('correlation_id', 'must have at most 500 characters');
+  elsif length(p_trace_context) > 1000 then
+    perform refuse_argument('trace_context', 'must have at most 1000 characters', 'traceparent, or traceparent tracestate.');
   end if;
 end
 $$;
-comment on function check_enqueue_arguments(text, jsonb, jsonb, integer, timestamptz, integer, text, text, interval, text)
+comment on function check_enqueue_arguments(text, jsonb, jsonb, integer, timestamptz, integer, text, text, interval, text, text, text)
   is 'Raise PH001 for the first bad argument of an enqueue.';
 
 create function enqueue_message(
@@ -116,12 +121,7 @@ begin
     null;
   else
     perform check_enqueue_arguments(p_message_type, p_payload, p_options, coalesce(p_priority, 0), v_run_at,
-      p_max_attempts, p_conversation_key, p_dedup_key, p_dedup_window, p_concurrency_key);
-    if length(p_correlation_id) > 500 then
-      perform refuse_argument('correlation_id', 'must have at most 500 characters');
-    elsif length(p_trace_context) > 1000 then
-      perform refuse_argument('trace_context', 'must have at most 1000 characters', 'traceparent, or traceparent tracestate.');
-    end if;
+      p_max_attempts, p_conversation_key, p_dedup_key, p_dedup_window, p_concurrency_key, p_correlation_id, p_trace_context);
   end if;
   if p_dedup_key is not null then
     perform check_enqueue_arguments(p_message_type, p_payload, p_options, p_priority, v_run_at,
@@ -240,12 +240,7 @@ begin
     v_run_at := v_now + p_delay;
   end if;
   perform check_enqueue_arguments(p_message_type, '{}', p_options, coalesce(p_priority, 0), v_run_at, p_max_attempts,
-    p_conversation_key, null, null, p_concurrency_key);
-  if length(p_correlation_id) > 500 then
-    perform refuse_argument('correlation_id', 'must have at most 500 characters');
-  elsif length(p_trace_context) > 1000 then
-    perform refuse_argument('trace_context', 'must have at most 1000 characters', 'traceparent, or traceparent tracestate.');
-  end if;
+    p_conversation_key, null, null, p_concurrency_key, p_correlation_id, p_trace_context);
   select e.ordinality as place, jsonb_typeof(e.value) as kind, pg_column_size(e.value) as bytes into v_bad
   from jsonb_array_elements(p_payloads) with ordinality e
   where jsonb_typeof(e.value) <> 'object' or pg_column_size(e.value) > 1048576 limit 1;

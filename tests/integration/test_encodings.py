@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from uuid import uuid4
 
 import pytest
@@ -17,15 +18,22 @@ from worker.store import messages as store
 TEXT = '{"name": "Zoé"}'
 
 
-@pytest.fixture
-def latin1(any_server):
-    """A migrated database that cannot hold every character, and whose sessions speak LATIN1 by default."""
-    database = Database(any_server, "latin1")
-    any_server.command("create database {} encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0", database.name)
+@contextmanager
+def encoded(server, encoding):
+    """A migrated database of this encoding."""
+    database = Database(server, encoding.lower())
+    server.command(f"create database {{}} encoding '{encoding}' lc_collate 'C' lc_ctype 'C' template template0", database.name)
     with connect(database.admin_url, deadline_seconds=60) as connection:
         migrate.up(connection)
     yield database
     database.drop()
+
+
+@pytest.fixture
+def latin1(any_server):
+    """Cannot hold every character, and its sessions speak LATIN1 by default."""
+    with encoded(any_server, "LATIN1") as database:
+        yield database
 
 
 def test_texts_of_a_latin1_database_arrive_whole(latin1):
@@ -60,13 +68,9 @@ def test_times_sort_as_texts_whatever_the_database_is_set_to(any_database):
 
 @pytest.fixture
 def unchecked(any_server):
-    """A migrated database that takes any bytes: what `initdb --locale=C` makes."""
-    database = Database(any_server, "unchecked")
-    any_server.command("create database {} encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C' template template0", database.name)
-    with connect(database.admin_url, deadline_seconds=60) as connection:
-        migrate.up(connection)
-    yield database
-    database.drop()
+    """Takes any bytes: what `initdb --locale=C` makes."""
+    with encoded(any_server, "SQL_ASCII") as database:
+        yield database
 
 
 def test_bytes_that_are_no_text_are_one_undecodable_message_and_stop_no_other(unchecked):
