@@ -5,10 +5,12 @@ One SQL call on the connection that the caller gives; what becomes of it is the 
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from worker.encoding import Encoded, _seconds, _take_columns, to_json
+from worker.encoding import COLUMN_OPTIONS, Encoded, _seconds, _take_columns, to_json
 from worker.errors import InvalidArgument
 from worker.observe import tracing
 from worker.records import EnqueueResult
@@ -32,10 +34,14 @@ _NAMES = (
     "p_concurrency_key",
 )
 _BULK_NAMES = ("p_payloads", *(name for name in _NAMES if name not in _PER_MESSAGE))
+#: What enqueue() takes, and what dramatiq calls some of it.
+_OPTIONS = COLUMN_OPTIONS | {"delay"}
+_OTHER_NAMES = {"queue_name": "queue", "eta": "run_at"}
 _EXPRESSIONS = {
-    "p_payload": "{}::jsonb",
-    "p_payloads": "{}::jsonb",
-    "p_options": "{}::jsonb",
+    # by way of text: the caller's connection may have a codec for jsonb (asyncpg's set_type_codec), which would encode our text once more
+    "p_payload": "{}::text::jsonb",
+    "p_payloads": "{}::text::jsonb",
+    "p_options": "{}::text::jsonb",
     "p_priority": "{}::integer",
     "p_delay": "make_interval(secs => {}::float8)",
     "p_run_at": "{}::timestamptz",
@@ -65,16 +71,23 @@ class Statement:
     def run(self, connection: Any, arguments: dict[str, Any]) -> Any:
         """Its only row, on a synchronous connection of any supported driver; raises that driver's errors."""
         values = [arguments[name] for name in self._names]
-        if type(connection).__module__.startswith("sqlalchemy"):
-            return connection.execute(*self._for_sqlalchemy(values)).one()
         if type(connection).__module__.startswith("django"):
+            _require(connection, "cursor")
             with connection.cursor() as cursor:
                 cursor.execute(self._pyformat, values)
                 return cursor.fetchone()
-        return connection.execute(self._pyformat, values).fetchone()
+        _require(connection)
+        sqlalchemy = type(connection).__module__.startswith("sqlalchemy")
+        answer = connection.execute(*(self._for_sqlalchemy(values) if sqlalchemy else (self._pyformat, values)))
+        if inspect.isawaitable(answer):  # nothing has happened on it yet
+            if inspect.iscoroutine(answer):
+                answer.close()  # else Python warns that nobody awaited it
+            raise _refused(connection, "is asynchronous", "Call enqueue_async or enqueue_payloads_async with it.")
+        return answer.one() if sqlalchemy else answer.fetchone()
 
     async def run_async(self, connection: Any, arguments: dict[str, Any]) -> Any:
         """The same on an asynchronous connection."""
+        _require_asynchronous(connection)
         values = [arguments[name] for name in self._names]
         module = type(connection).__module__
         if module.startswith("asyncpg"):
@@ -90,6 +103,23 @@ class Statement:
         return text(self._colon), {f"a{place}": value for place, value in enumerate(values, 1)}
 
 
+def _refused(connection: Any, problem: str, hint: str) -> InvalidArgument:
+    return InvalidArgument(f"connection: {type(connection).__name__} {problem}", field="connection", hint=hint)
+
+
+def _require(connection: Any, method: str = "execute") -> None:
+    if not callable(getattr(connection, method, None)):
+        raise _refused(connection, "is no database connection", "Give one of psycopg, asyncpg or SQLAlchemy, or django.db.connection.")
+
+
+def _require_asynchronous(connection: Any) -> None:
+    """Refuse a synchronous connection before it has enqueued: awaiting its answer would fail too late."""
+    module = type(connection).__module__.partition(".")[0]
+    if module == "django" or (module in ("psycopg", "sqlalchemy") and not inspect.iscoroutinefunction(getattr(connection, "execute", _require))):
+        raise _refused(connection, "is synchronous", "Call enqueue or enqueue_payloads with it.")
+    _require(connection)
+
+
 _ONE = Statement("message_id, duplicate", "enqueue_message", _NAMES)
 _MANY = Statement("message_count", "enqueue_payloads", _BULK_NAMES)
 
@@ -97,8 +127,14 @@ _MANY = Statement("message_count", "enqueue_payloads", _BULK_NAMES)
 def _arguments(queue: str, message_type: str, options: dict[str, Any]) -> dict[str, Any]:
     """What all messages of a call share, by the names of the SQL function. Raises InvalidArgument."""
     encoded = Encoded(queue, message_type, "", "{}")
+    for name in options.keys() - _OPTIONS:
+        near = _OTHER_NAMES.get(name) or next(iter(difflib.get_close_matches(name, _OPTIONS, 1, 0.8)), None)
+        if near:  # passed on as an option of dramatiq it would mean nothing, in silence
+            raise InvalidArgument(f"{name}: there is no such option", field=name, hint=f"Did you mean {near!r}?")
     rest = dict(options)
     delay = rest.pop("delay", None)
+    if delay is not None and rest.get("run_at") is not None:
+        raise InvalidArgument("run_at: delay, too, says when it may start", field="run_at", hint="Give one of them.")
     _take_columns(encoded, rest)
     extra = encoded.extra
     if tracing.active is not None:
@@ -129,6 +165,8 @@ def _payload(name: str, payload: Any) -> str:
 
 def _parts(payloads: Iterable[dict[str, Any]]) -> Iterator[str]:
     """JSON arrays of BULK_ROWS payloads, fewer when they are long. Raises InvalidArgument that names the payload's position."""
+    if isinstance(payloads, (Mapping, str, bytes)) or not isinstance(payloads, Iterable):
+        raise InvalidArgument(f"payloads: must be dicts one after another (a list, say), not {type(payloads).__name__}", field="payloads")
     texts = (_payload(f"payloads[{place}]", payload) for place, payload in enumerate(payloads, 1))
     part: list[str] = []
     size = 0
@@ -148,7 +186,7 @@ def enqueue(connection: Any, message_type: str, payload: dict[str, Any] | None =
     connection: psycopg Connection or Cursor, SQLAlchemy Connection or Session, Django connection
     (`django.db.connection`). options: delay (s or timedelta), priority, conversation_key, dedup_key,
     dedup_window (s), correlation_id, trace_context, max_attempts, concurrency_key, run_at, expires_in (s);
-    others become dramatiq options. Returns id and whether a dedup window answered with an older one.
+    others become dramatiq options, unless they look like one of these misspelt. Returns id and whether a dedup window answered with an older one.
     Raises InvalidArgument for what can be seen here, the driver's own error for the rest.
     """
     text = _payload("payload", {} if payload is None else payload)

@@ -5,6 +5,7 @@ After commit the message is there, after rollback it is not; for every driver th
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -286,3 +287,75 @@ def test_a_producer_role_can_enqueue_many(database):
     database.query("do $$ begin create role packhorse_shop login in role packhorse_producer; exception when duplicate_object then null; end $$")
     with psycopg.connect(database.server.url(database.name, "packhorse_shop"), autocommit=True) as connection:
         assert worker.enqueue_payloads(connection, "note", [{"a": 1}, {"a": 2}]) == 2
+
+
+@asynccontextmanager
+async def asyncpg_with_a_jsonb_codec(database):
+    async with asyncpg_connection(database) as (connection, commit, rollback):
+        await connection.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+        yield connection, commit, rollback
+
+
+def test_a_jsonb_codec_of_the_application_does_not_encode_payloads_once_more(database):
+    async def scenario():
+        async with asyncpg_with_a_jsonb_codec(database) as (connection, commit, _):
+            await worker.enqueue_async(connection, "note", {"a": 1}, custom="option")
+            await worker.enqueue_payloads_async(connection, "note", [{"a": 2}])
+            await commit()
+
+    asyncio.run(scenario())
+    assert database.query("select payload, options from message_queue order by id") == [({"a": 1}, {"custom": "option"}), ({"a": 2}, {})]
+
+
+@pytest.mark.parametrize("driver", ASYNC, ids=lambda driver: driver.__name__)
+@pytest.mark.filterwarnings("error")
+def test_an_asynchronous_connection_in_a_synchronous_call_is_said(database, driver):
+    async def scenario():
+        async with driver(database) as (connection, *_):
+            with pytest.raises(InvalidArgument, match="is asynchronous") as caught:
+                worker.enqueue(connection, "note", {})
+            return caught.value.field
+
+    assert asyncio.run(scenario()) == "connection"
+
+
+@pytest.mark.parametrize("driver", SYNC, ids=lambda driver: driver.__name__)
+def test_a_synchronous_connection_in_an_asynchronous_call_is_said_before_it_enqueues(database, driver):
+    with driver(database) as (connection, commit, _):
+        with pytest.raises(InvalidArgument, match="is synchronous") as caught:
+            asyncio.run(worker.enqueue_async(connection, "note", {}))
+        commit()
+    assert caught.value.field == "connection"
+    assert database.query("select 1 from message_queue") == []
+
+
+@pytest.mark.parametrize("connection", [None, "postgresql://db/app", object()])
+def test_what_is_no_connection_is_said(connection):
+    with pytest.raises(InvalidArgument, match="is no database connection"):
+        worker.enqueue(connection, "note", {})
+    with pytest.raises(InvalidArgument, match="is no database connection"):
+        asyncio.run(worker.enqueue_payloads_async(connection, "note", [{}]))
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "meant"),
+    [
+        ({"conversationkey": "c"}, "conversationkey", "conversation_key"),
+        ({"conversation_id": "c"}, "conversation_id", "conversation_key"),
+        ({"expires_at": 5}, "expires_at", "expires_in"),
+        ({"queue_name": "mail"}, "queue_name", "queue"),
+        ({"delay": 5, "run_at": datetime.now(UTC)}, "run_at", "one of them"),
+    ],
+)
+def test_an_option_that_would_mean_nothing_is_refused(database, options, field, meant):
+    with psycopg.connect(database.url) as connection, pytest.raises(InvalidArgument, match=meant) as caught:
+        worker.enqueue(connection, "note", {}, **options)
+    assert caught.value.field == field
+    assert database.query("select 1 from message_queue") == []
+
+
+@pytest.mark.parametrize("payloads", [None, {}, {"a": 1}, "text"])
+def test_payloads_that_are_no_list_are_refused(database, payloads):
+    with psycopg.connect(database.url) as connection, pytest.raises(InvalidArgument) as caught:
+        worker.enqueue_payloads(connection, "note", payloads)
+    assert caught.value.field == "payloads"
