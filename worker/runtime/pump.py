@@ -90,7 +90,7 @@ class Pump(Service):
         self._waiting = False
         self._next_poll = 0.0
         self._next_due = 0.0  # when the next message will be due, as far as the last claim knew
-        self._signalled = True
+        self._signalled = True  # something may have become startable since the last claim looked at the front
         self._turn = 0  # which queue is looked at first
 
     # -- called from other threads -------------------------------------------------------------------
@@ -111,7 +111,6 @@ class Pump(Service):
     # -- the loop -------------------------------------------------------------------------------------
     def run_once(self) -> float:
         self._collect()
-        settled = bool(self._endings)
         if (waited := self._writer.due()) is not None:
             self._endings.append(waited)
         while self._endings:
@@ -130,7 +129,6 @@ class Pump(Service):
             or self._signalled
             or now >= self._next_poll
             or bool(self._done)
-            or settled
             or self._successors.unasked
             or self._suspects.due(not self.held)
         )
@@ -139,7 +137,7 @@ class Pump(Service):
         elif self._done:
             self._exchange(self._done[: self._pace.batch], 0, ALL, self._queues)
         self.meter.publish()
-        return self._pause()
+        return self._pause(limit)
 
     @property
     def unwritten(self) -> int:
@@ -159,6 +157,7 @@ class Pump(Service):
             elif message.settled:
                 self.held.done([message])
                 self._successors.ended(message)
+                self._signalled = True  # a limit may allow another one now
                 self._lane.hooks.after_ending(message)
             elif message.ending is None and not message.failed:
                 self._done.append(message)
@@ -179,6 +178,7 @@ class Pump(Service):
     def _ended(self, message: ClaimedMessage, answer: str) -> None:
         message.failed = message.failed or answer == "dead"
         self.held.ended(message, answer)
+        self._signalled = True  # it may be due again soon, or have made room for another one
         if answer in ("done", "dead", "cancelled"):
             self._successors.ended(message)
         self._lane.hooks.after_ending(message)
@@ -201,7 +201,7 @@ class Pump(Service):
         if self._lane.hooks.before_ack:
             for message in done:
                 self._lane.hooks.before_ending(message)
-        if limit and look.front:
+        if limit and look.front and not suspects:
             self._signalled = False  # before the claim: what is signalled while it runs may not be in its snapshot
         before = time.monotonic()
         try:
@@ -363,8 +363,8 @@ class Pump(Service):
                 self.held.ended(message, "release")
         return len(unstarted)
 
-    def _pause(self) -> float:
-        """Seconds until the next turn, unless somebody wakes the pump."""
+    def _pause(self, limit: int) -> float:
+        """Seconds until the next turn, unless somebody wakes the pump. limit: what this turn could claim."""
         if self._done or self._endings:
             return 0.0
         if self.draining or self.stopping:
@@ -375,11 +375,12 @@ class Pump(Service):
             timeout = LINGER_SECONDS
         else:
             self._threshold = 1
-            timeout = 0.25 if self._backlog else max(0.0, min(self._next_poll - time.monotonic(), self._settings.poll_seconds))
+            # with no room only a message that ends helps, and that wakes the pump
+            timeout = 0.25 if self._backlog or not limit else max(0.0, min(self._next_poll - time.monotonic(), self._settings.poll_seconds))
             if self.held:
                 timeout = min(timeout, 0.02 if self._suspects.known else 0.25)  # also for what waits to be written
         self._waiting = True
-        if len(self.finished) >= self._threshold or self._signalled:
+        if len(self.finished) >= self._threshold or (self._signalled and limit):
             self._waiting = False
             return 0.0
         return timeout

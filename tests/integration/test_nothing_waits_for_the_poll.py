@@ -1,0 +1,121 @@
+"""What becomes startable in a process starts there at once (SPEC Q8, Q10, P4): these pumps poll once an hour or never.
+
+A poll or a look behind the cursor would hide a claim that nobody asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import dramatiq
+import pytest
+
+from tests.support.houses import House
+from tests.support.waiting import wait_until
+from worker.runtime.pump import Pump
+from worker.store import messages as store
+
+HOUR = 300.0  # the longest poll_seconds there is; tests wait for 15 s at most
+
+
+@pytest.fixture
+def house(database, monkeypatch, request):
+    house = House("runtime", database, monkeypatch, poll_seconds=HOUR, **getattr(request, "param", {}))
+    yield house
+    house.stop()
+
+
+def asleep(house):
+    """The pump has looked at everything and waits for its poll."""
+    return house._worker.pump._next_poll > time.monotonic() + HOUR / 2
+
+
+ENDINGS = {"its handler's transaction": True, "a statement of the pump": False}
+
+
+@pytest.mark.parametrize("transactional", ENDINGS.values(), ids=ENDINGS)
+@pytest.mark.parametrize("limit", ["max_concurrency", "max_concurrency_per_key"])
+@pytest.mark.slow
+def test_a_message_that_ends_makes_room_for_the_next_one(house, database, limit, transactional):
+    seen = []
+
+    @dramatiq.actor(transactional=transactional)
+    def step(number):
+        wait_until(lambda: asleep(house), 10, "the pump to sleep")
+        seen.append(number)
+
+    for number in range(3):
+        step.send_with_options(args=(number,), concurrency_key="k")
+    database.query(f"select set_queue('default', '{{\"{limit}\": 1}}')")
+    house.start().drained()
+    assert seen == [0, 1, 2]
+
+
+@pytest.mark.parametrize("house", [{"listen": False}], indirect=True, ids=["only our wake-ups"])
+@pytest.mark.slow
+def test_a_wake_up_outlives_a_look_for_suspects(house, database, monkeypatch):
+    """The look for suspects finds none, and looks at nothing else: what had come by then is still to be looked for."""
+
+    @dramatiq.actor
+    def late():
+        pass
+
+    @dramatiq.actor(queue_name="full")
+    def crashed():
+        pass
+
+    # reported as a suspect, and kept from starting by a limit
+    crashed.send()
+    database.query("select set_queue('full', '{\"max_concurrency\": 1}')")
+    database.query("select count(*) from claim_messages(gen_random_uuid(), '{full}', 1, '1 hour')")
+    crashed.send()
+    database.query("update message_queue set crashes = 1 where state = 'pending'")
+    claim, sent = store.complete_and_claim, threading.Event()
+
+    def answer(connection, *args):
+        rows = claim(connection, *args)
+        if not sent.is_set() and any(row[0] == "suspect" for row in rows):
+            late.send()
+            house._worker.pump.on_wake("")
+            sent.set()
+        return rows
+
+    monkeypatch.setattr(store, "complete_and_claim", answer)
+    house.start()
+    assert sent.wait(15)
+    wait_until(lambda: not database.query("select id from message_queue where message_type = 'late'"), 15, "the message to be done")
+
+
+@pytest.mark.slow
+def test_a_wake_up_without_a_free_thread_is_no_reason_to_turn(house, monkeypatch):
+    """Nothing can be claimed until a message ends; a pump that looks for room all the time takes the processor from its handlers."""
+    go = threading.Event()
+    turn, pauses = Pump.run_once, []
+
+    @dramatiq.actor
+    def busy():
+        go.wait(15)
+
+    @dramatiq.actor
+    def woken():
+        pass
+
+    def watched(pump):
+        pause = turn(pump)
+        if pump._lane.running == len(pump._lane.slots) and pump._signalled:
+            pauses.append(pause)
+            if len(pauses) == 3:
+                go.set()
+        return pause
+
+    monkeypatch.setattr(Pump, "run_once", watched)
+    house.start()
+    for _ in house._worker.lane.slots:
+        busy.send()
+    wait_until(lambda: house._worker.lane.running == len(house._worker.lane.slots), 15, "full lanes")
+    woken.send()
+    house._worker.pump.on_wake("")
+    assert go.wait(15)
+    assert 0.0 not in pauses
+    house.drained()
