@@ -3,6 +3,7 @@
 drop function pick_due_messages;
 drop function next_of_conversations;
 drop function pick_promoted_messages;
+drop function next_start_at;
 drop function rate_tokens_at;
 drop function queue_allowance;
 drop function waiting_in_front;

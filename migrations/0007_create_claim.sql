@@ -202,6 +202,15 @@ language sql immutable as $$
 $$;
 comment on function rate_tokens_at(queues, timestamptz) is 'Starts that the rate limit of a queue allows at this moment.';
 
+create function next_start_at(p_queue text, p_now timestamptz) returns timestamptz
+language sql stable set search_path from current as $$
+-- When the rate limit of the queue allows the next start; null when it allows one now, or has none, or the queue is paused.
+-- Never sooner than in 10 ms: who waits for a fast bucket is not to ask for every single token.
+  select p_now + greatest(interval '10 milliseconds', (1 - rate_tokens_at(q, p_now)) / q.rate_limit * q.rate_interval)
+  from queues q where q.name = p_queue and q.rate_limit is not null and q.paused_at is null and rate_tokens_at(q, p_now) < 1;
+$$;
+comment on function next_start_at(text, timestamptz) is 'When the rate limit of a queue allows the next start; null when it does not stand in the way.';
+
 create function pick_promoted_messages(p_ids bigint[], p_queues text[], p_limit integer, p_types text[], p_now timestamptz)
 returns bigint[]
 language plpgsql set search_path from current as $$

@@ -164,7 +164,8 @@ language plpgsql set search_path from current set enable_seqscan = off set jit =
 --   lost     a completion came too late: only id and lease_token are set
 --   promoted a conversation went on, but its message was not claimed now: pass its id in p_first next time
 --   suspect  messages that crashed a process could start: claim them alone, with p_suspects = true
---   next     nothing was claimed; the next message will be due at run_at (which created_at repeats)
+--   next     nothing was claimed; look again at run_at (which created_at repeats): a message will be due, or a rate
+--            limit will allow a start
 -- p_queues in order of preference; p_limit 0..10000; p_types null means every type;
 -- p_cursor, p_until: ten timestamps per queue (one per priority), look from there up to, not including, there;
 -- null looks from the start and without an end, see the head of 0007. p_first: messages to look at first;
@@ -181,6 +182,7 @@ declare
   v_index integer := 0;
   v_queue queues;
   v_name text;
+  v_due timestamptz;
   v_next timestamptz;
 begin
   if p_limit is null or p_limit not between 0 and 10000 then
@@ -216,7 +218,12 @@ begin
       perform require_queue(v_name);
     end if;
     v_want := queue_allowance(v_queue, p_limit - cardinality(v_ids), v_now);
-    continue when v_want <= 0;
+    if v_want <= 0 then
+      if v_queue.rate_limit is not null then
+        v_next := least(v_next, next_start_at(v_name, v_now)); -- nobody else tells when the next token is there
+      end if;
+      continue;
+    end if;
     v_some := pick_due_messages(v_name, v_want, v_queue.max_concurrency_per_key, p_types, v_since, v_until, p_suspects, v_now);
     if cardinality(v_some) > 0 then
       if v_queue.rate_limit is not null then
@@ -257,7 +264,7 @@ begin
       and m.queue = any (p_queues) and (p_types is null or m.message_type = any (p_types));
   end if;
   if cardinality(v_ids) = 0 and p_limit > 0 and not p_suspects then -- who got something is back before he sleeps
-    select min(d.run_at) into v_next
+    select min(d.run_at) into v_due
     from unnest(p_queues) as q (name)
     cross join generate_series(0, 10) as level (priority) -- 0 stands for the suspects
     cross join lateral (
@@ -269,6 +276,7 @@ begin
       (select m.run_at from message_queue m
        where level.priority = 0 and m.queue = q.name and m.state = 'pending' and m.crashes > 0 and m.run_at > v_now
        order by m.run_at limit 1)) d;
+    v_next := least(v_next, v_due);
     if v_next is not null then
       return query select 'next', null::bigint, null::bigint, null::text, null::text, null::jsonb, null::jsonb,
         null::integer, null::integer, null::integer, null::integer, null::text, null::text, null::text,

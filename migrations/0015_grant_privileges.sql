@@ -13,7 +13,7 @@ declare
   v_functions constant text[] := array['declare_queue', 'require_queue', 'set_queue', 'pause_queue', 'resume_queue', 'wake_queue',
     'announce_sleep', 'announce_busy', 'refuse_argument', 'check_lease', 'check_enqueue_arguments', 'enqueue_message',
     'enqueue_messages', 'enqueue_payloads', 'conversation_holders', 'block_waiting_messages', 'waiting_behind',
-    'waiting_in_front', 'queue_allowance', 'rate_tokens_at', 'pick_due_messages', 'pick_promoted_messages', 'next_of_conversations',
+    'waiting_in_front', 'queue_allowance', 'rate_tokens_at', 'next_start_at', 'pick_due_messages', 'pick_promoted_messages', 'next_of_conversations',
     'promote_conversations', 'ensure_message_archive_partitions', 'archive_messages', 'settle_done', 'complete_messages',
     'complete_and_claim_messages', 'claim_messages', 'bounded_delay', 'message_backoff', 'bounded_text', 'append_history', 'schedule_message_retry',
     'error_fingerprint', 'move_to_dead_letters', 'bury_message', 'fail_message', 'snooze_message', 'release_messages', 'release_unknown_messages',

@@ -115,6 +115,36 @@ def test_without_a_burst_the_bucket_holds_the_rate(sql: Sql) -> None:
     assert [len(sql.claim(10)) for _ in range(2)] == [4, 0]
 
 
+def look_again_in(sql: Sql) -> list[float]:
+    """What an empty claim answers: seconds until it is worth another look."""
+    statement = "select extract(epoch from run_at - clock_timestamp()) from complete_and_claim_messages('{}', '{}', %s, '{q}', 10)"
+    return [float(seconds) for (seconds,) in sql.rows(f"{statement} where outcome = 'next'", HOLDER)]
+
+
+def test_an_empty_claim_says_when_the_rate_limit_allows_the_next_start(sql: Sql) -> None:
+    """Nobody wakes a worker for it; by its poll alone it would start a third of what is allowed."""
+    sql.set_queue(rate_limit=2, rate_interval="2 hours")
+    fill(sql, 3)
+    assert len(sql.claim(10)) == 2
+    sql.enqueue(delay="2 hours")
+    (seconds,) = look_again_in(sql)
+    assert 3500 < seconds <= 3600
+    stop_the_clock_of_the_bucket(sql, 3540)
+    (seconds,) = look_again_in(sql)
+    assert 0 < seconds <= 60
+
+
+def test_a_start_that_something_else_prevents_is_not_promised_for_a_token(sql: Sql) -> None:
+    sql.set_queue(rate_limit=2, rate_interval="1 hour", max_concurrency=1)
+    fill(sql, 3)
+    sql.claim_one()
+    assert look_again_in(sql) == [], "there is a token, and it does not help"
+    sql.set_queue(rate_limit=1)
+    sql.rows("update queues set rate_tokens = 0")
+    sql.rows("select pause_queue('q')")
+    assert look_again_in(sql) == []
+
+
 def test_acquiring_one_message_spends_a_start_of_the_rate_limit(sql: Sql) -> None:
     sql.set_queue(rate_limit=1, rate_interval="1 hour")
     first, second = fill(sql, 2)
