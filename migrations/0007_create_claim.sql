@@ -211,7 +211,7 @@ language sql stable set search_path from current as $$
 $$;
 comment on function next_start_at(text, timestamptz) is 'When the rate limit of a queue allows the next start; null when it does not stand in the way.';
 
-create function pick_promoted_messages(p_ids bigint[], p_queues text[], p_limit integer, p_types text[], p_now timestamptz)
+create function pick_promoted_messages(p_ids bigint[], p_queue text, p_limit integer, p_types text[], p_now timestamptz)
 returns bigint[]
 language plpgsql set search_path from current as $$
 -- Choose and lock those of these messages that may start. A conversation that goes on has an older message
@@ -219,17 +219,16 @@ language plpgsql set search_path from current as $$
 -- with limits are left to pick_due_messages.
 begin
   return array(
-    select m.id from message_queue m join queues q on q.name = m.queue
+    select m.id from message_queue m
     where m.id = any (p_ids) and m.state = 'pending' and m.crashes = 0 and m.run_at <= p_now
       and (m.expires_at is null or m.expires_at > p_now)
-      and m.queue = any (p_queues) and (p_types is null or m.message_type = any (p_types))
-      and q.paused_at is null and q.max_concurrency is null and q.max_concurrency_per_key is null and q.rate_limit is null
+      and m.queue = p_queue and (p_types is null or m.message_type = any (p_types))
       and not exists (select from conversation_holders(m.conversation_key, m.id))
     order by m.priority, m.run_at, m.id limit p_limit
     for update of m skip locked);
 end
 $$;
-comment on function pick_promoted_messages(bigint[], text[], integer, text[], timestamptz)
+comment on function pick_promoted_messages(bigint[], text, integer, text[], timestamptz)
   is 'Used by the claim: choose and lock messages whose conversation just went on.';
 
 create function next_of_conversations(p_keys text[]) returns bigint[]

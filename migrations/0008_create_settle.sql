@@ -168,14 +168,15 @@ language plpgsql set search_path from current set enable_seqscan = off set jit =
 --            limit will allow a start
 -- p_queues in order of preference; p_limit 0..10000; p_types null means every type;
 -- p_cursor, p_until: ten timestamps per queue (one per priority), look from there up to, not including, there;
--- null looks from the start and without an end, see the head of 0007. p_first: messages to look at first;
--- those whose conversation goes on with this very call are among them anyway.
+-- null looks from the start and without an end, see the head of 0007. p_first: messages to look at wherever they
+-- are; those whose conversation goes on with this very call are among them anyway.
 declare
   v_now timestamptz;
   v_done record;
   v_first bigint[] := p_first;
   v_ids bigint[] := '{}';
   v_some bigint[];
+  v_promoted bigint[];
   v_want integer;
   v_since timestamptz[];
   v_until timestamptz[];
@@ -205,9 +206,6 @@ begin
     v_first := v_first || v_done.promoted_ids;
   end if;
   v_now := clock_timestamp();
-  if cardinality(v_first) > 0 and p_limit > 0 and not p_suspects then
-    v_ids := pick_promoted_messages(v_first, p_queues, p_limit, p_types, v_now);
-  end if;
   foreach v_name in array p_queues loop
     exit when p_limit <= cardinality(v_ids);
     v_since := p_cursor[v_index * 10 + 1 : v_index * 10 + 10];
@@ -224,15 +222,30 @@ begin
       end if;
       continue;
     end if;
+    v_promoted := '{}';
+    if cardinality(v_first) > 0 and not p_suspects
+        and v_queue.max_concurrency is null and v_queue.max_concurrency_per_key is null and v_queue.rate_limit is null then
+      -- they take their place among the others: served first, conversations that go on and on would starve all else, and
+      -- the caller's cursor would go past messages that nobody has looked at
+      v_promoted := pick_promoted_messages(v_first, v_name, v_want, p_types, v_now);
+      if cardinality(v_promoted) = v_want then -- of the others, only what comes before the last of these matters
+        select array_agg(case when l.priority < w.priority then v_until[l.priority]
+          when l.priority = w.priority then least(v_until[l.priority], w.run_at) else '-infinity' end order by l.priority)
+        into v_until from generate_series(1, 10) as l (priority), message_queue w where w.id = v_promoted[v_want];
+      end if;
+    end if;
     v_some := pick_due_messages(v_name, v_want, v_queue.max_concurrency_per_key, p_types, v_since, v_until, p_suspects, v_now);
     if cardinality(v_some) > 0 then
       if v_queue.rate_limit is not null then
         update queues q set rate_tokens = rate_tokens_at(q, v_now) - cardinality(v_some), rate_refilled_at = v_now
         where q.name = v_name and q.rate_limit is not null;
       end if;
-      v_ids := case when cardinality(v_first) = 0 then v_ids || v_some
-        else array(select unnest(v_ids) union select unnest(v_some)) end;
     end if;
+    if cardinality(v_promoted) > 0 then
+      v_some := array(
+        select m.id from message_queue m where m.id = any (v_some || v_promoted) order by m.priority, m.run_at, m.id limit v_want);
+    end if;
+    v_ids := v_ids || v_some;
   end loop;
   if cardinality(v_ids) > 0 then
     begin

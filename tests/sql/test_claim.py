@@ -237,6 +237,20 @@ def test_a_conversation_that_went_on_without_room_is_named_and_claimed_by_its_id
     assert sql.rows(statement, [], [], OTHER, 10, cursor, [second]) == [("claimed", second)]
 
 
+@pytest.mark.parametrize("before", [{"priority": 1}, {"run_at": "2000-01-01"}], ids=["a better priority", "an older one"])
+def test_a_conversation_that_goes_on_takes_its_place_among_the_others(sql: Sql, before: dict) -> None:
+    """Served first, a few conversations with a backlog would starve everything else for as long as it lasts."""
+    first = sql.claimed(conversation_key="c")
+    second = sql.enqueue(conversation_key="c")
+    assert sql.claim(10) == [] and sql.state(second) == "blocked"
+    after = sql.enqueue()
+    urgent = sql.enqueue(**before)
+    call = "select outcome, id from complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, '{q}', %s, p_first => %s::bigint[])"
+    assert sql.rows(call, [first.id], [first.token], OTHER, 1, []) == [("claimed", urgent), ("promoted", second)]
+    assert sql.rows(call, [], [], OTHER, 1, [second]) == [("claimed", second)]
+    assert sql.rows(call, [], [], OTHER, 1, []) == [("claimed", after)]
+
+
 def next_start(sql: Sql, limit: int = 10) -> list[tuple]:
     return sql.rows(
         "select outcome, run_at > clock_timestamp() + interval '50 minutes' from complete_and_claim_messages("

@@ -128,7 +128,7 @@ def complete_and_claim(
 
     limit: 0..10000. lease: interval text. since, until: ten timestamp texts per queue, one per priority; None looks
     from the start, or without an end.
-    first: messages whose conversation went on, to be looked at before all others.
+    first: messages whose conversation went on, to be looked at wherever they are.
     Source: migrations/0008_create_settle.sql
     """
     return connection.execute(
