@@ -131,4 +131,4 @@ def _check_names(name: str, table: str, column: str) -> None:
 
 def _range(field: str, value: float, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise InvalidArgument(f"{field}: must be between {low:g} and {high:g}", field=field)
+        raise InvalidArgument(f"{field}: must be between {low:g} and {high:.10g}", field=field)

@@ -93,7 +93,18 @@ def resolve(connection: DeadlineConnection, policy: Retention) -> tuple[store.Ta
 
 
 def check_visible(connection: DeadlineConnection, policy: Retention, target: store.Target, facts: dict[str, Any], cutoff: datetime) -> None:
-    """Row-level security that hides everything is an error, not "0 rows deleted" (FAILURES 72). Raises StoreRejected."""
+    """The policy's own SQL, and that row-level security that hides everything is an error, not "0 rows deleted" (FAILURES 72).
+
+    Raises InvalidArgument that names where or assign, StoreRejected.
+    """
+    for field, parse in (("where", store.parse_where), ("assign", store.parse_assign)):
+        try:
+            with translated():
+                parse(connection, target, cutoff)
+        except (StoreRejected, InvalidArgument) as error:
+            if error.sqlstate == "42501":  # not its SQL, but the role
+                raise
+            raise InvalidArgument(f"{field}: {error}", field=field, hint=f"One SQL expression, of columns of {policy.table}.") from error
     seen = store.probe(connection, target, cutoff)
     if not seen and facts["hidden_by_policies"] and facts["estimated_rows"] > 0:
         raise StoreRejected(
@@ -110,7 +121,7 @@ def plan(connection: DeadlineConnection, policy: Retention) -> Plan:
         check_visible(connection, policy, target, facts, cutoff)
         found, size = store.count(connection, target, cutoff)
     action = f"set {policy.assign}" if policy.assign else "delete"
-    condition = f"{policy.column} < {cutoff.isoformat()}" + (f" and {policy.where}" if policy.where else "")
+    condition = f"{policy.column} < {cutoff.isoformat()}" + (f" and ({policy.where})" if policy.where else "")
     return Plan(policy.task, policy.table, f"{action} where {condition}", cutoff, found, size, int(facts["estimated_rows"]), tuple(warnings))
 
 

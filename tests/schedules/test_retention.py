@@ -671,6 +671,10 @@ def test_a_job_is_called_until_it_finds_less_than_a_batch_and_can_be_cancelled(d
         ({"where": "note = = 'x'"}, r"syntax error"),
         ({"where": "nothing = 1"}, r'column "nothing" does not exist'),
         ({"where": "count(*) > 1"}, r"aggregate functions are not allowed"),
+        ({"where": "note = 'x') or (note = 'y'"}, r"where: syntax error at or near"),
+        ({"where": "true --"}, r"where: syntax error"),
+        ({"where": "true limit 5"}, r"where: syntax error"),
+        ({"where": "note"}, r"where: argument of .* must be type boolean"),
     ],
 )
 def test_a_policy_that_does_not_fit_the_database_is_a_problem_that_names_it(database, shop, open_connection, changes, text):
@@ -679,6 +683,13 @@ def test_a_policy_that_does_not_fit_the_database_is_a_problem_that_names_it(data
     ((task, problem),) = findings.problems
     assert task == "retention.orders" and problem.startswith("[retention.orders]: ") and re.search(text, problem), problem
     assert left(database) == 1100
+
+
+def test_a_condition_with_parentheses_of_its_own_does_not_leave_the_cutoff_behind(database, shop, open_connection):
+    shop()
+    with pytest.raises(InvalidArgument) as caught:
+        run(open_connection(), policy(where="false) or (true"))
+    assert caught.value.field == "where" and left(database) == 1100
 
 
 @pytest.mark.parametrize(("assign", "text"), [("notte = 'x'", "notte"), ("note = ", "syntax error"), ("note = 'old'", None)])

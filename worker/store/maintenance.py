@@ -190,10 +190,21 @@ def count(connection: DeadlineConnection, target: Target, before: datetime) -> t
     return int(row[0]), int(row[1])  # type: ignore[index]
 
 
-def probe(connection: DeadlineConnection, target: Target, before: datetime) -> bool:
-    """Does the policy's SQL parse, and can this role see any row at all? Raises StoreRejected, InvalidArgument for bad SQL."""
+def parse_where(connection: DeadlineConnection, target: Target, before: datetime) -> None:
+    """Is the policy's condition one SQL expression, of this table's columns? Raises StoreRejected, InvalidArgument when not."""
+    if target.where:
+        connection.execute(_compose("retention_where", target, None), {"cutoff": before})
+        connection.execute(composed.SQL("explain ") + _compose("retention_count", target, None), {"cutoff": before})
+
+
+def parse_assign(connection: DeadlineConnection, target: Target, before: datetime) -> None:
+    """Can this be assigned? Raises StoreRejected, InvalidArgument when not."""
     if target.assign:
         connection.execute(composed.SQL("explain ") + _compose("retention_update", target, None), {"cutoff": before, "limit": 1})
+
+
+def probe(connection: DeadlineConnection, target: Target, before: datetime) -> bool:
+    """Can this role see any row at all?"""
     return bool(connection.execute(_compose("retention_probe", target, None), {"cutoff": before}).fetchone()[0])  # type: ignore[index]
 
 

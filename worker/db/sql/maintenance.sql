@@ -102,6 +102,10 @@ select (select count(*) from gone), (select json_agg(e.v order by e.place) from 
 -- What a run would meet: rows, and their bytes.
 select count(*), coalesce(sum(pg_column_size(t.*)), 0)::bigint from {table} t where t.{column} < {cutoff} and ({where});
 
+-- name: retention_where
+-- Is a policy's condition one expression by itself? In the parentheses of the statements `true) or (true` would be two, without the cutoff.
+explain select from {table} t where {where};
+
 -- name: retention_probe
 -- Does the statement of a policy parse, and is there any row to see?
 select exists (select from {table} t where ({where}) or true), (select count(*) from (select from {table} t where t.{column} < {cutoff} and ({where}) limit 0) n);
