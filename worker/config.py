@@ -164,7 +164,9 @@ def load_settings(environ: Mapping[str, str] | None = None, toml_path: Path | No
     sources: dict[str, str] = {}
     named = toml_path or (Path(environ["PACKHORSE_CONFIG"]) if environ.get("PACKHORSE_CONFIG") else None)
     path = named or Path("packhorse.toml")
-    if path.is_file():
+    if os.path.lexists(path) and not path.is_file():  # a mount whose source was missing leaves a folder; a link may lead nowhere
+        problems.append(f"{path}: is there, but is no file that can be read")
+    elif path.is_file():
         try:
             values.update((name, value) for name, value in tomllib.loads(path.read_text()).items() if name not in SECTIONS)
             sources.update(dict.fromkeys(values, str(path)))
@@ -175,7 +177,7 @@ def load_settings(environ: Mapping[str, str] | None = None, toml_path: Path | No
     _read_environment(environ, values, sources, problems)
     values.update({key: value for key, value in overrides.items() if value is not None})
     for name in [name for name in values if name not in Settings.model_fields]:
-        near = difflib.get_close_matches(name, Settings.model_fields, 1)
+        near = difflib.get_close_matches(name, [*Settings.model_fields, *SECTIONS], 1)
         problems.append(f"{sources.get(name, name)}: no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         del values[name]
     try:

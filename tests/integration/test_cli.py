@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -128,6 +129,18 @@ def test_config_show_hides_passwords(tmp_path):
     assert cli("config", "show", "--json").document["database_url"] == "postgresql://me:***@host/db"
 
 
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("nowhere.toml")], ids=["folder", "link that leads nowhere"])
+def test_a_configuration_that_is_no_file_is_not_passed_over(tmp_path, make):
+    make(tmp_path / "packhorse.toml")
+    ran = Cli(tmp_path)("config", "check")
+    assert ran.code == EXIT_USAGE and "packhorse.toml: is there, but is no file" in ran.err and len(ran.err.splitlines()) == 1, ran.err
+
+
+def test_a_misspelt_section_is_proposed(tmp_path):
+    (tmp_path / "packhorse.toml").write_text("[retenton.orders]\n")
+    assert "no setting 'retenton'; did you mean 'retention'?" in Cli(tmp_path)("config", "check").err
+
+
 def test_a_toml_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "packhorse.toml").write_text("threads = = 3")
     ran = Cli(tmp_path)("config", "check")
@@ -153,6 +166,14 @@ def test_a_toml_file_that_cannot_be_read_is_named(tmp_path):
         (["worker"], "actors"),
         (["maintenance", "history", "nope"], "nope"),
         (["dead-letter", "purge", "--older-than", "9999999999d"], "100 years"),
+        (["message", "cancel", "9" * 20], "ID"),
+        (["message", "retry", "9" * 20], "ID"),
+        (["dead-letter", "redrive", "9" * 20], "ID"),
+        (["dead-letter", "redrive", "1", "--rate", "inf"], "--rate"),
+        (["enqueue", "x", '{"a": ' + "9" * 5000 + "}"], "4300 digits"),
+        (["queue", "set", "default", "rate_limit=1e400"], "1e400"),
+        (["queue", "set", "default", "max_concurrency="], "max_concurrency"),
+        (["queue", "set", "default", "max_concurrency=3", "max_concurrency=4"], "given twice"),
     ],
 )
 def test_wrong_usage_is_exit_2_and_names_what_is_wrong(cli, arguments, word):

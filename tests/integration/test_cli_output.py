@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -15,7 +16,7 @@ import pytest
 
 from tests.support.cli import COMMAND, Cli
 from worker.cli.errors import Problem, report
-from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
 
 
 def on_a_terminal(cli: Cli, columns: int, *arguments: str) -> str:
@@ -91,3 +92,28 @@ def through_a_shell(cli: Cli, line: str) -> subprocess.CompletedProcess[str]:
     )
     assert "Traceback" not in ran.stderr and "Exception ignored" not in ran.stderr, ran.stderr
     return ran
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_unicode_sees_what_it_can(tmp_path, database, encoding):
+    number = database.value("""select message_id from enqueue_message('default', 'reply', '{"text": "Muraho 😀"}')""")
+    cli = Cli(tmp_path, database.url, PYTHONIOENCODING=encoding)
+    assert "Muraho \\U0001f600" in cli("message", "show", number).out
+    assert cli("message", "show", number, "--json").document["payload"] == {"text": "Muraho 😀"}
+    assert cli("dead-letter", "show", "😀").err.isascii()
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path, database):
+    ran = through_a_shell(Cli(tmp_path, database.url), "message cancel 1 --reason \"$(printf 'a\\377')\" --json")
+    assert ran.returncode == EXIT_USAGE
+    assert json.loads(ran.stderr)["error"]["message"] == "arguments: 'a\\udcff' is not text in this locale"
+
+
+def test_an_error_of_a_run_is_one_document_on_stderr(tmp_path, database):
+    ran = Cli(tmp_path, database.url)("partitions", "make", "messages", "--json")
+    assert ran.code == EXIT_USAGE and ran.error["field"] == "table", "the line of the log that daemons write is not beside it"
+
+
+def test_a_refused_connection_is_one_sentence_and_one_hint(tmp_path):
+    ran = Cli(tmp_path, "postgresql://me@127.0.0.1:1/app")("queue", "list")
+    assert ran.code == EXIT_UNAVAILABLE and ran.err.count("Is the server") == 1 and "refused. Is" in ran.err, ran.err

@@ -22,6 +22,9 @@ from worker.exits import EXIT_UNAVAILABLE
 READ_SECONDS = 60.0
 MIGRATE_SECONDS = 600.0
 
+#: Ids are bigints.
+MOST_ID = 2**63 - 1
+
 #: Longer is a slip of the finger; PostgreSQL's intervals and Python's end far beyond it.
 MOST_SECONDS = 100 * 365 * 86400.0
 
@@ -94,6 +97,8 @@ def json_object(name: str, text: str) -> dict[str, Any]:
         raise usage(name, f"not JSON: {where}", 'Quote it for the shell: \'{"key": "value"}\'') from None
     except RecursionError:
         raise usage(name, "nested too deeply") from None
+    except ValueError:  # Python's limit, which holds for the worker, too
+        raise usage(name, f"holds a number of more than {sys.get_int_max_str_digits()} digits", "Send it as a text") from None
     if not isinstance(found, dict):
         raise usage(name, f"must be a JSON object, not {type(found).__name__}", "Its keys are the handler's arguments")
     return found

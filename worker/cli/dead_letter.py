@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from worker.cli.common import AsJson, Limit, Operator, Queue, Reason, Yes, confirmed, database, duration, json_object, operator_name
+from worker.cli.common import MOST_ID, AsJson, Limit, Operator, Queue, Reason, Yes, confirmed, database, duration, json_object, operator_name
 from worker.cli.errors import CommandError, usage
 from worker.cli.render import json_line, print_diff, print_fields, print_json, print_rows, progress
 from worker.exits import EXIT_FAILED, EXIT_OK
@@ -21,8 +21,8 @@ app = typer.Typer(no_args_is_help=True, help="Dead letters: look, edit, redrive,
 
 PAGE = 500
 GROUP_COLUMNS = ["fingerprint", "count", "queue", "message_type", "reason", "error_class", "error_message", "last_dead_at"]
-Id = Annotated[int, typer.Argument(metavar="ID", help="Id of the dead letter.")]
-Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="Ids of dead letters.")]
+Id = Annotated[int, typer.Argument(metavar="ID", max=MOST_ID, help="Id of the dead letter.")]
+Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", max=MOST_ID, help="Ids of dead letters.")]
 Fingerprint = Annotated[str | None, typer.Option("--fingerprint", "-f", help="Only this cause, as `dead-letter groups` names it.")]
 OlderThan = Annotated[float | None, duration("--older-than", "Only letters dead for longer: 2h, 7d.")]
 Everything = Annotated[bool, typer.Option("--all", help="All dead letters.")]
@@ -105,7 +105,7 @@ def redrive(
     fingerprint: Fingerprint = None,
     queue: Queue = None,
     everything: Everything = False,
-    rate: Annotated[float, typer.Option("--rate", min=0, help="Messages per second; 0: as fast as it goes.")] = 100.0,
+    rate: Annotated[float, typer.Option("--rate", min=0, max=1_000_000, help="Messages per second; 0: as fast as it goes.")] = 100.0,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")] = None,
     stop_after_failures: Annotated[int, typer.Option("--stop-after-failures", min=0, help="Stop when so many have died again; 0: never.")] = 3,
     reason: Reason = None,

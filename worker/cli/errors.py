@@ -74,8 +74,9 @@ def describe(error: WorkerError) -> Problem:
     if isinstance(error, InvalidArgument):
         return _describe_argument(error)
     if isinstance(error, StoreUnavailable):
+        text = "\n".join(line for line in str(error).splitlines() if not line.startswith("\t"))  # libpq's own hints: ours says more
         hint = _HINTS.get(error.sqlstate or "", "Is the server up, and DATABASE_URL right? `packhorse config show` prints it")
-        return Problem("unavailable", f"database: {error}", EXIT_UNAVAILABLE, "database_url", hint)
+        return Problem("unavailable", f"database: {text}", EXIT_UNAVAILABLE, "database_url", hint)
     if isinstance(error, StoreConflict):
         return Problem("conflict", f"database: {error}", EXIT_FAILED, None, "Somebody else holds what this needs: run it again")
     if isinstance(error, StoreError):

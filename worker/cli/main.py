@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from typing import Annotated, Any, TextIO
@@ -30,7 +31,7 @@ from worker.cli import (
     up,
     worker,
 )
-from worker.cli.errors import Problem, describe, report
+from worker.cli.errors import Problem, describe, report, usage
 from worker.errors import WorkerError
 from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 
@@ -83,6 +84,10 @@ def run(arguments: list[str]) -> int:
     """Run one command line; the exit code. Everything that can be expected to go wrong is one line on stderr."""
     as_json = "--json" in arguments
     try:
+        for text in arguments:
+            if not _is_text(text):
+                shown = ascii(text[:60])
+                raise usage("arguments", f"{shown} is not text in this locale", "Write it in UTF-8, with LANG=C.UTF-8 or another locale of UTF-8")
         return int(app(arguments, prog_name="packhorse", standalone_mode=False) or EXIT_OK)
     except WorkerError as error:
         if "--traceback" in arguments:
@@ -103,6 +108,15 @@ def run(arguments: list[str]) -> int:
             return _report_full(error, as_json)
         text = f"internal error: {type(error).__name__}: {error}"
         return report(Problem("internal", text, EXIT_FAILED, None, "A bug of ours; `packhorse --traceback ...` shows where"), as_json=as_json)
+
+
+def _is_text(text: str) -> bool:
+    """Python hands over bytes that the locale cannot read as lone surrogates, which neither PostgreSQL nor an error line can take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _nowhere() -> TextIO:
@@ -138,6 +152,9 @@ def main() -> None:
     """Entry point of the `packhorse` script."""
     # started with a closed descriptor (`>&-`, some cron jobs) Python has None there
     sys.stdout, sys.stderr = (stream or _nowhere() for stream in (sys.stdout, sys.stderr))
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal of Latin-1 still sees what there is
+    logging.getLogger().addHandler(logging.NullHandler())  # a command says its errors itself, as one document with --json; daemons set their log up
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli.common import AsJson, Limit, Operator, Queue, Reason, database, operator_name
+from worker.cli.common import MOST_ID, AsJson, Limit, Operator, Queue, Reason, database, operator_name
 from worker.cli.errors import CommandError
 from worker.cli.render import print_fields, print_json, print_rows
 from worker.errors import NotFound
@@ -17,8 +17,8 @@ from worker.store import messages, operations
 
 app = typer.Typer(no_args_is_help=True, help="Messages: find, explain, cancel, retry.")
 
-Id = Annotated[int, typer.Argument(metavar="ID", help="Id of the message.")]
-Ids = Annotated[list[int], typer.Argument(metavar="ID...", help="Ids of messages.")]
+Id = Annotated[int, typer.Argument(metavar="ID", max=MOST_ID, help="Id of the message.")]
+Ids = Annotated[list[int], typer.Argument(metavar="ID...", max=MOST_ID, help="Ids of messages.")]
 COLUMNS = ["id", "queue", "message_type", "state", "priority", "attempt", "conversation_key", "run_at", "created_at", "finished_at", "error_class"]
 #: What `retry` answers, for people. The rest are states in which there is nothing to retry.
 _RETRIED = {"due": "is due now", "blocked": "is due now, when its conversation is free", "redriven": "was dead; enqueued again with fresh attempts"}
@@ -70,7 +70,7 @@ def explain(message_id: Id, as_json: AsJson = False) -> int:
 @app.command()
 def cancel(message_ids: Ids, reason: Reason = None, operator: Operator = None, as_json: AsJson = False) -> int:
     """Stop messages for good; those that run are asked to stop."""
-    told = {"cancelled": "is cancelled", "requested": "runs; its worker was asked to stop it", "gone": "is not alive any more"}
+    told = {"cancelled": "is cancelled", "requested": "runs; its worker was asked to stop it", "gone": "has ended, or it never existed"}
     with database() as connection:
         answers = {one: messages.cancel(connection, one, reason, operator_name(operator)) for one in message_ids}
     return _answer(answers, told, good={"cancelled", "requested"}, as_json=as_json)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any
 
 import typer
 
 from worker.cli.common import AsJson, Operator, database, operator_name
 from worker.cli.errors import usage
-from worker.cli.render import print_fields, print_json, print_rows
+from worker.cli.render import print_json, print_rows
 from worker.exits import EXIT_OK
+from worker.records import Row
 from worker.store import operations
 
 app = typer.Typer(no_args_is_help=True, help="Queues: depth, pause, settings.")
@@ -36,7 +38,7 @@ def show(queue: Name, as_json: AsJson = False) -> int:
     """The settings of a queue."""
     with database() as connection:
         found = operations.queue_settings(connection, queue)
-    print_json(found) if as_json else print_fields(found)
+    print_json(found) if as_json else _print_settings(found)
     return EXIT_OK
 
 
@@ -72,11 +74,22 @@ def set_settings(
     as_json: AsJson = False,
 ) -> int:
     """Change settings of a queue; they work within seconds. Example: packhorse queue set default max_concurrency=10 keep_done=1d"""
-    values = dict(_setting(text) for text in settings)
+    values: dict[str, Any] = {}
+    for name, value in map(_setting, settings):
+        if name in values:
+            raise usage(name, "given twice", "Give it once")
+        values[name] = value
     with database() as connection:
         found = operations.set_queue(connection, queue, values, operator_name(operator))
-    print_json(found) if as_json else print_fields(found)
+    print_json(found) if as_json else _print_settings(found)
     return EXIT_OK
+
+
+def _print_settings(found: Row) -> None:
+    """Names and values as `set` takes them: what is not limited, too, else nobody learns that it could be."""
+    values = {name: "none" if value is None else value for name, value in found.items() if value is not None or "paused" not in name}
+    rows = [{"setting": name, "value": value} for name, value in values.items()]
+    print_rows(rows, ["setting", "value"], empty="")
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -84,10 +97,12 @@ def _setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise usage("settings", f"{text[:60]!r} is not NAME=VALUE", "For example: max_concurrency=10")
-    if value.lower() in ("none", "null", ""):
+    if not value:  # an unset variable of a script must not remove a limit
+        raise usage(name, "has no value", f"{name}=none removes a limit")
+    if value.lower() in ("none", "null"):
         return name, None
     try:
         number = json.loads(value)
     except ValueError:
         return name, value
-    return name, number if isinstance(number, (int, float)) and not isinstance(number, bool) else value
+    return name, number if isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number) else value

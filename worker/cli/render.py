@@ -17,12 +17,17 @@ PIPE_WIDTH = 250
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout; times in ISO 8601."""
-    print(json.dumps(document, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None, default=_plain))
+    print(json.dumps(document, ensure_ascii=not _unicode(), indent=2 if sys.stdout.isatty() else None, default=_plain))
 
 
 def json_line(document: Any) -> str:
     """A document on one line."""
-    return json.dumps(document, ensure_ascii=False, default=_plain)
+    return json.dumps(document, ensure_ascii=not _unicode(), default=_plain)
+
+
+def _unicode() -> bool:
+    """Can stdout print every character?"""
+    return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
 
 
 def print_rows(found: Sequence[Row], columns: Sequence[str], *, empty: str) -> None:
