@@ -250,7 +250,8 @@ create function pick_due_messages(
 ) returns bigint[]
 language plpgsql set search_path from current as $$
 -- Choose and lock up to p_limit messages that may start, by (priority, run_at, id); skips rows that
--- others hold. Messages met on the way that wait behind their conversation become blocked.
+-- others hold. Messages met on the way that wait behind their conversation become blocked. Null: there
+-- were so many of these that what is behind them has not been looked at.
 -- p_since, p_until: ten times each, where to start and to end looking in each priority; null: not bounded.
 -- p_key_limit: how many of one concurrency key may run (queues.max_concurrency_per_key).
 declare
@@ -340,11 +341,13 @@ begin
       end if;
       perform block_waiting_messages(v_waiting);
     end if;
-    exit when v_seen < v_want; -- there is nothing more behind them
+    if v_seen < v_want then -- there is nothing more behind them
+      return v_picked;
+    end if;
     v_want := p_limit - cardinality(v_picked);
     exit when v_want <= 0;
   end loop;
-  return v_picked;
+  return nullif(v_picked, '{}');
 end
 $$;
 comment on function pick_due_messages(text, integer, integer, text[], timestamptz[], timestamptz[], boolean, timestamptz)

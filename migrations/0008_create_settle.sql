@@ -164,8 +164,8 @@ language plpgsql set search_path from current set enable_seqscan = off set jit =
 --   lost     a completion came too late: only id and lease_token are set
 --   promoted a conversation went on, but its message was not claimed now: pass its id in p_first next time
 --   suspect  messages that crashed a process could start: claim them alone, with p_suspects = true
---   next     nothing was claimed; look again at run_at (which created_at repeats): a message will be due, or a rate
---            limit will allow a start
+--   next     nothing was claimed; look again at run_at (which created_at repeats): a message will be due, a rate limit
+--            will allow a start, or, when that is now, something was in the way that is not any more
 -- p_queues in order of preference; p_limit 0..10000; p_types null means every type;
 -- p_cursor, p_until: ten timestamps per queue (one per priority), look from there up to, not including, there;
 -- null looks from the start and without an end, see the head of 0007. p_first: messages to look at wherever they
@@ -235,6 +235,9 @@ begin
       end if;
     end if;
     v_some := pick_due_messages(v_name, v_want, v_queue.max_concurrency_per_key, p_types, v_since, v_until, p_suspects, v_now);
+    if v_some is null then
+      v_next := v_now; -- the next call gets further
+    end if;
     if cardinality(v_some) > 0 then
       if v_queue.rate_limit is not null then
         update queues q set rate_tokens = rate_tokens_at(q, v_now) - cardinality(v_some), rate_refilled_at = v_now
@@ -265,7 +268,8 @@ begin
     exception when unique_violation then
       -- two claims started different messages of one conversation in the same instant (a late commit
       -- with a smaller id); the other one won, this batch is still pending and is found by the next claim
-      null;
+      v_ids := '{}';
+      v_next := v_now;
     end;
   end if;
   if cardinality(v_first) > 0 then

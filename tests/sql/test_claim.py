@@ -268,6 +268,22 @@ def test_an_empty_claim_says_when_the_next_message_will_be_due(sql: Sql) -> None
     assert next_start(sql) == [("next", True)]
 
 
+def test_a_claim_that_did_not_get_past_waiting_conversations_asks_for_another_one(sql: Sql) -> None:
+    """A worker that took it for an empty queue would sleep until its poll, and again after each thousand of them."""
+    sql.rows("select declare_queue('q')")
+    for due in "interval '1 hour'", "interval '-1 hour'":  # the first one of each conversation waits for its retry
+        sql.rows(
+            "insert into message_queue (queue, message_type, conversation_key, run_at) "
+            f"select 'q', 'effect', 'c' || n, clock_timestamp() + {due} from generate_series(1, 2000) n"
+        )
+    free = sql.enqueue()
+    for _ in range(20):
+        rows = sql.rows("select outcome, id, run_at <= clock_timestamp() from complete_and_claim_messages('{}', '{}', %s, '{q}', 4)", HOLDER)
+        if rows != [("next", None, True)]:
+            break
+    assert [row[:2] for row in rows] == [("claimed", free)]
+
+
 def test_the_next_message_may_be_a_suspect(sql: Sql) -> None:
     sql.crash(sql.claimed())
     sql.rows("update message_queue set run_at = clock_timestamp() + interval '1 hour'")

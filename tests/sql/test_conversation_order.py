@@ -163,6 +163,21 @@ def test_a_message_with_a_smaller_id_that_commits_late_goes_first(clients: Clien
     assert order == [smaller, *larger]
 
 
+def test_a_batch_that_loses_to_a_claim_of_the_same_instant_is_asked_for_again(clients: Clients) -> None:
+    """Each claims the first of the conversation as far as it can see. The whole batch of the second one is still pending."""
+    late, winner, loser, watcher = clients(), clients(), clients(), clients()
+    late.rows("begin")
+    in_conversation(late, 1)
+    (larger,) = in_conversation(watcher, 1)
+    with winner.connection.transaction():
+        assert ids(winner.claim(1)) == [larger]
+        late.rows("commit")
+        claim = "select outcome, run_at <= clock_timestamp() from complete_and_claim_messages('{}', '{}', %s, '{q}', 10)"
+        answer = in_background(loser.rows, claim, OTHER)
+        blocked_behind(watcher, loser, winner)
+    assert answer.result(10) == [("next", True)]
+
+
 def test_waiting_messages_are_taken_out_of_the_claim_index(sql: Sql) -> None:
     in_conversation(sql, 60)
     other = sql.enqueue()
