@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -38,23 +39,23 @@ def contains(look: Look, moment: str, place: int = 4) -> bool:
     return (since is None or moment >= since) and (until is None or (until != "-infinity" and moment < until))
 
 
-def run_front(cursor: ClaimCursor, clock: Clock, moments: range, count: int = MARK_EVERY) -> None:
+def run_front(cursor: ClaimCursor, clock: Clock, moments: range, count: int = MARK_EVERY, took: float = 0.001) -> None:
     """The front claims `count` messages at each of these moments; no sweep is due meanwhile."""
     for moment in moments:
         look = cursor.look(["q"])
         assert look.front
         cursor.claimed(look, {("q", 5): text(moment)}, count)
-        cursor.looked(look, 0.001, exhausted=False)
+        cursor.looked(look, took, exhausted=False)
 
 
-def sweep(cursor: ClaimCursor, clock: Clock, costs: Any) -> list[Look]:
-    """All slices of the next sweep, taking these seconds one after the other."""
+def sweep(cursor: ClaimCursor, clock: Clock, costs: Any, front: float = 0.001) -> list[Look]:
+    """All slices of the next sweep, taking these seconds one after the other; `front`: looks at the front."""
     looks: list[Look] = []
     for _ in range(10_000):
         clock.now = max(clock.now, cursor.next_sweep)
         look = cursor.look(["q"])
         if look.front and not look.whole:
-            cursor.looked(look, 0.001, exhausted=True)
+            cursor.looked(look, front, exhausted=True)
             continue
         looks.append(look)
         cursor.looked(look, next(costs), exhausted=True)
@@ -70,10 +71,49 @@ def test_the_first_look_is_at_everything(clock: Clock) -> None:
 
 def test_a_look_at_everything_keeps_its_distance_by_its_cost(clock: Clock) -> None:
     cursor = ClaimCursor(["q"])
+    cursor.looked(module.ALL, 0.001, exhausted=True)
+    run_front(cursor, clock, range(1), count=1)
     for _ in range(2):
-        cursor.looked(module.ALL, 0.5, exhausted=True)
+        cursor.looked(module.ALL, 0.501, exhausted=True)
     cursor.look_again_soon()
-    assert cursor.next_sweep == 10.0
+    assert cursor.next_sweep == pytest.approx(10.0)
+
+
+def test_a_connection_that_makes_every_look_slow_makes_none_dear(clock: Clock) -> None:
+    """Else slices are never joined there, and a sweep takes longer with every message since the start: minutes, after a day."""
+    cursor = ClaimCursor(["q"])
+    cursor.looked(module.ALL, 0.2, exhausted=False)
+    run_front(cursor, clock, range(1, 60), took=0.2)
+    assert [len(sweep(cursor, clock, iter([0.2] * 100), front=0.2)) for _ in range(4)][-1] == 1
+    clock.now = cursor.next_sweep
+    assert cursor.look(["q"]) is module.ALL
+    for _ in range(2):
+        cursor.looked(module.ALL, 0.2, exhausted=True)
+    assert cursor.next_sweep == clock.now + module.SWEEP_SECONDS
+
+
+def test_one_slow_look_at_the_front_makes_no_sweep_cheap(clock: Clock) -> None:
+    """What is joined is not cut again."""
+    cursor = ClaimCursor(["q"])
+    cursor.looked(module.ALL, 0.001, exhausted=False)
+    run_front(cursor, clock, range(1, 9))
+    run_front(cursor, clock, range(9, 10), took=0.05)
+    assert len(sweep(cursor, clock, iter([0.02] * 100))) == 10
+
+
+def test_a_long_sweep_lets_the_front_be_looked_at(clock: Clock) -> None:
+    """Without NOTIFY an idle worker looks when the next slice is due, and finds a new message at the front only."""
+    cursor = ClaimCursor(["q"])
+    cursor.looked(module.ALL, 0.001, exhausted=False)
+    run_front(cursor, clock, range(1, 200))
+    clock.now = cursor.next_sweep
+    looks: list[tuple[float, Look]] = []
+    while not looks or not looks[-1][1].whole:
+        clock.now = max(clock.now, cursor.next_sweep)
+        looks.append((clock.now, cursor.look(["q"])))
+        cursor.looked(looks[-1][1], 0.001 if looks[-1][1].front else 0.011, exhausted=True)
+    fronts = [moment for moment, look in looks if look.front]
+    assert len(looks) > 200 and max(after - before for before, after in pairwise([*fronts, clock.now])) < 1.5
 
 
 def test_one_slow_look_keeps_nobody_waiting(clock: Clock) -> None:
@@ -149,11 +189,11 @@ def first_slice(clock: Clock) -> tuple[ClaimCursor, Look]:
 
 def test_slices_rest_after_what_they_cost(clock: Clock) -> None:
     cursor, look = first_slice(clock)
-    cursor.looked(look, 0.003, exhausted=True)
-    assert cursor.next_sweep == pytest.approx(clock.now + 0.02), "no more than the look before it"
+    cursor.looked(look, 0.004, exhausted=True)
+    assert cursor.next_sweep == pytest.approx(clock.now), "no more than the look before it"
     clock.now = cursor.next_sweep
-    cursor.looked(cursor.look(["q"]), 0.003, exhausted=True)
-    assert cursor.next_sweep == pytest.approx(clock.now + 0.06)
+    cursor.looked(cursor.look(["q"]), 0.004, exhausted=True)
+    assert cursor.next_sweep == pytest.approx(clock.now + 0.06), "what it cost more than the front, twenty times"
 
 
 def test_a_slice_that_gave_all_it_was_asked_for_is_looked_at_again(clock: Clock) -> None:

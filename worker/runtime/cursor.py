@@ -5,7 +5,8 @@ looks from the start walks them all. So a claim looks at the FRONT, from its cur
 behind the cursor (late commits, released messages) is found by a sweep from the start, now and then and
 whenever the front is short. Nobody waits for a sweep: it goes in slices, one claim each, cut where we
 claimed MARK_EVERY messages, so that each walks about as many dead entries; slices that turn out cheap are
-joined, down to a single look at everything, slices that turn out dear keep their distance.
+joined, down to a single look at everything, slices that turn out dear keep their distance. Cheap is what costs no
+more than a look at the front: a slow connection makes every look slow, and that is no reason to look seldom.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 
 PRIORITIES = 10
-SWEEP_SECONDS = 1.0  # from the end of a sweep to the next one, at least
+SWEEP_SECONDS = 1.0  # from the end of a sweep to the next one, at least; and between looks at the front while it goes on, at most
 SOON_SECONDS = 0.02  # the same when the front is short
 REST_FACTOR = 20.0  # a look behind the front is followed by this many times its cost without one
+RISE = 0.1  # the usual cost of a look at the front: quick to fall, slow to rise
 MARK_EVERY = 4_000
 CHEAP_SECONDS = 0.002
 DEAR_SECONDS = 0.004
@@ -54,13 +57,15 @@ class ClaimCursor:
         self._at = 0  # the slice that is next starts at the mark before this one
         self._span = 1  # and ends so many marks further
         self._swept_seconds = 0.0
-        self._last_seconds = 0.0  # what the look behind the front before this one took
-        self._front_looked = False  # since the last sweep: with it, a sweep has seen everything
+        self._last_seconds = 0.0  # what the look behind the front before this one cost
+        self._front_seconds = inf  # what a look at the front takes
+        self._front_at = -inf  # of the last look at the front; never: none since the last sweep, which needs one
         self._next_sweep = 0.0
 
     def look(self, queues: list[str]) -> Look:
         """What the next claim looks at; bounds for these queues, in this order."""
-        if time.monotonic() < self._next_sweep or (self._marks and not self._front_looked):
+        now = time.monotonic()
+        if now < self._next_sweep or (self._marks and now - self._front_at > SWEEP_SECONDS):
             return Look([since for queue in queues for since in self._since[queue]], None, front=True, whole=False)
         if not self._marks:
             return ALL
@@ -83,39 +88,44 @@ class ClaimCursor:
         """A claim has looked there. exhausted: it found less than it could take; took_seconds: the whole statement."""
         now = time.monotonic()
         if look.front:
-            self._front_looked = True
+            self._front_at = now
             if look.whole:
                 self._next_sweep = now + max(SWEEP_SECONDS, self._cost(took_seconds) * REST_FACTOR)
+            elif took_seconds < self._front_seconds:
+                self._front_seconds = took_seconds
+            else:
+                self._front_seconds += RISE * (took_seconds - self._front_seconds)
         elif not exhausted:
             self._next_sweep = now  # there is more in this slice
         else:
             self._slice_done(look, took_seconds, now)
 
     def _cost(self, took_seconds: float) -> float:
-        """What this look cost: no more than the one before it.
+        """What this look cost more than one at the front, and no more than the one before it.
 
         Dead entries make every look dear. A single one also takes long on a new connection, or when the machine was
         busy; to rest for that would leave what lies behind the front, like the next message of a conversation
         whose last one died, to wait for seconds.
         """
-        cost = min(took_seconds, self._last_seconds)
-        self._last_seconds = took_seconds
+        seconds = max(0.0, took_seconds - self._front_seconds)
+        cost = min(seconds, self._last_seconds)
+        self._last_seconds = seconds
         return cost
 
     def _slice_done(self, look: Look, took_seconds: float, now: float) -> None:
         cost = self._cost(took_seconds)
         self._swept_seconds += cost
         end = min(self._at + self._span, len(self._marks) + 1)
-        if took_seconds < CHEAP_SECONDS:
+        if self._last_seconds < CHEAP_SECONDS:
             del self._marks[self._at : end - 1]  # the cuts inside it
             end = self._at + 1
             self._span = min(self._span * 2, MAX_SPAN)
-        elif took_seconds > DEAR_SECONDS:
+        elif self._last_seconds > DEAR_SECONDS:
             self._span = max(1, self._span // 2)
         self._at = end
         if look.whole:
             self._next_sweep = now + max(SWEEP_SECONDS, self._swept_seconds)
-            self._at, self._swept_seconds, self._front_looked = 0, 0.0, False
+            self._at, self._swept_seconds, self._front_at = 0, 0.0, -inf
         else:
             self._next_sweep = now + cost * REST_FACTOR
 
