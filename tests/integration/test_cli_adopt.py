@@ -72,6 +72,8 @@ def test_a_refusal_has_every_reason_and_changes_nothing(cli, old):
         (["--set", "=x"], "set"),
         (["--value", "status:x"], "value"),
         (["--legacy-schema", "A;drop"], "legacy-schema"),
+        (["--legacy-schema", "public"], "legacy-schema"),
+        (["--legacy-schema", "information_schema"], "legacy-schema"),
     ],
 )
 def test_bad_options_are_named(cli, arguments, field):

@@ -7,14 +7,17 @@ import json
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import termios
 import time
 
+import psycopg
 import pytest
 
 from tests.support.cli import COMMAND, Cli
+from tests.support.waiting import wait_until
 from worker.cli.errors import Problem, report
 from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
 
@@ -117,3 +120,17 @@ def test_an_error_of_a_run_is_one_document_on_stderr(tmp_path, database):
 def test_a_refused_connection_is_one_sentence_and_one_hint(tmp_path):
     ran = Cli(tmp_path, "postgresql://me@127.0.0.1:1/app")("queue", "list")
     assert ran.code == EXIT_UNAVAILABLE and ran.err.count("Is the server") == 1 and "refused. Is" in ran.err, ran.err
+
+
+def test_ctrl_c_is_said(tmp_path, database):
+    cli = Cli(tmp_path, database.url)
+    with psycopg.connect(database.url) as other:
+        other.execute("select from queues where name = 'default' for update")
+        process = subprocess.Popen(
+            [*COMMAND, "queue", "pause", "default", "--json"], cwd=tmp_path, env=cli.environment, stderr=subprocess.PIPE, text=True
+        )
+        waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        wait_until(lambda: database.value(waits) == 1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == EXIT_FAILED and json.loads(err)["error"]["code"] == "interrupted", err

@@ -35,6 +35,8 @@ from worker.cli.errors import Problem, describe, report, usage
 from worker.errors import WorkerError
 from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 
+_TYPER_INTERRUPTED = 130
+
 #: What a write to a full disk, a full quota or a file that may not grow answers.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -88,7 +90,10 @@ def run(arguments: list[str]) -> int:
             if not _is_text(text):
                 shown = ascii(text[:60])
                 raise usage("arguments", f"{shown} is not text in this locale", "Write it in UTF-8, with LANG=C.UTF-8 or another locale of UTF-8")
-        return int(app(arguments, prog_name="packhorse", standalone_mode=False) or EXIT_OK)
+        code = int(app(arguments, prog_name="packhorse", standalone_mode=False) or EXIT_OK)
+        if code == _TYPER_INTERRUPTED:  # what typer makes of Ctrl-C, without a word
+            raise KeyboardInterrupt
+        return code
     except WorkerError as error:
         if "--traceback" in arguments:
             raise

@@ -15,6 +15,7 @@ from worker.adopt.plan import Plan
 from worker.cli.common import MIGRATE_SECONDS, AsJson, Yes, confirmed, database
 from worker.cli.errors import usage
 from worker.cli.render import clean, print_json, print_rows, progress
+from worker.config import load_settings
 from worker.db import migrate
 from worker.exits import EXIT_FAILED, EXIT_OK
 from worker.records import Row
@@ -43,6 +44,8 @@ def adopt_command(
         raise usage("with", f"there is no set {unknown[:40]!r}", f"There is: {', '.join(migrate.SETS)}")
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", legacy):
         raise usage("legacy-schema", f"{legacy[:63]!r} is not a name for it", "Small letters, digits and underscores; 63 at most")
+    if legacy.startswith("pg_") or legacy in ("information_schema", load_settings().db_schema):  # what is moved must be out of the way
+        raise usage("legacy-schema", f"{legacy!r} is taken", f"A schema of its own, as the default {LEGACY_SCHEMA}")
     order = Order(tuple(sets or ()), Choices(_pairs("map", mapped), _pairs("set", fixed), _words(meaning)), tuple(moved or ()), legacy, batch)
     with database(owner=True, deadline_seconds=MIGRATE_SECONDS, check=False) as connection:
         migrate.check_server(connection)
