@@ -24,7 +24,7 @@ from worker.exits import EXIT_FAILED, EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_USAGE
 _HINTS = {
     "42P07": "Tables of another system, or of ours without a record? `packhorse migrate adopt --dry-run` says what can be done",
     "25006": "This server is read-only (a replica?): connect to the primary",
-    "42501": "Log in as a role that is in packhorse_worker (packhorse_reader is enough to look), or as the schema's owner for migrations",
+    "42501": "Log in as a role in packhorse_worker (packhorse_reader is enough to look), for migrations as their owner (docs/deployment.md: roles)",
     "3D000": "Create the database, or correct DATABASE_URL",
     "28P01": "Correct the password in DATABASE_URL",
     "28000": "Correct the role in DATABASE_URL",

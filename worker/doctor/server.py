@@ -101,7 +101,7 @@ def _role(facts: Row, roles: list[Row]) -> Iterator[Finding]:
         yield Finding("role", "warn", f"{name} has BYPASSRLS: no policy holds it", store.repair("nobypassrls", role=name))
     elif any(row["role"] == "packhorse_worker" and row["exists"] and not row["member"] for row in roles):
         yield Finding("role", "fail", f"{name} is not in packhorse_worker", store.repair("join_worker", role=name))
-    else:
+    elif all(row["exists"] for row in roles):
         yield Finding("role", "ok", f"{name} is in packhorse_worker, no superuser, no BYPASSRLS")
 
 
