@@ -294,6 +294,14 @@ begin
        where level.priority = 0 and m.queue = q.name and m.state = 'pending' and m.crashes > 0 and m.run_at > v_now
        order by m.run_at limit 1)) d;
     v_next := least(v_next, v_due);
+    -- one that expired in front of its conversation holds it up, and workers that have nothing to do are the first to mind
+    if cardinality(p_ids) = 0 and exists (select from message_queue m where m.expires_at <= v_now and m.state <> 'running') then
+      begin
+        perform expire_messages(100);
+      exception when others then
+        null; -- no reason to claim nothing; the heartbeats, which expire all others, say what is wrong
+      end;
+    end if;
     if v_next is not null then
       return query select 'next', null::bigint, null::bigint, null::text, null::text, null::jsonb, null::jsonb,
         null::integer, null::integer, null::integer, null::integer, null::text, null::text, null::text,

@@ -133,8 +133,9 @@ def test_expiry_is_bounded_and_ends(sql: Sql) -> None:
 
 
 def test_expiry_releases_the_conversation(sql: Sql) -> None:
-    sql.enqueue(conversation_key="c", expires_at="2020-01-01")
+    sql.enqueue(conversation_key="c", expires_at="2999-01-01", delay="1 hour")
     second = sql.enqueue(conversation_key="c")
     assert sql.claim(10) == [] and sql.state(second) == "blocked"
+    sql.rows("update message_queue set expires_at = '2020-01-01' where expires_at is not null")
     sql.rows("select expire_messages()")
     assert sql.claim_one().id == second

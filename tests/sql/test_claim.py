@@ -284,6 +284,20 @@ def test_a_claim_that_did_not_get_past_waiting_conversations_asks_for_another_on
     assert [row[:2] for row in rows] == [("claimed", free)]
 
 
+@pytest.mark.parametrize("waiting", ["pending", "blocked"])
+def test_an_expired_message_holds_its_conversation_up_until_a_claim_finds_nothing(sql: Sql, waiting: str) -> None:
+    """Heartbeats expire messages too, but so seldom that the next one waited for half a minute with all workers idle."""
+    expired = sql.enqueue(conversation_key="c", expires_at="2999-01-01", delay="1 hour")
+    second = sql.enqueue(conversation_key="c")
+    if waiting == "blocked":
+        assert sql.claim(10) == []
+    assert sql.state(second) == waiting
+    sql.rows("update message_queue set expires_at = clock_timestamp(), run_at = clock_timestamp() where id = %s", expired)
+    assert sql.claim(10) == []
+    assert sql.state(expired) == "cancelled"
+    assert [lease.id for lease in sql.claim(10)] == [second]
+
+
 def test_the_next_message_may_be_a_suspect(sql: Sql) -> None:
     sql.crash(sql.claimed())
     sql.rows("update message_queue set run_at = clock_timestamp() + interval '1 hour'")
