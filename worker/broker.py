@@ -27,10 +27,11 @@ from worker.db.connection import DeadlineConnection, connect
 from worker.db.errors import translated
 from worker.db.pool import ConnectionPool
 from worker.embedded import running_url
-from worker.encoding import Encoded, Signature, encode
-from worker.errors import ConfigError, StoreRejected
+from worker.encoding import Encoded, Signature, check_actor, encode
+from worker.errors import ConfigError, InvalidArgument, StoreRejected
 from worker.messages import ClaimedMessage, Ending
 from worker.middleware import default_middleware
+from worker.middleware.time_limits import check_class
 from worker.middleware.tracing import Tracing
 from worker.observe import tracing
 from worker.store import messages as store
@@ -124,10 +125,17 @@ class PostgresBroker(Broker):
 
     # -- declaring ---------------------------------------------------------------------------------
     def declare_actor(self, actor: Any) -> None:
+        check_actor(actor)
+        check_class(actor.options)
+        for alias in actor.options.get("aliases") or ():
+            taken = alias if alias in self.actors else self.aliases.get(alias, actor.actor_name)
+            if taken != actor.actor_name:
+                raise InvalidArgument(f"aliases: {alias!r} is the actor {taken!r}", field="aliases", hint="A former name means one actor.")
+        signature = Signature(actor)
         super().declare_actor(actor)
-        self._signatures[actor.actor_name] = Signature(actor)
+        self._signatures[actor.actor_name] = signature
         actor.logger.addFilter(_without_arguments)
-        for alias in actor.options.get("aliases", ()):
+        for alias in actor.options.get("aliases") or ():
             self.aliases[alias] = actor.actor_name
 
     def get_actor(self, actor_name: str) -> Any:

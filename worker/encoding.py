@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import dramatiq
@@ -39,6 +41,21 @@ COLUMN_OPTIONS = frozenset(
         "expires_in",
     }
 )
+
+
+@lru_cache(1024)  # names stand in code: they are few
+def _meant(name: str) -> str | None:
+    """What to say instead of a name that is nearly an option of ours; None for a name of somebody else."""
+    if name == "queue_name":
+        return "worker.enqueue() calls it queue; a message of dramatiq has it by copy(queue_name=…)."
+    near = difflib.get_close_matches(name, COLUMN_OPTIONS | {"delay"}, 1, 0.8)
+    return f"Did you mean {near[0]!r}?" if near and near[0] != name else None
+
+
+def refuse_misspelt(name: str) -> None:
+    """Kept as an option of dramatiq's it would mean nothing, in silence. Raises InvalidArgument."""
+    if hint := _meant(name):
+        raise InvalidArgument(f"{name}: there is no such option", field=name, hint=hint)
 
 
 @dataclass(slots=True)
@@ -97,6 +114,28 @@ class Signature:
         return bound
 
 
+#: Durations of actors, in milliseconds, with the least that means something.
+_ACTOR_DURATIONS = {"min_backoff": 0, "max_backoff": 0, "max_age": 0, "hard_time_limit": 0, "time_limit": 1}
+
+
+def check_actor(actor: dramatiq.Actor[Any, Any]) -> None:
+    """Refuse options that would be passed over, or fail in each attempt: dramatiq looks at their names only. Raises InvalidArgument."""
+    options = {name: value for name, value in actor.options.items() if value is not None}
+    if actor.priority != 0:  # dramatiq's default
+        _whole("priority", actor.priority, 1, 10)
+    for name, low, high in (("max_attempts", 1, 1_000_000), ("max_retries", 0, 999_999)):
+        if name in options:
+            _whole(name, options[name], low, high)
+    for name, least in _ACTOR_DURATIONS.items():
+        if name in options and not (name == "time_limit" and options[name] == math.inf):  # dramatiq's word for none
+            _number(name, options[name], least, MAX_DELAY_SECONDS * 1000)
+    if not isinstance(options.get("transactional", False), bool):
+        raise InvalidArgument("transactional: must be True or False", field="transactional")
+    aliases = options.get("aliases", ())
+    if not isinstance(aliases, (list, tuple, set, frozenset)) or not all(isinstance(alias, str) and _NAME.fullmatch(alias) for alias in aliases):
+        raise InvalidArgument("aliases: must be a list of former names of the actor", field="aliases")
+
+
 def encode(message: dramatiq.Message[Any], delay_ms: int | float | None, signature: Signature | None, actor_options: dict[str, Any]) -> Encoded:
     """Turn a dramatiq message into arguments of enqueue_message. Raises InvalidArgument."""
     name, payload = message.actor_name, message.kwargs
@@ -119,6 +158,8 @@ def encode(message: dramatiq.Message[Any], delay_ms: int | float | None, signatu
     if not message.options and not delay_ms and not loose_args and not actor_options.get("max_age"):
         encoded.options = plain_options(message.message_id)
         return encoded
+    for option in message.options.keys() - COLUMN_OPTIONS:
+        refuse_misspelt(option)
     options = {**message.options, "message_id": message.message_id}
     if loose_args:
         options["args"] = list(loose_args)
@@ -209,7 +250,7 @@ def _whole(name: str, value: Any, low: int, high: int) -> int:
 
 def _number(name: str, value: Any, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise InvalidArgument(f"{name}: must be a number from {low:g} to {high:g} (milliseconds), got {str(value)[:40]!r}", field=name)
+        raise InvalidArgument(f"{name}: must be a number from {low:g} to {high:.15g} (milliseconds), got {str(value)[:40]!r}", field=name)
     return float(value)
 
 

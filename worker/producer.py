@@ -5,12 +5,11 @@ One SQL call on the connection that the caller gives; what becomes of it is the 
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from worker.encoding import COLUMN_OPTIONS, Encoded, _seconds, _take_columns, to_json
+from worker.encoding import Encoded, _seconds, _take_columns, refuse_misspelt, to_json
 from worker.errors import InvalidArgument
 from worker.observe import tracing
 from worker.records import EnqueueResult
@@ -34,9 +33,6 @@ _NAMES = (
     "p_concurrency_key",
 )
 _BULK_NAMES = ("p_payloads", *(name for name in _NAMES if name not in _PER_MESSAGE))
-#: What enqueue() takes, and what dramatiq calls some of it.
-_OPTIONS = COLUMN_OPTIONS | {"delay"}
-_OTHER_NAMES = {"queue_name": "queue", "eta": "run_at"}
 _EXPRESSIONS = {
     # by way of text: the caller's connection may have a codec for jsonb (asyncpg's set_type_codec), which would encode our text once more
     "p_payload": "{}::text::jsonb",
@@ -127,10 +123,8 @@ _MANY = Statement("message_count", "enqueue_payloads", _BULK_NAMES)
 def _arguments(queue: str, message_type: str, options: dict[str, Any]) -> dict[str, Any]:
     """What all messages of a call share, by the names of the SQL function. Raises InvalidArgument."""
     encoded = Encoded(queue, message_type, "", "{}")
-    for name in options.keys() - _OPTIONS:
-        near = _OTHER_NAMES.get(name) or next(iter(difflib.get_close_matches(name, _OPTIONS, 1, 0.8)), None)
-        if near:  # passed on as an option of dramatiq it would mean nothing, in silence
-            raise InvalidArgument(f"{name}: there is no such option", field=name, hint=f"Did you mean {near!r}?")
+    for name in options:
+        refuse_misspelt(name)
     rest = dict(options)
     delay = rest.pop("delay", None)
     if delay is not None and rest.get("run_at") is not None:

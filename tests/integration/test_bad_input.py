@@ -110,6 +110,8 @@ OPTIONS = {
     "run_at without zone": ({"run_at": datetime(2030, 1, 1)}, "run_at"),
     "run_at text": ({"run_at": "tomorrow"}, "run_at"),
     "expires_in negative": ({"expires_in": -5}, "expires_in"),
+    "a misspelt option": ({"conversationkey": "c"}, "conversationkey"),
+    "a queue that send does not take": ({"queue_name": "mail"}, "queue_name"),
     "unknown value": ({"custom": object()}, "options"),
 }
 
@@ -121,6 +123,40 @@ def test_bad_options_are_refused_with_their_name(database, note, name):
         note.send_with_options(args=("x",), **options)
     assert caught.value.field == field
     assert database.query("select 1 from message_queue") == []
+
+
+ACTORS = {
+    "priority": {"priority": 100},
+    "max_attempts": {"max_attempts": 0},
+    "max_retries": {"max_retries": -1},
+    "time_limit": {"time_limit": 0},
+    "max_age": {"max_age": "old"},
+    "min_backoff": {"min_backoff": -1},
+    "max_backoff": {"max_backoff": 10**15},
+    "hard_time_limit": {"hard_time_limit": "soon"},
+    "time_limit_class": {"time_limit_class": "paymnet"},
+    "transactional": {"transactional": "no"},
+    "aliases": {"aliases": "former"},
+    "aliases of another actor": {"aliases": ["note"]},
+    "aliases of two": {"aliases": ["old_note"]},
+    "aliases that are no names": {"aliases": ["a b"]},
+}
+
+
+@pytest.mark.parametrize("name", ACTORS)
+def test_an_actor_with_a_bad_option_is_refused_where_it_is_declared(broker, name):
+    @dramatiq.actor(aliases=["old_note"], max_attempts=None, time_limit=float("inf"))
+    def note():
+        pass
+
+    with pytest.raises(InvalidArgument) as caught:
+
+        @dramatiq.actor(**ACTORS[name])
+        def other():
+            pass
+
+    assert caught.value.field == name.split()[0]
+    assert "other" not in broker.actors
 
 
 def test_the_connection_is_as_good_as_before_after_a_refusal(database, broker, note):

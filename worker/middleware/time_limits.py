@@ -14,6 +14,7 @@ from typing import Any
 from dramatiq.middleware import TimeLimit
 
 from worker.encoding import MAX_DELAY_SECONDS
+from worker.errors import InvalidArgument
 from worker.messages import ClaimedMessage
 
 logger = logging.getLogger("packhorse.time_limits")
@@ -22,6 +23,13 @@ logger = logging.getLogger("packhorse.time_limits")
 CLASSES = {"ai_agent": 120.0, "payment": 60.0, "media": 300.0}
 DEFAULT_SECONDS = 30.0
 DEFAULT_HARD_SECONDS = 10.0
+
+
+def check_class(options: dict[str, Any]) -> None:
+    """Called by the broker: dramatiq logs what a middleware raises for an actor, and declares it. Raises InvalidArgument."""
+    name = options.get("time_limit_class")
+    if name is not None and name != "default" and name not in CLASSES:
+        raise InvalidArgument(f"time_limit_class: {name!r} is not one of default, {', '.join(CLASSES)}", field="time_limit_class")
 
 
 class TimeLimits(TimeLimit):
@@ -36,11 +44,6 @@ class TimeLimits(TimeLimit):
     @property
     def actor_options(self) -> set[str]:
         return {"time_limit", "time_limit_class", "hard_time_limit"}
-
-    def after_declare_actor(self, broker: Any, actor: Any) -> None:
-        name = actor.options.get("time_limit_class")
-        if name is not None and name != "default" and name not in CLASSES:
-            raise ValueError(f"time_limit_class: {name!r} is not one of default, {', '.join(CLASSES)}")
 
     def limits(self, broker: Any, actor_name: str) -> tuple[float, float]:
         """(soft seconds, hard seconds after the soft limit) of an actor."""
