@@ -157,12 +157,14 @@ $$;
 comment on function waiting_in_front(text, text[], timestamptz[], timestamptz[], text[], timestamptz)
   is 'Used by the claim: those of the next hundred messages that wait behind their conversation.';
 
-create function queue_allowance(p_queue queues, p_limit integer, p_now timestamptz) returns integer
+create function queue_allowance(p_queue queues, p_limit integer, p_now timestamptz, p_wait boolean default true) returns integer
 language plpgsql set search_path from current as $$
 -- How many messages of the queue may start now: pause, fleet-wide concurrency and rate limit (SPEC Q8). p_queue: its row.
 -- Locks and reads the row again when the queue has a limit: claims of a limited queue come one by one. When somebody
 -- keeps the row (an open transaction with set_queue) for longer than the caller's lock_timeout: none; the messages
 -- of other queues, which the same claim looks at, must not wait for that.
+-- p_wait false, for who has such a row already: null when another claim has this one. Claims look at queues in different
+-- orders, and two that waited for each other would do so for the whole lock_timeout.
 declare
   v_queue queues;
 begin
@@ -172,7 +174,9 @@ begin
     return p_limit;
   end if;
   select * into v_queue from queues where name = p_queue.name for update skip locked;
-  if not found then
+  if not found and not p_wait then
+    return null;
+  elsif not found then
     -- apart from the usual case: the lock of a subtransaction makes the update of the tokens a multixact
     begin
       select * into v_queue from queues where name = p_queue.name for update;
@@ -190,7 +194,7 @@ begin
   return greatest(p_limit, 0);
 end
 $$;
-comment on function queue_allowance(queues, integer, timestamptz) is 'How many messages of a queue may start now.';
+comment on function queue_allowance(queues, integer, timestamptz, boolean) is 'How many messages of a queue may start now.';
 
 create function rate_tokens_at(p_queue queues, p_now timestamptz) returns double precision
 language sql immutable as $$

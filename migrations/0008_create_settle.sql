@@ -165,7 +165,7 @@ language plpgsql set search_path from current set enable_seqscan = off set jit =
 --   promoted a conversation went on, but its message was not claimed now: pass its id in p_first next time
 --   suspect  messages that crashed a process could start: claim them alone, with p_suspects = true
 --   next     nothing was claimed; look again at run_at (which created_at repeats): a message will be due, a rate limit
---            will allow a start, or, when that is now, something was in the way that is not any more
+--            will allow a start, or, when that is now, something was in the way that will not be next time
 -- p_queues in order of preference; p_limit 0..10000; p_types null means every type;
 -- p_cursor, p_until: ten timestamps per queue (one per priority), look from there up to, not including, there;
 -- null looks from the start and without an end, see the head of 0007. p_first: messages to look at wherever they
@@ -178,6 +178,7 @@ declare
   v_some bigint[];
   v_promoted bigint[];
   v_want integer;
+  v_locked boolean := false; -- the row of a queue with limits
   v_since timestamptz[];
   v_until timestamptz[];
   v_index integer := 0;
@@ -215,7 +216,13 @@ begin
     if not found then
       perform require_queue(v_name);
     end if;
-    v_want := queue_allowance(v_queue, p_limit - cardinality(v_ids), v_now);
+    v_want := queue_allowance(v_queue, p_limit - cardinality(v_ids), v_now, not v_locked);
+    if v_want is null then
+      v_next := v_now + interval '10 milliseconds'; -- another claim looks at it; this one waits for no second queue
+      continue;
+    end if;
+    v_locked := v_locked or v_queue.max_concurrency is not null or v_queue.max_concurrency_per_key is not null
+      or v_queue.rate_limit is not null;
     if v_want <= 0 then
       if v_queue.rate_limit is not null then
         v_next := least(v_next, next_start_at(v_name, v_now)); -- nobody else tells when the next token is there

@@ -145,6 +145,20 @@ def test_a_start_that_something_else_prevents_is_not_promised_for_a_token(sql: S
     assert look_again_in(sql) == []
 
 
+def test_a_claim_waits_for_one_limited_queue_at_most(clients: Callable[..., Sql]) -> None:
+    """Claims begin with different queues: two that each had one and waited for the other's did so for half a second, again and again."""
+    other, sql = clients(), clients()
+    for queue in "q", "r":
+        sql.rows("select declare_queue(%s)", queue)
+        sql.set_queue(queue, max_concurrency=5)
+        sql.enqueue(queue)
+    call = "select outcome, queue from complete_and_claim_messages('{}', '{}', %s, %s::text[], 10)"
+    with other.connection.transaction():
+        assert len(other.claim(1, "q")) == 1
+        assert sql.rows(call, HOLDER, ["r", "q"]) == [("claimed", "r")]
+        assert sql.rows(call, HOLDER, ["r", "q"]) == [("next", None)], "not for long"
+
+
 def test_acquiring_one_message_spends_a_start_of_the_rate_limit(sql: Sql) -> None:
     sql.set_queue(rate_limit=1, rate_interval="1 hour")
     first, second = fill(sql, 2)

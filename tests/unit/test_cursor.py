@@ -92,6 +92,19 @@ def test_a_connection_that_makes_every_look_slow_makes_none_dear(clock: Clock) -
     assert cursor.next_sweep == clock.now + module.SWEEP_SECONDS
 
 
+def test_a_rest_ends_when_the_front_is_as_slow(clock: Clock) -> None:
+    """A lock that claims wait for makes every look dear: to rest for it would leave what lies behind the front for ten seconds."""
+    cursor = ClaimCursor(["q"])
+    cursor.looked(module.ALL, 0.001, exhausted=True)
+    run_front(cursor, clock, range(1), count=1)
+    for _ in range(2):
+        cursor.looked(module.ALL, 0.501, exhausted=True)
+    run_front(cursor, clock, range(1), count=1)
+    assert cursor.next_sweep == pytest.approx(10.0)
+    run_front(cursor, clock, range(1), count=1, took=0.501)
+    assert cursor.next_sweep == clock.now + module.SWEEP_SECONDS
+
+
 def test_one_slow_look_at_the_front_makes_no_sweep_cheap(clock: Clock) -> None:
     """What is joined is not cut again."""
     cursor = ClaimCursor(["q"])

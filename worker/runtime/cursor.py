@@ -91,14 +91,20 @@ class ClaimCursor:
             self._front_at = now
             if look.whole:
                 self._next_sweep = now + max(SWEEP_SECONDS, self._cost(took_seconds) * REST_FACTOR)
-            elif took_seconds < self._front_seconds:
-                self._front_seconds = took_seconds
             else:
-                self._front_seconds += RISE * (took_seconds - self._front_seconds)
+                self._front_done(took_seconds, now)
         elif not exhausted:
             self._next_sweep = now  # there is more in this slice
         else:
             self._slice_done(look, took_seconds, now)
+
+    def _front_done(self, took_seconds: float, now: float) -> None:
+        if took_seconds < self._front_seconds:
+            self._front_seconds = took_seconds
+        else:
+            self._front_seconds += RISE * (took_seconds - self._front_seconds)
+        if took_seconds > self._last_seconds:  # what made the last look behind it dear (somebody's lock, say) does not lie there
+            self._next_sweep = min(self._next_sweep, now + SWEEP_SECONDS)
 
     def _cost(self, took_seconds: float) -> float:
         """What this look cost more than one at the front, and no more than the one before it.
