@@ -72,6 +72,21 @@ def test_a_changed_migration_is_refused(cli, any_empty_database):
     assert cli("migrate", "status", "--json").document[3]["state"] == "changed"
 
 
+def test_down_takes_nothing_from_under_migrations_that_it_does_not_know(cli, any_empty_database):
+    cli("migrate", "up", "--with", "platform")
+    any_empty_database.query("insert into packhorse_migrations (name, checksum) values ('9999_from_the_future', 'x')")
+    before = any_empty_database.value("select count(*) from packhorse_migrations")
+    ran = cli("migrate", "down", "--yes", "--json")
+    assert ran.code == EXIT_SCHEMA and "9999_from_the_future" in ran.error["message"]
+    assert any_empty_database.value("select count(*) from packhorse_migrations") == before
+
+
+def test_down_names_what_would_be_gone(cli):
+    cli("migrate", "up")
+    ran = cli("migrate", "down", "--json")
+    assert ran.code == EXIT_USAGE and f"Take back {NAMES[-1]}, with its tables and their data?" in ran.error["hint"]
+
+
 def test_down_wants_a_yes_and_takes_back_one_at_a_time_to_an_empty_database_and_up_again(cli, any_empty_database):
     assert cli("migrate", "up").code == EXIT_OK
     assert cli("migrate", "down").code == EXIT_USAGE

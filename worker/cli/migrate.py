@@ -78,8 +78,10 @@ def check(as_json: AsJson = False) -> int:
 @app.command()
 def down(yes: Yes = False, as_json: AsJson = False) -> int:
     """Take back the newest migration, where it has a way back."""
-    confirmed("Take back the newest migration?", yes)
     with database(owner=True, deadline_seconds=MIGRATE_SECONDS, check=False) as connection:
+        newest = migrate.newest_applied(connection)
+        if newest is not None:
+            confirmed(f"Take back {newest.name}, with its tables and their data?", yes)
         name = migrate.down(connection)
     if as_json:
         print_json({"taken_back": name})

@@ -174,19 +174,24 @@ def alone(connection: DeadlineConnection, work: Callable[[], T]) -> T:
         time.sleep(0.1)  # waits without a transaction: a waiter must not block index builds (FAILURES 61)
 
 
+def newest_applied(connection: DeadlineConnection) -> Migration | None:
+    """What down() would take back: those of an optional set go before the queue that it stands on. Raises SchemaMismatch."""
+    theirs = sorted(applied(connection), key=lambda name: ("/" in name, name))
+    ours = {migration.name: migration for migration in available(sets=sets_in(theirs))}
+    unknown = [name for name in theirs if name not in ours]  # one that is not the newest may stand on it, too
+    if unknown:
+        raise SchemaMismatch(f"this code does not know {unknown[-1]}. Use the release that applied it")
+    return ours[theirs[-1]] if theirs else None
+
+
 def down(connection: DeadlineConnection) -> str | None:
     """Take back the newest applied migration; returns its name, None when nothing is applied.
 
-    An optional set goes before the queue that it stands on. Raises MigrationError when that migration has no
-    way back (no NAME.down.sql).
+    Raises SchemaMismatch on a database that is newer, MigrationError when that migration has no way back (no NAME.down.sql).
     """
-    theirs = sorted(applied(connection), key=lambda name: ("/" in name, name))
-    ours = {migration.name: migration for migration in available(sets=sets_in(theirs))}
-    if not theirs:
-        return None
-    newest = ours.get(theirs[-1])
+    newest = newest_applied(connection)
     if newest is None:
-        raise SchemaMismatch(f"this code does not know {theirs[-1]}. Use the release that applied it")
+        return None
     if newest.down is None:
         raise MigrationError(f"{newest.name} has no way back: restore a backup, or remove the schema by hand")
     with translated(), connection.transaction():
