@@ -36,7 +36,8 @@ class Ledger:
 
 
 class Daemon:
-    """One `packhorse worker` as a real process tree. Settings are environment variables; `extra` are others."""
+    """One `packhorse worker` as a real process tree. Settings are environment variables; `extra` are others.
+    stderr: a descriptor in place of the log."""
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class Daemon:
         ledger: Ledger | None = None,
         actors: str = "tests.support.actors",
         extra: dict[str, str] | None = None,
+        stderr: int | None = None,
         **settings: object,
     ) -> None:
         url = database if isinstance(database, str) else database.url
@@ -68,7 +70,7 @@ class Daemon:
             env=environment,
             cwd=ROOT,
             stdout=self._log,
-            stderr=self._log,
+            stderr=self._log if stderr is None else stderr,
             start_new_session=True,
         )
 

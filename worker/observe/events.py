@@ -119,5 +119,6 @@ EVENTS: dict[str, Event] = {
     "exporter_exited": Event("warning", ("pid", "exit_code"), "The process that serves them ended; it is replaced."),
     "repeats_suppressed": Event("warning", ("of", "by", "count"), "Lines of an event that were left out: more than 50 in 10 seconds."),
     "tracing_failed": Event("warning", ("error_class",), "A span could not be started, ended or exported; the work goes on."),
+    "log_lines_lost": Event("warning", ("count",), "Nobody read the lines for a while; so many were left out, the work went on."),
     "log_line_failed": Event("error", ("logger", "error_class"), "A record that could not be rendered."),
 }

@@ -25,6 +25,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from worker.observe import tracing
 from worker.observe.masking import mask, mask_record, on_one_line
+from worker.observe.outlet import Outlet
 from worker.observe.repeats import Repeats
 from worker.observe.tracebacks import outline
 
@@ -101,7 +102,26 @@ def configure(*, level: str = "info", log_format: str = "auto", stream: TextIO |
 
 
 class _Lines(logging.StreamHandler[TextIO]):
-    """One line per record; a record that cannot be rendered becomes a line that says so, without its content."""
+    """One line per record; a record that cannot be rendered becomes a line that says so, without its content.
+
+    A stream that nobody reads costs lines, never the one who logs; how many is said when there is room again.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._outlet = Outlet()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            written = self._outlet.write(self.stream, self.format(record) + self.terminator)
+        except RecursionError:
+            raise
+        except Exception:  # nothing that has to do with a line may reach the one who logs
+            self.handleError(record)
+            return
+        if written and self._outlet.lost:
+            lost, self._outlet.lost = self._outlet.lost, 0
+            logger.warning("log_lines_lost count=%d", lost)
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[0]
@@ -113,7 +133,7 @@ class _Lines(logging.StreamHandler[TextIO]):
                 "error_class": mask(error.__name__) if error else None,
                 "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
             }
-            self.stream.write(json.dumps(line) + "\n")
+            self._outlet.write(self.stream, json.dumps(line) + "\n")
         except Exception:  # nobody reads our lines any more: not a reason to stop working
             pass
 

@@ -1,0 +1,72 @@
+"""Log lines into a pipe that nobody reads (worker/observe/outlet.py): lines are lost, nobody waits for ever."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from worker.observe.outlet import Outlet
+
+
+@pytest.fixture
+def pipe():
+    """A pipe without any room: the end to read, and a stream on the other one."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    try:
+        while True:
+            os.write(write, b"x" * 4096)
+    except BlockingIOError:
+        os.set_blocking(write, True)
+    with os.fdopen(write, "w") as stream:
+        yield read, stream
+    os.close(read)
+
+
+def empty(read, size=4096 * 16):
+    found = b""
+    while len(found) < size:
+        found += os.read(read, size - len(found))
+
+
+def put(outlet, stream, text):
+    """In a thread of its own: a write that never ends fails the test, and not the run."""
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(outlet.write(stream, text)), daemon=True)
+    thread.start()
+    thread.join(20)
+    return answers
+
+
+def test_a_pipe_that_nobody_reads_costs_lines_and_holds_up_nobody(pipe):
+    read, stream = pipe
+    outlet = Outlet()
+    assert put(outlet, stream, "one\n") == [False] and put(outlet, stream, "two\n") == [False] and outlet.lost == 2
+    empty(read)
+    assert put(outlet, stream, "three\n") == [True]
+    assert os.read(read, 100) == b"three\n"
+
+
+def test_the_line_after_a_torn_one_begins_on_a_line_of_its_own(pipe):
+    read, stream = pipe
+    outlet = Outlet()
+    empty(read, 4096)
+    assert put(outlet, stream, "x" * 10_000 + "\n") == [False]
+    empty(read)
+    assert put(outlet, stream, "next\n") == [True]
+    assert os.read(read, 100) == b"\nnext\n"
+
+
+def test_a_reader_that_is_gone_is_an_error(pipe):
+    read, stream = pipe
+    os.dup2(os.open(os.devnull, os.O_RDONLY), read)
+    with pytest.raises(BrokenPipeError):
+        Outlet().write(stream, "one\n")
+
+
+def test_what_another_character_set_cannot_say_is_escaped(tmp_path):
+    with (tmp_path / "log").open("w", encoding="ascii") as stream:
+        assert Outlet().write(stream, "né\n")
+    assert (tmp_path / "log").read_bytes() == b"n\\xe9\n"
