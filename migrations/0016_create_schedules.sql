@@ -310,7 +310,7 @@ $$;
 comment on function fail_schedule_run(text, timestamptz, timestamptz, text) is 'Used by the scheduler: record a run that could not be enqueued.';
 
 create function settle_schedule_runs(p_limit integer default 200) returns integer
-language sql set search_path from current as $$
+language sql set search_path from current set lock_timeout = '500ms' as $$
 -- Copy the ends of finished messages into the history, before the archive forgets them. Returns how many.
 -- Runs whose message still lives are not counted against the limit: many that wait must not hide one that ended.
   with open_runs as (

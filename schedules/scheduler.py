@@ -87,11 +87,18 @@ class Scheduler(Service):
                     logger.error("schedule_failed schedule=%s error_class=%s error=%s", entry.name, type(error).__name__, error)
             self.ticked(time.monotonic())
             if open_runs and time.monotonic() >= self._settle_after:
-                store.settle_runs(connection)
                 self._settle_after = time.monotonic() + SETTLE_SECONDS
+                self._settle(connection)
         if due and not stuck:
             return 0.0  # look again: what was computed may be due by now
         return min(self._poll_seconds, max(0.0, wait)) if wait is not None and not stuck else self._poll_seconds
+
+    def _settle(self, connection: DeadlineConnection) -> None:
+        try:
+            with translated():
+                store.settle_runs(connection)
+        except StoreConflict as error:  # the history waits for somebody's lock on archive or dead letters; the timetable does not
+            logger.info("schedule_waits schedule=%s error_class=%s", None, error.sqlstate)
 
     def _decide(self, connection: DeadlineConnection, entry: store.Due) -> None:
         """Decide every planned time of one schedule up to now."""
@@ -175,8 +182,8 @@ def declare(connection: DeadlineConnection, declared: Iterable[Schedule], origin
         except InvalidArgument as error:  # a time zone that this server does not know, say: one stops no other
             outcome[entry.name] = "refused"
             logger.error("schedule_refused schedule=%s error=%s", entry.name, error)
-    for name in store.remove_undeclared(connection, ["packhorse", "code", "toml"], packages, names):
-        outcome[name] = "removed"
+    for name, removed in store.remove_undeclared(connection, ["packhorse", "code", "toml"], packages, names).items():
+        outcome[name] = "removed" if removed else "held"
     changed = {name: what for name, what in outcome.items() if what != "unchanged"}
     if changed:
         logger.info("timetable_declared schedules=%d changed=%d", len(names), len(changed))

@@ -685,6 +685,16 @@ def test_a_policy_that_does_not_fit_the_database_is_a_problem_that_names_it(data
     assert left(database) == 1100
 
 
+def test_a_table_that_somebody_has_locked_is_a_warning_and_keeps_no_timetable_from_starting(database, shop, open_connection):
+    shop()
+    connection = open_connection()
+    with database.connect(admin=True) as other, other.transaction():
+        other.execute("lock table shop.orders in access exclusive mode")
+        findings = check_plan(connection, plan_of(policy(), policy(name="dead_letters", table="dead_letters", column="no")))
+    assert [task for task, _ in findings.problems] == ["retention.dead_letters"] and findings.absent == set()
+    assert re.search(r"\[retention.orders\]: not checked, shop.orders is locked", findings.warnings[0])
+
+
 def test_a_condition_with_parentheses_of_its_own_does_not_leave_the_cutoff_behind(database, shop, open_connection):
     shop()
     with pytest.raises(InvalidArgument) as caught:

@@ -223,6 +223,38 @@ def test_a_declaration_whose_row_somebody_holds_is_written_later_and_stops_no_pl
     assert database.value("select priority from schedules where name = 'a-held'") == 1
 
 
+@pytest.mark.slow
+def test_a_declaration_that_is_gone_and_whose_row_somebody_holds_stops_no_planned_time(database, put, make_scheduler):
+    """The delete waited for the row until its deadline, each turn anew: nothing else was fired meanwhile."""
+    make_scheduler([schedule("a-held"), schedule("c")]).run_once()
+    put("b-good", ago="2 minutes")
+    scheduler = make_scheduler([])
+    with database.connect(admin=True) as other, other.transaction():
+        other.execute("select from schedules where name = 'a-held' for update")
+        scheduler.run_once()
+        assert database.query("select name from schedules where source = 'toml'") == [("a-held",)]
+        assert runs(database, "outcome", "b-good")[0] == ("enqueued",)
+    scheduler.run_once()
+    assert database.query("select name from schedules") == [("b-good",)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table", ["message_archive", "dead_letters"])
+def test_a_lock_on_where_ends_are_read_stops_no_planned_time(database, put, make_scheduler, table):
+    put("s", "every 1 second", ago="5 seconds", overlap="allow")
+    scheduler = make_scheduler()
+    turn(scheduler)
+    database.query("select cancel_message(message_id, 'ada') from schedule_runs")
+    scheduler._settle_after = 0.0
+    with database.connect(admin=True) as other, other.transaction():
+        other.execute(f"lock table {table} in access exclusive mode")
+        assert scheduler.run_once() <= POLL_SECONDS
+        assert runs(database, "outcome")[0] == ("enqueued",)
+    scheduler._settle_after = 0.0
+    scheduler.run_once()
+    assert runs(database, "outcome")[0] == ("cancelled",)
+
+
 # -- pause, change, run --------------------------------------------------------------------------
 def test_a_pause_is_not_made_up(database, put, make_scheduler):
     put(ago="2 minutes")

@@ -190,6 +190,11 @@ def count(connection: DeadlineConnection, target: Target, before: datetime) -> t
     return int(row[0]), int(row[1])  # type: ignore[index]
 
 
+def wait_a_second(connection: DeadlineConnection) -> None:
+    """The caller's transaction waits for no lock longer than a second."""
+    connection.execute(sql("short_lock_timeout"))
+
+
 def parse_where(connection: DeadlineConnection, target: Target, before: datetime) -> None:
     """Is the policy's condition one SQL expression, of this table's columns? Raises StoreRejected, InvalidArgument when not."""
     if target.where:

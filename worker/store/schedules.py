@@ -39,10 +39,11 @@ def set_schedule(connection: DeadlineConnection, values: dict[str, Any]) -> str:
     return str(value(connection, "set_schedule", values | {"payload": dumps(values["payload"])}))
 
 
-def remove_undeclared(connection: DeadlineConnection, sources: Sequence[str], origin: Sequence[str], names: Sequence[str]) -> list[str]:
+def remove_undeclared(connection: DeadlineConnection, sources: Sequence[str], origin: Sequence[str], names: Sequence[str]) -> dict[str, bool]:
     """Remove schedules of these sources that are not among the names and whose declarer had no other packages than `origin`;
-    returns those removed."""
-    return [row[0] for row in connection.execute(sql("remove_undeclared_schedules"), (list(sources), list(origin), list(names))).fetchall()]
+    returns which, and whether each is removed (False: its row is locked)."""
+    values = {"sources": list(sources), "origin": list(origin), "names": list(names)}
+    return dict(connection.execute(sql("remove_undeclared_schedules"), values).fetchall())
 
 
 def due(connection: DeadlineConnection, *, unusable: bool = False) -> tuple[list[Due], float | None, bool]:

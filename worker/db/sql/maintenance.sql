@@ -74,6 +74,10 @@ where c.relkind in ('r', 'p') and not c.relispartition and n.nspname not in ('pg
 -- A batch waits for nobody and takes no longer than it must.
 select set_config('lock_timeout', '1s', true), set_config('statement_timeout', %s, true);
 
+-- name: short_lock_timeout
+-- A look at a table that somebody has locked ends soon.
+select set_config('lock_timeout', '1s', true);
+
 -- name: retention_delete
 -- Delete one batch by key, oldest first; how many, and where the next one begins.
 with batch as (

@@ -6,8 +6,18 @@ select set_schedule(%(name)s, %(message_type)s, p_cron => %(cron)s, p_every => m
   p_origin => %(origin)s::text[]);
 
 -- name: remove_undeclared_schedules
--- Schedules of these sources, declared by schedulers with no other packages, that are no longer declared; returns their names.
-delete from schedules where source = any (%s::text[]) and origin <@ %s::text[] and name <> all (%s::text[]) returning name;
+-- Schedules of these sources, declared by schedulers with no other packages, that are no longer declared: their names, and whether they are
+-- removed. Not those whose row somebody has locked: waiting for it would hold up the timetable.
+with free as (
+  select s.name from schedules s
+  where s.source = any (%(sources)s::text[]) and s.origin <@ %(origin)s::text[] and s.name <> all (%(names)s::text[])
+  for update skip locked
+), removed as (
+  delete from schedules s using free f where s.name = f.name returning s.name
+)
+select s.name, r.name is not null
+from schedules s left join removed r on r.name = s.name
+where s.source = any (%(sources)s::text[]) and s.origin <@ %(origin)s::text[] and s.name <> all (%(names)s::text[]);
 
 -- name: due_schedules
 -- What a scheduler has to decide now, and the time until the next planned time (null: nothing is planned).
