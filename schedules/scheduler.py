@@ -59,6 +59,8 @@ class Scheduler(Service):
         self._poll_seconds = poll_seconds
         self._settle_after = 0.0
         self._unusable_after = 0.0
+        #: Schedules that could not be decided, and until when they are left alone (monotonic); the loop's own.
+        self._aside: dict[str, float] = {}
         self.fired = 0
 
     def run_once(self) -> float:
@@ -68,10 +70,10 @@ class Scheduler(Service):
                 if "held" not in declare(connection, self._declared(), self._origin).values():
                     self._declared = None
             unusable = time.monotonic() >= self._unusable_after
-            due, wait, open_runs = store.due(connection, unusable=unusable)
+            self._aside = {name: until for name, until in self._aside.items() if until > time.monotonic()}
+            due, wait, open_runs = store.due(connection, unusable=unusable, aside=list(self._aside))
             if unusable:
                 self._unusable_after = time.monotonic() + UNUSABLE_SECONDS
-            stuck = False
             for entry in due:
                 self.ticked(time.monotonic())
                 try:
@@ -80,18 +82,22 @@ class Scheduler(Service):
                 except StoreUnavailable:
                     raise
                 except StoreConflict as error:  # somebody's transaction has its row: one that is held stops no other, either
-                    stuck = True
+                    self._put_aside(entry.name)
                     logger.info("schedule_waits schedule=%s error_class=%s", entry.name, error.sqlstate)
                 except StoreError as error:  # one broken schedule stops no other
-                    stuck = True
+                    self._put_aside(entry.name)
                     logger.error("schedule_failed schedule=%s error_class=%s error=%s", entry.name, type(error).__name__, error)
             self.ticked(time.monotonic())
             if open_runs and time.monotonic() >= self._settle_after:
                 self._settle_after = time.monotonic() + SETTLE_SECONDS
                 self._settle(connection)
-        if due and not stuck:
+        if due:
             return 0.0  # look again: what was computed may be due by now
-        return min(self._poll_seconds, max(0.0, wait)) if wait is not None and not stuck else self._poll_seconds
+        return min(self._poll_seconds, max(0.0, wait)) if wait is not None else self._poll_seconds
+
+    def _put_aside(self, name: str) -> None:
+        """Until the next poll: the turns between belong to the others, which may run every second."""
+        self._aside[name] = time.monotonic() + self._poll_seconds
 
     def _settle(self, connection: DeadlineConnection) -> None:
         try:
