@@ -288,7 +288,11 @@ comment on function run_schedule_now(text, text, text) is 'Enqueue a run of a sc
 create function plan_schedule(p_name text, p_last timestamptz, p_next timestamptz, p_problem text default null) returns void
 language sql set search_path from current set lock_timeout = '500ms' as $$
 -- A scheduler tells what comes next, or why it cannot say. Nothing when the timetable has moved on meanwhile.
-  update schedules set next_planned_at = p_next, problem = p_problem where name = p_name and last_planned_at = p_last;
+-- What was decided lies before what comes next and before the clock: after a clock that was ahead has gone back, nothing
+-- would fire until it comes there again. What ran meanwhile does not run twice: its row is there.
+  update schedules set next_planned_at = p_next, problem = p_problem,
+    last_planned_at = least(last_planned_at, p_next - interval '1 microsecond', clock_timestamp())
+  where name = p_name and last_planned_at = p_last;
 $$;
 comment on function plan_schedule(text, timestamptz, timestamptz, text) is 'Used by the scheduler: store the next planned time.';
 

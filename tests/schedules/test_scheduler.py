@@ -115,6 +115,26 @@ def test_a_year_of_absence_costs_one_turn_and_bounded_rows(database, put, make_s
     assert database.value("select bool_and(next_planned_at > clock_timestamp() - interval '5 seconds') from schedules")
 
 
+def test_after_the_clock_was_ahead_a_schedule_goes_on_and_runs_nothing_twice(database, put, make_scheduler):
+    """A clock five hours ahead for a moment (a failover, a restored machine): nothing fired for five hours after it was put right."""
+    put(cron="every 1 hour", ago="1 minute", overlap="allow")
+    ahead = "clock_timestamp() + interval '5 hours'"
+    ran = database.value(f"select date_trunc('hour', {ahead})")
+    database.query(f"update schedules set last_planned_at = %s, next_planned_at = {ahead} + interval '1 hour'", ran)
+    database.query("insert into schedule_runs (schedule, planned_at, outcome, triggered_by) values ('s', %s, 'missed', 'schedule')", ran)
+    scheduler = make_scheduler()
+    turn(scheduler)
+    found = "select last_planned_at <= clock_timestamp(), next_planned_at <= clock_timestamp() + interval '1 hour', next_planned_at > last_planned_at from schedules"
+    assert database.query(found) == [(True, True, True)] and len(runs(database)) == 1
+    database.query("update schedules set last_planned_at = %s - interval '1 hour', next_planned_at = clock_timestamp()", ran)
+    assert database.value("select fire_schedule('s', %s, null)", ran) == "taken", "what ran while the clock was ahead"
+
+
+def test_a_schedule_that_was_ahead_and_cannot_be_computed_does_not_make_the_loop_spin(database, put, make_scheduler):
+    put("s", "99 * * * *", ago="-5 hours")
+    turn(make_scheduler(), most=3)
+
+
 def test_nothing_is_due_before_its_time_and_a_new_schedule_does_not_make_up(database, put, make_scheduler):
     put(cron="0 0 1 1 *", ago="0 seconds")
     turn(make_scheduler())
