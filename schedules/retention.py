@@ -2,7 +2,8 @@
 
 Rows, cursor and progress change in one transaction per batch: a run that is killed anywhere goes on where it was.
 The batch grows and shrinks towards TARGET_SECONDS and halves when a lock or the time runs out. Between batches the
-run rests, looks at the health gates, and hears whether somebody wants it to end. The cutoff is read once, from the
+run rests, looks at the health gates, and hears whether somebody wants it to end. A row that refuses to go holds up none
+behind it; the run then ends as failed. The cutoff is read once, from the
 database clock, and kept: what a dry run counts is what the run meets.
 """
 
@@ -33,6 +34,9 @@ GATE_WAIT_SECONDS = (0.5, 5.0)
 #: Lock conflicts in a row after which a run fails instead of trying on.
 MOST_CONFLICTS = 20
 QUERY_CANCELED = "57014"  # the batch's statement_timeout
+#: Rows that refuse (a foreign key restricts them, a trigger keeps them or raises) are passed by, and said at the end; so many end the run.
+MOST_REFUSED = 1000
+RAISED = "P0001"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,8 @@ class RetentionRun:
         self._stop = stop or Event()
         self._on_progress = on_progress
         self._held_by: str | None = None
+        self._refused = 0
+        self._refusal: str | None = None  # the first of them
         self.rows = 0
 
     def run(self) -> str:
@@ -181,8 +187,10 @@ class RetentionRun:
             with translated():
                 check_visible(connection, policy, target, facts, run.cutoff or cutoff)
                 state = self._batches(run, target, run.cutoff or cutoff)
+                if state == "succeeded":
+                    self._say_refused()
                 if state != "lost":
-                    store.end(connection, run.id, state)
+                    store.end(connection, run.id, state, self._refusal)
         except (StoreError, InvalidArgument) as error:
             logger.error("maintenance_failed task=%s run_id=%s error_class=%s error=%s", policy.task, run.id, type(error).__name__, error)
             self._record_failure(run.id, error)
@@ -206,16 +214,18 @@ class RetentionRun:
             try:
                 with translated(), self._connection.transaction():
                     changed, after, met = store.batch(self._connection, target, cutoff, cursor, size, BATCH_TIMEOUT_SECONDS)
-                    if met and not changed:
-                        raise StoreRejected(
-                            f"{self._policy.table}: a batch met {met} rows and changed none: row-level security or a trigger keeps them"
-                        )
                     asked = store.beat(self._connection, run.id, rows_done=changed, cursor=after, batch_size=size)
                     if asked == "lost":
                         raise _Lost  # the rows come back: whoever has the run now counts them
             except _Lost:
                 return "lost"
             except StoreError as error:
+                if _of_a_row(error):
+                    if size > 1:
+                        size //= 2
+                    else:
+                        cursor = self._pass_by(run, target, cutoff, cursor, error)
+                    continue
                 conflicts += 1
                 if not (isinstance(error, StoreConflict) or error.sqlstate == QUERY_CANCELED) or conflicts >= MOST_CONFLICTS:
                     raise
@@ -224,6 +234,8 @@ class RetentionRun:
                 continue
             took = time.monotonic() - began
             conflicts = 0
+            if met and not changed:
+                self._count_refused(met, f"a batch met {met} rows and changed none: row-level security or a trigger keeps them")
             self.rows += changed
             self._on_progress(changed, None)
             if asked == "cancel":
@@ -233,6 +245,24 @@ class RetentionRun:
             cursor = after
             size = next_size(size, took, self._policy.batch)
             self._stop.wait(max(LEAST_REST_SECONDS, took * self._policy.pause_ratio * (2 if self._slow else 1)))
+
+    def _pass_by(self, run: store.Run, target: store.Target, cutoff: datetime, cursor: list[str] | None, error: StoreError) -> list[str] | None:
+        """Leave the next row, which refuses, to whoever reads why; the cursor behind it."""
+        self._count_refused(1, str(error))
+        with translated(), self._connection.transaction():
+            _, after, _ = store.batch(self._connection, target, cutoff, cursor, 1, BATCH_TIMEOUT_SECONDS, touch=False)
+            store.beat(self._connection, run.id, cursor=after, batch_size=1)
+        return after or cursor
+
+    def _count_refused(self, rows: int, why: str) -> None:
+        self._refused += rows
+        self._refusal = self._refusal or why
+        if self._refused >= MOST_REFUSED:
+            self._say_refused()
+
+    def _say_refused(self) -> None:
+        if self._refusal is not None:
+            raise StoreRejected(f"{self._policy.table}: {self._refused} row(s) refused and stay, first: {self._refusal}")
 
     _slow = False
 
@@ -266,6 +296,11 @@ class RetentionRun:
                 store.end(self._connection, run_id, "failed", str(error))
         except StoreError as second:  # the connection is gone: the run is taken over by the next one
             logger.warning("maintenance_not_recorded run_id=%s error_class=%s", run_id, type(second).__name__)
+
+
+def _of_a_row(error: StoreError) -> bool:
+    """Does one row refuse what its neighbours may allow: a constraint, or a trigger that raises?"""
+    return error.sqlstate is not None and (error.sqlstate.startswith("23") or error.sqlstate == RAISED)
 
 
 def next_size(size: int, took_seconds: float, most: int) -> int:

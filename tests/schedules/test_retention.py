@@ -418,8 +418,9 @@ def test_a_run_that_fails_is_recorded_and_the_next_one_is_new(database, shop, op
     database.query("create trigger no before delete on shop.orders for each row when (old.id = 700) execute function shop.no()")
     with pytest.raises(StoreRejected, match="not this one"):
         run(open_connection())
-    state, error, done = database.query("select state, error, rows_done from maintenance_runs")[0]
-    assert (state, error) == ("failed", "not this one") and left(database) == 1100 - done  # earlier batches stay
+    said = "shop.orders: 1 row(s) refused and stay, first: not this one"
+    assert database.query("select state, error, rows_done from maintenance_runs") == [("failed", said, 999)]
+    assert left(database) == 101, "those behind it are gone"
     database.query("drop trigger no on shop.orders")
     assert run(open_connection()) == "succeeded"
     assert database.value("select last_success_at is not null from maintenance_health where task = 'retention.orders'")
@@ -437,6 +438,35 @@ def test_a_connection_that_is_cut_leaves_a_run_that_the_same_message_goes_on_wit
     assert last(database, "state") == "running"
     assert run(open_connection(), message_id=7) == "succeeded"  # its retry: at once
     assert database.query("select rows_done, resumed from maintenance_runs") == [(1000, 1)]
+
+
+def test_rows_that_a_foreign_key_restricts_hold_up_none_behind_them(database, shop, open_connection):
+    """The oldest batch was never gone, and so no other one, night after night."""
+    shop("id bigint primary key", "create table shop.lines (order_id bigint references shop.orders on delete restrict)")
+    database.query("insert into shop.lines values (1000), (999), (500), (1)")
+    for done in (996, 0):
+        with pytest.raises(StoreRejected, match=r"4 row\(s\) refused and stay, first: .*foreign key"):
+            run(open_connection())
+        assert (left(database), last(database, "rows_done"), last(database, "state")) == (104, done, "failed")
+    database.query("delete from shop.lines")
+    assert run(open_connection()) == "succeeded" and left(database) == 100
+
+
+def test_a_refusal_before_a_pause_is_in_the_history(database, shop, open_connection):
+    shop("id bigint primary key", "create table shop.lines (order_id bigint references shop.orders on delete restrict)")
+    database.query("insert into shop.lines values (1000)")
+    stop = threading.Event()
+    assert run(open_connection(), stop=stop, on_progress=stop_after(3, stop)) == "paused"
+    assert "foreign key" in last(database, "error") and last(database, "rows_done") > 0
+
+
+def test_a_trigger_that_keeps_the_oldest_rows_holds_up_none_behind_them(database, shop, open_connection):
+    shop()
+    database.query("create function shop.keep() returns trigger language plpgsql as $$ begin return null; end $$")
+    database.query("create trigger keep before delete on shop.orders for each row when (old.id > 800) execute function shop.keep()")
+    with pytest.raises(StoreRejected, match="changed none"):
+        run(open_connection())
+    assert left(database, "id <= 800") == 0 and left(database) == 300
 
 
 def test_a_trigger_that_keeps_every_row_is_an_error_and_no_success(database, shop, open_connection):

@@ -169,15 +169,22 @@ def job(connection: DeadlineConnection, statement: str, limit: int) -> int:
 
 
 def batch(
-    connection: DeadlineConnection, target: Target, before: datetime, after: list[str] | None, limit: int, timeout_seconds: float
+    connection: DeadlineConnection,
+    target: Target,
+    before: datetime,
+    after: list[str] | None,
+    limit: int,
+    timeout_seconds: float,
+    *,
+    touch: bool = True,
 ) -> tuple[int, list[str] | None, int]:
     """Delete (or change) the next rows of a target; in the caller's transaction, which has its timeouts set.
 
-    after: the cursor of the batch before, or None. Returns rows changed, the new cursor (None: nothing was left), rows met.
-    Raises StoreConflict when a lock could not be had in a second, StoreUnavailable after timeout_seconds.
+    after: the cursor of the batch before, or None. touch: False passes them by. Returns rows changed, the new cursor (None:
+    nothing was left), rows met. Raises StoreConflict when a lock could not be had in a second, StoreUnavailable after timeout_seconds.
     """
     connection.execute(sql("batch_timeouts"), (f"{int(timeout_seconds * 1000)}ms",))
-    statement = _compose("retention_update" if target.assign else "retention_delete", target, after)
+    statement = _compose("retention_update" if target.assign else "retention_delete", target, after, touch)
     parameters: dict[str, Any] = {"cutoff": before, "limit": limit}
     parameters |= {f"after_{place}": part for place, part in enumerate(after or ())}
     changed, last, met = connection.execute(statement, parameters).fetchone()  # type: ignore[misc]
@@ -213,7 +220,7 @@ def probe(connection: DeadlineConnection, target: Target, before: datetime) -> b
     return bool(connection.execute(_compose("retention_probe", target, None), {"cutoff": before}).fetchone()[0])  # type: ignore[index]
 
 
-def _compose(name: str, target: Target, after: list[str] | None) -> composed.Composed:
+def _compose(name: str, target: Target, after: list[str] | None, touch: bool = True) -> composed.Composed:
     """A statement with the target's names in it."""
     keys = [composed.Identifier(key) for key in target.keys]
     column = composed.Identifier(target.column)
@@ -234,7 +241,7 @@ def _compose(name: str, target: Target, after: list[str] | None) -> composed.Com
         keys=_joined("t.{}", keys),
         keys_of_batch=_joined("b.{}", keys),
         keys_descending=_joined("b.{} desc", keys),
-        same=_joined("t.{0} = b.{0}", keys, " and "),
+        same=_joined("t.{0} = b.{0}", keys, " and ") if touch else composed.SQL("false"),
     )
 
 
