@@ -239,7 +239,7 @@ def _compose(name: str, target: Target, after: list[str] | None, touch: bool = T
         where=_trusted(target.where or "true"),
         assign=_trusted(target.assign or ""),
         keys=_joined("t.{}", keys),
-        keys_of_batch=_joined("b.{}", keys),
+        keys_of_batch=_joined("b.{}::text", keys),  # as the type writes it: what JSON makes of an array is none
         keys_descending=_joined("b.{} desc", keys),
         same=_joined("t.{0} = b.{0}", keys, " and ") if touch else composed.SQL("false"),
     )
