@@ -31,23 +31,26 @@ def run_worker_process(settings: Settings, running: RunningIds, worker_id: UUID,
     the actors were still being imported is not lost."""
     from worker.runtime.process import WorkerProcess
 
-    early: list[int] = []
+    early = False
     process: WorkerProcess | None = None
 
-    def on_stop(number: int, _frame: object) -> None:
-        early.append(number) if process is None else process.stop()
+    def on_stop(_number: int, _frame: object) -> None:
+        nonlocal early
+        early = True
+        if process is not None:
+            process.stop()
 
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # a terminal's Ctrl-C reaches the whole group; the parent passes it on as TERM, and twice would mean "at once"
+    # a terminal's Ctrl-C reaches the whole group; the parent passes it on as TERM
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, on_stop)
     end_with_parent(slab.made_by)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:
         process = WorkerProcess(settings, running, worker_id, slab)
-        for _ in early:
+        if early:
             process.stop()
         return process.run()
     except (ConfigError, SchemaMismatch, StoreError) as error:

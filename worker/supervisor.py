@@ -24,7 +24,7 @@ from worker.config import Settings
 from worker.exits import EXIT_FAILED, EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED, EXPECTED_CHILD_EXITS, FATAL_CHILD_EXITS
 from worker.observe.board import EXPORTER_TICK, STARTED, Board
 from worker.observe.logging import flush as flush_log
-from worker.observe.slab import REGISTERED, Slab
+from worker.observe.slab import HURRY, REGISTERED, Slab
 from worker.observe.systemd import Notifier
 from worker.runtime.slots import RunningIds
 from worker.watch import Watch
@@ -121,13 +121,15 @@ class Supervisor:
                 self._rehearsal = self._fork(lambda: rehearse(self.settings, self.board.made_by))
 
     def _stop_children(self) -> None:
-        """Pass a stop on; a second one reaches the children, too."""
+        """Pass a stop on. A second one is said in shared memory: a signal that comes twice may mean the same stop (sent to the whole
+        group, or to a child that drains already)."""
         if not self._stops:
             self._stop_at = time.monotonic()
             self._watch.stopping()
         _kill(self._rehearsal, signal.SIGKILL)
-        for child in self._children:
+        for child, slab in zip(self._children, self.board.slabs, strict=True):
             if child.pid:
+                slab.states[HURRY] = bool(self._stops)
                 _kill(child.pid, signal.SIGTERM)
 
     def _roll(self) -> None:

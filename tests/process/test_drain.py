@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -53,6 +54,28 @@ def test_a_second_sigterm_interrupts_and_spends_no_attempt(database, ledger, sta
     assert daemon.process.wait(15) == 0
     assert _states(database) == {"m0": "pending 0"}
     assert ledger.counts("effect") == {}
+
+
+@pytest.mark.parametrize("first", ["group", "reload", "recycling"])
+@pytest.mark.slow
+def test_a_child_that_is_told_twice_of_one_stop_finishes_what_runs(database, ledger, start_daemon, first):
+    """A process manager signals the whole group; or the child drains already, because of a reload or by itself. Only a second stop
+    of the parent interrupts."""
+    daemon = start_daemon(database, ledger, threads=2, max_messages=1 if first == "recycling" else 0).wait_ready()
+    effects(database, 1, "m", seconds=2.5)
+    wait_until(lambda: ledger.lines("start"))
+    if first == "reload":
+        daemon.signal(signal.SIGHUP)
+    elif first == "recycling":
+        effects(database, 1, "quick")
+    if first == "group":
+        os.killpg(daemon.process.pid, signal.SIGTERM)
+    else:
+        wait_until(lambda: database.query("select state from workers") == [("draining",)])
+        daemon.signal(signal.SIGTERM)
+    assert daemon.process.wait(30) == 0
+    assert ledger.counts("effect")["m0"] == 1
+    assert _states(database)["m0"] == "done 1"
 
 
 @pytest.mark.slow

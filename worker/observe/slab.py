@@ -36,7 +36,8 @@ OTHER = "other"
 NAME_BYTES = 128
 
 # -- states
-REGISTERED, DRAINING, THREADS, LISTENING, CONTACT_AT, CLAIM_FAILING, TICKS = range(7)
+# HURRY is the parent's: it was told to stop a second time, handlers are not waited for any more
+REGISTERED, DRAINING, THREADS, LISTENING, CONTACT_AT, CLAIM_FAILING, HURRY, TICKS = range(8)
 STATES = TICKS + len(LOOPS)
 
 

@@ -28,7 +28,7 @@ from worker.heartbeat import Heartbeat
 from worker.messages import ClaimedMessage
 from worker.middleware import TimeLimits
 from worker.middleware.tracing import Tracing
-from worker.observe.slab import CONTACT_AT, DRAINING, LISTENING, REGISTERED, THREADS, Slab
+from worker.observe.slab import CONTACT_AT, DRAINING, HURRY, LISTENING, REGISTERED, THREADS, Slab
 from worker.runtime.lane import Lane
 from worker.runtime.meter import Meter
 from worker.runtime.pump import Pump
@@ -124,7 +124,7 @@ class WorkerProcess:
 
     # -- life ---------------------------------------------------------------------------------------
     def stop(self) -> None:
-        """First call drains; from the second on handlers are interrupted at once. Safe in a signal handler."""
+        """Drain; told again it goes on draining. Safe in a signal handler. The parent says in the slab when it is to be quick."""
         self._stop.ask()
 
     def run(self) -> int:
@@ -196,9 +196,8 @@ class WorkerProcess:
         self.lane.stop()
         self.pump.wake()
         deadline = began + self.settings.drain_seconds
-        asked = self._stop.asked
-        while self._handlers_running() and time.monotonic() < deadline and self._stop.asked == asked:
-            time.sleep(0.02)  # a signal handler runs in between
+        while self._handlers_running() and time.monotonic() < deadline and not self.slab.states[HURRY]:
+            time.sleep(0.02)
         if self._handlers_running():
             self._interrupt_all()
         self._flush()

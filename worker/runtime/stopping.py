@@ -1,7 +1,7 @@
 """Asking a process to stop, from a signal handler or from any thread.
 
 threading.Event is not safe in a signal handler: the handler runs in the main thread, which may hold the
-event's own lock while it waits. A counter and a byte on a pipe are.
+event's own lock while it waits. A flag and a byte on a pipe are.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ import select
 
 
 class StopRequest:
-    """`ask` counts; the main thread waits for the first one with `wait`."""
+    """`ask` once or often; the main thread waits for it with `wait`."""
 
     def __init__(self) -> None:
-        self.asked = 0  # how often; from the second time on, do not wait for handlers
+        self.asked = False
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
 
     def ask(self) -> None:
-        """Once more; safe in a signal handler and in every thread."""
-        self.asked += 1
+        """Safe in a signal handler and in every thread."""
+        self.asked = True
         try:
             os.write(self._write, b".")
         except BlockingIOError:
             pass  # the pipe is full of requests already
 
-    def wait(self, seconds: float, times: int = 1) -> bool:
-        """Wait until asked `times` times, at most `seconds`; True when so. Main thread only."""
-        if self.asked < times and select.select([self._read], [], [], max(0.0, seconds))[0]:
+    def wait(self, seconds: float) -> bool:
+        """Wait until asked, at most `seconds`; True when so. Main thread only."""
+        if not self.asked and select.select([self._read], [], [], max(0.0, seconds))[0]:
             os.read(self._read, 512)
-        return self.asked >= times
+        return self.asked
