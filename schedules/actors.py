@@ -21,7 +21,7 @@ from schedules.runner import TaskRunner
 from schedules.scheduler import Scheduler
 from schedules.timetable import Schedule
 from worker.context import current_message
-from worker.errors import ConfigError, StoreError
+from worker.errors import ConfigError, Snooze, StoreError
 from worker.exits import EXIT_USAGE
 
 logger = logging.getLogger("packhorse.schedules")
@@ -29,6 +29,8 @@ logger = logging.getLogger("packhorse.schedules")
 #: Deadline of a statement of maintenance; batches have shorter ones of their own.
 MAINTENANCE_CALL_SECONDS = 120.0
 MAINTENANCE_SECONDS = 6 * 3600
+#: A run that its process had to pause waits so long: no longer claimed by that process.
+HANDOVER_SECONDS = 1.0
 
 
 class Timetable(Middleware):
@@ -114,5 +116,7 @@ def run_maintenance(task: str) -> None:
     schedule = message.options.get("schedule") if message is not None else None
     runner = TaskRunner(timetable.open_connection, timetable.plan, timetable.stop)
     state = runner.run(task, triggered_by="schedule" if schedule else "message", message_id=message.id if message else None)
+    if state == "paused" and timetable.stop.is_set():  # not by its budget: the next process goes on, not the next planned time
+        raise Snooze(HANDOVER_SECONDS, "the process stops: another one goes on with the run")
     if state == "busy":
         logger.info("maintenance_busy task=%s: another process works on it", task)

@@ -61,7 +61,7 @@ class TaskRunner:
             state = "succeeded"
             if isinstance(policy, Job):
                 count, asked = self._job(connection, run_id, policy, on_progress)
-                state = {"cancel": "cancelled", "lost": "lost"}.get(asked, state)
+                state = {"cancel": "cancelled", "lost": "lost", "stop": "paused"}.get(asked, state)
             else:
                 keeper = PartitionKeeper(connection, policy, self._stop)
                 count = keeper.make() if task == policy.make_task else keeper.drop()
@@ -83,7 +83,10 @@ class TaskRunner:
         return state
 
     def _job(self, connection: DeadlineConnection, run_id: int, job: Job, on_progress: Callable[[int, str | None], Any]) -> tuple[int, str]:
-        """Call the job's function until it finds less than a batch; each call is a transaction. Rows, and what the last beat said."""
+        """Call the job's function until it finds less than a batch; each call is a transaction.
+
+        Rows, and what the last beat said; "stop" when the process ends before the job does.
+        """
         total = 0
         deadline = time.monotonic() + JOB_BUDGET_SECONDS
         while True:
@@ -92,8 +95,10 @@ class TaskRunner:
                 asked = store.beat(connection, run_id, rows_done=count)
             total += count
             on_progress(count, None)
-            if count < job.batch or asked != "go" or self._stop.is_set() or time.monotonic() > deadline:
+            if count < job.batch or asked != "go" or time.monotonic() > deadline:
                 return total, asked
+            if self._stop.is_set():
+                return total, "stop"
 
 
 def find(plan: Plan, task: str) -> Retention | Partitions | Job:

@@ -694,6 +694,17 @@ def test_a_job_is_called_until_it_finds_less_than_a_batch_and_can_be_cancelled(d
     assert last(database, "state") == "cancelled"
 
 
+def test_a_job_whose_process_stops_is_paused_and_gone_on_with(database, open_connection, monkeypatch):
+    job = Job("busy", "job_dead_workers", "* * * * *", batch=10)
+    counts, stop = iter([10, 3]), threading.Event()
+    monkeypatch.setattr("schedules.runner.store.job", lambda connection, statement, limit: next(counts))
+    stop.set()
+    assert TaskRunner(open_connection, plan_of(jobs=[job]), stop).run("job.busy", triggered_by="test") == "paused"
+    stop.clear()
+    assert TaskRunner(open_connection, plan_of(jobs=[job]), stop).run("job.busy", triggered_by="test") == "succeeded"
+    assert database.query("select state, resumed, rows_done from maintenance_runs") == [("succeeded", 1, 13)]
+
+
 # -- the plan against the database ---------------------------------------------------------------
 @pytest.mark.parametrize(
     ("changes", "text"),

@@ -246,6 +246,30 @@ def test_a_task_runs_as_a_message_from_the_command_line_to_the_history(database,
     assert scheduler.wait(30) == 0, scheduler.log_path.read_text()
 
 
+def test_what_a_stopping_scheduler_pauses_the_next_one_goes_on_with_at_once(database, start_scheduler, tmp_path):
+    """A deployment at the wrong minute paused a daily run until the next night; a kill did not."""
+    database.query("create schema shop")
+    database.query("create table shop.orders (id int primary key, done_at timestamptz not null)")
+    database.query("insert into shop.orders select n, now() - interval '30 days' from generate_series(1, 500) n")
+    database.query("create index on shop.orders (done_at)")
+    database.query("grant usage on schema shop to packhorse_worker")
+    database.query("grant select, update, delete on shop.orders to packhorse_worker")
+    line = '[retention.orders]\ntable = "shop.orders"\ncolumn = "done_at"\nkeep = "7d"\ncron = "0 0 1 1 *"\nbatch = 5\npause_ratio = '
+    (tmp_path / "packhorse.toml").write_text(f"{line}100.0\n")
+    first = start_scheduler(database.url)
+    wait_until(lambda: database.value("select count(*) from schedules where name = 'retention.orders'") == 1, 30, "the timetable is written")
+    database.query("select run_schedule_now('retention.orders')")
+    wait_until(lambda: database.value("select count(*) from shop.orders") < 500, 40, "it has begun")
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(30) == 0, first.log_path.read_text()
+    assert database.value("select state from maintenance_runs where task = 'retention.orders'") == "paused"
+    (tmp_path / "packhorse.toml").write_text(f"{line}0.0\n")
+    start_scheduler(database.url)
+    ended = "select state, resumed, rows_done from maintenance_runs where task = 'retention.orders'"
+    wait_until(lambda: database.query(ended) == [("succeeded", 1, 500)], 40, "it went on")
+    database.query("drop schema shop cascade")
+
+
 def test_due_reminders_become_messages_where_the_platform_is(server, start_scheduler, tmp_path):
     database = create_platform_database(server)
     try:
