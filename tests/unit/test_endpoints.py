@@ -82,6 +82,20 @@ def test_clients_that_say_nothing_do_not_keep_others_out_for_ever(impatient, por
         client.close()
 
 
+def test_threads_that_cannot_be_started_use_up_no_places(port, monkeypatch):
+    """A limit of processes: once there is room again, probes are answered again."""
+    with monkeypatch.context() as limited:
+        limited.setattr("socketserver.threading.Thread.start", _no_thread)
+        for _ in range(MAX_REQUESTS):
+            with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
+                ask(port, "GET", "/ok")
+    assert ask(port, "GET", "/ok")[0] == 200
+
+
+def _no_thread(_thread):
+    raise RuntimeError("can't start new thread")
+
+
 def test_garbage_does_not_stop_it(port):
     for garbage in (b"\x00" * 5000, b"GET\r\n\r\n", b"GET /ok HTTP/9.9\r\n\r\n", b"A" * 100_000 + b"\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", port)) as client:
