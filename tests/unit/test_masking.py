@@ -45,6 +45,7 @@ def test_phone_numbers_keep_their_ends(text, expected):
         "error 42P01",
         "worker_started",
         "basic validation failed",
+        "Basic Authentication is off",
         "2 tokens left",
     ],
 )
@@ -80,6 +81,14 @@ def test_e_mail_addresses_keep_first_letter_and_domain(text, expected):
         "Set-Cookie: s3cret-x",
         "https://x.test/?token=s3cret-x",
         "PGPASSWORD=s3cret-x",
+        r"host=db password='it\'s s3cret-x' dbname=x",
+        r"host=db password=a\ s3cret-x dbname=x",
+        r'{"password": "a\"s3cret-x"}',
+        r'"{\"password\": \"s3cret-x\"}"',
+        '{"token": "a, s3cret-x',
+        "secret_key=s3cret-x",
+        "signingKey: s3cret-x",
+        "-----BEGIN RSA PRIVATE KEY-----\ns3cret-x\n-----END RSA PRIVATE KEY-----",
     ],
 )
 def test_secrets_beside_their_names_disappear(text):
@@ -93,6 +102,8 @@ def test_secrets_beside_their_names_disappear(text):
         "sk_live_abcdefghijklmnop",
         "ghp_abcdefghijklmnopqrstuv",
         "AKIAIOSFODNN7EXAMPLE",
+        "ASIAIOSFODNN7EXAMPLE",
+        "Basic dXNlcjpwYXNzd29yZA==",
         "xoxb-123-abcdefghij",
         "whsec_abcdefghijklmnop",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abcdefghijk",
@@ -104,8 +115,18 @@ def test_keys_of_a_known_shape_disappear(key):
 
 
 def test_a_value_under_the_name_of_a_secret_disappears_whole():
-    event = mask_record(None, "info", {"event": "x", "api_key": 12345, "note": {"password": ["a", "b"], "phone": "+250788123456"}, "token": None})
-    assert event == {"event": "x", "api_key": HIDDEN, "note": {"password": HIDDEN, "phone": "+250788***456"}, "token": None}
+    event = mask_record(
+        None,
+        "info",
+        {
+            "event": "x",
+            "api_key": 12345,
+            "note": {"password": ["a", "b"], "phone": "+250788123456", "dbPassword": "a", "max_tokens_in": 7},
+            "token": None,
+        },
+    )
+    hidden = {"password": HIDDEN, "phone": "+250788***456", "dbPassword": HIDDEN, "max_tokens_in": 7}
+    assert event == {"event": "x", "api_key": HIDDEN, "note": hidden, "token": None}
 
 
 def test_containers_are_bounded_and_nothing_that_cannot_be_printed_costs_the_line():
@@ -159,8 +180,13 @@ def test_any_text_is_masked_without_an_error_and_masking_again_finds_nothing_hid
         "@",
         "eyJ-",
         "password=",
+        'password="',
+        "password='\\",
+        'password=\\"',
+        "-----BEGIN PRIVATE KEY-----",
         "Bearer ",
         "Basic ",
+        "Basic dXNl",
         "sk-",
         '"',
         "'",

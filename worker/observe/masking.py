@@ -9,6 +9,7 @@ must not be seen must not be logged.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -20,20 +21,24 @@ MAX_DEPTH = 6
 MAX_ITEMS = 100
 HIDDEN = "***"
 
-_SECRET_WORD = r"(?:passw(?:or)?d|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credentials?|authorization|cookie)"
-_SECRET_KEY = re.compile(rf"(?:^|[_-]|\b){_SECRET_WORD}s?$", re.IGNORECASE)
+_SECRET_WORD = r"(?:passw(?:or)?d|passphrase|pwd|secret|token|(?:api|access|private|secret|signing)[_-]?key|credentials?|authorization|cookie)"
+_SECRET_KEY = re.compile(rf"(?:^|[_-]|\b|(?-i:(?<=[a-z0-9])(?=[A-Z]))){_SECRET_WORD}s?$", re.IGNORECASE)
 
 _URL_PASSWORD = re.compile(r"(://[^\s:/@]{0,100}:)\S{1,200}(?=@)")
 _BEARER = re.compile(r"\b(Bearer)(\s{1,3})[A-Za-z0-9._~+/=-]{6,2000}", re.IGNORECASE)
+_BASIC = re.compile(r"\b(Basic\s{1,3})([A-Za-z0-9+/]{4,2000})={0,2}", re.IGNORECASE)
+#: A value in quotes may hold escaped ones (JSON, libpq) and miss its end (a text that was cut); the quotes may be escaped, too (JSON within JSON).
 _ASSIGNED = re.compile(
-    rf"({_SECRET_WORD}s?[\"']?\s{{0,3}}[=:]\s{{0,3}})"
-    r"(?:\"[^\"\n]{0,500}\"|'[^'\n]{0,500}'|(?:(?:Bearer|Basic|Digest)\s{1,3})?[^\s,;&\"')}\]]{1,500})",
+    rf"({_SECRET_WORD}s?(?:\\{{0,3}}[\"'])?\s{{0,3}}[=:]\s{{0,3}})"
+    r"(?:\"(?:\\.|[^\"\\\n]){0,4000}\"?|'(?:\\.|[^'\\\n]){0,4000}'?|\\{1,3}\"[^\"\n]{0,4000}\"?"
+    r"|(?:(?:Bearer|Basic|Digest)\s{1,3})?(?:\\.|[^\s,;&\"')}\]\\]){1,500})",
     re.IGNORECASE,
 )
 _KEYS = re.compile(
     r"(?<![\w-])(?:eyJ[\w-]{8,2000}\.[\w-]{4,4000}(?:\.[\w-]{0,2000})?|(?:sk|pk|rk|whsec)[-_][\w-]{12,200}|gh[pousr]_\w{16,255}|github_pat_\w{16,255}"
-    r"|AKIA[0-9A-Z]{12,20}|AIza[\w-]{30,40}|xox[abeprs]-[\w-]{8,200}|EAA[A-Za-z0-9]{20,400}|glpat-[\w-]{16,64})"
+    r"|A(?:KIA|SIA)[0-9A-Z]{12,20}|AIza[\w-]{30,40}|xox[abeprs]-[\w-]{8,200}|EAA[A-Za-z0-9]{20,400}|glpat-[\w-]{16,64})"
 )
+_PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[^-]{0,8000}(?:-----END [A-Z ]{0,30}PRIVATE KEY-----)?")
 _EMAIL = re.compile(r"(?<![\w.%+-])([\w%+-])[\w.%+-]{0,63}@([\w-]{1,63}(?:\.[\w-]{1,63}){1,8})")
 #: With a plus: any spacing. Without: a run of 10 to 15 digits, or groups that begin with a 0. A UUID is none.
 _PHONE = re.compile(
@@ -53,11 +58,19 @@ def mask(text: str) -> str:
         text = f"{text[:MAX_TEXT]}… ({len(text) - MAX_TEXT} more characters)"
     text = _URL_PASSWORD.sub(rf"\1{HIDDEN}", text)
     text = _BEARER.sub(rf"\1\2{HIDDEN}", text)
+    text = _PRIVATE_KEY.sub(HIDDEN, text)
+    text = _BASIC.sub(_mask_basic, text)
     text = _ASSIGNED.sub(rf"\1{HIDDEN}", text)
     text = _KEYS.sub(HIDDEN, text)
     text = _EMAIL.sub(rf"\1{HIDDEN}@\2", text)
     text = _PHONE.sub(lambda found: found[0] if found["uuid"] else mask_phone(found[0]), text)
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def _mask_basic(found: re.Match[str]) -> str:
+    """`Basic` is a word, too: what follows is a secret when it is the base64 of `user:password`."""
+    whole = found[2][: len(found[2]) // 4 * 4]
+    return f"{found[1]}{HIDDEN}" if b":" in base64.b64decode(whole) else found[0]
 
 
 def mask_phone(number: str) -> str:
