@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import threading
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -428,6 +429,21 @@ def test_the_export_holds_every_row_with_its_checksum_before_the_drop(database, 
     found = list(csv.reader(gzip.decompress(data).decode().splitlines(keepends=True)))
     assert found[0] == ["id", "at", "note"] and [row[2] for row in found[1:]] == [note or "" for note in notes]
     assert [entry.name for entry in (tmp_path / "deep" / "export").iterdir()] == [f"{old}.csv.gz"]  # no partial one
+
+
+def test_a_second_partition_of_a_name_does_not_replace_the_export_of_the_first(database, events, keep, tmp_path):
+    """Late rows of a month that was exported and dropped: somebody makes the month again, and the policy ends it again."""
+    events()
+    of = policy(export_dir=str(tmp_path))
+    for note in ("first", "second", "third"):
+        add(database, -9)
+        insert(database, -9, note=note)
+        assert keep(of).drop() == 1
+    found = database.query("select export_path, export_sha256 from detached_partitions order by detached_at")
+    assert len({path for path, _ in found}) == 3
+    for (path, digest), note in zip(found, ("first", "second", "third"), strict=True):
+        data = Path(path).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == digest and note in gzip.decompress(data).decode()
 
 
 def test_a_directory_that_cannot_be_written_keeps_the_partition(database, events, keep, tmp_path):

@@ -7,6 +7,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import count as count_from
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -129,11 +130,12 @@ def drop(connection: DeadlineConnection, of: Parent, partition: str) -> None:
 def export(connection: DeadlineConnection, of: Parent, partition: str, directory: Path) -> tuple[Path, int, str]:
     """Write a detached partition as gzipped CSV with a header; path, rows and sha256 of the file. Raises OSError, StoreError.
 
-    Written under another name first: a file that stands there is whole.
+    Written under another name first: a file that stands there is whole. It may be all that is left of an earlier partition of
+    this name, so that another one is numbered.
     """
     statement = composed.SQL(sql("partition_copy")).format(partition=_identifier(connection, partition))
-    path = directory / (partition.replace('"', "") + ".csv.gz")
-    partial = directory / f"{path.name}.{uuid4()}.partial"
+    stem = partition.replace('"', "")
+    partial = directory / f"{stem}.{uuid4()}.partial"
     directory.mkdir(parents=True, exist_ok=True)
     try:
         with partial.open("w+b") as raw:
@@ -147,6 +149,7 @@ def export(connection: DeadlineConnection, of: Parent, partition: str, directory
             os.fsync(raw.fileno())  # the partition is dropped after this
             raw.seek(0)
             digest = hashlib.file_digest(raw, "sha256").hexdigest()
+        path = next(p for n in count_from(1) if not (p := directory / (f"{stem}.csv.gz" if n == 1 else f"{stem}.{n}.csv.gz")).exists())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
