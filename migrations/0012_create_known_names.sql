@@ -85,10 +85,14 @@ comment on function release_conversation_lock(text, text) is 'Release a conversa
 
 create function cleanup_stuck_webhook_conversations(p_after interval default '5 minutes') returns integer
 language sql volatile set search_path from current as $$
--- Remove conversation locks that ended, or that have been held for p_after without being renewed.
-  with gone as (
-    delete from conversation_locks
-    where expires_at <= clock_timestamp() or acquired_at <= clock_timestamp() - p_after
+-- Remove conversation locks that ended, or that have been held for p_after without being renewed. A row that
+-- somebody has locked (its holder's transaction, left open) is left for the next call and holds up no other.
+  with stuck as materialized (
+    select l.conversation_key from conversation_locks l
+    where l.expires_at <= clock_timestamp() or l.acquired_at <= clock_timestamp() - p_after
+    for update skip locked
+  ), gone as (
+    delete from conversation_locks l using stuck s where l.conversation_key = s.conversation_key
     returning 1)
   select count(*)::integer from gone;
 $$;

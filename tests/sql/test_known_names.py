@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tests.sql.client import HOLDER, OTHER, Sql
 
 
@@ -91,6 +93,18 @@ def test_stuck_conversation_locks_are_removed_and_fresh_ones_stay(sql: Sql) -> N
     sql.rows("update conversation_locks set expires_at = clock_timestamp() where conversation_key = 'over'")
     assert sql.value("select cleanup_stuck_webhook_conversations()") == 2
     assert sql.rows("select conversation_key from conversation_locks") == [("fresh",)]
+
+
+def test_a_stuck_lock_whose_row_somebody_holds_keeps_no_other(own_clients: Callable[..., Sql]) -> None:
+    sql, other = own_clients(), own_clients()
+    for key in ("held", "free"):
+        lock(sql, "ann", key)
+    sql.rows("update conversation_locks set expires_at = clock_timestamp()")
+    sql.rows("set lock_timeout = '10s'")
+    with other.connection.transaction():
+        other.rows("select from conversation_locks where conversation_key = 'held' for update")
+        assert sql.value("select cleanup_stuck_webhook_conversations()") == 1
+    assert sql.value("select cleanup_stuck_webhook_conversations()") == 1
 
 
 def test_upkeep_removes_what_is_over_and_never_a_live_message(sql: Sql) -> None:
