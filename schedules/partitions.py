@@ -126,7 +126,10 @@ class PartitionKeeper:
             parent = self._parent()
             if not parent.owned and self._policy.table in DROPPED_BY_FUNCTION:
                 refuse_unkept(self._connection, self._policy)
-                return store.drop_archive_as_owner(self._connection)
+                dropped = 0
+                while (more := store.drop_archive_as_owner(self._connection)) and not self._stop.is_set():
+                    dropped += more  # a few at a time: after a long absence there are many
+                return dropped + more
         failures = _Failures()
         self._detach(failures)
         with translated():

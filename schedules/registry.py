@@ -48,7 +48,8 @@ RETENTION = (
 )
 
 PARTITIONS = (
-    Partitions("message_archive", column="finished_at", every="day", ahead=7, keep=7, keep_setting=True),
+    # each hour: what the function cannot have (a dump reads the archive) it leaves for the next time, in silence
+    Partitions("message_archive", column="finished_at", every="day", ahead=7, keep=7, keep_setting=True, drop_cron="50 * * * *"),
     Partitions("messages", column="created_at", every="month", ahead=5, keep=6, optional=True),
 )
 

@@ -20,6 +20,7 @@ from schedules.periods import partition_name, period_start, runway_seconds, unco
 from schedules.policies import Gates, Partitions
 from schedules.registry import PARTITIONS
 from schedules.runner import TaskRunner
+from schedules.triggers import trigger
 from tests.support.waiting import wait_until
 from worker.errors import InvalidArgument, StoreConflict, StoreRejected
 from worker.store import partitions as store
@@ -622,6 +623,29 @@ def test_without_the_owner_nothing_goes_that_is_to_be_exported_or_kept(database,
         assert keep(shipped, "worker").drop() == 1
     finally:
         database.query(f"drop table if exists {name}")
+
+
+def test_one_run_without_the_owner_drops_all_that_is_old_after_a_long_absence(database, keep):
+    archive = PARTITIONS[0]
+    for shift in range(-60, -37):
+        lower, upper = (period_start(NOW, "day", shift + more) for more in (0, 1))
+        name = f"message_archive_{lower:%Y%m%d}"
+        database.query(f"create table {name} partition of message_archive for values from ('{lower.isoformat()}') to ('{upper.isoformat()}')")
+    assert keep(archive, "worker").drop() == 23
+    assert keep(archive, "worker").drop() == 0
+
+
+def test_the_archive_is_tried_again_soon_when_a_dump_kept_its_old_partitions(database, keep):
+    """Tried once a night, beside the nightly dump, they stayed for ever."""
+    archive = PARTITIONS[0]
+    lower, upper = (period_start(NOW, "day", shift) for shift in (-40, -39))
+    name = f"message_archive_{lower:%Y%m%d}"
+    database.query(f"create table {name} partition of message_archive for values from ('{lower.isoformat()}') to ('{upper.isoformat()}')")
+    with database.connect(admin=True) as dump, dump.transaction():
+        dump.execute("select from message_archive")
+        assert keep(archive, "worker").drop() == 0
+    assert trigger(archive.drop_cron, None).after(NOW) - NOW <= timedelta(hours=1)
+    assert keep(archive, "worker").drop() == 1
 
 
 def test_the_archive_keeps_what_the_longest_queue_setting_asks_for(database, keep):
