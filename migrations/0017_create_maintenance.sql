@@ -189,6 +189,8 @@ language sql stable set search_path from current as $$
         where m.queue = q.name and m.state = 'pending' and m.crashes = 0 and m.priority = level.priority and m.run_at <= clock_timestamp()
         order by m.run_at limit 1) l) as run_at
     from queues q where q.paused_at is null and q.name <> 'packhorse'
+      -- what waits behind a limit of its queue waits beside an idle database, perhaps for ever
+      and q.max_concurrency is null and q.max_concurrency_per_key is null and q.rate_limit is null
       -- a queue that nobody works on says nothing about load, and must not keep the database from being cleaned
       and exists (select from workers w where q.name = any (w.queues) and w.last_seen_at > clock_timestamp() - interval '1 minute')) d
   where d.run_at is not null;

@@ -609,6 +609,11 @@ def test_a_deep_queue_that_somebody_works_on_closes_its_gate_and_an_orphaned_one
     assert latency() is None
     database.query(worker_row(database))
     assert latency() >= 60
+    for limit in ("max_concurrency", "max_concurrency_per_key", "rate_limit"):
+        database.query(f"update queues set {limit} = 1 where name = 'default'")
+        assert latency() is None, "its own limit holds it back, not the load"
+        database.query(f"update queues set {limit} = null where name = 'default'")
+    assert latency() >= 60
     database.query("update queues set paused_at = clock_timestamp(), paused_by = 'ada' where name = 'default'")
     assert latency() is None
 
