@@ -96,12 +96,13 @@ def test_a_dry_run_counts_what_the_run_then_deletes_and_changes_nothing(database
         ),
         ("id bigint", (), "insert into shop.orders (id, done_at)", "n"),  # no primary key: ctid
         ("at date, id int, primary key (at, id)", (), "insert into shop.orders (at, id, done_at)", "current_date, n"),
+        ("id bigint, primary key (id) include (note)", (), "insert into shop.orders (id, note, done_at)", "n, null"),
         ("id text[] primary key", (), "insert into shop.orders (id, done_at)", "array[n::text, 'a,\"b']"),
         ("id int4range primary key", (), "insert into shop.orders (id, done_at)", "int4range(n, n + 2)"),
         ("id jsonb primary key", (), "insert into shop.orders (id, done_at)", "jsonb_build_object('n', n)"),
         ("id float8 primary key", (), "insert into shop.orders (id, done_at)", "n / 3.0"),
     ],
-    ids=["single", "composite", "quoted", "ctid", "date", "array", "range", "json", "float"],
+    ids=["single", "composite", "quoted", "ctid", "date", "include", "array", "range", "json", "float"],
 )
 def test_rows_go_by_key_whatever_the_key_is(database, shop, open_connection, columns, more, insert, values):
     shop(columns, *more, insert=insert, values=values)

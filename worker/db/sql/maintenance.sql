@@ -52,9 +52,9 @@ select c.oid::regclass::text as name, c.relkind,
   c.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = c.oid) as has_children, c.oid = to_regclass('message_queue') as is_queue,
   has_table_privilege(c.oid, 'delete') as may_delete, has_any_column_privilege(c.oid, 'update') as may_update,
   (select array_agg(a.attname::text order by k.place) from pg_index i cross join unnest(i.indkey) with ordinality k (number, place)
-    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.number where i.indrelid = c.oid and i.indisprimary) as key_columns,
+    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.number where i.indrelid = c.oid and i.indisprimary and k.place <= i.indnkeyatts) as key_columns,
   (select array_agg(format_type(a.atttypid, a.atttypmod) order by k.place) from pg_index i cross join unnest(i.indkey) with ordinality k (number, place)
-    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.number where i.indrelid = c.oid and i.indisprimary) as key_types,
+    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.number where i.indrelid = c.oid and i.indisprimary and k.place <= i.indnkeyatts) as key_types,
   (select array_agg(a.attname::text order by a.attnum) from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as columns,
   (select format_type(a.atttypid, a.atttypmod) from pg_attribute a where a.attrelid = c.oid and a.attname = %(column)s and a.attnum > 0) as column_type,
   exists (select from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
