@@ -7,8 +7,9 @@ starts the scheduler's loop when the worker process has booted and stops it firs
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from functools import partial
-from threading import Event
+from threading import BoundedSemaphore, Event
 from typing import Any
 
 import dramatiq
@@ -16,6 +17,7 @@ from dramatiq.middleware import Middleware
 
 from schedules.checking import check_plan
 from schedules.config import Plan, load_plan
+from schedules.policies import Retention
 from schedules.registry import MESSAGE_TYPE, QUEUE
 from schedules.runner import TaskRunner
 from schedules.scheduler import Scheduler
@@ -31,6 +33,9 @@ MAINTENANCE_CALL_SECONDS = 120.0
 MAINTENANCE_SECONDS = 6 * 3600
 #: A run that its process had to pause waits so long: no longer claimed by that process.
 HANDOVER_SECONDS = 1.0
+#: Retention may wait at closed gates for its whole budget: half of the threads at most, the rest is for due reminders, locks and
+#: partitions. Who comes when those are taken asks again after so long.
+QUEUE_UP_SECONDS = 5.0
 
 
 class Timetable(Middleware):
@@ -41,10 +46,12 @@ class Timetable(Middleware):
         self.plan: Plan | None = None
         self.scheduler: Scheduler | None = None
         self.broker: Any = None
+        self.waiters = BoundedSemaphore(1)
 
     def after_worker_boot(self, broker: Any, worker: Any) -> None:
         """Read the plan and start the loop; a plan that cannot be read ends the process with its exit code."""
         self.broker = broker
+        self.waiters = BoundedSemaphore(max(1, broker.settings.threads // 2))
         try:
             self.plan = load_plan()
         except ConfigError as error:
@@ -112,10 +119,15 @@ def run_maintenance(task: str) -> None:
     """Run one maintenance task; a run that was interrupted goes on with its cursor."""
     if timetable.plan is None:
         raise StoreError("the worker process has not booted")
-    message = current_message()
-    schedule = message.options.get("schedule") if message is not None else None
-    runner = TaskRunner(timetable.open_connection, timetable.plan, timetable.stop)
-    state = runner.run(task, triggered_by="schedule" if schedule else "message", message_id=message.id if message else None)
+    with ExitStack() as held:
+        if isinstance(timetable.plan.tasks().get(task), Retention):
+            if not timetable.waiters.acquire(blocking=False):
+                raise Snooze(QUEUE_UP_SECONDS, "other retention runs wait at their gates")
+            held.callback(timetable.waiters.release)
+        message = current_message()
+        schedule = message.options.get("schedule") if message is not None else None
+        runner = TaskRunner(timetable.open_connection, timetable.plan, timetable.stop)
+        state = runner.run(task, triggered_by="schedule" if schedule else "message", message_id=message.id if message else None)
     if state == "paused" and timetable.stop.is_set():  # not by its budget: the next process goes on, not the next planned time
         raise Snooze(HANDOVER_SECONDS, "the process stops: another one goes on with the run")
     if state == "busy":

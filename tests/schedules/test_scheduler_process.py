@@ -270,6 +270,21 @@ def test_what_a_stopping_scheduler_pauses_the_next_one_goes_on_with_at_once(data
     database.query("drop schema shop cascade")
 
 
+def test_retention_that_waits_at_a_closed_gate_keeps_no_job_waiting(database, start_scheduler, tmp_path):
+    """A long report closed a gate: retention runs filled every thread for their whole budgets, and due reminders waited behind them."""
+    (tmp_path / "packhorse.toml").write_text("[gates]\nconnections_ratio = 0.0\n")
+    start_scheduler(database.url)
+    tasks = ("message_dedup", "message_results", "dead_letters", "schedule_runs", "processed_messages")
+    wait_until(lambda: database.value("select count(*) from schedules where name = 'job.dead_workers'") == 1, 30, "the timetable is written")
+    for task in tasks:
+        database.query("select run_schedule_now(%s)", f"retention.{task}")
+    wait_until(lambda: database.value("select count(*) from maintenance_runs where gate = 'connections_ratio'") >= 2, 30, "some wait at the gate")
+    database.query("select run_schedule_now('job.dead_workers')")
+    ended = "select count(*) from maintenance_runs where task = 'job.dead_workers' and state = 'succeeded'"
+    wait_until(lambda: database.value(ended) >= 1, 30, "a job without gates runs beside them")
+    assert database.value("select count(*) from maintenance_runs where kind = 'retention' and state = 'running'") == 2
+
+
 def test_due_reminders_become_messages_where_the_platform_is(server, start_scheduler, tmp_path):
     database = create_platform_database(server)
     try:
