@@ -32,13 +32,16 @@ declare
 begin
   if exists (select from queues where name = p_queue) then
     return;
+  elsif p_queue is null then
+    raise exception using errcode = 'PH002', column = 'queue', message = 'queue: must not be null';
   end if;
   select name into v_near from queues
   order by (left(name, 3) = left(p_queue, 3)) desc, abs(length(name) - length(p_queue)), name limit 1;
   raise exception using errcode = 'PH002', column = 'queue',
     message = format('queue: unknown queue %L', left(p_queue, 120)),
     hint = case when v_near is null then 'No queue exists yet. ' else format('Did you mean %L? ', v_near) end
-      || format('A new queue is made by: select declare_queue(%L)', left(p_queue, 120));
+      || 'A new queue is made by: select declare_queue('
+      || case when p_queue ~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}$' then quote_literal(p_queue) else 'name' end || ')';
 end
 $$;
 comment on function require_queue(text) is 'Raise PH002, naming a near miss, unless the queue exists.';
@@ -46,12 +49,14 @@ comment on function require_queue(text) is 'Raise PH002, naming a near miss, unl
 create function set_queue(p_queue text, p_settings jsonb, p_operator text default current_user) returns queues
 language plpgsql set search_path from current as $$
 -- Change settings of one queue; keys are column names of `queues`, null resets a limit to "none".
--- Locks the queue's row. Unknown keys and values out of range raise PH001 and change nothing.
+-- Locks the queue's row. Unknown keys and values out of range raise PH001, which names the key, and change nothing.
 declare
   v_known constant text[] := array['max_concurrency', 'max_concurrency_per_key', 'rate_limit', 'rate_interval',
     'rate_burst', 'keep_done', 'max_attempts', 'crash_limit', 'backoff_initial', 'backoff_multiplier',
     'backoff_max', 'backoff_jitter', 'on_dead'];
   v_unknown text;
+  v_key text;
+  v_constraint text;
   v_new_rate constant boolean := p_settings ?| array['rate_limit', 'rate_interval', 'rate_burst'];
   v_row queues;
 begin
@@ -67,7 +72,10 @@ begin
   end if;
   select * into v_row from queues where name = p_queue for update;
   begin
-    v_row := jsonb_populate_record(v_row, p_settings);
+    for v_key in select jsonb_object_keys(p_settings) loop -- one by one: the error of a value has no name in it
+      v_row := jsonb_populate_record(v_row, jsonb_build_object(v_key, p_settings -> v_key));
+    end loop;
+    v_key := null;
     update queues set
       max_concurrency = v_row.max_concurrency, max_concurrency_per_key = v_row.max_concurrency_per_key,
       rate_limit = v_row.rate_limit, rate_interval = v_row.rate_interval, rate_burst = v_row.rate_burst,
@@ -79,10 +87,14 @@ begin
       backoff_max = v_row.backoff_max, backoff_jitter = v_row.backoff_jitter, on_dead = v_row.on_dead,
       updated_at = clock_timestamp()
     where name = p_queue returning * into v_row;
-  exception when check_violation or not_null_violation or invalid_text_representation
-      or invalid_datetime_format or datetime_field_overflow or interval_field_overflow or numeric_value_out_of_range then
-    raise exception using errcode = 'PH001', column = 'settings', message = 'settings: ' || sqlerrm,
-      hint = 'The ranges are constraints of the table queues.';
+  exception when check_violation or not_null_violation or data_exception then
+    get stacked diagnostics v_unknown = column_name, v_constraint = constraint_name;
+    v_key := coalesce(v_key, nullif(v_unknown, ''), substring(v_constraint from '^queues_(.*)_[a-z]+$'), 'settings');
+    raise exception using errcode = 'PH001', column = v_key, message = format('%s: %s', v_key, case sqlstate
+        when '23514' then format('%s is out of range', left(p_settings ->> v_key, 60)) when '23502' then 'must not be null' else sqlerrm end),
+      hint = coalesce((select 'Allowed: ' || regexp_replace(pg_get_constraintdef(c.oid), '^CHECK |::\w+( precision)?|[()]', '', 'g')
+        from pg_constraint c where c.conrelid = 'queues'::regclass and c.conname = v_constraint),
+        'Numbers as JSON numbers, intervals as texts like "5 minutes".');
   end;
   insert into operator_actions (action, operator, details)
   values ('set_queue', p_operator, jsonb_build_object('queue', p_queue, 'settings', p_settings));

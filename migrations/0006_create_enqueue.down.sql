@@ -5,4 +5,5 @@ drop function enqueue_messages;
 drop function enqueue_message;
 drop function check_enqueue_arguments;
 drop function check_lease;
+drop function refuse_delay;
 drop function refuse_argument;

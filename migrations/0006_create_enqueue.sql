@@ -9,10 +9,22 @@ create function refuse_argument(p_name text, p_problem text, p_hint text default
 language plpgsql immutable as $$
 -- Raise PH001 for one argument: its name, what is wrong, what to do.
 begin
+  if p_hint = '' then
+    raise exception using errcode = 'PH001', column = p_name, message = format('%s: %s', p_name, p_problem);
+  end if;
   raise exception using errcode = 'PH001', column = p_name, message = format('%s: %s', p_name, p_problem), hint = p_hint;
 end
 $$;
 comment on function refuse_argument(text, text, text) is 'Raise PH001 that names the argument.';
+
+create function refuse_delay(p_run_at timestamptz) returns void
+language plpgsql immutable set search_path from current as $$
+-- Raise PH001 for a delay: beside a run_at, or too long.
+begin
+  perform refuse_argument('delay', case when p_run_at is null then 'must be at most ten years' else 'give delay or run_at, not both' end);
+end
+$$;
+comment on function refuse_delay(timestamptz) is 'Raise PH001 for a delay beside a run_at, or for one that is too long.';
 
 create function check_lease(p_lease interval) returns void
 language plpgsql immutable set search_path from current as $$
@@ -44,8 +56,8 @@ begin
       'Store the large part elsewhere and send its key.');
   elsif p_options is null or jsonb_typeof(p_options) <> 'object' or pg_column_size(p_options) > 1048576 then
     perform refuse_argument('options', 'must be a JSON object of at most 1 MiB');
-  elsif p_priority not between 1 and 10 then
-    perform refuse_argument('priority', format('%s is out of range', p_priority), '1 (first) to 10 (last), default 5.');
+  elsif p_priority is null or p_priority not between 1 and 10 then
+    perform refuse_argument('priority', format('%s is out of range', coalesce(p_priority::text, 'null')), '1 (first) to 10 (last), default 5.');
   elsif not isfinite(p_run_at) or p_run_at > clock_timestamp() + interval '3660 days' then
     perform refuse_argument('run_at', 'must be a finite time, at most ten years ahead');
   elsif p_max_attempts not between 1 and 1000000 then
@@ -103,10 +115,10 @@ begin
     perform require_queue(p_queue);
   end if;
   -- the delay is compared before it is added: the sum of now and an absurd one is an error without a name
-  v_run_at := coalesce(p_run_at, case when p_delay is null then v_now
-    when p_delay between interval '-3660 days' and interval '3660 days' then v_now + p_delay end);
+  v_run_at := case when p_delay is null then coalesce(p_run_at, v_now)
+    when p_run_at is null and p_delay between interval '-3660 days' and interval '3660 days' then v_now + p_delay end;
   if v_run_at is null then
-    perform refuse_argument('delay', 'must be at most ten years');
+    perform refuse_delay(p_run_at);
   end if;
   -- the checks of the domains say "no" without a name; the explaining function is only called then
   if p_priority between 1 and 10 and isfinite(v_run_at) and v_run_at <= v_now + interval '3660 days'
@@ -120,7 +132,7 @@ begin
      and p_message_type ~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}$' then
     null;
   else
-    perform check_enqueue_arguments(p_message_type, p_payload, p_options, coalesce(p_priority, 0), v_run_at,
+    perform check_enqueue_arguments(p_message_type, p_payload, p_options, p_priority, v_run_at,
       p_max_attempts, p_conversation_key, p_dedup_key, p_dedup_window, p_concurrency_key, p_correlation_id, p_trace_context);
   end if;
   if p_dedup_key is not null then
@@ -233,13 +245,13 @@ begin
   if p_payloads is null or jsonb_typeof(p_payloads) <> 'array' then
     perform refuse_argument('payloads', format('must be a JSON array of objects, not %s', coalesce(jsonb_typeof(p_payloads), 'null')));
   end if;
-  if p_run_at is null and p_delay is not null then
-    if p_delay not between interval '-3660 days' and interval '3660 days' then
-      perform refuse_argument('delay', 'must be at most ten years');
+  if p_delay is not null then
+    if p_run_at is not null or p_delay not between interval '-3660 days' and interval '3660 days' then
+      perform refuse_delay(p_run_at);
     end if;
     v_run_at := v_now + p_delay;
   end if;
-  perform check_enqueue_arguments(p_message_type, '{}', p_options, coalesce(p_priority, 0), v_run_at, p_max_attempts,
+  perform check_enqueue_arguments(p_message_type, '{}', p_options, p_priority, v_run_at, p_max_attempts,
     p_conversation_key, null, null, p_concurrency_key, p_correlation_id, p_trace_context);
   select e.ordinality as place, jsonb_typeof(e.value) as kind, pg_column_size(e.value) as bytes into v_bad
   from jsonb_array_elements(p_payloads) with ordinality e

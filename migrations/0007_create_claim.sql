@@ -255,7 +255,7 @@ create function pick_due_messages(
 language plpgsql set search_path from current as $$
 -- Choose and lock up to p_limit messages that may start, by (priority, run_at, id); skips rows that
 -- others hold. Messages met on the way that wait behind their conversation become blocked. Null: there
--- were so many of these that what is behind them has not been looked at.
+-- were so many of these that what is behind them has not been looked at; now that they are blocked it can be.
 -- p_since, p_until: ten times each, where to start and to end looking in each priority; null: not bounded.
 -- p_key_limit: how many of one concurrency key may run (queues.max_concurrency_per_key).
 declare
@@ -264,6 +264,7 @@ declare
   v_waiting bigint[];
   v_seen integer;
   v_stuck_keys text[] := '{}';
+  v_blocked integer := 0;
   v_behind integer := 2000; -- so many rows one claim blocks at most, beyond those it met itself
   v_want integer := p_limit;
   v_full_keys text[] := '{}';
@@ -343,7 +344,7 @@ begin
         v_waiting := v_waiting || waiting_behind(v_waiting, v_behind);
         v_behind := v_behind - cardinality(v_waiting);
       end if;
-      perform block_waiting_messages(v_waiting);
+      v_blocked := v_blocked + block_waiting_messages(v_waiting);
     end if;
     if v_seen < v_want then -- there is nothing more behind them
       return v_picked;
@@ -351,7 +352,7 @@ begin
     v_want := p_limit - cardinality(v_picked);
     exit when v_want <= 0;
   end loop;
-  return nullif(v_picked, '{}');
+  return case when v_blocked = 0 then v_picked else nullif(v_picked, '{}') end;
 end
 $$;
 comment on function pick_due_messages(text, integer, integer, text[], timestamptz[], timestamptz[], boolean, timestamptz)

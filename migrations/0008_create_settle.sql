@@ -218,7 +218,7 @@ begin
     end if;
     v_want := queue_allowance(v_queue, p_limit - cardinality(v_ids), v_now, not v_locked);
     if v_want is null then
-      v_next := v_now + interval '10 milliseconds'; -- another claim looks at it; this one waits for no second queue
+      v_next := v_now + interval '50 milliseconds'; -- another claim looks at it; this one waits for no second queue
       continue;
     end if;
     v_locked := v_locked or v_queue.max_concurrency is not null or v_queue.max_concurrency_per_key is not null

@@ -381,3 +381,15 @@ def test_late_commits_behind_a_running_message_that_comes_back_keep_their_order(
         worker.complete(*leases)
     assert started == [first, second, third]
     assert violations(worker) == []
+
+
+def test_what_waits_behind_messages_that_somebody_holds_is_not_asked_for_again_and_again(clients: Clients) -> None:
+    """None of them can be blocked, so the next claim would not get further: it is for the poll, not for now."""
+    sql = clients()
+    for _ in range(2):
+        sql.rows("select enqueue_message('q', 'effect', p_conversation_key => 'c' || n) from generate_series(1, 1500) n")
+    other = clients()
+    other.rows("begin")
+    other.rows("select from message_queue where id in (select min(id) from message_queue group by conversation_key) for update")
+    assert sql.rows("select outcome from complete_and_claim_messages('{}', '{}', %s, '{q}', 1)", HOLDER) == []
+    other.rows("rollback")

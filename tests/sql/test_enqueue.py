@@ -47,9 +47,10 @@ def test_every_argument_reaches_its_column(sql: Sql) -> None:
     assert 3590 < (row["run_at"] - row["created_at"]).total_seconds() <= 3600
 
 
-def test_run_at_wins_over_delay(sql: Sql) -> None:
-    row = sql.live(sql.enqueue(delay="1 hour", run_at="2020-01-01 00:00:00+00"))
-    assert row["run_at"].year == 2020
+def test_a_delay_beside_a_run_at_is_refused(sql: Sql) -> None:
+    assert sql.enqueue_refused(delay="1 hour", run_at="2020-01-01 00:00:00+00") == ("PH001", "delay")
+    both = "p_delay => '1 hour', p_run_at => '2020-01-01 00:00:00+00'"
+    assert sql.refused(f"select enqueue_payloads('q', 'effect', '[{{}}]', {both})") == ("PH001", "delay")
 
 
 def test_an_enqueue_that_is_rolled_back_leaves_nothing(sql: Sql) -> None:

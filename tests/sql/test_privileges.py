@@ -91,6 +91,7 @@ def test_a_producer_can_call_nothing_else(as_role: Callable[[str], Sql]) -> None
         "check_enqueue_arguments",
         "check_lease",
         "refuse_argument",
+        "refuse_delay",
         "require_queue",
         "wake_queue",
         "is_new_message",

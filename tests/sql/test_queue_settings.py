@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
@@ -66,9 +67,26 @@ BAD_SETTINGS = [
 @pytest.mark.parametrize("settings", BAD_SETTINGS, ids=str)
 def test_a_setting_out_of_range_is_refused_and_changes_nothing(sql: Sql, settings: dict) -> None:
     before = sql.rows("select q::text from queues q where name = 'q'")
-    assert sql.refused("select set_queue('q', %s)", Jsonb(settings)) == ("PH001", "settings")
+    assert sql.refused("select set_queue('q', %s)", Jsonb(settings)) == ("PH001", list(settings)[-1])
     assert sql.rows("select q::text from queues q where name = 'q'") == before
     assert actions(sql) == []
+
+
+def test_a_refused_setting_is_named_with_what_is_allowed(sql: Sql) -> None:
+    with pytest.raises(psycopg.Error) as caught:
+        sql.rows("select set_queue('q', %s)", Jsonb({"crash_limit": 2, "max_attempts": 0}))
+    diag = caught.value.diag
+    assert (diag.message_primary, diag.message_hint) == ("max_attempts: 0 is out of range", "Allowed: max_attempts >= 1 AND max_attempts <= 1000000")
+
+
+@pytest.mark.parametrize(
+    ("queue", "answer", "hint"), [(None, "PH002", None), ("", "PH002", "declare_queue(name)"), ("Q", "PH002", "declare_queue('Q')")]
+)
+def test_a_queue_that_cannot_be_is_not_proposed(sql: Sql, queue: str | None, answer: str, hint: str | None) -> None:
+    with pytest.raises(psycopg.Error) as caught:
+        sql.rows("select require_queue(%s)", queue)
+    assert caught.value.sqlstate == answer
+    assert (caught.value.diag.message_hint or "").endswith(hint or "")
 
 
 def test_an_unknown_setting_is_named(sql: Sql) -> None:
