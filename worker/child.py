@@ -100,8 +100,8 @@ def _refusal(error: ConfigError | SchemaMismatch | StoreError) -> int:
     return EXIT_FAILED
 
 
-def recover(settings: Settings, worker_id: UUID, started: list[int], detail: str, overdue: list[tuple[int, int]]) -> None:
-    """One attempt to return a dead child's messages; when it fails their leases run out instead.
+def recover(settings: Settings, worker_id: UUID, started: list[int], detail: str, overdue: list[tuple[int, int]]) -> int:
+    """One attempt to return a dead child's messages; when it fails their leases run out instead. An exit code, always that of success.
 
     overdue: (id, lease token) of those whose handlers ignored their time limits; their attempts have failed.
     """
@@ -135,6 +135,7 @@ def recover(settings: Settings, worker_id: UUID, started: list[int], detail: str
             logger.warning("messages_recovered worker_id=%s count=%d suspects=%d", worker_id, count, len(started))
     except Exception as error:  # last line of defence is the lease
         logger.warning("recover_failed worker_id=%s error_class=%s", worker_id, type(error).__name__)
+    return EXIT_OK
 
 
 def end_with_parent(parent: int) -> None:

@@ -119,6 +119,8 @@ class Supervisor:
                 self._watch.reloading()
                 _kill(self._rehearsal, signal.SIGKILL)  # it may have seen older code
                 self._rehearsal = self._fork(lambda: rehearse(self.settings, self.board.made_by))
+                if not self._rehearsal:
+                    self._on_rehearsed(EXIT_FAILED)
 
     def _stop_children(self) -> None:
         """Pass a stop on. A second one is said in shared memory: a signal that comes twice may mean the same stop (sent to the whole
@@ -154,6 +156,8 @@ class Supervisor:
                 child.retiring = child.hung = False
                 child.pid = self._fork(lambda child=child, slab=slab: self._run_child(self.settings, child.running, child.id, slab))  # type: ignore[misc]
                 child.started_at = now
+                if not child.pid:
+                    child.ended(0.0, expected=False)
 
     def _start_exporter(self) -> None:
         exporter = self._exporter
@@ -161,6 +165,8 @@ class Supervisor:
             self.board.cells[EXPORTER_TICK] = 0
             exporter.pid = self._fork(self._run_exporter)
             exporter.started_at = time.monotonic()
+            if not exporter.pid:
+                exporter.ended(0.0, expected=False)
 
     def _run_exporter(self) -> int:
         from worker.exporter import run_exporter  # only this child needs an HTTP server
@@ -196,10 +202,15 @@ class Supervisor:
             _kill(self._exporter.pid, signal.SIGKILL)
 
     def _fork(self, body: Callable[[], int]) -> int:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        """A new process that runs `body`; 0 when the system has none to give: those that live go on."""
+        _flush_output()
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the child has handlers of its own
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            logger.error("fork_failed error=%s", error)
+            return 0
         if pid:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             return pid
@@ -210,8 +221,7 @@ class Supervisor:
             logger.critical("child_failed pid=%d", os.getpid(), exc_info=True)
         finally:
             flush_log()
-            sys.stdout.flush()
-            sys.stderr.flush()
+            _flush_output()
             os._exit(code)
 
     def _reap(self) -> None:
@@ -273,14 +283,9 @@ class Supervisor:
 
     def _recover(self, worker_id: UUID, started: list[int], detail: str, overdue: list[tuple[int, int]]) -> None:
         """Give back what a dead child held, in a child of its own: the parent keeps no connection."""
-        pid = os.fork()
+        pid = self._fork(lambda: recover(self.settings, worker_id, started, detail, overdue))
         if pid:
             self._recovering.add(pid)
-            return
-        try:
-            recover(self.settings, worker_id, started, detail, overdue)
-        finally:
-            os._exit(EXIT_OK)
 
     def _kill_late(self) -> None:
         limit = self.settings.drain_seconds + self.settings.call_deadline_seconds + KILL_MARGIN_SECONDS
@@ -298,6 +303,16 @@ def _kill(pid: int, number: int) -> None:
             os.kill(pid, number)
     except ProcessLookupError:
         pass
+
+
+def _flush_output() -> None:
+    """What handlers printed. A full disk or a reader that is gone must not end the parent, nor a child in any other way than by its code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            pass
 
 
 def _describe(code: int) -> str:

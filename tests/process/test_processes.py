@@ -117,6 +117,41 @@ def test_a_child_that_cannot_start_is_tried_again_with_backoff(database, ledger,
 
 
 @pytest.mark.slow
+def test_a_system_that_has_no_process_to_give_ends_nobody(database, ledger, start_daemon, tmp_path):
+    """A limit of processes or of memory: fork fails. What lives goes on; what is missing starts when there is room again."""
+    full = tmp_path / "full"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nfork = os.fork\ndef limited():\n"
+        f"    if os.path.exists({str(full)!r}): raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
+        "    return fork()\nos.fork = limited\n"
+    )
+    daemon = start_daemon(database, ledger, extra={"PYTHONPATH": f"{tmp_path}:{ROOT}"}, processes=2, threads=1).wait_ready(2)
+    victim, other = daemon.children()
+    full.touch()
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: "fork_failed" in daemon.log)
+    daemon.signal(signal.SIGHUP)
+    wait_until(lambda: "reload_refused" in daemon.log)
+    effects(database, 1)
+    wait_until(lambda: ledger.counts("effect")["m0"] == 1)
+    assert daemon.children() == [other] and daemon.process.poll() is None
+    full.unlink()
+    wait_until(lambda: len(daemon.children()) == 2, 30)
+    assert daemon.stop() == 0
+
+
+@pytest.mark.slow
+def test_what_a_handler_printed_to_a_full_disk_changes_no_exit_code(database, ledger, start_daemon, tmp_path):
+    """A child's last act is to write what was printed; that fails, and it ends as it would have."""
+    (tmp_path / "printing_actors.py").write_text(
+        "import os, sys\nfrom tests.support.actors import *\nsys.stdout = open('/dev/full', 'w')\nprint('to nowhere')\n"
+    )
+    daemon = start_daemon(database, ledger, "printing_actors", {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, processes=1).wait_ready()
+    assert daemon.stop() == 0
+    assert "child_exited" not in daemon.log and "Traceback" not in daemon.log
+
+
+@pytest.mark.slow
 def test_by_default_a_killed_hosts_messages_run_again_within_thirty_seconds(database, ledger, start_daemon):
     """W5 with the settings that a user gets, not the quick ones of these tests."""
     defaults = {"heartbeat_seconds": 6, "lease_seconds": 20, "rescue_seconds": 5, "call_deadline_seconds": 10, "poll_seconds": 2.5}

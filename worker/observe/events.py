@@ -79,6 +79,7 @@ EVENTS: dict[str, Event] = {
     "supervisor_stopped": Event("info", ("exit_code",), "The parent ends."),
     "child_exited": Event("warning", ("pid", "exit_code", "running"), "A process ended unasked; running: messages that it ran."),
     "reload_refused": Event("error", ("exit_code",), "After SIGHUP: new processes would not start; the old ones go on."),
+    "fork_failed": Event("error", ("error",), "The system has no process to give; tried again with backoff, those that live go on."),
     "child_retiring": Event("info", ("pid",), "A process is told to drain in a rolling restart."),
     "child_hung": Event("error", ("pid", "loops", "hang_seconds"), "Loops do not tick: the process is killed and replaced."),
     "child_killed": Event("error", ("pid",), "A process did not end within its time."),
