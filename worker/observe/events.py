@@ -43,6 +43,7 @@ EVENTS: dict[str, Event] = {
     "handlers_left": Event(
         "warning", ("count", "worker_id"), "Handlers still running when the drain was over; their messages go back once the process is gone."
     ),
+    "shutdown_hooks_left": Event("warning", ("worker_id", "seconds"), "Middleware did not come to an end at the stop; it is not waited for."),
     "lease_lost": Event("info", ("message_id", "worker_id"), "Somebody else owns the message; nothing was written."),
     "lease_not_renewed": Event("warning", ("message_id", "actor"), "The database is out of reach; the handler is interrupted before its lease ends."),
     "lease_over": Event("error", ("message_id", "actor"), "A handler still runs although its lease is over."),

@@ -11,7 +11,9 @@ import logging
 import os
 import resource
 import sys
+import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -42,6 +44,8 @@ logger = logging.getLogger("packhorse.process")
 #: Threads switch this often when they compete; the pump must not wait long for its turn.
 SWITCH_SECONDS = 0.001
 STARTUP_RETRY_SECONDS = 1.0
+#: What middleware wants to do before and after the drain may take so long.
+HOOKS_SECONDS = 5.0
 
 
 def load_broker(settings: Settings) -> PostgresBroker:
@@ -189,7 +193,7 @@ class WorkerProcess:
     def drain(self) -> None:
         """Finish in good order; see the module's first lines."""
         began = time.monotonic()
-        self.broker.emit_before("worker_shutdown", self)
+        self._tell_middleware(self.broker.emit_before)
         self.pump.draining = True
         self.slab.states[DRAINING] = 1.0
         self.heartbeat.state = "draining"
@@ -201,15 +205,23 @@ class WorkerProcess:
         if self._handlers_running():
             self._interrupt_all()
         self._flush()
+        self._tell_middleware(self.broker.emit_after)  # before the heartbeat ends: a handler that would not end may still run
         self.heartbeat.stop()
         self.heartbeat.wait(5)
         self._deregister()
         for service in (self.timekeeper, self.listener):
             if service is not None:
                 service.stop()
-        self.broker.emit_after("worker_shutdown", self)
         self.broker.close()
         logger.info("worker_stopped worker_id=%s drain_seconds=%.2f exit_code=%d", self.id, time.monotonic() - began, self.exit_code)
+
+    def _tell_middleware(self, emit: Callable[..., None]) -> None:
+        """worker_shutdown, for HOOKS_SECONDS: a hook may wait for what never ends, as that of dramatiq's AsyncIO does for a coroutine that blocks."""
+        thread = threading.Thread(target=emit, args=("worker_shutdown", self), name="packhorse-shutdown-hooks", daemon=True)
+        thread.start()
+        thread.join(HOOKS_SECONDS)
+        if thread.is_alive():
+            logger.warning("shutdown_hooks_left worker_id=%s seconds=%.0f", self.id, HOOKS_SECONDS)
 
     def _handlers_running(self) -> bool:
         return bool(self._still_running())

@@ -70,6 +70,7 @@ class Slot:
         """The thread begins with a message."""
         self.interrupted = None
         self.started_at = now
+        self._overdue_tokens[self.index] = 0
         self._view[self.index] = message.id
         message.started = True
         self.starts += 1
@@ -83,9 +84,10 @@ class Slot:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_long(self.thread_id), None)
 
     def forget(self) -> None:
-        """The outcome was handed over: a crash from here on is not this message's fault."""
-        self._overdue_tokens[self.index] = 0
-        self._view[self.index] = 0
+        """The outcome was handed over: a crash from here on is not this message's fault. Past the hard limit it may have come too late
+        to be written, so it stays for the parent, whose answer is refused if it was written."""
+        if not self._overdue_tokens[self.index]:
+            self._view[self.index] = 0
 
     def give_up(self, message: ClaimedMessage) -> bool:
         """Mark `message` as overdue if the slot still runs it. What its handler still brings about counts, until the process ends."""
