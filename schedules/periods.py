@@ -66,5 +66,8 @@ def _instant(bound: str) -> datetime:
         return datetime.min.replace(tzinfo=UTC)
     if bound == "infinity":
         return datetime.max.replace(tzinfo=UTC)
-    found = datetime.fromisoformat(bound)
+    try:
+        found = datetime.fromisoformat(bound)
+    except ValueError:  # the server's years go from 4713 BC to 294276, Python's from 1 to 9999
+        return (datetime.min if bound.endswith("BC") else datetime.max).replace(tzinfo=UTC)
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)

@@ -313,6 +313,17 @@ def test_open_ends_are_never_too_old(database, events, keep):
     assert keep().status().runway_seconds > 10**9
 
 
+def test_bounds_beyond_the_years_of_python_are_open_ends(database, events, keep):
+    """One partition up to the year 10000 ended every run for its table with a ValueError."""
+    events()
+    edges = [period_start(NOW, "month", shift).isoformat() for shift in (-9, -8, 3)]
+    database.query(f"create table shop.begin partition of shop.events for values from ('0044-03-15 BC') to ('{edges[0]}')")
+    database.query(f"create table shop.old partition of shop.events for values from ('{edges[0]}') to ('{edges[1]}')")
+    database.query(f"create table shop.rest partition of shop.events for values from ('{edges[2]}') to ('10000-01-01')")
+    assert keep().make() == 3 and keep().drop() == 2
+    assert names(database) == sorted([*expected(0, 1, 2), "rest"])
+
+
 def test_capitals_and_partitions_in_other_schemas_go_whole(database, keep, open_connection):
     database.query("create schema shop")
     database.query('create table shop."Events" (id int, at timestamptz) partition by range (at)')
