@@ -24,7 +24,7 @@ from worker.broker import PostgresBroker
 from worker.config import Settings
 from worker.db import migrate
 from worker.db.listen import Listener
-from worker.errors import CancelInterrupt, ConfigError, DrainInterrupt, LeaseInterrupt, SchemaMismatch, StoreError, StoreUnavailable
+from worker.errors import CancelInterrupt, ConfigError, DrainInterrupt, InvalidArgument, LeaseInterrupt, SchemaMismatch, StoreError, StoreUnavailable
 from worker.exits import EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED
 from worker.heartbeat import Heartbeat
 from worker.messages import ClaimedMessage
@@ -58,7 +58,7 @@ def load_broker(settings: Settings) -> PostgresBroker:
     for name in settings.actors:
         try:
             importlib.import_module(name)
-        except ImportError as error:
+        except (ImportError, SyntaxError, InvalidArgument) as error:  # what another try does not mend
             raise ConfigError([f"actors: cannot import {name!r}: {error}"]) from error
     chosen = dramatiq.get_broker()
     if not isinstance(chosen, PostgresBroker):
