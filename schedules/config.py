@@ -12,6 +12,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,14 @@ class Plan:
 
 def load_plan(environ: Mapping[str, str] | None = None, toml_path: Path | None = None) -> Plan:
     """Shipped policies, those of packhorse.toml, and schedules declared in code. Raises ConfigError with every problem."""
+    plan, problems = read_plan(environ, toml_path)
+    if problems:
+        raise ConfigError(problems)
+    return plan
+
+
+def read_plan(environ: Mapping[str, str] | None = None, toml_path: Path | None = None) -> tuple[Plan, list[str]]:
+    """The same without the entries that are wrong, and every problem. Raises ConfigError when the file is no TOML."""
     document, path = _document(os.environ if environ is None else environ, toml_path)
     problems: list[str] = []
 
@@ -78,29 +87,21 @@ def load_plan(environ: Mapping[str, str] | None = None, toml_path: Path | None =
                     problems.append(f"{where}: there is no {entry!r} to switch off{_near(entry, [item.name for item in shipped])}")
             else:
                 values = {key: value for key, value in values.items() if key != "enabled"}
-                try:
-                    found[entry] = build(entry, values) if entry not in found else _changed(found[entry], values)
-                except (InvalidArgument, _Unknown) as error:
-                    problems.append(f"{where}: {error}")
+                item, wrong = _built(name, partial(build, entry) if entry not in found else partial(_changed, found[entry]), values)
+                if not wrong:
+                    found[entry] = item
+                problems.extend(f"{where}: {problem}" for problem in wrong)
         return tuple(found.values())
 
     retention = section("retention", lambda name, values: _build(Retention, {"name": name, **values}), RETENTION)
     partitions = section("partitions", lambda name, values: _build(Partitions, {"name": name, **values}), PARTITIONS)
     schedules = section("schedules", lambda name, values: _build(Schedule, {"name": name, **values}), ())
-    gates = Gates()
-    try:
-        limits = document.get("gates", {})
-        if not isinstance(limits, dict):
-            raise _Unknown("must be a table")
-        gates = _build(Gates, limits)
-    except (InvalidArgument, _Unknown) as error:
-        problems.append(f"{path}: [gates]: {error}")
+    limits = document.get("gates", {})
+    gates, wrong = _built("gates", partial(_build, Gates), limits) if isinstance(limits, dict) else (None, ["must be a table"])
+    problems += [f"{path}: [gates]: {problem}" for problem in wrong]
     schedules = (*(entry for name, entry in declared.items() if name not in document.get("schedules", {})), *schedules)
-    plan = Plan(retention, partitions, JOBS, gates, schedules)
-    problems += [f"{path}: {problem}" for problem in conflicts(plan)]
-    if problems:
-        raise ConfigError(problems)
-    return plan
+    plan = Plan(retention, partitions, JOBS, Gates() if wrong or gates is None else gates, schedules)
+    return plan, problems + [f"{path}: {problem}" for problem in conflicts(plan)]
 
 
 def conflicts(plan: Plan) -> list[str]:
@@ -122,8 +123,41 @@ def conflicts(plan: Plan) -> list[str]:
     return found
 
 
-class _Unknown(Exception):
-    """A field that nobody knows."""
+class _Missing(InvalidArgument):
+    """Fields without which there is no policy; `names` as TOML has them."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(f"{', '.join(names)}: missing")
+        self.names = names
+
+
+#: Per section, values that nobody refuses, for fields that it cannot be without.
+_STAND_INS: dict[str, dict[str, Any]] = {
+    "retention": {"column": "x", "keep": 1},
+    "partitions": {"column": "x", "keep": 1, "ahead": 1, "every": "day"},
+    "schedules": {"message_type": "x", "cron": "* * * * *", "every": 60},
+    "gates": {},
+}
+
+
+def _built(section: str, build: Callable[[dict[str, Any]], Any], values: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """A policy of these values, and what is wrong with them: what is refused is left out or replaced, so that it hides nothing else."""
+    stand_ins = _STAND_INS[section]
+    values, problems, replaced = dict(values), list[str](), set[str]()
+    while True:
+        try:
+            return build(values), problems
+        except InvalidArgument as error:
+            refused = error.names if isinstance(error, _Missing) else [key for key in values if error.field in (key, _DURATIONS.get(key))]
+            if not replaced.intersection(refused):
+                problems.append(str(error))
+            for key in refused:
+                values.pop(key, None)
+                if key in stand_ins and key not in replaced:
+                    replaced.add(key)
+                    values[key] = stand_ins[key]
+            if not refused or (isinstance(error, _Missing) and not set(refused) <= values.keys()):
+                return None, problems  # nothing that could be left out
 
 
 def _build(of: type[Any], values: Mapping[str, Any]) -> Any:
@@ -132,7 +166,7 @@ def _build(of: type[Any], values: Mapping[str, Any]) -> Any:
     missing = [field.name for field in fields(of) if field.name not in converted and field.default is field.default_factory]
     if missing:
         shown = [next((short for short, long in _DURATIONS.items() if long == name), name) for name in missing]
-        raise _Unknown(f"{', '.join(shown)}: missing")
+        raise _Missing(shown)
     return of(**converted, **({"source": "toml"} if "source" in _names(of) else {}))
 
 
@@ -150,7 +184,7 @@ def _converted(of: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
             name = key
         if name not in known or name == "source":
             shown = {next((short for short, long in _DURATIONS.items() if long == field), field) for field in known} - {"source", "name"}
-            raise _Unknown(f"{key}: there is no such field{_near(key, sorted(shown))}")
+            raise InvalidArgument(f"{key}: there is no such field{_near(key, sorted(shown))}", field=key)
         converted[name] = seconds(key, value) if key in _DURATIONS and name == _DURATIONS[key] else _typed(of, name, value)
     return converted
 

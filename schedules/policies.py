@@ -91,8 +91,13 @@ class Partitions:
         _range("ahead", self.ahead, 1, 400)
         _range("keep", self.keep, 1, 10_000)
         _range("grace", self.grace_seconds, 0, 366 * 86400)
-        for line in (self.make_cron, self.drop_cron):
-            trigger(line, None, self.time_zone)
+        for field, line in (("make_cron", self.make_cron), ("drop_cron", self.drop_cron)):
+            try:
+                trigger(line, None, self.time_zone)
+            except InvalidArgument as error:
+                if error.field == "cron":
+                    raise InvalidArgument(str(error).replace("cron", field, 1), field=field) from None
+                raise
 
     @property
     def make_task(self) -> str:

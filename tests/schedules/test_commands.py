@@ -149,7 +149,8 @@ def test_table_care_reports_with_statements_and_changes_nothing(cli, database):
 
 
 def test_config_check_reports_all_problems_and_exits_2(cli, tmp_path):
-    assert cli("config", "check", "--json").document == {"ok": True}
+    assert cli("config", "check", "--json").document == {"ok": True, "not_compared": None, "warnings": []}
+    assert cli("config", "check", "--offline", "--json").document == {"ok": True, "not_compared": "--offline", "warnings": []}
     (tmp_path / "packhorse.toml").write_text(
         "treads = 3\n[retension.x]\nkeep = 1\n" + ORDERS + "btach = 5\n" + EVENTS + "grase = 1\n[gates]\nlag = 1\n"
     )
@@ -163,6 +164,41 @@ def test_config_check_reports_all_problems_and_exits_2(cli, tmp_path):
         "[gates]: lag",
     ):
         assert text in ran.err, ran.err
+
+
+def test_config_check_compares_policies_with_the_database(cli, database, tmp_path):
+    database.query("create table shop.baskets (id bigint primary key, done_at timestamptz)")
+    database.query("grant all on shop.baskets to packhorse_worker")
+    policies = tmp_path / "packhorse.toml"
+    policies.write_text(
+        '[retention.a]\ntable = "shop.basket"\ncolumn = "done_at"\nkeep = "7d"\n[retention.b]\ntable = "shop.baskets"\ncolumn = "doneat"\nkeep = "7d"\n'
+        '[retention.c]\ntable = "shop.baskets"\ncolumn = "done_at"\nkeep = "7d"\nwhere = "done_at = = 1"\n'
+        '[retention.d]\ntable = "message_queue"\ncolumn = "created_at"\nkeep = "7d"\n[schedules.e]\nmessage_type = "x"\ncron = "never"\n'
+        '[retention.processed_messages]\nkeep = "1s"\n'
+    )
+    ran = cli("config", "check")
+    assert ran.code == 2
+    for text in (
+        "[retention.a]: ",
+        "Did you mean 'shop.baskets'",
+        "Did you mean 'done_at'",
+        "[retention.c]: where: ",
+        "[retention.d]: ",
+        "[schedules.e]: cron",
+        "[retention.processed_messages]: keep: 1 s is shorter than the longest backoff",
+    ):
+        assert text in ran.err, ran.err
+    policies.write_text('[retention.a]\ntable = "shop.baskets"\ncolumn = "done_at"\nkeep = "7d"\n')
+    database.query("insert into shop.baskets select n, now() from generate_series(1, 20000) n; analyze shop.baskets")
+    ran = cli("config", "check", "--json")
+    assert ran.document["ok"] and "create index" in ran.document["warnings"][0] and "warning: [retention.a]" in ran.err
+
+
+def test_config_check_without_a_database_says_what_it_could_not_see(tmp_path, empty_database):
+    nowhere = Cli(tmp_path, "postgresql://nobody@localhost:1/none?connect_timeout=2")
+    for cli, reason in ((nowhere, "connection"), (Cli(tmp_path), "database_url"), (Cli(tmp_path, empty_database.url), "schema")):
+        ran = cli("config", "check")
+        assert ran.code == 0 and "not compared with a database" in ran.out and reason in ran.out, ran.out
 
 
 def test_without_a_database_each_command_says_so_and_exits_69(tmp_path):

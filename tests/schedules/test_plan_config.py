@@ -115,7 +115,7 @@ REPORT = '[schedules.report]\nmessage_type = "send"\ncron = "* * * * *"\n'
         (EVENTS.replace("month", "year"), "[partitions.events]: every: 'year' is not known"),
         (EVENTS.replace("ahead = 5", "ahead = 0"), "[partitions.events]: ahead: must be between 1 and 400"),
         (EVENTS.replace("keep = 12", 'keep = "1y"'), "[partitions.events]: keep: must be a whole number"),
-        (EVENTS + 'drop_cron = "daily"', "[partitions.events]: cron: 'daily' has 1 fields"),
+        (EVENTS + 'drop_cron = "daily"', "[partitions.events]: drop_cron: 'daily' has 1 fields"),
         (REPORT + 'missed = "never"', "[schedules.report]: missed: 'never' is not known"),
         (REPORT + 'missed = "all"', "[schedules.report]: overlap: 'skip' would run one"),
         (REPORT + 'every = "5m"', "[schedules.report]: cron: give either cron or every"),
@@ -146,6 +146,25 @@ def test_each_problem_names_its_section_and_field(problems_of, text, problem):
 def test_all_problems_are_found_at_once(problems_of):
     found = problems_of(ORDERS + "btach = 5\n" + EVENTS + "grase = 1\n" + REPORT + 'missed = "no"\n[gates]\nlag = 1')
     assert [problem.split("]")[0] for problem in found] == ["[retention.orders", "[partitions.events", "[schedules.report", "[gates"]
+
+
+def test_one_problem_of_a_section_hides_no_other(problems_of):
+    found = problems_of(
+        '[retention.orders]\ncolumn = "a b"\nkeep = "soon"\nbtach = 5\ncron = "never"\ntime_zone = "Nowhere"\nbudget = "-1s"\nwhere = ";"\n'
+        '[partitions.events]\nevery = "year"\nahead = 0\nmake_cron = "x"\n'
+        '[schedules.report]\ncron = "* * *"\nmissed = "no"\npriority = 99\n'
+        '[schedules.other]\nmessage_type = "x"\nevery = "often"\njitter = "much"\n'
+        "[gates]\nlag = 1\nconnections_ratio = -1\n"
+    )
+    named = {tuple(problem.split(": ")[:2]) for problem in found}
+    assert named == {
+        *(("[retention.orders]", field) for field in ("column", "keep", "btach", "cron", "time_zone", "budget", "where")),
+        *(("[partitions.events]", field) for field in ("column, keep", "every", "ahead", "make_cron")),
+        *(("[schedules.report]", field) for field in ("message_type", "cron", "missed", "priority")),
+        *(("[schedules.other]", field) for field in ("every", "jitter")),
+        *(("[gates]", field) for field in ("lag", "connections_ratio")),
+    }
+    assert len(found) == len(named), found
 
 
 def test_tables_of_the_same_name_in_two_schemas_do_not_fight(plan_of):

@@ -2,35 +2,66 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Annotated
+
 import typer
 
-from schedules.config import load_plan
+from schedules.checking import Findings, check_plan
+from schedules.config import Plan, read_plan
 from worker.cli.common import AsJson
+from worker.cli.errors import CommandError
+from worker.cli.maintenance import owner
 from worker.cli.render import print_json, print_rows
 from worker.config import Settings, load_settings, shown
-from worker.errors import ConfigError
+from worker.errors import ConfigError, SchemaMismatch, StoreUnavailable
 from worker.exits import EXIT_OK
 
 app = typer.Typer(no_args_is_help=True, help="Settings, from environment and packhorse.toml.")
 
 
+Offline = Annotated[bool, typer.Option("--offline", help="Do not look at the database.")]
+
+
 @app.command()
-def check(as_json: AsJson = False) -> int:
-    """Validate every setting and policy; prints all problems at once and exits 2 when there are any."""
+def check(offline: Offline = False, as_json: AsJson = False) -> int:
+    """Validate every setting, schedule and policy, and policies against the database when one answers.
+
+    Prints all problems at once and exits 2 when there are any. A column without an index is a warning.
+    """
     problems: list[str] = []
-    for load in (load_settings, load_plan):
-        try:
-            load()
-        except ConfigError as error:
-            # a file that is not TOML is found by both
-            problems += [problem for problem in error.problems if problem not in problems]
+    findings = Findings()
+    not_compared: str | None = "--offline"
+    try:
+        load_settings()
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        plan, wrong = read_plan()
+    except ConfigError as error:  # no TOML: the settings have said it, too
+        problems += [problem for problem in error.problems if problem not in problems]
+    else:
+        if not problems and not offline:
+            findings, not_compared = _compared(plan)
+        problems += wrong + [problem for _, problem in findings.problems]
+    for warning in findings.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     if problems:
         raise ConfigError(problems)
     if as_json:
-        print_json({"ok": True})
+        print_json({"ok": True, "not_compared": not_compared, "warnings": findings.warnings})
     else:
-        print("the configuration is good")
+        print("the configuration is good" + (f"; policies were not compared with a database: {not_compared}" if not_compared else ""))
     return EXIT_OK
+
+
+def _compared(plan: Plan) -> tuple[Findings, str | None]:
+    """What the database says to the plan, or why it was not asked."""
+    try:
+        with owner() as connection:
+            return check_plan(connection, plan), None
+    except (CommandError, StoreUnavailable, SchemaMismatch) as error:
+        return Findings(), str(error)
 
 
 @app.command()

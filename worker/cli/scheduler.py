@@ -10,7 +10,7 @@ import typer
 from pydantic import SecretStr
 
 from schedules.checking import check_plan
-from schedules.config import load_plan
+from schedules.config import read_plan
 from schedules.registry import QUEUE
 from worker.cli.common import configure_logging, database_url
 from worker.cli.maintenance import owner
@@ -50,12 +50,15 @@ def scheduler(modules: Modules = None) -> int:
 
 
 def refuse_bad_plan() -> None:
-    """Raise ConfigError with everything that is wrong in the plan; a database that does not answer yet is waited for later."""
-    plan = load_plan()
+    """Raise ConfigError with everything that is wrong in the plan; a database that does not answer yet is waited for later.
+
+    Raises SchemaMismatch.
+    """
+    plan, problems = read_plan()
     try:
         with owner() as connection:
-            findings = check_plan(connection, plan)
+            problems += [problem for _, problem in check_plan(connection, plan).problems]
     except StoreUnavailable:
-        return
-    if findings.problems:
-        raise ConfigError([problem for _, problem in findings.problems])
+        pass
+    if problems:
+        raise ConfigError(problems)
