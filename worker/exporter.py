@@ -173,8 +173,14 @@ class Exporter:
         *counts, busy_seconds = totals.plain[DURATION:BY_ACTOR]
         mean = busy_seconds / sum(counts) if any(counts) else 1.0
         latest = self.fleet.latest() if self.fleet else None
-        rows = latest[0].get("queue_messages", []) if latest else []
-        backlog = sum(row["value"] for row in rows if row["state"] in ("pending", "running") and (row["queue"] in totals.queues or not totals.queues))
+        statistics = latest[0] if latest else {}
+        paused = {row["queue"] for row in statistics.get("queue_paused", []) if row["value"]}  # more workers would not start these either
+        backlog = sum(
+            row["value"]
+            for row in statistics.get("queue_messages", [])
+            if (row["queue"] in totals.queues or not totals.queues)
+            and (row["state"] == "running" or (row["state"] == "pending" and row["queue"] not in paused))
+        )
         slots, target = self.settings.processes * self.settings.threads, self.settings.scale_target_wait_seconds
         return json_answer(
             {

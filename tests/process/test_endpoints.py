@@ -97,19 +97,31 @@ def test_the_fleets_numbers_and_the_scale_follow_the_backlog(database, ledger, s
     wait_until(lambda: metric(port, "queue_paused", queue="default") == 1 and json.loads(get(port, "/scale")[1])["workers"] == 0)
     effects(database, 10, seconds=0.2)
     wait_until(lambda: metric(port, "queue_messages", queue="default", state="pending") == 10)
-    assert json.loads(get(port, "/scale")[1])["workers"] == 3, "ten messages, a second each as long as nothing is known, two threads, two seconds"
+    assert json.loads(get(port, "/scale")[1])["workers"] == 0, "no number of workers starts messages of a paused queue"
     assert metric(port, "workers", state="running") == 1 and metric(port, "fleet_age_seconds") < 60
     database.query("select resume_queue('default', 'test')")
     wait_for_end(database)
     wait_until(lambda: json.loads(get(port, "/scale")[1])["workers"] == 0)
     mean = json.loads(get(port, "/scale")[1])["mean_seconds"]
     assert 0.2 <= mean < 1
-    database.query("select pause_queue('default', 'test')")
     effects(database, 100, "later", seconds=0.2)
-    wait_until(lambda: metric(port, "queue_messages", queue="default", state="pending") == 100)
-    answer = json.loads(get(port, "/scale")[1])
-    assert (answer["backlog"], answer["slots"], answer["workers"]) == (100, 2, math.ceil(100 * mean / 2 / 2)), "what is known now counts"
+    answer = {"backlog": 0}
+
+    def asked():
+        answer.update(json.loads(get(port, "/scale")[1]))
+        return answer["backlog"] > 0
+
+    wait_until(asked)
+    assert (answer["slots"], answer["workers"]) == (2, math.ceil(answer["backlog"] * answer["mean_seconds"] / 2 / 2))
     assert daemon.stop() == 0
+
+
+def test_before_anything_has_ended_a_message_counts_as_a_second(database, ledger, start_daemon):
+    port = free_port()
+    effects(database, 10, seconds=60)
+    start_daemon(database, ledger, metrics_port=port, threads=2, fleet_seconds=1, scale_target_wait_seconds=2).wait_ready()
+    wait_until(lambda: json.loads(get(port, "/scale")[1])["backlog"] == 10)
+    assert json.loads(get(port, "/scale")[1])["workers"] == 3, "two threads, two seconds"
 
 
 @pytest.mark.slow

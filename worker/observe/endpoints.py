@@ -10,6 +10,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import AF_INET, AF_INET6
 from socketserver import TCPServer
@@ -56,23 +57,33 @@ class Endpoints:
             def do_HEAD(self) -> None:
                 with_route(self, body=False)
 
+            def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+                """What the library refuses: a method that nobody serves, a line or header that is none or too long."""
+                self.close_connection = True
+                unserved = code == HTTPStatus.NOT_IMPLEMENTED
+                answer(self, json_answer({"error": message or HTTPStatus(code).phrase}, 405 if unserved else code), allow=unserved)
+
             def log_message(self, *_: Any) -> None:
                 pass  # a scrape is not an event
 
         def with_route(request: Handler, *, body: bool) -> None:
             route = routes.get(request.path.partition("?")[0])
             try:
-                answer = route(request.headers.get("Accept", "")) if route else json_answer({"error": "no such path", "paths": sorted(routes)}, 404)
+                found = route(request.headers.get("Accept", "")) if route else json_answer({"error": "no such path", "paths": sorted(routes)}, 404)
             except Exception as error:  # one broken route must not take the others with it
                 on_error(error)
-                answer = json_answer({"error": type(error).__name__}, 500)
+                found = json_answer({"error": type(error).__name__}, 500)
+            answer(request, found, body=body)
+
+        def answer(request: Handler, content: Answer, *, body: bool = True, allow: bool = False) -> None:
+            headers = {"Content-Type": content.content_type, "Content-Length": str(len(content.body)), "Cache-Control": "no-store"}
             try:
-                request.send_response(answer.status)
-                for name, value in (("Content-Type", answer.content_type), ("Content-Length", str(len(answer.body))), ("Cache-Control", "no-store")):
+                request.send_response(content.status)
+                for name, value in (headers | ({"Allow": "GET, HEAD"} if allow else {})).items():
                     request.send_header(name, value)
                 request.end_headers()
                 if body:
-                    request.wfile.write(answer.body)
+                    request.wfile.write(content.body)
             except OSError:
                 pass  # the client went away
 
