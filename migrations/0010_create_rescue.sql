@@ -189,9 +189,11 @@ declare
   v_from bigint;
   v_ids bigint[];
 begin
-  select min(m.id) + floor(random() * (max(m.id) - min(m.id) + 1))::bigint into v_from from message_queue m;
   -- in the order of the index: for a table without statistics the planner would read all of it, and sort
   perform set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true);
+  -- not min() and max(): planned while the table was empty they read all of it
+  select l.id + floor(random() * (h.id - l.id + 1))::bigint into v_from
+  from (select m.id from message_queue m order by m.id limit 1) l, (select m.id from message_queue m order by m.id desc limit 1) h;
   v_ids := array(
     select l.id from (
       (select m.id, m.state, m.run_at, m.message_type from message_queue m where m.id >= v_from order by m.id limit 20000)
@@ -222,7 +224,9 @@ declare
 begin
   select m.conversation_key into v_start from (
     select b.conversation_key, b.state from message_queue b
-    where b.id >= (select min(r.id) + floor(random() * (max(r.id) - min(r.id) + 1))::bigint from message_queue r)
+    where b.id >= (
+      select l.id + floor(random() * (h.id - l.id + 1))::bigint
+      from (select r.id from message_queue r order by r.id limit 1) l, (select r.id from message_queue r order by r.id desc limit 1) h)
     order by b.id limit 1000) m
   where m.state = 'blocked' limit 1;
   v_key := coalesce(v_start, '');
