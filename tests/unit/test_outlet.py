@@ -70,3 +70,34 @@ def test_what_another_character_set_cannot_say_is_escaped(tmp_path):
     with (tmp_path / "log").open("w", encoding="ascii") as stream:
         assert Outlet().write(stream, "né\n")
     assert (tmp_path / "log").read_bytes() == b"n\\xe9\n"
+
+
+@pytest.fixture
+def writes(monkeypatch):
+    """The lengths of what goes out at once."""
+    lengths, write = [], os.write
+    monkeypatch.setattr("worker.observe.outlet.os.write", lambda descriptor, data: lengths.append(len(data)) or write(descriptor, data))
+    return lengths
+
+
+def test_a_long_line_goes_out_whole_where_there_is_room(writes, tmp_path):
+    """What another process writes would stand in the middle of it."""
+    text = "x" * 20_000 + "\n"
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as stream, (tmp_path / "log").open("w") as file:
+        assert Outlet().write(stream, text) and Outlet().write(file, text)
+        assert writes == [len(text)] * 2
+        empty(read, len(text))
+    os.close(read)
+
+
+def test_a_line_that_is_longer_than_the_pipe_goes_out_in_pieces_as_it_is_read(writes):
+    text = "x" * 200_000 + "\n"
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as stream:
+        reader = threading.Thread(target=empty, args=(read, len(text)), daemon=True)
+        reader.start()
+        assert put(Outlet(), stream, text) == [True]
+        reader.join(20)
+        assert not reader.is_alive() and len(writes) > 1 and sum(writes) == len(text)
+    os.close(read)
