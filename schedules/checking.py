@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from schedules.config import Plan
 from schedules.partitions import DROPPED_BY_FUNCTION, MADE_BY_FUNCTION, refuse_unkept
-from schedules.retention import check_visible, resolve
+from schedules.policies import Retention
+from schedules.retention import TIME_TYPES, check_visible, resolve
 from worker.db.connection import DeadlineConnection
 from worker.db.errors import translated
 from worker.errors import InvalidArgument, StoreConflict, StoreRejected
@@ -51,16 +52,7 @@ def check_plan(connection: DeadlineConnection, plan: Plan) -> Findings:
                         ),
                     )
                 )
-            try:
-                with translated(), connection.transaction():
-                    store.wait_a_second(connection)
-                    target, facts, warnings = resolve(connection, policy)
-                    check_visible(connection, policy, target, facts, store.cutoff(connection, policy.keep_seconds))
-                found.warnings += [f"[retention.{policy.name}]: {warning}" for warning in warnings if facts["estimated_rows"] > 10_000]
-            except StoreConflict as error:  # left open by somebody: no reason to keep a timetable from starting, or this task from it
-                found.warnings.append(f"[retention.{policy.name}]: not checked, {policy.table} is locked: {error}")
-            except (InvalidArgument, StoreRejected) as error:
-                found.problems.append((policy.task, f"[retention.{policy.name}]: {error}"))
+            _check_retention(connection, policy, found)
         for partitions in plan.partitions:
             parent = partition_store.parent(connection, partitions.table, partitions.column)
             if parent is None and partitions.optional:
@@ -85,3 +77,42 @@ def check_plan(connection: DeadlineConnection, plan: Plan) -> Findings:
                     except StoreRejected as error:
                         found.problems.append((partitions.drop_task, f"[partitions.{partitions.name}]: {error}"))
     return found
+
+
+def _check_retention(connection: DeadlineConnection, policy: Retention, found: Findings) -> None:
+    """All that is wrong with one policy: a field that is refused is replaced, so that it hides nothing else."""
+    checked: Retention | None = policy
+    while checked is not None:
+        try:
+            with translated(), connection.transaction():
+                store.wait_a_second(connection)
+                target, facts, warnings = resolve(connection, checked)
+                check_visible(connection, checked, target, facts, store.cutoff(connection, checked.keep_seconds))
+            if checked is policy:
+                found.warnings += [f"[retention.{policy.name}]: {warning}" for warning in warnings if facts["estimated_rows"] > 10_000]
+            return
+        except StoreConflict as error:  # left open by somebody: no reason to keep a timetable from starting, or this task from it
+            found.warnings.append(f"[retention.{policy.name}]: not checked, {policy.table} is locked: {error}")
+            return
+        except (InvalidArgument, StoreRejected) as error:
+            found.problems.append((policy.task, f"[retention.{policy.name}]: {error}"))
+            refused = error.field if isinstance(error, InvalidArgument) else None
+            checked = _without(connection, checked, refused)
+
+
+def _without(connection: DeadlineConnection, policy: Retention, field: str | None) -> Retention | None:
+    """The policy with a value in this field that the table takes; None when there is none, or when it has been replaced already."""
+    if field == "column":
+        facts = store.table_facts(connection, policy.table, policy.column) or {}
+        times = (name for name in facts.get("columns") or [] if _is_time(connection, policy.table, name))
+        column = next(times, policy.column)
+        return replace(policy, column=column) if column != policy.column else None
+    if field == "where" and policy.where is not None:
+        return replace(policy, where=None)
+    idle = f"{policy.column} = {policy.column}"  # no assignment at all would be a policy that deletes
+    return replace(policy, assign=idle) if field == "assign" and policy.assign != idle else None
+
+
+def _is_time(connection: DeadlineConnection, table: str, column: str) -> bool:
+    facts = store.table_facts(connection, table, column)
+    return facts is not None and str(facts["column_type"]).startswith(TIME_TYPES)

@@ -26,6 +26,8 @@ from worker.store import maintenance as store
 
 logger = logging.getLogger("packhorse.maintenance")
 
+#: How the types begin that a policy's column may have.
+TIME_TYPES = ("timestamp", "date")
 TARGET_SECONDS = 0.35
 FIRST_BATCH = 500
 BATCH_TIMEOUT_SECONDS = 10.0
@@ -66,7 +68,7 @@ def resolve(connection: DeadlineConnection, policy: Retention) -> tuple[store.Ta
         raise InvalidArgument(
             f"column: {policy.table} has no column {policy.column!r}", field="column", hint=_near(policy.column, facts["columns"] or [])
         )
-    if not facts["column_type"].startswith(("timestamp", "date")):
+    if not facts["column_type"].startswith(TIME_TYPES):
         raise InvalidArgument(f"column: {policy.column} is {facts['column_type']}, not a time", field="column")
     if facts["is_queue"]:  # whoever wants less of them lets messages expire
         raise InvalidArgument(

@@ -110,7 +110,7 @@ def test_a_worker_in_another_terminal_keeps_the_server_when_up_ends(folder, star
 
 def test_up_with_a_database_of_their_own_migrates_it_and_starts_no_server(folder, empty_database, start):
     cli = Cli(folder, empty_database.admin_url)
-    up = start(cli, "up", "--actors", ACTORS)
+    up = start(cli, "up", ACTORS)  # as `packhorse worker` takes them
     said(up, "worker_started")
     assert cli("migrate", "check").code == EXIT_OK
     assert not (folder / ".packhorse").exists()

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 import pytest
 
 from tests.support.accounting import effects, wait_for_end
+from tests.support.pipes import full_pipe
 from tests.support.waiting import wait_until
 
 
 @pytest.fixture
 def unread_pipe():
-    """The end to write of a pipe that is full, and that nobody reads."""
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    try:
-        while True:
-            os.write(write, b"x" * 4096)
-    except BlockingIOError:
-        os.set_blocking(write, True)
-    yield write
-    os.close(read)
-    os.close(write)
+    with full_pipe() as (_, write):
+        yield write
 
 
 @pytest.mark.slow

@@ -736,6 +736,14 @@ def test_a_policy_that_does_not_fit_the_database_is_a_problem_that_names_it(data
     assert left(database) == 1100
 
 
+def test_one_problem_of_a_policy_with_its_table_hides_no_other(shop, open_connection):
+    shop()
+    wrong = policy(column="doneat", where="note = = 1", assign="nothing = 1")
+    problems = [problem for _, problem in check_plan(open_connection(), plan_of(wrong)).problems]
+    assert [problem.split(": ")[1] for problem in problems] == ["column", "where", "assign"], problems
+    assert len(check_plan(open_connection(), plan_of(policy(table="shop.order", where="= ="))).problems) == 1, "no table, nothing to compare with"
+
+
 def test_a_table_that_somebody_has_locked_is_a_warning_and_keeps_no_timetable_from_starting(database, shop, open_connection):
     shop()
     connection = open_connection()

@@ -7,22 +7,15 @@ import threading
 
 import pytest
 
+from tests.support.pipes import full_pipe
 from worker.observe.outlet import Outlet
 
 
 @pytest.fixture
 def pipe():
     """A pipe without any room: the end to read, and a stream on the other one."""
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    try:
-        while True:
-            os.write(write, b"x" * 4096)
-    except BlockingIOError:
-        os.set_blocking(write, True)
-    with os.fdopen(write, "w") as stream:
+    with full_pipe() as (read, write), os.fdopen(write, "w", closefd=False) as stream:
         yield read, stream
-    os.close(read)
 
 
 def empty(read, size=4096 * 16):

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from worker.cli.common import MIGRATE_SECONDS, configure_logging, database_url
-from worker.cli.worker import Processes
+from worker.cli.worker import Modules, Processes
 from worker.config import Settings, load_settings
 from worker.exits import EXIT_OK, EXIT_USAGE
 
@@ -27,17 +27,19 @@ No actors are configured, so no worker runs. Write some, for example in my_actor
     def greet(name: str) -> None:
         print(f"hello {name}")
 
-and start them:   packhorse up --actors my_actors
+and start them:   packhorse up my_actors
 then, elsewhere:  packhorse enqueue greet '{"name": "world"}'\
 """
 
 
 def up(
-    actors: Annotated[list[str] | None, typer.Option("--actors", "-a", help="Module that declares actors; may be repeated.")] = None,
+    modules: Modules = None,
+    actors: Annotated[list[str] | None, typer.Option("--actors", "-a", help="The same as MODULES; may be repeated.")] = None,
     processes: Processes = None,
 ) -> int:
     """Start everything: an embedded PostgreSQL unless DATABASE_URL is set, the schema, the workers. Ctrl-C drains and stops."""
-    given: dict[str, Any] = {"actors": ",".join(actors) if actors else None, "processes": processes}
+    named = [*(modules or []), *(actors or [])]
+    given: dict[str, Any] = {"actors": ",".join(named) or None, "processes": processes}
     settings = load_settings(**given)
     # until the workers run, SIGTERM ends this like Ctrl-C: the server must not be left behind
     signal.signal(signal.SIGTERM, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
