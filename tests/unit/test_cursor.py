@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -189,6 +190,54 @@ def test_cheap_slices_become_one_look_at_everything(clock: Clock) -> None:
     assert sizes[0] <= 7 and sizes[-1] == 1, sizes
     clock.now = cursor.next_sweep
     assert cursor.look(["q"]) is module.ALL
+
+
+def costed(cursor: ClaimCursor, clock: Clock, cost: Callable[[int], float], front: float = 0.001) -> list[int]:
+    """A sweep where each of the moments costs that many seconds, beyond the front's one; how many dear ones each slice looked at."""
+    widths: list[int] = []
+
+    def costs() -> Iterator[float]:
+        while True:
+            look = cursor.look(["q"])
+            inside = [moment for moment in range(99) if contains(look, text(moment))]
+            widths.append(sum(cost(moment) > 0 for moment in inside))
+            yield 0.001 + sum(map(cost, inside))
+
+    sweep(cursor, clock, costs(), front)
+    return widths
+
+
+@pytest.mark.parametrize("before", [1, 30])
+def test_slices_are_as_wide_as_their_stretches_are_cheap(clock: Clock, before: int) -> None:
+    """Some old stretches cost nothing, new ones a millisecond each: what was learnt from the old ones makes no slice of many new ones."""
+    cursor = ClaimCursor(["q"])
+    cursor.looked(module.ALL, 0.001, exhausted=False)
+    run_front(cursor, clock, range(1, before))
+    for moment in range(before, before + 20):
+        run_front(cursor, clock, range(moment, moment + 1))
+        widths = costed(cursor, clock, lambda moment: 0.0 if moment < before else 0.001)
+        assert max(widths, default=0) <= 5, widths
+    run_front(cursor, clock, range(before + 20, before + 60))
+    widths = costed(cursor, clock, lambda moment: 0.0 if moment < before else 0.001)
+    assert max(widths) <= 5 and sum(widths) >= 40, widths
+
+
+def test_what_the_front_completes_makes_no_slice_cheap(clock: Clock) -> None:
+    """A look at the front takes its time for what it completes and claims; one behind it does neither."""
+    cursor = ClaimCursor(["q"])
+    cursor.looked(module.ALL, 0.001, exhausted=False)
+    for moment in range(1, 20):
+        run_front(cursor, clock, range(moment, moment + 1), took=0.004)
+        assert max(costed(cursor, clock, lambda moment: 0.001, front=0.004)) <= 5
+
+
+def test_a_slow_look_at_a_stretch_is_forgotten_with_the_next_one(clock: Clock) -> None:
+    cursor = ClaimCursor(["q"])
+    cursor.looked(module.ALL, 0.001, exhausted=False)
+    run_front(cursor, clock, range(1, 41))
+    assert len(sweep(cursor, clock, iter([1.0] + [0.001] * 100))) < 10
+    assert len(sweep(cursor, clock, iter([0.001] * 100))) <= 2
+    assert len(sweep(cursor, clock, iter([0.001] * 100))) == 1
 
 
 def first_slice(clock: Clock) -> tuple[ClaimCursor, Look]:

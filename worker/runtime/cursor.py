@@ -4,9 +4,10 @@ Under an old snapshot every claimed row leaves a dead entry at the left end of t
 looks from the start walks them all. So a claim looks at the FRONT, from its cursor on. What appears
 behind the cursor (late commits, released messages) is found by a sweep from the start, now and then and
 whenever the front is short. Nobody waits for a sweep: it goes in slices, one claim each, cut where we
-claimed MARK_EVERY messages, so that each walks about as many dead entries; slices that turn out cheap are
-joined, down to a single look at everything, slices that turn out dear keep their distance. Cheap is what costs no
-more than a look at the front: a slow connection makes every look slow, and that is no reason to look seldom.
+claimed MARK_EVERY messages. What each stretch between two cuts costs is remembered: a slice takes as many as are
+within DEAR_SECONDS together, cheap ones are joined, down to a single look at everything, and dear ones keep their
+distance. Cost is what a look takes longer than a quick one of these seconds, and than the usual one at the front: a
+slow connection makes every look slow, and that is no reason to look seldom.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ SWEEP_SECONDS = 1.0  # from the end of a sweep to the next one, at least; and be
 SOON_SECONDS = 0.02  # the same when the front is short
 REST_FACTOR = 20.0  # a look behind the front is followed by this many times its cost without one
 RISE = 0.1  # the usual cost of a look at the front: quick to fall, slow to rise
+FLOOR_SECONDS = 10.0  # the quickest look of this and of the last ten seconds is what one costs that finds nothing in its way
 MARK_EVERY = 4_000
 CHEAP_SECONDS = 0.002
 DEAR_SECONDS = 0.004
-MAX_SPAN = 256
 NEVER = "-infinity"
 
 Bounds = list[str | None]
@@ -54,11 +55,14 @@ class ClaimCursor:
         self._since: dict[str, Bounds] = {queue: [None] * PRIORITIES for queue in queues}
         self._marks: list[str] = []  # ascending: where slices may be cut
         self._unmarked = 0  # claimed since the last mark
-        self._at = 0  # the slice that is next starts at the mark before this one
-        self._span = 1  # and ends so many marks further
+        self._costs: list[float | None] = [None]  # of the stretches between them, one more than marks; None: not known
+        self._new_cost = DEAR_SECONDS  # what a new stretch turned out to cost when one was last looked at
+        self._at = 0  # the stretch that the next slice starts with
         self._swept_seconds = 0.0
         self._last_seconds = 0.0  # what the look behind the front before this one cost
         self._front_seconds = inf  # what a look at the front takes
+        self._floors = (inf, inf)  # the quickest look of this period and of the last
+        self._next_floor = 0.0
         self._front_at = -inf  # of the last look at the front; never: none since the last sweep, which needs one
         self._next_sweep = 0.0
 
@@ -73,7 +77,7 @@ class ClaimCursor:
 
     def _slice(self, queues: list[str]) -> Look:
         start = self._marks[self._at - 1] if self._at else None
-        end = self._at + self._span
+        end = self._end()
         last = end > len(self._marks)
         until: Bounds = []
         for queue in queues:
@@ -84,9 +88,25 @@ class ClaimCursor:
                     until.append(since if last else min(since, self._marks[end - 1]))
         return Look([start] * len(until), until, front=False, whole=last)
 
+    def _end(self) -> int:
+        """Behind the last stretch of the next slice; there is one at least."""
+        end = self._at
+        seconds = 0.0
+        while end < len(self._costs):
+            cost = self._costs[end]
+            seconds += self._new_cost if cost is None else cost
+            if end > self._at and seconds > DEAR_SECONDS:
+                break
+            end += 1
+        return end
+
     def looked(self, look: Look, took_seconds: float, *, exhausted: bool) -> None:
         """A claim has looked there. exhausted: it found less than it could take; took_seconds: the whole statement."""
         now = time.monotonic()
+        if now >= self._next_floor:
+            self._floors, self._next_floor = (took_seconds, self._floors[0]), now + FLOOR_SECONDS
+        else:
+            self._floors = (min(took_seconds, self._floors[0]), self._floors[1])
         if look.front:
             self._front_at = now
             if look.whole:
@@ -113,7 +133,7 @@ class ClaimCursor:
         busy; to rest for that would leave what lies behind the front, like the next message of a conversation
         whose last one died, to wait for seconds.
         """
-        seconds = max(0.0, took_seconds - self._front_seconds)
+        seconds = max(0.0, took_seconds - min(self._front_seconds, *self._floors))
         cost = min(seconds, self._last_seconds)
         self._last_seconds = seconds
         return cost
@@ -121,13 +141,16 @@ class ClaimCursor:
     def _slice_done(self, look: Look, took_seconds: float, now: float) -> None:
         cost = self._cost(took_seconds)
         self._swept_seconds += cost
-        end = min(self._at + self._span, len(self._marks) + 1)
+        end = self._end()
+        each = self._last_seconds / (end - self._at)
+        if None in self._costs[self._at : end]:
+            self._new_cost = each
         if self._last_seconds < CHEAP_SECONDS:
             del self._marks[self._at : end - 1]  # the cuts inside it
+            self._costs[self._at : end] = [self._last_seconds]
             end = self._at + 1
-            self._span = min(self._span * 2, MAX_SPAN)
-        elif self._last_seconds > DEAR_SECONDS:
-            self._span = max(1, self._span // 2)
+        else:
+            self._costs[self._at : end] = [each] * (end - self._at)
         self._at = end
         if look.whole:
             self._next_sweep = now + max(SWEEP_SECONDS, self._swept_seconds)
@@ -163,4 +186,5 @@ class ClaimCursor:
         mark = max(last.values(), default="")
         if self._unmarked >= MARK_EVERY and (not self._marks or mark > self._marks[-1]):
             self._marks.append(mark)
+            self._costs[-1:] = [None, None]  # it has grown since it was looked at
             self._unmarked = 0
