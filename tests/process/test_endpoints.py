@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.accounting import effects, enqueue, wait_for_end
-from tests.support.http import free_port, get, metric, problems
+from tests.support.http import free_port, get, metric, problems, scale
 from tests.support.notes import nap
 from tests.support.waiting import wait_until
 from worker.exporter import RETRY_SECONDS
@@ -94,21 +94,21 @@ def test_the_fleets_numbers_and_the_scale_follow_the_backlog(database, ledger, s
     port = free_port()
     database.query("select pause_queue('default', 'test')")
     daemon = start_daemon(database, ledger, metrics_port=port, threads=2, fleet_seconds=1, scale_target_wait_seconds=2).wait_ready()
-    wait_until(lambda: metric(port, "queue_paused", queue="default") == 1 and json.loads(get(port, "/scale")[1])["workers"] == 0)
+    wait_until(lambda: metric(port, "queue_paused", queue="default") == 1 and scale(port).get("workers") == 0)
     effects(database, 10, seconds=0.2)
     wait_until(lambda: metric(port, "queue_messages", queue="default", state="pending") == 10)
-    assert json.loads(get(port, "/scale")[1])["workers"] == 0, "no number of workers starts messages of a paused queue"
+    assert scale(port).get("workers") == 0, "no number of workers starts messages of a paused queue"
     assert metric(port, "workers", state="running") == 1 and metric(port, "fleet_age_seconds") < 60
     database.query("select resume_queue('default', 'test')")
     wait_for_end(database)
-    wait_until(lambda: json.loads(get(port, "/scale")[1])["workers"] == 0)
-    mean = json.loads(get(port, "/scale")[1])["mean_seconds"]
+    wait_until(lambda: scale(port).get("workers") == 0)
+    mean = scale(port)["mean_seconds"]
     assert 0.2 <= mean < 1
     effects(database, 100, "later", seconds=0.2)
     answer = {"backlog": 0}
 
     def asked():
-        answer.update(json.loads(get(port, "/scale")[1]))
+        answer.update(scale(port))
         return answer["backlog"] > 0
 
     wait_until(asked)
@@ -120,8 +120,8 @@ def test_before_anything_has_ended_a_message_counts_as_a_second(database, ledger
     port = free_port()
     effects(database, 10, seconds=60)
     start_daemon(database, ledger, metrics_port=port, threads=2, fleet_seconds=1, scale_target_wait_seconds=2).wait_ready()
-    wait_until(lambda: json.loads(get(port, "/scale")[1])["backlog"] == 10)
-    assert json.loads(get(port, "/scale")[1])["workers"] == 3, "two threads, two seconds"
+    wait_until(lambda: scale(port).get("backlog") == 10)
+    assert scale(port).get("workers") == 3, "two threads, two seconds"
 
 
 @pytest.mark.slow

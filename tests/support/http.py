@@ -38,6 +38,12 @@ def problems(port: int, probe: str) -> list[str] | None:
     return list(found)
 
 
+def scale(port: int) -> dict[str, Any]:
+    """The answer of /scale; empty when there is none yet (the endpoints' own process starts after the workers)."""
+    status, text = get(port, "/scale")
+    return dict(json.loads(text)) if status == 200 else {}
+
+
 def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     """Value by name (without the prefix) and sorted labels."""
     return {
