@@ -222,8 +222,8 @@ def _storable(text: str) -> bool:
         return False
 
 
-def to_json(name: str, value: dict[str, Any]) -> str:
-    """JSON text of a dict; refuses what jsonb cannot hold, naming the field."""
+def to_json(name: str, value: dict[str, Any] | list[dict[str, Any]]) -> str:
+    """JSON text of a dict, or of a list of them, at most MAX_PAYLOAD_BYTES; refuses what jsonb cannot hold, naming the field."""
     try:
         text = dumps(value)
     except (TypeError, ValueError, RecursionError) as error:

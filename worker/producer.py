@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from worker.encoding import Encoded, _seconds, _take_columns, refuse_misspelt, to_json
@@ -47,6 +48,7 @@ _EXPRESSIONS = {
 }
 #: Payloads per statement, and characters of JSON after which a statement is not filled up: memory on both sides is bounded.
 BULK_ROWS, BULK_CHARACTERS = 1000, 4_000_000
+AT_ONCE = 50
 
 
 class Statement:
@@ -161,17 +163,33 @@ def _parts(payloads: Iterable[dict[str, Any]]) -> Iterator[str]:
     """JSON arrays of BULK_ROWS payloads, fewer when they are long. Raises InvalidArgument that names the payload's position."""
     if isinstance(payloads, (Mapping, str, bytes)) or not isinstance(payloads, Iterable):
         raise InvalidArgument(f"payloads: must be dicts one after another (a list, say), not {type(payloads).__name__}", field="payloads")
-    texts = (_payload(f"payloads[{place}]", payload) for place, payload in enumerate(payloads, 1))
     part: list[str] = []
-    size = 0
-    for text in texts:
+    count = size = 0
+    for text, holds in _texts(iter(payloads)):
         part.append(text)
+        count += holds
         size += len(text)
-        if len(part) == BULK_ROWS or size >= BULK_CHARACTERS:
+        if count >= BULK_ROWS or size >= BULK_CHARACTERS:
             yield f"[{','.join(part)}]"
-            part, size = [], 0
+            part, count, size = [], 0, 0
     if part:
         yield f"[{','.join(part)}]"
+
+
+def _texts(payloads: Iterator[dict[str, Any]]) -> Iterator[tuple[str, int]]:
+    """JSON of payloads with commas between them, and of how many. Some at once take half the time; one by one to say what is wrong with which."""
+    place = 0
+    while some := list(islice(payloads, AT_ONCE)):
+        try:
+            together = to_json("payloads", some) if all(type(payload) is dict for payload in some) else None
+        except InvalidArgument:
+            together = None
+        if together is not None:
+            yield together[1:-1], len(some)
+        else:
+            for number, payload in enumerate(some, place + 1):
+                yield _payload(f"payloads[{number}]", payload), 1
+        place += len(some)
 
 
 def enqueue(connection: Any, message_type: str, payload: dict[str, Any] | None = None, *, queue: str = "default", **options: Any) -> EnqueueResult:
