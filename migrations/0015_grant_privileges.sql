@@ -6,6 +6,7 @@ do $$
 declare
   v_table text;
   v_function regprocedure;
+  v_other regrole;
   v_mine constant oid := (select oid from pg_namespace where nspname = current_schema());
   v_tables constant text[] := array['queues', 'queue_wakeups', 'message_queue', 'message_archive', 'dead_letters',
     'operator_actions', 'workers', 'message_types', 'message_dedup', 'processed_messages', 'conversation_locks',
@@ -65,9 +66,14 @@ begin
   for v_function in select p.oid::regprocedure from pg_proc p where p.pronamespace = v_mine and p.proname = any (v_producer_functions) loop
     execute format('grant execute on function %s to packhorse_producer', v_function);
   end loop;
-  -- what runs with the owner's rights must not find objects in the caller's temporary schema first
+  -- what runs with the owner's rights must not find objects in the caller's temporary schema first. And default privileges
+  -- may have given it to others, as those of Supabase do to the roles of its API
   for v_function in select p.oid::regprocedure from pg_proc p where p.pronamespace = v_mine and p.proname = any (v_functions) and p.prosecdef loop
     execute format('alter function %s set search_path = %I, pg_temp', v_function, current_schema());
+    for v_other in select distinct a.grantee from pg_proc p cross join aclexplode(p.proacl) a
+      where p.oid = v_function and a.grantee not in (p.proowner, 'packhorse_worker'::regrole) loop
+      execute format('revoke execute on function %s from %s', v_function, v_other);
+    end loop;
   end loop;
   for v_function in select p.oid::regprocedure from pg_proc p
     where p.pronamespace = v_mine and p.proname in ('explain_message', 'conversation_holders', 'rate_tokens_at') loop

@@ -168,3 +168,18 @@ def test_the_schema_can_live_in_another_schema(empty_database: Database) -> None
     assert row is not None and empty_database.value("select count(*) from elsewhere.message_queue where id = %s", row[0]) == 1
     other.close()
     outside.close()
+
+
+def test_default_privileges_open_neither_the_record_nor_what_runs_as_the_owner(connection: DeadlineConnection, empty_database: Database) -> None:
+    """As on Supabase, where anybody on the internet is the role `anon`, which has all rights to whatever is new in `public`."""
+    for role in ("web_visitor", "Web Visitor"):
+        empty_database.query(f"""do $$ begin create role "{role}"; exception when duplicate_object then null; end $$""")
+        for kind in ("tables", "functions", "sequences"):
+            connection.execute(f"""alter default privileges in schema public grant all on {kind} to "{role}" """)
+    migrate.up(connection)
+    open_functions = "select p.proname from pg_proc p where p.prosecdef and has_function_privilege(%s, p.oid, 'execute')"
+    for role in ("web_visitor", "Web Visitor"):
+        assert empty_database.query(open_functions, role) == []
+        for right, granted in (("select", True), ("insert", False), ("update", False), ("delete", False), ("truncate", False)):
+            assert empty_database.value("select has_table_privilege(%s, 'packhorse_migrations', %s)", role, right) is granted, right
+    assert empty_database.query(open_functions, "packhorse_worker") != []

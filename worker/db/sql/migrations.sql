@@ -4,8 +4,20 @@ create table if not exists packhorse_migrations (
   name text primary key, checksum text not null, applied_at timestamptz not null default clock_timestamp());
 
 -- name: migrations_readable
--- Any role may ask which version it is.
-grant select on packhorse_migrations to public;
+-- Any role may ask which version it is. None but the owner writes there, whatever default privileges gave to whom: no worker
+-- starts on a record that lacks a line.
+do $$
+declare
+  v_other regrole;
+begin
+  revoke all on packhorse_migrations from public;
+  for v_other in select distinct a.grantee from pg_class c cross join aclexplode(c.relacl) a
+    where c.oid = to_regclass('packhorse_migrations') and a.grantee not in (0, c.relowner) loop
+    execute format('revoke all on packhorse_migrations from %s', v_other);
+  end loop;
+  grant select on packhorse_migrations to public;
+end
+$$;
 
 -- name: migrations_exist
 -- Is there a record?
