@@ -28,7 +28,7 @@ def house(database, monkeypatch, request):
 
 def asleep(house):
     """The pump has looked at everything and waits for its poll."""
-    return house._worker.pump._next_poll > time.monotonic() + HOUR / 2
+    return house._worker.pump.claims.next_poll > time.monotonic() + HOUR / 2
 
 
 ENDINGS = {"its handler's transaction": True, "a statement of the pump": False}
@@ -103,7 +103,7 @@ def test_a_wake_up_without_a_free_thread_is_no_reason_to_turn(house, monkeypatch
 
     def watched(pump):
         pause = turn(pump)
-        if pump._lane.running == len(pump._lane.slots) and pump._signalled:
+        if pump._lane.running == len(pump._lane.slots) and pump.claims.signalled:
             pauses.append(pause)
             if len(pauses) == 3:
                 go.set()

@@ -86,7 +86,7 @@ def test_a_hard_limit_does_not_stop_the_watch_over_other_leases(server, database
     settings = {**QUICK, "database_url": proxy.url(database.name, ROLE), "queues": ("default",), "connect_timeout_seconds": 20}
     enqueue(database, [{"message_type": "stuck", "payload": {"key": key}} for key in "ab"])
     process = WorkerProcess(load_settings({}, **settings), RunningIds(4))
-    process.pump._types.append("stuck")
+    process.pump.claims.types.append("stuck")
     process.pump.run_once()
     overdue, other = process.lane.ready
     for slot, message in zip(process.lane.slots, (overdue, other), strict=False):

@@ -1,14 +1,12 @@
 """The pump: one thread, one connection, one statement: complete these, claim those (SPEC W2).
 
-While the database works on one batch the lane runs the next. How much is held and how large statements
-are says pace.py, where a claim looks says cursor.py. Messages that could not start for hold_seconds are
-handed back.
+While the database works on one batch the lane runs the next. What is claimed, and when, says claims.py, how much
+is held and how large statements are pace.py. Messages that could not start for hold_seconds are handed back.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,31 +17,26 @@ from worker.db.connection import DeadlineConnection
 from worker.db.pool import Link
 from worker.errors import StoreError, StoreUnavailable
 from worker.messages import ClaimedMessage
-from worker.runtime.cursor import ALL, ClaimCursor, Look
+from worker.runtime.claims import Claims, Request
 from worker.runtime.endings import EndingWriter
 from worker.runtime.held import Held
 from worker.runtime.lane import Lane
-from worker.runtime.lost_claims import LostClaims
 from worker.runtime.meter import Meter
 from worker.runtime.outcomes import OutcomeLog
 from worker.runtime.pace import Pace
-from worker.runtime.successors import Successors
 from worker.runtime.suspects import SuspectTurn
-from worker.runtime.wakeups import Wakeups
 from worker.service import Service
 from worker.store import messages as store
 
 logger = logging.getLogger("packhorse.pump")
 
 LINGER_SECONDS = 0.005  # with a backlog: wait this long for a bigger batch of completions
-AGAIN_SECONDS = 0.05  # after a claim that took all there was: what will be due next is still to be asked
 
 
 class Pump(Service):
     """Feeds the lane and writes outcomes.
 
     held: what is claimed and not ended. finished: filled by handler threads. draining: no further claims.
-    last_claim: when a claim last succeeded, in seconds of the monotonic clock (readiness, SPEC O4).
     """
 
     name = "pump"
@@ -64,34 +57,20 @@ class Pump(Service):
         self._broker = broker
         self._lane = lane
         self._link = Link(open_connection)
-        self._worker_id = worker_id
         self._settings = settings
-        self._queues = queues
-        self._types = types
         self.meter = meter
         self.held = Held(meter, OutcomeLog(settings.log_outcomes, worker_id), worker_id)
-        self._lease = f"{settings.lease_seconds} seconds"
-        self._cursor = ClaimCursor(queues)
         self._pace = Pace(len(lane.slots), settings.batch_size)
-        self._wakeups = Wakeups(self._link, queues)
-        self._successors = Successors()
         self._suspects = SuspectTurn()
-        self._lost_claims = LostClaims(self._link, worker_id, settings.lease_seconds)
+        self.claims = Claims(self._link, worker_id, settings, queues, types, meter, self._pace, self._suspects)
         self._writer = EndingWriter(self._link, broker)
         self.finished: deque[ClaimedMessage] = deque()
         # handed back by handler threads, not yet known to the database; nothing leaves before it is written
         self._done: list[ClaimedMessage] = []
         self._endings: deque[ClaimedMessage] = deque()
         self.draining = False
-        self.last_claim = time.monotonic()
-        self._claimed = 0  # how many the last statement claimed
-        self._backlog = False
         self._threshold = 1  # the pump wants to be woken when this many are finished
         self._waiting = False
-        self._next_poll = 0.0
-        self._next_due = 0.0  # when the next message will be due, as far as the last claim knew
-        self._signalled = True  # something may have become startable since the last claim looked at the front
-        self._turn = 0  # which queue is looked at first
 
     # -- called from other threads -------------------------------------------------------------------
     def on_finished(self, message: ClaimedMessage) -> None:
@@ -103,9 +82,7 @@ class Pump(Service):
 
     def on_wake(self, queue: str) -> None:
         """The listener heard that a queue has work ("" = any)."""
-        if not queue or queue in self._queues:
-            self._wakeups.woken()
-            self._signalled = True
+        if self.claims.woken(queue):
             self._wake.set()
 
     # -- the loop -------------------------------------------------------------------------------------
@@ -116,26 +93,18 @@ class Pump(Service):
         while self._endings:
             self._write_endings()
             self.ticked(time.monotonic())
-        self._lost_claims.hand_back(self.held.ids())
+        self.claims.lost.hand_back(self.held.ids())
         if self.draining:
             if self._lane.ready or self._suspects.reserved is not None:
                 self.release_unstarted()
         elif self._lane.ready:
             self._hand_back()
         limit = self._claim_limit()
-        now = time.monotonic()
-        wanted = limit > 0 and (
-            self._backlog
-            or self._signalled
-            or now >= self._next_poll
-            or bool(self._done)
-            or self._successors.unasked
-            or self._suspects.due(not self.held)
-        )
-        if wanted:
-            self._claim(min(limit, self._pace.batch))
+        if limit > 0 and (self._done or self.claims.due() or self._suspects.due(not self.held)):
+            alone = self._suspects.due(not self._lane.ready and self._lane.running == 0)
+            self._exchange(self.claims.request(min(limit, self._pace.batch), suspects=alone))
         elif self._done:
-            self._exchange(self._done[: self._pace.batch], 0, ALL, self._queues)
+            self._exchange(self.claims.completion())
         self.meter.publish()
         return self._pause(limit)
 
@@ -156,8 +125,7 @@ class Pump(Service):
                 self.held.lost(message)  # the heartbeat learnt that somebody else owns it
             elif message.settled:
                 self.held.done([message])
-                self._successors.ended(message)
-                self._signalled = True  # a limit may allow another one now
+                self.claims.ended(message, gone=True)
                 self._lane.hooks.after_ending(message)
             elif message.ending is None and not message.failed:
                 self._done.append(message)
@@ -178,136 +146,47 @@ class Pump(Service):
     def _ended(self, message: ClaimedMessage, answer: str) -> None:
         message.failed = message.failed or answer == "dead"
         self.held.ended(message, answer)
-        self._signalled = True  # it may be due again soon, or have made room for another one
-        if answer in ("done", "dead", "cancelled"):
-            self._successors.ended(message)
+        self.claims.ended(message, gone=answer in ("done", "dead", "cancelled"))
         self._lane.hooks.after_ending(message)
         message._exception = None
 
-    def _claim(self, limit: int) -> None:
-        batch = self._pace.batch
-        if self._suspects.due(not self._lane.ready and self._lane.running == 0):
-            self._exchange(self._done[:batch], 1, ALL, self._queues, suspects=True)
-            return
-        # no queue is served before another: one with a backlog would starve those behind it
-        self._turn = (self._turn + 1) % len(self._queues)
-        queues = self._queues[self._turn :] + self._queues[: self._turn]
-        look = self._cursor.look(queues)
-        # completions go with the front only: what a slice takes must be its own, and they can wait for a moment
-        self._exchange(self._done[:batch] if look.front else [], limit, look, queues)
-
-    def _exchange(self, done: list[ClaimedMessage], limit: int, look: Look, queues: list[str], *, suspects: bool = False) -> None:
-        """Complete `done`, claim up to `limit` from these queues in this order: one statement."""
-        if self._lane.hooks.before_ack:
+    def _exchange(self, request: Request) -> None:
+        """Complete what is done and claim what is asked for: one statement."""
+        # completions go with the front only: what a slice behind it takes must be its own, and they can wait for a moment
+        done = self._done[: self._pace.batch] if request.look.front else []
+        hooks = self._lane.hooks
+        if hooks.before_ack:
             for message in done:
-                self._lane.hooks.before_ending(message)
-        if limit and look.front and not suspects:
-            self._signalled = False  # before the claim: what is signalled while it runs may not be in its snapshot
+                hooks.before_ending(message)
         before = time.monotonic()
         try:
-            with self._link.connection() as connection:
-                first = self._successors.first(connection, ask=limit > 0)
-                rows = store.complete_and_claim(
-                    connection,
-                    [m.id for m in done],
-                    [m.lease_token for m in done],
-                    self._worker_id,
-                    queues,
-                    limit,
-                    self._lease,
-                    self._types,
-                    look.since,
-                    look.until,
-                    suspects,
-                    first,
-                )
+            rows = self.claims.run(done, request)
         except StoreError as error:
-            self._signalled = True
-            self._claim_failed(limit, before)
-            if isinstance(error, StoreUnavailable):
-                if limit:
-                    self._lost_claims.suspected()
-            else:
+            if not isinstance(error, StoreUnavailable):
                 # the database refuses the statement, or somebody has locked a row of it: write them one by one,
                 # so that one at fault stops no other
                 self._endings.extend(done)
                 del self._done[: len(done)]
             raise
-        except Exception:  # the answer was there and could not be read
-            self._claim_failed(limit, before)
-            if limit:
-                self._lost_claims.suspected()
-            raise
         after = time.monotonic()
         del self._done[: len(done)]
         self.held.done(done, {row[1] for row in rows if row[0] == "lost"} if rows and rows[0][0] == "lost" else ())
         self.meter.publish()  # before the next message starts: it may be the one that kills the process
-        self._take(rows, before + self._settings.lease_seconds, after, look, suspects)
-        if self._lane.hooks.after_ack:
+        claimed = self.claims.read(request, rows, before, after)
+        self._take(claimed, request.suspects)
+        if hooks.after_ack:
             for message in done:
-                self._lane.hooks.after_ending(message)
-        self._pace.exchanged(len(done) + self._claimed, after - before)
-        if limit:
-            self.last_claim = after
-            self.meter.claimed("hit" if self._claimed else "empty", after - before)
-            self._after_claim(self._claimed, limit, look, after - before, suspects)
+                hooks.after_ending(message)
+        self.claims.learn(request, len(done), len(claimed), before, after)
 
-    def _claim_failed(self, limit: int, before: float) -> None:
-        if limit:
-            self.meter.claimed("error", time.monotonic() - before)
-            self.meter.publish()
-
-    def _take(self, rows: list[tuple[Any, ...]], lease_until: float, now: float, look: Look, suspects: bool) -> None:
-        """Sort the answer: claimed messages to the lane, hints to the cursor."""
-        claimed = []
-        self._next_due = float("inf")
-        self._successors.ids = []
-        for row in rows:
-            match row[0]:
-                case "claimed":
-                    message = ClaimedMessage(row, lease_until, now)
-                    self.held.add(message)
-                    claimed.append(message)
-                case "promoted":
-                    self._successors.ids.append(row[1])
-                case "next":
-                    self._next_due = now - row[15]  # its "age" is the time until then, negative
-                case "suspect":
-                    self._suspects.seen()
-        self._claimed = len(claimed)
+    def _take(self, claimed: list[ClaimedMessage], suspects: bool) -> None:
+        """To the lane; a suspect waits until the process is empty."""
+        for message in claimed:
+            self.held.add(message)
         if suspects and claimed and (self._lane.running or self._lane.ready):
             self._suspects.reserved = claimed[0]
         elif claimed:
-            if not suspects:  # they have an index, and a place in time, of their own
-                last: dict[tuple[str, int], str] = {}
-                for message in claimed:
-                    last[message.queue_name, message.priority] = message.run_at
-                self._cursor.claimed(look, last, len(claimed))
             self._lane.put(claimed)
-
-    def _after_claim(self, count: int, limit: int, look: Look, took: float, suspects: bool) -> None:
-        """Learn from a claim whether there is a backlog, and when to look again."""
-        if suspects:
-            self._suspects.claimed(count)
-            return
-        now = time.monotonic()
-        self._cursor.looked(look, took, exhausted=count < limit)
-        self._backlog = count >= limit or (self._backlog and not look.front)
-        if self._backlog:
-            if self._pace.busy:
-                self._wakeups.announce_busy()
-            return
-        if not look.whole:
-            self._cursor.look_again_soon()
-            self._next_poll = min(now + self._settings.poll_seconds, max(now, self._cursor.next_sweep))
-        elif count:
-            self._next_poll = now + AGAIN_SECONDS  # a handler that ends before is back with a claim anyway
-        elif self._settings.listens and not self._wakeups.asleep():
-            self._wakeups.announce_sleep()
-            self._next_poll = 0.0  # once more: a producer may have committed before it saw the announcement
-        else:
-            self._next_poll = now + self._settings.poll_seconds * random.uniform(0.75, 1.0)
-        self._next_poll = min(self._next_poll, self._next_due)
 
     # -- how much to hold -----------------------------------------------------------------------------
     def _claim_limit(self) -> int:
@@ -370,17 +249,19 @@ class Pump(Service):
         if self.draining or self.stopping:
             self._threshold = 1
             timeout = 0.05
-        elif self._backlog and self._pace.busy:
+        elif self.claims.backlog and self._pace.busy:
             self._threshold = self._pace.threshold()
             timeout = LINGER_SECONDS
         else:
             self._threshold = 1
             # with no room only a message that ends helps, and that wakes the pump
-            timeout = 0.25 if self._backlog or not limit else max(0.0, min(self._next_poll - time.monotonic(), self._settings.poll_seconds))
+            timeout = (
+                0.25 if self.claims.backlog or not limit else max(0.0, min(self.claims.next_poll - time.monotonic(), self._settings.poll_seconds))
+            )
             if self.held:
                 timeout = min(timeout, 0.02 if self._suspects.known else 0.25)  # also for what waits to be written
         self._waiting = True
-        if len(self.finished) >= self._threshold or (self._signalled and limit):
+        if len(self.finished) >= self._threshold or (self.claims.signalled and limit):
             self._waiting = False
             return 0.0
         return timeout

@@ -1,0 +1,185 @@
+"""Complete these, claim those: the statement, when it is due, and what its answer says about the next one (SPEC W2).
+
+Where a claim looks says cursor.py, how much it asks for pace.py, what it looks at first successors.py.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+from uuid import UUID
+
+from worker.db.pool import Link
+from worker.errors import StoreError, StoreUnavailable
+from worker.messages import ClaimedMessage
+from worker.runtime.cursor import ALL, ClaimCursor, Look
+from worker.runtime.lost_claims import LostClaims
+from worker.runtime.meter import Meter
+from worker.runtime.pace import Pace
+from worker.runtime.successors import Successors
+from worker.runtime.suspects import SuspectTurn
+from worker.runtime.wakeups import Wakeups
+from worker.store import messages as store
+
+AGAIN_SECONDS = 0.05  # after a claim that took all there was: what will be due next is still to be asked
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one statement claims: up to `limit` messages of these queues, in this order; 0: it only completes."""
+
+    limit: int
+    look: Look
+    queues: list[str]
+    suspects: bool = False
+
+
+class Claims:
+    """Used by the pump's thread, but for `woken`.
+
+    backlog: the last claim took all that it asked for. signalled: something may have become startable since the last
+    one looked at the front. next_poll: when to look in any case (monotonic). lost: what was leased to us without our
+    knowing.
+    """
+
+    def __init__(
+        self, link: Link, worker_id: UUID, settings: Any, queues: list[str], types: list[str], meter: Meter, pace: Pace, suspects: SuspectTurn
+    ) -> None:
+        self._link = link
+        self._worker_id = worker_id
+        self._settings = settings
+        self._lease = f"{settings.lease_seconds} seconds"
+        self._queues = queues
+        self.types = types
+        self._meter = meter
+        self._pace = pace
+        self._suspects = suspects
+        self._cursor = ClaimCursor(queues)
+        self._wakeups = Wakeups(link, queues)
+        self._successors = Successors()
+        self.lost = LostClaims(link, worker_id, settings.lease_seconds)
+        self.backlog = False
+        self.signalled = True
+        self.next_poll = 0.0
+        self._next_due = 0.0  # when the next message will be due, as far as the last claim knew
+        self._turn = 0  # which queue is looked at first
+
+    # -- what happens between claims ------------------------------------------------------------------
+    def woken(self, queue: str) -> bool:
+        """The listener heard that a queue has work ("" = any); called by its thread. False: none of ours."""
+        if queue and queue not in self._queues:
+            return False
+        self._wakeups.woken()
+        self.signalled = True
+        return True
+
+    def ended(self, message: ClaimedMessage, *, gone: bool) -> None:
+        """It ended by another statement: it may be due again soon, or have made room for another one. gone: it has left its conversation."""
+        self.signalled = True
+        if gone:
+            self._successors.ended(message)
+
+    def due(self) -> bool:
+        """Is there a reason to look for messages now?"""
+        return self.backlog or self.signalled or self._successors.unasked or time.monotonic() >= self.next_poll
+
+    # -- the statement --------------------------------------------------------------------------------
+    def request(self, limit: int, *, suspects: bool) -> Request:
+        """The next claim, of up to `limit` messages; of one, when it is the turn of the suspects."""
+        if suspects:
+            return Request(1, ALL, self._queues, suspects=True)
+        # no queue is served before another: one with a backlog would starve those behind it
+        self._turn = (self._turn + 1) % len(self._queues)
+        queues = self._queues[self._turn :] + self._queues[: self._turn]
+        return Request(limit, self._cursor.look(queues), queues)
+
+    def completion(self) -> Request:
+        """No claim at all."""
+        return Request(0, ALL, self._queues)
+
+    def run(self, done: list[ClaimedMessage], request: Request) -> list[tuple[Any, ...]]:
+        """Complete `done` and claim what the request says; the rows of the answer. Raises StoreError."""
+        if request.limit and request.look.front and not request.suspects:
+            self.signalled = False  # before the claim: what is signalled while it runs may not be in its snapshot
+        before = time.monotonic()
+        try:
+            with self._link.connection() as connection:
+                first = self._successors.first(connection, ask=request.limit > 0)
+                return store.complete_and_claim(
+                    connection,
+                    [m.id for m in done],
+                    [m.lease_token for m in done],
+                    self._worker_id,
+                    request.queues,
+                    request.limit,
+                    self._lease,
+                    self.types,
+                    request.look.since,
+                    request.look.until,
+                    request.suspects,
+                    first,
+                )
+        except Exception as error:
+            if request.limit:
+                if not isinstance(error, StoreError) or isinstance(error, StoreUnavailable):  # an answer that cannot be read, or that is lost
+                    self.lost.suspected()
+                self._meter.claimed("error", time.monotonic() - before)
+                self._meter.publish()
+            if isinstance(error, StoreError):
+                self.signalled = True
+            raise
+
+    def read(self, request: Request, rows: list[tuple[Any, ...]], before: float, now: float) -> list[ClaimedMessage]:
+        """The messages of an answer to a statement sent at `before`; its hints are for the next request."""
+        claimed = []
+        lease_until = before + self._settings.lease_seconds
+        self._next_due = inf
+        self._successors.ids = []
+        for row in rows:
+            match row[0]:
+                case "claimed":
+                    claimed.append(ClaimedMessage(row, lease_until, now))
+                case "promoted":
+                    self._successors.ids.append(row[1])
+                case "next":
+                    self._next_due = now - row[15]  # its "age" is the time until then, negative
+                case "suspect":
+                    self._suspects.seen()
+        if claimed and not request.suspects:  # those have an index, and a place in time, of their own
+            last: dict[tuple[str, int], str] = {}
+            for message in claimed:
+                last[message.queue_name, message.priority] = message.run_at
+            self._cursor.claimed(request.look, last, len(claimed))
+        return claimed
+
+    def learn(self, request: Request, completed: int, claimed: int, before: float, after: float) -> None:
+        """How it went: whether there is a backlog, how large statements should be, when to look again. Raises StoreError."""
+        self._pace.exchanged(completed + claimed, after - before)
+        if not request.limit:
+            return
+        self._meter.claimed("hit" if claimed else "empty", after - before)
+        if request.suspects:
+            self._suspects.claimed(claimed)
+            return
+        now = time.monotonic()
+        look = request.look
+        self._cursor.looked(look, after - before, exhausted=claimed < request.limit)
+        self.backlog = claimed >= request.limit or (self.backlog and not look.front)
+        if self.backlog:
+            if self._pace.busy:
+                self._wakeups.announce_busy()
+            return
+        if not look.whole:
+            self._cursor.look_again_soon()
+            self.next_poll = min(now + self._settings.poll_seconds, max(now, self._cursor.next_sweep))
+        elif claimed:
+            self.next_poll = now + AGAIN_SECONDS  # a handler that ends before is back with a claim anyway
+        elif self._settings.listens and not self._wakeups.asleep():
+            self._wakeups.announce_sleep()
+            self.next_poll = 0.0  # once more: a producer may have committed before it saw the announcement
+        else:
+            self.next_poll = now + self._settings.poll_seconds * random.uniform(0.75, 1.0)
+        self.next_poll = min(self.next_poll, self._next_due)
