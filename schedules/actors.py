@@ -13,7 +13,6 @@ from threading import BoundedSemaphore, Event
 from typing import Any
 
 import dramatiq
-from dramatiq.middleware import Middleware
 
 from schedules.checking import check_plan
 from schedules.config import Plan, load_plan
@@ -23,8 +22,8 @@ from schedules.runner import TaskRunner
 from schedules.scheduler import Scheduler
 from schedules.timetable import Schedule
 from worker.context import current_message
-from worker.errors import ConfigError, Snooze, StoreError
-from worker.exits import EXIT_USAGE
+from worker.errors import Snooze, StoreError
+from worker.middleware import Checked
 
 logger = logging.getLogger("packhorse.schedules")
 
@@ -38,7 +37,7 @@ HANDOVER_SECONDS = 1.0
 QUEUE_UP_SECONDS = 5.0
 
 
-class Timetable(Middleware):
+class Timetable(Checked):
     """Hosts the scheduler in a worker process, and what maintenance runs need."""
 
     def __init__(self) -> None:
@@ -48,18 +47,16 @@ class Timetable(Middleware):
         self.broker: Any = None
         self.waiters = BoundedSemaphore(1)
 
+    def check(self) -> None:
+        """Read the plan. Raises ConfigError."""
+        self.plan = load_plan()
+
     def after_worker_boot(self, broker: Any, worker: Any) -> None:
-        """Read the plan and start the loop; a plan that cannot be read ends the process with its exit code."""
+        """Start the loop."""
         self.broker = broker
         self.waiters = BoundedSemaphore(max(1, broker.settings.threads // 2))
-        try:
-            self.plan = load_plan()
-        except ConfigError as error:
-            for problem in error.problems:
-                logger.error("config_error %s", problem)
-            worker.exit_code = EXIT_USAGE
-            worker.stop()
-            return
+        if self.plan is None:  # dramatiq's own Worker asked nobody
+            self.check()
         packages = {module.partition(".")[0] for module in broker.settings.actors if module != __name__}
         self.scheduler = Scheduler(lambda: broker.open_connection("scheduler"), self.declared, origin=packages)
         slab = getattr(worker, "slab", None)  # dramatiq's own Worker has none

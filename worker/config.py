@@ -86,7 +86,19 @@ class Settings(BaseSettings):
     @field_validator("actors", "queues", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+            return value
+        return tuple(part.strip() for part in parts if part.strip())
+
+    @field_validator("actors")
+    @classmethod
+    def _module_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name.startswith(".") or "/" in name:  # what a shell completes; an import would look for a package around it
+                module = name.removesuffix(".py").strip("./").replace("/", ".")
+                raise ValueError(f"{name[:80]!r} is a path, not a module; from the folder that holds it: {module[:80]}")
+        return value
 
     @field_validator("queues")
     @classmethod
@@ -111,7 +123,17 @@ class Settings(BaseSettings):
         text = value.get_secret_value() if value else ""
         if text and not text.startswith(("postgresql://", "postgres://")) and "=" not in text:
             raise ValueError("not a PostgreSQL connection string (postgresql://user@host:5432/database)")
+        if text.startswith(("postgresql://", "postgres://")) and text.partition("//")[2].partition("/")[0].partition("?")[0].count("@") > 1:
+            # libpq takes what follows the first for the host, and quotes it in its errors
+            raise ValueError("more than one @ before the database's name; write one that belongs to the password as %40")
         return value if text else None
+
+    @field_validator("data_dir", mode="before")
+    @classmethod
+    def _is_folder(cls, value: Any) -> Any:
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("names no folder")
+        return Path(value).expanduser() if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _across(self) -> Settings:
@@ -133,7 +155,7 @@ class Settings(BaseSettings):
                 f"({longest_turn}): a slow database would look like a hung process"
             )
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     @classmethod
@@ -183,7 +205,9 @@ def load_settings(environ: Mapping[str, str] | None = None, toml_path: Path | No
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        problems.extend(_describe(item, sources) for item in error.errors(include_input=False, include_url=False))
+        items = error.errors(include_input=False, include_url=False)
+        problems.extend(line for item in items for line in _describe(item, sources).splitlines())
+        problems.extend(_hidden(values, {str(item["loc"][0]) for item in items if item["loc"]}))
         raise ConfigError(problems) from None
     if problems:
         raise ConfigError(problems)
@@ -206,7 +230,7 @@ def _read_environment(environ: Mapping[str, str], values: dict[str, Any], source
                 continue
             values[secret] = _read_secret(variable, Path(text), problems)
             sources[secret] = variable
-        else:
+        elif text or name not in SECRETS:  # an empty one, as an unset variable of a compose file leaves it, hides no other source
             values[name] = text
             sources[name] = variable
 
@@ -225,6 +249,18 @@ def _read_secret(variable: str, path: Path, problems: list[str]) -> str | None:
             return text
         problems.append(f"{variable}: {path} must hold one line with the value, and nothing else")
     return None
+
+
+def _hidden(values: dict[str, Any], refused: set[str]) -> list[str]:
+    """What is wrong across the settings that are right by themselves; pydantic looks at that only when all of them are."""
+    if not refused:
+        return []
+    try:
+        Settings(**{name: value for name, value in values.items() if name not in refused})
+    except ValidationError as error:
+        lines = [line for item in error.errors(include_input=False, include_url=False) for line in _describe(item, {}).splitlines()]
+        return [line for line in lines if not any(name in line for name in refused)]
+    return []
 
 
 def _describe(item: Any, sources: Mapping[str, str]) -> str:
@@ -253,7 +289,7 @@ def mask_url(url: str) -> str:
     """A connection string without its password: a URL, or libpq's keywords with their spaces, quotes and backslashes."""
     import re
 
-    if "://" in url:
+    if re.match(r"\s*[\w+.-]+://", url):
         url = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", url)
         return re.sub(r"(password=)[^&\s]*", r"\1***", url, flags=re.IGNORECASE)
     return re.sub(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'?|(?:[^\s\\]|\\.)*)", r"\1***", url, flags=re.IGNORECASE | re.DOTALL)

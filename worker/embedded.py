@@ -172,7 +172,8 @@ class Embedded:
     def _make_folders(self) -> None:
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True)
-            (self.data_dir / ".gitignore").write_text("*\n")
+            if not any(self.data_dir.iterdir()):  # a folder of ours: one that holds something else keeps its own
+                (self.data_dir / ".gitignore").write_text("*\n")
         except OSError as error:
             raise EmbeddedError(f"data_dir: cannot use {self.data_dir}: {error.strerror}. Set PACKHORSE_DATA_DIR to a folder you own") from error
 

@@ -16,6 +16,7 @@ from tests.support.cli import Cli
 from tests.support.notes import nap
 from tests.support.postgres import Server, available_servers, open_for_everyone
 from tests.support.waiting import wait_until
+from worker.exits import EXIT_USAGE
 
 pytestmark = pytest.mark.slow
 
@@ -207,6 +208,29 @@ def test_a_plan_that_does_not_fit_is_refused_at_the_start_with_every_problem(dat
     (tmp_path / "packhorse.toml").write_text('[retention.a]\ncolumn = "c"\nkeep = "x"\n[gates]\nlag = 1')
     ran = Cli(tmp_path, database.admin_url)("scheduler")
     assert ran.code == 2 and "[retention.a]: keep" in ran.err and "[gates]: lag" in ran.err
+
+
+def test_a_reload_with_a_plan_that_is_wrong_is_refused_and_the_timetable_goes_on(database, start_scheduler, tmp_path):
+    database.query("select set_schedule('tick', 'effect', p_every => interval '1 second', p_overlap => 'allow')")
+    scheduler = start_scheduler(database.url)
+
+    def fired():
+        return database.value("select count(*) from schedule_runs where schedule = 'tick'")
+
+    wait_until(lambda: "timetable_declared" in scheduler.log_path.read_text() and fired(), 40)
+    (tmp_path / "packhorse.toml").write_text('[schedules.report]\ncrom = "0 7 * * *"\n')
+    scheduler.send_signal(signal.SIGHUP)
+    wait_until(lambda: "reload_refused" in scheduler.log_path.read_text(), 20)
+    assert "did you mean 'cron'?" in scheduler.log_path.read_text()
+    before = fired()
+    wait_until(lambda: fired() > before, 20)
+    assert "child_exited" not in scheduler.log_path.read_text()
+
+
+def test_up_with_a_plan_that_is_wrong_ends_with_the_code_of_a_wrong_configuration(database, tmp_path):
+    (tmp_path / "packhorse.toml").write_text('[schedules.report]\ncrom = "0 7 * * *"\n')
+    ran = Cli(tmp_path, database.admin_url)("up", "tests.support.actors")
+    assert ran.code == EXIT_USAGE and "did you mean 'cron'?" in ran.err
 
 
 def test_a_task_runs_as_a_message_from_the_command_line_to_the_history(database, start_scheduler, tmp_path):

@@ -21,6 +21,7 @@ from worker.config import mask_url
         "host=h password=a&s3cret dbname=d",
         r"host=h password=a\ s3cret dbname=d",
         "host=h password='open s3cret",
+        "host=h password='a://s3cret b s3cret' dbname=d",
     ],
 )
 def test_no_form_of_a_password_is_shown(url):

@@ -9,9 +9,17 @@ from worker.middleware.retries import Retries
 from worker.middleware.time_limits import TimeLimits
 
 
+class Checked(Middleware):
+    """A middleware without which a worker process of ours could not work: asked before it starts, and before a reload stops the old ones."""
+
+    def check(self) -> None:
+        """Raise ConfigError when a process of this code and this configuration could not work. Looks at no database."""
+        raise NotImplementedError
+
+
 def default_middleware() -> list[Middleware]:
     """A fresh list: AgeLimit, TimeLimits, ShutdownNotifications, Callbacks, Pipelines, Retries."""
     return [AgeLimit(), TimeLimits(), ShutdownNotifications(), Callbacks(), Pipelines(), Retries()]
 
 
-__all__ = ["Callbacks", "Pipelines", "Retries", "TimeLimits", "default_middleware"]
+__all__ = ["Callbacks", "Checked", "Pipelines", "Retries", "TimeLimits", "default_middleware"]

@@ -28,7 +28,7 @@ from worker.errors import CancelInterrupt, ConfigError, DrainInterrupt, InvalidA
 from worker.exits import EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED
 from worker.heartbeat import Heartbeat
 from worker.messages import ClaimedMessage
-from worker.middleware import TimeLimits
+from worker.middleware import Checked, TimeLimits
 from worker.middleware.tracing import Tracing
 from worker.observe.slab import CONTACT_AT, DRAINING, HURRY, LISTENING, REGISTERED, THREADS, Slab
 from worker.runtime.lane import Lane
@@ -79,6 +79,8 @@ class WorkerProcess:
         self.id = worker_id or uuid4()
         self.broker = load_broker(settings)
         for middleware in self.broker.middleware:
+            if isinstance(middleware, Checked):
+                middleware.check()
             if isinstance(middleware, TimeLimits):
                 middleware.default_seconds, middleware.hard_seconds = settings.time_limit_seconds, settings.hard_limit_seconds
         if settings.tracing and not any(isinstance(middleware, Tracing) for middleware in self.broker.middleware):
