@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.cli import Cli
-from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
 
 pytestmark = pytest.mark.slow
 
@@ -256,6 +256,32 @@ def test_retry_makes_a_delayed_message_due_and_redrives_a_dead_one(cli, database
     assert [entry["result"] for entry in ran.document] == ["due", "redriven", "running", "gone"]
     assert database.value("select count(*) from message_queue where state = 'pending' and run_at <= clock_timestamp()") == 2
     assert actions(database) == [("retry_now", "ada", "now"), ("redrive", "ada", "now")]
+
+
+def test_retry_leaves_a_due_message_at_its_place_in_the_line(cli, database):
+    first, _ = enqueue(database), enqueue(database)
+    assert cli("message", "retry", first).code == EXIT_OK
+    assert database.value("select id from claim_messages(gen_random_uuid(), array['default'])") == first
+
+
+@pytest.mark.parametrize(("verb", "good"), [("cancel", "cancelled"), ("retry", "due")])
+def test_one_locked_message_of_several_is_passed_over_and_named(cli, database, verb, good):
+    ids = [enqueue(database) for _ in range(3)]
+    with database.connect() as other, other.transaction():
+        other.execute("select from message_queue where id = %s for update", (ids[1],))
+        ran = cli("message", verb, *ids, "--json")
+    assert ran.code == EXIT_FAILED
+    assert ran.document == [{"id": one, "result": "busy" if one == ids[1] else good} for one in ids]
+
+
+def test_what_was_cancelled_before_the_connection_broke_is_said(cli, database):
+    ids = [enqueue(database) for _ in range(3)]
+    database.query("""create function cut() returns trigger language plpgsql security definer as $$
+        begin perform pg_terminate_backend(pg_backend_pid()); return old; end $$""")
+    database.query(f"create trigger cut before delete on message_queue for each row when (old.id = {ids[1]}) execute function cut()")
+    ran = cli("message", "cancel", *ids, "--json")
+    assert (ran.code, ran.error["code"]) == (EXIT_UNAVAILABLE, "unavailable")
+    assert ran.document == [{"id": ids[0], "result": "cancelled"}]
 
 
 def test_conversations_names_the_message_that_blocks(cli, database):

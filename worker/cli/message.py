@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated
 
@@ -10,7 +11,9 @@ import typer
 from worker.cli.common import MOST_ID, AsJson, Limit, Operator, Queue, Reason, database, operator_name
 from worker.cli.errors import CommandError
 from worker.cli.render import print_fields, print_json, print_rows
-from worker.errors import NotFound
+from worker.db.connection import DeadlineConnection
+from worker.db.errors import translated
+from worker.errors import NotFound, StoreConflict, WorkerError
 from worker.exits import EXIT_FAILED, EXIT_OK
 from worker.states import State
 from worker.store import messages, operations
@@ -71,35 +74,57 @@ def explain(message_id: Id, as_json: AsJson = False) -> int:
 def cancel(message_ids: Ids, reason: Reason = None, operator: Operator = None, as_json: AsJson = False) -> int:
     """Stop messages for good; those that run are asked to stop."""
     told = {"cancelled": "is cancelled", "requested": "runs; its worker was asked to stop it", "gone": "has ended, or it never existed"}
-    with database() as connection:
-        answers = {one: messages.cancel(connection, one, reason, operator_name(operator)) for one in message_ids}
-    return _answer(answers, told, good={"cancelled", "requested"}, as_json=as_json)
+    who = operator_name(operator)
+    return _each(
+        message_ids, lambda connection, one: messages.cancel(connection, one, reason, who), told, good={"cancelled", "requested"}, as_json=as_json
+    )
 
 
 @app.command()
 def retry(message_ids: Ids, reason: Reason = None, operator: Operator = None, as_json: AsJson = False) -> int:
     """Do not wait: a delayed or failed message is due now, a dead one is redriven."""
-    answers = {}
-    with database() as connection:
-        for one in message_ids:
-            try:
-                answers[one] = operations.retry_now(connection, one, operator_name(operator), reason)
-            except NotFound:
-                if len(message_ids) == 1:
-                    raise
-                answers[one] = "gone"
     told = {**_RETRIED, **{state.value: f"is {state}: there is nothing to retry" for state in State if state.value not in _RETRIED}}
-    return _answer(answers, {**told, "gone": "is not known"}, good=set(_RETRIED), as_json=as_json)
+    who = operator_name(operator)
+    return _each(
+        message_ids,
+        lambda connection, one: operations.retry_now(connection, one, who, reason),
+        {**told, "gone": "is not known"},
+        good=set(_RETRIED),
+        as_json=as_json,
+    )
 
 
-def _answer(answers: dict[int, str], told: dict[str, str], *, good: set[str], as_json: bool) -> int:
-    """One line or entry per message; exit 1 when some could not be done."""
+def _each(message_ids: list[int], act: Callable[[DeadlineConnection, int], str], told: dict[str, str], *, good: set[str], as_json: bool) -> int:
+    """Do it with one message after the other, and say what became of each; exit 1 when some could not be done.
+
+    One that somebody else keeps locked is passed over. What is already done when the database goes away, or at Ctrl-C, is said, too.
+    """
+    answers: dict[int, str] = {}
+    try:
+        with database() as connection:
+            for one in message_ids:
+                try:
+                    with translated():
+                        answers[one] = act(connection, one)
+                except (NotFound, StoreConflict) as error:
+                    if len(message_ids) == 1:
+                        raise
+                    answers[one] = "gone" if isinstance(error, NotFound) else "busy"
+    except (WorkerError, KeyboardInterrupt):
+        if answers:
+            _tell(answers, told, as_json=as_json)
+        raise
     bad = [one for one, answer in answers.items() if answer not in good]
     if len(answers) == 1 and bad:
         raise CommandError(f"message {bad[0]} {told[answers[bad[0]]]}", code="not_possible", field="id")
+    _tell(answers, told, as_json=as_json)
+    return EXIT_FAILED if bad else EXIT_OK
+
+
+def _tell(answers: dict[int, str], told: dict[str, str], *, as_json: bool) -> None:
+    """One line or entry per message."""
     if as_json:
         print_json([{"id": one, "result": answer} for one, answer in answers.items()])
     else:
         for one, answer in answers.items():
-            print(f"message {one} {told[answer]}")
-    return EXIT_FAILED if bad else EXIT_OK
+            print(f"message {one} {told.get(answer, 'is held by somebody else: try again')}")

@@ -86,13 +86,15 @@ def retry_now(connection: DeadlineConnection, message_id: int, operator: str, re
     """Make a waiting message due, or redrive a dead one.
 
     Returns "due", "blocked" (due, but its conversation is not free) or "redriven"; a running or finished
-    message is left alone and its state returned. Raises NotFound.
+    message is left alone and its state returned. Raises NotFound, and StoreConflict when somebody keeps it locked.
     """
-    state = value(connection, "retry_message_now", {"id": message_id, "operator": operator, "reason": reason})
-    if state is not None:
-        return "due" if state == "pending" else "blocked"
-    if dead_letters.redrive(connection, [message_id], operator, reason):
-        return "redriven"
+    with connection.transaction():
+        value(connection, "bound_lock_waits")
+        state = value(connection, "retry_message_now", {"id": message_id, "operator": operator, "reason": reason})
+        if state is not None:
+            return "due" if state == "pending" else "blocked"
+        if dead_letters.redrive(connection, [message_id], operator, reason):
+            return "redriven"
     return message_state(connection, message_id)
 
 

@@ -45,10 +45,15 @@ from all_messages where id = %s;
 -- Where a message is; no row when nothing has this id.
 select state from all_messages where id = %s limit 1;
 
+-- name: bound_lock_waits
+-- This transaction waits for the rows of others as long as the verbs of a worker do.
+select set_config('lock_timeout', '500ms', true);
+
 -- name: retry_message_now
--- A waiting message is due at once; recorded, its queue woken. No row when it does not wait.
+-- A waiting message is due at once; one that was due already keeps its place in the line. Recorded, its queue woken. No row when it
+-- does not wait.
 with due as (
-  update message_queue set run_at = clock_timestamp()
+  update message_queue set run_at = least(run_at, clock_timestamp())
   where id = %(id)s and state in ('pending', 'blocked') returning id, queue, state
 ), recorded as (
   insert into operator_actions (action, operator, reason, message_id)
