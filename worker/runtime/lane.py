@@ -20,7 +20,7 @@ from dramatiq.middleware import MiddlewareError, SkipMessage
 
 from worker.context import current
 from worker.db.errors import LOCKED, translated
-from worker.errors import LeaseLost, NotCompleted, StoreError, StoreUnavailable, UndecodableMessage
+from worker.errors import CancelInterrupt, DrainInterrupt, LeaseInterrupt, LeaseLost, NotCompleted, StoreError, StoreUnavailable, UndecodableMessage
 from worker.messages import ClaimedMessage, Ending, failure
 from worker.runtime.hooks import Hooks
 from worker.runtime.slots import RunningIds, Slot
@@ -205,8 +205,12 @@ class Lane:
             logger.warning("message_skipped message_id=%s actor=%s", message.id, message.actor_name)
             hooks.run_after(hooks.after_skip, message)
         except BaseException as error:
-            message.stuff_exception(error)
-            hooks.run_after(hooks.after_process, message, exception=error)
+            cause = error.__cause__
+            # dramatiq's words for a coroutine that takes longer than a second to end
+            late = type(error) is RuntimeError and isinstance(cause, (CancelInterrupt, DrainInterrupt, LeaseInterrupt))
+            exception = cause if late and cause else error
+            message.stuff_exception(exception)
+            hooks.run_after(hooks.after_process, message, exception=exception)
             if message.settled:  # the transaction had committed: nothing to write any more
                 message.ending = None
 

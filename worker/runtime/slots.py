@@ -14,11 +14,17 @@ import mmap
 import struct
 import threading
 
-from dramatiq.middleware.threading import raise_thread_exception
+from dramatiq.middleware.threading import Interrupt, raise_thread_exception
 
+from worker.errors import CancelInterrupt, DrainInterrupt, LeaseInterrupt
 from worker.messages import ClaimedMessage
 
 _ID = struct.Struct("q")
+
+#: Ours, as they are raised: dramatiq's Interrupt too, for which its AsyncIO cancels the coroutine that the handler waits for.
+_RAISED: dict[type[BaseException], type[BaseException]] = {
+    kind: type(kind.__name__, (kind, Interrupt), {"__doc__": kind.__doc__}) for kind in (CancelInterrupt, DrainInterrupt, LeaseInterrupt)
+}
 
 
 class RunningIds:
@@ -102,5 +108,5 @@ class Slot:
             if self.message is not message or self.interrupted is not None:
                 return False
             self.interrupted = exception
-            raise_thread_exception(self.thread_id, exception)
+            raise_thread_exception(self.thread_id, _RAISED.get(exception, exception))
             return True
