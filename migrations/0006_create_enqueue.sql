@@ -31,7 +31,7 @@ language plpgsql immutable set search_path from current as $$
 -- Raise PH001 unless a lease is 1 second to 1 day long: an endless one would lose its message for ever.
 begin
   if p_lease is null or p_lease not between interval '1 second' and interval '1 day' then
-    perform refuse_argument('lease', format('%s is out of range', p_lease), '1 second to 1 day.');
+    perform refuse_argument('lease', format('%s is out of range', coalesce(p_lease::text, 'null')), '1 second to 1 day.');
   end if;
 end
 $$;
@@ -40,7 +40,7 @@ comment on function check_lease(interval) is 'Raise PH001 unless the length of a
 create function check_enqueue_arguments(
   p_message_type text, p_payload jsonb, p_options jsonb, p_priority integer, p_run_at timestamptz,
   p_max_attempts integer, p_conversation_key text, p_dedup_key text, p_dedup_window interval, p_concurrency_key text,
-  p_correlation_id text default null, p_trace_context text default null
+  p_correlation_id text default null, p_trace_context text default null, p_expires_at timestamptz default null
 ) returns void
 language plpgsql stable set search_path from current as $$
 -- Explain the first bad argument. Called when an insert was refused, so that good input pays nothing.
@@ -74,10 +74,12 @@ begin
     perform refuse_argument('correlation_id', 'must have at most 500 characters');
   elsif length(p_trace_context) > 1000 then
     perform refuse_argument('trace_context', 'must have at most 1000 characters', 'traceparent, or traceparent tracestate.');
+  elsif p_expires_at <= p_run_at and p_run_at > clock_timestamp() then -- one that is over already may come: it ends as expired
+    perform refuse_argument('expires_at', 'the message could never start', 'It must be later than run_at, or now and the delay.');
   end if;
 end
 $$;
-comment on function check_enqueue_arguments(text, jsonb, jsonb, integer, timestamptz, integer, text, text, interval, text, text, text)
+comment on function check_enqueue_arguments(text, jsonb, jsonb, integer, timestamptz, integer, text, text, interval, text, text, text, timestamptz)
   is 'Raise PH001 for the first bad argument of an enqueue.';
 
 create function enqueue_message(
@@ -127,13 +129,14 @@ begin
      and (p_concurrency_key is null or length(p_concurrency_key) between 1 and 500)
      and (p_correlation_id is null or length(p_correlation_id) <= 500)
      and (p_trace_context is null or length(p_trace_context) <= 1000)
+     and (p_expires_at is null or p_expires_at > v_run_at)
      and jsonb_typeof(p_payload) = 'object' and pg_column_size(p_payload) <= 1048576
      and jsonb_typeof(p_options) = 'object' and pg_column_size(p_options) <= 1048576
      and p_message_type ~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}$' then
     null;
   else
     perform check_enqueue_arguments(p_message_type, p_payload, p_options, p_priority, v_run_at,
-      p_max_attempts, p_conversation_key, p_dedup_key, p_dedup_window, p_concurrency_key, p_correlation_id, p_trace_context);
+      p_max_attempts, p_conversation_key, p_dedup_key, p_dedup_window, p_concurrency_key, p_correlation_id, p_trace_context, p_expires_at);
   end if;
   if p_dedup_key is not null then
     perform check_enqueue_arguments(p_message_type, p_payload, p_options, p_priority, v_run_at,
@@ -178,6 +181,9 @@ declare
   v_unknown text;
   v_column text;
   v_hint text;
+  v_key text;
+  v_type text;
+  v_text text;
   v_known constant text[] := array['queue', 'message_type', 'payload', 'options', 'priority', 'delay', 'run_at',
     'max_attempts', 'conversation_key', 'dedup_key', 'dedup_window', 'correlation_id', 'trace_context', 'expires_at',
     'concurrency_key'];
@@ -207,11 +213,28 @@ begin
 exception when sqlstate 'PH001' or sqlstate 'PH002' or data_exception then
   -- one handler around the whole array: a subtransaction per element would cost more than the inserts
   get stacked diagnostics v_column = column_name, v_hint = pg_exception_hint;
+  v_text := sqlerrm;
+  if sqlstate not like 'PH%' then -- a value of another type: its error has no name in it
+    for v_key, v_type in select * from (values ('priority', 'integer'), ('delay', 'interval'), ('run_at', 'timestamptz'),
+      ('max_attempts', 'integer'), ('dedup_window', 'interval'), ('expires_at', 'timestamptz')) as k(name, type) loop
+      begin
+        execute format('select %L::%s', v_item ->> v_key, v_type);
+      exception when data_exception then
+        v_column := v_key;
+        v_text := format('%s: %s', v_key, sqlerrm);
+        v_hint := 'Numbers as JSON numbers, times like "2030-01-31T12:00:00Z", intervals like "5 minutes".';
+        exit;
+      end;
+    end loop;
+  end if;
   if v_column not like 'messages%' then
     v_column := format('messages[%s]', v_position) || coalesce('.' || nullif(v_column, ''), '');
+    v_text := format('messages[%s]: %s', v_position, v_text);
   end if;
-  raise exception using errcode = case when sqlstate = 'PH002' then sqlstate else 'PH001' end, column = v_column,
-    message = case when sqlerrm like 'messages%' then sqlerrm else format('messages[%s]: %s', v_position, sqlerrm) end, hint = v_hint;
+  if v_hint = '' then
+    raise exception using errcode = case when sqlstate = 'PH002' then sqlstate else 'PH001' end, column = v_column, message = v_text;
+  end if;
+  raise exception using errcode = case when sqlstate = 'PH002' then sqlstate else 'PH001' end, column = v_column, message = v_text, hint = v_hint;
 end
 $$;
 comment on function enqueue_messages(jsonb) is 'Bulk form of enqueue_message: an array of objects; all or none.';
@@ -252,7 +275,7 @@ begin
     v_run_at := v_now + p_delay;
   end if;
   perform check_enqueue_arguments(p_message_type, '{}', p_options, p_priority, v_run_at, p_max_attempts,
-    p_conversation_key, null, null, p_concurrency_key, p_correlation_id, p_trace_context);
+    p_conversation_key, null, null, p_concurrency_key, p_correlation_id, p_trace_context, p_expires_at);
   -- one quick look at all of them; which one it is asks who knows that there is one
   if pg_column_size(p_payloads) > 1048576 or p_payloads @? 'strict $[*] ? (@.type() != "object")' then
     select e.ordinality as place, jsonb_typeof(e.value) as kind, pg_column_size(e.value) as bytes into v_bad

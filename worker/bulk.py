@@ -112,6 +112,8 @@ class BulkEnqueue:
         for name, value in values.items():
             if isinstance(value, str) and (store.SEPARATOR in value or store.NULL in value):
                 raise InvalidArgument(f"{name}: contains a control character (U+001E or U+001F)", field=name)
+        if values["expires_at"] is not None and self._now < values["run_at"] >= values["expires_at"]:
+            raise InvalidArgument("expires_in: the message could never start", field="expires_in", hint="It must be later than run_at.")
         return (*(store.NULL if value is None else str(value) for value in values.values()), state)
 
     def _later(self, seconds: float | None) -> Any:

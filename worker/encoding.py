@@ -177,9 +177,16 @@ def encode(message: dramatiq.Message[Any], delay_ms: int | float | None, signatu
         encoded.extra.setdefault("expires_seconds", _number("max_age", max_age, 1, MAX_DELAY_SECONDS * 1000) / 1000)
     if delay_ms:
         encoded.extra["delay_seconds"] = _number("delay", delay_ms, 0, MAX_DELAY_SECONDS * 1000) / 1000
+        refuse_too_late(encoded.extra["delay_seconds"], encoded.extra)
     encoded.queue = q_name(message.queue_name)
     encoded.options = to_json("options", options)
     return encoded
+
+
+def refuse_too_late(delay_seconds: float, extra: dict[str, Any]) -> None:
+    """Refuse a message that is over before it may start. Raises InvalidArgument."""
+    if 0 < delay_seconds >= extra.get("expires_seconds", math.inf):
+        raise InvalidArgument("expires_in: the message could never start", field="expires_in", hint="It (or max_age) must be longer than the delay.")
 
 
 def plain_options(message_id: str) -> str:

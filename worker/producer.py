@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from worker.encoding import Encoded, _seconds, _take_columns, refuse_misspelt, to_json
+from worker.encoding import Encoded, _seconds, _take_columns, refuse_misspelt, refuse_too_late, to_json
 from worker.errors import InvalidArgument
 from worker.observe import tracing
 from worker.records import EnqueueResult
@@ -133,6 +133,9 @@ def _arguments(queue: str, message_type: str, options: dict[str, Any]) -> dict[s
         raise InvalidArgument("run_at: delay, too, says when it may start", field="run_at", hint="Give one of them.")
     _take_columns(encoded, rest)
     extra = encoded.extra
+    if delay is not None:
+        delay = _seconds("delay", delay)
+        refuse_too_late(delay, extra)
     if tracing.active is not None:
         tracing.active.stamp(extra)
     return {
@@ -140,7 +143,7 @@ def _arguments(queue: str, message_type: str, options: dict[str, Any]) -> dict[s
         "p_message_type": message_type,
         "p_options": to_json("options", rest),
         "p_priority": encoded.priority,
-        "p_delay": None if delay is None else _seconds("delay", delay),
+        "p_delay": delay,
         "p_run_at": extra.get("run_at"),
         "p_max_attempts": extra.get("max_attempts"),
         "p_conversation_key": extra.get("conversation_key"),

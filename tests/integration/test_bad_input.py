@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import dramatiq
 import psycopg
@@ -110,6 +110,9 @@ OPTIONS = {
     "run_at without zone": ({"run_at": datetime(2030, 1, 1)}, "run_at"),
     "run_at text": ({"run_at": "tomorrow"}, "run_at"),
     "expires_in negative": ({"expires_in": -5}, "expires_in"),
+    "expires_in before the delay": ({"expires_in": 60, "delay": 60_000}, "expires_in"),
+    "max_age before the delay": ({"max_age": 60_000, "delay": 90_000}, "expires_in"),
+    "expires_in before run_at": ({"expires_in": 60, "run_at": datetime.now(UTC) + timedelta(days=1)}, "expires_at"),
     "a misspelt option": ({"conversationkey": "c"}, "conversationkey"),
     "a queue that send does not take": ({"queue_name": "mail"}, "queue_name"),
     "unknown value": ({"custom": object()}, "options"),
@@ -194,6 +197,9 @@ def test_bulk_is_all_or_none(database, broker, note):
     assert caught.value.field == "payload"
     with pytest.raises(InvalidArgument):
         broker.enqueue_many([note.message("a"), note.message_with_options(args=("b",), dedup_key="k")])
+    with pytest.raises(InvalidArgument) as caught:
+        broker.enqueue_many([note.message("a"), note.message_with_options(args=("b",), expires_in=60, run_at=datetime.now(UTC) + timedelta(days=1))])
+    assert caught.value.field == "expires_in"
     assert database.query("select 1 from message_queue") == []
     many = [note.message(f"{number}") for number in range(3500)]
     with pytest.raises(InvalidArgument):  # found when the first thousands are on their way

@@ -96,6 +96,9 @@ ABSURD = [
     ({"dedup_key": "k", "dedup_window": None}, "dedup_window"),
     ({"dedup_key": "k", "dedup_window": "-1 second"}, "dedup_window"),
     ({"dedup_key": "k", "dedup_window": "367 days"}, "dedup_window"),
+    ({"delay": "2 hours", "expires_at": "now"}, "expires_at"),
+    ({"delay": "2 hours", "expires_at": "-infinity"}, "expires_at"),
+    ({"run_at": "2035-01-01 00:00:00+00", "expires_at": "2034-12-31 23:59:59+00"}, "expires_at"),
 ]
 
 
@@ -103,6 +106,13 @@ ABSURD = [
 def test_an_absurd_argument_is_refused_by_name_and_stores_nothing(sql: Sql, arguments: dict, column: str) -> None:
     assert sql.enqueue_refused(**({"message_type": "effect"} | arguments)) == ("PH001", column)
     assert sql.value("select count(*) from message_queue") + sql.value("select count(*) from message_dedup") == 0
+
+
+def test_a_message_that_is_over_already_may_come_and_ends_as_expired(sql: Sql) -> None:
+    for arguments in ({}, {"run_at": "2020-01-01"}, {"delay": "-1 hour"}):
+        message_id = sql.enqueue(expires_at="2021-01-01", **arguments)
+        sql.rows("select expire_messages()")
+        assert sql.row("select state, reason from message_archive where id = %s", message_id) == {"state": "cancelled", "reason": "expired"}
 
 
 def test_an_infinite_delay_is_refused_by_name(sql: Sql) -> None:
@@ -183,9 +193,23 @@ BAD_BULK = [
     ([{"queue": "q", "message_type": "effect", "payload": []}], "messages[1].payload"),
     ([{"queue": "q", "message_type": "effect", "payload": None}], "messages[1].payload"),
     ([{"queue": "q"}], "messages[1].message_type"),
-    ([{"queue": "q", "message_type": "effect", "delay": "soon"}], "messages[1]"),
-    ([{"queue": "q", "message_type": "effect", "max_attempts": "many"}], "messages[1]"),
+    ([{"queue": "q", "message_type": "effect", "delay": "soon"}], "messages[1].delay"),
+    ([{"queue": "q", "message_type": "effect", "max_attempts": "many"}], "messages[1].max_attempts"),
+    ([{"queue": "q", "message_type": "effect", "priority": 5.5}], "messages[1].priority"),
+    ([{"queue": "q", "message_type": "effect", "dedup_key": "messages", "dedup_window": "messages"}], "messages[1].dedup_window"),
+    ([{"queue": "q", "message_type": "effect", "run_at": 1700000000}], "messages[1].run_at"),
+    ([{"queue": "q", "message_type": "effect", "delay": "2 hours", "expires_at": "now"}], "messages[1].expires_at"),
 ]
+
+
+def test_a_refusal_of_a_bulk_has_a_hint_or_none(sql: Sql) -> None:
+    """An empty one is shown by psql as a line that says HINT and nothing."""
+    hints = []
+    for messages in ("[5]", '[{"queue": "q", "message_type": "effect", "run_at": 1700000000}]'):
+        with pytest.raises(psycopg.Error) as caught, sql.connection.transaction():
+            sql.rows("select enqueue_messages(%s)", messages)
+        hints.append(caught.value.diag.message_hint)
+    assert hints[0] is None and "2030-01-31T12:00:00Z" in hints[1]
 
 
 @pytest.mark.parametrize(("messages", "column"), BAD_BULK, ids=[f"{number}-{column}" for number, (_, column) in enumerate(BAD_BULK)])
@@ -202,14 +226,14 @@ def test_an_unknown_queue_in_a_bulk_is_named_by_its_position(sql: Sql) -> None:
 def test_many_payloads_become_messages_in_their_order_that_share_every_argument(sql: Sql) -> None:
     count = sql.value(
         "select enqueue_payloads('q', 'effect', %s, p_options => '{\"o\": 1}', p_priority => 2, p_delay => '1 hour', p_max_attempts => 3, "
-        "p_conversation_key => 'c', p_correlation_id => 'r', p_trace_context => 't', p_expires_at => 'tomorrow', p_concurrency_key => 'k')",
+        "p_conversation_key => 'c', p_correlation_id => 'r', p_trace_context => 't', p_expires_at => '2999-01-01', p_concurrency_key => 'k')",
         Jsonb([{"n": n} for n in range(50)]),
     )
     assert count == 50
     rows = sql.rows("select (payload ->> 'n')::int from message_queue order by id")
     assert [row[0] for row in rows] == list(range(50))
     shared = """select distinct message_type, options, priority, max_attempts, conversation_key, correlation_id, trace_context, concurrency_key,
-                expires_at = 'tomorrow', run_at between clock_timestamp() + interval '59 minutes' and clock_timestamp() + interval '1 hour' from message_queue"""
+                expires_at = '2999-01-01', run_at between clock_timestamp() + interval '59 minutes' and clock_timestamp() + interval '1 hour' from message_queue"""
     assert sql.rows(shared) == [("effect", {"o": 1}, 2, 3, "c", "r", "t", "k", True, True)]
 
 
@@ -246,6 +270,7 @@ BAD_PAYLOADS = [
     ("[{}]", ", p_correlation_id => repeat('x', 501)", "correlation_id"),
     ("[{}]", ", p_trace_context => repeat('x', 1001)", "trace_context"),
     ("[]", ", p_concurrency_key => ''", "concurrency_key"),
+    ("[{}]", ", p_delay => '2 hours', p_expires_at => now() + interval '1 hour'", "expires_at"),
 ]
 
 

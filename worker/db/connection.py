@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg.adapt import Loader
+from psycopg.types.datetime import TimestamptzLoader
 
 from worker.db.errors import translated
 from worker.db.queries import sql
@@ -32,6 +33,16 @@ class JsonText(Loader):
 
 class AnyText(JsonText):
     """Texts of a database that checks no encoding: what is no UTF-8 shows as it would in Python's source."""
+
+
+class AnyTime(TimestamptzLoader):
+    """Times that Python does not have ('infinity', before the year 1, after 9999) as the text that PostgreSQL writes."""
+
+    def load(self, data: Any) -> Any:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            return bytes(data).decode()
 
 
 class DeadlineConnection(psycopg.Connection[Any]):
