@@ -412,6 +412,36 @@ def test_a_middleware_that_breaks_does_not_break_the_message(house, calls):
     assert calls.counts == {"ran": 1} and house.dead() == []
 
 
+def test_hooks_of_threads_run_in_each_thread_of_handlers(house, calls):
+    """What they open for handlers is there, and what they close is not left behind (django's database connections)."""
+    opened = threading.local()
+
+    class PerThread(Middleware):
+        def after_worker_thread_boot(self, broker, thread):
+            opened.connection = threading.current_thread()
+            calls("boot", broker is house.broker and thread.broker is broker and thread is threading.current_thread())
+
+        def before_worker_thread_shutdown(self, broker, thread):
+            threading.Event().wait(0.2)  # it takes its time to close something
+            calls("shutdown", opened.connection is thread)
+
+        def after_worker_shutdown(self, broker, worker):
+            calls("end")
+
+    house.broker.add_middleware(PerThread())
+
+    @dramatiq.actor(max_retries=0)
+    def work():
+        calls("work", opened.connection is threading.current_thread())
+
+    house.start()
+    work.send()
+    house.drained()
+    house.stop()
+    assert calls.counts == {("boot", True): 4, ("work", True): 1, ("shutdown", True): 4, "end": 1}
+    assert calls.seen[-1] == "end"
+
+
 def test_handlers_run_at_the_same_time(house):
     meeting = threading.Barrier(4)
 

@@ -36,6 +36,15 @@ BLOCKED_SECONDS = 0.005
 LEASE_MARGIN_SECONDS = 1.0
 
 
+class HandlerThread(threading.Thread):
+    """One thread of a lane: what hooks of middleware for worker threads are given."""
+
+    def __init__(self, broker: Any, loop: Callable[[Slot], None], slot: Slot) -> None:
+        super().__init__(target=loop, args=(slot,), name=f"packhorse-handler-{slot.index}", daemon=True)
+        self.broker = broker
+        self.logger = logger
+
+
 class Lane:
     """`ready` is filled by the pump; `on_finished(message)` gets each message back, from handler threads."""
 
@@ -53,7 +62,7 @@ class Lane:
 
     def start(self) -> None:
         for slot in self.slots:
-            thread = threading.Thread(target=self._loop, args=(slot,), name=f"packhorse-handler-{slot.index}", daemon=True)
+            thread = HandlerThread(self.broker, self._loop, slot)
             self._threads.append(thread)
             thread.start()
 
@@ -63,11 +72,12 @@ class Lane:
         self.wake(len(self.slots))
 
     def wait(self, timeout_seconds: float) -> bool:
-        """Join the threads; True when all have ended."""
+        """Join the threads, but for those whose handler still runs; True when the others have ended."""
         deadline = time.monotonic() + timeout_seconds
-        for thread in self._threads:
+        free = [thread for thread, slot in zip(self._threads, self.slots, strict=False) if slot.message is None]
+        for thread in free:
             thread.join(max(0.0, deadline - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._threads)
+        return not any(thread.is_alive() for thread in free)
 
     @property
     def alive(self) -> int:
@@ -108,6 +118,13 @@ class Lane:
 
     def _loop(self, slot: Slot) -> None:
         slot.thread_id = threading.get_ident()
+        self.broker.emit_after("worker_thread_boot", threading.current_thread())
+        try:
+            self._work(slot)
+        finally:
+            self.broker.emit_before("worker_thread_shutdown", threading.current_thread())
+
+    def _work(self, slot: Slot) -> None:
         gate = threading.Lock()
         gate.acquire()
         ready, idle, most_idle = self.ready, self._idle, len(self.slots) - 1

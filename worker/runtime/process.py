@@ -207,6 +207,8 @@ class WorkerProcess:
         if self._handlers_running():
             self._interrupt_all()
         self._flush()
+        if not self.lane.wait(HOOKS_SECONDS):  # their hooks
+            logger.warning("shutdown_hooks_left worker_id=%s seconds=%.0f", self.id, HOOKS_SECONDS)
         self._tell_middleware(self.broker.emit_after)  # before the heartbeat ends: a handler that would not end may still run
         self.heartbeat.stop()
         self.heartbeat.wait(5)
