@@ -26,6 +26,8 @@ _NAME = re.compile(NAME_PATTERN)
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # an escaped NUL, not an escaped backslash before "u0000"
 MAX_PAYLOAD_BYTES = 1_048_576
 MAX_DELAY_SECONDS = 3660 * 86400
+#: Attempts of a message that is retried for ever: dramatiq's max_retries=None.
+WITHOUT_END = 1_000_000
 #: Message options that become columns or arguments of enqueue_message instead of dramatiq options.
 COLUMN_OPTIONS = frozenset(
     {
@@ -165,9 +167,9 @@ def encode(message: dramatiq.Message[Any], delay_ms: int | float | None, signatu
         options["args"] = list(loose_args)
     if not COLUMN_OPTIONS.isdisjoint(options):
         _take_columns(encoded, options)
-    max_retries = options.get("max_retries")
-    if max_retries is not None:
-        max_attempts = _whole("max_retries", max_retries, 0, 999_999) + 1
+    if "max_retries" in options:
+        max_retries = options["max_retries"]
+        max_attempts = WITHOUT_END if max_retries is None else _whole("max_retries", max_retries, 0, 999_999) + 1
         if actor_options.get("retry_when") is None:  # which decides instead of it
             encoded.extra.setdefault("max_attempts", max_attempts)
     if options.get("time_limit") is not None:

@@ -139,6 +139,24 @@ def test_max_retries_of_a_message_beats_that_of_its_actor(house, calls):
     assert calls.counts == {"ran": 1}
 
 
+def test_max_retries_none_is_without_end(house, calls):
+    @dramatiq.actor(max_retries=None, min_backoff=10, max_backoff=20)
+    def endless(key):
+        calls(key)
+        if calls.counts[key] < 6:
+            raise RuntimeError("not yet")
+
+    @dramatiq.actor(max_retries=1, min_backoff=10, max_backoff=20)
+    def limited(key):
+        endless.fn(key)
+
+    house.start()
+    endless.send("actor")
+    limited.send_with_options(args=("message",), max_retries=None)
+    house.drained()
+    assert calls.counts == {"actor": 6, "message": 6} and house.dead() == []
+
+
 def test_throws_is_never_retried(house, calls):
     @dramatiq.actor(throws=(KeyError, ValueError), max_retries=5, min_backoff=10)
     def throws():

@@ -15,6 +15,7 @@ from typing import Any
 import dramatiq
 from dramatiq.middleware import Retries as StockRetries
 
+from worker.encoding import WITHOUT_END
 from worker.errors import Bury, Cancel, CancelInterrupt, DrainInterrupt, LeaseInterrupt, NotCompleted, Retry, Snooze
 from worker.messages import ClaimedMessage, Ending, clean, failure
 
@@ -37,7 +38,7 @@ class Retries(StockRetries):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.given = {name: value for name, value in options.items() if value is not None}
+        self.given = {name: value for name, value in options.items() if value is not None or name == "max_retries"}
 
     @property
     def actor_options(self) -> set[str]:
@@ -83,7 +84,7 @@ class Retries(StockRetries):
         if retry_when is not None:
             if not retry_when(message.attempt - 1, exception):
                 return dataclasses.replace(failure(exception), verb="bury", reason="failed", on_exhausted=policy["on_exhausted"])
-            policy["max_attempts"] = 1_000_000  # retry_when takes precedence over max_retries
+            policy["max_attempts"] = WITHOUT_END  # retry_when takes precedence over max_retries
         if isinstance(exception, Retry) and exception.seconds is not None:
             policy["delay_seconds"] = max(0.0, exception.seconds)
         elif isinstance(exception, dramatiq.errors.Retry) and exception.delay is not None:
@@ -97,9 +98,9 @@ class Retries(StockRetries):
             return message.options.get(name, options.get(name, self.given.get(name)))
 
         max_attempts = options.get("max_attempts")
-        max_retries = pick("max_retries")
-        if max_attempts is None and max_retries is not None:
-            max_attempts = max_retries + 1
+        if max_attempts is None and any("max_retries" in said for said in (message.options, options, self.given)):
+            max_retries = pick("max_retries")
+            max_attempts = WITHOUT_END if max_retries is None else max_retries + 1
         low, high = pick("min_backoff"), pick("max_backoff")
         return {
             "max_attempts": max_attempts,
