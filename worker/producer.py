@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,7 @@ from worker.errors import InvalidArgument
 from worker.observe import tracing
 from worker.records import EnqueueResult
 
+_LIBRARIES = ("django", "sqlalchemy", "asyncpg", "psycopg")
 _PER_MESSAGE = ("p_payload", "p_dedup_key", "p_dedup_window")
 _NAMES = (
     "p_queue",
@@ -69,14 +71,17 @@ class Statement:
     def run(self, connection: Any, arguments: dict[str, Any]) -> Any:
         """Its only row, on a synchronous connection of any supported driver; raises that driver's errors."""
         values = [arguments[name] for name in self._names]
-        if type(connection).__module__.startswith("django"):
+        library = _library(type(connection))
+        if library == "django":
             _require(connection, "cursor")
             with connection.cursor() as cursor:
                 cursor.execute(self._pyformat, values)
                 return cursor.fetchone()
         _require(connection)
-        sqlalchemy = type(connection).__module__.startswith("sqlalchemy")
-        answer = connection.execute(*(self._for_sqlalchemy(values) if sqlalchemy else (self._pyformat, values)))
+        sqlalchemy = library == "sqlalchemy"
+        answer = (
+            connection.execute(*self._for_sqlalchemy(values)) if sqlalchemy else _cursor(connection).execute(self._for_psycopg(connection), values)
+        )
         if inspect.isawaitable(answer):  # nothing has happened on it yet
             if inspect.iscoroutine(answer):
                 answer.close()  # else Python warns that nobody awaited it
@@ -87,18 +92,37 @@ class Statement:
         """The same on an asynchronous connection."""
         _require_asynchronous(connection)
         values = [arguments[name] for name in self._names]
-        module = type(connection).__module__
-        if module.startswith("asyncpg"):
+        library = _library(type(connection))
+        if library == "asyncpg":
             return await connection.fetchrow(self._numbered, *values)
-        if module.startswith("sqlalchemy"):
+        if library == "sqlalchemy":
             return (await connection.execute(*self._for_sqlalchemy(values))).one()
-        cursor = await connection.execute(self._pyformat, values)
+        cursor = await _cursor(connection).execute(self._for_psycopg(connection), values)
         return await cursor.fetchone()
+
+    def _for_psycopg(self, connection: Any) -> str:
+        """By what its cursors take: those that psycopg calls raw have PostgreSQL's own placeholders."""
+        kinds = getattr(connection, "cursor_factory", type(connection)).__mro__
+        return self._numbered if any("RawCursor" in kind.__name__ for kind in kinds) else self._pyformat
 
     def _for_sqlalchemy(self, values: list[Any]) -> tuple[Any, dict[str, Any]]:
         from sqlalchemy import text
 
         return text(self._colon), {f"a{place}": value for place, value in enumerate(values, 1)}
+
+
+@lru_cache(100)
+def _library(connection_type: type) -> str:
+    """Whose connection it is: SQLModel's sessions are SQLAlchemy's, and applications have classes of their own."""
+    homes = [kind.__module__.partition(".")[0] for kind in connection_type.__mro__]
+    return next((home for home in homes if home in _LIBRARIES), "")
+
+
+def _cursor(connection: Any) -> Any:
+    """Of psycopg a cursor whose rows are tuples, whatever the connection makes of rows: its own may leave out a column."""
+    if _library(type(connection)) == "psycopg" and hasattr(connection, "cursor_factory"):
+        return connection.cursor(row_factory=lambda cursor: tuple)
+    return connection
 
 
 def _refused(connection: Any, problem: str, hint: str) -> InvalidArgument:
@@ -112,8 +136,10 @@ def _require(connection: Any, method: str = "execute") -> None:
 
 def _require_asynchronous(connection: Any) -> None:
     """Refuse a synchronous connection before it has enqueued: awaiting its answer would fail too late."""
-    module = type(connection).__module__.partition(".")[0]
-    if module == "django" or (module in ("psycopg", "sqlalchemy") and not inspect.iscoroutinefunction(getattr(connection, "execute", _require))):
+    library = _library(type(connection))
+    # of any class it descends from: a decorator may hide that its own is one
+    waits = any(inspect.iscoroutinefunction(vars(kind).get("execute")) for kind in type(connection).__mro__)
+    if library == "django" or (library in ("psycopg", "sqlalchemy") and not waits):
         raise _refused(connection, "is synchronous", "Call enqueue or enqueue_payloads with it.")
     _require(connection)
 

@@ -92,7 +92,55 @@ def django_connection(database):
     connection.close()
 
 
-SYNC = [psycopg_connection, psycopg_cursor, psycopg_dict_rows, sqlalchemy_connection, sqlalchemy_session, django_connection]
+@contextmanager
+def psycopg_scalar_rows(database):
+    with psycopg.connect(database.url, row_factory=psycopg.rows.scalar_row) as connection:
+        yield connection, connection.commit, connection.rollback
+
+
+@contextmanager
+def psycopg_raw_cursors(database):
+    with psycopg.connect(database.url, cursor_factory=psycopg.RawCursor) as connection:
+        yield connection, connection.commit, connection.rollback
+
+
+@contextmanager
+def psycopg_raw_cursor(database):
+    with psycopg.connect(database.url) as connection, psycopg.RawCursor(connection) as cursor:
+        yield cursor, connection.commit, connection.rollback
+
+
+@contextmanager
+def own_sqlalchemy_session(database):
+    """As SQLModel's: a class of another module than SQLAlchemy's."""
+    with sqlalchemy_session(database) as (session, commit, rollback):
+        session.__class__ = type("Session", (type(session),), {"__module__": "shop.database"})
+        yield session, commit, rollback
+
+
+@contextmanager
+def own_django_backend(database):
+    """As of django-postgres-extra, pools and the like."""
+    with django_connection(database) as (connection, commit, rollback):
+        original = connection.__class__
+        connection.__class__ = type("DatabaseWrapper", (original,), {"__module__": "psqlextra.backend.base"})
+        yield connection, commit, rollback
+        connection.__class__ = original
+
+
+SYNC = [
+    psycopg_connection,
+    psycopg_cursor,
+    psycopg_dict_rows,
+    psycopg_scalar_rows,
+    psycopg_raw_cursors,
+    psycopg_raw_cursor,
+    sqlalchemy_connection,
+    sqlalchemy_session,
+    own_sqlalchemy_session,
+    django_connection,
+    own_django_backend,
+]
 
 
 @pytest.mark.parametrize("driver", SYNC, ids=lambda driver: driver.__name__)
@@ -174,7 +222,40 @@ async def sqlalchemy_async_session(database):
     await engine.dispose()
 
 
-ASYNC = [psycopg_async, psycopg_async_dict_rows, asyncpg_connection, sqlalchemy_asyncpg, sqlalchemy_async_session]
+@asynccontextmanager
+async def psycopg_async_scalar_rows(database):
+    async with await psycopg.AsyncConnection.connect(database.url, row_factory=psycopg.rows.scalar_row) as connection:
+        yield connection, connection.commit, connection.rollback
+
+
+@asynccontextmanager
+async def own_asyncpg_class(database):
+    """As asyncpg's own argument connection_class makes them."""
+    async with asyncpg_connection(database) as (connection, commit, rollback):
+        connection.__class__ = type("Connection", (type(connection),), {"__module__": "shop.database", "__slots__": ()})
+        yield connection, commit, rollback
+
+
+@asynccontextmanager
+async def own_sqlalchemy_async_session(database):
+    """As SQLModel's, whose execute() is a decorated one."""
+    async with sqlalchemy_async_session(database) as (session, commit, rollback):
+        kind = type(session)
+        own = {"__module__": "sqlmodel.ext.asyncio.session", "execute": lambda self, *arguments: kind.execute(self, *arguments)}
+        session.__class__ = type("AsyncSession", (kind,), own)
+        yield session, commit, rollback
+
+
+ASYNC = [
+    psycopg_async,
+    psycopg_async_dict_rows,
+    psycopg_async_scalar_rows,
+    asyncpg_connection,
+    own_asyncpg_class,
+    sqlalchemy_asyncpg,
+    sqlalchemy_async_session,
+    own_sqlalchemy_async_session,
+]
 
 
 @pytest.mark.parametrize("driver", ASYNC, ids=lambda driver: driver.__name__)
@@ -257,9 +338,13 @@ def test_many_payloads_on_an_async_connection(database, driver):
 
 def test_long_payloads_go_in_statements_of_a_few_megabytes(database):
     statements = []
-    with psycopg.connect(database.url) as connection:
-        execute = connection.execute
-        connection.execute = lambda text, values: statements.append(len(values[0])) or execute(text, values)
+
+    class Watched(psycopg.Cursor):
+        def execute(self, query, params=None, **options):
+            statements.append(len(params[0]))
+            return super().execute(query, params, **options)
+
+    with psycopg.connect(database.url, cursor_factory=Watched) as connection:
         assert worker.enqueue_payloads(connection, "note", ({"blob": "x" * 900_000} for _ in range(12))) == 12
     assert len(statements) == 3 and max(statements) < 5_000_000
     assert database.value("select count(*) from message_queue") == 12
