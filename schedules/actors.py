@@ -6,6 +6,7 @@ starts the scheduler's loop when the worker process has booted and stops it firs
 
 from __future__ import annotations
 
+import difflib
 import logging
 from contextlib import ExitStack
 from functools import partial
@@ -22,8 +23,10 @@ from schedules.runner import TaskRunner
 from schedules.scheduler import Scheduler
 from schedules.timetable import Schedule
 from worker.context import current_message
-from worker.errors import Snooze, StoreError
+from worker.db.errors import translated
+from worker.errors import Snooze, StoreError, StoreRejected
 from worker.middleware import Checked
+from worker.store.operations import list_workers
 
 logger = logging.getLogger("packhorse.schedules")
 
@@ -46,6 +49,7 @@ class Timetable(Checked):
         self.scheduler: Scheduler | None = None
         self.broker: Any = None
         self.waiters = BoundedSemaphore(1)
+        self.unserved: set[str] = set()  # schedules of which it was said; the scheduler's loop only
 
     def check(self) -> None:
         """Read the plan. Raises ConfigError."""
@@ -73,6 +77,7 @@ class Timetable(Checked):
         connection = self.open_connection()
         try:
             findings = check_plan(connection, self.plan)
+            self._warn_of_unserved(connection)
         finally:
             connection.close()
         for warning in findings.warnings:
@@ -80,6 +85,26 @@ class Timetable(Checked):
         for task, problem in findings.problems:
             logger.error("plan_problem task=%s problem=%s", task, problem)
         return self.plan.timetable(findings.absent | {task for task, _ in findings.problems})
+
+    def _warn_of_unserved(self, connection: Any) -> None:
+        """Schedules whose messages nobody would take, said once: a queue is made by its name, also by one with a slip in it."""
+        assert self.plan is not None
+        try:
+            with translated():
+                live = [row for row in list_workers(connection) if not row["silent"]]
+        except StoreRejected:  # a role that may not look: no reason to keep the timetable from starting
+            return
+        actors = [actor for actor in self.broker.actors.values() if actor.queue_name != QUEUE]
+        served = [({*(actor.actor_name for actor in actors), *self.broker.aliases}, {actor.queue_name for actor in actors})]
+        served += [(set(row["message_types"]) - {MESSAGE_TYPE}, set(row["queues"])) for row in live]
+        served = [(types, queues) for types, queues in served if types]
+        for entry in self.plan.schedules:
+            if not served or entry.name in self.unserved or any(entry.message_type in types and entry.queue in queues for types, queues in served):
+                continue
+            self.unserved.add(entry.name)
+            theirs = sorted(set().union(*(queues for types, queues in served if entry.message_type in types)))
+            near = theirs[0] if len(theirs) == 1 else next(iter(difflib.get_close_matches(entry.queue, theirs, 1)), None)
+            logger.warning("schedule_unserved schedule=%s message_type=%s queue=%s near=%s", entry.name, entry.message_type, entry.queue, near)
 
     def before_worker_shutdown(self, broker: Any, worker: Any) -> None:
         """No further planned time is decided here; maintenance pauses after its batch."""

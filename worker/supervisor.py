@@ -4,12 +4,14 @@ The parent has one thread, no database connection and none of the actors' code: 
 ran in a child that died stands in shared memory; a short-lived child of its own gives it back at once.
 Metrics and probes are served by one more child, whose death harms nobody (worker/exporter.py).
 Signals: TERM/INT drain (again: interrupt), HUP replaces the children one by one, if a trial child says that new
-ones would start. A child that cannot work at all ends the parent only as long as none ever could.
+ones would start. A child that does not come to the end of its drain is killed, whatever it drains for. One that
+cannot work at all ends the parent only as long as none ever could.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import signal
@@ -24,7 +26,7 @@ from worker.config import Settings
 from worker.exits import EXIT_FAILED, EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED, EXPECTED_CHILD_EXITS, FATAL_CHILD_EXITS
 from worker.observe.board import EXPORTER_TICK, STARTED, Board
 from worker.observe.logging import flush as flush_log
-from worker.observe.slab import HURRY, REGISTERED, Slab
+from worker.observe.slab import DRAINING, HURRY, REGISTERED, Slab
 from worker.observe.systemd import Notifier
 from worker.runtime.slots import RunningIds
 from worker.watch import Watch
@@ -50,6 +52,7 @@ class Child:
     start_after: float = 0.0
     failures: int = 0
     retiring: bool = False
+    drains_since: float = 0.0  # told to end, or seen to end by itself; 0: neither
     hung: bool = False
 
     def ended(self, lived_seconds: float, expected: bool) -> None:
@@ -71,9 +74,9 @@ class Supervisor:
         self._exporter = Child(RunningIds(0)) if settings.metrics_port else None
         self._recovering: set[int] = set()  # pids of children that give back what a dead one held
         self._rehearsal = 0  # pid of the child that tries out what a reload would start
+        self._rehearsal_late_at = math.inf  # from then on it is said that it takes long
         self._signals: list[int] = []  # appended by signal handlers, read by the loop
         self._stops = 0
-        self._stop_at = 0.0
         self._fatal = EXIT_OK
         self._wakeup = -1
 
@@ -91,10 +94,11 @@ class Supervisor:
             if self._stops:
                 if not self._recovering and not any(child.pid for child in self._children):
                     break
-                self._kill_late()
             else:
                 self._start_missing()
+                self._say_late_rehearsal()
                 self._roll()
+            self._kill_late()
             self._start_exporter()
             self._look()
             self._nap()
@@ -119,14 +123,20 @@ class Supervisor:
                 self._watch.reloading()
                 _kill(self._rehearsal, signal.SIGKILL)  # it may have seen older code
                 self._rehearsal = self._fork(lambda: rehearse(self.settings, self.board.made_by))
+                self._rehearsal_late_at = time.monotonic() + self.settings.hang_seconds
                 if not self._rehearsal:
                     self._on_rehearsed(EXIT_FAILED)
+
+    def _say_late_rehearsal(self) -> None:
+        """An import may take minutes, or hang: who asked for the reload sees nothing else of it."""
+        if self._rehearsal and time.monotonic() >= self._rehearsal_late_at:
+            self._rehearsal_late_at = math.inf
+            logger.warning("reload_waits pid=%d seconds=%.0f: the new code is still being imported", self._rehearsal, self.settings.hang_seconds)
 
     def _stop_children(self) -> None:
         """Pass a stop on. A second one is said in shared memory: a signal that comes twice may mean the same stop (sent to the whole
         group, or to a child that drains already)."""
         if not self._stops:
-            self._stop_at = time.monotonic()
             self._watch.stopping()
         _kill(self._rehearsal, signal.SIGKILL)
         for child, slab in zip(self._children, self.board.slabs, strict=True):
@@ -143,6 +153,7 @@ class Supervisor:
                 logger.info("child_retiring pid=%d", first.pid)
                 _kill(first.pid, signal.SIGTERM)
                 first.started_at = 0.0  # told once
+                first.drains_since = time.monotonic()
 
     def _all_registered(self) -> bool:
         return all(child.pid and slab.states[REGISTERED] for child, slab in zip(self._children, self.board.slabs, strict=True))
@@ -154,6 +165,7 @@ class Supervisor:
                 child.id = uuid4()
                 child.running.clear()
                 child.retiring = child.hung = False
+                child.drains_since = 0.0
                 child.pid = self._fork(lambda child=child, slab=slab: self._run_child(self.settings, child.running, child.id, slab))  # type: ignore[misc]
                 child.started_at = now
                 if not child.pid:
@@ -288,12 +300,18 @@ class Supervisor:
             self._recovering.add(pid)
 
     def _kill_late(self) -> None:
+        """Whoever takes too long to end, at a stop, at a reload or because it ends by itself to be replaced."""
         limit = self.settings.drain_seconds + self.settings.call_deadline_seconds + KILL_MARGIN_SECONDS
-        if time.monotonic() - self._stop_at > limit:
-            for child in self._children:
-                if child.pid:
-                    logger.error("child_killed pid=%d: it did not end within %.0f s", child.pid, limit)
-                    _kill(child.pid, signal.SIGKILL)
+        now = time.monotonic()
+        for child, slab in zip(self._children, self.board.slabs, strict=True):
+            if not child.pid or child.hung:
+                continue
+            if not child.drains_since and (self._stops or slab.states[DRAINING]):
+                child.drains_since = now
+            if child.drains_since and now - child.drains_since > limit:
+                logger.error("child_killed pid=%d: it did not end within %.0f s", child.pid, limit)
+                child.hung = True
+                _kill(child.pid, signal.SIGKILL)
 
 
 def _kill(pid: int, number: int) -> None:

@@ -115,3 +115,13 @@ def test_a_role_without_privileges_is_told_so(database, start_daemon):
     daemon.stop(15)
     assert "permission denied" in daemon.log or "packhorse_worker" in daemon.log
     assert "Traceback" not in daemon.log
+
+
+@pytest.mark.slow
+def test_a_queue_that_no_actor_is_on_is_said_with_a_near_one(database, ledger, start_daemon):
+    daemon = start_daemon(database, ledger, queues="defualt,default").wait_ready()
+    (line,) = [line for line in daemon.log.splitlines() if "queue_without_actors" in line]
+    assert '"queue": "defualt", "near": "default"' in line
+    effects(database, 1)
+    wait_until(lambda: ledger.counts("effect")["m0"] == 1)
+    assert daemon.stop() == 0

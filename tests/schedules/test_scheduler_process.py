@@ -227,6 +227,20 @@ def test_a_reload_with_a_plan_that_is_wrong_is_refused_and_the_timetable_goes_on
     assert "child_exited" not in scheduler.log_path.read_text()
 
 
+@pytest.mark.parametrize("modules", [["tests.support.actors"], []], ids=["an actor that is loaded", "a live worker"])
+def test_a_schedule_whose_messages_nobody_takes_is_said_at_the_start(database, ledger, start_daemon, start_scheduler, tmp_path, modules):
+    (tmp_path / "packhorse.toml").write_text(
+        "[schedules.report]\nmessage_type = 'effect'\nqueue = 'defualt'\ncron = '0 7 * * *'\n"
+        "[schedules.good]\nmessage_type = 'effect'\ncron = '0 7 * * *'\n"
+    )
+    if not modules:
+        start_daemon(database, ledger).wait_ready()
+    scheduler = start_scheduler(database.url, *modules)
+    wait_until(lambda: "timetable_declared" in scheduler.log_path.read_text(), 40)
+    (line,) = [line for line in scheduler.log_path.read_text().splitlines() if "schedule_unserved" in line]
+    assert '"schedule": "report", "message_type": "effect", "queue": "defualt", "near": "default"' in line
+
+
 def test_up_with_a_plan_that_is_wrong_ends_with_the_code_of_a_wrong_configuration(database, tmp_path):
     (tmp_path / "packhorse.toml").write_text('[schedules.report]\ncrom = "0 7 * * *"\n')
     ran = Cli(tmp_path, database.admin_url)("up", "tests.support.actors")

@@ -18,7 +18,7 @@ from worker.observe.slab import ACTOR_OUTCOMES as _ACTOR_OUTCOMES
 from worker.observe.slab import ACTORS, BY_ACTOR, BY_QUEUE, QUEUE_WIDTH, QUEUES, Slab
 
 #: Why a child was replaced: it was killed or crashed, ended by itself with an error, ended to be replaced or
-#: recycled, ended itself when a lease was over, did not tick, was told to by SIGHUP.
+#: recycled, ended itself when a lease was over, did not tick or did not come to its end, was told to by SIGHUP.
 RESTARTS = ("crashed", "failed", "replaced", "recycled", "fenced", "hung", "reload")
 #: Parts of observability that can fail without stopping any work.
 PARTS = ("endpoints", "fleet", "exporter", "systemd", "tracing")

@@ -79,6 +79,10 @@ EVENTS: dict[str, Event] = {
     "supervisor_started": Event("info", ("pid", "processes"), "The parent begins."),
     "supervisor_stopped": Event("info", ("exit_code",), "The parent ends."),
     "child_exited": Event("warning", ("pid", "exit_code", "running"), "A process ended unasked; running: messages that it ran."),
+    "queue_without_actors": Event(
+        "warning", ("queue", "near", "worker_id"), "The process was told to work on a queue that none of its actors is on; near: one that is."
+    ),
+    "reload_waits": Event("warning", ("pid", "seconds"), "After SIGHUP: the new code is still being tried out; the old processes go on."),
     "reload_refused": Event("error", ("exit_code",), "After SIGHUP: new processes would not start; the old ones go on."),
     "fork_failed": Event("error", ("error",), "The system has no process to give; tried again with backoff, those that live go on."),
     "child_retiring": Event("info", ("pid",), "A process is told to drain in a rolling restart."),
@@ -101,6 +105,9 @@ EVENTS: dict[str, Event] = {
     "schedule_unusable": Event("error", ("schedule", "error"), "No planned time can be computed; tried again twice a minute, said once."),
     "schedule_refused": Event("error", ("schedule", "error"), "The database refuses a declared schedule; the others are written."),
     "plan_problem": Event("error", ("task", "problem"), "A policy does not fit the database; its task is left out."),
+    "schedule_unserved": Event(
+        "warning", ("schedule", "message_type", "queue", "near"), "No actor that is loaded and no live worker takes its messages from its queue."
+    ),
     "plan_warning": Event("warning", ("problem",), "A policy would work badly."),
     "maintenance_ended": Event("info", ("task", "run_id", "state", "rows"), "A run ended, or paused; runs that found nothing to do are not said."),
     "maintenance_failed": Event("error", ("task", "run_id", "error_class", "error"), "A run failed."),

@@ -6,6 +6,7 @@ interrupt -> write the last outcomes -> stop heartbeats -> deregister. Exit code
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import logging
 import os
@@ -149,11 +150,20 @@ class WorkerProcess:
             self.listener.start()
         self.broker.emit_after("worker_boot", self)
         self.slab.states[REGISTERED] = 1.0
+        self._warn_of_idle_queues()
         logger.info("worker_started worker_id=%s pid=%d queues=%s threads=%d", self.id, os.getpid(), ",".join(self.queues), self.settings.threads)
         while not self._stop.wait(0.5):
             self._check()
         self.drain()
         return self.exit_code
+
+    def _warn_of_idle_queues(self) -> None:
+        """A queue that was asked for and that no actor here is on: a slip of the pen, most often; nothing is ever taken from it."""
+        known = sorted({actor.queue_name for actor in self.broker.actors.values()})
+        for queue in self.queues:
+            if queue not in known:
+                near = difflib.get_close_matches(queue, known, 1)
+                logger.warning("queue_without_actors queue=%s near=%s worker_id=%s", queue, near[0] if near else None, self.id)
 
     def _wait_for_database(self) -> bool:
         """Register, waiting through any outage; False when stopped meanwhile. A wrong schema or role is fatal."""
