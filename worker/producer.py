@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -71,7 +70,7 @@ class Statement:
     def run(self, connection: Any, arguments: dict[str, Any]) -> Any:
         """Its only row, on a synchronous connection of any supported driver; raises that driver's errors."""
         values = [arguments[name] for name in self._names]
-        library = _library(type(connection))
+        library = _library(connection)
         if library == "django":
             _require(connection, "cursor")
             with connection.cursor() as cursor:
@@ -92,7 +91,7 @@ class Statement:
         """The same on an asynchronous connection."""
         _require_asynchronous(connection)
         values = [arguments[name] for name in self._names]
-        library = _library(type(connection))
+        library = _library(connection)
         if library == "asyncpg":
             return await connection.fetchrow(self._numbered, *values)
         if library == "sqlalchemy":
@@ -111,16 +110,15 @@ class Statement:
         return text(self._colon), {f"a{place}": value for place, value in enumerate(values, 1)}
 
 
-@lru_cache(100)
-def _library(connection_type: type) -> str:
+def _library(connection: Any) -> str:
     """Whose connection it is: SQLModel's sessions are SQLAlchemy's, and applications have classes of their own."""
-    homes = [kind.__module__.partition(".")[0] for kind in connection_type.__mro__]
+    homes = (kind.__module__.partition(".")[0] for kind in type(connection).__mro__)
     return next((home for home in homes if home in _LIBRARIES), "")
 
 
 def _cursor(connection: Any) -> Any:
     """Of psycopg a cursor whose rows are tuples, whatever the connection makes of rows: its own may leave out a column."""
-    if _library(type(connection)) == "psycopg" and hasattr(connection, "cursor_factory"):
+    if _library(connection) == "psycopg" and hasattr(connection, "cursor_factory"):
         return connection.cursor(row_factory=lambda cursor: tuple)
     return connection
 
@@ -136,7 +134,7 @@ def _require(connection: Any, method: str = "execute") -> None:
 
 def _require_asynchronous(connection: Any) -> None:
     """Refuse a synchronous connection before it has enqueued: awaiting its answer would fail too late."""
-    library = _library(type(connection))
+    library = _library(connection)
     # of any class it descends from: a decorator may hide that its own is one
     waits = any(inspect.iscoroutinefunction(vars(kind).get("execute")) for kind in type(connection).__mro__)
     if library == "django" or (library in ("psycopg", "sqlalchemy") and not waits):
