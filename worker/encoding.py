@@ -72,6 +72,13 @@ class Encoded:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+def _called(function: Any) -> inspect.Signature:
+    """What is really called: a decorator of the application may pass arguments of its own to what it wraps (a session, a tenant)."""
+    if getattr(function, "__globals__", {}).get("__name__") == "dramatiq.asyncio":
+        function = function.__wrapped__  # dramatiq's own, around every coroutine function
+    return inspect.signature(function, follow_wrapped=False)
+
+
 class Signature:
     """Parameter names of one actor, for binding and for refusing wrong names."""
 
@@ -82,7 +89,8 @@ class Signature:
         self.required: set[str] | frozenset[str] = set()
         self.bindable = True
         self.open = False
-        for parameter in inspect.signature(actor.fn).parameters.values():
+        parameters = _called(actor.fn).parameters.values()
+        for parameter in parameters:
             if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
                 self.bindable = False
             elif parameter.kind is parameter.VAR_KEYWORD:
@@ -93,9 +101,7 @@ class Signature:
                 if parameter.default is parameter.empty:
                     self.required |= {parameter.name}
         self.required = frozenset(self.required)
-        self.known = (
-            frozenset(self.names) | self.required | {p.name for p in inspect.signature(actor.fn).parameters.values() if p.kind is p.KEYWORD_ONLY}
-        )
+        self.known = frozenset(self.names) | self.required | {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     def bind(self, actor_name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Keyword arguments; raises InvalidArgument that names the argument."""

@@ -81,6 +81,17 @@ def test_a_near_miss_is_proposed(note):
         note.send("x", nubmer=2)
 
 
+def test_an_async_actor_names_its_arguments_too(database, broker):
+    @dramatiq.actor
+    async def wait(seconds, *, why="none"):
+        pass
+
+    with pytest.raises(InvalidArgument, match="Did you mean 'why'"):
+        wait.send(1, wyh="x")
+    wait.send(1)
+    assert database.value("select payload from message_queue") == {"seconds": 1}
+
+
 OPTIONS = {
     "priority low": ({"priority": 0}, "priority"),
     "priority high": ({"priority": 11}, "priority"),

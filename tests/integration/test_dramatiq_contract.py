@@ -3,6 +3,7 @@ Worker on its StubBroker says what is right; our broker under dramatiq's Worker 
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections import Counter
@@ -64,6 +65,27 @@ def test_arguments_arrive_as_they_were_sent(house, calls):
     keep.send_with_options(args=(True,), kwargs={"c": 1.5})
     house.drained()
     assert sorted(calls.seen, key=str) == sorted([(1, 2, 3), ("x", [1, {"y": None}], "ü€"), (True, 2, 1.5)], key=str)
+
+
+def test_a_decorator_may_pass_arguments_of_its_own(house, calls):
+    def with_session(function):
+        @functools.wraps(function)
+        def wrapper(*args, **kwargs):
+            return function("session", *args, **kwargs)
+
+        return wrapper
+
+    @dramatiq.actor(max_retries=0)
+    @with_session
+    def keep(session, user, *, flag=False):
+        calls(session, user, flag)
+
+    house.start()
+    keep.send(1)
+    keep.send(2, flag=True)
+    keep.send(user=3)
+    house.drained()
+    assert sorted(calls.seen) == [("session", 1, False), ("session", 2, True), ("session", 3, False)]
 
 
 def test_a_delayed_message_starts_after_its_delay(house, calls):
