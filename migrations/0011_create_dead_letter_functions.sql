@@ -54,10 +54,12 @@ $$;
 comment on function redrive_dead_letters(bigint[], text, text, integer, text, text)
   is 'Enqueue dead letters again with their own ids and fresh attempts; returns the ids.';
 
-create function edit_dead_letter(p_id bigint, p_payload jsonb, p_operator text default current_user, p_reason text default null)
-returns boolean
+create function edit_dead_letter(
+  p_id bigint, p_payload jsonb, p_operator text default current_user, p_reason text default null, p_before jsonb default null
+) returns boolean
 language plpgsql set search_path from current as $$
 -- Replace the payload of a dead letter before it is redriven; the old one is kept in operator_actions.
+-- p_before: the payload that the editor has seen; when somebody has changed it meanwhile, PH005 and nothing happens.
 declare
   v_old jsonb;
 begin
@@ -69,6 +71,8 @@ begin
   select d.payload into v_old from dead_letters d where d.id = p_id for update;
   if not found then
     return false;
+  elsif v_old <> p_before then
+    raise exception using errcode = 'PH005', column = 'payload', message = format('payload: somebody else has edited dead letter %s meanwhile', p_id);
   end if;
   update dead_letters set payload = p_payload, edited_at = clock_timestamp() where id = p_id;
   insert into operator_actions (action, operator, reason, message_id, details)
@@ -76,7 +80,7 @@ begin
   return true;
 end
 $$;
-comment on function edit_dead_letter(bigint, jsonb, text, text) is 'Replace the payload of a dead letter; the old one is recorded.';
+comment on function edit_dead_letter(bigint, jsonb, text, text, jsonb) is 'Replace the payload of a dead letter; the old one is recorded.';
 
 create function purge_dead_letters(
   p_ids bigint[] default null, p_fingerprint text default null, p_queue text default null, p_older_than interval default null,

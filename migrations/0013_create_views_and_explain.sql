@@ -25,7 +25,8 @@ comment on view all_messages is 'Every message that is known: live, archived and
 create view blocked_conversations as
   select w.conversation_key, w.waiting, w.since, h.holder_kind, h.holder_id
   from (
-    select m.conversation_key, count(*) as waiting, min(m.created_at) as since, min(m.id) as first_id
+    -- from when it was due, not only there: a redriven message keeps its created_at
+    select m.conversation_key, count(*) as waiting, min(greatest(m.created_at, m.run_at)) as since, min(m.id) as first_id
     from message_queue m where m.state = 'blocked' group by m.conversation_key) w
   left join lateral (
     select c.holder_kind, c.holder_id from conversation_holders(w.conversation_key, 9223372036854775807) c
@@ -86,7 +87,7 @@ declare
 begin
   select * into v_m from message_queue where id = p_id;
   if not found then
-    select a.state || ' at ' || a.finished_at into v_end from message_archive a where a.id = p_id limit 1;
+    select a.state || ' at ' || a.finished_at || coalesce(': ' || a.reason, '') into v_end from message_archive a where a.id = p_id limit 1;
     if v_end is null then
       select format('dead at %s: %s', d.dead_at, d.reason) into v_end from dead_letters d where d.id = p_id;
     end if;
@@ -96,8 +97,9 @@ begin
   select * into v_q from queues where name = v_m.queue;
   return query select 'exists', true, format('type %s on queue %s', v_m.message_type, v_m.queue), null::timestamptz;
   if v_m.state = 'running' then
-    return query select 'state', true, format('it runs: held by %s, attempt %s, lease until %s%s', v_m.lease_holder, v_m.attempt,
-      v_m.lease_expires_at, case when v_m.cancel_requested_at is not null then ', cancel requested' else '' end), null::timestamptz;
+    return query select 'state', true, format('it runs: held by %s, attempt %s, lease until %s%s%s', v_m.lease_holder, v_m.attempt,
+      v_m.lease_expires_at, case when v_m.lease_expires_at < v_now then ', which is over: its holder is gone or out of contact, and rescue returns it' else '' end,
+      case when v_m.cancel_requested_at is not null then ', cancel requested' else '' end), null::timestamptz;
     return;
   end if;
   return query select 'state', v_m.state = 'pending', v_m.state::text, null::timestamptz;
@@ -143,16 +145,23 @@ begin
       null::timestamptz;
   end if;
   select count(*) into v_running from workers w
-  where w.last_seen_at > v_now - interval '1 minute' and w.state = 'running'
+  where v_now - w.last_seen_at <= w.lease_duration and w.state = 'running'
     and v_m.message_type::text = any (w.message_types) and v_m.queue::text = any (w.queues);
   return query select 'worker', v_running > 0,
     case when v_running > 0 then format('%s live worker(s) register the type', v_running)
       else 'no live worker registers this type on this queue' end, null::timestamptz;
-  select count(*) into v_rank from (
-    select from message_queue e
-    where e.queue = v_m.queue and e.state = 'pending' and e.crashes = 0 and e.run_at <= v_now
-      and (e.priority, e.run_at, e.id) < (v_m.priority, v_m.run_at, v_m.id)
-    limit 10000) ahead;
+  if v_m.crashes > 0 then -- they have a line of their own
+    select count(*) into v_rank from (
+      select from message_queue e
+      where e.queue = v_m.queue and e.state = 'pending' and e.crashes > 0 and e.run_at <= v_now and (e.run_at, e.id) < (v_m.run_at, v_m.id)
+      limit 10000) ahead;
+  else
+    select count(*) into v_rank from (
+      select from message_queue e
+      where e.queue = v_m.queue and e.state = 'pending' and e.crashes = 0 and e.run_at <= v_now
+        and (e.priority, e.run_at, e.id) < (v_m.priority, v_m.run_at, v_m.id)
+      limit 10000) ahead;
+  end if;
   return query select 'rank', v_rank = 0, case when v_rank >= 10000 then 'more than 10000' else v_rank::text end || ' ahead in its queue',
     null::timestamptz;
 end

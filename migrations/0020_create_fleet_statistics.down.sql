@@ -6,6 +6,7 @@ drop function schedule_statistics;
 drop function table_statistics(timestamptz);
 drop function partition_ends(timestamptz);
 drop function count_blocked_conversations(integer);
+drop function count_undeclared_messages(timestamptz, integer);
 drop function count_queue_messages(timestamptz, integer);
 drop function estimated_messages(text, text, timestamptz);
 drop index dead_letters_queue_idx;

@@ -83,6 +83,26 @@ language sql volatile set search_path from current set enable_seqscan = off set 
 $$;
 comment on function count_queue_messages(timestamptz, integer) is 'Live messages by queue and state; bounded work, exact up to a limit.';
 
+create function count_undeclared_messages(p_now timestamptz, p_limit integer default 20000)
+returns table (queue text, due bigint, delayed bigint, oldest_due timestamptz)
+language sql stable set search_path from current set enable_seqscan = off set jit = off as $$
+-- Pending messages whose queue nobody has declared: somebody inserted the rows by hand, and no worker looks there. For people, not for
+-- metrics: these names have no bound. One index probe per queue that has messages, at most 1000; exact below p_limit messages per queue.
+  with recursive found (name, place) as (
+    (select m.queue::text, 1 from message_queue m where m.state = 'pending' and m.crashes = 0 order by m.queue limit 1)
+    union all
+    (select n.name, f.place + 1 from found f cross join lateral (
+       select m.queue::text as name from message_queue m
+       where m.state = 'pending' and m.crashes = 0 and m.queue > f.name order by m.queue limit 1) n
+     where f.place < 1000)
+  )
+  select f.name, count(*) filter (where w.run_at <= p_now), count(*) filter (where w.run_at > p_now), min(w.run_at) filter (where w.run_at <= p_now)
+  from found f cross join lateral (
+    select m.run_at from message_queue m where m.queue = f.name and m.state = 'pending' and m.crashes = 0 limit p_limit) w
+  where not exists (select from queues q where q.name = f.name) group by f.name order by 1;
+$$;
+comment on function count_undeclared_messages(timestamptz, integer) is 'Pending messages of queues that nobody has declared; bounded work.';
+
 create function count_blocked_conversations(p_limit integer default 10000) returns table (queue text, conversations bigint)
 language sql stable set search_path from current set enable_seqscan = off set jit = off as $$
 -- Conversations with blocked messages, by queue: one index probe per conversation, at most p_limit of them.
@@ -237,7 +257,7 @@ begin
   grant select on fleet_statistics to packhorse_reader;
   for v_function in select p.oid::regprocedure from pg_proc p
     where p.pronamespace = (select oid from pg_namespace where nspname = current_schema()) and p.proname in ('estimated_messages',
-      'count_queue_messages', 'count_blocked_conversations', 'partition_ends', 'table_statistics', 'schedule_statistics', 'refresh_fleet_statistics', 'fleet_statistics') loop
+      'count_queue_messages', 'count_undeclared_messages', 'count_blocked_conversations', 'partition_ends', 'table_statistics', 'schedule_statistics', 'refresh_fleet_statistics', 'fleet_statistics') loop
     execute format('revoke execute on function %s from public', v_function);
     execute format('grant execute on function %s to packhorse_worker', v_function);
   end loop;

@@ -10,7 +10,8 @@ create function health_queue_health(
   p_warn_after interval default '1 minute', p_fail_after interval default '10 minutes', p_limit integer default 10000
 ) returns table (status text, summary text, details jsonb)
 language plpgsql volatile set search_path from current as $$
--- How late the oldest due message of each queue is. A paused queue with due messages is a warning.
+-- How late the oldest due message of each queue is. A paused queue with due messages is a warning, and so are messages of a
+-- queue that nobody has declared.
 declare
   v_now constant timestamptz := clock_timestamp();
 begin
@@ -20,21 +21,25 @@ begin
       max(c.messages) filter (where c.state = 'running') as running, max(c.messages) filter (where c.state = 'blocked') as blocked,
       bool_or(c.estimated) as estimated, extract(epoch from v_now - min(c.oldest_due))::float8 as late
     from count_queue_messages(v_now, p_limit) c group by c.queue
+    union all
+    select u.queue, u.due, u.delayed, 0, 0, false, extract(epoch from v_now - u.oldest_due)::float8 from count_undeclared_messages(v_now, p_limit) u
   ), judged as (
-    select c.*, q.paused_at is not null as paused, exists (select from workers w
+    select c.*, q.name is not null as declared, q.paused_at is not null as paused, exists (select from workers w
         where c.queue = any (w.queues) and v_now - w.last_seen_at <= w.lease_duration) as has_worker,
       case when q.paused_at is not null then case when c.pending > 0 then 'warn' else 'ok' end
+        when q.name is null then health_worst(array['warn', health_level(c.late, extract(epoch from p_warn_after)::float8, extract(epoch from p_fail_after)::float8)])
         else health_level(c.late, extract(epoch from p_warn_after)::float8, extract(epoch from p_fail_after)::float8) end as level
-    from counted c join queues q on q.name = c.queue
+    from counted c left join queues q on q.name = c.queue
   ), placed as (
     select j.*, row_number() over (order by j.level = 'fail' desc, j.level = 'warn' desc, j.late desc nulls last, j.queue) as place from judged j)
   select health_worst(array_agg(p.level)),
     format('%s queue(s): %s due, %s delayed, %s blocked, %s running%s', count(*), sum(p.pending), sum(p.delayed), sum(p.blocked), sum(p.running),
-      (select format('; worst is %s: oldest due for %s%s%s', w.queue, health_duration(w.late), case when w.paused then ', paused' else '' end,
-        case when w.has_worker then '' else ', no live worker' end) from placed w where w.place = 1 and w.level <> 'ok')),
+      (select format('; worst is %s: %s%s%s', w.queue, coalesce('oldest due for ' || health_duration(w.late), 'nothing due yet'),
+        case when w.paused then ', paused' else '' end,
+        case when not w.declared then ', nobody has declared it' when w.has_worker then '' else ', no live worker' end) from placed w where w.place = 1 and w.level <> 'ok')),
     jsonb_build_object('queues', jsonb_agg(jsonb_build_object('queue', p.queue, 'status', p.level, 'due', p.pending, 'delayed', p.delayed,
       'blocked', p.blocked, 'running', p.running, 'estimated', p.estimated, 'oldest_due_seconds', p.late, 'paused', p.paused,
-      'has_worker', p.has_worker) order by p.place) filter (where p.place <= 50))
+      'declared', p.declared, 'has_worker', p.has_worker) order by p.place) filter (where p.place <= 50))
   from placed p;
 end
 $$;
@@ -66,7 +71,7 @@ begin
       health_count(k.n, p_limit), case when k.blocking > 0 then format(', %s hold their conversation', k.blocking) end,
       case when k.oldest_at <= v_now - p_warn_age then format('; the oldest is %s old and goes after 30 days',
         health_duration(extract(epoch from v_now - k.oldest_at)::float8)) end),
-    jsonb_build_object('recent', coalesce(sum(c.n), 0), 'kept', k.n, 'kept_is_limit', k.n >= p_limit, 'blocking', k.blocking, 'oldest_at', k.oldest_at,
+    jsonb_build_object('recent', coalesce(sum(c.n), 0), 'recent_is_limit', coalesce(sum(c.n), 0) >= p_limit, 'kept', k.n, 'kept_is_limit', k.n >= p_limit, 'blocking', k.blocking, 'oldest_at', k.oldest_at,
       'causes', coalesce(jsonb_agg(jsonb_build_object('message_type', c.message_type, 'reason', c.reason, 'error_class', c.error_class,
         'fingerprint', c.fingerprint, 'count', c.n, 'last_id', c.last_id) order by c.place) filter (where c.place <= 10), '[]'))
   from kept k left join causes c on true group by k.n, k.oldest_at, k.blocking;
@@ -120,19 +125,27 @@ begin
   with done as (
     select e.hours_ago, sum(e.done)::bigint as done, sum(e.retried)::bigint as retried, bool_or(e.estimated) as estimated
     from ends_by_hour(v_now, v_hours, p_blocks) e group by e.hours_ago
+  ), letters as materialized (
+    select floor(extract(epoch from v_now - l.dead_at) / 3600)::integer as hours_ago
+    from dead_letters l where l.dead_at > v_now - v_hours * interval '1 hour' order by l.dead_at desc limit p_limit
   ), dead as (
-    select floor(extract(epoch from v_now - d.dead_at) / 3600)::integer as hours_ago, count(*) as dead from (
-      select l.dead_at from dead_letters l where l.dead_at > v_now - v_hours * interval '1 hour' order by l.dead_at desc limit p_limit) d group by 1
+    select l.hours_ago, count(*) as dead from letters l group by l.hours_ago
+  ), cut as ( -- the hour in which counting stopped: its dead letters are the least there are, those of earlier hours are not known
+    select max(l.hours_ago) as hours_ago from letters l having count(*) >= p_limit
   ), hours as (
-    select h.hours_ago, coalesce(o.done, 0) as done, coalesce(o.retried, 0) as retried, coalesce(d.dead, 0) as dead, coalesce(o.estimated, false) as estimated,
-      coalesce(d.dead, 0)::float8 / nullif(coalesce(o.done, 0) + coalesce(d.dead, 0), 0) as ratio
-    from generate_series(0, v_hours - 1) as h (hours_ago) left join done o on o.hours_ago = h.hours_ago left join dead d on d.hours_ago = h.hours_ago)
+    select h.hours_ago, coalesce(o.done, 0) as done, coalesce(o.retried, 0) as retried,
+      case when h.hours_ago > c.hours_ago then null else coalesce(d.dead, 0) end as dead,
+      coalesce(o.estimated, false) or coalesce(h.hours_ago >= c.hours_ago, false) as estimated, coalesce(h.hours_ago = c.hours_ago, false) as is_cut
+    from generate_series(0, v_hours - 1) as h (hours_ago) left join done o on o.hours_ago = h.hours_ago left join dead d on d.hours_ago = h.hours_ago
+    left join cut c on true
+  ), rated as (
+    select h.*, h.dead::float8 / nullif(h.done + h.dead, 0) as ratio, case when h.is_cut then 'at least ' else '' end as words from hours h)
   select case when n.done + n.dead >= p_least then health_level(n.ratio, p_warn_ratio, p_fail_ratio) else 'ok' end,
-    format('%s of %s messages that ended in the last hour are dead letters (%s %%), %s were retried', n.dead, n.done + n.dead,
+    format('%s%s of %s%s messages that ended in the last hour are dead letters (%s %%), %s were retried', n.words, n.dead, n.words, n.done + n.dead,
       round(100 * coalesce(n.ratio, 0)::numeric, 1), n.retried),
     jsonb_build_object('last_hour_ratio', n.ratio, 'hours', (select jsonb_agg(jsonb_build_object('from', v_now - (h.hours_ago + 1) * interval '1 hour',
-      'done', h.done, 'retried', h.retried, 'dead', h.dead, 'ratio', h.ratio, 'estimated', h.estimated) order by h.hours_ago) from hours h))
-  from hours n where n.hours_ago = 0;
+      'done', h.done, 'retried', h.retried, 'dead', h.dead, 'ratio', h.ratio, 'estimated', h.estimated) order by h.hours_ago) from rated h))
+  from rated n where n.hours_ago = 0;
 end
 $$;
 comment on function health_error_rate(integer, double precision, double precision, integer, integer, integer) is 'Health check: dead letters among all ends, by hour.';

@@ -79,22 +79,23 @@ create function health_conversation_state(
   p_warn_after interval default '5 minutes', p_fail_after interval default '1 hour', p_limit integer default 1000
 ) returns table (status text, summary text, details jsonb)
 language plpgsql stable set search_path from current set enable_seqscan = off set jit = off as $$
--- Conversations whose messages wait for their turn: how many, and for how long. One index probe per conversation.
+-- Conversations whose messages wait for their turn: how many, and for how long, from when they were due (a redriven
+-- message keeps its created_at). One index probe per conversation.
 declare
   v_now constant timestamptz := clock_timestamp();
   v_dead bigint;
 begin
   v_dead := (select count(*) from (select from dead_letters d where d.blocks_conversation limit p_limit) b);
   return query
-  with recursive waiting (conversation_key, id, created_at, place) as (
-    (select m.conversation_key::text, m.id, m.created_at, 1 from message_queue m where m.state = 'blocked' order by m.conversation_key, m.id limit 1)
+  with recursive waiting (conversation_key, id, since, place) as (
+    (select m.conversation_key::text, m.id, greatest(m.created_at, m.run_at), 1 from message_queue m where m.state = 'blocked' order by m.conversation_key, m.id limit 1)
     union all
     (select n.* from waiting w cross join lateral (
-       select m.conversation_key::text, m.id, m.created_at, w.place + 1 from message_queue m
+       select m.conversation_key::text, m.id, greatest(m.created_at, m.run_at), w.place + 1 from message_queue m
        where m.state = 'blocked' and m.conversation_key > w.conversation_key order by m.conversation_key, m.id limit 1) n
      where w.place < p_limit)
   ), aged as (
-    select w.conversation_key, w.id, extract(epoch from v_now - w.created_at)::float8 as age, row_number() over (order by w.created_at, w.id) as place
+    select w.conversation_key, w.id, greatest(extract(epoch from v_now - w.since), 0)::float8 as age, row_number() over (order by w.since, w.id) as place
     from waiting w
   ), held as (
     select a.*, h.holder_kind, h.holder_id from aged a left join lateral (
@@ -104,7 +105,7 @@ begin
   select health_level((select max(a.age) from aged a), extract(epoch from p_warn_after)::float8, extract(epoch from p_fail_after)::float8),
     format('%s conversation(s) wait%s; %s dead letter(s) hold one', health_count((select count(*) from aged), p_limit),
       ', the longest for ' || health_duration((select max(a.age) from aged a)), health_count(v_dead, p_limit)),
-    jsonb_build_object('waiting', (select count(*) from aged), 'oldest_seconds', (select max(a.age) from aged a), 'dead_holders', v_dead,
+    jsonb_build_object('waiting', (select count(*) from aged), 'waiting_is_limit', (select count(*) from aged) >= p_limit, 'oldest_seconds', (select max(a.age) from aged a), 'dead_holders', v_dead,
       'oldest', coalesce((select jsonb_agg(jsonb_build_object('message_id', h.id, 'waiting_seconds', h.age, 'holder_kind', h.holder_kind,
         'holder_id', h.holder_id) order by h.place) from held h), '[]'));
 end

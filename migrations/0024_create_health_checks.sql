@@ -47,7 +47,7 @@ comment on function health_system_summary(double precision, double precision, in
 create function health_checks(p_check text default null) returns table (check_name text, status text, summary text, details jsonb)
 language plpgsql volatile set search_path from current as $$
 -- All checks with their defaults in a fixed order, or the one named p_check. A check that cannot look (a right is missing, a
--- table was changed) is a failed one; the others go on. Raises PH001 for a name that is none.
+-- table was changed, there is a value that it cannot read) is a failed one; the others go on. Raises PH001 for a name that is none.
 declare
   v_names constant text[] := array['stuck_workflows', 'queue_health', 'dead_letters', 'agent_performance', 'conversation_state', 'processing_latency',
     'error_rate', 'top_errors', 'workflow_completion', 'agent_sessions', 'circuit_breakers', 'stale_locks', 'dedup_effectiveness', 'system_summary'];
@@ -59,9 +59,10 @@ begin
   foreach check_name in array case when p_check is null then v_names else array[p_check] end loop
     begin
       execute format('select c.status, c.summary, c.details from %I() c', 'health_' || check_name) into status, summary, details;
-    exception when syntax_error_or_access_rule_violation then -- class 42: undefined names, missing rights
+    exception when others then
       status := 'fail';
-      summary := 'cannot be checked: ' || sqlerrm;
+      -- class 42 is about undefined names and missing rights; others quote values, a time that is none in a chat's history, say
+      summary := 'cannot be checked: ' || case when sqlstate like '42%' then sqlerrm else 'error ' || sqlstate end;
       details := jsonb_build_object('sqlstate', sqlstate);
     end;
     return next;
@@ -80,6 +81,6 @@ begin
     execute format('grant execute on function %s to packhorse_worker, packhorse_reader', v_function);
   end loop;
   -- what the checks call
-  grant execute on function count_queue_messages(timestamptz, integer), estimated_messages(text, text, timestamptz) to packhorse_reader;
+  grant execute on function count_queue_messages(timestamptz, integer), count_undeclared_messages(timestamptz, integer), estimated_messages(text, text, timestamptz) to packhorse_reader;
 end
 $$;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import threading
 
 import pytest
@@ -70,6 +71,18 @@ def test_edit_in_an_editor_and_a_dry_run_that_changes_nothing(cli, database, tmp
     assert database.value("select payload from dead_letters") == {"key": 1}
     assert cli("dead-letter", "edit", letter, "--yes", EDITOR=str(editor)).code == EXIT_OK
     assert database.value("select payload from dead_letters") == {"key": 2}
+
+
+def test_two_who_edit_at_once_do_not_undo_each_other(cli, database, tmp_path):
+    (letter,) = bury(database)
+    editor = tmp_path / "editor.sh"
+    editor.write_text(
+        f"#!/bin/sh\n{sys.executable} -m worker.cli.main dead-letter edit {letter} --payload '{{\"key\": 3}}' >&2\nsed -i 's/1/2/' \"$1\"\n"
+    )
+    editor.chmod(0o755)
+    ran = cli("dead-letter", "edit", letter, "--yes", "--json", EDITOR=str(editor))
+    assert (ran.code, ran.out) == (EXIT_FAILED, "") and '"code": "conflict"' in ran.err
+    assert database.value("select payload from dead_letters") == {"key": 3}
 
 
 @pytest.mark.parametrize(

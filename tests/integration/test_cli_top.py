@@ -141,6 +141,17 @@ def test_one_frame_shows_everything(cli, database):
     assert "2507" not in ran.out, "people stay out of it"
 
 
+def test_a_count_that_stopped_at_its_limit_is_marked_and_an_undeclared_queue_is_shown(cli, database):
+    database.query(
+        "insert into dead_letters (id, queue, message_type, payload, options, priority, reason, fingerprint, attempt, crashes, created_at) "
+        "select n, 'default', 'reply', '{}', '{}', 5, 'failed', 'f', 3, 0, now() from generate_series(1, 10001) n"
+    )
+    database.query("insert into message_queue (queue, message_type) values ('nowhere', 'reply')")
+    lines = cli("top", "--once").out.splitlines()
+    assert "DEAD LETTERS 10000+ in the last hour, 10000+ kept" in lines
+    assert [line.split()[0] for line in lines if "not declared" in line] == ["nowhere"]
+
+
 def test_an_empty_queue_has_a_frame_and_a_pipe_gets_one_frame(cli):
     for arguments in (["--once"], []):
         ran = cli("top", *arguments)

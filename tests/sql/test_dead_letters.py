@@ -154,6 +154,16 @@ def test_an_edit_replaces_the_payload_and_records_both(sql: Sql) -> None:
     assert sql.value("select edit_dead_letter(%s, '{}')", 10**12) is False
 
 
+def test_an_edit_of_what_somebody_else_has_edited_meanwhile_changes_nothing(sql: Sql) -> None:
+    message_id = sql.enqueue()
+    sql.rows("select bury_message(%s)", message_id)
+    sql.rows("update dead_letters set payload = '{\"amount\": 12345678901234567.89}' where id = %s", message_id)
+    seen = sql.value("select payload::text from dead_letters")
+    assert sql.value("select edit_dead_letter(%s, '{\"amount\": 2}', p_before => %s::jsonb)", message_id, seen) is True
+    assert sql.refused("select edit_dead_letter(%s, '{\"amount\": 3}', p_before => %s::jsonb)", message_id, seen) == ("PH005", "payload")
+    assert sql.value("select payload from dead_letters") == {"amount": 2}
+
+
 def test_a_purge_deletes_and_records_what_it_was(sql: Sql) -> None:
     young, old = dead(sql), dead(sql)
     sql.rows("update dead_letters set dead_at = clock_timestamp() - interval '2 days' where id = %s", old)

@@ -100,6 +100,15 @@ def test_a_check_that_cannot_look_is_a_failed_one_and_the_others_go_on(any_datab
     assert found["queue_health"][0] == "ok" and len(found) == len(NAMES)
 
 
+def test_a_value_that_a_check_cannot_read_fails_that_check_alone_and_is_not_shown(any_database: Database) -> None:
+    any_database.query("drop function health_stale_locks")
+    any_database.query("""create function health_stale_locks() returns table (status text, summary text, details jsonb)
+        language plpgsql as $$ begin return query select 'ok', 'soon after lunch'::timestamptz::text, null::jsonb; end $$""")
+    found = {row[0]: row[1:] for row in any_database.query("select * from health_checks()")}
+    assert len(found) == 14
+    assert found["stale_locks"] == ("fail", "cannot be checked: error 22007", {"sqlstate": "22007"})
+
+
 def test_a_check_without_the_right_to_look_is_a_failed_one(any_database: Database) -> None:
     any_database.query("revoke select on conversation_locks from packhorse_worker")
     found = {row[0]: row[1:] for row in any_database.query("select check_name, status, details ->> 'sqlstate' from health_checks()", admin=False)}
@@ -161,6 +170,28 @@ def test_a_count_that_reached_its_limit_says_at_least(sql: Sql) -> None:
     die(sql, 7)
     found = check(sql, "dead_letters", limit=5)
     assert found.summary.startswith("at least 5 in the last") and found.details["kept_is_limit"] is True
+    assert found.details["recent_is_limit"] is True
+    assert check(sql, "dead_letters", limit=8).details["recent_is_limit"] is False
+
+
+def test_an_hour_whose_dead_letters_were_not_all_counted_says_so(sql: Sql) -> None:
+    die(sql, 7, ago="90 minutes")
+    die(sql, 5, first_id=2_000_000)
+    found = check(sql, "error_rate", limit=10)
+    assert [(hour["dead"], hour["estimated"]) for hour in found.details["hours"][:3]] == [(5, False), (5, True), (None, True)]
+    assert found.summary.startswith("5 of 5 messages")
+    found = check(sql, "error_rate", limit=4, least=3)
+    assert found.status == "fail" and found.summary.startswith("at least 4 of at least 4 messages")
+    assert found.details["hours"][1]["dead"] is None and found.details["hours"][1]["ratio"] is None
+
+
+@pytest.mark.parametrize(("by", "expected"), [("-1 hour", "warn"), ("1 second", "warn"), ("1 hour", "fail")])
+def test_messages_of_a_queue_that_nobody_declared_are_seen(sql: Sql, by: str, expected: str) -> None:
+    sql.rows("insert into message_queue (queue, message_type, run_at) values ('nowhere', 'effect', clock_timestamp() - %s::interval)", by)
+    sql.enqueue()
+    found = check(sql, "queue_health")
+    assert found.status == expected and "worst is nowhere" in found.summary and "nobody has declared it" in found.summary
+    assert {row["queue"]: row["declared"] for row in found.details["queues"]}["nowhere"] is False
 
 
 @pytest.mark.parametrize(("age", "expected"), [("1 second", "ok"), ("10 minutes", "warn"), ("3 hours", "fail")])
@@ -169,7 +200,8 @@ def test_waiting_conversations_are_judged_by_the_longest_wait(sql: Sql, age: str
         sql.claimed(conversation_key=key)
         for _ in range(3):
             sql.enqueue(conversation_key=key)
-    sql.rows("update message_queue set state = 'blocked', created_at = clock_timestamp() - %s::interval where state = 'pending'", age)
+    sql.rows("update message_queue set state = 'blocked', run_at = clock_timestamp() - %s::interval where state = 'pending'", age)
+    sql.rows("update message_queue set created_at = run_at")
     found = check(sql, "conversation_state")
     assert (found.status, found.details["waiting"]) == (expected, 2)
     assert {row["holder_kind"] for row in found.details["oldest"]} == {"running"}

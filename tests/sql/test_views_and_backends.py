@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.sql.client import HOLDER, Sql
 
 
@@ -49,6 +51,17 @@ def test_blocked_conversations_name_the_message_that_holds_them(sql: Sql) -> Non
     ]
 
 
+def test_a_redriven_message_waits_from_its_redrive_on(sql: Sql) -> None:
+    sql.claimed(conversation_key="c")
+    dead = sql.enqueue(conversation_key="c")
+    sql.rows("select bury_message(%s)", dead)
+    sql.rows("update dead_letters set created_at = clock_timestamp() - interval '10 days'")
+    assert sql.value("select redrive_dead_letters(array[%s]::bigint[])", dead) == [dead]
+    assert sql.claim(10) == []
+    assert sql.value("select since > clock_timestamp() - interval '1 minute' from blocked_conversations") is True
+    assert sql.value("select status from health_conversation_state()") == "ok"
+
+
 def test_health_counts_by_state(sql: Sql) -> None:
     sql.claimed(conversation_key="c")
     sql.enqueue(conversation_key="c")
@@ -70,7 +83,8 @@ def test_each_obstacle_is_the_gate_that_fails(sql: Sql) -> None:
     with_worker(sql)
     sql.set_queue(max_concurrency=1, max_concurrency_per_key=1, rate_limit=1, rate_interval="1 hour")
     running = sql.claimed(conversation_key="c", concurrency_key="k")
-    message_id = sql.enqueue(message_type="other", conversation_key="c", concurrency_key="k", delay="1 hour", expires_at="2020-01-01")
+    message_id = sql.enqueue(message_type="other", conversation_key="c", concurrency_key="k", delay="1 hour")
+    sql.rows("update message_queue set expires_at = '2020-01-01' where id = %s", message_id)
     sql.rows("select pause_queue('q', 'ann')")
     assert failed_gates(sql, message_id) == [
         "run_at",
@@ -103,6 +117,33 @@ def test_explain_tells_the_end_of_a_message_and_what_it_never_heard_of(sql: Sql)
     assert explain(sql, lease.id)["exists"][1].startswith("done at")
     assert explain(sql, dead)["exists"][1].startswith("dead at")
     assert explain(sql, 10**12) == {"exists": (False, "no message with this id")}
+    late = sql.enqueue(expires_at="2020-01-01")
+    sql.rows("select expire_messages()")
+    assert explain(sql, late)["exists"][1].startswith("cancelled at") and explain(sql, late)["exists"][1].endswith(": expired")
+
+
+def test_a_message_whose_lease_is_over_is_not_said_to_go_on(sql: Sql) -> None:
+    lease = sql.claimed()
+    assert "is over" not in explain(sql, lease.id)["state"][1]
+    sql.rows("update message_queue set lease_expires_at = clock_timestamp() - interval '1 minute'")
+    assert "which is over" in explain(sql, lease.id)["state"][1]
+
+
+@pytest.mark.parametrize(("lease", "seen", "lives"), [("1 hour", "20 minutes", True), ("20 seconds", "30 seconds", False)])
+def test_a_worker_lives_for_as_long_as_its_lease(sql: Sql, lease: str, seen: str, lives: bool) -> None:
+    sql.rows("select register_worker(%s, 'host', 1, '1', '{q}', '{effect}', 8, %s::interval)", HOLDER, lease)
+    sql.rows("update workers set last_seen_at = clock_timestamp() - %s::interval", seen)
+    assert explain(sql, sql.enqueue())["worker"][0] is lives
+
+
+def test_messages_that_crashed_a_process_have_a_line_of_their_own(sql: Sql) -> None:
+    with_worker(sql)
+    first, second = sql.enqueue(), sql.enqueue(priority=1)
+    sql.rows("update message_queue set crashes = 1")
+    sql.enqueue(priority=1)
+    sql.enqueue(priority=1)
+    assert explain(sql, first)["rank"] == (True, "0 ahead in its queue")
+    assert explain(sql, second)["rank"] == (False, "1 ahead in its queue")
 
 
 def test_what_explain_lets_through_the_claim_takes(sql: Sql) -> None:

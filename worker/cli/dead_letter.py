@@ -13,9 +13,11 @@ import typer
 from worker.cli.common import MOST_ID, AsJson, Limit, Operator, Queue, Reason, Yes, confirmed, database, duration, json_object, operator_name
 from worker.cli.errors import CommandError, usage
 from worker.cli.render import json_line, print_diff, print_fields, print_json, print_rows, progress
+from worker.errors import StoreRejected
 from worker.exits import EXIT_FAILED, EXIT_OK
 from worker.store import dead_letters
 from worker.store.dead_letters import Selection
+from worker.store.rows import decoded
 
 app = typer.Typer(no_args_is_help=True, help="Dead letters: look, edit, redrive, purge, export.")
 
@@ -80,7 +82,8 @@ def edit(
     """Replace the payload before a redrive; shows the difference, keeps the old one on record."""
     given = json_object("payload", payload) if payload is not None else None
     with database() as connection:
-        before = dead_letters.show(connection, message_id)["payload"]
+        seen = dead_letters.payload(connection, message_id)
+    before = decoded(seen)
     after = given if given is not None else json_object("payload", _edited(before))
     difference = list(difflib.unified_diff(_pretty(before), _pretty(after), "before", "after", lineterm=""))
     if not as_json:
@@ -92,8 +95,13 @@ def edit(
         from worker.encoding import to_json
 
         # connected again: nobody should hold a connection while a person thinks
-        with database() as connection:
-            dead_letters.edit(connection, message_id, to_json("payload", after), operator_name(operator), reason)
+        try:
+            with database() as connection:
+                dead_letters.edit(connection, message_id, to_json("payload", after), seen, operator_name(operator), reason)
+        except StoreRejected as error:
+            if error.sqlstate != "PH005":
+                raise
+            raise CommandError(str(error), code="conflict", field="payload", hint="Nothing was changed: edit it again") from error
     if as_json:
         print_json({"id": message_id, "changed": changed, "before": before, "after": after, "diff": difference})
     return EXIT_OK

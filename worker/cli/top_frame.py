@@ -41,10 +41,16 @@ def _queues(look: Look) -> list[str]:
         head,
         *(
             f"{row['queue'][:21]:<22}{_count(row['due'], row['estimated']):>9}{_count(row['delayed']):>9}{_count(row['running']):>9}"
-            f"{_count(row['blocked']):>9}{_age(row['oldest_due_seconds']):>9}{'  paused' if row['paused'] else ''}"
+            f"{_count(row['blocked']):>9}{_age(row['oldest_due_seconds']):>9}{_remark(row)}"
             for row in look.queues
         ),
     ]
+
+
+def _remark(row: Row) -> str:
+    if not row["declared"]:
+        return "  not declared"
+    return "  paused" if row["paused"] else ""
 
 
 def _workers(look: Look, before: Look | None) -> list[str]:
@@ -73,7 +79,10 @@ def _oldest(look: Look) -> list[str]:
 
 
 def _conversations(look: Look) -> list[str]:
-    return [f"BLOCKED CONVERSATIONS {look.conversations['waiting']}", *(_waiting(row) for row in look.conversations["oldest"])]
+    return [
+        f"BLOCKED CONVERSATIONS {_counted(look.conversations['waiting'], look.conversations['is_limit'])}",
+        *(_waiting(row) for row in look.conversations["oldest"]),
+    ]
 
 
 def _waiting(row: Row) -> str:
@@ -83,7 +92,8 @@ def _waiting(row: Row) -> str:
 
 def _dead(look: Look) -> list[str]:
     return [
-        f"DEAD LETTERS {look.dead['recent']} in the last hour, {look.dead['kept']} kept",
+        f"DEAD LETTERS {_counted(look.dead['recent'], look.dead['recent_is_limit'])} in the last hour, "
+        f"{_counted(look.dead['kept'], look.dead['kept_is_limit'])} kept",
         *(f"  {row['count']:>6}  {row['message_type'][:28]:<29}{(row['error_class'] or row['reason'])[:30]}" for row in look.dead["causes"][:5]),
     ]
 
@@ -113,6 +123,11 @@ def _rate(value: float | None) -> str:
 
 def _count(value: Any, estimated: bool = False) -> str:
     return ("~" if estimated else "") + str(value or 0)
+
+
+def _counted(value: Any, is_limit: bool) -> str:
+    """A count that may have stopped at its limit."""
+    return f"{value}{'+' if is_limit else ''}"
 
 
 def _age(seconds: float | None) -> str:

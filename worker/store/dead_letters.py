@@ -79,9 +79,20 @@ def dead_again(connection: DeadlineConnection, ids: list[int]) -> int:
     return int(value(connection, "dead_again", (ids,)))
 
 
-def edit(connection: DeadlineConnection, message_id: int, payload: str, operator: str, reason: str | None) -> None:
-    """Replace the payload (JSON object text); the old one is recorded. Raises NotFound, InvalidArgument."""
-    if not value(connection, "edit_dead_letter", (message_id, payload, operator, reason)):
+def payload(connection: DeadlineConnection, message_id: int) -> str:
+    """The payload of one dead letter as the database has it (JSON text). Raises NotFound."""
+    found = value(connection, "dead_letter_payload", (message_id,))
+    if found is None:
+        raise NotFound("dead letter", message_id)
+    return str(found)
+
+
+def edit(connection: DeadlineConnection, message_id: int, payload: str, before: str, operator: str, reason: str | None) -> None:
+    """Replace the payload (JSON object text), which was `before` when it was read; the old one is recorded.
+
+    Raises NotFound, InvalidArgument, and StoreRejected with the SQLSTATE PH005 when somebody else has changed it since.
+    """
+    if not value(connection, "edit_dead_letter", (message_id, payload, operator, reason, before)):
         raise NotFound("dead letter", message_id)
 
 

@@ -16,7 +16,7 @@ def rows(connection: DeadlineConnection, statement: str, parameters: Any = None)
     """All rows of a named statement, column by name; json columns decoded, as text when they cannot be."""
     cursor = connection.execute(sql(statement), parameters)
     columns = [(column.name, column.type_code in _JSON_OIDS) for column in cursor.description or ()]
-    return [{name: _decoded(value) if is_json else value for (name, is_json), value in zip(columns, row, strict=True)} for row in cursor.fetchall()]
+    return [{name: decoded(value) if is_json else value for (name, is_json), value in zip(columns, row, strict=True)} for row in cursor.fetchall()]
 
 
 def value(connection: DeadlineConnection, statement: str, parameters: Any = None) -> Any:
@@ -25,7 +25,8 @@ def value(connection: DeadlineConnection, statement: str, parameters: Any = None
     return row[0] if row else None
 
 
-def _decoded(text: str | None) -> Any:
+def decoded(text: str | None) -> Any:
+    """What a JSON text says; the text itself when Python cannot read it."""
     if text is None:
         return None
     try:

@@ -45,9 +45,13 @@ select redrive_dead_letters(p_ids => %s, p_limit => %s, p_operator => %s, p_reas
 -- How many of these ids are dead letters (again).
 select count(*) from dead_letters where id = any (%s);
 
+-- name: dead_letter_payload
+-- The payload of one dead letter, to be edited.
+select payload from dead_letters where id = %s;
+
 -- name: edit_dead_letter
--- Replace the payload; false when there is no such dead letter.
-select edit_dead_letter(%s, %s::jsonb, %s, %s);
+-- Replace the payload, which was the last value when it was read; false when there is no such dead letter.
+select edit_dead_letter(%s, %s::jsonb, %s, %s, %s::jsonb);
 
 -- name: purge
 -- Delete dead letters; the ids that were.

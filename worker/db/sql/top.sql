@@ -1,11 +1,14 @@
 -- name: top_queues
--- Live messages by queue and state, bounded; ages by the database's clock.
+-- Live messages by queue and state, bounded; ages by the database's clock. Queues that nobody has declared, too.
 select c.queue, q.paused_at is not null as paused, max(c.messages) filter (where c.state = 'pending') as due,
   max(c.messages) filter (where c.state = 'delayed') as delayed, max(c.messages) filter (where c.state = 'running') as running,
   max(c.messages) filter (where c.state = 'blocked') as blocked,
-  extract(epoch from clock_timestamp() - min(c.oldest_due))::float8 as oldest_due_seconds, bool_or(c.estimated) as estimated
+  extract(epoch from clock_timestamp() - min(c.oldest_due))::float8 as oldest_due_seconds, bool_or(c.estimated) as estimated, true as declared
 from count_queue_messages(clock_timestamp(), 20000) c join queues q on q.name = c.queue group by c.queue, q.paused_at
-order by max(c.messages) filter (where c.state = 'pending') desc, c.queue;
+union all
+select u.queue, false, u.due, u.delayed, 0, 0, extract(epoch from clock_timestamp() - u.oldest_due)::float8, false, false
+from count_undeclared_messages(clock_timestamp(), 20000) u
+order by 3 desc, 1;
 
 -- name: top_workers
 -- Live workers: what they hold and what they have done since they started; the clock of the counts.
@@ -15,7 +18,8 @@ from workers w order by clock_timestamp() - w.last_seen_at > w.lease_duration de
 
 -- name: top_conversations
 -- Conversations that wait, longest first, from the health check's bounded look.
-select c.details -> 'oldest' as oldest, (c.details ->> 'waiting')::bigint as waiting from health_conversation_state() c;
+select c.details -> 'oldest' as oldest, (c.details ->> 'waiting')::bigint as waiting, (c.details ->> 'waiting_is_limit')::boolean as is_limit
+from health_conversation_state() c;
 
 -- name: top_oldest
 -- The oldest due message of each queue and priority, oldest first.
@@ -28,7 +32,9 @@ order by m.run_at limit 5;
 
 -- name: top_dead
 -- Dead letters of the last hour by cause, bounded.
-select c.details -> 'causes' as causes, (c.details ->> 'recent')::bigint as recent, (c.details ->> 'kept')::bigint as kept from health_dead_letters() c;
+select c.details -> 'causes' as causes, (c.details ->> 'recent')::bigint as recent, (c.details ->> 'kept')::bigint as kept,
+  (c.details ->> 'recent_is_limit')::boolean as recent_is_limit, (c.details ->> 'kept_is_limit')::boolean as kept_is_limit
+from health_dead_letters() c;
 
 -- name: top_maintenance
 -- Unfinished maintenance runs and the gate that holds each.
