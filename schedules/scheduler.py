@@ -66,9 +66,13 @@ class Scheduler(Service):
     def run_once(self) -> float:
         with self._link.connection() as connection:
             if self._declared is not None:
-                self.ticked(0.0)  # checking the plan may wait for locks on every table of it, each wait bounded: not judged meanwhile
-                if "held" not in declare(connection, self._declared(), self._origin).values():
-                    self._declared = None
+                self.judged = False  # checking the plan may wait for locks on every table of it, each wait bounded
+                self.ticked(0.0)
+                try:
+                    if "held" not in declare(connection, self._declared(), self._origin).values():
+                        self._declared = None
+                finally:
+                    self.judged = True
             unusable = time.monotonic() >= self._unusable_after
             self._aside = {name: until for name, until in self._aside.items() if until > time.monotonic()}
             due, wait, open_runs = store.due(connection, unusable=unusable, aside=list(self._aside))

@@ -17,6 +17,20 @@ logger = logging.getLogger("packhorse.service")
 TICK_SECONDS = 2.0
 
 
+class _Current(threading.local):
+    service: Service | None = None
+
+
+_current = _Current()
+
+
+def still_alive() -> None:
+    """A tick from deep inside a turn that goes in many steps, each with a deadline of its own. Nothing outside a service's thread."""
+    service = _current.service
+    if service is not None and service.judged:
+        service.ticked(time.monotonic())
+
+
 class Service:
     """A named thread that calls `run_once` until it is stopped.
 
@@ -32,6 +46,7 @@ class Service:
     def __init__(self) -> None:
         self.last_success = time.monotonic()
         self.failures = 0  # in a row; written by the service's own thread
+        self.judged = True  # False while what it does may take longer than a loop has; its own thread only
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -70,6 +85,7 @@ class Service:
         """Called in the service's thread after its last turn: close what it opened."""
 
     def _loop(self) -> None:
+        _current.service = self
         while not self._stopping.is_set():
             self._wake.clear()
             self.ticked(time.monotonic())

@@ -17,6 +17,7 @@ from psycopg.types.datetime import TimestamptzLoader
 from worker.db.errors import translated
 from worker.db.queries import sql
 from worker.errors import InvalidArgument
+from worker.service import still_alive
 
 T = TypeVar("T")
 
@@ -49,6 +50,12 @@ class DeadlineConnection(psycopg.Connection[Any]):
     """A psycopg connection whose every wait for the server ends after `deadline_seconds`."""
 
     deadline_seconds: float = 10.0
+
+    @classmethod
+    def _connect_gen(cls, *args: Any, **kwargs: Any) -> Any:
+        """One attempt of psycopg's. A name may stand for many addresses, each with a timeout of its own: who tries them all does not hang."""
+        still_alive()
+        return super()._connect_gen(*args, **kwargs)
 
     def wait(self, gen: Generator[Any, Any, T], interval: float = 0.1, timeout: float | None = None) -> T:
         if timeout is not None:  # notifies() brings a limit of its own and knows how to go on after it
