@@ -98,6 +98,7 @@ begin
   end;
   insert into operator_actions (action, operator, details)
   values ('set_queue', p_operator, jsonb_build_object('queue', p_queue, 'settings', p_settings));
+  perform wake_queue(p_queue); -- a wider limit lets messages start
   return v_row;
 end
 $$;

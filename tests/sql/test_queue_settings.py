@@ -155,6 +155,37 @@ def test_a_message_that_comes_back_wakes_the_sleepers_of_its_queue_and_no_others
     assert notifications(listener) == ["q"]
 
 
+WAYS_TO_START = {
+    "resume": "select pause_queue('q', 'ann'); listen; select resume_queue('q', 'ann')",
+    "a wider limit": "listen; select set_queue('q', '{{\"max_concurrency\": 5}}')",
+    "payloads": "listen; select enqueue_payloads('q', 'effect', '[{{}}, {{}}]')",
+    "messages": 'listen; select enqueue_messages(\'[{{"queue": "q", "message_type": "effect"}}]\')',
+    "purge of what held the conversation": "select set_queue('q', '{{\"on_dead\": \"block\"}}'); enqueue; select bury_message({id}, {token}); claim; "
+    "listen; select purge_dead_letters(array[{id}::bigint])",
+    "cancellation of what was first in the conversation": "enqueue; claim; listen; select cancel_message({id}, p_token => {token})",
+    "expiry of what was first in the conversation": "enqueue; claim; select release_message({id}, {token}); "
+    "update message_queue set expires_at = clock_timestamp() where id = {id}; listen; select expire_messages()",
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_START)
+def test_what_lets_messages_start_wakes_the_sleepers_of_their_queue_and_no_others(clients, way: str) -> None:
+    listener, worker = clients(), clients()
+    worker.rows("select declare_queue('r')")
+    lease = worker.claimed(conversation_key="c")
+    for statement in WAYS_TO_START[way].format(id=lease.id, token=lease.token).split("; "):
+        if statement == "listen":
+            listener.rows("select announce_sleep('{q,r}')")
+            listener.rows("listen packhorse_wake")
+        elif statement == "enqueue":
+            worker.enqueue(conversation_key="c")
+        elif statement == "claim":
+            assert worker.claim() == [], "it waits behind the first"
+        else:
+            worker.rows(statement)
+    assert set(notifications(listener)) == {"q"}
+
+
 def test_announcing_sleep_again_writes_only_when_half_of_the_time_is_over(sql: Sql) -> None:
     sql.rows("select announce_sleep('{q}', '30 seconds')")
     first = sql.rows("select ctid, wake_until from queue_wakeups where queue = 'q'")
