@@ -176,10 +176,20 @@ class PostgresBroker(Broker):
         return message
 
     def _send(self, message: dramatiq.Message[Any], delay: int | None) -> int:
-        if current.connection is not None:
-            return self.enqueue_on(current.connection, message, delay=delay)
+        held = self._handlers_connection()
+        if held is not None:
+            return self.enqueue_on(held, message, delay=delay)
         with self.pool.connection() as connection:
             return self._enqueue(connection, message, delay)
+
+    def _handlers_connection(self) -> DeadlineConnection | None:
+        """That of the transactional handler in this thread, when it is one to this broker's tables."""
+        if current.connection is None or current.broker is self or self._place() == current.broker._place():
+            return current.connection
+        return None
+
+    def _place(self) -> tuple[str, str]:
+        return self._url(), self.settings.db_schema
 
     def enqueue_on(self, connection: DeadlineConnection, message: dramatiq.Message[Any], *, delay: int | None = None) -> int:
         """Enqueue on a given connection, in its transaction; returns the id in message_queue."""
@@ -225,7 +235,7 @@ class PostgresBroker(Broker):
             return self._send_many(found)
 
     def _send_many(self, messages: list[dramatiq.Message[Any]]) -> int:
-        held = current.connection
+        held = self._handlers_connection()
         with self.pool.connection() if held is None else nullcontext(held) as connection, connection.transaction():
             BulkEnqueue(self, connection).insert(messages)
         return len(messages)

@@ -18,6 +18,7 @@ class _Current(threading.local):
     it belongs to one thread."""
 
     connection: DeadlineConnection | None = None
+    broker: Any = None  # whose connection it is
 
     @property
     def message(self) -> ClaimedMessage | None:

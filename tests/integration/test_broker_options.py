@@ -10,7 +10,7 @@ import pytest
 
 import worker
 from tests.support.databases import emptied, one
-from tests.support.houses import House
+from tests.support.houses import House, quick_settings
 from tests.support.waiting import wait_until
 from worker.errors import WorkflowError
 
@@ -290,6 +290,38 @@ def test_a_transactional_handlers_sends_commit_with_it(house):
     parent.send(False)
     house.drained()
     assert ran == ["good"]
+
+
+def test_a_transactional_handler_sends_to_each_broker_what_is_its(server, database, monkeypatch):
+    """What was for another database went into that of the handler's transaction, where no worker took it."""
+    elsewhere = server.create_database()
+    house = House("runtime", database, monkeypatch)
+    here, there = (worker.PostgresBroker(settings=quick_settings(place)) for place in (database, elsewhere))
+
+    @dramatiq.actor(broker=there)
+    def away(number):
+        pass
+
+    @dramatiq.actor(broker=here, actor_name="kept", queue_name="kept")
+    def kept(number):
+        pass
+
+    @dramatiq.actor(transactional=True, max_retries=0)
+    def parent():
+        away.send(1)
+        there.enqueue_many([away.message(2)])
+        kept.send(3)  # the same database by another broker: it goes with the transaction
+        raise RuntimeError("after the sends")
+
+    house.start()
+    parent.send()
+    wait_until(lambda: house.dead() == ["parent"])
+    house.stop()
+    assert elsewhere.query("select message_type, payload from message_queue order by id") == [("away", {"number": 1}), ("away", {"number": 2})]
+    assert database.query("select state from all_messages") == [("dead",)]
+    for broker in (here, there):
+        broker.close()
+    elsewhere.drop()
 
 
 def test_a_message_is_there_for_sql_as_its_keyword_arguments(house):

@@ -237,13 +237,13 @@ class Lane:
         with self.broker.pool.connection() as connection:
             try:
                 with translated(), connection.transaction():
-                    current.connection = connection
+                    current.connection, current.broker = connection, self.broker
                     try:
                         result = actor(*message.args, **message.kwargs)
                         for hook in self.hooks.before_commit:
                             hook(self.broker, message, result)
                     finally:
-                        current.connection = None
+                        current.connection = current.broker = None
                     returned = True
                     if not store.complete(connection, [message.id], [message.lease_token]):
                         raise LeaseLost(f"message {message.id}: somebody else owns it now; its transaction was rolled back")
