@@ -26,7 +26,7 @@ comment on function declare_queue(text) is 'Make a queue known; true when it is 
 
 create function require_queue(p_queue text) returns void
 language plpgsql stable set search_path from current as $$
--- Raise PH002 with the nearest known name unless the queue exists.
+-- Raise PH002 with the nearest known name unless the queue exists; 42501 when no queue would be seen whatever exists.
 declare
   v_near text;
 begin
@@ -34,6 +34,10 @@ begin
     return;
   elsif p_queue is null then
     raise exception using errcode = 'PH002', column = 'queue', message = 'queue: must not be null';
+  elsif row_security_active('queues') and not exists (select from queues)
+    and not pg_has_role('packhorse_producer', 'usage') and not pg_has_role('packhorse_worker', 'usage') then
+    raise exception using errcode = '42501', column = 'queue', message = format('queue: role %I has no rights of packhorse_producer', current_user),
+      hint = 'Grant packhorse_producer to it (a role with NOINHERIT does not get its rights by that), or call from a security definer function.';
   end if;
   select name into v_near from queues
   order by (left(name, 3) = left(p_queue, 3)) desc, abs(length(name) - length(p_queue)), name limit 1;

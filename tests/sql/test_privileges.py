@@ -347,3 +347,24 @@ def test_a_reader_can_call_nothing_that_changes_a_row(shared_database: Database)
         "health_error_rate",
         "health_queue_health",
     }
+
+
+def test_a_role_without_rights_hears_that_and_not_that_no_queue_exists(as_role: Callable[[str], Sql]) -> None:
+    """As the roles of Supabase's API: default privileges let them call everything, and row-level security hides every row."""
+    sql = as_role("packhorse_worker")
+    sql.rows("reset role")
+    sql.rows("create role web_api noinherit in role packhorse_producer")
+    sql.rows("grant all on all tables in schema public to web_api")
+    sql.rows("grant all on all functions in schema public to web_api")
+    sql.rows("set local role web_api")
+    for call in ("enqueue_message('q', 'effect')", """enqueue_messages('[{"queue": "q", "message_type": "effect"}]')""", "require_queue('nope')"):
+        with pytest.raises(psycopg.Error, match="role web_api has no rights of packhorse_producer") as caught, sql.connection.transaction():
+            sql.rows(f"select {call}")
+        assert caught.value.sqlstate == DENIED and "NOINHERIT" in caught.value.diag.message_hint
+    sql.rows("reset role")
+    sql.rows("set local role packhorse_producer")
+    assert sql.enqueue_refused("nope") == ("PH002", "queue")
+    sql.rows("reset role")
+    sql.rows("delete from queues")
+    sql.rows("set local role packhorse_producer")
+    assert sql.refused("select require_queue('nope')") == ("PH002", "queue")
