@@ -90,15 +90,12 @@ def connect(
         "application_name": application_name,
         "client_encoding": "utf8",
     }
-    try:
-        given = psycopg.conninfo.conninfo_to_dict(url)
-    except psycopg.ProgrammingError:  # its text may quote a part of the url, and so of the password
-        raise InvalidArgument("database_url: not a connection string that PostgreSQL understands", field="database_url") from None
+    given = _in_force(url)
     if not pooler:
         parameters |= {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20000}
         if schema != "public":
             parameters["options"] = f"{given.get('options') or ''} -csearch_path={schema}".strip()
-    if "," in str(given.get("host") or ""):
+    if "," in given.get("host", "") + given.get("hostaddr", ""):
         parameters["target_session_attrs"] = "read-write"
     with translated():
         connection = DeadlineConnection.connect(url, autocommit=autocommit, **parameters)
@@ -112,6 +109,21 @@ def connect(
     connection.adapters.register_loader("jsonb", JsonText)
     connection.adapters.register_loader("json", JsonText)
     return connection
+
+
+def _in_force(url: str) -> dict[str, str]:
+    """The parameters of a connection, those included that libpq has from PGHOST, PGOPTIONS and the like, or from a service file."""
+    try:
+        given = {name: str(value) for name, value in psycopg.conninfo.conninfo_to_dict(url).items() if value}
+    except psycopg.ProgrammingError:  # its text may quote a part of the url, and so of the password
+        raise InvalidArgument("database_url: not a connection string that PostgreSQL understands", field="database_url") from None
+    known = psycopg.pq.Conninfo.get_defaults()
+    if "service" in given:  # only libpq reads the file, when a connection begins
+        begun = psycopg.pq.PGconn.connect_start(url.encode())
+        if begun.status != psycopg.pq.ConnStatus.BAD:
+            known = begun.info
+        begun.finish()
+    return {option.keyword.decode(): option.val.decode() for option in known if option.val} | given
 
 
 def _settle_session(connection: DeadlineConnection) -> None:
