@@ -43,23 +43,26 @@ def redrive(
     limit: int | None = None,
     stop_after: int = 0,
     report: Callable[[int], Any] = lambda count: None,
+    stop: threading.Event | None = None,
 ) -> RedriveResult:
     """Enqueue again what is selected and was dead at dead_by, oldest first, each letter once.
 
     rate: messages per second, 0 = as fast as it goes. limit: at most so many. stop_after: end once so many
     of the redriven ones are dead letters again, 0 = never. report: called with the number just redriven.
-    Each batch is a transaction of its own; Ctrl-C ends between batches. Raises StoreError.
+    Each batch is a transaction of its own; stop ends it between two ("interrupted"). A KeyboardInterrupt does, too, but
+    may come when a batch is done and not yet counted. Raises StoreError.
     """
     size = max(1, min(MAX_BATCH, int(rate / BATCHES_PER_SECOND))) if rate else MAX_BATCH
     sent: list[int] = []
     again, checked_at, due = 0, time.monotonic(), time.monotonic()
-    pause = threading.Event()  # never set: its wait ends at once on Ctrl-C
+    stop = stop or threading.Event()
     try:
         for page in dead_letters.pages(connection, selection, dead_by, size):
             page = page if limit is None else page[: limit - len(sent)]
             if not page:
                 break
-            pause.wait(max(0.0, due - time.monotonic()))
+            if stop.wait(max(0.0, due - time.monotonic())):
+                return RedriveResult(len(sent), again, "interrupted")
             if stop_after and sent and time.monotonic() - checked_at >= CHECK_SECONDS:
                 again, checked_at = dead_letters.dead_again(connection, sent), time.monotonic()
                 if again >= stop_after:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
+import subprocess
 import sys
 import threading
 
 import pytest
 
-from tests.support.cli import Cli
+from tests.support.cli import COMMAND, Cli
 from tests.support.waiting import wait_until
 from worker.db.connection import connect
-from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
 from worker.redrive import redrive
 from worker.store import dead_letters
 from worker.store.dead_letters import Selection
@@ -210,3 +212,60 @@ def test_export_writes_one_json_document_per_line_oldest_first(cli, database, tm
     assert [json.loads(line)["id"] for line in target.read_text().splitlines()] == [ids[5]]
     refused = cli("dead-letter", "export", "--output", target)
     assert refused.code == EXIT_USAGE and "letters.jsonl" in refused.err
+
+
+def test_an_export_that_the_disk_cannot_take_leaves_no_half_file(cli, database, tmp_path):
+    bury(database, 200)
+    target = tmp_path / "letters.jsonl"
+    ran = subprocess.run(
+        [*COMMAND, "dead-letter", "export", "--output", str(target)],
+        env=cli.environment,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+        check=False,
+    )
+    assert ran.returncode == EXIT_FAILED and "cannot be written" in ran.stderr and "wrote" not in ran.stderr
+    assert not target.exists()
+    ran = cli("dead-letter", "export", "--output", target)
+    assert "wrote 200 dead letter(s)" in ran.err and len(target.read_text().splitlines()) == 200
+
+
+@pytest.mark.parametrize("verb", ["purge", "redrive"])
+def test_what_was_done_before_the_connection_broke_is_said(cli, database, verb):
+    ids = bury(database, 1100)
+    database.query("""create function cut() returns trigger language plpgsql security definer as $$
+        begin perform pg_terminate_backend(pg_backend_pid()); return old; end $$""")
+    database.query(f"create trigger cut before delete on dead_letters for each row when (old.id = {ids[700]}) execute function cut()")
+    options = ["--rate", 0, "--stop-after-failures", 0] if verb == "redrive" else []
+    ran = cli("dead-letter", verb, "--all", "--yes", "--json", *options)
+    assert (ran.code, ran.error["code"]) == (EXIT_UNAVAILABLE, "unavailable")
+    assert dead(database) == ids[500:]
+    if verb == "purge":
+        assert ran.document == {"selected": 1100, "purged": 500}
+    else:
+        assert ran.document == {"selected": 1100, "redriven": 500, "left": 600, "died_again": None, "ended": "error"}
+    database.query("drop trigger cut on dead_letters")
+    again = cli("dead-letter", verb, "--all", "--yes", "--json", *options).document
+    assert again["selected"] == 600 and dead(database) == []
+
+
+@pytest.mark.parametrize("verb", ["purge", "redrive"])
+def test_ctrl_c_within_a_batch_lets_it_end_and_counts_it(cli, database, tmp_path, verb):
+    ids = bury(database, 1100)
+    options = ["--rate", 0, "--stop-after-failures", 0] if verb == "redrive" else []
+    with database.connect() as other, other.transaction():
+        other.execute("select from dead_letters where id = %s for update", (ids[700],))
+        process = cli.start("dead-letter", verb, "--all", "--yes", "--json", *options, output=tmp_path / "output")
+        waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        wait_until(lambda: database.value(waiting) == 1, 20, "the batch waits for the locked letter")
+        process.send_signal(signal.SIGINT)
+    assert process.wait(20) == EXIT_FAILED
+    documents = [json.loads(line) for line in (tmp_path / "output").read_text().splitlines()]
+    told = next(document for document in documents if "selected" in document)
+    assert told["purged" if verb == "purge" else "redriven"] == 1000
+    assert dead(database) == ids[1000:]
+    if verb == "purge":
+        assert [document["error"]["code"] for document in documents if "error" in document] == ["interrupted"]
+    else:
+        assert told["ended"] == "interrupted"

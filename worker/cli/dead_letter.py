@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +17,7 @@ import typer
 from worker.cli.common import MOST_ID, AsJson, Limit, Operator, Queue, Reason, Yes, confirmed, database, duration, json_object, operator_name
 from worker.cli.errors import CommandError, usage
 from worker.cli.render import json_line, print_diff, print_fields, print_json, print_rows, progress
-from worker.errors import StoreRejected
+from worker.errors import StoreRejected, WorkerError
 from worker.exits import EXIT_FAILED, EXIT_OK
 from worker.store import dead_letters
 from worker.store.dead_letters import Selection
@@ -22,6 +26,8 @@ from worker.store.rows import decoded
 app = typer.Typer(no_args_is_help=True, help="Dead letters: look, edit, redrive, purge, export.")
 
 PAGE = 500
+#: Whole letters at a time: each may have a payload of a megabyte, and a traceback.
+EXPORT_PAGE = 50
 GROUP_COLUMNS = ["fingerprint", "count", "queue", "message_type", "reason", "error_class", "error_message", "last_dead_at"]
 Id = Annotated[int, typer.Argument(metavar="ID", max=MOST_ID, help="Id of the dead letter.")]
 Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", max=MOST_ID, help="Ids of dead letters.")]
@@ -125,28 +131,46 @@ def redrive(
     from worker.redrive import redrive as redrive_paced
 
     selection = _selection(ids, fingerprint, queue, None, everything)
-    with database() as connection:
-        total, dead_by = _counted(connection, selection)
-        total = min(total, limit or total)
-        if ids is None and total:
-            confirmed(f"Redrive {total} dead letter(s)?", yes)
-        with progress("redriving", total) as advance:
-            result = redrive_paced(
-                connection,
-                selection,
-                dead_by,
-                operator=operator_name(operator),
-                reason=reason,
-                rate=rate,
-                limit=limit,
-                stop_after=stop_after_failures,
-                report=advance,
-            )
+    total = done = 0
+
+    def tell(redriven: int, died_again: int | None, ended: str) -> None:
+        if as_json:
+            left = max(0, total - redriven)
+            print_json({"selected": total, "redriven": redriven, "left": left, "died_again": died_again, "ended": ended})
+        else:
+            print(f"redrove {redriven} of {total} dead letter(s)")
+
+    try:
+        with database() as connection:
+            total, dead_by = _counted(connection, selection)
+            total = min(total, limit or total)
+            if ids is None and total:
+                confirmed(f"Redrive {total} dead letter(s)?", yes)
+            with progress("redriving", total) as advance, _first_interrupt() as stop:
+
+                def report(count: int) -> None:
+                    nonlocal done
+                    done += count
+                    advance(count)
+
+                result = redrive_paced(
+                    connection,
+                    selection,
+                    dead_by,
+                    operator=operator_name(operator),
+                    reason=reason,
+                    rate=rate,
+                    limit=limit,
+                    stop_after=stop_after_failures,
+                    report=report,
+                    stop=stop,
+                )
+    except (WorkerError, KeyboardInterrupt):
+        if done:  # the connection broke, say: what was redriven is redriven
+            tell(done, None, "error")
+        raise
     left = max(0, total - result.redriven)
-    if as_json:
-        print_json({"selected": total, "redriven": result.redriven, "left": left, "died_again": result.died_again, "ended": result.ended})
-    else:
-        print(f"redrove {result.redriven} of {total} dead letter(s)")
+    tell(result.redriven, result.died_again, result.ended)
     if result.ended == "failing":
         raise CommandError(
             f"stopped: {result.died_again} of the redriven messages died again, {left} dead letter(s) were left alone",
@@ -170,20 +194,28 @@ def purge(
 ) -> int:
     """Delete dead letters for good. Export them first when in doubt."""
     selection = _selection(ids, fingerprint, queue, older_than, everything)
-    gone = 0
-    with database() as connection:
-        total, dead_by = _counted(connection, selection)
-        if total:
-            confirmed(f"Delete {total} dead letter(s) for good?", yes)
-        with progress("purging", total) as advance:
-            for page in dead_letters.pages(connection, selection, dead_by, PAGE):
-                done = dead_letters.purge(connection, page, operator_name(operator), reason)
-                gone += len(done)
-                advance(len(done))
-    if as_json:
-        print_json({"selected": total, "purged": gone})
-    else:
-        print(f"purged {gone} dead letter(s)")
+    total = gone = 0
+
+    def tell() -> None:
+        print_json({"selected": total, "purged": gone}) if as_json else print(f"purged {gone} dead letter(s)")
+
+    try:
+        with database() as connection:
+            total, dead_by = _counted(connection, selection)
+            if total:
+                confirmed(f"Delete {total} dead letter(s) for good?", yes)
+            with progress("purging", total) as advance, _first_interrupt() as stop:
+                for page in dead_letters.pages(connection, selection, dead_by, PAGE):
+                    if stop.is_set():
+                        raise KeyboardInterrupt
+                    done = dead_letters.purge(connection, page, operator_name(operator), reason)
+                    gone += len(done)
+                    advance(len(done))
+    except (WorkerError, KeyboardInterrupt):
+        if gone:  # what is gone is gone, whatever ended the rest
+            tell()
+        raise
+    tell()
     return EXIT_OK
 
 
@@ -197,6 +229,7 @@ def export(
 ) -> int:
     """Write dead letters as JSON lines, oldest message first; all of them unless filtered."""
     selection = Selection(ids or None, fingerprint, queue, older_than)
+    written = 0
     with database() as connection:
         total, dead_by = _counted(connection, selection)
         target: Any = sys.stdout
@@ -207,16 +240,41 @@ def export(
                 raise usage("output", f"cannot write {output}: {error.strerror}") from None
         try:
             with progress("exporting", total if output is not None else 0) as advance:
-                for page in dead_letters.pages(connection, selection, dead_by, PAGE):
+                for page in dead_letters.pages(connection, selection, dead_by, EXPORT_PAGE):
                     found = dead_letters.export(connection, page)
                     target.writelines(json_line(row) + "\n" for row in found)
+                    written += len(found)  # not the count before: others may redrive and purge meanwhile
                     advance(len(found))
+        except BaseException:
+            if output is not None:  # half an export must not pass for a whole one, nor stand in the way of the next try
+                output.unlink(missing_ok=True)
+            raise
         finally:
             if output is not None:
                 target.close()
     if output is not None:
-        print(f"wrote {total} dead letter(s) to {output}", file=sys.stderr)
+        print(f"wrote {written} dead letter(s) to {output}", file=sys.stderr)
     return EXIT_OK
+
+
+@contextmanager
+def _first_interrupt() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets: a batch is not left while it is uncertain whether it is done. The second one ends as usual."""
+    stop = threading.Event()
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is signal.SIG_IGN or usual is None:  # in the background of a shell's script
+        yield stop
+        return
+
+    def first(_number: int, _frame: Any) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _selection(ids: list[int] | None, fingerprint: str | None, queue: str | None, older_than: float | None, everything: bool) -> Selection:
