@@ -75,6 +75,7 @@ def test_on_dead_block_holds_the_conversation_until_the_dead_letter_goes(sql: Sq
     first, second = in_conversation(sql, 2)
     lease = sql.claim(10)[0]
     sql.rows("select bury_message(%s, %s)", lease.id, lease.token)
+    assert sql.state(second) == "blocked", "no claim has to meet it"
     assert sql.claim(10) == [] and sql.state(second) == "blocked"
     assert sql.value("select redrive_dead_letters(array[%s::bigint])", first) == [first]
     assert ids(sql.claim(10)) == [first]

@@ -1,0 +1,58 @@
+"""What keeps a message from starting keeps it from every way of being chosen: by its place, by its id (p_first), as a suspect (SPEC P4, P5, Q8)."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+
+from tests.sql.client import Sql
+
+CLAIM = """
+select id from complete_and_claim_messages('{}', '{}', %s, '{q}', 10, p_types => '{effect}', p_first => %s, p_cursor => %s, p_suspects => %s)
+where outcome = 'claimed'
+"""
+OBSTACLES = {
+    "its expiry": "update message_queue set expires_at = clock_timestamp() - interval '1 second' where id = %(id)s",
+    "another queue": "update message_queue set queue = 'r' where id = %(id)s",
+    "another type": "update message_queue set message_type = 'other' where id = %(id)s",
+    "a delay": "update message_queue set run_at = clock_timestamp() + interval '1 hour' where id = %(id)s",
+    "a pause": "select pause_queue('q')",
+    "an earlier one of its conversation": "insert into message_queue (id, queue, message_type, conversation_key, run_at) "
+    "overriding system value values (-1, 'q', 'effect', 'c', clock_timestamp() + interval '1 hour')",
+    "a running one of its conversation": "insert into message_queue (id, queue, message_type, conversation_key, run_at) "
+    "overriding system value values (-1, 'q', 'effect', 'c', '1999-01-01'); select id from claim_messages(gen_random_uuid(), '{q}', 1, p_types => '{effect}') order by id limit 1",
+    "a dead letter that holds its conversation": "select set_queue('q', '{\"on_dead\": \"block\"}'); insert into message_queue (id, queue, "
+    "message_type, conversation_key, run_at) overriding system value values (-1, 'q', 'effect', 'c', '1999-01-01'); "
+    "select bury_message(c.id, c.lease_token) from claim_messages(gen_random_uuid(), '{q}', 1, p_types => '{effect}') c",
+    "a limit of its key": "select set_queue('q', '{\"max_concurrency_per_key\": 1}'); insert into message_queue (id, queue, message_type, "
+    "concurrency_key, run_at) overriding system value values (-1, 'q', 'effect', 'k', '1999-01-01'); "
+    "select id from claim_messages(gen_random_uuid(), '{q}', 1, p_types => '{effect}') order by id limit 1",
+}
+WAYS = {"by its place": (False, False), "by its id": (True, False), "as a suspect": (False, True)}
+
+
+def chosen(sql: Sql, message: int, way: str) -> list[int]:
+    first, suspects = WAYS[way]
+    cursor = ["2999-01-01"] * 10 if first else None  # by its place nobody would see it
+    return [row[0] for row in sql.rows(CLAIM, uuid4(), [message] if first else [], cursor, suspects)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_what_may_not_start_is_not_claimed(sql: Sql, obstacle: str, way: str) -> None:
+    sql.rows("select declare_queue('r')")
+    message = sql.enqueue(conversation_key="c", concurrency_key="k", run_at="2000-01-01")
+    for statement in OBSTACLES[obstacle].split("; "):
+        sql.rows(statement % {"id": message} if "%(" in statement else statement)
+    if way == "as a suspect":
+        sql.rows("update message_queue set crashes = 1 where id = %s", message)
+    assert chosen(sql, message, way) == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_without_an_obstacle_it_is(sql: Sql, way: str) -> None:
+    message = sql.enqueue(conversation_key="c", concurrency_key="k", run_at="2000-01-01")
+    if way == "as a suspect":
+        sql.rows("update message_queue set crashes = 1 where id = %s", message)
+    assert chosen(sql, message, way) == [message]
