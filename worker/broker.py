@@ -160,9 +160,11 @@ class PostgresBroker(Broker):
         Raises InvalidArgument, StoreUnavailable.
         """
         if isinstance(message, ClaimedMessage):
-            # dramatiq's stock Retries: our retry is one UPDATE of the same row
-            message.ending = Ending("retry", delay_seconds=(delay or 0) / 1000)
-            return message
+            if not message.returned:
+                # dramatiq's stock Retries: our retry is one UPDATE of the same row
+                message.ending = Ending("retry", delay_seconds=(delay or 0) / 1000)
+                return message
+            message = message.again()  # it is over, or about to be
         before, after = self.enqueue_hooks()
         if before:
             self.emit_before("enqueue", message, delay)
@@ -274,6 +276,8 @@ class PostgresBroker(Broker):
         super().emit_after(signal, *args, **kwargs)
         if signal in ("process_message", "skip_message"):
             current.message = None
+            if isinstance(args[0], ClaimedMessage):
+                args[0].returned = True
 
     # -- consuming ---------------------------------------------------------------------------------
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30000) -> Any:

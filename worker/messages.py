@@ -90,6 +90,7 @@ class ClaimedMessage(MessageProxy):
         self.settled = False
         self.lost = False  # the heartbeat learnt that somebody else owns it
         self.started = False
+        self.returned = False  # its handler and what middleware does after it are through: nothing changes its ending any more
         self.deadline: float | None = None  # monotonic; set by the time-limit middleware
         self.hard_deadline: float | None = None
 
@@ -117,6 +118,12 @@ class ClaimedMessage(MessageProxy):
         if self.attempt > 1:
             options.setdefault("retries", self.attempt - 1)
         self.options = options
+
+    def again(self) -> dramatiq.Message[Any]:
+        """The same as a message to be sent, with what stands in columns."""
+        columns = {name: getattr(self, name) for name in ("priority", "conversation_key", "correlation_id", "max_attempts")}
+        message: dramatiq.Message[Any] = self._message.copy(options={name: value for name, value in columns.items() if value is not None})
+        return message
 
     @property
     def _message(self) -> dramatiq.Message[Any]:  # type: ignore[override]

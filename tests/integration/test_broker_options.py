@@ -7,6 +7,7 @@ import time
 
 import dramatiq
 import pytest
+from dramatiq.middleware import Middleware
 
 import worker
 from tests.support.databases import emptied, one
@@ -322,6 +323,29 @@ def test_a_transactional_handler_sends_to_each_broker_what_is_its(server, databa
     for broker in (here, there):
         broker.close()
     elsewhere.drop()
+
+
+def test_a_message_that_is_sent_again_keeps_its_columns(house):
+    kept = []
+
+    class Keep(Middleware):
+        def after_ack(self, broker, message):
+            kept.append(message)
+
+    house.broker.add_middleware(Keep())
+
+    @dramatiq.actor
+    def say(number):
+        pass
+
+    house.start()
+    say.send_with_options(args=(1,), priority=2, conversation_key="conv", correlation_id="corr", max_attempts=7)
+    wait_until(lambda: kept)
+    house.stop()
+    house.broker.enqueue(kept[0])
+    columns = "message_type, payload, priority, conversation_key, correlation_id, max_attempts, options ->> 'message_id'"
+    (again,) = house.database.query(f"select {columns} from message_queue")
+    assert again == ("say", {"number": 1}, 2, "conv", "corr", 7, kept[0].message_id)
 
 
 def test_a_message_is_there_for_sql_as_its_keyword_arguments(house):

@@ -179,6 +179,47 @@ def test_max_retries_none_is_without_end(house, calls):
     assert calls.counts == {"actor": 6, "message": 6} and house.dead() == []
 
 
+def test_a_message_that_is_over_can_be_sent_again(house, calls):
+    """By a hook after its end, or from a list that the application keeps: nothing was sent, and nobody was told."""
+
+    class Again(Middleware):
+        sent = ()
+
+        def _again(self, broker, message, hook):
+            if all(other is not message and other != hook for other in self.sent):
+                self.sent += (hook, message)
+                broker.enqueue(message)
+
+        def before_ack(self, broker, message):
+            self._again(broker, message, "before ack")
+
+        def after_ack(self, broker, message):
+            self._again(broker, message, "after ack")
+
+        def after_nack(self, broker, message):
+            self._again(broker, message, "after nack")
+
+    house.broker.add_middleware(Again())
+
+    @dramatiq.actor
+    def work(key, other):
+        assert (key, other) == ("k", 2)
+        calls("work")
+
+    @dramatiq.actor(max_retries=0)
+    def fails():
+        calls("fails")
+        raise RuntimeError("no")
+
+    house.start()
+    work.send("k", other=2)
+    wait_until(lambda: calls.counts == {"work": 3})
+    fails.send()
+    wait_until(lambda: house.dead() == ["fails", "fails"])
+    house.drained()
+    assert calls.counts == {"work": 3, "fails": 2}
+
+
 def test_throws_is_never_retried(house, calls):
     @dramatiq.actor(throws=(KeyError, ValueError), max_retries=5, min_backoff=10)
     def throws():

@@ -146,6 +146,7 @@ class Lane:
             finally:
                 slot.forget()
                 current.message = None
+                message.returned = True
                 on_finished(message)
                 if message._exception is not None and not message.failed:
                     message._exception = None  # a kept exception keeps its frames alive
