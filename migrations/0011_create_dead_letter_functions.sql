@@ -11,7 +11,8 @@ language plpgsql set search_path from current set enable_seqscan = off set jit =
 -- Enqueue dead letters again, oldest first, with their own id (so a conversation goes on at its place)
 -- and fresh attempts. By ids, fingerprint, queue (all given ones must match); at least one is required.
 -- Returns the ids. Locks the dead letters by id and waits for those that somebody else looks at: skipping
--- them would leave a message behind without a word. Raises PH001.
+-- them would leave a message behind without a word. Those whose id a live message has (a sequence that was left
+-- behind by a failover) stay, and hold up no other. Raises PH001.
 declare
   v_ids bigint[];
   v_keys text[];
@@ -26,7 +27,8 @@ begin
     select d.id from dead_letters d
     where (p_ids is null or d.id = any (p_ids)) and (p_fingerprint is null or d.fingerprint = p_fingerprint)
       and (p_queue is null or d.queue = p_queue)
-    order by d.id limit p_limit for update
+      and not exists (select from message_queue m where m.id = d.id)
+    order by d.id limit p_limit for update of d
   ), taken as (
     delete from dead_letters d using chosen c where d.id = c.id returning d.*
   ), enqueued as (

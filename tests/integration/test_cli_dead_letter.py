@@ -75,6 +75,24 @@ def test_edit_in_an_editor_and_a_dry_run_that_changes_nothing(cli, database, tmp
     assert database.value("select payload from dead_letters") == {"key": 2}
 
 
+def test_dead_letters_of_a_queue_that_nobody_declared_can_be_seen_and_redriven(cli, database):
+    (letter,) = bury(database)
+    database.query("update dead_letters set queue = 'nowhere'")
+    assert cli("dead-letter", "list", "--queue", "nowhere", "--json").document[0]["id"] == letter
+    assert cli("dead-letter", "groups", "--queue", "nowhere", "--json").document[0]["count"] == 1
+    assert cli("dead-letter", "redrive", "--queue", "nowhere", "--yes", "--json").document["redriven"] == 1
+    assert cli("message", "list", "--queue", "nowhere", "--json").document[0]["id"] == letter
+    for command in (["dead-letter", "list"], ["dead-letter", "groups"], ["dead-letter", "purge", "--yes"], ["message", "list", "--state", "dead"]):
+        assert cli(*command, "--queue", "nowhere", "--json").error["code"] == "unknown_queue"
+
+
+def test_a_redrive_says_that_some_are_left_and_why(cli, database):
+    letters = bury(database, 2)
+    database.query("insert into message_queue (id, queue, message_type) values (%s, 'default', 'effect')", letters[0])
+    ran = cli("dead-letter", "redrive", "--all", "--yes")
+    assert (ran.code, ran.out) == (EXIT_OK, "redrove 1 of 2 dead letter(s)\n") and "1 left" in ran.err
+
+
 def test_two_who_edit_at_once_do_not_undo_each_other(cli, database, tmp_path):
     (letter,) = bury(database)
     editor = tmp_path / "editor.sh"

@@ -258,6 +258,17 @@ def test_retry_makes_a_delayed_message_due_and_redrives_a_dead_one(cli, database
     assert actions(database) == [("retry_now", "ada", "now"), ("redrive", "ada", "now")]
 
 
+def test_show_tells_what_ends_and_limits_a_message(cli, database):
+    message = database.value(
+        "select message_id from enqueue_message('default', 'effect', p_expires_at => '2999-01-01T00:00:00Z', p_concurrency_key => 'k', p_dedup_key => 'd')"
+    )
+    database.query("select acquire_message_lock(%s, gen_random_uuid())", message)
+    database.query("select cancel_message(%s)", message)
+    shown = cli("message", "show", message, "--json").document
+    assert (shown["expires_at"][:4], shown["concurrency_key"], shown["dedup_key"]) == ("2999", "k", "d")
+    assert shown["cancel_requested_at"] is not None
+
+
 def test_retry_leaves_a_due_message_at_its_place_in_the_line(cli, database):
     first, _ = enqueue(database), enqueue(database)
     assert cli("message", "retry", first).code == EXIT_OK

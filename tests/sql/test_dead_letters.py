@@ -154,6 +154,16 @@ def test_an_edit_replaces_the_payload_and_records_both(sql: Sql) -> None:
     assert sql.value("select edit_dead_letter(%s, '{}')", 10**12) is False
 
 
+def test_a_dead_letter_whose_id_is_taken_holds_up_no_other(sql: Sql) -> None:
+    ids = [sql.enqueue() for _ in range(3)]
+    sql.rows("select bury_message(n) from unnest(%s::bigint[]) n", ids)
+    sql.rows("insert into message_queue (id, queue, message_type) values (%s, 'q', 'effect')", ids[0])  # of a sequence that was left behind
+    assert sql.value("select redrive_dead_letters(p_queue => 'q', p_limit => 2)") == ids[1:]
+    assert sql.rows("select id from dead_letters") == [(ids[0],)]
+    sql.complete(*sql.claim(10))
+    assert sql.value("select redrive_dead_letters(p_queue => 'q')") == ids[:1]
+
+
 def test_an_edit_of_what_somebody_else_has_edited_meanwhile_changes_nothing(sql: Sql) -> None:
     message_id = sql.enqueue()
     sql.rows("select bury_message(%s)", message_id)

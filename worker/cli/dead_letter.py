@@ -171,6 +171,11 @@ def redrive(
         raise
     left = max(0, total - result.redriven)
     tell(result.redriven, result.died_again, result.ended)
+    if left and result.ended == "finished" and not as_json:
+        print(
+            f"packhorse: {left} left: others redrove or purged them meanwhile, or a live message has their id (see packhorse doctor).",
+            file=sys.stderr,
+        )
     if result.ended == "failing":
         raise CommandError(
             f"stopped: {result.died_again} of the redriven messages died again, {left} dead letter(s) were left alone",

@@ -30,16 +30,20 @@ class Selection:
 
 def groups(connection: DeadlineConnection, *, queue: str | None = None, limit: int = 50) -> list[Row]:
     """Dead letters by cause (fingerprint), most frequent first. Raises UnknownQueue."""
-    _require_queue(connection, queue)
-    return rows(connection, "dead_letter_groups", {"queue": queue, "limit": limit})
+    found = rows(connection, "dead_letter_groups", {"queue": queue, "limit": limit})
+    if not found:  # dead letters of a queue that nobody has declared are the more to be seen
+        _require_queue(connection, queue)
+    return found
 
 
 def list_letters(
     connection: DeadlineConnection, *, queue: str | None = None, message_type: str | None = None, fingerprint: str | None = None, limit: int = 50
 ) -> list[Row]:
     """Dead letters that match all given filters, newest first. Raises UnknownQueue."""
-    _require_queue(connection, queue)
-    return rows(connection, "list_dead_letters", {"queue": queue, "message_type": message_type, "fingerprint": fingerprint, "limit": limit})
+    found = rows(connection, "list_dead_letters", {"queue": queue, "message_type": message_type, "fingerprint": fingerprint, "limit": limit})
+    if not found:
+        _require_queue(connection, queue)
+    return found
 
 
 def show(connection: DeadlineConnection, message_id: int) -> Row:
@@ -52,8 +56,9 @@ def show(connection: DeadlineConnection, message_id: int) -> Row:
 
 def count(connection: DeadlineConnection, selection: Selection) -> tuple[int, datetime]:
     """How many are selected, and the database's time of the count. Raises UnknownQueue."""
-    _require_queue(connection, selection.queue)
     row: Any = connection.execute(sql("count_dead_letters"), asdict(selection)).fetchone()
+    if not row[0]:
+        _require_queue(connection, selection.queue)
     return int(row[0]), row[1]
 
 
@@ -70,7 +75,7 @@ def pages(connection: DeadlineConnection, selection: Selection, dead_by: datetim
 
 
 def redrive(connection: DeadlineConnection, ids: list[int], operator: str, reason: str | None) -> list[int]:
-    """Enqueue these again with their own ids and fresh attempts; the ids that were. Recorded."""
+    """Enqueue these again with their own ids and fresh attempts; the ids that were. Recorded. One whose id a live message has stays."""
     return list(value(connection, "redrive", (ids, len(ids), operator, reason)))
 
 

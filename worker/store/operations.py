@@ -57,13 +57,14 @@ def list_messages(
     limit: int = 50,
 ) -> list[Row]:
     """Messages that match all given filters, newest first; limit 1..10000. Raises UnknownQueue."""
-    if queue is not None:
-        connection.execute(sql("require_queue"), (queue,))
-    return rows(
+    found = rows(
         connection,
         "list_messages",
         {"queue": queue, "state": state, "message_type": message_type, "conversation_key": conversation_key, "limit": limit},
     )
+    if queue is not None and not found:  # messages of a queue that nobody has declared are the more to be seen
+        connection.execute(sql("require_queue"), (queue,))
+    return found
 
 
 def show_message(connection: DeadlineConnection, message_id: int) -> Row:

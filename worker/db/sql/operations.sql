@@ -37,9 +37,13 @@ order by id desc limit %(limit)s;
 
 -- name: show_message
 -- One message, whole.
-select id, queue, message_type, state, reason, priority, attempt, max_attempts, crashes, conversation_key, correlation_id, run_at,
-  created_at, claimed_at, finished_at, lease_holder, lease_expires_at, error_class, error_message, payload, options, history
-from all_messages where id = %s;
+select a.id, a.queue, a.message_type, a.state, a.reason, a.priority, a.attempt, a.max_attempts, a.crashes, a.conversation_key,
+  coalesce(m.concurrency_key::text, d.concurrency_key) as concurrency_key, m.dedup_key::text, a.correlation_id, a.run_at, a.created_at, m.expires_at,
+  a.claimed_at, m.cancel_requested_at, a.finished_at, a.lease_holder, a.lease_expires_at, a.error_class, a.error_message, a.payload, a.options, a.history
+from all_messages a
+left join message_queue m on m.id = a.id and m.state = a.state
+left join dead_letters d on d.id = a.id and a.state = 'dead'
+where a.id = %s;
 
 -- name: message_state
 -- Where a message is; no row when nothing has this id.
