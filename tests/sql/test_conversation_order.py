@@ -75,7 +75,6 @@ def test_on_dead_block_holds_the_conversation_until_the_dead_letter_goes(sql: Sq
     first, second = in_conversation(sql, 2)
     lease = sql.claim(10)[0]
     sql.rows("select bury_message(%s, %s)", lease.id, lease.token)
-    assert sql.state(second) == "blocked", "no claim has to meet it"
     assert sql.claim(10) == [] and sql.state(second) == "blocked"
     assert sql.value("select redrive_dead_letters(array[%s::bigint])", first) == [first]
     assert ids(sql.claim(10)) == [first]
@@ -97,6 +96,7 @@ def test_two_blocking_dead_letters_hold_until_both_are_gone(sql: Sql) -> None:
     sql.rows("select bury_message(%s), bury_message(%s)", first, second)
     assert sql.claim(10) == []
     sql.rows("select purge_dead_letters(array[%s::bigint])", second)
+    assert sql.state(third) == "blocked", "no claim has to meet it again"
     assert sql.claim(10) == [] and sql.state(third) == "blocked"
     sql.rows("select purge_dead_letters(array[%s::bigint])", first)
     assert ids(sql.claim(10)) == [third]
