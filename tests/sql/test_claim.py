@@ -237,6 +237,19 @@ def test_a_conversation_that_went_on_without_room_is_named_and_claimed_by_its_id
     assert sql.rows(statement, [], [], OTHER, 10, cursor, [second]) == [("claimed", second)]
 
 
+@pytest.mark.parametrize("change", ["queue = 'r'", "message_type = 'other'", "run_at = '2999-01-01'"])
+def test_a_conversation_that_goes_on_elsewhere_or_later_is_not_named(sql: Sql, change: str) -> None:
+    """Who cannot take it would pass its id with every claim until it is done."""
+    sql.rows("select declare_queue('r')")
+    first = sql.claimed(conversation_key="c")
+    second = sql.enqueue(conversation_key="c")
+    assert sql.claim(10) == [] and sql.state(second) == "blocked"
+    sql.rows(f"update message_queue set {change} where id = %s", second)
+    statement = "select outcome from complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, '{q}', 0, p_types => '{effect}')"
+    assert sql.rows(statement, [first.id], [first.token], OTHER) == []
+    assert sql.state(second) == "pending"
+
+
 @pytest.mark.parametrize("before", [{"priority": 1}, {"run_at": "2000-01-01"}], ids=["a better priority", "an older one"])
 def test_a_conversation_that_goes_on_takes_its_place_among_the_others(sql: Sql, before: dict) -> None:
     """Served first, a few conversations with a backlog would starve everything else for as long as it lasts."""
