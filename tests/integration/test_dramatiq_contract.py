@@ -317,6 +317,22 @@ def test_callbacks_of_success_and_failure(house, calls):
     assert sorted(calls.seen) == [("bad", "work", "ValueError", "oh"), ("good", "work", 42)]
 
 
+def test_callbacks_of_failures_are_given_the_traceback(house, calls):
+    @dramatiq.actor
+    def told(message, _):
+        options = message["options"]
+        calls(options["retries"], "oh, how sad" in options["traceback"], options["requeue_timestamp"] > 0)
+
+    @dramatiq.actor(on_failure="told", on_retry_exhausted="told", max_retries=0)
+    def work():
+        raise ValueError("oh, how sad")
+
+    house.start()
+    work.send()
+    wait_until(lambda: len(calls.seen) == 2)
+    assert calls.counts == {(1, True, True): 2}
+
+
 def test_a_pipeline_hands_results_on(house, calls):
     house.with_results()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from typing import Any
 
 import dramatiq
@@ -56,6 +57,9 @@ class Retries(StockRetries):
             logger.warning("retry_policy_failed message_id=%s actor=%s error_class=%s", message.id, message.actor_name, type(error).__name__)
             ending = failure(exception)
         message.ending = ending
+        if ending.traceback is not None and ending.reason != "rejected":
+            # as dramatiq's leaves them, for callbacks (on_failure, on_retry_exhausted) and the hooks that come after
+            message.options |= {"retries": message.attempt, "traceback": ending.traceback, "requeue_timestamp": int(time.time() * 1000)}
         # The database decides whether attempts are left. Where the limit is known here, middleware is told
         # "nack" from the start, as dramatiq does; where it is the queue's, once the database has answered.
         limit = message.max_attempts if message.max_attempts is not None else ending.max_attempts
