@@ -75,16 +75,16 @@ class BulkEnqueue:
         rows: list[tuple[str, ...]] = []
         size = 0
         for message in messages:
-            for hook in before:
-                hook(broker, message, None)
+            if before:
+                broker.emit_before("enqueue", message, None)
             encoded = broker.encoded(message)
             if encoded.queue not in self._queues:
                 self._queues.add(encoded.queue)
                 broker.ensure_queue(self._connection, encoded.queue)
             tail = self._tail(encoded.extra) if encoded.extra else self._plain
             rows.append((encoded.queue, encoded.message_type, encoded.payload, encoded.options, str(encoded.priority), *tail))
-            for hook in after:
-                hook(broker, message, None)
+            if after:
+                broker.emit_after("enqueue", message, None)
             size += len(encoded.payload) + len(encoded.options)
             if len(rows) == store.BULK_ROWS or size >= PART_CHARACTERS:
                 yield rows

@@ -348,6 +348,26 @@ def test_a_message_that_is_sent_again_keeps_its_columns(house):
     assert again == ("say", {"number": 1}, 2, "conv", "corr", 7, kept[0].message_id)
 
 
+def test_a_middleware_that_breaks_does_not_break_a_bulk_enqueue(house, caplog):
+    class Broken(Middleware):
+        def before_enqueue(self, broker, message, delay):
+            raise RuntimeError("broken before")
+
+        def after_enqueue(self, broker, message, delay):
+            raise RuntimeError("broken after")
+
+    house.broker.add_middleware(broken := Broken())
+
+    @dramatiq.actor
+    def say():
+        pass
+
+    say.send()
+    assert house.broker.enqueue_many([say.message(), say.message()]) == 2
+    assert house.database.value("select count(*) from message_queue") == 3
+    assert caplog.text.count(f"of {broken!r}") == 6
+
+
 def test_a_message_is_there_for_sql_as_its_keyword_arguments(house):
     @dramatiq.actor
     def note(a, b="x", *, c=None):
