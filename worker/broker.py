@@ -7,6 +7,7 @@ effect on the outside; the first message opens the first connection.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -29,7 +30,7 @@ from worker.db.pool import ConnectionPool
 from worker.embedded import running_url
 from worker.encoding import Encoded, Signature, check_actor, encode
 from worker.errors import ConfigError, InvalidArgument, StoreRejected
-from worker.messages import ClaimedMessage, Ending
+from worker.messages import ClaimedMessage, Ending, failure
 from worker.middleware import default_middleware
 from worker.middleware.time_limits import check_class
 from worker.middleware.tracing import Tracing
@@ -162,7 +163,9 @@ class PostgresBroker(Broker):
         if isinstance(message, ClaimedMessage):
             if not message.returned:
                 # dramatiq's stock Retries: our retry is one UPDATE of the same row
-                message.ending = Ending("retry", delay_seconds=(delay or 0) / 1000)
+                error = message._exception
+                ending = Ending("retry") if error is None else dataclasses.replace(failure(error), verb="retry")
+                message.ending = dataclasses.replace(ending, delay_seconds=(delay or 0) / 1000)
                 return message
             message = message.again()  # it is over, or about to be
         before, after = self.enqueue_hooks()

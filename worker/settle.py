@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,7 +11,7 @@ import dramatiq
 
 from worker.db.connection import DeadlineConnection
 from worker.encoding import MAX_DELAY_SECONDS
-from worker.messages import ClaimedMessage, Ending, clean
+from worker.messages import ClaimedMessage, Ending, clean, failure
 from worker.store import messages
 
 logger = logging.getLogger("packhorse.settle")
@@ -30,7 +31,7 @@ def settle(connection: DeadlineConnection, message: ClaimedMessage, broker: Any)
     if ending is None and message.failed:
         # rejected by middleware (for example max_age): dramatiq's nack without an exception of the handler
         exception = message._exception
-        ending = Ending("bury", "rejected", type(exception).__name__ if exception else None, clean(str(exception), 1000) if exception else None)
+        ending = Ending("bury", "rejected") if exception is None else dataclasses.replace(failure(exception), verb="bury", reason="rejected")
     if ending is None:
         return "done" if messages.complete(connection, [message.id], [message.lease_token]) else "lost"
     reason = clean(ending.reason, 1000) if ending.reason else ending.reason
@@ -57,7 +58,14 @@ def settle(connection: DeadlineConnection, message: ClaimedMessage, broker: Any)
                     _send_exhausted(connection, message, ending, broker)
             return answer
         case "retry":
-            moved = messages.retry(connection, message.id, message.lease_token, _storable(ending.delay_seconds) or 0.0, "Retry", reason or "")
+            moved = messages.retry(
+                connection,
+                message.id,
+                message.lease_token,
+                _storable(ending.delay_seconds) or 0.0,
+                ending.error_class or "Retry",
+                ending.error_message or reason or "",
+            )
             return "retry" if moved else "lost"
         case "snooze":
             delay = _storable(ending.delay_seconds) or 0.0

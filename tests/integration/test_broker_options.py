@@ -8,6 +8,7 @@ import time
 import dramatiq
 import pytest
 from dramatiq.middleware import Middleware
+from dramatiq.middleware import Retries as StockRetries
 
 import worker
 from tests.support.databases import emptied, one
@@ -346,6 +347,22 @@ def test_a_message_that_is_sent_again_keeps_its_columns(house):
     columns = "message_type, payload, priority, conversation_key, correlation_id, max_attempts, options ->> 'message_id'"
     (again,) = house.database.query(f"select {columns} from message_queue")
     assert again == ("say", {"number": 1}, 2, "conv", "corr", 7, kept[0].message_id)
+
+
+def test_the_errors_are_recorded_under_dramatiqs_own_retries(house):
+    """A list of middleware written for another broker."""
+    house.broker.middleware[:] = [StockRetries(max_retries=1, min_backoff=10, max_backoff=20)]
+
+    @dramatiq.actor
+    def fails():
+        raise LookupError("not here")
+
+    house.start()
+    fails.send()
+    wait_until(lambda: house.dead() == ["fails"])
+    ((error_class, message, traceback, history),) = house.database.query("select error_class, error_message, traceback, history from dead_letters")
+    assert (error_class, message) == ("LookupError", "not here") and 'LookupError("not here")' in traceback
+    assert [(entry["error_class"], entry["error_message"]) for entry in history] == [("LookupError", "not here")] * 2
 
 
 def test_a_middleware_that_breaks_does_not_break_a_bulk_enqueue(house, caplog):
