@@ -109,5 +109,6 @@ def test_the_command_exists(name):
     assert start.removeprefix("/opt/packhorse/bin/packhorse ") in commands()
 
 
-def test_a_reload_is_the_rolling_restart():
-    assert directives(NAMES[0])["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+@pytest.mark.parametrize("name", LONG_RUNNING)
+def test_a_reload_is_the_rolling_restart(name):
+    assert directives(name)["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
