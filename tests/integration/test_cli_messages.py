@@ -240,6 +240,15 @@ def test_cancel_ends_a_waiting_message_and_is_recorded(cli, database):
     assert again.code == EXIT_FAILED and again.error["code"] == "not_possible"
 
 
+def test_cancel_of_a_dead_letter_says_that_it_is_one(cli, database):
+    dead, done = enqueue(database), enqueue(database)
+    database.query("select bury_message(%s)", dead)
+    database.query("select complete_messages(array[%s]::bigint[], array[acquire_message_lock(%s, gen_random_uuid())])", done, done)
+    ran = cli("message", "cancel", dead)
+    assert ran.code == EXIT_FAILED and "dead-letter purge" in ran.err
+    assert cli("message", "cancel", dead, done, "--json").document == [{"id": dead, "result": "dead"}, {"id": done, "result": "gone"}]
+
+
 def test_cancel_asks_the_worker_of_a_running_message(cli, database):
     message = enqueue(database)
     database.query("select count(*) from claim_messages(gen_random_uuid(), array['default'], 1)")

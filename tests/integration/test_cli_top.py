@@ -152,6 +152,14 @@ def test_a_count_that_stopped_at_its_limit_is_marked_and_an_undeclared_queue_is_
     assert [line.split()[0] for line in lines if "not declared" in line] == ["nowhere"]
 
 
+def test_a_large_fleet_is_counted_whole(cli, database):
+    database.query(
+        "select register_worker(gen_random_uuid(), 'host-' || n, n, '1', '{default}', '{reply}', 4, interval '1 minute') from generate_series(1, 250) n"
+    )
+    lines = cli("top", "--once").out.splitlines()
+    assert any(line.startswith("WORKERS 250, 0 of 1000 threads busy") for line in lines)
+
+
 def test_an_empty_queue_has_a_frame_and_a_pipe_gets_one_frame(cli):
     for arguments in (["--once"], []):
         ran = cli("top", *arguments)

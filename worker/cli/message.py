@@ -73,10 +73,15 @@ def explain(message_id: Id, as_json: AsJson = False) -> int:
 @app.command()
 def cancel(message_ids: Ids, reason: Reason = None, operator: Operator = None, as_json: AsJson = False) -> int:
     """Stop messages for good; those that run are asked to stop."""
-    told = {"cancelled": "is cancelled", "requested": "runs; its worker was asked to stop it", "gone": "has ended, or it never existed"}
+    told = {
+        "cancelled": "is cancelled",
+        "requested": "runs; its worker was asked to stop it",
+        "dead": "is a dead letter: nothing runs it; packhorse dead-letter purge removes it",
+        "gone": "has ended, or it never existed",
+    }
     who = operator_name(operator)
     return _each(
-        message_ids, lambda connection, one: messages.cancel(connection, one, reason, who), told, good={"cancelled", "requested"}, as_json=as_json
+        message_ids, lambda connection, one: operations.cancel(connection, one, who, reason), told, good={"cancelled", "requested"}, as_json=as_json
     )
 
 

@@ -83,6 +83,12 @@ def message_state(connection: DeadlineConnection, message_id: int) -> str:
     return str(state)
 
 
+def cancel(connection: DeadlineConnection, message_id: int, operator: str, reason: str | None) -> str:
+    """Stop a message: "cancelled", "requested" (it runs), "dead" (a dead letter, left alone) or "gone"."""
+    answer = messages.cancel(connection, message_id, reason, operator)
+    return "dead" if answer == "gone" and value(connection, "message_state", (message_id,)) == "dead" else answer
+
+
 def retry_now(connection: DeadlineConnection, message_id: int, operator: str, reason: str | None) -> str:
     """Make a waiting message due, or redrive a dead one.
 
