@@ -1,4 +1,4 @@
-"""Async actors (SPEC W3): what interrupts a handler ends the coroutine that it waits for, not only the wait."""
+"""What interrupts a handler: it ends the coroutine that an async actor waits for (SPEC W3), and counts whatever middleware there is (SPEC P1)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import threading
 
 import dramatiq
 import pytest
+from dramatiq.middleware import Retries as StockRetries
 
+import worker
 from tests.support.databases import emptied, one
 from tests.support.houses import House
 from tests.support.waiting import wait_until
@@ -67,3 +69,32 @@ def test_a_coroutine_that_takes_its_time_at_the_drain_limit_loses_no_attempt(hou
     house.stop()
     assert ended == ["CancelledError"]
     assert house.database.query("select state, attempt from all_messages") == [("pending", 0)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("middleware", [[], [StockRetries(max_retries=0)]], ids=["none", "dramatiqs"])
+def test_a_handler_at_the_drain_limit_is_neither_done_nor_dead_without_our_retries(house, middleware):
+    """Its message was done, or dead, with each deployment that did not wait for it."""
+    house.broker.middleware[:] = middleware
+    started, snoozed = threading.Event(), threading.Event()
+
+    @dramatiq.actor
+    def later():
+        snoozed.set()
+        raise worker.Snooze(60)
+
+    @dramatiq.actor
+    def loops():
+        started.set()
+        while True:
+            threading.Event().wait(0.01)
+
+    house.start()
+    later.send()
+    loops.send()
+    assert started.wait(10) and snoozed.wait(10)
+    house.stop()
+    assert house.database.query("select message_type, state, attempt from all_messages order by id") == [
+        ("later", "pending", 0),
+        ("loops", "pending", 0),
+    ]

@@ -34,6 +34,23 @@ def _actor(broker: Any, name: str) -> Any:
         return None
 
 
+def asked_for(exception: BaseException) -> Ending | None:
+    """The ending that an exception of ours stands for, whatever the policy is; None of a failure. Raises for a Snooze of no number."""
+    if isinstance(exception, Snooze):
+        return Ending("snooze", exception.reason, delay_seconds=max(0.0, exception.seconds))
+    if isinstance(exception, Cancel):
+        return Ending("cancel", clean(str(exception), 1000))
+    if isinstance(exception, Bury):
+        return Ending("bury", "buried", "Bury", clean(str(exception), 10_000))
+    if isinstance(exception, CancelInterrupt):
+        return Ending("cancel", "cancelled by an operator while it ran")
+    if isinstance(exception, (DrainInterrupt, LeaseInterrupt)):
+        return Ending("release", type(exception).__name__)
+    if isinstance(exception, NotCompleted):
+        return Ending("snooze", str(exception), delay_seconds=COMMIT_AGAIN_SECONDS)
+    return None
+
+
 class Retries(StockRetries):
     """Decides how a failed attempt ends; the verb itself is one SQL function."""
 
@@ -67,19 +84,10 @@ class Retries(StockRetries):
 
     def decide(self, actor: Any, message: ClaimedMessage, exception: BaseException) -> Ending:
         """The ending of an attempt that raised. Pure but for reading the message."""
+        asked = asked_for(exception)
+        if asked is not None:
+            return asked
         options = actor.options if actor is not None else {}
-        if isinstance(exception, Snooze):
-            return Ending("snooze", exception.reason, delay_seconds=max(0.0, exception.seconds))
-        if isinstance(exception, Cancel):
-            return Ending("cancel", clean(str(exception), 1000))
-        if isinstance(exception, Bury):
-            return Ending("bury", "buried", "Bury", clean(str(exception), 10_000))
-        if isinstance(exception, CancelInterrupt):
-            return Ending("cancel", "cancelled by an operator while it ran")
-        if isinstance(exception, (DrainInterrupt, LeaseInterrupt)):
-            return Ending("release", type(exception).__name__)
-        if isinstance(exception, NotCompleted):
-            return Ending("snooze", str(exception), delay_seconds=COMMIT_AGAIN_SECONDS)
         throws = message.options.get("throws") or options.get("throws")
         if (throws and isinstance(exception, throws)) or getattr(exception, "retryable", True) is False:
             return dataclasses.replace(failure(exception), verb="bury", reason="rejected")

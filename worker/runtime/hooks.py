@@ -14,6 +14,8 @@ from typing import Any
 from dramatiq.middleware import Middleware, MiddlewareError
 from dramatiq.results import Results
 
+from worker.middleware.retries import Retries
+
 logger = logging.getLogger("packhorse.hooks")
 
 Hook = Callable[..., None]
@@ -33,6 +35,7 @@ class Hooks:
         self.after_ack = self._bound("after_ack")[::-1]
         self.before_nack = self._bound("before_nack")
         self.after_nack = self._bound("after_nack")[::-1]
+        self.has_retries = any(isinstance(m, Retries) for m in broker.middleware)
         self.has_results = any(type(m) is Results for m in broker.middleware)
 
     def _bound(self, name: str) -> list[Hook]:

@@ -22,6 +22,7 @@ from worker.context import current
 from worker.db.errors import LOCKED, translated
 from worker.errors import CancelInterrupt, DrainInterrupt, LeaseInterrupt, LeaseLost, NotCompleted, StoreError, StoreUnavailable, UndecodableMessage
 from worker.messages import ClaimedMessage, Ending, failure
+from worker.middleware.retries import asked_for
 from worker.runtime.hooks import Hooks
 from worker.runtime.slots import RunningIds, Slot
 from worker.store import messages as store
@@ -34,6 +35,16 @@ SLOW_SECONDS = 0.001
 BLOCKED_SECONDS = 0.005
 #: A claimed message is not started when less than this is left of its lease.
 LEASE_MARGIN_SECONDS = 1.0
+
+
+def _decide(message: ClaimedMessage, exception: BaseException) -> None:
+    """Without our Retries, a handler that was interrupted, or asked for an ending, is neither done nor failed all the same."""
+    try:
+        ending = asked_for(exception)
+    except Exception:  # a Snooze of no number
+        ending = failure(exception)
+    if ending is not None:
+        message.ending, message.failed = ending, ending.verb == "bury"
 
 
 class HandlerThread(threading.Thread):
@@ -229,6 +240,8 @@ class Lane:
             exception = cause if late and cause else error
             message.stuff_exception(exception)
             hooks.run_after(hooks.after_process, message, exception=exception)
+            if not hooks.has_retries:
+                _decide(message, exception)
             if message.settled:  # the transaction had committed: nothing to write any more
                 message.ending = None
 
