@@ -9,6 +9,7 @@ do $$
 declare
   v_name text;
   v_function regprocedure;
+  v_other regrole;
   v_mine constant oid := (select oid from pg_namespace where nspname = current_schema());
   v_tables constant text[] := array['companies', 'clients', 'services', 'staff', 'staff_schedules', 'sync_status', 'appointments_cache',
     'guest_sessions', 'bookings', 'agent_chat_sessions', 'ai_conversation_memory', 'workflow_states', 'conversations',
@@ -66,6 +67,14 @@ begin
   end loop;
   for v_function in select p.oid::regprocedure from pg_proc p where p.pronamespace = v_mine and p.proname = any (v_reader_functions) loop
     execute format('grant execute on function %s to packhorse_reader', v_function);
+  end loop;
+  -- what runs with the owner's rights: as in 0015 of the queue
+  for v_function in select p.oid::regprocedure from pg_proc p where p.pronamespace = v_mine and p.proname = any (v_functions) and p.prosecdef loop
+    execute format('alter function %s set search_path = %I, pg_temp', v_function, current_schema());
+    for v_other in select distinct a.grantee from pg_proc p cross join aclexplode(p.proacl) a
+      where p.oid = v_function and a.grantee not in (p.proowner, 'packhorse_worker'::regrole) loop
+      execute format('revoke execute on function %s from %s', v_function, v_other);
+    end loop;
   end loop;
 end
 $$;

@@ -176,10 +176,12 @@ def test_default_privileges_open_neither_the_record_nor_what_runs_as_the_owner(c
         empty_database.query(f"""do $$ begin create role "{role}"; exception when duplicate_object then null; end $$""")
         for kind in ("tables", "functions", "sequences"):
             connection.execute(f"""alter default privileges in schema public grant all on {kind} to "{role}" """)
-    migrate.up(connection)
+    migrate.up(connection, sets=["platform"])
     open_functions = "select p.proname from pg_proc p where p.prosecdef and has_function_privilege(%s, p.oid, 'execute')"
     for role in ("web_visitor", "Web Visitor"):
         assert empty_database.query(open_functions, role) == []
         for right, granted in (("select", True), ("insert", False), ("update", False), ("delete", False), ("truncate", False)):
             assert empty_database.value("select has_table_privilege(%s, 'packhorse_migrations', %s)", role, right) is granted, right
     assert empty_database.query(open_functions, "packhorse_worker") != []
+    unpinned = "select proname from pg_proc p where p.prosecdef and not array_to_string(p.proconfig, ';') like '%%search_path=%%, pg_temp%%'"
+    assert empty_database.query(unpinned) == [], "a temporary table of the caller would be found first"
