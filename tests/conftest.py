@@ -60,6 +60,10 @@ FULL_RING = (
 FAST_RING = ("integration/test_cli_documented.py", "integration/test_cli_logging.py")
 
 
+#: What mostly waits, for programs that it has started, and leaves the processors to other tests.
+WAITING = ("deploy/", "integration/", "process/", "schedules/test_scheduler")
+
+
 def _only_in_full_ring(path: Path) -> bool:
     place = path.relative_to(Path(__file__).parent).as_posix() + "/"
     return place.startswith(FULL_RING) and not place.startswith(FAST_RING)
@@ -81,6 +85,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         of_the_system = call is not None and str(call.params.get("any_server", "")).startswith("system")
         if of_the_system or _only_in_full_ring(item.path):
             item.add_marker(pytest.mark.slow)
+    items[:] = _mixed(items)
+
+
+def _mixed(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Files with tests that wait, evenly among those that compute: each process of a run gets both, and the processors always have work."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    home = Path(__file__).parent
+    kinds: tuple[list[list[pytest.Item]], list[list[pytest.Item]]] = ([], [])
+    for path, tests in files.items():
+        kinds[path.relative_to(home).as_posix().startswith(WAITING)].append(tests)
+    wholes = [max(1, sum(map(len, kind))) for kind in kinds]
+    mixed: list[pytest.Item] = []
+    done = [0, 0]
+    while any(kinds):
+        behind = min((number for number in (0, 1) if kinds[number]), key=lambda number: done[number] / wholes[number])
+        tests = kinds[behind].pop(0)
+        done[behind] += len(tests)
+        mixed += tests
+    return mixed
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
