@@ -6,7 +6,6 @@ starts the scheduler's loop when the worker process has booted and stops it firs
 
 from __future__ import annotations
 
-import difflib
 import logging
 from contextlib import ExitStack
 from functools import partial
@@ -26,6 +25,7 @@ from worker.context import current_message
 from worker.db.errors import translated
 from worker.errors import Snooze, StoreError, StoreRejected
 from worker.middleware import Checked
+from worker.near import near_miss
 from worker.store.operations import list_workers
 
 logger = logging.getLogger("packhorse.schedules")
@@ -103,7 +103,7 @@ class Timetable(Checked):
                 continue
             self.unserved.add(entry.name)
             theirs = sorted(set().union(*(queues for types, queues in served if entry.message_type in types)))
-            near = theirs[0] if len(theirs) == 1 else next(iter(difflib.get_close_matches(entry.queue, theirs, 1)), None)
+            near = theirs[0] if len(theirs) == 1 else near_miss(entry.queue, theirs)
             logger.warning("schedule_unserved schedule=%s message_type=%s queue=%s near=%s", entry.name, entry.message_type, entry.queue, near)
 
     def before_worker_shutdown(self, broker: Any, worker: Any) -> None:

@@ -6,7 +6,6 @@ one takes its place, `enabled = false` switches it off.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
@@ -21,6 +20,7 @@ from schedules.registry import JOBS, PARTITIONS, QUEUE, RETENTION, Job, declared
 from schedules.timetable import Schedule
 from worker.config import PREFIX, SECTIONS
 from worker.errors import ConfigError, InvalidArgument
+from worker.near import near_miss
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 #: Fields whose value is a duration: seconds, or text like "90d".
@@ -232,5 +232,5 @@ def _names(of: type[Any]) -> set[str]:
 
 
 def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = near_miss(name, known)
+    return f"; did you mean {near!r}?" if near else ""

@@ -22,6 +22,7 @@ from schedules.policies import Gates, Retention
 from worker.db.connection import DeadlineConnection
 from worker.db.errors import translated
 from worker.errors import InvalidArgument, StoreConflict, StoreError, StoreRejected
+from worker.near import did_you_mean
 from worker.store import maintenance as store
 
 logger = logging.getLogger("packhorse.maintenance")
@@ -312,7 +313,4 @@ def next_size(size: int, took_seconds: float, most: int) -> int:
 
 
 def _near(name: str, known: list[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, known, 1)
-    return f"Did you mean {near[0]!r}?" if near else "Check the schema and the search_path."
+    return did_you_mean(name, known, "Check the schema and the search_path.")

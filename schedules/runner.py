@@ -16,6 +16,7 @@ from schedules.retention import RetentionRun
 from worker.db.connection import DeadlineConnection
 from worker.db.errors import translated
 from worker.errors import InvalidArgument, StoreError
+from worker.near import did_you_mean
 from worker.store import maintenance as store
 
 logger = logging.getLogger("packhorse.maintenance")
@@ -103,14 +104,11 @@ class TaskRunner:
 
 def find(plan: Plan, task: str) -> Retention | Partitions | Job:
     """The policy or job of a task. Raises InvalidArgument with a near miss."""
-    import difflib
-
     tasks = plan.tasks()
     if task not in tasks:
-        near = difflib.get_close_matches(task, tasks, 1)
         raise InvalidArgument(
             f"task: there is no maintenance task {task[:100]!r}",
             field="task",
-            hint=f"Did you mean {near[0]!r}?" if near else "`packhorse maintenance list` names them.",
+            hint=did_you_mean(task, tasks, "`packhorse maintenance list` names them."),
         )
     return tasks[task]

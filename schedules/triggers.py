@@ -13,7 +13,6 @@ cron's (0 and 7 are Sunday), not APScheduler's (0 is Monday).
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 from apscheduler.triggers.cron import CronTrigger  # type: ignore[import-untyped]
 
 from worker.errors import InvalidArgument
+from worker.near import did_you_mean
 
 WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -160,9 +160,10 @@ def zone(name: str) -> ZoneInfo:
             return found
     except (ZoneInfoNotFoundError, ValueError, OSError):
         pass
-    near = difflib.get_close_matches(name, available_timezones(), 1)
     raise InvalidArgument(
-        f"time_zone: {name[:60]!r} is not a time zone", field="time_zone", hint=f"Did you mean {near[0]!r}?" if near else "For example Africa/Kigali."
+        f"time_zone: {name[:60]!r} is not a time zone",
+        field="time_zone",
+        hint=did_you_mean(name, available_timezones(), "For example Africa/Kigali."),
     )
 
 

@@ -14,7 +14,7 @@ FILES = sorted([*(TOP / "worker").rglob("*.py"), *(TOP / "schedules").rglob("*.p
 
 #: Lowest layer first. A module belongs to the longest prefix that matches.
 LAYERS: list[tuple[int, tuple[str, ...]]] = [
-    (0, ("worker.errors", "worker.states", "worker.config", "worker.clock", "worker.records", "worker.service", "worker.exits")),
+    (0, ("worker.errors", "worker.states", "worker.config", "worker.clock", "worker.records", "worker.service", "worker.exits", "worker.near")),
     (1, ("worker.db", "worker.observe")),
     (2, ("worker.store",)),
     (
@@ -134,6 +134,7 @@ def test_only_the_edges_of_worker_know_schedules_and_schedules_never_know_the_br
         "worker.records",
         "worker.service",
         "worker.exits",
+        "worker.near",
         "worker.db",
         "worker.store",
     )

@@ -6,7 +6,6 @@ secrets never appear in a message. Order: keyword > environment > TOML file > de
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import os
 import tomllib
@@ -18,6 +17,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import ConfigError
+from worker.near import near_miss
 from worker.service import TICK_SECONDS
 
 PREFIX = "PACKHORSE_"
@@ -199,8 +199,8 @@ def load_settings(environ: Mapping[str, str] | None = None, toml_path: Path | No
     _read_environment(environ, values, sources, problems)
     values.update({key: value for key, value in overrides.items() if value is not None})
     for name in [name for name in values if name not in Settings.model_fields]:
-        near = difflib.get_close_matches(name, [*Settings.model_fields, *SECTIONS], 1)
-        problems.append(f"{sources.get(name, name)}: no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        near = near_miss(name, [*Settings.model_fields, *SECTIONS])
+        problems.append(f"{sources.get(name, name)}: no setting {name!r}" + (f"; did you mean {near!r}?" if near else ""))
         del values[name]
     try:
         settings = Settings(**values)

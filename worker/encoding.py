@@ -7,7 +7,6 @@ door, with the name of the field.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import re
@@ -20,6 +19,7 @@ from dramatiq.common import q_name
 
 from worker.config import NAME_PATTERN
 from worker.errors import InvalidArgument
+from worker.near import did_you_mean, near_miss
 from worker.store.messages import dumps
 
 _NAME = re.compile(NAME_PATTERN)
@@ -50,8 +50,8 @@ def _meant(name: str) -> str | None:
     """What to say instead of a name that is nearly an option of ours; None for a name of somebody else."""
     if name == "queue_name":
         return "worker.enqueue() calls it queue; a message of dramatiq has it by copy(queue_name=…)."
-    near = difflib.get_close_matches(name, COLUMN_OPTIONS | {"delay"}, 1, 0.8)
-    return f"Did you mean {near[0]!r}?" if near and near[0] != name else None
+    near = near_miss(name, COLUMN_OPTIONS | {"delay"}, 0.8)
+    return f"Did you mean {near!r}?" if near and near != name else None
 
 
 def refuse_misspelt(name: str) -> None:
@@ -112,11 +112,10 @@ class Signature:
             if name in bound:
                 raise InvalidArgument(f"{name}: given twice, by position and by name", field=name)
             if name not in self.known and not self.open:
-                near = difflib.get_close_matches(name, self.known, 1)
                 raise InvalidArgument(
                     f"{name}: {actor_name} has no argument of this name",
                     field=name,
-                    hint=f"Did you mean {near[0]!r}?" if near else f"It takes: {', '.join(sorted(self.known)) or 'none'}",
+                    hint=did_you_mean(name, self.known, f"It takes: {', '.join(sorted(self.known)) or 'none'}"),
                 )
         bound.update(kwargs)
         return bound

@@ -49,6 +49,7 @@ _EXPRESSIONS = {
 }
 #: Payloads per statement, and characters of JSON after which a statement is not filled up: memory on both sides is bounded.
 BULK_ROWS, BULK_CHARACTERS = 1000, 4_000_000
+#: Payloads that become JSON by one call.
 AT_ONCE = 50
 
 

@@ -202,7 +202,10 @@ def purge(
     total = gone = 0
 
     def tell() -> None:
-        print_json({"selected": total, "purged": gone}) if as_json else print(f"purged {gone} dead letter(s)")
+        if as_json:
+            print_json({"selected": total, "purged": gone})
+        else:
+            print(f"purged {gone} dead letter(s)")
 
     try:
         with database() as connection:

@@ -16,6 +16,7 @@ from worker.cli.maintenance import open_owner, owner
 from worker.cli.render import print_json, print_rows
 from worker.errors import InvalidArgument
 from worker.exits import EXIT_FAILED, EXIT_OK
+from worker.near import did_you_mean
 from worker.store import partitions as store
 
 app = typer.Typer(no_args_is_help=True, help="Partitions: made ahead, detached, exported, dropped.")
@@ -26,12 +27,9 @@ LEAST_RUNWAY_SECONDS = 3 * 86400.0
 
 
 def _policy(name: str) -> Partitions:
-    import difflib
-
     known = {policy.name: policy for policy in load_plan().partitions}
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        raise usage("policy", f"there is no partition policy {name[:80]!r}", f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}")
+        raise usage("policy", f"there is no partition policy {name[:80]!r}", did_you_mean(name, known, f"Known: {', '.join(known)}"))
     return known[name]
 
 

@@ -6,7 +6,6 @@ interrupt -> write the last outcomes -> stop heartbeats -> deregister. Exit code
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 import os
@@ -31,6 +30,7 @@ from worker.heartbeat import Heartbeat
 from worker.messages import ClaimedMessage
 from worker.middleware import Checked, TimeLimits
 from worker.middleware.tracing import Tracing
+from worker.near import near_miss
 from worker.observe.slab import CONTACT_AT, DRAINING, HURRY, LISTENING, REGISTERED, THREADS, Slab
 from worker.runtime.lane import Lane
 from worker.runtime.meter import Meter
@@ -162,8 +162,7 @@ class WorkerProcess:
         known = sorted({actor.queue_name for actor in self.broker.actors.values()})
         for queue in self.queues:
             if queue not in known:
-                near = difflib.get_close_matches(queue, known, 1)
-                logger.warning("queue_without_actors queue=%s near=%s worker_id=%s", queue, near[0] if near else None, self.id)
+                logger.warning("queue_without_actors queue=%s near=%s worker_id=%s", queue, near_miss(queue, known), self.id)
 
     def _wait_for_database(self) -> bool:
         """Register, waiting through any outage; False when stopped meanwhile. A wrong schema or role is fatal."""

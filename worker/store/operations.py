@@ -6,12 +6,12 @@ Each takes a connection first and works in its transaction. Errors come out as p
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from worker.db.connection import DeadlineConnection
 from worker.db.queries import sql
 from worker.errors import InvalidArgument, NotFound
+from worker.near import did_you_mean
 from worker.records import Row
 from worker.store import dead_letters, messages
 from worker.store.rows import rows, value
@@ -110,12 +110,10 @@ def require_type(connection: DeadlineConnection, message_type: str) -> None:
     known = [row["name"] for row in rows(connection, "known_types")]
     if message_type in known:
         return
-    near = difflib.get_close_matches(message_type, known, 1)
     raise InvalidArgument(
         f"type: no worker has registered {message_type[:100]!r}",
         field="type",
-        hint=(f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known[:10]) or 'none yet'}.")
-        + " --allow-unknown-type enqueues it all the same",
+        hint=did_you_mean(message_type, known, f"Known: {', '.join(known[:10]) or 'none yet'}.") + " --allow-unknown-type enqueues it all the same",
     )
 
 
