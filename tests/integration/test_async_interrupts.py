@@ -10,19 +10,10 @@ import pytest
 from dramatiq.middleware import Retries as StockRetries
 
 import worker
-from tests.support.databases import emptied, one
 from tests.support.houses import House
 from tests.support.waiting import wait_until
 
-
-@pytest.fixture(scope="module")
-def one_database(server):
-    yield from one(server)
-
-
-@pytest.fixture
-def database(one_database):
-    return emptied(one_database)
+pytestmark = pytest.mark.one_database
 
 
 @pytest.fixture

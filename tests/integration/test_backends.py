@@ -12,21 +12,12 @@ import pytest
 from dramatiq.rate_limits import Barrier, BucketRateLimiter, ConcurrentRateLimiter, WindowRateLimiter
 from dramatiq.results import ResultFailure, ResultMissing, Results, ResultTimeout
 
-from tests.support.databases import emptied, one
 from tests.support.houses import House, quick_settings
 from tests.support.waiting import wait_until
 from worker import ConfigError, PostgresBroker, StoreUnavailable
 from worker.backends import PostgresRateLimiterBackend, PostgresResultBackend, rate_limiter_backend, result_backend
 
-
-@pytest.fixture(scope="module")
-def one_database(server):
-    yield from one(server)
-
-
-@pytest.fixture
-def database(one_database):
-    return emptied(one_database)
+pytestmark = pytest.mark.one_database
 
 
 @pytest.fixture(scope="session")

@@ -9,21 +9,12 @@ import psycopg
 import pytest
 
 import worker
-from tests.support.databases import emptied, one
 from tests.support.houses import quick_settings
 from worker import PostgresBroker
 from worker.errors import InvalidArgument, StoreError, UnknownQueue
 from worker.store import messages as store
 
-
-@pytest.fixture(scope="module")
-def one_database(server):
-    yield from one(server)
-
-
-@pytest.fixture
-def database(one_database):
-    return emptied(one_database)
+pytestmark = pytest.mark.one_database
 
 
 @pytest.fixture

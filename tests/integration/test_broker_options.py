@@ -11,20 +11,11 @@ from dramatiq.middleware import Middleware
 from dramatiq.middleware import Retries as StockRetries
 
 import worker
-from tests.support.databases import emptied, one
 from tests.support.houses import House, quick_settings
 from tests.support.waiting import wait_until
 from worker.errors import WorkflowError
 
-
-@pytest.fixture(scope="module")
-def one_database(server):
-    yield from one(server)
-
-
-@pytest.fixture
-def database(one_database):
-    return emptied(one_database)
+pytestmark = pytest.mark.one_database
 
 
 @pytest.fixture(params=["dramatiq-worker", "runtime"])

@@ -8,20 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import Cli
-from tests.support.databases import emptied, one
 from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_USAGE
 
+pytestmark = pytest.mark.one_database
+
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "health.md").read_text()
-
-
-@pytest.fixture(scope="module")
-def one_database(server):
-    yield from one(server)
-
-
-@pytest.fixture
-def database(one_database):
-    return emptied(one_database)
 
 
 @pytest.fixture

@@ -14,22 +14,13 @@ import threading
 import pytest
 
 from tests.support.cli import COMMAND, Cli
-from tests.support.databases import emptied, one
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
 from worker.exits import EXIT_OK, EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_USAGE
 
+pytestmark = pytest.mark.one_database
+
 HOLDER = "00000000-0000-0000-0000-000000000001"
-
-
-@pytest.fixture(scope="module")
-def one_database(server):
-    yield from one(server)
-
-
-@pytest.fixture
-def database(one_database):
-    return emptied(one_database)
 
 
 @pytest.fixture

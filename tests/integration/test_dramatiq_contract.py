@@ -13,19 +13,10 @@ import pytest
 from dramatiq.middleware import Middleware, SkipMessage
 from dramatiq.results import ResultFailure, ResultMissing
 
-from tests.support.databases import emptied, one
 from tests.support.houses import HOUSES, House
 from tests.support.waiting import wait_until
 
-
-@pytest.fixture(scope="module")
-def one_database(server):
-    yield from one(server)
-
-
-@pytest.fixture
-def database(one_database):
-    return emptied(one_database)
+pytestmark = pytest.mark.one_database
 
 
 @pytest.fixture(params=HOUSES)

@@ -13,20 +13,11 @@ import psycopg
 import pytest
 
 import worker
-from tests.support.databases import emptied, one
 from worker.errors import InvalidArgument
 
+pytestmark = pytest.mark.one_database
+
 ROLE_URL_SCHEME = "postgresql://"
-
-
-@pytest.fixture(scope="module")
-def one_database(server):
-    yield from one(server)
-
-
-@pytest.fixture
-def database(one_database):
-    return emptied(one_database)
 
 
 @contextmanager

@@ -7,14 +7,9 @@ import pytest
 
 import worker
 from tests.support.accounting import quick_backoff
-from tests.support.databases import emptied, one
+from tests.support.databases import emptied
 from tests.support.houses import House
 from worker.middleware import following
-
-
-@pytest.fixture(scope="module")
-def one_database(server):
-    yield from one(server)
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 
 import worker
-from tests.support.databases import emptied, one
 from tests.support.houses import House
 from tests.support.spans import context_of, linked, text_of, traced
 from tests.support.waiting import wait_until
@@ -27,18 +26,10 @@ from worker.middleware.tracing import Tracing
 from worker.observe import tracing
 from worker.observe.logging import configure
 
+pytestmark = pytest.mark.one_database
+
 SECRET = "+250788123456"
 user = trace.get_tracer("application")
-
-
-@pytest.fixture(scope="module")
-def one_database(server):
-    yield from one(server)
-
-
-@pytest.fixture
-def database(one_database):
-    return emptied(one_database)
 
 
 @pytest.fixture

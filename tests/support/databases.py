@@ -1,14 +1,5 @@
-"""Databases that fixtures lend, and one for a whole file of quick tests, emptied before each: cheaper than a clone per test.
-
-Use the latter by two fixtures in the file:
-
-    @pytest.fixture(scope="module")
-    def one_database(server):
-        yield from one(server)
-
-    @pytest.fixture
-    def database(one_database):
-        return emptied(one_database)
+"""Databases that fixtures lend, and one for a whole file of quick tests, emptied before each: cheaper than a clone per test
+(the mark `one_database`, see tests/conftest.py).
 """
 
 from __future__ import annotations
