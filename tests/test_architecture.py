@@ -46,7 +46,7 @@ LAYERS: list[tuple[int, tuple[str, ...]]] = [
 
 #: third party -> where it may be imported
 HOMES = {
-    "psycopg": ("worker.db", "worker.store"),
+    "psycopg": ("worker.db",),
     "dramatiq": (
         "worker.broker",
         "worker.bulk",

@@ -105,12 +105,12 @@ def json_object(name: str, text: str) -> dict[str, Any]:
 
 
 def database_url(settings: Settings, *, owner: bool = False) -> str:
-    """DATABASE_URL, or the embedded server of the project when one runs. Raises ConfigError, CommandError (exit 69)."""
+    """DATABASE_URL, or the embedded server of the project when one runs. Raises InvalidArgument, CommandError (exit 69)."""
     if settings.database_url is not None:
-        from worker.store.installation import check_url
+        from worker.db.connection import url_parts
 
         url = settings.database_url.get_secret_value()
-        check_url(url)
+        url_parts(url)
         return url
     from worker import embedded
 

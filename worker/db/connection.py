@@ -111,12 +111,18 @@ def connect(
     return connection
 
 
+def url_parts(url: str) -> dict[str, str]:
+    """What a connection string says, by libpq's keywords; opens nothing. Raises InvalidArgument, without any part of it."""
+    try:
+        return {name: str(value) for name, value in psycopg.conninfo.conninfo_to_dict(url).items() if value}
+    except psycopg.ProgrammingError:  # its text may quote a part of the url, and so of the password
+        text = "database_url: not a connection string that PostgreSQL understands (postgresql://user@host:5432/database)"
+        raise InvalidArgument(text, field="database_url") from None
+
+
 def _in_force(url: str) -> dict[str, str]:
     """The parameters of a connection, those included that libpq has from PGHOST, PGOPTIONS and the like, or from a service file."""
-    try:
-        given = {name: str(value) for name, value in psycopg.conninfo.conninfo_to_dict(url).items() if value}
-    except psycopg.ProgrammingError:  # its text may quote a part of the url, and so of the password
-        raise InvalidArgument("database_url: not a connection string that PostgreSQL understands", field="database_url") from None
+    given = url_parts(url)
     known = psycopg.pq.Conninfo.get_defaults()
     if "service" in given:  # only libpq reads the file, when a connection begins
         begun = psycopg.pq.PGconn.connect_start(url.encode())

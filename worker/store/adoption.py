@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from psycopg import sql as composed
-
+from worker.db import composed
 from worker.db.connection import DeadlineConnection
 from worker.db.queries import sql
 from worker.records import Row

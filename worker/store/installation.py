@@ -4,25 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import psycopg
-from psycopg import sql as composed
-
-from worker.db import migrate
+from worker.db import composed, migrate
 from worker.db.connection import DeadlineConnection
 from worker.db.errors import translated
 from worker.db.queries import sql
-from worker.errors import ConfigError
 from worker.records import Row
 from worker.store.rows import rows, value
-
-
-def check_url(url: str) -> None:
-    """Raise ConfigError unless libpq can read the connection string; opens nothing."""
-    try:
-        psycopg.conninfo.conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
-        # libpq's own text may quote a part of the string, and so of the password
-        raise ConfigError(["database_url: not a connection string that PostgreSQL understands (postgresql://user@host:5432/database)"]) from None
 
 
 def ensure_database(connection: DeadlineConnection, name: str) -> None:

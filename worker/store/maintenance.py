@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from psycopg import sql as composed
-
+from worker.db import composed
 from worker.db.connection import DeadlineConnection
 from worker.db.queries import sql
 from worker.records import Row

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from psycopg import sql as composed
-
+from worker.db import composed
 from worker.db.connection import DeadlineConnection
 from worker.db.queries import sql
 from worker.records import Row
