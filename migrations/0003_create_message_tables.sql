@@ -54,6 +54,8 @@ create table message_queue (
   claimed_at          timestamptz,
   expires_at          timestamptz,
   cancel_requested_at timestamptz,
+  -- its handler is done, and the database refuses to write that; see complete_refused_messages
+  completion_refused_at timestamptz,
   constraint message_queue_pkey primary key (id),
   -- A lease belongs to a running message and to no other. As short as it can be, and the only CHECK:
   -- PostgreSQL reads every CHECK of a table anew for each statement, and ten of them cost a single insert
@@ -72,10 +74,10 @@ comment on table message_queue is 'Live messages only; finished ones are in mess
 
 -- The claim reads this index and no other: due messages of one queue and priority, oldest first.
 create index message_queue_claim_idx on message_queue (queue, priority, run_at, id)
-  where state = 'pending' and crashes = 0;
--- Messages that were running when a process died are claimed one at a time (SPEC P5).
-create index message_queue_suspect_idx on message_queue (queue, run_at, id)
-  where state = 'pending' and crashes > 0;
+  where state = 'pending' and crashes < 2;
+-- Messages that were there when two processes died run apart from all others (SPEC P5).
+create index message_queue_isolated_idx on message_queue (queue, run_at, id)
+  where state = 'pending' and crashes >= 2;
 -- Rescue and concurrency limits look at running messages only. On id, which grows: cheap to insert into.
 -- Its predicate says "running" in other words (see the CHECK): a plan made while nothing runs would take this
 -- index, then empty, for "the running message of this conversation" as well, and walk all running ones per row.
@@ -90,6 +92,7 @@ create index message_queue_conversation_blocked_idx on message_queue (conversati
 create index message_queue_concurrency_running_idx on message_queue (queue, concurrency_key)
   where state = 'running' and concurrency_key is not null;
 create index message_queue_expires_idx on message_queue (expires_at) where expires_at is not null;
+create index message_queue_refused_idx on message_queue (id) where completion_refused_at is not null;
 
 create table message_archive (
   id               bigint      not null,

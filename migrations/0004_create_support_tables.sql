@@ -11,6 +11,8 @@ create table workers (
   queues          text[]      not null,
   message_types   text[]      not null,
   threads         integer     not null,
+  -- it runs only messages that were there when two processes died
+  isolation       boolean     not null default false,
   state           text        not null default 'running',
   started_at      timestamptz not null default clock_timestamp(),
   last_seen_at    timestamptz not null default clock_timestamp(),
@@ -26,10 +28,12 @@ comment on table workers is 'Worker processes that live: a fresh id per process 
 create table message_types (
   name         queue_name  not null,
   queue        queue_name  not null,
+  -- what the actor's code says of retries, for whoever ends an attempt without that code; see failure_policy
+  policy       jsonb       not null default '{}',
   last_seen_at timestamptz not null default clock_timestamp(),
   constraint message_types_pkey primary key (name)
 ) with (fillfactor = 50);
-comment on table message_types is 'Types that some worker registers, and when it last said so (SPEC W1b).';
+comment on table message_types is 'Types that some worker registers, their queue and retry policy, and when it last said so (SPEC W1b, Q5).';
 
 create table message_dedup (
   queue      text        not null,

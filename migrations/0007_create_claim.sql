@@ -24,7 +24,7 @@
 -- Lock and duration: new objects only, milliseconds.
 
 create type claimed_message as (
-  outcome          text,        -- 'claimed'; 'lost', 'promoted', 'next', 'suspect': see complete_and_claim_messages
+  outcome          text,        -- 'claimed'; 'lost', 'promoted', 'next', 'isolated': see complete_and_claim_messages
   id               bigint,
   lease_token      bigint,
   queue            text,
@@ -71,8 +71,10 @@ declare
 begin
   v_running := array(
     select h.id from message_queue h
-    where h.state = 'running'
-      and h.conversation_key in (select m.conversation_key from message_queue m where m.id = any (p_ids))
+    where h.state = 'running' and h.id = any (array(
+      select r.id from (select distinct m.conversation_key from message_queue m where m.id = any (p_ids)) k
+      cross join lateral (
+        select c.id from message_queue c where c.conversation_key = k.conversation_key and c.state = 'running' limit 1) r))
     for key share skip locked);
   with waiting as (
     select m.id, m.conversation_key from message_queue m where m.id = any (p_ids) and m.state = 'pending'
@@ -87,9 +89,10 @@ begin
     where h.id in (select e.id from earlier e) and h.id <> all (p_ids) and h.state = 'pending'
     for key share skip locked
   ), dead as (
-    select d.conversation_key from dead_letters d
-    where d.blocks_conversation and d.conversation_key in (select w.conversation_key from waiting w)
-    for key share skip locked
+    select l.conversation_key from (select distinct w.conversation_key from waiting w) k
+    cross join lateral (
+      select d.conversation_key from dead_letters d
+      where d.conversation_key = k.conversation_key and d.blocks_conversation limit 1 for key share skip locked) l
   ), blocked as (
     update message_queue m set state = 'blocked'
     where m.id = any (p_ids) and m.state = 'pending'
@@ -142,7 +145,7 @@ language sql volatile set search_path from current as $$
             select n.id, n.conversation_key from generate_series(1, 10) as level (priority)
             cross join lateral (
               select m.id, m.conversation_key from message_queue m
-              where m.queue = p_queue and m.state = 'pending' and m.crashes = 0
+              where m.queue = p_queue and m.state = 'pending' and m.crashes < 2
                 and m.priority = level.priority
                 and m.run_at <= p_now
                 and m.run_at >= coalesce(p_since[level.priority], '-infinity')
@@ -224,7 +227,8 @@ language plpgsql set search_path from current as $$
 begin
   return array(
     select m.id from message_queue m
-    where m.id = any (p_ids) and m.state = 'pending' and m.crashes = 0 and m.run_at <= p_now
+    -- crashes + 0: not the claim index, which a plan made on an empty table takes, and then walks the whole queue
+    where m.id = any (p_ids) and m.state = 'pending' and m.crashes + 0 < 2 and m.run_at <= p_now
       and (m.expires_at is null or m.expires_at > p_now)
       and m.queue = p_queue and (p_types is null or m.message_type = any (p_types))
       and not exists (select from conversation_holders(m.conversation_key, m.id))
@@ -249,7 +253,7 @@ $$;
 comment on function next_of_conversations(text[]) is 'The first pending message of each conversation, for p_first of complete_and_claim_messages.';
 
 create function pick_due_messages(
-  p_queue text, p_limit integer, p_key_limit integer, p_types text[], p_since timestamptz[], p_until timestamptz[], p_suspects boolean,
+  p_queue text, p_limit integer, p_key_limit integer, p_types text[], p_since timestamptz[], p_until timestamptz[], p_isolated boolean,
   p_now timestamptz
 ) returns bigint[]
 language plpgsql set search_path from current as $$
@@ -258,6 +262,7 @@ language plpgsql set search_path from current as $$
 -- were so many of these that what is behind them has not been looked at; now that they are blocked it can be.
 -- p_since, p_until: ten times each, where to start and to end looking in each priority; null: not bounded.
 -- p_key_limit: how many of one concurrency key may run (queues.max_concurrency_per_key).
+-- p_isolated: those that were there when two processes died, and no others (SPEC P5).
 declare
   v_picked bigint[] := '{}';
   v_found bigint[];
@@ -275,10 +280,10 @@ begin
       where r.queue = p_queue and r.state = 'running' and r.concurrency_key is not null
       group by r.concurrency_key having count(*) >= p_key_limit);
   end if;
-  if p_suspects then
+  if p_isolated then
     return array(
       select m.id from message_queue m
-      where m.queue = p_queue and m.state = 'pending' and m.crashes > 0 and m.run_at <= p_now
+      where m.queue = p_queue and m.state = 'pending' and m.crashes >= 2 and m.run_at <= p_now
         and (m.expires_at is null or m.expires_at > p_now)
         and (p_types is null or m.message_type = any (p_types))
         and (m.concurrency_key is null or m.concurrency_key <> all (v_full_keys))
@@ -298,7 +303,7 @@ begin
           m.conversation_key is null
             or not exists (select from conversation_holders(m.conversation_key, m.id)) as free
         from message_queue m
-        where m.queue = p_queue and m.state = 'pending' and m.crashes = 0
+        where m.queue = p_queue and m.state = 'pending' and m.crashes < 2
           and m.priority = level.priority
           and m.run_at <= p_now
           and m.run_at >= coalesce(p_since[level.priority], '-infinity')

@@ -2,6 +2,7 @@
 
 drop function claim_messages;
 drop function complete_and_claim_messages;
+drop function claim_one_by_one;
 drop function complete_messages;
 drop function settle_done;
 drop function archive_messages;

@@ -24,10 +24,12 @@ begin
     perform refuse_argument('transaction_isolation', 'messages with a conversation_key leave it in READ COMMITTED only',
       'begin transaction isolation level read committed');
   end if;
-  -- most conversations have nothing that waits: find those that have with one look each
+  -- most conversations have nothing that waits: find those that have with one look each. Not with EXISTS: planned while
+  -- the table was empty, that is a join which reads the blocked messages of all conversations
   for v_key in
     select k.key from unnest(p_keys) as k (key)
-    where exists (select from message_queue m where m.conversation_key = k.key and m.state = 'blocked')
+    cross join lateral (
+      select m.id from message_queue m where m.conversation_key = k.key and m.state = 'blocked' limit 1) b
   loop
     loop
       select m.id into v_id from message_queue m
@@ -88,6 +90,7 @@ language plpgsql set search_path from current as $$
 declare
   v_unkept text[] := array(select q.name::text from queues q where q.keep_done = interval '0');
 begin
+  perform set_config('packhorse.promotes', 'on', true); -- the caller does: see promote_after_delete
   return query
   with done as (
     delete from message_queue m
@@ -144,6 +147,56 @@ end
 $$;
 comment on function complete_messages(bigint[], bigint[]) is 'running -> done, fenced by lease tokens; returns the ids completed.';
 
+create function claim_one_by_one(
+  p_ids bigint[], p_holder uuid, p_now timestamptz, p_lease interval, p_sqlstate text, p_error text
+) returns setof claimed_message
+language plpgsql set search_path from current as $$
+-- Used by the claim when the database refuses to lease a batch, with p_sqlstate and p_error: each row alone. One whose
+-- own values or whose own trigger is the reason (data errors, constraints, RAISE) can never run and becomes a dead
+-- letter `rejected`. One that is refused for another reason is left with a warning. When that goes for all of them, it
+-- is no row that is at fault: the error is raised.
+declare
+  v_id bigint;
+  v_row claimed_message;
+  v_ended integer := 0;
+begin
+  for v_id in select m.id from message_queue m where m.id = any (p_ids) order by m.priority, m.run_at, m.id loop
+    begin
+      update message_queue m
+      set state = 'running', attempt = m.attempt + 1, lease_holder = p_holder,
+          lease_token = nextval('message_lease_token_seq'), lease_expires_at = p_now + p_lease, claimed_at = p_now
+      where m.id = v_id and m.state = 'pending'
+      returning 'claimed', m.id, m.lease_token, m.queue, m.message_type, m.payload, m.options, m.priority, m.attempt, m.max_attempts,
+        m.crashes, m.conversation_key, m.correlation_id, m.trace_context, m.run_at, m.created_at, m.lease_expires_at
+      into v_row;
+      if found then
+        v_ended := v_ended + 1;
+        return next v_row;
+      end if;
+    exception
+      when unique_violation then
+        v_ended := v_ended + 1; -- another message of its conversation has just started
+      when others then
+        begin
+          if left(sqlstate, 2) not in ('22', '23', '44', 'P0') then
+            raise;
+          end if;
+          perform move_to_dead_letters(array[v_id], null, 'rejected', 'UnclaimableMessage',
+            format('the database refuses to lease it: %s (%s)', sqlerrm, sqlstate), null, null);
+          v_ended := v_ended + 1;
+        exception when others then
+          raise warning using errcode = sqlstate, message = format('message %s cannot be claimed: %s', v_id, sqlerrm);
+        end;
+    end;
+  end loop;
+  if v_ended = 0 then
+    raise exception using errcode = p_sqlstate, message = p_error;
+  end if;
+end
+$$;
+comment on function claim_one_by_one(bigint[], uuid, timestamptz, interval, text, text)
+  is 'Used by the claim: lease each row of a refused batch alone; one that can never be leased becomes a dead letter.';
+
 create function complete_and_claim_messages(
   p_ids      bigint[],
   p_tokens   bigint[],
@@ -153,7 +206,7 @@ create function complete_and_claim_messages(
   p_lease    interval      default '5 minutes',
   p_types    text[]        default null,
   p_cursor   timestamptz[] default null,
-  p_suspects boolean       default false,
+  p_isolated boolean       default false,
   p_first    bigint[]      default '{}',
   p_until    timestamptz[] default null
 ) returns setof claimed_message
@@ -163,7 +216,8 @@ language plpgsql set search_path from current set enable_seqscan = off set jit =
 --   claimed  a message, leased to p_holder until lease_expires_at
 --   lost     a completion came too late: only id and lease_token are set
 --   promoted a conversation went on, but its message was not claimed now: pass its id in p_first next time
---   suspect  messages that crashed a process could start: claim them alone, with p_suspects = true
+--   isolated messages that were there when two processes died could start: claim them where nothing else runs,
+--            with p_isolated = true, which claims no others
 --   next     nothing was claimed; look again at run_at (which created_at repeats): a message will be due, a rate limit
 --            will allow a start, or, when that is now, something was in the way that will not be next time
 -- p_queues in order of preference; p_limit 0..10000; p_types null means every type;
@@ -230,7 +284,7 @@ begin
       continue;
     end if;
     v_promoted := '{}';
-    if cardinality(v_first) > 0 and not p_suspects
+    if cardinality(v_first) > 0 and not p_isolated
         and v_queue.max_concurrency is null and v_queue.max_concurrency_per_key is null and v_queue.rate_limit is null then
       -- they take their place among the others: served first, conversations that go on and on would starve all else, and
       -- the caller's cursor would go past messages that nobody has looked at
@@ -241,7 +295,7 @@ begin
         into v_until from generate_series(1, 10) as l (priority), message_queue w where w.id = v_promoted[v_want];
       end if;
     end if;
-    v_some := pick_due_messages(v_name, v_want, v_queue.max_concurrency_per_key, p_types, v_since, v_until, p_suspects, v_now);
+    v_some := pick_due_messages(v_name, v_want, v_queue.max_concurrency_per_key, p_types, v_since, v_until, p_isolated, v_now);
     if v_some is null then
       v_next := v_now; -- the next call gets further
     end if;
@@ -272,11 +326,16 @@ begin
         c.priority::integer, c.attempt, c.max_attempts::integer, c.crashes::integer, c.conversation_key::text, c.correlation_id::text,
         c.trace_context::text, c.run_at, c.created_at, c.lease_expires_at
       from claimed c order by c.priority, c.run_at, c.id;
-    exception when unique_violation then
-      -- two claims started different messages of one conversation in the same instant (a late commit
-      -- with a smaller id); the other one won, this batch is still pending and is found by the next claim
-      v_ids := '{}';
-      v_next := v_now;
+    exception
+      when unique_violation then
+        -- two claims started different messages of one conversation in the same instant (a late commit
+        -- with a smaller id); the other one won, this batch is still pending and is found by the next claim
+        v_ids := '{}';
+        v_next := v_now;
+      when others then
+        -- one row that cannot be leased must not keep the others from it
+        return query select c.* from claim_one_by_one(v_ids, p_holder, v_now, p_lease, sqlstate, sqlerrm) c;
+        v_next := v_now;
     end;
   end if;
   if cardinality(v_first) > 0 then
@@ -287,18 +346,18 @@ begin
     where m.id = any (v_first) and m.id <> all (v_ids) and m.state = 'pending' and m.run_at <= v_now
       and m.queue = any (p_queues) and (p_types is null or m.message_type = any (p_types));
   end if;
-  if cardinality(v_ids) = 0 and p_limit > 0 and not p_suspects then -- who got something is back before he sleeps
+  if cardinality(v_ids) = 0 and p_limit > 0 and not p_isolated then -- who got something is back before he sleeps
     select min(d.run_at) into v_due
     from unnest(p_queues) as q (name)
-    cross join generate_series(0, 10) as level (priority) -- 0 stands for the suspects
+    cross join generate_series(0, 10) as level (priority) -- 0 stands for the isolated ones
     cross join lateral (
       (select m.run_at from message_queue m
-       where level.priority > 0 and m.queue = q.name and m.state = 'pending' and m.crashes = 0
+       where level.priority > 0 and m.queue = q.name and m.state = 'pending' and m.crashes < 2
          and m.priority = level.priority and m.run_at > v_now
        order by m.run_at limit 1)
       union all
       (select m.run_at from message_queue m
-       where level.priority = 0 and m.queue = q.name and m.state = 'pending' and m.crashes > 0 and m.run_at > v_now
+       where level.priority = 0 and m.queue = q.name and m.state = 'pending' and m.crashes >= 2 and m.run_at > v_now
        order by m.run_at limit 1)) d;
     v_next := least(v_next, v_due);
     -- one that expired in front of its conversation holds it up, and workers that have nothing to do are the first to mind
@@ -316,10 +375,10 @@ begin
     end if;
   end if;
   -- nearly always there is none; setting up the second look costs more than running it
-  if not p_suspects and exists (select from message_queue m where m.queue = any (p_queues) and m.state = 'pending' and m.crashes > 0) then
+  if not p_isolated and exists (select from message_queue m where m.queue = any (p_queues) and m.state = 'pending' and m.crashes >= 2) then
     if exists (
       select from message_queue m
-      where m.queue = any (p_queues) and m.state = 'pending' and m.crashes > 0 and m.run_at <= v_now
+      where m.queue = any (p_queues) and m.state = 'pending' and m.crashes >= 2 and m.run_at <= v_now
         and (m.expires_at is null or m.expires_at > v_now)
         and (p_types is null or m.message_type = any (p_types))
         and exists (select from queues q where q.name = m.queue and q.paused_at is null
@@ -327,7 +386,7 @@ begin
                       select count(*) from message_queue r
                       where r.queue = m.queue and r.state = 'running' and r.concurrency_key = m.concurrency_key)))
         and (m.conversation_key is null or not exists (select from conversation_holders(m.conversation_key, m.id)))) then
-      return query select 'suspect', null::bigint, null::bigint, null::text, null::text, null::jsonb, null::jsonb,
+      return query select 'isolated', null::bigint, null::bigint, null::text, null::text, null::jsonb, null::jsonb,
         null::integer, null::integer, null::integer, null::integer, null::text, null::text, null::text,
         null::timestamptz, null::timestamptz, null::timestamptz;
     end if;
@@ -344,15 +403,15 @@ create function claim_messages(
   p_lease    interval      default '5 minutes',
   p_types    text[]        default null,
   p_cursor   timestamptz[] default null,
-  p_suspects boolean       default null
+  p_isolated boolean       default null
 ) returns setof claimed_message
 language plpgsql set search_path from current as $$
 -- Take up to p_limit due messages and lease them to p_holder. Never waits for rows that others hold.
--- p_suspects null: ordinary messages first, then one that crashed a process before; a suspect that has
--- been due for five seconds comes first, so that a backlog does not starve it.
+-- p_isolated null, for a caller that runs one message at a time: ordinary ones first, then one that was there when two
+-- processes died; one of these that has been due for five seconds comes first, so that a backlog does not starve it.
 begin
-  if p_suspects is null and p_limit > 0 and exists (
-      select from message_queue m where m.queue = any (p_queues) and m.state = 'pending' and m.crashes > 0
+  if p_isolated is null and p_limit > 0 and exists (
+      select from message_queue m where m.queue = any (p_queues) and m.state = 'pending' and m.crashes >= 2
         and m.run_at < clock_timestamp() - interval '5 seconds') then
     return query
     select c.* from complete_and_claim_messages('{}', '{}', p_holder, p_queues, 1, p_lease, p_types, null, true) c
@@ -363,8 +422,8 @@ begin
   end if;
   return query
   select c.* from complete_and_claim_messages('{}', '{}', p_holder, p_queues, p_limit, p_lease, p_types, p_cursor,
-    coalesce(p_suspects, false)) c where c.outcome = 'claimed';
-  if not found and p_suspects is null and p_limit > 0 then
+    coalesce(p_isolated, false)) c where c.outcome = 'claimed';
+  if not found and p_isolated is null and p_limit > 0 then
     return query
     select c.* from complete_and_claim_messages('{}', '{}', p_holder, p_queues, 1, p_lease, p_types, null, true) c
     where c.outcome = 'claimed';

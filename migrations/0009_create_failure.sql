@@ -39,15 +39,62 @@ create function append_history(
   p_history jsonb, p_attempt integer, p_event text, p_error_class text, p_error_message text, p_holder uuid
 ) returns jsonb
 language sql volatile set search_path from current as $$
--- The attempt history keeps the last 20 entries (bounded, SPEC Q3).
+-- The attempt history keeps the last 20 entries (bounded, SPEC Q3). What stands there and is no array (a row made by
+-- hand) is left out: no ending of a message may fail for it.
   select coalesce(jsonb_agg(e.entry order by e.place), '[]') from (
     select h.entry, h.place
-    from jsonb_array_elements(coalesce(p_history, '[]') || jsonb_build_array(jsonb_strip_nulls(jsonb_build_object(
-      'attempt', p_attempt, 'event', p_event, 'at', clock_timestamp(), 'error_class', p_error_class,
+    from jsonb_array_elements(case when jsonb_typeof(p_history) = 'array' then p_history else '[]' end
+      || jsonb_build_array(jsonb_strip_nulls(jsonb_build_object(
+      'attempt', p_attempt, 'event', p_event, 'at', clock_timestamp(), 'error_class', bounded_text(p_error_class, 200),
       'error_message', bounded_text(p_error_message, 500), 'holder', p_holder)))) with ordinality as h (entry, place)
     order by h.place desc limit 20) e;
 $$;
 comment on function append_history(jsonb, integer, text, text, text, uuid) is 'One more entry in a bounded attempt history.';
+
+create function history_tail(p_history jsonb, p_event text) returns integer
+language sql immutable as $$
+-- How many of the last entries of an attempt history are of this event, without another one between them.
+  select count(*)::integer from (
+    select bool_and(h.entry ->> 'event' = p_event) over (order by h.place desc) as alike
+    from jsonb_array_elements(case when jsonb_typeof(p_history) = 'array' then p_history else '[]' end) with ordinality as h (entry, place)
+  ) e where e.alike;
+$$;
+comment on function history_tail(jsonb, text) is 'How many entries at the end of an attempt history are of this event.';
+
+create function json_milliseconds(p_value jsonb) returns interval
+language sql immutable as $$
+-- A JSON number of milliseconds as an interval of 0 to ten years; null for anything else.
+  select case when jsonb_typeof(p_value) = 'number'
+    then make_interval(secs => least(greatest((p_value #>> '{}')::numeric, 0), 316224000000)::double precision / 1000) end;
+$$;
+comment on function json_milliseconds(jsonb) is 'A JSON number of milliseconds as an interval; null for anything else.';
+
+create function failure_policy(
+  p_type text, p_options jsonb,
+  out max_attempts integer, out backoff_initial interval, out backoff_max interval, out on_exhausted text
+)
+language plpgsql stable set search_path from current as $$
+-- What the message's options say of retries, else its actor's code (message_types.policy, written by workers when they
+-- start); null leaves it to the queue (SPEC Q5). For whoever ends an attempt without the code of its actor: after a hard
+-- limit, a crash, or in SQL. The same precedence as worker/middleware/retries.py. A value of the wrong type, which a
+-- producer may have written, counts as not said.
+declare
+  v_actor jsonb := coalesce((select t.policy from message_types t where t.name = p_type), '{}');
+  v_own jsonb := v_actor || p_options; -- the message's options win
+begin
+  if jsonb_typeof(v_actor -> 'max_attempts') = 'number' then
+    max_attempts := least(greatest((v_actor ->> 'max_attempts')::numeric, 1), 1000000)::integer;
+  elsif jsonb_typeof(v_own -> 'max_retries') = 'null' then
+    max_attempts := 1000000;
+  elsif jsonb_typeof(v_own -> 'max_retries') = 'number' then
+    max_attempts := least(greatest((v_own ->> 'max_retries')::numeric + 1, 1), 1000000)::integer;
+  end if;
+  backoff_initial := json_milliseconds(v_own -> 'min_backoff');
+  backoff_max := json_milliseconds(v_own -> 'max_backoff');
+  on_exhausted := v_own ->> 'on_retry_exhausted';
+end
+$$;
+comment on function failure_policy(text, jsonb) is 'What a message or the code of its actor says of retries; null leaves it to the queue.';
 
 create function schedule_message_retry(
   p_id bigint, p_token bigint, p_delay interval default null,
@@ -68,7 +115,7 @@ begin
       run_at = clock_timestamp() + coalesce(bounded_delay(p_delay), message_backoff(m.attempt,
         coalesce(p_backoff_initial, q.backoff_initial), coalesce(p_backoff_multiplier, q.backoff_multiplier),
         greatest(coalesce(p_backoff_max, q.backoff_max), coalesce(p_backoff_initial, interval '0')), q.backoff_jitter)),
-      error = jsonb_build_object('class', p_error_class, 'message', bounded_text(p_error_message, 2000), 'at', clock_timestamp()),
+      error = jsonb_build_object('class', bounded_text(p_error_class, 200), 'message', bounded_text(p_error_message, 2000), 'at', clock_timestamp()),
       history = append_history(m.history, m.attempt, 'retry', p_error_class, p_error_message, m.lease_holder)
   from queues q
   where m.id = p_id and m.lease_token = p_token and m.state = 'running' and q.name = m.queue
@@ -96,16 +143,18 @@ create function move_to_dead_letters(
 ) returns bigint[]
 language plpgsql set search_path from current as $$
 -- The only way into dead_letters, whatever the cause. With tokens: running messages whose lease still
--- holds. Without (null): messages that are not running. Promotes the conversations unless the queue says
+-- holds. Without (null): messages that no process runs. Promotes the conversations unless the queue says
 -- on_dead = 'block'. Returns the ids moved.
 declare
   v_ids bigint[];
   v_keys text[];
 begin
+  perform set_config('packhorse.promotes', 'on', true);
   with buried as (
     delete from message_queue m
     where m.id = any (p_ids)
-      and (case when p_tokens is null then m.state <> 'running' else m.lease_token = any (p_tokens) and m.state = 'running' end)
+      and (case when p_tokens is null then m.state <> 'running' or m.completion_refused_at is not null
+        else m.lease_token = any (p_tokens) and m.state = 'running' end)
     returning m.*
   ), moved as (
     insert into dead_letters (id, queue, message_type, payload, options, priority, reason, error_class, error_message,
@@ -161,12 +210,15 @@ language plpgsql set search_path from current set enable_seqscan = off set jit =
   set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- An attempt failed: 'retry' when attempts are left, 'dead' when not, 'cancelled' when that was requested
 -- in the meantime, 'lost' when the lease is gone.
--- Attempts allowed: the message's own max_attempts, else p_max_attempts (the handler's), else the queue's.
+-- Attempts allowed and backoff: the message's own, else what the caller says of the actor (p_...), else what workers
+-- that know the actor have said (failure_policy), else the queue's.
 declare
   v_last boolean;
   v_cancel boolean;
+  v_policy record;
 begin
-  select m.attempt >= coalesce(m.max_attempts, p_max_attempts, q.max_attempts), m.cancel_requested_at is not null
+  select p.* into v_policy from message_queue m cross join lateral failure_policy(m.message_type, m.options) p where m.id = p_id;
+  select m.attempt >= coalesce(m.max_attempts, p_max_attempts, v_policy.max_attempts, q.max_attempts), m.cancel_requested_at is not null
   into v_last, v_cancel
   from message_queue m join queues q on q.name = m.queue
   where m.id = p_id and m.lease_token = p_token and m.state = 'running';
@@ -180,24 +232,27 @@ begin
       then 'dead' else 'lost' end;
   end if;
   return case when schedule_message_retry(p_id, p_token, p_delay, p_error_class, p_error_message,
-    p_backoff_initial, p_backoff_max) is null then 'lost' else 'retry' end;
+    coalesce(p_backoff_initial, v_policy.backoff_initial), coalesce(p_backoff_max, v_policy.backoff_max)) is null then 'lost' else 'retry' end;
 end
 $$;
 comment on function fail_message(bigint, bigint, text, text, text, text, integer, interval, interval, interval)
   is 'An attempt failed: retry with backoff or dead letter; returns retry, dead, cancelled or lost.';
 
-create function snooze_message(p_id bigint, p_token bigint, p_delay interval, p_reason text default null) returns boolean
+create function snooze_message(
+  p_id bigint, p_token bigint, p_delay interval, p_reason text default null, p_event text default 'snooze'
+) returns boolean
 language plpgsql set search_path from current set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- Later, and not a failure: running -> pending at now + p_delay, the attempt is given back.
--- Null when the lease was lost. A message whose cancellation was requested is cancelled instead.
+-- Null when the lease was lost. A message whose cancellation was requested is cancelled instead. p_event: its name in the
+-- history.
 declare
   v_cancel boolean;
 begin
   update message_queue m
   set state = 'pending', lease_holder = null, lease_token = null, lease_expires_at = null,
       attempt = m.attempt - 1, run_at = clock_timestamp() + coalesce(bounded_delay(p_delay), interval '0'),
-      history = append_history(m.history, m.attempt, 'snooze', null, p_reason, m.lease_holder)
+      history = append_history(m.history, m.attempt, p_event, null, p_reason, m.lease_holder)
   where m.id = p_id and m.lease_token = p_token and m.state = 'running'
   returning m.cancel_requested_at is not null into v_cancel;
   if v_cancel then
@@ -206,12 +261,44 @@ begin
   return case when v_cancel is not null then true end;
 end
 $$;
-comment on function snooze_message(bigint, bigint, interval, text) is 'Later, not a failure; the attempt is given back. Null when the lease was lost.';
+comment on function snooze_message(bigint, bigint, interval, text, text) is 'Later, not a failure; the attempt is given back. Null when the lease was lost.';
 
-create function release_messages(p_ids bigint[], p_tokens bigint[]) returns integer
+create function return_uncommitted_message(
+  p_id bigint, p_token bigint, p_delay interval, p_reason text, p_limit integer default 5
+) returns text
 language plpgsql set search_path from current set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
--- Hand unstarted messages back: running -> pending, due as before, the attempt is given back. Returns how many.
+-- The transaction of a handler was not committed, and the handler may not be to blame: a cut connection, a locked row, a
+-- completion that was refused. It runs again after p_delay, doubled each time in a row up to 30 s, and the attempt is
+-- given back. But what happens to the same message p_limit times in a row (null: never) is a failed attempt: it may be the
+-- message that does it. Returns 'snooze', or what fail_message returns.
+declare
+  v_before integer;
+  v_answer text;
+begin
+  select history_tail(m.history, 'uncommitted') into v_before from message_queue m
+  where m.id = p_id and m.lease_token = p_token and m.state = 'running';
+  if not found then
+    return 'lost';
+  elsif v_before + 1 >= p_limit then
+    v_answer := fail_message(p_id, p_token, 'NotCompleted', p_reason);
+    if v_answer = 'dead' then
+      perform send_exhausted(array[p_id]);
+    end if;
+    return v_answer;
+  end if;
+  return case when snooze_message(p_id, p_token, message_backoff(v_before + 1, p_delay, 2, interval '30 seconds'),
+    p_reason, 'uncommitted') then 'snooze' else 'lost' end;
+end
+$$;
+comment on function return_uncommitted_message(bigint, bigint, interval, text, integer)
+  is 'A handler''s transaction was not committed: run it again; several times in a row are a failed attempt.';
+
+create function release_messages(p_ids bigint[], p_tokens bigint[], p_reason text default null) returns integer
+language plpgsql set search_path from current set enable_seqscan = off set jit = off
+  set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
+-- Hand messages back: running -> pending, due as before, the attempt is given back. Returns how many.
+-- p_reason: why handlers that had started were interrupted; it stands in the history, as every start does. Null: none had.
 -- Those whose cancellation was requested are cancelled instead.
 declare
   v_count integer;
@@ -220,7 +307,10 @@ declare
 begin
   with released as (
     update message_queue m
-    set state = 'pending', lease_holder = null, lease_token = null, lease_expires_at = null, attempt = m.attempt - 1
+    set state = 'pending', lease_holder = null, lease_token = null, lease_expires_at = null, completion_refused_at = null,
+        attempt = m.attempt - 1,
+        history = case when p_reason is null then m.history
+          else append_history(m.history, m.attempt, 'release', null, p_reason, m.lease_holder) end
     where m.id = any (p_ids) and m.lease_token = any (p_tokens) and m.state = 'running'
     returning m.id, m.queue::text, m.cancel_requested_at
   )
@@ -233,14 +323,15 @@ begin
   return v_count;
 end
 $$;
-comment on function release_messages(bigint[], bigint[]) is 'Hand unstarted messages back without spending an attempt; returns how many.';
+comment on function release_messages(bigint[], bigint[], text) is 'Hand messages back without spending an attempt; returns how many.';
 
 create function release_unknown_messages(p_holder uuid, p_known bigint[]) returns integer
 language sql set search_path from current as $$
 -- The connection broke after a claim had committed and before its answer came: what is leased to p_holder and is not
 -- among p_known never started there. Hand it back; returns how many.
   select coalesce(release_messages(array_agg(m.id), array_agg(m.lease_token)), 0) from message_queue m
-  where m.lease_token is not null and m.lease_holder = p_holder and m.id <> all (p_known) having count(*) > 0;
+  where m.lease_token is not null and m.lease_holder = p_holder and m.id <> all (p_known) and m.completion_refused_at is null
+  having count(*) > 0;
 $$;
 comment on function release_unknown_messages(uuid, bigint[]) is 'Hand back what a claim leased to this holder whose answer was lost; returns how many.';
 
@@ -274,7 +365,8 @@ language sql volatile set search_path from current as $$
   with gone as (
     delete from message_queue m
     where m.id = any (p_ids)
-      and (case when p_tokens is null then m.state <> 'running' else m.lease_token = any (p_tokens) and m.state = 'running' end)
+      and (case when p_tokens is null then m.state <> 'running' or m.completion_refused_at is not null
+        else m.lease_token = any (p_tokens) and m.state = 'running' end)
     returning m.*
   ), kept as (
     insert into message_archive (id, queue, message_type, payload, options, priority, state, reason, attempt, crashes,
@@ -296,6 +388,7 @@ declare
   v_ids bigint[];
   v_keys text[];
 begin
+  perform set_config('packhorse.promotes', 'on', true);
   begin
     select array_agg(a.id), array_agg(distinct a.conversation_key) filter (where a.conversation_key is not null)
     into v_ids, v_keys from archive_cancelled(p_ids, p_tokens, p_reason) a;

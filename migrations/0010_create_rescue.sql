@@ -1,26 +1,31 @@
 -- Workers, heartbeats and rescue (SPEC P2, P5, P6, W1b, W5).
 --
--- A lease is data in the message's row; any worker may rescue it once it is over, without knowing who
--- held it. Rescue never reads the table `workers`; what depends on it is which types count as served.
+-- A lease is data in the message's row; any worker may rescue it once it is over, without knowing who held it. A crash
+-- is the end of a process. Its parent sees it end (recover_worker); nobody else knows, so an expired lease counts as
+-- one until its holder turns out to live (withdraw_crashes).
 -- Lock and duration: new objects only, milliseconds.
 
 create function register_worker(
-  p_id uuid, p_hostname text, p_pid integer, p_version text, p_queues text[], p_types text[], p_threads integer, p_lease interval
+  p_id uuid, p_hostname text, p_pid integer, p_version text, p_queues text[], p_types text[], p_threads integer, p_lease interval,
+  p_isolation boolean default false, p_policies jsonb default '{}'
 ) returns void
 language plpgsql set search_path from current as $$
--- A worker process starts: remember it and the types it handles. Declares its queues.
+-- A worker process starts: remember it and the types it handles. Declares its queues. p_isolation: it runs only messages
+-- that were there when two processes died. p_policies: by type an object with `queue`, and with what its code says of
+-- retries (max_attempts, max_retries, min_backoff and max_backoff in milliseconds, on_retry_exhausted): see failure_policy.
 begin
   perform declare_queue(q) from unnest(p_queues) q;
-  insert into workers (id, hostname, pid, version, queues, message_types, threads, lease_duration)
-  values (p_id, p_hostname, p_pid, p_version, p_queues, p_types, p_threads, p_lease)
+  insert into workers (id, hostname, pid, version, queues, message_types, threads, lease_duration, isolation)
+  values (p_id, p_hostname, p_pid, p_version, p_queues, p_types, p_threads, p_lease, p_isolation)
   on conflict (id) do update set last_seen_at = clock_timestamp();
-  insert into message_types (name, queue)
-  select t.name, coalesce(p_queues[1], 'default') from unnest(p_types) as t (name)
+  insert into message_types (name, queue, policy)
+  select t.name, coalesce(p_policies -> t.name ->> 'queue', p_queues[1], 'default'), coalesce(p_policies -> t.name, '{}') - 'queue'
+  from unnest(p_types) as t (name)
   order by t.name
-  on conflict (name) do update set last_seen_at = clock_timestamp();
+  on conflict (name) do update set last_seen_at = clock_timestamp(), queue = excluded.queue, policy = excluded.policy;
 end
 $$;
-comment on function register_worker(uuid, text, integer, text, text[], text[], integer, interval) is 'A worker process starts.';
+comment on function register_worker(uuid, text, integer, text, text[], text[], integer, interval, boolean, jsonb) is 'A worker process starts.';
 
 create function beat_worker(
   p_id uuid, p_ids bigint[], p_tokens bigint[], p_lease interval, p_state text default 'running',
@@ -70,95 +75,183 @@ language sql volatile set search_path from current as $$
 $$;
 comment on function deregister_worker(uuid) is 'A worker process ended in good order.';
 
-create function return_crashed_messages(p_ids bigint[], p_suspects bigint[], p_holder uuid, p_detail text) returns integer
+create function withdraw_crashes(p_ids bigint[], p_holder uuid, p_detail text) returns integer
+language sql volatile set search_path from current as $$
+-- The leases that p_holder had on these messages were over and each counted as a crash, but the process lives, or has
+-- ended in good order: none was one. The start stays in the history. Not for a message that loses its lease ten times in
+-- a row: then the message itself may be what stalls its processes. Returns how many.
+  with withdrawn as (
+    update message_queue m
+    set crashes = m.crashes - 1,
+        history = append_history(m.history, m.attempt, 'crash_withdrawn', null, p_detail, p_holder)
+    where m.id = any (p_ids) and m.crashes > 0
+      and m.history @> jsonb_build_array(jsonb_build_object('event', 'lease_expired', 'holder', p_holder))
+      and not m.history @> jsonb_build_array(jsonb_build_object('event', 'crash_withdrawn', 'holder', p_holder))
+      and jsonb_array_length(jsonb_path_query_array(m.history, '$[*] ? (@.event == "lease_expired")')) < 10
+    returning 1
+  )
+  select count(*)::integer from withdrawn;
+$$;
+comment on function withdraw_crashes(bigint[], uuid, text) is 'Expired leases of a process that lives were no crashes; returns how many.';
+
+create function send_exhausted(p_ids bigint[]) returns integer
 language plpgsql set search_path from current as $$
--- Messages whose process is gone, locked by the caller: none loses an attempt. Those in p_suspects had
--- started, or may have: their crash counter grows, they wait for a backoff and run alone, and at the queue's
--- crash_limit they are dead-lettered as `quarantined` (SPEC P5). Those whose cancellation was requested end
--- there. Returns how many were returned, buried or cancelled.
+-- These dead letters have used up what they had: enqueue a message for the actor that on_retry_exhausted names, with what
+-- dramatiq gives it: the message, and its retries. For deaths that no code of the actor sees (a crash, a hard limit).
+-- Returns how many were sent; an actor that no worker has registered is left out with a warning.
 declare
   v_row record;
+  v_queue text;
   v_count integer := 0;
-  v_queues text[] := '{}';
 begin
   for v_row in
-    select m.id, m.lease_token, m.cancel_requested_at, m.crashes, q.crash_limit, q.backoff_initial, q.backoff_multiplier, q.backoff_max, m.attempt,
-      m.queue::text as queue, m.id = any (p_suspects) as suspect
-    from message_queue m join queues q on q.name = m.queue
-    where m.id = any (p_ids) and m.state = 'running' order by m.id
+    select d.*, p.on_exhausted, coalesce(d.max_attempts, p.max_attempts, q.max_attempts) as allowed
+    from dead_letters d cross join lateral failure_policy(d.message_type, d.options) p left join queues q on q.name = d.queue
+    where d.id = any (p_ids) and p.on_exhausted is not null
   loop
-    if v_row.cancel_requested_at is not null then
-      perform finish_cancelled(array[v_row.id], array[v_row.lease_token], 'cancel requested');
-    elsif v_row.suspect and v_row.crashes + 1 >= v_row.crash_limit then
-      update message_queue m set crashes = m.crashes + 1, attempt = m.attempt - 1 where m.id = v_row.id;
-      perform move_to_dead_letters(array[v_row.id], array[v_row.lease_token], 'quarantined', 'WorkerLost',
-        format('the process died %s times while this message ran%s', v_row.crashes + 1, coalesce(': ' || p_detail, '')), null, null);
-    else
-      update message_queue m
-      set state = 'pending', lease_holder = null, lease_token = null, lease_expires_at = null, attempt = m.attempt - 1,
-          crashes = m.crashes + (case when v_row.suspect then 1 else 0 end),
-          run_at = case when v_row.suspect then clock_timestamp() + message_backoff(v_row.crashes + 1, v_row.backoff_initial,
-            v_row.backoff_multiplier, v_row.backoff_max) else m.run_at end,
-          history = append_history(m.history, m.attempt, case when v_row.suspect then 'crash' else 'release' end,
-            case when v_row.suspect then 'WorkerLost' end, p_detail, p_holder)
-      where m.id = v_row.id;
+    select t.queue into v_queue from message_types t where t.name = v_row.on_exhausted;
+    if not found then
+      raise warning 'on_retry_exhausted of message %: no worker has registered the actor %', v_row.id, left(v_row.on_exhausted, 100);
+      continue;
     end if;
+    perform enqueue_message(v_queue, v_row.on_exhausted, '{}',
+      jsonb_build_object('args', jsonb_build_array(
+        jsonb_build_object('queue_name', v_row.queue, 'actor_name', v_row.message_type,
+          'args', coalesce(v_row.options -> 'args', '[]'), 'kwargs', v_row.payload, 'options', v_row.options - 'args' - 'message_id',
+          'message_id', coalesce(v_row.options ->> 'message_id', v_row.id::text),
+          'message_timestamp', floor(extract(epoch from v_row.created_at) * 1000)::bigint),
+        jsonb_build_object('retries', greatest(v_row.attempt - 1, 0), 'max_retries', coalesce(v_row.allowed, 1) - 1))),
+      p_correlation_id => v_row.correlation_id);
     v_count := v_count + 1;
-    v_queues := v_queues || v_row.queue;
   end loop;
-  perform wake_queue(q.name) from (select distinct unnest(v_queues)) as q (name);
   return v_count;
 end
 $$;
-comment on function return_crashed_messages(bigint[], bigint[], uuid, text) is 'Used by rescue and recover: return the messages of a dead process.';
+comment on function send_exhausted(bigint[]) is 'Tell the actors named by on_retry_exhausted of these dead letters; returns how many.';
+
+create function fail_overdue_message(p_id bigint, p_token bigint, p_error_message text) returns text
+language plpgsql set search_path from current set enable_seqscan = off set jit = off
+  set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
+-- A handler ignored its time limit until its process was ended: the attempt has failed, by the policy that decides about
+-- every other failure (failure_policy). Returns what fail_message returns.
+declare
+  v_answer constant text := fail_message(p_id, p_token, 'HardTimeLimitExceeded', p_error_message);
+begin
+  if v_answer = 'dead' then
+    perform send_exhausted(array[p_id]);
+  end if;
+  return v_answer;
+end
+$$;
+comment on function fail_overdue_message(bigint, bigint, text) is 'The attempt of a handler that ignored its hard time limit has failed.';
+
+create function return_lost_message(p_message message_queue, p_event text, p_detail text) returns void
+language plpgsql set search_path from current as $$
+-- A running message whose process is gone, locked by the caller: back to pending, its attempt given back (SPEC P5).
+-- p_event, how it stands in its history: 'crash', 'lease_expired' count as a crash, at the queue's crash_limit it is
+-- dead-lettered as `quarantined`; 'release' does not; null: it had not started, there is nothing to tell.
+-- After its first crash it comes back within a second, at a time found by chance: what ran beside a message that kills
+-- processes should not all run beside it again. After that it waits for its backoff. One whose cancellation was requested ends.
+declare
+  v_queue queues;
+  v_policy record;
+  v_crashes constant integer := least(p_message.crashes + 1, 32767);
+  v_counts constant boolean := coalesce(p_event in ('crash', 'lease_expired'), false);
+begin
+  select * into v_queue from queues q where q.name = p_message.queue;
+  if p_message.cancel_requested_at is not null then
+    perform finish_cancelled(array[p_message.id], array[p_message.lease_token], 'cancel requested');
+  elsif v_counts and v_crashes >= v_queue.crash_limit then
+    update message_queue m set crashes = v_crashes, attempt = m.attempt - 1 where m.id = p_message.id;
+    perform send_exhausted(move_to_dead_letters(array[p_message.id], array[p_message.lease_token], 'quarantined', 'WorkerLost',
+      format('the process died %s times while this message ran%s', v_crashes, coalesce(': ' || p_detail, '')), null, null));
+  else
+    select * into v_policy from failure_policy(p_message.message_type, p_message.options);
+    update message_queue m
+    set state = 'pending', lease_holder = null, lease_token = null, lease_expires_at = null, attempt = m.attempt - 1,
+        crashes = case when v_counts then v_crashes else m.crashes end,
+        run_at = case when not v_counts then m.run_at
+          when v_crashes = 1 then clock_timestamp() + random() * interval '1 second'
+          else clock_timestamp() + message_backoff(v_crashes - 1, coalesce(v_policy.backoff_initial, v_queue.backoff_initial),
+            v_queue.backoff_multiplier, greatest(coalesce(v_policy.backoff_max, v_queue.backoff_max), v_policy.backoff_initial)) end,
+        history = case when p_event is null then m.history
+          else append_history(m.history, m.attempt, p_event, case when v_counts then 'WorkerLost' end, p_detail, m.lease_holder) end
+    where m.id = p_message.id;
+  end if;
+end
+$$;
+comment on function return_lost_message(message_queue, text, text) is 'Used by rescue and recover: what becomes of a message whose process is gone.';
+
+create function return_lost_messages(p_ids bigint[], p_started bigint[], p_event text, p_detail text) returns integer
+language plpgsql set search_path from current as $$
+-- return_lost_message for running messages that the caller has locked; p_event is that of those in p_started. One that
+-- cannot be returned (a dead letter has its id already, say, or the next one of its conversation is locked by somebody)
+-- stays as it is, with a warning in the server's log; the others are returned. Returns how many.
+declare
+  v_message message_queue;
+  v_count integer := 0;
+begin
+  begin
+    for v_message in select m.* from message_queue m where m.id = any (p_ids) and m.state = 'running' order by m.id loop
+      perform return_lost_message(v_message, case when v_message.id = any (p_started) then p_event end, p_detail);
+      v_count := v_count + 1;
+    end loop;
+  exception when others then
+    v_count := 0;
+    for v_message in select m.* from message_queue m where m.id = any (p_ids) and m.state = 'running' order by m.id loop
+      begin
+        perform return_lost_message(v_message, case when v_message.id = any (p_started) then p_event end, p_detail);
+        v_count := v_count + 1;
+      exception when others then
+        raise warning using errcode = sqlstate, message = format('message %s cannot be rescued: %s', v_message.id, sqlerrm);
+        if sqlstate = '55P03' then
+          -- waited once for all of them: whoever locks one row of the queue may have locked hundreds
+          perform set_config('lock_timeout', '1ms', true);
+        end if;
+      end;
+    end loop;
+  end;
+  perform wake_queue(q.name) from (select distinct m.queue::text from message_queue m where m.id = any (p_ids)) as q (name);
+  return v_count;
+end
+$$;
+comment on function return_lost_messages(bigint[], bigint[], text, text) is 'Used by rescue and recover: return the messages of a process that is gone.';
 
 create function rescue_expired_messages(p_limit integer default 500) returns integer
 language plpgsql set search_path from current set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
--- Return messages whose lease is over; at most p_limit (paged by expiry, nothing hides behind a skipped
--- row). What had started is not known here, so all are suspects. Returns how many. In the first seconds
--- after a restart of the server nothing is rescued: live workers get the chance to hand back or renew.
--- A message that cannot be returned (a dead letter has its id already, say, or the next one of its conversation is
--- locked by somebody) stays as it is, with a warning in the server's log; the others are returned, one by one.
+-- Return messages whose lease is over; at most p_limit (paged by expiry, nothing hides behind a skipped row). What had
+-- started is not known here, so each counts a crash, until its holder turns out to live. So the crash that would be the
+-- last is not counted while its holder may still come back: the message stays as it is until that process has been
+-- silent for three leases, or a minute. Returns how many. In the first seconds after a restart of the server nothing is
+-- rescued: live workers get the chance to hand back or renew.
 declare
-  v_holder uuid;
   v_ids bigint[];
-  v_id bigint;
-  v_count integer := 0;
 begin
-  for v_holder, v_ids in
-    select e.lease_holder, array_agg(e.id) from (
-      select m.id, m.lease_holder from message_queue m
-      where m.state = 'running' and m.lease_token is not null and m.lease_expires_at < clock_timestamp()
-        and clock_timestamp() > pg_postmaster_start_time() + interval '5 seconds'
-      order by m.lease_expires_at limit p_limit for no key update skip locked) e
-    group by e.lease_holder
-  loop
-    begin
-      v_count := v_count + return_crashed_messages(v_ids, v_ids, v_holder, 'lease expired');
-    exception when others then
-      foreach v_id in array v_ids loop
-        begin
-          v_count := v_count + return_crashed_messages(array[v_id], array[v_id], v_holder, 'lease expired');
-        exception when others then
-          raise warning using errcode = sqlstate, message = format('message %s cannot be rescued: %s', v_id, sqlerrm);
-          if sqlstate = '55P03' then
-            -- waited once for all of them: whoever locks one row of the queue may have locked hundreds
-            perform set_config('lock_timeout', '1ms', true);
-          end if;
-        end;
-      end loop;
-    end;
-  end loop;
-  return v_count;
+  v_ids := array(
+    select m.id from message_queue m
+    where m.state = 'running' and m.lease_token is not null and coalesce(m.lease_expires_at, '-infinity') < clock_timestamp()
+      and m.completion_refused_at is null
+      and clock_timestamp() > pg_postmaster_start_time() + interval '5 seconds'
+      and not (m.crashes > 0 and exists (
+        select from workers w join queues q on q.name = m.queue
+        where w.id = m.lease_holder and m.crashes + 1 >= q.crash_limit
+          and w.last_seen_at > clock_timestamp() - greatest(3 * w.lease_duration, interval '1 minute')))
+    order by m.lease_expires_at limit p_limit for no key update of m skip locked);
+  return case when cardinality(v_ids) = 0 then 0 else return_lost_messages(v_ids, v_ids, 'lease_expired', 'its lease was over') end;
 end
 $$;
 comment on function rescue_expired_messages(integer) is 'Return messages whose lease is over; returns how many.';
 
-create function recover_worker(p_id uuid, p_started bigint[], p_detail text default null) returns integer
+create function recover_worker(
+  p_id uuid, p_started bigint[], p_detail text default null, p_crashed boolean default true, p_refused bigint[] default '{}'
+) returns integer
 language plpgsql set search_path from current set enable_seqscan = off set jit = off
-  set plan_cache_mode = force_generic_plan as $$
--- A parent saw its child die: return what the child held at once. p_started: the messages that ran.
+  set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
+-- A parent saw its child end: return what the child held at once. p_started: the messages whose handlers had started and
+-- whose outcome is not written. p_crashed: nobody had ordered that end, each of them counts a crash; else none does, and
+-- those counted when their leases were over are withdrawn. p_refused: messages whose handlers were done and whose
+-- completion the database refused: these are marked, see mark_completion_refused.
 -- Safe to repeat; a lease that moved on in the meantime is not touched. Returns how many.
 -- The caller does not come again, so a row that somebody has locked for an instant must not be passed over:
 -- claims lock running rows, to block messages behind them or because they saw them pending. Looks again
@@ -167,17 +260,81 @@ declare
   v_ids bigint[];
   v_count integer := 0;
 begin
+  perform mark_completion_refused(array_agg(m.id), array_agg(m.lease_token), p_detail) from message_queue m
+  where m.id = any (p_refused) and m.lease_holder = p_id and m.state = 'running' and m.completion_refused_at is null
+  having count(*) > 0;
   for v_look in 1..20 loop
-    v_ids := array(select m.id from message_queue m where m.state = 'running' and m.lease_token is not null and m.lease_holder = p_id for no key update skip locked);
-    v_count := v_count + return_crashed_messages(v_ids, p_started, p_id, p_detail);
-    exit when not exists (select from message_queue m where m.state = 'running' and m.lease_token is not null and m.lease_holder = p_id);
+    v_ids := array(
+      select m.id from message_queue m
+      where m.state = 'running' and m.lease_token is not null and m.lease_holder = p_id and m.completion_refused_at is null
+      for no key update skip locked);
+    v_count := v_count + return_lost_messages(v_ids, p_started, case when p_crashed then 'crash' else 'release' end, p_detail);
+    exit when not exists (
+      select from message_queue m
+      where m.state = 'running' and m.lease_token is not null and m.lease_holder = p_id and m.completion_refused_at is null);
     perform pg_sleep(0.05);
   end loop;
+  if not p_crashed then
+    perform withdraw_crashes(p_started, p_id, p_detail);
+  end if;
   delete from workers where id = p_id;
   return v_count;
 end
 $$;
-comment on function recover_worker(uuid, bigint[], text) is 'A parent returns what its dead child held; returns how many.';
+comment on function recover_worker(uuid, bigint[], text, boolean, bigint[]) is 'A parent returns what its ended child held; returns how many.';
+
+create function mark_completion_refused(p_ids bigint[], p_tokens bigint[], p_detail text) returns integer
+language sql volatile set search_path from current set lock_timeout = '500ms' as $$
+-- The handlers of these messages are done, the database refuses to write that, and their process has to stop. They must
+-- not run again, so their leases do not end: each stays `running`, and holds its conversation, until its completion works
+-- (complete_refused_messages) or an operator decides: release_message runs it again, bury_message and cancel_message end
+-- it. Returns how many were still held by these leases.
+  with marked as (
+    update message_queue m
+    set completion_refused_at = clock_timestamp(), lease_expires_at = 'infinity',
+        error = jsonb_build_object('class', 'CompletionRefused', 'message', bounded_text(p_detail, 2000), 'at', clock_timestamp()),
+        history = append_history(m.history, m.attempt, 'completion_refused', 'CompletionRefused', p_detail, m.lease_holder)
+    where m.id = any (p_ids) and m.lease_token = any (p_tokens) and m.state = 'running'
+    returning 1
+  )
+  select count(*)::integer from marked;
+$$;
+comment on function mark_completion_refused(bigint[], bigint[], text)
+  is 'Messages whose handlers are done and whose completion is refused: not to be run again; returns how many.';
+
+create function complete_refused_messages(p_limit integer default 100) returns integer
+language plpgsql set search_path from current set enable_seqscan = off set jit = off
+  set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
+-- Complete messages that were marked by mark_completion_refused, one by one; at most p_limit. Stops when three are still
+-- refused, and looks from a place found by chance on: one that is refused for ever hides no other. Returns how many were
+-- completed.
+declare
+  v_refused integer := 0;
+  v_row record;
+  v_from bigint;
+  v_count integer := 0;
+begin
+  if not exists (select from message_queue m where m.completion_refused_at is not null) then
+    return 0;
+  end if;
+  select m.id into v_from from message_queue m where m.completion_refused_at is not null order by random() limit 1;
+  for v_row in
+    select m.id, m.lease_token from message_queue m
+    where m.completion_refused_at is not null and m.state = 'running'
+    order by m.id < v_from, m.id limit p_limit for update skip locked
+  loop
+    begin
+      perform settle_done(array[v_row.id], array[v_row.lease_token]);
+      v_count := v_count + 1;
+    exception when others then
+      v_refused := v_refused + 1;
+      exit when v_refused = 3;
+    end;
+  end loop;
+  return v_count;
+end
+$$;
+comment on function complete_refused_messages(integer) is 'Complete messages whose completion was refused before; returns how many.';
 
 create function bury_unknown_types(p_after interval default '1 hour', p_limit integer default 100) returns integer
 language plpgsql set search_path from current set enable_seqscan = off set jit = off set enable_sort = on set enable_bitmapscan = on
@@ -209,6 +366,26 @@ begin
 end
 $$;
 comment on function bury_unknown_types(interval, integer) is 'Dead-letter messages of types without any worker; returns how many.';
+
+create function promote_after_delete() returns trigger
+language plpgsql security definer set search_path from current set lock_timeout = '500ms' as $$
+-- Somebody deleted a message by hand: its conversation goes on. The functions of this schema, which promote by
+-- themselves, say so in packhorse.promotes and pay for this trigger with one comparison. Under a snapshot that lasts for
+-- the whole transaction it would not see what waits: promote_stranded_conversations finds that later.
+begin
+  if current_setting('transaction_isolation') = 'read committed' then
+    perform promote_conversations(array[old.conversation_key::text]);
+  end if;
+  return null;
+exception when lock_not_available then
+  return null; -- somebody has locked the next message: promote_stranded_conversations finds it later
+end
+$$;
+comment on function promote_after_delete() is 'Used by a trigger: the conversation of a message that was deleted by hand goes on.';
+
+create trigger message_queue_deleted after delete on message_queue for each row
+  when (old.conversation_key is not null and current_setting('packhorse.promotes', true) is distinct from 'on')
+  execute function promote_after_delete();
 
 create function promote_stranded_conversations() returns integer
 language plpgsql set search_path from current set enable_seqscan = off set jit = off

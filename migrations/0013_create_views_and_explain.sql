@@ -83,6 +83,7 @@ declare
   v_holder record;
   v_running bigint;
   v_rank bigint;
+  v_isolation boolean;
   v_end text;
 begin
   select * into v_m from message_queue where id = p_id;
@@ -96,7 +97,12 @@ begin
   end if;
   select * into v_q from queues where name = v_m.queue;
   return query select 'exists', true, format('type %s on queue %s', v_m.message_type, v_m.queue), null::timestamptz;
-  if v_m.state = 'running' then
+  if v_m.completion_refused_at is not null then
+    return query select 'state', false, format('its handler was done at %s and the database refused to write that: %s. It does not run again: '
+      'the completion is tried again, until it works or an operator runs, buries or cancels it', v_m.completion_refused_at, v_m.error ->> 'message'),
+      null::timestamptz;
+    return;
+  elsif v_m.state = 'running' then
     return query select 'state', true, format('it runs: held by %s, attempt %s, lease until %s%s%s', v_m.lease_holder, v_m.attempt,
       v_m.lease_expires_at, case when v_m.lease_expires_at < v_now then ', which is over: its holder is gone or out of contact, and rescue returns it' else '' end,
       case when v_m.cancel_requested_at is not null then ', cancel requested' else '' end), null::timestamptz;
@@ -140,25 +146,24 @@ begin
       case when rate_tokens_at(v_q, v_now) < 1
         then v_now + (1 - rate_tokens_at(v_q, v_now)) * v_q.rate_interval / v_q.rate_limit end;
   end if;
-  if v_m.crashes > 0 then
-    return query select 'crashes', true, format('its process died %s times: it runs alone, when a worker is empty', v_m.crashes),
-      null::timestamptz;
-  end if;
-  select count(*) into v_running from workers w
+  select count(*) filter (where not w.isolation), coalesce(bool_or(w.isolation), false) into v_running, v_isolation from workers w
   where v_now - w.last_seen_at <= w.lease_duration and w.state = 'running'
     and v_m.message_type::text = any (w.message_types) and v_m.queue::text = any (w.queues);
   return query select 'worker', v_running > 0,
     case when v_running > 0 then format('%s live worker(s) register the type', v_running)
       else 'no live worker registers this type on this queue' end, null::timestamptz;
-  if v_m.crashes > 0 then -- they have a line of their own
+  if v_m.crashes >= 2 then -- these stand in a line of their own
+    return query select 'isolation', v_isolation,
+      format('it was there when %s processes died, so it runs apart from all others: %s', v_m.crashes,
+        case when v_isolation then 'a process for such messages runs' else 'a worker starts a process for such messages' end), null::timestamptz;
     select count(*) into v_rank from (
       select from message_queue e
-      where e.queue = v_m.queue and e.state = 'pending' and e.crashes > 0 and e.run_at <= v_now and (e.run_at, e.id) < (v_m.run_at, v_m.id)
+      where e.queue = v_m.queue and e.state = 'pending' and e.crashes >= 2 and e.run_at <= v_now and (e.run_at, e.id) < (v_m.run_at, v_m.id)
       limit 10000) ahead;
   else
     select count(*) into v_rank from (
       select from message_queue e
-      where e.queue = v_m.queue and e.state = 'pending' and e.crashes = 0 and e.run_at <= v_now
+      where e.queue = v_m.queue and e.state = 'pending' and e.crashes < 2 and e.run_at <= v_now
         and (e.priority, e.run_at, e.id) < (v_m.priority, v_m.run_at, v_m.id)
       limit 10000) ahead;
   end if;

@@ -48,15 +48,15 @@ language sql volatile set search_path from current set enable_seqscan = off set 
     from queues q
     cross join lateral (
       select count(*) filter (where d.run_at <= p_now) as due, count(*) filter (where d.run_at > p_now) as delayed
-      from (select m.run_at from message_queue m where m.queue = q.name and m.state = 'pending' and m.crashes = 0 limit p_limit) d) w
+      from (select m.run_at from message_queue m where m.queue = q.name and m.state = 'pending' and m.crashes < 2 limit p_limit) d) w
     cross join lateral ( -- two probes of the index per priority, whatever waits there
       select min(p.first_at) as first_at, max(p.last_at) as last_at from generate_series(1, 10) as level (priority)
       cross join lateral (
         select min(m.run_at) as first_at, max(m.run_at) as last_at from message_queue m
-        where m.queue = q.name and m.state = 'pending' and m.crashes = 0 and m.priority = level.priority) p) e
-  ), suspects as (
+        where m.queue = q.name and m.state = 'pending' and m.crashes < 2 and m.priority = level.priority) p) e
+  ), isolated as (
     select m.queue::text as name, m.run_at <= p_now as is_due, count(*) as n, min(m.run_at) as first_at
-    from message_queue m where m.state = 'pending' and m.crashes > 0 group by 1, 2
+    from message_queue m where m.state = 'pending' and m.crashes >= 2 group by 1, 2
   ), holders as (
     (select m.queue::text as name, 'running' as state from message_queue m
      where m.state = 'running' and m.lease_token is not null order by m.id limit p_limit / 2)
@@ -67,10 +67,10 @@ language sql volatile set search_path from current set enable_seqscan = off set 
   ), counted as ( -- one_kind: all that wait are due, or none is
     select w.name, 'pending' as state, w.due + coalesce(s.n, 0) as n, w.cut and w.first_at <= p_now as cut, w.last_at <= p_now as one_kind,
       least(case when w.first_at <= p_now then w.first_at end, s.first_at) as first_at
-    from waiting w left join suspects s on s.name = w.name and s.is_due
+    from waiting w left join isolated s on s.name = w.name and s.is_due
     union all
     select w.name, 'delayed', w.delayed + coalesce(s.n, 0), w.cut and w.last_at > p_now, w.first_at > p_now, null
-    from waiting w left join suspects s on s.name = w.name and not s.is_due
+    from waiting w left join isolated s on s.name = w.name and not s.is_due
     union all
     select q.name, kind.state, coalesce(h.n, 0), coalesce(h.cut, false), false, null
     from queues q cross join (values ('running'), ('blocked')) as kind (state)
@@ -89,16 +89,16 @@ language sql stable set search_path from current set enable_seqscan = off set ji
 -- Pending messages whose queue nobody has declared: somebody inserted the rows by hand, and no worker looks there. For people, not for
 -- metrics: these names have no bound. One index probe per queue that has messages, at most 1000; exact below p_limit messages per queue.
   with recursive found (name, place) as (
-    (select m.queue::text, 1 from message_queue m where m.state = 'pending' and m.crashes = 0 order by m.queue limit 1)
+    (select m.queue::text, 1 from message_queue m where m.state = 'pending' and m.crashes < 2 order by m.queue limit 1)
     union all
     (select n.name, f.place + 1 from found f cross join lateral (
        select m.queue::text as name from message_queue m
-       where m.state = 'pending' and m.crashes = 0 and m.queue > f.name order by m.queue limit 1) n
+       where m.state = 'pending' and m.crashes < 2 and m.queue > f.name order by m.queue limit 1) n
      where f.place < 1000)
   )
   select f.name, count(*) filter (where w.run_at <= p_now), count(*) filter (where w.run_at > p_now), min(w.run_at) filter (where w.run_at <= p_now)
   from found f cross join lateral (
-    select m.run_at from message_queue m where m.queue = f.name and m.state = 'pending' and m.crashes = 0 limit p_limit) w
+    select m.run_at from message_queue m where m.queue = f.name and m.state = 'pending' and m.crashes < 2 limit p_limit) w
   where not exists (select from queues q where q.name = f.name) group by f.name order by 1;
 $$;
 comment on function count_undeclared_messages(timestamptz, integer) is 'Pending messages of queues that nobody has declared; bounded work.';

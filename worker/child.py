@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -19,11 +20,14 @@ from worker.errors import ConfigError, SchemaMismatch, StoreError, StoreUnavaila
 from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
 from worker.observe.slab import Slab
 from worker.runtime.slots import RunningIds
+from worker.runtime.stopping import StopRequest
 
 logger = logging.getLogger("packhorse.supervisor")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 INSUFFICIENT_PRIVILEGE = "42501"
+#: While the database does not answer, what an ended child held is given back again and again: first after this.
+RECOVER_SECONDS, MOST_RECOVER_SECONDS = 0.2, 2.0
 
 
 def run_worker_process(settings: Settings, running: RunningIds, worker_id: UUID, slab: Slab) -> int:
@@ -100,42 +104,63 @@ def _refusal(error: ConfigError | SchemaMismatch | StoreError) -> int:
     return EXIT_FAILED
 
 
-def recover(settings: Settings, worker_id: UUID, started: list[int], detail: str, overdue: list[tuple[int, int]]) -> int:
-    """One attempt to return a dead child's messages; when it fails their leases run out instead. An exit code, always that of success.
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """What an ended child was at. started: ids of messages whose handlers had begun and whose outcome is not written; overdue: (id,
+    lease token) of those whose handlers ignored their time limits; refused: ids of those whose completion the database refused."""
 
-    overdue: (id, lease token) of those whose handlers ignored their time limits; their attempts have failed.
+    started: list[int]
+    overdue: list[tuple[int, int]]
+    refused: list[int]
+
+
+def recover(settings: Settings, worker_id: UUID, lost: Lost, detail: str, *, crashed: bool, once: bool, parent: int) -> int:
+    """Return an ended child's messages, as soon as the database answers; an exit code, always that of success.
+
+    crashed: nobody had ordered the child's end. once: the daemon stops; it does not wait for the database. When it begins to stop
+    meanwhile this tries once more. Then the leases run out.
     """
+    stop = StopRequest()
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: stop.ask())
+    end_with_parent(parent)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    wait_seconds = RECOVER_SECONDS
+    while True:
+        last = once or stop.asked
+        try:
+            count = _recover(settings, worker_id, lost, detail, crashed)
+        except Exception as error:
+            if wait_seconds == RECOVER_SECONDS or last:
+                logger.warning("recover_failed worker_id=%s error_class=%s", worker_id, type(error).__name__)
+            if last:
+                return EXIT_OK
+            stop.wait(wait_seconds)
+            wait_seconds = min(2 * wait_seconds, MOST_RECOVER_SECONDS)
+            continue
+        if count:
+            logger.warning("messages_recovered worker_id=%s count=%d started=%d crashed=%s", worker_id, count, len(lost.started), crashed)
+        return EXIT_OK
+
+
+def _recover(settings: Settings, worker_id: UUID, lost: Lost, detail: str, crashed: bool) -> int:
     from worker.db.connection import connect
     from worker.store import messages
     from worker.store import workers as store
 
     assert settings.database_url is not None
+    connection: Any = connect(
+        settings.database_url.get_secret_value(), schema=settings.db_schema, application_name="packhorse recover", pooler=settings.pooler
+    )
     try:
-        connection: Any = connect(
-            settings.database_url.get_secret_value(), schema=settings.db_schema, application_name="packhorse recover", pooler=settings.pooler
-        )
-        for message_id, token in overdue:
-            outcome = messages.fail(
-                connection,
-                message_id,
-                token,
-                "HardTimeLimitExceeded",
-                "the handler ignored its time limit; its process was replaced",
-                None,
-                None,
-                None,
-                None,
-                None,
-                None,
-            )
+        for message_id, token in lost.overdue:
+            outcome = messages.fail_overdue(connection, message_id, token)
             logger.info("message_ended_for_its_thread message_id=%s outcome=%s", message_id, outcome)
-        count = store.recover(connection, worker_id, started, detail)
+        return store.recover(connection, worker_id, lost.started, detail, crashed=crashed, refused=lost.refused)
+    finally:
         connection.close()
-        if count:
-            logger.warning("messages_recovered worker_id=%s count=%d suspects=%d", worker_id, count, len(started))
-    except Exception as error:  # last line of defence is the lease
-        logger.warning("recover_failed worker_id=%s error_class=%s", worker_id, type(error).__name__)
-    return EXIT_OK
 
 
 def end_with_parent(parent: int) -> None:

@@ -22,6 +22,7 @@ from worker.db.pool import Link
 from worker.errors import StoreConflict, StoreError, StoreUnavailable, UndecodableMessage
 from worker.heartbeat import Heartbeat
 from worker.messages import ClaimedMessage, Ending
+from worker.middleware.retries import policies
 from worker.settle import settle
 from worker.store import messages as store
 from worker.store import workers as worker_store
@@ -103,7 +104,7 @@ class PostgresConsumer(Consumer):
         holding = self._holding = Holding.entered(broker, queue)
         try:
             with self._link.connection() as connection:
-                holding.heartbeat.register(connection, [queue], self._types(), prefetch)
+                holding.heartbeat.register(connection, [queue], self._types(), prefetch, policies=policies(broker))
         except StoreError as error:
             holding.leave()
             raise BrokerConnectionError(str(error)) from error
@@ -135,8 +136,8 @@ class PostgresConsumer(Consumer):
         try:
             with self._link.connection() as connection:
                 rows = store.complete_and_claim(connection, [], [], worker_id, [self._queue], limit, self._lease, self._types())
-                if any(row[0] == "suspect" for row in rows) and not held:
-                    rows += store.complete_and_claim(connection, [], [], worker_id, [self._queue], 1, self._lease, self._types(), suspects=True)
+                if any(row[0] == "isolated" for row in rows) and not held:  # dramatiq's Worker has no process apart: one at a time
+                    rows += store.complete_and_claim(connection, [], [], worker_id, [self._queue], 1, self._lease, self._types(), isolated=True)
         except StoreUnavailable as error:
             raise BrokerConnectionError(str(error)) from error
         except StoreConflict:

@@ -45,8 +45,10 @@ class StoreError(WorkerError):
 class StoreUnavailable(StoreError):
     """No usable connection: refused, lost, read-only, shutting down, out of disk, deadline passed.
 
-    Retry with backoff; nothing about the message is at fault.
+    Retry with backoff; nothing about the message is at fault. late: the deadline passed; the call may still be running there.
     """
+
+    late = False
 
 
 class StoreConflict(StoreError):
@@ -82,7 +84,14 @@ class LeaseLost(WorkerError):
 
 
 class NotCompleted(WorkerError):
-    """A transactional handler has returned and could not be committed, for no fault of its own: it runs again."""
+    """The transaction of a handler was not committed, and that may be no fault of its own: it runs again.
+
+    refused: the database refused the completion itself, which is never the handler's fault.
+    """
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        self.refused = refused
+        super().__init__(message)
 
 
 class LeaseInterrupt(BaseException):

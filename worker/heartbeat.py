@@ -19,9 +19,12 @@ from worker.db.connection import DeadlineConnection
 from worker.db.pool import Link
 from worker.messages import ClaimedMessage
 from worker.service import Service
+from worker.store import messages
 from worker.store import workers as store
 
 UPKEEP_SECONDS = 300.0
+#: After an outage others get so long to come back before their leases are taken.
+RETURN_SECONDS = 5.0
 MORE_SECONDS = 1.0  # a step of the upkeep that could not do all in one go goes on after this
 
 
@@ -60,30 +63,35 @@ class Heartbeat(Service):
         self._next_upkeep = 0.0
         self._step = 0  # of store.UPKEEP_STEPS
         self.rescued_total = 0
-        self._registration: tuple[list[str], list[str], int] | None = None
+        self._registration: tuple[list[str], list[str], int, bool, str] | None = None
 
-    def register(self, connection: DeadlineConnection, queues: list[str], types: list[str], threads: int) -> None:
+    def register(
+        self, connection: DeadlineConnection, queues: list[str], types: list[str], threads: int, isolation: bool = False, policies: str = "{}"
+    ) -> None:
         """The process starts: declares its queues and types. Repeated by a beat after the process was forgotten."""
-        self._registration = queues, types, threads
-        store.register(
-            connection, self._worker_id, socket.gethostname(), os.getpid(), __version__, queues, types, threads, self._settings.lease_seconds
-        )
+        self._registration = queues, types, threads, isolation, policies
+        host, lease = socket.gethostname(), self._settings.lease_seconds
+        store.register(connection, self._worker_id, host, os.getpid(), __version__, queues, types, threads, lease, isolation, policies)
 
     def run_once(self) -> float:
         now = time.monotonic()
-        if self.failures:  # after an outage the others come back when we do: until then their types look abandoned
+        if self.failures:  # after an outage the others come back when we do: until then their types and leases look abandoned
             self._next_upkeep = max(self._next_upkeep, now + self._settings.lease_seconds)
+            self._next_rescue = max(self._next_rescue, now + min(RETURN_SECONDS, self._settings.lease_seconds / 2))
         if now >= self._next_beat:
             self.beat()
             self._next_beat = now + self._settings.heartbeat_seconds
         self.ticked(time.monotonic())
         if now >= self._next_rescue:
             with self._link.connection() as connection:
-                self.rescued_total += store.rescue(connection)
+                rescued = store.rescue(connection)
+                self.rescued_total += rescued
+                messages.complete_refused(connection)
                 if now >= self._next_expiry:  # seldom: nobody waits for it, and an idle process should say little
                     store.expire(connection)
                     self._next_expiry = now + 5 * self._settings.rescue_seconds
-            self._next_rescue = now + self._settings.rescue_seconds * random.uniform(0.8, 1.2)
+            # a full page: there are more of them
+            self._next_rescue = now if rescued >= store.RESCUE_ROWS else now + self._settings.rescue_seconds * random.uniform(0.8, 1.2)
         self.ticked(time.monotonic())
         if now >= self._next_upkeep:
             self._upkeep(now)
@@ -121,6 +129,9 @@ class Heartbeat(Service):
                 message.lease_until = before + lease
             if message.id in cancelled:
                 self._on_attention(message, True)
+        if lost:
+            with self._link.connection() as connection:
+                store.withdraw_crashes(connection, list(lost), self._worker_id)
         if not known and self._registration:
             with self._link.connection() as connection:
                 self.register(connection, *self._registration)

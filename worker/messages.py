@@ -28,7 +28,10 @@ _PLAIN_LENGTH = len(_PLAIN_HEAD) + 36 + 2
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a message ends when it is not done. `verb`: fail, retry, snooze, cancel, bury or release."""
+    """How a message ends when it is not done. `verb`: fail, retry, snooze, cancel, bury, release or uncommitted.
+
+    bounded, of `uncommitted`: several in a row are a failed attempt.
+    """
 
     verb: str
     reason: str | None = None
@@ -41,6 +44,7 @@ class Ending:
     backoff_initial: float | None = None
     backoff_max: float | None = None
     on_exhausted: str | None = None
+    bounded: bool = True
 
 
 class ClaimedMessage(MessageProxy):
@@ -56,6 +60,10 @@ class ClaimedMessage(MessageProxy):
     ran_seconds = 0.0
     #: Its wait is in the metrics; the meter's.
     wait_counted = False
+    #: The database has refused to write its outcome.
+    refused = False
+    #: Its place among the messages that this process holds (RunningIds.ended); -1: none.
+    place = -1
     #: What follows it was sent in its handler's transaction.
     followed = False
     #: Set when the attempt is traced.
@@ -139,7 +147,7 @@ def failure(exception: BaseException, **policy: Any) -> Ending:
     """The ending for a failed attempt: class, cleaned message, bounded traceback, own top frame."""
     return Ending(
         "fail",
-        error_class=type(exception).__name__,
+        error_class=clean(type(exception).__name__, 200),
         error_message=clean(text_of(exception), 10_000),
         traceback=clean(format_traceback(exception), 50_000),
         frame=top_frame(exception),

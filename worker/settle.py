@@ -73,7 +73,11 @@ def settle(connection: DeadlineConnection, message: ClaimedMessage, broker: Any)
         case "cancel":
             return "cancelled" if messages.cancel_held(connection, message.id, message.lease_token, reason) else "lost"
         case "release":
-            return "release" if messages.release(connection, [message.id], [message.lease_token]) else "lost"
+            why = reason if message.started else None
+            return "release" if messages.release(connection, [message.id], [message.lease_token], why) else "lost"
+        case "uncommitted":
+            delay = _storable(ending.delay_seconds) or 0.0
+            return messages.return_uncommitted(connection, message.id, message.lease_token, delay, reason or "", bounded=ending.bounded)
         case verb:
             raise AssertionError(f"unknown ending {verb}")
 

@@ -1,7 +1,10 @@
 """The parent of worker processes (SPEC W7): forks, watches, replaces, recovers, restarts.
 
 The parent has one thread, no database connection and none of the actors' code: it can always fork. What
-ran in a child that died stands in shared memory; a short-lived child of its own gives it back at once.
+ran in a child that ended stands in shared memory; a short-lived child of its own gives it back at once. An end that
+the child has not noted there as its own is a crash, whatever its exit code.
+What was there at two crashes runs apart: in one more child, which is started for such messages and ends after them
+(SPEC P5). When that one dies with several of them, the next one runs them one by one: then it is clear which it was.
 Metrics and probes are served by one more child, whose death harms nobody (worker/exporter.py).
 Signals: TERM/INT drain (again: interrupt), HUP replaces the children one by one, if a trial child says that new
 ones would start. A child that does not come to the end of its drain is killed, whatever it drains for. One that
@@ -21,12 +24,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID, uuid4
 
-from worker.child import STOP_SIGNALS, recover, rehearse, run_worker_process
+from worker.child import STOP_SIGNALS, Lost, recover, rehearse, run_worker_process
 from worker.config import Settings
 from worker.exits import EXIT_FAILED, EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED, EXPECTED_CHILD_EXITS, FATAL_CHILD_EXITS
 from worker.observe.board import EXPORTER_TICK, STARTED, Board
 from worker.observe.logging import flush as flush_log
-from worker.observe.slab import DRAINING, HURRY, REGISTERED, Slab
+from worker.observe.slab import DRAINING, HURRY, ISOLATED_AT, ISOLATION, REGISTERED, Slab
 from worker.observe.systemd import Notifier
 from worker.runtime.slots import RunningIds
 from worker.watch import Watch
@@ -34,7 +37,10 @@ from worker.watch import Watch
 logger = logging.getLogger("packhorse.supervisor")
 
 MAX_BACKOFF_SECONDS = 30.0
-STABLE_SECONDS = 60.0
+#: A child that lived for this long is replaced at once; one that did not waits, longer each time.
+STABLE_SECONDS = 10.0
+#: Messages that run apart: so many at once.
+ISOLATION_THREADS = 4
 KILL_MARGIN_SECONDS = 15.0
 EXPORTER_STOP_SECONDS = 5.0
 
@@ -54,10 +60,12 @@ class Child:
     retiring: bool = False
     drains_since: float = 0.0  # told to end, or seen to end by itself; 0: neither
     hung: bool = False
+    isolation: bool = False  # it runs messages that were there at two crashes, and is started for them only
+    alone: bool = False  # of these: one by one
 
     def ended(self, lived_seconds: float, expected: bool) -> None:
         """Its process is gone: when may the next one start?"""
-        self.failures = 0 if expected else 1 if lived_seconds > STABLE_SECONDS else self.failures + 1
+        self.failures = 0 if expected or lived_seconds >= STABLE_SECONDS else self.failures + 1
         backoff = min(MAX_BACKOFF_SECONDS, 0.25 * 2 ** (self.failures - 1)) if self.failures else 0.0
         self.start_after = time.monotonic() + backoff
 
@@ -68,7 +76,9 @@ class Supervisor:
     def __init__(self, settings: Settings, run_child: RunChild = run_worker_process, notifier: Notifier | None = None) -> None:
         self.settings = settings
         self._run_child = run_child
-        self._children = [Child(RunningIds(settings.threads)) for _ in range(settings.processes)]
+        places = settings.batch_size + settings.threads
+        self._children = [Child(RunningIds(settings.threads, places)) for _ in range(settings.processes)]
+        self._children.append(Child(RunningIds(ISOLATION_THREADS, places), isolation=True))
         self.board = Board(settings.processes, [child.running.busy for child in self._children])
         self._watch = Watch(self.board, notifier or Notifier({}), settings.hang_seconds)
         self._exporter = Child(RunningIds(0)) if settings.metrics_port else None
@@ -108,7 +118,7 @@ class Supervisor:
 
     def _nap(self) -> None:
         """Wait for a signal (a byte on the wake-up pipe) or for the next moment at which something is due."""
-        due = [child.start_after - time.monotonic() for child in self._children if not child.pid]
+        due = [child.start_after - time.monotonic() for child in self._children if not child.pid and not child.isolation]
         timeout = min([1.0, *due]) if not self._stops else 1.0  # a second: hung children, the watchdog
         if select.select([self._wakeup], [], [], max(0.0, timeout))[0]:
             os.read(self._wakeup, 4096)
@@ -139,6 +149,8 @@ class Supervisor:
         if not self._stops:
             self._watch.stopping()
         _kill(self._rehearsal, signal.SIGKILL)
+        for pid in self._recovering:
+            _kill(pid, signal.SIGTERM)
         for child, slab in zip(self._children, self.board.slabs, strict=True):
             if child.pid:
                 slab.states[HURRY] = bool(self._stops)
@@ -156,20 +168,39 @@ class Supervisor:
                 first.drains_since = time.monotonic()
 
     def _all_registered(self) -> bool:
-        return all(child.pid and slab.states[REGISTERED] for child, slab in zip(self._children, self.board.slabs, strict=True))
+        return all(child.pid and slab.states[REGISTERED] for child, slab in zip(self._children, self.board.workers, strict=False))
 
     def _start_missing(self) -> None:
         now = time.monotonic()
         for child, slab in zip(self._children, self.board.slabs, strict=True):
-            if not child.pid and now >= child.start_after:
+            if not child.pid and now >= child.start_after and (not child.isolation or self._isolation_wanted()):
                 child.id = uuid4()
                 child.running.clear()
                 child.retiring = child.hung = False
                 child.drains_since = 0.0
-                child.pid = self._fork(lambda child=child, slab=slab: self._run_child(self.settings, child.running, child.id, slab))  # type: ignore[misc]
+                slab.states[ISOLATION] = child.isolation
+                child.pid = self._fork(lambda child=child, slab=slab: self._run_worker(child, slab))  # type: ignore[misc]
                 child.started_at = now
                 if not child.pid:
                     child.ended(0.0, expected=False)
+                elif child.isolation:
+                    logger.warning("isolation_started pid=%d threads=%d", child.pid, self._threads(child))
+
+    def _isolation_wanted(self) -> bool:
+        """Has one of the others seen messages that are to run apart? Asked when no child for them lives; the answer is used up."""
+        seen = [slab for slab in self.board.workers if slab.states[ISOLATED_AT]]
+        for slab in seen:
+            slab.states[ISOLATED_AT] = 0
+        return bool(seen)
+
+    def _threads(self, child: Child) -> int:
+        return self.settings.threads if not child.isolation else 1 if child.alone else ISOLATION_THREADS
+
+    def _run_worker(self, child: Child, slab: Slab) -> int:
+        """In the child: its exit code, noted as one that is its own."""
+        code = self._run_child(self.settings.model_copy(update={"threads": self._threads(child)}), child.running, child.id, slab)
+        slab.end_with(code)
+        return code
 
     def _start_exporter(self) -> None:
         exporter = self._exporter
@@ -200,7 +231,7 @@ class Supervisor:
     def _look(self) -> None:
         """What does not tick any more is killed, and then replaced like everything that died."""
         self._watch.look(
-            sum(bool(child.pid) for child in self._children),
+            sum(bool(child.pid) for child in self._children if not child.isolation),
             bool(self._stops),
             bool(self._rehearsal) or any(child.retiring for child in self._children) or not self._all_registered(),
         )
@@ -267,24 +298,23 @@ class Supervisor:
         pid, child.pid = child.pid, 0
         if self.board.slabs[index].states[REGISTERED]:
             self.board.cells[STARTED] = 1
-        started, overdue = child.running.read(), child.running.overdue()
+        lost = Lost(child.running.started(), child.running.overdue(), child.running.refused())
+        ordered = self.board.slabs[index].ended_with(code)
         self.board.fold(index)
-        wanted = code == EXIT_OK and bool(self._stops or child.retiring)
+        wanted = ordered and code == EXIT_OK and bool(self._stops or child.retiring or child.isolation)
         if not wanted:
-            logger.warning("child_exited pid=%d exit_code=%d running=%d", pid, code, len(started))
-        if code in FATAL_CHILD_EXITS and not self.board.cells[STARTED]:
+            logger.warning("child_exited pid=%d exit_code=%d running=%d", pid, code, len(lost.started))
+        if ordered and code in FATAL_CHILD_EXITS and not self.board.cells[STARTED]:
             self._fatal = code
             if not self._stops:
                 self._stop_children()
                 self._stops = 1
             return
-        if code != EXIT_OK:
-            # an orderly end of its own (replaced, recycled, fenced): nothing that ran is to blame
-            orderly = code in EXPECTED_CHILD_EXITS or code == EXIT_LEASE_LOST
-            self._recover(child.id, [] if orderly else started, f"child {pid} ended with {_describe(code)}", overdue)
-        if not self._stops:
-            self.board.restarted(_reason(child, code))
-        child.ended(lived, code in EXPECTED_CHILD_EXITS or wanted)
+        if not (ordered and code == EXIT_OK):
+            self._recover(child, lost, f"child {pid} ended with {_describe(code)}", crashed=not ordered)
+        if not self._stops and not (wanted and child.isolation):
+            self.board.restarted(_reason(child, code, ordered))
+        child.ended(lived, wanted or (ordered and code in EXPECTED_CHILD_EXITS))
 
     def _on_exporter_exit(self, exporter: Child, code: int) -> None:
         pid, exporter.pid = exporter.pid, 0
@@ -293,9 +323,15 @@ class Supervisor:
             self.board.failed("exporter")
         exporter.ended(time.monotonic() - exporter.started_at, False)
 
-    def _recover(self, worker_id: UUID, started: list[int], detail: str, overdue: list[tuple[int, int]]) -> None:
-        """Give back what a dead child held, in a child of its own: the parent keeps no connection."""
-        pid = self._fork(lambda: recover(self.settings, worker_id, started, detail, overdue))
+    def _recover(self, child: Child, lost: Lost, detail: str, *, crashed: bool) -> None:
+        """Give back what an ended child held, in a child of its own: the parent keeps no connection."""
+        if child.isolation:
+            child.alone = crashed and len(lost.started) > 1
+            if child.alone:
+                crashed, detail = False, f"{detail} while {len(lost.started)} messages ran apart; now they run one by one"
+        worker_id = child.id
+        once, parent = bool(self._stops), self.board.made_by
+        pid = self._fork(lambda: recover(self.settings, worker_id, lost, detail, crashed=crashed, once=once, parent=parent))
         if pid:
             self._recovering.add(pid)
 
@@ -337,10 +373,11 @@ def _describe(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"
 
 
-def _reason(child: Child, code: int) -> str:
+def _reason(child: Child, code: int, ordered: bool) -> str:
     """Why a child is replaced, as the metric says it."""
     if child.hung:
         return "hung"
-    if code == EXIT_OK:
-        return "reload"
-    return "crashed" if code < 0 else {EXIT_REPLACED: "replaced", EXIT_RECYCLED: "recycled", EXIT_LEASE_LOST: "fenced"}.get(code, "failed")
+    if not ordered:
+        return "crashed"
+    known = {EXIT_OK: "reload", EXIT_REPLACED: "replaced", EXIT_RECYCLED: "recycled", EXIT_LEASE_LOST: "fenced"}
+    return known.get(code, "failed")

@@ -14,7 +14,6 @@ import pytest
 from tests.support.houses import House
 from tests.support.waiting import wait_until
 from worker.runtime.pump import Pump
-from worker.store import messages as store
 
 HOUR = 300.0  # the longest poll_seconds there is; tests wait for 15 s at most
 
@@ -50,41 +49,6 @@ def test_a_message_that_ends_makes_room_for_the_next_one(house, database, limit,
     database.query(f"select set_queue('default', '{{\"{limit}\": 1}}')")
     house.start().drained()
     assert seen == [0, 1, 2]
-
-
-@pytest.mark.parametrize("house", [{"listen": False}], indirect=True, ids=["only our wake-ups"])
-@pytest.mark.slow
-def test_a_wake_up_outlives_a_look_for_suspects(house, database, monkeypatch):
-    """The look for suspects finds none, and looks at nothing else: what had come by then is still to be looked for."""
-
-    @dramatiq.actor
-    def late():
-        pass
-
-    @dramatiq.actor(queue_name="full")
-    def crashed():
-        pass
-
-    # reported as a suspect, and kept from starting by a limit
-    crashed.send()
-    database.query("select set_queue('full', '{\"max_concurrency\": 1}')")
-    database.query("select count(*) from claim_messages(gen_random_uuid(), '{full}', 1, '1 hour')")
-    crashed.send()
-    database.query("update message_queue set crashes = 1 where state = 'pending'")
-    claim, sent = store.complete_and_claim, threading.Event()
-
-    def answer(connection, *args):
-        rows = claim(connection, *args)
-        if not sent.is_set() and any(row[0] == "suspect" for row in rows):
-            late.send()
-            house._worker.pump.on_wake("")
-            sent.set()
-        return rows
-
-    monkeypatch.setattr(store, "complete_and_claim", answer)
-    house.start()
-    assert sent.wait(15)
-    wait_until(lambda: not database.query("select id from message_queue where message_type = 'late'"), 15, "the message to be done")
 
 
 @pytest.mark.slow

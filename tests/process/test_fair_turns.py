@@ -70,28 +70,6 @@ def test_a_queue_with_a_backlog_starves_no_other(database: Database, ledger: Led
     assert started(ledger).index("urgent") < 40
 
 
-def test_one_suspect_does_not_stop_the_fleet(database: Database, ledger: Ledger, start_daemon: Start) -> None:
-    """Both processes have something long to do when a message that crashed a process is due: one of them keeps it for
-    when it is empty, the other one goes on."""
-    database.query("select declare_queue('default')")
-    start_daemon(database, ledger, threads=32, processes=2).wait_ready(2)
-    for number in range(30):
-        put(database, f"long{number}", seconds=14.0)
-        wait_until(lambda: f"long{number}" in started(ledger), 10, "it runs")
-        if database.value("select count(distinct lease_holder) from message_queue") == 2:
-            break
-    else:
-        raise AssertionError("one process took everything")
-    database.query("insert into message_queue (queue, message_type, payload, crashes) values ('default', 'effect', '{\"key\": \"suspect\"}', 1)")
-    wait_until(lambda: database.value("select count(*) from message_queue where crashes > 0 and state = 'running'") == 1, 20, "reserved")
-    assert "suspect" not in started(ledger)
-    for number in range(5):
-        put(database, f"quick{number}")
-    wait_until(lambda: {f"quick{number}" for number in range(5)} <= set(started(ledger)), 5, "the quick ones")
-    assert "suspect" not in started(ledger), "it waits for an empty process"
-    wait_until(lambda: "suspect" in ledger.counts("effect"), 40, "the suspect ran")
-
-
 def test_a_drain_hands_back_at_once_what_never_started(database: Database, ledger: Ledger, start_daemon: Start) -> None:
     database.query("select declare_queue('default')")
     put(database, "slow", seconds=8.0)

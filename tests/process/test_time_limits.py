@@ -79,6 +79,21 @@ def test_after_a_hard_limit_the_retry_starts_when_the_first_attempt_is_gone(data
     assert database.query("select reason, error_class, attempt, crashes from dead_letters") == [("failed", "HardTimeLimitExceeded", 2, 0)]
 
 
+@pytest.mark.slow
+def test_after_a_hard_limit_the_policy_of_the_actor_decides(database, ledger, start_daemon):
+    """Nobody who ends such an attempt has the actor's code: what it says of retries is in the database."""
+    daemon = start_daemon(database, ledger, threads=3).wait_ready()
+    enqueue(database, [{"message_type": kind, "payload": {"key": kind}} for kind in ("stuck_once", "stuck_often")])
+    wait_for_end(database, 60)
+    assert database.query("select message_type, reason, attempt from dead_letters order by 1") == [
+        ("stuck_often", "failed", 4),
+        ("stuck_once", "failed", 1),
+    ]
+    assert ledger.counts("start") == {"stuck_once": 1, "stuck_often": 4}
+    assert [row[1] for row in ledger.lines("gave_up")] == ["stuck_once:stuck_once:0"]
+    assert daemon.stop() == 0
+
+
 def test_a_hard_limit_does_not_stop_the_watch_over_other_leases(server, database, monkeypatch):
     """The database says nothing: who would write the overdue message's ending now would wait."""
     proxy = Proxy(server.socket_dir)

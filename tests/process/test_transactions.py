@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from tests.support.accounting import assert_every_message_ended_once, effects, quick_backoff, wait_for_end
+from tests.support.accounting import assert_every_message_ended_once, effects, enqueue, quick_backoff, wait_for_end
+from tests.support.postgres import ROLE
 from tests.support.waiting import wait_until
 
 
@@ -46,4 +47,23 @@ def test_a_failed_attempt_leaves_no_effect_behind(table, ledger, start_daemon):
     assert ledger.counts("start") == {f"m{n}": 2 for n in range(20)}
     assert sorted(table.query("select key, count(*) from effects group by key")) == sorted((f"m{n}", 1) for n in range(20))
     assert table.query("select distinct state, attempt from all_messages") == [("done", 2)]
+    assert daemon.stop() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["idle", "slow"])
+def test_a_limit_that_a_transaction_hits_each_time_spends_attempts(database, ledger, start_daemon, kind):
+    """It once ran for ever: a cut connection was nobody's fault."""
+    quick_backoff(database)
+    database.query(f"alter role {ROLE} in database {database.name} set idle_in_transaction_session_timeout = '1s'")
+    database.query(
+        "create table slow_commits (id int); grant all on slow_commits to public;"
+        " create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(4); return null; end';"
+        " create constraint trigger slow after insert on slow_commits deferrable initially deferred for each row execute function slow()"
+    )
+    daemon = start_daemon(database, ledger, threads=2, call_deadline_seconds=2, lease_seconds=20).wait_ready()
+    enqueue(database, [{"message_type": "ends_late", "payload": {"key": kind, "kind": kind}}])
+    wait_for_end(database, 60)
+    assert database.query("select state, attempt from all_messages") == [("dead", 2)]
+    assert ledger.counts("start")[kind] == 2
     assert daemon.stop() == 0

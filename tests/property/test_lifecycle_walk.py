@@ -73,7 +73,7 @@ class Walk:
 
     def claim(self) -> str:
         holder = uuid4()
-        leases = self.sql.claim(self.chance.choice([1, 2, 5]), holder=holder, suspects=self.chance.choice([None, False, True]))
+        leases = self.sql.claim(self.chance.choice([1, 2, 5]), holder=holder, isolated=self.chance.choice([None, False, True]))
         for lease in leases:
             message = self.model.messages[lease.id]
             others = [other for other in self.model.holders(message.key) if other is not message] if message.key else []

@@ -71,20 +71,20 @@ class Sql:
         queue: str = "q",
         holder: UUID = HOLDER,
         types: list[str] | None = None,
-        suspects: bool | None = None,
+        isolated: bool | None = None,
         lease: str = "5 minutes",
     ) -> list[Lease]:
         return [
             Lease(*row)
             for row in self.rows(
                 "select id, lease_token, attempt, message_type, crashes, conversation_key, priority "
-                "from claim_messages(%s, %s, %s, %s::interval, %s::text[], p_suspects => %s::boolean)",
+                "from claim_messages(%s, %s, %s, %s::interval, %s::text[], p_isolated => %s::boolean)",
                 holder,
                 [queue],
                 limit,
                 lease,
                 types,
-                suspects,
+                isolated,
             )
         ]
 

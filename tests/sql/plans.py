@@ -25,6 +25,9 @@ TYPES = {
     "v_full_keys": "text[]",
     "v_stuck_keys": "text[]",
     "v_unkept": "text[]",
+    "v_running": "bigint[]",
+    "p_key_limit": "integer",
+    "p_keys": "text[]",
     "v_key": "text",
     "p_queues": "text[]",
     "v_now": "timestamptz",
@@ -79,12 +82,12 @@ def prepare(sql: Sql, statement: Statement, name: str) -> None:
         key, value = setting.split("=", 1)
         sql.rows(f"set {key} = '{value}'")  # in a transaction that is rolled back, or for a session that is closed
     types = ", ".join(TYPES[variable] for variable in statement.names)
-    sql.connection.execute(f"prepare {name} ({types}) as {statement.text}".encode(), prepare=False)
+    sql.connection.execute(f"prepare {name} {f'({types})' if types else ''} as {statement.text}".encode(), prepare=False)
 
 
 def explain(sql: Sql, statement: Statement, name: str, values: dict[str, Any]) -> Plan:
     arguments = ", ".join(literal(values[variable]) + "::" + TYPES[variable] for variable in statement.names)
-    text = f"explain (analyze, buffers, timing off, format json) execute {name}({arguments})"
+    text = f"explain (analyze, buffers, timing off, format json) execute {name}{f'({arguments})' if arguments else ''}"
     root = sql.connection.execute(text.encode(), prepare=False).fetchone()[0][0]["Plan"]  # type: ignore[index]
     plan = Plan(set(), False, 0, root["Shared Hit Blocks"] + root["Shared Read Blocks"], json.dumps(root, indent=1))
     _add(root, plan)

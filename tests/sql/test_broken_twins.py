@@ -32,10 +32,7 @@ def test_without_the_share_lock_on_the_holder_a_wake_up_is_lost(twin_clients: Cl
     claimer, completer = twin_clients(), twin_clients()
     if broken:
         break_function(
-            database,
-            "block_waiting_messages",
-            "in (select m.conversation_key from message_queue m where m.id = any (p_ids))\n    for key share skip locked",
-            "in (select m.conversation_key from message_queue m where m.id = any (p_ids))",
+            database, "block_waiting_messages", "c.state = 'running' limit 1) r))\n    for key share skip locked", "c.state = 'running' limit 1) r))"
         )
     lease, _ = held_conversation(completer)
     completer.rows("set lock_timeout = '300ms'")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from uuid import uuid4
 
 import pytest
 
 from tests.sql.client import HOLDER, OTHER, Sql
+from tests.support.postgres import Database
 from worker.store import messages as store
 
 
@@ -151,27 +153,34 @@ def test_an_absurd_claim_is_refused_by_name(sql: Sql, argument: str, value: str,
     assert sql.refused(CALL.format(**GOOD | {argument: value})) == (state, column)
 
 
-def test_a_suspect_is_claimed_alone_and_after_the_others(sql: Sql) -> None:
-    suspect = sql.claimed()
-    sql.crash(suspect)
-    sql.due_now()
+def crashed_twice(sql: Sql, **arguments: object) -> int:
+    """A message that was there when two processes died."""
+    message_id = sql.enqueue(**arguments)
+    for _ in range(2):  # after one crash it runs beside everything else
+        sql.crash(sql.claim_one())
+        sql.due_now()
+    assert sql.live(message_id)["crashes"] == 2
+    return message_id
+
+
+def test_after_two_crashes_a_message_is_claimed_after_the_others_and_alone(sql: Sql) -> None:
+    apart = crashed_twice(sql)
     others = [sql.enqueue() for _ in range(3)]
     assert [lease.id for lease in sql.claim(10)] == others
-    second = [sql.enqueue(delay="1 hour"), sql.claim(10)]
-    assert [lease.id for lease in second[1]] == [suspect.id]
+    sql.enqueue(delay="1 hour")
+    assert [lease.id for lease in sql.claim(10)] == [apart]
 
 
-def test_a_batch_says_that_suspects_wait(sql: Sql) -> None:
-    sql.crash(sql.claimed())
-    sql.due_now()
+def test_a_batch_says_that_messages_wait_that_run_apart(sql: Sql) -> None:
+    crashed_twice(sql)
     call = "select outcome from complete_and_claim_messages('{}', '{}', %s, '{q}', 10, p_types => %s::text[])"
-    assert sql.rows(call, uuid4(), None) == [("suspect",)]
+    assert sql.rows(call, uuid4(), None) == [("isolated",)]
     assert sql.rows(call, uuid4(), ["other"]) == []
 
 
 @pytest.mark.parametrize("obstacle", ["paused", "conversation", "expired"])
-def test_a_batch_is_silent_about_a_suspect_that_cannot_start(sql: Sql, obstacle: str) -> None:
-    sql.crash(sql.claimed(conversation_key="c"))
+def test_a_batch_is_silent_about_one_that_runs_apart_and_cannot_start(sql: Sql, obstacle: str) -> None:
+    crashed_twice(sql, conversation_key="c")
     if obstacle == "paused":
         sql.rows("select pause_queue('q')")
     elif obstacle == "expired":
@@ -183,13 +192,42 @@ def test_a_batch_is_silent_about_a_suspect_that_cannot_start(sql: Sql, obstacle:
     assert sql.rows("select outcome from complete_and_claim_messages('{}', '{}', %s, '{q}', 10)", uuid4()) == []
 
 
-def test_a_suspect_is_not_starved_by_a_backlog(sql: Sql) -> None:
-    suspect = sql.claimed()
-    sql.crash(suspect)
+def test_for_a_worker_in_sql_a_backlog_does_not_starve_one_that_runs_apart(sql: Sql) -> None:
+    apart = crashed_twice(sql)
     for _ in range(20):
         sql.enqueue()
     sql.rows("update message_queue set run_at = clock_timestamp() - interval '10 seconds' where crashes > 0")
-    assert [lease.id for lease in sql.claim(10)] == [suspect.id], "due for longer than five seconds"
+    assert [lease.id for lease in sql.claim(10)] == [apart], "due for longer than five seconds"
+
+
+ROWS_THAT_NOBODY_CAN_LEASE = {
+    "an attempt at the end of its range": "update message_queue set attempt = 2147483647 where id = {id}",
+    "a constraint": "alter table message_queue add constraint mine check (attempt < 1 or id <> {id}) not valid",
+    "a trigger": "create trigger mine before update on message_queue for each row when (old.id = {id}) execute function refuse()",
+}
+
+
+@pytest.mark.parametrize("reason", ROWS_THAT_NOBODY_CAN_LEASE)
+def test_one_row_that_cannot_be_leased_is_one_dead_letter(own_clients: Callable[..., Sql], any_database: Database, reason: str) -> None:
+    """It once failed every claim that met it: the whole worker stood still."""
+    sql = own_clients()
+    if reason == "a trigger":
+        any_database.query("create function refuse() returns trigger language plpgsql as $$begin raise 'not this one'; end$$")
+    ids = [sql.enqueue(conversation_key=key) for key in ("a", "b", "c")]
+    behind = sql.enqueue(conversation_key="b")
+    any_database.query(ROWS_THAT_NOBODY_CAN_LEASE[reason].format(id=ids[1]))
+    assert [lease.id for lease in sql.claim(10)] == [ids[0], ids[2]]
+    assert (sql.dead(ids[1])["reason"], sql.dead(ids[1])["error_class"]) == ("rejected", "UnclaimableMessage")
+    assert [lease.id for lease in sql.claim(10)] == [behind], "and its conversation goes on"
+
+
+def test_a_claim_that_is_refused_for_every_row_fails_and_buries_nothing(own_clients: Callable[..., Sql], any_database: Database) -> None:
+    """A right that the role does not have is no fault of a message."""
+    sql = own_clients()
+    ids = [sql.enqueue() for _ in range(3)]
+    any_database.query("revoke usage on sequence message_lease_token_seq from packhorse_worker")
+    assert sql.refused("select * from claim_messages(gen_random_uuid(), '{q}', 10)")[0] == "42501"
+    assert [sql.state(message_id) for message_id in ids] == ["pending"] * 3
 
 
 def test_a_completion_that_came_too_late_is_told_in_the_same_call(sql: Sql) -> None:
@@ -311,8 +349,8 @@ def test_an_expired_message_holds_its_conversation_up_until_a_claim_finds_nothin
     assert [lease.id for lease in sql.claim(10)] == [second]
 
 
-def test_the_next_message_may_be_a_suspect(sql: Sql) -> None:
-    sql.crash(sql.claimed())
+def test_the_next_message_may_be_one_that_runs_apart(sql: Sql) -> None:
+    crashed_twice(sql)
     sql.rows("update message_queue set run_at = clock_timestamp() + interval '1 hour'")
     assert next_start(sql) == [("next", True)]
 

@@ -1,4 +1,4 @@
-"""What keeps a message from starting keeps it from every way of being chosen: by its place, by its id (p_first), as a suspect (SPEC P4, P5, Q8)."""
+"""What keeps a message from starting keeps it from every way of being chosen: by its place, by its id (p_first), apart (SPEC P4, P5, Q8)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.sql.client import Sql
 
 CLAIM = """
-select id from complete_and_claim_messages('{}', '{}', %s, '{q}', 10, p_types => '{effect}', p_first => %s, p_cursor => %s, p_suspects => %s)
+select id from complete_and_claim_messages('{}', '{}', %s, '{q}', 10, p_types => '{effect}', p_first => %s, p_cursor => %s, p_isolated => %s)
 where outcome = 'claimed'
 """
 OBSTACLES = {
@@ -29,13 +29,13 @@ OBSTACLES = {
     "concurrency_key, run_at) overriding system value values (-1, 'q', 'effect', 'k', '1999-01-01'); "
     "select id from claim_messages(gen_random_uuid(), '{q}', 1, p_types => '{effect}') order by id limit 1",
 }
-WAYS = {"by its place": (False, False), "by its id": (True, False), "as a suspect": (False, True)}
+WAYS = {"by its place": (False, False), "by its id": (True, False), "apart": (False, True)}
 
 
 def chosen(sql: Sql, message: int, way: str) -> list[int]:
-    first, suspects = WAYS[way]
+    first, isolated = WAYS[way]
     cursor = ["2999-01-01"] * 10 if first else None  # by its place nobody would see it
-    return [row[0] for row in sql.rows(CLAIM, uuid4(), [message] if first else [], cursor, suspects)]
+    return [row[0] for row in sql.rows(CLAIM, uuid4(), [message] if first else [], cursor, isolated)]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -45,14 +45,14 @@ def test_what_may_not_start_is_not_claimed(sql: Sql, obstacle: str, way: str) ->
     message = sql.enqueue(conversation_key="c", concurrency_key="k", run_at="2000-01-01")
     for statement in OBSTACLES[obstacle].split("; "):
         sql.rows(statement % {"id": message} if "%(" in statement else statement)
-    if way == "as a suspect":
-        sql.rows("update message_queue set crashes = 1 where id = %s", message)
+    if way == "apart":
+        sql.rows("update message_queue set crashes = 2 where id = %s", message)
     assert chosen(sql, message, way) == []
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_without_an_obstacle_it_is(sql: Sql, way: str) -> None:
     message = sql.enqueue(conversation_key="c", concurrency_key="k", run_at="2000-01-01")
-    if way == "as a suspect":
-        sql.rows("update message_queue set crashes = 1 where id = %s", message)
+    if way == "apart":
+        sql.rows("update message_queue set crashes = 2 where id = %s", message)
     assert chosen(sql, message, way) == [message]

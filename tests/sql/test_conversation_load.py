@@ -73,8 +73,8 @@ def work(sql: Sql, record: Record, total: int, over: threading.Event, seed: int)
     """Claim and settle until all messages have ended; a deadlock (StoreConflict) is tried again, as the daemon does."""
     chance = random.Random(seed)
     while not over.is_set():
-        limit, suspects = chance.choice([1, 3, 10]), chance.choice([None, None, True])
-        for lease in again(record, lambda: sql.claim(limit, holder=uuid4(), suspects=suspects)):
+        limit, isolated = chance.choice([1, 3, 10]), chance.choice([None, None, True])
+        for lease in again(record, lambda: sql.claim(limit, holder=uuid4(), isolated=isolated)):
             record.starts.append((lease.token, lease.id))
             if again(record, lambda: settle(sql, lease, chance)):
                 record.ended.append(lease.id)

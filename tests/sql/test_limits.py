@@ -62,18 +62,18 @@ def test_concurrency_per_key_goes_on_when_one_finished(sql: Sql) -> None:
     assert len(sql.claim(10)) == 1
 
 
-def test_a_suspect_waits_while_its_key_is_full(sql: Sql) -> None:
+def test_a_message_that_runs_apart_waits_while_its_key_is_full(sql: Sql) -> None:
     sql.set_queue(max_concurrency_per_key=1)
     running = sql.claimed(concurrency_key="a")
-    sql.rows("insert into message_queue (queue, message_type, crashes, concurrency_key) select 'q', 'effect', 1, 'a' from generate_series(1, 2)")
+    sql.rows("insert into message_queue (queue, message_type, crashes, concurrency_key) select 'q', 'effect', 2, 'a' from generate_series(1, 2)")
 
     def outcomes() -> list[tuple]:
         return sql.rows("select outcome from complete_and_claim_messages('{}', '{}', %s, '{q}', 1)", HOLDER)
 
-    assert outcomes() == [] and sql.claim(10, suspects=True) == []
+    assert outcomes() == [] and sql.claim(10, isolated=True) == []
     sql.complete(running)
-    assert outcomes() == [("suspect",)]
-    assert [len(sql.claim(10, suspects=True)) for _ in range(2)] == [1, 0]
+    assert outcomes() == [("isolated",)]
+    assert [len(sql.claim(10, isolated=True)) for _ in range(2)] == [1, 0]
 
 
 def claimed_keys(sql: Sql, limit: int) -> list[tuple]:

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from uuid import UUID, uuid4
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.sql.client import HOLDER, OTHER, Lease, Sql
+from tests.support.postgres import Database
+from tests.support.waiting import wait_until
 
 
 def register(sql: Sql, holder: UUID = HOLDER, types: tuple[str, ...] = ("effect",)) -> None:
@@ -138,14 +141,33 @@ def test_one_message_that_cannot_be_returned_keeps_no_other(clients: Callable[..
     assert sql.dead(dead)["reason"] == "quarantined"
 
 
-def test_a_crash_costs_no_attempt_is_counted_apart_and_waits_for_the_backoff(sql: Sql) -> None:
-    sql.set_queue(backoff_initial="60 seconds", backoff_max="100 seconds")
+def test_a_crash_costs_no_attempt_and_is_counted_apart(sql: Sql) -> None:
     lease = sql.claimed(max_attempts=1)
     sql.crash(lease)
     row = sql.live(lease.id)
     assert (row["state"], row["attempt"], row["crashes"]) == ("pending", 0, 1)
-    assert sql.value("select run_at > clock_timestamp() + interval '50 seconds' from message_queue where id = %s", lease.id)
-    assert [(entry["event"], entry["error_class"]) for entry in row["history"]] == [("crash", "WorkerLost")]
+    assert [(entry["event"], entry["error_class"], entry["attempt"]) for entry in row["history"]] == [("lease_expired", "WorkerLost", 1)]
+
+
+def test_the_first_crash_is_followed_at_once_and_the_next_one_by_the_backoff(sql: Sql) -> None:
+    sql.set_queue(backoff_initial="60 seconds", backoff_max="100 seconds")
+    message_id = sql.enqueue()
+    sql.crash(sql.claim_one())
+    assert sql.value("select run_at <= clock_timestamp() + interval '1 second' from message_queue")
+    sql.due_now()
+    sql.crash(sql.claim_one())
+    assert sql.live(message_id)["crashes"] == 2
+    assert sql.value("select run_at > clock_timestamp() + interval '50 seconds' from message_queue")
+
+
+def test_what_ran_beside_each_other_comes_back_at_different_times(sql: Sql) -> None:
+    """Beside a message that kills its process they should not all be a second time."""
+    for _ in range(50):
+        sql.enqueue()
+    assert len(sql.claim(50)) == 50
+    sql.rows("update message_queue set lease_expires_at = clock_timestamp() - interval '1 second'")
+    assert sql.value("select rescue_expired_messages()") == 50
+    assert sql.value("select max(run_at) - min(run_at) > interval '0.3 seconds' from message_queue")
 
 
 @pytest.mark.parametrize("limit", [1, 3])
@@ -173,17 +195,206 @@ def test_errors_and_crashes_are_counted_apart(sql: Sql) -> None:
     assert sql.fail(sql.claim_one()) == "dead"
 
 
-def test_a_parent_returns_what_its_child_held_and_only_started_messages_are_suspects(sql: Sql) -> None:
+def recover(sql: Sql, *started: int, crashed: bool = True, refused: tuple[int, ...] = (), holder: UUID = HOLDER) -> int:
+    return sql.value("select recover_worker(%s, %s::bigint[], 'signal 9', %s, %s::bigint[])", holder, list(started), crashed, list(refused))
+
+
+def events(sql: Sql, message_id: int) -> list[str]:
+    return [entry["event"] for entry in sql.live(message_id)["history"] or []]
+
+
+def test_a_parent_returns_what_its_child_held_and_only_what_had_started_counts_a_crash(sql: Sql) -> None:
     register(sql)
     started, unstarted = sql.claimed(), sql.claimed()
     foreign = sql.enqueue()
     assert [lease.id for lease in sql.claim(1, holder=OTHER)] == [foreign]
-    assert sql.value("select recover_worker(%s, array[%s::bigint], 'killed by signal 9')", HOLDER, started.id) == 2
+    assert recover(sql, started.id) == 2
     assert [sql.live(lease.id)["crashes"] for lease in (started, unstarted)] == [1, 0]
     assert [sql.live(lease.id)["attempt"] for lease in (started, unstarted)] == [0, 0]
     assert sql.state(foreign) == "running"
     assert sql.rows("select id from workers") == []
-    assert [entry["event"] for entry in sql.live(unstarted.id)["history"]] == ["release"]
+    assert [events(sql, lease.id) for lease in (started, unstarted)] == [["crash"], []], "every start is in the history, and nothing else"
+
+
+def test_a_start_that_an_ordered_end_interrupted_is_in_the_history_and_no_crash(sql: Sql) -> None:
+    lease = sql.claimed()
+    assert recover(sql, lease.id, crashed=False) == 1
+    assert (sql.live(lease.id)["crashes"], events(sql, lease.id)) == (0, ["release"])
+
+
+def test_the_lease_of_a_process_that_turns_out_to_live_was_no_crash(sql: Sql) -> None:
+    register(sql)
+    lease = sql.claimed()
+    sql.crash(lease)
+    sql.due_now()
+    assert [again.id for again in sql.claim(1, holder=OTHER)] == [lease.id]
+    withdraw = "select withdraw_crashes(array[%s::bigint], %s, 'its process lives')"
+    assert [sql.value(withdraw, lease.id, holder) for holder in (OTHER, HOLDER, HOLDER)] == [0, 1, 0]
+    assert (sql.live(lease.id)["crashes"], sql.state(lease.id)) == (0, "running"), "whoever has it now keeps it"
+    assert events(sql, lease.id) == ["lease_expired", "crash_withdrawn"]
+
+
+def test_a_process_that_ended_itself_in_good_order_crashed_nothing(sql: Sql) -> None:
+    """It was out of contact: somebody else has rescued its message before its parent could say so."""
+    lease = sql.claimed()
+    sql.crash(lease)
+    assert recover(sql, lease.id, crashed=False) == 0
+    assert sql.live(lease.id)["crashes"] == 0
+
+
+def test_a_message_that_always_stalls_its_process_is_not_excused_for_ever(sql: Sql) -> None:
+    sql.set_queue(crash_limit=3)
+    message_id = sql.enqueue()
+    for _ in range(20):
+        if sql.state(message_id) == "dead":
+            break
+        sql.crash(sql.claim_one())
+        sql.rows("select withdraw_crashes(array[%s::bigint], %s, 'its process lives')", message_id, HOLDER)
+        sql.rows("update message_queue set history = replace(history::text, %s, gen_random_uuid()::text)::jsonb", str(HOLDER))
+        sql.due_now()
+    assert sql.dead(message_id)["reason"] == "quarantined"
+
+
+def test_the_last_crash_is_not_counted_while_the_holder_may_come_back(sql: Sql) -> None:
+    register(sql)
+    sql.set_queue(crash_limit=2)
+    message_id = sql.enqueue()
+    sql.crash(sql.claim_one())
+    sql.due_now()
+    lease = sql.claim_one()
+    assert sql.crash(lease) == 0 and sql.state(message_id) == "running"
+    sql.rows("update workers set last_seen_at = clock_timestamp() - interval '91 seconds'")
+    assert sql.crash(lease) == 1 and sql.dead(message_id)["reason"] == "quarantined"
+
+
+def test_a_completion_that_is_refused_is_not_run_again(sql: Sql) -> None:
+    register(sql)
+    first, second = sql.claimed(conversation_key="c"), sql.enqueue(conversation_key="c")
+    assert recover(sql, refused=(first.id,)) == 0
+    assert sql.claim(10) == [] and sql.state(first.id) == "running"
+    assert sql.crash(first) == 0, "its lease does not end"
+    assert events(sql, first.id) == ["completion_refused"]
+    gates = dict(sql.rows("select gate, detail from explain_message(%s)", first.id))
+    assert "refused to write that" in gates["state"]
+    assert sql.value("select complete_refused_messages()") == 1
+    assert sql.state(first.id) == "done"
+    assert [lease.id for lease in sql.claim(10)] == [second]
+
+
+@pytest.mark.parametrize(
+    ("decision", "state"),
+    [
+        ("select bury_message(%s)", "dead"),
+        ("select cancel_message(%s)", "cancelled"),
+        ("select release_message(id, lease_token) from message_queue where id = %s", "pending"),
+    ],
+)
+def test_an_operator_decides_about_a_refused_completion(sql: Sql, decision: str, state: str) -> None:
+    lease = sql.claimed()
+    assert sql.value("select mark_completion_refused(array[%s::bigint], array[%s::bigint], '23514')", lease.id, lease.token) == 1
+    sql.rows(decision, lease.id)
+    assert sql.state(lease.id) == state
+    assert sql.value("select complete_refused_messages()") == 0
+
+
+def test_completions_that_stay_refused_hide_no_other(own_clients: Callable[..., Sql], any_database: Database) -> None:
+    sql = own_clients()
+    leases = [sql.claimed() for _ in range(8)]
+    for lease in leases:
+        sql.rows("select mark_completion_refused(array[%s::bigint], array[%s::bigint], 'x')", lease.id, lease.token)
+    any_database.query(f"alter table message_archive add constraint mine check (id > {leases[5].id})")
+    wait_until(lambda: sql.value("select complete_refused_messages()") >= 0 and sql.value("select count(*) from message_queue") == 6)
+
+
+def policy(sql: Sql, **said: object) -> None:
+    sql.rows(
+        "select register_worker(%s, 'host', 1, '1', '{q}', '{effect,gave_up}', 8, '30 seconds', false, %s)",
+        HOLDER,
+        Jsonb({"effect": {"queue": "q", **said}, "gave_up": {"queue": "q"}}),
+    )
+
+
+def test_an_attempt_that_no_code_of_the_actor_ends_is_decided_by_what_that_code_says(sql: Sql) -> None:
+    policy(sql, max_attempts=2, min_backoff=60_000, max_backoff=70_000, on_retry_exhausted="gave_up")
+    message_id = sql.enqueue(payload=Jsonb({"key": "k"}))
+    lease = sql.claim_one()
+    assert sql.value("select fail_overdue_message(%s, %s, 'late')", lease.id, lease.token) == "retry"
+    assert sql.value("select run_at > clock_timestamp() + interval '50 seconds' from message_queue")
+    sql.due_now()
+    lease = sql.claim_one()
+    assert sql.value("select fail_overdue_message(%s, %s, 'late')", lease.id, lease.token) == "dead"
+    ((kind, options),) = sql.rows("select message_type, options from message_queue")
+    data, info = options["args"]
+    assert (kind, data["actor_name"], data["kwargs"], data["message_id"]) == ("gave_up", "effect", {"key": "k"}, str(message_id))
+    assert info == {"retries": 1, "max_retries": 1}
+
+
+def test_the_last_crash_tells_who_waits_for_the_end_of_the_retries(sql: Sql) -> None:
+    policy(sql, on_retry_exhausted="gave_up")
+    sql.set_queue(crash_limit=1)
+    sql.crash(sql.claimed())
+    assert sql.rows("select message_type from message_queue") == [("gave_up",)]
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "own", "answer"),
+    [
+        ({}, {}, None, "retry"),  # the queue's: 3
+        ({}, {"max_retries": 0}, None, "dead"),
+        ({"max_retries": 1}, {"max_retries": 0}, None, "retry"),
+        ({"max_retries": 1}, {"max_attempts": 1}, None, "dead"),
+        ({}, {"max_attempts": 1}, 2, "retry"),
+        ({"max_retries": "many"}, {}, None, "retry"),
+        ({"max_retries": None}, {}, None, "retry"),
+    ],
+)
+def test_message_then_actor_then_queue(sql: Sql, options: dict, said: dict, own: int | None, answer: str) -> None:
+    policy(sql, **said)
+    sql.enqueue(options=Jsonb(options), max_attempts=own)
+    lease = sql.claim_one()
+    assert sql.value("select fail_overdue_message(%s, %s, 'late')", lease.id, lease.token) == answer
+
+
+def test_a_handler_whose_transaction_is_cut_again_and_again_fails(sql: Sql) -> None:
+    """Nobody else may see it: what happens to one message five times in a row is its own doing."""
+    message_id = sql.enqueue(max_attempts=1)
+    answers = []
+    for _ in range(5):
+        lease = sql.claim_one()
+        answers.append(sql.value("select return_uncommitted_message(%s, %s, '1 second', 'cut off')", lease.id, lease.token))
+        sql.due_now()
+    assert answers == ["snooze"] * 4 + ["dead"] and sql.state(message_id) == "dead"
+
+
+def test_one_that_nobody_bounds_goes_on_and_waits_longer_each_time(sql: Sql) -> None:
+    message_id = sql.enqueue(max_attempts=1)
+    waits = []
+    for _ in range(7):
+        lease = sql.claim_one()
+        assert sql.value("select return_uncommitted_message(%s, %s, '1 second', 'refused', null)", lease.id, lease.token) == "snooze"
+        waits.append(round(sql.value("select extract(epoch from run_at - clock_timestamp())::float8 from message_queue")))
+        sql.due_now()
+    assert waits == [1, 2, 4, 8, 16, 30, 30] and sql.live(message_id)["attempt"] == 0
+
+
+def test_a_history_that_is_no_array_keeps_no_message_from_its_end(sql: Sql) -> None:
+    lease = sql.claimed()
+    sql.rows("""update message_queue set history = '{"made": "by hand"}'""")
+    assert sql.crash(lease) == 1
+    assert events(sql, lease.id) == ["lease_expired"]
+
+
+def test_a_running_row_without_an_end_of_its_lease_is_rescued(sql: Sql) -> None:
+    sql.claimed()
+    sql.rows("update message_queue set lease_expires_at = null")
+    assert sql.value("select rescue_expired_messages()") == 1
+
+
+def test_a_long_error_class_is_stored_bounded(sql: Sql) -> None:
+    lease = sql.claimed()
+    assert sql.fail(lease, error="E" * 1_000_000) == "retry"
+    row = sql.live(lease.id)
+    assert len(row["error"]["class"]) == len(row["history"][0]["error_class"]) == 200
 
 
 def test_recovering_twice_returns_nothing_more(sql: Sql) -> None:

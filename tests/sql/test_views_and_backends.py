@@ -136,10 +136,10 @@ def test_a_worker_lives_for_as_long_as_its_lease(sql: Sql, lease: str, seen: str
     assert explain(sql, sql.enqueue())["worker"][0] is lives
 
 
-def test_messages_that_crashed_a_process_have_a_line_of_their_own(sql: Sql) -> None:
+def test_messages_that_run_apart_have_a_line_of_their_own(sql: Sql) -> None:
     with_worker(sql)
     first, second = sql.enqueue(), sql.enqueue(priority=1)
-    sql.rows("update message_queue set crashes = 1")
+    sql.rows("update message_queue set crashes = 2")
     sql.enqueue(priority=1)
     sql.enqueue(priority=1)
     assert explain(sql, first)["rank"] == (True, "0 ahead in its queue")

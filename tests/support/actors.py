@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import dramatiq
 
@@ -35,6 +36,40 @@ def fails(key: str, times: int = 10**9) -> None:
 def poison(key: str) -> None:
     note("start", key)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dramatiq.actor(queue_name="default", actor_name="leaves")
+def leaves(key: str, code: int) -> None:
+    """Ends its process without a word, as a library in C may."""
+    note("start", key)
+    os._exit(code)
+
+
+@dramatiq.actor(queue_name="default", actor_name="ends_late", transactional=True, max_attempts=2, time_limit=600_000)
+def ends_late(key: str, kind: str) -> None:
+    """A transaction that the server ends for being idle, or whose commit takes too long, each time."""
+    note("start", key)
+    if kind == "idle":
+        time.sleep(1.5)
+    else:
+        worker.current_connection().execute("insert into slow_commits values (1)")
+
+
+@dramatiq.actor(queue_name="default", actor_name="stuck_once", time_limit=300, hard_time_limit=300, max_retries=0, on_retry_exhausted="gave_up")
+def stuck_once(key: str) -> None:
+    note("start", key)
+    time.sleep(3600)
+
+
+@dramatiq.actor(queue_name="default", actor_name="stuck_often", time_limit=300, hard_time_limit=300, max_attempts=4, min_backoff=10, max_backoff=20)
+def stuck_often(key: str) -> None:
+    note("start", key)
+    time.sleep(3600)
+
+
+@dramatiq.actor(queue_name="default", actor_name="gave_up")
+def gave_up(data: dict[str, Any], info: dict[str, Any]) -> None:
+    note("gave_up", f"{data['actor_name']}:{data['kwargs']['key']}:{info['retries']}")
 
 
 @dramatiq.actor(queue_name="default", actor_name="sleeper", time_limit=600_000)

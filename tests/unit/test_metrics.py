@@ -68,7 +68,7 @@ def rendered(board, fleet=None):
 def busy_board(children=1, queues=10, actors=20, outcomes=OUTCOMES):
     """A board on which everything has happened that can happen, to every queue and actor."""
     board = Board(children, [lambda: 1] * children)
-    for slab in board.slabs:
+    for slab in board.workers:
         slot = Slot(0, RunningIds(1))
         meter = a_meter(slab, queues, actors, slot)
         for outcome in outcomes:
@@ -188,7 +188,7 @@ def test_a_thousand_replaced_children_cost_neither_memory_nor_output_and_no_coun
     assert found[key] == before + 1000
     assert len(render(BoardCollector(board, "1"))[0].splitlines()) <= len(text.splitlines()), "no line per child"
     assert len(bytes(board._ended.totals.cast("B"))) == len(memory[0]) == TOTALS * 8
-    assert len(board.slabs) == 2 and SIZE < 32_768
+    assert len(board.workers) == 2 and SIZE < 32_768
 
 
 def test_a_fold_that_happens_while_somebody_reads_is_noticed(monkeypatch):

@@ -36,7 +36,7 @@ def manager(tmp_path):
 
 
 def working(board, now, children=None):
-    for slab in board.slabs[:children]:
+    for slab in board.workers[:children]:
         slab.states[REGISTERED] = 1
         slab.states[CONTACT_AT] = now
         for loop in LOOPS:

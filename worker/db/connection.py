@@ -14,7 +14,7 @@ import psycopg
 from psycopg.adapt import Loader
 from psycopg.types.datetime import TimestamptzLoader
 
-from worker.db.errors import translated
+from worker.db.errors import DeadlinePassed, translated
 from worker.db.queries import sql
 from worker.errors import InvalidArgument
 from worker.service import still_alive
@@ -64,7 +64,7 @@ class DeadlineConnection(psycopg.Connection[Any]):
             return super().wait(gen, interval, self.deadline_seconds)
         except psycopg.errors._WaitTimeout:  # the name that psycopg documents for it
             self.pgconn.finish()
-            raise psycopg.OperationalError("the server did not answer before the deadline of the call") from None
+            raise DeadlinePassed("the server did not answer before the deadline of the call") from None
 
 
 def connect(

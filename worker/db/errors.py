@@ -25,6 +25,10 @@ _CONFLICTS = {"40001", "40P01", "55P03", "23505", "55006"}
 _KINDS = {StoreUnavailable: "unavailable", StoreConflict: "conflict", StoreRejected: "rejected"}
 
 
+class DeadlinePassed(psycopg.OperationalError):
+    """The server did not answer in time; the call may still be running there."""
+
+
 def translate(error: psycopg.Error) -> StoreError:
     """The error of ours that says what to do about a psycopg error."""
     state = error.sqlstate
@@ -51,6 +55,8 @@ def translate(error: psycopg.Error) -> StoreError:
     else:
         result = StoreRejected(text)
     result.sqlstate = state
+    if isinstance(result, StoreUnavailable):
+        result.late = isinstance(error, DeadlinePassed)
     with _counting:
         error_counts[_KINDS.get(type(result), "invalid")] += 1
     return result

@@ -9,6 +9,7 @@ queue's policy in the database. Messages that are not ours (StubBroker in a test
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import time
 from typing import Any
@@ -22,7 +23,7 @@ from worker.messages import ClaimedMessage, Ending, clean, failure
 
 logger = logging.getLogger("packhorse.retries")
 
-#: A transactional handler that could not be committed, for no fault of its own, runs again after this.
+#: A transactional handler that could not be committed, for no fault of its own, runs again after this; longer each time in a row.
 COMMIT_AGAIN_SECONDS = 1.0
 
 
@@ -47,8 +48,24 @@ def asked_for(exception: BaseException) -> Ending | None:
     if isinstance(exception, (DrainInterrupt, LeaseInterrupt)):
         return Ending("release", type(exception).__name__)
     if isinstance(exception, NotCompleted):
-        return Ending("snooze", str(exception), delay_seconds=COMMIT_AGAIN_SECONDS)
+        return Ending("uncommitted", clean(str(exception), 1000), delay_seconds=COMMIT_AGAIN_SECONDS, bounded=not exception.refused)
     return None
+
+
+#: What an actor's code may say of retries and the database understands (failure_policy in migrations/0009_create_failure.sql).
+POLICY = ("max_attempts", "max_retries", "min_backoff", "max_backoff", "on_retry_exhausted")
+
+
+def policies(broker: Any) -> str:
+    """What the actors' code says of retries, by actor and alias, as JSON: for whoever ends an attempt without that code (SPEC Q5)."""
+    given: dict[str, Any] = next((m.given for m in broker.middleware if isinstance(m, Retries)), {})
+    found = {}
+    for name in (*broker.actors, *broker.aliases):
+        actor = broker.get_actor(name)
+        said = {**given, **actor.options}
+        known = {option: said[option] for option in POLICY if option in said and isinstance(said[option], int | float | str | None)}
+        found[name] = {"queue": actor.queue_name} | known
+    return json.dumps(found)
 
 
 class Retries(StockRetries):

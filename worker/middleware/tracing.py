@@ -17,7 +17,15 @@ from worker.observe import tracing
 from worker.observe.tracing import Failure, Processing
 
 #: Ending -> packhorse.outcome; `failed` is what the database makes a retry or a death of.
-_OUTCOMES = {"fail": "failed", "retry": "failed", "bury": "dead", "snooze": "snooze", "cancel": "cancelled", "release": "released"}
+_OUTCOMES = {
+    "fail": "failed",
+    "retry": "failed",
+    "bury": "dead",
+    "snooze": "snooze",
+    "cancel": "cancelled",
+    "release": "released",
+    "uncommitted": "snooze",
+}
 
 
 class Tracing(Middleware):

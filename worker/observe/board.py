@@ -38,11 +38,13 @@ class Totals:
 
 
 class Board:
-    """busy: per child, how many of its threads run a handler now."""
+    """workers: the slabs of the worker processes. slabs: these, and that of the child for messages that run apart.
+    busy: per child, how many of its threads run a handler now."""
 
     def __init__(self, children: int, busy: Sequence[Callable[[], int]] = ()) -> None:
         self.made_by = os.getpid()
-        self.slabs = [Slab() for _ in range(children)]
+        self.workers = [Slab() for _ in range(children)]
+        self.slabs = [*self.workers, Slab()]
         self.busy = list(busy)
         self._ended = Slab()
         self.cells = memoryview(mmap.mmap(-1, _CELLS * 8)).cast("d")

@@ -54,7 +54,12 @@ EVENTS: dict[str, Event] = {
     "claims_recovered": Event("info", ("count", "worker_id"), "The answer of a claim was lost; what it had leased is handed back."),
     "outcome_waits": Event("warning", ("message_id", "error"), "Somebody keeps the message's row locked; tried again, others go on."),
     "endings_refused": Event("debug", ("count", "error_class"), "Outcomes that were to be written together are written one by one."),
-    "outcome_refused": Event("error", ("message_id", "error"), "The database refuses the outcome; the lease will run out."),
+    "outcome_refused": Event(
+        "error", ("message_id", "sqlstate", "error"), "The database refuses the outcome; the process keeps the message and its lease and tries again."
+    ),
+    "completions_marked": Event(
+        "error", ("count", "worker_id", "sqlstate"), "The process stops and completions are still refused: these messages do not run again."
+    ),
     "follow_up_failed": Event("warning", ("message_id", "error_class"), "A next stage or success callback was not sent; the message runs again."),
     "result_discarded": Event("debug", ("actor",), "A handler returned a value and nothing keeps results."),
     "result_not_storable": Event("error", ("message_id", "actor", "error"), "A result could not be stored."),
@@ -67,7 +72,9 @@ EVENTS: dict[str, Event] = {
     "worker_started": Event("info", ("worker_id", "pid", "queues", "threads"), "A process is registered and works."),
     "worker_stopped": Event("info", ("worker_id", "drain_seconds", "exit_code"), "A process has drained."),
     "worker_recycled": Event("info", ("worker_id", "messages", "memory_mib"), "A process ends after max_messages or above max_memory_mib."),
-    "worker_fenced": Event("error", ("worker_id",), "A process ends at once because a lease is over."),
+    "worker_fenced": Event(
+        "error", ("worker_id", "count"), "A process ends at once because leases are over; so many messages are somebody else's now."
+    ),
     "threads_missing": Event("error", ("worker_id", "alive"), "Handler threads have died; the process is replaced."),
     "thread_failed": Event("critical", ("thread",), "An exception that nobody caught ended a thread."),
     "database_unavailable": Event("warning", ("error",), "The database cannot be reached at the start; it is waited for."),
@@ -92,8 +99,17 @@ EVENTS: dict[str, Event] = {
     "config_error": Event("error", (), "A problem of the configuration; the process ends."),
     "schema_mismatch": Event("error", (), "Code and database do not fit; the process ends."),
     "start_failed": Event("error", ("error_class", "error"), "A process could not start; it is tried again with backoff."),
-    "messages_recovered": Event("warning", ("worker_id", "count", "suspects"), "What a dead process held was given back."),
-    "recover_failed": Event("warning", ("worker_id", "error_class"), "It was not; the leases will run out."),
+    "messages_recovered": Event(
+        "warning",
+        ("worker_id", "count", "started", "crashed"),
+        "What a process held that has ended was given back; crashed: nobody had ordered its end.",
+    ),
+    "recover_failed": Event(
+        "warning", ("worker_id", "error_class"), "It could not be given back yet: tried again until the daemon stops; then the leases run out."
+    ),
+    "isolation_started": Event(
+        "warning", ("pid", "threads"), "Messages that were there when two processes died run apart, in a process of their own."
+    ),
     # -- observability
     # -- the timetable and maintenance
     "timetable_declared": Event("info", ("schedules", "changed"), "What code and configuration declare was written into the timetable."),

@@ -37,7 +37,7 @@ def ready(board: Board, now: float, contact_seconds: float, budget_seconds: floa
     if board.cells[DRAINING]:
         return ["draining"]
     problems = []
-    for index, slab in enumerate(board.slabs):
+    for index, slab in enumerate(board.workers):
         problem = _unready(slab, now, contact_seconds, budget_seconds)
         if problem is None:
             return []
@@ -61,6 +61,6 @@ def _unready(slab: Slab, now: float, contact_seconds: float, budget_seconds: flo
 
 def started(board: Board) -> list[str]:
     """Has a child registered since the parent began?"""
-    if board.cells[STARTED] or any(slab.states[REGISTERED] for slab in board.slabs):
+    if board.cells[STARTED] or any(slab.states[REGISTERED] for slab in board.workers):
         return []
     return [f"no child has registered yet; {board.cells[ALIVE]:.0f} running"]

@@ -36,8 +36,10 @@ OTHER = "other"
 NAME_BYTES = 128
 
 # -- states
-# HURRY is the parent's: it was told to stop a second time, handlers are not waited for any more
-REGISTERED, DRAINING, THREADS, LISTENING, CONTACT_AT, CLAIM_FAILING, HURRY, TICKS = range(8)
+# HURRY is the parent's: it was told to stop a second time, handlers are not waited for any more. ISOLATION, too: the
+# process runs only messages that were there when two processes died; ISOLATED_AT: when one saw that such messages wait.
+# ENDED_WITH: the exit code, plus one, of a process that ends in good order; see end_with
+REGISTERED, DRAINING, THREADS, LISTENING, CONTACT_AT, CLAIM_FAILING, HURRY, ISOLATION, ISOLATED_AT, ENDED_WITH, TICKS = range(11)
 STATES = TICKS + len(LOOPS)
 
 
@@ -114,6 +116,14 @@ class Slab:
         self.totals = numbers[STATES:]
         self.queues = Names(memory[_NUMBERS : _NUMBERS + QUEUES * NAME_BYTES], QUEUES)
         self.actors = Names(memory[_NUMBERS + QUEUES * NAME_BYTES :], ACTORS)
+
+    def end_with(self, code: int) -> None:
+        """The process is about to end with this exit code, in good order: an end that nobody has noted here is a crash."""
+        self.states[ENDED_WITH] = code + 1
+
+    def ended_with(self, code: int) -> bool:
+        """Was this exit code noted?"""
+        return self.states[ENDED_WITH] == code + 1
 
     def tick(self, loop: str, now: float) -> None:
         """A loop ticked at monotonic `now`; 0 = it has ended in good order."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -20,10 +21,10 @@ from worker.runtime.lost_claims import LostClaims
 from worker.runtime.meter import Meter
 from worker.runtime.pace import Pace
 from worker.runtime.successors import Successors
-from worker.runtime.suspects import SuspectTurn
 from worker.runtime.wakeups import Wakeups
 from worker.store import messages as store
 
+ISOLATION_POLL_SECONDS = 0.5
 AGAIN_SECONDS = 0.05  # after a claim that took all there was: what will be due next is still to be asked
 
 
@@ -34,7 +35,6 @@ class Request:
     limit: int
     look: Look
     queues: list[str]
-    suspects: bool = False
 
 
 class Claims:
@@ -42,21 +42,33 @@ class Claims:
 
     backlog: the last claim took all that it asked for. signalled: something may have become startable since the last
     one looked at the front. next_poll: when to look in any case (monotonic). lost: what was leased to us without our
-    knowing.
+    knowing. isolation: it claims messages that were there when two processes died, and no others; on_isolated: told that
+    such messages wait.
     """
 
     def __init__(
-        self, link: Link, worker_id: UUID, settings: Any, queues: list[str], types: list[str], meter: Meter, pace: Pace, suspects: SuspectTurn
+        self,
+        link: Link,
+        worker_id: UUID,
+        settings: Any,
+        queues: list[str],
+        types: list[str],
+        meter: Meter,
+        pace: Pace,
+        *,
+        isolation: bool = False,
+        on_isolated: Callable[[], None] = lambda: None,
     ) -> None:
         self._link = link
-        self._worker_id = worker_id
+        self.worker_id = worker_id
+        self._isolation = isolation
+        self._on_isolated = on_isolated
         self._settings = settings
         self._lease = f"{settings.lease_seconds} seconds"
         self._queues = queues
         self.types = types
         self._meter = meter
         self._pace = pace
-        self._suspects = suspects
         self._cursor = ClaimCursor(queues)
         self._wakeups = Wakeups(link, queues)
         self._successors = Successors()
@@ -87,14 +99,12 @@ class Claims:
         return self.backlog or self.signalled or self._successors.unasked or time.monotonic() >= self.next_poll
 
     # -- the statement --------------------------------------------------------------------------------
-    def request(self, limit: int, *, suspects: bool) -> Request:
-        """The next claim, of up to `limit` messages; of one, when it is the turn of the suspects."""
-        if suspects:
-            return Request(1, ALL, self._queues, suspects=True)
+    def request(self, limit: int) -> Request:
+        """The next claim, of up to `limit` messages."""
         # no queue is served before another: one with a backlog would starve those behind it
         self._turn = (self._turn + 1) % len(self._queues)
         queues = self._queues[self._turn :] + self._queues[: self._turn]
-        return Request(limit, self._cursor.look(queues), queues)
+        return Request(limit, ALL if self._isolation else self._cursor.look(queues), queues)
 
     def completion(self) -> Request:
         """No claim at all."""
@@ -102,7 +112,7 @@ class Claims:
 
     def run(self, done: list[ClaimedMessage], request: Request) -> list[tuple[Any, ...]]:
         """Complete `done` and claim what the request says; the rows of the answer. Raises StoreError."""
-        if request.limit and request.look.front and not request.suspects:
+        if request.limit and request.look.front:
             self.signalled = False  # before the claim: what is signalled while it runs may not be in its snapshot
         before = time.monotonic()
         try:
@@ -112,14 +122,14 @@ class Claims:
                     connection,
                     [m.id for m in done],
                     [m.lease_token for m in done],
-                    self._worker_id,
+                    self.worker_id,
                     request.queues,
                     request.limit,
                     self._lease,
                     self.types,
                     request.look.since,
                     request.look.until,
-                    request.suspects,
+                    self._isolation,
                     first,
                 )
         except Exception as error:
@@ -146,9 +156,9 @@ class Claims:
                     self._successors.ids.append(row[1])
                 case "next":
                     self._next_due = now - row[15]  # its "age" is the time until then, negative
-                case "suspect":
-                    self._suspects.seen()
-        if claimed and not request.suspects:  # those have an index, and a place in time, of their own
+                case "isolated":
+                    self._on_isolated()
+        if claimed and not self._isolation:  # those have an index, and a place in time, of their own
             last: dict[tuple[str, int], str] = {}
             for message in claimed:
                 last[message.queue_name, message.priority] = message.run_at
@@ -161,10 +171,11 @@ class Claims:
         if not request.limit:
             return
         self._meter.claimed("hit" if claimed else "empty", after - before)
-        if request.suspects:
-            self._suspects.claimed(claimed)
-            return
         now = time.monotonic()
+        if self._isolation:  # few messages, in a process that does not live long: it looks often
+            self.backlog = claimed >= request.limit
+            self.next_poll = now + ISOLATION_POLL_SECONDS
+            return
         look = request.look
         self._cursor.looked(look, after - before, exhausted=claimed < request.limit)
         self.backlog = claimed >= request.limit or (self.backlog and not look.front)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -19,32 +20,77 @@ from worker.settle import settle, without_details
 logger = logging.getLogger("packhorse.pump")
 
 BATCH = 50
-MIN_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.5, 30.0  # until a locked row is tried again, which costs half a second of waiting
+MIN_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.5, 30.0  # until a locked row, or what was refused, is tried again
 
 
-class EndingWriter:
-    """Used by the pump's thread, on its connection. waiting: messages whose row somebody else has locked, see due()."""
+class Deferred:
+    """Outcomes that cannot be written now, and when the next one of them is tried: later each time that it fails."""
 
-    def __init__(self, link: Link, broker: Any) -> None:
-        self._link = link
-        self._broker = broker
-        self._alone = 0  # so many go one by one, after a batch was refused
-        self.waiting: deque[ClaimedMessage] = deque()
-        self._wait_seconds = 0.0
+    def __init__(self) -> None:
+        self.messages: deque[ClaimedMessage] = deque()
+        self.wait_seconds = 0.0
         self._not_before = 0.0
 
     def due(self) -> ClaimedMessage | None:
-        """One of the waiting messages, to be tried again now."""
-        if self.waiting and time.monotonic() >= self._not_before:
-            return self.waiting.popleft()
+        """One of them, to be tried again now."""
+        if self.messages and time.monotonic() >= self._not_before:
+            return self.messages.popleft()
         return None
+
+    def add(self, message: ClaimedMessage) -> None:
+        """It could not be written."""
+        self.wait_seconds = min(MAX_WAIT_SECONDS, max(MIN_WAIT_SECONDS, 2 * self.wait_seconds))
+        self._not_before = time.monotonic() + self.wait_seconds
+        self.messages.append(message)
+
+    def written(self) -> None:
+        """One could be: so may the others."""
+        self.wait_seconds = self._not_before = 0.0
+
+
+class EndingWriter:
+    """Used by the pump's thread, on its connection.
+
+    refused: messages whose outcome the database refuses to write (a right, a constraint, a missing partition). Their
+    handlers are done, so they are kept, and their leases with them, until it can be written; on_refused(message) is told.
+    refusing: nothing has been written since one was refused.
+    """
+
+    def __init__(self, link: Link, broker: Any, on_refused: Callable[[ClaimedMessage], None]) -> None:
+        self._link = link
+        self._broker = broker
+        self._on_refused = on_refused
+        self._alone = 0  # so many go one by one, after a batch was refused
+        self._locked = Deferred()  # somebody else has locked their rows
+        self._refused = Deferred()
+        self.refusing = False
+        self._try_at = 0.0
+        self.refused_sqlstate: str | None = None
+        self.refused_text = ""
+
+    @property
+    def waiting(self) -> deque[ClaimedMessage]:
+        """Messages whose rows somebody else has locked."""
+        return self._locked.messages
+
+    @property
+    def refused(self) -> deque[ClaimedMessage]:
+        return self._refused.messages
+
+    def refused_completions(self) -> list[ClaimedMessage]:
+        """Those of the refused whose handlers have succeeded."""
+        return [message for message in self.refused if message.ending is None and not message.failed]
+
+    def due(self) -> list[ClaimedMessage]:
+        """Those that are to be tried again now."""
+        return [message for message in (self._locked.due(), self._refused.due()) if message is not None]
 
     def next(self, messages: deque[ClaimedMessage]) -> list[ClaimedMessage]:
         """Those of these messages that the next write() takes."""
         return list(islice(messages, 1 if self._alone else BATCH))
 
     def write(self, batch: list[ClaimedMessage]) -> list[str | None]:
-        """What settle() answers for each, None for one that is now waiting; empty when they must be taken one by one.
+        """What settle() answers for each, None for one that is to be tried again; empty when they must be taken one by one.
 
         Raises StoreUnavailable: nothing is written, to be tried again.
         """
@@ -65,23 +111,35 @@ class EndingWriter:
             answer = self._write_one(message)
         except StoreConflict as error:
             logger.warning("outcome_waits message_id=%s error=%s: tried again, others go on", message.id, error)
-            self._wait_seconds = min(MAX_WAIT_SECONDS, max(MIN_WAIT_SECONDS, 2 * self._wait_seconds))
-            self._not_before = time.monotonic() + self._wait_seconds
-            self.waiting.append(message)
+            self._locked.add(message)
             return None
-        else:
-            self._wait_seconds = 0.0
-            return answer
         finally:
             self._alone = max(0, self._alone - 1)
+        self.refusing = self.refusing and answer is None
+        if answer is not None:
+            self._locked.written()
+            if message.refused:  # so may the others be
+                self._refused.written()
+        return answer
 
-    def _write_one(self, message: ClaimedMessage) -> str:
-        """As it is; with a fixed text when that cannot be stored; a lease that runs out is the last resort."""
+    def may_try(self) -> bool:
+        """While nothing can be written: may one more message be taken now, to see whether it goes for that one, too?"""
+        now = time.monotonic()
+        if now < self._try_at:
+            return False
+        self._try_at = now + self._refused.wait_seconds
+        return True
+
+    def _write_one(self, message: ClaimedMessage) -> str | None:
+        """As it is; with a fixed text when that cannot be stored; None when it is refused all the same."""
         try:
             return self._settle(message)
         except (StoreUnavailable, StoreConflict):
             raise
         except Exception as error:
+            if message.ending is None:
+                self._refuse(message, error)
+                return None
             logger.warning("outcome_not_storable message_id=%s error_class=%s", message.id, type(error).__name__)
         without_details(message)
         try:
@@ -89,8 +147,18 @@ class EndingWriter:
         except (StoreUnavailable, StoreConflict):
             raise
         except Exception as error:
-            logger.error("outcome_refused message_id=%s error=%s: its lease will run out", message.id, error)
-            return "unstorable"
+            self._refuse(message, error)
+            return None
+
+    def _refuse(self, message: ClaimedMessage, error: Exception) -> None:
+        self.refused_sqlstate = getattr(error, "sqlstate", None) or type(error).__name__
+        self.refused_text = str(error)[:500]
+        self.refusing = True
+        if not message.refused:
+            message.refused = True
+            logger.error("outcome_refused message_id=%s sqlstate=%s error=%s: kept, and tried again", message.id, self.refused_sqlstate, error)
+        self._refused.add(message)
+        self._on_refused(message)
 
     def _settle(self, message: ClaimedMessage) -> str:
         with self._link.connection() as connection:

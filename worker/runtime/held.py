@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from worker.messages import ClaimedMessage
 from worker.runtime.meter import Meter
 from worker.runtime.outcomes import OutcomeLog
+from worker.runtime.slots import RunningIds
 
 logger = logging.getLogger("packhorse.pump")
 
@@ -22,7 +23,9 @@ class Held:
     Its truth value, length and iteration are those of the held messages; iteration works on a copy.
     """
 
-    def __init__(self, meter: Meter, outcomes: OutcomeLog, worker_id: object) -> None:
+    def __init__(self, meter: Meter, outcomes: OutcomeLog, worker_id: object, running: RunningIds) -> None:
+        self._ended = running.ended
+        self._places = list(range(running.places))  # that no held message has
         self._meter = meter
         self._outcomes = outcomes
         self._worker_id = worker_id
@@ -42,6 +45,7 @@ class Held:
     def add(self, message: ClaimedMessage) -> None:
         """It was claimed."""
         self._messages[message.id] = message
+        message.place = self._places.pop() if self._places else -1
 
     def owns(self, message: ClaimedMessage) -> bool:
         """Whether this very attempt is held."""
@@ -49,8 +53,15 @@ class Held:
 
     def drop(self, message: ClaimedMessage) -> None:
         """It is no longer ours; nothing happens when it was not, or when a later attempt of it is."""
-        if self._messages.get(message.id) is message:
-            self._messages.pop(message.id, None)
+        if self._messages.get(message.id) is message and self._messages.pop(message.id, None) is not None and message.place >= 0:
+            place, message.place = message.place, -1
+            self._ended[place] = 0
+            self._places.append(place)
+
+    def refused(self, message: ClaimedMessage) -> None:
+        """Its handler is done, and the database refuses to write that: it stays ours, and its parent knows it."""
+        if message.place >= 0:
+            self._ended[message.place] = -message.id
 
     def done(self, messages: list[ClaimedMessage], lost: Collection[int] = ()) -> None:
         """The database has completed these, but for the ids in `lost`, whose leases were somebody else's by then."""
@@ -67,7 +78,7 @@ class Held:
         self._outcomes.done(messages)
 
     def ended(self, message: ClaimedMessage, outcome: str) -> None:
-        """The database has written another ending for it, or refused it for good (`unstorable`)."""
+        """The database has written another ending for it."""
         self.drop(message)
         message.settled = True
         if outcome == "lost":

@@ -33,6 +33,10 @@ logger = logging.getLogger("packhorse.lane")
 SLOW_SECONDS = 0.001
 #: A handler that runs for longer than this while others are ready counts as blocked.
 BLOCKED_SECONDS = 0.005
+#: What ends a session that is at fault itself: idle in a transaction, a transaction or a statement that takes too long.
+LIMITS = frozenset({"25P03", "25P04", "57014"})
+#: Why a completion fails for what its handler did in the same transaction: an error it went on after, an isolation level.
+REFUSED_FOR_THE_HANDLER = ("25", "PH")
 #: A claimed message is not started when less than this is left of its lease.
 LEASE_MARGIN_SECONDS = 1.0
 
@@ -155,7 +159,7 @@ class Lane:
                 if message.ending is None:
                     message.ending = failure(error)
             finally:
-                slot.forget()
+                slot.forget(message)
                 current.message = None
                 message.returned = True
                 on_finished(message)
@@ -247,7 +251,7 @@ class Lane:
 
     def _call_in_transaction(self, actor: Any, message: ClaimedMessage) -> Any:
         """Handler, its effects, what follows and the completion in one transaction: all or nothing (SPEC P3)."""
-        returned = False
+        returned = completing = False
         with self.broker.pool.connection() as connection:
             try:
                 with translated(), connection.transaction():
@@ -258,14 +262,34 @@ class Lane:
                             hook(self.broker, message, result)
                     finally:
                         current.connection = current.broker = None
-                    returned = True
+                    returned = completing = True
                     if not store.complete(connection, [message.id], [message.lease_token]):
                         raise LeaseLost(f"message {message.id}: somebody else owns it now; its transaction was rolled back")
+                    completing = False
             except StoreError as error:
-                # its row is locked by somebody, or the database went away: the handler is not to blame. (What else a commit
-                # can be refused for, a deferred constraint say, is its own doing.)
-                if returned and (isinstance(error, StoreUnavailable) or error.sqlstate in LOCKED):
+                if returned and error.sqlstate in LOCKED:  # somebody has locked its row
                     raise NotCompleted(f"the transaction of its handler could not be committed: {error}") from error
+                if isinstance(error, StoreUnavailable):
+                    if connection.broken and not self._caused(error):
+                        raise NotCompleted(f"the transaction of its handler was cut off: {error}") from error
+                elif completing and not (error.sqlstate or "").startswith(REFUSED_FOR_THE_HANDLER):
+                    # a right, a constraint or a partition of ours is missing: whatever the handler does, it would end like this
+                    raise NotCompleted(f"the database refuses the completion: {error} ({error.sqlstate})", refused=True) from error
                 raise
             message.settled = True
         return result
+
+    def _caused(self, error: StoreUnavailable) -> bool:
+        """Did the handler bring about the end of its connection? It did when that was a limit for transactions or statements, or took
+        longer than every call has, while the database answers others. (What else a commit can be refused for, a deferred
+        constraint say, is its own doing anyway.)"""
+        if error.sqlstate is not None:
+            return error.sqlstate in LIMITS
+        if not error.late:
+            return False
+        try:
+            with translated():
+                self.broker.open_connection("look").close()
+        except StoreError:
+            return False
+        return True

@@ -20,7 +20,7 @@ from worker.runtime.slots import Slot
 
 #: What settle() answers -> outcome.
 _OUTCOMES = {name: layout.FINISHED + index for index, name in enumerate(layout.OUTCOMES)}
-_OUTCOMES |= {"release": _OUTCOMES["released"], "unstorable": _OUTCOMES["lost"]}
+_OUTCOMES["release"] = _OUTCOMES["released"]
 _BY_ACTOR = {"done": 0, "retry": 1, "dead": 1}  # a snoozed or cancelled message says nothing about its actor
 
 
@@ -69,6 +69,12 @@ class Meter:
             self._waited([] if message.wait_counted else [message])
         if answer in _BY_ACTOR:
             self._totals[self._actors.get(message.actor_name, layout.BY_ACTOR) + _BY_ACTOR[answer]] += 1
+
+    def fenced(self, messages: list[ClaimedMessage]) -> None:
+        """The process ends itself: the leases of these are over. Called by the timekeeper's thread, and by nothing after it."""
+        for message in messages:
+            self._totals[self._queues.get(message.queue_name, layout.BY_QUEUE) + _OUTCOMES["lost"]] += 1
+        self.publish()
 
     def claimed(self, result: str, seconds: float) -> None:
         """A claim: hit, empty or error, and how long it took."""

@@ -29,9 +29,10 @@ from worker.exits import EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED
 from worker.heartbeat import Heartbeat
 from worker.messages import ClaimedMessage
 from worker.middleware import Checked, TimeLimits
+from worker.middleware.retries import policies
 from worker.middleware.tracing import Tracing
 from worker.near import near_miss
-from worker.observe.slab import CONTACT_AT, DRAINING, HURRY, LISTENING, REGISTERED, THREADS, Slab
+from worker.observe.slab import CONTACT_AT, DRAINING, HURRY, ISOLATED_AT, ISOLATION, LISTENING, REGISTERED, THREADS, Slab
 from worker.runtime.lane import Lane
 from worker.runtime.meter import Meter
 from worker.runtime.pump import Pump
@@ -45,6 +46,8 @@ logger = logging.getLogger("packhorse.process")
 #: Threads switch this often when they compete; the pump must not wait long for its turn.
 SWITCH_SECONDS = 0.001
 STARTUP_RETRY_SECONDS = 1.0
+#: A process for messages that run apart ends when it has had none for this long.
+ISOLATION_IDLE_SECONDS = 5.0
 #: What middleware wants to do before and after the drain may take so long.
 HOOKS_SECONDS = 5.0
 
@@ -89,8 +92,21 @@ class WorkerProcess:
         self.queues = sorted(settings.queues or {actor.queue_name for actor in self.broker.actors.values()})
         self.types = sorted({*(n for n, a in self.broker.actors.items() if a.queue_name in self.queues or not settings.queues), *self.broker.aliases})
         self.lane = Lane(self.broker, settings.threads, running, lambda message: self.pump.on_finished(message))
+        self.isolation = bool(self.slab.states[ISOLATION])
         meter = Meter(self.slab, self.queues, self.types, self.lane.slots, lambda: self.heartbeat.rescued_total)
-        self.pump = Pump(self.broker, self.lane, self._open("pump", times_in_utc=True), self.id, settings, self.queues, self.types, meter)
+        self.pump = Pump(
+            self.broker,
+            self.lane,
+            self._open("pump", times_in_utc=True),
+            self.id,
+            settings,
+            self.queues,
+            self.types,
+            meter,
+            running,
+            isolation=self.isolation,
+            on_isolated=self._on_isolated,
+        )
         self.heartbeat = Heartbeat(
             self._open("heartbeat"), self.id, settings, lambda: list(self.pump.held), self._attend, self._totals, self._on_beat
         )
@@ -177,7 +193,7 @@ class WorkerProcess:
                     with translated():
                         if not store.self_test(connection):
                             raise SchemaMismatch("row-level security hides the queue from this role: grant it packhorse_worker")
-                        self.heartbeat.register(connection, self.queues, self.types, self.settings.threads)
+                        self.heartbeat.register(connection, self.queues, self.types, self.settings.threads, self.isolation, policies(self.broker))
                     return True
                 finally:
                     connection.close()
@@ -195,6 +211,8 @@ class WorkerProcess:
         if (settings.max_messages and done >= settings.max_messages) or (settings.max_memory_mib and resident_mib() > settings.max_memory_mib):
             logger.info("worker_recycled worker_id=%s messages=%d memory_mib=%d", self.id, done, resident_mib())
             self.exit_code = EXIT_RECYCLED
+            self._stop.ask()
+        elif self.isolation and not self.pump.held and time.monotonic() - self.pump.busy_at > ISOLATION_IDLE_SECONDS:
             self._stop.ask()
         elif self.lane.alive < len(self.lane.slots):
             logger.error("threads_missing worker_id=%s alive=%d", self.id, self.lane.alive)
@@ -275,6 +293,10 @@ class WorkerProcess:
             except StoreError as error:
                 logger.warning("drain_waits error_class=%s", type(error).__name__)
                 time.sleep(0.2)  # before the next try, as long as the deadline allows one
+        try:
+            self.pump.mark_refused()
+        except StoreError as error:
+            logger.warning("drain_waits error_class=%s", type(error).__name__)
         if self.pump.held:
             self.exit_code = self.exit_code or EXIT_REPLACED
         self.pump.on_stop()
@@ -303,6 +325,10 @@ class WorkerProcess:
             if slot.message is message:
                 slot.interrupt(message, CancelInterrupt if lease_held else LeaseInterrupt)
 
+    def _on_isolated(self) -> None:
+        """Pump: messages wait that are to run apart. The parent starts a process for them."""
+        self.slab.states[ISOLATED_AT] = time.monotonic()
+
     def _on_stuck(self, message: ClaimedMessage) -> None:
         """Timekeeper: the hard limit passed. The process is replaced (SPEC W4). Until it is gone the handler may do anything,
         so the lease goes on, and the parent writes the failed attempt afterwards (SPEC P2)."""
@@ -313,8 +339,12 @@ class WorkerProcess:
 
     def _on_lease_over(self) -> None:
         """Timekeeper: a handler runs on although somebody else may own its message: end now."""
-        logger.error("worker_fenced worker_id=%s", self.id)
+        now = time.monotonic()
+        lost = [message for message in self.pump.held if not message.settled and now >= message.lease_until]
+        self.pump.meter.fenced(lost)
+        logger.error("worker_fenced worker_id=%s count=%d", self.id, len(lost))
         logging.shutdown()
+        self.slab.end_with(EXIT_LEASE_LOST)
         os._exit(EXIT_LEASE_LOST)
 
 

@@ -24,19 +24,21 @@ from worker.runtime.lane import Lane
 from worker.runtime.meter import Meter
 from worker.runtime.outcomes import OutcomeLog
 from worker.runtime.pace import Pace
-from worker.runtime.suspects import SuspectTurn
+from worker.runtime.slots import RunningIds
 from worker.service import Service
 from worker.store import messages as store
 
 logger = logging.getLogger("packhorse.pump")
 
+SURVIVED_SECONDS = 1.0
 LINGER_SECONDS = 0.005  # with a backlog: wait this long for a bigger batch of completions
 
 
 class Pump(Service):
     """Feeds the lane and writes outcomes.
 
-    held: what is claimed and not ended. finished: filled by handler threads. draining: no further claims.
+    held: what is claimed and not ended. finished: filled by handler threads. draining: no further claims. isolation: it
+    claims messages that were there when two processes died, and no others. on_isolated: told that such messages wait.
     """
 
     name = "pump"
@@ -52,6 +54,10 @@ class Pump(Service):
         queues: list[str],
         types: list[str],
         meter: Meter,
+        running: RunningIds,
+        *,
+        isolation: bool = False,
+        on_isolated: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
         self._broker = broker
@@ -59,16 +65,17 @@ class Pump(Service):
         self._link = Link(open_connection)
         self._settings = settings
         self.meter = meter
-        self.held = Held(meter, OutcomeLog(settings.log_outcomes, worker_id), worker_id)
+        self.held = Held(meter, OutcomeLog(settings.log_outcomes, worker_id), worker_id, running)
         self._pace = Pace(len(lane.slots), settings.batch_size)
-        self._suspects = SuspectTurn()
-        self.claims = Claims(self._link, worker_id, settings, queues, types, meter, self._pace, self._suspects)
-        self._writer = EndingWriter(self._link, broker)
+        self.claims = Claims(self._link, worker_id, settings, queues, types, meter, self._pace, isolation=isolation, on_isolated=on_isolated)
+        self._writer = EndingWriter(self._link, broker, self.held.refused)
         self.finished: deque[ClaimedMessage] = deque()
         # handed back by handler threads, not yet known to the database; nothing leaves before it is written
         self._done: list[ClaimedMessage] = []
         self._endings: deque[ClaimedMessage] = deque()
         self.draining = False
+        self.isolation = isolation
+        self.busy_at = time.monotonic()  # when it last held something
         self._threshold = 1  # the pump wants to be woken when this many are finished
         self._waiting = False
 
@@ -88,30 +95,35 @@ class Pump(Service):
     # -- the loop -------------------------------------------------------------------------------------
     def run_once(self) -> float:
         self._collect()
-        if (waited := self._writer.due()) is not None:
-            self._endings.append(waited)
+        self._endings.extend(self._writer.due())
         while self._endings:
             self._write_endings()
             self.ticked(time.monotonic())
         self.claims.lost.hand_back(self.held.ids())
         if self.draining:
-            if self._lane.ready or self._suspects.reserved is not None:
+            if self._lane.ready:
                 self.release_unstarted()
         elif self._lane.ready:
             self._hand_back()
         limit = self._claim_limit()
-        if limit > 0 and (self._done or self.claims.due() or self._suspects.due(not self.held)):
-            alone = self._suspects.due(not self._lane.ready and self._lane.running == 0)
-            self._exchange(self.claims.request(min(limit, self._pace.batch), suspects=alone))
+        if limit > 0 and (self._done or self.claims.due()):
+            self._exchange(self.claims.request(min(limit, self._pace.batch)))
         elif self._done:
             self._exchange(self.claims.completion())
         self.meter.publish()
+        if self.held:
+            self.busy_at = time.monotonic()
         return self._pause(limit)
 
     @property
     def unwritten(self) -> int:
-        """Messages that were handed back and whose outcome the database does not know yet."""
+        """Messages that were handed back and whose outcome is still to be written; without those that the database refuses."""
         return len(self.finished) + len(self._done) + len(self._endings) + len(self._writer.waiting)
+
+    @property
+    def refused(self) -> tuple[int, str | None]:
+        """How many outcomes the database refuses to write, which are tried again, and the SQLSTATE that it last said."""
+        return len(self._writer.refused), self._writer.refused_sqlstate
 
     def _collect(self) -> None:
         """Sort finished messages: those that are done, and those with another ending."""
@@ -170,40 +182,38 @@ class Pump(Service):
             raise
         after = time.monotonic()
         del self._done[: len(done)]
+        if done:
+            self._writer.refusing = False
         self.held.done(done, {row[1] for row in rows if row[0] == "lost"} if rows and rows[0][0] == "lost" else ())
         self.meter.publish()  # before the next message starts: it may be the one that kills the process
         claimed = self.claims.read(request, rows, before, after)
-        self._take(claimed, request.suspects)
+        for message in claimed:
+            self.held.add(message)
+        if claimed:
+            self._lane.put(claimed)
         if hooks.after_ack:
             for message in done:
                 hooks.after_ending(message)
         self.claims.learn(request, len(done), len(claimed), before, after)
 
-    def _take(self, claimed: list[ClaimedMessage], suspects: bool) -> None:
-        """To the lane; a suspect waits until the process is empty."""
-        for message in claimed:
-            self.held.add(message)
-        if suspects and claimed and (self._lane.running or self._lane.ready):
-            self._suspects.reserved = claimed[0]
-        elif claimed:
-            self._lane.put(claimed)
-
     # -- how much to hold -----------------------------------------------------------------------------
     def _claim_limit(self) -> int:
         if self.draining or self.stopping:
             return 0
-        if self._suspects.reserved is not None:
-            self._start_reserved()
-            return 0
-        if self._suspects.running:
-            if self.held:
-                return 0  # it runs alone
-            self._suspects.running = False
-        if self._suspects.due(not self.held):
-            return 1
         self._pace.measure()
         # what is finished takes no slot: it leaves with the same statement
-        return max(0, self._pace.capacity() - len(self._lane.ready) - self._lane.running)
+        room = max(0, self._pace.capacity() - len(self._lane.ready) - self._lane.running)
+        if self.isolation:
+            return min(room, 1) if self._all_survive() else 0
+        if room and self._writer.refusing:  # work that nobody can take down should not go on for ever
+            return max(0, room - len(self._writer.refused)) or int(self._writer.may_try())
+        return room
+
+    def _all_survive(self) -> bool:
+        """Apart, messages start one by one: the next one when those that run have run for a while. So a process that one of them
+        kills at once dies with that one alone, most often."""
+        before = time.monotonic() - SURVIVED_SECONDS
+        return not self._lane.ready and all(slot.message is None or slot.started_at < before for slot in self._lane.slots)
 
     def _hand_back(self) -> None:
         """Messages that wait for a thread for longer than hold_seconds are for others to take."""
@@ -214,18 +224,9 @@ class Pump(Service):
         if time.monotonic() - oldest.claimed_at > self._settings.hold_seconds and self._lane.running >= len(self._lane.slots):
             self.release_unstarted()
 
-    def _start_reserved(self) -> None:
-        """The process takes nothing else: once it is empty its suspect runs, alone."""
-        message = self._suspects.reserved
-        if message is not None and not self._lane.ready and self._lane.running == 0:
-            self._suspects.reserved = None
-            self._suspects.running = True
-            self._lane.put([message])
-
     def release_unstarted(self) -> int:
         """Give back everything that no thread has started; attempts are given back. Returns how many."""
-        unstarted = [] if self._suspects.reserved is None else [self._suspects.reserved]
-        self._suspects.reserved = None
+        unstarted = []
         while True:
             try:
                 unstarted.append(self._lane.ready.pop())
@@ -241,6 +242,24 @@ class Pump(Service):
             for message in unstarted:
                 self.held.ended(message, "release")
         return len(unstarted)
+
+    def mark_refused(self) -> None:
+        """The process stops: messages that are done, and whose completion the database refuses, are marked, so that nobody runs them
+        again. Raises StoreError."""
+        self._endings.extend(self._writer.refused)
+        self._writer.refused.clear()
+        while self._endings:
+            self._write_endings()  # once more
+        done = self._writer.refused_completions()
+        if done:
+            detail = f"SQLSTATE {self._writer.refused_sqlstate}: {self._writer.refused_text}"
+            with self._link.connection() as connection:
+                count = store.mark_completion_refused(connection, [m.id for m in done], [m.lease_token for m in done], detail)
+            logger.error("completions_marked count=%d worker_id=%s sqlstate=%s", count, self.claims.worker_id, self._writer.refused_sqlstate)
+            for message in done:
+                self._writer.refused.remove(message)
+                message.settled = True
+                self.held.drop(message)
 
     def _pause(self, limit: int) -> float:
         """Seconds until the next turn, unless somebody wakes the pump. limit: what this turn could claim."""
@@ -259,7 +278,7 @@ class Pump(Service):
                 0.25 if self.claims.backlog or not limit else max(0.0, min(self.claims.next_poll - time.monotonic(), self._settings.poll_seconds))
             )
             if self.held:
-                timeout = min(timeout, 0.02 if self._suspects.known else 0.25)  # also for what waits to be written
+                timeout = min(timeout, 0.25)  # also for what waits to be written
         self._waiting = True
         if len(self.finished) >= self._threshold or (self.claims.signalled and limit):
             self._waiting = False

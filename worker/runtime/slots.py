@@ -28,20 +28,31 @@ _RAISED: dict[type[BaseException], type[BaseException]] = {
 
 
 class RunningIds:
-    """Two 8-byte numbers per slot in shared memory; 0 = nothing. Made by the parent before the fork.
+    """8-byte numbers in shared memory, 0 = nothing, made by the parent before the fork: what a process was at when it ended.
 
-    view: the ids of running messages. overdue_tokens: the lease tokens of those past their hard limit.
+    view: per slot, the id of the message that runs. overdue_tokens: per slot, its lease token once it is past its hard limit.
+    ended: per place of a held message, the id of one whose handler has ended and whose outcome is not written; negative when
+    the database refuses to write it.
     """
 
-    def __init__(self, slots: int) -> None:
-        self._map = mmap.mmap(-1, max(1, slots) * 2 * _ID.size)
-        self._slots = slots
+    def __init__(self, slots: int, places: int = 0) -> None:
+        self._slots, slots = slots, max(1, slots)
+        self._map = mmap.mmap(-1, (2 * slots + max(1, places)) * _ID.size)
         cells = memoryview(self._map).cast("q")
-        self.view, self.overdue_tokens = cells[: max(1, slots)], cells[max(1, slots) :]
+        self.view, self.overdue_tokens, self.ended = cells[:slots], cells[slots : 2 * slots], cells[2 * slots :]
+        self.places = places
 
     def read(self) -> list[int]:
-        """Ids that stand there now."""
+        """Ids of the messages that run now."""
         return [value for value in self.view[: self._slots] if value]
+
+    def started(self) -> list[int]:
+        """Ids of the messages whose handlers have begun and whose outcomes are not written."""
+        return self.read() + [value for value in self.ended.tolist() if value > 0]
+
+    def refused(self) -> list[int]:
+        """Ids of the messages whose handlers are done and whose completion the database refuses."""
+        return [-value for value in self.ended.tolist() if value < 0]
 
     def overdue(self) -> list[tuple[int, int]]:
         """(id, lease token) of messages past their hard limit."""
@@ -52,14 +63,14 @@ class RunningIds:
         return len(self.read())
 
     def clear(self) -> None:
-        for index in range(self._slots):
-            self.view[index] = self.overdue_tokens[index] = 0
+        for cells in (self.view, self.overdue_tokens, self.ended):
+            cells[:] = memoryview(bytes(cells.nbytes)).cast("q")
 
 
 class Slot:
     """One handler thread's place. `message` is written by that thread only; others read it."""
 
-    __slots__ = ("_lock", "_overdue_tokens", "_view", "index", "interrupted", "message", "started_at", "starts", "thread_id")
+    __slots__ = ("_ended", "_lock", "_overdue_tokens", "_view", "index", "interrupted", "message", "started_at", "starts", "thread_id")
 
     def __init__(self, index: int, running: RunningIds) -> None:
         self.index = index
@@ -71,6 +82,7 @@ class Slot:
         self._lock = threading.Lock()
         self._view = running.view
         self._overdue_tokens = running.overdue_tokens
+        self._ended = running.ended
 
     def enter(self, message: ClaimedMessage, now: float) -> None:
         """The thread begins with a message."""
@@ -89,10 +101,12 @@ class Slot:
         if self.interrupted is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_long(self.thread_id), None)
 
-    def forget(self) -> None:
-        """The outcome was handed over: a crash from here on is not this message's fault. Past the hard limit it may have come too late
-        to be written, so it stays for the parent, whose answer is refused if it was written."""
+    def forget(self, message: ClaimedMessage) -> None:
+        """The outcome was handed over, and is to be written. Past the hard limit it may have come too late for that, so it stays for
+        the parent, whose answer is refused if it was written."""
         if not self._overdue_tokens[self.index]:
+            if message.started and message.place >= 0:
+                self._ended[message.place] = message.id
             self._view[self.index] = 0
 
     def give_up(self, message: ClaimedMessage) -> bool:

@@ -121,18 +121,19 @@ def complete_and_claim(
     types: list[str] | None,
     since: list[str | None] | None = None,
     until: list[str | None] | None = None,
-    suspects: bool = False,
+    isolated: bool = False,
     first: list[int] | None = None,
 ) -> list[ClaimRow]:
     """Complete these, claim those: one round trip, one commit. Rows as in the statement `complete_and_claim`.
 
     limit: 0..10000. lease: interval text. since, until: ten timestamp texts per queue, one per priority; None looks
     from the start, or without an end.
-    first: messages whose conversation went on, to be looked at wherever they are.
+    isolated: those that were there when two processes died, and no others. first: messages whose conversation went on,
+    to be looked at wherever they are.
     Source: migrations/0008_create_settle.sql
     """
     return connection.execute(
-        _COMPLETE_AND_CLAIM, (_array(ids), _array(tokens), holder, queues, limit, lease, types, since, suspects, _array(first or []), until)
+        _COMPLETE_AND_CLAIM, (_array(ids), _array(tokens), holder, queues, limit, lease, types, since, isolated, _array(first or []), until)
     ).fetchall()
 
 
@@ -180,9 +181,35 @@ def snooze(connection: DeadlineConnection, message_id: int, token: int, delay_se
     return bool(connection.execute(sql("snooze"), (message_id, token, delay_seconds, reason)).fetchone()[0])  # type: ignore[index]
 
 
-def release(connection: DeadlineConnection, ids: list[int], tokens: list[int]) -> int:
-    """Hand unstarted messages back, attempts given back; how many were still ours."""
-    return int(connection.execute(sql("release"), (ids, tokens)).fetchone()[0])  # type: ignore[index]
+def release(connection: DeadlineConnection, ids: list[int], tokens: list[int], reason: str | None = None) -> int:
+    """Hand messages back, attempts given back; how many were still ours. reason: why started handlers were interrupted, for the history."""
+    return int(connection.execute(sql("release"), (ids, tokens, reason)).fetchone()[0])  # type: ignore[index]
+
+
+#: So many times in a row a handler's transaction may be cut off before that counts as a failed attempt.
+MAX_UNCOMMITTED = 5
+
+
+def return_uncommitted(connection: DeadlineConnection, message_id: int, token: int, delay_seconds: float, reason: str, *, bounded: bool) -> str:
+    """A handler's transaction was not committed: "snooze", or when it is bounded and too often in a row what fail() returns."""
+    row = connection.execute(sql("uncommitted"), (message_id, token, delay_seconds, reason, MAX_UNCOMMITTED if bounded else None)).fetchone()
+    return str(row[0])  # type: ignore[index]
+
+
+def fail_overdue(connection: DeadlineConnection, message_id: int, token: int) -> str:
+    """The attempt of a handler that ignored its hard time limit, in a process that is gone, has failed; what fail() returns."""
+    text = "the handler ignored its time limit; its process was replaced"
+    return str(connection.execute(sql("fail_overdue"), (message_id, token, text)).fetchone()[0])  # type: ignore[index]
+
+
+def mark_completion_refused(connection: DeadlineConnection, ids: list[int], tokens: list[int], detail: str) -> int:
+    """These handlers are done and the database refuses to write it: they must not run again; how many were still ours."""
+    return int(connection.execute(sql("mark_completion_refused"), (ids, tokens, detail)).fetchone()[0])  # type: ignore[index]
+
+
+def complete_refused(connection: DeadlineConnection) -> int:
+    """Try marked completions again; how many worked."""
+    return int(connection.execute(sql("complete_refused")).fetchone()[0])  # type: ignore[index]
 
 
 def release_unknown(connection: DeadlineConnection, holder: UUID, known: list[int]) -> int:

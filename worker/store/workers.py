@@ -12,6 +12,8 @@ from worker.store import messages
 UPKEEP_STEPS = ("upkeep_partitions", "upkeep_unknown_types", "upkeep_workers", "upkeep_conversations", "upkeep_windows", "upkeep_archive")
 #: Of each table, per call.
 CLEANUP_ROWS = 5000
+#: Messages that one call rescues.
+RESCUE_ROWS = 500
 
 
 def register(
@@ -24,9 +26,11 @@ def register(
     types: list[str],
     threads: int,
     lease_seconds: float,
+    isolation: bool,
+    policies: str,
 ) -> None:
-    """A process starts; declares its queues and types."""
-    connection.execute(sql("register_worker"), (worker_id, hostname, pid, version, queues, types, threads, lease_seconds))
+    """A process starts; declares its queues and types. policies: JSON text, by type: see register_worker in migrations/0010_create_rescue.sql."""
+    connection.execute(sql("register_worker"), (worker_id, hostname, pid, version, queues, types, threads, lease_seconds, isolation, policies))
 
 
 def beat(
@@ -37,13 +41,18 @@ def beat(
     return [Attention(*row) for row in rows if row[0] is not None], all(row[0] is not None for row in rows)
 
 
+def withdraw_crashes(connection: DeadlineConnection, ids: list[int], worker_id: UUID) -> int:
+    """This process lives, so its leases on these messages, which were over, were no crashes; how many had been counted."""
+    return int(connection.execute(sql("withdraw_crashes"), (ids, worker_id, "its process lives")).fetchone()[0])  # type: ignore[index]
+
+
 def deregister(connection: DeadlineConnection, worker_id: UUID) -> None:
     connection.execute(sql("deregister_worker"), (worker_id,))
 
 
 def rescue(connection: DeadlineConnection) -> int:
-    """Return messages of lost holders; how many."""
-    return int(connection.execute(sql("rescue")).fetchone()[0])  # type: ignore[index]
+    """Return messages of lost holders, at most RESCUE_ROWS; how many."""
+    return int(connection.execute(sql("rescue"), (RESCUE_ROWS,)).fetchone()[0])  # type: ignore[index]
 
 
 def expire(connection: DeadlineConnection) -> int:
@@ -51,9 +60,13 @@ def expire(connection: DeadlineConnection) -> int:
     return int(connection.execute(sql("expire")).fetchone()[0])  # type: ignore[index]
 
 
-def recover(connection: DeadlineConnection, worker_id: UUID, started: list[int], detail: str) -> int:
-    """Return at once what a dead child held; `started` ran and become suspects."""
-    return int(connection.execute(sql("recover_worker"), (worker_id, started, detail)).fetchone()[0])  # type: ignore[index]
+def recover(connection: DeadlineConnection, worker_id: UUID, started: list[int], detail: str, *, crashed: bool, refused: list[int]) -> int:
+    """Return at once what an ended child held; how many.
+
+    started: ids of messages whose handlers had begun; each counts a crash if the process `crashed`. refused: ids of those whose
+    completion the database refused; they are marked and do not run again.
+    """
+    return int(connection.execute(sql("recover_worker"), (worker_id, started, detail, crashed, refused)).fetchone()[0])  # type: ignore[index]
 
 
 def upkeep(connection: DeadlineConnection, step: str, unknown_type_seconds: float) -> bool:

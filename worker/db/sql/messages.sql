@@ -108,8 +108,24 @@ select fail_message(%s, %s, %s, %s, p_traceback => %s, p_frame => %s, p_max_atte
 select snooze_message(%s, %s, make_interval(secs => %s), %s);
 
 -- name: release
--- Hand unstarted messages back.
-select release_messages(%s, %s);
+-- Hand messages back; why, when their handlers had started.
+select release_messages(%s, %s, %s);
+
+-- name: uncommitted
+-- A handler's transaction was not committed: snooze, or what a failed attempt becomes.
+select return_uncommitted_message(%s, %s, make_interval(secs => %s), %s, %s);
+
+-- name: fail_overdue
+-- The attempt of a handler that ignored its hard time limit has failed.
+select fail_overdue_message(%s, %s, %s);
+
+-- name: mark_completion_refused
+-- Handlers are done, the database refuses to write that, and their process has to stop; how many are marked.
+select mark_completion_refused(%s, %s, %s);
+
+-- name: complete_refused
+-- Try the completion of marked messages again; how many worked.
+select complete_refused_messages();
 
 -- name: bury
 -- Give up: dead letter.

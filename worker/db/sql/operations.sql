@@ -54,11 +54,12 @@ select state from all_messages where id = %s limit 1;
 select set_config('lock_timeout', '500ms', true);
 
 -- name: retry_message_now
--- A waiting message is due at once; one that was due already keeps its place in the line. Recorded, its queue woken. No row when it
--- does not wait.
+-- A waiting message is due at once; one that was due already keeps its place in the line; one whose completion is refused runs
+-- again. Recorded, its queue woken. No row when it does not wait.
 with due as (
-  update message_queue set run_at = least(run_at, clock_timestamp())
-  where id = %(id)s and state in ('pending', 'blocked') returning id, queue, state
+  update message_queue set run_at = least(run_at, clock_timestamp()), completion_refused_at = null,
+    state = case when state = 'blocked' then state else 'pending' end, lease_holder = null, lease_token = null, lease_expires_at = null
+  where id = %(id)s and (state in ('pending', 'blocked') or completion_refused_at is not null) returning id, queue, state
 ), recorded as (
   insert into operator_actions (action, operator, reason, message_id)
   select 'retry_now', %(operator)s, %(reason)s, id from due

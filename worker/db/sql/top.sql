@@ -26,7 +26,7 @@ from health_conversation_state() c;
 select m.id, q.name::text as queue, m.message_type, m.attempt, extract(epoch from clock_timestamp() - m.run_at)::float8 as late_seconds
 from queues q cross join generate_series(1, 10) as level (priority) cross join lateral (
   select o.id, o.message_type::text, o.attempt, o.run_at from message_queue o
-  where o.queue = q.name and o.state = 'pending' and o.crashes = 0 and o.priority = level.priority and o.run_at <= clock_timestamp()
+  where o.queue = q.name and o.state = 'pending' and o.crashes < 2 and o.priority = level.priority and o.run_at <= clock_timestamp()
   order by o.run_at limit 3) m
 order by m.run_at limit 5;
 

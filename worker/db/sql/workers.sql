@@ -1,10 +1,14 @@
 -- name: register_worker
 -- A worker process starts.
-select register_worker(%s, %s, %s, %s, %s, %s, %s, make_interval(secs => %s));
+select register_worker(%s, %s, %s, %s, %s, %s, %s, make_interval(secs => %s), %s, %s::jsonb);
 
 -- name: beat_worker
 -- Extend every held lease; rows need attention.
 select id, lease_held, renewed, cancel_requested from beat_worker(%s, %s, %s, make_interval(secs => %s), %s, %s, %s);
+
+-- name: withdraw_crashes
+-- Leases of a process that lives were over: that was no crash.
+select withdraw_crashes(%s, %s, %s);
 
 -- name: deregister_worker
 -- A worker process ended in good order.
@@ -12,15 +16,15 @@ select deregister_worker(%s);
 
 -- name: rescue
 -- Return messages whose lease is over.
-select rescue_expired_messages();
+select rescue_expired_messages(%s);
 
 -- name: expire
 -- Cancel those that are not worth doing any more.
 select expire_messages();
 
 -- name: recover_worker
--- Return what a dead child held.
-select recover_worker(%s, %s, %s);
+-- Return what an ended child held.
+select recover_worker(%s, %s, %s, %s, %s);
 
 -- name: upkeep_partitions
 -- Slow upkeep: the archive's partitions of the next days.
