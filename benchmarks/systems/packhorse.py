@@ -110,6 +110,7 @@ class Adapter(PostgresSystem):
         "observability/drain",
         "observability/switched",
         "idle/two-workers-ten-queues",
+        "recovery",
     }
 
     def environment(self) -> dict[str, str]:
