@@ -10,10 +10,12 @@ language plpgsql set search_path from current set enable_seqscan = off set jit =
   set plan_cache_mode = force_generic_plan as $$
 -- Enqueue dead letters again, oldest first, with their own id (so a conversation goes on at its place)
 -- and fresh attempts. By ids, fingerprint, queue (all given ones must match); at least one is required.
--- Returns the ids. Locks the dead letters by id and waits for those that somebody else looks at: skipping
+-- Returns the ids. Works in batches of 500: what one statement locks, sorts and keeps in memory has a bound, whatever p_limit
+-- is. Locks the dead letters by id and waits for those that somebody else looks at: skipping
 -- them would leave a message behind without a word. Those whose id a live message has (a sequence that was left
 -- behind by a failover) stay, and hold up no other. Raises PH001.
 declare
+  v_all bigint[] := '{}';
   v_ids bigint[];
   v_keys text[];
   v_queues text[];
@@ -23,34 +25,39 @@ begin
   elsif p_limit is null or p_limit not between 0 and 1000000 then
     perform refuse_argument('limit', format('%s is out of range', p_limit), '0 to 1000000.');
   end if;
-  with chosen as (
-    select d.id from dead_letters d
-    where (p_ids is null or d.id = any (p_ids)) and (p_fingerprint is null or d.fingerprint = p_fingerprint)
-      and (p_queue is null or d.queue = p_queue)
-      and not exists (select from message_queue m where m.id = d.id)
-    order by d.id limit p_limit for update of d
-  ), taken as (
-    delete from dead_letters d using chosen c where d.id = c.id returning d.*
-  ), enqueued as (
-    insert into message_queue (id, queue, message_type, payload, options, priority, max_attempts, conversation_key,
-      concurrency_key, correlation_id, trace_context, history, created_at)
-    select t.id, t.queue, t.message_type, t.payload, t.options, t.priority, t.max_attempts, t.conversation_key,
-      t.concurrency_key, t.correlation_id, t.trace_context,
-      append_history(t.history, 0, 'redrive', null, coalesce(p_reason, ''), null), t.created_at
-    from taken t order by t.id
-    returning message_queue.id, message_queue.queue, message_queue.conversation_key
-  ), recorded as (
-    insert into operator_actions (action, operator, reason, message_id, details)
-    select 'redrive', p_operator, p_reason, t.id, jsonb_build_object('fingerprint', t.fingerprint, 'reason', t.reason) from taken t
-  )
-  select array_agg(e.id order by e.id), array_agg(distinct e.conversation_key) filter (where e.conversation_key is not null),
-    array_agg(distinct e.queue::text)
-  into v_ids, v_keys, v_queues from enqueued e;
-  if v_keys is not null then
-    perform promote_conversations(v_keys);
-  end if;
-  perform wake_queue(q.name) from unnest(v_queues) as q (name);
-  return coalesce(v_ids, '{}');
+  loop
+    with chosen as (
+      select d.id from dead_letters d
+      where (p_ids is null or d.id = any (p_ids)) and (p_fingerprint is null or d.fingerprint = p_fingerprint)
+        and (p_queue is null or d.queue = p_queue)
+        and d.id > coalesce(v_all[cardinality(v_all)], 0)
+        and not exists (select from message_queue m where m.id = d.id)
+      order by d.id limit least(500, p_limit - cardinality(v_all)) for update of d
+    ), taken as (
+      delete from dead_letters d using chosen c where d.id = c.id returning d.*
+    ), enqueued as (
+      insert into message_queue (id, queue, message_type, payload, options, priority, max_attempts, conversation_key,
+        concurrency_key, correlation_id, trace_context, history, created_at)
+      select t.id, t.queue, t.message_type, t.payload, t.options, t.priority, t.max_attempts, t.conversation_key,
+        t.concurrency_key, t.correlation_id, t.trace_context,
+        append_history(t.history, 0, 'redrive', null, coalesce(p_reason, ''), null), t.created_at
+      from taken t order by t.id
+      returning message_queue.id, message_queue.queue, message_queue.conversation_key
+    ), recorded as (
+      insert into operator_actions (action, operator, reason, message_id, details)
+      select 'redrive', p_operator, p_reason, t.id, jsonb_build_object('fingerprint', t.fingerprint, 'reason', t.reason) from taken t
+    )
+    select array_agg(e.id order by e.id), array_agg(distinct e.conversation_key) filter (where e.conversation_key is not null),
+      array_agg(distinct e.queue::text)
+    into v_ids, v_keys, v_queues from enqueued e;
+    exit when v_ids is null;
+    v_all := v_all || v_ids;
+    if v_keys is not null then
+      perform promote_conversations(v_keys);
+    end if;
+    perform wake_queue(q.name) from unnest(v_queues) as q (name);
+  end loop;
+  return v_all;
 end
 $$;
 comment on function redrive_dead_letters(bigint[], text, text, integer, text, text)

@@ -210,3 +210,13 @@ def test_a_redrive_waits_for_a_claim_that_looks_at_the_dead_letter(clients: Call
         answer = in_background(lambda: operator.value("select redrive_dead_letters(array[%s::bigint])", message_id))
         blocked_behind(watcher, operator, claimer)
     assert answer.result(10) == [message_id]
+
+
+def test_a_bulk_redrive_goes_in_batches_and_takes_all_in_order(sql: Sql) -> None:
+    sql.rows("select enqueue_payloads('q', 'effect', (select jsonb_agg(jsonb_build_object('n', n)) from generate_series(1, 1203) n))")
+    assert sql.value("select cardinality(move_to_dead_letters(array(select id from message_queue), null, 'buried', null, null, null, null))") == 1203
+    some = sql.value("select redrive_dead_letters(p_queue => 'q', p_limit => 700)")
+    assert len(some) == 700 and some == sorted(some)
+    rest = sql.value("select redrive_dead_letters(p_queue => 'q', p_limit => 10000)")
+    assert len(rest) == 503 and min(rest) > max(some)
+    assert sql.value("select count(*) from operator_actions where action = 'redrive'") == 1203
