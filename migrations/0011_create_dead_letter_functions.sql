@@ -30,7 +30,7 @@ begin
       select d.id from dead_letters d
       where (p_ids is null or d.id = any (p_ids)) and (p_fingerprint is null or d.fingerprint = p_fingerprint)
         and (p_queue is null or d.queue = p_queue)
-        and d.id > coalesce(v_all[cardinality(v_all)], 0)
+        and d.id > coalesce(v_all[cardinality(v_all)], -9223372036854775808)
         and not exists (select from message_queue m where m.id = d.id)
       order by d.id limit least(500, p_limit - cardinality(v_all)) for update of d
     ), taken as (
