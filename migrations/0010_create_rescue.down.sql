@@ -10,3 +10,5 @@ drop function return_crashed_messages;
 drop function deregister_worker;
 drop function beat_worker;
 drop function register_worker;
+drop function worker_problems;
+drop function bounded_problems;

@@ -18,8 +18,8 @@ declare
     'promote_conversations', 'ensure_message_archive_partitions', 'archive_messages', 'settle_done', 'complete_messages',
     'complete_and_claim_messages', 'claim_messages', 'bounded_delay', 'message_backoff', 'bounded_text', 'append_history', 'schedule_message_retry',
     'error_fingerprint', 'move_to_dead_letters', 'bury_message', 'fail_message', 'snooze_message', 'release_messages', 'release_unknown_messages',
-    'release_message', 'extend_message_lease', 'archive_cancelled', 'finish_cancelled', 'cancel_message', 'expire_messages', 'register_worker',
-    'beat_worker', 'deregister_worker', 'return_crashed_messages', 'rescue_expired_messages', 'recover_worker',
+    'release_message', 'extend_message_lease', 'archive_cancelled', 'finish_cancelled', 'cancel_message', 'expire_messages', 'bounded_problems', 'worker_problems',
+    'register_worker', 'beat_worker', 'deregister_worker', 'return_crashed_messages', 'rescue_expired_messages', 'recover_worker',
     'bury_unknown_types', 'promote_stranded_conversations', 'forget_dead_workers', 'cleanup_stale_message_locks', 'redrive_dead_letters', 'edit_dead_letter',
     'purge_dead_letters', 'get_next_queue_message', 'acquire_message_lock', 'release_message_lock', 'acquire_conversation_lock',
     'release_conversation_lock', 'cleanup_stuck_webhook_conversations', 'is_new_message', 'mark_message_processed',
@@ -76,7 +76,7 @@ begin
     end loop;
   end loop;
   for v_function in select p.oid::regprocedure from pg_proc p
-    where p.pronamespace = v_mine and p.proname in ('explain_message', 'conversation_holders', 'rate_tokens_at') loop
+    where p.pronamespace = v_mine and p.proname in ('explain_message', 'conversation_holders', 'rate_tokens_at', 'worker_problems') loop
     execute format('grant execute on function %s to packhorse_reader', v_function);
   end loop;
 end

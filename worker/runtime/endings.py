@@ -14,6 +14,7 @@ from typing import Any
 from worker.db.pool import Link
 from worker.errors import StoreConflict, StoreUnavailable
 from worker.messages import ClaimedMessage
+from worker.observe.duties import code_of
 from worker.settle import settle, without_details
 
 logger = logging.getLogger("packhorse.pump")
@@ -30,6 +31,7 @@ class EndingWriter:
         self._broker = broker
         self._alone = 0  # so many go one by one, after a batch was refused
         self.waiting: deque[ClaimedMessage] = deque()
+        self.refusal = ""  # why the database refused an outcome last: SQLSTATE or class
         self._wait_seconds = 0.0
         self._not_before = 0.0
 
@@ -89,6 +91,7 @@ class EndingWriter:
         except (StoreUnavailable, StoreConflict):
             raise
         except Exception as error:
+            self.refusal = code_of(error)
             logger.error("outcome_refused message_id=%s error=%s: its lease will run out", message.id, error)
             return "unstorable"
 

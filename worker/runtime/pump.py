@@ -137,7 +137,16 @@ class Pump(Service):
         batch = self._writer.next(self._endings)
         for message in batch:
             self._lane.hooks.before_ending(message)
-        answers = self._writer.write(batch)
+        before = time.monotonic()
+        try:
+            answers = self._writer.write(batch)
+        except StoreError as error:
+            self.meter.duties.failing("complete", error, self.unwritten, before)
+            raise
+        if "unstorable" in answers:
+            self.meter.duties.failing("complete", self._writer.refusal, self.unwritten, before)
+        elif any(answers):
+            self.meter.duties.well("complete")
         for message, answer in zip(batch, answers, strict=False):
             self._endings.popleft()
             if answer is not None:
@@ -162,6 +171,8 @@ class Pump(Service):
         try:
             rows = self.claims.run(done, request)
         except StoreError as error:
+            if done and isinstance(error, StoreUnavailable):
+                self.meter.duties.failing("complete", error, self.unwritten, before)
             if not isinstance(error, StoreUnavailable):
                 # the database refuses the statement, or somebody has locked a row of it: write them one by one,
                 # so that one at fault stops no other
@@ -169,6 +180,8 @@ class Pump(Service):
                 del self._done[: len(done)]
             raise
         after = time.monotonic()
+        if done:
+            self.meter.duties.well("complete")
         del self._done[: len(done)]
         self.held.done(done, {row[1] for row in rows if row[0] == "lost"} if rows and rows[0][0] == "lost" else ())
         self.meter.publish()  # before the next message starts: it may be the one that kills the process

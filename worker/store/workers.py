@@ -24,16 +24,28 @@ def register(
     types: list[str],
     threads: int,
     lease_seconds: float,
+    problems: list[str] | None = None,
 ) -> None:
-    """A process starts; declares its queues and types."""
-    connection.execute(sql("register_worker"), (worker_id, hostname, pid, version, queues, types, threads, lease_seconds))
+    """A process starts; declares its queues and types. problems: what its predecessor could not do."""
+    connection.execute(sql("register_worker"), (worker_id, hostname, pid, version, queues, types, threads, lease_seconds, problems or []))
 
 
 def beat(
-    connection: DeadlineConnection, worker_id: UUID, ids: list[int], tokens: list[int], lease_seconds: float, state: str, done: int, failed: int
+    connection: DeadlineConnection,
+    worker_id: UUID,
+    ids: list[int],
+    tokens: list[int],
+    lease_seconds: float,
+    state: str,
+    done: int,
+    failed: int,
+    problems: list[str] | None = None,
 ) -> tuple[list[Attention], bool]:
-    """Extend every held lease by lease_seconds from now (database clock); what needs attention, and whether the process is still known."""
-    rows = connection.execute(sql("beat_worker"), (worker_id, ids, tokens, lease_seconds, state, done, failed)).fetchall()
+    """Extend every held lease by lease_seconds from now (database clock); what needs attention, and whether the process is still known.
+
+    problems: what the process cannot do, for its row in `workers`; at most 20 of 200 characters are kept.
+    """
+    rows = connection.execute(sql("beat_worker"), (worker_id, ids, tokens, lease_seconds, state, done, failed, problems or [])).fetchall()
     return [Attention(*row) for row in rows if row[0] is not None], all(row[0] is not None for row in rows)
 
 

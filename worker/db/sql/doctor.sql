@@ -94,7 +94,7 @@ select current_setting('server_version_num')::integer as version, current_settin
     - coalesce(current_setting('reserved_connections', true)::integer, 0) as connections_open_to_all,
   (select count(*) from pg_stat_activity a where a.datid is not null and coalesce(a.backend_type, 'client backend') = 'client backend') as connections,
   r.rolconnlimit as role_limit, r.rolsuper as superuser, r.rolbypassrls as bypassrls, current_user::text as role, current_database()::text as database,
-  current_schema()::text as schema,
+  current_schema()::text as schema, pg_has_role('pg_read_all_stats', 'usage') as sees_all_statistics,
   extract(epoch from clock_timestamp())::float8 as clock
 from pg_roles r where r.rolname = current_user;
 

@@ -1,10 +1,10 @@
 -- name: register_worker
 -- A worker process starts.
-select register_worker(%s, %s, %s, %s, %s, %s, %s, make_interval(secs => %s));
+select register_worker(%s, %s, %s, %s, %s, %s, %s, make_interval(secs => %s), %s::text[]);
 
 -- name: beat_worker
 -- Extend every held lease; rows need attention.
-select id, lease_held, renewed, cancel_requested from beat_worker(%s, %s, %s, make_interval(secs => %s), %s, %s, %s);
+select id, lease_held, renewed, cancel_requested from beat_worker(%s, %s, %s, make_interval(secs => %s), %s, %s, %s, %s::text[]);
 
 -- name: deregister_worker
 -- A worker process ended in good order.
