@@ -13,7 +13,7 @@ language plpgsql stable set search_path from current as $$
 -- silent while it holds leases; any other duty that fails is a warning. Snapshots that this role may not see are said to be hidden.
 declare
   v_now constant timestamptz := clock_timestamp();
-  v_vital constant text := '^(pump|claim|complete|beat|timekeeper|scheduler) ';
+  v_vital constant text := '^(pump|claim|complete|beat|timekeeper|lane|scheduler) ';
 begin
   return query
   with told as (

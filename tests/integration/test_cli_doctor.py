@@ -65,6 +65,18 @@ def test_an_installation_in_order_has_nothing_to_mend(cli):
     assert ran.err == "" and "a direct connection" in ran.out and "a NOTIFY arrives" in ran.out and "-> alter system set fsync = on" in ran.out
 
 
+def test_the_right_to_see_snapshots_is_named_with_its_grant(tmp_path, own_server):
+    database = own_server.create_database()
+    cli = Cli(tmp_path, database.url)
+
+    def found():
+        return next(entry for entry in cli("doctor", "--json").document["findings"] if entry["subject"] == "statistics")
+
+    assert found()["status"] == "ok" and "packhorse_oldest_snapshot_age_seconds is absent" in found()["text"]
+    database.query(found()["repair"])
+    assert found()["repair"] is None
+
+
 def test_exit_code_0_with_a_warning_and_1_when_strict(own_server, tmp_path):
     own_server._run(
         "pg_ctl",

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 
 from tests.support.houses import quick_settings
 from tests.support.postgres import Database
+from worker.config import Settings
 from worker.db.connection import connect
 from worker.errors import StoreUnavailable
+from worker.exporter import FleetWatch
 from worker.heartbeat import Heartbeat
+from worker.observe.board import Board
 from worker.store.workers import UPKEEP_STEPS
 
 FUNCTIONS = {
@@ -120,3 +124,13 @@ def test_problems_are_bounded_whoever_writes_them(database, heartbeat):
     assert told(database) == ["x" * 200] * 19
     database.query("select from beat_worker(%s, '{}', '{}', '1 minute', p_problems => null)", heartbeat._worker_id)
     assert told(database) == []
+
+
+@pytest.mark.parametrize("apart", [-7.0, 0.0, 7.0])
+def test_the_clock_of_the_host_is_compared_with_the_database_s(database, monkeypatch, apart):
+    monkeypatch.setattr("worker.exporter.time", SimpleNamespace(time=lambda: time.time() + apart, monotonic=time.monotonic))
+    fleet = FleetWatch(Settings(database_url=database.url), Board(1))
+    fleet.run_once()
+    fleet.on_stop()
+    found = fleet.latest()[0]["clock_skew_seconds"]
+    assert found == pytest.approx(apart, abs=1.0) and (apart or found == 0)

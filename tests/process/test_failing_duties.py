@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.process.test_endpoints import worker_pids
-from tests.support.accounting import effects, quick_backoff
+from tests.support.accounting import effects, enqueue, quick_backoff
 from tests.support.cli import Cli
 from tests.support.http import free_port, get, metric
 from tests.support.notes import nap
@@ -153,6 +153,17 @@ def test_one_connection_that_is_cut_is_named(server, database, ledger, start_dae
         assert daemon.stop() == 0
     finally:
         proxy.close()
+
+
+def test_a_loop_that_stands_still_is_named_long_before_its_process_is_replaced(database, ledger, start_daemon):
+    port = free_port()
+    settings = {**INTERVALS, "hang_seconds": 3600, "actors": "tests.support.breaking"}
+    daemon = start_daemon(database, ledger, metrics_port=port, **settings).wait_ready()
+    wait_until(lambda: probe(port) == (200, [], []))
+    enqueue(database, [{"message_type": "break", "payload": {"what": "block pump"}}])
+    wait_until(lambda: ledger.counts("start")["block-pump"] >= 1)
+    wait_until_named(database, port, "pump", "does not tick")
+    assert get(port, "/livez")[0] == 200 and "child_hung" not in daemon.log
 
 
 # -- the scheduler

@@ -128,7 +128,7 @@ def test_a_process_that_replaces_another_goes_on_with_what_fails():
     assert texts(duties, NOW + 1000) == ["beat has failed for 1031 s (42501)"], "nobody was to rescue meanwhile"
 
 
-@pytest.mark.parametrize("vital", ["pump", "claim", "complete", "beat", "timekeeper", "scheduler"])
+@pytest.mark.parametrize("vital", ["pump", "claim", "complete", "beat", "timekeeper", "lane", "scheduler"])
 def test_one_child_that_cannot_do_what_is_vital_makes_a_worker_unready(vital):
     board = a_board(children=2)
     board.slabs[1].duties.failing(vital, "42501", began=NOW - 31)

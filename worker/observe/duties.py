@@ -37,6 +37,9 @@ class Duty:
         return VITAL_BUDGET_SECONDS if self.vital else BUDGET_SECONDS
 
 
+#: The code of a loop that does not tick at all, as its parent sees it.
+STANDS_STILL = "does not tick"
+
 #: A duty that has the name of its loop stands for all that the loop does; it is named when none of the loop's others is.
 DUTIES = (
     Duty("pump", "pump", vital=True),
@@ -54,6 +57,7 @@ DUTIES = (
     Duty("upkeep_archive", "heartbeat"),
     Duty("upkeep", "heartbeat"),  # a step without a place of its own
     Duty("timekeeper", "timekeeper", vital=True),
+    Duty("lane", "lane", vital=True),
     Duty("listen", "listener"),
     Duty("scheduler", "scheduler", vital=True),
     Duty("declare", "scheduler"),
@@ -145,6 +149,13 @@ class Duties:
         else:
             self.failing(name, error, began=began)
 
+    def judge_tick(self, name: str, ticked_at: float, late: bool) -> None:
+        """The parent looked at a loop. What it says so is over with the first tick; what the loop itself notes, it leaves alone."""
+        if late:
+            self.failing(name, STANDS_STILL, began=ticked_at)
+        elif self._code(_place(name)) == STANDS_STILL and self._cells[_place(name) * _WIDTH + _SINCE]:
+            self.well(name)
+
     def failing_seconds(self, now: float) -> dict[Duty, float]:
         """Duties that fail, or are overdue, and since when, whatever their budget."""
         return {problem.duty: problem.seconds for problem in self._found(now)}
@@ -173,10 +184,12 @@ class Duties:
         for place, duty in enumerate(DUTIES):
             since, _, done_at, every, waiting = cells[place * _WIDTH : (place + 1) * _WIDTH]
             if since:
-                code = bytes(self._codes[place * CODE_BYTES : (place + 1) * CODE_BYTES]).rstrip(b"\0").decode("ascii", "replace")
-                yield Problem(duty, max(0.0, now - since), code or "no code", int(waiting))
+                yield Problem(duty, max(0.0, now - since), self._code(place) or "no code", int(waiting))
             elif done_at and every and now - done_at > every + duty.budget_seconds:
                 yield Problem(duty, now - done_at, "", int(waiting))
+
+    def _code(self, place: int) -> str:
+        return bytes(self._codes[place * CODE_BYTES : (place + 1) * CODE_BYTES]).rstrip(b"\0").decode("ascii", "replace")
 
 
 def _place(name: str) -> int:
