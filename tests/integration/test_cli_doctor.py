@@ -229,6 +229,13 @@ def test_sequences_that_a_failover_left_behind_are_found_and_mended(cli, databas
     assert database.value("select nextval('message_queue_id_seq')") > 500 and database.value("select nextval('message_lease_token_seq')") > 70
 
 
+def test_a_sequence_that_the_role_may_not_see_is_not_in_order(cli, database):
+    database.query("revoke usage on sequence message_lease_token_seq from packhorse_worker")
+    database.query("insert into message_queue (queue, message_type, state, lease_token) values ('default', 't', 'running', 70)")
+    (found,) = findings(cli, "sequences")
+    assert found["status"] == "warn" and "may not see where message_lease_token_seq stands" in found["text"]
+
+
 def test_a_database_without_the_schema_or_with_an_old_one_is_a_finding(empty_database, tmp_path):
     cli = Cli(tmp_path, empty_database.admin_url)
     (found,) = findings(cli, "migrations")
