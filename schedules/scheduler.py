@@ -104,6 +104,8 @@ class Scheduler(Service):
             if open_runs and time.monotonic() >= self._settle_after:
                 self._settle_after = time.monotonic() + SETTLE_SECONDS
                 self._settle(connection)
+            elif not open_runs:
+                self.duties.well("settle_runs")
         if due:
             return 0.0  # look again: what was computed may be due by now
         return min(self._poll_seconds, max(0.0, wait)) if wait is not None else self._poll_seconds

@@ -61,6 +61,15 @@ def test_what_waits_for_a_duty_is_told():
     assert texts(duties, NOW + 71) == ["complete has failed for 31 s (23514)"]
 
 
+def test_a_completion_that_failed_is_not_told_for_ever_when_nothing_is_left_to_complete():
+    duties = Duties()
+    duties.failing("complete", "23514", 1)
+    duties.failing("claim", "23514")
+    now = time.monotonic()
+    assert [text.split()[0] for text in texts(duties, now + 299)] == ["claim", "complete"]
+    assert [text.split()[0] for text in texts(duties, now + 301)] == ["claim"], "it is tried again in any case"
+
+
 def test_a_duty_that_nobody_does_is_overdue():
     duties = Duties()
     duties.expect("beat", 6.0)

@@ -11,6 +11,7 @@ anew with each of them, and never last longer than a budget.
 
 from __future__ import annotations
 
+import math
 import mmap
 import time
 from collections.abc import Iterator
@@ -25,12 +26,14 @@ BUDGET_SECONDS = 15.0
 @dataclass(frozen=True, slots=True)
 class Duty:
     """vital: a process that cannot do it is not ready. recurs: it is done again without being asked to, so that a success
-    will come when the fault is gone; what does not recur is forgotten when its process ends."""
+    will come when the fault is gone; what does not recur is forgotten when its process ends. told_seconds: after the last failure
+    it is told for so long; there may be nothing left to try it with."""
 
     name: str
     loop: str
     vital: bool = False
     recurs: bool = True
+    told_seconds: float = math.inf
 
     @property
     def budget_seconds(self) -> float:
@@ -44,7 +47,7 @@ STANDS_STILL = "does not tick"
 DUTIES = (
     Duty("pump", "pump", vital=True),
     Duty("claim", "pump", vital=True),
-    Duty("complete", "pump", vital=True, recurs=False),
+    Duty("complete", "pump", vital=True, recurs=False, told_seconds=300.0),
     Duty("heartbeat", "heartbeat"),
     Duty("beat", "heartbeat", vital=True),
     Duty("rescue", "heartbeat"),
@@ -62,14 +65,14 @@ DUTIES = (
     Duty("scheduler", "scheduler", vital=True),
     Duty("declare", "scheduler"),
     Duty("fire", "scheduler"),
-    Duty("settle_runs", "scheduler"),
+    Duty("settle_runs", "scheduler", told_seconds=300.0),
     Duty("maintenance", "maintenance", recurs=False),
     Duty("fleet", "fleet"),
 )
 _PLACES = {duty.name: place for place, duty in enumerate(DUTIES)}
-#: Per duty: when the first of the failures in a row began (0: it is well), how many, when it was last done (0: not watched),
+#: Per duty: when the first of the failures in a row began (0: it is well), when the last one was, when it was last done (0: not watched),
 #: how often it must be (0: no interval), how many messages wait for it. Times are CLOCK_MONOTONIC.
-_SINCE, _FAILURES, _DONE_AT, _EVERY, _WAITING, _WIDTH = range(6)
+_SINCE, _FAILED_AT, _DONE_AT, _EVERY, _WAITING, _WIDTH = range(6)
 CODE_BYTES = 32
 _NUMBERS = len(DUTIES) * _WIDTH * 8
 
@@ -115,7 +118,7 @@ class Duties:
         start = _place(name) * _WIDTH
         cells = self._cells
         if cells[start + _SINCE]:
-            cells[start + _SINCE] = cells[start + _FAILURES] = cells[start + _WAITING] = 0.0
+            cells[start + _SINCE] = cells[start + _FAILED_AT] = cells[start + _WAITING] = 0.0
         if cells[start + _EVERY]:
             cells[start + _DONE_AT] = time.monotonic()
 
@@ -126,10 +129,11 @@ class Duties:
         cells = self._cells
         code = (cause if isinstance(cause, str) else code_of(cause)).encode("ascii", "replace")[:CODE_BYTES]
         self._codes[place * CODE_BYTES : (place + 1) * CODE_BYTES] = code.ljust(CODE_BYTES, b"\0")
-        cells[start + _FAILURES] += 1
+        now = time.monotonic()
+        if not self._fails(place, now):
+            cells[start + _SINCE] = now if began is None else began
+        cells[start + _FAILED_AT] = now
         cells[start + _WAITING] = waiting
-        if not cells[start + _SINCE]:
-            cells[start + _SINCE] = time.monotonic() if began is None else began
 
     @contextmanager
     def watching(self, name: str) -> Iterator[None]:
@@ -177,16 +181,20 @@ class Duties:
             start = place * _WIDTH
             self._cells[start + _DONE_AT] = self._cells[start + _EVERY] = 0.0
             if not duty.recurs:
-                self._cells[start + _SINCE] = self._cells[start + _FAILURES] = self._cells[start + _WAITING] = 0.0
+                self._cells[start + _SINCE] = self._cells[start + _FAILED_AT] = self._cells[start + _WAITING] = 0.0
 
     def _found(self, now: float) -> Iterator[Problem]:
         cells = self._cells
         for place, duty in enumerate(DUTIES):
             since, _, done_at, every, waiting = cells[place * _WIDTH : (place + 1) * _WIDTH]
-            if since:
+            if self._fails(place, now):
                 yield Problem(duty, max(0.0, now - since), self._code(place) or "no code", int(waiting))
             elif done_at and every and now - done_at > every + duty.budget_seconds:
                 yield Problem(duty, now - done_at, "", int(waiting))
+
+    def _fails(self, place: int, now: float) -> bool:
+        start = place * _WIDTH
+        return bool(self._cells[start + _SINCE]) and now - self._cells[start + _FAILED_AT] <= DUTIES[place].told_seconds
 
     def _code(self, place: int) -> str:
         return bytes(self._codes[place * CODE_BYTES : (place + 1) * CODE_BYTES]).rstrip(b"\0").decode("ascii", "replace")
