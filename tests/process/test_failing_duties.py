@@ -186,11 +186,10 @@ def scheduler(database, tmp_path):
 def test_a_timetable_that_is_locked_is_named(database, scheduler):
     with database.connect(admin=True) as other, other.transaction():
         other.execute("lock table schedules in access exclusive mode")
-        # health reads the timetable, too: what the process says is in its row
         words = "scheduler has failed for"
         wait_until(lambda: any(words in text for text in probe(scheduler)[1]), 30)
         assert metric(scheduler, "duty_failing_seconds", duty="scheduler", loop="scheduler") > 5
-        wait_until(lambda: any(words in text for text in database.value("select problems from workers")), 15)
+        wait_until(lambda: health(database)[0] == "fail" and any(words in text for text in health(database)[1]), 15)
     wait_until(lambda: probe(scheduler)[:2] == (200, []), 30)
 
 

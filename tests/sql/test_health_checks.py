@@ -308,6 +308,17 @@ def test_the_system_summary_judges_connections_partitions_schedules_and_workers(
     assert (check(sql, "system_summary").status, check(sql, "system_summary").details["silent_workers"]) == ("warn", 1)
 
 
+@pytest.mark.parametrize(
+    ("table", "name", "words"), [("schedules", "system_summary", "somebody keeps it locked"), ("dead_letters", "dead_letters", "error 55P03")]
+)
+def test_a_table_that_somebody_keeps_locked_is_a_failure_and_the_others_go_on(any_database: Database, table: str, name: str, words: str) -> None:
+    with any_database.connect(admin=True) as other, other.transaction():
+        other.execute(f"lock table {table}")
+        found = {row[0]: row[1:] for row in any_database.query("select check_name, status, summary from health_checks()")}
+    assert found[name][0] == "fail" and words in found[name][1]
+    assert found["stale_locks"][0] == "ok" and len(found) == len(NAMES)
+
+
 def problems_of(sql: Sql, *problems: str, silent: str = "0 seconds") -> Check:
     """The summary with one worker that says this and has been silent for so long."""
     sql.rows("delete from workers")
