@@ -20,6 +20,7 @@ create table workers (
   running         integer     not null default 0,
   done_total      bigint      not null default 0,
   failed_total    bigint      not null default 0,
+  problems        text[]      not null default '{}',
   constraint workers_pkey primary key (id),
   constraint workers_state_known check (state in ('running', 'draining'))
 ) with (fillfactor = 50);

@@ -18,3 +18,5 @@ drop function withdraw_crashes;
 drop function deregister_worker;
 drop function beat_worker;
 drop function register_worker;
+drop function worker_problems;
+drop function bounded_problems;

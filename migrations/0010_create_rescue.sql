@@ -5,18 +5,37 @@
 -- one until its holder turns out to live (withdraw_crashes).
 -- Lock and duration: new objects only, milliseconds.
 
+create function bounded_problems(p_problems text[]) returns text[]
+language sql immutable set search_path from current as $$
+-- What a process says about itself, cut to 20 texts of 200 characters.
+  select array(select left(p.problem, 200) from unnest(p_problems[:20]) with ordinality as p (problem, place)
+    where p.problem is not null order by p.place);
+$$;
+comment on function bounded_problems(text[]) is 'Used by register_worker and beat_worker: problems cut to 20 texts of 200 characters.';
+
+create function worker_problems(p_worker workers) returns text[]
+language sql stable set search_path from current as $$
+-- What a worker process cannot do: what it said with its last heartbeat, and that there was none for longer than it should
+-- be, three quarters of its lease (a heartbeat comes three times per lease, at least).
+  select case when clock_timestamp() - p_worker.last_seen_at > p_worker.lease_duration * 0.75
+      then array[format('silent for %s s', floor(extract(epoch from clock_timestamp() - p_worker.last_seen_at)))] else '{}'::text[] end
+    || p_worker.problems;
+$$;
+comment on function worker_problems(workers) is 'What a worker process said that it cannot do, and how long it has been silent.';
+
 create function register_worker(
   p_id uuid, p_hostname text, p_pid integer, p_version text, p_queues text[], p_types text[], p_threads integer, p_lease interval,
-  p_isolation boolean default false, p_policies jsonb default '{}'
+  p_isolation boolean default false, p_policies jsonb default '{}', p_problems text[] default '{}'
 ) returns void
 language plpgsql set search_path from current as $$
 -- A worker process starts: remember it and the types it handles. Declares its queues. p_isolation: it runs only messages
 -- that were there when two processes died. p_policies: by type an object with `queue`, and with what its code says of
 -- retries (max_attempts, max_retries, min_backoff and max_backoff in milliseconds, on_retry_exhausted): see failure_policy.
+-- p_problems: as in beat_worker().
 begin
   perform declare_queue(q) from unnest(p_queues) q;
-  insert into workers (id, hostname, pid, version, queues, message_types, threads, lease_duration, isolation)
-  values (p_id, p_hostname, p_pid, p_version, p_queues, p_types, p_threads, p_lease, p_isolation)
+  insert into workers (id, hostname, pid, version, queues, message_types, threads, lease_duration, isolation, problems)
+  values (p_id, p_hostname, p_pid, p_version, p_queues, p_types, p_threads, p_lease, p_isolation, bounded_problems(p_problems))
   on conflict (id) do update set last_seen_at = clock_timestamp();
   insert into message_types (name, queue, policy)
   select t.name, coalesce(p_policies -> t.name ->> 'queue', p_queues[1], 'default'), coalesce(p_policies -> t.name, '{}') - 'queue'
@@ -25,18 +44,19 @@ begin
   on conflict (name) do update set last_seen_at = clock_timestamp(), queue = excluded.queue, policy = excluded.policy;
 end
 $$;
-comment on function register_worker(uuid, text, integer, text, text[], text[], integer, interval, boolean, jsonb) is 'A worker process starts.';
+comment on function register_worker(uuid, text, integer, text, text[], text[], integer, interval, boolean, jsonb, text[]) is 'A worker process starts.';
 
 create function beat_worker(
   p_id uuid, p_ids bigint[], p_tokens bigint[], p_lease interval, p_state text default 'running',
-  p_done bigint default 0, p_failed bigint default 0
+  p_done bigint default 0, p_failed bigint default 0, p_problems text[] default '{}'
 ) returns table (id bigint, lease_held boolean, renewed boolean, cancel_requested boolean)
 language plpgsql set search_path from current set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan as $$
 -- One heartbeat of a process: every held lease goes on until now + p_lease. Returns a row for each
 -- message that needs attention: its lease is lost, it was not renewed because somebody has locked its row (the
 -- others' leases must not end for that), or somebody asked to cancel it. A row without id: the process itself is
--- not known any more (it was silent for long); it must register again, or its types look abandoned. Raises PH001.
+-- not known any more (it was silent for long); it must register again, or its types look abandoned. p_problems: what the
+-- process cannot do, for people; 20 texts of 200 characters at most are kept. Raises PH001.
 -- Locks: the held rows that nobody else has locked (HOT updates) and the worker's own row.
 begin
   perform check_lease(p_lease);
@@ -56,7 +76,7 @@ begin
   left join message_queue q on q.id = a.id and q.lease_token = any (p_tokens) and q.state = 'running'
   where h.id is null or h.cancel_requested_at is not null;
   update workers w set last_seen_at = clock_timestamp(), state = p_state, running = cardinality(p_ids),
-    done_total = p_done, failed_total = p_failed
+    done_total = p_done, failed_total = p_failed, problems = bounded_problems(p_problems)
   where w.id = p_id;
   if not found then
     return query select null::bigint, false, false, false;
@@ -66,7 +86,7 @@ begin
   where w.id = p_id and t.name = any (w.message_types) and t.last_seen_at < clock_timestamp() - interval '1 minute';
 end
 $$;
-comment on function beat_worker(uuid, bigint[], bigint[], interval, text, bigint, bigint)
+comment on function beat_worker(uuid, bigint[], bigint[], interval, text, bigint, bigint, text[])
   is 'Heartbeat: extend every held lease; rows tell lost leases and cancel requests.';
 
 create function deregister_worker(p_id uuid) returns boolean

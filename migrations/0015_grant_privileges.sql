@@ -18,7 +18,7 @@ declare
     'promote_conversations', 'ensure_message_archive_partitions', 'archive_messages', 'settle_done', 'complete_messages',
     'claim_one_by_one', 'complete_and_claim_messages', 'claim_messages', 'bounded_delay', 'message_backoff', 'bounded_text', 'append_history', 'history_tail', 'json_milliseconds', 'failure_policy', 'schedule_message_retry',
     'error_fingerprint', 'move_to_dead_letters', 'bury_message', 'fail_message', 'snooze_message', 'return_uncommitted_message', 'release_messages', 'release_unknown_messages',
-    'release_message', 'extend_message_lease', 'archive_cancelled', 'finish_cancelled', 'cancel_message', 'expire_messages', 'register_worker',
+    'release_message', 'extend_message_lease', 'archive_cancelled', 'finish_cancelled', 'cancel_message', 'expire_messages', 'bounded_problems', 'worker_problems', 'register_worker',
     'beat_worker', 'deregister_worker', 'withdraw_crashes', 'send_exhausted', 'fail_overdue_message', 'return_lost_message', 'return_lost_messages', 'rescue_expired_messages', 'recover_worker',
     'mark_completion_refused', 'complete_refused_messages', 'promote_after_delete',
     'bury_unknown_types', 'promote_stranded_conversations', 'forget_dead_workers', 'cleanup_stale_message_locks', 'redrive_dead_letters', 'edit_dead_letter',
@@ -77,7 +77,7 @@ begin
     end loop;
   end loop;
   for v_function in select p.oid::regprocedure from pg_proc p
-    where p.pronamespace = v_mine and p.proname in ('explain_message', 'conversation_holders', 'rate_tokens_at') loop
+    where p.pronamespace = v_mine and p.proname in ('explain_message', 'conversation_holders', 'rate_tokens_at', 'worker_problems') loop
     execute format('grant execute on function %s to packhorse_reader', v_function);
   end loop;
 end

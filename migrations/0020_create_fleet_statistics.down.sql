@@ -4,6 +4,7 @@ drop function fleet_statistics();
 drop function refresh_fleet_statistics(interval);
 drop function schedule_statistics;
 drop function table_statistics(timestamptz);
+drop function snapshots_are_visible();
 drop function partition_ends(timestamptz);
 drop function count_blocked_conversations(integer);
 drop function count_undeclared_messages(timestamptz, integer);

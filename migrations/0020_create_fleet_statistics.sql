@@ -103,18 +103,20 @@ language sql stable set search_path from current set enable_seqscan = off set ji
 $$;
 comment on function count_undeclared_messages(timestamptz, integer) is 'Pending messages of queues that nobody has declared; bounded work.';
 
-create function count_blocked_conversations(p_limit integer default 10000) returns table (queue text, conversations bigint)
+create function count_blocked_conversations(p_limit integer default 10000) returns table (queue text, conversations bigint, blocked_since timestamptz)
 language sql stable set search_path from current set enable_seqscan = off set jit = off as $$
--- Conversations with blocked messages, by queue: one index probe per conversation, at most p_limit of them.
-  with recursive found (conversation_key, queue, place) as (
-    (select m.conversation_key::text, m.queue::text, 1 from message_queue m where m.state = 'blocked' order by m.conversation_key limit 1)
+-- Conversations with blocked messages, by queue, and since when the first message of one of them has been due: one index probe
+-- per conversation, at most p_limit of them.
+  with recursive found (conversation_key, queue, since, place) as (
+    (select m.conversation_key::text, m.queue::text, greatest(m.created_at, m.run_at), 1
+     from message_queue m where m.state = 'blocked' order by m.conversation_key, m.id limit 1)
     union all
-    (select n.conversation_key, n.queue, f.place + 1 from found f cross join lateral (
-       select m.conversation_key::text, m.queue::text from message_queue m
-       where m.state = 'blocked' and m.conversation_key > f.conversation_key order by m.conversation_key limit 1) n
+    (select n.conversation_key, n.queue, n.since, f.place + 1 from found f cross join lateral (
+       select m.conversation_key::text, m.queue::text, greatest(m.created_at, m.run_at) as since from message_queue m
+       where m.state = 'blocked' and m.conversation_key > f.conversation_key order by m.conversation_key, m.id limit 1) n
      where f.place < p_limit)
   )
-  select q.name, count(f.queue) from queues q left join found f on f.queue = q.name group by q.name order by 1;
+  select q.name, count(f.queue), min(f.since) from queues q left join found f on f.queue = q.name group by q.name order by 1;
 $$;
 comment on function count_blocked_conversations(integer) is 'Conversations with waiting messages, by queue; bounded work.';
 
@@ -153,9 +155,18 @@ language sql stable set search_path from current as $$
 $$;
 comment on function partition_ends(timestamptz) is 'Until when inserts into a table that is partitioned by a time find a partition.';
 
+create function snapshots_are_visible() returns boolean
+language sql stable set search_path from current as $$
+-- May this role see the age of every snapshot that is there now? Everybody sees that there is one, not how old another role's is.
+  select pg_has_role('pg_read_all_stats', 'usage') or not exists (select from pg_stat_activity a
+    where a.backend_xmin is not null and a.xact_start is null and a.datname = current_database() and a.pid <> pg_backend_pid());
+$$;
+comment on function snapshots_are_visible() is 'May this role see the age of every snapshot that is there now?';
+
 create function table_statistics(p_now timestamptz) returns jsonb
 language sql stable set search_path from current as $$
--- Sizes, dead rows, how long inserts find a partition, and the oldest snapshot that this role can see.
+-- Sizes, dead rows, how long inserts find a partition, and the oldest snapshot: null when there is one whose age
+-- this role may not see.
   with trees as (
     select t.name, n.relid from (values ('message_queue'), ('message_archive'), ('dead_letters')) as t (name)
     cross join lateral (
@@ -173,7 +184,8 @@ language sql stable set search_path from current as $$
       select name, coalesce(sum(pg_stat_get_dead_tuples(relid)), 0) as dead from trees group by name) t),
     'partition_runway_seconds', (select jsonb_agg(jsonb_build_object('table', e.table_name, 'value', extract(epoch from e.ends_at - p_now)))
       from partition_ends(p_now) e where isfinite(e.ends_at)),
-    'oldest_snapshot_age_seconds', (select greatest(coalesce(max(extract(epoch from p_now - s.since)), 0), 0) from snapshots s));
+    'oldest_snapshot_age_seconds', case when snapshots_are_visible() then
+      (select greatest(coalesce(max(extract(epoch from p_now - s.since)), 0), 0) from snapshots s) end);
 $$;
 comment on function table_statistics(timestamptz) is 'Sizes, dead rows, time until inserts find no partition, age of the oldest snapshot.';
 
@@ -202,6 +214,8 @@ declare
   v_now timestamptz := clock_timestamp();
   v_messages jsonb;
   v_due jsonb;
+  v_blocked jsonb;
+  v_blocked_age jsonb;
   v_rest jsonb;
 begin
   if p_max_age is null or p_max_age < interval '0' then
@@ -220,10 +234,12 @@ begin
     jsonb_agg(jsonb_build_object('queue', c.queue, 'value', coalesce(greatest(extract(epoch from v_now - c.oldest_due), 0), 0)))
       filter (where c.state = 'pending')
   into v_messages, v_due from count_queue_messages(v_now) c;
+  select jsonb_agg(jsonb_build_object('queue', b.queue, 'value', b.conversations)),
+    jsonb_agg(jsonb_build_object('queue', b.queue, 'value', coalesce(greatest(extract(epoch from v_now - b.blocked_since), 0), 0)))
+  into v_blocked, v_blocked_age from count_blocked_conversations() b;
   v_rest := jsonb_build_object(
     'queue_paused', (select jsonb_agg(jsonb_build_object('queue', q.name, 'value', (q.paused_at is not null)::integer)) from queues q),
-    'conversations_blocked', (select jsonb_agg(jsonb_build_object('queue', b.queue, 'value', b.conversations))
-      from count_blocked_conversations() b),
+    'conversations_blocked', v_blocked, 'conversation_blocked_age_seconds', v_blocked_age,
     'dead_letters', (select jsonb_agg(jsonb_build_object('queue', q.name, 'value', d.n)) from queues q cross join lateral (
       select count(*) as n from (select from dead_letters d where d.queue = q.name limit 100000) e) d),
     'workers', (select jsonb_agg(jsonb_build_object('state', s.state, 'value', (select count(*) from workers w
@@ -257,10 +273,10 @@ begin
   grant select on fleet_statistics to packhorse_reader;
   for v_function in select p.oid::regprocedure from pg_proc p
     where p.pronamespace = (select oid from pg_namespace where nspname = current_schema()) and p.proname in ('estimated_messages',
-      'count_queue_messages', 'count_undeclared_messages', 'count_blocked_conversations', 'partition_ends', 'table_statistics', 'schedule_statistics', 'refresh_fleet_statistics', 'fleet_statistics') loop
+      'count_queue_messages', 'count_undeclared_messages', 'count_blocked_conversations', 'partition_ends', 'snapshots_are_visible', 'table_statistics', 'schedule_statistics', 'refresh_fleet_statistics', 'fleet_statistics') loop
     execute format('revoke execute on function %s from public', v_function);
     execute format('grant execute on function %s to packhorse_worker', v_function);
   end loop;
-  grant execute on function fleet_statistics(), partition_ends(timestamptz) to packhorse_reader;
+  grant execute on function fleet_statistics(), partition_ends(timestamptz), snapshots_are_visible() to packhorse_reader;
 end
 $$;

@@ -7,9 +7,10 @@ starts the scheduler's loop when the worker process has booted and stops it firs
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from threading import BoundedSemaphore, Event
+from threading import BoundedSemaphore, Event, Lock
 from typing import Any
 
 import dramatiq
@@ -26,6 +27,7 @@ from worker.db.errors import translated
 from worker.errors import Snooze, StoreError, StoreRejected
 from worker.middleware import Checked
 from worker.near import near_miss
+from worker.observe.duties import Duties, code_of
 from worker.store.operations import list_workers
 
 logger = logging.getLogger("packhorse.schedules")
@@ -49,6 +51,9 @@ class Timetable(Checked):
         self.scheduler: Scheduler | None = None
         self.broker: Any = None
         self.waiters = BoundedSemaphore(1)
+        self.duties = Duties()
+        self._failed: dict[str, str] = {}  # maintenance tasks whose last run here failed: code
+        self._noting = Lock()
         self.unserved: set[str] = set()  # schedules of which it was said; the scheduler's loop only
 
     def check(self) -> None:
@@ -62,8 +67,9 @@ class Timetable(Checked):
         if self.plan is None:  # dramatiq's own Worker asked nobody
             self.check()
         packages = {module.partition(".")[0] for module in broker.settings.actors if module != __name__}
-        self.scheduler = Scheduler(lambda: broker.open_connection("scheduler"), self.declared, origin=packages)
         slab = getattr(worker, "slab", None)  # dramatiq's own Worker has none
+        self.duties = slab.duties if slab is not None else self.duties
+        self.scheduler = Scheduler(lambda: broker.open_connection("scheduler"), self.declared, origin=packages, duties=self.duties)
         if slab is not None:
             self.scheduler.ticked = partial(slab.tick, "scheduler")  # a loop that hangs is seen by the probes and replaced (SPEC O4)
         self.scheduler.start()
@@ -116,6 +122,26 @@ class Timetable(Checked):
         if self.scheduler is not None:
             self.scheduler.wait(5)
 
+    @contextmanager
+    def noted(self, task: str) -> Iterator[None]:
+        """A run of a maintenance task: `maintenance` fails as long as the last run of some task did."""
+        try:
+            yield
+        except Exception as error:
+            self._note(task, code_of(error))
+            raise
+        self._note(task, "")
+
+    def _note(self, task: str, code: str) -> None:
+        with self._noting:
+            self._failed.pop(task, None)
+            if code:
+                self._failed[task] = code
+            if self._failed:
+                self.duties.failing("maintenance", next(reversed(self._failed.values())))
+            else:
+                self.duties.well("maintenance")
+
     def open_connection(self) -> Any:
         """A connection of the role that owns the tables, where one is configured."""
         from worker.db.connection import connect
@@ -149,6 +175,7 @@ def run_maintenance(task: str) -> None:
         message = current_message()
         schedule = message.options.get("schedule") if message is not None else None
         runner = TaskRunner(timetable.open_connection, timetable.plan, timetable.stop)
+        held.enter_context(timetable.noted(task))
         state = runner.run(task, triggered_by="schedule" if schedule else "message", message_id=message.id if message else None)
     if state == "paused" and timetable.stop.is_set():  # not by its budget: the next process goes on, not the next planned time
         raise Snooze(HANDOVER_SECONDS, "the process stops: another one goes on with the run")

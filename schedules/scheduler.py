@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from functools import partial
 
 from schedules.timetable import Schedule
 from schedules.triggers import newest, trigger
@@ -19,6 +20,7 @@ from worker.db.connection import DeadlineConnection
 from worker.db.errors import translated
 from worker.db.pool import Link
 from worker.errors import InvalidArgument, StoreConflict, StoreError, StoreUnavailable
+from worker.observe.duties import Duties, code_of
 from worker.service import Service
 from worker.store import messages
 from worker.store import schedules as store
@@ -32,6 +34,9 @@ GRACE_SECONDS = 60.0
 SETTLE_SECONDS = 10.0
 #: A schedule that could not be computed is tried again: its host lacked a time zone that this one has, or has by now.
 UNUSABLE_SECONDS = 30.0
+#: A planned time whose message the database refused is in the history; the process tells of it for so long.
+FAILED_SECONDS = 300.0
+LOCK_NOT_AVAILABLE = "55P03"
 #: Planned times computed at once for one schedule; what is older than the newest of these was missed by weeks.
 MOST_PLANNED = 1000
 
@@ -40,7 +45,7 @@ class Scheduler(Service):
     """One loop over the timetable.
 
     declared: asked once, in the loop, for what to write into it; origin: the packages whose declarations these are, see declare().
-    `fired` counts what this process enqueued.
+    `fired` counts what this process enqueued. `duties` notes what cannot be done: `scheduler` for the loop as a whole.
     """
 
     name = "scheduler"
@@ -51,6 +56,7 @@ class Scheduler(Service):
         declared: Callable[[], Iterable[Schedule]] | None = None,
         poll_seconds: float = POLL_SECONDS,
         origin: Iterable[str] = (),
+        duties: Duties | None = None,
     ) -> None:
         super().__init__()
         self._link = Link(open_connection)
@@ -61,6 +67,9 @@ class Scheduler(Service):
         self._unusable_after = 0.0
         #: Schedules that could not be decided, and until when they are left alone (monotonic); the loop's own.
         self._aside: dict[str, float] = {}
+        self._failed: dict[str, tuple[str, float]] = {}  # schedules whose message could not be enqueued: code, until when that is told
+        self.duties = duties or Duties()
+        self.noted = partial(self.duties.note, "scheduler")
         self.fired = 0
 
     def run_once(self) -> float:
@@ -69,8 +78,7 @@ class Scheduler(Service):
                 self.judged = False  # checking the plan may wait for locks on every table of it, each wait bounded
                 self.ticked(0.0)
                 try:
-                    if "held" not in declare(connection, self._declared(), self._origin).values():
-                        self._declared = None
+                    self._declare(connection)
                 finally:
                     self.judged = True
             unusable = time.monotonic() >= self._unusable_after
@@ -86,26 +94,52 @@ class Scheduler(Service):
                 except StoreUnavailable:
                     raise
                 except StoreConflict as error:  # somebody's transaction has its row: one that is held stops no other, either
-                    self._put_aside(entry.name)
+                    self._put_aside(entry.name, error)
                     logger.info("schedule_waits schedule=%s error_class=%s", entry.name, error.sqlstate)
                 except StoreError as error:  # one broken schedule stops no other
-                    self._put_aside(entry.name)
+                    self._put_aside(entry.name, error)
                     logger.error("schedule_failed schedule=%s error_class=%s error=%s", entry.name, type(error).__name__, error)
+            self._note_failed()
             self.ticked(time.monotonic())
             if open_runs and time.monotonic() >= self._settle_after:
                 self._settle_after = time.monotonic() + SETTLE_SECONDS
                 self._settle(connection)
+            elif not open_runs:
+                self.duties.well("settle_runs")
         if due:
             return 0.0  # look again: what was computed may be due by now
         return min(self._poll_seconds, max(0.0, wait)) if wait is not None else self._poll_seconds
 
-    def _put_aside(self, name: str) -> None:
+    def _put_aside(self, name: str, error: StoreError) -> None:
         """Until the next poll: the turns between belong to the others, which may run every second."""
         self._aside[name] = time.monotonic() + self._poll_seconds
+        self._failed[name] = code_of(error), time.monotonic() + 2 * self._poll_seconds
+
+    def _note_failed(self) -> None:
+        """`fire` fails as long as some schedule cannot be fired; one that is gone, or that another process has fired, is not told for long."""
+        self._failed = {name: (code, until) for name, (code, until) in self._failed.items() if until > time.monotonic()}
+        if self._failed:
+            self.duties.failing("fire", next(iter(self._failed.values()))[0])
+        else:
+            self.duties.well("fire")
+
+    def _declare(self, connection: DeadlineConnection) -> None:
+        assert self._declared is not None
+        began = time.monotonic()
+        try:
+            outcome = declare(connection, self._declared(), self._origin)
+        except Exception as error:
+            self.duties.failing("declare", error, began=began)
+            raise
+        if "held" in outcome.values():
+            self.duties.failing("declare", LOCK_NOT_AVAILABLE, began=began)
+            return
+        self.duties.well("declare")
+        self._declared = None
 
     def _settle(self, connection: DeadlineConnection) -> None:
         try:
-            with translated():
+            with translated(), self.duties.watching("settle_runs"):
                 store.settle_runs(connection)
         except StoreConflict as error:  # the history waits for somebody's lock on archive or dead letters; the timetable does not
             logger.info("schedule_waits schedule=%s error_class=%s", None, error.sqlstate)
@@ -155,9 +189,11 @@ class Scheduler(Service):
         except (StoreUnavailable, StoreConflict):
             raise
         except StoreError as error:
+            self._failed[entry.name] = code_of(error), time.monotonic() + FAILED_SECONDS
             if store.fail(connection, entry.name, planned_at, following, f"{type(error).__name__}: {error}"):
                 logger.error("schedule_failed schedule=%s error_class=%s error=%s", entry.name, type(error).__name__, error)
             return
+        self._failed.pop(entry.name, None)
         self.fired += outcome == "enqueued"
         if outcome == "overlapped":
             logger.warning("schedule_overlapped schedule=%s planned_at=%s", entry.name, planned_at)

@@ -136,6 +136,7 @@ def test_only_the_edges_of_worker_know_schedules_and_schedules_never_know_the_br
         "worker.exits",
         "worker.near",
         "worker.db",
+        "worker.observe.duties",
         "worker.store",
     )
     assert [

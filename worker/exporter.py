@@ -14,10 +14,12 @@ import platform
 import random
 import signal
 import time
+from functools import partial
 from typing import Any
 
 from worker import __version__
 from worker.child import STOP_SIGNALS, end_with_parent
+from worker.clock import skew
 from worker.config import Settings
 from worker.db import migrate
 from worker.db.connection import DeadlineConnection, connect
@@ -84,6 +86,7 @@ class FleetWatch(Service):
         self._settings = settings
         self._board = board
         self._link = Link(self._open)
+        self.noted = partial(board.duties.note, "fleet")
         self._latest: tuple[dict[str, Any], float] | None = None  # statistics, monotonic time at which they were counted
         self.schema_problem: str | None = None
 
@@ -96,13 +99,15 @@ class FleetWatch(Service):
         try:
             with self._link.connection() as connection:
                 self.schema_problem = _schema_problem(connection)
+                before = time.time()
+                apart = skew(before, store.clock(connection), time.time())
                 store.refresh(connection, self._settings.fleet_seconds)
                 found = store.statistics(connection)
         except StoreError:
             self._board.failed("fleet")
             raise
         if found:
-            self._latest = (found[0], time.monotonic() - found[1])
+            self._latest = (found[0] | {"clock_skew_seconds": apart}, time.monotonic() - found[1])
         return self._settings.fleet_seconds * random.uniform(0.8, 1.0)
 
     def on_stop(self) -> None:
@@ -159,7 +164,7 @@ class Exporter:
         problems = probes.ready(self.board, time.monotonic(), lately, settings.hang_seconds)
         if self.fleet and self.fleet.schema_problem:
             problems.append(self.fleet.schema_problem)
-        return probe_answer(problems)
+        return probe_answer(problems, probes.warnings(self.board, time.monotonic()))
 
     def startupz(self, _accept: str) -> Answer:
         return probe_answer(probes.started(self.board))

@@ -6,26 +6,36 @@ process may still believe is measured on the monotonic clock from *before* each 
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from worker import __version__
 from worker.db.connection import DeadlineConnection
 from worker.db.pool import Link
+from worker.errors import StoreError, StoreUnavailable
 from worker.messages import ClaimedMessage
+from worker.observe.duties import Duties, code_of
 from worker.service import Service
 from worker.store import messages
 from worker.store import workers as store
+
+logger = logging.getLogger("packhorse.heartbeat")
 
 UPKEEP_SECONDS = 300.0
 #: After an outage others get so long to come back before their leases are taken.
 RETURN_SECONDS = 5.0
 MORE_SECONDS = 1.0  # a step of the upkeep that could not do all in one go goes on after this
+REFUSED_SECONDS = 10.0  # a step that the database refused is tried again after this
+RETRY_SECONDS = 1.0  # and a beat, a rescue
+#: Problems that a process writes to its row in `workers`.
+MOST_PROBLEMS = 20
 
 
 class Heartbeat(Service):
@@ -33,6 +43,7 @@ class Heartbeat(Service):
 
     held: the messages this process holds now. on_attention(message, lease_held): called for a message
     whose lease is lost (False) or whose cancellation was asked (True). counts: (done, failed) so far. on_beat: the database answered.
+    duties: where it is noted what could not be done; what the database refuses stops no other duty, what it does not answer ends the turn.
     """
 
     name = "heartbeat"
@@ -47,6 +58,7 @@ class Heartbeat(Service):
         on_attention: Callable[[ClaimedMessage, bool], None],
         counts: Callable[[], tuple[int, int]] = lambda: (0, 0),
         on_beat: Callable[[], None] = lambda: None,
+        duties: Duties | None = None,
     ) -> None:
         super().__init__()
         self._link = Link(open_connection)
@@ -56,13 +68,17 @@ class Heartbeat(Service):
         self._on_attention = on_attention
         self._counts = counts
         self._on_beat = on_beat
+        self.duties = duties or Duties()
+        self.noted = partial(self.duties.note, "heartbeat")
+        self._refused: set[str] = set()  # duties of which it was said
         self.state = "running"
         self._next_beat = 0.0
         self._next_rescue = time.monotonic() + random.uniform(0.2, 1.0) * settings.rescue_seconds
         self._next_expiry = 0.0
-        self._next_upkeep = 0.0
-        self._step = 0  # of store.UPKEEP_STEPS
+        #: When each step of the upkeep is due (monotonic); of those that are due at once the one that waited longest is first.
+        self._steps = dict.fromkeys(store.UPKEEP_STEPS, 0.0)
         self.rescued_total = 0
+        self._more_to_rescue = False
         self._registration: tuple[list[str], list[str], int, bool, str] | None = None
 
     def register(
@@ -71,41 +87,81 @@ class Heartbeat(Service):
         """The process starts: declares its queues and types. Repeated by a beat after the process was forgotten."""
         self._registration = queues, types, threads, isolation, policies
         host, lease = socket.gethostname(), self._settings.lease_seconds
-        store.register(connection, self._worker_id, host, os.getpid(), __version__, queues, types, threads, lease, isolation, policies)
+        problems = self._problems()
+        store.register(connection, self._worker_id, host, os.getpid(), __version__, queues, types, threads, lease, isolation, policies, problems)
+
+    def start(self) -> None:
+        self.duties.expect("beat", self._settings.heartbeat_seconds)
+        self.duties.expect("rescue", 1.2 * self._settings.rescue_seconds)
+        super().start()
 
     def run_once(self) -> float:
         now = time.monotonic()
         if self.failures:  # after an outage the others come back when we do: until then their types and leases look abandoned
-            self._next_upkeep = max(self._next_upkeep, now + self._settings.lease_seconds)
+            self._steps = {step: max(due, now + self._settings.lease_seconds) for step, due in self._steps.items()}
             self._next_rescue = max(self._next_rescue, now + min(RETURN_SECONDS, self._settings.lease_seconds / 2))
         if now >= self._next_beat:
-            self.beat()
-            self._next_beat = now + self._settings.heartbeat_seconds
+            beaten = self._did("beat", self.beat)
+            self._next_beat = now + (self._settings.heartbeat_seconds if beaten else RETRY_SECONDS)
         self.ticked(time.monotonic())
         if now >= self._next_rescue:
-            with self._link.connection() as connection:
-                rescued = store.rescue(connection)
-                self.rescued_total += rescued
-                messages.complete_refused(connection)
-                if now >= self._next_expiry:  # seldom: nobody waits for it, and an idle process should say little
-                    store.expire(connection)
-                    self._next_expiry = now + 5 * self._settings.rescue_seconds
-            # a full page: there are more of them
-            self._next_rescue = now if rescued >= store.RESCUE_ROWS else now + self._settings.rescue_seconds * random.uniform(0.8, 1.2)
+            rescued = self._did("rescue", self._rescue)
+            # seldom: nobody waits for it, and an idle process should say little
+            if now >= self._next_expiry and self._did("expire", self._expire):
+                self._next_expiry = now + 5 * self._settings.rescue_seconds
+            wait_seconds = self._settings.rescue_seconds * random.uniform(0.8, 1.2) if rescued else RETRY_SECONDS
+            self._next_rescue = now if self._more_to_rescue else now + wait_seconds
         self.ticked(time.monotonic())
-        if now >= self._next_upkeep:
-            self._upkeep(now)
-        return float(max(0.01, min(self._next_beat, self._next_rescue, self._next_upkeep) - time.monotonic()))
+        step = min(self._steps, key=lambda step: self._steps[step])
+        if now >= self._steps[step]:
+            self._upkeep(step, now)
+        return float(max(0.01, min(self._next_beat, self._next_rescue, *self._steps.values()) - time.monotonic()))
 
-    def _upkeep(self, now: float) -> None:
-        """One step. What is next stands before it begins: a step that fails is not tried in each turn, and stops no other."""
-        step = store.UPKEEP_STEPS[self._step]
-        self._step = (self._step + 1) % len(store.UPKEEP_STEPS)
-        self._next_upkeep = now if self._step else now + UPKEEP_SECONDS * random.uniform(0.8, 1.2)
+    def _did(self, duty: str, do: Callable[[], object]) -> bool:
+        """One duty. Raises StoreUnavailable: the others would meet the same."""
+        try:
+            with self.duties.watching(duty):
+                do()
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
+            if duty not in self._refused:
+                self._refused.add(duty)
+                logger.warning("duty_refused duty=%s error_class=%s error=%s: tried again, the others go on", duty, code_of(error), error)
+            return False
+        if duty in self._refused:
+            self._refused.discard(duty)
+            logger.info("duty_recovered duty=%s", duty)
+        return True
+
+    def _rescue(self) -> None:
+        self._more_to_rescue = False
         with self._link.connection() as connection:
-            more = store.upkeep(connection, step, self._settings.unknown_type_seconds)
-        if more:
-            self._step, self._next_upkeep = store.UPKEEP_STEPS.index(step), now + MORE_SECONDS
+            count = store.rescue(connection)
+            self.rescued_total += count
+            messages.complete_refused(connection)
+        self._more_to_rescue = count >= store.RESCUE_ROWS  # a full page
+
+    def _expire(self) -> None:
+        with self._link.connection() as connection:
+            store.expire(connection)
+
+    def _upkeep(self, step: str, now: float) -> None:
+        """One step. It goes to the end of the line before it begins: one that fails stops no other, and is not tried in each turn."""
+        more = False
+        del self._steps[step]
+        self._steps[step] = now + REFUSED_SECONDS
+
+        def do() -> None:
+            nonlocal more
+            with self._link.connection() as connection:
+                more = store.upkeep(connection, step, self._settings.unknown_type_seconds)
+
+        if self._did(step, do):
+            self._steps[step] = now + (MORE_SECONDS if more else UPKEEP_SECONDS * random.uniform(0.8, 1.2))
+
+    def _problems(self) -> list[str]:
+        return [problem.text for problem in self.duties.problems(time.monotonic())[:MOST_PROBLEMS]]
 
     def beat(self) -> None:
         """One heartbeat: messages younger than a third of the lease need no renewal yet."""
@@ -115,7 +171,7 @@ class Heartbeat(Service):
         done, failed = self._counts()
         with self._link.connection() as connection:
             attention, known = store.beat(
-                connection, self._worker_id, [m.id for m in old], [m.lease_token for m in old], lease, self.state, done, failed
+                connection, self._worker_id, [m.id for m in old], [m.lease_token for m in old], lease, self.state, done, failed, self._problems()
             )
         self._on_beat()
         lost = {item.id for item in attention if not item.lease_held}

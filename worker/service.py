@@ -42,6 +42,8 @@ class Service:
     max_backoff_seconds = 5.0
     #: Told the monotonic time of every tick, 0 after the orderly end; liveness is judged by it (SPEC O4).
     ticked: Callable[[float], None] = staticmethod(lambda now: None)
+    #: Told how each turn went: the error or None, and when the turn began (monotonic).
+    noted: Callable[[Exception | None, float], None] = staticmethod(lambda error, began: None)
 
     def __init__(self) -> None:
         self.last_success = time.monotonic()
@@ -88,15 +90,18 @@ class Service:
         _current.service = self
         while not self._stopping.is_set():
             self._wake.clear()
-            self.ticked(time.monotonic())
+            began = time.monotonic()
+            self.ticked(began)
             try:
                 delay = self.run_once()
                 self.last_success = time.monotonic()
+                self.noted(None, began)
                 if self.failures:
                     logger.info("service_recovered name=%s failures=%d", self.name, self.failures)
                 self.failures = 0
             except Exception as error:  # top of a loop: it must go on, with backoff
                 self.failures += 1
+                self.noted(error, began)
                 delay = min(self.max_backoff_seconds, 0.1 * 2 ** min(self.failures, 10))
                 if self.failures & (self.failures - 1) == 0:  # 1, 2, 4, 8 …: repeats are not repeated
                     logger.warning(

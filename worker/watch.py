@@ -11,12 +11,14 @@ import time
 from worker.observe import board as cells
 from worker.observe import probes
 from worker.observe.board import Board
-from worker.observe.slab import REGISTERED, THREADS
+from worker.observe.slab import LOOPS, REGISTERED, THREADS
 from worker.observe.systemd import Notifier
 
 #: The parent looks every second. If it did not for this long, the whole host or process group stood still.
 STANDSTILL_SECONDS = 5.0
 STATUS_SECONDS = 5.0
+#: A loop that has not ticked for so long is named; hang_seconds, after which its process is killed, may be an hour. Always below that.
+LATE_SECONDS = 20.0
 #: While it drains, or waits for the database at the start, systemd is asked for this much more time, again and again.
 EXTEND_SECONDS = 15.0
 
@@ -47,6 +49,7 @@ class Watch:
         board.cells[cells.DRAINING] = draining
         if any(slab.states[REGISTERED] for slab in board.slabs):
             board.cells[cells.STARTED] = 1
+        self._name_late(now)
         if not notifier.enabled:
             return
         if board.cells[cells.STARTED] and not self._ready:
@@ -54,6 +57,13 @@ class Watch:
             notifier.send("READY=1")
         self._tell(now, draining, rolling)
         board.cells[cells.PART + cells.PARTS.index("systemd")] = notifier.failures
+
+    def _name_late(self, now: float) -> None:
+        late_seconds = min(LATE_SECONDS, self._hang_seconds * 2 / 3)
+        for slab in self._board.slabs:
+            ticks, late = slab.ticks(), probes.late_loops(slab, now, late_seconds, self._since)
+            for loop in LOOPS:
+                slab.duties.judge_tick(loop, ticks.get(loop, now), loop in late)
 
     def hung(self, index: int) -> list[str]:
         """Loops of a child that do not tick any more."""

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.support.workers import ROOT
+from worker.observe.duties import DUTIES
 from worker.observe.metrics import DEFINITIONS, PREFIX
 from worker.observe.slab import CLAIM_BOUNDS, DURATION_BOUNDS, WAIT_BOUNDS
 
@@ -102,6 +103,13 @@ def test_a_bound_that_a_query_names_is_one_of_the_histogram_s():
     assert named
     for metric, matcher in named:
         assert sum(bool(re.fullmatch(matcher, str(bound))) for bound in BOUNDS[metric]) == 1, (metric, matcher)
+
+
+def test_the_rules_know_which_duties_are_vital():
+    """Their series are there only while something fails, so nobody would see a name that is none."""
+    named = [found for rule in ALERTS.values() for found in re.findall(r'duty_failing_seconds{duty(=~|!~)"([^"]*)"}', rule["expr"])]
+    assert sorted(operator for operator, _ in named) == ["!~", "=~"]
+    assert {frozenset(names.split("|")) for _, names in named} == {frozenset(duty.name for duty in DUTIES if duty.vital)}
 
 
 def test_no_rule_compares_a_quantile():

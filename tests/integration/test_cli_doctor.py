@@ -65,6 +65,18 @@ def test_an_installation_in_order_has_nothing_to_mend(cli):
     assert ran.err == "" and "a direct connection" in ran.out and "a NOTIFY arrives" in ran.out and "-> alter system set fsync = on" in ran.out
 
 
+def test_the_right_to_see_snapshots_is_named_with_its_grant(tmp_path, own_server):
+    database = own_server.create_database()
+    cli = Cli(tmp_path, database.url)
+
+    def found():
+        return next(entry for entry in cli("doctor", "--json").document["findings"] if entry["subject"] == "statistics")
+
+    assert found()["status"] == "ok" and "packhorse_oldest_snapshot_age_seconds is absent" in found()["text"]
+    database.query(found()["repair"])
+    assert found()["repair"] is None
+
+
 def test_exit_code_0_with_a_warning_and_1_when_strict(own_server, tmp_path):
     own_server._run(
         "pg_ctl",
@@ -215,6 +227,13 @@ def test_sequences_that_a_failover_left_behind_are_found_and_mended(cli, databas
     assert [(row["subject"], row["status"]) for row in found] == [("sequences", "fail")] * 2
     mended(database, cli, "".join(row["repair"] for row in found))
     assert database.value("select nextval('message_queue_id_seq')") > 500 and database.value("select nextval('message_lease_token_seq')") > 70
+
+
+def test_a_sequence_that_the_role_may_not_see_is_not_in_order(cli, database):
+    database.query("revoke usage on sequence message_lease_token_seq from packhorse_worker")
+    database.query("insert into message_queue (queue, message_type, state, lease_token) values ('default', 't', 'running', 70)")
+    (found,) = findings(cli, "sequences")
+    assert found["status"] == "warn" and "may not see where message_lease_token_seq stands" in found["text"]
 
 
 def test_a_database_without_the_schema_or_with_an_old_one_is_a_finding(empty_database, tmp_path):

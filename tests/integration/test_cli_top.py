@@ -132,6 +132,20 @@ def test_one_frame_shows_everything(cli, database):
     assert "2507" not in ran.out, "people stay out of it"
 
 
+def test_what_a_worker_cannot_do_is_on_its_line(cli, database):
+    database.query(
+        "select register_worker(%s, 'host-1', 4711, '1', '{default}', '{reply}', 8, interval '20 seconds', %s)",
+        HOLDER,
+        ["beat has failed for 31 s (42501)", "rescue has failed for 20 s (42501)"],
+    )
+    (line,) = [line for line in cli("top", "--once").out.splitlines() if "host-1" in line]
+    assert line.endswith("beat has failed for 31 s (42501) and 1 more")
+    assert "beat has failed for 31 s (42501); rescue has failed" in cli("workers").out
+    assert cli("workers", "--json").document[0]["problems"][0] == "beat has failed for 31 s (42501)"
+    ran = cli("health", "--check", "system_summary")
+    assert ran.code == 1 and "host-1 pid 4711: beat has failed for 31 s (42501) and 1 more" in ran.out
+
+
 def test_a_count_that_stopped_at_its_limit_is_marked_and_an_undeclared_queue_is_shown(cli, database):
     database.query(
         "insert into dead_letters (id, queue, message_type, payload, options, priority, reason, fingerprint, attempt, crashes, created_at) "

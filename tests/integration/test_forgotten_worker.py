@@ -88,7 +88,7 @@ def test_the_first_process_back_after_an_outage_does_not_bury_what_the_others_do
     first.run_once()
     assert fleet.dead() == []
     fleet.heartbeat.beat()
-    first.failures, first._next_upkeep = 0, 0.0
+    first.failures, first._steps = 0, dict.fromkeys(first._steps, 0.0)
     for _ in store.UPKEEP_STEPS:
         first.run_once()
     assert fleet.dead() == []

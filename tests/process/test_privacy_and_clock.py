@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.accounting import assert_every_message_ended_once, effects, enqueue, quick_backoff, wait_for_end
+from tests.support.http import free_port, metric
 from tests.support.waiting import wait_until
 
 SECRET = "+250788123456-and-more"
@@ -68,3 +69,15 @@ def test_a_worker_whose_host_clock_is_wrong_keeps_every_promise(database, ledger
     assert daemon.stop() == 0 and right.stop() == 0
     years = {json.loads(line)["timestamp"][:4] for line in daemon.log.splitlines() if line.startswith("{")}
     assert years and not years & {wait_until(lambda: database.value("select to_char(clock_timestamp(), 'YYYY')"))}, "its clock really was wrong"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed (Debian: apt-get install faketime)")
+@pytest.mark.parametrize(("offset", "seconds"), [("-30s", -30), ("+30s", 30)])
+def test_a_wrong_clock_of_a_host_is_a_metric(database, ledger, start_daemon, offset, seconds):
+    wrong = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}
+    ports = [free_port(), free_port()]
+    start_daemon(database, ledger, extra=wrong, metrics_port=ports[0], fleet_seconds=1)
+    start_daemon(database, ledger, metrics_port=ports[1], fleet_seconds=1)
+    wait_until(lambda: abs((metric(ports[0], "clock_skew_seconds") or 0) - seconds) < 5, 30)
+    wait_until(lambda: metric(ports[1], "clock_skew_seconds") == 0, 30)

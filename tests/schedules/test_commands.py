@@ -141,6 +141,15 @@ def test_table_care_estimates_empty_space_and_looks_at_partitions(cli, database)
     assert partitions["message_archive"]["partitions"] == 8 and partitions["message_archive"]["advice"] is None
 
 
+def test_table_care_says_that_there_are_snapshots_which_the_role_may_not_see(tmp_path, database):
+    cli = Cli(tmp_path, database.url)
+    with database.connect(admin=True) as reporter:
+        reporter.execute("begin isolation level repeatable read")
+        reporter.execute("select 1")
+        (hidden,) = [row for row in cli("table-care", "--json").document["snapshots"] if row["state"] == "hidden"]
+        assert hidden["age_seconds"] is None and hidden["advice"].startswith("grant pg_read_all_stats to packhorse_test")
+
+
 def test_table_care_reports_with_statements_and_changes_nothing(cli, database):
     database.query("create table shop.t (id smallint primary key)")
     report = cli("table-care", "--json").document

@@ -45,7 +45,7 @@ def test_messages_are_counted_by_queue_and_state(sql: Sql) -> None:
 def test_a_queue_without_messages_is_shown_with_zeros(sql: Sql) -> None:
     found = counted(sql)
     assert by(found["queue_messages"], queue="q", state="pending") == 0
-    assert by(found["queue_oldest_due_age_seconds"], queue="q") == 0
+    assert by(found["queue_oldest_due_age_seconds"], queue="q") == 0 == by(found["conversation_blocked_age_seconds"], queue="q")
 
 
 def test_workers_tables_partitions_and_snapshots_are_there(sql: Sql) -> None:
@@ -54,7 +54,36 @@ def test_workers_tables_partitions_and_snapshots_are_there(sql: Sql) -> None:
     assert {row["table"] for row in found["table_bytes"]} == {"message_queue", "message_archive", "dead_letters"}
     assert by(found["table_bytes"], table="message_queue") > 0
     assert by(found["partition_runway_seconds"], table="message_archive") > 6 * 86400
-    assert found["oldest_snapshot_age_seconds"] >= 0
+    assert "oldest_snapshot_age_seconds" in found, "null, when somebody else's snapshot is hidden"
+
+
+def test_a_snapshot_that_the_role_may_not_see_is_not_none(any_database: Database) -> None:
+    """Everybody sees that there is one, only members of pg_read_all_stats how old it is: 0 would be a lie."""
+    with any_database.connect() as worker, any_database.connect(admin=True) as reporter:
+        read = "select (table_statistics(clock_timestamp()) ->> 'oldest_snapshot_age_seconds')::float8, (health_system_summary()).*"
+        reporter.execute("begin isolation level repeatable read")
+        reporter.execute("select count(*) from message_queue")
+        ((age, _, summary, details),) = worker.execute(read).fetchall()
+        assert age is None and "grant pg_read_all_stats" in summary
+        assert (details["oldest_snapshot_seconds"], details["sees_all_snapshots"]) == (None, False)
+        with any_database.connect(admin=True) as owner:
+            owner.execute("select pg_sleep(0.1)")
+            ((age, _, summary, details),) = owner.execute(read).fetchall()
+        assert age >= 0.1 and details["oldest_snapshot_seconds"] >= 0.1 and "grant" not in summary
+        reporter.execute("rollback")
+
+
+def test_the_age_of_the_conversation_that_waits_longest(sql: Sql) -> None:
+    for key in ("a", "a", "b", "b"):
+        sql.enqueue(conversation_key=key)
+    sql.rows(
+        "update message_queue set state = 'blocked', created_at = created_at - interval '1 hour', run_at = run_at - interval '2 hours' "
+        "where id in (select max(id) from message_queue group by conversation_key)"
+    )
+    sql.rows("update message_queue set run_at = clock_timestamp() - interval '1 minute' where state = 'blocked' and conversation_key = 'a'")
+    found = counted(sql)
+    assert by(found["conversations_blocked"], queue="q") == 2
+    assert 3600 <= by(found["conversation_blocked_age_seconds"], queue="q") < 3700, "from when it was due, not before it was there"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from tests.sql.client import HOLDER, Sql
 from tests.support.postgres import Database
+from worker.observe.duties import DUTIES
 
 NAMES = [
     "stuck_workflows",
@@ -305,6 +306,93 @@ def test_the_system_summary_judges_connections_partitions_schedules_and_workers(
     assert check(sql, "system_summary").status == "ok"
     sql.rows("update workers set last_seen_at = clock_timestamp() - interval '1 minute'")
     assert (check(sql, "system_summary").status, check(sql, "system_summary").details["silent_workers"]) == ("warn", 1)
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "words"), [("schedules", "system_summary", "somebody keeps it locked"), ("dead_letters", "dead_letters", "error 55P03")]
+)
+def test_a_table_that_somebody_keeps_locked_is_a_failure_and_the_others_go_on(any_database: Database, table: str, name: str, words: str) -> None:
+    with any_database.connect(admin=True) as other, other.transaction():
+        other.execute(f"lock table {table}")
+        found = {row[0]: row[1:] for row in any_database.query("select check_name, status, summary from health_checks()")}
+    assert found[name][0] == "fail" and words in found[name][1]
+    assert found["stale_locks"][0] == "ok" and len(found) == len(NAMES)
+
+
+def problems_of(sql: Sql, *problems: str, silent: str = "0 seconds") -> Check:
+    """The summary with one worker that says this and has been silent for so long."""
+    sql.rows("delete from workers")
+    sql.rows("select register_worker(%s, 'host-1', 4711, '1', '{q}', '{effect}', 4, interval '20 seconds', %s::text[])", HOLDER, list(problems))
+    sql.rows("update workers set last_seen_at = clock_timestamp() - %s::interval", silent)
+    return check(sql, "system_summary")
+
+
+@pytest.mark.parametrize("duty", [duty.name for duty in DUTIES])
+def test_the_system_summary_says_what_a_worker_cannot_do(sql: Sql, duty: str) -> None:
+    vital = next(known.vital for known in DUTIES if known.name == duty)
+    found = problems_of(sql, f"{duty} has failed for 31 s (42501)")
+    assert found.status == ("fail" if vital else "warn")
+    assert f"; host-1 pid 4711: {duty} has failed for 31 s (42501)" in found.summary
+    assert [(row["problem"], row["vital"]) for row in found.details["worker_problems"]] == [(f"{duty} has failed for 31 s (42501)", vital)]
+
+
+def test_the_worst_that_a_worker_cannot_do_comes_first(sql: Sql) -> None:
+    found = problems_of(sql, "expire has failed for 40 s (42501)", "rescue has failed for 31 s (42501)", "claim has failed for 12 s (57014)")
+    assert found.status == "fail" and "claim has failed for 12 s (57014) and 2 more" in found.summary
+    assert problems_of(sql).details["worker_problems"] == [] and problems_of(sql).status == "ok"
+
+
+def test_a_silent_worker_is_a_warning_and_one_that_holds_leases_a_failure(sql: Sql) -> None:
+    assert problems_of(sql, silent="14 seconds").status == "ok"
+    found = problems_of(sql, silent="16 seconds")
+    assert found.status == "warn" and "host-1 pid 4711: silent for 16 s" in found.summary
+    sql.enqueue()
+    sql.claim()
+    assert problems_of(sql, silent="16 seconds").status == "fail"
+
+
+def test_a_reader_reads_what_a_worker_reads(any_database: Database) -> None:
+    """A table whose policy hides its rows from the reader would be green: every check has something to say here."""
+    with any_database.connect(admin=True) as connection:
+        sql = Sql(connection)
+        sql.rows("select declare_queue('q')")
+        for _ in range(60):
+            sql.enqueue()
+        sql.claim(limit=30)
+        sql.rows(
+            "update message_queue set created_at = created_at - interval '1 hour', run_at = run_at - interval '1 hour', lease_expires_at = lease_expires_at - interval '1 hour'"
+        )
+        sql.rows("update message_queue set conversation_key = 'c', state = 'blocked' where id = (select max(id) from message_queue)")
+        sql.rows("select bury_message(id, lease_token) from message_queue where state = 'running' limit 25")
+        sql.rows("insert into processed_messages (external_id, first_seen_at) values ('w', clock_timestamp() - interval '30 minutes')")
+        problems_of(sql, "claim has failed for 31 s (42501)")
+        sql.rows("select set_schedule('s', 'effect', p_every => interval '1 hour', p_queue => 'q')")
+        sql.rows("update schedules set next_planned_at = clock_timestamp() - interval '1 hour' where name = 's'")
+        sql.rows("insert into maintenance_runs (task, kind, state, triggered_by, ended_at) values ('t', 'job', 'failed', 'ann', clock_timestamp())")
+        found = {}
+        for role in ("packhorse_worker", "packhorse_reader"):
+            connection.execute(f"set role {role}")
+            found[role] = {row[0]: row[1:] for row in connection.execute("select check_name, status, details from health_checks()").fetchall()}
+            connection.execute("reset role")
+    looked = {name for name, (status, _) in found["packhorse_worker"].items() if status in ("warn", "fail")}
+    assert looked >= {
+        "queue_health",
+        "dead_letters",
+        "conversation_state",
+        "error_rate",
+        "top_errors",
+        "stale_locks",
+        "dedup_effectiveness",
+        "system_summary",
+    }
+    assert {name: status for name, (status, _) in found["packhorse_reader"].items()} == {
+        name: status for name, (status, _) in found["packhorse_worker"].items()
+    }
+    counts = [
+        {key: value for key, value in found[role]["system_summary"][1].items() if "worker" in key or "late" in key or "failed" in key}
+        for role in found
+    ]
+    assert counts[0] == counts[1] and counts[0]["late_schedules"] == counts[0]["failed_maintenance_tasks"] == 1
 
 
 def test_an_archive_with_a_gap_is_a_failure_however_many_days_lie_behind_it(any_database: Database) -> None:

@@ -22,6 +22,8 @@ class Proxy:
         self._cut = threading.Event()
         self._closing = threading.Event()
         self._refusing = False
+        self._refused_name = b""
+        self._names: dict[socket.socket, bytes] = {}  # client -> the application_name of its startup packet
         self._pairs: dict[socket.socket, socket.socket] = {}
         self.accepted_total = 0
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
@@ -46,6 +48,10 @@ class Proxy:
         if refusing:
             self._cut.set()
 
+    def refuse_named(self, application_name: str) -> None:
+        """Cut the connections of that name, and every later one once it has said its name; "": none any more."""
+        self._refused_name = application_name.encode()
+
     def close(self) -> None:
         self._closing.set()
         self._thread.join(10)
@@ -63,6 +69,8 @@ class Proxy:
                 selector.register(self._listener, selectors.EVENT_READ)
                 for end in self._pairs:
                     selector.register(end, selectors.EVENT_READ)
+                for client in [client for client, name in self._names.items() if name == self._refused_name]:
+                    self._close(client)
                 for key, _ in selector.select(0.02):
                     if key.fileobj is self._listener:
                         self._accept()
@@ -89,16 +97,23 @@ class Proxy:
         target = self._pairs[source]
         try:
             data = source.recv(65536)
-            if data:
+            if b"application_name\0" in data and source not in self._names:
+                self._names[source] = data.partition(b"application_name\0")[2].partition(b"\0")[0]
+            if data and self._names.get(source, b"-") != self._refused_name:
                 target.sendall(data)
                 return
         except OSError:
             pass
-        for end in (source, target):
-            self._pairs.pop(end, None)
-            end.close()
+        self._close(source)
+
+    def _close(self, end: socket.socket) -> None:
+        for one in (end, self._pairs.get(end, end)):
+            self._pairs.pop(one, None)
+            self._names.pop(one, None)
+            one.close()
 
     def _drop_all(self) -> None:
+        self._names.clear()
         for end in list(self._pairs):
             end.close()
         self._pairs.clear()

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import http.client
 import json
+import resource
+import select
+import selectors
 import socket
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 
 import pytest
 
-from tests.support.waiting import wait_until
-from worker.observe.endpoints import MAX_REQUESTS, Answer, Endpoints, probe_answer
+from worker.observe.endpoints import HEAD_SECONDS, MOST_CLIENTS, Answer, Endpoints, probe_answer
+
+LONG = 2_000_000  # more than the buffers of both ends take
 
 
 @pytest.fixture
@@ -26,6 +33,7 @@ def port(errors):
         raise RuntimeError("no")
 
     routes = {"/ok": lambda accept: Answer(accept.encode() or b"plain"), "/broken": broken, "/probe": lambda _: probe_answer(["a", "b"])}
+    routes["/long"] = lambda _: Answer(b"x" * LONG)
     endpoints = Endpoints("127.0.0.1", 0, routes, errors.append)
     threading.Thread(target=endpoints.serve, daemon=True).start()
     return endpoints.port
@@ -65,40 +73,136 @@ def test_everything_else_is_refused_in_words_that_machines_read(port, method, pa
     assert (answer.getheader("Allow") == "GET, HEAD") == (status == 405)
 
 
-def served(port):
-    try:
-        return ask(port, "GET", "/ok")[0] == 200
-    except (OSError, http.client.HTTPException):
-        return False
+@pytest.fixture
+def many_sockets():
+    """Room for a thousand clients and their server in one process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with ExitStack() as opened:
+        yield opened
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def dropped(clients):
+    """Those that the server has closed, after a moment."""
+    with selectors.DefaultSelector() as selector:
+        for client in clients:
+            selector.register(client, selectors.EVENT_READ)
+        return [key.fileobj for key, _ in selector.select(0.2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [16, MOST_CLIENTS, 1000])
+def test_clients_that_send_a_byte_a_second_keep_nobody_from_an_answer(port, many_sockets, count):
+    """They come again when they are dropped; a probe is answered all the while, for longer than a request may take."""
+    clients, until = [], time.monotonic() + HEAD_SECONDS + 1
+    while time.monotonic() < until:
+        while len(clients) < count:
+            clients.append(many_sockets.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)))
+        for client in clients:
+            with suppress(ConnectionError):  # it was dropped
+                client.send(b"x")
+        assert ask(port, "GET", "/ok")[0] == 200
+        for client in dropped(clients):
+            clients.remove(client)
+            client.close()
 
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """What a server that is made after it gives a silent client: a second instead of five."""
-    monkeypatch.setattr("worker.observe.endpoints.TIMEOUT_SECONDS", 1.0)
+    """What a server gives a client, cut to a second."""
+    monkeypatch.setattr("worker.observe.endpoints.HEAD_SECONDS", 1.0)
+    monkeypatch.setattr("worker.observe.endpoints.ANSWER_SECONDS", 1.0)
 
 
-@pytest.mark.slow
-def test_clients_that_say_nothing_do_not_keep_others_out_for_ever(impatient, port):
-    """They hold every place; one that comes then is refused, and served when they were given up."""
-    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(MAX_REQUESTS)]
-    wait_until(lambda: served(port), 20)
-    for client in silent:
-        client.close()
+def closed_after(client, sent, every_seconds):
+    """Send a byte again and again; the seconds until the server closes."""
+    began = time.monotonic()
+    while True:
+        try:
+            client.send(sent)
+            if select.select([client], [], [], every_seconds)[0] and not client.recv(100):
+                return time.monotonic() - began
+        except ConnectionError:
+            return time.monotonic() - began
+        assert time.monotonic() - began < 20
 
 
-def test_threads_that_cannot_be_started_use_up_no_places(port, monkeypatch):
-    """A limit of processes: once there is room again, probes are answered again."""
-    with monkeypatch.context() as limited:
-        limited.setattr("socketserver.threading.Thread.start", _no_thread)
-        for _ in range(MAX_REQUESTS):
-            with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
-                ask(port, "GET", "/ok")
-    assert ask(port, "GET", "/ok")[0] == 200
+def test_the_deadline_is_for_the_whole_request_not_for_each_byte(impatient, port):
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        assert closed_after(client, b"x", 0.2) >= 0.7
 
 
-def _no_thread(_thread):
-    raise RuntimeError("can't start new thread")
+def test_a_client_that_says_nothing_or_never_closes_is_dropped(impatient, port):
+    with socket.create_connection(("127.0.0.1", port)) as silent, socket.create_connection(("127.0.0.1", port)) as lingering:
+        lingering.sendall(b"GET /ok HTTP/1.1\r\n\r\n")
+        silent.settimeout(20)
+        lingering.settimeout(20)
+        assert silent.recv(100) == b""
+        assert lingering.recv(1000).endswith(b"plain") and lingering.recv(100) == b""
+        closed_after(lingering, b"x", 0.2)
+
+
+def test_one_client_more_than_there_are_places_drops_the_oldest_incomplete_one(port):
+    with ExitStack() as opened:
+        clients = [opened.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(MOST_CLIENTS)]
+        assert ask(port, "GET", "/ok")[0] == 200
+        assert select.select(clients, [], [], 20)[0] == clients[:1]
+
+
+def test_a_client_that_does_not_take_a_long_answer_holds_up_nobody(port):
+    with socket.create_connection(("127.0.0.1", port)) as deaf:
+        deaf.sendall(b"GET /long HTTP/1.1\r\n\r\n")
+        assert ask(port, "GET", "/ok")[0] == 200
+    status, body, _ = ask(port, "GET", "/long")
+    assert (status, len(body)) == (200, LONG)
+
+
+def raw(port, sent):
+    """All that comes back."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        client.sendall(sent)
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+def test_one_connection_is_for_one_request(port):
+    """Pipelined ones get one answer that says so; one that asks to keep the connection is told no."""
+    answer = raw(port, b"GET /ok HTTP/1.1\r\nConnection: keep-alive\r\n\r\n" * 50)
+    assert answer.startswith(b"HTTP/1.1 200") and answer.count(b"HTTP/1.1") == 1 and b"Connection: close" in answer
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /ok HTTP/1.1\r\nX: " + 40_000 * b"x" + b"\r\n\r\n", b"431"),
+        (b"GET /ok HTTP/1.1\r\n" + 500 * b"X: x\r\n" + b"\r\n", b"431"),
+        (b"GET /ok\r\n\r\n", b"400"),
+        (b"GET /ok HTTP/9.9\r\n\r\n", b"400"),
+        (b"\r\n\r\n", b"400"),
+        (b"GET /ok HTTP/1.0\n\n", b"200"),
+    ],
+)
+def test_huge_heads_and_what_is_no_request(port, sent, status):
+    assert raw(port, sent).split(b" ")[1] == status
+
+
+def test_a_request_in_pieces_is_one_request(port):
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        for byte in b"GET /ok HTTP/1.1\r\nAccept: a/b\r\n\r\n":
+            client.send(bytes([byte]))
+        assert client.makefile("rb").read().endswith(b"a/b")
+
+
+def test_a_client_that_has_said_all_gets_its_answer(port):
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"GET /long HTTP/1.1\r\n\r\n")
+        client.shutdown(socket.SHUT_WR)
+        assert len(client.makefile("rb").read()) > LONG
+
+
+def test_many_parallel_scrapes_are_all_answered(port):
+    with ThreadPoolExecutor(50) as pool:
+        assert list(pool.map(lambda _: ask(port, "GET", "/long")[0], range(200))) == [200] * 200
 
 
 def test_garbage_does_not_stop_it(port):

@@ -25,10 +25,12 @@ FLEET_STATISTICS = {
     "queue_oldest_due_age_seconds": [{"queue": "q", "value": 1.5}],
     "queue_paused": [{"queue": "q", "value": 0}],
     "conversations_blocked": [{"queue": "q", "value": 0}],
+    "conversation_blocked_age_seconds": [{"queue": "q", "value": 0}],
     "dead_letters": [{"queue": "q", "value": 1}],
     "workers": [{"state": "running", "value": 2}],
     "partition_runway_seconds": [{"table": "message_archive", "value": 600000}],
     "oldest_snapshot_age_seconds": 0.5,
+    "clock_skew_seconds": -0.25,
     "table_dead_rows": [{"table": "message_queue", "value": 7}],
     "table_bytes": [{"table": "message_queue", "value": 8192}],
     "schedule_lag_seconds": [{"schedule": "s", "value": 0}],
@@ -233,7 +235,19 @@ def test_ten_queues_and_twenty_types_are_at_most_200_series_on_a_bad_day(childre
         for outcome in ("ok", "failed"):
             assert found["actor_messages_finished_total", (("actor", f"a{actor}"), ("outcome", outcome))] > 0
     present = {name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for name, _ in found}
-    assert present == {definition.name for definition in PROCESS}, "nothing was left out to save lines"
+    assert present | {"duty_failing_seconds"} == {definition.name for definition in PROCESS}, "nothing was left out to save lines"
+
+
+def test_a_duty_that_fails_is_one_line_more_whatever_the_children_and_none_once_it_is_well():
+    board = busy_board(children=3)
+    usual = lines(board)
+    for began, slab in zip((time.monotonic() - 40, time.monotonic() - 9), board.slabs, strict=False):
+        slab.duties.failing("rescue", "42501", began=began)
+    key = ("duty_failing_seconds", (("duty", "rescue"), ("loop", "heartbeat")))
+    assert len(lines(board)) == len(usual) + 1 and 40 <= rendered(board)[key] < 60
+    for slab in board.slabs:
+        slab.duties.well("rescue")
+    assert len(lines(board)) == len(usual)
 
 
 def test_every_other_outcome_of_a_queue_is_one_line_more():
@@ -300,6 +314,7 @@ def test_the_fleets_queues_are_bounded_too():
 
 def test_every_defined_metric_is_rendered_with_its_type_and_labels():
     board = busy_board()
+    board.duties.failing("fleet", "42501")
     text = render(BoardCollector(board, "1", (FLEET_STATISTICS, 2.0)))[0].decode()
     found = samples(text)
     for name, definition in DEFINITIONS.items():
@@ -308,7 +323,7 @@ def test_every_defined_metric_is_rendered_with_its_type_and_labels():
         assert labels and all(seen == set(definition.labels) for seen in labels), name
     assert {dict(labels)["reason"] for name, labels in found if name == "process_restarts_total"} == set(RESTARTS)
     assert {dict(labels)["part"] for name, labels in found if name == "observability_errors_total"} == set(PARTS)
-    assert found["fleet_age_seconds", ()] == 2.0 and len(FLEET) == 16
+    assert found["fleet_age_seconds", ()] == 2.0 and len(FLEET) == 18
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: apt-get install prometheus)")

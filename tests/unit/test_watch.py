@@ -170,3 +170,31 @@ def test_a_manager_that_does_not_read_does_not_stop_us(manager):
     notifier = Notifier({"NOTIFY_SOCKET": manager.address})
     sent = sum(notifier.send("STATUS=" + "x" * 1000) for _ in range(5000))
     assert 0 < sent < 5000 and notifier.failures == 5000 - sent
+
+
+@pytest.mark.parametrize("hang_seconds", [30.0, 3600.0])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_loop_that_does_not_tick_is_named_before_its_process_is_killed(clock, loop, hang_seconds):
+    board = Board(1)
+    watch = Watch(board, Notifier({}), hang_seconds)
+    working(board, clock.now)
+    for _ in range(21):
+        watch.look(1, False, False)
+        clock.pass_(1.0)
+        for other in LOOPS:
+            if other != loop:
+                board.slabs[0].tick(other, clock.now)
+    watch.look(1, False, False)
+    assert watch.hung(0) == []
+    assert [problem.text for problem in board.slabs[0].duties.problems(clock.now)] == [f"{loop} has failed for 21 s (does not tick)"]
+    board.slabs[0].tick(loop, clock.now)
+    watch.look(1, False, False)
+    assert board.slabs[0].duties.problems(clock.now) == []
+
+
+def test_what_a_loop_itself_notes_is_left_alone_by_the_parent(clock):
+    board = Board(1)
+    working(board, clock.now)
+    board.slabs[0].duties.failing("scheduler", "42501", began=clock.now - 15)
+    Watch(board, Notifier({}), 30.0).look(1, False, False)
+    assert [problem.code for problem in board.slabs[0].duties.problems(clock.now)] == ["42501"]

@@ -31,7 +31,8 @@ def workers(as_json: AsJson = False) -> int:
     if as_json:
         print_json(found)
     else:
-        print_rows(found, WORKER_COLUMNS, empty="no worker lives")
+        rows = [{**row, "problems": "; ".join(row["problems"])} for row in found]
+        print_rows(rows, WORKER_COLUMNS if not any(row["problems"] for row in found) else [*WORKER_COLUMNS, "problems"], empty="no worker lives")
     return EXIT_OK
 
 

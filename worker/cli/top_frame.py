@@ -65,10 +65,15 @@ def _workers(look: Look, before: Look | None) -> list[str]:
         head,
         *(
             f"  {row['hostname'][:20]:<21}{row['pid']:>8}  {'silent' if row['silent'] else row['state']:<9}"
-            f"{row['running']:>5}/{row['threads']:<5}{row['done_total']:>9} done{row['failed_total']:>7} failed"
+            f"{row['running']:>5}/{row['threads']:<5}{row['done_total']:>9} done{row['failed_total']:>7} failed{_problems(row)}"
             for row in look.workers
         ),
     ]
+
+
+def _problems(row: Row) -> str:
+    found = row["problems"]
+    return f"  {found[0]}{f' and {len(found) - 1} more' if len(found) > 1 else ''}" if found else ""
 
 
 def _oldest(look: Look) -> list[str]:

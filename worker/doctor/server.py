@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from worker.broker import DEFAULT_POOL_SIZE
+from worker.clock import skew
 from worker.config import Settings
 from worker.db.connection import DeadlineConnection
 from worker.db.errors import translated
@@ -32,6 +33,7 @@ def examine_server(connection: DeadlineConnection, settings: Settings) -> Iterat
     facts = store.server(connection)
     yield _version(facts)
     yield _clock(float(facts["clock"]), before, time.time())
+    yield _statistics(facts)
     yield from _role(facts, store.roles(connection))
     yield from _settings(store.settings(connection), str(facts["role"]))
     yield _budget(facts, settings)
@@ -63,6 +65,10 @@ def examine_sequences(connection: DeadlineConnection) -> Iterator[Finding]:
         yield Finding("sequences", "fail", f"they cannot be compared with their tables: {error}", "mend what `schema` names first")
         return
     for row in behind:
+        if row["hidden"]:
+            text = f"this role may not see where {row['name']} stands: it was not compared with its table"
+            yield Finding("sequences", "warn", text, "ask as a role that is in packhorse_worker")
+            continue
         text = f"{row['name']} would give out numbers up to {row['highest']} again: enqueues and burials fail, tokens fence nobody"
         yield Finding("sequences", "fail", text, store.repair("sequence", name=row["name"], highest=row["highest"]))
     if not behind:
@@ -78,15 +84,27 @@ def _version(facts: Row) -> Finding:
 
 
 def _clock(theirs: float, before: float, after: float) -> Finding:
-    skew = max(before - theirs, theirs - after, 0.0)
-    status = "fail" if skew > SKEW_FAIL_SECONDS else "warn" if skew > SKEW_WARN_SECONDS else "ok"
+    apart = abs(skew(before, theirs, after))
+    status = "fail" if apart > SKEW_FAIL_SECONDS else "warn" if apart > SKEW_WARN_SECONDS else "ok"
     if status == "ok":
         return Finding("clock", "ok", "this host's clock agrees with the database's")
     return Finding(
         "clock",
         "fail" if status == "fail" else "warn",
-        f"this host's clock differs from the database's by {skew:.1f} s",
+        f"this host's clock differs from the database's by {apart:.1f} s",
         "run a time service (chrony, systemd-timesyncd) on both",
+    )
+
+
+def _statistics(facts: Row) -> Finding:
+    if facts["sees_all_statistics"]:
+        return Finding("statistics", "ok", "this role sees the snapshots of others")
+    return Finding(  # no fault: the right shows what others run, and is for its owner to give
+        "statistics",
+        "ok",
+        "this role may not see how old the snapshots of other roles are: while there are any, packhorse_oldest_snapshot_age_seconds "
+        "is absent and maintenance goes at half speed",
+        store.repair("see_statistics", role=facts["role"]),
     )
 
 

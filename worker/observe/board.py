@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from worker.observe.duties import Duties
 from worker.observe.slab import ACTOR_OUTCOMES as _ACTOR_OUTCOMES
 from worker.observe.slab import ACTORS, BY_ACTOR, BY_QUEUE, QUEUE_WIDTH, QUEUES, Slab
 
@@ -46,6 +47,9 @@ class Board:
         self.workers = [Slab() for _ in range(children)]
         self.slabs = [*self.workers, Slab()]
         self.busy = list(busy)
+        self.duties = Duties()  # the exporter's
+        if self.slabs:
+            self.slabs[0].duties.beside = self.duties  # it has no row in `workers`: the first child tells of it
         self._ended = Slab()
         self.cells = memoryview(mmap.mmap(-1, _CELLS * 8)).cast("d")
 

@@ -1,23 +1,31 @@
 """A small HTTP server for machines: GET and HEAD on fixed paths, nothing else (SPEC O2, O4).
 
-Names and numbers only, no input but the path. Bounded: MAX_REQUESTS at a time, TIMEOUT_SECONDS for a client to say
-what it wants. A route that raises answers 500 and is counted; the server goes on.
+Names and numbers only, no input but the path. One loop reads all clients at once, so a slow one holds up nobody: a request has
+HEAD_SECONDS in all to arrive, however its bytes come, and its answer ANSWER_SECONDS to be taken. At most MOST_CLIENTS are
+connected; one more drops the client that has been silent about its request for longest. Each connection is for one request.
+A route that raises answers 500 and is counted; the server goes on.
 """
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
-import threading
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import AF_INET, AF_INET6
-from socketserver import TCPServer
+from http.client import HTTPException, parse_headers
 from typing import Any
 
-MAX_REQUESTS = 16
-TIMEOUT_SECONDS = 5.0
+HEAD_SECONDS = 5.0
+ANSWER_SECONDS = 10.0
+#: With its answer each takes at most as much memory as /metrics is long, and a descriptor.
+MOST_CLIENTS = 256
+#: Connections that wait to be accepted, and that are accepted in one turn of the loop.
+BACKLOG = 128
+LONGEST_LINE = 8192
+LONGEST_HEAD = 32768
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +42,13 @@ def json_answer(content: Any, status: int = 200) -> Answer:
     return Answer(json.dumps(content).encode() + b"\n", "application/json", status)
 
 
-def probe_answer(problems: list[str]) -> Answer:
-    """200 when there is no problem, else 503 and the problems."""
-    return json_answer({"status": "failing" if problems else "ok", "problems": problems}, 503 if problems else 200)
+def probe_answer(problems: list[str], warnings: list[str] | None = None) -> Answer:
+    """200 when there is no problem, else 503 and the problems. warnings: what fails and is no reason for 503."""
+    beside = {"warnings": warnings} if warnings else {}
+    return json_answer({"status": "failing" if problems else "ok", "problems": problems, **beside}, 503 if problems else 200)
 
 
-#: The `Accept` header -> answer.
+#: The `Accept` header -> answer. Called in the loop: it must not wait for anything.
 Route = Callable[[str], Answer]
 
 
@@ -47,87 +56,117 @@ class Endpoints:
     """Listens from the constructor on, which raises OSError when it cannot; `serve` runs until the process ends."""
 
     def __init__(self, host: str, port: int, routes: Mapping[str, Route], on_error: Callable[[Exception], None]) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            timeout = TIMEOUT_SECONDS
-            server_version, sys_version = "packhorse", ""
-
-            def do_GET(self) -> None:
-                with_route(self, body=True)
-
-            def do_HEAD(self) -> None:
-                with_route(self, body=False)
-
-            def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-                """What the library refuses: a method that nobody serves, a line or header that is none or too long."""
-                self.close_connection = True
-                unserved = code == HTTPStatus.NOT_IMPLEMENTED
-                answer(self, json_answer({"error": message or HTTPStatus(code).phrase}, 405 if unserved else code), allow=unserved)
-
-            def log_message(self, *_: Any) -> None:
-                pass  # a scrape is not an event
-
-        def with_route(request: Handler, *, body: bool) -> None:
-            route = routes.get(request.path.partition("?")[0])
-            try:
-                found = route(request.headers.get("Accept", "")) if route else json_answer({"error": "no such path", "paths": sorted(routes)}, 404)
-            except Exception as error:  # one broken route must not take the others with it
-                on_error(error)
-                found = json_answer({"error": type(error).__name__}, 500)
-            answer(request, found, body=body)
-
-        def answer(request: Handler, content: Answer, *, body: bool = True, allow: bool = False) -> None:
-            headers = {"Content-Type": content.content_type, "Content-Length": str(len(content.body)), "Cache-Control": "no-store"}
-            try:
-                request.send_response(content.status)
-                for name, value in (headers | ({"Allow": "GET, HEAD"} if allow else {})).items():
-                    request.send_header(name, value)
-                request.end_headers()
-                if body:
-                    request.wfile.write(content.body)
-            except OSError:
-                pass  # the client went away
-
-        self._server = _Server((host, port), Handler)
+        self._routes = routes
+        self._on_error = on_error
+        self._clients: dict[_Client, None] = {}  # in the order in which they came
+        self._socket = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG)
 
     @property
     def port(self) -> int:
-        return int(self._server.server_address[1])
+        return int(self._socket.getsockname()[1])
 
     def serve(self) -> None:
-        self._server.serve_forever()
+        asyncio.run(self._serve())
 
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: _Client(self, loop), sock=self._socket, backlog=BACKLOG)
+        await server.serve_forever()
 
-class _Server(ThreadingHTTPServer):
-    """A thread per request, MAX_REQUESTS at most: a connection beyond that is closed."""
+    # -- for its clients ------------------------------------------------------------------------------
+    def arrived(self, client: _Client) -> None:
+        """One more: the oldest whose request is not complete makes room for it, else the oldest that does not take its answer."""
+        self._clients[client] = None
+        if len(self._clients) > MOST_CLIENTS:
+            next((other for other in self._clients if not other.answered), next(iter(self._clients))).drop()
 
-    daemon_threads = True
-    request_queue_size = 64
+    def left(self, client: _Client) -> None:
+        self._clients.pop(client, None)
 
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        self.address_family = AF_INET6 if ":" in address[0] else AF_INET
-        self._places = threading.BoundedSemaphore(MAX_REQUESTS)
-        super().__init__(address, handler)
-
-    def server_bind(self) -> None:
-        # HTTPServer's own asks the DNS for our name, which nobody needs and may take seconds
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._places.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
+    def answer(self, head: bytes) -> bytes:
+        """The whole answer to a complete head."""
+        line, _, rest = head.partition(b"\n")
+        words = line.decode("latin-1").split()
+        if len(words) != 3 or not words[2].startswith("HTTP/1."):
+            return refusal(HTTPStatus.BAD_REQUEST)
+        method, target, _ = words
+        if method not in ("GET", "HEAD"):
+            return _rendered(json_answer({"error": f"Unsupported method ({method[:20]!r})"}, 405), allow=True)
         try:
-            super().process_request(request, client_address)
-        except BaseException:  # no thread could be started: nobody else gives the place back
-            self._places.release()
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
+            headers = parse_headers(io.BytesIO(rest))
+        except (HTTPException, ValueError):
+            return refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        route = self._routes.get(target.partition("?")[0])
         try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._places.release()
+            found = route(headers.get("Accept", "")) if route else json_answer({"error": "no such path", "paths": sorted(self._routes)}, 404)
+        except Exception as error:  # one broken route must not take the others with it
+            self._on_error(error)
+            found = json_answer({"error": type(error).__name__}, 500)
+        return _rendered(found, body=method == "GET")
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # a client that broke off in the middle
+
+class _Client(asyncio.Protocol):
+    """One connection: a request comes in, an answer goes out, the client closes."""
+
+    def __init__(self, endpoints: Endpoints, loop: asyncio.AbstractEventLoop) -> None:
+        self._endpoints = endpoints
+        self._loop = loop
+        self._head = b""
+        self.answered = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._deadline = self._loop.call_later(HEAD_SECONDS, self.drop)
+        self._endpoints.arrived(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._deadline.cancel()
+        self._endpoints.left(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self.answered:
+            return  # the rest of a request that was refused, or another one behind it: read, so that closing does not cut the answer off
+        self._head += data
+        end = min((at for at in (self._head.find(b"\r\n\r\n"), self._head.find(b"\n\n")) if at >= 0), default=-1)
+        if b"\n" not in self._head[: LONGEST_LINE + 1] and len(self._head) > LONGEST_LINE:
+            self._answer(refusal(HTTPStatus.REQUEST_URI_TOO_LONG))
+        elif end > LONGEST_HEAD or (end < 0 and len(self._head) > LONGEST_HEAD):
+            self._answer(refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
+        elif end >= 0:
+            self._answer(self._endpoints.answer(self._head[:end] + b"\n\n"))
+
+    def eof_received(self) -> bool:
+        """The client says no more. What was written to it still goes out."""
+        return False
+
+    def drop(self) -> None:
+        """Out of time, or out of places."""
+        self._endpoints.left(self)
+        self._transport.abort()
+
+    def _answer(self, whole: bytes) -> None:
+        self.answered = True
+        self._head = b""
+        self._deadline.cancel()
+        self._deadline = self._loop.call_later(ANSWER_SECONDS, self.drop)
+        self._transport.write(whole)
+        if self._transport.can_write_eof():
+            self._transport.write_eof()  # and wait for the client to close
+
+
+def refusal(status: HTTPStatus) -> bytes:
+    """What is no request, or too long."""
+    return _rendered(json_answer({"error": status.phrase}, status))
+
+
+def _rendered(content: Answer, *, body: bool = True, allow: bool = False) -> bytes:
+    headers = {
+        "Content-Type": content.content_type,
+        "Content-Length": str(len(content.body)),
+        "Cache-Control": "no-store",
+        "Connection": "close",
+        **({"Allow": "GET, HEAD"} if allow else {}),
+    }
+    lines = [f"HTTP/1.1 {int(content.status)} {HTTPStatus(content.status).phrase}", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + (content.body if body else b"")

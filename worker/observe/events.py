@@ -80,6 +80,10 @@ EVENTS: dict[str, Event] = {
     "database_unavailable": Event("warning", ("error",), "The database cannot be reached at the start; it is waited for."),
     "drain_waits": Event("warning", ("error_class",), "The last outcomes cannot be written yet."),
     "deregister_failed": Event("info", ("error_class",), "The row of this process stays until it is forgotten."),
+    "duty_refused": Event(
+        "warning", ("duty", "error_class", "error"), "The database refuses a duty of the heartbeat; tried again, the others go on. Said once."
+    ),
+    "duty_recovered": Event("info", ("duty",), "It was done again."),
     "service_failed": Event("warning", ("name", "failures", "error_class", "error"), "A loop failed and tries again; said at failure 1, 2, 4, 8 …"),
     "service_recovered": Event("info", ("name", "failures"), "It works again."),
     # -- the parent

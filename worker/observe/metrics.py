@@ -51,6 +51,12 @@ PROCESS = [
     Definition("worker_processes", "gauge", "Worker processes that live."),
     Definition("worker_draining", "gauge", "1 while this worker drains."),
     Definition("loop_tick_age_seconds", "gauge", "Seconds since a loop last ticked, the oldest of all processes.", ("loop",)),
+    Definition(
+        "duty_failing_seconds",
+        "gauge",
+        "How long a duty of a loop has failed, or is overdue, the longest of all processes; absent while it is well.",
+        ("loop", "duty"),
+    ),
     Definition("db_errors_total", "counter", "Failed database calls.", ("class",)),
     Definition("listen_connected", "gauge", "1 when every process hears NOTIFY; without it messages are found by polling."),
     Definition("process_restarts_total", "counter", "Worker processes that were replaced.", ("reason",)),
@@ -62,10 +68,20 @@ FLEET = [
     Definition("queue_oldest_due_age_seconds", "gauge", "How long the oldest due message has waited.", ("queue",)),
     Definition("queue_paused", "gauge", "1 when the queue is paused.", ("queue",)),
     Definition("conversations_blocked", "gauge", "Conversations with messages that wait for an earlier one; exact up to 10000.", ("queue",)),
+    Definition(
+        "conversation_blocked_age_seconds",
+        "gauge",
+        "How long the message has been due that waits longest for an earlier one of its conversation; 0 when none waits.",
+        ("queue",),
+    ),
     Definition("dead_letters", "gauge", "Dead letters of a queue; exact up to 100000.", ("queue",)),
     Definition("workers", "gauge", "Worker processes of the fleet: running, draining, or silent for longer than a lease.", ("state",)),
     Definition("partition_runway_seconds", "gauge", "Time until inserts find no partition: the end of the newest, or the first gap.", ("table",)),
-    Definition("oldest_snapshot_age_seconds", "gauge", "Age of the oldest snapshot that keeps dead rows from being removed."),
+    Definition(
+        "oldest_snapshot_age_seconds",
+        "gauge",
+        "Age of the oldest snapshot that keeps dead rows from being removed; absent when the role may not see it.",
+    ),
     Definition("table_dead_rows", "gauge", "Dead rows, as the statistics know them.", ("table",)),
     Definition("table_bytes", "gauge", "Size with indexes.", ("table",)),
     Definition("schedule_lag_seconds", "gauge", "How long the next planned time of a schedule has been due; 0 while it is paused.", ("schedule",)),
@@ -73,6 +89,7 @@ FLEET = [
     Definition("schedule_last_success_timestamp_seconds", "gauge", "When a run of the schedule was last done.", ("schedule",)),
     Definition("maintenance_last_success_timestamp_seconds", "gauge", "When a maintenance task last succeeded.", ("task",)),
     Definition("maintenance_rows_total", "counter", "Rows that a maintenance task has removed or repaired.", ("task",)),
+    Definition("clock_skew_seconds", "gauge", "Clock of this worker's host minus the database's, as far as the round trip allows to say; else 0."),
     Definition("fleet_age_seconds", "gauge", "Age of all fleet metrics."),
 ]
 DEFINITIONS = {definition.name: definition for definition in [*PROCESS, *FLEET]}
@@ -173,6 +190,11 @@ def _process_metrics(board: Board, totals: Totals, version: str, now: float) -> 
         "loop_tick_age_seconds",
         (((loop,), max(now - tick[loop] for tick in ticks if loop in tick)) for loop in LOOPS if any(loop in tick for tick in ticks)),
     )
+    failing: dict[tuple[str, str], float] = {}
+    for duties in [board.duties, *(slab.duties for slab in board.slabs)]:
+        for duty, seconds in duties.failing_seconds(now).items():
+            failing[duty.loop, duty.name] = max(seconds, failing.get((duty.loop, duty.name), 0.0))
+    yield _of("duty_failing_seconds", failing.items())
     yield _of("listen_connected", [((), float(bool(registered) and all(states[layout.LISTENING] for states in registered)))])
     yield _of("process_restarts_total", (((reason,), board.cells[cells.RESTART + index]) for index, reason in enumerate(RESTARTS)))
     tracing = {"tracing": totals.plain[layout.TRACING]}  # the children's; the board has the other parts

@@ -1,7 +1,8 @@
 """Alive, ready, started: answers from shared memory alone, so an outage of the database cannot change "alive".
 
 alive    every loop of every child, and the parent's, ticked within hang_seconds: work goes on, or would
-ready    alive, not draining, and some child's last claim succeeded and the database answered it lately
+ready    alive, not draining, some child's last claim succeeded and the database answered it lately, and no child has a vital
+         duty (claim, complete, beat, the timetable) that fails for longer than its budget: what it holds would start twice
 started  some child has registered in the database once
 
 Each function returns what is wrong, [] when nothing is. Times are CLOCK_MONOTONIC, one clock for the host.
@@ -10,6 +11,7 @@ Each function returns what is wrong, [] when nothing is. Times are CLOCK_MONOTON
 from __future__ import annotations
 
 from worker.observe.board import ALIVE, DRAINING, PARENT_TICK, STARTED, Board
+from worker.observe.duties import Problem
 from worker.observe.slab import CLAIM_FAILING, CONTACT_AT, REGISTERED, Slab
 from worker.observe.slab import DRAINING as CHILD_DRAINING
 
@@ -36,6 +38,9 @@ def ready(board: Board, now: float, contact_seconds: float, budget_seconds: floa
     """Would a message that arrives now be worked on? One child that would is enough."""
     if board.cells[DRAINING]:
         return ["draining"]
+    vital = [text for problem, text in _failing(board, now) if problem.duty.vital]
+    if vital:
+        return vital
     problems = []
     for index, slab in enumerate(board.workers):
         problem = _unready(slab, now, contact_seconds, budget_seconds)
@@ -43,6 +48,17 @@ def ready(board: Board, now: float, contact_seconds: float, budget_seconds: floa
             return []
         problems.append(f"child {index}: {problem}")
     return problems or ["no child"]
+
+
+def warnings(board: Board, now: float) -> list[str]:
+    """Duties that fail and that keep nobody from working on messages: rescue, upkeep, LISTEN and the like."""
+    return [text for problem, text in _failing(board, now) if not problem.duty.vital]
+
+
+def _failing(board: Board, now: float) -> list[tuple[Problem, str]]:
+    """Duties of every child and of the exporter that have failed for longer than their budget, with the words for them."""
+    found = [(problem, f"child {index}: {problem.text}") for index, slab in enumerate(board.slabs) for problem in slab.duties.own_problems(now)]
+    return found + [(problem, problem.text) for problem in board.duties.own_problems(now)]
 
 
 def _unready(slab: Slab, now: float, contact_seconds: float, budget_seconds: float) -> str | None:

@@ -17,6 +17,8 @@ import os
 from array import array
 from collections.abc import Iterable
 
+from worker.observe.duties import Duties
+
 #: Services that must tick; a handler's lane ticks through the timekeeper, the scheduler in `packhorse scheduler` only.
 LOOPS = ("pump", "heartbeat", "timekeeper", "lane", "scheduler")
 OUTCOMES = ("done", "retry", "snooze", "dead", "cancelled", "released", "lost")
@@ -116,6 +118,7 @@ class Slab:
         self.totals = numbers[STATES:]
         self.queues = Names(memory[_NUMBERS : _NUMBERS + QUEUES * NAME_BYTES], QUEUES)
         self.actors = Names(memory[_NUMBERS + QUEUES * NAME_BYTES :], ACTORS)
+        self.duties = Duties()
 
     def end_with(self, code: int) -> None:
         """The process is about to end with this exit code, in good order: an end that nobody has noted here is a crash."""
@@ -154,7 +157,8 @@ class Slab:
         ended.clear()
 
     def clear(self) -> None:
-        """Everything zero, no names: ready for the next process."""
+        """Everything zero, no names: ready for the next process, which inherits the duties that its predecessor could not do."""
+        self.duties.ended()
         self.states[:] = array("d", bytes(STATES * 8))
         self.totals[:] = array("d", bytes(TOTALS * 8))
         self.queues.clear()

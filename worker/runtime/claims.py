@@ -136,7 +136,9 @@ class Claims:
             if request.limit:
                 if not isinstance(error, StoreError) or isinstance(error, StoreUnavailable):  # an answer that cannot be read, or that is lost
                     self.lost.suspected()
-                self._meter.claimed("error", time.monotonic() - before)
+                # refused together with completions: which of the two it was, the next claim will say, which goes without them
+                blamed = error if not done or isinstance(error, StoreUnavailable) else None
+                self._meter.claimed("error", time.monotonic() - before, blamed)
                 self._meter.publish()
             if isinstance(error, StoreError):
                 self.signalled = True

@@ -15,6 +15,7 @@ from typing import Any
 from worker.db.pool import Link
 from worker.errors import StoreConflict, StoreUnavailable
 from worker.messages import ClaimedMessage
+from worker.observe.duties import code_of
 from worker.settle import settle, without_details
 
 logger = logging.getLogger("packhorse.pump")
@@ -65,7 +66,7 @@ class EndingWriter:
         self._refused = Deferred()
         self.refusing = False
         self._try_at = 0.0
-        self.refused_sqlstate: str | None = None
+        self.refused_sqlstate = ""
         self.refused_text = ""
 
     @property
@@ -151,7 +152,7 @@ class EndingWriter:
             return None
 
     def _refuse(self, message: ClaimedMessage, error: Exception) -> None:
-        self.refused_sqlstate = getattr(error, "sqlstate", None) or type(error).__name__
+        self.refused_sqlstate = code_of(error)
         self.refused_text = str(error)[:500]
         self.refusing = True
         if not message.refused:

@@ -29,6 +29,7 @@ class Meter:
 
     def __init__(self, slab: Slab, queues: Iterable[str], actors: Iterable[str], slots: Iterable[Slot], rescued: Callable[[], int]) -> None:
         self.slab = slab
+        self.duties = slab.duties
         places, actor_places = slab.name(queues, actors)
         self._queues = {name: layout.BY_QUEUE + place * layout.QUEUE_WIDTH for name, place in places.items()}
         self._actors = {name: layout.BY_ACTOR + place * len(layout.ACTOR_OUTCOMES) for name, place in actor_places.items()}
@@ -76,14 +77,17 @@ class Meter:
             self._totals[self._queues.get(message.queue_name, layout.BY_QUEUE) + _OUTCOMES["lost"]] += 1
         self.publish()
 
-    def claimed(self, result: str, seconds: float) -> None:
-        """A claim: hit, empty or error, and how long it took."""
+    def claimed(self, result: str, seconds: float, error: BaseException | None = None) -> None:
+        """A claim: hit, empty or error, and how long it took. error: what speaks against claiming, not against a completion with it."""
         totals = self._totals
         totals[layout.CLAIMS + layout.CLAIM_RESULTS.index(result)] += 1
         self._spread(layout.CLAIM_SECONDS, CLAIM_BOUNDS, [seconds])
         states = self.slab.states
         states[layout.CLAIM_FAILING] = result == "error"
+        if error is not None:
+            self.duties.failing("claim", error, began=time.monotonic() - seconds)
         if result != "error":
+            self.duties.well("claim")
             states[layout.CONTACT_AT] = time.monotonic()
 
     def publish(self) -> None:

@@ -108,7 +108,7 @@ class WorkerProcess:
             on_isolated=self._on_isolated,
         )
         self.heartbeat = Heartbeat(
-            self._open("heartbeat"), self.id, settings, lambda: list(self.pump.held), self._attend, self._totals, self._on_beat
+            self._open("heartbeat"), self.id, settings, lambda: list(self.pump.held), self._attend, self._totals, self._on_beat, self.slab.duties
         )
         self.timekeeper = Timekeeper(self.lane, self._on_stuck, self._on_lease_over)
         self.listener = self._listener()
@@ -125,6 +125,10 @@ class WorkerProcess:
         self.heartbeat.ticked = partial(slab.tick, "heartbeat")
         self.timekeeper.ticked = partial(slab.tick, "timekeeper")
         self.timekeeper.lane_ticked = partial(slab.tick, "lane")
+        self.pump.noted = partial(slab.duties.note, "pump")
+        self.timekeeper.noted = partial(slab.duties.note, "timekeeper")
+        if self.listener is not None:
+            self.listener.noted = partial(slab.duties.note, "listen")
 
     def _on_beat(self) -> None:
         """Heartbeat: the database answered."""

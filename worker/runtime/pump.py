@@ -120,11 +120,6 @@ class Pump(Service):
         """Messages that were handed back and whose outcome is still to be written; without those that the database refuses."""
         return len(self.finished) + len(self._done) + len(self._endings) + len(self._writer.waiting)
 
-    @property
-    def refused(self) -> tuple[int, str | None]:
-        """How many outcomes the database refuses to write, which are tried again, and the SQLSTATE that it last said."""
-        return len(self._writer.refused), self._writer.refused_sqlstate
-
     def _collect(self) -> None:
         """Sort finished messages: those that are done, and those with another ending."""
         while True:
@@ -149,7 +144,16 @@ class Pump(Service):
         batch = self._writer.next(self._endings)
         for message in batch:
             self._lane.hooks.before_ending(message)
-        answers = self._writer.write(batch)
+        before = time.monotonic()
+        try:
+            answers = self._writer.write(batch)
+        except StoreError as error:
+            self.meter.duties.failing("complete", error, self.unwritten, before)
+            raise
+        if self._writer.refusing:
+            self.meter.duties.failing("complete", self._writer.refused_sqlstate, self.unwritten + len(self._writer.refused), before)
+        elif any(answers):
+            self.meter.duties.well("complete")
         for message, answer in zip(batch, answers, strict=False):
             self._endings.popleft()
             if answer is not None:
@@ -174,6 +178,8 @@ class Pump(Service):
         try:
             rows = self.claims.run(done, request)
         except StoreError as error:
+            if done and isinstance(error, StoreUnavailable):
+                self.meter.duties.failing("complete", error, self.unwritten, before)
             if not isinstance(error, StoreUnavailable):
                 # the database refuses the statement, or somebody has locked a row of it: write them one by one,
                 # so that one at fault stops no other
@@ -181,6 +187,8 @@ class Pump(Service):
                 del self._done[: len(done)]
             raise
         after = time.monotonic()
+        if done:
+            self.meter.duties.well("complete")
         del self._done[: len(done)]
         if done:
             self._writer.refusing = False

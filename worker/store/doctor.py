@@ -36,7 +36,7 @@ def roles(connection: DeadlineConnection) -> list[Row]:
 
 
 def sequences_behind(connection: DeadlineConnection) -> list[Row]:
-    """Sequences that would give out numbers which are taken: name, highest (the highest taken)."""
+    """Sequences that would give out numbers which are taken: name, highest (the highest taken), hidden (this role may not see where it stands)."""
     return rows(connection, "doctor_sequences")
 
 

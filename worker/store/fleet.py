@@ -18,3 +18,8 @@ def statistics(connection: DeadlineConnection) -> tuple[dict[str, Any], float] |
     """What was counted last and its age in seconds; None before the first count."""
     row = connection.execute(sql("fleet_statistics")).fetchone()
     return (json.loads(row[0]), float(row[1])) if row else None
+
+
+def clock(connection: DeadlineConnection) -> float:
+    """The database's clock, in seconds since 1970."""
+    return float(connection.execute(sql("database_clock")).fetchone()[0])  # type: ignore[index]

@@ -28,16 +28,32 @@ def register(
     lease_seconds: float,
     isolation: bool,
     policies: str,
+    problems: list[str],
 ) -> None:
-    """A process starts; declares its queues and types. policies: JSON text, by type: see register_worker in migrations/0010_create_rescue.sql."""
-    connection.execute(sql("register_worker"), (worker_id, hostname, pid, version, queues, types, threads, lease_seconds, isolation, policies))
+    """A process starts; declares its queues and types. policies: JSON text, by type: see register_worker in migrations/0010_create_rescue.sql.
+    problems: what its predecessor could not do.
+    """
+    connection.execute(
+        sql("register_worker"), (worker_id, hostname, pid, version, queues, types, threads, lease_seconds, isolation, policies, problems)
+    )
 
 
 def beat(
-    connection: DeadlineConnection, worker_id: UUID, ids: list[int], tokens: list[int], lease_seconds: float, state: str, done: int, failed: int
+    connection: DeadlineConnection,
+    worker_id: UUID,
+    ids: list[int],
+    tokens: list[int],
+    lease_seconds: float,
+    state: str,
+    done: int,
+    failed: int,
+    problems: list[str] | None = None,
 ) -> tuple[list[Attention], bool]:
-    """Extend every held lease by lease_seconds from now (database clock); what needs attention, and whether the process is still known."""
-    rows = connection.execute(sql("beat_worker"), (worker_id, ids, tokens, lease_seconds, state, done, failed)).fetchall()
+    """Extend every held lease by lease_seconds from now (database clock); what needs attention, and whether the process is still known.
+
+    problems: what the process cannot do, for its row in `workers`; at most 20 of 200 characters are kept.
+    """
+    rows = connection.execute(sql("beat_worker"), (worker_id, ids, tokens, lease_seconds, state, done, failed, problems or [])).fetchall()
     return [Attention(*row) for row in rows if row[0] is not None], all(row[0] is not None for row in rows)
 
 

@@ -94,7 +94,7 @@ select current_setting('server_version_num')::integer as version, current_settin
     - coalesce(current_setting('reserved_connections', true)::integer, 0) as connections_open_to_all,
   (select count(*) from pg_stat_activity a where a.datid is not null and coalesce(a.backend_type, 'client backend') = 'client backend') as connections,
   r.rolconnlimit as role_limit, r.rolsuper as superuser, r.rolbypassrls as bypassrls, current_user::text as role, current_database()::text as database,
-  current_schema()::text as schema,
+  current_schema()::text as schema, pg_has_role('pg_read_all_stats', 'usage') as sees_all_statistics,
   extract(epoch from clock_timestamp())::float8 as clock
 from pg_roles r where r.rolname = current_user;
 
@@ -104,15 +104,15 @@ select w.role, r.oid is not null as exists, coalesce(pg_has_role(current_user, r
 from (values ('packhorse_worker'), ('packhorse_producer'), ('packhorse_reader')) as w (role) left join pg_roles r on r.rolname = w.role order by 1;
 
 -- name: doctor_sequences
--- Sequences that would give out numbers which are taken, as far as this role may see where they stand.
-select s.name, s.highest
+-- Sequences that would give out numbers which are taken; hidden: this role may not see where it stands.
+select s.name, s.highest, not has_sequence_privilege(s.name, 'usage, select') as hidden
 from (
   select 'message_queue_id_seq' as name,
     greatest((select max(id) from message_queue), (select max(id) from dead_letters), (select max(id) from message_archive)) as highest
   union all
   select 'message_lease_token_seq', max(lease_token) from message_queue where lease_token is not null) s
 join pg_sequences p on p.schemaname = current_schema() and p.sequencename = s.name
-where has_sequence_privilege(s.name, 'usage, select') and s.highest > coalesce(p.last_value, 0)
+where not has_sequence_privilege(s.name, 'usage, select') or s.highest > coalesce(p.last_value, 0)
 order by s.name;
 
 -- name: doctor_settings

@@ -5,3 +5,7 @@ select refresh_fleet_statistics(make_interval(secs => %s));
 -- name: fleet_statistics
 -- The fleet's numbers and their age; no row before the first refresh.
 select statistics, age_seconds from fleet_statistics();
+
+-- name: database_clock
+-- Seconds since 1970, now.
+select extract(epoch from clock_timestamp())::float8;

@@ -71,10 +71,10 @@ select state, wake_queue(queue) from due;
 select name from message_types order by name;
 
 -- name: list_all_workers
--- Worker processes, newest first; silent when the lease they promised to renew is over.
+-- Worker processes, newest first; silent when the lease they promised to renew is over; problems: what they cannot do.
 select id, hostname, pid, version, state, queues, message_types, threads, running, done_total, failed_total, started_at,
-  last_seen_at, clock_timestamp() - last_seen_at > lease_duration as silent
-from workers order by started_at desc, id;
+  last_seen_at, clock_timestamp() - last_seen_at > lease_duration as silent, worker_problems(w) as problems
+from workers w order by started_at desc, id;
 
 -- name: blocked_conversations
 -- Conversations that wait, and for whom; longest first.

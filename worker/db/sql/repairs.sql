@@ -10,6 +10,10 @@ create role my_worker login in role packhorse_worker;
 -- Policies shall hold this role.
 alter role {role} nobypassrls;
 
+-- name: repair_see_statistics
+-- How old the snapshots of others are, and what they run.
+grant pg_read_all_stats to {role};
+
 -- name: repair_join_worker
 -- The rights of a worker.
 grant packhorse_worker to {role};

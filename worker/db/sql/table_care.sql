@@ -62,6 +62,11 @@ select a.pid, a.application_name as application, a.state, round(extract(epoch fr
 from pg_stat_activity a
 where a.backend_xmin is not null and a.xact_start < clock_timestamp() - interval '1 minute' and a.datname = current_database()
 union all
+select null, format('%s of other roles', count(*)), 'hidden', null, format('grant pg_read_all_stats to %I; to see how old they are', current_user)
+from pg_stat_activity a
+where a.backend_xmin is not null and a.xact_start is null and a.datname = current_database() and not pg_has_role('pg_read_all_stats', 'usage')
+having count(*) > 0
+union all
 select null, 'prepared transaction ' || p.gid, 'prepared', round(extract(epoch from clock_timestamp() - p.prepared))::float8, format('rollback prepared %L;', p.gid)
 from pg_prepared_xacts p where p.database = current_database()
-order by 4 desc limit 20;
+order by 4 desc nulls last limit 20;

@@ -13,8 +13,8 @@ order by 3 desc, 1;
 -- name: top_workers
 -- Live workers: what they hold and what they have done since they started; the clock of the counts.
 select w.hostname, w.pid, w.state, clock_timestamp() - w.last_seen_at > w.lease_duration as silent, w.threads, w.running, w.done_total, w.failed_total,
-  w.id::text as id, extract(epoch from clock_timestamp())::float8 as clock
-from workers w order by clock_timestamp() - w.last_seen_at > w.lease_duration desc, w.running desc, w.id limit 10000;
+  w.id::text as id, extract(epoch from clock_timestamp())::float8 as clock, worker_problems(w) as problems
+from workers w order by clock_timestamp() - w.last_seen_at > w.lease_duration desc, cardinality(w.problems) desc, w.running desc, w.id limit 10000;
 
 -- name: top_conversations
 -- Conversations that wait, longest first, from the health check's bounded look.

@@ -1,10 +1,10 @@
 -- name: register_worker
 -- A worker process starts.
-select register_worker(%s, %s, %s, %s, %s, %s, %s, make_interval(secs => %s), %s, %s::jsonb);
+select register_worker(%s, %s, %s, %s, %s, %s, %s, make_interval(secs => %s), %s, %s::jsonb, %s::text[]);
 
 -- name: beat_worker
 -- Extend every held lease; rows need attention.
-select id, lease_held, renewed, cancel_requested from beat_worker(%s, %s, %s, make_interval(secs => %s), %s, %s, %s);
+select id, lease_held, renewed, cancel_requested from beat_worker(%s, %s, %s, make_interval(secs => %s), %s, %s, %s, %s::text[]);
 
 -- name: withdraw_crashes
 -- Leases of a process that lives were over: that was no crash.
