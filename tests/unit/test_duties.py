@@ -156,5 +156,5 @@ def test_what_is_not_vital_is_said_and_leaves_it_ready(duty):
 def test_the_first_child_tells_of_the_exporter_which_has_no_row():
     board = a_board(children=2)
     board.duties.failing("fleet", "42501", began=NOW - 31)
-    assert [texts(slab.duties) for slab in board.slabs] == [["fleet has failed for 31 s (42501)"], []]
+    assert [texts(slab.duties) for slab in board.workers] == [["fleet has failed for 31 s (42501)"], []]
     assert warnings(board, NOW) == ["fleet has failed for 31 s (42501)"], "once"
