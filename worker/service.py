@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from worker import forks
+
 logger = logging.getLogger("packhorse.service")
 
 #: A service that waits still ticks this often.
@@ -90,7 +92,7 @@ class Service:
             self._wake.clear()
             self.ticked(time.monotonic())
             try:
-                delay = self.run_once()
+                delay = forks.contain(self.run_once)  # hooks of middleware run in loops, too
                 self.last_success = time.monotonic()
                 if self.failures:
                     logger.info("service_recovered name=%s failures=%d", self.name, self.failures)

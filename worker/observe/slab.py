@@ -17,6 +17,8 @@ import os
 from array import array
 from collections.abc import Iterable
 
+from worker import forks
+
 #: Services that must tick; a handler's lane ticks through the timekeeper, the scheduler in `packhorse scheduler` only.
 LOOPS = ("pump", "heartbeat", "timekeeper", "lane", "scheduler")
 OUTCOMES = ("done", "retry", "snooze", "dead", "cancelled", "released", "lost")
@@ -114,6 +116,13 @@ class Slab:
         self.totals = numbers[STATES:]
         self.queues = Names(memory[_NUMBERS : _NUMBERS + QUEUES * NAME_BYTES], QUEUES)
         self.actors = Names(memory[_NUMBERS + QUEUES * NAME_BYTES :], ACTORS)
+        forks.register(self)
+
+    def after_fork(self, stranger: bool) -> None:
+        """A child that a handler forked counts for itself."""
+        if stranger:
+            self.states = memoryview(array("d", bytes(STATES * 8)))
+            self.totals = memoryview(array("d", bytes(TOTALS * 8)))
 
     def tick(self, loop: str, now: float) -> None:
         """A loop ticked at monotonic `now`; 0 = it has ended in good order."""
