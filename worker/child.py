@@ -94,7 +94,7 @@ class SignalHandlers:
     def _say(self, name: str, found: Any) -> None:
         if name not in self._said:
             self._said.add(name)
-            handler = f"{found.__module__}.{found.__qualname__}" if hasattr(found, "__qualname__") and hasattr(found, "__module__") else found
+            handler = f"{found.__module__}.{found.__qualname__}" if hasattr(found, "__qualname__") else getattr(found, "name", found)
             logger.warning("foreign_signal_handler signal=%s handler=%s: replaced by ours, which drain this process", name, handler)
 
 

@@ -141,7 +141,8 @@ def _in_child() -> None:
         signal.set_wakeup_fd(-1)
         for number, ours in _handlers.items():
             if signal.getsignal(number) is ours:
-                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+                # SIGINT, too: Python's handler for it could raise in here, where nobody would hear of it
+                signal.signal(number, signal.SIG_DFL)
         _handlers.clear()  # what this child sets itself, its own children inherit
         _in_parent()
 
