@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID, uuid4
@@ -26,6 +27,8 @@ logger = logging.getLogger("packhorse.supervisor")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 INSUFFICIENT_PRIVILEGE = "42501"
+#: What handlers' use of multiprocessing wants to do at the end of a process may take so long.
+FINALIZERS_SECONDS = 3.0
 
 
 def run_worker_process(settings: Settings, running: RunningIds, worker_id: UUID, slab: Slab) -> int:
@@ -99,12 +102,18 @@ class SignalHandlers:
 
 
 def _end_daemonic_children() -> None:
-    """Those of multiprocessing (a pool that nobody closed, say) end with their process; a worker process ends without atexit."""
-    multiprocessing = sys.modules.get("multiprocessing")
-    if multiprocessing is not None:
-        for child in multiprocessing.active_children():
-            if child.daemon:
-                child.terminate()
+    """Those of multiprocessing end with their process, as in any Python program; a worker process ends without atexit."""
+    if "multiprocessing.util" not in sys.modules:
+        return
+    import multiprocessing.util
+
+    # pools that nobody closed; else their threads would replace what is terminated here
+    pools = threading.Thread(target=getattr(multiprocessing.util, "_run_finalizers", lambda _: None), args=(0,), daemon=True)
+    pools.start()
+    pools.join(FINALIZERS_SECONDS)
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.terminate()
 
 
 def rehearse(settings: Settings, parent: int) -> int:

@@ -28,10 +28,11 @@ def find(given: Path | None, environ: Mapping[str, str]) -> Path:
     leads here (a service manager sets no PWD); else the folder itself. Raises ConfigError.
     """
     if given is not None:
-        path = Path(os.path.abspath(given))
+        path = Path(os.path.normpath(given if given.is_absolute() else find(None, environ) / given))
         reason = problem(path)
         if reason:
             raise ConfigError([f"app_dir: {path}: {reason}; name the folder that holds the modules of your actors"])
+        _rename(os.path.realpath(path), str(path))
         return path
     try:
         here = os.getcwd()

@@ -78,8 +78,8 @@ def test_a_reload_replaces_processes_and_the_parent_imports_no_actors(database, 
 
 
 @pytest.mark.slow
-def test_what_handlers_start_still_gets_the_default_handlers(database, ledger, start_daemon, tmp_path):
-    text = AT_IMPORT + (
+def test_signals_that_a_module_ignores_are_not_ignored_by_what_handlers_start(database, ledger, start_daemon, tmp_path):
+    text = IGNORED + (
         "import subprocess, dramatiq\n"
         "@dramatiq.actor\n"
         "def programs(key):\n"

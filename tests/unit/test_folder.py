@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,7 @@ def test_a_link_of_somebody_else_is_not_followed(release):
 
 def test_the_setting_wins_and_must_be_a_folder(release):
     assert folder.find(release / "releases", {"PWD": f"{release}/current/app"}) == release / "releases"
+    assert folder.find(Path("../app"), {"PWD": f"{release}/current/app"}) == release / "current/app"
     for wrong in (release / "nowhere", release / "file"):
         (release / "file").touch()
         with pytest.raises(ConfigError, match=r"app_dir: .*(nowhere|file)"):
