@@ -114,7 +114,7 @@ def _flush() -> None:
         try:
             if stream is not None:
                 stream.flush()
-        except (OSError, ValueError):
+        except Exception:  # a full disk, a closed or an odd stream of the application: no reason against a fork, or an end
             pass
 
 

@@ -131,7 +131,7 @@ def test_a_folder_that_is_gone_is_said_once_and_found_when_it_is_back(database, 
     assert cpu_seconds(daemon.process.pid) - used < 1, "it does not spin"
     releases.move(2)
     assert asked() == "2"
-    assert "app_dir_found" in daemon.log
+    assert "app_dir_found" in daemon.log and "recover_failed" not in daemon.log and "child_failed" not in daemon.log
     wait_for_end(database)
     assert daemon.stop() == 0
 
