@@ -77,7 +77,7 @@ def test_a_signal_that_comes_right_after_the_fork_is_not_lost(database, ledger, 
     numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP] * 10
     send(database, "ends", *(("key", f"m{n}", "number", int(number)) for n, number in enumerate(numbers)))
     wait_until(lambda: len(seen(ledger)) == len(numbers), 90)
-    assert seen(ledger) == sorted(f"m{n}-ended" for n in range(len(numbers)))
+    assert seen(ledger) == sorted(f"m{n}-{-number}" for n, number in enumerate(numbers)), daemon.log
     assert daemon.stop() == 0
 
 

@@ -211,12 +211,15 @@ def looks(key: str, how: str) -> None:
 @dramatiq.actor
 def ends(key: str, number: int) -> None:
     """A forked child that a signal reaches at once, before it can do anything."""
-    process = multiprocessing.get_context("fork").Process(target=wait_long)
-    process.start()
-    os.kill(process.pid or 0, number)
-    process.join(10)
-    seen(key, "ended" if process.exitcode is not None else "alive")
-    process.kill()
+    pid = os.fork()  # not multiprocessing: threads that start its processes reap those of others, and may be late to say so
+    if pid == 0:
+        wait_long()
+        os._exit(0)
+    os.kill(pid, number)
+    deadline = time.monotonic() + 20
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0] and time.monotonic() < deadline:
+        nap(0.01)
+    seen(key, exit_code(ended[1]) if ended[0] else "alive")
 
 
 @dramatiq.actor
