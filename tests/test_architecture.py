@@ -14,7 +14,21 @@ FILES = sorted([*(TOP / "worker").rglob("*.py"), *(TOP / "schedules").rglob("*.p
 
 #: Lowest layer first. A module belongs to the longest prefix that matches.
 LAYERS: list[tuple[int, tuple[str, ...]]] = [
-    (0, ("worker.errors", "worker.states", "worker.config", "worker.clock", "worker.records", "worker.service", "worker.exits", "worker.near")),
+    (
+        0,
+        (
+            "worker.errors",
+            "worker.states",
+            "worker.config",
+            "worker.clock",
+            "worker.records",
+            "worker.service",
+            "worker.exits",
+            "worker.near",
+            "worker.folder",
+            "worker.forks",
+        ),
+    ),
     (1, ("worker.db", "worker.observe")),
     (2, ("worker.store",)),
     (

@@ -21,6 +21,7 @@ from dramatiq.common import q_name
 from dramatiq.errors import QueueJoinTimeout
 from dramatiq.middleware import Middleware
 
+from worker import forks
 from worker.bulk import BulkEnqueue
 from worker.config import Settings, load_settings
 from worker.context import current
@@ -71,6 +72,11 @@ class PostgresBroker(Broker):
         self._hooked = -1
         self._hooks: tuple[list[Any], list[Any]] = ([], [])
         self.actor_options |= {"transactional", "aliases"}
+        forks.register(self)
+
+    def after_fork(self, stranger: bool) -> None:
+        """In a forked child: whoever held the lock may not be here."""
+        self._lock = threading.Lock()
 
     @property
     def settings(self) -> Settings:

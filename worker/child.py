@@ -11,10 +11,13 @@ import logging
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
+from worker import forks
 from worker.config import Settings
 from worker.errors import ConfigError, SchemaMismatch, StoreError, StoreUnavailable
 from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
@@ -28,6 +31,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 INSUFFICIENT_PRIVILEGE = "42501"
 #: While the database does not answer, what an ended child held is given back again and again: first after this.
 RECOVER_SECONDS, MOST_RECOVER_SECONDS = 0.2, 2.0
+#: What handlers' use of multiprocessing wants to do at the end of a process may take so long.
+FINALIZERS_SECONDS = 3.0
 
 
 def run_worker_process(settings: Settings, running: RunningIds, worker_id: UUID, slab: Slab) -> int:
@@ -45,20 +50,74 @@ def run_worker_process(settings: Settings, running: RunningIds, worker_id: UUID,
             process.stop()
 
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # a terminal's Ctrl-C reaches the whole group; the parent passes it on as TERM
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, on_stop)
+    handlers = SignalHandlers({signal.SIGTERM: on_stop, signal.SIGINT: do_nothing, signal.SIGHUP: do_nothing})
     end_with_parent(slab.made_by)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # programs inherit it
     try:
-        process = WorkerProcess(settings, running, worker_id, slab)
+        process = forks.contain(WorkerProcess, settings, running, worker_id, slab)
+        handlers.hold()  # what was imported may have set its own
+        process.on_turn = handlers.hold
         if early:
             process.stop()
-        return process.run()
+        return forks.contain(process.run)
     except (ConfigError, SchemaMismatch, StoreError) as error:
         return _refusal(error)
+    finally:
+        _end_daemonic_children()
+
+
+def do_nothing(_number: int, _frame: object) -> None:
+    """What a signal does that is not meant for this process. SIG_IGN would be inherited by the programs that handlers start."""
+
+
+class SignalHandlers:
+    """The signal handlers of a worker process; the application, and what it imports, may set others, which must not keep it from draining."""
+
+    def __init__(self, ours: dict[signal.Signals, Callable[[int, Any], None]]) -> None:
+        self._ours = ours
+        self._said: set[str] = set()
+        for number in ours:
+            self._set(number)
+        forks.protect(ours)
+
+    def hold(self) -> None:
+        """Set ours again; say once per signal whose handler was found. Main thread only."""
+        for number, ours in self._ours.items():
+            found = signal.getsignal(number)
+            if found is not ours:
+                self._say(number.name, found)
+            self._set(number)  # always: an extension in C may have set one that Python does not know of
+        descriptor = signal.set_wakeup_fd(-1)
+        if descriptor != -1:
+            self._say("set_wakeup_fd", f"descriptor {descriptor}")
+
+    def _set(self, number: signal.Signals) -> None:
+        signal.signal(number, self._ours[number])
+        if self._ours[number] is do_nothing:
+            signal.siginterrupt(number, False)
+
+    def _say(self, name: str, found: Any) -> None:
+        if name not in self._said:
+            self._said.add(name)
+            handler = f"{found.__module__}.{found.__qualname__}" if hasattr(found, "__qualname__") else getattr(found, "name", found)
+            logger.warning("foreign_signal_handler signal=%s handler=%s: replaced by ours, which drain this process", name, handler)
+
+
+def _end_daemonic_children() -> None:
+    """Those of multiprocessing end with their process, as in any Python program; a worker process ends without atexit."""
+    if "multiprocessing.util" not in sys.modules:
+        return
+    import multiprocessing.util
+
+    # pools that nobody closed; else their threads would replace what is terminated here
+    pools = threading.Thread(target=getattr(multiprocessing.util, "_run_finalizers", lambda _: None), args=(0,), daemon=True)
+    pools.start()
+    pools.join(FINALIZERS_SECONDS)
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.terminate()
 
 
 def rehearse(settings: Settings, parent: int) -> int:
@@ -75,7 +134,7 @@ def rehearse(settings: Settings, parent: int) -> int:
     end_with_parent(parent)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:
-        process = WorkerProcess(settings, RunningIds(settings.threads), uuid4())
+        process = forks.contain(WorkerProcess, settings, RunningIds(settings.threads), uuid4())
         connection = process.broker.open_connection("reload")
         try:
             migrate.check(connection)

@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     pooler: bool = Field(False, description="database_url goes through a transaction pooler: no prepared statements, no LISTEN on it.")
     listen: bool = Field(True, description="Wake up by LISTEN/NOTIFY; polling alone stays correct.")
     actors: tuple[str, ...] = Field((), description="Modules that declare actors, imported by each worker process.")
+    app_dir: Path | None = Field(
+        None, description="Folder with the modules of `actors`, entered by each process at its start; none: the current folder, by its name."
+    )
     queues: tuple[str, ...] = Field((), description="Queues to work on; empty: every queue of the registered actors.")
     processes: int = Field(1, ge=1, le=256, description="Worker processes under one parent.")
     threads: int = Field(8, ge=1, le=1024, description="Threads that run handlers, per process.")
@@ -128,7 +131,7 @@ class Settings(BaseSettings):
             raise ValueError("more than one @ before the database's name; write one that belongs to the password as %40")
         return value if text else None
 
-    @field_validator("data_dir", mode="before")
+    @field_validator("data_dir", "app_dir", mode="before")
     @classmethod
     def _is_folder(cls, value: Any) -> Any:
         if isinstance(value, str) and not value.strip():

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from worker import forks
 from worker.db import migrate
 from worker.db.connection import connect
 from worker.errors import WorkerError
@@ -73,6 +74,13 @@ class Embedded:
         self._user = _system_user() if os.geteuid() == 0 else None
         self._use: int | None = None  # descriptor with the shared lock of those who have the server
         self._owner_pid = os.getpid()
+        forks.register(self)
+
+    def after_fork(self, stranger: bool) -> None:
+        """What a handler forked does not have the server: it may live on when everybody who has it has ended."""
+        if stranger and self._use is not None:
+            os.close(self._use)
+            self._use = None
 
     @property
     def url(self) -> str:

@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from worker import forks
+
 logger = logging.getLogger("packhorse.service")
 
 #: A service that waits still ticks this often.
@@ -93,7 +95,7 @@ class Service:
             began = time.monotonic()
             self.ticked(began)
             try:
-                delay = self.run_once()
+                delay = forks.contain(self.run_once)  # hooks of middleware run in loops, too
                 self.last_success = time.monotonic()
                 self.noted(None, began)
                 if self.failures:

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID, uuid4
 
+from worker import folder, forks
 from worker.child import STOP_SIGNALS, Lost, recover, rehearse, run_worker_process
 from worker.config import Settings
 from worker.exits import EXIT_FAILED, EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED, EXPECTED_CHILD_EXITS, FATAL_CHILD_EXITS
@@ -43,6 +44,8 @@ STABLE_SECONDS = 10.0
 ISOLATION_THREADS = 4
 KILL_MARGIN_SECONDS = 15.0
 EXPORTER_STOP_SECONDS = 5.0
+#: Without the application's folder no process is started; it is looked for this often.
+FOLDER_SECONDS = 1.0
 
 RunChild = Callable[[Settings, RunningIds, UUID, Slab], int]
 
@@ -74,7 +77,8 @@ class Supervisor:
     """Keeps settings.processes children alive until told to stop. Use from the main thread."""
 
     def __init__(self, settings: Settings, run_child: RunChild = run_worker_process, notifier: Notifier | None = None) -> None:
-        self.settings = settings
+        self.settings = settings.model_copy(update={"app_dir": folder.find(settings.app_dir, os.environ)})
+        self._folder_problem: str | None = None  # as it was said
         self._run_child = run_child
         places = settings.batch_size + settings.threads
         self._children = [Child(RunningIds(settings.threads, places)) for _ in range(settings.processes)]
@@ -97,7 +101,7 @@ class Supervisor:
         self._wakeup, write = os.pipe()
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        logger.info("supervisor_started pid=%d processes=%d", os.getpid(), self.settings.processes)
+        logger.info("supervisor_started pid=%d processes=%d app_dir=%s", os.getpid(), self.settings.processes, self.settings.app_dir)
         while True:
             self._handle_signals()
             self._reap()
@@ -173,7 +177,8 @@ class Supervisor:
     def _start_missing(self) -> None:
         now = time.monotonic()
         for child, slab in zip(self._children, self.board.slabs, strict=True):
-            if not child.pid and now >= child.start_after and (not child.isolation or self._isolation_wanted()):
+            due = not child.pid and now >= child.start_after and (not child.isolation or self._isolation_wanted())
+            if due and self._folder_is_there(child):
                 child.id = uuid4()
                 child.running.clear()
                 child.retiring = child.hung = False
@@ -201,6 +206,19 @@ class Supervisor:
         code = self._run_child(self.settings.model_copy(update={"threads": self._threads(child)}), child.running, child.id, slab)
         slab.end_with(code)
         return code
+
+    def _folder_is_there(self, child: Child) -> bool:
+        """Can a process start there? A release may be taken away, and come back; it is said once."""
+        path = self.settings.app_dir
+        problem = folder.problem(path) if path is not None else None
+        if problem is not None:
+            child.start_after = time.monotonic() + FOLDER_SECONDS
+            if problem != self._folder_problem:
+                logger.error("app_dir_missing path=%s error=%s: no process can start until it is back", path, problem)
+        elif self._folder_problem is not None:
+            logger.info("app_dir_found path=%s", path)
+        self._folder_problem = problem
+        return problem is None
 
     def _start_exporter(self) -> None:
         exporter = self._exporter
@@ -249,7 +267,7 @@ class Supervisor:
         _flush_output()
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the child has handlers of its own
         try:
-            pid = os.fork()
+            pid = forks.fork_own()
         except OSError as error:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             logger.error("fork_failed error=%s", error)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from tests.support.postgres import open_for_everyone
 from tests.support.waiting import wait_until
 from tests.support.workers import ROOT
+from worker import forks
 from worker.embedded import Embedded, EmbeddedError, programs, running_url
 
 pytestmark = pytest.mark.slow
@@ -153,6 +155,30 @@ def test_a_forked_child_that_exits_does_not_stop_the_server(folder):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert answers(server.url)
     assert server.stop() is True
+
+
+def test_what_a_handler_forks_does_not_have_the_server(folder):
+    """A helper that outlives its worker process keeps nobody from starting the server again."""
+    server = Embedded(folder / "data").start()
+    read, write = os.pipe()
+    worker = os.fork()
+    if worker == 0:
+        forks.protect({signal.SIGTERM: lambda _number, _frame: None})
+        helper = os.fork()
+        if helper == 0:
+            os.write(write, f"{os.getpid()}\n".encode())
+            time.sleep(60)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 0
+    helper = int(os.read(read, 100))
+    try:
+        assert server.stop() is True
+        again = subprocess.run(
+            [sys.executable, "-c", HOLDER, str(folder / "data")], input="go\n", capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
+        )
+        assert again.stdout == "held\nstopped\n"
+    finally:
+        os.kill(helper, signal.SIGKILL)
 
 
 def test_a_path_too_long_for_a_socket_gets_a_short_socket_folder(folder):

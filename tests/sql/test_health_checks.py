@@ -322,7 +322,11 @@ def test_a_table_that_somebody_keeps_locked_is_a_failure_and_the_others_go_on(an
 def problems_of(sql: Sql, *problems: str, silent: str = "0 seconds") -> Check:
     """The summary with one worker that says this and has been silent for so long."""
     sql.rows("delete from workers")
-    sql.rows("select register_worker(%s, 'host-1', 4711, '1', '{q}', '{effect}', 4, interval '20 seconds', p_problems => %s::text[])", HOLDER, list(problems))
+    sql.rows(
+        "select register_worker(%s, 'host-1', 4711, '1', '{q}', '{effect}', 4, interval '20 seconds', p_problems => %s::text[])",
+        HOLDER,
+        list(problems),
+    )
     sql.rows("update workers set last_seen_at = clock_timestamp() - %s::interval", silent)
     return check(sql, "system_summary")
 

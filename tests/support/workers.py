@@ -37,7 +37,7 @@ class Ledger:
 
 class Daemon:
     """One `packhorse worker` as a real process tree. Settings are environment variables; `extra` are others.
-    stderr: a descriptor in place of the log."""
+    stderr: a descriptor in place of the log. command: worker, scheduler or up."""
 
     def __init__(
         self,
@@ -46,6 +46,8 @@ class Daemon:
         actors: str = "tests.support.actors",
         extra: dict[str, str] | None = None,
         stderr: int | None = None,
+        cwd: Path = ROOT,
+        command: str = "worker",
         **settings: object,
     ) -> None:
         url = database if isinstance(database, str) else database.url
@@ -66,9 +68,9 @@ class Daemon:
         self.log_path = Path(f"/tmp/packhorse-daemon-{os.getpid()}-{id(self)}.log")
         self._log = self.log_path.open("w")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "worker.cli.main", "worker", actors],
+            [sys.executable, "-m", "worker.cli.main", command, actors],
             env=environment,
-            cwd=ROOT,
+            cwd=cwd,
             stdout=self._log,
             stderr=self._log if stderr is None else stderr,
             start_new_session=True,

@@ -6,6 +6,7 @@ import threading
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
+from worker import forks
 from worker.config import load_settings
 from worker.db.connection import DeadlineConnection, connect
 from worker.db.pool import ConnectionPool
@@ -30,6 +31,11 @@ class Connections:
         self._broker = broker
         self._dsn = dsn
         self._pool: ConnectionPool | None = None
+        self._lock = threading.Lock()
+        forks.register(self)
+
+    def after_fork(self, stranger: bool) -> None:
+        """In a forked child: whoever held the lock may not be here."""
         self._lock = threading.Lock()
 
     def lend(self) -> AbstractContextManager[DeadlineConnection]:

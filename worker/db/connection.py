@@ -3,10 +3,15 @@
 `statement_timeout`, keepalives and `tcp_user_timeout` all fail to end a call to a stopped server; only a
 clock on our side does. The deadline is enforced where psycopg waits for the socket: when it passes, the
 connection is closed and StoreUnavailable follows.
+
+A forked child has none of our connections: else its copy of a socket would keep a session, with its transaction and its locks, for
+as long as the child lives, whatever becomes of the process whose session it is (SPEC W10b).
 """
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Generator
 from typing import Any, TypeVar
 
@@ -14,6 +19,7 @@ import psycopg
 from psycopg.adapt import Loader
 from psycopg.types.datetime import TimestamptzLoader
 
+from worker import forks
 from worker.db.errors import DeadlinePassed, translated
 from worker.db.queries import sql
 from worker.errors import InvalidArgument
@@ -55,7 +61,18 @@ class DeadlineConnection(psycopg.Connection[Any]):
     def _connect_gen(cls, *args: Any, **kwargs: Any) -> Any:
         """One attempt of psycopg's. A name may stand for many addresses, each with a timeout of its own: who tries them all does not hang."""
         still_alive()
-        return super()._connect_gen(*args, **kwargs)
+        attempt = super()._connect_gen(*args, **kwargs)
+        try:
+            wanted = next(attempt)
+            while True:
+                _sockets.connecting[id(attempt)] = wanted[0]
+                wanted = attempt.send((yield wanted))
+        except StopIteration as end:
+            _sockets.connections.add(end.value)
+            return end.value
+        finally:
+            _sockets.connecting.pop(id(attempt), None)
+            attempt.close()
 
     def wait(self, gen: Generator[Any, Any, T], interval: float = 0.1, timeout: float | None = None) -> T:
         if timeout is not None:  # notifies() brings a limit of its own and knows how to go on after it
@@ -65,6 +82,42 @@ class DeadlineConnection(psycopg.Connection[Any]):
         except psycopg.errors._WaitTimeout:  # the name that psycopg documents for it
             self.pgconn.finish()
             raise DeadlinePassed("the server did not answer before the deadline of the call") from None
+
+
+class _Sockets:
+    """The sockets of this process: of its connections, and of those that are being opened."""
+
+    def __init__(self) -> None:
+        self.connections: weakref.WeakSet[DeadlineConnection] = weakref.WeakSet()
+        self.connecting: dict[int, int] = {}  # by attempt
+        forks.register(self)
+
+    def after_fork(self, stranger: bool) -> None:
+        """The child gives its copies back. Nothing is said to the server, and libpq finds a descriptor that is at its end."""
+        inherited = [*self.connecting.values(), *filter(None, map(_descriptor, list(self.connections)))]
+        self.connecting.clear()
+        self.connections.clear()
+        if not inherited:
+            return
+        try:
+            nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:  # no room for one more
+            for descriptor in inherited:
+                os.close(descriptor)
+            return
+        for descriptor in inherited:
+            os.dup2(nowhere, descriptor, inheritable=False)
+        os.close(nowhere)
+
+
+def _descriptor(connection: DeadlineConnection) -> int | None:
+    try:
+        return connection.pgconn.socket
+    except psycopg.Error:
+        return None
+
+
+_sockets = _Sockets()
 
 
 def connect(

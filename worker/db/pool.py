@@ -3,21 +3,20 @@
 No background threads and no waiting for a "healthy" pool: after an outage the next caller simply
 connects (SPEC FAILURES 40). A connection that failed, or is older than MAX_AGE_SECONDS, is closed.
 At most `size` connections are open (SPEC FAILURES 78). A forked child (a pre-forking web server, multiprocessing)
-starts with an empty pool: the sockets it inherits are its parent's.
+starts with an empty pool: what it inherits are its parent's connections, without their sockets (connection.py).
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from psycopg.pq import TransactionStatus
 
+from worker import forks
 from worker.db.connection import DeadlineConnection
 from worker.db.errors import translated
 from worker.errors import StoreUnavailable
@@ -25,16 +24,7 @@ from worker.errors import StoreUnavailable
 MAX_AGE_SECONDS = 1800.0
 MAX_WAIT_SECONDS = 30.0
 
-_pools: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
-_inherited: list[Any] = []  # what a child has from its parent: never used nor closed, which would end the parent's session
-
-
-def _after_fork() -> None:
-    for pool in list(_pools):
-        pool.start_over()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+_inherited: list[Any] = []  # what a child has from its parent: never used; kept, since finalizers would complain
 
 
 class ConnectionPool:
@@ -45,14 +35,14 @@ class ConnectionPool:
         self._size = size
         self._closed = False
         self._begin()
-        _pools.add(self)
+        forks.register(self)
 
     def _begin(self) -> None:
         self._slots = threading.BoundedSemaphore(self._size)  # a new one is a new life of the pool
         self._idle: list[tuple[DeadlineConnection, float]] = []  # written under _lock
         self._lock = threading.Lock()
 
-    def start_over(self) -> None:
+    def after_fork(self, stranger: bool) -> None:
         """In a forked child: connections, locks and who waits for them are the parent's."""
         _inherited.append((self._idle, self._slots, self._lock))
         self._begin()
@@ -129,6 +119,12 @@ class Link:
         self._connection: DeadlineConnection | None = None
         self._born = 0.0
         self.opened_total = 0
+        forks.register(self)
+
+    def after_fork(self, stranger: bool) -> None:
+        """In a forked child: the connection is the parent's."""
+        _inherited.append(self._connection)
+        self._connection = None
 
     @contextmanager
     def connection(self) -> Iterator[DeadlineConnection]:

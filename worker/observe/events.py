@@ -87,7 +87,7 @@ EVENTS: dict[str, Event] = {
     "service_failed": Event("warning", ("name", "failures", "error_class", "error"), "A loop failed and tries again; said at failure 1, 2, 4, 8 …"),
     "service_recovered": Event("info", ("name", "failures"), "It works again."),
     # -- the parent
-    "supervisor_started": Event("info", ("pid", "processes"), "The parent begins."),
+    "supervisor_started": Event("info", ("pid", "processes", "app_dir"), "The parent begins; app_dir: the folder that each process will enter."),
     "supervisor_stopped": Event("info", ("exit_code",), "The parent ends."),
     "child_exited": Event("warning", ("pid", "exit_code", "running"), "A process ended unasked; running: messages that it ran."),
     "queue_without_actors": Event(
@@ -95,6 +95,12 @@ EVENTS: dict[str, Event] = {
     ),
     "reload_waits": Event("warning", ("pid", "seconds"), "After SIGHUP: the new code is still being tried out; the old processes go on."),
     "reload_refused": Event("error", ("exit_code",), "After SIGHUP: new processes would not start; the old ones go on."),
+    "app_dir_missing": Event("error", ("path", "error"), "The application's folder is gone: no process can start. Said once, looked for again."),
+    "app_dir_found": Event("info", ("path",), "It is back; processes start again."),
+    "foreign_signal_handler": Event(
+        "warning", ("signal", "handler"), "The application has set a handler for a signal that we need (or a wake-up descriptor); ours is set again."
+    ),
+    "forked_child_failed": Event("critical", ("pid", "error_class"), "A child that a handler or a hook forked ended with an exception, with code 1."),
     "fork_failed": Event("error", ("error",), "The system has no process to give; tried again with backoff, those that live go on."),
     "child_retiring": Event("info", ("pid",), "A process is told to drain in a rolling restart."),
     "child_hung": Event("error", ("pid", "loops", "hang_seconds"), "Loops do not tick: the process is killed and replaced."),

@@ -12,6 +12,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from worker import forks
+
 MOST = 50
 WINDOW_SECONDS = 10.0
 #: Templates that are told apart; those beyond share one counter.
@@ -29,6 +31,12 @@ class Repeats(logging.Filter):
         self._lock = threading.RLock()  # a finalizer that fails in here logs, too
         self._next_look = 0.0
         self._windows: dict[tuple[str, str], list[float]] = {}  # (logger, template) -> [began, lines, left out]
+        forks.register(self)
+
+    def after_fork(self, stranger: bool) -> None:
+        """In a forked child: whoever held the lock is not here, and what was left out is the parent's to say."""
+        self._lock = threading.RLock()
+        self._windows = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name == logger.name and str(record.msg).startswith("repeats_suppressed "):

@@ -17,6 +17,7 @@ import os
 from array import array
 from collections.abc import Iterable
 
+from worker import forks
 from worker.observe.duties import Duties
 
 #: Services that must tick; a handler's lane ticks through the timekeeper, the scheduler in `packhorse scheduler` only.
@@ -119,6 +120,13 @@ class Slab:
         self.queues = Names(memory[_NUMBERS : _NUMBERS + QUEUES * NAME_BYTES], QUEUES)
         self.actors = Names(memory[_NUMBERS + QUEUES * NAME_BYTES :], ACTORS)
         self.duties = Duties()
+        forks.register(self)
+
+    def after_fork(self, stranger: bool) -> None:
+        """A child that a handler forked counts for itself."""
+        if stranger:
+            self.states = memoryview(array("d", bytes(STATES * 8)))
+            self.totals = memoryview(array("d", bytes(TOTALS * 8)))
 
     def end_with(self, code: int) -> None:
         """The process is about to end with this exit code, in good order: an end that nobody has noted here is a crash."""

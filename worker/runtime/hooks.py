@@ -9,16 +9,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial, update_wrapper
 from typing import Any
 
 from dramatiq.middleware import Middleware, MiddlewareError
 from dramatiq.results import Results
 
+from worker import forks
 from worker.middleware.retries import Retries
 
 logger = logging.getLogger("packhorse.hooks")
 
 Hook = Callable[..., None]
+
+#: Packages whose middleware starts no processes.
+_OURS = {__name__.partition(".")[0], "schedules", "dramatiq"}
+
+
+def _contained(middleware: Any, hook: Hook) -> Hook:
+    """The hook of others' middleware may fork; ours and dramatiq's do not, and pay nothing."""
+    if type(middleware).__module__.partition(".")[0] in _OURS:
+        return hook
+    return update_wrapper(partial(forks.contain, hook), hook)
 
 
 class Hooks:
@@ -30,7 +42,7 @@ class Hooks:
         self.before_process = self._bound("before_process_message")
         self.after_process = self._bound("after_process_message")[::-1]
         self.after_skip = self._bound("after_skip_message")[::-1]
-        self.before_commit = [m.before_commit for m in reversed(broker.middleware) if hasattr(m, "before_commit")]
+        self.before_commit = [_contained(m, m.before_commit) for m in reversed(broker.middleware) if hasattr(m, "before_commit")]
         self.before_ack = self._bound("before_ack")
         self.after_ack = self._bound("after_ack")[::-1]
         self.before_nack = self._bound("before_nack")
@@ -40,7 +52,7 @@ class Hooks:
 
     def _bound(self, name: str) -> list[Hook]:
         stock = getattr(Middleware, name)
-        return [getattr(m, name) for m in self._broker.middleware if getattr(type(m), name, None) is not stock]
+        return [_contained(m, getattr(m, name)) for m in self._broker.middleware if getattr(type(m), name, None) is not stock]
 
     def run_before(self, hooks: list[Hook], message: Any) -> None:
         """Call before hooks. Raises MiddlewareError (SkipMessage among them)."""

@@ -4,7 +4,7 @@ No message waits behind a slow one: any idle thread takes the next. No hand-over
 while handlers are quick, one thread goes through the deque and the others park (threads that compete
 for the interpreter cost more than they give); as soon as handlers take longer than SLOW_SECONDS on
 average, or one blocks (seen by the timekeeper), all threads work. The steps of one message are
-dramatiq's Worker.process_message, with its logging and hook order.
+dramatiq's Worker.process_message, with its logging and hook order. A child that a handler forked ends where it would come back here.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
+from worker import forks
 from worker.context import current
 from worker.db.errors import LOCKED, translated
 from worker.errors import CancelInterrupt, DrainInterrupt, LeaseInterrupt, LeaseLost, NotCompleted, StoreError, StoreUnavailable, UndecodableMessage
@@ -74,6 +76,15 @@ class Lane:
         self._stopping = False
         self._average = 1.0  # seconds per message, smoothed; written by handler threads, a lost update is harmless
         self._slow = True  # until shown otherwise
+        self._forks = forks.count
+        forks.register(self)
+
+    def after_fork(self, stranger: bool) -> None:
+        """In a forked child: no transaction is its own, and nothing that it does is said of the parent's slots."""
+        current.connection = current.broker = None
+        private = array("q", bytes(8 * len(self.slots)))
+        for slot in self.slots:
+            slot.start_over(private)
 
     def start(self) -> None:
         for slot in self.slots:
@@ -133,17 +144,17 @@ class Lane:
 
     def _loop(self, slot: Slot) -> None:
         slot.thread_id = threading.get_ident()
-        self.broker.emit_after("worker_thread_boot", threading.current_thread())
+        forks.contain(self.broker.emit_after, "worker_thread_boot", threading.current_thread())
         try:
             self._work(slot)
         finally:
-            self.broker.emit_before("worker_thread_shutdown", threading.current_thread())
+            forks.contain(self.broker.emit_before, "worker_thread_shutdown", threading.current_thread())
 
     def _work(self, slot: Slot) -> None:
         gate = threading.Lock()
         gate.acquire()
         ready, idle, most_idle = self.ready, self._idle, len(self.slots) - 1
-        on_finished = self._on_finished
+        on_finished, mine = self._on_finished, self._forks
         while not self._stopping:
             if not self._slow and len(idle) < most_idle:
                 self._park(gate)  # one thread is enough for quick handlers
@@ -159,6 +170,8 @@ class Lane:
                 if message.ending is None:
                     message.ending = failure(error)
             finally:
+                if forks.count != mine:  # the code of handlers and of hooks is contained; the rest, an encoder say, is not
+                    forks.leave()
                 slot.forget(message)
                 current.message = None
                 message.returned = True
@@ -222,7 +235,7 @@ class Lane:
                     if actor.options.get("transactional"):
                         result = self._call_in_transaction(actor, message)
                     else:
-                        result = actor(*message.args, **message.kwargs)
+                        result = forks.contain(actor, *message.args, **message.kwargs)
             finally:
                 slot.leave()
             if result is not None and not hooks.has_results and message.options.get("pipe_target") is None:
@@ -257,7 +270,7 @@ class Lane:
                 with translated(), connection.transaction():
                     current.connection, current.broker = connection, self.broker
                     try:
-                        result = actor(*message.args, **message.kwargs)
+                        result = forks.contain(actor, *message.args, **message.kwargs)
                         for hook in self.hooks.before_commit:
                             hook(self.broker, message, result)
                     finally:

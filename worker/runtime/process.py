@@ -20,6 +20,7 @@ from uuid import uuid4
 
 import dramatiq
 
+from worker import folder, forks
 from worker.broker import PostgresBroker
 from worker.config import Settings
 from worker.db import migrate
@@ -33,6 +34,7 @@ from worker.middleware.retries import policies
 from worker.middleware.tracing import Tracing
 from worker.near import near_miss
 from worker.observe.slab import CONTACT_AT, DRAINING, HURRY, ISOLATED_AT, ISOLATION, LISTENING, REGISTERED, THREADS, Slab
+from worker.runtime.coroutines import Coroutines
 from worker.runtime.lane import Lane
 from worker.runtime.meter import Meter
 from worker.runtime.pump import Pump
@@ -56,6 +58,8 @@ def load_broker(settings: Settings) -> PostgresBroker:
     """Import the actors' modules and return their broker. Raises ConfigError that names the module."""
     if not settings.actors:
         raise ConfigError(["actors: none given; name the modules that declare actors, e.g. packhorse worker my_app.actors"])
+    if settings.app_dir is not None:
+        folder.enter(settings.app_dir)
     broker = PostgresBroker(settings=settings)
     dramatiq.set_broker(broker)
     sys.path.insert(0, os.getcwd())
@@ -116,6 +120,8 @@ class WorkerProcess:
         self.exit_code = EXIT_OK
         self._stop = StopRequest()
         self._stuck: set[int] = set()  # lease tokens; added to by the timekeeper
+        self.on_turn: Callable[[], None] = lambda: None  # called by the main thread about twice a second
+        self._coroutines = Coroutines()
 
     def _watch(self) -> None:
         """Let every loop write its ticks where the parent sees them."""
@@ -160,20 +166,22 @@ class WorkerProcess:
         self.broker.runtime = self
         if not self._wait_for_database():
             return EXIT_OK
-        self.broker.emit_after("process_boot")
-        self.broker.emit_before("worker_boot", self)
+        forks.contain(self.broker.emit_after, "process_boot")
+        forks.contain(self.broker.emit_before, "worker_boot", self)
         self.heartbeat.start()
         self.timekeeper.start()
         self.lane.start()
         self.pump.start()
         if self.listener:
             self.listener.start()
-        self.broker.emit_after("worker_boot", self)
+        forks.contain(self.broker.emit_after, "worker_boot", self)
+        self.on_turn()  # hooks may have set signal handlers
         self.slab.states[REGISTERED] = 1.0
         self._warn_of_idle_queues()
         logger.info("worker_started worker_id=%s pid=%d queues=%s threads=%d", self.id, os.getpid(), ",".join(self.queues), self.settings.threads)
         while not self._stop.wait(0.5):
             self._check()
+            self.on_turn()
         self.drain()
         return self.exit_code
 
@@ -252,7 +260,7 @@ class WorkerProcess:
 
     def _tell_middleware(self, emit: Callable[..., None]) -> None:
         """worker_shutdown, for HOOKS_SECONDS: a hook may wait for what never ends, as that of dramatiq's AsyncIO does for a coroutine that blocks."""
-        thread = threading.Thread(target=emit, args=("worker_shutdown", self), name="packhorse-shutdown-hooks", daemon=True)
+        thread = threading.Thread(target=forks.contain, args=(emit, "worker_shutdown", self), name="packhorse-shutdown-hooks", daemon=True)
         thread.start()
         thread.join(HOOKS_SECONDS)
         if thread.is_alive():

@@ -13,6 +13,7 @@ import ctypes
 import mmap
 import struct
 import threading
+from array import array
 
 from dramatiq.middleware.threading import Interrupt, raise_thread_exception
 
@@ -83,6 +84,11 @@ class Slot:
         self._view = running.view
         self._overdue_tokens = running.overdue_tokens
         self._ended = running.ended
+
+    def start_over(self, private: array[int]) -> None:
+        """In a forked child: what it does stands in memory of its own, a number per slot. Whoever held the lock may not be here."""
+        self._lock = threading.Lock()
+        self._view = self._overdue_tokens = memoryview(private)
 
     def enter(self, message: ClaimedMessage, now: float) -> None:
         """The thread begins with a message."""
