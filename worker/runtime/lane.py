@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 from dramatiq.middleware import MiddlewareError, SkipMessage
@@ -156,7 +157,7 @@ class Lane:
                     message.ending = failure(error)
             finally:
                 slot.forget()
-                current.message = None
+                current.connection = current.broker = None  # an interrupt may have come in between
                 message.returned = True
                 on_finished(message)
                 if message._exception is not None and not message.failed:
@@ -188,7 +189,9 @@ class Lane:
             message.failed = True
             return
         message.started_at = now
-        self.process(slot, message, now)
+        # a context of its own: what it sets is not there for the next message of this thread. A copy, so that it has what
+        # middleware has set in worker_thread_boot
+        copy_context().run(self.process, slot, message, now)
         took = message.ran_seconds = time.monotonic() - now
         average = self._average = 0.9 * self._average + 0.1 * took
         if average > SLOW_SECONDS:
