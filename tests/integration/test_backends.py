@@ -192,14 +192,16 @@ def test_backends_of_a_broker_without_redis_are_on_postgres(database):
 
 def test_backends_of_a_broker_with_redis_are_dramatiqs_own(database, redis_url):
     broker = PostgresBroker(settings=quick_settings(database, redis_url=redis_url))
-    assert type(result_backend(broker)).__module__ == "dramatiq.results.backends.redis"
-    assert type(rate_limiter_backend(broker)).__module__ == "dramatiq.rate_limits.backends.redis"
+    assert isinstance(result_backend(broker), dramatiq.results.backends.RedisBackend)
+    assert isinstance(rate_limiter_backend(broker), dramatiq.rate_limits.backends.RedisBackend)
 
 
 @pytest.mark.parametrize("factory", [result_backend, rate_limiter_backend])
 def test_a_configured_redis_without_its_package_is_a_clear_error(database, monkeypatch, factory):
     for name in [
-        name for name in sys.modules if name.startswith(("redis", "dramatiq.results.backends.redis", "dramatiq.rate_limits.backends.redis"))
+        name
+        for name in sys.modules
+        if name.startswith(("redis", "worker.backends.on_redis", "dramatiq.results.backends.redis", "dramatiq.rate_limits.backends.redis"))
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis", None)  # what an import of a missing package sees
