@@ -3,6 +3,8 @@ statements in its transaction do not depend on its role, its search_path or its 
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import dramatiq
 import psycopg
 import pytest
@@ -248,6 +250,20 @@ def test_what_a_handler_sends_goes_out_and_leaves_its_role_and_path_alone(house,
         worker.enqueue_payloads(connection, "follows", [{"number": 6}])
         with connection.transaction():
             follows.send(7)
+        with connection.pipeline():
+            connection.execute("insert into shop.orders values (7)")
+            follows.send(8)
+        soon = datetime.now(UTC) - timedelta(seconds=1)
+        every = {
+            "run_at": soon,
+            "expires_in": 60,
+            "priority": 2,
+            "dedup_key": "k'%s",
+            "correlation_id": "ü",
+            "max_attempts": 2,
+            "concurrency_key": "%",
+        }
+        follows.send_with_options(args=(9,), **every)
         seen.append((before, connection.execute(question).fetchone()))
 
     sends.send()
@@ -255,7 +271,8 @@ def test_what_a_handler_sends_goes_out_and_leaves_its_role_and_path_alone(house,
     house.drained()
     (pair,) = seen
     assert pair[0] == pair[1]
-    assert outcomes(house.database) == [("sends", "done")] + [("follows", "done")] * 7
+    assert outcomes(house.database) == [("sends", "done")] + [("follows", "done")] * 9
+    assert house.database.query("select correlation_id from all_messages where correlation_id is not null") == [("ü",)]
 
 
 def test_what_follows_a_handler_commits_with_it_under_a_foreign_role(house):

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import postgres
 from psycopg.adapt import AdaptersMap, Loader
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg.types.datetime import TimestamptzLoader
 
@@ -91,19 +91,33 @@ class DeadlineConnection(psycopg.Connection[Any]):
         if not self._going_home:
             return super().execute(query, params, prepare=prepare, binary=binary)
         self._going_home = False
+        if self.pgconn.pipeline_status != PipelineStatus.OFF:  # the handler's: there, each statement goes alone
+            self._note_what_was(super().execute(sql("go_home"), self._twice_home()).fetchone())
+            return super().execute(query, params, prepare=prepare, binary=binary)
+        if self._go_home is None:
+            self._go_home = psycopg.ClientCursor(self).mogrify(sql("go_home"), self._twice_home()).replace("%", "%%")
         cursor = psycopg.ClientCursor(self)
-        # only one text without parameters can be two statements, so the values of this one become part of it
-        cursor.execute(f"{self._way_home()};\n{query}", params or ())
-        found = (cursor.fetchone() or ())[:4]
-        self._away = None if found == self.home else found
+        # only a text without parameters can be two statements, so the values of this one become part of it
+        cursor.execute(f"{self._go_home};\n{query}", params or ())
+        self._note_what_was(cursor.fetchone())
         cursor.nextset()
         return cursor
+
+    def _note_what_was(self, row: Any) -> None:
+        found = tuple(row)[:4]
+        self._away = None if found == self.home else found
+
+    def _twice_home(self) -> list[str]:
+        """The values of go_home."""
+        if self.home is None:  # behind a pooler
+            self.home = psycopg.Cursor(self, row_factory=tuple_row).execute(sql("home_of_role")).fetchone()
+        return [value for value in self.home or () for _ in range(2)]
 
     @contextmanager
     def as_ourselves(self) -> Iterator[None]:
         """Statements of ours in a transaction that a handler has had in its hands: under our role, our search_path and our
         row factory and adapters, whatever the handler has set. Its own are back at the end, for what it does next and for what runs at
-        the commit (deferred triggers). The first statement in the block must not be in a pipeline. Costs nothing while nobody has had it.
+        the commit (deferred triggers). Costs nothing while nobody has had it.
         """
         if not self.touched or self._at_home:
             yield
@@ -127,15 +141,6 @@ class DeadlineConnection(psycopg.Connection[Any]):
 
     def _go_back_to(self, row_factory: Any, cursor_factory: Any, adapters: AdaptersMap | None) -> None:
         self.row_factory, self.cursor_factory, self._own_adapters = row_factory, cursor_factory, adapters
-
-    def _way_home(self) -> str:
-        if self._go_home is None:
-            if self.home is None:  # behind a pooler
-                self.home = psycopg.Cursor(self, row_factory=tuple_row).execute(sql("home_of_role")).fetchone()
-            assert self.home is not None
-            values = [value for value in self.home for _ in range(2)]
-            self._go_home = psycopg.ClientCursor(self).mogrify(sql("go_home"), values).replace("%", "%%")
-        return self._go_home
 
     def reset_session(self) -> None:
         """Undo what a handler did to its session and to this object; the connection is closed when that does not end well.
