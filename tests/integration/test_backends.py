@@ -272,6 +272,33 @@ def test_a_result_that_cannot_be_stored_fails_its_message_and_the_worker_goes_on
         house.stop()
 
 
+def test_a_result_whose_backend_is_away_is_lost_and_its_message_done(database, monkeypatch, caplog):
+    """The handler has run: to run it again would repeat its effects, for as long as the outage lasts."""
+    house = House("runtime", database, monkeypatch)
+    results = PostgresResultBackend(dsn="postgresql://nobody@127.0.0.1:1/nowhere")
+    house.broker.add_middleware(Results(backend=results))
+    runs = []
+
+    @dramatiq.actor(store_results=True, max_retries=0)
+    def give(well):
+        runs.append(well)
+        if not well:
+            raise ValueError("no")
+        return 1
+
+    try:
+        house.start()
+        give.send(True)
+        give.send(False)
+        house.drained()
+    finally:
+        house.stop()
+        results.close()
+    assert sorted(runs) == [False, True]
+    assert sorted(row[0] for row in database.query("select state from all_messages")) == ["dead", "done"]
+    assert caplog.text.count("result_lost") == 2 and "hook_failed" not in caplog.text
+
+
 def test_an_exception_whose_text_cannot_be_stored_is_still_a_result(database, monkeypatch):
     house = House("runtime", database, monkeypatch)
     house.broker.add_middleware(Results(backend=house.results))
