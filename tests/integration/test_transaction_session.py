@@ -326,7 +326,9 @@ def test_a_handler_may_have_its_own_kind_of_rows_and_types(house):
     def reads():
         connection = current_connection()
         connection.row_factory = dict_row
+        connection.cursor_factory = psycopg.RawCursor
         connection.adapters.register_loader("int8", Shouting)
+        connection.execute("set local role packhorse_tenant")
         follows.send()
         rows.append(connection.execute("select 1::int8 as number").fetchone())
 

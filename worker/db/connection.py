@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import postgres
+from psycopg import generators, postgres
 from psycopg.adapt import AdaptersMap, Loader
-from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
+from psycopg.pq.abc import PGresult
 from psycopg.rows import tuple_row
 from psycopg.types.datetime import TimestamptzLoader
 
@@ -94,11 +95,9 @@ class DeadlineConnection(psycopg.Connection[Any]):
         if self.pgconn.pipeline_status != PipelineStatus.OFF:  # the handler's: there, each statement goes alone
             self._note_what_was(super().execute(sql("go_home"), self._twice_home()).fetchone())
             return super().execute(query, params, prepare=prepare, binary=binary)
-        if self._go_home is None:
-            self._go_home = psycopg.ClientCursor(self).mogrify(sql("go_home"), self._twice_home()).replace("%", "%%")
         cursor = psycopg.ClientCursor(self)
         # only a text without parameters can be two statements, so the values of this one become part of it
-        cursor.execute(f"{self._go_home};\n{query}", params or ())
+        cursor.execute(f"{self._way_home().replace('%', '%%')};\n{query}", params or ())
         self._note_what_was(cursor.fetchone())
         cursor.nextset()
         return cursor
@@ -107,11 +106,37 @@ class DeadlineConnection(psycopg.Connection[Any]):
         found = tuple(row)[:4]
         self._away = None if found == self.home else found
 
+    def _way_home(self) -> str:
+        if self._go_home is None:
+            self._go_home = psycopg.ClientCursor(self).mogrify(sql("go_home"), self._twice_home())
+        return self._go_home
+
     def _twice_home(self) -> list[str]:
         """The values of go_home."""
         if self.home is None:  # behind a pooler
             self.home = psycopg.Cursor(self, row_factory=tuple_row).execute(sql("home_of_role")).fetchone()
         return [value for value in self.home or () for _ in range(2)]
+
+    def ask_as_ourselves(self, statement: str) -> str | None:
+        """The only value of one statement without parameters, as as_ourselves() runs it. A simple query of two statements costs no more
+        than a prepared one that goes through the driver's cursor.
+        """
+        if self.pgconn.pipeline_status != PipelineStatus.OFF:
+            with self.as_ourselves():
+                return str(self.execute(statement).fetchone()[0])  # type: ignore[index]
+        before, answer = self._ask(f"{self._way_home()};\n{statement}")[-2:]
+        self._note_what_was([_text(before.get_value(0, column)) for column in range(4)])
+        self._leave_home()
+        return _text(answer.get_value(0, 0))
+
+    def _ask(self, text: str) -> list[PGresult]:
+        """Answers to several statements in one text; they are one transaction. Raises psycopg's errors."""
+        with self.lock:
+            self.pgconn.send_query(text.encode(self.info.encoding))
+            results: list[PGresult] = self.wait(generators.execute(self.pgconn))
+        if results[-1].status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
+            raise psycopg.errors.error_from_result(results[-1], encoding=self.info.encoding)
+        return results
 
     @contextmanager
     def as_ourselves(self) -> Iterator[None]:
@@ -137,7 +162,7 @@ class DeadlineConnection(psycopg.Connection[Any]):
         away, self._away = self._away, None
         self._at_home = self._going_home = False
         if away is not None and self.pgconn.transaction_status == TransactionStatus.INTRANS:
-            self.execute(sql("leave_home"), away)
+            psycopg.Cursor(self, row_factory=tuple_row).execute(sql("leave_home"), away)  # not a cursor of the handler's making
 
     def _go_back_to(self, row_factory: Any, cursor_factory: Any, adapters: AdaptersMap | None) -> None:
         self.row_factory, self.cursor_factory, self._own_adapters = row_factory, cursor_factory, adapters
@@ -156,11 +181,9 @@ class DeadlineConnection(psycopg.Connection[Any]):
             self._notify_handlers.clear()
             if self.settled:
                 self.prepare_threshold = 0
-                statements = (sql("reset_session"), *self.settled, sql("prepared_by_sql"))
-                cursor = super().execute(";\n".join(statements), prepare=False)
-                while cursor.nextset():
-                    pass
-                clean = cursor.fetchone() == (False,)
+                # most of what a reset costs would be the driver's cursor
+                text = ";\n".join((sql("reset_session"), *self.settled, sql("prepared_by_sql")))
+                clean = self._ask(text)[-1].get_value(0, 0) == b"f"
             else:
                 self.prepare_threshold = None
                 clean = True
@@ -187,6 +210,10 @@ class DeadlineConnection(psycopg.Connection[Any]):
         except psycopg.errors._WaitTimeout:  # the name that psycopg documents for it
             self.pgconn.finish()
             raise psycopg.OperationalError("the server did not answer before the deadline of the call") from None
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "surrogateescape")
 
 
 def connect(

@@ -262,9 +262,7 @@ class Lane:
                     finally:
                         current.connection = current.broker = None
                     returned = True
-                    with connection.as_ourselves():
-                        completed = store.complete(connection, [message.id], [message.lease_token])
-                    if not completed:
+                    if not store.complete_in_transaction(connection, message.id, message.lease_token):
                         raise LeaseLost(f"message {message.id}: somebody else owns it now; its transaction was rolled back")
             except StoreError as error:
                 # its row is locked by somebody, or the database went away: the handler is not to blame. (What else a commit

@@ -151,6 +151,13 @@ def complete(connection: DeadlineConnection, ids: list[int], tokens: list[int]) 
     return list(connection.execute(sql("complete"), (ids, tokens)).fetchone()[0])  # type: ignore[index]
 
 
+def complete_in_transaction(connection: DeadlineConnection, message_id: int, token: int) -> bool:
+    """Complete the message of a transactional handler, whatever the handler did to role and search_path; False when the lease was lost."""
+    if connection.touched:
+        return connection.ask_as_ourselves(sql("complete_as_text").format(int(message_id), int(token))) == "t"
+    return bool(complete(connection, [message_id], [token]))
+
+
 def fail(
     connection: DeadlineConnection,
     message_id: int,

@@ -12,6 +12,10 @@ from complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, %s, %s, %s, %s,
 -- Complete messages; the ids that were completed.
 select complete_messages(%s, %s);
 
+-- name: complete_as_text
+-- The same of one message, its id and token in the text: was it completed?
+select cardinality(complete_messages('{{{}}}', '{{{}}}')) operator(pg_catalog.>) 0;
+
 -- name: enqueue
 -- One message, in the transaction of the connection.
 select message_id, duplicate from enqueue_message(%s, %s, %s::jsonb, %s::jsonb, %s,
