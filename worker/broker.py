@@ -189,7 +189,8 @@ class PostgresBroker(Broker):
     def _send(self, message: dramatiq.Message[Any], delay: int | None) -> int:
         held = self._handlers_connection()
         if held is not None:
-            return self.enqueue_on(held, message, delay=delay)
+            with held.as_ourselves():
+                return self.enqueue_on(held, message, delay=delay)
         with self.pool.connection() as connection:
             return self._enqueue(connection, message, delay)
 
@@ -247,7 +248,7 @@ class PostgresBroker(Broker):
 
     def _send_many(self, messages: list[dramatiq.Message[Any]]) -> int:
         held = self._handlers_connection()
-        with self.pool.connection() if held is None else nullcontext(held) as connection, connection.transaction():
+        with self.pool.connection() if held is None else nullcontext(held) as connection, connection.as_ourselves(), connection.transaction():
             BulkEnqueue(self, connection).insert(messages)
         return len(messages)
 

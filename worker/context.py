@@ -45,7 +45,7 @@ def current_connection() -> DeadlineConnection:
     """
     if current.connection is None:
         raise WorkerError("no transaction here: declare the actor with transactional=True, and call this in its own thread")
-    return current.connection
+    return current.connection.in_hands()
 
 
 def correlation_id() -> Any:

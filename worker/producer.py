@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from worker.db.connection import DeadlineConnection
 from worker.encoding import Encoded, _seconds, _take_columns, refuse_misspelt, refuse_too_late, to_json
 from worker.errors import InvalidArgument
 from worker.observe import tracing
@@ -78,6 +79,9 @@ class Statement:
                 cursor.execute(self._pyformat, values)
                 return cursor.fetchone()
         _require(connection)
+        if isinstance(connection, DeadlineConnection):  # current_connection(): the handler's role and search_path are not the queue's
+            with connection.as_ourselves():
+                return connection.execute(self._pyformat, values).fetchone()
         sqlalchemy = library == "sqlalchemy"
         answer = (
             connection.execute(*self._for_sqlalchemy(values)) if sqlalchemy else _cursor(connection).execute(self._for_psycopg(connection), values)

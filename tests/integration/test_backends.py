@@ -192,14 +192,16 @@ def test_backends_of_a_broker_without_redis_are_on_postgres(database):
 
 def test_backends_of_a_broker_with_redis_are_dramatiqs_own(database, redis_url):
     broker = PostgresBroker(settings=quick_settings(database, redis_url=redis_url))
-    assert type(result_backend(broker)).__module__ == "dramatiq.results.backends.redis"
-    assert type(rate_limiter_backend(broker)).__module__ == "dramatiq.rate_limits.backends.redis"
+    assert isinstance(result_backend(broker), dramatiq.results.backends.RedisBackend)
+    assert isinstance(rate_limiter_backend(broker), dramatiq.rate_limits.backends.RedisBackend)
 
 
 @pytest.mark.parametrize("factory", [result_backend, rate_limiter_backend])
 def test_a_configured_redis_without_its_package_is_a_clear_error(database, monkeypatch, factory):
     for name in [
-        name for name in sys.modules if name.startswith(("redis", "dramatiq.results.backends.redis", "dramatiq.rate_limits.backends.redis"))
+        name
+        for name in sys.modules
+        if name.startswith(("redis", "worker.backends.on_redis", "dramatiq.results.backends.redis", "dramatiq.rate_limits.backends.redis"))
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis", None)  # what an import of a missing package sees
@@ -268,6 +270,33 @@ def test_a_result_that_cannot_be_stored_fails_its_message_and_the_worker_goes_on
         assert give.send("fine").get_result(backend=house.results, block=True, timeout=10_000) == "fine"
     finally:
         house.stop()
+
+
+def test_a_result_whose_backend_is_away_is_lost_and_its_message_done(database, monkeypatch, caplog):
+    """The handler has run: to run it again would repeat its effects, for as long as the outage lasts."""
+    house = House("runtime", database, monkeypatch)
+    results = PostgresResultBackend(dsn="postgresql://nobody@127.0.0.1:1/nowhere")
+    house.broker.add_middleware(Results(backend=results))
+    runs = []
+
+    @dramatiq.actor(store_results=True, max_retries=0)
+    def give(well):
+        runs.append(well)
+        if not well:
+            raise ValueError("no")
+        return 1
+
+    try:
+        house.start()
+        give.send(True)
+        give.send(False)
+        house.drained()
+    finally:
+        house.stop()
+        results.close()
+    assert sorted(runs) == [False, True]
+    assert sorted(row[0] for row in database.query("select state from all_messages")) == ["dead", "done"]
+    assert caplog.text.count("result_lost") == 2 and "hook_failed" not in caplog.text
 
 
 def test_an_exception_whose_text_cannot_be_stored_is_still_a_result(database, monkeypatch):

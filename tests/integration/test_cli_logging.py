@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import structlog
 
+from tests.support.logs import logging_restored
 from worker.context import current
 from worker.observe.logging import catch_uncaught, configure
 
@@ -21,14 +22,10 @@ from worker.observe.logging import catch_uncaught, configure
 @pytest.fixture
 def lines():
     """Logging set up for JSON on a buffer; what was there before comes back. Call it for the lines so far."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
     stream = io.StringIO()
-    configure(log_format="json", stream=stream, context=lambda: {"message_id": 7, "actor": "a"})
-    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
-    root.handlers[:], _ = before
-    root.setLevel(before[1])
-    structlog.reset_defaults()
+    with logging_restored():
+        configure(log_format="json", stream=stream, context=lambda: {"message_id": 7, "actor": "a"})
+        yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
 ours = logging.getLogger("packhorse.test")
@@ -145,14 +142,10 @@ def test_a_disabled_level_formats_nothing(lines):
 
 
 def test_console_lines_are_for_people(capsys):
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
     stream = io.StringIO()
-    configure(log_format="console", stream=stream)
-    ours.info("worker_started pid=%d", 3)
-    root.handlers[:], _ = before
-    root.setLevel(before[1])
-    structlog.reset_defaults()
+    with logging_restored():
+        configure(log_format="console", stream=stream)
+        ours.info("worker_started pid=%d", 3)
     assert "worker_started" in stream.getvalue() and "pid=3" in stream.getvalue() and not stream.getvalue().startswith("{")
 
 

@@ -18,6 +18,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 import worker
 from tests.support.houses import House
+from tests.support.logs import logging_restored
 from tests.support.spans import context_of, linked, text_of, traced
 from tests.support.waiting import wait_until
 from tests.support.workers import ROOT
@@ -180,9 +181,6 @@ def test_a_buried_message_and_one_that_middleware_refuses_say_dead(runtime, span
 
 def test_the_users_own_spans_and_log_lines_are_inside(house, spans):
     stream = io.StringIO()
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    configure(log_format="json", stream=stream)
     house.broker.add_middleware(dramatiq.middleware.AsyncIO())
 
     @dramatiq.actor
@@ -198,17 +196,14 @@ def test_the_users_own_spans_and_log_lines_are_inside(house, spans):
         with user.start_as_current_span("in a coroutine"):
             pass
 
-    try:
+    with logging_restored():
+        configure(log_format="json", stream=stream)
         house.start()
         outer.send()
         house.drained()
         first, second = spans.one("process default"), spans.one("process second")
         own, coroutine = spans.one("own"), spans.one("in a coroutine")
         logging.getLogger("app").info("outside")
-    finally:
-        root.handlers[:], _ = before
-        root.setLevel(before[1])
-        structlog.reset_defaults()
     assert own.parent.span_id == first.context.span_id and coroutine.parent.span_id == second.context.span_id
     sent = spans.one("send second")
     assert sent.parent.span_id == first.context.span_id and linked(second) == [context_of(sent)]

@@ -15,11 +15,14 @@ import structlog
 
 import worker
 from tests.support.hostile import FORGED
+from worker.observe.logging import OurLogger
+from worker.observe.repeats import Repeats
 
 log = logging.getLogger("hostile")
-if os.environ.get("HOSTILE_EVERY_LINE"):  # as an application may: no line is left out as a repeat
-    for handler in logging.getLogger().handlers:
-        handler.filters.clear()
+if os.environ.get("HOSTILE_EVERY_LINE"):  # no line is left out as a repeat
+    for handler in (*logging.getLogger().handlers, OurLogger.lines):
+        if handler is not None:
+            handler.filters[:] = [part for part in handler.filters if not isinstance(part, Repeats)]
 
 
 class Nosy(dramatiq.Middleware):

@@ -1,4 +1,4 @@
-"""Result and rate-limiter backends (SPEC W1): on Postgres; dramatiq's own on Redis when redis_url is configured.
+"""Result and rate-limiter backends (SPEC W1): on Postgres; on Redis, dramatiq's own with deadlines, when redis_url is configured.
 
 broker.add_middleware(Results(backend=result_backend(broker)))
 broker.add_middleware(GroupCallbacks(rate_limiter_backend(broker)))
@@ -28,7 +28,7 @@ def result_backend(broker: PostgresBroker) -> ResultBackend:
     url = _redis_url(broker)
     if url is None:
         return PostgresResultBackend(broker=broker)
-    return _redis("dramatiq.results.backends.redis", url)  # type: ignore[no-any-return]
+    return _redis("RedisResultBackend", url)  # type: ignore[no-any-return]
 
 
 def rate_limiter_backend(broker: PostgresBroker) -> RateLimiterBackend:
@@ -36,7 +36,7 @@ def rate_limiter_backend(broker: PostgresBroker) -> RateLimiterBackend:
     url = _redis_url(broker)
     if url is None:
         return PostgresRateLimiterBackend(broker=broker)
-    return _redis("dramatiq.rate_limits.backends.redis", url)  # type: ignore[no-any-return]
+    return _redis("RedisRateLimiterBackend", url)  # type: ignore[no-any-return]
 
 
 class _RedisSockets:
@@ -58,14 +58,14 @@ def _redis_url(broker: PostgresBroker) -> str | None:
     return None if url is None else url.get_secret_value() or None
 
 
-def _redis(module: str, url: str) -> Any:
-    """dramatiq's RedisBackend of a module; the redis package is optional."""
+def _redis(name: str, url: str) -> Any:
+    """A backend of on_redis.py, which needs the redis package."""
     try:
-        backend = importlib.import_module(module)
+        module = importlib.import_module(".on_redis", __package__)
     except ImportError as error:
         raise ConfigError(["redis_url: the redis package is not installed; pip install 'packhorse[redis]', or leave redis_url unset"]) from error
     try:
-        made = backend.RedisBackend(url=url)
+        made = getattr(module, name)(url=url)
         made.packhorse_sockets = _RedisSockets(made.client.connection_pool)
         return made
     except ValueError as error:  # redis-py refuses the scheme; its text names the schemes, not the URL

@@ -1,7 +1,8 @@
 """dramatiq's result backend on Postgres (SPEC W1): JSON in the table message_results, gone after its ttl.
 
 A result that cannot be stored is not swallowed: the message that returned it becomes a dead letter whose
-error names the problem, whoever waits for the result is told the same, and the worker goes on.
+error names the problem, whoever waits for the result is told the same, and the worker goes on. One that cannot be stored now, because
+the database is away, is lost (losses.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dramatiq.results import ResultBackend, ResultMissing, ResultTimeout
 from dramatiq.results.backend import DEFAULT_TIMEOUT
 
 from worker.backends.connections import Connections
+from worker.backends.losses import TellsLosses
 from worker.encoding import to_json
 from worker.errors import InvalidArgument
 from worker.messages import ClaimedMessage, Ending, clean
@@ -31,7 +33,7 @@ FIRST_POLL_SECONDS = 0.01
 LAST_POLL_SECONDS = 0.25
 
 
-class PostgresResultBackend(ResultBackend):
+class PostgresResultBackend(TellsLosses, ResultBackend):
     """Results on Postgres.
 
     broker: its connections are used; or dsn: a connection string. namespace: part of every key.

@@ -12,11 +12,16 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg.adapt import Loader
+from psycopg import generators, postgres
+from psycopg.adapt import AdaptersMap, Loader
+from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
+from psycopg.pq.abc import PGresult
+from psycopg.rows import tuple_row
 from psycopg.types.datetime import TimestamptzLoader
 
 from worker import forks
@@ -53,9 +58,149 @@ class AnyTime(TimestamptzLoader):
 
 
 class DeadlineConnection(psycopg.Connection[Any]):
-    """A psycopg connection whose every wait for the server ends after `deadline_seconds`."""
+    """A psycopg connection whose every wait for the server ends after `deadline_seconds`.
+
+    touched: a user's handler has had it in its hands. Its role, its settings and whatever else a session or this object
+    keeps may be the handler's: as_ourselves() runs statements of ours in its transaction all the same, and reset_session() makes
+    the session what it was before anybody else gets it.
+    """
 
     deadline_seconds: float = 10.0
+    touched = False
+    #: What connect() has set for the session, as SQL that sets it again; () behind a pooler, where the session is not ours.
+    settled: tuple[str, ...] = ()
+    #: session_authorization, role, search_path and row_security as they are when nobody has changed them; None until known.
+    home: tuple[str, ...] | None = None
+    _adapters_at_first: AdaptersMap | None = None
+    _own_adapters: AdaptersMap | None = None
+    _at_home = False  # in as_ourselves()
+    _going_home = False  # and the next statement is its first one
+    _away: tuple[str, ...] | None = None  # what the handler had set instead of `home`
+    _go_home: str | None = None
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        """psycopg's, but kept here, so that a handler's own can be taken off again."""
+        if self._own_adapters is None:
+            self._own_adapters = AdaptersMap(postgres.adapters)
+        return self._own_adapters
+
+    def in_hands(self) -> DeadlineConnection:
+        """Itself, for a user's handler: from now on session and object may be changed."""
+        if not self.touched:
+            self.touched = True
+            self._adapters_at_first = self.adapters
+            self._own_adapters = AdaptersMap(self.adapters)
+        return self
+
+    def execute(self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool = False) -> psycopg.Cursor[Any]:
+        """As psycopg's; the first statement in as_ourselves() goes home in the same round trip."""
+        if not self._going_home:
+            return super().execute(query, params, prepare=prepare, binary=binary)
+        self._going_home = False
+        if self.pgconn.pipeline_status != PipelineStatus.OFF:  # the handler's: there, each statement goes alone
+            self._note_what_was(super().execute(sql("go_home"), self._twice_home()).fetchone())
+            return super().execute(query, params, prepare=prepare, binary=binary)
+        cursor = psycopg.ClientCursor(self)
+        # only a text without parameters can be two statements, so the values of this one become part of it
+        cursor.execute(f"{self._way_home().replace('%', '%%')};\n{query}", params or ())
+        self._note_what_was(cursor.fetchone())
+        cursor.nextset()
+        return cursor
+
+    def _note_what_was(self, row: Any) -> None:
+        found = tuple(row)[:4]
+        self._away = None if found == self.home else found
+
+    def _way_home(self) -> str:
+        if self._go_home is None:
+            self._go_home = psycopg.ClientCursor(self).mogrify(sql("go_home"), self._twice_home())
+        return self._go_home
+
+    def _twice_home(self) -> list[str]:
+        """The values of go_home."""
+        if self.home is None:  # behind a pooler
+            self.home = psycopg.Cursor(self, row_factory=tuple_row).execute(sql("home_of_role")).fetchone()
+        return [value for value in self.home or () for _ in range(2)]
+
+    def ask_as_ourselves(self, statement: str) -> str | None:
+        """The only value of one statement without parameters, as as_ourselves() runs it. A simple query of two statements costs no more
+        than a prepared one that goes through the driver's cursor.
+        """
+        if self.pgconn.pipeline_status != PipelineStatus.OFF:
+            with self.as_ourselves():
+                return str(self.execute(statement).fetchone()[0])  # type: ignore[index]
+        before, answer = self._ask(f"{self._way_home()};\n{statement}")[-2:]
+        self._note_what_was([_text(before.get_value(0, column)) for column in range(4)])
+        self._leave_home()
+        return _text(answer.get_value(0, 0))
+
+    def _ask(self, text: str) -> list[PGresult]:
+        """Answers to several statements in one text; they are one transaction. Raises psycopg's errors."""
+        with self.lock:
+            self.pgconn.send_query(text.encode(self.info.encoding))
+            results: list[PGresult] = self.wait(generators.execute(self.pgconn))
+        if results[-1].status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
+            raise psycopg.errors.error_from_result(results[-1], encoding=self.info.encoding)
+        return results
+
+    @contextmanager
+    def as_ourselves(self) -> Iterator[None]:
+        """Statements of ours in a transaction that a handler has had in its hands: under our role, our search_path and our
+        row factory and adapters, whatever the handler has set. Its own are back at the end, for what it does next and for what runs at
+        the commit (deferred triggers). Costs nothing while nobody has had it.
+        """
+        if not self.touched or self._at_home:
+            yield
+            return
+        theirs = self.row_factory, self.cursor_factory, self._own_adapters
+        self._go_back_to(tuple_row, psycopg.Cursor, self._adapters_at_first)
+        self._at_home = self._going_home = True
+        try:
+            yield
+        finally:
+            try:
+                self._leave_home()
+            finally:
+                self._go_back_to(*theirs)
+
+    def _leave_home(self) -> None:
+        away, self._away = self._away, None
+        self._at_home = self._going_home = False
+        if away is not None and self.pgconn.transaction_status == TransactionStatus.INTRANS:
+            psycopg.Cursor(self, row_factory=tuple_row).execute(sql("leave_home"), away)  # not a cursor of the handler's making
+
+    def _go_back_to(self, row_factory: Any, cursor_factory: Any, adapters: AdaptersMap | None) -> None:
+        self.row_factory, self.cursor_factory, self._own_adapters = row_factory, cursor_factory, adapters
+
+    def reset_session(self) -> None:
+        """Undo what a handler did to its session and to this object; the connection is closed when that does not end well.
+
+        What DISCARD ALL does, in one round trip, without the loss of our own prepared statements and settings. Temporary tables,
+        settings, role, advisory locks, LISTEN, cursors and the like go; SQL's own PREPARE costs the connection. Raises nothing
+        but what interrupts the thread. Behind a pooler only the object is reset: the session belongs to the pooler.
+        """
+        clean = False
+        try:
+            self._go_back_to(tuple_row, psycopg.Cursor, self._adapters_at_first)
+            self._notice_handlers.clear()
+            self._notify_handlers.clear()
+            if self.settled:
+                self.prepare_threshold = 0
+                # most of what a reset costs would be the driver's cursor
+                text = ";\n".join((sql("reset_session"), *self.settled, sql("prepared_by_sql")))
+                clean = self._ask(text)[-1].get_value(0, 0) == b"f"
+            else:
+                self.prepare_threshold = None
+                clean = True
+            clean = clean and self.pgconn.transaction_status == TransactionStatus.IDLE
+        except psycopg.Error:
+            pass
+        finally:
+            if clean:
+                self.touched, self._adapters_at_first = False, None
+            else:
+                self.close()
 
     @classmethod
     def _connect_gen(cls, *args: Any, **kwargs: Any) -> Any:
@@ -120,6 +265,10 @@ def _descriptor(connection: DeadlineConnection) -> int | None:
 _sockets = _Sockets()
 
 
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "surrogateescape")
+
+
 def connect(
     url: str,
     *,
@@ -154,10 +303,9 @@ def connect(
         connection = DeadlineConnection.connect(url, autocommit=autocommit, **parameters)
         connection.deadline_seconds = deadline_seconds
         if not pooler:
-            _settle_times(connection, times_in_utc)
-            _settle_session(connection)
+            connection.settled = (*_settle_times(connection, times_in_utc), _settle_session(connection))
         if connection.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII":
-            _take_any_bytes(connection)
+            connection.settled = (*connection.settled, _take_any_bytes(connection)) if connection.settled else ()
     connection.prepare_threshold = None if pooler else 0
     connection.adapters.register_loader("jsonb", JsonText)
     connection.adapters.register_loader("json", JsonText)
@@ -185,35 +333,46 @@ def _in_force(url: str) -> dict[str, str]:
     return {option.keyword.decode(): option.val.decode() for option in known if option.val} | given
 
 
-def _settle_session(connection: DeadlineConnection) -> None:
-    """READ COMMITTED whatever the role's default is: under any other, messages of conversations could not be ended.
+def _settle_session(connection: DeadlineConnection) -> str:
+    """Set what every session of ours has; returns the SQL that does it.
+
+    READ COMMITTED whatever the role's default is: under any other, messages of conversations could not be ended.
 
     And the server looks whether we are still there: after a deadline of ours it would go on with the statement for as
     long as it takes, hold its locks, and commit.
     """
+    interval = CHECK_INTERVAL
     try:
-        connection.execute(sql("settle_session"), (CHECK_INTERVAL,), prepare=False)
+        home = connection.execute(sql("settle_session"), (interval,), prepare=False).fetchone()
     except psycopg.errors.InvalidParameterValue:  # a server on a system where it cannot look
         connection.rollback()
-        connection.execute(sql("settle_session"), ("0",), prepare=False)
+        interval = "0"
+        home = connection.execute(sql("settle_session"), (interval,), prepare=False).fetchone()
+    connection.home = tuple(home or ())[2:]
     if not connection.autocommit:
         connection.commit()
+    return sql("settle_session").replace("%s", f"'{interval}'")
 
 
-def _take_any_bytes(connection: DeadlineConnection) -> None:
+def _take_any_bytes(connection: DeadlineConnection) -> str:
     """A database that checks no encoding: asked for UTF-8 it would refuse every answer with a text that is none (SPEC P5)."""
-    connection.execute("set client_encoding = 'SQL_ASCII'", prepare=False)
+    statement = "set client_encoding = 'SQL_ASCII'"
+    connection.execute(statement, prepare=False)
     if not connection.autocommit:
         connection.commit()
     for name in ("text", "varchar", "name"):
         connection.adapters.register_loader(name, AnyText)
+    return statement
 
 
-def _settle_times(connection: DeadlineConnection, in_utc: bool) -> None:
-    """ISO dates, which psycopg can read; costs nothing where the server has told that it is so already."""
+def _settle_times(connection: DeadlineConnection, in_utc: bool) -> list[str]:
+    """ISO dates, which psycopg can read; costs nothing where the server has told that it is so already. Returns the SQL that was needed."""
     wanted = [("DateStyle", b"ISO", "set datestyle = 'ISO'")] + ([("TimeZone", b"UTC", "set timezone = 'UTC'")] if in_utc else [])
+    needed = []
     for name, start, statement in wanted:
         if not (connection.pgconn.parameter_status(name.encode()) or b"").startswith(start):
             connection.execute(statement, prepare=False)
+            needed.append(statement)
             if not connection.autocommit:
                 connection.commit()
+    return needed

@@ -89,6 +89,8 @@ class ConnectionPool:
             connection.close()
 
     def _give(self, connection: DeadlineConnection, born: float) -> None:
+        if connection.touched and not connection.closed:
+            connection.reset_session()
         if connection.closed or connection.broken:
             connection.close()
             return

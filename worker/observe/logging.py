@@ -6,6 +6,9 @@ numbers. A call below the level costs one comparison. Payloads are never logged:
 the texts of exceptions (tracebacks.py), what slips into another text is masked (masking.py), repeats are counted
 (repeats.py). Lines go to stderr; a forked child inherits the set-up, and each line is one write. Which events there
 are: events.py.
+
+An application that configures logging decides about its own lines only: our loggers (OurLogger) have a handler that nobody
+else knows, and a level that is the setting's.
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -51,6 +55,7 @@ Context = Callable[[], Mapping[str, Any]]
 def configure(*, level: str = "info", log_format: str = "auto", stream: TextIO | None = None, context: Context | None = None) -> None:
     """Send every log record of this process to `stream` (default stderr), in place of what was set up before.
 
+    Ours go there whatever an application does to logging afterwards; all others as long as it does nothing.
     level: debug, info, warning or error. log_format: json, console or auto (console on a terminal).
     context: called per record for keys of the running message; fields of the record win over it.
     """
@@ -71,25 +76,27 @@ def configure(*, level: str = "info", log_format: str = "auto", stream: TextIO |
         if console
         else [structlog.processors.JSONRenderer(ensure_ascii=False)]
     )
-    handler = _Lines(out)
-    handler.addFilter(Repeats())
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                _outline,
-                structlog.processors.format_exc_info,
-                mask_record,
-                *renderer,
-            ],
-            use_get_message=False,
-            pass_foreign_args=True,
-        )
+    final: list[Processor] = [_outline, structlog.processors.format_exc_info, mask_record, *renderer]
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
+        use_get_message=False,
+        pass_foreign_args=True,
     )
+    # two handlers: that of the root is the application's to change or to remove
+    lines = _Lines(out)
+    rest = _Lines(out, lines)
+    rest.addFilter(_not_ours)
+    repeats = Repeats()
+    lines.setFormatter(_OurFormat([*shared, *final]))
+    rest.setFormatter(formatter)
+    lines.addFilter(repeats)
+    rest.addFilter(repeats)
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [rest]
     root.setLevel(level.upper())
+    OurLogger.lines, OurLogger.least = lines, root.level
+    _take_over()
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     # handlers that use structlog themselves end in the same lines
@@ -101,15 +108,104 @@ def configure(*, level: str = "info", log_format: str = "auto", stream: TextIO |
     )
 
 
+class OurLogger(logging.Logger):
+    """A logger of ours, which no configuration of an application silences (SPEC P8, W10b).
+
+    Its records go to `lines` from the level `least` on, whatever is set or done: `disabled` (dictConfig and fileConfig set it on
+    every logger that they do not name), a level, logging.disable(), handlers that were removed, a factory of records that fails.
+    Handlers that an application attaches to `packhorse` get them as well; what goes wrong in those is theirs.
+    While `lines` is None (a library in somebody's process) it is a logger like any other.
+    """
+
+    lines: ClassVar[logging.Handler | None] = None
+    least: ClassVar[int] = logging.INFO
+
+    @property
+    def disabled(self) -> bool:
+        return self.lines is None and bool(self.__dict__.get("disabled"))
+
+    @disabled.setter
+    def disabled(self, value: bool) -> None:
+        self.__dict__["disabled"] = value
+
+    def isEnabledFor(self, level: int) -> bool:
+        return level >= self.least if self.lines is not None else super().isEnabledFor(level)
+
+    def makeRecord(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
+        try:
+            return super().makeRecord(*args, **kwargs)
+        except Exception:
+            return logging.LogRecord(*args[:8])
+
+    def handle(self, record: logging.LogRecord) -> None:
+        if self.lines is None:
+            super().handle(record)
+            return
+        self.lines.handle(record)
+        with suppress(Exception):
+            if self.hasHandlers():
+                super().handle(record)
+
+
+def _take_over() -> None:
+    """Make every logger of ours an OurLogger, those included that come later."""
+    manager = logging.Logger.manager
+
+    def make(name: str) -> logging.Logger:
+        return (OurLogger if _is_ours(name) else logging.getLoggerClass())(name)
+
+    manager.loggerClass = make  # type: ignore[assignment]  # called like a class, which is all that is done with it
+    ours = manager.getLogger(OUR_LOGGERS)
+    for name, found in list(manager.loggerDict.items()):
+        if _is_ours(name) and isinstance(found, logging.Logger):
+            found.__class__ = OurLogger
+    ours.propagate = False  # unless the application says so: two lines for one event
+    if not ours.handlers:
+        ours.addHandler(logging.NullHandler())  # libraries that watch all loggers look where a logger calls its handlers
+
+
+def _is_ours(name: str) -> bool:
+    return name.split(".", 1)[0] == OUR_LOGGERS
+
+
+def _not_ours(record: logging.LogRecord) -> bool:
+    return not _is_ours(record.name)
+
+
+class _OurFormat(logging.Formatter):
+    """What structlog's ProcessorFormatter makes of a record of the standard library, but without a copy of the record: the application's
+    factory would make it.
+    """
+
+    def __init__(self, processors: list[Processor]) -> None:
+        super().__init__()
+        self._processors = processors
+
+    def format(self, record: logging.LogRecord) -> str:
+        event: Any = {"event": str(record.msg), "positional_args": record.args, "_record": record}
+        if record.exc_info:
+            event["exc_info"] = record.exc_info
+        if record.stack_info:
+            event["stack_info"] = record.stack_info
+        for processor in self._processors:
+            event = processor(None, record.levelname.lower(), event)
+            if processor is _split_event:
+                del event["_record"]  # the last that needs it
+        return str(event)
+
+
 class _Lines(logging.StreamHandler[TextIO]):
     """One line per record; a record that cannot be rendered becomes a line that says so, without its content.
 
     A stream that nobody reads costs lines, never the one who logs; how many is said when there is room again.
+    beside: another one on the same stream; the two write one after the other.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, beside: _Lines | None = None) -> None:
         super().__init__(stream)
         self._outlet = Outlet()
+        if beside is not None:
+            self._outlet, self.lock = beside._outlet, beside.lock
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -140,10 +236,9 @@ class _Lines(logging.StreamHandler[TextIO]):
 
 def flush() -> None:
     """Before a process ends: say which repeats were left out."""
-    for handler in logging.getLogger().handlers:
-        for part in handler.filters:
-            if isinstance(part, Repeats):
-                part.flush()
+    for part in OurLogger.lines.filters if OurLogger.lines is not None else ():
+        if isinstance(part, Repeats):
+            part.flush()
 
 
 def catch_uncaught() -> None:
@@ -177,7 +272,7 @@ def _adding(context: Context) -> Processor:
 
 def _outline(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """The exception of a record of ours, without its text."""
-    if event.get("exc_info") and str(event.get("logger")).split(".", 1)[0] == OUR_LOGGERS and event["event"] not in WITH_TEXTS:
+    if event.get("exc_info") and _is_ours(str(event.get("logger"))) and event["event"] not in WITH_TEXTS:
         found = event.pop("exc_info")
         error = found[1] if isinstance(found, tuple) else found
         if isinstance(error, BaseException):
@@ -196,7 +291,7 @@ def _split_event(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
     if record is None:
         return event
     arguments = event.pop("positional_args", ())
-    template = _parse(record.msg) if isinstance(record.msg, str) and record.name.split(".", 1)[0] == OUR_LOGGERS else None
+    template = _parse(record.msg) if isinstance(record.msg, str) and _is_ours(record.name) else None
     if template is None or not isinstance(arguments, tuple):
         event["event"] = str(record.msg) % arguments if arguments else str(record.msg)
         return event

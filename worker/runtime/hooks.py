@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextvars import copy_context
 from functools import partial, update_wrapper
 from typing import Any
 
@@ -75,10 +76,15 @@ class Hooks:
     def before_ending(self, message: Any) -> None:
         """before_nack when it failed, else before_ack; what a hook raises to be heard is logged and changes nothing."""
         try:
-            self.run_before(self.before_nack if message.failed else self.before_ack, message)
+            self._in_context(message, self.run_before, self.before_nack if message.failed else self.before_ack)
         except Exception:
             logger.critical("hook_failed hook=before_%s", "nack" if message.failed else "ack", exc_info=True)
 
     def after_ending(self, message: Any) -> None:
         """after_nack when it failed, else after_ack: its outcome is written, or somebody else's to write."""
-        self.run_after(self.after_nack if message.failed else self.after_ack, message)
+        self._in_context(message, self.run_after, self.after_nack if message.failed else self.after_ack)
+
+    def _in_context(self, message: Any, run: Hook, hooks: list[Hook]) -> None:
+        """In a context of its own, like its handler before: what hooks set is not there for the next message of this thread."""
+        if hooks:
+            copy_context().run(run, hooks, message)

@@ -15,6 +15,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 from dramatiq.middleware import MiddlewareError, SkipMessage
@@ -37,6 +38,10 @@ SLOW_SECONDS = 0.001
 BLOCKED_SECONDS = 0.005
 #: What ends a session that is at fault itself: idle in a transaction, a transaction or a statement that takes too long.
 LIMITS = frozenset({"25P03", "25P04", "57014"})
+#: It may not write: the handler asked for that, or the server has become a standby.
+READ_ONLY = "25006"
+#: Classes of SQLSTATE that are about the server: out of resources, of its system, internal.
+OF_THE_SERVER = ("53", "58", "XX")
 #: Why a completion fails for what its handler did in the same transaction: an error it went on after, an isolation level.
 REFUSED_FOR_THE_HANDLER = ("25", "PH")
 #: A claimed message is not started when less than this is left of its lease.
@@ -173,7 +178,7 @@ class Lane:
                 if forks.count != mine:  # the code of handlers and of hooks is contained; the rest, an encoder say, is not
                     forks.leave()
                 slot.forget(message)
-                current.message = None
+                current.connection = current.broker = None  # an interrupt may have come in between
                 message.returned = True
                 on_finished(message)
                 if message._exception is not None and not message.failed:
@@ -205,7 +210,9 @@ class Lane:
             message.failed = True
             return
         message.started_at = now
-        self.process(slot, message, now)
+        # a context of its own: what it sets is not there for the next message of this thread. A copy, so that it has what
+        # middleware has set in worker_thread_boot
+        copy_context().run(self.process, slot, message, now)
         took = message.ran_seconds = time.monotonic() - now
         average = self._average = 0.9 * self._average + 0.1 * took
         if average > SLOW_SECONDS:
@@ -276,14 +283,14 @@ class Lane:
                     finally:
                         current.connection = current.broker = None
                     returned = completing = True
-                    if not store.complete(connection, [message.id], [message.lease_token]):
+                    if not store.complete_in_transaction(connection, message.id, message.lease_token):
                         raise LeaseLost(f"message {message.id}: somebody else owns it now; its transaction was rolled back")
                     completing = False
             except StoreError as error:
                 if returned and error.sqlstate in LOCKED:  # somebody has locked its row
                     raise NotCompleted(f"the transaction of its handler could not be committed: {error}") from error
                 if isinstance(error, StoreUnavailable):
-                    if connection.broken and not self._caused(error):
+                    if not self._caused(error, cut=connection.broken):
                         raise NotCompleted(f"the transaction of its handler was cut off: {error}") from error
                 elif completing and not (error.sqlstate or "").startswith(REFUSED_FOR_THE_HANDLER):
                     # a right, a constraint or a partition of ours is missing: whatever the handler does, it would end like this
@@ -292,17 +299,25 @@ class Lane:
             message.settled = True
         return result
 
-    def _caused(self, error: StoreUnavailable) -> bool:
-        """Did the handler bring about the end of its connection? It did when that was a limit for transactions or statements, or took
-        longer than every call has, while the database answers others. (What else a commit can be refused for, a deferred
-        constraint say, is its own doing anyway.)"""
-        if error.sqlstate is not None:
-            return error.sqlstate in LIMITS
-        if not error.late:
-            return False
+    def _caused(self, error: StoreUnavailable, *, cut: bool) -> bool:
+        """Did the handler bring this about? It did when that is a limit for transactions or statements, or took longer than every call
+        has, or its transaction may not write, while the database works for others; and when its connection goes on (cut: it does not),
+        so that the error is about something else. (What else a commit can be refused for, a deferred constraint say, is its own
+        doing anyway.)"""
+        state = error.sqlstate or ""
+        if state in LIMITS:
+            return True
+        if state == READ_ONLY or error.late:
+            return self._works_for_others()
+        return not cut and state[:2] not in OF_THE_SERVER
+
+    def _works_for_others(self) -> bool:
         try:
-            with translated():
-                self.broker.open_connection("look").close()
+            connection = self.broker.open_connection("look")
+            try:
+                with translated():
+                    return store.can_write(connection)
+            finally:
+                connection.close()
         except StoreError:
             return False
-        return True

@@ -101,6 +101,11 @@ def database_now(connection: DeadlineConnection) -> datetime:
     return connection.execute(sql("database_now")).fetchone()[0]  # type: ignore[index,no-any-return]
 
 
+def can_write(connection: DeadlineConnection) -> bool:
+    """Is this a server that takes writes?"""
+    return connection.execute(sql("can_write")).fetchone()[0] is True  # type: ignore[index]
+
+
 def declare_queue(connection: DeadlineConnection, queue: str) -> bool:
     """Make a queue known; True when it is new. Raises InvalidArgument for a bad name."""
     return bool(connection.execute(sql("declare_queue"), (queue,)).fetchone()[0])  # type: ignore[index]
@@ -150,6 +155,13 @@ def _array(numbers: list[int]) -> str:
 def complete(connection: DeadlineConnection, ids: list[int], tokens: list[int]) -> list[int]:
     """Complete messages; returns the ids that still were ours."""
     return list(connection.execute(sql("complete"), (ids, tokens)).fetchone()[0])  # type: ignore[index]
+
+
+def complete_in_transaction(connection: DeadlineConnection, message_id: int, token: int) -> bool:
+    """Complete the message of a transactional handler, whatever the handler did to role and search_path; False when the lease was lost."""
+    if connection.touched:
+        return connection.ask_as_ourselves(sql("complete_as_text").format(int(message_id), int(token))) == "t"
+    return bool(complete(connection, [message_id], [token]))
 
 
 def fail(

@@ -12,6 +12,10 @@ from complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, %s, %s, %s, %s,
 -- Complete messages; the ids that were completed.
 select complete_messages(%s, %s);
 
+-- name: complete_as_text
+-- The same of one message, its id and token in the text: was it completed?
+select cardinality(complete_messages('{{{}}}', '{{{}}}')) operator(pg_catalog.>) 0;
+
 -- name: enqueue
 -- One message, in the transaction of the connection.
 select message_id, duplicate from enqueue_message(%s, %s, %s::jsonb, %s::jsonb, %s,
@@ -84,6 +88,10 @@ order by b.place;
 -- name: database_now
 -- The database clock.
 select clock_timestamp();
+
+-- name: can_write
+-- Does this server take writes?
+select current_setting('transaction_read_only') = 'off';
 
 -- name: wake_queues
 -- Wake sleeping workers of these queues; a queue that nobody has declared is refused.
