@@ -242,6 +242,8 @@ begin
     'conversations_blocked', v_blocked, 'conversation_blocked_age_seconds', v_blocked_age,
     'dead_letters', (select jsonb_agg(jsonb_build_object('queue', q.name, 'value', d.n)) from queues q cross join lateral (
       select count(*) as n from (select from dead_letters d where d.queue = q.name limit 100000) e) d),
+    'isolated_messages', (select count(*) from (select from message_queue m where m.state = 'pending' and m.crashes >= 2 limit 100000) i),
+    'refused_completions', (select count(*) from (select from message_queue m where m.completion_refused_at is not null limit 100000) r),
     'workers', (select jsonb_agg(jsonb_build_object('state', s.state, 'value', (select count(*) from workers w
         where s.state = case when v_now - w.last_seen_at > w.lease_duration then 'silent' else w.state end)))
       from (values ('running'), ('draining'), ('silent')) as s (state)));

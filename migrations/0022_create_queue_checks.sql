@@ -11,7 +11,7 @@ create function health_queue_health(
 ) returns table (status text, summary text, details jsonb)
 language plpgsql volatile set search_path from current as $$
 -- How late the oldest due message of each queue is. A paused queue with due messages is a warning, and so are messages of a
--- queue that nobody has declared.
+-- queue that nobody has declared, and completions that the database refuses. Beside it: messages that wait to run apart.
 declare
   v_now constant timestamptz := clock_timestamp();
 begin
@@ -30,17 +30,24 @@ begin
         when q.name is null then health_worst(array['warn', health_level(c.late, extract(epoch from p_warn_after)::float8, extract(epoch from p_fail_after)::float8)])
         else health_level(c.late, extract(epoch from p_warn_after)::float8, extract(epoch from p_fail_after)::float8) end as level
     from counted c left join queues q on q.name = c.queue
+  ), apart as (
+    select (select count(*) from (select from message_queue m where m.state = 'pending' and m.crashes >= 2 limit p_limit) i) as isolated,
+      (select count(*) from (select from message_queue m where m.completion_refused_at is not null limit p_limit) r) as refused,
+      (select min(m.error ->> 'message') from message_queue m where m.completion_refused_at is not null) as refusal
   ), placed as (
     select j.*, row_number() over (order by j.level = 'fail' desc, j.level = 'warn' desc, j.late desc nulls last, j.queue) as place from judged j)
-  select health_worst(array_agg(p.level)),
-    format('%s queue(s): %s due, %s delayed, %s blocked, %s running%s', count(*), sum(p.pending), sum(p.delayed), sum(p.blocked), sum(p.running),
+  select health_worst(array_agg(p.level) || case when max(a.refused) > 0 then 'warn' end),
+    format('%s queue(s): %s due, %s delayed, %s blocked, %s running%s%s%s', count(*), sum(p.pending), sum(p.delayed), sum(p.blocked), sum(p.running),
+      case when max(a.isolated) > 0 then format(', %s wait to run apart', health_count(max(a.isolated), p_limit)) end,
+      case when max(a.refused) > 0 then format(', %s done but not written: %s', health_count(max(a.refused), p_limit), left(max(a.refusal), 100)) end,
       (select format('; worst is %s: %s%s%s', w.queue, coalesce('oldest due for ' || health_duration(w.late), 'nothing due yet'),
         case when w.paused then ', paused' else '' end,
         case when not w.declared then ', nobody has declared it' when w.has_worker then '' else ', no live worker' end) from placed w where w.place = 1 and w.level <> 'ok')),
     jsonb_build_object('queues', jsonb_agg(jsonb_build_object('queue', p.queue, 'status', p.level, 'due', p.pending, 'delayed', p.delayed,
       'blocked', p.blocked, 'running', p.running, 'estimated', p.estimated, 'oldest_due_seconds', p.late, 'paused', p.paused,
-      'declared', p.declared, 'has_worker', p.has_worker) order by p.place) filter (where p.place <= 50))
-  from placed p;
+      'declared', p.declared, 'has_worker', p.has_worker) order by p.place) filter (where p.place <= 50),
+      'isolated', max(a.isolated), 'refused', max(a.refused))
+  from placed p cross join apart a;
 end
 $$;
 comment on function health_queue_health(interval, interval, integer) is 'Health check: how late the oldest due message of each queue is.';

@@ -191,3 +191,15 @@ def test_a_reader_may_read_but_not_count(any_database: Database) -> None:
         assert connection.execute("select * from fleet_statistics()").fetchall() is not None
         with pytest.raises(Exception, match="permission denied"):
             connection.execute("select refresh_fleet_statistics('0')")
+
+
+def test_messages_that_run_apart_and_completions_that_are_refused_are_counted(sql: Sql) -> None:
+    lease = sql.claimed()
+    sql.rows("select mark_completion_refused(array[%s::bigint], array[%s::bigint], 'SQLSTATE 42501: no right')", lease.id, lease.token)
+    sql.enqueue()
+    sql.rows("update message_queue set crashes = 2 where state = 'pending'")
+    found = counted(sql)
+    assert (found["isolated_messages"], found["refused_completions"]) == (1, 1)
+    status, summary, details = sql.rows("select * from health_queue_health()")[0]
+    assert status == "warn" and "1 wait to run apart, 1 done but not written: SQLSTATE 42501: no right" in summary
+    assert (details["isolated"], details["refused"]) == (1, 1)

@@ -27,6 +27,8 @@ FLEET_STATISTICS = {
     "conversations_blocked": [{"queue": "q", "value": 0}],
     "conversation_blocked_age_seconds": [{"queue": "q", "value": 0}],
     "dead_letters": [{"queue": "q", "value": 1}],
+    "isolated_messages": 0,
+    "refused_completions": 0,
     "workers": [{"state": "running", "value": 2}],
     "partition_runway_seconds": [{"table": "message_archive", "value": 600000}],
     "oldest_snapshot_age_seconds": 0.5,
@@ -323,7 +325,7 @@ def test_every_defined_metric_is_rendered_with_its_type_and_labels():
         assert labels and all(seen == set(definition.labels) for seen in labels), name
     assert {dict(labels)["reason"] for name, labels in found if name == "process_restarts_total"} == set(RESTARTS)
     assert {dict(labels)["part"] for name, labels in found if name == "observability_errors_total"} == set(PARTS)
-    assert found["fleet_age_seconds", ()] == 2.0 and len(FLEET) == 18
+    assert found["fleet_age_seconds", ()] == 2.0 and len(FLEET) == 20
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: apt-get install prometheus)")

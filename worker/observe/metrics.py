@@ -75,6 +75,8 @@ FLEET = [
         ("queue",),
     ),
     Definition("dead_letters", "gauge", "Dead letters of a queue; exact up to 100000.", ("queue",)),
+    Definition("isolated_messages", "gauge", "Messages that wait to run apart, for they were there when two processes died; exact up to 100000."),
+    Definition("refused_completions", "gauge", "Messages whose work is done and whose completion the database refuses; their processes have ended."),
     Definition("workers", "gauge", "Worker processes of the fleet: running, draining, or silent for longer than a lease.", ("state",)),
     Definition("partition_runway_seconds", "gauge", "Time until inserts find no partition: the end of the newest, or the first gap.", ("table",)),
     Definition(
