@@ -19,13 +19,15 @@ from schedules.config import Plan, load_plan
 from schedules.policies import Retention
 from schedules.registry import MESSAGE_TYPE, QUEUE
 from schedules.runner import TaskRunner
+from schedules.runway import Runway
 from schedules.scheduler import Scheduler
 from schedules.timetable import Schedule
 from worker.context import current_message
 from worker.db.errors import translated
-from worker.errors import Snooze, StoreError, StoreRejected
+from worker.errors import Snooze, StoreError, StoreRejected, StoreUnavailable
 from worker.middleware import Checked
 from worker.near import near_miss
+from worker.store import maintenance
 from worker.store.operations import list_workers
 
 logger = logging.getLogger("packhorse.schedules")
@@ -47,9 +49,11 @@ class Timetable(Checked):
         self.stop = Event()
         self.plan: Plan | None = None
         self.scheduler: Scheduler | None = None
+        self.runway: Runway | None = None
         self.broker: Any = None
         self.waiters = BoundedSemaphore(1)
         self.unserved: set[str] = set()  # schedules of which it was said; the scheduler's loop only
+        self.said: set[str] = set()  # of the plan; the same
 
     def check(self) -> None:
         """Read the plan. Raises ConfigError."""
@@ -67,6 +71,9 @@ class Timetable(Checked):
         if slab is not None:
             self.scheduler.ticked = partial(slab.tick, "scheduler")  # a loop that hangs is seen by the probes and replaced (SPEC O4)
         self.scheduler.start()
+        assert self.plan is not None
+        self.runway = Runway(self.open_connection, self.plan, self.stop)
+        self.runway.start()
 
     def declared(self) -> list[Schedule]:
         """The timetable that fits this database: tasks whose table is absent or whose policy is wrong are left out, and said.
@@ -78,13 +85,28 @@ class Timetable(Checked):
         try:
             findings = check_plan(connection, self.plan)
             self._warn_of_unserved(connection)
+            self._tell_others(connection)
         finally:
             connection.close()
-        for warning in findings.warnings:
-            logger.warning("plan_warning problem=%s", warning)
+        for warning in [*findings.warnings, *findings.left_out.values()]:
+            if warning not in self.said:
+                logger.warning("plan_warning problem=%s", warning)
         for task, problem in findings.problems:
-            logger.error("plan_problem task=%s problem=%s", task, problem)
-        return self.plan.timetable(findings.absent | {task for task, _ in findings.problems})
+            if problem not in self.said:
+                logger.error("plan_problem task=%s problem=%s", task, problem)
+        self.said |= {*findings.warnings, *findings.left_out.values(), *(problem for _, problem in findings.problems)}
+        return self.plan.timetable(findings.absent | findings.left_out.keys() | {task for task, _ in findings.problems})
+
+    def _tell_others(self, connection: Any) -> None:
+        """What this configuration keeps is kept by workers and by cleanup_old_messages(), too. Raises StoreUnavailable."""
+        assert self.plan is not None
+        try:
+            with translated():
+                maintenance.declare_policies(connection, self.plan.policies())
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
+            logger.warning("plan_warning problem=%s", f"workers do not know this configuration: {error}")
 
     def _warn_of_unserved(self, connection: Any) -> None:
         """Schedules whose messages nobody would take, said once: a queue is made by its name, also by one with a slip in it."""
@@ -109,12 +131,14 @@ class Timetable(Checked):
     def before_worker_shutdown(self, broker: Any, worker: Any) -> None:
         """No further planned time is decided here; maintenance pauses after its batch."""
         self.stop.set()
-        if self.scheduler is not None:
-            self.scheduler.stop()
+        for service in (self.scheduler, self.runway):
+            if service is not None:
+                service.stop()
 
     def after_worker_shutdown(self, broker: Any, worker: Any) -> None:
-        if self.scheduler is not None:
-            self.scheduler.wait(5)
+        for service in (self.scheduler, self.runway):
+            if service is not None:
+                service.wait(5)
 
     def open_connection(self) -> Any:
         """A connection of the role that owns the tables, where one is configured."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from schedules.policies import Gates, Partitions, Retention
-from schedules.registry import JOBS, PARTITIONS, QUEUE, RETENTION, Job, declared, maintenance_schedules
+from schedules.registry import FOLLOWED, JOBS, PARTITIONS, QUEUE, RETENTION, Job, declared, maintenance_schedules
 from schedules.timetable import Schedule
 from worker.config import PREFIX, SECTIONS
 from worker.errors import ConfigError, InvalidArgument
@@ -43,6 +43,26 @@ class Plan:
         for policy in self.partitions:
             found[policy.make_task] = found[policy.drop_task] = policy
         return found | {job.task: job for job in self.jobs}
+
+    def policies(self) -> dict[str, dict[str, Any]]:
+        """What works without this configuration has to know of it (declare_policies in migrations/0017): of each such task its numbers, {} when it
+        is switched off, or is about other rows than the shipped one."""
+
+        def told(now: Retention | Partitions | None, was: Retention | Partitions, *same: str) -> bool:
+            return now is not None and all(getattr(now, name) == getattr(was, name) for name in same)
+
+        found = {}
+        of_rows = {policy.name: policy for policy in self.retention}
+        for was in RETENTION:
+            if was.name in FOLLOWED:
+                now = of_rows.get(was.name)
+                found[was.task] = {"keep_seconds": now.keep_seconds} if now and told(now, was, "table", "column", "where", "assign") else {}
+        of_tables = {policy.name: policy for policy in self.partitions}
+        for table in PARTITIONS:
+            if table.name in FOLLOWED:
+                then = of_tables.get(table.name)
+                found[table.make_task] = {"ahead": then.ahead} if then and told(then, table, "table", "column", "every") else {}
+        return found
 
     def timetable(self, leave_out: set[str] | frozenset[str] = frozenset()) -> list[Schedule]:
         """Every schedule: those of users and one per maintenance task, without the tasks to leave out."""

@@ -64,7 +64,9 @@ FLEET = [
     Definition("conversations_blocked", "gauge", "Conversations with messages that wait for an earlier one; exact up to 10000.", ("queue",)),
     Definition("dead_letters", "gauge", "Dead letters of a queue; exact up to 100000.", ("queue",)),
     Definition("workers", "gauge", "Worker processes of the fleet: running, draining, or silent for longer than a lease.", ("state",)),
-    Definition("partition_runway_seconds", "gauge", "Time until inserts find no partition: the end of the newest, or the first gap.", ("table",)),
+    Definition(
+        "partition_runway_seconds", "gauge", "Time until inserts find no partition: the end of the newest, or the first gap.", ("table", "every")
+    ),
     Definition("oldest_snapshot_age_seconds", "gauge", "Age of the oldest snapshot that keeps dead rows from being removed."),
     Definition("table_dead_rows", "gauge", "Dead rows, as the statistics know them.", ("table",)),
     Definition("table_bytes", "gauge", "Size with indexes.", ("table",)),
