@@ -203,17 +203,20 @@ comment on function cleanup_old_messages(integer) is 'Delete windows that ended,
 create function drop_expired_archive_partitions() returns integer
 language plpgsql security definer set search_path from current set lock_timeout = '200ms' as $$
 -- Retention of the archive: drop daily partitions whose every message is older than the longest keep_done
--- of all queues. What it cannot have now it drops next time.
+-- of all queues, and than configuration keeps it: where partitions.message_archive is switched off, or exports, or rests for longer, none
+-- is dropped here. What it cannot have now it drops next time.
 -- A drop needs the whole archive for an instant, and while it waits for that every completion waits behind it. So it
 -- is not even tried while a transaction that lasts (a dump, a report) uses the archive.
 declare
   v_users text[];
+  v_policy constant jsonb := (select t.policy from maintenance_tasks t where t.task = 'partitions.message_archive.drop');
+  v_keep constant interval := case when v_policy is null then '0' else make_interval(days => (v_policy ->> 'keep_days')::integer) end;
   v_oldest timestamptz := (select date_trunc('day', clock_timestamp() at time zone 'UTC') at time zone 'UTC'
-    - coalesce(max(keep_done), interval '7 days') - interval '1 day' from queues);
+    - greatest(coalesce(max(keep_done), interval '7 days'), v_keep) - interval '1 day' from queues);
   v_name text;
   v_dropped integer := 0;
 begin
-  if not pg_try_advisory_xact_lock(hashtext('packhorse.message_archive')) then
+  if v_keep is null or not pg_try_advisory_xact_lock(hashtext('packhorse.message_archive')) then
     return 0; -- another one is at it
   end if;
   for v_name in

@@ -67,7 +67,7 @@ comment on table detached_partitions is 'Partitions that were detached, with the
 
 create function declare_policies(p_policies jsonb) returns integer
 language plpgsql set search_path from current as $$
--- A scheduler says what its configuration says: for each task {"keep_seconds": n}, {"ahead": n}, or {} when it is switched off or follows SQL of
+-- A scheduler says what its configuration says: for each task {"keep_seconds": n}, {"ahead": n}, {"keep_days": n}, or {} when it is switched off or follows SQL of
 -- its own, which the engine alone knows. What works without configuration (workers, cleanup_old_messages) obeys. Returns how many changed. Raises PH001.
 declare
   v_count integer;

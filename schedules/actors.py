@@ -18,16 +18,15 @@ from schedules.checking import check_plan
 from schedules.config import Plan, load_plan
 from schedules.policies import Retention
 from schedules.registry import MESSAGE_TYPE, QUEUE
-from schedules.runner import TaskRunner
+from schedules.runner import TaskRunner, tell
 from schedules.runway import Runway
 from schedules.scheduler import Scheduler
 from schedules.timetable import Schedule
 from worker.context import current_message
 from worker.db.errors import translated
-from worker.errors import Snooze, StoreError, StoreRejected, StoreUnavailable
+from worker.errors import Snooze, StoreError, StoreRejected
 from worker.middleware import Checked
 from worker.near import near_miss
-from worker.store import maintenance
 from worker.store.operations import list_workers
 
 logger = logging.getLogger("packhorse.schedules")
@@ -59,12 +58,20 @@ class Timetable(Checked):
         """Read the plan. Raises ConfigError."""
         self.plan = load_plan()
 
+    def before_worker_boot(self, broker: Any, worker: Any) -> None:
+        """What this configuration keeps, workers and cleanup_old_messages() keep, too: before the first upkeep."""
+        if self.plan is None:  # dramatiq's own Worker asked nobody
+            self.check()
+        connection = broker.open_connection("start")
+        try:
+            tell(connection, self.plan)
+        finally:
+            connection.close()
+
     def after_worker_boot(self, broker: Any, worker: Any) -> None:
         """Start the loop."""
         self.broker = broker
         self.waiters = BoundedSemaphore(max(1, broker.settings.threads // 2))
-        if self.plan is None:  # dramatiq's own Worker asked nobody
-            self.check()
         packages = {module.partition(".")[0] for module in broker.settings.actors if module != __name__}
         self.scheduler = Scheduler(lambda: broker.open_connection("scheduler"), self.declared, origin=packages)
         slab = getattr(worker, "slab", None)  # dramatiq's own Worker has none
@@ -85,7 +92,6 @@ class Timetable(Checked):
         try:
             findings = check_plan(connection, self.plan)
             self._warn_of_unserved(connection)
-            self._tell_others(connection)
         finally:
             connection.close()
         for warning in [*findings.warnings, *findings.left_out.values()]:
@@ -96,17 +102,6 @@ class Timetable(Checked):
                 logger.error("plan_problem task=%s problem=%s", task, problem)
         self.said |= {*findings.warnings, *findings.left_out.values(), *(problem for _, problem in findings.problems)}
         return self.plan.timetable(findings.absent | findings.left_out.keys() | {task for task, _ in findings.problems})
-
-    def _tell_others(self, connection: Any) -> None:
-        """What this configuration keeps is kept by workers and by cleanup_old_messages(), too. Raises StoreUnavailable."""
-        assert self.plan is not None
-        try:
-            with translated():
-                maintenance.declare_policies(connection, self.plan.policies())
-        except StoreUnavailable:
-            raise
-        except StoreError as error:
-            logger.warning("plan_warning problem=%s", f"workers do not know this configuration: {error}")
 
     def _warn_of_unserved(self, connection: Any) -> None:
         """Schedules whose messages nobody would take, said once: a queue is made by its name, also by one with a slip in it."""

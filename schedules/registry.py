@@ -60,8 +60,15 @@ PARTITIONS = (
 )
 
 
-#: Policies that hold outside the scheduler, too: workers and cleanup_old_messages() follow them (declare_policies in migrations/0017).
-FOLLOWED = frozenset({"processed_messages", "message_dedup", "message_results", "dead_letters", "messages"})
+#: Tasks whose policies hold outside the scheduler, too: workers and cleanup_old_messages() follow them (declare_policies in migrations/0017).
+FOLLOWED = (
+    "retention.processed_messages",
+    "retention.message_dedup",
+    "retention.message_results",
+    "retention.dead_letters",
+    "partitions.messages.make",
+    "partitions.message_archive.drop",
+)
 
 
 @dataclass(frozen=True, slots=True)

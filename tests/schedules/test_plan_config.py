@@ -232,6 +232,7 @@ def test_what_works_without_configuration_is_told_what_it_says(tmp_path):
         "retention.message_results": {"keep_seconds": 0},
         "retention.dead_letters": {"keep_seconds": month},
         "partitions.messages.make": {"ahead": 5},
+        "partitions.message_archive.drop": {"keep_days": 0},
     }
     path.write_text(
         '[retention.processed_messages]\nkeep = "90d"\n[retention.dead_letters]\nenabled = false\n'
@@ -245,3 +246,12 @@ def test_what_works_without_configuration_is_told_what_it_says(tmp_path):
     }
     path.write_text('[partitions.messages]\nevery = "week"\n')
     assert load_plan({}, path).policies()["partitions.messages.make"] == {}
+    for text, told in (
+        ("keep = 30", {"keep_days": 30}),
+        ('export_dir = "/x"', {}),
+        ('grace = "7d"', {}),
+        ("enabled = false", {}),
+        ("ahead = 9", {"keep_days": 0}),
+    ):
+        path.write_text(f"[partitions.message_archive]\n{text}\n")
+        assert load_plan({}, path).policies()["partitions.message_archive.drop"] == told, text

@@ -136,3 +136,18 @@ def test_an_old_partition_of_a_second_name_is_dropped_like_the_others(shared_dat
         )
         assert admin.value("select drop_expired_archive_partitions()") == 1
         assert admin.value("select to_regclass('message_archive_20200105_2')") is None
+
+
+@pytest.mark.parametrize(("policy", "dropped"), [(None, 1), ('{"keep_days": 0}', 1), ('{"keep_days": 30}', 1), ('{"keep_days": 40}', 0), ("{}", 0)])
+def test_an_archive_that_configuration_keeps_is_not_dropped(shared_database: Database, policy: str | None, dropped: int) -> None:
+    """Every worker dropped by the queues' keep_done what was to be kept for longer, or exported first."""
+    with shared_database.connect(admin=True) as connection, connection.transaction(force_rollback=True):
+        admin = Sql(connection)
+        admin.rows(
+            "do $$ declare v_day timestamptz := date_trunc('day', clock_timestamp() at time zone 'UTC') at time zone 'UTC' - interval '35 days'; begin "
+            "execute format('create table %I partition of message_archive for values from (%L) to (%L)', "
+            "'message_archive_' || to_char(v_day at time zone 'UTC', 'YYYYMMDD'), v_day, v_day + interval '1 day'); end $$"
+        )
+        if policy:
+            admin.rows("select declare_policies(jsonb_build_object('partitions.message_archive.drop', %s::jsonb))", policy)
+        assert admin.value("select drop_expired_archive_partitions()") == dropped
