@@ -95,16 +95,37 @@ comment on function retention_keep(text, interval) is 'How long a policy of rete
 create function keep_messages_partitions() returns integer
 language plpgsql set search_path from current as $$
 -- The months of the platform's `messages`, made ahead by whichever worker comes first; 0 where there is no platform, or where configuration has
--- switched partitions.messages off. Returns how many are new.
+-- switched partitions.messages off. Returns how many are new. A month that cannot be made stops no other; when none could be made the first
+-- error is raised: what create_messages_partition() raises.
 declare
   v_policy constant jsonb := (select t.policy from maintenance_tasks t where t.task = 'partitions.messages.make');
   v_ahead constant integer := case when v_policy is null then 5 else (v_policy ->> 'ahead')::integer end;
-  v_made integer;
+  v_month timestamp := date_trunc('month', clock_timestamp() at time zone 'UTC');
+  v_made integer := 0;
+  v_code text;
+  v_text text;
+  v_hint text;
 begin
-  if v_ahead is null or to_regprocedure('maintain_messages_partitions(integer)') is null then
+  if v_ahead is null or to_regprocedure('create_messages_partition(date)') is null then
     return 0;
   end if;
-  execute 'select maintain_messages_partitions($1)' into v_made using least(v_ahead, 60);
+  for v_place in 0..least(v_ahead, 60) loop
+    begin
+      if not partition_covers('messages', v_month at time zone 'UTC', (v_month + interval '1 month') at time zone 'UTC') then
+        execute 'select create_messages_partition($1)' using v_month::date;
+        v_made := v_made + 1;
+      end if;
+    exception when others then
+      if v_code is null then
+        get stacked diagnostics v_code = returned_sqlstate, v_text = message_text, v_hint = pg_exception_hint;
+      end if;
+      exit when sqlstate = '55P03'; -- the others would wait for the same lock
+    end;
+    v_month := v_month + interval '1 month';
+  end loop;
+  if v_made = 0 and v_code is not null then
+    raise exception using errcode = v_code, message = v_text, hint = v_hint;
+  end if;
   return v_made;
 end
 $$;

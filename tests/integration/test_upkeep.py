@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from tests.sql.platform.conftest import create_platform_database
@@ -133,6 +134,22 @@ def test_months_that_are_there_are_seen_without_a_lock(server):
             other.execute("lock table messages in share row exclusive mode")
             other.execute("select pg_advisory_xact_lock(hashtext('packhorse.messages'))")
             with connect(database.url) as connection:
+                store.upkeep(connection, "upkeep_messages", 3600.0)
+    finally:
+        database.drop()
+
+
+def test_a_month_that_cannot_be_made_stops_no_other_and_is_said(server):
+    database = create_platform_database(server)
+    try:
+        months = [row[0] for row in database.query(PARTITIONS.format("messages"))]
+        for name in months[1:4]:
+            database.query(f"drop table {name}")
+        database.query(f"create table {months[2]} (note text)")
+        with connect(database.url) as connection:
+            store.upkeep(connection, "upkeep_messages", 3600.0)
+            assert [row[0] for row in database.query(PARTITIONS.format("messages"))] == [*months[:2], *months[3:]]
+            with pytest.raises(psycopg.ProgrammingError, match=f"{months[2]} exists and is no partition"):
                 store.upkeep(connection, "upkeep_messages", 3600.0)
     finally:
         database.drop()
