@@ -388,13 +388,20 @@ def test_a_scheduler_makes_missing_months_at_its_start_and_says_once_what_it_may
         database.drop()
 
 
-def test_a_scheduler_that_is_the_owner_drops_months(server, start_scheduler):
+def test_a_scheduler_that_is_the_owner_drops_months_and_makes_partitions_of_other_tables_at_its_start(server, start_scheduler, tmp_path):
     database = create_platform_database(server)
     try:
+        database.query("create schema shop")
+        database.query("create table shop.events (at timestamptz) partition by range (at)")
+        (tmp_path / "packhorse.toml").write_text(
+            '[partitions.events]\ntable = "shop.events"\ncolumn = "at"\nevery = "day"\nahead = 2\nkeep = 5\nmake_cron = "0 0 1 1 *"\n'
+        )
         scheduler = start_scheduler(database.url, PACKHORSE_MAINTENANCE_URL=database.admin_url)
         wait_until(lambda: "timetable_declared" in scheduler.log_path.read_text(), 40)
         assert database.value("select count(*) from schedules where name = 'partitions.messages.drop'") == 1
         assert [event for event in events(scheduler) if event["event"] == "plan_warning"] == []
+        made = "select count(*) from pg_inherits where inhparent = 'shop.events'::regclass"
+        wait_until(lambda: database.value(made) == 3, 30, "made at the start, though the cron is months away")
     finally:
         database.drop()
 
