@@ -39,10 +39,10 @@ comment on function check_lease(interval) is 'Raise PH001 unless the length of a
 
 create function check_age(p_name text, p_age interval) returns void
 language plpgsql immutable set search_path from current as $$
--- Raise PH001 unless an age is 0 to 3660 days: a negative one would mean the future, and none at all everything or nothing.
+-- Raise PH001 unless an age is 0 to 1000 years: a negative one would mean the future, none at all everything or nothing.
 begin
-  if p_age is null or p_age not between interval '0' and interval '3660 days' then
-    perform refuse_argument(p_name, format('%s is out of range', coalesce(p_age::text, 'null')), '0 to 3660 days.');
+  if p_age is null or p_age not between interval '0' and interval '1000 years' then
+    perform refuse_argument(p_name, format('%s is out of range', coalesce(p_age::text, 'null')), '0 to 1000 years.');
   end if;
 end
 $$;

@@ -251,7 +251,7 @@ comment on function promote_stranded_conversations() is 'Let conversations go on
 
 create function forget_dead_workers(p_after interval default '10 minutes') returns integer
 language plpgsql set search_path from current as $$
--- Raises PH001 unless p_after is between 0 and 3660 days.
+-- Raises PH001 unless p_after is between 0 and 1000 years.
 declare
   v_count integer;
 begin

@@ -85,7 +85,7 @@ comment on function release_conversation_lock(text, text) is 'Release a conversa
 
 create function cleanup_stuck_webhook_conversations(p_after interval default '5 minutes') returns integer
 language plpgsql set search_path from current as $$
--- Remove conversation locks whose own time is over, and those without an end that nobody has renewed for p_after (0 to 3660 days).
+-- Remove conversation locks whose own time is over, and those without an end that nobody has renewed for p_after (0 to 1000 years).
 -- A lock that is still valid is never taken. A row that somebody has locked (its holder's transaction, left open) is left for the next call
 -- and holds up no other. Returns how many. Raises PH001.
 declare
@@ -107,12 +107,12 @@ comment on function cleanup_stuck_webhook_conversations(interval) is 'Remove con
 create function is_new_message(p_external_id text, p_reclaim_after interval default '5 minutes') returns boolean
 language plpgsql set search_path from current as $$
 -- True for exactly one caller per external id: call it in the transaction that enqueues. A caller that
--- said true and was never marked processed is forgotten after p_reclaim_after (0 to 3660 days), so a crash loses nothing. Raises PH001.
+-- said true and was never marked processed is forgotten after p_reclaim_after (0 to 1000 years), so a crash loses nothing. Raises PH001.
 begin
   if p_external_id is null or length(p_external_id) not between 1 and 500 then
     perform refuse_argument('external_id', 'must have 1 to 500 characters');
-  elsif p_reclaim_after is null or p_reclaim_after not between interval '0' and interval '3660 days' then
-    perform refuse_argument('reclaim_after', 'must be between 0 and 3660 days');
+  elsif p_reclaim_after is null or p_reclaim_after not between interval '0' and interval '1000 years' then
+    perform refuse_argument('reclaim_after', 'must be between 0 and 1000 years');
   end if;
   insert into processed_messages as p (external_id) values (p_external_id)
   on conflict (external_id) do update set first_seen_at = clock_timestamp()
