@@ -63,7 +63,7 @@ create table conversation_locks (
   conversation_key text        not null,
   holder           text        not null,
   acquired_at      timestamptz not null default clock_timestamp(),
-  expires_at       timestamptz not null,
+  expires_at       timestamptz, -- null: a lock of somebody else's making, without an end
   constraint conversation_locks_pkey primary key (conversation_key)
 );
 comment on table conversation_locks is

@@ -1,5 +1,8 @@
 -- Way back of 0005_create_queue_functions. Takes ACCESS EXCLUSIVE locks; what the objects held is gone.
 
+drop function finish_partition;
+drop function create_partition_table;
+drop function partition_covers;
 drop function announce_busy;
 drop function announce_sleep;
 drop function resume_queue;

@@ -173,3 +173,120 @@ begin
 end
 $$;
 comment on function announce_busy(text) is 'A worker with a backlog turns NOTIFY off for the queue and wakes the sleepers once.';
+
+create function partition_covers(p_table regclass, p_from timestamptz, p_until timestamptz) returns boolean
+language sql stable set search_path from current as $$
+-- Has a table that is partitioned by a timestamptz an attached partition that takes every row of p_from to p_until? By its bounds; names
+-- mean nothing: a detached table has the name of the partition that it was.
+  select exists (
+    select from pg_inherits i join pg_class c on c.oid = i.inhrelid
+    cross join lateral (select regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''?([^'']+?)''?\) TO \(''?([^'']+?)''?\)') as at) b
+    where i.inhparent = p_table and not i.inhdetachpending
+      and case b.at[1] when 'MINVALUE' then '-infinity' else b.at[1]::timestamptz end <= p_from
+      and case b.at[2] when 'MAXVALUE' then 'infinity' else b.at[2]::timestamptz end >= p_until);
+$$;
+comment on function partition_covers(regclass, timestamptz, timestamptz) is 'Do inserts of a span of time find one partition?';
+
+create function create_partition_table(p_table regclass, p_schema text, p_name text) returns regclass
+language plpgsql set search_path from current as $$
+-- Make a table that can be attached as a partition of p_table: its columns, defaults, checks, storage, compression, statistics, tablespace
+-- and access method. A partitioned table has no storage parameters of its own: they are those of the partition that was made last.
+-- `create table ... partition of` would copy as much, and lock the parent against all readers and writers. Locks: ACCESS SHARE on the parent.
+declare
+  v_using text := (select a.amname from pg_class c join pg_am a on a.oid = c.relam where c.oid = p_table);
+  v_space text := (select s.spcname from pg_class c join pg_tablespace s on s.oid = c.reltablespace where c.oid = p_table);
+  v_with text := (
+    select string_agg(format('%s = %L', split_part(o.text, '=', 1), substr(o.text, strpos(o.text, '=') + 1)), ', ')
+    from (
+      select c.oid, c.reloptions, c.reltoastrelid from pg_inherits i join pg_class c on c.oid = i.inhrelid
+      where i.inhparent = p_table and c.relkind = 'r' order by c.oid desc limit 1) l
+    cross join lateral (
+      select unnest(l.reloptions) as text
+      union all
+      select 'toast.' || unnest(t.reloptions) from pg_class t where t.oid = l.reltoastrelid) o);
+  v_new text := format('%I.%I', p_schema, p_name);
+  v_column record;
+begin
+  execute format('create table %s (like %s including defaults including constraints including generated including storage '
+    'including compression including statistics)%s%s%s', v_new, p_table, ' using ' || quote_ident(v_using), ' with (' || v_with || ')',
+    ' tablespace ' || quote_ident(v_space));
+  for v_column in
+    select a.attname, a.attstattarget, array_to_string(a.attoptions, ', ') as options from pg_attribute a
+    where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and (a.attstattarget >= 0 or a.attoptions is not null)
+  loop
+    if v_column.attstattarget >= 0 then
+      execute format('alter table %s alter column %I set statistics %s', v_new, v_column.attname, v_column.attstattarget);
+    end if;
+    if v_column.options is not null then
+      execute format('alter table %s alter column %I set (%s)', v_new, v_column.attname, v_column.options);
+    end if;
+  end loop;
+  return v_new::regclass;
+end
+$$;
+comment on function create_partition_table(regclass, text, text) is 'Make a table that can be attached as a partition: like its parent.';
+
+create function finish_partition(p_table regclass, p_partition regclass) returns void
+language plpgsql set search_path from current as $$
+-- Give a partition, just attached in the same transaction, what attaching does not: replica identity, row-level security (forced or not)
+-- with its policies, owner and privileges of the table; what default privileges of the host added is taken away. Indexes, foreign keys and row
+-- triggers came with the attachment, publications hold for the table and so for its partitions.
+-- Partitions of our own tables stay closed instead: row-level security, no policy, no privilege; everybody goes through the table.
+-- Locks: the new partition alone, which nobody else can see yet.
+declare
+  v_parent pg_class := (select c from pg_class c where c.oid = p_table);
+  v_owner constant text := v_parent.relowner::regrole::text;
+  v_closed constant boolean := p_table in (to_regclass('message_archive'), coalesce(to_regclass('messages'), 0));
+  v_index text;
+  v_row record;
+begin
+  if v_parent.relreplident = 'i' then
+    select c.relname into v_index from pg_index x join pg_inherits i on i.inhparent = x.indexrelid
+    join pg_index y on y.indexrelid = i.inhrelid and y.indrelid = p_partition join pg_class c on c.oid = y.indexrelid
+    where x.indrelid = p_table and x.indisreplident;
+  end if;
+  if v_parent.relreplident in ('f', 'n') or v_index is not null then
+    execute format('alter table %s replica identity %s', p_partition,
+      case v_parent.relreplident when 'f' then 'full' when 'n' then 'nothing' else format('using index %I', v_index) end);
+  end if;
+  if v_parent.relrowsecurity or v_closed then
+    execute format('alter table %s enable row level security', p_partition);
+  end if;
+  if v_parent.relforcerowsecurity then
+    execute format('alter table %s force row level security', p_partition);
+  end if;
+  for v_row in
+    select p.polname, case when p.polpermissive then 'permissive' else 'restrictive' end as kind,
+      case p.polcmd when 'r' then 'select' when 'a' then 'insert' when 'w' then 'update' when 'd' then 'delete' else 'all' end as verb,
+      (select string_agg(case r.role when 0 then 'public' else r.role::regrole::text end, ', ') from unnest(p.polroles) as r (role)) as roles,
+      pg_get_expr(p.polqual, p.polrelid) as qual, pg_get_expr(p.polwithcheck, p.polrelid) as checked
+    from pg_policy p where p.polrelid = p_table and not v_closed
+  loop
+    execute format('create policy %I on %s as %s for %s to %s%s%s', v_row.polname, p_partition, v_row.kind, v_row.verb, v_row.roles,
+      ' using (' || v_row.qual || ')', ' with check (' || v_row.checked || ')');
+  end loop;
+  if v_parent.relowner <> (select c.relowner from pg_class c where c.oid = p_partition) then
+    execute format('alter table %s owner to %s', p_partition, v_owner);
+    for v_row in select s.stxnamespace::regnamespace as schema, s.stxname from pg_statistic_ext s
+      where s.stxrelid = p_partition and s.stxowner <> v_parent.relowner loop
+      execute format('alter statistics %s.%I owner to %s', v_row.schema, v_row.stxname, v_owner);
+    end loop;
+  end if;
+  for v_row in select distinct case a.grantee when 0 then 'public' else a.grantee::regrole::text end as name
+    from pg_class c cross join aclexplode(c.relacl) a where c.oid = p_partition and a.grantee <> c.relowner loop
+    execute format('revoke all on %s from %s', p_partition, v_row.name);
+  end loop;
+  for v_row in
+    select a.privilege_type as privilege, a.grantee, a.is_grantable from aclexplode(v_parent.relacl) a
+    union all
+    select format('%s (%I)', a.privilege_type, t.attname), a.grantee, a.is_grantable
+    from pg_attribute t cross join aclexplode(t.attacl) a where t.attrelid = p_table and t.attnum > 0 and not t.attisdropped
+  loop
+    if not v_closed and v_row.grantee <> v_parent.relowner then
+      execute format('grant %s on %s to %s%s', v_row.privilege, p_partition,
+        case v_row.grantee when 0 then 'public' else v_row.grantee::regrole::text end, case when v_row.is_grantable then ' with grant option' else '' end);
+    end if;
+  end loop;
+end
+$$;
+comment on function finish_partition(regclass, regclass) is 'Give an attached partition the owner, replica identity, security and privileges of its table.';

@@ -37,6 +37,28 @@ end
 $$;
 comment on function check_lease(interval) is 'Raise PH001 unless the length of a lease is in range.';
 
+create function check_age(p_name text, p_age interval) returns void
+language plpgsql immutable set search_path from current as $$
+-- Raise PH001 unless an age is 0 to 1000 years: a negative one would mean the future, none at all everything or nothing.
+begin
+  if p_age is null or p_age not between interval '0' and interval '1000 years' then
+    perform refuse_argument(p_name, format('%s is out of range', coalesce(p_age::text, 'null')), '0 to 1000 years.');
+  end if;
+end
+$$;
+comment on function check_age(text, interval) is 'Raise PH001 unless an age is in range.';
+
+create function check_batch(p_limit integer) returns void
+language plpgsql immutable set search_path from current as $$
+-- Raise PH001 unless a batch has 1 to 100000 rows: no statement of the upkeep is unbounded.
+begin
+  if p_limit is null or p_limit not between 1 and 100000 then
+    perform refuse_argument('limit', format('%s is out of range', coalesce(p_limit::text, 'null')), '1 to 100000.');
+  end if;
+end
+$$;
+comment on function check_batch(integer) is 'Raise PH001 unless the size of a batch is in range.';
+
 create function check_enqueue_arguments(
   p_message_type text, p_payload jsonb, p_options jsonb, p_priority integer, p_run_at timestamptz,
   p_max_attempts integer, p_conversation_key text, p_dedup_key text, p_dedup_window interval, p_concurrency_key text,

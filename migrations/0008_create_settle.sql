@@ -69,14 +69,17 @@ begin
   perform pg_advisory_xact_lock(hashtext('packhorse.message_archive'));
   for v_day in select d::date from generate_series((clock_timestamp() at time zone 'UTC')::date,
       (clock_timestamp() at time zone 'UTC')::date + p_days_ahead, interval '1 day') d loop
+    continue when partition_covers('message_archive', v_day::timestamp at time zone 'UTC', (v_day + 1)::timestamp at time zone 'UTC');
     v_name := 'message_archive_' || to_char(v_day, 'YYYYMMDD');
-    if to_regclass(v_name) is null then
-      execute format('create table %I (like message_archive including defaults including constraints)', v_name);
-      execute format('alter table %I enable row level security', v_name);
-      execute format('alter table message_archive attach partition %I for values from (%L) to (%L)',
-        v_name, v_day::timestamp at time zone 'UTC', (v_day + 1)::timestamp at time zone 'UTC');
-      v_made := v_made + 1;
-    end if;
+    for v_other in 2..100 loop -- a table that was detached has the name still: completions do not wait for somebody to look at it
+      exit when to_regclass(v_name) is null;
+      v_name := 'message_archive_' || to_char(v_day, 'YYYYMMDD') || '_' || v_other;
+    end loop;
+    perform create_partition_table('message_archive', current_schema(), v_name);
+    execute format('alter table message_archive attach partition %I for values from (%L) to (%L)',
+      v_name, v_day::timestamp at time zone 'UTC', (v_day + 1)::timestamp at time zone 'UTC');
+    perform finish_partition('message_archive', v_name::regclass);
+    v_made := v_made + 1;
   end loop;
   return v_made;
 end

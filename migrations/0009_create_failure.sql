@@ -441,13 +441,15 @@ language plpgsql set search_path from current set enable_seqscan = off set jit =
 -- Messages past expires_at that do not run become cancelled with reason "expired"; at most p_limit. One whose
 -- successor in its conversation is locked by somebody waits for that, alone.
 declare
-  v_ids constant bigint[] := array(
-    select m.id from message_queue m
-    where m.expires_at <= clock_timestamp() and m.state <> 'running'
-    order by m.expires_at limit p_limit for update skip locked);
+  v_ids bigint[];
   v_id bigint;
   v_count integer := 0;
 begin
+  perform check_batch(p_limit);
+  v_ids := array(
+    select m.id from message_queue m
+    where m.expires_at <= clock_timestamp() and m.state <> 'running'
+    order by m.expires_at limit p_limit for update skip locked);
   begin
     return cardinality(finish_cancelled(v_ids, null, 'expired'));
   exception when lock_not_available then

@@ -248,6 +248,7 @@ language plpgsql set search_path from current set enable_seqscan = off set jit =
 declare
   v_ids bigint[];
 begin
+  perform check_batch(p_limit);
   v_ids := array(
     select m.id from message_queue m
     where m.state = 'running' and m.lease_token is not null and coalesce(m.lease_expires_at, '-infinity') < clock_timestamp()
@@ -334,6 +335,7 @@ declare
   v_from bigint;
   v_count integer := 0;
 begin
+  perform check_batch(p_limit);
   if not exists (select from message_queue m where m.completion_refused_at is not null) then
     return 0;
   end if;
@@ -366,6 +368,8 @@ declare
   v_from bigint;
   v_ids bigint[];
 begin
+  perform check_age('after', p_after);
+  perform check_batch(p_limit);
   -- in the order of the index: for a table without statistics the planner would read all of it, and sort
   perform set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true);
   -- not min() and max(): planned while the table was empty they read all of it
@@ -444,8 +448,16 @@ $$;
 comment on function promote_stranded_conversations() is 'Let conversations go on whose first message was deleted by hand; returns how many.';
 
 create function forget_dead_workers(p_after interval default '10 minutes') returns integer
-language sql volatile set search_path from current as $$
-  with gone as (delete from workers where last_seen_at < clock_timestamp() - p_after returning 1) select count(*)::integer from gone;
+language plpgsql set search_path from current as $$
+-- Raises PH001 unless p_after is between 0 and 1000 years.
+declare
+  v_count integer;
+begin
+  perform check_age('after', p_after);
+  delete from workers where last_seen_at < clock_timestamp() - p_after;
+  get diagnostics v_count = row_count;
+  return v_count;
+end
 $$;
 comment on function forget_dead_workers(interval) is 'Remove workers that have not been seen; one that lives registers again with its next beat.';
 

@@ -106,12 +106,15 @@ begin
     perform refuse_argument('ids', 'give ids, a fingerprint, a queue or an age');
   elsif p_limit is null or p_limit not between 0 and 1000000 then
     perform refuse_argument('limit', format('%s is out of range', p_limit), '0 to 1000000.');
+  elsif p_older_than is not null then
+    perform check_age('older_than', p_older_than);
   end if;
   with chosen as (
     select d.id from dead_letters d
     where (p_ids is null or d.id = any (p_ids)) and (p_fingerprint is null or d.fingerprint = p_fingerprint)
       and (p_queue is null or d.queue = p_queue)
-      and (p_older_than is null or d.dead_at < clock_timestamp() - p_older_than)
+      -- by age alone none goes that holds its conversation: somebody has to act on that one
+      and (p_older_than is null or (d.dead_at < clock_timestamp() - p_older_than and not (p_ids is null and d.blocks_conversation)))
     order by d.id limit p_limit for update
   ), gone as (
     delete from dead_letters d using chosen c where d.id = c.id returning d.*

@@ -2,6 +2,7 @@
 
 drop function drop_expired_archive_partitions;
 drop function cleanup_old_messages;
+drop function cleanup_expired_windows;
 drop function mark_message_processed;
 drop function is_new_message;
 drop function cleanup_stuck_webhook_conversations;

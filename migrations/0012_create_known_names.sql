@@ -84,27 +84,35 @@ $$;
 comment on function release_conversation_lock(text, text) is 'Release a conversation lock of this holder; null when it was not ours.';
 
 create function cleanup_stuck_webhook_conversations(p_after interval default '5 minutes') returns integer
-language sql volatile set search_path from current as $$
--- Remove conversation locks that ended, or that have been held for p_after without being renewed. A row that
--- somebody has locked (its holder's transaction, left open) is left for the next call and holds up no other.
+language plpgsql set search_path from current as $$
+-- Remove conversation locks whose own time is over, and those without an end that nobody has renewed for p_after (0 to 1000 years).
+-- A lock that is still valid is never taken. A row that somebody has locked (its holder's transaction, left open) is left for the next call
+-- and holds up no other. Returns how many. Raises PH001.
+declare
+  v_count integer;
+begin
+  perform check_age('after', p_after);
   with stuck as materialized (
     select l.conversation_key from conversation_locks l
-    where l.expires_at <= clock_timestamp() or l.acquired_at <= clock_timestamp() - p_after
+    where l.expires_at <= clock_timestamp() or (coalesce(l.expires_at, 'infinity') = 'infinity' and l.acquired_at <= clock_timestamp() - p_after)
     for update skip locked
-  ), gone as (
-    delete from conversation_locks l using stuck s where l.conversation_key = s.conversation_key
-    returning 1)
-  select count(*)::integer from gone;
+  )
+  delete from conversation_locks l using stuck s where l.conversation_key = s.conversation_key;
+  get diagnostics v_count = row_count;
+  return v_count;
+end
 $$;
-comment on function cleanup_stuck_webhook_conversations(interval) is 'Remove stuck conversation locks; returns how many.';
+comment on function cleanup_stuck_webhook_conversations(interval) is 'Remove conversation locks whose time is over; returns how many.';
 
 create function is_new_message(p_external_id text, p_reclaim_after interval default '5 minutes') returns boolean
 language plpgsql set search_path from current as $$
 -- True for exactly one caller per external id: call it in the transaction that enqueues. A caller that
--- said true and was never marked processed is forgotten after p_reclaim_after, so a crash loses nothing.
+-- said true and was never marked processed is forgotten after p_reclaim_after (0 to 1000 years), so a crash loses nothing. Raises PH001.
 begin
   if p_external_id is null or length(p_external_id) not between 1 and 500 then
     perform refuse_argument('external_id', 'must have 1 to 500 characters');
+  elsif p_reclaim_after is null or p_reclaim_after not between interval '0' and interval '1000 years' then
+    perform refuse_argument('reclaim_after', 'must be between 0 and 1000 years');
   end if;
   insert into processed_messages as p (external_id) values (p_external_id)
   on conflict (external_id) do update set first_seen_at = clock_timestamp()
@@ -134,31 +142,55 @@ end
 $$;
 comment on function mark_message_processed(text, text, integer) is 'The webhook with this external id was processed.';
 
-create function cleanup_old_messages(p_limit integer default 5000) returns integer
+create function cleanup_expired_windows(p_limit integer default 5000) returns integer
 language plpgsql set search_path from current set lock_timeout = '500ms' as $$
--- Small upkeep in bounded steps, safe to repeat and to run anywhere: expired dedup windows, results and
--- rate limiters, webhook ids after 7 days, dead letters after 30 days. Returns how many rows went.
+-- The upkeep that every worker does: delete up to p_limit (1..100000) each of dedup windows, results and rate limiters whose own time is over,
+-- later or never where configuration says so (retention_keep). What ages by policy is not touched. Returns how many rows went. Raises PH001.
 declare
+  v_windows constant timestamptz := clock_timestamp() - retention_keep('message_dedup', interval '0');
+  v_results constant timestamptz := clock_timestamp() - retention_keep('message_results', interval '0');
   v_count integer := 0;
   v_some integer;
 begin
+  perform check_batch(p_limit);
   delete from message_dedup where (queue, dedup_key) in (
-    select d.queue, d.dedup_key from message_dedup d where d.expires_at < clock_timestamp() limit p_limit for update skip locked);
+    select d.queue, d.dedup_key from message_dedup d where d.expires_at < v_windows limit p_limit for update skip locked);
   get diagnostics v_some = row_count; v_count := v_count + v_some;
   delete from message_results where result_key in (
-    select r.result_key from message_results r where r.expires_at < clock_timestamp() limit p_limit for update skip locked);
+    select r.result_key from message_results r where r.expires_at < v_results limit p_limit for update skip locked);
   get diagnostics v_some = row_count; v_count := v_count + v_some;
   delete from rate_limiters where limiter_key in (
     select r.limiter_key from rate_limiters r where r.expires_at < clock_timestamp() limit p_limit for update skip locked);
   get diagnostics v_some = row_count; v_count := v_count + v_some;
+  return v_count;
+end
+$$;
+comment on function cleanup_expired_windows(integer) is 'Delete dedup windows, results and rate limiters whose time is over; returns how many.';
+
+create function cleanup_old_messages(p_limit integer default 5000) returns integer
+language plpgsql set search_path from current set lock_timeout = '500ms' as $$
+-- Known name, for callers who have a cron of their own: what cleanup_expired_windows() deletes, and by the policies of retention webhook ids
+-- that were finished with, and dead letters; up to p_limit (1..100000) of each. The policies are those that the scheduler last read from
+-- configuration; where none ever ran, 7 and 30 days. One that is switched off, or narrowed by SQL of its own, is left alone here.
+-- A dead letter that blocks its conversation stays until somebody acts. Safe to repeat and to run anywhere. Returns how many rows went.
+-- Raises PH001.
+declare
+  v_seen constant timestamptz := clock_timestamp() - retention_keep('processed_messages', interval '7 days');
+  v_dead constant interval := retention_keep('dead_letters', interval '30 days');
+  v_ids bigint[];
+  v_count integer;
+  v_some integer;
+begin
+  v_count := cleanup_expired_windows(p_limit);
   delete from processed_messages where external_id in (
     select p.external_id from processed_messages p
-    where p.first_seen_at < clock_timestamp() - interval '7 days' limit p_limit for update skip locked);
+    where p.first_seen_at < v_seen and (p.processed_at is null or p.processed_at < v_seen) limit p_limit for update skip locked);
   get diagnostics v_some = row_count; v_count := v_count + v_some;
-  if exists (select from dead_letters where dead_at < clock_timestamp() - interval '30 days') then
+  v_ids := array(select d.id from dead_letters d where d.dead_at < clock_timestamp() - v_dead and not d.blocks_conversation order by d.id limit p_limit);
+  if cardinality(v_ids) > 0 then
     begin
-      v_count := v_count + cardinality(purge_dead_letters(p_older_than => interval '30 days', p_limit => p_limit,
-        p_operator => 'retention', p_reason => 'older than 30 days'));
+      v_count := v_count + cardinality(purge_dead_letters(v_ids, p_older_than => v_dead, p_limit => p_limit,
+        p_operator => 'retention', p_reason => format('older than %s', v_dead)));
     exception when lock_not_available then
       null; -- somebody works on one of them: next time
     end;
@@ -166,28 +198,31 @@ begin
   return v_count;
 end
 $$;
-comment on function cleanup_old_messages(integer) is 'Bounded upkeep of dedup windows, results, webhook ids and old dead letters.';
+comment on function cleanup_old_messages(integer) is 'Delete windows that ended, and old webhook ids and dead letters by the policies of retention.';
 
 create function drop_expired_archive_partitions() returns integer
 language plpgsql security definer set search_path from current set lock_timeout = '200ms' as $$
 -- Retention of the archive: drop daily partitions whose every message is older than the longest keep_done
--- of all queues. What it cannot have now it drops next time.
+-- of all queues, and than configuration keeps it: where partitions.message_archive is switched off, or exports, or rests for longer, none
+-- is dropped here. What it cannot have now it drops next time.
 -- A drop needs the whole archive for an instant, and while it waits for that every completion waits behind it. So it
 -- is not even tried while a transaction that lasts (a dump, a report) uses the archive.
 declare
   v_users text[];
+  v_policy constant jsonb := (select t.policy from maintenance_tasks t where t.task = 'partitions.message_archive.drop');
+  v_keep constant interval := case when v_policy is null then '0' else make_interval(days => (v_policy ->> 'keep_days')::integer) end;
   v_oldest timestamptz := (select date_trunc('day', clock_timestamp() at time zone 'UTC') at time zone 'UTC'
-    - coalesce(max(keep_done), interval '7 days') - interval '1 day' from queues);
+    - greatest(coalesce(max(keep_done), interval '7 days'), v_keep) - interval '1 day' from queues);
   v_name text;
   v_dropped integer := 0;
 begin
-  if not pg_try_advisory_xact_lock(hashtext('packhorse.message_archive')) then
+  if v_keep is null or not pg_try_advisory_xact_lock(hashtext('packhorse.message_archive')) then
     return 0; -- another one is at it
   end if;
   for v_name in
     select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
-    where i.inhparent = 'message_archive'::regclass and c.relname ~ '^message_archive_[0-9]{8}$'
-      and to_date(right(c.relname, 8), 'YYYYMMDD')::timestamp at time zone 'UTC' < v_oldest
+    where i.inhparent = 'message_archive'::regclass and c.relname ~ '^message_archive_[0-9]{8}(_[0-9]+)?$'
+      and to_date(substr(c.relname, 17, 8), 'YYYYMMDD')::timestamp at time zone 'UTC' < v_oldest
     order by c.relname limit 10
   loop
     for v_look in 1..2 loop

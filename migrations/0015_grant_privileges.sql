@@ -12,7 +12,7 @@ declare
     'operator_actions', 'workers', 'message_types', 'message_dedup', 'processed_messages', 'conversation_locks',
     'message_results', 'rate_limiters'];
   v_functions constant text[] := array['declare_queue', 'require_queue', 'set_queue', 'pause_queue', 'resume_queue', 'wake_queue',
-    'announce_sleep', 'announce_busy', 'refuse_argument', 'refuse_delay', 'check_lease', 'check_enqueue_arguments', 'enqueue_message',
+    'announce_sleep', 'announce_busy', 'refuse_argument', 'refuse_delay', 'check_lease', 'check_age', 'check_batch', 'check_enqueue_arguments', 'enqueue_message',
     'enqueue_messages', 'enqueue_payloads', 'conversation_holders', 'block_waiting_messages', 'waiting_behind',
     'waiting_in_front', 'queue_allowance', 'rate_tokens_at', 'next_start_at', 'pick_due_messages', 'pick_promoted_messages', 'next_of_conversations',
     'promote_conversations', 'ensure_message_archive_partitions', 'archive_messages', 'settle_done', 'complete_messages',
@@ -24,7 +24,7 @@ declare
     'bury_unknown_types', 'promote_stranded_conversations', 'forget_dead_workers', 'cleanup_stale_message_locks', 'redrive_dead_letters', 'edit_dead_letter',
     'purge_dead_letters', 'get_next_queue_message', 'acquire_message_lock', 'release_message_lock', 'acquire_conversation_lock',
     'release_conversation_lock', 'cleanup_stuck_webhook_conversations', 'is_new_message', 'mark_message_processed',
-    'cleanup_old_messages', 'drop_expired_archive_partitions', 'explain_message', 'store_message_result', 'get_message_result',
+    'cleanup_expired_windows', 'cleanup_old_messages', 'drop_expired_archive_partitions', 'partition_covers', 'create_partition_table', 'finish_partition', 'explain_message', 'store_message_result', 'get_message_result',
     'add_rate_limiter', 'change_rate_limiter', 'get_rate_limiter'];
   v_producer_functions constant text[] := array['require_queue', 'wake_queue', 'refuse_argument', 'refuse_delay', 'check_lease', 'check_enqueue_arguments',
     'enqueue_message', 'enqueue_messages', 'enqueue_payloads', 'is_new_message', 'mark_message_processed', 'acquire_conversation_lock',

@@ -43,9 +43,10 @@ create table maintenance_tasks (
   task            message_name not null,
   rows_total      bigint       not null default 0,
   last_success_at timestamptz,
+  policy          jsonb,
   constraint maintenance_tasks_pkey primary key (task)
 );
-comment on table maintenance_tasks is 'Totals of each task, which outlive the history of its runs: a counter that never goes back.';
+comment on table maintenance_tasks is 'Totals of each task, which outlive the history of its runs: a counter that never goes back. policy: as configuration last said.';
 
 create table detached_partitions (
   parent        text        not null,
@@ -64,6 +65,72 @@ create table detached_partitions (
 );
 comment on table detached_partitions is 'Partitions that were detached, with their export and their drop (SPEC M5).';
 
+create function declare_policies(p_policies jsonb) returns integer
+language plpgsql set search_path from current as $$
+-- A scheduler says what its configuration says: for each task {"keep_seconds": n}, {"ahead": n}, {"keep_days": n}, or {} when it is switched off or follows SQL of
+-- its own, which the engine alone knows. What works without configuration (workers, cleanup_old_messages) obeys. Returns how many changed. Raises PH001.
+declare
+  v_count integer;
+begin
+  if p_policies is null or jsonb_typeof(p_policies) <> 'object' then
+    perform refuse_argument('policies', 'must be a JSON object from task to policy');
+  end if;
+  insert into maintenance_tasks as t (task, policy) select e.key, e.value from jsonb_each(p_policies) e order by e.key
+  on conflict on constraint maintenance_tasks_pkey do update set policy = excluded.policy where t.policy is distinct from excluded.policy;
+  get diagnostics v_count = row_count;
+  return v_count;
+end
+$$;
+comment on function declare_policies(jsonb) is 'What configuration says of maintenance tasks; returns how many policies changed.';
+
+create function retention_keep(p_name text, p_default interval) returns interval
+language sql stable set search_path from current as $$
+-- How long the policy retention.p_name keeps its rows, as configuration last said: p_default where no scheduler has ever said anything,
+-- null (delete nothing) where it is switched off or narrowed by SQL of its own.
+  select case when t.policy is null then p_default else make_interval(secs => (t.policy ->> 'keep_seconds')::float8) end
+  from (select (select t.policy from maintenance_tasks t where t.task = 'retention.' || p_name) as policy) t;
+$$;
+comment on function retention_keep(text, interval) is 'How long a policy of retention keeps its rows; null: nothing is to be deleted.';
+
+create function keep_messages_partitions() returns integer
+language plpgsql set search_path from current as $$
+-- The months of the platform's `messages`, made ahead by whichever worker comes first; 0 where there is no platform, or where configuration has
+-- switched partitions.messages off. Returns how many are new. A month that cannot be made stops no other; when none could be made the first
+-- error is raised: what create_messages_partition() raises.
+declare
+  v_policy constant jsonb := (select t.policy from maintenance_tasks t where t.task = 'partitions.messages.make');
+  v_ahead constant integer := case when v_policy is null then 5 else (v_policy ->> 'ahead')::integer end;
+  v_month timestamp := date_trunc('month', clock_timestamp() at time zone 'UTC');
+  v_made integer := 0;
+  v_code text;
+  v_text text;
+  v_hint text;
+begin
+  if v_ahead is null or to_regprocedure('create_messages_partition(date)') is null then
+    return 0;
+  end if;
+  for v_place in 0..least(v_ahead, 60) loop
+    begin
+      if not partition_covers('messages', v_month at time zone 'UTC', (v_month + interval '1 month') at time zone 'UTC') then
+        execute 'select create_messages_partition($1)' using v_month::date;
+        v_made := v_made + 1;
+      end if;
+    exception when others then
+      if v_code is null then
+        get stacked diagnostics v_code = returned_sqlstate, v_text = message_text, v_hint = pg_exception_hint;
+      end if;
+      exit when sqlstate = '55P03'; -- the others would wait for the same lock
+    end;
+    v_month := v_month + interval '1 month';
+  end loop;
+  if v_made = 0 and v_code is not null then
+    raise exception using errcode = v_code, message = v_text, hint = v_hint;
+  end if;
+  return v_made;
+end
+$$;
+comment on function keep_messages_partitions() is 'Make the months of messages ahead, where there is a platform; returns how many are new.';
+
 create function start_maintenance_run(
   p_task text, p_kind text, p_triggered_by text, p_message_id bigint default null, p_plan jsonb default '{}',
   p_cutoff timestamptz default null, p_batch_size integer default null, p_silent_after interval default '2 minutes'
@@ -76,6 +143,7 @@ language plpgsql set search_path from current as $$
 declare
   v_id bigint;
 begin
+  perform check_age('silent_after', p_silent_after);
   update maintenance_runs r set state = 'cancelled', cancel_requested_by = p_triggered_by, gate = null, ended_at = clock_timestamp(),
     error = 'the policy was changed: another run begins'
   where r.task = p_task and r.plan - 'warnings' is distinct from p_plan - 'warnings' and (r.state = 'paused' or (r.state = 'running'
@@ -232,7 +300,7 @@ begin
   end if;
   for v_function in select p.oid::regprocedure from pg_proc p
     where p.pronamespace = (select oid from pg_namespace where nspname = current_schema())
-      and p.proname in ('start_maintenance_run', 'beat_maintenance_run', 'end_maintenance_run', 'cancel_maintenance_run', 'maintenance_gates') loop
+      and p.proname in ('declare_policies', 'retention_keep', 'keep_messages_partitions', 'start_maintenance_run', 'beat_maintenance_run', 'end_maintenance_run', 'cancel_maintenance_run', 'maintenance_gates') loop
     execute format('revoke execute on function %s from public', v_function);
     execute format('grant execute on function %s to packhorse_worker', v_function);
   end loop;

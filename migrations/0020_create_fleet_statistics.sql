@@ -120,10 +120,10 @@ language sql stable set search_path from current set enable_seqscan = off set ji
 $$;
 comment on function count_blocked_conversations(integer) is 'Conversations with waiting messages, by queue; bounded work.';
 
-create function partition_ends(p_now timestamptz) returns table (table_name text, ends_at timestamptz)
+create function partition_ends(p_now timestamptz) returns table (table_name text, ends_at timestamptz, every text)
 language sql stable set search_path from current as $$
 -- Until when inserts find a partition, by table: those of this schema that are partitioned by a time, and those that a policy of
--- [partitions] looks after, wherever they are. Infinity for an open end.
+-- [partitions] looks after, wherever they are. Infinity for an open end. every: day, week or month, by the width of the partition that ends last.
   with kept as (
     select (select r.plan ->> 'table' from maintenance_runs r
             where r.task = t.task and r.started_at > p_now - interval '30 days' order by r.id desc limit 1) as name
@@ -151,7 +151,10 @@ language sql stable set search_path from current as $$
     from ranges r
   )
   -- up to the first gap: there inserts fail, whatever is made behind it
-  select r.name, coalesce(min(r.reached_at) filter (where r.lower_at > r.reached_at), max(r.upper_at)) from reached r group by r.name order by r.name;
+  select r.name, coalesce(min(r.reached_at) filter (where r.lower_at > r.reached_at), max(r.upper_at)),
+    case when (array_agg(r.upper_at - interval '27 days' >= r.lower_at order by r.upper_at desc))[1] then 'month'
+      when (array_agg(r.upper_at - interval '6 days' >= r.lower_at order by r.upper_at desc))[1] then 'week' else 'day' end
+  from reached r group by r.name order by r.name;
 $$;
 comment on function partition_ends(timestamptz) is 'Until when inserts into a table that is partitioned by a time find a partition.';
 
@@ -182,7 +185,7 @@ language sql stable set search_path from current as $$
       select name, sum(pg_total_relation_size(relid)) as bytes from trees group by name) t),
     'table_dead_rows', (select jsonb_agg(jsonb_build_object('table', t.name, 'value', t.dead)) from (
       select name, coalesce(sum(pg_stat_get_dead_tuples(relid)), 0) as dead from trees group by name) t),
-    'partition_runway_seconds', (select jsonb_agg(jsonb_build_object('table', e.table_name, 'value', extract(epoch from e.ends_at - p_now)))
+    'partition_runway_seconds', (select jsonb_agg(jsonb_build_object('table', e.table_name, 'every', e.every, 'value', extract(epoch from e.ends_at - p_now)))
       from partition_ends(p_now) e where isfinite(e.ends_at)),
     'oldest_snapshot_age_seconds', case when snapshots_are_visible() then
       (select greatest(coalesce(max(extract(epoch from p_now - s.since)), 0), 0) from snapshots s) end);

@@ -3,7 +3,7 @@
 -- Lock and duration: new functions only, milliseconds.
 
 create function health_system_summary(
-  p_warn_connections double precision default 0.8, p_fail_connections double precision default 0.95, p_warn_runway interval default '3 days',
+  p_warn_connections double precision default 0.8, p_fail_connections double precision default 0.95, p_warn_runway interval default '2 days',
   p_fail_runway interval default '1 day', p_warn_snapshot interval default '15 minutes', p_fail_snapshot interval default '2 hours',
   p_warn_schedule interval default '5 minutes'
 ) returns table (status text, summary text, details jsonb)

@@ -19,7 +19,8 @@ from schedules.checking import check_plan
 from schedules.config import Plan, load_plan
 from schedules.policies import Retention
 from schedules.registry import MESSAGE_TYPE, QUEUE
-from schedules.runner import TaskRunner
+from schedules.runner import TaskRunner, tell
+from schedules.runway import Runway
 from schedules.scheduler import Scheduler
 from schedules.timetable import Schedule
 from worker.context import current_message
@@ -49,23 +50,33 @@ class Timetable(Checked):
         self.stop = Event()
         self.plan: Plan | None = None
         self.scheduler: Scheduler | None = None
+        self.runway: Runway | None = None
         self.broker: Any = None
         self.waiters = BoundedSemaphore(1)
         self.duties = Duties()
         self._failed: dict[str, str] = {}  # maintenance tasks whose last run here failed: code
         self._noting = Lock()
         self.unserved: set[str] = set()  # schedules of which it was said; the scheduler's loop only
+        self.said: set[str] = set()  # of the plan; the same
 
     def check(self) -> None:
         """Read the plan. Raises ConfigError."""
         self.plan = load_plan()
 
+    def before_worker_boot(self, broker: Any, worker: Any) -> None:
+        """What this configuration keeps, workers and cleanup_old_messages() keep, too: before the first upkeep."""
+        if self.plan is None:  # dramatiq's own Worker asked nobody
+            self.check()
+        connection = broker.open_connection("start")
+        try:
+            tell(connection, self.plan)
+        finally:
+            connection.close()
+
     def after_worker_boot(self, broker: Any, worker: Any) -> None:
         """Start the loop."""
         self.broker = broker
         self.waiters = BoundedSemaphore(max(1, broker.settings.threads // 2))
-        if self.plan is None:  # dramatiq's own Worker asked nobody
-            self.check()
         packages = {module.partition(".")[0] for module in broker.settings.actors if module != __name__}
         slab = getattr(worker, "slab", None)  # dramatiq's own Worker has none
         self.duties = slab.duties if slab is not None else self.duties
@@ -73,6 +84,9 @@ class Timetable(Checked):
         if slab is not None:
             self.scheduler.ticked = partial(slab.tick, "scheduler")  # a loop that hangs is seen by the probes and replaced (SPEC O4)
         self.scheduler.start()
+        assert self.plan is not None
+        self.runway = Runway(self.open_connection, self.plan, self.stop)
+        self.runway.start()
 
     def declared(self) -> list[Schedule]:
         """The timetable that fits this database: tasks whose table is absent or whose policy is wrong are left out, and said.
@@ -86,11 +100,14 @@ class Timetable(Checked):
             self._warn_of_unserved(connection)
         finally:
             connection.close()
-        for warning in findings.warnings:
-            logger.warning("plan_warning problem=%s", warning)
+        for warning in [*findings.warnings, *findings.left_out.values()]:
+            if warning not in self.said:
+                logger.warning("plan_warning problem=%s", warning)
         for task, problem in findings.problems:
-            logger.error("plan_problem task=%s problem=%s", task, problem)
-        return self.plan.timetable(findings.absent | {task for task, _ in findings.problems})
+            if problem not in self.said:
+                logger.error("plan_problem task=%s problem=%s", task, problem)
+        self.said |= {*findings.warnings, *findings.left_out.values(), *(problem for _, problem in findings.problems)}
+        return self.plan.timetable(findings.absent | findings.left_out.keys() | {task for task, _ in findings.problems})
 
     def _warn_of_unserved(self, connection: Any) -> None:
         """Schedules whose messages nobody would take, said once: a queue is made by its name, also by one with a slip in it."""
@@ -115,12 +132,14 @@ class Timetable(Checked):
     def before_worker_shutdown(self, broker: Any, worker: Any) -> None:
         """No further planned time is decided here; maintenance pauses after its batch."""
         self.stop.set()
-        if self.scheduler is not None:
-            self.scheduler.stop()
+        for service in (self.scheduler, self.runway):
+            if service is not None:
+                service.stop()
 
     def after_worker_shutdown(self, broker: Any, worker: Any) -> None:
-        if self.scheduler is not None:
-            self.scheduler.wait(5)
+        for service in (self.scheduler, self.runway):
+            if service is not None:
+                service.wait(5)
 
     @contextmanager
     def noted(self, task: str) -> Iterator[None]:

@@ -20,11 +20,15 @@ _NEEDED_BY_RETRIES = frozenset({"processed_messages"})
 
 @dataclass
 class Findings:
-    """problems: task and what is wrong with it. warnings: it works, slowly. absent: tasks whose table is not there."""
+    """problems: task and what is wrong with it. warnings: it works, slowly. absent: tasks whose table is not there.
+
+    left_out: shipped tasks that this role may not do, and the cure; all else works without them.
+    """
 
     problems: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     absent: set[str] = field(default_factory=set)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def check_plan(connection: DeadlineConnection, plan: Plan) -> Findings:
@@ -66,11 +70,14 @@ def check_plan(connection: DeadlineConnection, plan: Plan) -> Findings:
                 found.problems += [(task, f"[partitions.{partitions.name}]: {what}") for task in (partitions.make_task, partitions.drop_task)]
             elif not parent.owned:
                 for task, ours in ((partitions.make_task, MADE_BY_FUNCTION), (partitions.drop_task, DROPPED_BY_FUNCTION)):
-                    what = f"[partitions.{partitions.name}]: only the owner of {partitions.table} can change its partitions: set maintenance_url"
-                    if partitions.table in MADE_BY_FUNCTION:
-                        found.warnings += [what] if partitions.table not in ours else []
-                    else:
+                    what = (
+                        f"[partitions.{partitions.name}]: only the owner of {partitions.table} can change its partitions: set maintenance_url "
+                        "to a connection of that role"
+                    )
+                    if partitions.table not in MADE_BY_FUNCTION:
                         found.problems.append((task, what))
+                    elif partitions.table not in ours:
+                        found.left_out[task] = f"{what}; until then old ones stay and take space"
                 if partitions.table in DROPPED_BY_FUNCTION:
                     try:
                         refuse_unkept(connection, partitions)

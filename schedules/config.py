@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from schedules.policies import Gates, Partitions, Retention
-from schedules.registry import JOBS, PARTITIONS, QUEUE, RETENTION, Job, declared, maintenance_schedules
+from schedules.registry import FOLLOWED, JOBS, PARTITIONS, QUEUE, RETENTION, Job, declared, maintenance_schedules
 from schedules.timetable import Schedule
 from worker.config import PREFIX, SECTIONS
 from worker.errors import ConfigError, InvalidArgument
@@ -44,6 +44,27 @@ class Plan:
             found[policy.make_task] = found[policy.drop_task] = policy
         return found | {job.task: job for job in self.jobs}
 
+    def policies(self) -> dict[str, dict[str, Any]]:
+        """What works without this configuration has to know of it (declare_policies in migrations/0017): of each such task its numbers, {} when it
+        is switched off, or is about other rows than the shipped one."""
+
+        found: dict[str, dict[str, Any]] = nothing_to_delete()
+        shipped: dict[str, Retention] = {policy.name: policy for policy in RETENTION if policy.task in found}
+        for policy in self.retention:
+            was = shipped.get(policy.name)
+            if was and (policy.table, policy.column, policy.where, policy.assign) == (was.table, was.column, was.where, was.assign):
+                found[policy.task] = {"keep_seconds": policy.keep_seconds}
+        ours: dict[str, Partitions] = {policy.name: policy for policy in PARTITIONS}
+        for now in self.partitions:
+            then = ours.get(now.name)
+            if then is None or (now.table, now.column, now.every) != (then.table, then.column, then.every):
+                continue
+            if now.make_task in found:
+                found[now.make_task] = {"ahead": now.ahead}
+            if now.drop_task in found and now.export_dir is None and now.grace_seconds <= then.grace_seconds:
+                found[now.drop_task] = {"keep_days": now.keep if now.keep != then.keep else 0}  # beside keep_done of the queues
+        return found
+
     def timetable(self, leave_out: set[str] | frozenset[str] = frozenset()) -> list[Schedule]:
         """Every schedule: those of users and one per maintenance task, without the tasks to leave out."""
         crons: dict[str, tuple[str, str]] = {policy.task: (policy.cron, policy.time_zone) for policy in self.retention}
@@ -52,6 +73,20 @@ class Plan:
             crons[policy.drop_task] = (policy.drop_cron, policy.time_zone)
         crons |= {job.task: (job.cron, "UTC") for job in self.jobs}
         return [*self.schedules, *maintenance_schedules({task: cron for task, cron in crons.items() if task not in leave_out})]
+
+
+def nothing_to_delete() -> dict[str, dict[str, Any]]:
+    """Every policy that holds outside the scheduler, switched off."""
+    return {task: {} for task in FOLLOWED}
+
+
+def has_policies(environ: Mapping[str, str] | None = None) -> bool:
+    """Has packhorse.toml a section about retention or partitions? True when it cannot be read."""
+    try:
+        document, _ = _document(os.environ if environ is None else environ, None)
+    except ConfigError:
+        return True
+    return bool({"retention", "partitions"} & document.keys())
 
 
 def load_plan(environ: Mapping[str, str] | None = None, toml_path: Path | None = None) -> Plan:

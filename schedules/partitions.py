@@ -88,6 +88,16 @@ class PartitionKeeper:
             return [*self._missing(parent, found), *self._too_old(parent, found), *self._over(parent)]
 
     # -- making -------------------------------------------------------------------------------------
+    def can_make(self) -> bool:
+        """May this role make partitions of the table, itself or through a function of ours? Raises InvalidArgument, StoreError."""
+        with translated():
+            return self._parent().owned or self._policy.table in MADE_BY_FUNCTION
+
+    def missing(self, ahead: int | None = None) -> list[Step]:
+        """What make() would make now: of the current period and `ahead` more, those of the policy at most and by default."""
+        with translated():
+            return self._missing(self._parent(), store.partitions(self._connection, self._policy.table), ahead)
+
     def make(self) -> int:
         """Make what is missing; how many are new. One partition per transaction; what is there stays when a later one fails."""
         with translated():
@@ -107,8 +117,8 @@ class PartitionKeeper:
                 raise StoreRejected(f"{self._policy.table}: cannot make {step.partition}: a table of this name stands there; rename or attach it")
         return len(steps)
 
-    def _missing(self, parent: store.Parent, found: list[store.Partition]) -> list[Step]:
-        every, ahead = self._policy.every, self._policy.ahead
+    def _missing(self, parent: store.Parent, found: list[store.Partition], most: int | None = None) -> list[Step]:
+        every, ahead = self._policy.every, self._policy.ahead if most is None else min(most, self._policy.ahead)
         ranges = [(lower_bound(p), upper_bound(p)) for p in found if not p.is_default]
         steps = []
         for shift in range(ahead + 1):

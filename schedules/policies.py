@@ -19,7 +19,8 @@ PERIODS = ("day", "week", "month")
 class Retention:
     """Delete (or change) rows whose `column` is older than keep_seconds, in batches.
 
-    table: [schema.]table, default the policy's name. where: SQL that narrows it down. assign: `column = value, …`:
+    table: [schema.]table, default the policy's name. where: SQL that narrows it down; {cutoff} in it is the time
+    before which rows go. assign: `column = value, …`:
     update instead of delete (where must then exclude what is done). batch: most rows of one transaction,
     1..100000. budget_seconds: a run pauses after that and the next one goes on. pause_ratio: rest after a batch, as a
     share of the batch's time. optional: left out while the table does not exist. Raises InvalidArgument.

@@ -24,7 +24,13 @@ DAY = 86400.0
 
 RETENTION = (
     # the queue's own
-    Retention("processed_messages", column="first_seen_at", keep_seconds=7 * DAY, cron="10 * * * *"),
+    Retention(
+        "processed_messages",
+        column="first_seen_at",
+        keep_seconds=7 * DAY,
+        where="processed_at is null or processed_at < {cutoff}",  # by the end of the work where it has one, not by the first sight
+        cron="10 * * * *",
+    ),
     Retention("message_dedup", column="expires_at", keep_seconds=0, cron="*/10 * * * *"),
     Retention("message_results", column="expires_at", keep_seconds=0, cron="*/10 * * * *"),
     Retention("dead_letters", column="dead_at", keep_seconds=30 * DAY, where="not blocks_conversation", cron="20 3 * * *"),
@@ -51,6 +57,17 @@ PARTITIONS = (
     # each hour: what the function cannot have (a dump reads the archive) it leaves for the next time, in silence
     Partitions("message_archive", column="finished_at", every="day", ahead=7, keep=7, keep_setting=True, drop_cron="50 * * * *"),
     Partitions("messages", column="created_at", every="month", ahead=5, keep=6, optional=True),
+)
+
+
+#: Tasks whose policies hold outside the scheduler, too: workers and cleanup_old_messages() follow them (declare_policies in migrations/0017).
+FOLLOWED = (
+    "retention.processed_messages",
+    "retention.message_dedup",
+    "retention.message_results",
+    "retention.dead_letters",
+    "partitions.messages.make",
+    "partitions.message_archive.drop",
 )
 
 

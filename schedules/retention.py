@@ -96,7 +96,10 @@ def resolve(connection: DeadlineConnection, policy: Retention) -> tuple[store.Ta
             f"{policy.table}.{policy.column} has no index: each batch reads the table. create index concurrently on {policy.table} ({policy.column});"
         )
     types = (facts["column_type"], *(facts["key_types"] or ("tid",)))
-    return store.Target(policy.table, policy.column, keys or ("ctid",), types, policy.where, policy.assign), facts, warnings
+    where = policy.where
+    if facts["is_dead_letters"] and policy.assign is None:  # whatever a policy says: what blocks a conversation stays until somebody acts (SPEC Q1)
+        where = f"not blocks_conversation and ({where})" if where else "not blocks_conversation"
+    return store.Target(policy.table, policy.column, keys or ("ctid",), types, where, policy.assign), facts, warnings
 
 
 def check_visible(connection: DeadlineConnection, policy: Retention, target: store.Target, facts: dict[str, Any], cutoff: datetime) -> None:
@@ -128,7 +131,8 @@ def plan(connection: DeadlineConnection, policy: Retention) -> Plan:
         check_visible(connection, policy, target, facts, cutoff)
         found, size = store.count(connection, target, cutoff)
     action = f"set {policy.assign}" if policy.assign else "delete"
-    condition = f"{policy.column} < {cutoff.isoformat()}" + (f" and ({policy.where})" if policy.where else "")
+    where = f" and ({target.where.replace(store.CUTOFF, repr(cutoff.isoformat()))})" if target.where else ""
+    condition = f"{policy.column} < {cutoff.isoformat()}{where}"
     return Plan(policy.task, policy.table, f"{action} where {condition}", cutoff, found, size, int(facts["estimated_rows"]), tuple(warnings))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from threading import Event
 from typing import Any
 
-from schedules.config import Plan
+from schedules.config import Plan, nothing_to_delete
 from schedules.partitions import PartitionKeeper
 from schedules.policies import Partitions, Retention
 from schedules.registry import Job
@@ -112,3 +112,15 @@ def find(plan: Plan, task: str) -> Retention | Partitions | Job:
             hint=did_you_mean(task, tasks, "`packhorse maintenance list` names them."),
         )
     return tasks[task]
+
+
+def tell(connection: DeadlineConnection, plan: Plan | None) -> None:
+    """Write what the plan says of the tasks that work without it; None (it is wrong): nothing is to be deleted until it is mended.
+
+    A schema of an older release knows no policies, and a role without the right may not write them: said, and no reason to do no work.
+    """
+    try:
+        with translated():
+            store.declare_policies(connection, nothing_to_delete() if plan is None else plan.policies())
+    except StoreError as error:
+        logger.warning("plan_warning problem=%s", f"the upkeep does not know this configuration: {error}")

@@ -54,7 +54,7 @@ LAYERS: list[tuple[int, tuple[str, ...]]] = [
     ),
     (4, ("worker.supervisor", "worker.child", "worker.watch", "worker.exporter", "worker.runtime.process")),
     (3, ("schedules",)),
-    (4, ("schedules.actors",)),
+    (4, ("schedules.actors", "schedules.declare")),
     (5, ("worker.cli",)),
 ]
 
@@ -72,6 +72,7 @@ HOMES = {
         "worker.backends",
         "worker.runtime",
         "schedules.actors",
+        "schedules.declare",
     ),
     "redis": ("worker.backends",),
     "structlog": ("worker.observe",),

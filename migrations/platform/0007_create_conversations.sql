@@ -23,7 +23,9 @@ create table conversations (
   constraint conversations_company_fkey foreign key (company_id) references companies (id) on delete restrict,
   constraint conversations_channel_length check (length(channel) between 1 and 50),
   constraint conversations_status_known check (status in ('open', 'closed')),
-  constraint conversations_lock_is_whole check (num_nonnulls(lock_holder, locked_at, lock_expires_at) in (0, 3)),
+  -- a lock of somebody else's making may have no end: release_stuck_conversations() knows when it is stuck
+  constraint conversations_lock_is_whole check (
+    (lock_holder is null) = (locked_at is null) and (lock_expires_at is null or lock_holder is not null)),
   constraint conversations_lock_holder_length check (length(lock_holder) between 1 and 500)
 ) with (fillfactor = 70);
 create index conversations_locked_idx on conversations (locked_at) where locked_at is not null;
@@ -152,9 +154,9 @@ comment on function unlock_conversation(uuid, text) is 'Give the lock of a conve
 
 create function release_stuck_conversations(p_after interval default '5 minutes', p_limit integer default 1000) returns integer
 language plpgsql set search_path from current as $$
--- Take up to p_limit (1..100000) locks away that ended, or that nobody has renewed for p_after (1 second to
--- 366 days), oldest first; rows that somebody works on are left for the next call. Returns how many.
--- Raises PH001.
+-- Take up to p_limit (1..100000) locks away whose own time is over, and those without an end that nobody
+-- has renewed for p_after (1 second to 366 days), oldest first; rows that somebody works on are left for the next
+-- call. A lock that is still valid is never taken. Returns how many. Raises PH001.
 declare
   v_now constant timestamptz := clock_timestamp();
   v_count integer;
@@ -163,7 +165,7 @@ begin
   perform check_limit(p_limit);
   with stuck as materialized (
     select c.id from conversations c
-    where c.locked_at is not null and (c.lock_expires_at <= v_now or c.locked_at <= v_now - p_after)
+    where c.locked_at is not null and (c.lock_expires_at <= v_now or (coalesce(c.lock_expires_at, 'infinity') = 'infinity' and c.locked_at <= v_now - p_after))
     order by c.locked_at
     limit p_limit
     for update skip locked

@@ -59,10 +59,10 @@ begin
     raise exception using errcode = 'PH005', column = 'month', message = format('month: %s exists and is no partition of messages', v_name),
       hint = format('It was detached. Attach it again, or rename it: alter table %I rename to ...', v_name);
   end if;
-  execute format('create table %I (like messages including defaults including constraints)', v_name);
-  execute format('alter table %I enable row level security', v_name);
+  perform create_partition_table('messages', current_schema(), v_name);
   execute format('alter table messages attach partition %I for values from (%L) to (%L)', v_name,
     v_month::timestamp at time zone 'UTC', (v_month + interval '1 month')::timestamp at time zone 'UTC');
+  perform finish_partition('messages', v_name::regclass);
   return v_name;
 end
 $$;
@@ -79,7 +79,10 @@ begin
   if p_months_ahead is null or p_months_ahead not between 0 and 60 then
     perform refuse_argument('months_ahead', 'must be between 0 and 60');
   end if;
-  select count(create_messages_partition((v_first + m * interval '1 month')::date)) into v_made from generate_series(0, p_months_ahead) m;
+  -- workers ask every few minutes: what is there is seen without a lock
+  select count(create_messages_partition(p.month::date)) into v_made
+  from (select v_first + m * interval '1 month' as month from generate_series(0, p_months_ahead) m offset 0) p
+  where not partition_covers('messages', p.month at time zone 'UTC', (p.month + interval '1 month') at time zone 'UTC');
   return v_made;
 end
 $$;

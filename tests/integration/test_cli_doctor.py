@@ -270,3 +270,17 @@ def test_a_transaction_pooler_with_the_setting_is_in_order(cli, database, bounce
     assert "transaction mode" in mode["text"] and "not used" in listen["text"]
     (listen,) = findings(cli, "listen", PACKHORSE_LISTEN_URL=database.url)
     assert listen["text"] == "a NOTIFY arrives"
+
+
+def test_what_ages_and_no_scheduler_deletes_is_said(database, cli):
+    """Workers alone delete only what has an end of its own: it must not grow for ever without a word."""
+    database.query("insert into processed_messages (external_id, first_seen_at) values ('old', now() - interval '9 days')")
+    database.query("""select declare_queue('blocky'), set_queue('blocky', '{"on_dead": "block"}')""")
+    database.query("select bury_message((select message_id from enqueue_message('blocky', 'gone', p_conversation_key => 'c')))")
+    database.query("update dead_letters set dead_at = now() - interval '32 days'")
+    (found,) = findings(cli, "retention")
+    assert found["status"] == "warn" and "webhook ids are older" in found["text"] and "packhorse scheduler" in found["repair"]
+    database.query("update dead_letters set blocks_conversation = false")
+    assert "webhook ids and dead letters" in findings(cli, "retention")[0]["text"]
+    database.query("select register_worker(gen_random_uuid(), 'h', 1, '1', '{packhorse}', '{packhorse.maintenance}', 4, interval '20 seconds')")
+    assert findings(cli, "retention") == []

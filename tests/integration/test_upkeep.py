@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 from uuid import uuid4
 
+import psycopg
 import pytest
 
+from tests.sql.platform.conftest import create_platform_database
 from tests.support.houses import quick_settings
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
+from worker.db.connection import connect
 from worker.heartbeat import Heartbeat
 from worker.store import workers as store
 
 
 @pytest.fixture
 def heartbeat(database: Database):
-    from worker.db.connection import connect
-
     heartbeat = Heartbeat(lambda: connect(database.url), uuid4(), quick_settings(database), lambda: [], lambda message, held: None)
     with connect(database.url) as connection:
         heartbeat.register(connection, ["default"], ["mine"], 4)
@@ -68,3 +69,87 @@ def test_all_steps_are_done_one_per_turn(database, heartbeat):
             heartbeat.run_once()
             assert len(done) == min(turn, len(store.UPKEEP_STEPS))
     assert tuple(done) == store.UPKEEP_STEPS
+
+
+def upkeep_once(database: Database) -> None:
+    """Every step of one worker, as its heartbeat does them."""
+    with connect(database.url) as connection:
+        for step in store.UPKEEP_STEPS:
+            store.upkeep(connection, step, 3600.0)
+
+
+def test_a_worker_deletes_nothing_that_ages_by_a_policy(database):
+    """Constants in the upkeep deleted what configuration kept, and what blocked a conversation."""
+    database.query("""select declare_queue('blocky'), set_queue('blocky', '{"on_dead": "block"}')""")
+    for queue, key in (("blocky", "c"), ("default", None)):
+        database.query("select bury_message((select message_id from enqueue_message(%s, 'gone', p_conversation_key => %s)))", queue, key)
+    database.query("update dead_letters set dead_at = '2020-01-01'")
+    database.query(
+        "insert into processed_messages (external_id, first_seen_at, processed_at) values ('a', '2020-01-01', '2020-01-01'), ('b', '2020-01-01', null)"
+    )
+    expired_windows(database, 3)
+    upkeep_once(database)
+    assert database.value("select count(*) from message_dedup") == 0
+    assert database.value("select count(*) from processed_messages") == 2 and database.value("select count(*) from dead_letters") == 2
+
+
+PARTITIONS = "select inhrelid::regclass::text from pg_inherits where inhparent = '{0}'::regclass order by 1"
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["the current one", "the next one"])
+@pytest.mark.parametrize("table", ["message_archive", "messages"])
+def test_a_partition_that_is_missing_is_made_by_a_worker_without_traffic(server, table, place):
+    database = create_platform_database(server)
+    try:
+        whole = [row[0] for row in database.query(PARTITIONS.format(table))]
+        database.query(f"drop table {whole[place]}")
+        upkeep_once(database)
+        assert [row[0] for row in database.query(PARTITIONS.format(table))] == whole
+        database.query(f"alter table {table} detach partition {whole[-1]}")
+        database.query(f"alter table {whole[-1]} rename to put_aside")
+        upkeep_once(database)
+        assert [row[0] for row in database.query(PARTITIONS.format(table))] == whole
+    finally:
+        database.drop()
+
+
+@pytest.mark.parametrize(("policy", "months"), [('{"ahead": 2}', 3), ("{}", 0)])
+def test_a_worker_makes_as_many_months_as_configuration_says(server, policy, months):
+    database = create_platform_database(server)
+    try:
+        for (name,) in database.query(PARTITIONS.format("messages")):
+            database.query(f"drop table {name}")
+        database.query("select declare_policies(jsonb_build_object('partitions.messages.make', %s::jsonb))", policy)
+        upkeep_once(database)
+        assert len(database.query(PARTITIONS.format("messages"))) == months
+    finally:
+        database.drop()
+
+
+def test_months_that_are_there_are_seen_without_a_lock(server):
+    """Every worker asks each five minutes."""
+    database = create_platform_database(server)
+    try:
+        with database.connect(admin=True) as other, other.transaction():
+            other.execute("lock table messages in share row exclusive mode")
+            other.execute("select pg_advisory_xact_lock(hashtext('packhorse.messages'))")
+            with connect(database.url) as connection:
+                store.upkeep(connection, "upkeep_messages", 3600.0)
+    finally:
+        database.drop()
+
+
+def test_a_month_that_cannot_be_made_stops_no_other_and_is_said(server):
+    database = create_platform_database(server)
+    try:
+        months = [row[0] for row in database.query(PARTITIONS.format("messages"))]
+        for name in months[1:4]:
+            database.query(f"drop table {name}")
+        database.query(f"create table {months[2]} (note text)")
+        with connect(database.url) as connection:
+            store.upkeep(connection, "upkeep_messages", 3600.0)
+            assert [row[0] for row in database.query(PARTITIONS.format("messages"))] == [*months[:2], *months[3:]]
+            with pytest.raises(psycopg.ProgrammingError, match=f"{months[2]} exists and is no partition"):
+                store.upkeep(connection, "upkeep_messages", 3600.0)
+    finally:
+        database.drop()

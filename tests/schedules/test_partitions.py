@@ -6,6 +6,7 @@ import csv
 import gzip
 import hashlib
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from schedules.periods import partition_name, period_start, runway_seconds, unco
 from schedules.policies import Gates, Partitions
 from schedules.registry import PARTITIONS
 from schedules.runner import TaskRunner
+from schedules.runway import Runway
 from schedules.triggers import trigger
 from tests.support.waiting import wait_until
 from worker.errors import InvalidArgument, StoreConflict, StoreRejected
@@ -279,6 +281,125 @@ def test_partitions_have_the_security_indexes_and_checks_of_their_table(database
     assert database.value("select count(*) from pg_indexes where schemaname = 'shop' and tablename like 'events\\_2%%'" % ()) == 4
     with pytest.raises(psycopg.errors.CheckViolation):
         insert(database, note="no")
+
+
+def test_a_partition_of_a_table_of_another_owner_in_its_own_tablespace_is_made_beside_writers(database, events, keep, server):
+    events()
+    database.query("create role shop_owner")
+    database.query("alter table shop.events owner to shop_owner, replica identity full; grant all on schema shop to shop_owner")
+    try:
+        with database.connect(admin=True) as connection:
+            connection.execute("set allow_in_place_tablespaces = on")
+            connection.execute("create tablespace shop_fast location ''")
+        database.query("alter table shop.events set tablespace shop_fast")
+        add(database, 0)
+        with database.connect(admin=True) as writer, writer.transaction():
+            writer.execute("insert into shop.events values (1, clock_timestamp(), 'x')")
+            assert keep().make() == 3
+        assert database.query(
+            "select relowner::regrole::text, relreplident, t.spcname from pg_class c join pg_tablespace t on t.oid = c.reltablespace "
+            "where c.oid = any (select inhrelid from pg_inherits where inhparent = 'shop.events'::regclass) group by 1, 2, 3 order by 2"
+        )[-1] == ("shop_owner", "f", "shop_fast")
+    finally:
+        database.query("drop schema shop cascade")
+        database.query("drop tablespace if exists shop_fast")
+        database.query("drop role shop_owner")
+
+
+# -- before inserts need them ----------------------------------------------------------------------
+class Clock:
+    """What the keepers take for the database's clock."""
+
+    def __init__(self, monkeypatch):
+        self.now = None
+        original = store.parent
+
+        def parent(connection, table, column):
+            found = original(connection, table, column)
+            return (found and self.now and replace(found, now=self.now)) or found
+
+        monkeypatch.setattr(store, "parent", parent)
+
+
+@pytest.fixture
+def runway(open_connection):
+    def start(*policies, role="owner"):
+        return Runway(lambda: open_connection(role), Plan((), policies, (), Gates(), ()))
+
+    return start
+
+
+def test_all_that_is_missing_is_made_at_the_start_and_nothing_more(database, events, runway):
+    events()
+    keeper = runway(policy())
+    keeper.run_once()
+    assert names(database) == expected(0, 1, 2, 3)
+    assert database.query("select task, state, triggered_by from maintenance_runs") == [("partitions.events.make", "succeeded", "runway")]
+    keeper.run_once()
+    assert database.value("select count(*) from maintenance_runs") == 1
+
+
+def test_a_partition_that_is_gone_is_made_again_without_traffic(database, events, runway):
+    events()
+    keeper = runway(policy())
+    keeper.run_once()
+    for shift in (1, 0):
+        database.query(f"drop table shop.{expected(shift)[0]}")
+        keeper.run_once()
+        assert names(database) == expected(0, 1, 2, 3)
+
+
+def test_inserts_go_on_over_midnight(database, events, runway, monkeypatch):
+    clock = Clock(monkeypatch)
+    events()
+    keeper = runway(policy(every="day", ahead=1))
+    midnight = period_start(NOW, "day", 1)
+    for moment in (midnight - timedelta(seconds=5), midnight + timedelta(seconds=1), midnight + timedelta(days=1, seconds=1)):
+        clock.now = moment
+        database.query("insert into shop.events select 1, %s", moment) if moment > midnight else None  # before anybody has looked
+        keeper.run_once()
+        database.query("insert into shop.events select 1, %s", moment)
+    assert names(database) == expected(0, 1, 2, 3, every="day")
+
+
+def test_a_scheduler_that_was_away_over_the_end_of_a_period_makes_it_at_its_start(database, events, runway):
+    events()
+    add(database, -1)
+    runway(policy(ahead=1)).run_once()
+    insert(database)
+    assert names(database) == expected(-1, 0, 1)
+
+
+def test_one_table_that_cannot_be_made_stops_no_other_and_is_left_alone_for_a_while(database, events, runway, quick):
+    events()
+    database.query(f"create table shop.{expected(0)[0]} (note text)")
+    database.query("create table shop.others (id bigint, at timestamptz) partition by range (at)")
+    keeper = runway(policy(), policy(name="absent", table="shop.absent"), policy(name="others", table="shop.others"))
+    for _ in range(2):
+        keeper.run_once()
+    assert database.value("select count(*) from pg_inherits where inhparent = 'shop.others'::regclass") == 4
+    assert database.query("select task, state from maintenance_runs order by id") == [
+        ("partitions.events.make", "failed"),
+        ("partitions.others.make", "succeeded"),
+    ]
+
+
+def test_whoever_may_not_make_partitions_does_not_try(database, events, runway):
+    events()
+    runway(policy(), role="worker").run_once()
+    assert names(database) == [] and database.value("select count(*) from maintenance_runs") == 0
+
+
+def test_two_schedulers_at_once_make_each_partition_once(database, events, runway):
+    events()
+    keepers = [runway(policy()) for _ in range(3)]
+    threads = [threading.Thread(target=keeper.run_once) for keeper in keepers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert names(database) == expected(0, 1, 2, 3)
+    assert {row[0] for row in database.query("select state from maintenance_runs")} == {"succeeded"}
 
 
 # -- dropping ------------------------------------------------------------------------------------

@@ -218,3 +218,40 @@ def test_toml_switches_off_a_schedule_of_code(tmp_path, monkeypatch):
     assert [entry.name for entry in load_plan({}, config).schedules] == ["reports"]
     config.write_text("[schedules.reports]\nenabled = false\n")
     assert load_plan({}, config).schedules == ()
+
+
+def test_what_works_without_configuration_is_told_what_it_says(tmp_path):
+    """Workers and cleanup_old_messages() follow the scheduler's configuration; what they could not follow they leave alone."""
+    path = tmp_path / "packhorse.toml"
+    path.write_text("")
+    week, month = 7 * 86400.0, 30 * 86400.0
+    shipped = load_plan({}, path).policies()
+    assert shipped == {
+        "retention.processed_messages": {"keep_seconds": week},
+        "retention.message_dedup": {"keep_seconds": 0},
+        "retention.message_results": {"keep_seconds": 0},
+        "retention.dead_letters": {"keep_seconds": month},
+        "partitions.messages.make": {"ahead": 5},
+        "partitions.message_archive.drop": {"keep_days": 0},
+    }
+    path.write_text(
+        '[retention.processed_messages]\nkeep = "90d"\n[retention.dead_letters]\nenabled = false\n'
+        "[retention.message_results]\nwhere = \"result_key like 'x%'\"\n[partitions.messages]\nahead = 2\n"
+    )
+    assert load_plan({}, path).policies() == shipped | {
+        "retention.processed_messages": {"keep_seconds": 90 * 86400.0},
+        "retention.dead_letters": {},
+        "retention.message_results": {},
+        "partitions.messages.make": {"ahead": 2},
+    }
+    path.write_text('[partitions.messages]\nevery = "week"\n')
+    assert load_plan({}, path).policies()["partitions.messages.make"] == {}
+    for text, told in (
+        ("keep = 30", {"keep_days": 30}),
+        ('export_dir = "/x"', {}),
+        ('grace = "7d"', {}),
+        ("enabled = false", {}),
+        ("ahead = 9", {"keep_days": 0}),
+    ):
+        path.write_text(f"[partitions.message_archive]\n{text}\n")
+        assert load_plan({}, path).policies()["partitions.message_archive.drop"] == told, text

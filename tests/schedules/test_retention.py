@@ -203,6 +203,40 @@ def test_rows_that_others_hold_are_passed_over_and_go_next_time(database, shop, 
     assert left(database) == 100
 
 
+def test_a_condition_may_name_the_time_before_which_rows_go(database, shop, open_connection):
+    """Aged by the beginning, a row that was finished yesterday would go (SPEC M4b)."""
+    shop("id bigint primary key, closed_at timestamptz, zoneless timestamp")
+    database.query("update shop.orders set closed_at = clock_timestamp() - interval '1 day' where id <= 10")
+    database.query("update shop.orders set zoneless = clock_timestamp() at time zone 'UTC' - interval '6 days' where id between 11 and 20")
+    of = policy(where="(closed_at is null or closed_at < {cutoff}) and (zoneless is null or zoneless < {cutoff} at time zone 'UTC')")
+    connection = open_connection()
+    found = dry_run(connection, of)
+    assert found.rows == 980 and "{cutoff}" not in found.action
+    assert run(connection, of) == "succeeded"
+    assert left(database) == 120 and left(database, "id <= 20") == 20
+
+
+def test_a_webhook_that_was_seen_long_ago_and_finished_just_now_is_recognised_for_its_days(database, open_connection):
+    database.query(
+        "insert into processed_messages (external_id, first_seen_at, processed_at) values ('late', clock_timestamp() - interval '90 days', "
+        "clock_timestamp()), ('done', clock_timestamp() - interval '9 days', clock_timestamp() - interval '8 days')"
+    )
+    of = next(of for of in RETENTION if of.name == "processed_messages")
+    assert run(open_connection(), of) == "succeeded"
+    assert database.query("select external_id from processed_messages") == [("late",)]
+
+
+@pytest.mark.parametrize("where", [None, "queue = 'blocky' or true"])
+def test_no_policy_deletes_a_dead_letter_that_blocks_its_conversation(database, open_connection, where):
+    """A policy of one's own, or another condition for the shipped one, deletes by age as well (SPEC Q1)."""
+    database.query("""select declare_queue('blocky'), set_queue('blocky', '{"on_dead": "block"}')""")
+    for queue, key in (("blocky", "c"), ("default", None)):
+        database.query("select bury_message((select message_id from enqueue_message(%s, 'gone', p_conversation_key => %s)))", queue, key)
+    database.query("update dead_letters set dead_at = clock_timestamp() - interval '2 days'")
+    assert run(open_connection(), Retention("mine", table="dead_letters", column="dead_at", keep_seconds=DAY, where=where)) == "succeeded"
+    assert database.query("select queue from dead_letters") == [("blocky",)]
+
+
 def test_shipped_policies_never_touch_live_rows(database, open_connection):
     """Every shipped policy of the queue, cutoffs moved to now: live messages, blocking letters and open runs stay."""
     database.query("select enqueue_message('default', 'effect') from generate_series(1, 3)")

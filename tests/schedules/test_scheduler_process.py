@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
+import tempfile
 from datetime import timedelta
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +19,9 @@ from tests.support.cli import Cli
 from tests.support.notes import nap
 from tests.support.postgres import Server, available_servers, open_for_everyone
 from tests.support.waiting import wait_until
+from worker.db import migrate
+from worker.db.connection import connect
+from worker.embedded import Embedded
 from worker.exits import EXIT_USAGE
 
 pytestmark = pytest.mark.slow
@@ -351,3 +357,67 @@ def test_due_reminders_become_messages_where_the_platform_is(server, start_sched
             assert cli("maintenance", "run", task, "--json").document["state"] == "succeeded", task
     finally:
         database.drop()
+
+
+def events(process):
+    return [json.loads(line) for line in process.log_path.read_text().splitlines() if line.startswith("{")]
+
+
+MONTHS = "select count(*) from pg_inherits where inhparent = 'messages'::regclass"
+
+
+def test_a_scheduler_makes_missing_months_at_its_start_and_says_once_what_it_may_not_do(server, start_scheduler, tmp_path):
+    database = create_platform_database(server)
+    try:
+        for (name,) in database.query("select inhrelid::regclass::text from pg_inherits where inhparent = 'messages'::regclass"):
+            database.query(f"drop table {name}")
+        (tmp_path / "packhorse.toml").write_text('[retention.processed_messages]\nkeep = "90d"\n[retention.dead_letters]\nenabled = false\n')
+        scheduler = start_scheduler(database.url)
+        wait_until(lambda: database.value(MONTHS) == 6, 30, "the months are made, though their cron is hours away")
+        wait_until(lambda: "timetable_declared" in scheduler.log_path.read_text(), 30)
+        assert database.value("select count(*) from schedules where name = 'partitions.messages.drop'") == 0
+        wait_until(lambda: database.value("select retention_keep('processed_messages', '7 days')") == timedelta(days=90), 10)
+        assert database.value("select retention_keep('dead_letters', '30 days')") is None
+        problems = [event["problem"] for event in events(scheduler) if event["event"] == "plan_warning"]
+        (said,) = [problem for problem in problems if "partitions.messages" in problem]
+        assert "only the owner of messages" in said and "set maintenance_url to a connection of that role" in said
+        ran = Cli(tmp_path, database.url)("maintenance", "list", "--json")
+        row = next(row for row in ran.document if row["task"] == "partitions.messages.drop")
+        assert (ran.code, row["state"]) == (0, "left out") and "maintenance_url" in row["problem"]
+    finally:
+        database.drop()
+
+
+def test_a_scheduler_that_is_the_owner_drops_months_and_makes_partitions_of_other_tables_at_its_start(server, start_scheduler, tmp_path):
+    database = create_platform_database(server)
+    try:
+        database.query("create schema shop")
+        database.query("create table shop.events (at timestamptz) partition by range (at)")
+        (tmp_path / "packhorse.toml").write_text(
+            '[partitions.events]\ntable = "shop.events"\ncolumn = "at"\nevery = "day"\nahead = 2\nkeep = 5\nmake_cron = "0 0 1 1 *"\n'
+        )
+        scheduler = start_scheduler(database.url, PACKHORSE_MAINTENANCE_URL=database.admin_url)
+        wait_until(lambda: "timetable_declared" in scheduler.log_path.read_text(), 40)
+        assert database.value("select count(*) from schedules where name = 'partitions.messages.drop'") == 1
+        assert [event for event in events(scheduler) if event["event"] == "plan_warning"] == []
+        made = "select count(*) from pg_inherits where inhparent = 'shop.events'::regclass"
+        wait_until(lambda: database.value(made) == 3, 30, "made at the start, though the cron is months away")
+    finally:
+        database.drop()
+
+
+def test_on_the_embedded_server_the_owner_is_known():
+    """`packhorse up` knew it; a scheduler of its own on the same server did not."""
+    with tempfile.TemporaryDirectory(prefix="ph-", dir="/tmp") as name:
+        folder = Path(name)
+        with Embedded(folder / ".packhorse") as server:
+            server.prepare()
+            connection = connect(server.owner_url, deadline_seconds=120)
+            migrate.up(connection, sets=["platform"])
+            process = Cli(folder, **QUICK).start("scheduler", output=folder / "log")
+            try:
+                look = "select count(*) from schedules where name = 'partitions.messages.drop'"
+                wait_until(lambda: connection.execute(look).fetchone() == (1,), 40, "the task of the owner is in the timetable")
+            finally:
+                kill(process)
+                connection.close()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+
+import pytest
 
 from tests.sql.client import HOLDER, OTHER, Sql
 
@@ -85,14 +88,22 @@ def test_an_absurd_conversation_lock_is_refused_by_name(sql: Sql) -> None:
         assert sql.refused("select acquire_conversation_lock(%s, %s, %s::interval)", key, holder, lease) == ("PH001", column)
 
 
-def test_stuck_conversation_locks_are_removed_and_fresh_ones_stay(sql: Sql) -> None:
-    for key, age in [("old", "6 minutes"), ("fresh", "1 minute")]:
-        lock(sql, "ann", key, "1 hour")
-        sql.rows("update conversation_locks set acquired_at = clock_timestamp() - %s::interval where conversation_key = %s", age, key)
-    lock(sql, "ann", "over")
-    sql.rows("update conversation_locks set expires_at = clock_timestamp() where conversation_key = 'over'")
+def test_only_locks_whose_own_time_is_over_are_removed(sql: Sql) -> None:
+    """An hour's lock was taken after five minutes: two worked on one conversation (SPEC M2)."""
+    for key, expires in [("valid", "'1 hour'"), ("over", "'-1 second'"), ("endless", "'infinity'"), ("endless_fresh", "'infinity'")]:
+        age = "1 minute" if key == "endless_fresh" else "6 minutes"
+        end = "'infinity'" if "infinity" in expires else f"clock_timestamp() + interval {expires}"
+        sql.rows(
+            f"insert into conversation_locks (conversation_key, holder, acquired_at, expires_at) values (%s, 'ann', clock_timestamp() - %s::interval, {end})",
+            key,
+            age,
+        )
+    sql.rows("insert into conversation_locks values ('unbounded', 'ann', clock_timestamp() - interval '6 minutes', null)")
+    assert sql.value("select cleanup_stuck_webhook_conversations('7 minutes')") == 1
     assert sql.value("select cleanup_stuck_webhook_conversations()") == 2
-    assert sql.rows("select conversation_key from conversation_locks") == [("fresh",)]
+    assert sql.rows("select conversation_key from conversation_locks order by 1") == [("endless_fresh",), ("valid",)]
+    assert sql.value("select cleanup_stuck_webhook_conversations('0')") == 1
+    assert sql.rows("select conversation_key from conversation_locks") == [("valid",)]
 
 
 def test_a_stuck_lock_whose_row_somebody_holds_keeps_no_other(own_clients: Callable[..., Sql]) -> None:
@@ -127,6 +138,97 @@ def test_upkeep_removes_what_is_over_and_never_a_live_message(sql: Sql) -> None:
     assert sql.rows("select result_key from message_results") == sql.rows("select limiter_key from rate_limiters") == [("new",)]
     assert sql.rows("select external_id from processed_messages") == [("new",)]
     assert sql.value("select cleanup_old_messages()") == 0
+
+
+def old_ones(sql: Sql) -> None:
+    """Webhook ids and dead letters, some of which the shipped policies would delete."""
+    sql.rows("select declare_queue('blocky'), set_queue('blocky', '{\"on_dead\": \"block\"}')")
+    for queue, key in [("default", None), ("blocky", "c")]:
+        sql.rows("select bury_message(%s)", sql.enqueue(queue, conversation_key=key))
+    sql.rows("update dead_letters set dead_at = clock_timestamp() - interval '31 days'")
+    sql.rows(
+        "insert into processed_messages (external_id, first_seen_at, processed_at) values "
+        "('done', clock_timestamp() - interval '9 days', clock_timestamp() - interval '8 days'), ('never', clock_timestamp() - interval '8 days', null), "
+        "('late', clock_timestamp() - interval '90 days', clock_timestamp())"
+    )
+
+
+def left(sql: Sql) -> list[str]:
+    return [row[0] for row in sql.rows("select external_id from processed_messages union all select 'dead ' || queue from dead_letters order by 1")]
+
+
+def test_what_ages_goes_by_the_end_of_the_work_and_what_blocks_a_conversation_stays(sql: Sql) -> None:
+    old_ones(sql)
+    assert sql.value("select cleanup_old_messages()") == 3
+    assert left(sql) == ["dead blocky", "late"]
+    assert sql.value("select purge_dead_letters(p_older_than => '1 day')") == []
+    assert sql.value("select purge_dead_letters(p_queue => 'blocky', p_older_than => '1 day')") == []
+    assert len(sql.value("select purge_dead_letters(p_queue => 'blocky')")) == 1, "somebody acts"
+
+
+@pytest.mark.parametrize(
+    ("policies", "stays"),
+    [
+        ({"retention.processed_messages": {"keep_seconds": 90 * 86400}}, {"done", "never"}),
+        ({"retention.processed_messages": {}}, {"done", "never"}),
+        ({"retention.dead_letters": {"keep_seconds": 40 * 86400}}, {"dead default"}),
+        ({"retention.dead_letters": {}}, {"dead default"}),
+        ({"retention.processed_messages": {"keep_seconds": 86400.5}, "retention.dead_letters": {"keep_seconds": 0}}, set()),
+    ],
+)
+def test_the_known_name_deletes_by_the_policies_that_configuration_declared(sql: Sql, policies: dict[str, object], stays: set[str]) -> None:
+    old_ones(sql)
+    assert sql.value("select declare_policies(%s::jsonb)", json.dumps(policies)) == len(policies)
+    assert sql.value("select declare_policies(%s::jsonb)", json.dumps(policies)) == 0
+    sql.value("select cleanup_old_messages()")
+    assert set(left(sql)) == {"dead blocky", "late"} | stays
+
+
+def test_the_upkeep_of_a_worker_deletes_only_what_has_an_end_of_its_own(sql: Sql) -> None:
+    old_ones(sql)
+    before = left(sql)
+    sql.rows("select store_message_result('old', '1', '-1 second'), add_rate_limiter('old', 1, '-1 second')")
+    sql.rows("insert into message_dedup values ('q', 'k', 1, clock_timestamp() - interval '1 day')")
+    sql.rows("""select declare_policies('{"retention.message_results": {}, "retention.message_dedup": {"keep_seconds": 172800}}')""")
+    assert sql.value("select cleanup_expired_windows()") == 1, "results and windows are kept as configuration says"
+    sql.rows("""select declare_policies('{"retention.message_results": {"keep_seconds": 0}, "retention.message_dedup": {"keep_seconds": 0}}')""")
+    assert sql.value("select cleanup_expired_windows()") == 2
+    assert left(sql) == before
+
+
+@pytest.mark.parametrize(
+    ("call", "argument"),
+    [
+        ("is_new_message('w', {})", "reclaim_after"),
+        ("cleanup_stuck_webhook_conversations({})", "after"),
+        ("forget_dead_workers({})", "after"),
+        ("bury_unknown_types({})", "after"),
+        ("start_maintenance_run('t', 'job', 'me', p_silent_after => {})", "silent_after"),
+    ],
+)
+def test_an_absurd_age_is_refused_by_name(sql: Sql, call: str, argument: str) -> None:
+    for age in ("'-1 second'::interval", "null", "'1001 years'::interval", "'170000000 years'::interval"):
+        assert sql.refused("select " + call.format(age)) == ("PH001", argument), age
+
+
+def test_an_absurd_age_of_a_purge_is_refused_and_none_is_no_filter(sql: Sql) -> None:
+    for age in ("-1 second", "1001 years"):
+        assert sql.refused("select purge_dead_letters(p_older_than => %s::interval)", age) == ("PH001", "older_than")
+    assert sql.value("select purge_dead_letters(p_queue => 'q', p_older_than => null)") == []
+
+
+@pytest.mark.parametrize(
+    "function", ["cleanup_old_messages", "cleanup_expired_windows", "rescue_expired_messages", "cleanup_stale_message_locks", "expire_messages"]
+)
+def test_an_absurd_batch_is_refused_by_name(sql: Sql, function: str) -> None:
+    for limit in ("-1", "0", "null", "100001"):
+        assert sql.refused(f"select {function}({limit})") == ("PH001", "limit"), limit
+    assert sql.refused("select bury_unknown_types(p_limit => -1)") == ("PH001", "limit")
+
+
+@pytest.mark.parametrize("policies", [None, "[]", "1"])
+def test_policies_that_are_no_object_are_refused_by_name(sql: Sql, policies: str | None) -> None:
+    assert sql.refused("select declare_policies(%s::jsonb)", policies) == ("PH001", "policies")
 
 
 def test_upkeep_works_in_bounded_steps(sql: Sql) -> None:

@@ -73,11 +73,11 @@ def list_tasks(as_json: AsJson = False) -> int:
                 "task": task,
                 "table": getattr(policy, "table", getattr(policy, "needs", None)),
                 "cron": _cron(task, policy),
-                "state": "absent" if task in findings.absent else last.get("state", "never ran"),
+                "state": "absent" if task in findings.absent else "left out" if task in findings.left_out else last.get("state", "never ran"),
                 "rows": last.get("rows_done"),
                 "last_success_at": last.get("last_success_at"),
                 "gate": last.get("gate"),
-                "problem": problems.get(task) or last.get("error"),
+                "problem": problems.get(task) or findings.left_out.get(task) or last.get("error"),
             }
         )
     if as_json:

@@ -22,8 +22,9 @@ from worker.store import partitions as store
 app = typer.Typer(no_args_is_help=True, help="Partitions: made ahead, detached, exported, dropped.")
 
 Policy = Annotated[str, typer.Argument(metavar="POLICY", help="Name of the partition policy, as `packhorse partitions status` shows it.")]
-#: Below this runway `check` fails: three days are enough to be woken on a Monday.
-LEAST_RUNWAY_SECONDS = 3 * 86400.0
+#: Below this runway `check` fails and the alert rings: a week for months, two days for the rest.
+LEAST_RUNWAY_SECONDS = {"month": 7 * 86400.0}
+LEAST_RUNWAY_OTHERS_SECONDS = 2 * 86400.0
 
 
 def _policy(name: str) -> Partitions:
@@ -45,7 +46,11 @@ def _statuses() -> list[dict[str, object]]:
                     found.append({"policy": policy.name, "table": policy.table, **nothing, "problem": str(error)})
                 continue
             runway = status.runway_seconds
-            short = f"the runway is short: {runway / 86400:.1f} days" if runway < LEAST_RUNWAY_SECONDS else None
+            short = (
+                f"the runway is short: {runway / 86400:.1f} days"
+                if runway < LEAST_RUNWAY_SECONDS.get(policy.every, LEAST_RUNWAY_OTHERS_SECONDS)
+                else None
+            )
             found.append(
                 {
                     "policy": policy.name,
@@ -70,7 +75,7 @@ def status(as_json: AsJson = False) -> int:
 
 @app.command()
 def check(as_json: AsJson = False) -> int:
-    """Exit 1 when a runway is shorter than three days or a default partition exists; for monitoring."""
+    """Exit 1 when a runway is short (months: a week, others: two days) or a default partition exists; for monitoring."""
     found = [row for row in _statuses() if row["problem"]]
     print_json(found) if as_json else print_rows(found, ["policy", "runway_days", "problem"], empty="all partitions are in order")
     return EXIT_FAILED if found else EXIT_OK

@@ -43,6 +43,8 @@ def scheduler(modules: Modules = None) -> int:
             # NOTIFY starts what is due; the poll behind it can be slow
             "poll_seconds": max(settings.poll_seconds, 10.0),
             "database_url": SecretStr(url),
+            # on the embedded server the owner is known
+            "maintenance_url": settings.maintenance_url or (SecretStr(database_url(settings, owner=True)) if embedded is not None else None),
         }
     )
     with embedded or nullcontext():

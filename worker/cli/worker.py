@@ -8,9 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from schedules.config import has_policies
 from worker.cli.common import configure_logging, database_url
 from worker.config import load_settings
 from worker.errors import ConfigError
+
+#: The module that tells the database what packhorse.toml says of retention; last, so that it joins the broker of users' modules.
+DECLARE = "schedules.declare"
 
 Modules = Annotated[list[str] | None, typer.Argument(help="Modules that declare actors; default: the setting `actors`.", metavar="[MODULES]...")]
 Processes = Annotated[int | None, typer.Option("--processes", "-p", help="Worker processes; default: the setting `processes`.")]
@@ -32,5 +36,8 @@ def worker(modules: Modules = None, processes: Processes = None, threads: Thread
     url = database_url(settings)
     embedded = Embedded(settings.data_dir) if settings.database_url is None else None
     configure_logging(settings)
+    chosen = load_settings(**given, database_url=url)
+    if has_policies():
+        chosen = chosen.model_copy(update={"actors": (*chosen.actors, DECLARE)})
     with embedded or nullcontext():  # keeps the server up when `packhorse up` ends before us
-        return Supervisor(load_settings(**given, database_url=url), notifier=Notifier(os.environ)).run()
+        return Supervisor(chosen, notifier=Notifier(os.environ)).run()

@@ -11,7 +11,7 @@ from worker.db.connection import DeadlineConnection, connect
 from worker.db.errors import translated
 from worker.doctor.connections import examine_listen, examine_mode
 from worker.doctor.findings import Finding
-from worker.doctor.server import examine_rls, examine_sequences, examine_server
+from worker.doctor.server import examine_retention, examine_rls, examine_sequences, examine_server
 from worker.doctor.snapshot import drift
 from worker.errors import SchemaMismatch
 
@@ -67,3 +67,4 @@ def _schema(connection: DeadlineConnection) -> Iterator[Finding]:
     yield from found or [Finding("schema", "ok", "every table, column, index, constraint, function, policy and grant is as the migrations make it")]
     yield examine_rls(connection)
     yield from examine_sequences(connection)
+    yield from examine_retention(connection)

@@ -75,6 +75,23 @@ def examine_sequences(connection: DeadlineConnection) -> Iterator[Finding]:
         yield Finding("sequences", "ok", "ids and lease tokens go on behind those that are taken")
 
 
+def examine_retention(connection: DeadlineConnection) -> Iterator[Finding]:
+    """Workers delete only what has an end of its own; what ages by policy grows for ever where no scheduler runs."""
+    try:
+        with translated():
+            found = store.retention(connection)
+    except StoreError:
+        return  # `schema` and `row_security` have said why
+    old = [name for name, is_old in (("webhook ids", found["webhook_ids"]), ("dead letters", found["dead_letters"])) if is_old]
+    if old and not found["scheduler"]:
+        yield Finding(
+            "retention",
+            "warn",
+            f"no scheduler runs, and {' and '.join(old)} are older than the shipped policies keep them: the tables grow for ever",
+            "start `packhorse scheduler` beside the workers, or call cleanup_old_messages() from a cron of your own",
+        )
+
+
 def _version(facts: Row) -> Finding:
     if facts["version"] < MINIMUM_SERVER:
         return Finding("server_version", "fail", f"PostgreSQL {facts['version_text']} is too old", "upgrade to PostgreSQL 14 or newer")

@@ -53,6 +53,7 @@ DUTIES = (
     Duty("rescue", "heartbeat"),
     Duty("expire", "heartbeat"),
     Duty("upkeep_partitions", "heartbeat"),
+    Duty("upkeep_messages", "heartbeat"),
     Duty("upkeep_unknown_types", "heartbeat"),
     Duty("upkeep_workers", "heartbeat"),
     Duty("upkeep_conversations", "heartbeat"),

@@ -78,7 +78,9 @@ FLEET = [
     Definition("isolated_messages", "gauge", "Messages that wait to run apart, for they were there when two processes died; exact up to 100000."),
     Definition("refused_completions", "gauge", "Messages whose work is done and whose completion the database refuses; their processes have ended."),
     Definition("workers", "gauge", "Worker processes of the fleet: running, draining, or silent for longer than a lease.", ("state",)),
-    Definition("partition_runway_seconds", "gauge", "Time until inserts find no partition: the end of the newest, or the first gap.", ("table",)),
+    Definition(
+        "partition_runway_seconds", "gauge", "Time until inserts find no partition: the end of the newest, or the first gap.", ("table", "every")
+    ),
     Definition(
         "oldest_snapshot_age_seconds",
         "gauge",

@@ -35,6 +35,11 @@ def roles(connection: DeadlineConnection) -> list[Row]:
     return rows(connection, "doctor_roles")
 
 
+def retention(connection: DeadlineConnection) -> Row:
+    """webhook_ids, dead_letters: is the oldest older than the shipped policies keep it? scheduler: is one alive?"""
+    return rows(connection, "doctor_retention")[0]
+
+
 def sequences_behind(connection: DeadlineConnection) -> list[Row]:
     """Sequences that would give out numbers which are taken: name, highest (the highest taken), hidden (this role may not see where it stands)."""
     return rows(connection, "doctor_sequences")

@@ -18,6 +18,9 @@ from worker.records import Row
 from worker.store.messages import dumps
 from worker.store.rows import rows, value
 
+#: In the condition of a policy: the time before which rows go.
+CUTOFF = "{cutoff}"
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -115,6 +118,11 @@ def cancel(connection: DeadlineConnection, task: str, operator: str, reason: str
 
 def expect(connection: DeadlineConnection, run_id: int, total: int) -> None:
     connection.execute(sql("set_maintenance_total"), (total, run_id))
+
+
+def declare_policies(connection: DeadlineConnection, policies: dict[str, dict[str, Any]]) -> int:
+    """What configuration says of each task, for what works without it (workers, cleanup_old_messages); how many changed."""
+    return int(value(connection, "declare_policies", (dumps(policies),)))
 
 
 def health(connection: DeadlineConnection) -> list[Row]:
@@ -230,12 +238,13 @@ def _compose(name: str, target: Target, after: list[str] | None, touch: bool = T
             for place, type_name in enumerate(target.types)
         )
         follows = composed.SQL("(t.{}, {}) > ({})").format(column, _joined("t.{}", keys), places)
+    cutoff = composed.SQL("%(cutoff)s::timestamptz" if target.types[0].endswith("with time zone") else "(%(cutoff)s at time zone 'UTC')")
     return composed.SQL(sql(name)).format(
         table=composed.Identifier(*target.table.split(".")),
         column=column,
         after=follows,
-        cutoff=composed.SQL("%(cutoff)s" if target.types[0].endswith("with time zone") else "(%(cutoff)s at time zone 'UTC')"),
-        where=_trusted(target.where or "true"),
+        cutoff=cutoff,
+        where=cutoff.join(_trusted(part) for part in (target.where or "true").split(CUTOFF)),
         assign=_trusted(target.assign or ""),
         keys=_joined("t.{}", keys),
         keys_of_batch=_joined("b.{}::text", keys),  # as the type writes it: what JSON makes of an array is none

@@ -28,7 +28,6 @@ class Parent:
     owned: bool
     schema: str
     name: str
-    row_security: bool
     column_type: str | None
     now: datetime
 
@@ -63,8 +62,9 @@ def partitions(connection: DeadlineConnection, table: str) -> list[Partition]:
 def create(
     connection: DeadlineConnection, of: Parent, name: str, lower: str, upper: str, *, fill_from: Partition | None = None, column: str = ""
 ) -> int:
-    """Make a partition and attach it; in the caller's transaction, which it gives a lock timeout of one second.
+    """Make a partition like its table and attach it; in the caller's transaction, which it gives a lock timeout of one second.
 
+    What "like its table" means is in create_partition_table() and finish_partition() (migrations/0005).
     fill_from: move the rows of the period out of this default partition first, writers wait; returns how many.
     Raises StoreConflict.
     """
@@ -76,9 +76,8 @@ def create(
     }
     connection.execute(sql("partition_timeouts"))
     connection.execute(sql("partition_lock_parent"), (f"{of.schema}.{of.name}",))
-    _do(connection, "partition_create", names)
-    if of.row_security:
-        _do(connection, "partition_secure", names)
+    table = quoted(f"{of.schema}.{of.name}")
+    connection.execute(sql("partition_create"), (table, of.schema, name))
     moved = 0
     if fill_from is not None:
         columns = [composed.Identifier(row[0]) for row in connection.execute(sql("partition_columns"), (of.schema, of.name)).fetchall()]
@@ -90,6 +89,7 @@ def create(
         _do(connection, "partition_lock_writers", names)
         moved = _do(connection, "partition_move", move).rowcount
     _do(connection, "partition_attach", names)
+    connection.execute(sql("partition_finish"), {"table": table, "schema": of.schema, "name": name})
     return moved
 
 

@@ -9,7 +9,15 @@ from worker.db.queries import sql
 from worker.records import Attention
 from worker.store import messages
 
-UPKEEP_STEPS = ("upkeep_partitions", "upkeep_unknown_types", "upkeep_workers", "upkeep_conversations", "upkeep_windows", "upkeep_archive")
+UPKEEP_STEPS = (
+    "upkeep_partitions",
+    "upkeep_messages",
+    "upkeep_unknown_types",
+    "upkeep_workers",
+    "upkeep_conversations",
+    "upkeep_windows",
+    "upkeep_archive",
+)
 #: Of each table, per call.
 CLEANUP_ROWS = 5000
 #: Messages that one call rescues.

@@ -187,16 +187,27 @@ def test_an_age_that_would_meet_living_rows_or_none_is_refused(sql: Sql, functio
     assert sql.value(f"select {function}(p_older_than => '31 days')") == 0
 
 
-def test_a_lock_that_is_not_renewed_is_stuck_though_it_would_go_on(sql: Sql) -> None:
-    sql.rows(
-        "insert into conversations (conversation_key, phone, lock_holder, locked_at, lock_expires_at) values "
-        "('stuck', '1', 'ann', clock_timestamp() - interval '6 minutes', clock_timestamp() + interval '1 hour'), "
-        "('held', '1', 'ann', clock_timestamp() - interval '4 minutes', clock_timestamp() + interval '1 hour')"
-    )
-    assert sql.value("select release_stuck_conversations()") == 1
-    assert sql.rows("select conversation_key from conversations where lock_holder is not null") == [("held",)]
-    assert sql.value("select release_stuck_conversations('3 minutes')") == 1
-    for after in ("0", None, "400 days"):
+def test_a_lock_that_is_still_valid_is_never_taken(sql: Sql) -> None:
+    """An hour's lock was taken after five minutes (SPEC M2). One without an end is stuck after p_after."""
+    for key, age, end in [
+        ("valid", "6 minutes", "clock_timestamp() + interval '1 hour'"),
+        ("endless", "6 minutes", "null"),
+        ("infinite", "6 minutes", "'infinity'"),
+        ("endless_fresh", "4 minutes", "null"),
+        ("over", "1 minute", "clock_timestamp() - interval '1 second'"),
+    ]:
+        sql.rows(
+            "insert into conversations (conversation_key, phone, lock_holder, locked_at, lock_expires_at) "
+            f"values (%s, '1', 'ann', clock_timestamp() - %s::interval, {end})",
+            key,
+            age,
+        )
+    held = "select conversation_key from conversations where lock_holder is not null order by 1"
+    assert sql.value("select release_stuck_conversations()") == 3
+    assert sql.rows(held) == [("endless_fresh",), ("valid",)]
+    assert sql.value("select release_stuck_conversations('1 second')") == 1
+    assert sql.rows(held) == [("valid",)]
+    for after in ("0", "-1 minute", None, "400 days"):
         assert sql.refused("select release_stuck_conversations(%s::interval)", after) == ("PH001", "after")
 
 

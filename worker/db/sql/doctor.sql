@@ -103,6 +103,13 @@ from pg_roles r where r.rolname = current_user;
 select w.role, r.oid is not null as exists, coalesce(pg_has_role(current_user, r.oid, 'usage'), false) as member
 from (values ('packhorse_worker'), ('packhorse_producer'), ('packhorse_reader')) as w (role) left join pg_roles r on r.rolname = w.role order by 1;
 
+-- name: doctor_retention
+-- What ages by policy and nobody deletes: is there a webhook id or a dead letter older than the shipped policies keep, and no scheduler alive?
+select coalesce((select p.first_seen_at < clock_timestamp() - interval '8 days' from processed_messages p order by p.first_seen_at limit 1), false) as webhook_ids,
+  coalesce((select d.dead_at < clock_timestamp() - interval '31 days' from dead_letters d where not d.blocks_conversation order by d.dead_at limit 1), false)
+    as dead_letters,
+  exists (select from workers w where 'packhorse.maintenance' = any (w.message_types) and w.last_seen_at > clock_timestamp() - interval '1 minute') as scheduler;
+
 -- name: doctor_sequences
 -- Sequences that would give out numbers which are taken; hidden: this role may not see where it stands.
 select s.name, s.highest, not has_sequence_privilege(s.name, 'usage, select') as hidden

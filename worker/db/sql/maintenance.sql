@@ -1,3 +1,7 @@
+-- name: declare_policies
+-- What configuration says, for all that works without it.
+select declare_policies(%s::jsonb);
+
 -- name: start_maintenance_run
 -- Begin or take over the run of a task.
 select run_id, run_cutoff, run_cursor, run_rows, run_batch_size, run_resumed
@@ -50,6 +54,7 @@ select c.oid::regclass::text as name, c.relkind,
         and case when r.role = 0 then true else pg_has_role(r.role, 'usage') end)) as hidden_by_policies,
   pg_has_role(c.relowner, 'usage') as owned,
   c.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = c.oid) as has_children, c.oid = to_regclass('message_queue') as is_queue,
+  c.oid = to_regclass('dead_letters') as is_dead_letters,
   has_table_privilege(c.oid, 'delete') as may_delete, has_any_column_privilege(c.oid, 'update') as may_update,
   (select array_agg(a.attname::text order by k.place) from pg_index i cross join unnest(i.indkey) with ordinality k (number, place)
     join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.number where i.indrelid = c.oid and i.indisprimary and k.place <= i.indnkeyatts) as key_columns,
@@ -165,7 +170,7 @@ order by pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT', 5 nulls first, 1, 2;
 -- Is the table range-partitioned by this one column, and may this role change it? Its schema, for the names of partitions.
 select p.partstrat::text = 'r' and p.partnatts = 1 and a.attname = %(column)s
     and format_type(a.atttypid, a.atttypmod) ~ '^(timestamp|date)' as fits, pg_has_role(c.relowner, 'usage') as owned, n.nspname as schema,
-  c.relname as name, c.relrowsecurity as row_security, format_type(a.atttypid, a.atttypmod) as column_type, clock_timestamp() as now
+  c.relname as name, format_type(a.atttypid, a.atttypmod) as column_type, clock_timestamp() as now
 from pg_partitioned_table p join pg_class c on c.oid = p.partrelid join pg_namespace n on n.oid = c.relnamespace
 left join pg_attribute a on a.attrelid = c.oid and a.attnum = p.partattrs[0]
 where c.oid = to_regclass(%(table)s);
@@ -180,11 +185,11 @@ select pg_advisory_xact_lock(hashtext('packhorse.partitions.' || %s));
 
 -- name: partition_create
 -- A table like its parent, not yet attached.
-create table {partition} (like {parent} including defaults including constraints including generated including storage);
+select create_partition_table(%s::regclass, %s, %s);
 
--- name: partition_secure
--- Row-level security like the parent's: nobody reads a partition directly.
-alter table {partition} enable row level security;
+-- name: partition_finish
+-- Owner, replica identity, security and privileges like the parent's.
+select finish_partition(%(table)s::regclass, format('%%I.%%I', %(schema)s::text, %(name)s::text)::regclass);
 
 -- name: partition_attach
 -- SHARE UPDATE EXCLUSIVE on the parent: readers and writers go on.

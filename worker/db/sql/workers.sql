@@ -30,6 +30,10 @@ select recover_worker(%s, %s, %s, %s, %s);
 -- Slow upkeep: the archive's partitions of the next days.
 select ensure_message_archive_partitions();
 
+-- name: upkeep_messages
+-- Slow upkeep: the months of the platform's messages, where there is a platform.
+select keep_messages_partitions();
+
 -- name: upkeep_unknown_types
 -- Slow upkeep: messages of types without any worker.
 select bury_unknown_types(make_interval(secs => %s));
@@ -43,8 +47,8 @@ select forget_dead_workers();
 select promote_stranded_conversations();
 
 -- name: upkeep_windows
--- Slow upkeep: dedup windows, results, webhook ids, old dead letters; so many of each at most.
-select cleanup_old_messages(%s);
+-- Slow upkeep: dedup windows, results, rate limiters whose own time is over; so many of each at most. What ages by policy is the scheduler's.
+select cleanup_expired_windows(%s);
 
 -- name: upkeep_archive
 -- Slow upkeep: the archive's old partitions.
