@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.metrics import backlog, enqueue, idle, maintenance, observability, pickup, snapshot, work
+from benchmarks.metrics import backlog, enqueue, idle, maintenance, observability, pickup, producers, snapshot, work
 from benchmarks.metrics.base import Case, Measure
 
 
@@ -25,4 +25,6 @@ def cases(metrics: tuple[str, ...], snapshot_messages: tuple[int, ...]) -> list[
         found += [(case, maintenance.measure) for case in maintenance.CASES]
     if "observability" in metrics:
         found += [(case, observability.measure) for case in observability.CASES]
+    if "producers" in metrics:
+        found += [(case, producers.measure) for case in producers.CASES]
     return found
