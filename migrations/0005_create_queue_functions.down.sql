@@ -1,6 +1,8 @@
 -- Way back of 0005_create_queue_functions. Takes ACCESS EXCLUSIVE locks; what the objects held is gone.
 
-drop function announce_busy;
+drop function hand_over_queues;
+drop function keep_attending;
+drop function attend_queues;
 drop function announce_sleep;
 drop function resume_queue;
 drop function wake_queue;

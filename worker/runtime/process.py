@@ -96,6 +96,7 @@ class WorkerProcess:
         )
         self.timekeeper = Timekeeper(self.lane, self._on_stuck, self._on_lease_over)
         self.listener = self._listener()
+        self.pump.claims.heard_by(lambda: self.listener is not None and self.listener.listening)
         self._watch()
         self.exit_code = EXIT_OK
         self._stop = StopRequest()
