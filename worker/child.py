@@ -105,15 +105,12 @@ def recover(settings: Settings, worker_id: UUID, started: list[int], detail: str
 
     overdue: (id, lease token) of those whose handlers ignored their time limits; their attempts have failed.
     """
-    from worker.db.connection import connect
+    from worker.db.sessions import open_work
     from worker.store import messages
     from worker.store import workers as store
 
-    assert settings.database_url is not None
     try:
-        connection: Any = connect(
-            settings.database_url.get_secret_value(), schema=settings.db_schema, application_name="packhorse recover", pooler=settings.pooler
-        )
+        connection: Any = open_work(settings, "recover")
         for message_id, token in overdue:
             outcome = messages.fail(
                 connection,

@@ -50,6 +50,8 @@ class DeadlineConnection(psycopg.Connection[Any]):
     """A psycopg connection whose every wait for the server ends after `deadline_seconds`."""
 
     deadline_seconds: float = 10.0
+    #: Behind a transaction pooler: what is set outside a transaction is left to strangers, and so is not set.
+    pooled: bool = False
 
     @classmethod
     def _connect_gen(cls, *args: Any, **kwargs: Any) -> Any:
@@ -78,7 +80,7 @@ def connect(
     autocommit: bool = True,
     times_in_utc: bool = False,
 ) -> DeadlineConnection:
-    """Open a connection: autocommit, every call bounded by deadline_seconds, json as text.
+    """Open a connection, for sessions.py, which knows the settings: autocommit, every call bounded by deadline_seconds, json as text.
 
     pooler: no prepared statements and no session state, for PgBouncer in transaction mode; the schema
     must then be the role's default. times_in_utc: texts of times sort as the times do, whatever the database's
@@ -105,6 +107,7 @@ def connect(
             _settle_session(connection)
         if connection.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII":
             _take_any_bytes(connection)
+    connection.pooled = pooler
     connection.prepare_threshold = None if pooler else 0
     connection.adapters.register_loader("jsonb", JsonText)
     connection.adapters.register_loader("json", JsonText)

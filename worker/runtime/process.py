@@ -24,6 +24,7 @@ from worker.broker import PostgresBroker
 from worker.config import Settings
 from worker.db import migrate
 from worker.db.listen import Listener
+from worker.db.sessions import open_listen
 from worker.errors import CancelInterrupt, ConfigError, DrainInterrupt, InvalidArgument, LeaseInterrupt, SchemaMismatch, StoreError, StoreUnavailable
 from worker.exits import EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED
 from worker.heartbeat import Heartbeat
@@ -123,12 +124,7 @@ class WorkerProcess:
         settings = self.settings
         if not settings.listens:
             return None
-        if settings.listen_url is None:
-            return Listener(self._open("listen"), self.pump.on_wake)
-        from worker.db.connection import connect
-
-        url = settings.listen_url.get_secret_value()
-        return Listener(lambda: connect(url, schema=settings.db_schema, application_name="packhorse listen"), self.pump.on_wake)
+        return Listener(partial(open_listen, settings, url=self.broker.url), self.pump.on_wake)
 
     # -- life ---------------------------------------------------------------------------------------
     def stop(self) -> None:
