@@ -78,6 +78,7 @@ class FleetWatch(Service):
 
     name = "fleet"
     max_backoff_seconds = 30.0
+    reconnect_seconds = 10.0  # nobody waits for it
 
     def __init__(self, settings: Settings, board: Board) -> None:
         super().__init__()

@@ -69,6 +69,10 @@ class Heartbeat(Service):
             connection, self._worker_id, socket.gethostname(), os.getpid(), __version__, queues, types, threads, self._settings.lease_seconds
         )
 
+    def urgent(self) -> bool:
+        """Leases run while the database is away."""
+        return bool(self._held())
+
     def run_once(self) -> float:
         now = time.monotonic()
         if self.failures:  # after an outage the others come back when we do: until then their types look abandoned

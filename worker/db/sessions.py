@@ -15,6 +15,7 @@ from typing import Any
 
 from worker.config import Settings
 from worker.db.connection import DeadlineConnection, connect
+from worker.db.reconnect import politely
 from worker.errors import ConfigError
 
 
@@ -68,4 +69,5 @@ def _open(settings: Settings, url: str | None, purpose: str, **options: Any) -> 
         "deadline_seconds": settings.call_deadline_seconds,
         "connect_timeout_seconds": settings.connect_timeout_seconds,
     }
-    return connect(url, **given | options)
+    with politely(url):
+        return connect(url, **given | options)

@@ -73,8 +73,13 @@ EVENTS: dict[str, Event] = {
     "database_unavailable": Event("warning", ("error",), "The database cannot be reached at the start; it is waited for."),
     "drain_waits": Event("warning", ("error_class",), "The last outcomes cannot be written yet."),
     "deregister_failed": Event("info", ("error_class",), "The row of this process stays until it is forgotten."),
-    "service_failed": Event("warning", ("name", "failures", "error_class", "error"), "A loop failed and tries again; said at failure 1, 2, 4, 8 …"),
-    "service_recovered": Event("info", ("name", "failures"), "It works again."),
+    "service_failed": Event(
+        "warning",
+        ("name", "failures", "error_class", "error"),
+        "A loop failed and tries again; repeats are said after 1 s, 2 s … a minute, an outage by one loop of a process a second. "
+        "`failures`: since it was last well.",
+    ),
+    "service_recovered": Event("info", ("name", "failures"), "It works again, and has for a second."),
     # -- the parent
     "supervisor_started": Event("info", ("pid", "processes"), "The parent begins."),
     "supervisor_stopped": Event("info", ("exit_code",), "The parent ends."),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import random
 import resource
 import sys
 import threading
@@ -45,7 +46,7 @@ logger = logging.getLogger("packhorse.process")
 
 #: Threads switch this often when they compete; the pump must not wait long for its turn.
 SWITCH_SECONDS = 0.001
-STARTUP_RETRY_SECONDS = 1.0
+STARTUP_RETRY_SECONDS = 3.0  # at most: processes that start together do not try together
 #: What middleware wants to do before and after the drain may take so long.
 HOOKS_SECONDS = 5.0
 
@@ -182,7 +183,7 @@ class WorkerProcess:
                 if not reported:
                     logger.warning("database_unavailable error=%s: waiting for it", error)
                     reported = True
-                self._stop.wait(STARTUP_RETRY_SECONDS)
+                self._stop.wait(random.uniform(0.2, STARTUP_RETRY_SECONDS))
         return False
 
     def _check(self) -> None:

@@ -85,6 +85,10 @@ class Pump(Service):
         if self.claims.woken(queue):
             self._wake.set()
 
+    def urgent(self) -> bool:
+        """Leases run while the database is away."""
+        return bool(self.held)
+
     # -- the loop -------------------------------------------------------------------------------------
     def run_once(self) -> float:
         self._collect()
