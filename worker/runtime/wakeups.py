@@ -23,7 +23,7 @@ HOT_SECONDS = 0.1  # so many notifications in this time: somebody should watch
 ATTEND_SECONDS = 1.0  # producers trust a worker that watches for so long
 KEEP_SECONDS = 0.4  # it says so again after this time
 LOOK_SECONDS = 0.001  # between two looks, at least; twice as long after each that finds nothing
-LOOK_MOST_SECONDS = 0.006  # reached at 4,000 messages a second: the more come, the more a look may take at once
+LOOK_MOST_SECONDS = 0.010  # reached at 4,000 messages a second: the more come, the more a look may take at once
 QUIET_SECONDS = 0.06  # nothing came for so long: sleep
 FULL_SECONDS = 0.05  # no thread was free for so long: leave the queues to others
 PRESS_SECONDS = 0.005  # the sleepers are woken at once, and again after 5, 10, 20 ... ms
@@ -148,11 +148,14 @@ class Wakeups:
     def full(self, *, fast: bool) -> None:
         """While we watch: no thread is free. Others are woken, and after FULL_SECONDS we leave.
 
-        fast: threads are free again so soon that we go on all the same.
+        fast: threads are free again so soon that we go on alone until there is a backlog.
         """
+        if fast:
+            self._full_at = inf
+            return
         now = time.monotonic()
         self._full_at = min(self._full_at, now)
-        if not fast and now >= self._full_at + FULL_SECONDS:
+        if now >= self._full_at + FULL_SECONDS:
             self.leave(wake=True)
         else:
             self.pressed()
