@@ -51,12 +51,14 @@ create table queues (
 ) with (fillfactor = 50);
 comment on table queues is 'One row per queue: pause, limits, retention, retry policy (SPEC Q8).';
 
--- Who sleeps. A worker that finds nothing writes wake_until; a producer that reads a future wake_until
--- sends one NOTIFY. While workers are busy the column is null and producers never touch the global
--- NOTIFY lock (SPEC Q10). Apart from `queues` because it is written often: the row stays tiny and HOT.
+-- Who sleeps, and who watches. A worker that finds nothing writes wake_until; a producer that reads a future
+-- wake_until sends one NOTIFY, unless attended_until is in the future, too: then one awake worker looks every few
+-- milliseconds, so that producers never touch the NOTIFY lock of the whole cluster (SPEC Q10). Apart from `queues`
+-- because it is written often: the row stays tiny and HOT. Producers only read it.
 create table queue_wakeups (
-  queue      queue_name not null,
-  wake_until timestamptz,
+  queue          queue_name not null,
+  wake_until     timestamptz,
+  attended_until timestamptz,
   constraint queue_wakeups_pkey primary key (queue)
 ) with (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
-comment on table queue_wakeups is 'wake_until in the future: some worker sleeps and wants a NOTIFY for this queue.';
+comment on table queue_wakeups is 'wake_until in the future: some worker sleeps and wants a NOTIFY for this queue; attended_until in the future: not now, for one looks.';

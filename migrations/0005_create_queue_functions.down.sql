@@ -3,7 +3,9 @@
 drop function finish_partition;
 drop function create_partition_table;
 drop function partition_covers;
-drop function announce_busy;
+drop function hand_over_queues;
+drop function keep_attending;
+drop function attend_queues;
 drop function announce_sleep;
 drop function resume_queue;
 drop function wake_queue;

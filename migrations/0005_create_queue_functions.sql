@@ -126,9 +126,10 @@ comment on function pause_queue(text, text) is 'Stop claims from a queue; true w
 
 create function wake_queue(p_queue text) returns void
 language plpgsql set search_path from current as $$
--- Tell sleeping workers that the queue has work: one NOTIFY, only when somebody sleeps (SPEC Q10).
+-- Tell sleeping workers that the queue has work: one NOTIFY, only when somebody sleeps and nobody watches (SPEC Q10).
 begin
-  if exists (select from queue_wakeups where queue = p_queue and wake_until > clock_timestamp()) then
+  if exists (select from queue_wakeups where queue = p_queue and wake_until > clock_timestamp()
+      and (attended_until is null or attended_until <= clock_timestamp())) then
     perform pg_notify('packhorse_wake', p_queue);
   end if;
 end
@@ -152,27 +153,76 @@ end
 $$;
 comment on function resume_queue(text, text) is 'Let claims take from the queue again; true when it was paused.';
 
-create function announce_sleep(p_queues text[], p_for interval default '30 seconds') returns void
+create function announce_sleep(p_queues text[], p_for interval default '10 seconds') returns void
 language sql set search_path from current as $$
 -- A worker that found nothing asks producers for a NOTIFY until now + p_for. It must claim once more
--- afterwards: a producer that committed just before did not see the announcement.
+-- afterwards: a producer that committed just before did not see the announcement. While it sleeps it asks again
+-- before half of p_for has passed: when nobody listens any more, NOTIFY ends with the last request.
   update queue_wakeups set wake_until = clock_timestamp() + p_for
   where queue = any (p_queues)
     and (wake_until is null or wake_until < clock_timestamp() + p_for / 2);
 $$;
 comment on function announce_sleep(text[], interval) is 'A sleeping worker asks for NOTIFY; claim once more afterwards.';
 
-create function announce_busy(p_queue text) returns void
+create function attend_queues(p_queues text[], p_types text[], p_for interval default '1 second') returns text[]
 language plpgsql set search_path from current as $$
--- A saturated worker needs no NOTIFY: producers stop sending them. Those that still sleep are woken now.
+-- One awake worker watches these queues until now + p_for: it looks every few milliseconds, and producers need not
+-- NOTIFY. Returns the queues that it has got: those that nobody else watches, and on which no live worker of the
+-- fleet runs a type that this one (p_types) does not. keep_attending goes on, hand_over_queues ends it.
+-- Waits for nobody: a queue whose row is locked is left out.
+declare
+  v_got text[];
 begin
-  update queue_wakeups set wake_until = null where queue = p_queue and wake_until is not null;
-  if found then
-    perform pg_notify('packhorse_wake', p_queue);
+  with free as (
+    select w.queue from queue_wakeups w
+    where w.queue = any (p_queues) and (w.attended_until is null or w.attended_until <= clock_timestamp())
+      and not exists (select from workers o where w.queue = any (o.queues) and not o.message_types <@ p_types
+        and o.last_seen_at > clock_timestamp() - interval '1 minute')
+    for no key update of w skip locked
+  ), taken as (
+    update queue_wakeups w set attended_until = clock_timestamp() + p_for from free where w.queue = free.queue returning w.queue
+  ) select coalesce(array_agg(queue), '{}') into v_got from taken;
+  return v_got;
+end
+$$;
+comment on function attend_queues(text[], text[], interval) is 'One awake worker watches queues, so that producers need no NOTIFY; returns those that it has got.';
+
+create function keep_attending(p_queues text[], p_types text[], p_for interval default '1 second') returns text[]
+language plpgsql set search_path from current as $$
+-- The worker that watches these queues goes on until now + p_for. Returns those that it has to leave: a worker is there
+-- now that runs other types, so NOTIFY begins again. Waits for nobody: a queue whose row is locked stays as it is.
+declare
+  v_left text[];
+begin
+  with mine as (
+    select w.queue, exists (select from workers o where w.queue = any (o.queues) and not o.message_types <@ p_types
+        and o.last_seen_at > clock_timestamp() - interval '1 minute') as shared
+    from queue_wakeups w where w.queue = any (p_queues) for no key update of w skip locked
+  ), kept as (
+    update queue_wakeups w set attended_until = case when not mine.shared then clock_timestamp() + p_for end
+    from mine where w.queue = mine.queue returning w.queue, mine.shared
+  ) select coalesce(array_agg(queue) filter (where shared), '{}') into v_left from kept;
+  perform pg_notify('packhorse_wake', q) from unnest(v_left) q;
+  return v_left;
+end
+$$;
+comment on function keep_attending(text[], text[], interval) is 'Watch queues for longer; returns those that this worker has to leave.';
+
+create function hand_over_queues(p_queues text[], p_wake boolean default true, p_leave boolean default true) returns void
+language plpgsql set search_path from current as $$
+-- For a worker that watches these queues. p_leave: it watches no longer, and producers NOTIFY again; it must claim once
+-- more afterwards, like after announce_sleep. p_wake: wake those that sleep, once, for there is more than it can start.
+begin
+  if p_leave then
+    update queue_wakeups set attended_until = null
+    where queue in (select queue from queue_wakeups where queue = any (p_queues) and attended_until is not null order by queue for no key update);
+  end if;
+  if p_wake then
+    perform pg_notify('packhorse_wake', queue) from queue_wakeups where queue = any (p_queues) and wake_until > clock_timestamp();
   end if;
 end
 $$;
-comment on function announce_busy(text) is 'A worker with a backlog turns NOTIFY off for the queue and wakes the sleepers once.';
+comment on function hand_over_queues(text[], boolean, boolean) is 'A watching worker wakes the sleepers once, or watches no longer, or both.';
 
 create function partition_covers(p_table regclass, p_from timestamptz, p_until timestamptz) returns boolean
 language sql stable set search_path from current as $$

@@ -134,7 +134,8 @@ declare
   v_wake boolean;
 begin
   duplicate := false;
-  select w.wake_until > v_now into v_wake from queue_wakeups w where w.queue = p_queue;
+  select w.wake_until > v_now and (w.attended_until is null or w.attended_until <= v_now) into v_wake
+  from queue_wakeups w where w.queue = p_queue;
   if not found then
     perform require_queue(p_queue);
   end if;

@@ -12,7 +12,8 @@ declare
     'operator_actions', 'workers', 'message_types', 'message_dedup', 'processed_messages', 'conversation_locks',
     'message_results', 'rate_limiters'];
   v_functions constant text[] := array['declare_queue', 'require_queue', 'set_queue', 'pause_queue', 'resume_queue', 'wake_queue',
-    'announce_sleep', 'announce_busy', 'refuse_argument', 'refuse_delay', 'check_lease', 'check_age', 'check_batch', 'check_enqueue_arguments', 'enqueue_message',
+    'announce_sleep', 'attend_queues', 'keep_attending', 'hand_over_queues',
+    'refuse_argument', 'refuse_delay', 'check_lease', 'check_age', 'check_batch', 'check_enqueue_arguments', 'enqueue_message',
     'enqueue_messages', 'enqueue_payloads', 'conversation_holders', 'block_waiting_messages', 'waiting_behind',
     'waiting_in_front', 'queue_allowance', 'rate_tokens_at', 'next_start_at', 'pick_due_messages', 'pick_promoted_messages', 'next_of_conversations',
     'promote_conversations', 'ensure_message_archive_partitions', 'archive_messages', 'settle_done', 'complete_messages',

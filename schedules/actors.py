@@ -163,18 +163,9 @@ class Timetable(Checked):
 
     def open_connection(self) -> Any:
         """A connection of the role that owns the tables, where one is configured."""
-        from worker.db.connection import connect
+        from worker.db.sessions import open_owner
 
-        settings = self.broker.settings
-        if settings.maintenance_url is None:
-            return self.broker.open_connection("maintenance", deadline_seconds=MAINTENANCE_CALL_SECONDS)
-        return connect(
-            settings.maintenance_url.get_secret_value(),
-            schema=settings.db_schema,
-            application_name="packhorse maintenance",
-            deadline_seconds=MAINTENANCE_CALL_SECONDS,
-            connect_timeout_seconds=settings.connect_timeout_seconds,
-        )
+        return open_owner(self.broker.settings, url=self.broker.url, deadline_seconds=MAINTENANCE_CALL_SECONDS)
 
 
 timetable = Timetable()

@@ -67,7 +67,7 @@ class Scheduler(Service):
         self._unusable_after = 0.0
         #: Schedules that could not be decided, and until when they are left alone (monotonic); the loop's own.
         self._aside: dict[str, float] = {}
-        self._failed: dict[str, tuple[str, float]] = {}  # schedules whose message could not be enqueued: code, until when that is told
+        self._failed_fires: dict[str, tuple[str, float]] = {}  # schedules whose message could not be enqueued: code, until when that is told
         self.duties = duties or Duties()
         self.noted = partial(self.duties.note, "scheduler")
         self.fired = 0
@@ -113,13 +113,13 @@ class Scheduler(Service):
     def _put_aside(self, name: str, error: StoreError) -> None:
         """Until the next poll: the turns between belong to the others, which may run every second."""
         self._aside[name] = time.monotonic() + self._poll_seconds
-        self._failed[name] = code_of(error), time.monotonic() + 2 * self._poll_seconds
+        self._failed_fires[name] = code_of(error), time.monotonic() + 2 * self._poll_seconds
 
     def _note_failed(self) -> None:
         """`fire` fails as long as some schedule cannot be fired; one that is gone, or that another process has fired, is not told for long."""
-        self._failed = {name: (code, until) for name, (code, until) in self._failed.items() if until > time.monotonic()}
-        if self._failed:
-            self.duties.failing("fire", next(iter(self._failed.values()))[0])
+        self._failed_fires = {name: (code, until) for name, (code, until) in self._failed_fires.items() if until > time.monotonic()}
+        if self._failed_fires:
+            self.duties.failing("fire", next(iter(self._failed_fires.values()))[0])
         else:
             self.duties.well("fire")
 
@@ -189,11 +189,11 @@ class Scheduler(Service):
         except (StoreUnavailable, StoreConflict):
             raise
         except StoreError as error:
-            self._failed[entry.name] = code_of(error), time.monotonic() + FAILED_SECONDS
+            self._failed_fires[entry.name] = code_of(error), time.monotonic() + FAILED_SECONDS
             if store.fail(connection, entry.name, planned_at, following, f"{type(error).__name__}: {error}"):
                 logger.error("schedule_failed schedule=%s error_class=%s error=%s", entry.name, type(error).__name__, error)
             return
-        self._failed.pop(entry.name, None)
+        self._failed_fires.pop(entry.name, None)
         self.fired += outcome == "enqueued"
         if outcome == "overlapped":
             logger.warning("schedule_overlapped schedule=%s planned_at=%s", entry.name, planned_at)

@@ -168,6 +168,21 @@ def test_third_parties_have_one_home():
     assert strangers == []
 
 
+def test_connections_are_opened_in_one_place():
+    """Whoever opens one by itself opens it past a setting: `pooler`, a deadline (SPEC Q10). A server of our own has none."""
+    openers = [i for i in _imports() if i[1].startswith("worker.db.connection.connect")]
+    assert {module for module, _, _ in openers} == {"worker.db.sessions"}
+    own = [i for i in _imports() if i[1] == "worker.db.sessions.open_own_server"]
+    assert {module for module, _, _ in own} <= {"worker.embedded", "worker.doctor.snapshot"}
+    asked = [
+        f"{path.relative_to(TOP)}:{node.lineno}"
+        for path in FILES
+        for node in ast.walk(_tree(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "connect"
+    ]
+    assert [line for line in asked if not line.startswith(("worker/db/connection.py", "worker/embedded.py"))] == [], "embedded.py: a socket"
+
+
 def test_there_is_no_sql_text_outside_its_homes():
     """Python holds no SQL: statements are in worker/db/sql and migrations (STYLE 2.4)."""
     verbs = ("select ", "insert into ", "update ", "delete from ", "create table", "alter ")

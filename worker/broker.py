@@ -25,9 +25,10 @@ from worker import forks
 from worker.bulk import BulkEnqueue
 from worker.config import Settings, load_settings
 from worker.context import current
-from worker.db.connection import DeadlineConnection, connect
+from worker.db.connection import DeadlineConnection
 from worker.db.errors import translated
 from worker.db.pool import ConnectionPool
+from worker.db.sessions import open_work
 from worker.embedded import running_url
 from worker.encoding import Encoded, Signature, check_actor, encode
 from worker.errors import ConfigError, InvalidArgument, StoreRejected
@@ -102,20 +103,10 @@ class PostgresBroker(Broker):
 
     def open_connection(self, purpose: str = "enqueue", **overrides: Any) -> DeadlineConnection:
         """A fresh connection as the settings say. Raises ConfigError without a database, StoreUnavailable."""
-        settings = self.settings
-        return connect(
-            self._url(),
-            **{
-                "schema": settings.db_schema,
-                "application_name": f"packhorse {purpose}",
-                "deadline_seconds": settings.call_deadline_seconds,
-                "connect_timeout_seconds": settings.connect_timeout_seconds,
-                "pooler": settings.pooler,
-                **overrides,
-            },
-        )
+        return open_work(self.settings, purpose, url=self.url, **overrides)
 
-    def _url(self) -> str:
+    @property
+    def url(self) -> str:
         """The configured database, else the embedded one that `packhorse up` runs in this folder."""
         if self.settings.database_url is not None:
             return self.settings.database_url.get_secret_value()
@@ -201,7 +192,7 @@ class PostgresBroker(Broker):
         return None
 
     def _place(self) -> tuple[str, str]:
-        return self._url(), self.settings.db_schema
+        return self.url, self.settings.db_schema
 
     def enqueue_on(self, connection: DeadlineConnection, message: dramatiq.Message[Any], *, delay: int | None = None) -> int:
         """Enqueue on a given connection, in its transaction; returns the id in message_queue."""

@@ -205,14 +205,11 @@ def recover(settings: Settings, worker_id: UUID, lost: Lost, detail: str, *, cra
 
 
 def _recover(settings: Settings, worker_id: UUID, lost: Lost, detail: str, crashed: bool) -> int:
-    from worker.db.connection import connect
+    from worker.db.sessions import open_work
     from worker.store import messages
     from worker.store import workers as store
 
-    assert settings.database_url is not None
-    connection: Any = connect(
-        settings.database_url.get_secret_value(), schema=settings.db_schema, application_name="packhorse recover", pooler=settings.pooler
-    )
+    connection = open_work(settings, "recover")
     try:
         for message_id, token in lost.overdue:
             outcome = messages.fail_overdue(connection, message_id, token)

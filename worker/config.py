@@ -38,6 +38,9 @@ class Settings(BaseSettings):
     maintenance_url: SecretStr | None = Field(
         None, description="Connection string of the tables' owner for retention and partitions; none: database_url."
     )
+    maintenance_pooler: bool | None = Field(
+        None, description="maintenance_url goes through a transaction pooler; none: as `pooler`. `false` when it is direct and database_url is not."
+    )
     listen_url: SecretStr | None = Field(None, description="Direct connection string for LISTEN when database_url goes through a pooler.")
     db_schema: str = Field("public", pattern=NAME_PATTERN, description="Schema that holds the queue.")
     pooler: bool = Field(False, description="database_url goes through a transaction pooler: no prepared statements, no LISTEN on it.")

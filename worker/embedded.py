@@ -29,7 +29,7 @@ from urllib.parse import quote
 
 from worker import forks
 from worker.db import migrate
-from worker.db.connection import connect
+from worker.db.sessions import open_own_server
 from worker.errors import WorkerError
 from worker.store import installation
 
@@ -156,12 +156,12 @@ class Embedded:
 
         report: called with each migration's name. Raises StoreError, SchemaMismatch, MigrationError.
         """
-        admin = connect(self._url(OWNER, "postgres"), application_name="packhorse up")
+        admin = open_own_server(self._url(OWNER, "postgres"), "up")
         try:
             installation.ensure_database(admin, DATABASE)
         finally:
             admin.close()
-        owner = connect(self.owner_url, schema=schema, application_name="packhorse up", deadline_seconds=600)
+        owner = open_own_server(self.owner_url, "up", schema=schema, deadline_seconds=600)
         try:
             installation.ensure_schema(owner, schema)
             done = migrate.up(owner, report)

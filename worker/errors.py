@@ -7,6 +7,8 @@ raises one to say how its message ends.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class WorkerError(Exception):
     """Base of everything that Packhorse raises on purpose."""
@@ -46,9 +48,13 @@ class StoreUnavailable(StoreError):
     """No usable connection: refused, lost, read-only, shutting down, out of disk, deadline passed.
 
     Retry with backoff; nothing about the message is at fault. late: the deadline passed; the call may still be running there.
+    blocked: seconds until the next attempt to connect, asked anew each time; None: nothing is known. tried: False when none was
+    made, for one of the same process had just failed.
     """
 
-    late = False
+    late: bool = False
+    blocked: Callable[[], float] | None = None
+    tried: bool = True
 
 
 class StoreConflict(StoreError):

@@ -22,8 +22,9 @@ from worker.child import STOP_SIGNALS, end_with_parent
 from worker.clock import skew
 from worker.config import Settings
 from worker.db import migrate
-from worker.db.connection import DeadlineConnection, connect
+from worker.db.connection import DeadlineConnection
 from worker.db.pool import Link
+from worker.db.sessions import open_work
 from worker.errors import SchemaMismatch, StoreError
 from worker.exits import EXIT_OK
 from worker.observe import board as cells
@@ -39,8 +40,6 @@ from worker.store import fleet as store
 logger = logging.getLogger("packhorse.exporter")
 
 RETRY_SECONDS = 5.0
-#: A count that takes longer is given up; the server ends it by itself and keeps others from starting one meanwhile.
-COUNT_SECONDS = 30.0
 
 
 class Server(Service):
@@ -80,12 +79,13 @@ class FleetWatch(Service):
 
     name = "fleet"
     max_backoff_seconds = 30.0
+    reconnect_seconds = 10.0  # nobody waits for it
 
     def __init__(self, settings: Settings, board: Board) -> None:
         super().__init__()
         self._settings = settings
         self._board = board
-        self._link = Link(self._open)
+        self._link = Link(partial(open_work, settings, "exporter"))
         self.noted = partial(board.duties.note, "fleet")
         self._latest: tuple[dict[str, Any], float] | None = None  # statistics, monotonic time at which they were counted
         self.schema_problem: str | None = None
@@ -112,18 +112,6 @@ class FleetWatch(Service):
 
     def on_stop(self) -> None:
         self._link.close()
-
-    def _open(self) -> DeadlineConnection:
-        settings = self._settings
-        assert settings.database_url is not None
-        return connect(
-            settings.database_url.get_secret_value(),
-            schema=settings.db_schema,
-            application_name="packhorse exporter",
-            deadline_seconds=COUNT_SECONDS,
-            connect_timeout_seconds=settings.connect_timeout_seconds,
-            pooler=settings.pooler,
-        )
 
 
 def _schema_problem(connection: DeadlineConnection) -> str | None:

@@ -95,6 +95,10 @@ class Heartbeat(Service):
         self.duties.expect("rescue", 1.2 * self._settings.rescue_seconds)
         super().start()
 
+    def urgent(self) -> bool:
+        """Leases run while the database is away."""
+        return bool(self._held())
+
     def run_once(self) -> float:
         now = time.monotonic()
         if self.failures:  # after an outage the others come back when we do: until then their types and leases look abandoned

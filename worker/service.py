@@ -7,16 +7,25 @@ is logged, counted and tried again with backoff: no service dies in silence (SPE
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable
 
 from worker import forks
+from worker.errors import StoreUnavailable
 
 logger = logging.getLogger("packhorse.service")
 
 #: A service that waits still ticks this often.
 TICK_SECONDS = 2.0
+#: A loop that has worked for so long is well again.
+WELL_SECONDS = 1.0
+#: Between two lines about an outage, of all loops of a process; and of one loop about any failure: from this up to the second.
+LINE_SECONDS = 1.0
+MOST_LINE_SECONDS = 60.0
+#: Between two looks whether it is time to connect again.
+BLOCKED_SECONDS = 0.1
 
 
 class _Current(threading.local):
@@ -33,6 +42,30 @@ def still_alive() -> None:
         service.ticked(time.monotonic())
 
 
+def current_service() -> Service | None:
+    """The service whose thread this is; None in any other thread."""
+    return _current.service
+
+
+class _Lines:
+    """When a failure may be said. The first one always: an outage, which all loops meet, is said by one of them at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._outage_at = 0.0
+
+    def outage(self, now: float) -> bool:
+        """May a line about an outage be written now?"""
+        with self._lock:
+            if now < self._outage_at:
+                return False
+            self._outage_at = now + LINE_SECONDS
+            return True
+
+
+_lines = _Lines()
+
+
 class Service:
     """A named thread that calls `run_once` until it is stopped.
 
@@ -42,6 +75,8 @@ class Service:
 
     name = "service"
     max_backoff_seconds = 5.0
+    #: The longest pause between attempts to connect; shared by the loops of a process, the first to fail says it.
+    reconnect_seconds = 3.0
     #: Told the monotonic time of every tick, 0 after the orderly end; liveness is judged by it (SPEC O4).
     ticked: Callable[[float], None] = staticmethod(lambda now: None)
     #: Told how each turn went: the error or None, and when the turn began (monotonic).
@@ -50,6 +85,11 @@ class Service:
     def __init__(self) -> None:
         self.last_success = time.monotonic()
         self.failures = 0  # in a row; written by the service's own thread
+        self._said_failures = 0  # since it was last well
+        self._next_line = 0.0
+        self._line_gap = LINE_SECONDS
+        self._failed_at = 0.0
+        self._told = False
         self.judged = True  # False while what it does may take longer than a loop has; its own thread only
         self._stopping = threading.Event()
         self._wake = threading.Event()
@@ -81,6 +121,10 @@ class Service:
     def stopping(self) -> bool:
         return self._stopping.is_set()
 
+    def urgent(self) -> bool:
+        """Is it dear when this loop connects again late?"""
+        return False
+
     def run_once(self) -> float:
         """One turn of the loop; returns seconds to wait before the next."""
         raise NotImplementedError
@@ -98,21 +142,45 @@ class Service:
                 delay = forks.contain(self.run_once)  # hooks of middleware run in loops, too
                 self.last_success = time.monotonic()
                 self.noted(None, began)
-                if self.failures:
-                    logger.info("service_recovered name=%s failures=%d", self.name, self.failures)
                 self.failures = 0
+                self._worked()
             except Exception as error:  # top of a loop: it must go on, with backoff
-                self.failures += 1
                 self.noted(error, began)
-                delay = min(self.max_backoff_seconds, 0.1 * 2 ** min(self.failures, 10))
-                if self.failures & (self.failures - 1) == 0:  # 1, 2, 4, 8 …: repeats are not repeated
-                    logger.warning(
-                        "service_failed name=%s failures=%d error_class=%s error=%s", self.name, self.failures, type(error).__name__, error
-                    )
+                blocked = error.blocked if isinstance(error, StoreUnavailable) else None
+                self._failed(error)
+                if blocked is not None:
+                    self._wait(blocked)
+                    continue
+                delay = min(self.max_backoff_seconds, 0.1 * 2 ** min(self.failures, 10)) * random.uniform(0.5, 1.0)
             if delay > 0 and not self._stopping.is_set():
                 self._sleep(delay)
         self.on_stop()
         self.ticked(0.0)
+
+    def _worked(self) -> None:
+        """A turn went well. That it works again is said when it has for WELL_SECONDS: what comes and goes is not news each time."""
+        if not self._said_failures or time.monotonic() - self._failed_at < WELL_SECONDS:
+            return
+        if self._told:
+            logger.info("service_recovered name=%s failures=%d", self.name, self._said_failures)
+        self._said_failures, self._told, self._line_gap, self._next_line = 0, False, LINE_SECONDS, 0.0
+
+    def _failed(self, error: Exception) -> None:
+        """Say the first failure, and repeats more and more seldom; of what all loops meet one says it at a time."""
+        now = self._failed_at = time.monotonic()
+        self.failures += 1
+        self._said_failures += 1
+        if now < self._next_line or (isinstance(error, StoreUnavailable) and (not error.tried or not _lines.outage(now))):
+            return
+        self._next_line, self._line_gap = now + self._line_gap, min(MOST_LINE_SECONDS, self._line_gap * 2)
+        self._told = True
+        logger.warning("service_failed name=%s failures=%d error_class=%s error=%s", self.name, self._said_failures, type(error).__name__, error)
+
+    def _wait(self, blocked: Callable[[], float]) -> None:
+        """Until it is time to connect again, or another loop has: then all follow."""
+        while not self._stopping.is_set() and (seconds := blocked()) > 0:
+            self._stopping.wait(min(seconds, BLOCKED_SECONDS))
+            self.ticked(time.monotonic())
 
     def _sleep(self, seconds: float) -> None:
         """Wait, ticking: idle is alive."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ALL_SYSTEMS = ("raw", "packhorse", "dramatiq-stub", "dramatiq-redis", "pgqueuer", "procrastinate", "graphile-worker")
-ALL_METRICS = ("work", "enqueue", "pickup", "backlog", "snapshot", "idle", "memory", "maintenance", "observability", "recovery")
+ALL_METRICS = ("work", "enqueue", "pickup", "backlog", "snapshot", "idle", "memory", "maintenance", "observability", "recovery", "producers")
 HOME = Path(__file__).resolve().parent.parent
 
 

@@ -21,7 +21,7 @@ from benchmarks.harness.payload import payload
 from benchmarks.systems import adapter, make_producer
 from benchmarks.systems.base import Producer
 
-PER_SECOND = 50
+PER_SECOND = int(os.environ.get("BENCH_PER_SECOND") or 50)
 WARM_UP = 5
 
 
@@ -42,7 +42,7 @@ def paced(producer: Producer, count: int) -> None:
     """PER_SECOND messages a second, each up to half a period off its beat, so no poller can keep step."""
     period = 1 / PER_SECOND
     begun = time.monotonic()
-    jitter = random.Random(7)
+    jitter = random.Random(os.getpid())
     for number in range(count):
         moment = begun + (number + jitter.uniform(0, 0.5)) * period
         time.sleep(max(0.0, moment - time.monotonic()))  # the beat itself is what is asked for

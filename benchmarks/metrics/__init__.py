@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.metrics import backlog, enqueue, idle, maintenance, observability, pickup, recovery, snapshot, work
+from benchmarks.metrics import backlog, enqueue, idle, maintenance, observability, pickup, producers, recovery, snapshot, work
 from benchmarks.metrics.base import Case, Measure
 
 
@@ -27,4 +27,6 @@ def cases(metrics: tuple[str, ...], snapshot_messages: tuple[int, ...]) -> list[
         found += [(case, observability.measure) for case in observability.CASES]
     if "recovery" in metrics:
         found += [(case, recovery.measure) for case in recovery.CASES]
+    if "producers" in metrics:
+        found += [(case, producers.measure) for case in producers.CASES]
     return found

@@ -95,6 +95,8 @@ class Adapter(PostgresSystem):
         "enqueue/bulk-messages",
         "enqueue/producers16",
         "pickup/polling",
+        "producers/rate",
+        "producers/trickle",
         "backlog/without",
         "backlog/with",
         "backlog/distinct-keys",

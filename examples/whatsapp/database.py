@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from examples.whatsapp.webhook import QUEUE
 from worker.config import Settings
 from worker.db import migrate
-from worker.db.connection import DeadlineConnection, connect
+from worker.db.connection import DeadlineConnection
+from worker.db.sessions import open_work
 from worker.embedded import Embedded
 
 #: Short, so that a demo of a minute shows a message to its end: 0.2, 0.4, 0.8 s, then dead letter.
@@ -44,14 +45,8 @@ def ready_database(settings: Settings, report: Callable[[str], object]) -> Itera
 
 def open_connection(settings: Settings, url: str, purpose: str, *, deadline_seconds: float | None = None) -> DeadlineConnection:
     """One connection as the settings say. Raises StoreUnavailable."""
-    return connect(
-        url,
-        schema=settings.db_schema,
-        application_name=f"packhorse example {purpose}",
-        pooler=settings.pooler,
-        deadline_seconds=deadline_seconds or settings.call_deadline_seconds,
-        connect_timeout_seconds=settings.connect_timeout_seconds,
-    )
+    deadline = deadline_seconds or settings.call_deadline_seconds
+    return open_work(settings, f"example {purpose}", url=url, deadline_seconds=deadline)
 
 
 def _declare_queue(settings: Settings, url: str) -> None:

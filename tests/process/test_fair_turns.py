@@ -84,17 +84,15 @@ def test_a_drain_hands_back_at_once_what_never_started(database: Database, ledge
     assert daemon.process.poll() is None
 
 
-def test_a_sleeper_whose_request_another_worker_withdrew_asks_again(database: Database, ledger: Ledger, start_daemon: Start) -> None:
+def test_a_sleeper_asks_for_notify_again_before_its_request_is_over(database: Database, ledger: Ledger, start_daemon: Start) -> None:
     database.query("select declare_queue('default')")
     start_daemon(database, ledger, threads=2, poll_seconds=60).wait_ready()
-    asleep = "select wake_until is not null from queue_wakeups where queue = 'default'"
+    asleep = "select coalesce(max(wake_until) > clock_timestamp(), false) from queue_wakeups where queue = 'default'"
     wait_until(lambda: database.value(asleep), 20, "it asks for NOTIFY")
-    put(database, "before")
-    wait_until(lambda: "before" in ledger.counts("effect"), 20, "woken")
-    for _ in range(2):  # the first one may come within the second in which it has asked anyway
-        time.sleep(1.1)
-        database.query("select announce_busy('default')")  # what another worker with a backlog says
-    wait_until(lambda: database.value(asleep), 20, "it asks again")
+    database.query("update queue_wakeups set wake_until = clock_timestamp()")
+    wait_until(lambda: database.value(asleep), 20, "it asks again, though it has not looked meanwhile")
+    put(database, "later")
+    wait_until(lambda: "later" in ledger.counts("effect"), 20, "woken")
 
 
 class Cutting(Proxy):

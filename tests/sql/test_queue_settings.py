@@ -130,9 +130,9 @@ def test_a_producer_notifies_only_while_somebody_sleeps(clients) -> None:
     producer.enqueue()
     producer.enqueue(delay="1 hour")
     assert notifications(listener) == ["q", "q"], "also for the later one: the sleeper sets its alarm"
-    listener.rows("select announce_busy('q')")
+    listener.rows("select attend_queues('{q}', '{work}')")
     producer.enqueue()
-    assert notifications(listener) == ["q"], "only the busy worker's own call, which wakes the other sleepers"
+    assert notifications(listener) == [], "somebody looks all the time"
 
 
 WAYS_BACK = {

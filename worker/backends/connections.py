@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from worker import forks
 from worker.config import load_settings
-from worker.db.connection import DeadlineConnection, connect
+from worker.db.connection import DeadlineConnection
 from worker.db.pool import ConnectionPool
+from worker.db.sessions import open_work
 from worker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,16 +53,7 @@ class Connections:
         return self._pool.connection()
 
     def _open(self) -> DeadlineConnection:
-        settings = load_settings(database_url=self._dsn)
-        assert settings.database_url is not None  # it is our dsn
-        return connect(
-            settings.database_url.get_secret_value(),
-            schema=settings.db_schema,
-            application_name="packhorse backend",
-            deadline_seconds=settings.call_deadline_seconds,
-            connect_timeout_seconds=settings.connect_timeout_seconds,
-            pooler=settings.pooler,
-        )
+        return open_work(load_settings(database_url=self._dsn), "backend")
 
     def close(self) -> None:
         """Close connections of our own; the broker closes its own itself."""

@@ -134,18 +134,12 @@ def database(*, owner: bool = False, deadline_seconds: float = READ_SECONDS, che
     understand. Raises ConfigError, CommandError, StoreError, SchemaMismatch.
     """
     from worker.db import migrate
-    from worker.db.connection import AnyTime, connect
+    from worker.db.connection import AnyTime
     from worker.db.errors import translated
+    from worker.db.sessions import open_work
 
     settings = load_settings()
-    connection = connect(
-        database_url(settings, owner=owner),
-        schema=settings.db_schema,
-        application_name="packhorse cli",
-        deadline_seconds=deadline_seconds,
-        connect_timeout_seconds=settings.connect_timeout_seconds,
-        pooler=settings.pooler,
-    )
+    connection = open_work(settings, "cli", url=database_url(settings, owner=owner), deadline_seconds=deadline_seconds)
     connection.adapters.register_loader("timestamptz", AnyTime)  # one odd row must not hide the others
     try:
         if check:

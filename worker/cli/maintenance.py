@@ -30,17 +30,11 @@ Task = Annotated[str, typer.Argument(metavar="TASK", help="Name of the task, as 
 
 def open_owner() -> DeadlineConnection:
     """A connection of the tables' owner: maintenance_url, else the embedded server's owner, else database_url."""
-    from worker.db.connection import connect
+    from worker.db.sessions import open_owner as opened
 
     settings = load_settings()
-    url = settings.maintenance_url.get_secret_value() if settings.maintenance_url else database_url(settings, owner=True)
-    return connect(
-        url,
-        schema=settings.db_schema,
-        application_name="packhorse maintenance",
-        deadline_seconds=MIGRATE_SECONDS,
-        connect_timeout_seconds=settings.connect_timeout_seconds,
-    )
+    url = None if settings.maintenance_url else database_url(settings, owner=True)
+    return opened(settings, url=url, deadline_seconds=MIGRATE_SECONDS)
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from worker.cli.render import PIPE_WIDTH
 from worker.cli.top_frame import frame
 from worker.config import Settings, load_settings
 from worker.db import migrate
-from worker.db.connection import DeadlineConnection, connect
+from worker.db.connection import DeadlineConnection
 from worker.db.pool import Link
+from worker.db.sessions import open_work
 from worker.errors import StoreUnavailable, WorkerError
 from worker.exits import EXIT_OK
 from worker.store import top as store
@@ -49,14 +50,7 @@ def top(
 
 
 def _open(settings: Settings) -> DeadlineConnection:
-    connection = connect(
-        database_url(settings),
-        schema=settings.db_schema,
-        application_name="packhorse top",
-        deadline_seconds=LOOK_SECONDS,
-        connect_timeout_seconds=settings.connect_timeout_seconds,
-        pooler=settings.pooler,
-    )
+    connection = open_work(settings, "top", url=database_url(settings), deadline_seconds=LOOK_SECONDS)
     migrate.check(connection)
     return connection
 

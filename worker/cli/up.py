@@ -50,11 +50,11 @@ def up(
 def _with_database_of_theirs(settings: Settings) -> int:
     from worker.config import mask_url
     from worker.db import migrate
-    from worker.db.connection import connect
+    from worker.db.sessions import open_work
     from worker.store import installation
 
     url = database_url(settings)
-    connection = connect(url, schema=settings.db_schema, application_name="packhorse up", deadline_seconds=MIGRATE_SECONDS, pooler=settings.pooler)
+    connection = open_work(settings, "up", deadline_seconds=MIGRATE_SECONDS)
     try:
         installation.ensure_schema(connection, settings.db_schema)
         applied = migrate.up(connection)

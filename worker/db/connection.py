@@ -202,6 +202,9 @@ class DeadlineConnection(psycopg.Connection[Any]):
             else:
                 self.close()
 
+    #: Behind a transaction pooler: what is set outside a transaction is left to strangers, and so is not set.
+    pooled: bool = False
+
     @classmethod
     def _connect_gen(cls, *args: Any, **kwargs: Any) -> Any:
         """One attempt of psycopg's. A name may stand for many addresses, each with a timeout of its own: who tries them all does not hang."""
@@ -280,7 +283,7 @@ def connect(
     autocommit: bool = True,
     times_in_utc: bool = False,
 ) -> DeadlineConnection:
-    """Open a connection: autocommit, every call bounded by deadline_seconds, json as text.
+    """Open a connection, for sessions.py, which knows the settings: autocommit, every call bounded by deadline_seconds, json as text.
 
     pooler: no prepared statements and no session state, for PgBouncer in transaction mode; the schema
     must then be the role's default. times_in_utc: texts of times sort as the times do, whatever the database's

@@ -7,8 +7,9 @@ from functools import partial
 
 from worker.config import Settings
 from worker.db import migrate
-from worker.db.connection import DeadlineConnection, connect
+from worker.db.connection import DeadlineConnection
 from worker.db.errors import translated
+from worker.db.sessions import open_for_examination, open_listen
 from worker.doctor.connections import examine_listen, examine_mode
 from worker.doctor.findings import Finding
 from worker.doctor.server import examine_retention, examine_rls, examine_sequences, examine_server
@@ -21,34 +22,12 @@ def examine(url: str, settings: Settings) -> list[Finding]:
 
     The doctor's own connections take no prepared statements, whatever `pooler` says: that is what is examined.
     """
-    # the session's schema is a startup option, which a transaction pooler does not pass on
-    via = partial(
-        connect,
-        url,
-        schema=settings.db_schema,
-        application_name="packhorse doctor",
-        deadline_seconds=30.0,
-        connect_timeout_seconds=settings.connect_timeout_seconds,
-    )
-    opened = partial(_unprepared, via, settings)
-    listen_url = settings.listen_url.get_secret_value() if settings.listen_url else url
-    listener = partial(
-        connect,
-        listen_url,
-        application_name="packhorse doctor",
-        connect_timeout_seconds=settings.connect_timeout_seconds,
-        pooler=settings.pooler and settings.listen_url is None,
-    )
+    opened = partial(open_for_examination, settings, url=url)
+    listener = partial(open_listen, settings, "doctor", url=url)
     with opened() as connection, translated():
         findings = [examine_mode(connection, settings, opened), *examine_listen(settings, opened, listener), *examine_server(connection, settings)]
         findings += _schema(connection)
     return findings
-
-
-def _unprepared(via: partial[DeadlineConnection], settings: Settings) -> DeadlineConnection:
-    connection = via(pooler=settings.pooler or settings.db_schema == "public")
-    connection.prepare_threshold = None
-    return connection
 
 
 def _schema(connection: DeadlineConnection) -> Iterator[Finding]:

@@ -108,7 +108,7 @@ def write() -> None:
     """Make both files from empty databases on an embedded server of its own."""
     import tempfile
 
-    from worker.db.connection import connect
+    from worker.db.sessions import open_own_server
     from worker.embedded import Embedded
 
     with tempfile.TemporaryDirectory(prefix="ph-") as folder:
@@ -116,7 +116,7 @@ def write() -> None:
         server.start()
         try:
             server.prepare("public")
-            connection = connect(server.owner_url, deadline_seconds=120)
+            connection = open_own_server(server.owner_url, "snapshot", deadline_seconds=120)
             path_of(()).write_text(text_of(store.schema_objects(connection)))
             migrate.up(connection, sets=["platform"])
             path_of(["platform"]).write_text(text_of(store.schema_objects(connection)))

@@ -87,8 +87,13 @@ EVENTS: dict[str, Event] = {
         "warning", ("duty", "error_class", "error"), "The database refuses a duty of the heartbeat; tried again, the others go on. Said once."
     ),
     "duty_recovered": Event("info", ("duty",), "It was done again."),
-    "service_failed": Event("warning", ("name", "failures", "error_class", "error"), "A loop failed and tries again; said at failure 1, 2, 4, 8 …"),
-    "service_recovered": Event("info", ("name", "failures"), "It works again."),
+    "service_failed": Event(
+        "warning",
+        ("name", "failures", "error_class", "error"),
+        "A loop failed and tries again; repeats are said after 1 s, 2 s … a minute, an outage by one loop of a process a second. "
+        "`failures`: since it was last well.",
+    ),
+    "service_recovered": Event("info", ("name", "failures"), "It works again, and has for a second."),
     # -- the parent
     "supervisor_started": Event("info", ("pid", "processes", "app_dir"), "The parent begins; app_dir: the folder that each process will enter."),
     "supervisor_stopped": Event("info", ("exit_code",), "The parent ends."),

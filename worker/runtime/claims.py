@@ -21,7 +21,7 @@ from worker.runtime.lost_claims import LostClaims
 from worker.runtime.meter import Meter
 from worker.runtime.pace import Pace
 from worker.runtime.successors import Successors
-from worker.runtime.wakeups import Wakeups
+from worker.runtime.wakeups import QUIET_SECONDS, Wakeups
 from worker.store import messages as store
 
 ISOLATION_POLL_SECONDS = 0.5
@@ -70,7 +70,7 @@ class Claims:
         self._meter = meter
         self._pace = pace
         self._cursor = ClaimCursor(queues)
-        self._wakeups = Wakeups(link, queues)
+        self._wakeups = Wakeups(link, queues, types, lambda: bool(settings.listens))
         self._successors = Successors()
         self.lost = LostClaims(link, worker_id, settings.lease_seconds)
         self.backlog = False
@@ -78,15 +78,43 @@ class Claims:
         self.next_poll = 0.0
         self._next_due = 0.0  # when the next message will be due, as far as the last claim knew
         self._turn = 0  # which queue is looked at first
+        self._echo = 0.0  # seconds until the next of the looks after we stopped watching; 0: no more
 
     # -- what happens between claims ------------------------------------------------------------------
     def woken(self, queue: str) -> bool:
         """The listener heard that a queue has work ("" = any); called by its thread. False: none of ours."""
         if queue and queue not in self._queues:
             return False
-        self._wakeups.woken()
+        if queue:
+            self._wakeups.woken(queue)
         self.signalled = True
         return True
+
+    def heard_by(self, listening: Callable[[], bool]) -> None:
+        """Whether a NOTIFY would reach us now; until this is said, the settings say it."""
+        self._wakeups.listening = listening
+
+    @property
+    def attending(self) -> bool:
+        """Do we look every few milliseconds, so that producers need not notify?"""
+        return bool(self._wakeups.attending)
+
+    @property
+    def next_turn(self) -> float:
+        """When the pump is to turn without any other reason (monotonic)."""
+        return min(self.next_poll, self._wakeups.next_turn)
+
+    def tend(self, *, free: bool, going: bool) -> None:
+        """Once a turn: keep what we told producers true. free: a thread could start a message; going: the process ends. Raises StoreError."""
+        if self._wakeups.attending:
+            if going:
+                self._wakeups.leave(wake=True)
+            elif free:
+                self._wakeups.free()
+            else:
+                self._wakeups.full(fast=self._pace.busy)
+        elif free and not going and self._wakeups.renew():
+            self.signalled = True
 
     def ended(self, message: ClaimedMessage, *, gone: bool) -> None:
         """It ended by another statement: it may be due again soon, or have made room for another one. gone: it has left its conversation."""
@@ -181,18 +209,32 @@ class Claims:
         look = request.look
         self._cursor.looked(look, after - before, exhausted=claimed < request.limit)
         self.backlog = claimed >= request.limit or (self.backlog and not look.front)
+        listening = self._wakeups.listening()
+        if listening or self._wakeups.attending:
+            self._wakeups.attend(backlog=self.backlog and self._pace.busy)
         if self.backlog:
-            if self._pace.busy:
-                self._wakeups.announce_busy()
+            if self._wakeups.attending:
+                self._wakeups.looked(claimed, self._pace.rate, backlog=True)
+                self._wakeups.pressed()
             return
         if not look.whole:
             self._cursor.look_again_soon()
             self.next_poll = min(now + self._settings.poll_seconds, max(now, self._cursor.next_sweep))
         elif claimed:
             self.next_poll = now + AGAIN_SECONDS  # a handler that ends before is back with a claim anyway
-        elif self._settings.listens and not self._wakeups.asleep():
+        elif self._wakeups.attending:
+            self.next_poll = inf  # said below
+        elif listening and not self._wakeups.asleep():
             self._wakeups.announce_sleep()
             self.next_poll = 0.0  # once more: a producer may have committed before it saw the announcement
         else:
             self.next_poll = now + self._settings.poll_seconds * random.uniform(0.75, 1.0)
+            if self._echo:  # a transaction that saw us watch may commit as long afterwards as it has lasted
+                self.next_poll = min(self.next_poll, now + self._echo)
+                self._echo = self._echo * 2 if self._echo < self._settings.poll_seconds else 0.0
+        if self._wakeups.attending:
+            pause = self._wakeups.looked(claimed, self._pace.rate, backlog=False)
+            self.next_poll = min(self.next_poll, now + pause)
+            if not self._wakeups.attending:
+                self._echo = QUIET_SECONDS
         self.next_poll = min(self.next_poll, self._next_due)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import random
 import resource
 import sys
 import threading
@@ -25,6 +26,7 @@ from worker.broker import PostgresBroker
 from worker.config import Settings
 from worker.db import migrate
 from worker.db.listen import Listener
+from worker.db.sessions import open_listen
 from worker.errors import CancelInterrupt, ConfigError, DrainInterrupt, InvalidArgument, LeaseInterrupt, SchemaMismatch, StoreError, StoreUnavailable
 from worker.exits import EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED
 from worker.heartbeat import Heartbeat
@@ -47,7 +49,7 @@ logger = logging.getLogger("packhorse.process")
 
 #: Threads switch this often when they compete; the pump must not wait long for its turn.
 SWITCH_SECONDS = 0.001
-STARTUP_RETRY_SECONDS = 1.0
+STARTUP_RETRY_SECONDS = 3.0  # at most: processes that start together do not try together
 #: A process for messages that run apart ends when it has had none for this long.
 ISOLATION_IDLE_SECONDS = 5.0
 #: What middleware wants to do before and after the drain may take so long.
@@ -116,6 +118,7 @@ class WorkerProcess:
         )
         self.timekeeper = Timekeeper(self.lane, self._on_stuck, self._on_lease_over)
         self.listener = self._listener()
+        self.pump.claims.heard_by(lambda: self.listener is not None and self.listener.listening)
         self._watch()
         self.exit_code = EXIT_OK
         self._stop = StopRequest()
@@ -148,12 +151,7 @@ class WorkerProcess:
         settings = self.settings
         if not settings.listens:
             return None
-        if settings.listen_url is None:
-            return Listener(self._open("listen"), self.pump.on_wake)
-        from worker.db.connection import connect
-
-        url = settings.listen_url.get_secret_value()
-        return Listener(lambda: connect(url, schema=settings.db_schema, application_name="packhorse listen"), self.pump.on_wake)
+        return Listener(partial(open_listen, settings, url=self.broker.url), self.pump.on_wake)
 
     # -- life ---------------------------------------------------------------------------------------
     def stop(self) -> None:
@@ -213,7 +211,7 @@ class WorkerProcess:
                 if not reported:
                     logger.warning("database_unavailable error=%s: waiting for it", error)
                     reported = True
-                self._stop.wait(STARTUP_RETRY_SECONDS)
+                self._stop.wait(random.uniform(0.2, STARTUP_RETRY_SECONDS))
         return False
 
     def _check(self) -> None:

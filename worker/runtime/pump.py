@@ -92,6 +92,10 @@ class Pump(Service):
         if self.claims.woken(queue):
             self._wake.set()
 
+    def urgent(self) -> bool:
+        """Leases run while the database is away."""
+        return bool(self.held)
+
     # -- the loop -------------------------------------------------------------------------------------
     def run_once(self) -> float:
         self._collect()
@@ -106,6 +110,9 @@ class Pump(Service):
         elif self._lane.ready:
             self._hand_back()
         limit = self._claim_limit()
+        if not self.isolation:
+            crowded = len(self._lane.ready) + self._lane.running >= len(self._lane.slots)
+            self.claims.tend(free=limit > 0 and not crowded, going=self.draining or self.stopping)
         if limit > 0 and (self._done or self.claims.due()):
             self._exchange(self.claims.request(min(limit, self._pace.batch)))
         elif self._done:
@@ -276,15 +283,19 @@ class Pump(Service):
         if self.draining or self.stopping:
             self._threshold = 1
             timeout = 0.05
-        elif self.claims.backlog and self._pace.busy:
+        elif (self.claims.backlog or self.claims.attending) and self._pace.busy:
             self._threshold = self._pace.threshold()
             timeout = LINGER_SECONDS
+            if limit and not self.claims.backlog:  # with the next look
+                timeout = max(0.0, self.claims.next_turn - time.monotonic())
         else:
             self._threshold = 1
             # with no room only a message that ends helps, and that wakes the pump
             timeout = (
-                0.25 if self.claims.backlog or not limit else max(0.0, min(self.claims.next_poll - time.monotonic(), self._settings.poll_seconds))
+                0.25 if self.claims.backlog or not limit else max(0.0, min(self.claims.next_turn - time.monotonic(), self._settings.poll_seconds))
             )
+            if self.claims.attending:
+                timeout = max(0.0, min(timeout, self.claims.next_turn - time.monotonic() if limit else 0.01))
             if self.held:
                 timeout = min(timeout, 0.25)  # also for what waits to be written
         self._waiting = True

@@ -1,53 +1,172 @@
-"""When the pump asks to be told of new messages, and when it asks not to be (SPEC Q9: NOTIFY only for sleepers)."""
+"""When producers are to send a NOTIFY, and when this process looks by itself instead (SPEC Q10).
+
+A commit with a NOTIFY holds a lock of the whole database cluster, so producers that notify wait for each other. For a few
+messages a second that costs nothing, and a worker that sleeps and is told is the cheapest there is. From HOT_COUNT
+notifications in HOT_SECONDS on, one worker of the fleet watches the queue: it looks every few milliseconds, producers
+send nothing, and the other workers sleep. It wakes them when more comes than it can start, and when it has no thread
+left for some time it leaves the queue; then producers notify again. A worker that is lost is covered by ATTEND_SECONDS.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from math import inf
 
 from worker.db.pool import Link
 from worker.store import messages as store
 
-WAKE_SECONDS = 30.0  # how long a request for NOTIFY stands
-BUSY_REPEAT_SECONDS = 1.0
+WAKE_SECONDS = 10.0  # how long a request for NOTIFY stands: NOTIFY ends that long after the last listener, at most
+RENEW_SECONDS = 4.0  # asked again after this: the database lets a request stand that has half of WAKE_SECONDS left
+HOT_COUNT = 20
+HOT_SECONDS = 0.1  # so many notifications in this time: somebody should watch
+ATTEND_SECONDS = 1.0  # producers trust a worker that watches for so long
+KEEP_SECONDS = 0.4  # it says so again after this time
+LOOK_SECONDS = 0.001  # between two looks, at least; twice as long after each that finds nothing
+LOOK_MOST_SECONDS = 0.010  # reached at 4,000 messages a second: the more come, the more a look may take at once
+QUIET_SECONDS = 0.06  # nothing came for so long: sleep
+FULL_SECONDS = 0.05  # no thread was free for so long: leave the queues to others
+PRESS_SECONDS = 0.005  # the sleepers are woken at once, and again after 5, 10, 20 ... ms
+PRESS_MOST_SECONDS = 1.0
 
 
 class Wakeups:
-    """Used by the pump's thread."""
+    """Used by the pump's thread, but for `woken`.
 
-    def __init__(self, link: Link, queues: list[str]) -> None:
+    types: what this worker runs. listening: does a NOTIFY reach us now?
+    """
+
+    def __init__(self, link: Link, queues: list[str], types: list[str], listening: Callable[[], bool]) -> None:
         self._link = link
         self._queues = queues
-        self._asleep_until = 0.0  # we asked for NOTIFY until then (monotonic)
-        self._asleep_at = 0.0
-        self._woken = False
-        self._busy_at = 0.0
+        self._types = types
+        self.listening = listening
+        self._asleep_at = -inf  # when we asked for NOTIFY (monotonic)
+        # notifications per queue since _heard_at; written by the listener's thread
+        self._heard: dict[str, int] = {}
+        self._heard_at = -inf
+        self._hot: set[str] = set()
+        self.attending: list[str] = []  # the queues that we watch
+        self._keep_at = inf
+        self._found_at = 0.0  # when a look last found a message
+        self._empty = 0  # looks in a row that found nothing
+        self._full_at = inf  # since when there has been no free thread
+        self._pressed_gap = 0.0
+        self._press_at = 0.0
 
+    # -- asking for NOTIFY -------------------------------------------------------------------------
     def asleep(self) -> bool:
-        """Does our request stand for long enough? A wake-up may mean that a busy worker has withdrawn it."""
-        now = time.monotonic()
-        if self._woken and now - self._asleep_at > BUSY_REPEAT_SECONDS:
-            return False
-        return now + WAKE_SECONDS / 2 <= self._asleep_until
-
-    def woken(self) -> None:
-        """A NOTIFY came. Called by the listener's thread."""
-        self._woken = True
+        """Does our request stand?"""
+        return time.monotonic() < self._asleep_at + RENEW_SECONDS
 
     def announce_sleep(self) -> None:
         """Producers shall notify from now on; look once more afterwards: one may have committed before it saw this."""
         now = time.monotonic()
-        self._woken = False
         with self._link.connection() as connection:
             store.announce_sleep(connection, self._queues, WAKE_SECONDS)
-        self._asleep_until, self._asleep_at = now + WAKE_SECONDS, now
-        self._busy_at = 0.0
+        self._asleep_at = now
 
-    def announce_busy(self) -> None:
-        """Producers need not notify: we look all the time. At most once a second."""
+    @property
+    def next_turn(self) -> float:
+        """When something is to be said again (monotonic): that we sleep, or that others are wanted."""
+        if self.attending:
+            return min(self._full_at + FULL_SECONDS, max(self._full_at, self._press_at))
+        return self._asleep_at + RENEW_SECONDS if self._asleep_at > -inf else inf
+
+    def renew(self) -> bool:
+        """Ask again, when it is time and somebody would hear it. True: the request had lapsed, so look once more."""
         now = time.monotonic()
-        if now - self._busy_at <= BUSY_REPEAT_SECONDS:
+        if self.attending or self._asleep_at == -inf or now < self._asleep_at + RENEW_SECONDS:
+            return False
+        lapsed = now >= self._asleep_at + WAKE_SECONDS / 2
+        self._asleep_at = -inf
+        if not self.listening():
+            return False
+        self.announce_sleep()
+        return lapsed
+
+    # -- watching ----------------------------------------------------------------------------------
+    def woken(self, queue: str) -> None:
+        """A NOTIFY for this queue came. Called by the listener's thread."""
+        now = time.monotonic()
+        if now - self._heard_at > HOT_SECONDS:
+            self._heard, self._heard_at = {}, now
+        count = self._heard[queue] = self._heard.get(queue, 0) + 1
+        if count == HOT_COUNT:
+            self._hot.add(queue)
+
+    def attend(self, *, backlog: bool) -> None:
+        """Watch what is hot, or everything while there is a backlog; goes on with it in time."""
+        now = time.monotonic()
+        if now >= self._keep_at:
+            self._keep_at = now + KEEP_SECONDS
+            if self.attending:
+                with self._link.connection() as connection:
+                    lost = store.keep_attending(connection, self.attending, self._types, ATTEND_SECONDS)
+                self.attending = [queue for queue in self.attending if queue not in lost]
+        hot = self._queues if backlog and not self.attending else [queue for queue in self._hot.copy() if queue not in self.attending]
+        self._hot.clear()
+        if not hot or (backlog and now < self._press_at):
+            return
+        if backlog:
+            self._press_at = now + PRESS_MOST_SECONDS  # by others, it may be
+        with self._link.connection() as connection:
+            got = store.attend_queues(connection, hot, self._types, ATTEND_SECONDS)
+        if got:
+            if not self.attending:
+                self._keep_at = now + KEEP_SECONDS
+                self._found_at, self._empty, self._press_at, self._pressed_gap = now, 0, 0.0, 0.0
+            self.attending = [*self.attending, *got]
+
+    def looked(self, claimed: int, rate: float, *, backlog: bool) -> float:
+        """While we watch: a look took so many. Seconds until the next one; 0.0 and no longer watching: once more now.
+
+        rate: messages per second that end here.
+        """
+        now = time.monotonic()
+        if claimed:
+            self._found_at, self._empty = now, 0
+            if not backlog:
+                self._pressed_gap = 0.0
+        elif now - self._found_at > QUIET_SECONDS:
+            self.leave(wake=False)
+            return 0.0
+        else:
+            self._empty += 1
+        return min(LOOK_MOST_SECONDS, max(LOOK_SECONDS, rate * LOOK_MOST_SECONDS / 4000)) * 2.0**self._empty
+
+    def pressed(self) -> None:
+        """While we watch: there is more than we can start. Wake who sleeps, now and then."""
+        now = time.monotonic()
+        if now < self._press_at:
             return
         with self._link.connection() as connection:
-            store.announce_busy(connection, self._queues)
-        self._busy_at = now
-        self._asleep_until = 0.0
+            store.hand_over_queues(connection, self.attending, wake=True, leave=False)
+        self._pressed_gap = min(PRESS_MOST_SECONDS, self._pressed_gap * 2 or PRESS_SECONDS)
+        self._press_at = now + self._pressed_gap
+
+    def full(self, *, fast: bool) -> None:
+        """While we watch: no thread is free. Others are woken, and after FULL_SECONDS we leave.
+
+        fast: threads are free again so soon that we go on alone until there is a backlog.
+        """
+        if fast:
+            self._full_at = inf
+            return
+        now = time.monotonic()
+        self._full_at = min(self._full_at, now)
+        if now >= self._full_at + FULL_SECONDS:
+            self.leave(wake=True)
+        else:
+            self.pressed()
+
+    def free(self) -> None:
+        """A thread is free."""
+        self._full_at = inf
+
+    def leave(self, *, wake: bool) -> None:
+        """Watch no longer. Look once more afterwards, or let others: wake."""
+        if self.attending:
+            with self._link.connection() as connection:
+                store.hand_over_queues(connection, self.attending, wake=wake, leave=True)
+        self.attending, self._keep_at, self._full_at = [], inf, inf

@@ -262,10 +262,19 @@ def announce_sleep(connection: DeadlineConnection, queues: list[str], seconds: f
     connection.execute(sql("announce_sleep"), (queues, seconds))
 
 
-def announce_busy(connection: DeadlineConnection, queues: list[str]) -> None:
-    """Where somebody sleeps: wake them, and turn NOTIFY off. A transaction per queue: no lock of one while waiting for another."""
-    for (queue,) in connection.execute(sql("queues_with_sleepers"), (queues,)).fetchall():
-        connection.execute(sql("announce_busy"), (queue,))
+def attend_queues(connection: DeadlineConnection, queues: list[str], types: list[str], seconds: float) -> list[str]:
+    """Watch those of these queues that nobody watches, for a worker that runs these types; returns which."""
+    return list(connection.execute(sql("attend_queues"), (queues, types, seconds)).fetchone()[0])  # type: ignore[index]
+
+
+def keep_attending(connection: DeadlineConnection, queues: list[str], types: list[str], seconds: float) -> list[str]:
+    """Watch these queues for longer; returns those that have to be left."""
+    return list(connection.execute(sql("keep_attending"), (queues, types, seconds)).fetchone()[0])  # type: ignore[index]
+
+
+def hand_over_queues(connection: DeadlineConnection, queues: list[str], *, wake: bool, leave: bool) -> None:
+    """Wake who sleeps on these queues, or watch them no longer, or both."""
+    connection.execute(sql("hand_over_queues"), (queues, wake, leave))
 
 
 #: JSON text for the database; made once, for json.dumps makes an encoder per call. Raises ValueError for

@@ -94,12 +94,19 @@ def create(
 
 
 def detach(connection: DeadlineConnection, of: Parent, which: Partition, *, lock_timeout: str) -> None:
-    """Detach without a long lock; outside any transaction. Finishes a detach that was interrupted. Raises StoreConflict, StoreRejected."""
+    """Detach without a long lock; outside any transaction. Behind a pooler writers wait for an instant.
+
+    Finishes a detach that was interrupted. Raises StoreConflict, StoreRejected.
+    """
     names = {"parent": composed.Identifier(of.schema, of.name), "partition": composed.Identifier(which.schema, which.name)}
     record = {"parent": f"{of.schema}.{of.name}", "partition": which.table, "lower": which.lower or "", "upper": which.upper or ""}
     connection.execute(sql("partition_detaching"), record)
     pending = connection.execute(sql("partition_is_pending"), (which.table,)).fetchone()
-    if pending is not None:
+    if pending is not None and connection.pooled:  # a timeout of the session would be a stranger's, and without one it may wait for hours
+        with connection.transaction():
+            connection.execute(sql("partition_timeouts"))
+            _do(connection, "partition_detach_finalize" if pending[0] else "partition_detach_at_once", names)
+    elif pending is not None:
         connection.execute(sql("session_lock_timeout"), (lock_timeout,))
         try:
             _do(connection, "partition_detach_finalize" if pending[0] else "partition_detach", names)

@@ -199,6 +199,10 @@ alter table {parent} attach partition {partition} for values from ({lower}) to (
 -- Without a long lock; not possible inside a transaction, or beside a default partition.
 alter table {parent} detach partition {partition} concurrently;
 
+-- name: partition_detach_at_once
+-- Inside a transaction: ACCESS EXCLUSIVE on the parent for an instant.
+alter table {parent} detach partition {partition};
+
 -- name: partition_detach_finalize
 -- A detach that was interrupted.
 alter table {parent} detach partition {partition} finalize;

@@ -155,13 +155,17 @@ select gate, passed, detail, earliest_start from explain_message(%s);
 -- Ask producers for a NOTIFY.
 select announce_sleep(%s, make_interval(secs => %s));
 
--- name: queues_with_sleepers
--- For which of these queues does somebody ask for a NOTIFY?
-select queue from queue_wakeups where queue = any (%s::text[]) and wake_until is not null;
+-- name: attend_queues
+-- Watch queues that nobody watches; which ones.
+select attend_queues(%s::text[], %s::text[], make_interval(secs => %s));
 
--- name: announce_busy
--- Turn NOTIFY off for a queue with a backlog.
-select announce_busy(%s);
+-- name: keep_attending
+-- Watch them for longer; which ones not.
+select keep_attending(%s::text[], %s::text[], make_interval(secs => %s));
+
+-- name: hand_over_queues
+-- Wake who sleeps; watch no longer, or go on.
+select hand_over_queues(%s::text[], %s, %s);
 
 -- name: next_of_conversations
 -- The first pending message of each of these conversations.
