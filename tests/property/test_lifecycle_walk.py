@@ -185,11 +185,11 @@ class Walk:
             return "-"
         self.sql.rows("update message_queue set lease_expires_at = clock_timestamp() - interval '1 second' where id = %s", message.id)
         assert self.sql.value("select rescue_expired_messages()") == 1
-        self.crash(message, suspect=True)
+        self.crash(message, counted=True)
         return str(message.id)
 
     def recover(self) -> str:
-        """A whole process dies: what it had started is suspect, what it only held is not."""
+        """A whole process dies: what it had started counts a crash, what it only held does not."""
         message = self.pick(State.RUNNING)
         if message is None:
             return "-"
@@ -197,16 +197,16 @@ class Walk:
         started = [other.id for other in held if self.chance.random() < 0.5]
         assert self.sql.value("select recover_worker(%s, %s::bigint[])", message.holder, started) == len(held)
         for other in held:
-            self.crash(other, suspect=other.id in started)
+            self.crash(other, counted=other.id in started)
         return f"{[other.id for other in held]} started {started}"
 
-    def crash(self, message: Message, *, suspect: bool) -> None:
+    def crash(self, message: Message, *, counted: bool) -> None:
         if message.cancel_requested:
             message.apply("cancel")
             return
         message.attempt -= 1
-        message.crashes += suspect
-        message.apply("bury" if suspect and message.crashes >= CRASH_LIMIT else "rescue" if suspect else "release")
+        message.crashes += counted
+        message.apply("bury" if counted and message.crashes >= CRASH_LIMIT else "rescue" if counted else "release")
 
     def upkeep(self) -> str:
         """Retention touches no live row and no young dead letter, however old their creation is."""
