@@ -191,6 +191,7 @@ class Exporter:
 def run_exporter(settings: Settings, board: Board) -> int:
     """The body of the process: serve until told to stop. Comes with TERM and INT blocked."""
     stop = StopRequest()
+    logging.getLogger("asyncio").setLevel(logging.WARNING)  # its lines about selectors are nobody's events
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

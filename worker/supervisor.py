@@ -307,7 +307,7 @@ class Supervisor:
         self._rehearsal = 0
         if code == EXIT_OK:
             for child in self._children:
-                child.retiring = True
+                child.retiring = bool(child.pid) or not child.isolation
         elif not self._stops:
             logger.error("reload_refused exit_code=%d: new processes would not start, the old ones go on", code)
 
@@ -328,6 +328,7 @@ class Supervisor:
                 self._stop_children()
                 self._stops = 1
             return
+        child.retiring = child.retiring and not child.isolation  # nothing is to replace it
         if not (ordered and code == EXIT_OK):
             self._recover(child, lost, f"child {pid} ended with {_describe(code)}", crashed=not ordered)
         if not self._stops and not (wanted and child.isolation):

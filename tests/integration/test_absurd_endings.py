@@ -40,7 +40,7 @@ def test_what_a_handler_asked_for_is_stored_within_bounds(database: Database, en
         (row, *_) = store.complete_and_claim(connection, [], [], uuid4(), ["default"], 1, "30 seconds", None)
     message = ClaimedMessage(row, 0.0, 0.0)
     message.ending = ending
-    assert EndingWriter(link, None).write([message]) == [answer]
+    assert EndingWriter(link, None, lambda message: None).write([message]) == [answer]
     if due is not None:
         assert database.query(f"select state, {due} from message_queue") == [("pending", True)]
     if ending.verb == "fail":

@@ -134,7 +134,7 @@ def test_one_frame_shows_everything(cli, database):
 
 def test_what_a_worker_cannot_do_is_on_its_line(cli, database):
     database.query(
-        "select register_worker(%s, 'host-1', 4711, '1', '{default}', '{reply}', 8, interval '20 seconds', %s)",
+        "select register_worker(%s, 'host-1', 4711, '1', '{default}', '{reply}', 8, interval '20 seconds', p_problems => %s)",
         HOLDER,
         ["beat has failed for 31 s (42501)", "rescue has failed for 20 s (42501)"],
     )

@@ -26,7 +26,8 @@ FUNCTIONS = {
     "upkeep_unknown_types": "bury_unknown_types",
     "upkeep_workers": "forget_dead_workers",
     "upkeep_conversations": "promote_stranded_conversations",
-    "upkeep_windows": "cleanup_old_messages",
+    "upkeep_messages": "keep_messages_partitions",
+    "upkeep_windows": "cleanup_expired_windows",
     "upkeep_archive": "drop_expired_archive_partitions",
 }
 TURNS = len(UPKEEP_STEPS) + 1

@@ -26,7 +26,7 @@ LEFTOVERS = {
     "set": ("set app.tenant = 'A'", "select coalesce(current_setting('app.tenant', true), '') = ''"),
     "set_config": ("select set_config('app.tenant', 'A', false)", "select coalesce(current_setting('app.tenant', true), '') = ''"),
     "setting of the server": ("set work_mem = '1MB'; set timezone = 'Asia/Kolkata'", "select current_setting('work_mem') <> '1MB'"),
-    "advisory lock": ("select pg_advisory_lock(42)", "select not exists (select from pg_locks where locktype = 'advisory')"),
+    "advisory lock": ("select pg_advisory_lock(42)", "select not exists (select from pg_locks where locktype = 'advisory' and objid = 42)"),
     "prepared statement": ("prepare mine as select 1", "select not exists (select from pg_prepared_statements where name = 'mine')"),
     "listen": ("listen something", "select not exists (select from pg_listening_channels())"),
     "cursor": ("declare held cursor with hold for select 1", "select not exists (select from pg_cursors where name = 'held')"),
