@@ -4,7 +4,7 @@
 without Python. Imports have no effect on the outside.
 """
 
-from schedules.registry import schedule
-from schedules.timetable import Schedule
+from packhorse.schedules.registry import schedule
+from packhorse.schedules.timetable import Schedule
 
 __all__ = ["Schedule", "schedule"]

@@ -15,21 +15,21 @@ from typing import Any
 
 import dramatiq
 
-from schedules.checking import check_plan
-from schedules.config import Plan, load_plan
-from schedules.policies import Retention
-from schedules.registry import MESSAGE_TYPE, QUEUE
-from schedules.runner import TaskRunner, tell
-from schedules.runway import Runway
-from schedules.scheduler import Scheduler
-from schedules.timetable import Schedule
-from worker.context import current_message
-from worker.db.errors import translated
-from worker.errors import Snooze, StoreError, StoreRejected
-from worker.middleware import Checked
-from worker.near import near_miss
-from worker.observe.duties import Duties, code_of
-from worker.store.operations import list_workers
+from packhorse.schedules.checking import check_plan
+from packhorse.schedules.config import Plan, load_plan
+from packhorse.schedules.policies import Retention
+from packhorse.schedules.registry import MESSAGE_TYPE, QUEUE
+from packhorse.schedules.runner import TaskRunner, tell
+from packhorse.schedules.runway import Runway
+from packhorse.schedules.scheduler import Scheduler
+from packhorse.schedules.timetable import Schedule
+from packhorse.worker.context import current_message
+from packhorse.worker.db.errors import translated
+from packhorse.worker.errors import Snooze, StoreError, StoreRejected
+from packhorse.worker.middleware import Checked
+from packhorse.worker.near import near_miss
+from packhorse.worker.observe.duties import Duties, code_of
+from packhorse.worker.store.operations import list_workers
 
 logger = logging.getLogger("packhorse.schedules")
 
@@ -163,7 +163,7 @@ class Timetable(Checked):
 
     def open_connection(self) -> Any:
         """A connection of the role that owns the tables, where one is configured."""
-        from worker.db.sessions import open_owner
+        from packhorse.worker.db.sessions import open_owner
 
         return open_owner(self.broker.settings, url=self.broker.url, deadline_seconds=MAINTENANCE_CALL_SECONDS)
 

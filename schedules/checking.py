@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from schedules.config import Plan
-from schedules.partitions import DROPPED_BY_FUNCTION, MADE_BY_FUNCTION, refuse_unkept
-from schedules.policies import Retention
-from schedules.retention import TIME_TYPES, check_visible, resolve
-from worker.db.connection import DeadlineConnection
-from worker.db.errors import translated
-from worker.errors import InvalidArgument, StoreConflict, StoreRejected
-from worker.store import maintenance as store
-from worker.store import partitions as partition_store
+from packhorse.schedules.config import Plan
+from packhorse.schedules.partitions import DROPPED_BY_FUNCTION, MADE_BY_FUNCTION, refuse_unkept
+from packhorse.schedules.policies import Retention
+from packhorse.schedules.retention import TIME_TYPES, check_visible, resolve
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.errors import InvalidArgument, StoreConflict, StoreRejected
+from packhorse.worker.store import maintenance as store
+from packhorse.worker.store import partitions as partition_store
 
 #: Removing their rows earlier than a retry may come would let a webhook in twice.
 _NEEDED_BY_RETRIES = frozenset({"processed_messages"})

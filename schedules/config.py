@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from schedules.policies import Gates, Partitions, Retention
-from schedules.registry import FOLLOWED, JOBS, PARTITIONS, QUEUE, RETENTION, Job, declared, maintenance_schedules
-from schedules.timetable import Schedule
-from worker.config import PREFIX, SECTIONS
-from worker.errors import ConfigError, InvalidArgument
-from worker.near import near_miss
+from packhorse.schedules.policies import Gates, Partitions, Retention
+from packhorse.schedules.registry import FOLLOWED, JOBS, PARTITIONS, QUEUE, RETENTION, Job, declared, maintenance_schedules
+from packhorse.schedules.timetable import Schedule
+from packhorse.worker.config import PREFIX, SECTIONS
+from packhorse.worker.errors import ConfigError, InvalidArgument
+from packhorse.worker.near import near_miss
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 #: Fields whose value is a duration: seconds, or text like "90d".

@@ -1,7 +1,8 @@
 """What a worker's packhorse.toml says of retention and partitions, told to the database before the upkeep begins.
 
-An actor module like schedules.actors, which `packhorse worker` loads when the file has such sections: an installation of workers alone, or one whose
-workers start before its scheduler, keeps what its configuration keeps (declare_policies in migrations/0017).
+An actor module like packhorse.schedules.actors, which `packhorse worker` loads when the file has such sections: an
+installation of workers alone, or one whose workers start before its scheduler, keeps what its configuration keeps
+(declare_policies in migrations/0017).
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Any
 import dramatiq
 from dramatiq.middleware import Middleware
 
-from schedules.config import Plan, read_plan
-from schedules.runner import tell
-from worker.errors import ConfigError
+from packhorse.schedules.config import Plan, read_plan
+from packhorse.schedules.runner import tell
+from packhorse.worker.errors import ConfigError
 
 logger = logging.getLogger("packhorse.schedules")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from schedules.policies import Gates
-from worker.store.maintenance import Gate
+from packhorse.schedules.policies import Gates
+from packhorse.worker.store.maintenance import Gate
 
 OPEN_AGAIN_RATIO = 0.8
 

@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from schedules.periods import lower_bound, partition_name, period_start, runway_seconds, uncovered, upper_bound
-from schedules.policies import Partitions
-from worker.db.connection import DeadlineConnection
-from worker.db.errors import translated
-from worker.errors import InvalidArgument, StoreConflict, StoreError, StoreRejected, StoreUnavailable
-from worker.store import partitions as store
+from packhorse.schedules.periods import lower_bound, partition_name, period_start, runway_seconds, uncovered, upper_bound
+from packhorse.schedules.policies import Partitions
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.errors import InvalidArgument, StoreConflict, StoreError, StoreRejected, StoreUnavailable
+from packhorse.worker.store import partitions as store
 
 logger = logging.getLogger("packhorse.maintenance")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from worker.store import partitions as store
+from packhorse.worker.store import partitions as store
 
 
 def period_start(moment: datetime, every: str, shift: int = 0) -> datetime:

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from schedules.triggers import trigger
-from worker.errors import InvalidArgument
+from packhorse.schedules.triggers import trigger
+from packhorse.worker.errors import InvalidArgument
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,79}")
 TABLE = re.compile(r"(?:[A-Za-z_][A-Za-z0-9_$]{0,62}\.)?[A-Za-z_][A-Za-z0-9_$]{0,62}")

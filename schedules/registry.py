@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.policies import Partitions, Retention
-from schedules.timetable import Schedule
-from worker.errors import InvalidArgument
+from packhorse.schedules.policies import Partitions, Retention
+from packhorse.schedules.timetable import Schedule
+from packhorse.worker.errors import InvalidArgument
 
 #: Queue and type of the messages that run maintenance; `packhorse scheduler` works on them.
 QUEUE = "packhorse"

@@ -17,13 +17,13 @@ from datetime import datetime
 from threading import Event
 from typing import Any
 
-from schedules.gates import judge
-from schedules.policies import Gates, Retention
-from worker.db.connection import DeadlineConnection
-from worker.db.errors import translated
-from worker.errors import InvalidArgument, StoreConflict, StoreError, StoreRejected
-from worker.near import did_you_mean
-from worker.store import maintenance as store
+from packhorse.schedules.gates import judge
+from packhorse.schedules.policies import Gates, Retention
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.errors import InvalidArgument, StoreConflict, StoreError, StoreRejected
+from packhorse.worker.near import did_you_mean
+from packhorse.worker.store import maintenance as store
 
 logger = logging.getLogger("packhorse.maintenance")
 

@@ -8,16 +8,16 @@ from collections.abc import Callable
 from threading import Event
 from typing import Any
 
-from schedules.config import Plan, nothing_to_delete
-from schedules.partitions import PartitionKeeper
-from schedules.policies import Partitions, Retention
-from schedules.registry import Job
-from schedules.retention import RetentionRun
-from worker.db.connection import DeadlineConnection
-from worker.db.errors import translated
-from worker.errors import InvalidArgument, StoreError
-from worker.near import did_you_mean
-from worker.store import maintenance as store
+from packhorse.schedules.config import Plan, nothing_to_delete
+from packhorse.schedules.partitions import PartitionKeeper
+from packhorse.schedules.policies import Partitions, Retention
+from packhorse.schedules.registry import Job
+from packhorse.schedules.retention import RetentionRun
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.errors import InvalidArgument, StoreError
+from packhorse.worker.near import did_you_mean
+from packhorse.worker.store import maintenance as store
 
 logger = logging.getLogger("packhorse.maintenance")
 

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from threading import Event
 
-from schedules.config import Plan
-from schedules.partitions import PartitionKeeper
-from schedules.policies import Partitions
-from schedules.runner import TaskRunner
-from worker.db.connection import DeadlineConnection
-from worker.errors import InvalidArgument, StoreError, StoreUnavailable
-from worker.service import Service
+from packhorse.schedules.config import Plan
+from packhorse.schedules.partitions import PartitionKeeper
+from packhorse.schedules.policies import Partitions
+from packhorse.schedules.runner import TaskRunner
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.errors import InvalidArgument, StoreError, StoreUnavailable
+from packhorse.worker.service import Service
 
 logger = logging.getLogger("packhorse.maintenance")
 

@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import partial
 
-from schedules.timetable import Schedule
-from schedules.triggers import newest, trigger
-from worker.db.connection import DeadlineConnection
-from worker.db.errors import translated
-from worker.db.pool import Link
-from worker.errors import InvalidArgument, StoreConflict, StoreError, StoreUnavailable
-from worker.observe.duties import Duties, code_of
-from worker.service import Service
-from worker.store import messages
-from worker.store import schedules as store
+from packhorse.schedules.timetable import Schedule
+from packhorse.schedules.triggers import newest, trigger
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.db.pool import Link
+from packhorse.worker.errors import InvalidArgument, StoreConflict, StoreError, StoreUnavailable
+from packhorse.worker.observe.duties import Duties, code_of
+from packhorse.worker.service import Service
+from packhorse.worker.store import messages
+from packhorse.worker.store import schedules as store
 
 logger = logging.getLogger("packhorse.schedules")
 

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from schedules.triggers import Trigger, trigger
-from worker.config import NAME_PATTERN
-from worker.errors import InvalidArgument
+from packhorse.schedules.triggers import Trigger, trigger
+from packhorse.worker.config import NAME_PATTERN
+from packhorse.worker.errors import InvalidArgument
 
 MISSED = ("skip", "once", "all")
 OVERLAP = ("skip", "wait", "allow")

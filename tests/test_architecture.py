@@ -17,6 +17,7 @@ LAYERS: list[tuple[int, tuple[str, ...]]] = [
     (
         0,
         (
+            "worker.version",
             "worker.errors",
             "worker.states",
             "worker.config",
@@ -104,7 +105,7 @@ def _tree(path: Path) -> ast.Module:
 
 @cache
 def _imports() -> list[tuple[str, str, bool]]:
-    """(module, imported, at module level) for every import below worker/ and schedules/."""
+    """(module, imported, at module level) for every import below worker/ and schedules/, without `packhorse.`."""
     found = []
     for path in FILES:
         module = ".".join(path.relative_to(TOP).with_suffix("").parts).removesuffix(".__init__")
@@ -112,10 +113,23 @@ def _imports() -> list[tuple[str, str, bool]]:
         top = set(map(id, tree.body))
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
-                found += [(module, alias.name, id(node) in top) for alias in node.names]
+                names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
-                found += [(module, f"{node.module}.{alias.name}", id(node) in top) for alias in node.names]
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            found += [(module, name.removeprefix("packhorse."), id(node) in top) for name in names]
     return found
+
+
+def test_the_folders_are_imported_as_parts_of_packhorse():
+    """Under its own name each module would be there twice, and each class with it (SPEC N1)."""
+    strangers = []
+    for path in [*FILES, TOP / "packhorse/__init__.py", *sorted(TOP.glob("tests/**/*.py")), *sorted(TOP.glob("examples/**/*.py"))]:
+        for node in ast.walk(_tree(path)):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            strangers += [f"{path.relative_to(TOP)}:{node.lineno}" for name in names if name.split(".")[0] in ("worker", "schedules")]  # type: ignore[attr-defined]
+    assert strangers == []
 
 
 def test_every_module_has_a_layer():
@@ -126,8 +140,6 @@ def test_every_module_has_a_layer():
 def test_imports_go_down_only():
     upward = []
     for module, imported, _ in _imports():
-        if module == "worker":  # the public names
-            continue
         mine, theirs = _layer(module), _layer(imported)
         if mine is not None and theirs is not None and theirs > mine:
             upward.append(f"{module} (L{mine}) imports {imported} (L{theirs})")
@@ -201,9 +213,9 @@ def test_files_are_small():
 
 
 def test_a_help_text_needs_no_broker():
-    """`import worker` loads what is used, when it is used: commands start quickly, producers import little."""
+    """`import packhorse` loads what is used, when it is used: commands start quickly, producers import little."""
     loaded = subprocess.run(
-        [sys.executable, "-c", "import sys, worker; print(sorted(sys.modules)); worker.PostgresBroker; worker.Retry; worker.enqueue"],
+        [sys.executable, "-c", "import sys, packhorse; print(sorted(sys.modules)); packhorse.PostgresBroker; packhorse.Retry; packhorse.enqueue"],
         capture_output=True,
         text=True,
         check=True,
@@ -213,6 +225,7 @@ def test_a_help_text_needs_no_broker():
 
 
 def test_every_public_name_is_found():
-    import worker
+    import packhorse
 
-    assert set(worker.__all__) <= set(dir(worker)) and all(getattr(worker, name).__name__ == name for name in worker.__all__)
+    assert set(packhorse.__all__) <= set(dir(packhorse))
+    assert all(getattr(packhorse, name).__name__ == name for name in packhorse.__all__)

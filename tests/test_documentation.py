@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from schedules.config import Plan
-from schedules.policies import Gates
-from schedules.registry import JOBS, PARTITIONS, RETENTION
-from worker import exits
-from worker.config import Settings, load_settings
-from worker.exporter import Exporter
-from worker.observe import slab
-from worker.observe.board import PARTS, RESTARTS, Board
-from worker.observe.events import EVENTS
-from worker.observe.metrics import DEFINITIONS
-from worker.states import TRANSITIONS
+from packhorse.schedules.config import Plan
+from packhorse.schedules.policies import Gates
+from packhorse.schedules.registry import JOBS, PARTITIONS, RETENTION
+from packhorse.worker import exits
+from packhorse.worker.config import Settings, load_settings
+from packhorse.worker.exporter import Exporter
+from packhorse.worker.observe import slab
+from packhorse.worker.observe.board import PARTS, RESTARTS, Board
+from packhorse.worker.observe.events import EVENTS
+from packhorse.worker.observe.metrics import DEFINITIONS
+from packhorse.worker.states import TRANSITIONS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -21,23 +21,23 @@ from dramatiq.common import q_name
 from dramatiq.errors import QueueJoinTimeout
 from dramatiq.middleware import Middleware
 
-from worker import forks
-from worker.bulk import BulkEnqueue
-from worker.config import Settings, load_settings
-from worker.context import current
-from worker.db.connection import DeadlineConnection
-from worker.db.errors import translated
-from worker.db.pool import ConnectionPool
-from worker.db.sessions import open_work
-from worker.embedded import running_url
-from worker.encoding import Encoded, Signature, check_actor, encode
-from worker.errors import ConfigError, InvalidArgument, StoreRejected
-from worker.messages import ClaimedMessage, Ending, failure
-from worker.middleware import default_middleware
-from worker.middleware.time_limits import check_class
-from worker.middleware.tracing import Tracing
-from worker.observe import tracing
-from worker.store import messages as store
+from packhorse.worker import forks
+from packhorse.worker.bulk import BulkEnqueue
+from packhorse.worker.config import Settings, load_settings
+from packhorse.worker.context import current
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.db.pool import ConnectionPool
+from packhorse.worker.db.sessions import open_work
+from packhorse.worker.embedded import running_url
+from packhorse.worker.encoding import Encoded, Signature, check_actor, encode
+from packhorse.worker.errors import ConfigError, InvalidArgument, StoreRejected
+from packhorse.worker.messages import ClaimedMessage, Ending, failure
+from packhorse.worker.middleware import default_middleware
+from packhorse.worker.middleware.time_limits import check_class
+from packhorse.worker.middleware.tracing import Tracing
+from packhorse.worker.observe import tracing
+from packhorse.worker.store import messages as store
 
 DEFAULT_POOL_SIZE = 10
 
@@ -283,13 +283,13 @@ class PostgresBroker(Broker):
     # -- consuming ---------------------------------------------------------------------------------
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30000) -> Any:
         """A consumer for dramatiq's own Worker."""
-        from worker.consumer import PostgresConsumer
+        from packhorse.worker.consumer import PostgresConsumer
 
         return PostgresConsumer(self, q_name(queue_name), prefetch, timeout / 1000)
 
     def flush(self, queue_name: str) -> None:
         """Cancel every message of the queue that does not run; for tests."""
-        from worker.db.queries import sql
+        from packhorse.worker.db.queries import sql
 
         with self.pool.connection() as connection:
             connection.execute(sql("flush_queue"), (q_name(queue_name),))
@@ -300,7 +300,7 @@ class PostgresBroker(Broker):
 
     def join(self, queue_name: str, *, timeout: int | None = None) -> None:
         """Wait until the queue holds no live message; timeout in ms, then QueueJoinTimeout. For tests."""
-        from worker.db.queries import sql
+        from packhorse.worker.db.queries import sql
 
         deadline = None if timeout is None else time.monotonic() + timeout / 1000
         while True:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import dramatiq
 
-from worker.db.connection import DeadlineConnection
-from worker.db.errors import translated
-from worker.errors import InvalidArgument, StoreRejected
-from worker.store import messages as store
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.errors import InvalidArgument, StoreRejected
+from packhorse.worker.store import messages as store
 
 if TYPE_CHECKING:
-    from worker.broker import PostgresBroker
+    from packhorse.worker.broker import PostgresBroker
 
 #: What one statement holds at most, and what may be on its way at once: the deadline of a call is for what it waits for.
 PART_CHARACTERS = 4_000_000

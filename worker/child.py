@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
-from worker import forks
-from worker.config import Settings
-from worker.errors import ConfigError, SchemaMismatch, StoreError, StoreUnavailable
-from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
-from worker.observe.slab import Slab
-from worker.runtime.slots import RunningIds
-from worker.runtime.stopping import StopRequest
+from packhorse.worker import forks
+from packhorse.worker.config import Settings
+from packhorse.worker.errors import ConfigError, SchemaMismatch, StoreError, StoreUnavailable
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
+from packhorse.worker.observe.slab import Slab
+from packhorse.worker.runtime.slots import RunningIds
+from packhorse.worker.runtime.stopping import StopRequest
 
 logger = logging.getLogger("packhorse.supervisor")
 
@@ -38,7 +38,7 @@ FINALIZERS_SECONDS = 3.0
 def run_worker_process(settings: Settings, running: RunningIds, worker_id: UUID, slab: Slab) -> int:
     """The body of a child: returns its exit code. Comes with TERM and INT blocked; a stop that was asked while
     the actors were still being imported is not lost."""
-    from worker.runtime.process import WorkerProcess
+    from packhorse.worker.runtime.process import WorkerProcess
 
     early = False
     process: WorkerProcess | None = None
@@ -125,8 +125,8 @@ def rehearse(settings: Settings, parent: int) -> int:
 
     A database that is away is no reason against it: a new process would wait for it.
     """
-    from worker.db import migrate
-    from worker.runtime.process import WorkerProcess
+    from packhorse.worker.db import migrate
+    from packhorse.worker.runtime.process import WorkerProcess
 
     signal.set_wakeup_fd(-1)
     for number in (*STOP_SIGNALS, signal.SIGHUP, signal.SIGCHLD):
@@ -205,9 +205,9 @@ def recover(settings: Settings, worker_id: UUID, lost: Lost, detail: str, *, cra
 
 
 def _recover(settings: Settings, worker_id: UUID, lost: Lost, detail: str, crashed: bool) -> int:
-    from worker.db.sessions import open_work
-    from worker.store import messages
-    from worker.store import workers as store
+    from packhorse.worker.db.sessions import open_work
+    from packhorse.worker.store import messages
+    from packhorse.worker.store import workers as store
 
     connection = open_work(settings, "recover")
     try:

@@ -16,9 +16,9 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from worker.errors import ConfigError
-from worker.near import near_miss
-from worker.service import TICK_SECONDS
+from packhorse.worker.errors import ConfigError
+from packhorse.worker.near import near_miss
+from packhorse.worker.service import TICK_SECONDS
 
 PREFIX = "PACKHORSE_"
 MAX_SECRET_BYTES = 65536

@@ -18,14 +18,14 @@ from uuid import uuid4
 from dramatiq.broker import Consumer
 from dramatiq.errors import BrokerConnectionError
 
-from worker.db.pool import Link
-from worker.errors import StoreConflict, StoreError, StoreUnavailable, UndecodableMessage
-from worker.heartbeat import Heartbeat
-from worker.messages import ClaimedMessage, Ending
-from worker.middleware.retries import policies
-from worker.settle import settle
-from worker.store import messages as store
-from worker.store import workers as worker_store
+from packhorse.worker.db.pool import Link
+from packhorse.worker.errors import StoreConflict, StoreError, StoreUnavailable, UndecodableMessage
+from packhorse.worker.heartbeat import Heartbeat
+from packhorse.worker.messages import ClaimedMessage, Ending
+from packhorse.worker.middleware.retries import policies
+from packhorse.worker.settle import settle
+from packhorse.worker.store import messages as store
+from packhorse.worker.store import workers as worker_store
 
 logger = logging.getLogger("packhorse.consumer")
 

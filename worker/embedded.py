@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from worker import forks
-from worker.db import migrate
-from worker.db.sessions import open_own_server
-from worker.errors import WorkerError
-from worker.store import installation
+from packhorse.worker import forks
+from packhorse.worker.db import migrate
+from packhorse.worker.db.sessions import open_own_server
+from packhorse.worker.errors import WorkerError
+from packhorse.worker.store import installation
 
 POSTGRES_VERSION = 18
 DATABASE = "packhorse"

@@ -17,10 +17,10 @@ from typing import Any
 import dramatiq
 from dramatiq.common import q_name
 
-from worker.config import NAME_PATTERN
-from worker.errors import InvalidArgument
-from worker.near import did_you_mean, near_miss
-from worker.store.messages import dumps
+from packhorse.worker.config import NAME_PATTERN
+from packhorse.worker.errors import InvalidArgument
+from packhorse.worker.near import did_you_mean, near_miss
+from packhorse.worker.store.messages import dumps
 
 _NAME = re.compile(NAME_PATTERN)
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # an escaped NUL, not an escaped backslash before "u0000"

@@ -17,25 +17,25 @@ import time
 from functools import partial
 from typing import Any
 
-from worker import __version__
-from worker.child import STOP_SIGNALS, end_with_parent
-from worker.clock import skew
-from worker.config import Settings
-from worker.db import migrate
-from worker.db.connection import DeadlineConnection
-from worker.db.pool import Link
-from worker.db.sessions import open_work
-from worker.errors import SchemaMismatch, StoreError
-from worker.exits import EXIT_OK
-from worker.observe import board as cells
-from worker.observe import probes
-from worker.observe.board import Board
-from worker.observe.endpoints import Answer, Endpoints, Route, json_answer, probe_answer
-from worker.observe.metrics import BoardCollector, render
-from worker.observe.slab import BY_ACTOR, DURATION
-from worker.runtime.stopping import StopRequest
-from worker.service import Service
-from worker.store import fleet as store
+from packhorse.worker.child import STOP_SIGNALS, end_with_parent
+from packhorse.worker.clock import skew
+from packhorse.worker.config import Settings
+from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.pool import Link
+from packhorse.worker.db.sessions import open_work
+from packhorse.worker.errors import SchemaMismatch, StoreError
+from packhorse.worker.exits import EXIT_OK
+from packhorse.worker.observe import board as cells
+from packhorse.worker.observe import probes
+from packhorse.worker.observe.board import Board
+from packhorse.worker.observe.endpoints import Answer, Endpoints, Route, json_answer, probe_answer
+from packhorse.worker.observe.metrics import BoardCollector, render
+from packhorse.worker.observe.slab import BY_ACTOR, DURATION
+from packhorse.worker.runtime.stopping import StopRequest
+from packhorse.worker.service import Service
+from packhorse.worker.store import fleet as store
+from packhorse.worker.version import __version__
 
 logger = logging.getLogger("packhorse.exporter")
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
-from worker.errors import ConfigError
+from packhorse.worker.errors import ConfigError
 
 #: So many entries of a folder are looked at for a link to ours, in so many folders above.
 MOST_ENTRIES = 10_000

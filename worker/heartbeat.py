@@ -16,15 +16,15 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from worker import __version__
-from worker.db.connection import DeadlineConnection
-from worker.db.pool import Link
-from worker.errors import StoreError, StoreUnavailable
-from worker.messages import ClaimedMessage
-from worker.observe.duties import Duties, code_of
-from worker.service import Service
-from worker.store import messages
-from worker.store import workers as store
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.pool import Link
+from packhorse.worker.errors import StoreError, StoreUnavailable
+from packhorse.worker.messages import ClaimedMessage
+from packhorse.worker.observe.duties import Duties, code_of
+from packhorse.worker.service import Service
+from packhorse.worker.store import messages
+from packhorse.worker.store import workers as store
+from packhorse.worker.version import __version__
 
 logger = logging.getLogger("packhorse.heartbeat")
 

@@ -11,14 +11,17 @@ import json
 import time
 import traceback as traceback_module
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dramatiq
 from dramatiq.broker import MessageProxy
 
-from worker.errors import UndecodableMessage
+from packhorse.worker.errors import UndecodableMessage
 
 MAX_TRACEBACK_FRAMES = 30
+#: Where our own code stands, and dramatiq's beside it in an environment.
+OURS = str(Path(__file__).parent)
 
 #: json.loads without its checks of type and white space: jsonb's own text needs neither.
 _scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
@@ -182,7 +185,7 @@ def top_frame(exception: BaseException) -> str | None:
     walk = exception.__traceback__
     while walk is not None:
         code = walk.tb_frame.f_code
-        if "site-packages" not in code.co_filename and "/worker/" not in code.co_filename:
+        if "site-packages" not in code.co_filename and not code.co_filename.startswith(OURS):
             frame = f"{code.co_filename.rsplit('/', 1)[-1]}:{code.co_name}"
         walk = walk.tb_next
     return frame

@@ -8,13 +8,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Unpack
 
-from worker.db.connection import DeadlineConnection
-from worker.encoding import Encoded, _seconds, _take_columns, refuse_misspelt, refuse_too_late, to_json
-from worker.errors import InvalidArgument
-from worker.observe import tracing
-from worker.records import EnqueueResult
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.encoding import Encoded, _seconds, _take_columns, refuse_misspelt, refuse_too_late, to_json
+from packhorse.worker.errors import InvalidArgument
+from packhorse.worker.observe import tracing
+from packhorse.worker.records import EnqueueOptions, EnqueueResult
 
 _LIBRARIES = ("django", "sqlalchemy", "asyncpg", "psycopg")
 _PER_MESSAGE = ("p_payload", "p_dedup_key", "p_dedup_window")
@@ -71,6 +71,7 @@ class Statement:
 
     def run(self, connection: Any, arguments: dict[str, Any]) -> Any:
         """Its only row, on a synchronous connection of any supported driver; raises that driver's errors."""
+        connection = _unwrapped(connection)
         values = [arguments[name] for name in self._names]
         library = _library(connection)
         if library == "django":
@@ -94,6 +95,7 @@ class Statement:
 
     async def run_async(self, connection: Any, arguments: dict[str, Any]) -> Any:
         """The same on an asynchronous connection."""
+        connection = _unwrapped(connection)
         _require_asynchronous(connection)
         values = [arguments[name] for name in self._names]
         library = _library(connection)
@@ -113,6 +115,13 @@ class Statement:
         from sqlalchemy import text
 
         return text(self._colon), {f"a{place}": value for place, value in enumerate(values, 1)}
+
+
+def _unwrapped(connection: Any) -> Any:
+    """The driver's own connection, where SQLAlchemy's pool has one around it (engine.raw_connection(), connection.connection)."""
+    if type(connection).__module__.startswith("sqlalchemy.pool"):
+        return connection.driver_connection
+    return connection
 
 
 def _library(connection: Any) -> str:
@@ -224,43 +233,47 @@ def _texts(payloads: Iterator[dict[str, Any]]) -> Iterator[tuple[str, int]]:
         place += len(some)
 
 
-def enqueue(connection: Any, message_type: str, payload: dict[str, Any] | None = None, *, queue: str = "default", **options: Any) -> EnqueueResult:
+def enqueue(
+    connection: Any, message_type: str, payload: dict[str, Any] | None = None, *, queue: str = "default", **options: Unpack[EnqueueOptions]
+) -> EnqueueResult:
     """Enqueue one message on a synchronous connection, in its transaction.
 
-    connection: psycopg Connection or Cursor, SQLAlchemy Connection or Session, Django connection
+    connection: psycopg Connection or Cursor, SQLAlchemy Connection, Session or raw connection, Django connection
     (`django.db.connection`). options: delay (s or timedelta), priority, conversation_key, dedup_key,
     dedup_window (s), correlation_id, trace_context, max_attempts, concurrency_key, run_at, expires_in (s);
     others become dramatiq options, unless they look like one of these misspelt. Returns id and whether a dedup window answered with an older one.
     Raises InvalidArgument for what can be seen here, the driver's own error for the rest.
     """
     text = _payload("payload", {} if payload is None else payload)
-    return _result(_ONE.run(connection, {**_arguments(queue, message_type, options), "p_payload": text}))
+    return _result(_ONE.run(connection, {**_arguments(queue, message_type, {**options}), "p_payload": text}))
 
 
 async def enqueue_async(
-    connection: Any, message_type: str, payload: dict[str, Any] | None = None, *, queue: str = "default", **options: Any
+    connection: Any, message_type: str, payload: dict[str, Any] | None = None, *, queue: str = "default", **options: Unpack[EnqueueOptions]
 ) -> EnqueueResult:
     """The same on an asynchronous connection: psycopg AsyncConnection, asyncpg, SQLAlchemy AsyncConnection or AsyncSession."""
     text = _payload("payload", {} if payload is None else payload)
-    return _result(await _ONE.run_async(connection, {**_arguments(queue, message_type, options), "p_payload": text}))
+    return _result(await _ONE.run_async(connection, {**_arguments(queue, message_type, {**options}), "p_payload": text}))
 
 
-def enqueue_payloads(connection: Any, message_type: str, payloads: Iterable[dict[str, Any]], *, queue: str = "default", **options: Any) -> int:
+def enqueue_payloads(
+    connection: Any, message_type: str, payloads: Iterable[dict[str, Any]], *, queue: str = "default", **options: Unpack[EnqueueOptions]
+) -> int:
     """Enqueue a message per payload, in order, in the connection's transaction; returns how many.
 
     connection, options: as for enqueue(), and the same for all of them; no dedup_key. payloads: any number, a thousand (or
     4 MB) per statement, each read once. Open a transaction around the call if it shall be all or none.
     Raises InvalidArgument that names `payloads[position]` for what can be seen here, the driver's own error for the rest.
     """
-    shared = _shared(queue, message_type, options)
+    shared = _shared(queue, message_type, {**options})
     return sum(int(_value(_MANY.run(connection, {**shared, "p_payloads": part}), 0, "message_count")) for part in _parts(payloads))
 
 
 async def enqueue_payloads_async(
-    connection: Any, message_type: str, payloads: Iterable[dict[str, Any]], *, queue: str = "default", **options: Any
+    connection: Any, message_type: str, payloads: Iterable[dict[str, Any]], *, queue: str = "default", **options: Unpack[EnqueueOptions]
 ) -> int:
     """The same on an asynchronous connection."""
-    shared = _shared(queue, message_type, options)
+    shared = _shared(queue, message_type, {**options})
     count = 0
     for part in _parts(payloads):
         count += int(_value(await _MANY.run_async(connection, {**shared, "p_payloads": part}), 0, "message_count"))
@@ -271,7 +284,7 @@ def _shared(queue: str, message_type: str, options: dict[str, Any]) -> dict[str,
     for name in ("dedup_key", "dedup_window"):
         if options.get(name) is not None:
             raise InvalidArgument(f"{name}: many payloads share no dedup window", field=name, hint="Use enqueue() for each.")
-    return _arguments(queue, message_type, options)
+    return _arguments(queue, message_type, {**options})
 
 
 def _result(row: Any) -> EnqueueResult:

@@ -3,8 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, TypedDict
+
+
+class EnqueueOptions(TypedDict, total=False):
+    """What enqueue() takes besides the payload; None, where it is allowed, is as if nothing was said.
+
+    The first eleven are columns of the message, the others what dramatiq's middleware reads. For a type checker this is all; at run time
+    options of other middleware pass, too (`**{"my_option": 1}`).
+    """
+
+    delay: float | timedelta | None  # seconds from now; not beside run_at
+    run_at: datetime | None
+    expires_in: float | None  # seconds from now: not worth doing after
+    priority: int  # 1 (first) to 10
+    max_attempts: int | None
+    conversation_key: str | None
+    concurrency_key: str | None
+    dedup_key: str | None
+    dedup_window: float | None  # seconds
+    correlation_id: str | None
+    trace_context: str | None
+    max_retries: int | None
+    min_backoff: int  # milliseconds, as the next three
+    max_backoff: int
+    time_limit: int
+    max_age: int
+    on_retry_exhausted: str
+    on_success: str
+    on_failure: str
+    group_callback_uuid: str
+    pipe_target: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

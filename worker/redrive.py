@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from worker.db.connection import DeadlineConnection
-from worker.store import dead_letters
-from worker.store.dead_letters import Selection
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.store import dead_letters
+from packhorse.worker.store.dead_letters import Selection
 
 MAX_BATCH = 500
 BATCHES_PER_SECOND = 5.0

@@ -12,8 +12,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from worker import forks
-from worker.errors import StoreUnavailable
+from packhorse.worker import forks
+from packhorse.worker.errors import StoreUnavailable
 
 logger = logging.getLogger("packhorse.service")
 

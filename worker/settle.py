@@ -9,10 +9,10 @@ from typing import Any
 
 import dramatiq
 
-from worker.db.connection import DeadlineConnection
-from worker.encoding import MAX_DELAY_SECONDS
-from worker.messages import ClaimedMessage, Ending, clean, failure
-from worker.store import messages
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.encoding import MAX_DELAY_SECONDS
+from packhorse.worker.messages import ClaimedMessage, Ending, clean, failure
+from packhorse.worker.store import messages
 
 logger = logging.getLogger("packhorse.settle")
 

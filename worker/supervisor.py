@@ -24,16 +24,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID, uuid4
 
-from worker import folder, forks
-from worker.child import STOP_SIGNALS, Lost, recover, rehearse, run_worker_process
-from worker.config import Settings
-from worker.exits import EXIT_FAILED, EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED, EXPECTED_CHILD_EXITS, FATAL_CHILD_EXITS
-from worker.observe.board import EXPORTER_TICK, STARTED, Board
-from worker.observe.logging import flush as flush_log
-from worker.observe.slab import DRAINING, HURRY, ISOLATED_AT, ISOLATION, REGISTERED, Slab
-from worker.observe.systemd import Notifier
-from worker.runtime.slots import RunningIds
-from worker.watch import Watch
+from packhorse.worker import folder, forks
+from packhorse.worker.child import STOP_SIGNALS, Lost, recover, rehearse, run_worker_process
+from packhorse.worker.config import Settings
+from packhorse.worker.exits import EXIT_FAILED, EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED, EXPECTED_CHILD_EXITS, FATAL_CHILD_EXITS
+from packhorse.worker.observe.board import EXPORTER_TICK, STARTED, Board
+from packhorse.worker.observe.logging import flush as flush_log
+from packhorse.worker.observe.slab import DRAINING, HURRY, ISOLATED_AT, ISOLATION, REGISTERED, Slab
+from packhorse.worker.observe.systemd import Notifier
+from packhorse.worker.runtime.slots import RunningIds
+from packhorse.worker.watch import Watch
 
 logger = logging.getLogger("packhorse.supervisor")
 
@@ -230,7 +230,7 @@ class Supervisor:
                 exporter.ended(0.0, expected=False)
 
     def _run_exporter(self) -> int:
-        from worker.exporter import run_exporter  # only this child needs an HTTP server
+        from packhorse.worker.exporter import run_exporter  # only this child needs an HTTP server
 
         return run_exporter(self.settings, self.board)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 
-from worker.observe import board as cells
-from worker.observe import probes
-from worker.observe.board import Board
-from worker.observe.slab import LOOPS, REGISTERED, THREADS
-from worker.observe.systemd import Notifier
+from packhorse.worker.observe import board as cells
+from packhorse.worker.observe import probes
+from packhorse.worker.observe.board import Board
+from packhorse.worker.observe.slab import LOOPS, REGISTERED, THREADS
+from packhorse.worker.observe.systemd import Notifier
 
 #: The parent looks every second. If it did not for this long, the whole host or process group stood still.
 STANDSTILL_SECONDS = 5.0

@@ -25,13 +25,13 @@ from benchmarks.harness.payload import NUMBER_MARK, SENT_MARK, TEMPLATE
 from benchmarks.harness.processes import Child, Workers
 from benchmarks.systems.base import PEER_CASES, THREADS, Producer, Sizes
 from benchmarks.systems.postgres_base import PostgresSystem
-from worker import PostgresBroker, enqueue_payloads
+from packhorse import PostgresBroker, enqueue_payloads
 
 ACTORS = "benchmarks.systems.packhorse_actors"
 QUEUE = "bench"
 ACTOR = "bench"
 START_SECONDS = 60.0
-UNINSTALLED = "import sys; from worker.cli.main import main; sys.exit(main())"
+UNINSTALLED = "import sys; from packhorse.worker.cli.main import main; sys.exit(main())"
 """The command in a source tree that is not installed."""
 VARIANTS: Mapping[str, Mapping[str, str]] = {"polling": {"PACKHORSE_LISTEN": "false"}, "two-workers-ten-queues": {"BENCH_QUEUES": "10"}}
 """What a variant sets in the environment of the workers."""

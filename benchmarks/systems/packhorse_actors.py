@@ -58,8 +58,8 @@ def time_claims(log: ClaimLog) -> None:
 
 def blind() -> list[tuple[type, str, Any]]:
     """No counting for metrics, no look at the log level per outcome; returns (class, name, method) of what was taken away."""
-    from worker.runtime.meter import Meter
-    from worker.runtime.outcomes import OutcomeLog
+    from packhorse.worker.runtime.meter import Meter
+    from packhorse.worker.runtime.outcomes import OutcomeLog
 
     taken = []
 

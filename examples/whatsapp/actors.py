@@ -12,7 +12,7 @@ from typing import Any
 
 import dramatiq
 
-import worker
+import packhorse
 from examples.whatsapp.client import fetch_media, send_text
 
 logger = logging.getLogger("examples.whatsapp")
@@ -71,4 +71,4 @@ def whatsapp_account_error(business: str, error: dict[str, Any]) -> None:
 @dramatiq.actor(queue_name="whatsapp")
 def whatsapp_unsupported(business: str, phone: str, wamid: str, message: dict[str, Any]) -> None:
     """A kind that this program does not know: nothing to do, and no retry can change that. It ends as cancelled."""
-    raise worker.Cancel(f"no handler for messages of type {message['type'][:40]}")
+    raise packhorse.Cancel(f"no handler for messages of type {message['type'][:40]}")

@@ -1,7 +1,7 @@
 """The two calls to WhatsApp's Cloud API that the handlers make, and what each answer means for the message.
 
 2xx               go on
-429               worker.Snooze: later, as Retry-After says; no attempt is spent
+429               packhorse.Snooze: later, as Retry-After says; no attempt is spent
 other 4xx         not retryable: the message becomes a dead letter at once
 5xx, no answer    an ordinary error: retry with backoff, then dead letter
 """
@@ -14,13 +14,13 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-import worker
+import packhorse
 
 TIMEOUT_SECONDS = 10.0
 DEFAULT_RETRY_AFTER_SECONDS = 5.0
 
 
-class CloudApiError(worker.MessageProcessingError):
+class CloudApiError(packhorse.MessageProcessingError):
     """The Cloud API said no; `code` is the HTTP status."""
 
 
@@ -58,7 +58,7 @@ def _call(path: str, body: dict[str, Any] | None = None) -> bytes:
     except urllib.error.HTTPError as error:
         with error:
             if error.code == 429:
-                raise worker.Snooze(_retry_after(error.headers.get("Retry-After")), "the Cloud API asks to slow down") from None
+                raise packhorse.Snooze(_retry_after(error.headers.get("Retry-After")), "the Cloud API asks to slow down") from None
             raise CloudApiError(f"the Cloud API answered {error.code}", code=str(error.code), retryable=error.code >= 500) from None
 
 

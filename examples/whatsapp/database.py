@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from examples.whatsapp.webhook import QUEUE
-from worker.config import Settings
-from worker.db import migrate
-from worker.db.connection import DeadlineConnection
-from worker.db.sessions import open_work
-from worker.embedded import Embedded
+from packhorse.worker.config import Settings
+from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.sessions import open_work
+from packhorse.worker.embedded import Embedded
 
 #: Short, so that a demo of a minute shows a message to its end: 0.2, 0.4, 0.8 s, then dead letter.
 QUEUE_SETTINGS = {"max_attempts": 4, "backoff_initial": "0.2 seconds", "backoff_multiplier": 2, "backoff_max": "2 seconds", "on_dead": "skip"}

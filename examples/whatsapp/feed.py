@@ -20,9 +20,9 @@ from examples.whatsapp.cloud_api import CloudApi
 from examples.whatsapp.events import Events
 from examples.whatsapp.order import OrderBook
 from examples.whatsapp.webhook import Receipt, ingest
-from worker.db.connection import DeadlineConnection
-from worker.db.pool import Link
-from worker.errors import StoreUnavailable
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.pool import Link
+from packhorse.worker.errors import StoreUnavailable
 
 PAYLOADS = Path(__file__).parent / "payloads"
 PEOPLE = (

@@ -26,11 +26,11 @@ from examples.whatsapp.upkeep import Upkeep
 from examples.whatsapp.view import View, say
 from examples.whatsapp.watch import Picture, Watch
 from examples.whatsapp.workers import Workers
-from worker.config import Settings, load_settings
-from worker.db.connection import DeadlineConnection
-from worker.embedded import programs
-from worker.errors import ConfigError, StoreError, WorkerError
-from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from packhorse.worker.config import Settings, load_settings
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.embedded import programs
+from packhorse.worker.errors import ConfigError, StoreError, WorkerError
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 
 DEMO_LIMIT_SECONDS = 45.0
 DEMO_PACE_SECONDS = 0.04
@@ -178,7 +178,7 @@ class Program:
         A DATABASE_URL that was given is not repeated here: it may hold a password.
         """
         script = Path(sys.executable).with_name("packhorse")
-        packhorse = str(script) if script.exists() else f"{sys.executable} -m worker.cli.main"
+        packhorse = str(script) if script.exists() else f"{sys.executable} -m packhorse.worker.cli.main"
         psql, shown = "psql", '"$DATABASE_URL"'
         if self.settings.database_url is None:
             psql, shown = str(programs() / "psql"), shlex.quote(url)

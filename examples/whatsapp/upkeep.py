@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from worker.db.connection import DeadlineConnection
-from worker.db.pool import Link
-from worker.store import schedules
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.pool import Link
+from packhorse.worker.store import schedules
 
 TASKS = ("job.stale_message_locks", "retention.processed_messages", "partitions.message_archive.make")
 LIMIT_SECONDS = 15.0

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from examples.whatsapp.events import Events
-from worker.db.connection import DeadlineConnection
-from worker.db.pool import Link
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.pool import Link
 
 COUNTS = """
 select case when state = 'pending' and run_at > clock_timestamp() then 'waiting' else state end, count(*)

@@ -17,7 +17,7 @@ from typing import Any
 
 import psycopg
 
-import worker
+import packhorse
 
 QUEUE = "whatsapp"
 #: Meta delivers again for up to seven days, so a wamid is remembered that long.
@@ -81,7 +81,7 @@ def ingest(connection: Any, body: bytes, *, correlation_id: str | None = None) -
                 if isinstance(item, Refused):
                     raise item
                 with connection.transaction():  # a savepoint: one item that the database refuses does not take the others along
-                    result = worker.enqueue(
+                    result = packhorse.enqueue(
                         connection,
                         item.message_type,
                         item.payload,
@@ -91,7 +91,7 @@ def ingest(connection: Any, body: bytes, *, correlation_id: str | None = None) -
                         dedup_window=DEDUP_SECONDS,
                         correlation_id=correlation_id,
                     )
-            except (Refused, worker.InvalidArgument) as error:
+            except (Refused, packhorse.InvalidArgument) as error:
                 receipt.refused.append(str(error))
             except psycopg.DatabaseError as error:
                 if not (isinstance(error, psycopg.DataError) or error.sqlstate == "PH001"):

@@ -1,4 +1,4 @@
-"""The two worker processes, `packhorse worker examples.whatsapp.actors schedules.actors --processes 2`, as a process tree of its own.
+"""The two worker processes, `packhorse worker examples.whatsapp.actors packhorse.schedules.actors --processes 2`, as a process tree of its own.
 
 Each has a scheduler beside its handlers, as under `packhorse up`: none leads, each planned time fires once.
 """
@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from worker.config import Settings
+from packhorse.worker.config import Settings
 
 PROCESSES = 2
 #: The parent's own limit for a drain is drain_seconds plus call_deadline_seconds plus this.
@@ -40,7 +40,16 @@ class Workers:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "worker.cli.main", "worker", "examples.whatsapp.actors", "schedules.actors", "--processes", str(PROCESSES)],
+                [
+                    sys.executable,
+                    "-m",
+                    "packhorse.worker.cli.main",
+                    "worker",
+                    "examples.whatsapp.actors",
+                    "packhorse.schedules.actors",
+                    "--processes",
+                    str(PROCESSES),
+                ],
                 env=self._environment,
                 cwd=Path(__file__).parents[2],
                 stdin=subprocess.DEVNULL,

@@ -19,7 +19,7 @@ from tests.support.workers import ROOT
 
 PYTHON = "/opt/python"
 TARGET = "[Unit]\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n"
-COMMAND = "#!/opt/packhorse/bin/python\nfrom worker.cli.main import main\n\nmain()\n"
+COMMAND = "#!/opt/packhorse/bin/python\nfrom packhorse.worker.cli.main import main\n\nmain()\n"
 #: what a test needs in every unit: code and interpreter of this checkout, a ledger that outlives the service
 DROP_IN = f"""[Service]
 Environment=PYTHONPATH=/srv/packhorse LD_LIBRARY_PATH={PYTHON}/lib LEDGER=/var/lib/packhorse-ledger/ledger
@@ -79,7 +79,7 @@ class Machine:
         """Our units and nothing that the host has enabled; an environment as docs/deployment.md makes it."""
         for path in ("etc/systemd/system", "opt/packhorse"):
             shutil.rmtree(self.root / path, ignore_errors=True)
-        for name in ("worker", "schedules", "migrations", "tests"):
+        for name in ("packhorse", "tests"):
             shutil.copytree(ROOT / name, self.root / "srv" / "packhorse" / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(ROOT / "deploy" / "systemd", self.root / "etc" / "systemd" / "system")
         self.write("/etc/systemd/system/packhorse-test.target", TARGET)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from packhorse.worker.exits import EXIT_USAGE
 from tests.deploy.machine import CannotBoot, Machine, missing
 from tests.support.accounting import effects, wait_for_end
 from tests.support.postgres import Database, Server, available_servers, open_for_everyone
 from tests.support.waiting import wait_until
 from tests.support.workers import Ledger
-from worker.exits import EXIT_USAGE
 
 UNIT = "packhorse-worker@tests.deploy.booted"
 QUICK = "PACKHORSE_PROCESSES=2\nPACKHORSE_THREADS=2\nPACKHORSE_POLL_SECONDS=0.5\n"

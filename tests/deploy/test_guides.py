@@ -7,11 +7,11 @@ import re
 import psycopg
 import pytest
 
+from packhorse.worker.exits import EXIT_OK
 from tests.integration.test_cli_documented import commands, options
 from tests.support.cli import Cli
 from tests.support.postgres import Server, available_servers, open_for_everyone
 from tests.support.workers import ROOT
-from worker.exits import EXIT_OK
 
 GUIDES = ["docs/runbook.md", "docs/deployment.md", "SECURITY.md"]
 

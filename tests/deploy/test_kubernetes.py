@@ -12,9 +12,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from packhorse.worker.config import Settings, load_settings
+from packhorse.worker.supervisor import KILL_MARGIN_SECONDS
 from tests.support.workers import ROOT
-from worker.config import Settings, load_settings
-from worker.supervisor import KILL_MARGIN_SECONDS
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 OVERLAYS = ["dev", "production"]

@@ -11,10 +11,10 @@ import subprocess
 import pytest
 import yaml
 
+from packhorse.worker.observe.duties import DUTIES
+from packhorse.worker.observe.metrics import DEFINITIONS, PREFIX
+from packhorse.worker.observe.slab import CLAIM_BOUNDS, DURATION_BOUNDS, WAIT_BOUNDS
 from tests.support.workers import ROOT
-from worker.observe.duties import DUTIES
-from worker.observe.metrics import DEFINITIONS, PREFIX
-from worker.observe.slab import CLAIM_BOUNDS, DURATION_BOUNDS, WAIT_BOUNDS
 
 FOLDER = ROOT / "deploy" / "prometheus"
 RULES = FOLDER / "packhorse.rules.yml"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from packhorse.worker.config import Settings
+from packhorse.worker.exits import FATAL_CHILD_EXITS
+from packhorse.worker.supervisor import KILL_MARGIN_SECONDS
 from tests.integration.test_cli_documented import commands
 from tests.support.workers import ROOT
-from worker.config import Settings
-from worker.exits import FATAL_CHILD_EXITS
-from worker.supervisor import KILL_MARGIN_SECONDS
 
 UNITS = ROOT / "deploy" / "systemd"
 NAMES = ["packhorse-worker@.service", "packhorse-scheduler.service", "packhorse-migrate.service"]

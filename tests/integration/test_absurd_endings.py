@@ -6,12 +6,12 @@ from uuid import uuid4
 
 import pytest
 
+from packhorse.worker.db.connection import connect
+from packhorse.worker.db.pool import Link
+from packhorse.worker.messages import ClaimedMessage, Ending
+from packhorse.worker.runtime.endings import EndingWriter
+from packhorse.worker.store import messages as store
 from tests.support.postgres import Database
-from worker.db.connection import connect
-from worker.db.pool import Link
-from worker.messages import ClaimedMessage, Ending
-from worker.runtime.endings import EndingWriter
-from worker.store import messages as store
 
 LATE = "run_at > clock_timestamp() + interval '3659 days'"
 SOON = "run_at < clock_timestamp() + interval '31 seconds'"

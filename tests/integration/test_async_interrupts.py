@@ -9,7 +9,7 @@ import dramatiq
 import pytest
 from dramatiq.middleware import Retries as StockRetries
 
-import worker
+import packhorse
 from tests.support.houses import House
 from tests.support.waiting import wait_until
 
@@ -72,7 +72,7 @@ def test_a_handler_at_the_drain_limit_is_neither_done_nor_dead_without_our_retri
     @dramatiq.actor
     def later():
         snoozed.set()
-        raise worker.Snooze(60)
+        raise packhorse.Snooze(60)
 
     @dramatiq.actor
     def loops():

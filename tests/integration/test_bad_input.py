@@ -8,11 +8,11 @@ import dramatiq
 import psycopg
 import pytest
 
-import worker
+import packhorse
+from packhorse import PostgresBroker
+from packhorse.worker.errors import InvalidArgument, StoreError, UnknownQueue
+from packhorse.worker.store import messages as store
 from tests.support.houses import quick_settings
-from worker import PostgresBroker
-from worker.errors import InvalidArgument, StoreError, UnknownQueue
-from worker.store import messages as store
 
 pytestmark = pytest.mark.one_database
 
@@ -283,6 +283,6 @@ def test_enqueue_on_a_callers_connection_refuses_with_the_field(database):
             ({"delay": float("nan")}, "delay"),
         ]:
             with pytest.raises(InvalidArgument) as caught:
-                worker.enqueue(connection, "note", {"a": 1}, **options)
+                packhorse.enqueue(connection, "note", {"a": 1}, **options)
             assert caught.value.field == field
-        worker.enqueue(connection, "note", {"a": 1})
+        packhorse.enqueue(connection, "note", {"a": 1})

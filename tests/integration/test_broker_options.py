@@ -10,10 +10,10 @@ import pytest
 from dramatiq.middleware import Middleware
 from dramatiq.middleware import Retries as StockRetries
 
-import worker
+import packhorse
+from packhorse.worker.errors import WorkflowError
 from tests.support.houses import House, quick_settings
 from tests.support.waiting import wait_until
-from worker.errors import WorkflowError
 
 pytestmark = pytest.mark.one_database
 
@@ -62,13 +62,13 @@ def test_outcomes_end_a_message_as_they_say(house):
     def ends(key):
         tries.append(key)
         if key == "snooze" and tries.count(key) <= 4:
-            raise worker.Snooze(0.01, "not yet")
+            raise packhorse.Snooze(0.01, "not yet")
         if key == "cancel":
-            raise worker.Cancel("nobody wants it")
+            raise packhorse.Cancel("nobody wants it")
         if key == "bury":
-            raise worker.Bury("hopeless")
+            raise packhorse.Bury("hopeless")
         if key == "retry" and tries.count(key) == 1:
-            raise worker.Retry(0.01)
+            raise packhorse.Retry(0.01)
 
     house.start()
     for key in ("snooze", "cancel", "bury", "retry"):
@@ -154,7 +154,7 @@ def test_an_alias_runs_the_renamed_actor(house):
 
     @dramatiq.actor(actor_name="new_name", aliases=["old_name"])
     def note(key):
-        ran.append((key, worker.current_message().actor_name))
+        ran.append((key, packhorse.current_message().actor_name))
 
     house.start()
     house.database.query("""select enqueue_message('default', 'old_name', '{"key": "a"}')""")
@@ -221,11 +221,11 @@ def test_messages_sent_by_a_handler_carry_its_correlation_id(house):
 
     @dramatiq.actor
     def second(key):
-        seen.append(worker.correlation_id())
+        seen.append(packhorse.correlation_id())
 
     @dramatiq.actor
     def first(key):
-        seen.append(worker.correlation_id())
+        seen.append(packhorse.correlation_id())
         second.send(key)
 
     house.start()
@@ -289,7 +289,7 @@ def test_a_transactional_handler_sends_to_each_broker_what_is_its(server, databa
     """What was for another database went into that of the handler's transaction, where no worker took it."""
     elsewhere = server.create_database()
     house = House("runtime", database, monkeypatch)
-    here, there = (worker.PostgresBroker(settings=quick_settings(place)) for place in (database, elsewhere))
+    here, there = (packhorse.PostgresBroker(settings=quick_settings(place)) for place in (database, elsewhere))
 
     @dramatiq.actor(broker=there)
     def away(number):

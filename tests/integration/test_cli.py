@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_USAGE
+from packhorse.worker.version import __version__
 from tests.support import prepared
 from tests.support.cli import Cli
-from worker import __version__
-from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_USAGE
 
 READING = [
     ["queue", "list"],

@@ -7,11 +7,11 @@ import signal
 
 import pytest
 
+from packhorse.worker.db import migrate
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from tests.support import old_queue
 from tests.support.cli import Cli
 from tests.support.waiting import wait_until
-from worker.db import migrate
-from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 
 pytestmark = pytest.mark.slow
 NAMES = [migration.name for migration in migrate.available()]

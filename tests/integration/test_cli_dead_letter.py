@@ -11,13 +11,13 @@ import threading
 
 import pytest
 
+from packhorse.worker.db.connection import connect
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
+from packhorse.worker.redrive import redrive
+from packhorse.worker.store import dead_letters
+from packhorse.worker.store.dead_letters import Selection
 from tests.support.cli import COMMAND, Cli
 from tests.support.waiting import wait_until
-from worker.db.connection import connect
-from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
-from worker.redrive import redrive
-from worker.store import dead_letters
-from worker.store.dead_letters import Selection
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +97,7 @@ def test_two_who_edit_at_once_do_not_undo_each_other(cli, database, tmp_path):
     (letter,) = bury(database)
     editor = tmp_path / "editor.sh"
     editor.write_text(
-        f"#!/bin/sh\n{sys.executable} -m worker.cli.main dead-letter edit {letter} --payload '{{\"key\": 3}}' >&2\nsed -i 's/1/2/' \"$1\"\n"
+        f"#!/bin/sh\n{sys.executable} -m packhorse.worker.cli.main dead-letter edit {letter} --payload '{{\"key\": 3}}' >&2\nsed -i 's/1/2/' \"$1\"\n"
     )
     editor.chmod(0o755)
     ran = cli("dead-letter", "edit", letter, "--yes", "--json", EDITOR=str(editor))

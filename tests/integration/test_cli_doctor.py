@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import connect
+from packhorse.worker.doctor.snapshot import path_of, text_of
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_UNAVAILABLE
+from packhorse.worker.store import doctor as store
 from tests.support.cli import Cli
 from tests.support.pgbouncer import PROGRAM, PgBouncer
-from worker.db import migrate
-from worker.db.connection import connect
-from worker.doctor.snapshot import path_of, text_of
-from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_UNAVAILABLE
-from worker.store import doctor as store
 
 #: The test server runs without fsync and whole pages, and with this default as it comes.
 KNOWN = {"setting:fsync", "setting:full_page_writes", "setting:idle_in_transaction_session_timeout"}
@@ -49,7 +49,7 @@ def mended(database, cli, repair):
 
 @pytest.mark.parametrize("sets", [(), ("platform",)], ids=["queue", "platform"])
 def test_a_fresh_database_is_the_snapshot(any_server, sets):
-    """After a change of a migration: `python -m worker.doctor.snapshot`, and look at the diff."""
+    """After a change of a migration: `python -m packhorse.worker.doctor.snapshot`, and look at the diff."""
     database = any_server.create_empty_database()
     connection = connect(database.admin_url, deadline_seconds=120)
     migrate.up(connection, sets=sets)

@@ -8,8 +8,8 @@ from typing import Any
 
 import typer.main
 
-from worker import exits
-from worker.cli.main import app
+from packhorse.worker import exits
+from packhorse.worker.cli.main import app
 
 TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "cli.md").read_text()
 

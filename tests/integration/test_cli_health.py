@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_USAGE
 from tests.support.cli import Cli
-from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_USAGE
 
 pytestmark = pytest.mark.one_database
 

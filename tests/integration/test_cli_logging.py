@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import pytest
 import structlog
 
+from packhorse.worker.context import current
+from packhorse.worker.observe.logging import catch_uncaught, configure
 from tests.support.logs import logging_restored
-from worker.context import current
-from worker.observe.logging import catch_uncaught, configure
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_what_a_handler_lets_slip_is_masked_in_values_exceptions_and_their_cause
 
 
 def test_a_record_that_cannot_be_rendered_is_one_line_without_its_content(lines, capsys):
-    (handler,) = [handler for handler in logging.getLogger().handlers if type(handler).__module__ == "worker.observe.logging"]
+    (handler,) = [handler for handler in logging.getLogger().handlers if type(handler).__module__ == "packhorse.worker.observe.logging"]
     handler.handle(logging.LogRecord("their.app", logging.WARNING, "", 0, "two %s %s", ("secret-value",), None))
     assert lines()[-1]["event"] == "log_line_failed" and lines()[-1]["timestamp"].endswith("Z")
     assert "secret-value" not in capsys.readouterr().err

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
 from tests.support.cli import Cli
-from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
 
 pytestmark = pytest.mark.slow
 

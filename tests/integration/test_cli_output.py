@@ -16,10 +16,10 @@ import time
 import psycopg
 import pytest
 
+from packhorse.worker.cli.errors import Problem, report
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
 from tests.support.cli import COMMAND, Cli
 from tests.support.waiting import wait_until
-from worker.cli.errors import Problem, report
-from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
 
 
 def on_a_terminal(cli: Cli, columns: int, *arguments: str) -> str:

@@ -13,10 +13,10 @@ import threading
 
 import pytest
 
+from packhorse.worker.exits import EXIT_OK, EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_USAGE
 from tests.support.cli import COMMAND, Cli
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
-from worker.exits import EXIT_OK, EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_USAGE
 
 pytestmark = pytest.mark.one_database
 
@@ -216,9 +216,9 @@ def test_a_frame_fits_the_terminal_whatever_there_is(cli, database, terminal):
         )
     session = terminal(cli)
     session.shows("MAINTENANCE")
-    from worker.cli.top_frame import frame
-    from worker.db.connection import connect
-    from worker.store.top import look
+    from packhorse.worker.cli.top_frame import frame
+    from packhorse.worker.db.connection import connect
+    from packhorse.worker.store.top import look
 
     connection = connect(database.url)
     for width, height in ((80, 24), (40, 10), (200, 60)):

@@ -12,11 +12,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from packhorse.worker.embedded import running_url
+from packhorse.worker.exits import EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
 from tests.support.cli import Cli
 from tests.support.waiting import wait_until
 from tests.support.workers import Ledger
-from worker.embedded import running_url
-from worker.exits import EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
 
 pytestmark = pytest.mark.slow
 ACTORS = "tests.support.actors"

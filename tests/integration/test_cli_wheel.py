@@ -5,23 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from packhorse import __version__
 from tests.support.waiting import wait_until
+from tests.support.wheel import install
 from tests.support.workers import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ACTORS = """\
 import dramatiq
-import worker
+import packhorse
 
-dramatiq.set_broker(worker.PostgresBroker())
+dramatiq.set_broker(packhorse.PostgresBroker())
 
 @dramatiq.actor
 def greet(name: str) -> None:
@@ -34,24 +35,17 @@ def installed():
     """A folder with the wheel and an environment that has nothing but it; its `packhorse`."""
     with tempfile.TemporaryDirectory(prefix="ph-", dir="/tmp") as name:
         folder = Path(name)
-        subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)], check=True, capture_output=True)
-        (wheel,) = folder.glob("*.whl")
-        subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
-        subprocess.run(
-            [folder / "venv/bin/pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", ROOT / "constraints.txt", wheel],
-            check=True,
-            capture_output=True,
-        )
-        yield folder, wheel
+        yield folder, install(folder)[1]
 
 
 def test_the_wheel_carries_migrations_and_licence(installed):
     names = zipfile.ZipFile(installed[1]).namelist()
-    shipped = {Path(name).name for name in names if "_migrations/" in name}
+    shipped = {Path(name).name for name in names if "packhorse/migrations/" in name}
     assert {path.name for path in (ROOT / "migrations").rglob("0*.sql")} <= shipped
     assert any(name.endswith("LICENSE") for name in names)
     assert any(name.endswith("worker/db/sql/operations.sql") for name in names)
-    assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
+    assert {name.split("/")[0] for name in names} == {"packhorse", f"packhorse-{__version__}.dist-info"}, "one name, and nothing else (SPEC N1)"
+    assert "packhorse/py.typed" in names
 
 
 def test_up_works_in_an_empty_folder_and_ctrl_c_ends_with_0(installed):

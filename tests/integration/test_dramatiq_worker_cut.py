@@ -10,13 +10,13 @@ import dramatiq
 import pytest
 from dramatiq.errors import BrokerConnectionError
 
+from packhorse.worker.broker import PostgresBroker
+from packhorse.worker.config import load_settings
+from packhorse.worker.consumer import PostgresConsumer
 from tests.support.houses import QUICK, House
 from tests.support.postgres import ROLE, Database
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
-from worker.broker import PostgresBroker
-from worker.config import load_settings
-from worker.consumer import PostgresConsumer
 
 EXPIRY = "select extract(epoch from lease_expires_at) from message_queue"
 

@@ -8,15 +8,15 @@ from uuid import uuid4
 
 import pytest
 
+from packhorse.worker.config import Settings
+from packhorse.worker.db.connection import connect
+from packhorse.worker.errors import StoreUnavailable
+from packhorse.worker.exporter import FleetWatch
+from packhorse.worker.heartbeat import Heartbeat
+from packhorse.worker.observe.board import Board
+from packhorse.worker.store.workers import UPKEEP_STEPS
 from tests.support.houses import quick_settings
 from tests.support.postgres import Database
-from worker.config import Settings
-from worker.db.connection import connect
-from worker.errors import StoreUnavailable
-from worker.exporter import FleetWatch
-from worker.heartbeat import Heartbeat
-from worker.observe.board import Board
-from worker.store.workers import UPKEEP_STEPS
 
 FUNCTIONS = {
     "beat": "beat_worker",
@@ -129,7 +129,7 @@ def test_problems_are_bounded_whoever_writes_them(database, heartbeat):
 
 @pytest.mark.parametrize("apart", [-7.0, 0.0, 7.0])
 def test_the_clock_of_the_host_is_compared_with_the_database_s(database, monkeypatch, apart):
-    monkeypatch.setattr("worker.exporter.time", SimpleNamespace(time=lambda: time.time() + apart, monotonic=time.monotonic))
+    monkeypatch.setattr("packhorse.worker.exporter.time", SimpleNamespace(time=lambda: time.time() + apart, monotonic=time.monotonic))
     fleet = FleetWatch(Settings(database_url=database.url), Board(1))
     fleet.run_once()
     fleet.on_stop()

@@ -15,18 +15,18 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from packhorse.worker import forks
+from packhorse.worker.embedded import Embedded, EmbeddedError, programs, running_url
 from tests.support.postgres import open_for_everyone
 from tests.support.waiting import wait_until
 from tests.support.workers import ROOT
-from worker import forks
-from worker.embedded import Embedded, EmbeddedError, programs, running_url
 
 pytestmark = pytest.mark.slow
 
 #: Holds the server in another process until it is told to go.
 HOLDER = """
 import sys, pathlib
-from worker.embedded import Embedded
+from packhorse.worker.embedded import Embedded
 server = Embedded(pathlib.Path(sys.argv[1])).start()
 print("held", flush=True)
 sys.stdin.readline()

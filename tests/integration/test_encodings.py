@@ -7,13 +7,13 @@ from uuid import uuid4
 
 import pytest
 
+from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import connect
+from packhorse.worker.db.errors import translated
+from packhorse.worker.errors import InvalidArgument, UndecodableMessage
+from packhorse.worker.messages import ClaimedMessage
+from packhorse.worker.store import messages as store
 from tests.support.postgres import Database
-from worker.db import migrate
-from worker.db.connection import connect
-from worker.db.errors import translated
-from worker.errors import InvalidArgument, UndecodableMessage
-from worker.messages import ClaimedMessage
-from worker.store import messages as store
 
 TEXT = '{"name": "Zoé"}'
 

@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-import worker
-from worker.errors import InvalidArgument
+import packhorse
+from packhorse.worker.errors import InvalidArgument
 
 pytestmark = pytest.mark.one_database
 
@@ -137,10 +137,10 @@ SYNC = [
 @pytest.mark.parametrize("driver", SYNC, ids=lambda driver: driver.__name__)
 def test_a_sync_connections_commit_and_rollback_decide(database, driver):
     with driver(database) as (connection, commit, rollback):
-        kept = worker.enqueue(connection, "note", {"a": 1, "text": "ü%s :a1 $1"}, conversation_key="c", delay=timedelta(hours=1), custom="option")
+        kept = packhorse.enqueue(connection, "note", {"a": 1, "text": "ü%s :a1 $1"}, conversation_key="c", delay=timedelta(hours=1), custom="option")
         assert database.query("select 1 from message_queue") == [], "nobody sees it before the commit"
         commit()
-        worker.enqueue(connection, "note", {"a": 2})
+        packhorse.enqueue(connection, "note", {"a": 2})
         rollback()
     rows = database.query(
         "select id, message_type, payload, options, conversation_key, run_at > clock_timestamp() + interval '59 minutes' from message_queue"
@@ -152,8 +152,8 @@ def test_a_sync_connections_commit_and_rollback_decide(database, driver):
 @pytest.mark.parametrize("driver", SYNC, ids=lambda driver: driver.__name__)
 def test_a_sync_dedup_answers_with_the_first_id(database, driver):
     with driver(database) as (connection, commit, _):
-        first = worker.enqueue(connection, "note", {}, dedup_key="k", dedup_window=60)
-        second = worker.enqueue(connection, "note", {}, dedup_key="k", dedup_window=60)
+        first = packhorse.enqueue(connection, "note", {}, dedup_key="k", dedup_window=60)
+        second = packhorse.enqueue(connection, "note", {}, dedup_key="k", dedup_window=60)
         commit()
     assert (second.id, second.duplicate) == (first.id, True)
 
@@ -255,10 +255,10 @@ def test_an_async_connections_commit_and_rollback_decide(database, driver):
 
     async def scenario():
         async with driver(database) as (connection, commit, rollback):
-            kept = await worker.enqueue_async(connection, "note", {"a": 1, "text": "ü%s :a1 $1"}, conversation_key="c", run_at=run_at, priority=2)
+            kept = await packhorse.enqueue_async(connection, "note", {"a": 1, "text": "ü%s :a1 $1"}, conversation_key="c", run_at=run_at, priority=2)
             assert database.query("select 1 from message_queue") == []
             await commit()
-            later = await worker.enqueue_async(connection, "note", {"a": 2}, delay=5)
+            later = await packhorse.enqueue_async(connection, "note", {"a": 2}, delay=5)
             assert later.id != kept.id
             await rollback()
             return kept
@@ -279,7 +279,7 @@ def test_plain_sql_is_enough(database):
 def test_a_producer_role_can_enqueue_and_read_nothing_back(database):
     database.query("do $$ begin create role packhorse_shop login in role packhorse_producer; exception when duplicate_object then null; end $$")
     with psycopg.connect(database.server.url(database.name, "packhorse_shop"), autocommit=True) as connection:
-        answer = worker.enqueue(connection, "note", {"a": 1}, dedup_key="k")
+        answer = packhorse.enqueue(connection, "note", {"a": 1}, dedup_key="k")
         assert answer.id > 0
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("select payload from message_queue")
@@ -290,21 +290,21 @@ def test_a_producer_role_can_enqueue_and_read_nothing_back(database):
 @pytest.mark.parametrize("payload", [[1], "text", 5, [], "", 0, False])
 def test_a_payload_that_is_no_object_is_refused(database, payload):
     with psycopg.connect(database.url) as connection, pytest.raises(InvalidArgument) as caught:
-        worker.enqueue(connection, "note", payload)
+        packhorse.enqueue(connection, "note", payload)
     assert caught.value.field == "payload"
 
 
 @pytest.mark.parametrize("driver", SYNC, ids=lambda driver: driver.__name__)
 def test_many_payloads_are_there_after_the_commit_in_their_order(database, driver):
     with driver(database) as (connection, commit, rollback):
-        count = worker.enqueue_payloads(
+        count = packhorse.enqueue_payloads(
             connection, "note", ({"n": n, "text": "ü%s :a1 $1"} for n in range(2500)), conversation_key="c", custom="option"
         )
         assert database.query("select 1 from message_queue") == [], "nobody sees it before the commit"
         commit()
-        assert worker.enqueue_payloads(connection, "note", [{"n": 1}]) == 1
+        assert packhorse.enqueue_payloads(connection, "note", [{"n": 1}]) == 1
         rollback()
-        assert worker.enqueue_payloads(connection, "note", []) == 0
+        assert packhorse.enqueue_payloads(connection, "note", []) == 0
     assert count == 2500
     assert [n for (n,) in database.query("select (payload ->> 'n')::int from message_queue order by id")] == list(range(2500))
     assert database.query("select distinct message_type, payload ->> 'text', options, conversation_key from message_queue") == [
@@ -316,9 +316,9 @@ def test_many_payloads_are_there_after_the_commit_in_their_order(database, drive
 def test_many_payloads_on_an_async_connection(database, driver):
     async def scenario():
         async with driver(database) as (connection, commit, rollback):
-            assert await worker.enqueue_payloads_async(connection, "note", [{"n": n} for n in range(1500)], delay=60) == 1500
+            assert await packhorse.enqueue_payloads_async(connection, "note", [{"n": n} for n in range(1500)], delay=60) == 1500
             await commit()
-            await worker.enqueue_payloads_async(connection, "note", [{"n": -1}])
+            await packhorse.enqueue_payloads_async(connection, "note", [{"n": -1}])
             await rollback()
 
     asyncio.run(scenario())
@@ -336,7 +336,7 @@ def test_long_payloads_go_in_statements_of_a_few_megabytes(database):
             return super().execute(query, params, **options)
 
     with psycopg.connect(database.url, cursor_factory=Watched) as connection:
-        assert worker.enqueue_payloads(connection, "note", ({"blob": "x" * 900_000} for _ in range(12))) == 12
+        assert packhorse.enqueue_payloads(connection, "note", ({"blob": "x" * 900_000} for _ in range(12))) == 12
     assert len(statements) == 3 and max(statements) < 5_000_000
     assert database.value("select count(*) from message_queue") == 12
 
@@ -354,7 +354,7 @@ def test_long_payloads_go_in_statements_of_a_few_megabytes(database):
 )
 def test_a_bad_argument_of_many_payloads_is_named(database, payloads, options, field):
     with psycopg.connect(database.url) as connection, pytest.raises(InvalidArgument) as caught:
-        worker.enqueue_payloads(connection, "note", payloads, **options)
+        packhorse.enqueue_payloads(connection, "note", payloads, **options)
     assert caught.value.field == field
     assert database.query("select 1 from message_queue") == []
 
@@ -362,7 +362,7 @@ def test_a_bad_argument_of_many_payloads_is_named(database, payloads, options, f
 def test_a_producer_role_can_enqueue_many(database):
     database.query("do $$ begin create role packhorse_shop login in role packhorse_producer; exception when duplicate_object then null; end $$")
     with psycopg.connect(database.server.url(database.name, "packhorse_shop"), autocommit=True) as connection:
-        assert worker.enqueue_payloads(connection, "note", [{"a": 1}, {"a": 2}]) == 2
+        assert packhorse.enqueue_payloads(connection, "note", [{"a": 1}, {"a": 2}]) == 2
 
 
 @asynccontextmanager
@@ -375,8 +375,8 @@ async def asyncpg_with_a_jsonb_codec(database):
 def test_a_jsonb_codec_of_the_application_does_not_encode_payloads_once_more(database):
     async def scenario():
         async with asyncpg_with_a_jsonb_codec(database) as (connection, commit, _):
-            await worker.enqueue_async(connection, "note", {"a": 1}, custom="option")
-            await worker.enqueue_payloads_async(connection, "note", [{"a": 2}])
+            await packhorse.enqueue_async(connection, "note", {"a": 1}, custom="option")
+            await packhorse.enqueue_payloads_async(connection, "note", [{"a": 2}])
             await commit()
 
     asyncio.run(scenario())
@@ -389,7 +389,7 @@ def test_an_asynchronous_connection_in_a_synchronous_call_is_said(database, driv
     async def scenario():
         async with driver(database) as (connection, *_):
             with pytest.raises(InvalidArgument, match="is asynchronous") as caught:
-                worker.enqueue(connection, "note", {})
+                packhorse.enqueue(connection, "note", {})
             return caught.value.field
 
     assert asyncio.run(scenario()) == "connection"
@@ -399,7 +399,7 @@ def test_an_asynchronous_connection_in_a_synchronous_call_is_said(database, driv
 def test_a_synchronous_connection_in_an_asynchronous_call_is_said_before_it_enqueues(database, driver):
     with driver(database) as (connection, commit, _):
         with pytest.raises(InvalidArgument, match="is synchronous") as caught:
-            asyncio.run(worker.enqueue_async(connection, "note", {}))
+            asyncio.run(packhorse.enqueue_async(connection, "note", {}))
         commit()
     assert caught.value.field == "connection"
     assert database.query("select 1 from message_queue") == []
@@ -408,9 +408,9 @@ def test_a_synchronous_connection_in_an_asynchronous_call_is_said_before_it_enqu
 @pytest.mark.parametrize("connection", [None, "postgresql://db/app", object()])
 def test_what_is_no_connection_is_said(connection):
     with pytest.raises(InvalidArgument, match="is no database connection"):
-        worker.enqueue(connection, "note", {})
+        packhorse.enqueue(connection, "note", {})
     with pytest.raises(InvalidArgument, match="is no database connection"):
-        asyncio.run(worker.enqueue_payloads_async(connection, "note", [{}]))
+        asyncio.run(packhorse.enqueue_payloads_async(connection, "note", [{}]))
 
 
 @pytest.mark.parametrize(
@@ -425,7 +425,7 @@ def test_what_is_no_connection_is_said(connection):
 )
 def test_an_option_that_would_mean_nothing_is_refused(database, options, field, meant):
     with psycopg.connect(database.url) as connection, pytest.raises(InvalidArgument, match=meant) as caught:
-        worker.enqueue(connection, "note", {}, **options)
+        packhorse.enqueue(connection, "note", {}, **options)
     assert caught.value.field == field
     assert database.query("select 1 from message_queue") == []
 
@@ -433,5 +433,23 @@ def test_an_option_that_would_mean_nothing_is_refused(database, options, field, 
 @pytest.mark.parametrize("payloads", [None, {}, {"a": 1}, "text"])
 def test_payloads_that_are_no_list_are_refused(database, payloads):
     with psycopg.connect(database.url) as connection, pytest.raises(InvalidArgument) as caught:
-        worker.enqueue_payloads(connection, "note", payloads)
+        packhorse.enqueue_payloads(connection, "note", payloads)
     assert caught.value.field == "payloads"
+
+
+def test_a_raw_connection_of_sqlalchemy_is_the_one_of_its_driver(database):
+    """engine.raw_connection() and connection.connection: the pool's wrapper was taken for a Connection of SQLAlchemy."""
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(database.url.replace("postgresql://", "postgresql+psycopg://"))
+    raw = engine.raw_connection()
+    packhorse.enqueue(raw, "x", {"a": 1})
+    raw.rollback()
+    packhorse.enqueue(raw, "x", {"a": 2})
+    raw.commit()
+    raw.close()
+    with engine.begin() as connection:
+        packhorse.enqueue(connection.connection, "x", {"a": 3})
+        packhorse.enqueue(connection.connection.driver_connection, "x", {"a": 4})
+    engine.dispose()
+    assert database.query("select payload ->> 'a' from message_queue order by id") == [("2",), ("3",), ("4",)]

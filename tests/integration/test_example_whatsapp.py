@@ -27,8 +27,8 @@ from examples.whatsapp.order import OrderBook
 from examples.whatsapp.summary import Summary
 from examples.whatsapp.upkeep import TASKS
 from examples.whatsapp.webhook import QUEUE, ingest, read, signature_fits
+from packhorse.worker.embedded import running_url
 from tests.support.waiting import wait_until
-from worker.embedded import running_url
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = Summary(

@@ -8,12 +8,12 @@ import time
 import dramatiq
 import pytest
 
+from packhorse import PostgresBroker, StoreUnavailable
+from packhorse.worker.db.connection import connect
 from tests.support.houses import House, quick_settings
 from tests.support.postgres import ROLE
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
-from worker import PostgresBroker, StoreUnavailable
-from worker.db.connection import connect
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dramatiq
 import pytest
 
-import worker
+import packhorse
+from packhorse.worker.middleware import following
 from tests.support.accounting import quick_backoff
 from tests.support.databases import emptied
 from tests.support.houses import House
-from worker.middleware import following
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_the_next_stage_of_a_transactional_handler_commits_with_its_effects(data
 
     @dramatiq.actor(transactional=True)
     def first(key):
-        worker.current_connection().execute("insert into effects (key) values (%s)", (key,))
+        packhorse.current_connection().execute("insert into effects (key) values (%s)", (key,))
         return key
 
     @dramatiq.actor
@@ -102,7 +102,7 @@ def test_a_snooze_is_no_failure_to_callbacks(house):
     def act(kind):
         if kind == "snooze" and not told:
             told.append("snoozed")
-            raise worker.Snooze(0.05)
+            raise packhorse.Snooze(0.05)
         if kind == "fail":
             raise ValueError
 

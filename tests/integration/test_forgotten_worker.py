@@ -7,15 +7,15 @@ from uuid import uuid4
 import dramatiq
 import pytest
 
+from packhorse.worker.broker import PostgresBroker
+from packhorse.worker.db.connection import connect
+from packhorse.worker.errors import StoreUnavailable
+from packhorse.worker.heartbeat import Heartbeat
+from packhorse.worker.runtime.process import WorkerProcess
+from packhorse.worker.runtime.slots import RunningIds
+from packhorse.worker.store import workers as store
 from tests.support.houses import quick_settings
 from tests.support.postgres import Database
-from worker.broker import PostgresBroker
-from worker.db.connection import connect
-from worker.errors import StoreUnavailable
-from worker.heartbeat import Heartbeat
-from worker.runtime.process import WorkerProcess
-from worker.runtime.slots import RunningIds
-from worker.store import workers as store
 
 
 class Fleet:
@@ -65,7 +65,7 @@ def test_a_process_that_was_forgotten_registers_again_with_its_next_beat(fleet):
 def test_what_a_worker_process_registers_its_beat_can_repeat(database, monkeypatch):
     broker = PostgresBroker(settings=quick_settings(database))
     dramatiq.actor(print, broker=broker, actor_name="mine")
-    monkeypatch.setattr("worker.runtime.process.load_broker", lambda settings: broker)
+    monkeypatch.setattr("packhorse.worker.runtime.process.load_broker", lambda settings: broker)
     process = WorkerProcess(broker.settings, RunningIds(4))
     assert process._wait_for_database()
     registered = database.query("delete from workers returning id, hostname, pid, version, queues, message_types, threads")

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 import dramatiq
 import pytest
 
+from packhorse.worker.backends import rate_limiter_backend
+from packhorse.worker.broker import PostgresBroker
+from packhorse.worker.db.connection import connect
+from packhorse.worker.db.pool import Link
+from packhorse.worker.errors import StoreUnavailable
+from packhorse.worker.observe.repeats import Repeats
 from tests.support.houses import quick_settings
 from tests.support.postgres import Database
-from worker.backends import rate_limiter_backend
-from worker.broker import PostgresBroker
-from worker.db.connection import connect
-from worker.db.pool import Link
-from worker.errors import StoreUnavailable
-from worker.observe.repeats import Repeats
 
 forking = multiprocessing.get_context("fork")
 

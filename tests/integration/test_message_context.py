@@ -12,9 +12,9 @@ import pytest
 import structlog
 from dramatiq.middleware import AsyncIO, Middleware
 
+from packhorse import current_connection, current_message
+from packhorse.worker.context import current
 from tests.support.houses import House
-from worker import current_connection, current_message
-from worker.context import current
 
 pytestmark = pytest.mark.one_database
 

@@ -7,10 +7,10 @@ import subprocess
 
 import pytest
 
+from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import connect
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
 from tests.support.cli import COMMAND, Cli
-from worker.db import migrate
-from worker.db.connection import connect
-from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
 
 pytestmark = pytest.mark.slow
 NAMES = [migration.name for migration in migrate.available()]

@@ -8,19 +8,19 @@ from typing import Any
 import dramatiq
 import pytest
 
+from packhorse.worker.broker import PostgresBroker
+from packhorse.worker.consumer import PostgresConsumer
+from packhorse.worker.messages import Ending
+from packhorse.worker.runtime.process import WorkerProcess
+from packhorse.worker.runtime.slots import RunningIds
 from tests.support.houses import quick_settings
 from tests.support.postgres import Database
-from worker.broker import PostgresBroker
-from worker.consumer import PostgresConsumer
-from worker.messages import Ending
-from worker.runtime.process import WorkerProcess
-from worker.runtime.slots import RunningIds
 
 
 @pytest.fixture
 def broker(database: Database, monkeypatch: pytest.MonkeyPatch) -> Any:
     broker = PostgresBroker(settings=quick_settings(database))
-    monkeypatch.setattr("worker.runtime.process.load_broker", lambda settings: broker)
+    monkeypatch.setattr("packhorse.worker.runtime.process.load_broker", lambda settings: broker)
 
     @dramatiq.actor(broker=broker)
     def work() -> None:

@@ -11,9 +11,9 @@ import time
 import dramatiq
 import pytest
 
+from packhorse.worker.runtime.pump import Pump
 from tests.support.houses import House
 from tests.support.waiting import wait_until
-from worker.runtime.pump import Pump
 
 HOUR = 300.0  # the longest poll_seconds there is; tests wait for 15 s at most
 

@@ -9,13 +9,13 @@ import dramatiq
 import psycopg
 import pytest
 
-import worker
+import packhorse
+from packhorse import PostgresBroker
+from packhorse.worker.backends import PostgresRateLimiterBackend, PostgresResultBackend
+from packhorse.worker.config import load_settings
 from tests.support.accounting import assert_effects_fit, assert_every_message_ended_once, effects, enqueue, quick_backoff, wait_for_end
 from tests.support.pgbouncer import PROGRAM, PgBouncer
 from tests.support.waiting import wait_until
-from worker import PostgresBroker
-from worker.backends import PostgresRateLimiterBackend, PostgresResultBackend
-from worker.config import load_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None, reason="PgBouncer is not installed (Debian: apt-get install pgbouncer)")]
 
@@ -86,9 +86,9 @@ def test_producers_results_and_limiters_work_through_the_pooler(database, bounce
 def test_a_callers_transaction_through_the_pooler(database, bouncer):
     with psycopg.connect(bouncer.url(database.name), prepare_threshold=None) as connection:
         for number in range(10):
-            worker.enqueue(connection, "note", {"n": number})
+            packhorse.enqueue(connection, "note", {"n": number})
         connection.commit()
-        worker.enqueue(connection, "note", {"n": -1})
+        packhorse.enqueue(connection, "note", {"n": -1})
         connection.rollback()
     assert sorted(row[0] for row in database.query("select (payload ->> 'n')::int from message_queue")) == list(range(10))
 

@@ -7,16 +7,16 @@ import time
 
 import pytest
 
+from packhorse.worker.config import load_settings
+from packhorse.worker.db.pool import Link
+from packhorse.worker.db.reconnect import LEAST_SECONDS, URGENT_SECONDS, Backoff
+from packhorse.worker.db.sessions import open_work
+from packhorse.worker.errors import StoreUnavailable
+from packhorse.worker.service import Service
 from tests.support.accounting import effects, wait_for_end
 from tests.support.postgres import ROLE
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
-from worker.config import load_settings
-from worker.db.pool import Link
-from worker.db.reconnect import LEAST_SECONDS, URGENT_SECONDS, Backoff
-from worker.db.sessions import open_work
-from worker.errors import StoreUnavailable
-from worker.service import Service
 
 pytestmark = pytest.mark.slow
 

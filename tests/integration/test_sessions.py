@@ -9,9 +9,9 @@ import pytest
 from psycopg import OperationalError
 from psycopg.conninfo import conninfo_to_dict
 
+from packhorse.worker.db.connection import connect
+from packhorse.worker.store import messages as store
 from tests.support.waiting import wait_until
-from worker.db.connection import connect
-from worker.store import messages as store
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])

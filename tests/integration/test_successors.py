@@ -9,9 +9,9 @@ from __future__ import annotations
 import dramatiq
 import pytest
 
-import worker
+import packhorse
+from packhorse.worker.runtime import cursor
 from tests.support.houses import House
-from worker.runtime import cursor
 
 NEVER_SECONDS = 1e6
 
@@ -33,8 +33,8 @@ ENDINGS = {
     "done": ({}, lambda: None),
     "done in the handler's transaction": ({"transactional": True}, lambda: None),
     "dead": ({"max_attempts": 1}, lambda: raise_(ValueError("no"))),
-    "buried": ({}, lambda: raise_(worker.Bury("no"))),
-    "cancelled": ({}, lambda: raise_(worker.Cancel("no"))),
+    "buried": ({}, lambda: raise_(packhorse.Bury("no"))),
+    "cancelled": ({}, lambda: raise_(packhorse.Cancel("no"))),
 }
 
 

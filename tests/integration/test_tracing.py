@@ -16,16 +16,16 @@ import structlog
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 
-import worker
+import packhorse
+from packhorse.worker.errors import InvalidArgument
+from packhorse.worker.middleware.tracing import Tracing
+from packhorse.worker.observe import tracing
+from packhorse.worker.observe.logging import configure
 from tests.support.houses import House
 from tests.support.logs import logging_restored
 from tests.support.spans import context_of, linked, text_of, traced
 from tests.support.waiting import wait_until
 from tests.support.workers import ROOT
-from worker.errors import InvalidArgument
-from worker.middleware.tracing import Tracing
-from worker.observe import tracing
-from worker.observe.logging import configure
 
 pytestmark = pytest.mark.one_database
 
@@ -138,9 +138,9 @@ def test_outcomes_that_are_no_failures_are_no_errors(runtime, spans):
     @dramatiq.actor
     def ends(kind):
         if kind == "snooze" and len(spans.all("process default")) == 0:
-            raise worker.Snooze(0.01)
+            raise packhorse.Snooze(0.01)
         if kind == "cancel":
-            raise worker.Cancel("nobody wants it")
+            raise packhorse.Cancel("nobody wants it")
 
     ends.send("snooze")
     runtime.start()
@@ -155,7 +155,7 @@ def test_outcomes_that_are_no_failures_are_no_errors(runtime, spans):
 def test_a_buried_message_and_one_that_middleware_refuses_say_dead(runtime, spans):
     @dramatiq.actor
     def buried():
-        raise worker.Bury("hopeless")
+        raise packhorse.Bury("hopeless")
 
     @dramatiq.actor(queue_name="second")
     def unwanted():
@@ -238,9 +238,9 @@ def test_a_transactional_handler_commits_inside_its_span(runtime, spans, databas
     @dramatiq.actor(transactional=True, min_backoff=10, max_backoff=20)
     def pays(key):
         with user.start_as_current_span("own"):
-            worker.current_connection().execute("insert into effects values (%s)", (key,))
+            packhorse.current_connection().execute("insert into effects values (%s)", (key,))
         follows.send()
-        if worker.current_message().attempt == 1:
+        if packhorse.current_message().attempt == 1:
             raise RuntimeError("before the commit")
 
     @dramatiq.actor(queue_name="second")
@@ -320,14 +320,14 @@ def test_a_refused_enqueue_is_an_error_that_quotes_nothing(runtime, spans):
 def test_enqueue_on_the_callers_connection_stores_the_callers_span(spans, database):
     tracing.switch_on()
     with psycopg.connect(database.url) as connection, user.start_as_current_span("request"):
-        worker.enqueue(connection, "greet", {})
-        worker.enqueue(connection, "greet", {}, trace_context="mine")
+        packhorse.enqueue(connection, "greet", {})
+        packhorse.enqueue(connection, "greet", {}, trace_context="mine")
 
     async def asynchronously():
         async with await psycopg.AsyncConnection.connect(database.url) as connection:
             with user.start_as_current_span("request"):
-                await worker.enqueue_async(connection, "greet", {})
-            await worker.enqueue_async(connection, "greet", {})
+                await packhorse.enqueue_async(connection, "greet", {})
+            await packhorse.enqueue_async(connection, "greet", {})
 
     asyncio.run(asynchronously())
     first, second = spans.all("request")
@@ -345,7 +345,7 @@ def test_nothing_is_stored_while_this_process_does_not_trace(spans, database, mo
         greet.send()
         house.broker.enqueue_many([greet.message()])
         with psycopg.connect(database.url) as connection:
-            worker.enqueue(connection, "greet", {})
+            packhorse.enqueue(connection, "greet", {})
     house.start()
     house.drained()
     house.stop()
@@ -368,7 +368,7 @@ def test_the_setting_adds_the_middleware_once_and_in_front(database, monkeypatch
 @pytest.mark.parametrize("command", [["config", "check"], ["worker", "tests.support.actors"]])
 @pytest.mark.slow
 def test_without_the_package_a_command_ends_with_one_clear_problem(command, database):
-    code = f"import sys; sys.modules['opentelemetry'] = None; from worker.cli.main import run; sys.exit(run({command!r}))"
+    code = f"import sys; sys.modules['opentelemetry'] = None; from packhorse.worker.cli.main import run; sys.exit(run({command!r}))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

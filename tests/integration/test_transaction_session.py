@@ -11,12 +11,12 @@ import pytest
 from psycopg.adapt import Loader
 from psycopg.rows import dict_row
 
-import worker
+import packhorse
+from packhorse import PostgresBroker, current_connection
+from packhorse.worker.db.connection import AnyText, connect
+from packhorse.worker.db.pool import ConnectionPool
 from tests.support.houses import House
 from tests.support.postgres import ROLE
-from worker import PostgresBroker, current_connection
-from worker.db.connection import AnyText, connect
-from worker.db.pool import ConnectionPool
 
 pytestmark = pytest.mark.one_database
 
@@ -246,8 +246,8 @@ def test_what_a_handler_sends_goes_out_and_leaves_its_role_and_path_alone(house,
         follows.send(1)
         follows.send_with_options(args=(2,), conversation_key="c")
         house.broker.enqueue_many([follows.message(3), follows.message_with_options(args=(4,), conversation_key="d")])
-        worker.enqueue(connection, "follows", {"number": 5})
-        worker.enqueue_payloads(connection, "follows", [{"number": 6}])
+        packhorse.enqueue(connection, "follows", {"number": 5})
+        packhorse.enqueue_payloads(connection, "follows", [{"number": 6}])
         with connection.transaction():
             follows.send(7)
         with connection.pipeline():
@@ -349,7 +349,7 @@ def test_a_refused_message_inside_the_transaction_leaves_the_role_as_it_was(hous
     def sends():
         connection = current_connection()
         connection.execute("set local role packhorse_tenant")
-        with pytest.raises(worker.InvalidArgument):
+        with pytest.raises(packhorse.InvalidArgument):
             house.broker.enqueue_many([follows.message(1), follows.message_with_options(args=(2,), dedup_key="k")])
         seen.append(connection.execute("select current_user").fetchone()[0])
 

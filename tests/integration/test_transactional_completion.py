@@ -7,11 +7,11 @@ import logging
 import dramatiq
 import pytest
 
+from packhorse import current_connection, current_message
+from packhorse.worker.middleware import retries
 from tests.support.houses import House
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
-from worker import current_connection, current_message
-from worker.middleware import retries
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from packhorse.worker.db.connection import connect
+from packhorse.worker.heartbeat import Heartbeat
+from packhorse.worker.store import workers as store
 from tests.sql.platform.conftest import create_platform_database
 from tests.support.houses import quick_settings
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
-from worker.db.connection import connect
-from worker.heartbeat import Heartbeat
-from worker.store import workers as store
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from tests.support.workers import ROOT
 #: A real parent with a margin of a second. Its first child hangs at its end; how it comes to that is argument 1.
 PARENT = """
 import os, pathlib, signal, sys, time
-from worker import supervisor
-from worker.child import STOP_SIGNALS
-from worker.config import Settings
-from worker.observe.logging import configure
-from worker.observe.slab import DRAINING, REGISTERED
+from packhorse.worker import supervisor
+from packhorse.worker.child import STOP_SIGNALS
+from packhorse.worker.config import Settings
+from packhorse.worker.observe.logging import configure
+from packhorse.worker.observe.slab import DRAINING, REGISTERED
 
 first = pathlib.Path(sys.argv[2])
 supervisor.KILL_MARGIN_SECONDS = 0.3

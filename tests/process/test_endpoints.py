@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from packhorse.worker.exporter import RETRY_SECONDS
 from tests.support.accounting import effects, enqueue, wait_for_end
 from tests.support.http import free_port, get, metric, problems, scale
 from tests.support.notes import nap
 from tests.support.waiting import wait_until
-from worker.exporter import RETRY_SECONDS
 
 
 def test_two_processes_are_one_page_and_a_killed_one_takes_nothing_away(database, ledger, start_daemon):

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from packhorse.worker.observe.duties import DUTIES
 from tests.process.test_endpoints import worker_pids
 from tests.support.accounting import effects, enqueue, quick_backoff
 from tests.support.cli import Cli
@@ -21,7 +22,6 @@ from tests.support.notes import nap
 from tests.support.postgres import ROLE
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
-from worker.observe.duties import DUTIES
 
 pytestmark = pytest.mark.slow
 

@@ -27,11 +27,11 @@ IGNORED = HEAD + "for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): signa
 IN_HOOK = (
     HEAD
     + """\
-import worker
+import packhorse
 from dramatiq.middleware import Middleware
 class Hook(Middleware):
     def after_worker_boot(self, broker, worker): foreign()
-dramatiq_broker = worker.PostgresBroker(); dramatiq_broker.add_middleware(Hook())
+dramatiq_broker = packhorse.PostgresBroker(); dramatiq_broker.add_middleware(Hook())
 import dramatiq; dramatiq.set_broker(dramatiq_broker)
 from tests.support.actors import *
 """

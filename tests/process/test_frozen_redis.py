@@ -11,10 +11,10 @@ import dramatiq
 import pytest
 from dramatiq.results import ResultTimeout
 
+from packhorse import PostgresBroker, StoreUnavailable
+from packhorse.worker.backends import rate_limiter_backend, result_backend
 from tests.support.houses import quick_settings
 from tests.support.waiting import wait_until
-from worker import PostgresBroker, StoreUnavailable
-from worker.backends import rate_limiter_backend, result_backend
 
 #: Of their rate before; the issue's measure.
 KEPT = 0.7

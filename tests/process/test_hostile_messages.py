@@ -10,12 +10,12 @@ import pytest
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from packhorse.worker.observe.events import EVENTS
+from packhorse.worker.observe.metrics import FLEET, FLEET_QUEUES, PREFIX
 from tests.support.accounting import quick_backoff
 from tests.support.hostile import ENDINGS, FORGED, MARKS, PERSONAL, insert
 from tests.support.http import free_port, get, problems
 from tests.support.waiting import wait_until
-from worker.observe.events import EVENTS
-from worker.observe.metrics import FLEET, FLEET_QUEUES, PREFIX
 
 COUNT = 10_000
 ACTORS = "tests.support.hostile_actors"

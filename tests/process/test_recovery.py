@@ -7,12 +7,12 @@ import signal
 
 import pytest
 
+from packhorse.worker.runtime.slots import RunningIds
+from packhorse.worker.supervisor import STABLE_SECONDS, Child
 from tests.support.accounting import assert_every_message_ended_once, effects, enqueue, quick_backoff, wait_for_end
 from tests.support.postgres import ROLE
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
-from worker.runtime.slots import RunningIds
-from worker.supervisor import STABLE_SECONDS, Child
 
 APART = """insert into message_queue (queue, message_type, payload, crashes)
     select 'default', %s, %s::jsonb || jsonb_build_object('key', %s || n), 2 from generate_series(1, %s) n"""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from packhorse.worker.exits import EXIT_SCHEMA
 from tests.support.accounting import effects
-from worker.exits import EXIT_SCHEMA
 
 pytestmark = pytest.mark.slow
 

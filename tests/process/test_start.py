@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from packhorse.worker.exits import EXIT_SCHEMA, EXIT_USAGE
 from tests.support.accounting import effects
 from tests.support.waiting import wait_until
 from tests.support.workers import ROOT
-from worker.exits import EXIT_SCHEMA, EXIT_USAGE
 
 
 def _ended(daemon, code):

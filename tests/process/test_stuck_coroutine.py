@@ -15,7 +15,7 @@ import dramatiq
 from dramatiq.middleware import AsyncIO
 
 from tests.support.notes import note
-from worker import PostgresBroker
+from packhorse import PostgresBroker
 
 broker = PostgresBroker()
 broker.add_middleware(AsyncIO())

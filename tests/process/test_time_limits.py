@@ -7,16 +7,16 @@ import time
 
 import pytest
 
+from packhorse.worker.broker import PostgresBroker
+from packhorse.worker.config import load_settings
+from packhorse.worker.exits import EXIT_REPLACED
+from packhorse.worker.runtime.process import WorkerProcess
+from packhorse.worker.runtime.slots import RunningIds
 from tests.support.accounting import effects, enqueue, quick_backoff, wait_for_end
 from tests.support.houses import QUICK
 from tests.support.postgres import ROLE
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
-from worker.broker import PostgresBroker
-from worker.config import load_settings
-from worker.exits import EXIT_REPLACED
-from worker.runtime.process import WorkerProcess
-from worker.runtime.slots import RunningIds
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_after_a_hard_limit_the_policy_of_the_actor_decides(database, ledger, st
 def test_a_hard_limit_does_not_stop_the_watch_over_other_leases(server, database, monkeypatch):
     """The database says nothing: who would write the overdue message's ending now would wait."""
     proxy = Proxy(server.socket_dir)
-    monkeypatch.setattr("worker.runtime.process.load_broker", lambda settings: PostgresBroker(settings=settings))
+    monkeypatch.setattr("packhorse.worker.runtime.process.load_broker", lambda settings: PostgresBroker(settings=settings))
     settings = {**QUICK, "database_url": proxy.url(database.name, ROLE), "queues": ("default",), "connect_timeout_seconds": 20}
     enqueue(database, [{"message_type": "stuck", "payload": {"key": key}} for key in "ab"])
     process = WorkerProcess(load_settings({}, **settings), RunningIds(4))

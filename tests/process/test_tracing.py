@@ -17,8 +17,8 @@ ACTORS = "tests.support.traced_actors"
 #: A producer of its own: its broker traces because it was told to.
 PRODUCER = """
 import dramatiq
-from worker import PostgresBroker
-from worker.middleware.tracing import Tracing
+from packhorse import PostgresBroker
+from packhorse.worker.middleware.tracing import Tracing
 
 broker = PostgresBroker()
 broker.add_middleware(Tracing())

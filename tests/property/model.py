@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from worker.states import LIVE, State, successor
+from packhorse.worker.states import LIVE, State, successor
 
 
 @dataclass

@@ -13,10 +13,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from packhorse.worker.states import State
 from tests.property.model import Message, Model
 from tests.sql.client import Sql
 from tests.sql.conversations import violations
-from worker.states import State
 
 CRASH_LIMIT = 2
 STATES = {State.PENDING, State.BLOCKED, State.RUNNING, State.DONE, State.CANCELLED, State.DEAD}

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from schedules.scheduler import Scheduler
+from packhorse.schedules.scheduler import Scheduler
+from packhorse.worker.db.connection import DeadlineConnection, connect
 from tests.sql.conftest import own_clients, shared_database, sql
 from tests.support.databases import emptied, one
 from tests.support.postgres import Database, Server
-from worker.db.connection import DeadlineConnection, connect
 
 __all__ = ["own_clients", "shared_database", "sql"]
 

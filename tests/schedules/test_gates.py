@@ -10,14 +10,14 @@ from contextlib import ExitStack, contextmanager
 import psycopg
 import pytest
 
-from schedules import retention
-from schedules.policies import Gates
+from packhorse.schedules import retention
+from packhorse.schedules.policies import Gates
+from packhorse.worker.db.connection import connect
+from packhorse.worker.store import maintenance as store
 from tests.schedules.test_retention import OPEN, last, left, policy, run, shop, worker_row  # noqa: F401
 from tests.support.cli import Cli
 from tests.support.postgres import Database, Server
 from tests.support.waiting import wait_until
-from worker.db.connection import connect
-from worker.store import maintenance as store
 
 pytestmark = pytest.mark.slow
 

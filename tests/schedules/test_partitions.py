@@ -13,19 +13,19 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from schedules import partitions
-from schedules.checking import check_plan
-from schedules.config import Plan
-from schedules.partitions import PartitionKeeper
-from schedules.periods import partition_name, period_start, runway_seconds, uncovered
-from schedules.policies import Gates, Partitions
-from schedules.registry import PARTITIONS
-from schedules.runner import TaskRunner
-from schedules.runway import Runway
-from schedules.triggers import trigger
+from packhorse.schedules import partitions
+from packhorse.schedules.checking import check_plan
+from packhorse.schedules.config import Plan
+from packhorse.schedules.partitions import PartitionKeeper
+from packhorse.schedules.periods import partition_name, period_start, runway_seconds, uncovered
+from packhorse.schedules.policies import Gates, Partitions
+from packhorse.schedules.registry import PARTITIONS
+from packhorse.schedules.runner import TaskRunner
+from packhorse.schedules.runway import Runway
+from packhorse.schedules.triggers import trigger
+from packhorse.worker.errors import InvalidArgument, StoreConflict, StoreRejected
+from packhorse.worker.store import partitions as store
 from tests.support.waiting import wait_until
-from worker.errors import InvalidArgument, StoreConflict, StoreRejected
-from worker.store import partitions as store
 
 NOW = datetime.now(UTC)
 
@@ -601,7 +601,7 @@ def test_forced_row_security_does_not_make_an_export_of_half_the_rows(database, 
         for thing in ("schema shop", "table shop.events", f"table {old}"):
             database.query(f"alter {thing} owner to shop_owner")
         database.query("grant packhorse_worker to shop_owner")
-        from worker.db.connection import connect
+        from packhorse.worker.db.connection import connect
 
         connection = connect(database.server.url(database.name, "shop_owner"))
         with pytest.raises(StoreRejected, match="row-level security"):

@@ -8,11 +8,11 @@ import dramatiq
 import pytest
 from dramatiq.brokers.stub import StubBroker
 
-from schedules import registry, schedule
-from schedules.config import load_plan, seconds
-from schedules.registry import JOBS, PARTITIONS, RETENTION, declared
-from schedules.timetable import Schedule
-from worker.errors import ConfigError, InvalidArgument
+from packhorse.schedules import registry, schedule
+from packhorse.schedules.config import load_plan, seconds
+from packhorse.schedules.registry import JOBS, PARTITIONS, RETENTION, declared
+from packhorse.schedules.timetable import Schedule
+from packhorse.worker.errors import ConfigError, InvalidArgument
 
 
 @pytest.fixture
@@ -124,7 +124,10 @@ REPORT = '[schedules.report]\nmessage_type = "send"\ncron = "* * * * *"\n'
         (REPORT + 'queue = "a b"', "[schedules.report]: queue: 'a b' is not a name"),
         (REPORT + 'queue = "packhorse"', "[schedules.report]: the queue 'packhorse' is for maintenance"),
         (REPORT.replace("report", '"a b"', 1), "[schedules.a b]: name: 'a b' is not a name"),
-        (REPORT.replace("report", '"retention.dead_letters"', 1), "[schedules.retention.dead_letters]: this name belongs to a maintenance task"),
+        (
+            REPORT.replace("report", '"retention.dead_letters"', 1),
+            "[packhorse.schedules.retention.dead_letters]: this name belongs to a maintenance task",
+        ),
         (REPORT.replace("report", '"job.due_reminders"', 1), "[schedules.job.due_reminders]: this name belongs"),
         (ORDERS + ORDERS.replace("orders", "again") + 'table = "orders"', "[retention.again] and [retention.orders]: both remove from orders"),
         (
@@ -193,7 +196,7 @@ def test_what_is_no_duration_is_refused(text):
 
 def test_schedules_in_code_are_declared_beside_an_actor_and_toml_takes_their_place(plan_of, monkeypatch):
     monkeypatch.setattr(registry, "declared", {})
-    monkeypatch.setattr("schedules.config.declared", registry.declared)
+    monkeypatch.setattr("packhorse.schedules.config.declared", registry.declared)
     broker = StubBroker()
 
     @dramatiq.actor(broker=broker, queue_name="reports")

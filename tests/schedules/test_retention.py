@@ -13,20 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schedules import retention
-from schedules.checking import check_plan
-from schedules.config import Plan
-from schedules.gates import judge
-from schedules.policies import Gates, Retention
-from schedules.registry import JOBS, RETENTION, Job
-from schedules.retention import RetentionRun, next_size
-from schedules.retention import plan as dry_run
-from schedules.runner import TaskRunner
+from packhorse.schedules import retention
+from packhorse.schedules.checking import check_plan
+from packhorse.schedules.config import Plan
+from packhorse.schedules.gates import judge
+from packhorse.schedules.policies import Gates, Retention
+from packhorse.schedules.registry import JOBS, RETENTION, Job
+from packhorse.schedules.retention import RetentionRun, next_size
+from packhorse.schedules.retention import plan as dry_run
+from packhorse.schedules.runner import TaskRunner
+from packhorse.worker.errors import InvalidArgument, StoreRejected
+from packhorse.worker.store import maintenance as store
+from packhorse.worker.store.maintenance import Gate
 from tests.support.cli import Cli
 from tests.support.waiting import wait_until
-from worker.errors import InvalidArgument, StoreRejected
-from worker.store import maintenance as store
-from worker.store.maintenance import Gate
 
 DAY = 86400.0
 OPEN = Gates(None, None, None, None, None)
@@ -722,7 +722,7 @@ def test_the_jobs_of_the_queue_run_with_the_workers_rights(database, open_connec
 def test_a_job_is_called_until_it_finds_less_than_a_batch_and_can_be_cancelled(database, open_connection, monkeypatch):
     job = Job("busy", "job_dead_workers", "* * * * *", batch=10)
     counts = iter([10, 10, 3])
-    monkeypatch.setattr("schedules.runner.store.job", lambda connection, statement, limit: next(counts))
+    monkeypatch.setattr("packhorse.schedules.runner.store.job", lambda connection, statement, limit: next(counts))
     runner = TaskRunner(open_connection, plan_of(jobs=[job]))
     assert runner.run("job.busy", triggered_by="test") == "succeeded"
     assert last(database, "rows_done") == 23
@@ -737,7 +737,7 @@ def test_a_job_is_called_until_it_finds_less_than_a_batch_and_can_be_cancelled(d
 def test_a_job_whose_process_stops_is_paused_and_gone_on_with(database, open_connection, monkeypatch):
     job = Job("busy", "job_dead_workers", "* * * * *", batch=10)
     counts, stop = iter([10, 3]), threading.Event()
-    monkeypatch.setattr("schedules.runner.store.job", lambda connection, statement, limit: next(counts))
+    monkeypatch.setattr("packhorse.schedules.runner.store.job", lambda connection, statement, limit: next(counts))
     stop.set()
     assert TaskRunner(open_connection, plan_of(jobs=[job]), stop).run("job.busy", triggered_by="test") == "paused"
     stop.clear()

@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import pytest
 
-from schedules.scheduler import MOST_PLANNED, POLL_SECONDS, Scheduler, declare
-from schedules.timetable import Schedule
-from worker.db.connection import connect
-from worker.errors import InvalidArgument
+from packhorse.schedules.scheduler import MOST_PLANNED, POLL_SECONDS, Scheduler, declare
+from packhorse.schedules.timetable import Schedule
+from packhorse.worker.db.connection import connect
+from packhorse.worker.errors import InvalidArgument
 
 
 @pytest.fixture

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import connect
+from packhorse.worker.embedded import Embedded
+from packhorse.worker.exits import EXIT_USAGE
 from tests.process.test_privacy_and_clock import FAKETIME
 from tests.sql.platform.conftest import create_platform_database
 from tests.support.cli import Cli
 from tests.support.notes import nap
 from tests.support.postgres import Server, available_servers, open_for_everyone
 from tests.support.waiting import wait_until
-from worker.db import migrate
-from worker.db.connection import connect
-from worker.embedded import Embedded
-from worker.exits import EXIT_USAGE
 
 pytestmark = pytest.mark.slow
 

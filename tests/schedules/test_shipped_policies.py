@@ -7,14 +7,14 @@ import re
 
 import pytest
 
-from schedules.config import Plan
-from schedules.policies import Gates
-from schedules.registry import RETENTION
-from schedules.runner import TaskRunner
+from packhorse.schedules.config import Plan
+from packhorse.schedules.policies import Gates
+from packhorse.schedules.registry import RETENTION
+from packhorse.schedules.runner import TaskRunner
+from packhorse.worker.db.connection import connect
 from tests.sql.client import Sql
 from tests.sql.platform.conftest import create_platform_database, seed
 from tests.sql.platform.test_cleanup import UPKEEP
-from worker.db.connection import connect
 
 OPEN = Gates(None, None, None, None, None)
 #: Table -> an insert of a row that was over %(age)s ago, when that is positive, and a select of the names of those that are left.

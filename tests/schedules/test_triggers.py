@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schedules.triggers import Cron, Every, newest, trigger, upcoming, zone
-from worker.errors import InvalidArgument
+from packhorse.schedules.triggers import Cron, Every, newest, trigger, upcoming, zone
+from packhorse.worker.errors import InvalidArgument
 
 MINUTE = timedelta(minutes=1)
 

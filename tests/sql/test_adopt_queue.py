@@ -10,17 +10,17 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from packhorse.worker.adopt import adoption, importing
+from packhorse.worker.adopt.adoption import Order, adopt, look
+from packhorse.worker.adopt.mapping import Choices
+from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import DeadlineConnection, connect
+from packhorse.worker.errors import AdoptionRefused, ConfigError, StoreConflict, StoreError
 from tests.sql.parking import in_background
 from tests.support import old_queue
 from tests.support.databases import migrators
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
-from worker.adopt import adoption, importing
-from worker.adopt.adoption import Order, adopt, look
-from worker.adopt.mapping import Choices
-from worker.db import migrate
-from worker.db.connection import DeadlineConnection, connect
-from worker.errors import AdoptionRefused, ConfigError, StoreConflict, StoreError
 
 pytestmark = pytest.mark.slow  # each test applies all migrations
 DOCS = Path(__file__).parents[2] / "docs" / "adopting.md"

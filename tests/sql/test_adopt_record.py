@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from packhorse.worker.adopt.adoption import Order, adopt, look
+from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import DeadlineConnection, connect
+from packhorse.worker.errors import AdoptionRefused, MigrationError, SchemaMismatch
 from tests.sql.parking import in_background
 from tests.support.databases import migrators
 from tests.support.postgres import Database
-from worker.adopt.adoption import Order, adopt, look
-from worker.db import migrate
-from worker.db.connection import DeadlineConnection, connect
-from worker.errors import AdoptionRefused, MigrationError, SchemaMismatch
 
 NAMES = tuple(migration.name for migration in migrate.available())
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from packhorse.worker.db.connection import connect
+from packhorse.worker.store import messages as store
 from tests.support.postgres import Database
-from worker.db.connection import connect
-from worker.store import messages as store
 
 pytestmark = pytest.mark.slow
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from packhorse.worker.db import migrate
 from tests.support.postgres import Database
-from worker.db import migrate
 
 OURS = "n.nspname = 'public'"
 

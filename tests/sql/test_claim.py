@@ -7,9 +7,9 @@ from uuid import uuid4
 
 import pytest
 
+from packhorse.worker.store import messages as store
 from tests.sql.client import HOLDER, OTHER, Sql
 from tests.support.postgres import Database
-from worker.store import messages as store
 
 
 def test_a_claim_leases_the_message_and_counts_the_attempt(sql: Sql) -> None:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from packhorse.worker.observe.duties import DUTIES
 from tests.sql.client import HOLDER, Sql
 from tests.support.postgres import Database
-from worker.observe.duties import DUTIES
 
 NAMES = [
     "stuck_workflows",

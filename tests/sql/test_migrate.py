@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import DeadlineConnection, connect
+from packhorse.worker.errors import MigrationError, SchemaMismatch
 from tests.sql.parking import in_background
 from tests.support.databases import migrators
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
-from worker.db import migrate
-from worker.db.connection import DeadlineConnection, connect
-from worker.errors import MigrationError, SchemaMismatch
 
 NAMES = [migration.name for migration in migrate.available()]
 
@@ -119,7 +119,7 @@ def test_a_migration_that_fails_leaves_nothing_and_can_be_repeated(
     connection: DeadlineConnection, empty_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_migration(tmp_path, monkeypatch, "create table half (); select 1 / 0;")
-    from worker.errors import StoreError
+    from packhorse.worker.errors import StoreError
 
     with pytest.raises(StoreError, match="division by zero"):
         migrate.up(connection)
@@ -132,7 +132,7 @@ def test_a_migration_that_fails_leaves_nothing_and_can_be_repeated(
 def test_a_migration_waits_for_no_lock_for_long(
     connection: DeadlineConnection, empty_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from worker.errors import StoreConflict
+    from packhorse.worker.errors import StoreConflict
 
     migrate.up(connection)
     add_migration(tmp_path, monkeypatch, "set local lock_timeout = '100ms'; alter table message_queue add column extra integer;")

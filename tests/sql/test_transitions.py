@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from packhorse.worker.states import TRANSITIONS, State, successor
 from tests.sql.client import Lease, Sql
-from worker.states import TRANSITIONS, State, successor
 
 #: What the message looked like when the verb is tried: its id, and the token of its last (or current) lease.
 Subject = tuple[int, int]

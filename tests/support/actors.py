@@ -10,7 +10,7 @@ from typing import Any
 
 import dramatiq
 
-import worker
+import packhorse
 from tests.support.notes import nap, note
 
 
@@ -25,7 +25,7 @@ def effect(key: str, seconds: float = 0.0) -> None:
 @dramatiq.actor(queue_name="default", actor_name="fails", max_backoff=200, min_backoff=50)
 def fails(key: str, times: int = 10**9) -> None:
     note("start", key)
-    message = worker.current_message()
+    message = packhorse.current_message()
     assert message is not None
     if message.attempt <= times:
         raise RuntimeError(f"attempt {message.attempt} of {key} fails")
@@ -52,7 +52,7 @@ def ends_late(key: str, kind: str) -> None:
     if kind == "idle":
         time.sleep(1.5)
     else:
-        worker.current_connection().execute("insert into slow_commits values (1)")
+        packhorse.current_connection().execute("insert into slow_commits values (1)")
 
 
 @dramatiq.actor(queue_name="default", actor_name="stuck_once", time_limit=300, hard_time_limit=300, max_retries=0, on_retry_exhausted="gave_up")
@@ -90,8 +90,8 @@ def stuck(key: str) -> None:
 @dramatiq.actor(queue_name="default", actor_name="transactional", transactional=True)
 def transactional(key: str, fail: bool = False) -> None:
     note("start", key)
-    worker.current_connection().execute("insert into effects (key) values (%s)", (key,))
-    if fail and (worker.current_message() or 0).attempt == 1:  # type: ignore[union-attr]
+    packhorse.current_connection().execute("insert into effects (key) values (%s)", (key,))
+    if fail and (packhorse.current_message() or 0).attempt == 1:  # type: ignore[union-attr]
         raise RuntimeError("after the effect, before the commit")
 
 
@@ -106,12 +106,12 @@ def talk(conversation: str, number: int, seconds: float = 0.0) -> None:
 @dramatiq.actor(queue_name="default", actor_name="outcome", max_backoff=50, min_backoff=10)
 def outcome(key: str, kind: str) -> None:
     note("start", key)
-    message = worker.current_message()
+    message = packhorse.current_message()
     assert message is not None
     if kind == "dead":
-        raise worker.Bury("as asked")
+        raise packhorse.Bury("as asked")
     if kind == "cancelled":
-        raise worker.Cancel("as asked")
+        raise packhorse.Cancel("as asked")
     if kind == "retried" and message.attempt == 1:
         raise RuntimeError("the first attempt fails")
     note("effect", key)
@@ -127,7 +127,7 @@ def leaks(secret: str) -> str:
 @dramatiq.actor(queue_name="default", actor_name="snoozes_badly")
 def snoozes_badly(key: str) -> None:
     note("start", key)
-    raise worker.Snooze(3600, "a reason that is no text: \ud800")
+    raise packhorse.Snooze(3600, "a reason that is no text: \ud800")
 
 
 @dramatiq.actor(queue_name="default", actor_name="works_late")

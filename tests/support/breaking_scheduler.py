@@ -9,7 +9,7 @@ import os
 import time
 from pathlib import Path
 
-from schedules.scheduler import Scheduler
+from packhorse.schedules.scheduler import Scheduler
 
 _turn = Scheduler.run_once
 

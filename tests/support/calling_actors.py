@@ -8,7 +8,7 @@ import urllib.request
 import dramatiq
 import structlog
 
-import worker
+import packhorse
 
 logger = logging.getLogger("shop")
 
@@ -17,7 +17,7 @@ logger = logging.getLogger("shop")
 def calls(url: str, more: bool = True) -> None:
     logger.info("about to call")
     structlog.get_logger("shop.events").info("calling", stage=1)
-    request = urllib.request.Request(url, headers={"X-Correlation-ID": worker.correlation_id()})
+    request = urllib.request.Request(url, headers={"X-Correlation-ID": packhorse.correlation_id()})
     with urllib.request.urlopen(request, timeout=10):
         pass
     if more:

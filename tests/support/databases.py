@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from psycopg import sql
 
+from packhorse.worker.db.connection import DeadlineConnection, connect
 from tests.support.postgres import Database, Server
-from worker.db.connection import DeadlineConnection, connect
 
 _TABLES = """select relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p') and not relispartition
              and relname <> 'packhorse_migrations'"""

@@ -20,9 +20,9 @@ from typing import Any
 import dramatiq
 from dramatiq.middleware import AsyncIO, Middleware
 
-import worker
+import packhorse
+from packhorse.worker.broker import PostgresBroker
 from tests.support.notes import nap, note
-from worker.broker import PostgresBroker
 
 broker = PostgresBroker()
 dramatiq.set_broker(broker)
@@ -102,12 +102,12 @@ def leaves(key: str, way: str) -> None:
 @dramatiq.actor(transactional=True)
 def leaves_in_transaction(key: str, way: str) -> None:
     note("start", key)
-    worker.current_connection().execute("insert into effects (key) values (%s)", (key,))
+    packhorse.current_connection().execute("insert into effects (key) values (%s)", (key,))
 
     def child() -> None:
         try:
-            worker.current_connection()
-        except worker.WorkerError:
+            packhorse.current_connection()
+        except packhorse.WorkerError:
             seen(key, "no_transaction")
         leave(way)
 
@@ -265,8 +265,8 @@ def counts_sockets(key: str, how: str) -> None:
 def dies_with_a_helper(key: str, how: str) -> None:
     """The first time it leaves a child behind and is killed, in the middle of its transaction."""
     note("start", key)
-    worker.current_connection().execute("insert into effects (key) values (%s)", (key,))
-    if (worker.current_message() or 0).crashes == 0:  # type: ignore[union-attr]
+    packhorse.current_connection().execute("insert into effects (key) values (%s)", (key,))
+    if (packhorse.current_message() or 0).crashes == 0:  # type: ignore[union-attr]
         if how == "fork":
             multiprocessing.get_context("fork").Process(target=helper).start()
         else:

@@ -13,10 +13,10 @@ from typing import Any
 import dramatiq
 import structlog
 
-import worker
+import packhorse
+from packhorse.worker.observe.logging import OurLogger
+from packhorse.worker.observe.repeats import Repeats
 from tests.support.hostile import FORGED
-from worker.observe.logging import OurLogger
-from worker.observe.repeats import Repeats
 
 log = logging.getLogger("hostile")
 if os.environ.get("HOSTILE_EVERY_LINE"):  # no line is left out as a repeat
@@ -146,11 +146,11 @@ def renamed(**payload: Any) -> None:
 
 
 def cancels(**payload: Any) -> None:
-    raise worker.Cancel(str(payload))
+    raise packhorse.Cancel(str(payload))
 
 
 def buries(**payload: Any) -> None:
-    raise worker.Bury(str(payload))
+    raise packhorse.Bury(str(payload))
 
 
 def system_exit(**payload: Any) -> None:

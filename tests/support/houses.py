@@ -17,13 +17,13 @@ from dramatiq.rate_limits.backends.stub import StubBackend as StubLimiters
 from dramatiq.results import Results
 from dramatiq.results.backends.stub import StubBackend as StubResults
 
+from packhorse.worker.backends import rate_limiter_backend, result_backend
+from packhorse.worker.broker import PostgresBroker
+from packhorse.worker.config import Settings, load_settings
+from packhorse.worker.runtime.process import WorkerProcess
+from packhorse.worker.runtime.slots import RunningIds
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
-from worker.backends import rate_limiter_backend, result_backend
-from worker.broker import PostgresBroker
-from worker.config import Settings, load_settings
-from worker.runtime.process import WorkerProcess
-from worker.runtime.slots import RunningIds
 
 HOUSES = ["stub", "dramatiq-worker", "runtime"]
 QUICK: dict[str, Any] = {
@@ -72,7 +72,7 @@ class House:
 
     def start(self) -> House:
         if self.name == "runtime":
-            self._monkeypatch.setattr("worker.runtime.process.load_broker", lambda settings: self.broker)
+            self._monkeypatch.setattr("packhorse.worker.runtime.process.load_broker", lambda settings: self.broker)
             self._worker = WorkerProcess(self.settings, RunningIds(self.settings.threads), uuid4())
             self._thread = threading.Thread(target=self._run, name="house")
             self._thread.start()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import structlog
 
-from worker.observe.logging import OUR_LOGGERS, OurLogger
+from packhorse.worker.observe.logging import OUR_LOGGERS, OurLogger
 
 
 @contextmanager

@@ -21,9 +21,9 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import connect
 from tests.support.scratch import only_one, run_folder
-from worker.db import migrate
-from worker.db.connection import connect
 
 ROLE = "packhorse_test"
 TEMPLATE = "packhorse_template"

@@ -8,8 +8,8 @@ import dramatiq
 from dramatiq.rate_limits import ConcurrentRateLimiter
 from dramatiq.results import Results
 
-from worker import PostgresBroker
-from worker.backends import rate_limiter_backend, result_backend
+from packhorse import PostgresBroker
+from packhorse.worker.backends import rate_limiter_backend, result_backend
 
 broker = PostgresBroker()
 broker.add_middleware(Results(backend=result_backend(broker)))

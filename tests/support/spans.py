@@ -10,8 +10,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from packhorse.worker.observe import tracing
 from tests.support.waiting import wait_until
-from worker.observe import tracing
 
 _EXPORTER = InMemorySpanExporter()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.clock import skew
+from packhorse.worker.clock import skew
 
 
 @pytest.mark.parametrize(

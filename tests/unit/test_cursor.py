@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.runtime import cursor as module
-from worker.runtime.cursor import MARK_EVERY, PRIORITIES, ClaimCursor, Look
+from packhorse.worker.runtime import cursor as module
+from packhorse.worker.runtime.cursor import MARK_EVERY, PRIORITIES, ClaimCursor, Look
 
 
 class Clock:

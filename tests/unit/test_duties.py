@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from worker.errors import StoreRejected, StoreUnavailable
-from worker.observe.board import Board
-from worker.observe.duties import BUDGET_SECONDS, DUTIES, VITAL_BUDGET_SECONDS, Duties
-from worker.observe.probes import ready, warnings
-from worker.observe.slab import CONTACT_AT, REGISTERED
-from worker.service import Service
-from worker.store.workers import UPKEEP_STEPS
+from packhorse.worker.errors import StoreRejected, StoreUnavailable
+from packhorse.worker.observe.board import Board
+from packhorse.worker.observe.duties import BUDGET_SECONDS, DUTIES, VITAL_BUDGET_SECONDS, Duties
+from packhorse.worker.observe.probes import ready, warnings
+from packhorse.worker.observe.slab import CONTACT_AT, REGISTERED
+from packhorse.worker.service import Service
+from packhorse.worker.store.workers import UPKEEP_STEPS
 
 NOW = 1000.0
 

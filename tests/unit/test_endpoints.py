@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from worker.observe.endpoints import HEAD_SECONDS, MOST_CLIENTS, Answer, Endpoints, probe_answer
+from packhorse.worker.observe.endpoints import HEAD_SECONDS, MOST_CLIENTS, Answer, Endpoints, probe_answer
 
 LONG = 2_000_000  # more than the buffers of both ends take
 
@@ -111,8 +111,8 @@ def test_clients_that_send_a_byte_a_second_keep_nobody_from_an_answer(port, many
 @pytest.fixture
 def impatient(monkeypatch):
     """What a server gives a client, cut to a second."""
-    monkeypatch.setattr("worker.observe.endpoints.HEAD_SECONDS", 1.0)
-    monkeypatch.setattr("worker.observe.endpoints.ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr("packhorse.worker.observe.endpoints.HEAD_SECONDS", 1.0)
+    monkeypatch.setattr("packhorse.worker.observe.endpoints.ANSWER_SECONDS", 1.0)
 
 
 def closed_after(client, sent, every_seconds):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.observe.events import EVENTS
-from worker.observe.logging import _parse
+from packhorse.worker.observe.events import EVENTS
+from packhorse.worker.observe.logging import _parse
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = sorted(path for folder in ("worker", "schedules") for path in (ROOT / folder).rglob("*.py"))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from worker import folder
-from worker.errors import ConfigError
+from packhorse.worker import folder
+from packhorse.worker.errors import ConfigError
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from worker import forks
-from worker.observe.slab import REGISTERED, Slab
-from worker.runtime.lane import Lane
-from worker.runtime.slots import RunningIds
+from packhorse.worker import forks
+from packhorse.worker.observe.slab import REGISTERED, Slab
+from packhorse.worker.runtime.lane import Lane
+from packhorse.worker.runtime.slots import RunningIds
 
 
 def code_of(body):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.config import mask_url
+from packhorse.worker.config import mask_url
 
 
 @pytest.mark.parametrize(

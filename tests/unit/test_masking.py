@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.observe.masking import HIDDEN, MAX_TEXT, mask, mask_record, masked, on_one_line
+from packhorse.worker.observe.masking import HIDDEN, MAX_TEXT, mask, mask_record, masked, on_one_line
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from packhorse.worker.observe import slab as layout
+from packhorse.worker.observe.board import PARTS, RESTARTS, Board
+from packhorse.worker.observe.metrics import DEFINITIONS, FLEET, FLEET_QUEUES, PROCESS, BoardCollector, render
+from packhorse.worker.observe.slab import ACTORS, OUTCOMES, QUEUES, SIZE, TOTALS, Slab
+from packhorse.worker.runtime.meter import Meter
+from packhorse.worker.runtime.slots import RunningIds, Slot
 from tests.support.http import samples
-from worker.observe import slab as layout
-from worker.observe.board import PARTS, RESTARTS, Board
-from worker.observe.metrics import DEFINITIONS, FLEET, FLEET_QUEUES, PROCESS, BoardCollector, render
-from worker.observe.slab import ACTORS, OUTCOMES, QUEUES, SIZE, TOTALS, Slab
-from worker.runtime.meter import Meter
-from worker.runtime.slots import RunningIds, Slot
 
 FLEET_STATISTICS = {
     "queue_messages": [{"queue": "q", "state": "pending", "value": 3}],

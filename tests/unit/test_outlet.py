@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
+from packhorse.worker.observe.outlet import Outlet
 from tests.support.pipes import full_pipe
-from worker.observe.outlet import Outlet
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_what_another_character_set_cannot_say_is_escaped(tmp_path):
 def writes(monkeypatch):
     """The lengths of what goes out at once."""
     lengths, write = [], os.write
-    monkeypatch.setattr("worker.observe.outlet.os.write", lambda descriptor, data: lengths.append(len(data)) or write(descriptor, data))
+    monkeypatch.setattr("packhorse.worker.observe.outlet.os.write", lambda descriptor, data: lengths.append(len(data)) or write(descriptor, data))
     return lengths
 
 

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from worker.observe.repeats import MOST, TEMPLATES, WINDOW_SECONDS, Repeats
+from packhorse.worker.observe.repeats import MOST, TEMPLATES, WINDOW_SECONDS, Repeats
 
 
 class Clock:

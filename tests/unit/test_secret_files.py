@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from worker.config import SECRETS, load_settings, shown
-from worker.errors import ConfigError
+from packhorse.worker.config import SECRETS, load_settings, shown
+from packhorse.worker.errors import ConfigError
 
 URL = "postgresql://worker:s3cret@db/app"
 

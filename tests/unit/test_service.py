@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from packhorse.worker.db.connection import connect
+from packhorse.worker.service import Service
 from tests.support.waiting import wait_until
-from worker.db.connection import connect
-from worker.service import Service
 
 ADDRESSES = 3
 

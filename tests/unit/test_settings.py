@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from worker.config import load_settings
-from worker.embedded import Embedded
-from worker.errors import ConfigError
+from packhorse.worker.config import load_settings
+from packhorse.worker.embedded import Embedded
+from packhorse.worker.errors import ConfigError
 
 URL = "postgresql://worker@db/app"
 

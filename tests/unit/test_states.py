@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.states import FINAL, LIVE, TRANSITIONS, State, successor
+from packhorse.worker.states import FINAL, LIVE, TRANSITIONS, State, successor
 
 
 def test_every_state_has_a_line_and_every_target_is_a_state() -> None:

@@ -11,13 +11,13 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState, use_span
 
+from packhorse.worker.config import load_settings
+from packhorse.worker.errors import ConfigError
+from packhorse.worker.messages import Ending
+from packhorse.worker.middleware.tracing import outcome
+from packhorse.worker.observe import tracing
+from packhorse.worker.observe.masking import mask_record
 from tests.support.spans import linked, traced
-from worker.config import load_settings
-from worker.errors import ConfigError
-from worker.messages import Ending
-from worker.middleware.tracing import outcome
-from worker.observe import tracing
-from worker.observe.masking import mask_record
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{SPAN}-01"

@@ -6,12 +6,12 @@ import os
 
 import pytest
 
+from packhorse.worker.observe import probes
+from packhorse.worker.observe.board import Board
+from packhorse.worker.observe.slab import CLAIM_FAILING, CONTACT_AT, DRAINING, LOOPS, REGISTERED
+from packhorse.worker.observe.systemd import Notifier
+from packhorse.worker.watch import STANDSTILL_SECONDS, Watch
 from tests.support.notify import Manager
-from worker.observe import probes
-from worker.observe.board import Board
-from worker.observe.slab import CLAIM_FAILING, CONTACT_AT, DRAINING, LOOPS, REGISTERED
-from worker.observe.systemd import Notifier
-from worker.watch import STANDSTILL_SECONDS, Watch
 
 BUDGET = 30.0
 
@@ -25,7 +25,7 @@ def clock(monkeypatch):
             self.now += seconds
 
     clock = Clock()
-    monkeypatch.setattr("worker.watch.time.monotonic", lambda: clock.now)
+    monkeypatch.setattr("packhorse.worker.watch.time.monotonic", lambda: clock.now)
     return clock
 
 

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker.adopt.compare import applied_now
-from worker.adopt.importing import BATCH, import_rows
-from worker.adopt.mapping import Choices
-from worker.adopt.plan import SOURCE, Plan, legacy_of, stored_choices, survey
-from worker.db import migrate
-from worker.db.connection import DeadlineConnection
-from worker.db.errors import translated
-from worker.errors import AdoptionRefused, MigrationError, StoreConflict
-from worker.store import adoption as store
+from packhorse.worker.adopt.compare import applied_now
+from packhorse.worker.adopt.importing import BATCH, import_rows
+from packhorse.worker.adopt.mapping import Choices
+from packhorse.worker.adopt.plan import SOURCE, Plan, legacy_of, stored_choices, survey
+from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.errors import AdoptionRefused, MigrationError, StoreConflict
+from packhorse.worker.store import adoption as store
 
 #: A move waits 5 s for its lock, so that nobody queues behind it for longer; then it pauses, and tries again.
 MOVE_ATTEMPTS = 5

@@ -11,16 +11,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from worker.db import migrate
-from worker.db.connection import DeadlineConnection
-from worker.db.errors import translated
-from worker.db.migrate import Migration
-from worker.db.queries import sql
-from worker.doctor import snapshot
-from worker.doctor.snapshot import Objects
-from worker.errors import SchemaMismatch
-from worker.store import adoption as store
-from worker.store import doctor
+from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.db.migrate import Migration
+from packhorse.worker.db.queries import sql
+from packhorse.worker.doctor import snapshot
+from packhorse.worker.doctor.snapshot import Objects
+from packhorse.worker.errors import SchemaMismatch
+from packhorse.worker.store import adoption as store
+from packhorse.worker.store import doctor
 
 State = Literal["identical", "missing", "differs", "unknown"]
 #: The record itself is what is written here, not what is compared.

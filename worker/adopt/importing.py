@@ -11,14 +11,14 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from worker.adopt.mapping import Draft, Mapping, draft, undecodable
-from worker.db import migrate
-from worker.db.connection import DeadlineConnection
-from worker.db.errors import translated
-from worker.errors import InvalidArgument, MigrationError, StoreRejected
-from worker.records import Row
-from worker.store import adoption as store
-from worker.store.adoption import Legacy
+from packhorse.worker.adopt.mapping import Draft, Mapping, draft, undecodable
+from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.errors import InvalidArgument, MigrationError, StoreRejected
+from packhorse.worker.records import Row
+from packhorse.worker.store import adoption as store
+from packhorse.worker.store.adoption import Legacy
 
 #: Who paused a queue, as operators see it and as the import finds it again.
 OPERATOR = "packhorse migrate adopt"

@@ -14,7 +14,7 @@ from collections.abc import Mapping as Dict
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from worker.errors import ConfigError
+from packhorse.worker.errors import ConfigError
 
 #: Field of a message -> names of columns that mean it, the first that exists counts; for times of start, the latest of all.
 CANDIDATES: dict[str, tuple[str, ...]] = {

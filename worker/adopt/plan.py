@@ -14,16 +14,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from worker.adopt.compare import Comparison, Item, compare
-from worker.adopt.mapping import NAME, Choices, Mapping, choose, unexplained
-from worker.db import migrate
-from worker.db.connection import DeadlineConnection
-from worker.db.errors import translated
-from worker.doctor import snapshot
-from worker.errors import ConfigError
-from worker.records import Row
-from worker.store import adoption as store
-from worker.store.adoption import Legacy
+from packhorse.worker.adopt.compare import Comparison, Item, compare
+from packhorse.worker.adopt.mapping import NAME, Choices, Mapping, choose, unexplained
+from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.doctor import snapshot
+from packhorse.worker.errors import ConfigError
+from packhorse.worker.records import Row
+from packhorse.worker.store import adoption as store
+from packhorse.worker.store.adoption import Legacy
 
 Case = Literal["record", "move", "import", "nothing"]
 SOURCE = "message_queue"
@@ -207,7 +207,7 @@ def legacy_of(schema: str, key: Row, mapping: Mapping) -> Legacy:
 
 
 def _finished_words() -> list[str]:
-    from worker.adopt.mapping import STATUSES
+    from packhorse.worker.adopt.mapping import STATUSES
 
     return [word for word, fate in STATUSES.items() if fate == "finished"]
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from dramatiq.rate_limits import RateLimiterBackend
 from dramatiq.results import ResultBackend
 
-from worker import forks
-from worker.backends.rate_limits import PostgresRateLimiterBackend
-from worker.backends.results import PostgresResultBackend
-from worker.errors import ConfigError
+from packhorse.worker import forks
+from packhorse.worker.backends.rate_limits import PostgresRateLimiterBackend
+from packhorse.worker.backends.results import PostgresResultBackend
+from packhorse.worker.errors import ConfigError
 
 if TYPE_CHECKING:
-    from worker.broker import PostgresBroker
+    from packhorse.worker.broker import PostgresBroker
 
 __all__ = ["PostgresRateLimiterBackend", "PostgresResultBackend", "rate_limiter_backend", "result_backend"]
 

@@ -6,15 +6,15 @@ import threading
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from worker import forks
-from worker.config import load_settings
-from worker.db.connection import DeadlineConnection
-from worker.db.pool import ConnectionPool
-from worker.db.sessions import open_work
-from worker.errors import ConfigError
+from packhorse.worker import forks
+from packhorse.worker.config import load_settings
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.pool import ConnectionPool
+from packhorse.worker.db.sessions import open_work
+from packhorse.worker.errors import ConfigError
 
 if TYPE_CHECKING:
-    from worker.broker import PostgresBroker
+    from packhorse.worker.broker import PostgresBroker
 
 #: Most connections of a backend that was given a dsn.
 OWN_POOL_SIZE = 4

@@ -11,7 +11,7 @@ from typing import Any
 
 from dramatiq.results import ResultBackend
 
-from worker.errors import StoreUnavailable
+from packhorse.worker.errors import StoreUnavailable
 
 logger = logging.getLogger("packhorse.results")
 

@@ -25,8 +25,8 @@ from dramatiq.results.backends.redis import RedisBackend as StockResults
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from worker.backends.losses import TellsLosses
-from worker.errors import StoreUnavailable
+from packhorse.worker.backends.losses import TellsLosses
+from packhorse.worker.errors import StoreUnavailable
 
 logger = logging.getLogger("packhorse.redis")
 

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 from dramatiq.results import ResultBackend, ResultMissing, ResultTimeout
 from dramatiq.results.backend import DEFAULT_TIMEOUT
 
-from worker.backends.connections import Connections
-from worker.backends.losses import TellsLosses
-from worker.encoding import to_json
-from worker.errors import InvalidArgument
-from worker.messages import ClaimedMessage, Ending, clean
-from worker.store import backends as store
+from packhorse.worker.backends.connections import Connections
+from packhorse.worker.backends.losses import TellsLosses
+from packhorse.worker.encoding import to_json
+from packhorse.worker.errors import InvalidArgument
+from packhorse.worker.messages import ClaimedMessage, Ending, clean
+from packhorse.worker.store import backends as store
 
 if TYPE_CHECKING:
-    from worker.broker import PostgresBroker
+    from packhorse.worker.broker import PostgresBroker
 
 logger = logging.getLogger("packhorse.results")
 

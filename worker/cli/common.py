@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
-from worker.cli.errors import CommandError, usage
-from worker.config import Settings, load_settings
-from worker.db.connection import DeadlineConnection
-from worker.exits import EXIT_UNAVAILABLE
+from packhorse.worker.cli.errors import CommandError, usage
+from packhorse.worker.config import Settings, load_settings
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.exits import EXIT_UNAVAILABLE
 
 #: Deadline of an operator's statement: some count a whole queue.
 READ_SECONDS = 60.0
@@ -107,12 +107,12 @@ def json_object(name: str, text: str) -> dict[str, Any]:
 def database_url(settings: Settings, *, owner: bool = False) -> str:
     """DATABASE_URL, or the embedded server of the project when one runs. Raises InvalidArgument, CommandError (exit 69)."""
     if settings.database_url is not None:
-        from worker.db.connection import url_parts
+        from packhorse.worker.db.connection import url_parts
 
         url = settings.database_url.get_secret_value()
         url_parts(url)
         return url
-    from worker import embedded
+    from packhorse.worker import embedded
 
     found = embedded.running_url(settings.data_dir, role=embedded.OWNER if owner else embedded.ROLE)
     if found is None:
@@ -133,10 +133,10 @@ def database(*, owner: bool = False, deadline_seconds: float = READ_SECONDS, che
     owner: on the embedded server, the role that migrates. check: refuse a schema that this code does not
     understand. Raises ConfigError, CommandError, StoreError, SchemaMismatch.
     """
-    from worker.db import migrate
-    from worker.db.connection import AnyTime
-    from worker.db.errors import translated
-    from worker.db.sessions import open_work
+    from packhorse.worker.db import migrate
+    from packhorse.worker.db.connection import AnyTime
+    from packhorse.worker.db.errors import translated
+    from packhorse.worker.db.sessions import open_work
 
     settings = load_settings()
     connection = open_work(settings, "cli", url=database_url(settings, owner=owner), deadline_seconds=deadline_seconds)
@@ -152,8 +152,8 @@ def database(*, owner: bool = False, deadline_seconds: float = READ_SECONDS, che
 
 def configure_logging(settings: Settings) -> None:
     """Set up logging of a long-running command as the settings say."""
-    from worker.context import current
-    from worker.observe.logging import catch_uncaught, configure
+    from packhorse.worker.context import current
+    from packhorse.worker.observe.logging import catch_uncaught, configure
 
     def running() -> dict[str, Any]:
         message = current.message

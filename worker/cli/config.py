@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from schedules.checking import Findings, check_plan
-from schedules.config import Plan, read_plan
-from worker.cli.common import AsJson
-from worker.cli.errors import CommandError
-from worker.cli.maintenance import owner
-from worker.cli.render import print_json, print_rows
-from worker.config import Settings, load_settings, shown
-from worker.errors import ConfigError, SchemaMismatch, StoreUnavailable
-from worker.exits import EXIT_OK
+from packhorse.schedules.checking import Findings, check_plan
+from packhorse.schedules.config import Plan, read_plan
+from packhorse.worker.cli.common import AsJson
+from packhorse.worker.cli.errors import CommandError
+from packhorse.worker.cli.maintenance import owner
+from packhorse.worker.cli.render import print_json, print_rows
+from packhorse.worker.config import Settings, load_settings, shown
+from packhorse.worker.errors import ConfigError, SchemaMismatch, StoreUnavailable
+from packhorse.worker.exits import EXIT_OK
 
 app = typer.Typer(no_args_is_help=True, help="Settings, from environment and packhorse.toml.")
 

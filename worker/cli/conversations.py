@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from worker.cli.common import AsJson, Limit, database
-from worker.cli.render import print_json, print_rows
-from worker.exits import EXIT_OK
-from worker.store import operations
+from packhorse.worker.cli.common import AsJson, Limit, database
+from packhorse.worker.cli.render import print_json, print_rows
+from packhorse.worker.exits import EXIT_OK
+from packhorse.worker.store import operations
 
 
 def conversations(limit: Limit = 50, as_json: AsJson = False) -> int:

@@ -14,14 +14,27 @@ from typing import Annotated, Any
 
 import typer
 
-from worker.cli.common import MOST_ID, AsJson, Limit, Operator, Queue, Reason, Yes, confirmed, database, duration, json_object, operator_name
-from worker.cli.errors import CommandError, usage
-from worker.cli.render import json_line, print_diff, print_fields, print_json, print_rows, progress
-from worker.errors import StoreRejected, WorkerError
-from worker.exits import EXIT_FAILED, EXIT_OK
-from worker.store import dead_letters
-from worker.store.dead_letters import Selection
-from worker.store.rows import decoded
+from packhorse.worker.cli.common import (
+    MOST_ID,
+    AsJson,
+    Limit,
+    Operator,
+    Queue,
+    Reason,
+    Yes,
+    confirmed,
+    database,
+    duration,
+    json_object,
+    operator_name,
+)
+from packhorse.worker.cli.errors import CommandError, usage
+from packhorse.worker.cli.render import json_line, print_diff, print_fields, print_json, print_rows, progress
+from packhorse.worker.errors import StoreRejected, WorkerError
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
+from packhorse.worker.store import dead_letters
+from packhorse.worker.store.dead_letters import Selection
+from packhorse.worker.store.rows import decoded
 
 app = typer.Typer(no_args_is_help=True, help="Dead letters: look, edit, redrive, purge, export.")
 
@@ -98,7 +111,7 @@ def edit(
     if changed:
         if given is None:
             confirmed("Keep this payload?", yes)
-        from worker.encoding import to_json
+        from packhorse.worker.encoding import to_json
 
         # connected again: nobody should hold a connection while a person thinks
         try:
@@ -128,7 +141,7 @@ def redrive(
     as_json: AsJson = False,
 ) -> int:
     """Enqueue dead letters again, oldest first, with fresh attempts; stops when they fail again."""
-    from worker.redrive import redrive as redrive_paced
+    from packhorse.worker.redrive import redrive as redrive_paced
 
     selection = _selection(ids, fingerprint, queue, None, everything)
     total = done = 0
@@ -314,6 +327,6 @@ def _pretty(payload: Any) -> list[str]:
 
 def _edited(payload: Any) -> str:
     """The payload after a person has been at it in $VISUAL or $EDITOR."""
-    from worker.cli.editor import edit_text
+    from packhorse.worker.cli.editor import edit_text
 
     return edit_text("\n".join(_pretty(payload)) + "\n", suffix=".json")

@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from worker.cli.common import AsJson, database_url
-from worker.cli.render import clean, print_json
-from worker.config import load_settings
-from worker.exits import EXIT_FAILED, EXIT_OK
+from packhorse.worker.cli.common import AsJson, database_url
+from packhorse.worker.cli.render import clean, print_json
+from packhorse.worker.config import load_settings
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
 
 
 def doctor(strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 for a warning, too.")] = False, as_json: AsJson = False) -> int:
     """Examine connection, pooler, schema, privileges and settings; changes nothing; exit code 1 when something is broken."""
-    from worker.doctor.examine import examine
+    from packhorse.worker.doctor.examine import examine
 
     settings = load_settings()
     found = examine(database_url(settings), settings)

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from worker.cli.errors import CommandError, usage
+from packhorse.worker.cli.errors import CommandError, usage
 
 
 def edit_text(text: str, *, suffix: str) -> str:

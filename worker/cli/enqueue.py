@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from worker.cli.common import AsJson, database, duration, json_object, moment
-from worker.cli.errors import CommandError, usage
-from worker.cli.render import print_json
-from worker.db.connection import DeadlineConnection
-from worker.db.errors import translated
-from worker.errors import StoreRejected
-from worker.exits import EXIT_OK
-from worker.store.operations import list_workers, require_type
+from packhorse.worker.cli.common import AsJson, database, duration, json_object, moment
+from packhorse.worker.cli.errors import CommandError, usage
+from packhorse.worker.cli.render import print_json
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.errors import StoreRejected
+from packhorse.worker.exits import EXIT_OK
+from packhorse.worker.store.operations import list_workers, require_type
 
 
 def enqueue(
@@ -36,7 +36,7 @@ def enqueue(
     as_json: AsJson = False,
 ) -> int:
     """Put one message on a queue; prints its id."""
-    from worker.producer import enqueue as enqueue_on
+    from packhorse.worker.producer import enqueue as enqueue_on
 
     if delay is not None and run_at is not None:
         raise usage("run_at", "--run-at and --delay both say when it may start", "Give one of them")

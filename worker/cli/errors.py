@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass
 
-from worker.errors import (
+from packhorse.worker.errors import (
     AdoptionRefused,
     ConfigError,
     InvalidArgument,
@@ -18,7 +18,7 @@ from worker.errors import (
     UnknownQueue,
     WorkerError,
 )
-from worker.exits import EXIT_FAILED, EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_USAGE
+from packhorse.worker.exits import EXIT_FAILED, EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_USAGE
 
 #: SQLSTATE -> what an operator can do about it.
 _HINTS = {
@@ -61,7 +61,7 @@ class Problem:
 
 def describe(error: WorkerError) -> Problem:
     """The Problem of any error that Packhorse raises on purpose."""
-    from worker.embedded import EmbeddedError
+    from packhorse.worker.embedded import EmbeddedError
 
     if isinstance(error, CommandError):
         return Problem(error.code, str(error), error.exit_code, error.field, error.hint)
@@ -91,7 +91,7 @@ def describe(error: WorkerError) -> Problem:
 
 
 def _describe_argument(error: InvalidArgument) -> Problem:
-    from worker.errors import NotFound
+    from packhorse.worker.errors import NotFound
 
     text = str(error).removesuffix(f". {error.hint}") if error.hint else str(error)
     if isinstance(error, UnknownQueue):

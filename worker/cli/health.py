@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from worker.cli.common import AsJson, database
-from worker.cli.render import print_fields, print_json, print_rows
-from worker.exits import EXIT_FAILED, EXIT_OK
-from worker.records import Row
-from worker.store import health as store
+from packhorse.worker.cli.common import AsJson, database
+from packhorse.worker.cli.render import print_fields, print_json, print_rows
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
+from packhorse.worker.records import Row
+from packhorse.worker.store import health as store
 
 #: The worst first; `absent` says nothing about health.
 _ORDER = ("fail", "warn", "ok")

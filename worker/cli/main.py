@@ -10,8 +10,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from worker import __version__
-from worker.cli import (
+from packhorse.worker.cli import (
     config,
     conversations,
     dead_letter,
@@ -31,9 +30,10 @@ from worker.cli import (
     up,
     worker,
 )
-from worker.cli.errors import Problem, describe, report, usage
-from worker.errors import WorkerError
-from worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from packhorse.worker.cli.errors import Problem, describe, report, usage
+from packhorse.worker.errors import WorkerError
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from packhorse.worker.version import __version__
 
 _TYPER_INTERRUPTED = 130
 

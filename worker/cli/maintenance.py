@@ -10,18 +10,18 @@ from typing import Annotated, Any
 
 import typer
 
-from schedules.checking import check_plan
-from schedules.config import Plan, load_plan
-from schedules.partitions import PartitionKeeper
-from schedules.policies import Partitions, Retention
-from schedules.retention import plan as retention_plan
-from schedules.runner import TaskRunner, find
-from worker.cli.common import MIGRATE_SECONDS, AsJson, Limit, Operator, Reason, Yes, confirmed, database, database_url, operator_name
-from worker.cli.render import print_fields, print_json, print_rows, progress
-from worker.config import load_settings
-from worker.db.connection import DeadlineConnection
-from worker.exits import EXIT_FAILED, EXIT_OK
-from worker.store import maintenance as store
+from packhorse.schedules.checking import check_plan
+from packhorse.schedules.config import Plan, load_plan
+from packhorse.schedules.partitions import PartitionKeeper
+from packhorse.schedules.policies import Partitions, Retention
+from packhorse.schedules.retention import plan as retention_plan
+from packhorse.schedules.runner import TaskRunner, find
+from packhorse.worker.cli.common import MIGRATE_SECONDS, AsJson, Limit, Operator, Reason, Yes, confirmed, database, database_url, operator_name
+from packhorse.worker.cli.render import print_fields, print_json, print_rows, progress
+from packhorse.worker.config import load_settings
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
+from packhorse.worker.store import maintenance as store
 
 app = typer.Typer(no_args_is_help=True, help="Maintenance: retention, partitions, repairs.")
 
@@ -30,7 +30,7 @@ Task = Annotated[str, typer.Argument(metavar="TASK", help="Name of the task, as 
 
 def open_owner() -> DeadlineConnection:
     """A connection of the tables' owner: maintenance_url, else the embedded server's owner, else database_url."""
-    from worker.db.sessions import open_owner as opened
+    from packhorse.worker.db.sessions import open_owner as opened
 
     settings = load_settings()
     url = None if settings.maintenance_url else database_url(settings, owner=True)
@@ -40,7 +40,7 @@ def open_owner() -> DeadlineConnection:
 @contextmanager
 def owner() -> Iterator[DeadlineConnection]:
     """The same, closed at the end of the block; refuses a schema that this code does not understand. Raises SchemaMismatch, StoreError."""
-    from worker.db import migrate
+    from packhorse.worker.db import migrate
 
     connection = open_owner()
     try:

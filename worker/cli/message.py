@@ -8,15 +8,15 @@ from typing import Annotated
 
 import typer
 
-from worker.cli.common import MOST_ID, AsJson, Limit, Operator, Queue, Reason, database, operator_name
-from worker.cli.errors import CommandError
-from worker.cli.render import print_fields, print_json, print_rows
-from worker.db.connection import DeadlineConnection
-from worker.db.errors import translated
-from worker.errors import NotFound, StoreConflict, WorkerError
-from worker.exits import EXIT_FAILED, EXIT_OK
-from worker.states import State
-from worker.store import messages, operations
+from packhorse.worker.cli.common import MOST_ID, AsJson, Limit, Operator, Queue, Reason, database, operator_name
+from packhorse.worker.cli.errors import CommandError
+from packhorse.worker.cli.render import print_fields, print_json, print_rows
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.errors import NotFound, StoreConflict, WorkerError
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
+from packhorse.worker.states import State
+from packhorse.worker.store import messages, operations
 
 app = typer.Typer(no_args_is_help=True, help="Messages: find, explain, cancel, retry.")
 

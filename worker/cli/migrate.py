@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import migrate_adopt
-from worker.cli.common import MIGRATE_SECONDS, AsJson, Yes, confirmed, database
-from worker.cli.errors import describe, report, usage
-from worker.cli.render import print_json, print_rows
-from worker.config import load_settings
-from worker.db import migrate
-from worker.errors import SchemaMismatch
-from worker.exits import EXIT_OK, EXIT_SCHEMA
-from worker.store import installation
+from packhorse.worker.cli import migrate_adopt
+from packhorse.worker.cli.common import MIGRATE_SECONDS, AsJson, Yes, confirmed, database
+from packhorse.worker.cli.errors import describe, report, usage
+from packhorse.worker.cli.render import print_json, print_rows
+from packhorse.worker.config import load_settings
+from packhorse.worker.db import migrate
+from packhorse.worker.errors import SchemaMismatch
+from packhorse.worker.exits import EXIT_OK, EXIT_SCHEMA
+from packhorse.worker.store import installation
 
 app = typer.Typer(no_args_is_help=True, help="The schema: apply, list, check, adopt.")
 app.command("adopt")(migrate_adopt.adopt_command)

@@ -7,18 +7,18 @@ from typing import Annotated
 
 import typer
 
-from worker.adopt.adoption import LEGACY_SCHEMA, Adopted, Order, adopt, look, refuse
-from worker.adopt.compare import Item
-from worker.adopt.importing import BATCH
-from worker.adopt.mapping import Choices
-from worker.adopt.plan import Plan
-from worker.cli.common import MIGRATE_SECONDS, AsJson, Yes, confirmed, database
-from worker.cli.errors import usage
-from worker.cli.render import clean, print_json, print_rows, progress
-from worker.config import load_settings
-from worker.db import migrate
-from worker.exits import EXIT_FAILED, EXIT_OK
-from worker.records import Row
+from packhorse.worker.adopt.adoption import LEGACY_SCHEMA, Adopted, Order, adopt, look, refuse
+from packhorse.worker.adopt.compare import Item
+from packhorse.worker.adopt.importing import BATCH
+from packhorse.worker.adopt.mapping import Choices
+from packhorse.worker.adopt.plan import Plan
+from packhorse.worker.cli.common import MIGRATE_SECONDS, AsJson, Yes, confirmed, database
+from packhorse.worker.cli.errors import usage
+from packhorse.worker.cli.render import clean, print_json, print_rows, progress
+from packhorse.worker.config import load_settings
+from packhorse.worker.db import migrate
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
+from packhorse.worker.records import Row
 
 _SETS = typer.Option("--with", metavar="SET", help="Also an optional set: platform.")
 _MAP = typer.Option("--map", metavar="FIELD=COLUMN", help="Which column of the old table is a field of a message.")

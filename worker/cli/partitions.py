@@ -6,18 +6,18 @@ from typing import Annotated
 
 import typer
 
-from schedules.config import load_plan
-from schedules.partitions import PartitionKeeper, Step
-from schedules.policies import Partitions
-from schedules.runner import TaskRunner
-from worker.cli.common import AsJson, Limit, Operator, Yes, confirmed, operator_name
-from worker.cli.errors import usage
-from worker.cli.maintenance import open_owner, owner
-from worker.cli.render import print_json, print_rows
-from worker.errors import InvalidArgument
-from worker.exits import EXIT_FAILED, EXIT_OK
-from worker.near import did_you_mean
-from worker.store import partitions as store
+from packhorse.schedules.config import load_plan
+from packhorse.schedules.partitions import PartitionKeeper, Step
+from packhorse.schedules.policies import Partitions
+from packhorse.schedules.runner import TaskRunner
+from packhorse.worker.cli.common import AsJson, Limit, Operator, Yes, confirmed, operator_name
+from packhorse.worker.cli.errors import usage
+from packhorse.worker.cli.maintenance import open_owner, owner
+from packhorse.worker.cli.render import print_json, print_rows
+from packhorse.worker.errors import InvalidArgument
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
+from packhorse.worker.near import did_you_mean
+from packhorse.worker.store import partitions as store
 
 app = typer.Typer(no_args_is_help=True, help="Partitions: made ahead, detached, exported, dropped.")
 

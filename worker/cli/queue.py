@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from worker.cli.common import AsJson, Operator, database, operator_name
-from worker.cli.errors import usage
-from worker.cli.render import print_json, print_rows
-from worker.exits import EXIT_OK
-from worker.records import Row
-from worker.store import operations
+from packhorse.worker.cli.common import AsJson, Operator, database, operator_name
+from packhorse.worker.cli.errors import usage
+from packhorse.worker.cli.render import print_json, print_rows
+from packhorse.worker.exits import EXIT_OK
+from packhorse.worker.records import Row
+from packhorse.worker.store import operations
 
 app = typer.Typer(no_args_is_help=True, help="Queues: depth, pause, settings.")
 

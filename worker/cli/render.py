@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from worker.records import Row
+from packhorse.worker.records import Row
 
 #: Columns of a table that is not shown on a terminal: wide enough that nothing is cut.
 PIPE_WIDTH = 250

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from schedules.triggers import trigger, upcoming, zone
-from worker.cli.common import AsJson, Limit, Operator, Reason, database, operator_name
-from worker.cli.render import print_fields, print_json, print_rows
-from worker.exits import EXIT_OK
-from worker.store import schedules as store
+from packhorse.schedules.triggers import trigger, upcoming, zone
+from packhorse.worker.cli.common import AsJson, Limit, Operator, Reason, database, operator_name
+from packhorse.worker.cli.render import print_fields, print_json, print_rows
+from packhorse.worker.exits import EXIT_OK
+from packhorse.worker.store import schedules as store
 
 app = typer.Typer(no_args_is_help=True, help="Schedules: what is enqueued again and again.")
 

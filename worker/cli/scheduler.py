@@ -9,25 +9,25 @@ from typing import Annotated
 import typer
 from pydantic import SecretStr
 
-from schedules.checking import check_plan
-from schedules.config import read_plan
-from schedules.registry import QUEUE
-from worker.cli.common import configure_logging, database_url
-from worker.cli.maintenance import owner
-from worker.config import load_settings
-from worker.errors import ConfigError, StoreUnavailable
+from packhorse.schedules.checking import check_plan
+from packhorse.schedules.config import read_plan
+from packhorse.schedules.registry import QUEUE
+from packhorse.worker.cli.common import configure_logging, database_url
+from packhorse.worker.cli.maintenance import owner
+from packhorse.worker.config import load_settings
+from packhorse.worker.errors import ConfigError, StoreUnavailable
 
 #: The module whose import adds the scheduler to a worker process; last, so that it joins the broker of users' modules.
-MODULE = "schedules.actors"
+MODULE = "packhorse.schedules.actors"
 
 Modules = Annotated[list[str] | None, typer.Argument(help="Modules that declare schedules; default: the setting `actors`.", metavar="[MODULES]...")]
 
 
 def scheduler(modules: Modules = None) -> int:
     """Fire schedules and run maintenance. Any number of these may run: none leads. Signals as for `packhorse worker`."""
-    from worker.embedded import Embedded
-    from worker.observe.systemd import Notifier
-    from worker.supervisor import Supervisor
+    from packhorse.worker.embedded import Embedded
+    from packhorse.worker.observe.systemd import Notifier
+    from packhorse.worker.supervisor import Supervisor
 
     settings = load_settings(actors=",".join(modules) if modules else None)
     url = database_url(settings)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from worker.cli import queue
-from worker.cli.common import AsJson, database
-from worker.cli.render import print_json, print_rows
-from worker.exits import EXIT_OK
-from worker.store import operations
+from packhorse.worker.cli import queue
+from packhorse.worker.cli.common import AsJson, database
+from packhorse.worker.cli.render import print_json, print_rows
+from packhorse.worker.exits import EXIT_OK
+from packhorse.worker.store import operations
 
 WORKER_COLUMNS = [
     "id",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from worker.cli.common import AsJson, database
-from worker.cli.render import print_json, print_rows
-from worker.exits import EXIT_OK
-from worker.store import table_care as store
+from packhorse.worker.cli.common import AsJson, database
+from packhorse.worker.cli.render import print_json, print_rows
+from packhorse.worker.exits import EXIT_OK
+from packhorse.worker.store import table_care as store
 
 
 def table_care(as_json: AsJson = False) -> int:

@@ -13,17 +13,17 @@ from typing import Annotated, Any
 
 import typer
 
-from worker.cli.common import database_url, duration
-from worker.cli.render import PIPE_WIDTH
-from worker.cli.top_frame import frame
-from worker.config import Settings, load_settings
-from worker.db import migrate
-from worker.db.connection import DeadlineConnection
-from worker.db.pool import Link
-from worker.db.sessions import open_work
-from worker.errors import StoreUnavailable, WorkerError
-from worker.exits import EXIT_OK
-from worker.store import top as store
+from packhorse.worker.cli.common import database_url, duration
+from packhorse.worker.cli.render import PIPE_WIDTH
+from packhorse.worker.cli.top_frame import frame
+from packhorse.worker.config import Settings, load_settings
+from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.pool import Link
+from packhorse.worker.db.sessions import open_work
+from packhorse.worker.errors import StoreUnavailable, WorkerError
+from packhorse.worker.exits import EXIT_OK
+from packhorse.worker.store import top as store
 
 #: Deadline of one look: a screen that stands still must say why.
 LOOK_SECONDS = 5.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker.cli.render import clean
-from worker.records import Row
-from worker.store.top import Look
+from packhorse.worker.cli.render import clean
+from packhorse.worker.records import Row
+from packhorse.worker.store.top import Look
 
 #: Lines of a section beside its head, where the terminal is low.
 LEAST_ROWS = 2

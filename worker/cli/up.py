@@ -10,18 +10,18 @@ from typing import Annotated, Any
 
 import typer
 
-from worker.cli.common import MIGRATE_SECONDS, configure_logging, database_url
-from worker.cli.worker import Modules, Processes
-from worker.config import Settings, load_settings
-from worker.exits import EXIT_OK, EXIT_USAGE
+from packhorse.worker.cli.common import MIGRATE_SECONDS, configure_logging, database_url
+from packhorse.worker.cli.worker import Modules, Processes
+from packhorse.worker.config import Settings, load_settings
+from packhorse.worker.exits import EXIT_OK, EXIT_USAGE
 
 _NO_ACTORS = """\
 No actors are configured, so no worker runs. Write some, for example in my_actors.py:
 
     import dramatiq
-    import worker
+    import packhorse
 
-    dramatiq.set_broker(worker.PostgresBroker())
+    dramatiq.set_broker(packhorse.PostgresBroker())
 
     @dramatiq.actor
     def greet(name: str) -> None:
@@ -48,10 +48,10 @@ def up(
 
 
 def _with_database_of_theirs(settings: Settings) -> int:
-    from worker.config import mask_url
-    from worker.db import migrate
-    from worker.db.sessions import open_work
-    from worker.store import installation
+    from packhorse.worker.config import mask_url
+    from packhorse.worker.db import migrate
+    from packhorse.worker.db.sessions import open_work
+    from packhorse.worker.store import installation
 
     url = database_url(settings)
     connection = open_work(settings, "up", deadline_seconds=MIGRATE_SECONDS)
@@ -66,7 +66,7 @@ def _with_database_of_theirs(settings: Settings) -> int:
 
 
 def _with_embedded(settings: Settings, given: dict[str, Any]) -> int:
-    from worker.embedded import Embedded
+    from packhorse.worker.embedded import Embedded
 
     server = Embedded(settings.data_dir)
     try:
@@ -91,9 +91,9 @@ def _with_embedded(settings: Settings, given: dict[str, Any]) -> int:
 def _run(settings: Settings, *, keep_up: bool) -> int:
     """Workers until a signal; without actors the database alone, when there is one to keep up."""
     if settings.actors:
-        from schedules.registry import QUEUE
-        from worker.cli.scheduler import MODULE
-        from worker.supervisor import Supervisor
+        from packhorse.schedules.registry import QUEUE
+        from packhorse.worker.cli.scheduler import MODULE
+        from packhorse.worker.supervisor import Supervisor
 
         _say(f"Workers    {settings.processes} x {settings.threads} threads: {', '.join(settings.actors)}      (Ctrl-C drains and stops)")
         _say("Schedules  packhorse schedule list | packhorse maintenance list")

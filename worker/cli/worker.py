@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from schedules.config import has_policies
-from worker.cli.common import configure_logging, database_url
-from worker.config import load_settings
-from worker.errors import ConfigError
+from packhorse.schedules.config import has_policies
+from packhorse.worker.cli.common import configure_logging, database_url
+from packhorse.worker.config import load_settings
+from packhorse.worker.errors import ConfigError
 
 #: The module that tells the database what packhorse.toml says of retention; last, so that it joins the broker of users' modules.
-DECLARE = "schedules.declare"
+DECLARE = "packhorse.schedules.declare"
 
 Modules = Annotated[list[str] | None, typer.Argument(help="Modules that declare actors; default: the setting `actors`.", metavar="[MODULES]...")]
 Processes = Annotated[int | None, typer.Option("--processes", "-p", help="Worker processes; default: the setting `processes`.")]
@@ -24,9 +24,9 @@ Queues = Annotated[str | None, typer.Option("--queues", "-q", help="Only these q
 
 def worker(modules: Modules = None, processes: Processes = None, threads: Threads = None, queues: Queues = None) -> int:
     """Run handlers. SIGTERM or Ctrl-C drains, a second one interrupts, SIGHUP restarts one process at a time."""
-    from worker.embedded import Embedded
-    from worker.observe.systemd import Notifier
-    from worker.supervisor import Supervisor
+    from packhorse.worker.embedded import Embedded
+    from packhorse.worker.observe.systemd import Notifier
+    from packhorse.worker.supervisor import Supervisor
 
     given: dict[str, Any] = {"actors": ",".join(modules) if modules else None, "processes": processes, "threads": threads, "queues": queues}
     settings = load_settings(**given)

@@ -24,11 +24,11 @@ from psycopg.pq.abc import PGresult
 from psycopg.rows import tuple_row
 from psycopg.types.datetime import TimestamptzLoader
 
-from worker import forks
-from worker.db.errors import DeadlinePassed, translated
-from worker.db.queries import sql
-from worker.errors import InvalidArgument
-from worker.service import still_alive
+from packhorse.worker import forks
+from packhorse.worker.db.errors import DeadlinePassed, translated
+from packhorse.worker.db.queries import sql
+from packhorse.worker.errors import InvalidArgument
+from packhorse.worker.service import still_alive
 
 T = TypeVar("T")
 

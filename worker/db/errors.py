@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import psycopg
 from psycopg import errors as pg
 
-from worker.errors import InvalidArgument, StoreConflict, StoreError, StoreRejected, StoreUnavailable, UnknownQueue
+from packhorse.worker.errors import InvalidArgument, StoreConflict, StoreError, StoreRejected, StoreUnavailable, UnknownQueue
 
 #: Classes of SQLSTATE after which the connection is of no use: lost, shutting down, too many clients,
 #: read-only after a switchover, disk or memory full (temporary, SPEC FAILURES 41, 77).

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from worker.db.connection import DeadlineConnection
-from worker.db.pool import Link
-from worker.service import Service
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.pool import Link
+from packhorse.worker.service import Service
 
 CHANNEL = "packhorse_wake"
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from worker.db.connection import DeadlineConnection
-from worker.db.errors import translated
-from worker.db.queries import sql
-from worker.errors import MigrationError, SchemaMismatch, StoreConflict
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.db.queries import sql
+from packhorse.worker.errors import MigrationError, SchemaMismatch, StoreConflict
 
 T = TypeVar("T")
 
@@ -41,9 +41,8 @@ class Migration:
 
 
 def directory() -> Path:
-    """Where the files are: inside the installed package, or beside it in a checkout."""
-    inside = Path(__file__).parent.parent / "_migrations"
-    return inside if inside.is_dir() else Path(__file__).parent.parent.parent / "migrations"
+    """Where the files are: packhorse/migrations, a link in a checkout."""
+    return Path(__file__).parent.parent.parent / "migrations"
 
 
 def available(path: Path | None = None, *, sets: Iterable[str] = ()) -> list[Migration]:

@@ -16,10 +16,10 @@ from typing import Any
 
 from psycopg.pq import TransactionStatus
 
-from worker import forks
-from worker.db.connection import DeadlineConnection
-from worker.db.errors import translated
-from worker.errors import StoreUnavailable
+from packhorse.worker import forks
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.errors import StoreUnavailable
 
 MAX_AGE_SECONDS = 1800.0
 MAX_WAIT_SECONDS = 30.0

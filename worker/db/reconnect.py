@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from worker.errors import StoreUnavailable
-from worker.service import current_service
+from packhorse.worker.errors import StoreUnavailable
+from packhorse.worker.service import current_service
 
 FIRST_SECONDS = 0.5  # the longest pause after the first attempt that failed; it doubles
 URGENT_SECONDS = 2.0  # the same for a process that holds messages: their leases run

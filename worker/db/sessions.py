@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker.config import Settings
-from worker.db.connection import DeadlineConnection, connect
-from worker.db.reconnect import politely
-from worker.errors import ConfigError
+from packhorse.worker.config import Settings
+from packhorse.worker.db.connection import DeadlineConnection, connect
+from packhorse.worker.db.reconnect import politely
+from packhorse.worker.errors import ConfigError
 
 
 def open_work(settings: Settings, purpose: str, *, url: str | None = None, **options: Any) -> DeadlineConnection:

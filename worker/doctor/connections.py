@@ -6,11 +6,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 
-from worker.config import Settings
-from worker.db.connection import DeadlineConnection
-from worker.doctor.findings import Finding
-from worker.errors import StoreError
-from worker.store import doctor as store
+from packhorse.worker.config import Settings
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.doctor.findings import Finding
+from packhorse.worker.errors import StoreError
+from packhorse.worker.store import doctor as store
 
 #: Server processes that a pooler is made to use up while we look whether ours is given away.
 OCCUPIED = 4

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from worker.config import Settings
-from worker.db import migrate
-from worker.db.connection import DeadlineConnection
-from worker.db.errors import translated
-from worker.db.sessions import open_for_examination, open_listen
-from worker.doctor.connections import examine_listen, examine_mode
-from worker.doctor.findings import Finding
-from worker.doctor.server import examine_retention, examine_rls, examine_sequences, examine_server
-from worker.doctor.snapshot import drift
-from worker.errors import SchemaMismatch
+from packhorse.worker.config import Settings
+from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.db.sessions import open_for_examination, open_listen
+from packhorse.worker.doctor.connections import examine_listen, examine_mode
+from packhorse.worker.doctor.findings import Finding
+from packhorse.worker.doctor.server import examine_retention, examine_rls, examine_sequences, examine_server
+from packhorse.worker.doctor.snapshot import drift
+from packhorse.worker.errors import SchemaMismatch
 
 
 def examine(url: str, settings: Settings) -> list[Finding]:

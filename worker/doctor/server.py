@@ -6,17 +6,17 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
-from worker.broker import DEFAULT_POOL_SIZE
-from worker.clock import skew
-from worker.config import Settings
-from worker.db.connection import DeadlineConnection
-from worker.db.errors import translated
-from worker.db.migrate import MINIMUM_SERVER
-from worker.doctor.findings import Finding
-from worker.errors import StoreError
-from worker.records import Row
-from worker.store import doctor as store
-from worker.store import workers
+from packhorse.worker.broker import DEFAULT_POOL_SIZE
+from packhorse.worker.clock import skew
+from packhorse.worker.config import Settings
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.db.migrate import MINIMUM_SERVER
+from packhorse.worker.doctor.findings import Finding
+from packhorse.worker.errors import StoreError
+from packhorse.worker.records import Row
+from packhorse.worker.store import doctor as store
+from packhorse.worker.store import workers
 
 #: Leases and schedules go by the database's clock; a host that is off by more than this confuses whoever reads its log.
 SKEW_WARN_SECONDS = 2.0

@@ -1,6 +1,6 @@
 """The snapshot: what the migrations make, as a committed file; what a database has otherwise (STYLE 2.4).
 
-Made by `python -m worker.doctor.snapshot`, reviewed in diffs, compared with a fresh database by a test. One line per
+Made by `python -m packhorse.worker.doctor.snapshot`, reviewed in diffs, compared with a fresh database by a test. One line per
 object: kind, name, definition. Bodies of functions are there as checksums, views by their columns: definitions that
 every server version prints alike. Objects that the snapshot does not know are the user's own business.
 """
@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from worker.db import migrate
-from worker.db.connection import DeadlineConnection
-from worker.doctor.findings import Finding
-from worker.errors import MigrationError
-from worker.records import Row
-from worker.store import doctor as store
+from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.doctor.findings import Finding
+from packhorse.worker.errors import MigrationError
+from packhorse.worker.records import Row
+from packhorse.worker.store import doctor as store
 
 FILE = "schema.snapshot.tsv"
 Objects = dict[tuple[str, str], str]
@@ -108,8 +108,8 @@ def write() -> None:
     """Make both files from empty databases on an embedded server of its own."""
     import tempfile
 
-    from worker.db.sessions import open_own_server
-    from worker.embedded import Embedded
+    from packhorse.worker.db.sessions import open_own_server
+    from packhorse.worker.embedded import Embedded
 
     with tempfile.TemporaryDirectory(prefix="ph-") as folder:
         server = Embedded(Path(folder))

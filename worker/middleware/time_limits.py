@@ -13,9 +13,9 @@ from typing import Any
 
 from dramatiq.middleware import TimeLimit
 
-from worker.encoding import MAX_DELAY_SECONDS
-from worker.errors import InvalidArgument
-from worker.messages import ClaimedMessage
+from packhorse.worker.encoding import MAX_DELAY_SECONDS
+from packhorse.worker.errors import InvalidArgument
+from packhorse.worker.messages import ClaimedMessage
 
 logger = logging.getLogger("packhorse.time_limits")
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from dramatiq.middleware import Middleware
 
-from worker.errors import LeaseLost
-from worker.messages import ClaimedMessage, failure
-from worker.observe import tracing
-from worker.observe.tracing import Failure, Processing
+from packhorse.worker.errors import LeaseLost
+from packhorse.worker.messages import ClaimedMessage, failure
+from packhorse.worker.observe import tracing
+from packhorse.worker.observe.tracing import Failure, Processing
 
 #: Ending -> packhorse.outcome; `failed` is what the database makes a retry or a death of.
 _OUTCOMES = {

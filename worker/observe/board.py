@@ -14,9 +14,9 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from worker.observe.duties import Duties
-from worker.observe.slab import ACTOR_OUTCOMES as _ACTOR_OUTCOMES
-from worker.observe.slab import ACTORS, BY_ACTOR, BY_QUEUE, QUEUE_WIDTH, QUEUES, Slab
+from packhorse.worker.observe.duties import Duties
+from packhorse.worker.observe.slab import ACTOR_OUTCOMES as _ACTOR_OUTCOMES
+from packhorse.worker.observe.slab import ACTORS, BY_ACTOR, BY_QUEUE, QUEUE_WIDTH, QUEUES, Slab
 
 #: Why a child was replaced: it was killed or crashed, ended by itself with an error, ended to be replaced or
 #: recycled, ended itself when a lease was over, did not tick or did not come to its end, was told to by SIGHUP.

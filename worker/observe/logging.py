@@ -27,11 +27,11 @@ from typing import Any, ClassVar, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from worker.observe import tracing
-from worker.observe.masking import mask, mask_record, on_one_line
-from worker.observe.outlet import Outlet
-from worker.observe.repeats import Repeats
-from worker.observe.tracebacks import outline
+from packhorse.worker.observe import tracing
+from packhorse.worker.observe.masking import mask, mask_record, on_one_line
+from packhorse.worker.observe.outlet import Outlet
+from packhorse.worker.observe.repeats import Repeats
+from packhorse.worker.observe.tracebacks import outline
 
 OUR_LOGGERS = "packhorse"
 

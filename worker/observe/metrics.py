@@ -18,10 +18,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from worker.observe import board as cells
-from worker.observe import slab as layout
-from worker.observe.board import PARTS, RESTARTS, Board, Totals
-from worker.observe.slab import ACTOR_OUTCOMES, CLAIM_BOUNDS, CLAIM_RESULTS, DB_ERRORS, DURATION_BOUNDS, LOOPS, OUTCOMES, WAIT_BOUNDS, width
+from packhorse.worker.observe import board as cells
+from packhorse.worker.observe import slab as layout
+from packhorse.worker.observe.board import PARTS, RESTARTS, Board, Totals
+from packhorse.worker.observe.slab import ACTOR_OUTCOMES, CLAIM_BOUNDS, CLAIM_RESULTS, DB_ERRORS, DURATION_BOUNDS, LOOPS, OUTCOMES, WAIT_BOUNDS, width
 
 PREFIX = "packhorse_"
 

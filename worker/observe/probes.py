@@ -10,10 +10,10 @@ Each function returns what is wrong, [] when nothing is. Times are CLOCK_MONOTON
 
 from __future__ import annotations
 
-from worker.observe.board import ALIVE, DRAINING, PARENT_TICK, STARTED, Board
-from worker.observe.duties import Problem
-from worker.observe.slab import CLAIM_FAILING, CONTACT_AT, REGISTERED, Slab
-from worker.observe.slab import DRAINING as CHILD_DRAINING
+from packhorse.worker.observe.board import ALIVE, DRAINING, PARENT_TICK, STARTED, Board
+from packhorse.worker.observe.duties import Problem
+from packhorse.worker.observe.slab import CLAIM_FAILING, CONTACT_AT, REGISTERED, Slab
+from packhorse.worker.observe.slab import DRAINING as CHILD_DRAINING
 
 
 def late_loops(slab: Slab, now: float, budget_seconds: float, since: float = 0.0) -> list[str]:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from worker import forks
+from packhorse.worker import forks
 
 MOST = 50
 WINDOW_SECONDS = 10.0

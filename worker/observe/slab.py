@@ -17,8 +17,8 @@ import os
 from array import array
 from collections.abc import Iterable
 
-from worker import forks
-from worker.observe.duties import Duties
+from packhorse.worker import forks
+from packhorse.worker.observe.duties import Duties
 
 #: Services that must tick; a handler's lane ticks through the timekeeper, the scheduler in `packhorse scheduler` only.
 LOOPS = ("pump", "heartbeat", "timekeeper", "lane", "scheduler")

@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from worker import __version__
-from worker.config import TRACING_NEEDS
-from worker.errors import ConfigError
-from worker.observe.masking import mask
+from packhorse.worker.config import TRACING_NEEDS
+from packhorse.worker.errors import ConfigError
+from packhorse.worker.observe.masking import mask
+from packhorse.worker.version import __version__
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

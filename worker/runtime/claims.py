@@ -13,16 +13,16 @@ from math import inf
 from typing import Any
 from uuid import UUID
 
-from worker.db.pool import Link
-from worker.errors import StoreError, StoreUnavailable
-from worker.messages import ClaimedMessage
-from worker.runtime.cursor import ALL, ClaimCursor, Look
-from worker.runtime.lost_claims import LostClaims
-from worker.runtime.meter import Meter
-from worker.runtime.pace import Pace
-from worker.runtime.successors import Successors
-from worker.runtime.wakeups import QUIET_SECONDS, Wakeups
-from worker.store import messages as store
+from packhorse.worker.db.pool import Link
+from packhorse.worker.errors import StoreError, StoreUnavailable
+from packhorse.worker.messages import ClaimedMessage
+from packhorse.worker.runtime.cursor import ALL, ClaimCursor, Look
+from packhorse.worker.runtime.lost_claims import LostClaims
+from packhorse.worker.runtime.meter import Meter
+from packhorse.worker.runtime.pace import Pace
+from packhorse.worker.runtime.successors import Successors
+from packhorse.worker.runtime.wakeups import QUIET_SECONDS, Wakeups
+from packhorse.worker.store import messages as store
 
 ISOLATION_POLL_SECONDS = 0.5
 AGAIN_SECONDS = 0.05  # after a claim that took all there was: what will be due next is still to be asked

@@ -14,7 +14,7 @@ from typing import Any
 
 from dramatiq.asyncio import get_event_loop_thread
 
-from worker import forks
+from packhorse.worker import forks
 
 
 class Coroutines:

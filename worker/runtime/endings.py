@@ -12,11 +12,11 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-from worker.db.pool import Link
-from worker.errors import StoreConflict, StoreUnavailable
-from worker.messages import ClaimedMessage
-from worker.observe.duties import code_of
-from worker.settle import settle, without_details
+from packhorse.worker.db.pool import Link
+from packhorse.worker.errors import StoreConflict, StoreUnavailable
+from packhorse.worker.messages import ClaimedMessage
+from packhorse.worker.observe.duties import code_of
+from packhorse.worker.settle import settle, without_details
 
 logger = logging.getLogger("packhorse.pump")
 

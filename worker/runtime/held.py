@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator
 
-from worker.messages import ClaimedMessage
-from worker.runtime.meter import Meter
-from worker.runtime.outcomes import OutcomeLog
-from worker.runtime.slots import RunningIds
+from packhorse.worker.messages import ClaimedMessage
+from packhorse.worker.runtime.meter import Meter
+from packhorse.worker.runtime.outcomes import OutcomeLog
+from packhorse.worker.runtime.slots import RunningIds
 
 logger = logging.getLogger("packhorse.pump")
 

@@ -16,8 +16,8 @@ from typing import Any
 from dramatiq.middleware import Middleware, MiddlewareError
 from dramatiq.results import Results
 
-from worker import forks
-from worker.middleware.retries import Retries
+from packhorse.worker import forks
+from packhorse.worker.middleware.retries import Retries
 
 logger = logging.getLogger("packhorse.hooks")
 

@@ -20,15 +20,24 @@ from typing import Any
 
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
-from worker import forks
-from worker.context import current
-from worker.db.errors import LOCKED, translated
-from worker.errors import CancelInterrupt, DrainInterrupt, LeaseInterrupt, LeaseLost, NotCompleted, StoreError, StoreUnavailable, UndecodableMessage
-from worker.messages import ClaimedMessage, Ending, failure
-from worker.middleware.retries import asked_for
-from worker.runtime.hooks import Hooks
-from worker.runtime.slots import RunningIds, Slot
-from worker.store import messages as store
+from packhorse.worker import forks
+from packhorse.worker.context import current
+from packhorse.worker.db.errors import LOCKED, translated
+from packhorse.worker.errors import (
+    CancelInterrupt,
+    DrainInterrupt,
+    LeaseInterrupt,
+    LeaseLost,
+    NotCompleted,
+    StoreError,
+    StoreUnavailable,
+    UndecodableMessage,
+)
+from packhorse.worker.messages import ClaimedMessage, Ending, failure
+from packhorse.worker.middleware.retries import asked_for
+from packhorse.worker.runtime.hooks import Hooks
+from packhorse.worker.runtime.slots import RunningIds, Slot
+from packhorse.worker.store import messages as store
 
 logger = logging.getLogger("packhorse.lane")
 

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterable
 from uuid import UUID
 
-from worker.db.pool import Link
-from worker.store import messages as store
+from packhorse.worker.db.pool import Link
+from packhorse.worker.store import messages as store
 
 logger = logging.getLogger("packhorse.pump")
 

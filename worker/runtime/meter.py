@@ -11,12 +11,12 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 
-from worker.db.errors import error_counts
-from worker.messages import ClaimedMessage
-from worker.observe import slab as layout
-from worker.observe import tracing
-from worker.observe.slab import CLAIM_BOUNDS, DURATION_BOUNDS, WAIT_BOUNDS, Slab
-from worker.runtime.slots import Slot
+from packhorse.worker.db.errors import error_counts
+from packhorse.worker.messages import ClaimedMessage
+from packhorse.worker.observe import slab as layout
+from packhorse.worker.observe import tracing
+from packhorse.worker.observe.slab import CLAIM_BOUNDS, DURATION_BOUNDS, WAIT_BOUNDS, Slab
+from packhorse.worker.runtime.slots import Slot
 
 #: What settle() answers -> outcome.
 _OUTCOMES = {name: layout.FINISHED + index for index, name in enumerate(layout.OUTCOMES)}

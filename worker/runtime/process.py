@@ -21,29 +21,38 @@ from uuid import uuid4
 
 import dramatiq
 
-from worker import folder, forks
-from worker.broker import PostgresBroker
-from worker.config import Settings
-from worker.db import migrate
-from worker.db.listen import Listener
-from worker.db.sessions import open_listen
-from worker.errors import CancelInterrupt, ConfigError, DrainInterrupt, InvalidArgument, LeaseInterrupt, SchemaMismatch, StoreError, StoreUnavailable
-from worker.exits import EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED
-from worker.heartbeat import Heartbeat
-from worker.messages import ClaimedMessage
-from worker.middleware import Checked, TimeLimits
-from worker.middleware.retries import policies
-from worker.middleware.tracing import Tracing
-from worker.near import near_miss
-from worker.observe.slab import CONTACT_AT, DRAINING, HURRY, ISOLATED_AT, ISOLATION, LISTENING, REGISTERED, THREADS, Slab
-from worker.runtime.coroutines import Coroutines
-from worker.runtime.lane import Lane
-from worker.runtime.meter import Meter
-from worker.runtime.pump import Pump
-from worker.runtime.slots import RunningIds, Slot
-from worker.runtime.stopping import StopRequest
-from worker.runtime.timekeeper import Timekeeper
-from worker.store import workers as store
+from packhorse.worker import folder, forks
+from packhorse.worker.broker import PostgresBroker
+from packhorse.worker.config import Settings
+from packhorse.worker.db import migrate
+from packhorse.worker.db.listen import Listener
+from packhorse.worker.db.sessions import open_listen
+from packhorse.worker.errors import (
+    CancelInterrupt,
+    ConfigError,
+    DrainInterrupt,
+    InvalidArgument,
+    LeaseInterrupt,
+    SchemaMismatch,
+    StoreError,
+    StoreUnavailable,
+)
+from packhorse.worker.exits import EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED
+from packhorse.worker.heartbeat import Heartbeat
+from packhorse.worker.messages import ClaimedMessage
+from packhorse.worker.middleware import Checked, TimeLimits
+from packhorse.worker.middleware.retries import policies
+from packhorse.worker.middleware.tracing import Tracing
+from packhorse.worker.near import near_miss
+from packhorse.worker.observe.slab import CONTACT_AT, DRAINING, HURRY, ISOLATED_AT, ISOLATION, LISTENING, REGISTERED, THREADS, Slab
+from packhorse.worker.runtime.coroutines import Coroutines
+from packhorse.worker.runtime.lane import Lane
+from packhorse.worker.runtime.meter import Meter
+from packhorse.worker.runtime.pump import Pump
+from packhorse.worker.runtime.slots import RunningIds, Slot
+from packhorse.worker.runtime.stopping import StopRequest
+from packhorse.worker.runtime.timekeeper import Timekeeper
+from packhorse.worker.store import workers as store
 
 logger = logging.getLogger("packhorse.process")
 
@@ -198,7 +207,7 @@ class WorkerProcess:
                 connection = self.broker.open_connection("start")
                 try:
                     migrate.check(connection)
-                    from worker.db.errors import translated
+                    from packhorse.worker.db.errors import translated
 
                     with translated():
                         if not store.self_test(connection):

@@ -13,20 +13,20 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from worker.db.connection import DeadlineConnection
-from worker.db.pool import Link
-from worker.errors import StoreError, StoreUnavailable
-from worker.messages import ClaimedMessage
-from worker.runtime.claims import Claims, Request
-from worker.runtime.endings import EndingWriter
-from worker.runtime.held import Held
-from worker.runtime.lane import Lane
-from worker.runtime.meter import Meter
-from worker.runtime.outcomes import OutcomeLog
-from worker.runtime.pace import Pace
-from worker.runtime.slots import RunningIds
-from worker.service import Service
-from worker.store import messages as store
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.pool import Link
+from packhorse.worker.errors import StoreError, StoreUnavailable
+from packhorse.worker.messages import ClaimedMessage
+from packhorse.worker.runtime.claims import Claims, Request
+from packhorse.worker.runtime.endings import EndingWriter
+from packhorse.worker.runtime.held import Held
+from packhorse.worker.runtime.lane import Lane
+from packhorse.worker.runtime.meter import Meter
+from packhorse.worker.runtime.outcomes import OutcomeLog
+from packhorse.worker.runtime.pace import Pace
+from packhorse.worker.runtime.slots import RunningIds
+from packhorse.worker.service import Service
+from packhorse.worker.store import messages as store
 
 logger = logging.getLogger("packhorse.pump")
 

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from dramatiq.middleware import TimeLimitExceeded
 
-from worker.errors import LeaseInterrupt
-from worker.messages import ClaimedMessage
-from worker.runtime.lane import Lane
-from worker.service import Service
+from packhorse.worker.errors import LeaseInterrupt
+from packhorse.worker.messages import ClaimedMessage
+from packhorse.worker.runtime.lane import Lane
+from packhorse.worker.service import Service
 
 logger = logging.getLogger("packhorse.timekeeper")
 

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from math import inf
 
-from worker.db.pool import Link
-from worker.store import messages as store
+from packhorse.worker.db.pool import Link
+from packhorse.worker.store import messages as store
 
 WAKE_SECONDS = 10.0  # how long a request for NOTIFY stands: NOTIFY ends that long after the last listener, at most
 RENEW_SECONDS = 4.0  # asked again after this: the database lets a request stand that has half of WAKE_SECONDS left

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from worker.db import composed
-from worker.db.connection import DeadlineConnection
-from worker.db.queries import sql
-from worker.records import Row
-from worker.store.rows import rows, value
+from packhorse.worker.db import composed
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.queries import sql
+from packhorse.worker.records import Row
+from packhorse.worker.store.rows import rows, value
 
 PLAN = "packhorse_import_plan"
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from worker.db.connection import DeadlineConnection
-from worker.db.queries import sql
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.queries import sql
 
 
 def store_result(connection: DeadlineConnection, key: str, result: str, ttl_seconds: float) -> None:

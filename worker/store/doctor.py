@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from worker.db.connection import DeadlineConnection
-from worker.db.queries import sql
-from worker.records import Row
-from worker.store.rows import rows, value
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.queries import sql
+from packhorse.worker.records import Row
+from packhorse.worker.store.rows import rows, value
 
 
 def schema_objects(connection: DeadlineConnection) -> list[Row]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from worker.db.connection import DeadlineConnection
-from worker.db.queries import sql
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.queries import sql
 
 
 def refresh(connection: DeadlineConnection, max_age_seconds: float) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from worker.db.connection import DeadlineConnection
-from worker.records import Row
-from worker.store.rows import rows
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.records import Row
+from packhorse.worker.store.rows import rows
 
 
 def checks(connection: DeadlineConnection, check: str | None = None) -> list[Row]:

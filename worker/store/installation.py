@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from worker.db import composed, migrate
-from worker.db.connection import DeadlineConnection
-from worker.db.errors import translated
-from worker.db.queries import sql
-from worker.records import Row
-from worker.store.rows import rows, value
+from packhorse.worker.db import composed, migrate
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.db.queries import sql
+from packhorse.worker.records import Row
+from packhorse.worker.store.rows import rows, value
 
 
 def ensure_database(connection: DeadlineConnection, name: str) -> None:

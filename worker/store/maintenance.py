@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from worker.db import composed
-from worker.db.connection import DeadlineConnection
-from worker.db.queries import sql
-from worker.records import Row
-from worker.store.messages import dumps
-from worker.store.rows import rows, value
+from packhorse.worker.db import composed
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.queries import sql
+from packhorse.worker.records import Row
+from packhorse.worker.store.messages import dumps
+from packhorse.worker.store.rows import rows, value
 
 #: In the condition of a policy: the time before which rows go.
 CUTOFF = "{cutoff}"

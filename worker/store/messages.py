@@ -12,9 +12,9 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from worker.db.connection import DeadlineConnection
-from worker.db.queries import sql
-from worker.records import EnqueueResult, Gate
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.queries import sql
+from packhorse.worker.records import EnqueueResult, Gate
 
 _ENQUEUE = sql("enqueue")
 _ENQUEUE_PLAIN = sql("enqueue_plain")

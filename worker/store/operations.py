@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker.db.connection import DeadlineConnection
-from worker.db.queries import sql
-from worker.errors import InvalidArgument, NotFound
-from worker.near import did_you_mean
-from worker.records import Row
-from worker.store import dead_letters, messages
-from worker.store.rows import rows, value
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.queries import sql
+from packhorse.worker.errors import InvalidArgument, NotFound
+from packhorse.worker.near import did_you_mean
+from packhorse.worker.records import Row
+from packhorse.worker.store import dead_letters, messages
+from packhorse.worker.store.rows import rows, value
 
 
 def queue_health(connection: DeadlineConnection) -> list[Row]:

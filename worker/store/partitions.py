@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from worker.db import composed
-from worker.db.connection import DeadlineConnection
-from worker.db.queries import sql
-from worker.records import Row
-from worker.store.maintenance import quoted
-from worker.store.rows import rows, value
+from packhorse.worker.db import composed
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.queries import sql
+from packhorse.worker.records import Row
+from packhorse.worker.store.maintenance import quoted
+from packhorse.worker.store.rows import rows, value
 
 
 @dataclass(frozen=True, slots=True)

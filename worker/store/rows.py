@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from worker.db.connection import DeadlineConnection
-from worker.db.queries import sql
-from worker.records import Row
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.queries import sql
+from packhorse.worker.records import Row
 
 _JSON_OIDS = frozenset({114, 3802})
 

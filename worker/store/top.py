@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from worker.db.connection import DeadlineConnection
-from worker.records import Row
-from worker.store.rows import rows
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.records import Row
+from packhorse.worker.store.rows import rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from worker.db.connection import DeadlineConnection
-from worker.db.queries import sql
-from worker.records import Attention
-from worker.store import messages
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.queries import sql
+from packhorse.worker.records import Attention
+from packhorse.worker.store import messages
 
 UPKEEP_STEPS = (
     "upkeep_partitions",

@@ -10,10 +10,10 @@ import psycopg
 import pytest
 from psycopg import sql as composed
 
+from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import connect
 from tests.sql.client import Sql
 from tests.support.postgres import Database, Server
-from worker.db import migrate
-from worker.db.connection import connect
 
 _templates: dict[str, Database] = {}
 _shared: dict[str, Database] = {}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from packhorse.worker.db import migrate
 from tests.sql import test_catalogue as queue
 from tests.support.postgres import Database
-from worker.db import migrate
 
 ROOT = Path(__file__).parents[3]
 TEXT = "\n".join(path.read_text() for path in sorted((ROOT / "migrations/platform").glob("0*.sql")) if ".down." not in path.name)

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import DeadlineConnection, connect
+from packhorse.worker.errors import MigrationError, SchemaMismatch, StoreError
+from packhorse.worker.exits import EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
+from packhorse.worker.store import installation
 from tests.sql.parking import in_background
 from tests.support.accounting import effects
 from tests.support.cli import Cli
@@ -15,11 +20,6 @@ from tests.support.databases import migrators
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
 from tests.support.workers import Daemon, Ledger
-from worker.db import migrate
-from worker.db.connection import DeadlineConnection, connect
-from worker.errors import MigrationError, SchemaMismatch, StoreError
-from worker.exits import EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
-from worker.store import installation
 
 QUEUE = [migration.name for migration in migrate.available()]
 PLATFORM = [migration.name for migration in migrate.available(sets=["platform"])][len(QUEUE) :]

@@ -1,0 +1,83 @@
+"""Packhorse: background work on the Postgres you already have.
+
+The public names, and the only package that an installation makes importable (SPEC N1). Importing them has no side
+effects. They are looked up when they are used: a command that shows its help needs neither dramatiq nor psycopg.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from packhorse.worker.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from packhorse.worker.broker import PostgresBroker
+    from packhorse.worker.context import correlation_id, current_connection, current_message
+    from packhorse.worker.errors import (
+        AgentError,
+        Bury,
+        Cancel,
+        ConfigError,
+        InvalidArgument,
+        LeaseLost,
+        MessageProcessingError,
+        Retry,
+        Snooze,
+        StoreError,
+        StoreUnavailable,
+        WorkerError,
+        WorkflowError,
+    )
+    from packhorse.worker.producer import enqueue, enqueue_async, enqueue_payloads, enqueue_payloads_async
+    from packhorse.worker.records import EnqueueResult
+
+_HOMES = {
+    "PostgresBroker": "broker",
+    "correlation_id": "context",
+    "current_connection": "context",
+    "current_message": "context",
+    "enqueue": "producer",
+    "enqueue_async": "producer",
+    "enqueue_payloads": "producer",
+    "enqueue_payloads_async": "producer",
+    "EnqueueResult": "records",
+}
+
+__all__ = [
+    "AgentError",
+    "Bury",
+    "Cancel",
+    "ConfigError",
+    "EnqueueResult",
+    "InvalidArgument",
+    "LeaseLost",
+    "MessageProcessingError",
+    "PostgresBroker",
+    "Retry",
+    "Snooze",
+    "StoreError",
+    "StoreUnavailable",
+    "WorkerError",
+    "WorkflowError",
+    "correlation_id",
+    "current_connection",
+    "current_message",
+    "enqueue",
+    "enqueue_async",
+    "enqueue_payloads",
+    "enqueue_payloads_async",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported at its first use; everything not listed in _HOMES is an error class."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.worker.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

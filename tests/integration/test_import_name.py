@@ -1,0 +1,166 @@
+"""An installation makes one name importable, `packhorse`: whatever the application calls its own modules (SPEC N1)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.support.waiting import wait_until
+from tests.support.wheel import install
+from tests.support.workers import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+APP = """\
+import dramatiq
+import packhorse
+from packhorse import PostgresBroker
+{imports}
+
+dramatiq.set_broker(PostgresBroker())
+
+
+@dramatiq.actor
+def greet(name: str) -> None:
+    print(f"hello {{name}} from {{MINE}}", flush=True)
+
+
+async def app(scope, receive, send):
+    assert scope["type"] == "lifespan" or scope["type"] == "http"
+    if scope["type"] == "http":
+        await send({{"type": "http.response.start", "status": 200}})
+        await send({{"type": "http.response.body", "body": MINE.encode()}})
+"""
+LAYOUTS = {
+    "packages": {"worker/__init__.py": "MINE = 'my worker'\n", "schedules/__init__.py": "", "migrations/0001_mine.sql": "select 1;\n"},
+    "modules": {"worker.py": "MINE = 'my worker'\n", "schedules.py": "", "migrations.py": ""},
+}
+TEST = "import my_app\n\n\ndef test_mine():\n    assert my_app.MINE == 'my worker' and my_app.packhorse.__version__\n"
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """An environment with the wheel, pytest and uvicorn; its bin/."""
+    return install(tmp_path_factory.mktemp("wheel"), "pytest", "uvicorn")[0] / "bin"
+
+
+@pytest.fixture(params=LAYOUTS)
+def application(request, tmp_path):
+    for name, text in {
+        **LAYOUTS[request.param],
+        "test_my_app.py": TEST,
+        "my_app.py": APP.format(imports="import schedules\nfrom worker import MINE"),
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def run(environment: Path, application: Path, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
+    variables = {"PATH": f"{environment}:{os.environ['PATH']}", "HOME": str(application), **more}
+    return subprocess.run([environment / command[0], *command[1:]], cwd=application, env=variables, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (
+            "python",
+            "-c",
+            "import my_app, packhorse.worker.broker; assert my_app.PostgresBroker is packhorse.worker.broker.PostgresBroker; print(my_app.MINE)",
+        ),
+        ("python", "-m", "pytest", "-q", "test_my_app.py"),
+        ("pytest", "-q", "--import-mode=importlib", "-o", "pythonpath=.", "test_my_app.py"),
+    ],
+    ids=["python -c", "python -m pytest", "pytest"],
+)
+def test_modules_of_the_application_keep_their_names(environment, application, command):
+    done = run(environment, application, *command, DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_uvicorn_serves_an_application_beside_them(environment, application):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    variables = {"PATH": f"{environment}:{os.environ['PATH']}", "HOME": str(application)}
+    server = subprocess.Popen([environment / "uvicorn", "my_app:app", "--port", str(port)], cwd=application, env=variables)
+    try:
+        wait_until(lambda: answer(port) == "my worker" or server.poll() is not None, 30)
+        assert server.poll() is None
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def answer(port: int) -> str | None:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as response:
+            return response.read().decode()
+    except OSError:
+        return None
+
+
+@pytest.mark.parametrize(
+    "command", [("packhorse", "worker", "my_app"), ("dramatiq", "my_app", "--processes", "1", "--threads", "1")], ids=["packhorse", "dramatiq"]
+)
+def test_a_worker_runs_the_application_beside_them(environment, application, database, command):
+    variables = {"PATH": f"{environment}:{os.environ['PATH']}", "HOME": str(application), "DATABASE_URL": database.url}
+    database.query("select declare_queue('default')")
+    database.query("select enqueue_message('default', 'greet', '{\"name\": \"you\"}')")
+    log = application / "log"
+    with log.open("wb") as stream:
+        worker = subprocess.Popen(
+            [environment / command[0], *command[1:]], cwd=application, env=variables, stdout=stream, stderr=stream, start_new_session=True
+        )
+    try:
+        wait_until(lambda: "hello you from my worker" in log.read_text() or worker.poll() is not None, 60)
+        wait_until(lambda: database.query("select state from all_messages") == [("done",)], 20)
+    finally:
+        os.killpg(worker.pid, signal.SIGTERM)
+        worker.wait(30)
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+def test_the_folders_of_the_repository_are_no_names_of_an_installation(environment, tmp_path):
+    for name in ("worker", "schedules", "migrations"):
+        assert run(environment, tmp_path, "python", "-c", f"import {name}").returncode != 0, name
+
+
+TYPED = """\
+import packhorse
+from packhorse import Snooze, current_message
+
+
+def order(connection: object) -> int:
+    message = current_message()
+    if message is not None and message.attempt > 3:
+        raise Snooze(30)
+    return packhorse.enqueue(connection, "reply", {"a": 1}, queue="q", priority=1, delay=3.0).id
+"""
+
+
+def mypy(folder: Path, text: str) -> str:
+    (folder / "typed_app.py").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(folder / "cache"), "typed_app.py"],
+        cwd=folder,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout
+
+
+def test_a_type_checker_knows_the_public_calls_and_refuses_a_misspelt_option(tmp_path):
+    assert "Success" in mypy(tmp_path, TYPED)
+    assert 'Unexpected keyword argument "priorty"' in mypy(tmp_path, TYPED.replace("priority=1", "priorty=1"))
+    assert "incompatible type" in mypy(tmp_path, TYPED.replace("priority=1", 'priority="first"'))
