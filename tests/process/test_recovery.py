@@ -153,3 +153,19 @@ def test_outages_longer_than_the_lease_are_no_crashes(server, database, ledger, 
         assert started == 2, "each start is in the history"
     finally:
         proxy.close()
+
+
+@pytest.mark.slow
+def test_a_start_whose_completion_was_not_written_is_in_the_history(database, ledger, start_daemon):
+    """Its handler was done; the process died before the database knew. It was once given back as if it had never started."""
+    start_daemon(database, ledger, threads=2, lease_seconds=600, heartbeat_seconds=1).wait_ready()
+    with database.connect(admin=True) as operator, operator.transaction():
+        operator.execute("lock table message_archive in access exclusive mode")
+        (message,) = effects(database, 1, "m")
+        wait_until(lambda: ledger.counts("effect")["m0"] == 1)
+        os.kill(int(ledger.lines("start")[0][2]), signal.SIGKILL)
+        wait_until(lambda: database.value("select crashes from message_queue where id = %s", message) == 1, 20)
+    wait_for_end(database, 30)
+    ((attempt, entry),) = database.query("select attempt, history -> 0 from message_archive")
+    assert (attempt, entry["event"], entry["attempt"]) == (1, "crash", 1)
+    assert ledger.counts("effect")["m0"] == 2

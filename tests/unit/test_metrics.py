@@ -346,3 +346,10 @@ def test_a_slab_is_empty_after_it_was_cleared():
     slab.clear()
     assert not any(slab.totals) and not any(slab.states) and slab.queues.read() == ["other"]
     assert array("d", slab.totals) == array("d", bytes(TOTALS * 8))
+
+
+def test_a_process_that_fences_itself_counts_its_lost_leases():
+    """It ends at once: nobody else can count them."""
+    board = Board(1)
+    a_meter(board.slabs[0]).fenced([a_message("q0"), a_message("unknown")])
+    assert rendered(board)["leases_lost_total", ()] == 2
