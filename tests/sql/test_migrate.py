@@ -11,6 +11,7 @@ import pytest
 from packhorse.worker.db import migrate
 from packhorse.worker.db.connection import DeadlineConnection, connect
 from packhorse.worker.errors import MigrationError, SchemaMismatch
+from packhorse.worker.version import __version__
 from tests.sql.parking import in_background
 from tests.support.databases import migrators
 from tests.support.postgres import Database
@@ -87,6 +88,63 @@ def test_a_database_that_is_newer_than_the_code_is_refused_and_named(connection:
         migrate.down(connection)
 
 
+def from_the_future(database: Database, runs_beside: str | None) -> None:
+    database.query("insert into packhorse_migrations (name, checksum, runs_beside) values ('9999_add_something', 'x', %s)", runs_beside)
+
+
+@pytest.mark.parametrize("oldest", ["0.0.9", __version__])
+def test_code_runs_beside_a_migration_of_a_newer_release_that_allows_it(
+    connection: DeadlineConnection, empty_database: Database, oldest: str
+) -> None:
+    """A rolling deploy, and a rollback of the code, need no rollback of the schema (SPEC P7b)."""
+    migrate.up(connection)
+    from_the_future(empty_database, oldest)
+    migrate.check(connection)
+    assert migrate.up(connection) == []
+
+
+@pytest.mark.parametrize("oldest", ["99.0.0", None])
+def test_code_that_is_too_old_for_a_migration_is_refused(connection: DeadlineConnection, empty_database: Database, oldest: str | None) -> None:
+    migrate.up(connection)
+    from_the_future(empty_database, oldest)
+    with pytest.raises(SchemaMismatch, match="this code is older than the database, which has 9999_add_something"):
+        migrate.check(connection)
+
+
+def test_code_adds_nothing_of_its_own_below_a_migration_of_a_newer_release(connection: DeadlineConnection, empty_database: Database) -> None:
+    migrate.up(connection)
+    from_the_future(empty_database, __version__)
+    with pytest.raises(SchemaMismatch, match="would add platform/0001"):
+        migrate.up(connection, sets=["platform"])
+    assert empty_database.value("select count(*) from packhorse_migrations where name like 'platform/%%'") == 0
+
+
+def test_a_migration_says_in_its_file_which_release_may_run_beside_it(
+    connection: DeadlineConnection, empty_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_migration(tmp_path, monkeypatch, "-- Adds a column.\n-- Runs beside: 0.1.0\nalter table message_queue add column extra integer;")
+    migrate.up(connection)
+    assert empty_database.value("select runs_beside from packhorse_migrations where name = '0900_add_something'") == "0.1.0"
+
+
+def test_producers_get_through_while_a_migration_waits_for_a_long_reader(
+    connection: DeadlineConnection, empty_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for a lock keeps all who come after it waiting: so it waits for a second, and lets them through."""
+    migrate.up(connection)
+    add_migration(tmp_path, monkeypatch, "alter table message_queue add column extra integer;")
+    with empty_database.connect(admin=True) as reader, reader.transaction():
+        reader.execute("select count(*) from message_queue")
+        done = in_background(migrate.up, connection)
+        waits = "select exists (select from pg_locks where relation = 'message_queue'::regclass and not granted)"
+        for _ in range(2):
+            wait_until(lambda: empty_database.value(waits), 30, "it waits")
+            empty_database.query("select enqueue_message('default', 'effect')")
+            wait_until(lambda: not empty_database.value(waits), 30, "it has given way")
+        assert not done.done()
+    assert done.result(60) == ["0900_add_something"]
+
+
 def test_a_code_that_is_newer_than_the_database_is_refused_and_named(connection: DeadlineConnection, empty_database: Database) -> None:
     with pytest.raises(SchemaMismatch, match="no queue schema"):
         migrate.check(connection)
@@ -135,6 +193,7 @@ def test_a_migration_waits_for_no_lock_for_long(
     from packhorse.worker.errors import StoreConflict
 
     migrate.up(connection)
+    monkeypatch.setattr(migrate, "LOCK_WAIT_SECONDS", 0.1)
     add_migration(tmp_path, monkeypatch, "set local lock_timeout = '100ms'; alter table message_queue add column extra integer;")
     with empty_database.connect(admin=True) as holder, holder.transaction():
         holder.execute("select count(*) from message_queue")

@@ -102,13 +102,13 @@ def compare(connection: DeadlineConnection, sets: Iterable[str] = ()) -> Compari
     )
 
 
-def refuse_strangers(theirs: dict[str, str], migrations: Sequence[Migration]) -> None:
+def refuse_strangers(theirs: dict[str, migrate.Applied], migrations: Sequence[Migration]) -> None:
     """Raise SchemaMismatch when the record has what this code does not know, or knows otherwise."""
     ours = {migration.name: migration.checksum for migration in migrations}
     for name in sorted(theirs, reverse=True):
         if name not in ours:
             raise SchemaMismatch(f"this code is older than the database, which has {name}. Upgrade packhorse")
-        if theirs[name] != ours[name]:
+        if theirs[name].checksum != ours[name]:
             raise SchemaMismatch(f"migration {name} in the database differs from the file of the same name")
 
 
@@ -220,5 +220,5 @@ def applied_now(connection: DeadlineConnection, migrations: Iterable[Migration])
     with translated():
         connection.execute(sql("migrations_table"))
         for migration in migrations:
-            connection.execute(sql("migrations_record"), (migration.name, migration.checksum))
+            connection.execute(sql("migrations_record"), (migration.name, migration.checksum, migration.runs_beside))
         connection.execute(sql("migrations_readable"))

@@ -2,7 +2,9 @@
 
 Every migration runs in a transaction of its own that holds the migrator's advisory lock and records
 name and checksum; whoever comes second waits without a snapshot, reads again and finds nothing to do.
-A process refuses to work on a schema it does not understand and says which side is older.
+A process refuses to work on a schema it does not understand and says which side is older. A migration that older code may
+run beside says so: `-- Runs beside: 0.1.0` names the oldest release that does (SPEC P7b). So a rolling deploy, and a rollback of
+the code, need no rollback of the schema.
 
 Besides the queue's own migrations there are optional sets, each a subfolder: `platform/0001_...`. A set
 is in force in a database from the moment its first migration is recorded there.
@@ -11,6 +13,7 @@ is in force in a database from the moment its first migration is recorded there.
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,26 +21,51 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from packhorse.worker.db.connection import DeadlineConnection
-from packhorse.worker.db.errors import translated
+from packhorse.worker.db.errors import LOCKED, translated
 from packhorse.worker.db.queries import sql
 from packhorse.worker.errors import MigrationError, SchemaMismatch, StoreConflict
+from packhorse.worker.version import __version__
 
 T = TypeVar("T")
 
 MINIMUM_SERVER = 140000
 LOCK_WAIT_SECONDS = 60.0
+#: Between two tries to have a lock that a long reader keeps: others get through meanwhile.
+PAUSE_SECONDS, MOST_PAUSE_SECONDS = 0.5, 8.0
+_RUNS_BESIDE = re.compile(r"^-- Runs beside: (\d+\.\d+\.\d+)\s*$", re.MULTILINE)
 #: Optional sets: subfolders of the migrations, applied after the queue's own and taken back before them.
 SETS = ("platform",)
 
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One file: `name` without suffix (with its set, if any: `platform/0001_...`), text, sha256 of it, way back."""
+    """One file: `name` without suffix (with its set, if any: `platform/0001_...`), text, sha256 of it, way back.
+
+    runs_beside: the oldest release whose code works on the schema with it; None: only the release that brings it.
+    """
 
     name: str
     text: str
     checksum: str
     down: str | None
+    runs_beside: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What the record of a database says of one migration."""
+
+    checksum: str
+    runs_beside: str | None
+
+    @property
+    def suits_this_code(self) -> bool:
+        """May this code run beside it, without knowing it?"""
+        return self.runs_beside is not None and _numbers(self.runs_beside) <= _numbers(__version__)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 def directory() -> Path:
@@ -69,7 +97,10 @@ def _read(folder: Path, prefix: str) -> list[Migration]:
             continue
         text = file.read_text()
         down = file.with_suffix(".down.sql")
-        found.append(Migration(prefix + file.stem, text, hashlib.sha256(text.encode()).hexdigest(), down.read_text() if down.exists() else None))
+        beside = _RUNS_BESIDE.search(text)
+        checksum = hashlib.sha256(text.encode()).hexdigest()
+        way_back = down.read_text() if down.exists() else None
+        found.append(Migration(prefix + file.stem, text, checksum, way_back, beside[1] if beside else None))
     if not found:
         raise MigrationError(f"no migrations found in {folder}: the installation is incomplete")
     return found
@@ -80,16 +111,25 @@ def sets_in(names: Iterable[str]) -> set[str]:
     return {prefix for name in names if (prefix := name.partition("/")[0]) in SETS and prefix != name}
 
 
-def applied(connection: DeadlineConnection) -> dict[str, str]:
-    """Checksum by name of what was applied; empty on a database without the queue."""
+def applied(connection: DeadlineConnection) -> dict[str, Applied]:
+    """What was applied, by name; empty on a database without the queue."""
     with translated():
         if not connection.execute(sql("migrations_exist")).fetchone()[0]:  # type: ignore[index]
             return {}
-        return {row[0]: row[1] for row in connection.execute(sql("migrations_applied")).fetchall()}
+        return {row[0]: Applied(row[1], row[3]) for row in connection.execute(sql("migrations_applied")).fetchall()}
+
+
+def _refuse_newer(theirs: dict[str, Applied], ours: Iterable[str]) -> list[str]:
+    """Migrations of newer releases that this code may run beside. Raises SchemaMismatch for those that it may not."""
+    newer = sorted(set(theirs) - set(ours))
+    strange = [name for name in newer if not theirs[name].suits_this_code]
+    if strange:
+        raise SchemaMismatch(f"this code is older than the database, which has {strange[-1]}. Upgrade packhorse")
+    return newer
 
 
 def check(connection: DeadlineConnection) -> None:
-    """Raise SchemaMismatch unless this code and the database have exactly the same migrations.
+    """Raise SchemaMismatch unless the database has the migrations of this code, and no others but those that it may run beside.
 
     A database without an optional set is as good as one with it; one with half of it is not.
     """
@@ -97,13 +137,11 @@ def check(connection: DeadlineConnection) -> None:
     theirs = applied(connection)
     ours = {migration.name: migration.checksum for migration in available(sets=sets_in(theirs))}
     missing = [name for name in ours if name not in theirs]
-    unknown = sorted(set(theirs) - set(ours))
-    changed = sorted(name for name in ours if theirs.get(name, ours[name]) != ours[name])
+    changed = sorted(name for name in ours if name in theirs and theirs[name].checksum != ours[name])
     if missing:
         what = "has no queue schema" if not theirs else f"is older than this code: {len(missing)} migration(s) missing, first {missing[0]}"
         raise SchemaMismatch(f"the database {what}. Run: packhorse migrate up")
-    if unknown:
-        raise SchemaMismatch(f"this code is older than the database, which has {unknown[-1]}. Upgrade packhorse")
+    _refuse_newer(theirs, ours)
     if changed:
         raise SchemaMismatch(
             f"migration {changed[0]} in the database differs from the file of the same name. "
@@ -129,15 +167,16 @@ def up(connection: DeadlineConnection, report: Callable[[str], Any] = lambda lin
     check_server(connection)
     theirs = applied(connection)
     wanted = available(sets={*sets, *sets_in(theirs)})
-    unknown = sorted(set(theirs) - {migration.name for migration in wanted})
-    if unknown:
-        raise SchemaMismatch(f"this code is older than the database, which has {unknown[-1]}. Upgrade packhorse")
+    newer = _refuse_newer(theirs, {migration.name for migration in wanted})
+    missing = [migration.name for migration in wanted if migration.name not in theirs]
+    if newer and missing:  # they were made to stand on it
+        raise SchemaMismatch(f"this code is older than the database, which has {newer[-1]}, and would add {missing[0]}. Upgrade packhorse")
     return [migration.name for migration in wanted if _apply(connection, migration, report)]
 
 
 def _apply(connection: DeadlineConnection, migration: Migration, report: Callable[[str], Any]) -> bool:
     known = applied(connection).get(migration.name)
-    if known == migration.checksum:
+    if known is not None and known.checksum == migration.checksum:
         return False
     if known is not None:
         raise MigrationError(f"{migration.name} was changed after it was applied; restore the file of the release")
@@ -147,12 +186,27 @@ def _apply(connection: DeadlineConnection, migration: Migration, report: Callabl
         if migration.name in applied(connection):
             return False  # somebody else was faster
         connection.execute(migration.text.encode(), prepare=False)
-        connection.execute(sql("migrations_record"), (migration.name, migration.checksum))
+        connection.execute(sql("migrations_record"), (migration.name, migration.checksum, migration.runs_beside))
         connection.execute(sql("migrations_readable"))
         report(migration.name)
         return True
 
-    return alone(connection, work)
+    return _patiently(lambda: alone(connection, work))
+
+
+def _patiently(work: Callable[[], T]) -> T:
+    """What `work` returns. A lock that it cannot have lets those through who wait behind it; it is tried again after a pause, a longer
+    one each time, for LOCK_WAIT_SECONDS."""
+    deadline = time.monotonic() + LOCK_WAIT_SECONDS
+    pause = PAUSE_SECONDS
+    while True:
+        try:
+            return work()
+        except StoreConflict as error:
+            if error.sqlstate not in LOCKED or time.monotonic() + pause > deadline:
+                raise
+        time.sleep(pause)  # without a transaction, as in alone
+        pause = min(2 * pause, MOST_PAUSE_SECONDS)
 
 
 def alone(connection: DeadlineConnection, work: Callable[[], T]) -> T:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from packhorse.worker.db import migrate
@@ -100,8 +101,13 @@ def repair(kind: str, name: str, definition: str, *, changed: bool = False) -> s
 def _home(kind: str, name: str) -> str:
     """The newest migration that makes the object."""
     pattern = re.compile(rf"^create (or replace )?{kind} {re.escape(name)}\b", re.MULTILINE)
-    homes = [migration.name for migration in migrate.available(sets=migrate.SETS) if pattern.search(migration.text)]
+    homes = [migration for migration, text in _texts() if pattern.search(text)]
     return f"migrations/{homes[-1]}.sql" if homes else "its migration"
+
+
+@cache
+def _texts() -> list[tuple[str, str]]:
+    return [(migration.name, migration.text) for migration in migrate.available(sets=migrate.SETS)]
 
 
 def write() -> None:

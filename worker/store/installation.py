@@ -54,7 +54,7 @@ def migration_script(schema: str, sets: Iterable[str] = ()) -> str:
     parts = [_statement("migration_script_head", schema=schema).as_string(None) + ";", sql("migrations_table") + ";"]
     for migration in migrate.available(sets=sets):
         record = composed.SQL(sql("migration_script_record")).format(
-            name=composed.Literal(migration.name), checksum=composed.Literal(migration.checksum)
+            name=composed.Literal(migration.name), checksum=composed.Literal(migration.checksum), runs_beside=composed.Literal(migration.runs_beside)
         )
         parts.append(f"-- {migration.name}\nbegin;\n{migration.text.strip()}\n{record.as_string(None)};\ncommit;")
     return "\n\n".join([*parts, sql("migrations_readable") + ";"]) + "\n"

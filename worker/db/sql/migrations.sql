@@ -1,7 +1,7 @@
 -- name: migrations_table
 -- The record of applied migrations.
 create table if not exists packhorse_migrations (
-  name text primary key, checksum text not null, applied_at timestamptz not null default clock_timestamp());
+  name text primary key, checksum text not null, applied_at timestamptz not null default clock_timestamp(), runs_beside text);
 
 -- name: migrations_readable
 -- Any role may ask which version it is. None but the owner writes there, whatever default privileges gave to whom: no worker
@@ -24,8 +24,8 @@ $$;
 select to_regclass('packhorse_migrations') is not null;
 
 -- name: migrations_applied
--- What was applied, in order.
-select name, checksum, applied_at from packhorse_migrations order by name;
+-- What was applied, in order. By way of JSON: the record of an unreleased version has no runs_beside.
+select m.name, m.checksum, m.applied_at, to_jsonb(m) ->> 'runs_beside' as runs_beside from packhorse_migrations m order by m.name;
 
 -- name: migrations_lock
 -- One migrator at a time; ends with the transaction.
@@ -38,15 +38,15 @@ where l.locktype = 'advisory' and l.granted and l.classid = hashtext('packhorse.
 
 -- name: migrations_record
 -- One migration was applied.
-insert into packhorse_migrations (name, checksum) values (%s, %s);
+insert into packhorse_migrations (name, checksum, runs_beside) values (%s, %s, %s);
 
 -- name: migrations_forget
 -- One migration was taken back.
 delete from packhorse_migrations where name = %s;
 
 -- name: migrations_timeouts
--- A migration waits for no lock longer than this.
-set local lock_timeout = '5s';
+-- A migration waits for no lock longer than this: while it waits, everybody who comes after it waits, too.
+set local lock_timeout = '1s';
 
 -- name: server_version
 -- The version of the server.
@@ -80,8 +80,8 @@ create role {name} login in role packhorse_worker;
 -- What a script of migrations starts with.
 -- (the record is made here because each migration writes into it)
 set search_path = {schema};
-set lock_timeout = '5s';
+set lock_timeout = '1s';
 
 -- name: migration_script_record
 -- The record of one migration, as text.
-insert into packhorse_migrations (name, checksum) values ({name}, {checksum});
+insert into packhorse_migrations (name, checksum, runs_beside) values ({name}, {checksum}, {runs_beside});
