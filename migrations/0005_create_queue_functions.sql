@@ -154,13 +154,27 @@ $$;
 comment on function resume_queue(text, text) is 'Let claims take from the queue again; true when it was paused.';
 
 create function announce_sleep(p_queues text[], p_for interval default '10 seconds') returns void
-language sql set search_path from current as $$
+language plpgsql set search_path from current as $$
 -- A worker that found nothing asks producers for a NOTIFY until now + p_for. It must claim once more
 -- afterwards: a producer that committed just before did not see the announcement. While it sleeps it asks again
 -- before half of p_for has passed: when nobody listens any more, NOTIFY ends with the last request.
-  update queue_wakeups set wake_until = clock_timestamp() + p_for
-  where queue = any (p_queues)
-    and (wake_until is null or wake_until < clock_timestamp() + p_for / 2);
+-- A row that somebody has locked is looked at again for 0.1 s; whoever keeps it longer keeps no worker from its work.
+declare
+  v_look integer := 0;
+begin
+  loop
+    update queue_wakeups set wake_until = clock_timestamp() + p_for
+    where queue in (
+      select queue from queue_wakeups
+      where queue = any (p_queues) and (wake_until is null or wake_until < clock_timestamp() + p_for / 2)
+      for no key update skip locked);
+    v_look := v_look + 1;
+    exit when v_look = 10 or not exists (
+      select from queue_wakeups
+      where queue = any (p_queues) and (wake_until is null or wake_until < clock_timestamp() + p_for / 2));
+    perform pg_sleep(0.01);
+  end loop;
+end
 $$;
 comment on function announce_sleep(text[], interval) is 'A sleeping worker asks for NOTIFY; claim once more afterwards.';
 
@@ -212,10 +226,13 @@ create function hand_over_queues(p_queues text[], p_wake boolean default true, p
 language plpgsql set search_path from current as $$
 -- For a worker that watches these queues. p_leave: it watches no longer, and producers NOTIFY again; it must claim once
 -- more afterwards, like after announce_sleep. p_wake: wake those that sleep, once, for there is more than it can start.
+-- A row that somebody has locked is left: what is watched there ends by itself, soon.
 begin
   if p_leave then
     update queue_wakeups set attended_until = null
-    where queue in (select queue from queue_wakeups where queue = any (p_queues) and attended_until is not null order by queue for no key update);
+    where queue in (
+      select queue from queue_wakeups where queue = any (p_queues) and attended_until is not null
+      order by queue for no key update skip locked);
   end if;
   if p_wake then
     perform pg_notify('packhorse_wake', queue) from queue_wakeups where queue = any (p_queues) and wake_until > clock_timestamp();

@@ -131,6 +131,7 @@ begin
   if v_keys is not null then
     promoted_ids := promote_conversations(v_keys);
   end if;
+  perform set_config('packhorse.promotes', 'off', true);
 end
 $$;
 comment on function settle_done(bigint[], bigint[]) is 'Used by complete_messages and complete_and_claim_messages.';
@@ -385,6 +386,9 @@ begin
         and (m.expires_at is null or m.expires_at > v_now)
         and (p_types is null or m.message_type = any (p_types))
         and exists (select from queues q where q.name = m.queue and q.paused_at is null
+                    and (q.rate_limit is null or rate_tokens_at(q, v_now) >= 1)
+                    and (q.max_concurrency is null or q.max_concurrency > (
+                      select count(*) from message_queue r where r.queue = q.name and r.state = 'running' and r.lease_token is not null))
                     and (m.concurrency_key is null or q.max_concurrency_per_key is null or q.max_concurrency_per_key > (
                       select count(*) from message_queue r
                       where r.queue = m.queue and r.state = 'running' and r.concurrency_key = m.concurrency_key)))

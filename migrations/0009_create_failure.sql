@@ -111,7 +111,7 @@ declare
   v_cancel boolean;
 begin
   update message_queue m
-  set state = 'pending', lease_holder = null, lease_token = null, lease_expires_at = null,
+  set state = 'pending', lease_holder = null, lease_token = null, lease_expires_at = null, completion_refused_at = null,
       run_at = clock_timestamp() + coalesce(bounded_delay(p_delay), message_backoff(m.attempt,
         coalesce(p_backoff_initial, q.backoff_initial), coalesce(p_backoff_multiplier, q.backoff_multiplier),
         greatest(coalesce(p_backoff_max, q.backoff_max), coalesce(p_backoff_initial, interval '0')), q.backoff_jitter)),
@@ -175,6 +175,7 @@ begin
   if v_keys is not null then
     perform promote_conversations(v_keys);
   end if;
+  perform set_config('packhorse.promotes', 'off', true);
   return coalesce(v_ids, '{}');
 end
 $$;
@@ -250,7 +251,7 @@ declare
   v_cancel boolean;
 begin
   update message_queue m
-  set state = 'pending', lease_holder = null, lease_token = null, lease_expires_at = null,
+  set state = 'pending', lease_holder = null, lease_token = null, lease_expires_at = null, completion_refused_at = null,
       attempt = m.attempt - 1, run_at = clock_timestamp() + coalesce(bounded_delay(p_delay), interval '0'),
       history = append_history(m.history, m.attempt, p_event, null, p_reason, m.lease_holder)
   where m.id = p_id and m.lease_token = p_token and m.state = 'running'
@@ -400,6 +401,7 @@ begin
   if v_keys is not null then
     perform promote_conversations(v_keys);
   end if;
+  perform set_config('packhorse.promotes', 'off', true);
   return coalesce(v_ids, '{}');
 end
 $$;

@@ -155,8 +155,12 @@ language plpgsql set search_path from current set enable_seqscan = off set jit =
 -- A handler ignored its time limit until its process was ended: the attempt has failed, by the policy that decides about
 -- every other failure (failure_policy). Returns what fail_message returns.
 declare
-  v_answer constant text := fail_message(p_id, p_token, 'HardTimeLimitExceeded', p_error_message);
+  v_answer text;
 begin
+  if exists (select from message_queue m where m.id = p_id and m.lease_token = p_token and m.completion_refused_at is not null) then
+    return 'lost'; -- it has succeeded after all, and waits for that to be written
+  end if;
+  v_answer := fail_message(p_id, p_token, 'HardTimeLimitExceeded', p_error_message);
   if v_answer = 'dead' then
     perform send_exhausted(array[p_id]);
   end if;
@@ -181,7 +185,7 @@ begin
   select * into v_queue from queues q where q.name = p_message.queue;
   if p_message.cancel_requested_at is not null then
     perform finish_cancelled(array[p_message.id], array[p_message.lease_token], 'cancel requested');
-  elsif v_counts and v_crashes >= v_queue.crash_limit then
+  elsif v_counts and v_crashes >= coalesce(v_queue.crash_limit, 3) then -- a row may name a queue that nobody has declared
     update message_queue m set crashes = v_crashes, attempt = m.attempt - 1 where m.id = p_message.id;
     perform send_exhausted(move_to_dead_letters(array[p_message.id], array[p_message.lease_token], 'quarantined', 'WorkerLost',
       format('the process died %s times while this message ran%s', v_crashes, coalesce(': ' || p_detail, '')), null, null));
@@ -192,8 +196,9 @@ begin
         crashes = case when v_counts then v_crashes else m.crashes end,
         run_at = case when not v_counts then m.run_at
           when v_crashes = 1 then clock_timestamp() + random() * interval '1 second'
-          else clock_timestamp() + message_backoff(v_crashes - 1, coalesce(v_policy.backoff_initial, v_queue.backoff_initial),
-            v_queue.backoff_multiplier, greatest(coalesce(v_policy.backoff_max, v_queue.backoff_max), v_policy.backoff_initial)) end,
+          else clock_timestamp() + message_backoff(v_crashes - 1, coalesce(v_policy.backoff_initial, v_queue.backoff_initial, '1 second'),
+            coalesce(v_queue.backoff_multiplier, 2),
+            greatest(coalesce(v_policy.backoff_max, v_queue.backoff_max, '30 seconds'), v_policy.backoff_initial)) end,
         history = case when p_event is null then m.history
           else append_history(m.history, m.attempt, p_event, case when v_counts then 'WorkerLost' end, p_detail, m.lease_holder) end
     where m.id = p_message.id;
@@ -254,10 +259,10 @@ begin
     where m.state = 'running' and m.lease_token is not null and coalesce(m.lease_expires_at, '-infinity') < clock_timestamp()
       and m.completion_refused_at is null
       and clock_timestamp() > pg_postmaster_start_time() + interval '5 seconds'
-      and not (m.crashes > 0 and exists (
+      and not exists (
         select from workers w join queues q on q.name = m.queue
         where w.id = m.lease_holder and m.crashes + 1 >= q.crash_limit
-          and w.last_seen_at > clock_timestamp() - greatest(3 * w.lease_duration, interval '1 minute')))
+          and w.last_seen_at > clock_timestamp() - greatest(3 * w.lease_duration, interval '1 minute'))
     order by m.lease_expires_at limit p_limit for no key update of m skip locked);
   return case when cardinality(v_ids) = 0 then 0 else return_lost_messages(v_ids, v_ids, 'lease_expired', 'its lease was over') end;
 end
@@ -265,14 +270,15 @@ $$;
 comment on function rescue_expired_messages(integer) is 'Return messages whose lease is over; returns how many.';
 
 create function recover_worker(
-  p_id uuid, p_started bigint[], p_detail text default null, p_crashed boolean default true, p_refused bigint[] default '{}'
+  p_id uuid, p_started bigint[], p_detail text default null, p_crashed boolean default true, p_refused bigint[] default '{}',
+  p_keep bigint[] default '{}'
 ) returns integer
 language plpgsql set search_path from current set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- A parent saw its child end: return what the child held at once. p_started: the messages whose handlers had started and
 -- whose outcome is not written. p_crashed: nobody had ordered that end, each of them counts a crash; else none does, and
 -- those counted when their leases were over are withdrawn. p_refused: messages whose handlers were done and whose
--- completion the database refused: these are marked, see mark_completion_refused.
+-- completion the database refused: these are marked, see mark_completion_refused. p_keep: left as they are, for a later call.
 -- Safe to repeat; a lease that moved on in the meantime is not touched. Returns how many.
 -- The caller does not come again, so a row that somebody has locked for an instant must not be passed over:
 -- claims lock running rows, to block messages behind them or because they saw them pending. Looks again
@@ -288,11 +294,13 @@ begin
     v_ids := array(
       select m.id from message_queue m
       where m.state = 'running' and m.lease_token is not null and m.lease_holder = p_id and m.completion_refused_at is null
+        and m.id <> all (p_keep)
       for no key update skip locked);
     v_count := v_count + return_lost_messages(v_ids, p_started, case when p_crashed then 'crash' else 'release' end, p_detail);
     exit when not exists (
       select from message_queue m
-      where m.state = 'running' and m.lease_token is not null and m.lease_holder = p_id and m.completion_refused_at is null);
+      where m.state = 'running' and m.lease_token is not null and m.lease_holder = p_id and m.completion_refused_at is null
+        and m.id <> all (p_keep));
     perform pg_sleep(0.05);
   end loop;
   if not p_crashed then
@@ -302,7 +310,7 @@ begin
   return v_count;
 end
 $$;
-comment on function recover_worker(uuid, bigint[], text, boolean, bigint[]) is 'A parent returns what its ended child held; returns how many.';
+comment on function recover_worker(uuid, bigint[], text, boolean, bigint[], bigint[]) is 'A parent returns what its ended child held; returns how many.';
 
 create function mark_completion_refused(p_ids bigint[], p_tokens bigint[], p_detail text) returns integer
 language sql volatile set search_path from current set lock_timeout = '500ms' as $$
@@ -408,7 +416,8 @@ $$;
 comment on function promote_after_delete() is 'Used by a trigger: the conversation of a message that was deleted by hand goes on.';
 
 create trigger message_queue_deleted after delete on message_queue for each row
-  when (old.conversation_key is not null and current_setting('packhorse.promotes', true) is distinct from 'on')
+  -- one that is blocked holds up no other: a long conversation that is deleted whole costs one look
+  when (old.conversation_key is not null and old.state <> 'blocked' and current_setting('packhorse.promotes', true) is distinct from 'on')
   execute function promote_after_delete();
 
 create function promote_stranded_conversations() returns integer

@@ -86,6 +86,7 @@ class Timetable(Checked):
         self.scheduler.start()
         assert self.plan is not None
         self.runway = Runway(self.open_connection, self.plan, self.stop)
+        self.runway.noted = partial(self.duties.note, "runway")
         self.runway.start()
 
     def declared(self) -> list[Schedule]:

@@ -56,9 +56,14 @@ class Runway(Service):
         keeper = PartitionKeeper(connection, policy)
         try:
             return keeper.can_make() and bool(keeper.missing(1 if policy.name in self._looked else None))
+        except StoreUnavailable:
+            raise
         except InvalidArgument:  # no such table, or of another shape: the check of the plan has said so
-            self._aside[policy.name] = time.monotonic() + ASIDE_SECONDS
-            return False
+            self._put_aside(policy)
+        except StoreError as error:  # a right is missing, somebody has locked the table: one table stops no other
+            logger.warning("plan_warning problem=%s", f"[partitions.{policy.name}]: left alone for a while: {error}")
+            self._put_aside(policy)
+        return False
 
     def _make(self, policy: Partitions) -> None:
         try:
@@ -67,4 +72,7 @@ class Runway(Service):
         except StoreUnavailable:
             raise
         except (StoreError, InvalidArgument):  # said and recorded by the runner; one table stops no other
-            self._aside[policy.name] = time.monotonic() + ASIDE_SECONDS
+            self._put_aside(policy)
+
+    def _put_aside(self, policy: Partitions) -> None:
+        self._aside[policy.name] = time.monotonic() + ASIDE_SECONDS

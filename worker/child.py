@@ -205,16 +205,28 @@ def recover(settings: Settings, worker_id: UUID, lost: Lost, detail: str, *, cra
 
 
 def _recover(settings: Settings, worker_id: UUID, lost: Lost, detail: str, crashed: bool) -> int:
+    from packhorse.worker.db.errors import translated
     from packhorse.worker.db.sessions import open_work
     from packhorse.worker.store import messages
     from packhorse.worker.store import workers as store
 
     connection = open_work(settings, "recover")
     try:
+        refused: StoreError | None = None
         for message_id, token in lost.overdue:
-            outcome = messages.fail_overdue(connection, message_id, token)
-            logger.info("message_ended_for_its_thread message_id=%s outcome=%s", message_id, outcome)
-        return store.recover(connection, worker_id, lost.started, detail, crashed=crashed, refused=lost.refused)
+            try:
+                with translated():
+                    outcome = messages.fail_overdue(connection, message_id, token)
+                logger.info("message_ended_for_its_thread message_id=%s outcome=%s", message_id, outcome)
+            except StoreUnavailable:
+                raise
+            except StoreError as error:  # the others must not wait for that
+                refused = error
+        keep = [message_id for message_id, _ in lost.overdue] if refused else []
+        count = store.recover(connection, worker_id, lost.started, detail, crashed=crashed, refused=lost.refused, keep=keep)
+        if refused is not None:
+            raise refused
+        return count
     finally:
         connection.close()
 

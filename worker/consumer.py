@@ -136,7 +136,8 @@ class PostgresConsumer(Consumer):
         try:
             with self._link.connection() as connection:
                 rows = store.complete_and_claim(connection, [], [], worker_id, [self._queue], limit, self._lease, self._types())
-                if any(row[0] == "isolated" for row in rows) and not held:  # dramatiq's Worker has no process apart: one at a time
+                kinds = {row[0] for row in rows}
+                if "isolated" in kinds and "claimed" not in kinds and not held:  # dramatiq's Worker has no process apart: one at a time
                     rows += store.complete_and_claim(connection, [], [], worker_id, [self._queue], 1, self._lease, self._types(), isolated=True)
         except StoreUnavailable as error:
             raise BrokerConnectionError(str(error)) from error

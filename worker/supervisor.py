@@ -199,7 +199,8 @@ class Supervisor:
         return bool(seen)
 
     def _threads(self, child: Child) -> int:
-        return self.settings.threads if not child.isolation else 1 if child.alone else ISOLATION_THREADS
+        most = self.settings.threads
+        return most if not child.isolation else 1 if child.alone else min(most, ISOLATION_THREADS)
 
     def _run_worker(self, child: Child, slab: Slab) -> int:
         """In the child: its exit code, noted as one that is its own."""
@@ -319,6 +320,8 @@ class Supervisor:
         lost = Lost(child.running.started(), child.running.overdue(), child.running.refused())
         ordered = self.board.slabs[index].ended_with(code)
         self.board.fold(index)
+        if child.isolation:
+            self._isolation_ended(child, index, good=ordered and code == EXIT_OK)
         wanted = ordered and code == EXIT_OK and bool(self._stops or child.retiring or child.isolation)
         if not wanted:
             logger.warning("child_exited pid=%d exit_code=%d running=%d", pid, code, len(lost.started))
@@ -334,6 +337,13 @@ class Supervisor:
         if not self._stops and not (wanted and child.isolation):
             self.board.restarted(_reason(child, code, ordered))
         child.ended(lived, wanted or (ordered and code in EXPECTED_CHILD_EXITS))
+
+    def _isolation_ended(self, child: Child, index: int, *, good: bool) -> None:
+        """Nobody follows in its place: what it could not do is nobody's duty. Whether another one is wanted, the next claims say."""
+        self.board.slabs[index].duties.forget()
+        self._isolation_wanted()
+        if good:
+            child.alone = False
 
     def _on_exporter_exit(self, exporter: Child, code: int) -> None:
         pid, exporter.pid = exporter.pid, 0

@@ -59,6 +59,21 @@ def test_what_was_there_at_two_crashes_runs_apart_a_few_at_once_in_a_process_tha
 
 
 @pytest.mark.slow
+def test_a_process_with_one_thread_runs_one_apart_at_a_time(database, ledger, start_daemon):
+    """Handlers that were written for one thread are not mixed up, least of all where they crashed before."""
+    daemon = start_daemon(database, ledger, processes=1, threads=1).wait_ready()
+    apart(database, "effect", "apart", 4, '{"seconds": 0.5}')
+    wait_for_end(database, 30)
+    assert (
+        database.value(
+            "select count(*) from message_archive a join message_archive b on a.id < b.id and a.claimed_at < b.finished_at and b.claimed_at < a.finished_at"
+        )
+        == 0
+    ), "none ran beside another"
+    assert daemon.stop() == 0
+
+
+@pytest.mark.slow
 def test_among_messages_that_run_apart_only_the_one_that_kills_its_process_is_quarantined(database, ledger, start_daemon):
     quick_backoff(database)
     daemon = start_daemon(database, ledger, processes=1, threads=4).wait_ready()

@@ -103,3 +103,39 @@ def test_a_transactional_handler_is_not_blamed_for_a_completion_that_is_refused(
     assert assert_every_message_ended_once(database, [message]) == {message: "done"}
     assert database.query("select * from effects") == [("t",)]
     assert daemon.stop() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["stay", "stop", "kill"])
+def test_a_failure_that_is_refused_is_never_taken_for_a_success(database, ledger, start_daemon, end):
+    refuse, allow = "revoke insert on dead_letters from packhorse_worker", "grant insert on dead_letters to packhorse_worker"
+    database.query(refuse)
+    daemon = start_daemon(database, ledger, threads=2).wait_ready()
+    (bad,) = enqueue(database, [{"message_type": "fails", "payload": {"key": "bad"}, "max_attempts": 1}])
+    wait_until(lambda: refused(daemon))
+    if end == "stop":
+        assert daemon.stop() == 0
+        daemon = start_daemon(database, ledger, threads=2).wait_ready()
+    elif end == "kill":
+        os.kill(daemon.children()[0], signal.SIGKILL)
+    effects(database, 5, "good")
+    wait_until(lambda: database.value("select count(*) from message_archive") == 5, 30, "others go on")
+    database.query(allow)
+    wait_for_end(database, 60)
+    assert database.query("select id, reason from dead_letters") == [(bad, "failed")]
+    assert daemon.stop() == 0
+
+
+@pytest.mark.slow
+def test_messages_that_are_refused_again_and_again_stop_no_other(database, ledger, start_daemon):
+    """More of them than the process has threads."""
+    database.query("alter table message_archive add constraint mine check (id % 10 <> 0)")
+    daemon = start_daemon(database, ledger, threads=2).wait_ready()
+    effects(database, 200, "m")
+    wait_until(lambda: database.value("select count(*) from message_archive") == 180, 60)
+    effects(database, 90, "n")
+    wait_until(lambda: database.value("select count(*) from message_archive") == 261, 60, "and it takes further ones")
+    database.query("alter table message_archive drop constraint mine")
+    wait_for_end(database, 90)
+    assert len(ledger.lines("start")) == 290 and set(ledger.counts("start").values()) == {1}
+    assert daemon.stop() == 0

@@ -124,10 +124,7 @@ REPORT = '[schedules.report]\nmessage_type = "send"\ncron = "* * * * *"\n'
         (REPORT + 'queue = "a b"', "[schedules.report]: queue: 'a b' is not a name"),
         (REPORT + 'queue = "packhorse"', "[schedules.report]: the queue 'packhorse' is for maintenance"),
         (REPORT.replace("report", '"a b"', 1), "[schedules.a b]: name: 'a b' is not a name"),
-        (
-            REPORT.replace("report", '"retention.dead_letters"', 1),
-            "[packhorse.schedules.retention.dead_letters]: this name belongs to a maintenance task",
-        ),
+        (REPORT.replace("report", '"retention.dead_letters"', 1), "[schedules.retention.dead_letters]: this name belongs to a maintenance task"),
         (REPORT.replace("report", '"job.due_reminders"', 1), "[schedules.job.due_reminders]: this name belongs"),
         (ORDERS + ORDERS.replace("orders", "again") + 'table = "orders"', "[retention.again] and [retention.orders]: both remove from orders"),
         (

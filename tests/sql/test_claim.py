@@ -178,18 +178,24 @@ def test_a_batch_says_that_messages_wait_that_run_apart(sql: Sql) -> None:
     assert sql.rows(call, uuid4(), ["other"]) == []
 
 
-@pytest.mark.parametrize("obstacle", ["paused", "conversation", "expired"])
+@pytest.mark.parametrize("obstacle", ["paused", "conversation", "expired", "concurrency", "rate"])
 def test_a_batch_is_silent_about_one_that_runs_apart_and_cannot_start(sql: Sql, obstacle: str) -> None:
     crashed_twice(sql, conversation_key="c")
     if obstacle == "paused":
         sql.rows("select pause_queue('q')")
     elif obstacle == "expired":
         sql.rows("update message_queue set expires_at = clock_timestamp() - interval '1 second'")
+    elif obstacle == "concurrency":
+        sql.set_queue(max_concurrency=1)
+        sql.claimed()
+    elif obstacle == "rate":
+        sql.set_queue(rate_limit=1, rate_interval="1 hour")
+        sql.claimed()
     else:
         sql.rows("insert into message_queue (id, queue, message_type, conversation_key) overriding system value values (0, 'q', 'effect', 'c')")
         sql.claim_one()
     sql.due_now()
-    assert sql.rows("select outcome from complete_and_claim_messages('{}', '{}', %s, '{q}', 10)", uuid4()) == []
+    assert ("isolated",) not in sql.rows("select outcome from complete_and_claim_messages('{}', '{}', %s, '{q}', 10)", uuid4())
 
 
 def test_for_a_worker_in_sql_a_backlog_does_not_starve_one_that_runs_apart(sql: Sql) -> None:

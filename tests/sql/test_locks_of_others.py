@@ -125,6 +125,31 @@ def test_a_conversation_goes_on_when_its_first_message_is_deleted_by_hand(sql: S
     assert [lease.id for lease in sql.claim(10)] == [second]
 
 
+def test_a_deletion_by_hand_promotes_also_behind_endings_of_the_same_transaction(clients: Callable[..., Sql]) -> None:
+    sql = clients()
+    ended = sql.claimed()
+    first, second = (sql.enqueue(conversation_key="k") for _ in range(2))
+    assert len(sql.claim(10)) == 1
+    with sql.connection.transaction():
+        sql.complete(ended)
+        sql.rows("delete from message_queue where id = %s", first)
+    assert sql.state(second) == "pending"
+
+
+def test_a_worker_that_lies_down_or_hands_over_waits_for_no_row_that_somebody_keeps_locked(clients: Callable[..., Sql]) -> None:
+    sql = clients()
+    sql.rows("select declare_queue('free'), declare_queue('kept')")
+    sql.rows("select attend_queues('{free,kept}', '{}')")
+    sql.rows("set statement_timeout = '10s'")
+    announced = "select string_agg(queue, ' ' order by queue) from queue_wakeups where wake_until > clock_timestamp()"
+    watched = "select string_agg(queue, ' ' order by queue) from queue_wakeups where attended_until is not null"
+    with left_open(clients(), "select from queue_wakeups where queue = 'kept' for update"):
+        sql.rows("select announce_sleep('{free,kept}'), hand_over_queues('{free,kept}')")
+        assert (sql.value(announced), sql.value(watched)) == ("free", "kept")
+    sql.rows("select announce_sleep('{free,kept}'), hand_over_queues('{free,kept}')")
+    assert (sql.value(announced), sql.value(watched)) == ("free kept", None)
+
+
 def test_one_whose_deletion_could_not_promote_is_found_later(clients: Callable[..., Sql]) -> None:
     """Under a lasting snapshot nobody sees what was blocked meanwhile."""
     sql = clients()

@@ -281,6 +281,36 @@ def test_a_completion_that_is_refused_is_not_run_again(sql: Sql) -> None:
     assert [lease.id for lease in sql.claim(10)] == [second]
 
 
+def test_an_attempt_that_succeeded_too_late_has_not_failed(sql: Sql) -> None:
+    lease = sql.claimed()
+    sql.rows("select mark_completion_refused(array[%s::bigint], array[%s::bigint], '23514')", lease.id, lease.token)
+    assert sql.value("select fail_overdue_message(%s, %s, 'late')", lease.id, lease.token) == "lost"
+    assert sql.value("select complete_refused_messages()") == 1 and sql.state(lease.id) == "done"
+
+
+def test_what_runs_again_by_decision_of_an_operator_is_no_longer_marked(sql: Sql) -> None:
+    lease = sql.claimed()
+    sql.rows("select mark_completion_refused(array[%s::bigint], array[%s::bigint], '23514')", lease.id, lease.token)
+    sql.rows("select release_message(%s, %s)", lease.id, lease.token)
+    assert sql.crash(sql.claim_one()) == 1, "its lease ends like any other"
+
+
+def test_a_parent_leaves_what_it_will_come_back_for(sql: Sql) -> None:
+    register(sql)
+    kept, other = sql.claimed(), sql.claimed()
+    assert sql.value("select recover_worker(%s, %s::bigint[], 'x', true, '{}', %s::bigint[])", HOLDER, [kept.id, other.id], [kept.id]) == 1
+    assert (sql.state(kept.id), sql.live(kept.id)["crashes"]) == ("running", 0)
+
+
+def test_a_message_of_a_queue_that_was_removed_is_returned_with_all_others(own_clients: Callable[..., Sql], any_database: Database) -> None:
+    sql = own_clients()
+    sql.rows("select declare_queue('gone')")
+    stranger, other = sql.claimed("gone"), sql.claimed()
+    any_database.query("delete from queues where name = 'gone'")
+    assert recover(sql, stranger.id, other.id) == 2
+    assert {sql.state(lease.id) for lease in (stranger, other)} == {"pending"}
+
+
 @pytest.mark.parametrize(
     ("decision", "state"),
     [
@@ -332,7 +362,10 @@ def test_an_attempt_that_no_code_of_the_actor_ends_is_decided_by_what_that_code_
 def test_the_last_crash_tells_who_waits_for_the_end_of_the_retries(sql: Sql) -> None:
     policy(sql, on_retry_exhausted="gave_up")
     sql.set_queue(crash_limit=1)
-    sql.crash(sql.claimed())
+    lease = sql.claimed()
+    assert sql.crash(lease) == 0, "its holder may come back, and this crash would be its last"
+    sql.rows("update workers set last_seen_at = clock_timestamp() - interval '91 seconds'")
+    sql.crash(lease)
     assert sql.rows("select message_type from message_queue") == [("gave_up",)]
 
 

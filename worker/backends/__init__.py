@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from dramatiq.rate_limits import RateLimiterBackend
 from dramatiq.results import ResultBackend
 
-from packhorse.worker import forks
 from packhorse.worker.backends.rate_limits import PostgresRateLimiterBackend
 from packhorse.worker.backends.results import PostgresResultBackend
 from packhorse.worker.errors import ConfigError
@@ -39,20 +38,6 @@ def rate_limiter_backend(broker: PostgresBroker) -> RateLimiterBackend:
     return _redis("RedisRateLimiterBackend", url)  # type: ignore[no-any-return]
 
 
-class _RedisSockets:
-    """A forked child of a handler closes its copies; redis-py opens others when the child asks for something."""
-
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
-        forks.register(self)
-
-    def after_fork(self, stranger: bool) -> None:
-        for name in ("_available_connections", "_in_use_connections"):
-            for connection in list(getattr(self._pool, name, ())):
-                if getattr(connection, "_sock", None) is not None:
-                    connection._sock.close()
-
-
 def _redis_url(broker: PostgresBroker) -> str | None:
     url = broker.settings.redis_url
     return None if url is None else url.get_secret_value() or None
@@ -65,8 +50,6 @@ def _redis(name: str, url: str) -> Any:
     except ImportError as error:
         raise ConfigError(["redis_url: the redis package is not installed; pip install 'packhorse[redis]', or leave redis_url unset"]) from error
     try:
-        made = getattr(module, name)(url=url)
-        made.packhorse_sockets = _RedisSockets(made.client.connection_pool)
-        return made
+        return getattr(module, name)(url=url)
     except ValueError as error:  # redis-py refuses the scheme; its text names the schemes, not the URL
         raise ConfigError([f"redis_url: not a Redis URL (redis://host:6379/0): {error}"]) from error

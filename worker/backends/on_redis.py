@@ -25,6 +25,7 @@ from dramatiq.results.backends.redis import RedisBackend as StockResults
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from packhorse.worker import forks
 from packhorse.worker.backends.losses import TellsLosses
 from packhorse.worker.errors import StoreUnavailable
 
@@ -49,6 +50,7 @@ class Server:
     def __init__(self, url: str) -> None:
         self.client = _client(url, DEADLINE_SECONDS)
         self.waiting = _client(url, WAIT_SECONDS + DEADLINE_SECONDS)
+        self._sockets = [_Sockets(client.connection_pool) for client in (self.client, self.waiting)]
         self._lock = threading.Lock()
         self._looking: int | None = None  # the process whose thread looks whether it is back
 
@@ -87,6 +89,20 @@ class Server:
                 continue
         self._looking = None
         logger.info("redis_recovered seconds=%.1f", time.monotonic() - began)
+
+
+class _Sockets:
+    """A forked child of a handler closes its copies; redis-py opens others when the child asks for something."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        forks.register(self)
+
+    def after_fork(self, stranger: bool) -> None:
+        for name in ("_available_connections", "_in_use_connections"):
+            for connection in list(getattr(self._pool, name, ())):
+                if getattr(connection, "_sock", None) is not None:
+                    connection._sock.close()
 
 
 def server(url: str) -> Server:

@@ -67,6 +67,7 @@ DUTIES = (
     Duty("declare", "scheduler"),
     Duty("fire", "scheduler"),
     Duty("settle_runs", "scheduler", told_seconds=300.0),
+    Duty("runway", "runway"),
     Duty("maintenance", "maintenance", recurs=False),
     Duty("fleet", "fleet"),
 )
@@ -175,6 +176,13 @@ class Duties:
         found = [problem for problem in self._found(now) if problem.seconds > problem.duty.budget_seconds]
         named = {problem.duty.loop for problem in found if problem.duty.name != problem.duty.loop}
         return [problem for problem in found if problem.duty.name != problem.duty.loop or problem.duty.loop not in named]
+
+    def forget(self) -> None:
+        """The process has ended, and no other one takes its place."""
+        self.ended()
+        for place in range(len(DUTIES)):
+            start = place * _WIDTH
+            self._cells[start + _SINCE] = self._cells[start + _FAILED_AT] = self._cells[start + _WAITING] = 0.0
 
     def ended(self) -> None:
         """The process has ended; the next one goes on with what recurs."""

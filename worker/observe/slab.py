@@ -134,7 +134,7 @@ class Slab:
 
     def ended_with(self, code: int) -> bool:
         """Was this exit code noted?"""
-        return self.states[ENDED_WITH] == code + 1
+        return code >= 0 and self.states[ENDED_WITH] == code + 1
 
     def tick(self, loop: str, now: float) -> None:
         """A loop ticked at monotonic `now`; 0 = it has ended in good order."""

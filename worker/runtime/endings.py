@@ -12,6 +12,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
+from packhorse.worker.db.errors import LOCKED
 from packhorse.worker.db.pool import Link
 from packhorse.worker.errors import StoreConflict, StoreUnavailable
 from packhorse.worker.messages import ClaimedMessage
@@ -21,7 +22,15 @@ from packhorse.worker.settle import settle, without_details
 logger = logging.getLogger("packhorse.pump")
 
 BATCH = 50
+#: Conflicts that the same call may not meet again.
+PASSING = LOCKED | {"40001"}
 MIN_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.5, 30.0  # until a locked row, or what was refused, is tried again
+
+
+def _passes(error: Exception) -> bool:
+    """Does it say nothing about this outcome? The database is away, or somebody has locked the row. (A key that is there already, the id
+    of a dead letter say, is a conflict of another kind: that stays.)"""
+    return isinstance(error, StoreUnavailable) or (isinstance(error, StoreConflict) and error.sqlstate in PASSING)
 
 
 class Deferred:
@@ -53,8 +62,8 @@ class EndingWriter:
     """Used by the pump's thread, on its connection.
 
     refused: messages whose outcome the database refuses to write (a right, a constraint, a missing partition). Their
-    handlers are done, so they are kept, and their leases with them, until it can be written; on_refused(message) is told.
-    refusing: nothing has been written since one was refused.
+    handlers are done, so they are kept, and their leases with them, until it can be written; on_refused(message) is told of
+    completions. refusing: so many were refused since the last outcome was written.
     """
 
     def __init__(self, link: Link, broker: Any, on_refused: Callable[[ClaimedMessage], None]) -> None:
@@ -64,8 +73,8 @@ class EndingWriter:
         self._alone = 0  # so many go one by one, after a batch was refused
         self._locked = Deferred()  # somebody else has locked their rows
         self._refused = Deferred()
-        self.refusing = False
-        self._try_at = 0.0
+        self.refusing = 0
+        self._try_at = self._try_seconds = 0.0
         self.refused_sqlstate = ""
         self.refused_text = ""
 
@@ -110,34 +119,39 @@ class EndingWriter:
     def _write_alone(self, message: ClaimedMessage) -> str | None:
         try:
             answer = self._write_one(message)
-        except StoreConflict as error:
+        except StoreConflict as error:  # see _write_one: somebody has locked its row
             logger.warning("outcome_waits message_id=%s error=%s: tried again, others go on", message.id, error)
             self._locked.add(message)
             return None
         finally:
             self._alone = max(0, self._alone - 1)
-        self.refusing = self.refusing and answer is None
         if answer is not None:
+            self.written()
             self._locked.written()
             if message.refused:  # so may the others be
                 self._refused.written()
         return answer
+
+    def written(self) -> None:
+        """An outcome was written: what is refused is so for reasons of its own."""
+        self.refusing, self._try_seconds = 0, 0.0
 
     def may_try(self) -> bool:
         """While nothing can be written: may one more message be taken now, to see whether it goes for that one, too?"""
         now = time.monotonic()
         if now < self._try_at:
             return False
-        self._try_at = now + self._refused.wait_seconds
+        self._try_seconds = min(MAX_WAIT_SECONDS, max(MIN_WAIT_SECONDS, 2 * self._try_seconds))
+        self._try_at = now + self._try_seconds
         return True
 
     def _write_one(self, message: ClaimedMessage) -> str | None:
         """As it is; with a fixed text when that cannot be stored; None when it is refused all the same."""
         try:
             return self._settle(message)
-        except (StoreUnavailable, StoreConflict):
-            raise
         except Exception as error:
+            if _passes(error):
+                raise
             if message.ending is None:
                 self._refuse(message, error)
                 return None
@@ -145,21 +159,23 @@ class EndingWriter:
         without_details(message)
         try:
             return self._settle(message)
-        except (StoreUnavailable, StoreConflict):
-            raise
         except Exception as error:
+            if _passes(error):
+                raise
             self._refuse(message, error)
             return None
 
     def _refuse(self, message: ClaimedMessage, error: Exception) -> None:
         self.refused_sqlstate = code_of(error)
         self.refused_text = str(error)[:500]
-        self.refusing = True
+        if not message.refused or not self.refusing:
+            self.refusing += 1
         if not message.refused:
             message.refused = True
             logger.error("outcome_refused message_id=%s sqlstate=%s error=%s: kept, and tried again", message.id, self.refused_sqlstate, error)
         self._refused.add(message)
-        self._on_refused(message)
+        if message.ending is None and not message.failed:
+            self._on_refused(message)
 
     def _settle(self, message: ClaimedMessage) -> str:
         with self._link.connection() as connection:

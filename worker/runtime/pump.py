@@ -198,7 +198,7 @@ class Pump(Service):
             self.meter.duties.well("complete")
         del self._done[: len(done)]
         if done:
-            self._writer.refusing = False
+            self._writer.written()
         self.held.done(done, {row[1] for row in rows if row[0] == "lost"} if rows and rows[0][0] == "lost" else ())
         self.meter.publish()  # before the next message starts: it may be the one that kills the process
         claimed = self.claims.read(request, rows, before, after)
@@ -221,7 +221,7 @@ class Pump(Service):
         if self.isolation:
             return min(room, 1) if self._all_survive() else 0
         if room and self._writer.refusing:  # work that nobody can take down should not go on for ever
-            return max(0, room - len(self._writer.refused)) or int(self._writer.may_try())
+            return max(0, room - self._writer.refusing) or int(self._writer.may_try())
         return room
 
     def _all_survive(self) -> bool:

@@ -84,13 +84,15 @@ def expire(connection: DeadlineConnection) -> int:
     return int(connection.execute(sql("expire")).fetchone()[0])  # type: ignore[index]
 
 
-def recover(connection: DeadlineConnection, worker_id: UUID, started: list[int], detail: str, *, crashed: bool, refused: list[int]) -> int:
+def recover(
+    connection: DeadlineConnection, worker_id: UUID, started: list[int], detail: str, *, crashed: bool, refused: list[int], keep: list[int]
+) -> int:
     """Return at once what an ended child held; how many.
 
     started: ids of messages whose handlers had begun; each counts a crash if the process `crashed`. refused: ids of those whose
-    completion the database refused; they are marked and do not run again.
+    completion the database refused; they are marked and do not run again. keep: ids of those that are left as they are.
     """
-    return int(connection.execute(sql("recover_worker"), (worker_id, started, detail, crashed, refused)).fetchone()[0])  # type: ignore[index]
+    return int(connection.execute(sql("recover_worker"), (worker_id, started, detail, crashed, refused, keep)).fetchone()[0])  # type: ignore[index]
 
 
 def upkeep(connection: DeadlineConnection, step: str, unknown_type_seconds: float) -> bool:

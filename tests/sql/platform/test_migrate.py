@@ -201,5 +201,5 @@ def test_a_worker_starts_on_a_database_with_the_platform_and_carries_its_message
 
 
 def test_the_wheel_is_told_to_carry_the_folder() -> None:
-    text = (Path(__file__).parents[3] / "pyproject.toml").read_text()
-    assert '"migrations" = "worker/_migrations"' in text and (migrate.directory() / "platform").is_dir()
+    root = Path(__file__).parents[3]
+    assert 'packages = ["packhorse"]' in (root / "pyproject.toml").read_text() and (root / "packhorse/migrations/platform").is_dir()

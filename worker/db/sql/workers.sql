@@ -24,7 +24,7 @@ select expire_messages();
 
 -- name: recover_worker
 -- Return what an ended child held.
-select recover_worker(%s, %s, %s, %s, %s);
+select recover_worker(%s, %s, %s, %s, %s, %s);
 
 -- name: upkeep_partitions
 -- Slow upkeep: the archive's partitions of the next days.
