@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 # most tests wait for something: three at a time keep two cores busy
 WORKERS ?= 3
 
-.PHONY: run demo test test-fast check bench audit secrets-scan rules wheel clean
+.PHONY: run demo programs test test-fast check bench audit secrets-scan rules wheel clean
 
 run: $(VENV)/.ready      ## the WhatsApp example on an embedded PostgreSQL, until Ctrl-C
 	$(BIN)/python -m examples.whatsapp run
 
 demo: $(VENV)/.ready     ## the same, finite: ends with a summary that adds up
 	$(BIN)/python -m examples.whatsapp demo
+
+programs:                ## what some tests use from Debian's archive; needs root, or sudo
+	.ci/programs
 
 test: $(VENV)/.ready     ## every test
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -60,6 +61,8 @@ FULL_RING = (
 FAST_RING = ("integration/test_cli_documented.py", "integration/test_cli_logging.py")
 
 
+#: A reason to skip that ends when something is installed.
+_LACKS = re.compile("not installed|could not import")
 #: What mostly waits, for programs that it has started, and leaves the processors to other tests.
 WAITING = ("deploy/", "integration/", "process/", "schedules/test_scheduler")
 
@@ -106,6 +109,16 @@ def _mixed(items: list[pytest.Item]) -> list[pytest.Item]:
         done[behind] += len(tests)
         mixed += tests
     return mixed
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """With CI set, what `make programs` and pip install is there: a test that lacks it has failed."""
+    result: Any = yield
+    report = result.get_result()
+    if report.skipped and isinstance(report.longrepr, tuple) and os.environ.get("CI") and _LACKS.search(report.longrepr[2]):
+        report.outcome = "failed"
+        report.longrepr = f"{report.longrepr[2]}; with CI set that is no reason to skip: run `make programs`"
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
