@@ -28,9 +28,17 @@ def cli(tmp_path, old):
     return Cli(tmp_path, old.admin_url)
 
 
-def test_migrate_up_on_a_foreign_table_says_what_to_run(cli):
+def test_migrate_up_on_a_foreign_table_says_what_to_run_and_changes_nothing(cli, old):
     ran = cli("migrate", "up", "--json")
     assert ran.code == EXIT_FAILED and "message_queue" in ran.error["message"] and "migrate adopt --dry-run" in ran.error["hint"]
+    assert old.value("select to_regclass('packhorse_migrations') is null and to_regclass('queues') is null and to_regtype('message_key') is null")
+
+
+def test_the_queue_of_another_system_is_adopted_with_the_platform(cli, old):
+    old_queue.fill(old, 20)
+    done = cli("migrate", "adopt", "--with", "platform", "--yes")
+    assert done.code == EXIT_OK, done.err
+    assert old.value("select count(*) from packhorse_migrations where name like 'platform/%%'") > 0
 
 
 def test_a_dry_run_tells_people_and_scripts_and_the_command_asks_first(cli, old):

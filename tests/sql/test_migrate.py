@@ -10,7 +10,7 @@ import pytest
 
 from packhorse.worker.db import migrate
 from packhorse.worker.db.connection import DeadlineConnection, connect
-from packhorse.worker.errors import MigrationError, SchemaMismatch
+from packhorse.worker.errors import MigrationError, SchemaMismatch, StoreError
 from packhorse.worker.version import __version__
 from tests.sql.parking import in_background
 from tests.support.databases import migrators
@@ -176,8 +176,8 @@ def add_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) ->
 def test_a_migration_that_fails_leaves_nothing_and_can_be_repeated(
     connection: DeadlineConnection, empty_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    migrate.up(connection)
     add_migration(tmp_path, monkeypatch, "create table half (); select 1 / 0;")
-    from packhorse.worker.errors import StoreError
 
     with pytest.raises(StoreError, match="division by zero"):
         migrate.up(connection)
@@ -185,6 +185,20 @@ def test_a_migration_that_fails_leaves_nothing_and_can_be_repeated(
     assert [name for name, _ in record(empty_database)] == NAMES
     (tmp_path / "migrations" / "0900_add_something.sql").write_text("create table half ();")
     assert migrate.up(connection) == ["0900_add_something"]
+
+
+def test_what_is_in_the_way_of_a_late_migration_changes_nothing_in_a_database_without_the_queue(
+    connection: DeadlineConnection, empty_database: Database
+) -> None:
+    objects = "select count(*) from pg_class union all select count(*) from pg_proc union all select count(*) from pg_type"
+    empty_database.query("create table schedules (id bigint)")
+    before = empty_database.query(objects)
+    said: list[str] = []
+    with pytest.raises(StoreError, match="schedules"):
+        migrate.up(connection, said.append, sets=["platform"])
+    assert (empty_database.query(objects), said) == (before, [])
+    empty_database.query("drop table schedules")
+    assert len(migrate.up(connection, said.append, sets=["platform"])) == len(said) > len(NAMES)
 
 
 def test_a_migration_waits_for_no_lock_for_long(

@@ -1,7 +1,8 @@
 """Apply, list and check migrations (SPEC O8). Plain SQL files, numbered, immutable once released.
 
 Every migration runs in a transaction of its own that holds the migrator's advisory lock and records
-name and checksum; whoever comes second waits without a snapshot, reads again and finds nothing to do.
+name and checksum; whoever comes second waits without a snapshot, reads again and finds nothing to do. In a database without the
+queue all of them are one transaction: what is in the way is found before anything is changed.
 A process refuses to work on a schema it does not understand and says which side is older. A migration that older code may
 run beside says so: `-- Runs beside: 0.1.0` names the oldest release that does (SPEC P7b). So a rolling deploy, and a rollback of
 the code, need no rollback of the schema.
@@ -171,27 +172,32 @@ def up(connection: DeadlineConnection, report: Callable[[str], Any] = lambda lin
     missing = [migration.name for migration in wanted if migration.name not in theirs]
     if newer and missing:  # they were made to stand on it
         raise SchemaMismatch(f"this code is older than the database, which has {newer[-1]}, and would add {missing[0]}. Upgrade packhorse")
-    return [migration.name for migration in wanted if _apply(connection, migration, report)]
+    for migration in wanted:
+        if migration.name in theirs and theirs[migration.name].checksum != migration.checksum:
+            raise MigrationError(f"{migration.name} was changed after it was applied; restore the file of the release")
+    if not theirs:  # all or nothing: what is in the way of a later one is found before anything is changed
+        return _apply(connection, wanted, report)
+    return [name for migration in wanted for name in _apply(connection, [migration], report)]
 
 
-def _apply(connection: DeadlineConnection, migration: Migration, report: Callable[[str], Any]) -> bool:
-    known = applied(connection).get(migration.name)
-    if known is not None and known.checksum == migration.checksum:
-        return False
-    if known is not None:
-        raise MigrationError(f"{migration.name} was changed after it was applied; restore the file of the release")
+def _apply(connection: DeadlineConnection, migrations: list[Migration], report: Callable[[str], Any]) -> list[str]:
+    """Apply, in one transaction, those that are not recorded; their names."""
 
-    def work() -> bool:
+    def work() -> list[str]:
         connection.execute(sql("migrations_table"))
-        if migration.name in applied(connection):
-            return False  # somebody else was faster
-        connection.execute(migration.text.encode(), prepare=False)
-        connection.execute(sql("migrations_record"), (migration.name, migration.checksum, migration.runs_beside))
-        connection.execute(sql("migrations_readable"))
-        report(migration.name)
-        return True
+        known = applied(connection)
+        missing = [migration for migration in migrations if migration.name not in known]  # the others: somebody else was faster
+        for migration in missing:
+            connection.execute(migration.text.encode(), prepare=False)
+            connection.execute(sql("migrations_record"), (migration.name, migration.checksum, migration.runs_beside))
+        if missing:
+            connection.execute(sql("migrations_readable"))
+        return [migration.name for migration in missing]
 
-    return _patiently(lambda: alone(connection, work))
+    done = _patiently(lambda: alone(connection, work))
+    for name in done:
+        report(name)
+    return done
 
 
 def _patiently(work: Callable[[], T]) -> T:
