@@ -124,3 +124,11 @@ def test_a_role_that_may_not_create_is_told_so(cli, any_empty_database, tmp_path
     any_empty_database.query("do $$ begin create role packhorse_nobody login; exception when duplicate_object then null; end $$")
     ran = Cli(tmp_path, any_empty_database.server.url(any_empty_database.name, "packhorse_nobody"))("migrate", "up", "--json")
     assert ran.code == EXIT_FAILED and "permission denied" in ran.error["message"]
+
+
+def test_a_role_that_may_not_create_is_told_that_there_is_nothing_to_do(cli, any_empty_database, tmp_path):
+    """An application runs `migrate up` at its start, as whoever it is."""
+    assert cli("migrate", "up").code == EXIT_OK
+    any_empty_database.query("do $$ begin create role packhorse_nobody login; exception when duplicate_object then null; end $$")
+    ran = Cli(tmp_path, any_empty_database.server.url(any_empty_database.name, "packhorse_nobody"))("migrate", "up")
+    assert (ran.code, ran.out.strip()) == (EXIT_OK, "up to date")

@@ -177,7 +177,7 @@ def up(connection: DeadlineConnection, report: Callable[[str], Any] = lambda lin
             raise MigrationError(f"{migration.name} was changed after it was applied; restore the file of the release")
     if not theirs:  # all or nothing: what is in the way of a later one is found before anything is changed
         return _apply(connection, wanted, report)
-    return [name for migration in wanted for name in _apply(connection, [migration], report)]
+    return [name for migration in wanted if migration.name not in theirs for name in _apply(connection, [migration], report)]
 
 
 def _apply(connection: DeadlineConnection, migrations: list[Migration], report: Callable[[str], Any]) -> list[str]:
