@@ -76,7 +76,7 @@ create function failure_policy(
 language plpgsql stable set search_path from current as $$
 -- What the message's options say of retries, else its actor's code (message_types.policy, written by workers when they
 -- start); null leaves it to the queue (SPEC Q5). For whoever ends an attempt without the code of its actor: after a hard
--- limit, a crash, or in SQL. The same precedence as worker/middleware/retries.py. A value of the wrong type, which a
+-- limit, a crash, or in SQL. The same precedence as worker/attempt/middleware/retries.py. A value of the wrong type, which a
 -- producer may have written, counts as not said.
 declare
   v_actor jsonb := coalesce((select t.policy from message_types t where t.name = p_type), '{}');

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from packhorse.worker.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from packhorse.worker.broker import PostgresBroker
-    from packhorse.worker.context import correlation_id, current_connection, current_message
+    from packhorse.worker.attempt.context import correlation_id, current_connection, current_message
+    from packhorse.worker.broker.postgres import PostgresBroker
+    from packhorse.worker.enqueue.producer import enqueue, enqueue_async, enqueue_payloads, enqueue_payloads_async
     from packhorse.worker.errors import (
         AgentError,
         Bury,
@@ -29,18 +30,17 @@ if TYPE_CHECKING:
         WorkerError,
         WorkflowError,
     )
-    from packhorse.worker.producer import enqueue, enqueue_async, enqueue_payloads, enqueue_payloads_async
     from packhorse.worker.records import EnqueueResult
 
 _HOMES = {
-    "PostgresBroker": "broker",
-    "correlation_id": "context",
-    "current_connection": "context",
-    "current_message": "context",
-    "enqueue": "producer",
-    "enqueue_async": "producer",
-    "enqueue_payloads": "producer",
-    "enqueue_payloads_async": "producer",
+    "PostgresBroker": "broker.postgres",
+    "correlation_id": "attempt.context",
+    "current_connection": "attempt.context",
+    "current_message": "attempt.context",
+    "enqueue": "enqueue.producer",
+    "enqueue_async": "enqueue.producer",
+    "enqueue_payloads": "enqueue.producer",
+    "enqueue_payloads_async": "enqueue.producer",
     "EnqueueResult": "records",
 }
 

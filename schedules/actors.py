@@ -23,10 +23,10 @@ from packhorse.schedules.runner import TaskRunner, tell
 from packhorse.schedules.runway import Runway
 from packhorse.schedules.scheduler import Scheduler
 from packhorse.schedules.timetable import Schedule
-from packhorse.worker.context import current_message
+from packhorse.worker.attempt.context import current_message
+from packhorse.worker.attempt.middleware import Checked
 from packhorse.worker.db.errors import translated
 from packhorse.worker.errors import Snooze, StoreError, StoreRejected
-from packhorse.worker.middleware import Checked
 from packhorse.worker.near import near_miss
 from packhorse.worker.observe.duties import Duties, code_of
 from packhorse.worker.store.operations import list_workers

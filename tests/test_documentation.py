@@ -10,7 +10,7 @@ from packhorse.schedules.policies import Gates
 from packhorse.schedules.registry import JOBS, PARTITIONS, RETENTION
 from packhorse.worker import exits
 from packhorse.worker.config import Settings, load_settings
-from packhorse.worker.exporter import Exporter
+from packhorse.worker.fleet.exporter import Exporter
 from packhorse.worker.observe import slab
 from packhorse.worker.observe.board import PARTS, RESTARTS, Board
 from packhorse.worker.observe.events import EVENTS

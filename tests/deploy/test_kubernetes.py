@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from packhorse.worker.config import Settings, load_settings
-from packhorse.worker.supervisor import KILL_MARGIN_SECONDS
+from packhorse.worker.fleet.supervisor import KILL_MARGIN_SECONDS
 from tests.support.workers import ROOT
 
 FOLDER = ROOT / "deploy" / "kubernetes"

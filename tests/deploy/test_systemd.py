@@ -11,7 +11,7 @@ import pytest
 
 from packhorse.worker.config import Settings
 from packhorse.worker.exits import FATAL_CHILD_EXITS
-from packhorse.worker.supervisor import KILL_MARGIN_SECONDS
+from packhorse.worker.fleet.supervisor import KILL_MARGIN_SECONDS
 from tests.integration.test_cli_documented import commands
 from tests.support.workers import ROOT
 

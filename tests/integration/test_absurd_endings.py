@@ -6,9 +6,9 @@ from uuid import uuid4
 
 import pytest
 
+from packhorse.worker.attempt.messages import ClaimedMessage, Ending
 from packhorse.worker.db.connection import connect
 from packhorse.worker.db.pool import Link
-from packhorse.worker.messages import ClaimedMessage, Ending
 from packhorse.worker.runtime.endings import EndingWriter
 from packhorse.worker.store import messages as store
 from tests.support.postgres import Database

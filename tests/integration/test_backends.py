@@ -13,7 +13,7 @@ from dramatiq.rate_limits import Barrier, BucketRateLimiter, ConcurrentRateLimit
 from dramatiq.results import ResultFailure, ResultMissing, Results, ResultTimeout
 
 from packhorse import ConfigError, PostgresBroker, StoreUnavailable
-from packhorse.worker.backends import PostgresRateLimiterBackend, PostgresResultBackend, rate_limiter_backend, result_backend
+from packhorse.worker.broker.backends import PostgresRateLimiterBackend, PostgresResultBackend, rate_limiter_backend, result_backend
 from tests.support.houses import House, quick_settings
 from tests.support.waiting import wait_until
 
@@ -201,7 +201,9 @@ def test_a_configured_redis_without_its_package_is_a_clear_error(database, monke
     for name in [
         name
         for name in sys.modules
-        if name.startswith(("redis", "packhorse.worker.backends.on_redis", "dramatiq.results.backends.redis", "dramatiq.rate_limits.backends.redis"))
+        if name.startswith(
+            ("redis", "packhorse.worker.broker.backends.on_redis", "dramatiq.results.backends.redis", "dramatiq.rate_limits.backends.redis")
+        )
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis", None)  # what an import of a missing package sees

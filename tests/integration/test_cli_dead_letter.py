@@ -13,7 +13,7 @@ import pytest
 
 from packhorse.worker.db.connection import connect
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
-from packhorse.worker.redrive import redrive
+from packhorse.worker.ops.redrive import redrive
 from packhorse.worker.store import dead_letters
 from packhorse.worker.store.dead_letters import Selection
 from tests.support.cli import COMMAND, Cli

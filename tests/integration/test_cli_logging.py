@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import structlog
 
-from packhorse.worker.context import current
+from packhorse.worker.attempt.context import current
 from packhorse.worker.observe.logging import catch_uncaught, configure
 from tests.support.logs import logging_restored
 

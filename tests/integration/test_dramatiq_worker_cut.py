@@ -10,9 +10,9 @@ import dramatiq
 import pytest
 from dramatiq.errors import BrokerConnectionError
 
-from packhorse.worker.broker import PostgresBroker
+from packhorse.worker.broker.consumer import PostgresConsumer
+from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.config import load_settings
-from packhorse.worker.consumer import PostgresConsumer
 from tests.support.houses import QUICK, House
 from tests.support.postgres import ROLE, Database
 from tests.support.proxy import Proxy

@@ -8,11 +8,11 @@ from uuid import uuid4
 
 import pytest
 
+from packhorse.worker.attempt.heartbeat import Heartbeat
 from packhorse.worker.config import Settings
 from packhorse.worker.db.connection import connect
 from packhorse.worker.errors import StoreUnavailable
-from packhorse.worker.exporter import FleetWatch
-from packhorse.worker.heartbeat import Heartbeat
+from packhorse.worker.fleet.exporter import FleetWatch
 from packhorse.worker.observe.board import Board
 from packhorse.worker.store.workers import UPKEEP_STEPS
 from tests.support.houses import quick_settings
@@ -129,7 +129,7 @@ def test_problems_are_bounded_whoever_writes_them(database, heartbeat):
 
 @pytest.mark.parametrize("apart", [-7.0, 0.0, 7.0])
 def test_the_clock_of_the_host_is_compared_with_the_database_s(database, monkeypatch, apart):
-    monkeypatch.setattr("packhorse.worker.exporter.time", SimpleNamespace(time=lambda: time.time() + apart, monotonic=time.monotonic))
+    monkeypatch.setattr("packhorse.worker.fleet.exporter.time", SimpleNamespace(time=lambda: time.time() + apart, monotonic=time.monotonic))
     fleet = FleetWatch(Settings(database_url=database.url), Board(1))
     fleet.run_once()
     fleet.on_stop()

@@ -7,11 +7,11 @@ from uuid import uuid4
 
 import pytest
 
+from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.db import migrate
 from packhorse.worker.db.connection import connect
 from packhorse.worker.db.errors import translated
 from packhorse.worker.errors import InvalidArgument, UndecodableMessage
-from packhorse.worker.messages import ClaimedMessage
 from packhorse.worker.store import messages as store
 from tests.support.postgres import Database
 

@@ -6,7 +6,7 @@ import dramatiq
 import pytest
 
 import packhorse
-from packhorse.worker.middleware import following
+from packhorse.worker.attempt.middleware import following
 from tests.support.accounting import quick_backoff
 from tests.support.databases import emptied
 from tests.support.houses import House

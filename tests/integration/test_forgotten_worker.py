@@ -7,10 +7,10 @@ from uuid import uuid4
 import dramatiq
 import pytest
 
-from packhorse.worker.broker import PostgresBroker
+from packhorse.worker.attempt.heartbeat import Heartbeat
+from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.db.connection import connect
 from packhorse.worker.errors import StoreUnavailable
-from packhorse.worker.heartbeat import Heartbeat
 from packhorse.worker.runtime.process import WorkerProcess
 from packhorse.worker.runtime.slots import RunningIds
 from packhorse.worker.store import workers as store

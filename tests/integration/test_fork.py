@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 import dramatiq
 import pytest
 
-from packhorse.worker.backends import rate_limiter_backend
-from packhorse.worker.broker import PostgresBroker
+from packhorse.worker.broker.backends import rate_limiter_backend
+from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.db.connection import connect
 from packhorse.worker.db.pool import Link
 from packhorse.worker.errors import StoreUnavailable

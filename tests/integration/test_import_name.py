@@ -75,7 +75,7 @@ def run(environment: Path, application: Path, *command: str, **more: str) -> sub
         (
             "python",
             "-c",
-            "import my_app, packhorse.worker.broker; assert my_app.PostgresBroker is packhorse.worker.broker.PostgresBroker; print(my_app.MINE)",
+            "import my_app, packhorse.worker.broker.postgres; assert my_app.PostgresBroker is packhorse.worker.broker.postgres.PostgresBroker; print(my_app.MINE)",
         ),
         ("python", "-m", "pytest", "-q", "test_my_app.py"),
         ("pytest", "-q", "--import-mode=importlib", "-o", "pythonpath=.", "test_my_app.py"),

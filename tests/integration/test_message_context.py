@@ -13,7 +13,7 @@ import structlog
 from dramatiq.middleware import AsyncIO, Middleware
 
 from packhorse import current_connection, current_message
-from packhorse.worker.context import current
+from packhorse.worker.attempt.context import current
 from tests.support.houses import House
 
 pytestmark = pytest.mark.one_database

@@ -8,9 +8,9 @@ from typing import Any
 import dramatiq
 import pytest
 
-from packhorse.worker.broker import PostgresBroker
-from packhorse.worker.consumer import PostgresConsumer
-from packhorse.worker.messages import Ending
+from packhorse.worker.attempt.messages import Ending
+from packhorse.worker.broker.consumer import PostgresConsumer
+from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.runtime.process import WorkerProcess
 from packhorse.worker.runtime.slots import RunningIds
 from tests.support.houses import quick_settings

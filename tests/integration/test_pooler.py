@@ -11,7 +11,7 @@ import pytest
 
 import packhorse
 from packhorse import PostgresBroker
-from packhorse.worker.backends import PostgresRateLimiterBackend, PostgresResultBackend
+from packhorse.worker.broker.backends import PostgresRateLimiterBackend, PostgresResultBackend
 from packhorse.worker.config import load_settings
 from tests.support.accounting import assert_effects_fit, assert_every_message_ended_once, effects, enqueue, quick_backoff, wait_for_end
 from tests.support.pgbouncer import PROGRAM, PgBouncer

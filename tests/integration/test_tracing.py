@@ -17,8 +17,8 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 
 import packhorse
+from packhorse.worker.attempt.middleware.tracing import Tracing
 from packhorse.worker.errors import InvalidArgument
-from packhorse.worker.middleware.tracing import Tracing
 from packhorse.worker.observe import tracing
 from packhorse.worker.observe.logging import configure
 from tests.support.houses import House

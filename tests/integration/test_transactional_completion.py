@@ -8,7 +8,7 @@ import dramatiq
 import pytest
 
 from packhorse import current_connection, current_message
-from packhorse.worker.middleware import retries
+from packhorse.worker.attempt.middleware import retries
 from tests.support.houses import House
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until

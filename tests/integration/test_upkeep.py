@@ -8,8 +8,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from packhorse.worker.attempt.heartbeat import Heartbeat
 from packhorse.worker.db.connection import connect
-from packhorse.worker.heartbeat import Heartbeat
 from packhorse.worker.store import workers as store
 from tests.sql.platform.conftest import create_platform_database
 from tests.support.houses import quick_settings

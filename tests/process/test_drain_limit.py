@@ -15,8 +15,8 @@ from tests.support.workers import ROOT
 #: A real parent with a margin of a second. Its first child hangs at its end; how it comes to that is argument 1.
 PARENT = """
 import os, pathlib, signal, sys, time
-from packhorse.worker import supervisor
-from packhorse.worker.child import STOP_SIGNALS
+from packhorse.worker.fleet import supervisor
+from packhorse.worker.fleet.child import STOP_SIGNALS
 from packhorse.worker.config import Settings
 from packhorse.worker.observe.logging import configure
 from packhorse.worker.observe.slab import DRAINING, REGISTERED

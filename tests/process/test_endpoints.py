@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from packhorse.worker.exporter import RETRY_SECONDS
+from packhorse.worker.fleet.exporter import RETRY_SECONDS
 from tests.support.accounting import effects, enqueue, wait_for_end
 from tests.support.http import free_port, get, metric, problems, scale
 from tests.support.notes import nap

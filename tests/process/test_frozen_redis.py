@@ -12,7 +12,7 @@ import pytest
 from dramatiq.results import ResultTimeout
 
 from packhorse import PostgresBroker, StoreUnavailable
-from packhorse.worker.backends import rate_limiter_backend, result_backend
+from packhorse.worker.broker.backends import rate_limiter_backend, result_backend
 from tests.support.houses import quick_settings
 from tests.support.waiting import wait_until
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from packhorse.worker.broker import PostgresBroker
+from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.config import load_settings
 from packhorse.worker.exits import EXIT_REPLACED
 from packhorse.worker.runtime.process import WorkerProcess

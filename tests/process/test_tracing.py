@@ -18,7 +18,7 @@ ACTORS = "tests.support.traced_actors"
 PRODUCER = """
 import dramatiq
 from packhorse import PostgresBroker
-from packhorse.worker.middleware.tracing import Tracing
+from packhorse.worker.attempt.middleware.tracing import Tracing
 
 broker = PostgresBroker()
 broker.add_middleware(Tracing())

@@ -21,7 +21,7 @@ import dramatiq
 from dramatiq.middleware import AsyncIO, Middleware
 
 import packhorse
-from packhorse.worker.broker import PostgresBroker
+from packhorse.worker.broker.postgres import PostgresBroker
 from tests.support.notes import nap, note
 
 broker = PostgresBroker()

@@ -17,8 +17,8 @@ from dramatiq.rate_limits.backends.stub import StubBackend as StubLimiters
 from dramatiq.results import Results
 from dramatiq.results.backends.stub import StubBackend as StubResults
 
-from packhorse.worker.backends import rate_limiter_backend, result_backend
-from packhorse.worker.broker import PostgresBroker
+from packhorse.worker.broker.backends import rate_limiter_backend, result_backend
+from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.runtime.process import WorkerProcess
 from packhorse.worker.runtime.slots import RunningIds

@@ -9,7 +9,7 @@ from dramatiq.rate_limits import ConcurrentRateLimiter
 from dramatiq.results import Results
 
 from packhorse import PostgresBroker
-from packhorse.worker.backends import rate_limiter_backend, result_backend
+from packhorse.worker.broker.backends import rate_limiter_backend, result_backend
 
 broker = PostgresBroker()
 broker.add_middleware(Results(backend=result_backend(broker)))

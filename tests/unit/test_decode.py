@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from packhorse.worker.messages import ClaimedMessage
+from packhorse.worker.attempt.messages import ClaimedMessage
 
 
 def decoded(options: dict) -> ClaimedMessage:

@@ -11,10 +11,10 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState, use_span
 
+from packhorse.worker.attempt.messages import Ending
+from packhorse.worker.attempt.middleware.tracing import outcome
 from packhorse.worker.config import load_settings
 from packhorse.worker.errors import ConfigError
-from packhorse.worker.messages import Ending
-from packhorse.worker.middleware.tracing import outcome
 from packhorse.worker.observe import tracing
 from packhorse.worker.observe.masking import mask_record
 from tests.support.spans import linked, traced

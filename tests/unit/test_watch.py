@@ -1,4 +1,4 @@
-"""What the parent concludes from ticks, and what it tells systemd (worker/watch.py, observe/systemd.py, observe/probes.py)."""
+"""What the parent concludes from ticks, and what it tells systemd (worker/fleet/watch.py, observe/systemd.py, observe/probes.py)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 
 import pytest
 
+from packhorse.worker.fleet.watch import STANDSTILL_SECONDS, Watch
 from packhorse.worker.observe import probes
 from packhorse.worker.observe.board import Board
 from packhorse.worker.observe.slab import CLAIM_FAILING, CONTACT_AT, DRAINING, LOOPS, REGISTERED
 from packhorse.worker.observe.systemd import Notifier
-from packhorse.worker.watch import STANDSTILL_SECONDS, Watch
 from tests.support.notify import Manager
 
 BUDGET = 30.0
@@ -25,7 +25,7 @@ def clock(monkeypatch):
             self.now += seconds
 
     clock = Clock()
-    monkeypatch.setattr("packhorse.worker.watch.time.monotonic", lambda: clock.now)
+    monkeypatch.setattr("packhorse.worker.fleet.watch.time.monotonic", lambda: clock.now)
     return clock
 
 

@@ -152,7 +152,7 @@ def database(*, owner: bool = False, deadline_seconds: float = READ_SECONDS, che
 
 def configure_logging(settings: Settings) -> None:
     """Set up logging of a long-running command as the settings say."""
-    from packhorse.worker.context import current
+    from packhorse.worker.attempt.context import current
     from packhorse.worker.observe.logging import catch_uncaught, configure
 
     def running() -> dict[str, Any]:

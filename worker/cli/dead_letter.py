@@ -111,7 +111,7 @@ def edit(
     if changed:
         if given is None:
             confirmed("Keep this payload?", yes)
-        from packhorse.worker.encoding import to_json
+        from packhorse.worker.enqueue.encoding import to_json
 
         # connected again: nobody should hold a connection while a person thinks
         try:
@@ -141,7 +141,7 @@ def redrive(
     as_json: AsJson = False,
 ) -> int:
     """Enqueue dead letters again, oldest first, with fresh attempts; stops when they fail again."""
-    from packhorse.worker.redrive import redrive as redrive_paced
+    from packhorse.worker.ops.redrive import redrive as redrive_paced
 
     selection = _selection(ids, fingerprint, queue, None, everything)
     total = done = 0

@@ -36,7 +36,7 @@ def enqueue(
     as_json: AsJson = False,
 ) -> int:
     """Put one message on a queue; prints its id."""
-    from packhorse.worker.producer import enqueue as enqueue_on
+    from packhorse.worker.enqueue.producer import enqueue as enqueue_on
 
     if delay is not None and run_at is not None:
         raise usage("run_at", "--run-at and --delay both say when it may start", "Give one of them")

@@ -26,8 +26,8 @@ Modules = Annotated[list[str] | None, typer.Argument(help="Modules that declare 
 def scheduler(modules: Modules = None) -> int:
     """Fire schedules and run maintenance. Any number of these may run: none leads. Signals as for `packhorse worker`."""
     from packhorse.worker.embedded import Embedded
+    from packhorse.worker.fleet.supervisor import Supervisor
     from packhorse.worker.observe.systemd import Notifier
-    from packhorse.worker.supervisor import Supervisor
 
     settings = load_settings(actors=",".join(modules) if modules else None)
     url = database_url(settings)

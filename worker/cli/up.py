@@ -93,7 +93,7 @@ def _run(settings: Settings, *, keep_up: bool) -> int:
     if settings.actors:
         from packhorse.schedules.registry import QUEUE
         from packhorse.worker.cli.scheduler import MODULE
-        from packhorse.worker.supervisor import Supervisor
+        from packhorse.worker.fleet.supervisor import Supervisor
 
         _say(f"Workers    {settings.processes} x {settings.threads} threads: {', '.join(settings.actors)}      (Ctrl-C drains and stops)")
         _say("Schedules  packhorse schedule list | packhorse maintenance list")

@@ -25,8 +25,8 @@ Queues = Annotated[str | None, typer.Option("--queues", "-q", help="Only these q
 def worker(modules: Modules = None, processes: Processes = None, threads: Threads = None, queues: Queues = None) -> int:
     """Run handlers. SIGTERM or Ctrl-C drains, a second one interrupts, SIGHUP restarts one process at a time."""
     from packhorse.worker.embedded import Embedded
+    from packhorse.worker.fleet.supervisor import Supervisor
     from packhorse.worker.observe.systemd import Notifier
-    from packhorse.worker.supervisor import Supervisor
 
     given: dict[str, Any] = {"actors": ",".join(modules) if modules else None, "processes": processes, "threads": threads, "queues": queues}
     settings = load_settings(**given)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
-from packhorse.worker.broker import DEFAULT_POOL_SIZE
+from packhorse.worker.broker.postgres import DEFAULT_POOL_SIZE
 from packhorse.worker.clock import skew
 from packhorse.worker.config import Settings
 from packhorse.worker.db.connection import DeadlineConnection

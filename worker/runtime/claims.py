@@ -13,9 +13,9 @@ from math import inf
 from typing import Any
 from uuid import UUID
 
+from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.db.pool import Link
 from packhorse.worker.errors import StoreError, StoreUnavailable
-from packhorse.worker.messages import ClaimedMessage
 from packhorse.worker.runtime.cursor import ALL, ClaimCursor, Look
 from packhorse.worker.runtime.lost_claims import LostClaims
 from packhorse.worker.runtime.meter import Meter

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
+from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.attempt.settle import settle, without_details
 from packhorse.worker.db.errors import LOCKED
 from packhorse.worker.db.pool import Link
 from packhorse.worker.errors import StoreConflict, StoreUnavailable
-from packhorse.worker.messages import ClaimedMessage
 from packhorse.worker.observe.duties import code_of
-from packhorse.worker.settle import settle, without_details
 
 logger = logging.getLogger("packhorse.pump")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator
 
-from packhorse.worker.messages import ClaimedMessage
+from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.runtime.meter import Meter
 from packhorse.worker.runtime.outcomes import OutcomeLog
 from packhorse.worker.runtime.slots import RunningIds

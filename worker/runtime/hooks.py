@@ -17,7 +17,7 @@ from dramatiq.middleware import Middleware, MiddlewareError
 from dramatiq.results import Results
 
 from packhorse.worker import forks
-from packhorse.worker.middleware.retries import Retries
+from packhorse.worker.attempt.middleware.retries import Retries
 
 logger = logging.getLogger("packhorse.hooks")
 

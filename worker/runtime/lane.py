@@ -21,7 +21,9 @@ from typing import Any
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
 from packhorse.worker import forks
-from packhorse.worker.context import current
+from packhorse.worker.attempt.context import current
+from packhorse.worker.attempt.messages import ClaimedMessage, Ending, failure
+from packhorse.worker.attempt.middleware.retries import asked_for
 from packhorse.worker.db.errors import LOCKED, translated
 from packhorse.worker.errors import (
     CancelInterrupt,
@@ -33,8 +35,6 @@ from packhorse.worker.errors import (
     StoreUnavailable,
     UndecodableMessage,
 )
-from packhorse.worker.messages import ClaimedMessage, Ending, failure
-from packhorse.worker.middleware.retries import asked_for
 from packhorse.worker.runtime.hooks import Hooks
 from packhorse.worker.runtime.slots import RunningIds, Slot
 from packhorse.worker.store import messages as store

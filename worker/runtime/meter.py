@@ -1,7 +1,7 @@
 """Counts what the pump sees, for the metrics: plain additions to one array, copied to shared memory per turn.
 
 Everything belongs to the pump's thread, which reads what the slots run. No lock, nothing kept per message, no
-formatting: rendering happens in another process (worker/exporter.py).
+formatting: rendering happens in another process (worker/fleet/exporter.py).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 
+from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.db.errors import error_counts
-from packhorse.worker.messages import ClaimedMessage
 from packhorse.worker.observe import slab as layout
 from packhorse.worker.observe import tracing
 from packhorse.worker.observe.slab import CLAIM_BOUNDS, DURATION_BOUNDS, WAIT_BOUNDS, Slab

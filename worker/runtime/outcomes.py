@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from packhorse.worker.messages import ClaimedMessage
+from packhorse.worker.attempt.messages import ClaimedMessage
 
 logger = logging.getLogger("packhorse.message")
 

@@ -22,7 +22,12 @@ from uuid import uuid4
 import dramatiq
 
 from packhorse.worker import folder, forks
-from packhorse.worker.broker import PostgresBroker
+from packhorse.worker.attempt.heartbeat import Heartbeat
+from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.attempt.middleware import Checked, TimeLimits
+from packhorse.worker.attempt.middleware.retries import policies
+from packhorse.worker.attempt.middleware.tracing import Tracing
+from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.config import Settings
 from packhorse.worker.db import migrate
 from packhorse.worker.db.listen import Listener
@@ -38,11 +43,6 @@ from packhorse.worker.errors import (
     StoreUnavailable,
 )
 from packhorse.worker.exits import EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED
-from packhorse.worker.heartbeat import Heartbeat
-from packhorse.worker.messages import ClaimedMessage
-from packhorse.worker.middleware import Checked, TimeLimits
-from packhorse.worker.middleware.retries import policies
-from packhorse.worker.middleware.tracing import Tracing
 from packhorse.worker.near import near_miss
 from packhorse.worker.observe.slab import CONTACT_AT, DRAINING, HURRY, ISOLATED_AT, ISOLATION, LISTENING, REGISTERED, THREADS, Slab
 from packhorse.worker.runtime.coroutines import Coroutines

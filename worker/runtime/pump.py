@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
+from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.pool import Link
 from packhorse.worker.errors import StoreError, StoreUnavailable
-from packhorse.worker.messages import ClaimedMessage
 from packhorse.worker.runtime.claims import Claims, Request
 from packhorse.worker.runtime.endings import EndingWriter
 from packhorse.worker.runtime.held import Held

@@ -17,8 +17,8 @@ from array import array
 
 from dramatiq.middleware.threading import Interrupt, raise_thread_exception
 
+from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.errors import CancelInterrupt, DrainInterrupt, LeaseInterrupt
-from packhorse.worker.messages import ClaimedMessage
 
 _ID = struct.Struct("q")
 

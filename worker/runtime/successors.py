@@ -6,8 +6,8 @@ with its answer; what ended by other statements, or in its handler's own transac
 
 from __future__ import annotations
 
+from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.db.connection import DeadlineConnection
-from packhorse.worker.messages import ClaimedMessage
 from packhorse.worker.store import messages as store
 
 MAX_FIRST = 1000

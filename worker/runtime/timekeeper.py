@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from dramatiq.middleware import TimeLimitExceeded
 
+from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.errors import LeaseInterrupt
-from packhorse.worker.messages import ClaimedMessage
 from packhorse.worker.runtime.lane import Lane
 from packhorse.worker.service import Service
 

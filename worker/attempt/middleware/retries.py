@@ -17,9 +17,9 @@ from typing import Any
 import dramatiq
 from dramatiq.middleware import Retries as StockRetries
 
-from packhorse.worker.encoding import WITHOUT_END
+from packhorse.worker.attempt.messages import ClaimedMessage, Ending, clean, failure
+from packhorse.worker.enqueue.encoding import WITHOUT_END
 from packhorse.worker.errors import Bury, Cancel, CancelInterrupt, DrainInterrupt, LeaseInterrupt, NotCompleted, Retry, Snooze
-from packhorse.worker.messages import ClaimedMessage, Ending, clean, failure
 
 logger = logging.getLogger("packhorse.retries")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dramatiq.middleware import AgeLimit, Middleware, ShutdownNotifications
 
-from packhorse.worker.middleware.following import Callbacks, Pipelines
-from packhorse.worker.middleware.retries import Retries
-from packhorse.worker.middleware.time_limits import TimeLimits
+from packhorse.worker.attempt.middleware.following import Callbacks, Pipelines
+from packhorse.worker.attempt.middleware.retries import Retries
+from packhorse.worker.attempt.middleware.time_limits import TimeLimits
 
 
 class Checked(Middleware):

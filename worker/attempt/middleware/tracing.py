@@ -11,8 +11,8 @@ from typing import Any
 
 from dramatiq.middleware import Middleware
 
+from packhorse.worker.attempt.messages import ClaimedMessage, failure
 from packhorse.worker.errors import LeaseLost
-from packhorse.worker.messages import ClaimedMessage, failure
 from packhorse.worker.observe import tracing
 from packhorse.worker.observe.tracing import Failure, Processing
 

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, Unpack
 
 from packhorse.worker.db.connection import DeadlineConnection
-from packhorse.worker.encoding import Encoded, _seconds, _take_columns, refuse_misspelt, refuse_too_late, to_json
+from packhorse.worker.enqueue.encoding import Encoded, _seconds, _take_columns, refuse_misspelt, refuse_too_late, to_json
 from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.observe import tracing
 from packhorse.worker.records import EnqueueOptions, EnqueueResult

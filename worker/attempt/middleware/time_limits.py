@@ -13,9 +13,9 @@ from typing import Any
 
 from dramatiq.middleware import TimeLimit
 
-from packhorse.worker.encoding import MAX_DELAY_SECONDS
+from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.enqueue.encoding import MAX_DELAY_SECONDS
 from packhorse.worker.errors import InvalidArgument
-from packhorse.worker.messages import ClaimedMessage
 
 logger = logging.getLogger("packhorse.time_limits")
 

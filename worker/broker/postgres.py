@@ -22,20 +22,20 @@ from dramatiq.errors import QueueJoinTimeout
 from dramatiq.middleware import Middleware
 
 from packhorse.worker import forks
-from packhorse.worker.bulk import BulkEnqueue
+from packhorse.worker.attempt.context import current
+from packhorse.worker.attempt.messages import ClaimedMessage, Ending, failure
+from packhorse.worker.attempt.middleware import default_middleware
+from packhorse.worker.attempt.middleware.time_limits import check_class
+from packhorse.worker.attempt.middleware.tracing import Tracing
+from packhorse.worker.broker.bulk import BulkEnqueue
 from packhorse.worker.config import Settings, load_settings
-from packhorse.worker.context import current
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
 from packhorse.worker.db.pool import ConnectionPool
 from packhorse.worker.db.sessions import open_work
 from packhorse.worker.embedded import running_url
-from packhorse.worker.encoding import Encoded, Signature, check_actor, encode
+from packhorse.worker.enqueue.encoding import Encoded, Signature, check_actor, encode
 from packhorse.worker.errors import ConfigError, InvalidArgument, StoreRejected
-from packhorse.worker.messages import ClaimedMessage, Ending, failure
-from packhorse.worker.middleware import default_middleware
-from packhorse.worker.middleware.time_limits import check_class
-from packhorse.worker.middleware.tracing import Tracing
 from packhorse.worker.observe import tracing
 from packhorse.worker.store import messages as store
 
@@ -283,7 +283,7 @@ class PostgresBroker(Broker):
     # -- consuming ---------------------------------------------------------------------------------
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30000) -> Any:
         """A consumer for dramatiq's own Worker."""
-        from packhorse.worker.consumer import PostgresConsumer
+        from packhorse.worker.broker.consumer import PostgresConsumer
 
         return PostgresConsumer(self, q_name(queue_name), prefetch, timeout / 1000)
 

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 from dramatiq.results import ResultBackend, ResultMissing, ResultTimeout
 from dramatiq.results.backend import DEFAULT_TIMEOUT
 
-from packhorse.worker.backends.connections import Connections
-from packhorse.worker.backends.losses import TellsLosses
-from packhorse.worker.encoding import to_json
+from packhorse.worker.attempt.messages import ClaimedMessage, Ending, clean
+from packhorse.worker.broker.backends.connections import Connections
+from packhorse.worker.broker.backends.losses import TellsLosses
+from packhorse.worker.enqueue.encoding import to_json
 from packhorse.worker.errors import InvalidArgument
-from packhorse.worker.messages import ClaimedMessage, Ending, clean
 from packhorse.worker.store import backends as store
 
 if TYPE_CHECKING:
-    from packhorse.worker.broker import PostgresBroker
+    from packhorse.worker.broker.postgres import PostgresBroker
 
 logger = logging.getLogger("packhorse.results")
 

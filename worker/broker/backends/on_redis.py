@@ -26,7 +26,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from packhorse.worker import forks
-from packhorse.worker.backends.losses import TellsLosses
+from packhorse.worker.broker.backends.losses import TellsLosses
 from packhorse.worker.errors import StoreUnavailable
 
 logger = logging.getLogger("packhorse.redis")

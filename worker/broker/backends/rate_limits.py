@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from dramatiq.rate_limits import RateLimiterBackend
 
-from packhorse.worker.backends.connections import Connections
+from packhorse.worker.broker.backends.connections import Connections
 from packhorse.worker.store import backends as store
 
 if TYPE_CHECKING:
-    from packhorse.worker.broker import PostgresBroker
+    from packhorse.worker.broker.postgres import PostgresBroker
 
 #: A waiting party looks this often for the event of its barrier.
 WAIT_POLL_SECONDS = 0.05

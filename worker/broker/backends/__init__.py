@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from dramatiq.rate_limits import RateLimiterBackend
 from dramatiq.results import ResultBackend
 
-from packhorse.worker.backends.rate_limits import PostgresRateLimiterBackend
-from packhorse.worker.backends.results import PostgresResultBackend
+from packhorse.worker.broker.backends.rate_limits import PostgresRateLimiterBackend
+from packhorse.worker.broker.backends.results import PostgresResultBackend
 from packhorse.worker.errors import ConfigError
 
 if TYPE_CHECKING:
-    from packhorse.worker.broker import PostgresBroker
+    from packhorse.worker.broker.postgres import PostgresBroker
 
 __all__ = ["PostgresRateLimiterBackend", "PostgresResultBackend", "rate_limiter_backend", "result_backend"]
 

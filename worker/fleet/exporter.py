@@ -17,7 +17,6 @@ import time
 from functools import partial
 from typing import Any
 
-from packhorse.worker.child import STOP_SIGNALS, end_with_parent
 from packhorse.worker.clock import skew
 from packhorse.worker.config import Settings
 from packhorse.worker.db import migrate
@@ -26,6 +25,7 @@ from packhorse.worker.db.pool import Link
 from packhorse.worker.db.sessions import open_work
 from packhorse.worker.errors import SchemaMismatch, StoreError
 from packhorse.worker.exits import EXIT_OK
+from packhorse.worker.fleet.child import STOP_SIGNALS, end_with_parent
 from packhorse.worker.observe import board as cells
 from packhorse.worker.observe import probes
 from packhorse.worker.observe.board import Board

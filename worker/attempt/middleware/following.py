@@ -14,8 +14,8 @@ from dramatiq.middleware import Callbacks as StockCallbacks
 from dramatiq.middleware import Middleware
 from dramatiq.middleware import Pipelines as StockPipelines
 
+from packhorse.worker.attempt.messages import ClaimedMessage, Ending, failure
 from packhorse.worker.errors import Cancel, CancelInterrupt, DrainInterrupt, LeaseInterrupt, NotCompleted, Snooze, StoreConflict, StoreUnavailable
-from packhorse.worker.messages import ClaimedMessage, Ending, failure
 
 logger = logging.getLogger("packhorse.following")
 

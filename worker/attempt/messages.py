@@ -21,7 +21,7 @@ from packhorse.worker.errors import UndecodableMessage
 
 MAX_TRACEBACK_FRAMES = 30
 #: Where our own code stands, and dramatiq's beside it in an environment.
-OURS = str(Path(__file__).parent)
+OURS = str(Path(__file__).parent.parent)
 
 #: json.loads without its checks of type and white space: jsonb's own text needs neither.
 _scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]

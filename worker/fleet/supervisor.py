@@ -5,7 +5,7 @@ ran in a child that ended stands in shared memory; a short-lived child of its ow
 the child has not noted there as its own is a crash, whatever its exit code.
 What was there at two crashes runs apart: in one more child, which is started for such messages and ends after them
 (SPEC P5). When that one dies with several of them, the next one runs them one by one: then it is clear which it was.
-Metrics and probes are served by one more child, whose death harms nobody (worker/exporter.py).
+Metrics and probes are served by one more child, whose death harms nobody (worker/fleet/exporter.py).
 Signals: TERM/INT drain (again: interrupt), HUP replaces the children one by one, if a trial child says that new
 ones would start. A child that does not come to the end of its drain is killed, whatever it drains for. One that
 cannot work at all ends the parent only as long as none ever could.
@@ -25,15 +25,15 @@ from dataclasses import dataclass, field
 from uuid import UUID, uuid4
 
 from packhorse.worker import folder, forks
-from packhorse.worker.child import STOP_SIGNALS, Lost, recover, rehearse, run_worker_process
 from packhorse.worker.config import Settings
 from packhorse.worker.exits import EXIT_FAILED, EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED, EXPECTED_CHILD_EXITS, FATAL_CHILD_EXITS
+from packhorse.worker.fleet.child import STOP_SIGNALS, Lost, recover, rehearse, run_worker_process
+from packhorse.worker.fleet.watch import Watch
 from packhorse.worker.observe.board import EXPORTER_TICK, STARTED, Board
 from packhorse.worker.observe.logging import flush as flush_log
 from packhorse.worker.observe.slab import DRAINING, HURRY, ISOLATED_AT, ISOLATION, REGISTERED, Slab
 from packhorse.worker.observe.systemd import Notifier
 from packhorse.worker.runtime.slots import RunningIds
-from packhorse.worker.watch import Watch
 
 logger = logging.getLogger("packhorse.supervisor")
 
@@ -231,7 +231,7 @@ class Supervisor:
                 exporter.ended(0.0, expected=False)
 
     def _run_exporter(self) -> int:
-        from packhorse.worker.exporter import run_exporter  # only this child needs an HTTP server
+        from packhorse.worker.fleet.exporter import run_exporter  # only this child needs an HTTP server
 
         return run_exporter(self.settings, self.board)
 

@@ -6,9 +6,9 @@ import threading
 from contextvars import ContextVar
 from typing import Any
 
+from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.errors import WorkerError
-from packhorse.worker.messages import ClaimedMessage
 
 _message: ContextVar[ClaimedMessage | None] = ContextVar("packhorse_message", default=None)
 

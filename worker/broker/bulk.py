@@ -15,7 +15,7 @@ from packhorse.worker.errors import InvalidArgument, StoreRejected
 from packhorse.worker.store import messages as store
 
 if TYPE_CHECKING:
-    from packhorse.worker.broker import PostgresBroker
+    from packhorse.worker.broker.postgres import PostgresBroker
 
 #: What one statement holds at most, and what may be on its way at once: the deadline of a call is for what it waits for.
 PART_CHARACTERS = 4_000_000

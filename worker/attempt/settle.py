@@ -9,9 +9,9 @@ from typing import Any
 
 import dramatiq
 
+from packhorse.worker.attempt.messages import ClaimedMessage, Ending, clean, failure
 from packhorse.worker.db.connection import DeadlineConnection
-from packhorse.worker.encoding import MAX_DELAY_SECONDS
-from packhorse.worker.messages import ClaimedMessage, Ending, clean, failure
+from packhorse.worker.enqueue.encoding import MAX_DELAY_SECONDS
 from packhorse.worker.store import messages
 
 logger = logging.getLogger("packhorse.settle")

@@ -16,10 +16,10 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.pool import Link
 from packhorse.worker.errors import StoreError, StoreUnavailable
-from packhorse.worker.messages import ClaimedMessage
 from packhorse.worker.observe.duties import Duties, code_of
 from packhorse.worker.service import Service
 from packhorse.worker.store import messages

@@ -18,12 +18,12 @@ from uuid import uuid4
 from dramatiq.broker import Consumer
 from dramatiq.errors import BrokerConnectionError
 
+from packhorse.worker.attempt.heartbeat import Heartbeat
+from packhorse.worker.attempt.messages import ClaimedMessage, Ending
+from packhorse.worker.attempt.middleware.retries import policies
+from packhorse.worker.attempt.settle import settle
 from packhorse.worker.db.pool import Link
 from packhorse.worker.errors import StoreConflict, StoreError, StoreUnavailable, UndecodableMessage
-from packhorse.worker.heartbeat import Heartbeat
-from packhorse.worker.messages import ClaimedMessage, Ending
-from packhorse.worker.middleware.retries import policies
-from packhorse.worker.settle import settle
 from packhorse.worker.store import messages as store
 from packhorse.worker.store import workers as worker_store
 

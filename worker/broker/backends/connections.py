@@ -14,7 +14,7 @@ from packhorse.worker.db.sessions import open_work
 from packhorse.worker.errors import ConfigError
 
 if TYPE_CHECKING:
-    from packhorse.worker.broker import PostgresBroker
+    from packhorse.worker.broker.postgres import PostgresBroker
 
 #: Most connections of a backend that was given a dsn.
 OWN_POOL_SIZE = 4

@@ -1,0 +1,1 @@
+"""dramatiq's doors: broker, consumer, result and rate-limit backends."""
