@@ -243,6 +243,34 @@ def test_the_schema_can_live_in_another_schema(empty_database: Database) -> None
     outside.close()
 
 
+GRANTED = """select distinct o.name, a.privilege_type from (
+  select c.oid::regclass::text as name, c.relacl as acl from pg_class c where c.relnamespace = 'public'::regnamespace
+  union all select p.oid::regprocedure::text, p.proacl from pg_proc p where p.pronamespace = 'public'::regnamespace
+  union all select t.oid::regtype::text, t.typacl from pg_type t where t.typnamespace = 'public'::regnamespace) o
+  cross join aclexplode(o.acl) a join pg_roles r on r.oid = a.grantee where r.rolname = %s order by 1, 2"""
+
+
+def test_default_privileges_give_nobody_anything_of_ours(connection: DeadlineConnection, empty_database: Database) -> None:
+    """Else anybody on the internet could empty the queue, or have a trigger there that runs as the worker."""
+    for role in ("web_visitor", "service_role"):
+        empty_database.query(f"do $$ begin create role {role}; exception when duplicate_object then null; end $$")
+        for kind in ("tables", "routines", "sequences", "types"):
+            connection.execute(f"alter default privileges in schema public grant all on {kind} to {role}")
+    connection.execute("alter default privileges in schema public grant all on tables to public")
+    connection.execute("create table mine (id bigint)")
+    migrate.up(connection, sets=["platform"])
+    assert {name for name, _ in empty_database.query(GRANTED, "web_visitor")} == {"mine"}, "what is not ours is left alone"
+    assert len(empty_database.query(GRANTED, "service_role")) > 100, "the role of the host's own servers"
+    verbs = "insert, update, delete, truncate, references, trigger"
+    touched = (
+        "select c.relname from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v') and c.relname <> 'mine'"
+    )
+    assert empty_database.query(f"{touched} and has_table_privilege('web_visitor', c.oid, %s)", verbs) == []
+    connection.execute("grant select on message_archive to web_visitor")
+    migrate.up(connection)
+    assert ("message_archive", "SELECT") in empty_database.query(GRANTED, "web_visitor"), "a grant that somebody made on purpose"
+
+
 def test_default_privileges_open_neither_the_record_nor_what_runs_as_the_owner(connection: DeadlineConnection, empty_database: Database) -> None:
     """As on Supabase, where anybody on the internet is the role `anon`, which has all rights to whatever is new in `public`."""
     for role in ("web_visitor", "Web Visitor"):

@@ -191,6 +191,7 @@ def _apply(connection: DeadlineConnection, migrations: list[Migration], report: 
             connection.execute(migration.text.encode(), prepare=False)
             connection.execute(sql("migrations_record"), (migration.name, migration.checksum, migration.runs_beside))
         if missing:
+            connection.execute(sql("migrations_closed"))
             connection.execute(sql("migrations_readable"))
         return [migration.name for migration in missing]
 

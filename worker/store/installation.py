@@ -56,7 +56,8 @@ def migration_script(schema: str, sets: Iterable[str] = ()) -> str:
         record = composed.SQL(sql("migration_script_record")).format(
             name=composed.Literal(migration.name), checksum=composed.Literal(migration.checksum), runs_beside=composed.Literal(migration.runs_beside)
         )
-        parts.append(f"-- {migration.name}\nbegin;\n{migration.text.strip()}\n{record.as_string(None)};\ncommit;")
+        closed = sql("migrations_closed")
+        parts.append(f"-- {migration.name}\nbegin;\n{migration.text.strip()}\n{record.as_string(None)};\n{closed};\ncommit;")
     return "\n\n".join([*parts, sql("migrations_readable") + ";"]) + "\n"
 
 

@@ -19,6 +19,36 @@ begin
 end
 $$;
 
+-- name: migrations_closed
+-- What this transaction has made or changed is for its owner and our roles: what default privileges of the host gave to others is taken
+-- away (Supabase gives all rights to all that is new in `public` to the roles of its API). service_role, the server's own, keeps its.
+do $$
+declare
+  v_statement text;
+begin
+  for v_statement in
+    with made as (
+      select case c.relkind when 'S' then 'sequence' else 'table' end as kind, c.oid::regclass::text as name, c.relacl as acl, c.relowner as owner
+      from pg_class c
+      where c.relnamespace = current_schema()::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S')
+        and age(c.xmin) <= age(pg_current_xact_id()::xid)
+      union all
+      select 'routine', p.oid::regprocedure::text, p.proacl, p.proowner from pg_proc p
+      where p.pronamespace = current_schema()::regnamespace and age(p.xmin) <= age(pg_current_xact_id()::xid)
+      union all
+      select 'type', t.oid::regtype::text, t.typacl, t.typowner from pg_type t
+      where t.typnamespace = current_schema()::regnamespace and age(t.xmin) <= age(pg_current_xact_id()::xid)
+    )
+    select distinct format('revoke all on %s %s from %s', m.kind, m.name, case a.grantee when 0 then 'public' else a.grantee::regrole::text end)
+    from made m cross join aclexplode(m.acl) a left join pg_roles r on r.oid = a.grantee
+    where m.owner = current_user::regrole and a.grantee <> m.owner and (a.grantee <> 0 or m.kind in ('table', 'sequence'))
+      and coalesce(r.rolname, '') <> all (array['packhorse_worker', 'packhorse_producer', 'packhorse_reader', 'service_role']::name[])
+  loop
+    execute v_statement;
+  end loop;
+end
+$$;
+
 -- name: migrations_exist
 -- Is there a record?
 select to_regclass('packhorse_migrations') is not null;
