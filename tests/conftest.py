@@ -17,6 +17,8 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in [name for name in os.environ if name.startswith("PACKHORSE_") or name == "DATABASE_URL"]:
     del os.environ[name]
+# where Debian keeps what only root is to run; a bare PATH lacks it
+os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
 # hundreds of programs are started: without bytecode each would compile the package again, and each process of a run all tests
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False

@@ -16,6 +16,7 @@ from packhorse.worker.adopt.mapping import Choices
 from packhorse.worker.db import migrate
 from packhorse.worker.db.connection import DeadlineConnection, connect
 from packhorse.worker.errors import AdoptionRefused, ConfigError, StoreConflict, StoreError
+from packhorse.worker.store.installation import migration_script
 from tests.sql.parking import in_background
 from tests.support import old_queue
 from tests.support.databases import migrators
@@ -106,10 +107,12 @@ def test_the_plan_names_what_moves_what_depends_on_it_and_what_rows_become_and_c
 
 
 def test_a_migration_that_failed_half_way_is_adopted_as_well(connection: DeadlineConnection, old: Database) -> None:
-    """What people do first is `migrate up`: it records two migrations and stops at the old table."""
+    """`migrate up` is all or nothing; the script of `migrate up --sql`, in other hands, records two migrations and stops at the old table."""
     old_queue.fill(old, 10)
     with pytest.raises(StoreError, match=r"message_queue.* already exists"):
         migrate.up(connection)
+    assert migrate.applied(connection) == {}
+    connection.execute(migration_script("public").partition(f"-- {NAMES[2]}\n")[0], prepare=False)
     assert len(migrate.applied(connection)) == 2
     done = adopt(connection, Order())
     assert done.applied == NAMES[2:] and done.account is not None and done.account["messages"] == 6
