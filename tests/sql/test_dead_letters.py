@@ -9,6 +9,7 @@ from psycopg.types.json import Jsonb
 
 from tests.sql.client import Sql
 from tests.sql.parking import blocked_behind, in_background
+from tests.support.postgres import Database
 
 
 def dead(sql: Sql, error: str = "ValueError", message: str = "broken", **arguments: object) -> int:
@@ -220,3 +221,17 @@ def test_a_bulk_redrive_goes_in_batches_and_takes_all_in_order(sql: Sql) -> None
     rest = sql.value("select redrive_dead_letters(p_queue => 'q', p_limit => 10000)")
     assert len(rest) == 503 and min(rest) > max(some)
     assert sql.value("select count(*) from operator_actions where action = 'redrive'") == 1203
+
+
+def test_a_bulk_redrive_takes_at_most_500_at_a_time(own_clients: Callable[..., Sql], any_database: Database) -> None:
+    sql = own_clients()
+    any_database.query(
+        "create table batches (size bigint); grant insert on batches to public; "
+        "create function note_batch() returns trigger language plpgsql as "
+        "$$ begin insert into batches select count(*) from gone; return null; end $$; "
+        "create trigger note_batch after delete on dead_letters referencing old table as gone for each statement execute function note_batch()"
+    )
+    sql.rows("select enqueue_payloads('q', 'effect', (select jsonb_agg(jsonb_build_object('n', n)) from generate_series(1, 1203) n))")
+    sql.rows("select move_to_dead_letters(array(select id from message_queue), null, 'buried', null, null, null, null)")
+    assert sql.value("select cardinality(redrive_dead_letters(p_queue => 'q', p_limit => 10000))") == 1203
+    assert any_database.query("select size from batches where size > 0") == [(500,), (500,), (203,)]
