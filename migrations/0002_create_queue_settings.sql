@@ -2,17 +2,17 @@
 --
 -- Lock and duration: new objects only, milliseconds.
 
-create domain queue_name as text
+create domain packhorse.queue_name as text
   constraint queue_name_format check (value ~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}$');
-comment on domain queue_name is 'A letter or underscore, then letters, digits, dot, underscore, dash; 100 at most.';
+comment on domain packhorse.queue_name is 'A letter or underscore, then letters, digits, dot, underscore, dash; 100 at most.';
 
-create domain message_json as jsonb
+create domain packhorse.message_json as jsonb
   constraint message_json_is_object check (jsonb_typeof(value) = 'object')
   constraint message_json_size check (pg_column_size(value) <= 1048576);
-comment on domain message_json is 'A JSON object of at most 1 MiB. A domain, so that it is checked when written, not at every claim.';
+comment on domain packhorse.message_json is 'A JSON object of at most 1 MiB. A domain, so that it is checked when written, not at every claim.';
 
-create table queues (
-  name                    queue_name  not null,
+create table packhorse.queues (
+  name                    packhorse.queue_name  not null,
   paused_at               timestamptz,
   paused_by               text,
   -- null means unlimited; counted over the whole fleet
@@ -49,16 +49,19 @@ create table queues (
   constraint queues_backoff_jitter_range check (backoff_jitter between 0 and 1),
   constraint queues_on_dead_known check (on_dead in ('skip', 'block'))
 ) with (fillfactor = 50);
-comment on table queues is 'One row per queue: pause, limits, retention, retry policy (SPEC Q8).';
+comment on table packhorse.queues is 'One row per queue: pause, limits, retention, retry policy (SPEC Q8).';
 
 -- Who sleeps, and who watches. A worker that finds nothing writes wake_until; a producer that reads a future
 -- wake_until sends one NOTIFY, unless attended_until is in the future, too: then one awake worker looks every few
 -- milliseconds, so that producers never touch the NOTIFY lock of the whole cluster (SPEC Q10). Apart from `queues`
 -- because it is written often: the row stays tiny and HOT. Producers only read it.
-create table queue_wakeups (
-  queue          queue_name not null,
+create table packhorse.queue_wakeups (
+  queue          packhorse.queue_name not null,
   wake_until     timestamptz,
   attended_until timestamptz,
   constraint queue_wakeups_pkey primary key (queue)
 ) with (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
-comment on table queue_wakeups is 'wake_until in the future: some worker sleeps and wants a NOTIFY for this queue; attended_until in the future: not now, for one looks.';
+comment on table packhorse.queue_wakeups is 'wake_until in the future: some worker sleeps and wants a NOTIFY for this queue; attended_until in the future: not now, for one looks.';
+
+insert into packhorse.queues (name) values ('default');
+insert into packhorse.queue_wakeups (queue) values ('default');

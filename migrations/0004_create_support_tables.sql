@@ -3,7 +3,7 @@
 --
 -- Lock and duration: new objects only, milliseconds.
 
-create table workers (
+create table packhorse.workers (
   id              uuid        not null,
   hostname        text        not null,
   pid             integer     not null,
@@ -24,29 +24,29 @@ create table workers (
   constraint workers_pkey primary key (id),
   constraint workers_state_known check (state in ('running', 'draining'))
 ) with (fillfactor = 50);
-comment on table workers is 'Worker processes that live: a fresh id per process start. Information only; no lease depends on it.';
+comment on table packhorse.workers is 'Worker processes that live: a fresh id per process start. Information only; no lease depends on it.';
 
-create table message_types (
-  name         queue_name  not null,
-  queue        queue_name  not null,
+create table packhorse.message_types (
+  name         packhorse.queue_name  not null,
+  queue        packhorse.queue_name  not null,
   -- what the actor's code says of retries, for whoever ends an attempt without that code; see failure_policy
   policy       jsonb       not null default '{}',
   last_seen_at timestamptz not null default clock_timestamp(),
   constraint message_types_pkey primary key (name)
 ) with (fillfactor = 50);
-comment on table message_types is 'Types that some worker registers, their queue and retry policy, and when it last said so (SPEC W1b, Q5).';
+comment on table packhorse.message_types is 'Types that some worker registers, their queue and retry policy, and when it last said so (SPEC W1b, Q5).';
 
-create table message_dedup (
+create table packhorse.message_dedup (
   queue      text        not null,
   dedup_key  text        not null,
   message_id bigint      not null,
   expires_at timestamptz not null,
   constraint message_dedup_pkey primary key (queue, dedup_key)
 );
-create index message_dedup_expires_idx on message_dedup (expires_at);
-comment on table message_dedup is 'Dedup windows: they end by time, whatever becomes of the message (SPEC Q6).';
+create index message_dedup_expires_idx on packhorse.message_dedup (expires_at);
+comment on table packhorse.message_dedup is 'Dedup windows: they end by time, whatever becomes of the message (SPEC Q6).';
 
-create table processed_messages (
+create table packhorse.processed_messages (
   external_id    text        not null,
   correlation_id text,
   first_seen_at  timestamptz not null default clock_timestamp(),
@@ -56,32 +56,32 @@ create table processed_messages (
   constraint processed_messages_external_id_length check (length(external_id) between 1 and 500),
   constraint processed_messages_processing_ms_range check (processing_ms >= 0)
 );
-create index processed_messages_first_seen_idx on processed_messages (first_seen_at);
-comment on table processed_messages is 'Inbound webhook ids that were seen, for is_new_message() (SPEC Q6).';
+create index processed_messages_first_seen_idx on packhorse.processed_messages (first_seen_at);
+comment on table packhorse.processed_messages is 'Inbound webhook ids that were seen, for is_new_message() (SPEC Q6).';
 
-create table conversation_locks (
+create table packhorse.conversation_locks (
   conversation_key text        not null,
   holder           text        not null,
   acquired_at      timestamptz not null default clock_timestamp(),
   expires_at       timestamptz, -- null: a lock of somebody else's making, without an end
   constraint conversation_locks_pkey primary key (conversation_key)
 );
-comment on table conversation_locks is
+comment on table packhorse.conversation_locks is
   'Locks that callers take around their own work with acquire_conversation_lock(); messages do not need them.';
 
-create table message_results (
+create table packhorse.message_results (
   result_key text        not null,
   result     jsonb       not null,
   expires_at timestamptz not null,
   constraint message_results_pkey primary key (result_key)
 );
-create index message_results_expires_idx on message_results (expires_at);
-comment on table message_results is 'Results of dramatiq actors with store_results (SPEC W1).';
+create index message_results_expires_idx on packhorse.message_results (expires_at);
+comment on table packhorse.message_results is 'Results of dramatiq actors with store_results (SPEC W1).';
 
-create table rate_limiters (
+create table packhorse.rate_limiters (
   limiter_key text        not null,
   value       bigint      not null,
   expires_at  timestamptz not null,
   constraint rate_limiters_pkey primary key (limiter_key)
 );
-comment on table rate_limiters is 'Counters of the dramatiq rate limiter backend on Postgres (SPEC W1).';
+comment on table packhorse.rate_limiters is 'Counters of the dramatiq rate limiter backend on Postgres (SPEC W1).';

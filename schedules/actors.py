@@ -27,9 +27,9 @@ from packhorse.worker.attempt.context import current_message
 from packhorse.worker.attempt.middleware import Checked
 from packhorse.worker.db.errors import translated
 from packhorse.worker.errors import Snooze, StoreError, StoreRejected
-from packhorse.worker.near import near_miss
 from packhorse.worker.observe.duties import Duties, code_of
 from packhorse.worker.store.operations import list_workers
+from packhorse.worker.suggest import near_miss
 
 logger = logging.getLogger("packhorse.schedules")
 
@@ -78,11 +78,11 @@ class Timetable(Checked):
         self.broker = broker
         self.waiters = BoundedSemaphore(max(1, broker.settings.threads // 2))
         packages = {module.partition(".")[0] for module in broker.settings.actors if module != __name__}
-        slab = getattr(worker, "slab", None)  # dramatiq's own Worker has none
-        self.duties = slab.duties if slab is not None else self.duties
+        stats = getattr(worker, "stats", None)  # dramatiq's own Worker has none
+        self.duties = stats.duties if stats is not None else self.duties
         self.scheduler = Scheduler(lambda: broker.open_connection("scheduler"), self.declared, origin=packages, duties=self.duties)
-        if slab is not None:
-            self.scheduler.ticked = partial(slab.tick, "scheduler")  # a loop that hangs is seen by the probes and replaced (SPEC O4)
+        if stats is not None:
+            self.scheduler.ticked = partial(stats.tick, "scheduler")  # a loop that hangs is seen by the probes and replaced (SPEC O4)
         self.scheduler.start()
         assert self.plan is not None
         self.runway = Runway(self.open_connection, self.plan, self.stop)

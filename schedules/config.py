@@ -20,7 +20,7 @@ from packhorse.schedules.registry import FOLLOWED, JOBS, PARTITIONS, QUEUE, RETE
 from packhorse.schedules.timetable import Schedule
 from packhorse.worker.config import PREFIX, SECTIONS
 from packhorse.worker.errors import ConfigError, InvalidArgument
-from packhorse.worker.near import near_miss
+from packhorse.worker.suggest import near_miss
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 #: Fields whose value is a duration: seconds, or text like "90d".
@@ -45,7 +45,7 @@ class Plan:
         return found | {job.task: job for job in self.jobs}
 
     def policies(self) -> dict[str, dict[str, Any]]:
-        """What works without this configuration has to know of it (declare_policies in migrations/0017): of each such task its numbers, {} when it
+        """What works without this configuration has to know of it (declare_policies): of each such task its numbers, {} when it
         is switched off, or is about other rows than the shipped one."""
 
         found: dict[str, dict[str, Any]] = nothing_to_delete()
@@ -139,17 +139,22 @@ def read_plan(environ: Mapping[str, str] | None = None, toml_path: Path | None =
     return plan, problems + [f"{path}: {problem}" for problem in conflicts(plan)]
 
 
+def _bare(table: str) -> str:
+    """One spelling per table, where two are usual."""
+    return table.removeprefix("packhorse.").removeprefix("public.")
+
+
 def conflicts(plan: Plan) -> list[str]:
     """Policies that fight each other, or schedules that take a task's name."""
     found = []
     by_rows: dict[tuple[str, str], Retention] = {}
     for policy in plan.retention:
-        other = by_rows.setdefault((policy.table.removeprefix("public."), policy.where or ""), policy)
+        other = by_rows.setdefault((_bare(policy.table), policy.where or ""), policy)
         if other is not policy and (other.assign is None) == (policy.assign is None):
             found.append(f"[retention.{policy.name}] and [retention.{other.name}]: both remove from {policy.table} under the same condition")
-    partitioned = {policy.table.removeprefix("public."): policy for policy in plan.partitions}
+    partitioned = {_bare(policy.table): policy for policy in plan.partitions}
     for policy in plan.retention:
-        rival = partitioned.get(policy.table.removeprefix("public."))
+        rival = partitioned.get(_bare(policy.table))
         if rival is not None and policy.assign is None and policy.where is None:
             found.append(f"[retention.{policy.name}] and [partitions.{rival.name}]: both end the rows of {policy.table}; keep one of them")
     tasks = plan.tasks()

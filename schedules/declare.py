@@ -2,7 +2,7 @@
 
 An actor module like packhorse.schedules.actors, which `packhorse worker` loads when the file has such sections: an
 installation of workers alone, or one whose workers start before its scheduler, keeps what its configuration keeps
-(declare_policies in migrations/0017).
+(declare_policies in migrations/functions/maintenance.sql).
 """
 
 from __future__ import annotations

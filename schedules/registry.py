@@ -60,7 +60,7 @@ PARTITIONS = (
 )
 
 
-#: Tasks whose policies hold outside the scheduler, too: workers and cleanup_old_messages() follow them (declare_policies in migrations/0017).
+#: Tasks whose policies hold outside the scheduler, too: workers and cleanup_old_messages() follow them (declare_policies).
 FOLLOWED = (
     "retention.processed_messages",
     "retention.message_dedup",

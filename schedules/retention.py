@@ -22,8 +22,8 @@ from packhorse.schedules.policies import Gates, Retention
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
 from packhorse.worker.errors import InvalidArgument, StoreConflict, StoreError, StoreRejected
-from packhorse.worker.near import did_you_mean
 from packhorse.worker.store import maintenance as store
+from packhorse.worker.suggest import did_you_mean
 
 logger = logging.getLogger("packhorse.maintenance")
 
@@ -99,7 +99,7 @@ def resolve(connection: DeadlineConnection, policy: Retention) -> tuple[store.Ta
     where = policy.where
     if facts["is_dead_letters"] and policy.assign is None:  # whatever a policy says: what blocks a conversation stays until somebody acts (SPEC Q1)
         where = f"not blocks_conversation and ({where})" if where else "not blocks_conversation"
-    return store.Target(policy.table, policy.column, keys or ("ctid",), types, where, policy.assign), facts, warnings
+    return store.Target((facts["schema"], facts["name"]), policy.column, keys or ("ctid",), types, where, policy.assign), facts, warnings
 
 
 def check_visible(connection: DeadlineConnection, policy: Retention, target: store.Target, facts: dict[str, Any], cutoff: datetime) -> None:

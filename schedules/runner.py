@@ -16,8 +16,8 @@ from packhorse.schedules.retention import RetentionRun
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
 from packhorse.worker.errors import InvalidArgument, StoreError
-from packhorse.worker.near import did_you_mean
 from packhorse.worker.store import maintenance as store
+from packhorse.worker.suggest import did_you_mean
 
 logger = logging.getLogger("packhorse.maintenance")
 

@@ -105,7 +105,7 @@ class Scheduler(Service):
                 self._settle_after = time.monotonic() + SETTLE_SECONDS
                 self._settle(connection)
             elif not open_runs:
-                self.duties.well("settle_runs")
+                self.duties.well("finish_runs")
         if due:
             return 0.0  # look again: what was computed may be due by now
         return min(self._poll_seconds, max(0.0, wait)) if wait is not None else self._poll_seconds
@@ -139,8 +139,8 @@ class Scheduler(Service):
 
     def _settle(self, connection: DeadlineConnection) -> None:
         try:
-            with translated(), self.duties.watching("settle_runs"):
-                store.settle_runs(connection)
+            with translated(), self.duties.watching("finish_runs"):
+                store.finish_runs(connection)
         except StoreConflict as error:  # the history waits for somebody's lock on archive or dead letters; the timetable does not
             logger.info("schedule_waits schedule=%s error_class=%s", None, error.sqlstate)
 

@@ -23,7 +23,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 from apscheduler.triggers.cron import CronTrigger  # type: ignore[import-untyped]
 
 from packhorse.worker.errors import InvalidArgument
-from packhorse.worker.near import did_you_mean
+from packhorse.worker.suggest import did_you_mean
 
 WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")

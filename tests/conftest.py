@@ -29,15 +29,22 @@ from tests.support.workers import Daemon, Ledger  # noqa: E402
 
 SERVERS = available_servers()
 _running: dict[str, Server] = {}
+_broken: dict[str, BaseException] = {}
 _starting = threading.Lock()
 
 
 def _server(name: str) -> Server:
     with _starting:
+        if name in _broken:
+            raise RuntimeError(f"{name} did not start") from _broken[name]
         if name not in _running:
             if name.startswith("embedded"):
                 open_for_everyone(SERVERS[name])
-            _running[name] = Server(name, SERVERS[name])
+            try:
+                _running[name] = Server(name, SERVERS[name])
+            except Exception as error:
+                _broken[name] = error
+                raise
         return _running[name]
 
 

@@ -13,7 +13,7 @@ TOP = Path(__file__).parent.parent
 FILES = sorted([*(TOP / "worker").rglob("*.py"), *(TOP / "schedules").rglob("*.py")])
 
 #: Lowest first. A room imports from floors below its own, never from a neighbour. Whatever lies loose in worker/ is the ground.
-GROUND = ("version", "errors", "states", "config", "clock", "records", "service", "exits", "near", "folder", "forks")
+GROUND = ("version", "errors", "states", "config", "clock", "records", "service", "exits", "suggest", "folder", "forks")
 FLOORS: list[tuple[str, ...]] = [
     tuple(f"worker.{name}" for name in GROUND),
     ("worker.db", "worker.observe"),
@@ -132,7 +132,7 @@ def test_only_the_edges_of_worker_know_schedules_and_schedules_never_know_the_br
         "worker.records",
         "worker.service",
         "worker.exits",
-        "worker.near",
+        "worker.suggest",
         "worker.db",
         "worker.observe.duties",
         "worker.store",

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +19,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from packhorse.worker.errors import ConfigError
-from packhorse.worker.near import near_miss
 from packhorse.worker.service import TICK_SECONDS
+from packhorse.worker.suggest import near_miss
 
 PREFIX = "PACKHORSE_"
 MAX_SECRET_BYTES = 65536
@@ -27,6 +29,8 @@ SECTIONS = ("schedules", "retention", "partitions", "gates")
 #: Said by the setting and by whoever is asked to trace without the package.
 TRACING_NEEDS = "needs the package opentelemetry-api: pip install 'packhorse[otel]'"
 NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9._-]{0,99}$"
+#: Blanks, capitals and quotes are welcome; these characters would mean something in the texts that the name is put into.
+SCHEMA_PATTERN = r"[^%$\\{}\x00-\x1f]+"
 
 
 class Settings(BaseSettings):
@@ -42,7 +46,8 @@ class Settings(BaseSettings):
         None, description="maintenance_url goes through a transaction pooler; none: as `pooler`. `false` when it is direct and database_url is not."
     )
     listen_url: SecretStr | None = Field(None, description="Direct connection string for LISTEN when database_url goes through a pooler.")
-    db_schema: str = Field("public", pattern=NAME_PATTERN, description="Schema that holds the queue.")
+    db_schema: str = Field("packhorse", description="Schema that holds the queue, and nothing else.")
+    platform_schema: str = Field("public", description="Schema that holds the tables of the conversation platform.")
     pooler: bool = Field(False, description="database_url goes through a transaction pooler: no prepared statements, no LISTEN on it.")
     listen: bool = Field(True, description="Wake up by LISTEN/NOTIFY; polling alone stays correct.")
     actors: tuple[str, ...] = Field((), description="Modules that declare actors, imported by each worker process.")
@@ -141,6 +146,17 @@ class Settings(BaseSettings):
             raise ValueError("names no folder")
         return Path(value).expanduser() if isinstance(value, str) else value
 
+    @field_validator("db_schema", "platform_schema")
+    @classmethod
+    def _is_schema(cls, value: str) -> str:
+        if value.startswith("pg_") or value == "information_schema":
+            raise ValueError("is a schema of PostgreSQL itself")
+        if not value or len(value.encode()) > 63:
+            raise ValueError("must have 1 to 63 bytes")
+        if not re.fullmatch(SCHEMA_PATTERN, value):
+            raise ValueError("must not have % $ \\ { } or control characters in it")
+        return value
+
     @model_validator(mode="after")
     def _across(self) -> Settings:
         problems = []
@@ -218,6 +234,12 @@ def load_settings(environ: Mapping[str, str] | None = None, toml_path: Path | No
     if problems:
         raise ConfigError(problems)
     return settings
+
+
+@cache
+def own_schema() -> str:
+    """The setting db_schema of this process, read once: for calls that have a connection and nothing else. Raises ConfigError."""
+    return load_settings().db_schema
 
 
 def _read_environment(environ: Mapping[str, str], values: dict[str, Any], sources: dict[str, str], problems: list[str]) -> None:

@@ -29,6 +29,8 @@ from urllib.parse import quote
 
 from packhorse.worker import forks
 from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.names import Names
 from packhorse.worker.db.sessions import open_own_server
 from packhorse.worker.errors import WorkerError
 from packhorse.worker.store import installation
@@ -151,8 +153,8 @@ class Embedded:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def prepare(self, schema: str = "public", report: Callable[[str], Any] = lambda name: None) -> list[str]:
-        """Make database, schema and the working role; returns the migrations applied. Safe to repeat.
+    def prepare(self, names: Names = DeadlineConnection.names, report: Callable[[str], Any] = lambda name: None) -> list[str]:
+        """Make database, schemas and the working role; returns the migrations applied. Safe to repeat.
 
         report: called with each migration's name. Raises StoreError, SchemaMismatch, MigrationError.
         """
@@ -161,9 +163,8 @@ class Embedded:
             installation.ensure_database(admin, DATABASE)
         finally:
             admin.close()
-        owner = open_own_server(self.owner_url, "up", schema=schema, deadline_seconds=600)
+        owner = open_own_server(self.owner_url, "up", names=names, deadline_seconds=600)
         try:
-            installation.ensure_schema(owner, schema)
             done = migrate.up(owner, report)
             installation.ensure_login_role(owner, ROLE)
         finally:

@@ -1,7 +1,7 @@
 """Every error that Packhorse raises, as one tree; imports nothing.
 
 `StoreError` and below are what a database call can end in; `db/errors.py` maps SQLSTATEs to them and
-nothing else decides by SQLSTATE or by message text. `Outcome` and below are not failures: a handler
+nothing else decides by SQLSTATE or by message text. `AskedOutcome` and below are not failures: a handler
 raises one to say how its message ends.
 """
 
@@ -143,11 +143,11 @@ class MessageProcessingError(WorkflowError):
     code = "message_processing_error"
 
 
-class Outcome(Exception):
+class AskedOutcome(Exception):
     """How a message ends when it is neither done nor failed; raised by handlers."""
 
 
-class Snooze(Outcome):
+class Snooze(AskedOutcome):
     """Run the message again after `seconds` (>= 0); not a failure, the attempt is given back."""
 
     def __init__(self, seconds: float, reason: str | None = None) -> None:
@@ -156,7 +156,7 @@ class Snooze(Outcome):
         super().__init__(reason or f"snoozed for {seconds} s")
 
 
-class Cancel(Outcome):
+class Cancel(AskedOutcome):
     """Stop: the message ends as `cancelled` and is not retried."""
 
     def __init__(self, reason: str | None = None) -> None:
@@ -164,7 +164,7 @@ class Cancel(Outcome):
         super().__init__(reason or "cancelled by its handler")
 
 
-class Bury(Outcome):
+class Bury(AskedOutcome):
     """Give up at once: the message becomes a dead letter whatever attempts are left."""
 
     def __init__(self, reason: str | None = None) -> None:
@@ -172,7 +172,7 @@ class Bury(Outcome):
         super().__init__(reason or "buried by its handler")
 
 
-class Retry(Outcome):
+class Retry(AskedOutcome):
     """The attempt failed; run again after `seconds`, or after the usual backoff when None."""
 
     def __init__(self, seconds: float | None = None, reason: str | None = None) -> None:

@@ -38,6 +38,20 @@ class EnqueueOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
+class Hints:
+    """What a claim has to say besides its messages.
+
+    lost: ids whose completion came too late. promoted: ids whose conversation went on, to be looked at next time. next_in: seconds until a
+    look may find something, when nothing was claimed; 0 or less: at once. isolated: messages that run apart could start.
+    """
+
+    lost: frozenset[int] = frozenset()
+    promoted: tuple[int, ...] = ()
+    next_in: float | None = None
+    isolated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class EnqueueResult:
     """Answer of an enqueue: `id` of the message; `duplicate` when a dedup window returned an older one."""
 

@@ -41,7 +41,7 @@ class Postgres:
         return name
 
     def drop(self, name: str) -> None:
-        """Drop a database, ending whoever is still connected to it."""
+        """Drop a database, outcome whoever is still connected to it."""
         self.admin.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
 
     def transactions(self, name: str) -> int:

@@ -1,7 +1,7 @@
 """Child processes of the benchmark: start, talk by lines, watch CPU and memory, and always end them.
 
 A child announces itself with the line `ready`; ours also obey lines on their standard input. Every child
-leads a process group of its own, so ending it ends its children as well and nothing else.
+leads a process group of its own, so outcome it ends its children as well and nothing else.
 """
 
 from __future__ import annotations

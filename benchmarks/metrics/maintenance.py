@@ -40,13 +40,13 @@ START_SECONDS = 3.0
 """A scheduler has started and has written its timetable by then."""
 POLICY = '[retention.bench_events]\ncolumn = "created_at"\nkeep = "1d"\nbudget = "1h"\n'
 ARCHIVED = """
-insert into message_archive (id, queue, message_type, payload, options, priority, state, attempt, crashes, created_at, finished_at)
+insert into packhorse.message_archive (id, queue, message_type, payload, options, priority, state, attempt, crashes, created_at, finished_at)
 select n, 'bench', 'bench', jsonb_build_object('number', n, 'body', repeat('x', 180)),
   '{"message_id": "0b7cbe5e-44c2-4c86-b1a5-0f8a77d1a001"}', 5, 'done', 1, 0, now() - make_interval(days => %s), now() - make_interval(days => %s)
 from generate_series(1, %s) n
 """
 PARTITION = """
-create table message_archive_{0} partition of message_archive
+create table packhorse.message_archive_{0} partition of packhorse.message_archive
 for values from (date_trunc('day', now() - interval '{0} days')) to (date_trunc('day', now() - interval '{1} days'))
 """
 
@@ -132,13 +132,13 @@ def partition(system: PostgresSystem, settings: Settings) -> Iterator[Number]:
             connection.execute(ARCHIVED, (day, day, settings.backlog))
         system.server.admin.execute("checkpoint")
         started = time.monotonic()
-        connection.execute("delete from message_archive where finished_at < now() - interval '3 days'")
-        connection.execute("vacuum message_archive_4")
+        connection.execute("delete from packhorse.message_archive where finished_at < now() - interval '3 days'")
+        connection.execute("vacuum packhorse.message_archive_4")
         deleted = time.monotonic() - started
         started = time.monotonic()
-        connection.execute("alter table message_archive detach partition message_archive_2 concurrently")
+        connection.execute("alter table packhorse.message_archive detach partition packhorse.message_archive_2 concurrently")
         detached = time.monotonic()
-        connection.execute("drop table message_archive_2")
+        connection.execute("drop table packhorse.message_archive_2")
         dropped = time.monotonic()
     yield Number("maintenance", "partition detach and drop", 1, (dropped - started) * 1000, "ms")
     yield Number("maintenance", "partition detach: locks on its parent", 1, (detached - started) * 1000, "ms")

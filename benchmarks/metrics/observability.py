@@ -41,7 +41,7 @@ SCRAPE_SECONDS = 5.0
 """Three times as often as is usual; a drain should last several of these, or what a scrape costs counts too much."""
 #: Half due, half delayed, over all queues, which are paused: the worker beside it stays idle and they stay alive.
 FILL = """
-insert into message_queue (queue, message_type, payload, run_at, priority)
+insert into packhorse.message_queue (queue, message_type, payload, run_at, priority)
 select 'bench' || coalesce('_' || nullif(number %% %(queues)s, 0), ''), 'bench',
   replace(replace(%(template)s, %(number_mark)s, number::text), %(sent_mark)s, '0')::jsonb,
   clock_timestamp() + case when number %% 2 = 0 then interval '1 day' else interval '-1 minute' end, 1 + number %% 10
@@ -193,9 +193,9 @@ def fill(system: PostgresSystem, size: int) -> None:
     """Live messages on paused queues, as some minutes after they came."""
     parameters = {"template": TEMPLATE, "number_mark": NUMBER_MARK, "sent_mark": SENT_MARK, "queues": QUEUES, "count": size}
     with psycopg.connect(system.store_url(), autocommit=True) as connection:
-        connection.execute("select pause_queue(name, 'benchmark') from queues")
+        connection.execute("select packhorse.pause_queue(name, 'benchmark') from packhorse.queues")
         connection.execute(FILL, parameters)
-        connection.execute("vacuum analyze message_queue")
+        connection.execute("vacuum analyze packhorse.message_queue")
     system.server.admin.execute("checkpoint")
 
 
@@ -222,7 +222,7 @@ def count(system: PostgresSystem) -> float:
     """Milliseconds of one count of everything that concerns the fleet, due at once."""
     recount(system)
     began = time.perf_counter()
-    (counted,) = system.observing().execute("select refresh_fleet_statistics('0 seconds')").fetchone() or (False,)
+    (counted,) = system.observing().execute("select packhorse.refresh_fleet_statistics('0 seconds')").fetchone() or (False,)
     if not counted:
         raise RuntimeError("nothing was counted")
     return (time.perf_counter() - began) * 1000

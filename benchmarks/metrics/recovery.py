@@ -32,11 +32,11 @@ QUIET_SECONDS = 10.0
 """How long the light queue is watched before the kill."""
 LIMIT_SECONDS = 180.0
 SEND_SECONDS = 0.01
-FILL = "select enqueue_payloads(%s, %s, (select jsonb_agg(jsonb_build_object('number', n)) from generate_series(1, %s) n))"
-SEND = "select enqueue_message(%s, %s, jsonb_build_object('sent_ns', %s::bigint))"
+FILL = "select packhorse.enqueue_payloads(%s, %s, (select jsonb_agg(jsonb_build_object('number', n)) from generate_series(1, %s) n))"
+SEND = "select packhorse.enqueue_message(%s, %s, jsonb_build_object('sent_ns', %s::bigint))"
 RESCUED = """
 select extract(epoch from max(finished_at) - min((e ->> 'at')::timestamptz))::float8, max(crashes)
-from message_archive a, jsonb_array_elements(a.history) e where a.queue = %s and e ->> 'event' = 'lease_expired'
+from packhorse.message_archive a, jsonb_array_elements(a.history) e where a.queue = %s and e ->> 'event' = 'lease_expired'
 """
 
 
@@ -47,21 +47,21 @@ def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="packhorse-bench-"))) / "latencies"
         start(system, stack, LIGHT_THREADS, {LATENCY_FILE: str(path)})
         daemons = [start(system, stack, THREADS, {}) for _ in range(DAEMONS)]
-        wait(connection, "select count(*) from workers", DAEMONS + 1)
+        wait(connection, "select count(*) from packhorse.workers", DAEMONS + 1)
         connection.execute(FILL, (SLOW_QUEUE, SLOW_QUEUE, DAEMONS * THREADS))
-        wait(connection, "select count(*) from message_queue where queue = 'slow' and state = 'running'", DAEMONS * THREADS)
+        wait(connection, "select count(*) from packhorse.message_queue where queue = 'slow' and state = 'running'", DAEMONS * THREADS)
         for queue in (SLOW_QUEUE, LIGHT_QUEUE):  # once through, then again: the first look at a queue is not what is measured
-            wait(connection, f"select 1 - count(*) from message_queue where queue = '{queue}'", 1)
+            wait(connection, f"select 1 - count(*) from packhorse.message_queue where queue = '{queue}'", 1)
         begun = len(read_latencies_ms(path))
         send_until(connection, time.monotonic() + QUIET_SECONDS)
         before = read_latencies_ms(path)[begun:]
         connection.execute(FILL, (SLOW_QUEUE, SLOW_QUEUE, DAEMONS * THREADS))
-        wait(connection, "select count(*) from message_queue where queue = 'slow' and state = 'running'", DAEMONS * THREADS)
+        wait(connection, "select count(*) from packhorse.message_queue where queue = 'slow' and state = 'running'", DAEMONS * THREADS)
         begun = len(read_latencies_ms(path))
         for daemon in daemons[:2]:
             for process in daemon.tree():
                 process.kill()
-        send_until(connection, time.monotonic() + LIMIT_SECONDS, "select 1 - count(*) from message_queue where queue = 'slow'")
+        send_until(connection, time.monotonic() + LIMIT_SECONDS, "select 1 - count(*) from packhorse.message_queue where queue = 'slow'")
         after = read_latencies_ms(path)[begun:]
         seconds, crashes = connection.execute(RESCUED, (SLOW_QUEUE,)).fetchone() or (None, None)
     yield Number("recovery", "rescued to all run", DAEMONS, seconds, "s")

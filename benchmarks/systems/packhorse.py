@@ -36,7 +36,7 @@ UNINSTALLED = "import sys; from packhorse.worker.cli.main import main; sys.exit(
 VARIANTS: Mapping[str, Mapping[str, str]] = {"polling": {"PACKHORSE_LISTEN": "false"}, "two-workers-ten-queues": {"BENCH_QUEUES": "10"}}
 """What a variant sets in the environment of the workers."""
 FILL = """
-insert into message_queue (queue, message_type, payload, conversation_key, state)
+insert into packhorse.message_queue (queue, message_type, payload, conversation_key, state)
 select %(queue)s, %(actor)s,
   replace(replace(%(template)s, %(number_mark)s, number::text), %(sent_mark)s, '0')::jsonb,
   %(prefix)s::text || case when %(distinct)s then number::text else '' end,
@@ -127,7 +127,7 @@ class Adapter(PostgresSystem):
         if done.returncode:
             raise RuntimeError(f"packhorse migrate up: status {done.returncode}\n{done.stdout}{done.stderr}")
         with psycopg.connect(self.store_url()) as connection:
-            connection.execute("select declare_queue(%s)", (QUEUE,))
+            connection.execute("select packhorse.declare_queue(%s)", (QUEUE,))
 
     def fill(self, connection: psycopg.Connection[Any], count: int) -> None:
         """Insert `count` messages without a conversation."""
@@ -165,7 +165,7 @@ class Adapter(PostgresSystem):
         """Return when the table `workers` lists all processes."""
         cursor = self.observing().cursor(row_factory=scalar_row)
         deadline = time.monotonic() + START_SECONDS
-        while (cursor.execute("select count(*) from workers").fetchone() or 0) < processes:
+        while (cursor.execute("select count(*) from packhorse.workers").fetchone() or 0) < processes:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{processes} worker processes did not register in {START_SECONDS:.0f} s")
             workers.check()

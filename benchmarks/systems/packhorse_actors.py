@@ -59,7 +59,7 @@ def time_claims(log: ClaimLog) -> None:
 def blind() -> list[tuple[type, str, Any]]:
     """No counting for metrics, no look at the log level per outcome; returns (class, name, method) of what was taken away."""
     from packhorse.worker.runtime.meter import Meter
-    from packhorse.worker.runtime.outcomes import OutcomeLog
+    from packhorse.worker.runtime.outcome_log import OutcomeLog
 
     taken = []
 
@@ -83,7 +83,7 @@ def switch(path: str) -> None:
         watched, taken = True, list[tuple[type, str, Any]]()
         with open(path, "a", buffering=1) as file:
             while True:
-                held = broker.runtime.pump.held if broker.runtime is not None else None
+                held = broker.runtime.fetcher.in_flight if broker.runtime is not None else None
                 began, cpu, done = time.monotonic(), time.process_time(), held.counts.get("done", 0) if held is not None else 0
                 time.sleep(SWITCH_SECONDS)  # the phase itself
                 if held is not None:

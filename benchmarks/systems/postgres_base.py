@@ -144,7 +144,7 @@ class PostgresSystem:
         raise NotImplementedError
 
     def load(self, workers: Workers, count: int) -> float:
-        """Write `count` messages, settle them, then commit; returns the moment after the commit."""
+        """Write `count` messages, finish them, then commit; returns the moment after the commit."""
         with psycopg.connect(self.store_url()) as connection:
             self.fill(connection, count)
             return self.commit_quietly(connection)

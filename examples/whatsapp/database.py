@@ -10,7 +10,8 @@ from examples.whatsapp.webhook import QUEUE
 from packhorse.worker.config import Settings
 from packhorse.worker.db import migrate
 from packhorse.worker.db.connection import DeadlineConnection
-from packhorse.worker.db.sessions import open_work
+from packhorse.worker.db.queries import Statement
+from packhorse.worker.db.sessions import names_of, open_work
 from packhorse.worker.embedded import Embedded
 
 #: Short, so that a demo of a minute shows a message to its end: 0.2, 0.4, 0.8 s, then dead letter.
@@ -37,7 +38,7 @@ def ready_database(settings: Settings, report: Callable[[str], object]) -> Itera
         return
     report(f"starting the embedded PostgreSQL in {settings.data_dir}/")
     with Embedded(settings.data_dir) as server:
-        applied = server.prepare(settings.db_schema)
+        applied = server.prepare(names_of(settings))
         report(f"PostgreSQL {'started' if server.started_it else 'was running'}, {len(applied)} migrations applied")
         _declare_queue(settings, server.url)
         yield server.url
@@ -53,7 +54,7 @@ def _declare_queue(settings: Settings, url: str) -> None:
     connection = open_connection(settings, url, "setup")
     try:
         with connection.transaction():
-            connection.execute("select declare_queue(%s)", (QUEUE,))
-            connection.execute("select set_queue(%s, %s::jsonb)", (QUEUE, json.dumps(QUEUE_SETTINGS)))
+            connection.execute(Statement("select packhorse.declare_queue(%s)"), (QUEUE,))
+            connection.execute(Statement("select packhorse.set_queue(%s, %s::jsonb)"), (QUEUE, json.dumps(QUEUE_SETTINGS)))
     finally:
         connection.close()

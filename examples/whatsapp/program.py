@@ -24,7 +24,7 @@ from examples.whatsapp.order import OrderBook
 from examples.whatsapp.summary import Summary
 from examples.whatsapp.upkeep import Upkeep
 from examples.whatsapp.view import View, say
-from examples.whatsapp.watch import Picture, Watch
+from examples.whatsapp.watch import Monitor, Picture
 from examples.whatsapp.workers import Workers
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.db.connection import DeadlineConnection
@@ -86,7 +86,7 @@ class Program:
         pace = DEMO_PACE_SECONDS if self.finite else RUN_PACE_SECONDS
         feed = Feed(opener("feed"), deliveries, self.run_id, self.book, api, self.events, pace)
         upkeep = Upkeep(opener("upkeep"))
-        with Watch(opener("watch"), self.run_id, self.events) as watch, closing(upkeep):
+        with Monitor(opener("watch"), self.run_id, self.events) as watch, closing(upkeep):
             if others := watch.look().workers:
                 say(
                     f"error: {others} worker processes of another run are at work on this database; end that run first (a killed one is "
@@ -114,7 +114,7 @@ class Program:
                 trouble.append(f"the last lines of {self.workers.log_path}:\n{self.workers.log_tail()}")
             return self._sum_up(feed, watch, picture, trouble, upkeep.lines)
 
-    def _loop(self, feed: Feed, watch: Watch, view: View) -> list[str]:
+    def _loop(self, feed: Feed, watch: Monitor, view: View) -> list[str]:
         """Show what happens until the end; what went wrong, [] when nothing did."""
         assert self.workers is not None
         deadline = time.monotonic() + DEMO_LIMIT_SECONDS
@@ -141,7 +141,7 @@ class Program:
                 return [f"not at its end after {DEMO_LIMIT_SECONDS:.0f} s; packhorse message explain tells why a message waits"]
         return ["interrupted before its end"] if self.finite else []
 
-    def _sum_up(self, feed: Feed, watch: Watch, picture: Picture, trouble: list[str], upkeep: list[str]) -> int:
+    def _sum_up(self, feed: Feed, watch: Monitor, picture: Picture, trouble: list[str], upkeep: list[str]) -> int:
         owed = watch.done_with_reply()
         summary = Summary(
             received=feed.received,
@@ -188,7 +188,7 @@ class Program:
             f"  {packhorse} schedule list      also: maintenance list|plan|run|history, partitions status, table-care",
             "     also: workers, conversations, queue list|pause|resume, message list|explain, dead-letter groups|list|show|edit|redrive",
             f"  {psql} {shown}",
-            "     views: all_messages, blocked_conversations, dead_letter_groups, message_queue_health",
+            f"     views in the schema {self.settings.db_schema}: all_messages, blocked_conversations, dead_letter_groups, message_queue_health",
             f"  tail -f {self.settings.data_dir / 'whatsapp-worker.log'}",
             "",
         ]

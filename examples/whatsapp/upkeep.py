@@ -7,15 +7,16 @@ from collections.abc import Callable
 
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.pool import Link
+from packhorse.worker.db.queries import Statement
 from packhorse.worker.store import schedules
 
 TASKS = ("job.stale_message_locks", "retention.processed_messages", "partitions.message_archive.make")
 LIMIT_SECONDS = 15.0
-KNOWN = "select count(*) from schedules where name = any (%s)"
-ENDED = """
-select r.task, r.state, r.rows_done from maintenance_runs r join schedule_runs s on s.message_id = r.message_id
+KNOWN = Statement("select count(*) from packhorse.schedules where name = any (%s)")
+ENDED = Statement("""
+select r.task, r.state, r.rows_done from packhorse.maintenance_runs r join packhorse.schedule_runs s on s.message_id = r.message_id
 where s.message_id = any (%s) and r.ended_at is not null order by r.task
-"""
+""")
 
 
 class Upkeep:

@@ -8,29 +8,31 @@ from dataclasses import dataclass, field
 from examples.whatsapp.events import Events
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.pool import Link
+from packhorse.worker.db.queries import Statement
 
-COUNTS = """
+#: Statements name the schema as the queue's own do: the connection puts in what it is called.
+COUNTS = Statement("""
 select case when state = 'pending' and run_at > clock_timestamp() then 'waiting' else state end, count(*)
-from all_messages where correlation_id = %s group by 1
-"""
-BLOCKED = """
-select conversation_key, waiting, coalesce(holder_kind, '') from blocked_conversations where conversation_key like 'wa:%%'
-"""
-DEAD = """
-select id, conversation_key, attempt, error_class, error_message from dead_letters where correlation_id = %s
+from packhorse.all_messages where correlation_id = %s group by 1
+""")
+BLOCKED = Statement("""
+select conversation_key, waiting, coalesce(holder_kind, '') from packhorse.blocked_conversations where conversation_key like 'wa:%%'
+""")
+DEAD = Statement("""
+select id, conversation_key, attempt, error_class, error_message from packhorse.dead_letters where correlation_id = %s
 order by dead_at desc limit 20
-"""
-RETRYING = """
-select id, conversation_key, attempt, error ->> 'class' from message_queue
+""")
+RETRYING = Statement("""
+select id, conversation_key, attempt, error ->> 'class' from packhorse.message_queue
 where correlation_id = %s and state = 'pending' and error ->> 'class' = 'ValueError'
-"""
-WORKERS = """
-select count(*) from workers where last_seen_at > clock_timestamp() - interval '20 seconds' and 'whatsapp_text' = any (message_types)
-"""
-DONE_WITH_REPLY = """
-select payload ->> 'wamid', attempt from message_archive
+""")
+WORKERS = Statement("""
+select count(*) from packhorse.workers where last_seen_at > clock_timestamp() - interval '20 seconds' and 'whatsapp_text' = any (message_types)
+""")
+DONE_WITH_REPLY = Statement("""
+select payload ->> 'wamid', attempt from packhorse.message_archive
 where correlation_id = %s and state = 'done' and message_type in ('whatsapp_text', 'whatsapp_interactive', 'whatsapp_media', 'whatsapp_location')
-"""
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Picture:
         return self.count("done", "dead", "cancelled")
 
 
-class Watch:
+class Monitor:
     """Used by the main thread. Everything is limited to the messages of one run, by their correlation id."""
 
     def __init__(self, open_connection: Callable[[], DeadlineConnection], run_id: str, events: Events) -> None:
@@ -64,7 +66,7 @@ class Watch:
         self._dead: set[int] = set()
         self._retrying: set[tuple[int, int]] = set()
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Monitor:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -4,14 +4,14 @@
 -- in the row with an end in time, so nothing has to be cleaned up for it to be free again.
 -- Lock and duration: new objects only, milliseconds.
 
-create table conversations (
+create table platform.conversations (
   id               uuid         not null default gen_random_uuid(),
-  conversation_key message_key  not null,
+  conversation_key packhorse.message_key  not null,
   company_id       bigint,
-  phone            phone_number not null,
+  phone            platform.phone_number not null,
   channel          text         not null default 'whatsapp',
   status           text         not null default 'open',
-  metadata         message_json not null default '{}',
+  metadata         packhorse.message_json not null default '{}',
   lock_holder      text,
   locked_at        timestamptz,
   lock_expires_at  timestamptz,
@@ -20,7 +20,7 @@ create table conversations (
   last_message_at  timestamptz  not null default clock_timestamp(),
   constraint conversations_pkey primary key (id),
   constraint conversations_key_key unique (conversation_key),
-  constraint conversations_company_fkey foreign key (company_id) references companies (id) on delete restrict,
+  constraint conversations_company_fkey foreign key (company_id) references platform.companies (id) on delete restrict,
   constraint conversations_channel_length check (length(channel) between 1 and 50),
   constraint conversations_status_known check (status in ('open', 'closed')),
   -- a lock of somebody else's making may have no end: release_stuck_conversations() knows when it is stuck
@@ -28,152 +28,47 @@ create table conversations (
     (lock_holder is null) = (locked_at is null) and (lock_expires_at is null or lock_holder is not null)),
   constraint conversations_lock_holder_length check (length(lock_holder) between 1 and 500)
 ) with (fillfactor = 70);
-create index conversations_locked_idx on conversations (locked_at) where locked_at is not null;
-create index conversations_phone_idx on conversations (phone);
-create index conversations_company_idx on conversations (company_id) where company_id is not null;
-create index conversations_last_message_idx on conversations (last_message_at);
-create trigger conversations_touch before update on conversations for each row execute function touch_updated_at();
-comment on table conversations is 'Conversations by their key, each with a lock that ends by time.';
+create index conversations_locked_idx on platform.conversations (locked_at) where locked_at is not null;
+create index conversations_phone_idx on platform.conversations (phone);
+create index conversations_company_idx on platform.conversations (company_id) where company_id is not null;
+create index conversations_last_message_idx on platform.conversations (last_message_at);
+comment on table platform.conversations is 'Conversations by their key, each with a lock that ends by time.';
 
-create table amara_conversations (
+create table platform.amara_conversations (
   id              uuid         not null default gen_random_uuid(),
   user_id         uuid,
   session_id      uuid,
-  phone           phone_number,
+  phone           platform.phone_number,
   title           text,
   status          text         not null default 'active',
-  metadata        message_json not null default '{}',
+  metadata        packhorse.message_json not null default '{}',
   created_at      timestamptz  not null default clock_timestamp(),
   updated_at      timestamptz  not null default clock_timestamp(),
   last_message_at timestamptz  not null default clock_timestamp(),
   constraint amara_conversations_pkey primary key (id),
   constraint amara_conversations_status_known check (status in ('active', 'archived')),
   -- a guest session goes when it expires; what was said stays
-  constraint amara_conversations_session_fkey foreign key (session_id) references guest_sessions (id) on delete set null
+  constraint amara_conversations_session_fkey foreign key (session_id) references platform.guest_sessions (id) on delete set null
 );
-create index amara_conversations_user_idx on amara_conversations (user_id) where user_id is not null;
-create index amara_conversations_session_idx on amara_conversations (session_id) where session_id is not null;
-create index amara_conversations_last_message_idx on amara_conversations (last_message_at);
-create trigger amara_conversations_touch before update on amara_conversations for each row execute function touch_updated_at();
-comment on table amara_conversations is 'Conversations with the assistant Amara.';
+create index amara_conversations_user_idx on platform.amara_conversations (user_id) where user_id is not null;
+create index amara_conversations_session_idx on platform.amara_conversations (session_id) where session_id is not null;
+create index amara_conversations_last_message_idx on platform.amara_conversations (last_message_at);
+comment on table platform.amara_conversations is 'Conversations with the assistant Amara.';
 
-create table amara_messages (
+create table platform.amara_messages (
   id              bigint       generated by default as identity,
   conversation_id uuid         not null,
   role            text         not null,
   content         text,
   tool_calls      jsonb,
-  metadata        message_json not null default '{}',
+  metadata        packhorse.message_json not null default '{}',
   created_at      timestamptz  not null default clock_timestamp(),
   constraint amara_messages_pkey primary key (id),
-  constraint amara_messages_conversation_fkey foreign key (conversation_id) references amara_conversations (id) on delete cascade,
+  constraint amara_messages_conversation_fkey foreign key (conversation_id) references platform.amara_conversations (id) on delete cascade,
   constraint amara_messages_role_known check (role in ('user', 'assistant', 'system')),
   constraint amara_messages_tool_calls_is_array check (jsonb_typeof(tool_calls) = 'array'),
   constraint amara_messages_say_something check (num_nonnulls(content, tool_calls) > 0)
 );
-create index amara_messages_conversation_idx on amara_messages (conversation_id, created_at, id);
-create index amara_messages_created_idx on amara_messages (created_at);
-comment on table amara_messages is 'What was said in conversations with Amara, and the tools that were called.';
-
-create function touch_amara_conversations() returns trigger
-language plpgsql set search_path from current as $$
--- After insert: a conversation is as old as its last message, or a retention would take a living one.
--- One statement for all new rows; a copy of old messages does not make a conversation younger than it is.
-begin
-  update amara_conversations c set last_message_at = said.last_at
-  from (select i.conversation_id, max(i.created_at) as last_at from inserted i group by i.conversation_id) said
-  where c.id = said.conversation_id and c.last_message_at < said.last_at;
-  return null;
-end
-$$;
-comment on function touch_amara_conversations() is 'Trigger: last_message_at of a conversation is the time of its last message.';
-create trigger amara_messages_touch_conversations after insert on amara_messages
-  referencing new table as inserted for each statement execute function touch_amara_conversations();
-
-create function get_or_create_conversation(
-  p_conversation_key text, p_phone text, p_channel text default 'whatsapp', p_company_id bigint default null,
-  out conversation_id uuid, out created boolean
-)
-language plpgsql set search_path from current as $$
--- The conversation with this key, made when there is none. Any number of callers at the same instant get
--- the same one, and one of them created = true. Phone, channel and company are those of the first call.
--- Raises PH001.
-begin
-  perform check_text('conversation_key', p_conversation_key, 500);
-  perform check_text('phone', p_phone, 100);
-  perform check_text('channel', p_channel, 50);
-  select c.id into conversation_id from conversations c where c.conversation_key = p_conversation_key;
-  created := false;
-  while conversation_id is null loop -- a second time when another caller made it, and it was deleted since
-    insert into conversations as c (conversation_key, phone, channel, company_id)
-    values (p_conversation_key, p_phone, p_channel, p_company_id)
-    on conflict on constraint conversations_key_key do nothing
-    returning c.id into conversation_id;
-    created := found;
-    if not found then
-      select c.id into conversation_id from conversations c where c.conversation_key = p_conversation_key;
-    end if;
-  end loop;
-exception when foreign_key_violation then
-  perform refuse_argument('company_id', format('there is no company %s', p_company_id));
-end
-$$;
-comment on function get_or_create_conversation(text, text, text, bigint) is 'The conversation with this key, made when there is none.';
-
-create function lock_conversation(p_conversation_id uuid, p_holder text, p_lease interval default '5 minutes') returns boolean
-language plpgsql set search_path from current as $$
--- Take or renew the lock for p_lease (1 second to 1 day). True when it is ours until then, false when another
--- holder has it. Raises PH001, PH004 (no such conversation).
-declare
-  v_now constant timestamptz := clock_timestamp();
-begin
-  perform check_text('holder', p_holder, 500);
-  perform check_lease(p_lease);
-  update conversations c set lock_holder = p_holder, locked_at = v_now, lock_expires_at = v_now + p_lease
-  where c.id = p_conversation_id and (c.lock_holder is null or c.lock_holder = p_holder or c.lock_expires_at <= v_now);
-  if not found and not exists (select from conversations c where c.id = p_conversation_id) then
-    raise exception using errcode = 'PH004', column = 'conversation_id',
-      message = format('conversation_id: there is no conversation %s', p_conversation_id);
-  end if;
-  return found;
-end
-$$;
-comment on function lock_conversation(uuid, text, interval) is 'Take or renew the lock of a conversation; false when another holder has it.';
-
-create function unlock_conversation(p_conversation_id uuid, p_holder text) returns boolean
-language plpgsql set search_path from current as $$
--- Give the lock back. False when it was not ours any more: then nothing changes. Raises PH001.
-begin
-  perform check_text('holder', p_holder, 500);
-  update conversations c set lock_holder = null, locked_at = null, lock_expires_at = null
-  where c.id = p_conversation_id and c.lock_holder = p_holder;
-  return found;
-end
-$$;
-comment on function unlock_conversation(uuid, text) is 'Give the lock of a conversation back; false when it was not ours.';
-
-create function release_stuck_conversations(p_after interval default '5 minutes', p_limit integer default 1000) returns integer
-language plpgsql set search_path from current as $$
--- Take up to p_limit (1..100000) locks away whose own time is over, and those without an end that nobody
--- has renewed for p_after (1 second to 366 days), oldest first; rows that somebody works on are left for the next
--- call. A lock that is still valid is never taken. Returns how many. Raises PH001.
-declare
-  v_now constant timestamptz := clock_timestamp();
-  v_count integer;
-begin
-  perform check_span('after', p_after, interval '1 second', interval '366 days');
-  perform check_limit(p_limit);
-  with stuck as materialized (
-    select c.id from conversations c
-    where c.locked_at is not null and (c.lock_expires_at <= v_now or (coalesce(c.lock_expires_at, 'infinity') = 'infinity' and c.locked_at <= v_now - p_after))
-    order by c.locked_at
-    limit p_limit
-    for update skip locked
-  )
-  update conversations c set lock_holder = null, locked_at = null, lock_expires_at = null
-  from stuck s where c.id = s.id;
-  get diagnostics v_count = row_count;
-  return v_count;
-end
-$$;
-comment on function release_stuck_conversations(interval, integer) is 'Take away a batch of conversation locks that are stuck; returns how many.';
+create index amara_messages_conversation_idx on platform.amara_messages (conversation_id, created_at, id);
+create index amara_messages_created_idx on platform.amara_messages (created_at);
+comment on table platform.amara_messages is 'What was said in conversations with Amara, and the tools that were called.';

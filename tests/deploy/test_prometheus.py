@@ -13,7 +13,7 @@ import yaml
 
 from packhorse.worker.observe.duties import DUTIES
 from packhorse.worker.observe.metrics import DEFINITIONS, PREFIX
-from packhorse.worker.observe.slab import CLAIM_BOUNDS, DURATION_BOUNDS, WAIT_BOUNDS
+from packhorse.worker.observe.process_stats import CLAIM_BOUNDS, DURATION_BOUNDS, WAIT_BOUNDS
 from tests.support.workers import ROOT
 
 FOLDER = ROOT / "deploy" / "prometheus"

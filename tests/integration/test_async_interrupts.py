@@ -10,7 +10,7 @@ import pytest
 from dramatiq.middleware import Retries as StockRetries
 
 import packhorse
-from tests.support.houses import House
+from tests.support.harness import House
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.one_database

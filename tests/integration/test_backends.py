@@ -14,7 +14,7 @@ from dramatiq.results import ResultFailure, ResultMissing, Results, ResultTimeou
 
 from packhorse import ConfigError, PostgresBroker, StoreUnavailable
 from packhorse.worker.broker.backends import PostgresRateLimiterBackend, PostgresResultBackend, rate_limiter_backend, result_backend
-from tests.support.houses import House, quick_settings
+from tests.support.harness import House, quick_settings
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.one_database

@@ -12,7 +12,7 @@ import packhorse
 from packhorse import PostgresBroker
 from packhorse.worker.errors import InvalidArgument, StoreError, UnknownQueue
 from packhorse.worker.store import messages as store
-from tests.support.houses import quick_settings
+from tests.support.harness import quick_settings
 
 pytestmark = pytest.mark.one_database
 

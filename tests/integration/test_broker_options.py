@@ -12,7 +12,7 @@ from dramatiq.middleware import Retries as StockRetries
 
 import packhorse
 from packhorse.worker.errors import WorkflowError
-from tests.support.houses import House, quick_settings
+from tests.support.harness import House, quick_settings
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.one_database

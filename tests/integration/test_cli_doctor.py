@@ -126,8 +126,8 @@ def test_an_invalid_index_is_found(cli, database):
 @pytest.mark.parametrize(
     ("breakage", "what"),
     [
-        ("revoke execute on function cancel_message(bigint, text, text, bigint) from packhorse_worker", "grant cancel_message"),
-        ("revoke insert on message_archive from packhorse_worker", "grant message_archive to packhorse_worker"),
+        ("revoke execute on function cancel_message(bigint, text, text, bigint) from packhorse_worker", "lacks a right"),
+        ("revoke insert on message_archive from packhorse_worker", "lacks a right"),
         ("drop policy dead_letters_reader on dead_letters", "policy dead_letters.dead_letters_reader is missing"),
         ("alter table workers disable row level security", "table workers was changed"),
         ("alter table queues drop constraint queues_keep_done_range", "constraint queues.queues_keep_done_range is missing"),
@@ -145,18 +145,18 @@ def test_what_was_taken_away_is_found(cli, database, breakage, what):
 def test_a_missing_and_a_changed_function_name_the_migration_that_has_them(cli, database):
     database.query("drop function health_circuit_breakers()")
     database.query(
-        "create or replace function health_level(p_value double precision, p_warn double precision, p_fail double precision) returns text "
+        "create or replace function packhorse.health_level(p_value double precision, p_warn double precision, p_fail double precision) returns text "
         "language sql immutable as $$ select 'ok' $$"
     )
     repairs = sorted(row["repair"] for row in findings(cli) if row["text"].startswith("function"))
-    files = ["migrations/0023_create_conversation_checks.sql", "migrations/0021_create_health_readings.sql"]
+    files = ["migrations/functions/health_conversations.sql", "migrations/functions/health_readings.sql"]
     assert len(repairs) == 2 and all(file in repair for file, repair in zip(files, repairs, strict=True)), repairs
 
 
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ("alter function pause_queue reset search_path", "function pause_queue"),
+        ("alter function enqueue_message reset search_path", "function enqueue_message"),
         ("alter function cancel_message set lock_timeout = '1h'", "set lock_timeout=1h"),
         ("alter function release_unknown_messages security definer", "security definer"),
     ],

@@ -125,7 +125,7 @@ def test_a_refused_connection_is_one_sentence_and_one_hint(tmp_path):
 def test_ctrl_c_is_said(tmp_path, database):
     cli = Cli(tmp_path, database.url)
     with psycopg.connect(database.url) as other:
-        other.execute("select from queues where name = 'default' for update")
+        other.execute("select from packhorse.queues where name = 'default' for update")
         process = subprocess.Popen(
             [*COMMAND, "queue", "pause", "default", "--json"], cwd=tmp_path, env=cli.environment, stderr=subprocess.PIPE, text=True
         )

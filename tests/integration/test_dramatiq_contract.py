@@ -13,7 +13,7 @@ import pytest
 from dramatiq.middleware import Middleware, SkipMessage
 from dramatiq.results import ResultFailure, ResultMissing
 
-from tests.support.houses import HOUSES, House
+from tests.support.harness import HOUSES, House
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.one_database

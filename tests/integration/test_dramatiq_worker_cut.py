@@ -13,7 +13,7 @@ from dramatiq.errors import BrokerConnectionError
 from packhorse.worker.broker.consumer import PostgresConsumer
 from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.config import load_settings
-from tests.support.houses import QUICK, House
+from tests.support.harness import QUICK, House
 from tests.support.postgres import ROLE, Database
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until

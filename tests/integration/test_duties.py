@@ -13,9 +13,9 @@ from packhorse.worker.config import Settings
 from packhorse.worker.db.connection import connect
 from packhorse.worker.errors import StoreUnavailable
 from packhorse.worker.fleet.exporter import FleetWatch
-from packhorse.worker.observe.board import Board
+from packhorse.worker.observe.fleet_stats import FleetStats
 from packhorse.worker.store.workers import UPKEEP_STEPS
-from tests.support.houses import quick_settings
+from tests.support.harness import quick_settings
 from tests.support.postgres import Database
 
 FUNCTIONS = {
@@ -130,7 +130,7 @@ def test_problems_are_bounded_whoever_writes_them(database, heartbeat):
 @pytest.mark.parametrize("apart", [-7.0, 0.0, 7.0])
 def test_the_clock_of_the_host_is_compared_with_the_database_s(database, monkeypatch, apart):
     monkeypatch.setattr("packhorse.worker.fleet.exporter.time", SimpleNamespace(time=lambda: time.time() + apart, monotonic=time.monotonic))
-    fleet = FleetWatch(Settings(database_url=database.url), Board(1))
+    fleet = FleetWatch(Settings(database_url=database.url), FleetStats(1))
     fleet.run_once()
     fleet.on_stop()
     found = fleet.latest()[0]["clock_skew_seconds"]

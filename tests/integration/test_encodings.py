@@ -41,7 +41,7 @@ def test_texts_of_a_latin1_database_arrive_whole(latin1):
         producer.execute("select enqueue_message('default', 't', %s)", (TEXT,))
     with connect(latin1.url) as connection:
         store.enqueue_plain(connection, "default", "t", TEXT, "{}", 5)
-        claimed = store.complete_and_claim(connection, [], [], uuid4(), ["default"], 10, "30 seconds", None)
+        claimed, _ = store.complete_and_claim(connection, [], [], uuid4(), ["default"], 10, "30 seconds", None)
     assert [row[5] for row in claimed] == [TEXT, TEXT]
 
 
@@ -59,7 +59,7 @@ def test_times_sort_as_texts_whatever_the_database_is_set_to(any_database):
         for moment in ("2016-10-30 00:30+00", "2016-10-30 01:10+00", "2016-11-01 00:00+00"):
             admin.execute("select enqueue_message('q', 't', '{}', p_run_at => %s::text::timestamptz)", (moment,))
     with connect(any_database.url, times_in_utc=True) as connection:
-        claimed = store.complete_and_claim(connection, [], [], uuid4(), ["q"], 10, "30 seconds", None)
+        claimed, _ = store.complete_and_claim(connection, [], [], uuid4(), ["q"], 10, "30 seconds", None)
     assert [row[14] for row in claimed] == ["2016-10-30 00:30:00+00", "2016-10-30 01:10:00+00", "2016-11-01 00:00:00+00"]
     with connect(any_database.url) as connection:
         assert connection.execute("show datestyle").fetchone()[0].startswith("ISO")
@@ -79,7 +79,7 @@ def test_bytes_that_are_no_text_are_one_undecodable_message_and_stop_no_other(un
         for name, correlation in ((b"J\xf6rg", b"J\xf6rg"), (b"ok", b"J\xf6rg"), (TEXT.encode()[10:14], b"c")):
             producer.execute(b"select enqueue_message('default', 't', '{\"name\": \"" + name + b"\"}', p_correlation_id => '" + correlation + b"')")
     with connect(unchecked.url) as connection:
-        rows = store.complete_and_claim(connection, [], [], uuid4(), ["default"], 10, "30 seconds", None)
+        rows, _ = store.complete_and_claim(connection, [], [], uuid4(), ["default"], 10, "30 seconds", None)
         broken, *good = [ClaimedMessage(row, 0.0, 0.0) for row in rows]
         with pytest.raises(UndecodableMessage):
             broken.decode()

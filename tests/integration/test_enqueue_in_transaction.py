@@ -270,9 +270,9 @@ def test_an_async_connections_commit_and_rollback_decide(database, driver):
 
 def test_plain_sql_is_enough(database):
     with psycopg.connect(database.url) as connection:
-        connection.execute("""select enqueue_message('default', 'note', '{"a": 1}')""")
+        connection.execute("""select packhorse.enqueue_message('default', 'note', '{"a": 1}')""")
         connection.rollback()
-        connection.execute("""select enqueue_message('default', 'note', '{"a": 2}', p_priority => 3)""")
+        connection.execute("""select packhorse.enqueue_message('default', 'note', '{"a": 2}', p_priority => 3)""")
     assert database.query("select payload, priority from message_queue") == [({"a": 2}, 3)]
 
 
@@ -282,9 +282,9 @@ def test_a_producer_role_can_enqueue_and_read_nothing_back(database):
         answer = packhorse.enqueue(connection, "note", {"a": 1}, dedup_key="k")
         assert answer.id > 0
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            connection.execute("select payload from message_queue")
+            connection.execute("select payload from packhorse.message_queue")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            connection.execute("delete from message_queue")
+            connection.execute("delete from packhorse.message_queue")
 
 
 @pytest.mark.parametrize("payload", [[1], "text", 5, [], "", 0, False])

@@ -10,7 +10,7 @@ import pytest
 
 from packhorse import PostgresBroker, StoreUnavailable
 from packhorse.worker.db.connection import connect
-from tests.support.houses import House, quick_settings
+from tests.support.harness import House, quick_settings
 from tests.support.postgres import ROLE
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
@@ -183,7 +183,7 @@ def test_handlers_that_run_during_an_outage_complete_after_it(own_server, monkey
         assert running.wait(10)
         own_server.stop("immediate")
         go_on.set()
-        wait_until(lambda: house._worker.pump.failures > 0, 10)
+        wait_until(lambda: house._worker.fetcher.failures > 0, 10)
         own_server.start()
         house.drained()
         assert database.query("select state, attempt, crashes from all_messages") == [("done", 1, 0)]

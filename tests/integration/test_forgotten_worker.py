@@ -14,7 +14,7 @@ from packhorse.worker.errors import StoreUnavailable
 from packhorse.worker.runtime.process import WorkerProcess
 from packhorse.worker.runtime.slots import RunningIds
 from packhorse.worker.store import workers as store
-from tests.support.houses import quick_settings
+from tests.support.harness import quick_settings
 from tests.support.postgres import Database
 
 

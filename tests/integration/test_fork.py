@@ -19,7 +19,7 @@ from packhorse.worker.db.connection import connect
 from packhorse.worker.db.pool import Link
 from packhorse.worker.errors import StoreUnavailable
 from packhorse.worker.observe.repeats import Repeats
-from tests.support.houses import quick_settings
+from tests.support.harness import quick_settings
 from tests.support.postgres import Database
 
 forking = multiprocessing.get_context("fork")

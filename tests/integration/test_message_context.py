@@ -14,7 +14,7 @@ from dramatiq.middleware import AsyncIO, Middleware
 
 from packhorse import current_connection, current_message
 from packhorse.worker.attempt.context import current
-from tests.support.houses import House
+from tests.support.harness import House
 
 pytestmark = pytest.mark.one_database
 

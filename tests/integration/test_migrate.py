@@ -14,6 +14,7 @@ from tests.support.cli import COMMAND, Cli
 
 pytestmark = pytest.mark.slow
 NAMES = [migration.name for migration in migrate.available()]
+NUMBERED = [name for name in NAMES if not name.startswith("functions/")]
 
 
 @pytest.fixture
@@ -44,16 +45,15 @@ def test_two_migrators_at_once_both_succeed_and_each_migration_is_applied_once(c
 
 def test_a_database_that_is_newer_is_refused_and_says_which_side_is_older(cli, any_empty_database):
     assert cli("migrate", "up").code == EXIT_OK
-    any_empty_database.query("insert into packhorse_migrations (name, checksum) values ('9999_from_the_future', 'x')")
+    any_empty_database.query(
+        "insert into packhorse_migrations (name, checksum, release, objects) values ('9999_from_the_future', 'x', '99.0.0', '{}')"
+    )
     for command in (["migrate", "up"], ["migrate", "check"], ["queue", "list"]):
         ran = cli(*command, "--json")
         assert ran.code == EXIT_SCHEMA, command
         assert "this code is older" in ran.error["message"] and "9999_from_the_future" in ran.error["message"]
-    assert cli("migrate", "status", "--json").document[-1] == {
-        "name": "9999_from_the_future",
-        "state": "unknown",
-        "applied_at": cli("migrate", "status", "--json").document[-1]["applied_at"],
-    }
+    (unknown,) = (row for row in cli("migrate", "status", "--json").document if row["state"] == "unknown")
+    assert unknown["name"] == "9999_from_the_future" and unknown["applied_at"] is not None
 
 
 def test_a_database_that_is_older_is_refused_and_says_what_to_run(cli, any_empty_database):
@@ -74,7 +74,9 @@ def test_a_changed_migration_is_refused(cli, any_empty_database):
 
 def test_down_takes_nothing_from_under_migrations_that_it_does_not_know(cli, any_empty_database):
     cli("migrate", "up", "--with", "platform")
-    any_empty_database.query("insert into packhorse_migrations (name, checksum) values ('9999_from_the_future', 'x')")
+    any_empty_database.query(
+        "insert into packhorse_migrations (name, checksum, release, objects) values ('9999_from_the_future', 'x', '99.0.0', '{}')"
+    )
     before = any_empty_database.value("select count(*) from packhorse_migrations")
     ran = cli("migrate", "down", "--yes", "--json")
     assert ran.code == EXIT_SCHEMA and "9999_from_the_future" in ran.error["message"]
@@ -84,21 +86,21 @@ def test_down_takes_nothing_from_under_migrations_that_it_does_not_know(cli, any
 def test_down_names_what_would_be_gone(cli):
     cli("migrate", "up")
     ran = cli("migrate", "down", "--json")
-    assert ran.code == EXIT_USAGE and f"Take back {NAMES[-1]}, with its tables and their data?" in ran.error["hint"]
+    assert ran.code == EXIT_USAGE and f"Take back {NUMBERED[-1]}, with its tables and their data?" in ran.error["hint"]
 
 
 def test_down_wants_a_yes_and_takes_back_one_at_a_time_to_an_empty_database_and_up_again(cli, any_empty_database):
     assert cli("migrate", "up").code == EXIT_OK
     assert cli("migrate", "down").code == EXIT_USAGE
-    assert cli("migrate", "down", "--yes", "--json").document == {"taken_back": NAMES[-1]}
+    assert cli("migrate", "down", "--yes", "--json").document == {"taken_back": NUMBERED[-1]}
     assert cli("migrate", "check").code == EXIT_SCHEMA
     connection = connect(any_empty_database.admin_url)
     try:
-        assert [migrate.down(connection) for _ in NAMES] == [*NAMES[-2::-1], None]
+        assert [migrate.down(connection) for _ in NUMBERED] == [*NUMBERED[-2::-1], None]
     finally:
         connection.close()
     assert cli("migrate", "down", "--yes").out == "nothing is applied\n"
-    left = "select count(*) from pg_class where relnamespace = 'public'::regnamespace and relname <> 'packhorse_migrations' and relkind in ('r', 'p', 'v')"
+    left = "select count(*) from pg_class where relnamespace = 'packhorse'::regnamespace and relname <> 'packhorse_migrations' and relkind in ('r', 'p', 'v')"
     assert any_empty_database.value(left) == 0
     assert cli("migrate", "up", "--json").document == {"applied": NAMES}
 
@@ -129,6 +131,5 @@ def test_a_role_that_may_not_create_is_told_so(cli, any_empty_database, tmp_path
 def test_a_role_that_may_not_create_is_told_that_there_is_nothing_to_do(cli, any_empty_database, tmp_path):
     """An application runs `migrate up` at its start, as whoever it is."""
     assert cli("migrate", "up").code == EXIT_OK
-    any_empty_database.query("do $$ begin create role packhorse_nobody login; exception when duplicate_object then null; end $$")
-    ran = Cli(tmp_path, any_empty_database.server.url(any_empty_database.name, "packhorse_nobody"))("migrate", "up")
+    ran = Cli(tmp_path, any_empty_database.url)("migrate", "up")
     assert (ran.code, ran.out.strip()) == (EXIT_OK, "up to date")

@@ -8,12 +8,12 @@ from typing import Any
 import dramatiq
 import pytest
 
-from packhorse.worker.attempt.messages import Ending
+from packhorse.worker.attempt.messages import Outcome
 from packhorse.worker.broker.consumer import PostgresConsumer
 from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.runtime.process import WorkerProcess
 from packhorse.worker.runtime.slots import RunningIds
-from tests.support.houses import quick_settings
+from tests.support.harness import quick_settings
 from tests.support.postgres import Database
 
 
@@ -32,35 +32,35 @@ def broker(database: Database, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_late_beat_does_not_forget_the_next_attempt(broker, database):
-    """The beat has asked about attempt 1; while it waits for its answer the pump writes a snooze and claims attempt 2."""
+    """The beat has asked about attempt 1; while it waits for its answer the fetcher writes a snooze and claims attempt 2."""
     process = WorkerProcess(broker.settings, RunningIds(4))
-    pump, heartbeat = process.pump, process.heartbeat
-    pump.run_once()
-    first = process.lane.ready.popleft()
+    fetcher, heartbeat = process.fetcher, process.heartbeat
+    fetcher.run_once()
+    first = process.pool.ready.popleft()
     first.lease_until = time.monotonic() + 1  # not so young that it needs no beat
-    first.ending = Ending("snooze", delay_seconds=0.0)
+    first.outcome = Outcome("snooze", delay_seconds=0.0)
     open_connection = heartbeat._link._open
 
     def open_late():
-        pump.on_finished(first)
-        pump.run_once()
+        fetcher.on_finished(first)
+        fetcher.run_once()
         return open_connection()
 
     heartbeat._link._open = open_late
     heartbeat.beat()
-    second = process.lane.ready.popleft()
-    assert first.lost and not second.lost and list(pump.held) == [second]
-    pump.on_finished(second)
-    pump.run_once()
+    second = process.pool.ready.popleft()
+    assert first.lost and not second.lost and list(fetcher.in_flight) == [second]
+    fetcher.on_finished(second)
+    fetcher.run_once()
     assert database.query("select state, attempt from message_archive") == [("done", 1)], "a snooze spends no attempt"
-    for link in (pump._link, heartbeat._link):
+    for link in (fetcher._link, heartbeat._link):
         link.close()
 
 
 def test_a_consumer_does_not_forget_the_next_attempt(broker, database):
     consumer = PostgresConsumer(broker, "default", 1, 5.0)
     first = next(consumer)
-    first.ending = Ending("snooze", delay_seconds=0.0)
+    first.outcome = Outcome("snooze", delay_seconds=0.0)
     consumer.ack(first)
     second = next(consumer)
     consumer._holding._attend(first, False)  # what a beat hears that had asked before the acknowledgement

@@ -1,4 +1,4 @@
-"""What becomes startable in a process starts there at once (SPEC Q8, Q10, P4): these pumps poll once an hour or never.
+"""What becomes startable in a process starts there at once (SPEC Q8, Q10, P4): these fetchers poll once an hour or never.
 
 A poll or a look behind the cursor would hide a claim that nobody asked for.
 """
@@ -11,8 +11,8 @@ import time
 import dramatiq
 import pytest
 
-from packhorse.worker.runtime.pump import Pump
-from tests.support.houses import House
+from packhorse.worker.runtime.fetcher import Fetcher
+from tests.support.harness import House
 from tests.support.waiting import wait_until
 
 HOUR = 300.0  # the longest poll_seconds there is; tests wait for 15 s at most
@@ -26,11 +26,11 @@ def house(database, monkeypatch, request):
 
 
 def asleep(house):
-    """The pump has looked at everything and waits for its poll."""
-    return house._worker.pump.claims.next_poll > time.monotonic() + HOUR / 2
+    """The fetcher has looked at everything and waits for its poll."""
+    return house._worker.fetcher.claims.next_poll > time.monotonic() + HOUR / 2
 
 
-ENDINGS = {"its handler's transaction": True, "a statement of the pump": False}
+ENDINGS = {"its handler's transaction": True, "a statement of the fetcher": False}
 
 
 @pytest.mark.parametrize("transactional", ENDINGS.values(), ids=ENDINGS)
@@ -41,7 +41,7 @@ def test_a_message_that_ends_makes_room_for_the_next_one(house, database, limit,
 
     @dramatiq.actor(transactional=transactional)
     def step(number):
-        wait_until(lambda: asleep(house), 10, "the pump to sleep")
+        wait_until(lambda: asleep(house), 10, "the fetcher to sleep")
         seen.append(number)
 
     for number in range(3):
@@ -53,9 +53,9 @@ def test_a_message_that_ends_makes_room_for_the_next_one(house, database, limit,
 
 @pytest.mark.slow
 def test_a_wake_up_without_a_free_thread_is_no_reason_to_turn(house, monkeypatch):
-    """Nothing can be claimed until a message ends; a pump that looks for room all the time takes the processor from its handlers."""
+    """Nothing can be claimed until a message ends; a fetcher that looks for room all the time takes the processor from its handlers."""
     go = threading.Event()
-    turn, pauses = Pump.run_once, []
+    turn, pauses = Fetcher.run_once, []
 
     @dramatiq.actor
     def busy():
@@ -65,21 +65,21 @@ def test_a_wake_up_without_a_free_thread_is_no_reason_to_turn(house, monkeypatch
     def woken():
         pass
 
-    def watched(pump):
-        pause = turn(pump)
-        if pump._lane.running == len(pump._lane.slots) and pump.claims.signalled:
+    def watched(fetcher):
+        pause = turn(fetcher)
+        if fetcher._pool.running == len(fetcher._pool.slots) and fetcher.claims.signalled:
             pauses.append(pause)
             if len(pauses) == 3:
                 go.set()
         return pause
 
-    monkeypatch.setattr(Pump, "run_once", watched)
+    monkeypatch.setattr(Fetcher, "run_once", watched)
     house.start()
-    for _ in house._worker.lane.slots:
+    for _ in house._worker.pool.slots:
         busy.send()
-    wait_until(lambda: house._worker.lane.running == len(house._worker.lane.slots), 15, "full lanes")
+    wait_until(lambda: house._worker.pool.running == len(house._worker.pool.slots), 15, "full pools")
     woken.send()
-    house._worker.pump.on_wake("")
+    house._worker.fetcher.on_wake("")
     assert go.wait(15)
     assert 0.0 not in pauses
     house.drained()

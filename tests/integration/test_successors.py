@@ -1,6 +1,6 @@
 """What follows in a conversation starts when its last message has ended, however that ended (SPEC P4, W2).
 
-The next message of a conversation is older than what claims look at by then. These pumps never look behind their cursor:
+The next message of a conversation is older than what claims look at by then. These fetchers never look behind their cursor:
 a message whose conversation goes on is claimed by its id or not at all.
 """
 
@@ -11,7 +11,7 @@ import pytest
 
 import packhorse
 from packhorse.worker.runtime import cursor
-from tests.support.houses import House
+from tests.support.harness import House
 
 NEVER_SECONDS = 1e6
 
@@ -38,10 +38,10 @@ ENDINGS = {
 }
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("outcome", ENDINGS)
 @pytest.mark.slow
-def test_a_conversation_goes_on_without_a_look_behind_the_cursor(house, database, ending):
-    options, end = ENDINGS[ending]
+def test_a_conversation_goes_on_without_a_look_behind_the_cursor(house, database, outcome):
+    options, end = ENDINGS[outcome]
     seen = []
 
     @dramatiq.actor(**options)

@@ -15,7 +15,7 @@ import packhorse
 from packhorse import PostgresBroker, current_connection
 from packhorse.worker.db.connection import AnyText, connect
 from packhorse.worker.db.pool import ConnectionPool
-from tests.support.houses import House
+from tests.support.harness import House
 from tests.support.postgres import ROLE
 
 pytestmark = pytest.mark.one_database

@@ -9,7 +9,7 @@ import pytest
 
 from packhorse import current_connection, current_message
 from packhorse.worker.attempt.middleware import retries
-from tests.support.houses import House
+from tests.support.harness import House
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
 
@@ -61,7 +61,7 @@ def test_a_row_that_somebody_locks_costs_a_transactional_handler_no_attempt(data
         with caplog.at_level(logging.WARNING):
             house.start()
             effect.send()
-            wait_until(lambda: "outcome_waits" in caplog.text, 10, "the pump, too, waits for the lock")
+            wait_until(lambda: "outcome_waits" in caplog.text, 10, "the fetcher, too, waits for the lock")
         other.execute("rollback")
         house.drained()
     assert_it_ran_again_as_if_for_the_first_time(database, runs, heard)

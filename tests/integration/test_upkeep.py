@@ -12,7 +12,7 @@ from packhorse.worker.attempt.heartbeat import Heartbeat
 from packhorse.worker.db.connection import connect
 from packhorse.worker.store import workers as store
 from tests.sql.platform.conftest import create_platform_database
-from tests.support.houses import quick_settings
+from tests.support.harness import quick_settings
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
 
@@ -47,7 +47,7 @@ def test_upkeep_keeps_up_with_more_windows_than_one_step_takes(database, heartbe
 def test_a_step_that_cannot_be_done_stops_no_other_and_is_not_tried_in_each_turn(database, heartbeat):
     expired_windows(database, 3)
     with database.connect(admin=True) as other:
-        other.execute("select pg_advisory_lock(hashtext('packhorse.message_archive'))")
+        other.execute("select pg_advisory_lock(hashtext('packhorse message_archive'))")
         for _ in (*store.UPKEEP_STEPS, "once more"):
             heartbeat.run_once()
         failing = heartbeat.duties.failing_seconds(time.monotonic())

@@ -19,24 +19,24 @@ from packhorse.worker.fleet import supervisor
 from packhorse.worker.fleet.child import STOP_SIGNALS
 from packhorse.worker.config import Settings
 from packhorse.worker.observe.logging import configure
-from packhorse.worker.observe.slab import DRAINING, REGISTERED
+from packhorse.worker.observe.process_stats import DRAINING, REGISTERED
 
 first = pathlib.Path(sys.argv[2])
 supervisor.KILL_MARGIN_SECONDS = 0.3
 
-def child(settings, running, id, slab):
+def child(settings, running, id, stats):
     hangs = not first.exists()
     first.touch()
     signal.signal(signal.SIGTERM, (lambda number, frame: None) if hangs else (lambda number, frame: os._exit(0)))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    slab.states[REGISTERED] = 1.0
+    stats.states[REGISTERED] = 1.0
     if hangs and sys.argv[1] == "recycle":
-        slab.states[DRAINING] = 1.0
+        stats.states[DRAINING] = 1.0
     print("hangs" if hangs else "works", os.getpid(), flush=True)
     while True:
         time.sleep(3600)
 
-supervisor.rehearse = lambda settings, parent: time.sleep(3600) if sys.argv[1] == "slow import" else 0
+supervisor.preflight = lambda settings, parent: time.sleep(3600) if sys.argv[1] == "slow import" else 0
 configure(log_format="json")
 settings = Settings(drain_seconds=0.2, call_deadline_seconds=0.5, connect_timeout_seconds=1, hang_seconds=3.5)
 sys.exit(supervisor.Supervisor(settings, child).run())

@@ -129,7 +129,7 @@ def test_a_schema_that_does_not_fit_any_more_turns_ready(database, ledger, start
     port = free_port()
     daemon = start_daemon(database, ledger, metrics_port=port, fleet_seconds=1).wait_ready()
     wait_until(lambda: problems(port, "/readyz") == [])
-    database.query("insert into packhorse_migrations (name, checksum) values ('9999_from_the_future', 'x')")
+    database.query("insert into packhorse_migrations (name, checksum, release, objects) values ('9999_from_the_future', 'x', '99.0.0', '{}')")
     wait_until(lambda: any("9999_from_the_future" in problem for problem in problems(port, "/readyz") or []))
     assert problems(port, "/livez") == []
     assert daemon.stop() == 0

@@ -1,4 +1,4 @@
-"""When everything fails: endings are written many at a time, and one that cannot be written stops no other (SPEC P3, Q3)."""
+"""When everything fails: outcomes are written many at a time, and one that cannot be written stops no other (SPEC P3, Q3)."""
 
 from __future__ import annotations
 

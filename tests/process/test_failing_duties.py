@@ -130,14 +130,14 @@ def test_completions_that_the_archive_refuses_are_named(database, worker):
     database.query("create function no() returns trigger language plpgsql as $$ begin raise 'no' using errcode = '23514'; end $$")
     database.query("create trigger no before insert on message_archive for each row execute function no()")
     effects(database, 200)
-    wait_until(lambda: metric(worker.port, "duty_failing_seconds", duty="complete", loop="pump") is not None, 20)
+    wait_until(lambda: metric(worker.port, "duty_failing_seconds", duty="complete", loop="fetcher") is not None, 20)
     wait_until_named(database, worker.port, "complete", "23514")
     database.query("drop trigger no on message_archive")
     effects(database, 1, "later")
-    wait_until(lambda: metric(worker.port, "duty_failing_seconds", duty="complete", loop="pump") is None, 40)
+    wait_until(lambda: metric(worker.port, "duty_failing_seconds", duty="complete", loop="fetcher") is None, 40)
 
 
-@pytest.mark.parametrize(("duty", "name"), [("beat", "packhorse heartbeat"), ("listen", "packhorse listen"), ("claim", "packhorse pump")])
+@pytest.mark.parametrize(("duty", "name"), [("beat", "packhorse heartbeat"), ("listen", "packhorse listen"), ("claim", "packhorse fetcher")])
 def test_one_connection_that_is_cut_is_named(server, database, ledger, start_daemon, duty, name):
     port, proxy = free_port(), Proxy(server.socket_dir)
     try:
@@ -160,9 +160,9 @@ def test_a_loop_that_stands_still_is_named_long_before_its_process_is_replaced(d
     settings = {**INTERVALS, "hang_seconds": 3600, "actors": "tests.support.breaking"}
     daemon = start_daemon(database, ledger, metrics_port=port, **settings).wait_ready()
     wait_until(lambda: probe(port) == (200, [], []))
-    enqueue(database, [{"message_type": "break", "payload": {"what": "block pump"}}])
-    wait_until(lambda: ledger.counts("start")["block-pump"] >= 1)
-    wait_until_named(database, port, "pump", "does not tick")
+    enqueue(database, [{"message_type": "break", "payload": {"what": "block fetcher"}}])
+    wait_until(lambda: ledger.counts("start")["block-fetcher"] >= 1)
+    wait_until_named(database, port, "fetcher", "does not tick")
     assert get(port, "/livez")[0] == 200 and "child_hung" not in daemon.log
 
 

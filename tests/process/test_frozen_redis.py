@@ -13,7 +13,7 @@ from dramatiq.results import ResultTimeout
 
 from packhorse import PostgresBroker, StoreUnavailable
 from packhorse.worker.broker.backends import rate_limiter_backend, result_backend
-from tests.support.houses import quick_settings
+from tests.support.harness import quick_settings
 from tests.support.waiting import wait_until
 
 #: Of their rate before; the issue's measure.

@@ -90,7 +90,7 @@ def assert_adds_up(database: Any) -> None:
     assert len(handled) == COUNT // 2
     assert {row[4:] for row in rows if not row[0] or row[1] not in ("hostile", "strict")} == {("dead", "unknown_type")}
     ends = Counter((how, state) for message_type, how, broken, state, _ in handled if message_type == "hostile" and how and not broken)
-    assert {how: state for how, state in ends} == ENDINGS and len(ends) == len(ENDINGS), "each ending is the one of its kind"
+    assert {how: state for how, state in ends} == ENDINGS and len(ends) == len(ENDINGS), "each outcome is the one of its kind"
     assert sum(reason == "undecodable" for *_, reason in handled) >= COUNT // 100
     assert {state for message_type, _, _, state, _ in handled if message_type == "strict"} == {"dead"}
 

@@ -31,8 +31,8 @@ def break_it(database, ledger, what):
 @pytest.mark.parametrize(
     ("what", "loop"),
     [
-        ("block pump", "pump"),
-        pytest.param("kill pump", "pump", marks=pytest.mark.slow),
+        ("block fetcher", "fetcher"),
+        pytest.param("kill fetcher", "fetcher", marks=pytest.mark.slow),
         ("kill heartbeat", "heartbeat"),
         pytest.param("block timekeeper", "timekeeper", marks=pytest.mark.slow),
     ],
@@ -122,6 +122,6 @@ def test_a_lane_that_lost_its_wake_ups_is_replaced(database, ledger, start_daemo
     wait_until(lambda: ledger.counts("start")["lose_wakeups"] == 1)
     effects(database, 20, "m")
     wait_until(lambda: "child_hung" in daemon.log, 30)
-    assert "lane" in daemon.log.split("child_hung")[1].splitlines()[0]
+    assert "pool" in daemon.log.split("child_hung")[1].splitlines()[0]
     wait_until(lambda: len(ledger.counts("effect")) == 20, 60)
     assert daemon.stop() == 0

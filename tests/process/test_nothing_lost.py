@@ -20,7 +20,7 @@ KINDS = ["good"] * 16 + ["retried", "retried", "dead", "cancelled"]
 
 
 def _mixed(count, prefix):
-    """Messages of every ending; each tenth also belongs to one of a few conversations."""
+    """Messages of every outcome; each tenth also belongs to one of a few conversations."""
     return [
         {
             "message_type": "outcome",

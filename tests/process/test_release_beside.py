@@ -16,12 +16,16 @@ from tests.support.waiting import wait_until
 
 NEXT = f"""-- What a next release may add: a column, an index, a table, a function.
 -- Runs beside: {__version__}
-alter table message_queue add column colour text;
-create index message_queue_colour_idx on message_queue (colour) where colour is not null;
-create table colours (name text primary key);
-create function paint_message(p_id bigint, p_colour text) returns void language sql as 'update message_queue set colour = p_colour where id = p_id';
+alter table packhorse.message_queue add column colour text;
+create index message_queue_colour_idx on packhorse.message_queue (colour) where colour is not null;
+create table packhorse.colours (name text primary key);
+create function packhorse.paint_message(p_id bigint, p_colour text) returns void language sql
+  as 'update packhorse.message_queue set colour = p_colour where id = p_id';
 """
-BACK = "drop function paint_message; drop table colours; alter table message_queue drop column colour;"
+BACK = "drop function packhorse.paint_message; drop table packhorse.colours; alter table packhorse.message_queue drop column colour;"
+RECORD = "insert into packhorse.packhorse_migrations (name, checksum, runs_beside, release, objects) values ('0900_paint', 'x', %s, '99.0.0', '{}')"
+#: As if the next release had written these functions anew.
+OWN = "update packhorse.packhorse_migrations set checksum = 'x', release = %s where name = 'functions/dead_letters'"
 
 
 @pytest.mark.slow
@@ -33,8 +37,8 @@ def test_a_release_works_beside_the_schema_of_the_next_one_under_load_and_back(d
     connection = connect(database.admin_url, deadline_seconds=60)
     try:
         connection.execute(NEXT.encode(), prepare=False)
-        row = ("0900_paint", "x", migrate._RUNS_BESIDE.search(NEXT)[1])
-        connection.execute("insert into packhorse_migrations (name, checksum, runs_beside) values (%s, %s, %s)", row)
+        connection.execute(RECORD, [migrate._RUNS_BESIDE.search(NEXT)[1]])
+        connection.execute(OWN, ["99.0.0"])
         ids += effects(database, 200, "b", seconds=0.02)
         os.kill(daemon.children()[0], signal.SIGKILL)
         daemon.wait_ready(3)
@@ -44,7 +48,9 @@ def test_a_release_works_beside_the_schema_of_the_next_one_under_load_and_back(d
         assert cli("migrate", "up", "--json").document == {"applied": []}
         start_daemon(database, ledger, threads=2).wait_ready()
         connection.execute(BACK.encode(), prepare=False)
-        connection.execute("delete from packhorse_migrations where name = '0900_paint'")
+        connection.execute("delete from packhorse.packhorse_migrations where name = '0900_paint'")
+        connection.execute(OWN, [__version__])
+        assert cli("migrate", "up", "--json").document == {"applied": ["functions/dead_letters"]}
     finally:
         connection.close()
     ids += effects(database, 100, "c")

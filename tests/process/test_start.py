@@ -82,7 +82,7 @@ def test_a_database_without_the_schema_is_refused(empty_database, start_daemon):
 
 @pytest.mark.slow
 def test_a_database_that_is_newer_says_which_side_is_older(database, start_daemon):
-    database.query("insert into packhorse_migrations (name, checksum) values ('9999_from_the_future', 'x')")
+    database.query("insert into packhorse_migrations (name, checksum, release, objects) values ('9999_from_the_future', 'x', '99.0.0', '{}')")
     assert "Upgrade packhorse" in _ended(start_daemon(database), EXIT_SCHEMA)
 
 

@@ -13,7 +13,7 @@ from packhorse.worker.exits import EXIT_REPLACED
 from packhorse.worker.runtime.process import WorkerProcess
 from packhorse.worker.runtime.slots import RunningIds
 from tests.support.accounting import effects, enqueue, quick_backoff, wait_for_end
-from tests.support.houses import QUICK
+from tests.support.harness import QUICK
 from tests.support.postgres import ROLE
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
@@ -95,16 +95,16 @@ def test_after_a_hard_limit_the_policy_of_the_actor_decides(database, ledger, st
 
 
 def test_a_hard_limit_does_not_stop_the_watch_over_other_leases(server, database, monkeypatch):
-    """The database says nothing: who would write the overdue message's ending now would wait."""
+    """The database says nothing: who would write the overdue message's outcome now would wait."""
     proxy = Proxy(server.socket_dir)
     monkeypatch.setattr("packhorse.worker.runtime.process.load_broker", lambda settings: PostgresBroker(settings=settings))
     settings = {**QUICK, "database_url": proxy.url(database.name, ROLE), "queues": ("default",), "connect_timeout_seconds": 20}
     enqueue(database, [{"message_type": "stuck", "payload": {"key": key}} for key in "ab"])
     process = WorkerProcess(load_settings({}, **settings), RunningIds(4))
-    process.pump.claims.types.append("stuck")
-    process.pump.run_once()
-    overdue, other = process.lane.ready
-    for slot, message in zip(process.lane.slots, (overdue, other), strict=False):
+    process.fetcher.claims.types.append("stuck")
+    process.fetcher.run_once()
+    overdue, other = process.pool.ready
+    for slot, message in zip(process.pool.slots, (overdue, other), strict=False):
         slot.enter(message, time.monotonic())
         slot.interrupted = KeyError  # told already
     proxy.go_deaf()
@@ -118,4 +118,4 @@ def test_a_hard_limit_does_not_stop_the_watch_over_other_leases(server, database
         proxy.close()
         process.timekeeper.stop()
         assert process.timekeeper.wait(10)
-    assert process.exit_code == EXIT_REPLACED and not overdue.settled
+    assert process.exit_code == EXIT_REPLACED and not overdue.finished

@@ -38,8 +38,8 @@ class Walk:
             self.enqueue,
             self.claim,
             self.claim,
-            self.settle,
-            self.settle,
+            self.finish,
+            self.finish,
             self.stale_write,
             self.cancel,
             self.expire,
@@ -85,7 +85,7 @@ class Walk:
             assert lease.attempt == message.attempt and lease.token not in message.stale
         return str([lease.id for lease in leases])
 
-    def settle(self) -> str:
+    def finish(self) -> str:
         message = self.pick(State.RUNNING)
         if message is None:
             return "-"
@@ -275,8 +275,8 @@ def test_a_long_walk_over_the_life_of_messages_keeps_every_promise(sql: Sql, see
 
 
 def test_the_walk_notices_an_attempt_that_is_not_given_back(own_clients: Callable[..., Sql], any_database: Any) -> None:
-    """The twin: a release that keeps the attempt is found within a few walks."""
-    from tests.sql.twins import break_function
+    """The mutation: a release that keeps the attempt is found within a few walks."""
+    from tests.sql.mutations import break_function
 
     break_function(any_database, "release_messages", "attempt = m.attempt - 1", "attempt = m.attempt")
     client = own_clients()

@@ -138,7 +138,7 @@ def test_table_care_estimates_empty_space_and_looks_at_partitions(cli, database)
     assert 0.8 < tables["loose"]["bloat_ratio"] < 0.95, tables["loose"]
     partitions = {row["table"]: row for row in report["partitions"]}
     assert partitions["parts"]["default_rows"] == 7 and "drain" in partitions["parts"]["advice"]
-    assert partitions["message_archive"]["partitions"] == 8 and partitions["message_archive"]["advice"] is None
+    assert partitions["packhorse.message_archive"]["partitions"] == 8 and partitions["packhorse.message_archive"]["advice"] is None
 
 
 def test_table_care_says_that_there_are_snapshots_which_the_role_may_not_see(tmp_path, database):

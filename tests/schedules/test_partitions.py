@@ -1,4 +1,4 @@
-"""Partitions: made ahead, detached beside readers and writers, exported, dropped; by hand-made twins of trouble (SPEC M5, FAILURES 63, 64)."""
+"""Partitions: made ahead, detached beside readers and writers, exported, dropped; by hand-made mutations of trouble (SPEC M5, FAILURES 63, 64)."""
 
 from __future__ import annotations
 

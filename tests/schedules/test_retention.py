@@ -142,7 +142,7 @@ def test_a_table_with_children_is_refused_and_a_child_is_not(database, shop, ope
     assert (left(database), database.value("select count(*) from shop.young")) == (2100, 1000)
 
 
-@pytest.mark.parametrize("name", ["message_queue", "public.message_queue"])
+@pytest.mark.parametrize("name", ["message_queue", "packhorse.message_queue"])
 def test_live_messages_are_no_table_for_a_policy(database, open_connection, name):
     database.query("select enqueue_message('default', 'effect')")
     of = policy(table=name, column="created_at", keep_seconds=0.0)

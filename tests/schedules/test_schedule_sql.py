@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from tests.sql.twins import break_function
+from tests.sql.mutations import break_function
 from tests.support.postgres import Database
 
 PAST = datetime(2026, 1, 1, tzinfo=UTC)
@@ -259,7 +259,7 @@ def test_an_unknown_queue_is_refused_when_a_schedule_is_made(sql):
 
 # -- how runs end --------------------------------------------------------------------------------
 def settled(sql, limit=200):
-    return sql.value("select settle_schedule_runs(%s)", limit)
+    return sql.value("select finish_schedule_runs(%s)", limit)
 
 
 def test_ends_are_written_into_the_history_done_dead_and_cancelled(sql):

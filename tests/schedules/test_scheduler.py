@@ -321,7 +321,7 @@ def test_ends_reach_the_history_through_the_loop(database, put, make_scheduler):
     turn(make_scheduler())
     message = runs(database, "message_id")[0][0]
     database.query("select cancel_message(%s, 'ada')", message)
-    make_scheduler().run_once()  # settles in its first turn
+    make_scheduler().run_once()  # finishes in its first turn
     assert runs(database, "outcome")[0] == ("cancelled",)
 
 

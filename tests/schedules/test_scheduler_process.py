@@ -416,7 +416,7 @@ def test_on_the_embedded_server_the_owner_is_known():
             migrate.up(connection, sets=["platform"])
             process = Cli(folder, **QUICK).start("scheduler", output=folder / "log")
             try:
-                look = "select count(*) from schedules where name = 'partitions.messages.drop'"
+                look = "select count(*) from packhorse.schedules where name = 'partitions.messages.drop'"
                 wait_until(lambda: connection.execute(look).fetchone() == (1,), 40, "the task of the owner is in the timetable")
             finally:
                 kill(process)

@@ -46,6 +46,8 @@ class Statement:
 def statement_of(sql: Sql, function: str, start: str, end: str = ";", *, called_by: str | None = None) -> Statement:
     """The statement of `function` that begins with `start` and stops before `end`, as a call of `called_by` runs it."""
     body = sql.value("select prosrc from pg_proc where proname = %s", function)
+    body = re.sub(r" operator\(pg_catalog\.([^)]+)\) ", r"\1", body).replace("pg_catalog.", "").replace("packhorse.", "")  # as its file has it
+    body = body.replace("p_queue.name", "p_queue").replace("p_queue.max_concurrency_per_key is null", "true")
     assert body.count(start) == 1, f"{function} has {body.count(start)} statements that begin with {start!r}"
     text = start + body.split(start, 1)[1].split(end, 1)[0]
     text = re.sub(r"\binto v_[a-z_]+(, v_[a-z_]+)*", "", text)
@@ -53,7 +55,7 @@ def statement_of(sql: Sql, function: str, start: str, end: str = ";", *, called_
     for place, name in enumerate(names, 1):
         text = re.sub(rf"\b{name}\b", f"${place}", text)
     settings = sql.value("select proconfig from pg_proc where proname = %s", called_by or function)
-    return Statement(text, names, [setting for setting in settings if not setting.startswith("search_path")])
+    return Statement(text, names, [setting for setting in settings or [] if not setting.startswith("search_path")])
 
 
 @dataclass

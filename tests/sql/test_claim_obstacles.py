@@ -9,7 +9,7 @@ import pytest
 from tests.sql.client import Sql
 
 CLAIM = """
-select id from complete_and_claim_messages('{}', '{}', %s, '{q}', 10, p_types => '{effect}', p_first => %s, p_cursor => %s, p_isolated => %s)
+select id from claim_story('{}', '{}', %s, '{q}', 10, p_types => '{effect}', p_first => %s, p_cursor => %s, p_isolated => %s)
 where outcome = 'claimed'
 """
 OBSTACLES = {

@@ -1,4 +1,4 @@
-"""Order under load: producers with short and long transactions, claimers with every ending, on few conversations (SPEC P1, P4)."""
+"""Order under load: producers with short and long transactions, claimers with every outcome, on few conversations (SPEC P1, P4)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 from tests.sql.client import Lease, Sql
 from tests.sql.conftest import old_enough_for_rescue
 from tests.sql.conversations import violations
+from tests.sql.mutations import break_function
 from tests.sql.parking import in_background
-from tests.sql.twins import break_function
 from tests.support.postgres import Database
 
 CONVERSATIONS = ["c0", "c1", "c2"]
@@ -50,7 +50,7 @@ def produce(sql: Sql, record: Record, number: int, count: int, seed: int) -> Non
         count -= len(batch)
 
 
-def settle(sql: Sql, lease: Lease, chance: random.Random) -> bool:
+def finish(sql: Sql, lease: Lease, chance: random.Random) -> bool:
     """End the lease in one of all ways; True when the message came to its end."""
     way = chance.choice(["complete"] * 6 + ["fail", "snooze", "release", "bury", "cancel", "crash"])
     call = {
@@ -70,13 +70,13 @@ def settle(sql: Sql, lease: Lease, chance: random.Random) -> bool:
 
 
 def work(sql: Sql, record: Record, total: int, over: threading.Event, seed: int) -> None:
-    """Claim and settle until all messages have ended; a deadlock (StoreConflict) is tried again, as the daemon does."""
+    """Claim and finish until all messages have ended; a deadlock (StoreConflict) is tried again, as the daemon does."""
     chance = random.Random(seed)
     while not over.is_set():
         limit, isolated = chance.choice([1, 3, 10]), chance.choice([None, None, True])
         for lease in again(record, lambda: sql.claim(limit, holder=uuid4(), isolated=isolated)):
             record.starts.append((lease.token, lease.id))
-            if again(record, lambda: settle(sql, lease, chance)):
+            if again(record, lambda: finish(sql, lease, chance)):
                 record.ended.append(lease.id)
         record.problems += violations_of_running(sql)
         if len(record.ended) >= total:
@@ -154,13 +154,16 @@ def test_conversations_keep_their_order_under_a_longer_load(any_database: Databa
 
 
 def test_the_check_under_load_notices_a_claim_that_ignores_earlier_messages(any_database: Database) -> None:
-    """The twin: a claim that does not look at who holds the conversation; the unique index alone keeps no order."""
+    """The mutation: a claim that does not look at who holds the conversation; the unique index alone keeps no order."""
     old_enough_for_rescue(any_database)
     with any_database.connect() as connection:
         sql = Sql(connection)
         sql.rows("select declare_queue('q')")
         break_function(
-            any_database, "pick_due_messages", "or not exists (select from conversation_holders(m.conversation_key, m.id)) as free", "or true as free"
+            any_database,
+            "pick_due_messages",
+            "or not exists (select from packhorse.conversation_holders(m.conversation_key, m.id)) as free",
+            "or true as free",
         )
         ids = [sql.enqueue(conversation_key="c", priority=priority) for priority in (5, 1)]
         record = Record(sent={(0, "c"): ids})
@@ -180,18 +183,17 @@ def test_many_conversations_and_batches_do_not_deadlock(any_database: Database) 
             sql.enqueue(conversation_key=f"k{number % 30}")
 
     def drain(worker: Sql) -> int:
-        done: list[Lease] = []
+        done: list[tuple[int, int]] = []
         total = idle = 0
         while idle < 20:
             rows = worker.rows(
-                "select id, lease_token, attempt, message_type, crashes, conversation_key, priority from "
-                "complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, '{q}', 20) where outcome = 'claimed'",
-                [lease.id for lease in done],
-                [lease.token for lease in done],
+                "select id, lease_token from claim_story(%s::bigint[], %s::bigint[], %s, '{q}', 20) where outcome = 'claimed'",
+                [id for id, _ in done],
+                [token for _, token in done],
                 uuid4(),
             )
             total += len(done)
-            done = [Lease(*row) for row in rows]
+            done = [(row[0], row[1]) for row in rows]
             idle = 0 if done else idle + 1
             if not done:
                 worker.rows("select pg_sleep(0.01)")

@@ -1,4 +1,4 @@
-"""Order per conversation: the interleavings that the head of migration 0007 speaks of, parked on purpose (SPEC P4, Q7)."""
+"""Order per conversation: the interleavings that the head of conversations.sql speaks of, parked on purpose (SPEC P4, Q7)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_waiting_retry_holds_its_conversation(sql: Sql) -> None:
 
 
 @pytest.mark.parametrize(
-    "ending",
+    "outcome",
     [
         "complete_messages(array[{id}::bigint], array[{token}::bigint])",
         "bury_message({id}, {token})",
@@ -56,11 +56,11 @@ def test_a_waiting_retry_holds_its_conversation(sql: Sql) -> None:
         "fail_message({id}, {token}, 'E', 'm', p_max_attempts => 1)",
     ],
 )
-def test_every_ending_lets_the_conversation_go_on(sql: Sql, ending: str) -> None:
+def test_every_ending_lets_the_conversation_go_on(sql: Sql, outcome: str) -> None:
     _, second, third = in_conversation(sql, 3)
     lease = sql.claim(10)[0]
     assert sql.claim(10) == []
-    sql.rows("select " + ending.format(id=lease.id, token=lease.token))
+    sql.rows("select " + outcome.format(id=lease.id, token=lease.token))
     assert ids(sql.claim(10)) == [second] and sql.state(third) == "blocked"
     assert violations(sql) == []
 
@@ -173,7 +173,7 @@ def test_a_batch_that_loses_to_a_claim_of_the_same_instant_is_asked_for_again(cl
     with winner.connection.transaction():
         assert ids(winner.claim(1)) == [larger]
         late.rows("commit")
-        claim = "select outcome, run_at <= clock_timestamp() from complete_and_claim_messages('{}', '{}', %s, '{q}', 10)"
+        claim = "select outcome, run_at <= clock_timestamp() from claim_story('{}', '{}', %s, '{q}', 10)"
         answer = in_background(loser.rows, claim, OTHER)
         blocked_behind(watcher, loser, winner)
     assert answer.result(10) == [("next", True)]
@@ -392,5 +392,5 @@ def test_what_waits_behind_messages_that_somebody_holds_is_not_asked_for_again_a
     other = clients()
     other.rows("begin")
     other.rows("select from message_queue where id in (select min(id) from message_queue group by conversation_key) for update")
-    assert sql.rows("select outcome from complete_and_claim_messages('{}', '{}', %s, '{q}', 1)", HOLDER) == []
+    assert sql.rows("select outcome from claim_story('{}', '{}', %s, '{q}', 1)", HOLDER) == []
     other.rows("rollback")

@@ -1,4 +1,4 @@
-"""refresh_fleet_statistics() and fleet_statistics(): counted once per fleet, in bounded work (migrations/0020)."""
+"""refresh_fleet_statistics() and fleet_statistics(): counted once per fleet, in bounded work (migrations/functions/fleet_statistics.sql)."""
 
 from __future__ import annotations
 

@@ -102,8 +102,8 @@ def test_a_check_that_cannot_look_is_a_failed_one_and_the_others_go_on(any_datab
 
 
 def test_a_value_that_a_check_cannot_read_fails_that_check_alone_and_is_not_shown(any_database: Database) -> None:
-    any_database.query("drop function health_stale_locks")
-    any_database.query("""create function health_stale_locks() returns table (status text, summary text, details jsonb)
+    any_database.query("drop function packhorse.health_stale_locks")
+    any_database.query("""create function packhorse.health_stale_locks() returns table (status text, summary text, details jsonb)
         language plpgsql as $$ begin return query select 'ok', 'soon after lunch'::timestamptz::text, null::jsonb; end $$""")
     found = {row[0]: row[1:] for row in any_database.query("select * from health_checks()")}
     assert len(found) == 14

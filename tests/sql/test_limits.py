@@ -68,7 +68,7 @@ def test_a_message_that_runs_apart_waits_while_its_key_is_full(sql: Sql) -> None
     sql.rows("insert into message_queue (queue, message_type, crashes, concurrency_key) select 'q', 'effect', 2, 'a' from generate_series(1, 2)")
 
     def outcomes() -> list[tuple]:
-        return sql.rows("select outcome from complete_and_claim_messages('{}', '{}', %s, '{q}', 1)", HOLDER)
+        return sql.rows("select outcome from claim_story('{}', '{}', %s, '{q}', 1)", HOLDER)
 
     assert outcomes() == [] and sql.claim(10, isolated=True) == []
     sql.complete(running)
@@ -117,7 +117,7 @@ def test_without_a_burst_the_bucket_holds_the_rate(sql: Sql) -> None:
 
 def look_again_in(sql: Sql) -> list[float]:
     """What an empty claim answers: seconds until it is worth another look."""
-    statement = "select extract(epoch from run_at - clock_timestamp()) from complete_and_claim_messages('{}', '{}', %s, '{q}', 10)"
+    statement = "select extract(epoch from run_at - clock_timestamp()) from claim_story('{}', '{}', %s, '{q}', 10)"
     return [float(seconds) for (seconds,) in sql.rows(f"{statement} where outcome = 'next'", HOLDER)]
 
 
@@ -152,7 +152,7 @@ def test_a_claim_waits_for_one_limited_queue_at_most(clients: Callable[..., Sql]
         sql.rows("select declare_queue(%s)", queue)
         sql.set_queue(queue, max_concurrency=5)
         sql.enqueue(queue)
-    call = "select outcome, queue from complete_and_claim_messages('{}', '{}', %s, %s::text[], 10)"
+    call = "select outcome, queue from claim_story('{}', '{}', %s, %s::text[], 10)"
     with other.connection.transaction():
         assert len(other.claim(1, "q")) == 1
         assert sql.rows(call, HOLDER, ["r", "q"]) == [("claimed", "r")]

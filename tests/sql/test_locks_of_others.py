@@ -30,15 +30,15 @@ def left_open(client: Sql, statement: str, *params: object) -> Iterator[None]:
 def test_rescue_goes_on_beside_a_conversation_that_somebody_keeps_locked(clients: Callable[..., Sql]) -> None:
     """The successor of a message that ends in the rescue is locked: the message waits, its neighbours do not."""
     sql = clients()
-    ending, successor, neighbour = sql.enqueue(conversation_key="k"), sql.enqueue(conversation_key="k"), sql.enqueue()
-    assert {lease.id for lease in sql.claim(10)} == {ending, neighbour}
-    sql.rows("select cancel_message(%s)", ending)
+    outcome, successor, neighbour = sql.enqueue(conversation_key="k"), sql.enqueue(conversation_key="k"), sql.enqueue()
+    assert {lease.id for lease in sql.claim(10)} == {outcome, neighbour}
+    sql.rows("select cancel_message(%s)", outcome)
     sql.rows("update message_queue set lease_expires_at = clock_timestamp() - interval '1 second' where state = 'running'")
     with left_open(clients(), "select from message_queue where id = %s for update", successor):
         assert sql.value("select rescue_expired_messages()") == 1
-        assert [sql.state(key) for key in (ending, successor, neighbour)] == ["running", "blocked", "pending"]
+        assert [sql.state(key) for key in (outcome, successor, neighbour)] == ["running", "blocked", "pending"]
     assert sql.value("select rescue_expired_messages()") == 1
-    assert [sql.state(key) for key in (ending, successor)] == ["cancelled", "pending"]
+    assert [sql.state(key) for key in (outcome, successor)] == ["cancelled", "pending"]
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def next_in_conversation(sql: Sql) -> Statement:
 
 
 def next_due(sql: Sql) -> Statement:
-    return statement_of(sql, "complete_and_claim_messages", "select min(d.run_at)")
+    return statement_of(sql, "next_due_at", "select min(d.run_at)", called_by="complete_and_claim_messages")
 
 
 def rescue(sql: Sql) -> Statement:
@@ -74,7 +74,7 @@ def rescue(sql: Sql) -> Statement:
 
 
 def isolated(sql: Sql) -> Statement:
-    return statement_of(sql, "pick_due_messages", "select m.id from message_queue m\n      where", ");", called_by="complete_and_claim_messages")
+    return statement_of(sql, "pick_isolated_messages", "select m.id from message_queue m\n    where", ");", called_by="complete_and_claim_messages")
 
 
 def promoted(sql: Sql) -> Statement:
@@ -100,15 +100,17 @@ def behind(sql: Sql) -> Statement:
 
 
 def allowance(sql: Sql) -> Statement:
-    return statement_of(sql, "queue_allowance", "select count(*) from message_queue where", ")::integer", called_by="complete_and_claim_messages")
+    return statement_of(sql, "queue_room", "select count(*) from message_queue r where", ")::integer", called_by="complete_and_claim_messages")
 
 
 def isolated_wait(sql: Sql) -> Statement:
-    return statement_of(sql, "complete_and_claim_messages", "select from message_queue m where m.queue = any (p_queues)", ") then")
+    return statement_of(
+        sql, "claim_hints", "select from message_queue m where m.queue = any (p_queues)", ")\n      and", called_by="complete_and_claim_messages"
+    )
 
 
 def expired(sql: Sql) -> Statement:
-    return statement_of(sql, "complete_and_claim_messages", "select from message_queue m where m.expires_at", ") then")
+    return statement_of(sql, "claim_hints", "select from message_queue m where m.expires_at", ") then", called_by="complete_and_claim_messages")
 
 
 def refused(sql: Sql) -> Statement:
@@ -221,7 +223,7 @@ def test_delayed_messages_are_not_touched(own_clients: Callable[..., Sql], any_d
     any_database.query("vacuum analyze message_queue")
     sql = own_clients()
     assert_proportional(run_plan(sql, pick(sql), PICK), "message_queue_claim_idx", limit=0)
-    assert_proportional(run_plan(sql, next_due(sql), {"p_queues": ["q"], "v_now": "now"}), "message_queue_claim_idx", limit=11)
+    assert_proportional(run_plan(sql, next_due(sql), {"p_queues": ["q"], "p_now": "now"}), "message_queue_claim_idx", limit=11)
 
 
 @pytest.mark.parametrize("size", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
@@ -262,7 +264,7 @@ def test_a_claim_that_meets_a_waiting_conversation_ends_soon_and_the_next_ones_f
 
 
 def test_the_plan_check_notices_a_missing_index(own_clients: Callable[..., Sql], any_database: Database) -> None:
-    """The twin: without the claim index the same check fails."""
+    """The mutation: without the claim index the same check fails."""
     make_backlog(any_database, 10_000, "fresh")
     any_database.query("drop index message_queue_claim_idx")
     sql = own_clients()

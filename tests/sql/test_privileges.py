@@ -22,8 +22,11 @@ PRODUCER_CALLS = [
     "mark_message_processed('w')",
     "acquire_conversation_lock('c', 'ann')",
     "release_conversation_lock('c', 'ann')",
-    "wake_queue('q')",
+    "cancel_own_message(1)",
     "get_message_result('k')",
+    "announce_messages('{q}')",
+    "enqueue_alike('q', 'effect', 5::smallint, now(), null, null, null, null, null, null, '{}', '{}')",
+    "enqueue_rows('q', 'effect', '{}', '{}', '5', '2020-01-01', chr(31), chr(31), chr(31), chr(31), chr(31), chr(31))",
 ]
 
 
@@ -55,11 +58,18 @@ def test_a_producer_can_produce(as_role: Callable[[str], Sql], call: str) -> Non
     assert len(producer.rows(f"select {call}")) == 1
 
 
-def test_a_producer_may_insert_rows_itself_and_they_get_ids_of_the_sequence(as_role: Callable[[str], Sql]) -> None:
+def test_a_producer_cancels_what_its_login_has_enqueued_and_nothing_else(as_role: Callable[[str], Sql]) -> None:
     producer = as_role("packhorse_producer")
-    before = producer.enqueue()
-    producer.rows("insert into message_queue (queue, message_type, run_at, conversation_key) values ('q', 'effect', '2020-01-01', 'c')")
-    assert producer.enqueue() == before + 2
+    mine, other = producer.enqueue(), producer.enqueue()
+    producer.rows("reset role")
+    producer.rows("update message_queue set enqueued_by = 'somebody' where id = %s", other)
+    producer.rows("set local role packhorse_producer")
+    assert producer.value("select cancel_own_message(%s, 'changed my mind')", mine) == "cancelled"
+    assert [producer.value("select cancel_own_message(%s)", each) for each in (other, mine, 10**12)] == ["gone"] * 3
+    producer.rows("reset role")
+    assert producer.rows("select state, reason from all_messages where id = %s", mine) == [("cancelled", "changed my mind")]
+    assert producer.value("select operator from operator_actions where message_id = %s", mine) == producer.value("select session_user::text")
+    assert producer.state(other) == "pending"
 
 
 def test_a_producer_gets_the_id_of_a_duplicate(as_role: Callable[[str], Sql]) -> None:
@@ -77,7 +87,7 @@ def test_a_producer_is_told_what_was_wrong_with_its_arguments(as_role: Callable[
 def functions(sql: Sql) -> list[tuple[str, str]]:
     return sql.rows(
         "select p.proname, p.oid::regprocedure::text from pg_proc p join pg_namespace n on n.oid = p.pronamespace "
-        "where n.nspname = 'public' order by 1"
+        "where n.nspname = 'packhorse' order by 1"
     )
 
 
@@ -85,15 +95,13 @@ def test_a_producer_can_call_nothing_else(as_role: Callable[[str], Sql]) -> None
     producer = as_role("packhorse_producer")
     allowed = {name for name, signature in functions(producer) if producer.value("select has_function_privilege(%s, 'execute')", signature)}
     assert allowed == {
+        "announce_messages",
+        "cancel_own_message",
+        "enqueue_alike",
         "enqueue_message",
         "enqueue_messages",
         "enqueue_payloads",
-        "check_enqueue_arguments",
-        "check_lease",
-        "refuse_argument",
-        "refuse_delay",
-        "require_queue",
-        "wake_queue",
+        "enqueue_rows",
         "is_new_message",
         "mark_message_processed",
         "acquire_conversation_lock",
@@ -132,6 +140,17 @@ def test_a_producer_can_call_nothing_else(as_role: Callable[[str], Sql]) -> None
         "select cancel_message(1)",
         "select nextval('message_lease_token_seq')",
         "update queue_wakeups set wake_until = null",
+        "insert into message_queue (queue, message_type) values ('q', 'effect')",
+        "insert into message_dedup (queue, dedup_key, message_id, expires_at) values ('q', 'k', 1, 'infinity')",
+        "select * from message_dedup",
+        "select * from processed_messages",
+        "delete from conversation_locks",
+        "select * from message_results",
+        "select name from queues",
+        "select wake_queue('q')",
+        "select require_queue('q')",
+        "select * from packhorse_migrations",
+        "lock table message_queue in access share mode",
     ],
 )
 def test_a_producer_cannot_do_anything_else(as_role: Callable[[str], Sql], statement: str) -> None:
@@ -253,12 +272,7 @@ TABLES = EVERYTHING - VIEWS - {"packhorse_migrations"}
 GRANTED: dict[str, dict[str, set[str]]] = {
     "packhorse_reader": {"select": EVERYTHING},
     "packhorse_worker": {"select": EVERYTHING, "insert": TABLES, "update": TABLES - {"operator_actions"}, "delete": TABLES - {"operator_actions"}},
-    "packhorse_producer": {
-        "select": {"conversation_locks", "message_dedup", "message_results", "packhorse_migrations", "processed_messages", "queue_wakeups"},
-        "insert": {"conversation_locks", "message_dedup", "processed_messages"},
-        "update": {"conversation_locks", "message_dedup", "processed_messages"},
-        "delete": {"conversation_locks"},
-    },
+    "packhorse_producer": {},
 }
 
 
@@ -270,7 +284,7 @@ def test_a_role_has_these_privileges_on_tables_and_no_other(shared_database: Dat
         found[privilege] = {
             row[0]
             for row in shared_database.query(
-                "select relname::text from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v', 'm') and not relispartition "
+                "select relname::text from pg_class where relnamespace = 'packhorse'::regnamespace and relkind in ('r', 'p', 'v', 'm') and not relispartition "
                 "and has_table_privilege(%s, oid, %s)",
                 role,
                 privilege,
@@ -284,28 +298,7 @@ def test_a_role_has_these_privileges_on_tables_and_no_other(shared_database: Dat
     [
         ("packhorse_reader", {}, set()),
         ("packhorse_worker", {}, {"message_queue_id_seq usage", "message_lease_token_seq usage"}),
-        (
-            "packhorse_producer",
-            {
-                "message_queue insert": {
-                    "concurrency_key",
-                    "conversation_key",
-                    "correlation_id",
-                    "dedup_key",
-                    "expires_at",
-                    "max_attempts",
-                    "message_type",
-                    "options",
-                    "payload",
-                    "priority",
-                    "queue",
-                    "run_at",
-                    "trace_context",
-                },
-                "queues select": {"name"},
-            },
-            {"message_queue_id_seq usage"},
-        ),
+        ("packhorse_producer", {}, set()),
     ],
 )
 def test_a_role_has_these_privileges_on_columns_and_sequences_and_makes_nothing(
@@ -313,7 +306,7 @@ def test_a_role_has_these_privileges_on_columns_and_sequences_and_makes_nothing(
 ) -> None:
     rows = shared_database.query(
         "select c.relname || ' ' || p.name, array_agg(a.attname::text) from pg_class c join pg_attribute a on a.attrelid = c.oid and attnum > 0 and not attisdropped "
-        "cross join (values ('select'), ('insert'), ('update'), ('references')) as p (name) where c.relnamespace = 'public'::regnamespace "
+        "cross join (values ('select'), ('insert'), ('update'), ('references')) as p (name) where c.relnamespace = 'packhorse'::regnamespace "
         "and c.relkind in ('r', 'p', 'v') and not relispartition and has_column_privilege(%s, c.oid, a.attname, p.name) "
         "and not has_table_privilege(%s, c.oid, p.name) group by 1",
         role,
@@ -324,7 +317,7 @@ def test_a_role_has_these_privileges_on_columns_and_sequences_and_makes_nothing(
         row[0]
         for row in shared_database.query(
             "select c.relname || ' ' || p.name from pg_class c cross join (values ('usage'), ('select'), ('update')) as p (name) where relkind = 'S' "
-            "and relnamespace = 'public'::regnamespace and has_sequence_privilege(%s, c.oid, p.name)",
+            "and relnamespace = 'packhorse'::regnamespace and has_sequence_privilege(%s, c.oid, p.name)",
             role,
         )
     } == sequences
@@ -336,7 +329,7 @@ def test_a_role_has_these_privileges_on_columns_and_sequences_and_makes_nothing(
 def test_a_reader_can_call_nothing_that_changes_a_row(shared_database: Database) -> None:
     """Volatile functions may write; these are volatile because they ask the planner for an estimate."""
     rows = shared_database.query(
-        "select proname::text from pg_proc where pronamespace = 'public'::regnamespace and provolatile = 'v' "
+        "select proname::text from pg_proc where pronamespace = 'packhorse'::regnamespace and provolatile = 'v' "
         "and has_function_privilege('packhorse_reader', oid, 'execute')"
     )
     assert {row[0] for row in rows} == {
@@ -349,22 +342,33 @@ def test_a_reader_can_call_nothing_that_changes_a_row(shared_database: Database)
     }
 
 
-def test_a_role_without_rights_hears_that_and_not_that_no_queue_exists(as_role: Callable[[str], Sql]) -> None:
-    """As the roles of Supabase's API: default privileges let them call everything, and row-level security hides every row."""
-    sql = as_role("packhorse_worker")
-    sql.rows("reset role")
-    sql.rows("create role web_api noinherit in role packhorse_producer")
-    sql.rows("grant all on all tables in schema public to web_api")
-    sql.rows("grant all on all functions in schema public to web_api")
-    sql.rows("set local role web_api")
-    for call in ("enqueue_message('q', 'effect')", """enqueue_messages('[{"queue": "q", "message_type": "effect"}]')""", "require_queue('nope')"):
-        with pytest.raises(psycopg.Error, match="role web_api has no rights of packhorse_producer") as caught, sql.connection.transaction():
-            sql.rows(f"select {call}")
-        assert caught.value.sqlstate == DENIED and "NOINHERIT" in caught.value.diag.message_hint
-    sql.rows("reset role")
-    sql.rows("set local role packhorse_producer")
-    assert sql.enqueue_refused("nope") == ("PH002", "queue")
-    sql.rows("reset role")
-    sql.rows("delete from queues")
-    sql.rows("set local role packhorse_producer")
-    assert sql.refused("select require_queue('nope')") == ("PH002", "queue")
+def test_rights_are_what_the_catalogue_of_the_queue_says(shared_database: Database) -> None:
+    """What `packhorse migrate up` runs and `packhorse doctor` shows: nothing differs."""
+    assert shared_database.query("select * from packhorse.queue_rights()") == []
+
+
+@pytest.mark.parametrize(
+    ("given", "mended"),
+    [
+        ("grant truncate on message_queue to packhorse_producer", "revoke TRUNCATE on table {} from packhorse_producer"),
+        ("grant select (payload) on message_queue to public", "revoke SELECT (payload) on table {} from public"),
+        ("revoke delete on message_queue from packhorse_worker", "grant DELETE on table {} to packhorse_worker"),
+        ("grant execute on function cancel_message(bigint, text, text, bigint) to public", "revoke EXECUTE on routine cancel_message"),
+        (
+            "grant usage on sequence message_queue_id_seq to packhorse_producer",
+            "revoke USAGE on sequence message_queue_id_seq from packhorse_producer",
+        ),
+        ("grant select on all_messages to packhorse_producer", "revoke SELECT on table all_messages from packhorse_producer"),
+        ("grant create on schema packhorse to packhorse_worker", "revoke CREATE on schema packhorse from packhorse_worker"),
+        ("revoke usage on schema packhorse from packhorse_reader", "grant usage on schema packhorse to packhorse_reader"),
+        ("grant usage on type message_key to packhorse_producer", "revoke USAGE on type message_key from packhorse_producer"),
+    ],
+)
+def test_each_right_that_differs_is_found_with_the_statement_that_mends_it(shared_database: Database, given: str, mended: str) -> None:
+    with shared_database.connect(admin=True) as owner, owner.transaction(force_rollback=True):
+        owner.execute(given)  # type: ignore[call-overload]
+        statements = [row[0] for row in owner.execute("select * from packhorse.queue_rights()")]
+        assert any(statement.startswith(mended.format("message_queue")) for statement in statements), statements
+        for statement in statements:
+            owner.execute(statement)
+        assert owner.execute("select * from packhorse.queue_rights()").fetchall() == []

@@ -466,8 +466,6 @@ def test_a_message_that_crashed_a_process_is_buried_too_when_nobody_knows_its_ty
 
 def test_burying_a_message_of_a_queue_that_nobody_declared_does_not_lose_it(sql: Sql) -> None:
     """Rows may be inserted by hand; the move to the dead letters once joined the queues, and the row was gone."""
-    row = sql.rows(
-        "insert into message_queue (queue, message_type, conversation_key) values ('nobody declared \"this\"', 'unknown', 'c') returning id"
-    )
+    row = sql.rows("insert into message_queue (queue, message_type, conversation_key) values ('nobody_declared_this', 'unknown', 'c') returning id")
     assert sql.value("select bury_unknown_types('0 seconds')") == 1
     assert sql.state(row[0]["id"] if isinstance(row[0], dict) else row[0][0]) == "dead"

@@ -10,7 +10,7 @@ def test_it_is_seen_and_explained_and_goes_on_once_the_queue_is_declared(sql: Sq
     message_id = sql.value("select max(id) from message_queue")
     assert sql.rows("select queue, paused, pending, dead from message_queue_health where queue = 'Typo'") == [("Typo", False, 1, 0)]
     assert sql.rows("select passed, detail from explain_message(%s) where gate = 'queue'", message_id) == [
-        (False, "nobody has declared it: select declare_queue('Typo')")
+        (False, "nobody has declared it: select packhorse.declare_queue('Typo')")
     ]
     sql.rows("select declare_queue('Typo')")
     assert [lease.id for lease in sql.claim(queue="Typo")] == [message_id]

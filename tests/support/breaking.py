@@ -31,7 +31,7 @@ def break_(what: str) -> None:
 
 @dramatiq.actor(queue_name="default", actor_name="lose_wakeups")
 def lose_wakeups() -> None:
-    """No thread of the lane ever learns that messages are ready."""
-    lane = dramatiq.get_broker().runtime.lane
-    lane.wake = lambda count: None
+    """No thread of the pool ever learns that messages are ready."""
+    pool = dramatiq.get_broker().runtime.pool
+    pool.wake = lambda count: None
     note("start", "lose_wakeups")

@@ -11,9 +11,11 @@ from psycopg import sql
 from packhorse.worker.db.connection import DeadlineConnection, connect
 from tests.support.postgres import Database, Server
 
-_TABLES = """select relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p') and not relispartition
+_TABLES = """select relname from pg_class where relnamespace in ('packhorse'::regnamespace, 'public'::regnamespace) and relkind in ('r', 'p') and not relispartition
              and relname <> 'packhorse_migrations'"""
-_USED_SEQUENCES = "select schemaname || '.' || sequencename, start_value from pg_sequences where schemaname = 'public' and last_value is not null"
+_USED_SEQUENCES = (
+    "select schemaname || '.' || sequencename, start_value from pg_sequences where schemaname in ('packhorse', 'public') and last_value is not null"
+)
 
 
 def lent(database: Database) -> Iterator[Database]:

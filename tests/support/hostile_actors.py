@@ -163,8 +163,8 @@ def nosy(**_: Any) -> None:
 
 @dramatiq.actor(queue_name="default", actor_name="hostile", max_retries=0)
 def hostile(*args: Any, how: str, **payload: Any) -> Any:
-    ending: Callable[..., Any] = globals()[how]
-    return ending(**payload)
+    outcome: Callable[..., Any] = globals()[how]
+    return outcome(**payload)
 
 
 @dramatiq.actor(queue_name="default", actor_name="strict", max_retries=0)

@@ -23,10 +23,32 @@ from psycopg import sql
 
 from packhorse.worker.db import migrate
 from packhorse.worker.db.connection import connect
+from tests.support import lookalikes
 from tests.support.scratch import only_one, run_folder
 
 ROLE = "packhorse_test"
 TEMPLATE = "packhorse_template"
+#: What a claim answers, told row by row: tests name what they wait for.
+STORY = """
+create schema testing;
+grant usage on schema testing to public;
+create function testing.claim_story(
+  p_ids bigint[], p_tokens bigint[], p_holder uuid, p_queues text[], p_limit integer, p_lease interval default '5 minutes', p_types text[] default null,
+  p_cursor timestamptz[] default null, p_isolated boolean default false, p_first bigint[] default '{}', p_until timestamptz[] default null
+) returns table (outcome text, id bigint, lease_token bigint, queue text, run_at timestamptz)
+language sql volatile as $$
+  with answer as materialized (
+    select * from packhorse.complete_and_claim_messages(p_ids, p_tokens, p_holder, p_queues, p_limit, p_lease, p_types, p_cursor, p_isolated, p_first, p_until)
+  )
+  select 'lost', l::bigint, null, null, null from answer a cross join jsonb_array_elements_text(a.hints -> 'lost') l
+  union all select 'claimed', a.id, a.lease_token, a.queue, a.run_at from answer a where a.hints is null
+  union all select 'promoted', l::bigint, null, null, null from answer a cross join jsonb_array_elements_text(a.hints -> 'promoted') l
+  union all select 'next', null, null, null, clock_timestamp() + (a.hints ->> 'next_in')::float8 * interval '1 second' from answer a where a.hints ? 'next_in'
+  union all select 'isolated', null, null, null, null from answer a where a.hints ? 'isolated'
+$$;
+"""
+#: What the statements of tests find without a schema. The programs under test have the server's default, which is `"$user", public`.
+PATH = "-csearch_path=public,packhorse,testing" + (f",{lookalikes.SCHEMA}" if os.environ.get(lookalikes.ASKED) else "")
 #: The machine under a test does not crash: nothing needs to be on its disk, and a page is never half written.
 QUICK = "-c fsync=off -c full_page_writes=off -c max_wal_size=256MB"
 
@@ -43,11 +65,15 @@ class Server:
         if self._user:
             shutil.chown(self._root, self._user)
         self._count = 0
-        if bare:
-            self._initdb()
-        else:
-            self._copy_data()
-        self.start()
+        try:
+            if bare:
+                self._initdb()
+            else:
+                self._copy_data()
+            self.start()
+        except BaseException:  # migrations that fail, say: each test would leave one behind
+            self.close()
+            raise
 
     def _copy_data(self) -> None:
         original = run_folder() / f"{self.name}.original"
@@ -64,6 +90,9 @@ class Server:
         self.command("create database {}", TEMPLATE)
         connection = connect(self.url(TEMPLATE), deadline_seconds=120)
         migrate.up(connection)
+        connection.execute(STORY, prepare=False)
+        if os.environ.get(lookalikes.ASKED):
+            lookalikes.make(connection)
         connection.execute(f"create role {ROLE} login in role packhorse_worker", prepare=False)
         connection.close()
         self.stop()
@@ -157,7 +186,8 @@ class Database:
         return self.server.url(self.name)
 
     def connect(self, *, admin: bool = False, **options: object) -> psycopg.Connection:
-        return psycopg.connect(self.admin_url if admin else self.url, autocommit=True, **options)  # type: ignore[arg-type]
+        given: dict[str, object] = {"options": PATH, **options}
+        return psycopg.connect(self.admin_url if admin else self.url, autocommit=True, **given)  # type: ignore[arg-type]
 
     @contextmanager
     def session(self) -> Iterator[psycopg.Connection]:

@@ -8,10 +8,10 @@ import time
 import pytest
 
 from packhorse.worker.errors import StoreRejected, StoreUnavailable
-from packhorse.worker.observe.board import Board
 from packhorse.worker.observe.duties import BUDGET_SECONDS, DUTIES, VITAL_BUDGET_SECONDS, Duties
+from packhorse.worker.observe.fleet_stats import FleetStats
 from packhorse.worker.observe.probes import ready, warnings
-from packhorse.worker.observe.slab import CONTACT_AT, REGISTERED
+from packhorse.worker.observe.process_stats import CONTACT_AT, REGISTERED
 from packhorse.worker.service import Service
 from packhorse.worker.store.workers import UPKEEP_STEPS
 
@@ -24,15 +24,15 @@ def texts(duties, now=NOW):
 
 def a_board(children=1):
     """A worker that is ready at NOW."""
-    board = Board(children)
-    for slab in board.slabs:
-        slab.states[REGISTERED] = 1
-        slab.states[CONTACT_AT] = NOW
-    return board
+    fleet_stats = FleetStats(children)
+    for stats in fleet_stats.children:
+        stats.states[REGISTERED] = 1
+        stats.states[CONTACT_AT] = NOW
+    return fleet_stats
 
 
-def is_ready(board):
-    return ready(board, NOW, contact_seconds=20, budget_seconds=30)
+def is_ready(fleet_stats):
+    return ready(fleet_stats, NOW, contact_seconds=20, budget_seconds=30)
 
 
 def refused(sqlstate="42501"):
@@ -127,34 +127,34 @@ def test_another_process_reads_them():
 
 def test_a_process_that_replaces_another_goes_on_with_what_fails():
     """A fault that ends processes would begin anew with each of them. What is not done again by itself is forgotten."""
-    board = a_board()
-    duties = board.slabs[0].duties
+    fleet_stats = a_board()
+    duties = fleet_stats.children[0].duties
     duties.expect("rescue", 6.0)
     duties.failing("beat", "42501", began=NOW - 31)
     duties.failing("complete", "23514", 3, began=NOW - 31)
-    board.fold(0)
+    fleet_stats.fold(0)
     assert texts(duties) == ["beat has failed for 31 s (42501)"]
     assert texts(duties, NOW + 1000) == ["beat has failed for 1031 s (42501)"], "nobody was to rescue meanwhile"
 
 
-@pytest.mark.parametrize("vital", ["pump", "claim", "complete", "beat", "timekeeper", "lane", "scheduler"])
+@pytest.mark.parametrize("vital", ["fetcher", "claim", "complete", "beat", "timekeeper", "pool", "scheduler"])
 def test_one_child_that_cannot_do_what_is_vital_makes_a_worker_unready(vital):
-    board = a_board(children=2)
-    board.slabs[1].duties.failing(vital, "42501", began=NOW - 31)
-    assert is_ready(board) == [f"child 1: {vital} has failed for 31 s (42501)"]
-    board.slabs[1].duties.well(vital)
-    assert is_ready(board) == []
+    fleet_stats = a_board(children=2)
+    fleet_stats.children[1].duties.failing(vital, "42501", began=NOW - 31)
+    assert is_ready(fleet_stats) == [f"child 1: {vital} has failed for 31 s (42501)"]
+    fleet_stats.children[1].duties.well(vital)
+    assert is_ready(fleet_stats) == []
 
 
 @pytest.mark.parametrize("duty", [duty.name for duty in DUTIES if not duty.vital])
 def test_what_is_not_vital_is_said_and_leaves_it_ready(duty):
-    board = a_board(children=2)
-    board.slabs[1].duties.failing(duty, "42501", began=NOW - 31)
-    assert is_ready(board) == [] and warnings(board, NOW) == [f"child 1: {duty} has failed for 31 s (42501)"]
+    fleet_stats = a_board(children=2)
+    fleet_stats.children[1].duties.failing(duty, "42501", began=NOW - 31)
+    assert is_ready(fleet_stats) == [] and warnings(fleet_stats, NOW) == [f"child 1: {duty} has failed for 31 s (42501)"]
 
 
 def test_the_first_child_tells_of_the_exporter_which_has_no_row():
-    board = a_board(children=2)
-    board.duties.failing("fleet", "42501", began=NOW - 31)
-    assert [texts(slab.duties) for slab in board.workers] == [["fleet has failed for 31 s (42501)"], []]
-    assert warnings(board, NOW) == ["fleet has failed for 31 s (42501)"], "once"
+    fleet_stats = a_board(children=2)
+    fleet_stats.duties.failing("fleet", "42501", began=NOW - 31)
+    assert [texts(stats.duties) for stats in fleet_stats.workers] == [["fleet has failed for 31 s (42501)"], []]
+    assert warnings(fleet_stats, NOW) == ["fleet has failed for 31 s (42501)"], "once"

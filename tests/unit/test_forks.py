@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from packhorse.worker import forks
-from packhorse.worker.observe.slab import REGISTERED, Slab
-from packhorse.worker.runtime.lane import Lane
+from packhorse.worker.observe.process_stats import REGISTERED, ProcessStats
+from packhorse.worker.runtime.pool import HandlerPool
 from packhorse.worker.runtime.slots import RunningIds
 
 
@@ -103,20 +103,20 @@ def test_handlers_of_ours_become_the_default_and_those_of_the_application_stay()
 
 
 def test_a_child_writes_no_shared_memory_of_ours_but_a_process_of_ours_does():
-    running, slab = RunningIds(2), Slab()
-    lane = Lane(SimpleNamespace(middleware=[]), 2, running, lambda message: None)
+    running, stats = RunningIds(2), ProcessStats()
+    pool = HandlerPool(SimpleNamespace(middleware=[]), 2, running, lambda message: None)
 
     def write():
-        slab.tick("pump", 1.0)
-        slab.states[REGISTERED] = 1.0
-        slab.totals[0] = 5.0
-        lane.slots[1].enter(SimpleNamespace(id=7), 0.0)
+        stats.tick("fetcher", 1.0)
+        stats.states[REGISTERED] = 1.0
+        stats.totals[0] = 5.0
+        pool.slots[1].enter(SimpleNamespace(id=7), 0.0)
 
     assert as_worker(lambda: code_of(write)) == 0
-    assert (running.read(), list(slab.totals[:1]), slab.ticks(), slab.states[REGISTERED]) == ([], [0.0], {}, 0.0)
+    assert (running.read(), list(stats.totals[:1]), stats.ticks(), stats.states[REGISTERED]) == ([], [0.0], {}, 0.0)
     pid = forks.fork_own()
     if pid == 0:
-        slab.tick("pump", 1.0)
+        stats.tick("fetcher", 1.0)
         os._exit(0)
     os.waitpid(pid, 0)
-    assert slab.ticks() == {"pump": 1.0}
+    assert stats.ticks() == {"fetcher": 1.0}

@@ -11,7 +11,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState, use_span
 
-from packhorse.worker.attempt.messages import Ending
+from packhorse.worker.attempt.messages import Outcome
 from packhorse.worker.attempt.middleware.tracing import outcome
 from packhorse.worker.config import load_settings
 from packhorse.worker.errors import ConfigError
@@ -143,12 +143,12 @@ def test_a_flush_says_when_the_collector_took_nothing(tracer, monkeypatch, caplo
 
 ENDINGS = [
     ({}, None, "done"),
-    ({"settled": True}, RuntimeError(), "done"),
+    ({"finished": True}, RuntimeError(), "done"),
     ({"lost": True}, None, "lost"),
     ({"failed": True}, None, "dead"),
     ({}, RuntimeError(), "failed"),
     *[
-        ({"ending": Ending(verb)}, RuntimeError(), name)
+        ({"outcome": Outcome(verb)}, RuntimeError(), name)
         for verb, name in [
             ("fail", "failed"),
             ("retry", "failed"),
@@ -163,7 +163,7 @@ ENDINGS = [
 
 @pytest.mark.parametrize(("fields", "exception", "expected"), ENDINGS)
 def test_every_ending_has_its_outcome(fields, exception, expected):
-    message = SimpleNamespace(**{"settled": False, "lost": False, "failed": False, "ending": None, **fields})
+    message = SimpleNamespace(**{"finished": False, "lost": False, "failed": False, "outcome": None, **fields})
     assert outcome(message, exception) == expected
 
 

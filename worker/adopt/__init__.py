@@ -1,1 +1,1 @@
-"""Adopting what exists (SPEC O8): a schema of ours whose record is lost, and a queue table that another system made."""
+"""Adopting the queue of another system (SPEC O8): its unfinished rows become messages, its table stays as it is."""

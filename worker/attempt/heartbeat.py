@@ -171,7 +171,7 @@ class Heartbeat(Service):
         """One heartbeat: messages younger than a third of the lease need no renewal yet."""
         before = time.monotonic()
         lease = self._settings.lease_seconds
-        old = [m for m in self._held() if not m.settled and m.lease_until - before < lease * 0.8]
+        old = [m for m in self._held() if not m.finished and m.lease_until - before < lease * 0.8]
         done, failed = self._counts()
         with self._link.connection() as connection:
             attention, known = store.beat(

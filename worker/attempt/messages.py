@@ -30,7 +30,7 @@ _PLAIN_LENGTH = len(_PLAIN_HEAD) + 36 + 2
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class Outcome:
     """How a message ends when it is not done. `verb`: fail, retry, snooze, cancel, bury, release or uncommitted.
 
     bounded, of `uncommitted`: several in a row are a failed attempt.
@@ -54,11 +54,11 @@ class ClaimedMessage(MessageProxy):
     """A message that this process holds. Field by field what dramatiq.Message has, plus the lease.
 
     lease_until, claimed_at: monotonic seconds. due_seconds: how long it had been due when it was claimed.
-    `ending` is None for done. `settled` once the database knows. Written by the thread that runs the handler
-    until it is handed back to the pump.
+    `outcome` is None for done. `finished` once the database knows. Written by the thread that runs the handler
+    until it is handed back to the fetcher.
     """
 
-    #: Set by the lane when the handler starts (monotonic) and when it has ended.
+    #: Set by the pool when the handler starts (monotonic) and when it has ended.
     started_at = 0.0
     ran_seconds = 0.0
     #: Its wait is in the metrics; the meter's.
@@ -97,11 +97,11 @@ class ClaimedMessage(MessageProxy):
         self.failed = False
         self._exception: BaseException | None = None
         self._built: dramatiq.Message[Any] | None = None
-        self.ending: Ending | None = None
-        self.settled = False
+        self.outcome: Outcome | None = None
+        self.finished = False
         self.lost = False  # the heartbeat learnt that somebody else owns it
         self.started = False
-        self.returned = False  # its handler and what middleware does after it are through: nothing changes its ending any more
+        self.returned = False  # its handler and what middleware does after it are through: nothing changes its outcome any more
         self.deadline: float | None = None  # monotonic; set by the time-limit middleware
         self.hard_deadline: float | None = None
 
@@ -146,9 +146,9 @@ class ClaimedMessage(MessageProxy):
         return self._built
 
 
-def failure(exception: BaseException, **policy: Any) -> Ending:
-    """The ending for a failed attempt: class, cleaned message, bounded traceback, own top frame."""
-    return Ending(
+def failure(exception: BaseException, **policy: Any) -> Outcome:
+    """The outcome for a failed attempt: class, cleaned message, bounded traceback, own top frame."""
+    return Outcome(
         "fail",
         error_class=clean(type(exception).__name__, 200),
         error_message=clean(text_of(exception), 10_000),

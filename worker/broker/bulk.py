@@ -13,6 +13,7 @@ from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
 from packhorse.worker.errors import InvalidArgument, StoreRejected
 from packhorse.worker.store import messages as store
+from packhorse.worker.store.options import BULK_KEYS
 
 if TYPE_CHECKING:
     from packhorse.worker.broker.postgres import PostgresBroker
@@ -31,8 +32,7 @@ class BulkEnqueue:
         self._queues: set[str] = set()
         self._conversations: set[str] = set()  # with a message in the batch so far
         self._now = store.database_now(connection)
-        none = store.NULL
-        self._plain = (str(self._now), none, none, none, none, none, none, "pending")
+        self._plain = (*(str(self._now) if name == "run_at" else store.NULL for name in BULK_KEYS), "pending")
 
     def insert(self, messages: list[dramatiq.Message[Any]]) -> None:
         """Insert them in order and wake the workers of their queues.
@@ -100,19 +100,15 @@ class BulkEnqueue:
         state = "blocked" if key in self._conversations else "pending"
         if key is not None:
             self._conversations.add(key)
-        values = {
+        times = {
             "run_at": extra.get("run_at") or self._later(extra.get("delay_seconds")) or self._now,
-            "max_attempts": extra.get("max_attempts"),
-            "conversation_key": key,
-            "correlation_id": extra.get("correlation_id"),
-            "trace_context": extra.get("trace_context"),
-            "expires_at": self._later(extra.get("expires_seconds")),
-            "concurrency_key": extra.get("concurrency_key"),
+            "expires_seconds": self._later(extra.get("expires_seconds")),
         }
+        values = {name: times[name] if name in times else extra.get(name) for name in BULK_KEYS}
         for name, value in values.items():
             if isinstance(value, str) and (store.SEPARATOR in value or store.NULL in value):
                 raise InvalidArgument(f"{name}: contains a control character (U+001E or U+001F)", field=name)
-        if values["expires_at"] is not None and self._now < values["run_at"] >= values["expires_at"]:
+        if times["expires_seconds"] is not None and self._now < times["run_at"] >= times["expires_seconds"]:
             raise InvalidArgument("expires_in: the message could never start", field="expires_in", hint="It must be later than run_at.")
         return (*(store.NULL if value is None else str(value) for value in values.values()), state)
 

@@ -18,10 +18,10 @@ from uuid import uuid4
 from dramatiq.broker import Consumer
 from dramatiq.errors import BrokerConnectionError
 
+from packhorse.worker.attempt.finish import finish
 from packhorse.worker.attempt.heartbeat import Heartbeat
-from packhorse.worker.attempt.messages import ClaimedMessage, Ending
+from packhorse.worker.attempt.messages import ClaimedMessage, Outcome
 from packhorse.worker.attempt.middleware.retries import policies
-from packhorse.worker.attempt.settle import settle
 from packhorse.worker.db.pool import Link
 from packhorse.worker.errors import StoreConflict, StoreError, StoreUnavailable, UndecodableMessage
 from packhorse.worker.store import messages as store
@@ -135,24 +135,21 @@ class PostgresConsumer(Consumer):
         lease, worker_id, held = self._broker.settings.lease_seconds, self._holding.id, self._holding.messages
         try:
             with self._link.connection() as connection:
-                rows = store.complete_and_claim(connection, [], [], worker_id, [self._queue], limit, self._lease, self._types())
-                kinds = {row[0] for row in rows}
-                if "isolated" in kinds and "claimed" not in kinds and not held:  # dramatiq's Worker has no process apart: one at a time
-                    rows += store.complete_and_claim(connection, [], [], worker_id, [self._queue], 1, self._lease, self._types(), isolated=True)
+                rows, hints = store.complete_and_claim(connection, [], [], worker_id, [self._queue], limit, self._lease, self._types())
+                if hints.isolated and not rows and not held:  # dramatiq's Worker has no process apart: one at a time
+                    rows, _ = store.complete_and_claim(connection, [], [], worker_id, [self._queue], 1, self._lease, self._types(), isolated=True)
         except StoreUnavailable as error:
             raise BrokerConnectionError(str(error)) from error
         except StoreConflict:
             return
         undecodable = []
         for row in rows:
-            if row[0] != "claimed":
-                continue
             message = ClaimedMessage(row, before + lease, before)
             held[message.id] = message
             try:
                 message.decode()
             except UndecodableMessage as error:
-                message.ending = Ending("bury", "undecodable", "UndecodableMessage", str(error))
+                message.outcome = Outcome("bury", "undecodable", "UndecodableMessage", str(error))
                 undecodable.append(message)
             else:
                 self._ready.append(message)
@@ -175,7 +172,7 @@ class PostgresConsumer(Consumer):
     def _settle(self, message: ClaimedMessage) -> None:
         try:
             with self._broker.pool.connection() as connection:
-                answer = settle(connection, message, self._broker)
+                answer = finish(connection, message, self._broker)
         except (StoreUnavailable, StoreConflict) as error:
             raise BrokerConnectionError(str(error)) from error  # dramatiq's Worker tries again
         except StoreError:
@@ -187,7 +184,7 @@ class PostgresConsumer(Consumer):
             self._broker.emit_before("nack", message)
             message.failed = True
             self._broker.emit_after("nack", message)
-        message.settled = True
+        message.finished = True
         self._holding.forget(message)
         self._idle.set()
 

@@ -23,7 +23,7 @@ from dramatiq.middleware import Middleware
 
 from packhorse.worker import forks
 from packhorse.worker.attempt.context import current
-from packhorse.worker.attempt.messages import ClaimedMessage, Ending, failure
+from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, failure
 from packhorse.worker.attempt.middleware import default_middleware
 from packhorse.worker.attempt.middleware.time_limits import check_class
 from packhorse.worker.attempt.middleware.tracing import Tracing
@@ -161,8 +161,8 @@ class PostgresBroker(Broker):
             if not message.returned:
                 # dramatiq's stock Retries: our retry is one UPDATE of the same row
                 error = message._exception
-                ending = Ending("retry") if error is None else dataclasses.replace(failure(error), verb="retry")
-                message.ending = dataclasses.replace(ending, delay_seconds=(delay or 0) / 1000)
+                outcome = Outcome("retry") if error is None else dataclasses.replace(failure(error), verb="retry")
+                message.outcome = dataclasses.replace(outcome, delay_seconds=(delay or 0) / 1000)
                 return message
             message = message.again()  # it is over, or about to be
         before, after = self.enqueue_hooks()

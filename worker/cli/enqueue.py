@@ -55,7 +55,7 @@ def enqueue(
         "dedup_window": dedup_window,
         "correlation_id": correlation_id,
     }
-    with database() as connection:
+    with database(check=False) as connection:  # a producer may not read the record of migrations
         elsewhere: set[str] = set()
         if not allow_unknown_type:
             elsewhere = _checked(connection, message_type, queue)

@@ -22,7 +22,7 @@ from packhorse.worker.exits import EXIT_FAILED, EXIT_SCHEMA, EXIT_UNAVAILABLE, E
 
 #: SQLSTATE -> what an operator can do about it.
 _HINTS = {
-    "42P07": "Tables of another system, or of ours without a record? `packhorse migrate adopt --dry-run` says what can be done",
+    "42P07": "Something of this name is there already. Packhorse needs a schema of its own: PACKHORSE_DB_SCHEMA",
     "25006": "This server is read-only (a replica?): connect to the primary",
     "42501": "Log in as a role in packhorse_worker (packhorse_reader is enough to look), for migrations as their owner (docs/deployment.md: roles)",
     "3D000": "Create the database, or correct DATABASE_URL",

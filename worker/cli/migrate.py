@@ -12,6 +12,7 @@ from packhorse.worker.cli.errors import describe, report, usage
 from packhorse.worker.cli.render import print_json, print_rows
 from packhorse.worker.config import load_settings
 from packhorse.worker.db import migrate
+from packhorse.worker.db.sessions import names_of
 from packhorse.worker.errors import SchemaMismatch
 from packhorse.worker.exits import EXIT_OK, EXIT_SCHEMA
 from packhorse.worker.store import installation
@@ -24,8 +25,12 @@ app.command("adopt")(migrate_adopt.adopt_command)
 def up(
     sql: Annotated[bool, typer.Option("--sql", help="Print the SQL of all migrations instead, for tools of your own; no database needed.")] = False,
     sets: Annotated[
-        list[str] | None, typer.Option("--with", metavar="SET", help="Also an optional set: platform. Once is enough: later runs keep it up.")
+        list[str] | None,
+        typer.Option("--with", metavar="SET", help="Also an optional set: platform, public-api. Once is enough: later runs keep it up."),
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also all functions and views that are as this release has them: somebody changed one.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Apply what is missing. Safe to repeat, and when several start at once."""
@@ -34,12 +39,11 @@ def up(
         raise usage("with", f"there is no set {unknown[:40]!r}", f"There is: {', '.join(migrate.SETS)}")
     settings = load_settings()
     if sql:
-        print(installation.migration_script(settings.db_schema, wanted), end="")
+        print(migrate.script(names_of(settings), wanted), end="")
         return EXIT_OK
     with database(owner=True, deadline_seconds=MIGRATE_SECONDS, check=False) as connection:
         migrate.check_server(connection)
-        installation.ensure_schema(connection, settings.db_schema)
-        done = migrate.up(connection, (lambda name: None) if as_json else (lambda name: print(f"applied {name}")), sets=wanted)
+        done = migrate.up(connection, (lambda name: None) if as_json else (lambda name: print(f"applied {name}")), sets=wanted, again=again)
     if as_json:
         print_json({"applied": done})
     elif not done:

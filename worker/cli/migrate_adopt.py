@@ -1,21 +1,18 @@
-"""packhorse migrate adopt: a schema of ours without its record, or the queue table of another system, made ours (SPEC O8)."""
+"""packhorse migrate adopt: import the unfinished messages of another system's queue table (SPEC O8)."""
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 import typer
 
-from packhorse.worker.adopt.adoption import LEGACY_SCHEMA, Adopted, Order, adopt, look, refuse
-from packhorse.worker.adopt.compare import Item
+from packhorse.worker.adopt.adoption import Adopted, Order, adopt, look, refuse
 from packhorse.worker.adopt.importing import BATCH
 from packhorse.worker.adopt.mapping import Choices
-from packhorse.worker.adopt.plan import Plan
+from packhorse.worker.adopt.plan import SOURCE, Plan
 from packhorse.worker.cli.common import MIGRATE_SECONDS, AsJson, Yes, confirmed, database
 from packhorse.worker.cli.errors import usage
 from packhorse.worker.cli.render import clean, print_json, print_rows, progress
-from packhorse.worker.config import load_settings
 from packhorse.worker.db import migrate
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
 from packhorse.worker.records import Row
@@ -24,7 +21,7 @@ _SETS = typer.Option("--with", metavar="SET", help="Also an optional set: platfo
 _MAP = typer.Option("--map", metavar="FIELD=COLUMN", help="Which column of the old table is a field of a message.")
 _SET = typer.Option("--set", metavar="FIELD=VALUE", help="The same value for all rows: queue, message_type, priority, max_attempts.")
 _VALUE = typer.Option("--value", metavar="FIELD:OLD=NEW", help="What a value means: status to pending, dead, finished; queue or type to a name.")
-_MOVE = typer.Option("--move", metavar="NAME", help="Something else that belongs to the old queue and has a name of ours.")
+_FROM = typer.Option("--from", metavar="SCHEMA.TABLE", help="The queue table of the other system.")
 
 
 def adopt_command(
@@ -33,33 +30,32 @@ def adopt_command(
     mapped: Annotated[list[str] | None, _MAP] = None,
     fixed: Annotated[list[str] | None, _SET] = None,
     meaning: Annotated[list[str] | None, _VALUE] = None,
-    moved: Annotated[list[str] | None, _MOVE] = None,
-    legacy: Annotated[str, typer.Option("--legacy-schema", metavar="NAME", help="Where the old tables go.")] = LEGACY_SCHEMA,
+    source: Annotated[str, _FROM] = SOURCE,
     batch: Annotated[int, typer.Option("--batch", min=1, max=10_000, help="Rows per transaction of the import.")] = BATCH,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> int:
-    """Make an existing schema ours: record what is there, or move an old queue aside and import it."""
+    """Import what another queue has not finished; its table stays as it is."""
     for unknown in set(sets or []) - set(migrate.SETS):
         raise usage("with", f"there is no set {unknown[:40]!r}", f"There is: {', '.join(migrate.SETS)}")
-    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", legacy):
-        raise usage("legacy-schema", f"{legacy[:63]!r} is not a name for it", "Small letters, digits and underscores; 63 at most")
-    if legacy.startswith("pg_") or legacy in ("information_schema", load_settings().db_schema):  # what is moved must be out of the way
-        raise usage("legacy-schema", f"{legacy!r} is taken", f"A schema of its own, as the default {LEGACY_SCHEMA}")
-    order = Order(tuple(sets or ()), Choices(_pairs("map", mapped), _pairs("set", fixed), _words(meaning)), tuple(moved or ()), legacy, batch)
+    schema, dot, table = source.rpartition(".")
+    if not table or (dot and not schema):
+        raise usage("from", f"{source[:130]!r} is not SCHEMA.TABLE", f"As the default {SOURCE}")
+    choices = Choices(_pairs("map", mapped), _pairs("set", fixed), _words(meaning))
+    order = Order(tuple(sets or ()), choices, (schema or "public", table), batch)
     with database(owner=True, deadline_seconds=MIGRATE_SECONDS, check=False) as connection:
         migrate.check_server(connection)
         plan = look(connection, order)
         if dry_run:
-            _show_plan(plan, order, as_json)
-            return EXIT_FAILED if plan.problems or plan.hindrances else EXIT_OK
+            _show_plan(plan, as_json)
+            return EXIT_FAILED if plan.problems else EXIT_OK
         refuse(plan)
-        if plan.case == "move":
-            confirmed(f"Move {len(plan.moves)} object(s) to the schema {legacy}? --dry-run names them.", yes)
         total = sum(row["rows"] for row in plan.statuses if row["fate"] in ("pending", "dead"))
+        if plan.begun is None:
+            confirmed(f"Import up to {total} rows of {'.'.join(plan.source)}? --dry-run says what becomes of them.", yes)
         with progress("importing", total) as advance:
             done = adopt(connection, order, step=(lambda line: None) if as_json else (lambda line: print(clean(line))), report=advance)
-    _show_done(done, order, as_json)
+    _show_done(done, as_json)
     return EXIT_OK
 
 
@@ -86,42 +82,21 @@ def _words(given: list[str] | None) -> dict[str, dict[str, str]]:
     return found
 
 
-def _show_plan(plan: Plan, order: Order, as_json: bool) -> None:
+def _show_plan(plan: Plan, as_json: bool) -> None:
     """What would be done, and what stands in the way, for people or scripts."""
-    found = plan.comparison
-    counts = {state: sum(item.state == state for item in found.items) for state in ("identical", "missing", "differs")}
-    others = [item for item in (plan.hindrances or found.items) if item.state != "identical"]
     if as_json:
         print_json(
             {
-                "case": plan.case,
-                "possible": not plan.problems and not plan.hindrances,
-                "record": [m.name for m in found.recordable],
-                "apply": list(found.pending),
-                "objects": {**counts, "not_identical": [_row(item) for item in others]},
-                "not_ours": [_row(note) for note in found.notes],
-                "move": list(plan.moves),
-                "to": order.legacy,
-                "dependents": list(plan.dependents),
+                "from": ".".join(plan.source),
+                "possible": not plan.problems,
+                "begun": plan.begun is not None,
                 "rows": list(plan.statuses),
                 "fields": _fields(plan),
                 "problems": list(plan.problems),
             }
         )
         return
-    print(_SENTENCES[plan.case].format(legacy=order.legacy))
-    print(f"objects of this release: {counts['identical']} identical, {counts['missing']} missing, {counts['differs']} different")
-    if plan.case in ("record", "nothing"):
-        print(f"record: {_names([m.name for m in found.recordable])}")
-    print(f"apply: {_names(found.pending)}")
-    if plan.hindrances:
-        print_rows([_row(item) for item in others], ["kind", "name", "text", "repair"], empty="")
-    if found.notes and plan.case == "record":
-        print_rows([_row(note) for note in found.notes], ["kind", "name", "text"], empty="")
-    if plan.moves:
-        print_rows(list(plan.moves), ["kind", "name"], empty="")
-    if plan.dependents:
-        print_rows(list(plan.dependents), ["kind", "name", "of_table", "advice"], empty="")
+    print(clean(f"{'.'.join(plan.source)}: {'an import goes on' if plan.begun else 'its rows would be imported, and stay where they are'}"))
     if plan.statuses:
         print_rows([_told(row) for row in plan.statuses], ["status", "rows", "becomes"], empty="")
         print_rows([{"field": name, "from": text} for name, text in _fields(plan).items()], ["field", "from"], empty="")
@@ -129,39 +104,20 @@ def _show_plan(plan: Plan, order: Order, as_json: bool) -> None:
         print(clean(f"problem: {problem}"))
 
 
-_SENTENCES = {
-    "record": "The schema is ours: its record would be completed, and what is missing applied.",
-    "move": "Another system has our names: its objects would go to the schema {legacy}, the migrations run, and its rows be imported.",
-    "import": "The old tables are in the schema {legacy}: what has not been imported would be.",
-    "nothing": "There is nothing to adopt. Run: packhorse migrate up",
-}
 _FATES = {"pending": "message", "dead": "dead letter", "finished": "nothing; it stays in the old table"}
 
 
-def _show_done(done: Adopted, order: Order, as_json: bool) -> None:
+def _show_done(done: Adopted, as_json: bool) -> None:
+    account = done.account
     if as_json:
-        print_json(
-            {
-                "recorded": list(done.recorded),
-                "applied": list(done.applied),
-                "moved": list(done.moved),
-                "to": order.legacy,
-                "account": done.account,
-                "way_back": list(done.way_back),
-            }
-        )
+        print_json({"applied": list(done.applied), "account": account})
         return
-    if done.account is not None:
-        account = done.account
-        print(
-            f"imported: {account['rows']} rows = {account['messages']} messages + {account['dead_letters']} dead letters "
-            f"+ {account['undecodable']} that could not be read (dead letters, too) + {account['finished']} finished"
-            + (f" + {account['later']} that came meanwhile: run it again" if account["later"] else "")
-        )
-    if not (done.recorded or done.applied or done.moved or done.account):
-        print("nothing to adopt: record and schema agree")
-    for statement in done.way_back:
-        print(clean(f"way back: {statement}"))
+    print(
+        f"imported: {account['rows']} rows = {account['messages']} messages + {account['dead_letters']} dead letters "
+        f"+ {account['undecodable']} that could not be read (dead letters, too) + {account['finished']} finished"
+        + (f" + {account['came_back']} that were deleted and came back (not imported)" if account["came_back"] else "")
+        + (f" + {account['later']} that came meanwhile: run it again" if account["later"] else "")
+    )
 
 
 def _fields(plan: Plan) -> dict[str, str]:
@@ -175,11 +131,3 @@ def _fields(plan: Plan) -> dict[str, str]:
 def _told(row: Row) -> Row:
     state = row["status"] if row["status"] is not None else "finished" if row["finished_at"] else "-"
     return {"status": state, "rows": row["rows"], "becomes": _FATES.get(row["fate"], "undecided")}
-
-
-def _row(item: Item) -> Row:
-    return {"kind": item.kind, "name": item.name, "state": item.state, "text": item.text, "repair": item.repair}
-
-
-def _names(names: list[str] | tuple[str, ...]) -> str:
-    return ", ".join(names) if names else "nothing"

@@ -16,8 +16,8 @@ from packhorse.worker.cli.maintenance import open_owner, owner
 from packhorse.worker.cli.render import print_json, print_rows
 from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
-from packhorse.worker.near import did_you_mean
 from packhorse.worker.store import partitions as store
+from packhorse.worker.suggest import did_you_mean
 
 app = typer.Typer(no_args_is_help=True, help="Partitions: made ahead, detached, exported, dropped.")
 

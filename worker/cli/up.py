@@ -51,12 +51,10 @@ def _with_database_of_theirs(settings: Settings) -> int:
     from packhorse.worker.config import mask_url
     from packhorse.worker.db import migrate
     from packhorse.worker.db.sessions import open_work
-    from packhorse.worker.store import installation
 
     url = database_url(settings)
     connection = open_work(settings, "up", deadline_seconds=MIGRATE_SECONDS)
     try:
-        installation.ensure_schema(connection, settings.db_schema)
         applied = migrate.up(connection)
     finally:
         connection.close()
@@ -66,12 +64,13 @@ def _with_database_of_theirs(settings: Settings) -> int:
 
 
 def _with_embedded(settings: Settings, given: dict[str, Any]) -> int:
+    from packhorse.worker.db.sessions import names_of
     from packhorse.worker.embedded import Embedded
 
     server = Embedded(settings.data_dir)
     try:
         server.start()
-        applied = server.prepare(settings.db_schema)
+        applied = server.prepare(names_of(settings))
         # handlers find the database where any program looks for it
         os.environ["DATABASE_URL"] = server.url
         os.environ.setdefault("PACKHORSE_MAINTENANCE_URL", server.owner_url)

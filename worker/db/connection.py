@@ -26,7 +26,8 @@ from psycopg.types.datetime import TimestamptzLoader
 
 from packhorse.worker import forks
 from packhorse.worker.db.errors import DeadlinePassed, translated
-from packhorse.worker.db.queries import sql
+from packhorse.worker.db.names import Names
+from packhorse.worker.db.queries import Statement, sql
 from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.service import still_alive
 
@@ -66,9 +67,11 @@ class DeadlineConnection(psycopg.Connection[Any]):
     """
 
     deadline_seconds: float = 10.0
+    #: What our schemas are called here.
+    names = Names()
     touched = False
     #: What connect() has set for the session, as SQL that sets it again; () behind a pooler, where the session is not ours.
-    settled: tuple[str, ...] = ()
+    session_sql: tuple[str, ...] = ()
     #: session_authorization, role, search_path and row_security as they are when nobody has changed them; None until known.
     home: tuple[str, ...] | None = None
     _adapters_at_first: AdaptersMap | None = None
@@ -94,7 +97,9 @@ class DeadlineConnection(psycopg.Connection[Any]):
         return self
 
     def execute(self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool = False) -> psycopg.Cursor[Any]:
-        """As psycopg's; the first statement in as_ourselves() goes home in the same round trip."""
+        """As psycopg's, with our schemas put into statements of ours; the first one in as_ourselves() goes home in the same round trip."""
+        if type(query) is Statement:
+            query = self.names.of(query)
         if not self._going_home:
             return super().execute(query, params, prepare=prepare, binary=binary)
         self._going_home = False
@@ -127,6 +132,8 @@ class DeadlineConnection(psycopg.Connection[Any]):
         """The only value of one statement without parameters, as as_ourselves() runs it. A simple query of two statements costs no more
         than a prepared one that goes through the driver's cursor.
         """
+        if type(statement) is Statement:
+            statement = self.names.qualified(statement)
         if self.pgconn.pipeline_status != PipelineStatus.OFF:
             with self.as_ourselves():
                 return str(self.execute(statement).fetchone()[0])  # type: ignore[index]
@@ -185,10 +192,10 @@ class DeadlineConnection(psycopg.Connection[Any]):
             self._go_back_to(tuple_row, psycopg.Cursor, self._adapters_at_first)
             self._notice_handlers.clear()
             self._notify_handlers.clear()
-            if self.settled:
+            if self.session_sql:
                 self.prepare_threshold = 0
                 # most of what a reset costs would be the driver's cursor
-                text = ";\n".join((sql("reset_session"), *self.settled, sql("prepared_by_sql")))
+                text = ";\n".join((sql("reset_session"), *self.session_sql, sql("prepared_by_sql")))
                 clean = self._ask(text)[-1].get_value(0, 0) == b"f"
             else:
                 self.prepare_threshold = None
@@ -275,7 +282,7 @@ def _text(value: bytes | None) -> str | None:
 def connect(
     url: str,
     *,
-    schema: str = "public",
+    names: Names = DeadlineConnection.names,
     application_name: str = "packhorse",
     deadline_seconds: float = 10.0,
     connect_timeout_seconds: float = 5.0,
@@ -285,8 +292,8 @@ def connect(
 ) -> DeadlineConnection:
     """Open a connection, for sessions.py, which knows the settings: autocommit, every call bounded by deadline_seconds, json as text.
 
-    pooler: no prepared statements and no session state, for PgBouncer in transaction mode; the schema
-    must then be the role's default. times_in_utc: texts of times sort as the times do, whatever the database's
+    names: what our schemas are called. pooler: no prepared statements and no session state, for PgBouncer in transaction mode.
+    times_in_utc: texts of times sort as the times do, whatever the database's
     settings (without a pooler). Raises StoreUnavailable. Several hosts: only a writable one is taken.
     """
     # what a database of another encoding sends is converted by its server: JsonText and every text here are UTF-8
@@ -298,17 +305,16 @@ def connect(
     given = _in_force(url)
     if not pooler:
         parameters |= {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20000}
-        if schema != "public":
-            parameters["options"] = f"{given.get('options') or ''} -csearch_path={schema}".strip()
     if "," in given.get("host", "") + given.get("hostaddr", ""):
         parameters["target_session_attrs"] = "read-write"
     with translated():
         connection = DeadlineConnection.connect(url, autocommit=autocommit, **parameters)
         connection.deadline_seconds = deadline_seconds
+        connection.names = names
         if not pooler:
-            connection.settled = (*_settle_times(connection, times_in_utc), _settle_session(connection))
+            connection.session_sql = (*_prepare_times(connection, times_in_utc), _prepare_session(connection))
         if connection.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII":
-            connection.settled = (*connection.settled, _take_any_bytes(connection)) if connection.settled else ()
+            connection.session_sql = (*connection.session_sql, _take_any_bytes(connection)) if connection.session_sql else ()
     connection.prepare_threshold = None if pooler else 0
     connection.adapters.register_loader("jsonb", JsonText)
     connection.adapters.register_loader("json", JsonText)
@@ -336,7 +342,7 @@ def _in_force(url: str) -> dict[str, str]:
     return {option.keyword.decode(): option.val.decode() for option in known if option.val} | given
 
 
-def _settle_session(connection: DeadlineConnection) -> str:
+def _prepare_session(connection: DeadlineConnection) -> str:
     """Set what every session of ours has; returns the SQL that does it.
 
     READ COMMITTED whatever the role's default is: under any other, messages of conversations could not be ended.
@@ -346,15 +352,15 @@ def _settle_session(connection: DeadlineConnection) -> str:
     """
     interval = CHECK_INTERVAL
     try:
-        home = connection.execute(sql("settle_session"), (interval,), prepare=False).fetchone()
+        home = connection.execute(sql("prepare_session"), (interval,), prepare=False).fetchone()
     except psycopg.errors.InvalidParameterValue:  # a server on a system where it cannot look
         connection.rollback()
         interval = "0"
-        home = connection.execute(sql("settle_session"), (interval,), prepare=False).fetchone()
+        home = connection.execute(sql("prepare_session"), (interval,), prepare=False).fetchone()
     connection.home = tuple(home or ())[2:]
     if not connection.autocommit:
         connection.commit()
-    return sql("settle_session").replace("%s", f"'{interval}'")
+    return sql("prepare_session").replace("%s", f"'{interval}'")
 
 
 def _take_any_bytes(connection: DeadlineConnection) -> str:
@@ -368,7 +374,7 @@ def _take_any_bytes(connection: DeadlineConnection) -> str:
     return statement
 
 
-def _settle_times(connection: DeadlineConnection, in_utc: bool) -> list[str]:
+def _prepare_times(connection: DeadlineConnection, in_utc: bool) -> list[str]:
     """ISO dates, which psycopg can read; costs nothing where the server has told that it is so already. Returns the SQL that was needed."""
     wanted = [("DateStyle", b"ISO", "set datestyle = 'ISO'")] + ([("TimeZone", b"UTC", "set timezone = 'UTC'")] if in_utc else [])
     needed = []

@@ -15,6 +15,7 @@ from typing import Any
 
 from packhorse.worker.config import Settings
 from packhorse.worker.db.connection import DeadlineConnection, connect
+from packhorse.worker.db.names import Names
 from packhorse.worker.db.reconnect import politely
 from packhorse.worker.errors import ConfigError
 
@@ -47,24 +48,27 @@ def open_owner(settings: Settings, purpose: str = "maintenance", *, url: str | N
 
 def open_for_examination(settings: Settings, *, url: str | None = None) -> DeadlineConnection:
     """For `packhorse doctor`: no prepared statements, whatever `pooler` says, for that is what is examined."""
-    # the session's schema is a startup option, which a transaction pooler does not pass on
-    pooler = settings.pooler or settings.db_schema == "public"
     found = settings.database_url.get_secret_value() if settings.database_url else url
-    connection = _open(settings, found, "doctor", pooler=pooler, deadline_seconds=30.0)
+    connection = _open(settings, found, "doctor", pooler=True, deadline_seconds=30.0)
     connection.prepare_threshold = None
     return connection
 
 
-def open_own_server(url: str, purpose: str, *, schema: str = "public", deadline_seconds: float = 10.0) -> DeadlineConnection:
+def open_own_server(url: str, purpose: str, *, names: Names = DeadlineConnection.names, deadline_seconds: float = 10.0) -> DeadlineConnection:
     """To a server that we have started: there is no pooler, and no setting says where it is. Raises StoreUnavailable."""
-    return connect(url, schema=schema, application_name=f"packhorse {purpose}", deadline_seconds=deadline_seconds)
+    return connect(url, names=names, application_name=f"packhorse {purpose}", deadline_seconds=deadline_seconds)
+
+
+def names_of(settings: Settings) -> Names:
+    """What our schemas are called in this installation."""
+    return Names(settings.db_schema, settings.platform_schema)
 
 
 def _open(settings: Settings, url: str | None, purpose: str, **options: Any) -> DeadlineConnection:
     if url is None:
         raise ConfigError(["database_url: not set; set DATABASE_URL, or run everything with `packhorse up`"])
     given: dict[str, Any] = {
-        "schema": settings.db_schema,
+        "names": names_of(settings),
         "application_name": f"packhorse {purpose}",
         "deadline_seconds": settings.call_deadline_seconds,
         "connect_timeout_seconds": settings.connect_timeout_seconds,

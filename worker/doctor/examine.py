@@ -12,9 +12,9 @@ from packhorse.worker.db.errors import translated
 from packhorse.worker.db.sessions import open_for_examination, open_listen
 from packhorse.worker.doctor.connections import examine_listen, examine_mode
 from packhorse.worker.doctor.findings import Finding
-from packhorse.worker.doctor.server import examine_retention, examine_rls, examine_sequences, examine_server
+from packhorse.worker.doctor.server import examine_retention, examine_rights, examine_rls, examine_sequences, examine_server
 from packhorse.worker.doctor.snapshot import drift
-from packhorse.worker.errors import SchemaMismatch
+from packhorse.worker.errors import SchemaMismatch, StoreRejected
 
 
 def examine(url: str, settings: Settings) -> list[Finding]:
@@ -32,7 +32,14 @@ def examine(url: str, settings: Settings) -> list[Finding]:
 
 def _schema(connection: DeadlineConnection) -> Iterator[Finding]:
     """Migrations, then what stands in the catalogue, then whether the role can work with it."""
-    theirs = migrate.applied(connection)
+    try:
+        theirs = migrate.applied(connection)
+    except StoreRejected as error:
+        yield Finding(
+            "migrations", "fail", f"this role may not read their record: {error}", "log in as a role that is in packhorse_worker or packhorse_reader"
+        )
+        yield examine_rls(connection)
+        return
     try:
         migrate.check(connection)
     except SchemaMismatch as error:
@@ -42,8 +49,10 @@ def _schema(connection: DeadlineConnection) -> Iterator[Finding]:
             return
     else:
         yield Finding("migrations", "ok", f"{len(theirs)} migrations, as this release has them")
-    found = drift(connection, migrate.sets_in(theirs))
-    yield from found or [Finding("schema", "ok", "every table, column, index, constraint, function, policy and grant is as the migrations make it")]
+    sets = migrate.sets_in(theirs)
+    found = drift(connection, sets)
+    yield from found or [Finding("schema", "ok", "every table, column, index, constraint, function and policy is as the migrations make it")]
+    yield from examine_rights(connection, sets)
     yield examine_rls(connection)
     yield from examine_sequences(connection)
     yield from examine_retention(connection)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 from packhorse.worker.broker.postgres import DEFAULT_POOL_SIZE
@@ -54,6 +54,21 @@ def examine_rls(connection: DeadlineConnection) -> Finding:
         "row-level security hides from this role what it enqueues: workers would find nothing",
         "restore the policies that `schema` names, or grant packhorse_worker to this role",
     )
+
+
+def examine_rights(connection: DeadlineConnection, sets: Iterable[str]) -> Iterator[Finding]:
+    """Has anybody other rights on our objects than SECURITY.md lists (default privileges of the host, say), or may others create among them?"""
+    try:
+        with translated():
+            statements = store.rights_to_mend(connection, sets)
+    except StoreError as error:
+        yield Finding("rights", "fail", f"they cannot be compared: {error}", "mend what `schema` names first")
+        return
+    for statement in statements:
+        what = "somebody has a right that nobody should have" if statement.startswith("revoke") else "a role of ours lacks a right"
+        yield Finding("rights", "fail", f"{what}: packhorse migrate up mends it", f"{statement};")
+    if not statements:
+        yield Finding("rights", "ok", "every role has the rights that SECURITY.md lists, and no other")
 
 
 def examine_sequences(connection: DeadlineConnection) -> Iterator[Finding]:

@@ -26,8 +26,8 @@ _REPLACED = frozenset({"index", "constraint", "policy", "trigger"})
 
 
 def path_of(sets: Iterable[str]) -> Path:
-    """The file of a queue alone, or of one with an optional set."""
-    return migrate.directory().joinpath(*sorted(sets), FILE)
+    """The file of a queue alone, or of one with the platform. The public API has none: its functions call others, and hold nothing."""
+    return migrate.directory().joinpath(*({"platform"} & set(sets)), FILE)
 
 
 def text_of(found: list[Row]) -> str:
@@ -87,7 +87,7 @@ def repair(kind: str, name: str, definition: str, *, changed: bool = False) -> s
     """The statement that makes an object what it was; for long ones the migration file that has it."""
     table, _, part = name.partition(".")
     if kind in ("function", "view"):
-        return f"run `create or replace {kind} {name.split('(')[0]}` as {_home(kind, name.split('(')[0])} has it"
+        return f"packhorse migrate up --again ({_home(kind, name.split('(')[0])} has it)"
     if kind == "table":
         return store.repair("row_security", table=name) if changed else f"restore it: {_home(kind, name)} made it"
     if kind == "column" and changed:
@@ -100,7 +100,7 @@ def repair(kind: str, name: str, definition: str, *, changed: bool = False) -> s
 
 def _home(kind: str, name: str) -> str:
     """The newest migration that makes the object."""
-    pattern = re.compile(rf"^create (or replace )?{kind} {re.escape(name)}\b", re.MULTILINE)
+    pattern = re.compile(rf"^create (or replace )?{kind} (packhorse|platform)\.{re.escape(name)}\b", re.MULTILINE)
     homes = [migration for migration, text in _texts() if pattern.search(text)]
     return f"migrations/{homes[-1]}.sql" if homes else "its migration"
 
@@ -121,7 +121,7 @@ def write() -> None:
         server = Embedded(Path(folder))
         server.start()
         try:
-            server.prepare("public")
+            server.prepare()
             connection = open_own_server(server.owner_url, "snapshot", deadline_seconds=120)
             path_of(()).write_text(text_of(store.schema_objects(connection)))
             migrate.up(connection, sets=["platform"])

@@ -19,30 +19,15 @@ from dramatiq.common import q_name
 
 from packhorse.worker.config import NAME_PATTERN
 from packhorse.worker.errors import InvalidArgument
-from packhorse.worker.near import did_you_mean, near_miss
 from packhorse.worker.store.messages import dumps
+from packhorse.worker.store.options import BY_NAME, COLUMN_OPTIONS, MAX_DELAY_SECONDS, whole
+from packhorse.worker.suggest import did_you_mean, near_miss
 
 _NAME = re.compile(NAME_PATTERN)
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # an escaped NUL, not an escaped backslash before "u0000"
 MAX_PAYLOAD_BYTES = 1_048_576
-MAX_DELAY_SECONDS = 3660 * 86400
 #: Attempts of a message that is retried for ever: dramatiq's max_retries=None.
 WITHOUT_END = 1_000_000
-#: Message options that become columns or arguments of enqueue_message instead of dramatiq options.
-COLUMN_OPTIONS = frozenset(
-    {
-        "priority",
-        "conversation_key",
-        "dedup_key",
-        "dedup_window",
-        "correlation_id",
-        "trace_context",
-        "max_attempts",
-        "concurrency_key",
-        "run_at",
-        "expires_in",
-    }
-)
 
 
 @lru_cache(1024)  # names stand in code: they are few
@@ -129,10 +114,10 @@ def check_actor(actor: dramatiq.Actor[Any, Any]) -> None:
     """Refuse options that would be passed over, or fail in each attempt: dramatiq looks at their names only. Raises InvalidArgument."""
     options = {name: value for name, value in actor.options.items() if value is not None}
     if actor.priority != 0:  # dramatiq's default
-        _whole("priority", actor.priority, 1, 10)
+        whole(1, 10, "priority", actor.priority)
     for name, low, high in (("max_attempts", 1, 1_000_000), ("max_retries", 0, 999_999)):
         if name in options:
-            _whole(name, options[name], low, high)
+            whole(low, high, name, options[name])
     for name, least in _ACTOR_DURATIONS.items():
         if name in options and not (name == "time_limit" and options[name] == math.inf):  # dramatiq's word for none
             _number(name, options[name], least, MAX_DELAY_SECONDS * 1000)
@@ -171,10 +156,10 @@ def encode(message: dramatiq.Message[Any], delay_ms: int | float | None, signatu
     if loose_args:
         options["args"] = list(loose_args)
     if not COLUMN_OPTIONS.isdisjoint(options):
-        _take_columns(encoded, options)
+        take_columns(encoded, options)
     if "max_retries" in options:
         max_retries = options["max_retries"]
-        max_attempts = WITHOUT_END if max_retries is None else _whole("max_retries", max_retries, 0, 999_999) + 1
+        max_attempts = WITHOUT_END if max_retries is None else whole(0, 999_999, "max_retries", max_retries) + 1
         if actor_options.get("retry_when") is None:  # which decides instead of it
             encoded.extra.setdefault("max_attempts", max_attempts)
     if options.get("time_limit") is not None:
@@ -203,37 +188,17 @@ def plain_options(message_id: str) -> str:
     return to_json("message_id", {"message_id": message_id})
 
 
-def _take_columns(encoded: Encoded, options: dict[str, Any]) -> None:
+def take_columns(encoded: Encoded, options: dict[str, Any]) -> None:
+    """Move what are no options of dramatiq's from `options` to `encoded`. Raises InvalidArgument."""
     for name in COLUMN_OPTIONS & options.keys():
         value = options.pop(name)
         if value is None:
             continue
+        option = BY_NAME[name]
         if name == "priority":
-            encoded.priority = _whole(name, value, 1, 10)
-        elif name == "max_attempts":
-            encoded.extra[name] = _whole(name, value, 1, 1_000_000)
-        elif name == "dedup_window":
-            encoded.extra["dedup_window_seconds"] = _seconds(name, value)
-        elif name == "expires_in":
-            encoded.extra["expires_seconds"] = _seconds(name, value)
-        elif name == "run_at":
-            if getattr(value, "tzinfo", None) is None:
-                raise InvalidArgument("run_at: must be a datetime with a time zone", field=name)
-            encoded.extra[name] = value
+            encoded.priority = option.check(name, value)
         else:
-            if not isinstance(value, str) or not 0 < len(value) <= 500 or not _storable(value):
-                raise InvalidArgument(f"{name}: must be a text of 1 to 500 characters, without NUL and lone surrogates", field=name)
-            encoded.extra[name] = value
-
-
-def _storable(text: str) -> bool:
-    """Can PostgreSQL store this text?"""
-    if text.isascii():
-        return "\x00" not in text
-    try:
-        return b"\x00" not in text.encode()
-    except UnicodeEncodeError:
-        return False
+            encoded.extra[option.key] = option.check(name, value)
 
 
 def to_json(name: str, value: dict[str, Any] | list[dict[str, Any]]) -> str:
@@ -256,20 +221,7 @@ def to_json(name: str, value: dict[str, Any] | list[dict[str, Any]]) -> str:
     return text
 
 
-def _whole(name: str, value: Any, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidArgument(f"{name}: must be a whole number from {low} to {high}, got {str(value)[:40]!r}", field=name)
-    return value
-
-
 def _number(name: str, value: Any, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise InvalidArgument(f"{name}: must be a number from {low:g} to {high:.15g} (milliseconds), got {str(value)[:40]!r}", field=name)
     return float(value)
-
-
-def _seconds(name: str, value: Any) -> float:
-    seconds = value.total_seconds() if hasattr(value, "total_seconds") else value
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= MAX_DELAY_SECONDS:
-        raise InvalidArgument(f"{name}: must be seconds or a timedelta, at most ten years", field=name)
-    return float(seconds)

@@ -7,46 +7,27 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from itertools import islice
 from typing import Any, Unpack
 
+from packhorse.worker.config import own_schema
 from packhorse.worker.db.connection import DeadlineConnection
-from packhorse.worker.enqueue.encoding import Encoded, _seconds, _take_columns, refuse_misspelt, refuse_too_late, to_json
+from packhorse.worker.db.names import Names
+from packhorse.worker.enqueue.encoding import Encoded, refuse_misspelt, refuse_too_late, take_columns, to_json
 from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.observe import tracing
 from packhorse.worker.records import EnqueueOptions, EnqueueResult
+from packhorse.worker.store.options import OPTIONS, seconds
 
 _LIBRARIES = ("django", "sqlalchemy", "asyncpg", "psycopg")
 _PER_MESSAGE = ("p_payload", "p_dedup_key", "p_dedup_window")
-_NAMES = (
-    "p_queue",
-    "p_message_type",
-    "p_payload",
-    "p_options",
-    "p_priority",
-    "p_delay",
-    "p_run_at",
-    "p_max_attempts",
-    "p_conversation_key",
-    "p_dedup_key",
-    "p_dedup_window",
-    "p_correlation_id",
-    "p_trace_context",
-    "p_expires_at",
-    "p_concurrency_key",
-)
+_NAMES = ("p_queue", "p_message_type", "p_payload", "p_options", *(option.argument for option in OPTIONS))
 _BULK_NAMES = ("p_payloads", *(name for name in _NAMES if name not in _PER_MESSAGE))
 _EXPRESSIONS = {
     # by way of text: the caller's connection may have a codec for jsonb (asyncpg's set_type_codec), which would encode our text once more
-    "p_payload": "{}::text::jsonb",
-    "p_payloads": "{}::text::jsonb",
-    "p_options": "{}::text::jsonb",
-    "p_priority": "{}::integer",
-    "p_delay": "make_interval(secs => {}::float8)",
-    "p_run_at": "{}::timestamptz",
-    "p_max_attempts": "{}::integer",
-    "p_dedup_window": "make_interval(secs => {}::float8)",
-    "p_expires_at": "clock_timestamp() + make_interval(secs => {}::float8)",
+    **dict.fromkeys(("p_payload", "p_payloads", "p_options"), "{}::text::jsonb"),
+    **{option.argument: option.expression for option in OPTIONS},
 }
 #: Payloads per statement, and characters of JSON after which a statement is not filled up: memory on both sides is bounded.
 BULK_ROWS, BULK_CHARACTERS = 1000, 4_000_000
@@ -54,38 +35,41 @@ BULK_ROWS, BULK_CHARACTERS = 1000, 4_000_000
 AT_ONCE = 50
 
 
-class Statement:
-    """A call of one SQL function with its arguments by name, in each placeholder style."""
+class Call:
+    """A call of one SQL function with its arguments by name, in each placeholder style, in the schema of a queue."""
 
     def __init__(self, columns: str, function: str, names: tuple[str, ...]) -> None:
         def text(placeholder: Any) -> str:
             arguments = ", ".join(
                 f"{name} => " + _EXPRESSIONS.get(name, "{}::text").format(placeholder(place)) for place, name in enumerate(names, 1)
             )
-            return f"select {columns} from {function}({arguments})"  # noqa: S608 - fixed names only
+            return f"select {columns} from packhorse.{function}({arguments})"  # noqa: S608 - fixed names only
 
         self._names = names
         self._pyformat = text(lambda place: "%s")
         self._numbered = text(lambda place: f"${place}")
         self._colon = text(lambda place: f":a{place}").replace("::", "\\:\\:")
 
-    def run(self, connection: Any, arguments: dict[str, Any]) -> Any:
+    def run(self, connection: Any, arguments: dict[str, Any], schema: str | None) -> Any:
         """Its only row, on a synchronous connection of any supported driver; raises that driver's errors."""
         connection = _unwrapped(connection)
         values = [arguments[name] for name in self._names]
+        names = _names(connection, schema)
         library = _library(connection)
         if library == "django":
             _require(connection, "cursor")
             with connection.cursor() as cursor:
-                cursor.execute(self._pyformat, values)
+                cursor.execute(names.of(self._pyformat), values)
                 return cursor.fetchone()
         _require(connection)
         if isinstance(connection, DeadlineConnection):  # current_connection(): the handler's role and search_path are not the queue's
             with connection.as_ourselves():
-                return connection.execute(self._pyformat, values).fetchone()
+                return connection.execute(names.of(self._pyformat), values).fetchone()
         sqlalchemy = library == "sqlalchemy"
         answer = (
-            connection.execute(*self._for_sqlalchemy(values)) if sqlalchemy else _cursor(connection).execute(self._for_psycopg(connection), values)
+            connection.execute(*self._for_sqlalchemy(names, values))
+            if sqlalchemy
+            else _cursor(connection).execute(names.of(self._for_psycopg(connection)), values)
         )
         if inspect.isawaitable(answer):  # nothing has happened on it yet
             if inspect.iscoroutine(answer):
@@ -93,17 +77,18 @@ class Statement:
             raise _refused(connection, "is asynchronous", "Call enqueue_async or enqueue_payloads_async with it.")
         return answer.one() if sqlalchemy else answer.fetchone()
 
-    async def run_async(self, connection: Any, arguments: dict[str, Any]) -> Any:
+    async def run_async(self, connection: Any, arguments: dict[str, Any], schema: str | None) -> Any:
         """The same on an asynchronous connection."""
         connection = _unwrapped(connection)
         _require_asynchronous(connection)
         values = [arguments[name] for name in self._names]
+        names = _names(connection, schema)
         library = _library(connection)
         if library == "asyncpg":
-            return await connection.fetchrow(self._numbered, *values)
+            return await connection.fetchrow(names.of(self._numbered), *values)
         if library == "sqlalchemy":
-            return (await connection.execute(*self._for_sqlalchemy(values))).one()
-        cursor = await _cursor(connection).execute(self._for_psycopg(connection), values)
+            return (await connection.execute(*self._for_sqlalchemy(names, values))).one()
+        cursor = await _cursor(connection).execute(names.of(self._for_psycopg(connection)), values)
         return await cursor.fetchone()
 
     def _for_psycopg(self, connection: Any) -> str:
@@ -111,10 +96,22 @@ class Statement:
         kinds = getattr(connection, "cursor_factory", type(connection)).__mro__
         return self._numbered if any("RawCursor" in kind.__name__ for kind in kinds) else self._pyformat
 
-    def _for_sqlalchemy(self, values: list[Any]) -> tuple[Any, dict[str, Any]]:
+    def _for_sqlalchemy(self, names: Names, values: list[Any]) -> tuple[Any, dict[str, Any]]:
         from sqlalchemy import text
 
-        return text(self._colon), {f"a{place}": value for place, value in enumerate(values, 1)}
+        return text(names.of(self._colon)), {f"a{place}": value for place, value in enumerate(values, 1)}
+
+
+def _names(connection: Any, schema: str | None) -> Names:
+    """What our schemas are called: as the caller says, as the connection of a handler has it, as the settings say."""
+    if schema is None and isinstance(connection, DeadlineConnection):
+        return connection.names
+    return _of_schema(own_schema() if schema is None else schema)
+
+
+@cache
+def _of_schema(schema: str) -> Names:
+    return Names(schema)
 
 
 def _unwrapped(connection: Any) -> Any:
@@ -156,8 +153,8 @@ def _require_asynchronous(connection: Any) -> None:
     _require(connection)
 
 
-_ONE = Statement("message_id, duplicate", "enqueue_message", _NAMES)
-_MANY = Statement("message_count", "enqueue_payloads", _BULK_NAMES)
+_ONE = Call("message_id, duplicate", "enqueue_message", _NAMES)
+_MANY = Call("message_count", "enqueue_payloads", _BULK_NAMES)
 
 
 def _arguments(queue: str, message_type: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -169,29 +166,15 @@ def _arguments(queue: str, message_type: str, options: dict[str, Any]) -> dict[s
     delay = rest.pop("delay", None)
     if delay is not None and rest.get("run_at") is not None:
         raise InvalidArgument("run_at: delay, too, says when it may start", field="run_at", hint="Give one of them.")
-    _take_columns(encoded, rest)
-    extra = encoded.extra
+    take_columns(encoded, rest)
     if delay is not None:
-        delay = _seconds("delay", delay)
-        refuse_too_late(delay, extra)
+        encoded.extra["delay_seconds"] = seconds("delay", delay)
+        refuse_too_late(encoded.extra["delay_seconds"], encoded.extra)
     if tracing.active is not None:
-        tracing.active.stamp(extra)
-    return {
-        "p_queue": queue,
-        "p_message_type": message_type,
-        "p_options": to_json("options", rest),
-        "p_priority": encoded.priority,
-        "p_delay": delay,
-        "p_run_at": extra.get("run_at"),
-        "p_max_attempts": extra.get("max_attempts"),
-        "p_conversation_key": extra.get("conversation_key"),
-        "p_dedup_key": extra.get("dedup_key"),
-        "p_dedup_window": extra.get("dedup_window_seconds", 300.0),
-        "p_correlation_id": extra.get("correlation_id"),
-        "p_trace_context": extra.get("trace_context"),
-        "p_expires_at": extra.get("expires_seconds"),
-        "p_concurrency_key": extra.get("concurrency_key"),
-    }
+        tracing.active.stamp(encoded.extra)
+    given = {"priority": encoded.priority, **encoded.extra}
+    arguments = {option.argument: given.get(option.key, option.default) for option in OPTIONS}
+    return {"p_queue": queue, "p_message_type": message_type, "p_options": to_json("options", rest), **arguments}
 
 
 def _payload(name: str, payload: Any) -> str:
@@ -234,30 +217,49 @@ def _texts(payloads: Iterator[dict[str, Any]]) -> Iterator[tuple[str, int]]:
 
 
 def enqueue(
-    connection: Any, message_type: str, payload: dict[str, Any] | None = None, *, queue: str = "default", **options: Unpack[EnqueueOptions]
+    connection: Any,
+    message_type: str,
+    payload: dict[str, Any] | None = None,
+    *,
+    queue: str = "default",
+    db_schema: str | None = None,
+    **options: Unpack[EnqueueOptions],
 ) -> EnqueueResult:
     """Enqueue one message on a synchronous connection, in its transaction.
 
     connection: psycopg Connection or Cursor, SQLAlchemy Connection, Session or raw connection, Django connection
     (`django.db.connection`). options: delay (s or timedelta), priority, conversation_key, dedup_key,
     dedup_window (s), correlation_id, trace_context, max_attempts, concurrency_key, run_at, expires_in (s);
-    others become dramatiq options, unless they look like one of these misspelt. Returns id and whether a dedup window answered with an older one.
+    others become dramatiq options, unless they look like one of these misspelt. db_schema: where the queue is, when the settings of this
+    process do not say it. Returns id and whether a dedup window answered with an older one.
     Raises InvalidArgument for what can be seen here, the driver's own error for the rest.
     """
     text = _payload("payload", {} if payload is None else payload)
-    return _result(_ONE.run(connection, {**_arguments(queue, message_type, {**options}), "p_payload": text}))
+    return _result(_ONE.run(connection, {**_arguments(queue, message_type, {**options}), "p_payload": text}, db_schema))
 
 
 async def enqueue_async(
-    connection: Any, message_type: str, payload: dict[str, Any] | None = None, *, queue: str = "default", **options: Unpack[EnqueueOptions]
+    connection: Any,
+    message_type: str,
+    payload: dict[str, Any] | None = None,
+    *,
+    queue: str = "default",
+    db_schema: str | None = None,
+    **options: Unpack[EnqueueOptions],
 ) -> EnqueueResult:
     """The same on an asynchronous connection: psycopg AsyncConnection, asyncpg, SQLAlchemy AsyncConnection or AsyncSession."""
     text = _payload("payload", {} if payload is None else payload)
-    return _result(await _ONE.run_async(connection, {**_arguments(queue, message_type, {**options}), "p_payload": text}))
+    return _result(await _ONE.run_async(connection, {**_arguments(queue, message_type, {**options}), "p_payload": text}, db_schema))
 
 
 def enqueue_payloads(
-    connection: Any, message_type: str, payloads: Iterable[dict[str, Any]], *, queue: str = "default", **options: Unpack[EnqueueOptions]
+    connection: Any,
+    message_type: str,
+    payloads: Iterable[dict[str, Any]],
+    *,
+    queue: str = "default",
+    db_schema: str | None = None,
+    **options: Unpack[EnqueueOptions],
 ) -> int:
     """Enqueue a message per payload, in order, in the connection's transaction; returns how many.
 
@@ -266,17 +268,23 @@ def enqueue_payloads(
     Raises InvalidArgument that names `payloads[position]` for what can be seen here, the driver's own error for the rest.
     """
     shared = _shared(queue, message_type, {**options})
-    return sum(int(_value(_MANY.run(connection, {**shared, "p_payloads": part}), 0, "message_count")) for part in _parts(payloads))
+    return sum(int(_value(_MANY.run(connection, {**shared, "p_payloads": part}, db_schema), 0, "message_count")) for part in _parts(payloads))
 
 
 async def enqueue_payloads_async(
-    connection: Any, message_type: str, payloads: Iterable[dict[str, Any]], *, queue: str = "default", **options: Unpack[EnqueueOptions]
+    connection: Any,
+    message_type: str,
+    payloads: Iterable[dict[str, Any]],
+    *,
+    queue: str = "default",
+    db_schema: str | None = None,
+    **options: Unpack[EnqueueOptions],
 ) -> int:
     """The same on an asynchronous connection."""
     shared = _shared(queue, message_type, {**options})
     count = 0
     for part in _parts(payloads):
-        count += int(_value(await _MANY.run_async(connection, {**shared, "p_payloads": part}), 0, "message_count"))
+        count += int(_value(await _MANY.run_async(connection, {**shared, "p_payloads": part}, db_schema), 0, "message_count"))
     return count
 
 

@@ -21,7 +21,7 @@ from packhorse.worker import forks
 from packhorse.worker.config import Settings
 from packhorse.worker.errors import ConfigError, SchemaMismatch, StoreError, StoreUnavailable
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
-from packhorse.worker.observe.slab import Slab
+from packhorse.worker.observe.process_stats import ProcessStats
 from packhorse.worker.runtime.slots import RunningIds
 from packhorse.worker.runtime.stopping import StopRequest
 
@@ -35,7 +35,7 @@ RECOVER_SECONDS, MOST_RECOVER_SECONDS = 0.2, 2.0
 FINALIZERS_SECONDS = 3.0
 
 
-def run_worker_process(settings: Settings, running: RunningIds, worker_id: UUID, slab: Slab) -> int:
+def run_worker_process(settings: Settings, running: RunningIds, worker_id: UUID, stats: ProcessStats) -> int:
     """The body of a child: returns its exit code. Comes with TERM and INT blocked; a stop that was asked while
     the actors were still being imported is not lost."""
     from packhorse.worker.runtime.process import WorkerProcess
@@ -53,10 +53,10 @@ def run_worker_process(settings: Settings, running: RunningIds, worker_id: UUID,
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # a terminal's Ctrl-C reaches the whole group; the parent passes it on as TERM
     handlers = SignalHandlers({signal.SIGTERM: on_stop, signal.SIGINT: do_nothing, signal.SIGHUP: do_nothing})
-    end_with_parent(slab.made_by)
+    end_with_parent(stats.made_by)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # programs inherit it
     try:
-        process = forks.contain(WorkerProcess, settings, running, worker_id, slab)
+        process = forks.contain(WorkerProcess, settings, running, worker_id, stats)
         handlers.hold()  # what was imported may have set its own
         process.on_turn = handlers.hold
         if early:
@@ -120,7 +120,7 @@ def _end_daemonic_children() -> None:
             child.terminate()
 
 
-def rehearse(settings: Settings, parent: int) -> int:
+def preflight(settings: Settings, parent: int) -> int:
     """Would a new process start now? Its exit code if not. Imports the actors and compares the schema, claims nothing.
 
     A database that is away is no reason against it: a new process would wait for it.

@@ -1,6 +1,6 @@
 """The process that serves metrics and probes of one `packhorse worker` (SPEC O2, O4, FAILURES 68).
 
-A child of the supervisor, which keeps its one thread and can always fork; it reads the board, so a blocked
+A child of the supervisor, which keeps its one thread and can always fork; it reads the fleet_stats, so a blocked
 loop, a stopped database or its own death changes nothing for the work. It ends with its parent. A port in
 use is said once, counted, and tried again; the worker goes on.
 """
@@ -26,12 +26,12 @@ from packhorse.worker.db.sessions import open_work
 from packhorse.worker.errors import SchemaMismatch, StoreError
 from packhorse.worker.exits import EXIT_OK
 from packhorse.worker.fleet.child import STOP_SIGNALS, end_with_parent
-from packhorse.worker.observe import board as cells
+from packhorse.worker.observe import fleet_stats as cells
 from packhorse.worker.observe import probes
-from packhorse.worker.observe.board import Board
 from packhorse.worker.observe.endpoints import Answer, Endpoints, Route, json_answer, probe_answer
-from packhorse.worker.observe.metrics import BoardCollector, render
-from packhorse.worker.observe.slab import BY_ACTOR, DURATION
+from packhorse.worker.observe.fleet_stats import FleetStats
+from packhorse.worker.observe.metrics import FleetCollector, render
+from packhorse.worker.observe.process_stats import BY_ACTOR, DURATION
 from packhorse.worker.runtime.stopping import StopRequest
 from packhorse.worker.service import Service
 from packhorse.worker.store import fleet as store
@@ -47,11 +47,11 @@ class Server(Service):
 
     name = "endpoints"
 
-    def __init__(self, settings: Settings, routes: dict[str, Route], board: Board) -> None:
+    def __init__(self, settings: Settings, routes: dict[str, Route], fleet_stats: FleetStats) -> None:
         super().__init__()
         self._settings = settings
         self._routes = routes
-        self._board = board
+        self._fleet_stats = fleet_stats
         self._said: str | None = None
 
     def run_once(self) -> float:
@@ -59,7 +59,7 @@ class Server(Service):
         try:
             endpoints = Endpoints(host, port, self._routes, self._on_error)
         except OSError as error:
-            self._board.failed("endpoints")
+            self._fleet_stats.failed("endpoints")
             if self._said != str(error):
                 self._said = str(error)
                 logger.warning("endpoints_failed host=%s port=%d error=%s: the worker goes on without metrics and probes", host, port, error)
@@ -70,7 +70,7 @@ class Server(Service):
         return 0.0
 
     def _on_error(self, error: Exception) -> None:
-        self._board.failed("endpoints")
+        self._fleet_stats.failed("endpoints")
         logger.error("endpoint_failed error_class=%s error=%s", type(error).__name__, error)
 
 
@@ -81,12 +81,12 @@ class FleetWatch(Service):
     max_backoff_seconds = 30.0
     reconnect_seconds = 10.0  # nobody waits for it
 
-    def __init__(self, settings: Settings, board: Board) -> None:
+    def __init__(self, settings: Settings, fleet_stats: FleetStats) -> None:
         super().__init__()
         self._settings = settings
-        self._board = board
+        self._fleet_stats = fleet_stats
         self._link = Link(partial(open_work, settings, "exporter"))
-        self.noted = partial(board.duties.note, "fleet")
+        self.noted = partial(fleet_stats.duties.note, "fleet")
         self._latest: tuple[dict[str, Any], float] | None = None  # statistics, monotonic time at which they were counted
         self.schema_problem: str | None = None
 
@@ -104,7 +104,7 @@ class FleetWatch(Service):
                 store.refresh(connection, self._settings.fleet_seconds)
                 found = store.statistics(connection)
         except StoreError:
-            self._board.failed("fleet")
+            self._fleet_stats.failed("fleet")
             raise
         if found:
             self._latest = (found[0] | {"clock_skew_seconds": apart}, time.monotonic() - found[1])
@@ -125,9 +125,9 @@ def _schema_problem(connection: DeadlineConnection) -> str | None:
 class Exporter:
     """What the routes answer. fleet: the service that keeps the numbers of the database, if any."""
 
-    def __init__(self, settings: Settings, board: Board, fleet: FleetWatch | None = None) -> None:
+    def __init__(self, settings: Settings, fleet_stats: FleetStats, fleet: FleetWatch | None = None) -> None:
         self.settings = settings
-        self.board = board
+        self.fleet_stats = fleet_stats
         self.fleet = fleet
         self.routes: dict[str, Route] = {
             "/metrics": self.metrics,
@@ -140,29 +140,29 @@ class Exporter:
 
     def metrics(self, accept: str) -> Answer:
         statistics = self.fleet.latest() if self.fleet else None
-        body, content_type = render(BoardCollector(self.board, __version__, statistics), accept)
+        body, content_type = render(FleetCollector(self.fleet_stats, __version__, statistics), accept)
         return Answer(body, content_type)
 
     def livez(self, _accept: str) -> Answer:
-        return probe_answer(probes.alive(self.board, time.monotonic(), self.settings.hang_seconds))
+        return probe_answer(probes.alive(self.fleet_stats, time.monotonic(), self.settings.hang_seconds))
 
     def readyz(self, _accept: str) -> Answer:
         settings = self.settings
         lately = 2 * max(settings.heartbeat_seconds, settings.poll_seconds) + settings.call_deadline_seconds
-        problems = probes.ready(self.board, time.monotonic(), lately, settings.hang_seconds)
+        problems = probes.ready(self.fleet_stats, time.monotonic(), lately, settings.hang_seconds)
         if self.fleet and self.fleet.schema_problem:
             problems.append(self.fleet.schema_problem)
-        return probe_answer(problems, probes.warnings(self.board, time.monotonic()))
+        return probe_answer(problems, probes.warnings(self.fleet_stats, time.monotonic()))
 
     def startupz(self, _accept: str) -> Answer:
-        return probe_answer(probes.started(self.board))
+        return probe_answer(probes.started(self.fleet_stats))
 
     def version(self, _accept: str) -> Answer:
         return json_answer({"name": "packhorse", "version": __version__, "python": platform.python_version()})
 
     def scale(self, _accept: str) -> Answer:
         """Workers like this one that would clear the backlog of its queues within scale_target_wait_seconds."""
-        totals = self.board.read()
+        totals = self.fleet_stats.read()
         *counts, busy_seconds = totals.plain[DURATION:BY_ACTOR]
         mean = busy_seconds / sum(counts) if any(counts) else 1.0
         latest = self.fleet.latest() if self.fleet else None
@@ -188,7 +188,7 @@ class Exporter:
         )
 
 
-def run_exporter(settings: Settings, board: Board) -> int:
+def run_exporter(settings: Settings, fleet_stats: FleetStats) -> int:
     """The body of the process: serve until told to stop. Comes with TERM and INT blocked."""
     stop = StopRequest()
     logging.getLogger("asyncio").setLevel(logging.WARNING)  # its lines about selectors are nobody's events
@@ -197,15 +197,15 @@ def run_exporter(settings: Settings, board: Board) -> int:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda _number, _frame: stop.ask())
-    end_with_parent(board.made_by)
+    end_with_parent(fleet_stats.made_by)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    fleet = FleetWatch(settings, board) if settings.database_url is not None else None
-    exporter = Exporter(settings, board, fleet)
-    Server(settings, exporter.routes, board).start()
+    fleet = FleetWatch(settings, fleet_stats) if settings.database_url is not None else None
+    exporter = Exporter(settings, fleet_stats, fleet)
+    Server(settings, exporter.routes, fleet_stats).start()
     if fleet is not None:
         fleet.start()
-    while not stop.wait(1.0) and os.getppid() == board.made_by:
-        board.cells[cells.EXPORTER_TICK] = time.monotonic()
+    while not stop.wait(1.0) and os.getppid() == fleet_stats.made_by:
+        fleet_stats.cells[cells.EXPORTER_TICK] = time.monotonic()
     if fleet is not None:
         fleet.stop()
         fleet.wait(1)

@@ -27,11 +27,11 @@ from uuid import UUID, uuid4
 from packhorse.worker import folder, forks
 from packhorse.worker.config import Settings
 from packhorse.worker.exits import EXIT_FAILED, EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED, EXPECTED_CHILD_EXITS, FATAL_CHILD_EXITS
-from packhorse.worker.fleet.child import STOP_SIGNALS, Lost, recover, rehearse, run_worker_process
-from packhorse.worker.fleet.watch import Watch
-from packhorse.worker.observe.board import EXPORTER_TICK, STARTED, Board
+from packhorse.worker.fleet.child import STOP_SIGNALS, Lost, preflight, recover, run_worker_process
+from packhorse.worker.fleet.monitor import Monitor
+from packhorse.worker.observe.fleet_stats import EXPORTER_TICK, STARTED, FleetStats
 from packhorse.worker.observe.logging import flush as flush_log
-from packhorse.worker.observe.slab import DRAINING, HURRY, ISOLATED_AT, ISOLATION, REGISTERED, Slab
+from packhorse.worker.observe.process_stats import DRAINING, HURRY, ISOLATED_AT, ISOLATION, REGISTERED, ProcessStats
 from packhorse.worker.observe.systemd import Notifier
 from packhorse.worker.runtime.slots import RunningIds
 
@@ -47,7 +47,7 @@ EXPORTER_STOP_SECONDS = 5.0
 #: Without the application's folder no process is started; it is looked for this often.
 FOLDER_SECONDS = 1.0
 
-RunChild = Callable[[Settings, RunningIds, UUID, Slab], int]
+RunChild = Callable[[Settings, RunningIds, UUID, ProcessStats], int]
 
 
 @dataclass(slots=True)
@@ -83,8 +83,8 @@ class Supervisor:
         places = settings.batch_size + settings.threads
         self._children = [Child(RunningIds(settings.threads, places)) for _ in range(settings.processes)]
         self._children.append(Child(RunningIds(ISOLATION_THREADS, places), isolation=True))
-        self.board = Board(settings.processes, [child.running.busy for child in self._children])
-        self._watch = Watch(self.board, notifier or Notifier({}), settings.hang_seconds)
+        self.fleet_stats = FleetStats(settings.processes, [child.running.busy for child in self._children])
+        self._watch = Monitor(self.fleet_stats, notifier or Notifier({}), settings.hang_seconds)
         self._exporter = Child(RunningIds(0)) if settings.metrics_port else None
         self._recovering: set[int] = set()  # pids of children that give back what a dead one held
         self._rehearsal = 0  # pid of the child that tries out what a reload would start
@@ -136,7 +136,7 @@ class Supervisor:
             elif number == signal.SIGHUP and not self._stops:
                 self._watch.reloading()
                 _kill(self._rehearsal, signal.SIGKILL)  # it may have seen older code
-                self._rehearsal = self._fork(lambda: rehearse(self.settings, self.board.made_by))
+                self._rehearsal = self._fork(lambda: preflight(self.settings, self.fleet_stats.made_by))
                 self._rehearsal_late_at = time.monotonic() + self.settings.hang_seconds
                 if not self._rehearsal:
                     self._on_rehearsed(EXIT_FAILED)
@@ -155,9 +155,9 @@ class Supervisor:
         _kill(self._rehearsal, signal.SIGKILL)
         for pid in self._recovering:
             _kill(pid, signal.SIGTERM)
-        for child, slab in zip(self._children, self.board.slabs, strict=True):
+        for child, stats in zip(self._children, self.fleet_stats.children, strict=True):
             if child.pid:
-                slab.states[HURRY] = bool(self._stops)
+                stats.states[HURRY] = bool(self._stops)
                 _kill(child.pid, signal.SIGTERM)
 
     def _roll(self) -> None:
@@ -172,19 +172,19 @@ class Supervisor:
                 first.drains_since = time.monotonic()
 
     def _all_registered(self) -> bool:
-        return all(child.pid and slab.states[REGISTERED] for child, slab in zip(self._children, self.board.workers, strict=False))
+        return all(child.pid and stats.states[REGISTERED] for child, stats in zip(self._children, self.fleet_stats.workers, strict=False))
 
     def _start_missing(self) -> None:
         now = time.monotonic()
-        for child, slab in zip(self._children, self.board.slabs, strict=True):
+        for child, stats in zip(self._children, self.fleet_stats.children, strict=True):
             due = not child.pid and now >= child.start_after and (not child.isolation or self._isolation_wanted())
             if due and self._folder_is_there(child):
                 child.id = uuid4()
                 child.running.clear()
                 child.retiring = child.hung = False
                 child.drains_since = 0.0
-                slab.states[ISOLATION] = child.isolation
-                child.pid = self._fork(lambda child=child, slab=slab: self._run_worker(child, slab))  # type: ignore[misc]
+                stats.states[ISOLATION] = child.isolation
+                child.pid = self._fork(lambda child=child, stats=stats: self._run_worker(child, stats))  # type: ignore[misc]
                 child.started_at = now
                 if not child.pid:
                     child.ended(0.0, expected=False)
@@ -193,19 +193,19 @@ class Supervisor:
 
     def _isolation_wanted(self) -> bool:
         """Has one of the others seen messages that are to run apart? Asked when no child for them lives; the answer is used up."""
-        seen = [slab for slab in self.board.workers if slab.states[ISOLATED_AT]]
-        for slab in seen:
-            slab.states[ISOLATED_AT] = 0
+        seen = [stats for stats in self.fleet_stats.workers if stats.states[ISOLATED_AT]]
+        for stats in seen:
+            stats.states[ISOLATED_AT] = 0
         return bool(seen)
 
     def _threads(self, child: Child) -> int:
         most = self.settings.threads
         return most if not child.isolation else 1 if child.alone else min(most, ISOLATION_THREADS)
 
-    def _run_worker(self, child: Child, slab: Slab) -> int:
+    def _run_worker(self, child: Child, stats: ProcessStats) -> int:
         """In the child: its exit code, noted as one that is its own."""
-        code = self._run_child(self.settings.model_copy(update={"threads": self._threads(child)}), child.running, child.id, slab)
-        slab.end_with(code)
+        code = self._run_child(self.settings.model_copy(update={"threads": self._threads(child)}), child.running, child.id, stats)
+        stats.end_with(code)
         return code
 
     def _folder_is_there(self, child: Child) -> bool:
@@ -224,7 +224,7 @@ class Supervisor:
     def _start_exporter(self) -> None:
         exporter = self._exporter
         if exporter is not None and not exporter.pid and time.monotonic() >= exporter.start_after:
-            self.board.cells[EXPORTER_TICK] = 0
+            self.fleet_stats.cells[EXPORTER_TICK] = 0
             exporter.pid = self._fork(self._run_exporter)
             exporter.started_at = time.monotonic()
             if not exporter.pid:
@@ -233,7 +233,7 @@ class Supervisor:
     def _run_exporter(self) -> int:
         from packhorse.worker.fleet.exporter import run_exporter  # only this child needs an HTTP server
 
-        return run_exporter(self.settings, self.board)
+        return run_exporter(self.settings, self.fleet_stats)
 
     def _stop_exporter(self) -> None:
         """The last to go: until here the probes could be asked."""
@@ -315,17 +315,17 @@ class Supervisor:
     def _on_exit(self, index: int, child: Child, code: int) -> None:
         lived = time.monotonic() - (child.started_at or time.monotonic() - STABLE_SECONDS)
         pid, child.pid = child.pid, 0
-        if self.board.slabs[index].states[REGISTERED]:
-            self.board.cells[STARTED] = 1
+        if self.fleet_stats.children[index].states[REGISTERED]:
+            self.fleet_stats.cells[STARTED] = 1
         lost = Lost(child.running.started(), child.running.overdue(), child.running.refused())
-        ordered = self.board.slabs[index].ended_with(code)
-        self.board.fold(index)
+        ordered = self.fleet_stats.children[index].ended_with(code)
+        self.fleet_stats.fold(index)
         if child.isolation:
             self._isolation_ended(child, index, good=ordered and code == EXIT_OK)
         wanted = ordered and code == EXIT_OK and bool(self._stops or child.retiring or child.isolation)
         if not wanted:
             logger.warning("child_exited pid=%d exit_code=%d running=%d", pid, code, len(lost.started))
-        if ordered and code in FATAL_CHILD_EXITS and not self.board.cells[STARTED]:
+        if ordered and code in FATAL_CHILD_EXITS and not self.fleet_stats.cells[STARTED]:
             self._fatal = code
             if not self._stops:
                 self._stop_children()
@@ -335,12 +335,12 @@ class Supervisor:
         if not (ordered and code == EXIT_OK):
             self._recover(child, lost, f"child {pid} ended with {_describe(code)}", crashed=not ordered)
         if not self._stops and not (wanted and child.isolation):
-            self.board.restarted(_reason(child, code, ordered))
+            self.fleet_stats.restarted(_reason(child, code, ordered))
         child.ended(lived, wanted or (ordered and code in EXPECTED_CHILD_EXITS))
 
     def _isolation_ended(self, child: Child, index: int, *, good: bool) -> None:
         """Nobody follows in its place: what it could not do is nobody's duty. Whether another one is wanted, the next claims say."""
-        self.board.slabs[index].duties.forget()
+        self.fleet_stats.children[index].duties.forget()
         self._isolation_wanted()
         if good:
             child.alone = False
@@ -349,7 +349,7 @@ class Supervisor:
         pid, exporter.pid = exporter.pid, 0
         if code != EXIT_OK or not self._stops:
             logger.warning("exporter_exited pid=%d exit_code=%d", pid, code)
-            self.board.failed("exporter")
+            self.fleet_stats.failed("exporter")
         exporter.ended(time.monotonic() - exporter.started_at, False)
 
     def _recover(self, child: Child, lost: Lost, detail: str, *, crashed: bool) -> None:
@@ -359,7 +359,7 @@ class Supervisor:
             if child.alone:
                 crashed, detail = False, f"{detail} while {len(lost.started)} messages ran apart; now they run one by one"
         worker_id = child.id
-        once, parent = bool(self._stops), self.board.made_by
+        once, parent = bool(self._stops), self.fleet_stats.made_by
         pid = self._fork(lambda: recover(self.settings, worker_id, lost, detail, crashed=crashed, once=once, parent=parent))
         if pid:
             self._recovering.add(pid)
@@ -368,10 +368,10 @@ class Supervisor:
         """Whoever takes too long to end, at a stop, at a reload or because it ends by itself to be replaced."""
         limit = self.settings.drain_seconds + self.settings.call_deadline_seconds + KILL_MARGIN_SECONDS
         now = time.monotonic()
-        for child, slab in zip(self._children, self.board.slabs, strict=True):
+        for child, stats in zip(self._children, self.fleet_stats.children, strict=True):
             if not child.pid or child.hung:
                 continue
-            if not child.drains_since and (self._stops or slab.states[DRAINING]):
+            if not child.drains_since and (self._stops or stats.states[DRAINING]):
                 child.drains_since = now
             if child.drains_since and now - child.drains_since > limit:
                 logger.error("child_killed pid=%d: it did not end within %.0f s", child.pid, limit)

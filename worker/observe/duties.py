@@ -45,9 +45,9 @@ STANDS_STILL = "does not tick"
 
 #: A duty that has the name of its loop stands for all that the loop does; it is named when none of the loop's others is.
 DUTIES = (
-    Duty("pump", "pump", vital=True),
-    Duty("claim", "pump", vital=True),
-    Duty("complete", "pump", vital=True, recurs=False, told_seconds=300.0),
+    Duty("fetcher", "fetcher", vital=True),
+    Duty("claim", "fetcher", vital=True),
+    Duty("complete", "fetcher", vital=True, recurs=False, told_seconds=300.0),
     Duty("heartbeat", "heartbeat"),
     Duty("beat", "heartbeat", vital=True),
     Duty("rescue", "heartbeat"),
@@ -61,12 +61,12 @@ DUTIES = (
     Duty("upkeep_archive", "heartbeat"),
     Duty("upkeep", "heartbeat"),  # a step without a place of its own
     Duty("timekeeper", "timekeeper", vital=True),
-    Duty("lane", "lane", vital=True),
+    Duty("pool", "pool", vital=True),
     Duty("listen", "listener"),
     Duty("scheduler", "scheduler", vital=True),
     Duty("declare", "scheduler"),
     Duty("fire", "scheduler"),
-    Duty("settle_runs", "scheduler", told_seconds=300.0),
+    Duty("finish_runs", "scheduler", told_seconds=300.0),
     Duty("runway", "runway"),
     Duty("maintenance", "maintenance", recurs=False),
     Duty("fleet", "fleet"),

@@ -69,7 +69,7 @@ EVENTS: dict[str, Event] = {
     "retry_policy_failed": Event("warning", ("message_id", "actor", "error_class"), "retry_when raised; the usual policy applies."),
     "on_retry_exhausted_unknown": Event("warning", ("actor", "message_id"), "The actor named by on_retry_exhausted does not exist."),
     "hook_failed": Event("critical", ("hook",), "A hook of a middleware raised; the next one runs."),
-    "lane_failed": Event("critical", ("message_id", "error_class"), "The runtime itself failed on a message; the thread goes on."),
+    "handler_thread_failed": Event("critical", ("message_id", "error_class"), "The runtime itself failed on a message; the thread goes on."),
     # -- a worker process
     "exception_ignored": Event("error", ("error_class",), "A finalizer raised, in the code of a handler or of a library."),
     "worker_started": Event("info", ("worker_id", "pid", "queues", "threads"), "A process is registered and works."),

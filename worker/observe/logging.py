@@ -28,8 +28,8 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from packhorse.worker.observe import tracing
+from packhorse.worker.observe.log_stream import LogStream
 from packhorse.worker.observe.masking import mask, mask_record, on_one_line
-from packhorse.worker.observe.outlet import Outlet
 from packhorse.worker.observe.repeats import Repeats
 from packhorse.worker.observe.tracebacks import outline
 
@@ -203,20 +203,20 @@ class _Lines(logging.StreamHandler[TextIO]):
 
     def __init__(self, stream: TextIO, beside: _Lines | None = None) -> None:
         super().__init__(stream)
-        self._outlet = Outlet()
+        self._stream = LogStream()
         if beside is not None:
-            self._outlet, self.lock = beside._outlet, beside.lock
+            self._stream, self.lock = beside._stream, beside.lock
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            written = self._outlet.write(self.stream, self.format(record) + self.terminator)
+            written = self._stream.write(self.stream, self.format(record) + self.terminator)
         except RecursionError:
             raise
         except Exception:  # nothing that has to do with a line may reach the one who logs
             self.handleError(record)
             return
-        if written and self._outlet.lost:
-            lost, self._outlet.lost = self._outlet.lost, 0
+        if written and self._stream.lost:
+            lost, self._stream.lost = self._stream.lost, 0
             logger.warning("log_lines_lost count=%d", lost)
 
     def handleError(self, record: logging.LogRecord) -> None:
@@ -229,7 +229,7 @@ class _Lines(logging.StreamHandler[TextIO]):
                 "error_class": mask(error.__name__) if error else None,
                 "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
             }
-            self._outlet.write(self.stream, json.dumps(line) + "\n")
+            self._stream.write(self.stream, json.dumps(line) + "\n")
         except Exception:  # nobody reads our lines any more: not a reason to stop working
             pass
 

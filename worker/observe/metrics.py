@@ -1,8 +1,8 @@
-"""Every metric of a worker: names, types, labels, help, and how they are read from the board (SPEC O2).
+"""Every metric of a worker: names, types, labels, help, and how they are read from the fleet_stats (SPEC O2).
 
 Two groups. PROCESS metrics come from shared memory and are this parent's own: at most 200 lines for 10 queues and
 20 actors with the outcomes done, retry and dead, which tests/unit/test_metrics.py counts. FLEET metrics describe the
-database; they are computed once per fleet (migration 0020) and every parent shows the same numbers, so
+database; they are computed once per fleet (functions/fleet_statistics.sql) and every parent shows the same numbers, so
 aggregate them with max(), not sum(). prometheus_client is used for the text format only.
 """
 
@@ -18,10 +18,20 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from packhorse.worker.observe import board as cells
-from packhorse.worker.observe import slab as layout
-from packhorse.worker.observe.board import PARTS, RESTARTS, Board, Totals
-from packhorse.worker.observe.slab import ACTOR_OUTCOMES, CLAIM_BOUNDS, CLAIM_RESULTS, DB_ERRORS, DURATION_BOUNDS, LOOPS, OUTCOMES, WAIT_BOUNDS, width
+from packhorse.worker.observe import fleet_stats as cells
+from packhorse.worker.observe import process_stats as layout
+from packhorse.worker.observe.fleet_stats import PARTS, RESTARTS, FleetStats, Totals
+from packhorse.worker.observe.process_stats import (
+    ACTOR_OUTCOMES,
+    CLAIM_BOUNDS,
+    CLAIM_RESULTS,
+    DB_ERRORS,
+    DURATION_BOUNDS,
+    LOOPS,
+    OUTCOMES,
+    WAIT_BOUNDS,
+    width,
+)
 
 PREFIX = "packhorse_"
 
@@ -103,19 +113,19 @@ SHOWN_AT_ZERO = frozenset({"done", "retry", "dead"})
 FLEET_QUEUES = 100
 
 
-class BoardCollector(Collector):
-    """Hands the board's numbers to prometheus_client, anew for each scrape. fleet: the statistics' JSON and their age, or None."""
+class FleetCollector(Collector):
+    """Hands the fleet_stats's numbers to prometheus_client, anew for each scrape. fleet: the statistics' JSON and their age, or None."""
 
-    def __init__(self, board: Board, version: str, fleet: tuple[Mapping[str, Any], float] | None = None) -> None:
-        self._board = board
+    def __init__(self, fleet_stats: FleetStats, version: str, fleet: tuple[Mapping[str, Any], float] | None = None) -> None:
+        self._fleet_stats = fleet_stats
         self._version = version
         self._fleet = fleet
 
     def collect(self) -> Iterator[Metric]:
-        totals = self._board.read()
+        totals = self._fleet_stats.read()
         yield from _message_metrics(totals)
         yield from _claim_metrics(totals)
-        yield from _process_metrics(self._board, totals, self._version, time.monotonic())
+        yield from _process_metrics(self._fleet_stats, totals, self._version, time.monotonic())
         if self._fleet is not None:
             yield from _fleet_metrics(*self._fleet)
 
@@ -142,7 +152,7 @@ def _of(name: str, samples: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
 
 
 def _histogram(name: str, bounds: tuple[float, ...], samples: Iterable[tuple[tuple[str, ...], array[float]]]) -> Metric:
-    """A histogram from cells as a slab holds them: a count per bucket, then the sum."""
+    """A histogram from cells as a stats holds them: a count per bucket, then the sum."""
     metric = family(name)
     for labels, values in samples:
         buckets, total = [], 0.0
@@ -183,26 +193,28 @@ def _claim_metrics(totals: Totals) -> Iterator[Metric]:
     yield _of("db_errors_total", (((kind,), plain[layout.ERRORS + index]) for index, kind in enumerate(DB_ERRORS)))
 
 
-def _process_metrics(board: Board, totals: Totals, version: str, now: float) -> Iterator[Metric]:
-    registered = [slab.states for slab in board.slabs if slab.states[layout.REGISTERED]]
-    ticks = [slab.ticks() for slab in board.slabs]
+def _process_metrics(fleet_stats: FleetStats, totals: Totals, version: str, now: float) -> Iterator[Metric]:
+    registered = [stats.states for stats in fleet_stats.children if stats.states[layout.REGISTERED]]
+    ticks = [stats.ticks() for stats in fleet_stats.children]
     yield _of("worker_threads", [((), sum(states[layout.THREADS] for states in registered))])
-    yield _of("worker_busy_threads", [((), sum(busy() for busy in board.busy))])
-    yield _of("worker_processes", [((), board.cells[cells.ALIVE])])
-    yield _of("worker_draining", [((), board.cells[cells.DRAINING])])
+    yield _of("worker_busy_threads", [((), sum(busy() for busy in fleet_stats.busy))])
+    yield _of("worker_processes", [((), fleet_stats.cells[cells.ALIVE])])
+    yield _of("worker_draining", [((), fleet_stats.cells[cells.DRAINING])])
     yield _of(
         "loop_tick_age_seconds",
         (((loop,), max(now - tick[loop] for tick in ticks if loop in tick)) for loop in LOOPS if any(loop in tick for tick in ticks)),
     )
     failing: dict[tuple[str, str], float] = {}
-    for duties in [board.duties, *(slab.duties for slab in board.slabs)]:
+    for duties in [fleet_stats.duties, *(stats.duties for stats in fleet_stats.children)]:
         for duty, seconds in duties.failing_seconds(now).items():
             failing[duty.loop, duty.name] = max(seconds, failing.get((duty.loop, duty.name), 0.0))
     yield _of("duty_failing_seconds", failing.items())
     yield _of("listen_connected", [((), float(bool(registered) and all(states[layout.LISTENING] for states in registered)))])
-    yield _of("process_restarts_total", (((reason,), board.cells[cells.RESTART + index]) for index, reason in enumerate(RESTARTS)))
-    tracing = {"tracing": totals.plain[layout.TRACING]}  # the children's; the board has the other parts
-    yield _of("observability_errors_total", (((part,), board.cells[cells.PART + index] + tracing.get(part, 0.0)) for index, part in enumerate(PARTS)))
+    yield _of("process_restarts_total", (((reason,), fleet_stats.cells[cells.RESTART + index]) for index, reason in enumerate(RESTARTS)))
+    tracing = {"tracing": totals.plain[layout.TRACING]}  # the children's; the fleet_stats has the other parts
+    yield _of(
+        "observability_errors_total", (((part,), fleet_stats.cells[cells.PART + index] + tracing.get(part, 0.0)) for index, part in enumerate(PARTS))
+    )
     yield _of("build_info", [((version,), 1.0)])
 
 

@@ -16,6 +16,7 @@ from uuid import UUID
 from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.db.pool import Link
 from packhorse.worker.errors import StoreError, StoreUnavailable
+from packhorse.worker.records import Hints
 from packhorse.worker.runtime.cursor import ALL, ClaimCursor, Look
 from packhorse.worker.runtime.lost_claims import LostClaims
 from packhorse.worker.runtime.meter import Meter
@@ -38,7 +39,7 @@ class Request:
 
 
 class Claims:
-    """Used by the pump's thread, but for `woken`.
+    """Used by the fetcher's thread, but for `woken`.
 
     backlog: the last claim took all that it asked for. signalled: something may have become startable since the last
     one looked at the front. next_poll: when to look in any case (monotonic). lost: what was leased to us without our
@@ -101,7 +102,7 @@ class Claims:
 
     @property
     def next_turn(self) -> float:
-        """When the pump is to turn without any other reason (monotonic)."""
+        """When the fetcher is to turn without any other reason (monotonic)."""
         return min(self.next_poll, self._wakeups.next_turn)
 
     def tend(self, *, free: bool, going: bool) -> None:
@@ -138,8 +139,8 @@ class Claims:
         """No claim at all."""
         return Request(0, ALL, self._queues)
 
-    def run(self, done: list[ClaimedMessage], request: Request) -> list[tuple[Any, ...]]:
-        """Complete `done` and claim what the request says; the rows of the answer. Raises StoreError."""
+    def run(self, done: list[ClaimedMessage], request: Request) -> tuple[list[tuple[Any, ...]], Hints]:
+        """Complete `done` and claim what the request says; rows of messages and hints. Raises StoreError."""
         if request.limit and request.look.front:
             self.signalled = False  # before the claim: what is signalled while it runs may not be in its snapshot
         before = time.monotonic()
@@ -172,22 +173,14 @@ class Claims:
                 self.signalled = True
             raise
 
-    def read(self, request: Request, rows: list[tuple[Any, ...]], before: float, now: float) -> list[ClaimedMessage]:
+    def read(self, request: Request, rows: list[tuple[Any, ...]], hints: Hints, before: float, now: float) -> list[ClaimedMessage]:
         """The messages of an answer to a statement sent at `before`; its hints are for the next request."""
-        claimed = []
         lease_until = before + self._settings.lease_seconds
-        self._next_due = inf
-        self._successors.ids = []
-        for row in rows:
-            match row[0]:
-                case "claimed":
-                    claimed.append(ClaimedMessage(row, lease_until, now))
-                case "promoted":
-                    self._successors.ids.append(row[1])
-                case "next":
-                    self._next_due = now - row[15]  # its "age" is the time until then, negative
-                case "isolated":
-                    self._on_isolated()
+        claimed = [ClaimedMessage(row, lease_until, now) for row in rows]
+        self._next_due = inf if hints.next_in is None else now + hints.next_in
+        self._successors.ids = list(hints.promoted)
+        if hints.isolated:
+            self._on_isolated()
         if claimed and not self._isolation:  # those have an index, and a place in time, of their own
             last: dict[tuple[str, int], str] = {}
             for message in claimed:

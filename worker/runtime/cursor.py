@@ -1,4 +1,4 @@
-"""Where the next claim looks (migrations/0007): per queue and priority, the last run_at claimed.
+"""Where the next claim looks (migrations/functions/claim.sql): per queue and priority, the last run_at claimed.
 
 Under an old snapshot every claimed row leaves a dead entry at the left end of the claim index, and whoever
 looks from the start walks them all. So a claim looks at the FRONT, from its cursor on. What appears
@@ -49,7 +49,7 @@ ALL = Look(None, None, front=True, whole=True)
 
 
 class ClaimCursor:
-    """Used by the pump thread only."""
+    """Used by the fetcher thread only."""
 
     def __init__(self, queues: Iterable[str]) -> None:
         self._since: dict[str, Bounds] = {queue: [None] * PRIORITIES for queue in queues}

@@ -14,13 +14,13 @@ from uuid import UUID
 from packhorse.worker.db.pool import Link
 from packhorse.worker.store import messages as store
 
-logger = logging.getLogger("packhorse.pump")
+logger = logging.getLogger("packhorse.fetcher")
 
 REPEAT_SECONDS = 5.0
 
 
 class LostClaims:
-    """Used by the pump's thread."""
+    """Used by the fetcher's thread."""
 
     def __init__(self, link: Link, worker_id: UUID, lease_seconds: float) -> None:
         self._link = link

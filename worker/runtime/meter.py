@@ -1,6 +1,6 @@
-"""Counts what the pump sees, for the metrics: plain additions to one array, copied to shared memory per turn.
+"""Counts what the fetcher sees, for the metrics: plain additions to one array, copied to shared memory per turn.
 
-Everything belongs to the pump's thread, which reads what the slots run. No lock, nothing kept per message, no
+Everything belongs to the fetcher's thread, which reads what the slots run. No lock, nothing kept per message, no
 formatting: rendering happens in another process (worker/fleet/exporter.py).
 """
 
@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable
 
 from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.db.errors import error_counts
-from packhorse.worker.observe import slab as layout
+from packhorse.worker.observe import process_stats as layout
 from packhorse.worker.observe import tracing
-from packhorse.worker.observe.slab import CLAIM_BOUNDS, DURATION_BOUNDS, WAIT_BOUNDS, Slab
+from packhorse.worker.observe.process_stats import CLAIM_BOUNDS, DURATION_BOUNDS, WAIT_BOUNDS, ProcessStats
 from packhorse.worker.runtime.slots import Slot
 
-#: What settle() answers -> outcome.
+#: What finish() answers -> outcome.
 _OUTCOMES = {name: layout.FINISHED + index for index, name in enumerate(layout.OUTCOMES)}
 _OUTCOMES["release"] = _OUTCOMES["released"]
 _BY_ACTOR = {"done": 0, "retry": 1, "dead": 1}  # a snoozed or cancelled message says nothing about its actor
@@ -27,10 +27,10 @@ _BY_ACTOR = {"done": 0, "retry": 1, "dead": 1}  # a snoozed or cancelled message
 class Meter:
     """The totals of this process. queues, actors: the names that get series of their own."""
 
-    def __init__(self, slab: Slab, queues: Iterable[str], actors: Iterable[str], slots: Iterable[Slot], rescued: Callable[[], int]) -> None:
-        self.slab = slab
-        self.duties = slab.duties
-        places, actor_places = slab.name(queues, actors)
+    def __init__(self, stats: ProcessStats, queues: Iterable[str], actors: Iterable[str], slots: Iterable[Slot], rescued: Callable[[], int]) -> None:
+        self.stats = stats
+        self.duties = stats.duties
+        places, actor_places = stats.name(queues, actors)
         self._queues = {name: layout.BY_QUEUE + place * layout.QUEUE_WIDTH for name, place in places.items()}
         self._actors = {name: layout.BY_ACTOR + place * len(layout.ACTOR_OUTCOMES) for name, place in actor_places.items()}
         self._slots = list(slots)
@@ -61,7 +61,7 @@ class Meter:
         return groups.items()
 
     def finished(self, message: ClaimedMessage, answer: str) -> None:
-        """One message with another ending; `answer` as settle() gives it."""
+        """One message with another outcome; `answer` as finish() gives it."""
         place = self._queues.get(message.queue_name, layout.BY_QUEUE)
         self._totals[place + _OUTCOMES[answer]] += 1
         if message.started:
@@ -82,7 +82,7 @@ class Meter:
         totals = self._totals
         totals[layout.CLAIMS + layout.CLAIM_RESULTS.index(result)] += 1
         self._spread(layout.CLAIM_SECONDS, CLAIM_BOUNDS, [seconds])
-        states = self.slab.states
+        states = self.stats.states
         states[layout.CLAIM_FAILING] = result == "error"
         if error is not None:
             self.duties.failing("claim", error, began=time.monotonic() - seconds)
@@ -102,7 +102,7 @@ class Meter:
         totals[layout.TRACING] = tracing.failures.count
         for index, kind in enumerate(layout.DB_ERRORS):
             totals[layout.ERRORS + index] = error_counts[kind]
-        self.slab.totals[:] = totals
+        self.stats.totals[:] = totals
 
     def _waited(self, messages: list[ClaimedMessage]) -> None:
         if messages:

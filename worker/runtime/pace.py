@@ -13,7 +13,7 @@ MEASURE_SECONDS = 0.02
 
 
 class Pace:
-    """Used by the pump's thread. rate: messages finished per second, smoothed; quick to rise, slow to fall.
+    """Used by the fetcher's thread. rate: messages finished per second, smoothed; quick to rise, slow to fall.
 
     batch: how many messages one statement completes, and claims, at most. most: of messages held.
     """

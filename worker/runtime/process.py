@@ -43,20 +43,20 @@ from packhorse.worker.errors import (
     StoreUnavailable,
 )
 from packhorse.worker.exits import EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED
-from packhorse.worker.near import near_miss
-from packhorse.worker.observe.slab import CONTACT_AT, DRAINING, HURRY, ISOLATED_AT, ISOLATION, LISTENING, REGISTERED, THREADS, Slab
+from packhorse.worker.observe.process_stats import CONTACT_AT, DRAINING, HURRY, ISOLATED_AT, ISOLATION, LISTENING, REGISTERED, THREADS, ProcessStats
 from packhorse.worker.runtime.coroutines import Coroutines
-from packhorse.worker.runtime.lane import Lane
+from packhorse.worker.runtime.fetcher import Fetcher
 from packhorse.worker.runtime.meter import Meter
-from packhorse.worker.runtime.pump import Pump
+from packhorse.worker.runtime.pool import HandlerPool
 from packhorse.worker.runtime.slots import RunningIds, Slot
 from packhorse.worker.runtime.stopping import StopRequest
 from packhorse.worker.runtime.timekeeper import Timekeeper
 from packhorse.worker.store import workers as store
+from packhorse.worker.suggest import near_miss
 
 logger = logging.getLogger("packhorse.process")
 
-#: Threads switch this often when they compete; the pump must not wait long for its turn.
+#: Threads switch this often when they compete; the fetcher must not wait long for its turn.
 SWITCH_SECONDS = 0.001
 STARTUP_RETRY_SECONDS = 3.0  # at most: processes that start together do not try together
 #: A process for messages that run apart ends when it has had none for this long.
@@ -92,9 +92,9 @@ def load_broker(settings: Settings) -> PostgresBroker:
 class WorkerProcess:
     """The composition of one child. `stop` may be called from a signal handler: it only sets an event."""
 
-    def __init__(self, settings: Settings, running: RunningIds, worker_id: Any = None, slab: Slab | None = None) -> None:
+    def __init__(self, settings: Settings, running: RunningIds, worker_id: Any = None, stats: ProcessStats | None = None) -> None:
         self.settings = settings
-        self.slab = slab or Slab()
+        self.stats = stats or ProcessStats()
         self.id = worker_id or uuid4()
         self.broker = load_broker(settings)
         for middleware in self.broker.middleware:
@@ -106,13 +106,13 @@ class WorkerProcess:
             self.broker.add_middleware(Tracing())
         self.queues = sorted(settings.queues or {actor.queue_name for actor in self.broker.actors.values()})
         self.types = sorted({*(n for n, a in self.broker.actors.items() if a.queue_name in self.queues or not settings.queues), *self.broker.aliases})
-        self.lane = Lane(self.broker, settings.threads, running, lambda message: self.pump.on_finished(message))
-        self.isolation = bool(self.slab.states[ISOLATION])
-        meter = Meter(self.slab, self.queues, self.types, self.lane.slots, lambda: self.heartbeat.rescued_total)
-        self.pump = Pump(
+        self.pool = HandlerPool(self.broker, settings.threads, running, lambda message: self.fetcher.on_finished(message))
+        self.isolation = bool(self.stats.states[ISOLATION])
+        meter = Meter(self.stats, self.queues, self.types, self.pool.slots, lambda: self.heartbeat.rescued_total)
+        self.fetcher = Fetcher(
             self.broker,
-            self.lane,
-            self._open("pump", times_in_utc=True),
+            self.pool,
+            self._open("fetcher", times_in_utc=True),
             self.id,
             settings,
             self.queues,
@@ -123,11 +123,18 @@ class WorkerProcess:
             on_isolated=self._on_isolated,
         )
         self.heartbeat = Heartbeat(
-            self._open("heartbeat"), self.id, settings, lambda: list(self.pump.held), self._attend, self._totals, self._on_beat, self.slab.duties
+            self._open("heartbeat"),
+            self.id,
+            settings,
+            lambda: list(self.fetcher.in_flight),
+            self._attend,
+            self._totals,
+            self._on_beat,
+            self.stats.duties,
         )
-        self.timekeeper = Timekeeper(self.lane, self._on_stuck, self._on_lease_over)
+        self.timekeeper = Timekeeper(self.pool, self._on_stuck, self._on_lease_over)
         self.listener = self._listener()
-        self.pump.claims.heard_by(lambda: self.listener is not None and self.listener.listening)
+        self.fetcher.claims.heard_by(lambda: self.listener is not None and self.listener.listening)
         self._watch()
         self.exit_code = EXIT_OK
         self._stop = StopRequest()
@@ -137,21 +144,21 @@ class WorkerProcess:
 
     def _watch(self) -> None:
         """Let every loop write its ticks where the parent sees them."""
-        slab = self.slab
-        slab.states[THREADS] = self.settings.threads
-        self.pump.ticked = partial(slab.tick, "pump")
-        self.heartbeat.ticked = partial(slab.tick, "heartbeat")
-        self.timekeeper.ticked = partial(slab.tick, "timekeeper")
-        self.timekeeper.lane_ticked = partial(slab.tick, "lane")
-        self.pump.noted = partial(slab.duties.note, "pump")
-        self.timekeeper.noted = partial(slab.duties.note, "timekeeper")
+        stats = self.stats
+        stats.states[THREADS] = self.settings.threads
+        self.fetcher.ticked = partial(stats.tick, "fetcher")
+        self.heartbeat.ticked = partial(stats.tick, "heartbeat")
+        self.timekeeper.ticked = partial(stats.tick, "timekeeper")
+        self.timekeeper.pool_ticked = partial(stats.tick, "pool")
+        self.fetcher.noted = partial(stats.duties.note, "fetcher")
+        self.timekeeper.noted = partial(stats.duties.note, "timekeeper")
         if self.listener is not None:
-            self.listener.noted = partial(slab.duties.note, "listen")
+            self.listener.noted = partial(stats.duties.note, "listen")
 
     def _on_beat(self) -> None:
         """Heartbeat: the database answered."""
-        self.slab.states[CONTACT_AT] = time.monotonic()
-        self.slab.states[LISTENING] = self.listener is not None and self.listener.listening
+        self.stats.states[CONTACT_AT] = time.monotonic()
+        self.stats.states[LISTENING] = self.listener is not None and self.listener.listening
 
     def _open(self, purpose: str, **options: Any) -> Any:
         return lambda: self.broker.open_connection(purpose, **options)
@@ -160,11 +167,11 @@ class WorkerProcess:
         settings = self.settings
         if not settings.listens:
             return None
-        return Listener(partial(open_listen, settings, url=self.broker.url), self.pump.on_wake)
+        return Listener(partial(open_listen, settings, url=self.broker.url), self.fetcher.on_wake)
 
     # -- life ---------------------------------------------------------------------------------------
     def stop(self) -> None:
-        """Drain; told again it goes on draining. Safe in a signal handler. The parent says in the slab when it is to be quick."""
+        """Drain; told again it goes on draining. Safe in a signal handler. The parent says in the stats when it is to be quick."""
         self._stop.ask()
 
     def run(self) -> int:
@@ -177,13 +184,13 @@ class WorkerProcess:
         forks.contain(self.broker.emit_before, "worker_boot", self)
         self.heartbeat.start()
         self.timekeeper.start()
-        self.lane.start()
-        self.pump.start()
+        self.pool.start()
+        self.fetcher.start()
         if self.listener:
             self.listener.start()
         forks.contain(self.broker.emit_after, "worker_boot", self)
         self.on_turn()  # hooks may have set signal handlers
-        self.slab.states[REGISTERED] = 1.0
+        self.stats.states[REGISTERED] = 1.0
         self._warn_of_idle_queues()
         logger.info("worker_started worker_id=%s pid=%d queues=%s threads=%d", self.id, os.getpid(), ",".join(self.queues), self.settings.threads)
         while not self._stop.wait(0.5):
@@ -226,15 +233,15 @@ class WorkerProcess:
     def _check(self) -> None:
         """Recycling, and threads that are missing."""
         settings = self.settings
-        done = sum(self.pump.held.counts.values())
+        done = sum(self.fetcher.in_flight.counts.values())
         if (settings.max_messages and done >= settings.max_messages) or (settings.max_memory_mib and resident_mib() > settings.max_memory_mib):
             logger.info("worker_recycled worker_id=%s messages=%d memory_mib=%d", self.id, done, resident_mib())
             self.exit_code = EXIT_RECYCLED
             self._stop.ask()
-        elif self.isolation and not self.pump.held and time.monotonic() - self.pump.busy_at > ISOLATION_IDLE_SECONDS:
+        elif self.isolation and not self.fetcher.in_flight and time.monotonic() - self.fetcher.busy_at > ISOLATION_IDLE_SECONDS:
             self._stop.ask()
-        elif self.lane.alive < len(self.lane.slots):
-            logger.error("threads_missing worker_id=%s alive=%d", self.id, self.lane.alive)
+        elif self.pool.alive < len(self.pool.slots):
+            logger.error("threads_missing worker_id=%s alive=%d", self.id, self.pool.alive)
             self.exit_code = EXIT_REPLACED
             self._stop.ask()
 
@@ -242,18 +249,18 @@ class WorkerProcess:
         """Finish in good order; see the module's first lines."""
         began = time.monotonic()
         self._tell_middleware(self.broker.emit_before)
-        self.pump.draining = True
-        self.slab.states[DRAINING] = 1.0
+        self.fetcher.draining = True
+        self.stats.states[DRAINING] = 1.0
         self.heartbeat.state = "draining"
-        self.lane.stop()
-        self.pump.wake()
+        self.pool.stop()
+        self.fetcher.wake()
         deadline = began + self.settings.drain_seconds
-        while self._handlers_running() and time.monotonic() < deadline and not self.slab.states[HURRY]:
+        while self._handlers_running() and time.monotonic() < deadline and not self.stats.states[HURRY]:
             time.sleep(0.02)
         if self._handlers_running():
             self._interrupt_all()
         self._flush()
-        if not self.lane.wait(HOOKS_SECONDS):  # their hooks
+        if not self.pool.wait(HOOKS_SECONDS):  # their hooks
             logger.warning("shutdown_hooks_left worker_id=%s seconds=%.0f", self.id, HOOKS_SECONDS)
         self._tell_middleware(self.broker.emit_after)  # before the heartbeat ends: a handler that would not end may still run
         self.heartbeat.stop()
@@ -278,7 +285,7 @@ class WorkerProcess:
 
     def _still_running(self) -> list[tuple[Slot, ClaimedMessage]]:
         """But for those past their hard limit: nobody waits for them, and the parent ends their attempts."""
-        running = [(slot, slot.message) for slot in self.lane.slots]
+        running = [(slot, slot.message) for slot in self.pool.slots]
         return [(slot, message) for slot, message in running if message is not None and message.lease_token not in self._stuck]
 
     def _interrupt_all(self) -> None:
@@ -290,8 +297,8 @@ class WorkerProcess:
             slot.interrupt(message, DrainInterrupt)
         deadline = time.monotonic() + 2.0
         while self._handlers_running() and time.monotonic() < deadline:
-            time.sleep(0.02)  # a handler's end tells nobody but the pump, which may be what hangs
-        left = [message for _, message in self._still_running() if not message.settled]
+            time.sleep(0.02)  # a handler's end tells nobody but the fetcher, which may be what hangs
+        left = [message for _, message in self._still_running() if not message.finished]
         if left:
             self.exit_code = self.exit_code or EXIT_REPLACED
             logger.warning("handlers_left count=%d worker_id=%s", len(left), self.id)
@@ -299,26 +306,26 @@ class WorkerProcess:
     def _flush(self) -> None:
         """Hand back the unstarted, write the last outcomes; bounded, the parent takes care of the rest once this process is gone."""
         deadline = time.monotonic() + self.settings.call_deadline_seconds
-        self.pump.stop()
-        if not self.pump.wait(self.settings.call_deadline_seconds + 1):  # its connection is its own
+        self.fetcher.stop()
+        if not self.fetcher.wait(self.settings.call_deadline_seconds + 1):  # its connection is its own
             self.exit_code = self.exit_code or EXIT_REPLACED
             return
         while time.monotonic() < deadline:
             try:
-                self.pump.release_unstarted()
-                if not self.pump.unwritten:
+                self.fetcher.release_unstarted()
+                if not self.fetcher.unwritten:
                     break
-                self.pump.run_once()
+                self.fetcher.run_once()
             except StoreError as error:
                 logger.warning("drain_waits error_class=%s", type(error).__name__)
                 time.sleep(0.2)  # before the next try, as long as the deadline allows one
         try:
-            self.pump.mark_refused()
+            self.fetcher.mark_refused()
         except StoreError as error:
             logger.warning("drain_waits error_class=%s", type(error).__name__)
-        if self.pump.held:
+        if self.fetcher.in_flight:
             self.exit_code = self.exit_code or EXIT_REPLACED
-        self.pump.on_stop()
+        self.fetcher.on_stop()
 
     def _deregister(self) -> None:
         try:
@@ -332,26 +339,26 @@ class WorkerProcess:
 
     # -- called by services --------------------------------------------------------------------------
     def _totals(self) -> tuple[int, int]:
-        counts = self.pump.held.counts
+        counts = self.fetcher.in_flight.counts
         return counts.get("done", 0), counts.get("retry", 0) + counts.get("dead", 0)
 
     def _attend(self, message: ClaimedMessage, lease_held: bool) -> None:
         """Heartbeat: the lease of a held message is lost, or its cancellation was asked."""
         if not lease_held:
             message.lost = True
-            self.pump.held.drop(message)
-        for slot in self.lane.slots:
+            self.fetcher.in_flight.drop(message)
+        for slot in self.pool.slots:
             if slot.message is message:
                 slot.interrupt(message, CancelInterrupt if lease_held else LeaseInterrupt)
 
     def _on_isolated(self) -> None:
-        """Pump: messages wait that are to run apart. The parent starts a process for them."""
-        self.slab.states[ISOLATED_AT] = time.monotonic()
+        """Fetcher: messages wait that are to run apart. The parent starts a process for them."""
+        self.stats.states[ISOLATED_AT] = time.monotonic()
 
     def _on_stuck(self, message: ClaimedMessage) -> None:
         """Timekeeper: the hard limit passed. The process is replaced (SPEC W4). Until it is gone the handler may do anything,
         so the lease goes on, and the parent writes the failed attempt afterwards (SPEC P2)."""
-        if any(slot.give_up(message) for slot in self.lane.slots):
+        if any(slot.give_up(message) for slot in self.pool.slots):
             self._stuck.add(message.lease_token)
             self.exit_code = EXIT_REPLACED
             self._stop.ask()
@@ -359,11 +366,11 @@ class WorkerProcess:
     def _on_lease_over(self) -> None:
         """Timekeeper: a handler runs on although somebody else may own its message: end now."""
         now = time.monotonic()
-        lost = [message for message in self.pump.held if not message.settled and now >= message.lease_until]
-        self.pump.meter.fenced(lost)
+        lost = [message for message in self.fetcher.in_flight if not message.finished and now >= message.lease_until]
+        self.fetcher.meter.fenced(lost)
         logger.error("worker_fenced worker_id=%s count=%d", self.id, len(lost))
         logging.shutdown()
-        self.slab.end_with(EXIT_LEASE_LOST)
+        self.stats.end_with(EXIT_LEASE_LOST)
         os._exit(EXIT_LEASE_LOST)
 
 

@@ -14,7 +14,7 @@ MAX_FIRST = 1000
 
 
 class Successors:
-    """Used by the pump's thread. ids: of messages that could start and were not claimed, as the last claim knew."""
+    """Used by the fetcher's thread. ids: of messages that could start and were not claimed, as the last claim knew."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []

@@ -1,4 +1,4 @@
-"""The timekeeper: soft limits by exception, hard limits by ending the process, self-fencing (SPEC P2, W4).
+"""The timekeeper: soft limits by exception, hard limits by the end of the process, self-fencing (SPEC P2, W4).
 
 Ticks every TICK_SECONDS while something runs. It never talks to the database, nor does what it calls: the leases of
 all handlers are watched in this one thread, whatever the database does.
@@ -14,7 +14,7 @@ from dramatiq.middleware import TimeLimitExceeded
 
 from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.errors import LeaseInterrupt
-from packhorse.worker.runtime.lane import Lane
+from packhorse.worker.runtime.pool import HandlerPool
 from packhorse.worker.service import Service
 
 logger = logging.getLogger("packhorse.timekeeper")
@@ -31,25 +31,25 @@ class Timekeeper(Service):
 
     name = "timekeeper"
 
-    def __init__(self, lane: Lane, on_stuck: Callable[[ClaimedMessage], None], on_lease_over: Callable[[], None]) -> None:
+    def __init__(self, pool: HandlerPool, on_stuck: Callable[[ClaimedMessage], None], on_lease_over: Callable[[], None]) -> None:
         super().__init__()
-        self._lane = lane
+        self._pool = pool
         self._on_stuck = on_stuck
         self._on_lease_over = on_lease_over
         self._stuck: set[int] = set()
         self._started = 0
-        #: Told the time whenever the lane makes progress, or has none to make.
-        self.lane_ticked: Callable[[float], None] = lambda now: None
+        #: Told the time whenever the pool makes progress, or has none to make.
+        self.pool_ticked: Callable[[float], None] = lambda now: None
 
     def run_once(self) -> float:
         now = time.monotonic()
         busy = False
-        for slot in self._lane.slots:
+        for slot in self._pool.slots:
             message = slot.message
             if message is None:
                 continue
             busy = True
-            if message.settled:
+            if message.finished:
                 continue
             if message.deadline is not None and now >= message.deadline and slot.interrupt(message, TimeLimitExceeded):
                 logger.warning("time_limit_exceeded message_id=%s actor=%s", message.id, message.actor_name)
@@ -63,18 +63,18 @@ class Timekeeper(Service):
             elif now >= message.lease_until - FENCE_MARGIN_SECONDS and slot.interrupt(message, LeaseInterrupt):
                 logger.warning("lease_not_renewed message_id=%s actor=%s", message.id, message.actor_name)
         if busy:
-            self._lane.wake_for_blocked(now)
+            self._pool.wake_for_blocked(now)
         self._watch_lane(now)
         return TICK_SECONDS if busy else IDLE_TICK_SECONDS
 
     def on_stop(self) -> None:
-        self.lane_ticked(0.0)
+        self.pool_ticked(0.0)
 
     def _watch_lane(self, now: float) -> None:
-        """The lane is alive unless messages are ready, a thread is free, and none is begun."""
-        if self._lane.ready and self._lane.running < len(self._lane.slots) and not self._lane.stopping:
-            started = self._lane.started_total
+        """The pool is alive unless messages are ready, a thread is free, and none is begun."""
+        if self._pool.ready and self._pool.running < len(self._pool.slots) and not self._pool.stopping:
+            started = self._pool.started_total
             if started == self._started:
                 return
             self._started = started
-        self.lane_ticked(now)
+        self.pool_ticked(now)

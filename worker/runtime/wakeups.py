@@ -31,7 +31,7 @@ PRESS_MOST_SECONDS = 1.0
 
 
 class Wakeups:
-    """Used by the pump's thread, but for `woken`.
+    """Used by the fetcher's thread, but for `woken`.
 
     types: what this worker runs. listening: does a NOTIFY reach us now?
     """
@@ -96,7 +96,7 @@ class Wakeups:
             self._hot.add(queue)
 
     def attend(self, *, backlog: bool) -> None:
-        """Watch what is hot, or everything while there is a backlog; goes on with it in time."""
+        """Monitor what is hot, or everything while there is a backlog; goes on with it in time."""
         now = time.monotonic()
         if now >= self._keep_at:
             self._keep_at = now + KEEP_SECONDS
@@ -165,7 +165,7 @@ class Wakeups:
         self._full_at = inf
 
     def leave(self, *, wake: bool) -> None:
-        """Watch no longer. Look once more afterwards, or let others: wake."""
+        """Monitor no longer. Look once more afterwards, or let others: wake."""
         if self.attending:
             with self._link.connection() as connection:
                 store.hand_over_queues(connection, self.attending, wake=wake, leave=True)

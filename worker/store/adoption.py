@@ -12,29 +12,6 @@ from packhorse.worker.db.queries import sql
 from packhorse.worker.records import Row
 from packhorse.worker.store.rows import rows, value
 
-PLAN = "packhorse_import_plan"
-
-
-def scratch_schema(connection: DeadlineConnection) -> None:
-    """Make a schema and work in it; only inside a transaction that will be rolled back."""
-    connection.execute(sql("scratch_schema"), prepare=False)
-    connection.execute(sql("scratch_search_path"), prepare=False)
-
-
-def foreign_owners(connection: DeadlineConnection, tables: list[str]) -> list[Row]:
-    """Tables of these names that belong to a role which this login may not act as: name, owner, login."""
-    return rows(connection, "foreign_owners", (tables,))
-
-
-def name_collisions(connection: DeadlineConnection, relations: list[str], routines: list[str]) -> list[Row]:
-    """What stands in the schema under these names: kind, name (of a routine: its signature), bare, of_table."""
-    return rows(connection, "name_collisions", {"relations": relations, "routines": routines})
-
-
-def dependents(connection: DeadlineConnection, tables: list[str], routines: list[str]) -> list[Row]:
-    """What uses tables of these names: kind, name, of_table. routines: signatures that move as well."""
-    return rows(connection, "dependents", {"tables": tables, "routines": routines})
-
 
 def table_columns(connection: DeadlineConnection, schema: str, table: str) -> dict[str, str]:
     """Columns of a table with their types, in order; empty when there is no such table."""
@@ -47,19 +24,9 @@ def table_key(connection: DeadlineConnection, schema: str, table: str) -> Row | 
     return found[0] if found else None
 
 
-def current_schema(connection: DeadlineConnection) -> str:
-    """The schema in which everything is made."""
-    return str(value(connection, "current_schema"))
-
-
 def hidden_rows_are_errors(connection: DeadlineConnection) -> None:
     """Until the end of the transaction."""
     connection.execute(sql("row_security_off"), prepare=False)
-
-
-def lockers(connection: DeadlineConnection, table: str) -> list[Row]:
-    """Who has locks on a table: pid, application_name, state, seconds."""
-    return rows(connection, "legacy_lockers", (composed.Identifier(table).as_string(connection),))
 
 
 class Legacy:
@@ -67,28 +34,28 @@ class Legacy:
 
     def __init__(self, schema: str, table: str, key: Row, columns: Mapping[str, Sequence[str]], finished_words: list[str]) -> None:
         self.table = composed.Identifier(_doubled(schema), _doubled(table))
-        self.key, self.key_type = composed.Identifier(_doubled(key["name"])), composed.SQL(key["type"])
+        self.key, self.key_type = composed.Identifier(_doubled(key["name"])), composed.SQL(_doubled(key["type"]))
         self.columns = columns
         self.finished_words = finished_words
 
     def statuses(self, connection: DeadlineConnection) -> list[Row]:
         """status, finished_at ('yes' or None) and rows of every state."""
-        statement = self._composed("legacy_statuses", status=self._field("status"), finished_at=self._field("finished_at"))
+        statement = self._composed("legacy_statuses", connection, status=self._field("status"), finished_at=self._field("finished_at"))
         return [dict(zip(("status", "finished_at", "rows"), row, strict=True)) for row in connection.execute(statement, (), prepare=False).fetchall()]
 
     def words(self, connection: DeadlineConnection, name: str) -> list[Row]:
         """Values of a field among rows that have not finished, and how many rows have them; 101 at most."""
-        statement = self._composed("legacy_words", column=self._field(name), unfinished=self._unfinished())
+        statement = self._composed("legacy_words", connection, column=self._field(name), unfinished=self._unfinished())
         return [{"word": row[0], "rows": row[1]} for row in connection.execute(statement, self._words(), prepare=False).fetchall()]
 
-    def fill(self, connection: DeadlineConnection, legacy: str) -> int:
+    def fill(self, connection: DeadlineConnection) -> int:
         """Give every row that is to become a message its id; how many were new."""
         order = self.columns.get("created_at")
         created_at = composed.SQL("l.{}").format(_identifier(order[0])) if order else composed.SQL("null::timestamptz")
-        statement = self._composed("import_fill", legacy=composed.Identifier(legacy), created_at=created_at, unfinished=self._unfinished())
+        statement = self._composed("import_fill", connection, created_at=created_at, unfinished=self._unfinished())
         return connection.execute(statement, self._words(), prepare=False).rowcount
 
-    def batch(self, connection: DeadlineConnection, legacy: str, limit: int) -> list[Row]:
+    def batch(self, connection: DeadlineConnection, limit: int) -> list[Row]:
         """The next rows of the ledger with their fields as texts."""
         names = (
             "queue",
@@ -109,13 +76,13 @@ class Legacy:
             "finished_at",
         )
         fields = composed.SQL(", ").join(composed.SQL("{} as {}").format(self._field(name), composed.Identifier(name)) for name in names)
-        statement = self._composed("import_batch", legacy=composed.Identifier(legacy), fields=fields)
+        statement = self._composed("import_batch", connection, fields=fields)
         cursor = connection.execute(statement, (limit,), prepare=False)
         return [dict(zip(("message_id", "legacy_id", "here", *names), row, strict=True)) for row in cursor.fetchall()]
 
-    def account(self, connection: DeadlineConnection, legacy: str) -> dict[str, int]:
-        """How many rows of the old table became what; `missing` must be 0, `later` is for the next call."""
-        statement = self._composed("import_account", legacy=composed.Identifier(legacy), unfinished=self._unfinished())
+    def account(self, connection: DeadlineConnection) -> dict[str, int]:
+        """How many rows of the old table became what; `missing` are left to do, `later` is for the next call."""
+        statement = self._composed("import_account", connection, unfinished=self._unfinished())
         cursor = connection.execute(statement, self._words(), prepare=False)
         return dict(zip([column.name for column in cursor.description or ()], cursor.fetchone() or (), strict=True))
 
@@ -152,49 +119,28 @@ class Legacy:
         pairs = [composed.SQL("{}, {}").format(key, column) for key, column in zip(keys, columns, strict=True)]
         return composed.SQL("json_build_object({})::text").format(composed.SQL(", ").join(pairs))
 
-    def _composed(self, statement: str, **parts: composed.Composable) -> composed.Composed:
-        return composed.SQL(sql(statement)).format(table=self.table, key=self.key, key_type=self.key_type, **parts)
+    def _composed(self, statement: str, connection: DeadlineConnection, **parts: composed.Composable) -> composed.Composed:
+        return composed.SQL(connection.names.qualified(sql(statement))).format(table=self.table, key=self.key, key_type=self.key_type, **parts)
 
 
-def move(connection: DeadlineConnection, legacy: str, objects: Sequence[Row]) -> list[str]:
-    """Move objects (kind, name, bare) into the legacy schema; returns the statements that bring them back."""
-    schema, way_back = current_schema(connection), []
-    connection.execute(_named("legacy_schema", legacy=legacy), prepare=False)
-    for row in objects:
-        # the server itself wrote the signature of a routine, with its quotes
-        name: composed.Composable = composed.SQL(row["name"]) if row["kind"] == "routine" else composed.Identifier(row["name"])
-        there = composed.SQL("{}.{}").format(composed.Identifier(legacy), name)
-        kind, statement = composed.SQL(row["kind"]), composed.SQL(sql("legacy_move"))
-        connection.execute(statement.format(kind=kind, name=name, legacy=composed.Identifier(legacy)), prepare=False)
-        way_back.append(statement.format(kind=kind, name=there, legacy=composed.Identifier(schema)).as_string(connection) + ";")
-    return way_back
+def begin_import(connection: DeadlineConnection, plan: Row) -> None:
+    """Make the ledger and write the plan: source_schema, source_table, key_column, key_type, choices."""
+    for statement in ("import_plan_table", "import_plan_row_security", "import_ledger_table", "import_ledger_row_security", "import_ledger_index"):
+        connection.execute(sql(statement), prepare=False)
+    connection.execute(sql("import_plan_insert"), {**plan, "choices": json.dumps(plan["choices"])}, prepare=False)
 
 
-def begin_import(connection: DeadlineConnection, legacy: str, plan: Row) -> None:
-    """Make the ledger and write the plan, in the transaction of the move. plan: source_table, key_column, key_type, choices, way_back."""
-    for statement in ("import_plan_table", "import_ledger_table", "import_ledger_index"):
-        connection.execute(_named(statement, legacy=legacy), prepare=False)
-    for table in (PLAN, "packhorse_import"):
-        connection.execute(composed.SQL(sql("import_row_security")).format(table=composed.Identifier(legacy, table)), prepare=False)
-    document = {**plan, "choices": json.dumps(plan["choices"]), "way_back": json.dumps(plan["way_back"])}
-    connection.execute(_named("import_plan_insert", legacy=legacy), document, prepare=False)
-
-
-def import_plan(connection: DeadlineConnection, legacy: str) -> Row | None:
-    """The plan of an import that has begun, finished or not; None when nothing was moved there."""
-    if not value(connection, "import_plan_exists", (composed.Identifier(legacy, PLAN).as_string(connection),)):
+def import_plan(connection: DeadlineConnection) -> Row | None:
+    """The plan of an import that has begun, finished or not; None when none has. outlived: its messages are gone with their tables."""
+    if not value(connection, "import_plan_exists"):
         return None
-    cursor = connection.execute(_named("import_plan", legacy=legacy), prepare=False)
-    row = cursor.fetchone()
-    if row is None:
-        return None
-    found = dict(zip([column.name for column in cursor.description or ()], row, strict=True))
-    return {**found, "choices": json.loads(found["choices"]), "way_back": json.loads(found["way_back"])}
+    found = rows(connection, "import_plan")
+    return found[0] if found else None
 
 
-def change_choices(connection: DeadlineConnection, legacy: str, choices: Row) -> None:
+def change_choices(connection: DeadlineConnection, choices: Row) -> None:
     """What the operator said later counts as well."""
-    connection.execute(_named("import_plan_choices", legacy=legacy), (json.dumps(choices),), prepare=False)
+    connection.execute(sql("import_plan_choices"), (json.dumps(choices),), prepare=False)
 
 
 def write_messages(connection: DeadlineConnection, drafts: list[Row]) -> int:
@@ -207,9 +153,9 @@ def write_dead_letters(connection: DeadlineConnection, drafts: list[Row]) -> int
     return connection.execute(sql("import_dead_letters"), (json.dumps(drafts),), prepare=False).rowcount
 
 
-def write_outcomes(connection: DeadlineConnection, legacy: str, drafts: list[Row]) -> int:
+def write_outcomes(connection: DeadlineConnection, drafts: list[Row]) -> int:
     """Write into the ledger what became of rows; how many had no outcome before."""
-    return connection.execute(_named("import_outcomes", legacy=legacy), (json.dumps(drafts),), prepare=False).rowcount
+    return connection.execute(sql("import_outcomes"), (json.dumps(drafts),), prepare=False).rowcount
 
 
 def hold_queue(connection: DeadlineConnection, queue: str, *, pause: bool, operator: str) -> None:
@@ -222,9 +168,9 @@ def resume_queues(connection: DeadlineConnection, operator: str) -> list[str]:
     return [row[0] for row in connection.execute(sql("import_resume_queues"), {"operator": operator}).fetchall()]
 
 
-def finish_import(connection: DeadlineConnection, legacy: str) -> None:
+def finish_import(connection: DeadlineConnection) -> None:
     """The import is complete."""
-    connection.execute(_named("import_finished", legacy=legacy), prepare=False)
+    connection.execute(sql("import_finished"), prepare=False)
 
 
 def _identifier(name: str) -> composed.Identifier:
@@ -234,7 +180,3 @@ def _identifier(name: str) -> composed.Identifier:
 def _doubled(name: str) -> str:
     """A per cent sign in a name is no placeholder of psycopg."""
     return name.replace("%", "%%")
-
-
-def _named(statement: str, legacy: str) -> composed.Composed:
-    return composed.SQL(sql(statement)).format(legacy=composed.Identifier(legacy))

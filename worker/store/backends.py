@@ -1,4 +1,4 @@
-"""Results and rate limiters of dramatiq: one function = one statement (migrations/0014_create_dramatiq_backends.sql).
+"""Results and rate limiters of dramatiq: one function = one statement (migrations/functions/results.sql, rate_limiters.sql).
 
 Durations are seconds on the database clock. Errors come out as in store/messages.py.
 """

@@ -1,4 +1,4 @@
-"""Dead letters: look, edit, redrive, purge, export (SPEC Q4; migrations/0011_create_dead_letter_functions.sql).
+"""Dead letters: look, edit, redrive, purge, export (SPEC Q4; migrations/functions/dead_letters.sql).
 
 A Selection says which; `pages` walks it once, oldest message first, over what was dead when the walk
 began: a letter that dies again on the way is not redriven a second time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 
 from packhorse.worker.db.connection import DeadlineConnection
@@ -9,10 +10,25 @@ from packhorse.worker.db.queries import sql
 from packhorse.worker.records import Row
 from packhorse.worker.store.rows import rows, value
 
+#: The message type of maintenance; the scheduler's worker registers it.
+MAINTENANCE_TYPE = "packhorse.maintenance"
+
 
 def schema_objects(connection: DeadlineConnection) -> list[Row]:
     """kind, name and definition of every object of the queue's schema, in order; white space in definitions is one blank."""
-    return [{**row, "definition": " ".join(str(row["definition"]).split())} for row in rows(connection, "schema_objects")]
+    with connection.transaction(force_rollback=True):  # so that definitions name no schema
+        names = connection.names
+        value(connection, "unqualified_names", (f"{names.quoted(names.schema)}, {names.quoted(names.platform)}",))
+        cursor = connection.execute(
+            connection.names.qualified(sql("schema_objects")).replace("{body}", names.without_names("f.prosrc")), prepare=False
+        )
+        return [{"kind": kind, "name": name, "definition": " ".join(definition.split())} for kind, name, definition in cursor.fetchall()]
+
+
+def rights_to_mend(connection: DeadlineConnection, sets: Iterable[str]) -> list[str]:
+    """Statements that make the rights on our objects what they should be; none when they are."""
+    statements = ["rights_of_queue", *(f"rights_of_{name.replace('-', '_')}" for name in sorted(sets))]
+    return [row[0] for statement in statements for row in connection.execute(sql(statement)).fetchall()]
 
 
 def invalid_indexes(connection: DeadlineConnection) -> list[Row]:
@@ -37,7 +53,7 @@ def roles(connection: DeadlineConnection) -> list[Row]:
 
 def retention(connection: DeadlineConnection) -> Row:
     """webhook_ids, dead_letters: is the oldest older than the shipped policies keep it? scheduler: is one alive?"""
-    return rows(connection, "doctor_retention")[0]
+    return rows(connection, "doctor_retention", (MAINTENANCE_TYPE,))[0]
 
 
 def sequences_behind(connection: DeadlineConnection) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Numbers of the whole fleet, counted once for everybody (migrations/0020_create_fleet_statistics.sql)."""
+"""Numbers of the whole fleet, counted once for everybody (migrations/functions/fleet_statistics.sql)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The health checks (health.sql, migrations/0021 to 0024, SPEC O1)."""
+"""The health checks (health.sql, migrations/functions/health*.sql, SPEC O1)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""What stands before and beside the migrations: database, schema, login role, status, the script of them all."""
+"""What stands before and beside the migrations: database, login role, status."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 from packhorse.worker.db import composed, migrate
 from packhorse.worker.db.connection import DeadlineConnection
@@ -17,13 +15,6 @@ def ensure_database(connection: DeadlineConnection, name: str) -> None:
     with translated():
         if not value(connection, "database_exists", (name,)):
             connection.execute(_statement("create_database", name=name), prepare=False)
-
-
-def ensure_schema(connection: DeadlineConnection, name: str) -> None:
-    """Create a schema unless it is there; needs the privilege only when it is not. Raises StoreError."""
-    with translated():
-        if not value(connection, "schema_exists", (name,)):
-            connection.execute(_statement("create_schema", name=name), prepare=False)
 
 
 def ensure_login_role(connection: DeadlineConnection, name: str) -> None:
@@ -47,18 +38,6 @@ def migration_status(connection: DeadlineConnection) -> list[Row]:
         {"name": name, "state": _state(ours.get(name), theirs.get(name, {}).get("checksum")), "applied_at": theirs.get(name, {}).get("applied_at")}
         for name in sorted({*ours, *theirs})
     ]
-
-
-def migration_script(schema: str, sets: Iterable[str] = ()) -> str:
-    """All migrations, with those of these sets, as one SQL text for other tools: each in a transaction, each recorded. For an empty database."""
-    parts = [_statement("migration_script_head", schema=schema).as_string(None) + ";", sql("migrations_table") + ";"]
-    for migration in migrate.available(sets=sets):
-        record = composed.SQL(sql("migration_script_record")).format(
-            name=composed.Literal(migration.name), checksum=composed.Literal(migration.checksum), runs_beside=composed.Literal(migration.runs_beside)
-        )
-        closed = sql("migrations_closed")
-        parts.append(f"-- {migration.name}\nbegin;\n{migration.text.strip()}\n{record.as_string(None)};\n{closed};\ncommit;")
-    return "\n\n".join([*parts, sql("migrations_readable") + ";"]) + "\n"
 
 
 def _statement(statement: str, **names: str) -> composed.Composed:

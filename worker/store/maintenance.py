@@ -46,12 +46,12 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a retention batch works on. keys: primary key columns; types: of column and keys, as the catalogue says.
+    """What a retention batch works on. table: schema and name; keys: primary key columns; types: of column and keys, as the catalogue says.
 
     A column without a time zone is read as UTC, whatever zone the database or the role is set to.
     """
 
-    table: str
+    table: tuple[str, str]
     column: str
     keys: tuple[str, ...]
     types: tuple[str, ...]
@@ -59,9 +59,45 @@ class Target:
     assign: str | None = None
 
 
-def quoted(table: str) -> str:
-    """[schema.]table of a policy for to_regclass: as it is written, like the identifiers of its statements."""
-    return ".".join(f'"{part}"' for part in table.split("."))
+#: Tables that a policy may name without a schema, whatever the search_path is: those that shipped policies look after.
+QUEUE_TABLES = frozenset(
+    {
+        "processed_messages",
+        "message_dedup",
+        "message_results",
+        "dead_letters",
+        "schedule_runs",
+        "maintenance_runs",
+        "message_archive",
+        "message_queue",  # to be refused
+    }
+)
+PLATFORM_TABLES = frozenset(
+    {
+        "ai_conversation_memory",
+        "dialog_contexts",
+        "appointments_cache",
+        "whatsapp_keys",
+        "platform_events",
+        "webhook_events",
+        "audit_events",
+        "messages",
+    }
+)
+
+
+def located(connection: DeadlineConnection, table: str) -> tuple[str, ...]:
+    """[schema.]table of a policy, as it is written; with our schema where it is a table of ours."""
+    if table in QUEUE_TABLES:
+        return connection.names.schema, table
+    if table in PLATFORM_TABLES:
+        return connection.names.platform, table
+    return tuple(table.split("."))
+
+
+def quoted(connection: DeadlineConnection, table: str) -> str:
+    """The same for to_regclass."""
+    return ".".join('"' + part.replace('"', '""') + '"' for part in located(connection, table))
 
 
 def start(
@@ -143,17 +179,17 @@ def progress(connection: DeadlineConnection, task: str) -> Row | None:
 
 def gates(connection: DeadlineConnection, table: str | None) -> list[Gate]:
     """The health gates as they stand now."""
-    return [Gate(*row) for row in connection.execute(sql("maintenance_gates"), (table and quoted(table),)).fetchall()]
+    return [Gate(*row) for row in connection.execute(sql("maintenance_gates"), (table and quoted(connection, table),)).fetchall()]
 
 
 def table_facts(connection: DeadlineConnection, table: str, column: str) -> Row | None:
     """What a policy has to know about its table; None when there is none."""
-    found = rows(connection, "table_facts", {"table": quoted(table), "column": column})
+    found = rows(connection, "table_facts", {"table": quoted(connection, table), "column": column})
     return found[0] if found else None
 
 
 def table_exists(connection: DeadlineConnection, table: str) -> bool:
-    return bool(value(connection, "table_exists", (quoted(table),)))
+    return bool(value(connection, "table_exists", (quoted(connection, table),)))
 
 
 def table_names(connection: DeadlineConnection) -> list[str]:
@@ -240,7 +276,7 @@ def _compose(name: str, target: Target, after: list[str] | None, touch: bool = T
         follows = composed.SQL("(t.{}, {}) > ({})").format(column, _joined("t.{}", keys), places)
     cutoff = composed.SQL("%(cutoff)s::timestamptz" if target.types[0].endswith("with time zone") else "(%(cutoff)s at time zone 'UTC')")
     return composed.SQL(sql(name)).format(
-        table=composed.Identifier(*target.table.split(".")),
+        table=composed.Identifier(*target.table),
         column=column,
         after=follows,
         cutoff=cutoff,

@@ -1,4 +1,4 @@
-"""Every verb on messages: one function = one statement = one SQL function (migrations/0006-0010).
+"""Every verb on messages: one function = one statement = one SQL function (migrations/functions).
 
 Each takes a connection first, so that it runs in whatever transaction that connection is in. Errors
 come out as psycopg errors inside a lent connection (pool.py and Link translate them).
@@ -14,13 +14,15 @@ from uuid import UUID
 
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.queries import sql
-from packhorse.worker.records import EnqueueResult, Gate
+from packhorse.worker.records import EnqueueResult, Gate, Hints
+from packhorse.worker.store.options import BULK_KEYS, OPTIONS
 
-_ENQUEUE = sql("enqueue")
+_ENQUEUE = sql("enqueue").format(options=", ".join(f"{option.argument} => {option.expression.format('%s')}" for option in OPTIONS))
 _ENQUEUE_PLAIN = sql("enqueue_plain")
 _COMPLETE_AND_CLAIM = sql("complete_and_claim")
 
 ClaimRow = tuple[Any, ...]
+NO_HINTS = Hints()
 
 
 def enqueue_plain(connection: DeadlineConnection, queue: str, message_type: str, payload: str, options: str, priority: int) -> int:
@@ -29,54 +31,20 @@ def enqueue_plain(connection: DeadlineConnection, queue: str, message_type: str,
     return int(row[0])  # type: ignore[index]
 
 
-def enqueue(
-    connection: DeadlineConnection,
-    queue: str,
-    message_type: str,
-    payload: str,
-    options: str,
-    *,
-    priority: int = 5,
-    delay_seconds: float | None = None,
-    run_at: datetime | None = None,
-    max_attempts: int | None = None,
-    conversation_key: str | None = None,
-    dedup_key: str | None = None,
-    dedup_window_seconds: float = 300.0,
-    correlation_id: str | None = None,
-    trace_context: str | None = None,
-    expires_seconds: float | None = None,
-    concurrency_key: str | None = None,
-) -> EnqueueResult:
+def enqueue(connection: DeadlineConnection, queue: str, message_type: str, payload: str, options: str, **given: Any) -> EnqueueResult:
     """Enqueue one message in the connection's transaction.
 
-    payload, options: JSON object texts. Returns the id and whether a dedup window answered.
-    Raises InvalidArgument, UnknownQueue. Source: migrations/0006_create_enqueue.sql
+    payload, options: JSON object texts. given: values by the keys of the table of options (options.py). Returns the id and whether a
+    dedup window answered. Raises InvalidArgument, UnknownQueue. Source: migrations/functions/enqueue.sql
     """
-    row = connection.execute(
-        _ENQUEUE,
-        (
-            queue,
-            message_type,
-            payload,
-            options,
-            priority,
-            delay_seconds,
-            run_at,
-            max_attempts,
-            conversation_key,
-            dedup_key,
-            dedup_window_seconds,
-            correlation_id,
-            trace_context,
-            expires_seconds,
-            concurrency_key,
-        ),
-    ).fetchone()
+    values = [given.get(option.key, option.default) for option in OPTIONS]
+    row = connection.execute(_ENQUEUE, (queue, message_type, payload, options, *values)).fetchone()
     return EnqueueResult(int(row[0]), bool(row[1]))  # type: ignore[index]
 
 
 BULK_ROWS = 1000
+#: Columns of a row: queue, type, payload, options, priority, and those of options.
+WIDTH = 5 + len(BULK_KEYS)
 SEPARATOR, NULL = "\x1e", "\x1f"  # cannot occur in JSON text; other columns are checked
 
 
@@ -86,12 +54,12 @@ def insert_messages(connection: DeadlineConnection, rows: Sequence[Sequence[str]
     In statements of BULK_ROWS rows; ids in order. Without with_state the state is left out: all are pending.
     """
     statement = sql("insert_messages_with_state" if with_state else "insert_messages")
-    width = 13 if with_state else 12
+    width = WIDTH + with_state
     for start in range(0, len(rows), BULK_ROWS):
         columns = list(zip(*rows[start : start + BULK_ROWS], strict=True))[:width]
         payloads, options = columns[2:4]
-        alike = [None if column[0] == NULL else column[0] for column in (*columns[:2], *columns[4:12]) if len(set(column)) == 1]
-        if len(alike) == 10 and not with_state:
+        alike = [None if column[0] == NULL else column[0] for column in (*columns[:2], *columns[4:WIDTH]) if len(set(column)) == 1]
+        if len(alike) == WIDTH - 2 and not with_state:
             connection.execute(sql("insert_alike"), [*alike, SEPARATOR.join(payloads), SEPARATOR.join(options)])
         else:
             connection.execute(statement, [SEPARATOR.join(column) for column in columns])
@@ -128,18 +96,22 @@ def complete_and_claim(
     until: list[str | None] | None = None,
     isolated: bool = False,
     first: list[int] | None = None,
-) -> list[ClaimRow]:
-    """Complete these, claim those: one round trip, one commit. Rows as in the statement `complete_and_claim`.
+) -> tuple[list[ClaimRow], Hints]:
+    """Complete these, claim those: one round trip, one commit. Rows of messages as in the statement `complete_and_claim`, and the hints.
 
     limit: 0..10000. lease: interval text. since, until: ten timestamp texts per queue, one per priority; None looks
     from the start, or without an end.
     isolated: those that were there when two processes died, and no others. first: messages whose conversation went on,
     to be looked at wherever they are.
-    Source: migrations/0008_create_settle.sql
+    Source: migrations/functions/claim.sql
     """
-    return connection.execute(
+    rows = connection.execute(
         _COMPLETE_AND_CLAIM, (_array(ids), _array(tokens), holder, queues, limit, lease, types, since, isolated, _array(first or []), until)
     ).fetchall()
+    if not rows or rows[-1][0] is None:
+        return rows, NO_HINTS
+    said = json.loads(rows.pop()[0])
+    return rows, Hints(frozenset(said.get("lost", ())), tuple(said.get("promoted", ())), said.get("next_in"), said.get("isolated", False))
 
 
 def next_of_conversations(connection: DeadlineConnection, keys: list[str]) -> list[int]:
@@ -225,7 +197,7 @@ def complete_refused(connection: DeadlineConnection) -> int:
 
 
 def release_unknown(connection: DeadlineConnection, holder: UUID, known: list[int]) -> int:
-    """Hand back what `holder` leased by claims whose answers were lost; how many. Source: migrations/0009_create_failure.sql"""
+    """Hand back what `holder` leased by claims whose answers were lost; how many. Source: migrations/functions/retry.sql"""
     return int(connection.execute(sql("release_unknown"), (holder, _array(known))).fetchone()[0])  # type: ignore[index]
 
 
@@ -263,12 +235,12 @@ def announce_sleep(connection: DeadlineConnection, queues: list[str], seconds: f
 
 
 def attend_queues(connection: DeadlineConnection, queues: list[str], types: list[str], seconds: float) -> list[str]:
-    """Watch those of these queues that nobody watches, for a worker that runs these types; returns which."""
+    """Monitor those of these queues that nobody watches, for a worker that runs these types; returns which."""
     return list(connection.execute(sql("attend_queues"), (queues, types, seconds)).fetchone()[0])  # type: ignore[index]
 
 
 def keep_attending(connection: DeadlineConnection, queues: list[str], types: list[str], seconds: float) -> list[str]:
-    """Watch these queues for longer; returns those that have to be left."""
+    """Monitor these queues for longer; returns those that have to be left."""
     return list(connection.execute(sql("keep_attending"), (queues, types, seconds)).fetchone()[0])  # type: ignore[index]
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.queries import sql
 from packhorse.worker.errors import InvalidArgument, NotFound
-from packhorse.worker.near import did_you_mean
 from packhorse.worker.records import Row
 from packhorse.worker.store import dead_letters, messages
 from packhorse.worker.store.rows import rows, value
+from packhorse.worker.suggest import did_you_mean
 
 
 def queue_health(connection: DeadlineConnection) -> list[Row]:

@@ -50,13 +50,13 @@ class Partition:
 
 def parent(connection: DeadlineConnection, table: str, column: str) -> Parent | None:
     """The partitioned table, and whether `column` is its only key; None when it is no partitioned table."""
-    row = connection.execute(sql("partition_parent"), {"table": quoted(table), "column": column}).fetchone()
+    row = connection.execute(sql("partition_parent"), {"table": quoted(connection, table), "column": column}).fetchone()
     return None if row is None else Parent(bool(row[0]), *row[1:])
 
 
 def partitions(connection: DeadlineConnection, table: str) -> list[Partition]:
     """Its partitions, oldest first, the default one last."""
-    return [Partition(*row) for row in connection.execute(sql("partition_list"), (quoted(table),)).fetchall()]
+    return [Partition(*row) for row in connection.execute(sql("partition_list"), (quoted(connection, table),)).fetchall()]
 
 
 def create(
@@ -64,7 +64,7 @@ def create(
 ) -> int:
     """Make a partition like its table and attach it; in the caller's transaction, which it gives a lock timeout of one second.
 
-    What "like its table" means is in create_partition_table() and finish_partition() (migrations/0005).
+    What "like its table" means is in create_partition_table() and finish_partition() (migrations/functions/partitions.sql).
     fill_from: move the rows of the period out of this default partition first, writers wait; returns how many.
     Raises StoreConflict.
     """
@@ -76,7 +76,7 @@ def create(
     }
     connection.execute(sql("partition_timeouts"))
     connection.execute(sql("partition_lock_parent"), (f"{of.schema}.{of.name}",))
-    table = quoted(f"{of.schema}.{of.name}")
+    table = ".".join('"' + part.replace('"', '""') + '"' for part in (of.schema, of.name))
     connection.execute(sql("partition_create"), (table, of.schema, name))
     moved = 0
     if fill_from is not None:

@@ -1,4 +1,4 @@
-"""The timetable in the database: one function = one statement (schedules.sql, migrations/0016)."""
+"""The timetable in the database: one function = one statement (schedules.sql, migrations/functions/schedules.sql)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def set_schedule(connection: DeadlineConnection, values: dict[str, Any]) -> str:
     """Make or change a schedule; "created", "changed" or "unchanged". values: fields of schedules.Schedule, and `origin`, the
     packages of who declares it.
 
-    Raises InvalidArgument, UnknownQueue. Source: migrations/0016_create_schedules.sql
+    Raises InvalidArgument, UnknownQueue. Source: migrations/functions/schedules.sql
     """
     return str(value(connection, "set_schedule", values | {"payload": dumps(values["payload"])}))
 
@@ -79,9 +79,9 @@ def plan(connection: DeadlineConnection, name: str, last: datetime, next_at: dat
     connection.execute(sql("plan_schedule"), (name, last, next_at, problem))
 
 
-def settle_runs(connection: DeadlineConnection, limit: int = 200) -> int:
+def finish_runs(connection: DeadlineConnection, limit: int = 200) -> int:
     """Write the ends of finished runs into the history; how many."""
-    return int(value(connection, "settle_schedule_runs", (limit,)))
+    return int(value(connection, "finish_schedule_runs", (limit,)))
 
 
 def list_schedules(connection: DeadlineConnection) -> list[Row]:

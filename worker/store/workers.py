@@ -1,4 +1,4 @@
-"""Worker processes: register, beat, deregister, rescue (migrations/0010_create_rescue.sql)."""
+"""Worker processes: register, beat, deregister, rescue (migrations/functions/workers.sql)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def register(
     policies: str,
     problems: list[str],
 ) -> None:
-    """A process starts; declares its queues and types. policies: JSON text, by type: see register_worker in migrations/0010_create_rescue.sql.
+    """A process starts; declares its queues and types. policies: JSON text, by type: see register_worker in migrations/functions/workers.sql.
     problems: what its predecessor could not do.
     """
     connection.execute(

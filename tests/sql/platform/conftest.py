@@ -21,7 +21,7 @@ _emptied: dict[str, Database] = {}
 _connections: dict[str, psycopg.Connection] = {}  # one per server: a fresh one would compile every function again
 
 _numbers = itertools.count(1)
-_TABLES = """select relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p') and not relispartition
+_TABLES = """select relname from pg_class where relnamespace in ('public'::regnamespace, 'packhorse'::regnamespace) and relkind in ('r', 'p') and not relispartition
              and relname <> 'packhorse_migrations'"""
 
 

@@ -11,8 +11,8 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.sql.client import Sql
+from tests.sql.mutations import break_function
 from tests.sql.parking import blocked_behind, in_background
-from tests.sql.twins import break_function
 from tests.support.postgres import Database
 
 PHONE = "250788000456"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.sql.client import Sql
-from tests.sql.twins import break_function
+from tests.sql.mutations import break_function
 from tests.support.postgres import Database
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from packhorse.worker.db import migrate
 from packhorse.worker.db.connection import DeadlineConnection, connect
+from packhorse.worker.db.names import Names
 from packhorse.worker.errors import MigrationError, SchemaMismatch, StoreError
 from packhorse.worker.exits import EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
 from packhorse.worker.store import installation
@@ -23,6 +24,8 @@ from tests.support.workers import Daemon, Ledger
 
 QUEUE = [migration.name for migration in migrate.available()]
 PLATFORM = [migration.name for migration in migrate.available(sets=["platform"])][len(QUEUE) :]
+NUMBERED = [name for name in PLATFORM if "/functions/" not in name]
+FUNCTIONS = PLATFORM[len(NUMBERED) :]
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def with_a_later_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_the_names_bear_the_set_and_come_after_the_queue() -> None:
-    assert all(name.startswith("platform/0") for name in PLATFORM) and not any("/" in name for name in QUEUE)
+    assert all(name.startswith("platform/") for name in PLATFORM) and not any("platform" in name for name in QUEUE)
 
 
 def test_a_database_without_the_platform_fits_and_up_does_not_add_it(connection: DeadlineConnection, database: Database) -> None:
@@ -83,7 +86,7 @@ def test_a_plain_up_keeps_the_platform_up_to_date(connection: DeadlineConnection
 
 def test_what_a_killed_migrator_left_half_done_does_not_fit_and_is_finished_by_a_plain_up(connection: DeadlineConnection, database: Database) -> None:
     migrate.up(connection, sets=["platform"])
-    for _ in PLATFORM[2:]:
+    for _ in NUMBERED[2:]:
         migrate.down(connection)
     with pytest.raises(SchemaMismatch, match=f"{len(PLATFORM) - 2} migration.*{PLATFORM[2]}"):
         migrate.check(connection)
@@ -93,7 +96,7 @@ def test_what_a_killed_migrator_left_half_done_does_not_fit_and_is_finished_by_a
 @pytest.mark.parametrize("unknown", ["platform/9999_rule_the_world", "elsewhere/0001_begin"])
 def test_a_platform_that_is_newer_than_the_code_is_refused_and_named(connection: DeadlineConnection, database: Database, unknown: str) -> None:
     migrate.up(connection, sets=["platform"])
-    database.query("insert into packhorse_migrations (name, checksum) values (%s, 'x')", unknown)
+    database.query("insert into packhorse_migrations (name, checksum, release, objects) values (%s, 'x', '99.0.0', '{}')", unknown)
     for call in (migrate.up, migrate.check):
         with pytest.raises(SchemaMismatch, match=f"this code is older than the database, which has {unknown}"):
             call(connection)
@@ -126,7 +129,7 @@ def test_down_takes_the_platform_back_before_the_queue_and_leaves_nothing_of_it(
     )
     before = database.query(objects)
     migrate.up(connection, sets=["platform"])
-    assert [migrate.down(connection) for _ in PLATFORM] == PLATFORM[::-1]
+    assert [migrate.down(connection) for _ in NUMBERED] == NUMBERED[::-1]
     assert sorted(database.query(objects)) == sorted(before)
     migrate.check(connection)
     assert migrate.up(connection, sets=["platform"]) == PLATFORM
@@ -154,7 +157,7 @@ def test_a_thing_of_theirs_with_one_of_our_names_is_named_and_nothing_is_left_ha
 
 def test_the_platform_can_live_in_another_schema(empty_database: Database) -> None:
     empty_database.query("create schema elsewhere")
-    other = connect(empty_database.admin_url, schema="elsewhere", deadline_seconds=60)
+    other = connect(empty_database.admin_url, names=Names(platform="elsewhere"), deadline_seconds=60)
     assert migrate.up(other, sets=["platform"]) == QUEUE + PLATFORM
     outside = connect(empty_database.admin_url)
     row = outside.execute("select created from elsewhere.get_or_create_agent_session('250788000456', 'booking')").fetchone()
@@ -173,15 +176,15 @@ def test_the_command_line_adds_the_platform_and_reports_it(tmp_path: Path, datab
     assert done.code == EXIT_OK and done.out.splitlines() == [f"applied {name}" for name in PLATFORM]
     assert cli("migrate", "check").code == EXIT_OK
     assert [(row["name"], row["state"]) for row in cli("migrate", "status", "--json").document] == [(name, "applied") for name in QUEUE + PLATFORM]
-    assert cli("migrate", "down", "--yes", "--json").document == {"taken_back": PLATFORM[-1]}
+    assert cli("migrate", "down", "--yes", "--json").document == {"taken_back": NUMBERED[-1]}
     assert cli("queue", "list").code == EXIT_SCHEMA
-    assert cli("migrate", "up", "--json").document == {"applied": PLATFORM[-1:]}
+    assert cli("migrate", "up", "--json").document == {"applied": [NUMBERED[-1], *FUNCTIONS]}
     assert cli("queue", "list").code == EXIT_OK
 
 
 def test_the_sql_of_all_migrations_makes_the_same_by_other_means(empty_database: Database) -> None:
     with empty_database.connect(admin=True) as admin:
-        admin.execute(installation.migration_script("public", ["platform"]).encode())
+        admin.execute(migrate.script(Names(), ["platform"]).encode())
     connection = connect(empty_database.admin_url)
     migrate.check(connection)
     assert names(empty_database) == QUEUE + PLATFORM

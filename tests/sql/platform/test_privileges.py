@@ -19,6 +19,7 @@ READ = {
     "check_text",
     "check_span",
     "check_period",
+    "platform_rights",
     "refuse_agent_session",
     "get_agent_conversation",
     "get_event_counts_by_type",

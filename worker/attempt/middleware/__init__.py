@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dramatiq.middleware import AgeLimit, Middleware, ShutdownNotifications
 
-from packhorse.worker.attempt.middleware.following import Callbacks, Pipelines
+from packhorse.worker.attempt.middleware.follow_ups import Callbacks, Pipelines
 from packhorse.worker.attempt.middleware.retries import Retries
 from packhorse.worker.attempt.middleware.time_limits import TimeLimits
 

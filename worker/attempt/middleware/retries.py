@@ -17,7 +17,7 @@ from typing import Any
 import dramatiq
 from dramatiq.middleware import Retries as StockRetries
 
-from packhorse.worker.attempt.messages import ClaimedMessage, Ending, clean, failure
+from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, clean, failure
 from packhorse.worker.enqueue.encoding import WITHOUT_END
 from packhorse.worker.errors import Bury, Cancel, CancelInterrupt, DrainInterrupt, LeaseInterrupt, NotCompleted, Retry, Snooze
 
@@ -35,24 +35,24 @@ def _actor(broker: Any, name: str) -> Any:
         return None
 
 
-def asked_for(exception: BaseException) -> Ending | None:
-    """The ending that an exception of ours stands for, whatever the policy is; None of a failure. Raises for a Snooze of no number."""
+def asked_for(exception: BaseException) -> Outcome | None:
+    """The outcome that an exception of ours stands for, whatever the policy is; None of a failure. Raises for a Snooze of no number."""
     if isinstance(exception, Snooze):
-        return Ending("snooze", exception.reason, delay_seconds=max(0.0, exception.seconds))
+        return Outcome("snooze", exception.reason, delay_seconds=max(0.0, exception.seconds))
     if isinstance(exception, Cancel):
-        return Ending("cancel", clean(str(exception), 1000))
+        return Outcome("cancel", clean(str(exception), 1000))
     if isinstance(exception, Bury):
-        return Ending("bury", "buried", "Bury", clean(str(exception), 10_000))
+        return Outcome("bury", "buried", "Bury", clean(str(exception), 10_000))
     if isinstance(exception, CancelInterrupt):
-        return Ending("cancel", "cancelled by an operator while it ran")
+        return Outcome("cancel", "cancelled by an operator while it ran")
     if isinstance(exception, (DrainInterrupt, LeaseInterrupt)):
-        return Ending("release", type(exception).__name__)
+        return Outcome("release", type(exception).__name__)
     if isinstance(exception, NotCompleted):
-        return Ending("uncommitted", clean(str(exception), 1000), delay_seconds=COMMIT_AGAIN_SECONDS, bounded=not exception.refused)
+        return Outcome("uncommitted", clean(str(exception), 1000), delay_seconds=COMMIT_AGAIN_SECONDS, bounded=not exception.refused)
     return None
 
 
-#: What an actor's code may say of retries and the database understands (failure_policy in migrations/0009_create_failure.sql).
+#: What an actor's code may say of retries and the database understands (failure_policy in migrations/functions/retry.sql).
 POLICY = ("max_attempts", "max_retries", "min_backoff", "max_backoff", "on_retry_exhausted")
 
 
@@ -86,21 +86,21 @@ class Retries(StockRetries):
             super().after_process_message(broker, message, result=result, exception=exception)
             return
         try:
-            ending = self.decide(_actor(broker, message.actor_name), message, exception)
+            outcome = self.decide(_actor(broker, message.actor_name), message, exception)
         except Exception as error:  # a retry_when that raises, options of the wrong type: never mistake the failure for success
             logger.warning("retry_policy_failed message_id=%s actor=%s error_class=%s", message.id, message.actor_name, type(error).__name__)
-            ending = failure(exception)
-        message.ending = ending
-        if ending.traceback is not None and ending.reason != "rejected":
+            outcome = failure(exception)
+        message.outcome = outcome
+        if outcome.traceback is not None and outcome.reason != "rejected":
             # as dramatiq's leaves them, for callbacks (on_failure, on_retry_exhausted) and the hooks that come after
-            message.options |= {"retries": message.attempt, "traceback": ending.traceback, "requeue_timestamp": int(time.time() * 1000)}
+            message.options |= {"retries": message.attempt, "traceback": outcome.traceback, "requeue_timestamp": int(time.time() * 1000)}
         # The database decides whether attempts are left. Where the limit is known here, middleware is told
         # "nack" from the start, as dramatiq does; where it is the queue's, once the database has answered.
-        limit = message.max_attempts if message.max_attempts is not None else ending.max_attempts
-        message.failed = ending.verb == "bury" or (ending.verb == "fail" and limit is not None and message.attempt >= limit)
+        limit = message.max_attempts if message.max_attempts is not None else outcome.max_attempts
+        message.failed = outcome.verb == "bury" or (outcome.verb == "fail" and limit is not None and message.attempt >= limit)
 
-    def decide(self, actor: Any, message: ClaimedMessage, exception: BaseException) -> Ending:
-        """The ending of an attempt that raised. Pure but for reading the message."""
+    def decide(self, actor: Any, message: ClaimedMessage, exception: BaseException) -> Outcome:
+        """The outcome of an attempt that raised. Pure but for reading the message."""
         asked = asked_for(exception)
         if asked is not None:
             return asked

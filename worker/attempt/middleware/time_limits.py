@@ -14,8 +14,8 @@ from typing import Any
 from dramatiq.middleware import TimeLimit
 
 from packhorse.worker.attempt.messages import ClaimedMessage
-from packhorse.worker.enqueue.encoding import MAX_DELAY_SECONDS
 from packhorse.worker.errors import InvalidArgument
+from packhorse.worker.store.options import MAX_DELAY_SECONDS
 
 logger = logging.getLogger("packhorse.time_limits")
 

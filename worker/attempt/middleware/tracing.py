@@ -16,7 +16,7 @@ from packhorse.worker.errors import LeaseLost
 from packhorse.worker.observe import tracing
 from packhorse.worker.observe.tracing import Failure, Processing
 
-#: Ending -> packhorse.outcome; `failed` is what the database makes a retry or a death of.
+#: Outcome -> packhorse.outcome; `failed` is what the database makes a retry or a death of.
 _OUTCOMES = {
     "fail": "failed",
     "retry": "failed",
@@ -61,23 +61,23 @@ class Tracing(Middleware):
 
 def outcome(message: ClaimedMessage, exception: BaseException | None) -> str:
     """done, failed (retry or dead, as the database decides), dead, snooze, cancelled, released or lost."""
-    if message.settled:  # a transactional handler that has committed
+    if message.finished:  # a transactional handler that has committed
         return "done"
     if message.lost or isinstance(exception, LeaseLost):
         return "lost"
     if message.failed:
         return "dead"
-    if message.ending is not None:
-        return _OUTCOMES[message.ending.verb]
+    if message.outcome is not None:
+        return _OUTCOMES[message.outcome.verb]
     return "done" if exception is None else "failed"
 
 
 def _failure(message: ClaimedMessage, exception: BaseException | None) -> Failure | None:
     """The error as Retries has taken it down, else as it is."""
-    ending = message.ending
-    if ending is None or ending.error_class is None:
+    outcome = message.outcome
+    if outcome is None or outcome.error_class is None:
         exception = exception or message._exception  # the latter of a message that middleware refused
         if exception is None:
             return None
-        ending = failure(exception)
-    return Failure(ending.error_class or "Error", ending.error_message or "", ending.traceback)
+        outcome = failure(exception)
+    return Failure(outcome.error_class or "Error", outcome.error_message or "", outcome.traceback)

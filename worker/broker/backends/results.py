@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dramatiq.results import ResultBackend, ResultMissing, ResultTimeout
 from dramatiq.results.backend import DEFAULT_TIMEOUT
 
-from packhorse.worker.attempt.messages import ClaimedMessage, Ending, clean
+from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, clean
 from packhorse.worker.broker.backends.connections import Connections
 from packhorse.worker.broker.backends.losses import TellsLosses
 from packhorse.worker.enqueue.encoding import to_json
@@ -85,9 +85,9 @@ class PostgresResultBackend(TellsLosses, ResultBackend):
         """The message is buried: the same result would be refused again, so a retry cannot help."""
         logger.error("result_not_storable message_id=%s actor=%s error=%s", getattr(message, "id", message.message_id), message.actor_name, error)
         self.store_exception(message, error, ttl)
-        if isinstance(message, ClaimedMessage) and not message.settled:
+        if isinstance(message, ClaimedMessage) and not message.finished:
             # (a transactional handler has committed its completion already: there is nothing left to fail)
-            message.ending = Ending("bury", "rejected", type(error).__name__, clean(str(error), 10_000))
+            message.outcome = Outcome("bury", "rejected", type(error).__name__, clean(str(error), 10_000))
             message.stuff_exception(error)
             message.fail()
 

@@ -1,23 +1,23 @@
 -- name: store_result
 -- Store a result of an actor.
-select store_message_result(%s, %s::jsonb, make_interval(secs => %s));
+select packhorse.store_message_result(%s, %s::jsonb, make_interval(secs => %s));
 
 -- name: get_result
 -- The stored result.
-select get_message_result(%s);
+select packhorse.get_message_result(%s);
 
 -- name: add_rate_limiter
 -- Set a counter unless it exists.
-select add_rate_limiter(%s, %s, make_interval(secs => %s));
+select packhorse.add_rate_limiter(%s, %s, make_interval(secs => %s));
 
 -- name: change_rate_limiter
 -- Add to a counter within its range.
-select change_rate_limiter(%s, %s, %s, %s, make_interval(secs => %s), %s);
+select packhorse.change_rate_limiter(%s, %s, %s, %s, make_interval(secs => %s), %s);
 
 -- name: get_rate_limiter
 -- The value of a counter.
-select get_rate_limiter(%s);
+select packhorse.get_rate_limiter(%s);
 
 -- name: drop_rate_limiter
 -- A waiter takes the event away.
-delete from rate_limiters where limiter_key = %s and value > 0 and expires_at > clock_timestamp() returning true;
+delete from packhorse.rate_limiters where limiter_key = %s and value > 0 and expires_at > clock_timestamp() returning true;

@@ -1,7 +1,7 @@
 -- name: dead_letter_groups
 -- Dead letters by cause, most frequent first.
 select fingerprint, queue, message_type, reason, error_class, error_message, count, first_dead_at, last_dead_at, oldest_id
-from dead_letter_groups
+from packhorse.dead_letter_groups
 where (%(queue)s::text is null or queue = %(queue)s)
 order by count desc, last_dead_at desc, fingerprint limit %(limit)s;
 
@@ -9,7 +9,7 @@ order by count desc, last_dead_at desc, fingerprint limit %(limit)s;
 -- Dead letters by filter, newest first.
 select id, queue, message_type, reason, error_class, left(error_message, 120) as error_message, attempt, crashes,
   conversation_key, dead_at, fingerprint
-from dead_letters
+from packhorse.dead_letters
 where (%(queue)s::text is null or queue = %(queue)s) and (%(message_type)s::text is null or message_type = %(message_type)s)
   and (%(fingerprint)s::text is null or fingerprint = %(fingerprint)s)
 order by dead_at desc, id desc limit %(limit)s;
@@ -19,18 +19,18 @@ order by dead_at desc, id desc limit %(limit)s;
 select id, queue, message_type, reason, error_class, error_message, traceback, fingerprint, priority, attempt, max_attempts,
   crashes, conversation_key, concurrency_key, correlation_id, blocks_conversation, created_at, dead_at, edited_at, lease_holder,
   payload, options, history
-from dead_letters where id = %s;
+from packhorse.dead_letters where id = %s;
 
 -- name: count_dead_letters
 -- How many an act would touch, and the moment that was: what dies later is not part of it.
-select count(*), clock_timestamp() from dead_letters
+select count(*), clock_timestamp() from packhorse.dead_letters
 where (%(ids)s::bigint[] is null or id = any (%(ids)s)) and (%(queue)s::text is null or queue = %(queue)s)
   and (%(fingerprint)s::text is null or fingerprint = %(fingerprint)s)
   and (%(older_than)s::float8 is null or dead_at < clock_timestamp() - make_interval(secs => %(older_than)s));
 
 -- name: page_of_dead_letters
 -- The next ids after a given one, oldest message first, of those that were dead at a given moment.
-select id from dead_letters
+select id from packhorse.dead_letters
 where id > %(after)s and dead_at <= %(dead_by)s
   and (%(ids)s::bigint[] is null or id = any (%(ids)s)) and (%(queue)s::text is null or queue = %(queue)s)
   and (%(fingerprint)s::text is null or fingerprint = %(fingerprint)s)
@@ -39,27 +39,27 @@ order by id limit %(limit)s;
 
 -- name: redrive
 -- Enqueue dead letters again; the ids that were.
-select redrive_dead_letters(p_ids => %s, p_limit => %s, p_operator => %s, p_reason => %s);
+select packhorse.redrive_dead_letters(p_ids => %s, p_limit => %s, p_operator => %s, p_reason => %s);
 
 -- name: dead_again
 -- How many of these ids are dead letters (again).
-select count(*) from dead_letters where id = any (%s);
+select count(*) from packhorse.dead_letters where id = any (%s);
 
 -- name: dead_letter_payload
 -- The payload of one dead letter, to be edited.
-select payload from dead_letters where id = %s;
+select payload from packhorse.dead_letters where id = %s;
 
 -- name: edit_dead_letter
 -- Replace the payload, which was the last value when it was read; false when there is no such dead letter.
-select edit_dead_letter(%s, %s::jsonb, %s, %s, %s::jsonb);
+select packhorse.edit_dead_letter(%s, %s::jsonb, %s, %s, %s::jsonb);
 
 -- name: purge
 -- Delete dead letters; the ids that were.
-select purge_dead_letters(p_ids => %s, p_limit => %s, p_operator => %s, p_reason => %s);
+select packhorse.purge_dead_letters(p_ids => %s, p_limit => %s, p_operator => %s, p_reason => %s);
 
 -- name: export_dead_letters
 -- Dead letters of these ids, whole, oldest first.
 select id, queue, message_type, payload, options, priority, reason, error_class, error_message, traceback, fingerprint, attempt,
   max_attempts, crashes, conversation_key, concurrency_key, correlation_id, trace_context, history, lease_holder,
   blocks_conversation, created_at, dead_at, edited_at
-from dead_letters where id = any (%s) order by id;
+from packhorse.dead_letters where id = any (%s) order by id;

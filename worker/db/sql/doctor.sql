@@ -1,27 +1,23 @@
 -- name: schema_objects
 -- Every object of the queue's schema with a definition that no server version and no schema name changes; partitions left out.
 -- What a definition says is a statement that makes the object, where one is short enough.
-with mine as (select n.oid from pg_namespace n where n.nspname = current_schema()),
+with of_platform as (
+  select t.relnamespace as schema, o.name from pg_class t, packhorse.packhorse_migrations m cross join lateral unnest(m.objects) as o (name)
+  where t.oid = to_regclass('platform.companies') and starts_with(m.name, 'platform/')),
+queue as (select c.relnamespace as oid from pg_class c where c.oid = to_regclass('packhorse.message_queue')),
 relations as (
   select c.oid, c.relname::text as name, c.relkind, c.relrowsecurity, c.relforcerowsecurity, c.relacl
-  from pg_class c join mine on mine.oid = c.relnamespace where not c.relispartition and c.relname <> 'packhorse_migrations'
+  from pg_class c where not c.relispartition and (c.relnamespace in (select q.oid from queue q)
+      or exists (select from of_platform o where o.schema = c.relnamespace and (o.name = c.relname::text
+        or o.name = (select t.relname::text from pg_class t where t.oid = (select x.indrelid from pg_index x where x.indexrelid = c.oid))
+        or exists (select from pg_depend d join pg_class t on t.oid = d.refobjid
+          where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype in ('a', 'i') and t.relname::text = o.name))))
     and not exists (select from pg_depend d where d.objid = c.oid and d.deptype = 'e')),
 functions as (
-  select p.*, p.oid::regprocedure::text as signature from pg_proc p join mine on mine.oid = p.pronamespace
-  where not exists (select from pg_depend d where d.objid = p.oid and d.deptype = 'e')),
-roles as (select r.oid, r.rolname::text as role from pg_roles r where r.rolname in ('packhorse_worker', 'packhorse_producer', 'packhorse_reader')),
-grants as (
-  select r.name || ' to ' || o.role as name, 'grant ' || string_agg(lower(a.privilege_type), ', ' order by a.privilege_type)
-    || case when r.relkind = 'S' then ' on sequence ' else ' on ' end || r.name || ' to ' || o.role as definition
-  from relations r cross join aclexplode(r.relacl) a join roles o on o.oid = a.grantee group by r.name, r.relkind, o.role
-  union all
-  select r.name || ' ' || lower(a.privilege_type) || ' to ' || o.role,
-    'grant ' || lower(a.privilege_type) || ' (' || string_agg(t.attname, ', ' order by t.attname) || ') on ' || r.name || ' to ' || o.role
-  from relations r join pg_attribute t on t.attrelid = r.oid cross join aclexplode(t.attacl) a join roles o on o.oid = a.grantee
-  group by r.name, a.privilege_type, o.role
-  union all
-  select f.signature || ' to ' || o.role, 'grant execute on function ' || f.signature || ' to ' || o.role
-  from functions f cross join aclexplode(f.proacl) a join roles o on o.oid = a.grantee)
+  select p.*, p.oid::regprocedure::text as signature from pg_proc p
+  where (p.pronamespace in (select q.oid from queue q)
+      or exists (select from of_platform o where o.schema = p.pronamespace and o.name = p.proname::text))
+    and not exists (select from pg_depend d where d.objid = p.oid and d.deptype = 'e'))
 select o.kind, o.name, o.definition from (
 select 'table' as kind, r.name, case r.relkind when 'p' then 'partition by ' || pg_get_partkeydef(r.oid) || ', ' else '' end
     || case when r.relrowsecurity then 'row level security' else 'open' end as definition
@@ -44,35 +40,40 @@ from relations r join pg_constraint c on c.conrelid = r.oid where c.contype in (
 union all
 select 'domain', t.typname, format('create domain %s as %s %s', t.typname, format_type(t.typbasetype, t.typtypmod),
   coalesce(string_agg('constraint ' || c.conname || ' ' || pg_get_constraintdef(c.oid, true), ' ' order by c.conname) filter (where c.contype = 'c'), ''))
-from pg_type t join mine on mine.oid = t.typnamespace left join pg_constraint c on c.contypid = t.oid where t.typtype = 'd' group by t.oid
+from pg_type t left join pg_constraint c on c.contypid = t.oid
+where t.typtype = 'd' and (t.typnamespace in (select q.oid from queue q) or exists (
+  select from of_platform o where o.schema = t.typnamespace and o.name = t.typname::text)) group by t.oid
 union all
 select 'trigger', r.name || '.' || g.tgname, pg_get_triggerdef(g.oid, true) from relations r join pg_trigger g on g.tgrelid = r.oid where not g.tgisinternal
 union all
 select 'policy', p.tablename || '.' || p.policyname, format('create policy %s on %s for %s to %s%s%s', p.policyname, p.tablename, lower(p.cmd),
   array_to_string(p.roles, ', '), coalesce(' using (' || p.qual || ')', ''), coalesce(' with check (' || p.with_check || ')', ''))
-from pg_policies p where p.schemaname = current_schema()
+from pg_policies p join pg_namespace n on n.nspname = p.schemaname
+join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename where c.oid in (select r.oid from relations r)
 union all
 select 'function', f.signature, format('returns %s, %s%s%s, body %s', pg_get_function_result(f.oid),
   case f.provolatile when 'i' then 'immutable' when 's' then 'stable' else 'volatile' end,
   case when f.prosecdef then ', security definer' || case when array_to_string(f.proconfig, ' ') ~ 'pg_temp' then ', pinned' else '' end else '' end,
   (select string_agg(', set ' || case when s.setting like 'search_path=%%' then 'search_path' else s.setting end, '' order by s.setting)
-   from unnest(f.proconfig) as s (setting)), md5(f.prosrc))
-from functions f
-union all
-select 'grant', g.name, g.definition from grants g) o
+   from unnest(f.proconfig) as s (setting)), md5({body}))
+from functions f) o
 order by o.kind collate "C", o.name collate "C";
+
+-- name: unqualified_names
+-- Until the end of the transaction: names without their schema.
+select set_config('search_path', %s, true);
 
 -- name: invalid_indexes
 -- Indexes of the queue's schema that a concurrent build left unfinished, partitions included.
 select i.indexrelid::regclass::text as name, pg_get_indexdef(i.indexrelid) as definition
 from pg_index i join pg_class c on c.oid = i.indexrelid
-where c.relnamespace = (select n.oid from pg_namespace n where n.nspname = current_schema()) and not (i.indisvalid and i.indisready)
+where c.relnamespace = (select q.relnamespace from pg_class q where q.oid = to_regclass('packhorse.message_queue')) and not (i.indisvalid and i.indisready)
 order by 1;
 
 -- name: unvalidated_constraints
 -- Constraints of the queue's schema that were never validated.
 select c.conrelid::regclass::text as table_name, c.conname as name
-from pg_constraint c where c.connamespace = (select n.oid from pg_namespace n where n.nspname = current_schema()) and not c.convalidated and c.conrelid <> 0
+from pg_constraint c where c.connamespace = (select q.relnamespace from pg_class q where q.oid = to_regclass('packhorse.message_queue')) and not c.convalidated and c.conrelid <> 0
 order by 1, 2;
 
 -- name: backend_pid
@@ -94,7 +95,8 @@ select current_setting('server_version_num')::integer as version, current_settin
     - coalesce(current_setting('reserved_connections', true)::integer, 0) as connections_open_to_all,
   (select count(*) from pg_stat_activity a where a.datid is not null and coalesce(a.backend_type, 'client backend') = 'client backend') as connections,
   r.rolconnlimit as role_limit, r.rolsuper as superuser, r.rolbypassrls as bypassrls, current_user::text as role, current_database()::text as database,
-  current_schema()::text as schema, pg_has_role('pg_read_all_stats', 'usage') as sees_all_statistics,
+  (parse_ident('packhorse.x'))[1] as schema,
+  pg_has_role('pg_read_all_stats', 'usage') as sees_all_statistics,
   extract(epoch from clock_timestamp())::float8 as clock
 from pg_roles r where r.rolname = current_user;
 
@@ -105,21 +107,22 @@ from (values ('packhorse_worker'), ('packhorse_producer'), ('packhorse_reader'))
 
 -- name: doctor_retention
 -- What ages by policy and nobody deletes: is there a webhook id or a dead letter older than the shipped policies keep, and no scheduler alive?
-select coalesce((select p.first_seen_at < clock_timestamp() - interval '8 days' from processed_messages p order by p.first_seen_at limit 1), false) as webhook_ids,
-  coalesce((select d.dead_at < clock_timestamp() - interval '31 days' from dead_letters d where not d.blocks_conversation order by d.dead_at limit 1), false)
+select coalesce((select p.first_seen_at < clock_timestamp() - interval '8 days' from packhorse.processed_messages p order by p.first_seen_at limit 1), false) as webhook_ids,
+  coalesce((select d.dead_at < clock_timestamp() - interval '31 days' from packhorse.dead_letters d where not d.blocks_conversation order by d.dead_at limit 1), false)
     as dead_letters,
-  exists (select from workers w where 'packhorse.maintenance' = any (w.message_types) and w.last_seen_at > clock_timestamp() - interval '1 minute') as scheduler;
+  exists (select from packhorse.workers w where %s = any (w.message_types) and w.last_seen_at > clock_timestamp() - interval '1 minute') as scheduler;
 
 -- name: doctor_sequences
 -- Sequences that would give out numbers which are taken; hidden: this role may not see where it stands.
-select s.name, s.highest, not has_sequence_privilege(s.name, 'usage, select') as hidden
+select s.name, s.highest, not has_sequence_privilege(s.sequence, 'usage, select') as hidden
 from (
-  select 'message_queue_id_seq' as name,
-    greatest((select max(id) from message_queue), (select max(id) from dead_letters), (select max(id) from message_archive)) as highest
+  select 'message_queue_id_seq' as name, 'packhorse.message_queue_id_seq'::regclass as sequence,
+    greatest((select max(id) from packhorse.message_queue), (select max(id) from packhorse.dead_letters), (select max(id) from packhorse.message_archive)) as highest
   union all
-  select 'message_lease_token_seq', max(lease_token) from message_queue where lease_token is not null) s
-join pg_sequences p on p.schemaname = current_schema() and p.sequencename = s.name
-where not has_sequence_privilege(s.name, 'usage, select') or s.highest > coalesce(p.last_value, 0)
+  select 'message_lease_token_seq', 'packhorse.message_lease_token_seq'::regclass, max(lease_token) from packhorse.message_queue where lease_token is not null) s
+join pg_class c on c.oid = s.sequence join pg_namespace n on n.oid = c.relnamespace
+join pg_sequences p on p.schemaname = n.nspname and p.sequencename = s.name
+where not has_sequence_privilege(s.sequence, 'usage, select') or s.highest > coalesce(p.last_value, 0)
 order by s.name;
 
 -- name: doctor_settings

@@ -1,49 +1,49 @@
 -- name: declare_policies
 -- What configuration says, for all that works without it.
-select declare_policies(%s::jsonb);
+select packhorse.declare_policies(%s::jsonb);
 
 -- name: start_maintenance_run
 -- Begin or take over the run of a task.
 select run_id, run_cutoff, run_cursor, run_rows, run_batch_size, run_resumed
-from start_maintenance_run(%(task)s, %(kind)s, %(triggered_by)s, %(message_id)s, %(plan)s::jsonb, %(cutoff)s, %(batch_size)s);
+from packhorse.start_maintenance_run(%(task)s, %(kind)s, %(triggered_by)s, %(message_id)s, %(plan)s::jsonb, %(cutoff)s, %(batch_size)s);
 
 -- name: beat_maintenance_run
 -- Progress of a run.
-select beat_maintenance_run(%s, %s, %s::jsonb, %s, %s, %s);
+select packhorse.beat_maintenance_run(%s, %s, %s::jsonb, %s, %s, %s);
 
 -- name: end_maintenance_run
 -- End or pause a run.
-select end_maintenance_run(%s, %s, %s, %s::jsonb);
+select packhorse.end_maintenance_run(%s, %s, %s, %s::jsonb);
 
 -- name: cancel_maintenance_run
 -- Ask a run to end.
-select cancel_maintenance_run(%s, %s, %s);
+select packhorse.cancel_maintenance_run(%s, %s, %s);
 
 -- name: maintenance_health
 -- One row per task that ever ran.
-select task, kind, state, gate, rows_done, started_at, ended_at, error, last_success_at from maintenance_health order by task;
+select task, kind, state, gate, rows_done, started_at, ended_at, error, last_success_at from packhorse.maintenance_health order by task;
 
 -- name: maintenance_history
 -- Runs, newest first.
 select id, task, kind, state, triggered_by, rows_done, rows_total, batches, batch_size, resumed, gate, gates_hit, throttled_seconds, plan, details, error,
   started_at, ended_at
-from maintenance_runs where task = %(task)s or %(task)s::text is null order by id desc limit %(limit)s;
+from packhorse.maintenance_runs where task = %(task)s or %(task)s::text is null order by id desc limit %(limit)s;
 
 -- name: maintenance_progress
 -- The unfinished run of a task.
-select id, state, rows_done, rows_total, gate, batch_size, started_at from maintenance_runs where task = %s and state in ('running', 'paused');
+select id, state, rows_done, rows_total, gate, batch_size, started_at from packhorse.maintenance_runs where task = %s and state in ('running', 'paused');
 
 -- name: set_maintenance_total
 -- How many rows a run expects to meet.
-update maintenance_runs set rows_total = %s where id = %s;
+update packhorse.maintenance_runs set rows_total = %s where id = %s;
 
 -- name: maintenance_gates
 -- The health gates for a table.
-select gate, value, known, detail from maintenance_gates(to_regclass(%s));
+select gate, value, known, detail from packhorse.maintenance_gates(to_regclass(%s));
 
 -- name: table_facts
 -- What a policy has to know about its table; no row when there is none.
-select c.oid::regclass::text as name, c.relkind,
+select n.nspname::text as schema, c.relname::text as name, c.relkind,
   (select coalesce(sum(case when k.reltuples >= 0 then k.reltuples else pg_stat_get_live_tuples(k.oid) end), 0) from pg_class k
     where k.relkind <> 'p' and (k.oid = c.oid or k.oid in (select t.relid from pg_partition_tree(c.oid) t)))::float8 as estimated_rows,
   -- a policy that shows every row to this role hides nothing; then an empty table is an empty table
@@ -53,8 +53,8 @@ select c.oid::regclass::text as name, c.relkind,
       where p.polrelid = c.oid and p.polpermissive and p.polcmd in ('*', 'r') and pg_get_expr(p.polqual, p.polrelid) = 'true'
         and case when r.role = 0 then true else pg_has_role(r.role, 'usage') end)) as hidden_by_policies,
   pg_has_role(c.relowner, 'usage') as owned,
-  c.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = c.oid) as has_children, c.oid = to_regclass('message_queue') as is_queue,
-  c.oid = to_regclass('dead_letters') as is_dead_letters,
+  c.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = c.oid) as has_children, c.oid = to_regclass('packhorse.message_queue') as is_queue,
+  c.oid = to_regclass('packhorse.dead_letters') as is_dead_letters,
   has_table_privilege(c.oid, 'delete') as may_delete, has_any_column_privilege(c.oid, 'update') as may_update,
   (select array_agg(a.attname::text order by k.place) from pg_index i cross join unnest(i.indkey) with ordinality k (number, place)
     join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.number where i.indrelid = c.oid and i.indisprimary and k.place <= i.indnkeyatts) as key_columns,
@@ -64,7 +64,7 @@ select c.oid::regclass::text as name, c.relkind,
   (select format_type(a.atttypid, a.atttypmod) from pg_attribute a where a.attrelid = c.oid and a.attname = %(column)s and a.attnum > 0) as column_type,
   exists (select from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
     where i.indrelid = c.oid and a.attname = %(column)s and i.indisvalid) as column_indexed
-from pg_class c where c.oid = to_regclass(%(table)s) and c.relkind in ('r', 'p');
+from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass(%(table)s) and c.relkind in ('r', 'p');
 
 -- name: table_exists
 -- Is there such a table?
@@ -125,35 +125,35 @@ select clock_timestamp() - make_interval(secs => %s);
 
 -- name: job_stale_message_locks
 -- Expired leases of messages.
-select cleanup_stale_message_locks();
+select packhorse.cleanup_stale_message_locks();
 
 -- name: job_stale_conversation_locks
 -- Locks that callers took around their own work and never gave back.
-select cleanup_stuck_webhook_conversations();
+select packhorse.cleanup_stuck_webhook_conversations();
 
 -- name: job_dead_workers
 -- Rows of worker processes that have been silent for long.
-select forget_dead_workers();
+select packhorse.forget_dead_workers();
 
 -- name: job_stuck_conversations
 -- Locks of conversations whose holder is gone.
-select release_stuck_conversations(p_limit => %(limit)s);
+select platform.release_stuck_conversations(p_limit => %(limit)s);
 
 -- name: job_timed_out_workflows
 -- Workflows past their time.
-select mark_timed_out_workflows(%(limit)s);
+select platform.mark_timed_out_workflows(%(limit)s);
 
 -- name: job_expired_agent_sessions
 -- Agent sessions past their time become expired.
-select expire_agent_chat_sessions(%(limit)s);
+select platform.expire_agent_chat_sessions(%(limit)s);
 
 -- name: job_expired_guest_sessions
 -- Guest sessions past their time.
-select cleanup_expired_guest_sessions(%(limit)s);
+select platform.cleanup_expired_guest_sessions(%(limit)s);
 
 -- name: job_due_reminders
 -- Due reminders become messages.
-select enqueue_due_reminders(%(limit)s);
+select platform.enqueue_due_reminders(%(limit)s);
 
 -- name: partition_list
 -- Partitions of a table with their bounds, oldest first; the default one last.
@@ -181,15 +181,15 @@ select set_config('lock_timeout', '1s', true);
 
 -- name: partition_lock_parent
 -- Two makers at once: the second waits, and finds the partition there.
-select pg_advisory_xact_lock(hashtext('packhorse.partitions.' || %s));
+select pg_advisory_xact_lock(hashtext('packhorse partitions ' || %s));
 
 -- name: partition_create
 -- A table like its parent, not yet attached.
-select create_partition_table(%s::regclass, %s, %s);
+select packhorse.create_partition_table(%s::regclass, %s, %s);
 
 -- name: partition_finish
 -- Owner, replica identity, security and privileges like the parent's.
-select finish_partition(%(table)s::regclass, format('%%I.%%I', %(schema)s::text, %(name)s::text)::regclass);
+select packhorse.finish_partition(%(table)s::regclass, format('%%I.%%I', %(schema)s::text, %(name)s::text)::regclass);
 
 -- name: partition_attach
 -- SHARE UPDATE EXCLUSIVE on the parent: readers and writers go on.
@@ -213,13 +213,13 @@ select set_config('lock_timeout', %s, false);
 
 -- name: partition_detaching
 -- Remember what is about to be detached: whoever dies between the two leaves no table that nobody knows.
-insert into detached_partitions (parent, partition, lower_bound, upper_bound)
+insert into packhorse.detached_partitions (parent, partition, lower_bound, upper_bound)
 select %(parent)s, %(partition)s, %(lower)s, %(upper)s
-where not exists (select from detached_partitions d where d.parent = %(parent)s and d.partition = %(partition)s and d.dropped_at is null);
+where not exists (select from packhorse.detached_partitions d where d.parent = %(parent)s and d.partition = %(partition)s and d.dropped_at is null);
 
 -- name: partition_detached
 -- The grace begins.
-update detached_partitions set detached_at = clock_timestamp() where parent = %s and partition = %s and dropped_at is null;
+update packhorse.detached_partitions set detached_at = clock_timestamp() where parent = %s and partition = %s and dropped_at is null;
 
 -- name: partition_is_pending
 -- Was its detach interrupted? No row when it is detached.
@@ -228,7 +228,7 @@ select i.inhdetachpending from pg_inherits i where i.inhrelid = to_regclass(%s);
 -- name: partition_droppable
 -- Detached partitions whose grace is over; those that are still attached (their detach failed) are none.
 select d.parent, d.partition, d.lower_bound, d.upper_bound, d.detached_at, d.exported_at
-from detached_partitions d
+from packhorse.detached_partitions d
 where d.parent = %s and d.dropped_at is null and d.detached_at <= clock_timestamp() - make_interval(secs => %s)
   and not exists (select from pg_inherits i where i.inhrelid = to_regclass(d.partition))
 order by d.lower_bound;
@@ -247,11 +247,11 @@ drop table if exists {partition};
 
 -- name: partition_dropped
 -- Remember the drop.
-update detached_partitions set dropped_at = clock_timestamp() where parent = %s and partition = %s and dropped_at is null;
+update packhorse.detached_partitions set dropped_at = clock_timestamp() where parent = %s and partition = %s and dropped_at is null;
 
 -- name: partition_exported
 -- Remember the export.
-update detached_partitions set exported_at = clock_timestamp(), export_path = %s, export_rows = %s, export_sha256 = %s
+update packhorse.detached_partitions set exported_at = clock_timestamp(), export_path = %s, export_rows = %s, export_sha256 = %s
 where parent = %s and partition = %s and dropped_at is null;
 
 -- name: partition_copy
@@ -283,24 +283,24 @@ where n.nspname = %s and c.relname = %s and a.attnum > 0 and not a.attisdropped 
 -- name: partition_history
 -- What was detached, exported, dropped; newest first.
 select parent, partition, lower_bound, upper_bound, detached_at, exported_at, export_path, export_rows, export_sha256, dropped_at
-from detached_partitions where parent = %(table)s or %(table)s::text is null order by detached_at desc limit %(limit)s;
+from packhorse.detached_partitions where parent = %(table)s or %(table)s::text is null order by detached_at desc limit %(limit)s;
 
 -- name: longest_keep_done
 -- Days that the archive has to keep: the longest keep_done of all queues.
-select ceil(extract(epoch from max(keep_done)) / 86400)::integer from queues;
+select ceil(extract(epoch from max(keep_done)) / 86400.0)::integer from packhorse.queues;
 
 -- name: archive_make
 -- The archive's partitions, with its owner's rights.
-select ensure_message_archive_partitions(%s);
+select packhorse.ensure_message_archive_partitions(%s);
 
 -- name: archive_drop
 -- Drop the archive's old partitions, with its owner's rights.
-select drop_expired_archive_partitions();
+select packhorse.drop_expired_archive_partitions();
 
 -- name: messages_make
 -- The partitions of messages, with its owner's rights.
-select maintain_messages_partitions(%s);
+select platform.maintain_messages_partitions(%s);
 
 -- name: longest_backoff
 -- The longest wait before a retry, in seconds.
-select coalesce(extract(epoch from max(backoff_max)), 0)::float8 from queues;
+select coalesce(extract(epoch from max(backoff_max)), 0)::float8 from packhorse.queues;

@@ -1,86 +1,57 @@
 -- name: complete_and_claim
 -- Complete these, claim those; plain columns only, so that no value can break the fetch (FAILURES 80): before
 -- PostgreSQL 17 an infinite time cannot be subtracted, and one row of somebody with all rights would end every claim.
-select outcome, id, lease_token, queue, message_type, payload, options, priority, attempt, max_attempts, crashes,
+select hints::text, id, lease_token, queue, message_type, payload, options, priority, attempt, max_attempts, crashes,
   conversation_key, correlation_id, trace_context, run_at::text,
   date_part('epoch', clock_timestamp() - least(greatest(created_at, '1970-01-01'), '9999-01-01')),
   date_part('epoch', clock_timestamp() - least(greatest(run_at, '1970-01-01'), '9999-01-01'))
-from complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, %s, %s, %s, %s, %s::timestamptz[], %s, %s::bigint[],
+from packhorse.complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, %s, %s, %s, %s, %s::timestamptz[], %s, %s::bigint[],
   %s::timestamptz[]);
 
 -- name: complete
 -- Complete messages; the ids that were completed.
-select complete_messages(%s, %s);
+select packhorse.complete_messages(%s, %s);
 
 -- name: complete_as_text
 -- The same of one message, its id and token in the text: was it completed?
-select cardinality(complete_messages('{{{}}}', '{{{}}}')) operator(pg_catalog.>) 0;
+select cardinality(packhorse.complete_messages('{{{}}}', '{{{}}}')) operator(pg_catalog.>) 0;
 
 -- name: enqueue
 -- One message, in the transaction of the connection.
-select message_id, duplicate from enqueue_message(%s, %s, %s::jsonb, %s::jsonb, %s,
-  p_delay => make_interval(secs => %s), p_run_at => %s, p_max_attempts => %s, p_conversation_key => %s,
-  p_dedup_key => %s, p_dedup_window => make_interval(secs => %s), p_correlation_id => %s, p_trace_context => %s,
-  p_expires_at => clock_timestamp() + make_interval(secs => %s), p_concurrency_key => %s);
+select message_id, duplicate from packhorse.enqueue_message(%s, %s, %s::jsonb, %s::jsonb, {options});
 
 -- name: enqueue_plain
 -- The common case of enqueue: nothing but queue, type, payload and options. Not in FROM: one row needs no store for rows.
-select (enqueue_message(%s, %s, %s::jsonb, %s::jsonb, %s)).message_id;
+select (packhorse.enqueue_message(%s, %s, %s::jsonb, %s::jsonb, %s)).message_id;
 
 -- name: insert_alike
--- Bulk enqueue of messages that differ in payload and options only: the usual case, and a third cheaper.
-insert into message_queue (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key,
-  correlation_id, trace_context, expires_at, concurrency_key)
-select a.queue, a.message_type, b.payload::jsonb, b.options::jsonb, a.priority, a.run_at, a.max_attempts, a.conversation_key, a.correlation_id,
-  a.trace_context, a.expires_at, a.concurrency_key
-from (select %s::text, %s::text, %s::smallint, %s::timestamptz, %s::integer, %s::text, %s::text, %s::text, %s::timestamptz, %s::text)
-  as a (queue, message_type, priority, run_at, max_attempts, conversation_key, correlation_id, trace_context, expires_at, concurrency_key)
-cross join unnest(string_to_array(%s, chr(30)), string_to_array(%s, chr(30))) with ordinality as b (payload, options, place)
-order by b.place;
+-- Bulk enqueue of messages that differ in payload and options only.
+select packhorse.enqueue_alike(%s, %s, %s::smallint, %s::timestamptz, %s::integer, %s, %s, %s, %s::timestamptz, %s, %s, %s);
 
 -- name: insert_messages
 -- Bulk enqueue: a column per parameter, values separated by chr(30), chr(31) for null. COPY would be faster, but not under row-level security.
-insert into message_queue (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key,
-  correlation_id, trace_context, expires_at, concurrency_key)
-select b.queue, b.message_type, b.payload::jsonb, b.options::jsonb, b.priority::smallint, b.run_at::timestamptz, b.max_attempts::integer,
-  b.conversation_key, b.correlation_id, b.trace_context, b.expires_at::timestamptz, b.concurrency_key
-from unnest(
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)))
-  with ordinality as b (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key, correlation_id,
-  trace_context, expires_at, concurrency_key, place)
-order by b.place;
+select packhorse.enqueue_rows(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s);
 
 -- name: insert_messages_with_state
 -- The same, by a role that may say which messages are blocked behind an earlier one of the batch.
-insert into message_queue (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key,
+insert into packhorse.message_queue (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key,
   correlation_id, trace_context, expires_at, concurrency_key, state)
 select b.queue, b.message_type, b.payload::jsonb, b.options::jsonb, b.priority::smallint, b.run_at::timestamptz, b.max_attempts::integer,
   b.conversation_key, b.correlation_id, b.trace_context, b.expires_at::timestamptz, b.concurrency_key, b.state
-from unnest(
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)),
-  string_to_array(%s, chr(30), chr(31)))
+from rows from (
+  unnest(string_to_array(%s, chr(30), chr(31))),
+  unnest(string_to_array(%s, chr(30), chr(31))),
+  unnest(string_to_array(%s, chr(30), chr(31))),
+  unnest(string_to_array(%s, chr(30), chr(31))),
+  unnest(string_to_array(%s, chr(30), chr(31))),
+  unnest(string_to_array(%s, chr(30), chr(31))),
+  unnest(string_to_array(%s, chr(30), chr(31))),
+  unnest(string_to_array(%s, chr(30), chr(31))),
+  unnest(string_to_array(%s, chr(30), chr(31))),
+  unnest(string_to_array(%s, chr(30), chr(31))),
+  unnest(string_to_array(%s, chr(30), chr(31))),
+  unnest(string_to_array(%s, chr(30), chr(31))),
+  unnest(string_to_array(%s, chr(30), chr(31))))
   with ordinality as b (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key, correlation_id,
   trace_context, expires_at, concurrency_key, state, place)
 order by b.place;
@@ -95,82 +66,82 @@ select current_setting('transaction_read_only') = 'off';
 
 -- name: wake_queues
 -- Wake sleeping workers of these queues; a queue that nobody has declared is refused.
-select require_queue(q), wake_queue(q) from unnest(%s::text[]) q;
+select packhorse.announce_messages(%s::text[]);
 
 -- name: declare_queue
 -- Make a queue known.
-select declare_queue(%s);
+select packhorse.declare_queue(%s);
 
 -- name: retry
 -- running -> pending after a delay.
-select schedule_message_retry(%s, %s, make_interval(secs => %s), %s, %s) is not null;
+select packhorse.schedule_message_retry(%s, %s, make_interval(secs => %s), %s, %s) is not null;
 
 -- name: fail
 -- An attempt failed: retry, dead or lost.
-select fail_message(%s, %s, %s, %s, p_traceback => %s, p_frame => %s, p_max_attempts => %s,
+select packhorse.fail_message(%s, %s, %s, %s, p_traceback => %s, p_frame => %s, p_max_attempts => %s,
   p_delay => make_interval(secs => %s), p_backoff_initial => make_interval(secs => %s),
   p_backoff_max => make_interval(secs => %s));
 
 -- name: snooze
 -- Later, not a failure.
-select snooze_message(%s, %s, make_interval(secs => %s), %s);
+select packhorse.snooze_message(%s, %s, make_interval(secs => %s), %s);
 
 -- name: release
 -- Hand messages back; why, when their handlers had started.
-select release_messages(%s, %s, %s);
+select packhorse.release_messages(%s, %s, %s);
 
 -- name: uncommitted
 -- A handler's transaction was not committed: snooze, or what a failed attempt becomes.
-select return_uncommitted_message(%s, %s, make_interval(secs => %s), %s, %s);
+select packhorse.return_uncommitted_message(%s, %s, make_interval(secs => %s), %s, %s);
 
 -- name: fail_overdue
 -- The attempt of a handler that ignored its hard time limit has failed.
-select fail_overdue_message(%s, %s, %s);
+select packhorse.fail_overdue_message(%s, %s, %s);
 
 -- name: mark_completion_refused
 -- Handlers are done, the database refuses to write that, and their process has to stop; how many are marked.
-select mark_completion_refused(%s, %s, %s);
+select packhorse.mark_completion_refused(%s, %s, %s);
 
 -- name: complete_refused
 -- Try the completion of marked messages again; how many worked.
-select complete_refused_messages();
+select packhorse.complete_refused_messages();
 
 -- name: bury
 -- Give up: dead letter.
-select bury_message(%s, %s, %s, %s, %s, %s, %s);
+select packhorse.bury_message(%s, %s, %s, %s, %s, %s, %s);
 
 -- name: cancel
 -- Cancel by an operator: cancelled, requested or gone.
-select cancel_message(%s, %s, %s);
+select packhorse.cancel_message(%s, %s, %s);
 
 -- name: cancel_held
 -- The holder ends its own message as cancelled.
-select cancel_message(%s, %s, p_token => %s);
+select packhorse.cancel_message(%s, %s, p_token => %s);
 
 -- name: explain
 -- Why is this message not running?
-select gate, passed, detail, earliest_start from explain_message(%s);
+select gate, passed, detail, earliest_start from packhorse.explain_message(%s);
 
 -- name: announce_sleep
 -- Ask producers for a NOTIFY.
-select announce_sleep(%s, make_interval(secs => %s));
+select packhorse.announce_sleep(%s, make_interval(secs => %s));
 
 -- name: attend_queues
--- Watch queues that nobody watches; which ones.
-select attend_queues(%s::text[], %s::text[], make_interval(secs => %s));
+-- Monitor queues that nobody watches; which ones.
+select packhorse.attend_queues(%s::text[], %s::text[], make_interval(secs => %s));
 
 -- name: keep_attending
--- Watch them for longer; which ones not.
-select keep_attending(%s::text[], %s::text[], make_interval(secs => %s));
+-- Monitor them for longer; which ones not.
+select packhorse.keep_attending(%s::text[], %s::text[], make_interval(secs => %s));
 
 -- name: hand_over_queues
 -- Wake who sleeps; watch no longer, or go on.
-select hand_over_queues(%s::text[], %s, %s);
+select packhorse.hand_over_queues(%s::text[], %s, %s);
 
 -- name: next_of_conversations
 -- The first pending message of each of these conversations.
-select next_of_conversations(%s);
+select packhorse.next_of_conversations(%s);
 
 -- name: release_unknown
 -- Hand back what this holder leased without learning of it; how many.
-select coalesce(release_unknown_messages(%s, %s::bigint[]), 0);
+select coalesce(packhorse.release_unknown_messages(%s, %s::bigint[]), 0);

@@ -1,82 +1,95 @@
 -- name: migrations_table
--- The record of applied migrations.
-create table if not exists packhorse_migrations (
-  name text primary key, checksum text not null, applied_at timestamptz not null default clock_timestamp(), runs_beside text);
+-- The record of applied migrations. objects: names of the tables, views, types and functions that each makes.
+create table if not exists packhorse.packhorse_migrations (
+  name text primary key, checksum text not null, applied_at timestamptz not null default clock_timestamp(), runs_beside text,
+  release text not null, objects text[] not null);
 
--- name: migrations_readable
--- Any role may ask which version it is. None but the owner writes there, whatever default privileges gave to whom: no worker
--- starts on a record that lacks a line.
-do $$
-declare
-  v_other regrole;
-begin
-  revoke all on packhorse_migrations from public;
-  for v_other in select distinct a.grantee from pg_class c cross join aclexplode(c.relacl) a
-    where c.oid = to_regclass('packhorse_migrations') and a.grantee not in (0, c.relowner) loop
-    execute format('revoke all on packhorse_migrations from %s', v_other);
-  end loop;
-  grant select on packhorse_migrations to public;
-end
-$$;
+-- name: migrations_exist
+-- Is there a record?
+select to_regclass('packhorse.packhorse_migrations') is not null;
 
--- name: migrations_closed
--- What this transaction has made or changed is for its owner and our roles: what default privileges of the host gave to others is taken
--- away (Supabase gives all rights to all that is new in `public` to the roles of its API). service_role, the server's own, keeps its.
+-- name: migrations_applied
+-- What was applied, in order. By way of JSON: the record of an unreleased version has other columns.
+select m.name, m.checksum, m.applied_at, to_jsonb(m) ->> 'runs_beside' as runs_beside, to_jsonb(m) ->> 'release' as release
+from packhorse.packhorse_migrations m order by m.name;
+
+-- name: migrations_lock
+-- One migrator of a schema at a time; ends with the transaction.
+select pg_try_advisory_xact_lock(hashtext('packhorse migrate'), hashtext(%s::text));
+
+-- name: migrations_lock_holder
+-- Who holds the lock.
+select a.pid, a.application_name from pg_locks l join pg_stat_activity a on a.pid = l.pid
+where l.locktype = 'advisory' and l.granted and l.classid = hashtext('packhorse migrate')::oid and a.pid <> pg_backend_pid() limit 1;
+
+-- name: migrations_unchecked_bodies
+-- A function may call another one that a later file makes.
+set local check_function_bodies = off;
+
+-- name: migrations_record
+-- One migration was applied, for the first time or anew.
+insert into packhorse.packhorse_migrations as m (name, checksum, runs_beside, release, objects) values (%s, %s, %s, %s, %s)
+on conflict (name) do update set checksum = excluded.checksum, runs_beside = excluded.runs_beside, release = excluded.release,
+  objects = excluded.objects, applied_at = clock_timestamp();
+
+-- name: migrations_forget
+-- One migration was taken back.
+delete from packhorse.packhorse_migrations where name = %s;
+
+-- name: migrations_forget_functions
+-- All functions of a set were taken back.
+delete from packhorse.packhorse_migrations where starts_with(name, %s);
+
+-- name: migrations_drop_functions
+-- Statements that drop the functions and views which files of functions have made. Triggers go with their function.
+with made as (
+  select n.nspname, n.oid as schema, o.name from pg_namespace n, packhorse.packhorse_migrations m cross join lateral unnest(m.objects) as o (name)
+  where n.nspname = %(schema)s and starts_with(m.name, %(prefix)s))
+select format('drop view if exists %%I.%%I', m.nspname, c.relname) from made m join pg_class c on c.relnamespace = m.schema and c.relname = m.name and c.relkind = 'v'
+union all
+select format('drop function %%s cascade', p.oid::regprocedure) from made m join pg_proc p on p.pronamespace = m.schema and p.proname = m.name;
+
+-- name: migrations_timeouts
+-- A migration waits for no lock longer than this: while it waits, everybody who comes after it waits, too.
+set local lock_timeout = '1s';
+
+-- name: migrations_mend_rights
+-- The same as the migrator does with the statements of a set.
 do $$
 declare
   v_statement text;
 begin
-  for v_statement in
-    with made as (
-      select case c.relkind when 'S' then 'sequence' else 'table' end as kind, c.oid::regclass::text as name, c.relacl as acl, c.relowner as owner
-      from pg_class c
-      where c.relnamespace = current_schema()::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S')
-        and age(c.xmin) <= age(pg_current_xact_id()::xid)
-      union all
-      select 'routine', p.oid::regprocedure::text, p.proacl, p.proowner from pg_proc p
-      where p.pronamespace = current_schema()::regnamespace and age(p.xmin) <= age(pg_current_xact_id()::xid)
-      union all
-      select 'type', t.oid::regtype::text, t.typacl, t.typowner from pg_type t
-      where t.typnamespace = current_schema()::regnamespace and age(t.xmin) <= age(pg_current_xact_id()::xid)
-    )
-    select distinct format('revoke all on %s %s from %s', m.kind, m.name, case a.grantee when 0 then 'public' else a.grantee::regrole::text end)
-    from made m cross join aclexplode(m.acl) a left join pg_roles r on r.oid = a.grantee
-    where m.owner = current_user::regrole and a.grantee <> m.owner and (a.grantee <> 0 or m.kind in ('table', 'sequence'))
-      and coalesce(r.rolname, '') <> all (array['packhorse_worker', 'packhorse_producer', 'packhorse_reader', 'service_role']::name[])
-  loop
+  for v_statement in {rights} loop
     execute v_statement;
   end loop;
 end
 $$;
 
--- name: migrations_exist
--- Is there a record?
-select to_regclass('packhorse_migrations') is not null;
+-- name: rights_of_queue
+-- Statements that make the rights on the queue's objects what they should be.
+select * from packhorse.queue_rights();
 
--- name: migrations_applied
--- What was applied, in order. By way of JSON: the record of an unreleased version has no runs_beside.
-select m.name, m.checksum, m.applied_at, to_jsonb(m) ->> 'runs_beside' as runs_beside from packhorse_migrations m order by m.name;
+-- name: rights_of_platform
+-- The same of the platform.
+select * from platform.platform_rights();
 
--- name: migrations_lock
--- One migrator at a time; ends with the transaction.
-select pg_try_advisory_xact_lock(hashtext('packhorse.migrate'), hashtext(current_schema()));
+-- name: rights_of_public_api
+-- The same of the public API.
+select * from platform.public_api_rights();
 
--- name: migrations_lock_holder
--- Who holds the lock.
-select a.pid, a.application_name from pg_locks l join pg_stat_activity a on a.pid = l.pid
-where l.locktype = 'advisory' and l.granted and l.classid = hashtext('packhorse.migrate')::oid and a.pid <> pg_backend_pid() limit 1;
-
--- name: migrations_record
--- One migration was applied.
-insert into packhorse_migrations (name, checksum, runs_beside) values (%s, %s, %s);
-
--- name: migrations_forget
--- One migration was taken back.
-delete from packhorse_migrations where name = %s;
-
--- name: migrations_timeouts
--- A migration waits for no lock longer than this: while it waits, everybody who comes after it waits, too.
-set local lock_timeout = '1s';
+-- name: schema_contents
+-- Something that stands in a schema; of an extension nothing.
+select f.kind, f.name from (
+  select case c.relkind when 'v' then 'view' when 'S' then 'sequence' else 'table' end as kind, c.relname::text as name, c.oid, 'pg_class'::regclass as class
+  from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = %(schema)s and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
+  union all
+  select 'function', p.proname::text, p.oid, 'pg_proc'::regclass from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname = %(schema)s
+  union all
+  select 'type', t.typname::text, t.oid, 'pg_type'::regclass from pg_type t join pg_namespace n on n.oid = t.typnamespace
+  where n.nspname = %(schema)s and t.typtype in ('d', 'e', 'r')) f
+where f.name not in ('packhorse_migrations', 'packhorse_import', 'packhorse_import_plan') -- what `migrate down` leaves
+  and not exists (select from pg_depend d where d.classid = f.class and d.objid = f.oid and d.deptype = 'e')
+order by 1 desc, 2 limit 1;
 
 -- name: server_version
 -- The version of the server.
@@ -95,7 +108,7 @@ create database {name};
 select exists (select from pg_namespace where nspname = %s);
 
 -- name: create_schema
--- The schema that holds the queue, when it is not public.
+-- A schema of ours.
 create schema if not exists {name};
 
 -- name: role_exists
@@ -105,13 +118,3 @@ select exists (select from pg_roles where rolname = %s);
 -- name: create_login_role
 -- A login that may do what a worker does and no more.
 create role {name} login in role packhorse_worker;
-
--- name: migration_script_head
--- What a script of migrations starts with.
--- (the record is made here because each migration writes into it)
-set search_path = {schema};
-set lock_timeout = '1s';
-
--- name: migration_script_record
--- The record of one migration, as text.
-insert into packhorse_migrations (name, checksum, runs_beside) values ({name}, {checksum}, {runs_beside});

@@ -1,4 +1,4 @@
--- name: settle_session
+-- name: prepare_session
 -- What a session of ours is like, whatever its role's defaults are; see worker/db/connection.py. Then what a handler may change and
 -- our statements depend on, as it is at the start.
 select set_config('default_transaction_isolation', 'read committed', false), set_config('client_connection_check_interval', %s, false),

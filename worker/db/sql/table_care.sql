@@ -18,7 +18,9 @@ from (
   left join lateral (
     select sum(p.avg_width * (1 - p.null_frac)) as width from pg_stats p
     where p.schemaname = s.schemaname and p.tablename = s.relname and not p.inherited) w on true
-  where s.schemaname = any (current_schemas(false))
+  where s.schemaname = any (array(
+    select n2.nspname from pg_class c2 join pg_namespace n2 on n2.oid = c2.relnamespace
+    where c2.oid in (to_regclass('packhorse.message_queue'), to_regclass('platform.companies'))) || current_schemas(false))
 ) t
 order by t.bytes desc limit 50;
 
@@ -32,7 +34,9 @@ select k.partrelid::regclass::text as table, count(*) filter (where pg_get_expr(
     when bool_or(pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT') then 'a default partition: packhorse partitions drain' end as advice
 from pg_partitioned_table k join pg_class t on t.oid = k.partrelid join pg_namespace n on n.oid = t.relnamespace
 left join pg_inherits i on i.inhparent = k.partrelid left join pg_class c on c.oid = i.inhrelid
-where k.partstrat = 'r' and n.nspname = any (current_schemas(false))
+where k.partstrat = 'r' and n.nspname = any (array(
+    select n2.nspname from pg_class c2 join pg_namespace n2 on n2.oid = c2.relnamespace
+    where c2.oid in (to_regclass('packhorse.message_queue'), to_regclass('platform.companies'))) || current_schemas(false))
 group by k.partrelid order by 1;
 
 -- name: care_indexes
@@ -43,7 +47,9 @@ select i.indexrelid::regclass::text as index, i.indrelid::regclass::text as tabl
     else format('if nothing needs it: drop index concurrently %s;', i.indexrelid::regclass) end as advice
 from pg_index i join pg_class c on c.oid = i.indexrelid join pg_namespace n on n.oid = c.relnamespace
 left join pg_stat_user_indexes s on s.indexrelid = i.indexrelid
-where n.nspname = any (current_schemas(false))
+where n.nspname = any (array(
+    select n2.nspname from pg_class c2 join pg_namespace n2 on n2.oid = c2.relnamespace
+    where c2.oid in (to_regclass('packhorse.message_queue'), to_regclass('platform.companies'))) || current_schemas(false))
   and (not i.indisvalid or (coalesce(s.idx_scan, 0) = 0 and not i.indisunique and pg_relation_size(i.indexrelid) > 1048576))
 order by i.indisvalid, 3 desc limit 50;
 
@@ -52,7 +58,9 @@ order by i.indisvalid, 3 desc limit 50;
 select format('%I.%I', schemaname, sequencename) as sequence, round(last_value::numeric / max_value, 4)::float8 as used_ratio,
   case when last_value::numeric / max_value > 0.5 then 'make the column bigint before it ends' end as advice
 from pg_sequences
-where schemaname = any (current_schemas(false)) and last_value::numeric / max_value > 0.01 and not cycle
+where schemaname = any (array(
+    select n2.nspname from pg_class c2 join pg_namespace n2 on n2.oid = c2.relnamespace
+    where c2.oid in (to_regclass('packhorse.message_queue'), to_regclass('platform.companies'))) || current_schemas(false)) and last_value::numeric / max_value > 0.01 and not cycle
 order by 2 desc;
 
 -- name: care_snapshots

@@ -4,28 +4,28 @@ select c.queue, q.paused_at is not null as paused, max(c.messages) filter (where
   max(c.messages) filter (where c.state = 'delayed') as delayed, max(c.messages) filter (where c.state = 'running') as running,
   max(c.messages) filter (where c.state = 'blocked') as blocked,
   extract(epoch from clock_timestamp() - min(c.oldest_due))::float8 as oldest_due_seconds, bool_or(c.estimated) as estimated, true as declared
-from count_queue_messages(clock_timestamp(), 20000) c join queues q on q.name = c.queue group by c.queue, q.paused_at
+from packhorse.count_queue_messages(clock_timestamp(), 20000) c join packhorse.queues q on q.name = c.queue group by c.queue, q.paused_at
 union all
 select u.queue, false, u.due, u.delayed, 0, 0, extract(epoch from clock_timestamp() - u.oldest_due)::float8, false, false
-from count_undeclared_messages(clock_timestamp(), 20000) u
+from packhorse.count_undeclared_messages(clock_timestamp(), 20000) u
 order by 3 desc, 1;
 
 -- name: top_workers
 -- Live workers: what they hold and what they have done since they started; the clock of the counts.
 select w.hostname, w.pid, w.state, clock_timestamp() - w.last_seen_at > w.lease_duration as silent, w.threads, w.running, w.done_total, w.failed_total,
-  w.id::text as id, extract(epoch from clock_timestamp())::float8 as clock, worker_problems(w) as problems
-from workers w order by clock_timestamp() - w.last_seen_at > w.lease_duration desc, cardinality(w.problems) desc, w.running desc, w.id limit 10000;
+  w.id::text as id, extract(epoch from clock_timestamp())::float8 as clock, packhorse.worker_problems(w) as problems
+from packhorse.workers w order by clock_timestamp() - w.last_seen_at > w.lease_duration desc, cardinality(w.problems) desc, w.running desc, w.id limit 10000;
 
 -- name: top_conversations
 -- Conversations that wait, longest first, from the health check's bounded look.
 select c.details -> 'oldest' as oldest, (c.details ->> 'waiting')::bigint as waiting, (c.details ->> 'waiting_is_limit')::boolean as is_limit
-from health_conversation_state() c;
+from packhorse.health_conversation_state() c;
 
 -- name: top_oldest
 -- The oldest due message of each queue and priority, oldest first.
 select m.id, q.name::text as queue, m.message_type, m.attempt, extract(epoch from clock_timestamp() - m.run_at)::float8 as late_seconds
-from queues q cross join generate_series(1, 10) as level (priority) cross join lateral (
-  select o.id, o.message_type::text, o.attempt, o.run_at from message_queue o
+from packhorse.queues q cross join generate_series(1, 10) as level (priority) cross join lateral (
+  select o.id, o.message_type::text, o.attempt, o.run_at from packhorse.message_queue o
   where o.queue = q.name and o.state = 'pending' and o.crashes < 2 and o.priority = level.priority and o.run_at <= clock_timestamp()
   order by o.run_at limit 3) m
 order by m.run_at limit 5;
@@ -34,9 +34,9 @@ order by m.run_at limit 5;
 -- Dead letters of the last hour by cause, bounded.
 select c.details -> 'causes' as causes, (c.details ->> 'recent')::bigint as recent, (c.details ->> 'kept')::bigint as kept,
   (c.details ->> 'recent_is_limit')::boolean as recent_is_limit, (c.details ->> 'kept_is_limit')::boolean as kept_is_limit
-from health_dead_letters() c;
+from packhorse.health_dead_letters() c;
 
 -- name: top_maintenance
 -- Unfinished maintenance runs and the gate that holds each.
 select r.task, r.state, r.gate, r.rows_done, extract(epoch from clock_timestamp() - r.started_at)::float8 as age_seconds
-from maintenance_runs r where r.state in ('running', 'paused') order by r.id limit 20;
+from packhorse.maintenance_runs r where r.state in ('running', 'paused') order by r.id limit 20;

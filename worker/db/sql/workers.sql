@@ -1,73 +1,73 @@
 -- name: register_worker
 -- A worker process starts.
-select register_worker(%s, %s, %s, %s, %s, %s, %s, make_interval(secs => %s), %s, %s::jsonb, %s::text[]);
+select packhorse.register_worker(%s, %s, %s, %s, %s, %s, %s, make_interval(secs => %s), %s, %s::jsonb, %s::text[]);
 
 -- name: beat_worker
 -- Extend every held lease; rows need attention.
-select id, lease_held, renewed, cancel_requested from beat_worker(%s, %s, %s, make_interval(secs => %s), %s, %s, %s, %s::text[]);
+select id, lease_held, renewed, cancel_requested from packhorse.beat_worker(%s, %s, %s, make_interval(secs => %s), %s, %s, %s, %s::text[]);
 
 -- name: withdraw_crashes
 -- Leases of a process that lives were over: that was no crash.
-select withdraw_crashes(%s, %s, %s);
+select packhorse.withdraw_crashes(%s, %s, %s);
 
 -- name: deregister_worker
 -- A worker process ended in good order.
-select deregister_worker(%s);
+select packhorse.deregister_worker(%s);
 
 -- name: rescue
 -- Return messages whose lease is over.
-select rescue_expired_messages(%s);
+select packhorse.rescue_expired_messages(%s);
 
 -- name: expire
 -- Cancel those that are not worth doing any more.
-select expire_messages();
+select packhorse.expire_messages();
 
 -- name: recover_worker
 -- Return what an ended child held.
-select recover_worker(%s, %s, %s, %s, %s, %s);
+select packhorse.recover_worker(%s, %s, %s, %s, %s, %s);
 
 -- name: upkeep_partitions
 -- Slow upkeep: the archive's partitions of the next days.
-select ensure_message_archive_partitions();
+select packhorse.ensure_message_archive_partitions();
 
 -- name: upkeep_messages
 -- Slow upkeep: the months of the platform's messages, where there is a platform.
-select keep_messages_partitions();
+select packhorse.keep_messages_partitions();
 
 -- name: upkeep_unknown_types
 -- Slow upkeep: messages of types without any worker.
-select bury_unknown_types(make_interval(secs => %s));
+select packhorse.bury_unknown_types(make_interval(secs => %s));
 
 -- name: upkeep_workers
 -- Slow upkeep: rows of workers that are gone.
-select forget_dead_workers();
+select packhorse.forget_dead_workers();
 
 -- name: upkeep_conversations
 -- Slow upkeep: conversations whose first message was deleted by hand.
-select promote_stranded_conversations();
+select packhorse.promote_stranded_conversations();
 
 -- name: upkeep_windows
 -- Slow upkeep: dedup windows, results, rate limiters whose own time is over; so many of each at most. What ages by policy is the scheduler's.
-select cleanup_expired_windows(%s);
+select packhorse.cleanup_expired_windows(%s);
 
 -- name: upkeep_archive
 -- Slow upkeep: the archive's old partitions.
-select drop_expired_archive_partitions();
+select packhorse.drop_expired_archive_partitions();
 
 -- name: see_probe
 -- Does this role see the row it just wrote? The caller rolls back.
-select id from message_queue where id = %s;
+select id from packhorse.message_queue where id = %s;
 
 -- name: change_probe
 -- May it change that row, as a claim does?
-update message_queue set run_at = run_at where id = %s;
+update packhorse.message_queue set run_at = run_at where id = %s;
 
 -- name: remove_probe
 -- May it remove that row, as every ending does?
-delete from message_queue where id = %s;
+delete from packhorse.message_queue where id = %s;
 
 -- name: list_workers
 -- Live workers, newest first.
 select id, hostname, pid, version, state, queues, message_types, threads, running, done_total, failed_total, started_at,
   last_seen_at, clock_timestamp() - last_seen_at > lease_duration as silent
-from workers order by started_at desc;
+from packhorse.workers order by started_at desc;

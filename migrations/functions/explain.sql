@@ -1,0 +1,129 @@
+-- Explain: why does a message not run? (SPEC Q8b)
+
+create or replace function packhorse.explain_ended(p_id bigint) returns text
+language sql stable as $$
+-- What became of a message that lives no longer.
+  select coalesce(
+    (select a.state || ' at ' || a.finished_at || coalesce(': ' || a.reason, '') from packhorse.message_archive a where a.id = p_id limit 1),
+    (select format('dead at %s: %s', d.dead_at, d.reason) from packhorse.dead_letters d where d.id = p_id),
+    'no message with this id');
+$$;
+comment on function packhorse.explain_ended(bigint) is 'Used by explain_message: what became of a message that lives no longer.';
+
+create or replace function packhorse.explain_running(p_message packhorse.message_queue, p_now timestamptz) returns text
+language sql stable as $$
+-- Who holds it; or why its handler is done and it is here still.
+  select case when p_message.completion_refused_at is not null then
+      format('its handler was done at %s and the database refused to write that: %s. It does not run again: '
+        'the completion is tried again, until it works or an operator runs, buries or cancels it', p_message.completion_refused_at,
+        p_message.error ->> 'message')
+    else format('it runs: held by %s, attempt %s, lease until %s%s%s', p_message.lease_holder, p_message.attempt, p_message.lease_expires_at,
+      case when p_message.lease_expires_at < p_now then ', which is over: its holder is gone or out of contact, and rescue returns it' else '' end,
+      case when p_message.cancel_requested_at is not null then ', cancel requested' else '' end) end;
+$$;
+comment on function packhorse.explain_running(packhorse.message_queue, timestamptz) is 'Used by explain_message: who holds a message.';
+
+create or replace function packhorse.explain_conversation(p_message packhorse.message_queue, p_now timestamptz)
+returns table (gate text, passed boolean, detail text, earliest_start timestamptz)
+language sql stable as $$
+-- The gate of a message with a conversation: its holder, if any.
+  select 'conversation', h.holder_id is null and p_message.state = 'pending',
+    case when h.holder_id is not null then format('held by message %s (%s)', h.holder_id, h.holder_kind)
+      when p_message.state = 'blocked' then 'waits for its turn in the conversation' else 'first in its conversation' end,
+    (select r.run_at from packhorse.message_queue r where r.id = h.holder_id and r.state = 'pending' and not packhorse.is_due(r.run_at, p_now))
+  from (select 1) one left join lateral (
+    select c.holder_kind, c.holder_id from packhorse.conversation_holders(p_message.conversation_key, p_message.id) c
+    order by c.holder_kind = 'running' desc, c.holder_kind = 'dead' desc, c.holder_id limit 1) h on true
+  where p_message.conversation_key is not null;
+$$;
+comment on function packhorse.explain_conversation(packhorse.message_queue, timestamptz) is 'Used by explain_message: the gate of a conversation.';
+
+create or replace function packhorse.explain_limits(p_message packhorse.message_queue, p_queue packhorse.queues, p_now timestamptz)
+returns table (gate text, passed boolean, detail text, earliest_start timestamptz)
+language sql stable as $$
+-- The gates of a queue with limits.
+  select 'max_concurrency', r.room > 0, format('%s of %s running', p_queue.max_concurrency - r.room, p_queue.max_concurrency), null::timestamptz
+  from (select packhorse.queue_room(p_queue) as room) r where p_queue.max_concurrency is not null
+  union all
+  select 'max_concurrency_per_key', r.room > 0,
+    format('%s of %s running with this key', p_queue.max_concurrency_per_key - r.room, p_queue.max_concurrency_per_key), null
+  from (select packhorse.key_room(p_queue, p_message.concurrency_key) as room) r
+  where p_queue.max_concurrency_per_key is not null and p_message.concurrency_key is not null
+  union all
+  select 'rate_limit', t.tokens >= 1::float8, format('%s starts per %s', p_queue.rate_limit, p_queue.rate_interval),
+    case when t.tokens < 1::float8 then p_now + (1::float8 - t.tokens) * p_queue.rate_interval / p_queue.rate_limit::float8 end
+  from (select packhorse.rate_tokens_at(p_queue, p_now) as tokens) t where p_queue.rate_limit is not null;
+$$;
+comment on function packhorse.explain_limits(packhorse.message_queue, packhorse.queues, timestamptz) is 'Used by explain_message: the gates of limits.';
+
+create or replace function packhorse.explain_line(p_message packhorse.message_queue, p_now timestamptz)
+returns table (gate text, passed boolean, detail text, earliest_start timestamptz)
+language sql stable as $$
+-- Who takes such messages, and how many stand before it; those that run apart stand in a line of their own.
+  with live as (
+    select w.isolation from packhorse.workers w
+    where p_now - w.last_seen_at <= w.lease_duration and w.state = 'running'
+      and p_message.message_type::text = any (w.message_types) and p_message.queue::text = any (w.queues)
+  ), ahead as (
+    select count(*) as n from (
+      (select from packhorse.message_queue e
+       where packhorse.runs_apart(p_message.crashes) and e.queue = p_message.queue and e.state = 'pending' and e.crashes >= 2
+         and e.run_at <= p_now and (e.run_at, e.id) < (p_message.run_at, p_message.id)
+       limit 10000)
+      union all
+      (select from packhorse.message_queue e
+       where not packhorse.runs_apart(p_message.crashes) and e.queue = p_message.queue and e.state = 'pending' and e.crashes < 2
+         and e.run_at <= p_now and (e.priority, e.run_at, e.id) < (p_message.priority, p_message.run_at, p_message.id)
+       limit 10000)) a
+  )
+  select 'worker', l.n > 0, case when l.n > 0 then format('%s live worker(s) register the type', l.n)
+    else 'no live worker registers this type on this queue' end, null::timestamptz
+  from (select count(*) as n from live where not live.isolation) l
+  union all
+  select 'isolation', l.runs, format('it was there when %s processes died, so it runs apart from all others: %s', p_message.crashes,
+    case when l.runs then 'a process for such messages runs' else 'a worker starts a process for such messages' end), null
+  from (select count(*) > 0 as runs from live where live.isolation) l where packhorse.runs_apart(p_message.crashes)
+  union all
+  select 'rank', a.n = 0, case when a.n >= 10000 then 'more than 10000' else a.n::text end || ' ahead in its queue', null from ahead a;
+$$;
+comment on function packhorse.explain_line(packhorse.message_queue, timestamptz) is 'Used by explain_message: workers, isolation, rank.';
+
+create or replace function packhorse.explain_message(p_id bigint)
+returns table (gate text, passed boolean, detail text, earliest_start timestamptz)
+language plpgsql stable as $$
+-- Why is this message not running? The gates in the order in which the claim meets them, each passed or
+-- not, with the holder and the earliest start where it is known (SPEC Q8b). Nothing is locked.
+declare
+  v_now constant timestamptz := clock_timestamp();
+  v_m packhorse.message_queue;
+  v_q packhorse.queues;
+begin
+  select * into v_m from packhorse.message_queue where id = p_id;
+  if not found then
+    return query select 'exists', false, packhorse.explain_ended(p_id), null::timestamptz;
+    return;
+  end if;
+  select * into v_q from packhorse.queues where name = v_m.queue;
+  return query select 'exists', true, format('type %s on queue %s', v_m.message_type, v_m.queue), null::timestamptz;
+  if v_m.completion_refused_at is not null or v_m.state = 'running' then
+    return query select 'state', v_m.completion_refused_at is null, packhorse.explain_running(v_m, v_now), null::timestamptz;
+    return;
+  end if;
+  return query select 'state', v_m.state = 'pending', v_m.state::text, null::timestamptz;
+  return query select 'run_at', packhorse.is_due(v_m.run_at, v_now),
+    case when packhorse.is_due(v_m.run_at, v_now) then 'due' else format('due at %s%s', v_m.run_at,
+      case when v_m.attempt > 0 then format(' (retry after attempt %s)', v_m.attempt) else '' end) end,
+    case when not packhorse.is_due(v_m.run_at, v_now) then v_m.run_at end;
+  if v_m.expires_at is not null then
+    return query select 'expires_at', packhorse.is_worth_doing(v_m.expires_at, v_now), format('not worth doing after %s', v_m.expires_at), null::timestamptz;
+  end if;
+  return query select 'queue', v_q.name is not null and packhorse.queue_is_open(v_q),
+    case when v_q.name is null then format('nobody has declared it: select packhorse.declare_queue(%L)', v_m.queue)
+      when packhorse.queue_is_open(v_q) then 'not paused' else format('paused at %s by %s', v_q.paused_at, v_q.paused_by) end,
+    null::timestamptz;
+  return query select * from packhorse.explain_conversation(v_m, v_now);
+  return query select * from packhorse.explain_limits(v_m, v_q, v_now);
+  return query select * from packhorse.explain_line(v_m, v_now);
+end
+$$;
+comment on function packhorse.explain_message(bigint) is 'Why is this message not running? Gates in order, passed or not.';

@@ -1,0 +1,88 @@
+-- Gates: may a message start now, and what keeps it? Claim, lock by hand, conversations and explain ask these and nothing else (SPEC Q8b): a
+-- gate is one edit, and explain tells what the claim does. Small SQL without a SET, so that the planner folds it into the statement that asks.
+
+create or replace function packhorse.is_due(p_run_at timestamptz, p_now timestamptz) returns boolean
+language sql immutable as $$
+  select p_run_at <= p_now;
+$$;
+comment on function packhorse.is_due(timestamptz, timestamptz) is 'Gate run_at: has its time come?';
+
+create or replace function packhorse.is_worth_doing(p_expires_at timestamptz, p_now timestamptz) returns boolean
+language sql immutable as $$
+  select p_expires_at is null or p_expires_at > p_now;
+$$;
+comment on function packhorse.is_worth_doing(timestamptz, timestamptz) is 'Gate expires_at: is it worth doing still?';
+
+create or replace function packhorse.runs_apart(p_crashes smallint) returns boolean
+language sql immutable as $$
+-- The same as in the predicates of the claim's indexes.
+  select p_crashes >= 2;
+$$;
+comment on function packhorse.runs_apart(smallint) is 'Gate isolation: was it there when two processes died (SPEC P5)?';
+
+create or replace function packhorse.queue_is_open(p_queue packhorse.queues) returns boolean
+language sql immutable as $$
+  select p_queue.paused_at is null;
+$$;
+comment on function packhorse.queue_is_open(packhorse.queues) is 'Gate queue: is it not paused?';
+
+create or replace function packhorse.queue_room(p_queue packhorse.queues) returns integer
+language sql stable as $$
+-- For a queue with max_concurrency.
+  select p_queue.max_concurrency - (
+    select count(*) from packhorse.message_queue r where r.queue = p_queue.name and r.state = 'running' and r.lease_token is not null)::integer;
+$$;
+comment on function packhorse.queue_room(packhorse.queues) is 'Gate max_concurrency: how many more may run over the whole fleet?';
+
+create or replace function packhorse.key_room(p_queue packhorse.queues, p_concurrency_key text) returns integer
+language sql stable as $$
+-- For a queue with max_concurrency_per_key.
+  select p_queue.max_concurrency_per_key - (
+    select count(*) from packhorse.message_queue r
+    where r.queue = p_queue.name and r.state = 'running' and r.concurrency_key = p_concurrency_key)::integer;
+$$;
+comment on function packhorse.key_room(packhorse.queues, text) is 'Gate max_concurrency_per_key: how many more may run with this key?';
+
+create or replace function packhorse.full_concurrency_keys(p_queue packhorse.queues) returns text[]
+language plpgsql stable as $$
+-- Keys with which no more may run; none in a queue without max_concurrency_per_key.
+begin
+  if p_queue.max_concurrency_per_key is null then
+    return '{}';
+  end if;
+  return array(
+    select k.concurrency_key from (
+      select distinct r.concurrency_key::text as concurrency_key from packhorse.message_queue r
+      where r.queue = p_queue.name and r.state = 'running' and r.concurrency_key is not null) k
+    where packhorse.key_room(p_queue, k.concurrency_key) <= 0);
+end
+$$;
+comment on function packhorse.full_concurrency_keys(packhorse.queues) is 'Used by the claim: keys with which no more may run.';
+
+create or replace function packhorse.conversation_holders(p_conversation_key text, p_id bigint)
+returns table (holder_kind text, holder_id bigint)
+language sql stable
+-- Who keeps message p_id of this conversation from starting: the running one, earlier pending ones, a
+-- dead letter that blocks it. Empty: it may start. The one predicate of claim and explain; a body
+-- without SET, so that the planner folds it into the claim query.
+begin atomic
+  select 'running', h.id from packhorse.message_queue h
+  where h.conversation_key = p_conversation_key and h.state = 'running' and h.id <> p_id
+  union all
+  select 'earlier', h.id from packhorse.message_queue h
+  where h.conversation_key = p_conversation_key and h.state = 'pending' and h.id < p_id
+  union all
+  select 'dead', d.id from packhorse.dead_letters d
+  where d.conversation_key = p_conversation_key and d.blocks_conversation and d.id <> p_id;
+end;
+comment on function packhorse.conversation_holders(text, bigint) is 'What keeps a message of a conversation from starting; empty when it may start.';
+
+create or replace function packhorse.rate_tokens_at(p_queue packhorse.queues, p_now timestamptz) returns double precision
+language sql immutable as $$
+-- Tokens in the bucket of a rate-limited queue: refilled continuously, at most rate_burst.
+  select least(
+    coalesce(p_queue.rate_burst, p_queue.rate_limit)::double precision,
+    p_queue.rate_tokens + (greatest(extract(epoch from p_now - p_queue.rate_refilled_at), 0)
+      * p_queue.rate_limit::numeric / extract(epoch from p_queue.rate_interval))::double precision);
+$$;
+comment on function packhorse.rate_tokens_at(packhorse.queues, timestamptz) is 'Starts that the rate limit of a queue allows at this moment.';

@@ -1,0 +1,101 @@
+-- The check of the whole system, and health_checks() for all fourteen (SPEC O1).
+
+create or replace function packhorse.health_system_summary(
+  p_warn_connections double precision default 0.8, p_fail_connections double precision default 0.95, p_warn_runway interval default '2 days',
+  p_fail_runway interval default '1 day', p_warn_snapshot interval default '15 minutes', p_fail_snapshot interval default '2 hours',
+  p_warn_schedule interval default '5 minutes'
+) returns table (status text, summary text, details jsonb)
+language plpgsql stable set lock_timeout = '500ms' as $$
+-- Server, connections, workers and what they cannot do, archive partitions ahead, oldest snapshot, schedules that are late,
+-- maintenance that failed. A worker that cannot claim, complete, beat or keep its timetable is a failure, and so is one that is
+-- silent while it holds leases; any other duty that fails is a warning. Snapshots that this role may not see are said to be hidden.
+-- A timetable that somebody keeps locked is a failure, and hides nothing else.
+declare
+  v_late bigint;
+  v_failed bigint;
+  v_locked boolean := false;
+  v_now constant timestamptz := clock_timestamp();
+  v_vital constant text := '^(fetcher|claim|complete|beat|timekeeper|pool|scheduler) ';
+begin
+  begin
+    v_late := (select count(*) from packhorse.schedules s where s.paused_at is null and s.next_planned_at < v_now - p_warn_schedule);
+    v_failed := (select count(*) from packhorse.maintenance_health h where h.state = 'failed');
+  exception when lock_not_available then
+    v_locked := true;
+  end;
+  return query
+  with told as (
+    select w.id, w.hostname, w.pid, p.problem, p.problem ~ v_vital or (p.problem like 'silent %' and exists (
+        select from packhorse.message_queue m where m.state = 'running' and m.lease_token is not null and m.lease_holder = w.id)) as vital
+    from packhorse.workers w cross join lateral unnest(packhorse.worker_problems(w)) as p (problem)
+  ), problems as (
+    select t.*, row_number() over (order by t.vital desc, t.hostname, t.pid, t.problem) as place from told t
+  ), snapshots as (
+    select a.xact_start as since from pg_stat_activity a
+    where a.backend_xmin is not null and a.datname = current_database() and a.pid <> pg_backend_pid()
+    union all
+    select x.prepared from pg_prepared_xacts x where x.database = current_database()
+  ), facts as (
+    select (select count(*) from pg_stat_activity a -- the kind of other roles' backends is hidden from most roles
+       where a.datid is not null and coalesce(a.backend_type, 'client backend') = 'client backend') as connections,
+      current_setting('max_connections')::integer as max_connections,
+      (select count(*) from packhorse.workers w where v_now - w.last_seen_at <= w.lease_duration) as workers,
+      (select count(*) from packhorse.workers w where v_now - w.last_seen_at > w.lease_duration) as silent,
+      (select extract(epoch from e.ends_at - v_now)::float8 from packhorse.partition_ends(v_now) e where e.table_name = 'message_archive') as runway,
+      (select extract(epoch from v_now - min(s.since))::float8 from snapshots s) as snapshot, packhorse.snapshots_are_visible() as sees_all,
+      (select count(*) from problems) as problems, (select count(*) from problems where vital) as failures,
+      (select format('%s pid %s: %s', p.hostname, p.pid, p.problem) from problems p where p.place = 1) as worst,
+      v_late as late_schedules, v_failed as failed_tasks
+  ), judged as (
+    select f.*, f.connections::float8 / f.max_connections::float8 as used, packhorse.health_worst(array[
+      packhorse.health_level(f.connections::float8 / f.max_connections::float8, p_warn_connections, p_fail_connections),
+      packhorse.health_level(-coalesce(f.runway, 0), -extract(epoch from p_warn_runway)::float8, -extract(epoch from p_fail_runway)::float8),
+      packhorse.health_level(f.snapshot, extract(epoch from p_warn_snapshot)::float8, extract(epoch from p_fail_snapshot)::float8),
+      case when f.late_schedules > 0 or f.failed_tasks > 0 or f.silent > 0 then 'warn' end,
+      case when f.failures > 0 or v_locked then 'fail' when f.problems > 0 then 'warn' end]) as level from facts f)
+  select j.level, format('PostgreSQL %s, %s of %s connections, %s worker process(es)%s, archive partitions for %s%s%s%s%s%s', split_part(current_setting('server_version'), ' ', 1),
+      j.connections, j.max_connections, j.workers, case when j.silent > 0 then format(' and %s silent', j.silent) end, packhorse.health_duration(greatest(j.runway, 0)),
+      '; ' || j.worst || case when j.problems > 1 then format(' and %s more', j.problems - 1) else '' end,
+      case when j.snapshot >= extract(epoch from p_warn_snapshot) then '; oldest snapshot ' || packhorse.health_duration(j.snapshot)
+        when not j.sees_all then '; a snapshot of another role, whose age this one may not see (grant pg_read_all_stats)' end,
+      case when v_locked then '; the timetable cannot be read: somebody keeps it locked' end,
+      case when j.late_schedules > 0 then format('; %s late schedule(s)', j.late_schedules) end,
+      case when j.failed_tasks > 0 then format('; %s failed maintenance task(s)', j.failed_tasks) end),
+    jsonb_build_object('server_version', current_setting('server_version'), 'started_at', pg_postmaster_start_time(), 'connections', j.connections,
+      'max_connections', j.max_connections, 'workers', j.workers, 'silent_workers', j.silent, 'archive_runway_seconds', j.runway,
+      'worker_problems', coalesce((select jsonb_agg(jsonb_build_object('worker', p.id, 'hostname', p.hostname, 'pid', p.pid, 'problem', p.problem, 'vital', p.vital)
+        order by p.place) from problems p where p.place <= 50), '[]'),
+      'oldest_snapshot_seconds', case when j.sees_all or j.snapshot >= extract(epoch from p_warn_snapshot) then j.snapshot end,
+      'sees_all_snapshots', j.sees_all, 'late_schedules', j.late_schedules, 'failed_maintenance_tasks', j.failed_tasks)
+  from judged j;
+end
+$$;
+comment on function packhorse.health_system_summary(double precision, double precision, interval, interval, interval, interval, interval)
+  is 'Health check: server, connections, workers, partitions ahead, snapshots, schedules, maintenance.';
+
+create or replace function packhorse.health_checks(p_check text default null) returns table (check_name text, status text, summary text, details jsonb)
+language plpgsql volatile set lock_timeout = '500ms' as $$
+-- All checks with their defaults in a fixed order, or the one named p_check. A check that cannot look (a right is missing, a
+-- table was changed or is locked for longer than half a second, there is a value that it cannot read) is a failed one; the others go on. Raises PH001 for a name that is none.
+declare
+  v_names constant text[] := array['stuck_workflows', 'queue_health', 'dead_letters', 'agent_performance', 'conversation_state', 'processing_latency',
+    'error_rate', 'top_errors', 'workflow_completion', 'agent_sessions', 'circuit_breakers', 'stale_locks', 'dedup_effectiveness', 'system_summary'];
+begin
+  if p_check <> all (v_names) then
+    raise exception using errcode = 'PH001', column = 'check', message = format('check: there is no check %L', left(p_check, 60)),
+      hint = 'One of: ' || array_to_string(v_names, ', ') || '.'; -- as refuse_argument() does, which is not the reader's to call
+  end if;
+  foreach check_name in array case when p_check is null then v_names else array[p_check] end loop
+    begin
+      execute format('select c.status, c.summary, c.details from packhorse.%I() c', 'health_' || check_name) into status, summary, details;
+    exception when others then
+      status := 'fail';
+      -- class 42 is about undefined names and missing rights; others quote values, a time that is none in a chat's history, say
+      summary := 'cannot be checked: ' || case when sqlstate like '42%' then sqlerrm else 'error ' || sqlstate end;
+      details := jsonb_build_object('sqlstate', sqlstate);
+    end;
+    return next;
+  end loop;
+end
+$$;
+comment on function packhorse.health_checks(text) is 'The fourteen health checks: ok, warn, fail or absent, with a sentence and details.';

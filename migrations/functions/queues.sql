@@ -1,0 +1,133 @@
+-- Queues and their settings: declare, set, pause, resume (SPEC Q8).
+
+create or replace function packhorse.declare_queue(p_queue text) returns boolean
+language plpgsql as $$
+-- Make the queue known; true when it is new. Safe to repeat. Locks nothing when the queue exists.
+begin
+  if exists (select from packhorse.queues where name = p_queue) then
+    return false;
+  end if;
+  if p_queue is null or p_queue !~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}$' then
+    raise exception using errcode = 'PH001', column = 'queue',
+      message = format('queue: %L is not a queue name', left(p_queue, 120)),
+      hint = 'Use a letter or underscore, then letters, digits, dot, underscore or dash; 100 at most.';
+  end if;
+  insert into packhorse.queues (name) values (p_queue) on conflict do nothing;
+  insert into packhorse.queue_wakeups (queue) values (p_queue) on conflict do nothing;
+  return true;
+end
+$$;
+comment on function packhorse.declare_queue(text) is 'Make a queue known; true when it is new.';
+
+create or replace function packhorse.require_queue(p_queue text) returns void
+language plpgsql stable as $$
+-- Raise PH002 with the nearest known name unless the queue exists.
+declare
+  v_near text;
+begin
+  if exists (select from packhorse.queues where name = p_queue) then
+    return;
+  elsif p_queue is null then
+    raise exception using errcode = 'PH002', column = 'queue', message = 'queue: must not be null';
+  end if;
+  select name into v_near from packhorse.queues
+  order by (left(name, 3) = left(p_queue, 3)) desc, abs(length(name) - length(p_queue)), name limit 1;
+  raise exception using errcode = 'PH002', column = 'queue',
+    message = format('queue: unknown queue %L', left(p_queue, 120)),
+    hint = case when v_near is null then 'No queue exists yet. ' else format('Did you mean %L? ', v_near) end
+      || 'A new queue is made by: select packhorse.declare_queue('
+      || case when p_queue ~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}$' then quote_literal(p_queue) else 'name' end || ')';
+end
+$$;
+comment on function packhorse.require_queue(text) is 'Raise PH002, naming a near miss, unless the queue exists.';
+
+create or replace function packhorse.set_queue(p_queue text, p_settings jsonb, p_operator text default current_user) returns packhorse.queues
+language plpgsql as $$
+-- Change settings of one queue; keys are column names of `queues`, null resets a limit to "none".
+-- Locks the queue's row. Unknown keys and values out of range raise PH001, which names the key, and change nothing.
+declare
+  v_known constant text[] := array['max_concurrency', 'max_concurrency_per_key', 'rate_limit', 'rate_interval',
+    'rate_burst', 'keep_done', 'max_attempts', 'crash_limit', 'backoff_initial', 'backoff_multiplier',
+    'backoff_max', 'backoff_jitter', 'on_dead'];
+  v_unknown text;
+  v_key text;
+  v_constraint text;
+  v_new_rate constant boolean := p_settings ?| array['rate_limit', 'rate_interval', 'rate_burst'];
+  v_row packhorse.queues;
+begin
+  perform packhorse.require_queue(p_queue);
+  if p_settings is null or jsonb_typeof(p_settings) <> 'object' then
+    raise exception using errcode = 'PH001', column = 'settings', message = 'settings: must be a JSON object';
+  end if;
+  select key into v_unknown from jsonb_object_keys(p_settings) as k(key) where key <> all (v_known) limit 1;
+  if found then
+    raise exception using errcode = 'PH001', column = v_unknown,
+      message = format('%s: not a queue setting', left(v_unknown, 60)),
+      hint = 'Known settings: ' || array_to_string(v_known, ', ');
+  end if;
+  select * into v_row from packhorse.queues where name = p_queue for update;
+  begin
+    for v_key in select jsonb_object_keys(p_settings) loop -- one by one: the error of a value has no name in it
+      v_row := jsonb_populate_record(v_row, jsonb_build_object(v_key, p_settings -> v_key));
+    end loop;
+    v_key := null;
+    update packhorse.queues set
+      max_concurrency = v_row.max_concurrency, max_concurrency_per_key = v_row.max_concurrency_per_key,
+      rate_limit = v_row.rate_limit, rate_interval = v_row.rate_interval, rate_burst = v_row.rate_burst,
+      -- a changed rate starts with a full bucket; any other change leaves the bucket as it is
+      rate_tokens = case when v_new_rate then coalesce(v_row.rate_burst, v_row.rate_limit, 0) else rate_tokens end,
+      rate_refilled_at = case when v_new_rate then clock_timestamp() else rate_refilled_at end,
+      keep_done = v_row.keep_done, max_attempts = v_row.max_attempts, crash_limit = v_row.crash_limit,
+      backoff_initial = v_row.backoff_initial, backoff_multiplier = v_row.backoff_multiplier,
+      backoff_max = v_row.backoff_max, backoff_jitter = v_row.backoff_jitter, on_dead = v_row.on_dead,
+      updated_at = clock_timestamp()
+    where name = p_queue returning * into v_row;
+  exception when check_violation or not_null_violation or data_exception then
+    get stacked diagnostics v_unknown = column_name, v_constraint = constraint_name;
+    v_key := coalesce(v_key, nullif(v_unknown, ''), substring(v_constraint from '^queues_(.*)_[a-z]+$'), 'settings');
+    raise exception using errcode = 'PH001', column = v_key, message = format('%s: %s', v_key, case sqlstate
+        when '23514' then format('%s is out of range', left(p_settings ->> v_key, 60)) when '23502' then 'must not be null' else sqlerrm end),
+      hint = coalesce((select 'Allowed: ' || regexp_replace(pg_get_constraintdef(c.oid), '^CHECK |::\w+( precision)?|[()]', '', 'g')
+        from pg_constraint c where c.conrelid = 'packhorse.queues'::regclass::oid and c.conname = v_constraint),
+        'Numbers as JSON numbers, intervals as texts like "5 minutes".');
+  end;
+  insert into packhorse.operator_actions (action, operator, details)
+  values ('set_queue', p_operator, jsonb_build_object('queue', p_queue, 'settings', p_settings));
+  perform packhorse.wake_queue(p_queue); -- a wider limit lets messages start
+  return v_row;
+end
+$$;
+comment on function packhorse.set_queue(text, jsonb, text) is 'Change settings of a queue; works within seconds, no restart.';
+
+create or replace function packhorse.pause_queue(p_queue text, p_operator text default current_user) returns boolean
+language plpgsql as $$
+-- No claim takes messages of a paused queue; running ones finish. True when it was not paused before.
+begin
+  perform packhorse.require_queue(p_queue);
+  update packhorse.queues set paused_at = clock_timestamp(), paused_by = p_operator where name = p_queue and paused_at is null;
+  if not found then
+    return false;
+  end if;
+  insert into packhorse.operator_actions (action, operator, details)
+  values ('pause_queue', p_operator, jsonb_build_object('queue', p_queue));
+  return true;
+end
+$$;
+comment on function packhorse.pause_queue(text, text) is 'Stop claims from a queue; true when it was not paused before.';
+
+create or replace function packhorse.resume_queue(p_queue text, p_operator text default current_user) returns boolean
+language plpgsql as $$
+-- Let claims take from the queue again; true when it was paused.
+begin
+  perform packhorse.require_queue(p_queue);
+  update packhorse.queues set paused_at = null, paused_by = null where name = p_queue and paused_at is not null;
+  if not found then
+    return false;
+  end if;
+  insert into packhorse.operator_actions (action, operator, details)
+  values ('resume_queue', p_operator, jsonb_build_object('queue', p_queue));
+  perform packhorse.wake_queue(p_queue);
+  return true;
+end
+$$;
+comment on function packhorse.resume_queue(text, text) is 'Let claims take from the queue again; true when it was paused.';

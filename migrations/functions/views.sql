@@ -1,0 +1,99 @@
+-- What people look at: all messages, blocked conversations, queues, dead letters by cause, schedules, maintenance (SPEC Q1, Q7, M1, M7).
+
+create or replace view packhorse.all_messages as
+  select m.id, m.queue::text, m.message_type::text, m.state::text, m.priority::integer, m.attempt,
+    m.max_attempts::integer, m.crashes::integer, m.conversation_key::text, m.correlation_id::text, m.run_at, m.created_at, m.claimed_at,
+    null::timestamptz as finished_at, m.lease_holder, m.lease_expires_at, m.error ->> 'class' as error_class,
+    m.error ->> 'message' as error_message, m.payload::jsonb, m.options::jsonb, m.history, null::text as reason
+  from packhorse.message_queue m
+  union all
+  select a.id, a.queue, a.message_type, a.state, a.priority::integer, a.attempt, null, a.crashes::integer,
+    a.conversation_key, a.correlation_id, null, a.created_at, a.claimed_at, a.finished_at, a.lease_holder, null,
+    a.error ->> 'class', a.error ->> 'message', a.payload, a.options, a.history, a.reason
+  from packhorse.message_archive a
+  union all
+  select d.id, d.queue, d.message_type, 'dead', d.priority::integer, d.attempt, d.max_attempts, d.crashes::integer,
+    d.conversation_key, d.correlation_id, null, d.created_at, null, d.dead_at, d.lease_holder, null, d.error_class,
+    d.error_message, d.payload, d.options, d.history, d.reason
+  from packhorse.dead_letters d;
+comment on view packhorse.all_messages is 'Every message that is known: live, archived and dead, as one.';
+
+create or replace view packhorse.blocked_conversations as
+  select w.conversation_key, w.waiting, w.since, h.holder_kind, h.holder_id
+  from (
+    -- from when it was due, not only there: a redriven message keeps its created_at
+    select m.conversation_key, count(*) as waiting, min(greatest(m.created_at, m.run_at)) as since, min(m.id) as first_id
+    from packhorse.message_queue m where m.state = 'blocked' group by m.conversation_key) w
+  left join lateral (
+    select c.holder_kind, c.holder_id from packhorse.conversation_holders(w.conversation_key, 9223372036854775807) c
+    order by c.holder_kind = 'running' desc, c.holder_kind = 'dead' desc, c.holder_id limit 1) h on true;
+comment on view packhorse.blocked_conversations is 'Conversations with waiting messages: how many, since when, and the message that blocks each.';
+
+create or replace view packhorse.message_queue_health as
+  select coalesce(q.name, m.queue, d.queue)::text as queue, q.paused_at is not null as paused,
+    coalesce(m.pending, 0) as pending, coalesce(m.delayed, 0) as delayed, coalesce(m.blocked, 0) as blocked,
+    coalesce(m.running, 0) as running, coalesce(d.dead, 0) as dead,
+    coalesce(extract(epoch from clock_timestamp() - m.oldest_due), 0)::double precision as oldest_due_seconds,
+    coalesce(extract(epoch from clock_timestamp() - m.oldest_running), 0)::double precision as oldest_running_seconds
+  from packhorse.queues q
+  -- a row that was inserted by hand may name a queue that nobody has declared: the more it has to be seen
+  full join (
+    select queue::text, count(*) filter (where state = 'pending' and run_at <= clock_timestamp()) as pending,
+      count(*) filter (where state = 'pending' and run_at > clock_timestamp()) as delayed,
+      count(*) filter (where state = 'blocked') as blocked, count(*) filter (where state = 'running') as running,
+      min(run_at) filter (where state = 'pending' and run_at <= clock_timestamp()) as oldest_due,
+      min(claimed_at) filter (where state = 'running') as oldest_running
+    from packhorse.message_queue group by queue) m on m.queue = q.name::text
+  full join (select queue, count(*) as dead from packhorse.dead_letters group by queue) d on d.queue = coalesce(q.name::text, m.queue);
+comment on view packhorse.message_queue_health is 'One row per queue: depth by state and the age of the oldest.';
+
+create or replace view packhorse.dead_letter_groups as
+  select d.fingerprint, d.queue, d.message_type, d.reason, d.error_class,
+    (array_agg(left(d.error_message, 200) order by d.dead_at desc))[1] as error_message,
+    count(*) as count, min(d.dead_at) as first_dead_at, max(d.dead_at) as last_dead_at, min(d.id) as oldest_id
+  from packhorse.dead_letters d
+  group by d.fingerprint, d.queue, d.message_type, d.reason, d.error_class;
+comment on view packhorse.dead_letter_groups is 'Dead letters by cause.';
+
+create or replace view packhorse.schedule_health as
+select s.name, s.source, coalesce(s.cron, 'every ' || s.every) as trigger, s.time_zone, s.paused_at is not null as paused,
+  s.next_planned_at, r.planned_at as last_run_at, r.outcome as last_outcome, r.ended_at as last_ended_at,
+  -- one row, not the history of a month: health, metrics and lists look at this view
+  (select d.ended_at from packhorse.schedule_runs d where d.schedule = s.name and d.outcome = 'done' order by d.id desc limit 1) as last_success_at,
+  case when s.paused_at is null then greatest(0, extract(epoch from clock_timestamp() - s.next_planned_at)) end::float8 as lag_seconds,
+  s.problem
+from packhorse.schedules s
+left join lateral (
+  select h.planned_at, h.outcome, h.ended_at from packhorse.schedule_runs h where h.schedule = s.name order by h.id desc limit 1) r on true;
+comment on view packhorse.schedule_health is 'One row per schedule: next planned time, last run and its outcome, lag, problem (SPEC M1).';
+
+create or replace view packhorse.maintenance_health as
+with recursive tasks (name) as ( -- from task to task by the index: runs of three months are not read for the last one of each
+  (select r.task::text from packhorse.maintenance_runs r order by r.task limit 1)
+  union all
+  select (select n.task::text from packhorse.maintenance_runs n where n.task > k.name order by n.task limit 1) from tasks k where k.name is not null
+)
+select r.task, r.kind, r.state, r.gate, r.rows_done, r.started_at, r.ended_at, r.error, t.last_success_at, coalesce(t.rows_total, 0) as rows_total
+from tasks k
+-- not `l.task = k.name`: the planner might walk back by id through what other tasks did since
+cross join lateral (select l.* from packhorse.maintenance_runs l where l.task <= k.name order by l.task desc, l.id desc limit 1) r
+left join packhorse.maintenance_tasks t on t.task = r.task
+where k.name is not null
+order by r.task;
+comment on view packhorse.maintenance_health is 'One row per maintenance task: its last run, last success and rows (SPEC M7).';
+
+-- Row-level security applies to the one who looks. PostgreSQL 14 does not know the option; there the views are closed to all but their owner
+-- and our roles.
+do $$
+declare
+  v_view text;
+begin
+  if current_setting('server_version_num')::integer >= 150000 then
+    foreach v_view in array array['all_messages', 'blocked_conversations', 'message_queue_health', 'dead_letter_groups', 'schedule_health',
+      'maintenance_health']
+    loop
+      execute format('alter view packhorse.%I set (security_invoker = true)', v_view);
+    end loop;
+  end if;
+end
+$$;

@@ -1,0 +1,105 @@
+-- Workers: registration and heartbeat (SPEC W1b, W5).
+
+create or replace function packhorse.bounded_problems(p_problems text[]) returns text[]
+language sql immutable as $$
+-- What a process says about itself, cut to 20 texts of 200 characters.
+  select array(select left(p.problem, 200) from unnest(p_problems[:20]) with ordinality as p (problem, place)
+    where p.problem is not null order by p.place);
+$$;
+comment on function packhorse.bounded_problems(text[]) is 'Used by register_worker and beat_worker: problems cut to 20 texts of 200 characters.';
+
+create or replace function packhorse.worker_problems(p_worker packhorse.workers) returns text[]
+language sql stable as $$
+-- What a worker process cannot do: what it said with its last heartbeat, and that there was none for longer than it should
+-- be, three quarters of its lease (a heartbeat comes three times per lease, at least).
+  select case when clock_timestamp() - p_worker.last_seen_at > p_worker.lease_duration * 0.75::float8
+      then array[format('silent for %s s', floor(extract(epoch from clock_timestamp() - p_worker.last_seen_at)))] else '{}'::text[] end
+    || p_worker.problems;
+$$;
+comment on function packhorse.worker_problems(packhorse.workers) is 'What a worker process said that it cannot do, and how long it has been silent.';
+
+create or replace function packhorse.register_worker(
+  p_id uuid, p_hostname text, p_pid integer, p_version text, p_queues text[], p_types text[], p_threads integer, p_lease interval,
+  p_isolation boolean default false, p_policies jsonb default '{}', p_problems text[] default '{}'
+) returns void
+language plpgsql as $$
+-- A worker process starts: remember it and the types it handles. Declares its queues. p_isolation: it runs only messages
+-- that were there when two processes died. p_policies: by type an object with `queue`, and with what its code says of
+-- retries (max_attempts, max_retries, min_backoff and max_backoff in milliseconds, on_retry_exhausted): see failure_policy.
+-- p_problems: as in beat_worker().
+begin
+  perform packhorse.declare_queue(q) from unnest(p_queues) q;
+  insert into packhorse.workers (id, hostname, pid, version, queues, message_types, threads, lease_duration, isolation, problems)
+  values (p_id, p_hostname, p_pid, p_version, p_queues, p_types, p_threads, p_lease, p_isolation, packhorse.bounded_problems(p_problems))
+  on conflict (id) do update set last_seen_at = clock_timestamp();
+  insert into packhorse.message_types (name, queue, policy)
+  select t.name, coalesce(p_policies -> t.name ->> 'queue', p_queues[1], 'default'), coalesce(p_policies -> t.name, '{}') - 'queue'::text
+  from unnest(p_types) as t (name)
+  order by t.name
+  on conflict (name) do update set last_seen_at = clock_timestamp(), queue = excluded.queue, policy = excluded.policy;
+end
+$$;
+comment on function packhorse.register_worker(uuid, text, integer, text, text[], text[], integer, interval, boolean, jsonb, text[]) is 'A worker process starts.';
+
+create or replace function packhorse.beat_worker(
+  p_id uuid, p_ids bigint[], p_tokens bigint[], p_lease interval, p_state text default 'running',
+  p_done bigint default 0, p_failed bigint default 0, p_problems text[] default '{}'
+) returns table (id bigint, lease_held boolean, renewed boolean, cancel_requested boolean)
+language plpgsql set enable_seqscan = off set jit = off
+  set plan_cache_mode = force_generic_plan as $$
+-- One heartbeat of a process: every held lease goes on until now + p_lease. Returns a row for each
+-- message that needs attention: its lease is lost, it was not renewed because somebody has locked its row (the
+-- others' leases must not end for that), or somebody asked to cancel it. A row without id: the process itself is
+-- not known any more (it was silent for long); it must register again, or its types look abandoned. p_problems: what the
+-- process cannot do, for people; 20 texts of 200 characters at most are kept. Raises PH001.
+-- Locks: the held rows that nobody else has locked (HOT updates) and the worker's own row.
+begin
+  perform packhorse.check_lease(p_lease);
+  return query
+  with held as (
+    update packhorse.message_queue m set lease_expires_at = clock_timestamp() + p_lease
+    where m.id = any (array(
+        select l.id from packhorse.message_queue l
+        where l.id = any (p_ids) and l.lease_token = any (p_tokens) and l.state = 'running'
+        for no key update skip locked))
+      and m.state = 'running'
+    returning m.id, m.cancel_requested_at
+  )
+  select a.id, h.id is not null or q.id is not null, h.id is not null, h.cancel_requested_at is not null
+  from unnest(p_ids) as a (id)
+  left join held h on h.id = a.id
+  left join packhorse.message_queue q on q.id = a.id and q.lease_token = any (p_tokens) and q.state = 'running'
+  where h.id is null or h.cancel_requested_at is not null;
+  update packhorse.workers w set last_seen_at = clock_timestamp(), state = p_state, running = cardinality(p_ids),
+    done_total = p_done, failed_total = p_failed, problems = packhorse.bounded_problems(p_problems)
+  where w.id = p_id;
+  if not found then
+    return query select null::bigint, false, false, false;
+  end if;
+  update packhorse.message_types t set last_seen_at = clock_timestamp()
+  from packhorse.workers w
+  where w.id = p_id and t.name = any (w.message_types) and t.last_seen_at < clock_timestamp() - interval '1 minute';
+end
+$$;
+comment on function packhorse.beat_worker(uuid, bigint[], bigint[], interval, text, bigint, bigint, text[])
+  is 'Heartbeat: extend every held lease; rows tell lost leases and cancel requests.';
+
+create or replace function packhorse.deregister_worker(p_id uuid) returns boolean
+language sql volatile as $$
+  delete from packhorse.workers where id = p_id returning true;
+$$;
+comment on function packhorse.deregister_worker(uuid) is 'A worker process ended in good order.';
+
+create or replace function packhorse.forget_dead_workers(p_after interval default '10 minutes') returns integer
+language plpgsql as $$
+-- Raises PH001 unless p_after is between 0 and 1000 years.
+declare
+  v_count integer;
+begin
+  perform packhorse.check_age('after', p_after);
+  delete from packhorse.workers where last_seen_at < clock_timestamp() - p_after;
+  get diagnostics v_count = row_count;
+  return v_count;
+end
+$$;
+comment on function packhorse.forget_dead_workers(interval) is 'Remove workers that have not been seen; one that lives registers again with its next beat.';

@@ -1,0 +1,67 @@
+"""One log line per message and outcome (SPEC P8): failures always, success when it is asked for. Never a payload."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from packhorse.worker.attempt.messages import ClaimedMessage
+
+logger = logging.getLogger("packhorse.message")
+
+
+class OutcomeLog:
+    """mode: the setting log_outcomes. `failures`: success only at level debug; `all`: at info."""
+
+    def __init__(self, mode: str, worker_id: object) -> None:
+        self._success = logging.INFO if mode == "all" else logging.DEBUG
+        self._worker_id = worker_id
+
+    def done(self, messages: Iterable[ClaimedMessage]) -> None:
+        """These were completed."""
+        if logger.isEnabledFor(self._success):
+            for message in messages:
+                self._say(self._success, message, "done")
+
+    def ended(self, message: ClaimedMessage, outcome: str) -> None:
+        """This one ended otherwise; a lost lease has a line of its own."""
+        if outcome in ("retry", "dead"):
+            level = logging.WARNING if outcome == "dead" else logging.INFO
+            if logger.isEnabledFor(level):
+                self._say(level, message, outcome)
+        elif outcome == "done":
+            self.done([message])
+        elif outcome != "lost":
+            level = logging.INFO if message.started else logging.DEBUG  # handing back what never started is routine
+            if logger.isEnabledFor(level):
+                self._say(level, message, "released" if outcome == "release" else outcome)
+
+    def _say(self, level: int, message: ClaimedMessage, label: str) -> None:
+        outcome = message.outcome
+        values = (
+            message.id,
+            message.queue_name,
+            message.actor_name,
+            message.attempt,
+            label,
+            round(message.ran_seconds, 3),
+            round(message.due_seconds + message.started_at - message.claimed_at, 3) if message.started else None,
+            message.correlation_id,
+            outcome.error_class if outcome else None,
+            self._worker_id,
+            message.trace_id,
+        )
+        if label in ("retry", "dead"):
+            logger.log(
+                level,
+                "message_failed message_id=%s queue=%s actor=%s attempt=%s outcome=%s duration_seconds=%s wait_seconds=%s "
+                "correlation_id=%s error_class=%s worker_id=%s trace_id=%s",
+                *values,
+            )
+        else:
+            logger.log(
+                level,
+                "message_ended message_id=%s queue=%s actor=%s attempt=%s outcome=%s duration_seconds=%s wait_seconds=%s "
+                "correlation_id=%s error_class=%s worker_id=%s trace_id=%s",
+                *values,
+            )
