@@ -13,11 +13,12 @@ run: $(VENV)/.ready      ## the WhatsApp example on an embedded PostgreSQL, unti
 demo: $(VENV)/.ready     ## the same, finite: ends with a summary that adds up
 	$(BIN)/python -m examples.whatsapp demo
 
-programs:                ## what some tests use from Debian's archive; needs root, or sudo
+programs:                ## what some tests use from Debian's archive and npm; needs root, or sudo
 	.ci/programs
 
-test: $(VENV)/.ready     ## every test
+test: $(VENV)/.ready     ## every test; those of integration once more on the oldest PostgreSQL
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
+	@[ ! -e .ci/postgres/node_modules/postgres14 ] || TESTS_SERVER=postgres14 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal tests/integration
 
 test-fast: $(VENV)/.ready ## the fast ring, under a minute
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m "not slow" -x -q

@@ -28,6 +28,7 @@ from tests.support.postgres import Database, Server, available_servers, open_for
 from tests.support.workers import Daemon, Ledger  # noqa: E402
 
 SERVERS = available_servers()
+FIRST = next(iter(SERVERS))
 _running: dict[str, Server] = {}
 _broken: dict[str, BaseException] = {}
 _starting = threading.Lock()
@@ -38,7 +39,7 @@ def _server(name: str) -> Server:
         if name in _broken:
             raise RuntimeError(f"{name} did not start") from _broken[name]
         if name not in _running:
-            if name.startswith("embedded"):
+            if not name.startswith("system"):
                 open_for_everyone(SERVERS[name])
             try:
                 _running[name] = Server(name, SERVERS[name])
@@ -94,8 +95,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The fast ring asks one PostgreSQL and starts few programs; the full ring does everything."""
     for item in items:
         call = getattr(item, "callspec", None)
-        of_the_system = call is not None and str(call.params.get("any_server", "")).startswith("system")
-        if of_the_system or _only_in_full_ring(item.path):
+        another_server = call is not None and call.params.get("any_server", FIRST) != FIRST
+        if another_server or _only_in_full_ring(item.path):
             item.add_marker(pytest.mark.slow)
     items[:] = _mixed(items)
 
@@ -146,7 +147,7 @@ def pytest_sessionfinish() -> None:
 @pytest.fixture(scope="session")
 def server() -> Server:
     """The embedded PostgreSQL, shared by the session; do not stop it (see own_server)."""
-    return _server(next(iter(SERVERS)))
+    return _server(FIRST)
 
 
 @pytest.fixture(params=list(SERVERS))
@@ -158,9 +159,8 @@ def any_server(request: pytest.FixtureRequest) -> Server:
 @pytest.fixture
 def own_server() -> Iterator[Server]:
     """A server for one test that stops, kills or restarts it."""
-    name = next(iter(SERVERS))
-    open_for_everyone(SERVERS[name])
-    server = Server(name, SERVERS[name])
+    open_for_everyone(SERVERS[FIRST])
+    server = Server(FIRST, SERVERS[FIRST])
     yield server
     server.close()
 

