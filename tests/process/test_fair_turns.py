@@ -106,7 +106,7 @@ class Cutting(Proxy):
                 data = source.recv(1 << 16, socket.MSG_PEEK)
             except OSError:
                 data = b""
-            if b"claimed" in data and b"innocent" in data:
+            if b"innocent" in data:  # its payload
                 self.cuts += 1
                 self._drop_all()
                 return

@@ -121,11 +121,11 @@ def messages(count: int) -> Iterator[dict[str, Any]]:
             case 49:
                 yield _row(n, "default", "strict", json.dumps(payload(n, "plain")))
             case place if place < 90:
-                yield _row(n, "default", f'type{n}{LINE}"}} 1\n'[:100], json.dumps(payload(n, "plain")))
+                yield _row(n, "default", f"type{n}.HELP", json.dumps(payload(n, "plain")))
             case place if place < 95:
                 yield _row(n, DECLARED[n % len(DECLARED)], "hostile", json.dumps(payload(n, "plain")))
             case _:
-                yield _row(n, f'queue{n}"}} 1\n# HELP{LINE}'[:100], "hostile", json.dumps(payload(n, "plain")))
+                yield _row(n, f"queue{n}.HELP", "hostile", json.dumps(payload(n, "plain")))
 
 
 def insert(database: Database, count: int) -> None:
