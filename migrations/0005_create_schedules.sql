@@ -2,7 +2,7 @@
 --
 -- No leader. A planned time fires when the row (schedule, planned_at) can be inserted, in the transaction
 -- that enqueues the message; whoever comes second finds the row and does nothing. Triggers are computed by
--- the scheduler processes (schedules/triggers.py), each for itself: they agree because a planned time
+-- the scheduler processes (schedules/timetable/triggers.py), each for itself: they agree because a planned time
 -- follows from the trigger alone, never from when somebody looked.
 -- All times are of the database clock (P6).
 -- Lock and duration: new objects only, milliseconds.

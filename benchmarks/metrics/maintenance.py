@@ -183,7 +183,7 @@ class Removal:
 
     def wait_begun(self, system: PostgresSystem) -> None:
         """Return when the run has removed its first batch. Raises RuntimeError when it ended before that."""
-        query = "select count(*) from maintenance_runs where task = 'retention.bench_events' and state = 'running' and batches > 0"
+        query = "select count(*) from packhorse.maintenance_runs where task = 'retention.bench_events' and state = 'running' and batches > 0"
         while not system.observing().execute(query).fetchone()[0]:  # type: ignore[index]
             self.check_alive()
             time.sleep(POLL_SECONDS)  # the first batch is seen in the table of runs only

@@ -48,8 +48,8 @@ select 'bench' || coalesce('_' || nullif(number %% %(queues)s, 0), ''), 'bench',
 from generate_series(1, %(count)s) as number
 """
 DUE = """
-update fleet_statistics set refreshed_at = '-infinity'
-where ctid = any (array(select ctid from fleet_statistics for update skip locked))
+update packhorse.fleet_statistics set refreshed_at = '-infinity'
+where ctid = any (array(select ctid from packhorse.fleet_statistics for update skip locked))
 """
 MEASURES = {"": "messages/s", ": cpu of the worker": "us/message"}
 VARIANTS: Mapping[str, Mapping[str, str]] = {

@@ -89,7 +89,7 @@ class Adapter(PostgresSystem):
 
     name: ClassVar[str] = "packhorse"
     module: ClassVar[str] = ACTORS
-    table: ClassVar[tuple[str, ...]] = ("message_queue",)
+    table: ClassVar[tuple[str, ...]] = ("packhorse", "message_queue")
     sizes: ClassVar[Sizes] = Sizes(drain={1: 100_000, 2: 150_000}, bulk=200_000)
     cases: ClassVar[frozenset[str]] = PEER_CASES | {
         "enqueue/bulk-messages",
@@ -187,4 +187,4 @@ class Adapter(PostgresSystem):
             "count": count,
         }
         connection.execute(FILL, parameters)
-        connection.execute("select wake_queue(%s)", (QUEUE,))
+        connection.execute("select packhorse.wake_queue(%s)", (QUEUE,))

@@ -6,6 +6,51 @@
 --
 -- These functions run with the rights of their owner: a producer has no right on any table (rights.sql).
 
+create or replace function packhorse.check_enqueue_arguments(
+  p_message_type text, p_payload jsonb, p_options jsonb, p_priority integer, p_run_at timestamptz,
+  p_max_attempts integer, p_conversation_key text, p_dedup_key text, p_dedup_window interval, p_concurrency_key text,
+  p_correlation_id text default null, p_trace_context text default null, p_expires_at timestamptz default null
+) returns void
+language plpgsql stable as $$
+-- Explain the first bad argument. Called when an insert was refused, so that good input pays nothing.
+begin
+  if p_message_type is null or p_message_type !~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}$' then
+    perform packhorse.refuse_argument('message_type', format('%L is not a message type', left(p_message_type, 120)),
+      'Use the actor''s name: a letter or underscore, then letters, digits, dot, underscore or dash.');
+  elsif p_payload is null or jsonb_typeof(p_payload) <> 'object' then
+    perform packhorse.refuse_argument('payload', format('must be a JSON object, not %s', coalesce(jsonb_typeof(p_payload), 'null')),
+      'The keys of the object are the keyword arguments of the handler.');
+  elsif pg_column_size(p_payload) > 1048576 then
+    perform packhorse.refuse_argument('payload', format('%s bytes, at most 1048576', pg_column_size(p_payload)),
+      'Store the large part elsewhere and send its key.');
+  elsif p_options is null or jsonb_typeof(p_options) <> 'object' or pg_column_size(p_options) > 1048576 then
+    perform packhorse.refuse_argument('options', 'must be a JSON object of at most 1 MiB');
+  elsif p_priority is null or p_priority not between 1 and 10 then
+    perform packhorse.refuse_argument('priority', format('%s is out of range', coalesce(p_priority::text, 'null')), '1 (first) to 10 (last), default 5.');
+  elsif not isfinite(p_run_at) or p_run_at > clock_timestamp() + interval '3660 days' then
+    perform packhorse.refuse_argument('run_at', 'must be a finite time, at most ten years ahead');
+  elsif p_max_attempts not between 1 and 1000000 then
+    perform packhorse.refuse_argument('max_attempts', format('%s is out of range', p_max_attempts), '1 to 1000000.');
+  elsif length(p_conversation_key) not between 1 and 500 then
+    perform packhorse.refuse_argument('conversation_key', 'must have 1 to 500 characters');
+  elsif length(p_concurrency_key) not between 1 and 500 then
+    perform packhorse.refuse_argument('concurrency_key', 'must have 1 to 500 characters');
+  elsif length(p_dedup_key) not between 1 and 500 then
+    perform packhorse.refuse_argument('dedup_key', 'must have 1 to 500 characters');
+  elsif p_dedup_window not between interval '0' and interval '366 days' then
+    perform packhorse.refuse_argument('dedup_window', 'must be between 0 and 366 days');
+  elsif length(p_correlation_id) > 500 then
+    perform packhorse.refuse_argument('correlation_id', 'must have at most 500 characters');
+  elsif length(p_trace_context) > 1000 then
+    perform packhorse.refuse_argument('trace_context', 'must have at most 1000 characters', 'traceparent, or traceparent tracestate.');
+  elsif p_expires_at <= p_run_at and p_run_at > clock_timestamp() then -- one that is over already may come: it ends as expired
+    perform packhorse.refuse_argument('expires_at', 'the message could never start', 'It must be later than run_at, or now and the delay.');
+  end if;
+end
+$$;
+comment on function packhorse.check_enqueue_arguments(text, jsonb, jsonb, integer, timestamptz, integer, text, text, interval, text, text, text, timestamptz)
+  is 'Raise PH001 for the first bad argument of an enqueue.';
+
 create or replace function packhorse.open_dedup_window(p_queue text, p_dedup_key text, p_until timestamptz) returns bigint
 language plpgsql as $$
 -- Null: the window of this key is the caller's, who stores the id of his message in it. Else the message that the open window belongs to.
@@ -213,6 +258,10 @@ declare
   v_now constant timestamptz := clock_timestamp();
   v_run_at timestamptz := coalesce(p_run_at, v_now);
   v_bad record;
+  -- of the column's type: checked once, not for each row
+  v_queue packhorse.message_name;
+  v_type packhorse.message_name;
+  v_options packhorse.message_json;
 begin
   perform packhorse.require_queue(p_queue);
   if p_payloads is null or jsonb_typeof(p_payloads) <> 'array' then
@@ -236,9 +285,12 @@ begin
         then format('must be a JSON object, not %s', v_bad.kind) else format('%s bytes, at most 1048576', v_bad.bytes) end);
     end if;
   end if;
+  v_queue := p_queue;
+  v_type := p_message_type;
+  v_options := p_options;
   insert into packhorse.message_queue (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key,
     correlation_id, trace_context, expires_at, concurrency_key)
-  select p_queue, p_message_type, e.value, p_options, p_priority, v_run_at, p_max_attempts, p_conversation_key,
+  select v_queue, v_type, e.value, v_options, p_priority, v_run_at, p_max_attempts, p_conversation_key,
     p_correlation_id, p_trace_context, p_expires_at, p_concurrency_key
   from jsonb_array_elements(p_payloads) with ordinality e order by e.ordinality;
   get diagnostics message_count = row_count;
@@ -271,6 +323,10 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 -- Wakes nobody: announce_messages does, once. Raises PH001, PH002.
 declare
   v_queues constant text[] := string_to_array(p_queues, chr(30), chr(31));
+  v_types constant text[] := string_to_array(p_types, chr(30), chr(31));
+  -- of the columns' type: each name is checked once, not for each row
+  v_texts constant text[] := array(select distinct n.name from unnest(v_queues || v_types) as n (name) where n.name is not null);
+  v_names constant packhorse.message_name[] := v_texts;
   v_run_ats constant timestamptz[] := string_to_array(p_run_ats, chr(30), chr(31));
   v_expires_ats constant timestamptz[] := string_to_array(p_expires_ats, chr(30), chr(31));
 begin
@@ -278,9 +334,9 @@ begin
   perform packhorse.check_enqueue_times(v_run_ats, v_expires_ats);
   insert into packhorse.message_queue (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key,
     correlation_id, trace_context, expires_at, concurrency_key)
-  select b.queue, b.message_type, b.payload::jsonb, b.options::jsonb, b.priority::smallint, b.run_at, b.max_attempts::integer,
+  select v_names[array_position(v_texts, b.queue)], v_names[array_position(v_texts, b.message_type)], b.payload::jsonb, b.options::jsonb, b.priority::smallint, b.run_at, b.max_attempts::integer,
     b.conversation_key, b.correlation_id, b.trace_context, b.expires_at, b.concurrency_key
-  from rows from (unnest(v_queues), unnest(string_to_array(p_types, chr(30), chr(31))),
+  from rows from (unnest(v_queues), unnest(v_types),
     unnest(string_to_array(p_payloads, chr(30), chr(31))), unnest(string_to_array(p_options, chr(30), chr(31))),
     unnest(string_to_array(p_priorities, chr(30), chr(31))), unnest(v_run_ats),
     unnest(string_to_array(p_max_attempts, chr(30), chr(31))), unnest(string_to_array(p_conversation_keys, chr(30), chr(31))),
@@ -294,18 +350,53 @@ $$;
 comment on function packhorse.enqueue_rows(text, text, text, text, text, text, text, text, text, text, text, text)
   is 'Used by the bulk enqueue of the Python broker: a column per argument.';
 
+create or replace function packhorse.enqueue_rows_with_states(
+  p_queues text, p_types text, p_payloads text, p_options text, p_priorities text, p_run_ats text, p_max_attempts text,
+  p_conversation_keys text, p_correlation_ids text, p_trace_contexts text, p_expires_ats text, p_concurrency_keys text, p_states text
+) returns void
+language plpgsql volatile as $$
+-- The same with the state of each row, by a role that may insert: which of them are blocked behind an earlier one of the batch.
+declare
+  v_queues constant text[] := string_to_array(p_queues, chr(30), chr(31));
+  v_types constant text[] := string_to_array(p_types, chr(30), chr(31));
+  v_texts constant text[] := array(select distinct n.name from unnest(v_queues || v_types) as n (name) where n.name is not null);
+  v_names constant packhorse.message_name[] := v_texts;
+begin
+  insert into packhorse.message_queue (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key,
+    correlation_id, trace_context, expires_at, concurrency_key, state)
+  select v_names[array_position(v_texts, b.queue)], v_names[array_position(v_texts, b.message_type)], b.payload::jsonb, b.options::jsonb, b.priority::smallint, b.run_at::timestamptz, b.max_attempts::integer,
+    b.conversation_key, b.correlation_id, b.trace_context, b.expires_at::timestamptz, b.concurrency_key, b.state
+  from rows from (unnest(v_queues), unnest(v_types),
+    unnest(string_to_array(p_payloads, chr(30), chr(31))), unnest(string_to_array(p_options, chr(30), chr(31))),
+    unnest(string_to_array(p_priorities, chr(30), chr(31))), unnest(string_to_array(p_run_ats, chr(30), chr(31))),
+    unnest(string_to_array(p_max_attempts, chr(30), chr(31))), unnest(string_to_array(p_conversation_keys, chr(30), chr(31))),
+    unnest(string_to_array(p_correlation_ids, chr(30), chr(31))), unnest(string_to_array(p_trace_contexts, chr(30), chr(31))),
+    unnest(string_to_array(p_expires_ats, chr(30), chr(31))), unnest(string_to_array(p_concurrency_keys, chr(30), chr(31))),
+    unnest(string_to_array(p_states, chr(30), chr(31))))
+    with ordinality as b (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key, correlation_id,
+    trace_context, expires_at, concurrency_key, state, place)
+  order by b.place;
+end
+$$;
+comment on function packhorse.enqueue_rows_with_states(text, text, text, text, text, text, text, text, text, text, text, text, text)
+  is 'Used by the bulk enqueue of a role that may insert: a column per argument, and the state.';
+
 create or replace function packhorse.enqueue_alike(
   p_queue text, p_message_type text, p_priority smallint, p_run_at timestamptz, p_max_attempts integer, p_conversation_key text,
   p_correlation_id text, p_trace_context text, p_expires_at timestamptz, p_concurrency_key text, p_payloads text, p_options text
 ) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 -- The same for messages that differ in payload and options only: the usual case, and a third cheaper.
+declare
+  -- of the column's type: checked once, not for each row
+  v_queue constant packhorse.message_name := p_queue;
+  v_type constant packhorse.message_name := p_message_type;
 begin
   perform packhorse.require_queue(p_queue);
   perform packhorse.check_enqueue_times(array[p_run_at], array[p_expires_at]);
   insert into packhorse.message_queue (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key,
     correlation_id, trace_context, expires_at, concurrency_key)
-  select p_queue, p_message_type, b.payload::jsonb, b.options::jsonb, p_priority, p_run_at, p_max_attempts, p_conversation_key,
+  select v_queue, v_type, b.payload::jsonb, b.options::jsonb, p_priority, p_run_at, p_max_attempts, p_conversation_key,
     p_correlation_id, p_trace_context, p_expires_at, p_concurrency_key
   from rows from (unnest(string_to_array(p_payloads, chr(30))), unnest(string_to_array(p_options, chr(30))))
     with ordinality as b (payload, options, place)

@@ -2,7 +2,7 @@
 --
 -- No leader. A planned time fires when the row (schedule, planned_at) can be inserted, in the transaction
 -- that enqueues the message; whoever comes second finds the row and does nothing. Triggers are computed by
--- the scheduler processes (schedules/triggers.py), each for itself: they agree because a planned time
+-- the scheduler processes (schedules/timetable/triggers.py), each for itself: they agree because a planned time
 -- follows from the trigger alone, never from when somebody looked.
 -- All times are of the database clock (P6).
 
@@ -274,10 +274,10 @@ language sql set lock_timeout = '500ms' as $$
       case when d.id is not null then left(concat_ws(': ', d.error_class, d.error_message), 2000)
         when a.id is null then 'the message left no trace: its queue keeps nothing (keep_done = 0), or it was purged' end as error
     from open_runs o left join packhorse.message_archive a on a.id = o.message_id left join packhorse.dead_letters d on d.id = o.message_id
-  ), settled as (
+  ), finished as (
     update packhorse.schedule_runs r set outcome = e.outcome, started_at = e.claimed_at, ended_at = e.ended_at, error = e.error
     from ended e where r.id = e.id returning 1
   )
-  select count(*)::integer from settled;
+  select count(*)::integer from finished;
 $$;
 comment on function packhorse.finish_schedule_runs(integer) is 'Used by the scheduler: write the ends of runs into their history.';

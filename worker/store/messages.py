@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any
 from uuid import UUID
 
 from packhorse.worker.db.connection import DeadlineConnection
-from packhorse.worker.db.queries import sql
+from packhorse.worker.db.queries import Statement, sql
 from packhorse.worker.records import EnqueueResult, Gate, Hints
 from packhorse.worker.store.options import BULK_KEYS, OPTIONS
 
@@ -48,19 +49,24 @@ WIDTH = 5 + len(BULK_KEYS)
 SEPARATOR, NULL = "\x1e", "\x1f"  # cannot occur in JSON text; other columns are checked
 
 
+@cache
+def _in_columns(name: str, width: int) -> Statement:
+    return sql(name).format(columns=", ".join(["%s"] * width))
+
+
 def insert_messages(connection: DeadlineConnection, rows: Sequence[Sequence[str]], with_state: bool) -> None:
     """Bulk enqueue; rows of texts in the column order of the statement `insert_messages` (NULL for null), `state` last.
 
     In statements of BULK_ROWS rows; ids in order. Without with_state the state is left out: all are pending.
     """
-    statement = sql("insert_messages_with_state" if with_state else "insert_messages")
     width = WIDTH + with_state
+    statement = _in_columns("insert_messages_with_state" if with_state else "insert_messages", width)
     for start in range(0, len(rows), BULK_ROWS):
         columns = list(zip(*rows[start : start + BULK_ROWS], strict=True))[:width]
         payloads, options = columns[2:4]
         alike = [None if column[0] == NULL else column[0] for column in (*columns[:2], *columns[4:WIDTH]) if len(set(column)) == 1]
         if len(alike) == WIDTH - 2 and not with_state:
-            connection.execute(sql("insert_alike"), [*alike, SEPARATOR.join(payloads), SEPARATOR.join(options)])
+            connection.execute(_in_columns("insert_alike", WIDTH), [*alike, SEPARATOR.join(payloads), SEPARATOR.join(options)])
         else:
             connection.execute(statement, [SEPARATOR.join(column) for column in columns])
 

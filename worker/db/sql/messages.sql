@@ -26,35 +26,15 @@ select (packhorse.enqueue_message(%s, %s, %s::jsonb, %s::jsonb, %s)).message_id;
 
 -- name: insert_alike
 -- Bulk enqueue of messages that differ in payload and options only.
-select packhorse.enqueue_alike(%s, %s, %s::smallint, %s::timestamptz, %s::integer, %s, %s, %s, %s::timestamptz, %s, %s, %s);
+select packhorse.enqueue_alike({columns});
 
 -- name: insert_messages
 -- Bulk enqueue: a column per parameter, values separated by chr(30), chr(31) for null. COPY would be faster, but not under row-level security.
-select packhorse.enqueue_rows(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s);
+select packhorse.enqueue_rows({columns});
 
 -- name: insert_messages_with_state
 -- The same, by a role that may say which messages are blocked behind an earlier one of the batch.
-insert into packhorse.message_queue (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key,
-  correlation_id, trace_context, expires_at, concurrency_key, state)
-select b.queue, b.message_type, b.payload::jsonb, b.options::jsonb, b.priority::smallint, b.run_at::timestamptz, b.max_attempts::integer,
-  b.conversation_key, b.correlation_id, b.trace_context, b.expires_at::timestamptz, b.concurrency_key, b.state
-from rows from (
-  unnest(string_to_array(%s, chr(30), chr(31))),
-  unnest(string_to_array(%s, chr(30), chr(31))),
-  unnest(string_to_array(%s, chr(30), chr(31))),
-  unnest(string_to_array(%s, chr(30), chr(31))),
-  unnest(string_to_array(%s, chr(30), chr(31))),
-  unnest(string_to_array(%s, chr(30), chr(31))),
-  unnest(string_to_array(%s, chr(30), chr(31))),
-  unnest(string_to_array(%s, chr(30), chr(31))),
-  unnest(string_to_array(%s, chr(30), chr(31))),
-  unnest(string_to_array(%s, chr(30), chr(31))),
-  unnest(string_to_array(%s, chr(30), chr(31))),
-  unnest(string_to_array(%s, chr(30), chr(31))),
-  unnest(string_to_array(%s, chr(30), chr(31))))
-  with ordinality as b (queue, message_type, payload, options, priority, run_at, max_attempts, conversation_key, correlation_id,
-  trace_context, expires_at, concurrency_key, state, place)
-order by b.place;
+select packhorse.enqueue_rows_with_states({columns});
 
 -- name: database_now
 -- The database clock.
