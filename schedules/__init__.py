@@ -5,6 +5,6 @@ without Python. Imports have no effect on the outside.
 """
 
 from packhorse.schedules.registry import schedule
-from packhorse.schedules.timetable import Schedule
+from packhorse.schedules.timetable.schedule import Schedule
 
 __all__ = ["Schedule", "schedule"]

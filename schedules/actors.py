@@ -15,14 +15,14 @@ from typing import Any
 
 import dramatiq
 
-from packhorse.schedules.checking import check_plan
 from packhorse.schedules.config import Plan, load_plan
-from packhorse.schedules.policies import Retention
+from packhorse.schedules.maintenance.checking import check_plan
+from packhorse.schedules.maintenance.policies import Retention
+from packhorse.schedules.maintenance.runway import Runway
+from packhorse.schedules.maintenance.tasks import TaskRunner, tell
 from packhorse.schedules.registry import MESSAGE_TYPE, QUEUE
-from packhorse.schedules.runner import TaskRunner, tell
-from packhorse.schedules.runway import Runway
-from packhorse.schedules.scheduler import Scheduler
-from packhorse.schedules.timetable import Schedule
+from packhorse.schedules.timetable.schedule import Schedule
+from packhorse.schedules.timetable.scheduler import Scheduler
 from packhorse.worker.attempt.context import current_message
 from packhorse.worker.attempt.middleware import Checked
 from packhorse.worker.db.errors import translated

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from packhorse.schedules.policies import Gates, Partitions, Retention
+from packhorse.schedules.maintenance.policies import Gates, Partitions, Retention
 from packhorse.schedules.registry import FOLLOWED, JOBS, PARTITIONS, QUEUE, RETENTION, Job, declared, maintenance_schedules
-from packhorse.schedules.timetable import Schedule
+from packhorse.schedules.timetable.schedule import Schedule
 from packhorse.worker.config import PREFIX, SECTIONS
 from packhorse.worker.errors import ConfigError, InvalidArgument
 from packhorse.worker.suggest import near_miss

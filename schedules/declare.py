@@ -14,7 +14,7 @@ import dramatiq
 from dramatiq.middleware import Middleware
 
 from packhorse.schedules.config import Plan, read_plan
-from packhorse.schedules.runner import tell
+from packhorse.schedules.maintenance.tasks import tell
 from packhorse.worker.errors import ConfigError
 
 logger = logging.getLogger("packhorse.schedules")

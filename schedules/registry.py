@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from packhorse.schedules.policies import Partitions, Retention
-from packhorse.schedules.timetable import Schedule
+from packhorse.schedules.maintenance.policies import Partitions, Retention
+from packhorse.schedules.timetable.schedule import Schedule
 from packhorse.worker.errors import InvalidArgument
 
 #: Queue and type of the messages that run maintenance; `packhorse scheduler` works on them.

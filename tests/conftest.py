@@ -49,26 +49,8 @@ def _server(name: str) -> Server:
         return _running[name]
 
 
-#: What starts programs for each test, or belongs to an optional part: left to the full ring.
-FULL_RING = (
-    "deploy/",
-    "sql/platform/",
-    "sql/test_health_checks.py",
-    "schedules/test_retention.py",
-    "schedules/test_partitions.py",
-    "schedules/test_commands.py",
-    "integration/test_cli",
-    "integration/test_faults.py",
-    "integration/test_example_whatsapp.py",
-    "process/test_endpoints.py",
-    "process/test_liveness.py",
-    "process/test_systemd.py",
-    "process/test_tracing.py",
-    "process/test_fair_turns.py",
-    "process/test_failing_batches.py",
-    "sql/test_adopt",
-)
-FAST_RING = ("integration/test_cli_documented.py", "integration/test_cli_logging.py")
+#: The line by which a whole file is left to the full ring: it starts programs for each test, or belongs to an optional part.
+SLOW_FILE = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.slow\b", re.MULTILINE)
 
 
 #: A reason to skip that ends when something is installed.
@@ -77,18 +59,14 @@ _LACKS = re.compile("not installed|could not import")
 WAITING = ("deploy/", "integration/", "process/", "schedules/test_scheduler")
 
 
-def _only_in_full_ring(path: Path) -> bool:
-    place = path.relative_to(Path(__file__).parent).as_posix() + "/"
-    return place.startswith(FULL_RING) and not place.startswith(FAST_RING)
-
-
 def _is_fast_ring(config: pytest.Config) -> bool:
     return bool(config.option.markexpr == "not slow")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """The fast ring does not even import what it leaves out."""
-    return (_is_fast_ring(config) and _only_in_full_ring(collection_path)) or None
+    skips = _is_fast_ring(config) and collection_path.suffix == ".py" and SLOW_FILE.search(collection_path.read_text())
+    return bool(skips) or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -96,7 +74,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         call = getattr(item, "callspec", None)
         another_server = call is not None and call.params.get("any_server", FIRST) != FIRST
-        if another_server or _only_in_full_ring(item.path):
+        if another_server:
             item.add_marker(pytest.mark.slow)
     items[:] = _mixed(items)
 

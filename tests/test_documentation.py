@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from packhorse.schedules.config import Plan
-from packhorse.schedules.partitions import DROPPED_BY_FUNCTION
-from packhorse.schedules.policies import Gates, Partitions, Retention
+from packhorse.schedules.maintenance.partitions import DROPPED_BY_FUNCTION
+from packhorse.schedules.maintenance.policies import Gates, Partitions, Retention
 from packhorse.schedules.registry import JOBS, PARTITIONS, RETENTION, Job
 from packhorse.worker import exits
 from packhorse.worker.config import Settings, load_settings

@@ -28,11 +28,11 @@ MOST_LINE_SECONDS = 60.0
 BLOCKED_SECONDS = 0.1
 
 
-class _Current(threading.local):
+class _CurrentService(threading.local):
     service: Service | None = None
 
 
-_current = _Current()
+_current = _CurrentService()
 
 
 def still_alive() -> None:
@@ -47,7 +47,7 @@ def current_service() -> Service | None:
     return _current.service
 
 
-class _Lines:
+class _OutageLines:
     """When a failure may be said. The first one always: an outage, which all loops meet, is said by one of them at a time."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class _Lines:
             return True
 
 
-_lines = _Lines()
+_lines = _OutageLines()
 
 
 class Service:

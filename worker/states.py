@@ -1,4 +1,4 @@
-"""The states of a message and every way from one to another, said once.
+"""The states of a message and every way from one to another, and how an attempt can end; said once.
 
 The diagram in docs/lifecycle.md, the property test and the check of the SQL functions derive from
 TRANSITIONS. `pending`, `blocked` and `running` live in message_queue, `done` and `cancelled` in
@@ -56,6 +56,51 @@ TRANSITIONS: dict[State, dict[str, State]] = {
 FINAL = frozenset({State.DONE, State.CANCELLED})
 #: States of rows in message_queue.
 LIVE = frozenset({State.PENDING, State.BLOCKED, State.RUNNING})
+
+
+class Verb(StrEnum):
+    """What is to be written for an attempt that is not done. Each is one SQL function."""
+
+    FAIL = "fail"  # a retry or a dead letter, as the database decides
+    RETRY = "retry"
+    SNOOZE = "snooze"
+    CANCEL = "cancel"
+    BURY = "bury"
+    RELEASE = "release"
+    UNCOMMITTED = "uncommitted"  # the transaction of its handler could not be committed: a snooze, now and then a failure
+
+    @property
+    def expected(self) -> str:
+        """How the attempt ends, as far as one knows before the database has answered: packhorse.outcome of its span."""
+        return _EXPECTED[self]
+
+
+class Ended(StrEnum):
+    """How an attempt has ended: what the database has made of it, or that it was no longer ours. The label `outcome` of metrics and log lines."""
+
+    DONE = "done"
+    RETRY = "retry"
+    SNOOZE = "snooze"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+    RELEASED = "released"
+    LOST = "lost"
+
+    @property
+    def gone(self) -> bool:
+        """The message has left message_queue by this."""
+        return self in (Ended.DONE, Ended.DEAD, Ended.CANCELLED)
+
+
+_EXPECTED = {
+    Verb.FAIL: "failed",
+    Verb.RETRY: "failed",
+    Verb.SNOOZE: Ended.SNOOZE.value,
+    Verb.CANCEL: Ended.CANCELLED.value,
+    Verb.BURY: Ended.DEAD.value,
+    Verb.RELEASE: Ended.RELEASED.value,
+    Verb.UNCOMMITTED: Ended.SNOOZE.value,
+}
 
 
 def successor(state: State, verb: str) -> State | None:

@@ -13,6 +13,8 @@ from tests.support.cli import Cli
 from tests.support.postgres import Server, available_servers, open_for_everyone
 from tests.support.workers import ROOT
 
+pytestmark = pytest.mark.slow
+
 GUIDES = ["docs/runbook.md", "docs/deployment.md", "SECURITY.md"]
 
 

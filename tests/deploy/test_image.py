@@ -20,7 +20,7 @@ from tests.support.postgres import Server
 from tests.support.waiting import wait_until
 from tests.support.workers import ROOT
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 USER = "10001:10001"
 BASE = "localhost/python-base"

@@ -16,6 +16,8 @@ from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.fleet.supervisor import KILL_MARGIN_SECONDS
 from tests.support.workers import ROOT
 
+pytestmark = pytest.mark.slow
+
 FOLDER = ROOT / "deploy" / "kubernetes"
 OVERLAYS = ["dev", "production"]
 #: Kinds of operators: no schema comes with Kubernetes; the tests below and test_operators.py read them.

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tests.integration.test_cli_documented import commands
 from tests.support.workers import ROOT
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_procfile_has_a_line_for_each_process_type():

@@ -16,6 +16,8 @@ from packhorse.worker.observe.metrics import DEFINITIONS, PREFIX
 from packhorse.worker.observe.process_stats import CLAIM_BOUNDS, DURATION_BOUNDS, WAIT_BOUNDS
 from tests.support.workers import ROOT
 
+pytestmark = pytest.mark.slow
+
 FOLDER = ROOT / "deploy" / "prometheus"
 RULES = FOLDER / "packhorse.rules.yml"
 RUNBOOK = ROOT / "docs" / "runbook.md"

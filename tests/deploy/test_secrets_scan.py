@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.workers import ROOT
 
+pytestmark = pytest.mark.slow
+
 _spec = importlib.util.spec_from_file_location("scan_secrets", ROOT / ".ci" / "scan_secrets.py")
 assert _spec is not None and _spec.loader is not None
 scan = importlib.util.module_from_spec(_spec)

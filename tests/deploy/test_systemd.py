@@ -15,6 +15,8 @@ from packhorse.worker.fleet.supervisor import KILL_MARGIN_SECONDS
 from tests.integration.test_cli_documented import commands
 from tests.support.workers import ROOT
 
+pytestmark = pytest.mark.slow
+
 UNITS = ROOT / "deploy" / "systemd"
 NAMES = ["packhorse-worker@.service", "packhorse-scheduler.service", "packhorse-migrate.service"]
 LONG_RUNNING = NAMES[:2]

@@ -12,6 +12,8 @@ from packhorse.worker.version import __version__
 from tests.support import prepared
 from tests.support.cli import Cli
 
+pytestmark = pytest.mark.slow
+
 READING = [
     ["queue", "list"],
     ["queue", "show", "default"],

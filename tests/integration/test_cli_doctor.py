@@ -12,6 +12,8 @@ from packhorse.worker.store import doctor as store
 from tests.support.cli import Cli
 from tests.support.pgbouncer import PROGRAM, PgBouncer
 
+pytestmark = pytest.mark.slow
+
 #: The test server runs without fsync and whole pages, and with this default as it comes.
 KNOWN = {"setting:fsync", "setting:full_page_writes", "setting:idle_in_transaction_session_timeout"}
 needs_pgbouncer = pytest.mark.skipif(PROGRAM is None, reason="PgBouncer is not installed (Debian: apt-get install pgbouncer)")

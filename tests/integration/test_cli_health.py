@@ -10,7 +10,7 @@ import pytest
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_USAGE
 from tests.support.cli import Cli
 
-pytestmark = pytest.mark.one_database
+pytestmark = [pytest.mark.slow, pytest.mark.one_database]
 
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "health.md").read_text()
 

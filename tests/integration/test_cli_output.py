@@ -16,10 +16,12 @@ import time
 import psycopg
 import pytest
 
-from packhorse.worker.cli.errors import Problem, report
+from packhorse.worker.cli.errors import ErrorReport, report
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
 from tests.support.cli import COMMAND, Cli
 from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
 
 
 def on_a_terminal(cli: Cli, columns: int, *arguments: str) -> str:
@@ -84,7 +86,7 @@ def test_closed_descriptors_are_no_error(tmp_path):
     ],
 )
 def test_text_and_hint_end_with_one_mark_each(capsys, text, hint, line):
-    report(Problem("failed", text, EXIT_FAILED, hint=hint), as_json=False)
+    report(ErrorReport("failed", text, EXIT_FAILED, hint=hint), as_json=False)
     assert capsys.readouterr().err == f"packhorse: {line}\n"
 
 

@@ -18,7 +18,7 @@ from tests.support.cli import COMMAND, Cli
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.one_database
+pytestmark = [pytest.mark.slow, pytest.mark.one_database]
 
 HOLDER = "00000000-0000-0000-0000-000000000001"
 

@@ -12,7 +12,7 @@ from packhorse.worker.attempt.heartbeat import Heartbeat
 from packhorse.worker.config import Settings
 from packhorse.worker.db.connection import connect
 from packhorse.worker.errors import StoreUnavailable
-from packhorse.worker.fleet.exporter import FleetWatch
+from packhorse.worker.fleet.exporter import FleetReader
 from packhorse.worker.observe.fleet_stats import FleetStats
 from packhorse.worker.store.workers import UPKEEP_STEPS
 from tests.support.harness import quick_settings
@@ -130,7 +130,7 @@ def test_problems_are_bounded_whoever_writes_them(database, heartbeat):
 @pytest.mark.parametrize("apart", [-7.0, 0.0, 7.0])
 def test_the_clock_of_the_host_is_compared_with_the_database_s(database, monkeypatch, apart):
     monkeypatch.setattr("packhorse.worker.fleet.exporter.time", SimpleNamespace(time=lambda: time.time() + apart, monotonic=time.monotonic))
-    fleet = FleetWatch(Settings(database_url=database.url), FleetStats(1))
+    fleet = FleetReader(Settings(database_url=database.url), FleetStats(1))
     fleet.run_once()
     fleet.on_stop()
     found = fleet.latest()[0]["clock_skew_seconds"]

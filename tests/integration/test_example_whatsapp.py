@@ -30,6 +30,8 @@ from examples.whatsapp.webhook import QUEUE, ingest, read, signature_fits
 from packhorse.worker.embedded import running_url
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = Summary(
     received=10,

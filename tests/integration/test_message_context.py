@@ -134,7 +134,7 @@ def test_the_message_and_the_connection_of_a_handler_end_with_it(house, monkeypa
 
     def at_the_end(signal, *args, **kwargs):
         if signal == "worker_thread_shutdown":  # in the thread, outside of any message
-            left.append((current_message(), current.connection, current.broker))
+            left.append((current_message(), current.connection, current.place))
         finished(signal, *args, **kwargs)
 
     monkeypatch.setattr(house.broker, "emit_before", at_the_end)

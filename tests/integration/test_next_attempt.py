@@ -63,8 +63,8 @@ def test_a_consumer_does_not_forget_the_next_attempt(broker, database):
     first.outcome = Outcome("snooze", delay_seconds=0.0)
     consumer.ack(first)
     second = next(consumer)
-    consumer._holding._attend(first, False)  # what a beat hears that had asked before the acknowledgement
-    assert consumer._holding.messages == {second.id: second}
+    consumer._in_flight._attend(first, False)  # what a beat hears that had asked before the acknowledgement
+    assert consumer._in_flight.messages == {second.id: second}
     consumer.ack(second)
     consumer.close()
     assert database.query("select state, attempt from message_archive") == [("done", 1)]

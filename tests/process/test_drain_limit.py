@@ -12,6 +12,8 @@ import pytest
 from tests.support.waiting import wait_until
 from tests.support.workers import ROOT
 
+pytestmark = pytest.mark.slow
+
 #: A real parent with a margin of a second. Its first child hangs at its end; how it comes to that is argument 1.
 PARENT = """
 import os, pathlib, signal, sys, time

@@ -19,6 +19,8 @@ from tests.support.http import free_port, get, metric, problems, scale
 from tests.support.notes import nap
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def test_two_processes_are_one_page_and_a_killed_one_takes_nothing_away(database, ledger, start_daemon):
     port = free_port()

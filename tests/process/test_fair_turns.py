@@ -15,6 +15,8 @@ from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
 from tests.support.workers import Daemon, Ledger
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., Daemon]
 
 

@@ -13,6 +13,8 @@ from tests.support.accounting import effects, enqueue, quick_backoff
 from tests.support.http import free_port, metric, problems
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"hang_seconds": 5, "call_deadline_seconds": 1, "connect_timeout_seconds": 1}
 
 

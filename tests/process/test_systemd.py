@@ -10,6 +10,8 @@ from tests.support.accounting import effects
 from tests.support.notify import Manager
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def manager(tmp_path):

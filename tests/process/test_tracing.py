@@ -13,6 +13,8 @@ from tests.support.http import free_port, metric, problems
 from tests.support.waiting import wait_until
 from tests.support.workers import ROOT
 
+pytestmark = pytest.mark.slow
+
 ACTORS = "tests.support.traced_actors"
 #: A producer of its own: its broker traces because it was told to.
 PRODUCER = """

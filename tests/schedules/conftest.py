@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from packhorse.schedules.scheduler import Scheduler
+from packhorse.schedules.timetable.scheduler import Scheduler
 from packhorse.worker.db.connection import DeadlineConnection, connect
 from tests.sql.conftest import own_clients, shared_database, sql
 from tests.support.databases import emptied, one

@@ -10,8 +10,8 @@ from contextlib import ExitStack, contextmanager
 import psycopg
 import pytest
 
-from packhorse.schedules import retention
-from packhorse.schedules.policies import Gates
+from packhorse.schedules.maintenance import run as run_loop
+from packhorse.schedules.maintenance.policies import Gates
 from packhorse.worker.db.connection import connect
 from packhorse.worker.store import maintenance as store
 from tests.schedules.test_retention import OPEN, last, left, policy, run, shop, worker_row  # noqa: F401
@@ -82,7 +82,7 @@ CLOSED: dict[str, Callable[[Database], object]] = {
 @pytest.mark.parametrize("gate", CLOSED)
 def test_a_closed_gate_holds_a_run_is_shown_and_lets_it_go_on(database, shop, open_connection, tmp_path, monkeypatch, gate):  # noqa: F811
     shop()
-    monkeypatch.setattr(retention, "GATE_WAIT_SECONDS", (0.05, 0.2))
+    monkeypatch.setattr(run_loop, "GATE_WAIT_SECONDS", (0.05, 0.2))
     held, shown = [], []
     with ExitStack() as trouble:
         most = trouble.enter_context(CLOSED[gate](database))
@@ -129,7 +129,7 @@ def standby(own_server: Server) -> Iterator[str]:
 
 
 def test_a_standby_that_lags_behind_holds_a_run_until_it_has_caught_up(own_server, standby, monkeypatch):
-    monkeypatch.setattr(retention, "GATE_WAIT_SECONDS", (0.05, 0.2))
+    monkeypatch.setattr(run_loop, "GATE_WAIT_SECONDS", (0.05, 0.2))
     database = own_server.create_database()
     database.query("create schema shop")
     database.query("create table shop.orders (id bigint primary key, done_at timestamptz)")

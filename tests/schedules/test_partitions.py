@@ -13,19 +13,21 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from packhorse.schedules import partitions
-from packhorse.schedules.checking import check_plan
 from packhorse.schedules.config import Plan
-from packhorse.schedules.partitions import PartitionKeeper
-from packhorse.schedules.periods import partition_name, period_start, runway_seconds, uncovered
-from packhorse.schedules.policies import Gates, Partitions
+from packhorse.schedules.maintenance import partitions
+from packhorse.schedules.maintenance.checking import check_plan
+from packhorse.schedules.maintenance.partitions import PartitionKeeper
+from packhorse.schedules.maintenance.periods import partition_name, period_start, runway_seconds, uncovered
+from packhorse.schedules.maintenance.policies import Gates, Partitions
+from packhorse.schedules.maintenance.runway import Runway
+from packhorse.schedules.maintenance.tasks import TaskRunner
 from packhorse.schedules.registry import PARTITIONS
-from packhorse.schedules.runner import TaskRunner
-from packhorse.schedules.runway import Runway
-from packhorse.schedules.triggers import trigger
+from packhorse.schedules.timetable.triggers import trigger
 from packhorse.worker.errors import InvalidArgument, StoreConflict, StoreRejected
 from packhorse.worker.store import partitions as store
 from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
 
 NOW = datetime.now(UTC)
 

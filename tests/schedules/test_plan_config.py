@@ -11,7 +11,7 @@ from dramatiq.brokers.stub import StubBroker
 from packhorse.schedules import registry, schedule
 from packhorse.schedules.config import load_plan, seconds
 from packhorse.schedules.registry import JOBS, PARTITIONS, RETENTION, declared
-from packhorse.schedules.timetable import Schedule
+from packhorse.schedules.timetable.schedule import Schedule
 from packhorse.worker.errors import ConfigError, InvalidArgument
 
 

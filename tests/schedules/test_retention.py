@@ -13,20 +13,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packhorse.schedules import retention
-from packhorse.schedules.checking import check_plan
 from packhorse.schedules.config import Plan
-from packhorse.schedules.gates import judge
-from packhorse.schedules.policies import Gates, Retention
+from packhorse.schedules.maintenance import retention
+from packhorse.schedules.maintenance import run as run_loop
+from packhorse.schedules.maintenance.checking import check_plan
+from packhorse.schedules.maintenance.gates import judge
+from packhorse.schedules.maintenance.policies import Gates, Retention
+from packhorse.schedules.maintenance.retention import RetentionRun, next_size
+from packhorse.schedules.maintenance.retention import plan as dry_run
+from packhorse.schedules.maintenance.tasks import TaskRunner
 from packhorse.schedules.registry import JOBS, RETENTION, Job
-from packhorse.schedules.retention import RetentionRun, next_size
-from packhorse.schedules.retention import plan as dry_run
-from packhorse.schedules.runner import TaskRunner
 from packhorse.worker.errors import InvalidArgument, StoreRejected
 from packhorse.worker.store import maintenance as store
-from packhorse.worker.store.maintenance import Gate
+from packhorse.worker.store.maintenance import HealthGate
 from tests.support.cli import Cli
 from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
 
 DAY = 86400.0
 OPEN = Gates(None, None, None, None, None)
@@ -310,7 +313,7 @@ def test_the_budget_pauses_a_run(database, shop, open_connection, monkeypatch):
     def between(rows, gate):
         now[0] += 20.0
 
-    monkeypatch.setattr(retention, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(run_loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
     of = policy(budget_seconds=30.0)
     connection = open_connection()
     states = [run(connection, of, on_progress=between)]
@@ -346,7 +349,7 @@ def test_a_run_rests_after_each_batch_but_the_last_in_proportion_to_its_work(dat
         holder.execute("select 1")  # a snapshot whose age this role may not see: half the speed
         assert run(open_connection(), policy(pause_ratio=ratio), gates=gates, stop=rests) == "succeeded"
     assert len(rests.asked) == last(database, "batches") - 1 > 5
-    assert rests.asked == pytest.approx([max(retention.LEAST_REST_SECONDS, seconds * ratio * (1 if known else 2)) for seconds in took])
+    assert rests.asked == pytest.approx([max(run_loop.LEAST_REST_SECONDS, seconds * ratio * (1 if known else 2)) for seconds in took])
 
 
 @pytest.mark.parametrize("when", ["running", "paused"])
@@ -562,7 +565,7 @@ def test_policies_that_show_but_do_not_let_delete_are_an_error(database, shop, o
 # -- gates ---------------------------------------------------------------------------------------
 def test_an_old_snapshot_holds_a_run_until_it_is_gone(database, shop, open_connection, monkeypatch):
     shop()
-    monkeypatch.setattr(retention, "GATE_WAIT_SECONDS", (0.02, 0.05))
+    monkeypatch.setattr(run_loop, "GATE_WAIT_SECONDS", (0.02, 0.05))
     holder = database.connect(admin=True)
     holder.execute("begin isolation level repeatable read")
     holder.execute("select count(*) from shop.orders")
@@ -677,13 +680,13 @@ def worker_row(database):
 
 def test_a_gate_opens_below_four_fifths_of_its_threshold_only():
     def look(value, held_by):
-        return judge([Gate("queue_latency_seconds", value, True, None)], Gates(), held_by).closed
+        return judge([HealthGate("queue_latency_seconds", value, True, None)], Gates(), held_by).closed
 
     assert [look(value, None) for value in (9.9, 10.0, 10.1)] == [None, None, "queue_latency_seconds"]
     assert [look(value, "queue_latency_seconds") for value in (10.1, 9.0, 8.1, 8.0)] == ["queue_latency_seconds"] * 3 + [None]
     assert look(9.0, "oldest_snapshot_seconds") is None
-    assert judge([Gate("from_the_future", 1e9, True, None)], Gates(), None).closed is None
-    assert judge([Gate("queue_latency_seconds", 1e9, True, None)], OPEN, None).closed is None
+    assert judge([HealthGate("from_the_future", 1e9, True, None)], Gates(), None).closed is None
+    assert judge([HealthGate("queue_latency_seconds", 1e9, True, None)], OPEN, None).closed is None
 
 
 @given(st.integers(1, 100_000), st.floats(0, 100), st.integers(1, 100_000))
@@ -722,7 +725,7 @@ def test_the_jobs_of_the_queue_run_with_the_workers_rights(database, open_connec
 def test_a_job_is_called_until_it_finds_less_than_a_batch_and_can_be_cancelled(database, open_connection, monkeypatch):
     job = Job("busy", "job_dead_workers", "* * * * *", batch=10)
     counts = iter([10, 10, 3])
-    monkeypatch.setattr("packhorse.schedules.runner.store.job", lambda connection, statement, limit: next(counts))
+    monkeypatch.setattr("packhorse.schedules.maintenance.tasks.store.job", lambda connection, statement, limit: next(counts))
     runner = TaskRunner(open_connection, plan_of(jobs=[job]))
     assert runner.run("job.busy", triggered_by="test") == "succeeded"
     assert last(database, "rows_done") == 23
@@ -737,7 +740,7 @@ def test_a_job_is_called_until_it_finds_less_than_a_batch_and_can_be_cancelled(d
 def test_a_job_whose_process_stops_is_paused_and_gone_on_with(database, open_connection, monkeypatch):
     job = Job("busy", "job_dead_workers", "* * * * *", batch=10)
     counts, stop = iter([10, 3]), threading.Event()
-    monkeypatch.setattr("packhorse.schedules.runner.store.job", lambda connection, statement, limit: next(counts))
+    monkeypatch.setattr("packhorse.schedules.maintenance.tasks.store.job", lambda connection, statement, limit: next(counts))
     stop.set()
     assert TaskRunner(open_connection, plan_of(jobs=[job]), stop).run("job.busy", triggered_by="test") == "paused"
     stop.clear()

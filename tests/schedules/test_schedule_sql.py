@@ -116,7 +116,7 @@ def test_overlap_skip_records_and_does_not_run_while_the_previous_run_lives(sql)
     fire(sql, PAST + HOUR)
     assert fire(sql, PAST + 2 * HOUR) == "overlapped"
     sql.complete(sql.claim_one())
-    assert fire(sql, PAST + 3 * HOUR) == "enqueued"  # settled or not: the message is over
+    assert fire(sql, PAST + 3 * HOUR) == "enqueued"  # finished or not: the message is over
     assert [outcome for _, outcome in runs(sql)] == ["enqueued", "overlapped", "enqueued"]
 
 
@@ -258,7 +258,7 @@ def test_an_unknown_queue_is_refused_when_a_schedule_is_made(sql):
 
 
 # -- how runs end --------------------------------------------------------------------------------
-def settled(sql, limit=200):
+def finished(sql, limit=200):
     return sql.value("select finish_schedule_runs(%s)", limit)
 
 
@@ -272,8 +272,8 @@ def test_ends_are_written_into_the_history_done_dead_and_cancelled(sql):
     sql.complete(lease)
     sql.value("select bury_message(%s, null, 'failed', 'ValueError', 'broken')", dead)
     sql.rows("select cancel_message(%s, 'ada')", cancelled)
-    assert settled(sql) == 3
-    assert settled(sql) == 0
+    assert finished(sql) == 3
+    assert finished(sql) == 0
     found = runs(sql, "outcome, started_at is not null, ended_at is not null, error")
     assert found == [
         ("done", True, True, None),
@@ -289,7 +289,7 @@ def test_many_runs_that_wait_do_not_hide_one_that_ended(sql):
         fire(sql, PAST + hours * HOUR)
     newest = sql.value("select max(message_id) from schedule_runs")
     sql.rows("select cancel_message(%s, 'ada')", newest)
-    assert settled(sql, limit=2) == 1
+    assert finished(sql, limit=2) == 1
     assert runs(sql)[-1][1] == "cancelled"
 
 
@@ -298,7 +298,7 @@ def test_a_run_of_a_queue_that_keeps_nothing_does_not_stay_open_for_ever(sql):
     make(sql)
     fire(sql, PAST + HOUR)
     sql.complete(sql.claim_one())
-    assert settled(sql) == 1
+    assert finished(sql) == 1
     assert runs(sql, "outcome, ended_at is not null") == [("untraced", True)]
 
 

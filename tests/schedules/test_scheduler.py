@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import pytest
 
-from packhorse.schedules.scheduler import MOST_PLANNED, POLL_SECONDS, Scheduler, declare
-from packhorse.schedules.timetable import Schedule
+from packhorse.schedules.timetable.schedule import Schedule
+from packhorse.schedules.timetable.scheduler import MOST_PLANNED, POLL_SECONDS, Scheduler, declare
 from packhorse.worker.db.connection import connect
 from packhorse.worker.errors import InvalidArgument
 
@@ -226,7 +226,7 @@ def test_a_schedule_whose_row_somebody_holds_stops_no_other_and_fires_when_it_is
         turn(scheduler, most=3)
         assert runs(database, name="a-held") == [] and runs(database, "outcome", "b-good")[0] == ("enqueued",)
         assert "schedule_waits schedule=a-held error_class=55P03" in caplog.text
-    scheduler._aside["a-held"] = 0.0  # a poll later
+    scheduler._deferred["a-held"] = 0.0  # a poll later
     turn(scheduler)
     assert runs(database, "outcome", "a-held")[0] == ("enqueued",)
 

@@ -8,9 +8,9 @@ import re
 import pytest
 
 from packhorse.schedules.config import Plan
-from packhorse.schedules.policies import Gates
+from packhorse.schedules.maintenance.policies import Gates
+from packhorse.schedules.maintenance.tasks import TaskRunner
 from packhorse.schedules.registry import RETENTION
-from packhorse.schedules.runner import TaskRunner
 from packhorse.worker.db.connection import connect
 from tests.sql.client import Sql
 from tests.sql.platform.conftest import create_platform_database, seed

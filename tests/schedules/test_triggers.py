@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packhorse.schedules.triggers import Cron, Every, newest, trigger, upcoming, zone
+from packhorse.schedules.timetable.triggers import Cron, Every, newest, trigger, upcoming, zone
 from packhorse.worker.errors import InvalidArgument
 
 MINUTE = timedelta(minutes=1)

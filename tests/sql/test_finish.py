@@ -1,4 +1,4 @@
-"""Settle: complete, retry, snooze, release, extend, and the attempts they count (SPEC P2, Q3, Q5)."""
+"""Finish: complete, retry, snooze, release, extend, and the attempts they count (SPEC P2, Q3, Q5)."""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ from packhorse.worker.observe.duties import DUTIES
 from tests.sql.client import HOLDER, Sql
 from tests.support.postgres import Database
 
+pytestmark = pytest.mark.slow
+
 NAMES = [
     "stuck_workflows",
     "queue_health",

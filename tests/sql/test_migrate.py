@@ -20,6 +20,8 @@ from tests.support.databases import migrators
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 NAMES = [migration.name for migration in migrate.available()]
 NUMBERED = [name for name in NAMES if not name.startswith("functions/")]
 RECORD = "insert into packhorse_migrations (name, checksum, runs_beside, release, objects) values (%s, 'x', %s, '99.0.0', '{}')"

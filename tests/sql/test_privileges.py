@@ -237,7 +237,7 @@ def test_a_worker_cannot_change_the_schema_or_the_audit_trail(as_role: Callable[
 
 def test_roles_have_no_special_rights(shared_database: Database) -> None:
     rows = shared_database.query(
-        "select rolname from pg_roles where rolname like 'packhorse_%' "
+        "select rolname from pg_roles where rolname in ('packhorse_worker', 'packhorse_producer', 'packhorse_reader') "
         "and (rolsuper or rolbypassrls or rolcreaterole or rolcreatedb or rolreplication)"
     )
     assert rows == []

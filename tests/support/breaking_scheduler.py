@@ -9,7 +9,7 @@ import os
 import time
 from pathlib import Path
 
-from packhorse.schedules.scheduler import Scheduler
+from packhorse.schedules.timetable.scheduler import Scheduler
 
 _turn = Scheduler.run_once
 

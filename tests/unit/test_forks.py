@@ -1,4 +1,4 @@
-"""Children that others' code forks in a process of ours (W10b), one rule at a time; whole workers: tests/process/test_children_of_handlers.py."""
+"""Children that others' code forks in a process of ours (W10b), one rule at a time; whole workers: tests/process/test_child_processes.py."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from packhorse.worker.config import load_settings
 from packhorse.worker.errors import ConfigError
 from packhorse.worker.observe import tracing
 from packhorse.worker.observe.masking import mask_record
+from packhorse.worker.states import Verb
 from tests.support.spans import linked, traced
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -148,7 +149,7 @@ ENDINGS = [
     ({"failed": True}, None, "dead"),
     ({}, RuntimeError(), "failed"),
     *[
-        ({"outcome": Outcome(verb)}, RuntimeError(), name)
+        ({"outcome": Outcome(Verb(verb))}, RuntimeError(), name)
         for verb, name in [
             ("fail", "failed"),
             ("retry", "failed"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from packhorse.worker.adopt.importing import BATCH, import_rows
 from packhorse.worker.adopt.mapping import Choices
-from packhorse.worker.adopt.plan import SOURCE, Plan, survey
+from packhorse.worker.adopt.plan import SOURCE, ImportPlan, survey
 from packhorse.worker.db import migrate
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
@@ -40,7 +40,7 @@ class Adopted:
     account: dict[str, int]
 
 
-def look(connection: DeadlineConnection, order: Order) -> Plan:
+def look(connection: DeadlineConnection, order: Order) -> ImportPlan:
     """The plan, in a transaction that changes nothing."""
     with translated(), connection.transaction(force_rollback=True):
         return survey(connection, order.source, order.choices)
@@ -88,7 +88,7 @@ def _begin(connection: DeadlineConnection, order: Order) -> bool:
     return plan.begun["finished_at"] is None
 
 
-def refuse(plan: Plan) -> None:
+def refuse(plan: ImportPlan) -> None:
     """Raise AdoptionRefused with every reason why the plan cannot be carried out."""
     if plan.problems:
         more = [f"{len(plan.problems) - SHOWN} more: packhorse migrate adopt --dry-run has them all"] if len(plan.problems) > SHOWN else []

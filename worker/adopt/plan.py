@@ -20,7 +20,7 @@ OUR_COLUMN = "lease_token"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ImportPlan:
     """What would be done.
 
     problems: why not; empty when it can be. statuses: status, finished_at, rows, fate. begun: the row of the import that goes on.
@@ -42,37 +42,37 @@ class Plan:
         return legacy_of(self.source, self.key, self.mapping)
 
 
-def survey(connection: DeadlineConnection, source: tuple[str, str], choices: Choices) -> Plan:
+def survey(connection: DeadlineConnection, source: tuple[str, str], choices: Choices) -> ImportPlan:
     """The plan for this table, with what earlier calls were told. Call it in a transaction. Raises StoreError."""
     with translated():
         begun = store.import_plan(connection)
         table = ".".join(source)
         if begun is not None and (begun["source_schema"], begun["source_table"]) != source:
             other = f"{begun['source_schema']}.{begun['source_table']}"
-            return Plan(source, problems=(f"from: an import of {other} has begun here. Say --from {other}",), begun=begun)
+            return ImportPlan(source, problems=(f"from: an import of {other} has begun here. Say --from {other}",), begun=begun)
         if begun is not None and begun["outlived"]:
             ours = connection.names.qualified("packhorse.packhorse_import, packhorse.packhorse_import_plan")
             problem = f"the messages of an earlier import are gone with the tables of the queue. To import all rows anew: drop table {ours}"
-            return Plan(source, problems=(problem,), begun=begun)
+            return ImportPlan(source, problems=(problem,), begun=begun)
         if source[0] == connection.names.schema:
             problem = f"from: {source[0]} is Packhorse's own schema. For a queue of others there, set PACKHORSE_DB_SCHEMA to another name"
-            return Plan(source, problems=(problem,), begun=begun)
+            return ImportPlan(source, problems=(problem,), begun=begun)
         columns = store.table_columns(connection, *source)
         if not columns:
-            return Plan(source, problems=(f"from: there is no table {table}. Say --from SCHEMA.TABLE, or `packhorse migrate up`",), begun=begun)
+            return ImportPlan(source, problems=(f"from: there is no table {table}. Say --from SCHEMA.TABLE, or `packhorse migrate up`",), begun=begun)
         if OUR_COLUMN in columns:
             problem = f"from: {table} is a queue of Packhorse itself, of an unreleased version; there is no upgrade from it"
-            return Plan(source, problems=(problem,), begun=begun)
+            return ImportPlan(source, problems=(problem,), begun=begun)
         key = _key(connection, source, columns, begun)
         if key is None:
             problem = f"{table} has no column that alone tells its rows apart: alter table {table} add primary key (...)"
             if begun is not None:
                 problem = f"{table} has no column {begun['key_column']} any more, by which the import knows its rows"
-            return Plan(source, problems=(problem,), begun=begun)
+            return ImportPlan(source, problems=(problem,), begun=begun)
         if begun is not None:
             choices = choices.over(stored_choices(begun["choices"]))
         mapping, statuses, problems = _reading(connection, source, key, columns, choices)
-    return Plan(source, tuple(statuses), mapping, key, tuple(problems), begun, choices)
+    return ImportPlan(source, tuple(statuses), mapping, key, tuple(problems), begun, choices)
 
 
 def _key(connection: DeadlineConnection, source: tuple[str, str], columns: dict[str, str], begun: Row | None) -> Row | None:

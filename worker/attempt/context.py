@@ -13,12 +13,12 @@ from packhorse.worker.errors import WorkerError
 _message: ContextVar[ClaimedMessage | None] = ContextVar("packhorse_message", default=None)
 
 
-class _Current(threading.local):
+class _CurrentMessage(threading.local):
     """What this thread works on. The message follows into coroutines that the handler starts, the connection does not:
     it belongs to one thread."""
 
     connection: DeadlineConnection | None = None
-    broker: Any = None  # whose connection it is
+    place: tuple[str, str] | None = None  # of that connection: URL, schema
 
     @property
     def message(self) -> ClaimedMessage | None:
@@ -29,7 +29,7 @@ class _Current(threading.local):
         _message.set(message)
 
 
-current = _Current()
+current = _CurrentMessage()
 
 
 def current_message() -> ClaimedMessage | None:

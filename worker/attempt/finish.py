@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import dramatiq
 
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, clean, failure
 from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.states import Ended, Verb
 from packhorse.worker.store import messages
 from packhorse.worker.store.options import MAX_DELAY_SECONDS
 
@@ -21,85 +21,60 @@ UNSTORABLE = "the error could not be stored"
 MAX_ATTEMPTS = 1_000_000
 
 
-def finish(connection: DeadlineConnection, message: ClaimedMessage, broker: Any) -> str:
+class Sender(Protocol):
+    """What sends the callback of a message that has died: a broker."""
+
+    def get_actor(self, actor_name: str) -> Any: ...
+    def enqueue_on(self, connection: DeadlineConnection, message: dramatiq.Message[Any]) -> int: ...
+
+
+def finish(connection: DeadlineConnection, message: ClaimedMessage, broker: Sender) -> Ended:
     """Write the outcome of one message, in its own transaction (or the caller's).
 
-    Returns done, retry, snooze, release, cancelled, dead or lost. Lost is a normal answer: somebody else
-    owns the message now. Raises StoreError through the lending block when the database does not answer.
+    LOST is a normal answer: somebody else owns the message now. Raises StoreError through the lending block when the
+    database does not answer.
     """
     outcome = message.outcome
     if outcome is None and message.failed:
         # rejected by middleware (for example max_age): dramatiq's nack without an exception of the handler
         exception = message._exception
-        outcome = Outcome("bury", "rejected") if exception is None else dataclasses.replace(failure(exception), verb="bury", reason="rejected")
+        outcome = Outcome(Verb.BURY, "rejected") if exception is None else dataclasses.replace(failure(exception), verb=Verb.BURY, reason="rejected")
     if outcome is None:
-        return "done" if messages.complete(connection, [message.id], [message.lease_token]) else "lost"
+        return Ended.DONE if messages.complete(connection, [message.id], [message.lease_token]) else Ended.LOST
+    if outcome.on_exhausted and outcome.verb in (Verb.FAIL, Verb.BURY):
+        with connection.transaction():  # the callback commits together with the death, or not at all
+            ended = _write(connection, message, outcome)
+            if ended is Ended.DEAD:
+                _send_exhausted(connection, message, outcome, broker)
+            return ended
+    return _write(connection, message, outcome)
+
+
+def _write(connection: DeadlineConnection, message: ClaimedMessage, outcome: Outcome) -> Ended:
+    """One statement: the verb, and what it makes of the message when the lease is still ours."""
+    lease = message.id, message.lease_token
     reason = clean(outcome.reason, 1000) if outcome.reason else outcome.reason
+    delay = _storable(outcome.delay_seconds)
+    error = outcome.error_class, outcome.error_message, outcome.traceback, outcome.frame
     match outcome.verb:
-        case "fail":
-            return _fail(connection, message, outcome, broker)
-        case "bury":
-            with _together(connection, outcome):
-                answer = (
-                    "dead"
-                    if messages.bury(
-                        connection,
-                        message.id,
-                        message.lease_token,
-                        outcome.reason or "buried",
-                        outcome.error_class,
-                        outcome.error_message,
-                        outcome.traceback,
-                        outcome.frame,
-                    )
-                    else "lost"
-                )
-                if answer == "dead" and outcome.on_exhausted:
-                    _send_exhausted(connection, message, outcome, broker)
-            return answer
-        case "retry":
-            moved = messages.retry(
-                connection,
-                message.id,
-                message.lease_token,
-                _storable(outcome.delay_seconds) or 0.0,
-                outcome.error_class or "Retry",
-                outcome.error_message or reason or "",
-            )
-            return "retry" if moved else "lost"
-        case "snooze":
-            delay = _storable(outcome.delay_seconds) or 0.0
-            return "snooze" if messages.snooze(connection, message.id, message.lease_token, delay, reason) else "lost"
-        case "cancel":
-            return "cancelled" if messages.cancel_held(connection, message.id, message.lease_token, reason) else "lost"
-        case "release":
+        case Verb.FAIL:
+            attempts = None if outcome.max_attempts is None else int(max(0, min(outcome.max_attempts, MAX_ATTEMPTS)))
+            backoff = _storable(outcome.backoff_initial), _storable(outcome.backoff_max)
+            return Ended(messages.fail(connection, *lease, error[0] or "Error", error[1] or "", *error[2:], attempts, delay, *backoff))
+        case Verb.BURY:
+            return Ended.DEAD if messages.bury(connection, *lease, outcome.reason or "buried", *error) else Ended.LOST
+        case Verb.RETRY:
+            moved = messages.retry(connection, *lease, delay or 0.0, error[0] or "Retry", error[1] or reason or "")
+            return Ended.RETRY if moved else Ended.LOST
+        case Verb.SNOOZE:
+            return Ended.SNOOZE if messages.snooze(connection, *lease, delay or 0.0, reason) else Ended.LOST
+        case Verb.CANCEL:
+            return Ended.CANCELLED if messages.cancel_held(connection, *lease, reason) else Ended.LOST
+        case Verb.RELEASE:
             why = reason if message.started else None
-            return "release" if messages.release(connection, [message.id], [message.lease_token], why) else "lost"
-        case "uncommitted":
-            delay = _storable(outcome.delay_seconds) or 0.0
-            return messages.return_uncommitted(connection, message.id, message.lease_token, delay, reason or "", bounded=outcome.bounded)
-        case verb:
-            raise AssertionError(f"unknown outcome {verb}")
-
-
-def _fail(connection: DeadlineConnection, message: ClaimedMessage, outcome: Outcome, broker: Any) -> str:
-    with _together(connection, outcome):
-        answer = messages.fail(
-            connection,
-            message.id,
-            message.lease_token,
-            outcome.error_class or "Error",
-            outcome.error_message or "",
-            outcome.traceback,
-            outcome.frame,
-            None if outcome.max_attempts is None else int(max(0, min(outcome.max_attempts, MAX_ATTEMPTS))),
-            _storable(outcome.delay_seconds),
-            _storable(outcome.backoff_initial),
-            _storable(outcome.backoff_max),
-        )
-        if answer == "dead" and outcome.on_exhausted:
-            _send_exhausted(connection, message, outcome, broker)
-    return answer
+            return Ended.RELEASED if messages.release(connection, [message.id], [message.lease_token], why) else Ended.LOST
+        case Verb.UNCOMMITTED:
+            return Ended(messages.return_uncommitted(connection, *lease, delay or 0.0, reason or "", bounded=outcome.bounded))
 
 
 def _storable(seconds: float | None) -> float | None:
@@ -109,13 +84,8 @@ def _storable(seconds: float | None) -> float | None:
     return min(max(seconds, 0.0), MAX_DELAY_SECONDS)
 
 
-def _together(connection: DeadlineConnection, outcome: Outcome) -> AbstractContextManager[Any]:
-    """A transaction where there is more than one statement; a single one needs none, nor a savepoint in a batch."""
-    return connection.transaction() if outcome.on_exhausted else nullcontext()
-
-
-def _send_exhausted(connection: DeadlineConnection, message: ClaimedMessage, outcome: Outcome, broker: Any) -> None:
-    """on_retry_exhausted: the callback commits together with the death, or not at all."""
+def _send_exhausted(connection: DeadlineConnection, message: ClaimedMessage, outcome: Outcome, broker: Sender) -> None:
+    """on_retry_exhausted: the callback is told of the message and of its retries."""
     try:
         target = broker.get_actor(str(outcome.on_exhausted))  # a producer may have written anything into the options
     except dramatiq.ActorNotFound:
@@ -131,7 +101,7 @@ def without_details(message: ClaimedMessage) -> None:
     if outcome is not None:
         message.outcome = Outcome(
             outcome.verb,
-            outcome.reason if outcome.verb == "bury" else None,
+            outcome.reason if outcome.verb is Verb.BURY else None,
             "Error",
             UNSTORABLE,
             delay_seconds=outcome.delay_seconds,

@@ -13,10 +13,10 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 from uuid import UUID
 
 from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.config import Settings
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.pool import Link
 from packhorse.worker.errors import StoreError, StoreUnavailable
@@ -53,7 +53,7 @@ class Heartbeat(Service):
         self,
         open_connection: Callable[[], DeadlineConnection],
         worker_id: UUID,
-        settings: Any,
+        settings: Settings,
         held: Callable[[], Sequence[ClaimedMessage]],
         on_attention: Callable[[ClaimedMessage, bool], None],
         counts: Callable[[], tuple[int, int]] = lambda: (0, 0),
@@ -168,7 +168,7 @@ class Heartbeat(Service):
         return [problem.text for problem in self.duties.problems(time.monotonic())[:MOST_PROBLEMS]]
 
     def beat(self) -> None:
-        """One heartbeat: messages younger than a third of the lease need no renewal yet."""
+        """One heartbeat: messages whose lease has four fifths left need no renewal yet."""
         before = time.monotonic()
         lease = self._settings.lease_seconds
         old = [m for m in self._held() if not m.finished and m.lease_until - before < lease * 0.8]

@@ -18,6 +18,7 @@ import dramatiq
 from dramatiq.broker import MessageProxy
 
 from packhorse.worker.errors import UndecodableMessage
+from packhorse.worker.states import Verb
 
 MAX_TRACEBACK_FRAMES = 30
 #: Where our own code stands, and dramatiq's beside it in an environment.
@@ -31,12 +32,12 @@ _PLAIN_LENGTH = len(_PLAIN_HEAD) + 36 + 2
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a message ends when it is not done. `verb`: fail, retry, snooze, cancel, bury, release or uncommitted.
+    """What is to be written for an attempt that is not done: a verb and what goes with it. Decided once.
 
     bounded, of `uncommitted`: several in a row are a failed attempt.
     """
 
-    verb: str
+    verb: Verb
     reason: str | None = None
     error_class: str | None = None
     error_message: str | None = None
@@ -149,7 +150,7 @@ class ClaimedMessage(MessageProxy):
 def failure(exception: BaseException, **policy: Any) -> Outcome:
     """The outcome for a failed attempt: class, cleaned message, bounded traceback, own top frame."""
     return Outcome(
-        "fail",
+        Verb.FAIL,
         error_class=clean(type(exception).__name__, 200),
         error_message=clean(text_of(exception), 10_000),
         traceback=clean(format_traceback(exception), 50_000),

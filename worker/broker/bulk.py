@@ -5,28 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import dramatiq
 
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
+from packhorse.worker.enqueue.encoding import Encoded
 from packhorse.worker.errors import InvalidArgument, StoreRejected
 from packhorse.worker.store import messages as store
 from packhorse.worker.store.options import BULK_KEYS
-
-if TYPE_CHECKING:
-    from packhorse.worker.broker.postgres import PostgresBroker
 
 #: What one statement holds at most, and what may be on its way at once: the deadline of a call is for what it waits for.
 PART_CHARACTERS = 4_000_000
 PIPELINE_PARTS, PIPELINE_CHARACTERS = 10, 8_000_000
 
 
+class Encoder(Protocol):
+    """What a bulk enqueue needs of a broker."""
+
+    def enqueue_hooks(self) -> tuple[list[Any], list[Any]]: ...
+    def encoded(self, message: dramatiq.Message[Any]) -> Encoded: ...
+    def ensure_queue(self, connection: DeadlineConnection, queue: str) -> None: ...
+    def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None: ...
+    def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None: ...
+
+
 class BulkEnqueue:
     """One bulk enqueue, in the transaction that its connection is in."""
 
-    def __init__(self, broker: PostgresBroker, connection: DeadlineConnection) -> None:
+    def __init__(self, broker: Encoder, connection: DeadlineConnection) -> None:
         self._broker = broker
         self._connection = connection
         self._queues: set[str] = set()

@@ -12,18 +12,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
+import dramatiq
 from dramatiq.broker import Consumer
 from dramatiq.errors import BrokerConnectionError
 
-from packhorse.worker.attempt.finish import finish
+from packhorse.worker.attempt.finish import Sender, finish
 from packhorse.worker.attempt.heartbeat import Heartbeat
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome
 from packhorse.worker.attempt.middleware.retries import policies
-from packhorse.worker.db.pool import Link
+from packhorse.worker.config import Settings
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.pool import ConnectionPool, Link
 from packhorse.worker.errors import StoreConflict, StoreError, StoreUnavailable, UndecodableMessage
+from packhorse.worker.states import Ended, Verb
 from packhorse.worker.store import messages as store
 from packhorse.worker.store import workers as worker_store
 
@@ -32,14 +36,30 @@ logger = logging.getLogger("packhorse.consumer")
 _opening = threading.Lock()
 
 
-class Holding:
-    """What the consumers of one queue hold, and the heartbeat that renews its leases.
+class Host(Sender, Protocol):
+    """What a consumer needs of its broker."""
+
+    actors: dict[str, dramatiq.Actor[Any, Any]]
+    aliases: dict[str, str]
+    in_flight_by_queue: dict[str, QueueInFlight]
+
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def pool(self) -> ConnectionPool: ...
+    def open_connection(self) -> DeadlineConnection: ...
+    def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None: ...
+    def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None: ...
+
+
+class QueueInFlight:
+    """What the consumers of one queue have in flight, and the heartbeat that renews its leases.
 
     It beats as long as a consumer is open or a handed-out message has not come back (FAILURES 49).
     messages: by id; any thread, single operations only.
     """
 
-    def __init__(self, broker: Any) -> None:
+    def __init__(self, broker: Host) -> None:
         self.id = uuid4()
         self.messages: dict[int, ClaimedMessage] = {}
         self.heartbeat = Heartbeat(broker.open_connection, self.id, broker.settings, lambda: list(self.messages.values()), self._attend)
@@ -47,15 +67,15 @@ class Holding:
         self._lock = threading.Lock()
 
     @classmethod
-    def entered(cls, broker: Any, queue: str) -> Holding:
+    def entered(cls, broker: Host, queue: str) -> QueueInFlight:
         """That of a queue, for a consumer that opens; a fresh one when the last has ended."""
         with _opening:
-            holding: Holding = broker.holdings.get(queue) or cls(broker)
-            if not holding._enter():
-                holding = cls(broker)
-                holding._enter()
-            broker.holdings[queue] = holding
-            return holding
+            held = broker.in_flight_by_queue.get(queue) or cls(broker)
+            if not held._enter():
+                held = cls(broker)
+                held._enter()
+            broker.in_flight_by_queue[queue] = held
+            return held
 
     def _enter(self) -> bool:
         with self._lock:
@@ -90,7 +110,7 @@ class Holding:
 class PostgresConsumer(Consumer):
     """Iterates over messages of one queue; yields None when nothing came within the timeout."""
 
-    def __init__(self, broker: Any, queue: str, prefetch: int, timeout_seconds: float) -> None:
+    def __init__(self, broker: Host, queue: str, prefetch: int, timeout_seconds: float) -> None:
         self._broker = broker
         self._queue = queue
         self._prefetch = max(1, prefetch)
@@ -101,15 +121,15 @@ class PostgresConsumer(Consumer):
         settings = broker.settings
         self._lease = f"{settings.lease_seconds} seconds"
         self._poll = min(settings.poll_seconds, 0.1)
-        holding = self._holding = Holding.entered(broker, queue)
+        held = self._in_flight = QueueInFlight.entered(broker, queue)
         try:
             with self._link.connection() as connection:
-                holding.heartbeat.register(connection, [queue], self._types(), prefetch, policies=policies(broker))
+                held.heartbeat.register(connection, [queue], self._types(), prefetch, policies=policies(broker))
         except StoreError as error:
-            holding.leave()
+            held.leave()
             raise BrokerConnectionError(str(error)) from error
         self._open = True
-        holding.heartbeat.start()
+        held.heartbeat.start()
 
     def _types(self) -> list[str]:
         return [*self._broker.actors, *self._broker.aliases]
@@ -119,7 +139,7 @@ class PostgresConsumer(Consumer):
         while True:
             if self._ready:
                 return self._ready.popleft()
-            free = self._prefetch - len(self._holding.messages)
+            free = self._prefetch - len(self._in_flight.messages)
             if free > 0:
                 self._claim(free)
                 if self._ready:
@@ -132,7 +152,7 @@ class PostgresConsumer(Consumer):
 
     def _claim(self, limit: int) -> None:
         before = time.monotonic()
-        lease, worker_id, held = self._broker.settings.lease_seconds, self._holding.id, self._holding.messages
+        lease, worker_id, held = self._broker.settings.lease_seconds, self._in_flight.id, self._in_flight.messages
         try:
             with self._link.connection() as connection:
                 rows, hints = store.complete_and_claim(connection, [], [], worker_id, [self._queue], limit, self._lease, self._types())
@@ -149,7 +169,7 @@ class PostgresConsumer(Consumer):
             try:
                 message.decode()
             except UndecodableMessage as error:
-                message.outcome = Outcome("bury", "undecodable", "UndecodableMessage", str(error))
+                message.outcome = Outcome(Verb.BURY, "undecodable", "UndecodableMessage", str(error))
                 undecodable.append(message)
             else:
                 self._ready.append(message)
@@ -159,33 +179,33 @@ class PostgresConsumer(Consumer):
     def _bury(self, message: ClaimedMessage) -> None:
         """The one whose row nobody can read; when that fails its lease runs out, and its neighbours go on."""
         try:
-            self._settle(message)
+            self._finish(message)
         except (BrokerConnectionError, StoreError) as error:
             logger.warning("outcome_waits message_id=%s error=%s", message.id, error)
-            self._holding.forget(message)
+            self._in_flight.forget(message)
 
     def ack(self, message: Any) -> None:
-        self._settle(message)
+        self._finish(message)
 
     nack = ack
 
-    def _settle(self, message: ClaimedMessage) -> None:
+    def _finish(self, message: ClaimedMessage) -> None:
         try:
             with self._broker.pool.connection() as connection:
-                answer = finish(connection, message, self._broker)
+                ended = finish(connection, message, self._broker)
         except (StoreUnavailable, StoreConflict) as error:
             raise BrokerConnectionError(str(error)) from error  # dramatiq's Worker tries again
         except StoreError:
-            self._holding.forget(message)  # nobody tries again: its lease must run out
+            self._in_flight.forget(message)  # nobody tries again: its lease must run out
             raise
-        if answer == "dead" and not message.failed:
+        if ended is Ended.DEAD and not message.failed:
             # only the database knew that this was the last attempt: dramatiq's Worker says "ack" around
             # this call, and whoever listens for deaths (Results) has to hear of it all the same
             self._broker.emit_before("nack", message)
             message.failed = True
             self._broker.emit_after("nack", message)
         message.finished = True
-        self._holding.forget(message)
+        self._in_flight.forget(message)
         self._idle.set()
 
     def requeue(self, messages: Iterable[Any]) -> None:
@@ -199,14 +219,14 @@ class PostgresConsumer(Consumer):
             raise BrokerConnectionError(str(error)) from error
         finally:
             for message in held:
-                self._holding.forget(message)  # also when the database does not answer: renewed, it would never run again
+                self._in_flight.forget(message)  # also when the database does not answer: renewed, it would never run again
 
     def close(self) -> None:
         try:
             self.requeue(self._ready)
         finally:
             self._ready.clear()
-            if self._open and self._holding.leave():  # dramatiq's Worker closes more than once
+            if self._open and self._in_flight.leave():  # dramatiq's Worker closes more than once
                 self._deregister()
             self._open = False
             self._link.close()
@@ -214,6 +234,6 @@ class PostgresConsumer(Consumer):
     def _deregister(self) -> None:
         try:
             with self._link.connection() as connection:
-                worker_store.deregister(connection, self._holding.id)
+                worker_store.deregister(connection, self._in_flight.id)
         except StoreError:
             pass  # the row says nothing that leases depend on, and is forgotten after ten minutes

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dramatiq
 from dramatiq.broker import Broker
@@ -37,9 +37,13 @@ from packhorse.worker.embedded import running_url
 from packhorse.worker.enqueue.encoding import Encoded, Signature, check_actor, encode
 from packhorse.worker.errors import ConfigError, InvalidArgument, StoreRejected
 from packhorse.worker.observe import tracing
+from packhorse.worker.states import Verb
 from packhorse.worker.store import messages as store
 
 DEFAULT_POOL_SIZE = 10
+
+if TYPE_CHECKING:
+    from packhorse.worker.broker.consumer import QueueInFlight
 
 
 class PostgresBroker(Broker):
@@ -62,7 +66,7 @@ class PostgresBroker(Broker):
         self.queues: set[str] = set()
         self.aliases: dict[str, str] = {}
         self.runtime: Any = None  # set by the runtime that hosts this broker
-        self.holdings: dict[str, Any] = {}  # by queue, of the consumers of dramatiq's Worker
+        self.in_flight_by_queue: dict[str, QueueInFlight] = {}  # by queue, of the consumers of dramatiq's Worker
         self._dsn = dsn
         self._settings = settings
         self._pool: ConnectionPool | None = None
@@ -161,7 +165,7 @@ class PostgresBroker(Broker):
             if not message.returned:
                 # dramatiq's stock Retries: our retry is one UPDATE of the same row
                 error = message._exception
-                outcome = Outcome("retry") if error is None else dataclasses.replace(failure(error), verb="retry")
+                outcome = Outcome(Verb.RETRY) if error is None else dataclasses.replace(failure(error), verb=Verb.RETRY)
                 message.outcome = dataclasses.replace(outcome, delay_seconds=(delay or 0) / 1000)
                 return message
             message = message.again()  # it is over, or about to be
@@ -187,11 +191,11 @@ class PostgresBroker(Broker):
 
     def _handlers_connection(self) -> DeadlineConnection | None:
         """That of the transactional handler in this thread, when it is one to this broker's tables."""
-        if current.connection is None or current.broker is self or self._place() == current.broker._place():
-            return current.connection
-        return None
+        return current.connection if current.connection is not None and current.place == self.place else None
 
-    def _place(self) -> tuple[str, str]:
+    @property
+    def place(self) -> tuple[str, str]:
+        """Where its tables are: URL, schema."""
         return self.url, self.settings.db_schema
 
     def enqueue_on(self, connection: DeadlineConnection, message: dramatiq.Message[Any], *, delay: int | None = None) -> int:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from packhorse.schedules.checking import Findings, check_plan
 from packhorse.schedules.config import Plan, read_plan
+from packhorse.schedules.maintenance.checking import Findings, check_plan
 from packhorse.worker.cli.common import AsJson
 from packhorse.worker.cli.errors import CommandError
 from packhorse.worker.cli.maintenance import owner

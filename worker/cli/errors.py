@@ -48,7 +48,7 @@ def usage(field: str, message: str, hint: str | None = None) -> CommandError:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class ErrorReport:
     """One error, ready to print. `problems`: all of them where there can be several."""
 
     code: str
@@ -59,50 +59,50 @@ class Problem:
     problems: tuple[str, ...] = ()
 
 
-def describe(error: WorkerError) -> Problem:
-    """The Problem of any error that Packhorse raises on purpose."""
+def describe(error: WorkerError) -> ErrorReport:
+    """The ErrorReport of any error that Packhorse raises on purpose."""
     from packhorse.worker.embedded import EmbeddedError
 
     if isinstance(error, CommandError):
-        return Problem(error.code, str(error), error.exit_code, error.field, error.hint)
+        return ErrorReport(error.code, str(error), error.exit_code, error.field, error.hint)
     if isinstance(error, ConfigError):
         field = error.problems[0].split(":")[0].split(" ")[0] if len(error.problems) == 1 else None
-        return Problem("config", " | ".join(error.problems), EXIT_USAGE, field, None, tuple(error.problems))
+        return ErrorReport("config", " | ".join(error.problems), EXIT_USAGE, field, None, tuple(error.problems))
     if isinstance(error, SchemaMismatch):
         text, _, hint = str(error).partition(". ")
-        return Problem("schema", text, EXIT_SCHEMA, None, hint or None)
+        return ErrorReport("schema", text, EXIT_SCHEMA, None, hint or None)
     if isinstance(error, InvalidArgument):
         return _describe_argument(error)
     if isinstance(error, StoreUnavailable):
         text = "\n".join(line for line in str(error).splitlines() if not line.startswith("\t"))  # libpq's own hints: ours says more
         hint = _HINTS.get(error.sqlstate or "", "Is the server up, and DATABASE_URL right? `packhorse config show` prints it")
-        return Problem("unavailable", f"database: {text}", EXIT_UNAVAILABLE, "database_url", hint)
+        return ErrorReport("unavailable", f"database: {text}", EXIT_UNAVAILABLE, "database_url", hint)
     if isinstance(error, StoreConflict):
-        return Problem("conflict", f"database: {error}", EXIT_FAILED, None, "Somebody else holds what this needs: run it again")
+        return ErrorReport("conflict", f"database: {error}", EXIT_FAILED, None, "Somebody else holds what this needs: run it again")
     if isinstance(error, StoreError):
-        return Problem("rejected", f"database: {error}", EXIT_FAILED, None, _HINTS.get(error.sqlstate or ""))
+        return ErrorReport("rejected", f"database: {error}", EXIT_FAILED, None, _HINTS.get(error.sqlstate or ""))
     if isinstance(error, AdoptionRefused):
-        return Problem("migration", str(error), EXIT_FAILED, problems=tuple(error.problems))
+        return ErrorReport("migration", str(error), EXIT_FAILED, problems=tuple(error.problems))
     if isinstance(error, MigrationError):
-        return Problem("migration", str(error), EXIT_FAILED)
+        return ErrorReport("migration", str(error), EXIT_FAILED)
     if isinstance(error, EmbeddedError):
-        return Problem("unavailable", str(error), EXIT_UNAVAILABLE, "data_dir")
-    return Problem("failed", str(error), EXIT_FAILED)
+        return ErrorReport("unavailable", str(error), EXIT_UNAVAILABLE, "data_dir")
+    return ErrorReport("failed", str(error), EXIT_FAILED)
 
 
-def _describe_argument(error: InvalidArgument) -> Problem:
+def _describe_argument(error: InvalidArgument) -> ErrorReport:
     from packhorse.worker.errors import NotFound
 
     text = str(error).removesuffix(f". {error.hint}") if error.hint else str(error)
     if isinstance(error, UnknownQueue):
-        return Problem("unknown_queue", text, EXIT_FAILED, error.field or "queue", error.hint)
+        return ErrorReport("unknown_queue", text, EXIT_FAILED, error.field or "queue", error.hint)
     if isinstance(error, NotFound):
-        return Problem("not_found", text, EXIT_FAILED, error.field, error.hint)
-    return Problem("invalid_argument", text, EXIT_USAGE, error.field, error.hint or None)
+        return ErrorReport("not_found", text, EXIT_FAILED, error.field, error.hint)
+    return ErrorReport("invalid_argument", text, EXIT_USAGE, error.field, error.hint or None)
 
 
-def report(problem: Problem, *, as_json: bool) -> int:
-    """Print a Problem on stderr; returns its exit code."""
+def report(problem: ErrorReport, *, as_json: bool) -> int:
+    """Print an ErrorReport on stderr; returns its exit code."""
     if as_json:
         body: dict[str, object] = {"code": problem.code, "message": one_line(problem.message), "field": problem.field, "hint": problem.hint}
         if problem.problems:

@@ -30,7 +30,7 @@ from packhorse.worker.cli import (
     up,
     worker,
 )
-from packhorse.worker.cli.errors import Problem, describe, report, usage
+from packhorse.worker.cli.errors import ErrorReport, describe, report, usage
 from packhorse.worker.errors import WorkerError
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from packhorse.worker.version import __version__
@@ -99,7 +99,7 @@ def run(arguments: list[str]) -> int:
             raise
         return report(describe(error), as_json=as_json)
     except (KeyboardInterrupt, typer.Abort):
-        return report(Problem("interrupted", "interrupted", EXIT_FAILED), as_json=as_json)
+        return report(ErrorReport("interrupted", "interrupted", EXIT_FAILED), as_json=as_json)
     except typer.TyperException as error:
         return _report_usage(error, as_json)
     except BrokenPipeError:
@@ -112,7 +112,7 @@ def run(arguments: list[str]) -> int:
         if isinstance(error, OSError) and error.errno in _FULL:
             return _report_full(error, as_json)
         text = f"internal error: {type(error).__name__}: {error}"
-        return report(Problem("internal", text, EXIT_FAILED, None, "A bug of ours; `packhorse --traceback ...` shows where"), as_json=as_json)
+        return report(ErrorReport("internal", text, EXIT_FAILED, None, "A bug of ours; `packhorse --traceback ...` shows where"), as_json=as_json)
 
 
 def _is_text(text: str) -> bool:
@@ -131,7 +131,7 @@ def _nowhere() -> TextIO:
 def _report_full(error: OSError, as_json: bool) -> int:
     """What the command had to say could not be written; what it had to do may be done."""
     sys.stdout = _nowhere()  # what is still buffered would fail again at exit
-    return report(Problem("failed", f"the output cannot be written: {error.strerror}", EXIT_FAILED), as_json=as_json)
+    return report(ErrorReport("failed", f"the output cannot be written: {error.strerror}", EXIT_FAILED), as_json=as_json)
 
 
 def _report_usage(error: Any, as_json: bool) -> int:
@@ -142,7 +142,7 @@ def _report_usage(error: Any, as_json: bool) -> int:
     parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
     text = error.format_message() if hasattr(error, "format_message") else str(error)
     return report(
-        Problem(
+        ErrorReport(
             "usage",
             text.replace("Value error, ", "").rstrip("."),
             EXIT_USAGE,

@@ -10,12 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from packhorse.schedules.checking import check_plan
 from packhorse.schedules.config import Plan, load_plan
-from packhorse.schedules.partitions import PartitionKeeper
-from packhorse.schedules.policies import Partitions, Retention
-from packhorse.schedules.retention import plan as retention_plan
-from packhorse.schedules.runner import TaskRunner, find
+from packhorse.schedules.maintenance.checking import check_plan
+from packhorse.schedules.maintenance.partitions import PartitionKeeper
+from packhorse.schedules.maintenance.policies import Partitions, Retention
+from packhorse.schedules.maintenance.retention import plan as retention_plan
+from packhorse.schedules.maintenance.tasks import TaskRunner, find
 from packhorse.worker.cli.common import MIGRATE_SECONDS, AsJson, Limit, Operator, Reason, Yes, confirmed, database, database_url, operator_name
 from packhorse.worker.cli.render import print_fields, print_json, print_rows, progress
 from packhorse.worker.config import load_settings

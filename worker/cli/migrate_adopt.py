@@ -9,7 +9,7 @@ import typer
 from packhorse.worker.adopt.adoption import Adopted, Order, adopt, look, refuse
 from packhorse.worker.adopt.importing import BATCH
 from packhorse.worker.adopt.mapping import Choices
-from packhorse.worker.adopt.plan import SOURCE, Plan
+from packhorse.worker.adopt.plan import SOURCE, ImportPlan
 from packhorse.worker.cli.common import MIGRATE_SECONDS, AsJson, Yes, confirmed, database
 from packhorse.worker.cli.errors import usage
 from packhorse.worker.cli.render import clean, print_json, print_rows, progress
@@ -82,7 +82,7 @@ def _words(given: list[str] | None) -> dict[str, dict[str, str]]:
     return found
 
 
-def _show_plan(plan: Plan, as_json: bool) -> None:
+def _show_plan(plan: ImportPlan, as_json: bool) -> None:
     """What would be done, and what stands in the way, for people or scripts."""
     if as_json:
         print_json(
@@ -120,7 +120,7 @@ def _show_done(done: Adopted, as_json: bool) -> None:
     )
 
 
-def _fields(plan: Plan) -> dict[str, str]:
+def _fields(plan: ImportPlan) -> dict[str, str]:
     """Where each field of a message comes from."""
     if plan.mapping is None:
         return {}

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from packhorse.schedules.config import load_plan
-from packhorse.schedules.partitions import PartitionKeeper, Step
-from packhorse.schedules.policies import Partitions
-from packhorse.schedules.runner import TaskRunner
+from packhorse.schedules.maintenance.partitions import PartitionKeeper, PartitionStep
+from packhorse.schedules.maintenance.policies import Partitions
+from packhorse.schedules.maintenance.tasks import TaskRunner
 from packhorse.worker.cli.common import AsJson, Limit, Operator, Yes, confirmed, operator_name
 from packhorse.worker.cli.errors import usage
 from packhorse.worker.cli.maintenance import open_owner, owner
@@ -89,7 +89,7 @@ def plan(policy: Policy, as_json: AsJson = False) -> int:
     return EXIT_OK
 
 
-def _print_steps(steps: list[Step], as_json: bool) -> None:
+def _print_steps(steps: list[PartitionStep], as_json: bool) -> None:
     rows = [{name: getattr(step, name) for name in step.__dataclass_fields__} for step in steps]
     print_json(rows) if as_json else print_rows(rows, ["action", "partition", "lower", "upper", "estimated_rows", "reason"], empty="nothing to do")
 

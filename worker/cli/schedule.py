@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from packhorse.schedules.triggers import trigger, upcoming, zone
+from packhorse.schedules.timetable.triggers import trigger, upcoming, zone
 from packhorse.worker.cli.common import AsJson, Limit, Operator, Reason, database, operator_name
 from packhorse.worker.cli.render import print_fields, print_json, print_rows
 from packhorse.worker.exits import EXIT_OK

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from pydantic import SecretStr
 
-from packhorse.schedules.checking import check_plan
 from packhorse.schedules.config import read_plan
+from packhorse.schedules.maintenance.checking import check_plan
 from packhorse.schedules.registry import QUEUE
 from packhorse.worker.cli.common import configure_logging, database_url
 from packhorse.worker.cli.maintenance import owner

@@ -55,7 +55,7 @@ def _open(settings: Settings) -> DeadlineConnection:
     return connection
 
 
-def _look(link: Link) -> store.Look:
+def _look(link: Link) -> store.Sample:
     with link.connection() as connection:
         return store.look(connection)
 
@@ -71,8 +71,8 @@ def _watch(link: Link, interval: float) -> None:
     from rich.text import Text
 
     console = Console(highlight=False, markup=False, emoji=False)
-    before: store.Look | None = None
-    now: store.Look | None = None
+    before: store.Sample | None = None
+    now: store.Sample | None = None
     with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             problem = None

@@ -1,4 +1,4 @@
-"""One frame of `packhorse top`: a Look as lines that fit the terminal. Numbers only; no payloads, keys or error texts."""
+"""One frame of `packhorse top`: a Sample as lines that fit the terminal. Numbers only; no payloads, keys or error texts."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 from packhorse.worker.cli.render import clean
 from packhorse.worker.records import Row
-from packhorse.worker.store.top import Look
+from packhorse.worker.store.top import Sample
 
 #: Lines of a section beside its head, where the terminal is low.
 LEAST_ROWS = 2
 
 
-def frame(look: Look | None, before: Look | None, *, title: str, problem: str | None, width: int, height: int) -> list[str]:
-    """At most `height` lines of at most `width` characters. before: the previous Look, for rates; problem: the database is away."""
+def frame(look: Sample | None, before: Sample | None, *, title: str, problem: str | None, width: int, height: int) -> list[str]:
+    """At most `height` lines of at most `width` characters. before: the previous Sample, for rates; problem: the database is away."""
     lines = [title]
     if problem:
         lines.append(f"! {problem}; trying again" + ("; what follows is old" if look else ""))
@@ -35,7 +35,7 @@ def _fit(sections: list[list[str]], height: int) -> list[str]:
     return lines
 
 
-def _queues(look: Look) -> list[str]:
+def _queues(look: Sample) -> list[str]:
     head = f"{'QUEUE':<22}{'due':>9}{'delayed':>9}{'running':>9}{'blocked':>9}{'oldest':>9}"
     return [
         head,
@@ -53,7 +53,7 @@ def _remark(row: Row) -> str:
     return "  paused" if row["paused"] else ""
 
 
-def _workers(look: Look, before: Look | None) -> list[str]:
+def _workers(look: Sample, before: Sample | None) -> list[str]:
     done, failed = _rates(look, before)
     live = [row for row in look.workers if not row["silent"]]
     silent = len(look.workers) - len(live)
@@ -76,14 +76,14 @@ def _problems(row: Row) -> str:
     return f"  {found[0]}{f' and {len(found) - 1} more' if len(found) > 1 else ''}" if found else ""
 
 
-def _oldest(look: Look) -> list[str]:
+def _oldest(look: Sample) -> list[str]:
     return [
         "OLDEST DUE" if look.oldest else "OLDEST DUE none",
         *(f"  {row['id']:<12}{row['queue'][:20]:<21}{row['message_type'][:24]:<25}{_age(row['late_seconds']):>8}" for row in look.oldest),
     ]
 
 
-def _conversations(look: Look) -> list[str]:
+def _conversations(look: Sample) -> list[str]:
     return [
         f"BLOCKED CONVERSATIONS {_counted(look.conversations['waiting'], look.conversations['is_limit'])}",
         *(_waiting(row) for row in look.conversations["oldest"]),
@@ -95,7 +95,7 @@ def _waiting(row: Row) -> str:
     return f"  message {row['message_id']} waits {_age(row['waiting_seconds'])} for {holder}".rstrip()
 
 
-def _dead(look: Look) -> list[str]:
+def _dead(look: Sample) -> list[str]:
     return [
         f"DEAD LETTERS {_counted(look.dead['recent'], look.dead['recent_is_limit'])} in the last hour, "
         f"{_counted(look.dead['kept'], look.dead['kept_is_limit'])} kept",
@@ -103,7 +103,7 @@ def _dead(look: Look) -> list[str]:
     ]
 
 
-def _maintenance(look: Look) -> list[str]:
+def _maintenance(look: Sample) -> list[str]:
     return ["MAINTENANCE" if look.maintenance else "MAINTENANCE nothing runs", *(_run(row) for row in look.maintenance)]
 
 
@@ -112,7 +112,7 @@ def _run(row: Row) -> str:
     return f"  {row['task'][:34]:<35}{row['state']:<9}{row['rows_done']:>10} rows{_age(row['age_seconds']):>8}{held}"
 
 
-def _rates(look: Look, before: Look | None) -> tuple[float | None, float | None]:
+def _rates(look: Sample, before: Sample | None) -> tuple[float | None, float | None]:
     """Done and failed per second of the workers that both looks know, on the database's clock; None before the second look."""
     old = before.totals if before is not None else {}
     pairs = [(old[worker], now) for worker, now in look.totals.items() if worker in old]

@@ -239,7 +239,7 @@ class DeadlineConnection(psycopg.Connection[Any]):
             raise DeadlinePassed("the server did not answer before the deadline of the call") from None
 
 
-class _Sockets:
+class _SessionSockets:
     """The sockets of this process: of its connections, and of those that are being opened."""
 
     def __init__(self) -> None:
@@ -272,7 +272,7 @@ def _descriptor(connection: DeadlineConnection) -> int | None:
         return None
 
 
-_sockets = _Sockets()
+_sockets = _SessionSockets()
 
 
 def _text(value: bytes | None) -> str | None:

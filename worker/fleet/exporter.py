@@ -42,7 +42,7 @@ logger = logging.getLogger("packhorse.exporter")
 RETRY_SECONDS = 5.0
 
 
-class Server(Service):
+class EndpointServer(Service):
     """Binds, serves until the process ends, and binds again later when that fails."""
 
     name = "endpoints"
@@ -74,7 +74,7 @@ class Server(Service):
         logger.error("endpoint_failed error_class=%s error=%s", type(error).__name__, error)
 
 
-class FleetWatch(Service):
+class FleetReader(Service):
     """Keeps the fleet's numbers: asks for a count, reads what was counted, checks the schema; one connection of its own."""
 
     name = "fleet"
@@ -125,7 +125,7 @@ def _schema_problem(connection: DeadlineConnection) -> str | None:
 class Exporter:
     """What the routes answer. fleet: the service that keeps the numbers of the database, if any."""
 
-    def __init__(self, settings: Settings, fleet_stats: FleetStats, fleet: FleetWatch | None = None) -> None:
+    def __init__(self, settings: Settings, fleet_stats: FleetStats, fleet: FleetReader | None = None) -> None:
         self.settings = settings
         self.fleet_stats = fleet_stats
         self.fleet = fleet
@@ -199,9 +199,9 @@ def run_exporter(settings: Settings, fleet_stats: FleetStats) -> int:
     signal.signal(signal.SIGTERM, lambda _number, _frame: stop.ask())
     end_with_parent(fleet_stats.made_by)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    fleet = FleetWatch(settings, fleet_stats) if settings.database_url is not None else None
+    fleet = FleetReader(settings, fleet_stats) if settings.database_url is not None else None
     exporter = Exporter(settings, fleet_stats, fleet)
-    Server(settings, exporter.routes, fleet_stats).start()
+    EndpointServer(settings, exporter.routes, fleet_stats).start()
     if fleet is not None:
         fleet.start()
     while not stop.wait(1.0) and os.getppid() == fleet_stats.made_by:

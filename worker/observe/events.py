@@ -53,7 +53,7 @@ EVENTS: dict[str, Event] = {
     "outcome_not_storable": Event("warning", ("message_id", "error_class"), "An error text cannot be stored; a fixed text is written."),
     "claims_recovered": Event("info", ("count", "worker_id"), "The answer of a claim was lost; what it had leased is handed back."),
     "outcome_waits": Event("warning", ("message_id", "error"), "Somebody keeps the message's row locked; tried again, others go on."),
-    "endings_refused": Event("debug", ("count", "error_class"), "Outcomes that were to be written together are written one by one."),
+    "outcomes_refused": Event("debug", ("count", "error_class"), "Outcomes that were to be written together are written one by one."),
     "outcome_refused": Event(
         "error", ("message_id", "sqlstate", "error"), "The database refuses the outcome; the process keeps the message and its lease and tries again."
     ),

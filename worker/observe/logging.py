@@ -84,8 +84,8 @@ def configure(*, level: str = "info", log_format: str = "auto", stream: TextIO |
         pass_foreign_args=True,
     )
     # two handlers: that of the root is the application's to change or to remove
-    lines = _Lines(out)
-    rest = _Lines(out, lines)
+    lines = _LogLines(out)
+    rest = _LogLines(out, lines)
     rest.addFilter(_not_ours)
     repeats = Repeats()
     lines.setFormatter(_OurFormat([*shared, *final]))
@@ -194,14 +194,14 @@ class _OurFormat(logging.Formatter):
         return str(event)
 
 
-class _Lines(logging.StreamHandler[TextIO]):
+class _LogLines(logging.StreamHandler[TextIO]):
     """One line per record; a record that cannot be rendered becomes a line that says so, without its content.
 
     A stream that nobody reads costs lines, never the one who logs; how many is said when there is room again.
     beside: another one on the same stream; the two write one after the other.
     """
 
-    def __init__(self, stream: TextIO, beside: _Lines | None = None) -> None:
+    def __init__(self, stream: TextIO, beside: _LogLines | None = None) -> None:
         super().__init__(stream)
         self._stream = LogStream()
         if beside is not None:

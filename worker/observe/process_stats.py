@@ -19,10 +19,11 @@ from collections.abc import Iterable
 
 from packhorse.worker import forks
 from packhorse.worker.observe.duties import Duties
+from packhorse.worker.states import Ended
 
 #: Services that must tick; a handler's pool ticks through the timekeeper, the scheduler in `packhorse scheduler` only.
 LOOPS = ("fetcher", "heartbeat", "timekeeper", "pool", "scheduler")
-OUTCOMES = ("done", "retry", "snooze", "dead", "cancelled", "released", "lost")
+OUTCOMES = tuple(Ended)
 ACTOR_OUTCOMES = ("ok", "failed")
 CLAIM_RESULTS = ("hit", "empty", "error")
 DB_ERRORS = ("unavailable", "conflict", "rejected", "invalid")
@@ -72,7 +73,7 @@ _NAMES = (QUEUES + ACTORS) * NAME_BYTES
 SIZE = _NUMBERS + _NAMES
 
 
-class Names:
+class NameTable:
     """A fixed table of names in shared memory; place 0 is `other`. One writer."""
 
     def __init__(self, memory: memoryview, places: int) -> None:
@@ -117,8 +118,8 @@ class ProcessStats:
         numbers = memory[:_NUMBERS].cast("d")
         self.states = numbers[:STATES]
         self.totals = numbers[STATES:]
-        self.queues = Names(memory[_NUMBERS : _NUMBERS + QUEUES * NAME_BYTES], QUEUES)
-        self.actors = Names(memory[_NUMBERS + QUEUES * NAME_BYTES :], ACTORS)
+        self.queues = NameTable(memory[_NUMBERS : _NUMBERS + QUEUES * NAME_BYTES], QUEUES)
+        self.actors = NameTable(memory[_NUMBERS + QUEUES * NAME_BYTES :], ACTORS)
         self.duties = Duties()
         forks.register(self)
 

@@ -213,7 +213,7 @@ class Tracer:
             logger.warning("tracing_failed error_class=%s: the last spans are lost", "Timeout")
 
 
-class Failures(logging.Handler):
+class ExportFailures(logging.Handler):
     """Counts what this module and the SDK's own threads complain about: an unreachable collector says so in log lines only."""
 
     def __init__(self) -> None:
@@ -225,7 +225,7 @@ class Failures(logging.Handler):
 
 
 #: Warnings and errors of tracing in this process; the metric observability_errors_total{part="tracing"}.
-failures = Failures()
+failures = ExportFailures()
 #: None while this process does not trace; asked by whoever enqueues or logs.
 active: Tracer | None = None
 

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.config import Settings
 from packhorse.worker.db.pool import Link
 from packhorse.worker.errors import StoreError, StoreUnavailable
 from packhorse.worker.records import Hints
@@ -51,7 +52,7 @@ class Claims:
         self,
         link: Link,
         worker_id: UUID,
-        settings: Any,
+        settings: Settings,
         queues: list[str],
         types: list[str],
         meter: Meter,

@@ -10,10 +10,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 from uuid import UUID
 
 from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.broker.postgres import PostgresBroker
+from packhorse.worker.config import Settings
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.pool import Link
 from packhorse.worker.errors import StoreError, StoreUnavailable
@@ -26,6 +27,7 @@ from packhorse.worker.runtime.pace import Pace
 from packhorse.worker.runtime.pool import HandlerPool
 from packhorse.worker.runtime.slots import RunningIds
 from packhorse.worker.service import Service
+from packhorse.worker.states import Ended
 from packhorse.worker.store import messages as store
 
 logger = logging.getLogger("packhorse.fetcher")
@@ -46,11 +48,11 @@ class Fetcher(Service):
 
     def __init__(
         self,
-        broker: Any,
+        broker: PostgresBroker,
         pool: HandlerPool,
         open_connection: Callable[[], DeadlineConnection],
         worker_id: UUID,
-        settings: Any,
+        settings: Settings,
         queues: list[str],
         types: list[str],
         meter: Meter,
@@ -72,7 +74,7 @@ class Fetcher(Service):
         self.finished: deque[ClaimedMessage] = deque()
         # handed back by handler threads, not yet known to the database; nothing leaves before it is written
         self._done: list[ClaimedMessage] = []
-        self._endings: deque[ClaimedMessage] = deque()
+        self._outcomes: deque[ClaimedMessage] = deque()
         self.draining = False
         self.isolation = isolation
         self.busy_at = time.monotonic()  # when it last held something
@@ -99,9 +101,9 @@ class Fetcher(Service):
     # -- the loop -------------------------------------------------------------------------------------
     def run_once(self) -> float:
         self._collect()
-        self._endings.extend(self._writer.due())
-        while self._endings:
-            self._write_endings()
+        self._outcomes.extend(self._writer.due())
+        while self._outcomes:
+            self._write_outcomes()
             self.ticked(time.monotonic())
         self.claims.lost.hand_back(self.in_flight.ids())
         if self.draining:
@@ -125,7 +127,7 @@ class Fetcher(Service):
     @property
     def unwritten(self) -> int:
         """Messages that were handed back and whose outcome is still to be written; without those that the database refuses."""
-        return len(self.finished) + len(self._done) + len(self._endings) + len(self._writer.waiting)
+        return len(self.finished) + len(self._done) + len(self._outcomes) + len(self._writer.waiting)
 
     def _collect(self) -> None:
         """Sort finished messages: those that are done, and those with another outcome."""
@@ -144,11 +146,11 @@ class Fetcher(Service):
             elif message.outcome is None and not message.failed:
                 self._done.append(message)
             else:
-                self._endings.append(message)
+                self._outcomes.append(message)
 
-    def _write_endings(self) -> None:
+    def _write_outcomes(self) -> None:
         """Write some outcomes other than done. Raises StoreUnavailable: to be tried again."""
-        batch = self._writer.next(self._endings)
+        batch = self._writer.next(self._outcomes)
         for message in batch:
             self._pool.hooks.before_ending(message)
         before = time.monotonic()
@@ -161,15 +163,15 @@ class Fetcher(Service):
             self.meter.duties.failing("complete", self._writer.refused_sqlstate, self.unwritten + len(self._writer.refused), before)
         elif any(answers):
             self.meter.duties.well("complete")
-        for message, answer in zip(batch, answers, strict=False):
-            self._endings.popleft()
-            if answer is not None:
-                self._ended(message, answer)
+        for message, ended in zip(batch, answers, strict=False):
+            self._outcomes.popleft()
+            if ended is not None:
+                self._ended(message, ended)
 
-    def _ended(self, message: ClaimedMessage, answer: str) -> None:
-        message.failed = message.failed or answer == "dead"
-        self.in_flight.ended(message, answer)
-        self.claims.ended(message, gone=answer in ("done", "dead", "cancelled"))
+    def _ended(self, message: ClaimedMessage, ended: Ended) -> None:
+        message.failed = message.failed or ended is Ended.DEAD
+        self.in_flight.ended(message, ended)
+        self.claims.ended(message, gone=ended.gone)
         self._pool.hooks.after_ending(message)
         message._exception = None
 
@@ -190,7 +192,7 @@ class Fetcher(Service):
             if not isinstance(error, StoreUnavailable):
                 # the database refuses the statement, or somebody has locked a row of it: write them one by one,
                 # so that one at fault stops no other
-                self._endings.extend(done)
+                self._outcomes.extend(done)
                 del self._done[: len(done)]
             raise
         after = time.monotonic()
@@ -255,16 +257,16 @@ class Fetcher(Service):
                 self._pool.ready.extendleft(unstarted)
                 raise
             for message in unstarted:
-                self.in_flight.ended(message, "release")
+                self.in_flight.ended(message, Ended.RELEASED)
         return len(unstarted)
 
     def mark_refused(self) -> None:
         """The process stops: messages that are done, and whose completion the database refuses, are marked, so that nobody runs them
         again. Raises StoreError."""
-        self._endings.extend(self._writer.refused)
+        self._outcomes.extend(self._writer.refused)
         self._writer.refused.clear()
-        while self._endings:
-            self._write_endings()  # once more
+        while self._outcomes:
+            self._write_outcomes()  # once more
         done = self._writer.refused_completions()
         if done:
             detail = f"SQLSTATE {self._writer.refused_sqlstate}: {self._writer.refused_text}"
@@ -278,7 +280,7 @@ class Fetcher(Service):
 
     def _pause(self, limit: int) -> float:
         """Seconds until the next turn, unless somebody wakes the fetcher. limit: what this turn could claim."""
-        if self._done or self._endings:
+        if self._done or self._outcomes:
             return 0.0
         if self.draining or self.stopping:
             self._threshold = 1

@@ -18,6 +18,7 @@ from dramatiq.results import Results
 
 from packhorse.worker import forks
 from packhorse.worker.attempt.middleware.retries import Retries
+from packhorse.worker.broker.postgres import PostgresBroker
 
 logger = logging.getLogger("packhorse.hooks")
 
@@ -37,7 +38,7 @@ def _contained(middleware: Any, hook: Hook) -> Hook:
 class Hooks:
     """Bound hooks of a broker's middleware, by signal. Build anew when middleware was added."""
 
-    def __init__(self, broker: Any) -> None:
+    def __init__(self, broker: PostgresBroker) -> None:
         self.count = len(broker.middleware)
         self._broker = broker
         self.before_process = self._bound("before_process_message")

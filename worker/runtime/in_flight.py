@@ -13,6 +13,7 @@ from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.runtime.meter import Meter
 from packhorse.worker.runtime.outcome_log import OutcomeLog
 from packhorse.worker.runtime.slots import RunningIds
+from packhorse.worker.states import Ended
 
 logger = logging.getLogger("packhorse.fetcher")
 
@@ -30,7 +31,7 @@ class InFlight:
         self._outcomes = outcomes
         self._worker_id = worker_id
         self._messages: dict[int, ClaimedMessage] = {}
-        self.counts: dict[str, int] = {}
+        self.counts: dict[Ended, int] = {}
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -73,26 +74,26 @@ class InFlight:
                 if message.id in lost:
                     self.lost(message)
             messages = [message for message in messages if message.id not in lost]
-        self._count("done", len(messages))
+        self._count(Ended.DONE, len(messages))
         self._meter.done(messages)
         self._outcomes.done(messages)
 
-    def ended(self, message: ClaimedMessage, outcome: str) -> None:
-        """The database has written another outcome for it."""
+    def ended(self, message: ClaimedMessage, ended: Ended) -> None:
+        """The database has answered with another outcome than done."""
         self.drop(message)
         message.finished = True
-        if outcome == "lost":
+        if ended is Ended.LOST:
             self.lost(message)
             return
-        self._count(outcome)
-        self._meter.finished(message, outcome)
-        self._outcomes.ended(message, outcome)
+        self._count(ended)
+        self._meter.finished(message, ended)
+        self._outcomes.ended(message, ended)
 
     def lost(self, message: ClaimedMessage) -> None:
         """Somebody else owns it: what its handler did stays done, what it ends as is theirs to say (SPEC P2)."""
-        self._count("lost")
-        self._meter.finished(message, "lost")
+        self._count(Ended.LOST)
+        self._meter.finished(message, Ended.LOST)
         logger.info("lease_lost message_id=%s worker_id=%s", message.id, self._worker_id)
 
-    def _count(self, outcome: str, by: int = 1) -> None:
-        self.counts[outcome] = self.counts.get(outcome, 0) + by
+    def _count(self, ended: Ended, by: int = 1) -> None:
+        self.counts[ended] = self.counts.get(ended, 0) + by

@@ -17,11 +17,10 @@ from packhorse.worker.observe import process_stats as layout
 from packhorse.worker.observe import tracing
 from packhorse.worker.observe.process_stats import CLAIM_BOUNDS, DURATION_BOUNDS, WAIT_BOUNDS, ProcessStats
 from packhorse.worker.runtime.slots import Slot
+from packhorse.worker.states import Ended
 
-#: What finish() answers -> outcome.
-_OUTCOMES = {name: layout.FINISHED + index for index, name in enumerate(layout.OUTCOMES)}
-_OUTCOMES["release"] = _OUTCOMES["released"]
-_BY_ACTOR = {"done": 0, "retry": 1, "dead": 1}  # a snoozed or cancelled message says nothing about its actor
+_OUTCOMES = {ended: layout.FINISHED + index for index, ended in enumerate(layout.OUTCOMES)}
+_BY_ACTOR = {Ended.DONE: 0, Ended.RETRY: 1, Ended.DEAD: 1}  # a snoozed or cancelled message says nothing about its actor
 
 
 class Meter:
@@ -60,21 +59,21 @@ class Meter:
             groups.setdefault(self._queues.get(message.queue_name, layout.BY_QUEUE), []).append(message)
         return groups.items()
 
-    def finished(self, message: ClaimedMessage, answer: str) -> None:
-        """One message with another outcome; `answer` as finish() gives it."""
+    def finished(self, message: ClaimedMessage, ended: Ended) -> None:
+        """One message with another outcome than those of done()."""
         place = self._queues.get(message.queue_name, layout.BY_QUEUE)
-        self._totals[place + _OUTCOMES[answer]] += 1
+        self._totals[place + _OUTCOMES[ended]] += 1
         if message.started:
             self._totals[place + layout.BUSY] += message.ran_seconds
             self._spread(layout.DURATION, DURATION_BOUNDS, [message.ran_seconds])
             self._waited([] if message.wait_counted else [message])
-        if answer in _BY_ACTOR:
-            self._totals[self._actors.get(message.actor_name, layout.BY_ACTOR) + _BY_ACTOR[answer]] += 1
+        if ended in _BY_ACTOR:
+            self._totals[self._actors.get(message.actor_name, layout.BY_ACTOR) + _BY_ACTOR[ended]] += 1
 
     def fenced(self, messages: list[ClaimedMessage]) -> None:
         """The process ends itself: the leases of these are over. Called by the timekeeper's thread, and by nothing after it."""
         for message in messages:
-            self._totals[self._queues.get(message.queue_name, layout.BY_QUEUE) + _OUTCOMES["lost"]] += 1
+            self._totals[self._queues.get(message.queue_name, layout.BY_QUEUE) + _OUTCOMES[Ended.LOST]] += 1
         self.publish()
 
     def claimed(self, result: str, seconds: float, error: BaseException | None = None) -> None:

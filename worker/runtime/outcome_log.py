@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 
 from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.states import Ended
 
 logger = logging.getLogger("packhorse.message")
 
@@ -21,29 +22,26 @@ class OutcomeLog:
         """These were completed."""
         if logger.isEnabledFor(self._success):
             for message in messages:
-                self._say(self._success, message, "done")
+                self._say(self._success, message, Ended.DONE)
 
-    def ended(self, message: ClaimedMessage, outcome: str) -> None:
+    def ended(self, message: ClaimedMessage, ended: Ended) -> None:
         """This one ended otherwise; a lost lease has a line of its own."""
-        if outcome in ("retry", "dead"):
-            level = logging.WARNING if outcome == "dead" else logging.INFO
-            if logger.isEnabledFor(level):
-                self._say(level, message, outcome)
-        elif outcome == "done":
-            self.done([message])
-        elif outcome != "lost":
-            level = logging.INFO if message.started else logging.DEBUG  # handing back what never started is routine
-            if logger.isEnabledFor(level):
-                self._say(level, message, "released" if outcome == "release" else outcome)
+        if ended is Ended.LOST:
+            return
+        level = logging.WARNING if ended is Ended.DEAD else self._success if ended is Ended.DONE else logging.INFO
+        if ended is Ended.RELEASED and not message.started:
+            level = logging.DEBUG  # handing back what never started is routine
+        if logger.isEnabledFor(level):
+            self._say(level, message, ended)
 
-    def _say(self, level: int, message: ClaimedMessage, label: str) -> None:
+    def _say(self, level: int, message: ClaimedMessage, ended: Ended) -> None:
         outcome = message.outcome
         values = (
             message.id,
             message.queue_name,
             message.actor_name,
             message.attempt,
-            label,
+            ended.value,
             round(message.ran_seconds, 3),
             round(message.due_seconds + message.started_at - message.claimed_at, 3) if message.started else None,
             message.correlation_id,
@@ -51,7 +49,7 @@ class OutcomeLog:
             self._worker_id,
             message.trace_id,
         )
-        if label in ("retry", "dead"):
+        if ended in (Ended.RETRY, Ended.DEAD):
             logger.log(
                 level,
                 "message_failed message_id=%s queue=%s actor=%s attempt=%s outcome=%s duration_seconds=%s wait_seconds=%s "

@@ -10,14 +10,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from typing import Any
 
 from packhorse.worker.attempt.finish import finish, without_details
 from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.db.errors import LOCKED
 from packhorse.worker.db.pool import Link
 from packhorse.worker.errors import StoreConflict, StoreUnavailable
 from packhorse.worker.observe.duties import code_of
+from packhorse.worker.states import Ended
 
 logger = logging.getLogger("packhorse.fetcher")
 
@@ -66,7 +67,7 @@ class OutcomeWriter:
     completions. refusing: so many were refused since the last outcome was written.
     """
 
-    def __init__(self, link: Link, broker: Any, on_refused: Callable[[ClaimedMessage], None]) -> None:
+    def __init__(self, link: Link, broker: PostgresBroker, on_refused: Callable[[ClaimedMessage], None]) -> None:
         self._link = link
         self._broker = broker
         self._on_refused = on_refused
@@ -99,7 +100,7 @@ class OutcomeWriter:
         """Those of these messages that the next write() takes."""
         return list(islice(messages, 1 if self._alone else BATCH))
 
-    def write(self, batch: list[ClaimedMessage]) -> list[str | None]:
+    def write(self, batch: list[ClaimedMessage]) -> list[Ended | None]:
         """What finish() answers for each, None for one that is to be tried again; empty when they must be taken one by one.
 
         Raises StoreUnavailable: nothing is written, to be tried again.
@@ -112,11 +113,11 @@ class OutcomeWriter:
         except StoreUnavailable:
             raise
         except Exception as error:  # also what is no error of the database: one message must not stop a process
-            logger.debug("endings_refused count=%d error_class=%s", len(batch), type(error).__name__)
+            logger.debug("outcomes_refused count=%d error_class=%s", len(batch), type(error).__name__)
             self._alone = len(batch)
             return []
 
-    def _write_alone(self, message: ClaimedMessage) -> str | None:
+    def _write_alone(self, message: ClaimedMessage) -> Ended | None:
         try:
             answer = self._write_one(message)
         except StoreConflict as error:  # see _write_one: somebody has locked its row
@@ -145,10 +146,10 @@ class OutcomeWriter:
         self._try_at = now + self._try_seconds
         return True
 
-    def _write_one(self, message: ClaimedMessage) -> str | None:
+    def _write_one(self, message: ClaimedMessage) -> Ended | None:
         """As it is; with a fixed text when that cannot be stored; None when it is refused all the same."""
         try:
-            return self._settle(message)
+            return self._finish(message)
         except Exception as error:
             if _passes(error):
                 raise
@@ -158,7 +159,7 @@ class OutcomeWriter:
             logger.warning("outcome_not_storable message_id=%s error_class=%s", message.id, type(error).__name__)
         without_details(message)
         try:
-            return self._settle(message)
+            return self._finish(message)
         except Exception as error:
             if _passes(error):
                 raise
@@ -177,6 +178,6 @@ class OutcomeWriter:
         if message.outcome is None and not message.failed:
             self._on_refused(message)
 
-    def _settle(self, message: ClaimedMessage) -> str:
+    def _finish(self, message: ClaimedMessage) -> Ended:
         with self._link.connection() as connection:
             return finish(connection, message, self._broker)

@@ -24,6 +24,7 @@ from packhorse.worker import forks
 from packhorse.worker.attempt.context import current
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, failure
 from packhorse.worker.attempt.middleware.retries import asked_for
+from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.db.errors import LOCKED, translated
 from packhorse.worker.errors import (
     CancelInterrupt,
@@ -37,6 +38,7 @@ from packhorse.worker.errors import (
 )
 from packhorse.worker.runtime.hooks import Hooks
 from packhorse.worker.runtime.slots import RunningIds, Slot
+from packhorse.worker.states import Verb
 from packhorse.worker.store import messages as store
 
 logger = logging.getLogger("packhorse.pool")
@@ -64,13 +66,13 @@ def _decide(message: ClaimedMessage, exception: BaseException) -> None:
     except Exception:  # a Snooze of no number
         outcome = failure(exception)
     if outcome is not None:
-        message.outcome, message.failed = outcome, outcome.verb == "bury"
+        message.outcome, message.failed = outcome, outcome.verb is Verb.BURY
 
 
 class HandlerThread(threading.Thread):
     """One thread of a pool: what hooks of middleware for worker threads are given."""
 
-    def __init__(self, broker: Any, loop: Callable[[Slot], None], slot: Slot) -> None:
+    def __init__(self, broker: PostgresBroker, loop: Callable[[Slot], None], slot: Slot) -> None:
         super().__init__(target=loop, args=(slot,), name=f"packhorse-handler-{slot.index}", daemon=True)
         self.broker = broker
         self.logger = logger
@@ -79,7 +81,7 @@ class HandlerThread(threading.Thread):
 class HandlerPool:
     """`ready` is filled by the fetcher; `on_finished(message)` gets each message back, from handler threads."""
 
-    def __init__(self, broker: Any, threads: int, running: RunningIds, on_finished: Callable[[ClaimedMessage], None]) -> None:
+    def __init__(self, broker: PostgresBroker, threads: int, running: RunningIds, on_finished: Callable[[ClaimedMessage], None]) -> None:
         self.broker = broker
         self.hooks = Hooks(broker)
         self.ready: deque[ClaimedMessage] = deque()
@@ -95,7 +97,7 @@ class HandlerPool:
 
     def after_fork(self, stranger: bool) -> None:
         """In a forked child: no transaction is its own, and nothing that it does is said of the parent's slots."""
-        current.connection = current.broker = None
+        current.connection = current.place = None
         private = array("q", bytes(8 * len(self.slots)))
         for slot in self.slots:
             slot.start_over(private)
@@ -187,7 +189,7 @@ class HandlerPool:
                 if forks.count != mine:  # the code of handlers and of hooks is contained; the rest, an encoder say, is not
                     forks.leave()
                 slot.forget(message)
-                current.connection = current.broker = None  # an interrupt may have come in between
+                current.connection = current.place = None  # an interrupt may have come in between
                 message.returned = True
                 on_finished(message)
                 if message._exception is not None and not message.failed:
@@ -210,12 +212,12 @@ class HandlerPool:
         if message.lost:
             return
         if message.lease_until - now < LEASE_MARGIN_SECONDS:
-            message.outcome = Outcome("release", "its lease was nearly over before it started")
+            message.outcome = Outcome(Verb.RELEASE, "its lease was nearly over before it started")
             return
         try:
             message.decode()
         except UndecodableMessage as error:
-            message.outcome = Outcome("bury", "undecodable", "UndecodableMessage", str(error))
+            message.outcome = Outcome(Verb.BURY, "undecodable", "UndecodableMessage", str(error))
             message.failed = True
             return
         message.started_at = now
@@ -284,13 +286,13 @@ class HandlerPool:
         with self.broker.pool.connection() as connection:
             try:
                 with translated(), connection.transaction():
-                    current.connection, current.broker = connection, self.broker
+                    current.connection, current.place = connection, self.broker.place
                     try:
                         result = forks.contain(actor, *message.args, **message.kwargs)
                         for hook in self.hooks.before_commit:
                             hook(self.broker, message, result)
                     finally:
-                        current.connection = current.broker = None
+                        current.connection = current.place = None
                     returned = completing = True
                     if not store.complete_in_transaction(connection, message.id, message.lease_token):
                         raise LeaseLost(f"message {message.id}: somebody else owns it now; its transaction was rolled back")

@@ -51,6 +51,7 @@ from packhorse.worker.runtime.pool import HandlerPool
 from packhorse.worker.runtime.slots import RunningIds, Slot
 from packhorse.worker.runtime.stopping import StopRequest
 from packhorse.worker.runtime.timekeeper import Timekeeper
+from packhorse.worker.states import Ended
 from packhorse.worker.store import workers as store
 from packhorse.worker.suggest import near_miss
 
@@ -340,7 +341,7 @@ class WorkerProcess:
     # -- called by services --------------------------------------------------------------------------
     def _totals(self) -> tuple[int, int]:
         counts = self.fetcher.in_flight.counts
-        return counts.get("done", 0), counts.get("retry", 0) + counts.get("dead", 0)
+        return counts.get(Ended.DONE, 0), counts.get(Ended.RETRY, 0) + counts.get(Ended.DEAD, 0)
 
     def _attend(self, message: ClaimedMessage, lease_held: bool) -> None:
         """Heartbeat: the lease of a held message is lost, or its cancellation was asked."""

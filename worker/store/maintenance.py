@@ -23,7 +23,7 @@ CUTOFF = "{cutoff}"
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunRecord:
     """A run that this process works on: where it began, how far it is."""
 
     id: int
@@ -35,7 +35,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
+class HealthGate:
     """One health gate: its value now (None: nothing to see), whether this role can see it."""
 
     gate: str
@@ -110,7 +110,7 @@ def start(
     *,
     cutoff: datetime | None = None,
     batch_size: int | None = None,
-) -> Run | None:
+) -> RunRecord | None:
     """Begin the run of a task, or go on with an unfinished one; None while another process works on it."""
     row = connection.execute(
         sql("start_maintenance_run"),
@@ -124,7 +124,7 @@ def start(
             "batch_size": batch_size,
         },
     ).fetchone()
-    return None if row is None else Run(row[0], row[1], None if row[2] is None else json.loads(row[2]), row[3], row[4], row[5])
+    return None if row is None else RunRecord(row[0], row[1], None if row[2] is None else json.loads(row[2]), row[3], row[4], row[5])
 
 
 def beat(
@@ -177,9 +177,9 @@ def progress(connection: DeadlineConnection, task: str) -> Row | None:
     return found[0] if found else None
 
 
-def gates(connection: DeadlineConnection, table: str | None) -> list[Gate]:
+def gates(connection: DeadlineConnection, table: str | None) -> list[HealthGate]:
     """The health gates as they stand now."""
-    return [Gate(*row) for row in connection.execute(sql("maintenance_gates"), (table and quoted(connection, table),)).fetchall()]
+    return [HealthGate(*row) for row in connection.execute(sql("maintenance_gates"), (table and quoted(connection, table),)).fetchall()]
 
 
 def table_facts(connection: DeadlineConnection, table: str, column: str) -> Row | None:

@@ -46,12 +46,12 @@ def remove_undeclared(connection: DeadlineConnection, sources: Sequence[str], or
     return dict(connection.execute(sql("remove_undeclared_schedules"), values).fetchall())
 
 
-def due(connection: DeadlineConnection, *, unusable: bool = False, aside: Sequence[str] = ()) -> tuple[list[Due], float | None, bool]:
+def due(connection: DeadlineConnection, *, unusable: bool = False, deferred: Sequence[str] = ()) -> tuple[list[Due], float | None, bool]:
     """What has to be decided now, the seconds until the next planned time (None: nothing is planned), and whether runs are open.
 
-    unusable: with the schedules that a scheduler could not compute. aside: without these, in either answer.
+    unusable: with the schedules that a scheduler could not compute. deferred: without these, in either answer.
     """
-    found = connection.execute(sql("due_schedules"), {"unusable": unusable, "aside": list(aside)}).fetchall()
+    found = connection.execute(sql("due_schedules"), {"unusable": unusable, "deferred": list(deferred)}).fetchall()
     return [Due(*row[:-2]) for row in found if row[0] is not None], found[0][-2], found[0][-1]
 
 

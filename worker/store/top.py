@@ -10,7 +10,7 @@ from packhorse.worker.store.rows import rows
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Sample:
     """What was there at one instant."""
 
     queues: list[Row]
@@ -26,9 +26,9 @@ class Look:
         return {row["id"]: (row["clock"], row["done_total"], row["failed_total"]) for row in self.workers}
 
 
-def look(connection: DeadlineConnection) -> Look:
+def look(connection: DeadlineConnection) -> Sample:
     """Everything, now. Raises psycopg errors; run it inside `translated()`."""
-    return Look(
+    return Sample(
         rows(connection, "top_queues"),
         rows(connection, "top_workers"),
         rows(connection, "top_oldest"),

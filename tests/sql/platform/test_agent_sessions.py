@@ -15,6 +15,8 @@ from tests.sql.mutations import break_function
 from tests.sql.parking import blocked_behind, in_background
 from tests.support.postgres import Database
 
+pytestmark = pytest.mark.slow
+
 PHONE = "250788000456"
 SAY = "select add_agent_message(%s, %s, %s)"
 

@@ -11,6 +11,8 @@ import pytest
 from tests.sql.client import Sql
 from tests.sql.parking import blocked_behind, in_background
 
+pytestmark = pytest.mark.slow
+
 GET = "select session_id, is_new_session, messages, context, message_count from get_or_create_ai_memory(%s)"
 SAY = "select add_ai_memory_message(%s, %s, %s)"
 

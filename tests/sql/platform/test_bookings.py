@@ -13,6 +13,8 @@ from tests.sql.client import Sql
 from tests.sql.parking import blocked_behind, in_background
 from tests.sql.platform.test_catalogue import RELATIONS
 
+pytestmark = pytest.mark.slow
+
 CONVERT = "select convert_guest_to_user(%s, %s)"
 USER = UUID(int=7)
 

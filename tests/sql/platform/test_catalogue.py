@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from packhorse.worker.db import migrate
 from tests.sql import test_catalogue as queue
 from tests.support.postgres import Database
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 TEXT = "\n".join(path.read_text() for path in sorted((ROOT / "migrations/platform").rglob("*.sql")) if ".down." not in path.name)

@@ -13,6 +13,8 @@ from tests.sql.client import Sql
 from tests.sql.mutations import break_function
 from tests.support.postgres import Database
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Upkeep:

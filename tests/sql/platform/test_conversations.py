@@ -10,6 +10,8 @@ import pytest
 from tests.sql.client import Sql
 from tests.sql.parking import blocked_behind, in_background
 
+pytestmark = pytest.mark.slow
+
 GET = "select conversation_id, created from get_or_create_conversation('wa:1', '1')"
 LOCK = "select lock_conversation(%s, %s)"
 

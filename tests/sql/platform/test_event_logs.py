@@ -12,6 +12,8 @@ from psycopg.types.json import Jsonb
 from tests.sql.client import Sql
 from tests.support.postgres import Database
 
+pytestmark = pytest.mark.slow
+
 ANN, BOB, EVE = UUID(int=1), UUID(int=2), UUID(int=3)
 NOW = datetime.now(UTC)
 

@@ -11,6 +11,8 @@ from psycopg.types.json import Jsonb
 from tests.sql.client import Sql
 from tests.sql.test_health_checks import check
 
+pytestmark = pytest.mark.slow
+
 PHONE = "250788000456"
 
 

@@ -13,6 +13,8 @@ from tests.sql.client import Sql
 from tests.sql.parking import in_background
 from tests.support.postgres import Database
 
+pytestmark = pytest.mark.slow
+
 SAY = "insert into messages (phone, company_id, direction, content, created_at) values (%s, %s, 'inbound', %s, %s::timestamptz) returning id"
 CREATE = "select create_messages_partition(%s::date)"
 

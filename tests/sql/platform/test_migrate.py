@@ -22,6 +22,8 @@ from tests.support.postgres import Database
 from tests.support.waiting import wait_until
 from tests.support.workers import Daemon, Ledger
 
+pytestmark = pytest.mark.slow
+
 QUEUE = [migration.name for migration in migrate.available()]
 PLATFORM = [migration.name for migration in migrate.available(sets=["platform"])][len(QUEUE) :]
 NUMBERED = [name for name in PLATFORM if "/functions/" not in name]

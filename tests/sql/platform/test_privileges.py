@@ -12,6 +12,8 @@ from tests.sql.platform.conftest import seed
 from tests.sql.platform.test_catalogue import FUNCTIONS, RELATIONS
 from tests.support.postgres import Database
 
+pytestmark = pytest.mark.slow
+
 DENIED = "42501"
 SECRET = {"whatsapp_auth", "whatsapp_keys"}
 TOLD = {"platform_events", "webhook_events", "audit_events"}

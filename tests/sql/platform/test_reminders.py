@@ -11,6 +11,8 @@ import pytest
 from tests.sql.client import Sql
 from tests.sql.parking import in_background
 
+pytestmark = pytest.mark.slow
+
 ENQUEUE = "select enqueue_due_reminders()"
 
 

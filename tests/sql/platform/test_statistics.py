@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.sql.client import Sql
 from tests.support.postgres import Database
+
+pytestmark = pytest.mark.slow
 
 
 def test_use_of_agents_is_counted_by_agent(sql: Sql) -> None:

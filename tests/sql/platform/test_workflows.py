@@ -10,6 +10,8 @@ import pytest
 from tests.sql.client import Sql
 from tests.sql.parking import blocked_behind, in_background
 
+pytestmark = pytest.mark.slow
+
 START = "select start_workflow('booking', 'choose_service', p_data => '{\"a\": 1}')"
 FINISH = "select finish_workflow(%s, %s)"
 

@@ -16,6 +16,7 @@ from dramatiq.middleware import Pipelines as StockPipelines
 
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, failure
 from packhorse.worker.errors import Cancel, CancelInterrupt, DrainInterrupt, LeaseInterrupt, NotCompleted, Snooze, StoreConflict, StoreUnavailable
+from packhorse.worker.states import Verb
 
 logger = logging.getLogger("packhorse.following")
 
@@ -46,7 +47,7 @@ class FollowUps(Middleware):
 def _again(error: Exception) -> Outcome:
     """The database was away: no attempt is to blame. Anything else is a failure of this message."""
     if isinstance(error, (StoreUnavailable, StoreConflict)):
-        return Outcome("snooze", f"what follows could not be sent: {type(error).__name__}", delay_seconds=AGAIN_SECONDS)
+        return Outcome(Verb.SNOOZE, f"what follows could not be sent: {type(error).__name__}", delay_seconds=AGAIN_SECONDS)
     return failure(error)
 
 

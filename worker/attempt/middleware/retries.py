@@ -20,6 +20,7 @@ from dramatiq.middleware import Retries as StockRetries
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, clean, failure
 from packhorse.worker.enqueue.encoding import WITHOUT_END
 from packhorse.worker.errors import Bury, Cancel, CancelInterrupt, DrainInterrupt, LeaseInterrupt, NotCompleted, Retry, Snooze
+from packhorse.worker.states import Verb
 
 logger = logging.getLogger("packhorse.retries")
 
@@ -38,17 +39,17 @@ def _actor(broker: Any, name: str) -> Any:
 def asked_for(exception: BaseException) -> Outcome | None:
     """The outcome that an exception of ours stands for, whatever the policy is; None of a failure. Raises for a Snooze of no number."""
     if isinstance(exception, Snooze):
-        return Outcome("snooze", exception.reason, delay_seconds=max(0.0, exception.seconds))
+        return Outcome(Verb.SNOOZE, exception.reason, delay_seconds=max(0.0, exception.seconds))
     if isinstance(exception, Cancel):
-        return Outcome("cancel", clean(str(exception), 1000))
+        return Outcome(Verb.CANCEL, clean(str(exception), 1000))
     if isinstance(exception, Bury):
-        return Outcome("bury", "buried", "Bury", clean(str(exception), 10_000))
+        return Outcome(Verb.BURY, "buried", "Bury", clean(str(exception), 10_000))
     if isinstance(exception, CancelInterrupt):
-        return Outcome("cancel", "cancelled by an operator while it ran")
+        return Outcome(Verb.CANCEL, "cancelled by an operator while it ran")
     if isinstance(exception, (DrainInterrupt, LeaseInterrupt)):
-        return Outcome("release", type(exception).__name__)
+        return Outcome(Verb.RELEASE, type(exception).__name__)
     if isinstance(exception, NotCompleted):
-        return Outcome("uncommitted", clean(str(exception), 1000), delay_seconds=COMMIT_AGAIN_SECONDS, bounded=not exception.refused)
+        return Outcome(Verb.UNCOMMITTED, clean(str(exception), 1000), delay_seconds=COMMIT_AGAIN_SECONDS, bounded=not exception.refused)
     return None
 
 
@@ -97,7 +98,7 @@ class Retries(StockRetries):
         # The database decides whether attempts are left. Where the limit is known here, middleware is told
         # "nack" from the start, as dramatiq does; where it is the queue's, once the database has answered.
         limit = message.max_attempts if message.max_attempts is not None else outcome.max_attempts
-        message.failed = outcome.verb == "bury" or (outcome.verb == "fail" and limit is not None and message.attempt >= limit)
+        message.failed = outcome.verb is Verb.BURY or (outcome.verb is Verb.FAIL and limit is not None and message.attempt >= limit)
 
     def decide(self, actor: Any, message: ClaimedMessage, exception: BaseException) -> Outcome:
         """The outcome of an attempt that raised. Pure but for reading the message."""
@@ -107,12 +108,12 @@ class Retries(StockRetries):
         options = actor.options if actor is not None else {}
         throws = message.options.get("throws") or options.get("throws")
         if (throws and isinstance(exception, throws)) or getattr(exception, "retryable", True) is False:
-            return dataclasses.replace(failure(exception), verb="bury", reason="rejected")
+            return dataclasses.replace(failure(exception), verb=Verb.BURY, reason="rejected")
         policy = self.policy(options, message)
         retry_when = options.get("retry_when", self.retry_when)
         if retry_when is not None:
             if not retry_when(message.attempt - 1, exception):
-                return dataclasses.replace(failure(exception), verb="bury", reason="failed", on_exhausted=policy["on_exhausted"])
+                return dataclasses.replace(failure(exception), verb=Verb.BURY, reason="failed", on_exhausted=policy["on_exhausted"])
             policy["max_attempts"] = WITHOUT_END  # retry_when takes precedence over max_retries
         if isinstance(exception, Retry) and exception.seconds is not None:
             policy["delay_seconds"] = max(0.0, exception.seconds)

@@ -16,17 +16,6 @@ from packhorse.worker.errors import LeaseLost
 from packhorse.worker.observe import tracing
 from packhorse.worker.observe.tracing import Failure, Processing
 
-#: Outcome -> packhorse.outcome; `failed` is what the database makes a retry or a death of.
-_OUTCOMES = {
-    "fail": "failed",
-    "retry": "failed",
-    "bury": "dead",
-    "snooze": "snooze",
-    "cancel": "cancelled",
-    "release": "released",
-    "uncommitted": "snooze",
-}
-
 
 class Tracing(Middleware):
     """Spans for every message that this process handles. Raises ConfigError without opentelemetry-api."""
@@ -68,7 +57,7 @@ def outcome(message: ClaimedMessage, exception: BaseException | None) -> str:
     if message.failed:
         return "dead"
     if message.outcome is not None:
-        return _OUTCOMES[message.outcome.verb]
+        return message.outcome.verb.expected
     return "done" if exception is None else "failed"
 
 

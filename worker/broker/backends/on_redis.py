@@ -40,17 +40,17 @@ IDLE_SECONDS = 30
 #: Between two looks whether Redis is back.
 LOOK_SECONDS = 0.5
 
-_servers: dict[str, Server] = {}
+_servers: dict[str, RedisServer] = {}
 _making = threading.Lock()
 
 
-class Server:
+class RedisServer:
     """One Redis for all backends of this process that use it: clients with deadlines, and whether it answers."""
 
     def __init__(self, url: str) -> None:
         self.client = _client(url, DEADLINE_SECONDS)
         self.waiting = _client(url, WAIT_SECONDS + DEADLINE_SECONDS)
-        self._sockets = [_Sockets(client.connection_pool) for client in (self.client, self.waiting)]
+        self._sockets = [_RedisSockets(client.connection_pool) for client in (self.client, self.waiting)]
         self._lock = threading.Lock()
         self._looking: int | None = None  # the process whose thread looks whether it is back
 
@@ -91,7 +91,7 @@ class Server:
         logger.info("redis_recovered seconds=%.1f", time.monotonic() - began)
 
 
-class _Sockets:
+class _RedisSockets:
     """A forked child of a handler closes its copies; redis-py opens others when the child asks for something."""
 
     def __init__(self, pool: Any) -> None:
@@ -105,11 +105,11 @@ class _Sockets:
                     connection._sock.close()
 
 
-def server(url: str) -> Server:
+def server(url: str) -> RedisServer:
     """The one of this URL. Raises ValueError for what is no Redis URL."""
     with _making:
         if url not in _servers:
-            _servers[url] = Server(url)
+            _servers[url] = RedisServer(url)
         return _servers[url]
 
 
@@ -186,7 +186,7 @@ class RedisRateLimiterBackend(StockLimiters):
             super().wait_notify(key, ttl)
 
 
-def _wait(server: Server, key: str, seconds: int | None) -> Any:
+def _wait(server: RedisServer, key: str, seconds: int | None) -> Any:
     """What comes into the list `key`, which stays there; None after so many seconds."""
     deadline = None if seconds is None else time.monotonic() + seconds
     while True:

@@ -21,6 +21,7 @@ from packhorse.worker.broker.backends.connections import Connections
 from packhorse.worker.broker.backends.losses import TellsLosses
 from packhorse.worker.enqueue.encoding import to_json
 from packhorse.worker.errors import InvalidArgument
+from packhorse.worker.states import Verb
 from packhorse.worker.store import backends as store
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class PostgresResultBackend(TellsLosses, ResultBackend):
         self.store_exception(message, error, ttl)
         if isinstance(message, ClaimedMessage) and not message.finished:
             # (a transactional handler has committed its completion already: there is nothing left to fail)
-            message.outcome = Outcome("bury", "rejected", type(error).__name__, clean(str(error), 10_000))
+            message.outcome = Outcome(Verb.BURY, "rejected", type(error).__name__, clean(str(error), 10_000))
             message.stuff_exception(error)
             message.fail()
 

@@ -22,14 +22,14 @@ where s.source = any (%(sources)s::text[]) and s.origin <@ %(origin)s::text[] an
 -- name: due_schedules
 -- What a scheduler has to decide now, and the time until the next planned time (null: nothing is planned).
 -- A last planned time that is still to come was decided while the clock was ahead: plan_schedule takes it back.
--- unusable: with those that some scheduler could not compute, which another one may. aside: those that this one leaves alone for a while.
+-- unusable: with those that some scheduler could not compute, which another one may. deferred: those that this one leaves alone for a while.
 select s.name, s.cron, extract(epoch from s.every)::float8, s.time_zone, s.missed, s.missed_limit, s.last_planned_at,
   s.problem, n.now, n.wait_seconds, n.open_runs
 from (
   select clock_timestamp() as now, extract(epoch from min(p.next_planned_at) - clock_timestamp())::float8 as wait_seconds,
     exists (select from packhorse.schedule_runs r where r.outcome = 'enqueued') as open_runs
-  from packhorse.schedules p where p.paused_at is null and p.name <> all (%(aside)s::text[])) n
-left join packhorse.schedules s on s.paused_at is null and s.name <> all (%(aside)s::text[])
+  from packhorse.schedules p where p.paused_at is null and p.name <> all (%(deferred)s::text[])) n
+left join packhorse.schedules s on s.paused_at is null and s.name <> all (%(deferred)s::text[])
   and ((s.next_planned_at is null or s.last_planned_at > n.now + interval '1 minute') and (s.problem is null or %(unusable)s)
     or s.next_planned_at <= n.now)
 order by s.next_planned_at nulls first, s.name

@@ -16,6 +16,8 @@ from packhorse.worker.broker.backends import rate_limiter_backend, result_backen
 from tests.support.harness import quick_settings
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 #: Of their rate before; the issue's measure.
 KEPT = 0.7
 SECONDS = 6.0

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from packhorse.schedules.periods import lower_bound, partition_name, period_start, runway_seconds, uncovered, upper_bound
-from packhorse.schedules.policies import Partitions
+from packhorse.schedules.maintenance.periods import lower_bound, partition_name, period_start, runway_seconds, uncovered, upper_bound
+from packhorse.schedules.maintenance.policies import Partitions
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
 from packhorse.worker.errors import InvalidArgument, StoreConflict, StoreError, StoreRejected, StoreUnavailable
@@ -33,7 +33,7 @@ DROPPED_BY_FUNCTION = frozenset({"message_archive"})
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class PartitionStep:
     """One thing to be done: make, detach, export, drop or drain, the partition, its bounds, and why."""
 
     action: str
@@ -80,7 +80,7 @@ class PartitionKeeper:
             f"it has a default partition {default}: `packhorse partitions drain {self._policy.name}`" if default else None,
         )
 
-    def plan(self) -> list[Step]:
+    def plan(self) -> list[PartitionStep]:
         """Every step that would be done now, in order: make, then detach, export and drop. Raises InvalidArgument, StoreError."""
         with translated():
             parent = self._parent()
@@ -93,7 +93,7 @@ class PartitionKeeper:
         with translated():
             return self._parent().owned or self._policy.table in MADE_BY_FUNCTION
 
-    def missing(self, ahead: int | None = None) -> list[Step]:
+    def missing(self, ahead: int | None = None) -> list[PartitionStep]:
         """What make() would make now: of the current period and `ahead` more, those of the policy at most and by default."""
         with translated():
             return self._missing(self._parent(), store.partitions(self._connection, self._policy.table), ahead)
@@ -117,7 +117,7 @@ class PartitionKeeper:
                 raise StoreRejected(f"{self._policy.table}: cannot make {step.partition}: a table of this name stands there; rename or attach it")
         return len(steps)
 
-    def _missing(self, parent: store.Parent, found: list[store.Partition], most: int | None = None) -> list[Step]:
+    def _missing(self, parent: store.Parent, found: list[store.Partition], most: int | None = None) -> list[PartitionStep]:
         every, ahead = self._policy.every, self._policy.ahead if most is None else min(most, self._policy.ahead)
         ranges = [(lower_bound(p), upper_bound(p)) for p in found if not p.is_default]
         steps = []
@@ -126,7 +126,7 @@ class PartitionKeeper:
             for start, end in uncovered(ranges, *period):
                 if end > parent.now:
                     name = partition_name(parent.name, start, every, whole=(end - start) * 2 > period[1] - period[0])
-                    steps.append(Step("make", name, start.isoformat(), end.isoformat(), f"{ahead} {every}s ahead"))
+                    steps.append(PartitionStep("make", name, start.isoformat(), end.isoformat(), f"{ahead} {every}s ahead"))
         return steps
 
     # -- dropping -----------------------------------------------------------------------------------
@@ -185,27 +185,27 @@ class PartitionKeeper:
                 count += 1
         return count
 
-    def _too_old(self, parent: store.Parent, found: list[store.Partition]) -> list[Step]:
+    def _too_old(self, parent: store.Parent, found: list[store.Partition]) -> list[PartitionStep]:
         keep = self._policy.keep
         if self._policy.keep_setting:
             keep = max(keep, store.longest_keep_done(self._connection) or 0)
         cutoff = period_start(parent.now, self._policy.every, -keep)
         return [
-            Step("detach", p.table, str(p.lower), str(p.upper), f"older than {keep} {self._policy.every}s", round(p.estimated_rows))
+            PartitionStep("detach", p.table, str(p.lower), str(p.upper), f"older than {keep} {self._policy.every}s", round(p.estimated_rows))
             for p in found
             if not p.is_default and (upper_bound(p) <= cutoff or p.detach_pending)
         ]
 
-    def _over(self, parent: store.Parent) -> list[Step]:
+    def _over(self, parent: store.Parent) -> list[PartitionStep]:
         steps = []
         for row in store.droppable(self._connection, parent, self._policy.grace_seconds):
             bounds = (row["lower_bound"], row["upper_bound"])
             if self._policy.export_dir is not None and row["exported_at"] is None:
-                steps.append(Step("export", row["partition"], *bounds, f"to {self._policy.export_dir}"))
-            steps.append(Step("drop", row["partition"], *bounds, f"detached {row['detached_at']:%Y-%m-%d %H:%M}"))
+                steps.append(PartitionStep("export", row["partition"], *bounds, f"to {self._policy.export_dir}"))
+            steps.append(PartitionStep("drop", row["partition"], *bounds, f"detached {row['detached_at']:%Y-%m-%d %H:%M}"))
         return steps
 
-    def _export(self, parent: store.Parent, step: Step) -> None:
+    def _export(self, parent: store.Parent, step: PartitionStep) -> None:
         with translated():
             try:
                 path, rows, digest = store.export(self._connection, parent, step.partition, Path(self._policy.export_dir or "."))
@@ -213,7 +213,7 @@ class PartitionKeeper:
                 raise InvalidArgument(f"export_dir: {error.strerror or error}: {self._policy.export_dir}", field="export_dir") from error
         logger.info("partition_exported table=%s partition=%s path=%s rows=%d sha256=%s", self._policy.table, step.partition, path, rows, digest)
 
-    def _drop_one(self, parent: store.Parent, step: Step) -> None:
+    def _drop_one(self, parent: store.Parent, step: PartitionStep) -> None:
         with translated():
             if store.is_attached(self._connection, step.partition):
                 raise StoreRejected(f"{step.partition}: is attached again: it stays")
@@ -241,7 +241,9 @@ class PartitionKeeper:
             if default is None or oldest is None:
                 return moved
             start, end = (period_start(oldest, self._policy.every, shift) for shift in (0, 1))
-            step = Step("drain", partition_name(parent.name, start, self._policy.every), start.isoformat(), end.isoformat(), f"{left} rows left")
+            step = PartitionStep(
+                "drain", partition_name(parent.name, start, self._policy.every), start.isoformat(), end.isoformat(), f"{left} rows left"
+            )
             moved += self._retried(
                 step,
                 partial(
@@ -267,7 +269,7 @@ class PartitionKeeper:
                 "or grant the role to this one"
             )
 
-    def _retried(self, step: Step, act: Callable[[], int | None], *, in_transaction: bool = True) -> int:
+    def _retried(self, step: PartitionStep, act: Callable[[], int | None], *, in_transaction: bool = True) -> int:
         """Do one step; a lock that cannot be had is tried again a few times, with growing pauses."""
         for attempt in range(1, TRIES + 1):
             try:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import partial
 
-from packhorse.schedules.timetable import Schedule
-from packhorse.schedules.triggers import newest, trigger
+from packhorse.schedules.timetable.schedule import Schedule
+from packhorse.schedules.timetable.triggers import newest, trigger
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
 from packhorse.worker.db.pool import Link
@@ -66,7 +66,7 @@ class Scheduler(Service):
         self._settle_after = 0.0
         self._unusable_after = 0.0
         #: Schedules that could not be decided, and until when they are left alone (monotonic); the loop's own.
-        self._aside: dict[str, float] = {}
+        self._deferred: dict[str, float] = {}
         self._failed_fires: dict[str, tuple[str, float]] = {}  # schedules whose message could not be enqueued: code, until when that is told
         self.duties = duties or Duties()
         self.noted = partial(self.duties.note, "scheduler")
@@ -82,8 +82,8 @@ class Scheduler(Service):
                 finally:
                     self.judged = True
             unusable = time.monotonic() >= self._unusable_after
-            self._aside = {name: until for name, until in self._aside.items() if until > time.monotonic()}
-            due, wait, open_runs = store.due(connection, unusable=unusable, aside=list(self._aside))
+            self._deferred = {name: until for name, until in self._deferred.items() if until > time.monotonic()}
+            due, wait, open_runs = store.due(connection, unusable=unusable, deferred=list(self._deferred))
             if unusable:
                 self._unusable_after = time.monotonic() + UNUSABLE_SECONDS
             for entry in due:
@@ -94,10 +94,10 @@ class Scheduler(Service):
                 except StoreUnavailable:
                     raise
                 except StoreConflict as error:  # somebody's transaction has its row: one that is held stops no other, either
-                    self._put_aside(entry.name, error)
+                    self._defer(entry.name, error)
                     logger.info("schedule_waits schedule=%s error_class=%s", entry.name, error.sqlstate)
                 except StoreError as error:  # one broken schedule stops no other
-                    self._put_aside(entry.name, error)
+                    self._defer(entry.name, error)
                     logger.error("schedule_failed schedule=%s error_class=%s error=%s", entry.name, type(error).__name__, error)
             self._note_failed()
             self.ticked(time.monotonic())
@@ -110,9 +110,9 @@ class Scheduler(Service):
             return 0.0  # look again: what was computed may be due by now
         return min(self._poll_seconds, max(0.0, wait)) if wait is not None else self._poll_seconds
 
-    def _put_aside(self, name: str, error: StoreError) -> None:
+    def _defer(self, name: str, error: StoreError) -> None:
         """Until the next poll: the turns between belong to the others, which may run every second."""
-        self._aside[name] = time.monotonic() + self._poll_seconds
+        self._deferred[name] = time.monotonic() + self._poll_seconds
         self._failed_fires[name] = code_of(error), time.monotonic() + 2 * self._poll_seconds
 
     def _note_failed(self) -> None:

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from threading import Event
 
 from packhorse.schedules.config import Plan
-from packhorse.schedules.partitions import PartitionKeeper
-from packhorse.schedules.policies import Partitions
-from packhorse.schedules.runner import TaskRunner
+from packhorse.schedules.maintenance.partitions import PartitionKeeper
+from packhorse.schedules.maintenance.policies import Partitions
+from packhorse.schedules.maintenance.tasks import TaskRunner
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.errors import InvalidArgument, StoreError, StoreUnavailable
 from packhorse.worker.service import Service
@@ -24,7 +24,7 @@ logger = logging.getLogger("packhorse.maintenance")
 
 LOOK_SECONDS = 60.0
 #: A policy whose partitions could not be made is left alone for so long: its failures are in the history, each of them.
-ASIDE_SECONDS = 300.0
+DEFER_SECONDS = 300.0
 
 
 class Runway(Service):
@@ -38,11 +38,11 @@ class Runway(Service):
         self._plan = plan
         self._runner = TaskRunner(open_connection, plan, stop)
         self._looked: set[str] = set()  # policies of which all was made once
-        self._aside: dict[str, float] = {}
+        self._deferred: dict[str, float] = {}
 
     def run_once(self) -> float:
         now = time.monotonic()
-        due = [policy for policy in self._plan.partitions if self._aside.get(policy.name, 0.0) <= now]
+        due = [policy for policy in self._plan.partitions if self._deferred.get(policy.name, 0.0) <= now]
         connection = self._open()
         try:
             short = [policy for policy in due if self._is_short(connection, policy)]
@@ -59,10 +59,10 @@ class Runway(Service):
         except StoreUnavailable:
             raise
         except InvalidArgument:  # no such table, or of another shape: the check of the plan has said so
-            self._put_aside(policy)
+            self._defer(policy)
         except StoreError as error:  # a right is missing, somebody has locked the table: one table stops no other
             logger.warning("plan_warning problem=%s", f"[partitions.{policy.name}]: left alone for a while: {error}")
-            self._put_aside(policy)
+            self._defer(policy)
         return False
 
     def _make(self, policy: Partitions) -> None:
@@ -72,7 +72,7 @@ class Runway(Service):
         except StoreUnavailable:
             raise
         except (StoreError, InvalidArgument):  # said and recorded by the runner; one table stops no other
-            self._put_aside(policy)
+            self._defer(policy)
 
-    def _put_aside(self, policy: Partitions) -> None:
-        self._aside[policy.name] = time.monotonic() + ASIDE_SECONDS
+    def _defer(self, policy: Partitions) -> None:
+        self._deferred[policy.name] = time.monotonic() + DEFER_SECONDS

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from packhorse.schedules.config import Plan
-from packhorse.schedules.partitions import DROPPED_BY_FUNCTION, MADE_BY_FUNCTION, refuse_unkept
-from packhorse.schedules.policies import Retention
-from packhorse.schedules.retention import TIME_TYPES, check_visible, resolve
+from packhorse.schedules.maintenance.partitions import DROPPED_BY_FUNCTION, MADE_BY_FUNCTION, refuse_unkept
+from packhorse.schedules.maintenance.policies import Retention
+from packhorse.schedules.maintenance.retention import TIME_TYPES, check_visible, resolve
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
 from packhorse.worker.errors import InvalidArgument, StoreConflict, StoreRejected

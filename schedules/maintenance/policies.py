@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from packhorse.schedules.triggers import trigger
+from packhorse.schedules.timetable.triggers import trigger
 from packhorse.worker.errors import InvalidArgument
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,79}")

@@ -10,6 +10,8 @@ from tests.support.postgres import Database
 from tests.support.waiting import wait_until
 from tests.support.workers import Daemon, Ledger
 
+pytestmark = pytest.mark.slow
+
 ENQUEUE = "select enqueue_message('default', 'fails', jsonb_build_object('key', n::text), p_max_attempts => 1) from generate_series(1, %s) n"
 DEAD = "select count(*) from dead_letters"
 

@@ -89,18 +89,18 @@ def test_a_consumer_that_closes_during_an_outage_stops_its_heartbeat(cut_off):
     proxy, broker = cut_off
     consumer = PostgresConsumer(broker, "default", 2, 5.0)
     running = next(consumer)
-    assert len(consumer._holding.messages) == 2 and beating(), "one handed out, one waiting"
+    assert len(consumer._in_flight.messages) == 2 and beating(), "one handed out, one waiting"
     proxy.refuse(True)
     with pytest.raises(BrokerConnectionError):
         consumer.close()
     consumer.close()  # dramatiq's Worker does
     with pytest.raises(BrokerConnectionError):
         consumer.ack(running)
-    assert consumer._holding.messages == {running.id: running} and beating(), "a handler works on it, its acknowledgement is tried again"
+    assert consumer._in_flight.messages == {running.id: running} and beating(), "a handler works on it, its acknowledgement is tried again"
     proxy.refuse(False)
     successor = PostgresConsumer(broker, "default", 2, 5.0)
     successor.ack(running)
-    assert not successor._holding.messages and not successor._holding.heartbeat.stopping, "a consumer is open"
+    assert not successor._in_flight.messages and not successor._in_flight.heartbeat.stopping, "a consumer is open"
     successor.close()
     assert not beating()
 
@@ -129,7 +129,7 @@ def test_a_row_that_cannot_be_buried_takes_no_neighbour_with_it(database):
         other.execute("select from message_queue where id = %s for update", (successor,))
         consumer = PostgresConsumer(broker, "default", 3, 5.0)
         claimed = next(consumer)
-        assert claimed.id == neighbour and list(consumer._holding.messages) == [neighbour]
+        assert claimed.id == neighbour and list(consumer._in_flight.messages) == [neighbour]
         other.execute("rollback")
     consumer.ack(claimed)
     consumer.close()

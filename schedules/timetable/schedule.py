@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from packhorse.schedules.triggers import Trigger, trigger
+from packhorse.schedules.timetable.triggers import Trigger, trigger
 from packhorse.worker.config import NAME_PATTERN
 from packhorse.worker.errors import InvalidArgument
 

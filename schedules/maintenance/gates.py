@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from packhorse.schedules.policies import Gates
-from packhorse.worker.store.maintenance import Gate
+from packhorse.schedules.maintenance.policies import Gates
+from packhorse.worker.store.maintenance import HealthGate
 
 OPEN_AGAIN_RATIO = 0.8
 
@@ -24,7 +24,7 @@ class Verdict:
     slow: bool
 
 
-def judge(found: Iterable[Gate], thresholds: Gates, held_by: str | None) -> Verdict:
+def judge(found: Iterable[HealthGate], thresholds: Gates, held_by: str | None) -> Verdict:
     """May a run go on? held_by: the gate that holds it now, which opens only below OPEN_AGAIN_RATIO of its threshold."""
     slow = False
     for gate in found:
