@@ -6,6 +6,9 @@ import time
 
 monotonic = time.monotonic
 
+#: A service that waits still ticks this often.
+TICK_SECONDS = 2.0
+
 
 class Deadline:
     """A moment on the monotonic clock."""

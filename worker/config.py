@@ -18,8 +18,8 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from packhorse.worker.clock import TICK_SECONDS
 from packhorse.worker.errors import ConfigError
-from packhorse.worker.service import TICK_SECONDS
 from packhorse.worker.suggest import near_miss
 
 PREFIX = "PACKHORSE_"

@@ -13,12 +13,11 @@ import time
 from collections.abc import Callable
 
 from packhorse.worker import forks
+from packhorse.worker.clock import TICK_SECONDS
 from packhorse.worker.errors import StoreUnavailable
 
 logger = logging.getLogger("packhorse.service")
 
-#: A service that waits still ticks this often.
-TICK_SECONDS = 2.0
 #: A loop that has worked for so long is well again.
 WELL_SECONDS = 1.0
 #: Between two lines about an outage, of all loops of a process; and of one loop about any failure: from this up to the second.

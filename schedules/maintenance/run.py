@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -57,14 +58,14 @@ class Step:
     size: int | None = None
 
 
-class Work:
+class Work(ABC):
     """The steps of a task. `step` runs in a transaction; `committed` and `failed` after it."""
 
+    @abstractmethod
     def step(self) -> Step:
         """Do the next piece. Raises StoreError."""
-        raise NotImplementedError
 
-    def committed(self, took_seconds: float) -> None:
+    def committed(self, took_seconds: float) -> None:  # noqa: B027 -- most have nothing to do
         """The step is written."""
 
     def failed(self, error: StoreError) -> None:
