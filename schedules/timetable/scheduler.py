@@ -31,7 +31,7 @@ logger = logging.getLogger("packhorse.schedules")
 POLL_SECONDS = 5.0
 #: A planned time that is older counts as missed under the policy `skip`.
 GRACE_SECONDS = 60.0
-SETTLE_SECONDS = 10.0
+FINISH_SECONDS = 10.0
 #: A schedule that could not be computed is tried again: its host lacked a time zone that this one has, or has by now.
 UNUSABLE_SECONDS = 30.0
 #: A planned time whose message the database refused is in the history; the process tells of it for so long.
@@ -63,7 +63,7 @@ class Scheduler(Service):
         self._declared = declared
         self._origin = tuple(origin)
         self._poll_seconds = poll_seconds
-        self._settle_after = 0.0
+        self._finish_after = 0.0
         self._unusable_after = 0.0
         #: Schedules that could not be decided, and until when they are left alone (monotonic); the loop's own.
         self._deferred: dict[str, float] = {}
@@ -101,9 +101,9 @@ class Scheduler(Service):
                     logger.error("schedule_failed schedule=%s error_class=%s error=%s", entry.name, type(error).__name__, error)
             self._note_failed()
             self.ticked(time.monotonic())
-            if open_runs and time.monotonic() >= self._settle_after:
-                self._settle_after = time.monotonic() + SETTLE_SECONDS
-                self._settle(connection)
+            if open_runs and time.monotonic() >= self._finish_after:
+                self._finish_after = time.monotonic() + FINISH_SECONDS
+                self._finish_runs(connection)
             elif not open_runs:
                 self.duties.well("finish_runs")
         if due:
@@ -137,7 +137,7 @@ class Scheduler(Service):
         self.duties.well("declare")
         self._declared = None
 
-    def _settle(self, connection: DeadlineConnection) -> None:
+    def _finish_runs(self, connection: DeadlineConnection) -> None:
         try:
             with translated(), self.duties.watching("finish_runs"):
                 store.finish_runs(connection)

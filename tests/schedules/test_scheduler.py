@@ -280,12 +280,12 @@ def test_a_lock_on_where_ends_are_read_stops_no_planned_time(database, put, make
     scheduler = make_scheduler()
     turn(scheduler)
     database.query("select cancel_message(message_id, 'ada') from schedule_runs")
-    scheduler._settle_after = 0.0
+    scheduler._finish_after = 0.0
     with database.connect(admin=True) as other, other.transaction():
         other.execute(f"lock table {table} in access exclusive mode")
         assert scheduler.run_once() <= POLL_SECONDS
         assert runs(database, "outcome")[0] == ("enqueued",)
-    scheduler._settle_after = 0.0
+    scheduler._finish_after = 0.0
     scheduler.run_once()
     assert runs(database, "outcome")[0] == ("cancelled",)
 

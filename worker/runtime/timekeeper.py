@@ -64,13 +64,13 @@ class Timekeeper(Service):
                 logger.warning("lease_not_renewed message_id=%s actor=%s", message.id, message.actor_name)
         if busy:
             self._pool.wake_for_blocked(now)
-        self._watch_lane(now)
+        self._watch_pool(now)
         return TICK_SECONDS if busy else IDLE_TICK_SECONDS
 
     def on_stop(self) -> None:
         self.pool_ticked(0.0)
 
-    def _watch_lane(self, now: float) -> None:
+    def _watch_pool(self, now: float) -> None:
         """The pool is alive unless messages are ready, a thread is free, and none is begun."""
         if self._pool.ready and self._pool.running < len(self._pool.slots) and not self._pool.stopping:
             started = self._pool.started_total
