@@ -27,7 +27,11 @@ def old_snapshot(database: Database) -> Iterator[float]:
     with database.connect(admin=True) as holder, holder.transaction(force_rollback=True):
         holder.execute("set transaction isolation level repeatable read")
         holder.execute("select 1 from shop.orders limit 1")
-        yield 0.0
+        # older than any other session's, the server's own among them: those are not to close the gate again
+        wait_until(
+            lambda: database.value("select clock_timestamp() - xact_start > '1 second' from pg_stat_activity where pid = %s", holder.info.backend_pid)
+        )
+        yield 1.0
 
 
 @contextmanager
@@ -100,10 +104,7 @@ def test_a_closed_gate_holds_a_run_is_shown_and_lets_it_go_on(database, shop, op
         assert run(open_connection("owner"), gates=gates, on_progress=on_progress) == "succeeded"
     assert held[:3] == [(gate, 1100, gate)] * 3, "nothing was deleted meanwhile, and the row of the run said why"
     assert (shown[0]["task"], shown[0]["state"], shown[0]["gate"]) == ("retention.orders", "running", gate)
-    ((hit, now, waited),) = database.query("select gates_hit, gate, throttled_seconds > 0.1 from maintenance_runs")
-    assert (now, waited) == (None, True)
-    # counted when it closes, not at each look; a transaction of the server itself may close it once more
-    assert set(hit) == {gate} and 1 <= hit[gate] <= len(held) - 2
+    assert database.query("select gates_hit, gate, throttled_seconds > 0.1 from maintenance_runs") == [({gate: 1}, None, True)]
     assert left(database) == 100
 
 
