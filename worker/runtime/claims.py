@@ -1,6 +1,6 @@
 """Complete these, claim those: the statement, when it is due, and what its answer says about the next one (SPEC W2).
 
-Where a claim looks says cursor.py, how much it asks for pace.py, what it looks at first successors.py.
+cursor.py decides where a claim looks, pace.py how much it asks for, successors.py what it looks at first.
 """
 
 from __future__ import annotations

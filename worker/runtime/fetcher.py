@@ -1,7 +1,7 @@
 """The fetcher: one thread, one connection, one statement: complete these, claim those (SPEC W2).
 
-While the database works on one batch the pool runs the next. What is claimed, and when, says claims.py, how much
-is held and how large statements are pace.py. Messages that could not start for hold_seconds are handed back.
+While the database works on one batch the pool runs the next. claims.py decides what to claim and when, pace.py how much
+to hold and how large statements are. Messages that could not start for hold_seconds are handed back.
 """
 
 from __future__ import annotations

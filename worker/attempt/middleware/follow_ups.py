@@ -18,7 +18,7 @@ from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, failure
 from packhorse.worker.errors import Cancel, CancelInterrupt, DrainInterrupt, LeaseInterrupt, NotCompleted, Snooze, StoreConflict, StoreUnavailable
 from packhorse.worker.states import Verb
 
-logger = logging.getLogger("packhorse.following")
+logger = logging.getLogger("packhorse.follow_ups")
 
 AGAIN_SECONDS = 1.0
 #: Ways to end without having failed.

@@ -70,7 +70,7 @@ class TimeLimits(TimeLimit):
         message.deadline = message.hard_deadline - hard
 
     def _check(self, message: Any) -> None:
-        """A message (of any producer) may choose its limit, not switch it off: what is no limit is none of its options."""
+        """A message may choose its limit and not switch it off: a value that is no limit is dropped, and the actor's holds."""
         own = message.options.get("time_limit")
         if own is not None and (isinstance(own, bool) or not isinstance(own, (int, float)) or not 0 < own <= MAX_DELAY_SECONDS * 1000):
             logger.warning(
