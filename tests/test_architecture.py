@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+
+import pytest
 
 TOP = Path(__file__).parent.parent
 #: Every module of both packages; paths are shown as seen from TOP.
@@ -20,7 +23,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("worker.store",),
     ("worker.embedded", "worker.enqueue", "worker.ops"),
     ("worker.attempt",),
-    ("worker.broker",),
+    ("worker.broker", "worker.calls"),
     ("worker.runtime", "worker.doctor"),
     ("worker.fleet", "worker.adopt", "schedules"),
     ("worker.cli",),
@@ -80,7 +83,7 @@ def _imports() -> list[tuple[str, str, bool]]:
 def test_the_folders_are_imported_as_parts_of_packhorse():
     """Under its own name each module would be there twice, and each class with it (SPEC N1)."""
     strangers = []
-    for path in [*FILES, TOP / "packhorse/__init__.py", *sorted(TOP.glob("tests/**/*.py")), *sorted(TOP.glob("examples/**/*.py"))]:
+    for path in [*FILES, *sorted((TOP / "packhorse").glob("*.py")), *sorted(TOP.glob("tests/**/*.py")), *sorted(TOP.glob("examples/**/*.py"))]:
         for node in ast.walk(_tree(path)):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(node, ast.Import) else []
             strangers += [f"{path.relative_to(TOP)}:{node.lineno}" for name in names if name.split(".")[0] in ("worker", "schedules")]  # type: ignore[attr-defined]
@@ -206,8 +209,11 @@ def test_a_help_text_needs_no_broker():
     assert not {name for name in ("dramatiq", "psycopg", "pydantic") if f"'{name}'" in loaded}
 
 
-def test_every_public_name_is_found():
-    import packhorse
-
-    assert set(packhorse.__all__) <= set(dir(packhorse))
-    assert all(getattr(packhorse, name).__name__ == name for name in packhorse.__all__)
+@pytest.mark.parametrize("module", ["packhorse", "packhorse.calls"])
+def test_every_public_name_is_found(module):
+    public = importlib.import_module(module)
+    assert set(public.__all__) <= set(dir(public))
+    found = {name: getattr(public, name) for name in public.__all__}
+    assert all(value.__name__ == name for name, value in found.items() if not name.isupper())
+    with pytest.raises(AttributeError):
+        public.nothing_of_the_kind  # noqa: B018

@@ -7,7 +7,8 @@ raises one to say how its message ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 
 class WorkerError(Exception):
@@ -117,30 +118,76 @@ class UndecodableMessage(WorkerError):
 
 
 class WorkflowError(WorkerError):
-    """An error of a handler, with a stable `code`, context for logs, and whether a retry can help."""
+    """An error of a handler, with a stable `code`, context for people, and whether another attempt can help.
 
-    code = "workflow_error"
+    One that is not `retryable`, or not `recoverable`, is a dead letter at once; else the usual policy decides. code: at most 100 characters
+    are kept. context: a mapping of anything; what is kept with the message of it is masked and has a bound of some KiB.
+    """
+
+    code = "WORKFLOW_ERROR"
+    #: A subclass may say no for all of its errors.
+    recoverable: bool = True
+    retryable: bool = True
+    context: Mapping[str, object] = MappingProxyType({})
 
     def __init__(
-        self, message: str, *, code: str | None = None, context: dict[str, object] | None = None, recoverable: bool = True, retryable: bool = True
+        self, message: str, code: str | None = None, context: Mapping[str, object] | None = None, recoverable: bool = True, retryable: bool = True
     ) -> None:
         self.code = code or self.code
-        self.context = context or {}
-        self.recoverable = recoverable
-        self.retryable = retryable
+        self.context = {} if context is None else context
+        self.recoverable = recoverable and type(self).recoverable
+        self.retryable = retryable and type(self).retryable
         super().__init__(message)
 
 
 class AgentError(WorkflowError):
-    """An AI agent or its API failed."""
+    """An AI agent or its API failed. agent_type: which one."""
 
-    code = "agent_error"
+    code = "AGENT_ERROR"
+
+    def __init__(
+        self,
+        message: str,
+        code: str | None = None,
+        context: Mapping[str, object] | None = None,
+        recoverable: bool = True,
+        retryable: bool = True,
+        *,
+        agent_type: str | None = None,
+    ) -> None:
+        self.agent_type = agent_type
+        super().__init__(message, code, context, recoverable, retryable)
 
 
 class MessageProcessingError(WorkflowError):
-    """A message could not be processed."""
+    """A message could not be processed. message_id: which one, by the name that its sender has for it.
 
-    code = "message_processing_error"
+    should_retry is another name of retryable; when both are given, either of them says no.
+    """
+
+    code = "MESSAGE_PROCESSING_ERROR"
+
+    def __init__(
+        self,
+        message: str,
+        code: str | None = None,
+        context: Mapping[str, object] | None = None,
+        recoverable: bool = True,
+        retryable: bool = True,
+        *,
+        message_id: object = None,
+        should_retry: bool = True,
+    ) -> None:
+        self.message_id = message_id
+        super().__init__(message, code, context, recoverable, retryable and should_retry)
+
+    @property
+    def should_retry(self) -> bool:
+        return self.retryable
+
+    @should_retry.setter
+    def should_retry(self, value: bool) -> None:
+        self.retryable = value
 
 
 class AskedOutcome(Exception):

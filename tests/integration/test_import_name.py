@@ -147,6 +147,39 @@ def order(connection: object) -> int:
 """
 
 
+TYPED_CALLS = """\
+from packhorse.calls import AgentError, is_retryable_error, safe_http_response, with_error_boundary, with_timeout
+
+
+@with_error_boundary("fetch", agent_type="support", step=1)
+async def fetch(url: str) -> str:
+    async with with_error_boundary("inner", user_phone="+250788000456") as operation:
+        headers = {"X-Correlation-ID": operation.correlation_id}
+    return await with_timeout(other(url, headers), "external_api", "other")
+
+
+async def other(url: str, headers: dict[str, str]) -> str:
+    raise AgentError("no", "BUSY", {"url": url}, agent_type="support")
+
+
+async def number() -> int:
+    return 1
+
+
+@with_error_boundary("charge")
+def charge(amount: int) -> int:
+    return with_timeout(lambda: amount + 1, 500.0)
+
+
+async def main() -> int:
+    text: str = await fetch("x")
+    status, body, headers = safe_http_response(ValueError())
+    if is_retryable_error(ValueError()):
+        return status
+    return charge(1) + len(text) + len(body) + len(headers) + await with_timeout(number, "database")
+"""
+
+
 CHECKERS = {
     "mypy": ["mypy", "--strict", "--cache-dir", "cache"],
     "basedpyright": ["basedpyright", "--level", "error", "--pythonpath", sys.executable],
@@ -167,3 +200,13 @@ def test_a_type_checker_knows_the_public_calls_and_refuses_a_misspelt_option(tmp
     for wrong, word in [("priorty=1", "priorty"), ('priority="first"', "priority")]:
         bad = checked(tmp_path, checker, TYPED.replace("priority=1", wrong))
         assert bad.returncode == 1 and word in bad.stdout, bad.stdout + bad.stderr
+
+
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_a_type_checker_knows_what_is_around_calls(tmp_path, checker):
+    """A decorated function keeps its type, and what with_timeout returns is what its operation returns."""
+    good = checked(tmp_path, checker, TYPED_CALLS)
+    assert good.returncode == 0, good.stdout + good.stderr
+    for right, wrong in [('"external_api"', '"external_ap"'), ("charge(1)", 'charge("1")'), ("text: str", "text: int")]:
+        bad = checked(tmp_path, checker, TYPED_CALLS.replace(right, wrong, 1))
+        assert bad.returncode == 1, (wrong, bad.stdout + bad.stderr)

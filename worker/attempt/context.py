@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from contextvars import ContextVar
-from typing import Any
 
 from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.errors import WorkerError
 
 _message: ContextVar[ClaimedMessage | None] = ContextVar("packhorse_message", default=None)
+#: That of the error boundary around the caller (worker/calls/boundary.py).
+boundary_correlation_id: ContextVar[str | None] = ContextVar("packhorse_correlation_id", default=None)
 
 
 class _CurrentMessage(threading.local):
@@ -48,6 +49,8 @@ def current_connection() -> DeadlineConnection:
     return current.connection.in_hands()
 
 
-def correlation_id() -> Any:
-    """The correlation id of the running message, or None."""
-    return current.message.correlation_id if current.message else None
+def correlation_id() -> str | None:
+    """The correlation id of the running message, else of the error boundary around the caller, else None."""
+    message = current.message
+    own: str | None = message.correlation_id if message is not None else None
+    return own or boundary_correlation_id.get()

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import dramatiq
 
+from packhorse.worker.attempt.details import judgement_in
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, clean, failure
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.states import Ended, Verb
@@ -38,7 +39,9 @@ def finish(connection: DeadlineConnection, message: ClaimedMessage, broker: Send
     if outcome is None and message.failed:
         # rejected by middleware (for example max_age): dramatiq's nack without an exception of the handler
         exception = message._exception
-        outcome = Outcome(Verb.BURY, "rejected") if exception is None else dataclasses.replace(failure(exception), verb=Verb.BURY, reason="rejected")
+        outcome = Outcome(Verb.BURY, "rejected")
+        if exception is not None:
+            outcome = dataclasses.replace(failure(exception, judgement_in(exception, message.lease_token)), verb=Verb.BURY, reason="rejected")
     if outcome is None:
         return Ended.DONE if messages.complete(connection, [message.id], [message.lease_token]) else Ended.LOST
     if outcome.on_exhausted and outcome.verb in (Verb.FAIL, Verb.BURY):

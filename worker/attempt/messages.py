@@ -17,7 +17,9 @@ from typing import Any
 import dramatiq
 from dramatiq.broker import MessageProxy
 
+from packhorse.worker.attempt.details import FailureDetails, Judgement, details_of
 from packhorse.worker.errors import UndecodableMessage
+from packhorse.worker.observe.masking import mask_long
 from packhorse.worker.states import Verb
 
 MAX_TRACEBACK_FRAMES = 30
@@ -49,6 +51,7 @@ class Outcome:
     backoff_max: float | None = None
     on_exhausted: str | None = None
     bounded: bool = True
+    details: FailureDetails | None = None
 
 
 class ClaimedMessage(MessageProxy):
@@ -147,14 +150,21 @@ class ClaimedMessage(MessageProxy):
         return self._built
 
 
-def failure(exception: BaseException, **policy: Any) -> Outcome:
-    """The outcome for a failed attempt: class, cleaned message, bounded traceback, own top frame."""
+def failure(exception: BaseException, judgement: Judgement | None = None, **policy: Any) -> Outcome:
+    """The outcome for a failed attempt: class, cleaned message, bounded traceback, own top frame, details.
+
+    judgement: that of the error boundary which it left; its texts are masked then.
+    """
+    message, traceback = clean(text_of(exception), 10_000), clean(format_traceback(exception), 50_000)
+    if judgement is not None:
+        message, traceback = mask_long(message), mask_long(traceback)
     return Outcome(
         Verb.FAIL,
         error_class=clean(type(exception).__name__, 200),
-        error_message=clean(text_of(exception), 10_000),
-        traceback=clean(format_traceback(exception), 50_000),
+        error_message=message,
+        traceback=traceback,
         frame=top_frame(exception),
+        details=details_of(exception, judgement),
         **policy,
     )
 

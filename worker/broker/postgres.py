@@ -22,7 +22,7 @@ from dramatiq.errors import QueueJoinTimeout
 from dramatiq.middleware import Middleware
 
 from packhorse.worker import forks
-from packhorse.worker.attempt.context import current
+from packhorse.worker.attempt.context import correlation_id, current
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, failure
 from packhorse.worker.attempt.middleware import default_middleware
 from packhorse.worker.attempt.middleware.time_limits import check_class
@@ -224,8 +224,9 @@ class PostgresBroker(Broker):
         )
         if actor is not None and 1 <= actor.priority <= 10 and "priority" not in message.options:
             encoded.priority = actor.priority
-        if current.message is not None and current.message.correlation_id and "correlation_id" not in encoded.extra:
-            encoded.extra["correlation_id"] = current.message.correlation_id
+        inherited = correlation_id()
+        if inherited and "correlation_id" not in encoded.extra:
+            encoded.extra["correlation_id"] = inherited
         if tracing.active is not None:
             tracing.active.stamp(encoded.extra)
         return encoded

@@ -2,8 +2,8 @@
 
 tests/unit/test_events.py reads every call of a logger below worker/ and schedules/ and compares; docs/observability.md lists
 the same. Keys that a line may have besides: `note` (fixed text), `exception` (a traceback; without the texts of
-exceptions but in child_failed), and, inside a handler, `message_id`, `actor`, `attempt`, `correlation_id`, and, inside
-a span, `trace_id`, `span_id`. Level `varies`: the meaning says how.
+exceptions but in child_failed), and, inside a handler, `message_id`, `actor`, `attempt`, `correlation_id`, inside an error
+boundary `operation_name`, `correlation_id` and what it was given, and, inside a span, `trace_id`, `span_id`. Level `varies`: the meaning says how.
 """
 
 from __future__ import annotations
@@ -70,6 +70,19 @@ EVENTS: dict[str, Event] = {
     "on_retry_exhausted_unknown": Event("warning", ("actor", "message_id"), "The actor named by on_retry_exhausted does not exist."),
     "hook_failed": Event("critical", ("hook",), "A hook of a middleware raised; the next one runs."),
     "handler_thread_failed": Event("critical", ("message_id", "error_class"), "The runtime itself failed on a message; the thread goes on."),
+    # -- what handlers call
+    "operation_done": Event(
+        "info", ("operation_name", "duration_seconds", "correlation_id"), "An operation in an error boundary has come to its end."
+    ),
+    "operation_failed": Event(
+        "warning",
+        ("operation_name", "code", "error_class", "retryable", "duration_seconds", "correlation_id"),
+        "An error left an error boundary; retryable: whether another attempt may help.",
+    ),
+    "agent_error": Event("warning", ("agent_type", "operation_name", "code", "recoverable"), "The same once more, when an AI agent has failed."),
+    "operation_left": Event(
+        "warning", ("operation_name", "count"), "A function goes on in its thread after its time was over, or its caller was interrupted; so many do."
+    ),
     # -- a worker process
     "exception_ignored": Event("error", ("error_class",), "A finalizer raised, in the code of a handler or of a library."),
     "worker_started": Event("info", ("worker_id", "pid", "queues", "threads"), "A process is registered and works."),

@@ -67,6 +67,24 @@ def mask(text: str) -> str:
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
+def mask_long(text: str) -> str:
+    """The same of a text of any length, whole: a traceback, say. In pieces of at most MAX_TEXT characters, cut between lines where there are any."""
+    pieces: list[str] = []
+    start = 0
+    while start < len(text):
+        end = start + MAX_TEXT
+        if end < len(text):
+            end = text.rfind("\n", start + 1, end) + 1 or end
+        pieces.append(mask(text[start:end]))
+        start = end
+    return "".join(pieces)
+
+
+def is_secret_key(name: str) -> bool:
+    """Does the name of a value say that nobody may see it?"""
+    return bool(_SECRET_KEY.search(name))
+
+
 def _mask_basic(found: re.Match[str]) -> str:
     """`Basic` is a word, too: what follows is a secret when it is the base64 of `user:password`."""
     whole = found[2][: len(found[2]) // 4 * 4]

@@ -17,13 +17,27 @@ from typing import Any
 import dramatiq
 from dramatiq.middleware import Retries as StockRetries
 
+from packhorse.worker.attempt.details import judgement_in, own_flag
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, clean, failure
 from packhorse.worker.enqueue.encoding import WITHOUT_END
-from packhorse.worker.errors import Bury, Cancel, CancelInterrupt, DrainInterrupt, LeaseInterrupt, NotCompleted, Retry, Snooze
+from packhorse.worker.errors import (
+    AskedOutcome,
+    Bury,
+    Cancel,
+    CancelInterrupt,
+    DrainInterrupt,
+    LeaseInterrupt,
+    LeaseLost,
+    NotCompleted,
+    Retry,
+    Snooze,
+)
 from packhorse.worker.states import Verb
 
 logger = logging.getLogger("packhorse.retries")
 
+#: Exceptions that are no errors: how a handler asks for an outcome, and how it learns that its attempt is over.
+ASKED: tuple[type[Exception], ...] = (AskedOutcome, dramatiq.errors.Retry, LeaseLost, NotCompleted)
 #: A transactional handler that could not be committed, for no fault of its own, runs again after this; longer each time in a row.
 COMMIT_AGAIN_SECONDS = 1.0
 
@@ -90,7 +104,7 @@ class Retries(StockRetries):
             outcome = self.decide(_actor(broker, message.actor_name), message, exception)
         except Exception as error:  # a retry_when that raises, options of the wrong type: never mistake the failure for success
             logger.warning("retry_policy_failed message_id=%s actor=%s error_class=%s", message.id, message.actor_name, type(error).__name__)
-            outcome = failure(exception)
+            outcome = failure(exception, judgement_in(exception, message.lease_token))
         message.outcome = outcome
         if outcome.traceback is not None and outcome.reason != "rejected":
             # as dramatiq's leaves them, for callbacks (on_failure, on_retry_exhausted) and the hooks that come after
@@ -101,25 +115,31 @@ class Retries(StockRetries):
         message.failed = outcome.verb is Verb.BURY or (outcome.verb is Verb.FAIL and limit is not None and message.attempt >= limit)
 
     def decide(self, actor: Any, message: ClaimedMessage, exception: BaseException) -> Outcome:
-        """The outcome of an attempt that raised. Pure but for reading the message."""
+        """The outcome of an attempt that raised. Pure but for reading the message.
+
+        What the exception says of itself comes first, then the actor's retry_when, then the error boundary that it left.
+        """
         asked = asked_for(exception)
         if asked is not None:
             return asked
         options = actor.options if actor is not None else {}
         throws = message.options.get("throws") or options.get("throws")
-        if (throws and isinstance(exception, throws)) or getattr(exception, "retryable", True) is False:
-            return dataclasses.replace(failure(exception), verb=Verb.BURY, reason="rejected")
-        policy = self.policy(options, message)
+        judgement = judgement_in(exception, message.lease_token)
         retry_when = options.get("retry_when", self.retry_when)
+        rejected = own_flag(exception) is False or (retry_when is None and judgement is not None and not judgement.retryable)
+        if (throws and isinstance(exception, throws)) or rejected:
+            return dataclasses.replace(failure(exception, judgement), verb=Verb.BURY, reason="rejected")
+        policy = self.policy(options, message)
         if retry_when is not None:
             if not retry_when(message.attempt - 1, exception):
-                return dataclasses.replace(failure(exception), verb=Verb.BURY, reason="failed", on_exhausted=policy["on_exhausted"])
+                return dataclasses.replace(failure(exception, judgement), verb=Verb.BURY, reason="failed", on_exhausted=policy["on_exhausted"])
             policy["max_attempts"] = WITHOUT_END  # retry_when takes precedence over max_retries
+            judgement = judgement and dataclasses.replace(judgement, retryable=True)  # and over a boundary
         if isinstance(exception, Retry) and exception.seconds is not None:
             policy["delay_seconds"] = max(0.0, exception.seconds)
         elif isinstance(exception, dramatiq.errors.Retry) and exception.delay is not None:
             policy["delay_seconds"] = max(0.0, exception.delay / 1000)
-        return failure(exception, **policy)
+        return failure(exception, judgement, **policy)
 
     def policy(self, options: dict[str, Any], message: ClaimedMessage) -> dict[str, Any]:
         """What the message, the actor or this middleware say; None leaves it to the queue."""
