@@ -50,6 +50,8 @@ create table packhorse.message_queue (
   trace_context       packhorse.message_trace_context,
   error               jsonb,
   history             jsonb,
+  -- what its handler has stored on the way: name -> {value, at, attempt}; no index, so that storing one is a HOT update
+  steps               jsonb,
   -- the login that may cancel it (cancel_own_message)
   enqueued_by         text        not null default session_user,
   created_at          timestamptz not null default clock_timestamp(),
@@ -112,6 +114,7 @@ create table packhorse.message_archive (
   trace_context    text,
   error            jsonb,
   history          jsonb,
+  steps            jsonb,
   lease_holder     uuid,
   created_at       timestamptz not null,
   claimed_at       timestamptz,
@@ -142,6 +145,7 @@ create table packhorse.dead_letters (
   correlation_id      text,
   trace_context       text,
   history             jsonb,
+  steps               jsonb,
   lease_holder        uuid,
   blocks_conversation boolean     not null default false,
   created_at          timestamptz not null,
@@ -188,7 +192,8 @@ create type packhorse.claimed_message as (
   trace_context    text,
   run_at           timestamptz,
   created_at       timestamptz,
-  lease_expires_at timestamptz
+  lease_expires_at timestamptz,
+  steps            jsonb
 );
 
 -- The same, or what else a claim has to say (claim_hints).
@@ -209,5 +214,6 @@ create type packhorse.claim_answer as (
   trace_context    text,
   run_at           timestamptz,
   created_at       timestamptz,
-  lease_expires_at timestamptz
+  lease_expires_at timestamptz,
+  steps            jsonb
 );

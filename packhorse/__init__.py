@@ -13,6 +13,7 @@ from packhorse.worker.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from packhorse.worker.attempt.context import correlation_id, current_connection, current_message
+    from packhorse.worker.attempt.steps import step, step_async
     from packhorse.worker.broker.postgres import PostgresBroker
     from packhorse.worker.enqueue.producer import enqueue, enqueue_async, enqueue_payloads, enqueue_payloads_async
     from packhorse.worker.errors import (
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         MessageProcessingError,
         Retry,
         Snooze,
+        StepError,
         StoreError,
         StoreUnavailable,
         WorkerError,
@@ -42,6 +44,8 @@ _HOMES = {
     "enqueue_payloads": "enqueue.producer",
     "enqueue_payloads_async": "enqueue.producer",
     "EnqueueResult": "records",
+    "step": "attempt.steps",
+    "step_async": "attempt.steps",
 }
 
 __all__ = [
@@ -56,6 +60,7 @@ __all__ = [
     "PostgresBroker",
     "Retry",
     "Snooze",
+    "StepError",
     "StoreError",
     "StoreUnavailable",
     "WorkerError",
@@ -67,6 +72,8 @@ __all__ = [
     "enqueue_async",
     "enqueue_payloads",
     "enqueue_payloads_async",
+    "step",
+    "step_async",
 ]
 
 

@@ -190,6 +190,12 @@ class MessageProcessingError(WorkflowError):
         self.retryable = value
 
 
+class StepError(WorkerError):
+    """A step cannot be stored (worker/attempt/steps.py). The message becomes a dead letter: another attempt would pay for the same again."""
+
+    retryable = False
+
+
 class AskedOutcome(Exception):
     """How a message ends when it is neither done nor failed; raised by handlers."""
 

@@ -12,9 +12,9 @@ language sql volatile as $$
     returning m.*
   ), kept as (
     insert into packhorse.message_archive (id, queue, message_type, payload, options, priority, state, reason, attempt, crashes,
-      conversation_key, correlation_id, trace_context, error, history, lease_holder, created_at, claimed_at)
+      conversation_key, correlation_id, trace_context, error, history, steps, lease_holder, created_at, claimed_at)
     select g.id, g.queue, g.message_type, g.payload, g.options, g.priority, 'cancelled', packhorse.bounded_text(p_reason, 1000), g.attempt,
-      g.crashes, g.conversation_key, g.correlation_id, g.trace_context, g.error, g.history, g.lease_holder, g.created_at,
+      g.crashes, g.conversation_key, g.correlation_id, g.trace_context, g.error, g.history, g.steps, g.lease_holder, g.created_at,
       g.claimed_at
     from gone g
   )

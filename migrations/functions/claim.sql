@@ -256,7 +256,7 @@ begin
           lease_token = nextval('packhorse.message_lease_token_seq'), lease_expires_at = p_now + p_lease, claimed_at = p_now
       where m.id = v_id and m.state = 'pending'
       returning m.id, m.lease_token, m.queue, m.message_type, m.payload, m.options, m.priority, m.attempt, m.max_attempts,
-        m.crashes, m.conversation_key, m.correlation_id, m.trace_context, m.run_at, m.created_at, m.lease_expires_at
+        m.crashes, m.conversation_key, m.correlation_id, m.trace_context, m.run_at, m.created_at, m.lease_expires_at, m.steps
       into v_row;
       if found then
         v_ended := v_ended + 1;
@@ -400,11 +400,11 @@ begin
             lease_token = nextval('packhorse.message_lease_token_seq'), lease_expires_at = v_now + p_lease, claimed_at = v_now
         where m.id = any (v_ids) and m.state = 'pending'
         returning m.id, m.lease_token, m.queue, m.message_type, m.payload, m.options, m.priority, m.attempt, m.max_attempts,
-          m.crashes, m.conversation_key, m.correlation_id, m.trace_context, m.run_at, m.created_at, m.lease_expires_at
+          m.crashes, m.conversation_key, m.correlation_id, m.trace_context, m.run_at, m.created_at, m.lease_expires_at, m.steps
       )
       select null::jsonb, c.id, c.lease_token, c.queue::text, c.message_type::text, c.payload::jsonb, c.options::jsonb,
         c.priority::integer, c.attempt, c.max_attempts::integer, c.crashes::integer, c.conversation_key::text, c.correlation_id::text,
-        c.trace_context::text, c.run_at, c.created_at, c.lease_expires_at
+        c.trace_context::text, c.run_at, c.created_at, c.lease_expires_at, c.steps
       from claimed c order by c.priority, c.run_at, c.id;
     exception
       when unique_violation then
@@ -421,7 +421,7 @@ begin
   v_hints := packhorse.claim_hints(v_lost, v_first, v_ids, p_queues, p_types, p_limit, p_isolated, cardinality(p_ids) = 0, v_next, v_now);
   if v_hints is not null then
     return query select v_hints, null::bigint, null::bigint, null::text, null::text, null::jsonb, null::jsonb, null::integer, null::integer,
-      null::integer, null::integer, null::text, null::text, null::text, null::timestamptz, null::timestamptz, null::timestamptz;
+      null::integer, null::integer, null::text, null::text, null::text, null::timestamptz, null::timestamptz, null::timestamptz, null::jsonb;
   end if;
 end
 $$;
@@ -505,7 +505,7 @@ begin
   foreach v_isolated in array v_turns loop
     return query
     select c.id, c.lease_token, c.queue, c.message_type, c.payload, c.options, c.priority, c.attempt, c.max_attempts, c.crashes,
-      c.conversation_key, c.correlation_id, c.trace_context, c.run_at, c.created_at, c.lease_expires_at
+      c.conversation_key, c.correlation_id, c.trace_context, c.run_at, c.created_at, c.lease_expires_at, c.steps
     from packhorse.complete_and_claim_messages('{}', '{}', p_holder, p_queues, case when v_isolated and v_one_by_one then 1 else p_limit end,
       p_lease, p_types, case when not v_isolated then p_cursor end, v_isolated) c
     where c.hints is null;

@@ -19,12 +19,12 @@ begin
     delete from packhorse.message_queue m
     where m.id = any (p_ids) and m.lease_token = any (p_tokens) and m.state = 'running'
     returning m.id, m.queue, m.message_type, m.payload, m.options, m.priority, m.attempt, m.crashes, m.conversation_key,
-      m.correlation_id, m.trace_context, m.error, m.history, m.lease_holder, m.created_at, m.claimed_at
+      m.correlation_id, m.trace_context, m.error, m.history, m.steps, m.lease_holder, m.created_at, m.claimed_at
   ), kept as (
     insert into packhorse.message_archive (id, queue, message_type, payload, options, priority, state, attempt, crashes,
-      conversation_key, correlation_id, trace_context, error, history, lease_holder, created_at, claimed_at)
+      conversation_key, correlation_id, trace_context, error, history, steps, lease_holder, created_at, claimed_at)
     select d.id, d.queue, d.message_type, d.payload, d.options, d.priority, 'done', d.attempt, d.crashes,
-      d.conversation_key, d.correlation_id, d.trace_context, d.error, d.history, d.lease_holder, d.created_at, d.claimed_at
+      d.conversation_key, d.correlation_id, d.trace_context, d.error, d.history, d.steps, d.lease_holder, d.created_at, d.claimed_at
     from done d where d.queue <> all (v_unkept)
   )
   select d.id, d.conversation_key::text from done d;

@@ -2,14 +2,14 @@
 
 create or replace function packhorse.redrive_dead_letters(
   p_ids bigint[] default null, p_fingerprint text default null, p_queue text default null,
-  p_limit integer default 1000, p_operator text default current_user, p_reason text default null
+  p_limit integer default 1000, p_operator text default current_user, p_reason text default null, p_fresh boolean default false
 ) returns bigint[]
 language plpgsql set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan as $$
 -- Enqueue dead letters again, oldest first, with their own id (so a conversation goes on at its place)
 -- and fresh attempts. By ids, fingerprint, queue (all given ones must match); at least one is required.
 -- Returns the ids. Works in batches of 500: what one statement locks, sorts and keeps in memory has a bound, whatever p_limit
--- is. Locks the dead letters by id and waits for those that somebody else looks at: skipping
+-- is. The steps that a message has stored go with it, and are not run again; with p_fresh they are forgotten. Locks the dead letters by id and waits for those that somebody else looks at: skipping
 -- them would leave a message behind without a word. Those whose id a live message has (a sequence that was left
 -- behind by a failover) stay, and hold up no other. Raises PH001.
 declare
@@ -35,15 +35,17 @@ begin
       delete from packhorse.dead_letters d using chosen c where d.id = c.id returning d.*
     ), enqueued as (
       insert into packhorse.message_queue (id, queue, message_type, payload, options, priority, max_attempts, conversation_key,
-        concurrency_key, correlation_id, trace_context, history, created_at)
+        concurrency_key, correlation_id, trace_context, history, steps, created_at)
       select t.id, t.queue, t.message_type, t.payload, t.options, t.priority, t.max_attempts, t.conversation_key,
         t.concurrency_key, t.correlation_id, t.trace_context,
-        packhorse.append_history(t.history, 0, 'redrive', null, coalesce(p_reason, ''), null), t.created_at
+        packhorse.append_history(t.history, 0, 'redrive', null, coalesce(p_reason, ''), null),
+        case when not coalesce(p_fresh, false) then t.steps end, t.created_at
       from taken t order by t.id
       returning message_queue.id, message_queue.queue, message_queue.conversation_key
     ), recorded as (
       insert into packhorse.operator_actions (action, operator, reason, message_id, details)
-      select 'redrive', p_operator, p_reason, t.id, jsonb_build_object('fingerprint', t.fingerprint, 'reason', t.reason) from taken t
+      select 'redrive', p_operator, p_reason, t.id, jsonb_strip_nulls(jsonb_build_object(
+        'fingerprint', t.fingerprint, 'reason', t.reason, 'fresh', case when p_fresh then true end)) from taken t
     )
     select array_agg(e.id order by e.id), array_agg(distinct e.conversation_key) filter (where e.conversation_key is not null),
       array_agg(distinct e.queue::text)
@@ -58,7 +60,7 @@ begin
   return v_all;
 end
 $$;
-comment on function packhorse.redrive_dead_letters(bigint[], text, text, integer, text, text)
+comment on function packhorse.redrive_dead_letters(bigint[], text, text, integer, text, text, boolean)
   is 'Enqueue dead letters again with their own ids and fresh attempts; returns the ids.';
 
 create or replace function packhorse.edit_dead_letter(

@@ -88,6 +88,17 @@ language sql stable as $$
 $$;
 comment on function packhorse.explain_line(packhorse.message_queue, timestamptz) is 'Used by explain_message: workers, isolation, rank.';
 
+create or replace function packhorse.explain_steps(p_steps jsonb) returns table (gate text, passed boolean, detail text, earliest_start timestamptz)
+language sql immutable as $$
+-- What its attempts have stored and the next one does not do again. No row for a message without steps; ten names at most.
+  select 'steps', true, format('%s stored, not run again: %s%s', count(*), string_agg(s.name, ', ' order by s.place) filter (where s.place <= 10),
+    case when count(*) > 10 then ', …' else '' end), null::timestamptz
+  from (
+    select d.value ->> 'name' as name, d.place from jsonb_array_elements(packhorse.describe_steps(p_steps)) with ordinality as d (value, place)) s
+  having count(*) > 0;
+$$;
+comment on function packhorse.explain_steps(jsonb) is 'Used by explain_message: the steps that a message has stored.';
+
 create or replace function packhorse.explain_message(p_id bigint)
 returns table (gate text, passed boolean, detail text, earliest_start timestamptz)
 language plpgsql stable as $$
@@ -101,12 +112,14 @@ begin
   select * into v_m from packhorse.message_queue where id = p_id;
   if not found then
     return query select 'exists', false, packhorse.explain_ended(p_id), null::timestamptz;
+    return query select s.* from packhorse.dead_letters d cross join lateral packhorse.explain_steps(d.steps) s where d.id = p_id;
     return;
   end if;
   select * into v_q from packhorse.queues where name = v_m.queue;
   return query select 'exists', true, format('type %s on queue %s', v_m.message_type, v_m.queue), null::timestamptz;
   if v_m.completion_refused_at is not null or v_m.state = 'running' then
     return query select 'state', v_m.completion_refused_at is null, packhorse.explain_running(v_m, v_now), null::timestamptz;
+    return query select * from packhorse.explain_steps(v_m.steps);
     return;
   end if;
   return query select 'state', v_m.state = 'pending', v_m.state::text, null::timestamptz;
@@ -124,6 +137,7 @@ begin
   return query select * from packhorse.explain_conversation(v_m, v_now);
   return query select * from packhorse.explain_limits(v_m, v_q, v_now);
   return query select * from packhorse.explain_line(v_m, v_now);
+  return query select * from packhorse.explain_steps(v_m.steps);
 end
 $$;
 comment on function packhorse.explain_message(bigint) is 'Why is this message not running? Gates in order, passed or not.';

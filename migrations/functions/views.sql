@@ -4,17 +4,17 @@ create or replace view packhorse.all_messages as
   select m.id, m.queue::text, m.message_type::text, m.state::text, m.priority::integer, m.attempt,
     m.max_attempts::integer, m.crashes::integer, m.conversation_key::text, m.correlation_id::text, m.run_at, m.created_at, m.claimed_at,
     null::timestamptz as finished_at, m.lease_holder, m.lease_expires_at, m.error ->> 'class' as error_class,
-    m.error ->> 'message' as error_message, m.payload::jsonb, m.options::jsonb, m.history, null::text as reason
+    m.error ->> 'message' as error_message, m.payload::jsonb, m.options::jsonb, m.history, null::text as reason, m.steps
   from packhorse.message_queue m
   union all
   select a.id, a.queue, a.message_type, a.state, a.priority::integer, a.attempt, null, a.crashes::integer,
     a.conversation_key, a.correlation_id, null, a.created_at, a.claimed_at, a.finished_at, a.lease_holder, null,
-    a.error ->> 'class', a.error ->> 'message', a.payload, a.options, a.history, a.reason
+    a.error ->> 'class', a.error ->> 'message', a.payload, a.options, a.history, a.reason, a.steps
   from packhorse.message_archive a
   union all
   select d.id, d.queue, d.message_type, 'dead', d.priority::integer, d.attempt, d.max_attempts, d.crashes::integer,
     d.conversation_key, d.correlation_id, null, d.created_at, null, d.dead_at, d.lease_holder, null, d.error_class,
-    d.error_message, d.payload, d.options, d.history, d.reason
+    d.error_message, d.payload, d.options, d.history, d.reason, d.steps
   from packhorse.dead_letters d;
 comment on view packhorse.all_messages is 'Every message that is known: live, archived and dead, as one.';
 

@@ -20,6 +20,11 @@ VERBS: dict[str, tuple[str, object]] = {
     "bury": ("bury_message({id}, {token})", False),
     "cancel": ("cancel_message({id}, p_token => {token})", "gone"),
     "extend": ("extend_message_lease({id}, {token})", None),
+    "step": ("store_message_step({id}, {token}, 'answer', '42')", False),
+    "steps": (
+        "store_message_steps(array[{id}, {id}]::bigint[], array[{token}, {token}]::bigint[], array['a', 'b'], array['1', '2']::jsonb[])",
+        ["lost", "lost"],
+    ),
     "beat": ("row(b.*)::text from beat_worker('%s', array[{id}::bigint], array[{token}::bigint], '1 minute') b" % HOLDER, None),
 }
 

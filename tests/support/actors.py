@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -144,3 +145,40 @@ def fails_late(key: str) -> None:
     """The same, and fails."""
     works_late(key)
     raise RuntimeError(f"{key} fails")
+
+
+def ask(key: str, until_go: bool) -> str:
+    """What costs money."""
+    note("paid", key)
+    if until_go:
+        go = Path(os.environ["LEDGER"]).with_suffix(".go")
+        while not go.exists():
+            nap(0.02)
+        note("going", key)
+    return f"answer to {key}"
+
+
+def die_once(key: str, kill: bool) -> None:
+    message = packhorse.current_message()
+    assert message is not None
+    if kill and message.crashes == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    note("effect", key)
+
+
+@dramatiq.actor(queue_name="default", actor_name="pays", time_limit=60_000)
+def pays(key: str, kill: bool = False, until_go: bool = False) -> None:
+    note("start", key)
+    packhorse.step("answer", ask, key, until_go)
+    die_once(key, kill)
+
+
+async def pay_async(key: str, kill: bool, until_go: bool) -> None:
+    await packhorse.step_async("answer", ask, key, until_go)
+    die_once(key, kill)
+
+
+@dramatiq.actor(queue_name="default", actor_name="pays_async", time_limit=60_000)
+def pays_async(key: str, kill: bool = False, until_go: bool = False) -> None:
+    note("start", key)
+    asyncio.run(pay_async(key, kill, until_go))

@@ -11,7 +11,7 @@ from packhorse.worker.attempt.messages import ClaimedMessage
 
 def decoded(options: dict) -> ClaimedMessage:
     text = json.dumps(options, ensure_ascii=False)  # as PostgreSQL writes jsonb
-    message = ClaimedMessage(("claimed", 1, 1, "q", "t", "{}", text, 5, 1, None, 0, None, None, None, "", 0.0, 0.0), 0.0, 0.0)
+    message = ClaimedMessage(("claimed", 1, 1, "q", "t", "{}", text, 5, 1, None, 0, None, None, None, "", 0.0, 0.0, None), 0.0, 0.0)
     message.decode()
     return message
 

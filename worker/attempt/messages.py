@@ -12,7 +12,7 @@ import time
 import traceback as traceback_module
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dramatiq
 from dramatiq.broker import MessageProxy
@@ -21,6 +21,9 @@ from packhorse.worker.attempt.details import FailureDetails, Judgement, details_
 from packhorse.worker.errors import UndecodableMessage
 from packhorse.worker.observe.masking import mask_long
 from packhorse.worker.states import Verb
+
+if TYPE_CHECKING:
+    from packhorse.worker.attempt.steps import AttemptSteps, StepStore
 
 MAX_TRACEBACK_FRAMES = 30
 #: Where our own code stands, and dramatiq's beside it in an environment.
@@ -57,7 +60,8 @@ class Outcome:
 class ClaimedMessage(MessageProxy):
     """A message that this process holds. Field by field what dramatiq.Message has, plus the lease.
 
-    lease_until, claimed_at: monotonic seconds. due_seconds: how long it had been due when it was claimed.
+    lease_until, claimed_at: monotonic seconds. due_seconds: how long it had been due when it was claimed. stored_steps: what earlier
+    attempts have stored, as JSON text; None nearly always.
     `outcome` is None for done. `finished` once the database knows. Written by the thread that runs the handler
     until it is handed back to the fetcher.
     """
@@ -75,6 +79,10 @@ class ClaimedMessage(MessageProxy):
     followed = False
     #: Set when the attempt is traced.
     trace_id: str | None = None
+    #: Where its steps are stored; set where it is run.
+    step_store: StepStore | None = None
+    #: What this attempt knows of its steps; made at the first one.
+    attempt_steps: AttemptSteps | None = None
 
     def __init__(self, row: tuple[Any, ...], lease_until: float, claimed_at: float) -> None:
         (
@@ -95,6 +103,7 @@ class ClaimedMessage(MessageProxy):
             self.run_at,
             self.age_seconds,
             self.due_seconds,
+            self.stored_steps,
         ) = row
         self.lease_until = lease_until
         self.claimed_at = claimed_at

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dramatiq
@@ -27,6 +28,7 @@ from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, failure
 from packhorse.worker.attempt.middleware import default_middleware
 from packhorse.worker.attempt.middleware.time_limits import check_class
 from packhorse.worker.attempt.middleware.tracing import Tracing
+from packhorse.worker.attempt.step_store import BrokerSteps
 from packhorse.worker.broker.bulk import BulkEnqueue
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.db.connection import DeadlineConnection
@@ -76,6 +78,7 @@ class PostgresBroker(Broker):
         self._signatures: dict[str, Signature] = {}
         self._hooked = -1
         self._hooks: tuple[list[Any], list[Any]] = ([], [])
+        self.steps = BrokerSteps(lambda: self.pool, partial(self.open_connection, "steps"))
         self.actor_options |= {"transactional", "aliases"}
         forks.register(self)
 
@@ -276,6 +279,7 @@ class PostgresBroker(Broker):
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_message" and isinstance(args[0], ClaimedMessage):
             current.message = args[0]
+            args[0].step_store = self.steps
         super().emit_before(signal, *args, **kwargs)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
@@ -323,6 +327,7 @@ class PostgresBroker(Broker):
             self._declared.clear()
         if pool is not None:
             pool.close()
+        self.steps.close()
 
 
 def _without_arguments(record: logging.LogRecord) -> bool:

@@ -207,7 +207,7 @@ def to_json(name: str, value: dict[str, Any] | list[dict[str, Any]]) -> str:
         text = dumps(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidArgument(f"{name}: cannot be stored as JSON: {error}", field=name) from error
-    if "\\u0000" in text and _NUL.search(text):
+    if has_nul(text):
         raise InvalidArgument(f"{name}: contains a NUL character, which PostgreSQL cannot store", field=name, hint="Remove it first.")
     if len(text) > MAX_PAYLOAD_BYTES // 4 and len(text.encode("utf-8", "surrogatepass")) > MAX_PAYLOAD_BYTES:
         raise InvalidArgument(
@@ -219,6 +219,11 @@ def to_json(name: str, value: dict[str, Any] | list[dict[str, Any]]) -> str:
         except UnicodeEncodeError as error:
             raise InvalidArgument(f"{name}: contains a lone surrogate, which is no character", field=name) from error
     return text
+
+
+def has_nul(text: str) -> bool:
+    """Does a JSON text contain a NUL character, which PostgreSQL cannot store?"""
+    return "\\u0000" in text and _NUL.search(text) is not None
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:

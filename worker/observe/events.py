@@ -70,6 +70,8 @@ EVENTS: dict[str, Event] = {
     "on_retry_exhausted_unknown": Event("warning", ("actor", "message_id"), "The actor named by on_retry_exhausted does not exist."),
     "hook_failed": Event("critical", ("hook",), "A hook of a middleware raised; the next one runs."),
     "handler_thread_failed": Event("critical", ("message_id", "error_class"), "The runtime itself failed on a message; the thread goes on."),
+    "step_stored": Event("debug", ("message_id", "step", "bytes"), "A handler has stored the result of a step."),
+    "step_reused": Event("info", ("message_id", "step"), "An earlier attempt has stored this step: its function was not called again."),
     # -- what handlers call
     "operation_done": Event(
         "info", ("operation_name", "duration_seconds", "correlation_id"), "An operation in an error boundary has come to its end."

@@ -237,6 +237,7 @@ class HandlerPool:
         """Run one message through middleware and actor; its outcome is in the message afterwards."""
         hooks = self.hooks
         current.message = message
+        message.step_store = self.broker.steps
         try:
             slot.enter(message, now)
             try:
@@ -283,6 +284,7 @@ class HandlerPool:
     def _call_in_transaction(self, actor: Any, message: ClaimedMessage) -> Any:
         """Handler, its effects, what follows and the completion in one transaction: all or nothing (SPEC P3)."""
         returned = completing = False
+        steps = message.step_store = self.broker.steps.in_transaction()
         with self.broker.pool.connection() as connection:
             try:
                 with translated(), connection.transaction():
@@ -294,6 +296,7 @@ class HandlerPool:
                     finally:
                         current.connection = current.place = None
                     returned = completing = True
+                    steps.write(connection)
                     if not store.complete_in_transaction(connection, message.id, message.lease_token):
                         raise LeaseLost(f"message {message.id}: somebody else owns it now; its transaction was rolled back")
                     completing = False

@@ -4,7 +4,7 @@
 select hints::text, id, lease_token, queue, message_type, payload, options, priority, attempt, max_attempts, crashes,
   conversation_key, correlation_id, trace_context, run_at::text,
   date_part('epoch', clock_timestamp() - least(greatest(created_at, '1970-01-01'), '9999-01-01')),
-  date_part('epoch', clock_timestamp() - least(greatest(run_at, '1970-01-01'), '9999-01-01'))
+  date_part('epoch', clock_timestamp() - least(greatest(run_at, '1970-01-01'), '9999-01-01')), steps
 from packhorse.complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, %s, %s, %s, %s, %s::timestamptz[], %s, %s::bigint[],
   %s::timestamptz[]);
 
@@ -77,6 +77,14 @@ select packhorse.return_uncommitted_message(%s, %s, make_interval(secs => %s), %
 -- name: fail_overdue
 -- The attempt of a handler that ignored its hard time limit has failed.
 select packhorse.fail_overdue_message(%s, %s, %s);
+
+-- name: store_steps
+-- Store steps; what became of each, and each value as the database has it: that is what a later attempt will see.
+select packhorse.store_message_steps(%(ids)s::bigint[], %(tokens)s::bigint[], %(names)s::text[], %(values)s::jsonb[]), %(values)s::jsonb[]::text[];
+
+-- name: store_step_and_wait
+-- Store one step; waits for a locked row. False when the lease was lost.
+select packhorse.store_message_step(%s, %s, %s, %s::jsonb);
 
 -- name: mark_completion_refused
 -- Handlers are done, the database refuses to write that, and their process has to stop; how many are marked.
