@@ -12,8 +12,9 @@
 -- the cost of forbidden scans in them custom plans never look dearer than the generic one, and half of an
 -- empty claim was planning.
 
-create or replace function packhorse.pick_promoted_messages(p_ids bigint[], p_queue text, p_limit integer, p_types text[], p_now timestamptz)
-returns bigint[]
+create or replace function packhorse.pick_promoted_messages(
+  p_ids bigint[], p_queue text, p_limit integer, p_types text[], p_held text[], p_now timestamptz
+) returns bigint[]
 language plpgsql as $$
 -- Choose and lock those of these messages that may start. A conversation that goes on has an older message
 -- than what its worker's cursor looks at; it is found by its id instead of by walking back to it. Queues
@@ -24,17 +25,18 @@ begin
     -- crashes + 0: not the claim index, which a plan made on an empty table takes, and then walks the whole queue
     where m.id = any (p_ids) and m.state = 'pending' and not packhorse.runs_apart((m.crashes + 0)::smallint) and packhorse.is_due(m.run_at, p_now)
       and packhorse.is_worth_doing(m.expires_at, p_now)
-      and m.queue = p_queue and (p_types is null or m.message_type = any (p_types))
+      and m.queue = p_queue and packhorse.is_wanted(m.message_type, p_types, p_held)
       and not exists (select from packhorse.conversation_holders(m.conversation_key, m.id))
     order by m.priority, m.run_at, m.id limit p_limit
     for update of m skip locked);
 end
 $$;
-comment on function packhorse.pick_promoted_messages(bigint[], text, integer, text[], timestamptz)
+comment on function packhorse.pick_promoted_messages(bigint[], text, integer, text[], text[], timestamptz)
   is 'Used by the claim: choose and lock messages whose conversation just went on.';
 
-create or replace function packhorse.pick_isolated_messages(p_queue packhorse.queues, p_limit integer, p_types text[], p_now timestamptz)
-returns bigint[]
+create or replace function packhorse.pick_isolated_messages(
+  p_queue packhorse.queues, p_limit integer, p_types text[], p_held text[], p_now timestamptz
+) returns bigint[]
 language plpgsql as $$
 -- Choose and lock up to p_limit messages that were there when two processes died, and no others (SPEC P5), by (run_at, id).
 declare
@@ -44,7 +46,7 @@ begin
     select m.id from packhorse.message_queue m
     where m.queue = p_queue.name and m.state = 'pending' and packhorse.runs_apart(m.crashes) and packhorse.is_due(m.run_at, p_now)
       and packhorse.is_worth_doing(m.expires_at, p_now)
-      and (p_types is null or m.message_type = any (p_types))
+      and packhorse.is_wanted(m.message_type, p_types, p_held)
       and (m.concurrency_key is null or m.concurrency_key <> all (v_full_keys))
       and (m.conversation_key is null
            or not exists (select from packhorse.conversation_holders(m.conversation_key, m.id)))
@@ -53,7 +55,7 @@ begin
     for update of m skip locked);
 end
 $$;
-comment on function packhorse.pick_isolated_messages(packhorse.queues, integer, text[], timestamptz)
+comment on function packhorse.pick_isolated_messages(packhorse.queues, integer, text[], text[], timestamptz)
   is 'Used by the claim: choose and lock messages that run apart from all others.';
 
 create or replace function packhorse.within_key_room(p_ids bigint[], p_queue packhorse.queues) returns bigint[]
@@ -71,13 +73,13 @@ $$;
 comment on function packhorse.within_key_room(bigint[], packhorse.queues) is 'Used by the claim: what max_concurrency_per_key lets start of these.';
 
 create or replace function packhorse.pick_due_messages(
-  p_queue packhorse.queues, p_limit integer, p_types text[], p_since timestamptz[], p_until timestamptz[], p_now timestamptz
+  p_queue packhorse.queues, p_limit integer, p_types text[], p_held text[], p_since timestamptz[], p_until timestamptz[], p_now timestamptz
 ) returns bigint[]
 language plpgsql as $$
 -- Choose and lock up to p_limit messages that may start, by (priority, run_at, id); skips rows that
 -- others hold. Messages met on the way that wait behind their conversation become blocked. Null: there
 -- were so many of these that what is behind them has not been looked at; now that they are blocked it can be.
--- p_since, p_until: ten times each, where to start and to end looking in each priority; null: not bounded.
+-- p_since, p_until: ten times each, where to start and to end looking in each priority; null: not bounded. p_held: types that rest.
 declare
   v_picked bigint[] := '{}';
   v_found bigint[];
@@ -105,7 +107,7 @@ begin
           and m.run_at >= coalesce(p_since[level.priority], '-infinity')
           and m.run_at < coalesce(p_until[level.priority], 'infinity')
           and packhorse.is_worth_doing(m.expires_at, p_now)
-          and (p_types is null or m.message_type = any (p_types))
+          and packhorse.is_wanted(m.message_type, p_types, p_held)
           and (m.concurrency_key is null or m.concurrency_key <> all (v_full_keys))
           and (m.conversation_key is null or m.conversation_key <> all (v_stuck_keys))
           and m.id <> all (v_picked)
@@ -149,17 +151,18 @@ begin
   return case when v_blocked = 0 then v_picked when cardinality(v_picked) > 0 then v_picked end;
 end
 $$;
-comment on function packhorse.pick_due_messages(packhorse.queues, integer, text[], timestamptz[], timestamptz[], timestamptz)
+comment on function packhorse.pick_due_messages(packhorse.queues, integer, text[], text[], timestamptz[], timestamptz[], timestamptz)
   is 'Used by the claim: choose and lock the messages of one queue that may start.';
 
 create or replace function packhorse.pick_with_promoted(
-  p_queue packhorse.queues, p_limit integer, p_types text[], p_since timestamptz[], p_until timestamptz[], p_first bigint[], p_now timestamptz
+  p_queue packhorse.queues, p_limit integer, p_types text[], p_held text[], p_since timestamptz[], p_until timestamptz[], p_first bigint[],
+  p_now timestamptz
 ) returns bigint[]
 language plpgsql as $$
 -- The same as pick_due_messages, with those of p_first that may start among the others: served first, conversations that go on and on would
 -- starve all else, and the caller's cursor would go past messages that nobody has looked at. Only for a queue without limits.
 declare
-  v_promoted constant bigint[] := packhorse.pick_promoted_messages(p_first, p_queue.name, p_limit, p_types, p_now);
+  v_promoted constant bigint[] := packhorse.pick_promoted_messages(p_first, p_queue.name, p_limit, p_types, p_held, p_now);
   v_until timestamptz[] := p_until;
   v_due bigint[];
 begin
@@ -168,7 +171,7 @@ begin
       when l.priority = w.priority then least(v_until[l.priority], w.run_at) else '-infinity' end order by l.priority)
     into v_until from generate_series(1, 10) as l (priority), packhorse.message_queue w where w.id = v_promoted[p_limit];
   end if;
-  v_due := packhorse.pick_due_messages(p_queue, p_limit, p_types, p_since, v_until, p_now);
+  v_due := packhorse.pick_due_messages(p_queue, p_limit, p_types, p_held, p_since, v_until, p_now);
   if cardinality(v_promoted) = 0 then
     return v_due;
   end if;
@@ -176,8 +179,27 @@ begin
     select m.id from packhorse.message_queue m where m.id = any (v_due || v_promoted) order by m.priority, m.run_at, m.id limit p_limit);
 end
 $$;
-comment on function packhorse.pick_with_promoted(packhorse.queues, integer, text[], timestamptz[], timestamptz[], bigint[], timestamptz)
+comment on function packhorse.pick_with_promoted(packhorse.queues, integer, text[], text[], timestamptz[], timestamptz[], bigint[], timestamptz)
   is 'Used by the claim: pick_due_messages, with messages whose conversation just went on in their places.';
+
+create or replace function packhorse.pick_from_queue(
+  p_queue packhorse.queues, p_limit integer, p_types text[], p_held text[], p_since timestamptz[], p_until timestamptz[], p_isolated boolean,
+  p_first bigint[], p_now timestamptz
+) returns bigint[]
+language plpgsql as $$
+-- Choose and lock up to p_limit messages of one queue; null as in pick_due_messages.
+begin
+  if p_isolated then
+    return packhorse.pick_isolated_messages(p_queue, p_limit, p_types, p_held, p_now);
+  elsif cardinality(p_first) > 0
+      and p_queue.max_concurrency is null and p_queue.max_concurrency_per_key is null and p_queue.rate_limit is null then
+    return packhorse.pick_with_promoted(p_queue, p_limit, p_types, p_held, p_since, p_until, p_first, p_now);
+  end if;
+  return packhorse.pick_due_messages(p_queue, p_limit, p_types, p_held, p_since, p_until, p_now);
+end
+$$;
+comment on function packhorse.pick_from_queue(packhorse.queues, integer, text[], text[], timestamptz[], timestamptz[], boolean, bigint[], timestamptz)
+  is 'Used by the claim: choose and lock messages of one queue.';
 
 create or replace function packhorse.pick_from_queues(
   p_queues text[], p_limit integer, p_types text[], p_cursor timestamptz[], p_until timestamptz[], p_isolated boolean, p_first bigint[],
@@ -191,11 +213,16 @@ declare
   v_name text;
   v_some bigint[];
   v_want integer;
-  v_limited boolean;
   v_locked boolean := false; -- the row of a queue with limits
   v_place integer := 0;
+  v_probed boolean;
+  v_rest packhorse.resting; -- all null while nothing is parked
 begin
   ids := '{}';
+  if exists (select from packhorse.scopes s where s.ends_at > p_now) then
+    v_rest := packhorse.what_rests(p_now);
+    next_at := v_rest.next_at;
+  end if;
   foreach v_name in array p_queues loop
     exit when p_limit <= cardinality(ids);
     v_place := v_place + 10;
@@ -205,23 +232,25 @@ begin
     end if;
     v_want := packhorse.queue_allowance(v_queue, p_limit - cardinality(ids), p_now, not v_locked);
     if v_want is null then
-      next_at := p_now + interval '50 milliseconds'; -- another claim looks at it; this one waits for no second queue
+      next_at := least(next_at, p_now + interval '50 milliseconds'); -- another claim looks at it; this one waits for no second queue
       continue;
     end if;
-    v_limited := v_queue.max_concurrency is not null or v_queue.max_concurrency_per_key is not null or v_queue.rate_limit is not null;
-    v_locked := v_locked or v_limited;
+    v_locked := v_locked or v_queue.max_concurrency is not null or v_queue.max_concurrency_per_key is not null or v_queue.rate_limit is not null;
     if v_want <= 0 then
       if v_queue.rate_limit is not null then
         next_at := least(next_at, packhorse.next_start_at(v_name, p_now)); -- nobody else tells when the next token is there
       end if;
       continue;
     end if;
-    if p_isolated then
-      v_some := packhorse.pick_isolated_messages(v_queue, v_want, p_types, p_now);
-    elsif cardinality(p_first) > 0 and not v_limited then
-      v_some := packhorse.pick_with_promoted(v_queue, v_want, p_types, p_cursor[v_place - 9 : v_place], p_until[v_place - 9 : v_place], p_first, p_now);
+    if v_rest.held is not null then
+      select r.ids, r.probed into v_some, v_probed from packhorse.pick_beside_resting(v_queue, v_want, p_types, v_rest,
+        p_cursor[v_place - 9 : v_place], p_until[v_place - 9 : v_place], p_isolated, p_first, p_now) r;
+      if v_probed then
+        v_rest.probing := '{}';
+      end if;
     else
-      v_some := packhorse.pick_due_messages(v_queue, v_want, p_types, p_cursor[v_place - 9 : v_place], p_until[v_place - 9 : v_place], p_now);
+      v_some := packhorse.pick_from_queue(v_queue, v_want, p_types, null, p_cursor[v_place - 9 : v_place], p_until[v_place - 9 : v_place],
+        p_isolated, p_first, p_now);
     end if;
     if v_some is null then
       next_at := p_now; -- the next call gets further
@@ -317,7 +346,8 @@ begin
     select from packhorse.message_queue m join packhorse.queues q on q.name = m.queue
     where m.queue = any (p_queues) and m.state = 'pending' and packhorse.runs_apart(m.crashes) and packhorse.is_due(m.run_at, p_now)
       and packhorse.is_worth_doing(m.expires_at, p_now)
-      and (p_types is null or m.message_type = any (p_types))
+      and packhorse.is_wanted(m.message_type, p_types, null)
+      and not exists (select from packhorse.resting_scopes(m.message_type, m.queue, p_now))
       and packhorse.queue_is_open(q) and (q.rate_limit is null or packhorse.rate_tokens_at(q, p_now) >= 1::float8)
       and (q.max_concurrency is null or packhorse.queue_room(q) > 0)
       and (m.concurrency_key is null or q.max_concurrency_per_key is null or packhorse.key_room(q, m.concurrency_key) > 0)

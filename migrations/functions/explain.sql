@@ -56,6 +56,19 @@ language sql stable as $$
 $$;
 comment on function packhorse.explain_limits(packhorse.message_queue, packhorse.queues, timestamptz) is 'Used by explain_message: the gates of limits.';
 
+create or replace function packhorse.explain_scopes(p_message packhorse.message_queue, p_now timestamptz)
+returns table (gate text, passed boolean, detail text, earliest_start timestamptz)
+language sql stable as $$
+-- The scopes that are parked or probing and that the message belongs to, one row each; none usually.
+  select 'scope', not packhorse.scope_rests(s, p_now),
+    format('%s %s since %s by %s%s', s.name, case when s.parked_until > p_now then format('is parked until %s', s.parked_until)
+        when packhorse.scope_rests(s, p_now) then format('is probing: message %s runs', s.probe_id) else 'is probing: one message may start' end,
+      s.parked_at, s.parked_by, coalesce(': ' || s.reason, '')),
+    case when s.parked_until > p_now then s.parked_until end
+  from packhorse.scopes s where s.ends_at > p_now and packhorse.scope_covers(s, p_message.message_type, p_message.queue) order by s.name;
+$$;
+comment on function packhorse.explain_scopes(packhorse.message_queue, timestamptz) is 'Used by explain_message: the gates of parked scopes.';
+
 create or replace function packhorse.explain_line(p_message packhorse.message_queue, p_now timestamptz)
 returns table (gate text, passed boolean, detail text, earliest_start timestamptz)
 language sql stable as $$
@@ -134,6 +147,7 @@ begin
     case when v_q.name is null then format('nobody has declared it: select packhorse.declare_queue(%L)', v_m.queue)
       when packhorse.queue_is_open(v_q) then 'not paused' else format('paused at %s by %s', v_q.paused_at, v_q.paused_by) end,
     null::timestamptz;
+  return query select * from packhorse.explain_scopes(v_m, v_now);
   return query select * from packhorse.explain_conversation(v_m, v_now);
   return query select * from packhorse.explain_limits(v_m, v_q, v_now);
   return query select * from packhorse.explain_line(v_m, v_now);

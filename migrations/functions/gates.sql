@@ -86,3 +86,32 @@ language sql immutable as $$
       * p_queue.rate_limit::numeric / extract(epoch from p_queue.rate_interval))::double precision);
 $$;
 comment on function packhorse.rate_tokens_at(packhorse.queues, timestamptz) is 'Starts that the rate limit of a queue allows at this moment.';
+
+create or replace function packhorse.scope_covers(p_scope packhorse.scopes, p_type text, p_queue text) returns boolean
+language sql immutable as $$
+  select coalesce(p_scope.queue = p_queue, false) or p_type = any (p_scope.message_types);
+$$;
+comment on function packhorse.scope_covers(packhorse.scopes, text, text) is 'Does a message of this type and queue belong to the scope?';
+
+create or replace function packhorse.scope_rests(p_scope packhorse.scopes, p_now timestamptz) returns boolean
+language sql stable as $$
+-- Its time is not over; or it is probing, and its probe runs.
+  select p_scope.parked_until > p_now or (p_scope.probing and exists (
+    select from packhorse.message_queue r
+    where r.id = p_scope.probe_id and r.state = 'running' and r.claimed_at = p_scope.probe_at));
+$$;
+comment on function packhorse.scope_rests(packhorse.scopes, timestamptz) is 'Gate scope: does it keep its messages from starting?';
+
+create or replace function packhorse.resting_scopes(p_type text, p_queue text, p_now timestamptz) returns setof packhorse.scopes
+language sql stable as $$
+  select s.* from packhorse.scopes s
+  where s.ends_at > p_now and packhorse.scope_covers(s, p_type, p_queue) and packhorse.scope_rests(s, p_now);
+$$;
+comment on function packhorse.resting_scopes(text, text, timestamptz) is 'Gate scope: what keeps a message of this type and queue from starting; empty when it may start.';
+
+create or replace function packhorse.is_wanted(p_type text, p_types text[], p_held text[]) returns boolean
+language sql immutable as $$
+-- p_types: what a claim takes, null for all; p_held: what rests (see what_rests), null while nothing does.
+  select (p_types is null or p_type = any (p_types)) and (p_held is null or p_type <> all (p_held));
+$$;
+comment on function packhorse.is_wanted(text, text[], text[]) is 'Does a claim take messages of this type now?';

@@ -32,6 +32,8 @@ begin
   elsif v_key is not null and exists (select from packhorse.queues q where q.name = v_queue and q.max_concurrency_per_key is not null
       and packhorse.key_room(q, v_key) <= 0) then
     return null;
+  elsif exists (select from packhorse.scopes s where s.ends_at > v_now) and not packhorse.enter_scopes(p_id, v_now) then
+    return null;
   end if;
   update packhorse.queues q set rate_tokens = packhorse.rate_tokens_at(q, v_now) - 1::float8, rate_refilled_at = v_now
   where q.name = v_queue and q.rate_limit is not null;

@@ -95,7 +95,7 @@ language sql stable as $$
     jsonb_build_object('role', 'packhorse_worker', 'on', 'table', 'privileges', jsonb_build_array('SELECT', 'INSERT', 'UPDATE', 'DELETE'),
       'names', jsonb_build_array('queues', 'queue_wakeups', 'message_queue', 'message_archive', 'dead_letters', 'workers', 'message_types',
         'message_dedup', 'processed_messages', 'conversation_locks', 'message_results', 'rate_limiters', 'schedules', 'schedule_runs',
-        'maintenance_runs', 'maintenance_tasks', 'detached_partitions', 'fleet_statistics')),
+        'maintenance_runs', 'maintenance_tasks', 'detached_partitions', 'fleet_statistics', 'scopes', 'claim_marks')),
     -- the audit trail can be written and read, not rewritten
     jsonb_build_object('role', 'packhorse_worker', 'on', 'table', 'privileges', jsonb_build_array('SELECT', 'INSERT'),
       'names', jsonb_build_array('operator_actions')),
@@ -109,7 +109,7 @@ language sql stable as $$
     jsonb_build_object('role', 'packhorse_reader', 'on', 'view', 'privileges', jsonb_build_array('SELECT')),
     jsonb_build_object('role', 'packhorse_reader', 'on', 'routine', 'privileges', jsonb_build_array('EXECUTE'),
       'names', jsonb_build_array('explain_message', 'explain_ended', 'explain_running', 'explain_conversation', 'explain_limits', 'explain_line', 'explain_steps', 'message_steps',
-        'describe_steps', 'bounded_text', 'is_due', 'is_worth_doing',
+        'describe_steps', 'bounded_text', 'explain_scopes', 'scope_covers', 'scope_rests', 'is_due', 'is_worth_doing',
         'runs_apart', 'queue_is_open', 'queue_room', 'key_room', 'conversation_holders', 'rate_tokens_at', 'worker_problems', 'fleet_statistics',
         'partition_ends', 'snapshots_are_visible', 'count_queue_messages', 'count_undeclared_messages', 'estimated_messages',
         'has_platform_table', 'archive_reading', 'recent_ends', 'ends_by_hour', 'health_level', 'health_worst', 'health_count',

@@ -1,4 +1,4 @@
--- What people look at: all messages, blocked conversations, queues, dead letters by cause, schedules, maintenance (SPEC Q1, Q7, M1, M7).
+-- What people look at: all messages, blocked conversations, queues, dead letters by cause, schedules, maintenance, parked scopes (SPEC Q1, Q7, M1, M7).
 
 create or replace view packhorse.all_messages as
   select m.id, m.queue::text, m.message_type::text, m.state::text, m.priority::integer, m.attempt,
@@ -82,6 +82,15 @@ where k.name is not null
 order by r.task;
 comment on view packhorse.maintenance_health is 'One row per maintenance task: its last run, last success and rows (SPEC M7).';
 
+create or replace view packhorse.parked_scopes as
+  select s.name as scope, s.message_types, s.queue, s.parked_until, s.probing, s.probe_id, s.reason, s.parked_by, s.parked_at, s.failures,
+    -- of the 20000 messages of each queue that come first: exact when fewer wait there
+    (select count(*) from packhorse.queues q cross join lateral (
+       select m.message_type, m.queue from packhorse.message_queue m where m.queue = q.name and m.state = 'pending' and m.crashes < 2 limit 20000) w
+     where packhorse.scope_covers(s, w.message_type, w.queue)) as waiting
+  from packhorse.scopes s where s.ends_at > clock_timestamp();
+comment on view packhorse.parked_scopes is 'Scopes that are parked or probing: types, until when, why, by whom, and how many messages wait, counted up to a bound.';
+
 -- Row-level security applies to the one who looks. PostgreSQL 14 does not know the option; there the views are closed to all but their owner
 -- and our roles.
 do $$
@@ -90,7 +99,7 @@ declare
 begin
   if current_setting('server_version_num')::integer >= 150000 then
     foreach v_view in array array['all_messages', 'blocked_conversations', 'message_queue_health', 'dead_letter_groups', 'schedule_health',
-      'maintenance_health']
+      'maintenance_health', 'parked_scopes']
     loop
       execute format('alter view packhorse.%I set (security_invoker = true)', v_view);
     end loop;

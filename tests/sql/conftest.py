@@ -27,6 +27,8 @@ TABLES = [
     "workers",
     "message_types",
     "queue_wakeups",
+    "scopes",
+    "claim_marks",
     "queues",
 ]
 _connections: dict[str, psycopg.Connection] = {}  # one per server: a fresh one would compile every function again

@@ -14,6 +14,7 @@ TYPES = {
     "p_queue": "text",
     "p_limit": "integer",
     "p_types": "text[]",
+    "p_held": "text[]",
     "p_since": "timestamptz[]",
     "p_until": "timestamptz[]",
     "p_now": "timestamptz",

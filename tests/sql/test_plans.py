@@ -21,6 +21,7 @@ CASES = (
 PICK: dict[str, object] = {
     "p_queue": "q",
     "p_types": None,
+    "p_held": None,
     "p_since": None,
     "p_until": None,
     "p_now": "now",
@@ -138,7 +139,7 @@ def test_hot_statements_touch_their_batch_and_not_the_backlog(
     make_backlog(any_database, size, statistics)
     sql = own_clients()
     for generic in (True, False):
-        for variant in ({}, {"p_types": ["effect"]}, {"p_since": ["2020-01-01"] * 10}):
+        for variant in ({}, {"p_types": ["effect"]}, {"p_held": ["ask"]}, {"p_since": ["2020-01-01"] * 10}):
             assert_proportional(run_plan(sql, pick(sql), PICK | variant, generic=generic), "message_queue_claim_idx")
         behind = {"p_since": ["2020-01-01"] * 10, "p_until": ["2020-01-02"] * 10}
         assert_proportional(run_plan(sql, pick(sql), PICK | behind, generic=generic), "message_queue_claim_idx", limit=10)

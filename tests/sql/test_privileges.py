@@ -251,6 +251,7 @@ def test_partitions_are_closed_to_direct_access(as_role: Callable[[str], Sql]) -
 
 #: Privilege -> the tables and views on which a role has it; what is not listed nobody has.
 EVERYTHING = set(READABLE) - {"explain_message(1)"} | {
+    "claim_marks",
     "conversation_locks",
     "detached_partitions",
     "fleet_statistics",
@@ -259,15 +260,25 @@ EVERYTHING = set(READABLE) - {"explain_message(1)"} | {
     "maintenance_tasks",
     "message_dedup",
     "message_results",
+    "parked_scopes",
     "processed_messages",
     "queue_wakeups",
     "rate_limiters",
     "schedule_health",
     "schedule_runs",
     "schedules",
+    "scopes",
     "packhorse_migrations",
 }
-VIEWS = {"all_messages", "blocked_conversations", "message_queue_health", "dead_letter_groups", "maintenance_health", "schedule_health"}
+VIEWS = {
+    "all_messages",
+    "blocked_conversations",
+    "message_queue_health",
+    "dead_letter_groups",
+    "maintenance_health",
+    "parked_scopes",
+    "schedule_health",
+}
 TABLES = EVERYTHING - VIEWS - {"packhorse_migrations"}
 GRANTED: dict[str, dict[str, set[str]]] = {
     "packhorse_reader": {"select": EVERYTHING},

@@ -71,6 +71,13 @@ def asked_for(exception: BaseException) -> Outcome | None:
 POLICY = ("max_attempts", "max_retries", "min_backoff", "max_backoff", "on_retry_exhausted")
 
 
+def services_of(actor: Any) -> list[str]:
+    """What the actor says that it calls (option `services`): names of scopes, at most 200 characters each; what is no name is left out."""
+    said = actor.options.get("services") or ()
+    names = [said] if isinstance(said, str) else said if isinstance(said, list | tuple | set | frozenset) else ()
+    return sorted({name for name in names if isinstance(name, str) and 1 <= len(name) <= 200})
+
+
 def policies(broker: Any) -> str:
     """What the actors' code says of retries, by actor and alias, as JSON: for whoever ends an attempt without that code (SPEC Q5)."""
     given: dict[str, Any] = next((m.given for m in broker.middleware if isinstance(m, Retries)), {})
@@ -79,7 +86,7 @@ def policies(broker: Any) -> str:
         actor = broker.get_actor(name)
         said = {**given, **actor.options}
         known = {option: said[option] for option in POLICY if option in said and isinstance(said[option], int | float | str | None)}
-        found[name] = {"queue": actor.queue_name} | known
+        found[name] = {"queue": actor.queue_name, "services": services_of(actor)} | known
     return json.dumps(found)
 
 
@@ -92,7 +99,7 @@ class Retries(StockRetries):
 
     @property
     def actor_options(self) -> set[str]:
-        return {*super().actor_options, "max_attempts"}
+        return {*super().actor_options, "max_attempts", "services"}
 
     def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:
         if exception is None or message.failed:
