@@ -7,7 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ALL_SYSTEMS = ("raw", "packhorse", "dramatiq-stub", "dramatiq-redis", "pgqueuer", "procrastinate", "graphile-worker")
-ALL_METRICS = ("work", "enqueue", "pickup", "backlog", "snapshot", "idle", "memory", "maintenance", "observability", "recovery", "producers")
+ALL_METRICS = (
+    "work",
+    "enqueue",
+    "pickup",
+    "backlog",
+    "snapshot",
+    "idle",
+    "memory",
+    "maintenance",
+    "observability",
+    "recovery",
+    "producers",
+    "waiting",
+)
 HOME = Path(__file__).resolve().parent.parent
 
 
@@ -21,6 +34,7 @@ class Settings:
 
     messages: size of every drain and of every enqueue run; None = the size each system chose for itself.
     backlog: messages that wait behind the measured ones. snapshot_messages: one case per entry.
+    at_once: how many coroutines of `waiting` may run at once; None = the number of each cell.
     samples: pickup latencies per run. expired: rows that retention removes. idle_seconds: length of the idle observation.
     """
 
@@ -28,6 +42,7 @@ class Settings:
     metrics: tuple[str, ...] = ALL_METRICS
     rounds: int = 3
     messages: int | None = None
+    at_once: int | None = None
     backlog: int = 1_000_000
     snapshot_messages: tuple[int, ...] = (200_000,)
     samples: int = 500
@@ -41,7 +56,7 @@ class Settings:
 
 
 def from_env(environ: Mapping[str, str]) -> Settings:
-    """Read SYSTEMS, METRICS, ROUNDS, N, BACKLOG, SNAPSHOT_MESSAGES, SAMPLES, EXPIRED, IDLE_SECONDS and RESULTS.
+    """Read SYSTEMS, METRICS, ROUNDS, N, BACKLOG, SNAPSHOT_MESSAGES, SAMPLES, EXPIRED, IDLE_SECONDS, AT_ONCE and RESULTS.
 
     An unset or empty variable means its default. Raises ConfigError with all problems.
     """
@@ -73,6 +88,7 @@ def from_env(environ: Mapping[str, str]) -> Settings:
         metrics=names("METRICS", ALL_METRICS),
         rounds=number("ROUNDS", usual.rounds) or usual.rounds,
         messages=number("N", None),
+        at_once=number("AT_ONCE", None),
         backlog=number("BACKLOG", usual.backlog) or usual.backlog,
         snapshot_messages=numbers("SNAPSHOT_MESSAGES", usual.snapshot_messages),
         samples=number("SAMPLES", usual.samples) or usual.samples,

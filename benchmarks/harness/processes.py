@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -112,6 +113,14 @@ def python_child(module: str, *arguments: str, env: Mapping[str, str]) -> Child:
     return Child([sys.executable, "-m", module, *arguments], env)
 
 
+def peak_bytes(process: psutil.Process) -> int:
+    """The most resident memory that a process ever had. Raises OSError or psutil.NoSuchProcess when it has ended."""
+    if sys.platform != "linux":
+        return int(process.memory_info().rss)
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
+
+
 class Workers:
     """The worker processes of one system in one run. processes: how many of them run messages."""
 
@@ -134,6 +143,14 @@ class Workers:
     def largest_mib(self) -> float:
         """Resident memory of the largest single process, in MiB."""
         return max(self._sizes_mib("rss"), default=0.0)
+
+    def peak_mib(self) -> float:
+        """The most resident memory that the largest single process ever had, in MiB; what it has now where Linux does not tell."""
+        peaks: list[float] = []
+        for process in self._tree():
+            with suppress(psutil.NoSuchProcess, OSError):
+                peaks.append(peak_bytes(process) / MEBIBYTE)
+        return max(peaks, default=0.0)
 
     def cpu_seconds(self) -> float:
         """User and system time of all process trees so far, in seconds."""

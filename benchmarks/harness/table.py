@@ -67,6 +67,12 @@ def ratios(results: Results) -> Iterator[Ratio]:
             label = f"metrics and logs {what} / off, {processes} process{'es' if processes > 1 else ''}"
             yield Ratio(f"drain, {label}", over, under)
             yield Ratio(f"cpu of the worker, {label}", *(replace(cell, variant=f"{cell.variant}: cpu of the worker") for cell in (over, under)))
+    for cell in ("1,000 ms, 5,000 at once", "50 ms, 400 at once", "no-op, async"):
+        for peer in ("pgqueuer", "procrastinate", "dramatiq-redis", "graphile-worker"):
+            yield _same_cell(f"waiting, {cell}: packhorse / {peer}", "waiting", cell, peer)
+    for system in ("packhorse", "dramatiq-redis", "procrastinate"):
+        yield _inside("no-op, async / sync", system, "waiting", "no-op, async", "no-op, sync")
+    yield _inside("sync pickup p99, beside waiting coroutines / alone", "packhorse", "waiting", "sync pickup beside p99", "sync pickup alone p99")
     for label, over, under in (
         ("drain beside retention / alone", "drain beside", "drain alone"),
         ("pickup p99 beside retention / alone", "pickup beside p99", "pickup alone p99"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.metrics import backlog, enqueue, idle, maintenance, observability, pickup, producers, recovery, snapshot, work
+from benchmarks.metrics import backlog, enqueue, idle, maintenance, observability, pickup, producers, recovery, snapshot, waiting, work
 from benchmarks.metrics.base import Case, Measure
 
 
@@ -29,4 +29,6 @@ def cases(metrics: tuple[str, ...], snapshot_messages: tuple[int, ...]) -> list[
         found += [(case, recovery.measure) for case in recovery.CASES]
     if "producers" in metrics:
         found += [(case, producers.measure) for case in producers.CASES]
+    if "waiting" in metrics:
+        found += [(case, waiting.measure) for case in waiting.CASES]
     return found

@@ -23,6 +23,10 @@ POLL_SECONDS = 0.005
 THREADS = 8
 PEER_CASES = frozenset({"work", "enqueue/single", "enqueue/bulk", "pickup/listen", "idle/one-worker"})
 """What every system with a store takes part in."""
+WAITING_CASES = frozenset({"waiting/second", "waiting/short", "waiting/no-op"})
+"""What every system takes part in whose handlers can await."""
+NO_OP_SYNC = "waiting/no-op, sync"
+"""Among its cases: the system has synchronous handlers, too. `waiting/no-op` compares both kinds."""
 
 
 class Missing(RuntimeError):

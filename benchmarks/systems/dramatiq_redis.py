@@ -2,10 +2,15 @@
 
 Redis has no commit that makes many messages visible at once, so for a drain the processes are connected and
 warmed, hold still while the messages are written, and start their threads at the word `go`.
+
+An asynchronous actor runs in the event loop of dramatiq's AsyncIO middleware (uvloop) and holds one of the threads while it
+waits. So there are as many threads as handlers may run at once, but not more than DRAMATIQ_THREADS (2,000): each of them wakes
+up ten times a second to see whether it was interrupted, and with 5,000 of them nothing else gets done.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import threading
@@ -14,17 +19,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import dramatiq
+import uvloop
 from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware.asyncio import AsyncIO
 
-from benchmarks.harness.handler import chosen_handler
+from benchmarks.harness.handler import at_once, chosen_coroutine, chosen_handler
 from benchmarks.harness.payload import payload
 from benchmarks.harness.processes import Workers, python_child
 from benchmarks.systems.base import (
     DRAIN_SECONDS,
+    NO_OP_SYNC,
     PEER_CASES,
     POLL_SECONDS,
     SETTLE_SECONDS,
     THREADS,
+    WAITING_CASES,
     WARM_UP_MESSAGES,
     Missing,
     Producer,
@@ -36,19 +45,21 @@ MODULE = "benchmarks.systems.dramatiq_redis"
 QUEUE = "bench"
 MESSAGES_KEY = f"dramatiq:{QUEUE}.msgs"
 """The hash that holds a message until it is acknowledged."""
-PREFETCH = "1000"
+PREFETCH = 1000
+MOST_THREADS = int(os.environ.get("DRAMATIQ_THREADS") or 2_000)
 
 
 def declare(url: str) -> tuple[RedisBroker, dramatiq.Actor[..., None]]:
     """A broker and the benchmark's actor on it."""
     broker = RedisBroker(url=url)
-    handler = chosen_handler()
+    handler, coroutine = chosen_handler(), chosen_coroutine()
 
-    @dramatiq.actor(queue_name=QUEUE, broker=broker)
     def bench(**message: Any) -> None:
         handler(**message)
 
-    return broker, bench
+    if coroutine is not None:
+        broker.add_middleware(AsyncIO())
+    return broker, dramatiq.actor(actor_name="bench", queue_name=QUEUE, broker=broker)(coroutine or bench)
 
 
 class RedisProducer:
@@ -80,7 +91,7 @@ class Adapter:
 
     name: ClassVar[str] = "dramatiq-redis"
     sizes: ClassVar[Sizes] = Sizes(drain={1: 8_000, 2: 14_000}, single=12_000, bulk=12_000)
-    cases: ClassVar[frozenset[str]] = PEER_CASES
+    cases: ClassVar[frozenset[str]] = PEER_CASES | WAITING_CASES | {NO_OP_SYNC}
 
     def __init__(self, stores: Stores) -> None:
         if stores.redis is None:
@@ -97,7 +108,7 @@ class Adapter:
 
     def start(self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None) -> Workers:
         """Start the processes; with `hold` each stops again after its warm-up until `load`."""
-        variables = {"REDIS_URL": self.server.url, "dramatiq_queue_prefetch": PREFETCH, **(env or {})}
+        variables = {"REDIS_URL": self.server.url, **(env or {})}
         children = [python_child(MODULE, "worker", env=variables) for _ in range(processes)]
         workers = Workers(children, processes)
         self._held = hold
@@ -160,11 +171,14 @@ def booted_worker(url: str) -> dramatiq.Worker:
     """A Worker that can be started, on a broker of its own, booted as dramatiq's command boots it."""
     broker, _actor = declare(url)
     broker.emit_after("process_boot")
-    return dramatiq.Worker(broker, worker_threads=THREADS)
+    threads = min(at_once(THREADS), MOST_THREADS)
+    os.environ["dramatiq_queue_prefetch"] = str(max(PREFETCH, 2 * threads))  # noqa: SIM112 (dramatiq's own spelling)
+    return dramatiq.Worker(broker, worker_threads=threads)
 
 
 def work(url: str) -> None:
     """Run a dramatiq Worker; obey `hold` and `go` on standard input."""
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     worker = booted_worker(url)
     worker.start()
     print("ready", flush=True)

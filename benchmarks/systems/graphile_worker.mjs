@@ -1,8 +1,10 @@
 // A graphile-worker process: `node graphile_worker.mjs migrate|worker`. The database comes from PGHOST and its kin,
-// the packages from BENCH_NODE_HOME. The handler does nothing, or notes its delay in BENCH_LATENCY_FILE.
+// the packages from BENCH_NODE_HOME. The handler does nothing, notes its delay in BENCH_LATENCY_FILE, or awaits
+// BENCH_AWAIT_SECONDS. BENCH_AT_ONCE: how many of them may run at once.
 import { openSync, writeSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { pathToFileURL } from "node:url";
 
 const require = createRequire(join(process.env.BENCH_NODE_HOME, "package.json"));
@@ -16,6 +18,8 @@ const quiet = new Logger(() => (level, message) => {
 
 function handler() {
   const path = process.env.BENCH_LATENCY_FILE;
+  const milliseconds = 1000 * Number(process.env.BENCH_AWAIT_SECONDS ?? 0);
+  if (milliseconds) return async () => sleep(milliseconds);
   if (!path) return async () => {};
   const file = openSync(path, "a");
   return async (message) => {
@@ -31,10 +35,11 @@ if (process.argv[2] === "migrate") {
   await pgPool.end();
   console.log("migrated");
 } else {
+  const concurrentJobs = Number(process.env.BENCH_AT_ONCE ?? 24);
   const preset = {
     worker: {
-      concurrentJobs: 24,
-      localQueue: { size: 500 },
+      concurrentJobs,
+      localQueue: { size: Math.max(500, concurrentJobs + 1) },
       completeJobBatchDelay: 0,
       failJobBatchDelay: 0,
     },

@@ -1,5 +1,6 @@
 """graphile-worker (Node) with its best settings: local queue of 500, batched completion, concurrency 24.
 
+Where the number at once is given, it is the concurrency, and the local queue holds one more, as its documentation advises.
 Jobs are added by its SQL functions, which are public; so the producers need no Node.
 """
 
@@ -15,7 +16,7 @@ from psycopg.types.json import Json
 from benchmarks.harness import node
 from benchmarks.harness.payload import NUMBER_MARK, SENT_MARK, TEMPLATE
 from benchmarks.harness.processes import Child, Workers
-from benchmarks.systems.base import PEER_CASES, Missing, Producer, Sizes, Stores
+from benchmarks.systems.base import PEER_CASES, WAITING_CASES, Missing, Producer, Sizes, Stores
 from benchmarks.systems.postgres_base import PostgresSystem, SqlProducer
 
 PACKAGES = {"graphile-worker": "0.18.0"}
@@ -57,7 +58,7 @@ class Adapter(PostgresSystem):
     module: ClassVar[str] = "benchmarks.systems.graphile_worker"
     table: ClassVar[tuple[str, ...]] = ("graphile_worker", "_private_jobs")
     sizes: ClassVar[Sizes] = Sizes(drain={1: 150_000, 2: 200_000}, single=8_000, bulk=100_000, bulk_call=20_000)
-    cases: ClassVar[frozenset[str]] = PEER_CASES
+    cases: ClassVar[frozenset[str]] = PEER_CASES | WAITING_CASES
 
     def __init__(self, stores: Stores) -> None:
         super().__init__(stores)

@@ -20,14 +20,16 @@ import psycopg
 from psycopg.rows import scalar_row
 
 from benchmarks.harness.config import HOME
-from benchmarks.harness.handler import noop
+from benchmarks.harness.handler import AT_ONCE, noop
 from benchmarks.harness.payload import NUMBER_MARK, SENT_MARK, TEMPLATE
 from benchmarks.harness.processes import Child, Workers
-from benchmarks.systems.base import PEER_CASES, THREADS, Producer, Sizes
+from benchmarks.systems.base import NO_OP_SYNC, PEER_CASES, THREADS, WAITING_CASES, Producer, Sizes
 from benchmarks.systems.postgres_base import PostgresSystem
 from packhorse import PostgresBroker, enqueue_payloads
 
 ACTORS = "benchmarks.systems.packhorse_actors"
+WAITING_ACTORS = "benchmarks.systems.waiting_actors"
+"""Beside ACTORS in the variant `waiting`."""
 QUEUE = "bench"
 ACTOR = "bench"
 START_SECONDS = 60.0
@@ -91,29 +93,37 @@ class Adapter(PostgresSystem):
     module: ClassVar[str] = ACTORS
     table: ClassVar[tuple[str, ...]] = ("packhorse", "message_queue")
     sizes: ClassVar[Sizes] = Sizes(drain={1: 100_000, 2: 150_000}, bulk=200_000)
-    cases: ClassVar[frozenset[str]] = PEER_CASES | {
-        "enqueue/bulk-messages",
-        "enqueue/producers16",
-        "pickup/polling",
-        "producers/rate",
-        "producers/trickle",
-        "backlog/without",
-        "backlog/with",
-        "backlog/distinct-keys",
-        "backlog/one-conversation",
-        "backlog/one-conversation-unseen",
-        "snapshot",
-        "maintenance/pickup",
-        "maintenance/drain",
-        "maintenance/delete",
-        "maintenance/partition",
-        "maintenance/idle",
-        "observability/scrape",
-        "observability/drain",
-        "observability/switched",
-        "idle/two-workers-ten-queues",
-        "recovery",
-    }
+    cases: ClassVar[frozenset[str]] = (
+        PEER_CASES
+        | WAITING_CASES
+        | {
+            "enqueue/bulk-messages",
+            "enqueue/producers16",
+            "pickup/polling",
+            "producers/rate",
+            "producers/trickle",
+            "backlog/without",
+            "backlog/with",
+            "backlog/distinct-keys",
+            "backlog/one-conversation",
+            "backlog/one-conversation-unseen",
+            "snapshot",
+            "maintenance/pickup",
+            "maintenance/drain",
+            "maintenance/delete",
+            "maintenance/partition",
+            "maintenance/idle",
+            "observability/scrape",
+            "observability/drain",
+            "observability/switched",
+            "idle/two-workers-ten-queues",
+            "recovery",
+            NO_OP_SYNC,
+            "waiting/pickup",
+            "waiting/conversations",
+            "waiting/killed",
+        }
+    )
 
     def environment(self) -> dict[str, str]:
         """The database, a quiet log, and where the actors are."""
@@ -147,7 +157,10 @@ class Adapter(PostgresSystem):
     def start(self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None) -> Workers:
         """Start one daemon with `processes` worker processes and wait until all have registered."""
         variables = {**self.environment(), **VARIANTS.get(variant, {}), **(env or {})}
-        arguments = ("worker", "--processes", str(processes), "--threads", str(THREADS), ACTORS)
+        if AT_ONCE in variables:
+            variables["PACKHORSE_COROUTINES"] = variables[AT_ONCE]
+        modules = [ACTORS, WAITING_ACTORS] if variant == "waiting" else [ACTORS]
+        arguments = ("worker", "--processes", str(processes), "--threads", str(THREADS), *modules)
         workers = Workers([Child(command(*arguments), variables)], processes)
         try:
             self._wait_registered(workers, processes)

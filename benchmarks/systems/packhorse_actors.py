@@ -1,5 +1,6 @@
 """The module of actors that `packhorse worker` is given: one actor, or one on each of ten queues.
 
+An ordinary function, or a coroutine when BENCH_AWAIT_SECONDS is set.
 BENCH_QUEUES is the number of queues (1). BENCH_CLAIM_FILE times every claim statement of the process; it is
 set only where claim times are asked for, so the other runs are not instrumented. BENCH_BLIND takes away what counts and
 logs outcomes: the worker to which one that does both is compared. BENCH_SWITCH names a file: the same in turns, in one process.
@@ -16,7 +17,7 @@ import dramatiq
 import psycopg
 
 from benchmarks.harness.claim_log import CLAIM_FILE, ClaimLog
-from benchmarks.harness.handler import chosen_handler
+from benchmarks.harness.handler import chosen_coroutine, chosen_handler
 
 QUEUE = "bench"
 ACTOR = "bench"
@@ -30,14 +31,14 @@ CLAIM = "claim_messages"
 
 def declare_actors(count: int) -> None:
     """Declare `count` actors on as many queues of the global broker; the first is ACTOR on QUEUE."""
-    handler = chosen_handler()
+    handler, coroutine = chosen_handler(), chosen_coroutine()
 
     def bench(**message: Any) -> None:
         handler(**message)
 
     for number in range(count):
         suffix = f"_{number}" if number else ""
-        dramatiq.actor(actor_name=ACTOR + suffix, queue_name=QUEUE + suffix)(bench)
+        dramatiq.actor(actor_name=ACTOR + suffix, queue_name=QUEUE + suffix)(coroutine or bench)
 
 
 def time_claims(log: ClaimLog) -> None:

@@ -1,4 +1,7 @@
-"""PgQueuer with its best settings of a short sweep: asyncpg, uvloop, batches of 500."""
+"""PgQueuer with its best settings of a short sweep: asyncpg, uvloop, batches of 500.
+
+Where the number at once is given, it is max_concurrent_tasks, and a batch is at most a quarter of it: PgQueuer wants room for two.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ from pgqueuer.models import Job
 from pgqueuer.qm import QueueManager
 from pgqueuer.queries import Queries
 
-from benchmarks.harness.handler import chosen_handler
+from benchmarks.harness.handler import at_once, chosen_coroutine, chosen_handler
 from benchmarks.harness.payload import payload_json
 from benchmarks.harness.processes import Workers
-from benchmarks.systems.base import PEER_CASES, Producer, Sizes
+from benchmarks.systems.base import PEER_CASES, WAITING_CASES, Producer, Sizes
 from benchmarks.systems.postgres_base import SETTLE, PostgresSystem
 
 BATCH = 500
@@ -66,7 +69,7 @@ class Adapter(PostgresSystem):
     module: ClassVar[str] = "benchmarks.systems.pgqueuer"
     table: ClassVar[tuple[str, ...]] = ("pgqueuer",)
     sizes: ClassVar[Sizes] = Sizes(drain={1: 50_000, 2: 80_000}, single=6_000, bulk=100_000)
-    cases: ClassVar[frozenset[str]] = PEER_CASES
+    cases: ClassVar[frozenset[str]] = PEER_CASES | WAITING_CASES
 
     def install(self) -> None:
         """Apply its schema."""
@@ -107,15 +110,21 @@ async def work(url: str) -> None:
     """Run one queue manager until SIGTERM."""
     connection = await asyncpg.connect(url)
     manager = QueueManager(Queries.from_asyncpg_connection(connection))
-    handler = chosen_handler()
+    handler, coroutine = chosen_handler(), chosen_coroutine()
 
-    @manager.entrypoint(ENTRYPOINT)
     async def bench(job: Job) -> None:
         handler(**json.loads(job.payload or b"{}"))
 
+    async def waiting(job: Job) -> None:
+        assert coroutine is not None
+        await coroutine(**json.loads(job.payload or b"{}"))
+
+    manager.entrypoint(ENTRYPOINT)(waiting if coroutine else bench)
+
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, manager.shutdown.set)
     print("ready", flush=True)
-    await manager.run(batch_size=BATCH)
+    most = at_once(0)
+    await manager.run(batch_size=min(BATCH, most // 4) if most else BATCH, max_concurrent_tasks=most)
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["worker"]:

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import procrastinate
 import psycopg
 
-from benchmarks.harness.handler import chosen_handler
+from benchmarks.harness.handler import at_once, chosen_coroutine, chosen_handler
 from benchmarks.harness.payload import NUMBER_MARK, SENT_MARK, TEMPLATE
-from benchmarks.systems.base import PEER_CASES, Producer, Sizes
+from benchmarks.systems.base import NO_OP_SYNC, PEER_CASES, WAITING_CASES, Producer, Sizes
 from benchmarks.systems.postgres_base import PostgresSystem
 
 CONCURRENCY = 50
@@ -62,7 +62,7 @@ class Adapter(PostgresSystem):
     module: ClassVar[str] = "benchmarks.systems.procrastinate"
     table: ClassVar[tuple[str, ...]] = ("procrastinate_jobs",)
     sizes: ClassVar[Sizes] = Sizes(drain={1: 2_500, 2: 2_500}, single=2_500, bulk=30_000)
-    cases: ClassVar[frozenset[str]] = PEER_CASES
+    cases: ClassVar[frozenset[str]] = PEER_CASES | WAITING_CASES | {NO_OP_SYNC}
 
     def install(self) -> None:
         """Apply its schema."""
@@ -85,13 +85,14 @@ async def work(url: str) -> None:
     app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=url))
     handler = chosen_handler()
 
-    @app.task(name=TASK, queue=QUEUE)
     async def bench(**message: Any) -> None:
         handler(**message)
 
+    app.task(name=TASK, queue=QUEUE)(chosen_coroutine() or bench)
+
     async with app.open_async():
         print("ready", flush=True)
-        await app.run_worker_async(concurrency=CONCURRENCY, delete_jobs="always")
+        await app.run_worker_async(concurrency=at_once(CONCURRENCY), delete_jobs="always")
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["worker"]:
