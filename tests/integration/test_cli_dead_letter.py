@@ -287,3 +287,39 @@ def test_ctrl_c_within_a_batch_lets_it_end_and_counts_it(cli, database, tmp_path
         assert [document["error"]["code"] for document in documents if "error" in document] == ["interrupted"]
     else:
         assert told["ended"] == "interrupted"
+
+
+def with_step(database):
+    """A dead letter with a step."""
+    (letter,) = bury(database)
+    step = '{"answer": {"value": "a secret answer", "at": "2026-01-01T00:00:00Z", "attempt": 1}}'
+    database.query("update dead_letters set steps = %s::jsonb where id = %s", step, letter)
+    return letter
+
+
+def test_steps_are_listed_and_their_values_shown_when_asked(cli, database):
+    letter = with_step(database)
+    for command in ("dead-letter", "message"):
+        plain = cli(command, "show", letter)
+        assert "answer" in plain.out and "secret" not in plain.out
+        assert cli(command, "show", letter, "--json").document["steps"] == [
+            {"name": "answer", "attempt": 1, "at": "2026-01-01T00:00:00Z", "bytes": 17}
+        ]
+        assert cli(command, "show", letter, "--step-values", "--json").document["steps"][0]["value"] == '"a secret answer"'
+    assert "1 stored, not run again: answer" in cli("message", "explain", letter).out
+    exported = json.loads(cli("dead-letter", "export", letter).out)
+    assert exported["steps"]["answer"]["value"] == "a secret answer"
+
+
+def test_an_edit_says_that_steps_come_from_the_old_payload(cli, database):
+    ran = cli("dead-letter", "edit", with_step(database), "--payload", '{"key": "good"}')
+    assert "1 step(s)" in ran.err and "--fresh" in ran.err
+    ran = cli("dead-letter", "edit", with_step(database), "--payload", '{"key": "good"}', "--json")
+    assert ran.document["steps"] == ["answer"]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_redrive_keeps_steps_unless_it_is_fresh(cli, database, fresh):
+    letter = with_step(database)
+    cli("dead-letter", "redrive", letter, *(["--fresh"] if fresh else []))
+    assert database.value("select steps is null from message_queue where id = %s", letter) is fresh

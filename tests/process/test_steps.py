@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.accounting import assert_every_message_ended_once, effects, quick_backoff, wait_for_end
+from tests.support.http import free_port, metric
 from tests.support.waiting import wait_until
 
 
@@ -12,7 +13,8 @@ from tests.support.waiting import wait_until
 @pytest.mark.parametrize("kind", ["pays", "pays_async"])
 def test_what_was_paid_for_before_the_process_was_killed_is_not_paid_for_again(database, ledger, start_daemon, kind):
     quick_backoff(database)
-    daemon = start_daemon(database, ledger, threads=1).wait_ready()  # one at a time: no kill comes while another one pays
+    port = free_port()
+    daemon = start_daemon(database, ledger, threads=1, metrics_port=port).wait_ready()  # one at a time: no kill comes while another one pays
     ids = effects(database, 3, "k", kind, kill=True)
     ids += effects(database, 5, "n", kind)
     wait_for_end(database, 60)
@@ -25,6 +27,8 @@ def test_what_was_paid_for_before_the_process_was_killed_is_not_paid_for_again(d
     assert database.query("select distinct s.name, s.value from message_archive a cross join lateral message_steps(a.id) s order by 2") == [
         ("answer", f"answer to {key}") for key in keys
     ]
+    wait_until(lambda: metric(port, "steps_total", result="reused") == 3)
+    assert "answer to" not in daemon.log and daemon.log.count("step_reused") == 3
     assert daemon.stop() == 0
 
 

@@ -115,6 +115,14 @@ def test_what_the_pump_counts_is_what_is_shown():
     assert found["claim_seconds_bucket", (("le", "0.01"),)] == found["claim_seconds_count", ()] == 1
 
 
+def test_steps_are_counted_as_stored_and_reused():
+    fleet_stats = FleetStats(1)
+    meter = Meter(fleet_stats.children[0], ["q0"], ["a0"], [], lambda: 0, lambda: (7, 3))
+    meter.publish()
+    found = rendered(fleet_stats)
+    assert [found["steps_total", (("result", result),)] for result in ("stored", "reused")] == [7, 3]
+
+
 def test_a_wait_counts_when_the_handler_starts_not_when_it_ends():
     """A handler may run for hours, or end its process: the count says what has started (alert PackhorseQueueNotStarting)."""
     fleet_stats, slots = FleetStats(1), [Slot(index, RunningIds(4)) for index in range(4)]
@@ -237,7 +245,7 @@ def test_ten_queues_and_twenty_types_are_at_most_200_series_on_a_bad_day(childre
         for outcome in ("ok", "failed"):
             assert found["actor_messages_finished_total", (("actor", f"a{actor}"), ("outcome", outcome))] > 0
     present = {name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for name, _ in found}
-    assert present | {"duty_failing_seconds"} == {definition.name for definition in PROCESS}, "nothing was left out to save lines"
+    assert present | {"duty_failing_seconds", "steps_total"} == {definition.name for definition in PROCESS}, "nothing was left out to save lines"
 
 
 def test_a_duty_that_fails_is_one_line_more_whatever_the_children_and_none_once_it_is_well():
@@ -317,6 +325,7 @@ def test_the_fleets_queues_are_bounded_too():
 def test_every_defined_metric_is_rendered_with_its_type_and_labels():
     fleet_stats = busy_board()
     fleet_stats.duties.failing("fleet", "42501")
+    fleet_stats.children[0].totals[layout.STEPS] = 1
     text = render(FleetCollector(fleet_stats, "1", (FLEET_STATISTICS, 2.0)))[0].decode()
     found = samples(text)
     for name, definition in DEFINITIONS.items():

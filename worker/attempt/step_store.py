@@ -124,6 +124,10 @@ class BrokerSteps:
         """For one transactional handler."""
         return TransactionSteps(self)
 
+    def totals(self) -> tuple[int, int]:
+        """How many steps were stored, and how many reused, in this process so far."""
+        return self.stored_total, self.reused_total
+
     def count_reused(self) -> None:
         with self._lock:
             self.reused_total += 1

@@ -60,6 +60,9 @@ def duration(name: str, text: str) -> Any:
     return typer.Option(name, parser=seconds, metavar="DURATION", help=text)
 
 
+#: So much of the value of a step is shown when it is asked for.
+STEP_CHARACTERS = 2000
+StepValues = Annotated[bool, typer.Option("--step-values", help=f"Show what steps have stored, up to {STEP_CHARACTERS} characters of each.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document; errors as JSON on stderr.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Most rows to print.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]

@@ -16,11 +16,13 @@ import typer
 
 from packhorse.worker.cli.common import (
     MOST_ID,
+    STEP_CHARACTERS,
     AsJson,
     Limit,
     Operator,
     Queue,
     Reason,
+    StepValues,
     Yes,
     confirmed,
     database,
@@ -80,10 +82,10 @@ def list_letters(
 
 
 @app.command()
-def show(message_id: Id, as_json: AsJson = False) -> int:
-    """One dead letter, whole: reason, traceback, payload, attempt history."""
+def show(message_id: Id, step_values: StepValues = False, as_json: AsJson = False) -> int:
+    """One dead letter, whole: reason, traceback, payload, attempt history, steps."""
     with database() as connection:
-        found = dead_letters.show(connection, message_id)
+        found = dead_letters.show(connection, message_id, STEP_CHARACTERS if step_values else 0)
     print_json(found) if as_json else print_fields(found)
     return EXIT_OK
 
@@ -102,6 +104,7 @@ def edit(
     given = json_object("payload", payload) if payload is not None else None
     with database() as connection:
         seen = dead_letters.payload(connection, message_id)
+        steps = dead_letters.step_names(connection, message_id)
     before = decoded(seen)
     after = given if given is not None else json_object("payload", _edited(before))
     difference = list(difflib.unified_diff(_pretty(before), _pretty(after), "before", "after", lineterm=""))
@@ -122,7 +125,9 @@ def edit(
                 raise
             raise CommandError(str(error), code="conflict", field="payload", hint="Nothing was changed: edit it again") from error
     if as_json:
-        print_json({"id": message_id, "changed": changed, "before": before, "after": after, "diff": difference})
+        print_json({"id": message_id, "changed": changed, "before": before, "after": after, "diff": difference, "steps": steps})
+    elif changed and steps:
+        print(f"packhorse: {len(steps)} step(s) have stored what they made of the old payload; `redrive --fresh` does them again.", file=sys.stderr)
     return EXIT_OK
 
 
@@ -135,6 +140,7 @@ def redrive(
     rate: Annotated[float, typer.Option("--rate", min=0, max=1_000_000, help="Messages per second; 0: as fast as it goes.")] = 100.0,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")] = None,
     stop_after_failures: Annotated[int, typer.Option("--stop-after-failures", min=0, help="Stop when so many have died again; 0: never.")] = 3,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget their steps: everything is done again.")] = False,
     reason: Reason = None,
     operator: Operator = None,
     yes: Yes = False,
@@ -158,7 +164,7 @@ def redrive(
             total, dead_by = _counted(connection, selection)
             total = min(total, limit or total)
             if ids is None and total:
-                confirmed(f"Redrive {total} dead letter(s)?", yes)
+                confirmed(f"Redrive {total} dead letter(s){', and do again what their steps have done' if fresh else ''}?", yes)
             with progress("redriving", total) as advance, _first_interrupt() as stop:
 
                 def report(count: int) -> None:
@@ -172,6 +178,7 @@ def redrive(
                     dead_by,
                     operator=operator_name(operator),
                     reason=reason,
+                    fresh=fresh,
                     rate=rate,
                     limit=limit,
                     stop_after=stop_after_failures,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from packhorse.worker.cli.common import MOST_ID, AsJson, Limit, Operator, Queue, Reason, database, operator_name
+from packhorse.worker.cli.common import MOST_ID, STEP_CHARACTERS, AsJson, Limit, Operator, Queue, Reason, StepValues, database, operator_name
 from packhorse.worker.cli.errors import CommandError
 from packhorse.worker.cli.render import print_fields, print_json, print_rows
 from packhorse.worker.db.connection import DeadlineConnection
@@ -49,10 +49,10 @@ def list_messages(
 
 
 @app.command()
-def show(message_id: Id, as_json: AsJson = False) -> int:
-    """One message, whole: payload, errors, attempt history."""
+def show(message_id: Id, step_values: StepValues = False, as_json: AsJson = False) -> int:
+    """One message, whole: payload, errors, attempt history, steps."""
     with database() as connection:
-        found = operations.show_message(connection, message_id)
+        found = operations.show_message(connection, message_id, STEP_CHARACTERS if step_values else 0)
     print_json(found) if as_json else print_fields(found)
     return EXIT_OK
 

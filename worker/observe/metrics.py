@@ -29,6 +29,7 @@ from packhorse.worker.observe.process_stats import (
     DURATION_BOUNDS,
     LOOPS,
     OUTCOMES,
+    STEP_RESULTS,
     WAIT_BOUNDS,
     width,
 )
@@ -54,6 +55,7 @@ PROCESS = [
     Definition("handler_seconds_total", "counter", "Time in handlers by queue; counted when they end.", ("queue",)),
     Definition("claims_total", "counter", "Claims that found messages, found none, or failed.", ("result",)),
     Definition("claim_seconds", "histogram", "Round trip of a claim, with the completions it carries."),
+    Definition("steps_total", "counter", "Steps of handlers: stored, or reused from an earlier attempt; absent while there are none.", ("result",)),
     Definition("leases_rescued_total", "counter", "Messages of lost holders that this worker returned to their queues."),
     Definition("leases_lost_total", "counter", "Messages whose lease this worker lost: somebody else owns them."),
     Definition("worker_threads", "gauge", "Threads that can run handlers."),
@@ -189,6 +191,8 @@ def _claim_metrics(totals: Totals) -> Iterator[Metric]:
     plain = totals.plain
     yield _of("claims_total", (((result,), plain[layout.CLAIMS + index]) for index, result in enumerate(CLAIM_RESULTS)))
     yield _histogram("claim_seconds", CLAIM_BOUNDS, [((), plain[layout.CLAIM_SECONDS : layout.DURATION])])
+    steps = [((result,), plain[layout.STEPS + index]) for index, result in enumerate(STEP_RESULTS)]
+    yield _of("steps_total", steps if any(count for _, count in steps) else [])
     yield _of("leases_rescued_total", [((), plain[layout.RESCUED])])
     yield _of("db_errors_total", (((kind,), plain[layout.ERRORS + index]) for index, kind in enumerate(DB_ERRORS)))
 

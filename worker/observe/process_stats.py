@@ -26,6 +26,7 @@ LOOPS = ("fetcher", "heartbeat", "timekeeper", "pool", "scheduler")
 OUTCOMES = tuple(Ended)
 ACTOR_OUTCOMES = ("ok", "failed")
 CLAIM_RESULTS = ("hit", "empty", "error")
+STEP_RESULTS = ("stored", "reused")
 DB_ERRORS = ("unavailable", "conflict", "rejected", "invalid")
 #: Upper bounds in seconds; a value beyond the last counts in +Inf. Each bound of the wait costs a line per queue, so
 #: there are few of them; the alert rules use the last one.
@@ -55,7 +56,8 @@ def width(bounds: tuple[float, ...]) -> int:
 # -- totals, counted from the first total
 RESCUED = 0
 TRACING = 1
-ERRORS = 2
+STEPS = 2
+ERRORS = STEPS + len(STEP_RESULTS)
 CLAIMS = ERRORS + len(DB_ERRORS)
 CLAIM_SECONDS = CLAIMS + len(CLAIM_RESULTS)
 DURATION = CLAIM_SECONDS + width(CLAIM_BOUNDS)

@@ -39,6 +39,7 @@ def redrive(
     *,
     operator: str,
     reason: str | None = None,
+    fresh: bool = False,
     rate: float = 0.0,
     limit: int | None = None,
     stop_after: int = 0,
@@ -47,7 +48,7 @@ def redrive(
 ) -> RedriveResult:
     """Enqueue again what is selected and was dead at dead_by, oldest first, each letter once.
 
-    rate: messages per second, 0 = as fast as it goes. limit: at most so many. stop_after: end once so many
+    fresh: without their steps. rate: messages per second, 0 = as fast as it goes. limit: at most so many. stop_after: end once so many
     of the redriven ones are dead letters again, 0 = never. report: called with the number just redriven.
     Each batch is a transaction of its own; stop ends it between two ("interrupted"). A KeyboardInterrupt does, too, but
     may come when a batch is done and not yet counted. Raises StoreError.
@@ -67,7 +68,7 @@ def redrive(
                 again, checked_at = dead_letters.dead_again(connection, sent), time.monotonic()
                 if again >= stop_after:
                     return RedriveResult(len(sent), again, "failing")
-            done = dead_letters.redrive(connection, page, operator, reason)
+            done = dead_letters.redrive(connection, page, operator, reason, fresh=fresh)
             due = max(due, time.monotonic() - 1.0) + (len(page) / rate if rate else 0.0)
             sent += done
             report(len(done))

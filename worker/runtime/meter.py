@@ -24,9 +24,17 @@ _BY_ACTOR = {Ended.DONE: 0, Ended.RETRY: 1, Ended.DEAD: 1}  # a snoozed or cance
 
 
 class Meter:
-    """The totals of this process. queues, actors: the names that get series of their own."""
+    """The totals of this process. queues, actors: the names that get series of their own. steps: stored and reused so far."""
 
-    def __init__(self, stats: ProcessStats, queues: Iterable[str], actors: Iterable[str], slots: Iterable[Slot], rescued: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        stats: ProcessStats,
+        queues: Iterable[str],
+        actors: Iterable[str],
+        slots: Iterable[Slot],
+        rescued: Callable[[], int],
+        steps: Callable[[], tuple[int, int]] = lambda: (0, 0),
+    ) -> None:
         self.stats = stats
         self.duties = stats.duties
         places, actor_places = stats.name(queues, actors)
@@ -34,6 +42,7 @@ class Meter:
         self._actors = {name: layout.BY_ACTOR + place * len(layout.ACTOR_OUTCOMES) for name, place in actor_places.items()}
         self._slots = list(slots)
         self._rescued = rescued
+        self._steps = steps
         self._totals = array("d", bytes(layout.TOTALS * 8))
 
     def done(self, messages: list[ClaimedMessage]) -> None:
@@ -98,6 +107,7 @@ class Meter:
                 message.wait_counted = True
         totals = self._totals
         totals[layout.RESCUED] = self._rescued()
+        totals[layout.STEPS : layout.STEPS + 2] = array("d", self._steps())
         totals[layout.TRACING] = tracing.failures.count
         for index, kind in enumerate(layout.DB_ERRORS):
             totals[layout.ERRORS + index] = error_counts[kind]

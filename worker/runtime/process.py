@@ -109,7 +109,7 @@ class WorkerProcess:
         self.types = sorted({*(n for n, a in self.broker.actors.items() if a.queue_name in self.queues or not settings.queues), *self.broker.aliases})
         self.pool = HandlerPool(self.broker, settings.threads, running, lambda message: self.fetcher.on_finished(message))
         self.isolation = bool(self.stats.states[ISOLATION])
-        meter = Meter(self.stats, self.queues, self.types, self.pool.slots, lambda: self.heartbeat.rescued_total)
+        meter = Meter(self.stats, self.queues, self.types, self.pool.slots, lambda: self.heartbeat.rescued_total, self.broker.steps.totals)
         self.fetcher = Fetcher(
             self.broker,
             self.pool,

@@ -46,9 +46,9 @@ def list_letters(
     return found
 
 
-def show(connection: DeadlineConnection, message_id: int) -> Row:
-    """One dead letter, whole. Raises NotFound."""
-    found = rows(connection, "show_dead_letter", (message_id,))
+def show(connection: DeadlineConnection, message_id: int, step_characters: int = 0) -> Row:
+    """One dead letter, whole; of its steps name, attempt, time, size, and so many characters of each value. Raises NotFound."""
+    found = rows(connection, "show_dead_letter", {"id": message_id, "characters": step_characters})
     if not found:
         raise NotFound("dead letter", message_id)
     return found[0]
@@ -74,9 +74,12 @@ def pages(connection: DeadlineConnection, selection: Selection, dead_by: datetim
         yield page
 
 
-def redrive(connection: DeadlineConnection, ids: list[int], operator: str, reason: str | None) -> list[int]:
-    """Enqueue these again with their own ids and fresh attempts; the ids that were. Recorded. One whose id a live message has stays."""
-    return list(value(connection, "redrive", (ids, len(ids), operator, reason)))
+def redrive(connection: DeadlineConnection, ids: list[int], operator: str, reason: str | None, *, fresh: bool = False) -> list[int]:
+    """Enqueue these again with their own ids and fresh attempts; the ids that were. Recorded. One whose id a live message has stays.
+
+    fresh: without their steps; everything is done again.
+    """
+    return list(value(connection, "redrive", (ids, len(ids), operator, reason, fresh)))
 
 
 def dead_again(connection: DeadlineConnection, ids: list[int]) -> int:
@@ -90,6 +93,11 @@ def payload(connection: DeadlineConnection, message_id: int) -> str:
     if found is None:
         raise NotFound("dead letter", message_id)
     return str(found)
+
+
+def step_names(connection: DeadlineConnection, message_id: int) -> list[str]:
+    """The names of the steps of one dead letter; empty when it has none."""
+    return list(value(connection, "dead_letter_steps", (message_id,)))
 
 
 def edit(connection: DeadlineConnection, message_id: int, payload: str, before: str, operator: str, reason: str | None) -> None:

@@ -67,9 +67,9 @@ def list_messages(
     return found
 
 
-def show_message(connection: DeadlineConnection, message_id: int) -> Row:
-    """One message, whole, wherever it is. Raises NotFound."""
-    found = rows(connection, "show_message", (message_id,))
+def show_message(connection: DeadlineConnection, message_id: int, step_characters: int = 0) -> Row:
+    """One message, whole, wherever it is; of its steps name, attempt, time, size, and so many characters of each value. Raises NotFound."""
+    found = rows(connection, "show_message", {"id": message_id, "characters": step_characters})
     if not found:
         raise NotFound("message", message_id)
     return found[0]

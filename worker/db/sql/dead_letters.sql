@@ -15,11 +15,11 @@ where (%(queue)s::text is null or queue = %(queue)s) and (%(message_type)s::text
 order by dead_at desc, id desc limit %(limit)s;
 
 -- name: show_dead_letter
--- One dead letter, whole.
+-- One dead letter, whole; of its steps so many characters of each value.
 select id, queue, message_type, reason, error_class, error_message, traceback, fingerprint, priority, attempt, max_attempts,
   crashes, conversation_key, concurrency_key, correlation_id, blocks_conversation, created_at, dead_at, edited_at, lease_holder,
-  payload, options, history
-from packhorse.dead_letters where id = %s;
+  payload, options, history, packhorse.describe_steps(steps, %(characters)s) as steps
+from packhorse.dead_letters where id = %(id)s;
 
 -- name: count_dead_letters
 -- How many an act would touch, and the moment that was: what dies later is not part of it.
@@ -39,7 +39,7 @@ order by id limit %(limit)s;
 
 -- name: redrive
 -- Enqueue dead letters again; the ids that were.
-select packhorse.redrive_dead_letters(p_ids => %s, p_limit => %s, p_operator => %s, p_reason => %s);
+select packhorse.redrive_dead_letters(p_ids => %s, p_limit => %s, p_operator => %s, p_reason => %s, p_fresh => %s);
 
 -- name: dead_again
 -- How many of these ids are dead letters (again).
@@ -48,6 +48,10 @@ select count(*) from packhorse.dead_letters where id = any (%s);
 -- name: dead_letter_payload
 -- The payload of one dead letter, to be edited.
 select payload from packhorse.dead_letters where id = %s;
+
+-- name: dead_letter_steps
+-- The names of its steps.
+select coalesce(array_agg(name), '{}') from packhorse.message_steps(%s);
 
 -- name: edit_dead_letter
 -- Replace the payload, which was the last value when it was read; false when there is no such dead letter.
@@ -60,6 +64,6 @@ select packhorse.purge_dead_letters(p_ids => %s, p_limit => %s, p_operator => %s
 -- name: export_dead_letters
 -- Dead letters of these ids, whole, oldest first.
 select id, queue, message_type, payload, options, priority, reason, error_class, error_message, traceback, fingerprint, attempt,
-  max_attempts, crashes, conversation_key, concurrency_key, correlation_id, trace_context, history, lease_holder,
+  max_attempts, crashes, conversation_key, concurrency_key, correlation_id, trace_context, history, steps, lease_holder,
   blocks_conversation, created_at, dead_at, edited_at
 from packhorse.dead_letters where id = any (%s) order by id;

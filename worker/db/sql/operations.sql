@@ -36,14 +36,15 @@ where (%(queue)s::text is null or queue = %(queue)s) and (%(state)s::text is nul
 order by id desc limit %(limit)s;
 
 -- name: show_message
--- One message, whole.
+-- One message, whole; of its steps so many characters of each value.
 select a.id, a.queue, a.message_type, a.state, a.reason, a.priority, a.attempt, a.max_attempts, a.crashes, a.conversation_key,
   coalesce(m.concurrency_key::text, d.concurrency_key) as concurrency_key, m.dedup_key::text, a.correlation_id, a.run_at, a.created_at, m.expires_at,
-  a.claimed_at, m.cancel_requested_at, a.finished_at, a.lease_holder, a.lease_expires_at, a.error_class, a.error_message, a.payload, a.options, a.history
+  a.claimed_at, m.cancel_requested_at, a.finished_at, a.lease_holder, a.lease_expires_at, a.error_class, a.error_message, a.payload, a.options, a.history,
+  packhorse.describe_steps(a.steps, %(characters)s) as steps
 from packhorse.all_messages a
 left join packhorse.message_queue m on m.id = a.id and m.state = a.state
 left join packhorse.dead_letters d on d.id = a.id and a.state = 'dead'
-where a.id = %s;
+where a.id = %(id)s;
 
 -- name: message_state
 -- Where a message is; no row when nothing has this id.
