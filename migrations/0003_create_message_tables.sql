@@ -135,6 +135,9 @@ create table packhorse.dead_letters (
   reason              text        not null,
   error_class         text,
   error_message       text,
+  -- a stable word of the handler, and what else it says: context, recoverable, retryable
+  error_code          text,
+  error_details       jsonb,
   traceback           text,
   fingerprint         text        not null,
   attempt             integer     not null,

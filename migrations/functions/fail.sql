@@ -3,15 +3,17 @@
 create or replace function packhorse.fail_message(
   p_id bigint, p_token bigint, p_error_class text, p_error_message text, p_traceback text default null,
   p_frame text default null, p_max_attempts integer default null, p_delay interval default null,
-  p_backoff_initial interval default null, p_backoff_max interval default null
+  p_backoff_initial interval default null, p_backoff_max interval default null, p_details jsonb default null
 ) returns text
 language plpgsql set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- An attempt failed: 'retry' when attempts are left, 'dead' when not, 'cancelled' when that was requested
 -- in the meantime, 'lost' when the lease is gone.
 -- Attempts allowed and backoff: the message's own, else what the caller says of the actor (p_...), else what workers
--- that know the actor have said (failure_policy), else the queue's.
+-- that know the actor have said (failure_policy), else the queue's. p_details: see failure_details; when it says that the
+-- error is not retryable, or not recoverable, no attempts are left (SPEC W9).
 declare
+  v_rejected constant boolean := coalesce(p_details @> '{"retryable": false}'::jsonb or p_details @> '{"recoverable": false}'::jsonb, false);
   v_last boolean;
   v_cancel boolean;
   v_policy record;
@@ -26,15 +28,16 @@ begin
   elsif v_cancel then
     return case when cardinality(packhorse.finish_cancelled(array[p_id], array[p_token], 'cancel requested')) = 1
       then 'cancelled' else 'lost' end;
-  elsif v_last then
-    return case when packhorse.bury_message(p_id, p_token, 'failed', p_error_class, p_error_message, p_traceback, p_frame)
-      then 'dead' else 'lost' end;
+  elsif v_last or v_rejected then
+    return case when packhorse.bury_message(p_id, p_token, case when v_rejected then 'rejected' else 'failed' end, p_error_class,
+      p_error_message, p_traceback, p_frame, p_details) then 'dead' else 'lost' end;
   end if;
   return case when packhorse.schedule_message_retry(p_id, p_token, p_delay, p_error_class, p_error_message,
-    coalesce(p_backoff_initial, v_policy.backoff_initial), coalesce(p_backoff_max, v_policy.backoff_max)) is null then 'lost' else 'retry' end;
+    coalesce(p_backoff_initial, v_policy.backoff_initial), coalesce(p_backoff_max, v_policy.backoff_max), p_details => p_details) is null
+    then 'lost' else 'retry' end;
 end
 $$;
-comment on function packhorse.fail_message(bigint, bigint, text, text, text, text, integer, interval, interval, interval)
+comment on function packhorse.fail_message(bigint, bigint, text, text, text, text, integer, interval, interval, interval, jsonb)
   is 'An attempt failed: retry with backoff or dead letter; returns retry, dead, cancelled or lost.';
 
 create or replace function packhorse.send_exhausted(p_ids bigint[]) returns integer

@@ -7,7 +7,7 @@ $$;
 comment on function packhorse.bounded_text(text, integer) is 'A text of at most so many characters: what is stored about a failure is bounded.';
 
 create or replace function packhorse.append_history(
-  p_history jsonb, p_attempt integer, p_event text, p_error_class text, p_error_message text, p_holder uuid
+  p_history jsonb, p_attempt integer, p_event text, p_error_class text, p_error_message text, p_holder uuid, p_error_code text default null
 ) returns jsonb
 language sql volatile as $$
 -- The attempt history keeps the last 20 entries (bounded, SPEC Q3). What stands there and is no array (a row made by
@@ -17,10 +17,35 @@ language sql volatile as $$
     from jsonb_array_elements(case when jsonb_typeof(p_history) = 'array' then p_history else '[]' end
       || jsonb_build_array(jsonb_strip_nulls(jsonb_build_object(
       'attempt', p_attempt, 'event', p_event, 'at', clock_timestamp(), 'error_class', packhorse.bounded_text(p_error_class, 200),
-      'error_message', packhorse.bounded_text(p_error_message, 500), 'holder', p_holder)))) with ordinality as h (entry, place)
+      'error_message', packhorse.bounded_text(p_error_message, 500), 'error_code', p_error_code, 'holder', p_holder)))) with ordinality as h (entry, place)
     order by h.place desc limit 20) e;
 $$;
-comment on function packhorse.append_history(jsonb, integer, text, text, text, uuid) is 'One more entry in a bounded attempt history.';
+comment on function packhorse.append_history(jsonb, integer, text, text, text, uuid, text) is 'One more entry in a bounded attempt history.';
+
+create or replace function packhorse.failure_details(p_details jsonb, out error_code text, out error_details jsonb)
+language plpgsql stable as $$
+-- What a failure is kept with besides its text: its code (100 characters), and as error_details its context (an object of
+-- at most 16 KiB), recoverable and retryable. What is of another kind is left out: what a handler did is always stored.
+declare
+  v_context jsonb := p_details -> 'context';
+begin
+  if jsonb_typeof(p_details -> 'code') = 'string' then
+    error_code := packhorse.bounded_text(p_details ->> 'code', 100);
+  end if;
+  if jsonb_typeof(v_context) is distinct from 'object' then
+    v_context := null;
+  elsif pg_column_size(v_context) > 16384 then
+    v_context := jsonb_build_object('left_out', 'too large');
+  end if;
+  error_details := case when v_context is null then '{}' else jsonb_build_object('context', v_context) end
+    || case when jsonb_typeof(p_details -> 'recoverable') = 'boolean' then jsonb_build_object('recoverable', p_details -> 'recoverable') else '{}' end
+    || case when jsonb_typeof(p_details -> 'retryable') = 'boolean' then jsonb_build_object('retryable', p_details -> 'retryable') else '{}' end;
+  if error_details = '{}' then
+    error_details := null;
+  end if;
+end
+$$;
+comment on function packhorse.failure_details(jsonb) is 'The code of a failure, and its context and flags, bounded.';
 
 create or replace function packhorse.history_tail(p_history jsonb, p_event text) returns integer
 language sql immutable as $$

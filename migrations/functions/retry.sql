@@ -57,24 +57,33 @@ comment on function packhorse.failure_policy(text, jsonb) is 'What a message or 
 create or replace function packhorse.schedule_message_retry(
   p_id bigint, p_token bigint, p_delay interval default null,
   p_error_class text default null, p_error_message text default null,
-  p_backoff_initial interval default null, p_backoff_max interval default null, p_backoff_multiplier double precision default null
+  p_backoff_initial interval default null, p_backoff_max interval default null, p_backoff_multiplier double precision default null,
+  p_details jsonb default null
 ) returns timestamptz
 language plpgsql set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- running -> pending at now + delay, one UPDATE of the same row; null when the lease was lost.
 -- p_delay null: the queue's backoff (each part can be overridden); the attempt stays counted.
--- A message whose cancellation was requested does not come back: it is cancelled.
+-- A message whose cancellation was requested does not come back: it is cancelled. p_details: see failure_details.
 declare
   v_run_at timestamptz;
   v_cancel boolean;
+  v_error jsonb := jsonb_build_object('class', packhorse.bounded_text(p_error_class, 200), 'message', packhorse.bounded_text(p_error_message, 2000),
+    'at', clock_timestamp());
+  v_code text;
+  v_details jsonb;
 begin
+  if p_details is not null then
+    select f.error_code, f.error_details into v_code, v_details from packhorse.failure_details(p_details) f;
+    v_error := v_error || jsonb_build_object('code', v_code, 'details', v_details);
+  end if;
   update packhorse.message_queue m
   set state = 'pending', lease_holder = null, lease_token = null, lease_expires_at = null, completion_refused_at = null,
       run_at = clock_timestamp() + coalesce(packhorse.bounded_delay(p_delay), packhorse.message_backoff(m.attempt,
         coalesce(p_backoff_initial, q.backoff_initial), coalesce(p_backoff_multiplier, q.backoff_multiplier),
         greatest(coalesce(p_backoff_max, q.backoff_max), coalesce(p_backoff_initial, interval '0')), q.backoff_jitter)),
-      error = jsonb_build_object('class', packhorse.bounded_text(p_error_class, 200), 'message', packhorse.bounded_text(p_error_message, 2000), 'at', clock_timestamp()),
-      history = packhorse.append_history(m.history, m.attempt, 'retry', p_error_class, p_error_message, m.lease_holder)
+      error = v_error,
+      history = packhorse.append_history(m.history, m.attempt, 'retry', p_error_class, p_error_message, m.lease_holder, v_code)
   from packhorse.queues q
   where m.id = p_id and m.lease_token = p_token and m.state = 'running' and q.name = m.queue
   returning m.run_at, m.cancel_requested_at is not null into v_run_at, v_cancel;
@@ -84,5 +93,5 @@ begin
   return v_run_at;
 end
 $$;
-comment on function packhorse.schedule_message_retry(bigint, bigint, interval, text, text, interval, interval, double precision)
+comment on function packhorse.schedule_message_retry(bigint, bigint, interval, text, text, interval, interval, double precision, jsonb)
   is 'running -> pending after the backoff; returns the new run_at, null when the lease was lost.';

@@ -4,17 +4,18 @@ create or replace view packhorse.all_messages as
   select m.id, m.queue::text, m.message_type::text, m.state::text, m.priority::integer, m.attempt,
     m.max_attempts::integer, m.crashes::integer, m.conversation_key::text, m.correlation_id::text, m.run_at, m.created_at, m.claimed_at,
     null::timestamptz as finished_at, m.lease_holder, m.lease_expires_at, m.error ->> 'class' as error_class,
-    m.error ->> 'message' as error_message, m.payload::jsonb, m.options::jsonb, m.history, null::text as reason, m.steps
+    m.error ->> 'message' as error_message, m.payload::jsonb, m.options::jsonb, m.history, null::text as reason, m.steps,
+    m.error ->> 'code' as error_code, m.error -> 'details' as error_details
   from packhorse.message_queue m
   union all
   select a.id, a.queue, a.message_type, a.state, a.priority::integer, a.attempt, null, a.crashes::integer,
     a.conversation_key, a.correlation_id, null, a.created_at, a.claimed_at, a.finished_at, a.lease_holder, null,
-    a.error ->> 'class', a.error ->> 'message', a.payload, a.options, a.history, a.reason, a.steps
+    a.error ->> 'class', a.error ->> 'message', a.payload, a.options, a.history, a.reason, a.steps, a.error ->> 'code', a.error -> 'details'
   from packhorse.message_archive a
   union all
   select d.id, d.queue, d.message_type, 'dead', d.priority::integer, d.attempt, d.max_attempts, d.crashes::integer,
     d.conversation_key, d.correlation_id, null, d.created_at, null, d.dead_at, d.lease_holder, null, d.error_class,
-    d.error_message, d.payload, d.options, d.history, d.reason, d.steps
+    d.error_message, d.payload, d.options, d.history, d.reason, d.steps, d.error_code, d.error_details
   from packhorse.dead_letters d;
 comment on view packhorse.all_messages is 'Every message that is known: live, archived and dead, as one.';
 
@@ -50,7 +51,8 @@ comment on view packhorse.message_queue_health is 'One row per queue: depth by s
 create or replace view packhorse.dead_letter_groups as
   select d.fingerprint, d.queue, d.message_type, d.reason, d.error_class,
     (array_agg(left(d.error_message, 200) order by d.dead_at desc))[1] as error_message,
-    count(*) as count, min(d.dead_at) as first_dead_at, max(d.dead_at) as last_dead_at, min(d.id) as oldest_id
+    count(*) as count, min(d.dead_at) as first_dead_at, max(d.dead_at) as last_dead_at, min(d.id) as oldest_id,
+    (array_agg(d.error_code order by d.dead_at desc))[1] as error_code
   from packhorse.dead_letters d
   group by d.fingerprint, d.queue, d.message_type, d.reason, d.error_class;
 comment on view packhorse.dead_letter_groups is 'Dead letters by cause.';

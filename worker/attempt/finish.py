@@ -59,15 +59,16 @@ def _write(connection: DeadlineConnection, message: ClaimedMessage, outcome: Out
     reason = clean(outcome.reason, 1000) if outcome.reason else outcome.reason
     delay = _storable(outcome.delay_seconds)
     error = outcome.error_class, outcome.error_message, outcome.traceback, outcome.frame
+    details = outcome.details.as_json() if outcome.details is not None else None
     match outcome.verb:
         case Verb.FAIL:
             attempts = None if outcome.max_attempts is None else int(max(0, min(outcome.max_attempts, MAX_ATTEMPTS)))
             backoff = _storable(outcome.backoff_initial), _storable(outcome.backoff_max)
-            return Ended(messages.fail(connection, *lease, error[0] or "Error", error[1] or "", *error[2:], attempts, delay, *backoff))
+            return Ended(messages.fail(connection, *lease, error[0] or "Error", error[1] or "", *error[2:], attempts, delay, *backoff, details))
         case Verb.BURY:
-            return Ended.DEAD if messages.bury(connection, *lease, outcome.reason or "buried", *error) else Ended.LOST
+            return Ended.DEAD if messages.bury(connection, *lease, outcome.reason or "buried", *error, details) else Ended.LOST
         case Verb.RETRY:
-            moved = messages.retry(connection, *lease, delay or 0.0, error[0] or "Retry", error[1] or reason or "")
+            moved = messages.retry(connection, *lease, delay or 0.0, error[0] or "Retry", error[1] or reason or "", details)
             return Ended.RETRY if moved else Ended.LOST
         case Verb.SNOOZE:
             return Ended.SNOOZE if messages.snooze(connection, *lease, delay or 0.0, reason) else Ended.LOST

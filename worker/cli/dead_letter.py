@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import signal
@@ -43,10 +44,11 @@ app = typer.Typer(no_args_is_help=True, help="Dead letters: look, edit, redrive,
 PAGE = 500
 #: Whole letters at a time: each may have a payload of a megabyte, and a traceback.
 EXPORT_PAGE = 50
-GROUP_COLUMNS = ["fingerprint", "count", "queue", "message_type", "reason", "error_class", "error_message", "last_dead_at"]
+GROUP_COLUMNS = ["fingerprint", "count", "queue", "message_type", "reason", "error_class", "error_code", "error_message", "last_dead_at"]
 Id = Annotated[int, typer.Argument(metavar="ID", max=MOST_ID, help="Id of the dead letter.")]
 Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", max=MOST_ID, help="Ids of dead letters.")]
 Fingerprint = Annotated[str | None, typer.Option("--fingerprint", "-f", help="Only this cause, as `dead-letter groups` names it.")]
+Code = Annotated[str | None, typer.Option("--code", "-c", help="Only errors with this code.")]
 OlderThan = Annotated[float | None, duration("--older-than", "Only letters dead for longer: 2h, 7d.")]
 Everything = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 
@@ -67,17 +69,22 @@ def list_groups(queue: Queue = None, limit: Limit = 50, as_json: AsJson = False)
 def list_letters(
     queue: Queue = None,
     fingerprint: Fingerprint = None,
+    code: Code = None,
     message_type: Annotated[str | None, typer.Option("--type", "-t", help="Only this message type.")] = None,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> int:
     """Dead letters, newest first."""
     with database() as connection:
-        found = dead_letters.list_letters(connection, queue=queue, message_type=message_type, fingerprint=fingerprint, limit=limit)
+        found = dead_letters.list_letters(connection, queue=queue, message_type=message_type, fingerprint=fingerprint, code=code, limit=limit)
     if as_json:
         print_json(found)
     else:
-        print_rows(found, ["id", "queue", "message_type", "reason", "error_class", "error_message", "attempt", "dead_at"], empty="no dead letters")
+        print_rows(
+            found,
+            ["id", "queue", "message_type", "reason", "error_class", "error_code", "error_message", "attempt", "dead_at"],
+            empty="no dead letters",
+        )
     return EXIT_OK
 
 
@@ -135,6 +142,7 @@ def edit(
 def redrive(
     ids: Ids = None,
     fingerprint: Fingerprint = None,
+    code: Code = None,
     queue: Queue = None,
     everything: Everything = False,
     rate: Annotated[float, typer.Option("--rate", min=0, max=1_000_000, help="Messages per second; 0: as fast as it goes.")] = 100.0,
@@ -149,7 +157,7 @@ def redrive(
     """Enqueue dead letters again, oldest first, with fresh attempts; stops when they fail again."""
     from packhorse.worker.ops.redrive import redrive as redrive_paced
 
-    selection = _selection(ids, fingerprint, queue, None, everything)
+    selection = _selection(Selection(ids, fingerprint, queue, code=code), everything)
     total = done = 0
 
     def tell(redriven: int, died_again: int | None, ended: str) -> None:
@@ -209,6 +217,7 @@ def redrive(
 def purge(
     ids: Ids = None,
     fingerprint: Fingerprint = None,
+    code: Code = None,
     queue: Queue = None,
     older_than: OlderThan = None,
     everything: Everything = False,
@@ -218,7 +227,7 @@ def purge(
     as_json: AsJson = False,
 ) -> int:
     """Delete dead letters for good. Export them first when in doubt."""
-    selection = _selection(ids, fingerprint, queue, older_than, everything)
+    selection = _selection(Selection(ids, fingerprint, queue, older_than, code), everything)
     total = gone = 0
 
     def tell() -> None:
@@ -251,12 +260,13 @@ def purge(
 def export(
     ids: Ids = None,
     fingerprint: Fingerprint = None,
+    code: Code = None,
     queue: Queue = None,
     older_than: OlderThan = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; default: stdout. An existing one is not overwritten.")] = None,
 ) -> int:
     """Write dead letters as JSON lines, oldest message first; all of them unless filtered."""
-    selection = Selection(ids or None, fingerprint, queue, older_than)
+    selection = Selection(ids or None, fingerprint, queue, older_than, code)
     written = 0
     with database() as connection:
         total, dead_by = _counted(connection, selection)
@@ -305,26 +315,22 @@ def _first_interrupt() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, usual)
 
 
-def _selection(ids: list[int] | None, fingerprint: str | None, queue: str | None, older_than: float | None, everything: bool) -> Selection:
+def _selection(asked: Selection, everything: bool) -> Selection:
     """What an act is about; nothing named is an error, not everything."""
-    named = [value for value in (ids, fingerprint, queue, older_than) if value]
+    named = any([asked.ids, asked.fingerprint, asked.queue, asked.older_than, asked.code])
     if everything and named:
         raise usage("all", "cannot be combined with ids or filters")
     if not everything and not named:
-        raise usage("ids", "say which: ids, --fingerprint, --queue or --all", "`packhorse dead-letter groups` lists causes")
-    return Selection(ids or None, fingerprint, queue, older_than)
+        raise usage("ids", "say which: ids, --fingerprint, --code, --queue or --all", "`packhorse dead-letter groups` lists causes")
+    return asked if asked.ids else dataclasses.replace(asked, ids=None)
 
 
 def _counted(connection: Any, selection: Selection) -> tuple[int, Any]:
     """Count a selection; ids that are all unknown, or a cause that is, are an error."""
     total, dead_by = dead_letters.count(connection, selection)
-    if not total and (selection.ids or selection.fingerprint):
-        raise CommandError(
-            "no dead letter matches",
-            code="not_found",
-            field="ids" if selection.ids else "fingerprint",
-            hint="`packhorse dead-letter list` shows what there is",
-        )
+    named = next((name for name in ("ids", "fingerprint", "code") if getattr(selection, name)), None)
+    if not total and named:
+        raise CommandError("no dead letter matches", code="not_found", field=named, hint="`packhorse dead-letter list` shows what there is")
     return total, dead_by
 
 

@@ -30,6 +30,7 @@ _MESSAGE = (
     "wait_seconds",
     "correlation_id",
     "error_class",
+    "error_code",
     "worker_id",
     "trace_id",
 )

@@ -46,6 +46,7 @@ class OutcomeLog:
             round(message.due_seconds + message.started_at - message.claimed_at, 3) if message.started else None,
             message.correlation_id,
             outcome.error_class if outcome else None,
+            outcome.details.code if outcome and outcome.details else None,
             self._worker_id,
             message.trace_id,
         )
@@ -53,13 +54,13 @@ class OutcomeLog:
             logger.log(
                 level,
                 "message_failed message_id=%s queue=%s actor=%s attempt=%s outcome=%s duration_seconds=%s wait_seconds=%s "
-                "correlation_id=%s error_class=%s worker_id=%s trace_id=%s",
+                "correlation_id=%s error_class=%s error_code=%s worker_id=%s trace_id=%s",
                 *values,
             )
         else:
             logger.log(
                 level,
                 "message_ended message_id=%s queue=%s actor=%s attempt=%s outcome=%s duration_seconds=%s wait_seconds=%s "
-                "correlation_id=%s error_class=%s worker_id=%s trace_id=%s",
+                "correlation_id=%s error_class=%s error_code=%s worker_id=%s trace_id=%s",
                 *values,
             )

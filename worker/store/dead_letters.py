@@ -26,6 +26,7 @@ class Selection:
     fingerprint: str | None = None
     queue: str | None = None
     older_than: float | None = None
+    code: str | None = None
 
 
 def groups(connection: DeadlineConnection, *, queue: str | None = None, limit: int = 50) -> list[Row]:
@@ -37,10 +38,17 @@ def groups(connection: DeadlineConnection, *, queue: str | None = None, limit: i
 
 
 def list_letters(
-    connection: DeadlineConnection, *, queue: str | None = None, message_type: str | None = None, fingerprint: str | None = None, limit: int = 50
+    connection: DeadlineConnection,
+    *,
+    queue: str | None = None,
+    message_type: str | None = None,
+    fingerprint: str | None = None,
+    code: str | None = None,
+    limit: int = 50,
 ) -> list[Row]:
     """Dead letters that match all given filters, newest first. Raises UnknownQueue."""
-    found = rows(connection, "list_dead_letters", {"queue": queue, "message_type": message_type, "fingerprint": fingerprint, "limit": limit})
+    filters = {"queue": queue, "message_type": message_type, "fingerprint": fingerprint, "code": code}
+    found = rows(connection, "list_dead_letters", {**filters, "limit": limit})
     if not found:
         _require_queue(connection, queue)
     return found

@@ -154,17 +154,26 @@ def fail(
     delay_seconds: float | None,
     backoff_initial: float | None,
     backoff_max: float | None,
+    details: str | None = None,
 ) -> str:
-    """An attempt failed; "retry", "dead" or "lost"."""
-    row = connection.execute(
-        sql("fail"), (message_id, token, error_class, error_message, traceback, frame, max_attempts, delay_seconds, backoff_initial, backoff_max)
-    ).fetchone()
+    """An attempt failed; "retry", "dead" or "lost". details: JSON object text, see failure_details in migrations/functions/history.sql."""
+    values = message_id, token, error_class, error_message, traceback, frame, max_attempts, delay_seconds, backoff_initial, backoff_max, details
+    row = connection.execute(sql("fail"), values).fetchone()
     return str(row[0])  # type: ignore[index]
 
 
-def retry(connection: DeadlineConnection, message_id: int, token: int, delay_seconds: float, error_class: str, error_message: str) -> bool:
-    """running -> pending in delay_seconds whatever attempts are left; False when the lease was lost."""
-    return bool(connection.execute(sql("retry"), (message_id, token, delay_seconds, error_class, error_message)).fetchone()[0])  # type: ignore[index]
+def retry(
+    connection: DeadlineConnection,
+    message_id: int,
+    token: int,
+    delay_seconds: float,
+    error_class: str,
+    error_message: str,
+    details: str | None = None,
+) -> bool:
+    """running -> pending in delay_seconds whatever attempts are left; False when the lease was lost. details: as in fail()."""
+    row = connection.execute(sql("retry"), (message_id, token, delay_seconds, error_class, error_message, details)).fetchone()
+    return bool(row[0])  # type: ignore[index]
 
 
 def snooze(connection: DeadlineConnection, message_id: int, token: int, delay_seconds: float, reason: str | None) -> bool:
@@ -216,8 +225,10 @@ def bury(
     error_message: str | None,
     traceback: str | None = None,
     frame: str | None = None,
+    details: str | None = None,
 ) -> bool:
-    row = connection.execute(sql("bury"), (message_id, token, reason, error_class, error_message, traceback, frame)).fetchone()
+    """Give a message up; False when it was not there or the lease was lost. details: as in fail()."""
+    row = connection.execute(sql("bury"), (message_id, token, reason, error_class, error_message, traceback, frame, details)).fetchone()
     return bool(row[0])  # type: ignore[index]
 
 

@@ -128,5 +128,10 @@ def blocked_conversations(connection: DeadlineConnection, limit: int = 50) -> li
 
 
 def stats(connection: DeadlineConnection) -> Row:
-    """Depths now, ends of the last hour with seconds from enqueue to end, totals of live workers."""
-    return {"queues": queue_health(connection), "last_hour": rows(connection, "finished_last_hour"), "workers": rows(connection, "worker_totals")[0]}
+    """Depths now, ends of the last hour with seconds from enqueue to end, its dead letters by code, totals of live workers."""
+    return {
+        "queues": queue_health(connection),
+        "last_hour": rows(connection, "finished_last_hour"),
+        "dead_by_code": rows(connection, "dead_by_code"),
+        "workers": rows(connection, "worker_totals")[0],
+    }

@@ -54,13 +54,13 @@ select packhorse.declare_queue(%s);
 
 -- name: retry
 -- running -> pending after a delay.
-select packhorse.schedule_message_retry(%s, %s, make_interval(secs => %s), %s, %s) is not null;
+select packhorse.schedule_message_retry(%s, %s, make_interval(secs => %s), %s, %s, p_details => %s::jsonb) is not null;
 
 -- name: fail
 -- An attempt failed: retry, dead or lost.
 select packhorse.fail_message(%s, %s, %s, %s, p_traceback => %s, p_frame => %s, p_max_attempts => %s,
   p_delay => make_interval(secs => %s), p_backoff_initial => make_interval(secs => %s),
-  p_backoff_max => make_interval(secs => %s));
+  p_backoff_max => make_interval(secs => %s), p_details => %s::jsonb);
 
 -- name: snooze
 -- Later, not a failure.
@@ -96,7 +96,7 @@ select packhorse.complete_refused_messages();
 
 -- name: bury
 -- Give up: dead letter.
-select packhorse.bury_message(%s, %s, %s, %s, %s, %s, %s);
+select packhorse.bury_message(%s, %s, %s, %s, %s, %s, %s, %s::jsonb);
 
 -- name: cancel
 -- Cancel by an operator: cancelled, requested or gone.

@@ -28,7 +28,7 @@ select (packhorse.set_queue(%s, %s::jsonb, %s)).name;
 
 -- name: list_messages
 -- Messages by filter, newest first.
-select id, queue, message_type, state, priority, attempt, conversation_key, run_at, created_at, finished_at, error_class
+select id, queue, message_type, state, priority, attempt, conversation_key, run_at, created_at, finished_at, error_class, error_code
 from packhorse.all_messages
 where (%(queue)s::text is null or queue = %(queue)s) and (%(state)s::text is null or state = %(state)s)
   and (%(message_type)s::text is null or message_type = %(message_type)s)
@@ -39,8 +39,8 @@ order by id desc limit %(limit)s;
 -- One message, whole; of its steps so many characters of each value.
 select a.id, a.queue, a.message_type, a.state, a.reason, a.priority, a.attempt, a.max_attempts, a.crashes, a.conversation_key,
   coalesce(m.concurrency_key::text, d.concurrency_key) as concurrency_key, m.dedup_key::text, a.correlation_id, a.run_at, a.created_at, m.expires_at,
-  a.claimed_at, m.cancel_requested_at, a.finished_at, a.lease_holder, a.lease_expires_at, a.error_class, a.error_message, a.payload, a.options, a.history,
-  packhorse.describe_steps(a.steps, %(characters)s) as steps
+  a.claimed_at, m.cancel_requested_at, a.finished_at, a.lease_holder, a.lease_expires_at, a.error_class, a.error_code, a.error_message, a.error_details,
+  a.payload, a.options, a.history, packhorse.describe_steps(a.steps, %(characters)s) as steps
 from packhorse.all_messages a
 left join packhorse.message_queue m on m.id = a.id and m.state = a.state
 left join packhorse.dead_letters d on d.id = a.id and a.state = 'dead'
@@ -91,6 +91,12 @@ from (
   union all
   select queue, 'dead', created_at, dead_at from packhorse.dead_letters where dead_at > clock_timestamp() - interval '1 hour') ended
 group by queue, state order by queue, state;
+
+-- name: dead_by_code
+-- Dead letters of the last hour by the code of their error, most frequent first; those without a code are not here.
+select queue, error_code, count(*) as count, max(dead_at) as last_dead_at from packhorse.dead_letters
+where dead_at > clock_timestamp() - interval '1 hour' and error_code is not null
+group by queue, error_code order by count desc, queue, error_code limit 50;
 
 -- name: worker_totals
 -- Live worker processes and what they say they did.

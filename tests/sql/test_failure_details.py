@@ -1,0 +1,101 @@
+"""Code, context and flags of an error are kept with the failure, bounded, in every place that keeps it (SPEC W9)."""
+
+from __future__ import annotations
+
+import pytest
+from psycopg.types.json import Jsonb
+
+from tests.sql.client import Sql
+
+DETAILS = {"code": "BUSY", "context": {"order": 7}, "recoverable": True, "retryable": True}
+KEPT = {"context": {"order": 7}, "recoverable": True, "retryable": True}
+
+
+def failed(sql: Sql, details: object, **arguments: object) -> tuple[int, str]:
+    """A message whose attempt has failed with these details; its id and the answer."""
+    lease = sql.claimed(**arguments)
+    return lease.id, sql.value("select fail_message(%s, %s, 'E', 'm', p_delay => '0', p_details => %s)", lease.id, lease.token, Jsonb(details))
+
+
+def shown(sql: Sql, message_id: int) -> tuple[object, object]:
+    return sql.rows("select error_code, error_details from all_messages where id = %s", message_id)[0]
+
+
+def test_a_retry_keeps_them_in_the_row_and_its_code_in_the_history(sql: Sql) -> None:
+    message_id, answer = failed(sql, DETAILS)
+    assert answer == "retry" and shown(sql, message_id) == ("BUSY", KEPT)
+    error = sql.live(message_id)["error"]
+    assert (error["class"], error["code"], error["details"]) == ("E", "BUSY", KEPT)
+    (entry,) = sql.live(message_id)["history"]
+    assert entry["error_code"] == "BUSY" and "context" not in str(entry)
+
+
+def test_the_archive_keeps_those_of_the_last_failure(sql: Sql) -> None:
+    message_id, _ = failed(sql, DETAILS)
+    assert sql.complete(sql.claim_one()) == [message_id]
+    assert shown(sql, message_id) == ("BUSY", KEPT)
+
+
+def test_a_dead_letter_keeps_them_in_columns_and_its_group_says_the_last_code(sql: Sql) -> None:
+    message_id, answer = failed(sql, DETAILS, max_attempts=1)
+    row = sql.dead(message_id)
+    assert answer == "dead" and (row["reason"], row["error_code"], row["error_details"]) == ("failed", "BUSY", KEPT)
+    assert row["history"][-1]["error_code"] == "BUSY" and shown(sql, message_id) == ("BUSY", KEPT)
+    assert sql.value("select error_code from dead_letter_groups") == "BUSY"
+
+
+@pytest.mark.parametrize("flag", ["retryable", "recoverable"])
+def test_an_error_that_no_attempt_can_help_is_dead_at_once(sql: Sql, flag: str) -> None:
+    message_id, answer = failed(sql, {flag: False}, max_attempts=10)
+    assert answer == "dead" and sql.dead(message_id)["reason"] == "rejected"
+    assert failed(sql, {flag: True}, max_attempts=10)[1] == "retry"
+
+
+def test_the_other_verbs_take_them(sql: Sql) -> None:
+    lease = sql.claimed()
+    sql.rows("select schedule_message_retry(%s, %s, '0', 'E', 'm', p_details => %s)", lease.id, lease.token, Jsonb(DETAILS | {"retryable": False}))
+    assert sql.state(lease.id) == "pending" and shown(sql, lease.id) == ("BUSY", KEPT | {"retryable": False}), "its caller wants a retry"
+    sql.rows("select bury_message(%s, p_details => %s)", lease.id, Jsonb(DETAILS))
+    assert shown(sql, lease.id) == ("BUSY", KEPT)
+
+
+def test_without_them_nothing_is_kept(sql: Sql) -> None:
+    lease = sql.claimed()
+    sql.fail(lease)
+    assert shown(sql, lease.id) == (None, None)
+    assert set(sql.live(lease.id)["error"]) == {"class", "message", "at"} and "error_code" not in sql.live(lease.id)["history"][0]
+
+
+@pytest.mark.parametrize(
+    ("details", "expected"),
+    [
+        ({}, (None, None)),
+        ([1, 2], (None, None)),
+        ("text", (None, None)),
+        (None, (None, None)),
+        ({"code": 7, "context": [1], "retryable": "no", "recoverable": 0, "other": {"a": 1}}, (None, None)),
+        ({"code": "c" * 1000}, ("c" * 100, None)),
+        ({"context": {}}, (None, {"context": {}})),
+        ({"code": None, "context": None, "retryable": None}, (None, None)),
+        ({"context": {"a": "x" * 20_000}}, (None, {"context": {"left_out": "too large"}})),
+        ({"code": "C", "context": {"a": None}, "recoverable": True}, ("C", {"context": {"a": None}, "recoverable": True})),
+    ],
+)
+def test_what_is_of_another_kind_or_too_large_is_left_out_and_never_refused(sql: Sql, details: object, expected: tuple[object, object]) -> None:
+    message_id, answer = failed(sql, details)
+    assert answer == "retry" and shown(sql, message_id) == expected
+    sql.rows("select bury_message(%s, p_details => %s)", message_id, Jsonb(details))
+    assert shown(sql, message_id) == expected
+
+
+def test_a_redrive_begins_without_them_and_its_history_has_them(sql: Sql) -> None:
+    message_id, _ = failed(sql, DETAILS, max_attempts=1)
+    sql.rows("select redrive_dead_letters(array[%s])", message_id)
+    assert shown(sql, message_id) == (None, None)
+    assert [entry.get("error_code") for entry in sql.live(message_id)["history"]] == ["BUSY", None]
+
+
+def test_a_stale_holder_changes_nothing(sql: Sql) -> None:
+    lease = sql.claimed()
+    assert sql.value("select fail_message(%s, %s, 'E', 'm', p_details => %s)", lease.id, lease.token + 1, Jsonb({"retryable": False})) == "lost"
+    assert sql.state(lease.id) == "running"
