@@ -5,7 +5,7 @@ a share of the ideal (waiting and nothing else), and with the most memory that t
 asynchronous handlers that do nothing beside synchronous ones.
 Packhorse only: `pickup`, how late a synchronous no-op starts in a process, alone and beside its waiting coroutines, and how old
 the heartbeat of that process gets; `conversations`, three messages each, in order; `killed`, a process that is killed with all
-its coroutines in flight while another one has room for them.
+its coroutines in flight while another one has room for them; `steps`, how long one takes, and how many a second many coroutines store.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.metrics.pickup import collect, send
 from benchmarks.metrics.recovery import wait
 from benchmarks.systems.base import NO_OP_SYNC, System
 from benchmarks.systems.packhorse import Adapter
-from benchmarks.systems.waiting_actors import ORDER_FILE, TALK_QUEUE, WAIT_QUEUE
+from benchmarks.systems.waiting_actors import NOTES_FILE, STEP_ASYNC_QUEUE, STEP_QUEUE, TALK_QUEUE, WAIT_QUEUE
 
 CASES = [
     Case("waiting/second"),
@@ -37,6 +37,7 @@ CASES = [
     Case("waiting/pickup"),
     Case("waiting/conversations"),
     Case("waiting/killed"),
+    Case("waiting/steps"),
 ]
 TURNS = ("sync", "async", "async", "sync")
 """Neighbours in time are compared; what the machine does more slowly from turn to turn cancels out."""
@@ -46,6 +47,7 @@ BESIDE_SECONDS = 15.0
 CONVERSATIONS, MESSAGES_EACH, TALK_SECONDS = 10_000, 3, 5.0
 KILLED, KILLED_SECONDS = 5_000, 15.0
 """Long enough to fill one process and to start the other before the kill."""
+STEPS, STEPS_AT_ONCE = 20_000, 1_000
 BEAT_LOOK_SECONDS = 0.1
 
 FILL_WAIT = "select packhorse.enqueue_payloads(%s, %s, (select jsonb_agg(jsonb_build_object('seconds', %s::float8)) from generate_series(1, %s)))"
@@ -56,6 +58,10 @@ select count(*) from packhorse.enqueue_messages((
     'payload', jsonb_build_object('conversation', c, 'number', n, 'seconds', %(seconds)s::float8)) order by n, c)
   from generate_series(1, %(each)s) as n, generate_series(1, %(conversations)s) as c
 ))
+"""
+FILL_STEPS = """
+select packhorse.enqueue_payloads(%(queue)s, %(queue)s, (select jsonb_agg(jsonb_build_object('number', n)) from generate_series(1, %(count)s) as n),
+  p_conversation_key => %(key)s)
 """
 RUNNING = "select count(*) from packhorse.message_queue where queue = 'wait' and state = 'running'"
 WORKERS = "select count(*) from packhorse.workers"
@@ -88,7 +94,7 @@ def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
         yield from no_ops(system, [kind for kind in TURNS if kind == "async" or NO_OP_SYNC in system.cases], settings)
     else:
         assert isinstance(system, Adapter), "only Packhorse lists these cases"
-        only_ours = {"waiting/pickup": pickup, "waiting/conversations": conversations, "waiting/killed": killed}
+        only_ours = {"waiting/pickup": pickup, "waiting/conversations": conversations, "waiting/killed": killed, "waiting/steps": steps}
         yield from only_ours[case.key](system, settings)
 
 
@@ -181,7 +187,7 @@ def conversations(system: Adapter, settings: Settings) -> Iterator[Number]:
     count = -(-settings.size(CONVERSATIONS * MESSAGES_EACH) // MESSAGES_EACH)
     with ExitStack() as stack:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="packhorse-bench-"))) / "order"
-        workers = system.start(1, variant="waiting", env={ORDER_FILE: str(path), AT_ONCE: str(at_once)})
+        workers = system.start(1, variant="waiting", env={NOTES_FILE: str(path), AT_ONCE: str(at_once)})
         stack.callback(workers.stop)
         system.warm_up(workers)
         with psycopg.connect(system.store_url()) as connection:
@@ -230,3 +236,28 @@ def killed(system: Adapter, settings: Settings) -> Iterator[Number]:
     yield Number("waiting", "killed: rescued to all run", 1, seconds, "s")
     yield Number("waiting", "killed: the same without their own time", 1, seconds - KILLED_SECONDS, "s")
     yield Number("waiting", "killed: most crashes of a message", 1, crashes, "")
+
+
+def steps(system: Adapter, settings: Settings) -> Iterator[Number]:
+    """Milliseconds of one step, one at a time; and steps per second of many coroutines, from the first begun to the last stored."""
+    at_once, count = settings.at_once or STEPS_AT_ONCE, settings.size(STEPS)
+    with ExitStack() as stack:
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="packhorse-bench-"))) / "steps"
+        workers = system.start(1, variant="waiting", env={NOTES_FILE: str(path), AT_ONCE: str(at_once)})
+        stack.callback(workers.stop)
+        system.warm_up(workers)
+        spans: list[list[tuple[int, int]]] = []
+        for queue, number, key in ((STEP_QUEUE, settings.samples, "one at a time"), (STEP_ASYNC_QUEUE, count, None)):
+            before = sum(len(found) for found in spans)
+            with psycopg.connect(system.store_url()) as connection:
+                connection.execute(FILL_STEPS, {"queue": queue, "count": number, "key": key})
+                system.commit_quietly(connection)
+            system.wait_drained(workers)
+            lines = [line.split() for line in path.read_text().splitlines()[before:]]
+            spans.append([(int(began), int(ended)) for began, ended in lines])
+            assert len(lines) == number, f"{len(lines)} of {number} steps were stored"
+    alone, many = spans
+    for share in (0.50, 0.99):
+        yield Number("waiting", f"one step p{share * 100:.0f}", 1, percentile([(ended - began) / 1e6 for began, ended in alone], share), "ms")
+    seconds = (max(ended for _, ended in many) - min(began for began, _ in many)) / 1e9
+    yield Number("waiting", f"a step each, {at_once:,} coroutines", 1, count / seconds, "steps/s")

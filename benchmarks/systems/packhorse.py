@@ -122,6 +122,7 @@ class Adapter(PostgresSystem):
             "waiting/pickup",
             "waiting/conversations",
             "waiting/killed",
+            "waiting/steps",
         }
     )
 
