@@ -44,6 +44,7 @@ HOMES = {
     "sqlalchemy": ("worker.enqueue",),
     "apscheduler": ("schedules.timetable.triggers",),
     "opentelemetry": ("worker.observe.tracing",),
+    "httpx": ("worker.calls.http",),
 }
 
 

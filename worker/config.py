@@ -24,8 +24,8 @@ from packhorse.worker.suggest import near_miss
 
 PREFIX = "PACKHORSE_"
 MAX_SECRET_BYTES = 65536
-#: Tables of packhorse.toml that schedules/config.py reads.
-SECTIONS = ("schedules", "retention", "partitions", "gates")
+#: Tables of packhorse.toml that schedules/config.py and calls/declarations.py read.
+SECTIONS = ("schedules", "retention", "partitions", "gates", "services")
 #: Said by the setting and by whoever is asked to trace without the package.
 TRACING_NEEDS = "needs the package opentelemetry-api: pip install 'packhorse[otel]'"
 NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9._-]{0,99}$"

@@ -117,6 +117,22 @@ class UndecodableMessage(WorkerError):
     """A claimed row cannot be turned into a call: it becomes one dead letter."""
 
 
+class ServiceFailed(WorkerError):
+    """A service did not answer as it should: no connection, no answer in time, too long an answer, a status of 400 and more.
+
+    status_code: of the answer; None when there was none. retry_after: seconds that it asked to wait, or None.
+    """
+
+    def __init__(
+        self, message: str, *, service: str, endpoint: str | None = None, status_code: int | None = None, retry_after: float | None = None
+    ) -> None:
+        self.service = service
+        self.endpoint = endpoint
+        self.status_code = status_code
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
 class WorkflowError(WorkerError):
     """An error of a handler, with a stable `code`, context for people, and whether another attempt can help.
 
@@ -207,6 +223,17 @@ class Snooze(AskedOutcome):
         self.seconds = seconds
         self.reason = reason
         super().__init__(reason or f"snoozed for {seconds} s")
+
+
+class CircuitOpen(Snooze):
+    """A service is not called, for the circuit breaker of every endpoint that it has is open. Leaving a handler, the message is snoozed.
+
+    seconds: until it may be tried again. The cause, when there is one, is the call that failed while the breaker opened, or as its probe.
+    """
+
+    def __init__(self, service: str, seconds: float) -> None:
+        self.service = service
+        super().__init__(seconds, f"the circuit of the service {service} is open")
 
 
 class Cancel(AskedOutcome):

@@ -174,10 +174,3 @@ begin
 end
 $$;
 comment on function packhorse.health_agent_sessions(interval, interval, integer) is 'Health check: open agent sessions, and those that are over and not marked.';
-
-create or replace function packhorse.health_circuit_breakers() returns table (status text, summary text, details jsonb)
-language sql stable as $$
--- This schema has no circuit breakers.
-  select 'absent', 'no circuit breakers in this schema', '{}'::jsonb;
-$$;
-comment on function packhorse.health_circuit_breakers() is 'Health check: circuit breakers; absent, for this schema has none.';

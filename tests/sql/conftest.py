@@ -29,6 +29,7 @@ TABLES = [
     "queue_wakeups",
     "scopes",
     "claim_marks",
+    "service_endpoints",
     "queues",
 ]
 _connections: dict[str, psycopg.Connection] = {}  # one per server: a fresh one would compile every function again

@@ -268,6 +268,7 @@ EVERYTHING = set(READABLE) - {"explain_message(1)"} | {
     "schedule_runs",
     "schedules",
     "scopes",
+    "service_endpoints",
     "packhorse_migrations",
 }
 VIEWS = {

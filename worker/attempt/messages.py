@@ -77,6 +77,8 @@ class ClaimedMessage(MessageProxy):
     place = -1
     #: What follows it was sent in its handler's transaction.
     followed = False
+    #: How often each request was sent in this attempt, by its idempotency key; worker/calls/http.py writes it.
+    requests_sent: dict[str, int] | None = None
     #: Set when the attempt is traced.
     trace_id: str | None = None
     #: Where its steps are stored; set where it is run.

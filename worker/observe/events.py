@@ -144,7 +144,19 @@ EVENTS: dict[str, Event] = {
     "isolation_started": Event(
         "warning", ("pid", "threads"), "Messages that were there when two processes died run apart, in a process of their own."
     ),
-    # -- observability
+    # -- services that handlers call
+    "circuit_opened": Event(
+        "warning",
+        ("service", "endpoint", "failures_in_row", "retry_seconds"),
+        "The breaker of an endpoint opened; said by the process whose calls decided it.",
+    ),
+    "circuit_probe_failed": Event("info", ("service", "endpoint"), "A probe failed: the breaker stays open for its reset time."),
+    "circuit_closed": Event("info", ("service", "endpoint"), "Probes succeeded: the breaker is closed."),
+    "breakers_alone": Event("warning", ("services",), "The database is away: the process opens and closes breakers by its own calls. Said once."),
+    "breakers_shared": Event("info", ("services",), "It is back: breakers are those of the fleet again."),
+    "endpoint_unhealthy": Event("warning", ("service", "endpoint", "error"), "Three health checks in a row have failed."),
+    "endpoint_healthy": Event("info", ("service", "endpoint"), "A health check succeeded after that."),
+    "service_unknown": Event("warning", ("service", "actor", "near"), "An actor names a service that nobody declares here; near: one that is."),
     # -- the timetable and maintenance
     "timetable_declared": Event("info", ("schedules", "changed"), "What code and configuration declare was written into the timetable."),
     "schedule_fired": Event("debug", ("schedule", "planned_at"), "A planned time was decided and its message enqueued."),

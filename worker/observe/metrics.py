@@ -105,6 +105,18 @@ FLEET = [
     Definition("schedule_last_success_timestamp_seconds", "gauge", "When a run of the schedule was last done.", ("schedule",)),
     Definition("maintenance_last_success_timestamp_seconds", "gauge", "When a maintenance task last succeeded.", ("task",)),
     Definition("maintenance_rows_total", "counter", "Rows that a maintenance task has removed or repaired.", ("task",)),
+    Definition(
+        "service_breaker_state",
+        "gauge",
+        "Circuit breaker of an endpoint: 0 closed, 1 half open, 2 open; as an operator forces it.",
+        ("service", "endpoint"),
+    ),
+    Definition(
+        "service_endpoint_healthy", "gauge", "1 when the health checks of an endpoint succeed; absent before the first.", ("service", "endpoint")
+    ),
+    Definition("service_calls_total", "counter", "Calls of an endpoint by all processes.", ("service", "endpoint")),
+    Definition("service_failures_total", "counter", "Calls of an endpoint that failed.", ("service", "endpoint")),
+    Definition("service_breaker_opened_total", "counter", "How often the breaker of an endpoint opened.", ("service", "endpoint")),
     Definition("clock_skew_seconds", "gauge", "Clock of this worker's host minus the database's, as far as the round trip allows to say; else 0."),
     Definition("fleet_age_seconds", "gauge", "Age of all fleet metrics."),
 ]

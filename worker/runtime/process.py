@@ -28,6 +28,7 @@ from packhorse.worker.attempt.middleware import Checked, TimeLimits
 from packhorse.worker.attempt.middleware.retries import policies
 from packhorse.worker.attempt.middleware.tracing import Tracing
 from packhorse.worker.broker.postgres import PostgresBroker
+from packhorse.worker.calls.registry import default_registry
 from packhorse.worker.config import Settings
 from packhorse.worker.db import migrate
 from packhorse.worker.db.listen import Listener
@@ -98,6 +99,7 @@ class WorkerProcess:
         self.stats = stats or ProcessStats()
         self.id = worker_id or uuid4()
         self.broker = load_broker(settings)
+        default_registry().read_toml()
         for middleware in self.broker.middleware:
             if isinstance(middleware, Checked):
                 middleware.check()
@@ -189,6 +191,7 @@ class WorkerProcess:
         self.fetcher.start()
         if self.listener:
             self.listener.start()
+        self._start_services()
         forks.contain(self.broker.emit_after, "worker_boot", self)
         self.on_turn()  # hooks may have set signal handlers
         self.stats.states[REGISTERED] = 1.0
@@ -206,6 +209,13 @@ class WorkerProcess:
         for queue in self.queues:
             if queue not in known:
                 logger.warning("queue_without_actors queue=%s near=%s worker_id=%s", queue, near_miss(queue, known), self.id)
+
+    def _start_services(self) -> None:
+        """Breakers and health checks of what the handlers call, when a service is declared."""
+        default_registry().start(self.settings, self.broker.url)
+        default_registry().warn_of_unknown(
+            {name: actor.options["services"] for name, actor in self.broker.actors.items() if actor.options.get("services")}
+        )
 
     def _wait_for_database(self) -> bool:
         """Register, waiting through any outage; False when stopped meanwhile. A wrong schema or role is fatal."""
@@ -266,6 +276,7 @@ class WorkerProcess:
         self._tell_middleware(self.broker.emit_after)  # before the heartbeat ends: a handler that would not end may still run
         self.heartbeat.stop()
         self.heartbeat.wait(5)
+        default_registry().stop()
         self._deregister()
         for service in (self.timekeeper, self.listener):
             if service is not None:

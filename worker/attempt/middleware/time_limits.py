@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from dramatiq.middleware import TimeLimit
+from dramatiq.middleware import TimeLimitExceeded as TimeLimitExceeded
 
 from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.errors import InvalidArgument
