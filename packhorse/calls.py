@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from packhorse.worker.calls.boundary import ErrorBoundary, Operation, SafeResponse, safe_http_response, with_error_boundary
-    from packhorse.worker.calls.declarations import BreakerPolicy, RetryPolicy
+    from packhorse.worker.calls.declarations import BreakerPolicy, RetryPolicy, ServiceOptions
     from packhorse.worker.calls.http import RequestOptions, ServiceResponse
     from packhorse.worker.calls.registry import (
         BreakerStats,
@@ -36,6 +36,7 @@ _HOMES = {
     "with_timeout": "calls.timeouts",
     "BreakerPolicy": "calls.declarations",
     "RetryPolicy": "calls.declarations",
+    "ServiceOptions": "calls.declarations",
     "RequestOptions": "calls.http",
     "ServiceResponse": "calls.http",
     "BreakerStats": "calls.registry",
@@ -63,6 +64,7 @@ __all__ = [
     "SafeResponse",
     "ServiceCall",
     "ServiceFailed",
+    "ServiceOptions",
     "ServiceRegistry",
     "ServiceResponse",
     "WorkflowError",

@@ -44,7 +44,7 @@ def all_done(database: Database) -> bool:
     return bool(database.value("select not exists (select from message_queue)"))
 
 
-@pytest.mark.parametrize("actor", ["ask", "ask_async"])
+@pytest.mark.parametrize("actor", ["ask"])
 def test_an_outage_opens_one_breaker_for_all_and_work_goes_on_after_it(
     database: Database, ledger: Ledger, start_daemon: Start, fake: FakeService, actor: str
 ) -> None:

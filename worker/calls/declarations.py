@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 from urllib.parse import urlsplit
 
 from packhorse.worker.calls.timeouts import TIMEOUTS_MS
@@ -49,6 +49,30 @@ class RetryPolicy:
 
     max_retries: int = 3
     backoff_ms: int = 1000
+
+
+class ServiceOptions(TypedDict, total=False):
+    """Options of `register_service`.
+
+    endpoints: in place of url. fallback: asked when none of them can be. health_check_url: whole, or a path behind each endpoint;
+    health_check_interval_ms: 30000. timeout: milliseconds of one call, 100..3600000, or a class (default, ai_agent, payment, media, external_api,
+    database). kind: standard, or ai_agent (opens at 60 % of 3 calls, for 120 s). breaker, retry_policy: as such or as tables of their fields;
+    without retry_policy `request` does not try again. max_bytes: of an answer, 10 MiB. headers: of every request, or a function that makes
+    them. is_failure: does this exception speak against the service? metadata: yours.
+    """
+
+    endpoints: Sequence[str]
+    fallback: Sequence[str]
+    health_check_url: str
+    health_check_interval_ms: int
+    timeout: int | str
+    kind: str
+    breaker: BreakerPolicy | Mapping[str, float]
+    retry_policy: RetryPolicy | Mapping[str, int]
+    max_bytes: int
+    headers: Headers
+    is_failure: Callable[[BaseException], bool]
+    metadata: Mapping[str, Any]
 
 
 #: What a kind of service means where nothing else is said: breaker and timeout class.

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from packhorse.worker import forks
 from packhorse.worker.attempt.context import current_message
 from packhorse.worker.calls.breakers import ServiceBreakers
-from packhorse.worker.calls.declarations import BreakerPolicy, Headers, RetryPolicy, ServiceDeclaration, declare, declared_in_toml
+from packhorse.worker.calls.declarations import ServiceDeclaration, ServiceOptions, declare, declared_in_toml
 from packhorse.worker.calls.health import HealthChecks
 from packhorse.worker.calls.remote import RemoteService
 from packhorse.worker.calls.reports import BreakerReports
@@ -78,35 +78,13 @@ class ServiceRegistry:
             service.after_fork()
 
     # -- declaring ------------------------------------------------------------------------------------
-    def register(
-        self,
-        name: str,
-        url: str | None = None,
-        *,
-        endpoints: Sequence[str] | None = None,
-        fallback: Sequence[str] | None = None,
-        health_check_url: str | None = None,
-        health_check_interval_ms: int | None = None,
-        timeout: int | str | None = None,
-        kind: str | None = None,
-        breaker: BreakerPolicy | Mapping[str, Any] | None = None,
-        retry_policy: RetryPolicy | Mapping[str, Any] | None = None,
-        max_bytes: int | None = None,
-        headers: Headers | None = None,
-        is_failure: Callable[[BaseException], bool] | None = None,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> RemoteService:
+    def register(self, name: str, url: str | None = None, **options: Unpack[ServiceOptions]) -> RemoteService:
         """Declare a service; the same declaration again is the same service. Has no effect on the outside.
 
-        url or endpoints: at least one; texts without `://` are for clients of another kind than `request`. fallback: asked when none of them
-        can be. health_check_url: whole, or a path behind each endpoint. timeout: milliseconds of one call, 100..3600000, or a class (default,
-        ai_agent, payment, media, external_api, database). kind: standard, or ai_agent (opens at 60 % of 3 calls, for 120 s). max_bytes: of an
-        answer, 10 MiB. headers: of every request, or a function that makes them. is_failure: does this exception speak against the service?
-
+        url, or `endpoints`: at least one; texts without `://` are for clients of another kind than `request`. Options: see ServiceOptions.
         Raises ConfigError with every problem; InvalidArgument when the name is declared already, and differently.
         """
-        said = {key: value for key, value in locals().items() if key not in ("self", "name")}
-        return self._add(declare(name, said))
+        return self._add(declare(name, {"url": url} | options))
 
     def _add(self, declaration: ServiceDeclaration) -> RemoteService:
         with self._lock:
@@ -282,7 +260,9 @@ def get_service(name: str) -> RemoteService:
     return _default.service(name)
 
 
-register_service = _default.register
+def register_service(name: str, url: str | None = None, **options: Unpack[ServiceOptions]) -> RemoteService:
+    """Declare a service in the default registry; see ServiceRegistry.register."""
+    return _default.register(name, url, **options)
 
 
 def initialize_service_registry(services: Sequence[Mapping[str, Any]], health_check_interval_ms: int = 30_000) -> ServiceRegistry:
