@@ -32,6 +32,8 @@ create table packhorse.queues (
   backoff_max             interval    not null default '30 seconds',
   backoff_jitter          double precision not null default 0,
   on_dead                 text        not null default 'skip',
+  -- so many failures of one cause in a row park it; null: never
+  failure_breaker         integer,
   created_at              timestamptz not null default clock_timestamp(),
   updated_at              timestamptz not null default clock_timestamp(),
   constraint queues_pkey primary key (name),
@@ -47,6 +49,7 @@ create table packhorse.queues (
   constraint queues_backoff_max_range check (backoff_max between backoff_initial and interval '366 days'),
   constraint queues_backoff_multiplier_range check (backoff_multiplier between 1 and 1000),
   constraint queues_backoff_jitter_range check (backoff_jitter between 0 and 1),
+  constraint queues_failure_breaker_range check (failure_breaker between 1 and 1000000),
   constraint queues_on_dead_known check (on_dead in ('skip', 'block'))
 ) with (fillfactor = 50);
 comment on table packhorse.queues is 'One row per queue: pause, limits, retention, retry policy (SPEC Q8).';

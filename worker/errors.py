@@ -8,6 +8,7 @@ raises one to say how its message ends.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import inf
 from types import MappingProxyType
 
 
@@ -234,6 +235,28 @@ class CircuitOpen(Snooze):
     def __init__(self, service: str, seconds: float) -> None:
         self.service = service
         super().__init__(seconds, f"the circuit of the service {service} is open")
+
+
+class RetryAfter(Snooze):
+    """What the handler calls asked for a pause of `seconds` (a 429): run again after it, no attempt spent, and let its scope rest so long.
+
+    scope: a name for what shares the pause, 1 to 200 characters: a service that actors name, `actor:<name>`, `queue:<name>`, or any
+    other, to which this type then belongs. None: the only service that the actor names; it names none or several: this message
+    alone. A pause is at most a day; a longer one counts as that. Raises ValueError for seconds that are negative or no
+    number, and for a bad scope, TypeError for what is none of these.
+    """
+
+    def __init__(self, seconds: float, scope: str | None = None, reason: str | None = None) -> None:
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+            raise TypeError(f"RetryAfter: seconds must be a number, not {type(seconds).__name__}")
+        if not 0 <= seconds < inf:  # False of what is not a number, too
+            raise ValueError(f"RetryAfter: seconds must be a finite number, 0 or more, not {seconds}")
+        if scope is not None and not isinstance(scope, str):
+            raise TypeError(f"RetryAfter: scope must be a text, not {type(scope).__name__}")
+        if scope is not None and not 1 <= len(scope) <= 200:
+            raise ValueError(f"RetryAfter: scope must have 1 to 200 characters, not {len(scope)}")
+        self.scope = scope
+        super().__init__(min(seconds, 86_400.0), reason or f"told to wait for {seconds:.15g} s")
 
 
 class Cancel(AskedOutcome):

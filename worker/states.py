@@ -40,6 +40,7 @@ TRANSITIONS: dict[State, dict[str, State]] = {
         "complete": State.DONE,  # the handler returned
         "retry": State.PENDING,  # the handler failed and attempts are left
         "snooze": State.PENDING,  # the handler asked for later; no attempt spent
+        "park": State.PENDING,  # what it calls asked for a pause: it and its scope rest; no attempt spent
         "release": State.PENDING,  # claimed but not started: drain, shutdown; no attempt spent
         "rescue": State.PENDING,  # its holder was lost; a crash is counted, no attempt
         "cancel": State.CANCELLED,  # an operator asked and the holder agreed, or the handler said so
@@ -64,6 +65,7 @@ class Verb(StrEnum):
     FAIL = "fail"  # a retry or a dead letter, as the database decides
     RETRY = "retry"
     SNOOZE = "snooze"
+    PARK = "park"  # a snooze, and its scope rests
     CANCEL = "cancel"
     BURY = "bury"
     RELEASE = "release"
@@ -96,6 +98,7 @@ _EXPECTED = {
     Verb.FAIL: "failed",
     Verb.RETRY: "failed",
     Verb.SNOOZE: Ended.SNOOZE.value,
+    Verb.PARK: Ended.SNOOZE.value,
     Verb.CANCEL: Ended.CANCELLED.value,
     Verb.BURY: Ended.DEAD.value,
     Verb.RELEASE: Ended.RELEASED.value,

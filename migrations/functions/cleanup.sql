@@ -2,7 +2,7 @@
 
 create or replace function packhorse.cleanup_expired_windows(p_limit integer default 5000) returns integer
 language plpgsql set lock_timeout = '500ms' as $$
--- The upkeep that every worker does: delete up to p_limit (1..100000) each of dedup windows, results and rate limiters whose own time is over,
+-- The upkeep that every worker does: delete up to p_limit (1..100000) each of dedup windows, results, rate limiters and scopes whose own time is over (scopes: since a day),
 -- later or never where configuration says so (retention_keep). What ages by policy is not touched. Returns how many rows went. Raises PH001.
 declare
   v_windows constant timestamptz := clock_timestamp() - packhorse.retention_keep('message_dedup', interval '0');
@@ -20,10 +20,15 @@ begin
   delete from packhorse.rate_limiters where limiter_key in (
     select r.limiter_key from packhorse.rate_limiters r where r.expires_at < clock_timestamp() limit p_limit for update skip locked);
   get diagnostics v_some = row_count; v_count := v_count + v_some;
+  delete from packhorse.scopes where name in (
+    select s.name from packhorse.scopes s
+    where coalesce(s.ends_at, '-infinity') < clock_timestamp() - interval '1 day' and coalesce(s.last_failed_at, '-infinity') < clock_timestamp() - interval '1 day'
+    limit p_limit for update skip locked);
+  get diagnostics v_some = row_count; v_count := v_count + v_some;
   return v_count;
 end
 $$;
-comment on function packhorse.cleanup_expired_windows(integer) is 'Delete dedup windows, results and rate limiters whose time is over; returns how many.';
+comment on function packhorse.cleanup_expired_windows(integer) is 'Delete dedup windows, results, rate limiters and scopes whose time is over; returns how many.';
 
 create or replace function packhorse.cleanup_old_messages(p_limit integer default 5000) returns integer
 language plpgsql set lock_timeout = '500ms' as $$

@@ -39,6 +39,9 @@ language plpgsql as $$
 declare
   v_keys text[];
 begin
+  if exists (select from packhorse.scopes s where s.failures > 0) then
+    perform packhorse.note_success(p_ids, p_tokens);
+  end if;
   begin
     select array_agg(a.id), array_agg(distinct a.conversation_key) filter (where a.conversation_key is not null)
     into done_ids, v_keys from packhorse.archive_messages(p_ids, p_tokens) a;

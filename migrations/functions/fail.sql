@@ -8,7 +8,7 @@ create or replace function packhorse.fail_message(
 language plpgsql set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- An attempt failed: 'retry' when attempts are left, 'dead' when not, 'cancelled' when that was requested
--- in the meantime, 'lost' when the lease is gone.
+-- in the meantime, 'lost' when the lease is gone; 'parked' or 'snooze' when a failure breaker lets it rest (rest_after_failure).
 -- Attempts allowed and backoff: the message's own, else what the caller says of the actor (p_...), else what workers
 -- that know the actor have said (failure_policy), else the queue's. p_details: see failure_details; when it says that the
 -- error is not retryable, or not recoverable, no attempts are left (SPEC W9).
@@ -17,10 +17,12 @@ declare
   v_last boolean;
   v_cancel boolean;
   v_policy record;
+  v_breaker integer;
+  v_rests text;
 begin
   select p.* into v_policy from packhorse.message_queue m cross join lateral packhorse.failure_policy(m.message_type, m.options) p where m.id = p_id;
-  select m.attempt >= coalesce(m.max_attempts, p_max_attempts, v_policy.max_attempts, q.max_attempts), m.cancel_requested_at is not null
-  into v_last, v_cancel
+  select m.attempt >= coalesce(m.max_attempts, p_max_attempts, v_policy.max_attempts, q.max_attempts), m.cancel_requested_at is not null, q.failure_breaker
+  into v_last, v_cancel, v_breaker
   from packhorse.message_queue m join packhorse.queues q on q.name = m.queue
   where m.id = p_id and m.lease_token = p_token and m.state = 'running';
   if not found then
@@ -28,7 +30,13 @@ begin
   elsif v_cancel then
     return case when cardinality(packhorse.finish_cancelled(array[p_id], array[p_token], 'cancel requested')) = 1
       then 'cancelled' else 'lost' end;
-  elsif v_last or v_rejected then
+  elsif coalesce(v_policy.failure_breaker, v_breaker) is not null then
+    v_rests := packhorse.rest_after_failure(p_id, p_token, p_error_class, p_error_message, p_frame, v_policy.failure_breaker, v_breaker);
+    if v_rests is not null then
+      return v_rests;
+    end if;
+  end if;
+  if v_last or v_rejected then
     return case when packhorse.bury_message(p_id, p_token, case when v_rejected then 'rejected' else 'failed' end, p_error_class,
       p_error_message, p_traceback, p_frame, p_details) then 'dead' else 'lost' end;
   end if;
@@ -39,6 +47,32 @@ end
 $$;
 comment on function packhorse.fail_message(bigint, bigint, text, text, text, text, integer, interval, interval, interval, jsonb)
   is 'An attempt failed: retry with backoff or dead letter; returns retry, dead, cancelled or lost.';
+
+create or replace function packhorse.reject_message(
+  p_id bigint, p_token bigint, p_reason text, p_error_class text, p_error_message text, p_traceback text default null, p_frame text default null,
+  p_details jsonb default null
+) returns text
+language plpgsql set enable_seqscan = off set jit = off
+  set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
+-- An attempt failed and its code says that no other one can help (reason `rejected`, or `failed`): a dead letter whatever attempts are left,
+-- unless a failure breaker lets it rest. p_details: see failure_details. Returns what fail_message returns.
+declare
+  v_limits record;
+  v_rests text;
+begin
+  select p.failure_breaker as actor, q.failure_breaker as queue into v_limits
+  from packhorse.message_queue m join packhorse.queues q on q.name = m.queue
+  cross join lateral packhorse.failure_policy(m.message_type, m.options) p
+  where m.id = p_id and m.lease_token = p_token and m.state = 'running' and m.cancel_requested_at is null;
+  if coalesce(v_limits.actor, v_limits.queue) is not null then
+    v_rests := packhorse.rest_after_failure(p_id, p_token, p_error_class, p_error_message, p_frame, v_limits.actor, v_limits.queue);
+  end if;
+  return coalesce(v_rests, case when packhorse.bury_message(p_id, p_token, p_reason, p_error_class, p_error_message, p_traceback, p_frame,
+    p_details) then 'dead' else 'lost' end);
+end
+$$;
+comment on function packhorse.reject_message(bigint, bigint, text, text, text, text, text, jsonb)
+  is 'An attempt failed and no other one can help: dead letter, unless a failure breaker lets it rest.';
 
 create or replace function packhorse.send_exhausted(p_ids bigint[]) returns integer
 language plpgsql as $$

@@ -48,7 +48,7 @@ language plpgsql as $$
 declare
   v_known constant text[] := array['max_concurrency', 'max_concurrency_per_key', 'rate_limit', 'rate_interval',
     'rate_burst', 'keep_done', 'max_attempts', 'crash_limit', 'backoff_initial', 'backoff_multiplier',
-    'backoff_max', 'backoff_jitter', 'on_dead'];
+    'backoff_max', 'backoff_jitter', 'on_dead', 'failure_breaker'];
   v_unknown text;
   v_key text;
   v_constraint text;
@@ -79,7 +79,7 @@ begin
       rate_refilled_at = case when v_new_rate then clock_timestamp() else rate_refilled_at end,
       keep_done = v_row.keep_done, max_attempts = v_row.max_attempts, crash_limit = v_row.crash_limit,
       backoff_initial = v_row.backoff_initial, backoff_multiplier = v_row.backoff_multiplier,
-      backoff_max = v_row.backoff_max, backoff_jitter = v_row.backoff_jitter, on_dead = v_row.on_dead,
+      backoff_max = v_row.backoff_max, backoff_jitter = v_row.backoff_jitter, on_dead = v_row.on_dead, failure_breaker = v_row.failure_breaker,
       updated_at = clock_timestamp()
     where name = p_queue returning * into v_row;
   exception when check_violation or not_null_violation or data_exception then
@@ -93,6 +93,9 @@ begin
   end;
   insert into packhorse.operator_actions (action, operator, details)
   values ('set_queue', p_operator, jsonb_build_object('queue', p_queue, 'settings', p_settings));
+  if p_settings ? 'failure_breaker' then
+    perform packhorse.lift_removed_breakers();
+  end if;
   perform packhorse.wake_queue(p_queue); -- a wider limit lets messages start
   return v_row;
 end

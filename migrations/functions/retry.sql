@@ -29,7 +29,8 @@ comment on function packhorse.message_backoff(integer, interval, double precisio
 
 create or replace function packhorse.failure_policy(
   p_type text, p_options jsonb,
-  out max_attempts integer, out backoff_initial interval, out backoff_max interval, out on_exhausted text
+  out max_attempts integer, out backoff_initial interval, out backoff_max interval, out on_exhausted text,
+  out failure_breaker integer
 )
 language plpgsql stable as $$
 -- What the message's options say of retries, else its actor's code (message_types.policy, written by workers when they
@@ -49,6 +50,9 @@ begin
   end if;
   backoff_initial := packhorse.json_milliseconds(v_own -> 'min_backoff');
   backoff_max := packhorse.json_milliseconds(v_own -> 'max_backoff');
+  if jsonb_typeof(v_actor -> 'failure_breaker') = 'number' then
+    failure_breaker := least(greatest((v_actor ->> 'failure_breaker')::numeric, 1), 1000000)::integer;
+  end if;
   on_exhausted := v_own ->> 'on_retry_exhausted';
 end
 $$;

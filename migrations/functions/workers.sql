@@ -25,7 +25,8 @@ create or replace function packhorse.register_worker(
 language plpgsql as $$
 -- A worker process starts: remember it and the types it handles. Declares its queues. p_isolation: it runs only messages
 -- that were there when two processes died. p_policies: by type an object with `queue`, and with what its code says of
--- retries (max_attempts, max_retries, min_backoff and max_backoff in milliseconds, on_retry_exhausted): see failure_policy; services: see scope_types.
+-- retries (max_attempts, max_retries, min_backoff and max_backoff in milliseconds, on_retry_exhausted): see failure_policy; services: see scope_types,
+-- failure_breaker.
 -- p_problems: as in beat_worker().
 begin
   perform packhorse.declare_queue(q) from unnest(p_queues) q;
@@ -37,7 +38,7 @@ begin
   from unnest(p_types) as t (name)
   order by t.name
   on conflict (name) do update set last_seen_at = clock_timestamp(), queue = excluded.queue, policy = excluded.policy;
-  perform packhorse.join_scopes();
+  perform packhorse.join_scopes(), packhorse.lift_removed_breakers();
 end
 $$;
 comment on function packhorse.register_worker(uuid, text, integer, text, text[], text[], integer, interval, boolean, jsonb, text[]) is 'A worker process starts.';

@@ -114,6 +114,10 @@ def snooze(sql: Sql, subject: Subject) -> None:
     sql.rows("select snooze_message(%s, %s, '1 minute')", *subject)
 
 
+def park(sql: Sql, subject: Subject) -> None:
+    sql.rows("select park_message(%s, %s, '1 minute', 'api')", *subject)
+
+
 def release(sql: Sql, subject: Subject) -> None:
     sql.rows("select release_message(%s, %s)", *subject)
 
@@ -128,7 +132,7 @@ def redrive(sql: Sql, subject: Subject) -> None:
 
 
 VERBS: dict[str, Callable[[Sql, Subject], None]] = {
-    verb.__name__: verb for verb in (claim, block, promote, cancel, expire, bury, complete, retry, snooze, release, rescue, redrive)
+    verb.__name__: verb for verb in (claim, block, promote, cancel, expire, bury, complete, retry, snooze, park, release, rescue, redrive)
 }
 
 

@@ -64,7 +64,10 @@ def _write(connection: DeadlineConnection, message: ClaimedMessage, outcome: Out
         case Verb.FAIL:
             attempts = None if outcome.max_attempts is None else int(max(0, min(outcome.max_attempts, MAX_ATTEMPTS)))
             backoff = _storable(outcome.backoff_initial), _storable(outcome.backoff_max)
-            return Ended(messages.fail(connection, *lease, error[0] or "Error", error[1] or "", *error[2:], attempts, delay, *backoff, details))
+            answer = messages.fail(connection, *lease, error[0] or "Error", error[1] or "", *error[2:], attempts, delay, *backoff, details)
+            return _failed(message, outcome, answer)
+        case Verb.BURY if outcome.reason in ("failed", "rejected") and outcome.error_class is not None:
+            return _failed(message, outcome, messages.reject(connection, *lease, outcome.reason, outcome.error_class, *error[1:], details))
         case Verb.BURY:
             return Ended.DEAD if messages.bury(connection, *lease, outcome.reason or "buried", *error, details) else Ended.LOST
         case Verb.RETRY:
@@ -72,13 +75,38 @@ def _write(connection: DeadlineConnection, message: ClaimedMessage, outcome: Out
             return Ended.RETRY if moved else Ended.LOST
         case Verb.SNOOZE:
             return Ended.SNOOZE if messages.snooze(connection, *lease, delay or 0.0, reason) else Ended.LOST
+        case Verb.PARK:
+            return _park(connection, message, outcome, delay or 0.0, reason)
         case Verb.CANCEL:
             return Ended.CANCELLED if messages.cancel_held(connection, *lease, reason) else Ended.LOST
         case Verb.RELEASE:
             why = reason if message.started else None
             return Ended.RELEASED if messages.release(connection, [message.id], [message.lease_token], why) else Ended.LOST
         case Verb.UNCOMMITTED:
-            return Ended(messages.return_uncommitted(connection, *lease, delay or 0.0, reason or "", bounded=outcome.bounded))
+            return _failed(message, outcome, messages.return_uncommitted(connection, *lease, delay or 0.0, reason or "", bounded=outcome.bounded))
+
+
+def _failed(message: ClaimedMessage, outcome: Outcome, answer: str) -> Ended:
+    """What the database has made of a failure. A failure breaker that it trips says so in the log."""
+    if answer == "parked":
+        logger.warning(
+            "failure_breaker_parked queue=%s actor=%s error_class=%s message_id=%s",
+            message.queue_name,
+            message.actor_name,
+            outcome.error_class,
+            message.id,
+        )
+        return Ended.SNOOZE
+    return Ended(answer)
+
+
+def _park(connection: DeadlineConnection, message: ClaimedMessage, outcome: Outcome, seconds: float, reason: str | None) -> Ended:
+    """Thousands may be told to wait at once: the one that parks their scope says so in the log."""
+    answer = messages.park(connection, message.id, message.lease_token, seconds, outcome.scope, reason)
+    if answer == "parked":
+        logger.warning("scope_parked scope=%s seconds=%s message_id=%s actor=%s", outcome.scope, seconds, message.id, message.actor_name)
+        return Ended.SNOOZE
+    return Ended(answer)
 
 
 def _storable(seconds: float | None) -> float | None:
@@ -110,4 +138,5 @@ def without_details(message: ClaimedMessage) -> None:
             UNSTORABLE,
             delay_seconds=outcome.delay_seconds,
             max_attempts=outcome.max_attempts,
+            scope=outcome.scope,
         )

@@ -39,7 +39,7 @@ _PLAIN_LENGTH = len(_PLAIN_HEAD) + 36 + 2
 class Outcome:
     """What is to be written for an attempt that is not done: a verb and what goes with it. Decided once.
 
-    bounded, of `uncommitted`: several in a row are a failed attempt.
+    bounded, of `uncommitted`: several in a row are a failed attempt. scope, of `park`: what rests; None: the only service of its actor.
     """
 
     verb: Verb
@@ -54,6 +54,7 @@ class Outcome:
     backoff_max: float | None = None
     on_exhausted: str | None = None
     bounded: bool = True
+    scope: str | None = None
     details: FailureDetails | None = None
 
 

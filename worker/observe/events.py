@@ -52,6 +52,14 @@ EVENTS: dict[str, Event] = {
     "time_limit_refused": Event("warning", ("message_id", "actor"), "A message's own time_limit is no number of milliseconds; its actor's holds."),
     "hard_limit_exceeded": Event("error", ("message_id", "actor"), "A handler ignored its soft limit; the process is replaced."),
     "outcome_not_storable": Event("warning", ("message_id", "error_class"), "An error text cannot be stored; a fixed text is written."),
+    "scope_parked": Event(
+        "warning", ("scope", "seconds", "message_id", "actor"), "What a handler calls asked for a pause; all messages of the scope rest."
+    ),
+    "failure_breaker_parked": Event(
+        "warning",
+        ("queue", "actor", "error_class", "message_id"),
+        "Failures of one cause in a row, or a probe that failed: messages of the actor or queue rest.",
+    ),
     "claims_recovered": Event("info", ("count", "worker_id"), "The answer of a claim was lost; what it had leased is handed back."),
     "outcome_waits": Event("warning", ("message_id", "error"), "Somebody keeps the message's row locked; tried again, others go on."),
     "outcomes_refused": Event("debug", ("count", "error_class"), "Outcomes that were to be written together are written one by one."),

@@ -156,9 +156,28 @@ def fail(
     backoff_max: float | None,
     details: str | None = None,
 ) -> str:
-    """An attempt failed; "retry", "dead" or "lost". details: JSON object text, see failure_details in migrations/functions/history.sql."""
+    """An attempt failed; "retry", "dead", "cancelled" or "lost"; "parked" (by this failure) or "snooze" when a failure breaker lets it rest.
+
+    details: JSON object text, see failure_details in migrations/functions/history.sql.
+    """
     values = message_id, token, error_class, error_message, traceback, frame, max_attempts, delay_seconds, backoff_initial, backoff_max, details
     row = connection.execute(sql("fail"), values).fetchone()
+    return str(row[0])  # type: ignore[index]
+
+
+def reject(
+    connection: DeadlineConnection,
+    message_id: int,
+    token: int,
+    reason: str,
+    error_class: str,
+    error_message: str | None,
+    traceback: str | None,
+    frame: str | None,
+    details: str | None,
+) -> str:
+    """An attempt failed and no other one can help: "dead" or "lost"; "parked" or "snooze" as in fail()."""
+    row = connection.execute(sql("reject"), (message_id, token, reason, error_class, error_message, traceback, frame, details)).fetchone()
     return str(row[0])  # type: ignore[index]
 
 
@@ -178,6 +197,11 @@ def retry(
 
 def snooze(connection: DeadlineConnection, message_id: int, token: int, delay_seconds: float, reason: str | None) -> bool:
     return bool(connection.execute(sql("snooze"), (message_id, token, delay_seconds, reason)).fetchone()[0])  # type: ignore[index]
+
+
+def park(connection: DeadlineConnection, message_id: int, token: int, delay_seconds: float, scope: str | None, reason: str | None) -> str:
+    """What the message calls asked for a pause; "parked" (this call parked its scope), "snooze", "cancelled" or "lost"."""
+    return str(connection.execute(sql("park"), (message_id, token, delay_seconds, scope, reason)).fetchone()[0])  # type: ignore[index]
 
 
 def release(connection: DeadlineConnection, ids: list[int], tokens: list[int], reason: str | None = None) -> int:

@@ -30,6 +30,7 @@ from packhorse.worker.errors import (
     LeaseLost,
     NotCompleted,
     Retry,
+    RetryAfter,
     Snooze,
 )
 from packhorse.worker.states import Verb
@@ -52,6 +53,9 @@ def _actor(broker: Any, name: str) -> Any:
 
 def asked_for(exception: BaseException) -> Outcome | None:
     """The outcome that an exception of ours stands for, whatever the policy is; None of a failure. Raises for a Snooze of no number."""
+    if isinstance(exception, RetryAfter):
+        scope = None if exception.scope is None else clean(exception.scope, 200)
+        return Outcome(Verb.PARK, clean(str(exception), 500), delay_seconds=exception.seconds, scope=scope)
     if isinstance(exception, Snooze):
         return Outcome(Verb.SNOOZE, exception.reason, delay_seconds=max(0.0, exception.seconds))
     if isinstance(exception, Cancel):
@@ -68,7 +72,7 @@ def asked_for(exception: BaseException) -> Outcome | None:
 
 
 #: What an actor's code may say of retries and the database understands (failure_policy in migrations/functions/retry.sql).
-POLICY = ("max_attempts", "max_retries", "min_backoff", "max_backoff", "on_retry_exhausted")
+POLICY = ("failure_breaker", "max_attempts", "max_retries", "min_backoff", "max_backoff", "on_retry_exhausted")
 
 
 def services_of(actor: Any) -> list[str]:
@@ -99,7 +103,7 @@ class Retries(StockRetries):
 
     @property
     def actor_options(self) -> set[str]:
-        return {*super().actor_options, "max_attempts", "services"}
+        return {*super().actor_options, "max_attempts", "services", "failure_breaker"}
 
     def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:
         if exception is None or message.failed:
@@ -128,6 +132,8 @@ class Retries(StockRetries):
         """
         asked = asked_for(exception)
         if asked is not None:
+            if asked.verb is Verb.PARK and asked.scope is None and actor is not None and len(services := services_of(actor)) == 1:
+                return dataclasses.replace(asked, scope=services[0])
             return asked
         options = actor.options if actor is not None else {}
         throws = message.options.get("throws") or options.get("throws")

@@ -66,6 +66,14 @@ select packhorse.fail_message(%s, %s, %s, %s, p_traceback => %s, p_frame => %s, 
 -- Later, not a failure.
 select packhorse.snooze_message(%s, %s, make_interval(secs => %s), %s);
 
+-- name: reject
+-- An attempt failed and no other one can help.
+select packhorse.reject_message(%s, %s, %s, %s, %s, %s, %s, p_details => %s::jsonb);
+
+-- name: park
+-- What it calls asked for a pause: it and its scope rest.
+select packhorse.park_message(%s, %s, make_interval(secs => %s), %s, %s);
+
 -- name: release
 -- Hand messages back; why, when their handlers had started.
 select packhorse.release_messages(%s, %s, %s);

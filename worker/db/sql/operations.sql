@@ -7,7 +7,7 @@ from packhorse.message_queue_health order by queue;
 -- The settings of a queue; intervals as text, so that each value can be given to set_queue again.
 select name, paused_at, paused_by, max_concurrency, max_concurrency_per_key, rate_limit, rate_interval::text, rate_burst,
   keep_done::text, max_attempts, crash_limit, backoff_initial::text, backoff_multiplier, backoff_max::text, backoff_jitter,
-  on_dead, created_at, updated_at
+  on_dead, failure_breaker, created_at, updated_at
 from packhorse.queues where name = %s;
 
 -- name: require_queue
