@@ -5,7 +5,8 @@ a share of the ideal (waiting and nothing else), and with the most memory that t
 asynchronous handlers that do nothing beside synchronous ones.
 Packhorse only: `pickup`, how late a synchronous no-op starts in a process, alone and beside its waiting coroutines, and how old
 the heartbeat of that process gets; `conversations`, three messages each, in order; `killed`, a process that is killed with all
-its coroutines in flight while another one has room for them; `steps`, how long one takes, and how many a second many coroutines store.
+its coroutines in flight while another one has room for them; `steps`, how long one takes, and how many a second many coroutines store;
+`calls`, what the closed breaker of a service costs a call.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import psycopg
 
 from benchmarks.harness.config import Settings
 from benchmarks.harness.handler import AT_ONCE, AWAIT_SECONDS, LATENCY_FILE, read_latencies_ms
+from benchmarks.harness.processes import python_child
 from benchmarks.harness.stats import percentile
 from benchmarks.metrics.base import Case, Number
 from benchmarks.metrics.pickup import collect, send
@@ -38,6 +40,7 @@ CASES = [
     Case("waiting/conversations"),
     Case("waiting/killed"),
     Case("waiting/steps"),
+    Case("waiting/calls"),
 ]
 TURNS = ("sync", "async", "async", "sync")
 """Neighbours in time are compared; what the machine does more slowly from turn to turn cancels out."""
@@ -48,6 +51,7 @@ CONVERSATIONS, MESSAGES_EACH, TALK_SECONDS = 10_000, 3, 5.0
 KILLED, KILLED_SECONDS = 5_000, 15.0
 """Long enough to fill one process and to start the other before the kill."""
 STEPS, STEPS_AT_ONCE = 20_000, 1_000
+CALLS = 100_000
 BEAT_LOOK_SECONDS = 0.1
 
 FILL_WAIT = "select packhorse.enqueue_payloads(%s, %s, (select jsonb_agg(jsonb_build_object('seconds', %s::float8)) from generate_series(1, %s)))"
@@ -94,7 +98,13 @@ def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
         yield from no_ops(system, [kind for kind in TURNS if kind == "async" or NO_OP_SYNC in system.cases], settings)
     else:
         assert isinstance(system, Adapter), "only Packhorse lists these cases"
-        only_ours = {"waiting/pickup": pickup, "waiting/conversations": conversations, "waiting/killed": killed, "waiting/steps": steps}
+        only_ours = {
+            "waiting/pickup": pickup,
+            "waiting/conversations": conversations,
+            "waiting/killed": killed,
+            "waiting/steps": steps,
+            "waiting/calls": calls,
+        }
         yield from only_ours[case.key](system, settings)
 
 
@@ -261,3 +271,13 @@ def steps(system: Adapter, settings: Settings) -> Iterator[Number]:
         yield Number("waiting", f"one step p{share * 100:.0f}", 1, percentile([(ended - began) / 1e6 for began, ended in alone], share), "ms")
     seconds = (max(ended for _, ended in many) - min(began for began, _ in many)) / 1e9
     yield Number("waiting", f"a step each, {at_once:,} coroutines", 1, count / seconds, "steps/s")
+
+
+def calls(system: Adapter, settings: Settings) -> Iterator[Number]:
+    """Microseconds that a call through a closed breaker takes, when what is called takes nothing."""
+    child = python_child("benchmarks.systems.waiting_calls", str(settings.size(CALLS)), env=system.environment())
+    try:
+        found = float(child.expect("done"))
+    finally:
+        child.stop()
+    yield Number("waiting", "call through a closed breaker", 1, found, "µs")

@@ -123,6 +123,7 @@ class Adapter(PostgresSystem):
             "waiting/conversations",
             "waiting/killed",
             "waiting/steps",
+            "waiting/calls",
         }
     )
 
