@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from packhorse.worker.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from packhorse.worker.attempt.context import correlation_id, current_connection, current_message
+    from packhorse.worker.attempt.context import correlation_id, current_async_connection, current_connection, current_message
     from packhorse.worker.attempt.steps import step, step_async
+    from packhorse.worker.broker.actor import Actor, actor
     from packhorse.worker.broker.postgres import PostgresBroker
     from packhorse.worker.enqueue.producer import enqueue, enqueue_async, enqueue_payloads, enqueue_payloads_async
     from packhorse.worker.errors import (
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from packhorse.worker.records import EnqueueResult
 
 _HOMES = {
+    "Actor": "broker.actor",
+    "actor": "broker.actor",
+    "current_async_connection": "attempt.context",
     "PostgresBroker": "broker.postgres",
     "correlation_id": "attempt.context",
     "current_connection": "attempt.context",
@@ -50,6 +54,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Actor",
     "AgentError",
     "Bury",
     "Cancel",
@@ -67,7 +72,9 @@ __all__ = [
     "StoreUnavailable",
     "WorkerError",
     "WorkflowError",
+    "actor",
     "correlation_id",
+    "current_async_connection",
     "current_connection",
     "current_message",
     "enqueue",

@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     queues: tuple[str, ...] = Field((), description="Queues to work on; empty: every queue of the registered actors.")
     processes: int = Field(1, ge=1, le=256, description="Worker processes under one parent.")
     threads: int = Field(8, ge=1, le=1024, description="Threads that run handlers, per process.")
+    coroutines: int = Field(1000, ge=1, le=100000, description="Coroutines of `async def` actors at once, per process.")
+    async_connections: int = Field(8, ge=1, le=1000, description="Coroutines of transactional `async def` actors at once, per process.")
     batch_size: int = Field(1000, ge=1, le=5000, description="Most messages a process holds at once.")
     hold_seconds: float = Field(1.0, ge=0.05, le=60, description="Claimed messages that could not start for this long are handed back.")
     poll_seconds: float = Field(3.0, ge=0.01, le=300, description="An idle worker looks for messages this often, NOTIFY or not.")

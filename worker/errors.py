@@ -114,6 +114,10 @@ class DrainInterrupt(BaseException):
     """Raised inside a handler that still runs at the grace limit of a shutdown."""
 
 
+class HardTimeLimitExceeded(WorkerError):
+    """A coroutine went on after its time limit until its hard one; it is not resumed any more, and its attempt has failed."""
+
+
 class UndecodableMessage(WorkerError):
     """A claimed row cannot be turned into a call: it becomes one dead letter."""
 

@@ -67,7 +67,7 @@ def test_a_wake_up_without_a_free_thread_is_no_reason_to_turn(house, monkeypatch
 
     def watched(fetcher):
         pause = turn(fetcher)
-        if fetcher._pool.running == len(fetcher._pool.slots) and fetcher.claims.signalled:
+        if house._worker.pool.running == house._worker.pool.size and fetcher.claims.signalled:
             pauses.append(pause)
             if len(pauses) == 3:
                 go.set()

@@ -10,6 +10,7 @@ import pytest
 from dramatiq.middleware import Retries as StockRetries
 
 import packhorse
+from packhorse.worker.errors import CancelInterrupt, DrainInterrupt
 from tests.support.harness import House
 from tests.support.waiting import wait_until
 
@@ -33,7 +34,7 @@ def _waiting_actor(tidy_seconds):
         try:
             await asyncio.Event().wait()
         except BaseException as error:
-            ended.append(type(error).__name__)
+            ended.append(error)
             await asyncio.sleep(tidy_seconds)
             raise
 
@@ -48,7 +49,7 @@ def test_a_cancelled_message_ends_its_coroutine(house):
     assert started.wait(10)
     house.database.query("select cancel_message(id) from message_queue")
     wait_until(lambda: house.database.query("select state from all_messages") == [("cancelled",)])
-    assert ended == ["CancelledError"]
+    assert isinstance(ended[0], asyncio.CancelledError) and isinstance(ended[0], CancelInterrupt)
 
 
 @pytest.mark.slow
@@ -58,7 +59,7 @@ def test_a_coroutine_that_takes_its_time_at_the_drain_limit_loses_no_attempt(hou
     waits.send()
     assert started.wait(10)
     house.stop()
-    assert ended == ["CancelledError"]
+    assert isinstance(ended[0], asyncio.CancelledError) and isinstance(ended[0], DrainInterrupt)
     assert house.database.query("select state, attempt from all_messages") == [("pending", 0)]
 
 

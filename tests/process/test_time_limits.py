@@ -101,7 +101,7 @@ def test_a_hard_limit_does_not_stop_the_watch_over_other_leases(server, database
     settings = {**QUICK, "database_url": proxy.url(database.name, ROLE), "queues": ("default",), "connect_timeout_seconds": 20}
     enqueue(database, [{"message_type": "stuck", "payload": {"key": key}} for key in "ab"])
     process = WorkerProcess(load_settings({}, **settings), RunningIds(4))
-    process.fetcher.claims.types.append("stuck")
+    process.fetcher.claims.intakes[0].types.append("stuck")
     process.fetcher.run_once()
     overdue, other = process.pool.ready
     for slot, message in zip(process.pool.slots, (overdue, other), strict=False):

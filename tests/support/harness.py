@@ -73,7 +73,7 @@ class House:
     def start(self) -> House:
         if self.name == "runtime":
             self._monkeypatch.setattr("packhorse.worker.runtime.process.load_broker", lambda settings: self.broker)
-            self._worker = WorkerProcess(self.settings, RunningIds(self.settings.threads), uuid4())
+            self._worker = WorkerProcess(self.settings, RunningIds.of(self.settings), uuid4())
             self._thread = threading.Thread(target=self._run, name="house")
             self._thread.start()
         else:

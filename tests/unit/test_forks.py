@@ -11,8 +11,9 @@ import pytest
 
 from packhorse.worker import forks
 from packhorse.worker.observe.process_stats import REGISTERED, ProcessStats
-from packhorse.worker.runtime.pool import HandlerPool
+from packhorse.worker.runtime.executor import Executor
 from packhorse.worker.runtime.slots import RunningIds
+from packhorse.worker.runtime.threads import ThreadPool
 
 
 def code_of(body):
@@ -104,7 +105,7 @@ def test_handlers_of_ours_become_the_default_and_those_of_the_application_stay()
 
 def test_a_child_writes_no_shared_memory_of_ours_but_a_process_of_ours_does():
     running, stats = RunningIds(2), ProcessStats()
-    pool = HandlerPool(SimpleNamespace(middleware=[]), 2, running, lambda message: None)
+    pool = ThreadPool(Executor(SimpleNamespace(middleware=[])), 2, running, lambda message: None)
 
     def write():
         stats.tick("fetcher", 1.0)

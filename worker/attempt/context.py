@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.db.async_connection import AsyncDeadlineConnection, current_async
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.errors import WorkerError
 
@@ -45,6 +48,8 @@ def current_connection() -> DeadlineConnection:
     not at all: exactly once for effects in this database (SPEC P3). Raises WorkerError elsewhere.
     """
     if current.connection is None:
+        if current_async.get() is not None:
+            raise WorkerError("the transaction of a coroutine has an asynchronous connection: call current_async_connection()")
         raise WorkerError("no transaction here: declare the actor with transactional=True, and call this in its own thread")
     return current.connection.in_hands()
 
@@ -54,3 +59,24 @@ def correlation_id() -> str | None:
     message = current.message
     own: str | None = message.correlation_id if message is not None else None
     return own or boundary_correlation_id.get()
+
+
+def current_async_connection() -> AsyncDeadlineConnection:
+    """The connection of a transactional coroutine (an `async def` actor with `transactional=True`): a psycopg AsyncConnection.
+
+    As current_connection(), but what it sends it sends with `await actor.send_async(…)`. Raises WorkerError elsewhere.
+    """
+    found = current_async.get()
+    if found is None:
+        raise WorkerError("no transaction here: declare the `async def` actor with transactional=True")
+    return found[0]
+
+
+@contextmanager
+def sending_on(connection: DeadlineConnection, place: tuple[str, str]) -> Iterator[None]:
+    """What this thread sends meanwhile goes into that connection's transaction. place: where it leads, URL and schema."""
+    current.connection, current.place = connection, place
+    try:
+        yield
+    finally:
+        current.connection = current.place = None

@@ -7,6 +7,7 @@ effect on the outside; the first message opens the first connection.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 import threading
@@ -23,21 +24,23 @@ from dramatiq.errors import QueueJoinTimeout
 from dramatiq.middleware import Middleware
 
 from packhorse.worker import forks
-from packhorse.worker.attempt.context import correlation_id, current
+from packhorse.worker.attempt.context import correlation_id, current, sending_on
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, failure
 from packhorse.worker.attempt.middleware import default_middleware
 from packhorse.worker.attempt.middleware.time_limits import check_class
 from packhorse.worker.attempt.middleware.tracing import Tracing
 from packhorse.worker.attempt.step_store import BrokerSteps
+from packhorse.worker.broker.actor import complete
 from packhorse.worker.broker.bulk import BulkEnqueue
 from packhorse.worker.config import Settings, load_settings
+from packhorse.worker.db.async_connection import AsyncDeadlineConnection, current_async, to_its_end
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
 from packhorse.worker.db.pool import ConnectionPool
 from packhorse.worker.db.sessions import open_work
 from packhorse.worker.embedded import running_url
 from packhorse.worker.enqueue.encoding import Encoded, Signature, check_actor, encode
-from packhorse.worker.errors import ConfigError, InvalidArgument, StoreRejected
+from packhorse.worker.errors import ConfigError, InvalidArgument, StoreRejected, WorkerError
 from packhorse.worker.observe import tracing
 from packhorse.worker.states import Verb
 from packhorse.worker.store import messages as store
@@ -79,7 +82,7 @@ class PostgresBroker(Broker):
         self._hooked = -1
         self._hooks: tuple[list[Any], list[Any]] = ([], [])
         self.steps = BrokerSteps(lambda: self.pool, partial(self.open_connection, "steps"))
-        self.actor_options |= {"transactional", "aliases"}
+        self.actor_options |= {"transactional", "aliases", "max_in_flight"}
         forks.register(self)
 
     def after_fork(self, stranger: bool) -> None:
@@ -132,6 +135,7 @@ class PostgresBroker(Broker):
     def declare_actor(self, actor: Any) -> None:
         check_actor(actor)
         check_class(actor.options)
+        complete(actor)
         for alias in actor.options.get("aliases") or ():
             taken = alias if alias in self.actors else self.aliases.get(alias, actor.actor_name)
             if taken != actor.actor_name:
@@ -184,8 +188,21 @@ class PostgresBroker(Broker):
             self.emit_after("enqueue", message, delay)
         return message
 
+    async def enqueue_async(self, message: Any, *, delay: int | None = None) -> Any:
+        """`enqueue` for coroutines: it waits in a thread. In a transactional coroutine the message is part of its transaction."""
+        held = self._coroutines_connection()
+        if held is None:
+            return await to_its_end(asyncio.to_thread(self.enqueue, message, delay=delay))
+        return await held.ours(self._enqueue_for_coroutine, held.twin, message, delay)
+
+    def _enqueue_for_coroutine(self, twin: DeadlineConnection, message: Any, delay: int | None) -> Any:
+        with sending_on(twin, self.place):
+            return self.enqueue(message, delay=delay)
+
     def _send(self, message: dramatiq.Message[Any], delay: int | None) -> int:
         held = self._handlers_connection()
+        if held is None and self._coroutines_connection() is not None:
+            raise WorkerError("a transactional coroutine sends with `await actor.send_async(…)`: its connection is asynchronous")
         if held is not None:
             with held.as_ourselves():
                 return self.enqueue_on(held, message, delay=delay)
@@ -195,6 +212,11 @@ class PostgresBroker(Broker):
     def _handlers_connection(self) -> DeadlineConnection | None:
         """That of the transactional handler in this thread, when it is one to this broker's tables."""
         return current.connection if current.connection is not None and current.place == self.place else None
+
+    def _coroutines_connection(self) -> AsyncDeadlineConnection | None:
+        """The same of the transactional coroutine in this context."""
+        found = current_async.get()
+        return found[0] if found is not None and found[1] == self.place else None
 
     @property
     def place(self) -> tuple[str, str]:

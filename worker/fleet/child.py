@@ -134,7 +134,7 @@ def preflight(settings: Settings, parent: int) -> int:
     end_with_parent(parent)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:
-        process = forks.contain(WorkerProcess, settings, RunningIds(settings.threads), uuid4())
+        process = forks.contain(WorkerProcess, settings, RunningIds.of(settings), uuid4())
         connection = process.broker.open_connection("reload")
         try:
             migrate.check(connection)

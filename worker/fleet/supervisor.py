@@ -80,10 +80,10 @@ class Supervisor:
         self.settings = settings.model_copy(update={"app_dir": folder.find(settings.app_dir, os.environ)})
         self._folder_problem: str | None = None  # as it was said
         self._run_child = run_child
-        places = settings.batch_size + settings.threads
-        self._children = [Child(RunningIds(settings.threads, places)) for _ in range(settings.processes)]
-        self._children.append(Child(RunningIds(ISOLATION_THREADS, places), isolation=True))
-        self.fleet_stats = FleetStats(settings.processes, [child.running.busy for child in self._children])
+        self._children = [Child(RunningIds.of(settings)) for _ in range(settings.processes)]
+        self._children.append(Child(RunningIds.of(settings, threads=ISOLATION_THREADS), isolation=True))
+        running = [child.running for child in self._children]
+        self.fleet_stats = FleetStats(settings.processes, [ids.busy for ids in running], [ids.awaiting for ids in running])
         self._watch = Monitor(self.fleet_stats, notifier or Notifier({}), settings.hang_seconds)
         self._exporter = Child(RunningIds(0)) if settings.metrics_port else None
         self._recovering: set[int] = set()  # pids of children that give back what a dead one held
@@ -204,7 +204,9 @@ class Supervisor:
 
     def _run_worker(self, child: Child, stats: ProcessStats) -> int:
         """In the child: its exit code, noted as one that is its own."""
-        code = self._run_child(self.settings.model_copy(update={"threads": self._threads(child)}), child.running, child.id, stats)
+        most = self._threads(child)
+        settings = {"threads": most, "coroutines": most if child.isolation else self.settings.coroutines}
+        code = self._run_child(self.settings.model_copy(update=settings), child.running, child.id, stats)
         stats.end_with(code)
         return code
 

@@ -102,6 +102,19 @@ EVENTS: dict[str, Event] = {
     "worker_fenced": Event(
         "error", ("worker_id", "count"), "A process ends at once because leases are over; so many messages are somebody else's now."
     ),
+    "handler_abandoned": Event(
+        "warning",
+        ("message_id", "actor"),
+        "A coroutine went on after its interrupt, until its hard limit or the end of the drain; it is not resumed.",
+    ),
+    "handler_coroutine_failed": Event(
+        "critical", ("message_id", "error_class"), "An attempt of a coroutine failed outside its handler; it counts as a failed attempt."
+    ),
+    "loop_blocked": Event(
+        "warning", ("message_id", "actor", "seconds", "stack"), "A handler blocks the event loop: the coroutines of this process do not go on."
+    ),
+    "loop_recovered": Event("info", ("seconds",), "The event loop goes on; it was blocked for so long."),
+    "event_loop_interrupted": Event("critical", (), "A task that a handler made raised SystemExit or the like in the event loop, which goes on."),
     "threads_missing": Event("error", ("worker_id", "alive"), "Handler threads have died; the process is replaced."),
     "thread_failed": Event("critical", ("thread",), "An exception that nobody caught ended a thread."),
     "database_unavailable": Event("warning", ("error",), "The database cannot be reached at the start; it is waited for."),

@@ -40,13 +40,14 @@ class Totals:
 
 class FleetStats:
     """workers: the stats of all children of the worker processes. stats of all children: these, and that of the child for messages that run apart.
-    busy: per child, how many of its threads run a handler now."""
+    busy, awaiting: per child, how many of its threads, and of its coroutines, run a handler now."""
 
-    def __init__(self, children: int, busy: Sequence[Callable[[], int]] = ()) -> None:
+    def __init__(self, children: int, busy: Sequence[Callable[[], int]] = (), awaiting: Sequence[Callable[[], int]] = ()) -> None:
         self.made_by = os.getpid()
         self.workers = [ProcessStats() for _ in range(children)]
         self.children = [*self.workers, ProcessStats()]
         self.busy = list(busy)
+        self.awaiting = list(awaiting)
         self.duties = Duties()  # the exporter's
         if self.children:
             self.children[0].duties.beside = self.duties  # it has no row in `workers`: the first child tells of it

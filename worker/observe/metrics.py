@@ -60,6 +60,10 @@ PROCESS = [
     Definition("leases_lost_total", "counter", "Messages whose lease this worker lost: somebody else owns them."),
     Definition("worker_threads", "gauge", "Threads that can run handlers."),
     Definition("worker_busy_threads", "gauge", "Threads that run a handler."),
+    Definition("worker_coroutines", "gauge", "Coroutines that can run at once; this and the next three only with `async def` actors."),
+    Definition("worker_busy_coroutines", "gauge", "Coroutines that run a handler."),
+    Definition("event_loop_blocked_total", "counter", "How often a handler has blocked the event loop for 250 ms or longer."),
+    Definition("event_loop_blocked_seconds_total", "counter", "For how long handlers have blocked the event loop, of those times."),
     Definition("worker_processes", "gauge", "Worker processes that live."),
     Definition("worker_draining", "gauge", "1 while this worker drains."),
     Definition("loop_tick_age_seconds", "gauge", "Seconds since a loop last ticked, the oldest of all processes.", ("loop",)),
@@ -214,6 +218,12 @@ def _process_metrics(fleet_stats: FleetStats, totals: Totals, version: str, now:
     ticks = [stats.ticks() for stats in fleet_stats.children]
     yield _of("worker_threads", [((), sum(states[layout.THREADS] for states in registered))])
     yield _of("worker_busy_threads", [((), sum(busy() for busy in fleet_stats.busy))])
+    coroutines = sum(states[layout.COROUTINES] for states in registered)
+    if coroutines:  # without `async def` actors these say nothing
+        yield _of("worker_coroutines", [((), coroutines)])
+        yield _of("worker_busy_coroutines", [((), sum(awaiting() for awaiting in fleet_stats.awaiting))])
+        yield _of("event_loop_blocked_total", [((), totals.plain[layout.LOOP_BLOCKED])])
+        yield _of("event_loop_blocked_seconds_total", [((), totals.plain[layout.LOOP_BLOCKED_SECONDS])])
     yield _of("worker_processes", [((), fleet_stats.cells[cells.ALIVE])])
     yield _of("worker_draining", [((), fleet_stats.cells[cells.DRAINING])])
     yield _of(

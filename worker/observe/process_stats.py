@@ -44,7 +44,7 @@ NAME_BYTES = 128
 # HURRY is the parent's: it was told to stop a second time, handlers are not waited for any more. ISOLATION, too: the
 # process runs only messages that were there when two processes died; ISOLATED_AT: when one saw that such messages wait.
 # ENDED_WITH: the exit code, plus one, of a process that ends in good order; see end_with
-REGISTERED, DRAINING, THREADS, LISTENING, CONTACT_AT, CLAIM_FAILING, HURRY, ISOLATION, ISOLATED_AT, ENDED_WITH, TICKS = range(11)
+REGISTERED, DRAINING, THREADS, COROUTINES, LISTENING, CONTACT_AT, CLAIM_FAILING, HURRY, ISOLATION, ISOLATED_AT, ENDED_WITH, TICKS = range(12)
 STATES = TICKS + len(LOOPS)
 
 
@@ -56,7 +56,9 @@ def width(bounds: tuple[float, ...]) -> int:
 # -- totals, counted from the first total
 RESCUED = 0
 TRACING = 1
-STEPS = 2
+LOOP_BLOCKED = 2
+LOOP_BLOCKED_SECONDS = 3
+STEPS = 4
 ERRORS = STEPS + len(STEP_RESULTS)
 CLAIMS = ERRORS + len(DB_ERRORS)
 CLAIM_SECONDS = CLAIMS + len(CLAIM_RESULTS)

@@ -1,6 +1,6 @@
 """The fetcher: one thread, one connection, one statement: complete these, claim those (SPEC W2).
 
-While the database works on one batch the pool runs the next. claims.py decides what to claim and when, pace.py how much
+While the database works on one batch the pools run the next. claims.py decides what to claim and when, pace.py how much
 to hold and how large statements are. Messages that could not start for hold_seconds are handed back.
 """
 
@@ -18,13 +18,12 @@ from packhorse.worker.config import Settings
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.pool import Link
 from packhorse.worker.errors import StoreError, StoreUnavailable
-from packhorse.worker.runtime.claims import Claims, Request
+from packhorse.worker.runtime.claims import Claims, Intake, Kind, Request
+from packhorse.worker.runtime.hooks import Hooks
 from packhorse.worker.runtime.in_flight import InFlight
 from packhorse.worker.runtime.meter import Meter
 from packhorse.worker.runtime.outcome_log import OutcomeLog
 from packhorse.worker.runtime.outcome_writer import OutcomeWriter
-from packhorse.worker.runtime.pace import Pace
-from packhorse.worker.runtime.pool import HandlerPool
 from packhorse.worker.runtime.slots import RunningIds
 from packhorse.worker.service import Service
 from packhorse.worker.states import Ended
@@ -37,9 +36,9 @@ LINGER_SECONDS = 0.005  # with a backlog: wait this long for a bigger batch of c
 
 
 class Fetcher(Service):
-    """Feeds the pool and writes outcomes.
+    """Feeds the pools and writes outcomes.
 
-    held: what is claimed and not ended. finished: filled by handler threads. draining: no further claims. isolation: it
+    kinds: what each pool runs. finished: filled by the pools. draining: no further claims. isolation: it
     claims messages that were there when two processes died, and no others. on_isolated: told that such messages wait.
     """
 
@@ -49,12 +48,12 @@ class Fetcher(Service):
     def __init__(
         self,
         broker: PostgresBroker,
-        pool: HandlerPool,
+        kinds: list[Kind],
+        hooks: Hooks,
         open_connection: Callable[[], DeadlineConnection],
         worker_id: UUID,
         settings: Settings,
         queues: list[str],
-        types: list[str],
         meter: Meter,
         running: RunningIds,
         *,
@@ -63,17 +62,16 @@ class Fetcher(Service):
     ) -> None:
         super().__init__()
         self._broker = broker
-        self._pool = pool
+        self._hooks = hooks
+        self._pools = list({id(kind.pool): kind.pool for kind in kinds}.values())
         self._link = Link(open_connection)
         self._settings = settings
         self.meter = meter
         self.in_flight = InFlight(meter, OutcomeLog(settings.log_outcomes, worker_id), worker_id, running)
-        self._pace = Pace(len(pool.slots), settings.batch_size)
-        self.claims = Claims(self._link, worker_id, settings, queues, types, meter, self._pace, isolation=isolation, on_isolated=on_isolated)
+        self.claims = Claims(self._link, worker_id, settings, queues, kinds, meter, isolation=isolation, on_isolated=on_isolated)
         self._writer = OutcomeWriter(self._link, broker, self.in_flight.refused)
         self.finished: deque[ClaimedMessage] = deque()
-        # handed back by handler threads, not yet known to the database; nothing leaves before it is written
-        self._done: list[ClaimedMessage] = []
+        # handed back by the pools, not yet known to the database (like the `done` of an intake); nothing leaves before it is written
         self._outcomes: deque[ClaimedMessage] = deque()
         self.draining = False
         self.isolation = isolation
@@ -82,10 +80,10 @@ class Fetcher(Service):
         self._waiting = False
 
     # -- called from other threads -------------------------------------------------------------------
-    def on_finished(self, message: ClaimedMessage) -> None:
-        """A handler thread hands a message back."""
+    def on_finished(self, message: ClaimedMessage, *, starving: bool = False) -> None:
+        """A pool hands a message back. starving: it has nothing else to begin."""
         self.finished.append(message)
-        if self._waiting and (len(self.finished) >= self._threshold or not self._pool.ready):
+        if self._waiting and (starving or len(self.finished) >= self._threshold):
             self._waiting = False
             self._wake.set()
 
@@ -107,27 +105,36 @@ class Fetcher(Service):
             self.ticked(time.monotonic())
         self.claims.lost.hand_back(self.in_flight.ids())
         if self.draining:
-            if self._pool.ready:
-                self.release_unstarted()
-        elif self._pool.ready:
+            self.release_unstarted()
+        else:
             self._hand_back()
-        limit = self._claim_limit()
         if not self.isolation:
-            crowded = len(self._pool.ready) + self._pool.running >= len(self._pool.slots)
-            self.claims.tend(free=limit > 0 and not crowded, going=self.draining or self.stopping)
-        if limit > 0 and (self._done or self.claims.due()):
-            self._exchange(self.claims.request(min(limit, self._pace.batch)))
-        elif self._done:
-            self._exchange(self.claims.completion())
+            self._tend()
+        could_claim = [intake for intake in self.claims.in_turn() if self._serve(intake)]
         self.meter.publish()
         if self.in_flight:
             self.busy_at = time.monotonic()
-        return self._pause(limit)
+        return self._pause(could_claim)
+
+    def _tend(self) -> None:
+        going = self.draining or self.stopping
+        full = [intake for intake in self.claims.intakes if going or intake.full()]
+        self.claims.tend(free=not full, fast=all(intake.pace.busy for intake in full), going=going)
+
+    def _serve(self, intake: Intake) -> bool:
+        """Complete and claim for one intake, when there is reason to; whether it had room."""
+        limit = self._claim_limit(intake)
+        if limit > 0 and (intake.done or intake.due()):
+            self._exchange(intake, intake.request(min(limit, intake.pace.batch)))
+        elif intake.done:
+            self._exchange(intake, intake.completion())
+        return limit > 0
 
     @property
     def unwritten(self) -> int:
         """Messages that were handed back and whose outcome is still to be written; without those that the database refuses."""
-        return len(self.finished) + len(self._done) + len(self._outcomes) + len(self._writer.waiting)
+        done = sum(len(intake.done) for intake in self.claims.intakes)
+        return len(self.finished) + done + len(self._outcomes) + len(self._writer.waiting)
 
     def _collect(self) -> None:
         """Sort finished messages: those that are done, and those with another outcome."""
@@ -136,15 +143,17 @@ class Fetcher(Service):
                 message = self.finished.popleft()
             except IndexError:
                 break
-            self._pace.finished()
+            intake = self.claims.intake_of(message)
+            intake.held -= 1
+            intake.pace.finished()
             if not self.in_flight.owns(message):
                 self.in_flight.lost(message)  # the heartbeat learnt that somebody else owns it
             elif message.finished:
                 self.in_flight.done([message])
                 self.claims.ended(message, gone=True)
-                self._pool.hooks.after_ending(message)
+                self._hooks.after_ending(message)
             elif message.outcome is None and not message.failed:
-                self._done.append(message)
+                intake.done.append(message)
             else:
                 self._outcomes.append(message)
 
@@ -152,7 +161,7 @@ class Fetcher(Service):
         """Write some outcomes other than done. Raises StoreUnavailable: to be tried again."""
         batch = self._writer.next(self._outcomes)
         for message in batch:
-            self._pool.hooks.before_ending(message)
+            self._hooks.before_ending(message)
         before = time.monotonic()
         try:
             answers = self._writer.write(batch)
@@ -172,20 +181,20 @@ class Fetcher(Service):
         message.failed = message.failed or ended is Ended.DEAD
         self.in_flight.ended(message, ended)
         self.claims.ended(message, gone=ended.gone)
-        self._pool.hooks.after_ending(message)
+        self._hooks.after_ending(message)
         message._exception = None
 
-    def _exchange(self, request: Request) -> None:
+    def _exchange(self, intake: Intake, request: Request) -> None:
         """Complete what is done and claim what is asked for: one statement."""
         # completions go with the front only: what a slice behind it takes must be its own, and they can wait for a moment
-        done = self._done[: self._pace.batch] if request.look.front else []
-        hooks = self._pool.hooks
+        done = intake.done[: intake.pace.batch] if request.look.front else []
+        hooks = self._hooks
         if hooks.before_ack:
             for message in done:
                 hooks.before_ending(message)
         before = time.monotonic()
         try:
-            rows, hints = self.claims.run(done, request)
+            rows, hints = intake.run(done, request)
         except StoreError as error:
             if done and isinstance(error, StoreUnavailable):
                 self.meter.duties.failing("complete", error, self.unwritten, before)
@@ -193,33 +202,33 @@ class Fetcher(Service):
                 # the database refuses the statement, or somebody has locked a row of it: write them one by one,
                 # so that one at fault stops no other
                 self._outcomes.extend(done)
-                del self._done[: len(done)]
+                del intake.done[: len(done)]
             raise
         after = time.monotonic()
         if done:
             self.meter.duties.well("complete")
-        del self._done[: len(done)]
+        del intake.done[: len(done)]
         if done:
             self._writer.written()
         self.in_flight.done(done, hints.lost)
         self.meter.publish()  # before the next message starts: it may be the one that kills the process
-        claimed = self.claims.read(request, rows, hints, before, after)
+        self.claims.completed_by(intake, done)
+        claimed = intake.read(request, rows, hints, before, after)
         for message in claimed:
             self.in_flight.add(message)
         if claimed:
-            self._pool.put(claimed)
+            intake.pool.put(claimed)
         if hooks.after_ack:
             for message in done:
                 hooks.after_ending(message)
-        self.claims.learn(request, len(done), len(claimed), before, after)
+        intake.learn(request, len(done), len(claimed), before, after)
 
     # -- how much to hold -----------------------------------------------------------------------------
-    def _claim_limit(self) -> int:
+    def _claim_limit(self, intake: Intake) -> int:
         if self.draining or self.stopping:
             return 0
-        self._pace.measure()
-        # what is finished takes no slot: it leaves with the same statement
-        room = max(0, self._pace.capacity() - len(self._pool.ready) - self._pool.running)
+        intake.pace.measure()
+        room = intake.room()
         if self.isolation:
             return min(room, 1) if self._all_survive() else 0
         if room and self._writer.refusing:  # work that nobody can take down should not go on for ever
@@ -230,23 +239,27 @@ class Fetcher(Service):
         """Apart, messages start one by one: the next one when those that run have run for a while. So a process that one of them
         kills at once dies with that one alone, most often."""
         before = time.monotonic() - SURVIVED_SECONDS
-        return not self._pool.ready and all(slot.message is None or slot.started_at < before for slot in self._pool.slots)
+        return not any(pool.ready for pool in self._pools) and all(slot.started_at < before for pool in self._pools for slot in pool.running_slots())
 
     def _hand_back(self) -> None:
-        """Messages that wait for a thread for longer than hold_seconds are for others to take."""
-        try:
-            oldest = self._pool.ready[0]
-        except IndexError:
-            return
-        if time.monotonic() - oldest.claimed_at > self._settings.hold_seconds and self._pool.running >= len(self._pool.slots):
-            self.release_unstarted()
+        """Messages that wait for a slot for longer than hold_seconds are for others to take."""
+        for pool in self._pools:
+            try:
+                oldest = pool.ready[0]
+            except IndexError:
+                continue
+            if time.monotonic() - oldest.claimed_at > self._settings.hold_seconds and pool.running >= pool.size:
+                self.release_unstarted()
 
     def release_unstarted(self) -> int:
-        """Give back everything that no thread has started; attempts are given back. Returns how many."""
+        """Give back everything that no handler has started; attempts are given back. Returns how many."""
+        return sum(self._release(pool.ready) for pool in self._pools if pool.ready)
+
+    def _release(self, ready: deque[ClaimedMessage]) -> int:
         unstarted = []
         while True:
             try:
-                unstarted.append(self._pool.ready.pop())
+                unstarted.append(ready.pop())
             except IndexError:
                 break
         if unstarted:
@@ -254,9 +267,10 @@ class Fetcher(Service):
                 with self._link.connection() as connection:
                     store.release(connection, [m.id for m in unstarted], [m.lease_token for m in unstarted])
             except StoreError:
-                self._pool.ready.extendleft(unstarted)
+                ready.extendleft(unstarted)
                 raise
             for message in unstarted:
+                self.claims.intake_of(message).held -= 1
                 self.in_flight.ended(message, Ended.RELEASED)
         return len(unstarted)
 
@@ -278,30 +292,31 @@ class Fetcher(Service):
                 message.finished = True
                 self.in_flight.drop(message)
 
-    def _pause(self, limit: int) -> float:
-        """Seconds until the next turn, unless somebody wakes the fetcher. limit: what this turn could claim."""
-        if self._done or self._outcomes:
+    def _pause(self, could_claim: list[Intake]) -> float:
+        """Seconds until the next turn, unless somebody wakes the fetcher. could_claim: the intakes that had room in this turn."""
+        intakes, claims = self.claims.intakes, self.claims
+        if self._outcomes or any(intake.done for intake in intakes):
             return 0.0
+        next_turn = min([claims.wakeups.next_turn, *[intake.next_poll for intake in could_claim]]) - time.monotonic()
+        busy = [intake for intake in intakes if intake.pace.busy and (claims.backlog or claims.attending or intake.pool.patient)]
         if self.draining or self.stopping:
             self._threshold = 1
             timeout = 0.05
-        elif (self.claims.backlog or self.claims.attending) and self._pace.busy:
-            self._threshold = self._pace.threshold()
+        elif busy:
+            self._threshold = min(intake.pace.threshold() for intake in busy)
             timeout = LINGER_SECONDS
-            if limit and not self.claims.backlog:  # with the next look
-                timeout = max(0.0, self.claims.next_turn - time.monotonic())
+            if could_claim and not claims.backlog:  # with the next look
+                timeout = max(0.0, next_turn if claims.attending else min(timeout, next_turn))
         else:
             self._threshold = 1
             # with no room only a message that ends helps, and that wakes the fetcher
-            timeout = (
-                0.25 if self.claims.backlog or not limit else max(0.0, min(self.claims.next_turn - time.monotonic(), self._settings.poll_seconds))
-            )
-            if self.claims.attending:
-                timeout = max(0.0, min(timeout, self.claims.next_turn - time.monotonic() if limit else 0.01))
+            timeout = 0.25 if claims.backlog or not could_claim else max(0.0, min(next_turn, self._settings.poll_seconds))
+            if claims.attending:
+                timeout = max(0.0, min(timeout, next_turn if could_claim else 0.01))
             if self.in_flight:
                 timeout = min(timeout, 0.25)  # also for what waits to be written
         self._waiting = True
-        if len(self.finished) >= self._threshold or (self.claims.signalled and limit):
+        if len(self.finished) >= self._threshold or any(intake.signalled for intake in could_claim):
             self._waiting = False
             return 0.0
         return timeout

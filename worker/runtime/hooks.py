@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextvars import copy_context
+from dataclasses import dataclass
 from functools import partial, update_wrapper
 from typing import Any
 
-from dramatiq.middleware import Middleware, MiddlewareError
+from dramatiq.middleware import GroupCallbacks, Middleware, MiddlewareError
 from dramatiq.results import Results
 
 from packhorse.worker import forks
@@ -35,6 +36,50 @@ def _contained(middleware: Any, hook: Hook) -> Hook:
     return update_wrapper(partial(forks.contain, hook), hook)
 
 
+@dataclass(frozen=True, slots=True)
+class LoopHook:
+    """A hook of a coroutine's message. waits(broker, message): does it wait for something, so that a thread has to run it?"""
+
+    call: Hook
+    waits: Callable[[Any, Any], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopHooks:
+    """The hooks of messages that coroutines handle, in dramatiq's order."""
+
+    before_process: list[LoopHook]
+    after_process: list[LoopHook]
+    after_skip: list[LoopHook]
+
+
+def _never(_broker: Any, _message: Any) -> bool:
+    return False
+
+
+def _always(_broker: Any, _message: Any) -> bool:
+    return True
+
+
+def _in_group(_broker: Any, message: Any) -> bool:
+    return "group_completion_uuid" in message.options
+
+
+def _waiting(middleware: Any) -> Callable[[Any, Any], bool]:
+    """When a middleware may not run on the event loop. A user's may block, unless its class has `runs_on_loop = True`; ours and
+    dramatiq's do where they talk to a database or to Redis."""
+    if getattr(middleware, "runs_on_loop", False) is True:
+        return _never
+    waits: Callable[[Any, Any], bool] | None = getattr(middleware, "waits_for", None)
+    if waits is not None:
+        return waits
+    if isinstance(middleware, GroupCallbacks):
+        return _in_group
+    if type(middleware).__module__.partition(".")[0] not in _OURS or isinstance(middleware, Results):
+        return _always
+    return _never
+
+
 class Hooks:
     """Bound hooks of a broker's middleware, by signal. Build anew when middleware was added."""
 
@@ -51,10 +96,19 @@ class Hooks:
         self.after_nack = self._bound("after_nack")[::-1]
         self.has_retries = any(isinstance(m, Retries) for m in broker.middleware)
         self.has_results = any(type(m) is Results for m in broker.middleware)
+        self.on_loop = LoopHooks(
+            self._for_loop("before_process_message"), self._for_loop("after_process_message")[::-1], self._for_loop("after_skip_message")[::-1]
+        )
 
     def _bound(self, name: str) -> list[Hook]:
+        return [_contained(m, getattr(m, name)) for m in self._overriding(name)]
+
+    def _for_loop(self, name: str) -> list[LoopHook]:
+        return [LoopHook(_contained(m, getattr(m, name)), _waiting(m)) for m in self._overriding(name)]
+
+    def _overriding(self, name: str) -> list[Any]:
         stock = getattr(Middleware, name)
-        return [_contained(m, getattr(m, name)) for m in self._broker.middleware if getattr(type(m), name, None) is not stock]
+        return [m for m in self._broker.middleware if getattr(type(m), name, None) is not stock]
 
     def run_before(self, hooks: list[Hook], message: Any) -> None:
         """Call before hooks. Raises MiddlewareError (SkipMessage among them)."""

@@ -1,6 +1,6 @@
 """Counts what the fetcher sees, for the metrics: plain additions to one array, copied to shared memory per turn.
 
-Everything belongs to the fetcher's thread, which reads what the slots run. No lock, nothing kept per message, no
+Everything belongs to the fetcher's thread, which asks what the pools run. No lock, nothing kept per message, no
 formatting: rendering happens in another process (worker/fleet/exporter.py).
 """
 
@@ -16,7 +16,6 @@ from packhorse.worker.db.errors import error_counts
 from packhorse.worker.observe import process_stats as layout
 from packhorse.worker.observe import tracing
 from packhorse.worker.observe.process_stats import CLAIM_BOUNDS, DURATION_BOUNDS, WAIT_BOUNDS, ProcessStats
-from packhorse.worker.runtime.slots import Slot
 from packhorse.worker.states import Ended
 
 _OUTCOMES = {ended: layout.FINISHED + index for index, ended in enumerate(layout.OUTCOMES)}
@@ -24,25 +23,28 @@ _BY_ACTOR = {Ended.DONE: 0, Ended.RETRY: 1, Ended.DEAD: 1}  # a snoozed or cance
 
 
 class Meter:
-    """The totals of this process. queues, actors: the names that get series of their own. steps: stored and reused so far."""
+    """The totals of this process. queues, actors: the names that get series of their own. begun(): messages whose handlers have begun,
+    and not ended as far as one knows; more than once is no harm. steps(): stored and reused so far."""
 
     def __init__(
         self,
         stats: ProcessStats,
         queues: Iterable[str],
         actors: Iterable[str],
-        slots: Iterable[Slot],
+        begun: Callable[[], list[ClaimedMessage]],
         rescued: Callable[[], int],
         steps: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        loop_blocked: Callable[[], tuple[int, float]] = lambda: (0, 0.0),
     ) -> None:
         self.stats = stats
         self.duties = stats.duties
         places, actor_places = stats.name(queues, actors)
         self._queues = {name: layout.BY_QUEUE + place * layout.QUEUE_WIDTH for name, place in places.items()}
         self._actors = {name: layout.BY_ACTOR + place * len(layout.ACTOR_OUTCOMES) for name, place in actor_places.items()}
-        self._slots = list(slots)
+        self._begun = begun
         self._rescued = rescued
         self._steps = steps
+        self._loop_blocked = loop_blocked
         self._totals = array("d", bytes(layout.TOTALS * 8))
 
     def done(self, messages: list[ClaimedMessage]) -> None:
@@ -100,7 +102,7 @@ class Meter:
 
     def publish(self) -> None:
         """Copy the totals to where others read them."""
-        running = [message for slot in self._slots if (message := slot.message) is not None and not message.wait_counted]
+        running = [message for message in self._begun() if not message.wait_counted]
         if running:  # their wait is over, and counts now: a handler may run for hours, or end the process
             self._waited(running)
             for message in running:
@@ -108,6 +110,7 @@ class Meter:
         totals = self._totals
         totals[layout.RESCUED] = self._rescued()
         totals[layout.STEPS : layout.STEPS + 2] = array("d", self._steps())
+        totals[layout.LOOP_BLOCKED], totals[layout.LOOP_BLOCKED_SECONDS] = self._loop_blocked()
         totals[layout.TRACING] = tracing.failures.count
         for index, kind in enumerate(layout.DB_ERRORS):
             totals[layout.ERRORS + index] = error_counts[kind]

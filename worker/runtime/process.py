@@ -6,7 +6,6 @@ interrupt -> write the last outcomes -> stop heartbeats -> deregister. Exit code
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import random
@@ -19,38 +18,41 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-import dramatiq
-
-from packhorse.worker import folder, forks
+from packhorse.worker import forks
 from packhorse.worker.attempt.heartbeat import Heartbeat
 from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.attempt.middleware import Checked, TimeLimits
 from packhorse.worker.attempt.middleware.retries import policies
 from packhorse.worker.attempt.middleware.tracing import Tracing
-from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.calls.registry import default_registry
 from packhorse.worker.config import Settings
 from packhorse.worker.db import migrate
 from packhorse.worker.db.listen import Listener
 from packhorse.worker.db.sessions import open_listen
-from packhorse.worker.errors import (
-    CancelInterrupt,
-    ConfigError,
-    DrainInterrupt,
-    InvalidArgument,
-    LeaseInterrupt,
-    SchemaMismatch,
-    StoreError,
-    StoreUnavailable,
-)
+from packhorse.worker.errors import CancelInterrupt, DrainInterrupt, LeaseInterrupt, SchemaMismatch, StoreError, StoreUnavailable
 from packhorse.worker.exits import EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED
-from packhorse.worker.observe.process_stats import CONTACT_AT, DRAINING, HURRY, ISOLATED_AT, ISOLATION, LISTENING, REGISTERED, THREADS, ProcessStats
-from packhorse.worker.runtime.coroutines import Coroutines
+from packhorse.worker.observe.process_stats import (
+    CONTACT_AT,
+    COROUTINES,
+    DRAINING,
+    HURRY,
+    ISOLATED_AT,
+    ISOLATION,
+    LISTENING,
+    REGISTERED,
+    THREADS,
+    ProcessStats,
+)
+from packhorse.worker.runtime.actors import load_broker
+from packhorse.worker.runtime.coroutines import CoroutinePool
+from packhorse.worker.runtime.drive import CoroutineSlot
+from packhorse.worker.runtime.executor import Executor
 from packhorse.worker.runtime.fetcher import Fetcher
+from packhorse.worker.runtime.kinds import kinds_of
 from packhorse.worker.runtime.meter import Meter
-from packhorse.worker.runtime.pool import HandlerPool
 from packhorse.worker.runtime.slots import RunningIds, Slot
 from packhorse.worker.runtime.stopping import StopRequest
+from packhorse.worker.runtime.threads import ThreadPool
 from packhorse.worker.runtime.timekeeper import Timekeeper
 from packhorse.worker.states import Ended
 from packhorse.worker.store import workers as store
@@ -65,30 +67,8 @@ STARTUP_RETRY_SECONDS = 3.0  # at most: processes that start together do not try
 ISOLATION_IDLE_SECONDS = 5.0
 #: What middleware wants to do before and after the drain may take so long.
 HOOKS_SECONDS = 5.0
-
-
-def load_broker(settings: Settings) -> PostgresBroker:
-    """Import the actors' modules and return their broker. Raises ConfigError that names the module."""
-    if not settings.actors:
-        raise ConfigError(["actors: none given; name the modules that declare actors, e.g. packhorse worker my_app.actors"])
-    if settings.app_dir is not None:
-        folder.enter(settings.app_dir)
-    broker = PostgresBroker(settings=settings)
-    dramatiq.set_broker(broker)
-    sys.path.insert(0, os.getcwd())
-    for name in settings.actors:
-        try:
-            importlib.import_module(name)
-        except (ImportError, SyntaxError, InvalidArgument) as error:  # what another try does not mend
-            raise ConfigError([f"actors: cannot import {name!r}: {error}"]) from error
-    chosen = dramatiq.get_broker()
-    if not isinstance(chosen, PostgresBroker):
-        raise ConfigError([f"actors: the module sets a {type(chosen).__name__}; Packhorse needs its PostgresBroker (or none: it sets one)"])
-    if chosen is not broker:
-        chosen.configure(settings)
-    if not chosen.actors:
-        raise ConfigError([f"actors: {', '.join(settings.actors)} declare no actors on this broker"])
-    return chosen
+#: What is interrupted at the drain limit may tidy up for so long.
+INTERRUPTED_SECONDS = 2.0
 
 
 class WorkerProcess:
@@ -109,17 +89,30 @@ class WorkerProcess:
             self.broker.add_middleware(Tracing())
         self.queues = sorted(settings.queues or {actor.queue_name for actor in self.broker.actors.values()})
         self.types = sorted({*(n for n, a in self.broker.actors.items() if a.queue_name in self.queues or not settings.queues), *self.broker.aliases})
-        self.pool = HandlerPool(self.broker, settings.threads, running, lambda message: self.fetcher.on_finished(message))
+        executor = Executor(self.broker)
+        self.pool = ThreadPool(executor, settings.threads, running, lambda message: self.fetcher.on_finished(message, starving=not self.pool.ready))
+        self.coroutines = CoroutinePool(
+            executor, settings.coroutines, settings.async_connections, running, settings.threads, lambda message: self.fetcher.on_finished(message)
+        )
+        self._pools = (self.pool, self.coroutines)
         self.isolation = bool(self.stats.states[ISOLATION])
-        meter = Meter(self.stats, self.queues, self.types, self.pool.slots, lambda: self.heartbeat.rescued_total, self.broker.steps.totals)
+        meter = Meter(
+            self.stats,
+            self.queues,
+            self.types,
+            self._begun,
+            lambda: self.heartbeat.rescued_total,
+            self.broker.steps.totals,
+            lambda: self.timekeeper.loop_blocked,
+        )
         self.fetcher = Fetcher(
             self.broker,
-            self.pool,
+            kinds_of(self.broker, self.types, self.pool, self.coroutines, settings.async_connections),
+            executor.hooks,
             self._open("fetcher", times_in_utc=True),
             self.id,
             settings,
             self.queues,
-            self.types,
             meter,
             running,
             isolation=self.isolation,
@@ -135,7 +128,7 @@ class WorkerProcess:
             self._on_beat,
             self.stats.duties,
         )
-        self.timekeeper = Timekeeper(self.pool, self._on_stuck, self._on_lease_over)
+        self.timekeeper = Timekeeper(self.pool, self.coroutines, self._on_stuck, self._on_lease_over)
         self.listener = self._listener()
         self.fetcher.claims.heard_by(lambda: self.listener is not None and self.listener.listening)
         self._watch()
@@ -143,12 +136,12 @@ class WorkerProcess:
         self._stop = StopRequest()
         self._stuck: set[int] = set()  # lease tokens; added to by the timekeeper
         self.on_turn: Callable[[], None] = lambda: None  # called by the main thread about twice a second
-        self._coroutines = Coroutines()
 
     def _watch(self) -> None:
         """Let every loop write its ticks where the parent sees them."""
         stats = self.stats
         stats.states[THREADS] = self.settings.threads
+        stats.states[COROUTINES] = self.settings.coroutines if self.coroutines.handlers else 0
         self.fetcher.ticked = partial(stats.tick, "fetcher")
         self.heartbeat.ticked = partial(stats.tick, "heartbeat")
         self.timekeeper.ticked = partial(stats.tick, "timekeeper")
@@ -187,7 +180,8 @@ class WorkerProcess:
         forks.contain(self.broker.emit_before, "worker_boot", self)
         self.heartbeat.start()
         self.timekeeper.start()
-        self.pool.start()
+        for pool in self._pools:
+            pool.start()
         self.fetcher.start()
         if self.listener:
             self.listener.start()
@@ -251,7 +245,7 @@ class WorkerProcess:
             self._stop.ask()
         elif self.isolation and not self.fetcher.in_flight and time.monotonic() - self.fetcher.busy_at > ISOLATION_IDLE_SECONDS:
             self._stop.ask()
-        elif self.pool.alive < len(self.pool.slots):
+        elif self.pool.alive < len(self.pool.slots) or not self.coroutines.alive:
             logger.error("threads_missing worker_id=%s alive=%d", self.id, self.pool.alive)
             self.exit_code = EXIT_REPLACED
             self._stop.ask()
@@ -263,7 +257,8 @@ class WorkerProcess:
         self.fetcher.draining = True
         self.stats.states[DRAINING] = 1.0
         self.heartbeat.state = "draining"
-        self.pool.stop()
+        for pool in self._pools:
+            pool.stop()
         self.fetcher.wake()
         deadline = began + self.settings.drain_seconds
         while self._handlers_running() and time.monotonic() < deadline and not self.stats.states[HURRY]:
@@ -271,7 +266,7 @@ class WorkerProcess:
         if self._handlers_running():
             self._interrupt_all()
         self._flush()
-        if not self.pool.wait(HOOKS_SECONDS):  # their hooks
+        if not all([pool.wait(HOOKS_SECONDS) for pool in self._pools]):  # their hooks
             logger.warning("shutdown_hooks_left worker_id=%s seconds=%.0f", self.id, HOOKS_SECONDS)
         self._tell_middleware(self.broker.emit_after)  # before the heartbeat ends: a handler that would not end may still run
         self.heartbeat.stop()
@@ -296,24 +291,39 @@ class WorkerProcess:
         return bool(self._still_running())
 
     def _still_running(self) -> list[tuple[Slot, ClaimedMessage]]:
-        """But for those past their hard limit: nobody waits for them, and the parent ends their attempts."""
-        running = [(slot, slot.message) for slot in self.pool.slots]
+        """But for those past their hard limit, and those that cannot go on because of one: nobody waits for them, and the parent ends
+        their attempts."""
+        slots = [*self.pool.running_slots(), *([] if self._loop_is_lost() else self.coroutines.running_slots())]
+        running = [(slot, slot.message) for slot in slots]
         return [(slot, message) for slot, message in running if message is not None and message.lease_token not in self._stuck]
+
+    def _loop_is_lost(self) -> bool:
+        """Does a coroutine block the event loop past its hard limit?"""
+        stuck = (slot.message for slot in self.coroutines.running_slots())
+        return self.timekeeper.blocked and any(message is not None and message.lease_token in self._stuck for message in stuck)
 
     def _interrupt_all(self) -> None:
         """The drain limit, or a second signal: interrupt, wait a little, leave what will not end to the parent.
 
-        It runs until this process is gone: whoever got its message before would run it at the same time (SPEC P2).
+        It runs until this process is gone: whoever got its message before would run it at the same time (SPEC P2). A coroutine that will
+        not end is not driven any more.
         """
         for slot, message in self._still_running():
             slot.interrupt(message, DrainInterrupt)
-        deadline = time.monotonic() + 2.0
-        while self._handlers_running() and time.monotonic() < deadline:
-            time.sleep(0.02)  # a handler's end tells nobody but the fetcher, which may be what hangs
+        self._wait_for_handlers(INTERRUPTED_SECONDS)
+        for slot, message in self._still_running():
+            if isinstance(slot, CoroutineSlot):
+                slot.abandon(message)
+        self._wait_for_handlers(0.5)
         left = [message for _, message in self._still_running() if not message.finished]
         if left:
             self.exit_code = self.exit_code or EXIT_REPLACED
             logger.warning("handlers_left count=%d worker_id=%s", len(left), self.id)
+
+    def _wait_for_handlers(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self._handlers_running() and time.monotonic() < deadline:
+            time.sleep(0.02)  # a handler's end tells nobody but the fetcher, which may be what hangs
 
     def _flush(self) -> None:
         """Hand back the unstarted, write the last outcomes; bounded, the parent takes care of the rest once this process is gone."""
@@ -359,21 +369,32 @@ class WorkerProcess:
         if not lease_held:
             message.lost = True
             self.fetcher.in_flight.drop(message)
-        for slot in self.pool.slots:
-            if slot.message is message:
-                slot.interrupt(message, CancelInterrupt if lease_held else LeaseInterrupt)
+        slot = self._slot_of(message)
+        if slot is not None:
+            slot.interrupt(message, CancelInterrupt if lease_held else LeaseInterrupt)
+
+    def _slot_of(self, message: ClaimedMessage) -> Slot | None:
+        return self.pool.slot_of(message) or self.coroutines.slot_of(message)
+
+    def _begun(self) -> list[ClaimedMessage]:
+        """Fetcher: messages whose handlers run, for the meter; of coroutines those that are new."""
+        running = [message for slot in self.pool.slots if (message := slot.message) is not None]
+        return running + self.coroutines.take_begun()
 
     def _on_isolated(self) -> None:
         """Fetcher: messages wait that are to run apart. The parent starts a process for them."""
         self.stats.states[ISOLATED_AT] = time.monotonic()
 
-    def _on_stuck(self, message: ClaimedMessage) -> None:
+    def _on_stuck(self, message: ClaimedMessage | None) -> None:
         """Timekeeper: the hard limit passed. The process is replaced (SPEC W4). Until it is gone the handler may do anything,
         so the lease goes on, and the parent writes the failed attempt afterwards (SPEC P2)."""
-        if any(slot.give_up(message) for slot in self.pool.slots):
+        slot = None if message is None else self._slot_of(message)
+        if message is not None and (slot is None or not slot.give_up(message)):
+            return
+        if message is not None:
             self._stuck.add(message.lease_token)
-            self.exit_code = EXIT_REPLACED
-            self._stop.ask()
+        self.exit_code = EXIT_REPLACED
+        self._stop.ask()
 
     def _on_lease_over(self) -> None:
         """Timekeeper: a handler runs on although somebody else may own its message: end now."""

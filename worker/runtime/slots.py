@@ -1,10 +1,11 @@
-"""What each handler thread runs now, and how to interrupt it without hitting anything else.
+"""What runs now, one slot per handler, and how a handler thread is interrupted without hitting anything else.
 
-An exception raised into a thread arrives at some later bytecode. A slot's lock makes sure that none is
+The ids of running messages stand in memory shared with the parent, which so knows what ran in a child that died (SPEC P5),
+and which attempts it has to fail because nothing ends their handlers but the end of the process (SPEC W4).
+
+An exception raised into a thread arrives at some later bytecode. A thread's slot has a lock, so that none is
 raised once the thread has left the handler, and `leave` takes back one that was raised but has not
-arrived (FAILURES 18). The ids of running messages also stand in memory shared with the parent, which
-so knows what ran in a child that died (SPEC P5), and which attempts it has to fail because nothing ends their
-handlers but the end of the process (SPEC W4).
+arrived (FAILURES 18). Coroutines are interrupted in their event loop (coroutines.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from array import array
 from dramatiq.middleware.threading import Interrupt, raise_thread_exception
 
 from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.config import Settings
 from packhorse.worker.errors import CancelInterrupt, DrainInterrupt, LeaseInterrupt
 
 _ID = struct.Struct("q")
@@ -31,17 +33,25 @@ _RAISED: dict[type[BaseException], type[BaseException]] = {
 class RunningIds:
     """8-byte numbers in shared memory, 0 = nothing, made by the parent before the fork: what a process was at when it ended.
 
-    view: per slot, the id of the message that runs. overdue_tokens: per slot, its lease token once it is past its hard limit.
+    Slots are those of threads, then those of coroutines. view: per slot, the id of the message that runs. overdue_tokens: per slot,
+    its lease token once it is past its hard limit.
     ended: per place of a held message, the id of one whose handler has ended and whose outcome is not written; negative when
     the database refuses to write it.
     """
 
-    def __init__(self, slots: int, places: int = 0) -> None:
-        self._slots, slots = slots, max(1, slots)
+    def __init__(self, threads: int, places: int = 0, coroutines: int = 0) -> None:
+        self._threads, self._slots = threads, threads + coroutines
+        slots = max(1, self._slots)
         self._map = mmap.mmap(-1, (2 * slots + max(1, places)) * _ID.size)
         cells = memoryview(self._map).cast("q")
         self.view, self.overdue_tokens, self.ended = cells[:slots], cells[slots : 2 * slots], cells[2 * slots :]
         self.places = places
+
+    @classmethod
+    def of(cls, settings: Settings, *, threads: int | None = None) -> RunningIds:
+        """For a process with these settings; threads: the most handlers of each kind, when there are to be few."""
+        handlers = (settings.threads, settings.coroutines) if threads is None else (threads, threads)
+        return cls(handlers[0], max(settings.batch_size, handlers[1]) + sum(handlers), handlers[1])
 
     def read(self) -> list[int]:
         """Ids of the messages that run now."""
@@ -60,8 +70,12 @@ class RunningIds:
         return [(self.view[index], token) for index, token in enumerate(self.overdue_tokens) if token]
 
     def busy(self) -> int:
-        """How many slots run a message now."""
-        return len(self.read())
+        """How many threads run a message now."""
+        return sum(1 for value in self.view[: self._threads] if value)
+
+    def awaiting(self) -> int:
+        """How many coroutines do."""
+        return sum(1 for value in self.view[self._threads : self._slots] if value)
 
     def clear(self) -> None:
         for cells in (self.view, self.overdue_tokens, self.ended):
@@ -69,43 +83,31 @@ class RunningIds:
 
 
 class Slot:
-    """One handler thread's place. `message` is written by that thread only; others read it."""
+    """One handler's place. `message` is written by the thread that runs the handler; others read it."""
 
-    __slots__ = ("_ended", "_lock", "_overdue_tokens", "_view", "index", "interrupted", "message", "started_at", "starts", "thread_id")
+    __slots__ = ("_ended", "_overdue_tokens", "_view", "index", "interrupted", "message", "started_at")
 
     def __init__(self, index: int, running: RunningIds) -> None:
         self.index = index
         self.message: ClaimedMessage | None = None
         self.started_at = 0.0
-        self.starts = 0  # messages begun; written by the slot's thread only
-        self.thread_id = 0
         self.interrupted: type[BaseException] | None = None
-        self._lock = threading.Lock()
         self._view = running.view
         self._overdue_tokens = running.overdue_tokens
         self._ended = running.ended
 
-    def start_over(self, private: array[int]) -> None:
-        """In a forked child: what it does stands in memory of its own, a number per slot. Whoever held the lock may not be here."""
-        self._lock = threading.Lock()
-        self._view = self._overdue_tokens = memoryview(private)
-
     def enter(self, message: ClaimedMessage, now: float) -> None:
-        """The thread begins with a message."""
+        """The handler's thread begins with a message."""
         self.interrupted = None
         self.started_at = now
         self._overdue_tokens[self.index] = 0
         self._view[self.index] = message.id
         message.started = True
-        self.starts += 1
         self.message = message
 
     def leave(self) -> None:
-        """The thread is out of the handler: from here on no interrupt can arrive."""
-        with self._lock:
-            self.message = None
-        if self.interrupted is not None:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_long(self.thread_id), None)
+        """The handler is over: from here on no interrupt can arrive."""
+        self.message = None
 
     def forget(self, message: ClaimedMessage) -> None:
         """The outcome was handed over, and is to be written. Past the hard limit it may have come too late for that, so it stays for
@@ -117,13 +119,46 @@ class Slot:
 
     def give_up(self, message: ClaimedMessage) -> bool:
         """Mark `message` as overdue if the slot still runs it. What its handler still brings about counts, until the process ends."""
-        with self._lock:
-            if self.message is message:
-                self._overdue_tokens[self.index] = message.lease_token
-            return self.message is message
+        if self.message is message:
+            self._overdue_tokens[self.index] = message.lease_token
+        return self.message is message
 
     def interrupt(self, message: ClaimedMessage, exception: type[BaseException]) -> bool:
-        """Raise `exception` inside the handler if the slot still runs `message`; once per message."""
+        """Raise `exception` inside the handler if the slot still runs `message`; once per message. False: not now, or not again."""
+        raise NotImplementedError
+
+
+class ThreadSlot(Slot):
+    """The place of one handler thread."""
+
+    __slots__ = ("_lock", "starts", "thread_id")
+
+    def __init__(self, index: int, running: RunningIds) -> None:
+        super().__init__(index, running)
+        self.starts = 0  # messages begun; written by the slot's thread only
+        self.thread_id = 0
+        self._lock = threading.Lock()
+
+    def start_over(self, private: array[int]) -> None:
+        """In a forked child: what it does stands in memory of its own, a number per slot. Whoever held the lock may not be here."""
+        self._lock = threading.Lock()
+        self._view = self._overdue_tokens = memoryview(private)
+
+    def enter(self, message: ClaimedMessage, now: float) -> None:
+        self.starts += 1
+        super().enter(message, now)
+
+    def leave(self) -> None:
+        with self._lock:
+            self.message = None
+        if self.interrupted is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_long(self.thread_id), None)
+
+    def give_up(self, message: ClaimedMessage) -> bool:
+        with self._lock:
+            return super().give_up(message)
+
+    def interrupt(self, message: ClaimedMessage, exception: type[BaseException]) -> bool:
         with self._lock:
             if self.message is not message or self.interrupted is not None:
                 return False

@@ -54,6 +54,11 @@ def _again(error: Exception) -> Outcome:
 class Callbacks(FollowUps, StockCallbacks):
     """dramatiq's; to be snoozed, cancelled or handed back is no failure."""
 
+    def waits_for(self, broker: Any, message: ClaimedMessage) -> bool:
+        """May it send something after this message? Then a thread does it, not the event loop."""
+        options = broker.get_actor(message.actor_name).options
+        return any(message.options.get(name) or options.get(name) for name in ("on_success", "on_failure"))
+
     def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:
         if not isinstance(exception, NO_FAILURES):
             super().after_process_message(broker, message, result=result, exception=exception)
@@ -61,6 +66,10 @@ class Callbacks(FollowUps, StockCallbacks):
 
 class Pipelines(FollowUps, StockPipelines):
     """dramatiq's; messages outside a pipeline pay for one dictionary look-up only."""
+
+    def waits_for(self, broker: Any, message: ClaimedMessage) -> bool:
+        """As Callbacks.waits_for."""
+        return "pipe_target" in message.options
 
     def before_commit(self, broker: Any, message: ClaimedMessage, result: Any) -> None:
         if "pipe_target" in message.options:

@@ -6,7 +6,7 @@ of all other middleware, so that it begins first and sees, last, how the attempt
 
 from __future__ import annotations
 
-import threading
+from contextvars import ContextVar
 from typing import Any
 
 from dramatiq.middleware import Middleware
@@ -16,28 +16,30 @@ from packhorse.worker.errors import LeaseLost
 from packhorse.worker.observe import tracing
 from packhorse.worker.observe.tracing import Failure, Processing
 
+#: That of the attempt that runs in this context: a thread's, or a coroutine's.
+_processing: ContextVar[Processing | None] = ContextVar("packhorse_processing", default=None)
+
 
 class Tracing(Middleware):
     """Spans for every message that this process handles. Raises ConfigError without opentelemetry-api."""
 
     def __init__(self) -> None:
         self.tracer = tracing.switch_on()
-        self._running = threading.local()
 
     def before_process_message(self, broker: Any, message: Any) -> None:
         if not isinstance(message, ClaimedMessage):
             return
-        self._running.processing = None
-        processing = self._running.processing = self.tracer.begin(
+        processing = self.tracer.begin(
             message.queue_name, message.id, {"packhorse.actor": message.actor_name, "packhorse.attempt": message.attempt}, message.trace_context
         )
+        _processing.set(processing)
         message.trace_id = f"{processing.span.get_span_context().trace_id:032x}"
 
     def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:
-        processing: Processing | None = getattr(self._running, "processing", None)
+        processing = _processing.get()
         if processing is None or not isinstance(message, ClaimedMessage):
             return
-        self._running.processing = None
+        _processing.set(None)
         ended = outcome(message, exception)
         self.tracer.end(processing, ended, _failure(message, exception) if ended in ("failed", "dead", "lost") else None)
 
