@@ -25,7 +25,15 @@ SYNTAX = frozenset(
     limit order include""".split()  # noqa: SIM905
 )
 #: Tests of the whole protocol whose own statements are exact.
-FILES = ["test_fencing.py", "test_transitions.py", "test_rescue.py", "test_cancel.py", "test_claim_obstacles.py", "test_failing_claims.py"]
+FILES = [
+    "test_fencing.py",
+    "test_transitions.py",
+    "test_rescue.py",
+    "test_cancel.py",
+    "test_claim_obstacles.py",
+    "test_failing_claims.py",
+    "test_failure_details.py",
+]
 
 
 def code_of(text: str) -> str:

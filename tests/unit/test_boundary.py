@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -227,6 +228,15 @@ def test_lines_and_kept_texts_are_masked(shape, lines, message):
     assert outcome.error_message == "no answer from +250788***456" and "no answer from +250788***456" in outcome.traceback  # type: ignore[operator]
 
 
+def test_a_long_text_is_masked_whole(message):
+    """A log line ends earlier; a traceback does not."""
+    with pytest.raises(RuntimeError) as raised:
+        entered(with_error_boundary("x"), raising(RuntimeError("+250788123456 " * 2000)))
+    outcome = Retries().decide(None, message, raised.value)
+    assert "123456" not in outcome.error_message and "123456" not in outcome.traceback  # type: ignore[operator]
+    assert len(outcome.traceback) > 25_000  # type: ignore[arg-type]
+
+
 def test_lines_from_inside_have_the_context_and_those_after_have_not(shape, lines):
     log = structlog.get_logger("app")
     shape(
@@ -269,6 +279,70 @@ def test_a_correlation_id_that_cannot_go_into_a_header_is_replaced(odd):
     with with_error_boundary("x", correlation_id=odd) as operation:
         assert UUID(operation.correlation_id)
     assert UUID(safe_http_response(ValueError(), odd).headers["X-Correlation-ID"])
+
+
+async def wait_in_a_block(boundary):
+    async with boundary:
+        await asyncio.Event().wait()
+
+
+def decorated_thread(boundary):
+    left = threading.Event()
+    try:
+        boundary(lambda: left.wait(30))()
+    finally:
+        left.set()
+
+
+LATE = {
+    "def": decorated_thread,
+    "async def": lambda boundary: asyncio.run(boundary(asyncio.Event().wait)()),
+    "async with": lambda boundary: asyncio.run(wait_in_a_block(boundary)),
+}
+
+
+@pytest.mark.parametrize("late", LATE.values(), ids=LATE)
+def test_a_boundary_may_have_a_timeout(late, lines, message):
+    with pytest.raises(WorkflowError) as raised:
+        late(with_error_boundary("ask", timeout_ms=20, agent_type="support"))
+    line = next(line for line in lines() if line["event"] == "operation_failed")
+    assert (line["code"], line["error_class"], line["retryable"]) == ("TIMEOUT", "WorkflowError", True)
+    outcome = Retries().decide(None, message, raised.value)
+    assert outcome.verb is Verb.FAIL and outcome.details is not None
+    assert outcome.details.context == {"timeout_ms": 20, "operation_name": "ask", "correlation_id": "of-the-message", "agent_type": "support"}
+    assert packhorse.correlation_id() == "of-the-message"
+
+
+def test_a_timeout_that_is_not_over_changes_nothing(shape, lines):
+    boundary = with_error_boundary("ask", timeout_ms="ai_agent")
+    if shape is entered:
+        with pytest.raises(TypeError, match="from outside"):
+            shape(boundary, lambda: 1)
+        return
+    assert shape(boundary, lambda: 1) == 1
+    with pytest.raises(TimeoutError, match="of its own"):
+        shape(boundary, raising(TimeoutError("of its own")))
+    assert [line["event"] for line in lines()] == ["operation_done", "operation_failed"]
+    with pytest.raises(packhorse.InvalidArgument):
+        with_error_boundary("ask", timeout_ms=0)
+
+
+def test_what_goes_wrong_with_the_line_hides_nothing(shape, message):
+    """An application's filter, say, in a process whose logging is not ours."""
+
+    def refuse(record):
+        raise RuntimeError("of the filter")
+
+    logger = logging.getLogger("packhorse.calls")
+    logger.addFilter(refuse)
+    try:
+        with pytest.raises(KeyError) as raised:
+            shape(with_error_boundary("charge"), raising(KeyError("mine")))
+        assert shape(with_error_boundary("charge"), lambda: 1) == 1
+    finally:
+        logger.removeFilter(refuse)
+    assert Retries().decide(None, message, raised.value).verb is Verb.BURY
+    assert packhorse.correlation_id() == "of-the-message"
 
 
 def test_one_boundary_may_be_entered_many_times_at_once(lines):

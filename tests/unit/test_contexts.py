@@ -104,7 +104,23 @@ def test_what_is_plain_stays_as_it_is():
     assert masked_context(context) == context | {"when": "2026-01-02 00:00:00", "id": "00000000-0000-0000-0000-000000000001", "level": 3}
 
 
+def test_odd_values_are_texts():
+    assert masked_context(ODD["odd text"]) == {"text": "abc"}
+    assert masked_context({"big": 2**70, "least": -(2**63), "huge": 10**6000}) == {"big": str(2**70), "least": -(2**63), "huge": "<int>"}
+    assert masked_context(ODD["hostile"]) == {"first": 1, CUT: "<Hostile>"}
+    assert masked_context(ODD["no mapping"]) == {"value": "just a text"}
+
+
+def test_it_ends_at_the_fifth_level():
+    found, levels = masked_context(deep(10)), 0
+    while isinstance(found, dict):
+        found, levels = found["next"], levels + 1
+    assert (levels, found) == (5, CUT)
+
+
 def test_what_is_left_out_is_marked():
+    many = masked_context({str(n): n for n in range(60)})
+    assert len(many) == 51 and many[CUT] == CUT and many["49"] == 49
     assert masked_context({"body": "x" * 600})["body"] == "x" * 500 + CUT
     assert masked_context({"list": list(range(100))})["list"][-1] == CUT
     assert CUT in masked_context({f"key{n}": "y" * 100 for n in range(100)})

@@ -63,6 +63,7 @@ RETRYABLE = {
 OTHERS = {
     "value": ValueError("x"),
     "key": KeyError("x"),
+    "odd errno": OSError([errno.ETIMEDOUT], "x"),
     "file": FileNotFoundError(errno.ENOENT, "x"),
     "permission": PermissionError(errno.EACCES, "x"),
     "400": error(status_code=400),
@@ -102,7 +103,7 @@ def test_an_error_whose_attributes_raise_is_judged_all_the_same():
         def status_code(self):
             raise RuntimeError
 
-        response = retryable = status = status_code
+        response = retryable = status = reason = status_code
 
     assert is_retryable_error(Odd()) is False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from contextvars import ContextVar
 
@@ -116,8 +117,10 @@ def test_what_is_no_timeout_is_refused(wrong):
     assert raised.value.field == "timeout_ms"
     if wrong == "ai_agnet":
         assert raised.value.hint == "Did you mean 'ai_agent'?"
+    coroutine = forever()
     with pytest.raises(InvalidArgument):
-        with_timeout(forever(), wrong)
+        with_timeout(coroutine, wrong)
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED, "nobody could await it any more"
 
 
 def test_left_operations_have_a_bound(monkeypatch):

@@ -19,7 +19,7 @@ from dramatiq.broker import MessageProxy
 
 from packhorse.worker.attempt.details import FailureDetails, Judgement, details_of
 from packhorse.worker.errors import UndecodableMessage
-from packhorse.worker.observe.masking import mask_long
+from packhorse.worker.observe.masking import mask_whole
 from packhorse.worker.states import Verb
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def failure(exception: BaseException, judgement: Judgement | None = None, **poli
     """
     message, traceback = clean(text_of(exception), 10_000), clean(format_traceback(exception), 50_000)
     if judgement is not None:
-        message, traceback = mask_long(message), mask_long(traceback)
+        message, traceback = mask_whole(message), mask_whole(traceback)
     return Outcome(
         Verb.FAIL,
         error_class=clean(type(exception).__name__, 200),

@@ -6,6 +6,7 @@ decides: an error that another attempt cannot help is a dead letter at once.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import itertools
 import logging
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
-from functools import wraps
+from functools import partial, wraps
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar, cast
 from uuid import uuid4
@@ -25,6 +26,7 @@ from packhorse.worker.attempt.details import Judgement, code_of, judge, judgemen
 from packhorse.worker.attempt.messages import text_of
 from packhorse.worker.attempt.middleware.retries import ASKED
 from packhorse.worker.calls.retryable import is_retryable_error
+from packhorse.worker.calls.timeouts import TimeoutClass, milliseconds, over, with_timeout
 from packhorse.worker.errors import AgentError, WorkflowError
 from packhorse.worker.observe.bound import Bound, bind, unbind
 from packhorse.worker.observe.contexts import MAX_TEXT, JsonObject, JsonValue, masked_context
@@ -58,6 +60,7 @@ class Operation:
         self._id_before = boundary_correlation_id.get()
         self._bound: Bound = {}
         self._started = 0.0
+        self.timer: asyncio.Timeout | None = None
 
     def __enter__(self) -> Operation:
         _running.set(self)
@@ -79,7 +82,8 @@ class Operation:
 
     def _end(self, error: BaseException | None, seconds: float) -> None:
         if error is None:
-            logger.info("operation_done operation_name=%s duration_seconds=%.3f correlation_id=%s", self.name, seconds, mask(self.correlation_id))
+            if logger.isEnabledFor(logging.INFO):  # masking is what costs here
+                logger.info("operation_done operation_name=%s duration_seconds=%.3f correlation_id=%s", self.name, seconds, mask(self.correlation_id))
         elif isinstance(error, Exception) and not isinstance(error, ASKED):
             self._fail(error, seconds)
 
@@ -122,8 +126,9 @@ class ErrorBoundary:
     One may be entered any number of times, also at once, by threads and coroutines.
     """
 
-    def __init__(self, operation: str, given_id: str | None, context: dict[str, object]) -> None:
+    def __init__(self, operation: str, timeout_ms: float | TimeoutClass | None, given_id: str | None, context: dict[str, object]) -> None:
         self.name = mask(str(operation)[:MAX_NAME])
+        self.timeout_ms = None if timeout_ms is None else milliseconds(timeout_ms)
         self.given_id = given_id if isinstance(given_id, str) and _CORRELATION_ID.fullmatch(given_id) else None
         self.context: JsonObject = masked_context({key: value for key, value in context.items() if value is not None and key != "operation_name"})
         others = {key: value for key, value in self.context.items() if key not in LINE_KEYS}
@@ -142,37 +147,64 @@ class ErrorBoundary:
             @wraps(function)
             async def run_coroutine(*args: Any, **kwargs: Any) -> Any:
                 with Operation(self):
-                    return await function(*args, **kwargs)
+                    running = function(*args, **kwargs)
+                    return await (running if self.timeout_ms is None else with_timeout(running, self.timeout_ms, self.name))
 
             return cast(F, run_coroutine)
 
         @wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
             with Operation(self):
-                return function(*args, **kwargs)
+                if self.timeout_ms is None:
+                    return function(*args, **kwargs)
+                return with_timeout(partial(function, *args, **kwargs), self.timeout_ms, self.name)
 
         return cast(F, run)
 
     def __enter__(self) -> Operation:
+        if self.timeout_ms is not None:
+            raise TypeError("nothing can end a `with` block from outside: give timeout_ms to a decorator or to `async with`")
         return Operation(self).__enter__()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        operation = _running.get()
-        while operation is not None and operation.boundary is not self:
-            operation = operation.outer
-        if operation is not None:  # None: left in another context than the one in which it was entered
+        operation = self._last_entered()
+        if operation is not None:
             operation.__exit__(kind, error, traceback)
 
     async def __aenter__(self) -> Operation:
-        return self.__enter__()
+        operation = Operation(self).__enter__()
+        if self.timeout_ms is not None:
+            operation.timer = asyncio.timeout(self.timeout_ms / 1000)
+            await operation.timer.__aenter__()
+        return operation
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.__exit__(kind, error, traceback)
+        operation = self._last_entered()
+        if operation is None:
+            return
+        timer = operation.timer
+        if timer is not None and self.timeout_ms is not None:
+            try:
+                await timer.__aexit__(kind, error, traceback)
+            except TimeoutError as expired:
+                late = over(self.timeout_ms, self.name)
+                late.__cause__ = expired
+                operation.__exit__(type(late), late, None)
+                raise late
+        operation.__exit__(kind, error, traceback)
+
+    def _last_entered(self) -> Operation | None:
+        """The innermost operation of this boundary that runs here; None in another context than the one in which it was entered."""
+        operation = _running.get()
+        while operation is not None and operation.boundary is not self:
+            operation = operation.outer
+        return operation
 
 
 def with_error_boundary(
     operation: str,
     *,
+    timeout_ms: float | TimeoutClass | None = None,
     correlation_id: str | None = None,
     user_id: object = None,
     user_phone: str | None = None,
@@ -188,12 +220,14 @@ def with_error_boundary(
     recoverable is a dead letter at once; an error of anybody else, too, unless is_retryable_error() says that another attempt may
     help; all others follow the retry policy. Snooze, Retry, Bury, Cancel and interrupts pass untouched and are no error.
 
-    operation: its name, for people; at most 200 characters. correlation_id: that of the running message comes first, and without any a
-    new one is made; printable ASCII, at most 200 characters, else as if not given. All others are context: masked, kept with the
-    failure in about 4,000 characters, and in the log lines of what happens inside.
+    operation: its name, for people; at most 200 characters. timeout_ms: as of with_timeout(), with what that means for a
+    function; not for `with`, which nothing can end from outside; None: the handler's own time limit alone. correlation_id: that
+    of the running message comes first, and without any a new one is made; printable ASCII, at most 200 characters, else as if not
+    given. All others are context: masked, kept with the failure in about 4,000 characters, and in the log lines of what happens
+    inside.
     """
     given = {"user_id": user_id, "user_phone": user_phone, "message_id": message_id, "agent_type": agent_type, "workflow_type": workflow_type}
-    return ErrorBoundary(operation, correlation_id, {**given, **context})
+    return ErrorBoundary(operation, timeout_ms, correlation_id, {**given, **context})
 
 
 class SafeResponse(NamedTuple):

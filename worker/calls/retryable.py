@@ -80,8 +80,10 @@ def _look(error: BaseException, left: int) -> bool:
         return status in RETRYABLE_STATUSES
     if isinstance(error, _OURS) or _is_of_the_network(error):
         return True
-    # urllib keeps the error below in `reason`
-    below = error.__cause__ or getattr(error, "reason", None)
+    below: object = error.__cause__
+    if below is None:
+        with suppress(Exception):
+            below = getattr(error, "reason", None)  # where urllib keeps the error below
     return left > 0 and isinstance(below, BaseException) and _look(below, left - 1)
 
 
@@ -91,7 +93,7 @@ def _status(error: BaseException) -> int | None:
         for carrier in (error, getattr(error, "response", None)):
             for name in ("status_code", "status"):
                 found = getattr(carrier, name, None)
-                if isinstance(found, int) and not isinstance(found, bool) and 100 <= found <= 599:
+                if isinstance(found, int) and 100 <= found <= 599:
                     return int(found)
     return None
 
@@ -99,7 +101,7 @@ def _status(error: BaseException) -> int | None:
 def _is_of_the_network(error: BaseException) -> bool:
     if isinstance(error, (TimeoutError, ConnectionError, socket.gaierror, socket.herror)):
         return True
-    if isinstance(error, OSError) and error.errno in _ERRNOS:
+    if isinstance(error, OSError) and isinstance(error.errno, int) and error.errno in _ERRNOS:
         return True
     kind: Any = type(error)
     return _is_named_so(kind)

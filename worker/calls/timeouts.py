@@ -73,7 +73,7 @@ def with_timeout(operation: Any, timeout_ms: float | TimeoutClass = "default", n
     """
     waits = inspect.isawaitable(operation)
     try:
-        limit = _milliseconds(timeout_ms)
+        limit = milliseconds(timeout_ms)
     except InvalidArgument:
         if inspect.iscoroutine(operation):
             operation.close()  # nobody will await it
@@ -84,7 +84,8 @@ def with_timeout(operation: Any, timeout_ms: float | TimeoutClass = "default", n
     return _call(operation, limit, title)
 
 
-def _milliseconds(timeout_ms: float | str) -> float:
+def milliseconds(timeout_ms: float | str) -> float:
+    """The number that a timeout stands for. Raises InvalidArgument for one that is none."""
     if isinstance(timeout_ms, str):
         if timeout_ms in TIMEOUTS_MS:
             return TIMEOUTS_MS[timeout_ms]
@@ -99,7 +100,8 @@ def _name_of(operation: Any) -> str:
     return getattr(operation, "__qualname__", None) or type(operation).__name__
 
 
-def _over(limit: float, title: str) -> WorkflowError:
+def over(limit: float, title: str) -> WorkflowError:
+    """The error of an operation whose time is over."""
     shown = int(limit) if limit == math.floor(limit) else limit
     return WorkflowError(f"{title} took longer than {shown} ms", TIMEOUT, {"timeout_ms": shown, "operation_name": title})
 
@@ -110,7 +112,7 @@ async def _await(operation: Any, limit: float, title: str) -> Any:
             return await (operation if inspect.isawaitable(operation) else operation())
     except TimeoutError as error:
         if timer.expired():
-            raise _over(limit, title) from error
+            raise over(limit, title) from error
         raise
 
 
@@ -145,7 +147,7 @@ def _call(operation: Callable[[], Any], limit: float, title: str) -> Any:
     try:
         while not call.done.wait(min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic()))):
             if time.monotonic() >= deadline:
-                raise _over(limit, title)
+                raise over(limit, title)
     finally:
         if not call.done.is_set():
             _leave(thread, title)

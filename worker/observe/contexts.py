@@ -25,7 +25,7 @@ MAX_RAW = 4 * MAX_TEXT
 MAX_DEPTH, MAX_ITEMS = 5, 50
 #: Stands for what was left out.
 CUT = "…"
-#: PostgreSQL and every reader of JSON can hold an integer of this size.
+#: Integers beyond are texts: not every reader of JSON can hold them.
 MAX_INTEGER = 2**63
 
 #: Under these a value is a phone number, however short it is.
@@ -85,7 +85,8 @@ def _class_of(value: object) -> str:
 
 
 def _text(text: str, room: _Room) -> str:
-    shown = mask(str.__getitem__(text, slice(0, MAX_RAW)))
+    text = str.__str__(text)  # a class of its own may have odd methods
+    shown = mask(text[:MAX_RAW])
     if len(shown) > MAX_TEXT or len(text) > MAX_RAW:
         shown = f"{shown[:MAX_TEXT]}{CUT}"
     return room.take(shown)
@@ -94,11 +95,9 @@ def _text(text: str, room: _Room) -> str:
 def _integer(value: int, room: _Room) -> JsonValue:
     """A number of ten to fifteen digits may be a phone number, as in a text."""
     number = int.__add__(value, 0)
-    if not -MAX_INTEGER <= number < MAX_INTEGER:
-        return room.take(_class_of(value))
-    text = str(number)
-    shown = room.take(mask(text))
-    return number if shown == text else shown
+    text = str(number)  # raises for one of thousands of digits
+    shown = room.take(mask(text)[:MAX_TEXT])
+    return number if shown == text and -MAX_INTEGER <= number < MAX_INTEGER else shown
 
 
 def _mapping(value: Mapping[Any, Any], depth: int, room: _Room) -> JsonObject:
@@ -117,8 +116,8 @@ def _mapping(value: Mapping[Any, Any], depth: int, room: _Room) -> JsonObject:
 
 def _key(key: object, room: _Room) -> str:
     try:
-        text = key if isinstance(key, str) else str(key)
-        return room.take(mask(str.__getitem__(text, slice(0, MAX_RAW)))[:MAX_KEY]) or CUT
+        text = str.__str__(key) if isinstance(key, str) else str(key)
+        return room.take(mask(text[:MAX_RAW])[:MAX_KEY]) or CUT
     except Exception:
         return room.take(_class_of(key))
 

@@ -56,6 +56,11 @@ def mask(text: str) -> str:
     """The text without what must not be seen, control characters made visible; at most MAX_TEXT characters of it."""
     if len(text) > MAX_TEXT:
         text = f"{text[:MAX_TEXT]}… ({len(text) - MAX_TEXT} more characters)"
+    return mask_whole(text)
+
+
+def mask_whole(text: str) -> str:
+    """The same of all of a text that its caller has bounded: a traceback, say. In pieces, what a cut goes through would not be known."""
     text = _URL_PASSWORD.sub(rf"\1{HIDDEN}", text)
     text = _BEARER.sub(rf"\1\2{HIDDEN}", text)
     text = _PRIVATE_KEY.sub(HIDDEN, text)
@@ -65,19 +70,6 @@ def mask(text: str) -> str:
     text = _EMAIL.sub(rf"\1{HIDDEN}@\2", text)
     text = _PHONE.sub(lambda found: found[0] if found["uuid"] else mask_phone(found[0]), text)
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
-
-
-def mask_long(text: str) -> str:
-    """The same of a text of any length, whole: a traceback, say. In pieces of at most MAX_TEXT characters, cut between lines where there are any."""
-    pieces: list[str] = []
-    start = 0
-    while start < len(text):
-        end = start + MAX_TEXT
-        if end < len(text):
-            end = text.rfind("\n", start + 1, end) + 1 or end
-        pieces.append(mask(text[start:end]))
-        start = end
-    return "".join(pieces)
 
 
 def is_secret_key(name: str) -> bool:
