@@ -157,6 +157,41 @@ end
 $$;
 comment on function packhorse.keep_endpoint(packhorse.service_endpoints) is 'Write the circuit breaker and the numbers of an endpoint.';
 
+create or replace function packhorse.rest_service(p_service text, p_earlier boolean default false) returns void
+language plpgsql as $$
+-- After a change of a breaker: the scope of the service is parked while no endpoint can be called, until one may be probed, and then one message at
+-- a time starts; it is lifted when one can be called. Only where an actor names the service. A park of somebody else that lasts longer
+-- stays as it is, and is nobody's but theirs to lift. p_earlier: the time may have come nearer.
+declare
+  v_now constant timestamptz := clock_timestamp();
+  v_by constant text := 'circuit breaker';
+  v_callable boolean;
+  v_until timestamptz;
+  v_other timestamptz;
+begin
+  select bool_or(coalesce(s.forced, s.state) = 'closed'),
+    min(case when s.forced = 'open' then v_now + interval '1 day' else greatest(s.retry_at, v_now) end)
+  into v_callable, v_until
+  from packhorse.service_endpoints s where s.service = p_service and s.declared_at > v_now - interval '10 minutes';
+  if v_callable is null or packhorse.scope_types(p_service) = '{}' then
+    return;
+  end if;
+  select case when s.parked_by = v_by then null else s.parked_until end into v_other
+  from packhorse.scopes s where s.name = p_service and s.ends_at > v_now;
+  if v_callable then
+    if found and v_other is null then
+      perform packhorse.lift_scope(p_service);
+    end if;
+  elsif v_other is null or v_other < v_until then
+    if p_earlier and found and v_other is null then
+      perform packhorse.lift_scope(p_service); -- a park is never shortened
+    end if;
+    perform packhorse.park_scope(p_service, v_until - v_now, 'the circuit is open', p_probing => true, p_by => v_by);
+  end if;
+end
+$$;
+comment on function packhorse.rest_service(text, boolean) is 'Park or lift the scope of a service, as its circuit breakers are.';
+
 create or replace function packhorse.report_calls(p_reports jsonb, p_services text[])
 returns table (service text, endpoint text, state text, forced text, epoch bigint, retry_in double precision, probing boolean,
   failures_in_row integer, healthy boolean, changed boolean)
@@ -185,6 +220,7 @@ begin
     end if;
     perform packhorse.keep_endpoint(v_row);
     if v_row.state <> v_before then
+      perform packhorse.rest_service(v_row.service);
       v_opened := v_opened || jsonb_build_array(jsonb_build_array(v_row.service, v_row.endpoint));
     end if;
   end loop;
@@ -242,6 +278,9 @@ begin
     v_row := packhorse.open_endpoint(v_row, clock_timestamp());
   end if;
   perform packhorse.keep_endpoint(v_row);
+  if v_row.state <> 'half_open' then
+    perform packhorse.rest_service(p_service);
+  end if;
   return v_row.state;
 end
 $$;
@@ -287,6 +326,9 @@ begin
     last_error = case when p_error is null then s.last_error else left(p_error, 500) end,
     retry_at = case when p_error is null and s.state = 'open' then least(s.retry_at, clock_timestamp()) else s.retry_at end
   where s.service = p_service and s.endpoint = p_endpoint;
+  if p_error is null and v_row.state = 'open' and v_row.retry_at > clock_timestamp() then
+    perform packhorse.rest_service(p_service, true);
+  end if;
   return next;
 end
 $$;
@@ -324,6 +366,7 @@ begin
     v_changed := v_changed + 1;
   end loop;
   if v_changed > 0 then
+    perform packhorse.rest_service(p_service, true);
     insert into packhorse.operator_actions (action, operator, reason, details) values ('force_service', p_operator, p_reason,
       jsonb_build_object('service', p_service, 'endpoint', p_endpoint, 'state', p_state, 'changed', v_changed));
   end if;

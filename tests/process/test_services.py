@@ -69,6 +69,33 @@ def test_an_outage_opens_one_breaker_for_all_and_work_goes_on_after_it(
     assert database.value("select max(attempt) from message_archive") <= 2, "probes and refusals spend none"
 
 
+def test_messages_of_an_actor_that_names_the_service_are_not_claimed_while_it_is_open(
+    database: Database, ledger: Ledger, start_daemon: Start, fake: FakeService
+) -> None:
+    daemons = [worker(start_daemon, database, ledger, fake, threads=4) for _ in range(2)]
+    for daemon in daemons:
+        daemon.wait_ready()
+    fake.mode = "500"
+    effects(database, 80, "m", "ask_gated")
+    wait_until(lambda: state(database) != "closed", 20, "open")
+    wait_until(lambda: fake.at_once == 0)
+    asked = len(fake.requests)
+    wait_until(lambda: len(fake.requests) >= asked + 3, 30, "probes")
+    probes = len(fake.requests) - asked
+    effects(database, 10, "n", "other")
+    wait_until(lambda: sum(key.startswith("n") for key in ledger.counts("effect")) == 10, 10, "others go on")
+    assert "scope" in str(
+        database.query("select gate, passed from explain_message((select max(id) from message_queue where message_type = 'ask_gated'))")
+    )
+    starts = len(ledger.lines("start"))
+    assert starts < 80 + 4 * (probes + 20), "a gate holds them"
+    fake.mode = "ok"
+    wait_until(lambda: all_done(database), 30, "done")
+    assert len(ledger.counts("effect")) == 90 and database.value("select count(*) from dead_letters") == 0
+    assert state(database) == "closed" and database.value("select count(*) from parked_scopes") == 0
+    assert database.value("select max(attempt) from message_archive") <= 2
+
+
 def test_what_is_open_in_one_process_is_open_in_the_others(database: Database, ledger: Ledger, start_daemon: Start, fake: FakeService) -> None:
     registry = ServiceRegistry(quick_settings(database))
     worker(start_daemon, database, ledger, fake, reset_seconds=60).wait_ready()

@@ -277,3 +277,94 @@ def test_the_metrics_of_services(sql: Sql) -> None:
     found = sql.value("select service_statistics()")
     assert found["service_breaker_state"] == [{"service": "openai", "endpoint": A, "value": 2}]
     assert found["service_calls_total"][0]["value"] == found["service_failures_total"][0]["value"] == 5
+
+
+def name_it(sql: Sql, *services: str) -> None:
+    """An actor `effect` that says what it calls."""
+    sql.rows("insert into message_types (name, queue, policy) values ('effect', 'q', %s)", Jsonb({"services": list(services)}))
+
+
+def parked(sql: Sql) -> list[tuple[Any, ...]]:
+    """(probing, seconds until the end of the park) of the service."""
+    return sql.rows(
+        "select probing, round(greatest(extract(epoch from parked_until - clock_timestamp()), 0))::integer from scopes where name = 'openai' and ends_at > clock_timestamp()"
+    )
+
+
+def test_messages_of_a_service_rest_while_no_endpoint_can_be_called(sql: Sql) -> None:
+    name_it(sql, "openai")
+    message_id = sql.enqueue()
+    opened(sql, A)
+    declare(sql, A, B)
+    report(sql, 5, 5, B)
+    assert parked(sql) == [(True, 60)] and sql.claim(1) == []
+    assert "the circuit is open" in str(sql.rows("select * from explain_message(%s)", message_id))
+    sql.rows("select force_service('openai', 'closed', 'http://b')")
+    assert parked(sql) == [] and len(sql.claim(1)) == 1
+
+
+def test_one_open_endpoint_of_two_parks_nothing(sql: Sql) -> None:
+    name_it(sql, "openai")
+    declare(sql, A, B)
+    assert report(sql, 5, 5) and parked(sql) == []
+
+
+def test_nothing_is_parked_when_no_actor_names_the_service(sql: Sql) -> None:
+    name_it(sql, "other")
+    opened(sql)
+    assert sql.rows("select * from scopes") == []
+
+
+def test_one_message_at_a_time_while_a_breaker_is_probed_and_all_when_it_is_closed(sql: Sql) -> None:
+    name_it(sql, "openai")
+    for _ in range(5):
+        sql.enqueue()
+    opened(sql, close_after=2)
+    let_pass(sql, 61)
+    sql.rows("update scopes set parked_until = clock_timestamp() - interval '1 second'")
+    first = sql.claim(5)
+    assert len(first) == 1 and sql.claim(5) == []
+    end(sql, begin(sql), True)
+    sql.complete(*first)
+    second = sql.claim(5)
+    assert len(second) == 1, "half open"
+    end(sql, begin(sql), True)
+    assert parked(sql) == [] and len(sql.claim(5)) == 3
+
+
+def test_a_failed_probe_parks_again(sql: Sql) -> None:
+    name_it(sql, "openai")
+    opened(sql)
+    let_pass(sql, 61)
+    sql.rows("update scopes set parked_until = clock_timestamp() - interval '1 second'")
+    assert parked(sql) == [(True, 0)]
+    end(sql, begin(sql), False)
+    assert parked(sql) == [(True, 60)]
+
+
+def test_a_health_check_shortens_the_park(sql: Sql) -> None:
+    name_it(sql, "openai")
+    opened(sql)
+    sql.rows("select record_health('openai', 'http://a')")
+    assert parked(sql) == [(True, 0)]
+
+
+def test_an_operators_state_parks_and_lifts(sql: Sql) -> None:
+    name_it(sql, "openai")
+    declare(sql)
+    sql.rows("select force_service('openai', 'open')")
+    assert parked(sql) == [(True, 86400)]
+    sql.rows("select force_service('openai', 'automatic')")
+    assert parked(sql) == [(True, 0)], "probes begin"
+    sql.rows("select force_service('openai', 'closed')")
+    assert parked(sql) == []
+
+
+def test_a_longer_park_of_somebody_else_is_left_alone(sql: Sql) -> None:
+    name_it(sql, "openai")
+    sql.rows("select park_scope('openai', '1 hour', p_operator => 'ann')")
+    opened(sql, close_after=1)
+    assert parked(sql) == [(False, 3600)]
+    let_pass(sql, 61)
+    end(sql, begin(sql), True)
+    assert state(sql) == "closed" and parked(sql) == [(False, 3600)]

@@ -29,6 +29,13 @@ async def ask_async(key: str) -> None:
     note("effect", key)
 
 
+@dramatiq.actor(queue_name="default", actor_name="ask_gated", services=["ai"], min_backoff=100, max_backoff=200)
+def ask_gated(key: str) -> None:
+    note("start", key)
+    ai.request("POST", f"/{key}", json={"key": key})
+    note("effect", key)
+
+
 @dramatiq.actor(queue_name="default", actor_name="other")
 def other(key: str) -> None:
     note("effect", key)

@@ -58,6 +58,7 @@ class ServiceRegistry:
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings
         self._url: str | None = None
+        self._named: dict[str, frozenset[str]] = {}  # by actor
         self._services: dict[str, RemoteService] = {}  # only grows
         self._begin()
         forks.register(self)
@@ -126,11 +127,13 @@ class ServiceRegistry:
         """What is declared so far, sorted."""
         return sorted(self._services)
 
-    def warn_of_unknown(self, named: Mapping[str, Sequence[str]]) -> None:
-        """Say which services actors name that are not declared here; named: by actor."""
-        for actor, names in named.items():
-            for name in names:
-                if name not in self._services:
+    def named_by(self, actors: Mapping[str, Sequence[str]]) -> None:
+        """Which services the actors name. Those that are not declared here are said, when anything is declared at all: a name may be
+        of a scope alone."""
+        self._named = {actor: frozenset(names) for actor, names in actors.items() if names}
+        for actor, names in self._named.items():
+            for name in sorted(names):
+                if self._services and name not in self._services:
                     logger.warning("service_unknown service=%s actor=%s near=%s", name, actor, near_miss(name, self._services))
 
     # -- looking --------------------------------------------------------------------------------------
@@ -245,6 +248,11 @@ class ServiceRegistry:
     @staticmethod
     def inside_handler() -> bool:
         return current_message() is not None
+
+    def gated(self, service: str) -> bool:
+        """Does the actor of the running message name the service? Then no claim takes it while the circuit is open."""
+        message = current_message()
+        return message is not None and service in self._named.get(message.actor_name, ())
 
 
 _default = ServiceRegistry()

@@ -20,6 +20,8 @@ from packhorse.worker.calls.http import BadAnswer, HttpClients, HttpRequest, Req
 from packhorse.worker.calls.reports import BreakerReports, EndedProbe
 from packhorse.worker.errors import AskedOutcome, CircuitOpen, ConfigError, InvalidArgument, ServiceFailed, StoreError
 
+#: A message that a gate holds as long as the circuit is open comes back after this at most.
+GATED_SECONDS = 1.0
 #: Mistakes of the code that calls: they say nothing about the service.
 OWN_MISTAKES = (
     TypeError,
@@ -49,6 +51,7 @@ class Home(Protocol):
     def start(self) -> None: ...
     def begin_probe(self, service: RemoteService, endpoint: str) -> int | None: ...
     def inside_handler(self) -> bool: ...
+    def gated(self, service: str) -> bool: ...
 
 
 def verdict(error: BaseException) -> bool | None:
@@ -125,7 +128,7 @@ class ServiceCall:
         elif succeeded is not None:
             breakers.record(self.breaker, self._epoch, succeeded)
         if succeeded is False and isinstance(error, Exception) and self.spends_no_attempt:
-            raise CircuitOpen(self._service.name, breakers.wait_seconds()) from error
+            raise self._service.refusal() from error
 
     async def __aexit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.__exit__(kind, error, traceback)
@@ -272,7 +275,7 @@ class RemoteService:
         """None is healthy: those whose breaker is closed are asked now. Raises CircuitOpen when there is none, ServiceFailed when none answers."""
         unhealthy = self.breakers.unhealthy(without)
         if not unhealthy:
-            raise CircuitOpen(self.name, self.breakers.wait_seconds())
+            raise self.refusal()
         errors = check_all([self.declaration.health_url(breaker.endpoint) or breaker.endpoint for breaker in unhealthy])
         for breaker, error in zip(unhealthy, errors, strict=True):
             if error is None:
@@ -280,8 +283,13 @@ class RemoteService:
         for breaker in unhealthy:
             self.breakers.record(breaker, breaker.epoch, False)
         if self.home.inside_handler() and not any(breaker.closed for breaker in unhealthy):
-            raise CircuitOpen(self.name, self.breakers.wait_seconds())
+            raise self.refusal()
         raise ServiceFailed(f"no endpoint of the service {self.name} is healthy: {errors[0]}", service=self.name, endpoint=unhealthy[0].endpoint)
+
+    def refusal(self) -> CircuitOpen:
+        """What a call gets that is not to be made. A message whose actor names the service need not wait long by itself: its scope is parked."""
+        seconds = self.breakers.wait_seconds()
+        return CircuitOpen(self.name, min(seconds, GATED_SECONDS) if self.home.gated(self.name) else seconds)
 
     def after_fork(self) -> None:
         """In a forked child: the connections are its parent's, and nobody else holds a lock."""

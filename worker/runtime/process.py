@@ -22,7 +22,7 @@ from packhorse.worker import forks
 from packhorse.worker.attempt.heartbeat import Heartbeat
 from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.attempt.middleware import Checked, TimeLimits
-from packhorse.worker.attempt.middleware.retries import policies
+from packhorse.worker.attempt.middleware.retries import policies, services_of
 from packhorse.worker.attempt.middleware.tracing import Tracing
 from packhorse.worker.calls.registry import default_registry
 from packhorse.worker.config import Settings
@@ -207,9 +207,7 @@ class WorkerProcess:
     def _start_services(self) -> None:
         """Breakers and health checks of what the handlers call, when a service is declared."""
         default_registry().start(self.settings, self.broker.url)
-        default_registry().warn_of_unknown(
-            {name: actor.options["services"] for name, actor in self.broker.actors.items() if actor.options.get("services")}
-        )
+        default_registry().named_by({name: services_of(self.broker.get_actor(name)) for name in (*self.broker.actors, *self.broker.aliases)})
 
     def _wait_for_database(self) -> bool:
         """Register, waiting through any outage; False when stopped meanwhile. A wrong schema or role is fatal."""
