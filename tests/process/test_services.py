@@ -44,21 +44,21 @@ def all_done(database: Database) -> bool:
     return bool(database.value("select not exists (select from message_queue)"))
 
 
-@pytest.mark.parametrize("actor", ["ask"])
+@pytest.mark.parametrize("actor", ["ask", "ask_async"])
 def test_an_outage_opens_one_breaker_for_all_and_work_goes_on_after_it(
     database: Database, ledger: Ledger, start_daemon: Start, fake: FakeService, actor: str
 ) -> None:
-    daemons = [worker(start_daemon, database, ledger, fake, threads=4) for _ in range(2)]
+    daemons = [worker(start_daemon, database, ledger, fake, reset_seconds=2, threads=4) for _ in range(2)]
     for daemon in daemons:
         daemon.wait_ready()
     fake.mode = "500"
     effects(database, 60, "m", actor)
-    wait_until(lambda: state(database) == "open", 20, "open")
+    wait_until(lambda: state(database) == "half_open", 20, "open, known to all, and the first probe")
     wait_until(lambda: fake.at_once == 0)
     asked = len(fake.requests)
     assert asked < 60, "not everybody has to find out"
     fake.slow, fake.most_at_once = 0.1, 0
-    wait_until(lambda: len(fake.requests) >= asked + 4, 30, "probes")
+    wait_until(lambda: len(fake.requests) >= asked + 3, 30, "probes")
     assert fake.most_at_once == 1, "one probe at a time in the fleet"
     fake.mode, fake.slow = "ok", 0.0
     wait_until(lambda: all_done(database), 30, "done")
@@ -94,6 +94,19 @@ def test_messages_of_an_actor_that_names_the_service_are_not_claimed_while_it_is
     assert len(ledger.counts("effect")) == 90 and database.value("select count(*) from dead_letters") == 0
     assert state(database) == "closed" and database.value("select count(*) from parked_scopes") == 0
     assert database.value("select max(attempt) from message_archive") <= 2
+
+
+def test_a_429_parks_the_service_for_as_long_as_it_asks(database: Database, ledger: Ledger, start_daemon: Start, fake: FakeService) -> None:
+    worker(start_daemon, database, ledger, fake, threads=1).wait_ready()
+    fake.mode, fake.answer_headers = "429", {"Retry-After": "600"}
+    effects(database, 20, "m", "ask_gated")
+    wait_until(lambda: database.value("select count(*) from parked_scopes") == 1, 20, "parked")
+    parked = "select parked_until between clock_timestamp() + interval '8 minutes' and clock_timestamp() + interval '11 minutes' from scopes"
+    assert database.value(parked) and len(fake.requests) <= 2
+    fake.mode = "ok"
+    database.query("select lift_scope('ai')")
+    wait_until(lambda: all_done(database), 20, "done")
+    assert database.value("select max(attempt) from message_archive") == 1, "no attempt is spent"
 
 
 def test_what_is_open_in_one_process_is_open_in_the_others(database: Database, ledger: Ledger, start_daemon: Start, fake: FakeService) -> None:

@@ -18,7 +18,7 @@ from packhorse.worker.calls.declarations import ServiceDeclaration
 from packhorse.worker.calls.health import check_all
 from packhorse.worker.calls.http import BadAnswer, HttpClients, HttpRequest, RequestOptions, ServiceResponse, prepare
 from packhorse.worker.calls.reports import BreakerReports, EndedProbe
-from packhorse.worker.errors import AskedOutcome, CircuitOpen, ConfigError, InvalidArgument, ServiceFailed, StoreError
+from packhorse.worker.errors import AskedOutcome, CircuitOpen, ConfigError, InvalidArgument, RetryAfter, ServiceFailed, StoreError
 
 #: A message that a gate holds as long as the circuit is open comes back after this at most.
 GATED_SECONDS = 1.0
@@ -181,6 +181,8 @@ class _Exchange:
                 self._retries += 1
                 self._failed.clear()
                 return float(policy.backoff_ms * 2 ** (self._retries - 1)) / 1000
+        if failure.status_code == 429 and failure.retry_after is not None and self.request.retry_after and self._service.home.inside_handler():
+            raise RetryAfter(failure.retry_after, scope=self._service.name, reason=str(failure)) from failure
         if isinstance(failure, BadAnswer) and not self.request.check:
             return failure.response
         raise error
@@ -214,6 +216,7 @@ class RemoteService:
         """One HTTP request to an endpoint of the service; path: what comes behind it. Options: see RequestOptions. Needs the extra `http`.
 
         When an endpoint cannot be reached the next one is asked; after other failures only for GET, HEAD, OPTIONS, PUT and DELETE.
+        Inside a handler a 429 with Retry-After is raised as RetryAfter, with the service as its scope, unless retry_after=False.
         Raises CircuitOpen, ServiceFailed (no answer, not in time, too long, a status of 400 and more unless check=False),
         InvalidArgument, ConfigError without httpx.
         """
