@@ -6,12 +6,10 @@ import json
 import os
 
 import dramatiq
-from dramatiq.middleware import AsyncIO
 
 from packhorse.calls import register_service
 from tests.support.notes import note
 
-dramatiq.get_broker().add_middleware(AsyncIO())
 ai = register_service("ai", os.environ["SERVICE_URL"], timeout=1000, breaker=json.loads(os.environ["SERVICE"]))
 
 
