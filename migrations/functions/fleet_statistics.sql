@@ -237,7 +237,7 @@ begin
       from (values ('running'), ('draining'), ('silent')) as s (state)));
   update packhorse.fleet_statistics set refreshed_at = v_now, took = clock_timestamp() - v_now,
     statistics = jsonb_build_object('queue_messages', v_messages, 'queue_oldest_due_age_seconds', v_due) || v_rest || packhorse.table_statistics(v_now)
-      || packhorse.schedule_statistics(v_now) || packhorse.service_statistics();
+      || packhorse.schedule_statistics(v_now) || packhorse.service_statistics() || packhorse.scope_statistics(v_now);
   return true;
 end
 $$;

@@ -9,7 +9,8 @@ create or replace function packhorse.health_queue_health(
 ) returns table (status text, summary text, details jsonb)
 language plpgsql volatile as $$
 -- How late the oldest due message of each queue is. A paused queue with due messages is a warning, and so are messages of a
--- queue that nobody has declared, and completions that the database refuses. Beside it: messages that wait to run apart.
+-- queue that nobody has declared, completions that the database refuses, and scopes parked for longer than p_warn_after. Beside it: messages
+-- that wait to run apart.
 declare
   v_now constant timestamptz := clock_timestamp();
 begin
@@ -32,20 +33,24 @@ begin
     select (select count(*) from (select from packhorse.message_queue m where m.state = 'pending' and m.crashes >= 2 limit p_limit) i) as isolated,
       (select count(*) from (select from packhorse.message_queue m where m.completion_refused_at is not null limit p_limit) r) as refused,
       (select min(m.error ->> 'message') from packhorse.message_queue m where m.completion_refused_at is not null) as refusal
+  ), resting as (
+    select count(*) as n, bool_or(v_now - s.parked_at > p_warn_after) as long, (array_agg(s.name order by s.parked_at, s.name))[:20] as names
+    from packhorse.scopes s where s.ends_at > v_now
   ), placed as (
     select j.*, row_number() over (order by j.level = 'fail' desc, j.level = 'warn' desc, j.late desc nulls last, j.queue) as place from judged j)
-  select packhorse.health_worst(array_agg(p.level) || case when max(a.refused) > 0 then 'warn' end),
-    format('%s queue(s): %s due, %s delayed, %s blocked, %s running%s%s%s', count(*), sum(p.pending), sum(p.delayed), sum(p.blocked), sum(p.running),
+  select packhorse.health_worst(array_agg(p.level) || case when max(a.refused) > 0 then 'warn' end || case when bool_or(r.long) then 'warn' end),
+    format('%s queue(s): %s due, %s delayed, %s blocked, %s running%s%s%s%s', count(*), sum(p.pending), sum(p.delayed), sum(p.blocked), sum(p.running),
       case when max(a.isolated) > 0 then format(', %s wait to run apart', packhorse.health_count(max(a.isolated), p_limit)) end,
       case when max(a.refused) > 0 then format(', %s done but not written: %s', packhorse.health_count(max(a.refused), p_limit), left(max(a.refusal), 100)) end,
+      case when max(r.n) > 0 then format(', %s scope(s) parked: %s', max(r.n), left(array_to_string(max(r.names), ', '), 200)) end,
       (select format('; worst is %s: %s%s%s', w.queue, coalesce('oldest due for ' || packhorse.health_duration(w.late), 'nothing due yet'),
         case when w.paused then ', paused' else '' end,
         case when not w.declared then ', nobody has declared it' when w.has_worker then '' else ', no live worker' end) from placed w where w.place = 1 and w.level <> 'ok')),
     jsonb_build_object('queues', jsonb_agg(jsonb_build_object('queue', p.queue, 'status', p.level, 'due', p.pending, 'delayed', p.delayed,
       'blocked', p.blocked, 'running', p.running, 'estimated', p.estimated, 'oldest_due_seconds', p.late, 'paused', p.paused,
       'declared', p.declared, 'has_worker', p.has_worker) order by p.place) filter (where p.place <= 50),
-      'isolated', max(a.isolated), 'refused', max(a.refused))
-  from placed p cross join apart a;
+      'isolated', max(a.isolated), 'refused', max(a.refused), 'parked', to_jsonb(max(r.names)))
+  from placed p cross join apart a cross join resting r;
 end
 $$;
 comment on function packhorse.health_queue_health(interval, interval, integer) is 'Health check: how late the oldest due message of each queue is.';

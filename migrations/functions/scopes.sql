@@ -123,6 +123,16 @@ end
 $$;
 comment on function packhorse.join_scopes() is 'Used by register_worker: types that name a parked service rest with it.';
 
+create or replace function packhorse.scope_statistics(p_now timestamptz) returns jsonb
+language sql stable as $$
+-- For /metrics: since when each scope rests; those hundred that rest for the longest time.
+  select jsonb_build_object('scope_parked_seconds', jsonb_agg(jsonb_build_object('scope', p.name, 'value', p.seconds)))
+  from (
+    select s.name, extract(epoch from greatest(p_now - s.parked_at, interval '0')) as seconds
+    from packhorse.scopes s where s.ends_at > p_now order by s.parked_at, s.name limit 100) p;
+$$;
+comment on function packhorse.scope_statistics(timestamptz) is 'How long scopes have been parked, for metrics.';
+
 create or replace function packhorse.only_service(p_type text) returns text
 language sql stable as $$
 -- The service that the actor of this type names, when it names exactly one.

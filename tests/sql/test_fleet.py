@@ -203,3 +203,11 @@ def test_messages_that_run_apart_and_completions_that_are_refused_are_counted(sq
     status, summary, details = sql.rows("select * from health_queue_health()")[0]
     assert status == "warn" and "1 wait to run apart, 1 done but not written: SQLSTATE 42501: no right" in summary
     assert (details["isolated"], details["refused"]) == (1, 1)
+
+
+def test_the_scopes_that_rest_are_shown_with_since_when(sql: Sql) -> None:
+    sql.rows("select park_scope('api', interval '1 hour'), park_scope('lifted', interval '1 hour'), lift_scope('lifted')")
+    sql.rows("update scopes set parked_at = parked_at - interval '1 minute' where name = 'api'")
+    sql.rows("select refresh_fleet_statistics(interval '0')")
+    ((shown,),) = sql.rows("select statistics -> 'scope_parked_seconds' from fleet_statistics()")
+    assert [(row["scope"], 60 <= row["value"] < 120) for row in shown] == [("api", True)]

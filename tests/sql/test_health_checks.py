@@ -145,6 +145,15 @@ def test_a_paused_queue_with_due_messages_is_a_warning_however_late(sql: Sql) ->
     assert found.status == "warn" and "paused" in found.summary
 
 
+def test_a_scope_that_rests_is_named_and_is_a_warning_when_it_rests_for_long(sql: Sql) -> None:
+    sql.rows("select park_scope('api', interval '1 hour')")
+    found = check(sql, "queue_health")
+    assert found.status == "ok" and "1 scope(s) parked: api" in found.summary and found.details["parked"] == ["api"]
+    assert check(sql, "queue_health", warn_after="0").status == "warn"
+    sql.rows("select lift_scope('api')")
+    assert "parked" not in check(sql, "queue_health").summary
+
+
 def test_a_queue_knows_its_live_workers(sql: Sql) -> None:
     late(sql, "2 minutes")
     sql.rows("select register_worker(%s, 'h', 1, '1', '{q}', '{effect}', 4, interval '20 seconds')", HOLDER)

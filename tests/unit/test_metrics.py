@@ -32,6 +32,7 @@ FLEET_STATISTICS = {
     "workers": [{"state": "running", "value": 2}],
     "partition_runway_seconds": [{"table": "message_archive", "value": 600000}],
     "oldest_snapshot_age_seconds": 0.5,
+    "scope_parked_seconds": [{"scope": "openai", "value": 12.5}],
     "service_breaker_state": [{"service": "ai", "endpoint": "http://a", "value": 2}],
     "service_endpoint_healthy": [{"service": "ai", "endpoint": "http://a", "value": 0}],
     "service_calls_total": [{"service": "ai", "endpoint": "http://a", "value": 12}],
@@ -355,7 +356,7 @@ def test_every_defined_metric_is_rendered_with_its_type_and_labels():
         assert labels and all(seen == set(definition.labels) for seen in labels), name
     assert {dict(labels)["reason"] for name, labels in found if name == "process_restarts_total"} == set(RESTARTS)
     assert {dict(labels)["part"] for name, labels in found if name == "observability_errors_total"} == set(PARTS)
-    assert found["fleet_age_seconds", ()] == 2.0 and len(FLEET) == 25
+    assert found["fleet_age_seconds", ()] == 2.0 and len(FLEET) == 26
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: apt-get install prometheus)")

@@ -24,6 +24,7 @@ from packhorse.worker.cli import (
     queue,
     schedule,
     scheduler,
+    scope,
     service,
     stats,
     table_care,
@@ -58,6 +59,7 @@ app.add_typer(message.app, name="message")
 app.add_typer(dead_letter.app, name="dead-letter")
 app.add_typer(schedule.app, name="schedule")
 app.add_typer(service.app, name="service")
+app.add_typer(scope.app, name="scope")
 app.add_typer(maintenance.app, name="maintenance")
 app.add_typer(partitions.app, name="partitions")
 app.command("table-care")(table_care.table_care)

@@ -121,6 +121,7 @@ FLEET = [
     Definition("service_calls_total", "counter", "Calls of an endpoint by all processes.", ("service", "endpoint")),
     Definition("service_failures_total", "counter", "Calls of an endpoint that failed.", ("service", "endpoint")),
     Definition("service_breaker_opened_total", "counter", "How often the breaker of an endpoint opened.", ("service", "endpoint")),
+    Definition("scope_parked_seconds", "gauge", "How long a scope has been parked or probing; absent when it is not.", ("scope",)),
     Definition("clock_skew_seconds", "gauge", "Clock of this worker's host minus the database's, as far as the round trip allows to say; else 0."),
     Definition("fleet_age_seconds", "gauge", "Age of all fleet metrics."),
 ]
