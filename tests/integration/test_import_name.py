@@ -180,6 +180,30 @@ async def main() -> int:
 """
 
 
+TYPED_STEPS = """\
+from packhorse import step, step_async
+
+
+def ask(question: str, *, model: str) -> dict[str, int]:
+    return {"price": 3}
+
+
+async def ask_later(question: str) -> str:
+    return question
+
+
+def in_thread() -> int:
+    answer: dict[str, int] = step("answer", ask, "why?", model="m")
+    return answer["price"]
+
+
+async def in_coroutine() -> str:
+    text: str = await step_async("later", ask_later, "why?")
+    answer: dict[str, int] = await step_async("answer", ask, "why?", model="m")
+    return text * answer["price"]
+"""
+
+
 CHECKERS = {
     "mypy": ["mypy", "--strict", "--cache-dir", "cache"],
     "basedpyright": ["basedpyright", "--level", "error", "--pythonpath", sys.executable],
@@ -209,4 +233,13 @@ def test_a_type_checker_knows_what_is_around_calls(tmp_path, checker):
     assert good.returncode == 0, good.stdout + good.stderr
     for right, wrong in [('"external_api"', '"external_ap"'), ("charge(1)", 'charge("1")'), ("text: str", "text: int")]:
         bad = checked(tmp_path, checker, TYPED_CALLS.replace(right, wrong, 1))
+        assert bad.returncode == 1, (wrong, bad.stdout + bad.stderr)
+
+
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_a_type_checker_knows_what_a_step_takes_and_returns(tmp_path, checker):
+    good = checked(tmp_path, checker, TYPED_STEPS)
+    assert good.returncode == 0, good.stdout + good.stderr
+    for right, wrong in [('model="m"', 'modl="m"'), ('"why?"', "7"), ("text: str", "text: int"), ("answer: dict[str, int]", "answer: str")]:
+        bad = checked(tmp_path, checker, TYPED_STEPS.replace(right, wrong))
         assert bad.returncode == 1, (wrong, bad.stdout + bad.stderr)
