@@ -281,19 +281,16 @@ def test_in_a_transactional_handler_steps_commit_or_roll_back_with_it(worker, da
     assert database.query("select state, attempt from all_messages") == [("done", 2)]
 
 
-def test_a_lease_is_renewed_while_a_transactional_handler_has_stored_a_step(database, monkeypatch):
-    house = House("runtime", database, monkeypatch, lease_seconds=5)
-
+def test_a_lease_is_renewed_while_a_transactional_handler_has_stored_a_step(worker, database):
     def body():
         step("first", lambda: 1)
-        deadline = time.monotonic() + 7
+        deadline = time.monotonic() + worker.settings.lease_seconds + 1
         while time.monotonic() < deadline:
             time.sleep(0.05)
 
     actor(body, transactional=True, time_limit=60_000).send()
-    house.start()
-    house.drained()
-    house.stop()
+    worker.start()
+    worker.drained()
     assert database.query("select state, attempt from all_messages") == [("done", 1)]
 
 
@@ -413,6 +410,46 @@ def test_a_child_that_a_step_forks_ends_there(worker, database):
     worker.start()
     worker.drained()
     assert stored(database) == [("answer", "parent", 1)]
+
+
+def test_a_child_has_a_writer_of_its_own(worker, database):
+    """The thread that writes for coroutines is its parent's, and not in the child."""
+
+    def body():
+        assert asyncio.run(step_async("parent", lambda: 1)) == 1
+        pid = os.fork()
+        if not pid:
+            try:
+                asyncio.run(step_async("child", lambda: 2))
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+        assert asyncio.run(step_async("parent again", lambda: 3)) == 3
+
+    actor(body).send()
+    worker.start()
+    worker.drained()
+    assert [(name, value) for name, value, _ in stored(database)] == [("child", 2), ("parent", 1), ("parent again", 3)]
+
+
+def test_the_thread_for_coroutines_ends_with_its_broker_and_starts_again_when_it_is_needed(worker, database):
+    def threads():
+        return [thread for thread in threading.enumerate() if thread.name == "packhorse-steps"]
+
+    def body():
+        asyncio.run(step_async("first", lambda: 1))
+        assert len(threads()) == 1
+        worker.broker.close()
+        wait_until(lambda: not threads())
+        asyncio.run(step_async("second", lambda: 2))
+
+    actor(body).send()
+    worker.start()
+    worker.drained()
+    assert [name for name, _, _ in stored(database)] == ["first", "second"]
+    assert len(threads()) == 1
+    worker.stop()
+    wait_until(lambda: not threads())
 
 
 def test_steps_of_an_unreadable_row_are_a_dead_letter(worker, database):
