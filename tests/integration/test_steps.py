@@ -12,7 +12,7 @@ import pytest
 from dramatiq.middleware import AsyncIO
 
 import packhorse
-from packhorse import StepError, current_connection, current_message, step, step_async
+from packhorse import StepError, current_async_connection, current_connection, current_message, step, step_async
 from packhorse.worker.attempt import step_store
 from tests.support.harness import House
 from tests.support.waiting import wait_until
@@ -256,7 +256,8 @@ def test_a_stale_holder_stores_nothing_and_is_told_so(worker, database, kind):
     assert stored(database) == []
 
 
-def test_in_a_transactional_handler_steps_commit_or_roll_back_with_it(worker, database):
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_a_transactional_handler_steps_commit_or_roll_back_with_it(worker, database, kind):
     database.query("create table if not exists effects (attempt integer)")
     database.query("grant all on effects to public; delete from effects")
     calls = []
@@ -272,7 +273,18 @@ def test_in_a_transactional_handler_steps_commit_or_roll_back_with_it(worker, da
         if current_message().attempt == 1:
             raise RuntimeError("after the step")
 
-    actor(body, transactional=True).send()
+    async def write_async():
+        await current_async_connection().execute("insert into effects values (%s)", (current_message().attempt,))
+        calls.append(stored(database))
+        return len(calls)
+
+    async def in_coroutine():
+        await step_async("effect", write_async)
+        await current_async_connection().execute("set local search_path to pg_temp")
+        if current_message().attempt == 1:
+            raise RuntimeError("after the step")
+
+    actor(body if kind == "thread" else in_coroutine, kind, transactional=True).send()
     worker.start()
     worker.drained()
     assert database.query("select attempt from effects") == [(2,)]
@@ -338,6 +350,26 @@ def test_a_locked_row_is_waited_for(worker, database, kind):
     worker.drained()
     assert stored(database) == [("answer", 42, 1)]
     assert database.query("select state, attempt from all_messages") == [("done", 1)]
+
+
+def test_a_coroutine_that_is_interrupted_while_its_step_is_stored_has_stored_it(worker, database):
+    """Its function has come to its end: the next attempt need not pay again."""
+    seen = []
+
+    async def body():
+        with database.connect(admin=True) as other, other.transaction():
+            other.execute("select from message_queue for update")
+            storing = asyncio.create_task(step_async("answer", lambda: 42))
+            await asyncio.sleep(0.2)
+            storing.cancel()
+            await asyncio.wait([storing])
+        await asyncio.sleep(0.5)
+        seen.append(stored(database))
+
+    actor(body, "coroutine").send()
+    worker.start()
+    worker.drained()
+    assert seen == [[("answer", 42, 1)]]
 
 
 def test_what_postgresql_refuses_keeps_no_neighbour_from_storing(worker, database, monkeypatch):

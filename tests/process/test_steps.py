@@ -14,7 +14,9 @@ from tests.support.waiting import wait_until
 def test_what_was_paid_for_before_the_process_was_killed_is_not_paid_for_again(database, ledger, start_daemon, kind):
     quick_backoff(database)
     port = free_port()
-    daemon = start_daemon(database, ledger, threads=1, metrics_port=port).wait_ready()  # one at a time: no kill comes while another one pays
+    daemon = start_daemon(
+        database, ledger, threads=1, coroutines=1, metrics_port=port
+    ).wait_ready()  # one at a time: no kill comes while another one pays
     ids = effects(database, 3, "k", kind, kill=True)
     ids += effects(database, 5, "n", kind)
     wait_for_end(database, 60)

@@ -173,12 +173,8 @@ def pays(key: str, kill: bool = False, until_go: bool = False) -> None:
     die_once(key, kill)
 
 
-async def pay_async(key: str, kill: bool, until_go: bool) -> None:
-    await packhorse.step_async("answer", ask, key, until_go)
-    die_once(key, kill)
-
-
 @dramatiq.actor(queue_name="default", actor_name="pays_async", time_limit=60_000)
-def pays_async(key: str, kill: bool = False, until_go: bool = False) -> None:
+async def pays_async(key: str, kill: bool = False, until_go: bool = False) -> None:
     note("start", key)
-    asyncio.run(pay_async(key, kill, until_go))
+    await packhorse.step_async("answer", asyncio.to_thread, ask, key, until_go)
+    die_once(key, kill)

@@ -240,7 +240,7 @@ class StepWriter(Service):
         return 0.0 if told else PAUSE_SECONDS
 
     def _next(self) -> list[WaitingStep]:
-        """What is written next. Those that nobody waits for any more are left out; those that waited too long are told."""
+        """What is written next; those that waited too long are told. Also the step of a coroutine that was interrupted meanwhile: it is paid for."""
         batch: list[WaitingStep] = []
         late: list[tuple[WaitingStep, str | Exception]] = []
         now, characters = time.monotonic(), 0
@@ -248,8 +248,6 @@ class StepWriter(Service):
         while self._waiting and len(batch) < most and characters < BATCH_CHARACTERS:
             waiting = self._waiting.popleft()
             self._apart = max(0, self._apart - 1)
-            if waiting.future.cancelled():
-                continue
             if now > waiting.until:
                 late.append((waiting, StoreUnavailable(f"step {waiting.step.name!r} was not stored within {STORE_SECONDS:.0f} s: {self._error}")))
                 continue
