@@ -164,27 +164,28 @@ create or replace function packhorse.health_top_errors(
   p_window interval default '1 hour', p_warn integer default 10, p_fail integer default 1000, p_limit integer default 10000, p_blocks integer default 4000
 ) returns table (status text, summary text, details jsonb)
 language plpgsql stable as $$
--- The most frequent errors of messages that ended within p_window: dead letters, and those that were done after a
--- failure (their last error). The most frequent one is judged by its count.
+-- The most frequent errors, by class and code, of messages that ended within p_window: dead letters, and those that were
+-- done after a failure (their last error). The most frequent one is judged by its count.
 declare
   v_since constant timestamptz := clock_timestamp() - p_window;
 begin
   return query
   with failures as (
-    (select d.message_type, coalesce(d.error_class, d.reason) as error_class, d.id, true as dead, d.fingerprint
+    (select d.message_type, coalesce(d.error_class, d.reason) as error_class, d.error_code, d.id, true as dead, d.fingerprint
      from packhorse.dead_letters d where d.dead_at > v_since order by d.dead_at desc limit p_limit)
     union all
-    select e.message_type, e.error_class, e.id, false, null from packhorse.recent_ends(v_since, p_blocks) e where e.error_class is not null
+    select e.message_type, e.error_class, e.error_code, e.id, false, null from packhorse.recent_ends(v_since, p_blocks) e where e.error_class is not null
   ), errors as (
-    select f.message_type, f.error_class, count(*) as n, count(*) filter (where f.dead) as dead, max(f.id) as last_id, max(f.fingerprint) as fingerprint
-    from failures f group by f.message_type, f.error_class
+    select f.message_type, f.error_class, f.error_code, count(*) as n, count(*) filter (where f.dead) as dead, max(f.id) as last_id,
+      max(f.fingerprint) as fingerprint
+    from failures f group by f.message_type, f.error_class, f.error_code
   ), placed as (
-    select e.*, row_number() over (order by e.n desc, e.message_type, e.error_class) as place from errors e)
+    select e.*, row_number() over (order by e.n desc, e.message_type, e.error_class, e.error_code) as place from errors e)
   select packhorse.health_level(max(p.n)::float8, p_warn, p_fail),
-    coalesce(max(format('%s in %s: %s times, %s gave up', p.error_class, p.message_type, p.n, p.dead)) filter (where p.place = 1)
+    coalesce(max(format('%s%s in %s: %s times, %s gave up', p.error_class, ' ' || p.error_code, p.message_type, p.n, p.dead)) filter (where p.place = 1)
       || format('; %s kinds of error', count(*)), 'no errors'),
     jsonb_build_object('kinds', count(*), 'errors', coalesce(jsonb_agg(jsonb_build_object('message_type', p.message_type, 'error_class', p.error_class,
-      'count', p.n, 'dead', p.dead, 'last_id', p.last_id, 'fingerprint', p.fingerprint) order by p.place) filter (where p.place <= 10), '[]'))
+      'error_code', p.error_code, 'count', p.n, 'dead', p.dead, 'last_id', p.last_id, 'fingerprint', p.fingerprint) order by p.place) filter (where p.place <= 10), '[]'))
   from placed p;
 end
 $$;

@@ -64,7 +64,7 @@ comment on function packhorse.archive_reading(timestamptz, timestamptz, integer)
 
 create or replace function packhorse.recent_ends(p_since timestamptz, p_blocks integer)
 returns table (id bigint, queue text, message_type text, attempt integer, error_class text, wait double precision, run double precision,
-  finished_at timestamptz, whole boolean)
+  finished_at timestamptz, whole boolean, error_code text)
 language plpgsql stable set plan_cache_mode = force_custom_plan as $$
 -- Messages that were done since p_since, from the newest p_blocks blocks of each day; seconds from enqueue to claim and
 -- from claim to end. whole = false: there were more blocks.
@@ -74,7 +74,7 @@ begin
   for v_day in select * from packhorse.archive_reading(p_since, clock_timestamp(), p_blocks) loop
     return query
     select a.id, a.queue, a.message_type, a.attempt, a.error ->> 'class', extract(epoch from a.claimed_at - a.created_at)::float8,
-      extract(epoch from a.finished_at - a.claimed_at)::float8, a.finished_at, v_day.whole
+      extract(epoch from a.finished_at - a.claimed_at)::float8, a.finished_at, v_day.whole, a.error ->> 'code'
     from packhorse.message_archive a
     where a.finished_at >= v_day.lower_at and a.finished_at < v_day.upper_at and a.ctid >= v_day.first_tid and a.state = 'done';
   end loop;

@@ -95,6 +95,15 @@ def test_a_redrive_begins_without_them_and_its_history_has_them(sql: Sql) -> Non
     assert [entry.get("error_code") for entry in sql.live(message_id)["history"]] == ["BUSY", None]
 
 
+def test_the_health_check_counts_errors_by_class_and_code(sql: Sql) -> None:
+    for code, attempts in (("BUSY", 1), ("BUSY", 1), ("CLOSED", 1), ("BUSY", 3)):
+        failed(sql, {"code": code}, max_attempts=attempts)
+    sql.complete(sql.claim_one())
+    summary, details = sql.rows("select summary, details from health_top_errors()")[0]
+    assert [(row["error_class"], row["error_code"], row["count"], row["dead"]) for row in details["errors"]] == [("E", "BUSY", 3, 2), ("E", "CLOSED", 1, 1)]
+    assert summary.startswith("E BUSY in effect: 3 times, 2 gave up")
+
+
 def test_a_stale_holder_changes_nothing(sql: Sql) -> None:
     lease = sql.claimed()
     assert sql.value("select fail_message(%s, %s, 'E', 'm', p_details => %s)", lease.id, lease.token + 1, Jsonb({"retryable": False})) == "lost"
