@@ -144,7 +144,7 @@ class ServiceBreakers:
         found = []
         with self._lock:
             for breaker in self.breakers:
-                due = not breaker.closed and now >= breaker.retry_at and not (breaker.probing and now < breaker.probe_until)
+                due = not breaker.closed and now >= breaker.retry_at  # whether a probe runs is known better by whoever is asked
                 if due and now >= breaker.asked_at + ASK_SECONDS and breaker not in without:
                     breaker.asked_at = now
                     found.append(breaker)
@@ -168,10 +168,14 @@ class ServiceBreakers:
         breaker.state, breaker.probing = "half_open", True
         breaker.probe_until = now + self.declaration.probe_lease_seconds
 
-    def found_closed(self, breaker: Breaker) -> None:
-        """The database says that the breaker is closed; the rest comes with the next report."""
+    def found(self, breaker: Breaker, state: str) -> None:
+        """What the database says of a breaker that was to be probed, or has been; the rest comes with the next report."""
         with self._lock:
-            breaker.closed, breaker.state, breaker.epoch = True, "closed", 0
+            breaker.state, breaker.probing, breaker.asked_at = state, False, -math.inf
+            if state == "closed":
+                breaker.closed, breaker.epoch = True, 0
+            elif state == "open":
+                breaker.retry_at = self.clock() + self.declaration.breaker.reset_seconds
 
     def wait_seconds(self) -> float:
         """Seconds until somebody who was refused may come again; a little more than that, not the same for all."""

@@ -18,7 +18,7 @@ from packhorse.worker.calls.breakers import ServiceBreakers
 from packhorse.worker.calls.declarations import ServiceDeclaration, ServiceOptions, declare, declared_in_toml
 from packhorse.worker.calls.health import HealthChecks
 from packhorse.worker.calls.remote import RemoteService
-from packhorse.worker.calls.reports import BreakerReports
+from packhorse.worker.calls.reports import BreakerReports, EndedProbe, end_probe
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.pool import ConnectionPool
@@ -240,6 +240,21 @@ class ServiceRegistry:
                 return store.begin_probe(connection, service.name, endpoint)
         except StoreError:
             return None
+
+    def end_probe(self, probe: EndedProbe) -> None:
+        """Tell it before the handler goes on: the next message may be the next probe. Waits for the database a second at most."""
+        probes, reports = self._probes, self._reports
+        if probes is not None and not self.away:
+            try:
+                with probes.connection() as connection:
+                    end_probe(connection, probe)
+            except StoreError:
+                pass
+            else:
+                self._wake()
+                return
+        if reports is not None:
+            reports.probe_ended(probe)
 
     @property
     def reports(self) -> BreakerReports | None:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Protocol, Unpack
 
 from packhorse.worker.attempt.middleware.time_limits import TimeLimitExceeded
-from packhorse.worker.calls.breakers import Breaker, ServiceBreakers
+from packhorse.worker.calls.breakers import OWN_PROBE, Breaker, ServiceBreakers
 from packhorse.worker.calls.declarations import ServiceDeclaration
 from packhorse.worker.calls.health import check_all
 from packhorse.worker.calls.http import BadAnswer, HttpClients, HttpRequest, RequestOptions, ServiceResponse, prepare
@@ -21,7 +21,7 @@ from packhorse.worker.calls.reports import BreakerReports, EndedProbe
 from packhorse.worker.errors import AskedOutcome, CircuitOpen, ConfigError, InvalidArgument, RetryAfter, ServiceFailed, StoreError
 
 #: A message that a gate holds as long as the circuit is open comes back after this at most.
-GATED_SECONDS = 1.0
+GATED_SECONDS = 0.25
 #: Mistakes of the code that calls: they say nothing about the service.
 OWN_MISTAKES = (
     TypeError,
@@ -50,6 +50,7 @@ class Home(Protocol):
 
     def start(self) -> None: ...
     def begin_probe(self, service: RemoteService, endpoint: str) -> int | None: ...
+    def end_probe(self, probe: EndedProbe) -> None: ...
     def inside_handler(self) -> bool: ...
     def gated(self, service: str) -> bool: ...
 
@@ -122,16 +123,21 @@ class ServiceCall:
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: TracebackType | None) -> None:
         succeeded = True if error is None else self._verdict(error)
-        breakers = self._service.breakers
         if self._token is not None:
             self._service.end_probe(self.breaker, self._token, succeeded)
-        elif succeeded is not None:
-            breakers.record(self.breaker, self._epoch, succeeded)
+        self._end(error, succeeded)
+
+    async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: TracebackType | None) -> None:
+        succeeded = True if error is None else self._verdict(error)
+        if self._token is not None:
+            await asyncio.to_thread(self._service.end_probe, self.breaker, self._token, succeeded)
+        self._end(error, succeeded)
+
+    def _end(self, error: BaseException | None, succeeded: bool | None) -> None:
+        if self._token is None and succeeded is not None:
+            self._service.breakers.record(self.breaker, self._epoch, succeeded)
         if succeeded is False and isinstance(error, Exception) and self.spends_no_attempt:
             raise self._service.refusal() from error
-
-    async def __aexit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.__exit__(kind, error, traceback)
 
     @property
     def spends_no_attempt(self) -> bool:
@@ -260,7 +266,7 @@ class RemoteService:
             return self.breakers.begin_own_probe(breaker)
         token = self.home.begin_probe(self, breaker.endpoint)
         if token == 0:
-            self.breakers.found_closed(breaker)
+            self.breakers.found(breaker, "closed")
         elif token is not None:
             self.breakers.probe_began(breaker)
         elif self.home.reports is not None:
@@ -268,11 +274,11 @@ class RemoteService:
         return token
 
     def end_probe(self, breaker: Breaker, token: int, succeeded: bool | None) -> None:
-        reports = self.home.reports
-        if reports is not None:
-            reports.probe_ended(EndedProbe(self.breakers, breaker, token, succeeded))
-        else:
+        """How a probe went; waits for the database."""
+        if token == OWN_PROBE:
             self.breakers.end_own_probe(breaker, succeeded)
+        else:
+            self.home.end_probe(EndedProbe(self.breakers, breaker, token, succeeded))
 
     def first_that_answers(self, without: Sequence[Breaker]) -> Breaker:
         """None is healthy: those whose breaker is closed are asked now. Raises CircuitOpen when there is none, ServiceFailed when none answers."""

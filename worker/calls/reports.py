@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from packhorse.worker.calls.breakers import OWN_PROBE, Breaker, ServiceBreakers
+from packhorse.worker.calls.breakers import Breaker, ServiceBreakers
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.pool import Link
 from packhorse.worker.errors import StoreError
@@ -36,6 +36,18 @@ class EndedProbe(NamedTuple):
     succeeded: bool | None
 
 
+def end_probe(connection: DeadlineConnection, probe: EndedProbe) -> None:
+    """Tell how a probe went, and take over what the database makes of it."""
+    service, endpoint = probe.breakers.declaration.name, probe.breaker.endpoint
+    state = store.end_probe(connection, service, endpoint, probe.token, probe.succeeded)
+    if state is not None:
+        probe.breakers.found(probe.breaker, state)
+    if state == "closed":
+        logger.info("circuit_closed service=%s endpoint=%s", service, endpoint)
+    elif state == "open":
+        logger.info("circuit_probe_failed service=%s endpoint=%s", service, endpoint)
+
+
 class BreakerReports(Service):
     """services: those that are declared now. away: the database did not answer the last report."""
 
@@ -51,10 +63,7 @@ class BreakerReports(Service):
         self._turn_at = 0.0
 
     def probe_ended(self, probe: EndedProbe) -> None:
-        """Any thread: a probe is over; told at once."""
-        if probe.token == OWN_PROBE:
-            probe.breakers.end_own_probe(probe.breaker, probe.succeeded)
-            return
+        """Any thread: a probe is over that its caller could not tell of; told as soon as the database answers."""
         self._ended.append(probe)
         self.wake()
 
@@ -98,14 +107,8 @@ class BreakerReports(Service):
 
     def _end_probes(self, connection: DeadlineConnection) -> None:
         while self._ended:
-            probe = self._ended[0]
-            service, endpoint = probe.breakers.declaration.name, probe.breaker.endpoint
-            state = store.end_probe(connection, service, endpoint, probe.token, probe.succeeded)
+            end_probe(connection, self._ended[0])
             self._ended.popleft()
-            if state == "closed":
-                logger.info("circuit_closed service=%s endpoint=%s", service, endpoint)
-            elif state == "open":
-                logger.info("circuit_probe_failed service=%s endpoint=%s", service, endpoint)
 
     def _report(self, connection: DeadlineConnection, services: list[ServiceBreakers]) -> None:
         names = [breakers.declaration.name for breakers in services]
