@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 HTTP_NEEDS = "requests need the package httpx: pip install 'packhorse[http]'"
 #: Requests at once in one pool of connections.
-POOL_REQUESTS = 64
+POOL_REQUESTS = 16
 #: An idle connection is closed after this: most servers wait longer, so that it is not found closed.
 KEEP_SECONDS = 5.0
 MOST_RETRY_AFTER_SECONDS = 86_400.0
