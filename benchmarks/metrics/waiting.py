@@ -208,7 +208,7 @@ def conversations(system: Adapter, settings: Settings) -> Iterator[Number]:
         peak = workers.peak_mib()
         check_order(path, count)
     name = f"conversations, {at_once:,} at once"
-    ideal = -(-count // at_once) * MESSAGES_EACH * TALK_SECONDS
+    ideal = max(MESSAGES_EACH, -(-count * MESSAGES_EACH // at_once)) * TALK_SECONDS
     yield Number("waiting", name, 1, seconds, "s")
     yield Number("waiting", f"{name}: of the ideal", 1, ideal / seconds, "")
     yield Number("waiting", f"{name}: peak memory", 1, peak, "MiB")
