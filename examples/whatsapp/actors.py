@@ -1,11 +1,13 @@
 """The handlers: ordinary dramatiq actors, one per kind of message. `packhorse worker examples.whatsapp.actors` runs them.
 
 An actor's arguments are the keys of the payload that webhook.py enqueued. An actor that returns is done, one that raises is tried
-again with the queue's backoff; its conversation waits meanwhile (SPEC P4), all others go on.
+again with the queue's backoff; its conversation waits meanwhile (SPEC P4), all others go on. An `async def` is a coroutine: thousands of
+them can wait for a slow service at the same time.
 """
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import logging
 from typing import Any
@@ -13,15 +15,21 @@ from typing import Any
 import dramatiq
 
 import packhorse
+from examples.whatsapp.assistant import ask
 from examples.whatsapp.client import fetch_media, send_text
 
 logger = logging.getLogger("examples.whatsapp")
 
 
-@dramatiq.actor(queue_name="whatsapp")
-def whatsapp_text(business: str, phone: str, wamid: str, message: dict[str, Any]) -> None:
-    """Answer a text."""
-    send_text(business, phone, f"Thank you! You wrote {len(message['text']['body'])} characters; a colleague reads them.", wamid)
+@dramatiq.actor(queue_name="whatsapp", services=["assistant"], time_limit_class="ai_agent")
+async def whatsapp_text(business: str, phone: str, wamid: str, message: dict[str, Any]) -> None:
+    """Ask the assistant and send its answer.
+
+    The answer is a step: when the reply fails, the next attempt has it and nothing is paid for twice. While the assistant is down, the queue
+    keeps these messages (`services`), and they spend no attempt.
+    """
+    answer = await packhorse.step_async("answer", ask, message["text"]["body"], wamid)
+    await asyncio.to_thread(send_text, business, phone, answer, wamid)
 
 
 @dramatiq.actor(queue_name="whatsapp")

@@ -76,6 +76,11 @@ class OrderBook:
                     self.repeated.append(f"{phone}: message {message.number} was answered {message.replies} times")
             return message.number
 
+    def knows(self, wamid: str) -> bool:
+        """Was it announced in this run (and is it remembered)?"""
+        with self._lock:
+            return wamid in self._messages
+
     def answered(self) -> set[str]:
         """The wamids that got at least one reply, of those remembered."""
         with self._lock:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from examples.whatsapp.assistant_api import AssistantApi
 from examples.whatsapp.cloud_api import CloudApi
 from examples.whatsapp.database import open_connection, ready_database
 from examples.whatsapp.events import Events
@@ -32,7 +33,7 @@ from packhorse.worker.embedded import programs
 from packhorse.worker.errors import ConfigError, StoreError, WorkerError
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 
-DEMO_LIMIT_SECONDS = 45.0
+DEMO_LIMIT_SECONDS = 60.0
 DEMO_PACE_SECONDS = 0.04
 RUN_PACE_SECONDS = 0.25
 LOOK_SECONDS = 0.25
@@ -61,10 +62,14 @@ class Program:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self.stop)
         try:
-            with ready_database(self.settings, say) as url, CloudApi(self.book, self.events) as api:
+            with (
+                ready_database(self.settings, say) as url,
+                CloudApi(self.book, self.events) as api,
+                AssistantApi(self.events, self.book.knows) as assistant,
+            ):
                 if self.stopping:
                     return self._interrupted()
-                return self._work(url, api)
+                return self._work(url, api, assistant)
         except BrokenPipeError:  # nobody reads any more (`make run | head`): everything has been stopped, in order
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_FAILED if self.finite else EXIT_OK
@@ -78,7 +83,7 @@ class Program:
         say("stopped before it began")
         return EXIT_FAILED if self.finite else EXIT_OK
 
-    def _work(self, url: str, api: CloudApi) -> int:
+    def _work(self, url: str, api: CloudApi, assistant: AssistantApi) -> int:
         def opener(purpose: str) -> Callable[[], DeadlineConnection]:
             return lambda: open_connection(self.settings, url, purpose)
 
@@ -86,14 +91,14 @@ class Program:
         pace = DEMO_PACE_SECONDS if self.finite else RUN_PACE_SECONDS
         feed = Feed(opener("feed"), deliveries, self.run_id, self.book, api, self.events, pace)
         upkeep = Upkeep(opener("upkeep"))
-        with Monitor(opener("watch"), self.run_id, self.events) as watch, closing(upkeep):
+        with Monitor(opener("watch"), self.run_id, self.events, assistant.url) as watch, closing(upkeep):
             if others := watch.look().workers:
                 say(
                     f"error: {others} worker processes of another run are at work on this database; end that run first (a killed one is "
                     "forgotten after 20 seconds)"
                 )
                 return EXIT_FAILED
-            self.workers = Workers(self.settings, url, api.url, api.token)
+            self.workers = Workers(self.settings, url, api.url, api.token, assistant.url)
             with self.workers, feed:
                 for hint in self._hints(url):
                     say(hint)
@@ -112,7 +117,7 @@ class Program:
                 trouble.append(f"the workers ended with code {code}")
             if trouble and not self.stopping:
                 trouble.append(f"the last lines of {self.workers.log_path}:\n{self.workers.log_tail()}")
-            return self._sum_up(feed, watch, picture, trouble, upkeep.lines)
+            return self._sum_up(feed, watch, picture, assistant, trouble, upkeep.lines)
 
     def _loop(self, feed: Feed, watch: Monitor, view: View) -> list[str]:
         """Show what happens until the end; what went wrong, [] when nothing did."""
@@ -141,7 +146,7 @@ class Program:
                 return [f"not at its end after {DEMO_LIMIT_SECONDS:.0f} s; packhorse message explain tells why a message waits"]
         return ["interrupted before its end"] if self.finite else []
 
-    def _sum_up(self, feed: Feed, watch: Monitor, picture: Picture, trouble: list[str], upkeep: list[str]) -> int:
+    def _sum_up(self, feed: Feed, watch: Monitor, picture: Picture, assistant: AssistantApi, trouble: list[str], upkeep: list[str]) -> int:
         owed = watch.done_with_reply()
         summary = Summary(
             received=feed.received,
@@ -159,6 +164,7 @@ class Program:
             conversations=len(self.book.conversations),
             retried=sum(attempt > 1 for attempt in owed.values()),
             snoozed=self.book.answers.get(429, 0),
+            assistant=watch.assistant(assistant),
         )
         say("")
         for line in [*summary.lines(), *upkeep]:

@@ -2,14 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Assistant:
+    """What the stand-in of the assistant has seen, beside what the database holds of the messages that asked it.
+
+    paid: wamid -> answers given. done: wamids of messages that ended well. reused: how many of those sent an answer that an earlier attempt
+    had paid for. dead: how many are dead letters. outages: how often it was down. opened: how often the breaker opened. state: of the
+    breaker now. busy: how often it said 429. handed_back: how often a message was, without spending its attempt. resting: scopes now.
+    """
+
+    paid: Mapping[str, int] = field(default_factory=dict)
+    done: frozenset[str] = frozenset()
+    reused: int = 0
+    dead: int = 0
+    outages: int = 0
+    opened: int = 0
+    state: str = ""
+    busy: int = 0
+    handed_back: int = 0
+    resting: int = 0
+
+    def problems(self) -> list[str]:
+        """What is not as it has to be after a finished run."""
+        problems = []
+        if twice := sum(count > 1 for count in self.paid.values()):
+            problems.append(f"{twice} answers were paid for more than once")
+        if self.paid.keys() != self.done:
+            problems.append(f"{len(self.paid)} answers were paid for, for {len(self.done)} messages that are done")
+        if self.dead:
+            problems.append(f"{self.dead} messages to the assistant are dead letters")
+        if self.outages and not self.opened:
+            problems.append("the assistant was down, but its breaker did not open")
+        if self.opened and self.state != "closed":
+            problems.append(f"the breaker of the assistant opened and is {self.state} at the end")
+        if self.busy and not self.handed_back:
+            problems.append("the assistant said 429, but no message was handed back for it")
+        if self.resting:
+            problems.append(f"{self.resting} scopes are still parked")
+        return problems
+
+    def lines(self) -> list[str]:
+        """In words."""
+        end = " and closed again" if self.opened and self.state == "closed" else f", {self.state} now"
+        return [
+            f"assistant: {sum(self.paid.values())} answers paid for {len(self.done)} messages; {self.reused} of them used again by a later attempt",
+            f"assistant: outages {self.outages}, breaker opened {self.opened}{end}, dead letters of it {self.dead}",
+            f"assistant: answers 429 {self.busy}, messages parked {self.handed_back} without spending an attempt, "
+            + (f"scopes still parked {self.resting}" if self.resting else "all resumed"),
+        ]
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
     """What the feed counted, what the database holds, and what the Cloud API saw.
 
-    owed: wamids of done messages that owe a reply. answered: wamids that got one. live: not ended yet.
+    owed: wamids of done messages that owe a reply. answered: wamids that got one. live: not ended yet. assistant: what the free text cost.
     """
 
     received: int
@@ -27,6 +78,7 @@ class Summary:
     conversations: int = 0
     retried: int = 0
     snoozed: int = 0
+    assistant: Assistant = field(default_factory=Assistant)
 
     def sums(self) -> list[str]:
         """What does not add up; true of a run at any moment after its feed ended."""
@@ -50,7 +102,7 @@ class Summary:
             problems.append(f"{len(surplus)} replies were sent for messages that are not done")
         problems += [f"out of order: {line}" for line in self.out_of_order]
         problems += [f"answered twice: {line}" for line in self.repeated]
-        return problems
+        return problems + self.assistant.problems()
 
     def lines(self) -> list[str]:
         """The sums in words; tests and people read the same lines."""
@@ -64,4 +116,4 @@ class Summary:
             lines.append(f"order broken {len(self.out_of_order)} times in {self.conversations} conversations")
         else:
             lines.append(f"order kept in {self.conversations} of {self.conversations} conversations, as the Cloud API saw it")
-        return lines
+        return lines + self.assistant.lines()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from examples.whatsapp.assistant_api import AssistantApi
 from examples.whatsapp.events import Events
+from examples.whatsapp.summary import Assistant
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.pool import Link
 from packhorse.worker.db.queries import Statement
@@ -34,6 +36,22 @@ select payload ->> 'wamid', attempt from packhorse.message_archive
 where correlation_id = %s and state = 'done' and message_type in ('whatsapp_text', 'whatsapp_interactive', 'whatsapp_media', 'whatsapp_location')
 """)
 
+BREAKER = Statement("""
+select state, opened_total from packhorse.service_endpoints where service = 'assistant' and endpoint = %s
+""")
+RESTING = Statement("""
+select reason, probing from packhorse.parked_scopes where scope = 'assistant'
+""")
+ASKED = Statement("""
+select payload ->> 'wamid', exists (
+    select from jsonb_array_elements(history) e where (e ->> 'at')::timestamptz > (steps -> 'answer' ->> 'at')::timestamptz),
+  (select count(*) from jsonb_array_elements(history) e where e ->> 'event' = 'park')
+from packhorse.message_archive where correlation_id = %s and state = 'done' and message_type = 'whatsapp_text'
+""")
+ASKED_IN_VAIN = Statement("""
+select count(*) from packhorse.dead_letters where correlation_id = %s and message_type = 'whatsapp_text'
+""")
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -59,10 +77,12 @@ class Picture:
 class Monitor:
     """Used by the main thread. Everything is limited to the messages of one run, by their correlation id."""
 
-    def __init__(self, open_connection: Callable[[], DeadlineConnection], run_id: str, events: Events) -> None:
+    def __init__(self, open_connection: Callable[[], DeadlineConnection], run_id: str, events: Events, assistant_url: str) -> None:
         self._link = Link(open_connection)
         self._run_id = run_id
         self._events = events
+        self._assistant_url = assistant_url
+        self._breaker = "closed"
         self._dead: set[int] = set()
         self._retrying: set[tuple[int, int]] = set()
 
@@ -86,7 +106,29 @@ class Monitor:
         with self._link.connection() as connection:
             return dict(connection.execute(DONE_WITH_REPLY, (self._run_id,)).fetchall())
 
+    def assistant(self, api: AssistantApi) -> Assistant:
+        """What the assistant was asked, and what became of it, by itself and by the database."""
+        with self._link.connection() as connection:
+            asked = connection.execute(ASKED, (self._run_id,)).fetchall()
+            state, opened = connection.execute(BREAKER, (self._assistant_url,)).fetchone() or ("", 0)
+            return Assistant(
+                paid=api.given(),
+                done=frozenset(wamid for wamid, _, _ in asked),
+                reused=sum(reused for _, reused, _ in asked),
+                dead=connection.execute(ASKED_IN_VAIN, (self._run_id,)).fetchone()[0],  # type: ignore[index]
+                outages=api.outages,
+                opened=opened,
+                state=state,
+                busy=api.answers.get(429, 0),
+                handed_back=sum(parked for _, _, parked in asked),
+                resting=len(connection.execute(RESTING).fetchall()),
+            )
+
     def _tell(self, connection: DeadlineConnection) -> None:
+        for state, _ in connection.execute(BREAKER, (self._assistant_url,)).fetchall():
+            if state != self._breaker:
+                self._breaker = state
+                self._events.add(f"the breaker of the assistant is {state.replace('_', ' ')}")
         for message_id, key, attempt, error_class in connection.execute(RETRYING, (self._run_id,)).fetchall():
             if (message_id, attempt) not in self._retrying:
                 self._retrying.add((message_id, attempt))

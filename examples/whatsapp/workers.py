@@ -22,7 +22,7 @@ MARGIN_SECONDS = 25.0
 class Workers:
     """A context manager: the tree runs while it is open, and is gone afterwards whatever happened. Logs go to `log_path`."""
 
-    def __init__(self, settings: Settings, url: str, api_url: str, api_token: str) -> None:
+    def __init__(self, settings: Settings, url: str, api_url: str, api_token: str, assistant_url: str) -> None:
         self.log_path = settings.data_dir / "whatsapp-worker.log"
         self._limit_seconds = settings.drain_seconds + settings.call_deadline_seconds + MARGIN_SECONDS
         self._environment = os.environ | {
@@ -30,6 +30,7 @@ class Workers:
             "PACKHORSE_LOG_FORMAT": "console",
             "WHATSAPP_API_URL": api_url,
             "WHATSAPP_TOKEN": api_token,
+            "ASSISTANT_URL": assistant_url,
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
         }

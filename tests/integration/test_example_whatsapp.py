@@ -22,9 +22,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from examples.whatsapp import assistant_api
+from examples.whatsapp.assistant_api import BUSY_EVERY, DOWN_AT, ERROR_EVERY, AssistantApi
+from examples.whatsapp.events import Events
 from examples.whatsapp.feed import COMMON, PEOPLE, SPECIAL, Deliveries
 from examples.whatsapp.order import OrderBook
-from examples.whatsapp.summary import Summary
+from examples.whatsapp.summary import Assistant, Summary
 from examples.whatsapp.upkeep import TASKS
 from examples.whatsapp.webhook import QUEUE, ingest, read, signature_fits
 from packhorse.worker.embedded import running_url
@@ -45,6 +48,7 @@ GOOD = Summary(
     owed=frozenset("abc"),
     answered=frozenset("abc"),
     conversations=2,
+    assistant=Assistant(paid={"a": 1, "b": 1}, done=frozenset("ab"), reused=1, outages=1, opened=2, state="closed", busy=1, handed_back=2),
 )
 
 
@@ -133,6 +137,13 @@ def test_demo_on_the_embedded_server_ends_by_itself_and_adds_up(start_example, f
     assert enqueued == {"enqueued": received["enqueued"], "done": received["enqueued"] - 2, "dead": 1, "cancelled": 1}
     assert "order kept in 6 of 6 conversations" in example.output
     assert "everything adds up" in example.output
+    texts = len(PEOPLE) * (COMMON.count("text") + 3) + 1  # and the good half of the malformed delivery
+    found = re.search(r"assistant: (\d+) answers paid for (\d+) messages; (\d+) of them used again by a later attempt", example.output)
+    assert found is not None and int(found[1]) == int(found[2]) == texts and int(found[3]) > 0, example.output
+    assert re.search(r"assistant: outages 1, breaker opened [1-9]\d* and closed again, dead letters of it 0", example.output)
+    assert re.search(r"assistant: answers 429 2, messages parked [1-9]\d* without spending an attempt, all resumed", example.output)
+    for sight in ("the assistant is down for 4 s", "breaker of the assistant is open", "breaker of the assistant is closed"):
+        assert sight in example.output
     for sight in ("answers 500", "answers 429", "answers 503", "takes 2 s", "dead after attempt 4: ValueError", "messages.id: missing"):
         assert sight in example.output
     assert running_url(folder / "data") is None
@@ -233,6 +244,40 @@ def test_good_summary_has_no_problems():
 )
 def test_summary_that_is_wrong_in_any_way_has_a_problem(broken):
     assert replace(GOOD, **broken).problems()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"paid": {"a": 1, "b": 2}},
+        {"paid": {"a": 1}},
+        {"paid": {"a": 1, "b": 1, "c": 1}},
+        {"dead": 1},
+        {"opened": 0},
+        {"state": "open"},
+        {"state": "half_open"},
+        {"handed_back": 0},
+        {"resting": 1},
+    ],
+    ids=lambda broken: " ".join(broken),
+)
+def test_summary_has_a_problem_when_the_outage_cost_something(broken):
+    assert replace(GOOD, assistant=replace(GOOD.assistant, **broken)).problems()
+
+
+def test_the_assistants_bad_moments_are_the_same_in_each_run(monkeypatch):
+    for name in ("ANSWER_SECONDS", "SLOW_SECONDS", "DOWN_SECONDS"):
+        monkeypatch.setattr(assistant_api, name, 0.0)
+    again = [ERROR_EVERY, 2 * ERROR_EVERY, BUSY_EVERY]
+    runs = []
+    for _ in range(2):
+        with AssistantApi(Events(), lambda wamid: wamid != "of an earlier run") as api:
+            wamids = [f"question {number}" for number in range(1, BUSY_EVERY + 1)]
+            wamids.insert(DOWN_AT - 1, "of an earlier run")
+            runs.append([api.ask("?", wamid)[0] for wamid in [*wamids, *(f"question {number}" for number in again)]])
+            assert api.given() == {f"question {number}": 1 for number in range(1, BUSY_EVERY + 1)}
+    assert runs[0] == runs[1]
+    assert {status: runs[0].count(status) for status in (429, 500, 503)} == {429: 1, 500: 2, 503: 1}
 
 
 @pytest.mark.slow
