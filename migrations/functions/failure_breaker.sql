@@ -35,7 +35,7 @@ begin
     parked := v_row.probe_id = p_id; -- a probe that fails for another reason is no success either; it has spent its attempt, the next one will not
     update packhorse.scopes s
     set fingerprint = p_fingerprint, reason = p_reason, last_failed_at = v_now, probe_id = null, probe_at = null,
-      parked_until = v_now + s.next_park, next_park = least(s.next_park * 2::float8, interval '1 minute')
+      parked_until = greatest(s.parked_until, v_now + s.next_park), next_park = least(s.next_park * 2::float8, interval '1 minute')
     where s.name = p_scope and parked;
     return;
   end if;

@@ -98,7 +98,7 @@ language sql stable as $$
 -- Its time is not over; or it is probing, and its probe runs.
   select p_scope.parked_until > p_now or (p_scope.probing and exists (
     select from packhorse.message_queue r
-    where r.id = p_scope.probe_id and r.state = 'running' and r.claimed_at = p_scope.probe_at));
+    where r.id = p_scope.probe_id and r.state = 'running'));
 $$;
 comment on function packhorse.scope_rests(packhorse.scopes, timestamptz) is 'Gate scope: does it keep its messages from starting?';
 

@@ -22,7 +22,7 @@ comment on function packhorse.what_rests(timestamptz) is 'Used by the claim: typ
 create or replace function packhorse.enter_scopes(p_id bigint, p_now timestamptz) returns boolean
 language plpgsql as $$
 -- May this message, locked by the caller, start as far as its scopes go? When one of them is probing it is the probe: remembered
--- there with p_now, which becomes its claimed_at. Waits for nobody: who has a row of `scopes` locked may be starting one.
+-- there. Waits for nobody: who has a row of `scopes` locked may be starting one.
 declare
   v_type text;
   v_queue text;

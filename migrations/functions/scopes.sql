@@ -78,7 +78,8 @@ begin
       when p_operator is null then greatest(s.parked_until, excluded.parked_until) else excluded.parked_until end,
     message_types = case when s.ends_at > v_now then packhorse.scope_types(p_scope, s.message_types || p_types) else excluded.message_types end,
     parked_at = case when s.ends_at > v_now then s.parked_at else v_now end,
-    reason = excluded.reason, parked_by = excluded.parked_by, probe_id = null, probe_at = null
+    reason = excluded.reason, parked_by = excluded.parked_by,
+    next_park = case when p_operator is null then s.next_park end, failures = case when p_operator is null then s.failures else 0 end
   where p_operator is not null or not packhorse.says_nothing_new(s, v_until, v_slack, v_types, p_probing)
   returning s.parked_until into v_found;
   if p_operator is not null then

@@ -75,7 +75,7 @@ def test_one_429_parks_every_message_of_the_service_in_the_fleet_and_no_other(da
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("message_type", ["ask", "learns"])
+@pytest.mark.parametrize("message_type", ["ask", "learns", "async_ask"])
 def test_hundreds_that_meet_the_same_429_spend_no_attempt_and_park_it_once(database, ledger, service, start, message_type):
     daemons = [start(processes=2, threads=16), start(threads=16)]
     service.says("busy 1")

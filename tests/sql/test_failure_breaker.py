@@ -227,7 +227,10 @@ def test_an_actor_that_no_longer_asks_for_it_is_lifted_when_it_registers(sql: Sq
 def test_a_park_by_hand_ends_it(sql: Sql) -> None:
     """An operator's word counts: at the end of his park all go on, and the count begins anew."""
     tripped(sql, 2)
+    (probe,) = sql.claim(10)
     sql.rows("select park_scope('actor:effect', interval '1 hour', p_operator => 'ann')")
+    assert sql.fail(probe, "ConnectionError", "no answer from 10.0.0.7") == "retry"
+    assert sql.value("select parked_until > clock_timestamp() + interval '50 minutes' from scopes") is True
     let_it_end(sql, "actor:effect")
     assert len(sql.claim(1)) == 1 and len(sql.claim(1)) == 1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from uuid import uuid4
 
@@ -253,10 +255,20 @@ def test_a_park_while_it_is_probing_goes_on_probing(sql: Sql) -> None:
     for _ in range(2):
         sql.enqueue(message_type="ask")
     probing(sql)
-    sql.claim(10)
+    sql.complete(*sql.claim(10))
     sql.rows("select park_scope('api', interval '1 minute')")
     let_it_end(sql, "api")
+    sql.enqueue(message_type="ask")
     assert len(sql.claim(10)) == 1
+
+
+def test_a_probe_that_outlives_another_park_is_the_probe_still(sql: Sql) -> None:
+    for _ in range(2):
+        sql.enqueue(message_type="ask")
+    probing(sql)
+    sql.claim(10)
+    probing(sql)
+    assert sql.claim(10) == []
 
 
 def test_a_lock_by_hand_is_a_probe(sql: Sql) -> None:
@@ -401,3 +413,45 @@ def test_a_probe_is_found_behind_a_backlog_of_others(sql: Sql) -> None:
     probe = sql.enqueue(message_type="ask")
     probing(sql)
     assert probe in [lease.id for lease in sql.claim(10)]
+
+
+class Prober(threading.Thread):
+    """Claims whatever may start, keeps it for a moment and completes it, until all is done."""
+
+    def __init__(self, sql: Sql, running: list[int], most: list[int], lock: threading.Lock) -> None:
+        super().__init__(daemon=True)
+        self.sql, self.running, self.most, self.lock = sql, running, most, lock
+        self.done = 0
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            deadline = time.monotonic() + 60
+            while self.sql.value("select exists (select from message_queue)") and time.monotonic() < deadline:
+                for lease in self.sql.claim(3, holder=uuid4()):
+                    with self.lock:
+                        self.running.append(lease.id)
+                        self.most.append(len(self.running))
+                    time.sleep(0.002)
+                    with self.lock:
+                        self.running.remove(lease.id)
+                    self.done += len(self.sql.complete(lease))
+        except BaseException as error:  # shown by the test
+            self.error = error
+
+
+def test_many_workers_never_run_two_probes_of_one_scope(clients: Callable[..., Sql]) -> None:
+    sql = clients()
+    for _ in range(60):
+        sql.enqueue(message_type="ask")
+    probing(sql)
+    running: list[int] = []
+    most: list[int] = []
+    lock = threading.Lock()
+    workers = [Prober(clients(), running, most, lock) for _ in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(90)
+    assert [worker.error for worker in workers] == [None] * 6
+    assert sum(worker.done for worker in workers) == 60 and set(most) == {1}

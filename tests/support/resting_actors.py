@@ -47,6 +47,11 @@ def guarded(key: str) -> None:
     call(key, None)
 
 
+@dramatiq.actor(actor_name="async_ask", services=["api"])
+async def async_ask(key: str) -> None:
+    call(key, None)
+
+
 @dramatiq.actor(actor_name="plain")
 def plain(key: str) -> None:
     note("effect", key)

@@ -204,6 +204,8 @@ class PostgresConsumer(Consumer):
             self._broker.emit_before("nack", message)
             message.failed = True
             self._broker.emit_after("nack", message)
+        elif ended is Ended.SNOOZE:
+            message.failed = False  # a failure breaker lets its last attempt rest
         message.finished = True
         self._in_flight.forget(message)
         self._idle.set()

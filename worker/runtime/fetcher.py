@@ -178,7 +178,8 @@ class Fetcher(Service):
                 self._ended(message, ended)
 
     def _ended(self, message: ClaimedMessage, ended: Ended) -> None:
-        message.failed = message.failed or ended is Ended.DEAD
+        # a failure breaker may let the last attempt rest
+        message.failed = ended is Ended.DEAD or (message.failed and ended is not Ended.SNOOZE)
         self.in_flight.ended(message, ended)
         self.claims.ended(message, gone=ended.gone)
         self._hooks.after_ending(message)
