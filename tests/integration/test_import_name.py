@@ -204,6 +204,32 @@ async def in_coroutine() -> str:
 """
 
 
+TYPED_ACTORS = """
+import packhorse
+
+
+@packhorse.actor(queue_name="calls", max_in_flight=20, services=["openai"])
+async def reply(phone: str, text: str) -> int:
+    answer: str = await packhorse.step_async("answer", ask, text)
+    rows = await packhorse.current_async_connection().execute("select 1")
+    return len(answer) + rows.rowcount
+
+
+@packhorse.actor
+def forget(phone: str) -> None:
+    reply.send(phone, "gone")
+
+
+async def ask(text: str) -> str:
+    return text
+
+
+async def main() -> None:
+    await reply.send_async("+250788000456", "Muraho")
+    await forget.send_with_options_async(args=("+250788000456",), delay=1000)
+"""
+
+
 CHECKERS = {
     "mypy": ["mypy", "--strict", "--cache-dir", "cache"],
     "basedpyright": ["basedpyright", "--level", "error", "--pythonpath", sys.executable],
@@ -224,6 +250,19 @@ def test_a_type_checker_knows_the_public_calls_and_refuses_a_misspelt_option(tmp
     for wrong, word in [("priorty=1", "priorty"), ('priority="first"', "priority")]:
         bad = checked(tmp_path, checker, TYPED.replace("priority=1", wrong))
         assert bad.returncode == 1 and word in bad.stdout, bad.stdout + bad.stderr
+
+
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_a_type_checker_knows_actors_and_their_options(tmp_path, checker):
+    good = checked(tmp_path, checker, TYPED_ACTORS)
+    assert good.returncode == 0, good.stdout + good.stderr
+    for right, wrong in [
+        ("max_in_flight=20", "max_in_fligth=20"),
+        ('send_async("+250788000456", "Muraho")', "send_async(1)"),
+        ("answer: str", "answer: int"),
+    ]:
+        bad = checked(tmp_path, checker, TYPED_ACTORS.replace(right, wrong, 1))
+        assert bad.returncode == 1, (wrong, bad.stdout + bad.stderr)
 
 
 @pytest.mark.parametrize("checker", CHECKERS)

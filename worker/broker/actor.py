@@ -22,7 +22,7 @@ MOST_IN_FLIGHT = 100_000
 
 
 class ActorOptions(TypedDict, total=False):
-    """Options of an actor. Times are milliseconds, as dramatiq has them; docs/handlers.md says what each does."""
+    """Options of an actor. Times are milliseconds, as dramatiq has them; docs/configuration.md says what each does."""
 
     max_retries: int | None
     max_attempts: int
@@ -44,6 +44,8 @@ class ActorOptions(TypedDict, total=False):
     transactional: bool
     aliases: list[str]
     max_in_flight: int
+    services: list[str]
+    failure_breaker: int
 
 
 class Actor(dramatiq.Actor[P, R]):

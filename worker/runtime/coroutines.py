@@ -274,9 +274,9 @@ class CoroutinePool:
                 self._starting = True
                 self._loop.call_soon(self._start, context=self._context)  # type: ignore[union-attr]
 
-    def _make_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, context: Context | None = None) -> asyncio.Task[Any]:
+    def _make_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
         """A task that a handler makes is remembered with its message: it may be the one that blocks the loop."""
-        task = asyncio.Task(coroutine, loop=loop, context=context)
+        task = asyncio.Task(coroutine, loop=loop, **options)
         message = current.message
         if message is not None:
             self._children[task] = message

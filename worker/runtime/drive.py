@@ -46,12 +46,13 @@ class Driver(Protocol):
 class CoroutineSlot(Slot):
     """The place of one coroutine. Only the event loop writes to it."""
 
-    __slots__ = ("_pool", "abandoned", "driving", "task")
+    __slots__ = ("_pool", "_told", "abandoned", "driving", "task")
 
     def __init__(self, index: int, running: RunningIds, pool: Driver) -> None:
         super().__init__(index, running)
         self._pool = pool
         self.task: asyncio.Task[None] | None = None
+        self._told: ClaimedMessage | None = None  # the last message that was to be interrupted
         self.driving = False  # its handler is being driven: it can be interrupted
         self.abandoned = False
 
@@ -64,27 +65,29 @@ class CoroutineSlot(Slot):
         return Drive(self._pool, self, coroutine)
 
     def interrupt(self, message: ClaimedMessage, exception: type[BaseException]) -> bool:
-        """Called by any thread; the loop does it as soon as it can."""
-        if self.message is not message or self.interrupted is not None:
+        """Called by any thread; the loop does it as soon as it can, if the slot still runs `message` then."""
+        if self.message is not message or self._told is message:
             return False
-        self.interrupted = exception
-        self._pool.call(self._cancel, message)
+        self._told = message
+        self._pool.call(self._interrupt, message, exception)
         return True
 
     def abandon(self, message: ClaimedMessage) -> None:
         """Drive its handler no further. Called by any thread."""
         self._pool.call(self._abandon, message)
 
+    def _interrupt(self, message: ClaimedMessage, exception: type[BaseException]) -> None:
+        """In the loop, so the handler waits for something, or has not begun: then `Drive` raises it as soon as it does."""
+        if self.message is not message:
+            return
+        self.interrupted = self.interrupted or exception
+        if self.driving and self.task is not None:
+            self.task.cancel()
+
     def _abandon(self, message: ClaimedMessage) -> None:
         if self.message is message:
             self.abandoned = True
-            self.interrupted = self.interrupted or TimeLimitExceeded
-            self._cancel(message)
-
-    def _cancel(self, message: ClaimedMessage) -> None:
-        """In the loop, so the handler waits for something, or has not begun: then `Drive` raises it as soon as it does."""
-        if self.message is message and self.driving and self.task is not None:
-            self.task.cancel()
+            self._interrupt(message, TimeLimitExceeded)
 
 
 class Drive:

@@ -87,7 +87,8 @@ class Executor:
                         result = forks.contain(actor, *message.args, **message.kwargs)
             finally:
                 slot.leave()
-            self._discarded(message, result)
+            if result is not None:
+                self._discarded(message)
             for hook in hooks.after_process:
                 try:
                     hook(self.broker, message, result=result)
@@ -120,7 +121,10 @@ class Executor:
             try:
                 for hook in hooks.on_loop.before_process:
                     try:
-                        await _call(hook, context, self.broker, message)
+                        if hook.in_thread is None:
+                            hook.call(self.broker, message)
+                        elif hook.in_thread(self.broker, message):
+                            await _in_thread(context, partial(hook.call, self.broker, message))
                     except MiddlewareError:
                         raise
                     except Exception:
@@ -134,7 +138,8 @@ class Executor:
                         result = await drive(handler(*message.args, **message.kwargs))
             finally:
                 slot.leave()
-            self._discarded(message, result)
+            if result is not None:
+                self._discarded(message)
             await self._after(hooks.on_loop.after_process, message, result=result)
         except SkipMessage as error:
             self._skipped(message, error)
@@ -147,13 +152,17 @@ class Executor:
     async def _after(self, hooks: list[LoopHook], message: ClaimedMessage, **how: Any) -> None:
         for hook in hooks:
             try:
-                # a copy: the handler may have left something that resumes its task while the hook is in its context
-                await _call(hook, copy_context(), self.broker, message, **how)
+                if hook.in_thread is None:
+                    hook.call(self.broker, message, **how)
+                elif hook.in_thread(
+                    self.broker, message
+                ):  # in a copy: the handler may have left something that resumes its task while the hook is in its context
+                    await _in_thread(copy_context(), partial(hook.call, self.broker, message, **how))
             except Exception:
                 _hook_failed(hook.call)
 
-    def _discarded(self, message: ClaimedMessage, result: Any) -> None:
-        if result is not None and not self.hooks.has_results and message.options.get("pipe_target") is None:
+    def _discarded(self, message: ClaimedMessage) -> None:
+        if not self.hooks.has_results and message.options.get("pipe_target") is None:
             logger.debug("result_discarded actor=%s: add the Results middleware to keep it", message.actor_name)
 
     def _skipped(self, message: ClaimedMessage, error: SkipMessage) -> None:
@@ -191,21 +200,13 @@ def _hook_failed(hook: Any) -> None:
     logger.critical("hook_failed hook=%s", getattr(hook, "__qualname__", hook), exc_info=True)
 
 
-async def _call(hook: LoopHook, context: Context, broker: PostgresBroker, message: ClaimedMessage, **how: Any) -> None:
-    """A hook, here or in a thread; there, too, in the message's context."""
-    if not hook.waits(broker, message):
-        hook.call(broker, message, **how)
-        return
-    # in a thread it runs to its end, and the message waits for it: an interrupt is for the handler
-    await to_its_end(_in_thread(asyncio.get_running_loop(), context, partial(hook.call, broker, message, **how)))
-
-
-def _in_thread(loop: asyncio.AbstractEventLoop, context: Context, function: Callable[[], None]) -> asyncio.Future[None]:
-    """Call it in a thread, in this context, once the task that is in it now waits."""
+async def _in_thread(context: Context, hook: Callable[[], None]) -> None:
+    """Call it in a thread, in this context, to its end: an interrupt is for the handler, and the message waits for its hooks."""
+    loop = asyncio.get_running_loop()
     done = loop.create_future()
 
     def submit() -> None:
-        loop.run_in_executor(None, context.run, function).add_done_callback(hand_on)
+        loop.run_in_executor(None, context.run, hook).add_done_callback(hand_on)
 
     def hand_on(ended: asyncio.Future[None]) -> None:
         error = ended.exception()
@@ -214,5 +215,5 @@ def _in_thread(loop: asyncio.AbstractEventLoop, context: Context, function: Call
         else:
             done.set_exception(error)
 
-    loop.call_soon(submit)
-    return done
+    loop.call_soon(submit)  # once the task, which is in the context now, waits
+    await to_its_end(done)

@@ -38,10 +38,11 @@ def _contained(middleware: Any, hook: Hook) -> Hook:
 
 @dataclass(frozen=True, slots=True)
 class LoopHook:
-    """A hook of a coroutine's message. waits(broker, message): does it wait for something, so that a thread has to run it?"""
+    """A hook of a coroutine's message. in_thread(broker, message): has it something to do, for which it waits, so that a thread has
+    to run it? None: it runs on the loop."""
 
     call: Hook
-    waits: Callable[[Any, Any], bool]
+    in_thread: Callable[[Any, Any], bool] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +54,6 @@ class LoopHooks:
     after_skip: list[LoopHook]
 
 
-def _never(_broker: Any, _message: Any) -> bool:
-    return False
-
-
 def _always(_broker: Any, _message: Any) -> bool:
     return True
 
@@ -65,19 +62,19 @@ def _in_group(_broker: Any, message: Any) -> bool:
     return "group_completion_uuid" in message.options
 
 
-def _waiting(middleware: Any) -> Callable[[Any, Any], bool]:
+def _in_thread(middleware: Any) -> Callable[[Any, Any], bool] | None:
     """When a middleware may not run on the event loop. A user's may block, unless its class has `runs_on_loop = True`; ours and
     dramatiq's do where they talk to a database or to Redis."""
     if getattr(middleware, "runs_on_loop", False) is True:
-        return _never
-    waits: Callable[[Any, Any], bool] | None = getattr(middleware, "waits_for", None)
-    if waits is not None:
-        return waits
+        return None
+    sends: Callable[[Any, Any], bool] | None = getattr(middleware, "sends_after", None)
+    if sends is not None:
+        return sends
     if isinstance(middleware, GroupCallbacks):
         return _in_group
     if type(middleware).__module__.partition(".")[0] not in _OURS or isinstance(middleware, Results):
         return _always
-    return _never
+    return None
 
 
 class Hooks:
@@ -104,7 +101,7 @@ class Hooks:
         return [_contained(m, getattr(m, name)) for m in self._overriding(name)]
 
     def _for_loop(self, name: str) -> list[LoopHook]:
-        return [LoopHook(_contained(m, getattr(m, name)), _waiting(m)) for m in self._overriding(name)]
+        return [LoopHook(_contained(m, getattr(m, name)), _in_thread(m)) for m in self._overriding(name)]
 
     def _overriding(self, name: str) -> list[Any]:
         stock = getattr(Middleware, name)

@@ -54,10 +54,10 @@ def _again(error: Exception) -> Outcome:
 class Callbacks(FollowUps, StockCallbacks):
     """dramatiq's; to be snoozed, cancelled or handed back is no failure."""
 
-    def waits_for(self, broker: Any, message: ClaimedMessage) -> bool:
-        """May it send something after this message? Then a thread does it, not the event loop."""
-        options = broker.get_actor(message.actor_name).options
-        return any(message.options.get(name) or options.get(name) for name in ("on_success", "on_failure"))
+    def sends_after(self, broker: Any, message: ClaimedMessage) -> bool:
+        """May it send something after this message? Then a thread does it, not the event loop; else there is nothing to do."""
+        own, options = message.options, broker.get_actor(message.actor_name).options
+        return "on_success" in own or "on_failure" in own or "on_success" in options or "on_failure" in options
 
     def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:
         if not isinstance(exception, NO_FAILURES):
@@ -67,8 +67,8 @@ class Callbacks(FollowUps, StockCallbacks):
 class Pipelines(FollowUps, StockPipelines):
     """dramatiq's; messages outside a pipeline pay for one dictionary look-up only."""
 
-    def waits_for(self, broker: Any, message: ClaimedMessage) -> bool:
-        """As Callbacks.waits_for."""
+    def sends_after(self, broker: Any, message: ClaimedMessage) -> bool:
+        """As that of Callbacks."""
         return "pipe_target" in message.options
 
     def before_commit(self, broker: Any, message: ClaimedMessage, result: Any) -> None:
