@@ -71,10 +71,11 @@ def test_a_kill_among_hundreds_costs_each_of_them_one_crash(database, ledger, st
 
 @pytest.mark.slow
 def test_a_drain_lets_them_finish_and_hands_back_the_rest_without_an_attempt(database, ledger, start_daemon):
-    daemon = start_daemon(database, ledger, ACTORS, coroutines=MANY, drain_seconds=2).wait_ready()
-    short = waiting(database, 100, 1.0, "s")
-    long = waiting(database, 100, 60.0, "l")
-    wait_until(lambda: sum(ledger.counts("start").values()) == 200, 30)
+    each = 2500
+    daemon = start_daemon(database, ledger, ACTORS, coroutines=2 * each, drain_seconds=10, lease_seconds=10).wait_ready()
+    long = waiting(database, each, 300.0, "l")
+    short = waiting(database, each, 5.0, "s")
+    wait_until(lambda: len(ledger.lines("start")) == 2 * each, 60)
     assert daemon.stop() == 0
     rows = dict(database.query("select id, state from all_messages"))
     assert {rows[key] for key in short} == {"done"} and {rows[key] for key in long} == {"pending"}

@@ -154,9 +154,8 @@ class Executor:
             try:
                 if hook.in_thread is None:
                     hook.call(self.broker, message, **how)
-                elif hook.in_thread(
-                    self.broker, message
-                ):  # in a copy: the handler may have left something that resumes its task while the hook is in its context
+                elif hook.in_thread(self.broker, message):
+                    # in a copy: the handler may have left something that resumes its task while the hook is in its context
                     await _in_thread(copy_context(), partial(hook.call, self.broker, message, **how))
             except Exception:
                 _hook_failed(hook.call)
