@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
+import sys
 import threading
 import time
 
@@ -47,6 +48,29 @@ def test_hundreds_wait_at_once_with_nothing_switched_on(house):
     house.start()
     house.drained(60)
     assert running == 250
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_on_either_loop(house, monkeypatch, loop):
+    """uvloop is taken when it is there."""
+    if loop == "asyncio":
+        monkeypatch.setitem(sys.modules, "uvloop", None)
+    seen = []
+
+    @packhorse.actor(time_limit=200, max_retries=0)
+    async def slow():
+        await asyncio.sleep(60)
+
+    @packhorse.actor(transactional=True)
+    async def writes():
+        await (await packhorse.current_async_connection().execute("select 1")).fetchone()
+        seen.append(type(asyncio.get_running_loop()).__module__.partition(".")[0])
+
+    house.start()
+    slow.send()
+    writes.send()
+    wait_until(lambda: states(house) == ["dead", "done"])
+    assert seen == [loop]
 
 
 def test_no_more_than_its_limits_run_at_once(house):
