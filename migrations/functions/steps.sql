@@ -17,37 +17,40 @@ end
 $$;
 comment on function packhorse.check_step(text, jsonb) is 'Raise PH001 for a step without a name or a value.';
 
-create or replace function packhorse.store_step(p_id bigint, p_token bigint, p_name text, p_value jsonb) returns text
+create or replace function packhorse.add_step(p_steps jsonb, p_attempt integer, p_name text, p_value jsonb, out answer text, out steps jsonb)
 language plpgsql as $$
--- Store one step of a running message, as store_message_steps answers. The row is locked, or waited for. The same value that the same attempt
--- has stored already counts as stored: the answer to the first call may have been lost.
+-- One more step to those of a message: the answer of store_message_steps, and what is to be written, null when that is nothing. The same value
+-- that the same attempt has stored already counts as stored: the answer to the first call may have been lost.
 declare
-  v_steps jsonb;
-  v_attempt integer;
+  v_others constant boolean := p_steps is not null and p_steps <> '{}' and jsonb_typeof(p_steps) = 'object';
   v_known jsonb;
 begin
-  select case when jsonb_typeof(m.steps) = 'object' then m.steps else '{}' end, m.attempt into v_steps, v_attempt
-  from packhorse.message_queue m where m.id = p_id and m.lease_token = p_token and m.state = 'running' for no key update;
-  if not found then
-    return 'lost';
+  if v_others then
+    v_known := p_steps -> p_name;
+    if v_known is not null then
+      answer := case when v_known -> 'value' = p_value and v_known -> 'attempt' = to_jsonb(p_attempt) then 'stored' else 'exists' end;
+      return;
+    elsif (select count(*) from jsonb_object_keys(p_steps)) >= 100 then
+      answer := 'too_many';
+      return;
+    end if;
   end if;
-  v_known := v_steps -> p_name;
-  if v_known is not null then
-    return case when v_known -> 'value' = p_value and v_known -> 'attempt' = to_jsonb(v_attempt) then 'stored' else 'exists' end;
-  elsif (select count(*) from jsonb_object_keys(v_steps)) >= 100 then
-    return 'too_many';
-  elsif octet_length(p_value::text) > 262144 then
-    return 'too_large';
+  answer := 'too_large';
+  if octet_length(p_value::text) > 262144 then
+    return;
   end if;
-  v_steps := v_steps || jsonb_build_object(p_name, jsonb_build_object('value', p_value, 'at', clock_timestamp(), 'attempt', v_attempt));
-  if octet_length(v_steps::text) > 1048576 then
-    return 'too_large';
+  steps := jsonb_build_object(p_name, jsonb_build_object('value', p_value, 'at', clock_timestamp(), 'attempt', p_attempt));
+  if v_others then
+    steps := p_steps || steps;
+    if octet_length(steps::text) > 1048576 then
+      steps := null;
+      return;
+    end if;
   end if;
-  update packhorse.message_queue m set steps = v_steps where m.id = p_id;
-  return 'stored';
+  answer := 'stored';
 end
 $$;
-comment on function packhorse.store_step(bigint, bigint, text, jsonb) is 'Used by store_message_steps: store one step.';
+comment on function packhorse.add_step(jsonb, integer, text, jsonb) is 'Used by store_message_steps: one more step to those of a message.';
 
 create or replace function packhorse.store_message_steps(p_ids bigint[], p_tokens bigint[], p_names text[], p_values jsonb[]) returns text[]
 language plpgsql set enable_seqscan = off set jit = off
@@ -58,6 +61,8 @@ language plpgsql set enable_seqscan = off set jit = off
 -- Arrays of equal length, at most 10000, else PH001.
 declare
   v_step record;
+  v_message record;
+  v_added record;
   v_answers text[] := array_fill(null::text, array[coalesce(cardinality(p_ids), 0)]);
 begin
   if (cardinality(p_ids) <= 10000 and cardinality(p_tokens) = cardinality(p_ids) and cardinality(p_names) = cardinality(p_ids)
@@ -70,12 +75,21 @@ begin
         unnest(p_values) as value) s
     order by s.id, s.place
   loop
-    perform packhorse.check_step(v_step.name, v_step.value);
-    perform from packhorse.message_queue m where m.id = v_step.id for no key update skip locked;
-    v_answers[v_step.place] := case
-      when found then packhorse.store_step(v_step.id, v_step.token, v_step.name, v_step.value)
-      when exists (select from packhorse.message_queue m where m.id = v_step.id and m.lease_token = v_step.token and m.state = 'running') then 'busy'
-      else 'lost' end;
+    if (length(v_step.name) between 1 and 100 and v_step.value is not null) is not true then
+      perform packhorse.check_step(v_step.name, v_step.value);
+    end if;
+    select m.steps, m.attempt into v_message from packhorse.message_queue m
+    where m.id = v_step.id and m.lease_token = v_step.token and m.state = 'running' for no key update skip locked;
+    if found then
+      v_added := packhorse.add_step(v_message.steps, v_message.attempt, v_step.name, v_step.value);
+      v_answers[v_step.place] := v_added.answer;
+      if v_added.steps is not null then
+        update packhorse.message_queue m set steps = v_added.steps where m.id = v_step.id;
+      end if;
+    else
+      v_answers[v_step.place] := case when exists (select from packhorse.message_queue m
+        where m.id = v_step.id and m.lease_token = v_step.token and m.state = 'running') then 'busy' else 'lost' end;
+    end if;
   end loop;
   return v_answers;
 end
@@ -88,11 +102,17 @@ language plpgsql set enable_seqscan = off set jit = off
 -- Store one step of a message that the caller runs. False when its lease was lost: somebody else owns it, stop. Raises PH001 for a name that is
 -- taken or no name, for a value that is too large, and for one step too many.
 declare
-  v_answer text;
+  v_message record;
+  v_added record;
 begin
   perform packhorse.check_step(p_name, p_value);
-  v_answer := packhorse.store_step(p_id, p_token, p_name, p_value);
-  case v_answer
+  select m.steps, m.attempt into v_message from packhorse.message_queue m
+  where m.id = p_id and m.lease_token = p_token and m.state = 'running' for no key update;
+  if not found then
+    return false;
+  end if;
+  v_added := packhorse.add_step(v_message.steps, v_message.attempt, p_name, p_value);
+  case v_added.answer
     when 'exists' then
       perform packhorse.refuse_argument('name', format('message %s has stored a step %L already', p_id, p_name), 'message_steps() reads it.');
     when 'too_many' then
@@ -103,7 +123,10 @@ begin
     else
       null;
   end case;
-  return v_answer = 'stored';
+  if v_added.steps is not null then
+    update packhorse.message_queue m set steps = v_added.steps where m.id = p_id;
+  end if;
+  return true;
 end
 $$;
 comment on function packhorse.store_message_step(bigint, bigint, text, jsonb) is 'Store one step of a running message; false when its lease was lost.';

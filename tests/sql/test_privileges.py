@@ -191,6 +191,18 @@ def test_a_reader_can_look(as_role: Callable[[str], Sql], what: str) -> None:
     as_role("packhorse_reader").rows(f"select * from {what}")
 
 
+def test_a_reader_sees_steps(as_role: Callable[[str], Sql]) -> None:
+    reader = as_role("packhorse_reader")
+    reader.rows("reset role")
+    message_id = reader.value(
+        """update message_queue set steps = '{"answer": {"value": 42, "at": "2026-01-01T00:00:00Z", "attempt": 1}}' returning id"""
+    )
+    reader.rows("set local role packhorse_reader")
+    assert reader.rows("select name, value from message_steps(%s)", message_id) == [("answer", 42)]
+    assert reader.value("select detail from explain_message(%s) where gate = 'steps'", message_id) == "1 stored, not run again: answer"
+    assert reader.value("select describe_steps(steps, 10) -> 0 ->> 'value' from all_messages") == "42"
+
+
 def test_a_reader_sees_every_row(as_role: Callable[[str], Sql]) -> None:
     assert as_role("packhorse_reader").rows("select payload from all_messages") == [({"secret": 1},)]
 

@@ -59,6 +59,7 @@ WAYS: dict[str, Callable[[Sql, Lease], None]] = {
     "retry": leave("fail_message({id}, {token}, 'E', 'm')"),
     "asked retry": leave("schedule_message_retry({id}, {token})"),
     "snooze": leave("snooze_message({id}, {token}, '1 second')"),
+    "parked": leave("park_message({id}, {token}, '1 minute')"),
     "release": leave("release_message({id}, {token})"),
     "uncommitted": leave("return_uncommitted_message({id}, {token}, '1 second', 'r', 5)"),
     "rescue": Sql.crash,  # type: ignore[dict-item]

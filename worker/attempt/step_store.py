@@ -201,11 +201,14 @@ class StepWriter(Service):
         self._waiting: deque[WaitingStep] = deque()  # put at the right by event loops, taken from the left by the thread
         self._apart = 0  # so many at the left are written one by one: together they were refused
         self._error: StoreError | None = None  # the last one
+        self._rests = False  # what waits has to be tried again a little later
 
     def put(self, waiting: WaitingStep) -> None:
-        """Write it soon; its future is told."""
+        """Write it soon; its future is told. One caller at a time."""
         self._waiting.append(waiting)
-        self.wake()
+        if self._rests or len(self._waiting) == 1:  # for more the thread has been woken, or is at work
+            self._rests = False
+            self.wake()
 
     def urgent(self) -> bool:
         """What waits has been paid for."""
@@ -227,7 +230,7 @@ class StepWriter(Service):
             if isinstance(error, StoreUnavailable):
                 raise
             self._apart = max(self._apart, len(batch)) if len(batch) > 1 else 0
-            return PAUSE_SECONDS if isinstance(error, StoreConflict) else 0.0
+            return self._rest() if isinstance(error, StoreConflict) else 0.0
         told: list[tuple[WaitingStep, str | Exception]] = []
         for waiting, (answer, value) in zip(batch, answers, strict=True):
             refusal = _refusal(waiting.step, answer)
@@ -237,7 +240,11 @@ class StepWriter(Service):
             else:
                 told.append((waiting, value if refusal is None else refusal))
         self._tell(told)
-        return 0.0 if told else PAUSE_SECONDS
+        return 0.0 if told else self._rest()
+
+    def _rest(self) -> float:
+        self._rests = True
+        return PAUSE_SECONDS
 
     def _next(self) -> list[WaitingStep]:
         """What is written next; those that waited too long are told. Also the step of a coroutine that was interrupted meanwhile: it is paid for."""

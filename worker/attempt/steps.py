@@ -82,8 +82,8 @@ def step(name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
 
     name: 1 to 100 characters, another one for each step of a handler; put into it what tells two apart (`f"send {number}"`). The result
     must be JSON (None, bool, int, float, str, list, dict with str keys), and comes back as JSON keeps it, also the first time: tuples are
-    lists, the keys of a dict are sorted. At most 256 KiB of JSON text, 100 steps and 1 MiB of them per message. A function that raises has
-    stored nothing: the next attempt, or the next call in this one, runs it again.
+    lists, the keys of a dict may come in another order. At most 256 KiB of JSON text, 100 steps and 1 MiB of them per message. A function
+    that raises has stored nothing: the next attempt, or the next call in this one, runs it again.
 
     The result is in the database when this returns. What happens between the end of the function and that moment (a kill -9)
     lets it run again: give what you call an idempotency key. In a transactional handler steps commit or roll back with the handler.
