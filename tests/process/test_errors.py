@@ -65,3 +65,12 @@ def test_a_time_limit_reaches_a_handler_that_waits_for_a_function_in_a_thread(da
     )
     assert "hard_limit_exceeded" not in events
     assert database.value("select error_class from dead_letters") == "TimeLimitExceeded"
+
+
+def test_a_time_limit_reaches_a_coroutine_inside_boundaries_and_timeouts(database, start_daemon):
+    lines = run(database, start_daemon, ("awaits_long", {"phone": PHONE}), ("answers", {"phone": PHONE, "how": "good"}))
+    events = [line["event"] for line in lines]
+    assert "time_limit_exceeded" in events and "operation_failed" not in events and "hard_limit_exceeded" not in events
+    assert database.query("select error_class, error_code, attempt from dead_letters") == [("TimeLimitExceeded", None, 1)]
+    (done,) = [line for line in lines if line["event"] == "operation_done"]
+    assert (done["operation_name"], done["correlation_id"]) == ("answer", "c-1"), "nothing of the other is left behind"

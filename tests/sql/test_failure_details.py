@@ -100,7 +100,10 @@ def test_the_health_check_counts_errors_by_class_and_code(sql: Sql) -> None:
         failed(sql, {"code": code}, max_attempts=attempts)
     sql.complete(sql.claim_one())
     summary, details = sql.rows("select summary, details from health_top_errors()")[0]
-    assert [(row["error_class"], row["error_code"], row["count"], row["dead"]) for row in details["errors"]] == [("E", "BUSY", 3, 2), ("E", "CLOSED", 1, 1)]
+    assert [(row["error_class"], row["error_code"], row["count"], row["dead"]) for row in details["errors"]] == [
+        ("E", "BUSY", 3, 2),
+        ("E", "CLOSED", 1, 1),
+    ]
     assert summary.startswith("E BUSY in effect: 3 times, 2 gave up")
 
 

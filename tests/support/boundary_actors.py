@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import dramatiq
 import structlog
-from dramatiq.middleware import AsyncIO
 
-from packhorse import PostgresBroker
 from packhorse.calls import AgentError, with_error_boundary, with_timeout
 
 log = structlog.get_logger("shop")
-broker = PostgresBroker()
-broker.add_middleware(AsyncIO())
-dramatiq.set_broker(broker)
 
 
 def _fail(phone: str, how: str) -> None:
@@ -42,7 +38,12 @@ async def answers(phone: str, how: str) -> None:
 @dramatiq.actor(queue_name="default", actor_name="waits_long", max_attempts=1, time_limit=300)
 def waits_long(phone: str) -> None:
     """Its time limit reaches it while a function of its own goes on in a thread."""
-    import time
-
     with with_error_boundary("wait", user_phone=phone):
         with_timeout(lambda: time.sleep(3), 60_000, "the bank")
+
+
+@dramatiq.actor(queue_name="default", actor_name="awaits_long", max_attempts=1, time_limit=300)
+@with_error_boundary("wait")
+async def awaits_long(phone: str) -> None:
+    async with with_error_boundary("await", user_phone=phone, timeout_ms=60_000):
+        await with_timeout(asyncio.sleep(60), 60_000, "the bank")
