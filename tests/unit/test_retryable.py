@@ -9,6 +9,7 @@ import urllib.error
 from types import SimpleNamespace
 
 import dramatiq.rate_limits
+import httpx
 import psycopg
 import pytest
 
@@ -95,6 +96,26 @@ def test_these_may_work_later(raised):
 @pytest.mark.parametrize("raised", OTHERS.values(), ids=OTHERS)
 def test_these_fail_again(raised):
     assert is_retryable_error(raised) is False
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        *((kind("x"), True) for kind in (httpx.ConnectError, httpx.ReadTimeout, httpx.PoolTimeout, httpx.ReadError, httpx.RemoteProtocolError)),
+        *((kind("x"), False) for kind in (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.DecodingError)),
+        (httpx.InvalidURL("x"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_errors_of_httpx(raised, expected):
+    assert is_retryable_error(raised) is expected
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503, 504])
+def test_statuses_of_httpx(status):
+    with pytest.raises(httpx.HTTPStatusError) as raised:
+        httpx.Response(status, request=httpx.Request("GET", "http://x")).raise_for_status()
+    assert is_retryable_error(raised.value) is (status in {429, 503, 504})
 
 
 def test_an_error_whose_attributes_raise_is_judged_all_the_same():
