@@ -19,7 +19,7 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import TimeLimitExceeded
 
 import packhorse
-from packhorse.calls import AgentError, MessageProcessingError, WorkflowError, safe_http_response, with_error_boundary
+from packhorse.calls import AgentError, CircuitOpen, MessageProcessingError, WorkflowError, safe_http_response, with_error_boundary
 from packhorse.worker.attempt.context import current
 from packhorse.worker.attempt.details import details_of, judgement_of
 from packhorse.worker.attempt.middleware.retries import Retries
@@ -94,7 +94,16 @@ def test_success_is_one_line_with_its_duration(shape, lines):
     assert line["duration_seconds"] >= 0
 
 
-ASKED = [packhorse.Snooze(1), packhorse.Retry(), packhorse.Bury("b"), packhorse.Cancel(), dramatiq.errors.Retry(delay=5), LeaseLost("x")]
+ASKED = [
+    packhorse.Snooze(1),
+    packhorse.Retry(),
+    packhorse.Bury("b"),
+    packhorse.Cancel(),
+    dramatiq.errors.Retry(delay=5),
+    LeaseLost("x"),
+    packhorse.RetryAfter(5, "openai"),
+    CircuitOpen("openai", 5),
+]
 KINDS = {
     "ours": (WorkflowError("x", "NO_FUNDS"), True, "NO_FUNDS"),
     "ours not retryable": (WorkflowError("x", retryable=False), False, "WORKFLOW_ERROR"),

@@ -14,7 +14,8 @@ import psycopg
 import pytest
 
 from packhorse import AgentError, Bury, Cancel, MessageProcessingError, Retry, Snooze, StoreError, StoreUnavailable, WorkflowError
-from packhorse.calls import is_retryable_error
+from packhorse.calls import CircuitOpen, ServiceFailed, is_retryable_error
+from packhorse.worker.calls.http import AnswerTooLong
 
 
 def error(name: str = "Failed", bases: tuple[type, ...] = (Exception,), **attributes: object) -> Exception:
@@ -116,6 +117,13 @@ def test_statuses_of_httpx(status):
     with pytest.raises(httpx.HTTPStatusError) as raised:
         httpx.Response(status, request=httpx.Request("GET", "http://x")).raise_for_status()
     assert is_retryable_error(raised.value) is (status in {429, 503, 504})
+
+
+@pytest.mark.parametrize(("status", "expected"), [(None, True), (429, True), (500, True), (502, True), (503, True), (400, False), (404, False)])
+def test_a_service_that_failed(status, expected):
+    assert is_retryable_error(ServiceFailed("x", service="openai", status_code=status)) is expected
+    assert is_retryable_error(AnswerTooLong("x", service="openai", status_code=status)) is False
+    assert is_retryable_error(CircuitOpen("openai", 5)) is True
 
 
 def test_an_error_whose_attributes_raise_is_judged_all_the_same():

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from packhorse.worker.attempt.details import own_flag
+from packhorse.worker.calls.http import AnswerTooLong
 from packhorse.worker.errors import (
     AskedOutcome,
     Bury,
@@ -18,6 +19,7 @@ from packhorse.worker.errors import (
     DrainInterrupt,
     LeaseInterrupt,
     NotCompleted,
+    ServiceFailed,
     StoreConflict,
     StoreError,
     StoreUnavailable,
@@ -58,9 +60,10 @@ _LONGEST = 10
 def is_retryable_error(error: BaseException) -> bool:
     """Whether the same call may work a little later.
 
-    What the error says of itself decides (`retryable`, `recoverable`, `should_retry`: all that are there). Else: a timeout, a network
-    that is down, a connection that was refused or cut, a name that is not found, an HTTP status of 429, 503 or 504 (in `status_code`,
-    `status` or those of `response`), and what was raised `from` one of these. A group is retryable when all of its exceptions are.
+    What the error says of itself decides (`retryable`, `recoverable`, `should_retry`: all that are there). Else: a timeout, a
+    network that is down, a connection that was refused or cut, a name that is not found, an HTTP status of 429, 503 or 504 (in
+    `status_code`, `status` or those of `response`), a service of the registry that did not answer or answered with 500 and more,
+    and what was raised `from` one of these. A group is retryable when all of its exceptions are.
     """
     return _look(error, _LONGEST)
 
@@ -76,6 +79,8 @@ def _look(error: BaseException, left: int) -> bool:
     if isinstance(error, StoreError):
         return isinstance(error, _OURS)
     status = _status(error)
+    if isinstance(error, ServiceFailed):  # what its circuit breaker counts as a failure of the service
+        return not isinstance(error, AnswerTooLong) and (status is None or status >= 500 or status in RETRYABLE_STATUSES)
     if status is not None:
         return status in RETRYABLE_STATUSES
     if isinstance(error, _OURS) or _is_of_the_network(error):
