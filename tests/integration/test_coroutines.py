@@ -287,11 +287,11 @@ def test_hooks_of_others_run_in_a_thread_in_order_and_ours_on_the_loop(house):
     class Slow(Middleware):
         def before_process_message(self, broker, message):
             time.sleep(0.05)
-            calls.append(("before", threading.current_thread().name.startswith("packhorse-loop-helper")))
+            calls.append(("before", threading.current_thread().name.startswith("packhorse-helper")))
             mark.set("by a hook")
 
         def after_process_message(self, broker, message, *, result=None, exception=None):
-            calls.append(("after", threading.current_thread().name.startswith("packhorse-loop-helper")))
+            calls.append(("after", threading.current_thread().name.startswith("packhorse-helper")))
 
     class OnLoop(Middleware):
         runs_on_loop = True
@@ -311,6 +311,36 @@ def test_hooks_of_others_run_in_a_thread_in_order_and_ours_on_the_loop(house):
     handler.send()
     house.drained()
     assert calls == [("before", True), ("on loop", True), "by a hook", ("after", True)]
+
+
+def test_handlers_that_keep_the_threads_of_the_loop_keep_none_of_ours(house):
+    """asyncio.to_thread has a few threads; sends and transactions do not wait for them."""
+    go, sent, written = threading.Event(), [], []
+
+    @dramatiq.actor
+    def follows():
+        sent.append(1)
+
+    @dramatiq.actor
+    async def keeps():
+        await asyncio.to_thread(go.wait, 60)
+
+    @dramatiq.actor
+    async def sends():
+        await follows.send_async()
+
+    @packhorse.actor(transactional=True)
+    async def writes():
+        written.append(packhorse.current_async_connection())
+
+    house.broker.enqueue_many([keeps.message() for _ in range(100)])
+    house.start()
+    wait_until(lambda: house.database.value("select count(*) from message_queue where state = 'running'") == 100, 20)
+    sends.send()
+    writes.send()
+    wait_until(lambda: sent and written, 20)
+    go.set()
+    house.drained(30)
 
 
 def test_results_pipelines_groups_and_callbacks(house):

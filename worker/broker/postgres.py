@@ -7,7 +7,6 @@ effect on the outside; the first message opens the first connection.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
 import threading
@@ -33,7 +32,7 @@ from packhorse.worker.attempt.step_store import BrokerSteps
 from packhorse.worker.broker.actor import complete
 from packhorse.worker.broker.bulk import BulkEnqueue
 from packhorse.worker.config import Settings, load_settings
-from packhorse.worker.db.async_connection import AsyncDeadlineConnection, current_async, to_its_end
+from packhorse.worker.db.async_connection import AsyncDeadlineConnection, current_async, in_thread
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
 from packhorse.worker.db.pool import ConnectionPool
@@ -192,7 +191,7 @@ class PostgresBroker(Broker):
         """`enqueue` for coroutines: it waits in a thread. In a transactional coroutine the message is part of its transaction."""
         held = self._coroutines_connection()
         if held is None:
-            return await to_its_end(asyncio.to_thread(self.enqueue, message, delay=delay))
+            return await in_thread(self.enqueue, message, delay=delay)
         return await held.ours(self._enqueue_for_coroutine, held.twin, message, delay)
 
     def _enqueue_for_coroutine(self, twin: DeadlineConnection, message: Any, delay: int | None) -> Any:

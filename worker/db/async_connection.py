@@ -9,17 +9,52 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Generator
-from contextvars import ContextVar
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from typing import Any, ParamSpec, TypeVar
 
 import psycopg
 from psycopg.adapt import AdaptersMap
 
+from packhorse.worker import forks
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import DeadlinePassed
 
 T = TypeVar("T")
 P = ParamSpec("P")
+
+
+#: Most threads that wait for coroutines: for statements of ours, for hooks of middleware.
+HELPERS = 16
+
+
+class _Helpers:
+    """Threads of our own: those of the event loop are the handlers', who may keep them for long (`asyncio.to_thread`)."""
+
+    def __init__(self) -> None:
+        self._begin()
+        forks.register(self)
+
+    def _begin(self) -> None:
+        self.threads = ThreadPoolExecutor(HELPERS, thread_name_prefix="packhorse-helper")
+
+    def after_fork(self, stranger: bool) -> None:
+        """In a forked child: the threads are the parent's."""
+        self._begin()
+
+
+_helpers = _Helpers()
+
+
+def submit(function: Callable[[], T]) -> asyncio.Future[T]:
+    """Call it in a helper thread, in the context that this thread has there."""
+    return asyncio.get_running_loop().run_in_executor(_helpers.threads, function)
+
+
+async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call it in a helper thread, in a copy of the caller's context, to its end: a cancellation that comes meanwhile is raised afterwards."""
+    context = copy_context()
+    return await to_its_end(submit(lambda: context.run(function, *args, **kwargs)))
 
 
 class AsyncDeadlineConnection(psycopg.AsyncConnection[Any]):
@@ -50,10 +85,10 @@ class AsyncDeadlineConnection(psycopg.AsyncConnection[Any]):
     async def ours(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `function`, which uses the twin, in a thread; the handler's own statements wait meanwhile.
 
-        It runs to its end even when the task that awaits it is cancelled: a socket has one reader at a time.
+        It runs to its end, for a socket has one reader at a time.
         """
         async with self.lock:
-            return await to_its_end(asyncio.to_thread(function, *args, **kwargs))
+            return await in_thread(function, *args, **kwargs)
 
 
 async def to_its_end(work: Awaitable[T]) -> T:

@@ -19,7 +19,6 @@ import traceback
 from array import array
 from collections import deque
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from math import inf
@@ -42,8 +41,6 @@ logger = logging.getLogger("packhorse.pool")
 #: The loop is blocked when one step of one task has lasted so long.
 BLOCKED_SECONDS = 0.25
 TICK_SECONDS = 0.05
-#: Threads for hooks that wait, and for statements of ours in the transactions of coroutines.
-THREADS = 16
 #: Tasks made in one turn of the loop.
 BURST = 500
 MOST_FRAMES = 30
@@ -131,7 +128,6 @@ class CoroutinePool:
             return
         self._loop = _new_loop()
         self._loop.set_task_factory(self._make_task)
-        self._loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="packhorse-loop-helper"))
         self._thread = LoopThread(self.broker, self._run)
         self._thread.start()
 

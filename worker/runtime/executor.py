@@ -23,7 +23,7 @@ from packhorse.worker.attempt.context import current
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, failure
 from packhorse.worker.attempt.middleware.retries import asked_for
 from packhorse.worker.broker.postgres import PostgresBroker
-from packhorse.worker.db.async_connection import to_its_end
+from packhorse.worker.db.async_connection import submit, to_its_end
 from packhorse.worker.errors import CancelInterrupt, DrainInterrupt, LeaseInterrupt, UndecodableMessage
 from packhorse.worker.runtime.hooks import Hooks, LoopHook
 from packhorse.worker.runtime.slots import Slot
@@ -204,8 +204,8 @@ async def _in_thread(context: Context, hook: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
     done = loop.create_future()
 
-    def submit() -> None:
-        loop.run_in_executor(None, context.run, hook).add_done_callback(hand_on)
+    def begin() -> None:
+        submit(partial(context.run, hook)).add_done_callback(hand_on)
 
     def hand_on(ended: asyncio.Future[None]) -> None:
         error = ended.exception()
@@ -214,5 +214,5 @@ async def _in_thread(context: Context, hook: Callable[[], None]) -> None:
         else:
             done.set_exception(error)
 
-    loop.call_soon(submit)  # once the task, which is in the context now, waits
+    loop.call_soon(begin)  # once the task, which is in the context now, waits
     await to_its_end(done)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ from packhorse.worker import forks
 from packhorse.worker.attempt.context import sending_on
 from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.broker.postgres import PostgresBroker
-from packhorse.worker.db.async_connection import AsyncDeadlineConnection, current_async, to_its_end
+from packhorse.worker.db.async_connection import AsyncDeadlineConnection, current_async, in_thread
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import LOCKED, translated
 from packhorse.worker.db.pool import ConnectionPool
@@ -117,14 +116,14 @@ class AsyncTransactions:
     async def call(self, handler: Callable[..., Awaitable[Any]], message: ClaimedMessage, drive: Callable[[Awaitable[Any]], Awaitable[Any]]) -> Any:
         """As Transactions.call. drive: runs the handler, and raises what interrupts it."""
         lent = self._pool.connection()
-        twin = await to_its_end(asyncio.to_thread(lent.__enter__))
+        twin = await in_thread(lent.__enter__)
         try:
             result = await self._call(twin, handler, message, drive)
         except BaseException as error:
             # raises it again, translated
-            await to_its_end(asyncio.to_thread(_give_back, lent, error))
+            await in_thread(_give_back, lent, error)
             raise
-        await to_its_end(asyncio.to_thread(lent.__exit__, None, None, None))
+        await in_thread(lent.__exit__, None, None, None)
         return result
 
     async def _call(
@@ -149,7 +148,7 @@ class AsyncTransactions:
                         current_async.reset(here)
                     await connection.ours(course.complete, twin, message)
         except StoreError as error:
-            await to_its_end(asyncio.to_thread(course.judge, error, twin))
+            await in_thread(course.judge, error, twin)
             raise
         message.finished = True
         return result
