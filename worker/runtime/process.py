@@ -27,6 +27,7 @@ from packhorse.worker.attempt.middleware.tracing import Tracing
 from packhorse.worker.calls.registry import default_registry
 from packhorse.worker.config import Settings
 from packhorse.worker.db import migrate
+from packhorse.worker.db.errors import translated
 from packhorse.worker.db.listen import Listener
 from packhorse.worker.db.sessions import open_listen
 from packhorse.worker.errors import CancelInterrupt, DrainInterrupt, LeaseInterrupt, SchemaMismatch, StoreError, StoreUnavailable
@@ -217,8 +218,6 @@ class WorkerProcess:
                 connection = self.broker.open_connection("start")
                 try:
                     migrate.check(connection)
-                    from packhorse.worker.db.errors import translated
-
                     with translated():
                         if not store.self_test(connection):
                             raise SchemaMismatch("row-level security hides the queue from this role: grant it packhorse_worker")
@@ -333,9 +332,12 @@ class WorkerProcess:
         while time.monotonic() < deadline:
             try:
                 self.fetcher.release_unstarted()
-                if not self.fetcher.unwritten:
+                if self.fetcher.unwritten:
+                    self.fetcher.run_once()
+                elif self._handing_over():
+                    time.sleep(0.01)
+                else:
                     break
-                self.fetcher.run_once()
             except StoreError as error:
                 logger.warning("drain_waits error_class=%s", type(error).__name__)
                 time.sleep(0.2)  # before the next try, as long as the deadline allows one
@@ -346,6 +348,10 @@ class WorkerProcess:
         if self.fetcher.in_flight:
             self.exit_code = self.exit_code or EXIT_REPLACED
         self.fetcher.on_stop()
+
+    def _handing_over(self) -> bool:
+        """Is there an attempt whose handler has ended and which is not handed back yet? Its hooks run."""
+        return any(message.started and not message.returned and self._slot_of(message) is None for message in self.fetcher.in_flight)
 
     def _deregister(self) -> None:
         try:
