@@ -176,12 +176,15 @@ class ServiceRegistry:
         """
         self.read_toml()
         with self._lock:
-            if self.started or not self._services:
+            if self.started:
                 return
-            self.started = True
+            self._settings, self._url = settings or self._settings, url or self._url
+            if not self._services:
+                return
+            self.started, self._alone = True, False
             try:
-                self._settings = settings or self._settings or load_settings()
-                self._url = url or self._database_url(self._settings)
+                self._settings = self._settings or load_settings()
+                self._url = self._url or self._database_url(self._settings)
             except ConfigError:  # nothing to share with: a program without a queue
                 self._alone = True
                 logger.warning("breakers_alone services=%d", len(self._services))

@@ -181,12 +181,12 @@ class WorkerProcess:
         forks.contain(self.broker.emit_before, "worker_boot", self)
         self.heartbeat.start()
         self.timekeeper.start()
+        self._start_services()
         for pool in self._pools:
             pool.start()
         self.fetcher.start()
         if self.listener:
             self.listener.start()
-        self._start_services()
         forks.contain(self.broker.emit_after, "worker_boot", self)
         self.on_turn()  # hooks may have set signal handlers
         self.stats.states[REGISTERED] = 1.0
