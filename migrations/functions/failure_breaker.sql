@@ -3,12 +3,6 @@
 -- `actor:<type>` is parked for a second and then probing. A probe that fails parks it again, twice as long up to a minute; one that
 -- succeeds lifts it. A scope that was parked by it has a next_park.
 
-create or replace function packhorse.is_tripped(p_scope packhorse.scopes, p_now timestamptz) returns boolean
-language sql immutable as $$
-  select p_scope.next_park is not null and p_scope.ends_at > p_now;
-$$;
-comment on function packhorse.is_tripped(packhorse.scopes, timestamptz) is 'Is the scope parked by its failure breaker?';
-
 create or replace function packhorse.count_failure(p_scope text, p_limit integer, p_type text, p_fingerprint text, p_id bigint, p_reason text,
   out rests boolean, out parked boolean)
 language plpgsql as $$
@@ -19,8 +13,8 @@ declare
 begin
   parked := false;
   select * into v_row from packhorse.scopes s where s.name = p_scope;
-  rests := packhorse.is_tripped(v_row, v_now) and v_row.fingerprint = p_fingerprint;
-  if packhorse.is_tripped(v_row, v_now) and v_row.probe_id is distinct from p_id then
+  rests := v_row.next_park is not null and v_row.fingerprint = p_fingerprint;
+  if v_row.next_park is not null and v_row.probe_id is distinct from p_id then
     return; -- one of those that were in flight; nothing is locked
   end if;
   begin -- who waits for longer than lock_timeout is not counted: others of its kind are
@@ -30,8 +24,8 @@ begin
     rests := coalesce(rests, false);
     return;
   end;
-  rests := packhorse.is_tripped(v_row, v_now) and v_row.fingerprint = p_fingerprint;
-  if packhorse.is_tripped(v_row, v_now) then
+  rests := v_row.next_park is not null and v_row.fingerprint = p_fingerprint;
+  if v_row.next_park is not null then
     parked := v_row.probe_id = p_id; -- a probe that fails for another reason is no success either; it has spent its attempt, the next one will not
     update packhorse.scopes s
     set fingerprint = p_fingerprint, reason = p_reason, last_failed_at = v_now, probe_id = null, probe_at = null,
@@ -102,13 +96,13 @@ begin
     where s.failures > 0 and exists (
       select from packhorse.message_queue m
       where m.id = any (p_ids) and m.lease_token = any (p_tokens) and m.state = 'running' and s.name in ('actor:' || m.message_type, 'queue:' || m.queue)
-        and (not packhorse.is_tripped(s, clock_timestamp()) or m.id = s.probe_id))
+        and (s.next_park is null or m.id = s.probe_id))
     for update of s skip locked
   loop
-    if packhorse.is_tripped(v_scope, clock_timestamp()) then
+    if v_scope.next_park is not null then
       perform packhorse.lift_scope(v_scope.name);
     else
-      update packhorse.scopes s set failures = 0, fingerprint = null, next_park = null where s.name = v_scope.name;
+      update packhorse.scopes s set failures = 0, fingerprint = null where s.name = v_scope.name;
     end if;
   end loop;
 end
@@ -121,7 +115,7 @@ language plpgsql as $$
 begin
   if exists (select from packhorse.scopes s where s.failures > 0) then
     perform packhorse.lift_scope(s.name) from packhorse.scopes s
-    where packhorse.is_tripped(s, clock_timestamp())
+    where s.next_park is not null
       and not exists (select from packhorse.queues q where s.name = 'queue:' || q.name and q.failure_breaker is not null)
       and not exists (
         select from packhorse.message_types t cross join lateral packhorse.failure_policy(t.name, '{}') p

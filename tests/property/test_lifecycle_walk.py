@@ -89,12 +89,12 @@ class Walk:
         message = self.pick(State.RUNNING)
         if message is None:
             return "-"
-        verb = self.chance.choice(["complete", "fail", "snooze", "release", "bury", "cancel", "extend"])
+        verb = self.chance.choice(["complete", "fail", "snooze", "park", "release", "bury", "cancel", "extend"])
         token, answer = message.token, self.call(verb, message.id, message.token)
         assert answer not in (None, False, "lost", "gone", []), f"{verb} of a held lease answered {answer}"
         if verb == "extend":
             return f"extend {message.id}"
-        if message.cancel_requested and verb in ("fail", "snooze", "release"):
+        if message.cancel_requested and verb in ("fail", "snooze", "park", "release"):
             message.apply("cancel")
             message.attempt -= verb != "fail"
         elif verb == "fail":
@@ -103,7 +103,7 @@ class Walk:
             message.apply("bury" if last else "retry")
         else:
             message.apply(verb)
-            message.attempt -= verb in ("snooze", "release")
+            message.attempt -= verb in ("snooze", "park", "release")
         return f"{verb} {message.id} token {token}"
 
     def stale_write(self) -> str:
@@ -112,7 +112,7 @@ class Walk:
         if message is None or not message.stale:
             return "-"
         before = self.sql.snapshot()
-        verb = self.chance.choice(["complete", "fail", "snooze", "release", "bury", "cancel", "extend"])
+        verb = self.chance.choice(["complete", "fail", "snooze", "park", "release", "bury", "cancel", "extend"])
         self.call(verb, message.id, self.chance.choice(message.stale))
         assert self.sql.snapshot() == before, f"{verb} with a stale token changed something"
         return f"{verb} {message.id}"
@@ -122,6 +122,7 @@ class Walk:
             "complete": "complete_messages(array[%s::bigint], array[%s::bigint])",
             "fail": "fail_message(%s, %s, 'E', 'm')",
             "snooze": "snooze_message(%s, %s, '1 minute')",
+            "park": "park_message(%s, %s, '1 minute')",
             "release": "release_message(%s, %s)",
             "bury": "bury_message(%s, %s)",
             "cancel": "cancel_message(%s, p_token => %s)",

@@ -271,6 +271,14 @@ def test_a_probe_that_outlives_another_park_is_the_probe_still(sql: Sql) -> None
     assert sql.claim(10) == []
 
 
+def test_a_claim_of_several_queues_starts_one_probe(sql: Sql) -> None:
+    sql.rows("select declare_queue('r')")
+    for queue in ("q", "r"):
+        sql.enqueue(queue, "ask")
+    probing(sql)
+    assert len(sql.rows("select id from claim_messages(%s, '{q,r}', 10)", HOLDER)) == 1
+
+
 def test_a_lock_by_hand_is_a_probe(sql: Sql) -> None:
     first, second = (sql.enqueue(message_type="ask") for _ in range(2))
     probing(sql)
@@ -343,6 +351,33 @@ def test_a_conversation_is_in_order_while_its_first_message_rests(sql: Sql) -> N
     sql.rows("select lift_scope('actor:ask')")
     assert [lease.id for lease in sql.claim(10)] == [first]
     assert sql.state(second) in ("pending", "blocked")
+
+
+# -- what goes on meanwhile ----------------------------------------------------------------------------
+def test_what_is_not_worth_doing_any_more_ends_while_it_rests(sql: Sql) -> None:
+    message = sql.enqueue(message_type="ask", expires_at="2999-01-01")
+    sql.rows("select park_scope('actor:ask', interval '1 hour')")
+    sql.rows("update message_queue set expires_at = clock_timestamp() - interval '1 second'")
+    assert sql.value("select expire_messages()") == 1
+    assert sql.state(message) == "cancelled"
+
+
+def test_upkeep_does_not_take_what_rests_for_what_nobody_runs(sql: Sql) -> None:
+    register(sql, ask=["api"])
+    message = sql.enqueue(message_type="ask", run_at="2000-01-01")
+    sql.rows("select park_scope('api', interval '3 hours')")
+    assert sql.value("select bury_unknown_types(interval '1 hour')") == 0
+    assert sql.state(message) == "pending"
+
+
+def test_a_crash_while_its_scope_is_parked_costs_what_it_costs(sql: Sql) -> None:
+    """It ran when the scope was parked; what becomes of it then waits like the others."""
+    lease = sql.claimed(message_type="ask")
+    sql.rows("select park_scope('actor:ask', interval '1 hour')")
+    sql.crash(lease)
+    sql.due_now()
+    assert (sql.live(lease.id)["crashes"], sql.live(lease.id)["attempt"]) == (1, 0)
+    assert sql.claim(10) == []
 
 
 # -- what people see -----------------------------------------------------------------------------------
