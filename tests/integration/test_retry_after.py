@@ -154,3 +154,22 @@ def test_nonsense_is_refused_where_it_stands(seconds, scope, error):
 
 def test_a_long_pause_counts_as_a_day():
     assert packhorse.RetryAfter(1e300, "x" * 200).seconds == 86_400
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("services", [1]),
+        ("services", [""]),
+        ("services", ["x" * 201]),
+        ("services", 7),
+        ("failure_breaker", 0),
+        ("failure_breaker", "5"),
+        ("failure_breaker", True),
+        ("failure_breaker", 10**7),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused_when_the_actor_is_declared(house, option, value):
+    with pytest.raises(packhorse.InvalidArgument) as refused:
+        dramatiq.actor(actor_name="odd", **{option: value})(lambda key: None)
+    assert refused.value.field == option

@@ -26,6 +26,7 @@ from packhorse.worker import forks
 from packhorse.worker.attempt.context import correlation_id, current, sending_on
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, failure
 from packhorse.worker.attempt.middleware import default_middleware
+from packhorse.worker.attempt.middleware.retries import check_resting
 from packhorse.worker.attempt.middleware.time_limits import check_class
 from packhorse.worker.attempt.middleware.tracing import Tracing
 from packhorse.worker.attempt.step_store import BrokerSteps
@@ -134,6 +135,7 @@ class PostgresBroker(Broker):
     def declare_actor(self, actor: Any) -> None:
         check_actor(actor)
         check_class(actor.options)
+        check_resting(actor.options)
         complete(actor)
         for alias in actor.options.get("aliases") or ():
             taken = alias if alias in self.actors else self.aliases.get(alias, actor.actor_name)

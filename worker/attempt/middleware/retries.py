@@ -12,6 +12,7 @@ import dataclasses
 import json
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import dramatiq
@@ -26,6 +27,7 @@ from packhorse.worker.errors import (
     Cancel,
     CancelInterrupt,
     DrainInterrupt,
+    InvalidArgument,
     LeaseInterrupt,
     LeaseLost,
     NotCompleted,
@@ -73,6 +75,18 @@ def asked_for(exception: BaseException) -> Outcome | None:
 
 #: What an actor's code may say of retries and the database understands (failure_policy in migrations/functions/retry.sql).
 POLICY = ("failure_breaker", "max_attempts", "max_retries", "min_backoff", "max_backoff", "on_retry_exhausted")
+
+
+def check_resting(options: Mapping[str, Any]) -> None:
+    """Raise InvalidArgument for an actor whose `services` or `failure_breaker` would do nothing."""
+    services, limit = options.get("services"), options.get("failure_breaker")
+    names = [services] if isinstance(services, str) else services or ()
+    if not isinstance(names, list | tuple | set | frozenset) or not all(isinstance(name, str) and 1 <= len(name) <= 200 for name in names):
+        raise InvalidArgument("services: must be names of what the actor calls", field="services", hint="A list of texts of 1 to 200 characters.")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= 1_000_000):
+        raise InvalidArgument(
+            f"failure_breaker: {str(limit)[:60]!r} is out of range", field="failure_breaker", hint="1 to 1000000 failures in a row, or None."
+        )
 
 
 def services_of(actor: Any) -> list[str]:
