@@ -14,6 +14,8 @@ from dramatiq.middleware import AsyncIO
 import packhorse
 from packhorse import StepError, current_async_connection, current_connection, current_message, step, step_async
 from packhorse.worker.attempt import step_store
+from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.broker.postgres import PostgresBroker
 from tests.support.harness import House
 from tests.support.waiting import wait_until
 
@@ -428,6 +430,19 @@ def test_a_database_that_stays_away_ends_the_step_in_time(worker, database, kind
     assert "away" in heard[0]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_that_is_not_there_ends_the_step_in_time(monkeypatch, kind):
+    monkeypatch.setattr(step_store, "STORE_SECONDS", 0.3)
+    broker = PostgresBroker("postgresql://packhorse@127.0.0.1:1/nowhere")
+    message = ClaimedMessage(("claimed", 1, 1, "q", "t", "{}", "{}", 5, 1, None, 0, None, None, None, "", 0.0, 0.0, None), 0.0, 0.0)
+    with pytest.raises(packhorse.StoreUnavailable):
+        if kind == "thread":
+            broker.steps.store(message, "answer", "1")
+        else:
+            asyncio.run(broker.steps.store_async(message, "answer", "1"))
+    broker.close()
+
+
 def test_a_child_that_a_step_forks_ends_there(worker, database):
     def forks():
         pid = os.fork()
@@ -484,13 +499,31 @@ def test_the_thread_for_coroutines_ends_with_its_broker_and_starts_again_when_it
     wait_until(lambda: not threads())
 
 
-def test_steps_of_an_unreadable_row_are_a_dead_letter(worker, database):
+@pytest.mark.parametrize("odd", ["[1]", '{"answer": 5}', '{"answer": {"value": 1e5000}}'])
+def test_steps_that_nobody_can_read_are_one_dead_letter(worker, database, odd):
     database.query("select enqueue_message('default', 'handler')")
-    database.query("update message_queue set steps = '[1]'")
+    database.query("update message_queue set steps = %s::jsonb", odd)
     actor(lambda: step("answer", lambda: 1))
     worker.start()
     worker.drained()
-    assert "cannot be read" in database.value("select error_message from dead_letters")
+    ((reason, text),) = database.query("select reason, error_message from dead_letters")
+    assert reason == "rejected" and "cannot be read" in text
+
+
+def test_what_a_worker_in_sql_has_stored_a_handler_in_python_reuses(worker, database):
+    seen = []
+    database.query("select enqueue_message('default', 'handler')")
+    ((message_id, token),) = database.query("select id, lease_token from get_next_queue_message('default')")
+    database.query("select store_message_step(%s, %s, 'answer', %s::jsonb)", message_id, token, '{"by": "sql"}')
+    database.query("select release_message(%s, %s)", message_id, token)
+
+    def body():
+        seen.append(step("answer", lambda: seen.append("called")))
+
+    actor(body)
+    worker.start()
+    worker.drained()
+    assert seen == [{"by": "sql"}]
 
 
 def test_a_message_that_is_sent_on_as_another_one_has_no_steps(worker, database):
