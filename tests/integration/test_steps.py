@@ -443,6 +443,24 @@ def test_a_server_that_is_not_there_ends_the_step_in_time(monkeypatch, kind):
     broker.close()
 
 
+def test_an_error_that_nobody_expected_reaches_the_coroutines(worker, database, monkeypatch):
+    heard = []
+
+    def broken(*_):
+        raise ZeroDivisionError("a bug")
+
+    async def body():
+        with monkeypatch.context() as patch:
+            patch.setattr("packhorse.worker.store.steps.store", broken)
+            heard.extend(map(type, await asyncio.gather(step_async("a", int), step_async("b", int), return_exceptions=True)))
+        heard.append(await step_async("a", int))
+
+    actor(body, "coroutine").send()
+    worker.start()
+    worker.drained()
+    assert heard == [ZeroDivisionError, ZeroDivisionError, 0]
+
+
 def test_a_child_that_a_step_forks_ends_there(worker, database):
     def forks():
         pid = os.fork()

@@ -226,11 +226,18 @@ class StepWriter(Service):
             if len(batch) == 1 and not isinstance(error, (StoreUnavailable, StoreConflict)):
                 self._tell([(batch[0], _unstorable(batch[0].step, error) if isinstance(error, InvalidArgument) else error)])
                 return 0.0
-            self._waiting.extendleft(reversed(batch))
+            if len(batch) > 1:
+                self._waiting.extendleft(reversed(batch))
+                self._apart = len(batch)
+            else:
+                self._waiting.append(batch[0])  # behind those that may have better luck
             if isinstance(error, StoreUnavailable):
+                self._apart = 0
                 raise
-            self._apart = max(self._apart, len(batch)) if len(batch) > 1 else 0
             return self._rest() if isinstance(error, StoreConflict) else 0.0
+        except Exception as error:  # no settings, a bug: nobody may wait for ever
+            self._tell([(waiting, error) for waiting in batch])
+            raise
         told: list[tuple[WaitingStep, str | Exception]] = []
         for waiting, (answer, value) in zip(batch, answers, strict=True):
             refusal = _refusal(waiting.step, answer)
