@@ -71,3 +71,11 @@ def test_a_time_that_is_none_is_refused(cli, database, arguments):
     ran = cli("scope", "park", "openai", *arguments)
     assert ran.code == EXIT_USAGE and len(ran.err.strip().splitlines()) <= 2
     assert database.value("select count(*) from scopes") == 0
+
+
+def test_the_failure_breaker_of_a_queue_is_set_shown_and_taken_back(cli):
+    assert cli("queue", "set", "default", "failure_breaker=5").code == EXIT_OK
+    assert cli("queue", "show", "default", "--json").document["failure_breaker"] == 5
+    assert cli("queue", "set", "default", "failure_breaker=0").code == EXIT_USAGE
+    assert cli("queue", "set", "default", "failure_breaker=none").code == EXIT_OK
+    assert cli("queue", "show", "default", "--json").document["failure_breaker"] is None
