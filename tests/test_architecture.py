@@ -218,3 +218,9 @@ def test_every_public_name_is_found(module):
     assert all(value.__name__ == name for name, value in found.items() if not name.isupper())
     with pytest.raises(AttributeError):
         public.nothing_of_the_kind  # noqa: B018
+
+
+def test_sql_is_ascii():
+    """A database has the encoding that it has: `migrate up` must be able to store each text in LATIN1."""
+    found = [str(path.relative_to(TOP)) for path in sorted((TOP / "migrations").rglob("*.sql")) if not path.read_text().isascii()]
+    assert found == []

@@ -105,7 +105,7 @@ create or replace function packhorse.explain_steps(p_steps jsonb) returns table 
 language sql immutable as $$
 -- What its attempts have stored and the next one does not do again. No row for a message without steps; ten names at most.
   select 'steps', true, format('%s stored, not run again: %s%s', count(*), string_agg(s.name, ', ' order by s.place) filter (where s.place <= 10),
-    case when count(*) > 10 then ', …' else '' end), null::timestamptz
+    case when count(*) > 10 then ', ...' else '' end), null::timestamptz
   from (
     select d.value ->> 'name' as name, d.place from jsonb_array_elements(packhorse.describe_steps(p_steps)) with ordinality as d (value, place)) s
   having count(*) > 0;

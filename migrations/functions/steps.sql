@@ -1,7 +1,7 @@
 -- Steps: what a handler stores on its way, so that no later attempt pays for it again (SPEC W3c).
 --
 -- They stand in the message's own row and go where it goes: over retry, snooze, release and rescue, into the archive, into a dead letter and
--- back. `steps` is an object, name -> {"value": …, "at": …, "attempt": n}. Bounds: a name has 1 to 100 characters, a value 256 KiB of JSON text,
+-- back. `steps` is an object, name -> {"value": ..., "at": ..., "attempt": n}. Bounds: a name has 1 to 100 characters, a value 256 KiB of JSON text,
 -- a message 100 steps and 1 MiB of them together (worker/attempt/steps.py has the same numbers).
 
 create or replace function packhorse.check_step(p_name text, p_value jsonb) returns void

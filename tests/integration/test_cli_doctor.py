@@ -151,7 +151,7 @@ def test_a_missing_and_a_changed_function_name_the_migration_that_has_them(cli, 
         "language sql immutable as $$ select 'ok' $$"
     )
     repairs = sorted(row["repair"] for row in findings(cli) if row["text"].startswith("function"))
-    files = ["migrations/functions/health_conversations.sql", "migrations/functions/health_readings.sql"]
+    files = ["migrations/functions/health_readings.sql", "migrations/functions/services.sql"]
     assert len(repairs) == 2 and all(file in repair for file, repair in zip(files, repairs, strict=True)), repairs
 
 
