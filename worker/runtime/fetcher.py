@@ -316,6 +316,8 @@ class Fetcher(Service):
                 timeout = max(0.0, min(timeout, next_turn if could_claim else 0.01))
             if self.in_flight:
                 timeout = min(timeout, 0.25)  # also for what waits to be written
+            if any(intake.backlog and intake.room() for intake in could_claim):
+                timeout = 0.0  # the last claim was cut off by the size of a batch: a thousand coroutines have room for more
         self._waiting = True
         if len(self.finished) >= self._threshold or any(intake.signalled for intake in could_claim):
             self._waiting = False
