@@ -114,6 +114,7 @@ class CoroutinePool:
         self._context = copy_context()
         self._starting = False
         self._stopping = self._ended = False
+        self.on_busy: Callable[[], None] = lambda: None  # told when the first of them begins
         self._ticked_at = inf
         self._ticking = False
         self._seen: tuple[int, int] = (0, 0)
@@ -242,12 +243,14 @@ class CoroutinePool:
             slot = CoroutineSlot(self._next_index, self._ids, self)
             self._next_index += 1
         slot.abandoned = slot.driving = False
+        slot.started_at = now
         self._running[message.id] = slot
         context = copy_context()
         slot.task = asyncio.Task(self._attempt(slot, message, now, context), loop=self._loop, context=context)
         if not self._ticking:
             self._ticking = True
             self._tick()
+            self.on_busy()
 
     async def _attempt(self, slot: CoroutineSlot, message: ClaimedMessage, now: float, context: Context) -> None:
         try:

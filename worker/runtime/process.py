@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import resource
 import sys
 import threading
 import time
@@ -50,6 +49,7 @@ from packhorse.worker.runtime.drive import CoroutineSlot
 from packhorse.worker.runtime.executor import Executor
 from packhorse.worker.runtime.fetcher import Fetcher
 from packhorse.worker.runtime.kinds import kinds_of
+from packhorse.worker.runtime.memory import resident_mib
 from packhorse.worker.runtime.meter import Meter
 from packhorse.worker.runtime.slots import RunningIds, Slot
 from packhorse.worker.runtime.stopping import StopRequest
@@ -130,6 +130,7 @@ class WorkerProcess:
             self.stats.duties,
         )
         self.timekeeper = Timekeeper(self.pool, self.coroutines, self._on_stuck, self._on_lease_over)
+        self.coroutines.on_busy = self.timekeeper.wake  # else it would see a blocked loop half a second late
         self.listener = self._listener()
         self.fetcher.claims.heard_by(lambda: self.listener is not None and self.listener.listening)
         self._watch()
@@ -409,12 +410,3 @@ class WorkerProcess:
         logging.shutdown()
         self.stats.end_with(EXIT_LEASE_LOST)
         os._exit(EXIT_LEASE_LOST)
-
-
-def resident_mib() -> float:
-    """Resident memory of this process in MiB."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * resource.getpagesize() / 1_048_576
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
