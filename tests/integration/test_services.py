@@ -344,7 +344,7 @@ def test_the_toml_file_declares_services(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert (found.timeout_ms, found.breaker.failure_ratio, found.breaker.reset_seconds, found.breaker.trials) == (120_000, 0.6, 5.0, 2)
     with pytest.raises(InvalidArgument, match="Did you mean 'openai'"):
         ServiceRegistry().service("openia")
-    (tmp_path / "packhorse.toml").write_text('[services.a]\nurl = "http://u:p@h"\n[services.b]\nurll = "x"\n')
+    (tmp_path / "packhorse.toml").write_text('[services.a]\nurl = "http://user@h"\n[services.b]\nurll = "x"\n')
     with pytest.raises(ConfigError) as caught:
         ServiceRegistry().start()
     assert len(caught.value.problems) == 3, "user and password; a field that there is not; no endpoint"

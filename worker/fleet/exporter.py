@@ -31,7 +31,7 @@ from packhorse.worker.observe import probes
 from packhorse.worker.observe.endpoints import Answer, Endpoints, Route, json_answer, probe_answer
 from packhorse.worker.observe.fleet_stats import FleetStats
 from packhorse.worker.observe.metrics import FleetCollector, render
-from packhorse.worker.observe.process_stats import BY_ACTOR, COROUTINES, DURATION
+from packhorse.worker.observe.process_stats import BY_ACTOR, DURATION, NO_THREADS
 from packhorse.worker.runtime.stopping import StopRequest
 from packhorse.worker.service import Service
 from packhorse.worker.store import fleet as store
@@ -174,8 +174,9 @@ class Exporter:
             if (row["queue"] in totals.queues or not totals.queues)
             and (row["state"] == "running" or (row["state"] == "pending" and row["queue"] not in paused))
         )
-        coroutines = max((int(stats.states[COROUTINES]) for stats in self.fleet_stats.children), default=0)  # the actors are the same in all
-        slots, target = self.settings.processes * (self.settings.threads + coroutines), self.settings.scale_target_wait_seconds
+        # who has ordinary actors, too, is judged by the threads: they are what runs out
+        each = self.settings.coroutines if any(stats.states[NO_THREADS] for stats in self.fleet_stats.children) else self.settings.threads
+        slots, target = self.settings.processes * each, self.settings.scale_target_wait_seconds
         return json_answer(
             {
                 "workers": max(math.ceil(backlog * mean / target / slots), 1 if backlog else 0),

@@ -44,7 +44,9 @@ NAME_BYTES = 128
 # HURRY is the parent's: it was told to stop a second time, handlers are not waited for any more. ISOLATION, too: the
 # process runs only messages that were there when two processes died; ISOLATED_AT: when one saw that such messages wait.
 # ENDED_WITH: the exit code, plus one, of a process that ends in good order; see end_with
-REGISTERED, DRAINING, THREADS, COROUTINES, LISTENING, CONTACT_AT, CLAIM_FAILING, HURRY, ISOLATION, ISOLATED_AT, ENDED_WITH, TICKS = range(12)
+# NO_THREADS: all of its actors are `async def`
+REGISTERED, DRAINING, THREADS, COROUTINES, LISTENING, CONTACT_AT, CLAIM_FAILING, HURRY, ISOLATION, ISOLATED_AT = range(10)
+ENDED_WITH, NO_THREADS, TICKS = 10, 11, 12
 STATES = TICKS + len(LOOPS)
 
 

@@ -192,7 +192,7 @@ class CoroutinePool:
             slot.start_over(private)
         if self._thread is not None and threading.current_thread() is self._thread and hasattr(self._loop, "_selector"):
             # the selector is the parent's, too (an epoll descriptor is shared by a fork)
-            self._loop._selector = selectors.SelectSelector()  # type: ignore[union-attr]
+            self._loop._selector = selectors.PollSelector()  # type: ignore[union-attr]
             self._loop._ready.clear()  # type: ignore[union-attr]
 
     def contain(self, error: BaseException | None) -> None:

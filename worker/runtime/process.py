@@ -39,6 +39,7 @@ from packhorse.worker.observe.process_stats import (
     ISOLATED_AT,
     ISOLATION,
     LISTENING,
+    NO_THREADS,
     REGISTERED,
     THREADS,
     ProcessStats,
@@ -144,6 +145,7 @@ class WorkerProcess:
         stats = self.stats
         stats.states[THREADS] = self.settings.threads
         stats.states[COROUTINES] = self.settings.coroutines if self.coroutines.handlers else 0
+        stats.states[NO_THREADS] = self.coroutines.handlers.keys() >= {*self.types}
         self.fetcher.ticked = partial(stats.tick, "fetcher")
         self.heartbeat.ticked = partial(stats.tick, "heartbeat")
         self.timekeeper.ticked = partial(stats.tick, "timekeeper")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import weakref
 
 
 class StopRequest:
@@ -17,6 +18,9 @@ class StopRequest:
         self.asked = False
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
+        self._poll = select.poll()  # not select(), which knows no descriptor from 1024 on: coroutines have thousands
+        self._poll.register(self._read, select.POLLIN)
+        weakref.finalize(self, _close, self._read, self._write)
 
     def ask(self) -> None:
         """Safe in a signal handler and in every thread."""
@@ -28,6 +32,11 @@ class StopRequest:
 
     def wait(self, seconds: float) -> bool:
         """Wait until asked, at most `seconds`; True when so. Main thread only."""
-        if not self.asked and select.select([self._read], [], [], max(0.0, seconds))[0]:
+        if not self.asked and self._poll.poll(max(0.0, seconds) * 1000):
             os.read(self._read, 512)
         return self.asked
+
+
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
