@@ -321,8 +321,8 @@ def test_an_operators_state_is_obeyed(registry: ServiceRegistry, fake: FakeServi
 def test_without_a_database_a_process_decides_alone(fake: FakeService, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DATABASE_URL", raising=False)
-    registry = ServiceRegistry()
-    service = registry.register("ai", fake.url, breaker=QUICK)
+    known = ServiceRegistry()
+    service = known.register("ai", fake.url, breaker=QUICK)
     fake.mode = "500"
     for _ in range(3):
         with pytest.raises(ServiceFailed):
@@ -331,7 +331,7 @@ def test_without_a_database_a_process_decides_alone(fake: FakeService, monkeypat
         service.request("POST", "/x")
     time.sleep(0.35)
     fake.mode = "ok"
-    assert [service.request("POST", "/x").status_code for _ in range(3)] == [200, 200, 200] and states(registry) == ["closed"]
+    assert [service.request("POST", "/x").status_code for _ in range(3)] == [200, 200, 200] and states(known) == ["closed"]
 
 
 def test_the_toml_file_declares_services(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
