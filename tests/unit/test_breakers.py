@@ -51,7 +51,7 @@ def test_what_was_counted_is_told_once() -> None:
     report = {"service": "ai", "endpoint": "a", "epoch": 1, "calls": 3, "failures": 2, "in_row": 2, "succeeded": True}
     assert process.breakers.take() == [report] and process.breakers.take() == []
     process.breakers.give_back([report])
-    process.call(False)
+    process.call(False, process.breakers.breakers[0])
     assert process.breakers.take() == [report | {"calls": 4, "failures": 3, "in_row": 3}]
 
 
@@ -131,6 +131,22 @@ def test_while_the_database_is_away_a_process_decides_by_its_own_calls() -> None
     assert process.breakers.ready() is breaker
     process.call(False)
     assert process.breakers.ready() is breaker, "the window begins anew"
+
+
+def test_a_process_that_has_seen_enough_failures_waits_for_no_report() -> None:
+    process = Process()
+    process.told()
+    for _ in range(3):
+        assert process.breakers.ready() is not None
+        process.call(False)
+    assert process.breakers.ready() is None and 0 < process.breakers.wait_seconds() < 1, "open until the database has answered"
+    process.told()
+    assert process.breakers.ready() is None, "that was the answer to an earlier report"
+    process.breakers.take()
+    process.told()
+    assert process.breakers.ready() is not None, "the rest of the fleet has seen successes"
+    process.call(False)
+    assert process.breakers.ready() is not None, "counted since the answer"
 
 
 def test_failures_that_are_old_open_nothing_while_the_database_is_away() -> None:

@@ -1,7 +1,7 @@
 """Circuit breakers as one process sees them: which endpoint to call, and what its calls came to (SPEC W10).
 
-A call of a closed breaker costs a look and two counters under a lock that nobody holds for long. The database decides over all processes
-(functions/services.sql); reports.py tells it and brings its answer. While it is away this process decides for itself, by the same rules
+A call of a closed breaker costs a look and a few counters under a lock that nobody holds for long. The database decides over all processes
+(functions/services.sql); reports.py tells it and brings its answer. Until it answers this process decides for itself, by the same rules
 and its own calls.
 """
 
@@ -23,6 +23,8 @@ ASK_SECONDS = 0.1
 PROBING_SECONDS = 1.0
 #: And one that meets a breaker which an operator holds open.
 FORCED_SECONDS = 30.0
+#: And one that meets a breaker of which the database has yet to say whether it is open.
+ANSWER_SECONDS = 0.25
 #: Added to a wait, as a share of it and at least in seconds, so that not all come back at once.
 JITTER, LEAST_JITTER_SECONDS = 0.1, 0.05
 #: An endpoint whose last failure is older than this is as good as any other: else one failure would keep it from being asked for ever.
@@ -61,6 +63,7 @@ class Breaker:
         "retry_at",
         "state",
         "succeeded",
+        "unanswered",
     )
 
     def __init__(self, endpoint: str, fallback: bool) -> None:
@@ -81,9 +84,10 @@ class Breaker:
         self.calls = self.failures = self.in_row = 0
         self.succeeded = False
         self.late_calls = self.late_failures = 0  # of calls that had begun under another epoch
-        # while the database is away
+        # since the database last answered
         self.own_since = -math.inf
         self.own_calls = self.own_failures = self.own_successes = 0
+        self.unanswered = False  # opened by this process; the answer to its report is on its way
 
 
 class ServiceBreakers:
@@ -189,6 +193,8 @@ class ServiceBreakers:
             return 0.0
         if breaker.forced == "open":
             return FORCED_SECONDS
+        if breaker.unanswered:
+            return ANSWER_SECONDS
         if now >= breaker.retry_at:
             return PROBING_SECONDS
         return breaker.retry_at - now
@@ -210,22 +216,30 @@ class ServiceBreakers:
                 breaker.in_row += 1
                 breaker.failing += 1
                 breaker.failed_at = self.clock()
-            if self._is_away():
-                self._judge(breaker, succeeded)
+            self._count_own(breaker, succeeded)
         self.used_at = self.clock()
         if not succeeded:
             self._on_trouble()
 
-    def _judge(self, breaker: Breaker, succeeded: bool) -> None:
-        """The database is away: open by what this process has seen since then."""
-        policy, now = self.declaration.breaker, self.clock()
-        if now - breaker.own_since > policy.window_seconds:
+    def _count_own(self, breaker: Breaker, succeeded: bool) -> None:
+        now = self.clock()
+        if now - breaker.own_since > self.declaration.breaker.window_seconds:
             breaker.own_since, breaker.own_calls, breaker.own_failures = now, 0, 0
         breaker.own_calls += 1
-        breaker.own_failures += not succeeded
+        if not succeeded:
+            breaker.own_failures += 1
+            self._judge(breaker, now)
+
+    def _judge(self, breaker: Breaker, now: float) -> None:
+        """Open by what this process has seen and the database has not answered: for as long as it is away, else until it has.
+
+        Without the second a slow report would let messages fail again and again that somebody has to refuse.
+        """
+        policy = self.declaration.breaker
         enough = breaker.own_calls >= policy.least_calls and breaker.own_failures / breaker.own_calls >= policy.failure_ratio
-        if not succeeded and enough and breaker.closed and breaker.forced is None:
+        if enough and breaker.closed and breaker.forced is None:
             self._open_by_itself(breaker, now)
+            breaker.unanswered = not self._is_away()
 
     def _open_by_itself(self, breaker: Breaker, now: float) -> None:
         breaker.closed, breaker.state, breaker.probing = False, "open", False
@@ -327,4 +341,6 @@ class ServiceBreakers:
         if failing > breaker.failing:
             breaker.failed_at = now
         breaker.failing = failing
-        breaker.own_since = -math.inf
+        breaker.own_since, breaker.own_calls, breaker.own_failures = now, breaker.calls, breaker.failures  # the answer does not know of them
+        breaker.unanswered = False
+        self._judge(breaker, now)
