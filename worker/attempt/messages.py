@@ -12,18 +12,16 @@ import time
 import traceback as traceback_module
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dramatiq
 from dramatiq.broker import MessageProxy
 
 from packhorse.worker.attempt.details import FailureDetails, Judgement, details_of
+from packhorse.worker.attempt.stored_steps import AttemptSteps, StepStore
 from packhorse.worker.errors import UndecodableMessage
 from packhorse.worker.observe.masking import mask_whole
 from packhorse.worker.states import Verb
-
-if TYPE_CHECKING:
-    from packhorse.worker.attempt.steps import AttemptSteps, StepStore
 
 MAX_TRACEBACK_FRAMES = 30
 #: Where our own code stands, and dramatiq's beside it in an environment.
@@ -84,8 +82,7 @@ class ClaimedMessage(MessageProxy):
     trace_id: str | None = None
     #: Where its steps are stored; set where it is run.
     step_store: StepStore | None = None
-    #: What this attempt knows of its steps; made at the first one.
-    attempt_steps: AttemptSteps | None = None
+    _attempt_steps: AttemptSteps | None = None
 
     def __init__(self, row: tuple[Any, ...], lease_until: float, claimed_at: float) -> None:
         (
@@ -120,6 +117,13 @@ class ClaimedMessage(MessageProxy):
         self.returned = False  # its handler and what middleware does after it are through: nothing changes its outcome any more
         self.deadline: float | None = None  # monotonic; set by the time-limit middleware
         self.hard_deadline: float | None = None
+
+    def steps_of_attempt(self) -> AttemptSteps:
+        """What this attempt knows of its steps; made at the first one. Raises StepError when what is stored cannot be read."""
+        found = self._attempt_steps
+        if found is None:  # threads of one handler may come at the same time
+            found = self.__dict__.setdefault("_attempt_steps", AttemptSteps(self.id, self.stored_steps))
+        return found
 
     def decode(self) -> None:
         """Parse payload and options; raises UndecodableMessage with the reason, never anything else."""

@@ -18,8 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from packhorse.worker import forks
-from packhorse.worker.attempt.messages import ClaimedMessage
-from packhorse.worker.attempt.steps import MAX_STEP_BYTES, MAX_STEPS, MAX_STEPS_BYTES
+from packhorse.worker.attempt.stored_steps import MAX_STEP_BYTES, MAX_STEPS, MAX_STEPS_BYTES, StepOwner
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
 from packhorse.worker.db.pool import ConnectionPool, Link
@@ -39,7 +38,7 @@ BATCH_CHARACTERS = 8_000_000
 IDLE_SECONDS = 60.0
 
 
-def _new(message: ClaimedMessage, name: str, value: str) -> NewStep:
+def _new(message: StepOwner, name: str, value: str) -> NewStep:
     return NewStep(message.id, message.lease_token, name, value)
 
 
@@ -88,7 +87,7 @@ class BrokerSteps:
         self._writer = None
         self._lock = threading.Lock()
 
-    def store(self, message: ClaimedMessage, name: str, value: str) -> str:
+    def store(self, message: StepOwner, name: str, value: str) -> str:
         step, until, pause = _new(message, name, value), time.monotonic() + STORE_SECONDS, PAUSE_SECONDS
         while True:
             try:
@@ -109,7 +108,7 @@ class BrokerSteps:
             time.sleep(pause)
             pause = min(MOST_PAUSE_SECONDS, 2 * pause)
 
-    async def store_async(self, message: ClaimedMessage, name: str, value: str) -> str:
+    async def store_async(self, message: StepOwner, name: str, value: str) -> str:
         waiting = WaitingStep(_new(message, name, value))
         with self._lock:
             if self._writer is None:
@@ -153,11 +152,11 @@ class TransactionSteps:
         self._steps = steps
         self.waiting: list[NewStep] = []
 
-    def store(self, message: ClaimedMessage, name: str, value: str) -> str:
+    def store(self, message: StepOwner, name: str, value: str) -> str:
         self.waiting.append(_new(message, name, value))
         return value
 
-    async def store_async(self, message: ClaimedMessage, name: str, value: str) -> str:
+    async def store_async(self, message: StepOwner, name: str, value: str) -> str:
         return self.store(message, name, value)
 
     def count_reused(self) -> None:

@@ -13,11 +13,12 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from packhorse.worker import forks
 from packhorse.worker.attempt.context import current
 from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.attempt.stored_steps import MAX_NAME_LENGTH, MAX_STEP_BYTES
 from packhorse.worker.enqueue.encoding import has_nul
 from packhorse.worker.errors import StepError
 from packhorse.worker.store.messages import dumps
@@ -26,55 +27,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 logger = logging.getLogger("packhorse.steps")
-
-#: The bounds of migrations/functions/steps.sql. Those that can be known before a step runs are checked before: nothing is paid for in vain.
-MAX_NAME_LENGTH = 100
-MAX_STEPS = 100
-MAX_STEP_BYTES = 262_144
-MAX_STEPS_BYTES = 1_048_576
-
-
-class StepStore(Protocol):
-    """Where the steps of a message are stored: values are JSON texts, and come back as a later attempt will see them.
-
-    Both raise LeaseLost, StepError, and StoreUnavailable or StoreConflict when the database could not be asked for a while.
-    """
-
-    def store(self, message: ClaimedMessage, name: str, value: str) -> str: ...
-    async def store_async(self, message: ClaimedMessage, name: str, value: str) -> str: ...
-    def count_reused(self) -> None: ...
-
-
-class AttemptSteps:
-    """The steps of one attempt: what earlier ones have stored, and which names this one has used. Any thread of the handler."""
-
-    def __init__(self, message: ClaimedMessage) -> None:
-        try:
-            found = json.loads(message.stored_steps) if message.stored_steps else {}
-            self.stored = {name: entry["value"] for name, entry in found.items()}
-        except (ValueError, RecursionError, TypeError, AttributeError, KeyError) as error:
-            raise StepError(f"the stored steps of message {message.id} cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
-        self._used: dict[str, object] = {}
-
-    @classmethod
-    def of(cls, message: ClaimedMessage) -> AttemptSteps:
-        """Those of the attempt that this message is; made once."""
-        if message.attempt_steps is None:
-            message.__dict__.setdefault("attempt_steps", cls(message))  # threads of one handler may come at the same time
-        return cast(AttemptSteps, message.attempt_steps)
-
-    def use(self, name: str) -> None:
-        """Take a name for one step. Raises StepError when this attempt has used it, and for one step too many."""
-        mine = object()
-        if self._used.setdefault(name, mine) is not mine:
-            raise StepError(f"step {name!r}: this attempt has used the name already; give each step a name of its own")
-        if name not in self.stored and len(self.stored.keys() | self._used.keys()) > MAX_STEPS:
-            self.leave(name)
-            raise StepError(f"step {name!r}: one too many; a message has at most {MAX_STEPS} steps")
-
-    def leave(self, name: str) -> None:
-        """The step did not come to an end: the name is free again."""
-        self._used.pop(name, None)
 
 
 def step(name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -132,7 +84,7 @@ def _step(name: str) -> Iterator[tuple[ClaimedMessage | None, tuple[Any] | None]
     if message is None:
         yield None, None
         return
-    steps = AttemptSteps.of(message)
+    steps = message.steps_of_attempt()
     steps.use(name)
     if name in steps.stored:
         if message.step_store is not None:
