@@ -1,7 +1,7 @@
 -- Services that handlers call: a circuit breaker and health per endpoint, shared by all processes (SPEC W10).
 --
 -- Processes count their calls and report the sums (report_calls); here it is decided, over all of them and by this clock, when a breaker
--- opens. closed -> open: enough calls of the window failed. open -> half open: after reset_after, or earlier by a health check, one probe at a
+-- opens. closed -> open: enough calls of the window failed, or so many in a row. open -> half open: after reset_after, or earlier by a health check, one probe at a
 -- time in the fleet. half open -> closed: close_after probes in a row succeeded. half open -> open: one failed. Rows are locked in the order
 -- (service, endpoint), and one of them at a time wherever that will do.
 
@@ -74,7 +74,7 @@ comment on function packhorse.endpoint_states(text[]) is 'State of the circuit b
 create or replace function packhorse.count_calls(p_endpoint packhorse.service_endpoints, p_calls integer, p_failures integer, p_now timestamptz)
 returns packhorse.service_endpoints
 language plpgsql immutable as $$
--- The row after these calls: the window moved on, and the breaker open when enough of its calls have failed. Reads and writes no table.
+-- The row after these calls: the window moved on, and the breaker open when enough of its calls have failed, or 4 * least_calls in a row. Reads and writes no table.
 declare
   v_age constant interval := p_now - p_endpoint.bucket_at;
 begin
@@ -93,7 +93,8 @@ begin
   p_endpoint.calls := p_endpoint.calls + p_calls;
   p_endpoint.failures := p_endpoint.failures + p_failures;
   if p_failures > 0 and p_endpoint.calls + p_endpoint.earlier_calls >= p_endpoint.least_calls
-    and (p_endpoint.failures + p_endpoint.earlier_failures)::float8 / (p_endpoint.calls + p_endpoint.earlier_calls)::float8 >= p_endpoint.open_ratio
+    and ((p_endpoint.failures + p_endpoint.earlier_failures)::float8 / (p_endpoint.calls + p_endpoint.earlier_calls)::float8 >= p_endpoint.open_ratio
+      or p_endpoint.failures_in_row >= 4 * p_endpoint.least_calls) -- the window of a busy service is full of successes for half a minute
   then
     return packhorse.open_endpoint(p_endpoint, p_now);
   end if;

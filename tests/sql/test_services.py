@@ -84,6 +84,15 @@ def test_a_breaker_opens_at_the_ratio_and_not_before_enough_calls(sql: Sql) -> N
     assert row(sql)["opened_total"] == 1 and not report(sql, 9, 9), "an open one does not open"
 
 
+def test_an_outage_after_hours_of_success_opens_it_by_failures_in_a_row(sql: Sql) -> None:
+    """The window of a busy service would see it after as many failures as it has seen successes: half a minute of dead letters."""
+    declare(sql)
+    report(sql, 100_000, 0)
+    assert not report(sql, 19, 19) and state(sql) == "closed"
+    assert not report(sql, 2, 1) and not report(sql, 15, 15), "a success between"
+    assert report(sql, 5, 5) and state(sql) == "open"
+
+
 def test_what_several_processes_report_is_one_window(sql: Sql) -> None:
     declare(sql)
     assert [report(sql, 2, 1) for _ in range(3)] == [False, False, True]

@@ -133,10 +133,10 @@ def test_while_the_database_is_away_a_process_decides_by_its_own_calls() -> None
     assert process.breakers.ready() is breaker, "the window begins anew"
 
 
-def test_a_process_that_has_seen_enough_failures_waits_for_no_report() -> None:
+def test_a_process_that_has_seen_enough_failures_in_a_row_waits_for_no_report() -> None:
     process = Process()
     process.told()
-    for _ in range(3):
+    for _ in range(12):
         assert process.breakers.ready() is not None
         process.call(False)
     assert process.breakers.ready() is None and 0 < process.breakers.wait_seconds() < 1, "open until the database has answered"
@@ -144,9 +144,15 @@ def test_a_process_that_has_seen_enough_failures_waits_for_no_report() -> None:
     assert process.breakers.ready() is None, "that was the answer to an earlier report"
     process.breakers.take()
     process.told()
-    assert process.breakers.ready() is not None, "the rest of the fleet has seen successes"
+    assert process.breakers.ready() is not None, "another process has seen a success"
+    process.told(failures_in_row=11)
+    process.call(True)
     process.call(False)
-    assert process.breakers.ready() is not None, "counted since the answer"
+    assert process.breakers.ready() is not None
+    process.breakers.take()
+    process.told(failures_in_row=11)
+    process.call(False)
+    assert process.breakers.ready() is None, "what others have seen counts"
 
 
 def test_failures_that_are_old_open_nothing_while_the_database_is_away() -> None:

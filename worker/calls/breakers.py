@@ -84,7 +84,7 @@ class Breaker:
         self.calls = self.failures = self.in_row = 0
         self.succeeded = False
         self.late_calls = self.late_failures = 0  # of calls that had begun under another epoch
-        # since the database last answered
+        # while the database is away
         self.own_since = -math.inf
         self.own_calls = self.own_failures = self.own_successes = 0
         self.unanswered = False  # opened by this process; the answer to its report is on its way
@@ -216,7 +216,10 @@ class ServiceBreakers:
                 breaker.in_row += 1
                 breaker.failing += 1
                 breaker.failed_at = self.clock()
-            self._count_own(breaker, succeeded)
+            if self._is_away():
+                self._count_own(breaker, succeeded)
+            if not succeeded:
+                self._judge(breaker, self.clock())
         self.used_at = self.clock()
         if not succeeded:
             self._on_trouble()
@@ -226,18 +229,18 @@ class ServiceBreakers:
         if now - breaker.own_since > self.declaration.breaker.window_seconds:
             breaker.own_since, breaker.own_calls, breaker.own_failures = now, 0, 0
         breaker.own_calls += 1
-        if not succeeded:
-            breaker.own_failures += 1
-            self._judge(breaker, now)
+        breaker.own_failures += not succeeded
 
     def _judge(self, breaker: Breaker, now: float) -> None:
-        """Open by what this process has seen and the database has not answered: for as long as it is away, else until it has.
+        """Open by what this process knows: while the database is away, and until it has answered when it can only agree.
 
         Without the second a slow report would let messages fail again and again that somebody has to refuse.
         """
+        if not breaker.closed or breaker.forced is not None:
+            return
         policy = self.declaration.breaker
-        enough = breaker.own_calls >= policy.least_calls and breaker.own_failures / breaker.own_calls >= policy.failure_ratio
-        if enough and breaker.closed and breaker.forced is None:
+        many = breaker.own_calls >= policy.least_calls and breaker.own_failures / breaker.own_calls >= policy.failure_ratio
+        if breaker.failing >= policy.most_in_row or (many and self._is_away()):
             self._open_by_itself(breaker, now)
             breaker.unanswered = not self._is_away()
 
@@ -341,6 +344,6 @@ class ServiceBreakers:
         if failing > breaker.failing:
             breaker.failed_at = now
         breaker.failing = failing
-        breaker.own_since, breaker.own_calls, breaker.own_failures = now, breaker.calls, breaker.failures  # the answer does not know of them
+        breaker.own_since, breaker.own_calls, breaker.own_failures = -math.inf, 0, 0
         breaker.unanswered = False
         self._judge(breaker, now)

@@ -33,7 +33,8 @@ class BreakerPolicy:
     """When the breaker of an endpoint opens and closes.
 
     failure_ratio: 0..1 of the calls of the last window_seconds (1..3600), of which there must be least_calls (1..10000). After reset_seconds
-    (0.05..86400) it is probed, one call at a time; trials (1..100) successes close it.
+    (0.05..86400) it is probed, one call at a time; trials (1..100) successes close it. most_in_row failures in a row open it, too: after
+    hours of success the ratio of a window would see an outage late.
     """
 
     failure_ratio: float = 0.5
@@ -41,6 +42,11 @@ class BreakerPolicy:
     reset_seconds: float = 60.0
     trials: int = 3
     window_seconds: float = 60.0
+
+    @property
+    def most_in_row(self) -> int:
+        """As the database counts (functions/services.sql)."""
+        return 4 * self.least_calls
 
 
 @dataclass(frozen=True, slots=True)
