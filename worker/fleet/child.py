@@ -22,6 +22,7 @@ from packhorse.worker.config import Settings
 from packhorse.worker.errors import ConfigError, SchemaMismatch, StoreError, StoreUnavailable
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
 from packhorse.worker.observe.process_stats import ProcessStats
+from packhorse.worker.runtime.memory import collect_seldom
 from packhorse.worker.runtime.slots import RunningIds
 from packhorse.worker.runtime.stopping import StopRequest
 
@@ -59,6 +60,8 @@ def run_worker_process(settings: Settings, running: RunningIds, worker_id: UUID,
         process = forks.contain(WorkerProcess, settings, running, worker_id, stats)
         handlers.hold()  # what was imported may have set its own
         process.on_turn = handlers.hold
+        if process.coroutines.handlers:
+            collect_seldom()
         if early:
             process.stop()
         return forks.contain(process.run)
