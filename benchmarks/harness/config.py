@@ -20,6 +20,7 @@ ALL_METRICS = (
     "recovery",
     "producers",
     "waiting",
+    "outage",
 )
 HOME = Path(__file__).resolve().parent.parent
 

@@ -1,11 +1,13 @@
 """Node and the packages of the one peer that is not Python, kept in benchmarks/.node.
 
-Node itself comes from the npm package `node` when the machine's own is too old.
+Node itself comes from the npm package of this kind of machine when the machine's own is too old: the package `node` would run a script
+to fetch it, which npm may not allow.
 """
 
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,6 +16,7 @@ from benchmarks.harness.config import HOME
 
 FOLDER = HOME / ".node"
 NODE = "22.23.3"
+BINARY = f"node-linux-{'arm64' if platform.machine() == 'aarch64' else 'x64'}"
 OLDEST_NODE = (22, 18)
 INSTALL_SECONDS = 300
 
@@ -39,10 +42,10 @@ def ensure(packages: dict[str, str]) -> str:
     wanted = dict(packages)
     system = shutil.which("node")
     if system is None or version_of(system)[:2] < OLDEST_NODE:
-        wanted["node"] = NODE
+        wanted[BINARY] = NODE
     if not all(_installed(name, version) for name, version in wanted.items()):
         _install(wanted)
-    binary = str(FOLDER / "node_modules" / ".bin" / "node") if "node" in wanted else system
+    binary = str(FOLDER / "node_modules" / BINARY / "bin" / "node") if BINARY in wanted else system
     if binary is None or version_of(binary)[:2] < OLDEST_NODE:
         raise NoNode(f"no Node of at least {'.'.join(map(str, OLDEST_NODE))}")
     return binary

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.metrics import backlog, enqueue, idle, maintenance, observability, pickup, producers, recovery, snapshot, waiting, work
+from benchmarks.metrics import backlog, enqueue, idle, maintenance, observability, outage, pickup, producers, recovery, snapshot, waiting, work
 from benchmarks.metrics.base import Case, Measure
 
 
@@ -31,4 +31,6 @@ def cases(metrics: tuple[str, ...], snapshot_messages: tuple[int, ...]) -> list[
         found += [(case, producers.measure) for case in producers.CASES]
     if "waiting" in metrics:
         found += [(case, waiting.measure) for case in waiting.CASES]
+    if "outage" in metrics:
+        found += [(case, outage.measure) for case in outage.CASES]
     return found

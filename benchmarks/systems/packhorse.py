@@ -28,8 +28,8 @@ from benchmarks.systems.postgres_base import PostgresSystem
 from packhorse import PostgresBroker, enqueue_payloads
 
 ACTORS = "benchmarks.systems.packhorse_actors"
-WAITING_ACTORS = "benchmarks.systems.waiting_actors"
-"""Beside ACTORS in the variant `waiting`."""
+MORE_ACTORS: Mapping[str, tuple[str, ...]] = {"waiting": ("benchmarks.systems.waiting_actors",), "outage": ("benchmarks.systems.outage_actors",)}
+"""Beside ACTORS in a variant."""
 QUEUE = "bench"
 ACTOR = "bench"
 START_SECONDS = 60.0
@@ -124,6 +124,7 @@ class Adapter(PostgresSystem):
             "waiting/killed",
             "waiting/steps",
             "waiting/calls",
+            "outage",
         }
     )
 
@@ -161,7 +162,7 @@ class Adapter(PostgresSystem):
         variables = {**self.environment(), **VARIANTS.get(variant, {}), **(env or {})}
         if AT_ONCE in variables:
             variables["PACKHORSE_COROUTINES"] = variables[AT_ONCE]
-        modules = [ACTORS, WAITING_ACTORS] if variant == "waiting" else [ACTORS]
+        modules = [ACTORS, *MORE_ACTORS.get(variant, ())]
         arguments = ("worker", "--processes", str(processes), "--threads", str(THREADS), *modules)
         workers = Workers([Child(command(*arguments), variables)], processes)
         try:
