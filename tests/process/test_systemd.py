@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.support.accounting import effects
+from tests.support.accounting import effects, enqueue
 from tests.support.notify import Manager
 from tests.support.waiting import wait_until
 
@@ -27,8 +27,8 @@ def test_ready_watchdog_status_reload_and_stop(database, ledger, start_daemon, m
     wait_until(lambda: manager.all("RELOADING"))
     wait_until(lambda: manager.all("READY") == ["1", "1"])
     assert daemon.log.count("worker_started") == 4, "ready again when every process was replaced"
-    effects(database, 1, "m", "sleeper", seconds=2)
-    wait_until(lambda: ledger.lines("start"))
+    one_after_the_other = {"message_type": "sleeper", "conversation_key": "c"}
+    enqueue(database, [{**one_after_the_other, "payload": {"key": f"m{number}", "seconds": 1}} for number in range(20)])
     wait_until(lambda: any("1 of 4 threads busy" in status for status in manager.all("STATUS")))
     assert daemon.stop() == 0
     assert manager.order("READY", "RELOADING", "STOPPING") == ["READY", "RELOADING", "READY", "STOPPING"]

@@ -270,6 +270,7 @@ def test_a_walk_over_the_life_of_messages_keeps_every_promise(sql: Sql, seed: in
 
 
 @pytest.mark.slow
+@pytest.mark.oldest_and_newest
 @pytest.mark.parametrize("seed", range(100, 108))
 def test_a_long_walk_over_the_life_of_messages_keeps_every_promise(sql: Sql, seed: int) -> None:
     run(sql, seed, steps=500)

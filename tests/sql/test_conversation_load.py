@@ -147,6 +147,7 @@ def test_conversations_keep_their_order_under_load_and_nobody_is_left_waiting(an
 
 
 @pytest.mark.slow
+@pytest.mark.oldest_and_newest
 @pytest.mark.parametrize("seed", range(10, 13))
 def test_conversations_keep_their_order_under_a_longer_load(any_database: Database, seed: int) -> None:
     total = 600

@@ -428,6 +428,7 @@ def test_a_reader_may_ask_and_a_producer_may_not(any_database: Database) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.oldest_and_newest
 def test_every_check_reads_a_bounded_part_of_a_million_rows(own_clients: Callable[..., Sql], any_database: Database) -> None:
     """Blocks touched, for the clock of a shared machine proves nothing."""
     for table in ("message_queue", "message_archive_" + str(any_database.value("select to_char(now() at time zone 'UTC', 'YYYYMMDD')"))):

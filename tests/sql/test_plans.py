@@ -16,7 +16,10 @@ STATISTICS = ["fresh", "none", "stale"]
 CASES = (
     [pytest.param(0, "none", id="0")]
     + [pytest.param(10_000, statistics, id=f"10000-{statistics}") for statistics in STATISTICS]
-    + [pytest.param(250_000, statistics, id=f"250000-{statistics}", marks=pytest.mark.slow) for statistics in ("fresh", "stale")]
+    + [
+        pytest.param(250_000, statistics, id=f"250000-{statistics}", marks=[pytest.mark.slow, pytest.mark.oldest_and_newest])
+        for statistics in ("fresh", "stale")
+    ]
 )
 PICK: dict[str, object] = {
     "p_queue": "q",
@@ -227,7 +230,7 @@ def test_delayed_messages_are_not_touched(own_clients: Callable[..., Sql], any_d
     assert_proportional(run_plan(sql, next_due(sql), {"p_queues": ["q"], "p_now": "now"}), "message_queue_claim_idx", limit=11)
 
 
-@pytest.mark.parametrize("size", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [10_000, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.oldest_and_newest])])
 @pytest.mark.parametrize("statistics", ["fresh", "none"])
 def test_blocked_messages_of_one_conversation_are_not_touched(
     own_clients: Callable[..., Sql], any_database: Database, size: int, statistics: str
