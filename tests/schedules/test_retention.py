@@ -563,30 +563,6 @@ def test_policies_that_show_but_do_not_let_delete_are_an_error(database, shop, o
 
 
 # -- gates ---------------------------------------------------------------------------------------
-def test_an_old_snapshot_holds_a_run_until_it_is_gone(database, shop, open_connection, monkeypatch):
-    shop()
-    monkeypatch.setattr(run_loop, "GATE_WAIT_SECONDS", (0.02, 0.05))
-    holder = database.connect(admin=True)
-    holder.execute("begin isolation level repeatable read")
-    holder.execute("select count(*) from shop.orders")
-    waited = []
-
-    def on_progress(rows, gate):
-        if gate is not None:
-            waited.append((gate, left(database)))
-            assert last(database, "gate") == "oldest_snapshot_seconds"
-            if len(waited) == 3:
-                holder.execute("rollback")
-
-    gates = Gates(None, None, 0.0, None, None)
-    assert run(open_connection("owner"), gates=gates, on_progress=on_progress) == "succeeded"
-    holder.close()
-    assert waited[:3] == [("oldest_snapshot_seconds", 1100)] * 3
-    hits, seconds = database.query("select gates_hit, throttled_seconds from maintenance_runs")[0]
-    assert hits == {"oldest_snapshot_seconds": 1} and seconds > 0.05
-    assert left(database) == 100
-
-
 def test_a_vacuum_of_a_partition_closes_the_gate_of_its_table(database, open_connection):
     database.query("create schema shop")
     database.query("create table shop.orders (id bigint, part int, done_at timestamptz, primary key (id, part)) partition by list (part)")
