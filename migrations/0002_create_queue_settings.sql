@@ -15,6 +15,8 @@ create table packhorse.queues (
   name                    packhorse.queue_name  not null,
   paused_at               timestamptz,
   paused_by               text,
+  -- paused with all others, for a maintenance window: resume_all_queues() resumes these only
+  paused_with_all         boolean     not null default false,
   -- null means unlimited; counted over the whole fleet
   max_concurrency         integer,
   max_concurrency_per_key integer,

@@ -104,10 +104,12 @@ comment on function packhorse.set_queue(text, jsonb, text) is 'Change settings o
 
 create or replace function packhorse.pause_queue(p_queue text, p_operator text default current_user) returns boolean
 language plpgsql as $$
--- No claim takes messages of a paused queue; running ones finish. True when it was not paused before.
+-- No claim takes messages of a paused queue; running ones finish. True when it was not paused before, or with all others only: then
+-- resume_all_queues() leaves it paused.
 begin
   perform packhorse.require_queue(p_queue);
-  update packhorse.queues set paused_at = clock_timestamp(), paused_by = p_operator where name = p_queue and paused_at is null;
+  update packhorse.queues set paused_at = coalesce(paused_at, clock_timestamp()), paused_by = p_operator, paused_with_all = false
+  where name = p_queue and (paused_at is null or paused_with_all);
   if not found then
     return false;
   end if;
@@ -123,7 +125,7 @@ language plpgsql as $$
 -- Let claims take from the queue again; true when it was paused.
 begin
   perform packhorse.require_queue(p_queue);
-  update packhorse.queues set paused_at = null, paused_by = null where name = p_queue and paused_at is not null;
+  update packhorse.queues set paused_at = null, paused_by = null, paused_with_all = false where name = p_queue and paused_at is not null;
   if not found then
     return false;
   end if;
@@ -134,3 +136,77 @@ begin
 end
 $$;
 comment on function packhorse.resume_queue(text, text) is 'Let claims take from the queue again; true when it was paused.';
+
+create or replace function packhorse.pause_all_queues(p_operator text default current_user, p_reason text default null) returns text[]
+language plpgsql as $$
+-- A maintenance window: pause every queue that is not paused; returns which. A queue that is declared later is not paused. Locks their rows by name.
+declare
+  v_names text[];
+begin
+  perform 1 from packhorse.queues q where q.paused_at is null order by q.name for no key update;
+  with paused as (
+    update packhorse.queues set paused_at = clock_timestamp(), paused_by = p_operator, paused_with_all = true where paused_at is null returning name::text
+  ) select coalesce(array_agg(name order by name), '{}') into v_names from paused;
+  if v_names <> '{}' then
+    insert into packhorse.operator_actions (action, operator, reason, details)
+    values ('pause_all_queues', p_operator, p_reason, jsonb_build_object('queues', v_names));
+  end if;
+  return v_names;
+end
+$$;
+comment on function packhorse.pause_all_queues(text, text) is 'Pause every queue that is not paused; returns which.';
+
+create or replace function packhorse.resume_all_queues(p_operator text default current_user, p_reason text default null) returns text[]
+language plpgsql as $$
+-- The end of a maintenance window: resume what pause_all_queues() paused; returns which. What somebody paused singly, before or since, stays paused.
+declare
+  v_names text[];
+begin
+  perform 1 from packhorse.queues q where q.paused_with_all order by q.name for no key update;
+  with resumed as (
+    update packhorse.queues set paused_at = null, paused_by = null, paused_with_all = false where paused_with_all returning name::text
+  ) select coalesce(array_agg(name order by name), '{}') into v_names from resumed;
+  if v_names <> '{}' then
+    insert into packhorse.operator_actions (action, operator, reason, details)
+    values ('resume_all_queues', p_operator, p_reason, jsonb_build_object('queues', v_names));
+  end if;
+  perform packhorse.wake_queue(q.name) from unnest(v_names) as q (name);
+  return v_names;
+end
+$$;
+comment on function packhorse.resume_all_queues(text, text) is 'Resume the queues that pause_all_queues() paused; returns which.';
+
+create or replace function packhorse.delete_queue(p_queue text, p_operator text default current_user, p_reason text default null) returns void
+language plpgsql as $$
+-- Remove a queue that nothing uses, with its settings. Raises PH005, with the counts, while messages or dead letters are on it, a schedule
+-- names it or a live worker serves it; PH002 when there is none. What has ended stays in the archive. A message that somebody enqueues
+-- in a transaction that is open at this moment ends up on a queue that nobody has declared, which `health` tells.
+declare
+  v_live bigint;
+  v_dead bigint;
+  v_schedules bigint;
+  v_workers bigint;
+begin
+  perform packhorse.require_queue(p_queue);
+  if p_queue = 'default' then
+    raise exception using errcode = 'PH005', column = 'queue', message = 'queue: default cannot be deleted: messages without a queue go there';
+  end if;
+  perform 1 from packhorse.queues q where q.name = p_queue for update;
+  select count(*) into v_live from packhorse.message_queue m where m.queue = p_queue;
+  select count(*) into v_dead from packhorse.dead_letters d where d.queue = p_queue;
+  select count(*) into v_schedules from packhorse.schedules s where s.queue = p_queue;
+  select count(*) into v_workers from packhorse.workers w
+  where p_queue = any (w.queues) and clock_timestamp() - w.last_seen_at <= w.lease_duration;
+  if v_live + v_dead + v_schedules + v_workers > 0 then
+    raise exception using errcode = 'PH005', column = 'queue', message = format(
+      'queue: %s is in use: %s live message(s), %s dead letter(s), %s schedule(s), %s worker process(es)', p_queue, v_live, v_dead, v_schedules, v_workers);
+  end if;
+  delete from packhorse.scopes s where s.queue = p_queue;
+  delete from packhorse.claim_marks c where c.queue = p_queue;
+  delete from packhorse.queue_wakeups w where w.queue = p_queue;
+  delete from packhorse.queues q where q.name = p_queue;
+  insert into packhorse.operator_actions (action, operator, reason, details)
+  values ('delete_queue', p_operator, p_reason, jsonb_build_object('queue', p_queue));
+end
+$$;
+comment on function packhorse.delete_queue(text, text, text) is 'Remove a queue that nothing uses; refused while something does.';

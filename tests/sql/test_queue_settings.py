@@ -203,3 +203,56 @@ def test_an_announcement_ends_by_time(clients) -> None:
     listener.rows("update queue_wakeups set wake_until = clock_timestamp() - interval '1 second'")
     producer.enqueue()
     assert notifications(listener) == []
+
+
+# -- a maintenance window --------------------------------------------------------------------------
+def paused(sql: Sql) -> set[str]:
+    return {row[0] for row in sql.rows("select name from queues where paused_at is not null")}
+
+
+def test_the_end_of_a_window_resumes_what_the_window_paused_and_nothing_else(sql: Sql) -> None:
+    for name in ("a", "b", "c"):
+        sql.rows("select declare_queue(%s)", name)
+    sql.rows("select pause_queue('a')")
+    assert sql.value("select pause_all_queues('ann', 'upgrade')") == ["b", "c", "default", "q"]
+    assert sql.value("select pause_all_queues('ann')") == [], "told again: nothing more"
+    assert sql.value("select pause_queue('b', 'bob')") is True, "somebody wants it paused for another reason"
+    assert sql.value("select resume_queue('c', 'bob')") is True
+    assert sql.value("select resume_all_queues('ann')") == ["default", "q"]
+    assert paused(sql) == {"a", "b"} and sql.value("select resume_all_queues()") == []
+    assert [row[0] for row in actions(sql)] == ["pause_queue", "pause_all_queues", "pause_queue", "resume_queue", "resume_all_queues"]
+
+
+def test_nothing_starts_in_a_window_and_everything_after_it(sql: Sql) -> None:
+    message_id = sql.enqueue()
+    sql.rows("select pause_all_queues()")
+    assert sql.claim(10) == []
+    sql.rows("select resume_all_queues()")
+    assert sql.claim_one().id == message_id
+
+
+# -- the end of a queue ----------------------------------------------------------------------------
+USES = {
+    "1 live message(s)": "select enqueue_message('q', 'effect')",
+    "1 dead letter(s)": "select bury_message((select message_id from enqueue_message('q', 'effect')))",
+    "1 worker process(es)": "select register_worker(gen_random_uuid(), 'h', 1, 'v', array['q'], array['effect'], 1, '1 minute')",
+    "1 schedule(s)": "insert into schedules (name, source, every, queue, message_type) values ('s', 'code', '1 hour', 'q', 'effect')",
+}
+
+
+@pytest.mark.parametrize("said", USES)
+def test_a_queue_that_something_uses_is_not_deleted(sql: Sql, said: str) -> None:
+    sql.rows(USES[said])
+    with pytest.raises(psycopg.Error, match="q is in use") as caught, sql.connection.transaction():
+        sql.rows("select delete_queue('q')")
+    assert caught.value.sqlstate == "PH005" and said in str(caught.value)
+
+
+def test_a_queue_that_nothing_uses_is_deleted_and_recorded(sql: Sql) -> None:
+    sql.complete(sql.claimed())
+    sql.rows("select park_scope('queue:q', '1 hour')")
+    sql.rows("select delete_queue('q', 'ann', 'merged')")
+    assert sql.enqueue_refused() == ("PH002", "queue")
+    assert sql.rows("select operator, reason, details from operator_actions where action = 'delete_queue'") == [("ann", "merged", {"queue": "q"})]
+    assert sql.value("select count(*) from all_messages where queue = 'q'") == 1, "what has ended stays known"
+    assert sql.refused("select delete_queue('q')")[0] == "PH002" and sql.refused("select delete_queue('default')")[0] == "PH005"

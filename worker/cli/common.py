@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import typer
 from packhorse.worker.cli.errors import CommandError, usage
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.exits import EXIT_UNAVAILABLE
 
 #: Deadline of an operator's statement: some count a whole queue.
@@ -25,23 +25,15 @@ MIGRATE_SECONDS = 600.0
 #: Ids are bigints.
 MOST_ID = 2**63 - 1
 
-#: Longer is a slip of the finger; PostgreSQL's intervals and Python's end far beyond it.
-MOST_SECONDS = 100 * 365 * 86400.0
-
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-
 
 def seconds(text: str) -> float:
     """`90`, `90s`, `5m`, `2h`, `7d`, `1h30m` as seconds."""
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        text += "s"
-    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[smhdw])", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise typer.BadParameter(f"{text[:40]!r} is not a duration; write 90s, 5m, 2h or 7d")
-    found = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    if found > MOST_SECONDS:
-        raise typer.BadParameter(f"{text[:40]!r} is longer than 100 years")
-    return found
+    from packhorse.worker.ops.where import duration_seconds
+
+    try:
+        return duration_seconds(text)
+    except InvalidArgument as error:
+        raise typer.BadParameter(str(error).removeprefix("where: ")) from None
 
 
 def moment(text: str) -> datetime:

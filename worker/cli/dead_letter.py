@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,12 +26,15 @@ from packhorse.worker.cli.common import (
     json_object,
     operator_name,
 )
+from packhorse.worker.cli.editor import edited, pretty
 from packhorse.worker.cli.errors import CommandError, usage
+from packhorse.worker.cli.interrupts import first_interrupt
 from packhorse.worker.cli.render import json_line, print_diff, print_fields, print_json, print_rows, progress
 from packhorse.worker.errors import StoreRejected, WorkerError
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
 from packhorse.worker.store import dead_letters
 from packhorse.worker.store.dead_letters import Selection
+from packhorse.worker.store.filters import DEAD, Term
 from packhorse.worker.store.rows import decoded
 
 app = typer.Typer(no_args_is_help=True, help="Dead letters: look, edit, redrive, purge, export.")
@@ -50,6 +48,7 @@ Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", max=MOST_ID,
 Fingerprint = Annotated[str | None, typer.Option("--fingerprint", "-f", help="Only this cause, as `dead-letter groups` names it.")]
 Code = Annotated[str | None, typer.Option("--code", "-c", help="Only errors with this code.")]
 OlderThan = Annotated[float | None, duration("--older-than", "Only letters dead for longer: 2h, 7d.")]
+Filter = Annotated[str | None, typer.Option("--where", "-w", help="Only letters of this filter: 'type=send_* error=Timeout* attempts>=3'.")]
 Everything = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 
 
@@ -71,12 +70,16 @@ def list_letters(
     fingerprint: Fingerprint = None,
     code: Code = None,
     message_type: Annotated[str | None, typer.Option("--type", "-t", help="Only this message type.")] = None,
+    where_text: Filter = None,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> int:
     """Dead letters, newest first."""
+    terms = _terms(where_text)
     with database() as connection:
-        found = dead_letters.list_letters(connection, queue=queue, message_type=message_type, fingerprint=fingerprint, code=code, limit=limit)
+        found = dead_letters.list_letters(
+            connection, queue=queue, message_type=message_type, fingerprint=fingerprint, code=code, where=terms, limit=limit
+        )
     if as_json:
         print_json(found)
     else:
@@ -113,8 +116,8 @@ def edit(
         seen = dead_letters.payload(connection, message_id)
         steps = dead_letters.step_names(connection, message_id)
     before = decoded(seen)
-    after = given if given is not None else json_object("payload", _edited(before))
-    difference = list(difflib.unified_diff(_pretty(before), _pretty(after), "before", "after", lineterm=""))
+    after = given if given is not None else json_object("payload", edited(before))
+    difference = list(difflib.unified_diff(pretty(before), pretty(after), "before", "after", lineterm=""))
     if not as_json:
         print_diff(difference) if difference else print("no difference")
     changed = bool(difference) and not dry_run
@@ -144,6 +147,7 @@ def redrive(
     fingerprint: Fingerprint = None,
     code: Code = None,
     queue: Queue = None,
+    where_text: Filter = None,
     everything: Everything = False,
     rate: Annotated[float, typer.Option("--rate", min=0, max=1_000_000, help="Messages per second; 0: as fast as it goes.")] = 100.0,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")] = None,
@@ -157,7 +161,7 @@ def redrive(
     """Enqueue dead letters again, oldest first, with fresh attempts; stops when they fail again."""
     from packhorse.worker.ops.redrive import redrive as redrive_paced
 
-    selection = _selection(Selection(ids, fingerprint, queue, code=code), everything)
+    selection = _selection(Selection(ids, fingerprint, queue, code=code, where=_terms(where_text)), everything)
     total = done = 0
 
     def tell(redriven: int, died_again: int | None, ended: str) -> None:
@@ -173,7 +177,7 @@ def redrive(
             total = min(total, limit or total)
             if ids is None and total:
                 confirmed(f"Redrive {total} dead letter(s){', and do again what their steps have done' if fresh else ''}?", yes)
-            with progress("redriving", total) as advance, _first_interrupt() as stop:
+            with progress("redriving", total) as advance, first_interrupt() as stop:
 
                 def report(count: int) -> None:
                     nonlocal done
@@ -220,6 +224,7 @@ def purge(
     code: Code = None,
     queue: Queue = None,
     older_than: OlderThan = None,
+    where_text: Filter = None,
     everything: Everything = False,
     reason: Reason = None,
     operator: Operator = None,
@@ -227,7 +232,7 @@ def purge(
     as_json: AsJson = False,
 ) -> int:
     """Delete dead letters for good. Export them first when in doubt."""
-    selection = _selection(Selection(ids, fingerprint, queue, older_than, code), everything)
+    selection = _selection(Selection(ids, fingerprint, queue, older_than, code, _terms(where_text)), everything)
     total = gone = 0
 
     def tell() -> None:
@@ -241,7 +246,7 @@ def purge(
             total, dead_by = _counted(connection, selection)
             if total:
                 confirmed(f"Delete {total} dead letter(s) for good?", yes)
-            with progress("purging", total) as advance, _first_interrupt() as stop:
+            with progress("purging", total) as advance, first_interrupt() as stop:
                 for page in dead_letters.pages(connection, selection, dead_by, PAGE):
                     if stop.is_set():
                         raise KeyboardInterrupt
@@ -263,10 +268,11 @@ def export(
     code: Code = None,
     queue: Queue = None,
     older_than: OlderThan = None,
+    where_text: Filter = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; default: stdout. An existing one is not overwritten.")] = None,
 ) -> int:
     """Write dead letters as JSON lines, oldest message first; all of them unless filtered."""
-    selection = Selection(ids or None, fingerprint, queue, older_than, code)
+    selection = Selection(ids or None, fingerprint, queue, older_than, code, _terms(where_text))
     written = 0
     with database() as connection:
         total, dead_by = _counted(connection, selection)
@@ -295,34 +301,21 @@ def export(
     return EXIT_OK
 
 
-@contextmanager
-def _first_interrupt() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets: a batch is not left while it is uncertain whether it is done. The second one ends as usual."""
-    stop = threading.Event()
-    usual = signal.getsignal(signal.SIGINT)
-    if usual is signal.SIG_IGN or usual is None:  # in the background of a shell's script
-        yield stop
-        return
-
-    def first(_number: int, _frame: Any) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, usual)
-
-    signal.signal(signal.SIGINT, first)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, usual)
-
-
 def _selection(asked: Selection, everything: bool) -> Selection:
     """What an act is about; nothing named is an error, not everything."""
-    named = any([asked.ids, asked.fingerprint, asked.queue, asked.older_than, asked.code])
+    named = any([asked.ids, asked.fingerprint, asked.queue, asked.older_than, asked.code, asked.where])
     if everything and named:
         raise usage("all", "cannot be combined with ids or filters")
     if not everything and not named:
-        raise usage("ids", "say which: ids, --fingerprint, --code, --queue or --all", "`packhorse dead-letter groups` lists causes")
+        raise usage("ids", "say which: ids, --fingerprint, --code, --queue, --where or --all", "`packhorse dead-letter groups` lists causes")
     return asked if asked.ids else dataclasses.replace(asked, ids=None)
+
+
+def _terms(text: str | None) -> tuple[Term, ...]:
+    """The terms of --where. Raises InvalidArgument."""
+    from packhorse.worker.ops.where import parse
+
+    return parse(text or "", DEAD, ()).terms
 
 
 def _counted(connection: Any, selection: Selection) -> tuple[int, Any]:
@@ -332,14 +325,3 @@ def _counted(connection: Any, selection: Selection) -> tuple[int, Any]:
     if not total and named:
         raise CommandError("no dead letter matches", code="not_found", field=named, hint="`packhorse dead-letter list` shows what there is")
     return total, dead_by
-
-
-def _pretty(payload: Any) -> list[str]:
-    return json.dumps(payload, indent=2, sort_keys=True, ensure_ascii=False).splitlines()
-
-
-def _edited(payload: Any) -> str:
-    """The payload after a person has been at it in $VISUAL or $EDITOR."""
-    from packhorse.worker.cli.editor import edit_text
-
-    return edit_text("\n".join(_pretty(payload)) + "\n", suffix=".json")

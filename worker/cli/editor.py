@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from packhorse.worker.cli.errors import CommandError, usage
 
@@ -26,3 +28,13 @@ def edit_text(text: str, *, suffix: str) -> str:
         if code != 0:
             raise CommandError(f"the editor ended with code {code}; nothing was changed", code="editor", field="payload")
         return path.read_text()
+
+
+def pretty(payload: Any) -> list[str]:
+    """The lines of a payload as people compare it."""
+    return json.dumps(payload, indent=2, sort_keys=True, ensure_ascii=False).splitlines()
+
+
+def edited(payload: Any) -> str:
+    """The payload after a person has been at it in $VISUAL or $EDITOR."""
+    return edit_text("\n".join(pretty(payload)) + "\n", suffix=".json")

@@ -1,30 +1,65 @@
-"""packhorse message: list, show, explain, cancel, retry."""
+"""packhorse message: list, show, explain, edit, clone; message_acts.py has what is done with many, too."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import json
+import shlex
+import sys
 from dataclasses import asdict
-from typing import Annotated
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from packhorse.worker.cli.common import MOST_ID, STEP_CHARACTERS, AsJson, Limit, Operator, Queue, Reason, StepValues, database, operator_name
-from packhorse.worker.cli.errors import CommandError
-from packhorse.worker.cli.render import print_fields, print_json, print_rows
-from packhorse.worker.db.connection import DeadlineConnection
-from packhorse.worker.db.errors import translated
-from packhorse.worker.errors import NotFound, StoreConflict, WorkerError
-from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
+from packhorse.worker.cli import message_acts
+from packhorse.worker.cli.common import (
+    MOST_ID,
+    STEP_CHARACTERS,
+    AsJson,
+    Limit,
+    Operator,
+    Queue,
+    Reason,
+    StepValues,
+    Yes,
+    confirmed,
+    database,
+    duration,
+    json_object,
+    moment,
+    operator_name,
+)
+from packhorse.worker.cli.editor import edited, pretty
+from packhorse.worker.cli.errors import CommandError, usage
+from packhorse.worker.cli.render import print_diff, print_fields, print_json, print_rows
+from packhorse.worker.errors import NotFound, StoreRejected
+from packhorse.worker.exits import EXIT_OK
 from packhorse.worker.states import State
-from packhorse.worker.store import messages, operations
+from packhorse.worker.store import acts, messages, operations
+from packhorse.worker.store.rows import decoded
 
-app = typer.Typer(no_args_is_help=True, help="Messages: find, explain, cancel, retry.")
+app = typer.Typer(no_args_is_help=True, help="Messages: find, explain, edit, move, cancel, retry.")
+for _act in (message_acts.cancel, message_acts.retry, message_acts.reschedule, message_acts.move, message_acts.priority, message_acts.bury):
+    app.command()(_act)
 
 Id = Annotated[int, typer.Argument(metavar="ID", max=MOST_ID, help="Id of the message.")]
-Ids = Annotated[list[int], typer.Argument(metavar="ID...", max=MOST_ID, help="Ids of messages.")]
-COLUMNS = ["id", "queue", "message_type", "state", "priority", "attempt", "conversation_key", "run_at", "created_at", "finished_at", "error_class"]
-#: What `retry` answers, for people. The rest are states in which there is nothing to retry.
-_RETRIED = {"due": "is due now", "blocked": "is due now, when its conversation is free", "redriven": "was dead; enqueued again with fresh attempts"}
+COLUMNS = [
+    "id",
+    "queue",
+    "message_type",
+    "state",
+    "priority",
+    "attempt",
+    "conversation_key",
+    "run_at",
+    "created_at",
+    "finished_at",
+    "wait_seconds",
+    "duration_seconds",
+    "error_class",
+]
 
 
 @app.command("list")
@@ -33,18 +68,34 @@ def list_messages(
     state: Annotated[State | None, typer.Option("--state", "-s", help="Only messages in this state.")] = None,
     message_type: Annotated[str | None, typer.Option("--type", "-t", help="Only messages of this type.")] = None,
     conversation_key: Annotated[str | None, typer.Option("--conversation-key", "-c", help="Only messages of this conversation.")] = None,
+    since: Annotated[datetime | None, typer.Option("--since", parser=moment, metavar="TIME", help="Created at this time or later.")] = None,
+    until: Annotated[datetime | None, typer.Option("--until", parser=moment, metavar="TIME", help="Created before this time.")] = None,
+    where_text: Annotated[str | None, typer.Option("--where", "-w", help="Only messages of this filter: 'type=send_* age>2h'.")] = None,
+    after: Annotated[int | None, typer.Option("--after", max=MOST_ID, help="The page behind this id.")] = None,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> int:
     """Messages, newest first: live, finished and dead."""
+    from packhorse.worker.ops import messages as ops
+    from packhorse.worker.ops.where import parse
+    from packhorse.worker.store.filters import KNOWN
+
+    where = parse(where_text or "", KNOWN, State)
+    filters: dict[str, Any] = {"queue": queue, "state": state.value if state else None, "message_type": message_type}
+    filters |= {"conversation_key": conversation_key, "since": since, "until": until, "after": after}
     with database() as connection:
-        found = operations.list_messages(
-            connection, queue=queue, state=state.value if state else None, message_type=message_type, conversation_key=conversation_key, limit=limit
-        )
+        found = ops.list_messages(connection, where, limit=limit, **filters)
+        if queue is not None and not found and after is None:  # messages of a queue that nobody has declared are the more to be seen
+            operations.require_queue(connection, queue)
     if as_json:
         print_json(found)
-    else:
-        print_rows(found, COLUMNS, empty="no such messages")
+        return EXIT_OK
+    print_rows(found, COLUMNS, empty="no such messages")
+    if len(found) == limit:
+        given = {"--queue": queue, "--state": filters["state"], "--type": message_type, "--conversation-key": conversation_key}
+        given |= {"--since": since and since.isoformat(), "--until": until and until.isoformat(), "--where": where_text, "--limit": str(limit)}
+        words = [word for name, value in given.items() if value is not None for word in (name, str(value))]
+        print(f"packhorse: more: {shlex.join(['packhorse', 'message', 'list', *words, '--after', str(found[-1]['id'])])}", file=sys.stderr)
     return EXIT_OK
 
 
@@ -71,65 +122,112 @@ def explain(message_id: Id, as_json: AsJson = False) -> int:
 
 
 @app.command()
-def cancel(message_ids: Ids, reason: Reason = None, operator: Operator = None, as_json: AsJson = False) -> int:
-    """Stop messages for good; those that run are asked to stop."""
-    told = {
-        "cancelled": "is cancelled",
-        "requested": "runs; its worker was asked to stop it",
-        "dead": "is a dead letter: nothing runs it; packhorse dead-letter purge removes it",
-        "gone": "has ended, or it never existed",
-    }
-    who = operator_name(operator)
-    return _each(
-        message_ids, lambda connection, one: operations.cancel(connection, one, who, reason), told, good={"cancelled", "requested"}, as_json=as_json
-    )
+def edit(
+    message_id: Id,
+    payload: Annotated[str | None, typer.Option("--payload", help="The new payload: a JSON object, FILE or - for stdin; default: $EDITOR.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="One value of the payload: customer.id=42.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget its steps: everything is done again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference, change nothing.")] = False,
+    reason: Reason = None,
+    operator: Operator = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> int:
+    """Replace the payload of a message that waits; shows the difference."""
+    from packhorse.worker.enqueue.encoding import to_json
+    from packhorse.worker.ops.messages import with_settings
+
+    if payload is not None and settings:
+        raise usage("set", "--set and --payload both say what it is", "Give one of them")
+    given = json_object("payload", _read(payload)) if payload is not None else None
+    seen, before, steps = _waiting_payload(message_id)
+    if given is None:
+        given = with_settings(before, [_setting(text) for text in settings]) if settings else json_object("payload", edited(before))
+    difference = list(difflib.unified_diff(pretty(before), pretty(given), "before", "after", lineterm=""))
+    if not as_json:
+        print_diff(difference) if difference else print("no difference")
+    changed = bool(difference) and not dry_run
+    if changed:
+        if payload is None and not settings:
+            confirmed("Keep this payload?", yes)
+        # connected again: nobody should hold a connection while a person thinks
+        try:
+            with database() as connection:
+                answer = acts.edit(connection, message_id, to_json("payload", given), seen, operator_name(operator), reason, fresh=fresh)
+                if answer != "edited":
+                    raise _forbidden(message_id, answer, operations.holder(connection, message_id))
+        except StoreRejected as error:
+            if error.sqlstate != "PH005":
+                raise
+            raise CommandError(str(error), code="conflict", field="payload", hint="Nothing was changed: edit it again") from error
+    if as_json:
+        print_json({"id": message_id, "changed": changed, "before": before, "after": given, "diff": difference, "steps": steps})
+    elif changed and steps and not fresh:
+        print(f"packhorse: {len(steps)} step(s) have stored what they made of the old payload; --fresh forgets them.", file=sys.stderr)
+    return EXIT_OK
 
 
 @app.command()
-def retry(message_ids: Ids, reason: Reason = None, operator: Operator = None, as_json: AsJson = False) -> int:
-    """Do not wait: a delayed or failed message is due now, a dead one is redriven."""
-    told = {**_RETRIED, **{state.value: f"is {state}: there is nothing to retry" for state in State if state.value not in _RETRIED}}
-    who = operator_name(operator)
-    return _each(
-        message_ids,
-        lambda connection, one: operations.retry_now(connection, one, who, reason),
-        {**told, "gone": "is not known"},
-        good=set(_RETRIED),
-        as_json=as_json,
-    )
+def clone(
+    message_id: Id,
+    delay: Annotated[float | None, duration("--delay", "Due so long from now; default: at once.")] = None,
+    reason: Reason = None,
+    operator: Operator = None,
+    as_json: AsJson = False,
+) -> int:
+    """Enqueue a new message like this one, whether it waits, is finished or is dead; prints the new id."""
+    from packhorse.worker.ops import messages as ops
+
+    with database() as connection:
+        answer, clone_id = ops.clone(connection, message_id, delay or 0.0, operator_name(operator), reason)
+        if clone_id is None:
+            raise _forbidden(message_id, answer, operations.holder(connection, message_id))
+    print_json({"id": clone_id, "clone_of": message_id}) if as_json else print(clone_id)
+    return EXIT_OK
 
 
-def _each(message_ids: list[int], act: Callable[[DeadlineConnection, int], str], told: dict[str, str], *, good: set[str], as_json: bool) -> int:
-    """Do it with one message after the other, and say what became of each; exit 1 when some could not be done.
-
-    One that somebody else keeps locked is passed over. What is already done when the database goes away, or at Ctrl-C, is said, too.
-    """
-    answers: dict[int, str] = {}
+def _read(payload: str) -> str:
+    """The text of --payload: JSON, stdin or a file."""
+    if payload == "-":
+        return sys.stdin.read()
+    if payload.lstrip().startswith(("{", "[")):
+        return payload
     try:
-        with database() as connection:
-            for one in message_ids:
-                try:
-                    with translated():
-                        answers[one] = act(connection, one)
-                except (NotFound, StoreConflict) as error:
-                    if len(message_ids) == 1:
-                        raise
-                    answers[one] = "gone" if isinstance(error, NotFound) else "busy"
-    except (WorkerError, KeyboardInterrupt):
-        if answers:
-            _tell(answers, told, as_json=as_json)
-        raise
-    bad = [one for one, answer in answers.items() if answer not in good]
-    if len(answers) == 1 and bad:
-        raise CommandError(f"message {bad[0]} {told[answers[bad[0]]]}", code="not_possible", field="id")
-    _tell(answers, told, as_json=as_json)
-    return EXIT_FAILED if bad else EXIT_OK
+        return Path(payload).read_text()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise usage("payload", f"{payload[:60]!r} is neither a JSON object nor a file that can be read: {reason}") from None
 
 
-def _tell(answers: dict[int, str], told: dict[str, str], *, as_json: bool) -> None:
-    """One line or entry per message."""
-    if as_json:
-        print_json([{"id": one, "result": answer} for one, answer in answers.items()])
-    else:
-        for one, answer in answers.items():
-            print(f"message {one} {told.get(answer, 'is held by somebody else: try again')}")
+def _setting(text: str) -> tuple[str, Any]:
+    """path=value; what is JSON is that, all else a text."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise usage("set", f"{text[:60]!r} is not PATH=VALUE", "For example: customer.id=42")
+    try:
+        return path, json.loads(value)
+    except (ValueError, RecursionError):
+        return path, value
+
+
+def _waiting_payload(message_id: int) -> tuple[str, Any, list[str]]:
+    """The payload as the database has it and decoded, and the names of the steps. Raises NotFound, and CommandError unless it waits."""
+    with database() as connection:
+        found = acts.payload(connection, message_id)
+        if found is None:
+            raise NotFound("message", message_id)
+        state, seen, _, steps = found
+        if state not in ("pending", "blocked"):
+            raise _forbidden(message_id, state, operations.holder(connection, message_id))
+    return seen, decoded(seen), steps
+
+
+def _forbidden(message_id: int, state: str, holder: str | None) -> CommandError:
+    """The sentence for a state in which nothing can be done."""
+    said = {
+        "running": f"runs on {holder or 'a worker'}; cancel it or wait",
+        "dead": f"is a dead letter: packhorse dead-letter edit {message_id}",
+        "gone": "has ended, or it never existed",
+    }
+    text = said.get(state, f"is {state}: it does not run again; packhorse message clone {message_id} enqueues one like it")
+    return CommandError(f"message {message_id} {text}", code="not_possible", field="id")

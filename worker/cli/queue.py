@@ -1,4 +1,4 @@
-"""packhorse queue: list, show, pause, resume, set."""
+"""packhorse queue: list, show, pause, resume, delete, set."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from packhorse.worker.cli.common import AsJson, Operator, database, operator_name
-from packhorse.worker.cli.errors import usage
+from packhorse.worker.cli.common import AsJson, Operator, Reason, Yes, confirmed, database, operator_name
+from packhorse.worker.cli.errors import CommandError, usage
 from packhorse.worker.cli.render import print_json, print_rows
+from packhorse.worker.db.errors import translated
+from packhorse.worker.errors import StoreRejected
 from packhorse.worker.exits import EXIT_OK
 from packhorse.worker.records import Row
 from packhorse.worker.store import operations
@@ -18,6 +20,8 @@ from packhorse.worker.store import operations
 app = typer.Typer(no_args_is_help=True, help="Queues: depth, pause, settings.")
 
 Name = Annotated[str, typer.Argument(metavar="QUEUE", help="Name of the queue.")]
+OneName = Annotated[str | None, typer.Argument(metavar="[QUEUE]", help="Name of the queue.")]
+All = Annotated[bool, typer.Option("--all", help="All queues.")]
 COLUMNS = ["queue", "paused", "pending", "delayed", "blocked", "running", "dead", "oldest_due_seconds", "oldest_running_seconds"]
 
 
@@ -43,26 +47,64 @@ def show(queue: Name, as_json: AsJson = False) -> int:
 
 
 @app.command()
-def pause(queue: Name, operator: Operator = None, as_json: AsJson = False) -> int:
-    """Start nothing more from a queue; what runs goes on."""
+def pause(queue: OneName = None, everything: All = False, reason: Reason = None, operator: Operator = None, as_json: AsJson = False) -> int:
+    """Start nothing more from a queue; what runs goes on. --all: a maintenance window."""
+    name, who = _named(queue, everything), operator_name(operator)
     with database() as connection:
-        changed = operations.pause_queue(connection, queue, operator_name(operator))
+        if name is None:
+            return _told_all(operations.pause_all_queues(connection, who, reason), "paused", as_json)
+        changed = operations.pause_queue(connection, name, who)
     if as_json:
-        print_json({"queue": queue, "paused": True, "changed": changed})
+        print_json({"queue": name, "paused": True, "changed": changed})
     else:
-        print(f"{queue} is paused" if changed else f"{queue} was paused already")
+        print(f"{name} is paused" if changed else f"{name} was paused already")
     return EXIT_OK
 
 
 @app.command()
-def resume(queue: Name, operator: Operator = None, as_json: AsJson = False) -> int:
-    """Let a paused queue go on."""
+def resume(queue: OneName = None, everything: All = False, reason: Reason = None, operator: Operator = None, as_json: AsJson = False) -> int:
+    """Let a paused queue go on. --all: those that were paused with --all, and no other."""
+    name, who = _named(queue, everything), operator_name(operator)
     with database() as connection:
-        changed = operations.resume_queue(connection, queue, operator_name(operator))
+        if name is None:
+            return _told_all(operations.resume_all_queues(connection, who, reason), "resumed", as_json)
+        changed = operations.resume_queue(connection, name, who)
     if as_json:
-        print_json({"queue": queue, "paused": False, "changed": changed})
+        print_json({"queue": name, "paused": False, "changed": changed})
     else:
-        print(f"{queue} goes on" if changed else f"{queue} was not paused")
+        print(f"{name} goes on" if changed else f"{name} was not paused")
+    return EXIT_OK
+
+
+@app.command()
+def delete(queue: Name, reason: Reason = None, operator: Operator = None, yes: Yes = False, as_json: AsJson = False) -> int:
+    """Remove a queue that nothing uses any more, with its settings."""
+    with database() as connection:
+        operations.require_queue(connection, queue)
+        confirmed(f"Delete the queue {queue} and its settings?", yes)
+        try:
+            with translated():
+                operations.delete_queue(connection, queue, operator_name(operator), reason)
+        except StoreRejected as error:
+            if error.sqlstate != "PH005":
+                raise
+            raise CommandError(str(error), code="in_use", field="queue", hint="Move, redrive or purge what is there first") from error
+    print_json({"queue": queue, "deleted": True}) if as_json else print(f"{queue} is deleted")
+    return EXIT_OK
+
+
+def _named(queue: str | None, everything: bool) -> str | None:
+    """The queue, or None for all of them; nothing named is an error, not everything."""
+    if (queue is None) != everything:
+        raise usage("queue", "give a queue or --all, one of them", "`packhorse queue list` shows what there is")
+    return queue
+
+
+def _told_all(names: list[str], verb: str, as_json: bool) -> int:
+    if as_json:
+        print_json({verb: names})
+    else:
+        print(f"{verb} {len(names)} queue(s){': ' if names else ''}{', '.join(names)}")
     return EXIT_OK
 
 

@@ -7,26 +7,35 @@ began: a letter that dies again on the way is not redriven a second time.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from packhorse.worker.db.connection import DeadlineConnection
-from packhorse.worker.db.queries import sql
+from packhorse.worker.db.queries import Statement, sql
 from packhorse.worker.errors import NotFound
 from packhorse.worker.records import Row
-from packhorse.worker.store.rows import rows, value
+from packhorse.worker.store import filters
+from packhorse.worker.store.filters import Term
+from packhorse.worker.store.rows import rows, rows_of, value
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which dead letters: all given fields must match; none given means all. older_than in seconds."""
+    """Which dead letters: all given fields must match; none given means all. older_than in seconds; where: terms over filters.DEAD."""
 
     ids: list[int] | None = None
     fingerprint: str | None = None
     queue: str | None = None
     older_than: float | None = None
     code: str | None = None
+    where: tuple[Term, ...] = ()
+
+    def filled(self, statement: str) -> tuple[Statement, dict[str, Any]]:
+        """A named statement and its parameters, but for those that are no part of a selection; `now` for ages."""
+        found, more = filters.filled(statement, self.where, filters.DEAD)
+        given = {"ids": self.ids, "fingerprint": self.fingerprint, "queue": self.queue, "older_than": self.older_than, "code": self.code}
+        return found, {**given, **more}
 
 
 def groups(connection: DeadlineConnection, *, queue: str | None = None, limit: int = 50) -> list[Row]:
@@ -44,11 +53,12 @@ def list_letters(
     message_type: str | None = None,
     fingerprint: str | None = None,
     code: str | None = None,
+    where: tuple[Term, ...] = (),
     limit: int = 50,
 ) -> list[Row]:
     """Dead letters that match all given filters, newest first. Raises UnknownQueue."""
-    filters = {"queue": queue, "message_type": message_type, "fingerprint": fingerprint, "code": code}
-    found = rows(connection, "list_dead_letters", {**filters, "limit": limit})
+    statement, parameters = Selection(None, fingerprint, queue, None, code, where).filled("list_dead_letters")
+    found = rows_of(connection, statement, {**parameters, "message_type": message_type, "limit": limit, "now": _now(connection)})
     if not found:
         _require_queue(connection, queue)
     return found
@@ -64,7 +74,8 @@ def show(connection: DeadlineConnection, message_id: int, step_characters: int =
 
 def count(connection: DeadlineConnection, selection: Selection) -> tuple[int, datetime]:
     """How many are selected, and the database's time of the count. Raises UnknownQueue."""
-    row: Any = connection.execute(sql("count_dead_letters"), asdict(selection)).fetchone()
+    statement, parameters = selection.filled("count_dead_letters")
+    row: Any = connection.execute(statement, {**parameters, "now": _now(connection)}).fetchone()
     if not row[0]:
         _require_queue(connection, selection.queue)
     return int(row[0]), row[1]
@@ -73,8 +84,9 @@ def count(connection: DeadlineConnection, selection: Selection) -> tuple[int, da
 def pages(connection: DeadlineConnection, selection: Selection, dead_by: datetime, size: int) -> Iterator[list[int]]:
     """Ids of the selection that were dead at dead_by, ascending, at most `size` at a time; a walk by key."""
     after = -(2**63)
+    statement, parameters = selection.filled("page_of_dead_letters")
     while True:
-        found = rows(connection, "page_of_dead_letters", {**asdict(selection), "after": after, "dead_by": dead_by, "limit": size})
+        found = rows_of(connection, statement, {**parameters, "after": after, "dead_by": dead_by, "now": dead_by, "limit": size})
         if not found:
             return
         page = [row["id"] for row in found]
@@ -125,6 +137,12 @@ def purge(connection: DeadlineConnection, ids: list[int], operator: str, reason:
 def export(connection: DeadlineConnection, ids: list[int]) -> list[Row]:
     """These dead letters, every column, by id."""
     return rows(connection, "export_dead_letters", (ids,))
+
+
+def _now(connection: DeadlineConnection) -> datetime:
+    """The database's time, from which ages count."""
+    found: datetime = value(connection, "database_time")
+    return found
 
 
 def _require_queue(connection: DeadlineConnection, queue: str | None) -> None:

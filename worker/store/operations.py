@@ -12,7 +12,7 @@ from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.queries import sql
 from packhorse.worker.errors import InvalidArgument, NotFound
 from packhorse.worker.records import Row
-from packhorse.worker.store import dead_letters, messages
+from packhorse.worker.store import messages
 from packhorse.worker.store.rows import rows, value
 from packhorse.worker.suggest import did_you_mean
 
@@ -26,6 +26,11 @@ def queue_settings(connection: DeadlineConnection, queue: str) -> Row:
     """Settings of one queue; intervals as text. Raises UnknownQueue with a near miss."""
     connection.execute(sql("require_queue"), (queue,))
     return rows(connection, "queue_settings", (queue,))[0]
+
+
+def require_queue(connection: DeadlineConnection, queue: str) -> None:
+    """Raise UnknownQueue, with a near miss, unless it exists."""
+    connection.execute(sql("require_queue"), (queue,))
 
 
 def pause_queue(connection: DeadlineConnection, queue: str, operator: str) -> bool:
@@ -47,24 +52,19 @@ def set_queue(connection: DeadlineConnection, queue: str, settings: dict[str, An
     return queue_settings(connection, queue)
 
 
-def list_messages(
-    connection: DeadlineConnection,
-    *,
-    queue: str | None = None,
-    state: str | None = None,
-    message_type: str | None = None,
-    conversation_key: str | None = None,
-    limit: int = 50,
-) -> list[Row]:
-    """Messages that match all given filters, newest first; limit 1..10000. Raises UnknownQueue."""
-    found = rows(
-        connection,
-        "list_messages",
-        {"queue": queue, "state": state, "message_type": message_type, "conversation_key": conversation_key, "limit": limit},
-    )
-    if queue is not None and not found:  # messages of a queue that nobody has declared are the more to be seen
-        connection.execute(sql("require_queue"), (queue,))
-    return found
+def pause_all_queues(connection: DeadlineConnection, operator: str, reason: str | None) -> list[str]:
+    """Pause every queue that is not paused; which."""
+    return list(value(connection, "pause_all_queues", (operator, reason)))
+
+
+def resume_all_queues(connection: DeadlineConnection, operator: str, reason: str | None) -> list[str]:
+    """Resume what pause_all_queues paused; which. What somebody paused singly stays paused."""
+    return list(value(connection, "resume_all_queues", (operator, reason)))
+
+
+def delete_queue(connection: DeadlineConnection, queue: str, operator: str, reason: str | None) -> None:
+    """Remove a queue that nothing uses. Raises UnknownQueue, and StoreRejected with the SQLSTATE PH005 while something does."""
+    value(connection, "delete_queue", (queue, operator, reason))
 
 
 def show_message(connection: DeadlineConnection, message_id: int, step_characters: int = 0) -> Row:
@@ -95,14 +95,16 @@ def retry_now(connection: DeadlineConnection, message_id: int, operator: str, re
     Returns "due", "blocked" (due, but its conversation is not free) or "redriven"; a running or finished
     message is left alone and its state returned. Raises NotFound, and StoreConflict when somebody keeps it locked.
     """
-    with connection.transaction():
-        value(connection, "bound_lock_waits")
-        state = value(connection, "retry_message_now", {"id": message_id, "operator": operator, "reason": reason})
-        if state is not None:
-            return "due" if state == "pending" else "blocked"
-        if dead_letters.redrive(connection, [message_id], operator, reason):
-            return "redriven"
-    return message_state(connection, message_id)
+    answer = str(value(connection, "retry_message", (message_id, operator, reason)))
+    if answer == "gone":
+        raise NotFound("message", message_id)
+    return answer
+
+
+def holder(connection: DeadlineConnection, message_id: int) -> str | None:
+    """host:pid of the worker that runs a message (its id when it is not known); None when nobody does."""
+    found = value(connection, "message_holder", (message_id,))
+    return None if found is None else str(found)
 
 
 def require_type(connection: DeadlineConnection, message_type: str) -> None:
@@ -125,6 +127,17 @@ def list_workers(connection: DeadlineConnection) -> list[Row]:
 def blocked_conversations(connection: DeadlineConnection, limit: int = 50) -> list[Row]:
     """Conversations with waiting messages, longest waiting first, and the message that holds each."""
     return rows(connection, "blocked_conversations", (limit,))
+
+
+def conversation_messages(connection: DeadlineConnection, key: str, recent_seconds: float, limit: int) -> list[Row]:
+    """Messages of a conversation in its order: live and dead ones, and those that ended within recent_seconds; the last `limit`."""
+    return rows(connection, "conversation_messages", {"key": key, "recent": recent_seconds, "limit": limit})
+
+
+def conversation_head(connection: DeadlineConnection, key: str) -> tuple[str | None, int | None, int]:
+    """What holds a conversation ("running", "dead", "earlier": the first one that waits; None: nothing), the id of that, and how many wait."""
+    row = rows(connection, "conversation_head", {"key": key})[0]
+    return row["kind"], row["id"], row["waiting"]
 
 
 def stats(connection: DeadlineConnection) -> Row:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from packhorse.worker.db.connection import DeadlineConnection
-from packhorse.worker.db.queries import sql
+from packhorse.worker.db.queries import Statement, sql
 from packhorse.worker.records import Row
 
 _JSON_OIDS = frozenset({114, 3802})
@@ -14,7 +14,12 @@ _JSON_OIDS = frozenset({114, 3802})
 
 def rows(connection: DeadlineConnection, statement: str, parameters: Any = None) -> list[Row]:
     """All rows of a named statement, column by name; json columns decoded, as text when they cannot be."""
-    cursor = connection.execute(sql(statement), parameters)
+    return rows_of(connection, sql(statement), parameters)
+
+
+def rows_of(connection: DeadlineConnection, statement: Statement, parameters: Any = None) -> list[Row]:
+    """The same for a statement that was made of a named one."""
+    cursor = connection.execute(statement, parameters)
     columns = [(column.name, column.type_code in _JSON_OIDS) for column in cursor.description or ()]
     return [{name: decoded(value) if is_json else value for (name, is_json), value in zip(columns, row, strict=True)} for row in cursor.fetchall()]
 

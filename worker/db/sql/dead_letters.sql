@@ -9,9 +9,9 @@ order by count desc, last_dead_at desc, fingerprint limit %(limit)s;
 -- Dead letters by filter, newest first.
 select id, queue, message_type, reason, error_class, error_code, left(error_message, 120) as error_message, attempt, crashes,
   conversation_key, dead_at, fingerprint
-from packhorse.dead_letters
+from packhorse.dead_letters m
 where (%(queue)s::text is null or queue = %(queue)s) and (%(message_type)s::text is null or message_type = %(message_type)s)
-  and (%(fingerprint)s::text is null or fingerprint = %(fingerprint)s) and (%(code)s::text is null or error_code = %(code)s)
+  and (%(fingerprint)s::text is null or fingerprint = %(fingerprint)s) and (%(code)s::text is null or error_code = %(code)s) and {filter}
 order by dead_at desc, id desc limit %(limit)s;
 
 -- name: show_dead_letter
@@ -23,18 +23,18 @@ from packhorse.dead_letters where id = %(id)s;
 
 -- name: count_dead_letters
 -- How many an act would touch, and the moment that was: what dies later is not part of it.
-select count(*), clock_timestamp() from packhorse.dead_letters
+select count(*), clock_timestamp() from packhorse.dead_letters m
 where (%(ids)s::bigint[] is null or id = any (%(ids)s)) and (%(queue)s::text is null or queue = %(queue)s)
   and (%(fingerprint)s::text is null or fingerprint = %(fingerprint)s) and (%(code)s::text is null or error_code = %(code)s)
-  and (%(older_than)s::float8 is null or dead_at < clock_timestamp() - make_interval(secs => %(older_than)s));
+  and (%(older_than)s::float8 is null or dead_at < clock_timestamp() - make_interval(secs => %(older_than)s)) and {filter};
 
 -- name: page_of_dead_letters
 -- The next ids after a given one, oldest message first, of those that were dead at a given moment.
-select id from packhorse.dead_letters
+select id from packhorse.dead_letters m
 where id > %(after)s and dead_at <= %(dead_by)s
   and (%(ids)s::bigint[] is null or id = any (%(ids)s)) and (%(queue)s::text is null or queue = %(queue)s)
   and (%(fingerprint)s::text is null or fingerprint = %(fingerprint)s) and (%(code)s::text is null or error_code = %(code)s)
-  and (%(older_than)s::float8 is null or dead_at < %(dead_by)s - make_interval(secs => %(older_than)s))
+  and (%(older_than)s::float8 is null or dead_at < %(dead_by)s - make_interval(secs => %(older_than)s)) and {filter}
 order by id limit %(limit)s;
 
 -- name: redrive

@@ -22,18 +22,21 @@ select packhorse.pause_queue(%s, %s);
 -- Claims go on; false when it was not paused.
 select packhorse.resume_queue(%s, %s);
 
+-- name: pause_all_queues
+-- Pause what is not paused; which.
+select packhorse.pause_all_queues(%s, %s);
+
+-- name: resume_all_queues
+-- Resume what was paused with all others; which.
+select packhorse.resume_all_queues(%s, %s);
+
+-- name: delete_queue
+-- Remove a queue that nothing uses.
+select packhorse.delete_queue(%s, %s, %s);
+
 -- name: set_queue
 -- Change settings.
 select (packhorse.set_queue(%s, %s::jsonb, %s)).name;
-
--- name: list_messages
--- Messages by filter, newest first.
-select id, queue, message_type, state, priority, attempt, conversation_key, run_at, created_at, finished_at, error_class, error_code
-from packhorse.all_messages
-where (%(queue)s::text is null or queue = %(queue)s) and (%(state)s::text is null or state = %(state)s)
-  and (%(message_type)s::text is null or message_type = %(message_type)s)
-  and (%(conversation_key)s::text is null or conversation_key = %(conversation_key)s)
-order by id desc limit %(limit)s;
 
 -- name: show_message
 -- One message, whole; of its steps so many characters of each value.
@@ -50,22 +53,9 @@ where a.id = %(id)s;
 -- Where a message is; no row when nothing has this id.
 select state from packhorse.all_messages where id = %s limit 1;
 
--- name: bound_lock_waits
--- This transaction waits for the rows of others as long as the verbs of a worker do.
-select set_config('lock_timeout', '500ms', true);
-
--- name: retry_message_now
--- A waiting message is due at once; one that was due already keeps its place in the line; one whose completion is refused runs
--- again. Recorded, its queue woken. No row when it does not wait.
-with due as (
-  update packhorse.message_queue set run_at = least(run_at, clock_timestamp()), completion_refused_at = null,
-    state = case when state = 'blocked' then state else 'pending' end, lease_holder = null, lease_token = null, lease_expires_at = null
-  where id = %(id)s and (state in ('pending', 'blocked') or completion_refused_at is not null) returning id, queue, state
-), recorded as (
-  insert into packhorse.operator_actions (action, operator, reason, message_id)
-  select 'retry_now', %(operator)s, %(reason)s, id from due
-)
-select state, packhorse.wake_queue(queue) from due;
+-- name: retry_message
+-- A message need not wait: due, blocked, redriven, or where it is.
+select packhorse.retry_message(%s, %s, %s);
 
 -- name: known_types
 -- Types that some worker registered.
@@ -80,6 +70,37 @@ from packhorse.workers w order by started_at desc, id;
 -- name: blocked_conversations
 -- Conversations that wait, and for whom; longest first.
 select conversation_key, waiting, since, holder_kind, holder_id from packhorse.blocked_conversations order by since limit %s;
+
+-- name: conversation_messages
+-- The messages of a conversation in its order: live and dead ones, and those that ended within so many seconds; the last ones when there are more.
+select c.* from (
+  select u.* from (
+    (select m.id, m.queue::text as queue, m.message_type::text as message_type, m.state::text as state, null as reason, m.attempt, m.created_at, m.run_at,
+       m.claimed_at, null::timestamptz as finished_at, m.lease_holder, m.error ->> 'class' as error_class
+     from packhorse.message_queue m where m.conversation_key = %(key)s order by m.id desc limit %(limit)s)
+    union all
+    (select d.id, d.queue, d.message_type, 'dead', d.reason, d.attempt, d.created_at, null, null, d.dead_at, d.lease_holder, d.error_class
+     from packhorse.dead_letters d where d.conversation_key = %(key)s order by d.id desc limit %(limit)s)
+    union all -- of the archive only the partitions of that time are read
+    (select a.id, a.queue, a.message_type, a.state, a.reason, a.attempt, a.created_at, null, a.claimed_at, a.finished_at, a.lease_holder, a.error ->> 'class'
+     from packhorse.message_archive a
+     where a.conversation_key = %(key)s and a.finished_at > statement_timestamp() - make_interval(secs => %(recent)s)
+     order by a.id desc limit %(limit)s)) u
+  order by u.id desc limit %(limit)s) c
+order by c.id;
+
+-- name: conversation_head
+-- What holds a conversation: the message that runs, the dead letter that blocks it, or the first one that waits; and how many wait.
+select (select h.holder_kind from packhorse.conversation_holders(%(key)s, 9223372036854775807) h
+    order by h.holder_kind = 'running' desc, h.holder_kind = 'dead' desc, h.holder_id limit 1) as kind,
+  (select h.holder_id from packhorse.conversation_holders(%(key)s, 9223372036854775807) h
+    order by h.holder_kind = 'running' desc, h.holder_kind = 'dead' desc, h.holder_id limit 1) as id,
+  (select count(*) from packhorse.message_queue m where m.conversation_key = %(key)s and m.state in ('pending', 'blocked')) as waiting;
+
+-- name: message_holder
+-- The worker that runs a message, for people.
+select coalesce((select w.hostname || ':' || w.pid from packhorse.workers w where w.id = m.lease_holder), m.lease_holder::text)
+from packhorse.message_queue m where m.id = %s and m.state = 'running';
 
 -- name: finished_last_hour
 -- Messages that ended in the last hour, by queue and end; seconds from enqueue to end.

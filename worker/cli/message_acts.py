@@ -1,0 +1,275 @@
+"""packhorse message cancel, retry, reschedule, move, priority, bury: with messages by id, or by filter."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from packhorse.worker.cli.common import MOST_ID, AsJson, Operator, Reason, Yes, confirmed, database, duration, moment, operator_name
+from packhorse.worker.cli.errors import CommandError, usage
+from packhorse.worker.cli.interrupts import first_interrupt
+from packhorse.worker.cli.render import print_json, progress
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.errors import NotFound, StoreConflict, WorkerError
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
+from packhorse.worker.ops import messages, where
+from packhorse.worker.ops.messages import DONE, Act, Counted
+from packhorse.worker.states import State
+from packhorse.worker.store import operations
+
+SomeIds = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", max=MOST_ID, help="Ids of messages.")]
+Filter = Annotated[str | None, typer.Option("--where", "-w", help="All live messages of this filter: 'queue=mail state=pending age>2h'.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="With --where: count, change nothing.")]
+#: What an act says of a message that it leaves alone.
+_LEFT = {
+    **{state.value: f"is {state}: there is nothing to do" for state in (State.DONE, State.CANCELLED)},
+    "dead": "is a dead letter: packhorse dead-letter acts on those",
+    "running": "runs; cancel it or wait",
+    "gone": "is not known",
+    "busy": "is held by somebody else: try again",
+    "unchanged": "is as you want it already",
+    "expires": "expires before that: it would never run",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the command line said besides the verb."""
+
+    ids: list[int] | None
+    filter: str | None
+    yes: bool
+    dry_run: bool
+    as_json: bool
+
+
+def cancel(
+    message_ids: SomeIds = None,
+    where_text: Filter = None,
+    dry_run: DryRun = False,
+    reason: Reason = None,
+    operator: Operator = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> int:
+    """Stop messages for good; those that run are asked to stop."""
+    told = {
+        "cancelled": "is cancelled",
+        "requested": "runs; its worker was asked to stop it",
+        "dead": "is a dead letter: nothing runs it; packhorse dead-letter purge removes it",
+        "gone": "has ended, or it never existed",
+    }
+    act = Act("cancel", operator_name(operator), reason)
+    return _run(act, Given(message_ids, where_text, yes, dry_run, as_json), told, "Cancel")
+
+
+def retry(
+    message_ids: SomeIds = None,
+    where_text: Filter = None,
+    dry_run: DryRun = False,
+    reason: Reason = None,
+    operator: Operator = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> int:
+    """Do not wait: a delayed or failed message is due now, a dead one is redriven."""
+    told = {
+        "due": "is due now",
+        "blocked": "is due now, when its conversation is free",
+        "redriven": "was dead; enqueued again with fresh attempts",
+        **{state: f"is {state}: there is nothing to retry" for state in ("running", "done", "cancelled")},
+    }
+    act = Act("retry", operator_name(operator), reason)
+    return _run(act, Given(message_ids, where_text, yes, dry_run, as_json), told, "Make due now")
+
+
+def reschedule(
+    message_ids: SomeIds = None,
+    where_text: Filter = None,
+    delay: Annotated[float | None, duration("--delay", "Due so long from now: 30m, 2h.")] = None,
+    run_at: Annotated[datetime | None, typer.Option("--run-at", parser=moment, metavar="TIME", help="Due at this time (ISO 8601 with zone).")] = None,
+    dry_run: DryRun = False,
+    reason: Reason = None,
+    operator: Operator = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> int:
+    """Say when messages are due; the first of a conversation holds the others until then."""
+    if (delay is None) == (run_at is None):
+        raise usage("run_at", "say when: --delay or --run-at, one of them", "For example: --delay 30m")
+    act = Act("reschedule", operator_name(operator), reason, {"delay": delay, "run_at": run_at})
+    return _run(act, Given(message_ids, where_text, yes, dry_run, as_json), {"rescheduled": "is due then"}, "Reschedule")
+
+
+def move(
+    queue: Annotated[str, typer.Option("--to", help="The queue to move them to.")],
+    message_ids: SomeIds = None,
+    where_text: Filter = None,
+    dry_run: DryRun = False,
+    reason: Reason = None,
+    operator: Operator = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> int:
+    """Put messages on another queue; each keeps its place in its conversation."""
+    act = Act("move", operator_name(operator), reason, {"queue": queue})
+    return _run(act, Given(message_ids, where_text, yes, dry_run, as_json), {"moved": f"is on {queue}"}, f"Move to {queue}")
+
+
+def priority(
+    level: Annotated[int, typer.Option("--to", min=1, max=10, help="1 (first) to 10 (last).")],
+    message_ids: SomeIds = None,
+    where_text: Filter = None,
+    dry_run: DryRun = False,
+    reason: Reason = None,
+    operator: Operator = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> int:
+    """Give messages another priority within their queue; the order of a conversation stays."""
+    act = Act("priority", operator_name(operator), reason, {"priority": level})
+    asked = Given(message_ids, where_text, yes, dry_run, as_json)
+    return _run(act, asked, {"changed": f"has priority {level}"}, f"Give priority {level} to")
+
+
+def bury(
+    message_ids: SomeIds = None,
+    where_text: Filter = None,
+    dry_run: DryRun = False,
+    reason: Reason = None,
+    operator: Operator = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> int:
+    """Give messages up: they become dead letters, which can be edited and redriven."""
+    act = Act("bury", operator_name(operator), reason)
+    return _run(act, Given(message_ids, where_text, yes, dry_run, as_json), {"buried": "is a dead letter"}, "Bury")
+
+
+def _run(act: Act, asked: Given, told: dict[str, str], title: str) -> int:
+    """By id or by filter; nothing named is an error, not everything."""
+    if asked.filter is not None:
+        if asked.ids:
+            raise usage("where", "cannot be combined with ids")
+        return _by_filter(act, asked, title)
+    if not asked.ids:
+        raise usage("ids", "say which: ids or --where", "For example: --where 'queue=mail state=pending age>2h'")
+    if asked.dry_run:
+        raise usage("dry_run", "--dry-run is for --where")
+    return _each(act, asked.ids, {**_LEFT, **told}, as_json=asked.as_json)
+
+
+def _each(act: Act, message_ids: list[int], told: dict[str, str], *, as_json: bool) -> int:
+    """Do it with one message after the other, and say what became of each; exit 1 when some could not be done.
+
+    One that somebody else keeps locked is passed over. What is already done when the database goes away, or at Ctrl-C, is said, too.
+    """
+    answers: dict[int, str] = {}
+    holders: dict[int, str] = {}
+    try:
+        with database() as connection:
+            for one in message_ids:
+                try:
+                    with translated():
+                        answers[one] = _one(connection, act, one)
+                        if answers[one] == "running" and (holder := operations.holder(connection, one)):
+                            holders[one] = f"runs on {holder}; cancel it or wait"
+                except (NotFound, StoreConflict) as error:
+                    if len(message_ids) == 1:
+                        raise
+                    answers[one] = "gone" if isinstance(error, NotFound) else "busy"
+    except (WorkerError, KeyboardInterrupt):
+        if answers:
+            _tell(answers, told, holders, as_json=as_json)
+        raise
+    bad = [one for one, answer in answers.items() if answer not in (*DONE[act.verb], "unchanged")]
+    if len(answers) == 1 and bad:
+        raise CommandError(f"message {bad[0]} {holders.get(bad[0], told[answers[bad[0]]])}", code="not_possible", field="id")
+    _tell(answers, told, holders, as_json=as_json)
+    return EXIT_FAILED if bad else EXIT_OK
+
+
+def _one(connection: DeadlineConnection, act: Act, message_id: int) -> str:
+    if act.verb == "cancel":  # `gone` says less than where it is
+        return operations.cancel(connection, message_id, act.operator, act.reason)
+    return messages.act_on(connection, act, message_id)
+
+
+def _tell(answers: dict[int, str], told: dict[str, str], holders: dict[int, str], *, as_json: bool) -> None:
+    """One line or entry per message."""
+    if as_json:
+        print_json([{"id": one, "result": answer} for one, answer in answers.items()])
+    else:
+        for one, answer in answers.items():
+            print(f"message {one} {holders.get(one, told[answer])}")
+
+
+def _by_filter(act: Act, asked: Given, title: str) -> int:
+    """Count, ask, act in batches; what is done is said however it ends."""
+    wanted = where.parse(asked.filter or "")
+    if not wanted.terms:
+        raise usage("where", "an empty filter would be every message", "Say which: queue=mail, age>0s")
+    counted: Counted | None = None
+    done = 0
+    try:
+        with database() as connection:
+            counted = messages.count(connection, wanted, act.verb)
+            if asked.dry_run or not counted.total:
+                _tell_filter(act, counted, Counter(), 0, "dry_run" if asked.dry_run else "finished", asked.as_json)
+                return EXIT_OK
+            if not asked.as_json:
+                print(sentence(counted))
+        confirmed(f"{title} {counted.total:,} message(s)?", asked.yes)
+        # connected again: nobody should hold a connection while a person thinks
+        with database() as connection, progress(act.verb, counted.total) as advance, first_interrupt() as stop:
+
+            def report(count: int) -> None:
+                nonlocal done
+                done += count
+                advance(count)
+
+            result = messages.apply(connection, counted, act, report=report, stop=stop)
+    except (WorkerError, KeyboardInterrupt):
+        if done and counted is not None:
+            _tell_filter(act, counted, Counter(), done, "error", asked.as_json)
+        raise
+    _tell_filter(act, counted, Counter(result.answers), result.left, result.ended, asked.as_json)
+    return EXIT_OK if result.ended == "finished" else EXIT_FAILED
+
+
+def sentence(counted: Counted) -> str:
+    """`1,204 messages: 1,000 whatsapp, 204 default; oldest 3 h`."""
+    if not counted.total:
+        return "no message matches" + (f" but {counted.running:,} that run" if counted.running else "")
+    queues = ", ".join(f"{count:,} {queue}" for queue, count in counted.queues)
+    oldest = "" if counted.oldest is None else f"; oldest {_span((counted.at - counted.oldest).total_seconds())}"
+    return f"{counted.total:,} message{'s' if counted.total > 1 else ''}: {queues}{oldest}"
+
+
+def _span(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size or (unit == "min" and seconds >= size):
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def _tell_filter(act: Act, counted: Counted, answers: Counter[str], left: int, ended: str, as_json: bool) -> None:
+    """left: with "error", how many were passed by before it."""
+    done = sum(answers[word] for word in DONE[act.verb])
+    if as_json:
+        document: dict[str, Any] = {"selected": counted.total, "queues": dict(counted.queues), "oldest": counted.oldest, "running": counted.running}
+        print_json({**document, "done": None if ended == "error" else done, "answers": dict(answers), "left": left, "ended": ended})
+    elif ended == "dry_run" or not counted.total:
+        print(sentence(counted))
+    elif ended == "error":
+        print(f"{act.verb}: stopped by an error after {left:,} of {counted.total:,} message(s)")
+    else:
+        others = ", ".join(f"{count:,} {word}" for word, count in sorted(answers.items()) if word not in DONE[act.verb])
+        more = [f"left alone: {others}"] * bool(others) + [f"{left:,} had changed meanwhile or were locked"] * bool(left)
+        stopped = " (interrupted)" if ended == "interrupted" else ""
+        print(f"{act.verb}: {done:,} of {counted.total:,} message(s){stopped}" + "".join(f"; {text}" for text in more))

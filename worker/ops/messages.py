@@ -1,0 +1,201 @@
+"""What an operator does with messages that do not run: count a filter, act on what it selects, edit one, clone one (SPEC Q5).
+
+A filter is counted first. What is counted is fixed at that instant: an act by filter touches no message that came later. It works
+oldest first, in batches with a transaction each; the verbs themselves are SQL (migrations/functions/edit.sql), which records each message.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.errors import InvalidArgument, NotFound, StoreConflict
+from packhorse.worker.ops.where import Where
+from packhorse.worker.records import Row
+from packhorse.worker.store import acts
+
+MAX_BATCH = 500
+#: verb -> the words that say that it did something.
+DONE = {
+    "cancel": ("cancelled", "requested"),
+    "retry": ("due", "blocked", "redriven"),
+    "reschedule": ("rescheduled",),
+    "move": ("moved",),
+    "priority": ("changed",),
+    "bury": ("buried",),
+}
+#: Of these a message that runs is one, too.
+_OF_RUNNING = ("cancel",)
+_LOWEST = -(2**63)
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """One verb (a key of DONE) with its parameters: `queue`, `priority`, or `run_at` and `delay` (seconds; one of them None)."""
+
+    verb: str
+    operator: str
+    reason: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {**self.parameters, "operator": self.operator, "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What a filter selected at the instant `at`: how many by queue (most first), how many of them run, since when the oldest is there.
+
+    last: the newest message that can be part of it.
+    """
+
+    where: Where
+    at: datetime
+    last: int
+    queues: tuple[tuple[str, int], ...]
+    oldest: datetime | None
+    running: int
+
+    @property
+    def total(self) -> int:
+        return sum(count for _, count in self.queues)
+
+
+@dataclass(frozen=True, slots=True)
+class FilterResult:
+    """What was done. answers: how many by the verb's word. left: had changed meanwhile, or somebody else had them locked.
+    ended: "finished" or "interrupted"."""
+
+    answers: dict[str, int]
+    left: int
+    ended: str
+
+    def done(self, verb: str) -> int:
+        """How many the verb did something with."""
+        return sum(self.answers.get(word, 0) for word in DONE[verb])
+
+
+def count(connection: DeadlineConnection, where: Where, verb: str) -> Counted:
+    """What the verb would touch: live messages of the filter, without those that run where the verb is not for these. Raises StoreError."""
+    at, last = acts.moment(connection)
+    rows = acts.count(connection, where.terms, at, last, running=verb in _OF_RUNNING)
+    oldest = min((since for _, _, since, _ in rows if since is not None), default=None)
+    return Counted(where, at, last, tuple((queue, many) for queue, many, _, _ in rows if many), oldest, sum(row[3] for row in rows))
+
+
+def apply(
+    connection: DeadlineConnection,
+    counted: Counted,
+    act: Act,
+    *,
+    report: Callable[[int], Any] = lambda count: None,
+    stop: threading.Event | None = None,
+    batch: int = MAX_BATCH,
+) -> FilterResult:
+    """Do it with what was counted, oldest first. report: called with the size of each batch when it is done. stop ends it between two.
+
+    Raises StoreError; batches before that are done, and were reported.
+    """
+    answers: Counter[str] = Counter()
+    left, after = 0, _LOWEST
+    stop = stop or threading.Event()
+    while True:
+        ids = acts.page(connection, counted.where.terms, counted.at, after, counted.last, batch)
+        if not ids:
+            return FilterResult(dict(answers), left, "finished")
+        if stop.is_set():
+            return FilterResult(dict(answers), left, "interrupted")
+        told = _batch(connection, counted, act, ids)
+        answers.update(told.values())
+        left += len(ids) - len(told)
+        after = ids[-1]
+        report(len(ids))
+
+
+def _batch(connection: DeadlineConnection, counted: Counted, act: Act, ids: list[int]) -> dict[int, str]:
+    """One transaction for all; each alone when somebody has locked what one of them needs (the next message of its conversation)."""
+    try:
+        return _together(connection, counted, act, ids)
+    except StoreConflict:
+        answers: dict[int, str] = {}
+    for one in ids:
+        try:
+            answers |= _together(connection, counted, act, [one])
+        except StoreConflict:
+            continue
+    return answers
+
+
+def _together(connection: DeadlineConnection, counted: Counted, act: Act, ids: list[int]) -> dict[int, str]:
+    running = act.verb in _OF_RUNNING
+    with translated(), connection.transaction():
+        locked = acts.lock(connection, counted.where.terms, counted.at, ids, running=running)
+        return acts.act(connection, act.verb, locked, act.arguments) if locked else {}
+
+
+def act_on(connection: DeadlineConnection, act: Act, message_id: int) -> str:
+    """Do it with one message; the verb's word, or the state that forbids it. Raises NotFound, StoreConflict, InvalidArgument."""
+    with translated():
+        answer = acts.act(connection, act.verb, [message_id], act.arguments)[message_id]
+    if answer == "gone":
+        raise NotFound("message", message_id)
+    return answer
+
+
+def clone(connection: DeadlineConnection, message_id: int, delay_seconds: float, operator: str, reason: str | None) -> tuple[str, int | None]:
+    """A new message like this one: "cloned" and its id; "running" and None. Raises NotFound, InvalidArgument, UnknownQueue."""
+    answer, clone_id = acts.clone(connection, message_id, delay_seconds, operator, reason)
+    if answer == "gone":
+        raise NotFound("message", message_id)
+    return answer, clone_id
+
+
+def with_settings(payload: dict[str, Any], settings: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A copy of the payload with values at dotted paths: `customer.id`; objects on the way are made. Raises InvalidArgument.
+
+    A place in a list is its number.
+    """
+    result: Any = _copied(payload)
+    for path, new in settings:
+        names = path.split(".")
+        if not all(names):
+            raise InvalidArgument(f"set: {path[:60]!r} is not a path", field="set", hint="Write customer.id=42")
+        target = result
+        for name, following in zip(names, [*names[1:], None], strict=True):
+            key = _key(target, name, path)
+            if following is None:
+                target[key] = new
+            elif isinstance(target, dict) and key not in target:
+                target[key] = {}
+            if following is not None:
+                target = target[key]
+    return dict(result)
+
+
+def _key(target: Any, name: str, path: str) -> str | int:
+    if isinstance(target, dict):
+        return name
+    if isinstance(target, list) and name.isdecimal() and int(name[:9]) < len(target):
+        return int(name)
+    raise InvalidArgument(f"set: there is no {name[:60]!r} of {path[:60]!r} in the payload", field="set", hint="Only the keys of objects are made")
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
+
+
+def list_messages(connection: DeadlineConnection, where: Where, **filters: Any) -> list[Row]:
+    """Messages, newest first: live, archived and dead. filters: queue, state, message_type, conversation_key, since, until (creation),
+    after (an id: the page behind it), limit; None is no filter."""
+    names = ("queue", "state", "message_type", "conversation_key", "since", "until", "after")
+    at, _ = acts.moment(connection)
+    return acts.list_messages(connection, where.terms, {**dict.fromkeys(names), "limit": 50, **filters, "now": at})

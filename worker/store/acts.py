@@ -1,0 +1,90 @@
+"""What an operator does with many messages at once: count, walk, act (worker/db/sql/filters.sql, migrations/functions/edit.sql).
+
+Each takes a connection first and works in its transaction. Raises StoreError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.queries import sql
+from packhorse.worker.records import Row
+from packhorse.worker.store.filters import KNOWN, LIVE, Term, filled
+from packhorse.worker.store.rows import rows_of, value
+
+#: A look at a table of any size ends after this.
+LOOK_SECONDS = 30
+
+
+def moment(connection: DeadlineConnection) -> tuple[datetime, int]:
+    """The database's time and the id of its newest live message."""
+    row: Any = connection.execute(sql("filter_moment")).fetchone()
+    return row[0], int(row[1])
+
+
+def count(
+    connection: DeadlineConnection, terms: Sequence[Term], now: datetime, last: int, *, running: bool
+) -> list[tuple[str, int, datetime | None, int]]:
+    """Live messages up to the id `last` by queue: how many, the oldest, and how many run; most first. Ages are those at `now`.
+
+    running: those that run are among the first two.
+    """
+    statement, parameters = filled("count_filtered", terms, LIVE)
+    with connection.transaction():
+        value(connection, "bound_statement", (f"{LOOK_SECONDS}s",))
+        found = connection.execute(statement, {**parameters, "now": now, "last": last, "running": running}).fetchall()
+    return [(row[0], row[1], row[2], row[3]) for row in found]
+
+
+def page(connection: DeadlineConnection, terms: Sequence[Term], now: datetime, after: int, last: int, limit: int) -> list[int]:
+    """The next ids of the selection after `after`, ascending."""
+    statement, parameters = filled("page_of_filtered", terms, LIVE)
+    with connection.transaction():
+        value(connection, "bound_statement", (f"{LOOK_SECONDS}s",))
+        found = connection.execute(statement, {**parameters, "now": now, "after": after, "last": last, "limit": limit}).fetchall()
+    return [row[0] for row in found]
+
+
+def lock(connection: DeadlineConnection, terms: Sequence[Term], now: datetime, ids: list[int], *, running: bool) -> list[int]:
+    """Those of these messages that are selected still and that nobody has locked; locked until the transaction ends. running: also those that run."""
+    statement, parameters = filled("lock_filtered", terms, LIVE)
+    return [row[0] for row in connection.execute(statement, {**parameters, "now": now, "ids": ids, "running": running}).fetchall()]
+
+
+def act(connection: DeadlineConnection, verb: str, ids: list[int], parameters: dict[str, Any]) -> dict[int, str]:
+    """Do it with each of these messages, in this order; the answer of each. verb: cancel, retry, reschedule, move, priority, bury.
+
+    parameters: operator, reason and those of the verb. Raises InvalidArgument, UnknownQueue, StoreConflict; then nothing is done.
+    """
+    return {row[0]: row[1] for row in connection.execute(sql(f"act_{verb}"), {**parameters, "ids": ids}).fetchall()}
+
+
+def clone(connection: DeadlineConnection, message_id: int, delay_seconds: float, operator: str, reason: str | None) -> tuple[str, int | None]:
+    """A new message like this one: "cloned" and its id; else "running" or "gone"."""
+    row: Any = connection.execute(sql("clone_message"), (message_id, delay_seconds, operator, reason)).fetchone()
+    return row[0], row[1]
+
+
+def payload(connection: DeadlineConnection, message_id: int) -> tuple[str, str, str | None, list[str]] | None:
+    """State, payload (JSON text), lease holder and names of the steps of one message, wherever it is; None when nothing has this id."""
+    row: Any = connection.execute(sql("message_payload"), (message_id,)).fetchone()
+    return None if row is None else (row[0], str(row[1]), None if row[2] is None else str(row[2]), list(row[3]))
+
+
+def edit(
+    connection: DeadlineConnection, message_id: int, payload: str, before: str, operator: str, reason: str | None, *, fresh: bool = False
+) -> str:
+    """Replace the payload (JSON object text), which was `before` when it was read: "edited", else the state that forbids it.
+
+    Raises InvalidArgument, and StoreRejected with the SQLSTATE PH005 when somebody else has changed it since.
+    """
+    return str(value(connection, "edit_message", (message_id, payload, operator, reason, before, fresh)))
+
+
+def list_messages(connection: DeadlineConnection, terms: Sequence[Term], parameters: dict[str, Any]) -> list[Row]:
+    """Messages by filter, newest first; parameters of the statement `list_filtered`, `now` for ages."""
+    statement, more = filled("list_filtered", terms, KNOWN)
+    return rows_of(connection, statement, {**more, **parameters})
