@@ -37,7 +37,7 @@ class Ledger:
 
 class Daemon:
     """One `packhorse worker` as a real process tree. Settings are environment variables; `extra` are others.
-    stderr: a descriptor in place of the log. command: worker, scheduler or up."""
+    stderr: a descriptor in place of the log. command: worker, scheduler or up. options: of the command."""
 
     def __init__(
         self,
@@ -48,6 +48,7 @@ class Daemon:
         stderr: int | None = None,
         cwd: Path = ROOT,
         command: str = "worker",
+        options: tuple[str, ...] = (),
         **settings: object,
     ) -> None:
         url = database if isinstance(database, str) else database.url
@@ -68,7 +69,7 @@ class Daemon:
         self.log_path = Path(f"/tmp/packhorse-daemon-{os.getpid()}-{id(self)}.log")
         self._log = self.log_path.open("w")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "packhorse.worker.cli.main", command, actors],
+            [sys.executable, "-m", "packhorse.worker.cli.main", command, actors, *options],
             env=environment,
             cwd=cwd,
             stdout=self._log,

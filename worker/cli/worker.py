@@ -22,7 +22,10 @@ Threads = Annotated[int | None, typer.Option("--threads", "-t", help="Handler th
 Queues = Annotated[str | None, typer.Option("--queues", "-q", help="Only these queues, separated by commas.")]
 
 
-def worker(modules: Modules = None, processes: Processes = None, threads: Threads = None, queues: Queues = None) -> int:
+Burst = Annotated[bool, typer.Option("--burst", help="Stop when nothing is left to do now; exit code 1 when a message failed or died.")]
+
+
+def worker(modules: Modules = None, processes: Processes = None, threads: Threads = None, queues: Queues = None, burst: Burst = False) -> int:
     """Run handlers. SIGTERM or Ctrl-C drains, a second one interrupts, SIGHUP restarts one process at a time."""
     from packhorse.worker.embedded import Embedded
     from packhorse.worker.fleet.supervisor import Supervisor
@@ -40,4 +43,8 @@ def worker(modules: Modules = None, processes: Processes = None, threads: Thread
     if has_policies():
         chosen = chosen.model_copy(update={"actors": (*chosen.actors, DECLARE)})
     with embedded or nullcontext():  # keeps the server up when `packhorse up` ends before us
+        if burst:
+            from packhorse.worker.fleet.burst import BurstSupervisor, start_of_burst
+
+            return BurstSupervisor(chosen, start_of_burst(chosen), notifier=Notifier(os.environ)).run()
         return Supervisor(chosen, notifier=Notifier(os.environ)).run()

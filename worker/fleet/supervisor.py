@@ -76,6 +76,8 @@ class Child:
 class Supervisor:
     """Keeps settings.processes children alive until told to stop. Use from the main thread."""
 
+    nap_seconds = 1.0  # at most: hung children, the watchdog
+
     def __init__(self, settings: Settings, run_child: RunChild = run_worker_process, notifier: Notifier | None = None) -> None:
         self.settings = settings.model_copy(update={"app_dir": folder.find(settings.app_dir, os.environ)})
         self._folder_problem: str | None = None  # as it was said
@@ -123,7 +125,7 @@ class Supervisor:
     def _nap(self) -> None:
         """Wait for a signal (a byte on the wake-up pipe) or for the next moment at which something is due."""
         due = [child.start_after - time.monotonic() for child in self._children if not child.pid and not child.isolation]
-        timeout = min([1.0, *due]) if not self._stops else 1.0  # a second: hung children, the watchdog
+        timeout = min([self.nap_seconds, *due]) if not self._stops else self.nap_seconds
         if select.select([self._wakeup], [], [], max(0.0, timeout))[0]:
             os.read(self._wakeup, 4096)
 

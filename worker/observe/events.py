@@ -133,6 +133,11 @@ EVENTS: dict[str, Event] = {
     "service_recovered": Event("info", ("name", "failures"), "It works again, and has for a second."),
     # -- the parent
     "supervisor_started": Event("info", ("pid", "processes", "app_dir"), "The parent begins; app_dir: the folder that each process will enter."),
+    "burst_finished": Event(
+        "info", ("done", "failed", "dead", "left"), "Nothing is left to do now: messages done, waiting after a failure, dead, and left of all kinds."
+    ),
+    "burst_gave_up": Event("error", ("count",), "So many processes in a row ended before they had begun to work; the burst ends with exit code 1."),
+    "burst_look_failed": Event("warning", ("error_class",), "The database did not say whether there is something to do; it is asked again."),
     "supervisor_stopped": Event("info", ("exit_code",), "The parent ends."),
     "child_exited": Event("warning", ("pid", "exit_code", "running"), "A process ended unasked; running: messages that it ran."),
     "queue_without_actors": Event(
