@@ -25,14 +25,14 @@ FLOORS: list[tuple[str, ...]] = [
     ("worker.attempt",),
     ("worker.broker", "worker.calls"),
     ("worker.runtime", "worker.doctor"),
-    ("worker.fleet", "worker.adopt", "schedules"),
+    ("worker.fleet", "worker.adopt", "worker.testing", "schedules"),
     ("worker.cli",),
 ]
 
 #: third party -> where it may be imported
 HOMES = {
     "psycopg": ("worker.db",),
-    "dramatiq": ("worker.attempt", "worker.broker", "worker.enqueue", "worker.runtime", "schedules.actors", "schedules.declare"),
+    "dramatiq": ("worker.attempt", "worker.broker", "worker.enqueue", "worker.runtime", "worker.testing", "schedules.actors", "schedules.declare"),
     "redis": ("worker.broker.backends",),
     "structlog": ("worker.observe",),
     "prometheus_client": ("worker.observe",),
@@ -45,6 +45,7 @@ HOMES = {
     "apscheduler": ("schedules.timetable.triggers",),
     "opentelemetry": ("worker.observe.tracing",),
     "httpx": ("worker.calls.http",),
+    "pytest": ("worker.testing.plugin",),
 }
 
 
@@ -210,7 +211,7 @@ def test_a_help_text_needs_no_broker():
     assert not {name for name in ("dramatiq", "psycopg", "pydantic") if f"'{name}'" in loaded}
 
 
-@pytest.mark.parametrize("module", ["packhorse", "packhorse.calls"])
+@pytest.mark.parametrize("module", ["packhorse", "packhorse.calls", "packhorse.testing"])
 def test_every_public_name_is_found(module):
     public = importlib.import_module(module)
     assert set(public.__all__) <= set(dir(public))

@@ -23,6 +23,8 @@ from packhorse.worker.errors import ConfigError
 from packhorse.worker.suggest import near_miss
 
 PREFIX = "PACKHORSE_"
+#: Variables with our prefix that are none: where the file is, and the database of an application's tests (worker/testing/plugin.py).
+NO_SETTINGS = frozenset({"PACKHORSE_CONFIG", "PACKHORSE_TEST_DATABASE_URL"})
 MAX_SECRET_BYTES = 65536
 #: Tables of packhorse.toml that schedules/config.py and calls/declarations.py read.
 SECTIONS = ("schedules", "retention", "partitions", "gates", "services")
@@ -250,7 +252,7 @@ def _read_environment(environ: Mapping[str, str], values: dict[str, Any], source
         values["database_url"] = environ["DATABASE_URL"]
         sources["database_url"] = "DATABASE_URL"
     for variable, text in environ.items():
-        if not variable.startswith(PREFIX) or variable == "PACKHORSE_CONFIG":
+        if not variable.startswith(PREFIX) or variable in NO_SETTINGS:
             continue
         name = variable[len(PREFIX) :].lower()
         secret = name.removesuffix("_file")

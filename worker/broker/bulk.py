@@ -31,6 +31,20 @@ class Encoder(Protocol):
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None: ...
 
 
+def encoded_one_by_one(broker: Encoder, messages: list[dramatiq.Message[Any]]) -> Iterator[Encoded]:
+    """Each of them as columns, between its hooks. Raises InvalidArgument."""
+    before, after = broker.enqueue_hooks()
+    for message in messages:
+        if before:
+            broker.emit_before("enqueue", message, None)
+        encoded = broker.encoded(message)
+        if "dedup_key" in encoded.extra:
+            raise InvalidArgument("dedup_key: bulk enqueue has no dedup windows", field="dedup_key", hint="Use enqueue().")
+        yield encoded
+        if after:
+            broker.emit_after("enqueue", message, None)
+
+
 class BulkEnqueue:
     """One bulk enqueue, in the transaction that its connection is in."""
 
@@ -78,21 +92,14 @@ class BulkEnqueue:
 
     def _parts(self, messages: list[dramatiq.Message[Any]]) -> Iterator[list[tuple[str, ...]]]:
         """Rows for insert_messages, by the statement."""
-        broker = self._broker
-        before, after = broker.enqueue_hooks()
         rows: list[tuple[str, ...]] = []
         size = 0
-        for message in messages:
-            if before:
-                broker.emit_before("enqueue", message, None)
-            encoded = broker.encoded(message)
+        for encoded in encoded_one_by_one(self._broker, messages):
             if encoded.queue not in self._queues:
                 self._queues.add(encoded.queue)
-                broker.ensure_queue(self._connection, encoded.queue)
+                self._broker.ensure_queue(self._connection, encoded.queue)
             tail = self._tail(encoded.extra) if encoded.extra else self._plain
             rows.append((encoded.queue, encoded.message_type, encoded.payload, encoded.options, str(encoded.priority), *tail))
-            if after:
-                broker.emit_after("enqueue", message, None)
             size += len(encoded.payload) + len(encoded.options)
             if len(rows) == store.BULK_ROWS or size >= PART_CHARACTERS:
                 yield rows
@@ -102,8 +109,6 @@ class BulkEnqueue:
 
     def _tail(self, extra: dict[str, Any]) -> tuple[str, ...]:
         """The columns of a message that is more than plain, `state` last."""
-        if "dedup_key" in extra:
-            raise InvalidArgument("dedup_key: bulk enqueue has no dedup windows", field="dedup_key", hint="Use enqueue().")
         key = extra.get("conversation_key")
         state = "blocked" if key in self._conversations else "pending"
         if key is not None:

@@ -31,7 +31,7 @@ from packhorse.worker.attempt.middleware.time_limits import check_class
 from packhorse.worker.attempt.middleware.tracing import Tracing
 from packhorse.worker.attempt.step_store import BrokerSteps
 from packhorse.worker.broker.actor import complete
-from packhorse.worker.broker.bulk import BulkEnqueue
+from packhorse.worker.broker.bulk import BulkEnqueue, encoded_one_by_one
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.db.async_connection import AsyncDeadlineConnection, current_async, in_thread
 from packhorse.worker.db.connection import DeadlineConnection
@@ -39,6 +39,7 @@ from packhorse.worker.db.errors import translated
 from packhorse.worker.db.pool import ConnectionPool
 from packhorse.worker.db.sessions import open_work
 from packhorse.worker.embedded import running_url
+from packhorse.worker.enqueue import capture
 from packhorse.worker.enqueue.encoding import Encoded, Signature, check_actor, encode
 from packhorse.worker.errors import ConfigError, InvalidArgument, StoreRejected, WorkerError
 from packhorse.worker.observe import tracing
@@ -191,7 +192,7 @@ class PostgresBroker(Broker):
 
     async def enqueue_async(self, message: Any, *, delay: int | None = None) -> Any:
         """`enqueue` for coroutines: it waits in a thread. In a transactional coroutine the message is part of its transaction."""
-        held = self._coroutines_connection()
+        held = self._coroutines_connection() if capture.active is None else None
         if held is None:
             return await in_thread(self.enqueue, message, delay=delay)
         return await held.ours(self._enqueue_for_coroutine, held.twin, message, delay)
@@ -201,6 +202,8 @@ class PostgresBroker(Broker):
             return self.enqueue(message, delay=delay)
 
     def _send(self, message: dramatiq.Message[Any], delay: int | None) -> int:
+        if capture.active is not None:
+            return capture.active.take([self.encoded(message, delay)])[0].id
         held = self._handlers_connection()
         if held is None and self._coroutines_connection() is not None:
             raise WorkerError("a transactional coroutine sends with `await actor.send_async(…)`: its connection is asynchronous")
@@ -269,6 +272,9 @@ class PostgresBroker(Broker):
             return self._send_many(found)
 
     def _send_many(self, messages: list[dramatiq.Message[Any]]) -> int:
+        if capture.active is not None:
+            capture.active.take(list(encoded_one_by_one(self, messages)))
+            return len(messages)
         held = self._handlers_connection()
         with self.pool.connection() if held is None else nullcontext(held) as connection, connection.as_ourselves(), connection.transaction():
             BulkEnqueue(self, connection).insert(messages)

@@ -6,6 +6,7 @@ One SQL call on the connection that the caller gives; what becomes of it is the 
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import islice
@@ -14,10 +15,12 @@ from typing import Any, Unpack
 from packhorse.worker.config import own_schema
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.names import Names
+from packhorse.worker.enqueue import capture
 from packhorse.worker.enqueue.encoding import Encoded, refuse_misspelt, refuse_too_late, take_columns, to_json
 from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.observe import tracing
 from packhorse.worker.records import EnqueueOptions, EnqueueResult
+from packhorse.worker.store.messages import dumps
 from packhorse.worker.store.options import OPTIONS, seconds
 
 _LIBRARIES = ("django", "sqlalchemy", "asyncpg", "psycopg")
@@ -52,6 +55,8 @@ class Call:
 
     def run(self, connection: Any, arguments: dict[str, Any], schema: str | None) -> Any:
         """Its only row, on a synchronous connection of any supported driver; raises that driver's errors."""
+        if capture.active is not None:
+            return _captured(capture.active, arguments)
         connection = _unwrapped(connection)
         values = [arguments[name] for name in self._names]
         names = _names(connection, schema)
@@ -79,6 +84,8 @@ class Call:
 
     async def run_async(self, connection: Any, arguments: dict[str, Any], schema: str | None) -> Any:
         """The same on an asynchronous connection."""
+        if capture.active is not None:
+            return _captured(capture.active, arguments)
         connection = _unwrapped(connection)
         _require_asynchronous(connection)
         values = [arguments[name] for name in self._names]
@@ -100,6 +107,24 @@ class Call:
         from sqlalchemy import text
 
         return text(names.of(self._colon)), {f"a{place}": value for place, value in enumerate(values, 1)}
+
+
+def _captured(taker: capture.Capture, arguments: dict[str, Any]) -> tuple[Any, ...]:
+    """What the SQL function would answer; the messages go to a test, and whatever was given as a connection is not looked at."""
+    extra = {
+        option.key: arguments[option.argument]
+        for option in OPTIONS
+        if option.name != "priority" and arguments.get(option.argument, option.default) != option.default
+    }
+    many = "p_payloads" in arguments
+    payloads = [dumps(payload) for payload in json.loads(arguments["p_payloads"])] if many else [arguments["p_payload"]]
+    taken = taker.take(
+        [
+            Encoded(arguments["p_queue"], arguments["p_message_type"], payload, arguments["p_options"], arguments["p_priority"], {**extra})
+            for payload in payloads
+        ]
+    )
+    return (len(taken),) if many else (taken[0].id, taken[0].duplicate)
 
 
 def _names(connection: Any, schema: str | None) -> Names:

@@ -23,6 +23,7 @@ from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.attempt.middleware import Checked, TimeLimits
 from packhorse.worker.attempt.middleware.retries import policies, services_of
 from packhorse.worker.attempt.middleware.tracing import Tracing
+from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.calls.registry import default_registry
 from packhorse.worker.config import Settings
 from packhorse.worker.db import migrate
@@ -76,11 +77,13 @@ INTERRUPTED_SECONDS = 2.0
 class WorkerProcess:
     """The composition of one child. `stop` may be called from a signal handler: it only sets an event."""
 
-    def __init__(self, settings: Settings, running: RunningIds, worker_id: Any = None, stats: ProcessStats | None = None) -> None:
+    def __init__(
+        self, settings: Settings, running: RunningIds, worker_id: Any = None, stats: ProcessStats | None = None, broker: PostgresBroker | None = None
+    ) -> None:
         self.settings = settings
         self.stats = stats or ProcessStats()
         self.id = worker_id or uuid4()
-        self.broker = load_broker(settings)
+        self.broker = load_broker(settings) if broker is None else broker
         default_registry().read_toml()
         for middleware in self.broker.middleware:
             if isinstance(middleware, Checked):
