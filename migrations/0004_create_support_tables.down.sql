@@ -6,4 +6,5 @@ drop table packhorse.conversation_locks;
 drop table packhorse.processed_messages;
 drop table packhorse.message_dedup;
 drop table packhorse.message_types;
+drop table packhorse.daemon_requests;
 drop table packhorse.workers;

@@ -5,6 +5,8 @@
 
 create table packhorse.workers (
   id              uuid        not null,
+  -- the parent of the process, new with each start of a daemon; what an operator asks is asked of it (daemon_requests)
+  daemon          uuid        not null default gen_random_uuid(),
   hostname        text        not null,
   pid             integer     not null,
   version         text        not null,
@@ -22,9 +24,19 @@ create table packhorse.workers (
   failed_total    bigint      not null default 0,
   problems        text[]      not null default '{}',
   constraint workers_pkey primary key (id),
-  constraint workers_state_known check (state in ('running', 'draining'))
+  constraint workers_state_known check (state in ('running', 'quiet', 'draining'))
 ) with (fillfactor = 50);
 comment on table packhorse.workers is 'Worker processes that live: a fresh id per process start. Information only; no lease depends on it.';
+
+create table packhorse.daemon_requests (
+  daemon       uuid        not null,
+  request      text        not null,
+  requested_by text        not null,
+  requested_at timestamptz not null default clock_timestamp(),
+  constraint daemon_requests_pkey primary key (daemon),
+  constraint daemon_requests_known check (request in ('quiet', 'drain'))
+);
+comment on table packhorse.daemon_requests is 'What operators have asked of daemons: claim nothing more, or end. Their processes read it with each heartbeat.';
 
 create table packhorse.message_types (
   name         packhorse.queue_name  not null,

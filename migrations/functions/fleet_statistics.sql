@@ -234,7 +234,7 @@ begin
     'refused_completions', (select count(*) from (select from packhorse.message_queue m where m.completion_refused_at is not null limit 100000) r),
     'workers', (select jsonb_agg(jsonb_build_object('state', s.state, 'value', (select count(*) from packhorse.workers w
         where s.state = case when v_now - w.last_seen_at > w.lease_duration then 'silent' else w.state end)))
-      from (values ('running'), ('draining'), ('silent')) as s (state)));
+      from (values ('running'), ('quiet'), ('draining'), ('silent')) as s (state)));
   update packhorse.fleet_statistics set refreshed_at = v_now, took = clock_timestamp() - v_now,
     statistics = jsonb_build_object('queue_messages', v_messages, 'queue_oldest_due_age_seconds', v_due) || v_rest || packhorse.table_statistics(v_now)
       || packhorse.schedule_statistics(v_now) || packhorse.service_statistics() || packhorse.scope_statistics(v_now);

@@ -24,7 +24,7 @@ begin
     select u.queue, u.due, u.delayed, 0, 0, false, extract(epoch from v_now - u.oldest_due)::float8 from packhorse.count_undeclared_messages(v_now, p_limit) u
   ), judged as (
     select c.*, q.name is not null as declared, q.paused_at is not null as paused, exists (select from packhorse.workers w
-        where c.queue = any (w.queues) and v_now - w.last_seen_at <= w.lease_duration) as has_worker,
+        where c.queue = any (w.queues) and v_now - w.last_seen_at <= w.lease_duration and w.state <> 'quiet') as has_worker,
       case when q.paused_at is not null then case when c.pending > 0 then 'warn' else 'ok' end
         when q.name is null then packhorse.health_worst(array['warn', packhorse.health_level(c.late, extract(epoch from p_warn_after)::float8, extract(epoch from p_fail_after)::float8)])
         else packhorse.health_level(c.late, extract(epoch from p_warn_after)::float8, extract(epoch from p_fail_after)::float8) end as level

@@ -20,18 +20,19 @@ comment on function packhorse.worker_problems(packhorse.workers) is 'What a work
 
 create or replace function packhorse.register_worker(
   p_id uuid, p_hostname text, p_pid integer, p_version text, p_queues text[], p_types text[], p_threads integer, p_lease interval,
-  p_isolation boolean default false, p_policies jsonb default '{}', p_problems text[] default '{}'
+  p_isolation boolean default false, p_policies jsonb default '{}', p_problems text[] default '{}', p_daemon uuid default null
 ) returns void
 language plpgsql as $$
 -- A worker process starts: remember it and the types it handles. Declares its queues. p_isolation: it runs only messages
 -- that were there when two processes died. p_policies: by type an object with `queue`, and with what its code says of
 -- retries (max_attempts, max_retries, min_backoff and max_backoff in milliseconds, on_retry_exhausted): see failure_policy; services: see scope_types,
 -- failure_breaker.
--- p_problems: as in beat_worker().
+-- p_problems: as in beat_worker(). p_daemon: the parent of the process, which asked_of_worker() and ask_worker() go by; null: it has none.
 begin
   perform packhorse.declare_queue(q) from unnest(p_queues) q;
-  insert into packhorse.workers (id, hostname, pid, version, queues, message_types, threads, lease_duration, isolation, problems)
-  values (p_id, p_hostname, p_pid, p_version, p_queues, p_types, p_threads, p_lease, p_isolation, packhorse.bounded_problems(p_problems))
+  insert into packhorse.workers (id, hostname, pid, version, queues, message_types, threads, lease_duration, isolation, problems, daemon)
+  values (p_id, p_hostname, p_pid, p_version, p_queues, p_types, p_threads, p_lease, p_isolation, packhorse.bounded_problems(p_problems),
+    coalesce(p_daemon, p_id))
   on conflict (id) do update set last_seen_at = clock_timestamp();
   insert into packhorse.message_types (name, queue, policy)
   select t.name, coalesce(p_policies -> t.name ->> 'queue', p_queues[1], 'default'), coalesce(p_policies -> t.name, '{}') - 'queue'::text
@@ -41,7 +42,7 @@ begin
   perform packhorse.join_scopes(), packhorse.lift_removed_breakers();
 end
 $$;
-comment on function packhorse.register_worker(uuid, text, integer, text, text[], text[], integer, interval, boolean, jsonb, text[]) is 'A worker process starts.';
+comment on function packhorse.register_worker(uuid, text, integer, text, text[], text[], integer, interval, boolean, jsonb, text[], uuid) is 'A worker process starts.';
 
 create or replace function packhorse.beat_worker(
   p_id uuid, p_ids bigint[], p_tokens bigint[], p_lease interval, p_state text default 'running',
@@ -86,6 +87,47 @@ $$;
 comment on function packhorse.beat_worker(uuid, bigint[], bigint[], interval, text, bigint, bigint, text[])
   is 'Heartbeat: extend every held lease; rows tell lost leases and cancel requests.';
 
+create or replace function packhorse.ask_worker(p_id uuid, p_request text, p_operator text default current_user, p_reason text default null) returns text
+language plpgsql as $$
+-- Ask the daemon of this worker process for something, which all of its processes learn with their next heartbeat: `quiet` (claim nothing
+-- more, and live), `drain` (finish, and end), `resume` (claim again). Returns 'asked', 'unchanged', 'draining' (an end cannot be taken back) or 'gone'.
+-- It holds for the daemon, whatever becomes of its processes, and ends with it. Raises PH001.
+declare
+  v_daemon uuid;
+  v_now text;
+begin
+  if p_request is null or p_request not in ('quiet', 'drain', 'resume') then
+    perform packhorse.refuse_argument('request', format('%L cannot be asked', left(p_request, 60)), 'quiet, drain or resume.');
+  end if;
+  select w.daemon into v_daemon from packhorse.workers w where w.id = p_id;
+  if not found then
+    return 'gone';
+  end if;
+  select r.request into v_now from packhorse.daemon_requests r where r.daemon = v_daemon for update;
+  if v_now = 'drain' and p_request <> 'drain' then
+    return 'draining';
+  elsif coalesce(v_now, 'resume') = p_request then
+    return 'unchanged';
+  elsif p_request = 'resume' then
+    delete from packhorse.daemon_requests r where r.daemon = v_daemon;
+  else
+    insert into packhorse.daemon_requests (daemon, request, requested_by) values (v_daemon, p_request, p_operator)
+    on conflict (daemon) do update set request = excluded.request, requested_by = excluded.requested_by, requested_at = clock_timestamp();
+  end if;
+  insert into packhorse.operator_actions (action, operator, reason, details)
+  values (p_request || '_worker', p_operator, p_reason, jsonb_build_object('worker', p_id, 'daemon', v_daemon));
+  return 'asked';
+end
+$$;
+comment on function packhorse.ask_worker(uuid, text, text, text) is 'Ask the daemon of a worker process to be quiet, to drain, or to claim again.';
+
+create or replace function packhorse.asked_of_worker(p_id uuid) returns text
+language sql stable as $$
+-- quiet, drain or null.
+  select r.request from packhorse.workers w join packhorse.daemon_requests r on r.daemon = w.daemon where w.id = p_id;
+$$;
+comment on function packhorse.asked_of_worker(uuid) is 'What operators have asked of the daemon of this worker process; null: nothing.';
+
 create or replace function packhorse.deregister_worker(p_id uuid) returns boolean
 language sql volatile as $$
   delete from packhorse.workers where id = p_id returning true;
@@ -101,6 +143,8 @@ begin
   perform packhorse.check_age('after', p_after);
   delete from packhorse.workers where last_seen_at < clock_timestamp() - p_after;
   get diagnostics v_count = row_count;
+  delete from packhorse.daemon_requests r
+  where r.requested_at < clock_timestamp() - p_after and not exists (select from packhorse.workers w where w.daemon = r.daemon);
   return v_count;
 end
 $$;

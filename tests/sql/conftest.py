@@ -25,6 +25,7 @@ TABLES = [
     "message_results",
     "rate_limiters",
     "workers",
+    "daemon_requests",
     "message_types",
     "queue_wakeups",
     "scopes",

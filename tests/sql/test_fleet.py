@@ -50,7 +50,7 @@ def test_a_queue_without_messages_is_shown_with_zeros(sql: Sql) -> None:
 
 def test_workers_tables_partitions_and_snapshots_are_there(sql: Sql) -> None:
     found = counted(sql)
-    assert {row["state"] for row in found["workers"]} == {"running", "draining", "silent"}
+    assert {row["state"] for row in found["workers"]} == {"running", "quiet", "draining", "silent"}
     assert {row["table"] for row in found["table_bytes"]} == {"message_queue", "message_archive", "dead_letters"}
     assert by(found["table_bytes"], table="message_queue") > 0
     assert by(found["partition_runway_seconds"], table="message_archive") > 6 * 86400

@@ -265,6 +265,7 @@ def test_partitions_are_closed_to_direct_access(as_role: Callable[[str], Sql]) -
 EVERYTHING = set(READABLE) - {"explain_message(1)"} | {
     "claim_marks",
     "conversation_locks",
+    "daemon_requests",
     "detached_partitions",
     "fleet_statistics",
     "maintenance_health",

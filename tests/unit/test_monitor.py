@@ -9,7 +9,7 @@ import pytest
 from packhorse.worker.fleet.monitor import STANDSTILL_SECONDS, Monitor
 from packhorse.worker.observe import probes
 from packhorse.worker.observe.fleet_stats import FleetStats
-from packhorse.worker.observe.process_stats import CLAIM_FAILING, CONTACT_AT, DRAINING, LOOPS, REGISTERED
+from packhorse.worker.observe.process_stats import CLAIM_FAILING, CONTACT_AT, DRAINING, LOOPS, QUIET, REGISTERED
 from packhorse.worker.observe.systemd import Notifier
 from tests.support.notify import Manager
 
@@ -71,6 +71,7 @@ def test_a_loop_that_has_not_begun_or_has_ended_is_not_late():
     [
         ((CLAIM_FAILING, 1.0), "claim failed"),
         ((DRAINING, 1.0), "draining"),
+        ((QUIET, 1.0), "quiet"),
         ((REGISTERED, 0.0), "not registered"),
         ((CONTACT_AT, 900.0), "not answered"),
     ],

@@ -43,6 +43,7 @@ class Heartbeat(Service):
 
     held: the messages this process holds now. on_attention(message, lease_held): called for a message
     whose lease is lost (False) or whose cancellation was asked (True). counts: (done, failed) so far. on_beat: the database answered.
+    daemon_id: the parent of the process.
     duties: where it is noted what could not be done; what the database refuses stops no other duty, what it does not answer ends the turn.
     """
 
@@ -59,6 +60,7 @@ class Heartbeat(Service):
         counts: Callable[[], tuple[int, int]] = lambda: (0, 0),
         on_beat: Callable[[], None] = lambda: None,
         duties: Duties | None = None,
+        daemon_id: UUID | None = None,
     ) -> None:
         super().__init__()
         self._link = Link(open_connection)
@@ -69,6 +71,9 @@ class Heartbeat(Service):
         self._counts = counts
         self._on_beat = on_beat
         self.duties = duties or Duties()
+        self._daemon_id = daemon_id
+        #: Called with what operators have asked of this daemon ("quiet", "drain", None), at each registration and beat; None: nobody asks.
+        self.on_asked: Callable[[str | None], None] | None = None
         self.noted = partial(self.duties.note, "heartbeat")
         self._refused: set[str] = set()  # duties of which it was said
         self.state = "running"
@@ -88,7 +93,14 @@ class Heartbeat(Service):
         self._registration = queues, types, threads, isolation, policies
         host, lease = socket.gethostname(), self._settings.lease_seconds
         problems = self._problems()
-        store.register(connection, self._worker_id, host, os.getpid(), __version__, queues, types, threads, lease, isolation, policies, problems)
+        store.register(
+            connection, self._worker_id, host, os.getpid(), __version__, queues, types, threads, lease, isolation, policies, problems, self._daemon_id
+        )
+        self._learn(connection)
+
+    def _learn(self, connection: DeadlineConnection) -> None:
+        if self.on_asked is not None:
+            self.on_asked(store.asked(connection, self._worker_id))
 
     def start(self) -> None:
         self.duties.expect("beat", self._settings.heartbeat_seconds)
@@ -177,6 +189,7 @@ class Heartbeat(Service):
             attention, known = store.beat(
                 connection, self._worker_id, [m.id for m in old], [m.lease_token for m in old], lease, self.state, done, failed, self._problems()
             )
+            self._learn(connection)
         self._on_beat()
         lost = {item.id for item in attention if not item.lease_held}
         not_renewed = {item.id for item in attention if not item.renewed}

@@ -31,6 +31,7 @@ from packhorse.worker.cli import (
     top,
     up,
     worker,
+    workers,
 )
 from packhorse.worker.cli.errors import ErrorReport, describe, report, usage
 from packhorse.worker.errors import WorkerError
@@ -65,7 +66,7 @@ app.add_typer(partitions.app, name="partitions")
 app.command("table-care")(table_care.table_care)
 app.command("conversations")(conversations.conversations)
 app.add_typer(conversations.app, name="conversation")
-app.command("workers")(stats.workers)
+app.add_typer(workers.app, name="workers")
 app.command("stats")(stats.stats)
 app.command("health")(health.health)
 app.command("doctor")(doctor.doctor)

@@ -1,4 +1,4 @@
-"""packhorse workers, packhorse stats."""
+"""packhorse stats."""
 
 from __future__ import annotations
 
@@ -7,33 +7,6 @@ from packhorse.worker.cli.common import AsJson, database
 from packhorse.worker.cli.render import print_json, print_rows
 from packhorse.worker.exits import EXIT_OK
 from packhorse.worker.store import operations
-
-WORKER_COLUMNS = [
-    "id",
-    "hostname",
-    "pid",
-    "state",
-    "silent",
-    "queues",
-    "threads",
-    "running",
-    "done_total",
-    "failed_total",
-    "started_at",
-    "last_seen_at",
-]
-
-
-def workers(as_json: AsJson = False) -> int:
-    """Worker processes that live; `silent` ones have missed their heartbeats."""
-    with database() as connection:
-        found = operations.list_workers(connection)
-    if as_json:
-        print_json(found)
-    else:
-        rows = [{**row, "problems": "; ".join(row["problems"])} for row in found]
-        print_rows(rows, WORKER_COLUMNS if not any(row["problems"] for row in found) else [*WORKER_COLUMNS, "problems"], empty="no worker lives")
-    return EXIT_OK
 
 
 def stats(as_json: AsJson = False) -> int:

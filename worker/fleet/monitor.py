@@ -11,7 +11,7 @@ import time
 from packhorse.worker.observe import fleet_stats as cells
 from packhorse.worker.observe import probes
 from packhorse.worker.observe.fleet_stats import FleetStats
-from packhorse.worker.observe.process_stats import LOOPS, REGISTERED, THREADS
+from packhorse.worker.observe.process_stats import LOOPS, QUIET, REGISTERED, THREADS
 from packhorse.worker.observe.systemd import Notifier
 
 #: The parent looks every second. If it did not for this long, the whole host or process group stood still.
@@ -97,7 +97,5 @@ class Monitor:
     def _status(self, draining: bool) -> str:
         fleet_stats = self._fleet_stats
         threads = sum(stats.states[THREADS] for stats in fleet_stats.children)
-        return (
-            f"{'draining' if draining else 'working'}: {fleet_stats.cells[cells.ALIVE]:.0f} processes, "
-            f"{sum(busy() for busy in fleet_stats.busy)} of {threads:.0f} threads busy"
-        )
+        doing = "draining" if draining else "quiet" if any(stats.states[QUIET] for stats in fleet_stats.workers) else "working"
+        return f"{doing}: {fleet_stats.cells[cells.ALIVE]:.0f} processes, {sum(busy() for busy in fleet_stats.busy)} of {threads:.0f} threads busy"

@@ -31,7 +31,7 @@ from packhorse.worker.fleet.child import STOP_SIGNALS, Lost, preflight, recover,
 from packhorse.worker.fleet.monitor import Monitor
 from packhorse.worker.observe.fleet_stats import EXPORTER_TICK, STARTED, FleetStats
 from packhorse.worker.observe.logging import flush as flush_log
-from packhorse.worker.observe.process_stats import DRAINING, HURRY, ISOLATED_AT, ISOLATION, REGISTERED, ProcessStats
+from packhorse.worker.observe.process_stats import DRAIN_ASKED, DRAINING, HURRY, ISOLATED_AT, ISOLATION, REGISTERED, ProcessStats
 from packhorse.worker.observe.systemd import Notifier
 from packhorse.worker.runtime.slots import RunningIds
 
@@ -130,6 +130,9 @@ class Supervisor:
             os.read(self._wakeup, 4096)
 
     def _handle_signals(self) -> None:
+        if not self._stops and any(stats.states[DRAIN_ASKED] for stats in self.fleet_stats.children):  # an operator; a child has learnt it
+            logger.info("drain_asked pid=%d", os.getpid())
+            self._signals.append(signal.SIGTERM)
         while self._signals:
             number = self._signals.pop(0)
             if number in (signal.SIGTERM, signal.SIGINT):

@@ -97,6 +97,9 @@ EVENTS: dict[str, Event] = {
     # -- a worker process
     "exception_ignored": Event("error", ("error_class",), "A finalizer raised, in the code of a handler or of a library."),
     "worker_started": Event("info", ("worker_id", "pid", "queues", "threads"), "A process is registered and works."),
+    "worker_quiet": Event("info", ("worker_id",), "An operator asked its daemon to claim nothing more; it lives on."),
+    "worker_resumed": Event("info", ("worker_id",), "It claims again."),
+    "drain_asked": Event("info", ("pid",), "An operator asked the daemon to end; it drains as at SIGTERM."),
     "worker_stopped": Event("info", ("worker_id", "drain_seconds", "exit_code"), "A process has drained."),
     "worker_recycled": Event("info", ("worker_id", "messages", "memory_mib"), "A process ends after max_messages or above max_memory_mib."),
     "worker_fenced": Event(

@@ -46,6 +46,8 @@ class FleetStats:
         self.made_by = os.getpid()
         self.workers = [ProcessStats() for _ in range(children)]
         self.children = [*self.workers, ProcessStats()]
+        for stats in self.children:
+            stats.daemon_id = self.children[0].daemon_id
         self.busy = list(busy)
         self.awaiting = list(awaiting)
         self.duties = Duties()  # the exporter's

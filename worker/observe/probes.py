@@ -1,7 +1,7 @@
 """Alive, ready, started: answers from shared memory alone, so an outage of the database cannot change "alive".
 
 alive    every loop of every child, and the parent's, ticked within hang_seconds: work goes on, or would
-ready    alive, not draining, some child's last claim succeeded and the database answered it lately, and no child has a vital
+ready    alive, not draining, not quiet, some child's last claim succeeded and the database answered it lately, and no child has a vital
          duty (claim, complete, beat, the timetable) that fails for longer than its budget: what it holds would start twice
 started  some child has registered in the database once
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from packhorse.worker.observe.duties import Problem
 from packhorse.worker.observe.fleet_stats import ALIVE, DRAINING, PARENT_TICK, STARTED, FleetStats
-from packhorse.worker.observe.process_stats import CLAIM_FAILING, CONTACT_AT, REGISTERED, ProcessStats
+from packhorse.worker.observe.process_stats import CLAIM_FAILING, CONTACT_AT, QUIET, REGISTERED, ProcessStats
 from packhorse.worker.observe.process_stats import DRAINING as CHILD_DRAINING
 
 
@@ -69,6 +69,8 @@ def _unready(stats: ProcessStats, now: float, contact_seconds: float, budget_sec
         return "not registered"
     if states[CHILD_DRAINING]:
         return "draining"
+    if states[QUIET]:
+        return "quiet: an operator asked it to claim nothing"
     if states[CLAIM_FAILING]:
         return "the last claim failed"
     if now - states[CONTACT_AT] > contact_seconds:

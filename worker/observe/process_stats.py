@@ -16,6 +16,7 @@ import mmap
 import os
 from array import array
 from collections.abc import Iterable
+from uuid import uuid4
 
 from packhorse.worker import forks
 from packhorse.worker.observe.duties import Duties
@@ -44,9 +45,9 @@ NAME_BYTES = 128
 # HURRY is the parent's: it was told to stop a second time, handlers are not waited for any more. ISOLATION, too: the
 # process runs only messages that were there when two processes died; ISOLATED_AT: when one saw that such messages wait.
 # ENDED_WITH: the exit code, plus one, of a process that ends in good order; see end_with
-# NO_THREADS: all of its actors are `async def`
+# NO_THREADS: all of its actors are `async def`. QUIET: an operator asked it to claim nothing more; DRAIN_ASKED: to end with its whole daemon
 REGISTERED, DRAINING, THREADS, COROUTINES, LISTENING, CONTACT_AT, CLAIM_FAILING, HURRY, ISOLATION, ISOLATED_AT = range(10)
-ENDED_WITH, NO_THREADS, TICKS = 10, 11, 12
+ENDED_WITH, NO_THREADS, QUIET, DRAIN_ASKED, TICKS = 10, 11, 12, 13, 14
 STATES = TICKS + len(LOOPS)
 
 
@@ -119,6 +120,7 @@ class ProcessStats:
 
     def __init__(self) -> None:
         self.made_by = os.getpid()
+        self.daemon_id = uuid4()  # the same for all that one parent has made: see FleetStats
         self._map = mmap.mmap(-1, SIZE)
         memory = memoryview(self._map)
         numbers = memory[:_NUMBERS].cast("d")

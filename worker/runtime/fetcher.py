@@ -38,12 +38,13 @@ LINGER_SECONDS = 0.005  # with a backlog: wait this long for a bigger batch of c
 class Fetcher(Service):
     """Feeds the pools and writes outcomes.
 
-    kinds: what each pool runs. finished: filled by the pools. draining: no further claims. isolation: it
+    kinds: what each pool runs. finished: filled by the pools. draining: no further claims. quiet: none for now. isolation: it
     claims messages that were there when two processes died, and no others. on_isolated: told that such messages wait.
     """
 
     name = "fetcher"
     max_backoff_seconds = 2.0
+    quiet = False
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class Fetcher(Service):
             self._write_outcomes()
             self.ticked(time.monotonic())
         self.claims.lost.hand_back(self.in_flight.ids())
-        if self.draining:
+        if self.draining or self.quiet:
             self.release_unstarted()
         else:
             self._hand_back()
@@ -117,7 +118,7 @@ class Fetcher(Service):
         return self._pause(could_claim)
 
     def _tend(self) -> None:
-        going = self.draining or self.stopping
+        going = self.draining or self.stopping or self.quiet  # a quiet one watches no queue for others
         full = [intake for intake in self.claims.intakes if going or intake.full()]
         self.claims.tend(free=not full, fast=all(intake.pace.busy for intake in full), going=going)
 
@@ -226,7 +227,7 @@ class Fetcher(Service):
 
     # -- how much to hold -----------------------------------------------------------------------------
     def _claim_limit(self, intake: Intake) -> int:
-        if self.draining or self.stopping:
+        if self.draining or self.stopping or self.quiet:
             return 0
         intake.pace.measure()
         room = intake.room()
@@ -299,7 +300,7 @@ class Fetcher(Service):
         if self._outcomes or any(intake.done for intake in intakes):
             return 0.0
         next_turn = min([claims.wakeups.next_turn, *[intake.next_poll for intake in could_claim]]) - time.monotonic()
-        busy = [intake for intake in intakes if intake.pace.busy and (claims.backlog or claims.attending or intake.pool.patient)]
+        busy = [intake for intake in intakes if not self.quiet and intake.pace.busy and (claims.backlog or claims.attending or intake.pool.patient)]
         if self.draining or self.stopping:
             self._threshold = 1
             timeout = 0.05

@@ -46,6 +46,7 @@ from packhorse.worker.observe.process_stats import (
     ProcessStats,
 )
 from packhorse.worker.runtime.actors import load_broker
+from packhorse.worker.runtime.asked import Asked
 from packhorse.worker.runtime.coroutines import CoroutinePool
 from packhorse.worker.runtime.drive import CoroutineSlot
 from packhorse.worker.runtime.executor import Executor
@@ -132,7 +133,9 @@ class WorkerProcess:
             self._totals,
             self._on_beat,
             self.stats.duties,
+            self.stats.daemon_id,
         )
+        self.heartbeat.on_asked = Asked(self.fetcher, self.heartbeat, self.stats)
         self.timekeeper = Timekeeper(self.pool, self.coroutines, self._on_stuck, self._on_lease_over)
         self.coroutines.on_busy = self.timekeeper.wake  # else it would see a blocked loop half a second late
         self.listener = self._listener()

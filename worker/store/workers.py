@@ -37,12 +37,13 @@ def register(
     isolation: bool,
     policies: str,
     problems: list[str],
+    daemon: UUID | None = None,
 ) -> None:
     """A process starts; declares its queues and types. policies: JSON text, by type: see register_worker in migrations/functions/workers.sql.
-    problems: what its predecessor could not do.
+    problems: what its predecessor could not do. daemon: the parent of the process; None: it has none.
     """
     connection.execute(
-        sql("register_worker"), (worker_id, hostname, pid, version, queues, types, threads, lease_seconds, isolation, policies, problems)
+        sql("register_worker"), (worker_id, hostname, pid, version, queues, types, threads, lease_seconds, isolation, policies, problems, daemon)
     )
 
 
@@ -63,6 +64,17 @@ def beat(
     """
     rows = connection.execute(sql("beat_worker"), (worker_id, ids, tokens, lease_seconds, state, done, failed, problems or [])).fetchall()
     return [Attention(*row) for row in rows if row[0] is not None], all(row[0] is not None for row in rows)
+
+
+def asked(connection: DeadlineConnection, worker_id: UUID) -> str | None:
+    """What operators have asked of the daemon of this process: "quiet", "drain", or None."""
+    row = connection.execute(sql("asked_of_worker"), (worker_id,)).fetchone()
+    return None if row is None or row[0] is None else str(row[0])
+
+
+def ask(connection: DeadlineConnection, worker_id: UUID, request: str, operator: str, reason: str | None) -> str:
+    """Ask the daemon of this process to be "quiet", to "drain" or to "resume": "asked", "unchanged", "draining" or "gone". Recorded."""
+    return str(connection.execute(sql("ask_worker"), (worker_id, request, operator, reason)).fetchone()[0])  # type: ignore[index]
 
 
 def withdraw_crashes(connection: DeadlineConnection, ids: list[int], worker_id: UUID) -> int:

@@ -64,7 +64,8 @@ select name from packhorse.message_types order by name;
 -- name: list_all_workers
 -- Worker processes, newest first; silent when the lease they promised to renew is over; problems: what they cannot do.
 select id, hostname, pid, version, state, queues, message_types, threads, running, done_total, failed_total, started_at,
-  last_seen_at, clock_timestamp() - last_seen_at > lease_duration as silent, packhorse.worker_problems(w) as problems
+  last_seen_at, clock_timestamp() - last_seen_at > lease_duration as silent, packhorse.worker_problems(w) as problems, daemon,
+  packhorse.asked_of_worker(id) as asked
 from packhorse.workers w order by started_at desc, id;
 
 -- name: blocked_conversations

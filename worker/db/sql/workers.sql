@@ -1,6 +1,14 @@
 -- name: register_worker
 -- A worker process starts.
-select packhorse.register_worker(%s, %s, %s, %s, %s, %s, %s, make_interval(secs => %s), %s, %s::jsonb, %s::text[]);
+select packhorse.register_worker(%s, %s, %s, %s, %s, %s, %s, make_interval(secs => %s), %s, %s::jsonb, %s::text[], %s);
+
+-- name: asked_of_worker
+-- What operators have asked of its daemon.
+select packhorse.asked_of_worker(%s);
+
+-- name: ask_worker
+-- Ask the daemon of a worker process for something.
+select packhorse.ask_worker(%s, %s, %s, %s);
 
 -- name: beat_worker
 -- Extend every held lease; rows need attention.

@@ -1,0 +1,47 @@
+"""An operator takes one daemon out of work: quiet, resume, drain (SPEC O5)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from tests.support.accounting import effects, live, wait_for_end
+from tests.support.waiting import wait_until
+
+
+def states(database: Any) -> list[str]:
+    return [row[0] for row in database.query("select state from workers order by started_at")]
+
+
+def ask(database: Any, request: str) -> str:
+    return database.value("select ask_worker(id, %s, 'ann', 'disk') from workers order by started_at limit 1", request)
+
+
+def test_a_quiet_daemon_claims_nothing_also_after_a_crash_of_its_processes_until_it_is_resumed_or_ends(database, ledger, start_daemon):
+    daemon = start_daemon(database, ledger, processes=2, threads=1).wait_ready(2)
+    effects(database, 1, "running", seconds=1.5)
+    wait_until(lambda: ledger.lines("start"))
+    assert ask(database, "quiet") == "asked"
+    wait_until(lambda: states(database) == ["quiet", "quiet"], message="both processes have learnt it")
+    effects(database, 3, "waiting")
+    wait_until(lambda: len(ledger.lines("effect")) == 1 and live(database) == 3, message="what runs goes on, and is written")
+    os.kill(daemon.children()[0], signal.SIGKILL)
+    wait_until(lambda: daemon.log.count("worker_started") == 3)
+    for _ in range(2):  # two beats of each: had one of them claimed anything, it would have started
+        now = database.value("select clock_timestamp()")
+        wait_until(lambda now=now: database.value("select bool_and(state = 'quiet' and last_seen_at > %s) and count(*) = 2 from workers", now))
+    assert database.query("select distinct state from message_queue") == [("pending",)] and len(ledger.lines("start")) == 1
+    assert ask(database, "resume") == "asked"
+    wait_for_end(database)
+    assert len(ledger.lines("effect")) == 4
+    wait_until(lambda: states(database) == ["running", "running"], message="both claim again")
+    assert ask(database, "drain") == "asked" and ask(database, "resume") == "draining"
+    assert daemon.process.wait(20) == 0, daemon.log
+    assert "drain_asked" in daemon.log and "worker_quiet" in daemon.log and "worker_resumed" in daemon.log
+    start_daemon(database, ledger, threads=1).wait_ready()
+    effects(database, 1, "after")
+    wait_for_end(database)
+    assert states(database)[-1] == "running", "what was asked ended with its daemon"
+    actions = database.query("select action, operator, reason from operator_actions order by id")
+    assert actions == [(f"{request}_worker", "ann", "disk") for request in ("quiet", "resume", "drain")]
