@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # most tests wait for something: three at a time keep two cores busy
 WORKERS ?= 3
 
-.PHONY: run demo programs test test-fast check bench audit secrets-scan rules wheel clean
+.PHONY: run demo programs test test-fast check bench docs audit secrets-scan rules wheel clean
 
 run: $(VENV)/.ready      ## the WhatsApp example on an embedded PostgreSQL, until Ctrl-C
 	$(BIN)/python -m examples.whatsapp run
@@ -27,6 +27,9 @@ check: $(VENV)/.ready    ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.ready     ## the documentation as a site in site/: open site/index.html, no network needed
+	$(BIN)/python docs/site/build.py site
 
 bench: $(VENV)/.ready    ## benchmark against peers; SYSTEMS=, METRICS=, ROUNDS= choose a part
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement benchmarks/requirements.txt
@@ -50,9 +53,9 @@ wheel: $(VENV)/.ready
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf $(VENV) dist .packhorse .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) dist site .packhorse .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,docs]"
 	touch $@

@@ -15,14 +15,18 @@ if TYPE_CHECKING:
     from packhorse.worker.attempt.context import correlation_id, current_async_connection, current_connection, current_message
     from packhorse.worker.attempt.steps import step, step_async
     from packhorse.worker.broker.actor import Actor, actor
+    from packhorse.worker.broker.backends import rate_limiter_backend, result_backend
     from packhorse.worker.broker.postgres import PostgresBroker
     from packhorse.worker.enqueue.producer import enqueue, enqueue_async, enqueue_payloads, enqueue_payloads_async
     from packhorse.worker.errors import (
         AgentError,
         Bury,
         Cancel,
+        CancelInterrupt,
         ConfigError,
+        DrainInterrupt,
         InvalidArgument,
+        LeaseInterrupt,
         LeaseLost,
         MessageProcessingError,
         Retry,
@@ -49,6 +53,8 @@ _HOMES = {
     "enqueue_payloads": "enqueue.producer",
     "enqueue_payloads_async": "enqueue.producer",
     "EnqueueResult": "records",
+    "rate_limiter_backend": "broker.backends",
+    "result_backend": "broker.backends",
     "step": "attempt.steps",
     "step_async": "attempt.steps",
 }
@@ -58,9 +64,12 @@ __all__ = [
     "AgentError",
     "Bury",
     "Cancel",
+    "CancelInterrupt",
     "ConfigError",
+    "DrainInterrupt",
     "EnqueueResult",
     "InvalidArgument",
+    "LeaseInterrupt",
     "LeaseLost",
     "MessageProcessingError",
     "PostgresBroker",
@@ -81,6 +90,8 @@ __all__ = [
     "enqueue_async",
     "enqueue_payloads",
     "enqueue_payloads_async",
+    "rate_limiter_backend",
+    "result_backend",
     "step",
     "step_async",
 ]

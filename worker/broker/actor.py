@@ -61,7 +61,10 @@ class Actor(dramatiq.Actor[P, R]):
     async def send_with_options_async(
         self, *, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None, delay: int | None = None, **options: Any
     ) -> dramatiq.Message[R]:
-        """`send_with_options` for coroutines. delay: milliseconds."""
+        """`send_with_options` for coroutines. args, kwargs: of the handler. delay: milliseconds. options: of the message (`EnqueueOptions`).
+
+        Raises InvalidArgument, StoreUnavailable.
+        """
         message = self.message_with_options(args=args, kwargs=kwargs, **options)
         return cast("dramatiq.Message[R]", await cast(AsyncSender, self.broker).enqueue_async(message, delay=delay))
 
@@ -97,7 +100,8 @@ def actor(
 def actor(fn: Any = None, **options: Any) -> Any:
     """Declare an actor: a function, or an `async def`, that handles messages.
 
-    actor_name: the message type, default the name of the function. priority: 1..10, 1 first; 0: the queue's usual 5. broker: default the
+    actor_name: the message type, default the name of the function. queue_name: the queue of its
+    messages. priority: 1..10, 1 first; 0: the queue's usual 5. broker: default the
     one that dramatiq knows. Raises InvalidArgument for an option that cannot be, ValueError for one that no middleware knows.
     """
     declare = dramatiq.actor(actor_class=Actor, **options)

@@ -113,7 +113,10 @@ class PostgresBroker(Broker):
         self._pool_size = max(self._pool_size, settings.threads + 2)
 
     def open_connection(self, purpose: str = "enqueue", **overrides: Any) -> DeadlineConnection:
-        """A fresh connection as the settings say. Raises ConfigError without a database, StoreUnavailable."""
+        """A fresh connection as the settings say. purpose: a word for its application_name. overrides: options of the connection.
+
+        Raises ConfigError without a database, StoreUnavailable.
+        """
         return open_work(self.settings, purpose, url=self.url, **overrides)
 
     @property
@@ -191,7 +194,7 @@ class PostgresBroker(Broker):
         return message
 
     async def enqueue_async(self, message: Any, *, delay: int | None = None) -> Any:
-        """`enqueue` for coroutines: it waits in a thread. In a transactional coroutine the message is part of its transaction."""
+        """As `enqueue`, for coroutines: it waits in a thread. In a transactional coroutine the message is part of its transaction."""
         held = self._coroutines_connection() if capture.active is None else None
         if held is None:
             return await in_thread(self.enqueue, message, delay=delay)
@@ -326,7 +329,7 @@ class PostgresBroker(Broker):
         return PostgresConsumer(self, q_name(queue_name), prefetch, timeout / 1000)
 
     def flush(self, queue_name: str) -> None:
-        """Cancel every message of the queue that does not run; for tests."""
+        """Cancel every message of the queue `queue_name` that does not run; for tests."""
         from packhorse.worker.db.queries import sql
 
         with self.pool.connection() as connection:
@@ -337,7 +340,7 @@ class PostgresBroker(Broker):
             self.flush(queue)
 
     def join(self, queue_name: str, *, timeout: int | None = None) -> None:
-        """Wait until the queue holds no live message; timeout in ms, then QueueJoinTimeout. For tests."""
+        """Wait until the queue `queue_name` holds no live message. Raises QueueJoinTimeout after timeout (ms). For tests."""
         from packhorse.worker.db.queries import sql
 
         deadline = None if timeout is None else time.monotonic() + timeout / 1000

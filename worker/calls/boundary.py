@@ -223,7 +223,8 @@ def with_error_boundary(
     operation: its name, for people; at most 200 characters. timeout_ms: as of with_timeout(), with what that means for a
     function; not for `with`, which nothing can end from outside; None: the handler's own time limit alone. correlation_id: that
     of the running message comes first, and without any a new one is made; printable ASCII, at most 200 characters, else as if not
-    given. All others are context: masked, kept with the failure in about 4,000 characters, and in the log lines of what happens
+    given. user_id, user_phone, message_id, agent_type, workflow_type and all others are context: masked,
+    kept with the failure in about 4,000 characters, and in the log lines of what happens
     inside.
     """
     given = {"user_id": user_id, "user_phone": user_phone, "message_id": message_id, "agent_type": agent_type, "workflow_type": workflow_type}

@@ -82,7 +82,8 @@ class ServiceRegistry:
     def register(self, name: str, url: str | None = None, **options: Unpack[ServiceOptions]) -> RemoteService:
         """Declare a service; the same declaration again is the same service. Has no effect on the outside.
 
-        url, or `endpoints`: at least one; texts without `://` are for clients of another kind than `request`. Options: see ServiceOptions.
+        name: for `services=[…]` of actors and for people. url, or `endpoints`: at least one; texts without `://` are for clients of another kind
+        than `request`. options: see ServiceOptions.
         Raises ConfigError with every problem; InvalidArgument when the name is declared already, and differently.
         """
         return self._add(declare(name, {"url": url} | options))
@@ -112,7 +113,7 @@ class ServiceRegistry:
             self._toml_read = True
 
     def service(self, name: str) -> RemoteService:
-        """A service that was declared in code or in packhorse.toml. Raises InvalidArgument with a near miss, ConfigError."""
+        """The service of this name, declared in code or in packhorse.toml. Raises InvalidArgument with a near miss, ConfigError."""
         found = self._services.get(name)
         if found is None:
             self.read_toml()
@@ -170,7 +171,8 @@ class ServiceRegistry:
         return self._alone or (self._reports is not None and self._reports.away)
 
     def start(self, settings: Settings | None = None, url: str | None = None) -> None:
-        """Start reports and health checks, when there is a service; a second call does nothing. url: of the embedded server.
+        """Start reports and health checks, when there is a service; a second call does nothing. settings: default those of the
+        environment. url: of the embedded server.
 
         Raises ConfigError for services of packhorse.toml that are wrong.
         """
@@ -282,12 +284,15 @@ def default_registry() -> ServiceRegistry:
 
 
 def get_service(name: str) -> RemoteService:
-    """A service of the default registry, declared in code or in packhorse.toml. Raises InvalidArgument with a near miss, ConfigError."""
+    """The service of this name in the default registry, declared in code or in packhorse.toml.
+
+    Raises InvalidArgument with a near miss, ConfigError.
+    """
     return _default.service(name)
 
 
 def register_service(name: str, url: str | None = None, **options: Unpack[ServiceOptions]) -> RemoteService:
-    """Declare a service in the default registry; see ServiceRegistry.register."""
+    """As `ServiceRegistry.register`, in the default registry."""
     return _default.register(name, url, **options)
 
 

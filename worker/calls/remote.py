@@ -219,7 +219,8 @@ class RemoteService:
         return ServiceCall(self, is_failure)
 
     def request(self, method: str, path: str = "", **options: Unpack[RequestOptions]) -> ServiceResponse:
-        """One HTTP request to an endpoint of the service; path: what comes behind it. Options: see RequestOptions. Needs the extra `http`.
+        """One HTTP request to an endpoint of the service. method: GET, POST …; path: what comes behind the endpoint's URL. options: see
+        RequestOptions. Needs the extra `http`.
 
         When an endpoint cannot be reached the next one is asked; after other failures only for GET, HEAD, OPTIONS, PUT and DELETE.
         Inside a handler a 429 with Retry-After is raised as RetryAfter, with the service as its scope, unless retry_after=False.

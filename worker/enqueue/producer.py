@@ -253,7 +253,8 @@ def enqueue(
     """Enqueue one message on a synchronous connection, in its transaction.
 
     connection: psycopg Connection or Cursor, SQLAlchemy Connection, Session or raw connection, Django connection
-    (`django.db.connection`). options: delay (s or timedelta), priority, conversation_key, dedup_key,
+    (`django.db.connection`). message_type: the name of the actor. payload: its
+    arguments by name, a JSON object of at most 1 MiB. options: delay (s or timedelta), priority, conversation_key, dedup_key,
     dedup_window (s), correlation_id, trace_context, max_attempts, concurrency_key, run_at, expires_in (s);
     others become dramatiq options, unless they look like one of these misspelt. db_schema: where the queue is, when the settings of this
     process do not say it. Returns id and whether a dedup window answered with an older one.

@@ -56,7 +56,7 @@ class SentMessages(list[SentMessage]):
         return [message for message in self if message.message_type == name]
 
     def one(self, message_type: str | dramatiq.Actor[Any, Any] | None = None) -> SentMessage:
-        """The only one that was sent; of an actor: the only one of it."""
+        """The only one that was sent; of an actor: the only one of it. Raises AssertionError."""
         found = list(self) if message_type is None else self.of(message_type)
         if len(found) != 1:
             wanted = "" if message_type is None else f" of {_name(message_type)!r}"
@@ -64,7 +64,7 @@ class SentMessages(list[SentMessage]):
         return found[0]
 
     def none(self, message_type: str | dramatiq.Actor[Any, Any] | None = None) -> None:
-        """Nothing was sent; of an actor: nothing of it."""
+        """Nothing was sent; of an actor: nothing of it. Raises AssertionError when something was."""
         found = list(self) if message_type is None else self.of(message_type)
         if found:
             wanted = "" if message_type is None else f" of {_name(message_type)!r}"

@@ -103,12 +103,12 @@ class PackhorseDatabase:
         return database
 
     def settings(self, **changes: Any) -> Settings:
-        """Settings of this process for a run on this database. Raises ConfigError."""
+        """Settings of this process for a run on this database, with these changes. Raises ConfigError."""
         return load_settings(database_url=self.url, **{**SETTINGS, **changes}).model_copy(update=NOT_IN_TESTS)
 
     @contextmanager
     def connection(self, **options: Any) -> Iterator[DeadlineConnection]:
-        """A psycopg connection in autocommit mode, closed at the end."""
+        """A psycopg connection in autocommit mode, closed at the end. options: of the connection."""
         connection = with_parsed_json(open_work(self.settings(), "testing", **options))
         try:
             yield connection

@@ -82,7 +82,7 @@ class PackhorseStubBroker(StubBroker):
         return super().enqueue(message, delay=delay)
 
     async def enqueue_async(self, message: Any, *, delay: int | None = None) -> Any:
-        """What send_async of our actors asks for."""
+        """What send_async of our actors asks for. delay: milliseconds."""
         return self.enqueue(message, delay=delay)
 
     def enqueue_many(self, messages: Iterable[dramatiq.Message[Any]]) -> int:

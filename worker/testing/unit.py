@@ -60,7 +60,8 @@ def fake_message(
 ) -> ClaimedMessage:
     """What `current_message()` is to be in run_actor, which adds message type and arguments.
 
-    queue: None is the actor's. age_seconds: since it was enqueued. due_seconds: since it could have started. message_id: dramatiq's; made up
+    id, attempt, max_attempts, crashes, priority, conversation_key, correlation_id, trace_context: as in the row of a claimed message. queue: None is
+    the actor's. age_seconds: since it was enqueued. due_seconds: since it could have started. message_id: dramatiq's; made up
     when None. options: dramatiq's. Raises InvalidArgument for options that are no JSON.
     """
     said = {**({} if options is None else options)} | ({} if message_id is None else {"message_id": message_id})
