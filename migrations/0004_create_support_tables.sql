@@ -1,5 +1,5 @@
--- Workers and the types they register, dedup windows, processed webhooks, conversation locks, results
--- and rate limiters (SPEC W1, W1b, Q2, Q6).
+-- Workers and the types they register, dedup windows, processed webhooks, conversation locks, results,
+-- rate limiters, and what tells a restored copy from its original (SPEC W1, W1b, Q2, Q6, O11).
 --
 -- Lock and duration: new objects only, milliseconds.
 
@@ -97,3 +97,15 @@ create table packhorse.rate_limiters (
   constraint rate_limiters_pkey primary key (limiter_key)
 );
 comment on table packhorse.rate_limiters is 'Counters of the dramatiq rate limiter backend on Postgres (SPEC W1).';
+
+create table packhorse.installation (
+  is_only            boolean not null default true,
+  -- the numbers that this database has given to two of our tables; a dump that is restored gets others
+  queue_oid          oid     not null,
+  dead_letters_oid   oid     not null,
+  constraint installation_pkey primary key (is_only),
+  constraint installation_is_one_row check (is_only)
+);
+insert into packhorse.installation (queue_oid, dead_letters_oid)
+values ('packhorse.message_queue'::regclass::oid, 'packhorse.dead_letters'::regclass::oid);
+comment on table packhorse.installation is 'Which database this is: in a restored copy nothing starts before somebody accepts it (SPEC O11).';

@@ -8,7 +8,8 @@ declare
 begin
   foreach v_table in array array['queues', 'queue_wakeups', 'message_queue', 'message_archive', 'dead_letters', 'operator_actions',
     'workers', 'daemon_requests', 'message_types', 'message_dedup', 'processed_messages', 'conversation_locks', 'message_results', 'rate_limiters',
-    'schedules', 'schedule_runs', 'maintenance_runs', 'maintenance_tasks', 'detached_partitions', 'fleet_statistics', 'scopes', 'claim_marks', 'service_endpoints']
+    'schedules', 'schedule_runs', 'maintenance_runs', 'maintenance_tasks', 'detached_partitions', 'fleet_statistics', 'scopes', 'claim_marks', 'service_endpoints',
+    'installation']
   loop
     execute format('alter table packhorse.%I enable row level security', v_table);
     execute format('create policy %I on packhorse.%I to packhorse_worker using (true) with check (true)', v_table || '_worker', v_table);

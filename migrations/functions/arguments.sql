@@ -3,6 +3,7 @@
 -- The whole SQL API refuses with private SQLSTATEs:
 --   PH001 bad argument (its name in COLUMN)   PH002 unknown queue   PH003 lease lost
 --   PH004 no such message                     PH005 not possible in the message's state
+--   PH006 a copy that nobody has accepted
 
 create or replace function packhorse.refuse_argument(p_name text, p_problem text, p_hint text default '') returns void
 language plpgsql immutable as $$

@@ -417,6 +417,7 @@ begin
   end if;
   v_now := clock_timestamp();
   if p_limit > 0 then
+    perform packhorse.refuse_copy();
     select * into v_pick from packhorse.pick_from_queues(p_queues, p_limit, p_types, p_cursor, p_until, p_isolated, v_first, v_now);
     v_ids := v_pick.ids;
     v_next := v_pick.next_at;

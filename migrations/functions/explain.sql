@@ -135,6 +135,9 @@ begin
     return query select * from packhorse.explain_steps(v_m.steps);
     return;
   end if;
+  if packhorse.is_copy() then
+    return query select 'copy', false, 'this database is a copy that nobody has accepted: packhorse copy accept', null::timestamptz;
+  end if;
   return query select 'state', v_m.state = 'pending', v_m.state::text, null::timestamptz;
   return query select 'run_at', packhorse.is_due(v_m.run_at, v_now),
     case when packhorse.is_due(v_m.run_at, v_now) then 'due' else format('due at %s%s', v_m.run_at,

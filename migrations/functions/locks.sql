@@ -23,6 +23,7 @@ begin
     perform packhorse.refuse_argument('holder', 'must not be null', 'A uuid that is fresh for every process start.');
   end if;
   perform packhorse.check_lease(p_lease);
+  perform packhorse.refuse_copy();
   select m.queue, m.concurrency_key into v_queue, v_key from packhorse.message_queue m
   where m.id = p_id and m.state = 'pending' and packhorse.is_due(m.run_at, v_now) and packhorse.is_worth_doing(m.expires_at, v_now)
     and (m.conversation_key is null or not exists (select from packhorse.conversation_holders(m.conversation_key, m.id)))

@@ -27,6 +27,22 @@ $$;
 comment on function packhorse.message_backoff(integer, interval, double precision, interval, double precision)
   is 'The delay before the next attempt; between 0 and max for every attempt number.';
 
+create or replace function packhorse.retry_span(
+  p_max_attempts integer, p_initial interval, p_multiplier double precision, p_max interval, p_jitter double precision default 0
+) returns interval
+language sql volatile as $$
+-- From the first attempt to the last, when each fails at once and jitter takes off all that it may: an outage that lasts longer makes dead
+-- letters. The sum of message_backoff over the retries; beyond a thousand of them the delay is taken to stay as it is.
+  select make_interval(secs => least(3e11::float8, (1::float8 - least(greatest(p_jitter, 0), 1)) * (
+    coalesce(sum(extract(epoch from b.delay)::float8), 0)
+    + greatest(p_max_attempts - 1001, 0)::float8 * coalesce(max(extract(epoch from b.delay)::float8), 0))))
+  from (
+    select packhorse.message_backoff(n, p_initial, p_multiplier, greatest(p_max, p_initial)) as delay
+    from generate_series(1, least(p_max_attempts - 1, 1000)) as n) b;
+$$;
+comment on function packhorse.retry_span(integer, interval, double precision, interval, double precision)
+  is 'How long an outage the retries of such a policy outlast, at least.';
+
 create or replace function packhorse.failure_policy(
   p_type text, p_options jsonb,
   out max_attempts integer, out backoff_initial interval, out backoff_max interval, out on_exhausted text,

@@ -96,6 +96,8 @@ language sql stable as $$
       'names', jsonb_build_array('queues', 'queue_wakeups', 'message_queue', 'message_archive', 'dead_letters', 'workers', 'daemon_requests', 'message_types',
         'message_dedup', 'processed_messages', 'conversation_locks', 'message_results', 'rate_limiters', 'schedules', 'schedule_runs',
         'maintenance_runs', 'maintenance_tasks', 'detached_partitions', 'fleet_statistics', 'scopes', 'claim_marks', 'service_endpoints')),
+    jsonb_build_object('role', 'packhorse_worker', 'on', 'table', 'privileges', jsonb_build_array('SELECT', 'UPDATE'),
+      'names', jsonb_build_array('installation')),
     -- the audit trail can be written and read, not rewritten
     jsonb_build_object('role', 'packhorse_worker', 'on', 'table', 'privileges', jsonb_build_array('SELECT', 'INSERT'),
       'names', jsonb_build_array('operator_actions')),
@@ -110,7 +112,7 @@ language sql stable as $$
     jsonb_build_object('role', 'packhorse_reader', 'on', 'routine', 'privileges', jsonb_build_array('EXECUTE'),
       'names', jsonb_build_array('explain_message', 'explain_ended', 'explain_running', 'explain_conversation', 'explain_limits', 'explain_line', 'explain_steps', 'message_steps',
         'describe_steps', 'bounded_text', 'explain_scopes', 'scope_covers', 'scope_rests', 'is_due', 'is_worth_doing',
-        'runs_apart', 'queue_is_open', 'queue_room', 'key_room', 'conversation_holders', 'rate_tokens_at', 'worker_problems', 'fleet_statistics',
+        'runs_apart', 'is_copy', 'queue_is_open', 'queue_room', 'key_room', 'conversation_holders', 'rate_tokens_at', 'worker_problems', 'fleet_statistics',
         'partition_ends', 'endpoint_states', 'snapshots_are_visible', 'count_queue_messages', 'count_undeclared_messages', 'estimated_messages',
         'has_platform_table', 'archive_reading', 'recent_ends', 'ends_by_hour', 'health_level', 'health_worst', 'health_count',
         'health_duration', 'refuse_argument', 'own_objects', 'differing_rights', 'queue_rights')

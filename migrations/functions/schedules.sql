@@ -174,12 +174,14 @@ language plpgsql set lock_timeout = '500ms' as $$
 -- Returns enqueued; overlapped (the previous run still lives and overlap = skip); missed (p_missed: recorded, not
 -- run); taken (somebody else decided it, or a later one); paused; gone (the schedule was removed).
 -- p_next: the planned time after it; p_missed_count: earlier ones that this run stands for; p_jitter 0..1: share of
--- the schedule's jitter to wait. Locks the schedule's row. Raises PH002 when the queue is gone: then nothing is decided.
+-- the schedule's jitter to wait. Locks the schedule's row. Raises PH002 when the queue is gone, PH006 in a copy that nobody has accepted: then
+-- nothing is decided.
 declare
   v_schedule packhorse.schedules;
   v_run bigint;
   v_message bigint;
 begin
+  perform packhorse.refuse_copy();
   select * into v_schedule from packhorse.schedules where name = p_name for update;
   if not found then
     return 'gone';

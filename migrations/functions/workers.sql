@@ -28,7 +28,9 @@ language plpgsql as $$
 -- retries (max_attempts, max_retries, min_backoff and max_backoff in milliseconds, on_retry_exhausted): see failure_policy; services: see scope_types,
 -- failure_breaker.
 -- p_problems: as in beat_worker(). p_daemon: the parent of the process, which asked_of_worker() and ask_worker() go by; null: it has none.
+-- Raises PH006 in a restored copy that nobody has accepted.
 begin
+  perform packhorse.refuse_copy();
   perform packhorse.declare_queue(q) from unnest(p_queues) q;
   insert into packhorse.workers (id, hostname, pid, version, queues, message_types, threads, lease_duration, isolation, problems, daemon)
   values (p_id, p_hostname, p_pid, p_version, p_queues, p_types, p_threads, p_lease, p_isolation, packhorse.bounded_problems(p_problems),

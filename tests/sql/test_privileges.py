@@ -268,6 +268,7 @@ EVERYTHING = set(READABLE) - {"explain_message(1)"} | {
     "daemon_requests",
     "detached_partitions",
     "fleet_statistics",
+    "installation",
     "maintenance_health",
     "maintenance_runs",
     "maintenance_tasks",
@@ -293,10 +294,15 @@ VIEWS = {
     "parked_scopes",
     "schedule_health",
 }
-TABLES = EVERYTHING - VIEWS - {"packhorse_migrations"}
+TABLES = EVERYTHING - VIEWS - {"packhorse_migrations", "installation"}
 GRANTED: dict[str, dict[str, set[str]]] = {
     "packhorse_reader": {"select": EVERYTHING},
-    "packhorse_worker": {"select": EVERYTHING, "insert": TABLES, "update": TABLES - {"operator_actions"}, "delete": TABLES - {"operator_actions"}},
+    "packhorse_worker": {
+        "select": EVERYTHING,
+        "insert": TABLES,
+        "update": TABLES - {"operator_actions"} | {"installation"},
+        "delete": TABLES - {"operator_actions"},
+    },
     "packhorse_producer": {},
 }
 

@@ -13,6 +13,7 @@ import typer
 from packhorse.worker.cli import (
     config,
     conversations,
+    copies,
     dead_letter,
     doctor,
     enqueue,
@@ -54,6 +55,7 @@ app.command("up")(up.up)
 app.command("worker")(worker.worker)
 app.command("scheduler")(scheduler.scheduler)
 app.add_typer(migrate.app, name="migrate")
+app.add_typer(copies.app, name="copy")
 app.command("enqueue")(enqueue.enqueue)
 app.add_typer(queue.app, name="queue")
 app.add_typer(message.app, name="message")

@@ -14,6 +14,7 @@ from packhorse.worker.cli.render import print_json, print_rows
 from packhorse.worker.db.errors import translated
 from packhorse.worker.errors import StoreRejected
 from packhorse.worker.exits import EXIT_OK
+from packhorse.worker.ops import retries
 from packhorse.worker.records import Row
 from packhorse.worker.store import operations
 
@@ -41,8 +42,12 @@ def list_queues(as_json: AsJson = False) -> int:
 def show(queue: Name, as_json: AsJson = False) -> int:
     """The settings of a queue."""
     with database() as connection:
-        found = operations.queue_settings(connection, queue)
-    print_json(found) if as_json else _print_settings(found)
+        found, span = operations.queue_settings(connection, queue), operations.retry_span(connection, queue)
+    if as_json:
+        print_json(found | {"outage_seconds": span["seconds"]})
+    else:
+        _print_settings(found)
+        print(f"\n{retries.span_sentence(span)}")
     return EXIT_OK
 
 

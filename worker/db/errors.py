@@ -50,6 +50,8 @@ def translate(error: psycopg.Error) -> StoreError:
             result = StoreUnavailable(text)
     elif state in _CONFLICTS:
         result = StoreConflict(text)
+    elif state == "PH006":  # a restored copy: like a database that is not up yet, until somebody accepts it
+        result = StoreUnavailable(f"{text}. {error.diag.message_hint}")
     elif state in _UNAVAILABLE or state[:2] in _UNAVAILABLE_CLASSES:
         result = StoreUnavailable(text)
     else:

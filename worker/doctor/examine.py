@@ -12,7 +12,15 @@ from packhorse.worker.db.errors import translated
 from packhorse.worker.db.sessions import open_for_examination, open_listen
 from packhorse.worker.doctor.connections import examine_listen, examine_mode
 from packhorse.worker.doctor.findings import Finding
-from packhorse.worker.doctor.server import examine_retention, examine_rights, examine_rls, examine_sequences, examine_server
+from packhorse.worker.doctor.server import (
+    examine_copy,
+    examine_retention,
+    examine_retries,
+    examine_rights,
+    examine_rls,
+    examine_sequences,
+    examine_server,
+)
 from packhorse.worker.doctor.snapshot import drift
 from packhorse.worker.errors import SchemaMismatch, StoreRejected
 
@@ -54,5 +62,7 @@ def _schema(connection: DeadlineConnection) -> Iterator[Finding]:
     yield from found or [Finding("schema", "ok", "every table, column, index, constraint, function and policy is as the migrations make it")]
     yield from examine_rights(connection, sets)
     yield examine_rls(connection)
+    yield examine_copy(connection)
     yield from examine_sequences(connection)
     yield from examine_retention(connection)
+    yield from examine_retries(connection)

@@ -14,9 +14,10 @@ from packhorse.worker.db.errors import translated
 from packhorse.worker.db.migrate import MINIMUM_SERVER
 from packhorse.worker.doctor.findings import Finding
 from packhorse.worker.errors import StoreError
+from packhorse.worker.ops.retries import span_sentence
 from packhorse.worker.records import Row
+from packhorse.worker.store import copies, workers
 from packhorse.worker.store import doctor as store
-from packhorse.worker.store import workers
 
 #: Leases and schedules go by the database's clock; a host that is off by more than this confuses whoever reads its log.
 SKEW_WARN_SECONDS = 2.0
@@ -105,6 +106,35 @@ def examine_retention(connection: DeadlineConnection) -> Iterator[Finding]:
             f"no scheduler runs, and {' and '.join(old)} are older than the shipped policies keep them: the tables grow for ever",
             "start `packhorse scheduler` beside the workers, or call cleanup_old_messages() from a cron of your own",
         )
+
+
+def examine_copy(connection: DeadlineConnection) -> Finding:
+    """Is this a restored copy that nobody has accepted?"""
+    try:
+        with translated():
+            found = copies.status(connection)
+    except StoreError as error:
+        return Finding("copy", "fail", f"it cannot be told: {error}", "mend what `schema` names first")
+    if not found["copy"]:
+        return Finding("copy", "ok", "this database is no copy of another one")
+    text = f"this database is a copy that nobody has accepted: {found['waiting'] + found['running']} messages and {found['schedules']} schedules wait"
+    return Finding("copy", "fail", text, "once the original starts nothing any more: packhorse copy accept")
+
+
+def examine_retries(connection: DeadlineConnection) -> Iterator[Finding]:
+    """How long an outage do the retries outlast? No fault: the defaults are short, and what helps is for people to choose."""
+    try:
+        with translated():
+            spans = store.retry_spans(connection)
+    except StoreError:
+        return  # `schema` has said why
+    if not spans:
+        yield Finding("retries", "ok", "every queue has a failure breaker: an outage parks it")
+        return
+    more = f" ({len(spans) - 1} more queues without a failure breaker last as long, or longer)" if len(spans) > 1 else ""
+    yield Finding(
+        "retries", "ok", f"queue {spans[0]['queue']}: {span_sentence(spans[0])}{more}", "name what actors call (services=), or set failure_breaker"
+    )
 
 
 def _version(facts: Row) -> Finding:

@@ -56,6 +56,11 @@ def retention(connection: DeadlineConnection) -> Row:
     return rows(connection, "doctor_retention", (MAINTENANCE_TYPE,))[0]
 
 
+def retry_spans(connection: DeadlineConnection) -> list[Row]:
+    """queue, attempts, seconds (how long an outage its retries outlast), breaker (False); the shortest first, without those that have one."""
+    return rows(connection, "doctor_retry_spans")
+
+
 def sequences_behind(connection: DeadlineConnection) -> list[Row]:
     """Sequences that would give out numbers which are taken: name, highest (the highest taken), hidden (this role may not see where it stands)."""
     return rows(connection, "doctor_sequences")

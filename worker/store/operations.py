@@ -33,6 +33,15 @@ def require_queue(connection: DeadlineConnection, queue: str) -> None:
     connection.execute(sql("require_queue"), (queue,))
 
 
+def retry_span(connection: DeadlineConnection, queue: str) -> Row:
+    """attempts; seconds: how long an outage they outlast, at least; breaker: does a failure breaker count? Actors and messages may say otherwise.
+
+    Raises UnknownQueue.
+    """
+    require_queue(connection, queue)
+    return rows(connection, "retry_span", (queue,))[0]
+
+
 def pause_queue(connection: DeadlineConnection, queue: str, operator: str) -> bool:
     """Stop claims from a queue; False when it was paused already. Raises UnknownQueue."""
     return bool(value(connection, "pause_queue", (queue, operator)))

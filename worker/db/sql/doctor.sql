@@ -112,6 +112,12 @@ select coalesce((select p.first_seen_at < clock_timestamp() - interval '8 days' 
     as dead_letters,
   exists (select from packhorse.workers w where %s = any (w.message_types) and w.last_seen_at > clock_timestamp() - interval '1 minute') as scheduler;
 
+-- name: doctor_retry_spans
+-- Queues by how long an outage their retries outlast, the shortest first; those with a failure breaker are left out.
+select name as queue, max_attempts as attempts, false as breaker,
+  extract(epoch from packhorse.retry_span(max_attempts, backoff_initial, backoff_multiplier, backoff_max, backoff_jitter))::float8 as seconds
+from packhorse.queues where failure_breaker is null order by 4, 1;
+
 -- name: doctor_sequences
 -- Sequences that would give out numbers which are taken; hidden: this role may not see where it stands.
 select s.name, s.highest, not has_sequence_privilege(s.sequence, 'usage, select') as hidden

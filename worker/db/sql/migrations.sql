@@ -118,3 +118,21 @@ select exists (select from pg_roles where rolname = %s);
 -- name: create_login_role
 -- A login that may do what a worker does and no more.
 create role {name} login in role packhorse_worker;
+
+-- name: is_copy
+-- Is this database a copy that nobody has accepted?
+select packhorse.is_copy();
+
+-- name: copied_work
+-- What a copy would start: live messages by state, schedules that are not paused; when the last of its messages was enqueued.
+select count(*) filter (where state in ('pending', 'blocked')) as waiting, count(*) filter (where state = 'running') as running,
+  (select count(*) from packhorse.schedules where paused_at is null) as schedules, max(created_at) as newest_at
+from packhorse.message_queue;
+
+-- name: accept_copy
+-- Let a copy go on by itself; false when it is none.
+select packhorse.accept_copy(%s, %s, %s);
+
+-- name: mark_copy
+-- Nothing starts until somebody accepts this database; false when it was so already.
+select packhorse.mark_copy(%s, %s);

@@ -10,6 +10,12 @@ select name, paused_at, paused_by, max_concurrency, max_concurrency_per_key, rat
   on_dead, failure_breaker, created_at, updated_at
 from packhorse.queues where name = %s;
 
+-- name: retry_span
+-- Attempts of a queue, how long an outage they outlast at least (seconds), and whether a failure breaker counts.
+select max_attempts as attempts, failure_breaker is not null as breaker,
+  extract(epoch from packhorse.retry_span(max_attempts, backoff_initial, backoff_multiplier, backoff_max, backoff_jitter))::float8 as seconds
+from packhorse.queues where name = %s;
+
 -- name: require_queue
 -- PH002 with a near miss unless the queue exists.
 select packhorse.require_queue(%s);
