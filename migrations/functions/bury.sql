@@ -32,7 +32,7 @@ begin
       packhorse.bounded_text(p_error_message, 10000), v_code, v_details, packhorse.bounded_text(p_traceback, 50000),
       packhorse.error_fingerprint(b.message_type, coalesce(p_error_class, p_reason), p_error_message, p_frame),
       b.attempt, b.max_attempts, b.crashes, b.conversation_key, b.concurrency_key, b.correlation_id, b.trace_context,
-      packhorse.append_history(b.history, b.attempt, p_reason, p_error_class, p_error_message, b.lease_holder, v_code),
+      packhorse.append_history(b.history, b.attempt, p_reason, p_error_class, p_error_message, b.lease_holder, v_code, p_traceback),
       b.steps, b.lease_holder, b.conversation_key is not null and coalesce(q.on_dead = 'block', false), b.created_at
     from buried b left join packhorse.queues q on q.name = b.queue  -- a row may name a queue that nobody has declared
     returning dead_letters.id, dead_letters.conversation_key, dead_letters.blocks_conversation

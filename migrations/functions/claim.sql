@@ -284,7 +284,8 @@ begin
       set state = 'running', attempt = m.attempt + 1, lease_holder = p_holder,
           lease_token = nextval('packhorse.message_lease_token_seq'), lease_expires_at = p_now + p_lease, claimed_at = p_now
       where m.id = v_id and m.state = 'pending'
-      returning m.id, m.lease_token, m.queue, m.message_type, m.payload, m.options, m.priority, m.attempt, m.max_attempts,
+      returning m.id, m.lease_token, m.queue, m.message_type, m.payload,
+        case when m.attempt > 1 then packhorse.retried_options(m.options, m.history) else m.options end as options, m.priority, m.attempt, m.max_attempts,
         m.crashes, m.conversation_key, m.correlation_id, m.trace_context, m.run_at, m.created_at, m.lease_expires_at, m.steps
       into v_row;
       if found then
@@ -430,7 +431,8 @@ begin
         set state = 'running', attempt = m.attempt + 1, lease_holder = p_holder,
             lease_token = nextval('packhorse.message_lease_token_seq'), lease_expires_at = v_now + p_lease, claimed_at = v_now
         where m.id = any (v_ids) and m.state = 'pending'
-        returning m.id, m.lease_token, m.queue, m.message_type, m.payload, m.options, m.priority, m.attempt, m.max_attempts,
+        returning m.id, m.lease_token, m.queue, m.message_type, m.payload,
+          case when m.attempt > 1 then packhorse.retried_options(m.options, m.history) else m.options end as options, m.priority, m.attempt, m.max_attempts,
           m.crashes, m.conversation_key, m.correlation_id, m.trace_context, m.run_at, m.created_at, m.lease_expires_at, m.steps
       )
       select null::jsonb, c.id, c.lease_token, c.queue::text, c.message_type::text, c.payload::jsonb, c.options::jsonb,

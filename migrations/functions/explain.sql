@@ -112,6 +112,20 @@ language sql immutable as $$
 $$;
 comment on function packhorse.explain_steps(jsonb) is 'Used by explain_message: the steps that a message has stored.';
 
+create or replace function packhorse.explain_last_error(p_error jsonb, p_history jsonb)
+returns table (gate text, passed boolean, detail text, earliest_start timestamptz)
+language sql immutable as $$
+-- How its last attempt failed. No row for a message that has not failed; its traceback is in the history.
+  select 'last_error', true, format('attempt %s failed at %s: %s: %s', f.entry ->> 'attempt', p_error ->> 'at', p_error ->> 'class',
+    left(p_error ->> 'message', 300)), null::timestamptz
+  from (
+    select h.entry from jsonb_array_elements(case when jsonb_typeof(p_history) = 'array' then p_history else '[]' end)
+      with ordinality as h (entry, place)
+    where h.entry ->> 'event' = 'retry' order by h.place desc limit 1) f
+  where p_error is not null;
+$$;
+comment on function packhorse.explain_last_error(jsonb, jsonb) is 'Used by explain_message: how the last attempt of a message failed.';
+
 create or replace function packhorse.explain_message(p_id bigint)
 returns table (gate text, passed boolean, detail text, earliest_start timestamptz)
 language plpgsql stable as $$
@@ -133,6 +147,7 @@ begin
   if v_m.completion_refused_at is not null or v_m.state = 'running' then
     return query select 'state', v_m.completion_refused_at is null, packhorse.explain_running(v_m, v_now), null::timestamptz;
     return query select * from packhorse.explain_steps(v_m.steps);
+    return query select * from packhorse.explain_last_error(v_m.error, v_m.history);
     return;
   end if;
   if packhorse.is_copy() then
@@ -155,6 +170,7 @@ begin
   return query select * from packhorse.explain_limits(v_m, v_q, v_now);
   return query select * from packhorse.explain_line(v_m, v_now);
   return query select * from packhorse.explain_steps(v_m.steps);
+  return query select * from packhorse.explain_last_error(v_m.error, v_m.history);
 end
 $$;
 comment on function packhorse.explain_message(bigint) is 'Why is this message not running? Gates in order, passed or not.';

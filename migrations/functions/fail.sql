@@ -3,7 +3,7 @@
 create or replace function packhorse.fail_message(
   p_id bigint, p_token bigint, p_error_class text, p_error_message text, p_traceback text default null,
   p_frame text default null, p_max_attempts integer default null, p_delay interval default null,
-  p_backoff_initial interval default null, p_backoff_max interval default null, p_details jsonb default null
+  p_backoff_initial interval default null, p_backoff_max interval default null, p_details jsonb default null, p_options jsonb default null
 ) returns text
 language plpgsql set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
@@ -11,7 +11,7 @@ language plpgsql set enable_seqscan = off set jit = off
 -- in the meantime, 'lost' when the lease is gone; 'parked' or 'snooze' when a failure breaker lets it rest (rest_after_failure).
 -- Attempts allowed and backoff: the message's own, else what the caller says of the actor (p_...), else what workers
 -- that know the actor have said (failure_policy), else the queue's. p_details: see failure_details; when it says that the
--- error is not retryable, or not recoverable, no attempts are left (SPEC W9).
+-- error is not retryable, or not recoverable, no attempts are left (SPEC W9). p_options: of the message from now on, if it is retried.
 declare
   v_rejected constant boolean := coalesce(p_details @> '{"retryable": false}'::jsonb or p_details @> '{"recoverable": false}'::jsonb, false);
   v_last boolean;
@@ -41,11 +41,11 @@ begin
       p_error_message, p_traceback, p_frame, p_details) then 'dead' else 'lost' end;
   end if;
   return case when packhorse.schedule_message_retry(p_id, p_token, p_delay, p_error_class, p_error_message,
-    coalesce(p_backoff_initial, v_policy.backoff_initial), coalesce(p_backoff_max, v_policy.backoff_max), p_details => p_details) is null
-    then 'lost' else 'retry' end;
+    coalesce(p_backoff_initial, v_policy.backoff_initial), coalesce(p_backoff_max, v_policy.backoff_max), p_details => p_details,
+    p_traceback => p_traceback, p_options => p_options) is null then 'lost' else 'retry' end;
 end
 $$;
-comment on function packhorse.fail_message(bigint, bigint, text, text, text, text, integer, interval, interval, interval, jsonb)
+comment on function packhorse.fail_message(bigint, bigint, text, text, text, text, integer, interval, interval, interval, jsonb, jsonb)
   is 'An attempt failed: retry with backoff or dead letter; returns retry, dead, cancelled or lost.';
 
 create or replace function packhorse.reject_message(
@@ -97,9 +97,10 @@ begin
     perform packhorse.enqueue_message(v_queue, v_row.on_exhausted, '{}',
       jsonb_build_object('args', jsonb_build_array(
         jsonb_build_object('queue_name', v_row.queue, 'actor_name', v_row.message_type,
-          'args', coalesce(v_row.options -> 'args', '[]'), 'kwargs', v_row.payload, 'options', v_row.options - 'args'::text - 'message_id'::text,
+          'args', coalesce(v_row.options -> 'args', '[]'), 'kwargs', v_row.payload,
+          'options', v_row.options - 'args'::text - 'message_id'::text - 'message_timestamp'::text,
           'message_id', coalesce(v_row.options ->> 'message_id', v_row.id::text),
-          'message_timestamp', floor(extract(epoch from v_row.created_at) * 1000.0)::bigint),
+          'message_timestamp', coalesce(v_row.options -> 'message_timestamp', to_jsonb(floor(extract(epoch from v_row.created_at) * 1000.0)::bigint))),
         jsonb_build_object('retries', greatest(v_row.attempt - 1, 0), 'max_retries', coalesce(v_row.allowed, 1) - 1))),
       p_correlation_id => v_row.correlation_id);
     v_count := v_count + 1;

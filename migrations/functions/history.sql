@@ -7,20 +7,23 @@ $$;
 comment on function packhorse.bounded_text(text, integer) is 'A text of at most so many characters: what is stored about a failure is bounded.';
 
 create or replace function packhorse.append_history(
-  p_history jsonb, p_attempt integer, p_event text, p_error_class text, p_error_message text, p_holder uuid, p_error_code text default null
+  p_history jsonb, p_attempt integer, p_event text, p_error_class text, p_error_message text, p_holder uuid, p_error_code text default null,
+  p_traceback text default null
 ) returns jsonb
 language sql volatile as $$
 -- The attempt history keeps the last 20 entries (bounded, SPEC Q3). What stands there and is no array (a row made by
--- hand) is left out: no ending of a message may fail for it.
+-- hand) is left out: no ending of a message may fail for it. p_traceback: its last 4096 characters are kept, for the end of a
+-- traceback says where it happened, and what (SPEC W13).
   select coalesce(jsonb_agg(e.entry order by e.place), '[]') from (
     select h.entry, h.place
     from jsonb_array_elements(case when jsonb_typeof(p_history) = 'array' then p_history else '[]' end
       || jsonb_build_array(jsonb_strip_nulls(jsonb_build_object(
       'attempt', p_attempt, 'event', p_event, 'at', clock_timestamp(), 'error_class', packhorse.bounded_text(p_error_class, 200),
-      'error_message', packhorse.bounded_text(p_error_message, 500), 'error_code', p_error_code, 'holder', p_holder)))) with ordinality as h (entry, place)
+      'error_message', packhorse.bounded_text(p_error_message, 500), 'error_code', p_error_code, 'holder', p_holder,
+      'traceback', case when length(p_traceback) > 4096 then '[...]' || right(p_traceback, 4091) else p_traceback end)))) with ordinality as h (entry, place)
     order by h.place desc limit 20) e;
 $$;
-comment on function packhorse.append_history(jsonb, integer, text, text, text, uuid, text) is 'One more entry in a bounded attempt history.';
+comment on function packhorse.append_history(jsonb, integer, text, text, text, uuid, text, text) is 'One more entry in a bounded attempt history.';
 
 create or replace function packhorse.failure_details(p_details jsonb, out error_code text, out error_details jsonb)
 language plpgsql stable as $$

@@ -52,7 +52,7 @@ begin
           when v_crashes = 1 then clock_timestamp() + random() * interval '1 second'
           else clock_timestamp() + packhorse.message_backoff(v_crashes - 1, coalesce(v_policy.backoff_initial, v_queue.backoff_initial, '1 second'),
             coalesce(v_queue.backoff_multiplier, 2),
-            greatest(coalesce(v_policy.backoff_max, v_queue.backoff_max, '30 seconds'), v_policy.backoff_initial)) end,
+            coalesce(v_policy.backoff_max, greatest(v_queue.backoff_max, v_policy.backoff_initial), '30 seconds')) end,
         history = case when p_event is null then m.history
           else packhorse.append_history(m.history, m.attempt, p_event, case when v_counts then 'WorkerLost' end, p_detail, m.lease_holder) end
     where m.id = p_message.id;

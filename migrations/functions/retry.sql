@@ -78,13 +78,14 @@ create or replace function packhorse.schedule_message_retry(
   p_id bigint, p_token bigint, p_delay interval default null,
   p_error_class text default null, p_error_message text default null,
   p_backoff_initial interval default null, p_backoff_max interval default null, p_backoff_multiplier double precision default null,
-  p_details jsonb default null
+  p_details jsonb default null, p_traceback text default null, p_options jsonb default null
 ) returns timestamptz
 language plpgsql set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- running -> pending at now + delay, one UPDATE of the same row; null when the lease was lost.
 -- p_delay null: the queue's backoff (each part can be overridden); the attempt stays counted.
--- A message whose cancellation was requested does not come back: it is cancelled. p_details: see failure_details.
+-- A message whose cancellation was requested does not come back: it is cancelled. p_details: see failure_details. p_traceback: kept in
+-- the history, bounded. p_options: what the options are from now on; null, or no object, leaves them.
 declare
   v_run_at timestamptz;
   v_cancel boolean;
@@ -101,9 +102,9 @@ begin
   set state = 'pending', lease_holder = null, lease_token = null, lease_expires_at = null, completion_refused_at = null,
       run_at = clock_timestamp() + coalesce(packhorse.bounded_delay(p_delay), packhorse.message_backoff(m.attempt,
         coalesce(p_backoff_initial, q.backoff_initial), coalesce(p_backoff_multiplier, q.backoff_multiplier),
-        greatest(coalesce(p_backoff_max, q.backoff_max), coalesce(p_backoff_initial, interval '0')), q.backoff_jitter)),
-      error = v_error,
-      history = packhorse.append_history(m.history, m.attempt, 'retry', p_error_class, p_error_message, m.lease_holder, v_code)
+        coalesce(p_backoff_max, greatest(q.backoff_max, p_backoff_initial)), q.backoff_jitter)),
+      error = v_error, options = case when jsonb_typeof(p_options) = 'object' then p_options else m.options end,
+      history = packhorse.append_history(m.history, m.attempt, 'retry', p_error_class, p_error_message, m.lease_holder, v_code, p_traceback)
   from packhorse.queues q
   where m.id = p_id and m.lease_token = p_token and m.state = 'running' and q.name = m.queue
   returning m.run_at, m.cancel_requested_at is not null into v_run_at, v_cancel;
@@ -113,5 +114,17 @@ begin
   return v_run_at;
 end
 $$;
-comment on function packhorse.schedule_message_retry(bigint, bigint, interval, text, text, interval, interval, double precision, jsonb)
+comment on function packhorse.schedule_message_retry(bigint, bigint, interval, text, text, interval, interval, double precision, jsonb, text, jsonb)
   is 'running -> pending after the backoff; returns the new run_at, null when the lease was lost.';
+
+create or replace function packhorse.retried_options(p_options jsonb, p_history jsonb) returns jsonb
+language sql stable as $$
+-- Used by the claim for a message that has failed before: its options, with the traceback of its last failure and when that was (ms
+-- since 1970), as dramatiq's Retries leaves them in a message.
+  select p_options || coalesce((
+    select jsonb_strip_nulls(jsonb_build_object('traceback', h.entry -> 'traceback',
+      'requeue_timestamp', floor(extract(epoch from (h.entry ->> 'at')::timestamptz) * 1000.0)::bigint))
+    from jsonb_array_elements(case when jsonb_typeof(p_history) = 'array' then p_history else '[]' end) with ordinality as h (entry, place)
+    where h.entry ->> 'event' = 'retry' order by h.place desc limit 1), '{}');
+$$;
+comment on function packhorse.retried_options(jsonb, jsonb) is 'Options of a message that has failed before, with what its last failure left.';

@@ -222,6 +222,20 @@ def test_message_show_and_explain_say_why_it_waits(cli, database):
     assert "due at" in cli("message", "explain", message).out
 
 
+def test_message_show_and_explain_have_the_traceback_of_an_attempt_that_will_be_retried(cli, database):
+    message = enqueue(database)
+    traceback = 'Traceback (most recent call last):\n  File "/app/a.py", line 3, in charge\n    raise CardRefused\nCardRefused'
+    token = database.value("select lease_token from claim_messages(gen_random_uuid(), array['default'], 1)")
+    database.query("select fail_message(%s, %s, 'CardRefused', 'no money', %s)", message, token, traceback)
+    shown = cli("message", "show", message)
+    assert "attempt 1, 20" in shown.out and "line 3, in charge" in shown.out and "\\n" not in shown.out, "on lines of its own"
+    assert cli("message", "show", message, "--json").document["history"][0]["traceback"] == traceback
+    explained = cli("message", "explain", message).out
+    assert "last_error" in explained and "attempt 1 failed at" in explained and explained.rstrip().endswith(traceback)
+    assert cli("message", "explain", message, "--json").document["last_traceback"] == traceback
+    assert cli("message", "explain", enqueue(database), "--json").document["last_traceback"] is None
+
+
 @pytest.mark.parametrize(
     "command", [["message", "show"], ["message", "explain"], ["message", "cancel"], ["message", "retry"], ["dead-letter", "show"]]
 )

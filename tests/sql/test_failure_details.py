@@ -111,3 +111,46 @@ def test_a_stale_holder_changes_nothing(sql: Sql) -> None:
     lease = sql.claimed()
     assert sql.value("select fail_message(%s, %s, 'E', 'm', p_details => %s)", lease.id, lease.token + 1, Jsonb({"retryable": False})) == "lost"
     assert sql.state(lease.id) == "running"
+
+
+def test_every_failed_attempt_keeps_its_traceback_the_end_of_a_long_one(sql: Sql) -> None:
+    lease = sql.claimed(max_attempts=3)
+    long = "head " * 2000 + "the end"
+    for traceback in ("short", long, "last"):
+        sql.rows("select fail_message(%s, %s, 'E', 'm', %s, p_delay => '0')", lease.id, lease.token, traceback)
+        if traceback != "last":
+            lease = sql.claim_one()
+    kept = [entry["traceback"] for entry in sql.dead(lease.id)["history"]]
+    assert (kept[0], kept[2]) == ("short", "last")
+    assert len(kept[1]) == 4096 - 5 + len("[...]") and kept[1].startswith("[...]") and kept[1].endswith("the end")
+    sql.rows("select redrive_dead_letters(array[%s::bigint])", lease.id)
+    assert [entry.get("traceback") for entry in sql.live(lease.id)["history"]] == [*kept, None], "also after a redrive"
+
+
+def test_a_claim_after_a_failure_gives_what_dramatiqs_retries_leave_in_the_options(sql: Sql) -> None:
+    lease = sql.claimed(options={"tenant": "a"})
+    asked = "select options from claim_messages(%s, array['q'], 1)"
+    sql.rows("select fail_message(%s, %s, 'E', 'm', 'Traceback', p_delay => '0')", lease.id, lease.token)
+    (options,) = sql.rows(asked, "00000000-0000-0000-0000-000000000001")[0]
+    assert options.pop("requeue_timestamp") > 1_700_000_000_000 and options == {"tenant": "a", "traceback": "Traceback"}
+    assert sql.live(lease.id)["options"] == {"tenant": "a"}, "they are the attempt's, not the message's"
+
+
+def test_a_failure_may_change_the_options_of_the_next_attempt(sql: Sql) -> None:
+    lease = sql.claimed(options={"tenant": "a"})
+    sql.rows("select fail_message(%s, %s, 'E', 'm', p_delay => '0', p_options => '{\"tenant\": \"b\"}')", lease.id, lease.token)
+    assert sql.live(lease.id)["options"] == {"tenant": "b"}
+    lease = sql.claim_one()
+    sql.rows("select schedule_message_retry(%s, %s, '0', p_options => '[1]')", lease.id, lease.token)
+    assert sql.live(lease.id)["options"] == {"tenant": "b"}, "no object: they stay"
+    lease = sql.claim_one()
+    sql.rows("select schedule_message_retry(%s, %s, '0', p_options => '{\"stale\": 1}')", lease.id, lease.token + 1)
+    assert sql.live(lease.id)["options"] == {"tenant": "b"}, "fenced"
+
+
+def test_explain_says_how_the_last_attempt_failed(sql: Sql) -> None:
+    lease = sql.claimed()
+    assert not sql.rows("select from explain_message(%s) where gate = 'last_error'", lease.id)
+    sql.rows("select fail_message(%s, %s, 'CardRefused', 'no money', 'Traceback', p_delay => '1 hour')", lease.id, lease.token)
+    ((passed, detail),) = sql.rows("select passed, detail from explain_message(%s) where gate = 'last_error'", lease.id)
+    assert passed and detail.startswith("attempt 1 failed at ") and detail.endswith(": CardRefused: no money")

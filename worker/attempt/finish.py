@@ -64,14 +64,16 @@ def _write(connection: DeadlineConnection, message: ClaimedMessage, outcome: Out
         case Verb.FAIL:
             attempts = None if outcome.max_attempts is None else int(max(0, min(outcome.max_attempts, MAX_ATTEMPTS)))
             backoff = _storable(outcome.backoff_initial), _storable(outcome.backoff_max)
-            answer = messages.fail(connection, *lease, error[0] or "Error", error[1] or "", *error[2:], attempts, delay, *backoff, details)
+            kept = message.options_to_keep()
+            answer = messages.fail(connection, *lease, error[0] or "Error", error[1] or "", *error[2:], attempts, delay, *backoff, details, kept)
             return _failed(message, outcome, answer)
         case Verb.BURY if outcome.reason in ("failed", "rejected") and outcome.error_class is not None:
             return _failed(message, outcome, messages.reject(connection, *lease, outcome.reason, outcome.error_class, *error[1:], details))
         case Verb.BURY:
             return Ended.DEAD if messages.bury(connection, *lease, outcome.reason or "buried", *error, details) else Ended.LOST
         case Verb.RETRY:
-            moved = messages.retry(connection, *lease, delay or 0.0, error[0] or "Retry", error[1] or reason or "", details)
+            text, kept = error[1] or reason or "", message.options_to_keep()
+            moved = messages.retry(connection, *lease, delay or 0.0, error[0] or "Retry", text, error[2], details, kept)
             return Ended.RETRY if moved else Ended.LOST
         case Verb.SNOOZE:
             return Ended.SNOOZE if messages.snooze(connection, *lease, delay or 0.0, reason) else Ended.LOST
@@ -130,6 +132,7 @@ def _send_exhausted(connection: DeadlineConnection, message: ClaimedMessage, out
 def without_details(message: ClaimedMessage) -> None:
     """Replace the outcome by one that can always be stored."""
     outcome = message.outcome
+    message.keeps_options = False
     if outcome is not None:
         message.outcome = Outcome(
             outcome.verb,

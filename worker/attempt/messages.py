@@ -8,6 +8,8 @@ one undecodable row is one dead letter (SPEC P5).
 from __future__ import annotations
 
 import json
+import logging
+import re
 import time
 import traceback as traceback_module
 from dataclasses import dataclass
@@ -19,9 +21,13 @@ from dramatiq.broker import MessageProxy
 
 from packhorse.worker.attempt.details import FailureDetails, Judgement, details_of
 from packhorse.worker.attempt.stored_steps import AttemptSteps, StepStore
-from packhorse.worker.errors import UndecodableMessage
+from packhorse.worker.enqueue.encoding import to_json
+from packhorse.worker.errors import InvalidArgument, UndecodableMessage
+from packhorse.worker.observe import tracebacks
 from packhorse.worker.observe.masking import mask_whole
 from packhorse.worker.states import Verb
+
+logger = logging.getLogger("packhorse.message")
 
 MAX_TRACEBACK_FRAMES = 30
 #: Where our own code stands, and dramatiq's beside it in an environment.
@@ -29,8 +35,12 @@ OURS = str(Path(__file__).parent.parent)
 
 #: json.loads without its checks of type and white space: jsonb's own text needs neither.
 _scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
-_PLAIN_HEAD = '{"message_id": "'
-_PLAIN_LENGTH = len(_PLAIN_HEAD) + 36 + 2
+#: What every dramatiq producer writes when there are no options: spare the parser.
+_PLAIN = re.compile(r'\{"message_id": "([^"\\]{36})", "message_timestamp": (\d{13})\}')
+#: Options that dramatiq's Retries writes into a message; here the attempt and its history say them (retried_options in retry.sql).
+_OF_THE_ATTEMPT = ("retries", "traceback", "requeue_timestamp")
+#: What stands in the options of a row and is no option of the message.
+_OF_THE_MESSAGE = ("args", "message_id", "message_timestamp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,8 @@ class Outcome:
     bounded: bool = True
     scope: str | None = None
     details: FailureDetails | None = None
+    #: Its traceback without texts, for a console.
+    outline: str | None = None
 
 
 class ClaimedMessage(MessageProxy):
@@ -82,6 +94,8 @@ class ClaimedMessage(MessageProxy):
     trace_id: str | None = None
     #: Where its steps are stored; set where it is run.
     step_store: StepStore | None = None
+    #: False once the database has refused to write its outcome: it keeps the options that it has.
+    keeps_options = True
     _attempt_steps: AttemptSteps | None = None
 
     def __init__(self, row: tuple[Any, ...], lease_until: float, claimed_at: float) -> None:
@@ -129,26 +143,50 @@ class ClaimedMessage(MessageProxy):
         """Parse payload and options; raises UndecodableMessage with the reason, never anything else."""
         try:
             self.kwargs = _scan(self._payload, 0)[0]
-            text = self._options
-            if len(text) == _PLAIN_LENGTH and text.startswith(_PLAIN_HEAD) and text.count('"') == 4 and "\\" not in text:
-                # what every dramatiq producer writes when there are no options: spare the parser
-                options = {}
+            plain = _PLAIN.fullmatch(self._options)
+            if plain is not None:
+                options: dict[str, Any] = {}
                 self.args = ()
-                self.message_id = text[len(_PLAIN_HEAD) : -2]
+                self.message_id, sent = plain[1], int(plain[2])
             else:
-                options = _scan(text, 0)[0]
+                options = _scan(self._options, 0)[0]
                 self.args = tuple(options.pop("args", ()))
                 self.message_id = options.pop("message_id", None) or str(self.id)
+                sent = options.pop("message_timestamp", None)
         except (ValueError, RecursionError, TypeError, MemoryError, AttributeError, StopIteration) as error:
             raise UndecodableMessage(f"payload or options cannot be decoded: {type(error).__name__}: {str(error)[:200]}") from error
         if type(self.kwargs) is not dict:
             raise UndecodableMessage("payload is not a JSON object")
-        # age by the database clock, expressed on this host's clock: middleware that compares the two
-        # (max_age) is right whatever the host's clock says
-        self.message_timestamp = int((time.time() - self.age_seconds) * 1000)
+        # the sender's, by its own clock; of a message that was sent in SQL, its age by the database's clock, on this host's
+        self.message_timestamp = sent if type(sent) is int else int((time.time() - self.age_seconds) * 1000)
         if self.attempt > 1:
             options.setdefault("retries", self.attempt - 1)
         self.options = options
+
+    def options_to_keep(self) -> str | None:
+        """Options for the next attempt, as JSON text, when middleware or the handler has changed them; None when not (SPEC W1).
+
+        What cannot be stored is left out, with a warning.
+        """
+        now = vars(self).get("options")  # none of a row that could not be decoded
+        if not self.keeps_options or type(now) is not dict:
+            return None
+        before = _scan(self._options, 0)[0]
+        fixed = (*_OF_THE_MESSAGE, *_OF_THE_ATTEMPT)
+        after = {name: value for name, value in now.items() if name not in fixed}
+        if after == {name: value for name, value in before.items() if name not in fixed}:
+            return None
+        own = {name: before[name] for name in _OF_THE_MESSAGE if name in before}
+        try:
+            return to_json("options", {**after, **own})
+        except InvalidArgument:
+            kept = {name: value for name, value in after.items() if _can_be_stored(name, value)}
+        left_out = ", ".join(sorted(str(name)[:50] for name in after.keys() - kept.keys()))
+        logger.warning("options_not_storable message_id=%s actor=%s names=%s: left out", self.id, self.actor_name, left_out)
+        try:
+            return to_json("options", {**kept, **own})
+        except InvalidArgument:  # together they are too large
+            return None
 
     def again(self) -> dramatiq.Message[Any]:
         """The same as a message to be sent, with what stands in columns."""
@@ -166,6 +204,14 @@ class ClaimedMessage(MessageProxy):
         return self._built
 
 
+def _can_be_stored(name: Any, value: Any) -> bool:
+    try:
+        to_json("options", {name: value})
+    except InvalidArgument:
+        return False
+    return isinstance(name, str)
+
+
 def failure(exception: BaseException, judgement: Judgement | None = None, **policy: Any) -> Outcome:
     """The outcome for a failed attempt: class, cleaned message, bounded traceback, own top frame, details.
 
@@ -181,6 +227,7 @@ def failure(exception: BaseException, judgement: Judgement | None = None, **poli
         traceback=traceback,
         frame=top_frame(exception),
         details=details_of(exception, judgement),
+        outline=tracebacks.folded(exception) if tracebacks.on_console else None,
         **policy,
     )
 

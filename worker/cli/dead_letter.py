@@ -29,7 +29,7 @@ from packhorse.worker.cli.common import (
 from packhorse.worker.cli.editor import edited, pretty
 from packhorse.worker.cli.errors import CommandError, usage
 from packhorse.worker.cli.interrupts import first_interrupt
-from packhorse.worker.cli.render import json_line, print_diff, print_fields, print_json, print_rows, progress
+from packhorse.worker.cli.render import json_line, print_diff, print_fields, print_json, print_rows, progress, with_tracebacks
 from packhorse.worker.errors import StoreRejected, WorkerError
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
 from packhorse.worker.store import dead_letters
@@ -96,7 +96,7 @@ def show(message_id: Id, step_values: StepValues = False, as_json: AsJson = Fals
     """One dead letter, whole: reason, traceback, payload, attempt history, steps."""
     with database() as connection:
         found = dead_letters.show(connection, message_id, STEP_CHARACTERS if step_values else 0)
-    print_json(found) if as_json else print_fields(found)
+    print_json(found) if as_json else print_fields(with_tracebacks(found))
     return EXIT_OK
 
 

@@ -33,7 +33,7 @@ from packhorse.worker.cli.common import (
 )
 from packhorse.worker.cli.editor import edited, pretty
 from packhorse.worker.cli.errors import CommandError, usage
-from packhorse.worker.cli.render import print_diff, print_fields, print_json, print_rows
+from packhorse.worker.cli.render import clean, print_diff, print_fields, print_json, print_rows, with_tracebacks
 from packhorse.worker.errors import NotFound, StoreRejected
 from packhorse.worker.exits import EXIT_OK
 from packhorse.worker.states import State
@@ -101,23 +101,26 @@ def list_messages(
 
 @app.command()
 def show(message_id: Id, step_values: StepValues = False, as_json: AsJson = False) -> int:
-    """One message, whole: payload, errors, attempt history, steps."""
+    """One message, whole: payload, errors, attempt history with tracebacks, steps."""
     with database() as connection:
         found = operations.show_message(connection, message_id, STEP_CHARACTERS if step_values else 0)
-    print_json(found) if as_json else print_fields(found)
+    print_json(found) if as_json else print_fields(with_tracebacks(found))
     return EXIT_OK
 
 
 @app.command()
 def explain(message_id: Id, as_json: AsJson = False) -> int:
-    """Why is this message not running? The gates in the order of the claim."""
+    """Why is this message not running? The gates in the order of the claim, and how its last attempt failed."""
     with database() as connection:
         state = operations.message_state(connection, message_id)
+        failure = operations.last_traceback(connection, message_id)
         gates = messages.explain(connection, message_id)
     if as_json:
-        print_json({"id": message_id, "state": state, "gates": [asdict(gate) for gate in gates]})
+        print_json({"id": message_id, "state": state, "gates": [asdict(gate) for gate in gates], "last_traceback": failure})
     else:
         print_rows([asdict(gate) for gate in gates], ["gate", "passed", "detail", "earliest_start"], empty="nothing is known about it")
+        if failure:
+            print(f"\n{clean(failure)}")
     return EXIT_OK
 
 

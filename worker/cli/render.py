@@ -71,6 +71,24 @@ def print_fields(row: Row) -> None:
     _console().print(table)
 
 
+def with_tracebacks(row: Row) -> Row:
+    """A message for people: the tracebacks in its history as fields of their own, on lines of their own. One that the row has whole is left out."""
+    history = row.get("history")
+    if not isinstance(history, list):
+        return row
+    shown: Row = {}
+    for name, value in row.items():
+        shown[name] = value
+        if name == "history":
+            entries = [entry for entry in history if isinstance(entry, dict)]
+            shown[name] = [{key: item for key, item in entry.items() if key != "traceback"} for entry in entries]
+            if row.get("traceback") and entries:
+                entries = entries[:-1]
+            failed = [entry for entry in entries if isinstance(entry.get("traceback"), str)]
+            shown |= {f"attempt {entry.get('attempt')}, {str(entry.get('at'))[:19]}": entry["traceback"] for entry in failed}
+    return shown
+
+
 def print_diff(lines: Sequence[str]) -> None:
     """A unified diff, in colour on a terminal."""
     from rich.text import Text

@@ -29,7 +29,7 @@ CATALOG_FUNCTIONS = frozenset(
     pg_column_size pg_get_constraintdef pg_get_expr pg_get_function_result pg_get_indexdef pg_get_partkeydef pg_get_triggerdef
     pg_has_role pg_indexes_size pg_is_in_recovery pg_notify pg_options_to_table pg_partition_tree pg_postmaster_start_time
     pg_relation_size pg_sleep pg_stat_get_dead_tuples pg_stat_get_live_tuples pg_table_size pg_total_relation_size
-    pg_try_advisory_xact_lock power quote_ident quote_literal random regexp_match regexp_replace regexp_split_to_array replace round
+    pg_try_advisory_xact_lock power quote_ident quote_literal random regexp_match regexp_replace regexp_split_to_array replace right round
     row_number row_security_active row_to_json set_config split_part starts_with statement_timestamp string_agg string_to_array
     strpos substr sum to_char to_date to_jsonb to_regclass to_regprocedure unnest
     """.split()  # noqa: SIM905

@@ -148,11 +148,11 @@ def encode(message: dramatiq.Message[Any], delay_ms: int | float | None, signatu
         )
     encoded = Encoded(message.queue_name, name, to_json("payload", payload), "")
     if not message.options and not delay_ms and not loose_args and not actor_options.get("max_age"):
-        encoded.options = plain_options(message.message_id)
+        encoded.options = plain_options(message.message_id, message.message_timestamp)
         return encoded
     for option in message.options.keys() - COLUMN_OPTIONS:
         refuse_misspelt(option)
-    options = {**message.options, "message_id": message.message_id}
+    options = {**message.options, "message_id": message.message_id, "message_timestamp": message.message_timestamp}
     if loose_args:
         options["args"] = list(loose_args)
     if not COLUMN_OPTIONS.isdisjoint(options):
@@ -165,11 +165,13 @@ def encode(message: dramatiq.Message[Any], delay_ms: int | float | None, signatu
     if options.get("time_limit") is not None:
         _number("time_limit", options["time_limit"], 1, MAX_DELAY_SECONDS * 1000)
     max_age = options.get("max_age") or actor_options.get("max_age")
-    if max_age:
-        encoded.extra.setdefault("expires_seconds", _number("max_age", max_age, 1, MAX_DELAY_SECONDS * 1000) / 1000)
     if delay_ms:
         encoded.extra["delay_seconds"] = _number("delay", delay_ms, 0, MAX_DELAY_SECONDS * 1000) / 1000
         refuse_too_late(encoded.extra["delay_seconds"], encoded.extra)
+    if max_age:
+        expires = _number("max_age", max_age, 1, MAX_DELAY_SECONDS * 1000) / 1000
+        if encoded.extra.get("delay_seconds", 0.0) < expires:  # else AgeLimit skips it when it is due, as in dramatiq
+            encoded.extra.setdefault("expires_seconds", expires)
     encoded.queue = q_name(message.queue_name)
     encoded.options = to_json("options", options)
     return encoded
@@ -178,14 +180,14 @@ def encode(message: dramatiq.Message[Any], delay_ms: int | float | None, signatu
 def refuse_too_late(delay_seconds: float, extra: dict[str, Any]) -> None:
     """Refuse a message that is over before it may start. Raises InvalidArgument."""
     if 0 < delay_seconds >= extra.get("expires_seconds", math.inf):
-        raise InvalidArgument("expires_in: the message could never start", field="expires_in", hint="It (or max_age) must be longer than the delay.")
+        raise InvalidArgument("expires_in: the message could never start", field="expires_in", hint="It must be longer than the delay.")
 
 
-def plain_options(message_id: str) -> str:
-    """The options of a message that has none: its dramatiq id only."""
-    if message_id.isascii() and message_id.isprintable() and '"' not in message_id and "\\" not in message_id:
-        return f'{{"message_id":"{message_id}"}}'
-    return to_json("message_id", {"message_id": message_id})
+def plain_options(message_id: str, message_timestamp: int) -> str:
+    """The options of a message that has none: what dramatiq gives every message."""
+    if type(message_timestamp) is int and message_id.isascii() and message_id.isprintable() and '"' not in message_id and "\\" not in message_id:
+        return f'{{"message_id":"{message_id}","message_timestamp":{message_timestamp}}}'
+    return to_json("message_id", {"message_id": message_id, "message_timestamp": message_timestamp})
 
 
 def take_columns(encoded: Encoded, options: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 tests/unit/test_events.py reads every call of a logger below worker/ and schedules/ and compares; docs/observability.md lists
 the same. Keys that a line may have besides: `note` (fixed text), `exception` (a traceback; without the texts of
-exceptions but in child_failed), and, inside a handler, `message_id`, `actor`, `attempt`, `correlation_id`, inside an error
+exceptions but in child_failed and config_error), and, inside a handler, `message_id`, `actor`, `attempt`, `correlation_id`, inside an error
 boundary `operation_name`, `correlation_id` and what it was given, and, inside a span, `trace_id`, `span_id`. Level `varies`: the meaning says how.
 """
 
@@ -52,6 +52,9 @@ EVENTS: dict[str, Event] = {
     "time_limit_refused": Event("warning", ("message_id", "actor"), "A message's own time_limit is no number of milliseconds; its actor's holds."),
     "hard_limit_exceeded": Event("error", ("message_id", "actor"), "A handler ignored its soft limit; the process is replaced."),
     "outcome_not_storable": Event("warning", ("message_id", "error_class"), "An error text cannot be stored; a fixed text is written."),
+    "options_not_storable": Event(
+        "warning", ("message_id", "actor", "names"), "Middleware has put what is no JSON into the options; its next attempt does not see these."
+    ),
     "scope_parked": Event(
         "warning", ("scope", "seconds", "message_id", "actor"), "What a handler calls asked for a pause; all messages of the scope rest."
     ),
@@ -159,7 +162,7 @@ EVENTS: dict[str, Event] = {
     "child_hung": Event("error", ("pid", "loops", "hang_seconds"), "Loops do not tick: the process is killed and replaced."),
     "child_killed": Event("error", ("pid",), "A process did not end within its time."),
     "child_failed": Event("critical", ("pid",), "A process ended with an exception that nobody caught."),
-    "config_error": Event("error", (), "A problem of the configuration; the process ends."),
+    "config_error": Event("error", (), "A problem of the configuration, or the traceback of an import that failed; the process ends."),
     "schema_mismatch": Event("error", (), "Code and database do not fit; the process ends."),
     "start_failed": Event("error", ("error_class", "error"), "A process could not start; it is tried again with backoff."),
     "messages_recovered": Event(

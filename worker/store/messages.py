@@ -155,13 +155,15 @@ def fail(
     backoff_initial: float | None,
     backoff_max: float | None,
     details: str | None = None,
+    options: str | None = None,
 ) -> str:
     """An attempt failed; "retry", "dead", "cancelled" or "lost"; "parked" (by this failure) or "snooze" when a failure breaker lets it rest.
 
-    details: JSON object text, see failure_details in migrations/functions/history.sql.
+    details: JSON object text, see failure_details in migrations/functions/history.sql. options: JSON object text of the options for the
+    next attempt; None leaves them.
     """
     values = message_id, token, error_class, error_message, traceback, frame, max_attempts, delay_seconds, backoff_initial, backoff_max, details
-    row = connection.execute(sql("fail"), values).fetchone()
+    row = connection.execute(sql("fail"), (*values, options)).fetchone()
     return str(row[0])  # type: ignore[index]
 
 
@@ -188,10 +190,13 @@ def retry(
     delay_seconds: float,
     error_class: str,
     error_message: str,
+    traceback: str | None = None,
     details: str | None = None,
+    options: str | None = None,
 ) -> bool:
-    """running -> pending in delay_seconds whatever attempts are left; False when the lease was lost. details: as in fail()."""
-    row = connection.execute(sql("retry"), (message_id, token, delay_seconds, error_class, error_message, details)).fetchone()
+    """running -> pending in delay_seconds whatever attempts are left; False when the lease was lost. details, options: as in fail()."""
+    values = message_id, token, delay_seconds, error_class, error_message, details, traceback, options
+    row = connection.execute(sql("retry"), values).fetchone()
     return bool(row[0])  # type: ignore[index]
 
 

@@ -92,6 +92,12 @@ def message_state(connection: DeadlineConnection, message_id: int) -> str:
     return str(state)
 
 
+def last_traceback(connection: DeadlineConnection, message_id: int) -> str | None:
+    """That of its last failed attempt, as far as it is kept."""
+    found = value(connection, "last_traceback", (message_id,))
+    return None if found is None else str(found)
+
+
 def cancel(connection: DeadlineConnection, message_id: int, operator: str, reason: str | None) -> str:
     """Stop a message: "cancelled", "requested" (it runs), "dead" (a dead letter, left alone) or "gone"."""
     answer = messages.cancel(connection, message_id, reason, operator)

@@ -102,6 +102,7 @@ class _Taker:
 def _sent(number: int, encoded: Encoded) -> SentMessage:
     options = json.loads(encoded.options)
     options.pop("message_id", None)
+    options.pop("message_timestamp", None)
     columns = {_FIELDS.get(key, key): value for key, value in encoded.extra.items()}
     return SentMessage(number, encoded.queue, encoded.message_type, json.loads(encoded.payload), options, encoded.priority, **columns)
 

@@ -103,23 +103,26 @@ comment on function platform.complete_messages(bigint[], bigint[]) is 'packhorse
 
 create or replace function platform.fail_message(p_id bigint, p_token bigint, p_error_class text, p_error_message text,
   p_traceback text default null, p_frame text default null, p_max_attempts integer default null, p_delay interval default null,
-  p_backoff_initial interval default null, p_backoff_max interval default null, p_details jsonb default null) returns text
+  p_backoff_initial interval default null, p_backoff_max interval default null, p_details jsonb default null, p_options jsonb default null)
+returns text
 language sql volatile as $$
   select packhorse.fail_message(p_id => p_id, p_token => p_token, p_error_class => p_error_class,
     p_error_message => p_error_message, p_traceback => p_traceback, p_frame => p_frame, p_max_attempts => p_max_attempts,
-    p_delay => p_delay, p_backoff_initial => p_backoff_initial, p_backoff_max => p_backoff_max, p_details => p_details);
+    p_delay => p_delay, p_backoff_initial => p_backoff_initial, p_backoff_max => p_backoff_max, p_details => p_details,
+    p_options => p_options);
 $$;
-comment on function platform.fail_message(bigint, bigint, text, text, text, text, integer, interval, interval, interval, jsonb) is 'packhorse.fail_message, for callers that look in this schema.';
+comment on function platform.fail_message(bigint, bigint, text, text, text, text, integer, interval, interval, interval, jsonb, jsonb) is 'packhorse.fail_message, for callers that look in this schema.';
 
 create or replace function platform.schedule_message_retry(p_id bigint, p_token bigint, p_delay interval default null,
   p_error_class text default null, p_error_message text default null, p_backoff_initial interval default null,
-  p_backoff_max interval default null, p_backoff_multiplier double precision default null, p_details jsonb default null) returns timestamptz
+  p_backoff_max interval default null, p_backoff_multiplier double precision default null, p_details jsonb default null,
+  p_traceback text default null, p_options jsonb default null) returns timestamptz
 language sql volatile as $$
   select packhorse.schedule_message_retry(p_id => p_id, p_token => p_token, p_delay => p_delay, p_error_class => p_error_class,
     p_error_message => p_error_message, p_backoff_initial => p_backoff_initial, p_backoff_max => p_backoff_max,
-    p_backoff_multiplier => p_backoff_multiplier, p_details => p_details);
+    p_backoff_multiplier => p_backoff_multiplier, p_details => p_details, p_traceback => p_traceback, p_options => p_options);
 $$;
-comment on function platform.schedule_message_retry(bigint, bigint, interval, text, text, interval, interval, double precision, jsonb) is 'packhorse.schedule_message_retry, for callers that look in this schema.';
+comment on function platform.schedule_message_retry(bigint, bigint, interval, text, text, interval, interval, double precision, jsonb, text, jsonb) is 'packhorse.schedule_message_retry, for callers that look in this schema.';
 
 create or replace function platform.extend_message_lease(p_id bigint, p_token bigint, p_lease interval default '5 minutes') returns timestamptz
 language sql volatile as $$

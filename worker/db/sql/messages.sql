@@ -54,13 +54,14 @@ select packhorse.declare_queue(%s);
 
 -- name: retry
 -- running -> pending after a delay.
-select packhorse.schedule_message_retry(%s, %s, make_interval(secs => %s), %s, %s, p_details => %s::jsonb) is not null;
+select packhorse.schedule_message_retry(%s, %s, make_interval(secs => %s), %s, %s, p_details => %s::jsonb, p_traceback => %s,
+  p_options => %s::jsonb) is not null;
 
 -- name: fail
 -- An attempt failed: retry, dead or lost.
 select packhorse.fail_message(%s, %s, %s, %s, p_traceback => %s, p_frame => %s, p_max_attempts => %s,
   p_delay => make_interval(secs => %s), p_backoff_initial => make_interval(secs => %s),
-  p_backoff_max => make_interval(secs => %s), p_details => %s::jsonb);
+  p_backoff_max => make_interval(secs => %s), p_details => %s::jsonb, p_options => %s::jsonb);
 
 -- name: snooze
 -- Later, not a failure.

@@ -59,6 +59,13 @@ where a.id = %(id)s;
 -- Where a message is; no row when nothing has this id.
 select state from packhorse.all_messages where id = %s limit 1;
 
+-- name: last_traceback
+-- That of the last failed attempt of a message; null when none is kept.
+select h.entry ->> 'traceback'
+from packhorse.all_messages a
+cross join lateral jsonb_array_elements(case when jsonb_typeof(a.history) = 'array' then a.history else '[]' end) with ordinality as h (entry, place)
+where a.id = %s and h.entry ->> 'traceback' is not null order by h.place desc limit 1;
+
 -- name: retry_message
 -- A message need not wait: due, blocked, redriven, or where it is.
 select packhorse.retry_message(%s, %s, %s);
