@@ -36,7 +36,7 @@ def test_priorities_decide_among_waiting_messages(house):
     def note(key):
         order.append(key)
 
-    @dramatiq.actor(priority=2)
+    @packhorse.actor(priority=2)
     def urgent(key):
         order.append(key)
 

@@ -3,18 +3,30 @@ Worker on its StubBroker says what is right; our broker under dramatiq's Worker 
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import gc
+import os
+import subprocess
+import sys
 import threading
 import time
+import weakref
 from collections import Counter
 
 import dramatiq
 import pytest
+from dramatiq.errors import QueueNotFound
 from dramatiq.middleware import Middleware, SkipMessage
 from dramatiq.results import ResultFailure, ResultMissing
 
+import packhorse
+from packhorse import ConfigError, InvalidArgument, PostgresBroker
+from packhorse.worker.errors import UnknownQueue
+from packhorse.worker.exits import EXIT_USAGE
 from tests.support.harness import HOUSES, House
 from tests.support.waiting import wait_until
+from tests.support.workers import ROOT
 
 pytestmark = pytest.mark.one_database
 
@@ -546,3 +558,292 @@ def test_handlers_run_at_the_same_time(house):
 
 def _plain(value):
     return tuple(value) if isinstance(value, list) else value
+
+
+class Notes(Middleware):
+    """What it finds in each attempt's message, and what it writes into it."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def before_process_message(self, broker, message):
+        options = message.options
+        self.calls(message.message_timestamp, options.get("tenant"), options.get("tries"), options.get("retries"))
+        options["tenant"] = "acme"
+        options["tries"] = [*options.get("tries", []), len(self.calls.seen)]
+
+
+def test_what_middleware_writes_into_the_options_survives_a_retry(house, calls):
+    """And the time at which the message was sent is the sender's, in each attempt."""
+    found = []
+
+    class Left(Middleware):
+        def before_process_message(self, broker, message):
+            found.append({name: message.options.get(name) for name in ("traceback", "requeue_timestamp")})
+
+    house.broker.add_middleware(Notes(calls))
+    house.broker.add_middleware(Left())
+
+    @dramatiq.actor(max_retries=2, min_backoff=10, max_backoff=20)
+    def fails():
+        raise RuntimeError("oh, how sad")
+
+    before = int(time.time() * 1000)
+    sent = fails.send()
+    house.start()
+    wait_until(lambda: house.dead() == ["fails"])
+    when = sent.message_timestamp
+    assert calls.seen == [(when, None, None, None), (when, "acme", [1], 1), (when, "acme", [1, 2], 2)]
+    assert found[0] == {"traceback": None, "requeue_timestamp": None}
+    for left in found[1:]:
+        assert "oh, how sad" in left["traceback"] and "in fails" in left["traceback"]
+        # the clock of the database, in another house; the same machine
+        assert isinstance(left["requeue_timestamp"], int) and before <= left["requeue_timestamp"] <= int(time.time() * 1000)
+
+
+def test_options_that_are_no_json_do_not_keep_a_message_from_its_retry(database, monkeypatch, caplog):
+    """dramatiq's encoder would raise, and the message be gone."""
+    house = House("runtime", database, monkeypatch)
+    seen = []
+
+    class Odd(Middleware):
+        def before_process_message(self, broker, message):
+            seen.append(dict(message.options))
+            message.options |= {"good": 1, "lock": threading.Lock(), "nan": float("nan"), "nul": "\0"}
+
+    house.broker.add_middleware(Odd())
+
+    @dramatiq.actor(max_retries=1, min_backoff=10, max_backoff=20)
+    def fails(*, key):
+        raise RuntimeError("no")
+
+    fails.send(key=1)
+    house.start()
+    wait_until(lambda: house.dead() == ["fails"])
+    house.stop()
+    assert seen[1]["good"] == 1 and not {"lock", "nan", "nul"} & seen[1].keys()
+    assert "names=lock, nan, nul" in caplog.text
+
+
+def test_a_messages_max_backoff_below_its_actors_min_backoff_wins(house, calls):
+    @dramatiq.actor(max_retries=1, min_backoff=600_000)
+    def fails():
+        calls("ran")
+        raise RuntimeError("no")
+
+    house.start()
+    fails.send_with_options(max_backoff=50)
+    wait_until(lambda: house.dead() == ["fails"])
+    assert calls.counts == {"ran": 2}
+
+
+def test_throws_says_that_it_aborts(house, caplog):
+    caplog.set_level("INFO", logger="dramatiq.middleware.retries")
+
+    @dramatiq.actor(throws=KeyError)
+    def throws():
+        raise KeyError("expected")
+
+    house.start()
+    sent = throws.send()
+    wait_until(lambda: house.dead() == ["throws"])
+    assert f"Aborting message {sent.message_id!r}." in caplog.messages
+
+
+def test_a_delay_beyond_max_age_is_sent_and_skipped_when_it_is_due(house, calls):
+    house.broker.add_middleware(Recorder("hooks", calls.seen))
+
+    @dramatiq.actor(max_age=100)
+    def late():
+        raise AssertionError("must not run")
+
+    house.start()
+    late.send_with_options(delay=250)
+    wait_until(lambda: house.dead() == ["late"])
+    house.drained()
+    hooks = [note[2] for note in calls.seen]
+    # (StubBroker's delay queue acknowledges what it hands on)
+    assert [hook for hook in hooks if "_ack" not in hook] == ["after_skip", "before_nack", "after_nack"]
+
+
+def test_hooks_of_delays_are_called(house, calls):
+    class Delays(Middleware):
+        def after_declare_delay_queue(self, broker, queue_name):
+            calls("declared", queue_name)
+
+        def before_delay_message(self, broker, message):
+            calls(message.actor_name, message.message_id)
+
+    house.broker.add_middleware(Delays())
+
+    @dramatiq.actor(max_retries=1, min_backoff=10, max_backoff=20)
+    def fails():
+        raise RuntimeError("no")
+
+    @dramatiq.actor
+    def works():
+        pass
+
+    house.start()
+    failing, later = fails.send(), works.send_with_options(delay=20)
+    works.send()
+    wait_until(lambda: house.dead() == ["fails"])
+    house.drained()
+    assert calls.counts == {("declared", "default.DQ"): 1, ("fails", failing.message_id): 1, ("works", later.message_id): 1}
+
+
+def test_an_unknown_queue_is_dramatiqs_queue_not_found(house):
+    @dramatiq.actor
+    def work():
+        pass
+
+    lost = work.message().copy(queue_name="nobodys")
+    with pytest.raises(QueueNotFound, match="nobodys"):
+        house.broker.enqueue(lost)
+    if house.name != "stub":
+        with pytest.raises(QueueNotFound, match="nobodys") as caught:
+            house.broker.enqueue_many([work.message(), lost])
+        with pytest.raises(UnknownQueue), house.broker.pool.connection() as connection:
+            house.broker.enqueue_on(connection, lost)
+        assert isinstance(caught.value, UnknownQueue) and caught.value.sqlstate == "PH002"
+
+
+@pytest.mark.parametrize("name", HOUSES)
+def test_actors_without_a_priority_go_before_those_with_a_larger_number(name, request, monkeypatch, calls):
+    house = House(name, None if name == "stub" else request.getfixturevalue("database"), monkeypatch, threads=1)
+
+    @dramatiq.actor(priority=10)
+    def last():
+        calls("last")
+
+    @dramatiq.actor
+    def usual():
+        calls("first")
+
+    @dramatiq.actor(priority=0)
+    def nought():
+        calls("first")
+
+    monkeypatch.setattr("dramatiq.worker.QUEUE_PREFETCH", 9 if name == "stub" else 0)
+    if name == "stub":  # dramatiq sorts what a worker has in memory
+        (thread,) = house.start()._worker.workers
+        thread.pause()
+        thread.paused_event.wait()
+    for _ in range(3):
+        for actor in (last, usual, nought):
+            actor.send()
+    if name == "stub":
+        wait_until(lambda: house._worker.work_queue.qsize() == 9)
+        thread.resume()
+    else:
+        house.start()
+    house.drained()
+    house.stop()
+    assert calls.seen == ["first"] * 6 + ["last"] * 3
+
+
+@pytest.mark.parametrize("priority", [1, 5, -1, 11])
+def test_a_priority_that_would_turn_dramatiqs_order_round_is_refused_by_name(database, monkeypatch, priority):
+    house = House("runtime", database, monkeypatch)
+    with pytest.raises(InvalidArgument, match=r"^priority: "):
+
+        @dramatiq.actor(priority=priority)
+        def work():
+            pass
+
+    assert house.broker.actors == {}
+    if priority > 0 and priority <= 10:
+
+        @packhorse.actor(priority=priority)
+        def ours():
+            pass
+
+        assert house.broker.actors["ours"].priority == priority
+    house.stop()
+
+
+def test_the_url_of_a_broker_may_be_called_url(database):
+    broker = PostgresBroker(url=database.url)
+    assert broker.url == PostgresBroker(database.url).url == database.url
+    with pytest.raises(InvalidArgument, match="url"):
+        PostgresBroker(database.url, url="postgresql://elsewhere/db")
+
+
+class Large:
+    """Something that a handler holds in a local variable."""
+
+
+@pytest.mark.parametrize("kind", ["thread", "coroutine", "awaited", "transactional", "transactional coroutine", "interrupted coroutine"])
+@pytest.mark.parametrize("retries", [0, 1])
+def test_the_exception_of_a_failed_handler_is_freed_at_once(database, monkeypatch, kind, retries):
+    """With its traceback, all frames and what is in them: with the garbage collector only, they add up while everything fails."""
+    house = House("runtime", database, monkeypatch)
+    alive = weakref.WeakSet()
+    options = {"max_retries": retries, "min_backoff": 600_000, "transactional": "transactional" in kind}
+
+    def fail():
+        large = Large()
+        alive.add(large)
+        raise RuntimeError("no")
+
+    if kind.endswith("thread") or kind == "transactional":
+
+        @dramatiq.actor(**options)
+        def fails():
+            fail()
+
+    elif kind == "awaited":
+
+        @dramatiq.actor(**options)
+        async def fails():
+            async def inner():
+                await asyncio.sleep(0)
+                fail()
+
+            await asyncio.create_task(inner())
+
+    elif kind == "interrupted coroutine":
+
+        @dramatiq.actor(**options, time_limit=50)
+        async def fails():
+            large = Large()
+            alive.add(large)
+            await asyncio.sleep(60)
+
+    else:
+
+        @dramatiq.actor(**options)
+        async def fails():
+            await asyncio.sleep(0)
+            fail()
+
+    house.start()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            fails.send()
+        failed = "select count(*) = 5 from all_messages where state = 'dead' or (state = 'pending' and attempt = 1)"
+        wait_until(lambda: database.value(failed))
+        wait_until(lambda: not alive, 5, "freed")
+    finally:
+        gc.enable()
+        house.stop()
+
+
+def test_an_unusable_setting_ends_dramatiqs_own_command(tmp_path):
+    """Its consumers met a ConfigError, and were started again every three seconds."""
+    (tmp_path / "its_actors.py").write_text(
+        "import dramatiq, packhorse\n\ndramatiq.set_broker(packhorse.PostgresBroker())\n\n@dramatiq.actor\ndef work():\n    pass\n"
+    )
+    command = [sys.executable, "-m", "dramatiq", "its_actors", "-p", "1", "-t", "1", "--path", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "PACKHORSE_THREDS": "3", "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert ended.returncode == EXIT_USAGE, ended.stderr
+    assert "PACKHORSE_THREDS: no setting 'threds'; did you mean 'threads'?" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_an_unusable_setting_ends_the_start_of_dramatiqs_worker(monkeypatch):
+    monkeypatch.setenv("PACKHORSE_THREDS", "3")
+    with pytest.raises(ConfigError, match="threds"):
+        dramatiq.Worker(PostgresBroker()).start()

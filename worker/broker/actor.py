@@ -19,6 +19,8 @@ R = TypeVar("R")
 
 #: Most coroutines or threads that `max_in_flight` can allow.
 MOST_IN_FLIGHT = 100_000
+#: Of a message whose actor and sender say nothing.
+USUAL_PRIORITY = 5
 
 
 class ActorOptions(TypedDict, total=False):
@@ -109,10 +111,26 @@ def actor(fn: Any = None, **options: Any) -> Any:
 
 
 def complete(declared: Any) -> None:
-    """Called by the broker for every actor that is declared: check `max_in_flight`, and give it what Actor has. Raises InvalidArgument."""
+    """Called by the broker for every actor that is declared: check what only the broker can, and give it what Actor has. Raises InvalidArgument."""
+    _check_priority(declared)
     most = declared.options.get("max_in_flight")
     if most is not None and (isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= MOST_IN_FLIGHT):
         raise InvalidArgument(f"max_in_flight: {most!r} is not a whole number from 1 to {MOST_IN_FLIGHT}", field="max_in_flight")
     if not isinstance(declared, Actor):
         for name in ("send_async", "send_with_options_async"):
             setattr(declared, name, MethodType(getattr(Actor, name), declared))
+
+
+def _check_priority(declared: Any) -> None:
+    """Give an actor that says nothing of its priority the usual one, by which its messages are claimed. Raises InvalidArgument.
+
+    With dramatiq an actor without a priority has 0 and goes first. Here it has 5: what `dramatiq.actor` puts behind it would go before it.
+    """
+    if declared.priority == 0:
+        declared.priority = USUAL_PRIORITY
+    elif declared.priority <= USUAL_PRIORITY and not isinstance(declared, Actor):
+        raise InvalidArgument(
+            f"priority: with dramatiq an actor of {declared.priority} starts after those without a priority; here these have {USUAL_PRIORITY}",
+            field="priority",
+            hint=f"Say {USUAL_PRIORITY + 1} to 10 for later, or declare it by packhorse.actor: 1 is first.",
+        )

@@ -24,7 +24,7 @@ PIPELINE_PARTS, PIPELINE_CHARACTERS = 10, 8_000_000
 class Encoder(Protocol):
     """What a bulk enqueue needs of a broker."""
 
-    def enqueue_hooks(self) -> tuple[list[Any], list[Any]]: ...
+    def enqueue_hooks(self) -> tuple[list[Any], list[Any], list[Any]]: ...
     def encoded(self, message: dramatiq.Message[Any]) -> Encoded: ...
     def ensure_queue(self, connection: DeadlineConnection, queue: str) -> None: ...
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None: ...
@@ -33,7 +33,7 @@ class Encoder(Protocol):
 
 def encoded_one_by_one(broker: Encoder, messages: list[dramatiq.Message[Any]]) -> Iterator[Encoded]:
     """Each of them as columns, between its hooks. Raises InvalidArgument."""
-    before, after = broker.enqueue_hooks()
+    before, after, _ = broker.enqueue_hooks()
     for message in messages:
         if before:
             broker.emit_before("enqueue", message, None)

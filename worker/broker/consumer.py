@@ -12,12 +12,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Protocol
 from uuid import uuid4
 
 import dramatiq
 from dramatiq.broker import Consumer
 from dramatiq.errors import BrokerConnectionError
+from dramatiq.middleware import MiddlewareError
 
 from packhorse.worker.attempt.finish import Sender, finish
 from packhorse.worker.attempt.heartbeat import Heartbeat
@@ -206,6 +208,9 @@ class PostgresConsumer(Consumer):
             self._broker.emit_after("nack", message)
         elif ended is Ended.SNOOZE:
             message.failed = False  # a failure breaker lets its last attempt rest
+        elif ended is Ended.RETRY:
+            with suppress(MiddlewareError):
+                self._broker.emit_before("delay_message", message)
         message.finished = True
         self._in_flight.forget(message)
         self._idle.set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import dramatiq
 from dramatiq.broker import Broker
-from dramatiq.common import q_name
+from dramatiq.common import dq_name, q_name
 from dramatiq.errors import QueueJoinTimeout
 from dramatiq.middleware import Middleware
 
@@ -32,6 +33,7 @@ from packhorse.worker.attempt.middleware.tracing import Tracing
 from packhorse.worker.attempt.step_store import BrokerSteps
 from packhorse.worker.broker.actor import complete
 from packhorse.worker.broker.bulk import BulkEnqueue, encoded_one_by_one
+from packhorse.worker.broker.errors import UndeclaredQueue
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.db.async_connection import AsyncDeadlineConnection, current_async, in_thread
 from packhorse.worker.db.connection import DeadlineConnection
@@ -41,7 +43,8 @@ from packhorse.worker.db.sessions import open_work
 from packhorse.worker.embedded import running_url
 from packhorse.worker.enqueue import capture
 from packhorse.worker.enqueue.encoding import Encoded, Signature, check_actor, encode
-from packhorse.worker.errors import ConfigError, InvalidArgument, StoreRejected, WorkerError
+from packhorse.worker.errors import ConfigError, InvalidArgument, StoreRejected, UnknownQueue, WorkerError
+from packhorse.worker.exits import EXIT_USAGE
 from packhorse.worker.observe import tracing
 from packhorse.worker.states import Verb
 from packhorse.worker.store import messages as store
@@ -55,7 +58,8 @@ if TYPE_CHECKING:
 class PostgresBroker(Broker):
     """Broker on PostgreSQL.
 
-    dsn: connection string; default DATABASE_URL / packhorse.toml. settings: a Settings, instead of dsn.
+    dsn, or url, as dramatiq's Redis and RabbitMQ brokers call it: connection string; default DATABASE_URL / packhorse.toml. settings: a
+    Settings, instead of it. Raises InvalidArgument for a dsn beside another url.
     middleware: default_middleware() when None. pool_size: most connections for enqueueing from handlers
     and producers, 1..1000.
     """
@@ -64,16 +68,19 @@ class PostgresBroker(Broker):
         self,
         dsn: str | None = None,
         *,
+        url: str | None = None,
         settings: Settings | None = None,
         middleware: list[Middleware] | None = None,
         pool_size: int = DEFAULT_POOL_SIZE,
     ) -> None:
+        if dsn is not None and url is not None and dsn != url:
+            raise InvalidArgument("url: the dsn is another one", field="url", hint="Give one of them.")
         super().__init__(default_middleware() if middleware is None else middleware)
         self.queues: set[str] = set()
         self.aliases: dict[str, str] = {}
         self.runtime: Any = None  # set by the runtime that hosts this broker
         self.in_flight_by_queue: dict[str, QueueInFlight] = {}  # by queue, of the consumers of dramatiq's Worker
-        self._dsn = dsn
+        self._dsn = url if dsn is None else dsn
         self._settings = settings
         self._pool: ConnectionPool | None = None
         self._pool_size = pool_size
@@ -81,7 +88,7 @@ class PostgresBroker(Broker):
         self._declared: set[str] = set()  # queues known to exist in the database; only grows
         self._signatures: dict[str, Signature] = {}
         self._hooked = -1
-        self._hooks: tuple[list[Any], list[Any]] = ([], [])
+        self._hooks: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
         self.steps = BrokerSteps(lambda: self.pool, partial(self.open_connection, "steps"))
         self.actor_options |= {"transactional", "aliases", "max_in_flight"}
         forks.register(self)
@@ -132,6 +139,9 @@ class PostgresBroker(Broker):
     def add_middleware(self, middleware: Middleware, *, before: type[Middleware] | None = None, after: type[Middleware] | None = None) -> None:
         """As dramatiq's, but Tracing goes to the front: it begins first and sees how the attempt ended."""
         super().add_middleware(middleware, before=before, after=after)
+        if not _of_dramatiqs_worker(middleware):
+            for queue in self.queues:
+                middleware.after_declare_delay_queue(self, dq_name(queue))
         if isinstance(middleware, Tracing):
             self.middleware.insert(0, self.middleware.pop(self.middleware.index(middleware)))
 
@@ -161,6 +171,7 @@ class PostgresBroker(Broker):
             self.emit_before("declare_queue", queue_name)
             self.queues.add(queue_name)
             self.emit_after("declare_queue", queue_name)
+            self.emit_after("declare_delay_queue", dq_name(queue_name))
 
     def get_declared_queues(self) -> set[str]:
         return self.queues.copy()
@@ -181,9 +192,11 @@ class PostgresBroker(Broker):
                 message.outcome = dataclasses.replace(outcome, delay_seconds=(delay or 0) / 1000)
                 return message
             message = message.again()  # it is over, or about to be
-        before, after = self.enqueue_hooks()
+        before, after, delayed = self.enqueue_hooks()
         if before:
             self.emit_before("enqueue", message, delay)
+        if delayed and (delay or message.options.get("delay")):
+            self.emit_before("delay_message", message)
         if tracing.active is None:
             self._send(message, delay)
         else:
@@ -213,8 +226,11 @@ class PostgresBroker(Broker):
         if held is not None:
             with held.as_ourselves():
                 return self.enqueue_on(held, message, delay=delay)
-        with self.pool.connection() as connection:
-            return self._enqueue(connection, message, delay)
+        try:
+            with self.pool.connection() as connection:
+                return self._enqueue(connection, message, delay)
+        except UnknownQueue as error:
+            raise UndeclaredQueue.of(error) from error.__cause__
 
     def _handlers_connection(self) -> DeadlineConnection | None:
         """That of the transactional handler in this thread, when it is one to this broker's tables."""
@@ -232,8 +248,11 @@ class PostgresBroker(Broker):
 
     def enqueue_on(self, connection: DeadlineConnection, message: dramatiq.Message[Any], *, delay: int | None = None) -> int:
         """Enqueue on a given connection, in its transaction; returns the id in message_queue."""
-        with translated():
-            return self._enqueue(connection, message, delay)
+        try:
+            with translated():
+                return self._enqueue(connection, message, delay)
+        except UnknownQueue as error:
+            raise UndeclaredQueue.of(error) from error.__cause__
 
     def _enqueue(self, connection: DeadlineConnection, message: dramatiq.Message[Any], delay: int | None) -> int:
         encoded = self.encoded(message, delay)
@@ -279,18 +298,21 @@ class PostgresBroker(Broker):
             capture.active.take(list(encoded_one_by_one(self, messages)))
             return len(messages)
         held = self._handlers_connection()
-        with self.pool.connection() if held is None else nullcontext(held) as connection, connection.as_ourselves(), connection.transaction():
-            BulkEnqueue(self, connection).insert(messages)
+        try:
+            with self.pool.connection() if held is None else nullcontext(held) as connection, connection.as_ourselves(), connection.transaction():
+                BulkEnqueue(self, connection).insert(messages)
+        except UnknownQueue as error:
+            raise UndeclaredQueue.of(error) from error.__cause__
         return len(messages)
 
-    def enqueue_hooks(self) -> tuple[list[Any], list[Any]]:
-        """before_enqueue and after_enqueue of those middleware that really have them."""
+    def enqueue_hooks(self) -> tuple[list[Any], list[Any], list[Any]]:
+        """before_enqueue, after_enqueue and before_delay_message of those middleware that really have them."""
         if self._hooked != len(self.middleware):
 
             def own(name: str) -> list[Any]:
                 return [getattr(m, name) for m in self.middleware if getattr(type(m), name, None) is not getattr(Middleware, name)]
 
-            self._hooks = (own("before_enqueue"), own("after_enqueue")[::-1])
+            self._hooks = (own("before_enqueue"), own("after_enqueue")[::-1], own("before_delay_message"))
             self._hooked = len(self.middleware)
         return self._hooks
 
@@ -309,17 +331,37 @@ class PostgresBroker(Broker):
 
     # -- what a handler can ask, under dramatiq's own Worker (our runtime does not come through here) ----
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        if signal == "worker_boot" and self.runtime is None:
+            _ = self.url  # its consumers would meet a ConfigError again and again
         if signal == "process_message" and isinstance(args[0], ClaimedMessage):
             current.message = args[0]
             args[0].step_store = self.steps
         super().emit_before(signal, *args, **kwargs)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        if signal == "process_boot" and self.runtime is None:
+            self._end_misconfigured()
+        if signal == "declare_delay_queue":  # dramatiq's Worker would consume it: here the delayed messages of a queue are in that queue
+            for middleware in [middleware for middleware in reversed(self.middleware) if not _of_dramatiqs_worker(middleware)]:
+                try:
+                    middleware.after_declare_delay_queue(self, *args)
+                except Exception:  # dramatiq's contract
+                    self.logger.critical("Unexpected failure in after_%s of %r.", signal, middleware, exc_info=True)
+            return
         super().emit_after(signal, *args, **kwargs)
         if signal in ("process_message", "skip_message"):
             current.message = None
             if isinstance(args[0], ClaimedMessage):
                 args[0].returned = True
+
+    def _end_misconfigured(self) -> None:
+        """In a process of dramatiq's CLI: end it when its configuration is unusable, by the code that ends the whole command."""
+        try:
+            _ = self.url
+        except ConfigError as error:
+            for problem in error.problems:
+                self.logger.critical("config_error %s", problem)
+            sys.exit(EXIT_USAGE)
 
     # -- consuming ---------------------------------------------------------------------------------
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30000) -> Any:
@@ -360,6 +402,10 @@ class PostgresBroker(Broker):
         if pool is not None:
             pool.close()
         self.steps.close()
+
+
+def _of_dramatiqs_worker(middleware: Middleware) -> bool:
+    return type(middleware).__module__ == "dramatiq.worker"
 
 
 def _without_arguments(record: logging.LogRecord) -> bool:

@@ -103,6 +103,7 @@ class Drive:
     def __await__(self) -> Generator[Any, Any, Any]:
         coroutine, slot, pool = self._coroutine, self._slot, self._pool
         thrown: BaseException | None = None
+        future = None
         if slot.interrupted is not None:  # before it began
             coroutine.close()
             raise RAISED[slot.interrupted]
@@ -127,6 +128,8 @@ class Drive:
                     thrown = self._interruption(error)
         finally:
             slot.driving = False
+            # this frame is part of the traceback of what the handler has ended with: named here, that would wait for the garbage collector
+            thrown = future = None
 
     def _interruption(self, error: BaseException) -> BaseException:
         """What the handler meets instead of a cancellation of ours. Raises it when it is driven no further."""
@@ -145,9 +148,12 @@ class Drive:
     def _raise(self, error: BaseException) -> NoReturn:
         """What the handler has ended with. A group that a TaskGroup made, or a cancellation on its way, stands for the interrupt itself."""
         interrupted = self._slot.interrupted
-        if interrupted is not None and not isinstance(error, interrupted) and isinstance(error, (asyncio.CancelledError, BaseExceptionGroup)):
-            raise RAISED[interrupted] from error
-        raise error
+        try:
+            if interrupted is not None and not isinstance(error, interrupted) and isinstance(error, (asyncio.CancelledError, BaseExceptionGroup)):
+                raise RAISED[interrupted] from error
+            raise error
+        finally:
+            del error  # as in __await__
 
 
 def _keep(coroutine: Any) -> None:

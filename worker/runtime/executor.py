@@ -98,9 +98,14 @@ class Executor:
             self._skipped(message, error)
             hooks.run_after(hooks.after_skip, message)
         except BaseException as error:
-            exception = self._raised(message, error)
-            hooks.run_after(hooks.after_process, message, exception=exception)
-            self._decide(message, exception)
+            self._ended_with(message, error)
+
+    def _ended_with(self, message: ClaimedMessage, error: BaseException) -> None:
+        """In a frame that is not part of the traceback: a name for the exception in one that is would keep both, and all frames with
+        what is in them, until the garbage collector comes."""
+        exception = self._raised(message, error)
+        self.hooks.run_after(self.hooks.after_process, message, exception=exception)
+        self._decide(message, exception)
 
     async def run_async(
         self,
@@ -145,9 +150,13 @@ class Executor:
             self._skipped(message, error)
             await self._after(hooks.on_loop.after_skip, message)
         except BaseException as error:
-            exception = self._raised(message, error)
-            await self._after(hooks.on_loop.after_process, message, exception=exception)
-            self._decide(message, exception)
+            await self._ended_with_async(message, error)
+
+    async def _ended_with_async(self, message: ClaimedMessage, error: BaseException) -> None:
+        """As _ended_with."""
+        exception = self._raised(message, error)
+        await self._after(self.hooks.on_loop.after_process, message, exception=exception)
+        self._decide(message, exception)
 
     async def _after(self, hooks: list[LoopHook], message: ClaimedMessage, **how: Any) -> None:
         for hook in hooks:

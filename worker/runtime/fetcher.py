@@ -183,6 +183,8 @@ class Fetcher(Service):
         message.failed = ended is Ended.DEAD or (message.failed and ended is not Ended.SNOOZE)
         self.in_flight.ended(message, ended)
         self.claims.ended(message, gone=ended.gone)
+        if ended is Ended.RETRY:
+            self._hooks.delayed(message)
         self._hooks.after_ending(message)
         message._exception = None
 

@@ -91,6 +91,7 @@ class Hooks:
         self.after_ack = self._bound("after_ack")[::-1]
         self.before_nack = self._bound("before_nack")
         self.after_nack = self._bound("after_nack")[::-1]
+        self.before_delay = self._bound("before_delay_message")
         self.has_retries = any(isinstance(m, Retries) for m in broker.middleware)
         self.has_results = any(type(m) is Results for m in broker.middleware)
         self.on_loop = LoopHooks(
@@ -135,6 +136,13 @@ class Hooks:
     def after_ending(self, message: Any) -> None:
         """after_nack when it failed, else after_ack: its outcome is written, or somebody else's to write."""
         self._in_context(message, self.run_after, self.after_nack if message.failed else self.after_ack)
+
+    def delayed(self, message: Any) -> None:
+        """before_delay_message: it waits for its next attempt."""
+        try:
+            self._in_context(message, self.run_before, self.before_delay)
+        except Exception:
+            logger.critical("hook_failed hook=%s", "before_delay_message", exc_info=True)
 
     def _in_context(self, message: Any, run: Hook, hooks: list[Hook]) -> None:
         """In a context of its own, like its handler before: what hooks set is not there for the next message of this thread."""

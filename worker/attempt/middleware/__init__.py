@@ -1,9 +1,10 @@
-"""Middleware of our own, one concern per file; `default_middleware` is dramatiq's six with four replaced."""
+"""Middleware of our own, one concern per file; `default_middleware` is dramatiq's six with five replaced."""
 
 from __future__ import annotations
 
-from dramatiq.middleware import AgeLimit, Middleware, ShutdownNotifications
+from dramatiq.middleware import Middleware, ShutdownNotifications
 
+from packhorse.worker.attempt.middleware.age_limit import AgeLimit
 from packhorse.worker.attempt.middleware.follow_ups import Callbacks, Pipelines
 from packhorse.worker.attempt.middleware.retries import Retries
 from packhorse.worker.attempt.middleware.time_limits import TimeLimits
@@ -22,4 +23,4 @@ def default_middleware() -> list[Middleware]:
     return [AgeLimit(), TimeLimits(), ShutdownNotifications(), Callbacks(), Pipelines(), Retries()]
 
 
-__all__ = ["Callbacks", "Checked", "Pipelines", "Retries", "TimeLimits", "default_middleware"]
+__all__ = ["AgeLimit", "Callbacks", "Checked", "Pipelines", "Retries", "TimeLimits", "default_middleware"]

@@ -154,7 +154,9 @@ class Retries(StockRetries):
         judgement = judgement_in(exception, message.lease_token)
         retry_when = options.get("retry_when", self.retry_when)
         rejected = own_flag(exception) is False or (retry_when is None and judgement is not None and not judgement.retryable)
-        if (throws and isinstance(exception, throws)) or rejected:
+        if thrown := bool(throws and isinstance(exception, throws)):
+            self.logger.info("Aborting message %r.", message.message_id)  # dramatiq's line
+        if thrown or rejected:
             return dataclasses.replace(failure(exception, judgement), verb=Verb.BURY, reason="rejected")
         policy = self.policy(options, message)
         if retry_when is not None:
