@@ -46,6 +46,7 @@ HOMES = {
     "opentelemetry": ("worker.observe.tracing",),
     "httpx": ("worker.calls.http",),
     "pytest": ("worker.testing.plugin",),
+    "watchfiles": ("worker.fleet.reload",),
 }
 
 

@@ -1,4 +1,4 @@
-"""What a worker does when it cannot work: one clear line, the documented exit code or waiting; never a traceback."""
+"""What a worker does when it cannot work: one clear line, the documented exit code or waiting; never a traceback (of an import: tests/process/test_development.py)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pytest
 from packhorse.worker.exits import EXIT_SCHEMA, EXIT_USAGE
 from tests.support.accounting import effects
 from tests.support.waiting import wait_until
-from tests.support.workers import ROOT
 
 
 def _ended(daemon, code):
@@ -96,15 +95,6 @@ def test_a_changed_migration_is_named(database, start_daemon):
 def test_modules_that_cannot_be_imported_or_declare_nothing_are_named(database, start_daemon):
     assert "no_such_module" in _ended(start_daemon(database, actors="no_such_module"), EXIT_USAGE)
     assert "declare no actors" in _ended(start_daemon(database, actors="tests.support.waiting"), EXIT_USAGE)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("body", "named"), [("priority=11", "priority"), ("max_attempts=", "invalid syntax")], ids=["refused option", "syntax"])
-def test_actors_that_no_second_try_can_import_end_the_worker(database, start_daemon, tmp_path, body, named):
-    """It was started again and again."""
-    (tmp_path / "broken_actors.py").write_text(f"import dramatiq\n\n@dramatiq.actor({body})\ndef effect():\n    pass\n")
-    log = _ended(start_daemon(database, actors="broken_actors", extra={"PYTHONPATH": f"{ROOT}:{tmp_path}"}), EXIT_USAGE)
-    assert "broken_actors" in log and named in log
 
 
 @pytest.mark.slow

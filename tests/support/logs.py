@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import structlog
 
+from packhorse.worker.observe import tracebacks
 from packhorse.worker.observe.logging import OUR_LOGGERS, OurLogger
 
 
@@ -18,6 +19,7 @@ def logging_restored() -> Iterator[None]:
     before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in (root, ours)]
     disabled, factory = root.manager.disable, logging.getLogRecordFactory()
     lines, least = OurLogger.lines, OurLogger.least
+    on_console = tracebacks.on_console
     try:
         yield
     finally:
@@ -25,6 +27,7 @@ def logging_restored() -> Iterator[None]:
             logger.handlers[:], logger.propagate = handlers, propagate
             logger.setLevel(level)
         OurLogger.lines, OurLogger.least = lines, least
+        tracebacks.on_console = on_console
         logging.disable(disabled)
         logging.setLogRecordFactory(factory)
         structlog.reset_defaults()

@@ -6,12 +6,13 @@ import os
 import signal
 import sys
 import threading
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
 
 from packhorse.worker.cli.common import MIGRATE_SECONDS, configure_logging, database_url
-from packhorse.worker.cli.worker import Modules, Processes
+from packhorse.worker.cli.worker import Modules, Processes, Reload, Threads
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.exits import EXIT_OK, EXIT_USAGE
 
@@ -36,18 +37,24 @@ def up(
     modules: Modules = None,
     actors: Annotated[list[str] | None, typer.Option("--actors", "-a", help="The same as MODULES; may be repeated.")] = None,
     processes: Processes = None,
+    threads: Threads = None,
+    reload: Reload = False,
 ) -> int:
     """Start everything: an embedded PostgreSQL unless DATABASE_URL is set, the schema, the workers. Ctrl-C drains and stops."""
     named = [*(modules or []), *(actors or [])]
-    given: dict[str, Any] = {"actors": ",".join(named) or None, "processes": processes}
+    given: dict[str, Any] = {"actors": ",".join(named) or None, "processes": processes, "threads": threads}
     settings = load_settings(**given)
+    if reload:
+        from packhorse.worker.fleet.reload import check_reload
+
+        check_reload()
     # until the workers run, SIGTERM ends this like Ctrl-C: the server must not be left behind
     signal.signal(signal.SIGTERM, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
     configure_logging(settings)
-    return _with_database_of_theirs(settings) if settings.database_url is not None else _with_embedded(settings, given)
+    return _with_database_of_theirs(settings, reload) if settings.database_url is not None else _with_embedded(settings, given, reload)
 
 
-def _with_database_of_theirs(settings: Settings) -> int:
+def _with_database_of_theirs(settings: Settings, reload: bool) -> int:
     from packhorse.worker.config import mask_url
     from packhorse.worker.db import migrate
     from packhorse.worker.db.sessions import open_work
@@ -60,10 +67,10 @@ def _with_database_of_theirs(settings: Settings) -> int:
         connection.close()
     _say(f"Database   {mask_url(url)}")
     _say(f"Schema     {_schema_line(applied)}")
-    return _run(settings, keep_up=False)
+    return _run(settings, reload, keep_up=False)
 
 
-def _with_embedded(settings: Settings, given: dict[str, Any]) -> int:
+def _with_embedded(settings: Settings, given: dict[str, Any], reload: bool) -> int:
     from packhorse.worker.db.sessions import names_of
     from packhorse.worker.embedded import Embedded
 
@@ -78,7 +85,7 @@ def _with_embedded(settings: Settings, given: dict[str, Any]) -> int:
         _say(f"           psql '{server.url}'")
         _say(f"Schema     {_schema_line(applied)}")
         _say("Look       packhorse queue list | packhorse stats | packhorse workers      (from this folder, in another terminal)")
-        return _run(load_settings(**given), keep_up=True)
+        return _run(load_settings(**given), reload, keep_up=True)
     finally:
         # a second Ctrl-C must not leave the server half stopped
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -87,18 +94,21 @@ def _with_embedded(settings: Settings, given: dict[str, Any]) -> int:
             _say("Database   stopped" if server.stop() else "Database   left to the others that use it")
 
 
-def _run(settings: Settings, *, keep_up: bool) -> int:
+def _run(settings: Settings, reload: bool, *, keep_up: bool) -> int:
     """Workers until a signal; without actors the database alone, when there is one to keep up."""
     if settings.actors:
         from packhorse.schedules.registry import QUEUE
         from packhorse.worker.cli.scheduler import MODULE
+        from packhorse.worker.fleet.reload import reloading
         from packhorse.worker.fleet.supervisor import Supervisor
 
         _say(f"Workers    {settings.processes} x {settings.threads} threads: {', '.join(settings.actors)}      (Ctrl-C drains and stops)")
         _say("Schedules  packhorse schedule list | packhorse maintenance list")
         queues = (*settings.queues, QUEUE) if settings.queues else ()
+        watched = reloading(settings.actors, ignored=[settings.data_dir]) if reload else nullcontext()
         settings = settings.model_copy(update={"actors": (*settings.actors, MODULE), "queues": queues})
-        return Supervisor(settings).run()
+        with watched:
+            return Supervisor(settings).run()
     _say("", _NO_ACTORS)
     if not keep_up:
         return EXIT_USAGE

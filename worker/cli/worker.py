@@ -19,15 +19,19 @@ DECLARE = "packhorse.schedules.declare"
 Modules = Annotated[list[str] | None, typer.Argument(help="Modules that declare actors; default: the setting `actors`.", metavar="[MODULES]...")]
 Processes = Annotated[int | None, typer.Option("--processes", "-p", help="Worker processes; default: the setting `processes`.")]
 Threads = Annotated[int | None, typer.Option("--threads", "-t", help="Handler threads per process; default: the setting `threads`.")]
+Reload = Annotated[bool, typer.Option("--reload", help="For development: load the code anew when a Python file changes (extra `reload`).")]
 Queues = Annotated[str | None, typer.Option("--queues", "-q", help="Only these queues, separated by commas.")]
 
 
 Burst = Annotated[bool, typer.Option("--burst", help="Stop when nothing is left to do now; exit code 1 when a message failed or died.")]
 
 
-def worker(modules: Modules = None, processes: Processes = None, threads: Threads = None, queues: Queues = None, burst: Burst = False) -> int:
+def worker(
+    modules: Modules = None, processes: Processes = None, threads: Threads = None, queues: Queues = None, burst: Burst = False, reload: Reload = False
+) -> int:
     """Run handlers. SIGTERM or Ctrl-C drains, a second one interrupts, SIGHUP restarts one process at a time."""
     from packhorse.worker.embedded import Embedded
+    from packhorse.worker.fleet.reload import check_reload, reloading
     from packhorse.worker.fleet.supervisor import Supervisor
     from packhorse.worker.observe.systemd import Notifier
 
@@ -35,6 +39,10 @@ def worker(modules: Modules = None, processes: Processes = None, threads: Thread
     settings = load_settings(**given)
     if not settings.actors:
         raise ConfigError(["actors: none given; name the modules that declare actors: packhorse worker my_app.actors, or PACKHORSE_ACTORS"])
+    if reload:
+        if burst:
+            raise ConfigError(["reload: a burst ends by itself; leave out one of --burst, --reload"])
+        check_reload()
     # an unreachable server is waited for; none at all is an error
     url = database_url(settings)
     embedded = Embedded(settings.data_dir) if settings.database_url is None else None
@@ -42,7 +50,8 @@ def worker(modules: Modules = None, processes: Processes = None, threads: Thread
     chosen = load_settings(**given, database_url=url)
     if has_policies():
         chosen = chosen.model_copy(update={"actors": (*chosen.actors, DECLARE)})
-    with embedded or nullcontext():  # keeps the server up when `packhorse up` ends before us
+    watched = reloading(settings.actors, ignored=[settings.data_dir]) if reload else nullcontext()
+    with embedded or nullcontext(), watched:  # keeps the server up when `packhorse up` ends before us
         if burst:
             from packhorse.worker.fleet.burst import BurstSupervisor, start_of_burst
 

@@ -21,6 +21,7 @@ from packhorse.worker import forks
 from packhorse.worker.config import Settings
 from packhorse.worker.errors import ConfigError, SchemaMismatch, StoreError, StoreUnavailable
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
+from packhorse.worker.observe import tracebacks
 from packhorse.worker.observe.process_stats import ProcessStats
 from packhorse.worker.runtime.memory import collect_seldom
 from packhorse.worker.runtime.slots import RunningIds
@@ -36,9 +37,30 @@ RECOVER_SECONDS, MOST_RECOVER_SECONDS = 0.2, 2.0
 FINALIZERS_SECONDS = 3.0
 
 
-def run_worker_process(settings: Settings, running: RunningIds, worker_id: UUID, stats: ProcessStats) -> int:
+class Once:
+    """Something that one of several processes does: all that are forked from the one that made it share it."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        self.allow()
+
+    def take(self) -> bool:
+        """True for the first that asks."""
+        try:
+            return bool(os.read(self._read, 1))
+        except BlockingIOError:
+            return False
+
+    def allow(self) -> None:
+        """Once more."""
+        self.take()
+        os.write(self._write, b".")
+
+
+def run_worker_process(settings: Settings, running: RunningIds, worker_id: UUID, stats: ProcessStats, refusal: Once | None = None) -> int:
     """The body of a child: returns its exit code. Comes with TERM and INT blocked; a stop that was asked while
-    the actors were still being imported is not lost."""
+    the actors were still being imported is not lost. refusal: of those that cannot start, for the same reason, one says so."""
     from packhorse.worker.runtime.process import WorkerProcess
 
     early = False
@@ -66,7 +88,7 @@ def run_worker_process(settings: Settings, running: RunningIds, worker_id: UUID,
             process.stop()
         return forks.contain(process.run)
     except (ConfigError, SchemaMismatch, StoreError) as error:
-        return _refusal(error)
+        return _refusal(error, told=refusal is not None and not refusal.take())
     finally:
         _end_daemonic_children()
 
@@ -150,11 +172,13 @@ def preflight(settings: Settings, parent: int) -> int:
     return EXIT_OK
 
 
-def _refusal(error: ConfigError | SchemaMismatch | StoreError) -> int:
-    """Say why a process cannot work; its exit code."""
+def _refusal(error: ConfigError | SchemaMismatch | StoreError, *, told: bool = False) -> int:
+    """Say why a process cannot work, with the traceback of an import that failed (SPEC W13); its exit code. told: another one has said it."""
     if isinstance(error, ConfigError):
-        for problem in error.problems:
-            logger.error("config_error %s", problem)
+        cause = error.__cause__
+        where = tracebacks.folded(cause, texts=True) if cause is not None and tracebacks.has_own_frames(cause) else None
+        for problem in error.problems if not told else ():
+            logger.error("config_error %s", problem, extra={"outline": where})
         return EXIT_USAGE
     if isinstance(error, SchemaMismatch):
         logger.error("schema_mismatch %s", error)

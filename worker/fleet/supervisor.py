@@ -1,14 +1,12 @@
 """The parent of worker processes (SPEC W7): forks, watches, replaces, recovers, restarts.
 
-The parent has one thread, no database connection and none of the actors' code: it can always fork. What
-ran in a child that ended stands in shared memory; a short-lived child of its own gives it back at once. An end that
-the child has not noted there as its own is a crash, whatever its exit code.
-What was there at two crashes runs apart: in one more child, which is started for such messages and ends after them
-(SPEC P5). When that one dies with several of them, the next one runs them one by one: then it is clear which it was.
-Metrics and probes are served by one more child, whose death harms nobody (worker/fleet/exporter.py).
-Signals: TERM/INT drain (again: interrupt), HUP replaces the children one by one, if a trial child says that new
-ones would start. A child that does not come to the end of its drain is killed, whatever it drains for. One that
-cannot work at all ends the parent only as long as none ever could.
+The parent has one thread, no database connection and none of the actors' code: it can always fork. What ran in a child that ended stands in
+shared memory; a short-lived child of its own gives it back at once. An end that the child has not noted there as its own is a crash, whatever its
+exit code. What was there at two crashes runs apart: in one more child, which is started for such messages and ends after them (SPEC P5). When
+that one dies with several of them, the next one runs them one by one: then it is clear which it was. Metrics and probes are served by one more
+child, whose death harms nobody (worker/fleet/exporter.py). Signals: TERM/INT drain (again: interrupt), HUP replaces the children one by one, if a
+trial child says that new ones would start. A child that does not come to the end of its drain is killed, whatever it drains for. One that cannot
+work at all ends the parent only as long as none ever could.
 """
 
 from __future__ import annotations
@@ -22,12 +20,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from uuid import UUID, uuid4
 
 from packhorse.worker import folder, forks
 from packhorse.worker.config import Settings
 from packhorse.worker.exits import EXIT_FAILED, EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED, EXPECTED_CHILD_EXITS, FATAL_CHILD_EXITS
-from packhorse.worker.fleet.child import STOP_SIGNALS, Lost, preflight, recover, run_worker_process
+from packhorse.worker.fleet.child import STOP_SIGNALS, Lost, Once, preflight, recover, run_worker_process
 from packhorse.worker.fleet.monitor import Monitor
 from packhorse.worker.observe.fleet_stats import EXPORTER_TICK, STARTED, FleetStats
 from packhorse.worker.observe.logging import flush as flush_log
@@ -78,10 +77,11 @@ class Supervisor:
 
     nap_seconds = 1.0  # at most: hung children, the watchdog
 
-    def __init__(self, settings: Settings, run_child: RunChild = run_worker_process, notifier: Notifier | None = None) -> None:
+    def __init__(self, settings: Settings, run_child: RunChild | None = None, notifier: Notifier | None = None) -> None:
         self.settings = settings.model_copy(update={"app_dir": folder.find(settings.app_dir, os.environ)})
         self._folder_problem: str | None = None  # as it was said
-        self._run_child = run_child
+        self._refusal = Once()
+        self._run_child = run_child or partial(run_worker_process, refusal=self._refusal)
         self._children = [Child(RunningIds.of(settings)) for _ in range(settings.processes)]
         self._children.append(Child(RunningIds.of(settings, threads=ISOLATION_THREADS), isolation=True))
         running = [child.running for child in self._children]
@@ -338,6 +338,7 @@ class Supervisor:
                 self._stop_children()
                 self._stops = 1
             return
+        self._refusal.allow()
         child.retiring = child.retiring and not child.isolation  # nothing is to replace it
         if not (ordered and code == EXIT_OK):
             self._recover(child, lost, f"child {pid} ended with {_describe(code)}", crashed=not ordered)

@@ -151,6 +151,9 @@ EVENTS: dict[str, Event] = {
     ),
     "reload_waits": Event("warning", ("pid", "seconds"), "After SIGHUP: the new code is still being tried out; the old processes go on."),
     "reload_refused": Event("error", ("exit_code",), "After SIGHUP: new processes would not start; the old ones go on."),
+    "reload_watches": Event("info", ("folders",), "With --reload: changes of Python files in these folders load the code anew."),
+    "source_changed": Event("info", ("path", "count"), "With --reload: so many files have changed, this one among them."),
+    "reload_watch_failed": Event("error", ("error",), "With --reload: files are not watched any more."),
     "app_dir_missing": Event("error", ("path", "error"), "The application's folder is gone: no process can start. Said once, looked for again."),
     "app_dir_found": Event("info", ("path",), "It is back; processes start again."),
     "foreign_signal_handler": Event(

@@ -27,7 +27,7 @@ from typing import Any, ClassVar, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from packhorse.worker.observe import tracing
+from packhorse.worker.observe import tracebacks, tracing
 from packhorse.worker.observe.log_stream import LogStream
 from packhorse.worker.observe.masking import mask, mask_record, on_one_line
 from packhorse.worker.observe.repeats import Repeats
@@ -61,6 +61,7 @@ def configure(*, level: str = "info", log_format: str = "auto", stream: TextIO |
     """
     out = stream or sys.stderr
     console = log_format == "console" or (log_format == "auto" and out.isatty())
+    tracebacks.on_console = console
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -99,6 +100,7 @@ def configure(*, level: str = "info", log_format: str = "auto", stream: TextIO |
     _take_over()
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    logging.getLogger("dramatiq.middleware.retries").setLevel(root.level)  # its line for `throws`
     # handlers that use structlog themselves end in the same lines
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -290,6 +292,8 @@ def _split_event(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
     record: logging.LogRecord | None = event.get("_record")
     if record is None:
         return event
+    if outlined := getattr(record, "outline", None):  # a traceback that its caller has made
+        event["exception"] = str(outlined)
     arguments = event.pop("positional_args", ())
     template = _parse(record.msg) if isinstance(record.msg, str) and _is_ours(record.name) else None
     if template is None or not isinstance(arguments, tuple):

@@ -11,11 +11,11 @@ import dramatiq
 from packhorse.worker import folder
 from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.config import Settings
-from packhorse.worker.errors import ConfigError, InvalidArgument
+from packhorse.worker.errors import ConfigError, WorkerError
 
 
 def load_broker(settings: Settings) -> PostgresBroker:
-    """Import the actors' modules and return their broker. Raises ConfigError that names the module."""
+    """Import the actors' modules and return their broker. Raises ConfigError that names the module; its cause is what the import has raised."""
     if not settings.actors:
         raise ConfigError(["actors: none given; name the modules that declare actors, e.g. packhorse worker my_app.actors"])
     if settings.app_dir is not None:
@@ -26,8 +26,8 @@ def load_broker(settings: Settings) -> PostgresBroker:
     for name in settings.actors:
         try:
             importlib.import_module(name)
-        except (ImportError, SyntaxError, InvalidArgument) as error:  # what another try does not mend
-            raise ConfigError([f"actors: cannot import {name!r}: {error}"]) from error
+        except (Exception, SystemExit) as error:  # whatever it is: another try would most likely end the same way
+            raise ConfigError([f"actors: cannot import {name!r}: {_said(error)}"]) from error
     chosen = dramatiq.get_broker()
     if not isinstance(chosen, PostgresBroker):
         raise ConfigError([f"actors: the module sets a {type(chosen).__name__}; Packhorse needs its PostgresBroker (or none: it sets one)"])
@@ -36,3 +36,14 @@ def load_broker(settings: Settings) -> PostgresBroker:
     if not chosen.actors:
         raise ConfigError([f"actors: {', '.join(settings.actors)} declare no actors on this broker"])
     return chosen
+
+
+def _said(error: BaseException) -> str:
+    """What an import has raised, on one line."""
+    try:
+        text = str(error)
+    except Exception:  # __str__ is the code of others
+        text = ""
+    if isinstance(error, (ImportError, SyntaxError, WorkerError)) and text:
+        return text
+    return f"{type(error).__name__}{': ' if text else ''}{text[:500]}"

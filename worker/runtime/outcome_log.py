@@ -1,4 +1,7 @@
-"""One log line per message and outcome (SPEC P8): failures always, success when it is asked for. Never a payload."""
+"""One log line per message and outcome (SPEC P8): failures always, success when it is asked for. Never a payload.
+
+On a console a failure has its traceback, which says where, and not what the exception says: that may be a payload (SPEC W13).
+"""
 
 from __future__ import annotations
 
@@ -51,11 +54,15 @@ class OutcomeLog:
             message.trace_id,
         )
         if ended in (Ended.RETRY, Ended.DEAD):
+            shown = None
+            if outcome and outcome.outline:
+                shown = f"{outcome.outline}\nits text: packhorse message show {message.id}"
             logger.log(
                 level,
                 "message_failed message_id=%s queue=%s actor=%s attempt=%s outcome=%s duration_seconds=%s wait_seconds=%s "
                 "correlation_id=%s error_class=%s error_code=%s worker_id=%s trace_id=%s",
                 *values,
+                extra={"outline": shown},
             )
         else:
             logger.log(
