@@ -113,7 +113,6 @@ OPTIONS = {
     "run_at text": ({"run_at": "tomorrow"}, "run_at"),
     "expires_in negative": ({"expires_in": -5}, "expires_in"),
     "expires_in before the delay": ({"expires_in": 60, "delay": 60_000}, "expires_in"),
-    "max_age before the delay": ({"max_age": 60_000, "delay": 90_000}, "expires_in"),
     "expires_in before run_at": ({"expires_in": 60, "run_at": datetime.now(UTC) + timedelta(days=1)}, "expires_at"),
     "a misspelt option": ({"conversationkey": "c"}, "conversationkey"),
     "a queue that send does not take": ({"queue_name": "mail"}, "queue_name"),

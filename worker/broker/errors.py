@@ -16,3 +16,7 @@ class UndeclaredQueue(UnknownQueue, QueueNotFound):
         found = cls(str(error), field=error.field)
         found.hint, found.sqlstate = error.hint, error.sqlstate
         return found
+
+
+#: What logs and dead letters call it.
+UndeclaredQueue.__name__ = UndeclaredQueue.__qualname__ = UnknownQueue.__name__
