@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from uuid import UUID
 
 import dramatiq
+import psycopg
 import pytest
 from dramatiq.middleware import Middleware
 from dramatiq.middleware import Retries as StockRetries
@@ -232,6 +234,35 @@ def test_messages_sent_by_a_handler_carry_its_correlation_id(house):
     first.send_with_options(args=("k",), correlation_id="corr-7")
     wait_until(lambda: len(seen) == 2)
     assert seen == ["corr-7", "corr-7"]
+
+
+def test_what_a_handler_enqueues_inherits_the_correlation_id_that_the_database_made(house):
+    seen = []
+
+    @dramatiq.actor
+    def second(key):
+        seen.append((key, packhorse.correlation_id()))
+
+    @dramatiq.actor
+    def first(key):
+        seen.append((key, packhorse.correlation_id()))
+        second.send("sent")
+        house.broker.enqueue_many([second.message("bulk"), second.message("bulk")])
+        with psycopg.connect(house.database.url) as connection:
+            packhorse.enqueue(connection, "second", {"key": "enqueued"})
+            packhorse.enqueue_payloads(connection, "second", [{"key": "payload"}])
+
+    house.start()
+    first.send("first")
+    second.send("apart")
+    house.broker.enqueue_many([second.message("apart"), second.message("apart")])
+    house.broker.enqueue_many([second.message_with_options(args=("apart",), priority=priority) for priority in (4, 6)])
+    wait_until(lambda: len(seen) == 11)
+    by_key = {key: {made for name, made in seen if name == key} for key, _ in seen}
+    inherited = by_key["first"]
+    assert len({str(UUID(made)) for made in inherited}) == 1
+    assert by_key["sent"] == by_key["bulk"] == by_key["enqueued"] == by_key["payload"] == inherited
+    assert len({UUID(made) for made in by_key["apart"] - inherited}) == 3, "one per call"
 
 
 def test_a_dedup_key_makes_the_second_send_a_no_op(house):

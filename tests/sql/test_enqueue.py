@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 
 import psycopg
 import pytest
@@ -45,6 +46,21 @@ def test_every_argument_reaches_its_column(sql: Sql) -> None:
     ] == [{"b": 2}, 1, 7, "c", "d", "e", "f", "g"]
     assert row["expires_at"].year in (2998, 2999)
     assert 3590 < (row["run_at"] - row["created_at"]).total_seconds() <= 3600
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "select enqueue_message('q', 'effect')",
+        """select count(*) from enqueue_messages('[{"queue": "q", "message_type": "effect"}, {"queue": "q", "message_type": "effect"}]')""",
+        "select enqueue_payloads('q', 'effect', '[{}, {}]')",
+    ],
+)
+def test_messages_without_a_correlation_id_get_one_per_call(sql: Sql, call: str) -> None:
+    for _ in range(2):
+        sql.rows(call)
+    made = {row[0] for row in sql.rows("select correlation_id from message_queue")}
+    assert len({uuid.UUID(one) for one in made}) == 2, made
 
 
 def test_a_delay_beside_a_run_at_is_refused(sql: Sql) -> None:

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.db.async_connection import AsyncDeadlineConnection, current_async
 from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.enqueue import inherited
 from packhorse.worker.errors import WorkerError
 
 _message: ContextVar[ClaimedMessage | None] = ContextVar("packhorse_message", default=None)
@@ -59,6 +60,9 @@ def correlation_id() -> str | None:
     message = current.message
     own: str | None = message.correlation_id if message is not None else None
     return own or boundary_correlation_id.get()
+
+
+inherited.correlation_id = correlation_id  # for packhorse.enqueue(): its room is below this one
 
 
 def current_async_connection() -> AsyncDeadlineConnection:

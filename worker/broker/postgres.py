@@ -24,7 +24,7 @@ from dramatiq.errors import QueueJoinTimeout
 from dramatiq.middleware import Middleware
 
 from packhorse.worker import forks
-from packhorse.worker.attempt.context import correlation_id, current, sending_on
+from packhorse.worker.attempt.context import current, sending_on
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, failure
 from packhorse.worker.attempt.middleware import default_middleware
 from packhorse.worker.attempt.middleware.retries import check_resting
@@ -43,6 +43,7 @@ from packhorse.worker.db.sessions import open_work
 from packhorse.worker.embedded import running_url
 from packhorse.worker.enqueue import capture
 from packhorse.worker.enqueue.encoding import Encoded, Signature, check_actor, encode
+from packhorse.worker.enqueue.inherited import inherit
 from packhorse.worker.errors import ConfigError, InvalidArgument, StoreRejected, UnknownQueue, WorkerError
 from packhorse.worker.exits import EXIT_USAGE
 from packhorse.worker.observe import tracing
@@ -275,9 +276,7 @@ class PostgresBroker(Broker):
         )
         if actor is not None and 1 <= actor.priority <= 10 and "priority" not in message.options:
             encoded.priority = actor.priority
-        inherited = correlation_id()
-        if inherited and "correlation_id" not in encoded.extra:
-            encoded.extra["correlation_id"] = inherited
+        inherit(encoded.extra)
         if tracing.active is not None:
             tracing.active.stamp(encoded.extra)
         return encoded

@@ -17,6 +17,7 @@ from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.names import Names
 from packhorse.worker.enqueue import capture
 from packhorse.worker.enqueue.encoding import Encoded, refuse_misspelt, refuse_too_late, take_columns, to_json
+from packhorse.worker.enqueue.inherited import inherit
 from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.observe import tracing
 from packhorse.worker.records import EnqueueOptions, EnqueueResult
@@ -195,6 +196,7 @@ def _arguments(queue: str, message_type: str, options: dict[str, Any]) -> dict[s
     if delay is not None:
         encoded.extra["delay_seconds"] = seconds("delay", delay)
         refuse_too_late(encoded.extra["delay_seconds"], encoded.extra)
+    inherit(encoded.extra)
     if tracing.active is not None:
         tracing.active.stamp(encoded.extra)
     given = {"priority": encoded.priority, **encoded.extra}
