@@ -67,6 +67,29 @@ def test_what_leaves_a_boundary_ends_as_the_contract_says(house):
     assert found["bug"][3]["retryable"] is False and found["not recoverable"][3]["recoverable"] is False
 
 
+def test_every_text_of_an_error_is_masked_where_it_is_kept(house):
+    said = "call (650) 555-0106, ann@example.com, token=s3cret-x, order 8f14e45f-ceea-467f-a9b1-123456789012 of 2026-11-21 09:34:08"
+    masked = "call 6505***106, a***@example.com, token=***, order 8f14e45f-ceea-467f-a9b1-123456789012 of 2026-11-21 09:34:08"
+
+    @dramatiq.actor(max_attempts=2, min_backoff=10, max_backoff=20)
+    def charge(key):
+        if key == "failed":
+            raise RuntimeError(said)
+        raise {"buried": packhorse.Bury, "cancelled": packhorse.Cancel}[key](said)
+
+    house.start()
+    for key in ("failed", "buried", "cancelled"):
+        charge.send(key=key)
+    house.drained()
+    dead = dict(house.database.query("select payload ->> 'key', error_message from dead_letters"))
+    assert dead == {"failed": masked, "buried": masked}
+    traceback, history = house.database.query("select traceback, history from dead_letters where error_class = 'RuntimeError'")[0]
+    assert traceback.endswith(f"RuntimeError: {masked}\n")
+    assert [entry["error_message"] for entry in history] == [masked] * 2
+    everything = house.database.query("select d::text from dead_letters d union all select a::text from message_archive a")
+    assert len(everything) == 3 and all("s3cret-x" not in row and "555-0106" not in row for (row,) in everything)
+
+
 def test_without_a_boundary_the_usual_policy_holds_and_the_classes_are_kept(house):
     @dramatiq.actor(max_attempts=2, min_backoff=10, max_backoff=20)
     def charge(key):

@@ -12,13 +12,26 @@ from dataclasses import dataclass, field
 
 from packhorse.worker.errors import MessageProcessingError, StoreError, WorkflowError
 from packhorse.worker.observe.contexts import JsonObject, masked_context
-from packhorse.worker.observe.masking import mask
+from packhorse.worker.observe.masking import mask, mask_whole
 
 MAX_CODE = 100
 #: What an exception may say of itself, as a bool: of ours, and of anybody's.
 FLAGS = ("retryable", "recoverable", "should_retry")
 
 _ATTRIBUTE = "_packhorse_judgement"
+
+
+def storable(text: str, length: int) -> str:
+    """What PostgreSQL can store: no NUL, no lone surrogates, bounded (FAILURES 13)."""
+    return text[:length].replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
+
+
+def stored_text(text: str, length: int) -> str:
+    """A text of an attempt as it is kept: storable, and masked as in a log line (FAILURES 75).
+
+    Every text of an error comes through here: last error, history and dead letter show the same.
+    """
+    return mask_whole(storable(text, length))
 
 
 @dataclass(frozen=True, slots=True)

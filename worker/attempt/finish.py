@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import dramatiq
 
-from packhorse.worker.attempt.details import judgement_in
-from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, clean, failure
+from packhorse.worker.attempt.details import judgement_in, stored_text
+from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, failure
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.states import Ended, Verb
 from packhorse.worker.store import messages
@@ -56,7 +56,7 @@ def finish(connection: DeadlineConnection, message: ClaimedMessage, broker: Send
 def _write(connection: DeadlineConnection, message: ClaimedMessage, outcome: Outcome) -> Ended:
     """One statement: the verb, and what it makes of the message when the lease is still ours."""
     lease = message.id, message.lease_token
-    reason = clean(outcome.reason, 1000) if outcome.reason else outcome.reason
+    reason = stored_text(outcome.reason, 1000) if outcome.reason else outcome.reason
     delay = _storable(outcome.delay_seconds)
     error = outcome.error_class, outcome.error_message, outcome.traceback, outcome.frame
     details = outcome.details.as_json() if outcome.details is not None else None

@@ -19,12 +19,11 @@ from typing import Any
 import dramatiq
 from dramatiq.broker import MessageProxy
 
-from packhorse.worker.attempt.details import FailureDetails, Judgement, details_of
+from packhorse.worker.attempt.details import FailureDetails, Judgement, details_of, stored_text
 from packhorse.worker.attempt.stored_steps import AttemptSteps, StepStore
 from packhorse.worker.enqueue.encoding import to_json
 from packhorse.worker.errors import InvalidArgument, UndecodableMessage
 from packhorse.worker.observe import tracebacks
-from packhorse.worker.observe.masking import mask_whole
 from packhorse.worker.states import Verb
 
 logger = logging.getLogger("packhorse.message")
@@ -213,18 +212,15 @@ def _can_be_stored(name: Any, value: Any) -> bool:
 
 
 def failure(exception: BaseException, judgement: Judgement | None = None, **policy: Any) -> Outcome:
-    """The outcome for a failed attempt: class, cleaned message, bounded traceback, own top frame, details.
+    """The outcome for a failed attempt: class, message, bounded traceback, own top frame, details.
 
-    judgement: that of the error boundary which it left; its texts are masked then.
+    judgement: that of the error boundary which it left.
     """
-    message, traceback = clean(text_of(exception), 10_000), clean(format_traceback(exception), 50_000)
-    if judgement is not None:
-        message, traceback = mask_whole(message), mask_whole(traceback)
     return Outcome(
         Verb.FAIL,
-        error_class=clean(type(exception).__name__, 200),
-        error_message=message,
-        traceback=traceback,
+        error_class=stored_text(type(exception).__name__, 200),
+        error_message=stored_text(text_of(exception), 10_000),
+        traceback=stored_text(format_traceback(exception), 50_000),
         frame=top_frame(exception),
         details=details_of(exception, judgement),
         outline=tracebacks.folded(exception) if tracebacks.on_console else None,
@@ -238,11 +234,6 @@ def text_of(exception: BaseException) -> str:
         return str(exception) or repr(exception)
     except Exception:  # __str__ is the code of others
         return f"{type(exception).__name__} (its text could not be had)"
-
-
-def clean(text: str, length: int) -> str:
-    """What Postgres can store: no NUL, no lone surrogates, bounded (FAILURES 13)."""
-    return text[:length].replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
 
 
 def format_traceback(exception: BaseException) -> str:

@@ -21,6 +21,7 @@ from dramatiq.broker import Consumer
 from dramatiq.errors import BrokerConnectionError
 from dramatiq.middleware import MiddlewareError
 
+from packhorse.worker.attempt.details import stored_text
 from packhorse.worker.attempt.finish import Sender, finish
 from packhorse.worker.attempt.heartbeat import Heartbeat
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome
@@ -171,7 +172,7 @@ class PostgresConsumer(Consumer):
             try:
                 message.decode()
             except UndecodableMessage as error:
-                message.outcome = Outcome(Verb.BURY, "undecodable", "UndecodableMessage", str(error))
+                message.outcome = Outcome(Verb.BURY, "undecodable", "UndecodableMessage", stored_text(str(error), 1000))
                 undecodable.append(message)
             else:
                 self._ready.append(message)

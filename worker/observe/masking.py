@@ -40,11 +40,21 @@ _KEYS = re.compile(
 )
 _PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[^-]{0,8000}(?:-----END [A-Z ]{0,30}PRIVATE KEY-----)?")
 _EMAIL = re.compile(r"(?<![\w.%+-])([\w%+-])[\w.%+-]{0,63}@([\w-]{1,63}(?:\.[\w-]{1,63}){1,8})")
-#: With a plus: any spacing. Without: a run of 10 to 15 digits, or groups that begin with a 0. A UUID is none.
+#: What stands between the groups of a phone number: blanks of any width, dots, dashes, slashes.
+_GAP = r"[ \t\u00a0\u2000-\u200a\u202f\u3000./\u2010-\u2013-]"
+#: With a plus: any spacing. Without: a run of 10 to 15 digits; groups that begin with a 0, or with a group in parentheses; 3-3-4. Neither a
+#: UUID, nor a date is one (`01.02.2026 10:00`), nor an address (`10.0.0.12`); of groups mask_phone counts the digits.
 _PHONE = re.compile(
-    r"(?P<uuid>\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b)|(?:\+|%2[bB])\d(?:[ ().-]{0,2}\d){7,14}(?!\d)"
-    r"|(?<![\d.])\d{10,15}(?!\d|\.\d)|(?<![\w.+-])\(?0\d{2,4}\)?(?:[ .-]\d{2,4}){2,3}(?![\w-])"
+    r"(?P<uuid>\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b)"
+    rf"|(?:\+|%2[bB])\d(?:(?:{_GAP}|[()]){{0,3}}\d){{7,14}}(?!\d)"
+    r"|(?<![\d.])\d{10,15}(?!\d|\.\d)"
+    r"|(?<![\w.+/-])(?!\d{1,2}[./-]\d{1,2}[./-]\d{2,4}\b)(?P<groups>"
+    rf"\(\d{{2,5}}\){_GAP}{{0,2}}(?!\d{{4}}-\d\d-\d\d)\d{{2,4}}(?:{_GAP}{{1,2}}\d{{2,5}}){{0,3}}"
+    rf"|0\d{{1,4}}(?:{_GAP}{{1,2}}\d{{2,8}}){{1,4}}"
+    rf"|(?:1{_GAP})?[2-9]\d\d{_GAP}\d{{3}}{_GAP}\d{{4}})(?![\w-]|[.:/]\d)"
 )
+#: Digits of a number in groups.
+_FEWEST_DIGITS, _MOST_DIGITS = 9, 15
 #: Of OpenTelemetry: a trace id or a span id.
 _SPAN_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{16}")
 _SPACING = re.compile(r"\D")
@@ -68,7 +78,7 @@ def mask_whole(text: str) -> str:
     text = _ASSIGNED.sub(rf"\1{HIDDEN}", text)
     text = _KEYS.sub(HIDDEN, text)
     text = _EMAIL.sub(rf"\1{HIDDEN}@\2", text)
-    text = _PHONE.sub(lambda found: found[0] if found["uuid"] else mask_phone(found[0]), text)
+    text = _PHONE.sub(_mask_number, text)
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
@@ -81,6 +91,13 @@ def _mask_basic(found: re.Match[str]) -> str:
     """`Basic` is a word, too: what follows is a secret when it is the base64 of `user:password`."""
     whole = found[2][: len(found[2]) // 4 * 4]
     return f"{found[1]}{HIDDEN}" if b":" in base64.b64decode(whole) else found[0]
+
+
+def _mask_number(found: re.Match[str]) -> str:
+    digits = len(_SPACING.sub("", found["groups"] or ""))
+    if found["uuid"] or (found["groups"] and not _FEWEST_DIGITS <= digits <= _MOST_DIGITS):
+        return found[0]
+    return mask_phone(found[0])
 
 
 def mask_phone(number: str) -> str:

@@ -20,6 +20,7 @@ from dramatiq.middleware import MiddlewareError, SkipMessage
 
 from packhorse.worker import forks
 from packhorse.worker.attempt.context import current
+from packhorse.worker.attempt.details import stored_text
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, failure
 from packhorse.worker.attempt.middleware.retries import asked_for
 from packhorse.worker.broker.postgres import PostgresBroker
@@ -57,7 +58,7 @@ class Executor:
         try:
             message.decode()
         except UndecodableMessage as error:
-            message.outcome = Outcome(Verb.BURY, "undecodable", "UndecodableMessage", str(error))
+            message.outcome = Outcome(Verb.BURY, "undecodable", "UndecodableMessage", stored_text(str(error), 1000))
             message.failed = True
             return False
         message.started_at = now

@@ -18,8 +18,8 @@ from typing import Any
 import dramatiq
 from dramatiq.middleware import Retries as StockRetries
 
-from packhorse.worker.attempt.details import judgement_in, own_flag
-from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, clean, failure
+from packhorse.worker.attempt.details import judgement_in, own_flag, storable, stored_text
+from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, failure
 from packhorse.worker.enqueue.encoding import WITHOUT_END
 from packhorse.worker.errors import (
     AskedOutcome,
@@ -56,20 +56,20 @@ def _actor(broker: Any, name: str) -> Any:
 def asked_for(exception: BaseException) -> Outcome | None:
     """The outcome that an exception of ours stands for, whatever the policy is; None of a failure. Raises for a Snooze of no number."""
     if isinstance(exception, RetryAfter):
-        scope = None if exception.scope is None else clean(exception.scope, 200)
-        return Outcome(Verb.PARK, clean(str(exception), 500), delay_seconds=exception.seconds, scope=scope)
+        scope = None if exception.scope is None else storable(exception.scope, 200)
+        return Outcome(Verb.PARK, stored_text(str(exception), 500), delay_seconds=exception.seconds, scope=scope)
     if isinstance(exception, Snooze):
         return Outcome(Verb.SNOOZE, exception.reason, delay_seconds=max(0.0, exception.seconds))
     if isinstance(exception, Cancel):
-        return Outcome(Verb.CANCEL, clean(str(exception), 1000))
+        return Outcome(Verb.CANCEL, stored_text(str(exception), 1000))
     if isinstance(exception, Bury):
-        return Outcome(Verb.BURY, "buried", "Bury", clean(str(exception), 10_000))
+        return Outcome(Verb.BURY, "buried", "Bury", stored_text(str(exception), 10_000))
     if isinstance(exception, CancelInterrupt):
         return Outcome(Verb.CANCEL, "cancelled by an operator while it ran")
     if isinstance(exception, (DrainInterrupt, LeaseInterrupt)):
         return Outcome(Verb.RELEASE, type(exception).__name__)
     if isinstance(exception, NotCompleted):
-        return Outcome(Verb.UNCOMMITTED, clean(str(exception), 1000), delay_seconds=COMMIT_AGAIN_SECONDS, bounded=not exception.refused)
+        return Outcome(Verb.UNCOMMITTED, stored_text(str(exception), 1000), delay_seconds=COMMIT_AGAIN_SECONDS, bounded=not exception.refused)
     return None
 
 

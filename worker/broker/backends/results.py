@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from dramatiq.results import ResultBackend, ResultMissing, ResultTimeout
 from dramatiq.results.backend import DEFAULT_TIMEOUT
 
-from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, clean
+from packhorse.worker.attempt.details import stored_text
+from packhorse.worker.attempt.messages import ClaimedMessage, Outcome
 from packhorse.worker.broker.backends.connections import Connections
 from packhorse.worker.broker.backends.losses import TellsLosses
 from packhorse.worker.enqueue.encoding import to_json
@@ -88,7 +89,7 @@ class PostgresResultBackend(TellsLosses, ResultBackend):
         self.store_exception(message, error, ttl)
         if isinstance(message, ClaimedMessage) and not message.finished:
             # (a transactional handler has committed its completion already: there is nothing left to fail)
-            message.outcome = Outcome(Verb.BURY, "rejected", type(error).__name__, clean(str(error), 10_000))
+            message.outcome = Outcome(Verb.BURY, "rejected", type(error).__name__, stored_text(str(error), 10_000))
             message.stuff_exception(error)
             message.fail()
 
@@ -104,4 +105,4 @@ def _storable(exception: BaseException) -> Exception:
     except Exception:  # an exception whose __str__ raises must not hide the failure itself
         text = "(its text could not be made)"
     same: type[Exception] = type(type(exception).__name__, (Exception,), {})
-    return same(clean(text, 10_000))
+    return same(stored_text(text, 10_000))
