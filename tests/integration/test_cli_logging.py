@@ -192,3 +192,27 @@ def test_a_coroutine_that_a_handler_runs_logs_its_correlation_id():
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+def test_extra_of_the_standard_library_reaches_the_line_masked_and_changes_no_key_of_ours(lines):
+    shop = logging.getLogger("shop")
+    shop.warning("charged %s", "7", extra={"order": 17, "customer": {"phone": "+250788123456"}, "api_key": "s3cret-x", "items": [1, 2]})
+    taken = {"message_id": 8, "level": "none", "event": "other", "logger": "l", "timestamp": "t", "exception": "e"}
+    shop.warning("again", extra=taken)
+    shop.warning("plain")
+    first, second, third = lines()
+    assert (first["event"], first["order"], first["items"]) == ("charged 7", 17, [1, 2])
+    assert (first["customer"], first["api_key"]) == ({"phone": "+250788***456"}, "***")
+    assert (second["message_id"], second["level"], second["event"], second["logger"]) == (7, "warning", "again", "shop")
+    assert second["timestamp"].endswith("Z") and "exception" not in second
+    assert {name: second[f"extra_{name}"] for name in taken} == taken
+    assert third.keys() == {"event", "level", "logger", "timestamp", "message_id", "actor"}
+
+
+def test_a_key_that_an_error_has_is_not_taken_by_extra(lines):
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        logging.getLogger("shop").exception("failed", extra={"exception": "mine"})
+    (line,) = lines()
+    assert "ValueError: broken" in line["exception"] and line["extra_exception"] == "mine"

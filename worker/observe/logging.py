@@ -49,6 +49,11 @@ _PLACEHOLDER = re.compile(r"%[-#0 +]*\d*(?:\.\d+)?[sdrfgi]")
 _KNOWN_THREAD = re.compile(r"packhorse[\w-]*|Thread-\d+(?: \(\w+\))?|ThreadPoolExecutor-\d+_\d+|MainThread")
 _EVENT = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)+")
 
+#: What every record has; anything else came by `extra={…}`.
+_OF_RECORDS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime", "taskName"}
+#: Keys of a line that are made after the extras are added.
+_LATER_KEYS = frozenset({"exception", "stack"})
+
 Context = Callable[[], Mapping[str, Any]]
 
 
@@ -71,6 +76,7 @@ def configure(*, level: str = "info", log_format: str = "auto", stream: TextIO |
         _adding(_trace_ids),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
+        _add_extra,
     ]
     renderer: list[Processor] = (
         [on_one_line, structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=structlog.dev.plain_traceback)]
@@ -285,6 +291,15 @@ def _outline(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDic
 def _trace_ids() -> Mapping[str, Any]:
     """trace_id and span_id of the current span, in a process that traces."""
     return {} if tracing.active is None else tracing.active.ids()
+
+
+def _add_extra(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """`extra={…}` of a record of the standard library. A key that the line has already keeps its value; theirs is then extra_<key>."""
+    record: logging.LogRecord | None = event.get("_record")
+    for name, value in vars(record).items() if record is not None else ():
+        if name not in _OF_RECORDS and not name.startswith("_"):
+            event[f"extra_{name}" if name in event or name in _LATER_KEYS else name] = value
+    return event
 
 
 def _split_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
