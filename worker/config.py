@@ -79,7 +79,12 @@ class Settings(BaseSettings):
         30.0, ge=1, le=86400, description="A process is killed and replaced when one of its loops has not ticked for this long."
     )
     metrics_host: str = Field("127.0.0.1", min_length=1, description="Address of metrics and probes; beyond loopback only when said here.")
-    metrics_port: int = Field(0, ge=0, le=65535, description="Port of metrics and probes, one per `packhorse worker`; by custom 9191. 0: not served.")
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Port of metrics and probes, one per `packhorse worker`; by custom 9191. Taken: the next free one of ten. 0: not served.",
+    )
     fleet_seconds: float = Field(15.0, ge=1, le=3600, description="Queue depths and the like are counted once per fleet this often.")
     scale_target_wait_seconds: float = Field(
         30.0, gt=0, le=86400, description="`/scale` asks for as many workers as clear the backlog within this time."

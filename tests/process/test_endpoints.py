@@ -15,6 +15,7 @@ import pytest
 
 from packhorse.worker.fleet.exporter import RETRY_SECONDS
 from tests.support.accounting import effects, enqueue, wait_for_end
+from tests.support.cli import Cli
 from tests.support.http import free_port, get, metric, problems, scale
 from tests.support.notes import nap
 from tests.support.waiting import wait_until
@@ -50,8 +51,8 @@ def test_two_processes_are_one_page_and_a_killed_one_takes_nothing_away(database
 
 
 def test_a_port_in_use_is_named_once_and_the_worker_goes_on(database, ledger, start_daemon):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = 65535  # no port comes after it
+    with socket.create_server(("127.0.0.1", port)):
         daemon = start_daemon(database, ledger, metrics_port=port).wait_ready()
         wait_until(lambda: "endpoints_failed" in daemon.log)
         effects(database, 1)
@@ -60,6 +61,34 @@ def test_a_port_in_use_is_named_once_and_the_worker_goes_on(database, ledger, st
     wait_until(lambda: metric(port, "observability_errors_total", part="endpoints") is not None, 20, "the port is free: served")
     assert metric(port, "observability_errors_total", part="endpoints") >= 2
     assert daemon.log.count("endpoints_failed") == 1 and str(port) in daemon.log
+    assert daemon.stop() == 0
+
+
+def test_both_lines_of_the_procfile_start_with_one_port_and_the_second_says_which_it_took(database, ledger, start_daemon, tmp_path):
+    port = free_port()
+    daemon = start_daemon(database, ledger, metrics_port=port).wait_ready()
+    wait_until(lambda: problems(port, "/livez") == [])
+    process = Cli(tmp_path, database.url, PACKHORSE_METRICS_PORT=str(port), PACKHORSE_LOG_FORMAT="json").start("scheduler", output=tmp_path / "log")
+    try:
+        lines = []
+
+        def said(event):
+            lines[:] = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if line.startswith("{")]
+            return any(line["event"] == event for line in lines)
+
+        wait_until(lambda: said("endpoints_moved") and said("worker_started"))
+        (line,) = [line for line in lines if line["event"] == "endpoints_moved"]
+        assert line["taken_port"] == port < line["port"] <= port + 10
+        wait_until(lambda: metric(line["port"], "worker_threads") == 4)
+        assert metric(port, "worker_threads") != 4, "the first is where it was"
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+        (exporter,) = {int(pid) for pid in children} - {record["pid"] for record in lines if record["event"] == "worker_started"}
+        os.kill(exporter, signal.SIGKILL)
+        wait_until(lambda: metric(line["port"], "observability_errors_total", part="exporter") == 1)
+        assert (tmp_path / "log").read_text().count("endpoints_moved") == 1, "it came back where it was"
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
     assert daemon.stop() == 0
 
 
@@ -135,6 +164,38 @@ def test_a_schema_that_does_not_fit_any_more_turns_ready(database, ledger, start
     wait_until(lambda: any("9999_from_the_future" in problem for problem in problems(port, "/readyz") or []))
     assert problems(port, "/livez") == []
     assert daemon.stop() == 0
+
+
+def test_a_read_only_database_is_named_by_readiness_and_once_in_the_log(database, ledger, start_daemon):
+    """From the start on, then while it works: with what says so in the server's configuration."""
+    name = "the database is read-only: default_transaction_read_only is on"
+    database.server.command("alter database {} set default_transaction_read_only = on", database.name)
+    port = free_port()
+    daemon = start_daemon(database, ledger, metrics_port=port, fleet_seconds=1)
+    wait_until(lambda: any(name in problem for problem in problems(port, "/readyz") or []))
+    wait_until(lambda: name in daemon.log)
+    database.server.command("alter database {} reset default_transaction_read_only", database.name)
+    kick(database)
+    wait_until(lambda: problems(port, "/readyz") == [], 30)
+    assert daemon.log.count(name) == 1, daemon.log
+    database.server.command("alter database {} set default_transaction_read_only = on", database.name)
+    kick(database)
+    wait_until(lambda: any(name in problem for problem in problems(port, "/readyz") or []), 30)
+    wait_until(lambda: "database_read_only" in daemon.log)
+    kick(database)
+    nap(2.5)  # it has looked again, and says nothing
+    assert daemon.log.count("database_read_only") == 1
+    database.server.command("alter database {} reset default_transaction_read_only", database.name)
+    kick(database)
+    wait_until(lambda: problems(port, "/readyz") == [], 30)
+    assert daemon.stop() == 0
+
+
+def kick(database):
+    """A setting counts in new sessions."""
+    database.query(
+        "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'packhorse %' and datname = current_database()"
+    )
 
 
 @pytest.mark.slow

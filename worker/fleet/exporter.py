@@ -2,11 +2,12 @@
 
 A child of the supervisor, which keeps its one thread and can always fork; it reads the fleet_stats, so a blocked
 loop, a stopped database or its own death changes nothing for the work. It ends with its parent. A port in
-use is said once, counted, and tried again; the worker goes on.
+use is left for the next free one; when none is free that is said once, counted, and tried again; the worker goes on.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -40,6 +41,9 @@ from packhorse.worker.version import __version__
 logger = logging.getLogger("packhorse.exporter")
 
 RETRY_SECONDS = 5.0
+#: So many ports after the setting's are tried when that is taken.
+NEXT_PORTS = 10
+MOST_PORT = 65535
 
 
 class EndpointServer(Service):
@@ -57,7 +61,7 @@ class EndpointServer(Service):
     def run_once(self) -> float:
         host, port = self._settings.metrics_host, self._settings.metrics_port
         try:
-            endpoints = Endpoints(host, port, self._routes, self._on_error)
+            endpoints = self._listening(host, port)
         except OSError as error:
             self._fleet_stats.failed("endpoints")
             if self._said != str(error):
@@ -65,9 +69,29 @@ class EndpointServer(Service):
                 logger.warning("endpoints_failed host=%s port=%d error=%s: the worker goes on without metrics and probes", host, port, error)
             return RETRY_SECONDS
         self._said = None
+        if endpoints.port not in (port, self._fleet_stats.cells[cells.EXPORTER_PORT]):
+            logger.warning("endpoints_moved host=%s port=%d taken_port=%d: that of the setting is taken", host, endpoints.port, port)
+        self._fleet_stats.cells[cells.EXPORTER_PORT] = endpoints.port
         logger.info("endpoints_started host=%s port=%d", host, endpoints.port)
         endpoints.serve()
         return 0.0
+
+    def _listening(self, host: str, asked: int) -> Endpoints:
+        """On the port that an exporter before this one had, on the setting's, or on the next free one: both lines of a Procfile have one setting.
+
+        Raises OSError of the first that is taken when all are, and any other OSError at once.
+        """
+        had = int(self._fleet_stats.cells[cells.EXPORTER_PORT])
+        refused: OSError | None = None
+        for port in [*([had] if had else []), *range(asked, min(asked + NEXT_PORTS, MOST_PORT) + 1)]:
+            try:
+                return Endpoints(host, port, self._routes, self._on_error)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                refused = refused or error
+        assert refused is not None
+        raise refused
 
     def _on_error(self, error: Exception) -> None:
         self._fleet_stats.failed("endpoints")
@@ -89,6 +113,7 @@ class FleetReader(Service):
         self.noted = partial(fleet_stats.duties.note, "fleet")
         self._latest: tuple[dict[str, Any], float] | None = None  # statistics, monotonic time at which they were counted
         self.schema_problem: str | None = None
+        self.read_only_problem: str | None = None
 
     def latest(self) -> tuple[dict[str, Any], float] | None:
         """What was read last and its age in seconds; None before the first time."""
@@ -99,6 +124,9 @@ class FleetReader(Service):
         try:
             with self._link.connection() as connection:
                 self.schema_problem = _schema_problem(connection)
+                self._note_read_only(store.read_only(connection))
+                if self.read_only_problem is not None:
+                    return self._settings.fleet_seconds  # a count could not be stored; a primary comes with a new connection
                 before = time.time()
                 apart = skew(before, store.clock(connection), time.time())
                 store.refresh(connection, self._settings.fleet_seconds)
@@ -109,6 +137,12 @@ class FleetReader(Service):
         if found:
             self._latest = (found[0] | {"clock_skew_seconds": apart}, time.monotonic() - found[1])
         return self._settings.fleet_seconds * random.uniform(0.8, 1.0)
+
+    def _note_read_only(self, problem: str | None) -> None:
+        """Said once, where a child cannot say it when it starts."""
+        if problem is not None and self.read_only_problem is None and self._fleet_stats.cells[cells.STARTED]:
+            logger.error("database_read_only error=%s", problem)
+        self.read_only_problem = problem
 
     def on_stop(self) -> None:
         self._link.close()
@@ -150,8 +184,8 @@ class Exporter:
         settings = self.settings
         lately = 2 * max(settings.heartbeat_seconds, settings.poll_seconds) + settings.call_deadline_seconds
         problems = probes.ready(self.fleet_stats, time.monotonic(), lately, settings.hang_seconds)
-        if self.fleet and self.fleet.schema_problem:
-            problems.append(self.fleet.schema_problem)
+        if self.fleet:
+            problems += [problem for problem in (self.fleet.schema_problem, self.fleet.read_only_problem) if problem]
         return probe_answer(problems, probes.warnings(self.fleet_stats, time.monotonic()))
 
     def startupz(self, _accept: str) -> Answer:

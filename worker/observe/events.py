@@ -219,8 +219,14 @@ EVENTS: dict[str, Event] = {
     "partition_drained": Event("info", ("table", "partition", "rows"), "Rows of a default partition were moved."),
     "partition_waits": Event("info", ("table", "partition", "attempt", "error"), "A lock could not be had; tried again."),
     # -- observing
+    "database_read_only": Event(
+        "error", ("error",), "The database takes no writes any more: a standby, or default_transaction_read_only; nothing can be claimed."
+    ),
     "endpoints_started": Event("info", ("host", "port"), "Metrics and probes are served."),
-    "endpoints_failed": Event("warning", ("host", "port", "error"), "They are not: the port is taken. Tried again; the worker goes on."),
+    "endpoints_moved": Event("warning", ("host", "port", "taken_port"), "The port of the setting is taken, so they are served on the next free one."),
+    "endpoints_failed": Event(
+        "warning", ("host", "port", "error"), "They are not: the port is taken, and so are the ten after it. Tried again; the worker goes on."
+    ),
     "endpoint_failed": Event("error", ("error_class", "error"), "An answer could not be made."),
     "exporter_exited": Event("warning", ("pid", "exit_code"), "The process that serves them ended; it is replaced."),
     "repeats_suppressed": Event("warning", ("of", "by", "count"), "Lines of an event that were left out: more than 50 in 10 seconds."),

@@ -24,7 +24,7 @@ RESTARTS = ("crashed", "failed", "replaced", "recycled", "fenced", "hung", "relo
 #: Parts of observability that can fail without stopping any work.
 PARTS = ("endpoints", "fleet", "exporter", "systemd", "tracing")
 
-FOLDING, STARTED, DRAINING, ALIVE, PARENT_TICK, EXPORTER_TICK, RESTART = range(7)
+FOLDING, STARTED, DRAINING, ALIVE, PARENT_TICK, EXPORTER_TICK, EXPORTER_PORT, RESTART = range(8)
 PART = RESTART + len(RESTARTS)
 _CELLS = PART + len(PARTS)
 

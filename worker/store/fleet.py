@@ -23,3 +23,9 @@ def statistics(connection: DeadlineConnection) -> tuple[dict[str, Any], float] |
 def clock(connection: DeadlineConnection) -> float:
     """The database's clock, in seconds since 1970."""
     return float(connection.execute(sql("database_clock")).fetchone()[0])  # type: ignore[index]
+
+
+def read_only(connection: DeadlineConnection) -> str | None:
+    """Why nothing could be written here; None when it can."""
+    reason = connection.execute(sql("read_only")).fetchone()[0]  # type: ignore[index]
+    return None if reason is None else f"the database is read-only: {reason}"

@@ -6,8 +6,10 @@ from uuid import UUID
 
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.queries import sql
+from packhorse.worker.errors import StoreUnavailable
 from packhorse.worker.records import Attention
 from packhorse.worker.store import messages
+from packhorse.worker.store.fleet import read_only
 
 UPKEEP_STEPS = (
     "upkeep_partitions",
@@ -118,7 +120,12 @@ def upkeep(connection: DeadlineConnection, step: str, unknown_type_seconds: floa
 
 
 def self_test(connection: DeadlineConnection) -> bool:
-    """Enqueue a probe as this role; see, change and remove it, then roll back. False when row-level security hides it from one of these."""
+    """Enqueue a probe as this role; see, change and remove it, then roll back. False when row-level security hides it from one of these.
+
+    Raises StoreUnavailable for a database that takes no writes.
+    """
+    if problem := read_only(connection):
+        raise StoreUnavailable(problem)
     with connection.transaction(force_rollback=True):
         probe = messages.enqueue_plain(connection, "default", "packhorse_probe", "{}", "{}", 5)
         return all(connection.execute(sql(step), (probe,)).rowcount == 1 for step in ("see_probe", "change_probe", "remove_probe"))
