@@ -83,6 +83,20 @@ class NotFound(InvalidArgument):
         super().__init__(f"no {what} has the id {message_id}", field="id", hint="It never existed, or it was purged or its retention is over")
 
 
+class NotDead(NotFound):
+    """A message that is no dead letter. state: of the message."""
+
+    _FITS = {
+        "running": "`packhorse message show {0}` has it, `packhorse message cancel {0}` ends it",
+        "pending": "`packhorse message edit {0}` edits it, `packhorse message cancel {0}` ends it",
+        "blocked": "`packhorse message edit {0}` edits it, `packhorse message cancel {0}` ends it",
+    }
+
+    def __init__(self, message_id: int, state: str) -> None:
+        text = f"message {message_id} is {state}, not dead"
+        super(NotFound, self).__init__(text, field="id", hint=self._FITS.get(state, "`packhorse message show {0}` has it").format(message_id))
+
+
 class UnknownQueue(InvalidArgument):
     """The queue does not exist; the hint names a near miss."""
 

@@ -63,6 +63,18 @@ def test_edit_shows_the_difference_keeps_the_old_and_records_who(cli, database):
     assert database.query("select operator, reason, details -> 'before' from operator_actions") == [("ada", "typo", {"key": 1})]
 
 
+def test_edit_of_a_message_that_is_not_dead_says_what_it_is_and_what_fits(cli, database):
+    (alive,) = database.query("select message_id from enqueue_message('default', 'effect')")[0]
+    for command in (["edit", alive, "--payload", "{}"], ["show", alive]):
+        ran = cli("dead-letter", *command, "--json")
+        assert (ran.code, ran.error["code"], ran.error["field"]) == (EXIT_FAILED, "not_found", "id")
+        assert ran.error["message"] == f"message {alive} is pending, not dead" and f"packhorse message cancel {alive}" in ran.error["hint"]
+    database.query("select cancel_message(%s, 'x', 'ada')", alive)
+    ran = cli("dead-letter", "edit", alive, "--payload", "{}")
+    assert f"message {alive} is cancelled, not dead" in ran.err and f"message show {alive}" in ran.err
+    assert "no dead letter has the id" in cli("dead-letter", "edit", alive + 1, "--payload", "{}").err
+
+
 def test_edit_in_an_editor_and_a_dry_run_that_changes_nothing(cli, database, tmp_path):
     (letter,) = bury(database)
     editor = tmp_path / "editor.sh"

@@ -13,7 +13,7 @@ from typing import Any
 
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.queries import Statement, sql
-from packhorse.worker.errors import NotFound
+from packhorse.worker.errors import NotDead, NotFound
 from packhorse.worker.records import Row
 from packhorse.worker.store import filters
 from packhorse.worker.store.filters import Term
@@ -65,10 +65,10 @@ def list_letters(
 
 
 def show(connection: DeadlineConnection, message_id: int, step_characters: int = 0) -> Row:
-    """One dead letter, whole; of its steps name, attempt, time, size, and so many characters of each value. Raises NotFound."""
+    """One dead letter, whole; of its steps name, attempt, time, size, and so many characters of each value. Raises NotFound, NotDead."""
     found = rows(connection, "show_dead_letter", {"id": message_id, "characters": step_characters})
     if not found:
-        raise NotFound("dead letter", message_id)
+        raise _no_letter(connection, message_id)
     return found[0]
 
 
@@ -108,10 +108,10 @@ def dead_again(connection: DeadlineConnection, ids: list[int]) -> int:
 
 
 def payload(connection: DeadlineConnection, message_id: int) -> str:
-    """The payload of one dead letter as the database has it (JSON text). Raises NotFound."""
+    """The payload of one dead letter as the database has it (JSON text). Raises NotFound, NotDead."""
     found = value(connection, "dead_letter_payload", (message_id,))
     if found is None:
-        raise NotFound("dead letter", message_id)
+        raise _no_letter(connection, message_id)
     return str(found)
 
 
@@ -123,10 +123,10 @@ def step_names(connection: DeadlineConnection, message_id: int) -> list[str]:
 def edit(connection: DeadlineConnection, message_id: int, payload: str, before: str, operator: str, reason: str | None) -> None:
     """Replace the payload (JSON object text), which was `before` when it was read; the old one is recorded.
 
-    Raises NotFound, InvalidArgument, and StoreRejected with the SQLSTATE PH005 when somebody else has changed it since.
+    Raises NotFound, NotDead, InvalidArgument, and StoreRejected with the SQLSTATE PH005 when somebody else has changed it since.
     """
     if not value(connection, "edit_dead_letter", (message_id, payload, operator, reason, before)):
-        raise NotFound("dead letter", message_id)
+        raise _no_letter(connection, message_id)
 
 
 def purge(connection: DeadlineConnection, ids: list[int], operator: str, reason: str | None) -> list[int]:
@@ -143,6 +143,12 @@ def _now(connection: DeadlineConnection) -> datetime:
     """The database's time, from which ages count."""
     found: datetime = value(connection, "database_time")
     return found
+
+
+def _no_letter(connection: DeadlineConnection, message_id: int) -> NotFound:
+    """Why there is no dead letter with this id: nothing has it, or what has it is not dead."""
+    state = value(connection, "message_state", (message_id,))
+    return NotFound("dead letter", message_id) if state is None else NotDead(message_id, str(state))
 
 
 def _require_queue(connection: DeadlineConnection, queue: str | None) -> None:
