@@ -6,6 +6,15 @@
 --
 -- These functions run with the rights of their owner: a producer has no right on any table (rights.sql).
 
+create or replace function packhorse.is_readable_json(p_value jsonb) returns boolean
+language sql immutable parallel safe as $$
+  -- as the domain message_json: nesting and numbers that need more than 2000 bytes
+  select p_value is null or pg_column_size(p_value) <= 2000
+    or not (pg_catalog.jsonb_path_exists(p_value, 'strict $.**{500 to last} ? (@.type() == "object" || @.type() == "array")')
+      or pg_catalog.jsonb_path_exists(p_value, 'strict $.** ? (@.type() == "number" && (@ >= 1e4300 || @ <= -1e4300))'))
+$$;
+comment on function packhorse.is_readable_json(jsonb) is 'Is it nested at most 500 levels deep, and are its numbers of at most 4300 digits? Python reads no more.';
+
 create or replace function packhorse.check_enqueue_arguments(
   p_message_type text, p_payload jsonb, p_options jsonb, p_priority integer, p_run_at timestamptz,
   p_max_attempts integer, p_conversation_key text, p_dedup_key text, p_dedup_window interval, p_concurrency_key text,
@@ -23,6 +32,11 @@ begin
   elsif pg_column_size(p_payload) > 1048576 then
     perform packhorse.refuse_argument('payload', format('%s bytes, at most 1048576', pg_column_size(p_payload)),
       'Store the large part elsewhere and send its key.');
+  elsif not packhorse.is_readable_json(p_payload) then
+    perform packhorse.refuse_argument('payload', 'is nested more than 500 levels deep, or holds a number of more than 4300 digits',
+      'Readers in other languages stop there: send deep data and long numbers as texts.');
+  elsif not packhorse.is_readable_json(p_options) then
+    perform packhorse.refuse_argument('options', 'is nested more than 500 levels deep, or holds a number of more than 4300 digits');
   elsif p_options is null or jsonb_typeof(p_options) <> 'object' or pg_column_size(p_options) > 1048576 then
     perform packhorse.refuse_argument('options', 'must be a JSON object of at most 1 MiB');
   elsif p_priority is null or p_priority not between 1 and 10 then
@@ -118,7 +132,9 @@ begin
      and (p_trace_context is null or length(p_trace_context) <= 1000)
      and (p_expires_at is null or p_expires_at > v_run_at)
      and jsonb_typeof(p_payload) = 'object' and pg_column_size(p_payload) <= 1048576
+     and (pg_column_size(p_payload) <= 2000 or packhorse.is_readable_json(p_payload))
      and jsonb_typeof(p_options) = 'object' and pg_column_size(p_options) <= 1048576
+     and (pg_column_size(p_options) <= 2000 or packhorse.is_readable_json(p_options))
      and p_message_type ~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}$' then
     null;
   else
@@ -298,6 +314,11 @@ begin
   from jsonb_array_elements(p_payloads) with ordinality e order by e.ordinality;
   get diagnostics message_count = row_count;
   perform packhorse.wake_queue(p_queue);
+exception when check_violation then -- the domain says which kind of check, not which payload
+  for v_bad in select e.ordinality as place from jsonb_array_elements(p_payloads) with ordinality e where not packhorse.is_readable_json(e.value) limit 1 loop
+    perform packhorse.refuse_argument(format('payloads[%s]', v_bad.place), 'is nested more than 500 levels deep, or holds a number of more than 4300 digits');
+  end loop;
+  raise;
 end
 $$;
 comment on function packhorse.enqueue_payloads(text, text, jsonb, jsonb, integer, interval, timestamptz, integer, text, text, text, timestamptz, text)

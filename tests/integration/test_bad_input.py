@@ -12,6 +12,7 @@ import packhorse
 from packhorse import PostgresBroker
 from packhorse.worker.errors import InvalidArgument, StoreError, UnknownQueue
 from packhorse.worker.store import messages as store
+from tests.support.cli import Cli
 from tests.support.harness import quick_settings
 
 pytestmark = pytest.mark.one_database
@@ -54,6 +55,9 @@ ARGUMENTS = {
     "bytes": ((b"x",), {}, "payload"),
     "too large": (("x" * 1_048_577,), {}, "payload"),
     "too deep": ((_deep(100_000),), {}, "payload"),
+    "501 deep": ((_deep(500),), {}, "payload"),
+    "5,000 deep": ((_deep(5000),), {}, "payload"),
+    "4,301 digits": ((10**4300,), {}, "payload"),
 }
 
 
@@ -65,6 +69,57 @@ def test_bad_arguments_are_refused_with_their_name(database, note, name):
     assert caught.value.field == field
     assert len(str(caught.value)) < 500, "the value itself is not repeated"
     assert database.query("select 1 from message_queue") == []
+
+
+def test_what_sql_python_and_the_command_line_cannot_store_they_refuse_alike(database, note, tmp_path):
+    """The same field, and for the command line the same code as for what the database refuses."""
+    cli = Cli(tmp_path, database.url)
+    database.query("select declare_queue('default')")
+    with psycopg.connect(database.url, autocommit=True) as connection:
+        for text in (f'{{"a": {"[" * 4999}{"]" * 4999}}}', f'{{"a": {"9" * 5000}}}'):
+            ran = cli("enqueue", "note", "-", "--allow-unknown-type", "--json", stdin=text)
+            assert (ran.code, ran.error["code"], ran.error["field"]) == (2, "invalid_argument", "payload")
+            with pytest.raises(psycopg.Error) as caught:
+                connection.execute("select packhorse.enqueue_message('default', 'note', %s::jsonb)", (text,))
+            assert (caught.value.sqlstate, caught.value.diag.column_name) == ("PH001", "payload")
+        for field, arguments in {"message_type": ("no\x00te", {}), "queue": ("note", {"queue": "def\x00ault"})}.items():
+            with pytest.raises(InvalidArgument, match="NUL") as refused:
+                packhorse.enqueue(connection, arguments[0], {}, **arguments[1])
+            assert refused.value.field == field
+    with pytest.raises(InvalidArgument, match="NUL") as refused:
+        note.broker.enqueue(note.message("x").copy(queue_name="def\x00ault"))
+    assert refused.value.field == "queue"
+    assert database.query("select 1 from message_queue") == []
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("key", "Did you mean 'conversation_key'"),
+        ("eta", "Did you mean 'run_at'"),
+        ("countdown", "Did you mean 'delay'"),
+        ("queue", "copy(queue_name="),
+    ],
+)
+def test_an_option_of_another_queue_is_refused_with_what_it_is_called_here(database, note, option, meant):
+    with pytest.raises(InvalidArgument) as refused:
+        note.send_with_options(args=("x",), **{option: "1"})
+    assert refused.value.field == option and meant in (refused.value.hint or "")
+    if option != "queue":  # which is the queue there
+        with psycopg.connect(database.url) as connection, pytest.raises(InvalidArgument) as refused:
+            packhorse.enqueue(connection, "note", {}, **{option: "1"})
+        assert refused.value.field == option and meant in (refused.value.hint or "")
+    assert database.query("select 1 from message_queue") == []
+
+
+def test_a_dedup_window_without_a_key_is_refused(database, note):
+    with pytest.raises(InvalidArgument, match="dedup_key") as refused:
+        note.send_with_options(args=("x",), dedup_window=60)
+    assert refused.value.field == "dedup_window"
+    with psycopg.connect(database.url) as connection, pytest.raises(InvalidArgument, match="dedup_key"):
+        packhorse.enqueue(connection, "note", {}, dedup_window=60)
+    note.send_with_options(args=("x",), dedup_window=None)
+    assert database.query("select count(*) from message_queue") == [(1,)]
 
 
 def test_a_near_miss_is_proposed(note):

@@ -136,6 +136,11 @@ def test_enqueue_refuses_a_payload_over_the_limit(cli):
     assert ran.code == EXIT_USAGE and ran.error["field"] == "payload" and "1048576" in ran.error["message"]
 
 
+def test_enqueue_reads_no_more_of_stdin_than_it_could_take(cli):
+    ran = cli("enqueue", "effect", "-", "--json", stdin='{"key": "' + " " * (16 * 1_048_576) + '"}')
+    assert ran.code == EXIT_USAGE and ran.error["field"] == "payload" and str(16 * 1_048_576) in ran.error["message"]
+
+
 def test_enqueue_refuses_a_type_that_is_no_name(cli):
     ran = cli("enqueue", "no name", "--allow-unknown-type", "--json")
     assert ran.code == EXIT_USAGE and ran.error["field"] == "message_type"

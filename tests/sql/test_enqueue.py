@@ -168,6 +168,27 @@ def test_json_that_postgres_cannot_hold_is_refused_before_the_queue_sees_it(sql:
     assert sql.refused("select enqueue_message('q', 'effect', %s::jsonb)", '{"a": NaN}')[0] == "22P02"
 
 
+def nested(levels: int) -> str:
+    return '{"a": ' + "[" * (levels - 1) + "1" + "]" * (levels - 1) + "}"
+
+
+@pytest.mark.parametrize("payload", [nested(501), nested(5000), f'{{"a": {"9" * 4301}}}', f'{{"a": [{{"b": -{"9" * 5000}}}]}}'])
+def test_json_that_python_cannot_read_is_refused_by_name(sql: Sql, payload: str) -> None:
+    assert sql.refused("select enqueue_message('q', 'effect', %s::jsonb)", payload) == ("PH001", "payload")
+    assert sql.refused("select enqueue_message('q', 'effect', '{}', %s::jsonb)", payload) == ("PH001", "options")
+    many = f'[{{"queue": "q", "message_type": "effect", "payload": {payload}}}]'
+    assert sql.refused("select * from enqueue_messages(%s::jsonb)", many) == ("PH001", "messages[1].payload")
+    assert sql.refused("insert into message_queue (queue, message_type, payload) values ('q', 'effect', %s::jsonb)", payload)[0] == "23514"
+
+
+@pytest.mark.parametrize(
+    "payload", [nested(500), f'{{"a": {"9" * 4300}}}', f'{{"a": "{"9" * 5000}"}}', f'{{"a": 0.{"9" * 5000}}}', f'{{"a": "{"[" * 5000}"}}']
+)
+def test_json_up_to_there_is_taken_and_python_reads_it(sql: Sql, payload: str) -> None:
+    message_id = sql.value("select message_id from enqueue_message('q', 'effect', %s::jsonb)", payload)
+    assert json.loads(sql.value("select payload::text from message_queue where id = %s", message_id)).keys() == {"a"}
+
+
 def test_an_unknown_queue_is_refused_and_a_near_miss_is_named(sql: Sql) -> None:
     sql.rows("select declare_queue('payments')")
     with pytest.raises(psycopg.Error) as caught, sql.connection.transaction():
@@ -276,6 +297,8 @@ BAD_PAYLOADS = [
     ("[{}, null]", "", "payloads[2]"),
     ("[[]]", "", "payloads[1]"),
     (json.dumps([{}, {"blob": "x" * 2_000_000}]), "", "payloads[2]"),
+    (f'[{{}}, {{}}, {{"deep": {"[" * 5000}{"]" * 5000}}}]', "", "payloads[3]"),
+    (f'[{{}}, {{"long": {"9" * 5000}}}]', "", "payloads[2]"),
     ("[{}]", ", p_priority => 11", "priority"),
     ("[{}]", ", p_priority => null", "priority"),
     ("[{}]", ", p_delay => '400000 days'", "delay"),

@@ -84,19 +84,36 @@ def confirmed(question: str, yes: bool) -> None:
 
 
 def json_object(name: str, text: str) -> dict[str, Any]:
-    """A JSON object from the command line. Raises CommandError that says where it breaks."""
+    """A JSON object from the command line. Raises CommandError that says where it breaks, InvalidArgument for what no queue takes."""
+    from packhorse.worker.enqueue.encoding import too_deep, too_long_a_number
+
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
         where = f"{error.msg} at line {error.lineno}, column {error.colno}"
         raise usage(name, f"not JSON: {where}", 'Quote it for the shell: \'{"key": "value"}\'') from None
     except RecursionError:
-        raise usage(name, "nested too deeply") from None
+        raise too_deep(name) from None
     except ValueError:  # Python's limit, which holds for the worker, too
-        raise usage(name, f"holds a number of more than {sys.get_int_max_str_digits()} digits", "Send it as a text") from None
+        raise too_long_a_number(name) from None
     if not isinstance(found, dict):
         raise usage(name, f"must be a JSON object, not {type(found).__name__}", "Its keys are the handler's arguments")
     return found
+
+
+#: A payload has at most 1 MiB, as JSON without blanks; so much is read of what is given with them.
+INPUT_BYTES = 16 * 1_048_576
+
+
+def read_stdin(name: str) -> str:
+    """All of stdin, at most INPUT_BYTES: more is refused while it comes, not kept. Raises CommandError."""
+    given = sys.stdin.buffer.read(INPUT_BYTES + 1)
+    if len(given) > INPUT_BYTES:
+        raise usage(name, f"stdin has more than {INPUT_BYTES} bytes; {name} takes at most 1048576, blanks apart", "Store the large part elsewhere")
+    try:
+        return given.decode()
+    except UnicodeDecodeError as error:
+        raise usage(name, f"stdin is not UTF-8 text: byte {error.start + 1} is none") from None
 
 
 def database_url(settings: Settings, *, owner: bool = False) -> str:

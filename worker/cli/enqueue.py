@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from packhorse.worker.cli.common import AsJson, database, duration, json_object, moment
+from packhorse.worker.cli.common import AsJson, database, duration, json_object, moment, read_stdin
 from packhorse.worker.cli.errors import CommandError, usage
 from packhorse.worker.cli.render import print_json
 from packhorse.worker.db.connection import DeadlineConnection
@@ -42,7 +42,7 @@ def enqueue(
         raise usage("run_at", "--run-at and --delay both say when it may start", "Give one of them")
     if dedup_window is not None and dedup_key is None:
         raise usage("dedup_window", "--dedup-window without --dedup-key means nothing", "Give the key, too")
-    values = json_object("payload", sys.stdin.read() if payload == "-" else payload)
+    values = json_object("payload", read_stdin("payload") if payload == "-" else payload)
     options: dict[str, Any] = {
         "delay": delay,
         "run_at": run_at,

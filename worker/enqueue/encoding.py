@@ -26,15 +26,29 @@ from packhorse.worker.suggest import did_you_mean, near_miss
 _NAME = re.compile(NAME_PATTERN)
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # an escaped NUL, not an escaped backslash before "u0000"
 MAX_PAYLOAD_BYTES = 1_048_576
+#: As the domain message_json has them: Python reads no deeper by far, and no longer number.
+MAX_LEVELS = 500
+MAX_DIGITS = 4300
 #: Attempts of a message that is retried for ever: dramatiq's max_retries=None.
 WITHOUT_END = 1_000_000
+
+
+#: Options of other queues, or of nobody, and what they are called here.
+_OF_OTHERS = {
+    "queue_name": "packhorse.enqueue() calls it queue; a message of dramatiq has it by copy(queue_name=…).",
+    "queue": "An actor has its queue; for one message: broker.enqueue(actor.message(…).copy(queue_name=…)).",
+    "key": "Did you mean 'conversation_key'? (Or 'dedup_key', or 'concurrency_key'.)",
+    "eta": "Did you mean 'run_at'? (A time with its zone; 'delay' is how long from now.)",
+    "countdown": "Did you mean 'delay'?",
+    "idempotency_key": "Did you mean 'dedup_key'?",
+}
 
 
 @lru_cache(1024)  # names stand in code: they are few
 def _meant(name: str) -> str | None:
     """What to say instead of a name that is nearly an option of ours; None for a name of somebody else."""
-    if name == "queue_name":
-        return "worker.enqueue() calls it queue; a message of dramatiq has it by copy(queue_name=…)."
+    if name in _OF_OTHERS:
+        return _OF_OTHERS[name]
     near = near_miss(name, COLUMN_OPTIONS | {"delay"}, 0.8)
     return f"Did you mean {near!r}?" if near and near != name else None
 
@@ -146,6 +160,7 @@ def encode(message: dramatiq.Message[Any], delay_ms: int | float | None, signatu
             field="message_type",
             hint="A letter or underscore, then letters, digits, dot, underscore or dash; 100 at most.",
         )
+    refuse_nul("queue", message.queue_name)
     encoded = Encoded(message.queue_name, name, to_json("payload", payload), "")
     if not message.options and not delay_ms and not loose_args and not actor_options.get("max_age"):
         encoded.options = plain_options(message.message_id, message.message_timestamp)
@@ -157,6 +172,7 @@ def encode(message: dramatiq.Message[Any], delay_ms: int | float | None, signatu
         options["args"] = list(loose_args)
     if not COLUMN_OPTIONS.isdisjoint(options):
         take_columns(encoded, options)
+        refuse_window_without_key(encoded.extra)
     if "max_retries" in options:
         max_retries = options["max_retries"]
         max_attempts = WITHOUT_END if max_retries is None else whole(0, 999_999, "max_retries", max_retries) + 1
@@ -203,12 +219,24 @@ def take_columns(encoded: Encoded, options: dict[str, Any]) -> None:
             encoded.extra[option.key] = option.check(name, value)
 
 
+def refuse_window_without_key(extra: dict[str, Any]) -> None:
+    """Among checked options: a dedup window of no key would do nothing, in silence. Raises InvalidArgument."""
+    if "dedup_window_seconds" in extra and "dedup_key" not in extra:
+        raise InvalidArgument("dedup_window: without dedup_key it means nothing", field="dedup_window", hint="Give the key, too.")
+
+
 def to_json(name: str, value: dict[str, Any] | list[dict[str, Any]]) -> str:
     """JSON text of a dict, or of a list of them, at most MAX_PAYLOAD_BYTES; refuses what jsonb cannot hold, naming the field."""
     try:
         text = dumps(value)
-    except (TypeError, ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise too_deep(name) from error
+    except (TypeError, ValueError) as error:
+        if "integer string conversion" in str(error):
+            raise too_long_a_number(name) from error
         raise InvalidArgument(f"{name}: cannot be stored as JSON: {error}", field=name) from error
+    if len(text) > 2 * MAX_LEVELS and text.count("{") + text.count("[") > MAX_LEVELS and _levels_exceed(value, MAX_LEVELS):
+        raise too_deep(name)
     if has_nul(text):
         raise InvalidArgument(f"{name}: contains a NUL character, which PostgreSQL cannot store", field=name, hint="Remove it first.")
     if len(text) > MAX_PAYLOAD_BYTES // 4 and len(text.encode("utf-8", "surrogatepass")) > MAX_PAYLOAD_BYTES:
@@ -221,6 +249,33 @@ def to_json(name: str, value: dict[str, Any] | list[dict[str, Any]]) -> str:
         except UnicodeEncodeError as error:
             raise InvalidArgument(f"{name}: contains a lone surrogate, which is no character", field=name) from error
     return text
+
+
+def too_deep(name: str) -> InvalidArgument:
+    """What the database says, too (is_readable_json in migrations/functions/enqueue.sql)."""
+    return InvalidArgument(f"{name}: is nested more than {MAX_LEVELS} levels deep", field=name, hint="Send deep data as a text.")
+
+
+def too_long_a_number(name: str) -> InvalidArgument:
+    """The same of a number: more digits nobody reads who reads JSON with Python."""
+    return InvalidArgument(f"{name}: holds a number of more than {MAX_DIGITS} digits", field=name, hint="Send it as a text.")
+
+
+def _levels_exceed(value: Any, most: int) -> bool:
+    """Are containers nested more than `most` deep? Level by level, so that no depth is too much for it."""
+    level = [value]
+    for _ in range(most):
+        items = (item for holder in level for item in (holder.values() if isinstance(holder, dict) else holder))
+        level = [item for item in items if isinstance(item, (dict, list, tuple))]
+        if not level:
+            return False
+    return True
+
+
+def refuse_nul(name: str, value: Any) -> None:
+    """In the name of a queue or a type; a driver would say it without the name of the field. Raises InvalidArgument."""
+    if isinstance(value, str) and "\x00" in value:
+        raise InvalidArgument(f"{name}: contains a NUL character, which PostgreSQL cannot store", field=name, hint="Remove it first.")
 
 
 def has_nul(text: str) -> bool:

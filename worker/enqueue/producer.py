@@ -16,7 +16,7 @@ from packhorse.worker.config import own_schema
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.names import Names
 from packhorse.worker.enqueue import capture
-from packhorse.worker.enqueue.encoding import Encoded, refuse_misspelt, refuse_too_late, take_columns, to_json
+from packhorse.worker.enqueue.encoding import Encoded, refuse_misspelt, refuse_nul, refuse_too_late, refuse_window_without_key, take_columns, to_json
 from packhorse.worker.enqueue.inherited import inherit
 from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.observe import tracing
@@ -185,6 +185,8 @@ _MANY = Call("message_count", "enqueue_payloads", _BULK_NAMES)
 
 def _arguments(queue: str, message_type: str, options: dict[str, Any]) -> dict[str, Any]:
     """What all messages of a call share, by the names of the SQL function. Raises InvalidArgument."""
+    refuse_nul("queue", queue)
+    refuse_nul("message_type", message_type)
     encoded = Encoded(queue, message_type, "", "{}")
     for name in options:
         refuse_misspelt(name)
@@ -193,6 +195,7 @@ def _arguments(queue: str, message_type: str, options: dict[str, Any]) -> dict[s
     if delay is not None and rest.get("run_at") is not None:
         raise InvalidArgument("run_at: delay, too, says when it may start", field="run_at", hint="Give one of them.")
     take_columns(encoded, rest)
+    refuse_window_without_key(encoded.extra)
     if delay is not None:
         encoded.extra["delay_seconds"] = seconds("delay", delay)
         refuse_too_late(encoded.extra["delay_seconds"], encoded.extra)
