@@ -22,6 +22,8 @@ create table packhorse.workers (
   running         integer     not null default 0,
   done_total      bigint      not null default 0,
   failed_total    bigint      not null default 0,
+  -- of the last four heartbeats, newest first: seconds since 1970, done_total, failed_total; rates are over these
+  recent_counts   float8[]    not null default '{}',
   problems        text[]      not null default '{}',
   constraint workers_pkey primary key (id),
   constraint workers_state_known check (state in ('running', 'quiet', 'draining'))

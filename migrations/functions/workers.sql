@@ -48,7 +48,7 @@ comment on function packhorse.register_worker(uuid, text, integer, text, text[],
 
 create or replace function packhorse.beat_worker(
   p_id uuid, p_ids bigint[], p_tokens bigint[], p_lease interval, p_state text default 'running',
-  p_done bigint default 0, p_failed bigint default 0, p_problems text[] default '{}'
+  p_done bigint default 0, p_failed bigint default 0, p_problems text[] default '{}', p_running integer default null
 ) returns table (id bigint, lease_held boolean, renewed boolean, cancel_requested boolean)
 language plpgsql set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan as $$
@@ -56,7 +56,8 @@ language plpgsql set enable_seqscan = off set jit = off
 -- message that needs attention: its lease is lost, it was not renewed because somebody has locked its row (the
 -- others' leases must not end for that), or somebody asked to cancel it. A row without id: the process itself is
 -- not known any more (it was silent for long); it must register again, or its types look abandoned. p_problems: what the
--- process cannot do, for people; 20 texts of 200 characters at most are kept. Raises PH001.
+-- process cannot do, for people; 20 texts of 200 characters at most are kept. p_running: handlers that run now; null: as many
+-- as p_ids. Raises PH001.
 -- Locks: the held rows that nobody else has locked (HOT updates) and the worker's own row.
 begin
   perform packhorse.check_lease(p_lease);
@@ -75,8 +76,9 @@ begin
   left join held h on h.id = a.id
   left join packhorse.message_queue q on q.id = a.id and q.lease_token = any (p_tokens) and q.state = 'running'
   where h.id is null or h.cancel_requested_at is not null;
-  update packhorse.workers w set last_seen_at = clock_timestamp(), state = p_state, running = cardinality(p_ids),
-    done_total = p_done, failed_total = p_failed, problems = packhorse.bounded_problems(p_problems)
+  update packhorse.workers w set last_seen_at = clock_timestamp(), state = p_state, running = coalesce(p_running, cardinality(p_ids)),
+    done_total = p_done, failed_total = p_failed, problems = packhorse.bounded_problems(p_problems),
+    recent_counts = (array[extract(epoch from clock_timestamp()), p_done, p_failed]::float8[] || w.recent_counts)[1:12]
   where w.id = p_id;
   if not found then
     return query select null::bigint, false, false, false;
@@ -86,7 +88,7 @@ begin
   where w.id = p_id and t.name = any (w.message_types) and t.last_seen_at < clock_timestamp() - interval '1 minute';
 end
 $$;
-comment on function packhorse.beat_worker(uuid, bigint[], bigint[], interval, text, bigint, bigint, text[])
+comment on function packhorse.beat_worker(uuid, bigint[], bigint[], interval, text, bigint, bigint, text[], integer)
   is 'Heartbeat: extend every held lease; rows tell lost leases and cancel requests.';
 
 create or replace function packhorse.ask_worker(p_id uuid, p_request text, p_operator text default current_user, p_reason text default null) returns text

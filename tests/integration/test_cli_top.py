@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
@@ -14,6 +15,7 @@ import threading
 import pytest
 
 from packhorse.worker.exits import EXIT_OK, EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_USAGE
+from tests.support.accounting import effects, wait_for_end
 from tests.support.cli import COMMAND, Cli
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
@@ -199,12 +201,68 @@ def test_sigterm_ends_it_as_well(cli, terminal):
     assert termios.tcgetattr(session.slave) == session.before
 
 
-def test_rates_come_from_two_looks(cli, database, terminal):
-    fill(database)
-    session = terminal(cli, "--interval", "200ms")
-    session.shows("- done/s")
-    database.query("update workers set done_total = done_total + 1000000, last_seen_at = clock_timestamp()")
-    wait_until(lambda: any(part.rsplit(" ", 1)[-1] not in ("-", "0.0") for part in session.text.split(" done/s")[:-1]), message="a rate is shown")
+def beat(database, worker, done, failed, running=0):
+    database.query("select from beat_worker(%s, '{}', '{}', '20 seconds', 'running', %s, %s, p_running => %s)", worker, done, failed, running)
+
+
+def workers_line(cli):
+    lines = cli("top", "--once", COLUMNS="80").out.splitlines()
+    start = next(place for place, line in enumerate(lines) if line.startswith("WORKERS"))
+    head = lines[start]
+    for line in lines[start + 1 :]:
+        if not line.startswith("  ") or "host-" in line:
+            break
+        head += line[1:]
+    return head
+
+
+def test_rates_are_those_between_heartbeats_over_a_stated_time(cli, database):
+    other = HOLDER.replace("1", "2")
+    for worker in (HOLDER, other):
+        database.query("select register_worker(%s, 'host-1', 4711, '1', '{default}', '{reply}', 10, interval '20 seconds')", worker)
+    assert "- done/s, - failed/s" in workers_line(cli), "nothing to compare with"
+    beat(database, HOLDER, 0, 0)
+    assert "- done/s" in workers_line(cli)
+    for number in range(1, 6):
+        beat(database, HOLDER, number * 600, number * 6, running=7)
+    assert database.value("select recent_counts[2:3] || recent_counts[11:12] from workers where id = %s", HOLDER) == [3000, 30, 1200, 12], (
+        "the last four"
+    )
+    counts = "update workers set running = %s, recent_counts = %s, last_seen_at = clock_timestamp() where id = %s"
+    database.query(counts, 7, [1018, 3000, 30, 1012, 2400, 24, 1006, 1800, 18, 1000, 1200, 12], HOLDER)
+    database.query(counts, 2, [1006, 1060, 0, 1000, 1000, 0], other)
+    assert workers_line(cli).startswith("WORKERS 2, 9 of 20 threads busy, 110.0 done/s, 1.0 failed/s over 18s")
+    for _ in range(3):
+        assert "110.0 done/s" in workers_line(cli), "a look in between changes nothing"
+    database.query("update workers set last_seen_at = clock_timestamp() where id = %s", HOLDER)
+    database.query("update workers set last_seen_at = clock_timestamp() - interval '7 seconds' where id = %s", other)
+    assert re.search(r"over 18s, as of ([7-9]|\d\d)s ago$", workers_line(cli))
+
+
+def test_of_a_working_daemon_the_rate_and_the_busy_threads_are_true(cli, database, ledger, start_daemon):
+    """Against what was done between the same heartbeats."""
+    from packhorse.worker.db.connection import connect
+    from packhorse.worker.store.top import look
+
+    daemon = start_daemon(database, ledger, threads=4, heartbeat_seconds=0.3).wait_ready()
+    effects(database, 400, seconds=0.02)
+    connection = connect(database.url)
+
+    def four_heartbeats():
+        (row,) = look(connection).workers
+        return row if row["running"] and database.value("select cardinality(recent_counts) = 12 from workers") else None
+
+    wait_until(four_heartbeats)
+    with database.session() as admin, admin.transaction():  # one instant
+        (counts,) = admin.execute("select recent_counts from workers for update").fetchone()
+        (row,) = look(connection).workers
+    assert row["seconds"] == pytest.approx(counts[0] - counts[9])
+    assert row["done_per_second"] == pytest.approx((counts[1] - counts[10]) / row["seconds"]) and row["done_per_second"] > 0
+    assert 1 <= row["running"] <= 4
+    connection.close()
+    wait_for_end(database)
+    wait_until(lambda: database.value("select done_total from workers") == 400)
+    assert daemon.stop() == 0
 
 
 def test_a_frame_fits_the_terminal_whatever_there_is(cli, database, terminal):
@@ -222,9 +280,15 @@ def test_a_frame_fits_the_terminal_whatever_there_is(cli, database, terminal):
 
     connection = connect(database.url)
     for width, height in ((80, 24), (40, 10), (200, 60)):
-        lines = frame(look(connection), None, title="t", problem="the database is away", width=width, height=height)
+        lines = frame(look(connection), title="t", problem="the database is away", width=width, height=height)
         assert len(lines) <= height and max(map(len, lines)) <= width
-    lines = frame(look(connection), None, title="t", problem=None, width=80, height=24)
+        whole = {
+            word for line in frame(look(connection), title="t", problem="the database is away", width=1000, height=1000) for word in line.split()
+        }
+        assert {word for line in lines for word in line.split()} - whole <= {"…", "...", "more"} | {
+            word for line in lines for word in line.split() if word.isdigit()
+        }
+    lines = frame(look(connection), title="t", problem=None, width=80, height=24)
     assert sum(line.startswith(("QUEUE", "WORKERS", "OLDEST", "BLOCKED", "DEAD", "MAINTENANCE")) for line in lines) == 6
     connection.close()
 

@@ -183,12 +183,12 @@ class Heartbeat(Service):
         """One heartbeat: messages whose lease has four fifths left need no renewal yet."""
         before = time.monotonic()
         lease = self._settings.lease_seconds
-        old = [m for m in self._held() if not m.finished and m.lease_until - before < lease * 0.8]
+        held = [m for m in self._held() if not m.finished]
+        old = [m for m in held if m.lease_until - before < lease * 0.8]
+        ids, tokens, running = [m.id for m in old], [m.lease_token for m in old], sum(m.started and not m.returned for m in held)
         done, failed = self._counts()
         with self._link.connection() as connection:
-            attention, known = store.beat(
-                connection, self._worker_id, [m.id for m in old], [m.lease_token for m in old], lease, self.state, done, failed, self._problems()
-            )
+            attention, known = store.beat(connection, self._worker_id, ids, tokens, lease, self.state, done, failed, self._problems(), running)
             self._learn(connection)
         self._on_beat()
         lost = {item.id for item in attention if not item.lease_held}

@@ -40,7 +40,7 @@ def top(
     try:
         if once or not sys.stdout.isatty():
             width, height = (os.get_terminal_size().columns, PIPE_HEIGHT) if sys.stdout.isatty() else (PIPE_WIDTH, PIPE_HEIGHT)
-            print(*frame(_look(link), None, title=_title(), problem=None, width=width, height=height), sep="\n")
+            print(*frame(_look(link), title=_title(), problem=None, width=width, height=height), sep="\n")
         else:
             _look(link)  # what is wrong before the first frame is an error, not a picture
             _watch(link, max(2.0 if interval is None else interval, 0.2))
@@ -71,18 +71,17 @@ def _watch(link: Link, interval: float) -> None:
     from rich.text import Text
 
     console = Console(highlight=False, markup=False, emoji=False)
-    before: store.Sample | None = None
     now: store.Sample | None = None
     with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             problem = None
             try:
-                before, now = now, _look(link)
+                now = _look(link)
             except StoreUnavailable as error:
                 problem = f"the database is away: {error}"
             except WorkerError as error:  # migrated under us, a right taken away: say so and look again
                 problem = str(error)
-            lines = frame(now, before, title=_title(), problem=problem, width=console.width, height=console.height)
+            lines = frame(now, title=_title(), problem=problem, width=console.width, height=console.height)
             live.update(Text("\n".join(lines), no_wrap=True), refresh=True)
             if pressed(interval):
                 return

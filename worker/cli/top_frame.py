@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from packhorse.worker.cli.render import clean
@@ -10,17 +11,41 @@ from packhorse.worker.store.top import Sample
 
 #: Lines of a section beside its head, where the terminal is low.
 LEAST_ROWS = 2
+#: What a worker told longer ago is said to be old.
+OLD_SECONDS = 5.0
 
 
-def frame(look: Sample | None, before: Sample | None, *, title: str, problem: str | None, width: int, height: int) -> list[str]:
-    """At most `height` lines of at most `width` characters. before: the previous Sample, for rates; problem: the database is away."""
-    lines = [title]
+def frame(look: Sample | None, *, title: str, problem: str | None, width: int, height: int) -> list[str]:
+    """At most `height` lines of at most `width` characters, cut between words. problem: the database is away."""
+    lines = _wrapped(title, width)
     if problem:
-        lines.append(f"! {problem}; trying again" + ("; what follows is old" if look else ""))
+        lines += _wrapped(f"! {problem}; trying again" + ("; what follows is old" if look else ""), width)
     if look is not None:
-        sections = [_queues(look), _workers(look, before), _oldest(look), _conversations(look), _dead(look), _maintenance(look)]
+        sections = [_queues(look), _workers(look, width), _oldest(look), _conversations(look), _dead(look), _maintenance(look)]
         lines += _fit(sections, height - len(lines))
-    return [clean(line).replace("\n", " ")[:width] for line in lines[:height]]
+    return [_clipped(_plain(line), width) for line in lines[:height]]
+
+
+def _plain(line: str) -> str:
+    return clean(line).replace("\n", " ")
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """A sentence on as many lines as it needs."""
+    return textwrap.wrap(_plain(text), max(width, 10), subsequent_indent="  ") or [""]
+
+
+def _clipped(line: str, width: int) -> str:
+    """As much of a line as there is room for, its words whole."""
+    if len(line) <= width:
+        return line
+    room = line[: max(width - 2, 0) + 1]
+    return (room[: room.rfind(" ")].rstrip() if " " in room.strip() else room[:-1]) + " …"[: max(width, 0)]
+
+
+def _name(text: str, most: int) -> str:
+    """A name for a column; one that goes on says so."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _fit(sections: list[list[str]], height: int) -> list[str]:
@@ -36,11 +61,11 @@ def _fit(sections: list[list[str]], height: int) -> list[str]:
 
 
 def _queues(look: Sample) -> list[str]:
-    head = f"{'QUEUE':<22}{'due':>9}{'delayed':>9}{'running':>9}{'blocked':>9}{'oldest':>9}"
+    head = f"{'QUEUE':<20}{'due':>9}{'delayed':>9}{'running':>9}{'blocked':>9}{'oldest':>9}"
     return [
         head,
         *(
-            f"{row['queue'][:21]:<22}{_count(row['due'], row['estimated']):>9}{_count(row['delayed']):>9}{_count(row['running']):>9}"
+            f"{_name(row['queue'], 19):<20}{_count(row['due'], row['estimated']):>9}{_count(row['delayed']):>9}{_count(row['running']):>9}"
             f"{_count(row['blocked']):>9}{_age(row['oldest_due_seconds']):>9}{_remark(row)}"
             for row in look.queues
         ),
@@ -53,18 +78,16 @@ def _remark(row: Row) -> str:
     return "  paused" if row["paused"] else ""
 
 
-def _workers(look: Sample, before: Sample | None) -> list[str]:
-    done, failed = _rates(look, before)
+def _workers(look: Sample, width: int) -> list[str]:
     live = [row for row in look.workers if not row["silent"]]
     silent = len(look.workers) - len(live)
-    head = (
-        f"WORKERS {len(live)}{f' and {silent} silent' if silent else ''}, {sum(row['running'] for row in live)} of "
-        f"{sum(row['threads'] for row in live)} threads busy, {_rate(done)} done/s, {_rate(failed)} failed/s"
-    )
+    running, threads = sum(row["running"] for row in live), sum(row["threads"] for row in live)
+    busy = f"{running} of {threads} threads busy" if running <= threads else f"{running} handlers run"  # coroutines need no thread each
+    head = f"WORKERS {len(live)}{f' and {silent} silent' if silent else ''}, {busy}, {_rates(live)}{_how_old(live)}"
     return [
-        head,
+        *_wrapped(head, width),
         *(
-            f"  {row['hostname'][:20]:<21}{row['pid']:>8}  {'silent' if row['silent'] else row['state']:<9}"
+            f"  {_name(row['hostname'], 16):<17}{row['pid']:>8}  {'silent' if row['silent'] else row['state']:<9}"
             f"{row['running']:>5}/{row['threads']:<5}{row['done_total']:>9} done{row['failed_total']:>7} failed{_problems(row)}"
             for row in look.workers
         ),
@@ -79,7 +102,7 @@ def _problems(row: Row) -> str:
 def _oldest(look: Sample) -> list[str]:
     return [
         "OLDEST DUE" if look.oldest else "OLDEST DUE none",
-        *(f"  {row['id']:<12}{row['queue'][:20]:<21}{row['message_type'][:24]:<25}{_age(row['late_seconds']):>8}" for row in look.oldest),
+        *(f"  {row['id']:<12}{_name(row['queue'], 20):<21}{_name(row['message_type'], 24):<25}{_age(row['late_seconds']):>8}" for row in look.oldest),
     ]
 
 
@@ -99,7 +122,10 @@ def _dead(look: Sample) -> list[str]:
     return [
         f"DEAD LETTERS {_counted(look.dead['recent'], look.dead['recent_is_limit'])} in the last hour, "
         f"{_counted(look.dead['kept'], look.dead['kept_is_limit'])} kept",
-        *(f"  {row['count']:>6}  {row['message_type'][:28]:<29}{(row['error_class'] or row['reason'])[:30]}" for row in look.dead["causes"][:5]),
+        *(
+            f"  {row['count']:>6}  {_name(row['message_type'], 28):<29}{_name(row['error_class'] or row['reason'], 30)}"
+            for row in look.dead["causes"][:5]
+        ),
     ]
 
 
@@ -109,21 +135,22 @@ def _maintenance(look: Sample) -> list[str]:
 
 def _run(row: Row) -> str:
     held = f"  held by {row['gate']}" if row["gate"] else ""
-    return f"  {row['task'][:34]:<35}{row['state']:<9}{row['rows_done']:>10} rows{_age(row['age_seconds']):>8}{held}"
+    return f"  {_name(row['task'], 34):<35}{row['state']:<9}{row['rows_done']:>10} rows{_age(row['age_seconds']):>8}{held}"
 
 
-def _rates(look: Sample, before: Sample | None) -> tuple[float | None, float | None]:
-    """Done and failed per second of the workers that both looks know, on the database's clock; None before the second look."""
-    old = before.totals if before is not None else {}
-    pairs = [(old[worker], now) for worker, now in look.totals.items() if worker in old]
-    seconds = max((now[0] - then[0] for then, now in pairs), default=0.0)
-    if seconds <= 0:
-        return None, None
-    return sum(now[1] - then[1] for then, now in pairs) / seconds, sum(now[2] - then[2] for then, now in pairs) / seconds
+def _rates(live: list[Row]) -> str:
+    """Done and failed per second, of each worker over its last heartbeats, and over how long that is at most."""
+    counted = [row for row in live if row["seconds"] is not None]
+    if not counted:
+        return "- done/s, - failed/s"
+    done, failed = (sum(row[name] for row in counted) for name in ("done_per_second", "failed_per_second"))
+    return f"{done:.1f} done/s, {failed:.1f} failed/s over {_age(max(row['seconds'] for row in counted))}"
 
 
-def _rate(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+def _how_old(live: list[Row]) -> str:
+    """What workers tell with their heartbeats is said to be old when it is."""
+    oldest = max((row["age_seconds"] for row in live), default=0.0)
+    return f", as of {_age(oldest)} ago" if oldest > OLD_SECONDS else ""
 
 
 def _count(value: Any, estimated: bool = False) -> str:

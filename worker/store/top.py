@@ -20,11 +20,6 @@ class Sample:
     dead: Row
     maintenance: list[Row]
 
-    @property
-    def totals(self) -> dict[str, tuple[float, int, int]]:
-        """By worker id: (database clock, done, failed) since it started."""
-        return {row["id"]: (row["clock"], row["done_total"], row["failed_total"]) for row in self.workers}
-
 
 def look(connection: DeadlineConnection) -> Sample:
     """Everything, now. Raises psycopg errors; run it inside `translated()`."""

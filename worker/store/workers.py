@@ -59,12 +59,14 @@ def beat(
     done: int,
     failed: int,
     problems: list[str] | None = None,
+    running: int | None = None,
 ) -> tuple[list[Attention], bool]:
     """Extend every held lease by lease_seconds from now (database clock); what needs attention, and whether the process is still known.
 
     problems: what the process cannot do, for its row in `workers`; at most 20 of 200 characters are kept.
+    running: handlers that run now; None: as many as ids.
     """
-    rows = connection.execute(sql("beat_worker"), (worker_id, ids, tokens, lease_seconds, state, done, failed, problems or [])).fetchall()
+    rows = connection.execute(sql("beat_worker"), (worker_id, ids, tokens, lease_seconds, state, done, failed, problems or [], running)).fetchall()
     return [Attention(*row) for row in rows if row[0] is not None], all(row[0] is not None for row in rows)
 
 

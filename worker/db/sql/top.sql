@@ -11,10 +11,16 @@ from packhorse.count_undeclared_messages(clock_timestamp(), 20000) u
 order by 3 desc, 1;
 
 -- name: top_workers
--- Live workers: what they hold and what they have done since they started; the clock of the counts.
+-- Live workers as of their last heartbeats: what they run, what they have done since they started, and the rates between the oldest
+-- and the newest of the counts that are kept (four heartbeats).
 select w.hostname, w.pid, w.state, clock_timestamp() - w.last_seen_at > w.lease_duration as silent, w.threads, w.running, w.done_total, w.failed_total,
-  w.id::text as id, extract(epoch from clock_timestamp())::float8 as clock, packhorse.worker_problems(w) as problems
-from packhorse.workers w order by clock_timestamp() - w.last_seen_at > w.lease_duration desc, cardinality(w.problems) desc, w.running desc, w.id limit 10000;
+  packhorse.worker_problems(w) as problems, extract(epoch from clock_timestamp() - w.last_seen_at)::float8 as age_seconds,
+  c.seconds, (w.recent_counts[2] - w.recent_counts[c.oldest + 1]) / c.seconds as done_per_second,
+  (w.recent_counts[3] - w.recent_counts[c.oldest + 2]) / c.seconds as failed_per_second
+from packhorse.workers w cross join lateral (
+  select o.oldest, nullif(w.recent_counts[1] - w.recent_counts[o.oldest], 0::float8) as seconds
+  from (select cardinality(w.recent_counts) - 2 as oldest) o) c
+order by clock_timestamp() - w.last_seen_at > w.lease_duration desc, cardinality(w.problems) desc, w.running desc, w.id limit 10000;
 
 -- name: top_conversations
 -- Conversations that wait, longest first, from the health check's bounded look.

@@ -12,7 +12,7 @@ select packhorse.ask_worker(%s, %s, %s, %s);
 
 -- name: beat_worker
 -- Extend every held lease; rows need attention.
-select id, lease_held, renewed, cancel_requested from packhorse.beat_worker(%s, %s, %s, make_interval(secs => %s), %s, %s, %s, %s::text[]);
+select id, lease_held, renewed, cancel_requested from packhorse.beat_worker(%s, %s, %s, make_interval(secs => %s), %s, %s, %s, %s::text[], %s);
 
 -- name: withdraw_crashes
 -- Leases of a process that lives were over: that was no crash.
