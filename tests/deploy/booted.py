@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dramatiq
 
+from packhorse.schedules import schedule
 from tests.support.notes import nap, note
 
 
@@ -15,6 +16,9 @@ def works(key: str, seconds: float = 0.0) -> None:
     note("start", key)
     nap(seconds)
     note("effect", key)
+
+
+schedule(works, name="yearly", cron="0 0 1 1 *", payload={"key": "yearly"})
 
 
 def _writable(path: str) -> bool:

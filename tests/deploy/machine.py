@@ -83,7 +83,7 @@ class Machine:
             shutil.copytree(ROOT / name, self.root / "srv" / "packhorse" / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(ROOT / "deploy" / "systemd", self.root / "etc" / "systemd" / "system")
         self.write("/etc/systemd/system/packhorse-test.target", TARGET)
-        for name in ("packhorse-worker@", "packhorse-scheduler", "packhorse-migrate"):
+        for name in ("packhorse-worker@", "packhorse-scheduler@", "packhorse-migrate"):
             self.write(f"/etc/systemd/system/{name}.service.d/test.conf", DROP_IN)
         self.write("/opt/packhorse/bin/packhorse", COMMAND, 0o755)
         self.write("/opt/packhorse/pyvenv.cfg", f"home = {PYTHON}/bin\ninclude-system-site-packages = false\n")

@@ -161,8 +161,11 @@ def test_a_wrong_setting_is_not_tried_again(machine):
         machine.run("systemctl", "reset-failed", UNIT)
 
 
-def test_the_scheduler_becomes_ready(machine):
-    machine.systemctl("start", "packhorse-scheduler")
-    assert machine.state("packhorse-scheduler") == "active"
-    machine.systemctl("stop", "packhorse-scheduler")
-    assert machine.show("packhorse-scheduler", "Result") == "success"
+def test_the_scheduler_becomes_ready_and_knows_the_schedules_in_code(machine, app):
+    unit = "packhorse-scheduler@tests.deploy.booted"
+    machine.write("/etc/packhorse/tests.deploy.booted.env", QUICK)
+    machine.systemctl("start", unit)
+    assert machine.state(unit) == "active"
+    wait_until(lambda: app.query("select 1 from packhorse.schedules where name = 'yearly'"))
+    machine.systemctl("stop", unit)
+    assert machine.show(unit, "Result") == "success"

@@ -18,7 +18,7 @@ from tests.support.workers import ROOT
 pytestmark = pytest.mark.slow
 
 UNITS = ROOT / "deploy" / "systemd"
-NAMES = ["packhorse-worker@.service", "packhorse-scheduler.service", "packhorse-migrate.service"]
+NAMES = ["packhorse-worker@.service", "packhorse-scheduler@.service", "packhorse-migrate.service"]
 LONG_RUNNING = NAMES[:2]
 MAX_EXPOSURE = 2.0
 
@@ -109,6 +109,14 @@ def test_the_connection_string_is_a_credential_and_not_in_the_unit(name):
 def test_the_command_exists(name):
     (start,) = directives(name)["ExecStart"]
     assert start.removeprefix("/opt/packhorse/bin/packhorse ") in commands()
+
+
+@pytest.mark.parametrize("name", LONG_RUNNING)
+def test_the_instance_is_the_module_that_is_loaded(name):
+    """The scheduler, too: else it would not know the schedules that are declared in code."""
+    unit = directives(name)
+    assert any("PACKHORSE_ACTORS=%I" in value.split() for value in unit["Environment"])
+    assert unit["EnvironmentFile"][0] == "-/etc/packhorse/%i.env"
 
 
 @pytest.mark.parametrize("name", LONG_RUNNING)
