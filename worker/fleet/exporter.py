@@ -140,7 +140,7 @@ class FleetReader(Service):
 
     def _note_read_only(self, problem: str | None) -> None:
         """Said once, where a child cannot say it when it starts."""
-        if problem is not None and self.read_only_problem is None and self._fleet_stats.cells[cells.STARTED]:
+        if problem is not None and self.read_only_problem is None and not probes.started(self._fleet_stats):
             logger.error("database_read_only error=%s", problem)
         self.read_only_problem = problem
 
