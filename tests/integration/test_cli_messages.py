@@ -167,7 +167,7 @@ def test_queue_set_changes_what_show_shows_and_show_can_be_set_again(cli):
 
 
 def test_queue_show_names_every_setting_as_set_takes_it(cli):
-    shown = dict(line.split(None, 1) for line in cli("queue", "show", "default").out.splitlines())
+    shown = dict(line.split(None, 1) for line in cli("queue", "show", "default").out.partition("\n\n")[0].splitlines())
     assert shown["max_concurrency"].strip() == "none" and shown["keep_done"].strip() == "7 days"
     settings = [f"{name}={value.strip()}" for name, value in shown.items() if name not in ("setting", "name", "created_at", "updated_at")]
     assert cli("queue", "set", "default", *settings).code == EXIT_OK

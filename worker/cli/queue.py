@@ -43,11 +43,7 @@ def show(queue: Name, as_json: AsJson = False) -> int:
     """The settings of a queue."""
     with database() as connection:
         found, span = operations.queue_settings(connection, queue), operations.retry_span(connection, queue)
-    if as_json:
-        print_json(found | {"outage_seconds": span["seconds"]})
-    else:
-        _print_settings(found)
-        print(f"\n{retries.span_sentence(span)}")
+    _tell(found, span, as_json=as_json)
     return EXIT_OK
 
 
@@ -127,16 +123,20 @@ def set_settings(
             raise usage(name, "given twice", "Give it once")
         values[name] = value
     with database() as connection:
-        found = operations.set_queue(connection, queue, values, operator_name(operator))
-    print_json(found) if as_json else _print_settings(found)
+        found, span = operations.set_queue(connection, queue, values, operator_name(operator)), operations.retry_span(connection, queue)
+    _tell(found, span, as_json=as_json)
     return EXIT_OK
 
 
-def _print_settings(found: Row) -> None:
-    """Names and values as `set` takes them: what is not limited, too, else nobody learns that it could be."""
+def _tell(found: Row, span: Row, *, as_json: bool) -> None:
+    """Names and values as `set` takes them: what is not limited, too, else nobody learns that it could be. And how long an outage they outlast."""
+    if as_json:
+        print_json(found | {"outage_seconds": span["seconds"]})
+        return
     values = {name: "none" if value is None else value for name, value in found.items() if value is not None or "paused" not in name}
     rows = [{"setting": name, "value": value} for name, value in values.items()]
     print_rows(rows, ["setting", "value"], empty="")
+    print(f"\n{retries.span_sentence(span)}")
 
 
 def _setting(text: str) -> tuple[str, Any]:
