@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -31,6 +32,10 @@ SERVERS = available_servers()
 FIRST = next(iter(SERVERS))
 #: What the mark of that name asks: tests of SQL whose length is in their data, not in what a version of PostgreSQL may do otherwise.
 OLDEST_AND_NEWEST = {FIRST, *[name for name in SERVERS if name.endswith("14")]}
+BETWEEN = [name for name in SERVERS if name not in OLDEST_AND_NEWEST]
+#: What a version of PostgreSQL may do otherwise runs on each of them; any other test of SQL on the oldest, the newest and one between,
+#: which its name decides. TESTS_EVERY_SERVER=1 runs all on all.
+OF_EACH_VERSION = ("catalogue", "cli_doctor", "lookalikes", "migrate", "privileges", "servers")
 _running: dict[str, Server] = {}
 _broken: dict[str, BaseException] = {}
 _starting = threading.Lock()
@@ -79,13 +84,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         asked = FIRST if call is None else call.params.get("any_server", FIRST)
         if asked != FIRST:
             item.add_marker(pytest.mark.slow)
-        if asked not in OLDEST_AND_NEWEST and item.get_closest_marker("oldest_and_newest"):
+        if asked in BETWEEN and not _runs_between(item, asked):
             left.append(item)
     if left:
         left[0].config.hook.pytest_deselected(items=left)
         gone = set(left)
         items[:] = [item for item in items if item not in gone]
     items[:] = _mixed(items)
+
+
+def _runs_between(item: pytest.Item, server: str) -> bool:
+    """Does the test run on this server, which is neither the oldest nor the newest?"""
+    if os.environ.get("TESTS_EVERY_SERVER") or item.path.stem.removeprefix("test_") in OF_EACH_VERSION:
+        return True
+    if item.get_closest_marker("oldest_and_newest"):
+        return False
+    name = f"{item.path.name} {getattr(item, 'originalname', item.name)}"
+    return BETWEEN[crc32(name.encode()) % len(BETWEEN)] == server
 
 
 def _mixed(items: list[pytest.Item]) -> list[pytest.Item]:
