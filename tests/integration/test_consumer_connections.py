@@ -13,6 +13,7 @@ from dramatiq.errors import BrokerConnectionError
 from packhorse.worker.broker.consumer import PostgresConsumer
 from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.config import load_settings
+from tests.support.accounting import allow_unreadable
 from tests.support.harness import QUICK, House
 from tests.support.postgres import ROLE, Database
 from tests.support.proxy import Proxy
@@ -120,8 +121,11 @@ def test_a_row_that_cannot_be_buried_takes_no_neighbour_with_it(database):
     """They were claimed together; those behind it were held by nobody, and counted as crashes when their leases ended."""
     broker = PostgresBroker(settings=load_settings({}, **{**QUICK, "database_url": database.url}))
     dramatiq.actor(print, broker=broker, actor_name="work")
+    allow_unreadable(database)
     with database.connect() as producer, database.connect() as other:
-        producer.execute("select enqueue_message('default', 'work', ('{\"n\": ' || repeat('9', 5000) || '}')::jsonb, p_conversation_key => 'k')")
+        database.query(
+            "insert into message_queue (queue, message_type, payload, conversation_key) values ('default', 'work', %s, 'k')", f'{{"n": {"9" * 5000}}}'
+        )
         successor = producer.execute("select message_id from enqueue_message('default', 'work', p_conversation_key => 'k')").fetchone()[0]
         neighbour = producer.execute("select message_id from enqueue_message('default', 'work')").fetchone()[0]
         producer.execute("update message_queue set state = 'blocked' where id = %s", (successor,))

@@ -251,7 +251,7 @@ def test_each_process_of_a_run_has_a_database_of_its_own(server):
 
 
 def test_a_connection_string_of_either_kind_takes_another_database():
-    assert with_database("postgresql://u:p@h:1/a_test?sslmode=require", "b") == "postgresql://u:p@h:1/b?sslmode=require"
+    assert with_database("postgresql://u@h:1/a_test?sslmode=require", "b") == "postgresql://u@h:1/b?sslmode=require"
     assert with_database("host=h dbname=a_test", "b") == "host=h dbname=a_test dbname='b'"
 
 

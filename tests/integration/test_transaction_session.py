@@ -272,7 +272,9 @@ def test_what_a_handler_sends_goes_out_and_leaves_its_role_and_path_alone(house,
     (pair,) = seen
     assert pair[0] == pair[1]
     assert outcomes(house.database) == [("sends", "done")] + [("follows", "done")] * 9
-    assert house.database.query("select correlation_id from all_messages where correlation_id not like '________-____-____-____-____________'") == [("ü",)]
+    assert house.database.query("select correlation_id from all_messages where correlation_id not like '________-____-____-____-____________'") == [
+        ("ü",)
+    ]
 
 
 def test_what_follows_a_handler_commits_with_it_under_a_foreign_role(house):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.accounting import assert_every_message_ended_once, effects, quick_backoff, wait_for_end
+from tests.support.accounting import allow_unreadable, assert_every_message_ended_once, effects, quick_backoff, wait_for_end
 from tests.support.waiting import wait_until
 
 
@@ -51,6 +51,7 @@ UNDECODABLE = {
 @pytest.mark.slow
 def test_rows_that_cannot_be_decoded_are_one_dead_letter_each(database, ledger, start_daemon):
     effects(database, 20, "a")
+    allow_unreadable(database)
     for statement in UNDECODABLE.values():
         database.query(statement)
     effects(database, 20, "b")
