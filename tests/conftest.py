@@ -70,8 +70,14 @@ def _is_fast_ring(config: pytest.Config) -> bool:
     return bool(config.option.markexpr == "not slow")
 
 
+#: Of the integration ring, what another server can change nothing of; it is not run again on the oldest one.
+OF_NO_SERVER = {"test_cli_documented", "test_cli_wheel", "test_example_whatsapp", "test_framework_pages", "test_import_name", "test_testing_plugin"}
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """The fast ring does not even import what it leaves out."""
+    if os.environ.get("TESTS_SERVER") and collection_path.stem in OF_NO_SERVER:
+        return True
     skips = _is_fast_ring(config) and collection_path.suffix == ".py" and SLOW_FILE.search(collection_path.read_text())
     return bool(skips) or None
 
