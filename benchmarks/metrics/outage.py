@@ -68,7 +68,7 @@ def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
         count = int((DOWN_SECONDS - 5) * PER_SECOND)
         send(system, count)
         during = collect(workers, latencies, before + settings.samples + count)[before + settings.samples :]
-        time.sleep(max(0.0, ends - time.monotonic()))
+        time.sleep(max(0.0, ends - time.monotonic()))  # the rest of the minute for which it is down
         service.tell("up")
         asked = int(service.expect("asked")) - asked
         up = time.time()
