@@ -91,13 +91,14 @@ def run_case(system: System, case: Case, measure: Measure, settings: Settings, k
 
 
 def run(settings: Settings) -> int:
-    """Run all rounds; returns how many measurements failed."""
+    """Run all rounds; returns how many measurements failed. Raises ConfigError before the first."""
     results = Results(settings.results)
     failures: list[str] = []
+    chosen = metrics.chosen(settings)
     with ExitStack() as stack:
         systems = build(settings.systems, start_stores(stack, settings.systems))
         for number in range(1, settings.rounds + 1):
-            for case, measure in metrics.cases(settings.metrics, settings.snapshot_messages):
+            for case, measure in chosen:
                 for system in systems:
                     if case.key not in system.cases:
                         continue
@@ -120,11 +121,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _stop)
     try:
         settings = from_env(os.environ)
+        return 1 if run(settings) else 0
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    try:
-        return 1 if run(settings) else 0
     except KeyboardInterrupt:
         say("interrupted")
         return 130

@@ -33,6 +33,7 @@ class ConfigError(ValueError):
 class Settings:
     """One run of the benchmark.
 
+    cases: keys of the only cases to measure, such as waiting/second; none: all of the metrics.
     messages: size of every drain and of every enqueue run; None = the size each system chose for itself.
     backlog: messages that wait behind the measured ones. snapshot_messages: one case per entry.
     at_once: how many coroutines of `waiting` may run at once; None = the number of each cell.
@@ -41,6 +42,7 @@ class Settings:
 
     systems: tuple[str, ...] = ALL_SYSTEMS
     metrics: tuple[str, ...] = ALL_METRICS
+    cases: tuple[str, ...] = ()
     rounds: int = 3
     messages: int | None = None
     at_once: int | None = None
@@ -57,7 +59,7 @@ class Settings:
 
 
 def from_env(environ: Mapping[str, str]) -> Settings:
-    """Read SYSTEMS, METRICS, ROUNDS, N, BACKLOG, SNAPSHOT_MESSAGES, SAMPLES, EXPIRED, IDLE_SECONDS, AT_ONCE and RESULTS.
+    """Read SYSTEMS, METRICS, CASES, ROUNDS, N, BACKLOG, SNAPSHOT_MESSAGES, SAMPLES, EXPIRED, IDLE_SECONDS, AT_ONCE and RESULTS.
 
     An unset or empty variable means its default. Raises ConfigError with all problems.
     """
@@ -87,6 +89,7 @@ def from_env(environ: Mapping[str, str]) -> Settings:
     settings = Settings(
         systems=names("SYSTEMS", ALL_SYSTEMS),
         metrics=names("METRICS", ALL_METRICS),
+        cases=tuple(environ.get("CASES", "").replace(",", " ").split()),
         rounds=number("ROUNDS", usual.rounds) or usual.rounds,
         messages=number("N", None),
         at_once=number("AT_ONCE", None),

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from benchmarks.harness.config import ConfigError, Settings
 from benchmarks.metrics import backlog, enqueue, idle, maintenance, observability, outage, pickup, producers, recovery, snapshot, waiting, work
 from benchmarks.metrics.base import Case, Measure
 
 
+def chosen(settings: Settings) -> list[tuple[Case, Measure]]:
+    """The cases of a run in their order. Raises ConfigError for a case that no metric of the run has."""
+    found = cases(settings.metrics, settings.snapshot_messages)
+    known = {case.key for case, _ in found}
+    if strange := [key for key in settings.cases if key not in known]:
+        raise ConfigError("\n".join(f"CASES: {key!r} is none of {', '.join(sorted(known))}" for key in strange))
+    return [(case, measure) for case, measure in found if not settings.cases or case.key in settings.cases]
+
+
 def cases(metrics: tuple[str, ...], snapshot_messages: tuple[int, ...]) -> list[tuple[Case, Measure]]:
-    """The cases of a run in their order. `work` and `memory` are two numbers of the same drain."""
+    """All cases of some metrics. `work` and `memory` are two numbers of the same drain."""
     found: list[tuple[Case, Measure]] = []
     if "work" in metrics or "memory" in metrics:
         found += [(case, work.measure) for case in work.CASES]
