@@ -13,7 +13,7 @@ from dramatiq.results import ResultFailure
 
 from packhorse import InvalidArgument, PostgresBroker
 from packhorse.worker.config import Settings
-from packhorse.worker.enqueue.encoding import MAX_PAYLOAD_BYTES
+from packhorse.worker.store.json_text import MAX_PAYLOAD_BYTES
 from tests.support.harness import House
 from tests.support.waiting import wait_until
 

@@ -10,8 +10,8 @@ from contextvars import ContextVar
 from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.db.async_connection import AsyncDeadlineConnection, current_async
 from packhorse.worker.db.connection import DeadlineConnection
-from packhorse.worker.enqueue import inherited
 from packhorse.worker.errors import WorkerError
+from packhorse.worker.observe import correlation
 
 _message: ContextVar[ClaimedMessage | None] = ContextVar("packhorse_message", default=None)
 #: That of the error boundary around the caller (worker/calls/boundary.py).
@@ -62,7 +62,7 @@ def correlation_id() -> str | None:
     return own or boundary_correlation_id.get()
 
 
-inherited.correlation_id = correlation_id  # for packhorse.enqueue(): its room is below this one
+correlation.current = correlation_id  # for packhorse.enqueue(): its room knows nothing of this one
 
 
 def current_async_connection() -> AsyncDeadlineConnection:

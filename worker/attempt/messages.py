@@ -21,10 +21,10 @@ from dramatiq.broker import MessageProxy
 
 from packhorse.worker.attempt.details import FailureDetails, Judgement, details_of, stored_text
 from packhorse.worker.attempt.stored_steps import AttemptSteps, StepStore
-from packhorse.worker.enqueue.encoding import to_json
 from packhorse.worker.errors import InvalidArgument, UndecodableMessage
 from packhorse.worker.observe import tracebacks
 from packhorse.worker.states import Verb
+from packhorse.worker.store.json_text import to_json
 
 logger = logging.getLogger("packhorse.message")
 

@@ -19,9 +19,8 @@ from packhorse.worker import forks
 from packhorse.worker.attempt.context import current
 from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.attempt.stored_steps import MAX_NAME_LENGTH, MAX_STEP_BYTES
-from packhorse.worker.enqueue.encoding import has_nul
 from packhorse.worker.errors import StepError
-from packhorse.worker.store.messages import dumps
+from packhorse.worker.store.json_text import dumps, has_nul
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -43,10 +43,10 @@ from packhorse.worker.db.sessions import open_work
 from packhorse.worker.embedded import running_url
 from packhorse.worker.enqueue import capture
 from packhorse.worker.enqueue.encoding import Encoded, Signature, check_actor, encode
-from packhorse.worker.enqueue.inherited import inherit
 from packhorse.worker.errors import ConfigError, InvalidArgument, StoreRejected, UnknownQueue, WorkerError
 from packhorse.worker.exits import EXIT_USAGE
 from packhorse.worker.observe import tracing
+from packhorse.worker.observe.correlation import inherit
 from packhorse.worker.states import Verb
 from packhorse.worker.store import messages as store
 

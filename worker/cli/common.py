@@ -85,7 +85,7 @@ def confirmed(question: str, yes: bool) -> None:
 
 def json_object(name: str, text: str) -> dict[str, Any]:
     """A JSON object from the command line. Raises CommandError that says where it breaks, InvalidArgument for what no queue takes."""
-    from packhorse.worker.enqueue.encoding import too_deep, too_long_a_number
+    from packhorse.worker.store.json_text import too_deep, too_long_a_number
 
     try:
         found = json.loads(text)

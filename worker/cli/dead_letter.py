@@ -124,7 +124,7 @@ def edit(
     if changed:
         if given is None:
             confirmed("Keep this payload?", yes)
-        from packhorse.worker.enqueue.encoding import to_json
+        from packhorse.worker.store.json_text import to_json
 
         # connected again: nobody should hold a connection while a person thinks
         try:

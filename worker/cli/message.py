@@ -137,8 +137,8 @@ def edit(
     as_json: AsJson = False,
 ) -> int:
     """Replace the payload of a message that waits; shows the difference."""
-    from packhorse.worker.enqueue.encoding import to_json
     from packhorse.worker.ops.messages import with_settings
+    from packhorse.worker.store.json_text import to_json
 
     if payload is not None and settings:
         raise usage("set", "--set and --payload both say what it is", "Give one of them")

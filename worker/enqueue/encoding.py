@@ -19,18 +19,11 @@ from dramatiq.common import q_name
 
 from packhorse.worker.config import NAME_PATTERN
 from packhorse.worker.errors import InvalidArgument
-from packhorse.worker.store.messages import dumps
-from packhorse.worker.store.options import BY_NAME, COLUMN_OPTIONS, MAX_DELAY_SECONDS, whole
+from packhorse.worker.store.json_text import to_json
+from packhorse.worker.store.options import BY_NAME, COLUMN_OPTIONS, MAX_DELAY_SECONDS, WITHOUT_END, whole
 from packhorse.worker.suggest import did_you_mean, near_miss
 
 _NAME = re.compile(NAME_PATTERN)
-_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # an escaped NUL, not an escaped backslash before "u0000"
-MAX_PAYLOAD_BYTES = 1_048_576
-#: As the domain message_json has them: Python reads no deeper by far, and no longer number.
-MAX_LEVELS = 500
-MAX_DIGITS = 4300
-#: Attempts of a message that is retried for ever: dramatiq's max_retries=None.
-WITHOUT_END = 1_000_000
 
 
 #: Options of other queues, or of nobody, and what they are called here.
@@ -225,62 +218,10 @@ def refuse_window_without_key(extra: dict[str, Any]) -> None:
         raise InvalidArgument("dedup_window: without dedup_key it means nothing", field="dedup_window", hint="Give the key, too.")
 
 
-def to_json(name: str, value: dict[str, Any] | list[dict[str, Any]]) -> str:
-    """JSON text of a dict, or of a list of them, at most MAX_PAYLOAD_BYTES; refuses what jsonb cannot hold, naming the field."""
-    try:
-        text = dumps(value)
-    except RecursionError as error:
-        raise too_deep(name) from error
-    except (TypeError, ValueError) as error:
-        if "integer string conversion" in str(error):
-            raise too_long_a_number(name) from error
-        raise InvalidArgument(f"{name}: cannot be stored as JSON: {error}", field=name) from error
-    if len(text) > 2 * MAX_LEVELS and text.count("{") + text.count("[") > MAX_LEVELS and _levels_exceed(value, MAX_LEVELS):
-        raise too_deep(name)
-    if has_nul(text):
-        raise InvalidArgument(f"{name}: contains a NUL character, which PostgreSQL cannot store", field=name, hint="Remove it first.")
-    if len(text) > MAX_PAYLOAD_BYTES // 4 and len(text.encode("utf-8", "surrogatepass")) > MAX_PAYLOAD_BYTES:
-        raise InvalidArgument(
-            f"{name}: {len(text)} bytes, at most {MAX_PAYLOAD_BYTES}", field=name, hint="Store the large part elsewhere and send its key."
-        )
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidArgument(f"{name}: contains a lone surrogate, which is no character", field=name) from error
-    return text
-
-
-def too_deep(name: str) -> InvalidArgument:
-    """What the database says, too (is_readable_json in migrations/functions/enqueue.sql)."""
-    return InvalidArgument(f"{name}: is nested more than {MAX_LEVELS} levels deep", field=name, hint="Send deep data as a text.")
-
-
-def too_long_a_number(name: str) -> InvalidArgument:
-    """The same of a number: more digits nobody reads who reads JSON with Python."""
-    return InvalidArgument(f"{name}: holds a number of more than {MAX_DIGITS} digits", field=name, hint="Send it as a text.")
-
-
-def _levels_exceed(value: Any, most: int) -> bool:
-    """Are containers nested more than `most` deep? Level by level, so that no depth is too much for it."""
-    level = [value]
-    for _ in range(most):
-        items = (item for holder in level for item in (holder.values() if isinstance(holder, dict) else holder))
-        level = [item for item in items if isinstance(item, (dict, list, tuple))]
-        if not level:
-            return False
-    return True
-
-
 def refuse_nul(name: str, value: Any) -> None:
     """In the name of a queue or a type; a driver would say it without the name of the field. Raises InvalidArgument."""
     if isinstance(value, str) and "\x00" in value:
         raise InvalidArgument(f"{name}: contains a NUL character, which PostgreSQL cannot store", field=name, hint="Remove it first.")
-
-
-def has_nul(text: str) -> bool:
-    """Does a JSON text contain a NUL character, which PostgreSQL cannot store?"""
-    return "\\u0000" in text and _NUL.search(text) is not None
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:

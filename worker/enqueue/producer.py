@@ -16,12 +16,12 @@ from packhorse.worker.config import own_schema
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.names import Names
 from packhorse.worker.enqueue import capture
-from packhorse.worker.enqueue.encoding import Encoded, refuse_misspelt, refuse_nul, refuse_too_late, refuse_window_without_key, take_columns, to_json
-from packhorse.worker.enqueue.inherited import inherit
+from packhorse.worker.enqueue.encoding import Encoded, refuse_misspelt, refuse_nul, refuse_too_late, refuse_window_without_key, take_columns
 from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.observe import tracing
+from packhorse.worker.observe.correlation import inherit
 from packhorse.worker.records import EnqueueOptions, EnqueueResult
-from packhorse.worker.store.messages import dumps
+from packhorse.worker.store.json_text import dumps, to_json
 from packhorse.worker.store.options import OPTIONS, seconds
 
 _LIBRARIES = ("django", "sqlalchemy", "asyncpg", "psycopg")

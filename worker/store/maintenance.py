@@ -15,7 +15,7 @@ from packhorse.worker.db import composed
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.queries import sql
 from packhorse.worker.records import Row
-from packhorse.worker.store.messages import dumps
+from packhorse.worker.store.json_text import dumps
 from packhorse.worker.store.rows import rows, value
 
 #: In the condition of a policy: the time before which rows go.

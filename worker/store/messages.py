@@ -293,8 +293,3 @@ def keep_attending(connection: DeadlineConnection, queues: list[str], types: lis
 def hand_over_queues(connection: DeadlineConnection, queues: list[str], *, wake: bool, leave: bool) -> None:
     """Wake who sleeps on these queues, or watch them no longer, or both."""
     connection.execute(sql("hand_over_queues"), (queues, wake, leave))
-
-
-#: JSON text for the database; made once, for json.dumps makes an encoder per call. Raises ValueError for
-#: what jsonb cannot hold (NaN, infinity).
-dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode

@@ -13,6 +13,7 @@ from packhorse.worker.db.queries import sql
 from packhorse.worker.errors import InvalidArgument, NotFound
 from packhorse.worker.records import Row
 from packhorse.worker.store import messages
+from packhorse.worker.store.json_text import dumps
 from packhorse.worker.store.rows import rows, value
 from packhorse.worker.suggest import did_you_mean
 
@@ -57,7 +58,7 @@ def set_queue(connection: DeadlineConnection, queue: str, settings: dict[str, An
 
     Raises UnknownQueue, InvalidArgument for an unknown name or a value out of range; then nothing changed.
     """
-    connection.execute(sql("set_queue"), (queue, messages.dumps(settings), operator))
+    connection.execute(sql("set_queue"), (queue, dumps(settings), operator))
     return queue_settings(connection, queue)
 
 

@@ -15,6 +15,8 @@ from packhorse.worker.errors import InvalidArgument
 
 MAX_DELAY_SECONDS = 3660 * 86400
 MAX_TEXT = 500
+#: Attempts of a message that is retried for ever: dramatiq's max_retries=None.
+WITHOUT_END = 1_000_000
 
 
 def whole(low: int, high: int, name: str, value: Any) -> int:

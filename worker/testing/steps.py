@@ -10,7 +10,7 @@ from typing import Any
 
 from packhorse.worker.attempt.stored_steps import MAX_STEPS_BYTES, StepOwner
 from packhorse.worker.errors import StepError
-from packhorse.worker.store.messages import dumps
+from packhorse.worker.store.json_text import dumps
 
 
 class MemorySteps:

@@ -25,9 +25,10 @@ from packhorse.worker.db.borrowed import borrowed, borrowed_async
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.names import Names
 from packhorse.worker.db.sessions import names_of
-from packhorse.worker.enqueue.encoding import Signature, encode, to_json
+from packhorse.worker.enqueue.encoding import Signature, encode
 from packhorse.worker.errors import ConfigError, InvalidArgument
 from packhorse.worker.runtime.coroutines import coroutine_function
+from packhorse.worker.store.json_text import to_json
 from packhorse.worker.testing.connections import FakeAsyncConnection, FakeConnection
 from packhorse.worker.testing.steps import MemorySteps
 

@@ -20,7 +20,6 @@ from dramatiq.middleware import Retries as StockRetries
 
 from packhorse.worker.attempt.details import judgement_in, own_flag, storable, stored_text
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, failure
-from packhorse.worker.enqueue.encoding import WITHOUT_END
 from packhorse.worker.errors import (
     AskedOutcome,
     Bury,
@@ -36,6 +35,7 @@ from packhorse.worker.errors import (
     Snooze,
 )
 from packhorse.worker.states import Verb
+from packhorse.worker.store.options import WITHOUT_END
 
 logger = logging.getLogger("packhorse.retries")
 

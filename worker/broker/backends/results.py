@@ -20,10 +20,10 @@ from packhorse.worker.attempt.details import stored_text
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome
 from packhorse.worker.broker.backends.connections import Connections
 from packhorse.worker.broker.backends.losses import TellsLosses
-from packhorse.worker.enqueue.encoding import to_json
 from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.states import Verb
 from packhorse.worker.store import backends as store
+from packhorse.worker.store.json_text import to_json
 
 if TYPE_CHECKING:
     from packhorse.worker.broker.postgres import PostgresBroker
