@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, object]] = {
         "store_message_steps(array[{id}, {id}]::bigint[], array[{token}, {token}]::bigint[], array['a', 'b'], array['1', '2']::jsonb[])",
         ["lost", "lost"],
     ),
+    "refused": ("mark_completion_refused(array[{id}::bigint], array[{token}::bigint], 'm')", 0),
     "beat": ("row(b.*)::text from beat_worker('%s', array[{id}::bigint], array[{token}::bigint], '1 minute') b" % HOLDER, None),
 }
 
