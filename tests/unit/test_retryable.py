@@ -15,7 +15,7 @@ import pytest
 
 from packhorse import AgentError, Bury, Cancel, MessageProcessingError, Retry, Snooze, StoreError, StoreUnavailable, WorkflowError
 from packhorse.calls import CircuitOpen, ServiceFailed, is_retryable_error
-from packhorse.worker.calls.http import AnswerTooLong
+from packhorse.worker.calls.requests import AnswerTooLong
 
 
 def error(name: str = "Failed", bases: tuple[type, ...] = (Exception,), **attributes: object) -> Exception:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from packhorse.worker.calls.declarations import BreakerPolicy, declare
-from packhorse.worker.calls.http import retry_after_seconds
 from packhorse.worker.calls.remote import verdict
+from packhorse.worker.calls.requests import retry_after_seconds
 from packhorse.worker.errors import ConfigError, Snooze
 
 

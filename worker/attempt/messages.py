@@ -87,7 +87,7 @@ class ClaimedMessage(MessageProxy):
     place = -1
     #: What follows it was sent in its handler's transaction.
     followed = False
-    #: How often each request was sent in this attempt, by its idempotency key; worker/calls/http.py writes it.
+    #: How often each request was sent in this attempt, by its idempotency key; worker/calls/requests.py writes it.
     requests_sent: dict[str, int] | None = None
     #: Set when the attempt is traced.
     trace_id: str | None = None

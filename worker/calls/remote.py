@@ -16,8 +16,9 @@ from packhorse.worker.attempt.middleware.time_limits import TimeLimitExceeded
 from packhorse.worker.calls.breakers import OWN_PROBE, Breaker, ServiceBreakers
 from packhorse.worker.calls.declarations import ServiceDeclaration
 from packhorse.worker.calls.health import check_all
-from packhorse.worker.calls.http import BadAnswer, HttpClients, HttpRequest, RequestOptions, ServiceResponse, prepare
+from packhorse.worker.calls.http import HttpClients
 from packhorse.worker.calls.reports import BreakerReports, EndedProbe
+from packhorse.worker.calls.requests import BadAnswer, HttpRequest, RequestOptions, ServiceResponse, prepare
 from packhorse.worker.errors import AskedOutcome, CircuitOpen, ConfigError, InvalidArgument, RetryAfter, ServiceFailed, StoreError
 
 #: A message that a gate holds as long as the circuit is open comes back after this at most.

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from packhorse.worker.attempt.details import own_flag
-from packhorse.worker.calls.http import AnswerTooLong
+from packhorse.worker.calls.requests import AnswerTooLong
 from packhorse.worker.errors import (
     AskedOutcome,
     Bury,
