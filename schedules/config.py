@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from packhorse.schedules.document import read_document
 from packhorse.schedules.maintenance.policies import Gates, Partitions, Retention
 from packhorse.schedules.registry import FOLLOWED, JOBS, PARTITIONS, QUEUE, RETENTION, Job, declared, maintenance_schedules
 from packhorse.schedules.timetable.schedule import Schedule
-from packhorse.worker.config import PREFIX, SECTIONS
 from packhorse.worker.errors import ConfigError, InvalidArgument
 from packhorse.worker.suggest import near_miss
 
@@ -80,15 +79,6 @@ def nothing_to_delete() -> dict[str, dict[str, Any]]:
     return {task: {} for task in FOLLOWED}
 
 
-def has_policies(environ: Mapping[str, str] | None = None) -> bool:
-    """Has packhorse.toml a section about retention or partitions? True when it cannot be read."""
-    try:
-        document, _ = _document(os.environ if environ is None else environ, None)
-    except ConfigError:
-        return True
-    return bool({"retention", "partitions"} & document.keys())
-
-
 def load_plan(environ: Mapping[str, str] | None = None, toml_path: Path | None = None) -> Plan:
     """Shipped policies, those of packhorse.toml, and schedules declared in code. Raises ConfigError with every problem."""
     plan, problems = read_plan(environ, toml_path)
@@ -99,7 +89,7 @@ def load_plan(environ: Mapping[str, str] | None = None, toml_path: Path | None =
 
 def read_plan(environ: Mapping[str, str] | None = None, toml_path: Path | None = None) -> tuple[Plan, list[str]]:
     """The same without the entries that are wrong, and every problem. Raises ConfigError when the file is no TOML."""
-    document, path = _document(os.environ if environ is None else environ, toml_path)
+    document, path = read_document(os.environ if environ is None else environ, toml_path)
     problems: list[str] = []
 
     def section(name: str, build: Callable[[str, dict[str, Any]], Any], shipped: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -254,17 +244,6 @@ def seconds(field: str, value: Any) -> float:
             f"{field}: {str(value)[:40]!r} is not a duration", field=field, hint='Write "90s", "5m", "2h", "7d" or a number of seconds.'
         )
     return sum(float(number) * _UNITS[unit] for number, unit in parts)
-
-
-def _document(environ: Mapping[str, str], toml_path: Path | None) -> tuple[dict[str, Any], Path]:
-    path = toml_path or Path(environ.get(f"{PREFIX}CONFIG") or "packhorse.toml")
-    if not path.is_file():
-        return {}, path
-    try:
-        document = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError([f"{path}: not readable as TOML: {error}"]) from None
-    return {name: document[name] for name in SECTIONS if name in document}, path
 
 
 def _names(of: type[Any]) -> set[str]:

@@ -15,8 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from packhorse.worker.clock import TICK_SECONDS
 from packhorse.worker.errors import ConfigError
@@ -35,10 +34,10 @@ NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9._-]{0,99}$"
 SCHEMA_PATTERN = r"[^%$\\{}\x00-\x1f]+"
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Every setting; the unit is in the name. Environment: PACKHORSE_<NAME>, and DATABASE_URL."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     database_url: SecretStr | None = Field(None, description="Connection string of the database (also DATABASE_URL); none: embedded PostgreSQL.")
     maintenance_url: SecretStr | None = Field(
@@ -188,10 +187,6 @@ class Settings(BaseSettings):
         if problems:
             raise ValueError("\n".join(problems))
         return self
-
-    @classmethod
-    def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> Any:  # type: ignore[override]
-        return (init_settings,)  # load_settings merges the sources itself, to name the source in errors
 
 
 def _is_installed(module: str) -> bool:

@@ -138,11 +138,11 @@ class Workers:
 
         Pages that forked processes share count once (proportional set size, where the system tells it).
         """
-        return sum(self._sizes_mib("pss")) / self.processes
+        return sum(self.sizes_mib("pss")) / self.processes
 
     def largest_mib(self) -> float:
         """Resident memory of the largest single process, in MiB."""
-        return max(self._sizes_mib("rss"), default=0.0)
+        return max(self.sizes_mib("rss"), default=0.0)
 
     def peak_mib(self) -> float:
         """The most resident memory that the largest single process ever had, in MiB; what it has now where Linux does not tell."""
@@ -166,7 +166,7 @@ class Workers:
         for child in self.children:
             child.stop()
 
-    def _sizes_mib(self, kind: str) -> list[float]:
+    def sizes_mib(self, kind: str) -> list[float]:
         """Memory of each process, in MiB; kind: pss or rss, rss where the other is not known."""
         sizes: list[float] = []
         for process in self._tree():

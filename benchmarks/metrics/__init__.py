@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.harness.config import ConfigError, Settings
-from benchmarks.metrics import backlog, enqueue, idle, maintenance, observability, outage, pickup, producers, recovery, snapshot, waiting, work
+from benchmarks.metrics import backlog, enqueue, idle, maintenance, observability, outage, pickup, producers, recovery, snapshot, tree, waiting, work
 from benchmarks.metrics.base import Case, Measure
 
 
@@ -17,10 +17,12 @@ def chosen(settings: Settings) -> list[tuple[Case, Measure]]:
 
 
 def cases(metrics: tuple[str, ...], snapshot_messages: tuple[int, ...]) -> list[tuple[Case, Measure]]:
-    """All cases of some metrics. `work` and `memory` are two numbers of the same drain."""
+    """All cases of some metrics. `work` and `memory` share a drain."""
     found: list[tuple[Case, Measure]] = []
     if "work" in metrics or "memory" in metrics:
         found += [(case, work.measure) for case in work.CASES]
+    if "memory" in metrics:
+        found += [(case, tree.measure) for case in tree.CASES]
     if "enqueue" in metrics:
         found += [(case, enqueue.measure) for case in enqueue.CASES]
     if "pickup" in metrics:

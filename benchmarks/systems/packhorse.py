@@ -33,7 +33,7 @@ MORE_ACTORS: Mapping[str, tuple[str, ...]] = {"waiting": ("benchmarks.systems.wa
 QUEUE = "bench"
 ACTOR = "bench"
 START_SECONDS = 60.0
-UNINSTALLED = "import sys; from packhorse.worker.cli.main import main; sys.exit(main())"
+UNINSTALLED = "import sys; from packhorse.worker.cli.program import main; sys.exit(main())"
 """The command in a source tree that is not installed."""
 VARIANTS: Mapping[str, Mapping[str, str]] = {"polling": {"PACKHORSE_LISTEN": "false"}, "two-workers-ten-queues": {"BENCH_QUEUES": "10"}}
 """What a variant sets in the environment of the workers."""
@@ -108,6 +108,7 @@ class Adapter(PostgresSystem):
             "backlog/one-conversation",
             "backlog/one-conversation-unseen",
             "snapshot",
+            "memory/idle",
             "maintenance/pickup",
             "maintenance/drain",
             "maintenance/delete",

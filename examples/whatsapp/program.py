@@ -184,7 +184,7 @@ class Program:
         A DATABASE_URL that was given is not repeated here: it may hold a password.
         """
         script = Path(sys.executable).with_name("packhorse")
-        packhorse = str(script) if script.exists() else f"{sys.executable} -m packhorse.worker.cli.main"
+        packhorse = str(script) if script.exists() else f"{sys.executable} -m packhorse.worker.cli.program"
         psql, shown = "psql", '"$DATABASE_URL"'
         if self.settings.database_url is None:
             psql, shown = str(programs() / "psql"), shlex.quote(url)

@@ -44,7 +44,7 @@ class Workers:
                 [
                     sys.executable,
                     "-m",
-                    "packhorse.worker.cli.main",
+                    "packhorse.worker.cli.program",
                     "worker",
                     "examples.whatsapp.actors",
                     "packhorse.schedules.actors",

@@ -19,7 +19,7 @@ from tests.support.workers import ROOT
 
 PYTHON = "/opt/python"
 TARGET = "[Unit]\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n"
-COMMAND = "#!/opt/packhorse/bin/python\nfrom packhorse.worker.cli.main import main\n\nmain()\n"
+COMMAND = "#!/opt/packhorse/bin/python\nfrom packhorse.worker.cli.program import main\n\nmain()\n"
 #: what a test needs in every unit: code and interpreter of this checkout, a ledger that outlives the service
 DROP_IN = f"""[Service]
 Environment=PYTHONPATH=/srv/packhorse LD_LIBRARY_PATH={PYTHON}/lib LEDGER=/var/lib/packhorse-ledger/ledger

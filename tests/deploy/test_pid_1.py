@@ -41,7 +41,7 @@ class Container:
         }
         with log.open("w") as stream:
             self.process = subprocess.Popen(
-                [*UNSHARE, sys.executable, "-m", "packhorse.worker.cli.main", "worker", "tests.deploy.orphans"],
+                [*UNSHARE, sys.executable, "-m", "packhorse.worker.cli.program", "worker", "tests.deploy.orphans"],
                 env=environment,
                 cwd=ROOT,
                 stdout=stream,

@@ -109,7 +109,7 @@ def test_two_who_edit_at_once_do_not_undo_each_other(cli, database, tmp_path):
     (letter,) = bury(database)
     editor = tmp_path / "editor.sh"
     editor.write_text(
-        f"#!/bin/sh\n{sys.executable} -m packhorse.worker.cli.main dead-letter edit {letter} --payload '{{\"key\": 3}}' >&2\nsed -i 's/1/2/' \"$1\"\n"
+        f"#!/bin/sh\n{sys.executable} -m packhorse.worker.cli.program dead-letter edit {letter} --payload '{{\"key\": 3}}' >&2\nsed -i 's/1/2/' \"$1\"\n"
     )
     editor.chmod(0o755)
     ran = cli("dead-letter", "edit", letter, "--yes", "--json", EDITOR=str(editor))

@@ -219,7 +219,7 @@ def test_one_container(database, tmp_path, how):
         "import dramatiq, packhorse\ndramatiq.set_broker(packhorse.PostgresBroker())\n@packhorse.actor\ndef nothing(): ...\n"
     )
     web = [sys.executable, "-c", SERVER]
-    commands = [[sys.executable, "-m", "packhorse.worker.cli.main", "worker", "shop.tasks"], web]
+    commands = [[sys.executable, "-m", "packhorse.worker.cli.program", "worker", "shop.tasks"], web]
     output = tmp_path / "output"
     with output.open("wb") as stream:
         process = subprocess.Popen(
@@ -277,7 +277,7 @@ def test_supabase(server, tmp_path):
     ]
     exports = dict(line.removeprefix("export ").replace("'", "").split("=", 1) for line in page.block("export").splitlines())
     ran = subprocess.run(
-        [sys.executable, "-m", "packhorse.worker.cli.main", "config", "check"],
+        [sys.executable, "-m", "packhorse.worker.cli.program", "config", "check"],
         cwd=tmp_path,
         env=environment(database, **exports),
         capture_output=True,

@@ -12,7 +12,7 @@ from packhorse.worker.attempt.messages import Outcome
 from packhorse.worker.broker.consumer import PostgresConsumer
 from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.runtime.process import WorkerProcess
-from packhorse.worker.runtime.slots import RunningIds
+from packhorse.worker.runtime.running_ids import RunningIds
 from tests.support.harness import quick_settings
 from tests.support.postgres import Database
 

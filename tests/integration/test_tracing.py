@@ -368,7 +368,7 @@ def test_the_setting_adds_the_middleware_once_and_in_front(database, monkeypatch
 @pytest.mark.parametrize("command", [["config", "check"], ["worker", "tests.support.actors"]])
 @pytest.mark.slow
 def test_without_the_package_a_command_ends_with_one_clear_problem(command, database):
-    code = f"import sys; sys.modules['opentelemetry'] = None; from packhorse.worker.cli.main import run; sys.exit(run({command!r}))"
+    code = f"import sys; sys.modules['opentelemetry'] = None; from packhorse.worker.cli.program import run; sys.exit(run({command!r}))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

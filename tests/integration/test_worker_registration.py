@@ -12,7 +12,7 @@ from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.db.connection import connect
 from packhorse.worker.errors import StoreUnavailable
 from packhorse.worker.runtime.process import WorkerProcess
-from packhorse.worker.runtime.slots import RunningIds
+from packhorse.worker.runtime.running_ids import RunningIds
 from packhorse.worker.store import workers as store
 from tests.support.harness import quick_settings
 from tests.support.postgres import Database

@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from packhorse.worker.fleet.supervisor import STABLE_SECONDS, Child
-from packhorse.worker.runtime.slots import RunningIds
+from packhorse.worker.fleet.children import STABLE_SECONDS, Child
+from packhorse.worker.runtime.running_ids import RunningIds
 from tests.support.accounting import assert_every_message_ended_once, effects, enqueue, quick_backoff, wait_for_end
 from tests.support.postgres import ROLE
 from tests.support.proxy import Proxy

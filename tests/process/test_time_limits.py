@@ -11,7 +11,7 @@ from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.config import load_settings
 from packhorse.worker.exits import EXIT_REPLACED
 from packhorse.worker.runtime.process import WorkerProcess
-from packhorse.worker.runtime.slots import RunningIds
+from packhorse.worker.runtime.running_ids import RunningIds
 from tests.support.accounting import effects, enqueue, quick_backoff, wait_for_end
 from tests.support.harness import QUICK
 from tests.support.postgres import ROLE

@@ -15,7 +15,7 @@ from tests.support import prepared
 from tests.support.workers import ROOT
 
 TIMEOUT_SECONDS = 60
-COMMAND = [sys.executable, "-m", "packhorse.worker.cli.main"]
+COMMAND = [sys.executable, "-m", "packhorse.worker.cli.program"]
 
 
 @dataclass(frozen=True)

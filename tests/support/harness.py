@@ -21,7 +21,7 @@ from packhorse.worker.broker.backends import rate_limiter_backend, result_backen
 from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.runtime.process import WorkerProcess
-from packhorse.worker.runtime.slots import RunningIds
+from packhorse.worker.runtime.running_ids import RunningIds
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
 

@@ -1,7 +1,7 @@
 """A Python that has imported the command line and forks for each command: an eighth of the cost of a start.
 
 What runs is a process of its own with its own files, folder, environment and exit code, which enters by the function
-that the installed `packhorse` enters by. `python -m packhorse.worker.cli.main` itself is started by every test of a daemon, and
+that the installed `packhorse` enters by. `python -m packhorse.worker.cli.program` itself is started by every test of a daemon, and
 by tests/support/cli.py when the environment means something to the interpreter.
 """
 
@@ -119,7 +119,7 @@ def _run_and_report(request: dict[str, Any], fds: list[int]) -> Callable[[], Non
     os.environ.update(request["environment"])
     sys.path[0] = request["folder"]  # where `python -m` looks first
     sys.argv[1:] = request["arguments"]
-    return sys.modules["packhorse.worker.cli.main"].main  # type: ignore[no-any-return]
+    return sys.modules["packhorse.worker.cli.program"].main  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Real worker processes and their ledger of effects.
 
-A daemon is `python -m packhorse.worker.cli.main worker <modules>` in a process group of its own. Handlers write each start and
+A daemon is `python -m packhorse.worker.cli.program worker <modules>` in a process group of its own. Handlers write each start and
 each effect to a ledger file by one O_APPEND write: faults of database and processes do not touch it.
 """
 
@@ -69,7 +69,7 @@ class Daemon:
         self.log_path = Path(f"/tmp/packhorse-daemon-{os.getpid()}-{id(self)}.log")
         self._log = self.log_path.open("w")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "packhorse.worker.cli.main", command, actors, *options],
+            [sys.executable, "-m", "packhorse.worker.cli.program", command, actors, *options],
             env=environment,
             cwd=cwd,
             stdout=self._log,

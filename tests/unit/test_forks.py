@@ -12,7 +12,7 @@ import pytest
 from packhorse.worker import forks
 from packhorse.worker.observe.process_stats import REGISTERED, ProcessStats
 from packhorse.worker.runtime.executor import Executor
-from packhorse.worker.runtime.slots import RunningIds
+from packhorse.worker.runtime.running_ids import RunningIds
 from packhorse.worker.runtime.threads import ThreadPool
 
 

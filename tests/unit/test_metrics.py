@@ -17,7 +17,8 @@ from packhorse.worker.observe.fleet_stats import PARTS, RESTARTS, FleetStats
 from packhorse.worker.observe.metrics import DEFINITIONS, FLEET, FLEET_QUEUES, PROCESS, FleetCollector, render
 from packhorse.worker.observe.process_stats import ACTORS, OUTCOMES, QUEUES, SIZE, TOTALS, ProcessStats
 from packhorse.worker.runtime.meter import Meter
-from packhorse.worker.runtime.slots import RunningIds, ThreadSlot
+from packhorse.worker.runtime.running_ids import RunningIds
+from packhorse.worker.runtime.slots import ThreadSlot
 from tests.support.http import samples
 
 FLEET_STATISTICS = {

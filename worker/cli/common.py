@@ -164,11 +164,11 @@ def database(*, owner: bool = False, deadline_seconds: float = READ_SECONDS, che
 
 def configure_logging(settings: Settings) -> None:
     """Set up logging of a long-running command as the settings say."""
-    from packhorse.worker.attempt.context import current
     from packhorse.worker.observe.logging import catch_uncaught, configure
 
     def running() -> dict[str, Any]:
-        message = current.message
+        context = sys.modules.get("packhorse.worker.attempt.context")  # a process that runs no messages need not load it, and dramatiq with it
+        message = getattr(getattr(context, "current", None), "message", None)
         if message is None:
             return {}
         return {"message_id": message.id, "actor": message.actor_name, "attempt": message.attempt, "correlation_id": message.correlation_id}

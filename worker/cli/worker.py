@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from packhorse.schedules.config import has_policies
+from packhorse.schedules.document import has_policies
 from packhorse.worker.cli.common import configure_logging, database_url
 from packhorse.worker.config import load_settings
 from packhorse.worker.errors import ConfigError

@@ -20,7 +20,8 @@ from packhorse.worker.db.errors import translated
 from packhorse.worker.db.sessions import open_work
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
 from packhorse.worker.fleet.child import STOP_SIGNALS, end_with_parent
-from packhorse.worker.fleet.supervisor import Child, Supervisor
+from packhorse.worker.fleet.children import Child
+from packhorse.worker.fleet.supervisor import Supervisor
 from packhorse.worker.observe.process_stats import FINISHED, OUTCOMES, REGISTERED
 from packhorse.worker.states import Ended
 from packhorse.worker.store import bursts, messages

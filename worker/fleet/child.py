@@ -24,7 +24,7 @@ from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
 from packhorse.worker.observe import tracebacks
 from packhorse.worker.observe.process_stats import ProcessStats
 from packhorse.worker.runtime.memory import collect_seldom
-from packhorse.worker.runtime.slots import RunningIds
+from packhorse.worker.runtime.running_ids import RunningIds
 from packhorse.worker.runtime.stopping import StopRequest
 
 logger = logging.getLogger("packhorse.supervisor")

@@ -16,29 +16,26 @@ import math
 import os
 import select
 import signal
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from uuid import UUID, uuid4
 
 from packhorse.worker import folder, forks
 from packhorse.worker.config import Settings
-from packhorse.worker.exits import EXIT_FAILED, EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED, EXPECTED_CHILD_EXITS, FATAL_CHILD_EXITS
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXPECTED_CHILD_EXITS, FATAL_CHILD_EXITS
 from packhorse.worker.fleet.child import STOP_SIGNALS, Lost, Once, preflight, recover, run_worker_process
+from packhorse.worker.fleet.children import STABLE_SECONDS, Child, described, flush_output, kill, replaced_why
 from packhorse.worker.fleet.monitor import Monitor
 from packhorse.worker.observe.fleet_stats import EXPORTER_TICK, STARTED, FleetStats
 from packhorse.worker.observe.logging import flush as flush_log
 from packhorse.worker.observe.process_stats import DRAIN_ASKED, DRAINING, HURRY, ISOLATED_AT, ISOLATION, REGISTERED, ProcessStats
 from packhorse.worker.observe.systemd import Notifier
-from packhorse.worker.runtime.slots import RunningIds
+from packhorse.worker.runtime.memory import share_memory
+from packhorse.worker.runtime.running_ids import RunningIds
 
 logger = logging.getLogger("packhorse.supervisor")
 
-MAX_BACKOFF_SECONDS = 30.0
-#: A child that lived for this long is replaced at once; one that did not waits, longer each time.
-STABLE_SECONDS = 10.0
 #: Messages that run apart: so many at once.
 ISOLATION_THREADS = 4
 KILL_MARGIN_SECONDS = 15.0
@@ -47,29 +44,6 @@ EXPORTER_STOP_SECONDS = 5.0
 FOLDER_SECONDS = 1.0
 
 RunChild = Callable[[Settings, RunningIds, UUID, ProcessStats], int]
-
-
-@dataclass(slots=True)
-class Child:
-    """One place for a process. `id` is fresh for every process started in it."""
-
-    running: RunningIds
-    pid: int = 0
-    id: UUID = field(default_factory=uuid4)
-    started_at: float = 0.0
-    start_after: float = 0.0
-    failures: int = 0
-    retiring: bool = False
-    drains_since: float = 0.0  # told to end, or seen to end by itself; 0: neither
-    hung: bool = False
-    isolation: bool = False  # it runs messages that were there at two crashes, and is started for them only
-    alone: bool = False  # of these: one by one
-
-    def ended(self, lived_seconds: float, expected: bool) -> None:
-        """Its process is gone: when may the next one start?"""
-        self.failures = 0 if expected or lived_seconds >= STABLE_SECONDS else self.failures + 1
-        backoff = min(MAX_BACKOFF_SECONDS, 0.25 * 2 ** (self.failures - 1)) if self.failures else 0.0
-        self.start_after = time.monotonic() + backoff
 
 
 class Supervisor:
@@ -103,6 +77,7 @@ class Supervisor:
         self._wakeup, write = os.pipe()
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        share_memory(self.settings.processes)
         logger.info("supervisor_started pid=%d processes=%d app_dir=%s", os.getpid(), self.settings.processes, self.settings.app_dir)
         while True:
             self._handle_signals()
@@ -140,7 +115,7 @@ class Supervisor:
                 self._stops += 1
             elif number == signal.SIGHUP and not self._stops:
                 self._watch.reloading()
-                _kill(self._rehearsal, signal.SIGKILL)  # it may have seen older code
+                kill(self._rehearsal, signal.SIGKILL)  # it may have seen older code
                 self._rehearsal = self._fork(lambda: preflight(self.settings, self.fleet_stats.made_by))
                 self._rehearsal_late_at = time.monotonic() + self.settings.hang_seconds
                 if not self._rehearsal:
@@ -157,13 +132,13 @@ class Supervisor:
         group, or to a child that drains already)."""
         if not self._stops:
             self._watch.stopping()
-        _kill(self._rehearsal, signal.SIGKILL)
+        kill(self._rehearsal, signal.SIGKILL)
         for pid in self._recovering:
-            _kill(pid, signal.SIGTERM)
+            kill(pid, signal.SIGTERM)
         for child, stats in zip(self._children, self.fleet_stats.children, strict=True):
             if child.pid:
                 stats.states[HURRY] = bool(self._stops)
-                _kill(child.pid, signal.SIGTERM)
+                kill(child.pid, signal.SIGTERM)
 
     def _roll(self) -> None:
         """Rolling restart: one child at a time drains and is replaced; the next one when the new one is registered."""
@@ -172,7 +147,7 @@ class Supervisor:
             first = waiting[0]
             if first.started_at:
                 logger.info("child_retiring pid=%d", first.pid)
-                _kill(first.pid, signal.SIGTERM)
+                kill(first.pid, signal.SIGTERM)
                 first.started_at = 0.0  # told once
                 first.drains_since = time.monotonic()
 
@@ -246,12 +221,12 @@ class Supervisor:
         """The last to go: until here the probes could be asked."""
         if self._exporter is None or not self._exporter.pid:
             return
-        _kill(self._exporter.pid, signal.SIGTERM)
+        kill(self._exporter.pid, signal.SIGTERM)
         deadline = time.monotonic() + EXPORTER_STOP_SECONDS
         while self._exporter.pid:
             self._reap()
             if self._exporter.pid and time.monotonic() >= deadline:
-                _kill(self._exporter.pid, signal.SIGKILL)
+                kill(self._exporter.pid, signal.SIGKILL)
             self._nap()
 
     def _look(self) -> None:
@@ -266,13 +241,13 @@ class Supervisor:
             if loops:
                 logger.error("child_hung pid=%d loops=%s hang_seconds=%.0f", child.pid, ",".join(loops), self.settings.hang_seconds)
                 child.hung = True
-                _kill(child.pid, signal.SIGKILL)
+                kill(child.pid, signal.SIGKILL)
         if self._exporter is not None and self._exporter.pid and self._watch.exporter_hung():
-            _kill(self._exporter.pid, signal.SIGKILL)
+            kill(self._exporter.pid, signal.SIGKILL)
 
     def _fork(self, body: Callable[[], int]) -> int:
         """A new process that runs `body`; 0 when the system has none to give: those that live go on."""
-        _flush_output()
+        flush_output()
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the child has handlers of its own
         try:
             pid = forks.fork_own()
@@ -290,7 +265,7 @@ class Supervisor:
             logger.critical("child_failed pid=%d", os.getpid(), exc_info=True)
         finally:
             flush_log()
-            _flush_output()
+            flush_output()
             os._exit(code)
 
     def _reap(self) -> None:
@@ -341,9 +316,9 @@ class Supervisor:
         self._refusal.allow()
         child.retiring = child.retiring and not child.isolation  # nothing is to replace it
         if not (ordered and code == EXIT_OK):
-            self._recover(child, lost, f"child {pid} ended with {_describe(code)}", crashed=not ordered)
+            self._recover(child, lost, f"child {pid} ended with {described(code)}", crashed=not ordered)
         if not self._stops and not (wanted and child.isolation):
-            self.fleet_stats.restarted(_reason(child, code, ordered))
+            self.fleet_stats.restarted(replaced_why(child, code, ordered))
         child.ended(lived, wanted or (ordered and code in EXPECTED_CHILD_EXITS))
 
     def _isolation_ended(self, child: Child, index: int, *, good: bool) -> None:
@@ -384,37 +359,4 @@ class Supervisor:
             if child.drains_since and now - child.drains_since > limit:
                 logger.error("child_killed pid=%d: it did not end within %.0f s", child.pid, limit)
                 child.hung = True
-                _kill(child.pid, signal.SIGKILL)
-
-
-def _kill(pid: int, number: int) -> None:
-    """Send a signal; pid 0 is nobody."""
-    try:
-        if pid:
-            os.kill(pid, number)
-    except ProcessLookupError:
-        pass
-
-
-def _flush_output() -> None:
-    """What handlers printed. A full disk or a reader that is gone must not end the parent, nor a child in any other way than by its code."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
-                stream.flush()
-        except OSError:
-            pass
-
-
-def _describe(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"
-
-
-def _reason(child: Child, code: int, ordered: bool) -> str:
-    """Why a child is replaced, as the metric says it."""
-    if child.hung:
-        return "hung"
-    if not ordered:
-        return "crashed"
-    known = {EXIT_OK: "reload", EXIT_REPLACED: "replaced", EXIT_RECYCLED: "recycled", EXIT_LEASE_LOST: "fenced"}
-    return known.get(code, "failed")
+                kill(child.pid, signal.SIGKILL)

@@ -7,17 +7,19 @@ from contextlib import suppress
 from contextvars import Token
 from typing import Any
 
-import structlog
-
 Bound = Mapping[str, "Token[Any]"]
 
 
 def bind(values: Mapping[str, object]) -> Bound:
     """Add values to the lines of this context from here on; give what comes back to unbind()."""
+    import structlog
+
     return structlog.contextvars.bind_contextvars(**values)
 
 
 def unbind(bound: Bound) -> None:
     """What was there before is there again. In another context than that of bind() nothing is changed."""
+    import structlog
+
     with suppress(ValueError):
         structlog.contextvars.reset_contextvars(**bound)

@@ -18,19 +18,18 @@ import logging
 import re
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, ClassVar, TextIO
 
-import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
-
-from packhorse.worker.observe import tracebacks, tracing
+from packhorse.worker.observe import structured, tracebacks, tracing
 from packhorse.worker.observe.log_stream import LogStream
 from packhorse.worker.observe.masking import mask, mask_record, on_one_line
 from packhorse.worker.observe.repeats import Repeats
+from packhorse.worker.observe.structured import EventDict, Processor
 from packhorse.worker.observe.tracebacks import outline
 
 OUR_LOGGERS = "packhorse"
@@ -67,36 +66,18 @@ def configure(*, level: str = "info", log_format: str = "auto", stream: TextIO |
     out = stream or sys.stderr
     console = log_format == "console" or (log_format == "auto" and out.isatty())
     tracebacks.on_console = console
-    shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        _split_event,
-        *([_adding(context)] if context is not None else []),
-        _adding(_trace_ids),
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.StackInfoRenderer(),
-        _add_extra,
-    ]
-    renderer: list[Processor] = (
-        [on_one_line, structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=structlog.dev.plain_traceback)]
-        if console
-        else [structlog.processors.JSONRenderer(ensure_ascii=False)]
-    )
-    final: list[Processor] = [_outline, structlog.processors.format_exc_info, mask_record, *renderer]
-    formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=shared,
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
-        use_get_message=False,
-        pass_foreign_args=True,
-    )
+    before: list[Processor] = [_split_event, *([_adding(context)] if context is not None else []), _adding(_trace_ids)]
+    after: list[Processor] = [_add_extra]
+    renderer: list[Processor] = [on_one_line, structured.console_renderer(colors=out.isatty())] if console else [_to_json]
+    final: list[Processor] = [_outline, _format_exception, mask_record, *renderer]
+    steps: list[Processor] = [structured.merge_bound, _add_level_and_name, *before, _add_time, *after, _forget_record, *final]
     # two handlers: that of the root is the application's to change or to remove
     lines = _LogLines(out)
     rest = _LogLines(out, lines)
     rest.addFilter(_not_ours)
     repeats = Repeats()
-    lines.setFormatter(_OurFormat([*shared, *final]))
-    rest.setFormatter(formatter)
+    lines.setFormatter(_Format(steps))
+    rest.setFormatter(_AnyFormat(steps, final))
     lines.addFilter(repeats)
     rest.addFilter(repeats)
     root = logging.getLogger()
@@ -108,12 +89,7 @@ def configure(*, level: str = "info", log_format: str = "auto", stream: TextIO |
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.getLogger("dramatiq.middleware.retries").setLevel(root.level)  # its line for `throws`
     # handlers that use structlog themselves end in the same lines
-    structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )
+    structured.when_imported(lambda: structured.configure(before, after))
 
 
 class OurLogger(logging.Logger):
@@ -180,9 +156,9 @@ def _not_ours(record: logging.LogRecord) -> bool:
     return not _is_ours(record.name)
 
 
-class _OurFormat(logging.Formatter):
-    """What structlog's ProcessorFormatter makes of a record of the standard library, but without a copy of the record: the application's
-    factory would make it.
+class _Format(logging.Formatter):
+    """A record of the standard library goes through the processors, the last of which makes a text. The record is not copied: the
+    application's factory would make the copy.
     """
 
     def __init__(self, processors: list[Processor]) -> None:
@@ -194,12 +170,26 @@ class _OurFormat(logging.Formatter):
         if record.exc_info:
             event["exc_info"] = record.exc_info
         if record.stack_info:
-            event["stack_info"] = record.stack_info
+            event["stack"] = record.stack_info
         for processor in self._processors:
             event = processor(None, record.levelname.lower(), event)
-            if processor is _split_event:
-                del event["_record"]  # the last that needs it
         return str(event)
+
+
+class _AnyFormat(_Format):
+    """The same for records of which some are structlog's. final: what is done with those."""
+
+    def __init__(self, processors: list[Processor], final: list[Processor]) -> None:
+        super().__init__(processors)
+        self._final = final
+        self._of_structlog: logging.Formatter | None = None
+
+    def format(self, record: logging.LogRecord) -> str:
+        if not isinstance(record.msg, dict) or not hasattr(record, "_logger"):
+            return super().format(record)
+        if self._of_structlog is None:
+            self._of_structlog = structured.formatter(self._final)
+        return self._of_structlog.format(record)
 
 
 class _LogLines(logging.StreamHandler[TextIO]):
@@ -267,10 +257,47 @@ def catch_uncaught() -> None:
     logging.captureWarnings(True)
 
 
+def _add_level_and_name(_logger: Any, method: str, event: EventDict) -> EventDict:
+    event["level"] = method
+    event["logger"] = event["_record"].name
+    return event
+
+
+def _add_time(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    event["timestamp"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return event
+
+
+def _forget_record(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    del event["_record"]
+    return event
+
+
+def _format_exception(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """exc_info as text; True is the exception that is handled now."""
+    found = event.pop("exc_info", None)
+    if found is True:
+        found = sys.exc_info()
+    error = found[1] if isinstance(found, tuple) else found
+    if isinstance(error, BaseException):
+        event["exception"] = "".join(traceback.format_exception(error)).rstrip("\n")
+    return event
+
+
+def _to_json(_logger: Any, _method: str, event: EventDict) -> str:
+    return json.dumps(event, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: as it says itself (structlog's protocol), else its repr."""
+    own = getattr(value, "__structlog__", None)
+    return repr(value) if own is None else own()
+
+
 def _adding(context: Context) -> Processor:
     """A processor that adds the keys of `context` that the record does not have."""
 
-    def add(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    def add(_logger: Any, _method: str, event: EventDict) -> EventDict:
         for key, value in context().items():
             event.setdefault(key, value)
         return event
@@ -278,7 +305,7 @@ def _adding(context: Context) -> Processor:
     return add
 
 
-def _outline(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+def _outline(_logger: Any, _method: str, event: EventDict) -> EventDict:
     """The exception of a record of ours, without its text."""
     if event.get("exc_info") and _is_ours(str(event.get("logger"))) and event["event"] not in WITH_TEXTS:
         found = event.pop("exc_info")
@@ -293,7 +320,7 @@ def _trace_ids() -> Mapping[str, Any]:
     return {} if tracing.active is None else tracing.active.ids()
 
 
-def _add_extra(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+def _add_extra(_logger: Any, _method: str, event: EventDict) -> EventDict:
     """`extra={…}` of a record of the standard library. A key that the line has already keeps its value; theirs is then extra_<key>."""
     record: logging.LogRecord | None = event.get("_record")
     for name, value in vars(record).items() if record is not None else ():
@@ -302,7 +329,7 @@ def _add_extra(_logger: WrappedLogger, _method: str, event: EventDict) -> EventD
     return event
 
 
-def _split_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+def _split_event(_logger: Any, _method: str, event: EventDict) -> EventDict:
     """The event and keys of a standard-library record of ours; any other record is one text."""
     record: logging.LogRecord | None = event.get("_record")
     if record is None:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from structlog.typing import EventDict, WrappedLogger
+from packhorse.worker.observe.structured import EventDict
 
 MAX_TEXT = 20_000
 MAX_DEPTH = 6
@@ -127,8 +127,8 @@ def masked(value: Any, depth: int = 0) -> Any:
         return f"<{type(value).__name__}>"
 
 
-def mask_record(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """structlog processor: after exceptions were formatted, before rendering. Private keys (`_record`) are left alone."""
+def mask_record(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """A processor: after exceptions were formatted, before rendering. Private keys (`_record`) are left alone."""
     for key, value in event.items():
         if key.startswith("_") or key in ("level", "timestamp"):
             continue
@@ -138,8 +138,8 @@ def mask_record(_logger: WrappedLogger, _method: str, event: EventDict) -> Event
     return event
 
 
-def on_one_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """structlog processor for the console: values keep no line break, tracebacks get a margin that nobody can forge."""
+def on_one_line(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """A processor for the console: values keep no line break, tracebacks get a margin that nobody can forge."""
     for key, value in event.items():
         if not isinstance(value, str) or key.startswith("_"):
             continue

@@ -33,7 +33,8 @@ from packhorse.worker.attempt.messages import ClaimedMessage, failure
 from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.runtime.drive import CoroutineSlot
 from packhorse.worker.runtime.executor import Executor
-from packhorse.worker.runtime.slots import RunningIds, Slot
+from packhorse.worker.runtime.running_ids import RunningIds
+from packhorse.worker.runtime.slots import Slot
 from packhorse.worker.runtime.transactions import AsyncTransactions
 
 logger = logging.getLogger("packhorse.pool")

@@ -17,7 +17,8 @@ from dramatiq.middleware import TimeLimitExceeded
 
 from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.errors import CancelInterrupt, DrainInterrupt, HardTimeLimitExceeded, LeaseInterrupt
-from packhorse.worker.runtime.slots import RunningIds, Slot
+from packhorse.worker.runtime.running_ids import RunningIds
+from packhorse.worker.runtime.slots import Slot
 
 logger = logging.getLogger("packhorse.pool")
 

@@ -24,7 +24,7 @@ from packhorse.worker.runtime.in_flight import InFlight
 from packhorse.worker.runtime.meter import Meter
 from packhorse.worker.runtime.outcome_log import OutcomeLog
 from packhorse.worker.runtime.outcome_writer import OutcomeWriter
-from packhorse.worker.runtime.slots import RunningIds
+from packhorse.worker.runtime.running_ids import RunningIds
 from packhorse.worker.service import Service
 from packhorse.worker.states import Ended
 from packhorse.worker.store import messages as store

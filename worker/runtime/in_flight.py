@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.runtime.meter import Meter
 from packhorse.worker.runtime.outcome_log import OutcomeLog
-from packhorse.worker.runtime.slots import RunningIds
+from packhorse.worker.runtime.running_ids import RunningIds
 from packhorse.worker.states import Ended
 
 logger = logging.getLogger("packhorse.fetcher")

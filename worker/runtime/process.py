@@ -30,7 +30,7 @@ from packhorse.worker.db import migrate
 from packhorse.worker.db.errors import translated
 from packhorse.worker.db.listen import Listener
 from packhorse.worker.db.sessions import open_listen
-from packhorse.worker.errors import CancelInterrupt, DrainInterrupt, LeaseInterrupt, SchemaMismatch, StoreError, StoreUnavailable
+from packhorse.worker.errors import CancelInterrupt, LeaseInterrupt, SchemaMismatch, StoreError, StoreUnavailable
 from packhorse.worker.exits import EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED
 from packhorse.worker.observe.process_stats import (
     CONTACT_AT,
@@ -48,13 +48,14 @@ from packhorse.worker.observe.process_stats import (
 from packhorse.worker.runtime.actors import load_broker
 from packhorse.worker.runtime.asked import Asked
 from packhorse.worker.runtime.coroutines import CoroutinePool
-from packhorse.worker.runtime.drive import CoroutineSlot
 from packhorse.worker.runtime.executor import Executor
 from packhorse.worker.runtime.fetcher import Fetcher
 from packhorse.worker.runtime.kinds import kinds_of
+from packhorse.worker.runtime.last_handlers import LastHandlers
 from packhorse.worker.runtime.memory import resident_mib
 from packhorse.worker.runtime.meter import Meter
-from packhorse.worker.runtime.slots import RunningIds, Slot
+from packhorse.worker.runtime.running_ids import RunningIds
+from packhorse.worker.runtime.slots import Slot
 from packhorse.worker.runtime.stopping import StopRequest
 from packhorse.worker.runtime.threads import ThreadPool
 from packhorse.worker.runtime.timekeeper import Timekeeper
@@ -71,8 +72,6 @@ STARTUP_RETRY_SECONDS = 3.0  # at most: processes that start together do not try
 ISOLATION_IDLE_SECONDS = 5.0
 #: What middleware wants to do before and after the drain may take so long.
 HOOKS_SECONDS = 5.0
-#: What is interrupted at the drain limit may tidy up for so long.
-INTERRUPTED_SECONDS = 2.0
 
 
 class WorkerProcess:
@@ -143,7 +142,7 @@ class WorkerProcess:
         self._watch()
         self.exit_code = EXIT_OK
         self._stop = StopRequest()
-        self._stuck: set[int] = set()  # lease tokens; added to by the timekeeper
+        self._handlers = LastHandlers(self.pool, self.coroutines, self.timekeeper)
         self.on_turn: Callable[[], None] = lambda: None  # called by the main thread about twice a second
 
     def _watch(self) -> None:
@@ -267,10 +266,11 @@ class WorkerProcess:
             pool.stop()
         self.fetcher.wake()
         deadline = began + self.settings.drain_seconds
-        while self._handlers_running() and time.monotonic() < deadline and not self.stats.states[HURRY]:
+        while self._handlers.left() and time.monotonic() < deadline and not self.stats.states[HURRY]:
             time.sleep(0.02)
-        if self._handlers_running():
-            self._interrupt_all()
+        if self._handlers.left() and (count := self._handlers.interrupt()):
+            self.exit_code = self.exit_code or EXIT_REPLACED
+            logger.warning("handlers_left count=%d worker_id=%s", count, self.id)
         self._flush()
         if not all([pool.wait(HOOKS_SECONDS) for pool in self._pools]):  # their hooks
             logger.warning("shutdown_hooks_left worker_id=%s seconds=%.0f", self.id, HOOKS_SECONDS)
@@ -292,44 +292,6 @@ class WorkerProcess:
         thread.join(HOOKS_SECONDS)
         if thread.is_alive():
             logger.warning("shutdown_hooks_left worker_id=%s seconds=%.0f", self.id, HOOKS_SECONDS)
-
-    def _handlers_running(self) -> bool:
-        return bool(self._still_running())
-
-    def _still_running(self) -> list[tuple[Slot, ClaimedMessage]]:
-        """But for those past their hard limit, and those that cannot go on because of one: nobody waits for them, and the parent ends
-        their attempts."""
-        slots = [*self.pool.running_slots(), *([] if self._loop_is_lost() else self.coroutines.running_slots())]
-        running = [(slot, slot.message) for slot in slots]
-        return [(slot, message) for slot, message in running if message is not None and message.lease_token not in self._stuck]
-
-    def _loop_is_lost(self) -> bool:
-        """Does a coroutine block the event loop past its hard limit?"""
-        stuck = (slot.message for slot in self.coroutines.running_slots())
-        return self.timekeeper.blocked and any(message is not None and message.lease_token in self._stuck for message in stuck)
-
-    def _interrupt_all(self) -> None:
-        """The drain limit, or a second signal: interrupt, wait a little, leave what will not end to the parent.
-
-        It runs until this process is gone: whoever got its message before would run it at the same time (SPEC P2). A coroutine that will
-        not end is not driven any more.
-        """
-        for slot, message in self._still_running():
-            slot.interrupt(message, DrainInterrupt)
-        self._wait_for_handlers(INTERRUPTED_SECONDS)
-        for slot, message in self._still_running():
-            if isinstance(slot, CoroutineSlot):
-                slot.abandon(message)
-        self._wait_for_handlers(0.5)
-        left = [message for _, message in self._still_running() if not message.finished]
-        if left:
-            self.exit_code = self.exit_code or EXIT_REPLACED
-            logger.warning("handlers_left count=%d worker_id=%s", len(left), self.id)
-
-    def _wait_for_handlers(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while self._handlers_running() and time.monotonic() < deadline:
-            time.sleep(0.02)  # a handler's end tells nobody but the fetcher, which may be what hangs
 
     def _flush(self) -> None:
         """Hand back the unstarted, write the last outcomes; bounded, the parent takes care of the rest once this process is gone."""
@@ -405,7 +367,7 @@ class WorkerProcess:
         if message is not None and (slot is None or not slot.give_up(message)):
             return
         if message is not None:
-            self._stuck.add(message.lease_token)
+            self._handlers.stuck.add(message.lease_token)
         self.exit_code = EXIT_REPLACED
         self._stop.ask()
 

@@ -22,7 +22,8 @@ from packhorse.worker.attempt.context import current
 from packhorse.worker.attempt.messages import ClaimedMessage, failure
 from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.runtime.executor import Executor
-from packhorse.worker.runtime.slots import RunningIds, Slot, ThreadSlot
+from packhorse.worker.runtime.running_ids import RunningIds
+from packhorse.worker.runtime.slots import Slot, ThreadSlot
 
 logger = logging.getLogger("packhorse.pool")
 

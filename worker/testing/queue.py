@@ -28,7 +28,7 @@ from packhorse.worker.embedded import Embedded
 from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.observe.process_stats import HURRY, ProcessStats
 from packhorse.worker.runtime.process import WorkerProcess
-from packhorse.worker.runtime.slots import RunningIds
+from packhorse.worker.runtime.running_ids import RunningIds
 from packhorse.worker.states import Verb
 from packhorse.worker.store import bursts, installation
 from packhorse.worker.store import messages as message_store
