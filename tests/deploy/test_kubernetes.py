@@ -14,6 +14,7 @@ import yaml
 
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.fleet.supervisor import KILL_MARGIN_SECONDS
+from packhorse.worker.ops import deploy_files
 from tests.support.workers import ROOT
 
 pytestmark = pytest.mark.slow
@@ -61,6 +62,14 @@ def test_every_object_is_valid_for_the_releases_of_kubernetes(overlay, version):
     for item in build(overlay):
         if item["kind"] not in CUSTOM:
             kubernetes_validate.validate(item, version, strict=True)
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_the_command_writes_builds_the_same(tmp_path, overlay):
+    deploy_files.write("kubernetes", tmp_path / "written")
+    done = subprocess.run(["kubectl", "kustomize", str(tmp_path / "written/overlays" / overlay)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and list(yaml.safe_load_all(done.stdout)) == build(overlay), done.stderr
 
 
 @needs_kubectl

@@ -12,6 +12,7 @@ import pytest
 from packhorse.worker.config import Settings
 from packhorse.worker.exits import FATAL_CHILD_EXITS
 from packhorse.worker.fleet.supervisor import KILL_MARGIN_SECONDS
+from packhorse.worker.ops import deploy_files
 from tests.integration.test_cli_documented import commands
 from tests.support.workers import ROOT
 
@@ -48,7 +49,7 @@ def test_these_are_all_the_units():
 @pytest.mark.parametrize("name", NAMES)
 def test_systemd_analyze_verify_is_silent(tmp_path, name):
     installed = tmp_path / "etc" / "systemd" / "system"
-    shutil.copytree(UNITS, installed)
+    deploy_files.write("systemd", installed)
     shutil.copytree("/lib/systemd/system", tmp_path / "usr" / "lib" / "systemd" / "system", symlinks=True)
     (tmp_path / "lib").symlink_to("usr/lib")
     for program in ("opt/packhorse/bin/packhorse", "bin/kill"):

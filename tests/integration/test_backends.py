@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections import Counter
@@ -194,22 +193,6 @@ def test_backends_of_a_broker_with_redis_are_dramatiqs_own(database, redis_url):
     broker = PostgresBroker(settings=quick_settings(database, redis_url=redis_url))
     assert isinstance(result_backend(broker), dramatiq.results.backends.RedisBackend)
     assert isinstance(rate_limiter_backend(broker), dramatiq.rate_limits.backends.RedisBackend)
-
-
-@pytest.mark.parametrize("factory", [result_backend, rate_limiter_backend])
-def test_a_configured_redis_without_its_package_is_a_clear_error(database, monkeypatch, factory):
-    for name in [
-        name
-        for name in sys.modules
-        if name.startswith(
-            ("redis", "packhorse.worker.broker.backends.on_redis", "dramatiq.results.backends.redis", "dramatiq.rate_limits.backends.redis")
-        )
-    ]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "redis", None)  # what an import of a missing package sees
-    broker = PostgresBroker(settings=quick_settings(database, redis_url="redis://localhost"))
-    with pytest.raises(ConfigError, match="redis_url: the redis package is not installed"):
-        factory(broker)
 
 
 def test_a_bad_redis_url_names_the_setting_and_not_the_value(database):

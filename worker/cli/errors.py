@@ -61,7 +61,7 @@ class ErrorReport:
 
 def describe(error: WorkerError) -> ErrorReport:
     """The ErrorReport of any error that Packhorse raises on purpose."""
-    from packhorse.worker.embedded import EmbeddedError
+    from packhorse.worker.embedded import EmbeddedError, EmbeddedMissing
 
     if isinstance(error, CommandError):
         return ErrorReport(error.code, str(error), error.exit_code, error.field, error.hint)
@@ -86,7 +86,7 @@ def describe(error: WorkerError) -> ErrorReport:
     if isinstance(error, MigrationError):
         return ErrorReport("migration", str(error), EXIT_FAILED)
     if isinstance(error, EmbeddedError):
-        return ErrorReport("unavailable", str(error), EXIT_UNAVAILABLE, "data_dir")
+        return ErrorReport("unavailable", str(error), EXIT_UNAVAILABLE, "database_url" if isinstance(error, EmbeddedMissing) else "data_dir")
     return ErrorReport("failed", str(error), EXIT_FAILED)
 
 

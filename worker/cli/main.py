@@ -7,6 +7,7 @@ from packhorse.worker.cli import (
     conversations,
     copies,
     dead_letter,
+    deploy,
     doctor,
     enqueue,
     health,
@@ -54,6 +55,7 @@ app.command("health")(health.health)
 app.command("doctor")(doctor.doctor)
 app.command("top")(top.top)
 app.add_typer(config.app, name="config")
+app.add_typer(deploy.app, name="deploy")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -31,14 +32,26 @@ def packhorse_sent() -> Iterator[SentMessages]:
 @pytest.fixture(scope="session")
 def packhorse_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PackhorseDatabase]:
     """A database with the schema: that of PACKHORSE_TEST_DATABASE_URL, else an embedded PostgreSQL for this run."""
-    from packhorse.worker.testing.queue import PackhorseDatabase
-
     url = os.environ.get(URL)
     if url:
+        from packhorse.worker.testing.queue import PackhorseDatabase
+
         yield PackhorseDatabase.given(url, os.environ.get("PYTEST_XDIST_WORKER"))
     else:
-        with PackhorseDatabase.embedded(tmp_path_factory.mktemp("packhorse")) as database:
+        with _embedded(tmp_path_factory.mktemp("packhorse")) as database:
             yield database
+
+
+def _embedded(folder: Path) -> AbstractContextManager[PackhorseDatabase]:
+    """A server with its data in this folder. Without the extra that carries it a test needs no traceback to say so."""
+    from packhorse.worker.embedded import EmbeddedMissing, programs
+    from packhorse.worker.testing.queue import PackhorseDatabase
+
+    try:
+        programs()
+    except EmbeddedMissing:
+        pytest.fail(str(EmbeddedMissing(f"set {URL} to a database for tests")), pytrace=False)
+    return PackhorseDatabase.embedded(folder)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ __all__ = ["PostgresRateLimiterBackend", "PostgresResultBackend", "rate_limiter_
 
 
 def result_backend(broker: PostgresBroker) -> ResultBackend:
-    """The result backend that the broker's settings ask for. Raises ConfigError when redis_url is set and redis is not installed."""
+    """The result backend that the broker's settings ask for. Raises ConfigError when redis_url is no Redis URL."""
     url = _redis_url(broker)
     if url is None:
         return PostgresResultBackend(broker=broker)
@@ -44,11 +44,8 @@ def _redis_url(broker: PostgresBroker) -> str | None:
 
 
 def _redis(name: str, url: str) -> Any:
-    """A backend of on_redis.py, which needs the redis package."""
-    try:
-        module = importlib.import_module(".on_redis", __package__)
-    except ImportError as error:
-        raise ConfigError(["redis_url: the redis package is not installed; pip install 'packhorse[redis]', or leave redis_url unset"]) from error
+    """A backend of on_redis.py, which loads the redis package: two MiB that a worker without redis_url has no use for."""
+    module = importlib.import_module(".on_redis", __package__)
     try:
         return getattr(module, name)(url=url)
     except ValueError as error:  # redis-py refuses the scheme; its text names the schemes, not the URL

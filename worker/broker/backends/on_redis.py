@@ -4,7 +4,7 @@ A Redis that is frozen, or whose host is gone, answers nothing and refuses nothi
 keep waits in its slot until all slots wait. With deadlines alone each of them still pays one. So the first call that gets no
 answer tells the others: they fail at once, and a thread asks in the background until Redis answers again.
 
-Imported only where redis_url is set; the redis package is optional.
+Imported only where redis_url is set.
 """
 
 from __future__ import annotations
