@@ -9,8 +9,8 @@ comment on domain packhorse.queue_name is 'A letter or underscore, then letters,
 create domain packhorse.message_json as jsonb
   constraint message_json_is_object check (jsonb_typeof(value) = 'object')
   constraint message_json_size check (pg_column_size(value) <= 1048576)
-  -- what readers in other languages cannot read; neither fits into 2000 bytes
-  constraint message_json_readable check (pg_column_size(value) <= 2000
+  -- what readers in other languages cannot read; is_readable_json says the same
+  constraint message_json_readable check ((pg_column_size(value) <= 2000 and octet_length(value::text) <= 4300)
     or not (pg_catalog.jsonb_path_exists(value, 'strict $.**{500 to last} ? (@.type() == "object" || @.type() == "array")')
       or pg_catalog.jsonb_path_exists(value, 'strict $.** ? (@.type() == "number" && (@ >= 1e4300 || @ <= -1e4300))')));
 comment on domain packhorse.message_json is 'A JSON object of at most 1 MiB, nested at most 500 levels deep, its numbers with at most 4300 digits. A domain, so that it is checked when written, not at every claim.';

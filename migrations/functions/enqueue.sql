@@ -8,8 +8,8 @@
 
 create or replace function packhorse.is_readable_json(p_value jsonb) returns boolean
 language sql immutable parallel safe as $$
-  -- as the domain message_json: nesting and numbers that need more than 2000 bytes
-  select p_value is null or pg_column_size(p_value) <= 2000
+  -- as the domain message_json: so deep needs more than 2000 bytes, and such a number more than 4300 as text (1e5000 needs few as jsonb)
+  select p_value is null or (pg_column_size(p_value) <= 2000 and octet_length(p_value::text) <= 4300)
     or not (pg_catalog.jsonb_path_exists(p_value, 'strict $.**{500 to last} ? (@.type() == "object" || @.type() == "array")')
       or pg_catalog.jsonb_path_exists(p_value, 'strict $.** ? (@.type() == "number" && (@ >= 1e4300 || @ <= -1e4300))'))
 $$;
@@ -132,9 +132,9 @@ begin
      and (p_trace_context is null or length(p_trace_context) <= 1000)
      and (p_expires_at is null or p_expires_at > v_run_at)
      and jsonb_typeof(p_payload) = 'object' and pg_column_size(p_payload) <= 1048576
-     and (pg_column_size(p_payload) <= 2000 or packhorse.is_readable_json(p_payload))
+     and packhorse.is_readable_json(p_payload)
      and jsonb_typeof(p_options) = 'object' and pg_column_size(p_options) <= 1048576
-     and (pg_column_size(p_options) <= 2000 or packhorse.is_readable_json(p_options))
+     and packhorse.is_readable_json(p_options)
      and p_message_type ~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}$' then
     null;
   else
@@ -216,6 +216,8 @@ begin
     if found then
       perform packhorse.refuse_argument(format('messages[%s].%s', v_position, left(v_unknown, 60)), 'unknown key',
         'Known keys: ' || array_to_string(v_known, ', '));
+    elsif v_item ->> 'dedup_window' is not null and v_item ->> 'dedup_key' is null then
+      perform packhorse.refuse_argument('dedup_window', 'without dedup_key it means nothing', 'Give the key, too.');
     end if;
     return query select e.message_id, e.duplicate from packhorse.enqueue_message(
       v_item ->> 'queue', v_item ->> 'message_type',

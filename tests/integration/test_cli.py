@@ -173,6 +173,7 @@ def test_a_toml_file_that_cannot_be_read_is_named(tmp_path):
         (["dead-letter", "redrive", "9" * 20], "ID"),
         (["dead-letter", "redrive", "1", "--rate", "inf"], "--rate"),
         (["enqueue", "x", '{"a": ' + "9" * 5000 + "}"], "4300 digits"),
+        (["enqueue", "x", '{"a": 1e5000}', "--allow-unknown-type"], "payload"),
         (["queue", "set", "default", "rate_limit=1e400"], "1e400"),
         (["queue", "set", "default", "max_concurrency="], "max_concurrency"),
         (["queue", "set", "default", "max_concurrency=3", "max_concurrency=4"], "given twice"),

@@ -172,17 +172,30 @@ def nested(levels: int) -> str:
     return '{"a": ' + "[" * (levels - 1) + "1" + "]" * (levels - 1) + "}"
 
 
-@pytest.mark.parametrize("payload", [nested(501), nested(5000), f'{{"a": {"9" * 4301}}}', f'{{"a": [{{"b": -{"9" * 5000}}}]}}'])
+@pytest.mark.parametrize(
+    "payload",
+    [nested(501), nested(5000), f'{{"a": {"9" * 4301}}}', f'{{"a": [{{"b": -{"9" * 5000}}}]}}', '{"a": 1e5000}', '{"a": [0, {"b": -1e4300}]}'],
+)
 def test_json_that_python_cannot_read_is_refused_by_name(sql: Sql, payload: str) -> None:
     assert sql.refused("select enqueue_message('q', 'effect', %s::jsonb)", payload) == ("PH001", "payload")
     assert sql.refused("select enqueue_message('q', 'effect', '{}', %s::jsonb)", payload) == ("PH001", "options")
     many = f'[{{"queue": "q", "message_type": "effect", "payload": {payload}}}]'
     assert sql.refused("select * from enqueue_messages(%s::jsonb)", many) == ("PH001", "messages[1].payload")
+    assert sql.refused("select * from enqueue_payloads('q', 'effect', %s::jsonb)", f"[{{}}, {payload}]") == ("PH001", "payloads[2]")
     assert sql.refused("insert into message_queue (queue, message_type, payload) values ('q', 'effect', %s::jsonb)", payload)[0] == "23514"
 
 
 @pytest.mark.parametrize(
-    "payload", [nested(500), f'{{"a": {"9" * 4300}}}', f'{{"a": "{"9" * 5000}"}}', f'{{"a": 0.{"9" * 5000}}}', f'{{"a": "{"[" * 5000}"}}']
+    "payload",
+    [
+        nested(500),
+        f'{{"a": {"9" * 4300}}}',
+        f'{{"a": "{"9" * 5000}"}}',
+        f'{{"a": 0.{"9" * 5000}}}',
+        f'{{"a": "{"[" * 5000}"}}',
+        '{"a": 1e4299}',
+        '{"a": 1e-5000}',
+    ],
 )
 def test_json_up_to_there_is_taken_and_python_reads_it(sql: Sql, payload: str) -> None:
     message_id = sql.value("select message_id from enqueue_message('q', 'effect', %s::jsonb)", payload)
@@ -234,6 +247,8 @@ BAD_BULK = [
     ([{"queue": "q", "message_type": "effect", "max_attempts": "many"}], "messages[1].max_attempts"),
     ([{"queue": "q", "message_type": "effect", "priority": 5.5}], "messages[1].priority"),
     ([{"queue": "q", "message_type": "effect", "dedup_key": "messages", "dedup_window": "messages"}], "messages[1].dedup_window"),
+    ([{"queue": "q", "message_type": "effect", "dedup_window": "1 hour"}], "messages[1].dedup_window"),
+    ([{"queue": "q", "message_type": "effect", "dedup_key": None, "dedup_window": "1 hour"}], "messages[1].dedup_window"),
     ([{"queue": "q", "message_type": "effect", "run_at": 1700000000}], "messages[1].run_at"),
     ([{"queue": "q", "message_type": "effect", "delay": "2 hours", "expires_at": "now"}], "messages[1].expires_at"),
 ]
