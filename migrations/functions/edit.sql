@@ -1,4 +1,4 @@
--- What an operator does with one message that does not run (SPEC Q5): edit, reschedule, move, priority, bury, clone, retry.
+-- What an operator does with one message that does not run (SPEC Q5): edit, reschedule, move, priority, limits, bury, clone, retry.
 --
 -- Each answers with a word: what it did, or the state that forbids it (running, done, cancelled, dead), or gone. One that runs is its
 -- worker's; cancel_message asks that worker to stop. Each act is recorded in operator_actions in the same transaction.
@@ -172,6 +172,49 @@ begin
 end
 $$;
 comment on function packhorse.set_message_priority(bigint, integer, text, text) is 'The priority of a message that waits: changed, unchanged, or the state that forbids it.';
+
+create or replace function packhorse.set_message_limits(
+  p_id bigint, p_max_attempts integer default null, p_expires_at timestamptz default null, p_operator text default current_user, p_reason text default null
+) returns text
+language plpgsql set enable_seqscan = off set jit = off
+  set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
+-- How often a message that waits is tried, and until when it is worth doing: 'changed', 'unchanged', else the state that forbids it. Null
+-- leaves a limit as it is; p_expires_at => 'infinity': it does not expire. Raises PH001, also for a limit that lets it never start.
+declare
+  v_forbidden text;
+  v_m packhorse.message_queue;
+  v_max_attempts integer;
+  v_expires_at timestamptz;
+begin
+  if p_max_attempts not between 1 and 1000000 then
+    perform packhorse.refuse_argument('max_attempts', format('%s is out of range', p_max_attempts), '1 to 1000000.');
+  elsif p_max_attempts is null and p_expires_at is null then
+    perform packhorse.refuse_argument('max_attempts', 'give max_attempts or expires_at, or both');
+  end if;
+  v_forbidden := packhorse.lock_waiting_message(p_id);
+  if v_forbidden is not null then
+    return v_forbidden;
+  end if;
+  select * into v_m from packhorse.message_queue m where m.id = p_id;
+  if p_max_attempts <= v_m.attempt then
+    perform packhorse.refuse_argument('max_attempts', format('it has made %s attempts already', v_m.attempt), 'Allow more, or bury it.');
+  elsif p_expires_at <= greatest(v_m.run_at, clock_timestamp()) then
+    perform packhorse.refuse_argument('expires_at', 'the message could never start', 'It must be later than now and than run_at; or cancel the message.');
+  end if;
+  v_max_attempts := coalesce(p_max_attempts, v_m.max_attempts);
+  v_expires_at := case when p_expires_at is null then v_m.expires_at when isfinite(p_expires_at) then p_expires_at end;
+  if (v_max_attempts, v_expires_at) is not distinct from (v_m.max_attempts::integer, v_m.expires_at) then
+    return 'unchanged';
+  end if;
+  update packhorse.message_queue set max_attempts = v_max_attempts, expires_at = v_expires_at where id = p_id;
+  insert into packhorse.operator_actions (action, operator, reason, message_id, details)
+  values ('set_limits', p_operator, p_reason, p_id, jsonb_build_object('from', jsonb_build_object('max_attempts', v_m.max_attempts, 'expires_at', v_m.expires_at),
+    'to', jsonb_build_object('max_attempts', v_max_attempts, 'expires_at', v_expires_at)));
+  return 'changed';
+end
+$$;
+comment on function packhorse.set_message_limits(bigint, integer, timestamptz, text, text)
+  is 'Attempts and expiry of a message that waits: changed, unchanged, or the state that forbids it.';
 
 create or replace function packhorse.bury_waiting_message(p_id bigint, p_operator text default current_user, p_reason text default null) returns text
 language plpgsql set enable_seqscan = off set jit = off

@@ -294,6 +294,15 @@ def test_an_edit_shows_the_difference_and_is_refused_while_the_message_runs(cli:
     assert database.value("select payload from message_queue") == {"from": "editor"}
     for arguments in (["--payload", "[1]"], ["--payload", "nowhere.json"], ["--set", "x"], ["--set", "a=1", "--payload", "{}"]):
         assert cli("message", "edit", message, *arguments, "--json").code == EXIT_USAGE
+    limits = cli("message", "edit", message, "--max-attempts", 9, "--expires-at", "2999-01-01T00:00:00Z", EDITOR="false")
+    assert limits.code == EXIT_OK and "+max_attempts: 9" in limits.out and "+expires_at: 2999-01-01 00:00:00+00:00" in limits.out
+    both = cli("message", "edit", message, "--set", "a=1", "--expires-at", "never", "--json")
+    assert both.document["diff"][-2:] == ["-expires_at: 2999-01-01 00:00:00+00:00", "+expires_at: never"]
+    assert database.query("select payload, max_attempts, expires_at from message_queue") == [({"from": "editor", "a": 1}, 9, None)]
+    assert "no difference" in cli("message", "edit", message, "--max-attempts", 9).out
+    late = cli("message", "edit", message, "--set", "a=2", "--expires-at", "2020-01-01T00:00:00Z", "--json")
+    assert late.code == EXIT_USAGE and late.error["field"] == "expires_at" and database.value("select payload ->> 'a' from message_queue") == "1"
+    assert cli("message", "edit", message, "--expires-at", "soon").code == EXIT_USAGE
     database.query("select acquire_message_lock(%s, gen_random_uuid())", message)
     refused = cli("message", "edit", message, "--set", "a=1")
     assert refused.code == EXIT_FAILED and "runs on" in refused.err and "cancel it or wait" in refused.err

@@ -19,6 +19,7 @@ VERBS = {
     "reschedule": ("reschedule_message(%s, p_delay => '1 hour', p_operator => 'ann', p_reason => 'why')", "rescheduled"),
     "move": ("move_message(%s, 'r', 'ann', 'why')", "moved"),
     "set_priority": ("set_message_priority(%s, 2, 'ann', 'why')", "changed"),
+    "set_limits": ("set_message_limits(%s, 9, null, 'ann', 'why')", "changed"),
     "bury": ("bury_waiting_message(%s, 'ann', 'why')", "buried"),
     "clone": ("answer from clone_message(%s, p_operator => 'ann', p_reason => 'why')", "cloned"),
     "retry_now": ("retry_message(%s, 'ann', 'why')", "due"),
@@ -146,6 +147,11 @@ def test_a_message_that_would_expire_first_is_not_rescheduled(sql: Sql) -> None:
         ("set_message_priority(%s, 0)", "priority"),
         ("set_message_priority(%s, 11)", "priority"),
         ("set_message_priority(%s, null)", "priority"),
+        ("set_message_limits(%s)", "max_attempts"),
+        ("set_message_limits(%s, 0)", "max_attempts"),
+        ("set_message_limits(%s, 1000001)", "max_attempts"),
+        ("set_message_limits(%s, 5, now())", "expires_at"),
+        ("set_message_limits(%s, 5, '-infinity')", "expires_at"),
     ],
 )
 def test_bad_arguments_are_named(sql: Sql, call: str, column: str) -> None:
@@ -170,6 +176,27 @@ def test_priority_is_within_the_queue_and_recorded_from_to(sql: Sql) -> None:
     assert [do(sql, "set_priority", second) for _ in range(2)] == ["changed", "unchanged"]
     assert [lease.id for lease in sql.claim(2)] == [second, first]
     assert sql.rows("select details from operator_actions") == [({"from": 5, "to": 2},)]
+
+
+def test_the_attempts_of_a_message_can_be_raised_and_lowered_but_not_below_those_it_has_made(sql: Sql) -> None:
+    lease = sql.claimed(max_attempts=5)
+    sql.rows("select fail_message(%s, %s, 'E', 'once', p_delay => '0')", lease.id, lease.token)
+    assert sql.refused("select set_message_limits(%s, 1)", lease.id) == ("PH001", "max_attempts")
+    assert [sql.value("select set_message_limits(%s, 2)", lease.id) for _ in range(2)] == ["changed", "unchanged"]
+    again = sql.claim_one()
+    sql.rows("select fail_message(%s, %s, 'E', 'twice')", again.id, again.token)
+    assert sql.state(lease.id) == "dead", "the second attempt was its last"
+
+
+def test_an_expiry_can_be_set_moved_and_taken_away_and_is_recorded_from_to(sql: Sql) -> None:
+    message_id = sql.enqueue(max_attempts=3, delay="1 hour")
+    assert sql.refused("select set_message_limits(%s, p_expires_at => now() + interval '30 min')", message_id) == ("PH001", "expires_at")
+    assert sql.value("select set_message_limits(%s, p_expires_at => '2999-01-01')", message_id) == "changed"
+    assert sql.live(message_id)["max_attempts"] == 3 and sql.live(message_id)["expires_at"].year == 2999
+    assert [sql.value("select set_message_limits(%s, p_expires_at => 'infinity')", message_id) for _ in range(2)] == ["changed", "unchanged"]
+    assert sql.live(message_id)["expires_at"] is None
+    details = [row[0] for row in sql.rows("select details from operator_actions order by id")]
+    assert details[1]["from"] == details[0]["to"] and details[1]["to"] == details[0]["from"] == {"max_attempts": 3, "expires_at": None}
 
 
 def test_a_buried_message_is_a_dead_letter_with_the_reason_and_its_conversation_goes_on(sql: Sql) -> None:

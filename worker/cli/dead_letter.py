@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,11 +25,11 @@ from packhorse.worker.cli.common import (
     json_object,
     operator_name,
 )
-from packhorse.worker.cli.editor import edited, pretty
+from packhorse.worker.cli.editor import difference, edited, seen_by_nobody_else
 from packhorse.worker.cli.errors import CommandError, usage
 from packhorse.worker.cli.interrupts import first_interrupt
 from packhorse.worker.cli.render import json_line, print_diff, print_fields, print_json, print_rows, progress, with_tracebacks
-from packhorse.worker.errors import StoreRejected, WorkerError
+from packhorse.worker.errors import WorkerError
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
 from packhorse.worker.store import dead_letters
 from packhorse.worker.store.dead_letters import Selection
@@ -117,25 +116,20 @@ def edit(
         steps = dead_letters.step_names(connection, message_id)
     before = decoded(seen)
     after = given if given is not None else json_object("payload", edited(before))
-    difference = list(difflib.unified_diff(pretty(before), pretty(after), "before", "after", lineterm=""))
+    lines = difference(before, after)
     if not as_json:
-        print_diff(difference) if difference else print("no difference")
-    changed = bool(difference) and not dry_run
+        print_diff(lines)
+    changed = bool(lines) and not dry_run
     if changed:
         if given is None:
             confirmed("Keep this payload?", yes)
         from packhorse.worker.store.json_text import to_json
 
         # connected again: nobody should hold a connection while a person thinks
-        try:
-            with database() as connection:
-                dead_letters.edit(connection, message_id, to_json("payload", after), seen, operator_name(operator), reason)
-        except StoreRejected as error:
-            if error.sqlstate != "PH005":
-                raise
-            raise CommandError(str(error), code="conflict", field="payload", hint="Nothing was changed: edit it again") from error
+        with seen_by_nobody_else(), database() as connection:
+            dead_letters.edit(connection, message_id, to_json("payload", after), seen, operator_name(operator), reason)
     if as_json:
-        print_json({"id": message_id, "changed": changed, "before": before, "after": after, "diff": difference, "steps": steps})
+        print_json({"id": message_id, "changed": changed, "before": before, "after": after, "diff": lines, "steps": steps})
     elif changed and steps:
         print(f"packhorse: {len(steps)} step(s) have stored what they made of the old payload; `redrive --fresh` does them again.", file=sys.stderr)
     return EXIT_OK

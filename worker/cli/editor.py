@@ -1,16 +1,23 @@
-"""Open a text in the operator's editor."""
+"""What the commands that edit a payload share: the operator's editor, the difference, what is said when somebody else was quicker."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from packhorse.worker.cli.errors import CommandError, usage
+from packhorse.worker.errors import StoreRejected
+
+#: SQLSTATE of an edit of what somebody else has changed meanwhile.
+CHANGED_MEANWHILE = "PH005"
 
 
 def edit_text(text: str, *, suffix: str) -> str:
@@ -33,6 +40,22 @@ def edit_text(text: str, *, suffix: str) -> str:
 def pretty(payload: Any) -> list[str]:
     """The lines of a payload as people compare it."""
     return json.dumps(payload, indent=2, sort_keys=True, ensure_ascii=False).splitlines()
+
+
+def difference(before: Any, after: Any) -> list[str]:
+    """A unified diff of two payloads; empty when they are the same."""
+    return list(difflib.unified_diff(pretty(before), pretty(after), "before", "after", lineterm=""))
+
+
+@contextmanager
+def seen_by_nobody_else() -> Iterator[None]:
+    """Around an edit of what was read before: that somebody else has changed it since is a conflict, and nothing was done."""
+    try:
+        yield
+    except StoreRejected as error:
+        if error.sqlstate != CHANGED_MEANWHILE:
+            raise
+        raise CommandError(str(error), code="conflict", field="payload", hint="Nothing was changed: edit it again") from error
 
 
 def edited(payload: Any) -> str:

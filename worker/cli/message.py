@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,15 +29,20 @@ from packhorse.worker.cli.common import (
     json_object,
     moment,
     operator_name,
+    read_stdin,
 )
-from packhorse.worker.cli.editor import edited, pretty
+from packhorse.worker.cli.editor import difference, edited, seen_by_nobody_else
 from packhorse.worker.cli.errors import CommandError, usage
 from packhorse.worker.cli.render import clean, print_diff, print_fields, print_json, print_rows, with_tracebacks
-from packhorse.worker.errors import NotFound, StoreRejected
+from packhorse.worker.errors import NotFound
 from packhorse.worker.exits import EXIT_OK
 from packhorse.worker.states import State
 from packhorse.worker.store import acts, messages, operations
+from packhorse.worker.store.acts import Editable
 from packhorse.worker.store.rows import decoded
+
+if TYPE_CHECKING:
+    from packhorse.worker.ops.messages import Edit
 
 app = typer.Typer(no_args_is_help=True, help="Messages: find, explain, edit, move, cancel, retry.")
 for _act in (message_acts.cancel, message_acts.retry, message_acts.reschedule, message_acts.move, message_acts.priority, message_acts.bury):
@@ -130,43 +134,47 @@ def edit(
     payload: Annotated[str | None, typer.Option("--payload", help="The new payload: a JSON object, FILE or - for stdin; default: $EDITOR.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="One value of the payload: customer.id=42.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget its steps: everything is done again.")] = False,
+    max_attempts: Annotated[int | None, typer.Option("--max-attempts", min=1, max=1_000_000, help="Tried so often at most.")] = None,
+    expires_at: Annotated[
+        str | None, typer.Option("--expires-at", metavar="TIME", help="Worth doing until then (ISO 8601 with zone), or: never.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference, change nothing.")] = False,
     reason: Reason = None,
     operator: Operator = None,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> int:
-    """Replace the payload of a message that waits; shows the difference."""
-    from packhorse.worker.ops.messages import with_settings
+    """Change the payload of a message that waits, its attempts or its expiry; shows the difference."""
+    from packhorse.worker.ops import messages as ops
     from packhorse.worker.store.json_text import to_json
 
     if payload is not None and settings:
         raise usage("set", "--set and --payload both say what it is", "Give one of them")
+    limits = ops.Edit(max_attempts=max_attempts, expires_at=_expiry(expires_at))
     given = json_object("payload", _read(payload)) if payload is not None else None
-    seen, before, steps = _waiting_payload(message_id)
+    seen = _waiting(message_id)
+    before = decoded(seen.payload)
+    by_hand = given is None and not settings and not limits.limits
     if given is None:
-        given = with_settings(before, [_setting(text) for text in settings]) if settings else json_object("payload", edited(before))
-    difference = list(difflib.unified_diff(pretty(before), pretty(given), "before", "after", lineterm=""))
+        given = json_object("payload", edited(before)) if by_hand else ops.with_settings(before, [_setting(text) for text in settings or []])
+    of_payload, of_limits = difference(before, given), _limits_difference(seen, limits)
     if not as_json:
-        print_diff(difference) if difference else print("no difference")
-    changed = bool(difference) and not dry_run
+        print_diff([*of_payload, *of_limits])
+    changed = bool(of_payload or of_limits) and not dry_run
     if changed:
-        if payload is None and not settings:
+        if by_hand:
             confirmed("Keep this payload?", yes)
+        wanted = replace(limits, payload=to_json("payload", given), before=seen.payload, fresh=fresh) if of_payload else limits
         # connected again: nobody should hold a connection while a person thinks
-        try:
-            with database() as connection:
-                answer = acts.edit(connection, message_id, to_json("payload", given), seen, operator_name(operator), reason, fresh=fresh)
-                if answer != "edited":
-                    raise _forbidden(message_id, answer, operations.holder(connection, message_id))
-        except StoreRejected as error:
-            if error.sqlstate != "PH005":
-                raise
-            raise CommandError(str(error), code="conflict", field="payload", hint="Nothing was changed: edit it again") from error
+        with seen_by_nobody_else(), database() as connection:
+            answer = ops.edit(connection, message_id, wanted, operator_name(operator), reason)
+            if answer != "edited":
+                raise _forbidden(message_id, answer, operations.holder(connection, message_id))
     if as_json:
-        print_json({"id": message_id, "changed": changed, "before": before, "after": given, "diff": difference, "steps": steps})
-    elif changed and steps and not fresh:
-        print(f"packhorse: {len(steps)} step(s) have stored what they made of the old payload; --fresh forgets them.", file=sys.stderr)
+        document = {"id": message_id, "changed": changed, "before": before, "after": given, "diff": [*of_payload, *of_limits], "steps": seen.steps}
+        print_json(document)
+    elif changed and of_payload and seen.steps and not fresh:
+        print(f"packhorse: {len(seen.steps)} step(s) have stored what they made of the old payload; --fresh forgets them.", file=sys.stderr)
     return EXIT_OK
 
 
@@ -192,7 +200,7 @@ def clone(
 def _read(payload: str) -> str:
     """The text of --payload: JSON, stdin or a file."""
     if payload == "-":
-        return sys.stdin.read()
+        return read_stdin("payload")
     if payload.lstrip().startswith(("{", "[")):
         return payload
     try:
@@ -213,16 +221,34 @@ def _setting(text: str) -> tuple[str, Any]:
         return path, value
 
 
-def _waiting_payload(message_id: int) -> tuple[str, Any, list[str]]:
-    """The payload as the database has it and decoded, and the names of the steps. Raises NotFound, and CommandError unless it waits."""
+def _expiry(text: str | None) -> datetime | str | None:
+    """A time, or NEVER. Raises typer.BadParameter."""
+    from packhorse.worker.ops.messages import NEVER
+
+    return text if text is None else NEVER if text == "never" else moment(text)
+
+
+def _limits_difference(seen: Editable, wanted: Edit) -> list[str]:
+    """Lines of what changes besides the payload."""
+    lines = []
+    if wanted.max_attempts not in (None, seen.max_attempts):
+        lines += [f"-max_attempts: {seen.max_attempts or 'as actor and queue say'}", f"+max_attempts: {wanted.max_attempts}"]
+    if wanted.expires_at is not None:
+        before = seen.expires_at or "never"
+        after = wanted.expires_at if isinstance(wanted.expires_at, datetime) else "never"
+        lines += [f"-expires_at: {before}", f"+expires_at: {after}"] if before != after else []
+    return lines
+
+
+def _waiting(message_id: int) -> Editable:
+    """The message as it is read before an edit. Raises NotFound, and CommandError unless it waits."""
     with database() as connection:
-        found = acts.payload(connection, message_id)
+        found = acts.editable(connection, message_id)
         if found is None:
             raise NotFound("message", message_id)
-        state, seen, _, steps = found
-        if state not in ("pending", "blocked"):
-            raise _forbidden(message_id, state, operations.holder(connection, message_id))
-    return seen, decoded(seen), steps
+        if found.state not in ("pending", "blocked"):
+            raise _forbidden(message_id, found.state, operations.holder(connection, message_id))
+    return found
 
 
 def _forbidden(message_id: int, state: str, holder: str | None) -> CommandError:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -48,7 +50,17 @@ class Given:
     as_json: bool
 
 
-def cancel(
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What one command does. parameters: as Act has them. told: what is said of a message by the verb's word. title: the question begins with it."""
+
+    name: str
+    told: dict[str, str]
+    title: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+def _shared(
     message_ids: SomeIds = None,
     where_text: Filter = None,
     dry_run: DryRun = False,
@@ -56,7 +68,28 @@ def cancel(
     operator: Operator = None,
     yes: Yes = False,
     as_json: AsJson = False,
-) -> int:
+) -> None:
+    """The arguments and options that every act has."""
+
+
+def act(verb: Callable[..., Wanted]) -> Callable[..., int]:
+    """A command that does with messages what `verb` says: it has the options of `verb`, and those of _shared."""
+    own, shared = (dict(inspect.signature(function, eval_str=True).parameters) for function in (verb, _shared))
+
+    def command(**given: Any) -> int:
+        wanted = verb(**{name: given[name] for name in own})
+        asked = Given(given["message_ids"], given["where_text"], given["yes"], given["dry_run"], given["as_json"])
+        return _run(Act(wanted.name, operator_name(given["operator"]), given["reason"], wanted.parameters), asked, wanted.told, wanted.title)
+
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (own | shared).values()]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__name__, command.__doc__ = verb.__name__, verb.__doc__
+    return command
+
+
+@act
+def cancel() -> Wanted:
     """Stop messages for good; those that run are asked to stop."""
     told = {
         "cancelled": "is cancelled",
@@ -64,19 +97,11 @@ def cancel(
         "dead": "is a dead letter: nothing runs it; packhorse dead-letter purge removes it",
         "gone": "has ended, or it never existed",
     }
-    act = Act("cancel", operator_name(operator), reason)
-    return _run(act, Given(message_ids, where_text, yes, dry_run, as_json), told, "Cancel")
+    return Wanted("cancel", told, "Cancel")
 
 
-def retry(
-    message_ids: SomeIds = None,
-    where_text: Filter = None,
-    dry_run: DryRun = False,
-    reason: Reason = None,
-    operator: Operator = None,
-    yes: Yes = False,
-    as_json: AsJson = False,
-) -> int:
+@act
+def retry() -> Wanted:
     """Do not wait: a delayed or failed message is due now, a dead one is redriven."""
     told = {
         "due": "is due now",
@@ -84,71 +109,36 @@ def retry(
         "redriven": "was dead; enqueued again with fresh attempts",
         **{state: f"is {state}: there is nothing to retry" for state in ("running", "done", "cancelled")},
     }
-    act = Act("retry", operator_name(operator), reason)
-    return _run(act, Given(message_ids, where_text, yes, dry_run, as_json), told, "Make due now")
+    return Wanted("retry", told, "Make due now")
 
 
+@act
 def reschedule(
-    message_ids: SomeIds = None,
-    where_text: Filter = None,
     delay: Annotated[float | None, duration("--delay", "Due so long from now: 30m, 2h.")] = None,
     run_at: Annotated[datetime | None, typer.Option("--run-at", parser=moment, metavar="TIME", help="Due at this time (ISO 8601 with zone).")] = None,
-    dry_run: DryRun = False,
-    reason: Reason = None,
-    operator: Operator = None,
-    yes: Yes = False,
-    as_json: AsJson = False,
-) -> int:
+) -> Wanted:
     """Say when messages are due; the first of a conversation holds the others until then."""
     if (delay is None) == (run_at is None):
         raise usage("run_at", "say when: --delay or --run-at, one of them", "For example: --delay 30m")
-    act = Act("reschedule", operator_name(operator), reason, {"delay": delay, "run_at": run_at})
-    return _run(act, Given(message_ids, where_text, yes, dry_run, as_json), {"rescheduled": "is due then"}, "Reschedule")
+    return Wanted("reschedule", {"rescheduled": "is due then"}, "Reschedule", {"delay": delay, "run_at": run_at})
 
 
-def move(
-    queue: Annotated[str, typer.Option("--to", help="The queue to move them to.")],
-    message_ids: SomeIds = None,
-    where_text: Filter = None,
-    dry_run: DryRun = False,
-    reason: Reason = None,
-    operator: Operator = None,
-    yes: Yes = False,
-    as_json: AsJson = False,
-) -> int:
+@act
+def move(queue: Annotated[str, typer.Option("--to", help="The queue to move them to.")]) -> Wanted:
     """Put messages on another queue; each keeps its place in its conversation."""
-    act = Act("move", operator_name(operator), reason, {"queue": queue})
-    return _run(act, Given(message_ids, where_text, yes, dry_run, as_json), {"moved": f"is on {queue}"}, f"Move to {queue}")
+    return Wanted("move", {"moved": f"is on {queue}"}, f"Move to {queue}", {"queue": queue})
 
 
-def priority(
-    level: Annotated[int, typer.Option("--to", min=1, max=10, help="1 (first) to 10 (last).")],
-    message_ids: SomeIds = None,
-    where_text: Filter = None,
-    dry_run: DryRun = False,
-    reason: Reason = None,
-    operator: Operator = None,
-    yes: Yes = False,
-    as_json: AsJson = False,
-) -> int:
+@act
+def priority(level: Annotated[int, typer.Option("--to", min=1, max=10, help="1 (first) to 10 (last).")]) -> Wanted:
     """Give messages another priority within their queue; the order of a conversation stays."""
-    act = Act("priority", operator_name(operator), reason, {"priority": level})
-    asked = Given(message_ids, where_text, yes, dry_run, as_json)
-    return _run(act, asked, {"changed": f"has priority {level}"}, f"Give priority {level} to")
+    return Wanted("priority", {"changed": f"has priority {level}"}, f"Give priority {level} to", {"priority": level})
 
 
-def bury(
-    message_ids: SomeIds = None,
-    where_text: Filter = None,
-    dry_run: DryRun = False,
-    reason: Reason = None,
-    operator: Operator = None,
-    yes: Yes = False,
-    as_json: AsJson = False,
-) -> int:
+@act
+def bury() -> Wanted:
     """Give messages up: they become dead letters, which can be edited and redriven."""
-    act = Act("bury", operator_name(operator), reason)
-    return _run(act, Given(message_ids, where_text, yes, dry_run, as_json), {"buried": "is a dead letter"}, "Bury")
+    return Wanted("bury", {"buried": "is a dead letter"}, "Bury")
 
 
 def _run(act: Act, asked: Given, told: dict[str, str], title: str) -> int:

@@ -90,9 +90,11 @@ def with_tracebacks(row: Row) -> Row:
 
 
 def print_diff(lines: Sequence[str]) -> None:
-    """A unified diff, in colour on a terminal."""
+    """A unified diff, in colour on a terminal; an empty one is said."""
     from rich.text import Text
 
+    if not lines:
+        print("no difference")
     styles = {"+": "green", "-": "red", "@": "cyan"}
     for line in lines:
         _console().print(Text(clean(line), style=styles.get(line[:1], "")), soft_wrap=True)

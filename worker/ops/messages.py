@@ -157,6 +157,43 @@ def clone(connection: DeadlineConnection, message_id: int, delay_seconds: float,
     return answer, clone_id
 
 
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """What is to be another one of a message; None: left as it is.
+
+    payload: a JSON object as text, `before` as it was read; fresh: without its steps. expires_at: a time, or NEVER.
+    """
+
+    payload: str | None = None
+    before: str | None = None
+    fresh: bool = False
+    max_attempts: int | None = None
+    expires_at: datetime | str | None = None
+
+    @property
+    def limits(self) -> bool:
+        return self.max_attempts is not None or self.expires_at is not None
+
+
+#: As an expiry: none.
+NEVER = "infinity"
+
+
+def edit(connection: DeadlineConnection, message_id: int, wanted: Edit, operator: str, reason: str | None) -> str:
+    """Change one message that waits, all of it or nothing: "edited", else the state that forbids it.
+
+    Raises InvalidArgument, and StoreRejected with the SQLSTATE PH005 when somebody else has changed the payload since.
+    """
+    with translated(), connection.transaction():
+        if wanted.limits:
+            answer = acts.set_limits(connection, message_id, wanted.max_attempts, wanted.expires_at, operator, reason)
+            if answer not in ("changed", "unchanged"):
+                return answer
+        if wanted.payload is None:
+            return "edited"
+        return acts.edit(connection, message_id, wanted.payload, wanted.before or "{}", operator, reason, fresh=wanted.fresh)
+
+
 def with_settings(payload: dict[str, Any], settings: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """A copy of the payload with values at dotted paths: `customer.id`; objects on the way are made. Raises InvalidArgument.
 

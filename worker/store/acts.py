@@ -6,6 +6,7 @@ Each takes a connection first and works in its transaction. Raises StoreError.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -68,10 +69,21 @@ def clone(connection: DeadlineConnection, message_id: int, delay_seconds: float,
     return row[0], row[1]
 
 
-def payload(connection: DeadlineConnection, message_id: int) -> tuple[str, str, str | None, list[str]] | None:
-    """State, payload (JSON text), lease holder and names of the steps of one message, wherever it is; None when nothing has this id."""
+@dataclass(frozen=True, slots=True)
+class Editable:
+    """What can be edited of one message, wherever it is: payload as JSON text, names of its steps, and while it lives its limits."""
+
+    state: str
+    payload: str
+    steps: list[str]
+    max_attempts: int | None
+    expires_at: datetime | None
+
+
+def editable(connection: DeadlineConnection, message_id: int) -> Editable | None:
+    """None when nothing has this id."""
     row: Any = connection.execute(sql("message_payload"), (message_id,)).fetchone()
-    return None if row is None else (row[0], str(row[1]), None if row[2] is None else str(row[2]), list(row[3]))
+    return None if row is None else Editable(row[0], str(row[1]), list(row[2]), row[3], row[4])
 
 
 def edit(
@@ -82,6 +94,16 @@ def edit(
     Raises InvalidArgument, and StoreRejected with the SQLSTATE PH005 when somebody else has changed it since.
     """
     return str(value(connection, "edit_message", (message_id, payload, operator, reason, before, fresh)))
+
+
+def set_limits(
+    connection: DeadlineConnection, message_id: int, max_attempts: int | None, expires_at: datetime | str | None, operator: str, reason: str | None
+) -> str:
+    """How often a message that waits is tried, and until when ("infinity": for ever); None leaves it.
+
+    "changed", "unchanged", else the state that forbids it. Raises InvalidArgument.
+    """
+    return str(value(connection, "set_message_limits", (message_id, max_attempts, expires_at, operator, reason)))
 
 
 def list_messages(connection: DeadlineConnection, terms: Sequence[Term], parameters: dict[str, Any]) -> list[Row]:

@@ -112,6 +112,11 @@ select answer, clone_id from packhorse.clone_message(%s, make_interval(secs => %
 -- Replace the payload, which was the last value but one when it was read.
 select packhorse.edit_message(%s, %s::jsonb, %s, %s, %s::jsonb, %s);
 
+-- name: set_message_limits
+-- How often a message is tried, and until when; null leaves a limit as it is.
+select packhorse.set_message_limits(%s, %s, %s::timestamptz, %s, %s);
+
 -- name: message_payload
--- State and payload of one message, who holds it, and the names of its steps.
-select a.state, a.payload, a.lease_holder, array(select s.name from packhorse.message_steps(a.id) s) as steps from packhorse.all_messages a where a.id = %s limit 1;
+-- State and payload of one message, who holds it, the names of its steps, and its limits while it lives.
+select a.state, a.payload, array(select s.name from packhorse.message_steps(a.id) s) as steps, q.max_attempts, q.expires_at
+from packhorse.all_messages a left join packhorse.message_queue q on q.id = a.id where a.id = %s limit 1;
