@@ -84,7 +84,7 @@ def test_a_copy_waits_until_it_is_accepted_and_then_does_everything_once(origina
         assert (status["copy"], status["waiting"], status["running"], status["schedules"]) == (True, 3, 1, 1)
         assert Cli(tmp_path, original.admin_url)("copy", "status", "--json").document["copy"] is False
         finding = next(entry for entry in cli("doctor", "--json").document["findings"] if entry["subject"] == "copy")
-        assert finding["status"] == "fail" and "4 messages and 1 schedules wait" in finding["text"]
+        assert finding["status"] == "fail" and "4 messages and 1 schedule wait" in finding["text"]
         done: list[str] = []
         house = House("runtime", copy, monkeypatch, queues=["q"])
 

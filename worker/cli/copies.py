@@ -9,6 +9,7 @@ import typer
 from packhorse.worker.cli.common import AsJson, Operator, Reason, Yes, confirmed, database, operator_name
 from packhorse.worker.cli.render import print_fields, print_json
 from packhorse.worker.exits import EXIT_OK
+from packhorse.worker.ops.copies import what_waits
 from packhorse.worker.store import copies
 
 app = typer.Typer(no_args_is_help=True, help="A restored database: may it start what its original has?")
@@ -35,8 +36,7 @@ def accept(
     with database() as connection:
         found = copies.status(connection)
         if found["copy"] and not paused:
-            waiting = found["waiting"] + found["running"]
-            confirmed(f"{waiting} messages and {found['schedules']} schedules start here from now on. Does the original start nothing any more?", yes)
+            confirmed(f"{what_waits(found)} start here from now on. Does the original start nothing any more?", yes)
         accepted = copies.accept(connection, operator_name(operator), reason, paused=paused)
     if as_json:
         print_json({"accepted": accepted, "paused": accepted and paused})

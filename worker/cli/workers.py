@@ -8,7 +8,7 @@ from uuid import UUID
 import typer
 
 from packhorse.worker.cli.common import AsJson, Operator, Reason, database, operator_name
-from packhorse.worker.cli.errors import CommandError
+from packhorse.worker.cli.errors import CommandError, usage
 from packhorse.worker.cli.render import print_json, print_rows
 from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.exits import EXIT_OK
@@ -17,7 +17,16 @@ from packhorse.worker.store import workers as store
 
 app = typer.Typer(help="Worker processes: who lives; take one daemon out of work, or end it.")
 
-Id = Annotated[UUID, typer.Argument(metavar="ID", help="Id of a worker process, as `packhorse workers list` shows it.")]
+
+def _id(text: str) -> UUID:
+    """The id of a worker process; a host name or a pid is none."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise usage("id", f"{text[:60]!r} is not the id of a worker process", "`packhorse workers list` shows who lives") from None
+
+
+Id = Annotated[UUID, typer.Argument(metavar="ID", parser=_id, help="Id of a worker process, as `packhorse workers list` shows it.")]
 COLUMNS = ["id", "hostname", "pid", "state", "silent", "queues", "threads", "running", "done_total", "failed_total", "started_at", "last_seen_at"]
 
 

@@ -14,6 +14,7 @@ from packhorse.worker.db.errors import translated
 from packhorse.worker.db.migrate import MINIMUM_SERVER
 from packhorse.worker.doctor.findings import Finding
 from packhorse.worker.errors import StoreError
+from packhorse.worker.ops.copies import what_waits
 from packhorse.worker.ops.retries import span_sentence
 from packhorse.worker.records import Row
 from packhorse.worker.store import copies, workers
@@ -117,7 +118,7 @@ def examine_copy(connection: DeadlineConnection) -> Finding:
         return Finding("copy", "fail", f"it cannot be told: {error}", "mend what `schema` names first")
     if not found["copy"]:
         return Finding("copy", "ok", "this database is no copy of another one")
-    text = f"this database is a copy that nobody has accepted: {found['waiting'] + found['running']} messages and {found['schedules']} schedules wait"
+    text = f"this database is a copy that nobody has accepted: {what_waits(found)} wait"
     return Finding("copy", "fail", text, "once the original starts nothing any more: packhorse copy accept")
 
 
