@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # most tests wait for something: three at a time keep two cores busy
 WORKERS ?= 3
 
-.PHONY: run demo programs test test-fast check bench docs audit secrets-scan rules wheel clean
+.PHONY: run demo programs test test-fast soak check bench docs audit secrets-scan rules wheel clean
 
 run: $(VENV)/.ready      ## the WhatsApp example on an embedded PostgreSQL, until Ctrl-C
 	$(BIN)/python -m examples.whatsapp run
@@ -22,6 +22,9 @@ test: $(VENV)/.ready     ## every test; those of integration once more on the ol
 
 test-fast: $(VENV)/.ready ## the fast ring, under a minute
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m "not slow" -x -q
+
+soak: $(VENV)/.ready     ## what is killed at random moments, with a hundred seeds; minutes
+	SOAK_SEEDS=100 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal tests/schedules/backfill -k killed
 
 check: $(VENV)/.ready    ## format, lint, types
 	$(BIN)/ruff format --check .

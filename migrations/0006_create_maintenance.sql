@@ -1,4 +1,4 @@
--- Maintenance: runs of retention, partition and table-care tasks, and the health gates they obey (SPEC M2-M7, M9).
+-- Maintenance: runs of retention, partition and table-care tasks and of backfills, and the health gates they obey (SPEC M2-M9).
 --
 -- What a task does is configuration (schedules/config.py); what it did is here. One run at a time per task: a
 -- unique index says so, and a run whose process died is taken over with its cursor.
@@ -25,11 +25,13 @@ create table packhorse.maintenance_runs (
   details             jsonb,
   error               text,
   cancel_requested_by text,
+  -- to end after its step and be gone on with later
+  pause_requested_by  text,
   started_at          timestamptz  not null default clock_timestamp(),
   beat_at             timestamptz  not null default clock_timestamp(),
   ended_at            timestamptz,
   constraint maintenance_runs_pkey primary key (id),
-  constraint maintenance_runs_kind_known check (kind in ('retention', 'partitions', 'job')),
+  constraint maintenance_runs_kind_known check (kind in ('retention', 'partitions', 'job', 'backfill')),
   constraint maintenance_runs_state_known check (state in ('running', 'paused', 'succeeded', 'failed', 'cancelled')),
   constraint maintenance_runs_ended_when_over check ((ended_at is not null) = (state in ('succeeded', 'failed', 'cancelled')))
 );

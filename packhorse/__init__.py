@@ -12,6 +12,7 @@ from packhorse._lazy import names_of
 from packhorse.worker.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from packhorse.schedules.backfill.declare import backfill
     from packhorse.worker.attempt.context import correlation_id, current_async_connection, current_connection, current_message
     from packhorse.worker.attempt.steps import step, step_async
     from packhorse.worker.broker.actor import Actor, actor
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Actor": "broker.actor",
     "actor": "broker.actor",
+    "backfill": "packhorse.schedules.backfill.declare",
     "current_async_connection": "attempt.context",
     "PostgresBroker": "broker.postgres",
     "correlation_id": "attempt.context",
@@ -82,6 +84,7 @@ __all__ = [
     "WorkerError",
     "WorkflowError",
     "actor",
+    "backfill",
     "correlation_id",
     "current_async_connection",
     "current_connection",

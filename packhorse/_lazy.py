@@ -13,13 +13,14 @@ def names_of(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a module that has these public names.
 
-    homes: name -> where it is, below the package; rest: where all others are.
+    homes: name -> where it is, below the package, or in full as `packhorse.…`; rest: where all others are.
     """
 
     def found(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{package}.{homes.get(name, rest)}"), name)
+        home = homes.get(name, rest)
+        value = getattr(importlib.import_module(home if home.startswith("packhorse.") else f"{package}.{home}"), name)
         setattr(sys.modules[module], name, value)
         return value
 

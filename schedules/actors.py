@@ -15,6 +15,7 @@ from typing import Any
 
 import dramatiq
 
+from packhorse.schedules.backfill.carried import PREFIX, carry
 from packhorse.schedules.config import Plan, load_plan
 from packhorse.schedules.maintenance.checking import check_plan
 from packhorse.schedules.maintenance.policies import Retention
@@ -38,7 +39,7 @@ MAINTENANCE_CALL_SECONDS = 120.0
 MAINTENANCE_SECONDS = 6 * 3600
 #: A run that its process had to pause waits so long: no longer claimed by that process.
 HANDOVER_SECONDS = 1.0
-#: Retention may wait at closed gates for its whole budget: half of the threads at most, the rest is for due reminders, locks and
+#: Retention and backfills may wait at closed gates for their whole budget: half of the threads at most, the rest is for due reminders, locks and
 #: partitions. Who comes when those are taken asks again after so long.
 QUEUE_UP_SECONDS = 5.0
 
@@ -175,19 +176,26 @@ dramatiq.get_broker().add_middleware(timetable)
 
 @dramatiq.actor(actor_name=MESSAGE_TYPE, queue_name=QUEUE, time_limit=MAINTENANCE_SECONDS * 1000)
 def run_maintenance(task: str) -> None:
-    """Run one maintenance task; a run that was interrupted goes on with its cursor."""
+    """Run one maintenance task, or a slice of a backfill; a run that was interrupted goes on with its cursor."""
     if timetable.plan is None:
         raise StoreError("the worker process has not booted")
     with ExitStack() as held:
-        if isinstance(timetable.plan.tasks().get(task), Retention):
+        if task.startswith(PREFIX) or isinstance(timetable.plan.tasks().get(task), Retention):
             if not timetable.waiters.acquire(blocking=False):
-                raise Snooze(QUEUE_UP_SECONDS, "other retention runs wait at their gates")
+                raise Snooze(QUEUE_UP_SECONDS, "other long runs wait at their gates")
             held.callback(timetable.waiters.release)
         message = current_message()
-        schedule = message.options.get("schedule") if message is not None else None
-        runner = TaskRunner(timetable.open_connection, timetable.plan, timetable.stop)
+        message_id = message.id if message else None
         held.enter_context(timetable.noted(task))
-        state = runner.run(task, triggered_by="schedule" if schedule else "message", message_id=message.id if message else None)
+        if task.startswith(PREFIX):
+            goes_on = carry(timetable.open_connection, task, timetable.plan.gates, timetable.stop, message_id)
+            state = "slice" if goes_on else "succeeded"
+        else:
+            schedule = message.options.get("schedule") if message is not None else None
+            runner = TaskRunner(timetable.open_connection, timetable.plan, timetable.stop)
+            state = runner.run(task, triggered_by="schedule" if schedule else "message", message_id=message_id)
+    if state == "slice":
+        raise Snooze(HANDOVER_SECONDS, "the next slice of the backfill")
     if state == "paused" and timetable.stop.is_set():  # not by its budget: the next process goes on, not the next planned time
         raise Snooze(HANDOVER_SECONDS, "the process stops: another one goes on with the run")
     if state == "busy":

@@ -179,10 +179,11 @@ comment on function packhorse.table_statistics(timestamptz) is 'Sizes, dead rows
 
 create or replace function packhorse.schedule_statistics(p_now timestamptz) returns jsonb
 language sql stable as $$
--- How schedules and maintenance fare; the first hundred of each by name, so that a scrape stays bounded.
+-- How schedules, maintenance and backfills fare; the first hundred of each by name, so that a scrape stays bounded.
   with timetable as (
     select h.name, h.lag_seconds, h.last_success_at, s.missed_total from packhorse.schedule_health h join packhorse.schedules s on s.name = h.name order by h.name limit 100),
-  tasks as (select t.task, t.rows_total, t.last_success_at from packhorse.maintenance_tasks t order by t.task limit 100)
+  tasks as (select t.task, t.rows_total, t.last_success_at from packhorse.maintenance_tasks t order by t.task limit 100),
+  backfills as (select b.name, b.rows_copied, b.rows_skipped, b.done_ratio, b.eta_seconds from packhorse.backfill_progress b order by b.name limit 100)
   select jsonb_build_object(
     'schedule_lag_seconds', (select jsonb_agg(jsonb_build_object('schedule', s.name, 'value', coalesce(s.lag_seconds, 0))) from timetable s),
     'schedule_missed_total', (select jsonb_agg(jsonb_build_object('schedule', s.name, 'value', s.missed_total)) from timetable s),
@@ -190,9 +191,13 @@ language sql stable as $$
       from timetable s where s.last_success_at is not null),
     'maintenance_rows_total', (select jsonb_agg(jsonb_build_object('task', t.task, 'value', t.rows_total)) from tasks t),
     'maintenance_last_success_timestamp_seconds', (select jsonb_agg(jsonb_build_object('task', t.task, 'value', extract(epoch from t.last_success_at)))
-      from tasks t where t.last_success_at is not null));
+      from tasks t where t.last_success_at is not null),
+    'backfill_rows_total', (select jsonb_agg(jsonb_build_object('backfill', b.name, 'outcome', o.outcome, 'value', o.rows))
+      from backfills b cross join lateral (values ('copied', b.rows_copied), ('skipped', b.rows_skipped)) as o (outcome, rows)),
+    'backfill_done_ratio', (select jsonb_agg(jsonb_build_object('backfill', b.name, 'value', b.done_ratio)) from backfills b where b.done_ratio is not null),
+    'backfill_remaining_seconds', (select jsonb_agg(jsonb_build_object('backfill', b.name, 'value', b.eta_seconds)) from backfills b where b.eta_seconds is not null));
 $$;
-comment on function packhorse.schedule_statistics(timestamptz) is 'Lag, misses and last success of schedules, rows and last success of maintenance tasks.';
+comment on function packhorse.schedule_statistics(timestamptz) is 'Lag, misses and last success of schedules, rows and last success of maintenance tasks, progress of backfills.';
 
 create or replace function packhorse.refresh_fleet_statistics(p_max_age interval default '15 seconds') returns boolean
 language plpgsql as $$

@@ -1,4 +1,4 @@
--- Maintenance: runs of retention, partition and table-care tasks, and the health gates they obey (SPEC M2-M7, M9).
+-- Maintenance: runs of retention, partition and table-care tasks and of backfills, and the health gates they obey (SPEC M2-M9).
 --
 -- What a task does is configuration (schedules/config.py); what it did is here. One run at a time per task: a
 -- unique index says so, and a run whose process died is taken over with its cursor.
@@ -77,17 +77,18 @@ language plpgsql as $$
 -- Begin a run, or go on with an unfinished one (paused, or silent for p_silent_after: its process died), with its
 -- cutoff and cursor. Returns no row while another process works on the task. Locks the task's unfinished row.
 -- An unfinished run of another plan (its policy was changed since) is cancelled: with its cutoff and cursor it would
--- remove what the policy keeps now. What a plan warns of does not count.
+-- remove what the policy keeps now. What a plan warns of does not count. A backfill that was to be
+-- cancelled and whose process died is cancelled, too: its next run begins at the beginning.
 declare
   v_id bigint;
 begin
   perform packhorse.check_age('silent_after', p_silent_after);
-  update packhorse.maintenance_runs r set state = 'cancelled', cancel_requested_by = p_triggered_by, gate = null, ended_at = clock_timestamp(),
-    error = 'the policy was changed: another run begins'
-  where r.task = p_task and r.plan - 'warnings'::text is distinct from p_plan - 'warnings'::text and (r.state = 'paused' or (r.state = 'running'
+  update packhorse.maintenance_runs r set state = 'cancelled', cancel_requested_by = coalesce(r.cancel_requested_by, p_triggered_by), gate = null,
+    ended_at = clock_timestamp(), error = case when r.cancel_requested_by is null then 'the policy was changed: another run begins' end
+  where r.task = p_task and (r.plan - 'warnings'::text is distinct from p_plan - 'warnings'::text or (r.kind = 'backfill' and r.cancel_requested_by is not null)) and (r.state = 'paused' or (r.state = 'running'
     and (r.beat_at < clock_timestamp() - p_silent_after or r.message_id = p_message_id)));
   update packhorse.maintenance_runs r set state = 'running', resumed = r.resumed + 1, beat_at = clock_timestamp(), message_id = p_message_id, gate = null,
-    triggered_by = p_triggered_by
+    triggered_by = p_triggered_by, pause_requested_by = null
   where r.task = p_task and (r.state = 'paused' or (r.state = 'running'
     and (r.beat_at < clock_timestamp() - p_silent_after or r.message_id = p_message_id)))
   returning r.id into v_id;
@@ -109,9 +110,10 @@ create or replace function packhorse.beat_maintenance_run(
 ) returns text
 language plpgsql as $$
 -- Progress of a run, in the transaction of its batch: rows, cursor, the gate that holds it (null: none). Returns
--- go, cancel (asked for) or lost (somebody else has taken the run over, or it is over).
+-- go, cancel or pause (asked for) or lost (somebody else has taken the run over, or it is over).
 declare
   v_cancel text;
+  v_pause text;
   v_task text;
 begin
   update packhorse.maintenance_runs r set rows_done = r.rows_done + p_rows, batches = r.batches + (p_cursor is not null)::integer,
@@ -120,17 +122,17 @@ begin
       else r.gates_hit || jsonb_build_object(p_gate, coalesce((r.gates_hit ->> p_gate)::integer, 0) + 1) end,
     throttled_seconds = r.throttled_seconds + p_throttled_seconds, beat_at = clock_timestamp()
   where r.id = p_id and r.state = 'running'
-  returning r.cancel_requested_by, r.task into v_cancel, v_task;
+  returning r.cancel_requested_by, r.pause_requested_by, r.task into v_cancel, v_pause, v_task;
   if v_task is null then
     return 'lost';
   elsif p_rows > 0 then
     insert into packhorse.maintenance_tasks as t (task, rows_total) values (v_task, p_rows)
     on conflict on constraint maintenance_tasks_pkey do update set rows_total = t.rows_total + excluded.rows_total;
   end if;
-  return case when v_cancel is not null then 'cancel' else 'go' end;
+  return case when v_cancel is not null then 'cancel' when v_pause is not null then 'pause' else 'go' end;
 end
 $$;
-comment on function packhorse.beat_maintenance_run(bigint, bigint, jsonb, integer, text, double precision) is 'Progress of a run: go, cancel or lost.';
+comment on function packhorse.beat_maintenance_run(bigint, bigint, jsonb, integer, text, double precision) is 'Progress of a run: go, cancel, pause or lost.';
 
 create or replace function packhorse.end_maintenance_run(p_id bigint, p_state text, p_error text default null, p_details jsonb default null) returns boolean
 language sql as $$

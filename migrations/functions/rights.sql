@@ -95,7 +95,7 @@ language sql stable as $$
     jsonb_build_object('role', 'packhorse_worker', 'on', 'table', 'privileges', jsonb_build_array('SELECT', 'INSERT', 'UPDATE', 'DELETE'),
       'names', jsonb_build_array('queues', 'queue_wakeups', 'message_queue', 'message_archive', 'dead_letters', 'workers', 'daemon_requests', 'message_types',
         'message_dedup', 'processed_messages', 'conversation_locks', 'message_results', 'rate_limiters', 'schedules', 'schedule_runs',
-        'maintenance_runs', 'maintenance_tasks', 'detached_partitions', 'fleet_statistics', 'scopes', 'claim_marks', 'service_endpoints')),
+        'maintenance_runs', 'maintenance_tasks', 'detached_partitions', 'backfills', 'backfill_copies', 'fleet_statistics', 'scopes', 'claim_marks', 'service_endpoints')),
     jsonb_build_object('role', 'packhorse_worker', 'on', 'table', 'privileges', jsonb_build_array('SELECT', 'UPDATE'),
       'names', jsonb_build_array('installation')),
     -- the audit trail can be written and read, not rewritten

@@ -1,4 +1,4 @@
--- What people look at: all messages, blocked conversations, queues, dead letters by cause, schedules, maintenance, parked scopes (SPEC Q1, Q7, M1, M7).
+-- What people look at: all messages, blocked conversations, queues, dead letters by cause, schedules, maintenance, backfills, parked scopes (SPEC Q1, Q7, M1, M7, M8).
 
 create or replace view packhorse.all_messages as
   select m.id, m.queue::text, m.message_type::text, m.state::text, m.priority::integer, m.attempt,
@@ -84,6 +84,26 @@ where k.name is not null
 order by r.task;
 comment on view packhorse.maintenance_health is 'One row per maintenance task: its last run, last success and rows (SPEC M7).';
 
+create or replace view packhorse.backfill_progress as
+select b.name, case when b.paused_at is not null and r.state is distinct from 'running' then 'paused' when b.state = 'running' and r.state = 'paused' then 'paused'
+    when b.state = 'running' and r.state is null then 'stopped' else b.state end as state,
+  b.source, b.settings, b.carried, coalesce(r.rows_done, case when b.passes > 0 then b.source_rows end, 0) as rows_done, b.source_rows as rows_total, b.source_rows_estimated as total_is_estimated,
+  b.rows_copied, b.rows_skipped, b.passes,
+  case when b.source_rows > 0 then least(1, coalesce(r.rows_done, case when b.passes > 0 then b.source_rows end, 0)::float8 / b.source_rows) end as done_ratio,
+  p.rows_per_second, case when p.rows_per_second > 0 then greatest(0, b.source_rows - r.rows_done) / p.rows_per_second end as eta_seconds,
+  r.gate, r.batch_size, r.triggered_by, r.beat_at, b.paused_at, b.paused_by, b.looked_at, b.quiet_since, b.requested_by,
+  b.created_at, b.started_at, b.copied_at, b.verified_at, b.finished_at, b.rolled_back_at, b.findings,
+  (select l.error from packhorse.maintenance_runs l where l.task = 'backfill.' || b.name order by l.id desc limit 1) as error
+from packhorse.backfills b
+left join packhorse.maintenance_runs r on r.task = 'backfill.' || b.name and r.state in ('running', 'paused')
+left join lateral ( -- over the last minute; none of its points: the run waits
+  select coalesce(max(r.rows_done - q.rows) / greatest(max(q.passed), 0.5), 0) as rows_per_second
+  from (select b.recent_rows[g.n + 1] as rows, extract(epoch from clock_timestamp())::float8 - b.recent_rows[g.n] as passed
+    from generate_series(1, cardinality(b.recent_rows), 2) as g (n)) q
+  where q.passed <= 65) p on r.state = 'running'
+order by b.name;
+comment on view packhorse.backfill_progress is 'One row per backfill: state, rows done of all, rate over the last minute, seconds left (SPEC M8). stopped: no run works on it.';
+
 create or replace view packhorse.parked_scopes as
   select s.name as scope, s.message_types, s.queue, s.parked_until, s.probing, s.probe_id, s.reason, s.parked_by, s.parked_at, s.failures,
     -- of the 20000 messages of each queue that come first: exact when fewer wait there
@@ -101,7 +121,7 @@ declare
 begin
   if current_setting('server_version_num')::integer >= 150000 then
     foreach v_view in array array['all_messages', 'blocked_conversations', 'message_queue_health', 'dead_letter_groups', 'schedule_health',
-      'maintenance_health', 'parked_scopes']
+      'maintenance_health', 'backfill_progress', 'parked_scopes']
     loop
       execute format('alter view packhorse.%I set (security_invoker = true)', v_view);
     end loop;

@@ -187,7 +187,7 @@ class RetentionRun(Work):
 
     def failed(self, error: StoreError) -> None:
         """A row that refuses is found by halves and passed by; after a conflict, or a batch that took too long, half as many."""
-        if _of_a_row(error):
+        if of_a_row(error):
             if self._size > 1:
                 self._size //= 2
             else:
@@ -218,14 +218,14 @@ class RetentionRun(Work):
             raise StoreRejected(f"{self._policy.table}: {self._refused} row(s) refused and stay, first: {self._refusal}")
 
 
-def _of_a_row(error: StoreError) -> bool:
+def of_a_row(error: StoreError) -> bool:
     """Does one row refuse what its neighbours may allow: a constraint, or a trigger that raises?"""
     return error.sqlstate is not None and (error.sqlstate.startswith("23") or error.sqlstate == RAISED)
 
 
-def next_size(size: int, took_seconds: float, most: int) -> int:
-    """The batch after one of `size` that took so long: towards TARGET_SECONDS, by half at most up, to a half down."""
-    factor = TARGET_SECONDS / max(took_seconds, 0.001)
+def next_size(size: int, took_seconds: float, most: int, target_seconds: float = TARGET_SECONDS) -> int:
+    """The batch after one of `size` that took so long: towards target_seconds, by half at most up, to a half down."""
+    factor = target_seconds / max(took_seconds, 0.001)
     return max(1, min(most, int(size * min(1.5, max(0.5, factor))) + (1 if factor > 1 else 0)))
 
 

@@ -28,6 +28,8 @@ logger = logging.getLogger("packhorse.maintenance")
 
 LEAST_REST_SECONDS = 0.01
 GATE_WAIT_SECONDS = (0.5, 5.0)
+#: What a run is asked by its beat -> how it ends.
+ENDS = {"cancel": "cancelled", "pause": "paused", "lost": "lost"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,9 @@ class Step:
 
 
 class Work(ABC):
-    """The steps of a task. `step` runs in a transaction; `committed` and `failed` after it."""
+    """The steps of a task. `step` runs in a transaction; `committed` and `failed` after it. rest_ratio: instead of the task's pause_ratio."""
+
+    rest_ratio: float | None = None
 
     @abstractmethod
     def step(self) -> Step:
@@ -82,6 +86,7 @@ class Run:
 
     stop: set from outside to pause it. on_progress(rows, gate): after each step and each wait. rows: changed so far.
     record: what the database knows of it, from start on. remark: goes into its record as the error, also of a run that succeeded.
+    silent_after_seconds: a run that has not beaten for so long is taken over; None: the database's default.
     """
 
     record: store.RunRecord
@@ -95,6 +100,7 @@ class Run:
         message_id: int | None = None,
         stop: Event | None = None,
         on_progress: Callable[[int, str | None], Any] = lambda rows, gate: None,
+        silent_after_seconds: float | None = None,
     ) -> None:
         self._connection = connection
         self._task = task
@@ -102,6 +108,7 @@ class Run:
         self._message_id = message_id
         self._stop = stop or Event()
         self._on_progress = on_progress
+        self._silent_after_seconds = silent_after_seconds
         self._deadline = time.monotonic() + task.budget_seconds
         self._held_by: str | None = None
         self._slow = False
@@ -124,6 +131,7 @@ class Run:
                 task.plan,
                 cutoff=task.cutoff,
                 batch_size=task.batch_size,
+                silent_after_seconds=self._silent_after_seconds,
             )
         if record is None:
             return "busy"
@@ -142,7 +150,7 @@ class Run:
         return state
 
     def steps(self, work: Work) -> str:
-        """Step after step until nothing is left (succeeded), the budget or `stop` ends it (paused), it is cancelled, or it was lost."""
+        """Step after step until nothing is left (succeeded), the budget, `stop` or an operator ends it (paused), it is cancelled, or it was lost."""
         while True:
             if self._over():
                 return "paused"
@@ -168,8 +176,11 @@ class Run:
                 return "cancelled"
             if not done.more:
                 return "succeeded"
-            if self._task.pause_ratio is not None:
-                self.rest(max(LEAST_REST_SECONDS, took * self._task.pause_ratio * (2 if self._slow else 1)))
+            if asked == "pause":
+                return "paused"
+            ratio = self._task.pause_ratio if work.rest_ratio is None else work.rest_ratio
+            if ratio is not None:
+                self.rest(max(LEAST_REST_SECONDS, took * ratio * (2 if self._slow else 1)))
 
     def alone(self, act: Callable[[], int]) -> str:
         """Work that has transactions of its own, and no step to go on from. act: how many it changed."""
@@ -212,7 +223,7 @@ class Run:
             asked = store.beat(self._connection, self.record.id, gate=verdict.closed, throttled_seconds=time.monotonic() - began)
             self._on_progress(0, verdict.closed)
             if asked != "go":
-                return "cancelled" if asked == "cancel" else "lost"
+                return ENDS[asked]
             if self._over():
                 return "paused"
             pause = min(longest, pause * 2)

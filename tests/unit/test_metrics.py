@@ -47,6 +47,9 @@ FLEET_STATISTICS = {
     "schedule_last_success_timestamp_seconds": [{"schedule": "s", "value": 1.7e9}],
     "maintenance_last_success_timestamp_seconds": [{"task": "retention.t", "value": 1.7e9}],
     "maintenance_rows_total": [{"task": "retention.t", "value": 12}],
+    "backfill_rows_total": [{"backfill": "b", "outcome": "copied", "value": 12}],
+    "backfill_done_ratio": [{"backfill": "b", "value": 0.5}],
+    "backfill_remaining_seconds": [{"backfill": "b", "value": 3.5}],
 }
 
 
@@ -357,7 +360,7 @@ def test_every_defined_metric_is_rendered_with_its_type_and_labels():
         assert labels and all(seen == set(definition.labels) for seen in labels), name
     assert {dict(labels)["reason"] for name, labels in found if name == "process_restarts_total"} == set(RESTARTS)
     assert {dict(labels)["part"] for name, labels in found if name == "observability_errors_total"} == set(PARTS)
-    assert found["fleet_age_seconds", ()] == 2.0 and len(FLEET) == 26
+    assert found["fleet_age_seconds", ()] == 2.0 and len(FLEET) == 29
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: apt-get install prometheus)")

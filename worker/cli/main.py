@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from packhorse.worker.cli import (
+    backfill,
     config,
     conversations,
     copies,
@@ -46,6 +47,7 @@ app.add_typer(service.app, name="service")
 app.add_typer(scope.app, name="scope")
 app.add_typer(maintenance.app, name="maintenance")
 app.add_typer(partitions.app, name="partitions")
+app.add_typer(backfill.app, name="backfill")
 app.command("table-care")(table_care.table_care)
 app.command("conversations")(conversations.conversations)
 app.add_typer(conversations.app, name="conversation")

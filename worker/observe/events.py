@@ -212,6 +212,15 @@ EVENTS: dict[str, Event] = {
     "maintenance_busy": Event("info", ("task",), "Another process works on the task."),
     "maintenance_waits": Event("info", ("task", "gate"), "A health gate has closed; the run waits."),
     "maintenance_goes_on": Event("info", ("task", "gate"), "It is open again."),
+    "backfill_stage": Event("info", ("backfill", "stage"), "The source is walked; what follows (an index, a key, a swap of names) begins."),
+    "backfill_value_nulled": Event("warning", ("backfill", "source", "row"), "A value could not be kept and became NULL; the ledger has it."),
+    "backfill_row_refused": Event(
+        "warning", ("backfill", "source", "row", "code"), "The database refuses a row; the ledger has it, the run goes on."
+    ),
+    "backfill_finding": Event("warning", ("backfill", "level", "check"), "What a comparison of source and target has found, unless all is well."),
+    "backfill_ended": Event("info", ("backfill", "state", "rows"), "Workers have carried a backfill to its end."),
+    "backfill_finished": Event("info", ("backfill", "source", "rows"), "A clean-up has dropped the old table."),
+    "backfill_rolled_back": Event("info", ("backfill", "findings"), "A backfill was taken back."),
     "partition_made": Event("info", ("table", "partition"), "A partition was made."),
     "partition_detached": Event("info", ("table", "partition"), "A partition was detached; its grace begins."),
     "partition_exported": Event("info", ("table", "partition", "path", "rows", "sha256"), "A partition was written to a file."),

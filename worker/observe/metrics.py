@@ -109,6 +109,14 @@ FLEET = [
     Definition("schedule_last_success_timestamp_seconds", "gauge", "When a run of the schedule was last done.", ("schedule",)),
     Definition("maintenance_last_success_timestamp_seconds", "gauge", "When a maintenance task last succeeded.", ("task",)),
     Definition("maintenance_rows_total", "counter", "Rows that a maintenance task has removed or repaired.", ("task",)),
+    Definition("backfill_rows_total", "counter", "Rows that a backfill has copied, and those that it explained and left.", ("backfill", "outcome")),
+    Definition(
+        "backfill_done_ratio",
+        "gauge",
+        "Share of its source that the run of a backfill has walked: 0 to 1; 1 when it has come to the end.",
+        ("backfill",),
+    ),
+    Definition("backfill_remaining_seconds", "gauge", "Time that is left at the rate of the last minute; absent when nothing runs.", ("backfill",)),
     Definition(
         "service_breaker_state",
         "gauge",

@@ -18,6 +18,19 @@ def load_broker(settings: Settings) -> PostgresBroker:
     """Import the actors' modules and return their broker. Raises ConfigError that names the module; its cause is what the import has raised."""
     if not settings.actors:
         raise ConfigError(["actors: none given; name the modules that declare actors, e.g. packhorse worker my_app.actors"])
+    broker = import_modules(settings)
+    chosen = dramatiq.get_broker()
+    if not isinstance(chosen, PostgresBroker):
+        raise ConfigError([f"actors: the module sets a {type(chosen).__name__}; Packhorse needs its PostgresBroker (or none: it sets one)"])
+    if chosen is not broker:
+        chosen.configure(settings)
+    if not chosen.actors:
+        raise ConfigError([f"actors: {', '.join(settings.actors)} declare no actors on this broker"])
+    return chosen
+
+
+def import_modules(settings: Settings) -> PostgresBroker:
+    """Import the modules of the setting `actors`, for a broker of their own; that broker. Raises ConfigError that names the module."""
     if settings.app_dir is not None:
         folder.enter(settings.app_dir)
     broker = PostgresBroker(settings=settings)
@@ -28,14 +41,7 @@ def load_broker(settings: Settings) -> PostgresBroker:
             importlib.import_module(name)
         except (Exception, SystemExit) as error:  # whatever it is: another try would most likely end the same way
             raise ConfigError([f"actors: cannot import {name!r}: {_said(error)}"]) from error
-    chosen = dramatiq.get_broker()
-    if not isinstance(chosen, PostgresBroker):
-        raise ConfigError([f"actors: the module sets a {type(chosen).__name__}; Packhorse needs its PostgresBroker (or none: it sets one)"])
-    if chosen is not broker:
-        chosen.configure(settings)
-    if not chosen.actors:
-        raise ConfigError([f"actors: {', '.join(settings.actors)} declare no actors on this broker"])
-    return chosen
+    return broker
 
 
 def _said(error: BaseException) -> str:

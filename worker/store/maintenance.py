@@ -110,8 +110,12 @@ def start(
     *,
     cutoff: datetime | None = None,
     batch_size: int | None = None,
+    silent_after_seconds: float | None = None,
 ) -> RunRecord | None:
-    """Begin the run of a task, or go on with an unfinished one; None while another process works on it."""
+    """Begin the run of a task, or go on with an unfinished one; None while another process works on it.
+
+    silent_after_seconds: one that has not beaten for so long is nobody's; None: two minutes.
+    """
     row = connection.execute(
         sql("start_maintenance_run"),
         {
@@ -122,6 +126,7 @@ def start(
             "plan": dumps(plan),
             "cutoff": cutoff,
             "batch_size": batch_size,
+            "silent_after": 120.0 if silent_after_seconds is None else silent_after_seconds,
         },
     ).fetchone()
     return None if row is None else RunRecord(row[0], row[1], None if row[2] is None else json.loads(row[2]), row[3], row[4], row[5])
@@ -137,7 +142,7 @@ def beat(
     gate: str | None = None,
     throttled_seconds: float = 0.0,
 ) -> str:
-    """Progress of a run; "go", "cancel" or "lost"."""
+    """Progress of a run; "go", "cancel", "pause" or "lost"."""
     text = None if cursor is None else json.dumps(cursor)
     return str(value(connection, "beat_maintenance_run", (run_id, rows_done, text, batch_size, gate, throttled_seconds)))
 
@@ -226,7 +231,7 @@ def batch(
     after: the cursor of the batch before, or None. touch: False passes them by. Returns rows changed, the new cursor (None:
     nothing was left), rows met. Raises StoreConflict when a lock could not be had in a second, StoreUnavailable after timeout_seconds.
     """
-    connection.execute(sql("batch_timeouts"), (f"{int(timeout_seconds * 1000)}ms",))
+    batch_timeouts(connection, timeout_seconds)
     statement = _compose("retention_update" if target.assign else "retention_delete", target, after, touch)
     parameters: dict[str, Any] = {"cutoff": before, "limit": limit}
     parameters |= {f"after_{place}": part for place, part in enumerate(after or ())}
@@ -243,6 +248,21 @@ def count(connection: DeadlineConnection, target: Target, before: datetime) -> t
 def wait_a_second(connection: DeadlineConnection) -> None:
     """The caller's transaction waits for no lock longer than a second."""
     connection.execute(sql("short_lock_timeout"))
+
+
+def batch_timeouts(connection: DeadlineConnection, timeout_seconds: float) -> None:
+    """The caller's transaction waits for no lock longer than a second, and for no statement longer than that."""
+    connection.execute(sql("batch_timeouts"), (f"{int(timeout_seconds * 1000)}ms",))
+
+
+def long_statements(connection: DeadlineConnection) -> None:
+    """The rest of the session: a statement may take as long as it takes, and wait for those who came before it."""
+    connection.execute(sql("long_statements"))
+
+
+def wait_for_locks(connection: DeadlineConnection, milliseconds: int) -> None:
+    """The caller's transaction waits for no lock longer than that."""
+    connection.execute(sql("set_lock_timeout"), (f"{milliseconds}ms",))
 
 
 def parse_where(connection: DeadlineConnection, target: Target, before: datetime) -> None:

@@ -5,7 +5,8 @@ select packhorse.declare_policies(%s::jsonb);
 -- name: start_maintenance_run
 -- Begin or take over the run of a task.
 select run_id, run_cutoff, run_cursor, run_rows, run_batch_size, run_resumed
-from packhorse.start_maintenance_run(%(task)s, %(kind)s, %(triggered_by)s, %(message_id)s, %(plan)s::jsonb, %(cutoff)s, %(batch_size)s);
+from packhorse.start_maintenance_run(%(task)s, %(kind)s, %(triggered_by)s, %(message_id)s, %(plan)s::jsonb, %(cutoff)s, %(batch_size)s,
+  make_interval(secs => %(silent_after)s));
 
 -- name: beat_maintenance_run
 -- Progress of a run.
@@ -82,6 +83,14 @@ select set_config('lock_timeout', '1s', true), set_config('statement_timeout', %
 -- name: short_lock_timeout
 -- A look at a table that somebody has locked ends soon.
 select set_config('lock_timeout', '1s', true);
+
+-- name: long_statements
+-- Index builds and the like; they block no writer.
+select set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false);
+
+-- name: set_lock_timeout
+-- For the rest of the transaction.
+select set_config('lock_timeout', %s, true);
 
 -- name: retention_delete
 -- Delete one batch by key, oldest first; how many, and where the next one begins.
