@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.request import urlopen
 
 import dramatiq
 import psycopg
@@ -35,7 +36,13 @@ ACTOR = "bench"
 START_SECONDS = 60.0
 UNINSTALLED = "import sys; from packhorse.worker.cli.program import main; sys.exit(main())"
 """The command in a source tree that is not installed."""
-VARIANTS: Mapping[str, Mapping[str, str]] = {"polling": {"PACKHORSE_LISTEN": "false"}, "two-workers-ten-queues": {"BENCH_QUEUES": "10"}}
+SERVED, SERVED_PORT = "served", 19191
+"""A variant that serves metrics and has been asked for them once: with its exporter, as it runs in production."""
+VARIANTS: Mapping[str, Mapping[str, str]] = {
+    "polling": {"PACKHORSE_LISTEN": "false"},
+    "two-workers-ten-queues": {"BENCH_QUEUES": "10"},
+    SERVED: {"PACKHORSE_METRICS_PORT": str(SERVED_PORT)},
+}
 """What a variant sets in the environment of the workers."""
 FILL = """
 insert into packhorse.message_queue (queue, message_type, payload, conversation_key, state)
@@ -168,6 +175,8 @@ class Adapter(PostgresSystem):
         workers = Workers([Child(command(*arguments), variables)], processes)
         try:
             self._wait_registered(workers, processes)
+            if variant == SERVED:
+                self._wait_scraped(workers)
         except BaseException:
             workers.stop()
             raise
@@ -187,6 +196,21 @@ class Adapter(PostgresSystem):
                 raise TimeoutError(f"{processes} worker processes did not register in {START_SECONDS:.0f} s")
             workers.check()
             time.sleep(0.05)  # registration is seen in the table only
+
+    def _wait_scraped(self, workers: Workers) -> None:
+        """Return when the exporter has answered with the numbers of the queue."""
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                with urlopen(f"http://127.0.0.1:{SERVED_PORT}/metrics", timeout=5) as answer:
+                    if b"packhorse_queue_messages" in answer.read():
+                        return
+            except OSError:
+                pass  # not bound yet
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no metrics at port {SERVED_PORT} in {START_SECONDS:.0f} s")
+            workers.check()
+            time.sleep(0.2)  # nothing tells when it has counted
 
     def _insert(
         self, connection: psycopg.Connection[Any], count: int, *, prefix: str | None = None, distinct: bool = False, blocked: bool = False
