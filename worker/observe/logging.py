@@ -70,14 +70,15 @@ def configure(*, level: str = "info", log_format: str = "auto", stream: TextIO |
     after: list[Processor] = [_add_extra]
     renderer: list[Processor] = [on_one_line, structured.console_renderer(colors=out.isatty())] if console else [_to_json]
     final: list[Processor] = [_outline, _format_exception, mask_record, *renderer]
-    steps: list[Processor] = [structured.merge_bound, _add_level_and_name, *before, _add_time, *after, _forget_record, *final]
+    ours: list[Processor] = [structured.merge_bound, _add_level_and_name, *before, _add_time]
+    last: list[Processor] = [_forget_record, *final]
     # two handlers: that of the root is the application's to change or to remove
     lines = _LogLines(out)
     rest = _LogLines(out, lines)
     rest.addFilter(_not_ours)
     repeats = Repeats()
-    lines.setFormatter(_Format(steps))
-    rest.setFormatter(_AnyFormat(steps, final))
+    lines.setFormatter(_Format([*ours, *last]))  # what our records have besides is for their processors
+    rest.setFormatter(_AnyFormat([*ours, *after, *last], final))
     lines.addFilter(repeats)
     rest.addFilter(repeats)
     root = logging.getLogger()
