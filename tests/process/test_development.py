@@ -139,6 +139,25 @@ def test_each_change_of_a_source_file_loads_the_code_anew(database, ledger, star
 
 
 @pytest.mark.slow
+def test_up_takes_reload_and_threads(database, ledger, start_daemon, tmp_path):
+    """As the page for developers says; new processes have as many threads as the first."""
+    pytest.importorskip("watchfiles")
+    source = tmp_path / "app_actors.py"
+    source.write_text(HANDLER % "first")
+    options = ("--reload", "--threads", "3", "--processes", "2")
+    given = {"actors": "app_actors", "extra": path_of(tmp_path), "cwd": tmp_path, "command": "up", "options": options}
+    daemon = start_daemon(database.admin_url, ledger, **given).wait_ready(2)
+    wait_until(lambda: "reload_watches" in daemon.log)
+    assert "2 x 3 threads: app_actors" in daemon.log
+    seen(ledger, database, "first")
+    source.write_text(HANDLER % "second")
+    wait_until(lambda: daemon.log.count("worker_started") >= 4, 40, "both processes are new")
+    seen(ledger, database, "second")
+    wait_until(lambda: database.query("select threads from workers where state = 'running'") == [(3,), (3,)])
+    assert daemon.stop() == 0 and TRACEBACK not in daemon.log
+
+
+@pytest.mark.slow
 def test_the_watcher_ends_with_its_parent(database, ledger, start_daemon, tmp_path):
     pytest.importorskip("watchfiles")
     (tmp_path / "its_actors.py").write_text(HANDLER % "first")

@@ -6,7 +6,9 @@ import os
 import signal
 from typing import Any
 
+from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from tests.support.accounting import effects, live, wait_for_end
+from tests.support.cli import Cli
 from tests.support.waiting import wait_until
 
 
@@ -45,3 +47,33 @@ def test_a_quiet_daemon_claims_nothing_also_after_a_crash_of_its_processes_until
     assert states(database)[-1] == "running", "what was asked ended with its daemon"
     actions = database.query("select action, operator, reason from operator_actions order by id")
     assert actions == [(f"{request}_worker", "ann", "disk") for request in ("quiet", "resume", "drain")]
+
+
+def test_the_command_line_takes_a_live_daemon_out_of_work_and_back_and_ends_it(database, ledger, start_daemon, tmp_path):
+    daemon = start_daemon(database, ledger, threads=1).wait_ready()
+    cli = Cli(tmp_path, database.url)
+    (row,) = cli("workers", "list", "--json").document
+    answer = {"id": row["id"], "daemon": row["daemon"], "pids": [row["pid"]]}
+    assert row["pid"] in daemon.children() and row["asked"] is None
+
+    asked = cli("workers", "quiet", row["id"], "--reason", "disk", "--operator", "ann", "--json")
+    assert (asked.code, asked.document) == (EXIT_OK, answer | {"request": "quiet", "changed": True})
+    wait_until(lambda: cli("workers", "--json").document[0]["state"] == "quiet")
+    assert "quiet" in cli("workers", "list").out and "were asked before" in cli("workers", "quiet", row["id"]).out
+    effects(database, 1, "waiting")
+    now = database.value("select clock_timestamp()")
+    wait_until(
+        lambda: database.value("select last_seen_at > %s + interval '1 second' from workers", now), message="two beats, and polls between them"
+    )
+    assert ledger.lines("start") == []
+
+    assert f"claim again with their next heartbeat: {row['pid']}" in cli("workers", "resume", row["id"]).out
+    wait_for_end(database)
+    assert cli("workers", "drain", row["id"], "--json").document == answer | {"request": "drain", "changed": True}
+    taken_back = cli("workers", "resume", row["id"], "--json")
+    assert (taken_back.code, taken_back.error["code"]) == (EXIT_FAILED, "not_possible")
+    assert daemon.process.wait(20) == EXIT_OK, daemon.log
+    assert database.query("select action, operator, reason from operator_actions order by id")[0] == ("quiet_worker", "ann", "disk")
+    for nobody in (row["id"], "worker-3"):
+        refused = cli("workers", "quiet", nobody, "--json")
+        assert refused.code == EXIT_USAGE and refused.error["field"] == "id" and "packhorse workers list" in refused.error["hint"]
