@@ -167,6 +167,19 @@ $$;
 comment on function packhorse.enqueue_message(text, text, jsonb, jsonb, integer, interval, timestamptz, integer, text, text, interval,
   text, text, timestamptz, text) is 'Put one message on a queue, in the caller''s transaction; returns its id and whether it was a duplicate.';
 
+create or replace function packhorse.types_instead(p_id bigint) returns text
+language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+-- Null: some worker has registered the type of this message, which was enqueued just now, or no worker lives. Else up to five types that
+-- may have been meant, with commas between them: a producer is told these, as require_queue tells it a queue. Volatile: it sees the row.
+  select (select coalesce(string_agg(n.name, ','), '') from (
+    select t.name::text from packhorse.message_types t
+    order by (left(t.name, 3) = left(m.message_type, 3)) desc, abs(length(t.name) - length(m.message_type)), t.name limit 5) n)
+  from packhorse.message_queue m
+  where m.id = p_id and not exists (select from packhorse.message_types t where t.name = m.message_type)
+    and exists (select from packhorse.workers w where w.last_seen_at > clock_timestamp() - w.lease_duration)
+$$;
+comment on function packhorse.types_instead(bigint) is 'Does no worker know the type of a new message? Then names that are like it.';
+
 create or replace function packhorse.unreadable_argument(p_message jsonb, out key text, out error text)
 language plpgsql stable as $$
 -- The first key of an element of enqueue_messages whose value is not of its type, and what PostgreSQL says of it; null: there is none.

@@ -118,7 +118,7 @@ language sql stable as $$
         'health_duration', 'refuse_argument', 'own_objects', 'differing_rights', 'queue_rights')
         || coalesce((select jsonb_agg(o.name) from unnest(n.names) as o (name) where o.name like 'health\_%'), '[]')),
     jsonb_build_object('role', 'packhorse_producer', 'on', 'routine', 'privileges', jsonb_build_array('EXECUTE'),
-      'names', jsonb_build_array('enqueue_message', 'enqueue_messages', 'enqueue_payloads', 'enqueue_rows', 'enqueue_alike', 'announce_messages',
+      'names', jsonb_build_array('enqueue_message', 'enqueue_messages', 'enqueue_payloads', 'enqueue_rows', 'enqueue_alike', 'announce_messages', 'types_instead',
         'cancel_own_message',
         'is_new_message', 'mark_message_processed', 'acquire_conversation_lock', 'release_conversation_lock', 'get_message_result')))) d;
 $$;

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 import packhorse
+from packhorse.worker.enqueue import unknown_types
 from packhorse.worker.errors import InvalidArgument
 
 pytestmark = pytest.mark.one_database
@@ -453,3 +454,61 @@ def test_a_raw_connection_of_sqlalchemy_is_the_one_of_its_driver(database):
         packhorse.enqueue(connection.connection.driver_connection, "x", {"a": 4})
     engine.dispose()
     assert database.query("select payload ->> 'a' from message_queue order by id") == [("2",), ("3",), ("4",)]
+
+
+REGISTER = "select register_worker(gen_random_uuid(), 'host', 1, '0', '{default}', '{note}', 1, '1 minute')"
+
+
+@pytest.fixture
+def warned(monkeypatch, caplog):
+    """What was said of unknown types, by a process that has sent nothing yet."""
+    monkeypatch.setattr(unknown_types, "_ask_at", {})
+    return lambda: [record.args for record in caplog.records if record.getMessage().startswith("type_unknown ")]
+
+
+@pytest.mark.parametrize("driver", SYNC, ids=lambda driver: driver.__name__)
+def test_a_type_that_no_worker_knows_is_said_once_with_the_near_miss(database, driver, warned):
+    database.query(REGISTER)
+    with driver(database) as (connection, commit, _):
+        for message_type in ("note", "notte", "notte", "qqq"):
+            packhorse.enqueue(connection, message_type, {})
+        commit()
+    assert warned() == [("notte", "note"), ("qqq", None)]
+    assert database.value("select count(*) from message_queue") == 4, "it is a warning: a worker for it may be on its way"
+
+
+@pytest.mark.parametrize("driver", ASYNC, ids=lambda driver: driver.__name__)
+def test_so_it_is_by_an_asynchronous_connection(database, driver, warned):
+    database.query(REGISTER)
+
+    async def send():
+        async with driver(database) as (connection, commit, _):
+            for message_type in ("note", "notte", "notte"):
+                await packhorse.enqueue_async(connection, message_type, {})
+            await commit()
+
+    asyncio.run(send())
+    assert warned() == [("notte", "note")]
+
+
+def test_nothing_is_said_while_no_worker_lives_and_once_one_does(database, warned, monkeypatch):
+    with psycopg_connection(database) as (connection, commit, _):
+        packhorse.enqueue(connection, "notte", {})
+        commit()
+        database.query(REGISTER)
+        packhorse.enqueue(connection, "notte", {})
+        assert warned() == [], "asked a moment ago"
+        monkeypatch.setattr(unknown_types, "ASK_AGAIN_SECONDS", 0.0)
+        unknown_types._ask_at.update(dict.fromkeys(unknown_types._ask_at, 0.0))
+        packhorse.enqueue(connection, "notte", {})
+        commit()
+    assert warned() == [("notte", "note")]
+
+
+def test_a_program_that_makes_types_up_does_not_fill_our_memory(database, warned, monkeypatch):
+    monkeypatch.setattr(unknown_types, "MOST_TYPES", 3)
+    database.query(REGISTER)
+    with psycopg_connection(database) as (connection, _, _):
+        for number in range(5):
+            packhorse.enqueue(connection, f"made_up_{number}", {})
+    assert len(unknown_types._ask_at) == len(warned()) == 3

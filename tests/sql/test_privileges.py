@@ -107,6 +107,7 @@ def test_a_producer_can_call_nothing_else(as_role: Callable[[str], Sql]) -> None
         "acquire_conversation_lock",
         "release_conversation_lock",
         "get_message_result",
+        "types_instead",
     }
 
 

@@ -15,7 +15,7 @@ from typing import Any, Unpack
 from packhorse.worker.config import own_schema
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.names import Names
-from packhorse.worker.enqueue import capture
+from packhorse.worker.enqueue import capture, unknown_types
 from packhorse.worker.enqueue.encoding import Encoded, refuse_misspelt, refuse_nul, refuse_too_late, refuse_window_without_key, take_columns
 from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.observe import tracing
@@ -180,6 +180,8 @@ def _require_asynchronous(connection: Any) -> None:
 
 
 _ONE = Call("message_id, duplicate", "enqueue_message", _NAMES)
+#: The same, and whether any worker knows the type.
+_ASKING = Call("message_id, duplicate, packhorse.types_instead(message_id) as instead", "enqueue_message", _NAMES)
 _MANY = Call("message_count", "enqueue_payloads", _BULK_NAMES)
 
 
@@ -262,11 +264,13 @@ def enqueue(
     arguments by name, a JSON object of at most 1 MiB. options: delay (s or timedelta), priority, conversation_key, dedup_key,
     dedup_window (s), correlation_id, trace_context, max_attempts, concurrency_key, run_at, expires_in (s);
     others become dramatiq options, unless they look like one of these misspelt. db_schema: where the queue is, when the settings of this
-    process do not say it. Returns id and whether a dedup window answered with an older one.
+    process do not say it. Returns id and whether a dedup window answered with an older one. Logs type_unknown, once per type, when workers
+    live and none has ever registered it.
     Raises InvalidArgument for what can be seen here, the driver's own error for the rest.
     """
-    text = _payload("payload", {} if payload is None else payload)
-    return _result(_ONE.run(connection, {**_arguments(queue, message_type, {**options}), "p_payload": text}, db_schema))
+    arguments = {**_arguments(queue, message_type, {**options}), "p_payload": _payload("payload", {} if payload is None else payload)}
+    asks = _asks(message_type, db_schema)
+    return _result((_ASKING if asks else _ONE).run(connection, arguments, db_schema), message_type, db_schema, asks)
 
 
 async def enqueue_async(
@@ -279,8 +283,9 @@ async def enqueue_async(
     **options: Unpack[EnqueueOptions],
 ) -> EnqueueResult:
     """The same on an asynchronous connection: psycopg AsyncConnection, asyncpg, SQLAlchemy AsyncConnection or AsyncSession."""
-    text = _payload("payload", {} if payload is None else payload)
-    return _result(await _ONE.run_async(connection, {**_arguments(queue, message_type, {**options}), "p_payload": text}, db_schema))
+    arguments = {**_arguments(queue, message_type, {**options}), "p_payload": _payload("payload", {} if payload is None else payload)}
+    asks = _asks(message_type, db_schema)
+    return _result(await (_ASKING if asks else _ONE).run_async(connection, arguments, db_schema), message_type, db_schema, asks)
 
 
 def enqueue_payloads(
@@ -326,7 +331,13 @@ def _shared(queue: str, message_type: str, options: dict[str, Any]) -> dict[str,
     return _arguments(queue, message_type, {**options})
 
 
-def _result(row: Any) -> EnqueueResult:
+def _asks(message_type: str, schema: str | None) -> bool:
+    return capture.active is None and unknown_types.is_asked(schema or "", message_type)
+
+
+def _result(row: Any, message_type: str, schema: str | None, asked: bool) -> EnqueueResult:
+    if asked:
+        unknown_types.answered(schema or "", message_type, _value(row, 2, "instead"))
     return EnqueueResult(int(_value(row, 0, "message_id")), bool(_value(row, 1, "duplicate")))
 
 

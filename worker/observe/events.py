@@ -76,6 +76,9 @@ EVENTS: dict[str, Event] = {
     "result_discarded": Event("debug", ("actor",), "A handler returned a value and nothing keeps results."),
     "result_not_storable": Event("error", ("message_id", "actor", "error"), "A result could not be stored."),
     "result_lost": Event("error", ("message_id", "actor", "error"), "Where results are kept is away: the message ends as it would, without one."),
+    "type_unknown": Event(
+        "warning", ("message_type", "near"), "packhorse.enqueue: workers live and none has ever registered this type; said once per process and type."
+    ),
     "redis_unavailable": Event("warning", ("error_class",), "Redis does not answer; calls fail at once until it does."),
     "redis_recovered": Event("info", ("seconds",), "Redis answers again."),
     "retry_policy_failed": Event("warning", ("message_id", "actor", "error_class"), "retry_when raised; the usual policy applies."),
