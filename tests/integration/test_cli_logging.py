@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import subprocess
 import sys
 import threading
 import warnings
@@ -78,6 +79,34 @@ def test_text_of_other_libraries_stays_text_and_dramatiq_reports_only_warnings(l
     structlog.get_logger("own").info("own_event", answer=42)
     assert [line["event"] for line in lines()] == ["user x=y said 100%", "worry", "own_event"]
     assert lines()[2]["answer"] == 42
+
+
+LATER = """
+import logging, sys
+from packhorse.worker.observe.logging import configure
+configure(log_format="json")
+logging.getLogger("their.app").warning("before %s", 1)
+assert not {"structlog", "rich"} & sys.modules.keys()
+import structlog
+structlog.contextvars.bind_contextvars(customer="c")
+structlog.get_logger("own").warning("own_event", answer=42)
+try:
+    1 / 0
+except ZeroDivisionError:
+    structlog.get_logger("own").exception("it_failed")
+logging.getLogger("their.app").warning("after", extra={"more": 2})
+"""
+
+
+def test_what_structlog_logs_that_is_imported_later_ends_in_our_lines():
+    ran = subprocess.run([sys.executable, "-c", LATER], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (0, ""), ran.stderr
+    before, own, failed, after = (json.loads(line) for line in ran.stderr.splitlines())
+    assert (before["event"], before["level"], before["logger"]) == ("before 1", "warning", "their.app") and "customer" not in before
+    assert own.pop("timestamp").endswith("Z")
+    assert own == {"event": "own_event", "answer": 42, "level": "warning", "logger": "own", "customer": "c"}
+    assert (failed["level"], failed["event"]) == ("error", "it_failed") and failed["exception"].endswith("ZeroDivisionError: division by zero")
+    assert (after["event"], after["customer"], after["more"]) == ("after", "c", 2)
 
 
 def test_a_traceback_is_one_key_of_one_line(lines):

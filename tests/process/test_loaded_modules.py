@@ -18,11 +18,11 @@ pytestmark = pytest.mark.slow
 
 #: The installed command, and every process of it says what it has imported when it gets SIGUSR1.
 PROGRAM = """
-import os, signal, sys
+import gc, os, signal, sys
 
 def tell(*_):
     with open(f"told.{os.getpid()}.new", "w") as file:
-        file.write("\\n".join(sys.modules))
+        file.write("\\n".join([*sys.modules, *["frozen"] * (gc.get_freeze_count() > 0)]))
     os.rename(f"told.{os.getpid()}.new", f"told.{os.getpid()}")
 
 signal.signal(signal.SIGUSR1, tell)
@@ -32,11 +32,8 @@ main()
 ACTORS = "import dramatiq, packhorse\ndramatiq.set_broker(packhorse.PostgresBroker())\n\n\n@dramatiq.actor\ndef act():\n    pass\n"
 #: What no process of a daemon needs unless the application imports it.
 NOBODY = {"rich", "structlog", "pydantic_settings", "apscheduler", "redis", "httpx", "watchfiles", "opentelemetry", "packhorse.worker.cli.main"}
-NOT = {
-    "parent": NOBODY | {"dramatiq", "prometheus_client", "packhorse.worker.runtime.process", "packhorse.worker.attempt"},
-    "exporter": NOBODY | {"dramatiq", "packhorse.worker.runtime.process", "packhorse.worker.attempt", "packhorse.worker.broker"},
-    "worker": NOBODY | {"prometheus_client"},
-}
+RUNTIME = {"dramatiq", "packhorse.worker.runtime.process", "packhorse.worker.attempt", "packhorse.worker.broker"}
+NOT = {"parent": NOBODY | RUNTIME | {"prometheus_client"}, "exporter": NOBODY | RUNTIME, "worker": NOBODY | {"prometheus_client"}}
 
 
 def free_port() -> int:
@@ -54,7 +51,8 @@ def scraped(port: int) -> bool:
         return False
 
 
-def test_no_process_of_a_daemon_imports_what_it_does_not_need(database, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_no_process_of_a_daemon_imports_what_it_does_not_need(database, tmp_path, processes):
     (tmp_path / "plain_actors.py").write_text(ACTORS)
     port, log = free_port(), tmp_path / "log"
     variables = {key: value for key, value in os.environ.items() if not key.startswith("PACKHORSE_")}
@@ -65,23 +63,31 @@ def test_no_process_of_a_daemon_imports_what_it_does_not_need(database, tmp_path
         "PACKHORSE_LOG_FORMAT": "json",
     }
     with log.open("wb") as stream:
-        command = [sys.executable, "-c", PROGRAM, "worker", "plain_actors"]
+        command = [sys.executable, "-c", PROGRAM, "worker", "plain_actors", "--processes", str(processes)]
         daemon = subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=stream, stderr=stream, start_new_session=True)
     try:
-        wait_until(lambda: "worker_started" in log.read_text() and scraped(port), 30, "a worker that is counted")
+        wait_until(lambda: log.read_text().count("worker_started") == processes and scraped(port), 30, "a worker that is counted")
         children = subprocess.run(["pgrep", "-P", str(daemon.pid)], capture_output=True, text=True, check=True).stdout.split()
-        told = {role_of(process, daemon.pid, tmp_path): process for process in (daemon.pid, *map(int, children))}
-        assert told.keys() == NOT.keys()
-        loaded = {role: set((tmp_path / f"told.{process}").read_text().splitlines()) for role, process in told.items()}
+        told = {process: told_by(process, tmp_path) for process in (daemon.pid, *map(int, children))}
     finally:
         os.killpg(daemon.pid, signal.SIGTERM)
         daemon.wait(30)
-    assert {role: sorted(NOT[role] & modules) for role, modules in loaded.items()} == {role: [] for role in NOT}
+    loaded = {role: [modules for process, modules in told.items() if role_of(process, daemon.pid, modules) == role] for role in NOT}
+    assert [len(loaded[role]) for role in NOT] == [1, 1, processes]
+    shared = RUNTIME if processes > 1 else set()  # loaded once, for all of them
+    assert loaded["parent"][0] >= shared
+    assert {role: sorted((NOT[role] - shared) & set().union(*found)) for role, found in loaded.items()} == {role: [] for role in NOT}
+    assert "psycopg" in loaded["parent"][0], "worker and exporter share it"
+    assert all("frozen" in modules for modules in told.values()), "the collector of a fork would copy what it looks at"
 
 
-def role_of(process: int, parent: int, folder: Path) -> str:
-    """Which process it is, once it has told what it has imported."""
+def told_by(process: int, folder: Path) -> set[str]:
+    """What a process has imported."""
     os.kill(process, signal.SIGUSR1)
     path = folder / f"told.{process}"
     wait_until(path.exists, 10, str(path))
-    return "parent" if process == parent else "worker" if "packhorse.worker.runtime.process" in path.read_text() else "exporter"
+    return set(path.read_text().splitlines())
+
+
+def role_of(process: int, parent: int, modules: set[str]) -> str:
+    return "parent" if process == parent else "worker" if "plain_actors" in modules else "exporter"
