@@ -45,7 +45,7 @@ FUNCTIONS = "functions/"
 #: What a set's rights are made of: a function of statements that mend them.
 _RIGHTS = {"": "rights_of_queue", "platform": "rights_of_platform", "public-api": "rights_of_public_api"}
 _RUNS_BESIDE = re.compile(r"^-- Runs beside: (\d+\.\d+\.\d+)\s*$", re.MULTILINE)
-_MADE = re.compile(r"^create (?:or replace )?(?:table|view|sequence|domain|type|function) (?:packhorse|platform)\.(\w+)", re.MULTILINE)
+_MADE = re.compile(r"^create (?:or replace )?(?:table|view|sequence|domain|type|function) (?:if not exists )?(?:packhorse|platform)\.(\w+)", re.MULTILINE)
 #: A name that only the record of an unreleased version has.
 _UNRELEASED = "0005_create_queue_functions"
 
@@ -293,9 +293,12 @@ def _make_schema(connection: DeadlineConnection, schema: str) -> None:
 
 
 def mend_rights(connection: DeadlineConnection) -> None:
-    """Make the rights on all our objects what SECURITY.md lists."""
-    for statement in _rights_to_mend(connection, sets_in(applied(connection))):
+    """Make the rights on all our objects what SECURITY.md lists; on the platform with the keys and policies that the host's tables and roles allow."""
+    sets = sets_in(applied(connection))
+    for statement in _rights_to_mend(connection, sets):
         connection.execute(statement.encode(), prepare=False)
+    if "platform" in sets:
+        connection.execute(sql("migrations_refresh_platform"))
 
 
 def _rights_to_mend(connection: DeadlineConnection, sets: Iterable[str]) -> list[str]:
@@ -317,9 +320,12 @@ def script(names: Names, sets: Iterable[str] = ()) -> str:
         )
         parts.append(f"-- {migration.name}\n{names.qualified(migration.text).strip()}")
         parts.append(names.qualified(sql("migrations_record").replace("%s, %s, %s, %s, %s", values)) + ";")
-    for name in ("", *sorted(sets_in(migration.name for migration in chosen))):
+    made = sets_in(migration.name for migration in chosen)
+    for name in ("", *sorted(made)):
         mend = sql("migrations_mend_rights").replace("{rights}", sql(_RIGHTS[name]))
         parts.append(names.qualified(mend) + ";")
+    if "platform" in made:
+        parts.append(names.qualified(sql("migrations_refresh_platform")) + ";")
     return "\n\n".join([*parts, "commit;"]) + "\n"
 
 

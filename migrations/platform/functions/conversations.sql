@@ -1,19 +1,4 @@
--- Conversations with a lock in the row, and the conversations of the assistant Amara (SPEC C5, C7).
-
-create or replace function platform.touch_amara_conversations() returns trigger
-language plpgsql as $$
--- After insert: a conversation is as old as its last message, or a retention would take a living one.
--- One statement for all new rows; a copy of old messages does not make a conversation younger than it is.
-begin
-  update platform.amara_conversations c set last_message_at = said.last_at
-  from (select i.conversation_id, max(i.created_at) as last_at from inserted i group by i.conversation_id) said
-  where c.id = said.conversation_id and c.last_message_at < said.last_at;
-  return null;
-end
-$$;
-comment on function platform.touch_amara_conversations() is 'Trigger: last_message_at of a conversation is the time of its last message.';
-create or replace trigger amara_messages_touch_conversations after insert on platform.amara_messages
-  referencing new table as inserted for each statement execute function platform.touch_amara_conversations();
+-- Conversations with a lock in the row (SPEC C7).
 
 create or replace function platform.get_or_create_conversation(
   p_conversation_key text, p_phone text, p_channel text default 'whatsapp', p_company_id bigint default null,

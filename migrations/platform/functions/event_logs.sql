@@ -1,25 +1,5 @@
 -- What happened: on the platform, at the webhooks, and for the auditor (SPEC C2, C5, M4).
 
-create or replace function platform.protect_audit_events() returns trigger
-language plpgsql as $$
--- Before update, delete and truncate: a record is not rewritten, and one of security does not go. Raises 42501.
-begin
-  if tg_op = 'UPDATE' then
-    raise exception using errcode = 'insufficient_privilege', message = 'audit_events: a record is never changed';
-  elsif tg_op = 'TRUNCATE' then
-    raise exception using errcode = 'insufficient_privilege', message = 'audit_events: is never emptied',
-      hint = 'Delete what is old with cleanup_old_audit_events().';
-  elsif old.category = 'security' then
-    raise exception using errcode = 'insufficient_privilege',
-      message = format('audit_events: record %s is of the category security, which is never deleted', old.id);
-  end if;
-  return old;
-end
-$$;
-comment on function platform.protect_audit_events() is 'Trigger: audit records are not changed, and those of security not deleted.';
-create or replace trigger audit_events_protect before update or delete on platform.audit_events for each row execute function platform.protect_audit_events();
-create or replace trigger audit_events_protect_all before truncate on platform.audit_events for each statement execute function platform.protect_audit_events();
-
 create or replace function platform.check_period(p_since timestamptz, p_until timestamptz) returns void
 language plpgsql immutable as $$
 -- Raise PH001 unless a period has a beginning, and its end after that.

@@ -1,56 +1,48 @@
--- What people look at: workflows, use of agents, sizes of tables (SPEC C6, C8).
+-- What people look at: the queue by status, workflows, the use of agents (SPEC C6, C8).
+
+create or replace view platform.message_queue_by_status as
+  select s.status, count(*) as count, round(avg(greatest(s.attempt - 1, 0)), 2) as avg_retries, max(greatest(s.attempt - 1, 0)) as max_retries,
+    min(s.created_at) as oldest_message, count(*) filter (where s.status = 'processing') as locked_count
+  from (
+    select case when m.state = 'running' then 'processing' when m.state = 'pending' and m.attempt > 0 then 'retry' else m.state::text end as status,
+      m.attempt::integer, m.created_at
+    from packhorse.message_queue m where m.created_at > clock_timestamp() - interval '24 hours'
+    union all -- what was created within a day has ended within a day: older partitions are not opened
+    select 'completed', a.attempt, a.created_at from packhorse.message_archive a
+    where a.state = 'done' and a.created_at > clock_timestamp() - interval '24 hours' and a.finished_at > clock_timestamp() - interval '24 hours'
+    union all
+    select 'failed', d.attempt, d.created_at from packhorse.dead_letters d where d.created_at > clock_timestamp() - interval '24 hours') s
+  group by s.status;
+comment on view platform.message_queue_by_status is
+  'One row per status of the queue''s messages that were created in the last 24 hours: pending, processing, retry, blocked, completed, failed.';
 
 create or replace view platform.workflow_health as
-  select w.workflow_type, count(*) filter (where w.status = 'running') as running,
-    count(*) filter (where w.status = 'running' and w.timeout_at <= clock_timestamp()) as overdue,
-    count(*) filter (where w.status = 'completed' and w.finished_at > clock_timestamp() - interval '24 hours') as completed_24h,
-    count(*) filter (where w.status = 'failed' and w.finished_at > clock_timestamp() - interval '24 hours') as failed_24h,
-    count(*) filter (where w.status = 'timed_out' and w.finished_at > clock_timestamp() - interval '24 hours') as timed_out_24h,
-    count(*) filter (where w.status = 'cancelled' and w.finished_at > clock_timestamp() - interval '24 hours') as cancelled_24h,
-    coalesce(extract(epoch from avg(w.finished_at - w.created_at)
-      filter (where w.status = 'completed' and w.finished_at > clock_timestamp() - interval '24 hours')), 0)::double precision as average_seconds_24h,
-    coalesce(extract(epoch from clock_timestamp() - min(w.created_at) filter (where w.status = 'running')), 0)::double precision
-      as oldest_running_seconds
+  select w.workflow_type, w.status, count(*) as count,
+    avg(extract(epoch from coalesce(w.completed_at, clock_timestamp()) - w.started_at))::double precision as avg_duration_seconds,
+    max(extract(epoch from clock_timestamp() - w.updated_at))::double precision as max_idle_seconds,
+    round(100.0 * sum(count(*) filter (where w.status = 'completed')) over of_type
+      / nullif(sum(count(*) filter (where w.status in ('completed', 'failed', 'timeout', 'cancelled'))) over of_type, 0), 2) as completion_rate_percent
   from platform.workflow_states w
-  group by w.workflow_type;
-comment on view platform.workflow_health is 'One row per type of workflow: running, overdue, and how the last 24 hours ended.';
+  where w.started_at > clock_timestamp() - interval '24 hours'
+  group by w.workflow_type, w.status
+  window of_type as (partition by w.workflow_type);
+comment on view platform.workflow_health is
+  'One row per type and status of workflows that started in the last 24 hours; the rate is completed among all ended of the type.';
 
 create or replace view platform.ai_agent_usage as
-  select s.agent_type, count(*) filter (where s.status = 'active' and s.expires_at > clock_timestamp()) as active,
-    count(*) filter (where s.status = 'paused' and s.expires_at > clock_timestamp()) as paused,
-    count(*) filter (where s.status in ('active', 'paused') and s.expires_at <= clock_timestamp()) as overdue,
-    count(*) filter (where s.status = 'completed') as completed, count(*) filter (where s.status = 'expired') as expired,
-    count(*) filter (where s.created_at > clock_timestamp() - interval '24 hours') as started_24h,
-    count(distinct s.phone) filter (where s.last_activity_at > clock_timestamp() - interval '24 hours') as people_24h,
-    sum(s.message_count)::bigint as messages, avg(s.message_count)::double precision as messages_per_session,
-    max(s.last_activity_at) as last_activity_at
-  from platform.agent_chat_sessions s
-  group by s.agent_type;
-comment on view platform.ai_agent_usage is 'One row per agent: sessions by state, people, messages.';
-
-create or replace function platform.get_database_stats()
-returns table (table_name text, partitions integer, estimated_rows bigint, dead_rows bigint, table_bytes bigint, index_bytes bigint, total_bytes bigint)
-language sql stable as $$
--- One row per table of this schema, largest first; a partitioned table is the sum of its partitions. Rows are
--- the planner's estimate, 0 before the first analyze. Locks nothing.
-  select r.relname::text, (count(p.oid) filter (where p.oid <> r.oid))::integer,
-    sum(greatest(p.reltuples, 0)) filter (where p.relkind = 'r')::bigint,
-    coalesce(sum(pg_stat_get_dead_tuples(p.oid)), 0)::bigint,
-    sum(pg_table_size(p.oid))::bigint, sum(pg_indexes_size(p.oid))::bigint, sum(pg_total_relation_size(p.oid))::bigint
-  from pg_class r
-  cross join lateral (select r.oid as relid where r.relkind = 'r' union all select t.relid from pg_partition_tree(r.oid) t where r.relkind = 'p') t
-  join pg_class p on p.oid = t.relid
-  where r.relnamespace = (select c.relnamespace from pg_class c where c.oid = 'platform.companies'::regclass::oid)
-    and r.relkind in ('r', 'p') and not r.relispartition
-  group by r.oid, r.relname
-  order by 7 desc, 1;
-$$;
-comment on function platform.get_database_stats() is 'One row per table: partitions, estimated rows, dead rows, bytes.';
+  select m.agent_type, count(distinct platform.normalize_phone(m.user_phone)) as unique_users, count(*) as total_conversations,
+    round(avg(m.message_count), 2) as avg_messages_per_conversation, max(m.last_interaction) as last_used,
+    count(*) filter (where m.last_interaction > clock_timestamp() - interval '1 hour') as active_last_hour
+  from platform.ai_conversation_memory m
+  where m.created_at > clock_timestamp() - interval '24 hours'
+  group by m.agent_type;
+comment on view platform.ai_agent_usage is 'One row per agent, from what it remembers: conversations that began in the last 24 hours.';
 
 -- Row-level security applies to the one who looks, where PostgreSQL knows the option.
 do $$
 begin
   if current_setting('server_version_num')::integer >= 150000 then
+    alter view platform.message_queue_by_status set (security_invoker = true);
     alter view platform.workflow_health set (security_invoker = true);
     alter view platform.ai_agent_usage set (security_invoker = true);
   end if;

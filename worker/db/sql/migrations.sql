@@ -77,6 +77,10 @@ select * from platform.platform_rights();
 -- The same of the public API.
 select * from platform.public_api_rights();
 
+-- name: migrations_refresh_platform
+-- What the host's tables and roles make possible.
+select platform.refresh_platform_access();
+
 -- name: schema_contents
 -- Something that stands in a schema; of an extension nothing.
 select f.kind, f.name from (

@@ -1,5 +1,5 @@
--- Way back of platform/0012_secure_platform_rows. Takes ACCESS EXCLUSIVE locks. Row-level security stays on.
-
+-- Way back of platform/0009_secure_platform_rows. Takes ACCESS EXCLUSIVE locks. Row-level security stays on; an adopted table does not get back
+-- the policies that it had.
 do $$
 declare
   v_policy record;

@@ -1,0 +1,12 @@
+-- Way back of platform/0005_create_bookings. Takes ACCESS EXCLUSIVE locks; what the objects held is gone. Adopted tables stay, with what was added to them.
+do $$
+declare
+  v_name text;
+begin
+  foreach v_name in array array['referrals', 'reminders', 'bookings', 'guest_sessions'] loop
+    if not exists (select from platform.platform_adopted_tables a where a.name = v_name) then
+      execute format('drop table platform.%I', v_name);
+    end if;
+  end loop;
+end
+$$;

@@ -1,0 +1,13 @@
+-- Way back of platform/0006_create_conversations. Takes ACCESS EXCLUSIVE locks; what the objects held is gone. Adopted tables stay, with what was added to them.
+do $$
+declare
+  v_name text;
+begin
+  foreach v_name in array array['amara_messages', 'amara_conversations'] loop
+    if not exists (select from platform.platform_adopted_tables a where a.name = v_name) then
+      execute format('drop table platform.%I', v_name);
+    end if;
+  end loop;
+end
+$$;
+drop table platform.conversations;

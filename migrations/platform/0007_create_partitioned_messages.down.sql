@@ -1,0 +1,12 @@
+-- Way back of platform/0007_create_partitioned_messages. Takes ACCESS EXCLUSIVE locks; what the objects held is gone. Adopted tables stay, with what was added to them.
+do $$
+declare
+  v_name text;
+begin
+  foreach v_name in array array['messages'] loop
+    if not exists (select from platform.platform_adopted_tables a where a.name = v_name) then
+      execute format('drop table platform.%I', v_name);
+    end if;
+  end loop;
+end
+$$;
