@@ -37,20 +37,24 @@ RETENTION = (
     Retention("schedule_runs", column="fired_at", keep_seconds=30 * DAY, where="outcome <> 'enqueued'", cron="40 3 * * *"),
     Retention("maintenance_runs", column="ended_at", keep_seconds=90 * DAY, cron="50 3 * * *"),
     # the conversation platform
-    Retention("ai_conversation_memory", column="last_activity_at", keep_seconds=7 * DAY, cron="35 2 * * *", optional=True),
+    Retention("ai_conversation_memory", column="last_interaction", keep_seconds=7 * DAY, cron="35 2 * * *", optional=True),
+    # by the end; a workflow that goes on has none
+    Retention("workflow_states", column="completed_at", keep_seconds=7 * DAY, cron="45 2 * * *", optional=True),
     Retention("dialog_contexts", column="expires_at", keep_seconds=0, cron="15 * * * *", optional=True),
-    Retention("appointments_cache", column="expires_at", keep_seconds=0, cron="*/15 * * * *", optional=True),
+    Retention("appointments_cache", column="expires_at", keep_seconds=0, cron="20 * * * *", optional=True),
     Retention("whatsapp_keys", column="expires_at", keep_seconds=0, cron="25 * * * *", optional=True),
+    Retention("platform_events", column="created_at", keep_seconds=90 * DAY, cron="5 3 * * *", optional=True),
     Retention(
-        "platform_events",
+        "webhook_events",
         column="created_at",
-        keep_seconds=90 * DAY,
-        cron="5 3 * * *",
+        keep_seconds=30 * DAY,
+        # by the delivery where there was one; what is still under way stays
+        where="coalesce(delivered_at, created_at) < {cutoff} and status is distinct from 'pending' and status is distinct from 'sent' "
+        "and status is distinct from 'received'",
+        cron="10 3 * * *",
         optional=True,
-        where="event_type not in ('referral_credit_earned', 'referral_credit_spent')",  # the balance of a user, not an event to forget
     ),
-    Retention("webhook_events", column="processed_at", keep_seconds=30 * DAY, cron="10 3 * * *", optional=True),
-    Retention("audit_events", column="occurred_at", keep_seconds=365 * DAY, where="category <> 'security'", cron="15 3 * * *", optional=True),
+    Retention("audit_events", column="created_at", keep_seconds=365 * DAY, where="event_category <> 'security'", cron="15 3 * * *", optional=True),
 )
 
 PARTITIONS = (
@@ -94,7 +98,7 @@ JOBS = (
     Job("stale_conversation_locks", "job_stale_conversation_locks", "*/5 * * * *"),
     Job("dead_workers", "job_dead_workers", "*/10 * * * *"),
     Job("stuck_conversations", "job_stuck_conversations", "*/5 * * * *", "conversations"),
-    Job("timed_out_workflows", "job_timed_out_workflows", "*/5 * * * *", "workflow_states"),
+    Job("timed_out_workflows", "job_timed_out_workflows", "* * * * *", "workflow_states"),
     Job("expired_agent_sessions", "job_expired_agent_sessions", "*/5 * * * *", "agent_chat_sessions"),
     Job("expired_guest_sessions", "job_expired_guest_sessions", "30 2 * * *", "guest_sessions"),
     Job("due_reminders", "job_due_reminders", "* * * * *", "reminders", batch=100),

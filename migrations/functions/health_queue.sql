@@ -5,10 +5,10 @@
 -- archive in samples. No error messages are shown, for they may quote people: a fingerprint and an id lead to them.
 
 create or replace function packhorse.health_queue_health(
-  p_warn_after interval default '1 minute', p_fail_after interval default '10 minutes', p_limit integer default 10000
+  p_warn_after interval default '1 minute', p_fail_after interval default '10 minutes', p_limit integer default 10000, p_warn_due integer default 100
 ) returns table (status text, summary text, details jsonb)
 language plpgsql volatile as $$
--- How late the oldest due message of each queue is. A paused queue with due messages is a warning, and so are messages of a
+-- How late the oldest due message of each queue is; p_warn_due of them in one queue are a warning too. A paused queue with due messages is a warning, and so are messages of a
 -- queue that nobody has declared, completions that the database refuses, and scopes parked for longer than p_warn_after. Beside it: messages
 -- that wait to run apart.
 declare
@@ -27,7 +27,8 @@ begin
         where c.queue = any (w.queues) and v_now - w.last_seen_at <= w.lease_duration and w.state <> 'quiet') as has_worker,
       case when q.paused_at is not null then case when c.pending > 0 then 'warn' else 'ok' end
         when q.name is null then packhorse.health_worst(array['warn', packhorse.health_level(c.late, extract(epoch from p_warn_after)::float8, extract(epoch from p_fail_after)::float8)])
-        else packhorse.health_level(c.late, extract(epoch from p_warn_after)::float8, extract(epoch from p_fail_after)::float8) end as level
+        else packhorse.health_worst(array[packhorse.health_level(c.pending::float8, p_warn_due, null),
+          packhorse.health_level(c.late, extract(epoch from p_warn_after)::float8, extract(epoch from p_fail_after)::float8)]) end as level
     from counted c left join packhorse.queues q on q.name = c.queue
   ), apart as (
     select (select count(*) from (select from packhorse.message_queue m where m.state = 'pending' and m.crashes >= 2 limit p_limit) i) as isolated,
@@ -53,14 +54,15 @@ begin
   from placed p cross join apart a cross join resting r;
 end
 $$;
-comment on function packhorse.health_queue_health(interval, interval, integer) is 'Health check: how late the oldest due message of each queue is.';
+comment on function packhorse.health_queue_health(interval, interval, integer, integer) is 'Health check: how late the oldest due message of each queue is, and how many are due.';
 
 create or replace function packhorse.health_dead_letters(
   p_window interval default '1 hour', p_warn integer default 1, p_fail integer default 100, p_warn_age interval default '23 days',
-  p_limit integer default 10000
+  p_limit integer default 10000, p_warn_day integer default 10
 ) returns table (status text, summary text, details jsonb)
 language plpgsql stable as $$
--- Messages given up within p_window, by cause; a warning too when the oldest dead letter will soon be removed by age (30 days).
+-- Messages given up within p_window, by cause; a warning too for p_warn_day of them within 24 hours, and when the oldest dead letter will soon be
+-- removed by age (30 days).
 declare
   v_now constant timestamptz := clock_timestamp();
 begin
@@ -74,20 +76,21 @@ begin
     from recent r group by r.message_type, r.reason, r.error_class, r.fingerprint
   ), kept as (
     select (select count(*) from (select from packhorse.dead_letters limit p_limit) k) as n, (select min(d.dead_at) from packhorse.dead_letters d) as oldest_at,
-      (select count(*) from (select from packhorse.dead_letters d where d.blocks_conversation limit p_limit) b) as blocking
+      (select count(*) from (select from packhorse.dead_letters d where d.blocks_conversation limit p_limit) b) as blocking,
+      (select count(*) from (select from packhorse.dead_letters d where d.dead_at > v_now - interval '24 hours' limit p_limit) y) as day
   )
-  select packhorse.health_worst(array[packhorse.health_level(coalesce(sum(c.n), 0)::float8, p_warn, p_fail), case when k.oldest_at <= v_now - p_warn_age then 'warn' end]),
+  select packhorse.health_worst(array[packhorse.health_level(coalesce(sum(c.n), 0)::float8, p_warn, p_fail), packhorse.health_level(k.day::float8, p_warn_day, null), case when k.oldest_at <= v_now - p_warn_age then 'warn' end]),
     format('%s in the last %s, %s kept%s%s', packhorse.health_count(coalesce(sum(c.n), 0)::bigint, p_limit), packhorse.health_duration(extract(epoch from p_window)::float8),
       packhorse.health_count(k.n, p_limit), case when k.blocking > 0 then format(', %s hold their conversation', k.blocking) end,
       case when k.oldest_at <= v_now - p_warn_age then format('; the oldest is %s old and goes after 30 days',
         packhorse.health_duration(extract(epoch from v_now - k.oldest_at)::float8)) end),
-    jsonb_build_object('recent', coalesce(sum(c.n), 0), 'recent_is_limit', coalesce(sum(c.n), 0) >= p_limit, 'kept', k.n, 'kept_is_limit', k.n >= p_limit, 'blocking', k.blocking, 'oldest_at', k.oldest_at,
+    jsonb_build_object('recent', coalesce(sum(c.n), 0), 'recent_is_limit', coalesce(sum(c.n), 0) >= p_limit, 'last_day', k.day, 'kept', k.n, 'kept_is_limit', k.n >= p_limit, 'blocking', k.blocking, 'oldest_at', k.oldest_at,
       'causes', coalesce(jsonb_agg(jsonb_build_object('message_type', c.message_type, 'reason', c.reason, 'error_class', c.error_class,
         'fingerprint', c.fingerprint, 'count', c.n, 'last_id', c.last_id) order by c.place) filter (where c.place <= 10), '[]'))
-  from kept k left join causes c on true group by k.n, k.oldest_at, k.blocking;
+  from kept k left join causes c on true group by k.n, k.oldest_at, k.blocking, k.day;
 end
 $$;
-comment on function packhorse.health_dead_letters(interval, integer, integer, interval, integer) is 'Health check: messages given up lately, by cause.';
+comment on function packhorse.health_dead_letters(interval, integer, integer, interval, integer, integer) is 'Health check: messages given up lately, by cause.';
 
 create or replace function packhorse.health_processing_latency(
   p_window interval default '1 hour', p_warn_p95 interval default '30 seconds', p_fail_p95 interval default '5 minutes', p_blocks integer default 4000
@@ -121,7 +124,7 @@ $$;
 comment on function packhorse.health_processing_latency(interval, interval, interval, integer) is 'Health check: p50, p95 and p99 of handlers, over all and by type.';
 
 create or replace function packhorse.health_error_rate(
-  p_hours integer default 24, p_warn_ratio double precision default 0.05, p_fail_ratio double precision default 0.25,
+  p_hours integer default 24, p_warn_ratio double precision default 0.05, p_fail_ratio double precision default 0.1,
   p_least integer default 20, p_blocks integer default 4000, p_limit integer default 100000
 ) returns table (status text, summary text, details jsonb)
 language plpgsql volatile as $$

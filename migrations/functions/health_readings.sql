@@ -37,7 +37,7 @@ create or replace function packhorse.has_platform_table(p_table text) returns bo
 language sql stable as $$
 -- Is this table here, and ours? Another team's table may have the same name: then the platform was never installed.
   select to_regclass(format('platform.%I', p_table)) is not null
-    and exists (select from packhorse.packhorse_migrations m where m.name = 'platform/0012_secure_platform_rows');
+    and exists (select from packhorse.packhorse_migrations m where m.name = 'platform/0009_secure_platform_rows');
 $$;
 comment on function packhorse.has_platform_table(text) is 'Has this database the conversation platform with this table?';
 

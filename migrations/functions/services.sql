@@ -397,7 +397,7 @@ comment on function packhorse.service_statistics() is 'State, calls and failures
 create or replace function packhorse.health_circuit_breakers() returns table (status text, summary text, details jsonb)
 language sql stable as $$
 -- Endpoints whose breaker is not closed, that are unhealthy, or that an operator has forced. A service of which no endpoint can be called is a
--- failure. Absent while no process has declared a service.
+-- failure. What no process has declared for a day is not judged. Absent while no endpoint is registered.
   with known as (
     select s.*, coalesce(s.forced, s.state) as acts, row_number() over (order by coalesce(s.forced, s.state) = 'closed', s.service, s.endpoint) as place
     from packhorse.service_endpoints s where s.declared_at > clock_timestamp() - interval '1 day'
@@ -409,8 +409,9 @@ language sql stable as $$
       (select string_agg(d.service, ', ' order by d.service) from (select g.service from known g group by g.service having bool_and(g.acts <> 'closed') limit 5) d) as names
     from known k
   )
-  select case when f.endpoints = 0 then 'absent' when f.down > 0 then 'fail' when f.open + f.half_open + f.unhealthy + f.forced > 0 then 'warn' else 'ok' end,
-    case when f.endpoints = 0 then 'no service is declared' else format('%s endpoint(s) of %s service(s): %s open, %s half open, %s unhealthy%s%s', f.endpoints, f.services,
+  select case when not exists (select from packhorse.service_endpoints) then 'absent' when f.down > 0 then 'fail' when f.open + f.half_open + f.unhealthy + f.forced > 0 then 'warn' else 'ok' end,
+    case when not exists (select from packhorse.service_endpoints) then 'no service is declared'
+      when f.endpoints = 0 then 'no service was declared in the last day' else format('%s endpoint(s) of %s service(s): %s open, %s half open, %s unhealthy%s%s', f.endpoints, f.services,
       f.open, f.half_open, f.unhealthy, case when f.forced > 0 then format(', %s forced by an operator', f.forced) end, '; cannot be called: ' || f.names) end,
     jsonb_build_object('endpoints', f.endpoints, 'open', f.open, 'half_open', f.half_open, 'unhealthy', f.unhealthy, 'forced', f.forced, 'services_down', f.down,
       'breakers', coalesce((select jsonb_agg(jsonb_build_object('service', k.service, 'endpoint', k.endpoint, 'state', k.state, 'forced', k.forced, 'healthy', k.healthy,
@@ -419,4 +420,4 @@ language sql stable as $$
         from known k where k.place <= 50), '[]'))
   from facts f;
 $$;
-comment on function packhorse.health_circuit_breakers() is 'Health check: open and half-open circuit breakers; absent while no service is declared.';
+comment on function packhorse.health_circuit_breakers() is 'Health check: open and half-open circuit breakers; absent while no endpoint is registered.';

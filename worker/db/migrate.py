@@ -45,7 +45,9 @@ FUNCTIONS = "functions/"
 #: What a set's rights are made of: a function of statements that mend them.
 _RIGHTS = {"": "rights_of_queue", "platform": "rights_of_platform", "public-api": "rights_of_public_api"}
 _RUNS_BESIDE = re.compile(r"^-- Runs beside: (\d+\.\d+\.\d+)\s*$", re.MULTILINE)
-_MADE = re.compile(r"^create (?:or replace )?(?:table|view|sequence|domain|type|function) (?:if not exists )?(?:packhorse|platform)\.(\w+)", re.MULTILINE)
+_MADE = re.compile(
+    r"^create (?:or replace )?(?:table|view|sequence|domain|type|function) (?:if not exists )?(?:packhorse|platform)\.(\w+)", re.MULTILINE
+)
 #: A name that only the record of an unreleased version has.
 _UNRELEASED = "0005_create_queue_functions"
 

@@ -75,6 +75,7 @@ QUEUE_TABLES = frozenset(
 PLATFORM_TABLES = frozenset(
     {
         "ai_conversation_memory",
+        "workflow_states",
         "dialog_contexts",
         "appointments_cache",
         "whatsapp_keys",

@@ -31,7 +31,7 @@ comment on view platform.workflow_health is
 
 create or replace view platform.ai_agent_usage as
   select m.agent_type, count(distinct platform.normalize_phone(m.user_phone)) as unique_users, count(*) as total_conversations,
-    round(avg(m.message_count), 2) as avg_messages_per_conversation, max(m.last_interaction) as last_used,
+    round(avg(greatest(m.message_count, jsonb_array_length(m.conversation_history))), 2) as avg_messages_per_conversation, max(m.last_interaction) as last_used,
     count(*) filter (where m.last_interaction > clock_timestamp() - interval '1 hour') as active_last_hour
   from platform.ai_conversation_memory m
   where m.created_at > clock_timestamp() - interval '24 hours'

@@ -308,7 +308,7 @@ select packhorse.drop_expired_archive_partitions();
 
 -- name: messages_make
 -- The partitions of messages, with its owner's rights.
-select platform.maintain_messages_partitions(%s);
+select count(*) from platform.maintain_messages_partitions(%s, null) m where m.action = 'created';
 
 -- name: longest_backoff
 -- The longest wait before a retry, in seconds.
