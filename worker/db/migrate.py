@@ -295,7 +295,7 @@ def _make_schema(connection: DeadlineConnection, schema: str) -> None:
 
 
 def mend_rights(connection: DeadlineConnection) -> None:
-    """Make the rights on all our objects what SECURITY.md lists; on the platform with the keys and policies that the host's tables and roles allow."""
+    """Make the rights on all our objects what SECURITY.md lists; on the platform also what the tables and roles of the host make possible."""
     sets = sets_in(applied(connection))
     for statement in _rights_to_mend(connection, sets):
         connection.execute(statement.encode(), prepare=False)

@@ -18,6 +18,10 @@ language sql stable as $$
   select format('grant usage on schema %s to %s', h.schema::regnamespace, r.rolname)
   from here h join pg_roles r on r.rolname in ('packhorse_worker', 'packhorse_producer', 'packhorse_reader', 'authenticated', 'anon', 'service_role')
   where not has_schema_privilege(r.oid, h.schema, 'usage')
+  union all -- what only the owner may call, the default privileges of the host gave its servers
+  select format('revoke execute on function %s from service_role', p.oid::regprocedure)
+  from here h join pg_proc p on p.pronamespace = h.schema and p.proname = 'refresh_platform_access'
+  cross join lateral aclexplode(p.proacl) a join pg_roles r on r.oid = a.grantee and r.rolname = 'service_role'
   union all
   select d.* from here h cross join names n
   cross join lateral packhorse.differing_rights(h.schema, n.names, platform.worker_rights(n.names) || platform.guest_rights(), array['service_role']) d;
@@ -224,7 +228,7 @@ begin
       and not exists (select from platform.platform_adopted_tables a where a.name = p.table_name and a.is_left_alone)
   loop
     execute format('create policy %I on platform.%I for %s to %I', v_row.policy_name, v_row.table_name, v_row.command, v_row.role_name)
-      || coalesce(format(' using (%s)', v_row.using_rows), '') || coalesce(format(' with check (%s)', v_row.check_rows), '');
+      || coalesce(' using (' || v_row.using_rows || ')', '') || coalesce(' with check (' || v_row.check_rows || ')', '');
     v_made := v_made + 1;
   end loop;
   for v_row in select r.statement from platform.platform_rights() as r (statement) loop
