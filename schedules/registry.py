@@ -49,8 +49,7 @@ RETENTION = (
         column="created_at",
         keep_seconds=30 * DAY,
         # by the delivery where there was one; what is still under way stays
-        where="coalesce(delivered_at, created_at) < {cutoff} and status is distinct from 'pending' and status is distinct from 'sent' "
-        "and status is distinct from 'received'",
+        where="coalesce(delivered_at, created_at) < {cutoff} and coalesce(status, '') not in ('pending', 'sent', 'received')",
         cron="10 3 * * *",
         optional=True,
     ),

@@ -39,13 +39,13 @@ end
 $$;
 comment on function packhorse.health_stuck_workflows(interval, interval, integer, integer, interval) is 'Health check: active workflows past their timeout.';
 
-create or replace function packhorse.memory_time(p_entry jsonb) returns timestamptz
+create or replace function packhorse.health_said_at(p_entry jsonb) returns timestamptz
 language sql stable as $$
 -- When an entry of a conversation was said; null where a client wrote no time, or none that can be read.
-  select case when p_entry ->> 'timestamp' ~ '^20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9])[T ]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.][0-9]+)?(Z|[+-][01][0-9](:?[0-5][0-9])?)?$'
+  select case when p_entry ->> 'timestamp' ~ '^20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[T ]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.][0-9]+)?(Z|[+-][01][0-9](:?[0-5][0-9])?)?$'
     then (p_entry ->> 'timestamp')::timestamptz end;
 $$;
-comment on function packhorse.memory_time(jsonb) is 'When an entry of a conversation was said; null without a time that can be read.';
+comment on function packhorse.health_said_at(jsonb) is 'When an entry of a conversation was said; null without a time that can be read.';
 
 create or replace function packhorse.health_agent_performance(
   p_window interval default '1 hour', p_warn_reply interval default '30 seconds', p_fail_reply interval default '2 minutes',
@@ -68,8 +68,8 @@ begin
       greatest(m.message_count, jsonb_array_length(m.conversation_history)) as messages, m.conversation_history -> -1 as last
     from platform.ai_conversation_memory m where m.last_interaction > v_now - interval '24 hours' order by m.last_interaction desc limit p_limit
   ), said as (
-    select r.agent_type, e.value ->> 'role' as role, lag(e.value ->> 'role') over w as role_before, packhorse.memory_time(e.value) as said_at,
-      lag(packhorse.memory_time(e.value)) over w as said_before
+    select r.agent_type, e.value ->> 'role' as role, lag(e.value ->> 'role') over w as role_before, packhorse.health_said_at(e.value) as said_at,
+      lag(packhorse.health_said_at(e.value)) over w as said_before
     from recent r cross join lateral jsonb_array_elements(r.history) with ordinality e where r.last_interaction > v_now - p_window
     window w as (partition by r.id order by e.ordinality)
   ), replies as (
@@ -79,7 +79,7 @@ begin
     select r.agent_type, count(distinct r.person) as people, count(*) as conversations, round(avg(r.messages), 1) as messages, max(r.last_interaction) as last_at,
       count(*) filter (where r.last_interaction > v_now - interval '1 hour') as last_hour, count(*) filter (where r.last_interaction > v_now - p_window) as judged,
       count(*) filter (where r.last_interaction > v_now - p_window and r.last ->> 'role' = 'user'
-        and packhorse.memory_time(r.last) <= v_now - p_unanswered_after) as unanswered
+        and packhorse.health_said_at(r.last) <= v_now - p_unanswered_after) as unanswered
     from recent r group by r.agent_type
   ), judged as (
     select a.*, r.n as replies, r.p[1] as p50, r.p[2] as p95, packhorse.health_worst(array[
@@ -99,7 +99,7 @@ $$;
 comment on function packhorse.health_agent_performance(interval, interval, interval, interval, double precision, double precision, integer)
   is 'Health check: who talks with AI agents, how long they take to answer, and what stays unanswered.';
 
-create or replace function packhorse.conversation_rows(p_limit integer) returns jsonb
+create or replace function packhorse.health_conversation_rows(p_limit integer) returns jsonb
 language plpgsql stable as $$
 -- The platform's conversations by state: how many, how long idle, held locks; of the newest p_limit. Null where the platform is not installed.
 begin
@@ -116,7 +116,7 @@ begin
       'held_locks', s.held) order by s.status), '[]') from states s);
 end
 $$;
-comment on function packhorse.conversation_rows(integer) is 'The platform''s conversations by state; null where it is not installed.';
+comment on function packhorse.health_conversation_rows(integer) is 'The platform''s conversations by state; null where it is not installed.';
 
 create or replace function packhorse.health_conversation_state(
   p_warn_after interval default '5 minutes', p_fail_after interval default '1 hour', p_limit integer default 1000
@@ -150,7 +150,7 @@ begin
       ', the longest for ' || packhorse.health_duration((select max(a.age) from aged a)), packhorse.health_count(v_dead, p_limit)),
     jsonb_build_object('waiting', (select count(*) from aged), 'waiting_is_limit', (select count(*) from aged) >= p_limit, 'oldest_seconds', (select max(a.age) from aged a), 'dead_holders', v_dead,
       'oldest', coalesce((select jsonb_agg(jsonb_build_object('message_id', h.id, 'waiting_seconds', h.age, 'holder_kind', h.holder_kind,
-        'holder_id', h.holder_id) order by h.place) from held h), '[]'), 'conversations', packhorse.conversation_rows(p_limit));
+        'holder_id', h.holder_id) order by h.place) from held h), '[]'), 'conversations', packhorse.health_conversation_rows(p_limit));
 end
 $$;
 comment on function packhorse.health_conversation_state(interval, interval, integer) is 'Health check: conversations whose messages wait, and for whom.';

@@ -56,14 +56,22 @@ PROTECTED = {
     "schedule_runs": "insert into schedule_runs (schedule, planned_at, outcome, triggered_by, message_id, fired_at) "
     "values ('protected', '2000-01-01', 'enqueued', 'schedule', 1, '2000-01-01')",
     "maintenance_runs": "insert into maintenance_runs (task, kind, triggered_by, state, started_at) values ('protected', 'job', 'me', 'paused', '2000-01-01')",
-    "platform_events": "insert into platform_events (event_type, user_id, properties, created_at) "
-    "values ('referral_credit_earned', gen_random_uuid(), '{\"amount\": 5}', '2000-01-01')",
-    "webhook_events": "insert into webhook_events (source, external_id, status, received_at) values ('s', 'protected', 'received', '2000-01-01')",
-    "audit_events": "insert into audit_events (category, actor, action, occurred_at) values ('security', 'ann', 'protected', '2000-01-01')",
-    "whatsapp_keys": "insert into whatsapp_keys (company_id, key_type, key_id, value) values (1, 't', 'protected', '{}')",
+    "workflow_states": "insert into workflow_states (workflow_type, current_step, started_at) values ('protected', 's', '2000-01-01')",
+    "webhook_events": "insert into webhook_events (event_category, event_type, webhook_id, status, created_at) "
+    "values ('incoming', 'x', 'protected', 'received', '2000-01-01')",
+    "audit_events": "insert into audit_events (event_category, event_type, action, created_at) values ('security', 'x', 'protected', '2000-01-01')",
+    "whatsapp_keys": "insert into whatsapp_keys (company_id, key_type, key_id, value) values ('1', 't', 'protected', '{}')",
+    "dialog_contexts": "insert into dialog_contexts (phone, company_id, expires_at) values ('protected', 1, null)",
 }
-NAMES = {"platform_events": "referral_credit_earned"}
-PLATFORM = {re.search(r"insert into (\w+)", upkeep.insert)[1]: (upkeep.insert, upkeep.left) for upkeep in UPKEEP}  # type: ignore[index]
+#: Rows whose age is their end: the time of that is given.
+ENDED = {
+    "workflow_states": (
+        "insert into workflow_states (workflow_type, current_step, status, completed_at) "
+        "values (%(key)s, 's', 'failed', clock_timestamp() - interval '7 days' - %(age)s::interval)",
+        "select workflow_type from workflow_states",
+    )
+}
+PLATFORM = ENDED | {re.search(r"insert into (\w+)", upkeep.insert)[1]: (upkeep.insert, upkeep.left) for upkeep in UPKEEP}  # type: ignore[index]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +89,7 @@ def test_what_is_over_goes_and_what_lives_or_is_protected_stays(database, policy
     with database.connect(admin=True) as connection:
         for key, age in {"long_over": "400 days", "over": "5 minutes", "lives": "-5 minutes", "lives_on": "-20 hours"}.items():
             connection.execute(insert, {"key": key, "age": age})
-        protected = {NAMES.get(policy.table, "protected")} if policy.table in PROTECTED else set()
+        protected = {"protected"} if policy.table in PROTECTED else set()
         if protected:
             connection.execute(PROTECTED[policy.table])
     runner = TaskRunner(lambda: connect(database.url, deadline_seconds=30), Plan((policy,), (), (), OPEN, ()))

@@ -132,6 +132,14 @@ def test_a_queue_is_judged_by_its_oldest_due_message(sql: Sql, by: str, expected
     assert ("no live worker" in found.summary) is (expected != "ok")
 
 
+@pytest.mark.parametrize(("due", "expected"), [(99, "ok"), (100, "warn")])
+def test_a_hundred_due_messages_are_a_warning_however_young(sql: Sql, due: int, expected: str) -> None:
+    for _ in range(due):
+        sql.enqueue()
+    assert check(sql, "queue_health").status == expected
+    assert check(sql, "queue_health", warn_due=1000).status == "ok"
+
+
 def test_thresholds_are_arguments(sql: Sql) -> None:
     late(sql, "2 minutes")
     assert check(sql, "queue_health", warn_after="1 hour", fail_after="2 hours").status == "ok"
@@ -170,6 +178,14 @@ def test_dead_letters_of_the_last_hour_are_counted_by_cause(sql: Sql, count: int
     assert (found.status, found.details["recent"], found.details["kept"]) == (expected, count, count + 5)
     assert sum(cause["count"] for cause in found.details["causes"]) == count
     assert "2507" not in json.dumps(found), "errors may quote people"
+
+
+@pytest.mark.parametrize(("count", "expected"), [(9, "ok"), (10, "warn")])
+def test_ten_dead_letters_of_a_day_are_a_warning_too(sql: Sql, count: int, expected: str) -> None:
+    die(sql, count, ago="20 hours")
+    die(sql, 5, ago="25 hours", first_id=2_000_000)
+    found = check(sql, "dead_letters")
+    assert (found.status, found.details["recent"], found.details["last_day"]) == (expected, 0, count)
 
 
 def test_a_dead_letter_that_will_soon_be_removed_is_a_warning(sql: Sql) -> None:
@@ -237,7 +253,7 @@ def test_handlers_are_judged_by_their_p95(sql: Sql, ran: str, expected: str) -> 
     assert found.details["wait_seconds"]["p50"] > 2900
 
 
-@pytest.mark.parametrize(("dead", "expected"), [(1, "ok"), (10, "warn"), (60, "fail")])
+@pytest.mark.parametrize(("dead", "expected"), [(1, "ok"), (10, "warn"), (12, "fail"), (60, "fail")])
 def test_the_error_rate_of_the_last_hour_is_judged(sql: Sql, dead: int, expected: str) -> None:
     end(sql, 95)
     end(sql, 5, error="TimeoutError")

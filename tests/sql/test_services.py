@@ -281,6 +281,13 @@ def test_the_health_check_names_what_cannot_be_called(sql: Sql) -> None:
     assert sql.rows(check)[0][0] == "warn", "an operator's state is not to be forgotten"
 
 
+def test_an_endpoint_that_nobody_has_declared_for_days_is_registered_and_not_judged(sql: Sql) -> None:
+    declare(sql, A)
+    report(sql, 5, 5)
+    sql.rows("update service_endpoints set declared_at = clock_timestamp() - interval '2 days'")
+    assert sql.rows("select status, summary from health_circuit_breakers()") == [("ok", "no service was declared in the last day")]
+
+
 def test_the_metrics_of_services(sql: Sql) -> None:
     opened(sql)
     found = sql.value("select service_statistics()")

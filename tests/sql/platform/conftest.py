@@ -44,7 +44,7 @@ def seed(client: Sql) -> None:
     """A queue and a company with a service and somebody who does it, each with the id 1."""
     client.rows("select declare_queue('q')")
     client.rows("insert into companies (id, name) values (1, 'Salon')")
-    client.rows("insert into services (id, company_id, name) values (1, 1, 'Cut')")
+    client.rows("insert into services (id, company_id, title) values (1, 1, 'Cut')")
     client.rows("insert into staff (id, company_id, name) values (1, 1, 'Ann')")
 
 

@@ -319,7 +319,7 @@ def bring(database: Database) -> None:
 def host(any_server: Server) -> Database:
     """A host with the platform and the rows; shared, so tests roll back."""
     if any_server.name not in _hosts:
-        server, database = _hosts[any_server.name] = a_host(any_server.name)
+        _, database = _hosts[any_server.name] = a_host(any_server.name)
         bring(database)
         with database.connect(admin=True) as owner:
             owner.execute(ROWS)

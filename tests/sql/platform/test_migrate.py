@@ -11,7 +11,7 @@ import pytest
 from packhorse.worker.db import migrate
 from packhorse.worker.db.connection import DeadlineConnection, connect
 from packhorse.worker.db.names import Names
-from packhorse.worker.errors import MigrationError, SchemaMismatch, StoreError
+from packhorse.worker.errors import MigrationError, SchemaMismatch
 from packhorse.worker.exits import EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
 from packhorse.worker.store import installation
 from tests.sql.parking import in_background
@@ -137,32 +137,12 @@ def test_down_takes_the_platform_back_before_the_queue_and_leaves_nothing_of_it(
     assert migrate.up(connection, sets=["platform"]) == PLATFORM
 
 
-@pytest.mark.parametrize(
-    ("theirs", "name"),
-    [
-        ("create table bookings (id integer)", "bookings"),
-        ("create view staff as select 1 as id", "staff"),
-        ("create domain phone_number as text", "phone_number"),
-        ("create function get_database_stats(integer) returns integer language sql as 'select 1'", "get_database_stats"),
-    ],
-)
-def test_a_thing_of_theirs_with_one_of_our_names_is_named_and_nothing_is_left_half_done(
-    connection: DeadlineConnection, database: Database, theirs: str, name: str
-) -> None:
-    """Half a platform would keep every worker from starting."""
-    database.query(theirs)
-    with pytest.raises(StoreError, match=f"{name} exists already in the schema public"):
-        migrate.up(connection, sets=["platform"])
-    assert names(database) == QUEUE
-    migrate.check(connection)
-
-
 def test_the_platform_can_live_in_another_schema(empty_database: Database) -> None:
     empty_database.query("create schema elsewhere")
     other = connect(empty_database.admin_url, names=Names(platform="elsewhere"), deadline_seconds=60)
     assert migrate.up(other, sets=["platform"]) == QUEUE + PLATFORM
     outside = connect(empty_database.admin_url)
-    row = outside.execute("select created from elsewhere.get_or_create_agent_session('250788000456', 'booking')").fetchone()
+    row = outside.execute("select elsewhere.get_or_create_agent_session('250788000456', 'booking') is not null").fetchone()
     assert row == (True,) and empty_database.value("select to_regclass('public.companies')") is None
     assert outside.execute("select elsewhere.create_messages_partition('2040-02-10')").fetchone() == ("messages_2040_02",)
     assert empty_database.value("select to_regclass('elsewhere.messages_2040_02') is not null") is True
