@@ -57,7 +57,7 @@ comment on function packhorse.release_message_lock(bigint, bigint) is 'Known nam
 
 create or replace function packhorse.acquire_conversation_lock(p_conversation_key text, p_holder text, p_lease interval default '5 minutes') returns boolean
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
--- Lock a conversation for work outside the queue; true when it is (still or newly) ours, null when another
+-- Lock a conversation for work outside the queue; true when it is (still or newly) ours, false when another
 -- holds it. Ends by time. Raises PH001.
 begin
   if p_conversation_key is null or length(p_conversation_key) not between 1 and 500 then
@@ -72,16 +72,20 @@ begin
     set holder = excluded.holder, expires_at = excluded.expires_at,
         acquired_at = clock_timestamp()
     where l.expires_at <= clock_timestamp() or l.holder = excluded.holder;
-  return case when found then true end;
+  return found;
 end
 $$;
-comment on function packhorse.acquire_conversation_lock(text, text, interval) is 'Lock a conversation for work outside the queue; true when held, null when another holds it.';
+comment on function packhorse.acquire_conversation_lock(text, text, interval) is 'Lock a conversation for work outside the queue; true when held, false when another holds it.';
 
 create or replace function packhorse.release_conversation_lock(p_conversation_key text, p_holder text) returns boolean
 language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
-  delete from packhorse.conversation_locks where conversation_key = p_conversation_key and holder = p_holder returning true;
+-- Give the lock back: true when it was ours, else false.
+  with released as (
+    delete from packhorse.conversation_locks where conversation_key = p_conversation_key and holder = p_holder returning 1
+  )
+  select exists (select from released);
 $$;
-comment on function packhorse.release_conversation_lock(text, text) is 'Release a conversation lock of this holder; null when it was not ours.';
+comment on function packhorse.release_conversation_lock(text, text) is 'Release a conversation lock of this holder; false when it was not ours.';
 
 create or replace function packhorse.cleanup_stuck_webhook_conversations(p_after interval default '5 minutes') returns integer
 language plpgsql as $$

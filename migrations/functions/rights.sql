@@ -114,12 +114,12 @@ language sql stable as $$
         'describe_steps', 'bounded_text', 'explain_scopes', 'scope_covers', 'scope_rests', 'is_due', 'is_worth_doing',
         'runs_apart', 'is_copy', 'queue_is_open', 'queue_room', 'key_room', 'conversation_holders', 'rate_tokens_at', 'worker_problems', 'fleet_statistics',
         'partition_ends', 'endpoint_states', 'snapshots_are_visible', 'count_queue_messages', 'count_undeclared_messages', 'estimated_messages',
-        'has_platform_table', 'archive_reading', 'recent_ends', 'ends_by_hour', 'health_level', 'health_worst', 'health_count',
+        'has_platform_table', 'message_uuid', 'message_id_of', 'archive_reading', 'recent_ends', 'ends_by_hour', 'health_level', 'health_worst', 'health_count',
         'health_duration', 'refuse_argument', 'own_objects', 'differing_rights', 'queue_rights')
         || coalesce((select jsonb_agg(o.name) from unnest(n.names) as o (name) where o.name like 'health\_%'), '[]')),
     jsonb_build_object('role', 'packhorse_producer', 'on', 'routine', 'privileges', jsonb_build_array('EXECUTE'),
       'names', jsonb_build_array('enqueue_message', 'enqueue_messages', 'enqueue_payloads', 'enqueue_rows', 'enqueue_alike', 'announce_messages', 'types_instead',
         'cancel_own_message',
-        'is_new_message', 'mark_message_processed', 'acquire_conversation_lock', 'release_conversation_lock', 'get_message_result')))) d;
+        'is_new_message', 'mark_message_processed', 'acquire_conversation_lock', 'release_conversation_lock', 'get_message_result', 'message_uuid', 'message_id_of')))) d;
 $$;
 comment on function packhorse.queue_rights() is 'Statements that make rights on the queue what SECURITY.md lists; none when they are.';

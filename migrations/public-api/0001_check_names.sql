@@ -12,7 +12,7 @@ begin
     'mark_message_processed', 'acquire_conversation_lock', 'release_conversation_lock', 'get_message_result',
     'get_next_queue_message', 'acquire_message_lock', 'release_message_lock', 'complete_messages', 'fail_message',
     'schedule_message_retry', 'extend_message_lease', 'cleanup_old_messages', 'cleanup_stale_message_locks',
-    'cleanup_stuck_webhook_conversations', 'public_api_rights'])
+    'cleanup_stuck_webhook_conversations', 'message_uuid', 'message_id_of', 'public_api_rights'])
   order by 1 limit 1;
   if found then
     raise exception using errcode = 'duplicate_function',

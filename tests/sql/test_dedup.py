@@ -103,6 +103,19 @@ def test_a_webhook_that_was_marked_is_never_new_again(sql: Sql) -> None:
     assert (row["correlation_id"], row["processing_ms"]) == ("corr", 12) and row["processed_at"] is not None
 
 
+def test_the_correlation_id_of_a_webhook_is_kept_and_a_later_one_comes_with_the_reclaim(sql: Sql) -> None:
+    def known() -> str | None:
+        return sql.value("select correlation_id from processed_messages where external_id = 'w'")
+
+    assert sql.value("select is_new_message('w', 'first')") is True
+    assert (sql.value("select is_new_message('w', 'second')"), known()) == (False, "first")
+    sql.rows("update processed_messages set first_seen_at = clock_timestamp() - interval '6 minutes'")
+    assert (sql.value("select is_new_message('w')"), known()) == (True, "first")
+    sql.rows("update processed_messages set first_seen_at = clock_timestamp() - interval '6 minutes'")
+    assert (sql.value("select is_new_message('w', 'third')"), known()) == (True, "third")
+    assert sql.refused("select is_new_message('x', %s)", "c" * 501) == ("PH001", "correlation_id")
+
+
 def test_marking_twice_keeps_the_first_time_and_fills_what_was_missing(sql: Sql) -> None:
     sql.rows("select mark_message_processed('w', 'corr')")
     first = sql.value("select processed_at from processed_messages")

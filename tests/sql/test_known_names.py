@@ -57,15 +57,15 @@ def test_locking_without_a_holder_is_refused(sql: Sql) -> None:
     assert sql.refused("select acquire_message_lock(%s, null)", sql.enqueue()) == ("PH001", "holder")
 
 
-def lock(sql: Sql, holder: str, key: str = "c", lease: str = "5 minutes") -> bool | None:
+def lock(sql: Sql, holder: str, key: str = "c", lease: str = "5 minutes") -> bool:
     return sql.value("select acquire_conversation_lock(%s, %s, %s::interval)", key, holder, lease)
 
 
 def test_a_conversation_lock_has_one_holder_who_may_renew_it(sql: Sql) -> None:
-    assert [lock(sql, holder) for holder in ("ann", "bob", "ann")] == [True, None, True]
+    assert [lock(sql, holder) for holder in ("ann", "bob", "ann")] == [True, False, True]
     assert lock(sql, "bob", "d") is True
-    assert sql.value("select release_conversation_lock('c', 'bob')") is None
-    assert sql.value("select release_conversation_lock('c', 'ann')") is True
+    assert sql.value("select release_conversation_lock('c', 'bob')") is False
+    assert [sql.value("select release_conversation_lock('c', 'ann')") for _ in range(2)] == [True, False]
     assert lock(sql, "bob") is True
 
 
@@ -199,7 +199,7 @@ def test_the_upkeep_of_a_worker_deletes_only_what_has_an_end_of_its_own(sql: Sql
 @pytest.mark.parametrize(
     ("call", "argument"),
     [
-        ("is_new_message('w', {})", "reclaim_after"),
+        ("is_new_message('w', p_reclaim_after => {})", "reclaim_after"),
         ("cleanup_stuck_webhook_conversations({})", "after"),
         ("forget_dead_workers({})", "after"),
         ("bury_unknown_types({})", "after"),

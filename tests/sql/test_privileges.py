@@ -24,6 +24,8 @@ PRODUCER_CALLS = [
     "release_conversation_lock('c', 'ann')",
     "cancel_own_message(1)",
     "get_message_result('k')",
+    "message_uuid(1)",
+    "message_id_of(message_uuid(1))",
     "announce_messages('{q}')",
     "enqueue_alike('q', 'effect', 5::smallint, now(), null, null, null, null, null, null, '{}', '{}')",
     "enqueue_rows('q', 'effect', '{}', '{}', '5', '2020-01-01', chr(31), chr(31), chr(31), chr(31), chr(31), chr(31))",
@@ -108,6 +110,8 @@ def test_a_producer_can_call_nothing_else(as_role: Callable[[str], Sql]) -> None
         "release_conversation_lock",
         "get_message_result",
         "types_instead",
+        "message_id_of",
+        "message_uuid",
     }
 
 

@@ -43,11 +43,13 @@ language sql volatile as $$
 $$;
 comment on function platform.cancel_own_message(bigint, text) is 'packhorse.cancel_own_message, for callers that look in this schema.';
 
-create or replace function platform.is_new_message(p_external_id text, p_reclaim_after interval default '5 minutes') returns boolean
+create or replace function platform.is_new_message(p_external_id text, p_correlation_id text default null,
+  p_reclaim_after interval default '5 minutes') returns boolean
 language sql volatile as $$
-  select packhorse.is_new_message(p_external_id => p_external_id, p_reclaim_after => p_reclaim_after);
+  select packhorse.is_new_message(p_external_id => p_external_id, p_correlation_id => p_correlation_id,
+    p_reclaim_after => p_reclaim_after);
 $$;
-comment on function platform.is_new_message(text, interval) is 'packhorse.is_new_message, for callers that look in this schema.';
+comment on function platform.is_new_message(text, text, interval) is 'packhorse.is_new_message, for callers that look in this schema.';
 
 create or replace function platform.mark_message_processed(p_external_id text, p_correlation_id text default null,
   p_processing_ms integer default null) returns void
@@ -163,6 +165,6 @@ language sql stable as $$
     jsonb_build_object('role', 'packhorse_producer', 'on', 'routine', 'privileges', jsonb_build_array('EXECUTE'),
       'names', jsonb_build_array('enqueue_message', 'enqueue_messages', 'enqueue_payloads', 'cancel_own_message', 'is_new_message',
         'mark_message_processed', 'acquire_conversation_lock', 'release_conversation_lock',
-        'get_message_result'))), array['service_role']) d;
+        'get_message_result', 'message_uuid', 'message_id_of'))), array['service_role']) d;
 $$;
 comment on function platform.public_api_rights() is 'Statements that make rights on the public API what SECURITY.md lists; none when they are.';
