@@ -74,19 +74,23 @@ declare
     'platform_backfill_rows', 'conversations', 'messages_id_seq', 'phone_number',
     'message_queue_by_status', 'workflow_health', 'ai_agent_usage'];
   v_functions constant text[] := array[
-    'add_agent_message', 'add_host_keys', 'advance_workflow', 'append_entry', 'check_limit', 'check_object', 'check_period', 'check_role',
-    'check_span', 'check_text', 'claim_guest_bookings', 'cleanup_expired_appointments_cache', 'cleanup_expired_dialog_contexts',
-    'cleanup_expired_guest_sessions', 'cleanup_expired_whatsapp_keys', 'cleanup_old_audit_events', 'cleanup_old_conversations',
-    'cleanup_old_platform_events', 'cleanup_old_webhook_events', 'convert_guest_to_user', 'create_guest_session', 'create_messages_partition',
-    'current_guest_session_id', 'current_guest_token', 'enqueue_due_reminders', 'erase_person_data', 'expire_agent_chat_sessions',
-    'export_person_data', 'finish_workflow', 'forget_company_keys', 'get_agent_conversation', 'get_conversion_funnel', 'get_database_stats',
+    'add_agent_message', 'add_host_keys', 'advance_workflow', 'append_entry', 'check_limit', 'check_message', 'check_number', 'check_object',
+    'check_period', 'check_person_caller', 'check_phone', 'check_span', 'check_text', 'claim_guest_bookings',
+    'cleanup_expired_appointments_cache', 'cleanup_expired_dialog_contexts', 'cleanup_expired_guest_sessions', 'cleanup_expired_whatsapp_keys',
+    'cleanup_old_audit_events', 'cleanup_old_conversations', 'cleanup_old_platform_events', 'cleanup_old_webhook_events',
+    'convert_guest_to_user', 'create_guest_session', 'create_messages_partition', 'current_guest_session_id', 'current_guest_token',
+    'drop_messages_partition', 'end_overdue_workflow', 'enqueue_due_reminders', 'erase_person_business', 'erase_person_data',
+    'erase_person_queue', 'erase_person_records', 'erase_person_referrals', 'erase_person_talk', 'expire_agent_chat_sessions',
+    'export_host_table', 'export_person_data', 'export_person_queue', 'export_person_talk', 'find_person', 'find_person_messages',
+    'finish_workflow', 'forget_company_keys', 'get_agent_conversation', 'get_conversion_funnel', 'get_database_stats',
     'get_event_counts_by_type', 'get_guest_session', 'get_messages_stats', 'get_or_create_agent_session', 'get_or_create_conversation',
     'get_or_create_conversation_memory', 'get_recent_messages', 'get_user_referral_credits', 'get_whatsapp_auth_stats', 'grant_service_role',
-    'guest_rights', 'host_policies', 'lock_conversation', 'maintain_messages_partitions', 'mark_finished', 'mark_session_ended',
-    'mark_timed_out_workflows', 'mark_workflow_completed', 'normalize_phone', 'normalize_phone_columns', 'platform_is_admin', 'platform_profiles',
-    'platform_rights', 'platform_user_id', 'protect_audit_events', 'refresh_platform_access', 'refuse_agent_session', 'refuse_workflow',
-    'release_stuck_conversations', 'set_agent_session_status', 'start_workflow', 'touch_amara_conversations', 'touch_updated_at',
-    'unlock_conversation', 'update_conversation_memory', 'worker_rights'];
+    'guest_rights', 'host_policies', 'is_conversation_of', 'lock_conversation', 'maintain_messages_partitions', 'make_messages_partition',
+    'mark_finished', 'mark_session_ended', 'mark_timed_out_workflows', 'mark_workflow_completed', 'mentions_phone', 'merge_context',
+    'normalize_phone', 'normalize_phone_columns', 'note_person_request', 'platform_is_admin', 'platform_profiles', 'platform_rights',
+    'platform_user_id', 'protect_audit_events', 'refresh_platform_access', 'refuse_agent_session', 'refuse_argument', 'refuse_workflow',
+    'release_stuck_conversations', 'set_agent_session_status', 'start_workflow', 'touch_amara_conversations', 'touch_conversation_memory',
+    'touch_updated_at', 'unlock_conversation', 'update_conversation_memory', 'worker_rights', 'workflow_time_limit'];
 begin
   with theirs as (
     select c.oid, c.relname::text as name, c.relkind, coalesce(

@@ -46,7 +46,7 @@ FUNCTIONS = "functions/"
 _RIGHTS = {"": "rights_of_queue", "platform": "rights_of_platform", "public-api": "rights_of_public_api"}
 _RUNS_BESIDE = re.compile(r"^-- Runs beside: (\d+\.\d+\.\d+)\s*$", re.MULTILINE)
 _MADE = re.compile(
-    r"^create (?:or replace )?(?:table|view|sequence|domain|type|function) (?:if not exists )?(?:packhorse|platform)\.(\w+)", re.MULTILINE
+    r"^create (?:or replace )?(?:table|view|sequence|domain|type|function) (?:if not exists )?(packhorse|platform)\.(\w+)", re.MULTILINE
 )
 #: A name that only the record of an unreleased version has.
 _UNRELEASED = "0005_create_queue_functions"
@@ -72,8 +72,12 @@ class Migration:
 
     @property
     def objects(self) -> list[str]:
-        """Names of the tables, views, sequences, types and functions that it makes."""
-        return list(dict.fromkeys(_MADE.findall(self.text)))
+        """Names of the tables, views, sequences, types and functions that it makes in the schema of its set.
+
+        What it makes elsewhere has names that the other schema's own objects have, too: that goes by `down`.
+        """
+        home = "platform" if set_of(self.name) else "packhorse"
+        return list(dict.fromkeys(name for schema, name in _MADE.findall(self.text) if schema == home))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,8 @@ def _read(folder: Path, prefix: str) -> list[Migration]:
     if not numbered:
         raise MigrationError(f"no migrations found in {folder}: the installation is incomplete")
     found = [_file(file, prefix + file.stem) for file in numbered]
-    return found + [_file(file, f"{prefix}{FUNCTIONS}{file.stem}") for file in sorted((folder / FUNCTIONS).glob("*.sql"))]
+    functions = [file for file in sorted((folder / FUNCTIONS).glob("*.sql")) if not file.name.endswith(".down.sql")]
+    return found + [_file(file, f"{prefix}{FUNCTIONS}{file.stem}") for file in functions]
 
 
 def _file(file: Path, name: str) -> Migration:
@@ -231,9 +236,10 @@ def up(
         if not migration.repeats and migration.name not in theirs
         for name in _apply(connection, [migration], report, is_last=False)
     ]
-    stale = [migration for migration in wanted if migration.repeats and _is_stale(migration, theirs, again)]
+    grows = sets_in(m.name for m in wanted) > sets_in(theirs)  # a set may look for another one: public-api for the platform
+    stale = [m for m in wanted if m.repeats and (_is_stale(m, theirs, again) or (grows and set_of(m.name)))]
     if done or stale or _rights_to_mend(connection, sets_in(theirs)):
-        done += _apply(connection, stale, report, again=again)
+        done += _apply(connection, stale, report, again=again or grows)
     return done
 
 
@@ -397,7 +403,12 @@ def down(connection: DeadlineConnection) -> str | None:
 
 
 def _drop_functions(connection: DeadlineConnection, name: str) -> None:
-    """Drop functions and views of a set, and forget that they were made."""
+    """Drop functions and views of a set, and forget that they were made. A file that makes some in the schema of another set says how
+    they go (NAME.down.sql)."""
+    known = applied(connection)
+    for migration in available(sets=[name] if name else []):
+        if migration.repeats and migration.down is not None and migration.name in known:
+            apply_text(connection, migration.down)
     prefix = f"{name}/{FUNCTIONS}" if name else FUNCTIONS
     schema = connection.names.platform if name else connection.names.schema
     for (statement,) in connection.execute(sql("migrations_drop_functions"), {"prefix": prefix, "schema": schema}).fetchall():

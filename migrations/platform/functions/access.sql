@@ -64,12 +64,12 @@ comment on function platform.platform_is_admin() is 'Is the user of the request 
 create or replace function platform.current_guest_token() returns text
 language plpgsql stable as $$
 -- The token that the guest sent: the setting packhorse.guest_token, else the header x-guest-session. Null when there is none, whatever the headers
--- hold.
+-- hold. Its name is put together here: `packhorse.` is a qualifier, in whose place the migrator puts the schema of the queue.
 declare
   v_headers jsonb;
 begin
-  if current_setting('packhorse.guest_token', true) <> '' then
-    return current_setting('packhorse.guest_token', true);
+  if current_setting('packhorse' || '.guest_token', true) <> '' then
+    return current_setting('packhorse' || '.guest_token', true);
   end if;
   v_headers := nullif(current_setting('request.headers', true), '')::jsonb;
   return case when jsonb_typeof(v_headers -> 'x-guest-session') = 'string' then nullif(v_headers ->> 'x-guest-session', '') end;

@@ -1,81 +1,92 @@
--- What an AI agent remembers of a conversation (SPEC C7, M3). After 30 quiet minutes the next touch starts a new session in the same row.
+-- What an AI agent remembers of a person (SPEC C7, M3): rows of 20 messages, one per session. A session ends after 30 quiet minutes.
 
-create or replace function platform.get_or_create_ai_memory(
-  p_conversation_key text, p_agent_type text default 'default',
-  out session_id uuid, out is_new_session boolean, out messages jsonb, out context jsonb, out message_count bigint
-)
+create or replace function platform.touch_conversation_memory(p_phone text, p_agent_type text, p_session_id uuid) returns platform.ai_conversation_memory
 language plpgsql as $$
--- What is remembered of a conversation, and a new session when there was none or the last touch was 30
--- minutes ago. Counts as a touch. One statement: callers at the same instant get the same session, and one
--- of them is_new_session = true. message_count counts over all sessions. Locks the row. Raises PH001.
+-- Used by get_or_create_conversation_memory: the memory that goes on, touched; null when there is none. p_phone: the normal form.
 declare
   v_now constant timestamptz := clock_timestamp();
-  v_new constant uuid := gen_random_uuid();
+  v_quiet constant timestamptz := v_now - interval '30 minutes';
+  v_memory platform.ai_conversation_memory;
 begin
-  perform platform.check_text('conversation_key', p_conversation_key, 500);
+  if p_session_id is null then
+    update platform.ai_conversation_memory m set last_interaction = greatest(m.last_interaction, v_now)
+    where m.id = (
+      select n.id from platform.ai_conversation_memory n
+      where platform.normalize_phone(n.user_phone) = p_phone and n.agent_type = p_agent_type and n.last_interaction > v_quiet
+      order by n.last_interaction desc, n.id limit 1)
+    returning m.* into v_memory;
+  else
+    update platform.ai_conversation_memory m
+    set conversation_history = case when m.last_interaction > v_quiet then m.conversation_history else '[]' end,
+        context = case when m.last_interaction > v_quiet then m.context else '{}' end,
+        last_interaction = greatest(m.last_interaction, v_now)
+    where platform.normalize_phone(m.user_phone) = p_phone and m.agent_type = p_agent_type and m.session_id = p_session_id
+    returning m.* into v_memory;
+  end if;
+  return v_memory;
+end
+$$;
+comment on function platform.touch_conversation_memory(text, text, uuid) is 'Used by get_or_create_conversation_memory: the memory that goes on.';
+
+create or replace function platform.get_or_create_conversation_memory(
+  p_user_phone text, p_agent_type text, p_session_id uuid default null
+) returns platform.ai_conversation_memory
+language plpgsql as $$
+-- What an agent remembers of a person. Without a session id: the newest row touched in the last 30 minutes, else a new row and session. With
+-- one: that row, which starts anew (history and context empty) after 30 quiet minutes; made when missing. Sets last_interaction. In READ
+-- COMMITTED any number of callers at the same instant get the same row. Locks: the row; to make one, the person and agent (advisory).
+-- Raises PH001.
+declare
+  v_phone constant text := platform.check_phone('user_phone', p_user_phone);
+  v_memory platform.ai_conversation_memory;
+begin
   perform platform.check_text('agent_type', p_agent_type, 100);
-  insert into platform.ai_conversation_memory as m (conversation_key, agent_type, session_id)
-  values (p_conversation_key, p_agent_type, v_new)
-  on conflict on constraint ai_conversation_memory_pkey do update
-  set session_id = case when m.last_activity_at <= v_now - interval '30 minutes' then v_new else m.session_id end,
-      messages = case when m.last_activity_at <= v_now - interval '30 minutes' then '[]' else m.messages end,
-      context = case when m.last_activity_at <= v_now - interval '30 minutes' then '{}' else m.context end,
-      session_count = m.session_count + case when m.last_activity_at <= v_now - interval '30 minutes' then 1 else 0 end,
-      session_started_at = case when m.last_activity_at <= v_now - interval '30 minutes' then v_now else m.session_started_at end,
-      last_activity_at = greatest(m.last_activity_at, v_now)
-  returning m.session_id, m.session_id = v_new, m.messages, m.context, m.message_count
-  into session_id, is_new_session, messages, context, message_count;
+  v_memory := platform.touch_conversation_memory(v_phone, p_agent_type, p_session_id);
+  if v_memory.id is not null then
+    return v_memory;
+  end if;
+  -- no unique key can say "one in thirty minutes": one maker at a time, and whoever comes second finds the row
+  perform pg_advisory_xact_lock(hashtext('packhorse memory'), hashtext(v_phone || ' ' || p_agent_type));
+  v_memory := platform.touch_conversation_memory(v_phone, p_agent_type, p_session_id);
+  if v_memory.id is null then
+    insert into platform.ai_conversation_memory as m (user_phone, agent_type, session_id)
+    values (p_user_phone, p_agent_type, coalesce(p_session_id, gen_random_uuid())) returning m.* into v_memory;
+  end if;
+  return v_memory;
 end
 $$;
-comment on function platform.get_or_create_ai_memory(text, text) is 'What an agent remembers of a conversation; a new session after 30 quiet minutes.';
+comment on function platform.get_or_create_conversation_memory(text, text, uuid)
+  is 'What an agent remembers of a person; a new session after 30 quiet minutes.';
 
-create or replace function platform.add_ai_memory_message(
-  p_conversation_key text, p_role text, p_content text, p_agent_type text default 'default', p_metadata jsonb default '{}'
-) returns bigint
+create or replace function platform.update_conversation_memory(p_memory_id uuid, p_message jsonb, p_context jsonb default null) returns boolean
 language plpgsql as $$
--- Remember one more message; of more than 20 the oldest is forgotten. Returns how many messages the
--- conversation has had. Starts a session where get_or_create_ai_memory would. Locks the row. Raises PH001.
+-- Append a message {"role", "content"} with the time as its `timestamp`, keep the newest 20, and put the keys of p_context into the context
+-- (a null value removes its key). Sets last_interaction. False when there is no such memory. Concurrent callers append one after the
+-- other, in the order of the row's lock. Raises PH001.
 declare
-  v_now constant timestamptz := clock_timestamp();
-  v_count bigint;
+  v_now timestamptz;
 begin
-  perform platform.check_role(p_role);
-  perform platform.check_text('content', p_content, 32768);
-  perform platform.check_object('metadata', p_metadata);
-  perform platform.get_or_create_ai_memory(p_conversation_key, p_agent_type);
+  perform platform.check_object('message', p_message);
+  perform platform.check_message(p_message ->> 'role', p_message ->> 'content');
+  if p_context is not null then
+    perform platform.check_object('context', p_context);
+  end if;
+  perform from platform.ai_conversation_memory m where m.id = p_memory_id for no key update;
+  v_now := clock_timestamp(); -- after the lock, so that the times in a history have its order
   update platform.ai_conversation_memory m
-  set messages = platform.append_entry(m.messages, jsonb_build_object(
-        'role', p_role, 'content', p_content, 'metadata', p_metadata, 'sent_at', v_now), 20),
-      message_count = m.message_count + 1
-  where m.conversation_key = p_conversation_key and m.agent_type = p_agent_type
-  returning m.message_count into v_count;
-  return v_count;
+  set conversation_history = platform.append_entry(m.conversation_history, p_message || jsonb_build_object('timestamp', v_now), 20),
+      context = platform.merge_context(m.context, coalesce(p_context, '{}')),
+      message_count = m.message_count + 1, last_interaction = greatest(m.last_interaction, v_now)
+  where m.id = p_memory_id;
+  return found;
 end
 $$;
-comment on function platform.add_ai_memory_message(text, text, text, text, jsonb) is 'Remember one more message of a conversation; the last 20 stay.';
+comment on function platform.update_conversation_memory(uuid, jsonb, jsonb) is 'Remember one more message, and put keys into the context; the newest 20 stay.';
 
-create or replace function platform.merge_ai_memory_context(p_conversation_key text, p_context jsonb, p_agent_type text default 'default') returns jsonb
+create or replace function platform.cleanup_old_conversations(p_older_than interval default '7 days', p_limit integer default null) returns integer
 language plpgsql as $$
--- Put the keys of p_context into what is remembered (a null value removes its key). Returns the whole context.
--- Starts a session where get_or_create_ai_memory would. Locks the row. Raises PH001.
-declare
-  v_context jsonb;
-begin
-  perform platform.check_object('context', p_context);
-  perform platform.get_or_create_ai_memory(p_conversation_key, p_agent_type);
-  update platform.ai_conversation_memory m set context = jsonb_strip_nulls(m.context || p_context)
-  where m.conversation_key = p_conversation_key and m.agent_type = p_agent_type
-  returning m.context into v_context;
-  return v_context;
-end
-$$;
-comment on function platform.merge_ai_memory_context(text, jsonb, text) is 'Put keys into the context of a conversation; returns the whole.';
-
-create or replace function platform.cleanup_inactive_ai_memory(p_older_than interval default '7 days', p_limit integer default 5000) returns integer
-language plpgsql as $$
--- Delete up to p_limit (1..100000) memories that nobody has touched for p_older_than (30 minutes, so that no
--- living session is met, to ten years), oldest first; rows that somebody works on are left for the next call.
--- Returns how many. Raises PH001.
+-- Delete up to p_limit (1..100000; null: all) memories that nobody has touched for p_older_than (30 minutes, so that no living session is
+-- met, to ten years), oldest first; rows that somebody works on are left for the next call. Returns how many. Raises PH001.
 declare
   v_before timestamptz;
   v_count integer;
@@ -84,16 +95,15 @@ begin
   perform platform.check_limit(p_limit);
   v_before := clock_timestamp() - p_older_than;
   with quiet as materialized (
-    select m.conversation_key, m.agent_type from platform.ai_conversation_memory m
-    where m.last_activity_at <= v_before
-    order by m.last_activity_at
+    select m.id from platform.ai_conversation_memory m
+    where m.last_interaction <= v_before
+    order by m.last_interaction
     limit p_limit
     for update skip locked
   )
-  delete from platform.ai_conversation_memory m using quiet q
-  where m.conversation_key = q.conversation_key and m.agent_type = q.agent_type;
+  delete from platform.ai_conversation_memory m using quiet q where m.id = q.id;
   get diagnostics v_count = row_count;
   return v_count;
 end
 $$;
-comment on function platform.cleanup_inactive_ai_memory(interval, integer) is 'Delete a batch of memories nobody has touched for 7 days; returns how many.';
+comment on function platform.cleanup_old_conversations(interval, integer) is 'Delete memories that nobody has touched for 7 days; returns how many.';

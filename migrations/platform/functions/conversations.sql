@@ -1,4 +1,4 @@
--- Conversations with a lock in the row (SPEC C7).
+-- Conversations with a lock in the row (SPEC C5, C7).
 
 create or replace function platform.get_or_create_conversation(
   p_conversation_key text, p_phone text, p_channel text default 'whatsapp', p_company_id bigint default null,
@@ -6,17 +6,18 @@ create or replace function platform.get_or_create_conversation(
 )
 language plpgsql as $$
 -- The conversation with this key, made when there is none. Any number of callers at the same instant get
--- the same one, and one of them created = true. Phone, channel and company are those of the first call.
--- Raises PH001.
+-- the same one, and one of them created = true. Phone (in its normal form), channel and company are those of
+-- the first call. Raises PH001.
+declare
+  v_phone constant text := platform.check_phone('phone', p_phone);
 begin
   perform platform.check_text('conversation_key', p_conversation_key, 500);
-  perform platform.check_text('phone', p_phone, 100);
   perform platform.check_text('channel', p_channel, 50);
   select c.id into conversation_id from platform.conversations c where c.conversation_key = p_conversation_key;
   created := false;
   while conversation_id is null loop -- a second time when another caller made it, and it was deleted since
     insert into platform.conversations as c (conversation_key, phone, channel, company_id)
-    values (p_conversation_key, p_phone, p_channel, p_company_id)
+    values (p_conversation_key, v_phone, p_channel, p_company_id)
     on conflict on constraint conversations_key_key do nothing
     returning c.id into conversation_id;
     created := found;
@@ -25,7 +26,7 @@ begin
     end if;
   end loop;
 exception when foreign_key_violation then
-  perform packhorse.refuse_argument('company_id', format('there is no company %s', p_company_id));
+  perform platform.refuse_argument('company_id', format('there is no company %s', p_company_id));
 end
 $$;
 comment on function platform.get_or_create_conversation(text, text, text, bigint) is 'The conversation with this key, made when there is none.';
@@ -64,7 +65,7 @@ comment on function platform.unlock_conversation(uuid, text) is 'Give the lock o
 
 create or replace function platform.release_stuck_conversations(p_after interval default '5 minutes', p_limit integer default 1000) returns integer
 language plpgsql as $$
--- Take up to p_limit (1..100000) locks away whose own time is over, and those without an end that nobody
+-- Take up to p_limit (1..100000; null: all) locks away whose own time is over, and those without an end that nobody
 -- has renewed for p_after (1 second to 366 days), oldest first; rows that somebody works on are left for the next
 -- call. A lock that is still valid is never taken. Returns how many. Raises PH001.
 declare

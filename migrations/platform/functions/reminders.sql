@@ -3,10 +3,10 @@
 create or replace function platform.enqueue_due_reminders(p_limit integer default 100) returns integer
 language plpgsql as $$
 -- Turn up to p_limit (1..10000) due reminders into messages, earliest first; returns how many were enqueued.
--- The message's payload is the reminder's, with reminder_id and phone added. A reminder of a booking that is
--- over becomes `cancelled`, one past its expires_at `expired`; one that the queue refuses becomes `failed`
--- with the reason, and holds up no other: it goes on until p_limit are enqueued, at most 20 times as many are
--- looked at, or none is due. Reminders that another caller has at hand are passed by.
+-- The message's payload is the reminder's, with reminder_id and phone added; the phone is the reminder's, else that of the booking's client,
+-- else that of its guest. A reminder of a booking that is over becomes `cancelled`, one past its expires_at `expired`; one without a phone,
+-- or that the queue refuses, becomes `failed` with the reason, and holds up no other: it goes on until p_limit are enqueued, at most 20
+-- times as many are looked at, or none is due. Reminders that another caller has at hand are passed by. The handler sets `sent`.
 -- Locks the reminders. Raises PH001.
 declare
   v_now constant timestamptz := clock_timestamp();
@@ -19,7 +19,7 @@ declare
   v_done integer := 0;
 begin
   if p_limit is null or p_limit not between 1 and 10000 then
-    perform packhorse.refuse_argument('limit', 'must be between 1 and 10000');
+    perform platform.refuse_argument('limit', 'must be between 1 and 10000');
   end if;
   loop
     v_found := 0;
@@ -31,7 +31,9 @@ begin
         limit p_limit - v_count
         for update skip locked
       )
-      select d.*, b.finished_at as booking_finished_at from due d left join platform.bookings b on b.id = d.booking_id
+      select d.*, b.finished_at as booking_finished_at, coalesce(d.phone, c.phone, g.phone)::text as reached_at
+      from due d left join platform.bookings b on b.id = d.booking_id
+      left join platform.clients c on c.id = b.client_id left join platform.guest_sessions g on g.id = b.guest_session_id
       order by d.remind_at, d.id
     loop
       v_found := v_found + 1;
@@ -41,11 +43,14 @@ begin
         v_status := 'cancelled';
       elsif v_reminder.expires_at <= v_now then
         v_status := 'expired';
+      elsif v_reminder.reached_at is null then
+        v_status := 'failed';
+        v_error := 'phone: neither the reminder nor the client or guest of its booking has one';
       else
         begin
           select e.message_id into v_message_id from packhorse.enqueue_message(
             v_reminder.queue, v_reminder.message_type,
-            v_reminder.payload || jsonb_build_object('reminder_id', v_reminder.id, 'phone', v_reminder.phone),
+            v_reminder.payload || jsonb_build_object('reminder_id', v_reminder.id, 'phone', v_reminder.reached_at),
             p_conversation_key => v_reminder.conversation_key, p_correlation_id => 'reminder:' || v_reminder.id,
             p_expires_at => v_reminder.expires_at) e;
           v_status := 'enqueued';
@@ -55,7 +60,7 @@ begin
           v_error := sqlerrm;
         end;
       end if;
-      update platform.reminders r set status = v_status, message_id = v_message_id, error = v_error, finished_at = v_now where r.id = v_reminder.id;
+      update platform.reminders r set status = v_status, message_id = v_message_id, error = v_error where r.id = v_reminder.id;
     end loop;
     v_done := v_done + v_found;
     exit when v_found = 0 or v_count >= p_limit or v_done >= p_limit * 20;

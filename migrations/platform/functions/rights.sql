@@ -77,7 +77,7 @@ language sql stable as $$
       jsonb_build_array('normalize_phone', 'platform_user_id', 'platform_is_admin', 'current_guest_token', 'current_guest_session_id',
         'get_agent_conversation', 'get_guest_session', 'create_guest_session', 'claim_guest_bookings', 'get_event_counts_by_type',
         'get_conversion_funnel', 'get_user_referral_credits', 'export_person_data',
-        'check_text', 'check_object', 'check_span', 'check_limit', 'check_period', 'refuse_argument')),
+        'check_number', 'check_period', 'refuse_argument')),
     jsonb_build_object('role', 'anon', 'on', 'table', 'privileges', jsonb_build_array('INSERT'),
       'names', jsonb_build_array('platform_events')),
     jsonb_build_object('role', 'anon', 'on', 'table', 'privileges', jsonb_build_array('SELECT', 'INSERT'),

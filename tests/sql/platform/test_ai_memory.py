@@ -1,122 +1,166 @@
-"""ai_conversation_memory: the last 20 messages, a session of 30 minutes, one row whoever asks at once (SPEC C7)."""
+"""ai_conversation_memory: the last 20 messages, a session of 30 minutes, one row whoever asks at once (SPEC C7, PLATFORM 3.1)."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.sql.client import Sql
+from tests.sql.mutations import break_function
 from tests.sql.parking import blocked_behind, in_background
+from tests.support.postgres import Database
 
 pytestmark = pytest.mark.slow
 
-GET = "select session_id, is_new_session, messages, context, message_count from get_or_create_ai_memory(%s)"
-SAY = "select add_ai_memory_message(%s, %s, %s)"
+PHONE = "+250788000456"
+GET = "select * from get_or_create_conversation_memory(%s, %s, %s::uuid)"
+UPDATE = "select update_conversation_memory(%s, %s, %s)"
 
 
-def get(sql: Sql, key: str = "wa:1") -> tuple[Any, ...]:
-    return sql.rows(GET, key)[0]
+def get(sql: Sql, phone: str = PHONE, agent: str = "shop", session: UUID | None = None) -> dict[str, Any]:
+    return sql.row(GET, phone, agent, session)
 
 
-def quiet_for(sql: Sql, minutes: int) -> None:
-    sql.rows("update ai_conversation_memory set last_activity_at = clock_timestamp() - %s * interval '1 minute'", minutes)
+def say(sql: Sql, memory: UUID, content: str = "x", context: dict[str, Any] | None = None, **message: Any) -> bool:
+    given = {"role": "user", "content": content} | message
+    return sql.value(UPDATE, memory, Jsonb(given), None if context is None else Jsonb(context))
 
 
-def test_memory_is_made_once_and_found_again(sql: Sql) -> None:
+def quiet_for(sql: Sql, minutes: float) -> None:
+    sql.rows("update ai_conversation_memory set last_interaction = last_interaction - %s::float8 * interval '1 minute'", minutes)
+
+
+def test_memory_is_made_once_and_found_again_by_any_form_of_the_phone(sql: Sql) -> None:
     first = get(sql)
-    assert first[1:] == (True, [], {}, 0)
-    assert get(sql) == (first[0], False, [], {}, 0)
+    assert (first["conversation_history"], first["context"], first["message_count"], first["user_phone"]) == ([], {}, 0, PHONE)
+    again = get(sql, "00250 788 000 456")
+    assert (again["id"], again["session_id"]) == (first["id"], first["session_id"]) and again["last_interaction"] > first["last_interaction"]
 
 
-def test_agents_remember_apart(sql: Sql) -> None:
-    sql.rows("select add_ai_memory_message('wa:1', 'user', 'x', 'booking')")
-    assert sql.value("select messages from get_or_create_ai_memory('wa:1', 'support')") == []
+def test_agents_and_people_remember_apart(sql: Sql) -> None:
+    assert len({get(sql)["id"], get(sql, agent="support")["id"], get(sql, "other")["id"]}) == 3
 
 
-def test_the_last_twenty_messages_stay_in_order(sql: Sql) -> None:
-    assert [sql.value(SAY, "wa:1", "user", f"m{number}") for number in range(1, 24)] == list(range(1, 24))
-    messages = get(sql)[2]
-    assert [message["content"] for message in messages] == [f"m{number}" for number in range(4, 24)]
-    assert set(messages[0]) == {"role", "content", "metadata", "sent_at"}
+def test_after_thirty_quiet_minutes_a_new_row_and_session_begin(sql: Sql) -> None:
+    first = get(sql)
+    quiet_for(sql, 29.9)
+    assert get(sql)["id"] == first["id"]
+    quiet_for(sql, 30)
+    second = get(sql)
+    assert second["id"] != first["id"] and second["session_id"] != first["session_id"]
+    assert get(sql)["id"] == second["id"], "the newest"
 
 
-@pytest.mark.parametrize(("minutes", "forgotten"), [(29, False), (31, True)])
-def test_after_thirty_quiet_minutes_a_new_session_begins_with_nothing(sql: Sql, minutes: int, forgotten: bool) -> None:
-    sql.rows(SAY, "wa:1", "user", "x")
-    sql.rows("select merge_ai_memory_context('wa:1', '{\"name\": \"Ann\"}')")
-    before = get(sql)
-    quiet_for(sql, minutes)
-    after = get(sql)
-    assert after[1] is forgotten and (after[0] != before[0]) is forgotten
-    assert (after[2] == [] and after[3] == {}) is forgotten
-    assert sql.value("select session_count from ai_conversation_memory") == (2 if forgotten else 1)
-
-
-def test_looking_counts_as_activity(sql: Sql) -> None:
-    sql.rows(SAY, "wa:1", "user", "x")
-    quiet_for(sql, 20)
-    get(sql)
-    assert sql.value("select last_activity_at > clock_timestamp() - interval '1 minute' from ai_conversation_memory")
-
-
-def test_a_message_after_a_quiet_time_starts_the_session_itself(sql: Sql) -> None:
-    sql.rows(SAY, "wa:1", "user", "before")
+def test_a_session_that_is_named_starts_anew_in_its_row(sql: Sql) -> None:
+    session = uuid4()
+    first = get(sql, session=session)
+    assert first["session_id"] == session
+    say(sql, first["id"], context={"a": 1})
+    kept = get(sql, "250788000456", session=session)
+    assert (kept["id"], len(kept["conversation_history"]), kept["context"]) == (first["id"], 1, {"a": 1})
     quiet_for(sql, 31)
-    assert sql.value(SAY, "wa:1", "user", "after") == 2
-    assert [message["content"] for message in get(sql)[2]] == ["after"]
+    anew = get(sql, session=session)
+    assert (anew["id"], anew["conversation_history"], anew["context"]) == (first["id"], [], {})
+    assert get(sql, session=uuid4())["id"] != first["id"]
 
 
-def test_the_context_is_merged_and_null_takes_a_key_away(sql: Sql) -> None:
-    merge = "select merge_ai_memory_context('wa:1', %s::jsonb)"
-    assert sql.value(merge, '{"a": 1, "b": 2}') == {"a": 1, "b": 2}
-    assert sql.value(merge, '{"b": null, "c": 3}') == {"a": 1, "c": 3}
-    assert sql.refused(merge, "[1]") == ("PH001", "context")
+def test_the_last_twenty_messages_stay_in_order_and_the_count_is_of_all(sql: Sql) -> None:
+    memory = get(sql)["id"]
+    assert all(say(sql, memory, f"m{number}") for number in range(1, 24))
+    row = get(sql)
+    assert [entry["content"] for entry in row["conversation_history"]] == [f"m{number}" for number in range(4, 24)]
+    assert row["message_count"] == 23
 
 
-def test_many_callers_at_the_same_instant_get_one_session_and_one_is_told_it_is_new(clients: Callable[..., Sql]) -> None:
-    callers = [clients() for _ in range(6)]
-    for quiet in (False, True):
-        if quiet:
-            quiet_for(callers[0], 31)
-        barrier = threading.Barrier(len(callers))
-
-        def call(caller: Sql, barrier: threading.Barrier = barrier) -> tuple[Any, ...]:
-            barrier.wait(10)
-            return get(caller)
-
-        answers = [future.result(20) for future in [in_background(call, caller) for caller in callers]]
-        assert len({answer[0] for answer in answers}) == 1 and sum(answer[1] for answer in answers) == 1
+def test_a_message_gets_the_time_of_the_database_and_keeps_what_else_it_says(sql: Sql) -> None:
+    memory = get(sql)["id"]
+    say(sql, memory, "hi", timestamp="1999-01-01", tokens=3)
+    (entry,) = get(sql)["conversation_history"]
+    assert (entry["role"], entry["content"], entry["tokens"]) == ("user", "hi", 3) and not entry["timestamp"].startswith("1999")
 
 
-def test_a_caller_waits_for_one_that_writes_and_sees_what_it_wrote(clients: Callable[..., Sql]) -> None:
-    first, second, watcher = clients(), clients(), clients()
-    with first.connection.transaction():
-        first.rows(SAY, "wa:1", "user", "x")
-        answer = in_background(get, second)
-        blocked_behind(watcher, second, first)
-    assert [message["content"] for message in answer.result(10)[2]] == ["x"]
+def test_keys_are_put_into_the_context_and_null_removes_one(sql: Sql) -> None:
+    memory = get(sql)["id"]
+    say(sql, memory, context={"a": 1, "b": {"c": None}})
+    say(sql, memory, context={"a": None, "d": 2})
+    assert get(sql)["context"] == {"b": {"c": None}, "d": 2}
+    say(sql, memory)
+    assert get(sql)["context"] == {"b": {"c": None}, "d": 2}
+
+
+def test_no_memory_no_update(sql: Sql) -> None:
+    assert say(sql, uuid4()) is False
 
 
 @pytest.mark.parametrize(
-    ("statement", "column"),
+    ("message", "column"),
     [
-        ("select get_or_create_ai_memory('')", "conversation_key"),
-        ("select get_or_create_ai_memory(null)", "conversation_key"),
-        ("select get_or_create_ai_memory(repeat('x', 501))", "conversation_key"),
-        ("select get_or_create_ai_memory('k', '')", "agent_type"),
-        ("select add_ai_memory_message('k', 'bot', 'x')", "role"),
-        ("select add_ai_memory_message('k', 'user', '')", "content"),
-        ("select add_ai_memory_message('k', 'user', 'x', p_metadata => '[]')", "metadata"),
-        ("select merge_ai_memory_context('k', null)", "context"),
+        ("[]", "message"),
+        ("{}", "role"),
+        ('{"role": "bot", "content": "x"}', "role"),
+        ('{"role": "user"}', "content"),
+        ('{"role": "user", "content": ""}', "content"),
+        (None, "message"),
     ],
 )
-def test_bad_arguments_are_refused_by_name(sql: Sql, statement: str, column: str) -> None:
-    assert sql.refused(statement) == ("PH001", column)
+def test_a_message_that_is_none_is_refused(sql: Sql, message: str | None, column: str) -> None:
+    memory = get(sql)["id"]
+    assert sql.refused("select update_conversation_memory(%s, %s::jsonb)", memory, message) == ("PH001", column)
+    assert sql.refused("""select update_conversation_memory(%s, '{"role": "user", "content": "x"}', '[]')""", memory) == ("PH001", "context")
 
 
-def test_no_writer_can_make_it_remember_more_than_twenty(sql: Sql) -> None:
-    get(sql)
-    assert sql.refused("update ai_conversation_memory set messages = (select jsonb_agg(n) from generate_series(1, 21) n)")[0] == "23514"
+@pytest.mark.parametrize(
+    ("phone", "agent", "column"), [("", "a", "user_phone"), (None, "a", "user_phone"), ("1", "", "agent_type"), ("1", None, "agent_type")]
+)
+def test_bad_arguments_are_refused_by_name(sql: Sql, phone: str | None, agent: str | None, column: str) -> None:
+    assert sql.refused(GET, phone, agent, None) == ("PH001", column)
+
+
+@pytest.mark.parametrize("session", [None, UUID(int=9)])
+def test_fifty_callers_at_the_same_instant_get_one_memory(clients: Callable[..., Sql], session: UUID | None) -> None:
+    callers = [clients() for _ in range(50)]
+    forms = (PHONE, "00250788000456", "whatsapp:+250788000456")
+    for _ in range(2):  # the second time all of them find one that is over
+        barrier = threading.Barrier(len(callers))
+
+        def call(number: int, barrier: threading.Barrier = barrier) -> UUID:
+            barrier.wait(20)
+            return get(callers[number], forms[number % 3], session=session)["id"]
+
+        answers = [future.result(30) for future in [in_background(call, number) for number in range(50)]]
+        assert len(set(answers)) == 1
+        quiet_for(callers[0], 31)
+    assert callers[0].value("select count(*) from ai_conversation_memory") == (2 if session is None else 1)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_without_its_lock_two_callers_make_two_memories(own_database: Database, broken: bool) -> None:
+    if broken:
+        lock = "perform pg_advisory_xact_lock(hashtext('packhorse memory'), hashtext(v_phone || ' ' || p_agent_type));"
+        break_function(own_database, "get_or_create_conversation_memory", lock, "null;")
+    with own_database.connect() as one, own_database.connect() as two, own_database.connect(admin=True) as three:
+        first, second, watcher = Sql(one), Sql(two), Sql(three)
+        with one.transaction():
+            made = get(first)["id"]
+            answer = in_background(get, second)
+            if not broken:
+                blocked_behind(watcher, second, first)
+            else:
+                answer.result(10)
+        assert (answer.result(10)["id"] == made) is not broken
+
+
+def test_concurrent_messages_are_all_kept(clients: Callable[..., Sql]) -> None:
+    callers = [clients() for _ in range(4)]
+    memory = get(callers[0])["id"]
+    for future in [in_background(lambda c=caller: [say(c, memory) for _ in range(10)]) for caller in callers]:
+        assert future.result(20) == [True] * 10
+    row = get(callers[0])
+    assert (row["message_count"], len(row["conversation_history"])) == (40, 20)
+    times = [entry["timestamp"] for entry in row["conversation_history"]]
+    assert times == sorted(times)

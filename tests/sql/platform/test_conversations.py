@@ -1,4 +1,4 @@
-"""Conversations with a lock in the row, and those of Amara (SPEC C5, C7)."""
+"""Conversations with a lock in the row, and those of Amara (SPEC C5, C7, PLATFORM 3.2)."""
 
 from __future__ import annotations
 
@@ -86,37 +86,13 @@ def test_a_lock_is_whole_or_not_there(sql: Sql) -> None:
     assert sql.refused("update conversations set lock_holder = 'ann'")[0] == "23514"
 
 
-@pytest.mark.parametrize(
-    ("columns", "refused"),
-    [
-        ("'user', 'hi', null", False),
-        ("'assistant', null, '[{}]'", False),
-        ("'system', 'be kind', null", False),
-        ("'tool', 'x', null", True),
-        ("'user', null, null", True),
-        ("'assistant', 'x', '{}'", True),
-    ],
-)
-def test_amara_keeps_what_was_said_and_by_whom(sql: Sql, columns: str, refused: bool) -> None:
-    talk = sql.value("insert into amara_conversations (phone) values ('1') returning id")
-    statement = f"insert into amara_messages (conversation_id, role, content, tool_calls) values ('{talk}', {columns}::jsonb)"
-    if refused:
-        assert sql.refused(statement)[0] == "23514"
-    else:
-        sql.rows(statement)
-        sql.rows("delete from amara_conversations")
-        assert sql.value("select count(*) from amara_messages") == 0
-
-
-def test_a_conversation_with_amara_outlives_the_guest_session(sql: Sql) -> None:
-    guest = sql.value("insert into guest_sessions (expires_at) values (now() - interval '1 day') returning id")
-    sql.rows("insert into amara_conversations (session_id) values (%s)", guest)
-    assert sql.value("select cleanup_expired_guest_sessions()") == 1
-    assert sql.rows("select session_id from amara_conversations") == [(None,)]
+def test_the_phone_is_kept_in_its_normal_form(sql: Sql) -> None:
+    sql.rows("select get_or_create_conversation('wa:2', 'whatsapp:+250 788-1')")
+    assert sql.value("select phone from conversations where conversation_key = 'wa:2'") == "2507881"
 
 
 def test_a_conversation_with_amara_is_as_old_as_its_last_message(sql: Sql) -> None:
-    talk = sql.value("insert into amara_conversations (last_message_at) values ('2020-01-01') returning id")
+    talk = sql.value("insert into amara_conversations (user_id, last_message_at) values (gen_random_uuid(), '2020-01-01') returning id")
     say = "insert into amara_messages (conversation_id, role, content, created_at) values (%s, 'user', 'x', %s), (%s, 'user', 'y', %s)"
     sql.rows(say, talk, "2021-05-01", talk, "2021-03-01")
     sql.rows(say, talk, "2019-05-01", talk, "2019-03-01")

@@ -32,7 +32,7 @@ def test_a_due_reminder_becomes_a_message_with_its_payload(sql: Sql) -> None:
     reminder = remind(sql, payload='{"text": "tomorrow at 9"}', conversation_key="wa:1")
     later = remind(sql, "1 hour")
     assert sql.value(ENQUEUE) == 1
-    assert state(sql, reminder) == ("enqueued", True, False, True) and state(sql, later)[0] == "pending"
+    assert state(sql, reminder) == ("enqueued", True, False, False) and state(sql, later)[0] == "pending"
     message = sql.live(sql.value("select message_id from reminders where id = %s", reminder))
     assert message["payload"] == {"text": "tomorrow at 9", "reminder_id": reminder, "phone": "250788000456"}
     assert (message["queue"], message["message_type"], message["conversation_key"], message["correlation_id"]) == (
@@ -97,11 +97,7 @@ def test_the_message_expires_with_the_reminder(sql: Sql) -> None:
 @pytest.mark.parametrize(("status", "answer"), [("confirmed", "enqueued"), ("cancelled", "cancelled"), ("completed", "cancelled")])
 def test_nobody_is_reminded_of_a_booking_that_is_over(sql: Sql, status: str, answer: str) -> None:
     booking = sql.value(
-        "insert into bookings (company_id, service_id, customer_id, starts_at, ends_at, status, finished_at) values "
-        "(1, 1, %s, now(), now() + interval '1 hour', %s, case when %s <> 'confirmed' then now() end) returning id",
-        UUID(int=1),
-        status,
-        status,
+        "insert into bookings (company_id, service_id, customer_id, datetime, status) values (1, 1, %s, now(), %s) returning id", UUID(int=1), status
     )
     reminder = remind(sql, booking_id=booking)
     assert sql.value(ENQUEUE) == (1 if answer == "enqueued" else 0)
@@ -109,17 +105,23 @@ def test_nobody_is_reminded_of_a_booking_that_is_over(sql: Sql, status: str, ans
 
 
 def test_a_reminder_goes_with_its_booking(sql: Sql) -> None:
-    booking = sql.value(
-        "insert into bookings (company_id, service_id, customer_id, starts_at, ends_at) values "
-        "(1, 1, %s, now(), now() + interval '1 hour') returning id",
-        UUID(int=1),
-    )
+    booking = sql.value("insert into bookings (company_id, service_id, customer_id, datetime) values (1, 1, %s, now()) returning id", UUID(int=1))
     remind(sql, booking_id=booking)
     sql.rows("delete from bookings")
     assert sql.value("select count(*) from reminders") == 0
 
 
-def test_a_reminder_is_enqueued_exactly_when_it_has_a_message(sql: Sql) -> None:
-    remind(sql)
-    assert sql.refused("update reminders set status = 'enqueued', finished_at = now()")[0] == "23514"
-    assert sql.refused("update reminders set status = 'failed'")[0] == "23514"
+def test_the_phone_is_the_reminders_else_the_clients_else_the_guests(sql: Sql) -> None:
+    sql.rows("insert into clients (id, company_id, phone) values (1, 1, '+111')")
+    guest = sql.value("insert into guest_sessions (email, full_name, phone) values ('e@x', 'Ann', '+222') returning id")
+    client_booking = sql.value(
+        "insert into bookings (company_id, client_id, service_id, staff_id, datetime, duration) values (1, 1, 1, 1, now(), 30) returning id"
+    )
+    guest_booking = sql.value("insert into bookings (guest_session_id) values (%s) returning id", guest)
+    nobody = sql.value("insert into bookings (customer_id) values (%s) returning id", UUID(int=7))
+    own = remind(sql, phone="+999", booking_id=client_booking)
+    others = [remind(sql, phone=None, booking_id=booking) for booking in (client_booking, guest_booking, nobody)]
+    assert sql.value(ENQUEUE) == 3
+    told = dict(sql.rows("select (payload ->> 'reminder_id')::bigint, payload ->> 'phone' from message_queue"))
+    assert told == {own: "999", others[0]: "111", others[1]: "222"}
+    assert state(sql, others[2]) == ("failed", False, True, True)

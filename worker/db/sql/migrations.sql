@@ -47,7 +47,7 @@ with made as (
   where n.nspname = %(schema)s and starts_with(m.name, %(prefix)s))
 select format('drop view if exists %%I.%%I', m.nspname, c.relname) from made m join pg_class c on c.relnamespace = m.schema and c.relname = m.name and c.relkind = 'v'
 union all
-select format('drop function %%s cascade', p.oid::regprocedure) from made m join pg_proc p on p.pronamespace = m.schema and p.proname = m.name;
+select distinct format('drop function %%s cascade', p.oid::regprocedure) from made m join pg_proc p on p.pronamespace = m.schema and p.proname = m.name;
 
 -- name: migrations_timeouts
 -- A migration waits for no lock longer than this: while it waits, everybody who comes after it waits, too.
