@@ -76,7 +76,7 @@ language sql stable as $$
   with here as (
     select c.relnamespace as schema from pg_class c where c.oid = 'packhorse.message_queue'::regclass::oid
   ), names as (
-    select array_agg(n.name) || array['packhorse_migrations', 'packhorse_import', 'packhorse_import_plan'] as names
+    select array_agg(n.name) || array['packhorse_migrations', 'packhorse_import', 'packhorse_import_plan', 'lock_token'] as names
     from packhorse.packhorse_migrations m cross join lateral unnest(m.objects) as n (name) where m.name not like 'platform/%'
   ), schema_rights as (
     select n.oid::regnamespace::text as name, n.nspname <> 'public' as is_ours, n.nspowner as owner, a.grantee, a.privilege_type as privilege

@@ -75,22 +75,21 @@ declare
     'message_queue_by_status', 'workflow_health', 'ai_agent_usage'];
   v_functions constant text[] := array[
     'add_agent_message', 'add_host_keys', 'advance_workflow', 'append_entry', 'check_limit', 'check_message', 'check_number', 'check_object',
-    'check_period', 'check_person_caller', 'check_phone', 'check_span', 'check_text', 'claim_guest_bookings',
-    'cleanup_expired_appointments_cache', 'cleanup_expired_dialog_contexts', 'cleanup_expired_guest_sessions', 'cleanup_expired_whatsapp_keys',
-    'cleanup_old_audit_events', 'cleanup_old_conversations', 'cleanup_old_platform_events', 'cleanup_old_webhook_events',
-    'convert_guest_to_user', 'create_guest_session', 'create_messages_partition', 'current_guest_session_id', 'current_guest_token',
-    'drop_messages_partition', 'end_overdue_workflow', 'enqueue_due_reminders', 'erase_person_business', 'erase_person_data',
-    'erase_person_queue', 'erase_person_records', 'erase_person_referrals', 'erase_person_talk', 'expire_agent_chat_sessions',
-    'export_host_table', 'export_person_data', 'export_person_queue', 'export_person_talk', 'find_person', 'find_person_messages',
-    'finish_workflow', 'forget_company_keys', 'get_agent_conversation', 'get_conversion_funnel', 'get_database_stats',
-    'get_event_counts_by_type', 'get_guest_session', 'get_messages_stats', 'get_or_create_agent_session', 'get_or_create_conversation',
-    'get_or_create_conversation_memory', 'get_recent_messages', 'get_user_referral_credits', 'get_whatsapp_auth_stats', 'grant_service_role',
-    'guest_rights', 'host_policies', 'is_conversation_of', 'lock_conversation', 'maintain_messages_partitions', 'make_messages_partition',
-    'mark_finished', 'mark_session_ended', 'mark_timed_out_workflows', 'mark_workflow_completed', 'mentions_phone', 'merge_context',
-    'normalize_phone', 'normalize_phone_columns', 'note_person_request', 'platform_is_admin', 'platform_profiles', 'platform_rights',
-    'platform_user_id', 'protect_audit_events', 'refresh_platform_access', 'refuse_agent_session', 'refuse_argument', 'refuse_workflow',
-    'release_stuck_conversations', 'set_agent_session_status', 'start_workflow', 'touch_amara_conversations', 'touch_conversation_memory',
-    'touch_updated_at', 'unlock_conversation', 'update_conversation_memory', 'worker_rights', 'workflow_time_limit'];
+    'check_period', 'check_person_caller', 'check_phone', 'check_span', 'check_text', 'claim_guest_bookings', 'cleanup_expired_appointments_cache',
+    'cleanup_expired_dialog_contexts', 'cleanup_expired_guest_sessions', 'cleanup_expired_whatsapp_keys', 'cleanup_old_audit_events',
+    'cleanup_old_conversations', 'cleanup_old_platform_events', 'cleanup_old_webhook_events', 'convert_guest_to_user', 'create_guest_session',
+    'create_messages_partition', 'current_guest_session_id', 'current_guest_token', 'drop_messages_partition', 'end_overdue_workflow',
+    'enqueue_due_reminders', 'erase_person_business', 'erase_person_data', 'erase_person_queue', 'erase_person_records', 'erase_person_referrals',
+    'erase_person_talk', 'expire_agent_chat_sessions', 'export_host_table', 'export_person_data', 'export_person_queue', 'export_person_talk',
+    'find_person', 'find_person_messages', 'finish_workflow', 'forget_company_keys', 'get_agent_conversation', 'get_conversion_funnel',
+    'get_database_stats', 'get_event_counts_by_type', 'get_guest_session', 'get_messages_stats', 'get_or_create_agent_session',
+    'get_or_create_conversation', 'get_or_create_conversation_memory', 'get_recent_messages', 'get_user_referral_credits',
+    'get_whatsapp_auth_stats', 'grant_service_role', 'guest_rights', 'host_policies', 'host_table', 'is_conversation_of', 'lock_conversation',
+    'maintain_messages_partitions', 'make_messages_partition', 'mark_finished', 'mark_session_ended', 'mark_timed_out_workflows',
+    'mark_workflow_completed', 'mentions_phone', 'merge_context', 'normalize_phone', 'normalize_phone_columns', 'note_person_request',
+    'platform_is_admin', 'platform_rights', 'platform_user_id', 'protect_audit_events', 'refresh_platform_access', 'refuse_agent_session',
+    'refuse_value', 'refuse_workflow', 'release_stuck_conversations', 'set_agent_session_status', 'start_workflow', 'touch_amara_conversations',
+    'touch_conversation_memory', 'touch_updated_at', 'unlock_conversation', 'update_conversation_memory', 'worker_rights', 'workflow_time_limit'];
 begin
   with theirs as (
     select c.oid, c.relname::text as name, c.relkind, coalesce(
@@ -98,8 +97,8 @@ begin
     from pg_class c where c.relnamespace = v_mine and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
   ), unfit as (
     -- a family of types is enough: varchar(50) holds what text holds, integer what bigint holds here
-    select t.name, string_agg(w.wanted[1] || ' ' || w.wanted[2], ', ') as lacks
-    from theirs t cross join lateral unnest(string_to_array(v_adoptable ->> t.name, ', ')) as d (text)
+    select t.name, string_agg(w.wanted[1] || ' ' || w.wanted[2], ', ' order by d.place) as lacks
+    from theirs t cross join lateral unnest(string_to_array(v_adoptable ->> t.name, ', ')) with ordinality as d (text, place)
     cross join lateral (select string_to_array(d.text, ' ') as wanted) w
     left join pg_type h on h.oid = (t.columns ->> w.wanted[1])::oid
     join pg_type o on o.oid = w.wanted[2]::regtype

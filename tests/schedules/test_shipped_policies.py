@@ -71,7 +71,7 @@ ENDED = {
         "select workflow_type from workflow_states",
     )
 }
-PLATFORM = ENDED | {re.search(r"insert into (\w+)", upkeep.insert)[1]: (upkeep.insert, upkeep.left) for upkeep in UPKEEP}  # type: ignore[index]
+PLATFORM = {re.search(r"insert into (\w+)", upkeep.insert)[1]: (upkeep.insert, upkeep.left) for upkeep in UPKEEP} | ENDED  # type: ignore[index]
 
 
 @pytest.fixture(scope="module")

@@ -15,19 +15,20 @@ end
 $$;
 comment on function platform.platform_user_id() is 'The user of the request by its claims; null when there is none.';
 
-create or replace function platform.platform_profiles() returns regclass
+create or replace function platform.host_table(p_name text) returns regclass
 language sql stable as $$
--- The table `profiles` of the host, beside ours or in public; null without one. It decides who is an admin, so it counts only when it is the
--- platform owner's, the database owner's or a superuser's: anybody may create a table in a schema that is open to all.
+-- A table of the host, beside ours or in public; null without one. Functions with the owner's rights read it, and `profiles` decides who is an
+-- admin, so it counts only when it is the platform owner's, the database owner's or a superuser's: anybody may create a table in a schema that is
+-- open to all.
   select c.oid::regclass
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
   join pg_roles o on o.oid = c.relowner
-  where c.relname = 'profiles' and c.relkind in ('r', 'p') and n.nspname in ((parse_ident('platform.x'))[1]::name, 'public')
+  where c.relname = p_name::name and c.relkind in ('r', 'p') and n.nspname in ((parse_ident('platform.x'))[1]::name, 'public')
     and (o.rolsuper or o.oid = (select t.relowner from pg_class t where t.oid = 'platform.companies'::regclass::oid)
       or o.oid = (select d.datdba from pg_database d where d.datname = current_database()))
   order by n.nspname = 'public' limit 1;
 $$;
-comment on function platform.platform_profiles() is 'The table of profiles that says who is an admin; null without one.';
+comment on function platform.host_table(text) is 'A table of the host that may be believed; null without one.';
 
 create or replace function platform.platform_is_admin() returns boolean
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
@@ -36,7 +37,7 @@ language plpgsql stable security definer set search_path = pg_catalog, pg_temp a
 declare
   v_claims jsonb;
   v_user constant uuid := platform.platform_user_id();
-  v_profiles constant regclass := platform.platform_profiles();
+  v_profiles constant regclass := platform.host_table('profiles');
   v_key text;
   v_found boolean := false;
 begin

@@ -15,7 +15,7 @@ declare
 begin
   perform platform.check_text('agent_type', p_agent_type, 100);
   if p_user_id is not null and not exists (select from platform.whatsapp_users u where u.id = p_user_id) then
-    perform platform.refuse_argument('user_id', format('there is no person %s in whatsapp_users', p_user_id), 'Null when the person is not known.');
+    perform platform.refuse_value('user_id', format('there is no person %s in whatsapp_users', p_user_id), 'Null when the person is not known.');
   end if;
   loop
     v_now := clock_timestamp();
@@ -105,7 +105,7 @@ language plpgsql as $$
 -- Locks the row. Raises PH001, PH004 (no such session), PH005 (over; or another active session is in the way).
 begin
   if p_status is null or p_status not in ('active', 'paused', 'completed') then
-    perform platform.refuse_argument('status', format('%L cannot be set', left(p_status, 60)), 'active, paused or completed.');
+    perform platform.refuse_value('status', format('%L cannot be set', left(p_status, 60)), 'active, paused or completed.');
   end if;
   update platform.agent_chat_sessions s set status = p_status
   where s.id = p_session_id and s.status in ('active', 'paused') and s.status <> p_status

@@ -2,7 +2,7 @@
 --
 -- None of them calls the queue: `authenticated` may use some of the platform's functions, and has no rights in the queue's schema.
 
-create or replace function platform.refuse_argument(p_name text, p_problem text, p_hint text default '') returns void
+create or replace function platform.refuse_value(p_name text, p_problem text, p_hint text default '') returns void
 language plpgsql immutable as $$
 -- Raise PH001 for one argument: its name, what is wrong, what to do.
 begin
@@ -12,14 +12,14 @@ begin
   raise exception using errcode = 'PH001', column = p_name, message = format('%s: %s', p_name, p_problem), hint = p_hint;
 end
 $$;
-comment on function platform.refuse_argument(text, text, text) is 'Raise PH001 that names the argument.';
+comment on function platform.refuse_value(text, text, text) is 'Raise PH001 that names the argument.';
 
 create or replace function platform.check_text(p_name text, p_value text, p_length integer) returns void
 language plpgsql immutable as $$
 -- Raise PH001 unless a text has 1 to p_length characters.
 begin
   if p_value is null or length(p_value) not between 1 and p_length then
-    perform platform.refuse_argument(p_name, format('must have 1 to %s characters', p_length));
+    perform platform.refuse_value(p_name, format('must have 1 to %s characters', p_length));
   end if;
 end
 $$;
@@ -32,7 +32,7 @@ declare
   v_phone constant text := platform.normalize_phone(p_value);
 begin
   if v_phone is null or length(v_phone) > 100 or length(p_value) > 100 then
-    perform platform.refuse_argument(p_name, 'must have 1 to 100 characters',
+    perform platform.refuse_value(p_name, 'must have 1 to 100 characters',
       'A phone number in any form, or the address of another channel.');
   end if;
   return v_phone;
@@ -45,7 +45,7 @@ language plpgsql immutable as $$
 -- Raise PH001 unless the value is a JSON object of at most p_bytes (1 MiB).
 begin
   if p_value is null or jsonb_typeof(p_value) <> 'object' or pg_column_size(p_value) > p_bytes then
-    perform platform.refuse_argument(p_name, format('must be a JSON object of at most %s KiB', p_bytes / 1024));
+    perform platform.refuse_value(p_name, format('must be a JSON object of at most %s KiB', p_bytes / 1024));
   end if;
 end
 $$;
@@ -56,7 +56,7 @@ language plpgsql immutable as $$
 -- Raise PH001 unless an interval lies between two others.
 begin
   if p_value is null or p_value not between p_least and p_most then
-    perform platform.refuse_argument(p_name, format('must be between %s and %s', p_least, p_most));
+    perform platform.refuse_value(p_name, format('must be between %s and %s', p_least, p_most));
   end if;
 end
 $$;
@@ -67,7 +67,7 @@ language plpgsql immutable as $$
 -- Raise PH001 unless a number lies between two others.
 begin
   if p_value is null or p_value not between p_least and p_most then
-    perform platform.refuse_argument(p_name, format('must be between %s and %s', p_least, p_most));
+    perform platform.refuse_value(p_name, format('must be between %s and %s', p_least, p_most));
   end if;
 end
 $$;
@@ -78,7 +78,7 @@ language plpgsql immutable as $$
 -- Raise PH001 unless a batch has 1 to 100000 rows. Null is no limit: what is due, all of it, in one call.
 begin
   if p_limit not between 1 and 100000 then
-    perform platform.refuse_argument('limit', 'must be between 1 and 100000', 'Null for all that is due.');
+    perform platform.refuse_value('limit', 'must be between 1 and 100000', 'Null for all that is due.');
   end if;
 end
 $$;
@@ -89,9 +89,9 @@ language plpgsql immutable as $$
 -- Raise PH001 unless a period has a beginning, and its end is not before that.
 begin
   if p_start is null then
-    perform platform.refuse_argument('start_date', 'must not be null');
+    perform platform.refuse_value('start_date', 'must not be null');
   elsif p_end is null or p_end < p_start then
-    perform platform.refuse_argument('end_date', format('must not be earlier than %s', p_start));
+    perform platform.refuse_value('end_date', format('must not be earlier than %s', p_start));
   end if;
 end
 $$;
@@ -102,7 +102,7 @@ language plpgsql immutable as $$
 -- Raise PH001 unless the role is one that speaks in a conversation, and it says 1 to 32768 characters.
 begin
   if p_role is null or p_role not in ('user', 'assistant', 'system', 'tool') then
-    perform platform.refuse_argument('role', format('%L is not a role', left(p_role, 60)), 'user, assistant, system or tool.');
+    perform platform.refuse_value('role', format('%L is not a role', left(p_role, 60)), 'user, assistant, system or tool.');
   end if;
   perform platform.check_text('content', p_content, 32768);
 end

@@ -26,7 +26,7 @@ begin
     end if;
   end loop;
 exception when foreign_key_violation then
-  perform platform.refuse_argument('company_id', format('there is no company %s', p_company_id));
+  perform platform.refuse_value('company_id', format('there is no company %s', p_company_id));
 end
 $$;
 comment on function platform.get_or_create_conversation(text, text, text, bigint) is 'The conversation with this key, made when there is none.';

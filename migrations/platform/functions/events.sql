@@ -28,7 +28,7 @@ language plpgsql stable as $$
 begin
   perform platform.check_period(p_start_date, p_end_date);
   if p_stages is null or cardinality(p_stages) not between 1 and 20 or array_position(p_stages, null) is not null then
-    perform platform.refuse_argument('stages', 'must be 1 to 20 event types');
+    perform platform.refuse_value('stages', 'must be 1 to 20 event types');
   end if;
   return query
   with reached as (

@@ -7,7 +7,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 -- A session of 24 hours with a token made here; one row. For clients that cannot read back what they insert. Raises PH001.
 begin
   if p_email is null or length(p_email) > 320 or p_email !~ '^[^@[:space:]]+@[^@[:space:]]+$' then
-    perform platform.refuse_argument('email', 'must be an address of at most 320 characters', 'name@example.com');
+    perform platform.refuse_value('email', 'must be an address of at most 320 characters', 'name@example.com');
   end if;
   perform platform.check_text('full_name', p_full_name, 500);
   if p_phone is not null then
@@ -15,7 +15,7 @@ begin
   end if;
   perform platform.check_object('metadata', coalesce(p_metadata, '{}'), 65536);
   if p_metadata -> 'converted_to_user_id' is not null or p_metadata -> 'converted_at' is not null then
-    perform platform.refuse_argument('metadata', 'must not have the keys of a conversion', 'convert_guest_to_user() sets them.');
+    perform platform.refuse_value('metadata', 'must not have the keys of a conversion', 'convert_guest_to_user() sets them.');
   end if;
   return query
   insert into platform.guest_sessions as g (email, full_name, phone, metadata)
@@ -70,9 +70,9 @@ declare
   v_count integer;
 begin
   if p_guest_session_id is null then
-    perform platform.refuse_argument('guest_session_id', 'must not be null');
+    perform platform.refuse_value('guest_session_id', 'must not be null');
   elsif p_user_id is null then
-    perform platform.refuse_argument('user_id', 'must not be null');
+    perform platform.refuse_value('user_id', 'must not be null');
   end if;
   select * into v_guest from platform.guest_sessions g where g.id = p_guest_session_id for update;
   if not found then

@@ -38,7 +38,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 -- try again.
 begin
   if partition_date is null or partition_date not between date '2000-01-01' and date '2199-12-31' then
-    perform platform.refuse_argument('partition_date', 'must be a date between 2000-01-01 and 2199-12-31');
+    perform platform.refuse_value('partition_date', 'must be a date between 2000-01-01 and 2199-12-31');
   end if;
   return (select m.partition_name from platform.make_messages_partition(partition_date) m);
 end

@@ -30,7 +30,7 @@ language plpgsql stable as $$
 -- by phone or conversion leads to others with its e-mail. Phones are normal forms. Raises PH001 (neither is given).
 begin
   if p_user_id is null and p_phone is null then
-    perform platform.refuse_argument('user_id', 'must not be null without a phone', 'Give a user id, a phone, or both.');
+    perform platform.refuse_value('user_id', 'must not be null without a phone', 'Give a user id, a phone, or both.');
   elsif p_phone is not null then
     phones := array[platform.check_phone('phone', p_phone)];
   end if;

@@ -2,19 +2,11 @@
 
 create or replace function platform.export_host_table(p_table text, p_user_ids uuid[], p_limit integer) returns jsonb
 language plpgsql stable as $$
--- The newest p_limit rows of a table of the host that belong to these users, by user_id, else id; null when there is no such table. It counts
--- only when it is a table of the platform's owner, the database's owner or a superuser: this runs with the owner's rights, and anybody may
--- create something in a schema that is open to all.
+-- The newest p_limit rows of a table of the host (host_table) that belong to these users, by user_id, else id; null when there is no such table.
 declare
-  v_table regclass;
+  v_table constant regclass := platform.host_table(p_table);
   v_rows jsonb;
 begin
-  select c.oid::regclass into v_table
-  from (values (1, to_regclass(format('platform.%I', p_table))), (2, to_regclass(format('public.%I', p_table)))) as p (rank, name)
-  join pg_class c on c.oid = p.name::oid and c.relkind in ('r', 'p') join pg_roles o on o.oid = c.relowner
-  where o.rolsuper or o.oid = (select t.relowner from pg_class t where t.oid = 'platform.companies'::regclass::oid)
-    or o.oid = (select d.datdba from pg_database d where d.datname = current_database())
-  order by p.rank limit 1;
   if v_table is null then
     return null;
   end if;

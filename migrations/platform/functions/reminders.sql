@@ -19,7 +19,7 @@ declare
   v_done integer := 0;
 begin
   if p_limit is null or p_limit not between 1 and 10000 then
-    perform platform.refuse_argument('limit', 'must be between 1 and 10000');
+    perform platform.refuse_value('limit', 'must be between 1 and 10000');
   end if;
   loop
     v_found := 0;

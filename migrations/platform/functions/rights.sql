@@ -77,7 +77,7 @@ language sql stable as $$
       jsonb_build_array('normalize_phone', 'platform_user_id', 'platform_is_admin', 'current_guest_token', 'current_guest_session_id',
         'get_agent_conversation', 'get_guest_session', 'create_guest_session', 'claim_guest_bookings', 'get_event_counts_by_type',
         'get_conversion_funnel', 'get_user_referral_credits', 'export_person_data',
-        'check_number', 'check_period', 'refuse_argument')),
+        'check_number', 'check_period', 'refuse_value')),
     jsonb_build_object('role', 'anon', 'on', 'table', 'privileges', jsonb_build_array('INSERT'),
       'names', jsonb_build_array('platform_events')),
     jsonb_build_object('role', 'anon', 'on', 'table', 'privileges', jsonb_build_array('SELECT', 'INSERT'),
@@ -146,7 +146,7 @@ begin
       ('referrals', 'referrer_id', 'auth.users', 'id', 'cascade'), ('referrals', 'referee_id', 'auth.users', 'id', 'cascade')
     ) as k (table_name, column_name, target_name, target_column, action)
     join pg_namespace n on true
-    join pg_class t on t.relnamespace = n.oid and case k.target_name when 'profiles' then t.oid = platform.platform_profiles()::oid
+    join pg_class t on t.relnamespace = n.oid and case k.target_name when 'profiles' then t.oid = platform.host_table('profiles')::oid
       else n.nspname = 'auth' and t.relname = 'users' end
     join pg_attribute a on a.attrelid = t.oid and a.attname = k.target_column and a.atttypid = 'uuid'::regtype::oid and not a.attisdropped
     left join pg_constraint c on c.conrelid = (select o.oid from pg_class o where o.relnamespace = (select h.relnamespace from pg_class h where h.oid = 'platform.companies'::regclass::oid) and o.relname = k.table_name::name) and c.conname = format('%s_%s_host_fkey', k.table_name, k.column_name)

@@ -2,8 +2,9 @@
 
 create or replace function platform.get_whatsapp_auth_stats()
 returns table (total_companies bigint, total_keys bigint, expired_keys bigint, active_keys bigint, db_size_bytes bigint)
-language sql volatile as $$
--- How many WhatsApp sessions and keys there are; one row. Counts the whole of both tables. Locks nothing.
+language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+-- How many WhatsApp sessions and keys there are; one row. Counts the whole of both tables. Locks nothing. SECURITY DEFINER: who may know how many
+-- there are may not read them.
   select (select count(*) from platform.whatsapp_auth), k.total, k.expired, k.total - k.expired,
     pg_total_relation_size('platform.whatsapp_auth') + pg_total_relation_size('platform.whatsapp_keys')
   from (select count(*) as total, count(*) filter (where expires_at <= clock_timestamp()) as expired from platform.whatsapp_keys) k;

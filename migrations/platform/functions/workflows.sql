@@ -107,7 +107,7 @@ language plpgsql as $$
 -- when it had ended so before. Locks the row. Raises PH001, PH004 (no such workflow), PH005 (it ended in another way).
 begin
   if p_status is null or p_status not in ('completed', 'failed', 'cancelled') then
-    perform platform.refuse_argument('status', format('%L is no end of a workflow', left(p_status, 60)), 'completed, failed or cancelled.');
+    perform platform.refuse_value('status', format('%L is no end of a workflow', left(p_status, 60)), 'completed, failed or cancelled.');
   end if;
   update platform.workflow_states w
   set status = p_status, error_info = case when p_error is not null then jsonb_build_object('message', left(p_error, 10000)) else w.error_info end

@@ -245,7 +245,7 @@ CALLERS = {
     "claim_guest_bookings": "U",
     "refresh_platform_access": "",
 }
-CHECKS = ("check_number", "check_period", "refuse_argument")
+CHECKS = ("check_number", "check_period", "refuse_value")
 WORKERS = {
     "get_or_create_agent_session",
     "add_agent_message",
@@ -304,7 +304,7 @@ WORKERS = {
     "refuse_workflow",
     "touch_conversation_memory",
     "workflow_time_limit",
-    "platform_profiles",
+    "host_table",
     "host_policies",
     "add_host_keys",
     "grant_service_role",
@@ -492,6 +492,12 @@ def test_the_hosts_servers_work_on_the_queue_too(host: Database) -> None:
         connection.execute("select packhorse.declare_queue('q')")
         connection.execute("select packhorse.enqueue_message('q', 'x')")
         assert connection.execute("select status, count from message_queue_by_status").fetchall() == [("pending", 1)]
+
+
+def test_a_reader_counts_secrets_and_reads_none(host: Database) -> None:
+    with acting(host, "reader") as connection:
+        assert connection.execute("select total_companies, total_keys from get_whatsapp_auth_stats()").fetchone() == (1, 1)
+        assert reaches(connection, "select company_id from whatsapp_keys")[1]
 
 
 def test_a_client_that_sends_its_token_gets_its_new_session_back(host: Database) -> None:
