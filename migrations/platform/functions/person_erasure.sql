@@ -138,7 +138,7 @@ comment on function platform.erase_person_queue(text[]) is 'Used by erase_person
 
 create or replace function platform.erase_person_data(p_user_id uuid default null, p_phone text default null, p_reason text default null)
 returns table (table_name text, action text, rows bigint)
-language plpgsql security definer set search_path = pg_catalog, pg_temp set packhorse_platform.audit_exception = 'erasure' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 -- Erase a person: a row per table says what was done (deleted, emptied, reported) and to how many rows. All of it is one transaction, with an
 -- audit record of the counts. Safe to repeat. Tables of the host are reported. Locks what it changes. Raises PH001, 42501.
 declare
@@ -150,6 +150,8 @@ begin
     raise exception using errcode = 'insufficient_privilege', message = 'erase_person_data is for servers, not for users';
   end if;
   select f.* into v_person from platform.find_person(p_user_id, p_phone) f;
+  -- not in the head of the function: there only a superuser may name a setting of ours
+  perform set_config('packhorse_platform.audit_exception', 'erasure', true);
   select jsonb_agg(jsonb_build_array(d.table_name, d.action, d.rows)) into v_done from (
     select t.* from platform.erase_person_business(v_person.user_ids, v_person.phones, v_person.client_ids, v_person.company_ids, v_person.guest_ids,
       v_person.booking_ids) t
@@ -157,6 +159,7 @@ begin
     union all select t.* from platform.erase_person_records(v_person.user_ids, v_person.phones) t
     union all select t.* from platform.erase_person_queue(v_person.phones) t
     union all select t.* from platform.erase_person_talk(v_person.user_ids, v_person.phones) t) d;
+  perform set_config('packhorse_platform.audit_exception', '', true);
   select v_done || coalesce(jsonb_agg(jsonb_build_array(h.name, 'reported', jsonb_array_length(h.found))), '[]') into v_done
   from (select n.name, platform.export_host_table(n.name, v_person.user_ids, 1000) as found
     from (values ('notifications'), ('profiles')) as n (name)) h where h.found is not null;

@@ -77,8 +77,8 @@ comment on function platform.touch_amara_conversations() is 'Trigger: last_messa
 create or replace function platform.protect_audit_events() returns trigger
 language plpgsql as $$
 -- Before update, delete and truncate: a record is not rewritten, one of security does not go, and the owner is no exception. Raises 42501.
--- Two functions may, which run as the owner of the table with the setting packhorse_platform.audit_exception of their own: `erasure` changes records that
--- are not of security, `way_back` deletes rows that a backfill made. The setting alone opens nothing: a worker that sets it is not the owner.
+-- Two functions may, which run as the owner of the table and set packhorse_platform.audit_exception for as long as they need it: `erasure` changes
+-- records that are not of security, `way_back` deletes rows that a backfill made. The setting alone opens nothing: a worker that sets it is not the owner.
 declare
   v_exception text := case when current_setting('packhorse_platform.audit_exception', true) in ('erasure', 'way_back')
     and exists (select from pg_class c join pg_roles r on r.oid = c.relowner where c.oid = tg_relid and r.rolname = current_user)
