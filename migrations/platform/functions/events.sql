@@ -8,7 +8,7 @@ language plpgsql stable as $$
 begin
   perform platform.check_period(p_start_date, p_end_date);
   return query
-  select e.event_type, count(*), count(distinct e.user_id), count(distinct e.session_id)
+  select e.event_type::text, count(*), count(distinct e.user_id), count(distinct e.session_id)
   from platform.platform_events e
   where e.created_at >= p_start_date and e.created_at <= p_end_date
   group by e.event_type

@@ -19,7 +19,7 @@ begin
   end if;
   return query
   insert into platform.guest_sessions as g (email, full_name, phone, metadata)
-  values (p_email, p_full_name, p_phone, coalesce(p_metadata, '{}')) returning g.id, g.session_token, g.expires_at;
+  values (p_email, p_full_name, p_phone, coalesce(p_metadata, '{}')) returning g.id, g.session_token::text, g.expires_at;
 end
 $$;
 comment on function platform.create_guest_session(text, text, text, jsonb) is 'A guest session of 24 hours, with its token.';
@@ -28,7 +28,7 @@ create or replace function platform.get_guest_session(p_session_token text)
 returns table (id uuid, email text, full_name text, phone text, metadata jsonb, expires_at timestamptz, created_at timestamptz)
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
 -- The session with this token; no row when there is none, or it has expired. Locks nothing.
-  select g.id, g.email, g.full_name, g.phone::text, g.metadata, g.expires_at, g.created_at
+  select g.id, g.email::text, g.full_name::text, g.phone::text, g.metadata, g.expires_at, g.created_at
   from platform.guest_sessions g where g.session_token = p_session_token and g.expires_at > clock_timestamp();
 $$;
 comment on function platform.get_guest_session(text) is 'The unexpired guest session with this token, without the token.';

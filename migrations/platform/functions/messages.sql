@@ -127,8 +127,8 @@ begin
   v_since := clock_timestamp() - p_within;
   v_until := clock_timestamp() + interval '1 hour'; -- a message may bear the time of a phone whose clock is fast
   return query
-  select m.id, m.direction, m.message, m.created_at, m.processed, m.company_id, m.conversation_id, m.message_type, m.status, m.message_id,
-    m.metadata::jsonb
+  select m.id::bigint, m.direction::text, m.message::text, m.created_at, m.processed, m.company_id::bigint, m.conversation_id, m.message_type::text,
+    m.status::text, m.message_id::text, m.metadata::jsonb -- an adopted table may have integer and varchar
   from platform.messages m
   where m.phone = v_phone and m.created_at >= v_since and m.created_at < v_until
     and (p_company_id is null or m.company_id = p_company_id)

@@ -110,7 +110,7 @@ comment on function platform.erase_person_records(uuid[], text[]) is 'Used by er
 
 create or replace function platform.erase_person_queue(p_phones text[]) returns table (table_name text, action text, rows bigint)
 language plpgsql as $$
--- Empty what the queue keeps of a person: archive and dead letters lose payload, arguments, steps, errors and key (a dead letter that blocks its
+-- Empty what the queue keeps of a person: archive and dead letters lose payload, arguments, steps, errors and keys (a dead letter that blocks its
 -- conversation keeps the key), results go, ids of webhooks lose their correlation id. Live messages are reported, not touched.
 declare
   v_own jsonb;
@@ -123,7 +123,7 @@ begin
     select 'message_archive', 'emptied', count(*) from changed;
   return query with changed as (update packhorse.dead_letters d
     set payload = '{}', options = '{}', error_message = null, error_details = null, traceback = null, history = null, steps = null,
-        conversation_key = case when d.blocks_conversation then d.conversation_key end
+        concurrency_key = null, conversation_key = case when d.blocks_conversation then d.conversation_key end
     where d.id in (select o.id from jsonb_to_recordset(v_own) as o (place text, id bigint) where o.place = 'dead_letters') returning 1)
     select 'dead_letters', 'emptied', count(*) from changed;
   return query with gone as (delete from packhorse.message_results r

@@ -53,3 +53,13 @@ def test_whatsapp_sessions_and_keys_are_counted(sql: Sql) -> None:
     )
     assert sql.rows("select total_companies, total_keys, expired_keys, active_keys from get_whatsapp_auth_stats()") == [(1, 3, 1, 2)]
     assert sql.value("select db_size_bytes > 0 from get_whatsapp_auth_stats()")
+
+
+def test_a_reader_counts_secrets_and_sees_none(shared_database: Database) -> None:
+    with shared_database.connect(admin=True) as connection, connection.transaction(force_rollback=True):
+        reader = Sql(connection)
+        reader.rows("insert into whatsapp_auth (company_id, creds) values ('1', '{}')")
+        reader.rows("set local role packhorse_reader")
+        assert reader.rows("select total_companies, total_keys from get_whatsapp_auth_stats()") == [(1, 0)]
+        assert reader.refused("select * from whatsapp_auth")[0] == "42501"
+        assert "whatsapp_auth" not in {row[0] for row in reader.rows("select table_name from get_database_stats()")}
