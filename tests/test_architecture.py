@@ -23,7 +23,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("worker.store",),
     ("worker.attempt", "worker.embedded", "worker.enqueue", "worker.ops"),
     ("worker.broker", "worker.calls"),
-    ("worker.runtime", "worker.doctor"),
+    ("worker.runtime", "worker.doctor", "worker.platform"),
     ("worker.fleet", "worker.adopt", "worker.testing", "schedules"),
     ("worker.cli",),
 ]
@@ -31,7 +31,16 @@ FLOORS: list[tuple[str, ...]] = [
 #: third party -> where it may be imported
 HOMES = {
     "psycopg": ("worker.db",),
-    "dramatiq": ("worker.attempt", "worker.broker", "worker.enqueue", "worker.runtime", "worker.testing", "schedules.actors", "schedules.declare"),
+    "dramatiq": (
+        "worker.attempt",
+        "worker.broker",
+        "worker.enqueue",
+        "worker.platform",
+        "worker.runtime",
+        "worker.testing",
+        "schedules.actors",
+        "schedules.declare",
+    ),
     "redis": ("worker.broker.backends",),
     "structlog": ("worker.observe",),
     "prometheus_client": ("worker.observe",),
@@ -210,7 +219,7 @@ def test_a_help_text_needs_no_broker():
     assert not {name for name in ("dramatiq", "psycopg", "pydantic") if f"'{name}'" in loaded}
 
 
-@pytest.mark.parametrize("module", ["packhorse", "packhorse.calls", "packhorse.testing", "packhorse.schedules"])
+@pytest.mark.parametrize("module", ["packhorse", "packhorse.calls", "packhorse.platform", "packhorse.testing", "packhorse.schedules"])
 def test_every_public_name_is_found(module):
     public = importlib.import_module(module)
     assert set(public.__all__) <= set(dir(public))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 #: What applications import; those that this installation does not have are left out.
-MODULES = ("packhorse", "packhorse.calls", "packhorse.schedules", "packhorse.testing")
+MODULES = ("packhorse", "packhorse.calls", "packhorse.platform", "packhorse.schedules", "packhorse.testing")
 
 #: Methods of public classes that other parts of Packhorse, or dramatiq, call.
 INTERNAL = {

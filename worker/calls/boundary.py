@@ -235,7 +235,7 @@ class SafeResponse(NamedTuple):
     """What a web handler answers: HTTP status, JSON body, headers."""
 
     status: int
-    body: dict[str, str]
+    body: dict[str, Any]
     headers: dict[str, str]
 
 

@@ -100,6 +100,15 @@ EVENTS: dict[str, Event] = {
     "operation_left": Event(
         "warning", ("operation_name", "count"), "A function goes on in its thread after its time was over, or its caller was interrupted; so many do."
     ),
+    # -- the library for handlers of a platform
+    "dedup_failed_open": Event(
+        "warning",
+        ("message_id", "correlation_id", "error_class"),
+        "Nobody could say whether a message is new: it counts as new, and may be handled twice.",
+    ),
+    "message_not_marked": Event(
+        "warning", ("message_id", "correlation_id", "error_class"), "A message was handled, and that could not be noted: it may be handled again."
+    ),
     # -- a worker process
     "exception_ignored": Event("error", ("error_class",), "A finalizer raised, in the code of a handler or of a library."),
     "worker_started": Event("info", ("worker_id", "pid", "queues", "threads"), "A process is registered and works."),
