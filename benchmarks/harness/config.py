@@ -21,6 +21,7 @@ ALL_METRICS = (
     "producers",
     "waiting",
     "outage",
+    "platform",
 )
 HOME = Path(__file__).resolve().parent.parent
 

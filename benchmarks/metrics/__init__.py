@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 from benchmarks.harness.config import ConfigError, Settings
-from benchmarks.metrics import backlog, enqueue, idle, maintenance, observability, outage, pickup, producers, recovery, snapshot, tree, waiting, work
+from benchmarks.metrics import (
+    backlog,
+    enqueue,
+    idle,
+    maintenance,
+    observability,
+    outage,
+    pickup,
+    platform,
+    producers,
+    recovery,
+    snapshot,
+    tree,
+    waiting,
+    work,
+)
 from benchmarks.metrics.base import Case, Measure
 
 
@@ -45,4 +60,6 @@ def cases(metrics: tuple[str, ...], snapshot_messages: tuple[int, ...]) -> list[
         found += [(case, waiting.measure) for case in waiting.CASES]
     if "outage" in metrics:
         found += [(case, outage.measure) for case in outage.CASES]
+    if "platform" in metrics:
+        found += [(case, platform.measure) for case in platform.CASES]
     return found

@@ -133,6 +133,9 @@ class Adapter(PostgresSystem):
             "waiting/steps",
             "waiting/calls",
             "outage",
+            "platform/calls",
+            "platform/at-once",
+            "platform/sample",
         }
     )
 
@@ -143,12 +146,19 @@ class Adapter(PostgresSystem):
 
     def install(self) -> None:
         """Migrate and declare the queue."""
-        env = {**os.environ, **self.environment()}
-        done = subprocess.run(command("migrate", "up"), env=env, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"packhorse migrate up: status {done.returncode}\n{done.stdout}{done.stderr}")
+        self._migrate()
         with psycopg.connect(self.store_url()) as connection:
             connection.execute("select packhorse.declare_queue(%s)", (QUEUE,))
+
+    def add_platform(self) -> None:
+        """The tables of the conversation platform, too."""
+        self._migrate("--with", "platform")
+
+    def _migrate(self, *options: str) -> None:
+        env = {**os.environ, **self.environment()}
+        done = subprocess.run(command("migrate", "up", *options), env=env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"packhorse migrate up: status {done.returncode}\n{done.stdout}{done.stderr}")
 
     def fill(self, connection: psycopg.Connection[Any], count: int) -> None:
         """Insert `count` messages without a conversation."""
