@@ -113,6 +113,13 @@ begin
     from theirs t join pg_namespace n on n.oid = v_mine
     where v_adoptable ? t.name and not exists (select from unfit u where u.name = t.name) and case when t.name = 'messages'
       then t.relkind <> 'p' or pg_get_partkeydef(t.oid) <> 'RANGE (created_at)' else t.relkind <> 'r' end
+    union all -- what other tables of ours point at
+    select t.name, format('%I has no key of id alone', t.name), format('alter table %I.%I add primary key (id)', n.nspname, t.name)
+    from theirs t join pg_namespace n on n.oid = v_mine
+    where v_adoptable ? t.name and t.relkind = 'r' and t.columns ? 'id' and t.name <> 'referrals'
+      and not exists (select from unfit u where u.name = t.name) and not exists (
+      select from pg_index i join pg_attribute a on a.attrelid = t.oid and a.attname = 'id'
+      where i.indrelid = t.oid and i.indisunique and i.indpred is null and i.indkey::text = a.attnum::text)
     union all
     select t.name, format('%I exists already', t.name), case t.relkind when 'v' then format('drop view %I.%I', n.nspname, t.name)
       else format('alter table %I.%I rename to %I', n.nspname, t.name, t.name || '_old') end

@@ -48,8 +48,15 @@ def drift(connection: DeadlineConnection, sets: Iterable[str]) -> list[Finding]:
     """What is missing, changed, invalid or not validated; each with its repair. Empty: the schema is what the migrations make."""
     wanted = read(sets)
     found = {(row["kind"], row["name"]): row["definition"] for row in store.schema_objects(connection)}
+    adopted = store.adopted_tables(connection) if "platform" in sets else {}
+    keys = {name.partition(".")[2] for kind, name in wanted if kind == "constraint"}
     findings = []
     for (kind, name), definition in wanted.items():
+        table = table_of(kind, name, definition)
+        if adopted.get(table):
+            continue  # left alone: the form of the host
+        if table in adopted and (kind == "constraint" or name in keys or (kind, name) in found):
+            continue  # adopted: what was there has types and keys of its own
         if (kind, name) not in found:
             findings.append(Finding("schema", "fail", f"{kind} {name} is missing", repair(kind, name, definition)))
         elif found[kind, name] != definition:
@@ -81,6 +88,11 @@ def drift(connection: DeadlineConnection, sets: Iterable[str]) -> list[Finding]:
             )
         )
     return findings
+
+
+def table_of(kind: str, name: str, definition: str) -> str:
+    """The table that an object is, or is a part of."""
+    return definition.partition(" ON ")[2].partition(" USING ")[0] if kind == "index" else name.partition(".")[0]
 
 
 def repair(kind: str, name: str, definition: str, *, changed: bool = False) -> str:

@@ -31,6 +31,11 @@ def rights_to_mend(connection: DeadlineConnection, sets: Iterable[str]) -> list[
     return [row[0] for statement in statements for row in connection.execute(sql(statement)).fetchall()]
 
 
+def adopted_tables(connection: DeadlineConnection) -> dict[str, bool]:
+    """Tables that stood here before the platform came: name -> was it left as it is? For a database with the platform."""
+    return {row["name"]: row["is_left_alone"] for row in rows(connection, "adopted_tables")}
+
+
 def invalid_indexes(connection: DeadlineConnection) -> list[Row]:
     """Indexes that a concurrent build left unfinished: name, definition."""
     return rows(connection, "invalid_indexes")

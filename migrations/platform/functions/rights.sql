@@ -152,6 +152,11 @@ begin
     left join pg_constraint c on c.conrelid = (select o.oid from pg_class o where o.relnamespace = (select h.relnamespace from pg_class h where h.oid = 'platform.companies'::regclass::oid) and o.relname = k.table_name::name) and c.conname = format('%s_%s_host_fkey', k.table_name, k.column_name)
     where coalesce(not c.convalidated, true)
       and not exists (select from platform.platform_adopted_tables d where d.name = k.table_name and d.is_left_alone)
+      -- an adopted table may have had such a key
+      and not exists (select from pg_constraint e join pg_class o on o.oid = e.conrelid
+        where e.contype = 'f' and e.confrelid = t.oid and e.conname <> format('%s_%s_host_fkey', k.table_name, k.column_name) and o.relname = k.table_name::name
+          and o.relnamespace = (select h.relnamespace from pg_class h where h.oid = 'platform.companies'::regclass::oid)
+          and e.conkey = array[(select w.attnum from pg_attribute w where w.attrelid = o.oid and w.attname = k.column_name)])
   loop
     begin
       if v_key.is_missing then

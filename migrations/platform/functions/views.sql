@@ -17,7 +17,7 @@ comment on view platform.message_queue_by_status is
   'One row per status of the queue''s messages that were created in the last 24 hours: pending, processing, retry, blocked, completed, failed.';
 
 create or replace view platform.workflow_health as
-  select w.workflow_type, w.status, count(*) as count,
+  select w.workflow_type::text as workflow_type, w.status::text as status, count(*) as count,
     avg(extract(epoch from coalesce(w.completed_at, clock_timestamp()) - w.started_at))::double precision as avg_duration_seconds,
     max(extract(epoch from clock_timestamp() - w.updated_at))::double precision as max_idle_seconds,
     round(100.0 * sum(count(*) filter (where w.status = 'completed')) over of_type
@@ -30,7 +30,7 @@ comment on view platform.workflow_health is
   'One row per type and status of workflows that started in the last 24 hours; the rate is completed among all ended of the type.';
 
 create or replace view platform.ai_agent_usage as
-  select m.agent_type, count(distinct platform.normalize_phone(m.user_phone)) as unique_users, count(*) as total_conversations,
+  select m.agent_type::text as agent_type, count(distinct platform.normalize_phone(m.user_phone)) as unique_users, count(*) as total_conversations,
     round(avg(greatest(m.message_count, jsonb_array_length(m.conversation_history))), 2) as avg_messages_per_conversation, max(m.last_interaction) as last_used,
     count(*) filter (where m.last_interaction > clock_timestamp() - interval '1 hour') as active_last_hour
   from platform.ai_conversation_memory m

@@ -169,8 +169,9 @@ TABLES = {
             "X": f"{GUEST_INSERT} ('{'x' * 32}', 'x', 'x', now() + interval '25 hours', '{{}}')",
             "C": f"{GUEST_INSERT} ('{'c' * 32}', 'c', 'c', now() + interval '24 hours', '{{\"converted_to_user_id\": null}}')",
             "D": f"{GUEST_INSERT} ('{'d' * 32}', 'd', 'd', now() + interval '24 hours', '{{\"converted_at\": 1}}')",
+            "E": "insert into guest_sessions (email, full_name, expired_at) values ('e', 'e', now())",
         },
-        {"all": "sGHO iCDNSX uGHO dGHO", "reader": "sGHO", "anon": "s iN", "guest": "sG iN", "a": "s iN", "b": "s iN", "admin": "s iN"},
+        {"all": "sGHO iCDENSX uGHO dGHO", "reader": "sGHO", "anon": "s iN", "guest": "sG iN", "a": "s iN", "b": "s iN", "admin": "s iN"},
     ),
     "referrals": Table(
         f"case referrer_id when '{A}' then 'A' else 'B' end",
@@ -633,6 +634,59 @@ def test_only_the_owner_refreshes(host: Database) -> None:
     for actor in ACTORS:
         with acting(host, actor) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("select refresh_platform_access()")
+
+
+def test_a_way_back_leaves_no_policy_on_an_adopted_table(own_host: Database) -> None:
+    own_host.query("create table amara_conversations (like auth.users including all)")
+    for column in ("user_id uuid not null references auth.users (id)", "locale text", "is_active boolean", "last_message_at timestamptz"):
+        own_host.query(f"alter table amara_conversations add column {column}")
+    own_host.query("alter table amara_conversations add column created_at timestamptz, add column updated_at timestamptz")
+    bring(own_host)
+    policies = "select policyname::text from pg_policies where tablename = 'amara_conversations' order by 1"
+    assert own_host.query(policies) == [(f"amara_conversations_{name}",) for name in ("own_all", "reader", "service", "worker")]
+    # the key that it had is enough
+    keys = "select conname::text from pg_constraint where conrelid = 'amara_conversations'::regclass and contype = 'f'"
+    assert own_host.query(keys) == [("amara_conversations_user_id_fkey",)]
+    connection = connect(own_host.admin_url, deadline_seconds=120)
+    for _ in range(9):
+        assert str(migrate.down(connection)).startswith("platform/")
+    connection.close()
+    assert own_host.query(policies) == []
+    assert own_host.value("select count(*) from pg_class where relname = 'amara_conversations'") == 1
+
+
+def test_an_owner_without_superuser_brings_the_platform_to_a_host(own_host: Database) -> None:
+    """As on Supabase: the migrator owns neither auth.users nor the roles. What it may not do is a warning, and all the rest is there."""
+    own_host.query("create role migrator login createrole createdb")
+    own_host.query("alter schema public owner to migrator; alter table profiles owner to migrator; alter schema packhorse owner to migrator")
+    own_host.query("create role auth_admin; alter schema auth owner to auth_admin; alter table auth.users owner to auth_admin")
+    own_host.query("grant usage on schema auth to migrator; grant references on auth.users to migrator")
+    own_host.query(f"drop schema packhorse cascade; grant create on database {own_host.name} to migrator")
+    connection = connect(own_host.server.url(own_host.name, "migrator"), deadline_seconds=120)
+    migrate.up(connection, sets=["platform"])
+    migrate.check(connection)
+    connection.close()
+    keys = "select conname::text, convalidated from pg_constraint where conname like '%host_fkey' order by 1"
+    assert own_host.query(keys) == [
+        (f"{name}_host_fkey", True)
+        for name in (
+            "amara_conversations_user_id",
+            "audit_events_user_id",
+            "platform_events_user_id",
+            "referrals_referee_id",
+            "referrals_referrer_id",
+        )
+    ]
+    own_host.query("revoke references on auth.users from migrator")
+    with psycopg.connect(own_host.server.url(own_host.name, "migrator"), autocommit=True) as owner:
+        owner.execute("alter table public.platform_events drop constraint platform_events_user_id_host_fkey")
+        said: list[str] = []
+        owner.add_notice_handler(lambda notice: said.append(str(notice.message_primary)))
+        assert owner.execute("select public.refresh_platform_access()").fetchone() == (0,)
+    assert [text for text in said if text.startswith("platform_events.user_id has no foreign key to auth.users: permission denied")]
+    with acting(own_host, "a") as one:
+        one.execute("insert into public.platform_events (event_type) values ('x')")
+        assert reaches(one, "select id from public.agent_chat_sessions") == (set(), False)
 
 
 def test_rights_are_mended_by_the_next_migration(own_host: Database) -> None:

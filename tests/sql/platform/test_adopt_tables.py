@@ -10,6 +10,7 @@ import pytest
 
 from packhorse.worker.db import migrate
 from packhorse.worker.db.connection import DeadlineConnection, connect
+from packhorse.worker.doctor import snapshot
 from packhorse.worker.errors import StoreError
 from tests.sql.platform.test_contract import HOSTS_FORM, LEFT_OUT_BY_ADOPTION, actual, contract, expected
 from tests.support.postgres import Database
@@ -64,6 +65,7 @@ def test_tables_of_the_sources_are_adopted_with_their_rows_and_get_what_they_lac
     any_database.query("insert into agent_chat_sessions (user_phone, agent_type) values ('+250788000456', 'booking')")
     migrate.up(connection, sets=["platform"])
     migrate.check(connection)
+    assert snapshot.drift(connection, {"platform"}) == [], "what was adopted is no finding of the doctor"
     with any_database.connect(admin=True) as owner:
         there = actual(owner)
         lacking = expected() - there
@@ -82,6 +84,8 @@ def test_tables_of_the_sources_are_adopted_with_their_rows_and_get_what_they_lac
     with pytest.raises(psycopg.errors.UniqueViolation):
         any_database.query("insert into agent_chat_sessions (user_phone, agent_type) values ('00250 788 000 456', 'booking')")
     any_database.query("insert into clients (company_id, phone) values (1, '+250 788 000 457')")
+    any_database.query("drop index idx_clients_user_id")
+    assert [finding.text for finding in snapshot.drift(connection, {"platform"})] == ["index idx_clients_user_id is missing"]
     assert any_database.value("select count(*) from clients where phone = '250788000457'") == 1
 
 
@@ -114,12 +118,65 @@ def test_the_hosts_own_users_and_referrals_are_left_alone(connection: DeadlineCo
     any_database.query("insert into agent_chat_sessions (user_id, agent_type) select id, 'x' from whatsapp_users")
 
 
+def test_functions_work_on_adopted_tables_of_other_types(connection: DeadlineConnection, any_database: Database) -> None:
+    """Where a source had integer, and text of a bounded length."""
+    for table in ADOPTED:
+        any_database.query(theirs(table))
+    migrate.up(connection, sets=["platform"])
+    value = any_database.value
+    session = value("select get_or_create_agent_session('+250788000456', 'booking')")
+    assert session == value("select get_or_create_agent_session('250788000456', 'booking')")
+    assert value("select add_agent_message(%s, 'user', 'hi')", session) is True
+    assert value("select jsonb_array_length(get_agent_conversation(%s) -> 'messages')", session) == 1
+    memory = value("select (get_or_create_conversation_memory('+250788000456', 'booking')).id")
+    assert value('select update_conversation_memory(%s, \'{"role": "user", "content": "x"}\')', memory) is True
+    workflow = value("select start_workflow('order', 'menu', p_user_phone => '+250788000456')")
+    assert value("select advance_workflow(%s, 'items')", workflow) == 2 and value("select finish_workflow(%s)", workflow) is True
+    any_database.query("insert into companies (id, name) values (1, 'Salon')")
+    any_database.query("insert into messages (company_id, phone, direction, message) values (1, '+250788000456', 'inbound', 'hi')")
+    assert any_database.query("select id, company_id, message from get_recent_messages('250788000456')") == [(1, 1, "hi")]
+    guest = value("select id from create_guest_session('a@b.c', 'Ann')")
+    any_database.query("insert into bookings (guest_session_id) values (%s)", guest)
+    assert value("select convert_guest_to_user(%s, gen_random_uuid())", guest) == 1
+    any_database.query("insert into reminders (booking_id, company_id, remind_at, phone) values (1, 1, now(), '1')")
+    any_database.query("select packhorse.declare_queue('default')")
+    assert value("select enqueue_due_reminders()") == 1
+    for call in (
+        "get_event_counts_by_type()",
+        "get_conversion_funnel()",
+        "get_messages_stats()",
+        "get_database_stats()",
+        "get_whatsapp_auth_stats()",
+    ):
+        any_database.query(f"select * from {call}")
+    for call in (
+        "cleanup_expired_dialog_contexts()",
+        "cleanup_expired_appointments_cache()",
+        "cleanup_expired_whatsapp_keys()",
+        "cleanup_old_webhook_events()",
+        "cleanup_old_audit_events()",
+        "cleanup_old_platform_events()",
+        "cleanup_expired_guest_sessions()",
+        "cleanup_old_conversations()",
+        "expire_agent_chat_sessions()",
+    ):
+        assert value(f"select {call}") == 0, call
+    assert value("select export_person_data(p_phone => '250788000456') ? 'messages'") is True
+    assert value("select count(*) from erase_person_data(p_phone => '250788000456')") > 5
+    assert value("select count(*) from messages") == 0
+
+
 @pytest.mark.parametrize(
     ("things", "problem", "cure"),
     [
         (theirs("clients", without="importance"), "clients lacks importance bigint", ""),
         ("create table bookings (id uuid)", "bookings lacks .*id bigint.*company_id bigint", "alter table public.bookings rename to bookings_old;"),
         (theirs("webhook_events").replace("payload jsonb", "payload json"), "webhook_events lacks payload jsonb", ""),
+        (
+            theirs("staff").replace("primary key (id)", "unique (id, name)"),
+            "staff has no key of id alone",
+            r"alter table public.staff add primary key \(id\);",
+        ),
         (theirs("messages").split(" partition by")[0], r"messages is not partitioned by range \(created_at\)", ""),
         ("create view staff as select 1 as id", "staff lacks", "alter table public.staff rename to staff_old"),
         ("create view workflow_health as select 1 as id", "workflow_health exists already", "drop view public.workflow_health;"),

@@ -63,6 +63,10 @@ order by o.kind collate "C", o.name collate "C";
 -- Until the end of the transaction: names without their schema.
 select set_config('search_path', %s, true);
 
+-- name: adopted_tables
+-- Tables of the platform that stood here before it, and whether they were left as they are.
+select a.name, a.is_left_alone from platform.platform_adopted_tables a;
+
 -- name: invalid_indexes
 -- Indexes of the queue's schema that a concurrent build left unfinished, partitions included.
 select i.indexrelid::regclass::text as name, pg_get_indexdef(i.indexrelid) as definition
