@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from psycopg.types.json import Jsonb
 
@@ -97,3 +100,17 @@ def test_messages_of_a_day_are_counted_by_status(sql: Sql) -> None:
     )
     rows = {row[0]: row[1:] for row in sql.rows("select status, count, max_retries from message_queue_by_status")}
     assert rows["completed"] == (1, 0) and rows["failed"] == (1, 2) and "processing" not in rows
+
+
+def test_the_questions_of_the_page_are_answered(sql: Sql) -> None:
+    page = (Path(__file__).parents[3] / "docs/platform.md").read_text()
+    block = re.findall(r"## Watch marketplace and assistant\n\n```sql\n(.*?)```", page, re.DOTALL)[0]
+    questions = [part.strip() for part in block.split(";") if part.strip()]
+    sql.rows("insert into amara_conversations (user_id) values (gen_random_uuid())")
+    sql.rows("insert into amara_messages (conversation_id, role, content) select id, 'user', 'x' from amara_conversations, generate_series(1, 3)")
+    sql.rows("insert into guest_sessions (email, full_name, metadata) values ('a', 'a', '{\"converted_to_user_id\": 1}'), ('b', 'b', '{}')")
+    sql.rows("insert into platform_events (event_type, session_id) values ('SearchStarted', 's')")
+    answers = [sql.rows(question) for question in questions]
+    assert answers[0][0][1:] == (1, 3) and answers[1] == [(2, 1, 0, 0)]
+    assert answers[3][0][1:] == ("SearchStarted", 1) and answers[4][0] == ("SearchStarted", 1, 100)
+    assert {row[0] for row in answers[5]} == {"amara_conversations", "amara_messages", "guest_sessions", "platform_events"}
