@@ -21,6 +21,7 @@ from packhorse import calls, platform
 from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.errors import InvalidArgument, StoreRejected, StoreUnavailable
 from tests.support.harness import House, quick_settings
+from tests.support.pages import Page, working
 from tests.support.platform import broker_on, platform_database
 from tests.support.postgres import Database, Server
 
@@ -404,6 +405,33 @@ def test_a_person_is_exported_and_erased(broker: PostgresBroker) -> None:
     done = platform.erase_person_data(phone=PHONE, reason="asked")
     assert platform.Erasure("agent_chat_sessions", "deleted", 1) in done
     assert platform.export_person_data(phone=PHONE)["agent_chat_sessions"] == []
+
+
+def test_the_page_does_what_it_says(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = dramatiq.broker.global_broker
+    monkeypatch.setenv("DATABASE_URL", database.url)
+    asked: list[Any] = []
+
+    def ask_the_agent(history: list[Any], text: str) -> str:
+        asked.append((len(history), text))
+        return "Hello"
+
+    names: dict[str, Any] = {"DATABASE_URL": database.url, "ask_the_agent": ask_the_agent}
+    try:
+        exec(Page("platform-library.md").block("safe_http_handler"), names)  # noqa: S102
+        with working(dramatiq.get_broker(), database, monkeypatch) as house:
+            for _ in range(2):
+                answer = names["webhook"]({"messages": [{"id": "w1", "from": PHONE, "text": "Muraho"}]}, {"X-Correlation-ID": "c"})
+            assert answer == (200, {"status": "duplicate"}, {"X-Correlation-ID": "c"})
+            house.drained()
+            names["webhook"]({"messages": [{"id": "w2", "from": PHONE, "text": "again"}]}, {})
+            house.drained()
+    finally:
+        dramatiq.broker.global_broker = before
+    assert asked == [(0, "Muraho"), (2, "again")]
+    memory = database.query("select jsonb_path_query_array(conversation_history, '$[*].content') from ai_conversation_memory")
+    assert memory == [(["Muraho", "Hello", "again", "Hello"],)]
+    assert database.query("select count(*) from processed_messages where processed_at is not null") == [(2,)]
 
 
 def test_all_that_handlers_call_is_there_too() -> None:

@@ -1,33 +1,43 @@
 -- Who a person is, in all tables (PLATFORM 11): by a user id, a phone, or both. What is found is exported by person_export.sql and erased by
 -- person_erasure.sql. These functions read whole tables: they are for a request of a person, not for every message.
 
+create or replace function platform.may_name_phone(p_text text, p_phones text[]) returns boolean
+language sql immutable as $$
+-- False when a JSON text names none of these phones (normal forms) for certain: it has not their digits, in order and with nothing between them
+-- but what may stand there. Most texts need no closer look. The first condition is the cheap one.
+  select exists (
+    select from unnest(p_phones) as p (phone)
+    where p.phone !~ '^[0-9]+$' or (p_text like '%' || array_to_string(string_to_array(p.phone, null), '%') || '%'
+      and strpos(translate(p_text, ' +()-./\tnrfv', ''), p.phone) > 0)); -- JSON writes a tab as \t
+$$;
+comment on function platform.may_name_phone(text, text[]) is 'Could a JSON text name one of these phones? A quick look.';
+
 create or replace function platform.mentions_phone(p_value jsonb, p_phones text[]) returns boolean
 language sql immutable as $$
 -- Does some text or number in a JSON value, at any depth, stand for one of these phones (normal forms)?
--- The digits of the whole value are compared first: most values have not even those.
-  select exists (
-    select from unnest(p_phones) as p (phone)
-    where strpos(case when p.phone ~ '^[0-9]+$' then regexp_replace(p_value::text, '[^0-9]', '', 'g') else p_value::text end, p.phone) > 0)
-  and exists (
+  select case when platform.may_name_phone(p_value::text, p_phones) then exists (
     select from jsonb_path_query(p_value, '$.**') as v (value)
-    where jsonb_typeof(v.value) in ('string', 'number') and platform.normalize_phone(v.value operator(pg_catalog.#>>) '{}') = any (p_phones));
+    where jsonb_typeof(v.value) in ('string', 'number') and platform.normalize_phone(v.value operator(pg_catalog.#>>) '{}') = any (p_phones)) else false end;
 $$;
 comment on function platform.mentions_phone(jsonb, text[]) is 'Does a JSON value name one of these phones?';
 
 create or replace function platform.is_conversation_of(p_key text, p_phones text[]) returns boolean
 language sql immutable as $$
 -- Is a conversation key one of these phones (normal forms), or does it end in a colon and one of them?
-  select platform.normalize_phone(p_key) = any (p_phones) or platform.normalize_phone(regexp_replace(p_key, '^.*:', '')) = any (p_phones);
+  select case when exists (
+      select from unnest(p_phones) as p (phone) where p.phone !~ '^[0-9]+$' or strpos(translate(p_key, E' \t\n\r\f\v+()-./', ''), p.phone) > 0)
+    then platform.normalize_phone(p_key) = any (p_phones) or platform.normalize_phone(regexp_replace(p_key, '^.*:', '')) = any (p_phones) else false end;
 $$;
 comment on function platform.is_conversation_of(text, text[]) is 'Does a conversation key stand for one of these phones?';
 
 create or replace function platform.find_person(
-  p_user_id uuid, p_phone text, out user_ids uuid[], out phones text[], out client_ids bigint[], out company_ids bigint[], out guest_ids uuid[],
+  p_user_id uuid, p_phone text, p_by_email boolean, out user_ids uuid[], out phones text[], out client_ids bigint[], out company_ids bigint[], out guest_ids uuid[],
   out booking_ids bigint[]
 )
 language plpgsql stable as $$
 -- All ids under which a person is known. whatsapp_users says which user ids a phone has, and the other way round; a guest session found
--- by phone or conversion leads to others with its e-mail. Phones are normal forms. Raises PH001 (neither is given).
+-- by phone or conversion leads to others with its e-mail, if p_by_email: anybody can make a guest session with any e-mail, so for a user who asks for
+-- itself that would lead to others. Phones are normal forms. Raises PH001 (neither is given).
 begin
   if p_user_id is null and p_phone is null then
     perform platform.refuse_value('user_id', 'must not be null without a phone', 'Give a user id, a phone, or both.');
@@ -49,16 +59,19 @@ begin
   select coalesce(array_agg(c.id), '{}'), coalesce(array_agg(distinct c.company_id), '{}') into client_ids, company_ids
   from platform.clients c where c.phone = any (phones) or c.user_id = any (user_ids);
   guest_ids := array(
-    select g.id from platform.guest_sessions g
-    where lower(g.email) in (
-      select lower(f.email) from platform.guest_sessions f
-      where f.phone = any (phones) or lower(f.metadata ->> 'converted_to_user_id') = any (user_ids::text[])));
+    with found as (
+      select g.id, lower(g.email) as email from platform.guest_sessions g
+      where (g.phone = any (phones) and p_by_email) or lower(g.metadata ->> 'converted_to_user_id') = any (user_ids::text[])
+    )
+    select f.id from found f
+    union
+    select g.id from platform.guest_sessions g where p_by_email and lower(g.email) in (select f.email from found f));
   booking_ids := array(
     select b.id from platform.bookings b
     where b.customer_id = any (user_ids) or b.client_id = any (client_ids) or b.guest_session_id = any (guest_ids));
 end
 $$;
-comment on function platform.find_person(uuid, text) is 'All ids under which a person is known, by user id and phone.';
+comment on function platform.find_person(uuid, text, boolean) is 'All ids under which a person is known, by user id and phone.';
 
 create or replace function platform.find_person_messages(p_phones text[])
 returns table (place text, id bigint, result_key text, correlation_id text)
@@ -77,20 +90,22 @@ language sql stable as $$
 $$;
 comment on function platform.find_person_messages(text[]) is 'Messages of the queue that belong to a person, by their conversation key.';
 
-create or replace function platform.check_person_caller(p_user_id uuid, p_phone text) returns text
+create or replace function platform.check_person_caller(p_user_id uuid, p_phone text, out role text, out is_server boolean)
 language plpgsql stable as $$
--- Who asks for the data of a person: its role. Raises 42501 unless that is a worker, service_role or the owner, or a user that asks for itself.
+-- Who asks for the data of a person: its role, and whether that is a worker, service_role or the owner, who may ask for anybody. Raises 42501
+-- when it is not, unless a user asks for itself.
 declare
-  v_role constant text := case when current_setting('role', true) in ('none', '') then session_user::text else coalesce(current_setting('role', true), session_user::text) end;
   v_owner constant oid := (select c.relowner from pg_class c where c.oid = 'platform.companies'::regclass::oid);
 begin
-  if v_role <> 'service_role' and not pg_has_role(v_role::name, 'packhorse_worker'::name, 'member') and not pg_has_role(v_role::name, v_owner, 'member')
-    and (p_user_id is distinct from platform.platform_user_id() or p_user_id is null or p_phone is not null)
-  then
+  role := current_setting('role', true); -- what the session has set: in a function of the owner current_user is the owner
+  if coalesce(role, '') in ('', 'none') then
+    role := session_user::text;
+  end if;
+  is_server := role = 'service_role' or pg_has_role(role::name, 'packhorse_worker'::name, 'member') or pg_has_role(role::name, v_owner, 'member');
+  if not is_server and (p_user_id is null or p_user_id is distinct from platform.platform_user_id() or p_phone is not null) then
     raise exception using errcode = 'insufficient_privilege', message = 'a user may export its own data only',
       hint = 'Give your own user id, and no phone.';
   end if;
-  return v_role;
 end
 $$;
 comment on function platform.check_person_caller(uuid, text) is 'Who asks for the data of a person; refuses a user that asks for somebody else.';

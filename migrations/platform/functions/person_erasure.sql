@@ -142,14 +142,15 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 -- Erase a person: a row per table says what was done (deleted, emptied, reported) and to how many rows. All of it is one transaction, with an
 -- audit record of the counts. Safe to repeat. Tables of the host are reported. Locks what it changes. Raises PH001, 42501.
 declare
-  v_role constant text := platform.check_person_caller(p_user_id, p_phone);
+  v_caller record;
   v_person record;
   v_done jsonb;
 begin
-  if v_role = 'authenticated' then
+  select k.* into v_caller from platform.check_person_caller(p_user_id, p_phone) k;
+  if not v_caller.is_server then
     raise exception using errcode = 'insufficient_privilege', message = 'erase_person_data is for servers, not for users';
   end if;
-  select f.* into v_person from platform.find_person(p_user_id, p_phone) f;
+  select f.* into v_person from platform.find_person(p_user_id, p_phone, true) f;
   -- not in the head of the function: there only a superuser may name a setting of ours
   perform set_config('packhorse_platform.audit_exception', 'erasure', true);
   select jsonb_agg(jsonb_build_array(d.table_name, d.action, d.rows)) into v_done from (
@@ -163,7 +164,7 @@ begin
   select v_done || coalesce(jsonb_agg(jsonb_build_array(h.name, 'reported', jsonb_array_length(h.found))), '[]') into v_done
   from (select n.name, platform.export_host_table(n.name, v_person.user_ids, 1000) as found
     from (values ('notifications'), ('profiles')) as n (name)) h where h.found is not null;
-  perform platform.note_person_request('person_data_erasure', 'delete', v_role, p_reason,
+  perform platform.note_person_request('person_data_erasure', 'delete', v_caller.role, p_reason,
     (select jsonb_object_agg((d.value ->> 0) || ' ' || (d.value ->> 1), d.value -> 2) from jsonb_array_elements(v_done) d));
   return query select d.value ->> 0, d.value ->> 1, (d.value ->> 2)::bigint from jsonb_array_elements(v_done) with ordinality d order by d.ordinality;
 end

@@ -62,12 +62,13 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 -- What is kept about a person: one key per table, its rows as an array. Tables of the host are there when they exist. Writes an audit record
 -- with the counts. A user may ask for its own id. Locks nothing. Raises PH001, 42501 (a user asks for somebody else).
 declare
-  v_role constant text := platform.check_person_caller(p_user_id, p_phone);
+  v_caller record;
   v_person record;
   v_host record;
   v_data jsonb;
 begin
-  select f.* into v_person from platform.find_person(p_user_id, p_phone) f;
+  select k.* into v_caller from platform.check_person_caller(p_user_id, p_phone) k;
+  select f.* into v_person from platform.find_person(p_user_id, p_phone, v_caller.is_server) f;
   v_data := platform.export_person_talk(v_person.user_ids, v_person.phones) || platform.export_person_queue(v_person.phones) || jsonb_build_object(
     'guest_sessions', (select coalesce(jsonb_agg(to_jsonb(g) - 'session_token'::text), '[]') from platform.guest_sessions g where g.id = any (v_person.guest_ids)),
     'bookings', (select coalesce(jsonb_agg(to_jsonb(b)), '[]') from platform.bookings b where b.id = any (v_person.booking_ids)),
@@ -84,7 +85,7 @@ begin
       from (values ('notifications', 100), ('profiles', 1000)) as n (name, most) loop
     v_data := v_data || case when v_host.found is null then '{}' else jsonb_build_object(v_host.name, v_host.found) end;
   end loop;
-  perform platform.note_person_request('person_data_export', 'view', v_role, null,
+  perform platform.note_person_request('person_data_export', 'view', v_caller.role, null,
     (select jsonb_object_agg(d.key, jsonb_array_length(d.value)) from jsonb_each(v_data) d));
   return v_data;
 end

@@ -298,6 +298,7 @@ WORKERS = {
     "find_person_messages",
     "is_conversation_of",
     "make_messages_partition",
+    "may_name_phone",
     "mentions_phone",
     "merge_context",
     "note_person_request",

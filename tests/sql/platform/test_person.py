@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.sql.client import Sql
 from tests.sql.platform.conftest import seed
@@ -267,13 +268,24 @@ def as_user(people: Sql) -> Callable[[UUID], Sql]:
 
 def test_a_user_exports_itself_and_nobody_else_and_erases_nobody(as_user: Callable[[UUID], Sql]) -> None:
     sql = as_user(ANN)
-    assert len(sql.value("select public.export_person_data(%s)", ANN)["bookings"]) == 3
+    assert len(sql.value("select public.export_person_data(%s)", ANN)["bookings"]) == 2, "not those of a guest without a proof"
     for arguments in ((BOB, None), (ANN, PHONES[BOB]), (None, PHONES[ANN])):
         assert sql.refused("select public.export_person_data(%s, %s)", *arguments)[0] == "42501"
     for arguments in ((ANN, None), (BOB, None)):
         assert sql.refused("select * from public.erase_person_data(%s, %s)", *arguments)[0] == "42501"
     sql.rows("reset role")
     assert sql.value("select actor_type from audit_events where event_type = 'person_data_export'") == "user"
+
+
+def test_a_user_does_not_come_to_others_by_a_guest_session_with_their_email(as_user: Callable[[UUID], Sql], people: Sql) -> None:
+    """Anybody can make a guest session with any e-mail, and claim it."""
+    people.rows("reset role")
+    token = people.value("select session_token from create_guest_session('P2@example.com', 'Ann')")
+    people.rows("select set_config('request.jwt.claims', %s, true)", f'{{"sub": "{ANN}"}}')
+    people.rows("select claim_guest_bookings(%s)", token)
+    data = as_user(ANN).value("select public.export_person_data(%s)", ANN)
+    assert {row["email"] for row in data["guest_sessions"]} == {"P2@example.com"}
+    assert all(row["customer_id"] == str(ANN) or row["client_id"] == 1 for row in data["bookings"])
 
 
 def test_an_erasure_is_whole_or_not_at_all(clients: Callable[..., Sql]) -> None:
@@ -287,3 +299,40 @@ def test_an_erasure_is_whole_or_not_at_all(clients: Callable[..., Sql]) -> None:
             erase(worker, None, FORM)
     assert worker.value("select count(*) from agent_chat_sessions") == 1
     assert sum(rows for _, _, rows in erase(worker, None, FORM)) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ({"a": [{"b": "+250 788 000-111"}]}, True),
+        ({"a": 250788000111}, True),
+        ({"a": "00250\t788/000.111"}, True),
+        (["250788000111:12@s.whatsapp.net"], True),
+        ("(250) 788000111", True),
+        ({"250788000111": 1}, False),
+        ({"a": "2507880001112"}, False),
+        ({"a": ["250788", "000111"]}, False),
+        ({"a": "call 250788000111 now"}, False),
+        (None, False),
+    ],
+)
+def test_a_phone_is_found_at_any_depth_in_any_form(shared_database: Database, value: object, found: bool) -> None:
+    mentioned = "select mentions_phone(%s, array['250788000111', 'ann-b']), mentions_phone(%s, array['ann-b'])"
+    with shared_database.connect() as connection:
+        assert connection.execute(mentioned, (Jsonb(value), Jsonb({"id": [" ann-b "]}))).fetchone() == (found, True)
+
+
+@pytest.mark.parametrize(
+    ("key", "found"),
+    [
+        ("250788000111", True),
+        ("wa:+250 788 000-111", True),
+        ("a:b:00250788000111", True),
+        ("250788000111:12@s.whatsapp.net", True),
+        ("250788000111:other", False),
+        ("wa:2507880001112", False),
+    ],
+)
+def test_a_conversation_key_ends_in_the_phone(shared_database: Database, key: str, found: bool) -> None:
+    with shared_database.connect() as connection:
+        assert connection.execute("select is_conversation_of(%s, array['250788000111'])", (key,)).fetchone() == (found,)
