@@ -21,7 +21,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -160,10 +160,13 @@ class Embedded:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def prepare(self, names: Names = DeadlineConnection.names, report: Callable[[str], Any] = lambda name: None) -> list[str]:
+    def prepare(
+        self, names: Names = DeadlineConnection.names, report: Callable[[str], Any] = lambda name: None, sets: Sequence[str] = ()
+    ) -> list[str]:
         """Make database, schemas and the working role; returns the migrations applied. Safe to repeat.
 
-        report: called with each migration's name. Raises StoreError, SchemaMismatch, MigrationError.
+        report: called with each migration's name. sets: optional sets of migrations beside the queue, such as "platform".
+        Raises StoreError, SchemaMismatch, MigrationError.
         """
         admin = open_own_server(self._url(OWNER, "postgres"), "up")
         try:
@@ -172,7 +175,7 @@ class Embedded:
             admin.close()
         owner = open_own_server(self.owner_url, "up", names=names, deadline_seconds=600)
         try:
-            done = migrate.up(owner, report)
+            done = migrate.up(owner, report, sets=sets)
             installation.ensure_login_role(owner, ROLE)
         finally:
             owner.close()

@@ -11,41 +11,68 @@ import asyncio
 import datetime
 import logging
 from typing import Any
+from uuid import UUID
 
 import dramatiq
 
 import packhorse
-from examples.whatsapp.assistant import ask
+from examples.whatsapp import salon
+from examples.whatsapp.assistant import AGENT, ask
 from examples.whatsapp.client import fetch_media, send_text
+from packhorse import platform
 
 logger = logging.getLogger("examples.whatsapp")
 
 
 @dramatiq.actor(queue_name="whatsapp", services=["assistant"], time_limit_class="ai_agent")
 async def whatsapp_text(business: str, phone: str, wamid: str, message: dict[str, Any]) -> None:
-    """Ask the assistant and send its answer.
+    """Ask the assistant, which knows what was said before, send its answer, and remember both.
 
     The answer is a step: when the reply fails, the next attempt has it and nothing is paid for twice. While the assistant is down, the queue
     keeps these messages (`services`), and they spend no attempt.
     """
-    answer = await packhorse.step_async("answer", ask, message["text"]["body"], wamid)
+    question = message["text"]["body"]
+    session = await platform.get_or_create_session_async(phone, AGENT)
+    memory = await platform.get_or_create_conversation_memory_async(phone, AGENT)
+    answer = await packhorse.step_async("answer", ask, question, wamid, memory.conversation_history)
     await asyncio.to_thread(send_text, business, phone, answer, wamid)
+    await packhorse.step_async("remember", remember, session.id, memory.id, wamid, question, answer)
 
 
-@dramatiq.actor(queue_name="whatsapp")
+async def remember(session_id: UUID, memory_id: UUID, wamid: str, question: str, answer: str) -> None:
+    """Both sides of the conversation: whole in the session, the last twenty for the assistant in its memory."""
+    for role, content in (("user", question), ("assistant", answer)):
+        await platform.add_message_async(session_id, role, content, {"wamid": wamid})
+        await platform.update_conversation_memory_async(memory_id, {"role": role, "content": content})
+
+
+@dramatiq.actor(queue_name="whatsapp", transactional=True)
 def whatsapp_interactive(business: str, phone: str, wamid: str, message: dict[str, Any]) -> None:
-    """Answer a tap on a button or on a line of a list; `book:<date>` books a day.
+    """Answer a tap on a button or on a line of a list; `book:<date>` books a day, `cancel-appointment` cancels it.
 
-    Deliberately careless about dates that do not exist: `book:2026-02-30` fails at every attempt and becomes a dead letter.
+    Transactional: the booking, its workflow and its reminder are written with the message's completion, or not at all, so a reply that fails
+    books nothing twice (SPEC P3). Deliberately careless about dates that do not exist: `book:2026-02-30` fails at every attempt and
+    becomes a dead letter.
     """
     interactive = message["interactive"]
     choice = interactive[interactive["type"]]
     verb, _, argument = choice["id"].partition(":")
     if verb == "book":
         day = datetime.date.fromisoformat(argument)
-        send_text(business, phone, f"Booked: {day:%A, %d %B %Y}.", wamid)
+        moved = salon.reserve(packhorse.current_connection(), business, phone, day)
+        reply = f"{'Moved to' if moved else 'Booked:'} {day:%A, %d %B %Y}."
+    elif verb == "cancel-appointment":
+        reply = "Cancelled." if salon.cancel(packhorse.current_connection(), phone) else "You have no appointment."
     else:
-        send_text(business, phone, f"You chose: {choice['title']}.", wamid)
+        reply = f"You chose: {choice['title']}."
+    send_text(business, phone, reply, wamid)
+
+
+@dramatiq.actor(queue_name="whatsapp", transactional=True)
+def whatsapp_reminder(business: str, phone: str, reminder_id: int, workflow_id: str, booking_id: int) -> None:
+    """Remind a person of a booking; the schedule `job.due_reminders` sends this message."""
+    if salon.remind(packhorse.current_connection(), reminder_id, workflow_id, booking_id):
+        send_text(business, phone, "We look forward to seeing you.", f"reminder:{reminder_id}")
 
 
 @dramatiq.actor(queue_name="whatsapp", time_limit_class="media")

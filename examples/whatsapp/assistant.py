@@ -7,6 +7,7 @@ reset time and window of an AI service take minutes; these are short, so that a 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from packhorse.calls import register_service
 
@@ -21,7 +22,14 @@ assistant = register_service(
 )
 
 
-async def ask(question: str, wamid: str) -> str:
-    """One answer, which costs money. Raises RetryAfter, CircuitOpen and ServiceFailed, each with the outcome that fits."""
-    response = await assistant.request_async("POST", "/answers", json={"question": question, "metadata": {"wamid": wamid}})
+#: What it is called in sessions and memories.
+AGENT = "assistant"
+
+
+async def ask(question: str, wamid: str, history: list[dict[str, Any]]) -> str:
+    """One answer, which costs money. history: what was said before, oldest first.
+
+    Raises RetryAfter, CircuitOpen and ServiceFailed, each with the outcome that fits.
+    """
+    response = await assistant.request_async("POST", "/answers", json={"question": question, "history": history, "metadata": {"wamid": wamid}})
     return str(response.json()["answer"])

@@ -61,7 +61,8 @@ class CloudApi:
         phone, wamid = message["to"], message["context"]["message_id"]
         status = self._mood(wamid)
         number = self.book.note(phone, wamid, status)
-        name = f"+{phone} #{number}" if number else f"+{phone} (from an earlier run)"
+        unnumbered = "a reminder" if wamid.startswith("reminder:") else "from an earlier run"
+        name = f"+{phone} #{number}" if number else f"+{phone} ({unnumbered})"
         if status == 500:
             self.events.add(f"{name}: Cloud API answers 500, retry with backoff")
         elif status == 429:

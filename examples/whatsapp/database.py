@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from examples.whatsapp.salon import open_salon
 from examples.whatsapp.webhook import QUEUE
 from packhorse.worker.config import Settings
 from packhorse.worker.db import migrate
@@ -14,13 +15,15 @@ from packhorse.worker.db.queries import Statement
 from packhorse.worker.db.sessions import names_of, open_work
 from packhorse.worker.embedded import Embedded
 
+#: Sessions, memory, workflows, bookings: the conversation platform beside the queue.
+SETS = ("platform",)
 #: Short, so that a demo of a minute shows a message to its end: 0.2, 0.4, 0.8 s, then dead letter.
 QUEUE_SETTINGS = {"max_attempts": 4, "backoff_initial": "0.2 seconds", "backoff_multiplier": 2, "backoff_max": "2 seconds", "on_dead": "skip"}
 
 
 @contextmanager
 def ready_database(settings: Settings, report: Callable[[str], object]) -> Iterator[str]:
-    """A migrated database with the queue `whatsapp`; yields the connection string to work with.
+    """A migrated database with the queue `whatsapp` and a salon; yields the connection string to work with.
 
     Embedded: the string is that of an unprivileged role in packhorse_worker, and the server stops at the end unless somebody else has
     it. DATABASE_URL: used as it is, for everything. Raises StoreError, SchemaMismatch, MigrationError, EmbeddedError.
@@ -30,17 +33,17 @@ def ready_database(settings: Settings, report: Callable[[str], object]) -> Itera
         report("using DATABASE_URL")
         owner = open_connection(settings, url, "migrate", deadline_seconds=120)
         try:
-            migrate.up(owner, lambda name: report(f"migration {name}"))
+            migrate.up(owner, lambda name: report(f"migration {name}"), sets=SETS)
         finally:
             owner.close()
-        _declare_queue(settings, url)
+        _set_up(settings, url)
         yield url
         return
     report(f"starting the embedded PostgreSQL in {settings.data_dir}/")
     with Embedded(settings.data_dir) as server:
-        applied = server.prepare(names_of(settings))
+        applied = server.prepare(names_of(settings), sets=SETS)
         report(f"PostgreSQL {'started' if server.started_it else 'was running'}, {len(applied)} migrations applied")
-        _declare_queue(settings, server.url)
+        _set_up(settings, server.url)
         yield server.url
 
 
@@ -50,11 +53,12 @@ def open_connection(settings: Settings, url: str, purpose: str, *, deadline_seco
     return open_work(settings, f"example {purpose}", url=url, deadline_seconds=deadline)
 
 
-def _declare_queue(settings: Settings, url: str) -> None:
+def _set_up(settings: Settings, url: str) -> None:
     connection = open_connection(settings, url, "setup")
     try:
         with connection.transaction():
             connection.execute(Statement("select packhorse.declare_queue(%s)"), (QUEUE,))
             connection.execute(Statement("select packhorse.set_queue(%s, %s::jsonb)"), (QUEUE, json.dumps(QUEUE_SETTINGS)))
+            open_salon(connection)
     finally:
         connection.close()

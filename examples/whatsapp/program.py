@@ -20,7 +20,8 @@ from examples.whatsapp.assistant_api import AssistantApi
 from examples.whatsapp.cloud_api import CloudApi
 from examples.whatsapp.database import open_connection, ready_database
 from examples.whatsapp.events import Events
-from examples.whatsapp.feed import Deliveries, Feed
+from examples.whatsapp.feed import PEOPLE, Deliveries, Feed
+from examples.whatsapp.office import Office
 from examples.whatsapp.order import OrderBook
 from examples.whatsapp.summary import Summary
 from examples.whatsapp.upkeep import Upkeep
@@ -90,8 +91,8 @@ class Program:
         deliveries = Deliveries(self.run_id).rounds(1 if self.finite else None)
         pace = DEMO_PACE_SECONDS if self.finite else RUN_PACE_SECONDS
         feed = Feed(opener("feed"), deliveries, self.run_id, self.book, api, self.events, pace)
-        upkeep = Upkeep(opener("upkeep"))
-        with Monitor(opener("watch"), self.run_id, self.events, assistant.url) as watch, closing(upkeep):
+        upkeep, office = Upkeep(opener("upkeep")), Office(opener("office"))
+        with Monitor(opener("watch"), self.run_id, self.events, assistant.url) as watch, closing(upkeep), closing(office):
             if others := watch.look().workers:
                 say(
                     f"error: {others} worker processes of another run are at work on this database; end that run first (a killed one is "
@@ -106,7 +107,8 @@ class Program:
                     trouble = self._loop(feed, watch, view)
                     if self.finite and not trouble and not self.stopping:
                         view.note = "maintenance"
-                        trouble = upkeep.run()
+                        office.wait_until_due()
+                        trouble = upkeep.run() or office.wait_for_reminders()
                     view.note = "draining"
                     feed.stop()
                     code = self.workers.stop()
@@ -117,7 +119,7 @@ class Program:
                 trouble.append(f"the workers ended with code {code}")
             if trouble and not self.stopping:
                 trouble.append(f"the last lines of {self.workers.log_path}:\n{self.workers.log_tail()}")
-            return self._sum_up(feed, watch, picture, assistant, trouble, upkeep.lines)
+            return self._sum_up(feed, watch, picture, assistant, trouble, upkeep, office)
 
     def _loop(self, feed: Feed, watch: Monitor, view: View) -> list[str]:
         """Show what happens until the end; what went wrong, [] when nothing did."""
@@ -146,7 +148,9 @@ class Program:
                 return [f"not at its end after {DEMO_LIMIT_SECONDS:.0f} s; packhorse message explain tells why a message waits"]
         return ["interrupted before its end"] if self.finite else []
 
-    def _sum_up(self, feed: Feed, watch: Monitor, picture: Picture, assistant: AssistantApi, trouble: list[str], upkeep: list[str]) -> int:
+    def _sum_up(
+        self, feed: Feed, watch: Monitor, picture: Picture, assistant: AssistantApi, trouble: list[str], upkeep: Upkeep, office: Office
+    ) -> int:
         owed = watch.done_with_reply()
         summary = Summary(
             received=feed.received,
@@ -166,8 +170,10 @@ class Program:
             snoozed=self.book.answers.get(429, 0),
             assistant=watch.assistant(assistant),
         )
+        if self.finite and not trouble:
+            trouble = office.look_at_memory(summary.assistant.done) + office.check_out_a_guest() + office.forget(PEOPLE[-1][0])
         say("")
-        for line in [*summary.lines(), *upkeep]:
+        for line in [*summary.lines(), *office.lines, *upkeep.lines]:
             say(line)
         problems = trouble + (summary.problems() if self.finite else summary.sums())
         for problem in problems:

@@ -5,8 +5,10 @@ The numbers follow from examples/whatsapp/feed.py: six conversations, sixteen co
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import hmac
+import json
 import os
 import re
 import shlex
@@ -16,21 +18,27 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from examples.whatsapp import assistant_api
+from examples.whatsapp import assistant_api, salon
 from examples.whatsapp.assistant_api import BUSY_EVERY, DOWN_AT, ERROR_EVERY, AssistantApi
 from examples.whatsapp.events import Events
 from examples.whatsapp.feed import COMMON, PEOPLE, SPECIAL, Deliveries
+from examples.whatsapp.office import Office
 from examples.whatsapp.order import OrderBook
 from examples.whatsapp.summary import Assistant, Summary
 from examples.whatsapp.upkeep import TASKS
 from examples.whatsapp.webhook import QUEUE, ingest, read, signature_fits
+from packhorse.platform import add_message, get_or_create_session
+from packhorse.worker.db import migrate
+from packhorse.worker.db.connection import connect
 from packhorse.worker.embedded import running_url
+from tests.support.postgres import Database
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -95,6 +103,15 @@ class Example:
 
 
 @pytest.fixture
+def database(database: Database) -> Database:
+    """With the platform, made by its owner: what works on it may not."""
+    owner = connect(database.admin_url, deadline_seconds=120)
+    migrate.up(owner, sets=["platform"])
+    owner.close()
+    return database
+
+
+@pytest.fixture
 def folder():
     """A folder that the embedded server's user can get into: pytest closes its own for everybody else."""
     folder = Path(tempfile.mkdtemp(prefix="ph-whatsapp-", dir="/tmp"))
@@ -141,6 +158,10 @@ def test_demo_on_the_embedded_server_ends_by_itself_and_adds_up(start_example, f
     found = re.search(r"assistant: (\d+) answers paid for (\d+) messages; (\d+) of them used again by a later attempt", example.output)
     assert found is not None and int(found[1]) == int(found[2]) == texts and int(found[3]) > 0, example.output
     assert re.search(r"assistant: outages 1, breaker opened [1-9]\d* and closed again, dead letters of it 0", example.output)
+    assert re.search(r"bookings: 6 flows begun, [56] reminded and completed, [01] cancelled by the person", example.output), example.output
+    assert f"memory: {2 * texts} messages of {texts} questions in the sessions" in example.output
+    assert "guest checkout: 1 booking moved to the customer who registered afterwards" in example.output
+    assert re.search(r"person \+16505\*\*\*106: \d+ rows of \d+ tables exported, \d+ erased, 0 left", example.output)
     assert re.search(r"assistant: answers 429 2, messages parked [1-9]\d* without spending an attempt, all resumed", example.output)
     for sight in ("the assistant is down for 4 s", "breaker of the assistant is open", "breaker of the assistant is closed"):
         assert sight in example.output
@@ -157,7 +178,7 @@ def test_demo_with_database_url_uses_that_database_and_leaves_no_process(start_e
     assert example.process.wait(90) == 0, example.output
     assert not [process for process in below if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
     enqueued = example.numbers("enqueued")
-    states = Counter(dict(database.query("select state, count(*) from all_messages where queue <> 'packhorse' group by 1")))
+    states = Counter(dict(database.query("select state, count(*) from all_messages where correlation_id not like '%:%' group by 1")))
     ended = dict(database.query("select task, state from maintenance_runs"))
     assert {task: ended.get(task) for task in TASKS} == dict.fromkeys(TASKS, "succeeded"), "maintenance ran beside the handlers"
     assert states == {state: enqueued[state] for state in ("done", "dead", "cancelled")}
@@ -310,6 +331,110 @@ def test_order_book_notices_a_failed_request_out_of_order_and_a_second_reply():
     for wamid, status in (("a", 500), ("b", 500), ("a", 200), ("b", 200), ("b", 200)):
         book.note("123456", wamid, status)
     assert len(book.out_of_order) == 1 and len(book.repeated) == 1
+
+
+# -- the salon and its office --------------------------------------------------------------------------
+
+PHONE = "16505550101"
+DAY = datetime.date(2027, 3, 2)
+
+
+@pytest.fixture
+def desk(database):
+    """A connection of the worker's role to a salon that is open."""
+    connection = connect(database.url)
+    with connection.transaction():
+        connection.execute("select packhorse.declare_queue(%s)", (QUEUE,))
+        salon.open_salon(connection)
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def office(database, desk):
+    with closing(Office(lambda: connect(database.url))) as office:
+        yield office
+
+
+def flow(desk) -> tuple:
+    query = """select w.status, w.current_step, b.status, b.datetime::date, r.status from workflow_states w
+        join bookings b on b.id = (w.workflow_data ->> 'booking_id')::bigint join reminders r on r.booking_id = b.id"""
+    return desk.execute(query).fetchone()
+
+
+def enqueued_reminder(desk) -> tuple[int, str, int]:
+    """The only reminder, as its message has it."""
+    desk.execute("update reminders set remind_at = clock_timestamp()")
+    assert desk.execute("select enqueue_due_reminders()").fetchone() == (1,)
+    text, key = desk.execute("select payload, conversation_key from packhorse.message_queue where message_type = 'whatsapp_reminder'").fetchone()
+    payload = json.loads(text)
+    assert (key, payload["phone"]) == (f"wa:{PHONE}", PHONE)
+    return payload["reminder_id"], payload["workflow_id"], payload["booking_id"]
+
+
+def test_a_booking_is_reserved_moved_and_confirmed_by_its_reminder(desk):
+    with desk.transaction():
+        assert salon.reserve(desk, "1", PHONE, DAY) is False
+    with desk.transaction():
+        assert salon.reserve(desk, "1", f"+{PHONE}", DAY + datetime.timedelta(1)) is True, "one flow, in whatever form the phone is"
+    assert flow(desk) == ("active", "reserved", "pending", DAY + datetime.timedelta(1), "pending")
+    reminder = enqueued_reminder(desk)
+    with desk.transaction():
+        assert salon.remind(desk, *reminder) is True
+    assert flow(desk) == ("completed", "reminded", "confirmed", DAY + datetime.timedelta(1), "sent")
+
+
+def test_a_booking_cancelled_after_its_reminder_became_a_message_is_not_reminded_of(desk):
+    with desk.transaction():
+        salon.reserve(desk, "1", PHONE, DAY)
+    reminder = enqueued_reminder(desk)
+    with desk.transaction():
+        salon.cancel(desk, PHONE)
+    with desk.transaction():
+        assert salon.remind(desk, *reminder) is False
+    assert flow(desk) == ("cancelled", "reserved", "cancelled", DAY, "cancelled")
+
+
+def test_a_cancelled_booking_is_not_reminded_of(desk):
+    assert salon.cancel(desk, PHONE) is False
+    with desk.transaction():
+        salon.reserve(desk, "1", PHONE, DAY)
+    with desk.transaction():
+        assert salon.cancel(desk, PHONE) is True
+    desk.execute("update reminders set remind_at = clock_timestamp()")
+    assert desk.execute("select enqueue_due_reminders()").fetchone() == (0,)
+    assert flow(desk) == ("cancelled", "reserved", "cancelled", DAY, "cancelled")
+
+
+def test_the_office_sees_what_is_missing_in_a_conversation(desk, office):
+    session = get_or_create_session(PHONE, "assistant", connection=desk)
+    add_message(session.id, "user", "hi", {"wamid": "a"}, connection=desk)
+    assert office.look_at_memory(frozenset("a")) == ["memory: the sessions hold one side of the conversation only"]
+    add_message(session.id, "assistant", "hello", {"wamid": "a"}, connection=desk)
+    assert office.look_at_memory(frozenset("a")) == []
+    assert len(office.look_at_memory(frozenset("ab"))) == 2, "b is on neither side"
+    add_message(session.id, "user", "hi", {"wamid": "a"}, connection=desk)
+    assert office.look_at_memory(frozenset("a")) == ["memory: 2 messages of the user for 1 of 1 questions"]
+
+
+def test_the_office_sees_a_flow_whose_reminder_never_came(desk, office):
+    with desk.transaction():
+        salon.reserve(desk, "1", PHONE, DAY)
+    desk.execute("delete from reminders")
+    assert office.wait_for_reminders() == [
+        "bookings: 1 flows, but 0 completed and 0 cancelled",
+        "bookings: 0 reminders of 1 flows, 0 sent for 0 completed ones",
+    ]
+
+
+def test_a_guest_checks_out_and_a_person_is_forgotten(desk, office):
+    assert office.check_out_a_guest() == []
+    get_or_create_session(PHONE, "assistant", connection=desk)
+    with desk.transaction():
+        salon.reserve(desk, "1", PHONE, DAY)
+    assert office.forget(PHONE) == []
+    assert desk.execute("select count(*) from agent_chat_sessions").fetchone() == (0,)
+    assert office.forget(PHONE) == ["person: the export has no session"], "nothing is left of it"
 
 
 # -- the webhook --------------------------------------------------------------------------------------
