@@ -22,6 +22,8 @@ create table packhorse.backfills (
   passes                integer      not null default 0,
   -- of the last minute, newest first: seconds since 1970, rows that the run had done
   recent_rows           float8[]     not null default '{}',
+  -- what its way back needs to know
+  memo                  jsonb        not null default '{}',
   -- of the last verification
   findings              jsonb        not null default '[]',
   paused_at             timestamptz,

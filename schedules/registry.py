@@ -101,6 +101,7 @@ JOBS = (
     Job("expired_agent_sessions", "job_expired_agent_sessions", "*/5 * * * *", "agent_chat_sessions"),
     Job("expired_guest_sessions", "job_expired_guest_sessions", "30 2 * * *", "guest_sessions"),
     Job("due_reminders", "job_due_reminders", "* * * * *", "reminders", batch=100),
+    Job("backfill_rows", "job_backfill_rows", "55 3 * * *", "platform_backfill_rows"),
 )
 
 

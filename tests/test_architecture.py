@@ -160,6 +160,7 @@ def test_only_the_edges_of_worker_know_schedules_and_schedules_never_know_the_br
         "worker.db",
         "worker.observe.duties",
         "worker.store",
+        "worker.ops",
     )
     assert [
         i for i in found if i[0].startswith("schedules") and i[0] != "schedules.actors" and i[1].startswith("worker") and not i[1].startswith(below)

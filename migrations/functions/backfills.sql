@@ -32,12 +32,13 @@ begin
   insert into packhorse.backfills (name, source, settings, requested_by) values (p_name, p_source, p_settings, p_operator) on conflict do nothing;
   v_backfill := packhorse.require_backfill(p_name);
   if v_backfill.settings <> p_settings or v_backfill.source <> p_source then
-    if v_backfill.state not in ('new', 'rolled_back') then
+    if v_backfill.state not in ('new', 'rolled_back', 'finished') then -- finished: another table
       raise exception using errcode = 'PH005', column = 'settings',
         message = format('settings: the backfill %s was begun with %s on %s', p_name, v_backfill.settings, v_backfill.source),
         hint = format('Go on with these, or take it back first: packhorse backfill rollback %s', p_name);
     end if;
-    update packhorse.backfills b set settings = p_settings, source = p_source, looked_at = null, counters_seen = null, quiet_since = null
+    update packhorse.backfills b set settings = p_settings, source = p_source, state = 'new', passes = 0, rows_copied = 0, rows_skipped = 0, memo = '{}',
+      looked_at = null, counters_seen = null, quiet_since = null, copied_at = null, verified_at = null, finished_at = null
     where b.name = p_name returning * into v_backfill;
   end if;
   return v_backfill;

@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from packhorse.schedules.backfill.base import Backfill, BatchResult, CheckFinding, quickly, refuse
+from packhorse.schedules.backfill.base import Backfill, BatchResult, CheckFinding, quickly, refuse, refuse_drop
 from packhorse.schedules.backfill.guard import checked, guard, look
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
@@ -48,7 +48,7 @@ def check(connection: DeadlineConnection, backfill: Backfill) -> list[CheckFindi
         source = backfill.find_source(connection)
         begun = store.progress(connection, backfill.name)
         state = begun[0] if begun else None
-        if state is not None and state["state"] == "finished":
+        if state is not None and state["state"] == "finished" and state["settings"] == backfill.settings:
             text = f"the backfill is finished since {state['finished_at']:%Y-%m-%d %H:%M}Z: its source is gone"
             return [CheckFinding("refused", "state", text, f"packhorse backfill rollback {backfill.name} makes it again, where there is a way back.")]
         if backfill.needs_platform and not tables.exists(connection, connection.names.platform, "platform_backfill_rows"):
@@ -102,7 +102,7 @@ def _of_source(connection: DeadlineConnection, backfill: Backfill, source: Sourc
 
 def _of_earlier(backfill: Backfill, source: SourceTable, state: dict[str, Any] | None) -> list[CheckFinding]:
     """A half-done run of another plan is never gone on with, and never forgotten."""
-    if state is None or state["state"] in ("new", "rolled_back"):
+    if state is None or state["state"] in ("new", "rolled_back", "finished"):
         return []
     if state["settings"] != backfill.settings or state["source"] != source.label:
         text = f"it was begun on {state['source']} with {state['settings']}, not on {source.label} with {backfill.settings}"
@@ -112,6 +112,7 @@ def _of_earlier(backfill: Backfill, source: SourceTable, state: dict[str, Any] |
 
 def dry_run(connection: DeadlineConnection, backfill: Backfill) -> DryRun:
     """The check, the count, and the first batch, which is done and taken back: nothing is changed. Raises InvalidArgument, StoreError."""
+    refuse_drop(backfill)
     findings = check(connection, backfill)
     refuse(findings, f"the backfill {backfill.name} cannot run")
 

@@ -69,7 +69,7 @@ class Backfill(ABC):
 
     time_columns: columns of the source that say when a row was made or changed. takes_over: it ends with the drop of its source. own_relations:
     what goes with the backfill, as to_regclass takes it. needs_platform: the ledger and the tables of the platform must be there. copies: False for
-    a drop alone, which needs no run.
+    a drop alone, which needs no run. changes_in_place: writers of the source wait for the rows of a batch, so batches stay short.
     """
 
     name: str
@@ -79,6 +79,7 @@ class Backfill(ABC):
     takes_over: bool = True
     needs_platform: bool = True
     copies: bool = True
+    changes_in_place: bool = False
     most_rows: int = 20_000
 
     def __init__(self, settings: Mapping[str, str] | None = None) -> None:
@@ -104,6 +105,10 @@ class Backfill(ABC):
     def find_source(self, connection: DeadlineConnection) -> SourceTable | None:
         """The source with the key that it is walked by; None when there is no such table."""
         return tables.table(connection, self.source_name, ours=self.needs_platform)
+
+    def nothing_to_do(self, connection: DeadlineConnection) -> str | None:
+        """Why a run would change nothing, in words; None when it would."""
+        return None
 
     def own_relations(self, connection: DeadlineConnection) -> list[str]:
         return []
@@ -165,6 +170,13 @@ def refuse(findings: list[CheckFinding], what: str) -> None:
     if refused:
         text = "; ".join(finding.text for finding in refused)
         raise InvalidArgument(f"{refused[0].check}: {what}: {text}", field=refused[0].check, hint=next((f.hint for f in refused if f.hint), None))
+
+
+def refuse_drop(backfill: Backfill) -> None:
+    """Raise InvalidArgument for one that copies nothing: there is nothing to run."""
+    if not backfill.copies:
+        hint = f"packhorse backfill check, verify and, two days later, finish {backfill.name}"
+        raise InvalidArgument(f"name: {backfill.name} copies nothing: it is a drop", field="name", hint=hint)
 
 
 def quickly(connection: DeadlineConnection, act: Callable[[], T], *, patience_seconds: float = PATIENCE_SECONDS) -> T:

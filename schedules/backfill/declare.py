@@ -104,6 +104,10 @@ class OwnBackfill(Backfill):
             ]
         return [CheckFinding("ok", "verify", "every row is as it should be")]
 
+    def finish(self, connection: DeadlineConnection, source: SourceTable) -> None:
+        """There is none: the table is the application's."""
+        raise InvalidArgument(f"name: the backfill {self.name} has no clean-up: its table stays", field="name")
+
     def rollback(self, connection: DeadlineConnection, source: SourceTable | None, finished: bool) -> list[CheckFinding]:
         """The function rollback=, in one transaction."""
         if self._rollback is None:

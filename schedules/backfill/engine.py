@@ -15,7 +15,7 @@ from threading import Event
 from typing import Any
 
 from packhorse.schedules.backfill.acts import check, verified
-from packhorse.schedules.backfill.base import ONE_TRANSACTION_ROWS, Backfill, BatchResult, CheckFinding, quickly, refuse
+from packhorse.schedules.backfill.base import ONE_TRANSACTION_ROWS, Backfill, BatchResult, CheckFinding, quickly, refuse, refuse_drop
 from packhorse.schedules.backfill.beats import Beats
 from packhorse.schedules.backfill.guard import look
 from packhorse.schedules.maintenance.policies import Gates
@@ -35,6 +35,8 @@ FIRST_BATCH = 1000
 #: How long a batch should take, and how long the rest after it, as a share of that: beside an idle queue, and beside one that has work.
 IDLE = (0.35, 0.0)
 BUSY = (0.04, 4.0)
+#: How long writers of a source that is changed in place wait for the rows of a batch.
+IN_PLACE_SECONDS = 0.04
 #: Above so many rows, the total is the planner's estimate.
 COUNTED_ROWS = 5_000_000
 #: A run whose process has given no sign for so long is gone on with by the next.
@@ -92,6 +94,9 @@ class BackfillRun(Work):
         connection = self._connection = self._open()
         try:
             with translated():
+                idle = self._backfill.nothing_to_do(connection)
+                if idle is not None:
+                    return RunResult("succeeded", 0, (CheckFinding("ok", "done", idle),))
                 self._source = self._begin()
             task = Task(
                 self._backfill.task,
@@ -110,6 +115,7 @@ class BackfillRun(Work):
 
     def _begin(self) -> SourceTable:
         """The source, after the check. The backfill is declared; nothing else is changed."""
+        refuse_drop(self._backfill)
         refuse(check(self._connection, self._backfill), f"the backfill {self._backfill.name} cannot run")
         source = self._backfill.find_source(self._connection)
         assert source is not None, "the check refuses a source that is not there"
@@ -141,9 +147,8 @@ class BackfillRun(Work):
         total = int(self._source.estimated_rows) if estimated else tables.count(connection, self._source)
         store.note_total(connection, name, total, estimated)
         maintenance_store.expect(connection, record.id, total)
-        first = max(1, total) if total <= ONE_TRANSACTION_ROWS else FIRST_BATCH
+        first = max(1, total) if total <= ONE_TRANSACTION_ROWS and not self._backfill.changes_in_place else FIRST_BATCH
         self._size = min((record.batch_size if record.cursor else None) or first, self._backfill.most_rows)
-        self._pace = IDLE
 
     def _settle(self) -> str:
         """What follows the walk, with signs of life."""
@@ -203,6 +208,8 @@ class BackfillRun(Work):
             return
         self._cursor = self._batch.through
         target, self.rest_ratio = BUSY if store.queue_is_busy(self._connection) else IDLE
+        if self._backfill.changes_in_place:
+            target = min(target, IN_PLACE_SECONDS)
         if self._batch.rows >= self._size:
             self._size = next_size(self._size, took_seconds, self._backfill.most_rows, target)
 

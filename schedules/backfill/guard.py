@@ -39,6 +39,8 @@ def guard(connection: DeadlineConnection, backfill: Backfill, source: SourceTabl
         found.append(
             CheckFinding("refused", "verification", f"the backfill is {state['state']}, not verified", f"packhorse backfill verify {backfill.name}")
         )
+    if not backfill.takes_over:  # the table stays
+        return found
     found += _activity(connection, backfill, source)
     found += [
         CheckFinding(

@@ -18,7 +18,7 @@ SCHEMA, PLATFORM = "packhorse", "public"
 #: syntax, which no path changes.
 CATALOG_FUNCTIONS = frozenset(
     """
-    abs acldefault aclexplode age array_agg array_fill array_length array_position array_to_string avg bit bool_and bool_or btrim
+    abs acldefault aclexplode age array_agg array_fill array_length array_position array_remove array_to_string avg bit bool_and bool_or btrim
     cardinality ceil chr clock_timestamp concat_ws count current_database current_schemas current_setting currval date_part date_trunc
     floor format format_type gen_random_uuid generate_series has_any_column_privilege has_column_privilege has_schema_privilege has_sequence_privilege
     has_table_privilege hashtext isfinite json_agg json_build_object json_each_text json_to_recordset jsonb_agg jsonb_array_elements
@@ -29,7 +29,7 @@ CATALOG_FUNCTIONS = frozenset(
     pg_column_size pg_get_constraintdef pg_get_expr pg_get_function_result pg_get_indexdef pg_get_partkeydef pg_get_triggerdef
     pg_has_role pg_indexes_size pg_is_in_recovery pg_notify pg_options_to_table pg_partition_tree pg_postmaster_start_time
     pg_relation_size pg_size_pretty pg_sleep pg_stat_get_dead_tuples pg_stat_get_live_tuples pg_table_size pg_total_relation_size
-    pg_stat_get_tuples_inserted pg_stat_get_tuples_updated
+    pg_stat_get_tuples_deleted pg_stat_get_tuples_inserted pg_stat_get_tuples_updated
     pg_try_advisory_xact_lock power quote_ident quote_literal random regexp_match regexp_replace regexp_split_to_array replace right round
     row_number row_security_active row_to_json set_config split_part starts_with statement_timestamp string_agg string_to_array
     strpos substr sum to_char to_date to_hex to_jsonb to_regclass to_regprocedure translate unnest

@@ -38,6 +38,15 @@ def note_total(connection: DeadlineConnection, name: str, total: int, estimated:
     connection.execute(sql("backfill_note_total"), (total, estimated, name))
 
 
+def note_memo(connection: DeadlineConnection, name: str, memo: dict[str, Any]) -> None:
+    """What the way back of a backfill needs to know, added to what is known."""
+    connection.execute(sql("backfill_note_memo"), (dumps(memo), name))
+
+
+def memo(connection: DeadlineConnection, name: str) -> dict[str, Any]:
+    return rows(connection, "backfill_memo", (name,))[0]["memo"]  # type: ignore[no-any-return]
+
+
 def note_findings(connection: DeadlineConnection, name: str, findings: list[dict[str, Any]]) -> None:
     connection.execute(sql("backfill_note_findings"), (dumps(findings), name))
 

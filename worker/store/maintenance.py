@@ -83,6 +83,7 @@ PLATFORM_TABLES = frozenset(
         "webhook_events",
         "audit_events",
         "messages",
+        "platform_backfill_rows",
     }
 )
 

@@ -43,7 +43,8 @@ language sql stable as $$
       'names', jsonb_build_array('messages_id_seq')),
     jsonb_build_object('role', 'packhorse_worker', 'on', 'view', 'privileges', jsonb_build_array('SELECT')),
     jsonb_build_object('role', 'packhorse_worker', 'on', 'routine', 'privileges', jsonb_build_array('EXECUTE'), 'names',
-      (select jsonb_agg(o.name) from unnest(p_names) as o (name) where o.name not in ('refresh_platform_access', 'claim_guest_bookings'))),
+      (select jsonb_agg(o.name) from unnest(p_names) as o (name) where o.name not in ('refresh_platform_access', 'claim_guest_bookings',
+        'take_back_audit_events'))),
     jsonb_build_object('role', 'packhorse_reader', 'on', 'table', 'privileges', jsonb_build_array('SELECT'), 'names',
       (select jsonb_agg(o.name) from unnest(p_names) as o (name)
        where o.name not in ('whatsapp_auth', 'whatsapp_keys', 'guest_sessions', 'platform_backfill_rows'))),

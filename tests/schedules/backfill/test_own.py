@@ -55,6 +55,13 @@ def test_a_second_run_changes_nothing_and_finds_what_is_new(database, lower_emai
     assert progress(database) == ("verified", 1000, 1000, 1001, 2, 1.0) and capitals(database) == 0
 
 
+def test_a_table_of_the_application_is_never_dropped(database, lower_emails, run):
+    run(lower_emails)
+    with pytest.raises(InvalidArgument, match="its table stays"):
+        acts.finish(_owner(database), lower_emails, "ada")
+    assert database.value("select count(*) from shop.users") == 1000 and progress(database)[0] == "verified"
+
+
 def test_a_verification_that_finds_rows_fails_and_names_them(database, lower_emails, run):
     run(lower_emails)
     database.query("update shop.users set email = 'A@B' where id <= 3")

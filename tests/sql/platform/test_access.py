@@ -245,6 +245,7 @@ CALLERS = {
     **dict.fromkeys(("platform_rights", "worker_rights", "guest_rights"), "WR"),
     "claim_guest_bookings": "U",
     "refresh_platform_access": "",
+    "take_back_audit_events": "",
 }
 CHECKS = ("check_number", "check_period", "refuse_value")
 WORKERS = {

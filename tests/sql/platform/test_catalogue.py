@@ -18,7 +18,7 @@ TEXT = "\n".join(path.read_text() for path in sorted((ROOT / "migrations/platfor
 FUNCTIONS = set(re.findall(r"^create (?:or replace )?function platform\.(\w+)", TEXT, re.MULTILINE))
 RELATIONS = set(re.findall(r"^create (?:or replace )?(?:table|view|domain) (?:if not exists )?platform\.(\w+)", TEXT, re.MULTILINE))
 #: For the owner, or for the host's users.
-NOT_THE_WORKERS = {"refresh_platform_access", "claim_guest_bookings"}
+NOT_THE_WORKERS = {"refresh_platform_access", "claim_guest_bookings", "take_back_audit_events"}
 AS_OWNER = {
     "platform_is_admin",
     "current_guest_session_id",
@@ -32,6 +32,7 @@ AS_OWNER = {
     "get_whatsapp_auth_stats",
     "export_person_data",
     "erase_person_data",
+    "take_back_audit_events",
 }
 
 # what holds for the queue's catalogue holds with the platform in it

@@ -18,6 +18,14 @@ select looked_at, quiet_since from packhorse.note_backfill_look(%s, %s);
 -- How many rows the source has.
 update packhorse.backfills set source_rows = %s, source_rows_estimated = %s where name = %s;
 
+-- name: backfill_note_memo
+-- What its way back needs to know.
+update packhorse.backfills set memo = memo || %s::jsonb where name = %s;
+
+-- name: backfill_memo
+-- The same, read.
+select memo from packhorse.backfills where name = %s;
+
 -- name: backfill_note_findings
 -- What the last verification has found.
 update packhorse.backfills set findings = %s::jsonb where name = %s;
@@ -143,7 +151,7 @@ with old as (select c.oid, c.relname::text as name from pg_class c where c.oid =
   select 'table', i.inhrelid::regclass::text from old o join pg_inherits i on i.inhparent = o.oid join pg_class c on c.oid = i.inhrelid and not c.relispartition
 )
 select f.kind, f.name from found f
-where not exists (select from unnest(%(own)s::text[]) as w (name) where f.name in (to_regclass(w.name)::text, to_regprocedure(w.name)::text)) order by 1, 2;
+where not exists (select from unnest(%(own)s::text[]) as w (name) where f.name = to_regclass(w.name)::text) order by 1, 2;
 
 -- name: backfill_drop
 -- The end of a source, without CASCADE: what depends on it stops it.

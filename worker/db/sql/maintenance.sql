@@ -164,6 +164,16 @@ select platform.cleanup_expired_guest_sessions(%(limit)s);
 -- Due reminders become messages.
 select platform.enqueue_due_reminders(%(limit)s);
 
+-- name: job_backfill_rows
+-- What backfills left out, and what they had copied: 30 days after the clean-up, which is as long as there is a way back.
+with over as (select b.name from packhorse.backfills b where b.finished_at < clock_timestamp() - interval '30 days'), ids as (
+  delete from packhorse.backfill_copies c using over o where c.backfill = o.name
+), gone as (
+  delete from platform.platform_backfill_rows l where (l.backfill, l.source_table, l.source_id) in (
+    select r.backfill, r.source_table, r.source_id from platform.platform_backfill_rows r join over o on o.name = r.backfill limit %(limit)s) returning 1
+)
+select count(*) from gone;
+
 -- name: partition_list
 -- Partitions of a table with their bounds, oldest first; the default one last.
 select n.nspname as schema, c.relname as name, format('%%I.%%I', n.nspname, c.relname) as table, pg_get_expr(c.relpartbound, c.oid) as bound,
