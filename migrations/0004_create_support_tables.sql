@@ -1,5 +1,5 @@
 -- Workers and the types they register, dedup windows, processed webhooks, conversation locks, results,
--- rate limiters, and what tells a restored copy from its original (SPEC W1, W1b, Q2, Q6, O11).
+-- rate limiters, tokens of the page, and what tells a restored copy from its original (SPEC W1, W1b, Q2, Q6, O11).
 --
 -- Lock and duration: new objects only, milliseconds.
 
@@ -99,6 +99,25 @@ create table packhorse.rate_limiters (
   constraint rate_limiters_pkey primary key (limiter_key)
 );
 comment on table packhorse.rate_limiters is 'Counters of the dramatiq rate limiter backend on Postgres (SPEC W1).';
+
+create table packhorse.access_tokens (
+  id           uuid        not null default gen_random_uuid(),
+  name         text        not null,
+  role         text        not null,
+  token_sha256 bytea       not null, -- of 32 random bytes, which nobody guesses: no salt, no slow hash
+  queues       text[], -- null: all; for the HTTP API
+  created_at   timestamptz not null default clock_timestamp(),
+  created_by   text        not null,
+  last_used_at timestamptz, -- the last login
+  revoked_at   timestamptz,
+  constraint access_tokens_pkey primary key (id),
+  constraint access_tokens_role_known check (role in ('viewer', 'operator', 'admin')),
+  constraint access_tokens_name_length check (length(name) between 1 and 100),
+  constraint access_tokens_hash_length check (length(token_sha256) = 32)
+);
+create unique index access_tokens_name_idx on packhorse.access_tokens (name) where revoked_at is null;
+create unique index access_tokens_hash_idx on packhorse.access_tokens (token_sha256);
+comment on table packhorse.access_tokens is 'Who may use the page, as what; of each token only a hash (SPEC O6).';
 
 create table packhorse.installation (
   is_only            boolean not null default true,

@@ -24,7 +24,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("worker.attempt", "worker.embedded", "worker.enqueue", "worker.ops"),
     ("worker.broker", "worker.calls"),
     ("worker.runtime", "worker.doctor", "worker.platform"),
-    ("worker.fleet", "worker.adopt", "worker.testing", "schedules"),
+    ("worker.fleet", "worker.adopt", "worker.testing", "worker.web", "schedules"),
     ("worker.cli",),
 ]
 
@@ -53,6 +53,10 @@ HOMES = {
     "opentelemetry": ("worker.observe.tracing",),
     "httpx": ("worker.calls.http",),
     "pytest": ("worker.testing.plugin",),
+    "starlette": ("worker.web",),
+    "jinja2": ("worker.web",),
+    "markupsafe": ("worker.web",),
+    "uvicorn": ("worker.web",),
     "watchfiles": ("worker.fleet.reload",),
 }
 

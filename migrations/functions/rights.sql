@@ -98,6 +98,8 @@ language sql stable as $$
         'maintenance_runs', 'maintenance_tasks', 'detached_partitions', 'backfills', 'backfill_copies', 'fleet_statistics', 'scopes', 'claim_marks', 'service_endpoints')),
     jsonb_build_object('role', 'packhorse_worker', 'on', 'table', 'privileges', jsonb_build_array('SELECT', 'UPDATE'),
       'names', jsonb_build_array('installation')),
+    jsonb_build_object('role', 'packhorse_worker', 'on', 'table', 'privileges', jsonb_build_array('SELECT', 'INSERT', 'UPDATE'),
+      'names', jsonb_build_array('access_tokens')),
     -- the audit trail can be written and read, not rewritten
     jsonb_build_object('role', 'packhorse_worker', 'on', 'table', 'privileges', jsonb_build_array('SELECT', 'INSERT'),
       'names', jsonb_build_array('operator_actions')),

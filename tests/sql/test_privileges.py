@@ -268,6 +268,7 @@ def test_partitions_are_closed_to_direct_access(as_role: Callable[[str], Sql]) -
 
 #: Privilege -> the tables and views on which a role has it; what is not listed nobody has.
 EVERYTHING = set(READABLE) - {"explain_message(1)"} | {
+    "access_tokens",
     "claim_marks",
     "conversation_locks",
     "daemon_requests",
@@ -303,13 +304,13 @@ VIEWS = {
     "parked_scopes",
     "schedule_health",
 }
-TABLES = EVERYTHING - VIEWS - {"packhorse_migrations", "installation"}
+TABLES = EVERYTHING - VIEWS - {"packhorse_migrations", "installation", "access_tokens"}
 GRANTED: dict[str, dict[str, set[str]]] = {
     "packhorse_reader": {"select": EVERYTHING},
     "packhorse_worker": {
         "select": EVERYTHING,
-        "insert": TABLES,
-        "update": TABLES - {"operator_actions"} | {"installation"},
+        "insert": TABLES | {"access_tokens"},
+        "update": TABLES - {"operator_actions"} | {"installation", "access_tokens"},
         "delete": TABLES - {"operator_actions"},
     },
     "packhorse_producer": {},

@@ -23,8 +23,10 @@ from packhorse.worker.cli import (
     service,
     stats,
     table_care,
+    token,
     top,
     up,
+    web,
     worker,
     workers,
 )
@@ -56,6 +58,8 @@ app.command("stats")(stats.stats)
 app.command("health")(health.health)
 app.command("doctor")(doctor.doctor)
 app.command("top")(top.top)
+app.command("web")(web.web)
+app.add_typer(token.app, name="token")
 app.add_typer(config.app, name="config")
 app.add_typer(deploy.app, name="deploy")
 

@@ -21,7 +21,7 @@ from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from packhorse.worker.version import __version__
 
 #: Commands that run until they are told to stop; each is a function of that name, in a module of that name.
-DAEMONS = ("worker", "scheduler", "up")
+DAEMONS = ("worker", "scheduler", "up", "web")
 
 _TYPER_INTERRUPTED = 130
 

@@ -254,4 +254,6 @@ EVENTS: dict[str, Event] = {
     "tracing_failed": Event("warning", ("error_class",), "A span could not be started, ended or exported; the work goes on."),
     "log_lines_lost": Event("warning", ("count",), "Nobody read the lines for a while; so many were left out, the work went on."),
     "log_line_failed": Event("error", ("logger", "error_class"), "A record that could not be rendered."),
+    # -- the page
+    "web_request_failed": Event("error", ("path",), "A page could not be made, by a bug; with its traceback. The visitor gets an error page."),
 }

@@ -1,0 +1,1 @@
+"""The page: a real server on a real database."""

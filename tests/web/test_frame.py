@@ -1,0 +1,95 @@
+"""The frame: pages and fragments, errors as pages, files, several databases, a path of a proxy (SPEC O6)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import pytest
+
+from packhorse.worker.web.access import HEADERS
+from packhorse.worker.web.render import FOLDER, STATIC
+
+
+def test_the_overview_is_a_page_and_a_fragment(page):
+    browser = page.browser()
+    whole = browser.get("/")
+    assert whole.status_code == 200 and "<h1>Overview</h1>" in whole.text and whole.text.count("<html") == 1
+    assert "default" in whole.text, "the queue"
+    part = browser.fragment("/")
+    assert part.status_code == 200 and "<h1>Overview</h1>" in part.text and "<html" not in part.text
+
+
+def test_every_answer_has_the_headers_errors_and_files_too(page):
+    browser = page.browser()
+    for path, status in [("/", 200), ("/nothing", 404), ("/static/app.css", 200), ("/static/nothing", 404), ("/healthz", 200), ("/login", 200)]:
+        answer = browser.get(path)
+        assert answer.status_code == status, path
+        assert {name: answer.headers.get(name) for name in HEADERS} == HEADERS, path
+    assert "unsafe" not in HEADERS["Content-Security-Policy"]
+    assert browser.get("/", headers={"Host": "evil.example"}).headers["Content-Security-Policy"] == HEADERS["Content-Security-Policy"]
+
+
+def test_there_is_no_inline_script_or_style_and_no_filter_that_ends_escaping():
+    for path in sorted((FOLDER / "templates").rglob("*.html")):
+        text = path.read_text()
+        assert not re.search(r"<style|\sstyle=|<script(?![^>]*\ssrc=)|\son[a-z]+\s*=|javascript:|hx-on", text), path.name
+        assert not re.search(r"\|\s*safe\b|autoescape|Markup", text), path.name
+    for path in sorted(FOLDER.rglob("*.py")):
+        for call in re.findall(r"Markup\((?!'|\"|\n\s*')[^)]*\)", path.read_text()):
+            raise AssertionError(f"{path.name}: {call}: put values in by Markup.format")
+
+
+def test_vendored_files_are_what_their_list_says():
+    listed = {}
+    for line in (STATIC / "vendor/VERSIONS").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, version, licence, digest = line.split()
+            listed[name] = digest
+            assert version in (STATIC / "vendor" / name).read_text() and (STATIC / "vendor" / licence).exists()
+    there = {path.name for path in (STATIC / "vendor").iterdir() if path.suffix in (".js", ".css")}
+    assert set(listed) == there
+    assert {name: hashlib.sha256((STATIC / "vendor" / name).read_bytes()).hexdigest() for name in listed} == listed
+
+
+@pytest.mark.parametrize("base", ["", "/packhorse"])
+def test_every_link_and_file_of_a_page_is_below_the_path_of_the_proxy(database, open_page, base):
+    page = open_page(database, web_base_path=base)
+    browser = page.browser()
+    html = browser.get("/").text
+    links = re.findall(r'(?:href|src|action|hx-get|data-events)="([^"]*)"', html)
+    assert len(links) > 5
+    assert [link for link in links if not link.startswith((f"{base}/", "#"))] == []
+    for link in re.findall(r'(?:href|src)="([^"#]*static[^"]*)"', html):
+        assert browser.client.get(link).status_code == 200, link
+    if base:
+        assert browser.client.get("/").status_code == 404
+
+
+def test_several_databases_have_names_in_their_paths(database, server, open_page):
+    other = server.create_database()
+    try:
+        with other.session() as connection:
+            connection.execute("select packhorse.declare_queue('only-here')")
+        page = open_page(database, web_databases={"shop": database.url, "mail": other.url})
+        browser = page.browser()
+        assert browser.get("/").headers["location"] == "/shop/"
+        assert "only-here" not in browser.get("/shop/").text
+        html = browser.get("/mail/").text
+        assert "only-here" in html and 'href="/shop/"' in html
+        assert browser.get("/nowhere/").status_code == 404
+        page.close()
+    finally:
+        other.drop()
+
+
+def test_a_number_in_the_address_that_is_none_is_an_error_that_names_it(page):
+    from packhorse.worker.errors import InvalidArgument
+    from packhorse.worker.web.access import Role, Visitor
+    from packhorse.worker.web.screens import Query
+
+    visitor = Visitor("v", Role.VIEWER, "", "session")
+    assert Query({"id": "12"}, {}, visitor).integer("id") == 12
+    for given in ("-1", "x", "9" * 30, "٣", "1 or 1=1"):
+        with pytest.raises(InvalidArgument, match="id: "):
+            Query({"id": given}, {}, visitor).integer("id")

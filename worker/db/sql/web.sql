@@ -1,0 +1,37 @@
+-- name: web_begin
+-- Begin a question of the page: it changes nothing, ends after a second, and waits for no lock.
+begin read only;
+set local statement_timeout = '1s';
+set local lock_timeout = '100ms'
+
+-- name: web_begin_as_reader
+-- The same with the rights of packhorse_reader.
+begin read only;
+set local statement_timeout = '1s';
+set local lock_timeout = '100ms';
+set local role packhorse_reader
+
+-- name: create_access_token
+-- A new token; its id.
+select packhorse.create_access_token(%s, %s, %s, %s, %s)::text;
+
+-- name: use_access_token
+-- The token in force with this hash, noted as used.
+select id::text, name, role from packhorse.use_access_token(%s);
+
+-- name: access_token
+-- A token in force, by id.
+select id::text, name, role from packhorse.access_tokens where id = %s::uuid and revoked_at is null;
+
+-- name: has_access_tokens
+-- Is any token in force?
+select exists (select from packhorse.access_tokens where revoked_at is null);
+
+-- name: list_access_tokens
+-- Tokens, those in force first; none of their hashes.
+select id::text, name, role, created_at, created_by, last_used_at, revoked_at from packhorse.access_tokens
+order by revoked_at is not null, name, created_at limit 1000;
+
+-- name: revoke_access_token
+-- End a token; false when there is none of this name.
+select packhorse.revoke_access_token(%s, %s, %s);

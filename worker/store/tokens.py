@@ -1,0 +1,54 @@
+"""Tokens of the page (migrations/functions/tokens.sql); one function = one statement (web.sql).
+
+Each takes a connection first and works in its transaction. Errors come out as psycopg errors inside `translated()`. Only the SHA-256
+of a token goes to the database.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.records import Row
+from packhorse.worker.store.rows import rows, value
+
+PREFIX = "phk_"
+
+
+def create(connection: DeadlineConnection, name: str, role: str, operator: str, reason: str | None) -> str:
+    """A new token, which is nowhere but in the answer: `phk_` and 32 random bytes. Raises InvalidArgument."""
+    token = PREFIX + secrets.token_urlsafe(32)
+    value(connection, "create_access_token", (name, role, _hash(token), operator, reason))
+    return token
+
+
+def use(connection: DeadlineConnection, token: str) -> Row | None:
+    """id, name and role of a token in force, which is noted as used; None when there is no such token."""
+    found = rows(connection, "use_access_token", (_hash(token),))
+    return found[0] if found else None
+
+
+def in_force(connection: DeadlineConnection, token_id: str) -> Row | None:
+    """id, name and role of a token by its id; None when it is revoked."""
+    found = rows(connection, "access_token", (token_id,))
+    return found[0] if found else None
+
+
+def any_in_force(connection: DeadlineConnection) -> bool:
+    """Is there a token that somebody can use?"""
+    return bool(value(connection, "has_access_tokens"))
+
+
+def list_tokens(connection: DeadlineConnection) -> list[Row]:
+    """Tokens, those in force first, at most 1000; without their hashes."""
+    return rows(connection, "list_access_tokens")
+
+
+def revoke(connection: DeadlineConnection, name: str, operator: str, reason: str | None) -> bool:
+    """End a token and its sessions; False when none in force has this name."""
+    return bool(value(connection, "revoke_access_token", (name, operator, reason)))
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

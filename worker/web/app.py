@@ -1,0 +1,345 @@
+"""The application: one table of routes, one door that each passes, and errors as pages.
+
+A request passes in this order: the Host header, the way it came, who visits, the origin of a change, the role. Every answer has the
+headers of access.HEADERS. A database that is away gives the last answer with its age, or a page that says so, never a traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from packhorse.worker.config import Settings
+from packhorse.worker.errors import InvalidArgument, NotFound, StoreConflict, StoreError, StoreUnavailable
+from packhorse.worker.version import __version__
+from packhorse.worker.web import render
+from packhorse.worker.web.access import COOKIE, CSRF_FIELD, HEADERS, Access, Refused, Role, Visitor
+from packhorse.worker.web.live import Ticker
+from packhorse.worker.web.pages import SCREENS
+from packhorse.worker.web.reading import Reader, Site
+from packhorse.worker.web.screens import Query, Screen
+
+logger = logging.getLogger("packhorse.web")
+
+#: A form holds a payload at most (1 MiB), which may grow threefold in transit.
+MOST_FORM_BYTES = 4 * 1_048_576
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One request that has passed the door.
+
+    site: None outside of the databases' paths. form: of a POST, the last value of each name; forms: all of them.
+    """
+
+    request: Request
+    frame: Frame
+    visitor: Visitor | None
+    site: Site | None
+    form: Mapping[str, str] = field(default_factory=dict)
+    forms: Mapping[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def prefix(self) -> str:
+        return self.frame.settings.web_base_path + (self.site.prefix if self.site else "")
+
+    def link(self, path: str, query: Mapping[str, Any] | None = None) -> str:
+        """An address below this database."""
+        return render.link(self.prefix, path, query)
+
+    def see(self, path: str, query: Mapping[str, Any] | None = None) -> Response:
+        """After a change: go there (303)."""
+        return RedirectResponse(self.link(path, query), 303)
+
+    def page(self, template: str, title: str, model: Any = None, *, status: int = 200, **more: Any) -> Response:
+        """A page of the frame. more: further names for the template."""
+        return self.frame.page(self, template, title, model, status=status, **more)
+
+
+Endpoint = Callable[[Visit], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A route. role: the least that may; None: anybody who reaches the page. Paths are below a database, except those of `top`."""
+
+    method: str
+    path: str
+    role: Role | None
+    endpoint: Endpoint
+    top: bool = False
+
+
+class Frame:
+    """What all requests share: settings, databases, access, ticks."""
+
+    def __init__(self, settings: Settings, sites: list[Site]) -> None:
+        self.settings = settings
+        self.sites = sites
+        self.access = Access(settings, sites[0])
+        self.tickers = {site.name: Ticker(site) for site in sites}
+
+    @property
+    def home(self) -> str:
+        return self.settings.web_base_path + self.sites[0].prefix + "/"
+
+    def page(self, visit: Visit, template: str, title: str, model: Any = None, *, status: int = 200, **more: Any) -> Response:
+        names = {
+            "layout": "fragment.html" if visit.request.headers.get("hx-request") == "true" else "base.html",
+            "title": title,
+            "model": model,
+            "visitor": visit.visitor,
+            "site": visit.site,
+            "sites": self.sites,
+            "screens": SCREENS,
+            "link": visit.link,
+            "static": self._static,
+            "base": self.settings.web_base_path,
+            "here": str(visit.request.url.path) + (f"?{visit.request.url.query}" if visit.request.url.query else ""),
+            "csrf": self.access.csrf(visit.visitor),
+            "can": lambda role: visit.visitor is not None and visit.visitor.role.label in _AT_LEAST[role],
+            "query": dict(visit.request.query_params),
+            "outdated": None,
+            "live": False,
+            "screen": None,
+            "version": __version__,
+            **more,
+        }
+        html = render.environment().get_template(template).render(names)
+        return HTMLResponse(html, status, {"Cache-Control": "no-store", "Vary": "HX-Request, Cookie"})
+
+    def _static(self, name: str) -> str:
+        return f"{self.settings.web_base_path}/static/{name}?v={render.static_version(name)}"
+
+    def stop(self) -> None:
+        """End the streams, so that the server can end."""
+        for ticker in self.tickers.values():
+            ticker.stop()
+
+    def close(self) -> None:
+        for site in self.sites:
+            site.close()
+
+
+#: Names of the roles that may do what a role may.
+_AT_LEAST = {wanted.label: {role.label for role in Role if role >= wanted} for wanted in Role}
+
+
+def _show(screen: Screen) -> Endpoint:
+    async def show(visit: Visit) -> Response:
+        assert visit.site is not None and visit.visitor is not None
+        reader = Reader(visit.site)
+        query = Query(visit.request.path_params, dict(visit.request.query_params), visit.visitor)
+        model = await screen.load(reader, query)
+        title = getattr(model, "title", screen.title)
+        return visit.page(screen.template, title, model, outdated=reader.outdated, live=True, screen=screen)
+
+    return show
+
+
+async def _live(visit: Visit) -> Response:
+    assert visit.site is not None
+    ticker = visit.frame.tickers[visit.site.name]
+    if ticker.is_full:
+        raise Refused(503, "Too many windows watch already.", "This one shows what it has; load it again to see what is new.")
+    return StreamingResponse(ticker.events(), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}, media_type="text/event-stream")
+
+
+async def _home(visit: Visit) -> Response:
+    return RedirectResponse(visit.frame.home, 303)
+
+
+async def _login_page(visit: Visit) -> Response:
+    return visit.page("login.html", "Log in", then=_own_path(visit, visit.request.query_params.get("then", "")), problem=None)
+
+
+async def _log_in(visit: Visit) -> Response:
+    then = _own_path(visit, visit.form.get("then", ""))
+    try:
+        session = await visit.frame.access.log_in(visit.request, visit.form.get("token", "").strip())
+    except Refused as refused:
+        answer = visit.page("login.html", "Log in", status=refused.status, then=then, problem=refused)
+        answer.headers.update(refused.headers)
+        return answer
+    answer = RedirectResponse(then or visit.frame.home, 303)
+    answer.set_cookie(**visit.frame.access.cookie(session, path=visit.frame.settings.web_base_path or "/"))
+    return answer
+
+
+async def _log_out(visit: Visit) -> Response:
+    answer = RedirectResponse(f"{visit.frame.settings.web_base_path}/login", 303)
+    answer.delete_cookie(COOKIE, path=visit.frame.settings.web_base_path or "/")
+    return answer
+
+
+async def _healthz(visit: Visit) -> Response:
+    return PlainTextResponse("ok\n")
+
+
+def _own_path(visit: Visit, path: str) -> str:
+    """A path of this page, or nothing: a login must not lead to another host."""
+    base = visit.frame.settings.web_base_path
+    return path if path.startswith(f"{base}/") and not path.startswith("//") and "\\" not in path and path.isprintable() else ""
+
+
+#: Every route: screens, acts, and those of the frame.
+ROUTES: tuple[Entry, ...] = (
+    *(Entry("GET", screen.path, screen.role, _show(screen)) for screen in SCREENS),
+    Entry("GET", "/live", Role.VIEWER, _live),
+    Entry("GET", "/login", None, _login_page, top=True),
+    Entry("POST", "/login", None, _log_in, top=True),
+    Entry("POST", "/logout", Role.VIEWER, _log_out, top=True),
+    Entry("GET", "/healthz", None, _healthz, top=True),
+)
+
+
+def create_app(settings: Settings, sites: list[Site]) -> Starlette:
+    """The ASGI application for these databases; their connections end with its lifespan."""
+    frame = Frame(settings, sites)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> Any:
+        yield
+        frame.close()
+
+    routes: list[BaseRoute] = [_route(frame, entry, None) for entry in ROUTES if entry.top]
+    routes.append(Mount("/static", GZipMiddleware(_Files(directory=render.STATIC), minimum_size=500)))
+    for site in sites:
+        routes += [_route(frame, entry, site) for entry in ROUTES if not entry.top]
+    if sites[0].prefix:
+        routes.append(_route(frame, Entry("GET", "/", None, _home, top=True), None))
+    base = settings.web_base_path
+    app = Starlette(
+        routes=[Mount(base, routes=routes)] if base else routes, lifespan=lifespan, exception_handlers={404: _lost(frame), 405: _lost(frame)}
+    )
+    app.state.frame = frame
+    app.add_middleware(Headers)
+    return app
+
+
+class _Files(StaticFiles):
+    """Our own files: addresses carry a checksum, so browsers keep them."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        answer = super().file_response(*args, **kwargs)
+        answer.headers["Cache-Control"] = "public, max-age=31536000, immutable"
+        return answer
+
+
+class Headers:
+    """Puts access.HEADERS on every answer, whoever made it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await self._app(scope, receive, told if scope["type"] == "http" else send)
+
+
+def _route(frame: Frame, entry: Entry, site: Site | None) -> Route:
+    async def endpoint(request: Request) -> Response:
+        return await _through_the_door(frame, entry, site, request)
+
+    return Route((site.prefix if site else "") + entry.path, endpoint, methods=[entry.method])
+
+
+async def _through_the_door(frame: Frame, entry: Entry, site: Site | None, request: Request) -> Response:
+    """The checks of every request, then what the route does; whatever goes wrong becomes a page."""
+    visit = Visit(request, frame, None, site)
+    try:
+        if entry.path == "/healthz":  # a kubelet comes by address, and learns nothing
+            return await entry.endpoint(visit)
+        frame.access.check_host(request)
+        frame.access.check_way(request)
+        form: dict[str, list[str]] = {}
+        if entry.method != "GET":
+            form = await _form(request)
+        visitor = await frame.access.visitor(request) if entry.role is not None or entry.method == "GET" else None
+        visit = Visit(request, frame, visitor, site, {name: values[-1] for name, values in form.items()}, form)
+        if entry.method != "GET":
+            frame.access.check_change(request, visitor, visit.form.get(CSRF_FIELD, ""))
+        if entry.role is not None:
+            if visitor is None:
+                return _to_login(visit)
+            if not visitor.may(entry.role):
+                raise Refused(
+                    403, f"This needs the role {entry.role.label}; you are {visitor.role.label}.", "An admin can make a token with that role."
+                )
+        return await entry.endpoint(visit)
+    except Refused as refused:
+        answer = _error(visit, refused.status, refused.text, refused.hint)
+        answer.headers.update(refused.headers)
+        return answer
+    except NotFound as error:
+        return _error(visit, 404, str(error))
+    except InvalidArgument as error:
+        return _error(visit, 400, str(error))
+    except StoreUnavailable as error:
+        return _error(visit, 503, "The database does not answer.", str(error))
+    except StoreConflict as error:
+        return _error(visit, 409, "Somebody else changes this at the moment.", str(error))
+    except StoreError as error:
+        return _error(visit, 503, "The database refuses this.", str(error))
+    except Exception:  # a bug of ours is in the log; the visitor gets a page like any other
+        logger.error("web_request_failed path=%s", request.url.path, exc_info=True)
+        return _error(visit, 500, "The page has failed; its log says why.")
+
+
+def _to_login(visit: Visit) -> Response:
+    path = f"{visit.frame.settings.web_base_path}/login"
+    if visit.request.method != "GET" or visit.request.headers.get("hx-request") == "true":
+        return _error(visit, 401, "You are not logged in.", "Load the page again.")
+    return RedirectResponse(
+        render.link("", path, {"then": visit.request.url.path + (f"?{visit.request.url.query}" if visit.request.url.query else "")}), 303
+    )
+
+
+def _error(visit: Visit, status: int, text: str, hint: str = "") -> Response:
+    return visit.page("error.html", text, status=status, status_code=status, text=text, hint=hint)
+
+
+def _lost(frame: Frame) -> Any:
+    """404 and 405, as pages; to who comes by a wrong name or way not even that."""
+
+    async def answer(request: Request, error: Any) -> Response:
+        async def nothing_here(visit: Visit) -> Response:
+            text = "There is no such page." if error.status_code == 404 else "This address takes no such request."
+            return _error(visit, error.status_code, text)
+
+        return await _through_the_door(frame, Entry("GET", request.url.path, None, nothing_here, top=True), None, request)
+
+    return answer
+
+
+async def _form(request: Request) -> dict[str, list[str]]:
+    """The fields of a form, decoded. Raises Refused for what is none of ours."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/x-www-form-urlencoded":
+        raise Refused(415, "A form of this page is application/x-www-form-urlencoded.")
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_FORM_BYTES:
+            raise Refused(413, f"The form has more than {MOST_FORM_BYTES} bytes.")
+    try:
+        return parse_qs(body.decode("ascii"), keep_blank_values=True, encoding="utf-8", errors="strict", max_num_fields=2000)
+    except ValueError as error:
+        raise Refused(400, "The form cannot be read.", str(error)[:200]) from None

@@ -1,0 +1,67 @@
+"""Server-sent events: one `tick` for all who watch a database, at which pages fetch their fragment anew (SPEC O6).
+
+A tick comes every two seconds, and later when the questions of the last one have cost more than the page's budget: so the database is
+asked MOST_QUESTIONS_PER_SECOND times at most, however many look and at whatever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from packhorse.worker.web.reading import Site
+
+TICK_SECONDS = 2.0
+#: The budget of what refreshes by itself; what people click comes on top.
+MOST_QUESTIONS_PER_SECOND = 4.0
+#: Nobody waits longer for a tick, whatever the last one cost.
+MOST_SECONDS = 30.0
+MOST_LISTENERS = 500
+
+
+class Ticker:
+    """The ticks of one database; a task makes them while somebody listens."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._listeners: set[asyncio.Queue[str | None]] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._listeners) >= MOST_LISTENERS
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """The stream of one listener, until it goes away or stop() is called."""
+        queue: asyncio.Queue[str | None] = asyncio.Queue(1)
+        self._listeners.add(queue)
+        if self._task is None:
+            self._task = asyncio.create_task(self._tick())
+        try:
+            yield b"retry: 3000\n\n"
+            while (event := await queue.get()) is not None:
+                yield f"event: {event}\ndata: {{}}\n\n".encode()
+        finally:
+            self._listeners.discard(queue)
+            if not self._listeners and self._task is not None:
+                self._task.cancel()
+                self._task = None
+
+    def stop(self) -> None:
+        """End all streams."""
+        for queue in self._listeners:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(None)
+
+    async def _tick(self) -> None:
+        asked = self._site.asked_total
+        pause = TICK_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            now = self._site.asked_total
+            pause = min(MOST_SECONDS, max(TICK_SECONDS, (now - asked) / MOST_QUESTIONS_PER_SECOND))
+            asked = now
+            for queue in self._listeners:
+                if not queue.full():  # who has not read the last one needs no second
+                    queue.put_nowait("tick")

@@ -1,0 +1,212 @@
+"""What the page asks the database: little, briefly, and once for all who look (SPEC O6).
+
+A question is a function of worker/store or worker/ops with its arguments. It runs in a thread, in a READ ONLY transaction that ends
+after a second and waits 100 ms for a lock at most, as packhorse_reader where the login may be that. Equal questions within their time to
+live are asked once. While the database is away or too slow the last answer counts, and says how old it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from packhorse.worker.config import Settings
+from packhorse.worker.db.connection import AnyTime, DeadlineConnection
+from packhorse.worker.db.errors import translated
+from packhorse.worker.db.pool import ConnectionPool
+from packhorse.worker.db.queries import sql
+from packhorse.worker.db.sessions import open_work
+from packhorse.worker.errors import InvalidArgument, StoreError, StoreRejected, StoreUnavailable
+
+T = TypeVar("T")
+
+#: Connections of the page to a database: for questions, and for acts.
+QUESTIONS_AT_ONCE, ACTS_AT_ONCE = 4, 4
+#: The server ends a statement of a question after a second; a server that says nothing at all is given up after this.
+ANSWER_SECONDS = 3.0
+CONNECT_SECONDS = 2.0
+#: After a failed connect nobody who has an old answer waits for the next one.
+REST_SECONDS = 2.0
+#: Answers that are kept, for their time to live and for an outage: so many, and about so many bytes.
+MOST_ANSWERS, MOST_BYTES = 512, 16 * 1_048_576
+
+
+class NoAnswer(StoreUnavailable):
+    """The database did not answer, and there is no earlier answer to this question."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAnswer:
+    """What the database said, when (monotonic clock, and for people), and its size in bytes, roughly."""
+
+    value: Any
+    asked_at: float
+    moment: datetime
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outdated:
+    """Some answer on a page is an old one. moment: of the oldest. problem: why there is no newer one."""
+
+    moment: datetime
+    problem: str
+
+
+class Site:
+    """One database as the page sees it.
+
+    name: in the path when there are several. prefix: of its paths, without the base path. url: the embedded server's, where
+    settings.database_url is not set.
+    """
+
+    def __init__(self, name: str, prefix: str, settings: Settings, url: str | None = None) -> None:
+        self.name = name
+        self.prefix = prefix
+        self.settings = settings
+        self.asked_total = 0
+        self._url = url
+        self._begin = "web_begin"
+        self._kept: OrderedDict[Hashable, KeptAnswer] = OrderedDict()
+        self._kept_bytes = 0
+        self._flights: dict[Hashable, asyncio.Future[KeptAnswer]] = {}
+        self._rests_until = 0.0
+        self._questions = ConnectionPool(self._open_reading, QUESTIONS_AT_ONCE)
+        self._acts = ConnectionPool(self._open_acting, ACTS_AT_ONCE)
+        self._question_threads = ThreadPoolExecutor(QUESTIONS_AT_ONCE, f"web-question-{name}")
+        self._act_threads = ThreadPoolExecutor(ACTS_AT_ONCE, f"web-act-{name}")
+
+    async def answer(self, ttl: float, key: Hashable, function: Callable[..., Any], *args: Any) -> tuple[KeptAnswer, str | None]:
+        """An answer, and why it is an old one, if it is. Raises NoAnswer; InvalidArgument when the question is at fault."""
+        kept = self._kept.get(key)
+        now = time.monotonic()
+        if kept is not None and now - kept.asked_at < ttl:
+            self._kept.move_to_end(key)
+            return kept, None
+        if kept is not None and now < self._rests_until:
+            return kept, "the database is away"
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = asyncio.ensure_future(self._ask(key, function, *args))
+            flight.add_done_callback(lambda done: self._landed(key, done))
+        try:
+            return await asyncio.shield(flight), None  # who goes away does not end it for the others
+        except InvalidArgument:
+            raise
+        except StoreError as error:
+            said = f"the database is away: {error}" if isinstance(error, StoreUnavailable) else str(error)
+            if getattr(error, "sqlstate", None) == "57014":
+                said = "the database took longer than a second"
+            if kept is None:
+                raise NoAnswer(said) from error
+            return kept, said
+
+    async def act(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Run what changes something, in a thread and on a connection in autocommit mode. Raises StoreError."""
+
+        def run() -> T:
+            with self._acts.connection() as connection:
+                return function(connection, *args, **options)
+
+        return await asyncio.get_running_loop().run_in_executor(self._act_threads, run)
+
+    def forget(self) -> None:
+        """Nothing kept counts as fresh: after an act its effect shall be seen."""
+        for key, kept in list(self._kept.items()):
+            self._kept[key] = KeptAnswer(kept.value, float("-inf"), kept.moment, kept.size)
+
+    def close(self) -> None:
+        """End threads and connections; questions that run are waited for, a second or so."""
+        for threads in (self._question_threads, self._act_threads):
+            threads.shutdown(wait=True, cancel_futures=True)
+        self._questions.close()
+        self._acts.close()
+
+    async def _ask(self, key: Hashable, function: Callable[..., Any], *args: Any) -> KeptAnswer:
+        asked_at, moment = time.monotonic(), datetime.now(UTC)
+        try:
+            value = await asyncio.get_running_loop().run_in_executor(self._question_threads, self._look, function, *args)
+        except StoreUnavailable as error:
+            if error.sqlstate is None:
+                self._rests_until = time.monotonic() + REST_SECONDS
+            raise
+        answer = KeptAnswer(value, asked_at, moment, _size(value))
+        self._keep(key, answer)
+        return answer
+
+    def _look(self, function: Callable[..., Any], *args: Any) -> Any:
+        """In a thread of ours."""
+        with self._questions.connection() as connection:
+            self.asked_total += 1
+            connection.execute(sql(self._begin), prepare=False)  # several statements in one round trip
+            try:
+                return function(connection, *args)
+            finally:
+                if not connection.closed:
+                    connection.rollback()
+
+    def _keep(self, key: Hashable, answer: KeptAnswer) -> None:
+        before = self._kept.pop(key, None)
+        self._kept_bytes += answer.size - (before.size if before else 0)
+        self._kept[key] = answer
+        while self._kept and (len(self._kept) > MOST_ANSWERS or self._kept_bytes > MOST_BYTES):
+            self._kept_bytes -= self._kept.popitem(last=False)[1].size
+
+    def _landed(self, key: Hashable, done: asyncio.Future[KeptAnswer]) -> None:
+        self._flights.pop(key, None)
+        if not done.cancelled():
+            done.exception()  # whoever waited has it; perhaps nobody does any more
+
+    def _open_reading(self) -> DeadlineConnection:
+        connection = self._open("web", deadline_seconds=ANSWER_SECONDS, connect_timeout_seconds=CONNECT_SECONDS)
+        try:
+            with translated():
+                connection.execute(sql("web_begin_as_reader"), prepare=False)
+            self._begin = "web_begin_as_reader"
+        except StoreRejected:  # the login may not be the reader, or there is none here
+            self._begin = "web_begin"
+        connection.rollback()
+        return connection
+
+    def _open_acting(self) -> DeadlineConnection:
+        return self._open("web act", deadline_seconds=self.settings.call_deadline_seconds)
+
+    def _open(self, purpose: str, **options: Any) -> DeadlineConnection:
+        connection = open_work(self.settings, purpose, url=self._url, **options)
+        connection.adapters.register_loader("timestamptz", AnyTime)  # one odd row must not hide the others
+        return connection
+
+
+class Reader:
+    """The questions of one request; remembers whether an answer was an old one."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.outdated: Outdated | None = None
+
+    async def ask(self, name: str, ttl: float, function: Callable[..., T], *args: Hashable) -> T:
+        """What function(connection, *args) says, at most ttl seconds old while the database answers. name: of the question; with args
+        it says which questions are equal. Raises NoAnswer, InvalidArgument."""
+        answer, problem = await self.site.answer(ttl, (name, args), function, *args)
+        if problem is not None and (self.outdated is None or answer.moment < self.outdated.moment):
+            self.outdated = Outdated(answer.moment, problem)
+        value: T = answer.value
+        return value
+
+
+def _size(value: Any) -> int:
+    """Bytes that a value takes, roughly."""
+    if isinstance(value, str | bytes):
+        return 60 + len(value)
+    if isinstance(value, dict):
+        return 100 + sum(_size(name) + _size(item) for name, item in value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return 60 + sum(map(_size, value))
+    slots = getattr(value, "__dataclass_fields__", None)
+    return 60 + sum(_size(getattr(value, name)) for name in slots) if slots else 60
