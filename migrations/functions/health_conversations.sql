@@ -162,6 +162,8 @@ create or replace function packhorse.health_workflow_completion(
 language plpgsql stable as $$
 -- How workflows ended within p_window, by type: failed and timed out ones among all but the cancelled. A type with fewer
 -- than p_least ends is not judged. Beside it: those that are active, whenever they started.
+declare
+  v_now constant timestamptz := clock_timestamp();
 begin
   if not packhorse.has_platform_table('workflow_states') then
     return query select * from packhorse.health_absent('workflow_states');
@@ -170,7 +172,7 @@ begin
   return query
   with seen as (
     (select w.workflow_type, w.status as outcome, extract(epoch from w.completed_at - w.started_at)::float8 as took from platform.workflow_states w
-     where w.completed_at > clock_timestamp() - p_window order by w.completed_at desc limit p_limit)
+     where w.completed_at > v_now - p_window order by w.completed_at desc limit p_limit)
     union all
     (select w.workflow_type, 'active', null from platform.workflow_states w where w.status in ('active', 'paused') limit p_limit)
   ), types as (

@@ -129,7 +129,7 @@ def test_conversations_whose_last_word_is_the_users_are_unanswered(sql: Sql, una
 
 
 def test_what_clients_write_without_a_time_or_with_another_word_for_it_is_no_failure(sql: Sql) -> None:
-    memory(sql, PHONE, ("user", None), ("assistant", None))
+    memory(sql, PHONE, ("user", None), ("assistant", 5))
     history = [{"role": "user", "timestamp": "yesterday"}, {"role": "user", "timestamp": "2026-13-45T99:00:00Z"}, {"timestamp": 5}, "text", 7, None]
     sql.rows("insert into ai_conversation_memory (user_phone, agent_type, conversation_history) values ('2', 'booking', %s)", Jsonb(history))
     found = check(sql, "agent_performance")

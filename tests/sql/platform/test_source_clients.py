@@ -283,3 +283,50 @@ def test_a_conversation_with_amara_is_as_young_as_its_newest_message(sql: Sql) -
     sql.rows(insert, "2021-01-01")
     sql.rows(insert, "2020-06-01")
     assert sql.value("select last_message_at = '2021-01-01'::timestamptz from amara_conversations") is True
+
+
+def audit(database: Database) -> Any:
+    """The owner of the log, in a transaction that is rolled back, with an old record of each kind and one of security that a backfill made."""
+    connection = database.connect(admin=True)
+    connection.autocommit = False
+    owner = Sql(connection)
+    insert = "insert into audit_events (event_category, event_type, action, metadata) values "
+    owner.rows(f"{insert} ('system', 'x', 'N', '{{}}'), ('security', 'x', 'S', '{{}}'), ('security', 'x', 'M', '{{\"migrated_from\": \"t\"}}')")
+    return owner
+
+
+DENIED = "42501"
+
+
+def test_the_log_is_closed_to_its_owner_but_for_an_erasure_and_a_way_back(own_database: Database) -> None:
+    owner = audit(own_database)
+    for statement in (
+        "update audit_events set changes = null",
+        "delete from audit_events where event_category = 'security'",
+        "truncate audit_events",
+    ):
+        assert owner.refused(statement)[0] == DENIED, statement
+    owner.rows("set local packhorse_platform.audit_exception = 'erasure'")
+    owner.rows("update audit_events set changes = null, actor_ip = null where action = 'N'")
+    assert owner.refused("update audit_events set changes = null where action = 'S'")[0] == DENIED
+    assert owner.refused("update audit_events set event_category = 'security' where action = 'N'")[0] == DENIED
+    assert owner.refused("delete from audit_events where action = 'M'")[0] == DENIED
+    owner.rows("set local packhorse_platform.audit_exception = 'way_back'")
+    assert owner.refused("update audit_events set changes = null where action = 'N'")[0] == DENIED
+    assert owner.refused("delete from audit_events where action = 'S'")[0] == DENIED
+    owner.rows("delete from audit_events where action = 'M'")
+    assert owner.refused("truncate audit_events")[0] == DENIED
+    owner.connection.close()
+
+
+@pytest.mark.parametrize("exception", ["erasure", "way_back", "x"])
+def test_the_setting_opens_nothing_to_one_who_is_not_the_owner(own_database: Database, exception: str) -> None:
+    """Not even to a worker that got rights and a policy by mistake."""
+    owner = audit(own_database)
+    owner.rows("grant update, delete on audit_events to packhorse_worker")
+    owner.rows("create policy by_mistake on audit_events to packhorse_worker using (true) with check (true)")
+    owner.rows("set local role packhorse_worker")
+    owner.rows(f"set local packhorse_platform.audit_exception = '{exception}'")
+    assert owner.refused("update audit_events set changes = null where action = 'N'")[0] == DENIED
+    assert owner.refused("delete from audit_events where action = 'M'")[0] == DENIED
+    owner.connection.close()

@@ -9,6 +9,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.sql.client import HOLDER, Sql
+from tests.support.postgres import Database
 
 pytestmark = pytest.mark.slow
 
@@ -100,6 +101,14 @@ def test_messages_of_a_day_are_counted_by_status(sql: Sql) -> None:
     )
     rows = {row[0]: row[1:] for row in sql.rows("select status, count, max_retries from message_queue_by_status")}
     assert rows["completed"] == (1, 0) and rows["failed"] == (1, 2) and "processing" not in rows
+
+
+def test_old_partitions_of_the_archive_are_not_opened(own_database: Database) -> None:
+    own_database.query(
+        "create table packhorse.message_archive_old partition of packhorse.message_archive for values from ('2020-01-01') to ('2020-01-02')"
+    )
+    plan = "\n".join(row[0] for row in own_database.query("explain select * from message_queue_by_status"))
+    assert "message_archive_2" in plan and "message_archive_old" not in plan
 
 
 def test_the_questions_of_the_page_are_answered(sql: Sql) -> None:
