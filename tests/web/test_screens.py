@@ -1,0 +1,224 @@
+"""Every screen: with nothing, with something, with what an enemy wrote (SPEC O6, FAILURES 73)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from html import unescape
+from urllib.parse import quote
+
+import pytest
+
+from packhorse.worker.web.pages import SCREENS
+from tests.support.furnished import BLOCKED, DEAD, DONE, HOSTILE, RUNNING, SCHEDULED, WAITING, furnish
+from tests.support.page import Browser, Page
+from tests.support.postgres import Database
+
+#: An address of each screen, by its path; several where one shows different things.
+ADDRESSES = {
+    "/": ["/"],
+    "/queues": ["/queues"],
+    "/queues/{name}": ["/queues/default", "/queues/nobody"],
+    "/messages": ["/messages", "/messages?where=state%3Ddead", "/messages?where=queue%3D", "/messages?where=payload.n%3E1"],
+    "/messages/{id}": [f"/messages/{number}" for number in (DEAD, DONE, RUNNING, WAITING, BLOCKED, SCHEDULED)],
+    "/completions": ["/completions", "/completions?where=queue%3D", "/completions?where=error%3D&of=dead"],
+    "/conversations": ["/conversations", "/conversations?key={key}", "/conversations?key={key}&within=7d"],
+    "/dead-letters": ["/dead-letters", "/dead-letters?where=attempts%3E1", "/dead-letters?where=state%3Ddead"],
+    "/dead-letters/groups/{fingerprint}": ["/dead-letters/groups/cause"],
+    "/dead-letters/{id}": [f"/dead-letters/{DEAD}"],
+    "/workers": ["/workers"],
+    "/schedules": ["/schedules"],
+    "/schedules/{name}": ["/schedules/hourly", "/schedules/often"],
+    "/maintenance": ["/maintenance", "/maintenance?task=retention.events"],
+    "/partitions": ["/partitions"],
+    "/services": ["/services"],
+    "/database": ["/database"],
+    "/audit": ["/audit", f"/audit?message={WAITING}", "/audit?operator={key}"],
+}
+
+
+def addresses(key: str) -> Iterator[str]:
+    for screen in SCREENS:
+        for address in ADDRESSES[screen.path]:
+            yield address.replace("{key}", quote(key, safe=""))
+
+
+def shown(browser: Browser, address: str) -> str:
+    answer = browser.get(address)
+    assert answer.status_code == 200, f"{address}: {answer.status_code} {answer.text[:2000]}"
+    assert "Old data" not in answer.text, address
+    return answer.text
+
+
+def words(html: str) -> str:
+    """What a person reads."""
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", html)).split())
+
+
+def test_empty_screens_say_what_would_be_there(page: Page) -> None:
+    browser = page.browser()
+    for address, said in {
+        "/messages": "There is no message yet.",
+        "/messages?where=queue%3Dother": "No message matches.",
+        "/conversations": "No conversation waits.",
+        "/conversations?key=nobody": "No message of this conversation.",
+        "/dead-letters": "There are no dead letters.",
+        "/dead-letters?where=queue%3Dother": "No dead letter matches.",
+        "/dead-letters/groups/gone": "No letter of this cause is left.",
+        "/workers": "No worker process is known",
+        "/schedules": "No schedule yet",
+        "/maintenance": "No maintenance has been declared",
+        "/services": "No service has been declared today",
+        "/audit": "Nobody has changed anything yet",
+    }.items():
+        assert said in words(shown(browser, address)), address
+
+
+@pytest.mark.parametrize("role", ["viewer", "admin"])
+def test_hostile_texts_are_texts_on_every_screen(database: Database, page: Page, role: str) -> None:
+    furnish(database, HOSTILE)
+    browser = page.browser(page.token(role))
+    without = set()
+    for address in addresses(HOSTILE[:500]):
+        html = shown(browser, address)
+        assert "alert(1)</script>" not in html and "<img" not in html and "</textarea>" not in html, address
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", html), address
+        if "&lt;script&gt;" not in html:
+            without.add(address)
+    quiet = {"/", "/queues", "/queues/default", "/queues/nobody", "/database", "/completions", "/completions?where=queue%3D", f"/messages/{SCHEDULED}", "/schedules/often",
+             "/messages?where=queue%3D", "/messages?where=payload.n%3E1", "/dead-letters?where=state%3Ddead"}  # fmt: skip
+    assert without <= quiet, "the hostile text is on the others, as text"
+    assert "{{7*7}}{% raise %}${7*7}\\u001b[2J\\u202egnp.exe\\u2066" in unescape(shown(browser, f"/messages/{WAITING}"))
+
+
+def test_no_screen_shows_values_of_payloads_and_steps_to_anybody(database: Database, page: Page) -> None:
+    furnish(database, payload={"customer": "ada@example.com", "pin": 840275913, "deep": [{"note": "qzxmark"}]})
+    database.query("update dead_letters set steps = %s::jsonb", '{"sent": {"value": "qzxmark", "attempt": 1, "at": "2026-11-30T04:00:00Z"}}')
+    database.query(
+        "update operator_actions set details = %s::jsonb", '{"before": {"note": "qzxmark"}, "after": {"note": "qzxmark"}, "queue": "default"}'
+    )
+    browser = page.browser(page.token("admin"))
+    for address in addresses("plain words"):
+        html = shown(browser, address)
+        assert "qzxmark" not in html and "840275913" not in html and "ada@example.com" not in html, address
+    assert "customer" in words(shown(browser, f"/messages/{WAITING}")), "names are shown"
+    assert "15 characters" in words(shown(browser, f"/messages/{WAITING}"))
+
+
+def test_a_viewer_sees_errors_without_personal_data_and_an_operator_whole(database: Database, page: Page) -> None:
+    furnish(database, "call +250788123456 failed")
+    texts = "conversation_key = null, concurrency_key = null, correlation_id = null, steps = null, payload = '{}', options = '{}'"
+    database.query(f"update dead_letters set {texts}, error_class = 'E', error_code = null, error_details = null")
+    database.query(
+        f"update message_queue set {texts}, dedup_key = null, error = error - 'code' - 'details' || '{{\"class\": \"E\"}}' where id = %s", WAITING
+    )
+    database.query(
+        'update message_queue set history = jsonb_set(history - 2, \'{0}\', history -> 0 || \'{"error_class": "E", "error_code": "c"}\') - 1 where id = %s',
+        WAITING,
+    )
+    database.query("update dead_letters set history = null")
+    database.query("delete from operator_actions")
+    database.query("delete from scopes")
+    viewer, operator = page.browser(page.token("viewer")), page.browser(page.token("operator"))
+    for address in (f"/dead-letters/{DEAD}", "/dead-letters", "/dead-letters/groups/cause", f"/messages/{WAITING}"):
+        assert "+250788123456" not in shown(viewer, address), address
+        assert "+250788***456" in shown(viewer, address), address
+        assert "+250788123456" in shown(operator, address), address
+
+
+def test_a_large_payload_is_a_small_page(database: Database, page: Page) -> None:
+    furnish(database, payload={"text": "\u202e" * 200_000, "many": list(range(20_000))})
+    browser = page.browser()
+    for address in (f"/messages/{WAITING}", f"/dead-letters/{DEAD}", "/messages", "/dead-letters"):
+        answer = browser.get(address)
+        assert answer.status_code == 200 and len(answer.content) < 600_000, (address, len(answer.content))
+    assert "which is not shown" in shown(browser, f"/messages/{WAITING}")
+
+
+def test_a_message_says_why_it_does_not_run(database: Database, page: Page) -> None:
+    furnish(database)
+    browser = page.browser()
+    blocked = words(shown(browser, f"/messages/{BLOCKED}"))
+    assert "does not start" in blocked and f"held by message {RUNNING} (running)" in blocked
+    assert "scope" in blocked and "actor:effect is parked until" in blocked
+    running = words(shown(browser, f"/messages/{RUNNING}"))
+    assert "held by plain words:4242" in running
+    scheduled = shown(browser, f"/messages/{SCHEDULED}")
+    assert (
+        'href="/schedules/hourly"' in scheduled
+        and "0af7651916cd43dd8448eb211c80319c" in scheduled
+        and "nobody has declared it" in unescape(scheduled)
+    )
+    assert f'href="/dead-letters/{DEAD}"' in shown(browser, f"/messages/{DEAD}")
+
+
+def test_a_conversation_in_order_and_what_holds_it(database: Database, page: Page) -> None:
+    furnish(database)
+    html = shown(page.browser(), "/conversations?key=plain%20words")
+    assert "2 messages wait" in words(html) and f"message {RUNNING} runs" in words(html)
+    assert [int(number) for number in re.findall(r'<td class="right"><a href="/messages/(\d+)"', html)] == [DEAD, DONE, RUNNING, WAITING, BLOCKED]
+
+
+def test_the_filter_bar_says_what_is_wrong_and_keeps_what_was_written(page: Page) -> None:
+    html = shown(page.browser(), "/messages?where=quue%3Ddefault")
+    assert "there is no field" in unescape(html) and "Did you mean 'queue'?" in unescape(html)
+    assert 'value="quue=default"' in html and 'aria-invalid="true"' in html
+
+
+def test_pages_of_messages_are_addresses_that_keep_the_filter(database: Database, page: Page) -> None:
+    database.query("insert into message_queue (id, queue, message_type) select n, 'default', 'effect' from generate_series(1, 120) n")
+    browser = page.browser()
+    seen: list[int] = []
+    address = "/messages?where=state%3Dpending"
+    for _ in range(3):
+        html = unescape(shown(browser, address))
+        assert "120 messages match" in words(html)
+        seen += [int(number) for number in re.findall(r'<td class="right"><a href="/messages/(\d+)"', html)]
+        older = re.search(r'href="(/messages\?[^"]*before=\d+[^"]*)" rel="next"', html)
+        if older:
+            assert "where=state%3Dpending" in older[1]
+            address = older[1]
+    assert seen == list(range(120, 0, -1)) and older is None
+    newer = re.search(r'href="(/messages\?[^"]*after=\d+[^"]*)" rel="prev"', html)
+    assert newer and "where=state%3Dpending" in newer[1]
+
+
+@pytest.mark.parametrize("address, status", [("/messages/9999", 404), ("/messages/x", 400), ("/dead-letters/9999", 404), ("/dead-letters/x", 400), ("/queues/other", 400),
+                                             ("/schedules/other", 400), ("/messages?before=x", 400), ("/messages?before=99999999999999999999", 400), ("/conversations?key=%00", 400),
+                                             ("/conversations?within=1y", 400), ("/dead-letters/groups/%3Cx%3E", 400), ("/audit?message=x", 400)])  # fmt: skip
+def test_an_address_of_nothing_is_a_page_that_says_so(page: Page, address: str, status: int) -> None:
+    answer = page.browser().get(address)
+    assert answer.status_code == status and "<h1>" in answer.text
+
+
+@pytest.mark.parametrize(
+    "where, of, found",
+    [
+        ("", "messages", "queue="),
+        ("qu", "messages", "queue="),
+        ("state=pending ag", "messages", "state=pending age>"),
+        ("queue=def", "messages", "queue=default"),
+        ("state=pending,de", "messages", "state=pending,dead"),
+        ("type=eff", "messages", "type=effect"),
+        ("error=pl", "dead", "error=plain words"),
+        ("age>", "dead", "age>2h"),
+        ("state", "dead", None),
+        ("nonsense=", "messages", None),
+    ],
+)
+def test_the_filter_is_completed(database: Database, page: Page, where: str, of: str, found: str | None) -> None:
+    furnish(database)
+    options = [unescape(text) for text in re.findall(r'<option value="([^"]*)"', shown(page.browser(), f"/completions?of={of}&where={quote(where)}"))]
+    assert found in options if found else options == []
+
+
+def test_every_screen_has_an_address_here_and_its_links_lead_somewhere(database: Database, page: Page) -> None:
+    furnish(database)
+    assert set(ADDRESSES) == {screen.path for screen in SCREENS}
+    browser = page.browser()
+    links = {
+        link for address in addresses("plain words") for link in map(unescape, re.findall(r'(?:href|hx-get)="(/[^"#]*)"', shown(browser, address)))
+    }
+    assert len(links) > 40
+    for link in sorted(links):
+        assert browser.get(link).status_code == 200, link

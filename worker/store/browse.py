@@ -1,0 +1,184 @@
+"""Pages of messages, of dead letters by cause, and of the audit trail, for a reader who turns them (browse.sql).
+
+A page is found by id, older or newer than an id, so that turning neither skips nor repeats a message. A filter that matches few messages would walk
+over all that are there: a walk ends after MOST_ROWS of them and says how far it came. Nothing here writes or locks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.queries import Statement, sql
+from packhorse.worker.records import Row
+from packhorse.worker.states import LIVE as LIVE_STATES
+from packhorse.worker.states import State
+from packhorse.worker.store import filters
+from packhorse.worker.store.filters import Term
+from packhorse.worker.store.rows import decoded, rows, rows_of, value
+
+#: Messages that one walk looks at, whatever the filter; the first tenth alone at first, which often is enough.
+MOST_ROWS = 100_000
+#: Counted when the planner expects no more than this many, at no higher price (its own unit: a page read in order is 1).
+MOST_COUNTED = 50_000
+MOST_COST = 20_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some messages, newest first. newer, older: is there more that way? searched_to: the walk ended at this message, which it looked at,
+    though there are others beyond it; searched_at: when that was created."""
+
+    rows: tuple[Row, ...]
+    newer: bool
+    older: bool
+    searched_to: int | None = None
+    searched_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many messages a filter selects; estimated: by the planner, without looking at them."""
+
+    number: int
+    estimated: bool
+
+
+def source(terms: Sequence[Term]) -> tuple[Statement, bool]:
+    """The narrowest place that holds what the states among these terms name, and whether a walk over it is bounded by itself."""
+    states = set(State)
+    for term in terms:
+        if term.field == "state":
+            named = {State(text) for text in term.values}
+            states &= named if term.operator == "=" else set(State) - named
+    if states == {State.DEAD}:
+        return sql("browse_dead"), False
+    if states == {State.RUNNING}:
+        return sql("browse_live").format(live=sql("browse_live_running")), True
+    if states == {State.BLOCKED}:
+        return sql("browse_live").format(live=sql("browse_live_blocked")), True
+    if states <= LIVE_STATES:
+        return sql("browse_live").format(live=sql("browse_live_any")), False
+    return sql("browse_all"), any(term.field == "id" and term.operator == "=" for term in terms)
+
+
+def messages(
+    connection: DeadlineConnection, terms: tuple[Term, ...], before: int | None, after: int | None, limit: int, most_rows: int = MOST_ROWS
+) -> Page:
+    """One page of messages of any state that a filter selects (terms over filters.KNOWN), at most `limit`.
+
+    before: those with smaller ids, newest first. after: those with larger ids (and `before` is not looked at). Neither: the newest.
+    A filter looks at about most_rows messages; then `searched_to` says where it ended, and a page from there goes on.
+    """
+    place, bounded = source(terms)
+    given = {"before": before, "after": after, "limit": limit + 1, "now": value(connection, "database_time")}
+    found, edge, edge_at = _walk(connection, terms, place, given, None if bounded or not terms else most_rows)
+    more = len(found) > limit
+    kept = tuple(found[:limit] if after is None else reversed(found[:limit]))
+    stopped = None if more else edge
+    if after is None:
+        return Page(kept, before is not None, more or stopped is not None, stopped, edge_at if stopped is not None else None)
+    return Page(kept, more or stopped is not None, True, stopped, edge_at if stopped is not None else None)
+
+
+def _walk(
+    connection: DeadlineConnection, terms: tuple[Term, ...], place: Statement, given: Row, most_rows: int | None
+) -> tuple[list[Row], int | None, datetime | None]:
+    """Up to given["limit"] rows in the order of the walk, and the id and time of where it ended before it was through."""
+    way, bound = ("older", "before") if given["after"] is None else ("newer", "after")
+    found: list[Row] = []
+    edge: int | None = None
+    edge_at: datetime | None = None
+    condition, values = filters.condition(terms, filters.KNOWN)
+    for step in (None,) if most_rows is None else (most_rows // 10, most_rows - most_rows // 10):
+        at = {**given, bound: given[bound] if edge is None else edge}
+        edge, edge_at = (None, None) if step is None else _edge(connection, place, way, at, step)
+        page = rows_of(
+            connection,
+            sql(f"browse_{way}").format(source=place, filter=condition),
+            {**at, **values, "edge": edge, "limit": given["limit"] - len(found)},
+        )
+        found += page
+        if edge is None or len(found) >= given["limit"]:
+            break
+    return found, edge, edge_at
+
+
+def _edge(connection: DeadlineConnection, place: Statement, way: str, given: Row, step: int) -> tuple[int | None, datetime | None]:
+    """The last message of a step, which is looked at; None when the walk gets through with less."""
+    row = connection.execute(sql(f"browse_edge_{way}").format(source=place), {**given, "rows": step}).fetchone()
+    return (None, None) if row is None else (row[0], row[1])
+
+
+def count(connection: DeadlineConnection, terms: tuple[Term, ...]) -> Count:
+    """How many messages a filter selects: exact when counting them is cheap, else what the planner expects."""
+    place, _ = source(terms)
+    condition, values = filters.condition(terms, filters.KNOWN)
+    values = {**values, "now": value(connection, "database_time")}
+    plan: Any = decoded(connection.execute(sql("browse_plan").format(source=place, filter=condition), values).fetchone()[0])  # type: ignore[index]
+    top = plan[0]["Plan"]
+    if top["Plan Rows"] > MOST_COUNTED or top["Total Cost"] > MOST_COST:
+        return Count(int(top["Plan Rows"]), True)
+    number = connection.execute(sql("browse_count").format(source=place, filter=condition), values).fetchone()
+    return Count(int(number[0]), False)  # type: ignore[index]
+
+
+def values_of(connection: DeadlineConnection, field: str, start: str) -> list[str]:
+    """Values of `queue`, `type`, `error` or `code` that begin so, at most 20; none for other fields."""
+    return [str(row["value"]) for row in rows(connection, "browse_values", {"field": field, "start": start})]
+
+
+def groups(connection: DeadlineConnection, terms: tuple[Term, ...], limit: int) -> list[Row]:
+    """Dead letters by cause, most frequent first (terms over filters.DEAD): fingerprint, count, first and last, those of the last hour, and of the
+    newest letter id, queue, type, reason, error."""
+    if not terms:
+        return rows(connection, "browse_groups", {"limit": limit})
+    statement, values = filters.filled("browse_groups_filtered", terms, filters.DEAD)
+    return rows_of(connection, statement, {**values, "limit": limit, "now": value(connection, "database_time")})
+
+
+def group(connection: DeadlineConnection, fingerprint: str) -> Row | None:
+    """One cause, with the traceback of its newest letter; None when no letter has it."""
+    found = rows(connection, "browse_group", (fingerprint,))
+    return found[0] if found else None
+
+
+def group_letters(connection: DeadlineConnection, fingerprint: str, before: int | None, after: int | None, limit: int) -> Page:
+    """One page of the letters of a cause, newest message first."""
+    given = {"fingerprint": fingerprint, "before": before, "after": after, "limit": limit + 1}
+    return _turned(rows(connection, "browse_group_letters" if after is None else "browse_group_letters_newer", given), before, after, limit)
+
+
+def actions_of(connection: DeadlineConnection, message_id: int) -> list[Row]:
+    """What operators did with a message, newest first, at most 50."""
+    return rows(connection, "browse_actions_of", (message_id,))
+
+
+def trace_context(connection: DeadlineConnection, message_id: int) -> str | None:
+    """`traceparent`, or `traceparent tracestate`, of a message; None when it has none."""
+    found = value(connection, "browse_trace", {"id": message_id})
+    return None if found is None else str(found)
+
+
+def actions(
+    connection: DeadlineConnection,
+    action: str | None,
+    operator: str | None,
+    message_id: int | None,
+    before: int | None,
+    after: int | None,
+    limit: int,
+) -> Page:
+    """One page of what operators did, newest first."""
+    given = {"action": action, "operator": operator, "message_id": message_id, "before": before, "after": after, "limit": limit + 1}
+    return _turned(rows(connection, "browse_actions" if after is None else "browse_actions_newer", given), before, after, limit)
+
+
+def _turned(found: list[Row], before: int | None, after: int | None, limit: int) -> Page:
+    more = len(found) > limit
+    if after is None:
+        return Page(tuple(found[:limit]), before is not None, more)
+    return Page(tuple(reversed(found[:limit])), more, True)

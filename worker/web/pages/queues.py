@@ -1,0 +1,47 @@
+"""All queues: how much waits and for how long, and their limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from packhorse.worker.records import Row
+from packhorse.worker.store import inspection
+from packhorse.worker.web.reading import Reader
+from packhorse.worker.web.screens import Query
+
+PATH = "/queues"
+TITLE = "Queues"
+NAV = "Queues"
+TEMPLATE = "queues.html"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLine:
+    """depths: due, delayed, running, blocked, oldest_due_seconds, estimated. settings: None for a queue that nobody has declared.
+    dead: dead letters; is_more: there are more than that."""
+
+    name: str
+    depths: Row | None
+    settings: Row | None
+    dead: int
+    is_more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class QueuesPage:
+    """lines: by name, those that nobody has declared last."""
+
+    lines: tuple[QueueLine, ...]
+    command: str
+
+
+async def load(reader: Reader, query: Query) -> QueuesPage:
+    """No parameters."""
+    depths = {str(row["queue"]): row for row in await reader.ask("queue depths", 2.0, inspection.depths)}
+    settings = {str(row["name"]): row for row in await reader.ask("queue settings", 5.0, inspection.queues)}
+    dead = await reader.ask("dead letters by queue", 5.0, inspection.dead_by_queue)
+    names = sorted({*depths, *settings, *dead}, key=lambda name: (name not in settings, name))
+    return QueuesPage(
+        tuple(QueueLine(name, depths.get(name), settings.get(name), dead.get(name, 0), dead.get(name, 0) >= inspection.MOST_DEAD) for name in names),
+        "packhorse queue list",
+    )
