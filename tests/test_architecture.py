@@ -16,7 +16,7 @@ TOP = Path(__file__).parent.parent
 FILES = sorted([*(TOP / "worker").rglob("*.py"), *(TOP / "schedules").rglob("*.py")])
 
 #: Lowest first. A room imports from floors below its own, never from a neighbour. Whatever lies loose in worker/ is the ground.
-GROUND = ("version", "errors", "states", "config", "clock", "records", "service", "exits", "suggest", "folder", "forks")
+GROUND = ("version", "errors", "states", "config", "config_web", "clock", "records", "service", "exits", "suggest", "folder", "forks")
 FLOORS: list[tuple[str, ...]] = [
     tuple(f"worker.{name}" for name in GROUND),
     ("worker.db", "worker.observe"),

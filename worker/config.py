@@ -7,8 +7,6 @@ secrets never appear in a message. Order: keyword > environment > TOML file > de
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
-import json
 import os
 import re
 import tomllib
@@ -17,9 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from packhorse.worker.clock import TICK_SECONDS
+from packhorse.worker.config_web import WebSettings, split
 from packhorse.worker.errors import ConfigError
 from packhorse.worker.suggest import near_miss
 
@@ -31,14 +30,12 @@ MAX_SECRET_BYTES = 65536
 SECTIONS = ("schedules", "retention", "partitions", "gates", "services")
 #: Said by the setting and by whoever is asked to trace without the package.
 TRACING_NEEDS = "needs the package opentelemetry-api: pip install 'packhorse[otel]'"
-#: First parts of paths that the page has for itself.
-WEB_PATHS = ("login", "logout", "static", "healthz")
 NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9._-]{0,99}$"
 #: Blanks, capitals and quotes are welcome; these characters would mean something in the texts that the name is put into.
 SCHEMA_PATTERN = r"[^%$\\{}\x00-\x1f]+"
 
 
-class Settings(BaseModel):
+class Settings(WebSettings):
     """Every setting; the unit is in the name. Environment: PACKHORSE_<NAME>, and DATABASE_URL."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
@@ -101,22 +98,6 @@ class Settings(BaseModel):
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON.")
     tracing: bool = Field(False, description="OpenTelemetry spans of handlers and of what they enqueue; needs the extra `otel`.")
 
-    web_host: str = Field("127.0.0.1", min_length=1, description="Address of the page; beyond loopback everybody has to say who he is.")
-    web_port: int = Field(8400, ge=0, le=65535, description="Port of the page. 0: any free one, which is printed.")
-    web_base_path: str = Field("", description="Path under which a proxy shows the page: `/packhorse`.")
-    web_hosts: tuple[str, ...] = Field((), description="Names by which browsers reach the page, besides those of loopback; others are refused.")
-    web_insecure: bool = Field(False, description="Serve the page beyond loopback without TLS and without a proxy that has it.")
-    web_secret: SecretStr | None = Field(
-        None, description="Signs sessions of the page, 32 characters at least; none: a new one at each start, so everybody logs in again."
-    )
-    web_trusted_proxies: tuple[str, ...] = Field((), description="Addresses and networks of proxies whose headers count: `10.0.0.0/8`.")
-    web_user_header: str | None = Field(None, description="Header in which a trusted proxy says who the visitor is: `X-Forwarded-User`.")
-    web_role_header: str | None = Field(None, description="Header in which it says the role: viewer, operator, admin; none: everybody is a viewer.")
-    web_databases: dict[str, SecretStr] = Field(
-        default_factory=dict,
-        description="Several databases on one page, name to connection string; none: database_url. Tokens are those of the first.",
-    )
-
     @property
     def listens(self) -> bool:
         """Is there a connection to LISTEN on? Behind a transaction pooler only one of its own."""
@@ -126,13 +107,10 @@ class Settings(BaseModel):
         """The same for another database: one of web_databases."""
         return self.model_copy(update={"database_url": url, "maintenance_url": None, "listen_url": None})
 
-    @field_validator("actors", "queues", "web_hosts", "web_trusted_proxies", mode="before")
+    @field_validator("actors", "queues", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        parts = value.split(",") if isinstance(value, str) else value
-        if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
-            return value
-        return tuple(part.strip() for part in parts if part.strip())
+        return split(value)
 
     @field_validator("actors")
     @classmethod
@@ -171,61 +149,6 @@ class Settings(BaseModel):
             raise ValueError("more than one @ before the database's name; write one that belongs to the password as %40")
         return value if text else None
 
-    @field_validator("web_base_path")
-    @classmethod
-    def _is_path(cls, value: str) -> str:
-        if value and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", value):
-            raise ValueError("must be empty or a path like /packhorse")
-        return value.rstrip("/")
-
-    @field_validator("web_trusted_proxies")
-    @classmethod
-    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
-            try:
-                ipaddress.ip_network(text)
-            except ValueError:
-                raise ValueError(f"{text[:60]!r} is no address and no network; write 10.1.2.3 or 10.0.0.0/8") from None
-        return value
-
-    @field_validator("web_hosts")
-    @classmethod
-    def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
-            if not re.fullmatch(r"[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]+\]", text):
-                raise ValueError(f"{text[:60]!r} is not the name of a host; write queue.example.com, without scheme and port")
-        return tuple(text.lower() for text in value)
-
-    @field_validator("web_user_header", "web_role_header")
-    @classmethod
-    def _is_header(cls, value: str | None) -> str | None:
-        if value and not re.fullmatch(r"[A-Za-z0-9-]{1,100}", value):
-            raise ValueError("is not the name of a header; write X-Forwarded-User")
-        return value or None
-
-    @field_validator("web_secret")
-    @classmethod
-    def _is_long(cls, value: SecretStr | None) -> SecretStr | None:
-        text = value.get_secret_value() if value else ""
-        if text and len(text) < 32:
-            raise ValueError("must have 32 characters at least")
-        return value if text else None
-
-    @field_validator("web_databases", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        if isinstance(value, str) and not value.strip():
-            return {}
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except ValueError:
-                raise ValueError('must be JSON: {"shop": "postgresql://...", "mail": "postgresql://..."}') from None
-        for name in value if isinstance(value, dict) else ():
-            if not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", str(name)) or name in WEB_PATHS:
-                raise ValueError(f"{str(name)[:40]!r} cannot be the name of a database: lower case, digits and -, none of {', '.join(WEB_PATHS)}")
-        return value
-
     @field_validator("data_dir", "app_dir", mode="before")
     @classmethod
     def _is_folder(cls, value: Any) -> Any:
@@ -263,10 +186,7 @@ class Settings(BaseModel):
                 f"hang_seconds: {self.hang_seconds} is less than call_deadline_seconds + connect_timeout_seconds + {TICK_SECONDS:.0f} "
                 f"({longest_turn}): a slow database would look like a hung process"
             )
-        if (self.web_user_header or self.web_role_header) and not self.web_trusted_proxies:
-            problems.append("web_trusted_proxies: not set, so nobody's web_user_header counts; name the addresses of the proxy")
-        if self.web_role_header and not self.web_user_header:
-            problems.append("web_user_header: not set, though web_role_header is; a role without a name says nothing about who acts")
+        problems += self.web_problems()
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from packhorse.worker.config import SECRETS, load_settings, shown
@@ -19,9 +21,11 @@ def _problems(environ):
 @pytest.mark.parametrize("name", sorted(SECRETS))
 def test_every_secret_can_come_from_a_file(tmp_path, name):
     path = tmp_path / "value"
-    path.write_text(f"{URL}\n")
+    several = name == "web_databases"
+    path.write_text(json.dumps({"shop": URL}) if several else f"{URL}\n")
+    found = getattr(load_settings({f"PACKHORSE_{name.upper()}_FILE": str(path)}), name)
+    assert (found["shop"] if several else found).get_secret_value() == URL
     settings = load_settings({f"PACKHORSE_{name.upper()}_FILE": str(path)})
-    assert getattr(settings, name).get_secret_value() == URL
     assert "s3cret" not in str(shown(settings))
 
 

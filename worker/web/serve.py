@@ -17,8 +17,9 @@ from packhorse.worker.db.sessions import open_work
 from packhorse.worker.errors import ConfigError, StoreUnavailable
 from packhorse.worker.store import tokens
 from packhorse.worker.web.access import is_loopback
-from packhorse.worker.web.app import Frame, create_app
+from packhorse.worker.web.app import create_app
 from packhorse.worker.web.reading import Site
+from packhorse.worker.web.routes import Frame
 
 #: At the end, requests that run have so long.
 END_SECONDS = 5
