@@ -41,7 +41,8 @@ end
 $$;
 comment on function packhorse.require_queue(text) is 'Raise PH002, naming a near miss, unless the queue exists.';
 
-create or replace function packhorse.set_queue(p_queue text, p_settings jsonb, p_operator text default current_user) returns packhorse.queues
+create or replace function packhorse.set_queue(
+  p_queue text, p_settings jsonb, p_operator text default current_user, p_reason text default null) returns packhorse.queues
 language plpgsql as $$
 -- Change settings of one queue; keys are column names of `queues`, null resets a limit to "none".
 -- Locks the queue's row. Unknown keys and values out of range raise PH001, which names the key, and change nothing.
@@ -91,8 +92,8 @@ begin
         from pg_constraint c where c.conrelid = 'packhorse.queues'::regclass::oid and c.conname = v_constraint),
         'Numbers as JSON numbers, intervals as texts like "5 minutes".');
   end;
-  insert into packhorse.operator_actions (action, operator, details)
-  values ('set_queue', p_operator, jsonb_build_object('queue', p_queue, 'settings', p_settings));
+  insert into packhorse.operator_actions (action, operator, reason, details)
+  values ('set_queue', p_operator, p_reason, jsonb_build_object('queue', p_queue, 'settings', p_settings));
   if p_settings ? 'failure_breaker' then
     perform packhorse.lift_removed_breakers();
   end if;
@@ -100,9 +101,9 @@ begin
   return v_row;
 end
 $$;
-comment on function packhorse.set_queue(text, jsonb, text) is 'Change settings of a queue; works within seconds, no restart.';
+comment on function packhorse.set_queue(text, jsonb, text, text) is 'Change settings of a queue; works within seconds, no restart.';
 
-create or replace function packhorse.pause_queue(p_queue text, p_operator text default current_user) returns boolean
+create or replace function packhorse.pause_queue(p_queue text, p_operator text default current_user, p_reason text default null) returns boolean
 language plpgsql as $$
 -- No claim takes messages of a paused queue; running ones finish. True when it was not paused before, or with all others only: then
 -- resume_all_queues() leaves it paused.
@@ -113,14 +114,14 @@ begin
   if not found then
     return false;
   end if;
-  insert into packhorse.operator_actions (action, operator, details)
-  values ('pause_queue', p_operator, jsonb_build_object('queue', p_queue));
+  insert into packhorse.operator_actions (action, operator, reason, details)
+  values ('pause_queue', p_operator, p_reason, jsonb_build_object('queue', p_queue));
   return true;
 end
 $$;
-comment on function packhorse.pause_queue(text, text) is 'Stop claims from a queue; true when it was not paused before.';
+comment on function packhorse.pause_queue(text, text, text) is 'Stop claims from a queue; true when it was not paused before.';
 
-create or replace function packhorse.resume_queue(p_queue text, p_operator text default current_user) returns boolean
+create or replace function packhorse.resume_queue(p_queue text, p_operator text default current_user, p_reason text default null) returns boolean
 language plpgsql as $$
 -- Let claims take from the queue again; true when it was paused.
 begin
@@ -129,13 +130,13 @@ begin
   if not found then
     return false;
   end if;
-  insert into packhorse.operator_actions (action, operator, details)
-  values ('resume_queue', p_operator, jsonb_build_object('queue', p_queue));
+  insert into packhorse.operator_actions (action, operator, reason, details)
+  values ('resume_queue', p_operator, p_reason, jsonb_build_object('queue', p_queue));
   perform packhorse.wake_queue(p_queue);
   return true;
 end
 $$;
-comment on function packhorse.resume_queue(text, text) is 'Let claims take from the queue again; true when it was paused.';
+comment on function packhorse.resume_queue(text, text, text) is 'Let claims take from the queue again; true when it was paused.';
 
 create or replace function packhorse.pause_all_queues(p_operator text default current_user, p_reason text default null) returns text[]
 language plpgsql as $$

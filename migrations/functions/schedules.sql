@@ -123,7 +123,7 @@ end
 $$;
 comment on function packhorse.require_schedule(text) is 'Raise PH001 unless the schedule exists; names a near miss.';
 
-create or replace function packhorse.pause_schedule(p_name text, p_operator text default session_user) returns boolean
+create or replace function packhorse.pause_schedule(p_name text, p_operator text default session_user, p_reason text default null) returns boolean
 language plpgsql as $$
 -- No planned time fires until resume; false when it was paused already. Planned times inside the pause are not made up.
 begin
@@ -132,13 +132,14 @@ begin
   if not found then
     return false;
   end if;
-  insert into packhorse.operator_actions (action, operator, details) values ('pause_schedule', p_operator, jsonb_build_object('schedule', p_name));
+  insert into packhorse.operator_actions (action, operator, reason, details)
+  values ('pause_schedule', p_operator, p_reason, jsonb_build_object('schedule', p_name));
   return true;
 end
 $$;
-comment on function packhorse.pause_schedule(text, text) is 'Stop a schedule; false when it was paused already.';
+comment on function packhorse.pause_schedule(text, text, text) is 'Stop a schedule; false when it was paused already.';
 
-create or replace function packhorse.resume_schedule(p_name text, p_operator text default session_user) returns boolean
+create or replace function packhorse.resume_schedule(p_name text, p_operator text default session_user, p_reason text default null) returns boolean
 language plpgsql as $$
 -- Let a paused schedule go on, from now: what was due inside the pause is not made up. False when it was not paused.
 begin
@@ -148,11 +149,12 @@ begin
   if not found then
     return false;
   end if;
-  insert into packhorse.operator_actions (action, operator, details) values ('resume_schedule', p_operator, jsonb_build_object('schedule', p_name));
+  insert into packhorse.operator_actions (action, operator, reason, details)
+  values ('resume_schedule', p_operator, p_reason, jsonb_build_object('schedule', p_name));
   return true;
 end
 $$;
-comment on function packhorse.resume_schedule(text, text) is 'Let a paused schedule go on from now; false when it was not paused.';
+comment on function packhorse.resume_schedule(text, text, text) is 'Let a paused schedule go on from now; false when it was not paused.';
 
 create or replace function packhorse.enqueue_schedule(p_schedule packhorse.schedules, p_planned_at timestamptz, p_run_at timestamptz) returns bigint
 language sql as $$

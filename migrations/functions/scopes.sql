@@ -90,7 +90,7 @@ end
 $$;
 comment on function packhorse.park_scope(text, interval, text, text[], boolean, text, text) is 'No message of a scope starts for some time; returns until when.';
 
-create or replace function packhorse.lift_scope(p_scope text, p_operator text default null) returns boolean
+create or replace function packhorse.lift_scope(p_scope text, p_operator text default null, p_reason text default null) returns boolean
 language plpgsql set lock_timeout = '500ms' as $$
 -- The messages of the scope may start again, at once: workers that sleep are woken. False when it was not parked. p_operator, a person: recorded.
 begin
@@ -102,13 +102,14 @@ begin
   if not found then
     return false;
   elsif p_operator is not null then
-    insert into packhorse.operator_actions (action, operator, details) values ('lift_scope', p_operator, jsonb_build_object('scope', p_scope));
+    insert into packhorse.operator_actions (action, operator, reason, details)
+    values ('lift_scope', p_operator, p_reason, jsonb_build_object('scope', p_scope));
   end if;
   perform packhorse.wake_queue(q.name) from packhorse.queues q;
   return true;
 end
 $$;
-comment on function packhorse.lift_scope(text, text) is 'The messages of a scope may start again; false when it was not parked.';
+comment on function packhorse.lift_scope(text, text, text) is 'The messages of a scope may start again; false when it was not parked.';
 
 create or replace function packhorse.join_scopes() returns void
 language plpgsql as $$

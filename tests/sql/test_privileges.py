@@ -241,7 +241,7 @@ def test_a_reader_can_only_look(as_role: Callable[[str], Sql], statement: str) -
         "delete from operator_actions",
         "update operator_actions set reason = 'x'",
         "create table elsewhere (id integer)",
-        "drop function pause_queue(text, text)",
+        "drop function pause_queue(text, text, text)",
         "delete from packhorse_migrations",
     ],
 )

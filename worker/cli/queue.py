@@ -54,7 +54,7 @@ def pause(queue: OneName = None, everything: All = False, reason: Reason = None,
     with database() as connection:
         if name is None:
             return _told_all(operations.pause_all_queues(connection, who, reason), "paused", as_json)
-        changed = operations.pause_queue(connection, name, who)
+        changed = operations.pause_queue(connection, name, who, reason)
     if as_json:
         print_json({"queue": name, "paused": True, "changed": changed})
     else:
@@ -69,7 +69,7 @@ def resume(queue: OneName = None, everything: All = False, reason: Reason = None
     with database() as connection:
         if name is None:
             return _told_all(operations.resume_all_queues(connection, who, reason), "resumed", as_json)
-        changed = operations.resume_queue(connection, name, who)
+        changed = operations.resume_queue(connection, name, who, reason)
     if as_json:
         print_json({"queue": name, "paused": False, "changed": changed})
     else:
@@ -113,6 +113,7 @@ def _told_all(names: list[str], verb: str, as_json: bool) -> int:
 def set_settings(
     queue: Name,
     settings: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...", help="Settings as `packhorse queue show` names them; none = no limit.")],
+    reason: Reason = None,
     operator: Operator = None,
     as_json: AsJson = False,
 ) -> int:
@@ -123,7 +124,8 @@ def set_settings(
             raise usage(name, "given twice", "Give it once")
         values[name] = value
     with database() as connection:
-        found, span = operations.set_queue(connection, queue, values, operator_name(operator)), operations.retry_span(connection, queue)
+        found = operations.set_queue(connection, queue, values, operator_name(operator), reason)
+        span = operations.retry_span(connection, queue)
     _tell(found, span, as_json=as_json)
     return EXIT_OK
 

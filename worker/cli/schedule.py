@@ -75,10 +75,10 @@ def run(schedule: Name, operator: Operator = None, reason: Reason = None, as_jso
 
 
 @app.command()
-def pause(schedule: Name, operator: Operator = None, as_json: AsJson = False) -> int:
+def pause(schedule: Name, operator: Operator = None, reason: Reason = None, as_json: AsJson = False) -> int:
     """Fire nothing more until resume."""
     with database() as connection:
-        changed = store.pause(connection, schedule, operator_name(operator))
+        changed = store.pause(connection, schedule, operator_name(operator), reason)
     if as_json:
         print_json({"schedule": schedule, "paused": True, "changed": changed})
     else:
@@ -87,10 +87,10 @@ def pause(schedule: Name, operator: Operator = None, as_json: AsJson = False) ->
 
 
 @app.command()
-def resume(schedule: Name, operator: Operator = None, as_json: AsJson = False) -> int:
+def resume(schedule: Name, operator: Operator = None, reason: Reason = None, as_json: AsJson = False) -> int:
     """Let a paused schedule go on, from now."""
     with database() as connection:
-        changed = store.resume(connection, schedule, operator_name(operator))
+        changed = store.resume(connection, schedule, operator_name(operator), reason)
     if as_json:
         print_json({"schedule": schedule, "paused": False, "changed": changed})
     else:

@@ -52,10 +52,10 @@ def park(
 
 
 @app.command()
-def lift(scope: Name, operator: Operator = None, as_json: AsJson = False) -> int:
+def lift(scope: Name, reason: Reason = None, operator: Operator = None, as_json: AsJson = False) -> int:
     """Let the messages of a scope start again, at once."""
     with database() as connection:
-        lifted = scopes.lift(connection, scope, operator_name(operator))
+        lifted = scopes.lift(connection, scope, operator_name(operator), reason)
     if as_json:
         print_json({"scope": scope, "lifted": lifted})
     else:

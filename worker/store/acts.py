@@ -14,7 +14,7 @@ from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.queries import sql
 from packhorse.worker.records import Row
 from packhorse.worker.store.filters import KNOWN, LIVE, Term, filled
-from packhorse.worker.store.rows import rows_of, value
+from packhorse.worker.store.rows import rows, rows_of, value
 
 #: A look at a table of any size ends after this.
 LOOK_SECONDS = 30
@@ -84,6 +84,12 @@ def editable(connection: DeadlineConnection, message_id: int) -> Editable | None
     """None when nothing has this id."""
     row: Any = connection.execute(sql("message_payload"), (message_id,)).fetchone()
     return None if row is None else Editable(row[0], str(row[1]), list(row[2]), row[3], row[4])
+
+
+def reveal(connection: DeadlineConnection, message_id: int, operator: str, reason: str | None) -> Row | None:
+    """state, payload, options, error_details, steps of one message, wherever it is; recorded. None when nothing has this id."""
+    found = rows(connection, "reveal_message", (message_id, operator, reason))
+    return found[0] if found else None
 
 
 def edit(

@@ -43,22 +43,22 @@ def retry_span(connection: DeadlineConnection, queue: str) -> Row:
     return rows(connection, "retry_span", (queue,))[0]
 
 
-def pause_queue(connection: DeadlineConnection, queue: str, operator: str) -> bool:
+def pause_queue(connection: DeadlineConnection, queue: str, operator: str, reason: str | None) -> bool:
     """Stop claims from a queue; False when it was paused already. Raises UnknownQueue."""
-    return bool(value(connection, "pause_queue", (queue, operator)))
+    return bool(value(connection, "pause_queue", (queue, operator, reason)))
 
 
-def resume_queue(connection: DeadlineConnection, queue: str, operator: str) -> bool:
+def resume_queue(connection: DeadlineConnection, queue: str, operator: str, reason: str | None) -> bool:
     """Let claims go on; False when it was not paused. Raises UnknownQueue."""
-    return bool(value(connection, "resume_queue", (queue, operator)))
+    return bool(value(connection, "resume_queue", (queue, operator, reason)))
 
 
-def set_queue(connection: DeadlineConnection, queue: str, settings: dict[str, Any], operator: str) -> Row:
+def set_queue(connection: DeadlineConnection, queue: str, settings: dict[str, Any], operator: str, reason: str | None) -> Row:
     """Change settings (column names of `queues`; None = no limit); the settings after it.
 
     Raises UnknownQueue, InvalidArgument for an unknown name or a value out of range; then nothing changed.
     """
-    connection.execute(sql("set_queue"), (queue, dumps(settings), operator))
+    connection.execute(sql("set_queue"), (queue, dumps(settings), operator, reason))
     return queue_settings(connection, queue)
 
 

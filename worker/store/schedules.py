@@ -105,14 +105,14 @@ def history(connection: DeadlineConnection, name: str | None, limit: int) -> lis
     return rows(connection, "schedule_history", {"name": name, "limit": limit})
 
 
-def pause(connection: DeadlineConnection, name: str, operator: str) -> bool:
+def pause(connection: DeadlineConnection, name: str, operator: str, reason: str | None) -> bool:
     """Stop a schedule; False when it was paused already."""
-    return bool(value(connection, "pause_schedule", (name, operator)))
+    return bool(value(connection, "pause_schedule", (name, operator, reason)))
 
 
-def resume(connection: DeadlineConnection, name: str, operator: str) -> bool:
+def resume(connection: DeadlineConnection, name: str, operator: str, reason: str | None) -> bool:
     """Let a paused schedule go on, from now; False when it was not paused."""
-    return bool(value(connection, "resume_schedule", (name, operator)))
+    return bool(value(connection, "resume_schedule", (name, operator, reason)))
 
 
 def run_now(connection: DeadlineConnection, name: str, operator: str, reason: str | None) -> int:

@@ -32,6 +32,6 @@ def park(
     return found
 
 
-def lift(connection: DeadlineConnection, scope: str, operator: str) -> bool:
+def lift(connection: DeadlineConnection, scope: str, operator: str, reason: str | None) -> bool:
     """The messages of the scope may start; False when it was not parked."""
-    return bool(value(connection, "lift_scope", (scope, operator)))
+    return bool(value(connection, "lift_scope", (scope, operator, reason)))

@@ -116,6 +116,10 @@ select packhorse.edit_message(%s, %s::jsonb, %s, %s, %s::jsonb, %s);
 -- How often a message is tried, and until when; null leaves a limit as it is.
 select packhorse.set_message_limits(%s, %s, %s::timestamptz, %s, %s);
 
+-- name: reveal_message
+-- What one message carries; the look is recorded.
+select state, payload, options, error_details, steps from packhorse.reveal_message(%s, %s, %s);
+
 -- name: message_payload
 -- State and payload of one message, who holds it, the names of its steps, and its limits while it lives.
 select a.state, a.payload, array(select s.name from packhorse.message_steps(a.id) s) as steps, q.max_attempts, q.expires_at

@@ -22,11 +22,11 @@ select packhorse.require_queue(%s);
 
 -- name: pause_queue
 -- Stop claims; false when it was paused already.
-select packhorse.pause_queue(%s, %s);
+select packhorse.pause_queue(%s, %s, %s);
 
 -- name: resume_queue
 -- Claims go on; false when it was not paused.
-select packhorse.resume_queue(%s, %s);
+select packhorse.resume_queue(%s, %s, %s);
 
 -- name: pause_all_queues
 -- Pause what is not paused; which.
@@ -42,7 +42,7 @@ select packhorse.delete_queue(%s, %s, %s);
 
 -- name: set_queue
 -- Change settings.
-select (packhorse.set_queue(%s, %s::jsonb, %s)).name;
+select (packhorse.set_queue(%s, %s::jsonb, %s, %s)).name;
 
 -- name: show_message
 -- One message, whole; of its steps so many characters of each value.

@@ -75,11 +75,11 @@ select packhorse.require_schedule(%s);
 
 -- name: pause_schedule
 -- Stop a schedule.
-select packhorse.pause_schedule(%s, %s);
+select packhorse.pause_schedule(%s, %s, %s);
 
 -- name: resume_schedule
 -- Let a schedule go on.
-select packhorse.resume_schedule(%s, %s);
+select packhorse.resume_schedule(%s, %s, %s);
 
 -- name: run_schedule_now
 -- Enqueue a run at once.

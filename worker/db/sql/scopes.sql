@@ -20,4 +20,4 @@ select packhorse.park_scope(%(scope)s::text, make_interval(secs => %(seconds)s),
 
 -- name: lift_scope
 -- By a person: recorded; false when it was not parked.
-select packhorse.lift_scope(%s::text, %s::text);
+select packhorse.lift_scope(%s::text, %s::text, %s::text);
