@@ -14,6 +14,7 @@ from packhorse.schedules.backfill.logs import (
     WebhookDeliveryLog,
     WebhookLogs,
 )
+from packhorse.schedules.backfill.session_ids import SessionIds
 
 SHIPPED: dict[str, type[Backfill]] = {
     kind.name: kind
@@ -26,6 +27,7 @@ SHIPPED: dict[str, type[Backfill]] = {
         SecurityAuditLog,
         AgentErrorLogs,
         TripStatusAudit,
+        SessionIds,
         EttaConversations,
         EttaMessages,
         Reviews,
