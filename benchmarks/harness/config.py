@@ -22,6 +22,7 @@ ALL_METRICS = (
     "waiting",
     "outage",
     "platform",
+    "backfill",
 )
 HOME = Path(__file__).resolve().parent.parent
 

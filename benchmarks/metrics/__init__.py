@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.harness.config import ConfigError, Settings
 from benchmarks.metrics import (
+    backfill,
     backlog,
     enqueue,
     idle,
@@ -52,6 +53,8 @@ def cases(metrics: tuple[str, ...], snapshot_messages: tuple[int, ...]) -> list[
         found += [(case, maintenance.measure) for case in maintenance.CASES]
     if "observability" in metrics:
         found += [(case, observability.measure) for case in observability.CASES]
+    if "backfill" in metrics:
+        found += [(case, backfill.measure) for case in backfill.CASES]
     if "recovery" in metrics:
         found += [(case, recovery.measure) for case in recovery.CASES]
     if "producers" in metrics:

@@ -136,6 +136,9 @@ class Adapter(PostgresSystem):
             "platform/calls",
             "platform/at-once",
             "platform/sample",
+            "backfill/sessions",
+            "backfill/pickup",
+            "backfill/session-ids",
         }
     )
 

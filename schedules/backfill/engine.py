@@ -64,6 +64,9 @@ class BackfillRun(Work):
     open_connection: of the role that owns the tables, in autocommit. budget_seconds: it pauses after that, and the next run goes on.
     """
 
+    least_rest_seconds = 0.001
+    gates_every_seconds = 0.25
+
     def __init__(
         self,
         open_connection: Callable[[], DeadlineConnection],

@@ -61,9 +61,14 @@ class Step:
 
 
 class Work(ABC):
-    """The steps of a task. `step` runs in a transaction; `committed` and `failed` after it. rest_ratio: instead of the task's pause_ratio."""
+    """The steps of a task. `step` runs in a transaction; `committed` and `failed` after it.
+
+    rest_ratio: instead of the task's pause_ratio. least_rest_seconds: when it rests at all. gates_every_seconds: short steps need not look each time.
+    """
 
     rest_ratio: float | None = None
+    least_rest_seconds: float = LEAST_REST_SECONDS
+    gates_every_seconds: float = 0.0
 
     @abstractmethod
     def step(self) -> Step:
@@ -112,6 +117,7 @@ class Run:
         self._deadline = time.monotonic() + task.budget_seconds
         self._held_by: str | None = None
         self._slow = False
+        self._looked_at = -inf
         self.rows = 0
         self.remark: str | None = None
 
@@ -154,9 +160,11 @@ class Run:
         while True:
             if self._over():
                 return "paused"
-            waited = self._wait_at_gates()
-            if waited != "go":
-                return waited
+            if time.monotonic() - self._looked_at >= work.gates_every_seconds:
+                waited = self._wait_at_gates()
+                if waited != "go":
+                    return waited
+                self._looked_at = time.monotonic()
             began = time.monotonic()
             try:
                 with translated(), self._connection.transaction():
@@ -180,7 +188,7 @@ class Run:
                 return "paused"
             ratio = self._task.pause_ratio if work.rest_ratio is None else work.rest_ratio
             if ratio is not None:
-                self.rest(max(LEAST_REST_SECONDS, took * ratio * (2 if self._slow else 1)))
+                self.rest(max(work.least_rest_seconds, took * ratio * (2 if self._slow else 1)))
 
     def alone(self, act: Callable[[], int]) -> str:
         """Work that has transactions of its own, and no step to go on from. act: how many it changed."""
