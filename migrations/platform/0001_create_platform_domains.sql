@@ -79,7 +79,7 @@ declare
     'cleanup_expired_dialog_contexts', 'cleanup_expired_guest_sessions', 'cleanup_expired_whatsapp_keys', 'cleanup_old_audit_events',
     'cleanup_old_conversations', 'cleanup_old_platform_events', 'cleanup_old_webhook_events', 'convert_guest_to_user', 'create_guest_session',
     'create_messages_partition', 'current_guest_session_id', 'current_guest_token', 'drop_messages_partition', 'end_overdue_workflow',
-    'enqueue_due_reminders', 'erase_person_business', 'erase_person_data', 'erase_person_queue', 'erase_person_records', 'erase_person_referrals',
+    'enqueue_due_reminders', 'enqueue_reminder', 'erase_person_business', 'erase_person_data', 'erase_person_queue', 'erase_person_records', 'erase_person_referrals',
     'erase_person_talk', 'expire_agent_chat_sessions', 'export_host_table', 'export_person_data', 'export_person_queue', 'export_person_talk',
     'find_person', 'find_person_messages', 'finish_workflow', 'forget_company_keys', 'get_agent_conversation', 'get_conversion_funnel',
     'get_database_stats', 'get_event_counts_by_type', 'get_guest_session', 'get_messages_stats', 'get_or_create_agent_session',

@@ -287,6 +287,7 @@ WORKERS = {
     "check_text",
     "drop_messages_partition",
     "end_overdue_workflow",
+    "enqueue_reminder",
     "erase_person_business",
     "erase_person_queue",
     "erase_person_records",
