@@ -23,7 +23,7 @@ from packhorse.worker.errors import InvalidArgument, StoreRejected, StoreUnavail
 from tests.support.harness import House, quick_settings
 from tests.support.pages import Page, working
 from tests.support.platform import broker_on, platform_database
-from tests.support.postgres import Database, Server
+from tests.support.postgres import ROLE, Database, Server
 
 PHONE = "+250 788 000-456"
 
@@ -366,13 +366,15 @@ def test_the_correlation_id_of_a_request_goes_with_what_it_enqueues(broker: Post
 
 @pytest.mark.parametrize("house_name", ["runtime"])
 def test_in_a_transactional_handler_its_connection_is_the_transaction(database: Database, monkeypatch: pytest.MonkeyPatch, house_name: str) -> None:
+    database.query("do $$ begin create role packhorse_tenant nologin; exception when duplicate_object then null; end $$")
+    database.query(f"grant packhorse_tenant to {ROLE}")
     house = House(house_name, database, monkeypatch, threads=2)
     try:
 
         @dramatiq.actor(transactional=True, max_attempts=1)
         def say(fail: bool) -> None:
             connection = packhorse.current_connection()
-            connection.execute("set local search_path = ''")
+            connection.execute("set local role packhorse_tenant")  # which has no right to anything of ours
             session = platform.get_or_create_session(f"+{int(fail)}", "shop", connection=connection)
             platform.add_message(session.id, "user", "x", connection=connection)
             if fail:
@@ -381,6 +383,7 @@ def test_in_a_transactional_handler_its_connection_is_the_transaction(database: 
         @dramatiq.actor(transactional=True, max_attempts=1)
         async def say_async() -> None:
             connection = packhorse.current_async_connection()
+            await connection.execute("set local role packhorse_tenant")
             session = await platform.get_or_create_session_async("+3", "shop", connection=connection)
             await platform.add_message_async(session.id, "user", "x", connection=connection)
 

@@ -38,9 +38,12 @@ def fetch(connection: Any, statement: str, values: Mapping[str, Any]) -> list[Ro
     if not isinstance(connection, psycopg.Connection):
         raise _refused(connection, "is no synchronous connection of psycopg", "Give a psycopg.Connection, or none for one of the broker's pool.")
     if isinstance(connection, DeadlineConnection):  # current_connection(): the handler's role and search_path are not ours
-        with connection.as_ourselves():
-            return _ask(connection, connection.names, statement, values)
-    return _ask(connection, own_names(), statement, values)
+        with translated(), connection.as_ourselves():
+            cursor = connection.execute(sql(statement), values)  # its own execute: it leaves the handler's role on the way
+            names = [column.name for column in cursor.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    with translated():
+        return list(psycopg.Cursor(connection, row_factory=dict_row).execute(own_names().of(sql(statement)).encode(), values).fetchall())
 
 
 async def fetch_async(connection: Any, statement: str, values: Mapping[str, Any]) -> list[Row]:
@@ -57,12 +60,6 @@ async def fetch_async(connection: Any, statement: str, values: Mapping[str, Any]
         cursor = psycopg.AsyncCursor(connection, row_factory=dict_row)
         await cursor.execute(own_names().of(sql(statement)).encode(), values)
         return list(await cursor.fetchall())
-
-
-def _ask(connection: psycopg.Connection[Any], names: Names, statement: str, values: Mapping[str, Any]) -> list[Row]:
-    with translated():
-        cursor = psycopg.Cursor(connection, row_factory=dict_row)
-        return list(cursor.execute(names.of(sql(statement)).encode(), values).fetchall())
 
 
 def _refused(connection: Any, problem: str, hint: str) -> InvalidArgument:
