@@ -1,12 +1,37 @@
 -- The check of the whole system, and health_checks() for all fourteen (SPEC O1).
 
+create or replace function packhorse.health_glance(p_limit integer default 10000, p_blocks integer default 1000) returns jsonb
+language plpgsql volatile as $$
+-- The five numbers that people look at first: due messages, stuck workflows, dead letters, active sessions (null without the platform), and the
+-- share of dead letters among what ended in the last hour. Counts stop at p_limit; of the archive p_blocks blocks are read.
+declare
+  v_now constant timestamptz := clock_timestamp();
+  v_done constant bigint := (select sum(e.done) from packhorse.ends_by_hour(v_now, 1, p_blocks) e where e.hours_ago = 0);
+  v_dead constant bigint := (select count(*) from (
+    select from packhorse.dead_letters d where d.dead_at > v_now - interval '1 hour' order by d.dead_at desc limit p_limit) r);
+  v_stuck bigint;
+  v_sessions bigint;
+begin
+  if packhorse.has_platform_table('workflow_states') then
+    v_stuck := (select count(*) from (
+      select from platform.workflow_states w where w.status = 'active' and w.timeout_at <= v_now order by w.timeout_at limit p_limit) s);
+    v_sessions := (select count(*) from (
+      select from platform.agent_chat_sessions s where s.status = 'active' and s.expires_at > v_now limit p_limit) a);
+  end if;
+  return jsonb_build_object('pending', (select sum(c.messages) from packhorse.count_queue_messages(v_now, p_limit) c where c.state = 'pending'),
+    'stuck_workflows', v_stuck, 'dead_letters', (select count(*) from (select from packhorse.dead_letters limit p_limit) d), 'active_sessions', v_sessions,
+    'error_ratio', v_dead::float8 / nullif(coalesce(v_done, 0) + v_dead, 0)::float8);
+end
+$$;
+comment on function packhorse.health_glance(integer, integer) is 'Due messages, stuck workflows, dead letters, active sessions, share of errors.';
+
 create or replace function packhorse.health_system_summary(
   p_warn_connections double precision default 0.8, p_fail_connections double precision default 0.95, p_warn_runway interval default '2 days',
   p_fail_runway interval default '1 day', p_warn_snapshot interval default '15 minutes', p_fail_snapshot interval default '2 hours',
   p_warn_schedule interval default '5 minutes'
 ) returns table (status text, summary text, details jsonb)
-language plpgsql stable set lock_timeout = '500ms' as $$
--- Server, connections, workers and what they cannot do, archive partitions ahead, oldest snapshot, schedules that are late,
+language plpgsql volatile set lock_timeout = '500ms' as $$
+-- The numbers of health_glance() (null while one of their tables is locked). Server, connections, workers and what they cannot do, archive partitions ahead, oldest snapshot, schedules that are late,
 -- maintenance that failed. A worker that cannot claim, complete, beat or keep its timetable is a failure, and so is one that is
 -- silent while it holds leases; any other duty that fails is a warning. Snapshots that this role may not see are said to be hidden.
 -- A timetable that somebody keeps locked is a failure, and hides nothing else.
@@ -14,6 +39,7 @@ declare
   v_late bigint;
   v_failed bigint;
   v_locked boolean := false;
+  v_glance jsonb;
   v_now constant timestamptz := clock_timestamp();
   v_vital constant text := '^(fetcher|claim|complete|beat|timekeeper|pool|scheduler) ';
 begin
@@ -22,6 +48,11 @@ begin
     v_failed := (select count(*) from packhorse.maintenance_health h where h.state = 'failed');
   exception when lock_not_available then
     v_locked := true;
+  end;
+  begin
+    v_glance := packhorse.health_glance();
+  exception when lock_not_available then
+    v_glance := null; -- the check of that table fails
   end;
   return query
   with told as (
@@ -53,15 +84,17 @@ begin
       packhorse.health_level(f.snapshot, extract(epoch from p_warn_snapshot)::float8, extract(epoch from p_fail_snapshot)::float8),
       case when f.late_schedules > 0 or f.failed_tasks > 0 or f.silent > 0 then 'warn' end,
       case when f.failures > 0 or v_locked then 'fail' when f.problems > 0 then 'warn' end]) as level from facts f)
-  select j.level, format('PostgreSQL %s, %s of %s connections, %s worker process(es)%s, archive partitions for %s%s%s%s%s%s', split_part(current_setting('server_version'), ' ', 1),
+  select j.level, format('PostgreSQL %s, %s of %s connections, %s worker process(es)%s, archive partitions for %s%s%s%s%s%s%s', split_part(current_setting('server_version'), ' ', 1),
       j.connections, j.max_connections, j.workers, case when j.silent > 0 then format(' and %s silent', j.silent) end, packhorse.health_duration(greatest(j.runway, 0)),
       '; ' || j.worst || case when j.problems > 1 then format(' and %s more', j.problems - 1) else '' end,
       case when j.snapshot >= extract(epoch from p_warn_snapshot) then '; oldest snapshot ' || packhorse.health_duration(j.snapshot)
         when not j.sees_all then '; a snapshot of another role, whose age this one may not see (grant pg_read_all_stats)' end,
       case when v_locked then '; the timetable cannot be read: somebody keeps it locked' end,
       case when j.late_schedules > 0 then format('; %s late schedule(s)', j.late_schedules) end,
-      case when j.failed_tasks > 0 then format('; %s failed maintenance task(s)', j.failed_tasks) end),
-    jsonb_build_object('server_version', current_setting('server_version'), 'started_at', pg_postmaster_start_time(), 'connections', j.connections,
+      case when j.failed_tasks > 0 then format('; %s failed maintenance task(s)', j.failed_tasks) end,
+      '; ' || concat_ws(', ', (v_glance ->> 'pending') || ' due', (v_glance ->> 'stuck_workflows') || ' stuck workflow(s)', (v_glance ->> 'active_sessions')
+        || ' active session(s)', (v_glance ->> 'dead_letters') || ' dead letter(s)', round(100.0 * (v_glance ->> 'error_ratio')::numeric, 1) || ' % errors')),
+    jsonb_build_object('glance', v_glance, 'server_version', current_setting('server_version'), 'started_at', pg_postmaster_start_time(), 'connections', j.connections,
       'max_connections', j.max_connections, 'workers', j.workers, 'silent_workers', j.silent, 'archive_runway_seconds', j.runway,
       'worker_problems', coalesce((select jsonb_agg(jsonb_build_object('worker', p.id, 'hostname', p.hostname, 'pid', p.pid, 'problem', p.problem, 'vital', p.vital)
         order by p.place) from problems p where p.place <= 50), '[]'),

@@ -34,6 +34,11 @@ begin
     select (select count(*) from (select from packhorse.message_queue m where m.state = 'pending' and m.crashes >= 2 limit p_limit) i) as isolated,
       (select count(*) from (select from packhorse.message_queue m where m.completion_refused_at is not null limit p_limit) r) as refused,
       (select min(m.error ->> 'message') from packhorse.message_queue m where m.completion_refused_at is not null) as refusal
+  ), oldest as (
+    select m.state::text as state, greatest(m.attempt::integer - 1, 0) as retries, m.created_at from packhorse.message_queue m order by m.id limit p_limit
+  ), states as (
+    select o.state, count(*) as n, round(avg(o.retries), 2) as retries, max(o.retries) as most, extract(epoch from v_now - min(o.created_at))::float8 as age
+    from oldest o group by o.state
   ), resting as (
     select count(*) as n, bool_or(v_now - s.parked_at > p_warn_after) as long, (array_agg(s.name order by s.parked_at, s.name))[:20] as names
     from packhorse.scopes s where s.ends_at > v_now
@@ -50,7 +55,8 @@ begin
     jsonb_build_object('queues', jsonb_agg(jsonb_build_object('queue', p.queue, 'status', p.level, 'due', p.pending, 'delayed', p.delayed,
       'blocked', p.blocked, 'running', p.running, 'estimated', p.estimated, 'oldest_due_seconds', p.late, 'paused', p.paused,
       'declared', p.declared, 'has_worker', p.has_worker) order by p.place) filter (where p.place <= 50),
-      'isolated', max(a.isolated), 'refused', max(a.refused), 'parked', to_jsonb(max(r.names)))
+      'states', coalesce((select jsonb_agg(jsonb_build_object('state', s.state, 'messages', s.n, 'retries_mean', s.retries, 'retries_most', s.most,
+        'oldest_seconds', s.age) order by s.state) from states s), '[]'), 'isolated', max(a.isolated), 'refused', max(a.refused), 'parked', to_jsonb(max(r.names)))
   from placed p cross join apart a cross join resting r;
 end
 $$;
@@ -68,7 +74,7 @@ declare
 begin
   return query
   with recent as (
-    select d.message_type, d.reason, d.error_class, d.fingerprint, d.id
+    select d.message_type, d.reason, d.error_class, d.fingerprint, d.id, d.attempt >= d.max_attempts as is_exhausted
     from packhorse.dead_letters d where d.dead_at > v_now - p_window order by d.dead_at desc limit p_limit
   ), causes as (
     select r.message_type, r.reason, r.error_class, r.fingerprint, count(*) as n, max(r.id) as last_id,
@@ -76,6 +82,7 @@ begin
     from recent r group by r.message_type, r.reason, r.error_class, r.fingerprint
   ), kept as (
     select (select count(*) from (select from packhorse.dead_letters limit p_limit) k) as n, (select min(d.dead_at) from packhorse.dead_letters d) as oldest_at,
+      (select max(d.dead_at) from packhorse.dead_letters d) as newest_at, (select count(*) filter (where r.is_exhausted) from recent r) as exhausted,
       (select count(*) from (select from packhorse.dead_letters d where d.blocks_conversation limit p_limit) b) as blocking,
       (select count(*) from (select from packhorse.dead_letters d where d.dead_at > v_now - interval '24 hours' limit p_limit) y) as day
   )
@@ -84,27 +91,39 @@ begin
       packhorse.health_count(k.n, p_limit), case when k.blocking > 0 then format(', %s hold their conversation', k.blocking) end,
       case when k.oldest_at <= v_now - p_warn_age then format('; the oldest is %s old and goes after 30 days',
         packhorse.health_duration(extract(epoch from v_now - k.oldest_at)::float8)) end),
-    jsonb_build_object('recent', coalesce(sum(c.n), 0), 'recent_is_limit', coalesce(sum(c.n), 0) >= p_limit, 'last_day', k.day, 'kept', k.n, 'kept_is_limit', k.n >= p_limit, 'blocking', k.blocking, 'oldest_at', k.oldest_at,
-      'causes', coalesce(jsonb_agg(jsonb_build_object('message_type', c.message_type, 'reason', c.reason, 'error_class', c.error_class,
+    jsonb_build_object('recent', coalesce(sum(c.n), 0), 'recent_is_limit', coalesce(sum(c.n), 0) >= p_limit, 'last_day', k.day, 'kept', k.n, 'kept_is_limit', k.n >= p_limit, 'blocking', k.blocking, 'oldest_at', k.oldest_at, 'newest_at', k.newest_at,
+      'exhausted', k.exhausted, 'causes', coalesce(jsonb_agg(jsonb_build_object('message_type', c.message_type, 'reason', c.reason, 'error_class', c.error_class,
         'fingerprint', c.fingerprint, 'count', c.n, 'last_id', c.last_id) order by c.place) filter (where c.place <= 10), '[]'))
-  from kept k left join causes c on true group by k.n, k.oldest_at, k.blocking, k.day;
+  from kept k left join causes c on true group by k.n, k.oldest_at, k.newest_at, k.exhausted, k.blocking, k.day;
 end
 $$;
 comment on function packhorse.health_dead_letters(interval, integer, integer, interval, integer, integer) is 'Health check: messages given up lately, by cause.';
 
 create or replace function packhorse.health_processing_latency(
-  p_window interval default '1 hour', p_warn_p95 interval default '30 seconds', p_fail_p95 interval default '5 minutes', p_blocks integer default 4000
+  p_window interval default '1 hour', p_warn_p95 interval default '30 seconds', p_fail_p95 interval default '5 minutes', p_blocks integer default 4000,
+  p_hours integer default 24
 ) returns table (status text, summary text, details jsonb)
 language plpgsql stable as $$
--- How long handlers took (from the claim to the end) for messages done within p_window: p50, p95, p99, over all and for
--- the slowest types. Waiting from enqueue to claim is shown beside it and not judged: it includes wanted delays.
+-- How long handlers took (from the claim to the end) for messages done within p_window: p50, p95, p99, max, over all and for
+-- the slowest types; and for each of the last p_hours (1..168) hours, of the newest p_blocks blocks of a day. Waiting from enqueue to claim is shown
+-- beside it and not judged: it includes wanted delays.
+declare
+  v_now constant timestamptz := clock_timestamp();
+  v_hours constant integer := least(greatest(p_hours, 1), 168);
 begin
   return query
-  with ends as materialized (
-    select e.message_type, e.run, e.wait, e.finished_at, e.whole from packhorse.recent_ends(clock_timestamp() - p_window, p_blocks) e
+  with day as materialized (
+    select e.message_type, e.run, e.wait, e.finished_at, e.whole
+    from packhorse.recent_ends(v_now - greatest(p_window, v_hours::float8 * interval '1 hour'), p_blocks) e
+  ), hours as (
+    select floor(extract(epoch from v_now - d.finished_at) / 3600.0)::integer as hours_ago, count(*) as n, max(d.run) as most,
+      percentile_cont(array[0.5, 0.95, 0.99]) within group (order by d.run) as run
+    from day d group by 1
+  ), ends as (
+    select d.* from day d where d.finished_at > v_now - p_window
   ), total as (
     select count(*) as n, percentile_cont(array[0.5, 0.95, 0.99]) within group (order by e.run) as run,
-      percentile_cont(array[0.5, 0.95, 0.99]) within group (order by e.wait) as wait, coalesce(bool_and(e.whole), true) as whole, min(e.finished_at) as since
+      percentile_cont(array[0.5, 0.95, 0.99]) within group (order by e.wait) as wait, coalesce(bool_and(e.whole), true) as whole, min(e.finished_at) as since, max(e.run) as most
     from ends e
   ), types as (
     select e.message_type, count(*) as n, percentile_cont(array[0.5, 0.95, 0.99]) within group (order by e.run) as run from ends e group by e.message_type
@@ -114,14 +133,15 @@ begin
     case when t.n = 0 then 'nothing was done in the last ' || packhorse.health_duration(extract(epoch from p_window)::float8)
       else format('handlers took %s p50, %s p95, %s p99 (%s messages%s)', packhorse.health_duration(t.run[1]), packhorse.health_duration(t.run[2]),
         packhorse.health_duration(t.run[3]), t.n, case when t.whole then '' else ', the newest' end) end,
-    jsonb_build_object('messages', t.n, 'whole', t.whole, 'since', t.since, 'run_seconds', jsonb_build_object('p50', t.run[1], 'p95', t.run[2], 'p99', t.run[3]),
-      'wait_seconds', jsonb_build_object('p50', t.wait[1], 'p95', t.wait[2], 'p99', t.wait[3]),
+    jsonb_build_object('messages', t.n, 'whole', t.whole, 'since', t.since, 'run_seconds', jsonb_build_object('p50', t.run[1], 'p95', t.run[2], 'p99', t.run[3],
+        'max', t.most), 'hours', coalesce((select jsonb_agg(jsonb_build_object('from', v_now - (h.hours_ago + 1)::float8 * interval '1 hour', 'messages', h.n,
+        'p50', h.run[1], 'p95', h.run[2], 'p99', h.run[3], 'max', h.most) order by h.hours_ago) from hours h where h.hours_ago < v_hours), '[]'), 'wait_seconds', jsonb_build_object('p50', t.wait[1], 'p95', t.wait[2], 'p99', t.wait[3]),
       'slowest_types', coalesce((select jsonb_agg(jsonb_build_object('message_type', p.message_type, 'messages', p.n, 'p50', p.run[1], 'p95', p.run[2],
         'p99', p.run[3]) order by p.place) from placed p where p.place <= 10), '[]'))
   from total t;
 end
 $$;
-comment on function packhorse.health_processing_latency(interval, interval, interval, integer) is 'Health check: p50, p95 and p99 of handlers, over all and by type.';
+comment on function packhorse.health_processing_latency(interval, interval, interval, integer, integer) is 'Health check: p50, p95 and p99 of handlers, over all and by type.';
 
 create or replace function packhorse.health_error_rate(
   p_hours integer default 24, p_warn_ratio double precision default 0.05, p_fail_ratio double precision default 0.1,
@@ -174,13 +194,13 @@ declare
 begin
   return query
   with failures as (
-    (select d.message_type, coalesce(d.error_class, d.reason) as error_class, d.error_code, d.id, true as dead, d.fingerprint
+    (select d.message_type, coalesce(d.error_class, d.reason) as error_class, d.error_code, d.id, true as dead, d.fingerprint, d.dead_at as seen_at
      from packhorse.dead_letters d where d.dead_at > v_since order by d.dead_at desc limit p_limit)
     union all
-    select e.message_type, e.error_class, e.error_code, e.id, false, null from packhorse.recent_ends(v_since, p_blocks) e where e.error_class is not null
+    select e.message_type, e.error_class, e.error_code, e.id, false, null, e.finished_at from packhorse.recent_ends(v_since, p_blocks) e where e.error_class is not null
   ), errors as (
     select f.message_type, f.error_class, f.error_code, count(*) as n, count(*) filter (where f.dead) as dead, max(f.id) as last_id,
-      max(f.fingerprint) as fingerprint
+      max(f.fingerprint) as fingerprint, min(f.seen_at) as first_at, max(f.seen_at) as last_at
     from failures f group by f.message_type, f.error_class, f.error_code
   ), placed as (
     select e.*, row_number() over (order by e.n desc, e.message_type, e.error_class, e.error_code) as place from errors e)
@@ -188,7 +208,8 @@ begin
     coalesce(max(format('%s%s in %s: %s times, %s gave up', p.error_class, ' ' || p.error_code, p.message_type, p.n, p.dead)) filter (where p.place = 1)
       || format('; %s kinds of error', count(*)), 'no errors'),
     jsonb_build_object('kinds', count(*), 'errors', coalesce(jsonb_agg(jsonb_build_object('message_type', p.message_type, 'error_class', p.error_class,
-      'error_code', p.error_code, 'count', p.n, 'dead', p.dead, 'last_id', p.last_id, 'fingerprint', p.fingerprint) order by p.place) filter (where p.place <= 10), '[]'))
+      'error_code', p.error_code, 'count', p.n, 'dead', p.dead, 'last_id', p.last_id, 'first_at', p.first_at,
+      'last_at', p.last_at, 'fingerprint', p.fingerprint) order by p.place) filter (where p.place <= 10), '[]'))
   from placed p;
 end
 $$;

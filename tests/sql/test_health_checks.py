@@ -188,6 +188,31 @@ def test_ten_dead_letters_of_a_day_are_a_warning_too(sql: Sql, count: int, expec
     assert (found.status, found.details["recent"], found.details["last_day"]) == (expected, 0, count)
 
 
+def test_dead_letters_tell_how_many_had_no_attempt_left_and_the_newest(sql: Sql) -> None:
+    die(sql, 2, ago="30 minutes")
+    die(sql, 1, ago="5 minutes", first_id=2_000_000)
+    sql.rows("update dead_letters set max_attempts = case when id > 2000000 then 5 else 3 end")
+    found = check(sql, "dead_letters").details
+    assert found["exhausted"] == 2
+    assert found["newest_at"] == sql.value("select to_jsonb(max(dead_at)) from dead_letters") > found["oldest_at"]
+
+
+def test_a_queue_is_told_by_state_with_retries_and_age(sql: Sql) -> None:
+    for attempt in (0, 2, 4):
+        sql.enqueue()
+        sql.rows(
+            "update message_queue set attempt = %s, created_at = now() - interval '1 hour' where id = (select max(id) from message_queue)", attempt
+        )
+    sql.enqueue()
+    sql.rows("update message_queue set state = 'blocked', conversation_key = 'c' where id = (select max(id) from message_queue)")
+    states = {row["state"]: row for row in check(sql, "queue_health").details["states"]}
+    assert {name: (row["messages"], row["retries_mean"], row["retries_most"]) for name, row in states.items()} == {
+        "pending": (3, 1.33, 3),
+        "blocked": (1, 0, 0),
+    }
+    assert 3599 < states["pending"]["oldest_seconds"] < 3700
+
+
 def test_a_dead_letter_that_will_soon_be_removed_is_a_warning(sql: Sql) -> None:
     die(sql, ago="25 days")
     found = check(sql, "dead_letters")
@@ -249,7 +274,7 @@ def test_handlers_are_judged_by_their_p95(sql: Sql, ran: str, expected: str) -> 
     found = check(sql, "processing_latency")
     assert (found.status, found.details["messages"], found.details["whole"]) == (expected, 100, True)
     assert found.details["slowest_types"][0]["message_type"] == "slow" or expected == "ok"
-    assert round(found.details["run_seconds"]["p50"]) == 1 and set(found.details["run_seconds"]) == {"p50", "p95", "p99"}
+    assert round(found.details["run_seconds"]["p50"]) == 1 and set(found.details["run_seconds"]) == {"p50", "p95", "p99", "max"}
     assert found.details["wait_seconds"]["p50"] > 2900
 
 
@@ -270,6 +295,38 @@ def test_an_hour_with_few_ends_is_not_judged(sql: Sql) -> None:
     die(sql, 5)
     assert check(sql, "error_rate").status == "ok"
     assert check(sql, "error_rate", least=5).status == "fail"
+
+
+def test_latency_is_told_by_hour(sql: Sql) -> None:
+    end(sql, 3, ran="2 seconds")
+    end(sql, 4, ran="1 hour")  # not of the last hour: its end is put back
+    sql.rows(
+        "update message_archive set finished_at = finished_at - interval '150 minutes', claimed_at = claimed_at - interval '150 minutes' "
+        "where claimed_at < clock_timestamp() - interval '30 minutes' and finished_at - interval '150 minutes' "
+        ">= date_trunc('day', clock_timestamp() at time zone 'UTC') at time zone 'UTC'"
+    )
+    moved = sql.value("select count(*) from message_archive where finished_at < clock_timestamp() - interval '2 hours'")
+    found = check(sql, "processing_latency")
+    assert found.status == ("ok" if moved else "fail") and found.details["messages"] == 7 - moved
+    hours = [(row["messages"], round(row["max"])) for row in found.details["hours"]]
+    assert hours == ([(3, 2), (4, 3600)] if moved else [(7, 3600)])
+
+
+def test_errors_tell_when_they_were_first_and_last_seen(sql: Sql) -> None:
+    die(sql, 1, ago="40 minutes")
+    die(sql, 1, ago="10 minutes", first_id=2_000_000)
+    (error,) = check(sql, "top_errors").details["errors"]
+    assert [error["first_at"], error["last_at"]] == sql.value("select to_jsonb(array_agg(dead_at order by dead_at)) from dead_letters")
+
+
+def test_the_summary_has_five_numbers_at_a_glance(sql: Sql) -> None:
+    sql.enqueue()
+    end(sql, 9)
+    die(sql, 1)
+    die(sql, 2, ago="2 hours", first_id=2_000_000)
+    found = check(sql, "system_summary")
+    assert found.details["glance"] == {"pending": 1, "stuck_workflows": None, "dead_letters": 3, "active_sessions": None, "error_ratio": 0.1}
+    assert found.summary.endswith("; 1 due, 3 dead letter(s), 10.0 % errors")
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, "ok"), (10, "warn"), (1000, "fail")])

@@ -167,6 +167,15 @@ def test_conversations_are_told_by_state_with_their_idle_time_and_locks(sql: Sql
     assert 3599 < rows["open"]["idle_most_seconds"] < 3700
 
 
+def test_the_summary_tells_stuck_workflows_and_active_sessions(sql: Sql) -> None:
+    session(sql)
+    session(sql, "2", "paused")
+    workflows(sql, "active", 3)
+    sql.rows("update workflow_states set timeout_at = clock_timestamp() - interval '1 minute' where id = (select id from workflow_states limit 1)")
+    glance = check(sql, "system_summary").details["glance"]
+    assert (glance["stuck_workflows"], glance["active_sessions"], glance["error_ratio"]) == (1, 1, None)
+
+
 def test_locks_of_conversations_that_are_over_are_counted(sql: Sql) -> None:
     sql.rows(
         "insert into conversations (conversation_key, phone, lock_holder, locked_at, lock_expires_at) "
