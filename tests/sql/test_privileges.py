@@ -379,7 +379,9 @@ def test_a_reader_can_call_nothing_that_changes_a_row(shared_database: Database)
         "estimated_messages",
         "health_checks",
         "health_error_rate",
+        "health_glance",
         "health_queue_health",
+        "health_system_summary",
     }
 
 
