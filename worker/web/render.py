@@ -164,17 +164,23 @@ def _walk(lines: list[dict[str, Any]], depth: int, name: str, value: Any, masked
     lines.append({"depth": depth, "name": name, "kind": kind, "text": shown, "cut": cut})
 
 
-def sparkline(values: Sequence[float | None], label: str, width: int = 240, height: int = 40) -> Markup:
-    """A line of values as SVG, from 0 to their greatest; label says in words what it shows. Gaps where a value is None."""
-    known = [value for value in values if value is not None]
-    top = max([*known, 0]) or 1
+def sparkline(values: Sequence[float | None], label: str, width: int = 240, height: int = 40, marks: Sequence[tuple[float, str]] = ()) -> Markup:
+    """A line of values as SVG, from 0 to their greatest; label says in words what it shows. Gaps where a value is None. marks: lines across
+    it, as (place from 0 to 1, words)."""
+    top = max([value for value in values if value is not None] + [0]) or 1
     step = width / max(1, len(values) - 1)
     paths, pen_down = [], False
     for place, value in enumerate(values):
         if value is not None:
             paths.append(f"{'L' if pen_down else 'M'}{place * step:.1f} {height - 1 - (height - 2) * value / top:.1f}")
         pen_down = value is not None
+    lines = [
+        Markup('<line class="mark" x1="{0}" x2="{0}" y1="0" y2="{1}" vector-effect="non-scaling-stroke"><title>{2}</title></line>').format(
+            f"{place * width:.1f}", height, words
+        )
+        for place, words in marks
+    ]
     return Markup(
         '<svg class="sparkline" viewBox="0 0 {0} {1}" width="{0}" height="{1}" role="img" aria-label="{2}" preserveAspectRatio="none">'
-        '<title>{2}</title><path d="{3}" fill="none" stroke="currentColor" stroke-width="1.5" vector-effect="non-scaling-stroke"/></svg>'
-    ).format(width, height, label, " ".join(paths))
+        '<title>{2}</title>{4}<path d="{3}" fill="none" stroke="currentColor" stroke-width="1.5" vector-effect="non-scaling-stroke"/></svg>'
+    ).format(width, height, label, " ".join(paths), Markup("").join(lines))

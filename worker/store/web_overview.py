@@ -1,0 +1,25 @@
+"""What the overview asks besides the health checks (worker/db/sql/web_overview.sql); bounded on tables of any size.
+
+Each takes a connection first and works in its transaction, which the page has made read-only. Errors come out as psycopg errors inside
+`translated()`.
+"""
+
+from __future__ import annotations
+
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.records import Row
+from packhorse.worker.store.rows import rows
+
+
+def recent_ends(connection: DeadlineConnection) -> list[Row]:
+    """What was done in the last hour: one row for all (queue None), which comes first, and one per queue.
+
+    done; seconds: over which; whole: or only the newest of them; wait, run: p50, p95, p99 in seconds; done_lately in lately_seconds, at most
+    five minutes; minutes: of all, [minutes ago, done].
+    """
+    return rows(connection, "web_recent_ends")
+
+
+def worker_starts(connection: DeadlineConnection) -> list[Row]:
+    """Starts of live processes within the last hour: minutes_ago, version, processes."""
+    return rows(connection, "web_worker_starts")
