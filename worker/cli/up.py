@@ -1,12 +1,16 @@
-"""packhorse up: database, schema and workers from one command, with nothing installed but Python."""
+"""packhorse up: database, schema, workers and the page from one command, with nothing installed but Python."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +19,9 @@ from packhorse.worker.cli.common import MIGRATE_SECONDS, configure_logging, data
 from packhorse.worker.cli.worker import Modules, Processes, Reload, Threads
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.exits import EXIT_OK, EXIT_USAGE
+
+#: The page gets so long to end.
+PAGE_END_SECONDS = 10.0
 
 _NO_ACTORS = """\
 No actors are configured, so no worker runs. Write some, for example in my_actors.py:
@@ -40,7 +47,7 @@ def up(
     threads: Threads = None,
     reload: Reload = False,
 ) -> int:
-    """Start everything: an embedded PostgreSQL unless DATABASE_URL is set, the schema, the workers. Ctrl-C drains and stops."""
+    """Start everything: an embedded PostgreSQL unless DATABASE_URL is set, the schema, the workers, the page. Ctrl-C drains and stops."""
     named = [*(modules or []), *(actors or [])]
     given: dict[str, Any] = {"actors": ",".join(named) or None, "processes": processes, "threads": threads}
     settings = load_settings(**given)
@@ -107,14 +114,50 @@ def _run(settings: Settings, reload: bool, *, keep_up: bool) -> int:
         queues = (*settings.queues, QUEUE) if settings.queues else ()
         watched = reloading(settings.actors, ignored=[settings.data_dir]) if reload else nullcontext()
         settings = settings.model_copy(update={"actors": (*settings.actors, MODULE), "queues": queues})
-        with watched:
+        with _page(settings), watched:
             return Supervisor(settings).run()
     _say("", _NO_ACTORS)
     if not keep_up:
         return EXIT_USAGE
     _say("", "The database stays up until Ctrl-C.")
-    _wait_for_signal()
+    with _page(settings):
+        _wait_for_signal()
     return EXIT_OK
+
+
+@contextmanager
+def _page(settings: Settings) -> Iterator[None]:
+    """The page as a process of its own, which says its address itself; without the extra `web` a line that says so. It ends after the workers."""
+    from packhorse.worker.cli.web import PAGE_NEEDS, missing
+    from packhorse.worker.fleet.child import end_with_parent
+
+    if missing() is not None:
+        _say(f"Page       {PAGE_NEEDS}")
+        yield
+        return
+    process = subprocess.Popen(
+        [sys.executable, "-m", "packhorse.worker.cli.program", "web", "--port", str(_port(settings))],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is ours: one may look on while workers drain
+        preexec_fn=partial(end_with_parent, os.getpid()),
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(PAGE_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _port(settings: Settings) -> int:
+    """That of the settings; any free one when it is taken, by another `packhorse up` say."""
+    try:
+        with socket.create_server((settings.web_host, settings.web_port)):
+            return settings.web_port
+    except OSError:
+        return 0
 
 
 def _wait_for_signal() -> None:

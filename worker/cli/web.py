@@ -14,6 +14,7 @@ from packhorse.worker.exits import EXIT_OK, EXIT_UNAVAILABLE
 
 #: What the extra `web` brings.
 NEEDS = ("starlette", "jinja2", "uvicorn")
+PAGE_NEEDS = "not installed: pip install 'packhorse[web]'"
 
 
 def missing() -> str | None:

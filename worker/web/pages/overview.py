@@ -65,7 +65,7 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
-class QueueLine:
+class QueuePace:
     """A queue. row: of store.web.queues. per_second: done lately.
 
     drain_seconds: until what is due is done at this speed; None when nothing is due or nothing moves.
@@ -83,7 +83,7 @@ class OverviewPage:
     concerns: list[Concern]
     unknown: list[str]
     speed: Speed | None
-    queues: list[QueueLine]
+    queues: list[QueuePace]
 
 
 async def load(reader: Reader, query: Query) -> OverviewPage:
@@ -132,12 +132,12 @@ def _speed(row: Row, starts: list[Row]) -> Speed:
     return Speed(row["done"], per_second, row["whole"] is not False, row["wait"] or nothing, row["run"] or nothing, minutes, marks)
 
 
-def _line(row: Row, ends: Row | None) -> QueueLine:
+def _line(row: Row, ends: Row | None) -> QueuePace:
     if ends is None or not ends["lately_seconds"]:
-        return QueueLine(row, 0.0, None, None, None)
+        return QueuePace(row, 0.0, None, None, None)
     per_second = ends["done_lately"] / ends["lately_seconds"]
     drain = row["due"] / per_second if row["due"] and per_second and not row["paused"] else None
-    return QueueLine(row, per_second, ends["wait"][1], ends["run"][1], drain)
+    return QueuePace(row, per_second, ends["wait"][1], ends["run"][1], drain)
 
 
 def _concerns(name: str, row: Row | None) -> Iterator[Concern]:
