@@ -26,7 +26,7 @@ CATALOG_FUNCTIONS = frozenset(
     jsonb_object_agg jsonb_object_keys
     jsonb_path_query jsonb_path_query_array jsonb_populate_record jsonb_strip_nulls jsonb_to_recordset jsonb_typeof lag left length ln lower
     make_interval max md5 min nextval num_nonnulls num_nulls octet_length parse_ident percentile_cont pg_advisory_xact_lock pg_backend_pid
-    pg_column_size pg_get_constraintdef pg_get_expr pg_get_function_result pg_get_indexdef pg_get_partkeydef pg_get_triggerdef
+    pg_column_size pg_database_size pg_get_constraintdef pg_get_expr pg_get_function_result pg_get_indexdef pg_get_partkeydef pg_get_triggerdef
     pg_has_role pg_indexes_size pg_is_in_recovery pg_notify pg_options_to_table pg_partition_tree pg_postmaster_start_time
     pg_relation_size pg_size_pretty pg_sleep pg_stat_get_dead_tuples pg_stat_get_live_tuples pg_table_size pg_total_relation_size
     pg_stat_get_tuples_deleted pg_stat_get_tuples_inserted pg_stat_get_tuples_updated

@@ -50,6 +50,7 @@ select 'policy', p.tablename || '.' || p.policyname, format('create policy %s on
   array_to_string(p.roles, ', '), coalesce(' using (' || p.qual || ')', ''), coalesce(' with check (' || p.with_check || ')', ''))
 from pg_policies p join pg_namespace n on n.nspname = p.schemaname
 join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename where c.oid in (select r.oid from relations r)
+  and p.roles <@ array['packhorse_worker', 'packhorse_producer', 'packhorse_reader']::name[] -- those of a host depend on the roles that it has
 union all
 select 'function', f.signature, format('returns %s, %s%s%s, body %s', pg_get_function_result(f.oid),
   case f.provolatile when 'i' then 'immutable' when 's' then 'stable' else 'volatile' end,
