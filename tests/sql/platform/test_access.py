@@ -473,6 +473,45 @@ def test_each_role_may_call_the_functions_that_the_matrix_says(host: Database, a
         assert found >= expected
 
 
+def test_what_a_function_tells_a_user_is_its_own(host: Database) -> None:
+    """B asks with the ids of A; an admin sees events, and no sessions of others."""
+    host_rewards = "update referrals set status = 'rewarded'"
+    calls = {
+        "session": f"select get_agent_conversation('{SESSION_A}') is not null",
+        "credits": f"select get_user_referral_credits('{A}')",
+        "events": "select coalesce(sum(event_count), 0)::integer from get_event_counts_by_type()",
+        "funnel": "select coalesce(sum(unique_users), 0)::integer from get_conversion_funnel(p_stages => array['x'])",
+    }
+    told = {}
+    for actor in ("a", "b", "admin", "worker"):
+        with host.connect(admin=True) as connection, connection.transaction(force_rollback=True):
+            connection.execute(host_rewards)
+            claims = {"sub": str(USERS.get(actor, "")), "app_metadata": {"role": "admin"} if actor == "admin" else {}}
+            setting(connection, "request.jwt.claims", json.dumps(claims))
+            connection.execute(f"set local role {ROLES[actor]}")
+            told[actor] = [connection.execute(call).fetchone()[0] for call in calls.values()]  # type: ignore[index]
+    assert told == {"a": [True, 1500, 0, 0], "b": [False, 0, 0, 0], "admin": [False, 0, 3, 2], "worker": [True, 1500, 3, 2]}
+
+
+@pytest.mark.parametrize("actor", ["a", "b", "admin", "anon", "guest", "reader", "producer"])
+def test_a_person_is_exported_to_himself_and_erased_by_servers(host: Database, actor: str) -> None:
+    with acting(host, actor) as connection:
+        _, refused = reaches(connection, f"select export_person_data('{A}')")
+        assert refused == (actor != "a")
+        assert reaches(connection, f"select * from erase_person_data('{A}')")[1]
+
+
+def test_a_user_claims_the_bookings_of_the_guest_whose_token_it_has(host: Database) -> None:
+    with acting(host, "a") as connection:
+        assert connection.execute("select claim_guest_bookings(%s)", (TOKEN,)).fetchone() == (1,)
+        assert reaches(connection, "select comment from bookings") == ({"A", "G"}, False)
+        with pytest.raises(psycopg.Error, match="no guest session has it"), connection.transaction():
+            connection.execute("select claim_guest_bookings('not a token')")
+    for actor in ("anon", "guest", "worker"):
+        with acting(host, actor) as connection:
+            assert reaches(connection, f"select claim_guest_bookings('{TOKEN}')")[1]
+
+
 @pytest.mark.parametrize("actor", ACTORS)
 def test_each_role_sees_the_views_that_the_matrix_says(host: Database, actor: str) -> None:
     with acting(host, actor) as connection:
