@@ -162,6 +162,8 @@ create table packhorse.dead_letters (
 create index dead_letters_fingerprint_idx on packhorse.dead_letters (fingerprint, dead_at);
 create index dead_letters_dead_at_idx on packhorse.dead_letters (dead_at);
 create index dead_letters_queue_idx on packhorse.dead_letters (queue);
+-- a conversation shows its dead letters, too; written when a message dies, which is rare
+create index dead_letters_conversation_idx on packhorse.dead_letters (conversation_key, id) where conversation_key is not null;
 create index dead_letters_blocking_idx on packhorse.dead_letters (conversation_key) where blocks_conversation;
 comment on table packhorse.dead_letters is 'Messages that were given up, whole; kept until redriven, purged or 30 days old (SPEC Q4).';
 

@@ -23,6 +23,7 @@ ALL_METRICS = (
     "outage",
     "platform",
     "backfill",
+    "web",
 )
 HOME = Path(__file__).resolve().parent.parent
 

@@ -18,6 +18,7 @@ from benchmarks.metrics import (
     snapshot,
     tree,
     waiting,
+    web,
     work,
 )
 from benchmarks.metrics.base import Case, Measure
@@ -65,4 +66,6 @@ def cases(metrics: tuple[str, ...], snapshot_messages: tuple[int, ...]) -> list[
         found += [(case, outage.measure) for case in outage.CASES]
     if "platform" in metrics:
         found += [(case, platform.measure) for case in platform.CASES]
+    if "web" in metrics:
+        found += [(case, web.measure) for case in web.CASES]
     return found

@@ -126,6 +126,7 @@ class Adapter(PostgresSystem):
             "observability/switched",
             "idle/two-workers-ten-queues",
             "recovery",
+            "web/pages",
             NO_OP_SYNC,
             "waiting/pickup",
             "waiting/conversations",

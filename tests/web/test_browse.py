@@ -207,3 +207,30 @@ def test_the_trace_context_is_found_wherever_the_message_is(database: Database, 
         database.query(f"update {table} set trace_context = %s where id = %s", table, number)
         assert browse.trace_context(connection, number) == table
     assert browse.trace_context(connection, 2) is None
+
+
+def test_conversations_that_wait_are_those_of_the_view_as_far_as_they_are_looked_at(database: Database, connection: DeadlineConnection) -> None:
+    database.query(LIVE, "pending", "b", 1, 1)
+    database.query(LIVE, "blocked", "b", 2, 4)
+    database.query(LIVE, "blocked", "a", 5, 5)
+    database.query("update message_queue set created_at = now() - interval '1 day', run_at = now() - interval '1 day' where id = 5")
+    found = browse.waiting(connection, 10)
+    assert [(row["conversation_key"], row["waiting"], row["holder_kind"], row["holder_id"], row["looked_at"]) for row in found] == [
+        ("a", 1, None, None, 2),
+        ("b", 3, "earlier", 1, 2),
+    ]
+    view = database.query("select conversation_key, waiting, since, holder_kind, holder_id from blocked_conversations order by since")
+    assert [tuple(row.values())[:5] for row in found] == [(key, since, waiting, kind, holder) for key, waiting, since, kind, holder in view]
+    assert [(row["conversation_key"], row["looked_at"]) for row in browse.waiting(connection, 10, 1)] == [("a", 1)]
+    assert len(browse.waiting(connection, 1)) == 1
+
+
+def test_archived_messages_of_a_conversation_are_looked_for_step_by_step(database: Database, connection: DeadlineConnection) -> None:
+    database.query(ARCHIVED, 1, 300)
+    database.query("update message_archive set conversation_key = 'k' where id in (10, 250, 260, 290)")
+    page = browse.archived_of(connection, "k", None, 2, 100)
+    assert (ids(page), page.older, page.searched_to) == ([290, 260], True, None)
+    page = browse.archived_of(connection, "k", 260, 2, 100)
+    assert (ids(page), page.older, page.searched_to) == ([250], True, 159)
+    page = browse.archived_of(connection, "k", 159, 2, 200)
+    assert (ids(page), page.older, page.searched_to) == ([10], False, None)

@@ -27,6 +27,10 @@ MOST_COUNTED = 50_000
 MOST_COST = 20_000.0
 
 
+#: Conversations that are looked at for those that wait longest.
+MOST_PROBES = 2000
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """Some messages, newest first. newer, older: is there more that way? searched_to: the walk ended at this message, which it looked at,
@@ -124,6 +128,25 @@ def count(connection: DeadlineConnection, terms: tuple[Term, ...]) -> Count:
         return Count(int(top["Plan Rows"]), True)
     number = connection.execute(sql("browse_count").format(source=place, filter=condition), values).fetchone()
     return Count(int(number[0]), False)  # type: ignore[index]
+
+
+def waiting(connection: DeadlineConnection, limit: int, probes: int = MOST_PROBES) -> list[Row]:
+    """Conversations that wait, longest first, and what holds each; of the first `probes` by key. waiting: 1000 means so many or more. looked_at: how
+    many conversations were looked at."""
+    return rows(connection, "browse_waiting", {"limit": limit, "probes": probes})
+
+
+def archived_of(connection: DeadlineConnection, key: str, before: int | None, limit: int, most_rows: int = MOST_ROWS) -> Page:
+    """Archived messages of a conversation among the newest most_rows archived ones, or among the next ones older than an id; newest first.
+
+    The archive has no index for conversations: each message would pay for it when it is done.
+    """
+    place, given = sql("browse_archive"), {"key": key, "before": before, "after": None, "limit": limit + 1}
+    edge, edge_at = _edge(connection, place, "older", given, most_rows)
+    found = rows(connection, "browse_archived_of", {**given, "edge": edge})
+    if len(found) > limit:
+        return Page(tuple(found[:limit]), before is not None, True)
+    return Page(tuple(found), before is not None, edge is not None, edge, edge_at)
 
 
 def values_of(connection: DeadlineConnection, field: str, start: str) -> list[str]:

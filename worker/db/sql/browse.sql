@@ -147,3 +147,33 @@ select t.trace_context from (
   union all select a.trace_context from packhorse.message_archive a where a.id = %(id)s
   union all select d.trace_context from packhorse.dead_letters d where d.id = %(id)s) t
 where t.trace_context is not null limit 1;
+
+-- name: browse_waiting
+-- Conversations that wait, longest first, of the first so many by key: one probe of the index for each; and what holds it.
+with recursive found (conversation_key, since, place) as (
+  (select m.conversation_key::text, greatest(m.created_at, m.run_at), 1 from packhorse.message_queue m where m.state = 'blocked' order by m.conversation_key, m.id limit 1)
+  union all
+  (select n.conversation_key, n.since, f.place + 1 from found f cross join lateral (
+     select m.conversation_key::text, greatest(m.created_at, m.run_at) as since from packhorse.message_queue m
+     where m.state = 'blocked' and m.conversation_key > f.conversation_key order by m.conversation_key, m.id limit 1) n
+   where f.place < %(probes)s)
+)
+select c.conversation_key, c.since, w.waiting, h.holder_kind, h.holder_id, (select max(f.place) from found f) as looked_at
+from (select f.conversation_key, f.since from found f order by f.since limit %(limit)s) c
+cross join lateral (
+  select count(*) as waiting from (select from packhorse.message_queue m where m.state = 'blocked' and m.conversation_key = c.conversation_key limit 1000) b) w
+left join lateral (
+  select o.holder_kind, o.holder_id from packhorse.conversation_holders(c.conversation_key, 9223372036854775807) o
+  order by o.holder_kind = 'running' desc, o.holder_kind = 'dead' desc, o.holder_id limit 1) h on true
+order by c.since, c.conversation_key;
+
+-- name: browse_archive
+-- Where archived messages are.
+packhorse.message_archive
+
+-- name: browse_archived_of
+-- Archived messages of a conversation between two ids, newest first.
+select a.id, a.queue, a.message_type, a.state, a.reason, a.attempt, a.created_at, null as run_at, a.claimed_at, a.finished_at, a.lease_holder, a.error ->> 'class' as error_class
+from packhorse.message_archive a
+where (%(before)s::bigint is null or a.id < %(before)s) and (%(edge)s::bigint is null or a.id >= %(edge)s) and a.conversation_key = %(key)s
+order by a.id desc limit %(limit)s;

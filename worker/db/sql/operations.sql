@@ -91,7 +91,10 @@ select c.* from (
   select u.* from (
     (select m.id, m.queue::text as queue, m.message_type::text as message_type, m.state::text as state, null as reason, m.attempt, m.created_at, m.run_at,
        m.claimed_at, null::timestamptz as finished_at, m.lease_holder, m.error ->> 'class' as error_class
-     from packhorse.message_queue m where m.conversation_key = %(key)s order by m.id desc limit %(limit)s)
+     from ( -- state by state, for each has an index of its own
+       (select r.* from packhorse.message_queue r where r.conversation_key = %(key)s and r.state = 'running')
+       union all (select p.* from packhorse.message_queue p where p.conversation_key = %(key)s and p.state = 'pending' order by p.id desc limit %(limit)s)
+       union all (select b.* from packhorse.message_queue b where b.conversation_key = %(key)s and b.state = 'blocked' order by b.id desc limit %(limit)s)) m)
     union all
     (select d.id, d.queue, d.message_type, 'dead', d.reason, d.attempt, d.created_at, null, null, d.dead_at, d.lease_holder, d.error_class
      from packhorse.dead_letters d where d.conversation_key = %(key)s order by d.id desc limit %(limit)s)
@@ -109,7 +112,8 @@ select (select h.holder_kind from packhorse.conversation_holders(%(key)s, 922337
     order by h.holder_kind = 'running' desc, h.holder_kind = 'dead' desc, h.holder_id limit 1) as kind,
   (select h.holder_id from packhorse.conversation_holders(%(key)s, 9223372036854775807) h
     order by h.holder_kind = 'running' desc, h.holder_kind = 'dead' desc, h.holder_id limit 1) as id,
-  (select count(*) from packhorse.message_queue m where m.conversation_key = %(key)s and m.state in ('pending', 'blocked')) as waiting;
+  (select count(*) from packhorse.message_queue m where m.conversation_key = %(key)s and m.state = 'pending')
+    + (select count(*) from packhorse.message_queue m where m.conversation_key = %(key)s and m.state = 'blocked') as waiting;
 
 -- name: message_holder
 -- The worker that runs a message, for people.

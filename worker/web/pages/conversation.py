@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.ops import conversations
 from packhorse.worker.ops.conversations import Conversation
 from packhorse.worker.records import Row
-from packhorse.worker.store import operations
+from packhorse.worker.store import browse
+from packhorse.worker.store.browse import Page
 from packhorse.worker.web.pages import parameters
 from packhorse.worker.web.reading import Reader
 from packhorse.worker.web.screens import Query
@@ -19,37 +21,43 @@ TITLE = "Conversations"
 NAV = "Conversations"
 TEMPLATE = "conversation.html"
 
-#: How far back messages that ended are shown, by the word in the address.
-WITHIN = {"1d": 86400.0, "7d": 7 * 86400.0, "30d": 30 * 86400.0}
-MOST_MESSAGES = 200
+MOST_MESSAGES = 100
 MOST_WAITING = 100
 
 
 @dataclass(frozen=True, slots=True)
 class ConversationPage:
-    """key: None for the list of those that wait. found: None when the key has no message within that time."""
+    """key: None for the list of those that wait. found: None when it has no live message and no dead letter. rows: its messages in their order; on
+    pages further back (before) those that ended. archive: how far those were looked for. is_bounded: more conversations wait than were
+    looked at."""
 
     key: str | None
-    within: str
     found: Conversation | None
+    rows: tuple[Row, ...]
+    archive: Page | None
+    before: int | None
     waiting: list[Row]
+    is_bounded: bool
     command: str
 
 
 async def load(reader: Reader, query: Query) -> ConversationPage:
-    """Parameters: key; within, a word of WITHIN."""
-    key = parameters.text(query, "key")
-    within = parameters.choice(query, "within", tuple(WITHIN))
+    """Parameters: key; before: an id, for older messages that ended."""
+    key, before = parameters.text(query, "key"), query.integer("before")
     if key is None:
-        waiting = await reader.ask("conversations that wait", 5.0, operations.blocked_conversations, MOST_WAITING)
-        return ConversationPage(None, within, None, waiting, "packhorse conversations")
-    command = f"packhorse conversation show {shlex.quote(key)}" + ("" if within == "1d" else f" --recent {within}")
+        waiting = await reader.ask("conversations that wait", 5.0, browse.waiting, MOST_WAITING)
+        is_bounded = bool(waiting) and waiting[0]["looked_at"] >= browse.MOST_PROBES
+        return ConversationPage(None, None, (), None, None, waiting, is_bounded, "packhorse conversations")
     try:
-        found = await reader.ask("conversation", 2.0, _show, key, WITHIN[within])
-    except InvalidArgument:  # it has no message, or none within that time: the page says so
+        found = await reader.ask("conversation", 2.0, _show, key)
+    except InvalidArgument:  # nothing of it lives or is dead; perhaps something ended
         found = None
-    return ConversationPage(key, within, found, [], command)
+    archive = await reader.ask("conversation archived", 15.0, browse.archived_of, key, before, MOST_MESSAGES)
+    live = found.messages if found is not None and before is None else []
+    rows = tuple(sorted([*archive.rows, *live], key=lambda row: row["id"]))
+    return ConversationPage(key, found, rows, replace(archive, newer=False), before, [], False, f"packhorse conversation show {shlex.quote(key)}")
 
 
-def _show(connection: object, key: str, recent_seconds: float) -> Conversation:
-    return conversations.show(connection, key, recent_seconds=recent_seconds, limit=MOST_MESSAGES)  # type: ignore[arg-type]
+def _show(connection: DeadlineConnection, key: str) -> Conversation:
+    """Without the archive, which is asked apart."""
+    return conversations.show(connection, key, recent_seconds=0, limit=MOST_MESSAGES)
