@@ -34,7 +34,7 @@ logger = logging.getLogger("packhorse.backfill")
 FIRST_BATCH = 1000
 #: How long a batch should take, and how long the rest after it, as a share of that: beside an idle queue, and beside one that has work.
 IDLE = (0.35, 0.0)
-BUSY = (0.04, 4.0)
+BUSY = (0.015, 6.0)
 #: How long writers of a source that is changed in place wait for the rows of a batch.
 IN_PLACE_SECONDS = 0.04
 #: Above so many rows, the total is the planner's estimate.
@@ -194,10 +194,13 @@ class BackfillRun(Work):
         """One batch: its rows, its explanations, its counts."""
         connection = self._connection
         maintenance_store.batch_timeouts(connection, BATCH_TIMEOUT_SECONDS)
+        maintenance_store.without_wait(connection)
         batch = self._batch = tables.next_batch(connection, self._source, self._cursor, self._size)
         if batch is None:
             self._copied = BatchResult(0)
             return Step(0, more=False)
+        if self._backfill.needs_platform:  # statements of ours, which join by keys
+            maintenance_store.by_key(connection)
         self._copied = copied = self._backfill.copy(connection, batch)
         store.note_step(connection, self._backfill.name, self._run.record.id, copied.rows, copied.skipped, batch.rows)
         return Step(batch.rows, more=batch.rows >= self._size, cursor=batch.through, size=self._size)

@@ -13,6 +13,7 @@ from packhorse.schedules.backfill.base import CheckFinding, quickly
 from packhorse.worker.db import composed
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.store import backfill_tables as tables
+from packhorse.worker.store import maintenance
 from packhorse.worker.store.backfill_tables import Batch, SourceTable, quoted
 from packhorse.worker.store.rows import value
 
@@ -109,6 +110,7 @@ def _drop_triggers(connection: DeadlineConnection, names: Conversion) -> None:
 
 def copy(connection: DeadlineConnection, names: Conversion, batch: Batch) -> tuple[int, list[str]]:
     """How many texts have become UUIDs, and the keys of rows whose text could not."""
+    maintenance.without_hashes(connection)
     changed, nulled = tables.run(connection, "ids_copy", batch.parameters, **names.parts(batch)).fetchone()
     return int(changed), list(nulled)
 

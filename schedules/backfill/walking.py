@@ -7,6 +7,7 @@ from collections.abc import Callable
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.store import backfill_tables as tables
 from packhorse.worker.store import backfills as store
+from packhorse.worker.store import maintenance
 from packhorse.worker.store.backfill_tables import Batch, SourceTable
 
 BATCH_ROWS = 2000
@@ -21,6 +22,7 @@ def each_batch(connection: DeadlineConnection, source: SourceTable, act: Callabl
             batch = tables.next_batch(connection, source, after, BATCH_ROWS)
             if batch is None:
                 return
+            maintenance.by_key(connection)
             act(batch)
         after = batch.through
 

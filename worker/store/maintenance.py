@@ -257,6 +257,21 @@ def batch_timeouts(connection: DeadlineConnection, timeout_seconds: float) -> No
     connection.execute(sql("batch_timeouts"), (f"{int(timeout_seconds * 1000)}ms",))
 
 
+def by_key(connection: DeadlineConnection) -> None:
+    """The caller's transaction finds the rows of a batch by their keys, never by reading a whole table."""
+    connection.execute(sql("batch_by_key"))
+
+
+def without_wait(connection: DeadlineConnection) -> None:
+    """The commit of the caller's transaction waits for no disk: for what is done again with its cursor when the server crashes."""
+    connection.execute(sql("batch_without_wait"))
+
+
+def without_hashes(connection: DeadlineConnection) -> None:
+    """Nor by hashing a table, which reads it, too: for an UPDATE that finds its rows by the key."""
+    connection.execute(sql("batch_without_hashes"))
+
+
 def long_statements(connection: DeadlineConnection) -> None:
     """The rest of the session: a statement may take as long as it takes, and wait for those who came before it."""
     connection.execute(sql("long_statements"))

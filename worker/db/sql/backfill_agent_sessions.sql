@@ -63,23 +63,26 @@ select s.id, s.user_phone::text as phone, s.context, s.created_at, s.updated_at,
 comment on view platform.ai_agent_sessions_compat is 'Migrated sessions in the shape of ai_agent_sessions; until the clean-up of the backfill agent_sessions.';
 
 -- name: sessions_forget_stale
--- Copies that nobody has changed, of rows that the source has changed since: they are copied again.
-delete from platform.agent_chat_sessions t using {source} s
-where s.id = t.id and {in_batch} and t.migrated_from_simple and t.migrated_changed_from is null
-  and (s.context is distinct from t.context or s.expires_at is distinct from t.expires_at or s.updated_at is distinct from t.updated_at
-    or s.phone is distinct from t.user_phone);
+-- Copies that nobody has changed, of rows that the source has changed since: they are copied again. Here and below, subqueries with a limit are
+-- found by their index, row by row, whatever the planner thinks of a table that grows meanwhile.
+delete from platform.agent_chat_sessions d where d.id = any (array(
+  select s.id from {source} s cross join lateral (select a.* from platform.agent_chat_sessions a where a.id = s.id limit 1) t
+  where {in_batch} and t.migrated_from_simple and t.migrated_changed_from is null
+    and (s.context is distinct from t.context or s.expires_at is distinct from t.expires_at or s.updated_at is distinct from t.updated_at
+      or s.phone is distinct from t.user_phone)));
 
 -- name: sessions_make_way
 -- Of several active rows of one phone the newest is taken: an older copy that nobody has changed gives way, and is explained.
 with newest as materialized (
   select distinct on (platform.normalize_phone(s.phone)) s.id, s.updated_at, platform.normalize_phone(s.phone) as person
-  from {source} s where {in_batch} and s.expires_at > statement_timestamp() and not exists (select from platform.agent_chat_sessions t where t.id = s.id)
+  from {source} s where {in_batch} and s.expires_at > statement_timestamp() and (select true from platform.agent_chat_sessions t where t.id = s.id limit 1) is null
   order by platform.normalize_phone(s.phone), s.updated_at desc nulls last, s.id desc
 ), older as materialized (
-  select t.id, n.id as taken from newest n join platform.agent_chat_sessions t on platform.normalize_phone(t.user_phone) = n.person and t.status = 'active'
-  join {source} o on o.id = t.id
-  where t.migrated_from_simple and t.migrated_changed_from is null and (coalesce(o.updated_at, '-infinity'), o.id) < (coalesce(n.updated_at, '-infinity'), n.id)
-    and not exists (select from platform.agent_chat_sessions x where x.status = 'active' and platform.normalize_phone(x.user_phone) = n.person and x.id <> t.id)
+  select t.id, n.id as taken from newest n cross join lateral (
+    select a.id, a.migrated_from_simple and a.migrated_changed_from is null as is_copy, count(*) over () as active from platform.agent_chat_sessions a
+    where a.status = 'active' and platform.normalize_phone(a.user_phone) = n.person limit 2) t
+  cross join lateral (select s.updated_at from {source} s where s.id = t.id limit 1) o
+  where t.is_copy and t.active = 1 and (coalesce(o.updated_at, '-infinity'), t.id) < (coalesce(n.updated_at, '-infinity'), n.id)
 ), gone as (
   delete from platform.agent_chat_sessions t using older o where t.id = o.id returning t.id
 ), explained as (
@@ -95,14 +98,15 @@ select count(*) from explained;
 -- name: sessions_copy
 -- Rows of the batch that are not there become sessions with their old ids, or are explained.
 with fresh as materialized (
-  select s.*, platform.normalize_phone(s.phone) as person, coalesce(s.expires_at > statement_timestamp(), false) as is_active, t.id is not null as is_taken
-  from {source} s left join platform.agent_chat_sessions t on t.id = s.id where {in_batch} and not coalesce(t.migrated_from_simple, false)
+  select s.*, s as whole, platform.normalize_phone(s.phone) as person, coalesce(s.expires_at > statement_timestamp(), false) as is_active, t.id is not null as is_taken
+  from {source} s left join lateral (select a.id, a.migrated_from_simple from platform.agent_chat_sessions a where a.id = s.id limit 1) t on true
+  where {in_batch} and not coalesce(t.migrated_from_simple, false)
 ), ranked as (
   select f.*, row_number() over (partition by coalesce(f.person, f.id::text), f.is_active order by f.updated_at desc nulls last, f.id desc) as place from fresh f
 ), judged as materialized (
   select r.*, case when r.is_taken then 'a session with this id is there already' when not r.is_active then null
     when r.place > 1 then 'a newer session of this phone is active'
-    when exists (select from platform.agent_chat_sessions t where t.status = 'active' and platform.normalize_phone(t.user_phone) = r.person)
+    when (select true from platform.agent_chat_sessions t where t.status = 'active' and platform.normalize_phone(t.user_phone) = r.person limit 1)
       then 'an active session of this phone is there already' end as hindered
   from ranked r
 ), copied as (
@@ -117,14 +121,14 @@ with fresh as materialized (
   returning id
 ), told as (
   insert into platform.platform_backfill_rows as l (backfill, source_table, source_id, outcome, reason, old_value)
-  select %(backfill)s, %(label)s, j.id::text, 'skipped', coalesce(j.hindered, 'an active session of this phone is there already'), to_jsonb(s)
-  from judged j join {source} s on s.id = j.id where not exists (select from copied c where c.id = j.id)
+  select %(backfill)s, %(label)s, j.id::text, 'skipped', coalesce(j.hindered, 'an active session of this phone is there already'), to_jsonb(j.whole)
+  from judged j where not exists (select from copied c where c.id = j.id)
   on conflict (backfill, source_table, source_id) do update set outcome = excluded.outcome, reason = excluded.reason, old_value = excluded.old_value,
     recorded_at = excluded.recorded_at where l.reason <> excluded.reason or l.old_value is distinct from excluded.old_value
   returning (xmax = 0) as is_new
 ), untold as (
-  delete from platform.platform_backfill_rows l using copied c
-  where l.backfill = %(backfill)s and l.source_table = %(label)s and l.source_id = c.id::text
+  delete from platform.platform_backfill_rows l
+  where l.backfill = %(backfill)s and l.source_table = %(label)s and l.source_id = any (array(select c.id::text from copied c))
 )
 select (select count(*) from copied), (select count(*) from told where is_new);
 
@@ -132,7 +136,7 @@ select (select count(*) from copied), (select count(*) from told where is_new);
 -- Rows that the source has changed after somebody had changed their copy: the copy stays, the row is in the ledger.
 insert into platform.platform_backfill_rows as l (backfill, source_table, source_id, outcome, reason, old_value, target_id)
 select %(backfill)s, %(label)s, s.id::text, 'changed', 'the row and its copy were both changed; the copy stays', to_jsonb(s), t.id::text
-from {source} s join platform.agent_chat_sessions t on t.id = s.id
+from {source} s cross join lateral (select a.* from platform.agent_chat_sessions a where a.id = s.id limit 1) t
 where {in_batch} and t.migrated_from_simple and t.migrated_changed_from <> coalesce(s.updated_at, '-infinity')
 on conflict (backfill, source_table, source_id) do update set outcome = excluded.outcome, reason = excluded.reason, old_value = excluded.old_value,
   recorded_at = excluded.recorded_at where l.old_value is distinct from excluded.old_value;

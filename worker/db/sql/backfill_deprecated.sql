@@ -3,7 +3,7 @@
 with read as materialized (select s.id, to_jsonb(s) as j from {source} s where {in_batch}), judged as materialized (
   select r.id, r.j, case when r.j ->> 'user_id' is null then 'no user' when not {user_exists} then 'the user is gone' end as hindered,
     t.id is not null as is_there
-  from read r left join platform.amara_conversations t on t.id = r.id
+  from read r left join lateral (select a.id from platform.amara_conversations a where a.id = r.id limit 1) t on true
 ), copied as (
   insert into platform.amara_conversations (id, user_id, locale, is_active, last_message_at, created_at, updated_at)
   select g.id, (g.j ->> 'user_id')::uuid, coalesce(g.j ->> 'locale', 'en'), coalesce((g.j ->> 'is_active')::boolean, true),
@@ -17,18 +17,19 @@ with read as materialized (select s.id, to_jsonb(s) as j from {source} s where {
     where l.reason <> excluded.reason or l.old_value is distinct from excluded.old_value
   returning (xmax = 0) as is_new
 ), untold as (
-  delete from platform.platform_backfill_rows l using copied c where l.backfill = %(backfill)s and l.source_table = %(label)s and l.source_id = c.id::text
+  delete from platform.platform_backfill_rows l
+  where l.backfill = %(backfill)s and l.source_table = %(label)s and l.source_id = any (array(select c.id::text from copied c))
 )
 select (select count(*) from copied), (select count(*) from told where is_new);
 
 -- name: etta_messages_copy
 -- Messages, after their conversations. One whose conversation was not copied is explained.
 with read as materialized (select s.id, to_jsonb(s) as j from {source} s where {in_batch}), judged as materialized (
-  select r.id, r.j, case when not exists (select from platform.amara_conversations c where c.id = (r.j ->> 'conversation_id')::uuid) then 'its conversation was not copied'
+  select r.id, r.j, case when (select true from platform.amara_conversations c where c.id = (r.j ->> 'conversation_id')::uuid limit 1) is null then 'its conversation was not copied'
     when coalesce(r.j ->> 'role', '') not in ('user', 'assistant', 'system') then 'another role'
     when r.j ->> 'content' is null then 'no content' end as hindered,
     t.id is not null as is_there
-  from read r left join platform.amara_messages t on t.id = r.id
+  from read r left join lateral (select a.id from platform.amara_messages a where a.id = r.id limit 1) t on true
 ), copied as (
   insert into platform.amara_messages (id, conversation_id, role, content, tool_calls, metadata, created_at)
   select g.id, (g.j ->> 'conversation_id')::uuid, g.j ->> 'role', g.j ->> 'content', nullif(g.j -> 'tool_calls', 'null'), nullif(g.j -> 'metadata', 'null'),
@@ -41,7 +42,8 @@ with read as materialized (select s.id, to_jsonb(s) as j from {source} s where {
     where l.reason <> excluded.reason or l.old_value is distinct from excluded.old_value
   returning (xmax = 0) as is_new
 ), untold as (
-  delete from platform.platform_backfill_rows l using copied c where l.backfill = %(backfill)s and l.source_table = %(label)s and l.source_id = c.id::text
+  delete from platform.platform_backfill_rows l
+  where l.backfill = %(backfill)s and l.source_table = %(label)s and l.source_id = any (array(select c.id::text from copied c))
 )
 select (select count(*) from copied), (select count(*) from told where is_new);
 

@@ -81,8 +81,8 @@ with read as materialized (select {key_text} as key, to_jsonb(s) as j, {known_us
 ), told as (
   insert into platform.platform_backfill_rows as l (backfill, source_table, source_id, outcome, reason, old_value, target_id)
   select %(backfill)s, %(label)s, r.key, 'changed', 'the row was changed after it was copied; a record is never rewritten', r.j, e.id::text
-  from read r join platform.audit_events e on e.metadata ->> 'migrated_from' = %(from)s and e.metadata ->> 'migrated_id' = r.key
-    and e.metadata operator(pg_catalog.?) 'migrated_from'
+  from read r cross join lateral (select a.* from platform.audit_events a where a.metadata ->> 'migrated_from' = %(from)s and a.metadata ->> 'migrated_id' = r.key
+    and a.metadata operator(pg_catalog.?) 'migrated_from' limit 1) e
   where e.metadata ->> 'migrated_hash' <> md5(r.j::text)
   on conflict (backfill, source_table, source_id) do update set old_value = excluded.old_value, recorded_at = excluded.recorded_at
     where l.old_value is distinct from excluded.old_value
@@ -155,8 +155,8 @@ drop view if exists {view};
 -- name: logs_take_back_webhooks
 -- The way back: copies of these rows go.
 with read as (select {key_text} as key from {source} s where {in_batch}), gone as (
-  delete from platform.webhook_events e using read r where e.metadata operator(pg_catalog.?) 'migrated_from' and e.metadata ->> 'migrated_from' = %(from)s
-    and e.metadata ->> 'migrated_id' = r.key returning 1)
+  delete from platform.webhook_events e where e.metadata operator(pg_catalog.?) 'migrated_from' and e.metadata ->> 'migrated_from' = %(from)s
+    and e.metadata ->> 'migrated_id' = any (array(select r.key from read r)) returning 1)
 select count(*) from gone;
 
 -- name: logs_take_back_audit

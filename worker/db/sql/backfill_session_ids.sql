@@ -119,7 +119,7 @@ with batch as materialized (
   select {keys}, {key_text} as key, s.{text}::text as old from {source} s where {in_batch} and s.{text} is not null and s.{uuid} is null for update of s
 ), judged as materialized (
   select b.*, lower(b.old) ~ {form} as is_valid, t.{id} as found from batch b
-  left join {target} t on t.{id} = case when lower(b.old) ~ {form} then b.old::uuid end
+  left join lateral (select a.{id} from {target} a where a.{id} = case when lower(b.old) ~ {form} then b.old::uuid end limit 1) t on true
 ), changed as (
   update {source} s set {uuid} = j.found from judged j where {same} and j.found is not null returning 1
 ), told as (

@@ -84,6 +84,18 @@ select set_config('lock_timeout', '1s', true), set_config('statement_timeout', %
 -- A look at a table that somebody has locked ends soon.
 select set_config('lock_timeout', '1s', true);
 
+-- name: batch_by_key
+-- A batch knows its keys: each row is found by an index, whatever the planner thinks of reading a whole table for some thousand of them.
+select set_config('enable_seqscan', 'off', true), set_config('enable_mergejoin', 'off', true);
+
+-- name: batch_without_wait
+-- The commit waits for no disk. Rows and cursor are one commit: what a crash of the server takes back it takes back together, last first.
+select set_config('synchronous_commit', 'off', true);
+
+-- name: batch_without_hashes
+-- The same for an UPDATE that joins its table by the key.
+select set_config('enable_hashjoin', 'off', true);
+
 -- name: long_statements
 -- Index builds and the like; they block no writer.
 select set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false);
