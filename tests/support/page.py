@@ -97,5 +97,5 @@ class Browser:
             sent.setdefault("csrf", self.csrf(form_on))
         return self.client.post(self.base + path, data=sent, headers=headers, **options)
 
-    def log_in(self, token: str, **options: Any) -> httpx.Response:
-        return self.post("/login", {"token": token}, form_on="/login", **options)
+    def log_in(self, token: str, then: str = "") -> httpx.Response:
+        return self.post("/login", {"token": token, "then": then}, form_on="/login")

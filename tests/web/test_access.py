@@ -6,6 +6,7 @@ import pytest
 
 from packhorse.worker.errors import ConfigError
 from packhorse.worker.web import serve
+from packhorse.worker.web.access import CHECK_SECONDS, COOKIE, FAILURE_SECONDS, MOST_FAILURES, SESSION_SECONDS
 from packhorse.worker.web.app import ROUTES
 
 
@@ -88,6 +89,175 @@ def test_each_role_is_refused_what_is_above_it(page):
                 continue
             answer = browser.get(path) if entry.method == "GET" else browser.post(path, form_on="/")
             assert answer.status_code == 403 and f"needs the role {entry.role.label}" in answer.text, f"{role} {entry.path}"
+
+
+def test_a_session_ends_with_its_token_with_its_time_and_with_a_wrong_sign(page, database):
+    browser = page.browser(page.token("admin", "ann"))
+    access = page.server.page_frame.access
+    assert browser.get("/").status_code == 200
+    session = browser.client.cookies[COOKIE]
+    stranger = page.browser()
+    body, _, sign = session.rpartition(".")
+    token_id, begun, nonce = body.split(".")
+    for forged in (
+        body,
+        f"{body}.",
+        f"{body}.{sign[:-1]}{'1' if sign[-1] == '0' else '0'}",
+        f"{token_id}.{int(begun) + 1}.{nonce}.{sign}",
+        "x",
+        "...",
+        "a.b.c.d",
+        f"é.{sign}",
+    ):
+        assert stranger.get("/", headers={"Cookie": f"{COOKIE}={forged}".encode("latin-1")}).status_code == 303, forged
+    assert stranger.get("/", headers={"Cookie": f"{COOKIE}={session}"}).status_code == 200, "it is the cookie that counts"
+    wall = access._wall
+    access._wall = lambda: wall() + SESSION_SECONDS
+    assert browser.get("/").status_code == 303
+    access._wall = wall
+    assert browser.get("/").status_code == 200
+    assert database.value("select packhorse.revoke_access_token('ann')")
+    clock = access._clock
+    access._clock = lambda: clock() + CHECK_SECONDS - 1e-3
+    assert browser.get("/live").status_code == 303
+    access._clock = clock
+
+
+def test_a_cookie_is_for_the_server_alone(page, database, open_page):
+    token = page.token("viewer")
+
+    def cookie(page):
+        return page.browser().log_in(token).headers["set-cookie"].lower()
+
+    plain = cookie(page)
+    assert "httponly" in plain and "samesite=strict" in plain and "path=/;" in plain and "secure" not in plain, "there is no TLS on loopback"
+    behind = open_page(database, web_trusted_proxies=("127.0.0.1",), web_base_path="/q")
+    secure = cookie(behind)
+    assert "secure" in secure and "path=/q;" in secure
+
+
+def test_login_leads_back_and_never_to_another_host(page):
+    token = page.token("viewer")
+    for then, expected in [
+        ("/queues?x=1", "/queues?x=1"),
+        ("https://evil.example/", "/"),
+        ("//evil.example/", "/"),
+        ("/\\evil.example", "/"),
+        ("javascript:alert(1)", "/"),
+        ("/a\r\nX: y", "/"),
+    ]:
+        answer = page.browser().log_in(token, then=then)
+        assert (answer.status_code, answer.headers["location"]) == (303, expected), then
+        assert "x" not in answer.headers
+
+
+def test_a_wrong_token_is_refused_and_five_a_minute_are_the_end(page):
+    good = page.token("admin")
+    browser = page.browser()
+    access = page.server.page_frame.access
+    for number in range(MOST_FAILURES):
+        answer = browser.log_in(f"phk_{number}")
+        assert answer.status_code == 401 and "No token in force" in answer.text
+    refused = browser.log_in("phk_x")
+    assert refused.status_code == 429 and 1 <= int(refused.headers["retry-after"]) <= 61
+    assert page.browser().log_in(good).status_code == 429, "a good one is not even looked at: else one could go on trying"
+    clock = access._clock
+    access._clock = lambda: clock() + FAILURE_SECONDS + 1
+    assert page.browser().log_in(good).status_code == 303
+    access._clock = clock
+
+
+def test_the_limit_is_of_the_address_that_the_proxy_names(database, open_page):
+    page = open_page(database, web_trusted_proxies=("127.0.0.1", "10.0.0.0/8"))
+    page.token("viewer")
+    browser = page.browser()
+
+    def attempt(forwarded):
+        return browser.post("/login", {"token": "x"}, form_on="/login", headers={"X-Forwarded-For": forwarded}).status_code
+
+    for place in range(MOST_FAILURES):  # what the browser itself puts in front does not count
+        assert attempt(f"1.2.3.{place}, 203.0.113.7, 10.0.0.1") == 401
+    assert attempt("9.9.9.9, 203.0.113.7") == 429
+    assert attempt("203.0.113.8") == 401
+    for place in range(MOST_FAILURES):
+        assert attempt(f"2001:db8::{place + 1}") == 401
+    assert attempt("2001:db8::ffff") == 429, "a network of IPv6 is one visitor's"
+
+
+PROXY = {"web_trusted_proxies": ("127.0.0.1",), "web_user_header": "X-User", "web_role_header": "X-Role"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "shown"),
+    [
+        ([("X-User", "ann"), ("X-Role", "operator")], 200, "operator"),
+        ([("X-User", "ann"), ("X-Role", "root")], 403, "no role"),
+        ([("X-User", "ann")], 403, "no role"),
+        ([("X-User", "ann"), ("X-User", "bob"), ("X-Role", "admin")], 403, "clearly"),
+        ([("X-User", "ann"), ("X-Role", "viewer"), ("X-Role", "admin")], 403, "clearly"),
+        ([("X-User", "a" * 101), ("X-Role", "admin")], 403, "clearly"),
+        ([("X-Role", "admin")], 303, ""),
+        ([("X-User", ""), ("X-Role", "admin")], 303, ""),
+    ],
+)
+def test_a_proxy_says_who_it_is_once_or_nobody_is_it(database, open_page, headers, status, shown):
+    answer = open_page(database, **PROXY).browser().client.get("/", headers=headers)
+    assert answer.status_code == status and shown in answer.text
+
+
+def test_headers_of_a_stranger_count_for_nothing(database, open_page):
+    page = open_page(database, **{**PROXY, "web_trusted_proxies": ("10.0.0.0/8",)})
+    assert page.browser().get("/", headers={"X-User": "ann", "X-Role": "admin"}).status_code == 303
+    without = open_page(database)
+    token = without.token("viewer")
+    assert without.browser(**{"X-User": "ann", "X-Role": "admin"}).get("/").status_code == 303 and token
+
+
+def test_a_proxy_without_a_header_for_roles_makes_viewers(database, open_page):
+    page = open_page(database, web_trusted_proxies=("127.0.0.1",), web_user_header="X-User")
+    html = page.browser(**{"X-User": "ann", "X-Role": "admin"}).get("/").text
+    assert '<span class="badge">viewer</span>' in html
+
+
+def test_beyond_loopback_only_the_proxy_may_come(database, open_page):
+    settings = {"web_host": "0.0.0.0", "web_hosts": ("q.example",), "web_user_header": "X-User"}
+    page = open_page(database, web_trusted_proxies=("10.0.0.0/8",), **settings)
+    answer = page.browser(**{"X-User": "ann"}).get("/")
+    assert answer.status_code == 403 and "through its proxy" in answer.text
+    assert page.browser().get("/healthz").status_code == 200, "a kubelet comes by itself"
+    other = open_page(database, web_trusted_proxies=("127.0.0.0/8",), **settings)
+    assert other.browser(**{"X-User": "ann", "Host": "q.example"}).get("/").status_code == 200
+
+
+def test_what_another_page_fetches_is_refused_and_what_it_links_to_is_shown(page):
+    browser = page.browser()
+    for site in ("cross-site", "same-site"):
+        fetched = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors"}
+        assert browser.get("/", headers=fetched).status_code == 403 and browser.get("/live", headers=fetched).status_code == 403
+        assert browser.get("/", headers={"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate"}).status_code == 200
+    assert browser.get("/", headers={"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}).status_code == 200
+
+
+def test_a_logout_ends_the_session_of_the_browser(page):
+    browser = page.browser(page.token("viewer"))
+    assert browser.post("/logout", form_on="/").status_code == 303
+    assert browser.get("/").status_code == 303
+
+
+def test_an_outage_lets_nobody_in_and_keeps_who_is_there(own_server, open_page):
+    database = own_server.create_database()
+    page = open_page(database)
+    browser = page.browser(page.token("viewer"))
+    assert browser.get("/").status_code == 200
+    own_server.kill()
+    access = page.server.page_frame.access
+    clock = access._clock
+    access._clock = lambda: clock() + CHECK_SECONDS + 1
+    assert browser.get("/").status_code == 200, "an old answer, and the session as it was last known"
+    stranger = page.browser()
+    assert stranger.get("/").status_code == 303
+    refused = stranger.log_in("phk_x")
+    assert refused.status_code == 503 and "socket" not in refused.text, "what libpq says names hosts"
 
 
 def test_addresses_are_those_that_a_person_opens():

@@ -255,5 +255,7 @@ EVENTS: dict[str, Event] = {
     "log_lines_lost": Event("warning", ("count",), "Nobody read the lines for a while; so many were left out, the work went on."),
     "log_line_failed": Event("error", ("logger", "error_class"), "A record that could not be rendered."),
     # -- the page
+    "web_database_away": Event("warning", ("database", "error_class", "error"), "The page gets no answers: it shows old ones. Said once."),
+    "web_database_back": Event("info", ("database",), "It gets answers again."),
     "web_request_failed": Event("error", ("path",), "A page could not be made, by a bug; with its traceback. The visitor gets an error page."),
 }

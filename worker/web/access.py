@@ -115,6 +115,11 @@ class Access:
         if not self._loopback and not self._settings.web_insecure and not self._is_proxy(request):
             raise Refused(403, "The page is reached through its proxy only.", "web_trusted_proxies lists the addresses of proxies.")
 
+    def check_reader(self, request: HTTPConnection) -> None:
+        """Refuse what a page of somebody else fetches without going there: on loopback no cookie would stop it."""
+        if request.headers.get("sec-fetch-site") in ("cross-site", "same-site") and request.headers.get("sec-fetch-mode") != "navigate":
+            raise Refused(403, "This was asked by another page.", "Open the page itself.")
+
     async def visitor(self, request: HTTPConnection) -> Visitor | None:
         """Who asks; None when nobody has said. Raises Refused for a proxy that says nonsense."""
         if self._settings.web_user_header and self._is_proxy(request):
@@ -197,7 +202,7 @@ class Access:
         except StoreError as error:
             if token_id in self._checked:
                 return known
-            raise Refused(503, "The database is away, and it has the tokens.", str(error)) from error
+            raise Refused(503, "The database is away, and it has the tokens.", "Load the page again in a moment.") from error
         found = Visitor(str(row["name"]), Role[str(row["role"]).upper()], "", "session") if row else None
         self._checked[token_id] = (self._clock(), found)
         self._checked.move_to_end(token_id)
@@ -213,7 +218,7 @@ class Access:
                 self._looked_at = self._clock()
             except StoreError as error:
                 if self._has_tokens is None:
-                    raise Refused(503, "The database is away.", str(error)) from error
+                    raise Refused(503, "The database is away.", "Load the page again in a moment.") from error
         return bool(self._has_tokens)
 
     def _named_by_proxy(self, request: HTTPConnection) -> Visitor | None:

@@ -60,7 +60,8 @@ async def _home(visit: Visit) -> Response:
 
 
 async def _login_page(visit: Visit) -> Response:
-    return visit.page("login.html", "Log in", then=_own_path(visit, visit.request.query_params.get("then", "")), problem=None)
+    then = _own_path(visit, visit.request.query_params.get("then", ""))
+    return visit.page("login.html", "Log in", then=then, problem=None, login_csrf=visit.frame.access.csrf(None))
 
 
 async def _log_in(visit: Visit) -> Response:
@@ -68,7 +69,7 @@ async def _log_in(visit: Visit) -> Response:
     try:
         session = await visit.frame.access.log_in(visit.request, visit.form.get("token", "").strip())
     except Refused as refused:
-        answer = visit.page("login.html", "Log in", status=refused.status, then=then, problem=refused)
+        answer = visit.page("login.html", "Log in", status=refused.status, then=then, problem=refused, login_csrf=visit.frame.access.csrf(None))
         answer.headers.update(refused.headers)
         return answer
     answer = RedirectResponse(then or visit.frame.home, 303)
@@ -166,6 +167,8 @@ async def _through_the_door(frame: Frame, entry: Entry, site: Site | None, reque
             return await entry.endpoint(visit)
         frame.access.check_host(request)
         frame.access.check_way(request)
+        if entry.method == "GET":
+            frame.access.check_reader(request)
         form: dict[str, list[str]] = {}
         if entry.method != "GET":
             form = await _form(request)
@@ -190,14 +193,19 @@ async def _through_the_door(frame: Frame, entry: Entry, site: Site | None, reque
     except InvalidArgument as error:
         return _error(visit, 400, str(error))
     except StoreUnavailable as error:
-        return _error(visit, 503, "The database does not answer.", str(error))
+        return _error(visit, 503, "The database does not answer.", _detail(visit, error))
     except StoreConflict as error:
         return _error(visit, 409, "Somebody else changes this at the moment.", str(error))
     except StoreError as error:
-        return _error(visit, 503, "The database refuses this.", str(error))
+        return _error(visit, 503, "The database refuses this.", _detail(visit, error))
     except Exception:  # a bug of ours is in the log; the visitor gets a page like any other
         logger.error("web_request_failed path=%s", request.url.path, exc_info=True)
         return _error(visit, 500, "The page has failed; its log says why.")
+
+
+def _detail(visit: Visit, error: StoreError) -> str:
+    """What the database or libpq says: it may name hosts and roles, which are nothing for who only looks."""
+    return str(error) if visit.visitor is not None and visit.visitor.may(Role.OPERATOR) else "Load the page again in a moment."
 
 
 def _to_login(visit: Visit) -> Response:

@@ -8,6 +8,7 @@ live are asked once. While the database is away or too slow the last answer coun
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -25,7 +26,10 @@ from packhorse.worker.db.sessions import open_work
 from packhorse.worker.errors import InvalidArgument, StoreError, StoreRejected, StoreUnavailable
 
 T = TypeVar("T")
+logger = logging.getLogger("packhorse.web")
 
+#: SQLSTATEs: statement_timeout, lock_timeout.
+_TOO_LONG, _LOCKED = "57014", "55P03"
 #: Connections of the page to a database: for questions, and for acts.
 QUESTIONS_AT_ONCE, ACTS_AT_ONCE = 4, 4
 #: The server ends a statement of a question after a second; a server that says nothing at all is given up after this.
@@ -77,6 +81,7 @@ class Site:
         self._kept_bytes = 0
         self._flights: dict[Hashable, asyncio.Future[KeptAnswer]] = {}
         self._rests_until = 0.0
+        self._is_away = False
         self._questions = ConnectionPool(self._open_reading, QUESTIONS_AT_ONCE)
         self._acts = ConnectionPool(self._open_acting, ACTS_AT_ONCE)
         self._question_threads = ThreadPoolExecutor(QUESTIONS_AT_ONCE, f"web-question-{name}")
@@ -100,11 +105,9 @@ class Site:
         except InvalidArgument:
             raise
         except StoreError as error:
-            said = f"the database is away: {error}" if isinstance(error, StoreUnavailable) else str(error)
-            if getattr(error, "sqlstate", None) == "57014":
-                said = "the database took longer than a second"
+            said = _reason(error)
             if kept is None:
-                raise NoAnswer(said) from error
+                raise NoAnswer(f"{said}: {error}") from error
             return kept, said
 
     async def act(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
@@ -133,9 +136,15 @@ class Site:
         try:
             value = await asyncio.get_running_loop().run_in_executor(self._question_threads, self._look, function, *args)
         except StoreUnavailable as error:
-            if error.sqlstate is None:
+            if error.sqlstate != _TOO_LONG:
                 self._rests_until = time.monotonic() + REST_SECONDS
+                if not self._is_away:
+                    self._is_away = True
+                    logger.warning("web_database_away database=%s error_class=%s error=%s", self.name, type(error).__name__, error)
             raise
+        if self._is_away:
+            self._is_away = False
+            logger.info("web_database_back database=%s", self.name)
         answer = KeptAnswer(value, asked_at, moment, _size(value))
         self._keep(key, answer)
         return answer
@@ -198,6 +207,15 @@ class Reader:
             self.outdated = Outdated(answer.moment, problem)
         value: T = answer.value
         return value
+
+
+def _reason(error: StoreError) -> str:
+    """Why there is no newer answer, without what may name hosts and roles; the log has that."""
+    if error.sqlstate == _TOO_LONG:
+        return "the database took longer than a second"
+    if error.sqlstate == _LOCKED:
+        return "somebody keeps it locked"
+    return "the database is away" if isinstance(error, StoreUnavailable) else "the database refuses the question"
 
 
 def _size(value: Any) -> int:

@@ -1,0 +1,180 @@
+"""What the page asks: once for all, briefly, in a read-only transaction; old answers with their age during an outage (SPEC O6)."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import psycopg
+import pytest
+
+from packhorse.worker.config import load_settings
+from packhorse.worker.db.queries import Statement
+from packhorse.worker.errors import InvalidArgument, StoreRejected
+from packhorse.worker.web.live import MOST_QUESTIONS_PER_SECOND
+from packhorse.worker.web.reading import MOST_ANSWERS, MOST_BYTES, NoAnswer, Reader, Site
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def site(database):
+    found = Site("default", "", load_settings({}, database_url=database.url))
+    yield found
+    found.close()
+
+
+def one(connection, text, *params):
+    return connection.execute(Statement(text), params or None).fetchone()[0]
+
+
+def ask(site, *questions):
+    """Answers to (name, ttl, function, *args), all at once."""
+
+    async def together():
+        reader = Reader(site)
+        return await asyncio.gather(*(reader.ask(*question) for question in questions), return_exceptions=True), reader.outdated
+
+    return asyncio.run(together())
+
+
+def test_equal_questions_are_asked_once_and_others_by_themselves(site):
+    called = []
+
+    def count(connection, name):
+        called.append(name)
+        return one(connection, "select pg_sleep(0.05), 1") or len(called)
+
+    answers, _ = ask(site, *[("count", 5.0, count, "a")] * 20, ("count", 5.0, count, "b"))
+    assert sorted(called) == ["a", "b"] and len(answers) == 21
+    ask(site, ("count", 5.0, count, "a"))
+    assert sorted(called) == ["a", "b"], "within its time to live"
+    ask(site, ("count", 0.0, count, "a"))
+    assert len(called) == 3
+    site.forget()
+    ask(site, ("count", 60.0, count, "a"))
+    assert len(called) == 4, "after an act nothing is fresh"
+
+
+def test_a_question_can_change_nothing_and_reads_as_the_reader(site, database):
+    (answers, _) = ask(
+        site,
+        ("write", 0.0, one, "insert into packhorse.operator_actions (action, operator) values ('a', 'b') returning 1"),
+        ("role", 0.0, one, "select current_user::text"),
+        ("timeouts", 0.0, one, "select current_setting('statement_timeout') || ' ' || current_setting('lock_timeout')"),
+    )
+    assert isinstance(answers[0], NoAnswer) and "read-only" in str(answers[0])
+    assert answers[2] == "1s 100ms"
+    with psycopg.connect(database.admin_url, autocommit=True) as admin:
+        login = psycopg.conninfo.conninfo_to_dict(database.url)["user"]
+        member = admin.execute("select pg_has_role(%s, 'packhorse_reader', 'member')", (login,)).fetchone()[0]
+    assert answers[1] == ("packhorse_reader" if member else login)
+
+
+def test_with_the_role_of_the_reader_no_token_is_seen(database):
+    with psycopg.connect(database.admin_url, autocommit=True) as admin:
+        login = psycopg.conninfo.conninfo_to_dict(database.url)["user"]
+        admin.execute(psycopg.sql.SQL("grant packhorse_reader to {}").format(psycopg.sql.Identifier(login)))
+        admin.execute("select packhorse.create_access_token('a', 'admin', decode(repeat('ab', 32), 'hex'))")
+    site = Site("default", "", load_settings({}, database_url=database.url))
+    try:
+        answers, _ = ask(site, ("role", 0.0, one, "select current_user::text"), ("tokens", 0.0, one, "select count(*) from packhorse.access_tokens"))
+        assert answers == ["packhorse_reader", 0]
+        assert ask(site, ("queues", 0.0, one, "select count(*) from packhorse.queues"))[0] == [1]
+    finally:
+        site.close()
+        with psycopg.connect(database.admin_url, autocommit=True) as admin:
+            admin.execute(psycopg.sql.SQL("revoke packhorse_reader from {}").format(psycopg.sql.Identifier(login)))
+
+
+def test_a_slow_or_locked_question_ends_and_the_old_answer_counts(site, database):
+    slow = threading.Event()
+
+    def maybe(connection):
+        return one(connection, "select 'new'::text from pg_sleep(30)" if slow.is_set() else "select 'old'::text")
+
+    assert ask(site, ("maybe", 0.0, maybe)) == (["old"], None)
+    slow.set()
+    answers, outdated = ask(site, ("maybe", 0.0, maybe))
+    assert answers == ["old"] and outdated is not None and "longer than a second" in outdated.problem
+    with psycopg.connect(database.admin_url) as locker:
+        locker.execute("lock table packhorse.queues in access exclusive mode")
+        answers, _ = ask(site, ("locked", 0.0, one, "select count(*) from packhorse.queues"))
+        assert isinstance(answers[0], NoAnswer) and "locked" in str(answers[0])
+    slow.clear()
+    assert ask(site, ("maybe", 0.0, maybe)) == (["old"], None), "the connection is of use again"
+
+
+def test_a_question_at_fault_is_told_so_and_keeps_nothing(site):
+    def wrong(connection):
+        raise InvalidArgument("where: no", field="where")
+
+    def refused(connection):
+        raise StoreRejected("no right")
+
+    answers, outdated = ask(site, ("wrong", 5.0, wrong), ("refused", 5.0, refused))
+    assert isinstance(answers[0], InvalidArgument) and not isinstance(answers[0], NoAnswer)
+    assert isinstance(answers[1], NoAnswer) and outdated is None
+
+
+def test_what_is_kept_has_a_bound(site):
+    big = "x" * (MOST_BYTES // 4)
+    for number in range(10):
+        ask(site, (f"big {number}", 60.0, lambda connection: big))
+    assert len(site._kept) <= 4 and site._kept_bytes <= MOST_BYTES
+    for number in range(MOST_ANSWERS + 50):
+        site._keep(number, site._kept[next(reversed(site._kept))].__class__(1, 0.0, None, 60))
+    assert len(site._kept) <= MOST_ANSWERS
+    assert site._kept_bytes == sum(kept.size for kept in site._kept.values())
+
+
+def test_while_the_database_is_away_pages_show_old_data_with_its_age(own_server, open_page):
+    database = own_server.create_database()
+    page = open_page(database)
+    browser = page.browser()
+    assert "Old data" not in browser.get("/").text
+    own_server.kill()
+    wait_until(lambda: "Old data" in browser.get("/").text, 20)
+    answer = browser.get("/")
+    assert answer.status_code == 200 and "the database is away" in answer.text and 'href="/queues/default"' in answer.text
+    assert "<time" in answer.text.split("Old data")[1].split("</p>")[0], "how old"
+    assert browser.get("/audit").status_code == 503, "a page that nobody had opened says so"
+    assert "Traceback" not in browser.get("/audit").text
+    own_server.start()
+    wait_until(lambda: "Old data" not in browser.get("/").text and browser.get("/audit").status_code == 200, 30)
+
+
+@pytest.mark.slow
+def test_twenty_viewers_cost_five_questions_a_second_at_most(page):
+    """Each opens the overview, listens, and fetches at every tick, as app.js does."""
+    site = page.sites[0]
+    browsers = [page.browser() for _ in range(20)]
+    for browser in browsers:
+        browser.get("/")
+    stop, ticks, trouble = threading.Event(), [], []
+
+    def look(browser, path):
+        try:
+            with browser.client.stream("GET", "/live", timeout=40) as stream:
+                for line in stream.iter_lines():
+                    if stop.is_set():
+                        return
+                    if line == "event: tick":
+                        ticks.append(path)
+                        assert browser.fragment(path).status_code == 200
+        except Exception as error:
+            trouble.append(error)
+
+    paths = ["/", "/queues", "/workers", "/dead-letters", "/services", "/database", "/messages", "/schedules", "/partitions", "/maintenance"]
+    began, before = time.monotonic(), site.asked_total
+    threads = [threading.Thread(target=look, args=(browser, paths[place % len(paths)])) for place, browser in enumerate(browsers)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(ticks) >= 20 * 6 or trouble, 60)
+    asked, seconds = site.asked_total - before, time.monotonic() - began
+    stop.set()
+    for thread in threads:
+        thread.join(40)
+    assert trouble == []
+    assert asked / seconds <= MOST_QUESTIONS_PER_SECOND + 1, f"{asked} questions in {seconds:.1f} s"
+    assert asked > 0
