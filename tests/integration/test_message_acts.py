@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from packhorse.worker.store.dead_letters import Selection
 from packhorse.worker.store.filters import DEAD, KNOWN
 from tests.support.cli import Cli
 from tests.support.postgres import Database
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.one_database
 
@@ -274,6 +276,41 @@ def test_an_act_by_filter_counts_asks_and_tells(cli: Cli, database: Database) ->
     assert wrong.code == EXIT_USAGE and wrong.error["field"] == "where" and "Did you mean 'queue'?" in wrong.error["hint"]
     for arguments in ([], [1, "--where", "queue=a"], ["--where", " "], [1, "--dry-run"]):
         assert cli("message", "bury", *arguments, "--json").code == EXIT_USAGE
+
+
+@pytest.mark.slow
+def test_ctrl_c_finishes_the_batch_tells_what_was_done_and_leaves_the_rest(cli: Cli, database: Database, tmp_path: Any) -> None:
+    """The second of three batches waits in a trigger until Ctrl-C has come."""
+    ids = enqueue(database, 2 * messages.MAX_BATCH + 200)
+    database.query("create table public.go (at timestamptz)")
+    database.query(
+        "create function public.hold() returns trigger language plpgsql security definer set search_path = public as $$"
+        " begin while not exists (select from go) loop perform pg_sleep(0.02); end loop; return new; end $$"
+    )
+    held = ids[messages.MAX_BATCH + 10]
+    database.query(
+        f"create trigger hold before insert on operator_actions for each row when (new.message_id = {held}) execute function public.hold()"
+    )
+    output = tmp_path / "output"
+    process = cli.start("message", "cancel", "--where", "type=effect", "--yes", output=output)
+    try:
+        wait_until(
+            lambda: database.value("select exists (select from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep')")
+        )
+        assert states(database, ids).count("cancelled") == messages.MAX_BATCH
+        process.send_signal(signal.SIGINT)
+        database.query("insert into public.go values (now())")
+        assert process.wait(20) == EXIT_FAILED
+    finally:
+        process.kill()
+        process.wait()
+        database.query("drop trigger hold on operator_actions")
+        database.query("drop function public.hold()")
+        database.query("drop table public.go")
+    text = output.read_text()
+    assert "cancel: 1,000 of 1,200 message(s) (interrupted)" in text and "Traceback" not in text
+    assert states(database, ids) == ["cancelled"] * (2 * messages.MAX_BATCH) + ["pending"] * 200, "oldest first, and no batch by halves"
+    assert database.value("select count(*) from operator_actions") == 2 * messages.MAX_BATCH
 
 
 @pytest.mark.slow
