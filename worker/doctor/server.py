@@ -23,6 +23,10 @@ from packhorse.worker.store import doctor as store
 #: Leases and schedules go by the database's clock; a host that is off by more than this confuses whoever reads its log.
 SKEW_WARN_SECONDS = 2.0
 SKEW_FAIL_SECONDS = 300.0
+#: How far ahead there must be partitions: as `packhorse partitions check` and `packhorse health` have it.
+RUNWAY_WARN_DAYS = {"month": 7.0}
+RUNWAY_WARN_DAYS_OTHERS = 2.0
+RUNWAY_FAIL_DAYS = 1.0
 #: Claim loop, heartbeat and LISTEN of a worker process.
 OWN_CONNECTIONS = 3
 #: Shortest statement_timeout, in ms, that no statement of a worker runs into.
@@ -74,22 +78,42 @@ def examine_rights(connection: DeadlineConnection, sets: Iterable[str]) -> Itera
 
 
 def examine_sequences(connection: DeadlineConnection) -> Iterator[Finding]:
-    """Do ids and lease tokens go on behind those that are taken? A logical failover copies rows and no sequences."""
+    """Do ids and lease tokens go on behind those that are taken? Logical replication copies rows and no sequences."""
     try:
         with translated():
-            behind = store.sequences_behind(connection)
+            found = store.sequences(connection)
     except StoreError as error:
         yield Finding("sequences", "fail", f"they cannot be compared with their tables: {error}", "mend what `schema` names first")
         return
-    for row in behind:
-        if row["hidden"]:
+    hidden = [row for row in found if not row["visible"]]
+    behind = [row for row in found if row["visible"] and row["highest"] > row["stands"]]
+    for row in hidden:
+        if row["of_worker"]:
             text = f"this role may not see where {row['name']} stands: it was not compared with its table"
             yield Finding("sequences", "warn", text, "ask as a role that is in packhorse_worker")
-            continue
-        text = f"{row['name']} would give out numbers up to {row['highest']} again: enqueues and burials fail, tokens fence nobody"
+    for row in behind:
+        effect = "enqueues and burials fail, tokens fence nobody" if row["of_worker"] else f"inserts into {row['table_name']} fail"
+        text = f"{row['name']} would give out numbers up to {row['highest']} again: {effect}"
         yield Finding("sequences", "fail", text, store.repair("sequence", name=row["name"], highest=row["highest"]))
-    if not behind:
-        yield Finding("sequences", "ok", "ids and lease tokens go on behind those that are taken")
+    if not behind and not any(row["of_worker"] for row in hidden):
+        others = f"; {len(hidden)} others are for the owner of their tables to compare" if hidden else ""
+        yield Finding("sequences", "ok", f"ids and lease tokens go on behind those that are taken{others}")
+
+
+def examine_partitions(connection: DeadlineConnection) -> Iterator[Finding]:
+    """Will inserts find a partition? A logical replica has those that were there when its schema was copied."""
+    try:
+        with translated():
+            found = store.runways(connection)
+    except StoreError:
+        return  # `schema` and `rights` have said why
+    short = [row for row in found if row["days"] < RUNWAY_WARN_DAYS.get(row["every"], RUNWAY_WARN_DAYS_OTHERS)]
+    for row in short:
+        text = f"{row['table_name']} has partitions for {row['days']:.1f} days: then inserts into it fail"
+        mend = "packhorse partitions make POLICY, as packhorse partitions status names it"
+        yield Finding("partitions", "fail" if row["days"] < RUNWAY_FAIL_DAYS else "warn", text, mend)
+    if not short:
+        yield Finding("partitions", "ok", "inserts find a partition for days to come")
 
 
 def examine_retention(connection: DeadlineConnection) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import ExitStack
 
+from packhorse.worker.db import composed
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.queries import sql
 from packhorse.worker.records import Row
@@ -66,9 +67,29 @@ def retry_spans(connection: DeadlineConnection) -> list[Row]:
     return rows(connection, "doctor_retry_spans")
 
 
-def sequences_behind(connection: DeadlineConnection) -> list[Row]:
-    """Sequences that would give out numbers which are taken: name, highest (the highest taken), hidden (this role may not see where it stands)."""
-    return rows(connection, "doctor_sequences")
+def sequences(connection: DeadlineConnection) -> list[Row]:
+    """Sequences of ours: name, stands (the last number given out), highest (of those taken), of_worker (workers take numbers from it), visible.
+
+    Where visible is False, this role may not see all of it, and what it may not see counts as 0. Reads one column of each table.
+    """
+    found: dict[str, Row] = {}
+    for row in rows(connection, "doctor_sequences"):
+        known = found.setdefault(row["name"], {**row, "stands": row["stands"] or 0, "highest": 0})
+        known["visible"] = known["visible"] and row["visible"]
+        if row["visible"]:
+            known["highest"] = max(known["highest"], _highest(connection, row))
+    return list(found.values())
+
+
+def _highest(connection: DeadlineConnection, row: Row) -> int:
+    table, column = composed.Identifier(row["schema"], row["table_name"]), composed.Identifier(row["column_name"])
+    answer = connection.execute(composed.SQL(sql("doctor_highest")).format(table=table, column=column)).fetchone()
+    return int(answer[0] or 0) if answer else 0
+
+
+def runways(connection: DeadlineConnection) -> list[Row]:
+    """Tables that are partitioned by a time: table_name, days (until inserts find no partition), every (day, week or month, the width of one)."""
+    return rows(connection, "doctor_runways")
 
 
 def settings(connection: DeadlineConnection) -> dict[str, str]:

@@ -123,18 +123,39 @@ select name as queue, max_attempts as attempts, false as breaker,
   extract(epoch from packhorse.retry_span(max_attempts, backoff_initial, backoff_multiplier, backoff_max, backoff_jitter))::float8 as seconds
 from packhorse.queues where failure_breaker is null order by 4, 1;
 
+-- name: doctor_highest
+-- The highest number in a column.
+select max({column}) from {table} where {column} is not null;
+
+-- name: doctor_runways
+-- For how many days inserts find a partition, by table; 0 of an archive without any.
+select coalesce(e.table_name, 'message_archive') as table_name, coalesce(e.every, 'day') as every,
+  coalesce(case when isfinite(e.ends_at) then greatest(extract(epoch from e.ends_at - clock_timestamp()) / 86400, 0)::float8 else 'infinity' end, 0) as days
+from (values ('message_archive')) as a (name) full join packhorse.partition_ends(clock_timestamp()) e on e.table_name = a.name
+order by 1;
+
 -- name: doctor_sequences
--- Sequences that would give out numbers which are taken; hidden: this role may not see where it stands.
-select s.name, s.highest, not has_sequence_privilege(s.sequence, 'usage, select') as hidden
-from (
-  select 'message_queue_id_seq' as name, 'packhorse.message_queue_id_seq'::regclass as sequence,
-    greatest((select max(id) from packhorse.message_queue), (select max(id) from packhorse.dead_letters), (select max(id) from packhorse.message_archive)) as highest
-  union all
-  select 'message_lease_token_seq', 'packhorse.message_lease_token_seq'::regclass, max(lease_token) from packhorse.message_queue where lease_token is not null) s
-join pg_class c on c.oid = s.sequence join pg_namespace n on n.oid = c.relnamespace
-join pg_sequences p on p.schemaname = n.nspname and p.sequencename = s.name
-where not has_sequence_privilege(s.sequence, 'usage, select') or s.highest > coalesce(p.last_value, 0)
-order by s.name;
+-- Sequences of ours, a row for each column that they fill. stands: the last number given out. visible: this role may see that, and the column. of_worker:
+-- workers take numbers from it. A message keeps its id when it is archived or buried.
+with of_platform as (
+  select t.relnamespace as schema, o.name from pg_class t, packhorse.packhorse_migrations m cross join lateral unnest(m.objects) as o (name)
+  where t.oid = to_regclass('platform.companies') and starts_with(m.name, 'platform/')),
+filled (sequence, filled, column_name) as (
+  select d.objid, d.refobjid, a.attname::text from pg_depend d
+  join pg_class t on t.oid = d.refobjid join pg_attribute a on a.attrelid = t.oid and a.attnum = d.refobjsubid
+  where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass and d.deptype in ('a', 'i') and t.relkind in ('r', 'p')
+    and (t.relnamespace = (select q.relnamespace from pg_class q where q.oid = 'packhorse.message_queue'::regclass)
+      or exists (select from of_platform o where o.schema = t.relnamespace and o.name = t.relname::text))
+  union
+  values ('packhorse.message_queue_id_seq'::regclass::oid, 'packhorse.dead_letters'::regclass::oid, 'id'),
+    ('packhorse.message_queue_id_seq'::regclass::oid, 'packhorse.message_archive'::regclass::oid, 'id'),
+    ('packhorse.message_lease_token_seq'::regclass::oid, 'packhorse.message_queue'::regclass::oid, 'lease_token'))
+select s.relname::text as name, n.nspname::text as schema, t.relname::text as table_name, f.column_name, p.last_value as stands,
+  s.oid in ('packhorse.message_queue_id_seq'::regclass::oid, 'packhorse.message_lease_token_seq'::regclass::oid) as of_worker,
+  has_sequence_privilege(s.oid, 'usage, select') and has_column_privilege(t.oid, f.column_name, 'select') as visible
+from filled f join pg_class s on s.oid = f.sequence and s.relkind = 'S' join pg_class t on t.oid = f.filled join pg_namespace n on n.oid = t.relnamespace
+join pg_namespace w on w.oid = s.relnamespace join pg_sequences p on p.schemaname = w.nspname and p.sequencename = s.relname
+order by 1, 3;
 
 -- name: doctor_settings
 -- Settings that can hurt, as this session has them; where connect() overrules one, as other sessions of the role have it.
