@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from typing import Any
@@ -15,6 +16,21 @@ from packhorse.worker.web import serve
 from packhorse.worker.web.reading import Site
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
+
+
+def declare_bank(database: Database) -> None:
+    """A service with one endpoint, `a`."""
+    row = {
+        "endpoint": "a",
+        "open_ratio": 0.5,
+        "least_calls": 5,
+        "close_after": 1,
+        "reset_after": 30,
+        "judged_over": 60,
+        "probe_lease": 60,
+        "check_every": 30,
+    }
+    database.query("select declare_service('bank', %s::jsonb)", json.dumps([row]))
 
 
 class Page:

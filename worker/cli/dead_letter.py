@@ -25,12 +25,13 @@ from packhorse.worker.cli.common import (
     json_object,
     operator_name,
 )
-from packhorse.worker.cli.editor import difference, edited, seen_by_nobody_else
+from packhorse.worker.cli.editor import edited, seen_by_nobody_else
 from packhorse.worker.cli.errors import CommandError, usage
 from packhorse.worker.cli.interrupts import first_interrupt
 from packhorse.worker.cli.render import json_line, print_diff, print_fields, print_json, print_rows, progress, with_tracebacks
 from packhorse.worker.errors import WorkerError
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
+from packhorse.worker.ops.payloads import difference, read_setting
 from packhorse.worker.store import dead_letters
 from packhorse.worker.store.dead_letters import Selection
 from packhorse.worker.store.filters import DEAD, Term
@@ -147,6 +148,7 @@ def redrive(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")] = None,
     stop_after_failures: Annotated[int, typer.Option("--stop-after-failures", min=0, help="Stop when so many have died again; 0: never.")] = 3,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget their steps: everything is done again.")] = False,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="First change a value of each payload.")] = None,
     reason: Reason = None,
     operator: Operator = None,
     yes: Yes = False,
@@ -156,6 +158,7 @@ def redrive(
     from packhorse.worker.ops.redrive import redrive as redrive_paced
 
     selection = _selection(Selection(ids, fingerprint, queue, code=code, where=_terms(where_text)), everything)
+    changes = [read_setting("set", text) for text in settings or []]
     total = done = 0
 
     def tell(redriven: int, died_again: int | None, ended: str) -> None:
@@ -185,6 +188,7 @@ def redrive(
                     operator=operator_name(operator),
                     reason=reason,
                     fresh=fresh,
+                    settings=changes,
                     rate=rate,
                     limit=limit,
                     stop_after=stop_after_failures,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
 import shlex
 import subprocess
@@ -15,9 +13,7 @@ from typing import Any
 
 from packhorse.worker.cli.errors import CommandError, usage
 from packhorse.worker.errors import StoreRejected
-
-#: SQLSTATE of an edit of what somebody else has changed meanwhile.
-CHANGED_MEANWHILE = "PH005"
+from packhorse.worker.ops.payloads import CHANGED_MEANWHILE, pretty
 
 
 def edit_text(text: str, *, suffix: str) -> str:
@@ -35,16 +31,6 @@ def edit_text(text: str, *, suffix: str) -> str:
         if code != 0:
             raise CommandError(f"the editor ended with code {code}; nothing was changed", code="editor", field="payload")
         return path.read_text()
-
-
-def pretty(payload: Any) -> list[str]:
-    """The lines of a payload as people compare it."""
-    return json.dumps(payload, indent=2, sort_keys=True, ensure_ascii=False).splitlines()
-
-
-def difference(before: Any, after: Any) -> list[str]:
-    """A unified diff of two payloads; empty when they are the same."""
-    return list(difflib.unified_diff(pretty(before), pretty(after), "before", "after", lineterm=""))
 
 
 @contextmanager

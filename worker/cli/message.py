@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from dataclasses import asdict, replace
@@ -31,7 +30,7 @@ from packhorse.worker.cli.common import (
     operator_name,
     read_stdin,
 )
-from packhorse.worker.cli.editor import difference, edited, seen_by_nobody_else
+from packhorse.worker.cli.editor import edited, seen_by_nobody_else
 from packhorse.worker.cli.errors import CommandError, usage
 from packhorse.worker.cli.render import clean, print_diff, print_fields, print_json, print_rows, with_tracebacks
 from packhorse.worker.errors import NotFound
@@ -146,6 +145,7 @@ def edit(
 ) -> int:
     """Change the payload of a message that waits, its attempts or its expiry; shows the difference."""
     from packhorse.worker.ops import messages as ops
+    from packhorse.worker.ops.payloads import difference, read_setting
     from packhorse.worker.store.json_text import to_json
 
     if payload is not None and settings:
@@ -156,7 +156,8 @@ def edit(
     before = decoded(seen.payload)
     by_hand = given is None and not settings and not limits.limits
     if given is None:
-        given = json_object("payload", edited(before)) if by_hand else ops.with_settings(before, [_setting(text) for text in settings or []])
+        changes = [read_setting("set", text) for text in settings or []]
+        given = json_object("payload", edited(before)) if by_hand else ops.with_settings(before, changes)
     of_payload, of_limits = difference(before, given), _limits_difference(seen, limits)
     if not as_json:
         print_diff([*of_payload, *of_limits])
@@ -208,17 +209,6 @@ def _read(payload: str) -> str:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise usage("payload", f"{payload[:60]!r} is neither a JSON object nor a file that can be read: {reason}") from None
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """path=value; what is JSON is that, all else a text."""
-    path, equals, value = text.partition("=")
-    if not equals or not path:
-        raise usage("set", f"{text[:60]!r} is not PATH=VALUE", "For example: customer.id=42")
-    try:
-        return path, json.loads(value)
-    except (ValueError, RecursionError):
-        return path, value
 
 
 def _expiry(text: str | None) -> datetime | str | None:

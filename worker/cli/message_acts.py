@@ -213,7 +213,7 @@ def _by_filter(act: Act, asked: Given, title: str) -> int:
                 _tell_filter(act, counted, Counter(), 0, "dry_run" if asked.dry_run else "finished", asked.as_json)
                 return EXIT_OK
             if not asked.as_json:
-                print(sentence(counted))
+                print(messages.sentence(counted))
         confirmed(f"{title} {counted.total:,} message(s)?", asked.yes)
         # connected again: nobody should hold a connection while a person thinks
         with database() as connection, progress(act.verb, counted.total) as advance, first_interrupt() as stop:
@@ -232,22 +232,6 @@ def _by_filter(act: Act, asked: Given, title: str) -> int:
     return EXIT_OK if result.ended == "finished" else EXIT_FAILED
 
 
-def sentence(counted: Counted) -> str:
-    """`1,204 messages: 1,000 whatsapp, 204 default; oldest 3 h`."""
-    if not counted.total:
-        return "no message matches" + (f" but {counted.running:,} that run" if counted.running else "")
-    queues = ", ".join(f"{count:,} {queue}" for queue, count in counted.queues)
-    oldest = "" if counted.oldest is None else f"; oldest {_span((counted.at - counted.oldest).total_seconds())}"
-    return f"{counted.total:,} message{'s' if counted.total > 1 else ''}: {queues}{oldest}"
-
-
-def _span(seconds: float) -> str:
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size or (unit == "min" and seconds >= size):
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
-
-
 def _tell_filter(act: Act, counted: Counted, answers: Counter[str], left: int, ended: str, as_json: bool) -> None:
     """left: with "error", how many were passed by before it."""
     done = sum(answers[word] for word in DONE[act.verb])
@@ -255,7 +239,7 @@ def _tell_filter(act: Act, counted: Counted, answers: Counter[str], left: int, e
         document: dict[str, Any] = {"selected": counted.total, "queues": dict(counted.queues), "oldest": counted.oldest, "running": counted.running}
         print_json({**document, "done": None if ended == "error" else done, "answers": dict(answers), "left": left, "ended": ended})
     elif ended == "dry_run" or not counted.total:
-        print(sentence(counted))
+        print(messages.sentence(counted))
     elif ended == "error":
         print(f"{act.verb}: stopped by an error after {left:,} of {counted.total:,} message(s)")
     else:

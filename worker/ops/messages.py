@@ -90,6 +90,22 @@ def count(connection: DeadlineConnection, where: Where, verb: str) -> Counted:
     return Counted(where, at, last, tuple((queue, many) for queue, many, _, _ in rows if many), oldest, sum(row[3] for row in rows))
 
 
+def sentence(counted: Counted) -> str:
+    """`1,204 messages: 1,000 whatsapp, 204 default; oldest 3 h`."""
+    if not counted.total:
+        return "no message matches" + (f" but {counted.running:,} that run" if counted.running else "")
+    queues = ", ".join(f"{count:,} {queue}" for queue, count in counted.queues)
+    oldest = "" if counted.oldest is None else f"; oldest {_span((counted.at - counted.oldest).total_seconds())}"
+    return f"{counted.total:,} message{'s' if counted.total > 1 else ''}: {queues}{oldest}"
+
+
+def _span(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size or (unit == "min" and seconds >= size):
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
 def apply(
     connection: DeadlineConnection,
     counted: Counted,

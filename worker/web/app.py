@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from packhorse.worker.config import Settings
 from packhorse.worker.errors import InvalidArgument, NotFound, StoreConflict, StoreError, StoreUnavailable
-from packhorse.worker.web import render
+from packhorse.worker.web import acting, render
 from packhorse.worker.web.access import COOKIE, CSRF_FIELD, HEADERS, Refused, Role
 from packhorse.worker.web.pages import SCREENS
 from packhorse.worker.web.reading import Reader, Site
@@ -31,8 +31,8 @@ from packhorse.worker.web.screens import Query, Screen
 
 logger = logging.getLogger("packhorse.web")
 
-#: A form holds a payload at most (1 MiB), which may grow threefold in transit.
-MOST_FORM_BYTES = 4 * 1_048_576
+#: A form holds a payload (1 MiB at most) as it was and as it is to be, and each may grow threefold in transit.
+MOST_FORM_BYTES = 8 * 1_048_576
 
 
 def _show(screen: Screen) -> Endpoint:
@@ -96,6 +96,7 @@ def _own_path(visit: Visit, path: str) -> str:
 #: Every route: screens, acts, and those of the frame.
 ROUTES: tuple[Entry, ...] = (
     *(Entry("GET", screen.path, screen.role, _show(screen)) for screen in SCREENS),
+    *acting.ENTRIES,
     Entry("GET", "/live", Role.VIEWER, _live),
     Entry("GET", "/login", None, _login_page, top=True),
     Entry("POST", "/login", None, _log_in, top=True),

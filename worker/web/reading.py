@@ -183,6 +183,10 @@ class Site:
         connection.rollback()
         return connection
 
+    def open_long(self, deadline_seconds: float) -> DeadlineConnection:
+        """A connection of its own for what takes long; the caller closes it. Errors of statements are psycopg's: see translated()."""
+        return self._open("web long", deadline_seconds=deadline_seconds)
+
     def _open_acting(self) -> DeadlineConnection:
         return self._open("web act", deadline_seconds=self.settings.call_deadline_seconds)
 

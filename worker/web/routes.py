@@ -13,7 +13,10 @@ from packhorse.worker.config import Settings
 from packhorse.worker.version import __version__
 from packhorse.worker.web import render
 from packhorse.worker.web.access import Access, Role, Visitor
+from packhorse.worker.web.acts import ACTS
+from packhorse.worker.web.forms import Notices
 from packhorse.worker.web.live import Ticker
+from packhorse.worker.web.long_acts import LongActs
 from packhorse.worker.web.pages import SCREENS
 from packhorse.worker.web.reading import Site
 
@@ -71,6 +74,8 @@ class Frame:
         self.sites = sites
         self.access = Access(settings, sites[0])
         self.tickers = {site.name: Ticker(site) for site in sites}
+        self.long_acts = {site.name: LongActs(site) for site in sites}
+        self.notices = Notices()
 
     @property
     def home(self) -> str:
@@ -96,6 +101,8 @@ class Frame:
             "live": False,
             "screen": None,
             "version": __version__,
+            "acts": ACTS,
+            "notice": self.notices.get(visit.request.query_params.get("said", ""), visit.visitor),
             **more,
         }
         html = render.environment().get_template(template).render(names)
@@ -105,10 +112,14 @@ class Frame:
         return f"{self.settings.web_base_path}/static/{name}?v={render.static_version(name)}"
 
     def stop(self) -> None:
-        """End the streams, so that the server can end."""
+        """End the streams, so that the server can end; long acts end after their batch."""
         for ticker in self.tickers.values():
             ticker.stop()
+        for long_acts in self.long_acts.values():
+            long_acts.stop()
 
     def close(self) -> None:
+        for long_acts in self.long_acts.values():
+            long_acts.close()
         for site in self.sites:
             site.close()

@@ -1,0 +1,121 @@
+"""Acts that take longer than a request: each in a thread of the page's process, with a connection of its own (SPEC O6).
+
+They go on when the tab is closed. When the process ends they stop after the batch they are in: what is done is done and recorded, the rest is
+as it was. Nothing begins again by itself: a person looks and starts the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from threading import Event
+
+from packhorse.worker.db.errors import translated
+from packhorse.worker.errors import InvalidArgument, WorkerError
+from packhorse.worker.web.forms import LongWork
+from packhorse.worker.web.reading import Site
+
+logger = logging.getLogger("packhorse.web")
+
+#: Of a database so many run at once; so many that have ended are remembered.
+AT_ONCE, REMEMBERED = 4, 100
+STATEMENT_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class LongAct:
+    """One of them. done: of work.total, as far as it is told. state: waits, runs, done, failed or stopped; only its thread writes what changes.
+
+    sentence: how it ended.
+    """
+
+    id: str
+    act: str
+    operator: str
+    reason: str | None
+    work: LongWork
+    begun_at: datetime
+    done: int = 0
+    state: str = "waits"
+    sentence: str = ""
+    ended_at: datetime | None = None
+    stop: Event = field(default_factory=Event)
+
+    @property
+    def is_over(self) -> bool:
+        return self.ended_at is not None
+
+    @property
+    def ratio(self) -> float:
+        return min(1.0, self.done / self.work.total) if self.work.total else 1.0
+
+
+class LongActs:
+    """Those of one database, newest last."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._acts: OrderedDict[str, LongAct] = OrderedDict()
+        self._threads = ThreadPoolExecutor(AT_ONCE, f"web-long-{site.name}")
+        self._closed = False
+
+    def begin(self, act: str, work: LongWork, operator: str, reason: str | None) -> LongAct:
+        """Start it. Raises InvalidArgument when as many run as may, or the page ends."""
+        running = sum(not each.is_over for each in self._acts.values())
+        if running >= AT_ONCE or self._closed:
+            raise InvalidArgument(
+                "the page ends" if self._closed else f"{running} long acts run already, and no more may", hint="Wait for one of them, or stop it"
+            )
+        found = LongAct(secrets.token_hex(6), act, operator, reason, work, datetime.now(UTC))
+        self._acts[found.id] = found
+        over = [each.id for each in self._acts.values() if each.is_over]
+        for old in over[: max(0, len(self._acts) - REMEMBERED)]:
+            del self._acts[old]
+        self._threads.submit(self._run, found)
+        return found
+
+    def get(self, name: str) -> LongAct | None:
+        return self._acts.get(name)
+
+    def all(self) -> list[LongAct]:
+        """Newest first."""
+        return list(reversed(self._acts.values()))
+
+    def stop(self) -> None:
+        """Ask all of them to end after their batch, and take no more."""
+        self._closed = True
+        for each in self._acts.values():
+            each.stop.set()
+
+    def close(self) -> None:
+        """stop(), and wait for the batches."""
+        self.stop()
+        self._threads.shutdown(wait=True)
+
+    def _run(self, act: LongAct) -> None:
+        def report(count: int) -> None:
+            act.done += count
+
+        act.state = "runs"
+        try:
+            connection = self._site.open_long(STATEMENT_SECONDS)
+            try:
+                with translated():
+                    act.sentence, is_good = act.work.run(connection, report, act.stop)
+            finally:
+                connection.close()
+            act.state = "done" if is_good else "stopped" if act.stop.is_set() else "failed"
+        except WorkerError as error:
+            act.state, act.sentence = "failed", f"It has ended by an error after {act.done:,}; what was done is done. {error}"
+        except Exception:
+            act.state, act.sentence = (
+                "failed",
+                f"It has failed after {act.done:,}, by an error of the page; its log says which. What was done is done.",
+            )
+            logger.error("web_request_failed path=%s", act.act, exc_info=True)
+        act.ended_at = datetime.now(UTC)
+        self._site.forget()
