@@ -120,3 +120,24 @@ def test_pausing_stops_the_workers_and_resuming_starts_them_again(cli, database)
     database.query("delete from message_queue where id = %s", first)
     assert cli("backfill", "resume", "lower_emails", "--json").document["answer"] == "enqueued"
     assert database.value("select count(*) from message_queue where payload->>'task' = 'backfill.lower_emails'") == 1
+
+
+def test_a_proposed_drop_by_the_command_line_says_how_many_rows_go(server, tmp_path):
+    """The guard as an operator meets it: each refusal is one line with all reasons; the second confirmation is a number."""
+    database = server.create_database()
+    try:
+        cli = Cli(tmp_path, database.admin_url, USER="ada", LOGNAME="ada")
+        assert cli("migrate", "up", "--with", "platform").code == 0
+        database.query("create table reviews (id int primary key, created_at timestamptz default now() - interval '9 days')")
+        database.query("insert into reviews values (1), (2)")
+        assert cli("backfill", "check", "reviews").code == 0 and cli("backfill", "verify", "reviews").code == 0
+        refused = cli("backfill", "finish", "reviews", "--yes", "--json")
+        assert refused.code == 1 and "have not moved for 0.0 h" in refused.error["message"]
+        database.query("update backfills set quiet_since = now() - interval '49 hours'")
+        refused = cli("backfill", "finish", "reviews", "--yes", "--json")
+        assert refused.code == 2 and refused.error["field"] == "rows" and "--rows 2" in refused.error["hint"]
+        done = cli("backfill", "finish", "reviews", "--yes", "--rows", "2", "--reason", "replaced", "--json")
+        assert done.document == {"backfill": "reviews", "state": "finished"} and database.value("select to_regclass('reviews')") is None
+        assert database.query("select operator, reason from operator_actions where action = 'finish_backfill'") == [("ada", "replaced")]
+    finally:
+        database.drop()
