@@ -81,10 +81,21 @@ class AgentSessions(Backfill):
         """Stale copies go, older ones give way, rows are copied or explained."""
         parts: dict[str, composed.Composable] = {"source": batch.source.identifier, "in_batch": batch.where()}
         given = {"backfill": self.name, "label": batch.source.label, **batch.parameters}
-        again = tables.run(connection, "sessions_forget_stale", batch.parameters, **parts).rowcount
+        again = 0
+        is_first = not tables.run(connection, "sessions_any_there", batch.parameters, in_batch_of_target=batch.where("t")).fetchone()[0]
+        if is_first:
+            lookup = {"is_taken": composed.SQL("false"), "there": composed.SQL(""), "is_new": composed.SQL("true")}
+        else:
+            again = tables.run(connection, "sessions_forget_stale", batch.parameters, **parts).rowcount
+            lookup = {
+                "is_taken": composed.SQL("t.id is not null"),
+                "there": composed.SQL(connection.names.of(sql("sessions_there"))),
+                "is_new": composed.SQL("not coalesce(t.migrated_from_simple, false)"),
+            }
         given_way = tables.run(connection, "sessions_make_way", given, **parts).fetchone()[0]
-        copied, told = tables.run(connection, "sessions_copy", given, **parts).fetchone()
-        tables.run(connection, "sessions_explain_changed", given, **parts)
+        copied, told = tables.run(connection, "sessions_copy", given, **parts, **lookup).fetchone()
+        if not is_first:
+            tables.run(connection, "sessions_explain_changed", given, **parts)
         return BatchResult(copied - again - given_way, told + given_way)
 
     def verify(self, connection: DeadlineConnection, source: SourceTable) -> list[CheckFinding]:

@@ -62,6 +62,14 @@ select s.id, s.user_phone::text as phone, s.context, s.created_at, s.updated_at,
 -- For whoever meets it.
 comment on view platform.ai_agent_sessions_compat is 'Migrated sessions in the shape of ai_agent_sessions; until the clean-up of the backfill agent_sessions.';
 
+-- name: sessions_any_there
+-- Has the target rows in the range of the batch? Ids are kept, so one look into its index tells.
+select exists (select from platform.agent_chat_sessions t where {in_batch_of_target});
+
+-- name: sessions_there
+-- A row of the target with the id of one of the source.
+left join lateral (select a.id, a.migrated_from_simple from platform.agent_chat_sessions a where a.id = s.id limit 1) t on true;
+
 -- name: sessions_forget_stale
 -- Copies that nobody has changed, of rows that the source has changed since: they are copied again. Here and below, subqueries with a limit are
 -- found by their index, row by row, whatever the planner thinks of a table that grows meanwhile.
@@ -98,11 +106,12 @@ select count(*) from explained;
 -- name: sessions_copy
 -- Rows of the batch that are not there become sessions with their old ids, or are explained.
 with fresh as materialized (
-  select s.*, s as whole, platform.normalize_phone(s.phone) as person, coalesce(s.expires_at > statement_timestamp(), false) as is_active, t.id is not null as is_taken
-  from {source} s left join lateral (select a.id, a.migrated_from_simple from platform.agent_chat_sessions a where a.id = s.id limit 1) t on true
-  where {in_batch} and not coalesce(t.migrated_from_simple, false)
+  -- the normal form costs more than all else of an expired row: only where it is compared
+  select s.*, case when s.expires_at > statement_timestamp() or (select exists (select from platform.whatsapp_users)) then platform.normalize_phone(s.phone) end as person,
+    coalesce(s.expires_at > statement_timestamp(), false) as is_active, {is_taken} as is_taken
+  from {source} s {there} where {in_batch} and {is_new}
 ), ranked as (
-  select f.*, row_number() over (partition by coalesce(f.person, f.id::text), f.is_active order by f.updated_at desc nulls last, f.id desc) as place from fresh f
+  select f.*, row_number() over (partition by case when f.is_active then coalesce(f.person, f.id::text) end order by f.updated_at desc nulls last, f.id desc) as place from fresh f
 ), judged as materialized (
   select r.*, case when r.is_taken then 'a session with this id is there already' when not r.is_active then null
     when r.place > 1 then 'a newer session of this phone is active'
@@ -112,8 +121,8 @@ with fresh as materialized (
 ), copied as (
   insert into platform.agent_chat_sessions (id, user_id, user_phone, agent_type, context, status, created_at, updated_at, last_message_at, expires_at, ended_at,
     migrated_from_simple)
-  select j.id, (select case when count(*) = 1 then (array_agg(u.id))[1] end from platform.whatsapp_users u
-      where platform.normalize_phone(u.wa_id) = j.person or platform.normalize_phone(u.phone_number) = j.person),
+  select j.id, case when j.person is not null then (select case when count(*) = 1 then (array_agg(u.id))[1] end from platform.whatsapp_users u
+      where platform.normalize_phone(u.wa_id) = j.person or platform.normalize_phone(u.phone_number) = j.person) end,
     j.phone, 'generic', j.context, case when j.is_active then 'active' else 'expired' end, j.created_at, j.updated_at, j.updated_at, j.expires_at,
     case when not j.is_active then j.expires_at end, true
   from judged j where j.hindered is null
@@ -121,14 +130,15 @@ with fresh as materialized (
   returning id
 ), told as (
   insert into platform.platform_backfill_rows as l (backfill, source_table, source_id, outcome, reason, old_value)
-  select %(backfill)s, %(label)s, j.id::text, 'skipped', coalesce(j.hindered, 'an active session of this phone is there already'), to_jsonb(j.whole)
-  from judged j where not exists (select from copied c where c.id = j.id)
+  select %(backfill)s, %(label)s, j.id::text, 'skipped', coalesce(j.hindered, 'an active session of this phone is there already'), w.whole
+  from judged j cross join lateral (select to_jsonb(s) as whole from {source} s where s.id = j.id limit 1) w where not exists (select from copied c where c.id = j.id)
   on conflict (backfill, source_table, source_id) do update set outcome = excluded.outcome, reason = excluded.reason, old_value = excluded.old_value,
     recorded_at = excluded.recorded_at where l.reason <> excluded.reason or l.old_value is distinct from excluded.old_value
   returning (xmax = 0) as is_new
 ), untold as (
   delete from platform.platform_backfill_rows l
   where l.backfill = %(backfill)s and l.source_table = %(label)s and l.source_id = any (array(select c.id::text from copied c))
+    and (select exists (select from platform.platform_backfill_rows e where e.backfill = %(backfill)s))
 )
 select (select count(*) from copied), (select count(*) from told where is_new);
 
