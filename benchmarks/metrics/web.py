@@ -32,10 +32,10 @@ select n, 'q' || n %% 10, 'type' || n %% 20, jsonb_build_object('customer', json
 from generate_series(%(dead)s + %(live)s + 1, %(dead)s + 2 * %(live)s) n
 """
 FILL_ARCHIVE = """
-insert into packhorse.message_archive (id, queue, message_type, payload, options, priority, state, attempt, crashes, created_at, finished_at,
-  conversation_key)
+insert into packhorse.message_archive (id, queue, message_type, payload, options, priority, state, attempt, crashes, created_at, claimed_at,
+  finished_at, conversation_key)
 select n, 'q' || n %% 10, 'type' || n %% 20, jsonb_build_object('customer', jsonb_build_object('id', n %% 50000), 'body', repeat('x', 150)),
-  '{}', 5, 'done', 1, 0, t.at - interval '1 minute', t.at, 'conversation' || n %% 100000
+  '{}', 5, 'done', 1, 0, t.at - interval '1 minute', t.at - interval '1 second', t.at, 'conversation' || n %% 100000
 from generate_series(%(dead)s + 1, %(dead)s + %(live)s) n
 cross join lateral (select now() - interval '6 days' * (%(dead)s + %(live)s - n) / %(live)s as at) t
 """

@@ -9,7 +9,7 @@ from typing import Any
 
 from packhorse.worker.observe.masking import mask_whole
 from packhorse.worker.records import Gate, Row
-from packhorse.worker.states import LIVE
+from packhorse.worker.states import LIVE, State
 from packhorse.worker.store import browse, messages, operations
 from packhorse.worker.web.access import Role
 from packhorse.worker.web.pages import parameters
@@ -79,7 +79,7 @@ async def load(reader: Reader, query: Query) -> MessagePage:
     holder = await reader.ask("message holder", 2.0, operations.holder, number) if message["state"] == "running" else None
     plain = query.visitor.may(Role.OPERATOR)
     gates = [replace(gate, detail=told(gate.detail, plain=plain) or "") for gate in gates]
-    stops = next((gate for gate in gates if not gate.passed and gate.gate != "rank"), None) if is_live else None
+    stops = _stops(gates, str(message["state"])) if is_live else None
     scheduled = _SCHEDULED.fullmatch(message["correlation_id"] or "")
     return MessagePage(
         message=message,
@@ -97,6 +97,13 @@ async def load(reader: Reader, query: Query) -> MessagePage:
         error_message=told(message["error_message"], plain=plain),
         command=f"packhorse message explain {number}",
     )
+
+
+def _stops(gates: list[Gate], state: str) -> Gate | None:
+    """The gate to be told first: of a blocked message that of its conversation, for that made it so; of others the first that it does not pass."""
+    closed = [gate for gate in gates if not gate.passed and gate.gate != "rank"]
+    said = [gate for gate in closed if gate.gate == "conversation"] if state == State.BLOCKED else []
+    return next(iter([*said, *closed]), None)
 
 
 def attempts_of(history: Any, *, plain: bool) -> tuple[Attempt, ...]:
