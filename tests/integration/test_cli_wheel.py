@@ -75,6 +75,15 @@ def test_the_wheel_carries_migrations_and_licence(installed):
     assert any(name.endswith("worker/db/sql/operations.sql") for name in names)
     assert {name.split("/")[0] for name in names} == {"packhorse", f"packhorse-{__version__}.dist-info"}, "one name, and nothing else (SPEC N1)"
     assert "packhorse/py.typed" in names
+    for folder in ("worker/web/static", "worker/web/templates"):
+        there = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}
+        assert {f"packhorse/{name}" for name in there} <= set(names), "the page"
+
+
+def test_without_the_extra_the_page_says_in_one_line_what_to_install(installed):
+    done = installed.packhorse("web")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (EXIT_UNAVAILABLE, "", 1), done.stderr
+    assert "pip install 'packhorse[web]'" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["systemd", "kubernetes"])
@@ -112,6 +121,7 @@ def test_up_works_in_an_empty_folder_and_ctrl_c_ends_with_0(installed):
         wait_until(lambda: "hello wheel" in output.read_text())
         wait_until(lambda: '"state": "done"' in packhorse("message", "list", "--json"))
         assert "packhorse 0" in packhorse("--version")
+        assert "Page       not installed: pip install 'packhorse[web]'" in output.read_text()
         up.send_signal(signal.SIGINT)
         assert up.wait(40) == 0, output.read_text()
         assert "Database   stopped" in output.read_text() and "Traceback" not in output.read_text()

@@ -63,7 +63,7 @@ def size(value: Any) -> str:
     if value is None:
         return NOTHING
     power = min(len(_SIZES) - 1, int(math.log(max(1, abs(value)), 1024)))
-    return f"{value / 1024**power:.3g} {_SIZES[power]}" if abs(value) >= 1024 else f"{value} B"
+    return f"{number(value / 1024**power)} {_SIZES[power]}" if abs(value) >= 1024 else f"{value} B"
 
 
 def seconds(value: Any) -> str:
@@ -110,8 +110,14 @@ def ago(value: Any) -> str | Markup:
     if found is None:
         return exact(value)
     away = (datetime.now(UTC) - found).total_seconds()
-    said = "now" if abs(away) < 1 else f"{seconds(away)} ago" if away > 0 else f"in {seconds(-away)}"
+    said = "now" if abs(away) < 1 else f"{_rough(away)} ago" if away > 0 else f"in {_rough(-away)}"
     return Markup('<time datetime="{}" title="{}">{}</time>').format(found.isoformat(), exact(found), said)
+
+
+def _rough(length: float) -> str:
+    """A duration for which two digits are enough."""
+    size, unit = next(((size, unit) for size, unit in _UNITS if length >= 2 * size), _UNITS[-1])
+    return f"{length / size:.0f} {unit}" if length >= 10 * size else f"{round(length / size, 1):g} {unit}"
 
 
 def visible(value: Any) -> str:
