@@ -168,14 +168,12 @@ alter table {source} drop constraint if exists {key};
 update {source} s set {uuid} = null where s.{uuid} is not null and not exists (select from {target} t where t.{id} = s.{uuid});
 
 -- name: ids_accounts
--- Rows by what became of their value. missing: neither a UUID nor explained, though a session has it or it is none; wrong: another UUID than the text says.
+-- Rows by what became of their value. missing: neither a UUID nor explained; wrong: another UUID than the text says.
 select count(*) as rows, count(s.{uuid}) as uuids, count(*) filter (where s.{text} is null and s.{uuid} is null) as nulls,
   count(*) filter (where s.{text} is not null and s.{uuid} is null and l.source_id is not null) as explained,
-  count(*) filter (where s.{text} is not null and s.{uuid} is null and l.source_id is null
-    and case when lower(s.{text}) ~ {form} then exists (select from {target} t where t.{id} = s.{text}::uuid) else true end) as missing,
+  count(*) filter (where s.{text} is not null and s.{uuid} is null and l.source_id is null) as missing,
   count(*) filter (where case when s.{uuid} is not null then s.{text} is null or lower(s.{text}) <> s.{uuid}::text end) as wrong,
-  (array_agg({key_text} order by {key_text}) filter (where s.{text} is not null and s.{uuid} is null and l.source_id is null
-    and case when lower(s.{text}) ~ {form} then exists (select from {target} t where t.{id} = s.{text}::uuid) else true end))[1:10] as examples
+  (array_agg({key_text} order by {key_text}) filter (where s.{text} is not null and s.{uuid} is null and l.source_id is null))[1:10] as examples
 from {source} s left join platform.platform_backfill_rows l on l.backfill = {backfill} and l.source_table = {label} and l.source_id = {key_text};
 
 -- name: ids_rename_column
