@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from html import unescape
 from pathlib import Path
@@ -328,3 +328,12 @@ def test_the_command_beside_a_screen_is_one_that_the_command_line_knows(database
     for command in sorted(commands):
         ran = cli(*shlex.split(command)[1:])
         assert ran.code in (EXIT_OK, EXIT_FAILED), f"{command}: {ran.code} {ran.err}"
+
+
+def test_every_screen_needs_no_more_than_the_rights_of_a_reader(database: Database, open_page: Callable[..., Page]) -> None:
+    furnish(database)
+    page = open_page(database, web_databases={"shop": database.admin_url, "mail": database.admin_url})
+    browser = page.browser()
+    for address in addresses("plain words"):
+        shown(browser, f"/shop{address}")
+    assert page.sites[0]._begin == "web_begin_as_reader"
