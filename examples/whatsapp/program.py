@@ -196,6 +196,7 @@ class Program:
             psql, shown = str(programs() / "psql"), shlex.quote(url)
         return [
             "where to look, from another terminal in this folder:",
+            f"  {packhorse} web      the page, in a browser: all of what follows",
             f"  {packhorse} stats",
             f"  {packhorse} schedule list      also: maintenance list|plan|run|history, partitions status, table-care",
             "     also: workers, conversations, queue list|pause|resume, message list|explain, dead-letter groups|list|show|edit|redrive",
