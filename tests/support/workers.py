@@ -83,8 +83,9 @@ class Daemon:
 
     def children(self) -> list[int]:
         """Pids of the live worker processes below the parent."""
-        out = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False).stdout
-        return [int(pid) for pid in out.split()]
+        out = subprocess.run(["pgrep", "-a", "-P", str(self.process.pid)], capture_output=True, text=True, check=False).stdout
+        found = [line.split() for line in out.splitlines()]
+        return [int(pid) for pid, *command in found if "web" not in command]  # of `packhorse up` the page is one, too
 
     def wait_ready(self, count: int = 1) -> Daemon:
         wait_until(lambda: self.log.count("worker_started") >= count or self.process.poll() is not None, 30, "worker_started")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 from packhorse.worker.exits import EXIT_OK, EXIT_USAGE
 from tests.support.cli import Cli
 from tests.support.waiting import wait_until
+from tests.support.workers import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -55,6 +58,22 @@ def test_it_prints_its_address_serves_and_ends_with_0_though_somebody_watches(tm
         assert [line for line in lines if "tick" not in line and "data" not in line and line] == []
     assert process.wait(20) == EXIT_OK, output.read_text()
     assert "Traceback" not in output.read_text() and "web_request_failed" not in output.read_text()
+
+
+SIGNAL_WHILE_IT_STARTS = """
+import os, signal, sys
+from packhorse.worker.config import load_settings
+from packhorse.worker.web.serve import run
+run(load_settings(web_port=0), say=lambda address: os.kill(os.getpid(), int(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_while_it_starts_ends_it(database, number):
+    """Between its address and the server's own handlers: whoever reads the address may stop it at once."""
+    environment = Cli(ROOT, database.url).environment
+    ended = subprocess.run([sys.executable, "-c", SIGNAL_WHILE_IT_STARTS, str(int(number))], env=environment, capture_output=True, timeout=30)
+    assert ended.returncode == EXIT_OK, ended.stderr.decode()
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,16 @@ def test_speed_and_time_to_drain_are_of_what_was_done(page, database):
     assert "Messages done per minute" in html
 
 
+def test_what_was_never_claimed_has_no_wait_and_no_duration(page, database):
+    run(
+        database,
+        "insert into packhorse.message_archive (id, queue, message_type, payload, options, priority, state, attempt, crashes, created_at, finished_at) "
+        "values (1, 'default', 't', '{}', '{}', 5, 'done', 1, 0, now(), now())",
+    )
+    answer = page.browser().get("/")
+    assert answer.status_code == 200 and "<dt>Messages</dt><dd>1</dd>" in answer.text
+
+
 def test_each_check_has_a_screen(page):
     """The overview leads to screens that are there."""
     browser = page.browser()

@@ -126,10 +126,10 @@ def run(settings: Settings, embedded_url: str | None = None, say: Callable[[str]
     listening = listen(settings)
     try:
         server = PageServer(settings, sites_of(settings, embedded_url))
+        # before uvicorn's own: a signal that comes while it starts ends it as well; and after them, for it raises the signal again at its end
+        signal.signal(signal.SIGTERM, server.handle_exit)
+        signal.signal(signal.SIGINT, server.handle_exit)
         say(address(settings, listening))
-        # uvicorn raises the signal again when it has ended; that it came is then known
-        signal.signal(signal.SIGTERM, lambda _number, _frame: None)
-        signal.signal(signal.SIGINT, lambda _number, _frame: None)
         server.run([listening])
     finally:
         listening.close()
