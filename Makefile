@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# most tests wait for something: three at a time keep two cores busy
-WORKERS ?= 3
+# most tests wait for something: four at a time use two cores by half
+WORKERS ?= 4
 
 .PHONY: run demo programs test test-fast soak check bench docs audit secrets-scan rules wheel clean
 

@@ -28,7 +28,7 @@ from tests.support.harness import HOUSES, House
 from tests.support.waiting import wait_until
 from tests.support.workers import ROOT
 
-pytestmark = pytest.mark.one_database
+pytestmark = [pytest.mark.slow, pytest.mark.one_database]
 
 
 @pytest.fixture(params=HOUSES)

@@ -10,7 +10,7 @@ import packhorse
 from tests.support.harness import House
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.one_database
+pytestmark = [pytest.mark.slow, pytest.mark.one_database]
 
 
 @pytest.fixture(params=["dramatiq-worker", "runtime"])

@@ -17,6 +17,8 @@ from tests.support.http import free_port
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("httpx")
 QUICK = {"least_calls": 3, "reset_seconds": 0.3, "trials": 2}
 

@@ -19,7 +19,7 @@ from packhorse.worker.broker.postgres import PostgresBroker
 from tests.support.harness import House
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.one_database
+pytestmark = [pytest.mark.slow, pytest.mark.one_database]
 KINDS = ["thread", "coroutine"]
 
 

@@ -17,7 +17,7 @@ import packhorse
 from packhorse.testing import PackhorseDatabase, PackhorseQueue, QueueNotEmpty, stub_broker
 from packhorse.worker.testing.queue import with_database
 
-pytestmark = pytest.mark.one_database
+pytestmark = [pytest.mark.slow, pytest.mark.one_database]
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = ROOT / "docs" / "testing.md"
 

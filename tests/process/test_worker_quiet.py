@@ -6,10 +6,14 @@ import os
 import signal
 from typing import Any
 
+import pytest
+
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from tests.support.accounting import effects, live, wait_for_end
 from tests.support.cli import Cli
 from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
 
 
 def states(database: Any) -> list[str]:

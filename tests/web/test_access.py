@@ -11,6 +11,8 @@ from packhorse.worker.web import serve
 from packhorse.worker.web.access import CHECK_SECONDS, COOKIE, FAILURE_SECONDS, MOST_FAILURES, SESSION_SECONDS
 from packhorse.worker.web.app import ROUTES
 
+pytestmark = pytest.mark.slow
+
 
 def test_on_loopback_nobody_logs_in_until_there_is_a_token(page):
     stranger = page.browser()

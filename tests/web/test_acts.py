@@ -15,7 +15,7 @@ from tests.support.page import Browser, Page, declare_bank
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.one_database
+pytestmark = [pytest.mark.slow, pytest.mark.one_database]
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from packhorse.worker.web.live import MOST_QUESTIONS_PER_SECOND
 from packhorse.worker.web.reading import MOST_ANSWERS, MOST_BYTES, NoAnswer, Reader, Site
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def site(database):

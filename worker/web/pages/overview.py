@@ -137,7 +137,8 @@ def _line(row: Row, ends: Row | None) -> QueuePace:
         return QueuePace(row, 0.0, None, None, None)
     per_second = ends["done_lately"] / ends["lately_seconds"]
     drain = row["due"] / per_second if row["due"] and per_second and not row["paused"] else None
-    return QueuePace(row, per_second, *(percentiles[1] if percentiles else None for percentiles in (ends["wait"], ends["run"])), drain)
+    wait, run = (percentiles[1] if percentiles else None for percentiles in (ends["wait"], ends["run"]))
+    return QueuePace(row, per_second, wait, run, drain)
 
 
 def _concerns(name: str, row: Row | None) -> Iterator[Concern]:
