@@ -88,6 +88,8 @@ def _imports() -> list[tuple[str, str, bool]]:
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and isinstance(node.args[0], ast.Constant):
+                names = [str(node.args[0].value)]
             else:
                 continue
             found += [(module, name.removeprefix("packhorse."), id(node) in top) for name in names]
@@ -130,12 +132,12 @@ def test_no_two_classes_share_a_name():
 
 
 def test_no_module_needs_itself():
-    """Imports of the module level, those for type checkers included: who names a type knows its module. Others happen when both are there."""
+    """Imports for type checkers included, for who names a type knows its module; and those in functions and by name: late is not below."""
     modules = {".".join(p.relative_to(TOP).with_suffix("").parts).removesuffix(".__init__") for p in FILES}
     needs: dict[str, set[str]] = {module: set() for module in modules}
-    for module, imported, at_top in _imports():
+    for module, imported, _ in _imports():
         found = imported if imported in modules else imported.rpartition(".")[0]
-        if at_top and found in modules and found != module:
+        if found in modules and found != module:
             needs[module].add(found)
     while free := [module for module, names in needs.items() if not names]:
         for module in free:

@@ -152,7 +152,7 @@ def copying(system: Adapter) -> Iterator[list[float]]:
     try:
         with psycopg.connect(system.store_url(), autocommit=True) as connection:
             while not (before := _count(connection, done)):
-                time.sleep(0.05)
+                time.sleep(0.05)  # until the first batch is written, which only the table of runs tells
             began = time.monotonic()
             yield rates
             rates.append((_count(connection, done) - before) / (time.monotonic() - began))
@@ -175,7 +175,7 @@ def session_ids(system: Adapter) -> Iterator[Number]:
         connection.execute("vacuum analyze core.whatsapp_conversations")
     system.server.admin.execute("checkpoint")
     with writing(system.store_url()) as before:
-        time.sleep(BEFORE_SECONDS)
+        time.sleep(BEFORE_SECONDS)  # the measured window of the writers alone
     began = time.monotonic()
     with writing(system.store_url()) as meanwhile:
         ended(run(system, "session_ids"))

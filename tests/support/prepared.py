@@ -124,8 +124,9 @@ def _run_and_report(request: dict[str, Any], fds: list[int]) -> Callable[[], Non
 
 if __name__ == "__main__":
     import packhorse.worker.cli.main
+    import packhorse.worker.cli.program
 
     gc.freeze()  # else the collector of each fork would copy all that
-    sys.argv[0] = str(packhorse.worker.cli.main.__file__)
+    sys.argv[0] = str(packhorse.worker.cli.program.__file__)
     command = serve(socket.socket(fileno=int(sys.argv[1])))
     command()

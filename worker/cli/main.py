@@ -30,9 +30,7 @@ from packhorse.worker.cli import (
     worker,
     workers,
 )
-from packhorse.worker.cli.program import group, main
-
-__all__ = ["app", "main"]
+from packhorse.worker.cli.group import group
 
 app = group()
 app.command("up")(up.up)
@@ -62,7 +60,3 @@ app.command("web")(web.web)
 app.add_typer(token.app, name="token")
 app.add_typer(config.app, name="config")
 app.add_typer(deploy.app, name="deploy")
-
-
-if __name__ == "__main__":
-    main()

@@ -11,14 +11,14 @@ import importlib
 import logging
 import os
 import sys
-from typing import Annotated, Any, TextIO
+from typing import Any, TextIO
 
 import typer
 
 from packhorse.worker.cli.errors import ErrorReport, describe, report, usage
+from packhorse.worker.cli.group import group
 from packhorse.worker.errors import WorkerError
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
-from packhorse.worker.version import __version__
 
 #: Commands that run until they are told to stop; each is a function of that name, in a module of that name.
 DAEMONS = ("worker", "scheduler", "up", "web")
@@ -27,32 +27,6 @@ _TYPER_INTERRUPTED = 130
 
 #: What a write to a full disk, a full quota or a file that may not grow answers.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"packhorse {__version__}")
-        raise typer.Exit()
-
-
-def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error; for bug reports.")] = False,
-) -> None:
-    pass
-
-
-def group() -> typer.Typer:
-    """The command without what it can do."""
-    found = typer.Typer(
-        name="packhorse",
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-        help="Background work on the Postgres you already have. Start with: packhorse up",
-    )
-    found.callback()(_root)
-    return found
 
 
 def _command(arguments: list[str]) -> typer.Typer:

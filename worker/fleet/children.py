@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import signal
 import sys
@@ -38,6 +40,18 @@ class Child:
         self.failures = 0 if expected or lived_seconds >= STABLE_SECONDS else self.failures + 1
         backoff = min(MAX_BACKOFF_SECONDS, 0.25 * 2 ** (self.failures - 1)) if self.failures else 0.0
         self.start_after = time.monotonic() + backoff
+
+
+def share_memory(processes: int) -> None:
+    """In the parent, before it forks: load what several of its children need, so that they share it, and keep the collector from copying it.
+
+    processes: of workers. The driver is shared by worker and exporter. What only workers need is loaded here when there are several.
+    """
+    importlib.import_module("packhorse.worker.db.sessions")
+    if processes > 1:
+        importlib.import_module("packhorse.worker.runtime.process")
+    gc.collect()
+    gc.freeze()
 
 
 def kill(pid: int, number: int) -> None:

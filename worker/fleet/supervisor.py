@@ -25,13 +25,12 @@ from packhorse.worker import folder, forks
 from packhorse.worker.config import Settings
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXPECTED_CHILD_EXITS, FATAL_CHILD_EXITS
 from packhorse.worker.fleet.child import STOP_SIGNALS, Lost, Once, preflight, recover, run_worker_process
-from packhorse.worker.fleet.children import STABLE_SECONDS, Child, described, flush_output, kill, replaced_why
+from packhorse.worker.fleet.children import STABLE_SECONDS, Child, described, flush_output, kill, replaced_why, share_memory
 from packhorse.worker.fleet.monitor import Monitor
 from packhorse.worker.observe.fleet_stats import EXPORTER_TICK, STARTED, FleetStats
 from packhorse.worker.observe.logging import flush as flush_log
 from packhorse.worker.observe.process_stats import DRAIN_ASKED, DRAINING, HURRY, ISOLATED_AT, ISOLATION, REGISTERED, ProcessStats
 from packhorse.worker.observe.systemd import Notifier
-from packhorse.worker.runtime.memory import share_memory
 from packhorse.worker.runtime.running_ids import RunningIds
 
 logger = logging.getLogger("packhorse.supervisor")

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import resource
 
 #: Objects that come to be before the cyclic collector walks the young ones; and so often that before it walks the older ones.
 COLLECT_AFTER = (20_000, 20, 50)
 #: CPython's, up to 3.11 and after.
 USUAL = ((700, 10, 10), (2000, 10, 0), (2000, 10, 10))
-
-
-def share_memory(processes: int) -> None:
-    """In the parent, before it forks: load what several of its children need, so that they share it, and keep the collector from copying it.
-
-    processes: of workers. The driver is shared by worker and exporter. What only workers need is loaded here when there are several.
-    """
-    importlib.import_module("packhorse.worker.db.sessions")
-    if processes > 1:
-        importlib.import_module("packhorse.worker.runtime.process")
-    gc.collect()
-    gc.freeze()
 
 
 def collect_seldom() -> None:
