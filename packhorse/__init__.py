@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from packhorse._lazy import names_of
+from packhorse.worker.lazy import names_of
 from packhorse.worker.version import __version__ as __version__
 
 if TYPE_CHECKING:

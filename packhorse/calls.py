@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from packhorse._lazy import names_of
+from packhorse.worker.lazy import names_of
 
 if TYPE_CHECKING:
     from packhorse.worker.calls.boundary import ErrorBoundary, Operation, SafeResponse, safe_http_response, with_error_boundary

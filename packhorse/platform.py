@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from packhorse import calls
-from packhorse._lazy import names_of
+from packhorse.worker.lazy import names_of
 
 if TYPE_CHECKING:
     from packhorse.calls import TIMEOUTS_MS as TIMEOUTS_MS

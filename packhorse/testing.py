@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from packhorse._lazy import names_of
+from packhorse.worker.lazy import names_of
 
 if TYPE_CHECKING:
     from packhorse.worker.testing.captured import SentMessage, SentMessages, captured

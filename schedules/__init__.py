@@ -6,7 +6,7 @@ without Python. Imports have no effect on the outside.
 
 from typing import TYPE_CHECKING
 
-from packhorse._lazy import names_of
+from packhorse.worker.lazy import names_of
 
 if TYPE_CHECKING:
     from packhorse.schedules.registry import schedule

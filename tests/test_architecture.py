@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from functools import cache
@@ -16,7 +17,7 @@ TOP = Path(__file__).parent.parent
 FILES = sorted([*(TOP / "worker").rglob("*.py"), *(TOP / "schedules").rglob("*.py")])
 
 #: Lowest first. A room imports from floors below its own, never from a neighbour. Whatever lies loose in worker/ is the ground.
-GROUND = ("version", "errors", "states", "config", "config_web", "clock", "records", "service", "exits", "suggest", "folder", "forks")
+GROUND = ("version", "errors", "states", "config", "config_web", "clock", "records", "service", "exits", "suggest", "folder", "forks", "lazy")
 FLOORS: list[tuple[str, ...]] = [
     tuple(f"worker.{name}" for name in GROUND),
     ("worker.db", "worker.observe"),
@@ -147,6 +148,17 @@ def test_no_module_needs_itself():
     assert needs == {}, "a circle, and what stands on it"
 
 
+def test_nothing_below_imports_the_public_names():
+    """packhorse/*.py stand on top of the house: who is asked for them may ask back for nothing."""
+    wrong = []
+    for path in FILES:
+        for node in ast.walk(_tree(path)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            wrong += [(path.name, name) for name in names if name == "packhorse" or re.match(r"packhorse\.(?!worker\b|schedules\b)", name)]
+    assert wrong == []
+
+
 def test_nothing_imports_test_code_or_the_package_itself_from_inside():
     assert [i for i in _imports() if i[1].startswith(("tests", "benchmarks", "examples"))] == []
 
@@ -162,6 +174,7 @@ def test_only_the_edges_of_worker_know_schedules_and_schedules_never_know_the_br
         "worker.records",
         "worker.service",
         "worker.exits",
+        "worker.lazy",
         "worker.suggest",
         "worker.db",
         "worker.observe.duties",
