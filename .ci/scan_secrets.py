@@ -1,7 +1,9 @@
-"""Look for secrets in the files that git tracks: keys, tokens, passwords in connection strings. Exit 1 with a list when there are any.
+"""Look for secrets in the files that git tracks: keys, tokens, passwords in connection strings. Exit 1 with a
+list when there are any.
 
-A small set of rules with few false alarms, and no dependencies; `git ls-files` decides what is looked at. A line that must hold
-something secret-looking says `not-a-secret`. What is found is shown by place and rule, never by value.
+A small set of rules with few false alarms, and no dependencies; `git ls-files` decides what is looked at. A
+line that must hold something secret-looking says `not-a-secret`. What is found is shown by place and rule,
+never by value.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ EXEMPT = "not-a-secret"
 EXEMPT_FILES = {"tests/unit/test_masking.py"}
 MAX_BYTES = 2_000_000
 #: passwords that are no secret: placeholders, and what documentation and tests use
-PLACEHOLDERS = re.compile(r"^(\*+|…|\.\.\.|x+|secret|s3cret|hunter2|p?w|pass|password|postgres|packhorse|example|[{<$%].*)$", re.IGNORECASE)
+PLACEHOLDERS = re.compile(
+    r"^(\*+|…|\.\.\.|x+|secret|s3cret|hunter2|p?w|pass|password|postgres|packhorse|example|[{<$%].*)$",
+    re.IGNORECASE,
+)
 
 RULES = {
     "private key": re.compile(r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"),
@@ -31,7 +36,9 @@ RULES = {
     "Meta access token": re.compile(r"\bEAA[0-9A-Za-z]{60,}\b"),
     "JSON web token": re.compile(r"\beyJ[0-9A-Za-z_-]{15,}\.eyJ[0-9A-Za-z_-]{15,}\.[0-9A-Za-z_-]{20,}"),
     "PyPI token": re.compile(r"\bpypi-[0-9A-Za-z_-]{50,}"),
-    "assigned secret": re.compile(r"""(?i)\b(?:api_?key|secret(?:_?key)?|access_?token|auth_?token)["']?\s*[:=]\s*["']([0-9a-z+/_=-]{24,})["']"""),
+    "assigned secret": re.compile(
+        r"""(?i)\b(?:api_?key|secret(?:_?key)?|access_?token|auth_?token)["']?\s*[:=]\s*["']([0-9a-z+/_=-]{24,})["']"""
+    ),
 }
 PASSWORD_IN_URL = re.compile(r"\b[a-z][a-z0-9+]*://[^\s:/@'\"]*:([^\s@/'\"]+)@")
 
@@ -50,14 +57,20 @@ def findings(text: str) -> Iterator[tuple[int, str]]:
 
 
 def tracked() -> list[Path]:
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True
+    ).stdout.decode()
     return [ROOT / name for name in listed.split("\0") if name]
 
 
 def main() -> int:
     count = 0
     for path in tracked():
-        if str(path.relative_to(ROOT)) in EXEMPT_FILES or not path.is_file() or path.stat().st_size > MAX_BYTES:
+        if (
+            str(path.relative_to(ROOT)) in EXEMPT_FILES
+            or not path.is_file()
+            or path.stat().st_size > MAX_BYTES
+        ):
             continue
         try:
             text = path.read_text()

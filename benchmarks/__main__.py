@@ -73,14 +73,18 @@ def opened(system: System) -> Iterator[System]:
         system.close()
 
 
-def run_case(system: System, case: Case, measure: Measure, settings: Settings, keep: Callable[[Row], None], number: int) -> bool:
+def run_case(
+    system: System, case: Case, measure: Measure, settings: Settings, keep: Callable[[Row], None], number: int
+) -> bool:
     """Measure one case on one system and keep its rows; False when it failed (the reason is printed)."""
     started = time.monotonic()
     say(f"round {number}: {case.title}: {system.name} ...")
     try:
         with opened(system):
             for found in measure(system, case, settings):
-                row = Row(system.name, found.metric, found.variant, found.processes, found.value, found.unit, number)
+                row = Row(
+                    system.name, found.metric, found.variant, found.processes, found.value, found.unit, number
+                )
                 keep(row)
                 say(f"    {row.metric} {row.variant}: {table.number(row.value)} {row.unit}")
     except Exception as error:

@@ -1,7 +1,8 @@
 """Packhorse: background work on the Postgres you already have.
 
-The public names, and the only package that an installation makes importable (SPEC N1). Importing them has no side
-effects. They are looked up when they are used: a command that shows its help needs neither dramatiq nor psycopg.
+The public names, and the only package that an installation makes importable (SPEC N1). Importing them has no
+side effects. They are looked up when they are used: a command that shows its help needs neither dramatiq nor
+psycopg.
 """
 
 from __future__ import annotations
@@ -13,12 +14,22 @@ from packhorse.worker.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from packhorse.schedules.backfill.declare import backfill
-    from packhorse.worker.attempt.context import correlation_id, current_async_connection, current_connection, current_message
+    from packhorse.worker.attempt.context import (
+        correlation_id,
+        current_async_connection,
+        current_connection,
+        current_message,
+    )
     from packhorse.worker.attempt.steps import step, step_async
     from packhorse.worker.broker.actor import Actor, actor
     from packhorse.worker.broker.backends import rate_limiter_backend, result_backend
     from packhorse.worker.broker.postgres import PostgresBroker
-    from packhorse.worker.enqueue.producer import enqueue, enqueue_async, enqueue_payloads, enqueue_payloads_async
+    from packhorse.worker.enqueue.producer import (
+        enqueue,
+        enqueue_async,
+        enqueue_payloads,
+        enqueue_payloads_async,
+    )
     from packhorse.worker.errors import (
         AgentError,
         Bury,

@@ -1,4 +1,5 @@
-"""What a handler uses around what it calls: services and their circuit breakers, error boundaries, timeouts (SPEC W9, W10).
+"""What a handler uses around what it calls: services and their circuit breakers, error boundaries, timeouts
+(SPEC W9, W10).
 
 Names are looked up when they are used, as in `packhorse`.
 """
@@ -10,7 +11,13 @@ from typing import TYPE_CHECKING
 from packhorse.worker.lazy import names_of
 
 if TYPE_CHECKING:
-    from packhorse.worker.calls.boundary import ErrorBoundary, Operation, SafeResponse, safe_http_response, with_error_boundary
+    from packhorse.worker.calls.boundary import (
+        ErrorBoundary,
+        Operation,
+        SafeResponse,
+        safe_http_response,
+        with_error_boundary,
+    )
     from packhorse.worker.calls.declarations import BreakerPolicy, RetryPolicy, ServiceOptions
     from packhorse.worker.calls.registry import (
         BreakerStats,
@@ -24,7 +31,13 @@ if TYPE_CHECKING:
     from packhorse.worker.calls.requests import RequestOptions, ServiceResponse
     from packhorse.worker.calls.retryable import is_retryable_error
     from packhorse.worker.calls.timeouts import TIMEOUTS_MS, with_timeout
-    from packhorse.worker.errors import AgentError, CircuitOpen, MessageProcessingError, ServiceFailed, WorkflowError
+    from packhorse.worker.errors import (
+        AgentError,
+        CircuitOpen,
+        MessageProcessingError,
+        ServiceFailed,
+        WorkflowError,
+    )
 
 _HOMES = {
     "ErrorBoundary": "calls.boundary",

@@ -1,8 +1,9 @@
-"""What handlers of a conversation platform use: sessions, memory, workflows, deduplication, HTTP answers, a person's data (docs/platform-library.md).
+"""What handlers of a conversation platform use: sessions, memory, workflows, deduplication, HTTP answers, a
+person's data (docs/platform-library.md).
 
-All names of `packhorse.calls` (errors, boundaries, services, timeouts) are here, too. Each function of the database works on the psycopg
-connection that it is given, else on one of the broker's pool, and has a twin that is awaited. Names are looked up when they are used, as in
-`packhorse`.
+All names of `packhorse.calls` (errors, boundaries, services, timeouts) are here, too. Each function of the
+database works on the psycopg connection that it is given, else on one of the broker's pool, and has a twin
+that is awaited. Names are looked up when they are used, as in `packhorse`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,12 @@ if TYPE_CHECKING:
     from packhorse.calls import safe_http_response as safe_http_response
     from packhorse.calls import with_error_boundary as with_error_boundary
     from packhorse.calls import with_timeout as with_timeout
-    from packhorse.worker.platform.dedup import is_new_message, is_new_message_async, mark_message_processed, mark_message_processed_async
+    from packhorse.worker.platform.dedup import (
+        is_new_message,
+        is_new_message_async,
+        mark_message_processed,
+        mark_message_processed_async,
+    )
     from packhorse.worker.platform.limits import limit_person, limit_person_async, take_turn, take_turn_async
     from packhorse.worker.platform.memory import (
         ConversationMemory,
@@ -170,4 +176,6 @@ __all__ = [
 
 
 if not TYPE_CHECKING:  # a type checker knows the names above, and refuses others
-    __getattr__, __dir__ = names_of(__name__, (*__all__, *calls.__all__), {**calls._HOMES, **_HOMES}, rest="errors")
+    __getattr__, __dir__ = names_of(
+        __name__, (*__all__, *calls.__all__), {**calls._HOMES, **_HOMES}, rest="errors"
+    )

@@ -1,6 +1,8 @@
-"""For an application's own tests: handlers without a server, what was sent, a real queue (SPEC W12); docs/testing.md.
+"""For an application's own tests: handlers without a server, what was sent, a real queue (SPEC W12);
+docs/testing.md.
 
-Names are looked up when they are used, as in `packhorse`. The pytest plugin comes with the installation and needs no import.
+Names are looked up when they are used, as in `packhorse`. The pytest plugin comes with the installation and
+needs no import.
 """
 
 from __future__ import annotations

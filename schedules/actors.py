@@ -1,7 +1,8 @@
-"""The actor that runs maintenance, and the scheduler beside it: what `packhorse scheduler` gives its worker processes.
+"""The actor that runs maintenance, and the scheduler beside it: what `packhorse scheduler` gives its worker
+processes.
 
-An ordinary actor module: a scheduled run is a message with attempts, history and a dead letter (SPEC M). The middleware
-starts the scheduler's loop when the worker process has booted and stops it first when that drains.
+An ordinary actor module: a scheduled run is a message with attempts, history and a dead letter (SPEC M). The
+middleware starts the scheduler's loop when the worker process has booted and stops it first when that drains.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ MAINTENANCE_CALL_SECONDS = 120.0
 MAINTENANCE_SECONDS = 6 * 3600
 #: A run that its process had to pause waits so long: no longer claimed by that process.
 HANDOVER_SECONDS = 1.0
-#: Retention and backfills may wait at closed gates for their whole budget: half of the threads at most, the rest is for due reminders, locks and
-#: partitions. Who comes when those are taken asks again after so long.
+#: Retention and backfills may wait at closed gates for their whole budget: half of the threads at most, the
+#: rest is for due reminders, locks and partitions. Who comes when those are taken asks again after so long.
 QUEUE_UP_SECONDS = 5.0
 
 
@@ -65,7 +66,9 @@ class Timetable(Checked):
         self.plan = load_plan()
 
     def before_worker_boot(self, broker: Any, worker: Any) -> None:
-        """What this configuration keeps, workers and cleanup_old_messages() keep, too: before the first upkeep."""
+        """What this configuration keeps, workers and cleanup_old_messages() keep, too: before the first
+        upkeep.
+        """
         if self.plan is None:  # dramatiq's own Worker asked nobody
             self.check()
         connection = broker.open_connection("start")
@@ -81,9 +84,12 @@ class Timetable(Checked):
         packages = {module.partition(".")[0] for module in broker.settings.actors if module != __name__}
         stats = getattr(worker, "stats", None)  # dramatiq's own Worker has none
         self.duties = stats.duties if stats is not None else self.duties
-        self.scheduler = Scheduler(lambda: broker.open_connection("scheduler"), self.declared, origin=packages, duties=self.duties)
+        self.scheduler = Scheduler(
+            lambda: broker.open_connection("scheduler"), self.declared, origin=packages, duties=self.duties
+        )
         if stats is not None:
-            self.scheduler.ticked = partial(stats.tick, "scheduler")  # a loop that hangs is seen by the probes and replaced (SPEC O4)
+            # a loop that hangs is seen by the probes and replaced (SPEC O4)
+            self.scheduler.ticked = partial(stats.tick, "scheduler")
         self.scheduler.start()
         assert self.plan is not None
         self.runway = Runway(self.open_connection, self.plan, self.stop)
@@ -91,7 +97,8 @@ class Timetable(Checked):
         self.runway.start()
 
     def declared(self) -> list[Schedule]:
-        """The timetable that fits this database: tasks whose table is absent or whose policy is wrong are left out, and said.
+        """The timetable that fits this database: tasks whose table is absent or whose policy is wrong are
+        left out, and said.
 
         Raises StoreUnavailable.
         """
@@ -108,11 +115,19 @@ class Timetable(Checked):
         for task, problem in findings.problems:
             if problem not in self.said:
                 logger.error("plan_problem task=%s problem=%s", task, problem)
-        self.said |= {*findings.warnings, *findings.left_out.values(), *(problem for _, problem in findings.problems)}
-        return self.plan.timetable(findings.absent | findings.left_out.keys() | {task for task, _ in findings.problems})
+        self.said |= {
+            *findings.warnings,
+            *findings.left_out.values(),
+            *(problem for _, problem in findings.problems),
+        }
+        return self.plan.timetable(
+            findings.absent | findings.left_out.keys() | {task for task, _ in findings.problems}
+        )
 
     def _warn_of_unserved(self, connection: Any) -> None:
-        """Schedules whose messages nobody would take, said once: a queue is made by its name, also by one with a slip in it."""
+        """Schedules whose messages nobody would take, said once: a queue is made by its name, also by one
+        with a slip in it.
+        """
         assert self.plan is not None
         try:
             with translated():
@@ -120,16 +135,31 @@ class Timetable(Checked):
         except StoreRejected:  # a role that may not look: no reason to keep the timetable from starting
             return
         actors = [actor for actor in self.broker.actors.values() if actor.queue_name != QUEUE]
-        served = [({*(actor.actor_name for actor in actors), *self.broker.aliases}, {actor.queue_name for actor in actors})]
+        served = [
+            (
+                {*(actor.actor_name for actor in actors), *self.broker.aliases},
+                {actor.queue_name for actor in actors},
+            )
+        ]
         served += [(set(row["message_types"]) - {MESSAGE_TYPE}, set(row["queues"])) for row in live]
         served = [(types, queues) for types, queues in served if types]
         for entry in self.plan.schedules:
-            if not served or entry.name in self.unserved or any(entry.message_type in types and entry.queue in queues for types, queues in served):
+            if (
+                not served
+                or entry.name in self.unserved
+                or any(entry.message_type in types and entry.queue in queues for types, queues in served)
+            ):
                 continue
             self.unserved.add(entry.name)
             theirs = sorted(set().union(*(queues for types, queues in served if entry.message_type in types)))
             near = theirs[0] if len(theirs) == 1 else near_miss(entry.queue, theirs)
-            logger.warning("schedule_unserved schedule=%s message_type=%s queue=%s near=%s", entry.name, entry.message_type, entry.queue, near)
+            logger.warning(
+                "schedule_unserved schedule=%s message_type=%s queue=%s near=%s",
+                entry.name,
+                entry.message_type,
+                entry.queue,
+                near,
+            )
 
     def before_worker_shutdown(self, broker: Any, worker: Any) -> None:
         """No further planned time is decided here; maintenance pauses after its batch."""
@@ -167,7 +197,9 @@ class Timetable(Checked):
         """A connection of the role that owns the tables, where one is configured."""
         from packhorse.worker.db.sessions import open_owner
 
-        return open_owner(self.broker.settings, url=self.broker.url, deadline_seconds=MAINTENANCE_CALL_SECONDS)
+        return open_owner(
+            self.broker.settings, url=self.broker.url, deadline_seconds=MAINTENANCE_CALL_SECONDS
+        )
 
 
 timetable = Timetable()
@@ -176,7 +208,9 @@ dramatiq.get_broker().add_middleware(timetable)
 
 @dramatiq.actor(actor_name=MESSAGE_TYPE, queue_name=QUEUE, time_limit=MAINTENANCE_SECONDS * 1000)
 def run_maintenance(task: str) -> None:
-    """Run one maintenance task, or a slice of a backfill; a run that was interrupted goes on with its cursor."""
+    """Run one maintenance task, or a slice of a backfill; a run that was interrupted goes on with its
+    cursor.
+    """
     if timetable.plan is None:
         raise StoreError("the worker process has not booted")
     with ExitStack() as held:
@@ -193,10 +227,13 @@ def run_maintenance(task: str) -> None:
         else:
             schedule = message.options.get("schedule") if message is not None else None
             runner = TaskRunner(timetable.open_connection, timetable.plan, timetable.stop)
-            state = runner.run(task, triggered_by="schedule" if schedule else "message", message_id=message_id)
+            state = runner.run(
+                task, triggered_by="schedule" if schedule else "message", message_id=message_id
+            )
     if state == "slice":
         raise Snooze(HANDOVER_SECONDS, "the next slice of the backfill")
-    if state == "paused" and timetable.stop.is_set():  # not by its budget: the next process goes on, not the next planned time
+    # not by its budget: the next process goes on, not the next planned time
+    if state == "paused" and timetable.stop.is_set():
         raise Snooze(HANDOVER_SECONDS, "the process stops: another one goes on with the run")
     if state == "busy":
         logger.info("maintenance_busy task=%s: another process works on it", task)

@@ -1,7 +1,8 @@
-"""The sections of packhorse.toml that belong here: [schedules.NAME], [retention.NAME], [partitions.NAME], [gates].
+"""The sections of packhorse.toml that belong here: [schedules.NAME], [retention.NAME], [partitions.NAME],
+[gates].
 
-Every problem is found at once and names section, field and a near miss; a policy of the user with the name of a shipped
-one takes its place, `enabled = false` switches it off.
+Every problem is found at once and names section, field and a near miss; a policy of the user with the name of
+a shipped one takes its place, `enabled = false` switches it off.
 """
 
 from __future__ import annotations
@@ -16,14 +17,29 @@ from typing import Any
 
 from packhorse.schedules.document import read_document
 from packhorse.schedules.maintenance.policies import Gates, Partitions, Retention
-from packhorse.schedules.registry import FOLLOWED, JOBS, PARTITIONS, QUEUE, RETENTION, Job, declared, maintenance_schedules
+from packhorse.schedules.registry import (
+    FOLLOWED,
+    JOBS,
+    PARTITIONS,
+    QUEUE,
+    RETENTION,
+    Job,
+    declared,
+    maintenance_schedules,
+)
 from packhorse.schedules.timetable.schedule import Schedule
 from packhorse.worker.errors import ConfigError, InvalidArgument
 from packhorse.worker.suggest import near_miss
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 #: Fields whose value is a duration: seconds, or text like "90d".
-_DURATIONS = {"keep": "keep_seconds", "every": "every_seconds", "jitter": "jitter_seconds", "grace": "grace_seconds", "budget": "budget_seconds"}
+_DURATIONS = {
+    "keep": "keep_seconds",
+    "every": "every_seconds",
+    "jitter": "jitter_seconds",
+    "grace": "grace_seconds",
+    "budget": "budget_seconds",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +60,19 @@ class Plan:
         return found | {job.task: job for job in self.jobs}
 
     def policies(self) -> dict[str, dict[str, Any]]:
-        """What works without this configuration has to know of it (declare_policies): of each such task its numbers, {} when it
-        is switched off, or is about other rows than the shipped one."""
+        """What works without this configuration has to know of it (declare_policies): of each such task its
+        numbers, {} when it is switched off, or is about other rows than the shipped one."""
 
         found: dict[str, dict[str, Any]] = nothing_to_delete()
         shipped: dict[str, Retention] = {policy.name: policy for policy in RETENTION if policy.task in found}
         for policy in self.retention:
             was = shipped.get(policy.name)
-            if was and (policy.table, policy.column, policy.where, policy.assign) == (was.table, was.column, was.where, was.assign):
+            if was and (policy.table, policy.column, policy.where, policy.assign) == (
+                was.table,
+                was.column,
+                was.where,
+                was.assign,
+            ):
                 found[policy.task] = {"keep_seconds": policy.keep_seconds}
         ours: dict[str, Partitions] = {policy.name: policy for policy in PARTITIONS}
         for now in self.partitions:
@@ -61,17 +82,23 @@ class Plan:
             if now.make_task in found:
                 found[now.make_task] = {"ahead": now.ahead}
             if now.drop_task in found and now.export_dir is None and now.grace_seconds <= then.grace_seconds:
-                found[now.drop_task] = {"keep_days": now.keep if now.keep != then.keep else 0}  # beside keep_done of the queues
+                # beside keep_done of the queues
+                found[now.drop_task] = {"keep_days": now.keep if now.keep != then.keep else 0}
         return found
 
     def timetable(self, leave_out: set[str] | frozenset[str] = frozenset()) -> list[Schedule]:
         """Every schedule: those of users and one per maintenance task, without the tasks to leave out."""
-        crons: dict[str, tuple[str, str]] = {policy.task: (policy.cron, policy.time_zone) for policy in self.retention}
+        crons: dict[str, tuple[str, str]] = {
+            policy.task: (policy.cron, policy.time_zone) for policy in self.retention
+        }
         for policy in self.partitions:
             crons[policy.make_task] = (policy.make_cron, policy.time_zone)
             crons[policy.drop_task] = (policy.drop_cron, policy.time_zone)
         crons |= {job.task: (job.cron, "UTC") for job in self.jobs}
-        return [*self.schedules, *maintenance_schedules({task: cron for task, cron in crons.items() if task not in leave_out})]
+        return [
+            *self.schedules,
+            *maintenance_schedules({task: cron for task, cron in crons.items() if task not in leave_out}),
+        ]
 
 
 def nothing_to_delete() -> dict[str, dict[str, Any]]:
@@ -80,19 +107,27 @@ def nothing_to_delete() -> dict[str, dict[str, Any]]:
 
 
 def load_plan(environ: Mapping[str, str] | None = None, toml_path: Path | None = None) -> Plan:
-    """Shipped policies, those of packhorse.toml, and schedules declared in code. Raises ConfigError with every problem."""
+    """Shipped policies, those of packhorse.toml, and schedules declared in code. Raises ConfigError with
+    every problem.
+    """
     plan, problems = read_plan(environ, toml_path)
     if problems:
         raise ConfigError(problems)
     return plan
 
 
-def read_plan(environ: Mapping[str, str] | None = None, toml_path: Path | None = None) -> tuple[Plan, list[str]]:
-    """The same without the entries that are wrong, and every problem. Raises ConfigError when the file is no TOML."""
+def read_plan(
+    environ: Mapping[str, str] | None = None, toml_path: Path | None = None
+) -> tuple[Plan, list[str]]:
+    """The same without the entries that are wrong, and every problem. Raises ConfigError when the file is no
+    TOML.
+    """
     document, path = read_document(os.environ if environ is None else environ, toml_path)
     problems: list[str] = []
 
-    def section(name: str, build: Callable[[str, dict[str, Any]], Any], shipped: tuple[Any, ...]) -> tuple[Any, ...]:
+    def section(
+        name: str, build: Callable[[str, dict[str, Any]], Any], shipped: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
         found = {item.name: item for item in shipped}
         entries = document.get(name, {})
         if not isinstance(entries, dict):
@@ -103,28 +138,47 @@ def read_plan(environ: Mapping[str, str] | None = None, toml_path: Path | None =
             if not isinstance(values, dict):
                 problems.append(f"{where}: must be a table")
             elif not isinstance(values.get("enabled", True), bool):
-                problems.append(f"{where}: enabled: must be true or false, not {type(values['enabled']).__name__}")
+                problems.append(
+                    f"{where}: enabled: must be true or false, not {type(values['enabled']).__name__}"
+                )
             elif "name" in values:
                 problems.append(f"{where}: name: there is no such field; the name is that of the table")
             elif values.get("enabled") is False:
                 # a schedule may be one of code that this process has not imported
                 if found.pop(entry, None) is None and len(values) == 1 and name != "schedules":
-                    problems.append(f"{where}: there is no {entry!r} to switch off{_near(entry, [item.name for item in shipped])}")
+                    problems.append(
+                        f"{where}: there is no {entry!r} to switch off{_near(entry, [item.name for item in shipped])}"
+                    )
             else:
                 values = {key: value for key, value in values.items() if key != "enabled"}
-                item, wrong = _built(name, partial(build, entry) if entry not in found else partial(_changed, found[entry]), values)
+                item, wrong = _built(
+                    name,
+                    partial(build, entry) if entry not in found else partial(_changed, found[entry]),
+                    values,
+                )
                 if not wrong:
                     found[entry] = item
                 problems.extend(f"{where}: {problem}" for problem in wrong)
         return tuple(found.values())
 
-    retention = section("retention", lambda name, values: _build(Retention, {"name": name, **values}), RETENTION)
-    partitions = section("partitions", lambda name, values: _build(Partitions, {"name": name, **values}), PARTITIONS)
+    retention = section(
+        "retention", lambda name, values: _build(Retention, {"name": name, **values}), RETENTION
+    )
+    partitions = section(
+        "partitions", lambda name, values: _build(Partitions, {"name": name, **values}), PARTITIONS
+    )
     schedules = section("schedules", lambda name, values: _build(Schedule, {"name": name, **values}), ())
     limits = document.get("gates", {})
-    gates, wrong = _built("gates", partial(_build, Gates), limits) if isinstance(limits, dict) else (None, ["must be a table"])
+    gates, wrong = (
+        _built("gates", partial(_build, Gates), limits)
+        if isinstance(limits, dict)
+        else (None, ["must be a table"])
+    )
     problems += [f"{path}: [gates]: {problem}" for problem in wrong]
-    schedules = (*(entry for name, entry in declared.items() if name not in document.get("schedules", {})), *schedules)
+    schedules = (
+        *(entry for name, entry in declared.items() if name not in document.get("schedules", {})),
+        *schedules,
+    )
     plan = Plan(retention, partitions, JOBS, Gates() if wrong or gates is None else gates, schedules)
     return plan, problems + [f"{path}: {problem}" for problem in conflicts(plan)]
 
@@ -141,15 +195,27 @@ def conflicts(plan: Plan) -> list[str]:
     for policy in plan.retention:
         other = by_rows.setdefault((_bare(policy.table), policy.where or ""), policy)
         if other is not policy and (other.assign is None) == (policy.assign is None):
-            found.append(f"[retention.{policy.name}] and [retention.{other.name}]: both remove from {policy.table} under the same condition")
+            found.append(
+                f"[retention.{policy.name}] and [retention.{other.name}]: both remove from {policy.table} under the same condition"
+            )
     partitioned = {_bare(policy.table): policy for policy in plan.partitions}
     for policy in plan.retention:
         rival = partitioned.get(_bare(policy.table))
         if rival is not None and policy.assign is None and policy.where is None:
-            found.append(f"[retention.{policy.name}] and [partitions.{rival.name}]: both end the rows of {policy.table}; keep one of them")
+            found.append(
+                f"[retention.{policy.name}] and [partitions.{rival.name}]: both end the rows of {policy.table}; keep one of them"
+            )
     tasks = plan.tasks()
-    found += [f"[schedules.{entry.name}]: this name belongs to a maintenance task" for entry in plan.schedules if entry.name in tasks]
-    found += [f"[schedules.{entry.name}]: the queue {QUEUE!r} is for maintenance" for entry in plan.schedules if entry.queue == QUEUE]
+    found += [
+        f"[schedules.{entry.name}]: this name belongs to a maintenance task"
+        for entry in plan.schedules
+        if entry.name in tasks
+    ]
+    found += [
+        f"[schedules.{entry.name}]: the queue {QUEUE!r} is for maintenance"
+        for entry in plan.schedules
+        if entry.queue == QUEUE
+    ]
     return found
 
 
@@ -170,15 +236,23 @@ _STAND_INS: dict[str, dict[str, Any]] = {
 }
 
 
-def _built(section: str, build: Callable[[dict[str, Any]], Any], values: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """A policy of these values, and what is wrong with them: what is refused is left out or replaced, so that it hides nothing else."""
+def _built(
+    section: str, build: Callable[[dict[str, Any]], Any], values: Mapping[str, Any]
+) -> tuple[Any, list[str]]:
+    """A policy of these values, and what is wrong with them: what is refused is left out or replaced, so that
+    it hides nothing else.
+    """
     stand_ins = _STAND_INS[section]
     values, problems, replaced = dict(values), list[str](), set[str]()
     while True:
         try:
             return build(values), problems
         except InvalidArgument as error:
-            refused = error.names if isinstance(error, _Missing) else [key for key in values if error.field in (key, _DURATIONS.get(key))]
+            refused = (
+                error.names
+                if isinstance(error, _Missing)
+                else [key for key in values if error.field in (key, _DURATIONS.get(key))]
+            )
             if not replaced.intersection(refused):
                 problems.append(str(error))
             for key in refused:
@@ -193,9 +267,15 @@ def _built(section: str, build: Callable[[dict[str, Any]], Any], values: Mapping
 def _build(of: type[Any], values: Mapping[str, Any]) -> Any:
     """One policy from TOML values: durations read, unknown and wrong fields named."""
     converted = _converted(of, values)
-    missing = [field.name for field in fields(of) if field.name not in converted and field.default is field.default_factory]
+    missing = [
+        field.name
+        for field in fields(of)
+        if field.name not in converted and field.default is field.default_factory
+    ]
     if missing:
-        shown = [next((short for short, long in _DURATIONS.items() if long == name), name) for name in missing]
+        shown = [
+            next((short for short, long in _DURATIONS.items() if long == name), name) for name in missing
+        ]
         raise _Missing(shown)
     return of(**converted, **({"source": "toml"} if "source" in _names(of) else {}))
 
@@ -213,9 +293,13 @@ def _converted(of: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
         if name not in known:
             name = key
         if name not in known or name == "source":
-            shown = {next((short for short, long in _DURATIONS.items() if long == field), field) for field in known} - {"source", "name"}
+            shown = {
+                next((short for short, long in _DURATIONS.items() if long == field), field) for field in known
+            } - {"source", "name"}
             raise InvalidArgument(f"{key}: there is no such field{_near(key, sorted(shown))}", field=key)
-        converted[name] = seconds(key, value) if key in _DURATIONS and name == _DURATIONS[key] else _typed(of, name, value)
+        converted[name] = (
+            seconds(key, value) if key in _DURATIONS and name == _DURATIONS[key] else _typed(of, name, value)
+        )
     return converted
 
 
@@ -226,12 +310,21 @@ def _typed(of: type[Any], name: str, value: Any) -> Any:
     for word, kind in wanted.items():
         if hint.startswith(word):
             if not isinstance(value, kind) or (isinstance(value, bool) and word != "bool"):  # type: ignore[arg-type]
-                raise InvalidArgument(f"{name}: must be {_WORDS[word]}, not {type(value).__name__}", field=name)
+                raise InvalidArgument(
+                    f"{name}: must be {_WORDS[word]}, not {type(value).__name__}", field=name
+                )
             break
     return value
 
 
-_WORDS = {"str": "a text", "float": "a number", "int": "a whole number", "bool": "true or false", "dict": "a table", "Literal": "a text"}
+_WORDS = {
+    "str": "a text",
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "dict": "a table",
+    "Literal": "a text",
+}
 
 
 def seconds(field: str, value: Any) -> float:
@@ -241,7 +334,9 @@ def seconds(field: str, value: Any) -> float:
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhdw])", value) if isinstance(value, str) else []
     if not parts or "".join(number + unit for number, unit in parts) != value:
         raise InvalidArgument(
-            f"{field}: {str(value)[:40]!r} is not a duration", field=field, hint='Write "90s", "5m", "2h", "7d" or a number of seconds.'
+            f"{field}: {str(value)[:40]!r} is not a duration",
+            field=field,
+            hint='Write "90s", "5m", "2h", "7d" or a number of seconds.',
         )
     return sum(float(number) * _UNITS[unit] for number, unit in parts)
 

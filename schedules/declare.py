@@ -1,8 +1,9 @@
-"""What a worker's packhorse.toml says of retention and partitions, told to the database before the upkeep begins.
+"""What a worker's packhorse.toml says of retention and partitions, told to the database before the upkeep
+begins.
 
-An actor module like packhorse.schedules.actors, which `packhorse worker` loads when the file has such sections: an
-installation of workers alone, or one whose workers start before its scheduler, keeps what its configuration keeps
-(declare_policies in migrations/functions/maintenance.sql).
+An actor module like packhorse.schedules.actors, which `packhorse worker` loads when the file has such
+sections: an installation of workers alone, or one whose workers start before its scheduler, keeps what its
+configuration keeps (declare_policies in migrations/functions/maintenance.sql).
 """
 
 from __future__ import annotations

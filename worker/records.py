@@ -10,8 +10,8 @@ from typing import Any, TypedDict
 class EnqueueOptions(TypedDict, total=False):
     """What enqueue() takes besides the payload; None, where it is allowed, is as if nothing was said.
 
-    The first eleven are columns of the message, the others what dramatiq's middleware reads. For a type checker this is all; at run time
-    options of other middleware pass, too (`**{"my_option": 1}`).
+    The first eleven are columns of the message, the others what dramatiq's middleware reads. For a type
+    checker this is all; at run time options of other middleware pass, too (`**{"my_option": 1}`).
     """
 
     delay: float | timedelta | None  # seconds from now; not beside run_at
@@ -41,8 +41,9 @@ class EnqueueOptions(TypedDict, total=False):
 class Hints:
     """What a claim has to say besides its messages.
 
-    lost: ids whose completion came too late. promoted: ids whose conversation went on, to be looked at next time. next_in: seconds until a
-    look may find something, when nothing was claimed; 0 or less: at once. isolated: messages that run apart could start.
+    lost: ids whose completion came too late. promoted: ids whose conversation went on, to be looked at next
+    time. next_in: seconds until a look may find something, when nothing was claimed; 0 or less: at once.
+    isolated: messages that run apart could start.
     """
 
     lost: frozenset[int] = frozenset()

@@ -20,7 +20,8 @@ logger = logging.getLogger("packhorse.service")
 
 #: A loop that has worked for so long is well again.
 WELL_SECONDS = 1.0
-#: Between two lines about an outage, of all loops of a process; and of one loop about any failure: from this up to the second.
+#: Between two lines about an outage, of all loops of a process; and of one loop about any failure: from this
+#: up to the second.
 LINE_SECONDS = 1.0
 MOST_LINE_SECONDS = 60.0
 #: Between two looks whether it is time to connect again.
@@ -35,7 +36,9 @@ _current = _CurrentService()
 
 
 def still_alive() -> None:
-    """A tick from deep inside a turn that goes in many steps, each with a deadline of its own. Nothing outside a service's thread."""
+    """A tick from deep inside a turn that goes in many steps, each with a deadline of its own. Nothing
+    outside a service's thread.
+    """
     service = _current.service
     if service is not None and service.judged:
         service.ticked(time.monotonic())
@@ -47,7 +50,9 @@ def current_service() -> Service | None:
 
 
 class _OutageLines:
-    """When a failure may be said. The first one always: an outage, which all loops meet, is said by one of them at a time."""
+    """When a failure may be said. The first one always: an outage, which all loops meet, is said by one of
+    them at a time.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -74,7 +79,8 @@ class Service:
 
     name = "service"
     max_backoff_seconds = 5.0
-    #: The longest pause between attempts to connect; shared by the loops of a process, the first to fail says it.
+    #: The longest pause between attempts to connect; shared by the loops of a process, the first to fail says
+    #: it.
     reconnect_seconds = 3.0
     #: Told the monotonic time of every tick, 0 after the orderly end; liveness is judged by it (SPEC O4).
     ticked: Callable[[float], None] = staticmethod(lambda now: None)
@@ -150,14 +156,18 @@ class Service:
                 if blocked is not None:
                     self._wait(blocked)
                     continue
-                delay = min(self.max_backoff_seconds, 0.1 * 2 ** min(self.failures, 10)) * random.uniform(0.5, 1.0)
+                delay = min(self.max_backoff_seconds, 0.1 * 2 ** min(self.failures, 10)) * random.uniform(
+                    0.5, 1.0
+                )
             if delay > 0 and not self._stopping.is_set():
                 self._sleep(delay)
         self.on_stop()
         self.ticked(0.0)
 
     def _worked(self) -> None:
-        """A turn went well. That it works again is said when it has for WELL_SECONDS: what comes and goes is not news each time."""
+        """A turn went well. That it works again is said when it has for WELL_SECONDS: what comes and goes is
+        not news each time.
+        """
         if not self._said_failures or time.monotonic() - self._failed_at < WELL_SECONDS:
             return
         if self._told:
@@ -165,15 +175,25 @@ class Service:
         self._said_failures, self._told, self._line_gap, self._next_line = 0, False, LINE_SECONDS, 0.0
 
     def _failed(self, error: Exception) -> None:
-        """Say the first failure, and repeats more and more seldom; of what all loops meet one says it at a time."""
+        """Say the first failure, and repeats more and more seldom; of what all loops meet one says it at a
+        time.
+        """
         now = self._failed_at = time.monotonic()
         self.failures += 1
         self._said_failures += 1
-        if now < self._next_line or (isinstance(error, StoreUnavailable) and (not error.tried or not _lines.outage(now))):
+        if now < self._next_line or (
+            isinstance(error, StoreUnavailable) and (not error.tried or not _lines.outage(now))
+        ):
             return
         self._next_line, self._line_gap = now + self._line_gap, min(MOST_LINE_SECONDS, self._line_gap * 2)
         self._told = True
-        logger.warning("service_failed name=%s failures=%d error_class=%s error=%s", self.name, self._said_failures, type(error).__name__, error)
+        logger.warning(
+            "service_failed name=%s failures=%d error_class=%s error=%s",
+            self.name,
+            self._said_failures,
+            type(error).__name__,
+            error,
+        )
 
     def _wait(self, blocked: Callable[[], float]) -> None:
         """Until it is time to connect again, or another loop has: then all follow."""

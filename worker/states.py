@@ -69,16 +69,21 @@ class Verb(StrEnum):
     CANCEL = "cancel"
     BURY = "bury"
     RELEASE = "release"
-    UNCOMMITTED = "uncommitted"  # the transaction of its handler could not be committed: a snooze, now and then a failure
+    # the transaction of its handler could not be committed: a snooze, now and then a failure
+    UNCOMMITTED = "uncommitted"
 
     @property
     def expected(self) -> str:
-        """How the attempt ends, as far as one knows before the database has answered: packhorse.outcome of its span."""
+        """How the attempt ends, as far as one knows before the database has answered: packhorse.outcome of
+        its span.
+        """
         return _EXPECTED[self]
 
 
 class Ended(StrEnum):
-    """How an attempt has ended: what the database has made of it, or that it was no longer ours. The label `outcome` of metrics and log lines."""
+    """How an attempt has ended: what the database has made of it, or that it was no longer ours. The label
+    `outcome` of metrics and log lines.
+    """
 
     DONE = "done"
     RETRY = "retry"

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-ALL_SYSTEMS = ("raw", "packhorse", "dramatiq-stub", "dramatiq-redis", "pgqueuer", "procrastinate", "graphile-worker")
+ALL_SYSTEMS = (
+    "raw",
+    "packhorse",
+    "dramatiq-stub",
+    "dramatiq-redis",
+    "pgqueuer",
+    "procrastinate",
+    "graphile-worker",
+)
 ALL_METRICS = (
     "work",
     "enqueue",
@@ -36,11 +44,11 @@ class ConfigError(ValueError):
 class Settings:
     """One run of the benchmark.
 
-    cases: keys of the only cases to measure, such as waiting/second; none: all of the metrics.
-    messages: size of every drain and of every enqueue run; None = the size each system chose for itself.
-    backlog: messages that wait behind the measured ones. snapshot_messages: one case per entry.
-    at_once: how many coroutines of `waiting` may run at once; None = the number of each cell.
-    samples: pickup latencies per run. expired: rows that retention removes. idle_seconds: length of the idle observation.
+    cases: keys of the only cases to measure, such as waiting/second; none: all of the metrics. messages: size
+    of every drain and of every enqueue run; None = the size each system chose for itself. backlog: messages
+    that wait behind the measured ones. snapshot_messages: one case per entry. at_once: how many coroutines of
+    `waiting` may run at once; None = the number of each cell. samples: pickup latencies per run. expired:
+    rows that retention removes. idle_seconds: length of the idle observation.
     """
 
     systems: tuple[str, ...] = ALL_SYSTEMS
@@ -62,7 +70,8 @@ class Settings:
 
 
 def from_env(environ: Mapping[str, str]) -> Settings:
-    """Read SYSTEMS, METRICS, CASES, ROUNDS, N, BACKLOG, SNAPSHOT_MESSAGES, SAMPLES, EXPIRED, IDLE_SECONDS, AT_ONCE and RESULTS.
+    """Read SYSTEMS, METRICS, CASES, ROUNDS, N, BACKLOG, SNAPSHOT_MESSAGES, SAMPLES, EXPIRED, IDLE_SECONDS,
+    AT_ONCE and RESULTS.
 
     An unset or empty variable means its default. Raises ConfigError with all problems.
     """

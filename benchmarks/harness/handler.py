@@ -1,7 +1,9 @@
-"""The handler that every Python worker runs: nothing at all, noting how late it started, or awaiting some time.
+"""The handler that every Python worker runs: nothing at all, noting how late it started, or awaiting some
+time.
 
-The kind is chosen by BENCH_LATENCY_FILE and BENCH_AWAIT_SECONDS, so that the no-op handlers of the throughput runs contain
-no test. BENCH_AWAIT_SECONDS asks for a coroutine: 0 for one that does nothing. BENCH_AT_ONCE: how many of them may run at once.
+The kind is chosen by BENCH_LATENCY_FILE and BENCH_AWAIT_SECONDS, so that the no-op handlers of the throughput
+runs contain no test. BENCH_AWAIT_SECONDS asks for a coroutine: 0 for one that does nothing. BENCH_AT_ONCE:
+how many of them may run at once.
 """
 
 from __future__ import annotations

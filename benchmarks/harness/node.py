@@ -1,7 +1,7 @@
 """Node and the packages of the one peer that is not Python, kept in benchmarks/.node.
 
-Node itself comes from the npm package of this kind of machine when the machine's own is too old: the package `node` would run a script
-to fetch it, which npm may not allow.
+Node itself comes from the npm package of this kind of machine when the machine's own is too old: the package
+`node` would run a script to fetch it, which npm may not allow.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def _install(packages: dict[str, str]) -> None:
     (FOLDER / "package.json").write_text(json.dumps({"private": True, "dependencies": packages}) + "\n")
     command = [npm, "install", "--no-audit", "--no-fund", "--no-package-lock"]
     try:
-        done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
+        done = subprocess.run(
+            command, cwd=FOLDER, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise NoNode(f"npm install failed: {error}") from error
     if done.returncode:

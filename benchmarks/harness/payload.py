@@ -6,7 +6,14 @@ import json
 from typing import Any
 
 TEXT = "Good morning, I would like to move my booking of Thursday to Friday at ten, is that possible?"
-SHAPE = {"number": 0, "sent_ns": 0, "channel": "whatsapp", "sender": "+250788000111", "recipient": "+250788000222", "text": TEXT}
+SHAPE = {
+    "number": 0,
+    "sent_ns": 0,
+    "channel": "whatsapp",
+    "sender": "+250788000111",
+    "recipient": "+250788000222",
+    "text": TEXT,
+}
 NUMBER_MARK = "@number@"
 SENT_MARK = "@sent@"
 _MARKED = json.dumps({**SHAPE, "number": NUMBER_MARK, "sent_ns": SENT_MARK})

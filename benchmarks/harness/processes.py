@@ -114,7 +114,9 @@ def python_child(module: str, *arguments: str, env: Mapping[str, str]) -> Child:
 
 
 def peak_bytes(process: psutil.Process) -> int:
-    """The most resident memory that a process ever had. Raises OSError or psutil.NoSuchProcess when it has ended."""
+    """The most resident memory that a process ever had. Raises OSError or psutil.NoSuchProcess when it has
+    ended.
+    """
     if sys.platform != "linux":
         return int(process.memory_info().rss)
     status = Path(f"/proc/{process.pid}/status").read_text()
@@ -145,7 +147,9 @@ class Workers:
         return max(self.sizes_mib("rss"), default=0.0)
 
     def peak_mib(self) -> float:
-        """The most resident memory that the largest single process ever had, in MiB; what it has now where Linux does not tell."""
+        """The most resident memory that the largest single process ever had, in MiB; what it has now where
+        Linux does not tell.
+        """
         peaks: list[float] = []
         for process in self._tree():
             with suppress(psutil.NoSuchProcess, OSError):

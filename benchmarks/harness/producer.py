@@ -53,7 +53,12 @@ def mode_of(name: str, system: str) -> Callable[[Producer, int], None]:
     """What a producer does in a mode."""
     call = adapter(system).sizes.bulk_call
     modes: dict[str, Callable[[Producer, int], None]]
-    modes = {"single": single, "bulk": partial(bulk, call=call), "bulk-messages": partial(bulk, call=call, verb="many_messages"), "paced": paced}
+    modes = {
+        "single": single,
+        "bulk": partial(bulk, call=call),
+        "bulk-messages": partial(bulk, call=call, verb="many_messages"),
+        "paced": paced,
+    }
     return modes[name]
 
 

@@ -63,29 +63,51 @@ def ratios(results: Results) -> Iterator[Ratio]:
         yield _inside(f"{variant}: with / without", "packhorse", "backlog", variant, "distinct-keys")
     for processes in (1, 2):
         for what in ("on", "on, a line per message"):
-            over, under = (Cell("packhorse", "observability", f"drain {which}", processes) for which in (what, "off"))
+            over, under = (
+                Cell("packhorse", "observability", f"drain {which}", processes) for which in (what, "off")
+            )
             label = f"metrics and logs {what} / off, {processes} process{'es' if processes > 1 else ''}"
             yield Ratio(f"drain, {label}", over, under)
-            yield Ratio(f"cpu of the worker, {label}", *(replace(cell, variant=f"{cell.variant}: cpu of the worker") for cell in (over, under)))
+            yield Ratio(
+                f"cpu of the worker, {label}",
+                *(replace(cell, variant=f"{cell.variant}: cpu of the worker") for cell in (over, under)),
+            )
     for cell in ("1,000 ms, 5,000 at once", "50 ms, 400 at once", "no-op, async"):
         for peer in ("pgqueuer", "procrastinate", "dramatiq-redis", "graphile-worker"):
             yield _same_cell(f"waiting, {cell}: packhorse / {peer}", "waiting", cell, peer)
     for system in ("packhorse", "dramatiq-redis", "procrastinate"):
         yield _inside("no-op, async / sync", system, "waiting", "no-op, async", "no-op, sync")
-    yield _inside("sync pickup p99, beside waiting coroutines / alone", "packhorse", "waiting", "sync pickup beside p99", "sync pickup alone p99")
+    yield _inside(
+        "sync pickup p99, beside waiting coroutines / alone",
+        "packhorse",
+        "waiting",
+        "sync pickup beside p99",
+        "sync pickup alone p99",
+    )
     for label, over, under in (
         ("drain beside retention / alone", "drain beside", "drain alone"),
         ("pickup p99 beside retention / alone", "pickup beside p99", "pickup alone p99"),
         ("retention / one DELETE", "delete by retention", "delete by one statement"),
-        ("deleting a day / locks of detaching it", "partition rows deleted and vacuumed", "partition detach: locks on its parent"),
-        ("deleting a day / dropping its partition", "partition rows deleted and vacuumed", "partition detach and drop"),
+        (
+            "deleting a day / locks of detaching it",
+            "partition rows deleted and vacuumed",
+            "partition detach: locks on its parent",
+        ),
+        (
+            "deleting a day / dropping its partition",
+            "partition rows deleted and vacuumed",
+            "partition detach and drop",
+        ),
     ):
         yield _inside(label, "packhorse", "maintenance", over, under)
 
 
 def quotient(results: Results, ratio: Ratio) -> list[float]:
     """The quotient of each round that measured both sides; empty when none did."""
-    over, under = (results.by_round(cell.system, cell.metric, cell.variant, cell.processes) for cell in (ratio.over, ratio.under))
+    over, under = (
+        results.by_round(cell.system, cell.metric, cell.variant, cell.processes)
+        for cell in (ratio.over, ratio.under)
+    )
     return [over[number] / under[number] for number in sorted(over.keys() & under.keys()) if under[number]]
 
 

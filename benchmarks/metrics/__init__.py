@@ -29,7 +29,9 @@ def chosen(settings: Settings) -> list[tuple[Case, Measure]]:
     found = cases(settings.metrics, settings.snapshot_messages)
     known = {case.key for case, _ in found}
     if strange := [key for key in settings.cases if key not in known]:
-        raise ConfigError("\n".join(f"CASES: {key!r} is none of {', '.join(sorted(known))}" for key in strange))
+        raise ConfigError(
+            "\n".join(f"CASES: {key!r} is none of {', '.join(sorted(known))}" for key in strange)
+        )
     return [(case, measure) for case, measure in found if not settings.cases or case.key in settings.cases]
 
 

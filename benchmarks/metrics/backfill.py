@@ -1,9 +1,10 @@
 """What does a backfill cost, and what does the queue notice of it?
 
-`sessions`: a million rows of `ai_agent_sessions`, a tenth of them active, copied by the engine beside an idle queue and by one naive INSERT ...
-SELECT into the same table: rows a second of each, their ratio. `pickup`: how late an idle worker starts messages, 50 a second, alone and while the
-same sessions are copied, and the rate of the copy meanwhile. `session-ids`: a text column of five million rows becomes uuid beside two writers of
-valid values: the longest of their statements before, and meanwhile; a run with a failed statement fails.
+`sessions`: a million rows of `ai_agent_sessions`, a tenth of them active, copied by the engine beside an idle
+queue and by one naive INSERT ... SELECT into the same table: rows a second of each, their ratio. `pickup`:
+how late an idle worker starts messages, 50 a second, alone and while the same sessions are copied, and the
+rate of the copy meanwhile. `session-ids`: a text column of five million rows becomes uuid beside two writers
+of valid values: the longest of their statements before, and meanwhile; a run with a failed statement fails.
 """
 
 from __future__ import annotations
@@ -98,7 +99,9 @@ def fill(system: Adapter) -> None:
 
 
 def sessions(system: Adapter) -> Iterator[Number]:
-    """Rows a second: naive, by the engine from its first statement to the last batch, and the whole command with its checks and comparison."""
+    """Rows a second: naive, by the engine from its first statement to the last batch, and the whole command
+    with its checks and comparison.
+    """
     fill(system)
     with psycopg.connect(system.store_url(), autocommit=True) as connection:
         began = time.monotonic()
@@ -109,7 +112,9 @@ def sessions(system: Adapter) -> Iterator[Number]:
         began = time.monotonic()
         ended(run(system, "agent_sessions"))
         whole = time.monotonic() - began
-        row = connection.execute("select rows_copied, extract(epoch from copied_at - started_at)::float8, state from packhorse.backfills").fetchone()
+        row = connection.execute(
+            "select rows_copied, extract(epoch from copied_at - started_at)::float8, state from packhorse.backfills"
+        ).fetchone()
     assert row is not None and (row[0], row[2]) == (SESSIONS, "verified"), row
     copied = SESSIONS / float(row[1])
     yield Number("backfill", "sessions, one INSERT ... SELECT", 1, naive, "rows/s")
@@ -131,7 +136,9 @@ def pickup(system: Adapter, settings: Settings) -> Iterator[Number]:
                     fill(system)
                     with copying(system) as rates:
                         send(system, settings.samples)
-                    yield Number("backfill", "sessions, copied beside 50 messages a second", 1, rates[0], "rows/s")
+                    yield Number(
+                        "backfill", "sessions, copied beside 50 messages a second", 1, rates[0], "rows/s"
+                    )
                 else:
                     send(system, settings.samples)
                 samples = collect(workers, path, settings.samples)
@@ -145,7 +152,9 @@ def pickup(system: Adapter, settings: Settings) -> Iterator[Number]:
 
 @contextmanager
 def copying(system: Adapter) -> Iterator[list[float]]:
-    """The sessions are copied during the block; its rate is in the list afterwards. Raises RuntimeError when the copy ends before the block."""
+    """The sessions are copied during the block; its rate is in the list afterwards. Raises RuntimeError when
+    the copy ends before the block.
+    """
     rates: list[float] = []
     done = "select coalesce(sum(rows_done), 0)::bigint from packhorse.maintenance_runs"
     process = run(system, "agent_sessions")
@@ -169,7 +178,9 @@ def _count(connection: psycopg.Connection[object], statement: str) -> int:
 
 
 def session_ids(system: Adapter) -> Iterator[Number]:
-    """Seconds of the whole command; the longest statement of a writer before and meanwhile, in milliseconds."""
+    """Seconds of the whole command; the longest statement of a writer before and meanwhile, in
+    milliseconds.
+    """
     with psycopg.connect(system.store_url(), autocommit=True) as connection:
         connection.execute(IDS.format(rows=ROWS))
         connection.execute("vacuum analyze core.whatsapp_conversations")
@@ -189,7 +200,9 @@ def session_ids(system: Adapter) -> Iterator[Number]:
 
 @contextmanager
 def writing(url: str) -> Iterator[list[float]]:
-    """WRITERS connections write valid values, as text; how long each statement took, in milliseconds. Raises RuntimeError when one was refused."""
+    """WRITERS connections write valid values, as text; how long each statement took, in milliseconds. Raises
+    RuntimeError when one was refused.
+    """
     over, took, failures = threading.Event(), list[float](), list[str]()
 
     def write(seed: int) -> None:

@@ -68,7 +68,9 @@ def oldest_first(system: PostgresSystem, workers: Workers, count: int, pending: 
     return time.monotonic() - started
 
 
-def beside_one_conversation(system: PostgresSystem, workers: Workers, count: int, pending: int, *, unseen: bool) -> float:
+def beside_one_conversation(
+    system: PostgresSystem, workers: Workers, count: int, pending: int, *, unseen: bool
+) -> float:
     """Seconds until `count` messages of distinct conversations are completed beside `pending` of one."""
     with psycopg.connect(system.store_url()) as connection:
         if pending:

@@ -9,8 +9,18 @@ from benchmarks.harness.processes import Child, python_child
 from benchmarks.metrics.base import Case, Number
 from benchmarks.systems.base import System
 
-CASES = [Case("enqueue/single"), Case("enqueue/bulk"), Case("enqueue/bulk-messages"), Case("enqueue/producers16", processes=4)]
-MODES = {"single": ("single", 1), "bulk": ("bulk", 1), "bulk-messages": ("bulk", 1), "producers16": ("producers16", 4)}
+CASES = [
+    Case("enqueue/single"),
+    Case("enqueue/bulk"),
+    Case("enqueue/bulk-messages"),
+    Case("enqueue/producers16", processes=4),
+]
+MODES = {
+    "single": ("single", 1),
+    "bulk": ("bulk", 1),
+    "bulk-messages": ("bulk", 1),
+    "producers16": ("producers16", 4),
+}
 """Whose size a case has, and how many threads each producer process."""
 TIMEOUT_SECONDS = 300.0
 

@@ -1,8 +1,9 @@
 """What does maintenance cost the queue, and what do partitions save?
 
-`pickup alone/beside` and `drain alone/beside`: the queue without, and while retention removes `expired` rows of another
-table. `delete`: how fast retention removes them alone, beside one naive DELETE. `partition`: the locks of dropping a
-day of archived messages, beside deleting them. `scheduler idle`: what an idle scheduler costs.
+`pickup alone/beside` and `drain alone/beside`: the queue without, and while retention removes `expired` rows
+of another table. `delete`: how fast retention removes them alone, beside one naive DELETE. `partition`: the
+locks of dropping a day of archived messages, beside deleting them. `scheduler idle`: what an idle scheduler
+costs.
 """
 
 from __future__ import annotations
@@ -116,27 +117,37 @@ def delete(system: PostgresSystem, settings: Settings) -> Iterator[Number]:
     started = time.monotonic()
     with removing(system) as run:
         run.wait()
-    yield Number("maintenance", "delete by retention", 1, settings.expired / (time.monotonic() - started), "rows/s")
+    yield Number(
+        "maintenance", "delete by retention", 1, settings.expired / (time.monotonic() - started), "rows/s"
+    )
     fill(system, settings.expired)
     started = time.monotonic()
     with psycopg.connect(system.store_url(), autocommit=True) as connection:
         connection.execute("delete from bench_events where created_at < now() - interval '1 day'")
-    yield Number("maintenance", "delete by one statement", 1, settings.expired / (time.monotonic() - started), "rows/s")
+    yield Number(
+        "maintenance", "delete by one statement", 1, settings.expired / (time.monotonic() - started), "rows/s"
+    )
 
 
 def partition(system: PostgresSystem, settings: Settings) -> Iterator[Number]:
-    """Two days of archived messages: milliseconds to detach and drop one, to delete the rows of the other and give their space back."""
+    """Two days of archived messages: milliseconds to detach and drop one, to delete the rows of the other and
+    give their space back.
+    """
     with psycopg.connect(system.store_url(), autocommit=True) as connection:
         for day in (4, 2):
             connection.execute(PARTITION.format(day, day - 1))  # type: ignore[arg-type]
             connection.execute(ARCHIVED, (day, day, settings.backlog))
         system.server.admin.execute("checkpoint")
         started = time.monotonic()
-        connection.execute("delete from packhorse.message_archive where finished_at < now() - interval '3 days'")
+        connection.execute(
+            "delete from packhorse.message_archive where finished_at < now() - interval '3 days'"
+        )
         connection.execute("vacuum packhorse.message_archive_4")
         deleted = time.monotonic() - started
         started = time.monotonic()
-        connection.execute("alter table packhorse.message_archive detach partition packhorse.message_archive_2 concurrently")
+        connection.execute(
+            "alter table packhorse.message_archive detach partition packhorse.message_archive_2 concurrently"
+        )
         detached = time.monotonic()
         connection.execute("drop table packhorse.message_archive_2")
         dropped = time.monotonic()
@@ -155,8 +166,16 @@ def idle(system: PostgresSystem, settings: Settings) -> Iterator[Number]:
         before, began, cpu = system.activity()[0], time.monotonic(), _cpu_seconds(child)
         time.sleep(settings.idle_seconds)  # the measured window
         spent = time.monotonic() - began
-        yield Number("maintenance", "scheduler idle transactions", 1, (system.activity()[0] - before) / spent, "transactions/s")
-        yield Number("maintenance", "scheduler idle cpu", 1, (_cpu_seconds(child) - cpu) / spent * 100, "% of a core")
+        yield Number(
+            "maintenance",
+            "scheduler idle transactions",
+            1,
+            (system.activity()[0] - before) / spent,
+            "transactions/s",
+        )
+        yield Number(
+            "maintenance", "scheduler idle cpu", 1, (_cpu_seconds(child) - cpu) / spent * 100, "% of a core"
+        )
     finally:
         child.stop()
 
@@ -191,7 +210,9 @@ class Removal:
     def check_alive(self) -> None:
         """It must still be at work, else the measurement beside it measured nothing."""
         if self._process.poll() is not None:
-            raise RuntimeError(f"the retention run ended before the measurement did (status {self._process.returncode}): raise EXPIRED")
+            raise RuntimeError(
+                f"the retention run ended before the measurement did (status {self._process.returncode}): raise EXPIRED"
+            )
 
     def wait(self) -> None:
         output, _ = self._process.communicate(timeout=1200)

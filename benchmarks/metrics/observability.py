@@ -1,7 +1,9 @@
-"""What do metrics and logs cost: a scrape beside a large table, and the throughput of a worker that is watched?
+"""What do metrics and logs cost: a scrape beside a large table, and the throughput of a worker that is
+watched?
 
-`scrape`: GET /metrics of a running worker while `backlog` messages live on ten queues and the fleet's numbers are counted again and
-again. `drain`: no-op messages with metrics and logs as in production, beside a worker without either.
+`scrape`: GET /metrics of a running worker while `backlog` messages live on ten queues and the fleet's numbers
+are counted again and again. `drain`: no-op messages with metrics and logs as in production, beside a worker
+without either.
 """
 
 from __future__ import annotations
@@ -38,8 +40,11 @@ PAUSE_SECONDS = 0.02
 COUNTED, MOST_SECONDS = 3, 120.0
 COUNTS = 5
 SCRAPE_SECONDS = 5.0
-"""Three times as often as is usual; a drain should last several of these, or what a scrape costs counts too much."""
-#: Half due, half delayed, over all queues, which are paused: the worker beside it stays idle and they stay alive.
+"""Three times as often as is usual; a drain should last several of these, or what a scrape costs counts too
+much.
+"""
+#: Half due, half delayed, over all queues, which are paused: the worker beside it stays idle and they stay
+#: alive.
 FILL = """
 insert into packhorse.message_queue (queue, message_type, payload, run_at, priority)
 select 'bench' || coalesce('_' || nullif(number %% %(queues)s, 0), ''), 'bench',
@@ -58,7 +63,9 @@ VARIANTS: Mapping[str, Mapping[str, str]] = {
     "on, a line per message": {"PACKHORSE_LOG_LEVEL": "info", "PACKHORSE_LOG_OUTCOMES": "all"},
 }
 PAIRS = (("off", "on"), ("on", "off"), ("on", "off"), ("off", "on"))
-"""Neighbours, in an order in which neither a steady nor a bending drift of the machine favours one of them."""
+"""Neighbours, in an order in which neither a steady nor a bending drift of the machine favours one of
+them.
+"""
 
 
 def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
@@ -75,7 +82,11 @@ def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
 def scrapes(system: PostgresSystem, settings: Settings) -> Iterator[Number]:
     """Milliseconds of GET /metrics, and of one count of the fleet's numbers."""
     port = free_port()
-    variables = {"BENCH_QUEUES": str(QUEUES), "PACKHORSE_METRICS_PORT": str(port), "PACKHORSE_FLEET_SECONDS": "1"}
+    variables = {
+        "BENCH_QUEUES": str(QUEUES),
+        "PACKHORSE_METRICS_PORT": str(port),
+        "PACKHORSE_FLEET_SECONDS": "1",
+    }
     workers = system.start(1, env=variables)
     try:
         fill(system, settings.backlog)
@@ -96,14 +107,19 @@ def scrapes(system: PostgresSystem, settings: Settings) -> Iterator[Number]:
     finally:
         workers.stop()
     yield Number("observability", "live rows as the metrics tell", 1, live, "rows")
-    yield Number("observability", "series", 1, sum(not line.startswith("#") for line in page.splitlines()), "lines")
+    yield Number(
+        "observability", "series", 1, sum(not line.startswith("#") for line in page.splitlines()), "lines"
+    )
     for share in (0.50, 0.99):
         yield Number("observability", f"scrape p{share * 100:.0f}", 1, percentile(times, share), "ms")
-    yield Number("observability", "count of the fleet", 1, median([count(system) for _ in range(COUNTS)]), "ms")
+    yield Number(
+        "observability", "count of the fleet", 1, median([count(system) for _ in range(COUNTS)]), "ms"
+    )
 
 
 def drains(system: PostgresSystem, case: Case, settings: Settings) -> Iterator[Number]:
-    """Messages per second of each variant, CPU of the worker's process tree per message, and what "on" is of its neighbour "off".
+    """Messages per second of each variant, CPU of the worker's process tree per message, and what "on" is of
+    its neighbour "off".
 
     The first drain fills files and caches that all others find filled: it does not count.
     """
@@ -114,8 +130,12 @@ def drains(system: PostgresSystem, case: Case, settings: Settings) -> Iterator[N
         found.setdefault(variant, []).append(drain(system, case.processes, size, variant))
     for variant, results in found.items():
         for (what, unit), values in zip(MEASURES.items(), zip(*results, strict=True), strict=True):
-            yield Number("observability", f"drain {variant}{what}", case.processes, median(list(values)), unit)
-    for what, on, off in zip(MEASURES, zip(*found["on"], strict=True), zip(*found["off"], strict=True), strict=True):
+            yield Number(
+                "observability", f"drain {variant}{what}", case.processes, median(list(values)), unit
+            )
+    for what, on, off in zip(
+        MEASURES, zip(*found["on"], strict=True), zip(*found["off"], strict=True), strict=True
+    ):
         shares = [one / other for one, other in zip(on, off, strict=True)]
         yield Number("observability", f"drain on / off{what}", case.processes, median(shares), "ratio")
 
@@ -123,7 +143,8 @@ def drains(system: PostgresSystem, case: Case, settings: Settings) -> Iterator[N
 def switched(system: PostgresSystem, settings: Settings) -> Iterator[Number]:
     """What a phase with metrics and logs is of its neighbours without, in one drain of one process.
 
-    The machine drifts within seconds, so drains that are compared are too long; phases of SWITCH_SECONDS stand side by side.
+    The machine drifts within seconds, so drains that are compared are too long; phases of SWITCH_SECONDS
+    stand side by side.
     """
     size = settings.size(3 * system.sizes.drain[1])
     with tempfile.NamedTemporaryFile("r", prefix="phases-") as file:
@@ -165,7 +186,9 @@ def drain(system: PostgresSystem, processes: int, size: int, variant: str) -> tu
 
 @contextmanager
 def scraped(port: int) -> Iterator[None]:
-    """Prometheus, in a hurry: a scrape every SCRAPE_SECONDS until the end of the block; none for port 0. Raises what a scrape raised."""
+    """Prometheus, in a hurry: a scrape every SCRAPE_SECONDS until the end of the block; none for port 0.
+    Raises what a scrape raised.
+    """
     over, failures = threading.Event(), list[Exception]()
 
     def scrape() -> None:
@@ -191,7 +214,13 @@ def scraped(port: int) -> Iterator[None]:
 
 def fill(system: PostgresSystem, size: int) -> None:
     """Live messages on paused queues, as some minutes after they came."""
-    parameters = {"template": TEMPLATE, "number_mark": NUMBER_MARK, "sent_mark": SENT_MARK, "queues": QUEUES, "count": size}
+    parameters = {
+        "template": TEMPLATE,
+        "number_mark": NUMBER_MARK,
+        "sent_mark": SENT_MARK,
+        "queues": QUEUES,
+        "count": size,
+    }
     with psycopg.connect(system.store_url(), autocommit=True) as connection:
         connection.execute("select packhorse.pause_queue(name, 'benchmark') from packhorse.queues")
         connection.execute(FILL, parameters)
@@ -200,7 +229,9 @@ def fill(system: PostgresSystem, size: int) -> None:
 
 
 def await_live(system: PostgresSystem, port: int, size: int) -> float:
-    """The number of live messages that the metrics tell, once it is about `size`; beyond a limit they are estimates."""
+    """The number of live messages that the metrics tell, once it is about `size`; beyond a limit they are
+    estimates.
+    """
     deadline = time.monotonic() + 120
     while True:
         recount(system)
@@ -222,7 +253,9 @@ def count(system: PostgresSystem) -> float:
     """Milliseconds of one count of everything that concerns the fleet, due at once."""
     recount(system)
     began = time.perf_counter()
-    (counted,) = system.observing().execute("select packhorse.refresh_fleet_statistics('0 seconds')").fetchone() or (False,)
+    (counted,) = system.observing().execute(
+        "select packhorse.refresh_fleet_statistics('0 seconds')"
+    ).fetchone() or (False,)
     if not counted:
         raise RuntimeError("nothing was counted")
     return (time.perf_counter() - began) * 1000

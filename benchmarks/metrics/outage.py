@@ -1,8 +1,9 @@
 """What happens to messages whose service is down for a minute, and to the others?
 
-5,000 coroutines of one process wait for a service that answers after some seconds, twice as many wait behind them; the service
-fails for a minute and comes back. Beside it, in the same process, synchronous no-ops of another queue, 50 a second. `up to the first
-answer` starts when the service is up again; it may take until the next probe and what an answer takes.
+5,000 coroutines of one process wait for a service that answers after some seconds, twice as many wait behind
+them; the service fails for a minute and comes back. Beside it, in the same process, synchronous no-ops of
+another queue, 50 a second. `up to the first answer` starts when the service is up again; it may take until
+the next probe and what an answer takes.
 """
 
 from __future__ import annotations
@@ -50,7 +51,11 @@ def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
         latencies, answers = home / "latencies", home / "answers"
         service = python_child("benchmarks.systems.outage_service", str(ANSWER_SECONDS), env={})
         stack.callback(service.stop)
-        env = {SERVICE_URL: f"http://127.0.0.1:{service.expect('ready')}", LATENCY_FILE: str(latencies), NOTES_FILE: str(answers)}
+        env = {
+            SERVICE_URL: f"http://127.0.0.1:{service.expect('ready')}",
+            LATENCY_FILE: str(latencies),
+            NOTES_FILE: str(answers),
+        }
         workers = system.start(1, variant="outage", env={**env, AT_ONCE: str(in_flight)})
         stack.callback(workers.stop)
         system.warm_up(workers)
@@ -85,4 +90,6 @@ def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
     yield Number("outage", "up to all done", 1, done - up, "s")
     for name, found in (("before", beside), ("during", during)):
         for share in (0.50, 0.99):
-            yield Number("outage", f"pickup of others {name} p{share * 100:.0f}", 1, percentile(found, share), "ms")
+            yield Number(
+                "outage", f"pickup of others {name} p{share * 100:.0f}", 1, percentile(found, share), "ms"
+            )

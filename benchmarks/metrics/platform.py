@@ -1,8 +1,8 @@
 """What do the functions of the conversation platform cost, and do fifty callers at once get along?
 
-`calls`: one connection calls each function for one person after the other, each call in a transaction of its own. `at once`: fifty connections
-call at the same instant for one person, again and again: a run with an error, or with two sessions, fails. `sample`: the data of a salon, as a
-client writes it.
+`calls`: one connection calls each function for one person after the other, each call in a transaction of its
+own. `at once`: fifty connections call at the same instant for one person, again and again: a run with an
+error, or with two sessions, fails. `sample`: the data of a salon, as a client writes it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ MEMORY = "select (public.get_or_create_conversation_memory(%s, 'booking')).id"
 REMEMBER = "select public.update_conversation_memory(%s, %s, %s)"
 TEXT = "May I come on Tuesday at nine? " * 4
 #: One salon: the sizes of the system that these tables come from, and its messages of some weeks.
-SIZES = {"clients": 1_299, "services": 63, "staff": 12, "staff_schedules": 56, "bookings": 38, "dialog_contexts": 21}
+SIZES = {
+    "clients": 1_299,
+    "services": 63,
+    "staff": 12,
+    "staff_schedules": 56,
+    "bookings": 38,
+    "dialog_contexts": 21,
+}
 MESSAGES = 10_000
 INSERTS = {
     "clients": "insert into public.clients (company_id, phone, name, visits_count) values (1, '+250788' || lpad(%s::text, 6, '0'), 'Ann', 3)",
@@ -53,13 +60,21 @@ def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
     if variant == "calls":
         yield from calls(system.store_url())
     elif variant == "at-once":
-        yield Number("platform", f"{AT_ONCE} callers at once, one person, slowest call p99", 1, percentile(at_once(system.store_url()), 0.99), "ms")
+        yield Number(
+            "platform",
+            f"{AT_ONCE} callers at once, one person, slowest call p99",
+            1,
+            percentile(at_once(system.store_url()), 0.99),
+            "ms",
+        )
     else:
         yield from sample(system.store_url())
 
 
 def calls(url: str) -> Iterator[Number]:
-    """Milliseconds of one call: p50 and p99 of CALLS each, PEOPLE people in turn, histories and memories full."""
+    """Milliseconds of one call: p50 and p99 of CALLS each, PEOPLE people in turn, histories and memories
+    full.
+    """
     with psycopg.connect(url, autocommit=True) as connection:
         people = [f"+250788{number:06}" for number in range(PEOPLE)]
         sessions = [_value(connection, SESSION, (person,)) for person in people]
@@ -67,7 +82,9 @@ def calls(url: str) -> Iterator[Number]:
         for turn in range(20):
             for session, memory in zip(sessions, memories, strict=True):
                 connection.execute(MESSAGE, (session, TEXT))
-                connection.execute(REMEMBER, (memory, Jsonb({"role": "user", "content": TEXT}), Jsonb({"turn": turn})))
+                connection.execute(
+                    REMEMBER, (memory, Jsonb({"role": "user", "content": TEXT}), Jsonb({"turn": turn}))
+                )
         for name, one in {
             "get_or_create_agent_session": lambda n: connection.execute(SESSION, (people[n % PEOPLE],)),
             "get_or_create_agent_session, new": lambda n: connection.execute(SESSION, (f"+250789{n:06}",)),
@@ -86,7 +103,9 @@ def calls(url: str) -> Iterator[Number]:
 
 
 def at_once(url: str) -> list[float]:
-    """Milliseconds of each caller's three calls, over ROUNDS rounds with a new person each. Raises RuntimeError when they do not get along."""
+    """Milliseconds of each caller's three calls, over ROUNDS rounds with a new person each. Raises
+    RuntimeError when they do not get along.
+    """
     took: list[float] = []
     with ExitStack() as stack:
         connections = [stack.enter_context(psycopg.connect(url, autocommit=True)) for _ in range(AT_ONCE)]
@@ -94,28 +113,48 @@ def at_once(url: str) -> list[float]:
             person, problems, found = f"+25079{number:07}", [], set()
             barrier = threading.Barrier(AT_ONCE)
 
-            def call(connection: psycopg.Connection, person: str, barrier: threading.Barrier, problems: list[str], found: set[tuple]) -> None:
+            def call(
+                connection: psycopg.Connection,
+                person: str,
+                barrier: threading.Barrier,
+                problems: list[str],
+                found: set[tuple],
+            ) -> None:
                 barrier.wait()
                 started = time.perf_counter()
                 try:
-                    session, memory = _value(connection, SESSION, (person,)), _value(connection, MEMORY, (person,))
+                    session, memory = (
+                        _value(connection, SESSION, (person,)),
+                        _value(connection, MEMORY, (person,)),
+                    )
                     said = _value(connection, MESSAGE, (session, TEXT))
-                    noted = _value(connection, REMEMBER, (memory, Jsonb({"role": "user", "content": TEXT}), None))
+                    noted = _value(
+                        connection, REMEMBER, (memory, Jsonb({"role": "user", "content": TEXT}), None)
+                    )
                     found.add((session, memory, said, noted))
                 except psycopg.Error as error:
                     problems.append(str(error))
                 took.append((time.perf_counter() - started) * 1000)
 
-            threads = [threading.Thread(target=call, args=(one, person, barrier, problems, found)) for one in connections]
+            threads = [
+                threading.Thread(target=call, args=(one, person, barrier, problems, found))
+                for one in connections
+            ]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
             ((messages,),) = (
-                connections[0].execute("select message_count from public.agent_chat_sessions where user_phone = %s", (person,)).fetchall()
+                connections[0]
+                .execute(
+                    "select message_count from public.agent_chat_sessions where user_phone = %s", (person,)
+                )
+                .fetchall()
             )
             if problems or len(found) != 1 or messages != AT_ONCE:
-                raise RuntimeError(f"{len(problems)} errors, {len(found)} sessions and memories, {messages} messages: {problems[:1]}")
+                raise RuntimeError(
+                    f"{len(problems)} errors, {len(found)} sessions and memories, {messages} messages: {problems[:1]}"
+                )
     return took
 
 
@@ -128,7 +167,9 @@ def sample(url: str) -> Iterator[Number]:
             statement = INSERTS[table]
             cursor.executemany(statement, [(number,) * statement.count("%s") for number in range(count)])
         connection.commit()
-        yield Number("platform", f"a salon of {1 + sum(SIZES.values()):,} rows", 1, time.monotonic() - started, "s")
+        yield Number(
+            "platform", f"a salon of {1 + sum(SIZES.values()):,} rows", 1, time.monotonic() - started, "s"
+        )
         started = time.monotonic()
         cursor.executemany(
             "insert into public.messages (company_id, phone, direction, message) values (1, %s, 'inbound', %s)",

@@ -1,7 +1,9 @@
-"""What does a worker that keeps up cost those who enqueue? And how late do its handlers start at a steady trickle?
+"""What does a worker that keeps up cost those who enqueue? And how late do its handlers start at a steady
+trickle?
 
-A worker that sleeps between messages has every enqueue send a NOTIFY, and a commit with a NOTIFY holds a lock of the whole
-database cluster. So the same sixteen producers run beside a worker that listens and beside one that only polls, in turns.
+A worker that sleeps between messages has every enqueue send a NOTIFY, and a commit with a NOTIFY holds a lock
+of the whole database cluster. So the same sixteen producers run beside a worker that listens and beside one
+that only polls, in turns.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ PER_PRODUCER = 250
 
 
 def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
-    """The rate of all producers with and without LISTEN, and the ratio; or p50 and p99 of the pickup at each rate."""
+    """The rate of all producers with and without LISTEN, and the ratio; or p50 and p99 of the pickup at each
+    rate.
+    """
     if case.key == "producers/rate":
         yield from rates(system, settings)
     else:
@@ -74,17 +78,31 @@ def trickle(system: System, rate: int) -> Iterator[Number]:
         finally:
             workers.stop()
     for part in (0.50, 0.99):
-        yield Number("producers", f"trickle of {rate}/s p{part * 100:.0f}", 1, percentile(samples, part), "ms")
-    yield Number("producers", f"trickle of {rate}/s transactions per message", 1, transactions / (share * producers), "")
+        yield Number(
+            "producers", f"trickle of {rate}/s p{part * 100:.0f}", 1, percentile(samples, part), "ms"
+        )
+    yield Number(
+        "producers",
+        f"trickle of {rate}/s transactions per message",
+        1,
+        transactions / (share * producers),
+        "",
+    )
 
 
 def together(system: System, mode: str, share: int, producers: int, env: dict[str, str]) -> float:
-    """Run so many producer processes of `share` messages each; seconds from the first start to the last end."""
+    """Run so many producer processes of `share` messages each; seconds from the first start to the last
+    end.
+    """
     children: list[Child] = []
     try:
         for _ in range(producers):
             arguments = (system.name, mode, str(share), "1")
-            children.append(python_child("benchmarks.harness.producer", *arguments, env={"STORE_URL": system.store_url(), **env}))
+            children.append(
+                python_child(
+                    "benchmarks.harness.producer", *arguments, env={"STORE_URL": system.store_url(), **env}
+                )
+            )
         return run_together(children)
     finally:
         for child in children:

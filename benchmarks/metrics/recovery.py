@@ -1,9 +1,10 @@
 """What do two killed daemons cost the others?
 
-Four daemons of 500 threads run handlers of three seconds; two of them are killed whole with all their threads busy, so
-that only the end of the leases tells of it. Beside them a daemon of its own with 16 threads works on a queue of 20 ms
-messages, which come one every 10 ms. `rescued to all run`: from the first rescue until every message has run.
-`light wait`: how late a light message starts, before the kill and from there until all have run.
+Four daemons of 500 threads run handlers of three seconds; two of them are killed whole with all their threads
+busy, so that only the end of the leases tells of it. Beside them a daemon of its own with 16 threads works on
+a queue of 20 ms messages, which come one every 10 ms. `rescued to all run`: from the first rescue until every
+message has run. `light wait`: how late a light message starts, before the kill and from there until all have
+run.
 """
 
 from __future__ import annotations
@@ -49,26 +50,41 @@ def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
         daemons = [start(system, stack, THREADS, {}) for _ in range(DAEMONS)]
         wait(connection, "select count(*) from packhorse.workers", DAEMONS + 1)
         connection.execute(FILL, (SLOW_QUEUE, SLOW_QUEUE, DAEMONS * THREADS))
-        wait(connection, "select count(*) from packhorse.message_queue where queue = 'slow' and state = 'running'", DAEMONS * THREADS)
-        for queue in (SLOW_QUEUE, LIGHT_QUEUE):  # once through, then again: the first look at a queue is not what is measured
+        wait(
+            connection,
+            "select count(*) from packhorse.message_queue where queue = 'slow' and state = 'running'",
+            DAEMONS * THREADS,
+        )
+        # once through, then again: the first look at a queue is not what is measured
+        for queue in (SLOW_QUEUE, LIGHT_QUEUE):
             wait(connection, f"select 1 - count(*) from packhorse.message_queue where queue = '{queue}'", 1)
         begun = len(read_latencies_ms(path))
         send_until(connection, time.monotonic() + QUIET_SECONDS)
         before = read_latencies_ms(path)[begun:]
         connection.execute(FILL, (SLOW_QUEUE, SLOW_QUEUE, DAEMONS * THREADS))
-        wait(connection, "select count(*) from packhorse.message_queue where queue = 'slow' and state = 'running'", DAEMONS * THREADS)
+        wait(
+            connection,
+            "select count(*) from packhorse.message_queue where queue = 'slow' and state = 'running'",
+            DAEMONS * THREADS,
+        )
         begun = len(read_latencies_ms(path))
         for daemon in daemons[:2]:
             for process in daemon.tree():
                 process.kill()
-        send_until(connection, time.monotonic() + LIMIT_SECONDS, "select 1 - count(*) from packhorse.message_queue where queue = 'slow'")
+        send_until(
+            connection,
+            time.monotonic() + LIMIT_SECONDS,
+            "select 1 - count(*) from packhorse.message_queue where queue = 'slow'",
+        )
         after = read_latencies_ms(path)[begun:]
         seconds, crashes = connection.execute(RESCUED, (SLOW_QUEUE,)).fetchone() or (None, None)
     yield Number("recovery", "rescued to all run", DAEMONS, seconds, "s")
     yield Number("recovery", "most crashes of a message", DAEMONS, crashes, "")
     for name, found in (("before", before), ("after", after)):
         for share in (0.50, 0.99):
-            yield Number("recovery", f"light wait {name} p{share * 100:.0f}", DAEMONS, percentile(found, share), "ms")
+            yield Number(
+                "recovery", f"light wait {name} p{share * 100:.0f}", DAEMONS, percentile(found, share), "ms"
+            )
 
 
 def start(system: Adapter, stack: ExitStack, threads: int, env: dict[str, str]) -> Child:
@@ -87,8 +103,12 @@ def wait(connection: psycopg.Connection[tuple[int]], question: str, least: int) 
         time.sleep(0.05)  # seen from outside only
 
 
-def send_until(connection: psycopg.Connection[tuple[int]], deadline: float, question: str | None = None) -> None:
-    """A light message every SEND_SECONDS until the deadline, or until the answer is 1, asked once a second."""
+def send_until(
+    connection: psycopg.Connection[tuple[int]], deadline: float, question: str | None = None
+) -> None:
+    """A light message every SEND_SECONDS until the deadline, or until the answer is 1, asked once a
+    second.
+    """
     asked = time.monotonic()
     while time.monotonic() < deadline:
         connection.execute(SEND, (LIGHT_QUEUE, LIGHT_QUEUE, time.time_ns()))

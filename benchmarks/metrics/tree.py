@@ -1,4 +1,6 @@
-"""How much memory do all processes of one worker take that has nothing to do? Whoever serves its metrics is one of them."""
+"""How much memory do all processes of one worker take that has nothing to do? Whoever serves its metrics is
+one of them.
+"""
 
 from __future__ import annotations
 

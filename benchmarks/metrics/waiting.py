@@ -1,12 +1,13 @@
 """What do handlers that wait cost, as most handlers of our users do: for an AI, a messaging API, a payment?
 
-All systems: `second`, messages that await one second; `short`, 50 ms; each with so many at once in one process, as a rate, as
-a share of the ideal (waiting and nothing else), and with the most memory that the worker process ever had; `no-op`,
-asynchronous handlers that do nothing beside synchronous ones.
-Packhorse only: `pickup`, how late a synchronous no-op starts in a process, alone and beside its waiting coroutines, and how old
-the heartbeat of that process gets; `conversations`, three messages each, in order; `killed`, a process that is killed with all
-its coroutines in flight while another one has room for them; `steps`, how long one takes, and how many a second many coroutines store;
-`calls`, what the closed breaker of a service costs a call.
+All systems: `second`, messages that await one second; `short`, 50 ms; each with so many at once in one
+process, as a rate, as a share of the ideal (waiting and nothing else), and with the most memory that the
+worker process ever had; `no-op`, asynchronous handlers that do nothing beside synchronous ones.
+Packhorse only: `pickup`, how late a synchronous no-op starts in a process, alone and beside its waiting
+coroutines, and how old the heartbeat of that process gets; `conversations`, three messages each, in order;
+`killed`, a process that is killed with all its coroutines in flight while another one has room for them;
+`steps`, how long one takes, and how many a second many coroutines store; `calls`, what the closed breaker of
+a service costs a call.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ TURNS = ("sync", "async", "async", "sync")
 """Neighbours in time are compared; what the machine does more slowly from turn to turn cancels out."""
 BESIDE = 5_000
 BESIDE_SECONDS = 15.0
-"""How much longer than the measurement the coroutines beside it wait, so that all are there when it begins and ends."""
+"""How much longer than the measurement the coroutines beside it wait, so that all are there when it begins
+and ends.
+"""
 CONVERSATIONS, MESSAGES_EACH, TALK_SECONDS = 10_000, 3, 5.0
 KILLED, KILLED_SECONDS = 5_000, 15.0
 """Long enough to fill one process and to start the other before the kill."""
@@ -95,7 +98,9 @@ def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
     if case.key in CELLS:
         yield from throughput(system, CELLS[case.key], settings)
     elif case.key == "waiting/no-op":
-        yield from no_ops(system, [kind for kind in TURNS if kind == "async" or NO_OP_SYNC in system.cases], settings)
+        yield from no_ops(
+            system, [kind for kind in TURNS if kind == "async" or NO_OP_SYNC in system.cases], settings
+        )
     else:
         assert isinstance(system, Adapter), "only Packhorse lists these cases"
         only_ours = {
@@ -109,7 +114,9 @@ def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
 
 
 def throughput(system: System, cell: Wait, settings: Settings) -> Iterator[Number]:
-    """Messages per second until the last one is completed in the store, and the same as a share of the ideal."""
+    """Messages per second until the last one is completed in the store, and the same as a share of the
+    ideal.
+    """
     count, at_once = settings.size(cell.messages), settings.at_once or cell.at_once
     workers = system.start(1, hold=True, env={AWAIT_SECONDS: str(cell.seconds), AT_ONCE: str(at_once)})
     try:
@@ -126,7 +133,9 @@ def throughput(system: System, cell: Wait, settings: Settings) -> Iterator[Numbe
 
 
 def no_ops(system: System, turns: list[str], settings: Settings) -> Iterator[Number]:
-    """Messages per second of handlers that do nothing, each kind with the settings that its system has for no-ops."""
+    """Messages per second of handlers that do nothing, each kind with the settings that its system has for
+    no-ops.
+    """
     count = settings.size(system.sizes.drain[1])
     found: dict[str, list[float]] = {kind: [] for kind in turns}
     for kind in turns:
@@ -142,7 +151,9 @@ def no_ops(system: System, turns: list[str], settings: Settings) -> Iterator[Num
 
 
 def pickup(system: Adapter, settings: Settings) -> Iterator[Number]:
-    """Milliseconds until a synchronous no-op starts, alone and beside coroutines that wait in the same process."""
+    """Milliseconds until a synchronous no-op starts, alone and beside coroutines that wait in the same
+    process.
+    """
     at_once = settings.at_once or BESIDE
     with ExitStack() as stack:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="packhorse-bench-"))) / "latencies"
@@ -154,7 +165,9 @@ def pickup(system: Adapter, settings: Settings) -> Iterator[Number]:
         samples: dict[str, list[float]] = {}
         for name in ("alone", "beside"):
             if name == "beside":
-                connection.execute(FILL_WAIT, (WAIT_QUEUE, WAIT_QUEUE, settings.samples / 50 + BESIDE_SECONDS, at_once))
+                connection.execute(
+                    FILL_WAIT, (WAIT_QUEUE, WAIT_QUEUE, settings.samples / 50 + BESIDE_SECONDS, at_once)
+                )
                 wait(connection, RUNNING, at_once)
             before = len(read_latencies_ms(path))
             with oldest_beat(system.store_url()) as age:
@@ -165,14 +178,18 @@ def pickup(system: Adapter, settings: Settings) -> Iterator[Number]:
         assert left == (at_once,), f"{left} coroutines were left at the end of the measurement"
     for name, values in samples.items():
         for share in (0.50, 0.99):
-            yield Number("waiting", f"sync pickup {name} p{share * 100:.0f}", 1, percentile(values, share), "ms")
+            yield Number(
+                "waiting", f"sync pickup {name} p{share * 100:.0f}", 1, percentile(values, share), "ms"
+            )
     for name, seconds in ages.items():
         yield Number("waiting", f"oldest heartbeat {name}", 1, seconds, "s")
 
 
 @contextmanager
 def oldest_beat(url: str) -> Iterator[list[float]]:
-    """Asks all the time how long ago the last heartbeat was, in seconds; the answers are complete at the end."""
+    """Asks all the time how long ago the last heartbeat was, in seconds; the answers are complete at the
+    end.
+    """
     ages: list[float] = []
     ended = threading.Event()
 
@@ -192,7 +209,9 @@ def oldest_beat(url: str) -> Iterator[list[float]]:
 
 
 def conversations(system: Adapter, settings: Settings) -> Iterator[Number]:
-    """Three messages of each conversation one after the other, all conversations at once; the order must be kept."""
+    """Three messages of each conversation one after the other, all conversations at once; the order must be
+    kept.
+    """
     at_once = settings.at_once or CONVERSATIONS
     count = -(-settings.size(CONVERSATIONS * MESSAGES_EACH) // MESSAGES_EACH)
     with ExitStack() as stack:
@@ -201,7 +220,12 @@ def conversations(system: Adapter, settings: Settings) -> Iterator[Number]:
         stack.callback(workers.stop)
         system.warm_up(workers)
         with psycopg.connect(system.store_url()) as connection:
-            parameters = {"queue": TALK_QUEUE, "seconds": TALK_SECONDS, "each": MESSAGES_EACH, "conversations": count}
+            parameters = {
+                "queue": TALK_QUEUE,
+                "seconds": TALK_SECONDS,
+                "each": MESSAGES_EACH,
+                "conversations": count,
+            }
             connection.execute(FILL_TALK, parameters)
             started = system.commit_quietly(connection)
         seconds = system.wait_drained(workers) - started
@@ -215,7 +239,9 @@ def conversations(system: Adapter, settings: Settings) -> Iterator[Number]:
 
 
 def check_order(path: Path, conversations: int) -> None:
-    """Every conversation has started and ended each of its messages once, one after the other. Raises ValueError."""
+    """Every conversation has started and ended each of its messages once, one after the other. Raises
+    ValueError.
+    """
     seen: dict[str, list[str]] = {}
     for line in path.read_text().splitlines():
         conversation, event = line.split(" ", 1)
@@ -223,7 +249,9 @@ def check_order(path: Path, conversations: int) -> None:
     right = [f"{number} {event}" for number in range(1, MESSAGES_EACH + 1) for event in ("start", "end")]
     wrong = {conversation: events for conversation, events in seen.items() if events != right}
     if wrong or len(seen) != conversations:
-        raise ValueError(f"{len(seen)} of {conversations} conversations ran, {len(wrong)} not in order, for example {next(iter(wrong.items()), '')}")
+        raise ValueError(
+            f"{len(seen)} of {conversations} conversations ran, {len(wrong)} not in order, for example {next(iter(wrong.items()), '')}"
+        )
 
 
 def killed(system: Adapter, settings: Settings) -> Iterator[Number]:
@@ -249,7 +277,9 @@ def killed(system: Adapter, settings: Settings) -> Iterator[Number]:
 
 
 def steps(system: Adapter, settings: Settings) -> Iterator[Number]:
-    """Milliseconds of one step, one at a time; and steps per second of many coroutines, from the first begun to the last stored."""
+    """Milliseconds of one step, one at a time; and steps per second of many coroutines, from the first begun
+    to the last stored.
+    """
     at_once, count = settings.at_once or STEPS_AT_ONCE, settings.size(STEPS)
     with ExitStack() as stack:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="packhorse-bench-"))) / "steps"
@@ -257,7 +287,10 @@ def steps(system: Adapter, settings: Settings) -> Iterator[Number]:
         stack.callback(workers.stop)
         system.warm_up(workers)
         spans: list[list[tuple[int, int]]] = []
-        for queue, number, key in ((STEP_QUEUE, settings.samples, "one at a time"), (STEP_ASYNC_QUEUE, count, None)):
+        for queue, number, key in (
+            (STEP_QUEUE, settings.samples, "one at a time"),
+            (STEP_ASYNC_QUEUE, count, None),
+        ):
             before = sum(len(found) for found in spans)
             with psycopg.connect(system.store_url()) as connection:
                 connection.execute(FILL_STEPS, {"queue": queue, "count": number, "key": key})
@@ -268,14 +301,22 @@ def steps(system: Adapter, settings: Settings) -> Iterator[Number]:
             assert len(lines) == number, f"{len(lines)} of {number} steps were stored"
     alone, many = spans
     for share in (0.50, 0.99):
-        yield Number("waiting", f"one step p{share * 100:.0f}", 1, percentile([(ended - began) / 1e6 for began, ended in alone], share), "ms")
+        yield Number(
+            "waiting",
+            f"one step p{share * 100:.0f}",
+            1,
+            percentile([(ended - began) / 1e6 for began, ended in alone], share),
+            "ms",
+        )
     seconds = (max(ended for _, ended in many) - min(began for began, _ in many)) / 1e9
     yield Number("waiting", f"a step each, {at_once:,} coroutines", 1, count / seconds, "steps/s")
 
 
 def calls(system: Adapter, settings: Settings) -> Iterator[Number]:
     """Microseconds that a call through a closed breaker takes, when what is called takes nothing."""
-    child = python_child("benchmarks.systems.waiting_calls", str(settings.size(CALLS)), env=system.environment())
+    child = python_child(
+        "benchmarks.systems.waiting_calls", str(settings.size(CALLS)), env=system.environment()
+    )
     try:
         found = float(child.expect("done"))
     finally:

@@ -1,8 +1,9 @@
 """How long does the page take on a large queue, screen by screen?
 
-BACKLOG live messages (a million), as many archived ones over seven days, and a tenth as many dead letters of fifty causes. The page's server
-runs in a thread; before each request everything that it has kept counts as old, so every question goes to the database.
-`python -m benchmarks.metrics.web` measures this alone and prints a line per screen.
+BACKLOG live messages (a million), as many archived ones over seven days, and a tenth as many dead letters of
+fifty causes. The page's server runs in a thread; before each request everything that it has kept counts as
+old, so every question goes to the database. `python -m benchmarks.metrics.web` measures this alone and prints
+a line per screen.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ to (date_trunc('day', now() at time zone 'UTC' - interval '{1} days') at time zo
 
 
 def addresses(live: int, dead: int) -> dict[str, str]:
-    """What is asked for, by the name of its line. The last ones are the dearest: filters that match nothing, or very little."""
+    """What is asked for, by the name of its line. The last ones are the dearest: filters that match nothing,
+    or very little.
+    """
     newest = dead + 2 * live
     return {
         "overview": "/",
@@ -98,7 +101,9 @@ def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
 
 
 def screens(url: str, live: int, rounds: int = ROUNDS) -> Iterator[tuple[str, list[float], int]]:
-    """Name, milliseconds of each request, bytes of the page. Raises AssertionError for a page that fails or shows old data."""
+    """Name, milliseconds of each request, bytes of the page. Raises AssertionError for a page that fails or
+    shows old data.
+    """
     fill(url, live)
     with served(url) as (port, forget):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
@@ -113,7 +118,9 @@ def screens(url: str, live: int, rounds: int = ROUNDS) -> Iterator[tuple[str, li
                 body = answer.read()
                 times.append((time.perf_counter() - begun) * 1000)
                 size = len(body)
-                assert answer.status == 200 and b"Old data" not in body, f"{name}: {answer.status} {body[:300]!r}"
+                assert answer.status == 200 and b"Old data" not in body, (
+                    f"{name}: {answer.status} {body[:300]!r}"
+                )
             yield name, times, size
         connection.close()
 
@@ -171,7 +178,10 @@ def main() -> None:
         connection.close()
         print(f"{'screen':<34}{'p50 ms':>9}{'p95 ms':>9}{'KiB':>8}")
         for name, times, size in screens(url, settings.backlog):
-            print(f"{name:<34}{percentile(times, 0.5):>9.1f}{percentile(times, 0.95):>9.1f}{size / 1024:>8.1f}", flush=True)
+            print(
+                f"{name:<34}{percentile(times, 0.5):>9.1f}{percentile(times, 0.95):>9.1f}{size / 1024:>8.1f}",
+                flush=True,
+            )
     finally:
         server.close()
 

@@ -19,7 +19,9 @@ SETTLE_SECONDS = 1.0
 """After a warm-up: no peer tells when its last acknowledgement and its idle poll are through."""
 DRAIN_SECONDS = 120.0
 POLL_SECONDS = 0.005
-"""Between two looks at a store from outside: 0.2 % of a drain of 2.5 s, and too seldom to cost the system its processor."""
+"""Between two looks at a store from outside: 0.2 % of a drain of 2.5 s, and too seldom to cost the system its
+processor.
+"""
 THREADS = 8
 PEER_CASES = frozenset({"work", "enqueue/single", "enqueue/bulk", "pickup/listen", "idle/one-worker"})
 """What every system with a store takes part in."""
@@ -92,7 +94,9 @@ class System(Protocol):
     def store_url(self) -> str:
         """Where producers connect to."""
 
-    def start(self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None) -> Workers:
+    def start(
+        self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None
+    ) -> Workers:
         """Start workers and return when they are connected.
 
         hold: begin to take messages only at `load`, where the system needs that to make a load invisible.

@@ -3,9 +3,10 @@
 Redis has no commit that makes many messages visible at once, so for a drain the processes are connected and
 warmed, hold still while the messages are written, and start their threads at the word `go`.
 
-An asynchronous actor runs in the event loop of dramatiq's AsyncIO middleware (uvloop) and holds one of the threads while it
-waits. So there are as many threads as handlers may run at once, but not more than DRAMATIQ_THREADS (2,000): each of them wakes
-up ten times a second to see whether it was interrupted, and with 5,000 of them nothing else gets done.
+An asynchronous actor runs in the event loop of dramatiq's AsyncIO middleware (uvloop) and holds one of the
+threads while it waits. So there are as many threads as handlers may run at once, but not more than
+DRAMATIQ_THREADS (2,000): each of them wakes up ten times a second to see whether it was interrupted, and with
+5,000 of them nothing else gets done.
 """
 
 from __future__ import annotations
@@ -106,7 +107,9 @@ class Adapter:
         """Where producers connect to."""
         return self.server.url
 
-    def start(self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None) -> Workers:
+    def start(
+        self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None
+    ) -> Workers:
         """Start the processes; with `hold` each stops again after its warm-up until `load`."""
         variables = {"REDIS_URL": self.server.url, **(env or {})}
         children = [python_child(MODULE, "worker", env=variables) for _ in range(processes)]

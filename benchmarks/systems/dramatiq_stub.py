@@ -39,7 +39,9 @@ class Adapter:
         """There is no store."""
         return ""
 
-    def start(self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None) -> Workers:
+    def start(
+        self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None
+    ) -> Workers:
         """Start the processes; each begins to work at `load`."""
         children = [python_child(MODULE, "worker", env=env or {}) for _ in range(processes)]
         workers = Workers(children, processes)

@@ -1,7 +1,7 @@
 """graphile-worker (Node) with its best settings: local queue of 500, batched completion, concurrency 24.
 
-Where the number at once is given, it is the concurrency, and the local queue holds one more, as its documentation advises.
-Jobs are added by its SQL functions, which are public; so the producers need no Node.
+Where the number at once is given, it is the concurrency, and the local queue holds one more, as its
+documentation advises. Jobs are added by its SQL functions, which are public; so the producers need no Node.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class Adapter(PostgresSystem):
     name: ClassVar[str] = "graphile-worker"
     module: ClassVar[str] = "benchmarks.systems.graphile_worker"
     table: ClassVar[tuple[str, ...]] = ("graphile_worker", "_private_jobs")
-    sizes: ClassVar[Sizes] = Sizes(drain={1: 150_000, 2: 200_000}, single=8_000, bulk=100_000, bulk_call=20_000)
+    sizes: ClassVar[Sizes] = Sizes(
+        drain={1: 150_000, 2: 200_000}, single=8_000, bulk=100_000, bulk_call=20_000
+    )
     cases: ClassVar[frozenset[str]] = PEER_CASES | WAITING_CASES
 
     def __init__(self, stores: Stores) -> None:
@@ -91,7 +93,9 @@ class Adapter(PostgresSystem):
         """Add all jobs in one statement."""
         connection.execute(FILL, (TEMPLATE, NUMBER_MARK, SENT_MARK, count))
 
-    def start(self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None) -> Workers:
+    def start(
+        self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None
+    ) -> Workers:
         """Start one Node process per worker."""
         workers = Workers([self._child("worker", env or {}) for _ in range(processes)], processes)
         try:

@@ -1,4 +1,6 @@
-"""The actor of the metric `outage`: a coroutine that asks a service. BENCH_SERVICE_URL: where it is. BENCH_NOTES_FILE: a line for each answer."""
+"""The actor of the metric `outage`: a coroutine that asks a service. BENCH_SERVICE_URL: where it is.
+BENCH_NOTES_FILE: a line for each answer.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from packhorse.calls import register_service
 RESET_SECONDS = 10.0
 
 notes = os.open(os.environ.get(NOTES_FILE) or os.devnull, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-service = register_service("outage", os.environ[SERVICE_URL], timeout=60_000, breaker={"reset_seconds": RESET_SECONDS})
+service = register_service(
+    "outage", os.environ[SERVICE_URL], timeout=60_000, breaker={"reset_seconds": RESET_SECONDS}
+)
 
 
 @dramatiq.actor(queue_name=ASK_QUEUE, actor_name=ASK_QUEUE, time_limit=LIMIT_MS, services=["outage"])

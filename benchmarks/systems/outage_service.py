@@ -1,6 +1,7 @@
 """A service over HTTP that can be down: `python -m benchmarks.systems.outage_service <seconds of an answer>`.
 
-It says `ready <port>`. On standard input: `down`, and every request gets a 500 at once; `up`; each is answered by `asked <requests so far>`.
+It says `ready <port>`. On standard input: `down`, and every request gets a 500 at once; `up`; each is
+answered by `asked <requests so far>`.
 """
 
 from __future__ import annotations

@@ -29,7 +29,10 @@ from benchmarks.systems.postgres_base import PostgresSystem
 from packhorse import PostgresBroker, enqueue_payloads
 
 ACTORS = "benchmarks.systems.packhorse_actors"
-MORE_ACTORS: Mapping[str, tuple[str, ...]] = {"waiting": ("benchmarks.systems.waiting_actors",), "outage": ("benchmarks.systems.outage_actors",)}
+MORE_ACTORS: Mapping[str, tuple[str, ...]] = {
+    "waiting": ("benchmarks.systems.waiting_actors",),
+    "outage": ("benchmarks.systems.outage_actors",),
+}
 """Beside ACTORS in a variant."""
 QUEUE = "bench"
 ACTOR = "bench"
@@ -37,7 +40,9 @@ START_SECONDS = 60.0
 UNINSTALLED = "import sys; from packhorse.worker.cli.program import main; sys.exit(main())"
 """The command in a source tree that is not installed."""
 SERVED, SERVED_PORT = "served", 19191
-"""A variant that serves metrics and has been asked for them once: with its exporter, as it runs in production."""
+"""A variant that serves metrics and has been asked for them once: with its exporter, as it runs in
+production.
+"""
 VARIANTS: Mapping[str, Mapping[str, str]] = {
     "polling": {"PACKHORSE_LISTEN": "false"},
     "two-workers-ten-queues": {"BENCH_QUEUES": "10"},
@@ -160,7 +165,9 @@ class Adapter(PostgresSystem):
 
     def _migrate(self, *options: str) -> None:
         env = {**os.environ, **self.environment()}
-        done = subprocess.run(command("migrate", "up", *options), env=env, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command("migrate", "up", *options), env=env, capture_output=True, text=True, check=False
+        )
         if done.returncode:
             raise RuntimeError(f"packhorse migrate up: status {done.returncode}\n{done.stdout}{done.stderr}")
 
@@ -168,7 +175,9 @@ class Adapter(PostgresSystem):
         """Insert `count` messages without a conversation."""
         self._insert(connection, count)
 
-    def fill_one_conversation(self, connection: psycopg.Connection[Any], count: int, *, unseen: bool = False) -> None:
+    def fill_one_conversation(
+        self, connection: psycopg.Connection[Any], count: int, *, unseen: bool = False
+    ) -> None:
         """Insert messages of one conversation, blocked behind the first, as a bulk enqueue leaves them.
 
         unseen: all pending, as single enqueues leave them until a claim has seen that they wait.
@@ -179,7 +188,9 @@ class Adapter(PostgresSystem):
         """Insert `count` messages of as many conversations."""
         self._insert(connection, count, prefix="short-", distinct=True)
 
-    def start(self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None) -> Workers:
+    def start(
+        self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None
+    ) -> Workers:
         """Start one daemon with `processes` worker processes and wait until all have registered."""
         variables = {**self.environment(), **VARIANTS.get(variant, {}), **(env or {})}
         if AT_ONCE in variables:
@@ -227,7 +238,13 @@ class Adapter(PostgresSystem):
             time.sleep(0.2)  # nothing tells when it has counted
 
     def _insert(
-        self, connection: psycopg.Connection[Any], count: int, *, prefix: str | None = None, distinct: bool = False, blocked: bool = False
+        self,
+        connection: psycopg.Connection[Any],
+        count: int,
+        *,
+        prefix: str | None = None,
+        distinct: bool = False,
+        blocked: bool = False,
     ) -> None:
         """Insert messages and wake sleeping workers. prefix: of the conversation keys, if any."""
         parameters = {

@@ -1,9 +1,9 @@
 """The module of actors that `packhorse worker` is given: one actor, or one on each of ten queues.
 
-An ordinary function, or a coroutine when BENCH_AWAIT_SECONDS is set.
-BENCH_QUEUES is the number of queues (1). BENCH_CLAIM_FILE times every claim statement of the process; it is
-set only where claim times are asked for, so the other runs are not instrumented. BENCH_BLIND takes away what counts and
-logs outcomes: the worker to which one that does both is compared. BENCH_SWITCH names a file: the same in turns, in one process.
+An ordinary function, or a coroutine when BENCH_AWAIT_SECONDS is set. BENCH_QUEUES is the number of queues
+(1). BENCH_CLAIM_FILE times every claim statement of the process; it is set only where claim times are asked
+for, so the other runs are not instrumented. BENCH_BLIND takes away what counts and logs outcomes: the worker
+to which one that does both is compared. BENCH_SWITCH names a file: the same in turns, in one process.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def time_claims(log: ClaimLog) -> None:
 
 
 def blind() -> list[tuple[type, str, Any]]:
-    """No counting for metrics, no look at the log level per outcome; returns (class, name, method) of what was taken away."""
+    """No counting for metrics, no look at the log level per outcome; returns (class, name, method) of what
+    was taken away.
+    """
     from packhorse.worker.runtime.meter import Meter
     from packhorse.worker.runtime.outcome_log import OutcomeLog
 
@@ -77,7 +79,9 @@ def blind() -> list[tuple[type, str, Any]]:
 
 
 def switch(path: str) -> None:
-    """Take counting away and give it back, again and again; a line per phase: watched, seconds, CPU seconds, messages."""
+    """Take counting away and give it back, again and again; a line per phase: watched, seconds, CPU seconds,
+    messages.
+    """
 
     def phases() -> None:
         broker: Any = dramatiq.get_broker()
@@ -85,11 +89,17 @@ def switch(path: str) -> None:
         with open(path, "a", buffering=1) as file:
             while True:
                 held = broker.runtime.fetcher.in_flight if broker.runtime is not None else None
-                began, cpu, done = time.monotonic(), time.process_time(), held.counts.get("done", 0) if held is not None else 0
+                began, cpu, done = (
+                    time.monotonic(),
+                    time.process_time(),
+                    held.counts.get("done", 0) if held is not None else 0,
+                )
                 time.sleep(SWITCH_SECONDS)  # the phase itself
                 if held is not None:
                     done = held.counts.get("done", 0) - done
-                    file.write(f"{int(watched)} {time.monotonic() - began} {time.process_time() - cpu} {done}\n")
+                    file.write(
+                        f"{int(watched)} {time.monotonic() - began} {time.process_time() - cpu} {done}\n"
+                    )
                 watched = not watched
                 if watched:
                     for kind, name, method in taken:

@@ -1,6 +1,7 @@
 """PgQueuer with its best settings of a short sweep: asyncpg, uvloop, batches of 500.
 
-Where the number at once is given, it is max_concurrent_tasks, and a batch is at most a quarter of it: PgQueuer wants room for two.
+Where the number at once is given, it is max_concurrent_tasks, and a batch is at most a quarter of it:
+PgQueuer wants room for two.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class PgqueuerProducer:
     def many(self, messages: list[dict[str, Any]]) -> None:
         """Enqueue a batch in one call."""
         bodies: list[bytes | None] = [json.dumps(message).encode() for message in messages]
-        self._loop.run_until_complete(self._queries.enqueue([ENTRYPOINT] * len(bodies), bodies, [0] * len(bodies)))
+        self._loop.run_until_complete(
+            self._queries.enqueue([ENTRYPOINT] * len(bodies), bodies, [0] * len(bodies))
+        )
 
     def close(self) -> None:
         """Disconnect."""

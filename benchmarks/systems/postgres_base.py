@@ -17,7 +17,15 @@ from psycopg.rows import scalar_row
 from benchmarks.harness.payload import payload
 from benchmarks.harness.postgres import Postgres
 from benchmarks.harness.processes import Workers, python_child
-from benchmarks.systems.base import DRAIN_SECONDS, POLL_SECONDS, SETTLE_SECONDS, WARM_UP_MESSAGES, Missing, Producer, Stores
+from benchmarks.systems.base import (
+    DRAIN_SECONDS,
+    POLL_SECONDS,
+    SETTLE_SECONDS,
+    WARM_UP_MESSAGES,
+    Missing,
+    Producer,
+    Stores,
+)
 
 SETTLE = "analyze"
 """Run at the end of a load, inside its transaction, for every system alike."""
@@ -91,7 +99,9 @@ class PostgresSystem:
         """Write `count` messages inside the connection's open transaction."""
         raise NotImplementedError
 
-    def fill_one_conversation(self, connection: psycopg.Connection[Any], count: int, *, unseen: bool = False) -> None:
+    def fill_one_conversation(
+        self, connection: psycopg.Connection[Any], count: int, *, unseen: bool = False
+    ) -> None:
         """Write `count` messages of one conversation inside the connection's open transaction.
 
         unseen: in the state they have before a claim has found out that they must wait.
@@ -110,7 +120,9 @@ class PostgresSystem:
         """Variables that tell a child where the store is."""
         return {"DATABASE_URL": self.store_url()}
 
-    def start(self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None) -> Workers:
+    def start(
+        self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None
+    ) -> Workers:
         """Start one Python child per worker process and wait until each is connected."""
         variables = {**self.environment(), **(env or {})}
         children = [python_child(self.module, "worker", env=variables) for _ in range(processes)]

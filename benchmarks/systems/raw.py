@@ -87,7 +87,12 @@ class Adapter(PostgresSystem):
     module: ClassVar[str] = "benchmarks.systems.raw"
     table: ClassVar[tuple[str, ...]] = ("raw_queue",)
     sizes: ClassVar[Sizes] = Sizes(drain={1: 150_000, 2: 200_000}, bulk=400_000)
-    cases: ClassVar[frozenset[str]] = PEER_CASES | {"enqueue/producers16", "backlog/without", "backlog/with", "snapshot"}
+    cases: ClassVar[frozenset[str]] = PEER_CASES | {
+        "enqueue/producers16",
+        "backlog/without",
+        "backlog/with",
+        "snapshot",
+    }
 
     def install(self) -> None:
         """Create the table."""

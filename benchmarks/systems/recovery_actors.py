@@ -1,4 +1,6 @@
-"""The actors of the metric `recovery`: one that takes three seconds, one that takes 20 ms and notes how late it started."""
+"""The actors of the metric `recovery`: one that takes three seconds, one that takes 20 ms and notes how late
+it started.
+"""
 
 from __future__ import annotations
 

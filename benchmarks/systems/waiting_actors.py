@@ -1,6 +1,8 @@
-"""The actors of the metric `waiting` that only Packhorse has: coroutines that wait beside others, conversations, steps.
+"""The actors of the metric `waiting` that only Packhorse has: coroutines that wait beside others,
+conversations, steps.
 
-BENCH_NOTES_FILE: where `talk` notes its starts and ends, a line each, and the actors with steps when each began and was stored.
+BENCH_NOTES_FILE: where `talk` notes its starts and ends, a line each, and the actors with steps when each
+began and was stored.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""A program that calls a service whose breaker is closed, and nothing else: `python -m benchmarks.systems.waiting_calls <calls>`.
+"""A program that calls a service whose breaker is closed, and nothing else: `python -m
+benchmarks.systems.waiting_calls <calls>`.
 
-It says `done <microseconds of one call>`, the median of BATCHES batches. DATABASE_URL is where its calls are reported to, as in a worker.
+It says `done <microseconds of one call>`, the median of BATCHES batches. DATABASE_URL is where its calls are
+reported to, as in a worker.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Build the documentation as a static site that works without a network: python docs/site/build.py OUTPUT.
 
-The pages link to each other as files of the repository, so that they can be read there, too. Here they are copied beside each other, with the few
-pages that stand elsewhere, and with the reference of the Python API. A link to a file that is no page becomes its text.
+The pages link to each other as files of the repository, so that they can be read there, too. Here they are
+copied beside each other, with the few pages that stand elsewhere, and with the reference of the Python API. A
+link to a file that is no page becomes its text.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def _linked(page: Path, name: str, found: dict[Path, str]) -> str:
 
 
 def _contents(index: str, names: list[str]) -> str:
-    """The index as trees for the side bar: one per heading, in its order; what it does not name comes last."""
+    """The index as trees for the side bar: one per heading, in its order; what it does not name comes
+    last.
+    """
     rest = [name for name in names if name != "index.md"]
     trees = []
     for section in index.split("\n## ")[1:]:
@@ -77,7 +80,11 @@ def _contents(index: str, names: list[str]) -> str:
         rest = [name for name in rest if name not in chosen]
         trees.append((title, chosen))
     trees.append(("More", rest))
-    return "".join(f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n" + "\n".join(chosen) + "\n```\n" for title, chosen in trees if chosen)
+    return "".join(
+        f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n" + "\n".join(chosen) + "\n```\n"
+        for title, chosen in trees
+        if chosen
+    )
 
 
 def build(output: Path) -> int:
@@ -85,7 +92,23 @@ def build(output: Path) -> int:
     shutil.rmtree(output, ignore_errors=True)
     with tempfile.TemporaryDirectory() as name:
         stage(Path(name))
-        return int(build_main(["-b", "html", "-q", "-W", "--keep-going", "-c", str(SITE), "-d", f"{name}/.cache", name, str(output)]))
+        return int(
+            build_main(
+                [
+                    "-b",
+                    "html",
+                    "-q",
+                    "-W",
+                    "--keep-going",
+                    "-c",
+                    str(SITE),
+                    "-d",
+                    f"{name}/.cache",
+                    name,
+                    str(output),
+                ]
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -47,12 +47,18 @@ def _section(module: Any) -> str:
 
 
 def entry(module: str, name: str, value: Any, shown: set[type]) -> str:
-    """One public name: its signature, its docstring, and of a class its own public methods. shown: typed options that stand on the page already."""
+    """One public name: its signature, its docstring, and of a class its own public methods. shown: typed
+    options that stand on the page already.
+    """
     parts = [f"### {name}\n"]
     if inspect.isclass(value):
         own = vars(value).get("__init__")
         made = _signature(value.__name__, own, skip=1) if inspect.isfunction(own) else value.__name__
-        bases = [f"{base.__module__.split('.')[0]}.{base.__name__}" for base in value.__bases__ if base is not object]
+        bases = [
+            f"{base.__module__.split('.')[0]}.{base.__name__}"
+            for base in value.__bases__
+            if base is not object
+        ]
         parts.append(_code(f"class {module}.{made}" + (f"  # base: {bases[0]}" if bases else "")))
         parts.append(_text(inspect.getdoc(value) or ""))
         parts += [_method(name, key, member) for key, member in members(value)]
@@ -61,7 +67,9 @@ def entry(module: str, name: str, value: Any, shown: set[type]) -> str:
         written = typing.get_overloads(value) or [value]
         parts.append(_code("\n".join(begin + _signature(f"{module}.{name}", each) for each in written)))
         parts.append(_text(inspect.getdoc(value) or ""))
-        parts += [_options(options) for each in written for options in _unpacked(each) if options not in shown]
+        parts += [
+            _options(options) for each in written for options in _unpacked(each) if options not in shown
+        ]
         shown.update(options for each in written for options in _unpacked(each))
     else:
         parts.append(_code(f"{module}.{name} = {value!r}"))
@@ -83,7 +91,9 @@ def _method(owner: str, name: str, member: Any) -> str:
     function = getattr(member, "__func__", member)
     begin = "async " if inspect.iscoroutinefunction(function) else ""
     return (
-        _code(begin + _signature(f"{owner}.{name}", function, skip=0 if isinstance(member, staticmethod) else 1))
+        _code(
+            begin + _signature(f"{owner}.{name}", function, skip=0 if isinstance(member, staticmethod) else 1)
+        )
         + "\n"
         + _text(inspect.getdoc(function) or "")
     )
@@ -97,7 +107,9 @@ def _signature(name: str, function: Any, skip: int = 0) -> str:
     for before, parameter in zip([None, *parameters], parameters, strict=False):
         if before is not None and before.kind is before.POSITIONAL_ONLY is not parameter.kind:
             texts.append("/")
-        if parameter.kind is parameter.KEYWORD_ONLY and (before is None or before.kind not in (before.KEYWORD_ONLY, before.VAR_POSITIONAL)):
+        if parameter.kind is parameter.KEYWORD_ONLY and (
+            before is None or before.kind not in (before.KEYWORD_ONLY, before.VAR_POSITIONAL)
+        ):
             texts.append("*")
         texts.append(_parameter(parameter))
     nothing = found.return_annotation in (inspect.Signature.empty, "None", None)
@@ -109,7 +121,11 @@ def _signature(name: str, function: Any, skip: int = 0) -> str:
 def _parameter(parameter: inspect.Parameter) -> str:
     star = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
     if parameter.annotation is parameter.empty:
-        return star + parameter.name + ("" if parameter.default is parameter.empty else f"={_default(parameter.default)}")
+        return (
+            star
+            + parameter.name
+            + ("" if parameter.default is parameter.empty else f"={_default(parameter.default)}")
+        )
     typed = f"{star}{parameter.name}: {_annotation(parameter.annotation)}"
     return typed if parameter.default is parameter.empty else f"{typed} = {_default(parameter.default)}"
 
@@ -145,10 +161,17 @@ def _code(text: str) -> str:
 
 
 def _text(doc: str) -> str:
-    """A docstring as Markdown: what stands in backticks is code, all else is plain text. Numbers of the specification are not for readers."""
+    """A docstring as Markdown: what stands in backticks is code, all else is plain text. Numbers of the
+    specification are not for readers.
+    """
     doc = re.sub(r" \(SPEC [^)]*\)", "", doc)
     parts = re.split(r"(``[^`]+``|`[^`]+`)", doc)
-    return "".join(part if part.startswith("`") else re.sub(r"([*_<>\[\]{}|\\#])", r"\\\1", part) for part in parts) + "\n"
+    return (
+        "".join(
+            part if part.startswith("`") else re.sub(r"([*_<>\[\]{}|\\#])", r"\\\1", part) for part in parts
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The handlers: ordinary dramatiq actors, one per kind of message. `packhorse worker examples.whatsapp.actors` runs them.
+"""The handlers: ordinary dramatiq actors, one per kind of message. `packhorse worker
+examples.whatsapp.actors` runs them.
 
-An actor's arguments are the keys of the payload that webhook.py enqueued. An actor that returns is done, one that raises is tried
-again with the queue's backoff; its conversation waits meanwhile (SPEC P4), all others go on. An `async def` is a coroutine: thousands of
-them can wait for a slow service at the same time.
+An actor's arguments are the keys of the payload that webhook.py enqueued. An actor that returns is done, one
+that raises is tried again with the queue's backoff; its conversation waits meanwhile (SPEC P4), all others go
+on. An `async def` is a coroutine: thousands of them can wait for a slow service at the same time.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ logger = logging.getLogger("examples.whatsapp")
 async def whatsapp_text(business: str, phone: str, wamid: str, message: dict[str, Any]) -> None:
     """Ask the assistant, which knows what was said before, send its answer, and remember both.
 
-    The answer is a step: when the reply fails, the next attempt has it and nothing is paid for twice. While the assistant is down, the queue
-    keeps these messages (`services`), and they spend no attempt.
+    The answer is a step: when the reply fails, the next attempt has it and nothing is paid for twice. While
+    the assistant is down, the queue keeps these messages (`services`), and they spend no attempt.
     """
     question = message["text"]["body"]
     session = await platform.get_or_create_session_async(phone, AGENT)
@@ -40,7 +41,9 @@ async def whatsapp_text(business: str, phone: str, wamid: str, message: dict[str
 
 
 async def remember(session_id: UUID, memory_id: UUID, wamid: str, question: str, answer: str) -> None:
-    """Both sides of the conversation: whole in the session, the last twenty for the assistant in its memory."""
+    """Both sides of the conversation: whole in the session, the last twenty for the assistant in its
+    memory.
+    """
     for role, content in (("user", question), ("assistant", answer)):
         await platform.add_message_async(session_id, role, content, {"wamid": wamid})
         await platform.update_conversation_memory_async(memory_id, {"role": role, "content": content})
@@ -48,11 +51,12 @@ async def remember(session_id: UUID, memory_id: UUID, wamid: str, question: str,
 
 @dramatiq.actor(queue_name="whatsapp", transactional=True)
 def whatsapp_interactive(business: str, phone: str, wamid: str, message: dict[str, Any]) -> None:
-    """Answer a tap on a button or on a line of a list; `book:<date>` books a day, `cancel-appointment` cancels it.
+    """Answer a tap on a button or on a line of a list; `book:<date>` books a day, `cancel-appointment`
+    cancels it.
 
-    Transactional: the booking, its workflow and its reminder are written with the message's completion, or not at all, so a reply that fails
-    books nothing twice (SPEC P3). Deliberately careless about dates that do not exist: `book:2026-02-30` fails at every attempt and
-    becomes a dead letter.
+    Transactional: the booking, its workflow and its reminder are written with the message's completion, or
+    not at all, so a reply that fails books nothing twice (SPEC P3). Deliberately careless about dates that do
+    not exist: `book:2026-02-30` fails at every attempt and becomes a dead letter.
     """
     interactive = message["interactive"]
     choice = interactive[interactive["type"]]
@@ -62,7 +66,11 @@ def whatsapp_interactive(business: str, phone: str, wamid: str, message: dict[st
         moved = salon.reserve(packhorse.current_connection(), business, phone, day)
         reply = f"{'Moved to' if moved else 'Booked:'} {day:%A, %d %B %Y}."
     elif verb == "cancel-appointment":
-        reply = "Cancelled." if salon.cancel(packhorse.current_connection(), phone) else "You have no appointment."
+        reply = (
+            "Cancelled."
+            if salon.cancel(packhorse.current_connection(), phone)
+            else "You have no appointment."
+        )
     else:
         reply = f"You chose: {choice['title']}."
     send_text(business, phone, reply, wamid)
@@ -77,7 +85,9 @@ def whatsapp_reminder(business: str, phone: str, reminder_id: int, workflow_id: 
 
 @dramatiq.actor(queue_name="whatsapp", time_limit_class="media")
 def whatsapp_media(business: str, phone: str, wamid: str, message: dict[str, Any]) -> None:
-    """Fetch a picture, document or voice message and confirm it. May be slow; only its own conversation waits."""
+    """Fetch a picture, document or voice message and confirm it. May be slow; only its own conversation
+    waits.
+    """
     kind = message["type"]
     content = fetch_media(message[kind]["id"])
     send_text(business, phone, f"Received your {kind} ({len(content)} bytes).", wamid)
@@ -92,7 +102,9 @@ def whatsapp_location(business: str, phone: str, wamid: str, message: dict[str, 
 
 @dramatiq.actor(queue_name="whatsapp")
 def whatsapp_status(business: str, wamid: str, status: str, codes: list[int]) -> None:
-    """A reply of ours was sent, delivered, read, or failed. No answer; a failure is worth a line in the log."""
+    """A reply of ours was sent, delivered, read, or failed. No answer; a failure is worth a line in the
+    log.
+    """
     if status == "failed":
         logger.warning("whatsapp_delivery_failed business=%s codes=%s", business, codes)
 
@@ -105,5 +117,7 @@ def whatsapp_account_error(business: str, error: dict[str, Any]) -> None:
 
 @dramatiq.actor(queue_name="whatsapp")
 def whatsapp_unsupported(business: str, phone: str, wamid: str, message: dict[str, Any]) -> None:
-    """A kind that this program does not know: nothing to do, and no retry can change that. It ends as cancelled."""
+    """A kind that this program does not know: nothing to do, and no retry can change that. It ends as
+    cancelled.
+    """
     raise packhorse.Cancel(f"no handler for messages of type {message['type'][:40]}")

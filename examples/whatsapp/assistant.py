@@ -1,7 +1,8 @@
 """The assistant that answers free text: an AI service behind the registry (SPEC W10).
 
-While its breaker is open, or after a 429, the messages of the actors that name it rest in the queue and spend no attempt. One
-reset time and window of an AI service take minutes; these are short, so that a demo of half a minute shows a breaker open and close.
+While its breaker is open, or after a 429, the messages of the actors that name it rest in the queue and spend
+no attempt. One reset time and window of an AI service take minutes; these are short, so that a demo of half a
+minute shows a breaker open and close.
 """
 
 from __future__ import annotations
@@ -31,5 +32,7 @@ async def ask(question: str, wamid: str, history: list[dict[str, Any]]) -> str:
 
     Raises RetryAfter, CircuitOpen and ServiceFailed, each with the outcome that fits.
     """
-    response = await assistant.request_async("POST", "/answers", json={"question": question, "history": history, "metadata": {"wamid": wamid}})
+    response = await assistant.request_async(
+        "POST", "/answers", json={"question": question, "history": history, "metadata": {"wamid": wamid}}
+    )
     return str(response.json()["answer"])

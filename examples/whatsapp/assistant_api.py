@@ -1,6 +1,8 @@
-"""A small local stand-in of an AI service: slow, now and then broken, sometimes too busy, and once down for some seconds.
+"""A small local stand-in of an AI service: slow, now and then broken, sometimes too busy, and once down for
+some seconds.
 
-Loopback only. Its bad moments follow from how many questions it has got, so they are the same in each run. It notes for
+Loopback only. Its bad moments follow from how many questions it has got, so they are the same in each run. A
+message that has met one is spared all others, here and by the Cloud API: it has four attempts. It notes for
 which message it has given an answer: each of them was paid for.
 """
 
@@ -30,24 +32,30 @@ REMEMBERED = 100_000
 class AssistantApi:
     """A context manager: serves while it is open. `url` is the endpoint for the handlers.
 
-    known: is this wamid of this run? An earlier one may have left messages. paid: wamid of this run -> answers given.
-    answers: HTTP status -> how often. outages: how often it went down.
+    known: is this wamid of this run? An earlier one may have left messages. spare: is told each wamid that
+    has met a bad moment. paid: wamid of this run -> answers given. answers: HTTP status -> how often.
+    outages: how often it went down.
     """
 
-    def __init__(self, events: Events, known: Callable[[str], bool]) -> None:
+    def __init__(self, events: Events, known: Callable[[str], bool], spare: Callable[[str], None]) -> None:
         self.paid: dict[str, int] = {}
         self.answers: dict[int, int] = {}
         self.outages = 0
         self._events = events
         self._known = known
+        self._spare = spare
         self._lock = threading.Lock()
-        self._asked: dict[str, None] = {}  # wamids of questions that it has got while it was up
+        self._asked: dict[
+            str, None
+        ] = {}  # wamids of questions: while it is up their next request goes through
         self._questions = 0
         self._up_again = 0.0
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.api = self
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="assistant-api", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), name="assistant-api", daemon=True
+        )
 
     def __enter__(self) -> AssistantApi:
         self._thread.start()
@@ -67,6 +75,8 @@ class AssistantApi:
         status, seconds = self._mood(wamid)
         if status == 200:
             time.sleep(seconds)  # the slowness of the service is what is shown here
+        else:
+            self._spare(wamid)
         with self._lock:
             self.answers[status] = self.answers.get(status, 0) + 1
             if status == 200 and self._known(wamid):
@@ -74,7 +84,9 @@ class AssistantApi:
                 if len(self.paid) > REMEMBERED:
                     del self.paid[next(iter(self.paid))]
         if status != 200:
-            return status, {"error": {"type": {429: "rate_limited", 500: "internal", 503: "overloaded"}[status]}}
+            return status, {
+                "error": {"type": {429: "rate_limited", 500: "internal", 503: "overloaded"}[status]}
+            }
         return 200, {"answer": f"Thank you! You wrote {len(question)} characters; I have noted them all."}
 
     def given(self) -> dict[str, int]:
@@ -85,19 +97,23 @@ class AssistantApi:
     def _mood(self, wamid: str) -> tuple[int, float]:
         """What becomes of this request: the status, and how long an answer takes."""
         with self._lock:
-            if self.down:
-                return 503, 0.0
-            if wamid in self._asked:
-                return 200, ANSWER_SECONDS
-            if (self._questions + 1) % DOWN_EVERY == DOWN_AT and self.outages <= self._questions // DOWN_EVERY:
-                self.outages += 1
-                self._up_again = time.monotonic() + DOWN_SECONDS
-                self._events.add(f"the assistant is down for {DOWN_SECONDS:.0f} s: it answers 503 to everybody")
-                return 503, 0.0
-            self._questions += 1
+            is_known = wamid in self._asked
             self._asked[wamid] = None
             if len(self._asked) > REMEMBERED:
                 del self._asked[next(iter(self._asked))]
+            if self.down:
+                return 503, 0.0
+            if is_known:
+                return 200, ANSWER_SECONDS
+            goes_down = (self._questions + 1) % DOWN_EVERY == DOWN_AT
+            if goes_down and self.outages <= self._questions // DOWN_EVERY:
+                self.outages += 1
+                self._up_again = time.monotonic() + DOWN_SECONDS
+                self._events.add(
+                    f"the assistant is down for {DOWN_SECONDS:.0f} s: it answers 503 to everybody"
+                )
+                return 503, 0.0
+            self._questions += 1
             if self._questions % ERROR_EVERY == 0:
                 self._events.add("the assistant answers 500: retry with backoff")
                 return 500, 0.0

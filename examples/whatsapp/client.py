@@ -50,7 +50,10 @@ def _call(path: str, body: dict[str, Any] | None = None) -> bytes:
     request = urllib.request.Request(
         path if path.startswith("http") else f"{base}/{path}",
         data=None if body is None else json.dumps(body).encode(),
-        headers={"Authorization": f"Bearer {os.environ.get('WHATSAPP_TOKEN', '')}", "Content-Type": "application/json"},
+        headers={
+            "Authorization": f"Bearer {os.environ.get('WHATSAPP_TOKEN', '')}",
+            "Content-Type": "application/json",
+        },
     )
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
@@ -58,8 +61,12 @@ def _call(path: str, body: dict[str, Any] | None = None) -> bytes:
     except urllib.error.HTTPError as error:
         with error:
             if error.code == 429:
-                raise packhorse.Snooze(_retry_after(error.headers.get("Retry-After")), "the Cloud API asks to slow down") from None
-            raise CloudApiError(f"the Cloud API answered {error.code}", code=str(error.code), retryable=error.code >= 500) from None
+                raise packhorse.Snooze(
+                    _retry_after(error.headers.get("Retry-After")), "the Cloud API asks to slow down"
+                ) from None
+            raise CloudApiError(
+                f"the Cloud API answered {error.code}", code=str(error.code), retryable=error.code >= 500
+            ) from None
 
 
 def _retry_after(header: str | None) -> float:

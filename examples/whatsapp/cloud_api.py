@@ -1,7 +1,7 @@
 """A small local stand-in of WhatsApp's Cloud API: sending messages and fetching media, with bad moments.
 
-Loopback only. Every ninth new reply gets a 500, every thirteenth a 429 with Retry-After; the second try of the same reply goes
-through. What it was asked, it notes in the OrderBook before it answers.
+Loopback only. Every ninth new reply gets a 500, every thirteenth a 429 with Retry-After; the second try of
+the same reply goes through. What it was asked, it notes in the OrderBook before it answers.
 """
 
 from __future__ import annotations
@@ -20,8 +20,16 @@ from examples.whatsapp.order import OrderBook
 RETRY_AFTER_SECONDS = 1
 MEDIUM = b"\xff\xd8\xff\xe0" + bytes(4096)
 ERRORS = {
-    401: {"message": "Invalid OAuth access token - Cannot parse access token", "type": "OAuthException", "code": 190},
-    404: {"message": "Unsupported request. Object does not exist", "type": "GraphMethodException", "code": 100},
+    401: {
+        "message": "Invalid OAuth access token - Cannot parse access token",
+        "type": "OAuthException",
+        "code": 190,
+    },
+    404: {
+        "message": "Unsupported request. Object does not exist",
+        "type": "GraphMethodException",
+        "code": 100,
+    },
     429: {"message": "(#130429) Rate limit hit", "type": "OAuthException", "code": 130429},
     500: {"message": "An unknown error has occurred.", "type": "OAuthException", "code": 1},
     503: {"message": "Service temporarily unavailable", "type": "OAuthException", "code": 2},
@@ -29,9 +37,11 @@ ERRORS = {
 
 
 class CloudApi:
-    """A context manager: serves while it is open. `url` is the base for the handlers, `token` the only one it accepts.
+    """A context manager: serves while it is open. `url` is the base for the handlers, `token` the only one it
+    accepts.
 
-    late_media: id -> answers with 503 still to come. slow_media: id -> seconds that its content takes. Written by the feed.
+    late_media: id -> answers with 503 still to come. slow_media: id -> seconds that its content takes.
+    Written by the feed.
     """
 
     def __init__(self, book: OrderBook, events: Events) -> None:
@@ -46,7 +56,9 @@ class CloudApi:
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.api = self
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v23.0"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="cloud-api", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), name="cloud-api", daemon=True
+        )
 
     def __enter__(self) -> CloudApi:
         self._thread.start()
@@ -144,7 +156,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(*self.server.api.medium(name))
 
     def _refuse(self) -> bool:
-        status = 401 if self.headers.get("Authorization") != f"Bearer {self.server.api.token}" else 404 if not self.path.startswith("/v23.0/") else 0
+        status = (
+            401
+            if self.headers.get("Authorization") != f"Bearer {self.server.api.token}"
+            else 404
+            if not self.path.startswith("/v23.0/")
+            else 0
+        )
         if status:
             self._answer(status, {"error": ERRORS[status]})
         return bool(status)

@@ -8,7 +8,9 @@ from collections import deque
 
 
 class Events:
-    """Lines with the seconds since the start. Added by any thread; `take` hands out what is new, `last` what is shown."""
+    """Lines with the seconds since the start. Added by any thread; `take` hands out what is new, `last` what
+    is shown.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

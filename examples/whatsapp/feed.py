@@ -1,7 +1,8 @@
 """Meta's side: deliveries made from payloads/*.json for several conversations, and a thread that makes them.
 
-The files are the documented shapes with Meta's own sample values; each delivery gets a phone number, fresh ids and the time. Deliveries
-come again as Meta sends them again: some although they had arrived, and a cut-off one because it was refused.
+The files are the documented shapes with Meta's own sample values; each delivery gets a phone number, fresh
+ids and the time. Deliveries come again as Meta sends them again: some although they had arrived, and a
+cut-off one because it was refused.
 """
 
 from __future__ import annotations
@@ -52,8 +53,16 @@ COMMON = (
     "text",
     "text",
 )
-#: ...and what only one of them sends: always fails, fails twice, slow, malformed, unknown kind, error of the account.
-SPECIAL = ("interactive_booking_fails", "image_late", "document_slow", "malformed_message_without_id", "unsupported", "account_error")
+#: ...and what only one of them sends: always fails, fails twice, slow, malformed, unknown kind, error of the
+#: account.
+SPECIAL = (
+    "interactive_booking_fails",
+    "image_late",
+    "document_slow",
+    "malformed_message_without_id",
+    "unsupported",
+    "account_error",
+)
 LATE_ANSWERS = 2
 SLOW_SECONDS = 2.0
 REDELIVER_EVERY = 7
@@ -62,7 +71,9 @@ REDELIVER_AFTER = 4
 
 @dataclass(slots=True)
 class Delivery:
-    """One POST to the webhook. inbound: (phone, wamid) of its messages, in order. late, slow: ids of media with a bad moment."""
+    """One POST to the webhook. inbound: (phone, wamid) of its messages, in order. late, slow: ids of media
+    with a bad moment.
+    """
 
     name: str
     body: bytes
@@ -77,10 +88,15 @@ class Deliveries:
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
         self._count = 0
-        self._documents = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(PAYLOADS.glob("*.json"))}
+        self._documents = {
+            path.stem: json.loads(path.read_text(encoding="utf-8"))
+            for path in sorted(PAYLOADS.glob("*.json"))
+        }
 
     def rounds(self, count: int | None) -> Iterator[Delivery]:
-        """`count` rounds through everything (None: for ever), conversations interleaved, with the second deliveries in between."""
+        """`count` rounds through everything (None: for ever), conversations interleaved, with the second
+        deliveries in between.
+        """
         again: list[tuple[int, Delivery]] = []  # (place at which it comes again, delivery), in order
         for place, delivery in enumerate(self._all(count), 1):
             while again and again[0][0] <= place:
@@ -123,7 +139,11 @@ class Deliveries:
                     delivery.inbound.append((phone, message["id"]))
                 self._fresh_medium(name, message, delivery)
             for status in value.get("statuses", []):
-                status["id"], status["recipient_id"], status["timestamp"] = self._wamid(phone), phone, str(int(time.time()))
+                status["id"], status["recipient_id"], status["timestamp"] = (
+                    self._wamid(phone),
+                    phone,
+                    str(int(time.time())),
+                )
             for error in value.get("errors", []):
                 error["error_data"]["details"] += f" ({self._run_id}.{self._next()})"
         delivery.body = json.dumps(document, ensure_ascii=False).encode()
@@ -140,7 +160,10 @@ class Deliveries:
             delivery.slow.append(medium["id"])
 
     def _wamid(self, phone: str) -> str:
-        return "wamid." + base64.urlsafe_b64encode(f"{phone}.{self._run_id}.{self._next():08d}".encode()).decode()
+        return (
+            "wamid."
+            + base64.urlsafe_b64encode(f"{phone}.{self._run_id}.{self._next():08d}".encode()).decode()
+        )
 
     def _next(self) -> int:
         self._count += 1

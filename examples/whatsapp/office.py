@@ -1,4 +1,5 @@
-"""What people do at the desk while the demo ends: a guest checks out, one person asks for its data, and to be forgotten.
+"""What people do at the desk while the demo ends: a guest checks out, one person asks for its data, and to be
+forgotten.
 
 Each look is compared with what must be there, so that the demo fails when the platform loses something.
 """
@@ -44,7 +45,9 @@ where s.agent_type = %s and m -> 'metadata' ->> 'wamid' = any (%s) group by 1 or
 MOST_REMEMBERED = Statement(
     "select coalesce(max(jsonb_array_length(m.conversation_history)), 0) from platform.ai_conversation_memory m where m.agent_type = %s"
 )
-GUEST = Statement("select g.id from platform.create_guest_session('guest@example.com', 'A Guest', '+16505550199') g")
+GUEST = Statement(
+    "select g.id from platform.create_guest_session('guest@example.com', 'A Guest', '+16505550199') g"
+)
 GUEST_BOOKING = Statement("""
 insert into platform.bookings (company_id, service_id, staff_id, guest_session_id, datetime, duration, cost)
 values (%(company)s, %(company)s, %(company)s, %(guest)s, clock_timestamp() + interval '3 days', 60, 25) returning id
@@ -72,7 +75,9 @@ class Office:
         time.sleep(max(0.0, min(seconds, LIMIT_SECONDS)))
 
     def wait_for_reminders(self) -> list[str]:
-        """Until each reminder of this run is sent or cancelled; what is wrong, [] when nothing is. Raises StoreError."""
+        """Until each reminder of this run is sent or cancelled; what is wrong, [] when nothing is. Raises
+        StoreError.
+        """
         deadline = time.monotonic() + LIMIT_SECONDS
         with self._link.connection() as connection:
             while True:
@@ -80,21 +85,32 @@ class Office:
                 if not open_:
                     break
                 if time.monotonic() > deadline:
-                    return [f"bookings: {open_} reminders did not end: {connection.execute(OPEN, (self._since,)).fetchone()[0]}"]  # type: ignore[index]
+                    return [
+                        f"bookings: {open_} reminders did not end: {connection.execute(OPEN, (self._since,)).fetchone()[0]}"
+                    ]  # type: ignore[index]
                 time.sleep(0.1)  # a rhythm; each look is one statement
             completed, given_up, begun = connection.execute(FLOWS, (WORKFLOW, self._since)).fetchone()  # type: ignore[misc]
-        self.lines.append(f"bookings: {begun} flows begun, {completed} reminded and completed, {given_up} cancelled by the person")
+        self.lines.append(
+            f"bookings: {begun} flows begun, {completed} reminded and completed, {given_up} cancelled by the person"
+        )
         problems = []
         if begun != completed + given_up:
             problems.append(f"bookings: {begun} flows, but {completed} completed and {given_up} cancelled")
         if (made, sent) != (begun, completed):
-            problems.append(f"bookings: {made} reminders of {begun} flows, {sent} sent for {completed} completed ones")
+            problems.append(
+                f"bookings: {made} reminders of {begun} flows, {sent} sent for {completed} completed ones"
+            )
         return problems
 
     def look_at_memory(self, asked: frozenset[str]) -> list[str]:
-        """Of each question and answer one copy in the sessions, and no memory of more than twenty. asked: wamids of the answered questions."""
+        """Of each question and answer one copy in the sessions, and no memory of more than twenty. asked:
+        wamids of the answered questions.
+        """
         with self._link.connection() as connection:
-            found = {role: (count, whose) for role, count, whose in connection.execute(REMEMBERED, (AGENT, sorted(asked))).fetchall()}
+            found = {
+                role: (count, whose)
+                for role, count, whose in connection.execute(REMEMBERED, (AGENT, sorted(asked))).fetchall()
+            }
             longest = connection.execute(MOST_REMEMBERED, (AGENT,)).fetchone()[0]  # type: ignore[index]
         self.lines.append(
             f"memory: {sum(count for count, _ in found.values())} messages of {len(asked)} questions in the sessions, at most {longest} in a memory"
@@ -117,7 +133,11 @@ class Office:
             moved = connection.execute(REGISTER, (guest, user)).fetchone()[0]  # type: ignore[index]
             owners = connection.execute(OWNERS, (booking,)).fetchone()
         self.lines.append(f"guest checkout: {moved} booking moved to the customer who registered afterwards")
-        return [] if (moved, owners) == (1, (user, None)) else [f"guest checkout: {moved} moved, the booking belongs to {owners}"]
+        return (
+            []
+            if (moved, owners) == (1, (user, None))
+            else [f"guest checkout: {moved} moved, the booking belongs to {owners}"]
+        )
 
     def forget(self, phone: str) -> list[str]:
         """Export all of a person's data, erase it, and see that nothing is left."""
@@ -130,7 +150,9 @@ class Office:
             f"person {mask('+' + phone)}: {sum(before.values())} rows of {len(before)} tables exported, {rows} erased, {sum(after.values())} left"
         )
         problems = [] if before.get("agent_chat_sessions") else ["person: the export has no session"]
-        return problems + [f"person: {count} rows of {table} are still there" for table, count in after.items()]
+        return problems + [
+            f"person: {count} rows of {table} are still there" for table, count in after.items()
+        ]
 
 
 def _sizes(export: object) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """What must have happened per conversation, compared with what the Cloud API saw (SPEC P4).
 
-The feed announces each inbound message before it delivers it; the stand-in of the Cloud API notes each request. A request for a
-message that comes after a request for a later one of the same phone is out of order, whatever the answer was.
+The feed announces each inbound message before it delivers it; the stand-in of the Cloud API notes each
+request. A request for a message that comes after a request for a later one of the same phone is out of order,
+whatever the answer was.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ REMEMBERED = 100_000
 
 @dataclass(slots=True)
 class Conversation:
-    """One phone number. `highest`: the latest message that any request was about. `recent`: (number, HTTP status), latest last."""
+    """One phone number. `highest`: the latest message that any request was about. `recent`: (number, HTTP
+    status), latest last.
+    """
 
     announced: int = 0
     highest: int = 0
@@ -45,7 +48,9 @@ class OrderBook:
         self.answers: dict[int, int] = {}  # HTTP status -> how often
 
     def announce(self, phone: str, wamid: str) -> None:
-        """The message will be delivered now, after all that were announced before. A second announcement changes nothing."""
+        """The message will be delivered now, after all that were announced before. A second announcement
+        changes nothing.
+        """
         with self._lock:
             if wamid in self._messages:
                 return
@@ -56,7 +61,9 @@ class OrderBook:
                 self._messages.popitem(last=False)
 
     def note(self, phone: str, wamid: str, status: int) -> int:
-        """The Cloud API answered a request about `wamid` with `status`; returns its number, 0 when it was never announced."""
+        """The Cloud API answered a request about `wamid` with `status`; returns its number, 0 when it was
+        never announced.
+        """
         with self._lock:
             self.answers[status] = self.answers.get(status, 0) + 1
             message = self._messages.get(wamid)
@@ -64,7 +71,9 @@ class OrderBook:
                 return 0  # left over from an earlier run
             conversation = self.conversations[message.phone]
             if phone != message.phone:
-                self.out_of_order.append(f"message {message.number} of {message.phone} was answered to {phone}")
+                self.out_of_order.append(
+                    f"message {message.number} of {message.phone} was answered to {phone}"
+                )
             if message.number < conversation.highest:
                 self.out_of_order.append(f"{phone}: message {message.number} after {conversation.highest}")
             conversation.highest = max(conversation.highest, message.number)
@@ -73,7 +82,9 @@ class OrderBook:
                 conversation.replies += 1
                 message.replies += 1
                 if message.replies > 1:
-                    self.repeated.append(f"{phone}: message {message.number} was answered {message.replies} times")
+                    self.repeated.append(
+                        f"{phone}: message {message.number} was answered {message.replies} times"
+                    )
             return message.number
 
     def knows(self, wamid: str) -> bool:
@@ -89,4 +100,7 @@ class OrderBook:
     def snapshot(self) -> dict[str, Conversation]:
         """A copy for the view."""
         with self._lock:
-            return {phone: Conversation(c.announced, c.highest, c.replies, deque(c.recent, maxlen=9)) for phone, c in self.conversations.items()}
+            return {
+                phone: Conversation(c.announced, c.highest, c.replies, deque(c.recent, maxlen=9))
+                for phone, c in self.conversations.items()
+            }

@@ -1,7 +1,8 @@
-"""The composition: database, stand-in, workers, feed and view; started in this order and ended in the opposite one.
+"""The composition: database, stand-in, workers, feed and view; started in this order and ended in the
+opposite one.
 
-Ctrl-C stops the feed, lets the workers drain, sums up and exits 0. Exit codes are worker/exits.py's; `demo` exits 0 only when
-everything adds up.
+Ctrl-C stops the feed, lets the workers drain, sums up and exits 0. Exit codes are worker/exits.py's; `demo`
+exits 0 only when everything adds up.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ LOOK_SECONDS = 0.25
 
 
 class Program:
-    """One run of the example. finite: one round of everything, then the end; else until it is told to stop."""
+    """One run of the example. finite: one round of everything, then the end; else until it is told to
+    stop.
+    """
 
     def __init__(self, settings: Settings, *, finite: bool) -> None:
         self.settings = settings
@@ -66,12 +69,13 @@ class Program:
             with (
                 ready_database(self.settings, say) as url,
                 CloudApi(self.book, self.events) as api,
-                AssistantApi(self.events, self.book.knows) as assistant,
+                AssistantApi(self.events, self.book.knows, api.spare) as assistant,
             ):
                 if self.stopping:
                     return self._interrupted()
                 return self._work(url, api, assistant)
-        except BrokenPipeError:  # nobody reads any more (`make run | head`): everything has been stopped, in order
+        except BrokenPipeError:
+            # nobody reads any more (`make run | head`): everything has been stopped, in order
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_FAILED if self.finite else EXIT_OK
         except WorkerError as error:
@@ -92,7 +96,11 @@ class Program:
         pace = DEMO_PACE_SECONDS if self.finite else RUN_PACE_SECONDS
         feed = Feed(opener("feed"), deliveries, self.run_id, self.book, api, self.events, pace)
         upkeep, office = Upkeep(opener("upkeep")), Office(opener("office"))
-        with Monitor(opener("watch"), self.run_id, self.events, assistant.url) as watch, closing(upkeep), closing(office):
+        with (
+            Monitor(opener("watch"), self.run_id, self.events, assistant.url) as watch,
+            closing(upkeep),
+            closing(office),
+        ):
             if others := watch.look().workers:
                 say(
                     f"error: {others} worker processes of another run are at work on this database; end that run first (a killed one is "
@@ -137,7 +145,8 @@ class Program:
                 self.events.add(f"the database does not answer: {error}")
                 continue
             view.update(picture)
-            pause = max(LOOK_SECONDS, 10 * (time.monotonic() - began))  # after days of `run` a look takes longer: look less often
+            # after days of `run` a look takes longer: look less often
+            pause = max(LOOK_SECONDS, 10 * (time.monotonic() - began))
             if feed.failure is not None:
                 return [f"the feed failed: {type(feed.failure).__name__}: {feed.failure}"]
             if self.workers.exit_code is not None:
@@ -145,11 +154,20 @@ class Program:
             if self.finite and ended and picture.live == 0:
                 return []
             if self.finite and time.monotonic() > deadline:
-                return [f"not at its end after {DEMO_LIMIT_SECONDS:.0f} s; packhorse message explain tells why a message waits"]
+                return [
+                    f"not at its end after {DEMO_LIMIT_SECONDS:.0f} s; packhorse message explain tells why a message waits"
+                ]
         return ["interrupted before its end"] if self.finite else []
 
     def _sum_up(
-        self, feed: Feed, watch: Monitor, picture: Picture, assistant: AssistantApi, trouble: list[str], upkeep: Upkeep, office: Office
+        self,
+        feed: Feed,
+        watch: Monitor,
+        picture: Picture,
+        assistant: AssistantApi,
+        trouble: list[str],
+        upkeep: Upkeep,
+        office: Office,
     ) -> int:
         owed = watch.done_with_reply()
         summary = Summary(
@@ -171,7 +189,11 @@ class Program:
             assistant=watch.assistant(assistant),
         )
         if self.finite and not trouble:
-            trouble = office.look_at_memory(summary.assistant.done) + office.check_out_a_guest() + office.forget(PEOPLE[-1][0])
+            trouble = (
+                office.look_at_memory(summary.assistant.done)
+                + office.check_out_a_guest()
+                + office.forget(PEOPLE[-1][0])
+            )
         say("")
         for line in [*summary.lines(), *office.lines, *upkeep.lines]:
             say(line)
@@ -185,7 +207,8 @@ class Program:
         return EXIT_FAILED if trouble else EXIT_OK
 
     def _hints(self, url: str) -> list[str]:
-        """Where to look while it runs; the commands find the embedded server by themselves, as they find DATABASE_URL.
+        """Where to look while it runs; the commands find the embedded server by themselves, as they find
+        DATABASE_URL.
 
         A DATABASE_URL that was given is not repeated here: it may hold a password.
         """

@@ -1,7 +1,9 @@
-"""The salon behind the conversation: bookings and their reminders, each a few statements in the caller's transaction.
+"""The salon behind the conversation: bookings and their reminders, each a few statements in the caller's
+transaction.
 
-A booking flow is a workflow of two steps, `reserved` and `reminded`: the first is the person's choice of a day, the second comes from the
-reminder, which the schedule `job.due_reminders` turns into a message of the same conversation.
+A booking flow is a workflow of two steps, `reserved` and `reminded`: the first is the person's choice of a
+day, the second comes from the reminder, which the schedule `job.due_reminders` turns into a message of the
+same conversation.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ def open_salon(connection: Any) -> None:
 
 
 def reserve(connection: Any, business: str, phone: str, day: datetime.date) -> bool:
-    """Book a day for a person, or move the booking that is under way; True when it was moved. The reminder comes with a new one."""
+    """Book a day for a person, or move the booking that is under way; True when it was moved. The reminder
+    comes with a new one.
+    """
     at = datetime.datetime.combine(day, OPENS_AT)
     under_way = connection.execute(UNDER_WAY, (WORKFLOW, phone)).fetchone()
     if under_way is not None:
@@ -68,8 +72,12 @@ def reserve(connection: Any, business: str, phone: str, day: datetime.date) -> b
     client = connection.execute(CLIENT, (COMPANY, phone)).fetchone()[0]
     booking = connection.execute(RESERVE, {"company": COMPANY, "client": client, "at": at}).fetchone()[0]
     data = {"booking_id": booking, "day": day.isoformat()}
-    workflow = start_workflow(WORKFLOW, "reserved", data, user_phone=phone, conversation_key=f"wa:{phone}", connection=connection)
-    connection.execute(REMIND, (COMPANY, booking, REMIND_AFTER_SECONDS, business, str(workflow), booking, f"wa:{phone}"))
+    workflow = start_workflow(
+        WORKFLOW, "reserved", data, user_phone=phone, conversation_key=f"wa:{phone}", connection=connection
+    )
+    connection.execute(
+        REMIND, (COMPANY, booking, REMIND_AFTER_SECONDS, business, str(workflow), booking, f"wa:{phone}")
+    )
     return False
 
 
@@ -83,7 +91,9 @@ def cancel(connection: Any, phone: str) -> bool:
 
 
 def remind(connection: Any, reminder: int, workflow: str, booking: int) -> bool:
-    """Confirm the booking and complete its flow; False when the person has cancelled since the reminder became a message: nothing to send."""
+    """Confirm the booking and complete its flow; False when the person has cancelled since the reminder
+    became a message: nothing to send.
+    """
     still_booked = bool(connection.execute(BOOKING_ENDS, ("confirmed", booking)).rowcount)
     connection.execute(REMINDER_ENDS, ("sent" if still_booked else "cancelled", reminder))
     if still_booked:

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Assistant:
-    """What the stand-in of the assistant has seen, beside what the database holds of the messages that asked it.
+    """What the stand-in of the assistant has seen, beside what the database holds of the messages that asked
+    it.
 
-    paid: wamid -> answers given. done: wamids of messages that ended well. reused: how many of those sent an answer that an earlier attempt
-    had paid for. dead: how many are dead letters. outages: how often it was down. opened: how often the breaker opened. state: of the
-    breaker now. busy: how often it said 429. handed_back: how often a message was, without spending its attempt. resting: scopes now.
+    paid: wamid -> answers given. done: wamids of messages that ended well. reused: how many of those sent an
+    answer that an earlier attempt had paid for. dead: how many are dead letters. outages: how often it was
+    down. opened: how often the breaker opened. state: of the breaker now. busy: how often it said 429.
+    handed_back: how often a message was, without spending its attempt. resting: scopes now.
     """
 
     paid: Mapping[str, int] = field(default_factory=dict)
@@ -32,7 +34,9 @@ class Assistant:
         if twice := sum(count > 1 for count in self.paid.values()):
             problems.append(f"{twice} answers were paid for more than once")
         if self.paid.keys() != self.done:
-            problems.append(f"{len(self.paid)} answers were paid for, for {len(self.done)} messages that are done")
+            problems.append(
+                f"{len(self.paid)} answers were paid for, for {len(self.done)} messages that are done"
+            )
         if self.dead:
             problems.append(f"{self.dead} messages to the assistant are dead letters")
         if self.outages and not self.opened:
@@ -60,7 +64,8 @@ class Assistant:
 class Summary:
     """What the feed counted, what the database holds, and what the Cloud API saw.
 
-    owed: wamids of done messages that owe a reply. answered: wamids that got one. live: not ended yet. assistant: what the free text cost.
+    owed: wamids of done messages that owe a reply. answered: wamids that got one. live: not ended yet.
+    assistant: what the free text cost.
     """
 
     received: int
@@ -84,9 +89,13 @@ class Summary:
         """What does not add up; true of a run at any moment after its feed ended."""
         problems = []
         if self.received != self.enqueued + self.deduplicated + self.refused:
-            problems.append(f"received {self.received}, but {self.enqueued} + {self.deduplicated} + {self.refused} are accounted for")
+            problems.append(
+                f"received {self.received}, but {self.enqueued} + {self.deduplicated} + {self.refused} are accounted for"
+            )
         if self.enqueued != self.done + self.dead + self.cancelled + self.live:
-            problems.append(f"enqueued {self.enqueued}, but the database knows {self.done + self.dead + self.cancelled + self.live}")
+            problems.append(
+                f"enqueued {self.enqueued}, but the database knows {self.done + self.dead + self.cancelled + self.live}"
+            )
         return problems
 
     def problems(self) -> list[str]:
@@ -115,5 +124,7 @@ class Summary:
         if self.out_of_order:
             lines.append(f"order broken {len(self.out_of_order)} times in {self.conversations} conversations")
         else:
-            lines.append(f"order kept in {self.conversations} of {self.conversations} conversations, as the Cloud API saw it")
+            lines.append(
+                f"order kept in {self.conversations} of {self.conversations} conversations, as the Cloud API saw it"
+            )
         return lines + self.assistant.lines()

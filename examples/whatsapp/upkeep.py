@@ -1,4 +1,6 @@
-"""Maintenance in the demo: four tasks of the timetable are asked for now, and what became of them is shown."""
+"""Maintenance in the demo: four tasks of the timetable are asked for now, and what became of them is
+shown.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,12 @@ from packhorse.worker.db.pool import Link
 from packhorse.worker.db.queries import Statement
 from packhorse.worker.store import schedules
 
-TASKS = ("job.due_reminders", "job.stale_message_locks", "retention.processed_messages", "partitions.message_archive.make")
+TASKS = (
+    "job.due_reminders",
+    "job.stale_message_locks",
+    "retention.processed_messages",
+    "partitions.message_archive.make",
+)
 LIMIT_SECONDS = 15.0
 KNOWN = Statement("select count(*) from packhorse.schedules where name = any (%s)")
 ENDED = Statement("""

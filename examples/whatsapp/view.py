@@ -28,7 +28,11 @@ class View:
     def __init__(self, feed: Feed, book: OrderBook, events: Events, console: Console | None = None) -> None:
         self._feed, self._book, self._events = feed, book, events
         self.console = console or Console(highlight=False, soft_wrap=True)
-        self._live = Live(console=self.console, auto_refresh=False, transient=False) if self.console.is_terminal else None
+        self._live = (
+            Live(console=self.console, auto_refresh=False, transient=False)
+            if self.console.is_terminal
+            else None
+        )
         self._next_line = 0.0
         self.note = ""  # what the program is about: feeding, draining
 
@@ -37,7 +41,9 @@ class View:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -56,7 +62,11 @@ class View:
         """The whole screen as one renderable."""
         shown = max(3, self.console.height - 16)  # the rest of the screen has 15 lines
         events = Text("\n".join(self._events.last()[-shown:]), style="dim", no_wrap=True, overflow="ellipsis")
-        title = Text.assemble(("WhatsApp through Packhorse  ", "bold"), (f"{picture.workers} worker processes  ", ""), (self.note, "cyan"))
+        title = Text.assemble(
+            ("WhatsApp through Packhorse  ", "bold"),
+            (f"{picture.workers} worker processes  ", ""),
+            (self.note, "cyan"),
+        )
         return Group(title, self._counts(picture), self._conversations(picture), events)
 
     def _counts(self, picture: Picture) -> Table:
@@ -81,12 +91,24 @@ class View:
 
     def _conversations(self, picture: Picture) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in ("conversation", "messages", "replies", "waiting behind", "asked of the Cloud API, in this order"):
+        for name in (
+            "conversation",
+            "messages",
+            "replies",
+            "waiting behind",
+            "asked of the Cloud API, in this order",
+        ):
             table.add_column(name, no_wrap=True)
         for phone, conversation in sorted(self._book.snapshot().items()):
             waiting, behind = picture.blocked.get(phone, (0, ""))
             held = f"{waiting} ({behind})" if waiting else ""
-            table.add_row(f"+{phone}", str(conversation.announced), str(conversation.replies), held, _recent(conversation))
+            table.add_row(
+                f"+{phone}",
+                str(conversation.announced),
+                str(conversation.replies),
+                held,
+                _recent(conversation),
+            )
         return table
 
     def _print(self, line: str) -> None:

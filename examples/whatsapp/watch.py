@@ -1,4 +1,6 @@
-"""What the database says about this run: counts by state, held conversations, fresh dead letters. Reads only."""
+"""What the database says about this run: counts by state, held conversations, fresh dead letters. Reads
+only.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ select count(*) from packhorse.dead_letters where correlation_id = %s and messag
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One look. states: pending, waiting (retry or snooze), blocked, running, done, dead, cancelled. blocked: phone -> (waiting, behind)."""
+    """One look. states: pending, waiting (retry or snooze), blocked, running, done, dead, cancelled. blocked:
+    phone -> (waiting, behind).
+    """
 
     states: dict[str, int] = field(default_factory=dict)
     blocked: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -77,7 +81,13 @@ class Picture:
 class Monitor:
     """Used by the main thread. Everything is limited to the messages of one run, by their correlation id."""
 
-    def __init__(self, open_connection: Callable[[], DeadlineConnection], run_id: str, events: Events, assistant_url: str) -> None:
+    def __init__(
+        self,
+        open_connection: Callable[[], DeadlineConnection],
+        run_id: str,
+        events: Events,
+        assistant_url: str,
+    ) -> None:
         self._link = Link(open_connection)
         self._run_id = run_id
         self._events = events
@@ -96,7 +106,10 @@ class Monitor:
         """One consistent look. Raises StoreError when the database is away."""
         with self._link.connection() as connection, connection.transaction():
             states = dict(connection.execute(COUNTS, (self._run_id,)).fetchall())
-            blocked = {key.removeprefix("wa:"): (waiting, kind) for key, waiting, kind in connection.execute(BLOCKED).fetchall()}
+            blocked = {
+                key.removeprefix("wa:"): (waiting, kind)
+                for key, waiting, kind in connection.execute(BLOCKED).fetchall()
+            }
             workers = connection.execute(WORKERS).fetchone()[0]  # type: ignore[index]
             self._tell(connection)
         return Picture(states, blocked, workers)
@@ -132,11 +145,17 @@ class Monitor:
         for message_id, key, attempt, error_class in connection.execute(RETRYING, (self._run_id,)).fetchall():
             if (message_id, attempt) not in self._retrying:
                 self._retrying.add((message_id, attempt))
-                self._events.add(f"{_shown(key)} message {message_id}: attempt {attempt} failed ({error_class}), waits for its backoff")
-        for message_id, key, attempt, error_class, text in reversed(connection.execute(DEAD, (self._run_id,)).fetchall()):
+                self._events.add(
+                    f"{_shown(key)} message {message_id}: attempt {attempt} failed ({error_class}), waits for its backoff"
+                )
+        for message_id, key, attempt, error_class, text in reversed(
+            connection.execute(DEAD, (self._run_id,)).fetchall()
+        ):
             if message_id not in self._dead:
                 self._dead.add(message_id)
-                self._events.add(f"{_shown(key)} message {message_id}: dead after attempt {attempt}: {error_class}: {text[:60]}")
+                self._events.add(
+                    f"{_shown(key)} message {message_id}: dead after attempt {attempt}: {error_class}: {text[:60]}"
+                )
 
 
 def _shown(key: str | None) -> str:

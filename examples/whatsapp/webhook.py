@@ -1,8 +1,8 @@
 """From the body of a WhatsApp webhook to messages in the queue, in one transaction (SPEC Q6, Q9).
 
-One message per inbound WhatsApp message, status update or account error. Answer the webhook with 200 only after `ingest` returned:
-until then nothing is promised, and Meta delivers again. What cannot be understood is refused item by item with a reason; the good
-items of the same delivery go in all the same.
+One message per inbound WhatsApp message, status update or account error. Answer the webhook with 200 only
+after `ingest` returned: until then nothing is promised, and Meta delivers again. What cannot be understood is
+refused item by item with a reason; the good items of the same delivery go in all the same.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ _PHONE = re.compile(r"[0-9]{5,20}")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing that happened. `key`: what Meta repeats when it delivers it again. `conversation`: things that must stay in order."""
+    """One thing that happened. `key`: what Meta repeats when it delivers it again. `conversation`: things
+    that must stay in order.
+    """
 
     message_type: str
     key: str
@@ -70,8 +72,8 @@ def signature_fits(body: bytes, header: str, app_secret: str) -> bool:
 def ingest(connection: Any, body: bytes, *, correlation_id: str | None = None) -> Receipt:
     """Enqueue everything in one webhook body, in one transaction on `connection` (psycopg 3).
 
-    A second delivery of the same item is recognised by its key and counted, not enqueued. Raises psycopg.OperationalError when the
-    database is away: answer 500, Meta delivers again.
+    A second delivery of the same item is recognised by its key and counted, not enqueued. Raises
+    psycopg.OperationalError when the database is away: answer 500, Meta delivers again.
     """
     receipt = Receipt()
     with connection.transaction():
@@ -80,7 +82,8 @@ def ingest(connection: Any, body: bytes, *, correlation_id: str | None = None) -
             try:
                 if isinstance(item, Refused):
                     raise item
-                with connection.transaction():  # a savepoint: one item that the database refuses does not take the others along
+                # a savepoint: one item that the database refuses does not take the others along
+                with connection.transaction():
                     result = packhorse.enqueue(
                         connection,
                         item.message_type,
@@ -106,7 +109,9 @@ def ingest(connection: Any, body: bytes, *, correlation_id: str | None = None) -
 
 
 def read(body: bytes) -> Iterator[Item | Refused]:
-    """The items of a body in their order; a Refused in the place of each that cannot be understood. Never raises."""
+    """The items of a body in their order; a Refused in the place of each that cannot be understood. Never
+    raises.
+    """
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -150,22 +155,40 @@ def _read_change(change: dict[str, Any]) -> Iterator[Item | Refused]:
 
 
 def _message(entry: Any, business: str) -> Item:
-    phone, wamid, kind = _text(entry, "messages", "from"), _text(entry, "messages", "id"), _text(entry, "messages", "type")
+    phone, wamid, kind = (
+        _text(entry, "messages", "from"),
+        _text(entry, "messages", "id"),
+        _text(entry, "messages", "type"),
+    )
     if not _PHONE.fullmatch(phone):
         raise Refused("messages.from: not a phone number in digits")
     message_type = HANDLERS.get(kind, "whatsapp_unsupported")
     if kind in HANDLERS and not isinstance(entry.get(kind), dict):
         raise Refused(f"messages.{kind}: must be an object")
-    return Item(message_type, wamid, f"wa:{phone}", {"business": business, "phone": phone, "wamid": wamid, "message": entry})
+    return Item(
+        message_type,
+        wamid,
+        f"wa:{phone}",
+        {"business": business, "phone": phone, "wamid": wamid, "message": entry},
+    )
 
 
 def _status(entry: Any, business: str) -> Item:
-    phone, wamid, status = _text(entry, "statuses", "recipient_id"), _text(entry, "statuses", "id"), _text(entry, "statuses", "status")
+    phone, wamid, status = (
+        _text(entry, "statuses", "recipient_id"),
+        _text(entry, "statuses", "id"),
+        _text(entry, "statuses", "status"),
+    )
     if status not in STATUSES:
         raise Refused(f"statuses.status: not one of {', '.join(STATUSES)}")
     codes = [error.get("code") for error in entry.get("errors", []) if isinstance(error, dict)]
     # the same wamid comes as sent, delivered and read: the key says which
-    return Item("whatsapp_status", f"{wamid}:{status}", f"wa:{phone}", {"business": business, "wamid": wamid, "status": status, "codes": codes})
+    return Item(
+        "whatsapp_status",
+        f"{wamid}:{status}",
+        f"wa:{phone}",
+        {"business": business, "wamid": wamid, "status": status, "codes": codes},
+    )
 
 
 def _account_error(entry: Any, business: str) -> Item:
@@ -173,7 +196,12 @@ def _account_error(entry: Any, business: str) -> Item:
     if not isinstance(entry, dict) or not isinstance(entry.get("code"), int):
         raise Refused("errors.code: missing")
     digest = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
-    return Item("whatsapp_account_error", f"error:{business}:{digest}", f"wa:account:{business}", {"business": business, "error": entry})
+    return Item(
+        "whatsapp_account_error",
+        f"error:{business}:{digest}",
+        f"wa:account:{business}",
+        {"business": business, "error": entry},
+    )
 
 
 def _objects(parent: dict[str, Any], name: str) -> list[dict[str, Any]]:

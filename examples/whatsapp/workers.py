@@ -1,4 +1,5 @@
-"""The two worker processes, `packhorse worker examples.whatsapp.actors packhorse.schedules.actors --processes 2`, as a process tree of its own.
+"""The two worker processes, `packhorse worker examples.whatsapp.actors packhorse.schedules.actors --processes
+2`, as a process tree of its own.
 
 Each has a scheduler beside its handlers, as under `packhorse up`: none leads, each planned time fires once.
 """
@@ -20,9 +21,13 @@ MARGIN_SECONDS = 25.0
 
 
 class Workers:
-    """A context manager: the tree runs while it is open, and is gone afterwards whatever happened. Logs go to `log_path`."""
+    """A context manager: the tree runs while it is open, and is gone afterwards whatever happened. Logs go to
+    `log_path`.
+    """
 
-    def __init__(self, settings: Settings, url: str, api_url: str, api_token: str, assistant_url: str) -> None:
+    def __init__(
+        self, settings: Settings, url: str, api_url: str, api_token: str, assistant_url: str
+    ) -> None:
         self.log_path = settings.data_dir / "whatsapp-worker.log"
         self._limit_seconds = settings.drain_seconds + settings.call_deadline_seconds + MARGIN_SECONDS
         self._environment = os.environ | {

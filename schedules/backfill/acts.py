@@ -1,6 +1,7 @@
 """What an operator does with a backfill beside its run: check, dry run, verify, finish, roll back (SPEC M8).
 
-Each is one function, and the engine calls them, too. Acts that need no engine (list, pause, resume, cancel, start) are in worker/ops/backfills.py.
+Each is one function, and the engine calls them, too. Acts that need no engine (list, pause, resume, cancel,
+start) are in worker/ops/backfills.py.
 """
 
 from __future__ import annotations
@@ -9,7 +10,14 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from packhorse.schedules.backfill.base import Backfill, BatchResult, CheckFinding, quickly, refuse, refuse_drop
+from packhorse.schedules.backfill.base import (
+    Backfill,
+    BatchResult,
+    CheckFinding,
+    quickly,
+    refuse,
+    refuse_drop,
+)
 from packhorse.schedules.backfill.guard import checked, guard, look
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
@@ -31,7 +39,9 @@ LAST_LOOK_MILLISECONDS = 600_000
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What a run would meet. rows: of the source. batch: keys of the first batch; copied: what became of them before all was taken back."""
+    """What a run would meet. rows: of the source. batch: keys of the first batch; copied: what became of them
+    before all was taken back.
+    """
 
     findings: tuple[CheckFinding, ...]
     rows: int
@@ -40,7 +50,8 @@ class DryRun:
 
 
 def check(connection: DeadlineConnection, backfill: Backfill) -> list[CheckFinding]:
-    """Everything that stands in the way of a run, and what an operator should know before; of one that was begun it is a look, too.
+    """Everything that stands in the way of a run, and what an operator should know before; of one that was
+    begun it is a look, too.
 
     Raises StoreUnavailable. Changes nothing else.
     """
@@ -49,13 +60,35 @@ def check(connection: DeadlineConnection, backfill: Backfill) -> list[CheckFindi
         begun = store.progress(connection, backfill.name)
         state = begun[0] if begun else None
         if state is not None and state["state"] == "finished" and state["settings"] == backfill.settings:
-            text = f"the backfill is finished since {state['finished_at']:%Y-%m-%d %H:%M}Z: its source is gone"
-            return [CheckFinding("refused", "state", text, f"packhorse backfill rollback {backfill.name} makes it again, where there is a way back.")]
-        if backfill.needs_platform and not tables.exists(connection, connection.names.platform, "platform_backfill_rows"):
-            return [CheckFinding("refused", "platform", "the platform's tables are not there", "packhorse migrate up --with platform")]
+            text = (
+                f"the backfill is finished since {state['finished_at']:%Y-%m-%d %H:%M}Z: its source is gone"
+            )
+            return [
+                CheckFinding(
+                    "refused",
+                    "state",
+                    text,
+                    f"packhorse backfill rollback {backfill.name} makes it again, where there is a way back.",
+                )
+            ]
+        if backfill.needs_platform and not tables.exists(
+            connection, connection.names.platform, "platform_backfill_rows"
+        ):
+            return [
+                CheckFinding(
+                    "refused",
+                    "platform",
+                    "the platform's tables are not there",
+                    "packhorse migrate up --with platform",
+                )
+            ]
         if source is None:
             names = maintenance_store.table_names(connection)
-            hint = did_you_mean(backfill.source_name, names, "Name it with its schema; nothing is to be done where it never was.")
+            hint = did_you_mean(
+                backfill.source_name,
+                names,
+                "Name it with its schema; nothing is to be done where it never was.",
+            )
             return [CheckFinding("refused", "source", f"there is no table {backfill.source_name}", hint)]
         findings = [*_of_source(connection, backfill, source), *_of_earlier(backfill, source, state)]
         if not any(finding.level == "refused" for finding in findings):
@@ -70,15 +103,30 @@ def _of_source(connection: DeadlineConnection, backfill: Backfill, source: Sourc
     if not source.keys:
         found.append(
             CheckFinding(
-                "refused", "key", f"{source.label} has no primary key to walk by", f"Give it one: alter table {source.label} add primary key (…);"
+                "refused",
+                "key",
+                f"{source.label} has no primary key to walk by",
+                f"Give it one: alter table {source.label} add primary key (…);",
             )
         )
     if source.has_children:
         found.append(
-            CheckFinding("refused", "source", f"{source.label} has child tables (inherits): their rows would be met twice", "Name each of them.")
+            CheckFinding(
+                "refused",
+                "source",
+                f"{source.label} has child tables (inherits): their rows would be met twice",
+                "Name each of them.",
+            )
         )
     if not source.may_select:
-        found.append(CheckFinding("refused", "rights", f"this role may not read {source.label}", f"grant select on {source.label} to its role;"))
+        found.append(
+            CheckFinding(
+                "refused",
+                "rights",
+                f"this role may not read {source.label}",
+                f"grant select on {source.label} to its role;",
+            )
+        )
     elif source.hidden_by_policies and source.estimated_rows > 0:
         found.append(
             CheckFinding(
@@ -106,12 +154,21 @@ def _of_earlier(backfill: Backfill, source: SourceTable, state: dict[str, Any] |
         return []
     if state["settings"] != backfill.settings or state["source"] != source.label:
         text = f"it was begun on {state['source']} with {state['settings']}, not on {source.label} with {backfill.settings}"
-        return [CheckFinding("refused", "settings", text, f"Go on with those, or take it back first: packhorse backfill rollback {backfill.name}")]
+        return [
+            CheckFinding(
+                "refused",
+                "settings",
+                text,
+                f"Go on with those, or take it back first: packhorse backfill rollback {backfill.name}",
+            )
+        ]
     return []
 
 
 def dry_run(connection: DeadlineConnection, backfill: Backfill) -> DryRun:
-    """The check, the count, and the first batch, which is done and taken back: nothing is changed. Raises InvalidArgument, StoreError."""
+    """The check, the count, and the first batch, which is done and taken back: nothing is changed. Raises
+    InvalidArgument, StoreError.
+    """
     refuse_drop(backfill)
     findings = check(connection, backfill)
     refuse(findings, f"the backfill {backfill.name} cannot run")
@@ -131,8 +188,12 @@ def dry_run(connection: DeadlineConnection, backfill: Backfill) -> DryRun:
     return DryRun(tuple(findings), rows, batch, copied)
 
 
-def verified(connection: DeadlineConnection, backfill: Backfill, source: SourceTable, operator: str) -> list[CheckFinding]:
-    """Compare source and target, and write down what was found: the backfill is verified, or copied when a finding refuses."""
+def verified(
+    connection: DeadlineConnection, backfill: Backfill, source: SourceTable, operator: str
+) -> list[CheckFinding]:
+    """Compare source and target, and write down what was found: the backfill is verified, or copied when a
+    finding refuses.
+    """
     findings = backfill.verify(connection, source)
     passed = not any(finding.level == "refused" for finding in findings)
     with connection.transaction():
@@ -140,15 +201,25 @@ def verified(connection: DeadlineConnection, backfill: Backfill, source: SourceT
         store.move(connection, backfill.name, "verified" if passed else "copied", operator)
     for finding in findings:
         if finding.level != "ok":
-            logger.warning("backfill_finding backfill=%s level=%s check=%s: %s", backfill.name, finding.level, finding.check, finding.text)
+            logger.warning(
+                "backfill_finding backfill=%s level=%s check=%s: %s",
+                backfill.name,
+                finding.level,
+                finding.check,
+                finding.text,
+            )
     return findings
 
 
 def verify(connection: DeadlineConnection, backfill: Backfill, operator: str) -> list[CheckFinding]:
-    """The comparison, asked for by an operator; also a look for the drop guard. Raises InvalidArgument, StoreError."""
+    """The comparison, asked for by an operator; also a look for the drop guard. Raises InvalidArgument,
+    StoreError.
+    """
     with translated():
         state, source = _begun(connection, backfill)
-        if state["state"] not in ("copied", "verified") and not (state["state"] == "new" and not backfill.copies):
+        if state["state"] not in ("copied", "verified") and not (
+            state["state"] == "new" and not backfill.copies
+        ):
             raise InvalidArgument(
                 f"name: the backfill {backfill.name} is {state['state']}: there is nothing to compare yet",
                 field="name",
@@ -159,11 +230,18 @@ def verify(connection: DeadlineConnection, backfill: Backfill, operator: str) ->
         return verified(connection, backfill, source, operator)
 
 
-def finish(connection: DeadlineConnection, backfill: Backfill, operator: str, reason: str | None = None, *, rows: int | None = None) -> None:
+def finish(
+    connection: DeadlineConnection,
+    backfill: Backfill,
+    operator: str,
+    reason: str | None = None,
+    *,
+    rows: int | None = None,
+) -> None:
     """The clean-up: guard, a last comparison while nobody can write, and the drop, in one transaction.
 
-    rows: how many rows the operator says that the source has; asked of a drop that copies nothing. Raises DropRefused with every reason,
-    InvalidArgument, StoreConflict when the table could not be had.
+    rows: how many rows the operator says that the source has; asked of a drop that copies nothing. Raises
+    DropRefused with every reason, InvalidArgument, StoreConflict when the table could not be had.
     """
     with translated():
         _, source = _begun(connection, backfill)
@@ -177,19 +255,32 @@ def finish(connection: DeadlineConnection, backfill: Backfill, operator: str, re
             checked(backfill.last_look(connection, source, rows))
             counted = tables.count(connection, source)
             backfill.finish(connection, source)
-            store.move(connection, backfill.name, "finished", operator, reason, {"table": source.label, "rows": counted})
+            store.move(
+                connection,
+                backfill.name,
+                "finished",
+                operator,
+                reason,
+                {"table": source.label, "rows": counted},
+            )
     logger.info("backfill_finished backfill=%s source=%s rows=%d", backfill.name, source.label, counted)
 
 
-def rollback(connection: DeadlineConnection, backfill: Backfill, operator: str, reason: str | None = None) -> list[CheckFinding]:
+def rollback(
+    connection: DeadlineConnection, backfill: Backfill, operator: str, reason: str | None = None
+) -> list[CheckFinding]:
     """The way back: what the backfill has made goes, or what it dropped is made again; what stays, and why.
 
-    In transactions of its own: killed, it is to be repeated. Raises InvalidArgument where there is no way back, StoreError.
+    In transactions of its own: killed, it is to be repeated. Raises InvalidArgument where there is no way
+    back, StoreError.
     """
     with translated():
         begun = store.progress(connection, backfill.name)
         if not begun or begun[0]["state"] == "new":
-            raise InvalidArgument(f"name: nobody has begun the backfill {backfill.name}: there is nothing to take back", field="name")
+            raise InvalidArgument(
+                f"name: nobody has begun the backfill {backfill.name}: there is nothing to take back",
+                field="name",
+            )
         _refuse_running(connection, backfill)
         store.pause(connection, backfill.name, operator, reason)  # no worker goes on with it meanwhile
         finished = begun[0]["state"] == "finished"
@@ -205,13 +296,21 @@ def _begun(connection: DeadlineConnection, backfill: Backfill) -> tuple[dict[str
     begun = store.progress(connection, backfill.name)
     source = backfill.find_source(connection)
     if begun and begun[0]["state"] == "finished":
-        raise InvalidArgument(f"name: the backfill {backfill.name} is finished: its source is gone", field="name")
+        raise InvalidArgument(
+            f"name: the backfill {backfill.name} is finished: its source is gone", field="name"
+        )
     if source is None:
-        raise InvalidArgument(f"source: there is no table {backfill.source_name}", field="source", hint="Name it with its schema.")
+        raise InvalidArgument(
+            f"source: there is no table {backfill.source_name}",
+            field="source",
+            hint="Name it with its schema.",
+        )
     if not begun:
         if backfill.copies:
             raise InvalidArgument(
-                f"name: nobody has begun the backfill {backfill.name}", field="name", hint=f"packhorse backfill run {backfill.name}"
+                f"name: nobody has begun the backfill {backfill.name}",
+                field="name",
+                hint=f"packhorse backfill run {backfill.name}",
             )
         store.declare(connection, backfill.name, source.label, backfill.settings, "unknown")
         begun = store.progress(connection, backfill.name)

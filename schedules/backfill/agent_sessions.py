@@ -1,13 +1,20 @@
 """C1: ai_agent_sessions becomes agent_chat_sessions (PLATFORM 7).
 
-Sessions keep their ids. Of several active ones of a phone the newest is taken; an expired one is always taken. Until the clean-up migrated rows carry
-a mark, and a trigger writes down when somebody changes one. So a repeated run copies again what the source has changed, as long as nobody has
-changed the copy, and the way back leaves what is in use.
+Sessions keep their ids. Of several active ones of a phone the newest is taken; an expired one is always
+taken. Until the clean-up migrated rows carry a mark, and a trigger writes down when somebody changes one. So
+a repeated run copies again what the source has changed, as long as nobody has changed the copy, and the way
+back leaves what is in use.
 """
 
 from __future__ import annotations
 
-from packhorse.schedules.backfill.base import ONE_TRANSACTION_ROWS, Backfill, BatchResult, CheckFinding, quickly
+from packhorse.schedules.backfill.base import (
+    ONE_TRANSACTION_ROWS,
+    Backfill,
+    BatchResult,
+    CheckFinding,
+    quickly,
+)
 from packhorse.schedules.backfill.walking import security_invoker
 from packhorse.worker.db import composed
 from packhorse.worker.db.connection import DeadlineConnection
@@ -24,7 +31,14 @@ MIGRATED_RATIO = 0.90
 TAKE_BACK_ROWS = 5000
 
 TIME = ("timestamp with time zone",)
-COLUMNS = {"id": ("uuid",), "phone": ("text", "character varying"), "context": ("jsonb",), "created_at": TIME, "updated_at": TIME, "expires_at": TIME}
+COLUMNS = {
+    "id": ("uuid",),
+    "phone": ("text", "character varying"),
+    "context": ("jsonb",),
+    "created_at": TIME,
+    "updated_at": TIME,
+    "expires_at": TIME,
+}
 VIEW = "ai_agent_sessions_compat"
 
 
@@ -46,20 +60,40 @@ class AgentSessions(Backfill):
         assert target is not None, "the ledger is there, so the platform is"
         if not target.owned:
             text = f"{target.label} belongs to {target.owner}: this role cannot mark migrated rows"
-            found.append(CheckFinding("refused", "rights", text, "Set maintenance_url to a connection of its owner."))
+            found.append(
+                CheckFinding("refused", "rights", text, "Set maintenance_url to a connection of its owner.")
+            )
         if found:
             return found
-        facts = tables.run(connection, "sessions_facts", {"source": source.quoted}, source=source.identifier).fetchone()
+        facts = tables.run(
+            connection, "sessions_facts", {"source": source.quoted}, source=source.identifier
+        ).fetchone()
         rows, active, newest, size, target_rows, unknown = facts
         if not rows:
-            return [CheckFinding("ok", "volume", f"{source.label} is empty: safe to drop", f"packhorse backfill run {self.name}, then finish.")]
+            return [
+                CheckFinding(
+                    "ok",
+                    "volume",
+                    f"{source.label} is empty: safe to drop",
+                    f"packhorse backfill run {self.name}, then finish.",
+                )
+            ]
         last = f", the newest of {newest:%Y-%m-%d %H:%M}Z" if newest else ""
         said = f"{source.label}: {rows} rows, {active} active{last}, {size} bytes; agent_chat_sessions: {target_rows} rows"
         found.append(CheckFinding("ok", "volume", said))
         if rows > ONE_TRANSACTION_ROWS:
-            found.append(CheckFinding("warning", "volume", f"more than {ONE_TRANSACTION_ROWS} rows: they are copied in batches"))
+            found.append(
+                CheckFinding(
+                    "warning", "volume", f"more than {ONE_TRANSACTION_ROWS} rows: they are copied in batches"
+                )
+            )
         if unknown:
-            examples = [row[0] for row in tables.run(connection, "sessions_unknown_examples", source=source.identifier).fetchall()]
+            examples = [
+                row[0]
+                for row in tables.run(
+                    connection, "sessions_unknown_examples", source=source.identifier
+                ).fetchall()
+            ]
             many = unknown > rows * UNKNOWN_RATIO
             end = ": their user_id stays NULL" if many else ""
             text = f"NO_USER_MATCH: {unknown} of {rows} sessions ({unknown / rows:.1%}){end}; {', '.join(examples)}"
@@ -70,10 +104,20 @@ class AgentSessions(Backfill):
 
     def prepare(self, connection: DeadlineConnection, source: SourceTable) -> None:
         """The mark, who keeps it, and the view."""
-        for name in ("sessions_column", "sessions_mark_function", "sessions_mark_comment", "sessions_mark_revoke", "sessions_mark_trigger"):
+        for name in (
+            "sessions_column",
+            "sessions_mark_function",
+            "sessions_mark_comment",
+            "sessions_mark_revoke",
+            "sessions_mark_trigger",
+        ):
             tables.run(connection, name)
         invoker = security_invoker(connection)
-        tables.run(connection, "sessions_view", options=composed.SQL("with (security_invoker = true)" if invoker else ""))
+        tables.run(
+            connection,
+            "sessions_view",
+            options=composed.SQL("with (security_invoker = true)" if invoker else ""),
+        )
         tables.run(connection, "sessions_view_comment")
         tables.grant_view(connection, connection.names.platform, VIEW, to_authenticated=invoker)
 
@@ -82,9 +126,15 @@ class AgentSessions(Backfill):
         parts: dict[str, composed.Composable] = {"source": batch.source.identifier, "in_batch": batch.where()}
         given = {"backfill": self.name, "label": batch.source.label, **batch.parameters}
         again = 0
-        is_first = not tables.run(connection, "sessions_any_there", batch.parameters, in_batch_of_target=batch.where("t")).fetchone()[0]
+        is_first = not tables.run(
+            connection, "sessions_any_there", batch.parameters, in_batch_of_target=batch.where("t")
+        ).fetchone()[0]
         if is_first:
-            lookup = {"is_taken": composed.SQL("false"), "there": composed.SQL(""), "is_new": composed.SQL("true")}
+            lookup = {
+                "is_taken": composed.SQL("false"),
+                "there": composed.SQL(""),
+                "is_new": composed.SQL("true"),
+            }
         else:
             again = tables.run(connection, "sessions_forget_stale", batch.parameters, **parts).rowcount
             lookup = {
@@ -101,13 +151,31 @@ class AgentSessions(Backfill):
     def verify(self, connection: DeadlineConnection, source: SourceTable) -> list[CheckFinding]:
         """migrated + explained = source, and no row that the source has changed since."""
         given = {"backfill": self.name, "label": source.label}
-        rows, migrated, explained, missing, stale, examples = tables.run(connection, "sessions_accounts", given, source=source.identifier).fetchone()
-        found = [CheckFinding("ok", "accounted", f"source {rows} = migrated {migrated} + explained {explained}")]
+        rows, migrated, explained, missing, stale, examples = tables.run(
+            connection, "sessions_accounts", given, source=source.identifier
+        ).fetchone()
+        found = [
+            CheckFinding("ok", "accounted", f"source {rows} = migrated {migrated} + explained {explained}")
+        ]
         again = f"packhorse backfill run {self.name} copies them."
         if missing:
-            found = [CheckFinding("refused", "accounted", f"{missing} of {rows} rows are neither copied nor explained: {', '.join(examples)}", again)]
+            found = [
+                CheckFinding(
+                    "refused",
+                    "accounted",
+                    f"{missing} of {rows} rows are neither copied nor explained: {', '.join(examples)}",
+                    again,
+                )
+            ]
         if stale:
-            found.append(CheckFinding("refused", "changed", f"{stale} rows were changed in {source.label} after they were copied", again))
+            found.append(
+                CheckFinding(
+                    "refused",
+                    "changed",
+                    f"{stale} rows were changed in {source.label} after they were copied",
+                    again,
+                )
+            )
         if rows and migrated < rows * MIGRATED_RATIO:
             found.append(
                 CheckFinding(
@@ -120,10 +188,20 @@ class AgentSessions(Backfill):
         orphans = tables.run(connection, "sessions_orphans", source=source.identifier).fetchone()[0]
         if orphans:
             found.append(
-                CheckFinding("ok", "deleted", f"{orphans} migrated sessions are of rows that were deleted from {source.label} since; they stay")
+                CheckFinding(
+                    "ok",
+                    "deleted",
+                    f"{orphans} migrated sessions are of rows that were deleted from {source.label} since; they stay",
+                )
             )
         for agent, sessions, fresh, of_them in tables.run(connection, "sessions_by_agent").fetchall():
-            found.append(CheckFinding("ok", "agents", f"{agent}: {sessions} sessions, {of_them} migrated, {fresh} of the last five minutes"))
+            found.append(
+                CheckFinding(
+                    "ok",
+                    "agents",
+                    f"{agent}: {sessions} sessions, {of_them} migrated, {fresh} of the last five minutes",
+                )
+            )
         return found
 
     def finish(self, connection: DeadlineConnection, source: SourceTable) -> None:
@@ -134,10 +212,17 @@ class AgentSessions(Backfill):
         super().finish(connection, source)
 
     def _drop_mark(self, connection: DeadlineConnection) -> None:
-        for name in ("sessions_drop_view", "sessions_drop_trigger", "sessions_drop_function", "sessions_drop_columns"):
+        for name in (
+            "sessions_drop_view",
+            "sessions_drop_trigger",
+            "sessions_drop_function",
+            "sessions_drop_columns",
+        ):
             tables.run(connection, name)
 
-    def rollback(self, connection: DeadlineConnection, source: SourceTable | None, finished: bool) -> list[CheckFinding]:
+    def rollback(
+        self, connection: DeadlineConnection, source: SourceTable | None, finished: bool
+    ) -> list[CheckFinding]:
         """Before the clean-up copies go, but for those in use; after it the old table is made again."""
         found = self._make_old_table(connection) if finished else self._take_back(connection)
         store.forget_ledger(connection, self.name)
@@ -149,7 +234,9 @@ class AgentSessions(Backfill):
             after: str | None = None
             while True:
                 with connection.transaction():
-                    _, after = tables.run(connection, "sessions_take_back", {"after": after, "limit": TAKE_BACK_ROWS}).fetchone()
+                    _, after = tables.run(
+                        connection, "sessions_take_back", {"after": after, "limit": TAKE_BACK_ROWS}
+                    ).fetchone()
                 if after is None:
                     break
             changed, ids = tables.run(connection, "sessions_changed").fetchone()
@@ -166,12 +253,26 @@ class AgentSessions(Backfill):
             tables.run(connection, "sessions_old_table", source=table)
             tables.run(connection, "sessions_old_secured", source=table)
             for column in ("phone", "expires"):
-                tables.run(connection, f"sessions_old_{column}_index", source=table, index=composed.Identifier(f"idx_{name}_{column}"))
+                tables.run(
+                    connection,
+                    f"sessions_old_{column}_index",
+                    source=table,
+                    index=composed.Identifier(f"idx_{name}_{column}"),
+                )
             tables.run(connection, "sessions_restore_explained", {"backfill": self.name}, source=table)
         for (place,) in connection.execute(sql("backfill_copies_places"), (self.name,)).fetchall():
             with connection.transaction():
-                tables.run(connection, "sessions_restore_copied", {"backfill": self.name, "place": place}, source=table)
+                tables.run(
+                    connection,
+                    "sessions_restore_copied",
+                    {"backfill": self.name, "place": place},
+                    source=table,
+                )
         with connection.transaction():
             connection.execute(sql("backfill_copies_forget"), (self.name,))
         text = f"{schema}.{name} is made again; its rights and policies are to be given again, and agent_chat_sessions keeps its sessions"
-        return [CheckFinding("warning", "rights", text, f"grant select, insert, update, delete on {schema}.{name} to …;")]
+        return [
+            CheckFinding(
+                "warning", "rights", text, f"grant select, insert, update, delete on {schema}.{name} to …;"
+            )
+        ]

@@ -1,7 +1,8 @@
-"""What a backfill is: a source that is walked by its key, and what is done before, with each batch, after it, and to take it back.
+"""What a backfill is: a source that is walked by its key, and what is done before, with each batch, after it,
+and to take it back.
 
-A backfill works with the transaction that it is given and never ends it. All but `settle` may be repeated, and may be killed at any statement:
-what it does twice must be the same as once.
+A backfill works with the transaction that it is given and never ends it. All but `settle` may be repeated,
+and may be killed at any statement: what it does twice must be the same as once.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from packhorse.worker.suggest import did_you_mean
 T = TypeVar("T")
 #: A statement that changes a table waits so long for its lock: whoever queues behind it waits as long.
 LOCK_MILLISECONDS = 50
-#: After a lock that could not be had, others go first for so long; it is tried again, longer and longer apart.
+#: After a lock that could not be had, others go first for so long; it is tried again, longer and longer
+#: apart.
 PATIENCE_SECONDS = 120.0
 FIRST_PAUSE_SECONDS = 0.05
 MOST_PAUSE_SECONDS = 2.0
@@ -36,7 +38,9 @@ Level = Literal["ok", "warning", "refused"]
 
 @dataclass(frozen=True, slots=True)
 class CheckFinding:
-    """One thing that a check or a verification has found. check: its name. hint: the statement or command that helps."""
+    """One thing that a check or a verification has found. check: its name. hint: the statement or command
+    that helps.
+    """
 
     level: Level
     check: str
@@ -49,7 +53,9 @@ class CheckFinding:
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What became of a batch. rows: written to the target. skipped: explained and left. nulled: keys of rows that lost a value."""
+    """What became of a batch. rows: written to the target. skipped: explained and left. nulled: keys of rows
+    that lost a value.
+    """
 
     rows: int
     skipped: int = 0
@@ -58,18 +64,22 @@ class BatchResult:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A piece of work after the walk that has transactions of its own, and may be done again. act: does nothing when it is done already."""
+    """A piece of work after the walk that has transactions of its own, and may be done again. act: does
+    nothing when it is done already.
+    """
 
     name: str
     act: Callable[[DeadlineConnection], None]
 
 
 class Backfill(ABC):
-    """One backfill with its settings; an instance is for one use. defaults: the settings that it has, all texts.
+    """One backfill with its settings; an instance is for one use. defaults: the settings that it has, all
+    texts.
 
-    time_columns: columns of the source that say when a row was made or changed. takes_over: it ends with the drop of its source. own_relations:
-    what goes with the backfill, as to_regclass takes it. needs_platform: the ledger and the tables of the platform must be there. copies: False for
-    a drop alone, which needs no run. changes_in_place: writers of the source wait for the rows of a batch, so batches stay short.
+    time_columns: columns of the source that say when a row was made or changed. takes_over: it ends with the
+    drop of its source. own_relations: what goes with the backfill, as to_regclass takes it. needs_platform:
+    the ledger and the tables of the platform must be there. copies: False for a drop alone, which needs no
+    run. changes_in_place: writers of the source wait for the rows of a batch, so batches stay short.
     """
 
     name: str
@@ -118,11 +128,15 @@ class Backfill(ABC):
         """What stands in the way, and what an operator should know before. Changes nothing."""
 
     def prepare(self, connection: DeadlineConnection, source: SourceTable) -> None:  # noqa: B027 -- most need something, not all
-        """Columns, views, triggers: short locks only, in a transaction that is tried again when a lock cannot be had."""
+        """Columns, views, triggers: short locks only, in a transaction that is tried again when a lock cannot
+        be had.
+        """
 
     @abstractmethod
     def copy(self, connection: DeadlineConnection, batch: Batch) -> BatchResult:
-        """One batch, in the transaction of its cursor. What is done already counts as neither copied nor skipped."""
+        """One batch, in the transaction of its cursor. What is done already counts as neither copied nor
+        skipped.
+        """
 
     def settle(self, source: SourceTable) -> list[Stage]:
         """What follows the walk: indexes, keys, a swap of names. On a connection in autocommit."""
@@ -132,16 +146,24 @@ class Backfill(ABC):
     def verify(self, connection: DeadlineConnection, source: SourceTable) -> list[CheckFinding]:
         """Is the source accounted for, row by row? Refused findings fail it. Changes nothing."""
 
-    def last_look(self, connection: DeadlineConnection, source: SourceTable, rows: int | None) -> list[CheckFinding]:
-        """The comparison once more, while nobody can write to the source. rows: what an operator says that it has."""
+    def last_look(
+        self, connection: DeadlineConnection, source: SourceTable, rows: int | None
+    ) -> list[CheckFinding]:
+        """The comparison once more, while nobody can write to the source. rows: what an operator says that it
+        has.
+        """
         return self.verify(connection, source)
 
     def finish(self, connection: DeadlineConnection, source: SourceTable) -> None:
-        """The clean-up, in one transaction, after the guard and a last verification under a lock of the source."""
+        """The clean-up, in one transaction, after the guard and a last verification under a lock of the
+        source.
+        """
         tables.run(connection, "backfill_drop", table=source.identifier)
 
     @abstractmethod
-    def rollback(self, connection: DeadlineConnection, source: SourceTable | None, finished: bool) -> list[CheckFinding]:
+    def rollback(
+        self, connection: DeadlineConnection, source: SourceTable | None, finished: bool
+    ) -> list[CheckFinding]:
         """The way back, on a connection in autocommit; what stays and why. finished: after the clean-up.
 
         Raises InvalidArgument when there is none.
@@ -151,25 +173,44 @@ class Backfill(ABC):
         """For a way back that needs the old table. Raises InvalidArgument."""
         if source is None:
             why = "its clean-up has dropped it" if finished else "somebody has dropped it"
-            raise InvalidArgument(f"source: {self.source_name} is gone, {why}: there is no way back but a backup", field="source")
+            raise InvalidArgument(
+                f"source: {self.source_name} is gone, {why}: there is no way back but a backup",
+                field="source",
+            )
 
-    def missing_columns(self, source: SourceTable, wanted: Mapping[str, tuple[str, ...]]) -> Iterator[CheckFinding]:
-        """A refusal for each column that the source lacks, or that has a type that begins with none of these."""
+    def missing_columns(
+        self, source: SourceTable, wanted: Mapping[str, tuple[str, ...]]
+    ) -> Iterator[CheckFinding]:
+        """A refusal for each column that the source lacks, or that has a type that begins with none of
+        these.
+        """
         for column, types in wanted.items():
             found = source.types.get(column)
             if found is None:
-                hint = did_you_mean(column, source.types, f"Add it: alter table {source.label} add column {column} {types[0] if types else 'text'};")
+                hint = did_you_mean(
+                    column,
+                    source.types,
+                    f"Add it: alter table {source.label} add column {column} {types[0] if types else 'text'};",
+                )
                 yield CheckFinding("refused", "columns", f"{source.label} has no column {column}", hint)
             elif types and not found.startswith(types):
-                yield CheckFinding("refused", "columns", f"{source.label}.{column} is {found}, not {types[0]}")
+                yield CheckFinding(
+                    "refused", "columns", f"{source.label}.{column} is {found}, not {types[0]}"
+                )
 
 
 def refuse(findings: list[CheckFinding], what: str) -> None:
-    """Raise InvalidArgument with every refusal among the findings, and the statement that helps with the first."""
+    """Raise InvalidArgument with every refusal among the findings, and the statement that helps with the
+    first.
+    """
     refused = [finding for finding in findings if finding.level == "refused"]
     if refused:
         text = "; ".join(finding.text for finding in refused)
-        raise InvalidArgument(f"{refused[0].check}: {what}: {text}", field=refused[0].check, hint=next((f.hint for f in refused if f.hint), None))
+        raise InvalidArgument(
+            f"{refused[0].check}: {what}: {text}",
+            field=refused[0].check,
+            hint=next((f.hint for f in refused if f.hint), None),
+        )
 
 
 def refuse_drop(backfill: Backfill) -> None:
@@ -179,10 +220,14 @@ def refuse_drop(backfill: Backfill) -> None:
         raise InvalidArgument(f"name: {backfill.name} copies nothing: it is a drop", field="name", hint=hint)
 
 
-def quickly(connection: DeadlineConnection, act: Callable[[], T], *, patience_seconds: float = PATIENCE_SECONDS) -> T:
-    """What `act` returns, in a transaction that waits for no lock longer than LOCK_MILLISECONDS; tried again until it has them all.
+def quickly(
+    connection: DeadlineConnection, act: Callable[[], T], *, patience_seconds: float = PATIENCE_SECONDS
+) -> T:
+    """What `act` returns, in a transaction that waits for no lock longer than LOCK_MILLISECONDS; tried again
+    until it has them all.
 
-    Between two tries nothing is held: those who stood behind go first. Raises StoreConflict after patience_seconds.
+    Between two tries nothing is held: those who stood behind go first. Raises StoreConflict after
+    patience_seconds.
     """
     deadline = time.monotonic() + patience_seconds
     pause = FIRST_PAUSE_SECONDS
@@ -199,7 +244,9 @@ def quickly(connection: DeadlineConnection, act: Callable[[], T], *, patience_se
 
 
 def until_none(connection: DeadlineConnection, act: Callable[[], int]) -> int:
-    """Call `act`, each time in a transaction of its own, until it changes nothing; how many in all. Raises StoreError."""
+    """Call `act`, each time in a transaction of its own, until it changes nothing; how many in all. Raises
+    StoreError.
+    """
     total = 0
     while True:
         with translated(), connection.transaction():

@@ -1,7 +1,8 @@
-"""Signs of life while one long statement runs: an index build, a validation, a comparison of millions of rows (SPEC M8).
+"""Signs of life while one long statement runs: an index build, a validation, a comparison of millions of rows
+(SPEC M8).
 
-A run that does not beat is taken over by the next process. The statement has the connection, so the beat has one of its own; and
-what an operator asks meanwhile (pause, cancel) ends the statement.
+A run that does not beat is taken over by the next process. The statement has the connection, so the beat has
+one of its own; and what an operator asks meanwhile (pause, cancel) ends the statement.
 """
 
 from __future__ import annotations
@@ -21,12 +22,20 @@ BEAT_SECONDS = 2.0
 
 
 class Beats:
-    """`with Beats(open, run_id, busy) as beats:` busy: the connection whose statement ends when the answer is not go. asked: that answer, or None.
+    """`with Beats(open, run_id, busy) as beats:` busy: the connection whose statement ends when the answer is
+    not go. asked: that answer, or None.
 
-    stop: set from outside, a drain for example, which ends the statement as a pause does. Thread: reads and writes `asked`; joined at the end.
+    stop: set from outside, a drain for example, which ends the statement as a pause does. Thread: reads and
+    writes `asked`; joined at the end.
     """
 
-    def __init__(self, open_connection: Callable[[], DeadlineConnection], run_id: int, busy: DeadlineConnection, stop: Event) -> None:
+    def __init__(
+        self,
+        open_connection: Callable[[], DeadlineConnection],
+        run_id: int,
+        busy: DeadlineConnection,
+        stop: Event,
+    ) -> None:
         self._open = open_connection
         self._run_id = run_id
         self._busy = busy
@@ -52,7 +61,11 @@ class Beats:
                     with translated():
                         answer = store.beat(connection, self._run_id)
                 except StoreError as error:  # the statement may go on; who takes over finds its traces
-                    logger.warning("maintenance_not_recorded run_id=%s error_class=%s", self._run_id, type(error).__name__)
+                    logger.warning(
+                        "maintenance_not_recorded run_id=%s error_class=%s",
+                        self._run_id,
+                        type(error).__name__,
+                    )
                     if connection is not None:
                         connection.close()
                     connection = None

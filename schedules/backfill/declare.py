@@ -1,10 +1,13 @@
-"""A user's own backfill: a function that gets the keys of a batch, beside the actors of the application (SPEC M8).
+"""A user's own backfill: a function that gets the keys of a batch, beside the actors of the application (SPEC
+M8).
 
     @packhorse.backfill("lower_emails", table="app.users", key="id")
     def lower_emails(connection, keys):
-        return connection.execute("update app.users set email = lower(email) where id = any(%s)", (keys,)).rowcount
+        return connection.execute("update app.users set email = lower(email) where id = any(%s)",
+        (keys,)).rowcount
 
-It is found as schedules that are declared in code: by importing the modules of the setting `actors`. Importing has no other effect.
+It is found as schedules that are declared in code: by importing the modules of the setting `actors`.
+Importing has no other effect.
 """
 
 from __future__ import annotations
@@ -57,14 +60,20 @@ class OwnBackfill(Backfill):
 
     def find_source(self, connection: DeadlineConnection) -> SourceTable | None:
         found = super().find_source(connection)
-        return None if found is None else found.walked_by(self.keys if set(self.keys) <= found.types.keys() else ())
+        return (
+            None
+            if found is None
+            else found.walked_by(self.keys if set(self.keys) <= found.types.keys() else ())
+        )
 
     def check(self, connection: DeadlineConnection, source: SourceTable) -> list[CheckFinding]:
         """The key must be one: else the walk would miss rows, or read the table for each batch."""
         whole = tables.table(connection, self.source_name)
         assert whole is not None, "the engine has found it"
         if source.keys == whole.keys or (len(source.keys) == 1 and source.keys[0] in source.unique):
-            return [CheckFinding("ok", "volume", f"{source.label} has about {source.estimated_rows:.0f} rows")]
+            return [
+                CheckFinding("ok", "volume", f"{source.label} has about {source.estimated_rows:.0f} rows")
+            ]
         columns = ", ".join(source.keys)
         text = f"{columns} of {source.label} is no key: neither its primary key nor a unique, NOT NULL column"
         return [
@@ -106,13 +115,19 @@ class OwnBackfill(Backfill):
 
     def finish(self, connection: DeadlineConnection, source: SourceTable) -> None:
         """There is none: the table is the application's."""
-        raise InvalidArgument(f"name: the backfill {self.name} has no clean-up: its table stays", field="name")
+        raise InvalidArgument(
+            f"name: the backfill {self.name} has no clean-up: its table stays", field="name"
+        )
 
-    def rollback(self, connection: DeadlineConnection, source: SourceTable | None, finished: bool) -> list[CheckFinding]:
+    def rollback(
+        self, connection: DeadlineConnection, source: SourceTable | None, finished: bool
+    ) -> list[CheckFinding]:
         """The function rollback=, in one transaction."""
         if self._rollback is None:
             raise InvalidArgument(
-                f"name: the backfill {self.name} declares no way back", field="name", hint="Give it rollback=, or restore a backup."
+                f"name: the backfill {self.name} declares no way back",
+                field="name",
+                hint="Give it rollback=, or restore a backup.",
             )
         with connection.transaction():
             self._rollback(connection)
@@ -128,25 +143,38 @@ def backfill(
     rollback: Callable[[Any], object] | None = None,
     most_rows: int = 5000,
 ) -> Callable[[Copy], Copy]:
-    """Declare a backfill: the function below is called with a connection and a list of keys, batch after batch, until the table is walked.
+    """Declare a backfill: the function below is called with a connection and a list of keys, batch after
+    batch, until the table is walked.
 
-    name: what commands call it. table: [schema.]table; key: its primary key, or a column that is unique and NOT NULL; several columns come as tuples.
-    The function works in the transaction of the batch, which ends with it, and returns how many rows it has changed (None: all). A batch that
-    was killed is done again, so a row may be met twice. verify: gets a connection, returns how many rows are not as they should be. rollback: gets a
-    connection, in one transaction. most_rows: of one batch, 1..100000; its size follows the time that it takes.
-    Raises InvalidArgument for a bad name and one that is declared twice.
+    name: what commands call it. table: [schema.]table; key: its primary key, or a column that is unique and
+    NOT NULL; several columns come as tuples. The function works in the transaction of the batch, which ends
+    with it, and returns how many rows it has changed (None: all). A batch that was killed is done again, so a
+    row may be met twice. verify: gets a connection, returns how many rows are not as they should be.
+    rollback: gets a connection, in one transaction. most_rows: of one batch, 1..100000; its size follows the
+    time that it takes. Raises InvalidArgument for a bad name and one that is declared twice.
     """
     if not NAME.fullmatch(name):
-        raise InvalidArgument(f"name: {name[:80]!r} is not a name", field="name", hint="Letters, digits, dots and underscores.")
+        raise InvalidArgument(
+            f"name: {name[:80]!r} is not a name", field="name", hint="Letters, digits, dots and underscores."
+        )
     if isinstance(most_rows, bool) or not 1 <= most_rows <= 100_000:
         raise InvalidArgument("most_rows: must be between 1 and 100000", field="most_rows")
     if name in shipped():
-        raise InvalidArgument(f"name: {name!r} is a backfill of Packhorse", field="name", hint="Give it another name.")
+        raise InvalidArgument(
+            f"name: {name!r} is a backfill of Packhorse", field="name", hint="Give it another name."
+        )
 
     def declare(function: Copy) -> Copy:
         other = declared.get(name)
-        if other is not None and (other.function.__module__, other.function.__qualname__) != (function.__module__, function.__qualname__):
-            raise InvalidArgument(f"name: the backfill {name!r} is declared twice", field="name", hint="Give one of them another name.")
+        if other is not None and (other.function.__module__, other.function.__qualname__) != (
+            function.__module__,
+            function.__qualname__,
+        ):
+            raise InvalidArgument(
+                f"name: the backfill {name!r} is declared twice",
+                field="name",
+                hint="Give one of them another name.",
+            )
         declared[name] = OwnBackfill(name, table, key, function, verify, rollback, most_rows)
         return function
 
@@ -170,8 +198,14 @@ def find(name: str, settings: Mapping[str, str] | None = None) -> Backfill:
     if name in shipped():
         return shipped()[name](settings)
     if name not in declared:
-        hint = did_you_mean(name, names(), "`packhorse backfill list` names them; your own are in the modules of the setting `actors`.")
+        hint = did_you_mean(
+            name,
+            names(),
+            "`packhorse backfill list` names them; your own are in the modules of the setting `actors`.",
+        )
         raise InvalidArgument(f"name: there is no backfill {name[:100]!r}", field="name", hint=hint)
     if settings and settings != declared[name].settings:
-        raise InvalidArgument(f"settings: {name} has none: its declaration says what it works on", field="settings")
+        raise InvalidArgument(
+            f"settings: {name} has none: its declaration says what it works on", field="settings"
+        )
     return declared[name]

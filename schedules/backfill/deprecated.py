@@ -1,6 +1,8 @@
-"""C4: deprecated tables (PLATFORM 7). The assistant's tables of its old name are copied, then dropped; others are proposed for a drop, by name.
+"""C4: deprecated tables (PLATFORM 7). The assistant's tables of its old name are copied, then dropped; others
+are proposed for a drop, by name.
 
-Messages follow their conversations, and are dropped before them. What is proposed copies nothing: a table that has rows needs a second confirmation.
+Messages follow their conversations, and are dropped before them. What is proposed copies nothing: a table
+that has rows needs a second confirmation.
 """
 
 from __future__ import annotations
@@ -33,13 +35,17 @@ class EttaTable(Backfill):
         assert target is not None, "the ledger is there, so the platform is"
         if not target.owned:
             text = f"{target.label} belongs to {target.owner}: this role cannot write all of its rows"
-            found.append(CheckFinding("refused", "rights", text, "Set maintenance_url to a connection of its owner."))
+            found.append(
+                CheckFinding("refused", "rights", text, "Set maintenance_url to a connection of its owner.")
+            )
         if self.follows is not None:
             before = store.progress(connection, self.follows)
             if not before or before[0]["state"] not in ("copied", "verified", "finished"):
                 text = f"{self.follows} is not copied yet, and comes first"
                 found.append(CheckFinding("refused", "order", text, f"packhorse backfill run {self.follows}"))
-        return found or [CheckFinding("ok", "volume", f"{source.label} has about {source.estimated_rows:.0f} rows")]
+        return found or [
+            CheckFinding("ok", "volume", f"{source.label} has about {source.estimated_rows:.0f} rows")
+        ]
 
     def copy(self, connection: DeadlineConnection, batch: Batch) -> BatchResult:
         """One statement; ids are kept."""
@@ -60,26 +66,46 @@ class EttaTable(Backfill):
         ).fetchone()
         if missing:
             text = f"{missing} of {rows} rows are neither copied nor explained: {', '.join(examples)}"
-            return [CheckFinding("refused", "accounted", text, f"packhorse backfill run {self.name} copies them.")]
-        return [CheckFinding("ok", "accounted", f"source {rows} = migrated {migrated} + explained {explained}")]
+            return [
+                CheckFinding("refused", "accounted", text, f"packhorse backfill run {self.name} copies them.")
+            ]
+        return [
+            CheckFinding("ok", "accounted", f"source {rows} = migrated {migrated} + explained {explained}")
+        ]
 
-    def rollback(self, connection: DeadlineConnection, source: SourceTable | None, finished: bool) -> list[CheckFinding]:
+    def rollback(
+        self, connection: DeadlineConnection, source: SourceTable | None, finished: bool
+    ) -> list[CheckFinding]:
         """Copies go while their rows exist and nobody has gone on with them."""
         self.refuse_without_source(source, finished)
         assert source is not None, "refused"
         target = composed.Identifier(connection.names.platform, self.target)
-        parts: dict[str, composed.Composable] = {"source": source.identifier, "target": target, "time": composed.Literal("created_at")}
+        parts: dict[str, composed.Composable] = {
+            "source": source.identifier,
+            "target": target,
+            "time": composed.Literal("created_at"),
+        }
         in_use = composed.SQL(connection.names.of(sql("etta_in_use")) if self.follows is None else "false")
 
         def take_back(batch: Batch) -> None:
-            tables.run(connection, "etta_take_back", batch.parameters, in_batch=batch.where(), in_use=in_use, **parts)
+            tables.run(
+                connection, "etta_take_back", batch.parameters, in_batch=batch.where(), in_use=in_use, **parts
+            )
 
         each_batch(connection, source, take_back)
         left = tables.run(
-            connection, "etta_accounts", {"backfill": self.name, "label": source.label}, source=source.identifier, target=target
+            connection,
+            "etta_accounts",
+            {"backfill": self.name, "label": source.label},
+            source=source.identifier,
+            target=target,
         ).fetchone()[1]
         store.forget_ledger(connection, self.name)
-        return [CheckFinding("warning", "in use", f"{left} rows stay in {self.target}: they are in use")] if left else []
+        return (
+            [CheckFinding("warning", "in use", f"{left} rows stay in {self.target}: they are in use")]
+            if left
+            else []
+        )
 
 
 class EttaConversations(EttaTable):
@@ -96,7 +122,9 @@ class EttaConversations(EttaTable):
         users = {"users": composed.Identifier(key[0], key[1]), "user": composed.Identifier(key[2])}
         return {"user_exists": composed.SQL(connection.names.of(sql("etta_user_exists"))).format(**users)}
 
-    def last_look(self, connection: DeadlineConnection, source: SourceTable, rows: int | None) -> list[CheckFinding]:
+    def last_look(
+        self, connection: DeadlineConnection, source: SourceTable, rows: int | None
+    ) -> list[CheckFinding]:
         """Messages are dropped before conversations."""
         found = self.verify(connection, source)
         if tables.exists(connection, source.schema, "etta_messages"):
@@ -111,11 +139,19 @@ class EttaMessages(EttaTable):
     defaults = {"source": "etta_messages"}
     target = "amara_messages"
     follows = "etta_conversations"
-    columns = {"id": ("uuid",), "conversation_id": ("uuid",), "role": (), "content": (), "created_at": ("timestamp with time zone",)}
+    columns = {
+        "id": ("uuid",),
+        "conversation_id": ("uuid",),
+        "role": (),
+        "content": (),
+        "created_at": ("timestamp with time zone",),
+    }
 
 
 class ProposedDrop(Backfill):
-    """A table that nothing uses any more: nothing is copied, and it goes only by name. why: what replaces it."""
+    """A table that nothing uses any more: nothing is copied, and it goes only by name. why: what replaces
+    it.
+    """
 
     why: ClassVar[str]
     copies = False
@@ -126,9 +162,21 @@ class ProposedDrop(Backfill):
         rows = tables.count(connection, source)
         found = [CheckFinding("ok", "proposal", f"{source.label} is proposed for a drop: {self.why}")]
         if rows:
-            found.append(CheckFinding("warning", "rows", f"{source.label} has {rows} rows, which are lost with it", f"finish asks for --rows {rows}"))
+            found.append(
+                CheckFinding(
+                    "warning",
+                    "rows",
+                    f"{source.label} has {rows} rows, which are lost with it",
+                    f"finish asks for --rows {rows}",
+                )
+            )
         found += [
-            CheckFinding("warning", "dependents", f"{name} still names {source.label}", "The drop is refused as long as it does.")
+            CheckFinding(
+                "warning",
+                "dependents",
+                f"{name} still names {source.label}",
+                "The drop is refused as long as it does.",
+            )
             for name in tables.dependents(connection, source, [])
         ]
         return found
@@ -140,12 +188,16 @@ class ProposedDrop(Backfill):
         """Nothing is to be compared."""
         return [CheckFinding("ok", "proposal", f"{source.label}: nothing is copied; {self.why}")]
 
-    def last_look(self, connection: DeadlineConnection, source: SourceTable, rows: int | None) -> list[CheckFinding]:
+    def last_look(
+        self, connection: DeadlineConnection, source: SourceTable, rows: int | None
+    ) -> list[CheckFinding]:
         """The second confirmation, counted while nobody can write."""
         confirm_rows(self.name, tables.count(connection, source), rows)
         return []
 
-    def rollback(self, connection: DeadlineConnection, source: SourceTable | None, finished: bool) -> list[CheckFinding]:
+    def rollback(
+        self, connection: DeadlineConnection, source: SourceTable | None, finished: bool
+    ) -> list[CheckFinding]:
         self.refuse_without_source(source, finished)
         return []
 

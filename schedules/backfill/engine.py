@@ -1,8 +1,9 @@
 """One run of a backfill: prepare, walk the source batch by batch, settle, verify (SPEC M8).
 
-A step is one transaction: rows, ledger, counts and cursor are written together, by the run loop of all maintenance (run.py), so a run that is
-killed at any statement loses nothing and repeats nothing. Beside a busy queue the batches are short and far apart; beside an idle one they
-are long. A row that refuses is found by halves, explained in the ledger, and holds up none behind it.
+A step is one transaction: rows, ledger, counts and cursor are written together, by the run loop of all
+maintenance (run.py), so a run that is killed at any statement loses nothing and repeats nothing. Beside a
+busy queue the batches are short and far apart; beside an idle one they are long. A row that refuses is found
+by halves, explained in the ledger, and holds up none behind it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,25 @@ from threading import Event
 from typing import Any
 
 from packhorse.schedules.backfill.acts import check, verified
-from packhorse.schedules.backfill.base import ONE_TRANSACTION_ROWS, Backfill, BatchResult, CheckFinding, quickly, refuse, refuse_drop
+from packhorse.schedules.backfill.base import (
+    ONE_TRANSACTION_ROWS,
+    Backfill,
+    BatchResult,
+    CheckFinding,
+    quickly,
+    refuse,
+    refuse_drop,
+)
 from packhorse.schedules.backfill.beats import Beats
 from packhorse.schedules.backfill.guard import look
 from packhorse.schedules.maintenance.policies import Gates
-from packhorse.schedules.maintenance.retention import BATCH_TIMEOUT_SECONDS, MOST_CONFLICTS, QUERY_CANCELED, next_size, of_a_row
+from packhorse.schedules.maintenance.retention import (
+    BATCH_TIMEOUT_SECONDS,
+    MOST_CONFLICTS,
+    QUERY_CANCELED,
+    next_size,
+    of_a_row,
+)
 from packhorse.schedules.maintenance.run import ENDS, Run, Step, Task, Work
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
@@ -32,7 +47,8 @@ from packhorse.worker.store.backfill_tables import SourceTable
 logger = logging.getLogger("packhorse.backfill")
 
 FIRST_BATCH = 1000
-#: How long a batch should take, and how long the rest after it, as a share of that: beside an idle queue, and beside one that has work.
+#: How long a batch should take, and how long the rest after it, as a share of that: beside an idle queue, and
+#: beside one that has work.
 IDLE = (0.35, 0.0)
 BUSY = (0.015, 6.0)
 #: How long writers of a source that is changed in place wait for the rows of a batch.
@@ -51,7 +67,9 @@ LONG_SECONDS = 24 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """How a run ended: succeeded, paused, cancelled, lost, or busy (another process works on it). findings: of the verification."""
+    """How a run ended: succeeded, paused, cancelled, lost, or busy (another process works on it). findings:
+    of the verification.
+    """
 
     state: str
     rows: int
@@ -59,9 +77,11 @@ class RunResult:
 
 
 class BackfillRun(Work):
-    """Runs a backfill in the calling thread. Options beside these are those of Run (stop, on_progress, message_id).
+    """Runs a backfill in the calling thread. Options beside these are those of Run (stop, on_progress,
+    message_id).
 
-    open_connection: of the role that owns the tables, in autocommit. budget_seconds: it pauses after that, and the next run goes on.
+    open_connection: of the role that owns the tables, in autocommit. budget_seconds: it pauses after that,
+    and the next run goes on.
     """
 
     least_rest_seconds = 0.001
@@ -93,7 +113,9 @@ class BackfillRun(Work):
         self._refused = 0
 
     def run(self) -> RunResult:
-        """Work until the source is copied and verified, or something ends it before. Raises InvalidArgument (the check), StoreError."""
+        """Work until the source is copied and verified, or something ends it before. Raises InvalidArgument
+        (the check), StoreError.
+        """
         connection = self._connection = self._open()
         try:
             with translated():
@@ -122,10 +144,14 @@ class BackfillRun(Work):
         refuse(check(self._connection, self._backfill), f"the backfill {self._backfill.name} cannot run")
         source = self._backfill.find_source(self._connection)
         assert source is not None, "the check refuses a source that is not there"
-        found = store.declare(self._connection, self._backfill.name, source.label, self._backfill.settings, self._operator)
+        found = store.declare(
+            self._connection, self._backfill.name, source.label, self._backfill.settings, self._operator
+        )
         if found["is_paused"]:
             raise InvalidArgument(
-                f"name: the backfill {self._backfill.name} is paused", field="name", hint=f"packhorse backfill resume {self._backfill.name}"
+                f"name: the backfill {self._backfill.name} is paused",
+                field="name",
+                hint=f"packhorse backfill resume {self._backfill.name}",
             )
         return source
 
@@ -145,12 +171,23 @@ class BackfillRun(Work):
 
     def _note_beginning(self) -> None:
         record, name, connection = self._run.record, self._backfill.name, self._connection
-        store.move(connection, name, "running", self._operator, self._reason, {"run_id": record.id, "goes_on": record.resumed > 0})
+        store.move(
+            connection,
+            name,
+            "running",
+            self._operator,
+            self._reason,
+            {"run_id": record.id, "goes_on": record.resumed > 0},
+        )
         estimated = self._source.estimated_rows > COUNTED_ROWS
         total = int(self._source.estimated_rows) if estimated else tables.count(connection, self._source)
         store.note_total(connection, name, total, estimated)
         maintenance_store.expect(connection, record.id, total)
-        first = max(1, total) if total <= ONE_TRANSACTION_ROWS and not self._backfill.changes_in_place else FIRST_BATCH
+        first = (
+            max(1, total)
+            if total <= ONE_TRANSACTION_ROWS and not self._backfill.changes_in_place
+            else FIRST_BATCH
+        )
         self._size = min((record.batch_size if record.cursor else None) or first, self._backfill.most_rows)
 
     def _settle(self) -> str:
@@ -202,14 +239,21 @@ class BackfillRun(Work):
         if self._backfill.needs_platform:  # statements of ours, which join by keys
             maintenance_store.by_key(connection)
         self._copied = copied = self._backfill.copy(connection, batch)
-        store.note_step(connection, self._backfill.name, self._run.record.id, copied.rows, copied.skipped, batch.rows)
+        store.note_step(
+            connection, self._backfill.name, self._run.record.id, copied.rows, copied.skipped, batch.rows
+        )
         return Step(batch.rows, more=batch.rows >= self._size, cursor=batch.through, size=self._size)
 
     def committed(self, took_seconds: float) -> None:
         """Where the next batch begins, how large it is, how long the rest before it."""
         self._conflicts = 0
         for key in self._copied.nulled:
-            logger.warning("backfill_value_nulled backfill=%s source=%s row=%s", self._backfill.name, self._source.label, key)
+            logger.warning(
+                "backfill_value_nulled backfill=%s source=%s row=%s",
+                self._backfill.name,
+                self._source.label,
+                key,
+            )
         if self._batch is None:
             return
         self._cursor = self._batch.through
@@ -220,7 +264,9 @@ class BackfillRun(Work):
             self._size = next_size(self._size, took_seconds, self._backfill.most_rows, target)
 
     def failed(self, error: StoreError) -> None:
-        """A row that refuses is found by halves and explained; after a conflict, or a batch that took too long, half as many."""
+        """A row that refuses is found by halves and explained; after a conflict, or a batch that took too
+        long, half as many.
+        """
         if of_a_row(error) or (error.sqlstate or "").startswith(OF_A_VALUE):
             if self._size > 1:
                 self._size //= 2
@@ -228,13 +274,18 @@ class BackfillRun(Work):
                 self._pass_by(error)
             return
         self._conflicts += 1
-        if not (isinstance(error, StoreConflict) or error.sqlstate == QUERY_CANCELED) or self._conflicts >= MOST_CONFLICTS:
+        if (
+            not (isinstance(error, StoreConflict) or error.sqlstate == QUERY_CANCELED)
+            or self._conflicts >= MOST_CONFLICTS
+        ):
             raise error
         self._size = max(1, self._size // 2)
         self._run.rest(min(5.0, 0.1 * 2**self._conflicts))
 
     def _pass_by(self, error: StoreError) -> None:
-        """The next row refuses: it goes into the ledger with what the database says, and the cursor behind it."""
+        """The next row refuses: it goes into the ledger with what the database says, and the cursor behind
+        it.
+        """
         self._refused += 1
         with translated(), self._connection.transaction():
             batch = tables.next_batch(self._connection, self._source, self._cursor, 1)
@@ -243,9 +294,19 @@ class BackfillRun(Work):
             where = f"row {','.join(batch.through)} of {self._source.label}"
             if not self._backfill.needs_platform or self._refused >= MOST_REFUSED:
                 raise StoreRejected(f"{where} refuses: {error}") from error
-            tables.explain(self._connection, self._backfill.name, batch, f"refused by the database, {error.sqlstate}")
+            tables.explain(
+                self._connection, self._backfill.name, batch, f"refused by the database, {error.sqlstate}"
+            )
             store.note_step(self._connection, self._backfill.name, self._run.record.id, 0, 1, 1)
-            maintenance_store.beat(self._connection, self._run.record.id, rows_done=1, cursor=batch.through, batch_size=1)
+            maintenance_store.beat(
+                self._connection, self._run.record.id, rows_done=1, cursor=batch.through, batch_size=1
+            )
         row = ",".join(batch.through)
-        logger.warning("backfill_row_refused backfill=%s source=%s row=%s code=%s", self._backfill.name, self._source.label, row, error.sqlstate)
+        logger.warning(
+            "backfill_row_refused backfill=%s source=%s row=%s code=%s",
+            self._backfill.name,
+            self._source.label,
+            row,
+            error.sqlstate,
+        )
         self._cursor = batch.through

@@ -1,8 +1,9 @@
 """The drop guard: may an old table go (PLATFORM 7)?
 
-Only when no row of it was made or changed in the last 48 hours, nothing in the catalogue still names it, and the verification has passed. A table
-says when rows were made or changed by its time columns, where it has some, and by the server's counters of inserts and updates: those are
-remembered with each look, so that a drop needs an earlier look which is 48 hours old and saw the same.
+Only when no row of it was made or changed in the last 48 hours, nothing in the catalogue still names it, and
+the verification has passed. A table says when rows were made or changed by its time columns, where it has
+some, and by the server's counters of inserts and updates: those are remembered with each look, so that a drop
+needs an earlier look which is 48 hours old and saw the same.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ def look(connection: DeadlineConnection, backfill: Backfill, source: SourceTable
     store.note_look(connection, backfill.name, tables.counters(connection, source))
 
 
-def guard(connection: DeadlineConnection, backfill: Backfill, source: SourceTable, state: Row) -> list[CheckFinding]:
+def guard(
+    connection: DeadlineConnection, backfill: Backfill, source: SourceTable, state: Row
+) -> list[CheckFinding]:
     """What forbids the drop, each by name; state: of the backfill, after a look. Changes nothing."""
     found = []
     if not source.owned:
@@ -37,14 +40,22 @@ def guard(connection: DeadlineConnection, backfill: Backfill, source: SourceTabl
         )
     if state["state"] != "verified":
         found.append(
-            CheckFinding("refused", "verification", f"the backfill is {state['state']}, not verified", f"packhorse backfill verify {backfill.name}")
+            CheckFinding(
+                "refused",
+                "verification",
+                f"the backfill is {state['state']}, not verified",
+                f"packhorse backfill verify {backfill.name}",
+            )
         )
     if not backfill.takes_over:  # the table stays
         return found
     found += _activity(connection, backfill, source)
     found += [
         CheckFinding(
-            "refused", "dependents", f"{name} still names {source.label}", "Point it at the new table, or drop it; a drop of ours never cascades."
+            "refused",
+            "dependents",
+            f"{name} still names {source.label}",
+            "Point it at the new table, or drop it; a drop of ours never cascades.",
         )
         for name in tables.dependents(connection, source, backfill.own_relations(connection))
     ]
@@ -59,7 +70,11 @@ def _activity(connection: DeadlineConnection, backfill: Backfill, source: Source
             newest, recent = tables.newest(connection, source, column, QUIET_HOURS)
             if recent:
                 text = f"recent activity detected: the newest {column} of {source.label} is {newest}, within {QUIET_HOURS} h"
-                found.append(CheckFinding("refused", "activity", text, "Find who still writes it; repeat the run, and wait."))
+                found.append(
+                    CheckFinding(
+                        "refused", "activity", text, "Find who still writes it; repeat the run, and wait."
+                    )
+                )
     quiet = store.quiet_hours(connection, backfill.name)
     if quiet is None or quiet < QUIET_HOURS:
         since = (
@@ -91,4 +106,9 @@ class DropRefused(StoreError):
     def __init__(self, findings: list[CheckFinding]) -> None:
         self.findings = tuple(finding for finding in findings if finding.level == "refused")
         hints = list(dict.fromkeys(finding.hint for finding in self.findings if finding.hint))
-        super().__init__("not dropped: " + "; ".join(f"{finding.check}: {finding.text}" for finding in self.findings) + ". " + " ".join(hints))
+        super().__init__(
+            "not dropped: "
+            + "; ".join(f"{finding.check}: {finding.text}" for finding in self.findings)
+            + ". "
+            + " ".join(hints)
+        )

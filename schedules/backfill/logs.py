@@ -1,7 +1,8 @@
 """C2: old logs become webhook_events and audit_events, one backfill per table (PLATFORM 7).
 
-Each event carries the table and the key of its row (metadata.migrated_from, migrated_id) and a hash of it. So a second run adds what is new, nothing
-twice, and sees what has changed. A changed row of a webhook log is copied again; an audit event is never rewritten: there the ledger has the row.
+Each event carries the table and the key of its row (metadata.migrated_from, migrated_id) and a hash of it. So
+a second run adds what is new, nothing twice, and sees what has changed. A changed row of a webhook log is
+copied again; an audit event is never rewritten: there the ledger has the row.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ TIMES = ("created_at", "timestamp", "occurred_at")
 
 
 class LogTable(Backfill):
-    """One old log table. target: the table of events; days: how long its nightly retention keeps rows; view: for readers of the old one."""
+    """One old log table. target: the table of events; days: how long its nightly retention keeps rows; view:
+    for readers of the old one.
+    """
 
     target: ClassVar[str]
     category: ClassVar[str]
@@ -58,11 +61,15 @@ class LogTable(Backfill):
         assert target is not None, "the ledger is there, so the platform is"
         if not target.owned:
             text = f"{target.label} belongs to {target.owner}: this role cannot write all of its rows"
-            found.append(CheckFinding("refused", "rights", text, "Set maintenance_url to a connection of its owner."))
+            found.append(
+                CheckFinding("refused", "rights", text, "Set maintenance_url to a connection of its owner.")
+            )
         if found:
             return found
         given = {"names": list(VERDICTS), "schema": quoted(source.schema)}
-        for name, live, dead, inserted, updated, deleted, size in connection.execute(sql("logs_inventory"), given).fetchall():
+        for name, live, dead, inserted, updated, deleted, size in connection.execute(
+            sql("logs_inventory"), given
+        ).fetchall():
             text = f"{name}: {live} rows, {dead} dead, {inserted} inserted, {updated} updated, {deleted} deleted, {size} bytes: {VERDICTS[name]}"
             found.append(CheckFinding("ok", "inventory", text))
         time = next((column for column in TIMES if column in source.types), None)
@@ -70,17 +77,23 @@ class LogTable(Backfill):
             found += self._of_retention(connection, source, time)
         return found
 
-    def _of_retention(self, connection: DeadlineConnection, source: SourceTable, time: str) -> list[CheckFinding]:
+    def _of_retention(
+        self, connection: DeadlineConnection, source: SourceTable, time: str
+    ) -> list[CheckFinding]:
         parts: dict[str, composed.Composable] = {"source": source.identifier, "time": composed.Literal(time)}
         old = tables.run(connection, "logs_older_than", {"days": self.days}, **parts).fetchone()[0]
         if not old or self.category == "security":
             return []
         text = (
-            f"{old} rows are older than {self.days} days: the nightly retention of {self.target} takes their copies, and the comparison misses them"
+            f"{old} rows are older than {self.days} days: the nightly retention of {self.target} takes "
+            "their copies, and the comparison misses them"
         )
         return [
             CheckFinding(
-                "warning", "retention", text, f"In packhorse.toml: [retention.{self.target}] keep = …, or enabled = false, until the clean-up."
+                "warning",
+                "retention",
+                text,
+                f"In packhorse.toml: [retention.{self.target}] keep = …, or enabled = false, until the clean-up.",
             )
         ]
 
@@ -104,11 +117,17 @@ class LogTable(Backfill):
             "category": self.category,
             "event_type": self.event_type,
         }
-        copied, told = tables.run(connection, self.statement, {**given, **batch.parameters}, **self._parts(connection, batch)).fetchone()
+        copied, told = tables.run(
+            connection, self.statement, {**given, **batch.parameters}, **self._parts(connection, batch)
+        ).fetchone()
         return BatchResult(copied, told)
 
     def _parts(self, connection: DeadlineConnection, batch: Batch) -> dict[str, composed.Composable]:
-        return {"source": batch.source.identifier, "key_text": batch.source.key_text(), "in_batch": batch.where()}
+        return {
+            "source": batch.source.identifier,
+            "key_text": batch.source.key_text(),
+            "in_batch": batch.where(),
+        }
 
     def verify(self, connection: DeadlineConnection, source: SourceTable) -> list[CheckFinding]:
         """100 % accounted for: source = migrated + explained."""
@@ -118,16 +137,40 @@ class LogTable(Backfill):
             "key_text": source.key_text(),
         }
         given = {"backfill": self.name, "label": source.label, "from": source.name}
-        rows, migrated, explained, missing, stale, examples = tables.run(connection, "logs_accounts", given, **parts).fetchone()
-        found = [CheckFinding("ok", "accounted", f"source {rows} = migrated {migrated} + explained {explained}")]
+        rows, migrated, explained, missing, stale, examples = tables.run(
+            connection, "logs_accounts", given, **parts
+        ).fetchone()
+        found = [
+            CheckFinding("ok", "accounted", f"source {rows} = migrated {migrated} + explained {explained}")
+        ]
         again = f"packhorse backfill run {self.name} copies them."
         if missing:
-            found = [CheckFinding("refused", "accounted", f"{missing} of {rows} rows are neither copied nor explained: {', '.join(examples)}", again)]
+            found = [
+                CheckFinding(
+                    "refused",
+                    "accounted",
+                    f"{missing} of {rows} rows are neither copied nor explained: {', '.join(examples)}",
+                    again,
+                )
+            ]
         if stale:
-            found.append(CheckFinding("refused", "changed", f"{stale} rows were changed in {source.label} after they were copied", again))
+            found.append(
+                CheckFinding(
+                    "refused",
+                    "changed",
+                    f"{stale} rows were changed in {source.label} after they were copied",
+                    again,
+                )
+            )
         orphans = tables.run(connection, "logs_orphans", given, **parts).fetchone()[0]
         if orphans:
-            found.append(CheckFinding("ok", "deleted", f"{orphans} events are of rows that were deleted from {source.label} since; they stay"))
+            found.append(
+                CheckFinding(
+                    "ok",
+                    "deleted",
+                    f"{orphans} events are of rows that were deleted from {source.label} since; they stay",
+                )
+            )
         return found
 
     def finish(self, connection: DeadlineConnection, source: SourceTable) -> None:
@@ -137,23 +180,40 @@ class LogTable(Backfill):
 
     def _drop_view(self, connection: DeadlineConnection) -> None:
         if self.view is not None:
-            tables.run(connection, "logs_drop_view", view=composed.Identifier(connection.names.platform, self.view))
+            tables.run(
+                connection, "logs_drop_view", view=composed.Identifier(connection.names.platform, self.view)
+            )
 
-    def rollback(self, connection: DeadlineConnection, source: SourceTable | None, finished: bool) -> list[CheckFinding]:
+    def rollback(
+        self, connection: DeadlineConnection, source: SourceTable | None, finished: bool
+    ) -> list[CheckFinding]:
         """Copies go while their rows exist."""
         self.refuse_without_source(source, finished)
         assert source is not None, "refused"
         statement = "logs_take_back_webhooks" if self.target == "webhook_events" else "logs_take_back_audit"
 
         def take_back(batch: Batch) -> None:
-            tables.run(connection, statement, {"from": source.name, **batch.parameters}, **self._parts(connection, batch))
+            tables.run(
+                connection,
+                statement,
+                {"from": source.name, **batch.parameters},
+                **self._parts(connection, batch),
+            )
 
         each_batch(connection, source, take_back)
         quickly(connection, lambda: self._drop_view(connection))
         store.forget_ledger(connection, self.name)
         target = composed.Identifier(connection.names.platform, self.target)
         left = tables.run(connection, "logs_left", {"from": source.name}, target=target).fetchone()[0]
-        return [CheckFinding("warning", "deleted", f"{left} events stay: their rows are gone from {source.label}")] if left else []
+        return (
+            [
+                CheckFinding(
+                    "warning", "deleted", f"{left} events stay: their rows are gone from {source.label}"
+                )
+            ]
+            if left
+            else []
+        )
 
 
 class WebhookLogs(LogTable):
@@ -162,7 +222,13 @@ class WebhookLogs(LogTable):
     name = "webhook_logs"
     title = "webhook_logs becomes webhook_events, category incoming"
     defaults = {"source": "webhook_logs"}
-    target, category, statement, view, days = "webhook_events", "incoming", "logs_webhook_logs", "webhook_logs_compat", 30
+    target, category, statement, view, days = (
+        "webhook_events",
+        "incoming",
+        "logs_webhook_logs",
+        "webhook_logs_compat",
+        30,
+    )
     columns = dict.fromkeys(("event_type", "webhook_id", "source", "payload", "status", "created_at"), ())
 
 
@@ -172,8 +238,17 @@ class WebhookDeliveryLog(LogTable):
     name = "webhook_delivery_log"
     title = "webhook_delivery_log becomes webhook_events, category delivery"
     defaults = {"source": "webhook_delivery_log"}
-    target, category, statement, view, days = "webhook_events", "delivery", "logs_webhook_delivery_log", "webhook_delivery_log_compat", 30
-    columns = dict.fromkeys(("webhook_id", "recipient", "status", "retry_count", "error_message", "created_at", "delivered_at"), ())
+    target, category, statement, view, days = (
+        "webhook_events",
+        "delivery",
+        "logs_webhook_delivery_log",
+        "webhook_delivery_log_compat",
+        30,
+    )
+    columns = dict.fromkeys(
+        ("webhook_id", "recipient", "status", "retry_count", "error_message", "created_at", "delivered_at"),
+        (),
+    )
 
 
 class AuditLog(LogTable):

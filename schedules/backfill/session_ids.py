@@ -1,8 +1,9 @@
 """C3: a text column of session ids becomes a uuid column, online (PLATFORM 7).
 
-A new column beside the old one, a trigger that keeps it, short batches; then an index and a foreign key beside the writers, a comparison, and a
-swap of names in one short transaction. No writer of a valid value ever fails. From the swap to the clean-up the text is kept, so the way back is a
-swap, too; after it the way back is a walk. The steps are in uuid_steps.py.
+A new column beside the old one, a trigger that keeps it, short batches; then an index and a foreign key
+beside the writers, a comparison, and a swap of names in one short transaction. No writer of a valid value
+ever fails. From the swap to the clean-up the text is kept, so the way back is a swap, too; after it the way
+back is a walk. The steps are in uuid_steps.py.
 """
 
 from __future__ import annotations
@@ -36,9 +37,13 @@ class FurtherIndex:
 
 FURTHER = (
     FurtherIndex("idx_conversation_logs_session_id", "healthcare.conversation_logs", "session_id"),
-    FurtherIndex("idx_conversation_logs_clinic_created", "healthcare.conversation_logs", "clinic_id, created_at desc"),
+    FurtherIndex(
+        "idx_conversation_logs_clinic_created", "healthcare.conversation_logs", "clinic_id, created_at desc"
+    ),
     FurtherIndex("idx_whatsapp_messages_whatsapp_id", "core.whatsapp_messages", "whatsapp_message_id"),
-    FurtherIndex("idx_whatsapp_messages_org_created", "core.whatsapp_messages", "organization_id, created_at desc"),
+    FurtherIndex(
+        "idx_whatsapp_messages_org_created", "core.whatsapp_messages", "organization_id, created_at desc"
+    ),
 )
 
 
@@ -47,7 +52,11 @@ class SessionIds(Backfill):
 
     name = "session_ids"
     title = "a text column of session ids becomes uuid, with a foreign key"
-    defaults = {"table": "core.whatsapp_conversations", "column": "session_id", "target": "core.conversation_sessions"}
+    defaults = {
+        "table": "core.whatsapp_conversations",
+        "column": "session_id",
+        "target": "core.conversation_sessions",
+    }
     takes_over = False
     changes_in_place = True
     most_rows = 10_000
@@ -67,8 +76,13 @@ class SessionIds(Backfill):
         """It is uuid already, and no run of ours is on its way."""
         source = self.find_source(connection)
         begun = store.progress(connection, self.name)
-        on_its_way = bool(begun) and begun[0]["settings"] == self.settings and begun[0]["state"] not in ("verified", "finished")
-        on_its_way = on_its_way or store.last_sign_seconds(connection, self.name) is not None  # it has died at the very end
+        on_its_way = (
+            bool(begun)
+            and begun[0]["settings"] == self.settings
+            and begun[0]["state"] not in ("verified", "finished")
+        )
+        # it has died at the very end
+        on_its_way = on_its_way or store.last_sign_seconds(connection, self.name) is not None
         if source is None or not self._is_swapped(source) or on_its_way:
             return None
         return f"{source.label}.{self.settings['column']} is uuid already"
@@ -76,14 +90,36 @@ class SessionIds(Backfill):
     def check(self, connection: DeadlineConnection, source: SourceTable) -> list[CheckFinding]:
         """Type and counts of the column; what stands on it and would break."""
         column, label = self.settings["column"], source.label
-        found = [CheckFinding("refused", "source", f"{label} is partitioned", "Convert its partitions one by one.")] if source.kind == "p" else []
+        found = (
+            [
+                CheckFinding(
+                    "refused", "source", f"{label} is partitioned", "Convert its partitions one by one."
+                )
+            ]
+            if source.kind == "p"
+            else []
+        )
         if not source.owned:
             text = f"{label} belongs to {source.owner}: this role cannot change its columns"
-            found.append(CheckFinding("refused", "rights", text, "Set maintenance_url to a connection of its owner."))
+            found.append(
+                CheckFinding("refused", "rights", text, "Set maintenance_url to a connection of its owner.")
+            )
         target = tables.table(connection, self.settings["target"])
-        if target is None or target.types.get("id") != "uuid" or not ({"id"} == set(target.keys) or "id" in target.unique):
-            text = f"{self.settings['target']} has no key id of type uuid" if target else f"there is no table {self.settings['target']}"
-            found.append(CheckFinding("refused", "target", text, "--set target=schema.table names the table of sessions."))
+        if (
+            target is None
+            or target.types.get("id") != "uuid"
+            or not ({"id"} == set(target.keys) or "id" in target.unique)
+        ):
+            text = (
+                f"{self.settings['target']} has no key id of type uuid"
+                if target
+                else f"there is no table {self.settings['target']}"
+            )
+            found.append(
+                CheckFinding(
+                    "refused", "target", text, "--set target=schema.table names the table of sessions."
+                )
+            )
         facts = rows_of_statement(connection, "ids_column", {"table": source.quoted, "column": column})
         if not facts:
             return [*found, *self.missing_columns(source, {column: ()})]
@@ -98,7 +134,9 @@ class SessionIds(Backfill):
         found.append(CheckFinding("ok", "values", text + more))
         lost = counts["invalid"] + counts["orphaned"]
         if lost:
-            found.append(CheckFinding("warning", "values", f"{lost} values become NULL; the ledger keeps their texts"))
+            found.append(
+                CheckFinding("warning", "values", f"{lost} values become NULL; the ledger keeps their texts")
+            )
         return found
 
     def prepare(self, connection: DeadlineConnection, source: SourceTable) -> None:
@@ -121,10 +159,28 @@ class SessionIds(Backfill):
         """Index, key, comparison, swap; each does nothing when it is done already."""
         before = self.conversion(source, is_swapped=False)
         return [
-            Stage("index", lambda connection: self._unless_swapped(connection, lambda: steps.build_index(connection, before))),
-            Stage("key", lambda connection: self._unless_swapped(connection, lambda: steps.add_key(connection, before))),
-            Stage("validate", lambda connection: self._unless_swapped(connection, lambda: steps.validate_key(connection, before))),
-            Stage("swap", lambda connection: self._unless_swapped(connection, lambda: self._swap(connection, before))),
+            Stage(
+                "index",
+                lambda connection: self._unless_swapped(
+                    connection, lambda: steps.build_index(connection, before)
+                ),
+            ),
+            Stage(
+                "key",
+                lambda connection: self._unless_swapped(
+                    connection, lambda: steps.add_key(connection, before)
+                ),
+            ),
+            Stage(
+                "validate",
+                lambda connection: self._unless_swapped(
+                    connection, lambda: steps.validate_key(connection, before)
+                ),
+            ),
+            Stage(
+                "swap",
+                lambda connection: self._unless_swapped(connection, lambda: self._swap(connection, before)),
+            ),
             Stage("further indexes", _further_indexes),
         ]
 
@@ -134,7 +190,9 @@ class SessionIds(Backfill):
             act()
 
     def _swap(self, connection: DeadlineConnection, before: Conversion) -> None:
-        refused = [finding.text for finding in steps.compare(connection, before) if finding.level == "refused"]
+        refused = [
+            finding.text for finding in steps.compare(connection, before) if finding.level == "refused"
+        ]
         if refused:
             raise StoreRejected(f"not swapped: {'; '.join(refused)}")
         quickly(connection, lambda: steps.swap(connection, before))
@@ -144,15 +202,27 @@ class SessionIds(Backfill):
         current = tables.table(connection, self.source_name)
         assert current is not None, "it is walked"
         if not self._is_swapped(current):
-            return [CheckFinding("refused", "type", f"{source.label}.{self.settings['column']} is not uuid", f"packhorse backfill run {self.name}")]
+            return [
+                CheckFinding(
+                    "refused",
+                    "type",
+                    f"{source.label}.{self.settings['column']} is not uuid",
+                    f"packhorse backfill run {self.name}",
+                )
+            ]
         now = self.conversion(current, is_swapped=True)
-        return [*steps.look(connection, now), *(steps.compare(connection, now) if now.other in current.types else [])]
+        return [
+            *steps.look(connection, now),
+            *(steps.compare(connection, now) if now.other in current.types else []),
+        ]
 
     def finish(self, connection: DeadlineConnection, source: SourceTable) -> None:
         """The text goes, and who kept it."""
         steps.end(connection, self.conversion(source, is_swapped=True))
 
-    def rollback(self, connection: DeadlineConnection, source: SourceTable | None, finished: bool) -> list[CheckFinding]:
+    def rollback(
+        self, connection: DeadlineConnection, source: SourceTable | None, finished: bool
+    ) -> list[CheckFinding]:
         """Text again, with the texts of the ledger."""
         if source is None:
             raise InvalidArgument(f"source: there is no table {self.source_name}", field="source")
@@ -168,7 +238,12 @@ class SessionIds(Backfill):
 
     def _restore(self, connection: DeadlineConnection, now: Conversion, source: SourceTable) -> None:
         """After the clean-up the texts are to be made again, beside the writers."""
-        quickly(connection, lambda: steps.add_text(connection, now, str(store.memo(connection, self.name).get("type", "text"))))
+        quickly(
+            connection,
+            lambda: steps.add_text(
+                connection, now, str(store.memo(connection, self.name).get("type", "text"))
+            ),
+        )
         each_batch(connection, source, lambda batch: steps.restore_texts(connection, now, batch))
 
 
@@ -179,24 +254,50 @@ def _of_column(place: str, label: str, column: str, facts: dict[str, Any]) -> li
     if not str(facts["type"]).startswith(TEXTS):
         found.append(CheckFinding("refused", "type", f"{place} is {facts['type']}, neither text nor uuid"))
     if facts["is_required"]:
-        found.append(CheckFinding("refused", "values", f"{place} is NOT NULL: invalid values could not become NULL", f"{say} drop not null;"))
+        found.append(
+            CheckFinding(
+                "refused",
+                "values",
+                f"{place} is NOT NULL: invalid values could not become NULL",
+                f"{say} drop not null;",
+            )
+        )
     if facts["has_default"]:
-        found.append(CheckFinding("refused", "values", f"{place} has a default, which is a text", f"{say} drop default;"))
+        found.append(
+            CheckFinding(
+                "refused", "values", f"{place} has a default, which is a text", f"{say} drop default;"
+            )
+        )
     for kind in ("views", "policies", "constraints"):
         for name in facts[kind]:
             text = f"{kind}: {name} stands on {place}"
-            found.append(CheckFinding("refused", "dependents", text, "Drop it, and make it again after the swap."))
+            found.append(
+                CheckFinding("refused", "dependents", text, "Drop it, and make it again after the swap.")
+            )
     for name in facts["indexes"]:
         text = f"the index {name} stands on {place}"
         if name.endswith("(unique)"):
-            found.append(CheckFinding("refused", "dependents", text, "Drop it, and make it again after the swap."))
+            found.append(
+                CheckFinding("refused", "dependents", text, "Drop it, and make it again after the swap.")
+            )
         else:
-            found.append(CheckFinding("warning", "dependents", f"{text}: it goes with the text", "Make one like it on the uuid column afterwards."))
+            found.append(
+                CheckFinding(
+                    "warning",
+                    "dependents",
+                    f"{text}: it goes with the text",
+                    "Make one like it on the uuid column afterwards.",
+                )
+            )
     return found
 
 
 def _further_indexes(connection: DeadlineConnection) -> None:
     for index in FURTHER:
         table = tables.table(connection, index.table)
-        if table is not None and table.kind == "r" and {part.split(" ")[0] for part in index.columns.split(", ")} <= table.types.keys():
+        if (
+            table is not None
+            and table.kind == "r"
+            and {part.split(" ")[0] for part in index.columns.split(", ")} <= table.types.keys()
+        ):
             steps.build_further_index(connection, table, index.name, index.columns)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from packhorse.schedules.backfill.agent_sessions import AgentSessions
 from packhorse.schedules.backfill.base import Backfill
-from packhorse.schedules.backfill.deprecated import BookingAuthorizations, EttaConversations, EttaMessages, PricingFaqs, ReferralCredits, Reviews
+from packhorse.schedules.backfill.deprecated import (
+    BookingAuthorizations,
+    EttaConversations,
+    EttaMessages,
+    PricingFaqs,
+    ReferralCredits,
+    Reviews,
+)
 from packhorse.schedules.backfill.logs import (
     AgentErrorLogs,
     AuditLogs,

@@ -1,7 +1,8 @@
-"""The steps of C3 on one column: each is to be repeated without harm, and none holds a lock for longer than an instant.
+"""The steps of C3 on one column: each is to be repeated without harm, and none holds a lock for longer than
+an instant.
 
-Before the swap clients write the text: COLUMN is text, COLUMN_uuid is kept by the trigger. After it they write the UUID: COLUMN is uuid, and
-COLUMN_text is kept, until the clean-up.
+Before the swap clients write the text: COLUMN is text, COLUMN_uuid is kept by the trigger. After it they
+write the UUID: COLUMN is uuid, and COLUMN_text is kept, until the clean-up.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ UUID_FORM = "^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$"
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """Names of a conversion. target: [schema.]table of the sessions, whose key is id. is_swapped: clients write the UUID."""
+    """Names of a conversion. target: [schema.]table of the sessions, whose key is id. is_swapped: clients
+    write the UUID.
+    """
 
     backfill: str
     source: SourceTable
@@ -116,23 +119,37 @@ def copy(connection: DeadlineConnection, names: Conversion, batch: Batch) -> tup
 
 
 def build_index(connection: DeadlineConnection, names: Conversion) -> None:
-    """Beside the writers, outside of a transaction; the leftover of a build that was killed is dropped first."""
+    """Beside the writers, outside of a transaction; the leftover of a build that was killed is dropped
+    first.
+    """
     column = composed.Identifier(names.uuid)
     if _without_leftover(connection, names.source, names.index):
-        tables.run(connection, "ids_create_index", index_name=composed.Identifier(names.index), source=names.source.identifier, column=column)
+        tables.run(
+            connection,
+            "ids_create_index",
+            index_name=composed.Identifier(names.index),
+            source=names.source.identifier,
+            column=column,
+        )
 
 
 def build_further_index(connection: DeadlineConnection, table: SourceTable, name: str, columns: str) -> None:
     """The same for one of another table. columns: SQL of ours."""
     if _without_leftover(connection, table, name):
         tables.run(
-            connection, "ids_create_further_index", index_name=composed.Identifier(name), source=table.identifier, columns=composed.SQL(columns)
+            connection,
+            "ids_create_further_index",
+            index_name=composed.Identifier(name),
+            source=table.identifier,
+            columns=composed.SQL(columns),
         )
 
 
 def _without_leftover(connection: DeadlineConnection, table: SourceTable, name: str) -> bool:
     """Is the index to be built?"""
-    row = tables.run(connection, "ids_index_state", {"table": table.quoted, "index": quoted(table.schema, name)}).fetchone()
+    row = tables.run(
+        connection, "ids_index_state", {"table": table.quoted, "index": quoted(table.schema, name)}
+    ).fetchone()
     if row is not None and not row[0]:
         tables.run(connection, "ids_drop_index", index=composed.Identifier(table.schema, name))
         return True
@@ -155,19 +172,32 @@ def validate_key(connection: DeadlineConnection, names: Conversion) -> None:
 
 def _key_state(connection: DeadlineConnection, names: Conversion) -> bool | None:
     """Valid, not valid, or None: there is none."""
-    row = tables.run(connection, "ids_key_state", {"table": names.source.quoted, "name": names.key}).fetchone()
+    row = tables.run(
+        connection, "ids_key_state", {"table": names.source.quoted, "name": names.key}
+    ).fetchone()
     return None if row is None else bool(row[0])
 
 
 def compare(connection: DeadlineConnection, names: Conversion) -> list[CheckFinding]:
     """Text and UUID, row by row."""
-    rows, uuids, nulls, explained, missing, wrong, examples = tables.run(connection, "ids_accounts", **names.parts()).fetchone()
+    rows, uuids, nulls, explained, missing, wrong, examples = tables.run(
+        connection, "ids_accounts", **names.parts()
+    ).fetchone()
     again = f"packhorse backfill run {names.backfill}"
     found = []
     if missing:
-        found.append(CheckFinding("refused", "accounted", f"{missing} texts are neither a UUID nor explained: rows {', '.join(examples)}", again))
+        found.append(
+            CheckFinding(
+                "refused",
+                "accounted",
+                f"{missing} texts are neither a UUID nor explained: rows {', '.join(examples)}",
+                again,
+            )
+        )
     if wrong:
-        found.append(CheckFinding("refused", "values", f"{wrong} rows have another UUID than their text", again))
+        found.append(
+            CheckFinding("refused", "values", f"{wrong} rows have another UUID than their text", again)
+        )
     text = f"{rows} rows = {uuids} UUIDs + {nulls} that were NULL + {explained} in the ledger"
     return found or [CheckFinding("ok", "accounted", text)]
 
@@ -179,11 +209,20 @@ def look(connection: DeadlineConnection, names: Conversion) -> list[CheckFinding
     data_type = value(connection, "ids_data_type", table)
     if data_type != "uuid":
         found.append(CheckFinding("refused", "type", f"the information schema says {data_type}"))
-    if not value(connection, "ids_key_is_used", {**table, "key": names.key}) or _key_state(connection, names) is not True:
+    if (
+        not value(connection, "ids_key_is_used", {**table, "key": names.key})
+        or _key_state(connection, names) is not True
+    ):
         found.append(CheckFinding("refused", "key", f"the foreign key {names.key} is missing, or not valid"))
     if not value(connection, "ids_index_is_listed", {**table, "index": names.index}):
         found.append(CheckFinding("refused", "index", f"the index {names.index} is missing"))
-    return found or [CheckFinding("ok", "type", f"{names.source.label}.{names.column} is uuid, {names.key} is valid, {names.index} is there")]
+    return found or [
+        CheckFinding(
+            "ok",
+            "type",
+            f"{names.source.label}.{names.column} is uuid, {names.key} is valid, {names.index} is there",
+        )
+    ]
 
 
 def swap(connection: DeadlineConnection, names: Conversion) -> None:
@@ -205,7 +244,8 @@ def swap_back(connection: DeadlineConnection, names: Conversion) -> None:
     source = names.source.identifier
     _drop_triggers(connection, names)
     tables.run(connection, "ids_drop_key", **names.parts())
-    tables.run(connection, "ids_drop_column", source=source, column=composed.Identifier(names.uuid))  # with its index
+    # with its index
+    tables.run(connection, "ids_drop_column", source=source, column=composed.Identifier(names.uuid))
     _rename(connection, "column", source, names.text, before.text)
     _move_index(connection, names.source, f"{names.index}_text"[:63], names.index)
 
@@ -214,17 +254,23 @@ def undo(connection: DeadlineConnection, names: Conversion) -> None:
     """The way back before the swap."""
     _drop_triggers(connection, names)
     tables.run(connection, "ids_drop_key", **names.parts())
-    tables.run(connection, "ids_drop_column", source=names.source.identifier, column=composed.Identifier(names.uuid))
+    tables.run(
+        connection, "ids_drop_column", source=names.source.identifier, column=composed.Identifier(names.uuid)
+    )
 
 
 def end(connection: DeadlineConnection, names: Conversion) -> None:
     """The clean-up: text and trigger go."""
     _drop_triggers(connection, names)
-    tables.run(connection, "ids_drop_column", source=names.source.identifier, column=composed.Identifier(names.text))
+    tables.run(
+        connection, "ids_drop_column", source=names.source.identifier, column=composed.Identifier(names.text)
+    )
 
 
 def add_text(connection: DeadlineConnection, names: Conversion, type_name: str) -> None:
-    """The way back after the clean-up: a column for the texts, and the trigger that keeps it. type_name: as the catalogue had it."""
+    """The way back after the clean-up: a column for the texts, and the trigger that keeps it. type_name: as
+    the catalogue had it.
+    """
     tables.run(connection, "ids_add_text", type=composed.SQL(type_name), **names.parts())
     _keep(connection, names)
 
@@ -233,12 +279,23 @@ def restore_texts(connection: DeadlineConnection, names: Conversion, batch: Batc
     tables.run(connection, "ids_restore_texts", batch.parameters, **names.parts(batch))
 
 
-def _rename(connection: DeadlineConnection, kind: str, source: composed.Identifier, old: str, new: str) -> None:
-    parts: dict[str, composed.Composable] = {"source": source, "from": composed.Identifier(old), "to": composed.Identifier(new)}
+def _rename(
+    connection: DeadlineConnection, kind: str, source: composed.Identifier, old: str, new: str
+) -> None:
+    parts: dict[str, composed.Composable] = {
+        "source": source,
+        "from": composed.Identifier(old),
+        "to": composed.Identifier(new),
+    }
     tables.run(connection, f"ids_rename_{kind}", None, **parts)
 
 
 def _move_index(connection: DeadlineConnection, source: SourceTable, old: str, new: str) -> None:
     """Rename an index, where there is one of this name."""
     if tables.exists(connection, source.schema, old):
-        tables.run(connection, "ids_rename_index", index=composed.Identifier(source.schema, old), to=composed.Identifier(new))
+        tables.run(
+            connection,
+            "ids_rename_index",
+            index=composed.Identifier(source.schema, old),
+            to=composed.Identifier(new),
+        )

@@ -1,4 +1,6 @@
-"""What the shipped backfills share beside the engine: a walk of their own for the way back, what the server can do."""
+"""What the shipped backfills share beside the engine: a walk of their own for the way back, what the server
+can do.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ SECURITY_INVOKER_VERSION = 150000
 
 
 def each_batch(connection: DeadlineConnection, source: SourceTable, act: Callable[[Batch], object]) -> None:
-    """Call `act` with batch after batch of a table, each in a transaction of its own; killed, it is to be repeated from the beginning."""
+    """Call `act` with batch after batch of a table, each in a transaction of its own; killed, it is to be
+    repeated from the beginning.
+    """
     after: list[str] | None = None
     while True:
         with connection.transaction():

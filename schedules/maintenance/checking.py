@@ -20,7 +20,8 @@ _NEEDED_BY_RETRIES = frozenset({"processed_messages"})
 
 @dataclass
 class Findings:
-    """problems: task and what is wrong with it. warnings: it works, slowly. absent: tasks whose table is not there.
+    """problems: task and what is wrong with it. warnings: it works, slowly. absent: tasks whose table is not
+    there.
 
     left_out: shipped tasks that this role may not do, and the cure; all else works without them.
     """
@@ -32,7 +33,8 @@ class Findings:
 
 
 def check_plan(connection: DeadlineConnection, plan: Plan) -> Findings:
-    """Look at every policy's table, columns, SQL, privileges and visibility; changes nothing, waits for no lock longer than a second.
+    """Look at every policy's table, columns, SQL, privileges and visibility; changes nothing, waits for no
+    lock longer than a second.
 
     Raises StoreUnavailable.
     """
@@ -67,9 +69,15 @@ def check_plan(connection: DeadlineConnection, plan: Plan) -> Findings:
                     if parent is None
                     else f"column: {partitions.table} is not range-partitioned by the time {partitions.column} alone"
                 )
-                found.problems += [(task, f"[partitions.{partitions.name}]: {what}") for task in (partitions.make_task, partitions.drop_task)]
+                found.problems += [
+                    (task, f"[partitions.{partitions.name}]: {what}")
+                    for task in (partitions.make_task, partitions.drop_task)
+                ]
             elif not parent.owned:
-                for task, ours in ((partitions.make_task, MADE_BY_FUNCTION), (partitions.drop_task, DROPPED_BY_FUNCTION)):
+                for task, ours in (
+                    (partitions.make_task, MADE_BY_FUNCTION),
+                    (partitions.drop_task, DROPPED_BY_FUNCTION),
+                ):
                     what = (
                         f"[partitions.{partitions.name}]: only the owner of {partitions.table} can change its partitions: set maintenance_url "
                         "to a connection of that role"
@@ -82,24 +90,37 @@ def check_plan(connection: DeadlineConnection, plan: Plan) -> Findings:
                     try:
                         refuse_unkept(connection, partitions)
                     except StoreRejected as error:
-                        found.problems.append((partitions.drop_task, f"[partitions.{partitions.name}]: {error}"))
+                        found.problems.append(
+                            (partitions.drop_task, f"[partitions.{partitions.name}]: {error}")
+                        )
     return found
 
 
 def _check_retention(connection: DeadlineConnection, policy: Retention, found: Findings) -> None:
-    """All that is wrong with one policy: a field that is refused is replaced, so that it hides nothing else."""
+    """All that is wrong with one policy: a field that is refused is replaced, so that it hides nothing
+    else.
+    """
     checked: Retention | None = policy
     while checked is not None:
         try:
             with translated(), connection.transaction():
                 store.wait_a_second(connection)
                 target, facts, warnings = resolve(connection, checked)
-                check_visible(connection, checked, target, facts, store.cutoff(connection, checked.keep_seconds))
+                check_visible(
+                    connection, checked, target, facts, store.cutoff(connection, checked.keep_seconds)
+                )
             if checked is policy:
-                found.warnings += [f"[retention.{policy.name}]: {warning}" for warning in warnings if facts["estimated_rows"] > 10_000]
+                found.warnings += [
+                    f"[retention.{policy.name}]: {warning}"
+                    for warning in warnings
+                    if facts["estimated_rows"] > 10_000
+                ]
             return
-        except StoreConflict as error:  # left open by somebody: no reason to keep a timetable from starting, or this task from it
-            found.warnings.append(f"[retention.{policy.name}]: not checked, {policy.table} is locked: {error}")
+        except StoreConflict as error:
+            # left open by somebody: no reason to keep a timetable from starting, or this task from it
+            found.warnings.append(
+                f"[retention.{policy.name}]: not checked, {policy.table} is locked: {error}"
+            )
             return
         except (InvalidArgument, StoreRejected) as error:
             found.problems.append((policy.task, f"[retention.{policy.name}]: {error}"))
@@ -108,7 +129,9 @@ def _check_retention(connection: DeadlineConnection, policy: Retention, found: F
 
 
 def _without(connection: DeadlineConnection, policy: Retention, field: str | None) -> Retention | None:
-    """The policy with a value in this field that the table takes; None when there is none, or when it has been replaced already."""
+    """The policy with a value in this field that the table takes; None when there is none, or when it has
+    been replaced already.
+    """
     if field == "column":
         facts = store.table_facts(connection, policy.table, policy.column) or {}
         times = (name for name in facts.get("columns") or [] if _is_time(connection, policy.table, name))

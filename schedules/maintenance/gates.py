@@ -1,7 +1,7 @@
 """Health gates: what makes a long run wait, and for how long (SPEC M6).
 
-A gate closes above its threshold and opens again below four fifths of it, so that it does not flutter. What this role
-may not see is unknown: the run goes on at half speed.
+A gate closes above its threshold and opens again below four fifths of it, so that it does not flutter. What
+this role may not see is unknown: the run goes on at half speed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ class Verdict:
 
 
 def judge(found: Iterable[HealthGate], thresholds: Gates, held_by: str | None) -> Verdict:
-    """May a run go on? held_by: the gate that holds it now, which opens only below OPEN_AGAIN_RATIO of its threshold."""
+    """May a run go on? held_by: the gate that holds it now, which opens only below OPEN_AGAIN_RATIO of its
+    threshold.
+    """
     slow = False
     for gate in found:
         most = getattr(thresholds, gate.gate, None)
@@ -34,5 +36,7 @@ def judge(found: Iterable[HealthGate], thresholds: Gates, held_by: str | None) -
         slow = slow or not gate.known
         limit = most * OPEN_AGAIN_RATIO if held_by == gate.gate else most
         if gate.value is not None and gate.value > limit:
-            return Verdict(gate.gate, f"{gate.gate} is {gate.value:.4g}, at most {most:g} ({gate.detail or ''})", slow)
+            return Verdict(
+                gate.gate, f"{gate.gate} is {gate.value:.4g}, at most {most:g} ({gate.detail or ''})", slow
+            )
     return Verdict(None, "", slow)

@@ -1,9 +1,10 @@
 """The life of partitions: made ahead, detached when old, exported if asked, dropped after a grace (SPEC M5).
 
-Making and dropping are separate tasks with separate schedules and transactions: a drop that cannot have its lock never
-keeps the next month from being there (FAILURES 64). Each step is one short transaction with a lock timeout of a second,
-tried again; a detach runs concurrently, outside any transaction. Bounds come from the catalogue, never from names. No
-default partition: one that is found in an adopted table is emptied period by period and reported.
+Making and dropping are separate tasks with separate schedules and transactions: a drop that cannot have its
+lock never keeps the next month from being there (FAILURES 64). Each step is one short transaction with a lock
+timeout of a second, tried again; a detach runs concurrently, outside any transaction. Bounds come from the
+catalogue, never from names. No default partition: one that is found in an adopted table is emptied period by
+period and reported.
 """
 
 from __future__ import annotations
@@ -15,11 +16,24 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from packhorse.schedules.maintenance.periods import lower_bound, partition_name, period_start, runway_seconds, uncovered, upper_bound
+from packhorse.schedules.maintenance.periods import (
+    lower_bound,
+    partition_name,
+    period_start,
+    runway_seconds,
+    uncovered,
+    upper_bound,
+)
 from packhorse.schedules.maintenance.policies import Partitions
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
-from packhorse.worker.errors import InvalidArgument, StoreConflict, StoreError, StoreRejected, StoreUnavailable
+from packhorse.worker.errors import (
+    InvalidArgument,
+    StoreConflict,
+    StoreError,
+    StoreRejected,
+    StoreUnavailable,
+)
 from packhorse.worker.store import partitions as store
 
 logger = logging.getLogger("packhorse.maintenance")
@@ -46,7 +60,9 @@ class PartitionStep:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A partitioned table as it stands. runway_seconds: until inserts find no partition, counted without a gap."""
+    """A partitioned table as it stands. runway_seconds: until inserts find no partition, counted without a
+    gap.
+    """
 
     table: str
     partitions: int
@@ -57,7 +73,9 @@ class Status:
 
 
 class PartitionKeeper:
-    """The steps of one policy on one connection (autocommit, of the table's owner where steps change the table)."""
+    """The steps of one policy on one connection (autocommit, of the table's owner where steps change the
+    table).
+    """
 
     def __init__(self, connection: DeadlineConnection, policy: Partitions, stop: Event | None = None) -> None:
         self._connection = connection
@@ -77,11 +95,15 @@ class PartitionKeeper:
             runway_seconds(found, parent.now),
             default,
             found[0].lower if found and not found[0].is_default else None,
-            f"it has a default partition {default}: `packhorse partitions drain {self._policy.name}`" if default else None,
+            f"it has a default partition {default}: `packhorse partitions drain {self._policy.name}`"
+            if default
+            else None,
         )
 
     def plan(self) -> list[PartitionStep]:
-        """Every step that would be done now, in order: make, then detach, export and drop. Raises InvalidArgument, StoreError."""
+        """Every step that would be done now, in order: make, then detach, export and drop. Raises
+        InvalidArgument, StoreError.
+        """
         with translated():
             parent = self._parent()
             found = store.partitions(self._connection, self._policy.table)
@@ -89,49 +111,77 @@ class PartitionKeeper:
 
     # -- making -------------------------------------------------------------------------------------
     def can_make(self) -> bool:
-        """May this role make partitions of the table, itself or through a function of ours? Raises InvalidArgument, StoreError."""
+        """May this role make partitions of the table, itself or through a function of ours? Raises
+        InvalidArgument, StoreError.
+        """
         with translated():
             return self._parent().owned or self._policy.table in MADE_BY_FUNCTION
 
     def missing(self, ahead: int | None = None) -> list[PartitionStep]:
-        """What make() would make now: of the current period and `ahead` more, those of the policy at most and by default."""
+        """What make() would make now: of the current period and `ahead` more, those of the policy at most and
+        by default.
+        """
         with translated():
-            return self._missing(self._parent(), store.partitions(self._connection, self._policy.table), ahead)
+            return self._missing(
+                self._parent(), store.partitions(self._connection, self._policy.table), ahead
+            )
 
     def make(self) -> int:
-        """Make what is missing; how many are new. One partition per transaction; what is there stays when a later one fails."""
+        """Make what is missing; how many are new. One partition per transaction; what is there stays when a
+        later one fails.
+        """
         with translated():
             parent = self._parent()
             if not parent.owned and self._policy.table in MADE_BY_FUNCTION:
-                return store.make_as_owner(self._connection, MADE_BY_FUNCTION[self._policy.table], self._policy.ahead)
+                return store.make_as_owner(
+                    self._connection, MADE_BY_FUNCTION[self._policy.table], self._policy.ahead
+                )
             self._need_owner(parent)
             steps = self._missing(parent, store.partitions(self._connection, self._policy.table))
         failures = _Failures()
         for step in steps:
             with failures:
-                self._retried(step, partial(store.create, self._connection, parent, step.partition, step.lower, step.upper))
+                self._retried(
+                    step,
+                    partial(store.create, self._connection, parent, step.partition, step.lower, step.upper),
+                )
                 logger.info("partition_made table=%s partition=%s", self._policy.table, step.partition)
         failures.report()
         with translated():
             for step in self._missing(parent, store.partitions(self._connection, self._policy.table)):
-                raise StoreRejected(f"{self._policy.table}: cannot make {step.partition}: a table of this name stands there; rename or attach it")
+                raise StoreRejected(
+                    f"{self._policy.table}: cannot make {step.partition}: a table of this name stands there; rename or attach it"
+                )
         return len(steps)
 
-    def _missing(self, parent: store.Parent, found: list[store.Partition], most: int | None = None) -> list[PartitionStep]:
-        every, ahead = self._policy.every, self._policy.ahead if most is None else min(most, self._policy.ahead)
+    def _missing(
+        self, parent: store.Parent, found: list[store.Partition], most: int | None = None
+    ) -> list[PartitionStep]:
+        every, ahead = (
+            self._policy.every,
+            self._policy.ahead if most is None else min(most, self._policy.ahead),
+        )
         ranges = [(lower_bound(p), upper_bound(p)) for p in found if not p.is_default]
         steps = []
         for shift in range(ahead + 1):
             period = (period_start(parent.now, every, shift), period_start(parent.now, every, shift + 1))
             for start, end in uncovered(ranges, *period):
                 if end > parent.now:
-                    name = partition_name(parent.name, start, every, whole=(end - start) * 2 > period[1] - period[0])
-                    steps.append(PartitionStep("make", name, start.isoformat(), end.isoformat(), f"{ahead} {every}s ahead"))
+                    name = partition_name(
+                        parent.name, start, every, whole=(end - start) * 2 > period[1] - period[0]
+                    )
+                    steps.append(
+                        PartitionStep(
+                            "make", name, start.isoformat(), end.isoformat(), f"{ahead} {every}s ahead"
+                        )
+                    )
         return steps
 
     # -- dropping -----------------------------------------------------------------------------------
     def drop(self) -> int:
-        """Detach what is too old, export and drop what was detached long enough ago; how many were dropped."""
+        """Detach what is too old, export and drop what was detached long enough ago; how many were
+        dropped.
+        """
         with translated():
             parent = self._parent()
             if not parent.owned and self._policy.table in DROPPED_BY_FUNCTION:
@@ -178,7 +228,13 @@ class PartitionKeeper:
             with failures:
                 self._retried(
                     step,
-                    partial(store.detach, self._connection, parent, by_name[step.partition], lock_timeout=DETACH_LOCK_TIMEOUT),
+                    partial(
+                        store.detach,
+                        self._connection,
+                        parent,
+                        by_name[step.partition],
+                        lock_timeout=DETACH_LOCK_TIMEOUT,
+                    ),
                     in_transaction=False,
                 )
                 logger.info("partition_detached table=%s partition=%s", self._policy.table, step.partition)
@@ -191,7 +247,14 @@ class PartitionKeeper:
             keep = max(keep, store.longest_keep_done(self._connection) or 0)
         cutoff = period_start(parent.now, self._policy.every, -keep)
         return [
-            PartitionStep("detach", p.table, str(p.lower), str(p.upper), f"older than {keep} {self._policy.every}s", round(p.estimated_rows))
+            PartitionStep(
+                "detach",
+                p.table,
+                str(p.lower),
+                str(p.upper),
+                f"older than {keep} {self._policy.every}s",
+                round(p.estimated_rows),
+            )
             for p in found
             if not p.is_default and (upper_bound(p) <= cutoff or p.detach_pending)
         ]
@@ -201,17 +264,34 @@ class PartitionKeeper:
         for row in store.droppable(self._connection, parent, self._policy.grace_seconds):
             bounds = (row["lower_bound"], row["upper_bound"])
             if self._policy.export_dir is not None and row["exported_at"] is None:
-                steps.append(PartitionStep("export", row["partition"], *bounds, f"to {self._policy.export_dir}"))
-            steps.append(PartitionStep("drop", row["partition"], *bounds, f"detached {row['detached_at']:%Y-%m-%d %H:%M}"))
+                steps.append(
+                    PartitionStep("export", row["partition"], *bounds, f"to {self._policy.export_dir}")
+                )
+            steps.append(
+                PartitionStep(
+                    "drop", row["partition"], *bounds, f"detached {row['detached_at']:%Y-%m-%d %H:%M}"
+                )
+            )
         return steps
 
     def _export(self, parent: store.Parent, step: PartitionStep) -> None:
         with translated():
             try:
-                path, rows, digest = store.export(self._connection, parent, step.partition, Path(self._policy.export_dir or "."))
+                path, rows, digest = store.export(
+                    self._connection, parent, step.partition, Path(self._policy.export_dir or ".")
+                )
             except OSError as error:
-                raise InvalidArgument(f"export_dir: {error.strerror or error}: {self._policy.export_dir}", field="export_dir") from error
-        logger.info("partition_exported table=%s partition=%s path=%s rows=%d sha256=%s", self._policy.table, step.partition, path, rows, digest)
+                raise InvalidArgument(
+                    f"export_dir: {error.strerror or error}: {self._policy.export_dir}", field="export_dir"
+                ) from error
+        logger.info(
+            "partition_exported table=%s partition=%s path=%s rows=%d sha256=%s",
+            self._policy.table,
+            step.partition,
+            path,
+            rows,
+            digest,
+        )
 
     def _drop_one(self, parent: store.Parent, step: PartitionStep) -> None:
         with translated():
@@ -222,7 +302,8 @@ class PartitionKeeper:
 
     # -- an adopted table with a default partition --------------------------------------------------
     def drain_default(self) -> int:
-        """Move the rows of the default partition into partitions of their own, a period per transaction; how many rows.
+        """Move the rows of the default partition into partitions of their own, a period per transaction; how
+        many rows.
 
         Readers go on; writers wait for the transaction of each period. Raises StoreError.
         """
@@ -231,8 +312,14 @@ class PartitionKeeper:
             with translated():
                 parent = self._parent()
                 self._need_owner(parent)
-                default = next((p for p in store.partitions(self._connection, self._policy.table) if p.is_default), None)
-                oldest, left = store.default_span(self._connection, default, self._policy.column) if default else (None, 0)
+                default = next(
+                    (p for p in store.partitions(self._connection, self._policy.table) if p.is_default), None
+                )
+                oldest, left = (
+                    store.default_span(self._connection, default, self._policy.column)
+                    if default
+                    else (None, 0)
+                )
             if left and oldest is None:
                 raise StoreRejected(
                     f"{self._policy.table}: {left} rows in {default.table if default else None} have no {self._policy.column}: no other "
@@ -242,24 +329,42 @@ class PartitionKeeper:
                 return moved
             start, end = (period_start(oldest, self._policy.every, shift) for shift in (0, 1))
             step = PartitionStep(
-                "drain", partition_name(parent.name, start, self._policy.every), start.isoformat(), end.isoformat(), f"{left} rows left"
+                "drain",
+                partition_name(parent.name, start, self._policy.every),
+                start.isoformat(),
+                end.isoformat(),
+                f"{left} rows left",
             )
             moved += self._retried(
                 step,
                 partial(
-                    store.create, self._connection, parent, step.partition, step.lower, step.upper, fill_from=default, column=self._policy.column
+                    store.create,
+                    self._connection,
+                    parent,
+                    step.partition,
+                    step.lower,
+                    step.upper,
+                    fill_from=default,
+                    column=self._policy.column,
                 ),
             )
-            logger.info("partition_drained table=%s partition=%s rows=%d", self._policy.table, step.partition, moved)
+            logger.info(
+                "partition_drained table=%s partition=%s rows=%d", self._policy.table, step.partition, moved
+            )
         return moved
 
     # -- tools --------------------------------------------------------------------------------------
     def _parent(self) -> store.Parent:
         parent = store.parent(self._connection, self._policy.table, self._policy.column)
         if parent is None:
-            raise InvalidArgument(f"table: there is no partitioned table {self._policy.table!r}", field="table")
+            raise InvalidArgument(
+                f"table: there is no partitioned table {self._policy.table!r}", field="table"
+            )
         if not parent.fits:
-            raise InvalidArgument(f"column: {self._policy.table} is not range-partitioned by the time {self._policy.column} alone", field="column")
+            raise InvalidArgument(
+                f"column: {self._policy.table} is not range-partitioned by the time {self._policy.column} alone",
+                field="column",
+            )
         return parent
 
     def _need_owner(self, parent: store.Parent) -> None:
@@ -269,7 +374,9 @@ class PartitionKeeper:
                 "or grant the role to this one"
             )
 
-    def _retried(self, step: PartitionStep, act: Callable[[], int | None], *, in_transaction: bool = True) -> int:
+    def _retried(
+        self, step: PartitionStep, act: Callable[[], int | None], *, in_transaction: bool = True
+    ) -> int:
         """Do one step; a lock that cannot be had is tried again a few times, with growing pauses."""
         for attempt in range(1, TRIES + 1):
             try:
@@ -282,19 +389,28 @@ class PartitionKeeper:
             except StoreConflict as error:
                 if attempt == TRIES or self._stop.is_set():
                     raise
-                logger.info("partition_waits table=%s partition=%s attempt=%d error=%s", self._policy.table, step.partition, attempt, error)
+                logger.info(
+                    "partition_waits table=%s partition=%s attempt=%d error=%s",
+                    self._policy.table,
+                    step.partition,
+                    attempt,
+                    error,
+                )
                 self._stop.wait(RETRY_SECONDS * 2**attempt)
             except StoreError as error:
-                if error.sqlstate in ("42P07", "42P17") and step.action == "make":  # the table, or its range, is there: another keeper was faster
+                # the table, or its range, is there: another keeper was faster
+                if error.sqlstate in ("42P07", "42P17") and step.action == "make":
                     return 0
                 raise
         return 0
 
 
 def refuse_unkept(connection: DeadlineConnection, policy: Partitions) -> None:
-    """Raise StoreRejected when the function that drops the archive for others would drop what this policy wants exported or kept.
+    """Raise StoreRejected when the function that drops the archive for others would drop what this policy
+    wants exported or kept.
 
-    It keeps the longest keep_done of the queues and a day more: what is shipped, not what somebody has configured.
+    It keeps the longest keep_done of the queues and a day more: what is shipped, not what somebody has
+    configured.
     """
     kept = store.longest_keep_done(connection) or 0
     asked = [

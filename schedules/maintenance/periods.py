@@ -1,4 +1,6 @@
-"""The calendar of partitions: periods in UTC, names, the bounds of the catalogue as instants, what is not covered."""
+"""The calendar of partitions: periods in UTC, names, the bounds of the catalogue as instants, what is not
+covered.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,22 @@ def period_start(moment: datetime, every: str, shift: int = 0) -> datetime:
 def partition_name(table: str, start: datetime, every: str, whole: bool = True) -> str:
     """table_20261121, table_2026w47 or table_2026_11; the table's part is cut so that 63 bytes are kept.
 
-    whole: False for what fills a small hole in a period, table_20261130_2200: the period's name may be somebody's.
+    whole: False for what fills a small hole in a period, table_20261130_2200: the period's name may be
+    somebody's.
     """
-    suffix = start.strftime({"day": "%Y%m%d", "week": "%Gw%V", "month": "%Y_%m"}[every] if whole else "%Y%m%d_%H%M")
+    suffix = start.strftime(
+        {"day": "%Y%m%d", "week": "%Gw%V", "month": "%Y_%m"}[every] if whole else "%Y%m%d_%H%M"
+    )
     return f"{table[: 62 - len(suffix)]}_{suffix}"
 
 
-def uncovered(ranges: list[tuple[datetime, datetime]], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
+def uncovered(
+    ranges: list[tuple[datetime, datetime]], start: datetime, end: datetime
+) -> list[tuple[datetime, datetime]]:
     """What is left of a period when these ranges are taken out of it; ascending.
 
-    Partitions of an adopted table begin where another time zone's months begin, or at days: a period is rarely there or not.
+    Partitions of an adopted table begin where another time zone's months begin, or at days: a period is
+    rarely there or not.
     """
     left = []
     for lower, upper in sorted(ranges):
@@ -44,7 +52,9 @@ def uncovered(ranges: list[tuple[datetime, datetime]], start: datetime, end: dat
 def runway_seconds(found: list[store.Partition], now: datetime) -> float:
     """How long inserts at the database's clock go on finding a partition; 0 when there is none for now."""
     end = now
-    for lower, upper in sorted((lower_bound(p), upper_bound(p)) for p in found if not p.is_default and not p.detach_pending):
+    for lower, upper in sorted(
+        (lower_bound(p), upper_bound(p)) for p in found if not p.is_default and not p.detach_pending
+    ):
         if lower <= end < upper:
             end = upper
     return (end - now).total_seconds()

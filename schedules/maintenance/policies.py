@@ -19,11 +19,11 @@ PERIODS = ("day", "week", "month")
 class Retention:
     """Delete (or change) rows whose `column` is older than keep_seconds, in batches.
 
-    table: [schema.]table, default the policy's name. where: SQL that narrows it down; {cutoff} in it is the time
-    before which rows go. assign: `column = value, …`:
-    update instead of delete (where must then exclude what is done). batch: most rows of one transaction,
-    1..100000. budget_seconds: a run pauses after that and the next one goes on. pause_ratio: rest after a batch, as a
-    share of the batch's time. optional: left out while the table does not exist. Raises InvalidArgument.
+    table: [schema.]table, default the policy's name. where: SQL that narrows it down; {cutoff} in it is the
+    time before which rows go. assign: `column = value, …`: update instead of delete (where must then exclude
+    what is done). batch: most rows of one transaction, 1..100000. budget_seconds: a run pauses after that and
+    the next one goes on. pause_ratio: rest after a batch, as a share of the batch's time. optional: left out
+    while the table does not exist. Raises InvalidArgument.
     """
 
     name: str
@@ -50,7 +50,9 @@ class Retention:
         _range("pause_ratio", self.pause_ratio, 0, 100)
         for field, text in (("where", self.where), ("assign", self.assign)):
             if text is not None and (";" in text or not text.strip()):
-                raise InvalidArgument(f"{field}: must be one SQL expression, without a semicolon", field=field)
+                raise InvalidArgument(
+                    f"{field}: must be one SQL expression, without a semicolon", field=field
+                )
         trigger(self.cron, None, self.time_zone)
 
     @property
@@ -62,10 +64,10 @@ class Retention:
 class Partitions:
     """Range partitions of a table on a time column: made ahead, detached when old, dropped after a grace.
 
-    every: day, week or month (UTC). ahead: periods beyond the current one, 1..400. keep: whole periods before the
-    current one that stay, 1..10000; keep_setting: for message_archive, the longest keep_done of the queues when that
-    is more. grace_seconds: between detach and drop. export_dir: write each partition there as gzipped CSV before its
-    drop. Raises InvalidArgument.
+    every: day, week or month (UTC). ahead: periods beyond the current one, 1..400. keep: whole periods before
+    the current one that stay, 1..10000; keep_setting: for message_archive, the longest keep_done of the
+    queues when that is more. grace_seconds: between detach and drop. export_dir: write each partition there
+    as gzipped CSV before its drop. Raises InvalidArgument.
     """
 
     name: str
@@ -88,7 +90,11 @@ class Partitions:
             object.__setattr__(self, "table", self.name)
         _check_names(self.name, self.table, self.column)
         if self.every not in PERIODS:
-            raise InvalidArgument(f"every: {str(self.every)[:40]!r} is not known", field="every", hint=f"One of {', '.join(PERIODS)}.")
+            raise InvalidArgument(
+                f"every: {str(self.every)[:40]!r} is not known",
+                field="every",
+                hint=f"One of {', '.join(PERIODS)}.",
+            )
         _range("ahead", self.ahead, 1, 400)
         _range("keep", self.keep, 1, 10_000)
         _range("grace", self.grace_seconds, 0, 366 * 86400)
@@ -111,7 +117,8 @@ class Partitions:
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """When a long run waits: each value is the most that still lets it go on; None (in TOML: inf) switches a gate off.
+    """When a long run waits: each value is the most that still lets it go on; None (in TOML: inf) switches a
+    gate off.
 
     Raises InvalidArgument.
     """
@@ -126,13 +133,19 @@ class Gates:
         for field in self.__dataclass_fields__:
             value = getattr(self, field)
             if value is not None and not value >= 0:
-                raise InvalidArgument(f"{field}: must be 0 or more", field=field, hint="inf switches a gate off.")
+                raise InvalidArgument(
+                    f"{field}: must be 0 or more", field=field, hint="inf switches a gate off."
+                )
 
 
 def _check_names(name: str, table: str, column: str) -> None:
     for field, pattern, text in (("name", NAME, name), ("table", TABLE, table), ("column", COLUMN, column)):
         if not pattern.fullmatch(text):
-            raise InvalidArgument(f"{field}: {text[:80]!r} is not a name", field=field, hint="Letters, digits and underscores; [schema.]table.")
+            raise InvalidArgument(
+                f"{field}: {text[:80]!r} is not a name",
+                field=field,
+                hint="Letters, digits and underscores; [schema.]table.",
+            )
 
 
 def _range(field: str, value: float, low: float, high: float) -> None:

@@ -1,8 +1,8 @@
 """One run of a retention policy: batches by key in short transactions, at the database's pace (SPEC M6).
 
-The batch grows and shrinks towards TARGET_SECONDS and halves when a lock or the time runs out. A row that refuses to go
-holds up none behind it; the run then ends as failed. The cutoff is read once, from the database clock, and kept: what a
-dry run counts is what the run meets. The loop around the batches is run.py.
+The batch grows and shrinks towards TARGET_SECONDS and halves when a lock or the time runs out. A row that
+refuses to go holds up none behind it; the run then ends as failed. The cutoff is read once, from the database
+clock, and kept: what a dry run counts is what the run meets. The loop around the batches is run.py.
 """
 
 from __future__ import annotations
@@ -27,14 +27,17 @@ BATCH_TIMEOUT_SECONDS = 10.0
 #: Lock conflicts in a row after which a run fails instead of trying on.
 MOST_CONFLICTS = 20
 QUERY_CANCELED = "57014"  # the batch's statement_timeout
-#: Rows that refuse (a foreign key restricts them, a trigger keeps them or raises) are passed by, and said at the end; so many end the run.
+#: Rows that refuse (a foreign key restricts them, a trigger keeps them or raises) are passed by, and said at
+#: the end; so many end the run.
 MOST_REFUSED = 1000
 RAISED = "P0001"
 
 
 @dataclass(frozen=True, slots=True)
 class RetentionPlan:
-    """What a run would do now: rows and bytes that it meets, the statement of each batch in words, warnings."""
+    """What a run would do now: rows and bytes that it meets, the statement of each batch in words,
+    warnings.
+    """
 
     task: str
     table: str
@@ -46,17 +49,29 @@ class RetentionPlan:
     warnings: tuple[str, ...]
 
 
-def resolve(connection: DeadlineConnection, policy: Retention) -> tuple[store.Target, dict[str, Any], list[str]]:
-    """The policy against the real table: target, facts, warnings. Raises InvalidArgument that names the field."""
+def resolve(
+    connection: DeadlineConnection, policy: Retention
+) -> tuple[store.Target, dict[str, Any], list[str]]:
+    """The policy against the real table: target, facts, warnings. Raises InvalidArgument that names the
+    field.
+    """
     facts = store.table_facts(connection, policy.table, policy.column)
     if facts is None:
-        raise InvalidArgument(f"table: there is no table {policy.table!r}", field="table", hint=_near(policy.table, store.table_names(connection)))
+        raise InvalidArgument(
+            f"table: there is no table {policy.table!r}",
+            field="table",
+            hint=_near(policy.table, store.table_names(connection)),
+        )
     if facts["column_type"] is None:
         raise InvalidArgument(
-            f"column: {policy.table} has no column {policy.column!r}", field="column", hint=_near(policy.column, facts["columns"] or [])
+            f"column: {policy.table} has no column {policy.column!r}",
+            field="column",
+            hint=_near(policy.column, facts["columns"] or []),
         )
     if not facts["column_type"].startswith(TIME_TYPES):
-        raise InvalidArgument(f"column: {policy.column} is {facts['column_type']}, not a time", field="column")
+        raise InvalidArgument(
+            f"column: {policy.column} is {facts['column_type']}, not a time", field="column"
+        )
     if facts["is_queue"]:  # whoever wants less of them lets messages expire
         raise InvalidArgument(
             f"table: {policy.table} holds live messages only: none of them may be lost",
@@ -71,10 +86,15 @@ def resolve(connection: DeadlineConnection, policy: Retention) -> tuple[store.Ta
         )
     keys = tuple(facts["key_columns"] or ())
     if not keys and facts["relkind"] == "p":
-        raise InvalidArgument(f"table: {policy.table} is partitioned and has no primary key: its batches could not be told apart", field="table")
+        raise InvalidArgument(
+            f"table: {policy.table} is partitioned and has no primary key: its batches could not be told apart",
+            field="table",
+        )
     if not facts["may_delete" if policy.assign is None else "may_update"] or not facts["may_update"]:
         raise InvalidArgument(
-            f"table: this role may not change {policy.table}", field="table", hint=f"grant select, update, delete on {policy.table} to its role."
+            f"table: this role may not change {policy.table}",
+            field="table",
+            hint=f"grant select, update, delete on {policy.table} to its role.",
         )
     warnings = []
     if not facts["column_indexed"]:
@@ -83,13 +103,27 @@ def resolve(connection: DeadlineConnection, policy: Retention) -> tuple[store.Ta
         )
     types = (facts["column_type"], *(facts["key_types"] or ("tid",)))
     where = policy.where
-    if facts["is_dead_letters"] and policy.assign is None:  # whatever a policy says: what blocks a conversation stays until somebody acts (SPEC Q1)
+    # whatever a policy says: what blocks a conversation stays until somebody acts (SPEC Q1)
+    if facts["is_dead_letters"] and policy.assign is None:
         where = f"not blocks_conversation and ({where})" if where else "not blocks_conversation"
-    return store.Target((facts["schema"], facts["name"]), policy.column, keys or ("ctid",), types, where, policy.assign), facts, warnings
+    return (
+        store.Target(
+            (facts["schema"], facts["name"]), policy.column, keys or ("ctid",), types, where, policy.assign
+        ),
+        facts,
+        warnings,
+    )
 
 
-def check_visible(connection: DeadlineConnection, policy: Retention, target: store.Target, facts: dict[str, Any], cutoff: datetime) -> None:
-    """The policy's own SQL, and that row-level security that hides everything is an error, not "0 rows deleted" (FAILURES 72).
+def check_visible(
+    connection: DeadlineConnection,
+    policy: Retention,
+    target: store.Target,
+    facts: dict[str, Any],
+    cutoff: datetime,
+) -> None:
+    """The policy's own SQL, and that row-level security that hides everything is an error, not "0 rows
+    deleted" (FAILURES 72).
 
     Raises InvalidArgument that names where or assign, StoreRejected.
     """
@@ -100,7 +134,9 @@ def check_visible(connection: DeadlineConnection, policy: Retention, target: sto
         except (StoreRejected, InvalidArgument) as error:
             if error.sqlstate == "42501":  # not its SQL, but the role
                 raise
-            raise InvalidArgument(f"{field}: {error}", field=field, hint=f"One SQL expression, of columns of {policy.table}.") from error
+            raise InvalidArgument(
+                f"{field}: {error}", field=field, hint=f"One SQL expression, of columns of {policy.table}."
+            ) from error
     seen = store.probe(connection, target, cutoff)
     if not seen and facts["hidden_by_policies"] and facts["estimated_rows"] > 0:
         raise StoreRejected(
@@ -119,13 +155,24 @@ def plan(connection: DeadlineConnection, policy: Retention) -> RetentionPlan:
     action = f"set {policy.assign}" if policy.assign else "delete"
     where = f" and ({target.where.replace(store.CUTOFF, repr(cutoff.isoformat()))})" if target.where else ""
     condition = f"{policy.column} < {cutoff.isoformat()}{where}"
-    return RetentionPlan(policy.task, policy.table, f"{action} where {condition}", cutoff, found, size, int(facts["estimated_rows"]), tuple(warnings))
+    return RetentionPlan(
+        policy.task,
+        policy.table,
+        f"{action} where {condition}",
+        cutoff,
+        found,
+        size,
+        int(facts["estimated_rows"]),
+        tuple(warnings),
+    )
 
 
 class RetentionRun(Work):
     """One run of a policy: its steps are batches. Options are those of Run."""
 
-    def __init__(self, connection: DeadlineConnection, policy: Retention, thresholds: Gates, **options: Any) -> None:
+    def __init__(
+        self, connection: DeadlineConnection, policy: Retention, thresholds: Gates, **options: Any
+    ) -> None:
         self._connection = connection
         self._policy = policy
         self._thresholds = thresholds
@@ -135,15 +182,19 @@ class RetentionRun(Work):
         self._refusal: str | None = None  # the first of them
 
     def run(self) -> str:
-        """Work until nothing is left (succeeded), the budget or `stop` ends it (paused), it is cancelled, or it was lost.
+        """Work until nothing is left (succeeded), the budget or `stop` ends it (paused), it is cancelled, or
+        it was lost.
 
-        "busy" when another process works on the task. Raises StoreError, InvalidArgument after recording the failure.
+        "busy" when another process works on the task. Raises StoreError, InvalidArgument after recording the
+        failure.
         """
         policy = self._policy
         with translated():
             self._target, self._facts, warnings = resolve(self._connection, policy)
             self._cutoff = store.cutoff(self._connection, policy.keep_seconds)
-        said = {name: getattr(policy, name) for name in ("table", "column", "keep_seconds", "where", "assign")}
+        said = {
+            name: getattr(policy, name) for name in ("table", "column", "keep_seconds", "where", "assign")
+        }
         task = Task(
             policy.task,
             "retention",
@@ -172,7 +223,9 @@ class RetentionRun(Work):
 
     def step(self) -> Step:
         """One batch."""
-        changed, after, met = store.batch(self._connection, self._target, self._cutoff, self._cursor, self._size, BATCH_TIMEOUT_SECONDS)
+        changed, after, met = store.batch(
+            self._connection, self._target, self._cutoff, self._cursor, self._size, BATCH_TIMEOUT_SECONDS
+        )
         self._last = changed, after, met
         return Step(changed, more=met >= self._size, cursor=after, size=self._size)
 
@@ -181,12 +234,16 @@ class RetentionRun(Work):
         changed, self._cursor, met = self._last
         self._conflicts = 0
         if met and not changed:
-            self._count_refused(met, f"a batch met {met} rows and changed none: row-level security or a trigger keeps them")
+            self._count_refused(
+                met, f"a batch met {met} rows and changed none: row-level security or a trigger keeps them"
+            )
         if met >= self._size:
             self._size = next_size(self._size, took_seconds, self._policy.batch)
 
     def failed(self, error: StoreError) -> None:
-        """A row that refuses is found by halves and passed by; after a conflict, or a batch that took too long, half as many."""
+        """A row that refuses is found by halves and passed by; after a conflict, or a batch that took too
+        long, half as many.
+        """
         if of_a_row(error):
             if self._size > 1:
                 self._size //= 2
@@ -194,7 +251,10 @@ class RetentionRun(Work):
                 self._pass_by(error)
             return
         self._conflicts += 1
-        if not (isinstance(error, StoreConflict) or error.sqlstate == QUERY_CANCELED) or self._conflicts >= MOST_CONFLICTS:
+        if (
+            not (isinstance(error, StoreConflict) or error.sqlstate == QUERY_CANCELED)
+            or self._conflicts >= MOST_CONFLICTS
+        ):
             raise error
         self._size = max(1, self._size // 2)
         self._run.rest(min(5.0, 0.1 * 2**self._conflicts))
@@ -203,7 +263,15 @@ class RetentionRun(Work):
         """Leave the next row, which refuses, to whoever reads why; the cursor behind it."""
         self._count_refused(1, str(error))
         with translated(), self._connection.transaction():
-            _, after, _ = store.batch(self._connection, self._target, self._cutoff, self._cursor, 1, BATCH_TIMEOUT_SECONDS, touch=False)
+            _, after, _ = store.batch(
+                self._connection,
+                self._target,
+                self._cutoff,
+                self._cursor,
+                1,
+                BATCH_TIMEOUT_SECONDS,
+                touch=False,
+            )
             store.beat(self._connection, self._run.record.id, cursor=after, batch_size=1)
         self._cursor = after or self._cursor
 
@@ -215,7 +283,9 @@ class RetentionRun(Work):
 
     def _say_refused(self) -> None:
         if self._refusal is not None:
-            raise StoreRejected(f"{self._policy.table}: {self._refused} row(s) refused and stay, first: {self._refusal}")
+            raise StoreRejected(
+                f"{self._policy.table}: {self._refused} row(s) refused and stay, first: {self._refusal}"
+            )
 
 
 def of_a_row(error: StoreError) -> bool:
@@ -224,7 +294,9 @@ def of_a_row(error: StoreError) -> bool:
 
 
 def next_size(size: int, took_seconds: float, most: int, target_seconds: float = TARGET_SECONDS) -> int:
-    """The batch after one of `size` that took so long: towards target_seconds, by half at most up, to a half down."""
+    """The batch after one of `size` that took so long: towards target_seconds, by half at most up, to a half
+    down.
+    """
     factor = target_seconds / max(took_seconds, 0.001)
     return max(1, min(most, int(size * min(1.5, max(0.5, factor))) + (1 if factor > 1 else 0)))
 

@@ -1,8 +1,8 @@
 """The run loop of all maintenance: start, step, beat, gates, end (SPEC M6, M7).
 
-A step is one transaction, and so is its beat: a run that is killed anywhere goes on where it was. Between two steps the
-run rests, looks at the health gates, and hears whether somebody wants it to end. How it ended is recorded whatever
-happens; what cannot even be recorded is taken over by the next run of the task.
+A step is one transaction, and so is its beat: a run that is killed anywhere goes on where it was. Between two
+steps the run rests, looks at the health gates, and hears whether somebody wants it to end. How it ended is
+recorded whatever happens; what cannot even be recorded is taken over by the next run of the task.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ ENDS = {"cancel": "cancelled", "pause": "paused", "lost": "lost"}
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is run. plan: what its record says of it. gates: thresholds that make it wait, None for none; table: whose gates are looked at.
+    """What is run. plan: what its record says of it. gates: thresholds that make it wait, None for none;
+    table: whose gates are looked at.
 
     pause_ratio: rest after a step, as a share of the time that the step took; None: no rest.
     """
@@ -52,7 +53,9 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step did. more: something is left. cursor, size: where a run that goes on begins, and with how large a step."""
+    """What one step did. more: something is left. cursor, size: where a run that goes on begins, and with how
+    large a step.
+    """
 
     rows: int
     more: bool
@@ -63,7 +66,8 @@ class Step:
 class Work(ABC):
     """The steps of a task. `step` runs in a transaction; `committed` and `failed` after it.
 
-    rest_ratio: instead of the task's pause_ratio. least_rest_seconds: when it rests at all. gates_every_seconds: short steps need not look each time.
+    rest_ratio: instead of the task's pause_ratio. least_rest_seconds: when it rests at all.
+    gates_every_seconds: short steps need not look each time.
     """
 
     rest_ratio: float | None = None
@@ -89,9 +93,10 @@ class _TakenOver(Exception):
 class Run:
     """One run of a task in one thread, on a connection in autocommit.
 
-    stop: set from outside to pause it. on_progress(rows, gate): after each step and each wait. rows: changed so far.
-    record: what the database knows of it, from start on. remark: goes into its record as the error, also of a run that succeeded.
-    silent_after_seconds: a run that has not beaten for so long is taken over; None: the database's default.
+    stop: set from outside to pause it. on_progress(rows, gate): after each step and each wait. rows: changed
+    so far. record: what the database knows of it, from start on. remark: goes into its record as the error,
+    also of a run that succeeded. silent_after_seconds: a run that has not beaten for so long is taken over;
+    None: the database's default.
     """
 
     record: store.RunRecord
@@ -122,7 +127,8 @@ class Run:
         self.remark: str | None = None
 
     def execute(self, work: Callable[[Run], str]) -> str:
-        """Start, do the work, end: the state that `work` returns, "lost", or "busy" when another process works on the task.
+        """Start, do the work, end: the state that `work` returns, "lost", or "busy" when another process
+        works on the task.
 
         Raises StoreError, InvalidArgument after recording the failure.
         """
@@ -148,15 +154,25 @@ class Run:
                 if state != "lost" and not store.end(self._connection, record.id, state, self.remark):
                     state = "lost"
         except (StoreError, InvalidArgument) as error:
-            logger.error("maintenance_failed task=%s run_id=%s error_class=%s error=%s", task.name, record.id, type(error).__name__, error)
+            logger.error(
+                "maintenance_failed task=%s run_id=%s error_class=%s error=%s",
+                task.name,
+                record.id,
+                type(error).__name__,
+                error,
+            )
             self._record_failure(error)
             raise
         if self.rows or state != "succeeded":
-            logger.info("maintenance_ended task=%s run_id=%s state=%s rows=%d", task.name, record.id, state, self.rows)
+            logger.info(
+                "maintenance_ended task=%s run_id=%s state=%s rows=%d", task.name, record.id, state, self.rows
+            )
         return state
 
     def steps(self, work: Work) -> str:
-        """Step after step until nothing is left (succeeded), the budget, `stop` or an operator ends it (paused), it is cancelled, or it was lost."""
+        """Step after step until nothing is left (succeeded), the budget, `stop` or an operator ends it
+        (paused), it is cancelled, or it was lost.
+        """
         while True:
             if self._over():
                 return "paused"
@@ -169,7 +185,13 @@ class Run:
             try:
                 with translated(), self._connection.transaction():
                     done = work.step()
-                    asked = store.beat(self._connection, self.record.id, rows_done=done.rows, cursor=done.cursor, batch_size=done.size)
+                    asked = store.beat(
+                        self._connection,
+                        self.record.id,
+                        rows_done=done.rows,
+                        cursor=done.cursor,
+                        batch_size=done.size,
+                    )
                     if asked == "lost":
                         raise _TakenOver  # the rows come back: whoever has the run now counts them
             except _TakenOver:
@@ -224,11 +246,18 @@ class Run:
                 self._held_by = None
                 return "go"
             if verdict.closed != self._held_by:
-                logger.info("maintenance_waits task=%s gate=%s: %s", task.name, verdict.closed, verdict.reason)
+                logger.info(
+                    "maintenance_waits task=%s gate=%s: %s", task.name, verdict.closed, verdict.reason
+                )
             self._held_by = verdict.closed
             began = time.monotonic()
             self.rest(pause)
-            asked = store.beat(self._connection, self.record.id, gate=verdict.closed, throttled_seconds=time.monotonic() - began)
+            asked = store.beat(
+                self._connection,
+                self.record.id,
+                gate=verdict.closed,
+                throttled_seconds=time.monotonic() - began,
+            )
             self._on_progress(0, verdict.closed)
             if asked != "go":
                 return ENDS[asked]
@@ -241,4 +270,6 @@ class Run:
             with translated():
                 store.end(self._connection, self.record.id, "failed", str(error))
         except StoreError as second:  # the connection is gone: the run is taken over by the next one
-            logger.warning("maintenance_not_recorded run_id=%s error_class=%s", self.record.id, type(second).__name__)
+            logger.warning(
+                "maintenance_not_recorded run_id=%s error_class=%s", self.record.id, type(second).__name__
+            )

@@ -1,8 +1,10 @@
-"""Partitions before inserts need them: looked at when a scheduler starts and every minute, not only when their cron says so (SPEC M5).
+"""Partitions before inserts need them: looked at when a scheduler starts and every minute, not only when
+their cron says so (SPEC M5).
 
-At its start a scheduler makes all that is missing: whoever was away over the end of a period finds nothing to insert into. Later it acts when the
-current or the next period has no partition; all else is the cron's. Workers do the same for the tables of Packhorse (worker/store/workers.py):
-whoever sees it first. Any number of these may run: making is one run at a time per task.
+At its start a scheduler makes all that is missing: whoever was away over the end of a period finds nothing to
+insert into. Later it acts when the current or the next period has no partition; all else is the cron's.
+Workers do the same for the tables of Packhorse (worker/store/workers.py): whoever sees it first. Any number
+of these may run: making is one run at a time per task.
 """
 
 from __future__ import annotations
@@ -23,16 +25,21 @@ from packhorse.worker.service import Service
 logger = logging.getLogger("packhorse.maintenance")
 
 LOOK_SECONDS = 60.0
-#: A policy whose partitions could not be made is left alone for so long: its failures are in the history, each of them.
+#: A policy whose partitions could not be made is left alone for so long: its failures are in the history,
+#: each of them.
 DEFER_SECONDS = 300.0
 
 
 class Runway(Service):
-    """One loop over the partition policies of a plan. open_connection: of the role that does maintenance, closed after each look."""
+    """One loop over the partition policies of a plan. open_connection: of the role that does maintenance,
+    closed after each look.
+    """
 
     name = "runway"
 
-    def __init__(self, open_connection: Callable[[], DeadlineConnection], plan: Plan, stop: Event | None = None) -> None:
+    def __init__(
+        self, open_connection: Callable[[], DeadlineConnection], plan: Plan, stop: Event | None = None
+    ) -> None:
         super().__init__()
         self._open = open_connection
         self._plan = plan
@@ -60,8 +67,11 @@ class Runway(Service):
             raise
         except InvalidArgument:  # no such table, or of another shape: the check of the plan has said so
             self._defer(policy)
-        except StoreError as error:  # a right is missing, somebody has locked the table: one table stops no other
-            logger.warning("plan_warning problem=%s", f"[partitions.{policy.name}]: left alone for a while: {error}")
+        except StoreError as error:
+            # a right is missing, somebody has locked the table: one table stops no other
+            logger.warning(
+                "plan_warning problem=%s", f"[partitions.{policy.name}]: left alone for a while: {error}"
+            )
             self._defer(policy)
         return False
 

@@ -1,4 +1,6 @@
-"""Run one maintenance task by name, whoever asked: the scheduler's message, the command line, a test (SPEC M7)."""
+"""Run one maintenance task by name, whoever asked: the scheduler's message, the command line, a test (SPEC
+M7).
+"""
 
 from __future__ import annotations
 
@@ -26,15 +28,24 @@ JOB_BUDGET_SECONDS = 60.0
 
 
 class TaskRunner:
-    """Runs tasks of a plan, one at a time per connection. stop: ends a run after its batch; it is gone on with later."""
+    """Runs tasks of a plan, one at a time per connection. stop: ends a run after its batch; it is gone on
+    with later.
+    """
 
-    def __init__(self, open_connection: Callable[[], DeadlineConnection], plan: Plan, stop: Event | None = None) -> None:
+    def __init__(
+        self, open_connection: Callable[[], DeadlineConnection], plan: Plan, stop: Event | None = None
+    ) -> None:
         self._open = open_connection
         self._plan = plan
         self._stop = stop or Event()
 
     def run(
-        self, task: str, *, triggered_by: str, message_id: int | None = None, on_progress: Callable[[int, str | None], Any] = lambda rows, gate: None
+        self,
+        task: str,
+        *,
+        triggered_by: str,
+        message_id: int | None = None,
+        on_progress: Callable[[int, str | None], Any] = lambda rows, gate: None,
     ) -> str:
         """Run a task to its end; succeeded, paused, cancelled, lost, or busy (another process works on it).
 
@@ -42,7 +53,12 @@ class TaskRunner:
         """
         policy = find(self._plan, task)
         connection = self._open()
-        options: dict[str, Any] = {"triggered_by": triggered_by, "message_id": message_id, "stop": self._stop, "on_progress": on_progress}
+        options: dict[str, Any] = {
+            "triggered_by": triggered_by,
+            "message_id": message_id,
+            "stop": self._stop,
+            "on_progress": on_progress,
+        }
         try:
             if isinstance(policy, Retention):
                 return RetentionRun(connection, policy, self._plan.gates, **options).run()
@@ -51,7 +67,9 @@ class TaskRunner:
                 return Run(connection, Task(task, "job", {}), **options).execute(lambda run: run.steps(work))
             keeper = PartitionKeeper(connection, policy, self._stop)
             act = keeper.make if task == policy.make_task else keeper.drop
-            return Run(connection, Task(task, "partitions", {"table": policy.table}), **options).execute(lambda run: run.alone(act))
+            return Run(connection, Task(task, "partitions", {"table": policy.table}), **options).execute(
+                lambda run: run.alone(act)
+            )
         finally:
             connection.close()
 
@@ -83,9 +101,11 @@ def find(plan: Plan, task: str) -> Retention | Partitions | Job:
 
 
 def tell(connection: DeadlineConnection, plan: Plan | None) -> None:
-    """Write what the plan says of the tasks that work without it; None (it is wrong): nothing is to be deleted until it is mended.
+    """Write what the plan says of the tasks that work without it; None (it is wrong): nothing is to be
+    deleted until it is mended.
 
-    A schema of an older release knows no policies, and a role without the right may not write them: said, and no reason to do no work.
+    A schema of an older release knows no policies, and a role without the right may not write them: said, and
+    no reason to do no work.
     """
     try:
         with translated():

@@ -19,11 +19,12 @@ OVERLAP = ("skip", "wait", "allow")
 class Schedule:
     """A trigger and the message it enqueues.
 
-    cron (five fields) or every_seconds (1 s to ten years), in time_zone. missed: what happens to planned times that
-    passed while no scheduler ran: "skip" them, run "once" for all of them, or run "all" (the newest missed_limit,
+    cron (five fields) or every_seconds (1 s to ten years), in time_zone. missed: what happens to planned
+    times that passed while no scheduler ran: "skip" them, run "once" for all of them, or run "all" (the
+    newest missed_limit,
     1..1000). overlap, while the previous run still lives: "skip" the new one, "wait" for it, or "allow" both.
-    ("skip" and "all" fight.) jitter_seconds (0..86400): up to so much later, at random. source: packhorse, code, toml or sql.
-    Raises InvalidArgument that names the field.
+    ("skip" and "all" fight.) jitter_seconds (0..86400): up to so much later, at random. source: packhorse,
+    code, toml or sql. Raises InvalidArgument that names the field.
     """
 
     name: str
@@ -44,16 +45,28 @@ class Schedule:
     def __post_init__(self) -> None:
         for name, value in (("name", self.name), ("message_type", self.message_type), ("queue", self.queue)):
             if not isinstance(value, str) or not re.fullmatch(NAME_PATTERN, value):
-                raise InvalidArgument(f"{name}: {str(value)[:120]!r} is not a name", field=name, hint="Letters, digits, dot, underscore, dash.")
+                raise InvalidArgument(
+                    f"{name}: {str(value)[:120]!r} is not a name",
+                    field=name,
+                    hint="Letters, digits, dot, underscore, dash.",
+                )
         for name, value, known in (("missed", self.missed, MISSED), ("overlap", self.overlap, OVERLAP)):
             if value not in known:
-                raise InvalidArgument(f"{name}: {str(value)[:40]!r} is not known", field=name, hint=f"One of {', '.join(known)}.")
+                raise InvalidArgument(
+                    f"{name}: {str(value)[:40]!r} is not known",
+                    field=name,
+                    hint=f"One of {', '.join(known)}.",
+                )
         if not 1 <= self.missed_limit <= 1000:
             raise InvalidArgument("missed_limit: must be between 1 and 1000", field="missed_limit")
         if not 0 <= self.jitter_seconds <= 86400:
             raise InvalidArgument("jitter_seconds: must be between 0 and 86400", field="jitter_seconds")
         if self.missed == "all" and self.overlap == "skip":
-            raise InvalidArgument("overlap: 'skip' would run one of all that were missed", field="overlap", hint="With missed = all: wait or allow.")
+            raise InvalidArgument(
+                "overlap: 'skip' would run one of all that were missed",
+                field="overlap",
+                hint="With missed = all: wait or allow.",
+            )
         if not 1 <= self.priority <= 10:
             raise InvalidArgument("priority: must be between 1 and 10", field="priority")
         if self.max_attempts is not None and not 1 <= self.max_attempts <= 1_000_000:

@@ -1,8 +1,8 @@
 """The scheduler: decides what is due, enqueues it, sleeps until the next planned time (SPEC M1, P6, P7).
 
-Any number of these may run; none leads. Each reads what is due by the database clock, computes the planned times
-itself and lets `fire_schedule` decide. Local time is used for sleeping only: it cannot fire anything early.
-A schedule that cannot be computed or enqueued is recorded with its problem; the others go on.
+Any number of these may run; none leads. Each reads what is due by the database clock, computes the planned
+times itself and lets `fire_schedule` decide. Local time is used for sleeping only: it cannot fire anything
+early. A schedule that cannot be computed or enqueued is recorded with its problem; the others go on.
 """
 
 from __future__ import annotations
@@ -32,20 +32,23 @@ POLL_SECONDS = 5.0
 #: A planned time that is older counts as missed under the policy `skip`.
 GRACE_SECONDS = 60.0
 FINISH_SECONDS = 10.0
-#: A schedule that could not be computed is tried again: its host lacked a time zone that this one has, or has by now.
+#: A schedule that could not be computed is tried again: its host lacked a time zone that this one has, or has
+#: by now.
 UNUSABLE_SECONDS = 30.0
 #: A planned time whose message the database refused is in the history; the process tells of it for so long.
 FAILED_SECONDS = 300.0
 LOCK_NOT_AVAILABLE = "55P03"
-#: Planned times computed at once for one schedule; what is older than the newest of these was missed by weeks.
+#: Planned times computed at once for one schedule; what is older than the newest of these was missed by
+#: weeks.
 MOST_PLANNED = 1000
 
 
 class Scheduler(Service):
     """One loop over the timetable.
 
-    declared: asked once, in the loop, for what to write into it; origin: the packages whose declarations these are, see declare().
-    `fired` counts what this process enqueued. `duties` notes what cannot be done: `scheduler` for the loop as a whole.
+    declared: asked once, in the loop, for what to write into it; origin: the packages whose declarations
+    these are, see declare(). `fired` counts what this process enqueued. `duties` notes what cannot be done:
+    `scheduler` for the loop as a whole.
     """
 
     name = "scheduler"
@@ -65,9 +68,11 @@ class Scheduler(Service):
         self._poll_seconds = poll_seconds
         self._finish_after = 0.0
         self._unusable_after = 0.0
-        #: Schedules that could not be decided, and until when they are left alone (monotonic); the loop's own.
+        #: Schedules that could not be decided, and until when they are left alone (monotonic); the loop's
+        #: own.
         self._deferred: dict[str, float] = {}
-        self._failed_fires: dict[str, tuple[str, float]] = {}  # schedules whose message could not be enqueued: code, until when that is told
+        # schedules whose message could not be enqueued: code, until when that is told
+        self._failed_fires: dict[str, tuple[str, float]] = {}
         self.duties = duties or Duties()
         self.noted = partial(self.duties.note, "scheduler")
         self.fired = 0
@@ -75,14 +80,17 @@ class Scheduler(Service):
     def run_once(self) -> float:
         with self._link.connection() as connection:
             if self._declared is not None:
-                self.judged = False  # checking the plan may wait for locks on every table of it, each wait bounded
+                # checking the plan may wait for locks on every table of it, each wait bounded
+                self.judged = False
                 self.ticked(0.0)
                 try:
                     self._declare(connection)
                 finally:
                     self.judged = True
             unusable = time.monotonic() >= self._unusable_after
-            self._deferred = {name: until for name, until in self._deferred.items() if until > time.monotonic()}
+            self._deferred = {
+                name: until for name, until in self._deferred.items() if until > time.monotonic()
+            }
             due, wait, open_runs = store.due(connection, unusable=unusable, deferred=list(self._deferred))
             if unusable:
                 self._unusable_after = time.monotonic() + UNUSABLE_SECONDS
@@ -93,12 +101,18 @@ class Scheduler(Service):
                         self._decide(connection, entry)
                 except StoreUnavailable:
                     raise
-                except StoreConflict as error:  # somebody's transaction has its row: one that is held stops no other, either
+                except StoreConflict as error:
+                    # somebody's transaction has its row: one that is held stops no other, either
                     self._defer(entry.name, error)
                     logger.info("schedule_waits schedule=%s error_class=%s", entry.name, error.sqlstate)
                 except StoreError as error:  # one broken schedule stops no other
                     self._defer(entry.name, error)
-                    logger.error("schedule_failed schedule=%s error_class=%s error=%s", entry.name, type(error).__name__, error)
+                    logger.error(
+                        "schedule_failed schedule=%s error_class=%s error=%s",
+                        entry.name,
+                        type(error).__name__,
+                        error,
+                    )
             self._note_failed()
             self.ticked(time.monotonic())
             if open_runs and time.monotonic() >= self._finish_after:
@@ -116,8 +130,14 @@ class Scheduler(Service):
         self._failed_fires[name] = code_of(error), time.monotonic() + 2 * self._poll_seconds
 
     def _note_failed(self) -> None:
-        """`fire` fails as long as some schedule cannot be fired; one that is gone, or that another process has fired, is not told for long."""
-        self._failed_fires = {name: (code, until) for name, (code, until) in self._failed_fires.items() if until > time.monotonic()}
+        """`fire` fails as long as some schedule cannot be fired; one that is gone, or that another process
+        has fired, is not told for long.
+        """
+        self._failed_fires = {
+            name: (code, until)
+            for name, (code, until) in self._failed_fires.items()
+            if until > time.monotonic()
+        }
         if self._failed_fires:
             self.duties.failing("fire", next(iter(self._failed_fires.values()))[0])
         else:
@@ -141,7 +161,8 @@ class Scheduler(Service):
         try:
             with translated(), self.duties.watching("finish_runs"):
                 store.finish_runs(connection)
-        except StoreConflict as error:  # the history waits for somebody's lock on archive or dead letters; the timetable does not
+        except StoreConflict as error:
+            # the history waits for somebody's lock on archive or dead letters; the timetable does not
             logger.info("schedule_waits schedule=%s error_class=%s", None, error.sqlstate)
 
     def _decide(self, connection: DeadlineConnection, entry: store.Due) -> None:
@@ -160,11 +181,18 @@ class Scheduler(Service):
             return
         late = [time for time in times[:-1] or times if (entry.now - time).total_seconds() > GRACE_SECONDS]
         if late:
-            logger.warning("schedule_missed schedule=%s count=%d policy=%s since=%s", entry.name, len(late), entry.missed, late[0].isoformat())
+            logger.warning(
+                "schedule_missed schedule=%s count=%d policy=%s since=%s",
+                entry.name,
+                len(late),
+                entry.missed,
+                late[0].isoformat(),
+            )
         if entry.missed == "all":
             chosen = times[-entry.missed_limit :]
             beyond = len(times) - len(chosen)
-            for time, next_time in zip(chosen, [*chosen[1:], following], strict=True):  # whoever dies in between leaves the next one due
+            # whoever dies in between leaves the next one due
+            for time, next_time in zip(chosen, [*chosen[1:], following], strict=True):
                 self._fire(connection, entry, time, next_time, missed_count=beyond)
                 beyond = 0
             return
@@ -185,13 +213,26 @@ class Scheduler(Service):
         self.ticked(time.monotonic())  # a thousand planned times at once take longer than a loop has
         try:
             with translated():
-                outcome = store.fire(connection, entry.name, planned_at, following, missed_count=missed_count, missed=missed, jitter=random.random())
+                outcome = store.fire(
+                    connection,
+                    entry.name,
+                    planned_at,
+                    following,
+                    missed_count=missed_count,
+                    missed=missed,
+                    jitter=random.random(),
+                )
         except (StoreUnavailable, StoreConflict):
             raise
         except StoreError as error:
             self._failed_fires[entry.name] = code_of(error), time.monotonic() + FAILED_SECONDS
             if store.fail(connection, entry.name, planned_at, following, f"{type(error).__name__}: {error}"):
-                logger.error("schedule_failed schedule=%s error_class=%s error=%s", entry.name, type(error).__name__, error)
+                logger.error(
+                    "schedule_failed schedule=%s error_class=%s error=%s",
+                    entry.name,
+                    type(error).__name__,
+                    error,
+                )
             return
         self._failed_fires.pop(entry.name, None)
         self.fired += outcome == "enqueued"
@@ -204,12 +245,15 @@ class Scheduler(Service):
         self._link.close()
 
 
-def declare(connection: DeadlineConnection, declared: Iterable[Schedule], origin: Iterable[str] = ()) -> dict[str, str]:
-    """Write declared schedules into the timetable, and remove those of code and TOML that are declared no longer.
+def declare(
+    connection: DeadlineConnection, declared: Iterable[Schedule], origin: Iterable[str] = ()
+) -> dict[str, str]:
+    """Write declared schedules into the timetable, and remove those of code and TOML that are declared no
+    longer.
 
-    origin: the packages that were loaded. Two applications may share a database: what a scheduler with other packages has
-    declared is not missed here, and stays; so do schedules made by SQL. Returns what became of each: created, changed,
-    unchanged, held (its row is locked: try again), refused, removed.
+    origin: the packages that were loaded. Two applications may share a database: what a scheduler with other
+    packages has declared is not missed here, and stays; so do schedules made by SQL. Returns what became of
+    each: created, changed, unchanged, held (its row is locked: try again), refused, removed.
     """
     outcome = {}
     names = []
@@ -220,15 +264,20 @@ def declare(connection: DeadlineConnection, declared: Iterable[Schedule], origin
             with translated():
                 messages.declare_queue(connection, entry.queue)
                 outcome[entry.name] = store.set_schedule(
-                    connection, {name: getattr(entry, name) for name in Schedule.__dataclass_fields__} | {"origin": packages}
+                    connection,
+                    {name: getattr(entry, name) for name in Schedule.__dataclass_fields__}
+                    | {"origin": packages},
                 )
         except StoreConflict as error:
             outcome[entry.name] = "held"
             logger.info("schedule_waits schedule=%s error_class=%s", entry.name, error.sqlstate)
-        except InvalidArgument as error:  # a time zone that this server does not know, say: one stops no other
+        except InvalidArgument as error:
+            # a time zone that this server does not know, say: one stops no other
             outcome[entry.name] = "refused"
             logger.error("schedule_refused schedule=%s error=%s", entry.name, error)
-    for name, removed in store.remove_undeclared(connection, ["packhorse", "code", "toml"], packages, names).items():
+    for name, removed in store.remove_undeclared(
+        connection, ["packhorse", "code", "toml"], packages, names
+    ).items():
         outcome[name] = "removed" if removed else "held"
     changed = {name: what for name, what in outcome.items() if what != "unchanged"}
     if changed:

@@ -29,7 +29,8 @@ WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 #: No clock moves by more, but for islands that change their date (Samoa in 2011: a day that never was).
 LARGEST_SHIFT = timedelta(hours=3)
-#: What never happens in these years never happens: every date of a calendar does, but for weekdays of February 29, which no line can name.
+#: What never happens in these years never happens: every date of a calendar does, but for weekdays of
+#: February 29, which no line can name.
 BEGINNING, HORIZON = datetime(2000, 1, 1, tzinfo=UTC), datetime(2008, 12, 31, tzinfo=UTC)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -54,7 +55,11 @@ class Cron:
         self._zone = zone(time_zone)
         fields = line.split()
         if len(fields) != 5:
-            raise InvalidArgument(f"cron: {line[:60]!r} has {len(fields)} fields, not five", field="cron", hint="minute hour day month weekday")
+            raise InvalidArgument(
+                f"cron: {line[:60]!r} has {len(fields)} fields, not five",
+                field="cron",
+                hint="minute hour day month weekday",
+            )
         if fields[2] != "*" and fields[4] != "*":
             raise InvalidArgument(
                 f"cron: {line[:60]!r} names days of the month and of the week; programs disagree whether one or both must match",
@@ -64,20 +69,36 @@ class Cron:
         minute, hour, day, month, weekday = (field.lower() for field in fields)
         self._every_hour = hour in ("*", "*/1", "0-23")
         try:
-            if day.startswith("last") and day != "last":  # APScheduler reads the beginning and ignores the rest
+            # APScheduler reads the beginning and ignores the rest
+            if day.startswith("last") and day != "last":
                 raise ValueError(f"{day!r} is not a day of the month")
-            named = {"minute": minute, "hour": hour, "day": day, "month": _months(month), "day_of_week": _weekdays(weekday), "timezone": UTC}
+            named = {
+                "minute": minute,
+                "hour": hour,
+                "day": day,
+                "month": _months(month),
+                "day_of_week": _weekdays(weekday),
+                "timezone": UTC,
+            }
             self._fields = CronTrigger(**named)
             soon = CronTrigger(**named, end_date=HORIZON)
         except (ValueError, TypeError) as error:
-            raise InvalidArgument(f"cron: {line[:60]!r}: {error}", field="cron", hint="minute hour day month weekday") from None
+            raise InvalidArgument(
+                f"cron: {line[:60]!r}: {error}", field="cron", hint="minute hour day month weekday"
+            ) from None
         if soon.get_next_fire_time(None, BEGINNING) is None:
-            raise InvalidArgument(f"cron: {line[:60]!r} never happens", field="cron", hint="No month has that day.")
+            raise InvalidArgument(
+                f"cron: {line[:60]!r} never happens", field="cron", hint="No month has that day."
+            )
 
     def after(self, moment: datetime) -> datetime:
         """The first planned time later than `moment` (aware), in UTC."""
         plain = self._next_wall(_wall(moment, self._zone))
-        if plain is not None and self._calm(moment) and self._calm(instant := plain.replace(tzinfo=self._zone).astimezone(UTC)):
+        if (
+            plain is not None
+            and self._calm(moment)
+            and self._calm(instant := plain.replace(tzinfo=self._zone).astimezone(UTC))
+        ):
             return instant
         wall = self._next_wall(_wall(moment, self._zone) - LARGEST_SHIFT)
         best: datetime | None = None
@@ -94,7 +115,10 @@ class Cron:
 
     def _calm(self, moment: datetime) -> bool:
         """No clock change near this instant: wall times and instants go together."""
-        offsets = {(moment + shift).astimezone(self._zone).utcoffset() for shift in (-LARGEST_SHIFT, timedelta(0), LARGEST_SHIFT)}
+        offsets = {
+            (moment + shift).astimezone(self._zone).utcoffset()
+            for shift in (-LARGEST_SHIFT, timedelta(0), LARGEST_SHIFT)
+        }
         return len(offsets) == 1
 
     def _next_wall(self, wall: datetime) -> datetime | None:
@@ -124,7 +148,9 @@ def trigger(cron: str | None, every_seconds: float | None, time_zone: str = "UTC
     return Cron(cron, time_zone) if cron is not None else Every(every_seconds or 0)
 
 
-def upcoming(of: Trigger, after: datetime, until: datetime | None = None, limit: int = 1000) -> list[datetime]:
+def upcoming(
+    of: Trigger, after: datetime, until: datetime | None = None, limit: int = 1000
+) -> list[datetime]:
     """Planned times after `after`, at most `limit`, and none later than `until`; ascending."""
     found: list[datetime] = []
     while len(found) < limit:
@@ -136,12 +162,15 @@ def upcoming(of: Trigger, after: datetime, until: datetime | None = None, limit:
 
 
 def newest(of: Trigger, after: datetime, until: datetime, limit: int) -> list[datetime]:
-    """The newest planned times after `after` and not after `until`, at most `limit`; however long ago `after` was."""
+    """The newest planned times after `after` and not after `until`, at most `limit`; however long ago `after`
+    was.
+    """
     oldest = upcoming(of, after, until, limit)
     if len(oldest) < limit:
         return oldest
     span = max(oldest[-1] - oldest[0], timedelta(minutes=1))
-    while True:  # jump over what nobody asks for: look back from the end, twice as far each time, until there are enough
+    # jump over what nobody asks for: look back from the end, twice as far each time, until there are enough
+    while True:
         start = max(after, until - span)
         found: deque[datetime] = deque(maxlen=limit)
         moment = start
@@ -156,7 +185,8 @@ def zone(name: str) -> ZoneInfo:
     """A time zone by its IANA name. Raises InvalidArgument with a near miss."""
     try:
         found = ZoneInfo(name)  # the list of all zones is a walk through a directory: for the near miss only
-        if name == "UTC" or "/" in name or name in available_timezones():  # a directory also holds posixrules, localtime and the like
+        # a directory also holds posixrules, localtime and the like
+        if name == "UTC" or "/" in name or name in available_timezones():
             return found
     except (ZoneInfoNotFoundError, ValueError, OSError):
         pass
@@ -173,16 +203,26 @@ def _wall(moment: datetime, of: ZoneInfo) -> datetime:
 
 def _weekdays(field: str) -> str:
     """cron's weekday field in names: 0 and 7 are Sunday, ranges may go over the end of the week."""
-    return field if field == "*" else ",".join(WEEKDAYS[day % 7] for day in _named(field, "weekday", WEEKDAYS, 0, 7))
+    return (
+        field
+        if field == "*"
+        else ",".join(WEEKDAYS[day % 7] for day in _named(field, "weekday", WEEKDAYS, 0, 7))
+    )
 
 
 def _months(field: str) -> str:
     """cron's month field in numbers; ranges may go over the end of the year."""
-    return field if field == "*" else ",".join(str((month - 1) % 12 + 1) for month in _named(field, "month", MONTHS, 1, 12))
+    return (
+        field
+        if field == "*"
+        else ",".join(str((month - 1) % 12 + 1) for month in _named(field, "month", MONTHS, 1, 12))
+    )
 
 
 def _named(field: str, what: str, names: tuple[str, ...], low: int, high: int) -> list[int]:
-    """The values of a field whose values have names; those past the end stand for the beginning. Raises ValueError."""
+    """The values of a field whose values have names; those past the end stand for the beginning. Raises
+    ValueError.
+    """
 
     def number(text: str) -> int:
         found = int(text) if text.isdigit() else names.index(text) + low if text in names else -1

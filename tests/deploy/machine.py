@@ -1,8 +1,10 @@
-"""A machine that boots systemd with our units: systemd-nspawn on an overlay of this host's own root, thrown away afterwards.
+"""A machine that boots systemd with our units: systemd-nspawn on an overlay of this host's own root, thrown
+away afterwards.
 
-Nothing is downloaded and nothing on the host changes: the overlay's upper layer is a tmpfs. The units see the interpreter at
-/opt/packhorse (home directories are hidden from them), a copy of this checkout's code at /srv/packhorse (it stays the same while
-somebody edits the original) and the test's PostgreSQL at /srv/postgres.
+Nothing is downloaded and nothing on the host changes: the overlay's upper layer is a tmpfs. The units see the
+interpreter at /opt/packhorse (home directories are hidden from them), a copy of this checkout's code at
+/srv/packhorse (it stays the same while somebody edits the original) and the test's PostgreSQL at
+/srv/postgres.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ class CannotBoot(Exception):
 
 
 class Machine:
-    """Boots in the constructor, or raises CannotBoot; `close` ends it. folder: an empty directory. binds: host path -> path inside, writable."""
+    """Boots in the constructor, or raises CannotBoot; `close` ends it. folder: an empty directory. binds:
+    host path -> path inside, writable.
+    """
 
     def __init__(self, folder: Path, binds: dict[str, str]) -> None:
         self.folder = folder
@@ -80,13 +84,19 @@ class Machine:
         for path in ("etc/systemd/system", "opt/packhorse"):
             shutil.rmtree(self.root / path, ignore_errors=True)
         for name in ("packhorse", "tests"):
-            shutil.copytree(ROOT / name, self.root / "srv" / "packhorse" / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / name,
+                self.root / "srv" / "packhorse" / name,
+                ignore=shutil.ignore_patterns("__pycache__"),
+            )
         shutil.copytree(ROOT / "deploy" / "systemd", self.root / "etc" / "systemd" / "system")
         self.write("/etc/systemd/system/packhorse-test.target", TARGET)
         for name in ("packhorse-worker@", "packhorse-scheduler@", "packhorse-migrate"):
             self.write(f"/etc/systemd/system/{name}.service.d/test.conf", DROP_IN)
         self.write("/opt/packhorse/bin/packhorse", COMMAND, 0o755)
-        self.write("/opt/packhorse/pyvenv.cfg", f"home = {PYTHON}/bin\ninclude-system-site-packages = false\n")
+        self.write(
+            "/opt/packhorse/pyvenv.cfg", f"home = {PYTHON}/bin\ninclude-system-site-packages = false\n"
+        )
         (self.root / "opt/packhorse/bin/python").symlink_to(f"{PYTHON}/bin/python3")
         (self.root / "etc/packhorse/credentials").mkdir(parents=True, mode=0o700)
 
@@ -114,7 +124,11 @@ class Machine:
                 stderr=console,
                 start_new_session=True,
             )
-        wait_until(lambda: self._ended() or self.state("packhorse-test.target") == "active", 60, "the machine has booted")
+        wait_until(
+            lambda: self._ended() or self.state("packhorse-test.target") == "active",
+            60,
+            "the machine has booted",
+        )
         if self._ended():
             raise CannotBoot((self.folder / "console").read_text(errors="replace")[-500:])
 
@@ -127,12 +141,20 @@ class Machine:
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         if not children:
             return subprocess.CompletedProcess(command, 1, "", "not there yet")
-        return subprocess.run(["nsenter", "--target", children[0], "--all", "--", *command], capture_output=True, text=True, check=False, timeout=110)
+        return subprocess.run(
+            ["nsenter", "--target", children[0], "--all", "--", *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=110,
+        )
 
     def systemctl(self, *arguments: str) -> str:
         """Must succeed; what it prints."""
         done = self.run("systemctl", *arguments)
-        assert done.returncode == 0, f"{done.stderr}\n{self.run('journalctl', '--no-pager', '-n', '60', '-o', 'cat').stdout}"
+        assert done.returncode == 0, (
+            f"{done.stderr}\n{self.run('journalctl', '--no-pager', '-n', '60', '-o', 'cat').stdout}"
+        )
         return done.stdout.strip()
 
     def state(self, unit: str) -> str:

@@ -17,14 +17,18 @@ from tests.support.workers import Ledger
 
 UNIT = "packhorse-worker@tests.deploy.booted"
 QUICK = "PACKHORSE_PROCESSES=2\nPACKHORSE_THREADS=2\nPACKHORSE_POLL_SECONDS=0.5\n"
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=f"cannot boot a machine: {missing()}")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(missing() is not None, reason=f"cannot boot a machine: {missing()}"),
+]
 
 
 @pytest.fixture(scope="module")
 def postgres():
     name = next(iter(available_servers()))
     open_for_everyone(available_servers()[name])
-    server = Server(name, available_servers()[name], bare=True)  # the unit for migrations finds no role of ours
+    # the unit for migrations finds no role of ours
+    server = Server(name, available_servers()[name], bare=True)
     server.socket_dir.chmod(0o711)  # the units run as users that do not exist yet
     yield server
     server.close()
@@ -98,7 +102,9 @@ def test_the_migration_ran_and_ended(machine, app):
 
 def test_started_means_ready(running, app, notes):
     assert running.state(UNIT) == "active"
-    assert app.value("select count(*) from workers") > 0, "READY=1 came after the first process had registered"
+    assert app.value("select count(*) from workers") > 0, (
+        "READY=1 came after the first process had registered"
+    )
     assert running.show(UNIT, "StatusText")
     effects(app, 5, "m", "works")
     wait_until(lambda: len(notes.lines("effect")) == 5)
@@ -113,7 +119,9 @@ def test_a_handler_is_confined(running, app, notes):
 def test_reload_replaces_the_processes_and_nothing_else(running):
     main, before = _main_pid(running), _children(running)
     running.systemctl("reload", UNIT)
-    wait_until(lambda: len(_children(running) - before) >= 2 and running.log(UNIT).count("child_retiring") >= 2, 60)
+    wait_until(
+        lambda: len(_children(running) - before) >= 2 and running.log(UNIT).count("child_retiring") >= 2, 60
+    )
     assert (_main_pid(running), running.show(UNIT, "NRestarts")) == (main, "0")
     wait_until(lambda: running.state(UNIT) == "active")
 
@@ -124,7 +132,10 @@ def test_stop_drains(running, app, notes):
     running.systemctl("stop", UNIT)
     assert notes.counts("effect") == {"m0": 1, "m1": 1}
     assert (running.state(UNIT), running.show(UNIT, "Result")) == ("inactive", "success")
-    assert app.value("select count(*) from message_queue") == 0 and app.value("select count(*) from workers") == 0
+    assert (
+        app.value("select count(*) from message_queue") == 0
+        and app.value("select count(*) from workers") == 0
+    )
 
 
 def test_a_crash_is_restarted_and_its_messages_run_again(running, app, notes):
@@ -137,7 +148,9 @@ def test_a_crash_is_restarted_and_its_messages_run_again(running, app, notes):
 
 
 def test_a_hung_supervisor_is_killed_by_the_watchdog_and_restarted(machine, app):
-    machine.write("/etc/systemd/system/packhorse-worker@.service.d/watchdog.conf", "[Service]\nWatchdogSec=3\n")
+    machine.write(
+        "/etc/systemd/system/packhorse-worker@.service.d/watchdog.conf", "[Service]\nWatchdogSec=3\n"
+    )
     machine.systemctl("daemon-reload")
     try:
         machine.systemctl("start", UNIT)
@@ -155,7 +168,10 @@ def test_a_wrong_setting_is_not_tried_again(machine):
     machine.run("systemctl", "start", UNIT)
     try:
         wait_until(lambda: machine.state(UNIT) == "failed")
-        assert (machine.show(UNIT, "ExecMainStatus"), machine.show(UNIT, "NRestarts")) == (str(EXIT_USAGE), "0")
+        assert (machine.show(UNIT, "ExecMainStatus"), machine.show(UNIT, "NRestarts")) == (
+            str(EXIT_USAGE),
+            "0",
+        )
         assert "threads" in machine.log(UNIT)
     finally:
         machine.run("systemctl", "reset-failed", UNIT)

@@ -1,5 +1,5 @@
-"""A real Prometheus scrapes a running worker and a running scheduler: every query of the dashboard has data there, every rule
-finds the series that it names (SPEC O2)."""
+"""A real Prometheus scrapes a running worker and a running scheduler: every query of the dashboard has data
+there, every rule finds the series that it names (SPEC O2)."""
 
 from __future__ import annotations
 
@@ -52,8 +52,16 @@ class Traffic:
                 self._database,
                 [
                     {"message_type": "effect", "payload": {"key": f"e{number}"}},
-                    {"message_type": "effect", "payload": {"key": f"s{number}", "seconds": 0.3}, "conversation_key": "c"},
-                    {"message_type": "fails", "payload": {"key": f"r{number}", "times": 1}, "max_attempts": 2},
+                    {
+                        "message_type": "effect",
+                        "payload": {"key": f"s{number}", "seconds": 0.3},
+                        "conversation_key": "c",
+                    },
+                    {
+                        "message_type": "fails",
+                        "payload": {"key": f"r{number}", "times": 1},
+                        "max_attempts": 2,
+                    },
                     {"message_type": "fails", "payload": {"key": f"d{number}"}, "max_attempts": 1},
                 ],
             )
@@ -65,17 +73,29 @@ class Traffic:
 
 @pytest.fixture(scope="module")
 def house(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, list[int]]]:
-    """A worker of two processes and a scheduler, and their ports; maintenance and a schedule run, messages flow."""
+    """A worker of two processes and a scheduler, and their ports; maintenance and a schedule run, messages
+    flow.
+    """
     folder = tmp_path_factory.mktemp("house")
     database = server.create_database()
     quick_backoff(database)
-    database.query("select set_schedule('tick', 'effect', p_every => interval '1 second', p_overlap => 'allow', p_payload => '{\"key\": \"t\"}')")
+    database.query(
+        "select set_schedule('tick', 'effect', p_every => interval '1 second', p_overlap => 'allow', p_payload => '{\"key\": \"t\"}')"
+    )
     worker, scheduler = free_port(), free_port()
-    daemon = Daemon(database, Ledger(folder / "ledger"), processes=2, threads=2, metrics_port=worker, fleet_seconds=1)
-    process = Cli(folder, database.url, PACKHORSE_METRICS_PORT=str(scheduler)).start("scheduler", output=folder / "scheduler.log")
+    daemon = Daemon(
+        database, Ledger(folder / "ledger"), processes=2, threads=2, metrics_port=worker, fleet_seconds=1
+    )
+    process = Cli(folder, database.url, PACKHORSE_METRICS_PORT=str(scheduler)).start(
+        "scheduler", output=folder / "scheduler.log"
+    )
     traffic = Traffic(database)
     try:
-        wait_until(lambda: database.value("select count(*) from schedules where name = 'job.dead_workers'") == 1, 60, "the timetable is written")
+        wait_until(
+            lambda: database.value("select count(*) from schedules where name = 'job.dead_workers'") == 1,
+            60,
+            "the timetable is written",
+        )
         for task in ("job.dead_workers", "retention.message_dedup"):
             database.query("select run_schedule_now(%s)", task)
         yield daemon.wait_ready(2), [worker, scheduler]
@@ -102,7 +122,12 @@ def prometheus(house: tuple[Daemon, list[int]], tmp_path_factory: pytest.TempPat
                 "scrape_configs": [
                     {
                         "job_name": "packhorse",
-                        "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in house[1]], "labels": {"namespace": "house"}}],
+                        "static_configs": [
+                            {
+                                "targets": [f"127.0.0.1:{port}" for port in house[1]],
+                                "labels": {"namespace": "house"},
+                            }
+                        ],
                     }
                 ],
             }
@@ -110,7 +135,12 @@ def prometheus(house: tuple[Daemon, list[int]], tmp_path_factory: pytest.TempPat
     )
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data", f"--web.listen-address=127.0.0.1:{port}"],
+            [
+                "prometheus",
+                f"--config.file={folder}/prometheus.yml",
+                f"--storage.tsdb.path={folder}/data",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
             stdout=log,
             stderr=log,
         )
@@ -162,7 +192,10 @@ def missing(look: Callable[[], list[Any]], seconds: float = 90.0) -> list[Any]:
 
 def test_every_panel_shows_data(prometheus):
     assert len(QUERIES) == sum(len(panel.get("targets", [])) for panel in DASHBOARD["panels"]) > 40
-    assert missing(lambda: [title for title, expression in QUERIES.items() if not ask(prometheus, expression)]) == []
+    assert (
+        missing(lambda: [title for title, expression in QUERIES.items() if not ask(prometheus, expression)])
+        == []
+    )
 
 
 def test_what_the_panels_show_is_what_happened(prometheus, house):
@@ -181,7 +214,11 @@ def test_what_the_panels_show_is_what_happened(prometheus, house):
 
     def wrong():
         shown = {
-            name: max(ask(prometheus, next(expression for title, expression in QUERIES.items() if name in title)), default=-1) for name in wanted
+            name: max(
+                ask(prometheus, next(expression for title, expression in QUERIES.items() if name in title)),
+                default=-1,
+            )
+            for name in wanted
         }
         return [(name, value) for name, value in shown.items() if not wanted[name](value)]
 
@@ -199,7 +236,9 @@ def test_every_variable_of_the_dashboard_has_values(prometheus):
 
 def test_every_series_that_a_rule_names_is_scraped(prometheus):
     """An alert on a label value that no daemon ever shows would be silent for ever."""
-    named = {"".join(found) for rule in (ALERTS | RECORDED).values() for found in SELECTOR.findall(rule["expr"])}
+    named = {
+        "".join(found) for rule in (ALERTS | RECORDED).values() for found in SELECTOR.findall(rule["expr"])
+    }
     # there only while something fails, rests, or is called
     only_then = ("duty_failing_seconds", "scope_parked_seconds", "service_breaker_state")
     named = {selector for selector in named if not any(name in selector for name in only_then)}
@@ -208,7 +247,9 @@ def test_every_series_that_a_rule_names_is_scraped(prometheus):
 
 
 def test_every_recorded_expression_has_data(prometheus):
-    assert missing(lambda: [name for name, rule in RECORDED.items() if not ask(prometheus, rule["expr"])]) == []
+    assert (
+        missing(lambda: [name for name, rule in RECORDED.items() if not ask(prometheus, rule["expr"])]) == []
+    )
 
 
 def test_every_alert_and_annotation_is_answered(prometheus):

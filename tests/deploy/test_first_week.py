@@ -1,4 +1,6 @@
-"""The first week of a new team: the wheel in an empty environment, an application with its own tests and types, three kinds of producers, counts that add up."""
+"""The first week of a new team: the wheel in an empty environment, an application with its own tests and
+types, three kinds of producers, counts that add up.
+"""
 
 from __future__ import annotations
 
@@ -163,15 +165,32 @@ def test_the_first_week(environment, server, tmp_path):
     folder, venv = environment
     (folder / "app/shop").mkdir(parents=True)
     (folder / "app/tests").mkdir()
-    for path, text in {"shop/__init__.py": "", "shop/tasks.py": TASKS, "shop/web.py": WEB, "tests/test_shop.py": TESTS, "wrong.py": WRONG}.items():
+    for path, text in {
+        "shop/__init__.py": "",
+        "shop/tasks.py": TASKS,
+        "shop/web.py": WEB,
+        "tests/test_shop.py": TESTS,
+        "wrong.py": WRONG,
+    }.items():
         (folder / "app" / path).write_text(text)
     database = server.create_empty_database()
     libpq = {"PGHOST": str(server.socket_dir), "PGUSER": "postgres", "PGDATABASE": database.name}
-    variables = {"PATH": f"{venv}/bin:{os.environ['PATH']}", "HOME": str(folder), "PYTHONPATH": str(folder / "app"), **libpq}
+    variables = {
+        "PATH": f"{venv}/bin:{os.environ['PATH']}",
+        "HOME": str(folder),
+        "PYTHONPATH": str(folder / "app"),
+        **libpq,
+    }
 
     def run(*command: str, url: str = database.url, code: int = 0) -> str:
         ran = subprocess.run(
-            command, cwd=folder / "app", env=variables | {"DATABASE_URL": url}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            command,
+            cwd=folder / "app",
+            env=variables | {"DATABASE_URL": url},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert ran.returncode == code, ran.stdout + ran.stderr
         return ran.stdout
@@ -184,7 +203,11 @@ def test_the_first_week(environment, server, tmp_path):
     run("pytest", "-q", "tests")
     run("mypy", "--strict", "shop")
     refused = run("mypy", "--strict", "wrong.py", code=1)
-    assert '"conversationkey"' in refused and 'incompatible type "str"; expected "int"' in refused and "Found 2 errors" in refused
+    assert (
+        '"conversationkey"' in refused
+        and 'incompatible type "str"; expected "int"' in refused
+        and "Found 2 errors" in refused
+    )
 
     # Tuesday: producers in three languages
     output = tmp_path / "worker"
@@ -203,12 +226,29 @@ def test_the_first_week(environment, server, tmp_path):
             shop.execute("insert into returns select from generate_series(1, 3)")
         run("packhorse", "enqueue", "confirm", '{"order": 1}', "--queue", "shop", "--allow-unknown-type")
 
-        # Wednesday: counts that add up. The test's order made 2; Node 5, each of which sends one more; the trigger 3; the command line 1
-        wait_until(lambda: database.value("select count(*) from packhorse.message_queue") == 0 or worker.poll() is not None, 60)
+        # Wednesday: counts that add up. The test's order made 2; Node 5, each of which sends one more; the
+        # trigger 3; the command line 1
+        wait_until(
+            lambda: (
+                database.value("select count(*) from packhorse.message_queue") == 0
+                or worker.poll() is not None
+            ),
+            60,
+        )
         assert worker.poll() is None, output.read_text()
-        ends = database.query("select message_type, state, count(*) from packhorse.all_messages group by 1, 2 order by 1, 2")
-        assert ends == [("answer", "done", 5), ("charge", "done", 1), ("confirm", "done", 6), ("refuse", "dead", 3), ("ship", "done", 1)]
-        assert database.value("select charged from orders") == 1 and output.read_text().count("confirmed ") == 6
+        ends = database.query(
+            "select message_type, state, count(*) from packhorse.all_messages group by 1, 2 order by 1, 2"
+        )
+        assert ends == [
+            ("answer", "done", 5),
+            ("charge", "done", 1),
+            ("confirm", "done", 6),
+            ("refuse", "dead", 3),
+            ("ship", "done", 1),
+        ]
+        assert (
+            database.value("select charged from orders") == 1 and output.read_text().count("confirmed ") == 6
+        )
         groups = json.loads(run("packhorse", "dead-letter", "groups", "--json"))
         assert [group["count"] for group in groups] == [3]
         worker.send_signal(signal.SIGTERM)
@@ -226,10 +266,17 @@ def _node(folder: Path, variables: dict[str, str]) -> bool:
         pytest.skip("npm and node are not installed")
     (folder / "producer.mjs").write_text(NODE)
     fetched = subprocess.run(
-        [npm, "install", "--no-audit", "--no-fund", "pg@8"], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        [npm, "install", "--no-audit", "--no-fund", "pg@8"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     if fetched.returncode:
         pytest.skip(f"npm could not fetch pg: {fetched.stderr[-200:]}")
-    ran = subprocess.run(["node", "producer.mjs"], cwd=folder, env=variables, capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        ["node", "producer.mjs"], cwd=folder, env=variables, capture_output=True, text=True, check=False
+    )
     assert ran.returncode == 0, ran.stderr
     return True

@@ -1,7 +1,8 @@
-"""The image of deploy/Containerfile, really built and run (issue 4). Needs root, buildah and debootstrap; about two minutes.
+"""The image of deploy/Containerfile, really built and run (issue 4). Needs root, buildah and debootstrap;
+about two minutes.
 
-The base image is a small Debian made here, under the build argument that the file has for it; packages come from a folder that
-pip fills on this host, so that the build itself needs no network.
+The base image is a small Debian made here, under the build argument that the file has for it; packages come
+from a folder that pip fills on this host, so that the build itself needs no network.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ Buildah = Callable[..., str]
 
 def run(*command: str | Path, **options: object) -> str:
     """Must succeed; what it prints."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False, **options
+    )  # type: ignore[call-overload]
     assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return str(done.stdout).strip()
 
@@ -70,7 +73,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Buildah, l
         "--constraint",
         ROOT / "constraints.txt",
         "hatchling",
-        "async-timeout",  # of redis, before Python 3.11.3: pip asks the Python that runs it, not the one in the image
+        # of redis, before Python 3.11.3: pip asks the Python that runs it, not the one in the image
+        "async-timeout",
         *json.loads(run(sys.executable, "-c", REQUIREMENTS, cwd=ROOT)),
     )
     (home / "pip.conf").write_text("[global]\nno-index = true\nfind-links = /wheels\n")
@@ -106,11 +110,17 @@ def effect(key):
 """
 
 
-def test_a_worker_in_the_image_does_its_work(image: tuple[Buildah, list[str]], own_server: Server, tmp_path: Path) -> None:
-    """Runs as nobody in particular, an application as one more layer, DATABASE_URL from outside; nothing in it for tests or laptops."""
+def test_a_worker_in_the_image_does_its_work(
+    image: tuple[Buildah, list[str]], own_server: Server, tmp_path: Path
+) -> None:
+    """Runs as nobody in particular, an application as one more layer, DATABASE_URL from outside; nothing in
+    it for tests or laptops.
+    """
     buildah, storage = image
     config = json.loads(buildah("inspect", "--type", "image", IMAGE))["OCIv1"]["config"]
-    assert config["User"] == USER and config["Entrypoint"] == ["packhorse"] and config["StopSignal"] == "SIGTERM"
+    assert (
+        config["User"] == USER and config["Entrypoint"] == ["packhorse"] and config["StopSignal"] == "SIGTERM"
+    )
     database = own_server.create_database()
     own_server.socket_dir.chmod(0o755)  # of this test's server only
     database.query("select declare_queue('default')")
@@ -147,7 +157,9 @@ def test_a_worker_in_the_image_does_its_work(image: tuple[Buildah, list[str]], o
         text=True,
     )
     try:
-        wait_until(lambda: (tmp_path / "shared/ledger").exists() or worker.poll() is not None, 60, "the effect")
+        wait_until(
+            lambda: (tmp_path / "shared/ledger").exists() or worker.poll() is not None, 60, "the effect"
+        )
         assert worker.poll() is None, worker.communicate()[0]
         wait_until(lambda: database.value("select count(*) from message_archive") == 1, 20, "done")
     finally:

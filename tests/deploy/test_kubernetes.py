@@ -1,4 +1,6 @@
-"""The manifests of deploy/kubernetes: built by kubectl, valid by the schemas of several releases, and what they promise (SPEC O7)."""
+"""The manifests of deploy/kubernetes: built by kubectl, valid by the schemas of several releases, and what
+they promise (SPEC O7).
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,21 @@ OVERLAYS = ["dev", "production"]
 CUSTOM = {"PodMonitor", "PrometheusRule", "ScaledObject"}
 VERSIONS = ["1.27", "1.31", "1.34", "1.37"]
 
-needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed (kubectl kustomize builds the overlays)")
+needs_kubectl = pytest.mark.skipif(
+    shutil.which("kubectl") is None, reason="kubectl is not installed (kubectl kustomize builds the overlays)"
+)
 _built: dict[str, list[dict[str, Any]]] = {}
 
 
 def build(overlay: str) -> list[dict[str, Any]]:
     """Every object of an overlay, as `kubectl apply -k` would send it."""
     if overlay not in _built:
-        done = subprocess.run(["kubectl", "kustomize", str(FOLDER / "overlays" / overlay)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["kubectl", "kustomize", str(FOLDER / "overlays" / overlay)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         assert "deprecated" not in done.stderr, done.stderr
         _built[overlay] = list(yaml.safe_load_all(done.stdout))
@@ -40,18 +49,26 @@ def build(overlay: str) -> list[dict[str, Any]]:
 
 
 def one(overlay: str, kind: str, name: str) -> dict[str, Any]:
-    (found,) = [item for item in build(overlay) if item["kind"] == kind and item["metadata"]["name"].startswith(name)]
+    (found,) = [
+        item for item in build(overlay) if item["kind"] == kind and item["metadata"]["name"].startswith(name)
+    ]
     return found
 
 
 def pods(overlay: str) -> dict[str, dict[str, Any]]:
     """The pod of every workload, by name."""
-    return {item["metadata"]["name"]: item["spec"]["template"]["spec"] for item in build(overlay) if item["kind"] in ("Deployment", "Job")}
+    return {
+        item["metadata"]["name"]: item["spec"]["template"]["spec"]
+        for item in build(overlay)
+        if item["kind"] in ("Deployment", "Job")
+    }
 
 
 def labels(overlay: str) -> dict[str, dict[str, str]]:
     return {
-        item["metadata"]["name"]: item["spec"]["template"]["metadata"]["labels"] for item in build(overlay) if item["kind"] in ("Deployment", "Job")
+        item["metadata"]["name"]: item["spec"]["template"]["metadata"]["labels"]
+        for item in build(overlay)
+        if item["kind"] in ("Deployment", "Job")
     }
 
 
@@ -68,7 +85,12 @@ def test_every_object_is_valid_for_the_releases_of_kubernetes(overlay, version):
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_what_the_command_writes_builds_the_same(tmp_path, overlay):
     deploy_files.write("kubernetes", tmp_path / "written")
-    done = subprocess.run(["kubectl", "kustomize", str(tmp_path / "written/overlays" / overlay)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(tmp_path / "written/overlays" / overlay)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0 and list(yaml.safe_load_all(done.stdout)) == build(overlay), done.stderr
 
 
@@ -85,7 +107,9 @@ def test_every_object_has_the_namespace_and_the_name_of_the_product(overlay):
 def test_pods_have_no_privileges(overlay):
     for name, pod in pods(overlay).items():
         assert pod["automountServiceAccountToken"] is False, name
-        assert pod["securityContext"]["runAsNonRoot"] is True and pod["securityContext"]["runAsUser"] > 0, name
+        assert pod["securityContext"]["runAsNonRoot"] is True and pod["securityContext"]["runAsUser"] > 0, (
+            name
+        )
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod), name
         for container in pod["containers"]:
@@ -114,7 +138,10 @@ def test_kubernetes_waits_longer_than_the_drain(overlay):
     drain = float(settings.get("PACKHORSE_DRAIN_SECONDS", defaults["drain_seconds"]))
     for name, pod in pods(overlay).items():
         if name != "packhorse-migrate":
-            assert pod["terminationGracePeriodSeconds"] > drain + defaults["call_deadline_seconds"] + KILL_MARGIN_SECONDS, name
+            assert (
+                pod["terminationGracePeriodSeconds"]
+                > drain + defaults["call_deadline_seconds"] + KILL_MARGIN_SECONDS
+            ), name
 
 
 @needs_kubectl
@@ -123,10 +150,13 @@ def test_probes_ask_the_three_endpoints_on_the_metrics_port(overlay):
     settings = one(overlay, "ConfigMap", "packhorse-settings")["data"]
     for name in ("packhorse-worker", "packhorse-scheduler"):
         (container,) = pods(overlay)[name]["containers"]
-        assert container["ports"] == [{"name": "metrics", "containerPort": int(settings["PACKHORSE_METRICS_PORT"])}]
+        assert container["ports"] == [
+            {"name": "metrics", "containerPort": int(settings["PACKHORSE_METRICS_PORT"])}
+        ]
         probes = {kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
         assert probes == {
-            kind: {"path": path, "port": "metrics"} for kind, path in [("startup", "/startupz"), ("liveness", "/livez"), ("readiness", "/readyz")]
+            kind: {"path": path, "port": "metrics"}
+            for kind, path in [("startup", "/startupz"), ("liveness", "/livez"), ("readiness", "/readyz")]
         }
 
 
@@ -134,7 +164,12 @@ def test_probes_ask_the_three_endpoints_on_the_metrics_port(overlay):
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_settings_are_settings(overlay, tmp_path):
     data = dict(one(overlay, "ConfigMap", "packhorse-settings")["data"])
-    mounts = {mount["mountPath"] for pod in pods(overlay).values() for container in pod["containers"] for mount in container["volumeMounts"]}
+    mounts = {
+        mount["mountPath"]
+        for pod in pods(overlay).values()
+        for container in pod["containers"]
+        for mount in container["volumeMounts"]
+    }
     assert data.pop("PACKHORSE_DATABASE_URL_FILE").rsplit("/", 1)[0] in mounts
     (tmp_path / "database_url").write_text("postgresql://worker@db/app\n")
     load_settings({**data, "PACKHORSE_DATABASE_URL_FILE": str(tmp_path / "database_url")})
@@ -143,13 +178,17 @@ def test_the_settings_are_settings(overlay, tmp_path):
 @needs_kubectl
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_selectors_select(overlay):
-    """Service, disruption budgets, network policy and pod monitor each match a pod; a typo would match none and say nothing."""
+    """Service, disruption budgets, network policy and pod monitor each match a pod; a typo would match none
+    and say nothing.
+    """
     for item in build(overlay):
         selector = item["spec"].get("selector") or item["spec"].get("podSelector") if "spec" in item else None
         if not selector or item["kind"] == "Job":
             continue
         wanted = selector.get("matchLabels", selector)
-        matched = [name for name, found in labels(overlay).items() if set(wanted.items()) <= set(found.items())]
+        matched = [
+            name for name, found in labels(overlay).items() if set(wanted.items()) <= set(found.items())
+        ]
         assert matched, (item["kind"], item["metadata"]["name"])
 
 
@@ -178,15 +217,24 @@ def test_keda_scales_the_worker_by_its_own_answer_and_has_a_fallback():
     (trigger,) = scaled["spec"]["triggers"]
     host = f"{service['metadata']['name']}.{service['metadata']['namespace']}:{service['spec']['ports'][0]['port']}"
     assert trigger["type"] == "metrics-api"
-    assert trigger["metadata"] == {"url": f"http://{host}/scale", "valueLocation": "workers", "targetValue": "1"}
+    assert trigger["metadata"] == {
+        "url": f"http://{host}/scale",
+        "valueLocation": "workers",
+        "targetValue": "1",
+    }
     assert scaled["spec"]["fallback"]["failureThreshold"] > 0 and scaled["spec"]["minReplicaCount"] > 0
     behavior = scaled["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
-    assert behavior["scaleDown"]["stabilizationWindowSeconds"] > worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert (
+        behavior["scaleDown"]["stabilizationWindowSeconds"]
+        > worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    )
 
 
 def test_the_prometheus_rule_is_the_rule_file():
     rule = yaml.safe_load((FOLDER / "components" / "monitoring" / "prometheus-rule.yaml").read_text())
-    assert rule["spec"] == yaml.safe_load((ROOT / "deploy" / "prometheus" / "packhorse.rules.yml").read_text()), "run `make rules`"
+    assert rule["spec"] == yaml.safe_load(
+        (ROOT / "deploy" / "prometheus" / "packhorse.rules.yml").read_text()
+    ), "run `make rules`"
 
 
 def test_there_are_no_secrets_in_the_manifests():
@@ -207,7 +255,11 @@ def test_the_image_is_built_in_stages_and_runs_the_command_as_pid_1_without_root
 
 
 def test_everything_that_the_image_copies_is_there():
-    sources = [name for line in re.findall(r"^COPY (?!--)(.*)$", CONTAINERFILE, re.MULTILINE) for name in line.split()[:-1]]
+    sources = [
+        name
+        for line in re.findall(r"^COPY (?!--)(.*)$", CONTAINERFILE, re.MULTILINE)
+        for name in line.split()[:-1]
+    ]
     assert sources and [name for name in sources if not (ROOT / name).exists()] == []
 
 
@@ -216,4 +268,7 @@ def test_the_pods_run_as_the_user_of_the_image():
     user = re.search(r"^USER (\d+):(\d+)$", CONTAINERFILE, re.MULTILINE)
     assert user
     for name, pod in pods("production").items():
-        assert (pod["securityContext"]["runAsUser"], pod["securityContext"]["runAsGroup"]) == (int(user[1]), int(user[2])), name
+        assert (pod["securityContext"]["runAsUser"], pod["securityContext"]["runAsGroup"]) == (
+            int(user[1]),
+            int(user[2]),
+        ), name

@@ -19,10 +19,18 @@ UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
 
 def _can_unshare() -> bool:
-    return shutil.which("unshare") is not None and subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode == 0
+    return (
+        shutil.which("unshare") is not None
+        and subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode == 0
+    )
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not _can_unshare(), reason="no right to make a PID namespace (needs root and unshare)")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not _can_unshare(), reason="no right to make a PID namespace (needs root and unshare)"
+    ),
+]
 
 
 class Container:
@@ -30,7 +38,9 @@ class Container:
 
     def __init__(self, url: str, ledger: Ledger, log: Path) -> None:
         self.log_path = log
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("PACKHORSE_")} | {
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith("PACKHORSE_")
+        } | {
             "DATABASE_URL": url,
             "LEDGER": str(ledger.path),
             "PYTHONPATH": str(ROOT),
@@ -41,14 +51,25 @@ class Container:
         }
         with log.open("w") as stream:
             self.process = subprocess.Popen(
-                [*UNSHARE, sys.executable, "-m", "packhorse.worker.cli.program", "worker", "tests.deploy.orphans"],
+                [
+                    *UNSHARE,
+                    sys.executable,
+                    "-m",
+                    "packhorse.worker.cli.program",
+                    "worker",
+                    "tests.deploy.orphans",
+                ],
                 env=environment,
                 cwd=ROOT,
                 stdout=stream,
                 stderr=stream,
                 start_new_session=True,
             )
-        wait_until(lambda: self.log.count("worker_started") >= 2 or self.process.poll() is not None, 40, "two workers")
+        wait_until(
+            lambda: self.log.count("worker_started") >= 2 or self.process.poll() is not None,
+            40,
+            "two workers",
+        )
         assert self.process.poll() is None, self.log
         (self.pid,) = _children(self.process.pid)
 
@@ -81,7 +102,11 @@ def _stat(pid: int) -> list[str]:
 
 
 def _children(pid: int) -> list[int]:
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and _stat(int(path.name))[1] == str(pid)]
+    return [
+        int(path.name)
+        for path in Path("/proc").iterdir()
+        if path.name.isdigit() and _stat(int(path.name))[1] == str(pid)
+    ]
 
 
 def test_it_is_pid_1(container):
@@ -95,7 +120,9 @@ def test_sigterm_drains_and_exits_with_0(container, database, ledger):
     os.kill(container.pid, signal.SIGTERM)
     assert container.process.wait(30) == 0, container.log
     assert ledger.counts("effect") == {"m0": 1, "m1": 1}
-    assert database.query("select state, attempt, count(*) from all_messages group by 1, 2") == [("done", 1, 2)]
+    assert database.query("select state, attempt, count(*) from all_messages group by 1, 2") == [
+        ("done", 1, 2)
+    ]
     assert "Traceback" not in container.log
 
 

@@ -59,5 +59,7 @@ def test_it_lets_placeholders_pass(line):
 
 
 def test_tracked_files_hold_no_secrets():
-    done = subprocess.run([sys.executable, str(ROOT / ".ci" / "scan_secrets.py")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / ".ci" / "scan_secrets.py")], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout

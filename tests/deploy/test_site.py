@@ -1,4 +1,6 @@
-"""`make docs`: a site without a warning that asks nobody on the network, and whose search works from a folder."""
+"""`make docs`: a site without a warning that asks nobody on the network, and whose search works from a
+folder.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def test_the_site(tmp_path):
     """One test, for it is built once."""
     pytest.importorskip("sphinx", reason="sphinx is not installed (pip install '.[docs]')")
     site = tmp_path / "site"
-    ran = subprocess.run([sys.executable, ROOT / "docs/site/build.py", str(site)], capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [sys.executable, ROOT / "docs/site/build.py", str(site)], capture_output=True, text=True, check=False
+    )
     assert ran.returncode == 0, ran.stderr
     nothing_is_loaded_from_elsewhere(site)
     the_search_needs_no_server(site)
@@ -54,7 +58,9 @@ def nothing_is_loaded_from_elsewhere(site: Path) -> None:
 
 
 def the_search_needs_no_server(site: Path) -> None:
-    """The index is a script that the page of the search names: a browser loads no other file from a folder."""
+    """The index is a script that the page of the search names: a browser loads no other file from a
+    folder.
+    """
     assert 'src="searchindex.js"' in (site / "search.html").read_text()
     text = (site / "searchindex.js").read_text()
     index = json.loads(text[text.index("(") + 1 : text.rindex(")")])
@@ -76,7 +82,20 @@ def test_a_broken_link_fails(tmp_path):
     (tmp_path / "index.md").write_text("# Title\n\n[gone](gone.md#nowhere) and [here](#not-here)\n")
     conf = Path(ROOT / "docs/site")
     ran = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-b", "html", "-q", "-W", "--keep-going", "-c", str(conf), str(tmp_path), str(tmp_path / "out")],
+        [
+            sys.executable,
+            "-m",
+            "sphinx",
+            "-b",
+            "html",
+            "-q",
+            "-W",
+            "--keep-going",
+            "-c",
+            str(conf),
+            str(tmp_path),
+            str(tmp_path / "out"),
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -1,4 +1,6 @@
-"""The units of deploy/systemd: systemd's own tools find nothing to say, and they agree with the code (SPEC O7)."""
+"""The units of deploy/systemd: systemd's own tools find nothing to say, and they agree with the code (SPEC
+O7).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ LONG_RUNNING = NAMES[:2]
 MAX_EXPOSURE = 2.0
 
 needs_systemd = pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None or not Path("/lib/systemd/system").is_dir(), reason="systemd-analyze is not installed"
+    shutil.which("systemd-analyze") is None or not Path("/lib/systemd/system").is_dir(),
+    reason="systemd-analyze is not installed",
 )
 
 
@@ -57,7 +60,9 @@ def test_systemd_analyze_verify_is_silent(tmp_path, name):
         (tmp_path / program).write_text("#!/bin/sh\n")
         (tmp_path / program).chmod(0o755)
     unit = name.replace("@.", "@my_app.actors.")
-    done = subprocess.run(["systemd-analyze", "verify", f"--root={tmp_path}", unit], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", f"--root={tmp_path}", unit], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
@@ -65,7 +70,10 @@ def test_systemd_analyze_verify_is_silent(tmp_path, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_security_score_is_good(name):
     done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=yes", "--no-pager", str(UNITS / name)], capture_output=True, text=True, check=False
+        ["systemd-analyze", "security", "--offline=yes", "--no-pager", str(UNITS / name)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     match = re.search(r"Overall exposure level for .*: ([0-9.]+)", done.stdout)
     assert match, done.stdout + done.stderr

@@ -1,4 +1,5 @@
-"""What becomes startable in a process starts there at once (SPEC Q8, Q10, P4): these fetchers poll once an hour or never.
+"""What becomes startable in a process starts there at once (SPEC Q8, Q10, P4): these fetchers poll once an
+hour or never.
 
 A poll or a look behind the cursor would hide a claim that nobody asked for.
 """
@@ -53,7 +54,9 @@ def test_a_message_that_ends_makes_room_for_the_next_one(house, database, limit,
 
 @pytest.mark.slow
 def test_a_wake_up_without_a_free_thread_is_no_reason_to_turn(house, monkeypatch):
-    """Nothing can be claimed until a message ends; a fetcher that looks for room all the time takes the processor from its handlers."""
+    """Nothing can be claimed until a message ends; a fetcher that looks for room all the time takes the
+    processor from its handlers.
+    """
     go = threading.Event()
     turn, pauses = Fetcher.run_once, []
 

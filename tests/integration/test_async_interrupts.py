@@ -1,4 +1,6 @@
-"""What interrupts a handler: it ends the coroutine that an async actor waits for (SPEC W3), and counts whatever middleware there is (SPEC P1)."""
+"""What interrupts a handler: it ends the coroutine that an async actor waits for (SPEC W3), and counts
+whatever middleware there is (SPEC P1).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Results and rate limiters on Postgres and, where configured, on Redis (SPEC W1): the same tests for both."""
+"""Results and rate limiters on Postgres and, where configured, on Redis (SPEC W1): the same tests for
+both.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ from dramatiq.rate_limits import Barrier, BucketRateLimiter, ConcurrentRateLimit
 from dramatiq.results import ResultFailure, ResultMissing, Results, ResultTimeout
 
 from packhorse import ConfigError, PostgresBroker, StoreUnavailable
-from packhorse.worker.broker.backends import PostgresRateLimiterBackend, PostgresResultBackend, rate_limiter_backend, result_backend
+from packhorse.worker.broker.backends import (
+    PostgresRateLimiterBackend,
+    PostgresResultBackend,
+    rate_limiter_backend,
+    result_backend,
+)
 from tests.support.harness import House, quick_settings
 from tests.support.waiting import wait_until
 
@@ -109,7 +116,9 @@ def test_a_window_limiter_admits_its_limit(limits):
 
 
 def test_a_window_holds_across_its_seconds(broker, limits):
-    """Callers whose clocks are in different seconds still exclude each other: the sum is over the whole window."""
+    """Callers whose clocks are in different seconds still exclude each other: the sum is over the whole
+    window.
+    """
     backend, key = limits
     window = [f"{key}@{second}" for second in range(100, 105)]
     results = _at_once(8, lambda: None)  # warm up the connections
@@ -221,20 +230,34 @@ def test_a_backend_wants_a_broker_or_a_connection_string(given):
 
 
 def test_a_producer_may_read_results(database):
-    database.query("do $$ begin create role packhorse_shop login in role packhorse_producer; exception when duplicate_object then null; end $$")
+    database.query(
+        "do $$ begin create role packhorse_shop login in role packhorse_producer; exception when duplicate_object then null; end $$"
+    )
     message = _message()
-    worker, producer = PostgresResultBackend(dsn=database.url), PostgresResultBackend(dsn=database.server.url(database.name, "packhorse_shop"))
+    worker, producer = (
+        PostgresResultBackend(dsn=database.url),
+        PostgresResultBackend(dsn=database.server.url(database.name, "packhorse_shop")),
+    )
     worker.store_result(message, 5, 60_000)
     assert producer.get_result(message) == 5
     worker.close()
     producer.close()
 
 
-UNSTORABLE = {"nul": "a\x00b", "surrogate": "\ud800", "not json": object(), "nan": float("nan"), "set": {1}, "huge": "x" * 1_100_000}
+UNSTORABLE = {
+    "nul": "a\x00b",
+    "surrogate": "\ud800",
+    "not json": object(),
+    "nan": float("nan"),
+    "set": {1},
+    "huge": "x" * 1_100_000,
+}
 
 
 @pytest.mark.parametrize("house_name", ["runtime", "dramatiq-worker"])
-def test_a_result_that_cannot_be_stored_fails_its_message_and_the_worker_goes_on(database, monkeypatch, house_name):
+def test_a_result_that_cannot_be_stored_fails_its_message_and_the_worker_goes_on(
+    database, monkeypatch, house_name
+):
     house = House(house_name, database, monkeypatch)
     house.broker.add_middleware(Results(backend=house.results))
 
@@ -250,7 +273,9 @@ def test_a_result_that_cannot_be_stored_fails_its_message_and_the_worker_goes_on
                 message.get_result(backend=house.results, block=True, timeout=10_000)
             assert kind in sent
         house.drained()
-        rows = database.query("select payload ->> 'kind', reason, error_class, error_message like 'result: %%', attempt from dead_letters")
+        rows = database.query(
+            "select payload ->> 'kind', reason, error_class, error_message like 'result: %%', attempt from dead_letters"
+        )
         assert sorted(rows) == sorted((kind, "rejected", "InvalidArgument", True, 1) for kind in UNSTORABLE)
         assert give.send("fine").get_result(backend=house.results, block=True, timeout=10_000) == "fine"
     finally:

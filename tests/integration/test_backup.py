@@ -1,4 +1,6 @@
-"""docs/backup.md, walked: a copy has all of it, and starts nothing before somebody accepts it; three ways to a newer server (SPEC O11)."""
+"""docs/backup.md, walked: a copy has all of it, and starts nothing before somebody accepts it; three ways to
+a newer server (SPEC O11).
+"""
 
 from __future__ import annotations
 
@@ -53,14 +55,30 @@ def filled(database: Database) -> Database:
     return database
 
 
-def run(block: str, folder: Path, database: Database, variables: dict[str, str] | None = None, **names: str) -> None:
+def run(
+    block: str, folder: Path, database: Database, variables: dict[str, str] | None = None, **names: str
+) -> None:
     """A block of the page as a shell runs it, with its names of databases replaced."""
     for name, meant in names.items():
         block = re.sub(rf"\b{name}\b(?!\.dump)", meant, block)
     path = f"{SERVERS[NEWEST]}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PGHOST": str(database.server.socket_dir), "PGUSER": "postgres", "DATABASE_URL": database.admin_url}
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "PGHOST": str(database.server.socket_dir),
+        "PGUSER": "postgres",
+        "DATABASE_URL": database.admin_url,
+    }
     environment |= variables or {}
-    subprocess.run(["sh", "-ec", block], cwd=folder, env=environment, check=True, capture_output=True, text=True, timeout=60)
+    subprocess.run(
+        ["sh", "-ec", block],
+        cwd=folder,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def copied(original: Database, target: str, folder: Path) -> Database:
@@ -79,16 +97,27 @@ def original():
     database.drop()
 
 
-def test_a_copy_waits_until_it_is_accepted_and_then_does_everything_once(original, tmp_path, monkeypatch, caplog):
+def test_a_copy_waits_until_it_is_accepted_and_then_does_everything_once(
+    original, tmp_path, monkeypatch, caplog
+):
     before = original.query(ALL)
     copy = copied(original, NEWEST, tmp_path)
     try:
-        assert copy.query(ALL) == before and [state for _, state, _ in before] == ["done", "dead", "running", "pending", "pending", "pending"]
+        assert copy.query(ALL) == before and [state for _, state, _ in before] == [
+            "done",
+            "dead",
+            "running",
+            "pending",
+            "pending",
+            "pending",
+        ]
         cli = Cli(tmp_path, copy.admin_url)
         status = cli("copy", "status", "--json").document
         assert (status["copy"], status["waiting"], status["running"], status["schedules"]) == (True, 3, 1, 1)
         assert Cli(tmp_path, original.admin_url)("copy", "status", "--json").document["copy"] is False
-        finding = next(entry for entry in cli("doctor", "--json").document["findings"] if entry["subject"] == "copy")
+        finding = next(
+            entry for entry in cli("doctor", "--json").document["findings"] if entry["subject"] == "copy"
+        )
         assert finding["status"] == "fail" and "4 messages and 1 schedule wait" in finding["text"]
         done: list[str] = []
         house = House("runtime", copy, monkeypatch, queues=["q"])
@@ -100,17 +129,24 @@ def test_a_copy_waits_until_it_is_accepted_and_then_does_everything_once(origina
         with caplog.at_level(logging.WARNING, "packhorse"):
             house.start()
             wait_until(lambda: "a copy that nobody has accepted" in caplog.text)
-        assert done == [] and cli("enqueue", "effect", '{"name": "new"}', "--queue", "q", "--allow-unknown-type").code == EXIT_OK
+        assert (
+            done == []
+            and cli("enqueue", "effect", '{"name": "new"}', "--queue", "q", "--allow-unknown-type").code
+            == EXIT_OK
+        )
         assert cli("copy", "accept").code != EXIT_OK, "it asks, and here is nobody who answers"
         run(PAGE.line("copy accept --reason") + " --yes", tmp_path, copy)
         wait_until(lambda: len(done) == 4)
         house.stop()
-        assert sorted(done) == ["behind it", "new", "running", "waiting"] and done.index("running") < done.index("behind it")
+        assert sorted(done) == ["behind it", "new", "running", "waiting"] and done.index(
+            "running"
+        ) < done.index("behind it")
         ids = [identity for identity, _, _ in copy.query(ALL)]
         assert len(set(ids)) == len(ids) and copy.value("select count(*) from packhorse.dead_letters") == 1
-        assert copy.value("select packhorse.redrive_dead_letters(p_queue => 'q')") is not None and original.query(ALL) == before, (
-            "the original is as it was"
-        )
+        assert (
+            copy.value("select packhorse.redrive_dead_letters(p_queue => 'q')") is not None
+            and original.query(ALL) == before
+        ), "the original is as it was"
     finally:
         copy.drop()
 
@@ -123,14 +159,17 @@ def test_an_upgrade_by_dump_and_restore_brings_all_of_it_to_the_newest_server(tm
     try:
         assert copy.query(ALL) == old.query(ALL)
         run(PAGE.line("copy accept --paused") + " --yes", tmp_path, copy)
-        assert copy.value("select count(*) from packhorse.claim_messages(gen_random_uuid(), '{q}', 10)") == 0, "paused"
+        assert (
+            copy.value("select count(*) from packhorse.claim_messages(gen_random_uuid(), '{q}', 10)") == 0
+        ), "paused"
         copy.query("select packhorse.resume_queue('q')")
         assert copy.value("select count(*) from packhorse.claim_messages(gen_random_uuid(), '{q}', 10)") == 2
         findings = Cli(tmp_path, copy.admin_url)("doctor", "--json").document["findings"]
         assert {
             entry["subject"]
             for entry in findings
-            if entry["subject"] in ("schema", "rights", "sequences", "copy", "migrations") and entry["status"] != "ok"
+            if entry["subject"] in ("schema", "rights", "sequences", "copy", "migrations")
+            and entry["status"] != "ok"
         } == set()
     finally:
         copy.drop()
@@ -186,18 +225,25 @@ def working(database: Database, done: list[str], monkeypatch: pytest.MonkeyPatch
 
 
 def enqueue(database: Database, name: str) -> None:
-    database.query("select packhorse.enqueue_message('q', 'effect', jsonb_build_object('name', %s::text))", name)
+    database.query(
+        "select packhorse.enqueue_message('q', 'effect', jsonb_build_object('name', %s::text))", name
+    )
 
 
 def faults(folder: Path, database: Database) -> dict[str, list[str]]:
-    """What the doctor finds wrong with this database, subject by subject; what it says of the server and the role left out."""
+    """What the doctor finds wrong with this database, subject by subject; what it says of the server and the
+    role left out.
+    """
     found: dict[str, list[str]] = {}
     for entry in Cli(folder, database.admin_url)("doctor", "--json").document["findings"]:
         if (
-            entry["subject"] in ("migrations", "schema", "rights", "row_level_security", "copy", "sequences", "partitions")
+            entry["subject"]
+            in ("migrations", "schema", "rights", "row_level_security", "copy", "sequences", "partitions")
             and entry["status"] != "ok"
         ):
-            found.setdefault(entry["subject"], []).append(entry["repair"] if entry["subject"] == "sequences" else entry["text"])
+            found.setdefault(entry["subject"], []).append(
+                entry["repair"] if entry["subject"] == "sequences" else entry["text"]
+            )
     return found
 
 
@@ -207,26 +253,38 @@ def contents(database: Database) -> dict[str, str]:
         "select c.oid::regclass::text from pg_class c where c.relkind in ('r', 'p') and not c.relispartition"
         " and c.relnamespace in ('packhorse'::regnamespace, 'public'::regnamespace) order by 1"
     )
-    return {name: database.value(f"select md5(string_agg(t::text, e'\n' order by t::text)) from {name} t") for (name,) in tables}  # type: ignore[misc]
+    return {
+        name: database.value(f"select md5(string_agg(t::text, e'\n' order by t::text)) from {name} t")
+        for (name,) in tables
+    }  # type: ignore[misc]
 
 
-def test_an_upgrade_by_logical_replication_loses_nothing_and_does_nothing_twice(servers, tmp_path, monkeypatch):
+def test_an_upgrade_by_logical_replication_loses_nothing_and_does_nothing_twice(
+    servers, tmp_path, monkeypatch
+):
     old, new = filled(servers[0].create_database()), servers[1].create_empty_database()
     servers[0].command("alter system set wal_level = 'logical'")
     servers[0].stop()
     servers[0].start()
     with connect(old.admin_url, deadline_seconds=120) as owner:
         migrate.up(owner, sets=["platform"])
-    old.query("insert into messages (phone, direction, message) values ('+250788000001', 'inbound', 'muraho')")
+    old.query(
+        "insert into messages (phone, direction, message) values ('+250788000001', 'inbound', 'muraho')"
+    )
     both, done = {"OLD": old.admin_url, "NEW": new.admin_url}, []
     with working(old, done, monkeypatch):
         run(PAGE.block("create publication"), tmp_path, old, both)
         enqueue(old, "while it is copied")
-        wait_until(lambda: new.value("select count(*) > 0 and bool_and(srsubstate = 'r') from pg_subscription_rel"), 60)
-        wait_until(lambda: new.value("select count(*) from packhorse.message_archive") == 3)  # done, waiting, while it is copied
+        wait_until(
+            lambda: new.value("select count(*) > 0 and bool_and(srsubstate = 'r') from pg_subscription_rel"),
+            60,
+        )
+        # done, waiting, while it is copied
+        wait_until(lambda: new.value("select count(*) from packhorse.message_archive") == 3)
         assert new.value("select packhorse.is_copy()") is True
 
-        # a day for which the new server has no partition: replication stands still, and goes on once there is one
+        # a day for which the new server has no partition: replication stands still, and goes on once there is
+        # one
         name, bounds = new.query(
             "select c.oid::regclass::text, pg_get_expr(c.relpartbound, c.oid) from pg_class c where c.oid = (select tableoid from packhorse.message_archive limit 1)"
         )[0]
@@ -234,15 +292,23 @@ def test_an_upgrade_by_logical_replication_loses_nothing_and_does_nothing_twice(
         enqueue(old, "without a partition")
         wait_until(lambda: "no partition of relation" in servers[1].log, 30)
         new.query(f"alter table packhorse.message_archive attach partition {name} {bounds}")
-        old.query("update packhorse.message_archive set payload = '{}' where payload ->> 'name' = 'done'")  # as the erasure of a person does
-        old.query("select packhorse.ensure_message_archive_partitions(20), packhorse.set_queue('q', '{\"max_attempts\": 7}')")
+        # as the erasure of a person does
+        old.query("update packhorse.message_archive set payload = '{}' where payload ->> 'name' = 'done'")
+        old.query(
+            "select packhorse.ensure_message_archive_partitions(20), packhorse.set_queue('q', '{\"max_attempts\": 7}')"
+        )
         wait_until(lambda: "without a partition" in done)
     enqueue(old, "when the worker had stopped")
     behind = faults(tmp_path, new)["sequences"]
-    assert len(behind) >= 2 and all(part in "".join(behind) for part in ("message_queue_id_seq", "messages_id_seq"))
+    assert len(behind) >= 2 and all(
+        part in "".join(behind) for part in ("message_queue_id_seq", "messages_id_seq")
+    )
     run(PAGE.block("drop subscription"), tmp_path, old, both)
 
-    assert contents(new) == contents(old) and new.value("select payload from packhorse.message_archive order by id limit 1") == {}
+    assert (
+        contents(new) == contents(old)
+        and new.value("select payload from packhorse.message_archive order by id limit 1") == {}
+    )
     stand = "select sequencename, last_value from pg_sequences where last_value is not null order by 1"
     assert new.query(stand) == old.query(stand)
     assert set(faults(tmp_path, new)) == {"copy"}
@@ -251,7 +317,10 @@ def test_an_upgrade_by_logical_replication_loses_nothing_and_does_nothing_twice(
         run(PAGE.line("copy accept --reason") + " --yes", tmp_path, new)
         wait_until(lambda: len(done) == 7)
     moved = ["behind it", "new", "running", "when the worker had stopped"]
-    assert sorted(done[:3]) == ["waiting", "while it is copied", "without a partition"] and sorted(done[3:]) == moved
+    assert (
+        sorted(done[:3]) == ["waiting", "while it is copied", "without a partition"]
+        and sorted(done[3:]) == moved
+    )
     assert faults(tmp_path, new) == {}
 
 
@@ -260,10 +329,19 @@ def test_what_a_logical_replica_lacks_is_found_and_mended(tmp_path):
     try:
         with connect(replica.admin_url, deadline_seconds=120) as owner:
             migrate.up(owner, sets=["platform"])
-        replica.query("insert into messages (phone, direction, message) values ('+250788000001', 'inbound', 'muraho')")
-        replica.query("select packhorse.cancel_message(id) from packhorse.message_queue where run_at > clock_timestamp()")
+        replica.query(
+            "insert into messages (phone, direction, message) values ('+250788000001', 'inbound', 'muraho')"
+        )
+        replica.query(
+            "select packhorse.cancel_message(id) from packhorse.message_queue where run_at > clock_timestamp()"
+        )
         assert faults(tmp_path, replica) == {}
-        names = ["message_lease_token_seq", "message_queue_id_seq", "messages_id_seq", "operator_actions_id_seq"]
+        names = [
+            "message_lease_token_seq",
+            "message_queue_id_seq",
+            "messages_id_seq",
+            "operator_actions_id_seq",
+        ]
         for name in names:
             replica.query(f"alter sequence {name} restart")
         for (name,) in replica.query(
@@ -272,8 +350,13 @@ def test_what_a_logical_replica_lacks_is_found_and_mended(tmp_path):
         ):
             replica.query(f"drop table {name}")
         found = faults(tmp_path, replica)
-        assert sorted(re.findall(r"setval\('(\w+)'", " ".join(found["sequences"]))) == names and len(found["partitions"]) == 1
-        assert set(found) == {"sequences", "partitions"} and found["partitions"][0].startswith("message_archive has partitions for 0.")
+        assert (
+            sorted(re.findall(r"setval\('(\w+)'", " ".join(found["sequences"]))) == names
+            and len(found["partitions"]) == 1
+        )
+        assert set(found) == {"sequences", "partitions"} and found["partitions"][0].startswith(
+            "message_archive has partitions for 0."
+        )
         for statement in found["sequences"]:
             replica.query(statement)
         run("packhorse partitions make message_archive", tmp_path, replica)
@@ -311,7 +394,10 @@ def test_pg_upgrade_leaves_the_same_database_and_workers_that_wait_go_on(tmp_pat
         assert done == ["waiting", "at the end", "afterwards"], "each once"
         ended = [(one, "done" if name == "at the end" else state, name) for one, state, name in before]
         assert [row for row in database.query(ALL) if row[2] != "afterwards"] == ended
-        assert Cli(tmp_path, database.admin_url)("copy", "accept", "--yes", "--json").document == {"accepted": False, "paused": False}
+        assert Cli(tmp_path, database.admin_url)("copy", "accept", "--yes", "--json").document == {
+            "accepted": False,
+            "paused": False,
+        }
         assert faults(tmp_path, database) == {}
     finally:
         server.close()

@@ -82,7 +82,10 @@ def test_what_sql_python_and_the_command_line_cannot_store_they_refuse_alike(dat
             with pytest.raises(psycopg.Error) as caught:
                 connection.execute("select packhorse.enqueue_message('default', 'note', %s::jsonb)", (text,))
             assert (caught.value.sqlstate, caught.value.diag.column_name) == ("PH001", "payload")
-        for field, arguments in {"message_type": ("no\x00te", {}), "queue": ("note", {"queue": "def\x00ault"})}.items():
+        for field, arguments in {
+            "message_type": ("no\x00te", {}),
+            "queue": ("note", {"queue": "def\x00ault"}),
+        }.items():
             with pytest.raises(InvalidArgument, match="NUL") as refused:
                 packhorse.enqueue(connection, arguments[0], {}, **arguments[1])
             assert refused.value.field == field
@@ -168,7 +171,10 @@ OPTIONS = {
     "run_at text": ({"run_at": "tomorrow"}, "run_at"),
     "expires_in negative": ({"expires_in": -5}, "expires_in"),
     "expires_in before the delay": ({"expires_in": 60, "delay": 60_000}, "expires_in"),
-    "expires_in before run_at": ({"expires_in": 60, "run_at": datetime.now(UTC) + timedelta(days=1)}, "expires_at"),
+    "expires_in before run_at": (
+        {"expires_in": 60, "run_at": datetime.now(UTC) + timedelta(days=1)},
+        "expires_at",
+    ),
     "a misspelt option": ({"conversationkey": "c"}, "conversationkey"),
     "a queue that send does not take": ({"queue_name": "mail"}, "queue_name"),
     "unknown value": ({"custom": object()}, "options"),
@@ -224,7 +230,12 @@ def test_the_connection_is_as_good_as_before_after_a_refusal(database, broker, n
             broker.enqueue(note.message("x").copy(queue_name="nowhere"))
     note.send("fine")
     assert database.value("select count(*) from message_queue") == 1
-    assert database.value("select count(*) from pg_stat_activity where datname = current_database() and application_name = 'packhorse enqueue'") == 1
+    assert (
+        database.value(
+            "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'packhorse enqueue'"
+        )
+        == 1
+    )
 
 
 def test_an_unknown_queue_names_a_near_miss(database, broker, note):
@@ -240,7 +251,20 @@ def test_a_bad_queue_name_is_refused(broker, note, name):
         broker.enqueue(note.message("x").copy(queue_name=name))
 
 
-@pytest.mark.parametrize("text", ["\\u0000", "C:\\u0000x", "\\ud800", "\u2028", "\x01", "\U0001f600", "'; drop table x; --", "%s", "\t\n\\N\\."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\u0000",
+        "C:\\u0000x",
+        "\\ud800",
+        "\u2028",
+        "\x01",
+        "\U0001f600",
+        "'; drop table x; --",
+        "%s",
+        "\t\n\\N\\.",
+    ],
+)
 def test_odd_but_valid_texts_arrive_as_they_were(database, broker, note, text):
     note.send(text)
     broker.enqueue_many([note.message(text)])
@@ -254,7 +278,14 @@ def test_bulk_is_all_or_none(database, broker, note):
     with pytest.raises(InvalidArgument):
         broker.enqueue_many([note.message("a"), note.message_with_options(args=("b",), dedup_key="k")])
     with pytest.raises(InvalidArgument) as caught:
-        broker.enqueue_many([note.message("a"), note.message_with_options(args=("b",), expires_in=60, run_at=datetime.now(UTC) + timedelta(days=1))])
+        broker.enqueue_many(
+            [
+                note.message("a"),
+                note.message_with_options(
+                    args=("b",), expires_in=60, run_at=datetime.now(UTC) + timedelta(days=1)
+                ),
+            ]
+        )
     assert caught.value.field == "expires_in"
     assert database.query("select 1 from message_queue") == []
     many = [note.message(f"{number}") for number in range(3500)]
@@ -269,7 +300,12 @@ def test_bulk_is_all_or_none(database, broker, note):
     finally:
         database.query("alter table message_queue drop constraint no_boom")
     assert database.query("select 1 from message_queue") == []
-    mixed = [note.message_with_options(args=(f"{number}",), conversation_key=f"k{number}" if number < 2100 else None) for number in range(2500)]
+    mixed = [
+        note.message_with_options(
+            args=(f"{number}",), conversation_key=f"k{number}" if number < 2100 else None
+        )
+        for number in range(2500)
+    ]
     assert broker.enqueue_many([*many, *mixed, *many]) == 9500  # in a pipeline, by itself, in a pipeline
     assert [row[0] for row in database.query("select payload ->> 'text' from message_queue order by id")] == [
         *map(str, range(3500)),
@@ -282,7 +318,9 @@ def test_bulk_is_all_or_none(database, broker, note):
 
 
 def test_a_bulk_of_long_messages_goes_in_statements_of_a_few_megabytes(database, broker, note, monkeypatch):
-    """The deadline of a call is for one statement, or for a few on their way, not for two hundred megabytes."""
+    """The deadline of a call is for one statement, or for a few on their way, not for two hundred
+    megabytes.
+    """
     sizes = []
     insert = store.insert_messages
 

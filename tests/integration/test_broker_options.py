@@ -28,7 +28,10 @@ def house(request, database, monkeypatch):
 
 
 def _states(database):
-    return {row[0]: row[1:] for row in database.query("select payload ->> 'key', state, reason, attempt from all_messages")}
+    return {
+        row[0]: row[1:]
+        for row in database.query("select payload ->> 'key', state, reason, attempt from all_messages")
+    }
 
 
 def test_priorities_decide_among_waiting_messages(house):
@@ -54,7 +57,11 @@ def test_priorities_decide_among_waiting_messages(house):
     if house.name == "runtime":
         assert order == wanted
     else:  # dramatiq's Worker sorts what it has prefetched once more, by the actor's priority
-        assert set(order[:2]) == {"first", "by actor"} and sorted(order) == sorted(wanted) and order[-3:] == wanted[-3:]
+        assert (
+            set(order[:2]) == {"first", "by actor"}
+            and sorted(order) == sorted(wanted)
+            and order[-3:] == wanted[-3:]
+        )
 
 
 def test_outcomes_end_a_message_as_they_say(house):
@@ -129,7 +136,9 @@ def test_the_queues_policy_decides_what_an_actor_leaves_open(house):
         raise RuntimeError("no")
 
     house.broker.close()
-    house.database.query("""select set_queue('default', '{"max_attempts": 2, "backoff_initial": "10 milliseconds"}')""")
+    house.database.query(
+        """select set_queue('default', '{"max_attempts": 2, "backoff_initial": "10 milliseconds"}')"""
+    )
     house.start()
     fails.send("k")
     wait_until(lambda: house.dead() == ["fails"])
@@ -177,7 +186,9 @@ def test_an_alias_keeps_the_actors_retry_policy(house):
         raise RuntimeError(key)
 
     for name in ("old_throws", "old_fails"):
-        house.database.query("select enqueue_message('default', %s, jsonb_build_object('key', %s::text))", name, name)
+        house.database.query(
+            "select enqueue_message('default', %s, jsonb_build_object('key', %s::text))", name, name
+        )
     house.start()
     house.drained()
     assert house.database.query("select message_type, reason, attempt from dead_letters order by 1") == [
@@ -197,7 +208,10 @@ def test_no_message_switches_its_time_limit_off(database, monkeypatch, limit):
         while time.monotonic() < until:
             time.sleep(0.01)
 
-    house.database.query("select enqueue_message('default', 'slow', '{\"key\": \"a\"}', %s, p_max_attempts => 1)", f'{{"time_limit": {limit}}}')
+    house.database.query(
+        "select enqueue_message('default', 'slow', '{\"key\": \"a\"}', %s, p_max_attempts => 1)",
+        f'{{"time_limit": {limit}}}',
+    )
     house.start()
     try:
         house.drained()
@@ -256,7 +270,9 @@ def test_what_a_handler_enqueues_inherits_the_correlation_id_that_the_database_m
     first.send("first")
     second.send("apart")
     house.broker.enqueue_many([second.message("apart"), second.message("apart")])
-    house.broker.enqueue_many([second.message_with_options(args=("apart",), priority=priority) for priority in (4, 6)])
+    house.broker.enqueue_many(
+        [second.message_with_options(args=("apart",), priority=priority) for priority in (4, 6)]
+    )
     wait_until(lambda: len(seen) == 11)
     by_key = {key: {made for name, made in seen if name == key} for key, _ in seen}
     inherited = by_key["first"]
@@ -286,7 +302,12 @@ def test_a_conversation_stays_in_order_through_bulk_and_single_enqueues(house):
     def say(number):
         ran.append(number)
 
-    assert house.broker.enqueue_many(say.message_with_options(args=(n,), conversation_key="c") for n in range(30)) == 30
+    assert (
+        house.broker.enqueue_many(
+            say.message_with_options(args=(n,), conversation_key="c") for n in range(30)
+        )
+        == 30
+    )
     for number in range(30, 40):
         say.send_with_options(args=(number,), conversation_key="c")
     house.start()
@@ -320,7 +341,9 @@ def test_a_transactional_handler_sends_to_each_broker_what_is_its(server, databa
     """What was for another database went into that of the handler's transaction, where no worker took it."""
     elsewhere = server.create_database()
     house = House("runtime", database, monkeypatch)
-    here, there = (packhorse.PostgresBroker(settings=quick_settings(place)) for place in (database, elsewhere))
+    here, there = (
+        packhorse.PostgresBroker(settings=quick_settings(place)) for place in (database, elsewhere)
+    )
 
     @dramatiq.actor(broker=there)
     def away(number):
@@ -341,7 +364,10 @@ def test_a_transactional_handler_sends_to_each_broker_what_is_its(server, databa
     parent.send()
     wait_until(lambda: house.dead() == ["parent"])
     house.stop()
-    assert elsewhere.query("select message_type, payload from message_queue order by id") == [("away", {"number": 1}), ("away", {"number": 2})]
+    assert elsewhere.query("select message_type, payload from message_queue order by id") == [
+        ("away", {"number": 1}),
+        ("away", {"number": 2}),
+    ]
     assert database.query("select state from all_messages") == [("dead",)]
     for broker in (here, there):
         broker.close()
@@ -362,7 +388,9 @@ def test_a_message_that_is_sent_again_keeps_its_columns(house):
         pass
 
     house.start()
-    say.send_with_options(args=(1,), priority=2, conversation_key="conv", correlation_id="corr", max_attempts=7)
+    say.send_with_options(
+        args=(1,), priority=2, conversation_key="conv", correlation_id="corr", max_attempts=7
+    )
     wait_until(lambda: kept)
     house.stop()
     house.broker.enqueue(kept[0])
@@ -382,9 +410,13 @@ def test_the_errors_are_recorded_under_dramatiqs_own_retries(house):
     house.start()
     fails.send()
     wait_until(lambda: house.dead() == ["fails"])
-    ((error_class, message, traceback, history),) = house.database.query("select error_class, error_message, traceback, history from dead_letters")
+    ((error_class, message, traceback, history),) = house.database.query(
+        "select error_class, error_message, traceback, history from dead_letters"
+    )
     assert (error_class, message) == ("LookupError", "not here") and 'LookupError("not here")' in traceback
-    assert [(entry["error_class"], entry["error_message"]) for entry in history] == [("LookupError", "not here")] * 2
+    assert [(entry["error_class"], entry["error_message"]) for entry in history] == [
+        ("LookupError", "not here")
+    ] * 2
 
 
 def test_a_middleware_that_breaks_does_not_break_a_bulk_enqueue(house, caplog):
@@ -412,7 +444,14 @@ def test_a_message_is_there_for_sql_as_its_keyword_arguments(house):
     def note(a, b="x", *, c=None):
         pass
 
-    note.send_with_options(args=(1,), kwargs={"c": [2]}, conversation_key="conv", correlation_id="corr", max_retries=6, delay=60_000)
+    note.send_with_options(
+        args=(1,),
+        kwargs={"c": [2]},
+        conversation_key="conv",
+        correlation_id="corr",
+        max_retries=6,
+        delay=60_000,
+    )
     row = house.database.query(
         "select message_type, queue, payload, conversation_key, correlation_id, max_attempts, run_at > clock_timestamp() + interval '50 seconds'"
         " from message_queue"
@@ -434,7 +473,9 @@ def test_join_and_flush_work_on_the_database(house):
 
 
 def test_a_slow_handler_does_not_hold_up_what_waits_behind_it(database, monkeypatch):
-    """W2: nothing claimed waits for a slow message while another thread is free, nor for ever when none is."""
+    """W2: nothing claimed waits for a slow message while another thread is free, nor for ever when none
+    is.
+    """
     house = House("runtime", database, monkeypatch, threads=2, hold_seconds=0.2)
     let_go = threading.Event()
     done = []
@@ -460,7 +501,12 @@ def test_a_slow_handler_does_not_hold_up_what_waits_behind_it(database, monkeypa
             quick.send(n)
         # every thread is taken: what cannot start here is free for other workers, its attempt unspent
         wait_until(
-            lambda: database.value("select count(*) from message_queue where message_type = 'quick' and state = 'pending' and attempt = 0") == 10
+            lambda: (
+                database.value(
+                    "select count(*) from message_queue where message_type = 'quick' and state = 'pending' and attempt = 0"
+                )
+                == 10
+            )
         )
         let_go.set()
         wait_until(lambda: len(done) == 60)

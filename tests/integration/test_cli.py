@@ -39,9 +39,15 @@ def test_version_is_printed(tmp_path):
     assert Cli(tmp_path)("--version").out.strip() == f"packhorse {__version__}"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["queue"], ["nonsense"], ["config", "show"], ["queue", "list", "--json"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["queue"], ["nonsense"], ["config", "show"], ["queue", "list", "--json"]],
+    ids=" ".join,
+)
 def test_a_command_of_a_prepared_python_does_what_a_fresh_one_does(tmp_path, arguments):
-    """tests/support/prepared.py, by which the other tests run commands. TZ is what it does not know: such a command is started anew."""
+    """tests/support/prepared.py, by which the other tests run commands. TZ is what it does not know: such a
+    command is started anew.
+    """
     (tmp_path / "packhorse.toml").write_text("threads = 3\n")  # found in the folder of the command
     cli = Cli(tmp_path)
     assert prepared.knows(cli.environment) and not prepared.knows({**cli.environment, "TZ": "UTC"})
@@ -69,7 +75,9 @@ def test_every_reading_command_prints_a_table_and_one_json_document(cli, argumen
     assert as_json.code == EXIT_OK and as_json.document is not None and as_json.err == ""
 
 
-@pytest.mark.parametrize("arguments", [["queue", "list"], ["enqueue", "x"], ["dead-letter", "redrive", "1"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["queue", "list"], ["enqueue", "x"], ["dead-letter", "redrive", "1"]], ids=" ".join
+)
 def test_no_database_is_one_line_and_exit_69(tmp_path, arguments):
     ran = Cli(tmp_path)(*arguments)
     assert ran.code == EXIT_UNAVAILABLE
@@ -89,7 +97,9 @@ def test_a_database_that_does_not_exist_says_so(tmp_path, server):
     assert ran.code == EXIT_UNAVAILABLE and "no_such_database" in ran.error["message"]
 
 
-@pytest.mark.parametrize("url", ["postgresql://u:s3cret@h:port/x?nosuch=1", "nosuch=s3cret", "mysql://u:s3cret@h/x"])
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:s3cret@h:port/x?nosuch=1", "nosuch=s3cret", "mysql://u:s3cret@h/x"]
+)
 def test_a_connection_string_that_cannot_be_read_is_a_configuration_error(tmp_path, url):
     ran = Cli(tmp_path, url)("queue", "list")
     assert ran.code == EXIT_USAGE and "database_url" in ran.err and "s3cret" not in ran.err
@@ -104,14 +114,24 @@ def test_a_read_only_database_can_be_read_and_refuses_writes_in_one_line(cli, da
     cli.environment["PGOPTIONS"] = "-c default_transaction_read_only=on"
     assert cli("queue", "list").code == EXIT_OK
     ran = cli("queue", "pause", "default", "--json")
-    assert ran.code == EXIT_UNAVAILABLE and "read-only" in ran.error["message"] and "primary" in ran.error["hint"]
+    assert (
+        ran.code == EXIT_UNAVAILABLE
+        and "read-only" in ran.error["message"]
+        and "primary" in ran.error["hint"]
+    )
     assert database.value("select paused_at from queues where name = 'default'") is None
 
 
 def test_a_role_without_privileges_is_told_which_role_has_them(tmp_path, database):
-    database.query("do $$ begin create role packhorse_nobody login; exception when duplicate_object then null; end $$")
+    database.query(
+        "do $$ begin create role packhorse_nobody login; exception when duplicate_object then null; end $$"
+    )
     ran = Cli(tmp_path, database.server.url(database.name, "packhorse_nobody"))("message", "list", "--json")
-    assert ran.code == EXIT_FAILED and ran.error["code"] == "rejected" and "packhorse_worker" in ran.error["hint"]
+    assert (
+        ran.code == EXIT_FAILED
+        and ran.error["code"] == "rejected"
+        and "packhorse_worker" in ran.error["hint"]
+    )
 
 
 def test_all_configuration_problems_are_shown_at_once(tmp_path):
@@ -131,11 +151,19 @@ def test_config_show_hides_passwords(tmp_path):
     assert cli("config", "show", "--json").document["database_url"] == "postgresql://me:***@host/db"
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("nowhere.toml")], ids=["folder", "link that leads nowhere"])
+@pytest.mark.parametrize(
+    "make",
+    [Path.mkdir, lambda path: path.symlink_to("nowhere.toml")],
+    ids=["folder", "link that leads nowhere"],
+)
 def test_a_configuration_that_is_no_file_is_not_passed_over(tmp_path, make):
     make(tmp_path / "packhorse.toml")
     ran = Cli(tmp_path)("config", "check")
-    assert ran.code == EXIT_USAGE and "packhorse.toml: is there, but is no file" in ran.err and len(ran.err.splitlines()) == 1, ran.err
+    assert (
+        ran.code == EXIT_USAGE
+        and "packhorse.toml: is there, but is no file" in ran.err
+        and len(ran.err.splitlines()) == 1
+    ), ran.err
 
 
 def test_a_misspelt_section_is_proposed(tmp_path):
@@ -193,7 +221,12 @@ def test_a_closed_pipe_is_no_error(cli):
 
     reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
     writer = subprocess.run(
-        [*COMMAND, "config", "show"], stdout=reader.stdin, stderr=subprocess.PIPE, env=cli.environment, cwd=cli.folder, check=False
+        [*COMMAND, "config", "show"],
+        stdout=reader.stdin,
+        stderr=subprocess.PIPE,
+        env=cli.environment,
+        cwd=cli.folder,
+        check=False,
     )
     reader.stdin.close()
     reader.wait()
@@ -206,12 +239,22 @@ def test_the_traceback_option_shows_where_an_error_came_from(tmp_path):
     from tests.support.cli import COMMAND
 
     cli = Cli(tmp_path)
-    done = subprocess.run([*COMMAND, "--traceback", "queue", "list"], env=cli.environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*COMMAND, "--traceback", "queue", "list"],
+        env=cli.environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert "Traceback" in done.stderr and "CommandError" in done.stderr
 
 
 def test_json_documents_are_parseable_whatever_stands_in_a_message(cli, database):
-    database.query("select enqueue_message('default', 'effect', %s::jsonb)", json.dumps({"key": "[red]\u202e \x1b[31m </script> ü"}))
+    database.query(
+        "select enqueue_message('default', 'effect', %s::jsonb)",
+        json.dumps({"key": "[red]\u202e \x1b[31m </script> ü"}),
+    )
     row = cli("message", "list", "--json").document[0]
     shown = cli("message", "show", row["id"], "--json").document
     assert shown["payload"] == {"key": "[red]\u202e \x1b[31m </script> ü"}

@@ -1,4 +1,6 @@
-"""packhorse migrate adopt as an operator runs it: looked at first, asked for, killed in the middle, repeated (SPEC O8, P1)."""
+"""packhorse migrate adopt as an operator runs it: looked at first, asked for, killed in the middle, repeated
+(SPEC O8, P1).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def test_migrate_up_beside_a_foreign_queue_leaves_it_alone_and_adopt_imports_it_
     assert cli("migrate", "up").code == EXIT_OK
     assert old.value("select count(*) from packhorse.message_queue") == 0
     done = cli("migrate", "adopt", "--yes", "--json")
-    assert done.code == EXIT_OK and done.document["applied"] == [] and done.document["account"]["messages"] == 12
+    assert (
+        done.code == EXIT_OK and done.document["applied"] == [] and done.document["account"]["messages"] == 12
+    )
     assert old.query(UNTOUCHED) == before
 
 
@@ -62,7 +66,12 @@ def test_a_dry_run_tells_people_and_scripts_and_the_command_asks_first(cli, old)
         assert part in told.out, part
     document = cli("migrate", "adopt", "--dry-run", "--json").document
     assert set(document) == {"from", "possible", "begun", "rows", "fields", "problems"}
-    assert (document["from"], document["possible"], document["begun"], document["problems"]) == ("public.message_queue", True, False, [])
+    assert (document["from"], document["possible"], document["begun"], document["problems"]) == (
+        "public.message_queue",
+        True,
+        False,
+        [],
+    )
     assert sum(row["rows"] for row in document["rows"]) == 20
     asked = cli("migrate", "adopt")
     assert asked.code == EXIT_USAGE and "--yes" in asked.err
@@ -70,10 +79,17 @@ def test_a_dry_run_tells_people_and_scripts_and_the_command_asks_first(cli, old)
     done = cli("migrate", "adopt", "--yes")
     assert done.code == EXIT_OK
     assert f"applied {NAMES[0]}" in done.out
-    assert "imported: 20 rows = 12 messages + 4 dead letters + 0 that could not be read (dead letters, too) + 4 finished\n" in done.out
+    assert (
+        "imported: 20 rows = 12 messages + 4 dead letters + 0 that could not be read (dead letters, too) + 4 finished\n"
+        in done.out
+    )
     assert old.query(UNTOUCHED) == before
     assert cli("migrate", "check").code == EXIT_OK
-    assert {row["status"] for row in cli("doctor", "--json").document["findings"] if row["subject"] in ("migrations", "schema")} == {"ok"}
+    assert {
+        row["status"]
+        for row in cli("doctor", "--json").document["findings"]
+        if row["subject"] in ("migrations", "schema")
+    } == {"ok"}
     assert sum(queue["pending"] for queue in cli("queue", "list", "--json").document) == 12
 
 
@@ -89,20 +105,32 @@ def test_the_command_can_be_repeated_without_being_asked_for_again(cli, old):
 
 
 def test_another_table_is_named_by_its_schema_and_name(cli, old):
-    old.query('create schema "My Shop"; create table "My Shop"."Jobs" (id bigserial primary key, task text, kwargs jsonb, "State" text)')
-    old.query("""insert into "My Shop"."Jobs" (task, kwargs, "State") values ('a', '{}', 'pending'), ('b', '{}', 'done')""")
+    old.query(
+        'create schema "My Shop"; create table "My Shop"."Jobs" (id bigserial primary key, task text, kwargs jsonb, "State" text)'
+    )
+    old.query(
+        """insert into "My Shop"."Jobs" (task, kwargs, "State") values ('a', '{}', 'pending'), ('b', '{}', 'done')"""
+    )
     ran = cli("migrate", "adopt", "--from", "My Shop.Jobs", "--map", "status=State", "--yes", "--json")
-    assert ran.code == EXIT_OK and (ran.document["account"]["messages"], ran.document["account"]["finished"]) == (1, 1)
+    assert ran.code == EXIT_OK and (
+        ran.document["account"]["messages"],
+        ran.document["account"]["finished"],
+    ) == (1, 1)
     assert old.value("select message_type from packhorse.message_queue") == "a"
     ran = cli("migrate", "adopt", "--yes", "--json")
-    assert ran.code == EXIT_FAILED and ran.error["problems"] == ["from: an import of My Shop.Jobs has begun here. Say --from My Shop.Jobs"]
+    assert ran.code == EXIT_FAILED and ran.error["problems"] == [
+        "from: an import of My Shop.Jobs has begun here. Say --from My Shop.Jobs"
+    ]
 
 
 def test_a_table_without_a_schema_is_one_of_public(cli, old):
     old.query("alter table message_queue rename to jobs")
     assert cli("migrate", "adopt", "--from", "jobs", "--dry-run", "--json").document["from"] == "public.jobs"
     missing = cli("migrate", "adopt", "--yes", "--json")
-    assert missing.code == EXIT_FAILED and "there is no table public.message_queue. Say --from SCHEMA.TABLE" in missing.error["problems"][0]
+    assert (
+        missing.code == EXIT_FAILED
+        and "there is no table public.message_queue. Say --from SCHEMA.TABLE" in missing.error["problems"][0]
+    )
 
 
 def test_the_schema_of_the_setting_is_the_one_that_gets_the_rows(cli, old):
@@ -113,14 +141,27 @@ def test_the_schema_of_the_setting_is_the_one_that_gets_the_rows(cli, old):
 
 
 def test_a_refusal_has_every_reason_and_changes_nothing(cli, old):
-    old.query("insert into message_queue (queue_name, job_type, payload, status) values ('My Queue', 'a', '{}', 'processing')")
+    old.query(
+        "insert into message_queue (queue_name, job_type, payload, status) values ('My Queue', 'a', '{}', 'processing')"
+    )
     ran = cli("migrate", "adopt", "--yes", "--json")
     assert ran.code == EXIT_FAILED and len(ran.error.get("problems", [])) == 2
     assert all("--value '" in problem for problem in ran.error["problems"])
     assert cli("migrate", "adopt", "--dry-run").code == EXIT_FAILED
     assert old.value("select to_regnamespace('packhorse') is null") is True
-    done = cli("migrate", "adopt", "--yes", "--json", "--value", "status:processing=pending", "--value", "queue:My Queue=mine").document
-    assert done["account"]["messages"] == 1 and old.value("select queue from packhorse.message_queue") == "mine"
+    done = cli(
+        "migrate",
+        "adopt",
+        "--yes",
+        "--json",
+        "--value",
+        "status:processing=pending",
+        "--value",
+        "queue:My Queue=mine",
+    ).document
+    assert (
+        done["account"]["messages"] == 1 and old.value("select queue from packhorse.message_queue") == "mine"
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,9 +220,14 @@ def test_what_was_imported_is_worked_off_by_a_daemon(cli, old, tmp_path, ledger,
     )
     before = old.query(UNTOUCHED)
     assert cli("migrate", "adopt", "--yes").code == EXIT_OK
-    old.query("do $$ begin create role packhorse_test_worker login in role packhorse_worker; exception when duplicate_object then null; end $$")
+    old.query(
+        "do $$ begin create role packhorse_test_worker login in role packhorse_worker; exception when duplicate_object then null; end $$"
+    )
     start_daemon(old.server.url(old.name, "packhorse_test_worker"), ledger)
-    wait_until(lambda: old.value("select count(*) from packhorse.message_archive where state = 'done'") == 30, timeout_seconds=60)
+    wait_until(
+        lambda: old.value("select count(*) from packhorse.message_archive where state = 'done'") == 30,
+        timeout_seconds=60,
+    )
     assert set(ledger.counts("effect").values()) == {1}
     for conversation in range(3):
         keys = [int(line[1]) for line in ledger.lines("effect") if int(line[1]) % 3 == conversation]

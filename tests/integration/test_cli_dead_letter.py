@@ -32,10 +32,16 @@ def bury(database, count=1, cause="boom", message_type="effect"):
     ids = [
         row[0]
         for row in database.query(
-            "select (enqueue_message('default', %s, jsonb_build_object('key', n))).message_id from generate_series(1, %s) n", message_type, count
+            "select (enqueue_message('default', %s, jsonb_build_object('key', n))).message_id from generate_series(1, %s) n",
+            message_type,
+            count,
         )
     ]
-    database.query("select count(bury_message(id, null, 'failed', 'ValueError', %s)) from unnest(%s::bigint[]) as id", cause, ids)
+    database.query(
+        "select count(bury_message(id, null, 'failed', 'ValueError', %s)) from unnest(%s::bigint[]) as id",
+        cause,
+        ids,
+    )
     return sorted(ids)
 
 
@@ -60,7 +66,9 @@ def test_edit_shows_the_difference_keeps_the_old_and_records_who(cli, database):
     assert ran.code == EXIT_OK
     assert '-  "key": 1' in ran.out and '+  "key": "good"' in ran.out
     assert database.value("select payload from dead_letters") == {"key": "good"}
-    assert database.query("select operator, reason, details -> 'before' from operator_actions") == [("ada", "typo", {"key": 1})]
+    assert database.query("select operator, reason, details -> 'before' from operator_actions") == [
+        ("ada", "typo", {"key": 1})
+    ]
 
 
 def test_edit_of_a_message_that_is_not_dead_says_what_it_is_and_what_fits(cli, database):
@@ -68,7 +76,10 @@ def test_edit_of_a_message_that_is_not_dead_says_what_it_is_and_what_fits(cli, d
     for command in (["edit", alive, "--payload", "{}"], ["show", alive]):
         ran = cli("dead-letter", *command, "--json")
         assert (ran.code, ran.error["code"], ran.error["field"]) == (EXIT_FAILED, "not_found", "id")
-        assert ran.error["message"] == f"message {alive} is pending, not dead" and f"packhorse message cancel {alive}" in ran.error["hint"]
+        assert (
+            ran.error["message"] == f"message {alive} is pending, not dead"
+            and f"packhorse message cancel {alive}" in ran.error["hint"]
+        )
     database.query("select cancel_message(%s, 'x', 'ada')", alive)
     ran = cli("dead-letter", "edit", alive, "--payload", "{}")
     assert f"message {alive} is cancelled, not dead" in ran.err and f"message show {alive}" in ran.err
@@ -94,13 +105,20 @@ def test_dead_letters_of_a_queue_that_nobody_declared_can_be_seen_and_redriven(c
     assert cli("dead-letter", "groups", "--queue", "nowhere", "--json").document[0]["count"] == 1
     assert cli("dead-letter", "redrive", "--queue", "nowhere", "--yes", "--json").document["redriven"] == 1
     assert cli("message", "list", "--queue", "nowhere", "--json").document[0]["id"] == letter
-    for command in (["dead-letter", "list"], ["dead-letter", "groups"], ["dead-letter", "purge", "--yes"], ["message", "list", "--state", "dead"]):
+    for command in (
+        ["dead-letter", "list"],
+        ["dead-letter", "groups"],
+        ["dead-letter", "purge", "--yes"],
+        ["message", "list", "--state", "dead"],
+    ):
         assert cli(*command, "--queue", "nowhere", "--json").error["code"] == "unknown_queue"
 
 
 def test_a_redrive_says_that_some_are_left_and_why(cli, database):
     letters = bury(database, 2)
-    database.query("insert into message_queue (id, queue, message_type) values (%s, 'default', 'effect')", letters[0])
+    database.query(
+        "insert into message_queue (id, queue, message_type) values (%s, 'default', 'effect')", letters[0]
+    )
     ran = cli("dead-letter", "redrive", "--all", "--yes")
     assert (ran.code, ran.out) == (EXIT_OK, "redrove 1 of 2 dead letter(s)\n") and "1 left" in ran.err
 
@@ -141,10 +159,9 @@ def test_redrive_by_id_needs_no_confirmation_and_is_recorded(cli, database):
     assert ran.code == EXIT_OK
     assert ran.document == {"selected": 2, "redriven": 2, "left": 0, "died_again": 0, "ended": "finished"}
     assert dead(database) == [ids[1]]
-    assert database.query("select message_id, operator, reason from operator_actions order by message_id") == [
-        (ids[0], "ada", "mended"),
-        (ids[2], "ada", "mended"),
-    ]
+    assert database.query(
+        "select message_id, operator, reason from operator_actions order by message_id"
+    ) == [(ids[0], "ada", "mended"), (ids[2], "ada", "mended")]
 
 
 def test_redrive_by_filter_shows_the_count_and_wants_a_yes(cli, database):
@@ -152,7 +169,9 @@ def test_redrive_by_filter_shows_the_count_and_wants_a_yes(cli, database):
     refused = cli("dead-letter", "redrive", "--queue", "default", "--json")
     assert refused.code == EXIT_USAGE and "6" in refused.error["hint"] and len(dead(database)) == 6
     fingerprint = database.value("select fingerprint from dead_letters where id = %s", mended[0])
-    assert cli("dead-letter", "redrive", "--fingerprint", fingerprint, "--limit", "2", "--yes").code == EXIT_OK
+    assert (
+        cli("dead-letter", "redrive", "--fingerprint", fingerprint, "--limit", "2", "--yes").code == EXIT_OK
+    )
     assert dead(database) == [*mended[2:], *other]  # oldest first
     assert cli("dead-letter", "redrive", "--all", "--yes", "--rate", "0").code == EXIT_OK
     assert dead(database) == []
@@ -174,7 +193,9 @@ def test_redrive_stops_when_the_redriven_ones_die_again(database):
     def bury_again():
         with database.connect() as other:
             while not stop.is_set():
-                other.execute("select bury_message(id, null, 'failed', 'ValueError', 'still') from message_queue")
+                other.execute(
+                    "select bury_message(id, null, 'failed', 'ValueError', 'still') from message_queue"
+                )
                 stop.wait(0.02)
 
     grave = threading.Thread(target=bury_again)
@@ -198,7 +219,9 @@ def test_redrive_without_a_stop_redrives_each_letter_once(database):
 
     def die_again(count):
         redriven.append(count)
-        database.query("select count(bury_message(id, null, 'failed', 'ValueError', 'again')) from message_queue")
+        database.query(
+            "select count(bury_message(id, null, 'failed', 'ValueError', 'again')) from message_queue"
+        )
 
     _, dead_by = dead_letters.count(connection, Selection())
     result = redrive(connection, Selection(), dead_by, operator="t", report=die_again)
@@ -209,12 +232,16 @@ def test_redrive_without_a_stop_redrives_each_letter_once(database):
 
 def test_redrive_keeps_its_pace_and_ctrl_c_ends_it_between_batches(cli, database, tmp_path):
     bury(database, 200)
-    process = cli.start("dead-letter", "redrive", "--all", "--yes", "--rate", "20", "--json", output=tmp_path / "out")
+    process = cli.start(
+        "dead-letter", "redrive", "--all", "--yes", "--rate", "20", "--json", output=tmp_path / "out"
+    )
     wait_until(lambda: 200 - len(dead(database)) >= 8)
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == EXIT_FAILED
     told = json.loads((tmp_path / "out").read_text().splitlines()[0])
-    assert told["ended"] == "interrupted" and told["redriven"] == 200 - len(dead(database)) == database.value("select count(*) from message_queue")
+    assert told["ended"] == "interrupted" and told["redriven"] == 200 - len(dead(database)) == database.value(
+        "select count(*) from message_queue"
+    )
     assert told["redriven"] < 200
 
 
@@ -225,11 +252,13 @@ def test_purge_needs_a_yes_and_deletes_what_was_selected(cli, database):
     assert cli("dead-letter", "purge", "--older-than", "1h", "--yes", "--json").document["purged"] == 0
     assert dead(database) == ids
     assert cli("dead-letter", "purge", ids[0], "--yes", "--reason", "spam").code == EXIT_OK
-    assert cli("dead-letter", "purge", "--queue", "default", "--yes", "--json").document == {"selected": 3, "purged": 3}
-    assert database.query("select action, reason, count(*) from operator_actions group by 1, 2 order by 2") == [
-        ("purge", "spam", 1),
-        ("purge", None, 3),
-    ]
+    assert cli("dead-letter", "purge", "--queue", "default", "--yes", "--json").document == {
+        "selected": 3,
+        "purged": 3,
+    }
+    assert database.query(
+        "select action, reason, count(*) from operator_actions group by 1, 2 order by 2"
+    ) == [("purge", "spam", 1), ("purge", None, 3)]
 
 
 def test_export_writes_one_json_document_per_line_oldest_first(cli, database, tmp_path):
@@ -266,7 +295,9 @@ def test_what_was_done_before_the_connection_broke_is_said(cli, database, verb):
     ids = bury(database, 1100)
     database.query("""create function cut() returns trigger language plpgsql security definer as $$
         begin perform pg_terminate_backend(pg_backend_pid()); return old; end $$""")
-    database.query(f"create trigger cut before delete on dead_letters for each row when (old.id = {ids[700]}) execute function cut()")
+    database.query(
+        f"create trigger cut before delete on dead_letters for each row when (old.id = {ids[700]}) execute function cut()"
+    )
     options = ["--rate", 0, "--stop-after-failures", 0] if verb == "redrive" else []
     ran = cli("dead-letter", verb, "--all", "--yes", "--json", *options)
     assert (ran.code, ran.error["code"]) == (EXIT_UNAVAILABLE, "unavailable")
@@ -274,7 +305,13 @@ def test_what_was_done_before_the_connection_broke_is_said(cli, database, verb):
     if verb == "purge":
         assert ran.document == {"selected": 1100, "purged": 500}
     else:
-        assert ran.document == {"selected": 1100, "redriven": 500, "left": 600, "died_again": None, "ended": "error"}
+        assert ran.document == {
+            "selected": 1100,
+            "redriven": 500,
+            "left": 600,
+            "died_again": None,
+            "ended": "error",
+        }
     database.query("drop trigger cut on dead_letters")
     again = cli("dead-letter", verb, "--all", "--yes", "--json", *options).document
     assert again["selected"] == 600 and dead(database) == []
@@ -286,7 +323,9 @@ def test_ctrl_c_within_a_batch_lets_it_end_and_counts_it(cli, database, tmp_path
     options = ["--rate", 0, "--stop-after-failures", 0] if verb == "redrive" else []
     with database.connect() as other, other.transaction():
         other.execute("select from dead_letters where id = %s for update", (ids[700],))
-        process = cli.start("dead-letter", verb, "--all", "--yes", "--json", *options, output=tmp_path / "output")
+        process = cli.start(
+            "dead-letter", verb, "--all", "--yes", "--json", *options, output=tmp_path / "output"
+        )
         waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
         wait_until(lambda: database.value(waiting) == 1, 20, "the batch waits for the locked letter")
         process.send_signal(signal.SIGINT)
@@ -317,7 +356,10 @@ def test_steps_are_listed_and_their_values_shown_when_asked(cli, database):
         assert cli(command, "show", letter, "--json").document["steps"] == [
             {"name": "answer", "attempt": 1, "at": "2026-01-01T00:00:00Z", "bytes": 17}
         ]
-        assert cli(command, "show", letter, "--step-values", "--json").document["steps"][0]["value"] == '"a secret answer"'
+        assert (
+            cli(command, "show", letter, "--step-values", "--json").document["steps"][0]["value"]
+            == '"a secret answer"'
+        )
     assert "1 stored, not run again: answer" in cli("message", "explain", letter).out
     exported = json.loads(cli("dead-letter", "export", letter).out)
     assert exported["steps"]["answer"]["value"] == "a secret answer"

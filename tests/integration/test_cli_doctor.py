@@ -16,7 +16,9 @@ pytestmark = pytest.mark.slow
 
 #: The test server runs without fsync and whole pages, and with this default as it comes.
 KNOWN = {"setting:fsync", "setting:full_page_writes", "setting:idle_in_transaction_session_timeout"}
-needs_pgbouncer = pytest.mark.skipif(PROGRAM is None, reason="PgBouncer is not installed (Debian: apt-get install pgbouncer)")
+needs_pgbouncer = pytest.mark.skipif(
+    PROGRAM is None, reason="PgBouncer is not installed (Debian: apt-get install pgbouncer)"
+)
 
 
 @pytest.fixture
@@ -64,7 +66,12 @@ def test_a_fresh_database_is_the_snapshot(any_server, sets):
 def test_an_installation_in_order_has_nothing_to_mend(cli):
     assert findings(cli) == []
     ran = cli("doctor")
-    assert ran.err == "" and "a direct connection" in ran.out and "a NOTIFY arrives" in ran.out and "-> alter system set fsync = on" in ran.out
+    assert (
+        ran.err == ""
+        and "a direct connection" in ran.out
+        and "a NOTIFY arrives" in ran.out
+        and "-> alter system set fsync = on" in ran.out
+    )
 
 
 def test_the_right_to_see_snapshots_is_named_with_its_grant(tmp_path, own_server):
@@ -72,7 +79,11 @@ def test_the_right_to_see_snapshots_is_named_with_its_grant(tmp_path, own_server
     cli = Cli(tmp_path, database.url)
 
     def found():
-        return next(entry for entry in cli("doctor", "--json").document["findings"] if entry["subject"] == "statistics")
+        return next(
+            entry
+            for entry in cli("doctor", "--json").document["findings"]
+            if entry["subject"] == "statistics"
+        )
 
     assert found()["status"] == "ok" and "packhorse_oldest_snapshot_age_seconds is absent" in found()["text"]
     database.query(found()["repair"])
@@ -119,7 +130,10 @@ def test_an_invalid_index_is_found(cli, database):
         "insert into dead_letters (id, queue, message_type, payload, options, priority, reason, fingerprint, attempt, crashes, created_at) "
         "select nextval('message_queue_id_seq'), 'default', 't', '{}', '{}', 5, 'failed', 'f', 1, 0, now() from generate_series(1, 2)"
     )
-    with database.connect(admin=True) as connection, pytest.raises(Exception, match="could not create unique index"):
+    with (
+        database.connect(admin=True) as connection,
+        pytest.raises(Exception, match="could not create unique index"),
+    ):
         connection.execute("create unique index concurrently broken_idx on dead_letters (queue)")
     (found,) = findings(cli)
     assert "broken_idx is invalid" in found["text"] and "concurrently" in found["repair"]
@@ -128,11 +142,20 @@ def test_an_invalid_index_is_found(cli, database):
 @pytest.mark.parametrize(
     ("breakage", "what"),
     [
-        ("revoke execute on function cancel_message(bigint, text, text, bigint) from packhorse_worker", "lacks a right"),
+        (
+            "revoke execute on function cancel_message(bigint, text, text, bigint) from packhorse_worker",
+            "lacks a right",
+        ),
         ("revoke insert on message_archive from packhorse_worker", "lacks a right"),
-        ("drop policy dead_letters_reader on dead_letters", "policy dead_letters.dead_letters_reader is missing"),
+        (
+            "drop policy dead_letters_reader on dead_letters",
+            "policy dead_letters.dead_letters_reader is missing",
+        ),
         ("alter table workers disable row level security", "table workers was changed"),
-        ("alter table queues drop constraint queues_keep_done_range", "constraint queues.queues_keep_done_range is missing"),
+        (
+            "alter table queues drop constraint queues_keep_done_range",
+            "constraint queues.queues_keep_done_range is missing",
+        ),
         ("alter table workers alter column state drop default", "column workers.state was changed"),
     ],
 )
@@ -152,7 +175,9 @@ def test_a_missing_and_a_changed_function_name_the_migration_that_has_them(cli, 
     )
     repairs = sorted(row["repair"] for row in findings(cli) if row["text"].startswith("function"))
     files = ["migrations/functions/health_readings.sql", "migrations/functions/services.sql"]
-    assert len(repairs) == 2 and all(file in repair for file, repair in zip(files, repairs, strict=True)), repairs
+    assert len(repairs) == 2 and all(file in repair for file, repair in zip(files, repairs, strict=True)), (
+        repairs
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,7 +195,9 @@ def test_a_function_that_runs_with_other_settings_or_rights_is_found(cli, databa
 
 
 def test_a_constraint_that_was_never_validated_is_a_warning(cli, database):
-    database.query("alter table workers add constraint workers_threads_positive check (threads > 0) not valid")
+    database.query(
+        "alter table workers add constraint workers_threads_positive check (threads > 0) not valid"
+    )
     (found,) = findings(cli)
     assert found["status"] == "warn"
     mended(database, cli, found["repair"])
@@ -185,14 +212,22 @@ def test_what_users_add_is_their_own_business(cli, database):
 def test_row_level_security_that_hides_the_queue_is_found(cli, database):
     database.query("alter policy message_queue_worker on message_queue using (false)")
     found = {row["subject"]: row for row in findings(cli)}
-    assert "hides" in found["row_level_security"]["text"] and "policy message_queue.message_queue_worker was changed" in found["schema"]["text"]
+    assert (
+        "hides" in found["row_level_security"]["text"]
+        and "policy message_queue.message_queue_worker was changed" in found["schema"]["text"]
+    )
 
 
 def test_a_role_without_rights_and_a_superuser_are_found(cli, database):
-    database.query("do $$ begin create role packhorse_nobody login; exception when duplicate_object then null; end $$")
+    database.query(
+        "do $$ begin create role packhorse_nobody login; exception when duplicate_object then null; end $$"
+    )
     cli.environment["DATABASE_URL"] = database.server.url(database.name, "packhorse_nobody")
     found = {row["subject"]: row for row in findings(cli)}
-    assert found["role"]["repair"] == "grant packhorse_worker to packhorse_nobody;" and found["row_level_security"]["status"] == "fail"
+    assert (
+        found["role"]["repair"] == "grant packhorse_worker to packhorse_nobody;"
+        and found["row_level_security"]["status"] == "fail"
+    )
     cli.environment["DATABASE_URL"] = database.admin_url
     (only,) = findings(cli)
     assert only["subject"] == "role" and only["status"] == "warn" and "superuser" in only["text"]
@@ -209,14 +244,25 @@ def test_a_role_with_bypassrls_is_a_warning(cli, database):
 def test_settings_that_hurt_are_found(cli, database):
     found = {
         row["subject"]: row["status"]
-        for row in findings(cli, PGOPTIONS="-c synchronous_commit=off -c statement_timeout=2s -c default_transaction_isolation=serializable")
+        for row in findings(
+            cli,
+            PGOPTIONS="-c synchronous_commit=off -c statement_timeout=2s -c default_transaction_isolation=serializable",
+        )
     }
-    assert found == {"setting:synchronous_commit": "fail", "setting:statement_timeout": "warn", "setting:default_transaction_isolation": "warn"}
+    assert found == {
+        "setting:synchronous_commit": "fail",
+        "setting:statement_timeout": "warn",
+        "setting:default_transaction_isolation": "warn",
+    }
 
 
 def test_more_connections_than_the_server_has_are_found(cli):
     (found,) = findings(cli, PACKHORSE_PROCESSES="100", PACKHORSE_THREADS="50")
-    assert found["subject"] == "connection_budget" and found["status"] == "fail" and "100 process(es)" in found["text"]
+    assert (
+        found["subject"] == "connection_budget"
+        and found["status"] == "fail"
+        and "100 process(es)" in found["text"]
+    )
 
 
 def test_sequences_that_a_failover_left_behind_are_found_and_mended(cli, database):
@@ -224,20 +270,29 @@ def test_sequences_that_a_failover_left_behind_are_found_and_mended(cli, databas
         "insert into dead_letters (id, queue, message_type, payload, options, priority, reason, fingerprint, attempt, crashes, created_at) "
         "values (500, 'default', 't', '{}', '{}', 5, 'buried', 'f', 1, 0, now())"
     )
-    database.query("insert into message_queue (queue, message_type, state, lease_token) values ('default', 't', 'running', 70)")
+    database.query(
+        "insert into message_queue (queue, message_type, state, lease_token) values ('default', 't', 'running', 70)"
+    )
     found = findings(cli)
     assert [(row["subject"], row["status"]) for row in found] == [("sequences", "fail")] * 2
     mended(database, cli, "".join(row["repair"] for row in found))
-    assert database.value("select nextval('message_queue_id_seq')") > 500 and database.value("select nextval('message_lease_token_seq')") > 70
+    assert (
+        database.value("select nextval('message_queue_id_seq')") > 500
+        and database.value("select nextval('message_lease_token_seq')") > 70
+    )
     (fine,) = findings(cli, "sequences")
-    assert fine["status"] == "ok" and "; 3 others are for the owner of their tables" in fine["text"], "a worker's role, which may not see them"
+    assert fine["status"] == "ok" and "; 3 others are for the owner of their tables" in fine["text"], (
+        "a worker's role, which may not see them"
+    )
     (fine,) = findings(Cli(cli.folder, database.admin_url), "sequences")
     assert fine["status"] == "ok" and "others" not in fine["text"]
 
 
 def test_a_sequence_that_the_role_may_not_see_is_not_in_order(cli, database):
     database.query("revoke usage on sequence message_lease_token_seq from packhorse_worker")
-    database.query("insert into message_queue (queue, message_type, state, lease_token) values ('default', 't', 'running', 70)")
+    database.query(
+        "insert into message_queue (queue, message_type, state, lease_token) values ('default', 't', 'running', 70)"
+    )
     (found,) = findings(cli, "sequences")
     assert found["status"] == "warn" and "may not see where message_lease_token_seq stands" in found["text"]
 
@@ -264,7 +319,10 @@ def test_a_setting_pooler_on_a_direct_connection_is_a_warning(cli):
 def test_a_transaction_pooler_is_recognised_and_the_setting_is_asked_for(cli, database, bouncer):
     cli.environment["DATABASE_URL"] = bouncer.url(database.name)
     found = {row["subject"]: row for row in findings(cli)}
-    assert found["connection_mode"]["status"] == "fail" and "PACKHORSE_POOLER=true" in found["connection_mode"]["repair"]
+    assert (
+        found["connection_mode"]["status"] == "fail"
+        and "PACKHORSE_POOLER=true" in found["connection_mode"]["repair"]
+    )
     assert found["listen"]["status"] == "fail"
 
 
@@ -280,13 +338,23 @@ def test_a_transaction_pooler_with_the_setting_is_in_order(cli, database, bounce
 
 def test_what_ages_and_no_scheduler_deletes_is_said(database, cli):
     """Workers alone delete only what has an end of its own: it must not grow for ever without a word."""
-    database.query("insert into processed_messages (external_id, first_seen_at) values ('old', now() - interval '9 days')")
+    database.query(
+        "insert into processed_messages (external_id, first_seen_at) values ('old', now() - interval '9 days')"
+    )
     database.query("""select declare_queue('blocky'), set_queue('blocky', '{"on_dead": "block"}')""")
-    database.query("select bury_message((select message_id from enqueue_message('blocky', 'gone', p_conversation_key => 'c')))")
+    database.query(
+        "select bury_message((select message_id from enqueue_message('blocky', 'gone', p_conversation_key => 'c')))"
+    )
     database.query("update dead_letters set dead_at = now() - interval '32 days'")
     (found,) = findings(cli, "retention")
-    assert found["status"] == "warn" and "webhook ids are older" in found["text"] and "packhorse scheduler" in found["repair"]
+    assert (
+        found["status"] == "warn"
+        and "webhook ids are older" in found["text"]
+        and "packhorse scheduler" in found["repair"]
+    )
     database.query("update dead_letters set blocks_conversation = false")
     assert "webhook ids and dead letters" in findings(cli, "retention")[0]["text"]
-    database.query("select register_worker(gen_random_uuid(), 'h', 1, '1', '{packhorse}', '{packhorse.maintenance}', 4, interval '20 seconds')")
+    database.query(
+        "select register_worker(gen_random_uuid(), 'h', 1, '1', '{packhorse}', '{packhorse.maintenance}', 4, interval '20 seconds')"
+    )
     assert findings(cli, "retention") == []

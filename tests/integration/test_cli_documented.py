@@ -30,21 +30,42 @@ def commands() -> dict[str, Any]:
 
 
 def section(command: str) -> str:
-    match = re.search(rf"^### `packhorse {re.escape(command)}\b[^\n]*\n(.*?)(?=^##|\Z)", TEXT, re.MULTILINE | re.DOTALL)
+    match = re.search(
+        rf"^### `packhorse {re.escape(command)}\b[^\n]*\n(.*?)(?=^##|\Z)", TEXT, re.MULTILINE | re.DOTALL
+    )
     assert match, f"docs/cli.md has no section for `packhorse {command}`"
     return match.group(0)
 
 
 def options(command: Any) -> set[str]:
-    return {name for parameter in command.params for name in getattr(parameter, "opts", []) if name.startswith("--")} - {"--help"}
+    return {
+        name
+        for parameter in command.params
+        for name in getattr(parameter, "opts", [])
+        if name.startswith("--")
+    } - {"--help"}
 
 
 def test_there_are_commands_to_document():
-    assert {"up", "worker", "enqueue", "queue list", "message retry", "dead-letter redrive", "migrate up", "config check"} <= set(commands())
+    assert {
+        "up",
+        "worker",
+        "enqueue",
+        "queue list",
+        "message retry",
+        "dead-letter redrive",
+        "migrate up",
+        "config check",
+    } <= set(commands())
 
 
 def test_every_command_and_option_is_documented():
-    missing = [f"{name} {option}" for name, command in commands().items() for option in options(command) if f"`{option}" not in section(name)]
+    missing = [
+        f"{name} {option}"
+        for name, command in commands().items()
+        for option in options(command)
+        if f"`{option}" not in section(name)
+    ]
     assert missing == []
 
 

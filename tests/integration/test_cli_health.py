@@ -57,7 +57,9 @@ def test_one_check_shows_its_details_and_decides_alone(cli, database):
     ran = cli("health", "--check", "queue_health")
     assert ran.code == EXIT_FAILED and "oldest_due_seconds" in ran.out
     other = cli("health", "--check", "stale_locks", "--json")
-    assert other.code == EXIT_OK and [row["check_name"] for row in other.document["checks"]] == ["stale_locks"]
+    assert other.code == EXIT_OK and [row["check_name"] for row in other.document["checks"]] == [
+        "stale_locks"
+    ]
 
 
 def test_a_check_that_is_absent_is_exit_0(cli):

@@ -1,4 +1,6 @@
-"""Log lines: our event templates become keys, other libraries' text stays text (worker/observe/logging.py)."""
+"""Log lines: our event templates become keys, other libraries' text stays text
+(worker/observe/logging.py).
+"""
 
 from __future__ import annotations
 
@@ -52,8 +54,16 @@ def test_event_and_keys_come_from_the_template_with_their_types(lines):
 @pytest.mark.parametrize(
     ("template", "arguments", "expected"),
     [
-        ("database_unavailable error=%s: waiting for it", ("no: server",), {"error": "no: server", "note": "waiting for it"}),
-        ("child_killed pid=%d: it did not end within %.0f s", (4, 3.7), {"pid": 4, "note": "it did not end within 4 s"}),
+        (
+            "database_unavailable error=%s: waiting for it",
+            ("no: server",),
+            {"error": "no: server", "note": "waiting for it"},
+        ),
+        (
+            "child_killed pid=%d: it did not end within %.0f s",
+            (4, 3.7),
+            {"pid": 4, "note": "it did not end within 4 s"},
+        ),
         ("hook_failed hook=before_%s", ("ack",), {"hook": "before_ack"}),
         ("config_error %s", ("threads: 100% wrong=yes",), {"note": "threads: 100% wrong=yes"}),
         ("message_failed correlation_id=%s", (None,), {"correlation_id": None}),
@@ -102,10 +112,16 @@ def test_what_structlog_logs_that_is_imported_later_ends_in_our_lines():
     ran = subprocess.run([sys.executable, "-c", LATER], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout) == (0, ""), ran.stderr
     before, own, failed, after = (json.loads(line) for line in ran.stderr.splitlines())
-    assert (before["event"], before["level"], before["logger"]) == ("before 1", "warning", "their.app") and "customer" not in before
+    assert (before["event"], before["level"], before["logger"]) == (
+        "before 1",
+        "warning",
+        "their.app",
+    ) and "customer" not in before
     assert own.pop("timestamp").endswith("Z")
     assert own == {"event": "own_event", "answer": 42, "level": "warning", "logger": "own", "customer": "c"}
-    assert (failed["level"], failed["event"]) == ("error", "it_failed") and failed["exception"].endswith("ZeroDivisionError: division by zero")
+    assert (failed["level"], failed["event"]) == ("error", "it_failed") and failed["exception"].endswith(
+        "ZeroDivisionError: division by zero"
+    )
     assert (after["event"], after["customer"], after["more"]) == ("after", "c", 2)
 
 
@@ -135,7 +151,10 @@ def test_a_traceback_of_our_own_lines_says_where_and_what_kind_but_repeats_no_te
         ours.critical("child_failed pid=%d", 1, exc_info=True)
     hook, child = (line["exception"] for line in lines())
     assert "a payload" not in hook and "a payload" in child
-    assert [name in hook for name in ("KeyError", "ExceptionGroup", "ValueError", "TypeError", "in deep", "direct cause")] == [True] * 6
+    assert [
+        name in hook
+        for name in ("KeyError", "ExceptionGroup", "ValueError", "TypeError", "in deep", "direct cause")
+    ] == [True] * 6
 
 
 def test_what_python_would_print_itself_is_a_line(lines):
@@ -155,8 +174,13 @@ def test_what_python_would_print_itself_is_a_line(lines):
         threading.excepthook, sys.unraisablehook = before
         logging.captureWarnings(False)
     ignored, failed, warned = lines()
-    assert (ignored["event"], ignored["error_class"]) == ("exception_ignored", "ValueError") and "__del__" in ignored["exception"]
-    assert (failed["event"], failed["thread"]) == ("thread_failed", None) and failed["exception"].endswith("ValueError")
+    assert (ignored["event"], ignored["error_class"]) == (
+        "exception_ignored",
+        "ValueError",
+    ) and "__del__" in ignored["exception"]
+    assert (failed["event"], failed["thread"]) == ("thread_failed", None) and failed["exception"].endswith(
+        "ValueError"
+    )
     assert warned["logger"] == "py.warnings" and "+250788***456" in warned["event"]
     assert "payload" not in str(lines()).replace('ValueError("a payload")', "")
 
@@ -175,7 +199,11 @@ def test_console_lines_are_for_people(capsys):
     with logging_restored():
         configure(log_format="console", stream=stream)
         ours.info("worker_started pid=%d", 3)
-    assert "worker_started" in stream.getvalue() and "pid=3" in stream.getvalue() and not stream.getvalue().startswith("{")
+    assert (
+        "worker_started" in stream.getvalue()
+        and "pid=3" in stream.getvalue()
+        and not stream.getvalue().startswith("{")
+    )
 
 
 def test_what_a_handler_lets_slip_is_masked_in_values_exceptions_and_their_causes(lines):
@@ -196,8 +224,14 @@ def test_what_a_handler_lets_slip_is_masked_in_values_exceptions_and_their_cause
 
 
 def test_a_record_that_cannot_be_rendered_is_one_line_without_its_content(lines, capsys):
-    (handler,) = [handler for handler in logging.getLogger().handlers if type(handler).__module__ == "packhorse.worker.observe.logging"]
-    handler.handle(logging.LogRecord("their.app", logging.WARNING, "", 0, "two %s %s", ("secret-value",), None))
+    (handler,) = [
+        handler
+        for handler in logging.getLogger().handlers
+        if type(handler).__module__ == "packhorse.worker.observe.logging"
+    ]
+    handler.handle(
+        logging.LogRecord("their.app", logging.WARNING, "", 0, "two %s %s", ("secret-value",), None)
+    )
     assert lines()[-1]["event"] == "log_line_failed" and lines()[-1]["timestamp"].endswith("Z")
     assert "secret-value" not in capsys.readouterr().err
 
@@ -225,14 +259,30 @@ def test_a_coroutine_that_a_handler_runs_logs_its_correlation_id():
 
 def test_extra_of_the_standard_library_reaches_the_line_masked_and_changes_no_key_of_ours(lines):
     shop = logging.getLogger("shop")
-    shop.warning("charged %s", "7", extra={"order": 17, "customer": {"phone": "+250788123456"}, "api_key": "s3cret-x", "items": [1, 2]})
-    taken = {"message_id": 8, "level": "none", "event": "other", "logger": "l", "timestamp": "t", "exception": "e"}
+    shop.warning(
+        "charged %s",
+        "7",
+        extra={"order": 17, "customer": {"phone": "+250788123456"}, "api_key": "s3cret-x", "items": [1, 2]},
+    )
+    taken = {
+        "message_id": 8,
+        "level": "none",
+        "event": "other",
+        "logger": "l",
+        "timestamp": "t",
+        "exception": "e",
+    }
     shop.warning("again", extra=taken)
     shop.warning("plain")
     first, second, third = lines()
     assert (first["event"], first["order"], first["items"]) == ("charged 7", 17, [1, 2])
     assert (first["customer"], first["api_key"]) == ({"phone": "+250788***456"}, "***")
-    assert (second["message_id"], second["level"], second["event"], second["logger"]) == (7, "warning", "again", "shop")
+    assert (second["message_id"], second["level"], second["event"], second["logger"]) == (
+        7,
+        "warning",
+        "again",
+        "shop",
+    )
     assert second["timestamp"].endswith("Z") and "exception" not in second
     assert {name: second[f"extra_{name}"] for name in taken} == taken
     assert third.keys() == {"event", "level", "logger", "timestamp", "message_id", "actor"}

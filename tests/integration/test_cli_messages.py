@@ -13,7 +13,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def cli(tmp_path, database):
     """A database in which a worker has registered the types effect and fails."""
-    database.query("select register_worker(gen_random_uuid(), 'h', 1, 'v', array['default'], array['effect', 'fails'], 1, '1 minute')")
+    database.query(
+        "select register_worker(gen_random_uuid(), 'h', 1, 'v', array['default'], array['effect', 'fails'], 1, '1 minute')"
+    )
     return Cli(tmp_path, database.url, USER="ada", LOGNAME="ada")
 
 
@@ -80,10 +82,15 @@ def test_enqueue_of_an_unknown_type_names_the_near_miss_and_can_be_forced(cli, d
 def test_enqueue_on_a_queue_that_workers_of_the_type_do_not_serve_says_so(cli, database):
     database.query("select declare_queue('mail')")
     elsewhere = cli("enqueue", "effect", "--queue", "mail")
-    assert elsewhere.code == EXIT_OK and "no live worker takes effect from the queue mail, only from default" in elsewhere.err
+    assert (
+        elsewhere.code == EXIT_OK
+        and "no live worker takes effect from the queue mail, only from default" in elsewhere.err
+    )
     assert f"explain {elsewhere.out.strip()}`" in elsewhere.err
     assert cli("enqueue", "effect").err == ""
-    database.query("select register_worker(gen_random_uuid(), 'h', 2, 'v', array['mail'], array['effect'], 1, '1 minute')")
+    database.query(
+        "select register_worker(gen_random_uuid(), 'h', 2, 'v', array['mail'], array['effect'], 1, '1 minute')"
+    )
     assert cli("enqueue", "effect", "--queue", "mail").err == ""
 
 
@@ -94,7 +101,11 @@ def test_enqueue_as_a_producer_names_the_option_that_it_needs(tmp_path, cli, dat
     )
     producer = Cli(tmp_path, database.server.url(database.name, "packhorse_enqueuer"))
     refused = producer("enqueue", "effect", "--json")
-    assert refused.code == EXIT_FAILED and refused.error["field"] == "type" and "--allow-unknown-type" in refused.error["hint"]
+    assert (
+        refused.code == EXIT_FAILED
+        and refused.error["field"] == "type"
+        and "--allow-unknown-type" in refused.error["hint"]
+    )
     assert producer("enqueue", "effect", "--allow-unknown-type").code == EXIT_OK
 
 
@@ -138,7 +149,11 @@ def test_enqueue_refuses_a_payload_over_the_limit(cli):
 
 def test_enqueue_reads_no_more_of_stdin_than_it_could_take(cli):
     ran = cli("enqueue", "effect", "-", "--json", stdin='{"key": "' + " " * (16 * 1_048_576) + '"}')
-    assert ran.code == EXIT_USAGE and ran.error["field"] == "payload" and str(16 * 1_048_576) in ran.error["message"]
+    assert (
+        ran.code == EXIT_USAGE
+        and ran.error["field"] == "payload"
+        and str(16 * 1_048_576) in ran.error["message"]
+    )
 
 
 def test_enqueue_refuses_a_type_that_is_no_name(cli):
@@ -148,7 +163,11 @@ def test_enqueue_refuses_a_type_that_is_no_name(cli):
 
 # -- queue -------------------------------------------------------------------------------------------
 def test_pause_and_resume_are_effective_recorded_and_say_when_nothing_changed(cli, database):
-    assert cli("queue", "pause", "default", "--json").document == {"queue": "default", "paused": True, "changed": True}
+    assert cli("queue", "pause", "default", "--json").document == {
+        "queue": "default",
+        "paused": True,
+        "changed": True,
+    }
     assert cli("queue", "list", "--json").document[0]["paused"] is True
     assert "already" in cli("queue", "pause", "default").out
     assert cli("queue", "resume", "default", "--operator", "night shift").code == EXIT_OK
@@ -157,19 +176,47 @@ def test_pause_and_resume_are_effective_recorded_and_say_when_nothing_changed(cl
 
 
 def test_queue_set_changes_what_show_shows_and_show_can_be_set_again(cli):
-    ran = cli("queue", "set", "default", "max_concurrency=10", "keep_done=1d", "backoff_max=5m", "on_dead=block", "--json")
+    ran = cli(
+        "queue",
+        "set",
+        "default",
+        "max_concurrency=10",
+        "keep_done=1d",
+        "backoff_max=5m",
+        "on_dead=block",
+        "--json",
+    )
     assert ran.code == EXIT_OK
     shown = cli("queue", "show", "default", "--json").document
     assert shown == ran.document
-    assert (shown["max_concurrency"], shown["keep_done"], shown["backoff_max"], shown["on_dead"]) == (10, "1 day", "00:05:00", "block")
-    again = cli("queue", "set", "default", f"keep_done={shown['keep_done']}", f"backoff_max={shown['backoff_max']}", "max_concurrency=none", "--json")
+    assert (shown["max_concurrency"], shown["keep_done"], shown["backoff_max"], shown["on_dead"]) == (
+        10,
+        "1 day",
+        "00:05:00",
+        "block",
+    )
+    again = cli(
+        "queue",
+        "set",
+        "default",
+        f"keep_done={shown['keep_done']}",
+        f"backoff_max={shown['backoff_max']}",
+        "max_concurrency=none",
+        "--json",
+    )
     assert again.document["keep_done"] == "1 day" and again.document["max_concurrency"] is None
 
 
 def test_queue_show_names_every_setting_as_set_takes_it(cli):
-    shown = dict(line.split(None, 1) for line in cli("queue", "show", "default").out.partition("\n\n")[0].splitlines())
+    shown = dict(
+        line.split(None, 1) for line in cli("queue", "show", "default").out.partition("\n\n")[0].splitlines()
+    )
     assert shown["max_concurrency"].strip() == "none" and shown["keep_done"].strip() == "7 days"
-    settings = [f"{name}={value.strip()}" for name, value in shown.items() if name not in ("setting", "name", "created_at", "updated_at")]
+    settings = [
+        f"{name}={value.strip()}"
+        for name, value in shown.items()
+        if name not in ("setting", "name", "created_at", "updated_at")
+    ]
     assert cli("queue", "set", "default", *settings).code == EXIT_OK
 
 
@@ -191,7 +238,12 @@ def test_queue_set_refuses_unknown_names_and_absurd_values_and_changes_nothing(c
 
 
 def test_commands_on_an_unknown_queue_name_the_near_miss(cli):
-    for command in (["pause", "defalt"], ["resume", "defalt"], ["show", "defalt"], ["set", "defalt", "max_attempts=1"]):
+    for command in (
+        ["pause", "defalt"],
+        ["resume", "defalt"],
+        ["show", "defalt"],
+        ["set", "defalt", "max_attempts=1"],
+    ):
         ran = cli("queue", *command)
         assert ran.code == EXIT_FAILED and "'default'" in ran.err, command
 
@@ -199,7 +251,11 @@ def test_commands_on_an_unknown_queue_name_the_near_miss(cli):
 # -- message -----------------------------------------------------------------------------------------
 def enqueue(database, payload='{"key": "a"}', **options):
     names = "".join(f", p_{name} => %s" for name in options)
-    return database.query(f"select message_id from enqueue_message('default', 'effect', %s::jsonb{names})", payload, *options.values())[0][0]
+    return database.query(
+        f"select message_id from enqueue_message('default', 'effect', %s::jsonb{names})",
+        payload,
+        *options.values(),
+    )[0][0]
 
 
 def test_message_list_filters(cli, database):
@@ -233,16 +289,29 @@ def test_message_show_and_explain_have_the_traceback_of_an_attempt_that_will_be_
     token = database.value("select lease_token from claim_messages(gen_random_uuid(), array['default'], 1)")
     database.query("select fail_message(%s, %s, 'CardRefused', 'no money', %s)", message, token, traceback)
     shown = cli("message", "show", message)
-    assert "attempt 1, 20" in shown.out and "line 3, in charge" in shown.out and "\\n" not in shown.out, "on lines of its own"
+    assert "attempt 1, 20" in shown.out and "line 3, in charge" in shown.out and "\\n" not in shown.out, (
+        "on lines of its own"
+    )
     assert cli("message", "show", message, "--json").document["history"][0]["traceback"] == traceback
     explained = cli("message", "explain", message).out
-    assert "last_error" in explained and "attempt 1 failed at" in explained and explained.rstrip().endswith(traceback)
+    assert (
+        "last_error" in explained
+        and "attempt 1 failed at" in explained
+        and explained.rstrip().endswith(traceback)
+    )
     assert cli("message", "explain", message, "--json").document["last_traceback"] == traceback
     assert cli("message", "explain", enqueue(database), "--json").document["last_traceback"] is None
 
 
 @pytest.mark.parametrize(
-    "command", [["message", "show"], ["message", "explain"], ["message", "cancel"], ["message", "retry"], ["dead-letter", "show"]]
+    "command",
+    [
+        ["message", "show"],
+        ["message", "explain"],
+        ["message", "cancel"],
+        ["message", "retry"],
+        ["dead-letter", "show"],
+    ],
 )
 def test_an_unknown_id_is_an_error_not_an_empty_answer(cli, command):
     ran = cli(*command, 987654321, "--json")
@@ -253,7 +322,9 @@ def test_an_unknown_id_is_an_error_not_an_empty_answer(cli, command):
 def test_cancel_ends_a_waiting_message_and_is_recorded(cli, database):
     message = enqueue(database)
     assert cli("message", "cancel", message, "--reason", "wrong number").code == EXIT_OK
-    assert database.query("select state, reason from all_messages where id = %s", message) == [("cancelled", "wrong number")]
+    assert database.query("select state, reason from all_messages where id = %s", message) == [
+        ("cancelled", "wrong number")
+    ]
     assert actions(database) == [("cancel", "ada", "wrong number")]
     again = cli("message", "cancel", message, "--json")
     assert again.code == EXIT_FAILED and again.error["code"] == "not_possible"
@@ -262,17 +333,27 @@ def test_cancel_ends_a_waiting_message_and_is_recorded(cli, database):
 def test_cancel_of_a_dead_letter_says_that_it_is_one(cli, database):
     dead, done = enqueue(database), enqueue(database)
     database.query("select bury_message(%s)", dead)
-    database.query("select complete_messages(array[%s]::bigint[], array[acquire_message_lock(%s, gen_random_uuid())])", done, done)
+    database.query(
+        "select complete_messages(array[%s]::bigint[], array[acquire_message_lock(%s, gen_random_uuid())])",
+        done,
+        done,
+    )
     ran = cli("message", "cancel", dead)
     assert ran.code == EXIT_FAILED and "dead-letter purge" in ran.err
-    assert cli("message", "cancel", dead, done, "--json").document == [{"id": dead, "result": "dead"}, {"id": done, "result": "gone"}]
+    assert cli("message", "cancel", dead, done, "--json").document == [
+        {"id": dead, "result": "dead"},
+        {"id": done, "result": "gone"},
+    ]
 
 
 def test_cancel_asks_the_worker_of_a_running_message(cli, database):
     message = enqueue(database)
     database.query("select count(*) from claim_messages(gen_random_uuid(), array['default'], 1)")
     assert cli("message", "cancel", message, "--json").document == [{"id": message, "result": "requested"}]
-    assert database.value("select cancel_requested_at is not null from message_queue where id = %s", message) is True
+    assert (
+        database.value("select cancel_requested_at is not null from message_queue where id = %s", message)
+        is True
+    )
 
 
 def test_retry_makes_a_delayed_message_due_and_redrives_a_dead_one(cli, database):
@@ -282,7 +363,12 @@ def test_retry_makes_a_delayed_message_due_and_redrives_a_dead_one(cli, database
     ran = cli("message", "retry", delayed, dead, running, 10**12, "--reason", "now", "--json")
     assert ran.code == EXIT_FAILED  # two of the four could not be
     assert [entry["result"] for entry in ran.document] == ["due", "redriven", "running", "gone"]
-    assert database.value("select count(*) from message_queue where state = 'pending' and run_at <= clock_timestamp()") == 2
+    assert (
+        database.value(
+            "select count(*) from message_queue where state = 'pending' and run_at <= clock_timestamp()"
+        )
+        == 2
+    )
     assert actions(database) == [("retry_now", "ada", "now"), ("redrive", "ada", "now")]
 
 
@@ -317,7 +403,9 @@ def test_what_was_cancelled_before_the_connection_broke_is_said(cli, database):
     ids = [enqueue(database) for _ in range(3)]
     database.query("""create function cut() returns trigger language plpgsql security definer as $$
         begin perform pg_terminate_backend(pg_backend_pid()); return old; end $$""")
-    database.query(f"create trigger cut before delete on message_queue for each row when (old.id = {ids[1]}) execute function cut()")
+    database.query(
+        f"create trigger cut before delete on message_queue for each row when (old.id = {ids[1]}) execute function cut()"
+    )
     ran = cli("message", "cancel", *ids, "--json")
     assert (ran.code, ran.error["code"]) == (EXIT_UNAVAILABLE, "unavailable")
     assert ran.document == [{"id": ids[0], "result": "cancelled"}]
@@ -328,7 +416,9 @@ def test_conversations_names_the_message_that_blocks(cli, database):
     database.query("select count(*) from claim_messages(gen_random_uuid(), array['default'], 1)")
     database.query("select count(*) from claim_messages(gen_random_uuid(), array['default'], 1)")
     rows = cli("conversations", "--json").document
-    assert [(row["conversation_key"], row["waiting"], row["holder_kind"], row["holder_id"]) for row in rows] == [("c", 1, "running", first)]
+    assert [
+        (row["conversation_key"], row["waiting"], row["holder_kind"], row["holder_id"]) for row in rows
+    ] == [("c", 1, "running", first)]
     explained = cli("message", "explain", second, "--json").document
     assert any(not gate["passed"] and str(first) in gate["detail"] for gate in explained["gates"])
 

@@ -22,7 +22,12 @@ def cli(tmp_path, database):
 
 def starts(database):
     """The types of which a message may start now."""
-    return [row[0] for row in database.query("select message_type from claim_messages(gen_random_uuid(), '{default}', 10) order by 1")]
+    return [
+        row[0]
+        for row in database.query(
+            "select message_type from claim_messages(gen_random_uuid(), '{default}', 10) order by 1"
+        )
+    ]
 
 
 def test_what_is_parked_is_listed_and_does_not_start_until_it_is_lifted(cli, database):
@@ -32,10 +37,16 @@ def test_what_is_parked_is_listed_and_does_not_start_until_it_is_lifted(cli, dat
     assert starts(database) == ["other"]
     (row,) = cli("scope", "list", "--json").document
     expected = ("openai", "parked", ["ask"], 2, "ann", "maintenance there")
-    assert tuple(row[key] for key in ("scope", "state", "message_types", "waiting", "parked_by", "reason")) == expected
+    assert (
+        tuple(row[key] for key in ("scope", "state", "message_types", "waiting", "parked_by", "reason"))
+        == expected
+    )
     listed = cli("scope", "list").out
     assert "openai" in listed and "maintenance there" in listed
-    assert cli("scope", "lift", "openai", "--json", "--operator", "bob").document == {"scope": "openai", "lifted": True}
+    assert cli("scope", "lift", "openai", "--json", "--operator", "bob").document == {
+        "scope": "openai",
+        "lifted": True,
+    }
     assert starts(database) == ["ask", "ask"]
     assert cli("scope", "list").out == "nothing is parked\n"
     assert cli("scope", "lift", "openai").out == "openai was not parked\n"

@@ -12,13 +12,22 @@ from tests.support.cli import Cli
 from tests.support.postgres import Database
 
 pytestmark = pytest.mark.slow
-ROW = {"open_ratio": 0.5, "least_calls": 5, "close_after": 3, "reset_after": 60, "judged_over": 60, "probe_lease": 40, "check_every": 30}
+ROW = {
+    "open_ratio": 0.5,
+    "least_calls": 5,
+    "close_after": 3,
+    "reset_after": 60,
+    "judged_over": 60,
+    "probe_lease": 40,
+    "check_every": 30,
+}
 
 
 @pytest.fixture
 def cli(tmp_path: Path, database: Database) -> Cli:
     database.query(
-        "select declare_service('openai', %s)", json.dumps([ROW | {"endpoint": "http://a"}, ROW | {"endpoint": "http://b", "fallback": True}])
+        "select declare_service('openai', %s)",
+        json.dumps([ROW | {"endpoint": "http://a"}, ROW | {"endpoint": "http://b", "fallback": True}]),
     )
     return Cli(tmp_path, database.url, USER="ada", LOGNAME="ada")
 
@@ -27,7 +36,10 @@ def test_an_operator_holds_a_breaker_and_lets_it_go(cli: Cli, database: Database
     done = cli("service", "open", "openai", "--endpoint", "http://a", "--reason", "billing")
     assert (done.code, done.out) == (EXIT_OK, "openai: 1 endpoint(s) held open\n")
     rows = cli("service", "list", "--json").document
-    assert [(row["endpoint"], row["forced"], row["fallback"]) for row in rows] == [("http://a", "open", False), ("http://b", None, True)]
+    assert [(row["endpoint"], row["forced"], row["fallback"]) for row in rows] == [
+        ("http://a", "open", False),
+        ("http://b", None, True),
+    ]
     assert "http://b" in cli("service", "list", "openai").out
     assert cli("service", "close", "openai", "--json").document["changed"] == 2
     assert cli("service", "auto", "openai").out == "openai: 2 endpoint(s) work by themselves again\n"
@@ -53,8 +65,14 @@ def test_health_names_a_service_that_cannot_be_called(cli: Cli) -> None:
 
 
 def test_config_check_reads_the_services_of_the_file(cli: Cli) -> None:
-    (cli.folder / "packhorse.toml").write_text('[services.openai]\nurl = "https://api.example.com"\nkind = "ai_agnet"\nhealth_chek_url = "x"\n')
+    (cli.folder / "packhorse.toml").write_text(
+        '[services.openai]\nurl = "https://api.example.com"\nkind = "ai_agnet"\nhealth_chek_url = "x"\n'
+    )
     done = cli("config", "check", "--offline")
-    assert done.code == EXIT_USAGE and "did you mean 'ai_agent'" in done.err and "did you mean 'health_check_url'" in done.err
+    assert (
+        done.code == EXIT_USAGE
+        and "did you mean 'ai_agent'" in done.err
+        and "did you mean 'health_check_url'" in done.err
+    )
     (cli.folder / "packhorse.toml").write_text('[services.openai]\nurl = "https://api.example.com"\n')
     assert cli("config", "check", "--offline").code == EXIT_OK

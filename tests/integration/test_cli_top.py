@@ -1,4 +1,6 @@
-"""packhorse top: one frame for scripts; a live session on a real pseudo-terminal, ended by q and by Ctrl-C (SPEC O5)."""
+"""packhorse top: one frame for scripts; a live session on a real pseudo-terminal, ended by q and by Ctrl-C
+(SPEC O5).
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Terminal:
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         self.before = termios.tcgetattr(slave)
-        environment = {key: value for key, value in cli.environment.items() if key != "COLUMNS"} | {"TERM": "xterm"}
+        environment = {key: value for key, value in cli.environment.items() if key != "COLUMNS"} | {
+            "TERM": "xterm"
+        }
         self.process = subprocess.Popen(
             [*COMMAND, "top", *arguments],
             cwd=cli.folder,
@@ -103,8 +107,13 @@ def fill(database):
     database.query("select * from claim_messages(%s, '{default}', 1, '5 minutes')", HOLDER)
     database.query("update message_queue set state = 'blocked' where state = 'pending'")
     database.query("select enqueue_message('default', 'late')")
-    database.query("update message_queue set run_at = clock_timestamp() - interval '3 hours' where message_type = 'late'")
-    database.query("select register_worker(%s, 'host-1', 4711, '1', '{default}', '{reply}', 8, interval '20 seconds')", HOLDER)
+    database.query(
+        "update message_queue set run_at = clock_timestamp() - interval '3 hours' where message_type = 'late'"
+    )
+    database.query(
+        "select register_worker(%s, 'host-1', 4711, '1', '{default}', '{reply}', 8, interval '20 seconds')",
+        HOLDER,
+    )
     database.query(
         "insert into dead_letters (id, queue, message_type, payload, options, priority, reason, error_class, error_message, fingerprint, attempt, "
         "crashes, created_at) values (999, 'default', 'reply', '{}', '{}', 5, 'failed', 'TimeoutError', 'call 250788000456', 'f', 3, 0, now())"
@@ -202,7 +211,13 @@ def test_sigterm_ends_it_as_well(cli, terminal):
 
 
 def beat(database, worker, done, failed, running=0):
-    database.query("select from beat_worker(%s, '{}', '{}', '20 seconds', 'running', %s, %s, p_running => %s)", worker, done, failed, running)
+    database.query(
+        "select from beat_worker(%s, '{}', '{}', '20 seconds', 'running', %s, %s, p_running => %s)",
+        worker,
+        done,
+        failed,
+        running,
+    )
 
 
 def workers_line(cli):
@@ -219,23 +234,32 @@ def workers_line(cli):
 def test_rates_are_those_between_heartbeats_over_a_stated_time(cli, database):
     other = HOLDER.replace("1", "2")
     for worker in (HOLDER, other):
-        database.query("select register_worker(%s, 'host-1', 4711, '1', '{default}', '{reply}', 10, interval '20 seconds')", worker)
+        database.query(
+            "select register_worker(%s, 'host-1', 4711, '1', '{default}', '{reply}', 10, interval '20 seconds')",
+            worker,
+        )
     assert "- done/s, - failed/s" in workers_line(cli), "nothing to compare with"
     beat(database, HOLDER, 0, 0)
     assert "- done/s" in workers_line(cli)
     for number in range(1, 6):
         beat(database, HOLDER, number * 600, number * 6, running=7)
-    assert database.value("select recent_counts[2:3] || recent_counts[11:12] from workers where id = %s", HOLDER) == [3000, 30, 1200, 12], (
-        "the last four"
+    assert database.value(
+        "select recent_counts[2:3] || recent_counts[11:12] from workers where id = %s", HOLDER
+    ) == [3000, 30, 1200, 12], "the last four"
+    counts = (
+        "update workers set running = %s, recent_counts = %s, last_seen_at = clock_timestamp() where id = %s"
     )
-    counts = "update workers set running = %s, recent_counts = %s, last_seen_at = clock_timestamp() where id = %s"
     database.query(counts, 7, [1018, 3000, 30, 1012, 2400, 24, 1006, 1800, 18, 1000, 1200, 12], HOLDER)
     database.query(counts, 2, [1006, 1060, 0, 1000, 1000, 0], other)
-    assert workers_line(cli).startswith("WORKERS 2, 9 of 20 threads busy, 110.0 done/s, 1.0 failed/s over 18s")
+    assert workers_line(cli).startswith(
+        "WORKERS 2, 9 of 20 threads busy, 110.0 done/s, 1.0 failed/s over 18s"
+    )
     for _ in range(3):
         assert "110.0 done/s" in workers_line(cli), "a look in between changes nothing"
     database.query("update workers set last_seen_at = clock_timestamp() where id = %s", HOLDER)
-    database.query("update workers set last_seen_at = clock_timestamp() - interval '7 seconds' where id = %s", other)
+    database.query(
+        "update workers set last_seen_at = clock_timestamp() - interval '7 seconds' where id = %s", other
+    )
     assert re.search(r"over 18s, as of ([7-9]|\d\d)s ago$", workers_line(cli))
 
 
@@ -250,14 +274,21 @@ def test_of_a_working_daemon_the_rate_and_the_busy_threads_are_true(cli, databas
 
     def four_heartbeats():
         (row,) = look(connection).workers
-        return row if row["running"] and database.value("select cardinality(recent_counts) = 12 from workers") else None
+        return (
+            row
+            if row["running"] and database.value("select cardinality(recent_counts) = 12 from workers")
+            else None
+        )
 
     wait_until(four_heartbeats)
     with database.session() as admin, admin.transaction():  # one instant
         (counts,) = admin.execute("select recent_counts from workers for update").fetchone()
         (row,) = look(connection).workers
     assert row["seconds"] == pytest.approx(counts[0] - counts[9])
-    assert row["done_per_second"] == pytest.approx((counts[1] - counts[10]) / row["seconds"]) and row["done_per_second"] > 0
+    assert (
+        row["done_per_second"] == pytest.approx((counts[1] - counts[10]) / row["seconds"])
+        and row["done_per_second"] > 0
+    )
     assert 1 <= row["running"] <= 4
     connection.close()
     wait_for_end(database)
@@ -283,12 +314,22 @@ def test_a_frame_fits_the_terminal_whatever_there_is(cli, database, terminal):
         seen = look(connection)  # once: a second later the ages are others
         lines = frame(seen, title="t", problem="the database is away", width=width, height=height)
         assert len(lines) <= height and max(map(len, lines)) <= width
-        whole = {word for line in frame(seen, title="t", problem="the database is away", width=1000, height=1000) for word in line.split()}
+        whole = {
+            word
+            for line in frame(seen, title="t", problem="the database is away", width=1000, height=1000)
+            for word in line.split()
+        }
         assert {word for line in lines for word in line.split()} - whole <= {"…", "...", "more"} | {
             word for line in lines for word in line.split() if word.isdigit()
         }
     lines = frame(look(connection), title="t", problem=None, width=80, height=24)
-    assert sum(line.startswith(("QUEUE", "WORKERS", "OLDEST", "BLOCKED", "DEAD", "MAINTENANCE")) for line in lines) == 6
+    assert (
+        sum(
+            line.startswith(("QUEUE", "WORKERS", "OLDEST", "BLOCKED", "DEAD", "MAINTENANCE"))
+            for line in lines
+        )
+        == 6
+    )
     connection.close()
 
 

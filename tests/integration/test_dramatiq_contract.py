@@ -33,7 +33,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.one_database]
 
 @pytest.fixture(params=HOUSES)
 def house(request, monkeypatch):
-    house = House(request.param, None if request.param == "stub" else request.getfixturevalue("database"), monkeypatch)
+    house = House(
+        request.param, None if request.param == "stub" else request.getfixturevalue("database"), monkeypatch
+    )
     yield house
     house.stop()
 
@@ -67,7 +69,9 @@ def test_arguments_arrive_as_they_were_sent(house, calls):
     keep.send("x", b=[1, {"y": None}], c="ü€")
     keep.send_with_options(args=(True,), kwargs={"c": 1.5})
     house.drained()
-    assert sorted(calls.seen, key=str) == sorted([(1, 2, 3), ("x", [1, {"y": None}], "ü€"), (True, 2, 1.5)], key=str)
+    assert sorted(calls.seen, key=str) == sorted(
+        [(1, 2, 3), ("x", [1, {"y": None}], "ü€"), (True, 2, 1.5)], key=str
+    )
 
 
 def test_a_decorator_may_pass_arguments_of_its_own(house, calls):
@@ -121,7 +125,9 @@ def test_a_failure_is_retried_max_retries_times_and_then_dead(house, calls):
 
 
 def test_an_exception_that_cannot_be_printed_is_a_failure_like_any_other(house, calls):
-    """Its text was asked for while the outcome was decided; that raised as well, and the message counted as done."""
+    """Its text was asked for while the outcome was decided; that raised as well, and the message counted as
+    done.
+    """
 
     class Mute(Exception):
         def __str__(self):
@@ -183,7 +189,9 @@ def test_max_retries_none_is_without_end(house, calls):
 
 
 def test_a_message_that_is_over_can_be_sent_again(house, calls):
-    """By a hook after its end, or from a list that the application keeps: nothing was sent, and nobody was told."""
+    """By a hook after its end, or from a list that the application keeps: nothing was sent, and nobody was
+    told.
+    """
 
     class Again(Middleware):
         sent = ()
@@ -482,7 +490,12 @@ def test_hooks_of_middleware_run_in_dramatiqs_order(house):
     good = [("last", "after_process", None, "NoneType"), ("first", "after_process", None, "NoneType")]
     bad = [("last", "after_process", None, "RuntimeError"), ("first", "after_process", None, "RuntimeError")]
     ack = [("first", "before_ack"), ("last", "before_ack"), ("last", "after_ack"), ("first", "after_ack")]
-    nack = [("first", "before_nack"), ("last", "before_nack"), ("last", "after_nack"), ("first", "after_nack")]
+    nack = [
+        ("first", "before_nack"),
+        ("last", "before_nack"),
+        ("last", "after_nack"),
+        ("first", "after_nack"),
+    ]
     assert of("done") == before + good + ack
     assert of("skipped") == [*before, ("last", "after_skip"), ("first", "after_skip"), *ack]
     assert of("fails") == before + bad + nack
@@ -513,13 +526,18 @@ def test_a_middleware_that_breaks_does_not_break_the_message(house, calls):
 
 
 def test_hooks_of_threads_run_in_each_thread_of_handlers(house, calls):
-    """What they open for handlers is there, and what they close is not left behind (django's database connections)."""
+    """What they open for handlers is there, and what they close is not left behind (django's database
+    connections).
+    """
     opened = threading.local()
 
     class PerThread(Middleware):
         def after_worker_thread_boot(self, broker, thread):
             opened.connection = threading.current_thread()
-            calls("boot", broker is house.broker and thread.broker is broker and thread is threading.current_thread())
+            calls(
+                "boot",
+                broker is house.broker and thread.broker is broker and thread is threading.current_thread(),
+            )
 
         def before_worker_thread_shutdown(self, broker, thread):
             threading.Event().wait(0.2)  # it takes its time to close something
@@ -568,7 +586,9 @@ class Notes(Middleware):
 
     def before_process_message(self, broker, message):
         options = message.options
-        self.calls(message.message_timestamp, options.get("tenant"), options.get("tries"), options.get("retries"))
+        self.calls(
+            message.message_timestamp, options.get("tenant"), options.get("tries"), options.get("retries")
+        )
         options["tenant"] = "acme"
         options["tries"] = [*options.get("tries", []), len(self.calls.seen)]
 
@@ -598,7 +618,9 @@ def test_what_middleware_writes_into_the_options_survives_a_retry(house, calls):
     for left in found[1:]:
         assert "oh, how sad" in left["traceback"] and "in fails" in left["traceback"]
         # the clock of the database, in another house; the same machine
-        assert isinstance(left["requeue_timestamp"], int) and before <= left["requeue_timestamp"] <= int(time.time() * 1000)
+        assert isinstance(left["requeue_timestamp"], int) and before <= left["requeue_timestamp"] <= int(
+            time.time() * 1000
+        )
 
 
 def test_options_that_are_no_json_do_not_keep_a_message_from_its_retry(database, monkeypatch, caplog):
@@ -689,7 +711,11 @@ def test_hooks_of_delays_are_called(house, calls):
     works.send()
     wait_until(lambda: house.dead() == ["fails"])
     house.drained()
-    assert calls.counts == {("declared", "default.DQ"): 1, ("fails", failing.message_id): 1, ("works", later.message_id): 1}
+    assert calls.counts == {
+        ("declared", "default.DQ"): 1,
+        ("fails", failing.message_id): 1,
+        ("works", later.message_id): 1,
+    }
 
 
 def test_an_unknown_queue_is_dramatiqs_queue_not_found(house):
@@ -710,7 +736,9 @@ def test_an_unknown_queue_is_dramatiqs_queue_not_found(house):
 
 @pytest.mark.parametrize("name", HOUSES)
 def test_actors_without_a_priority_go_before_those_with_a_larger_number(name, request, monkeypatch, calls):
-    house = House(name, None if name == "stub" else request.getfixturevalue("database"), monkeypatch, threads=1)
+    house = House(
+        name, None if name == "stub" else request.getfixturevalue("database"), monkeypatch, threads=1
+    )
 
     @dramatiq.actor(priority=10)
     def last():
@@ -773,10 +801,15 @@ class Large:
     """Something that a handler holds in a local variable."""
 
 
-@pytest.mark.parametrize("kind", ["thread", "coroutine", "awaited", "transactional", "transactional coroutine", "interrupted coroutine"])
+@pytest.mark.parametrize(
+    "kind",
+    ["thread", "coroutine", "awaited", "transactional", "transactional coroutine", "interrupted coroutine"],
+)
 @pytest.mark.parametrize("retries", [0, 1])
 def test_the_exception_of_a_failed_handler_is_freed_at_once(database, monkeypatch, kind, retries):
-    """With its traceback, all frames and what is in them: with the garbage collector only, they add up while everything fails."""
+    """With its traceback, all frames and what is in them: with the garbage collector only, they add up while
+    everything fails.
+    """
     house = House("runtime", database, monkeypatch)
     alive = weakref.WeakSet()
     options = {"max_retries": retries, "min_backoff": 600_000, "transactional": "transactional" in kind}
@@ -837,10 +870,18 @@ def test_an_unusable_setting_ends_dramatiqs_own_command(tmp_path):
         "import dramatiq, packhorse\n\ndramatiq.set_broker(packhorse.PostgresBroker())\n\n@dramatiq.actor\ndef work():\n    pass\n"
     )
     command = [sys.executable, "-m", "dramatiq", "its_actors", "-p", "1", "-t", "1", "--path", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "PACKHORSE_THREDS": "3", "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{tmp_path}",
+        "PACKHORSE_THREDS": "3",
+        "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",
+    }
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert ended.returncode == EXIT_USAGE, ended.stderr
-    assert "PACKHORSE_THREDS: no setting 'threds'; did you mean 'threads'?" in ended.stderr and "Traceback" not in ended.stderr
+    assert (
+        "PACKHORSE_THREDS: no setting 'threds'; did you mean 'threads'?" in ended.stderr
+        and "Traceback" not in ended.stderr
+    )
 
 
 def test_an_unusable_setting_ends_the_start_of_dramatiqs_worker(monkeypatch):

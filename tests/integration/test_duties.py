@@ -1,4 +1,6 @@
-"""Each duty of a heartbeat broken alone, in a real database: it is named with its SQLSTATE, and stops no other (SPEC P8, O4)."""
+"""Each duty of a heartbeat broken alone, in a real database: it is named with its SQLSTATE, and stops no
+other (SPEC P8, O4).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,13 @@ TURNS = len(UPKEEP_STEPS) + 1
 
 @pytest.fixture
 def heartbeat(database: Database):
-    heartbeat = Heartbeat(lambda: connect(database.url), uuid4(), quick_settings(database), lambda: [], lambda message, held: None)
+    heartbeat = Heartbeat(
+        lambda: connect(database.url),
+        uuid4(),
+        quick_settings(database),
+        lambda: [],
+        lambda message, held: None,
+    )
     with connect(database.url) as connection:
         heartbeat.register(connection, ["default"], ["mine"], 4)
     yield heartbeat
@@ -62,7 +70,9 @@ def told(database: Database):
 
 @pytest.mark.parametrize("duty", FUNCTIONS)
 def test_a_right_that_is_missing_is_named_and_stops_no_other_duty(database, heartbeat, duty):
-    signature = database.value("select oid::regprocedure::text from pg_proc where proname = %s", FUNCTIONS[duty])
+    signature = database.value(
+        "select oid::regprocedure::text from pg_proc where proname = %s", FUNCTIONS[duty]
+    )
     turn(heartbeat)
     assert failing(heartbeat) == {}
     database.query(f"revoke execute on function {signature} from packhorse_worker")
@@ -84,7 +94,11 @@ def test_a_locked_table_is_named_and_the_other_steps_are_done(database, heartbea
 
 def test_a_statement_that_does_not_come_back_is_named(database):
     impatient = Heartbeat(
-        lambda: connect(database.url, deadline_seconds=0.5), uuid4(), quick_settings(database), lambda: [], lambda message, held: None
+        lambda: connect(database.url, deadline_seconds=0.5),
+        uuid4(),
+        quick_settings(database),
+        lambda: [],
+        lambda message, held: None,
     )
     with database.connect(admin=True) as other, other.transaction():
         other.execute("lock table workers")
@@ -121,15 +135,24 @@ def test_a_process_says_at_its_registration_what_its_predecessor_could_not_do(da
 
 
 def test_problems_are_bounded_whoever_writes_them(database, heartbeat):
-    database.query("select from beat_worker(%s, '{}', '{}', '1 minute', p_problems => %s)", heartbeat._worker_id, [None, *["x" * 5000] * 50])
+    database.query(
+        "select from beat_worker(%s, '{}', '{}', '1 minute', p_problems => %s)",
+        heartbeat._worker_id,
+        [None, *["x" * 5000] * 50],
+    )
     assert told(database) == ["x" * 200] * 19
-    database.query("select from beat_worker(%s, '{}', '{}', '1 minute', p_problems => null)", heartbeat._worker_id)
+    database.query(
+        "select from beat_worker(%s, '{}', '{}', '1 minute', p_problems => null)", heartbeat._worker_id
+    )
     assert told(database) == []
 
 
 @pytest.mark.parametrize("apart", [-7.0, 0.0, 7.0])
 def test_the_clock_of_the_host_is_compared_with_the_database_s(database, monkeypatch, apart):
-    monkeypatch.setattr("packhorse.worker.fleet.exporter.time", SimpleNamespace(time=lambda: time.time() + apart, monotonic=time.monotonic))
+    monkeypatch.setattr(
+        "packhorse.worker.fleet.exporter.time",
+        SimpleNamespace(time=lambda: time.time() + apart, monotonic=time.monotonic),
+    )
     fleet = FleetReader(Settings(database_url=database.url), FleetStats(1))
     fleet.run_once()
     fleet.on_stop()

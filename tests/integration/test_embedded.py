@@ -69,11 +69,9 @@ def test_start_makes_a_database_whose_working_role_is_no_superuser(folder):
     with Embedded(folder / "data") as server:
         assert len(server.prepare()) > 0 and server.prepare() == []
         with psycopg.connect(server.url) as connection:
-            assert connection.execute("select current_user, rolsuper, rolbypassrls from pg_roles where rolname = current_user").fetchone() == (
-                "packhorse",
-                False,
-                False,
-            )
+            assert connection.execute(
+                "select current_user, rolsuper, rolbypassrls from pg_roles where rolname = current_user"
+            ).fetchone() == ("packhorse", False, False)
             assert connection.execute("select count(*) from message_queue").fetchone() == (0,)
             assert connection.execute("show listen_addresses").fetchone() == ("",)
             assert connection.execute("show server_version_num").fetchone()[0].startswith("18")
@@ -174,7 +172,13 @@ def test_what_a_handler_forks_does_not_have_the_server(folder):
     try:
         assert server.stop() is True
         again = subprocess.run(
-            [sys.executable, "-c", HOLDER, str(folder / "data")], input="go\n", capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
+            [sys.executable, "-c", HOLDER, str(folder / "data")],
+            input="go\n",
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=60,
+            check=True,
         )
         assert again.stdout == "held\nstopped\n"
     finally:

@@ -1,4 +1,6 @@
-"""Databases in another encoding than UTF-8, or with another style of dates: what is enqueued there arrives whole and in order."""
+"""Databases in another encoding than UTF-8, or with another style of dates: what is enqueued there arrives
+whole and in order.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ TEXT = '{"name": "Zoé"}'
 def encoded(server, encoding):
     """A migrated database of this encoding."""
     database = Database(server, encoding.lower())
-    server.command(f"create database {{}} encoding '{encoding}' lc_collate 'C' lc_ctype 'C' template template0", database.name)
+    server.command(
+        f"create database {{}} encoding '{encoding}' lc_collate 'C' lc_ctype 'C' template template0",
+        database.name,
+    )
     with connect(database.admin_url, deadline_seconds=60) as connection:
         migrate.up(connection)
     yield database
@@ -41,7 +46,9 @@ def test_texts_of_a_latin1_database_arrive_whole(latin1):
         producer.execute("select enqueue_message('default', 't', %s)", (TEXT,))
     with connect(latin1.url) as connection:
         store.enqueue_plain(connection, "default", "t", TEXT, "{}", 5)
-        claimed, _ = store.complete_and_claim(connection, [], [], uuid4(), ["default"], 10, "30 seconds", None)
+        claimed, _ = store.complete_and_claim(
+            connection, [], [], uuid4(), ["default"], 10, "30 seconds", None
+        )
     assert [row[5] for row in claimed] == [TEXT, TEXT]
 
 
@@ -51,19 +58,29 @@ def test_a_character_that_the_database_does_not_have_is_refused(latin1):
 
 
 def test_times_sort_as_texts_whatever_the_database_is_set_to(any_database):
-    """The cursor of a claim compares run_at as text: German dates and an hour that comes twice must not confuse it."""
+    """The cursor of a claim compares run_at as text: German dates and an hour that comes twice must not
+    confuse it.
+    """
     for setting in ("datestyle = 'German'", "timezone = 'Europe/Berlin'"):
         any_database.query(f'alter database "{any_database.name}" set {setting}')
     with any_database.connect(admin=True) as admin:
         admin.execute("select declare_queue('q')")
         for moment in ("2016-10-30 00:30+00", "2016-10-30 01:10+00", "2016-11-01 00:00+00"):
-            admin.execute("select enqueue_message('q', 't', '{}', p_run_at => %s::text::timestamptz)", (moment,))
+            admin.execute(
+                "select enqueue_message('q', 't', '{}', p_run_at => %s::text::timestamptz)", (moment,)
+            )
     with connect(any_database.url, times_in_utc=True) as connection:
         claimed, _ = store.complete_and_claim(connection, [], [], uuid4(), ["q"], 10, "30 seconds", None)
-    assert [row[14] for row in claimed] == ["2016-10-30 00:30:00+00", "2016-10-30 01:10:00+00", "2016-11-01 00:00:00+00"]
+    assert [row[14] for row in claimed] == [
+        "2016-10-30 00:30:00+00",
+        "2016-10-30 01:10:00+00",
+        "2016-11-01 00:00:00+00",
+    ]
     with connect(any_database.url) as connection:
         assert connection.execute("show datestyle").fetchone()[0].startswith("ISO")
-        assert connection.execute("show timezone").fetchone()[0] == "Europe/Berlin", "handlers keep the database's zone"
+        assert connection.execute("show timezone").fetchone()[0] == "Europe/Berlin", (
+            "handlers keep the database's zone"
+        )
 
 
 @pytest.fixture
@@ -74,10 +91,22 @@ def unchecked(any_server):
 
 
 def test_bytes_that_are_no_text_are_one_undecodable_message_and_stop_no_other(unchecked):
-    """Asked for UTF-8 the server refused every claim that met such a row: one producer without it stopped the queue."""
+    """Asked for UTF-8 the server refused every claim that met such a row: one producer without it stopped the
+    queue.
+    """
     with unchecked.connect(client_encoding="SQL_ASCII") as producer:
-        for name, correlation in ((b"J\xf6rg", b"J\xf6rg"), (b"ok", b"J\xf6rg"), (TEXT.encode()[10:14], b"c")):
-            producer.execute(b"select enqueue_message('default', 't', '{\"name\": \"" + name + b"\"}', p_correlation_id => '" + correlation + b"')")
+        for name, correlation in (
+            (b"J\xf6rg", b"J\xf6rg"),
+            (b"ok", b"J\xf6rg"),
+            (TEXT.encode()[10:14], b"c"),
+        ):
+            producer.execute(
+                b"select enqueue_message('default', 't', '{\"name\": \""
+                + name
+                + b"\"}', p_correlation_id => '"
+                + correlation
+                + b"')"
+            )
     with connect(unchecked.url) as connection:
         rows, _ = store.complete_and_claim(connection, [], [], uuid4(), ["default"], 10, "30 seconds", None)
         broken, *good = [ClaimedMessage(row, 0.0, 0.0) for row in rows]
@@ -88,4 +117,6 @@ def test_bytes_that_are_no_text_are_one_undecodable_message_and_stop_no_other(un
         assert [message.kwargs["name"] for message in good] == ["ok", "Zoé"]
         assert [message.correlation_id for message in good] == [r"J\xf6rg", "c"]
         assert store.bury(connection, broken.id, broken.lease_token, "undecodable", "UndecodableMessage", "é")
-        assert store.complete(connection, [m.id for m in good], [m.lease_token for m in good]) == [m.id for m in good]
+        assert store.complete(connection, [m.id for m in good], [m.lease_token for m in good]) == [
+            m.id for m in good
+        ]

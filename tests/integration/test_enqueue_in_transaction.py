@@ -64,7 +64,9 @@ def django_connection(database):
     from django.conf import settings
 
     if not settings.configured:
-        settings.configure(DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "unset"}})
+        settings.configure(
+            DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "unset"}}
+        )
         django.setup()
     from django.db import connections, transaction
 
@@ -138,7 +140,14 @@ SYNC = [
 @pytest.mark.parametrize("driver", SYNC, ids=lambda driver: driver.__name__)
 def test_a_sync_connections_commit_and_rollback_decide(database, driver):
     with driver(database) as (connection, commit, rollback):
-        kept = packhorse.enqueue(connection, "note", {"a": 1, "text": "ü%s :a1 $1"}, conversation_key="c", delay=timedelta(hours=1), custom="option")
+        kept = packhorse.enqueue(
+            connection,
+            "note",
+            {"a": 1, "text": "ü%s :a1 $1"},
+            conversation_key="c",
+            delay=timedelta(hours=1),
+            custom="option",
+        )
         assert database.query("select 1 from message_queue") == [], "nobody sees it before the commit"
         commit()
         packhorse.enqueue(connection, "note", {"a": 2})
@@ -167,14 +176,18 @@ async def psycopg_async(database):
 
 @asynccontextmanager
 async def psycopg_async_dict_rows(database):
-    async with await psycopg.AsyncConnection.connect(database.url, row_factory=psycopg.rows.dict_row) as connection:
+    async with await psycopg.AsyncConnection.connect(
+        database.url, row_factory=psycopg.rows.dict_row
+    ) as connection:
         yield connection, connection.commit, connection.rollback
 
 
 @asynccontextmanager
 async def asyncpg_connection(database):
     asyncpg = pytest.importorskip("asyncpg")
-    connection = await asyncpg.connect(host=str(database.server.socket_dir), user="packhorse_test", database=database.name)
+    connection = await asyncpg.connect(
+        host=str(database.server.socket_dir), user="packhorse_test", database=database.name
+    )
     transaction = connection.transaction()
     await transaction.start()
 
@@ -208,7 +221,9 @@ async def sqlalchemy_async_session(database):
     pytest.importorskip("asyncpg")
     pytest.importorskip("greenlet", reason="sqlalchemy[asyncio] is not installed")
     extension = pytest.importorskip("sqlalchemy.ext.asyncio")
-    engine = extension.create_async_engine(f"postgresql+asyncpg://packhorse_test@/{database.name}?host={database.server.socket_dir}")
+    engine = extension.create_async_engine(
+        f"postgresql+asyncpg://packhorse_test@/{database.name}?host={database.server.socket_dir}"
+    )
     async with extension.AsyncSession(engine) as session:
         yield session, session.commit, session.rollback
     await engine.dispose()
@@ -216,7 +231,9 @@ async def sqlalchemy_async_session(database):
 
 @asynccontextmanager
 async def psycopg_async_scalar_rows(database):
-    async with await psycopg.AsyncConnection.connect(database.url, row_factory=psycopg.rows.scalar_row) as connection:
+    async with await psycopg.AsyncConnection.connect(
+        database.url, row_factory=psycopg.rows.scalar_row
+    ) as connection:
         yield connection, connection.commit, connection.rollback
 
 
@@ -224,7 +241,9 @@ async def psycopg_async_scalar_rows(database):
 async def own_asyncpg_class(database):
     """As asyncpg's own argument connection_class makes them."""
     async with asyncpg_connection(database) as (connection, commit, rollback):
-        connection.__class__ = type("Connection", (type(connection),), {"__module__": "shop.database", "__slots__": ()})
+        connection.__class__ = type(
+            "Connection", (type(connection),), {"__module__": "shop.database", "__slots__": ()}
+        )
         yield connection, commit, rollback
 
 
@@ -233,7 +252,10 @@ async def own_sqlalchemy_async_session(database):
     """As SQLModel's, whose execute() is a decorated one."""
     async with sqlalchemy_async_session(database) as (session, commit, rollback):
         kind = type(session)
-        own = {"__module__": "sqlmodel.ext.asyncio.session", "execute": lambda self, *arguments: kind.execute(self, *arguments)}
+        own = {
+            "__module__": "sqlmodel.ext.asyncio.session",
+            "execute": lambda self, *arguments: kind.execute(self, *arguments),
+        }
         session.__class__ = type("AsyncSession", (kind,), own)
         yield session, commit, rollback
 
@@ -256,7 +278,14 @@ def test_an_async_connections_commit_and_rollback_decide(database, driver):
 
     async def scenario():
         async with driver(database) as (connection, commit, rollback):
-            kept = await packhorse.enqueue_async(connection, "note", {"a": 1, "text": "ü%s :a1 $1"}, conversation_key="c", run_at=run_at, priority=2)
+            kept = await packhorse.enqueue_async(
+                connection,
+                "note",
+                {"a": 1, "text": "ü%s :a1 $1"},
+                conversation_key="c",
+                run_at=run_at,
+                priority=2,
+            )
             assert database.query("select 1 from message_queue") == []
             await commit()
             later = await packhorse.enqueue_async(connection, "note", {"a": 2}, delay=5)
@@ -273,12 +302,16 @@ def test_plain_sql_is_enough(database):
     with psycopg.connect(database.url) as connection:
         connection.execute("""select packhorse.enqueue_message('default', 'note', '{"a": 1}')""")
         connection.rollback()
-        connection.execute("""select packhorse.enqueue_message('default', 'note', '{"a": 2}', p_priority => 3)""")
+        connection.execute(
+            """select packhorse.enqueue_message('default', 'note', '{"a": 2}', p_priority => 3)"""
+        )
     assert database.query("select payload, priority from message_queue") == [({"a": 2}, 3)]
 
 
 def test_a_producer_role_can_enqueue_and_read_nothing_back(database):
-    database.query("do $$ begin create role packhorse_shop login in role packhorse_producer; exception when duplicate_object then null; end $$")
+    database.query(
+        "do $$ begin create role packhorse_shop login in role packhorse_producer; exception when duplicate_object then null; end $$"
+    )
     with psycopg.connect(database.server.url(database.name, "packhorse_shop"), autocommit=True) as connection:
         answer = packhorse.enqueue(connection, "note", {"a": 1}, dedup_key="k")
         assert answer.id > 0
@@ -299,7 +332,11 @@ def test_a_payload_that_is_no_object_is_refused(database, payload):
 def test_many_payloads_are_there_after_the_commit_in_their_order(database, driver):
     with driver(database) as (connection, commit, rollback):
         count = packhorse.enqueue_payloads(
-            connection, "note", ({"n": n, "text": "ü%s :a1 $1"} for n in range(2500)), conversation_key="c", custom="option"
+            connection,
+            "note",
+            ({"n": n, "text": "ü%s :a1 $1"} for n in range(2500)),
+            conversation_key="c",
+            custom="option",
         )
         assert database.query("select 1 from message_queue") == [], "nobody sees it before the commit"
         commit()
@@ -307,17 +344,24 @@ def test_many_payloads_are_there_after_the_commit_in_their_order(database, drive
         rollback()
         assert packhorse.enqueue_payloads(connection, "note", []) == 0
     assert count == 2500
-    assert [n for (n,) in database.query("select (payload ->> 'n')::int from message_queue order by id")] == list(range(2500))
-    assert database.query("select distinct message_type, payload ->> 'text', options, conversation_key from message_queue") == [
-        ("note", "ü%s :a1 $1", {"custom": "option"}, "c")
-    ]
+    assert [
+        n for (n,) in database.query("select (payload ->> 'n')::int from message_queue order by id")
+    ] == list(range(2500))
+    assert database.query(
+        "select distinct message_type, payload ->> 'text', options, conversation_key from message_queue"
+    ) == [("note", "ü%s :a1 $1", {"custom": "option"}, "c")]
 
 
 @pytest.mark.parametrize("driver", ASYNC, ids=lambda driver: driver.__name__)
 def test_many_payloads_on_an_async_connection(database, driver):
     async def scenario():
         async with driver(database) as (connection, commit, rollback):
-            assert await packhorse.enqueue_payloads_async(connection, "note", [{"n": n} for n in range(1500)], delay=60) == 1500
+            assert (
+                await packhorse.enqueue_payloads_async(
+                    connection, "note", [{"n": n} for n in range(1500)], delay=60
+                )
+                == 1500
+            )
             await commit()
             await packhorse.enqueue_payloads_async(connection, "note", [{"n": -1}])
             await rollback()
@@ -337,7 +381,9 @@ def test_long_payloads_go_in_statements_of_a_few_megabytes(database):
             return super().execute(query, params, **options)
 
     with psycopg.connect(database.url, cursor_factory=Watched) as connection:
-        assert packhorse.enqueue_payloads(connection, "note", ({"blob": "x" * 900_000} for _ in range(12))) == 12
+        assert (
+            packhorse.enqueue_payloads(connection, "note", ({"blob": "x" * 900_000} for _ in range(12))) == 12
+        )
     assert len(statements) == 3 and max(statements) < 5_000_000
     assert database.value("select count(*) from message_queue") == 12
 
@@ -361,7 +407,9 @@ def test_a_bad_argument_of_many_payloads_is_named(database, payloads, options, f
 
 
 def test_a_producer_role_can_enqueue_many(database):
-    database.query("do $$ begin create role packhorse_shop login in role packhorse_producer; exception when duplicate_object then null; end $$")
+    database.query(
+        "do $$ begin create role packhorse_shop login in role packhorse_producer; exception when duplicate_object then null; end $$"
+    )
     with psycopg.connect(database.server.url(database.name, "packhorse_shop"), autocommit=True) as connection:
         assert packhorse.enqueue_payloads(connection, "note", [{"a": 1}, {"a": 2}]) == 2
 
@@ -381,7 +429,10 @@ def test_a_jsonb_codec_of_the_application_does_not_encode_payloads_once_more(dat
             await commit()
 
     asyncio.run(scenario())
-    assert database.query("select payload, options from message_queue order by id") == [({"a": 1}, {"custom": "option"}), ({"a": 2}, {})]
+    assert database.query("select payload, options from message_queue order by id") == [
+        ({"a": 1}, {"custom": "option"}),
+        ({"a": 2}, {}),
+    ]
 
 
 @pytest.mark.parametrize("driver", ASYNC, ids=lambda driver: driver.__name__)
@@ -439,7 +490,9 @@ def test_payloads_that_are_no_list_are_refused(database, payloads):
 
 
 def test_a_raw_connection_of_sqlalchemy_is_the_one_of_its_driver(database):
-    """engine.raw_connection() and connection.connection: the pool's wrapper was taken for a Connection of SQLAlchemy."""
+    """engine.raw_connection() and connection.connection: the pool's wrapper was taken for a Connection of
+    SQLAlchemy.
+    """
     import sqlalchemy
 
     engine = sqlalchemy.create_engine(database.url.replace("postgresql://", "postgresql+psycopg://"))
@@ -463,7 +516,9 @@ REGISTER = "select register_worker(gen_random_uuid(), 'host', 1, '0', '{default}
 def warned(monkeypatch, caplog):
     """What was said of unknown types, by a process that has sent nothing yet."""
     monkeypatch.setattr(unknown_types, "_ask_at", {})
-    return lambda: [record.args for record in caplog.records if record.getMessage().startswith("type_unknown ")]
+    return lambda: [
+        record.args for record in caplog.records if record.getMessage().startswith("type_unknown ")
+    ]
 
 
 @pytest.mark.parametrize("driver", SYNC, ids=lambda driver: driver.__name__)
@@ -474,7 +529,9 @@ def test_a_type_that_no_worker_knows_is_said_once_with_the_near_miss(database, d
             packhorse.enqueue(connection, message_type, {})
         commit()
     assert warned() == [("notte", "note"), ("qqq", None)]
-    assert database.value("select count(*) from message_queue") == 4, "it is a warning: a worker for it may be on its way"
+    assert database.value("select count(*) from message_queue") == 4, (
+        "it is a warning: a worker for it may be on its way"
+    )
 
 
 @pytest.mark.parametrize("driver", ASYNC, ids=lambda driver: driver.__name__)

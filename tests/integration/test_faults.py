@@ -1,4 +1,6 @@
-"""What the library does when the database or the network fails: a deadline of our own on every call, one kind of error."""
+"""What the library does when the database or the network fails: a deadline of our own on every call, one kind
+of error.
+"""
 
 from __future__ import annotations
 
@@ -98,14 +100,21 @@ def test_an_idle_connection_that_was_cut_costs_at_most_one_error(database, broke
     note.send("before")
     proxy.cut()
     wait_until(
-        lambda: not database.query("select 1 from pg_stat_activity where datname = current_database() and application_name like 'packhorse%%'")
+        lambda: (
+            not database.query(
+                "select 1 from pg_stat_activity where datname = current_database() and application_name like 'packhorse%%'"
+            )
+        )
     )
     try:
         note.send("maybe")
     except StoreUnavailable:
         pass
     note.send("after")
-    assert database.value("select count(*) from message_queue where payload ->> 'key' in ('before', 'after')") == 2
+    assert (
+        database.value("select count(*) from message_queue where payload ->> 'key' in ('before', 'after')")
+        == 2
+    )
 
 
 def test_after_an_outage_the_pool_gives_out_no_second_dead_connection(database, broker, proxy):
@@ -128,7 +137,11 @@ def test_after_an_outage_the_pool_gives_out_no_second_dead_connection(database, 
         thread.join(10)
     proxy.cut()
     wait_until(
-        lambda: not database.query("select 1 from pg_stat_activity where datname = current_database() and application_name like 'packhorse%%'")
+        lambda: (
+            not database.query(
+                "select 1 from pg_stat_activity where datname = current_database() and application_name like 'packhorse%%'"
+            )
+        )
     )
     with pytest.raises(StoreUnavailable):
         note.send("the first")
@@ -146,7 +159,9 @@ def _sent(actor, *args):
 @pytest.mark.slow
 @pytest.mark.parametrize("house_name", ["runtime", "dramatiq-worker"])
 def test_both_ways_to_run_survive_cut_connections(database, monkeypatch, house_name):
-    """dramatiq's Worker sees BrokerConnectionError and restarts its consumer; our runtime opens a new connection."""
+    """dramatiq's Worker sees BrokerConnectionError and restarts its consumer; our runtime opens a new
+    connection.
+    """
     house = House(house_name, database, monkeypatch)
     done = []
 
@@ -171,7 +186,9 @@ def test_both_ways_to_run_survive_cut_connections(database, monkeypatch, house_n
 
 def test_handlers_that_run_during_an_outage_complete_after_it(own_server, monkeypatch):
     database = own_server.create_database()
-    house = House("runtime", database, monkeypatch, lease_seconds=60, heartbeat_seconds=0.5, call_deadline_seconds=1)
+    house = House(
+        "runtime", database, monkeypatch, lease_seconds=60, heartbeat_seconds=0.5, call_deadline_seconds=1
+    )
     running, go_on = threading.Event(), threading.Event()
 
     @dramatiq.actor

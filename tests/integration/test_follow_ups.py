@@ -1,4 +1,6 @@
-"""What follows a message is sent at least once: the next stage of its pipeline, its success callback (SPEC P1, P3, W1)."""
+"""What follows a message is sent at least once: the next stage of its pipeline, its success callback (SPEC
+P1, P3, W1).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from tests.support.harness import House
 def database(one_database):
     database = emptied(one_database)
     database.query("drop table if exists effects")
-    database.query("create table effects (key text not null); grant select, insert on effects to packhorse_worker")
+    database.query(
+        "create table effects (key text not null); grant select, insert on effects to packhorse_worker"
+    )
     quick_backoff(database)
     return database
 
@@ -48,10 +52,14 @@ def test_a_connection_cut_after_the_handler_ends_no_chain(house, database, kind)
     def second(*given):
         seen.append(given[-1])
 
-    message = first.message_with_options(max_attempts=1, **{} if kind == "pipeline" else {"on_success": "second"})
+    message = first.message_with_options(
+        max_attempts=1, **{} if kind == "pipeline" else {"on_success": "second"}
+    )
     house.broker.enqueue(message) if kind == "callback" else (message | second.message()).run()
     house.start().drained()
-    assert seen == ["first", "first", *["result"] * (2 if kind == "both" else 1)], "nothing is sent by an attempt that did not send all"
+    assert seen == ["first", "first", *["result"] * (2 if kind == "both" else 1)], (
+        "nothing is sent by an attempt that did not send all"
+    )
     assert house.dead() == []
 
 
@@ -65,7 +73,9 @@ def test_what_can_never_be_sent_is_a_failure(house, database):
 
     (first.message_with_options(max_attempts=2) | NOWHERE).run()
     house.start().drained()
-    assert database.query("select reason, error_class, attempt from dead_letters") == [("failed", "UnknownQueue", 2)]
+    assert database.query("select reason, error_class, attempt from dead_letters") == [
+        ("failed", "UnknownQueue", 2)
+    ]
 
 
 def test_the_next_stage_of_a_transactional_handler_commits_with_its_effects(database, monkeypatch):
@@ -88,7 +98,9 @@ def test_the_next_stage_of_a_transactional_handler_commits_with_its_effects(data
     finally:
         house.stop()
     assert seen == [("good", [("good",)])]
-    assert database.query("select payload -> 'key', error_class from dead_letters") == [("bad", "UnknownQueue")]
+    assert database.query("select payload -> 'key', error_class from dead_letters") == [
+        ("bad", "UnknownQueue")
+    ]
 
 
 def test_a_snooze_is_no_failure_to_callbacks(house):

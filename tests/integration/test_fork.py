@@ -103,14 +103,18 @@ def connected_to(*peers: str | tuple[str, int]) -> int:
 
 
 def test_a_child_has_no_socket_of_a_session_of_its_parent(broker, database):
-    """Idle and lent ones of the pool, a loop's, one that is being opened; all of them go on for the parent."""
+    """Idle and lent ones of the pool, a loop's, one that is being opened; all of them go on for the
+    parent.
+    """
     path = f"{broker.open_connection().info.host}/.s.PGSQL.{broker.open_connection().info.port}"
     gc.collect()
     others = connected_to(path)  # of other tests in this process, by plain psycopg
     link = Link(broker.open_connection)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = silent.getsockname()
-        opening = threading.Thread(target=lambda: _fails_to_connect(f"postgresql://nobody@127.0.0.1:{address[1]}/none"))
+        opening = threading.Thread(
+            target=lambda: _fails_to_connect(f"postgresql://nobody@127.0.0.1:{address[1]}/none")
+        )
         opening.start()
         accepted, _ = silent.accept()
         with link.connection() as one, broker.pool.connection() as two, broker.pool.connection() as three:
@@ -127,7 +131,10 @@ def test_a_child_has_no_socket_of_a_session_of_its_parent(broker, database):
                     assert other.info.backend_pid not in before
 
             assert ended([child]) == [0]
-            assert [connection.execute("select pg_backend_pid()").fetchone()[0] for connection in (one, two, three)] == before
+            assert [
+                connection.execute("select pg_backend_pid()").fetchone()[0]
+                for connection in (one, two, three)
+            ] == before
             two.execute("rollback")
         accepted.close()
         opening.join(20)

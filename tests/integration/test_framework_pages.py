@@ -43,8 +43,13 @@ def shop(database, monkeypatch):
 def test_fastapi(shop, tmp_path, monkeypatch, capsys):
     testclient = pytest.importorskip("fastapi.testclient")
     page = Page("fastapi.md")
-    assert page.write(tmp_path) == ["shop/tasks.py", "shop/web.py"] and "uvicorn shop.web:app" in page.block("uvicorn")
-    with imported(tmp_path, "shop.tasks", "shop.web") as (tasks, web), testclient.TestClient(web.app) as client:
+    assert page.write(tmp_path) == ["shop/tasks.py", "shop/web.py"] and "uvicorn shop.web:app" in page.block(
+        "uvicorn"
+    )
+    with (
+        imported(tmp_path, "shop.tasks", "shop.web") as (tasks, web),
+        testclient.TestClient(web.app) as client,
+    ):
         answer = client.post("/orders", params={"item": "tea"})
         assert answer.status_code == 202, answer.text
         assert shop.query(MESSAGES) == [("confirm", {"order": answer.json()["order"]}, "orders")]
@@ -55,7 +60,11 @@ def test_fastapi(shop, tmp_path, monkeypatch, capsys):
         with working(dramatiq.get_broker(), shop, monkeypatch) as house:
             asyncio.run(tasks.confirm.send_async(order=7))
             house.drained()
-    assert sorted(capsys.readouterr().out.split("\n")) == ["", f"confirmed {answer.json()['order']}", "confirmed 7"]
+    assert sorted(capsys.readouterr().out.split("\n")) == [
+        "",
+        f"confirmed {answer.json()['order']}",
+        "confirmed 7",
+    ]
 
 
 SETTINGS = """
@@ -91,7 +100,11 @@ except Exception as error:
 def test_django(database, tmp_path, start_daemon):
     pytest.importorskip("django")
     page = Page("django.md")
-    assert page.write(tmp_path) == ["shop/models.py", "shop/views.py", "shop/tasks.py"] and "packhorse worker shop.tasks" in page.block("manage.py")
+    assert page.write(tmp_path) == [
+        "shop/models.py",
+        "shop/views.py",
+        "shop/tasks.py",
+    ] and "packhorse worker shop.tasks" in page.block("manage.py")
     (tmp_path / "shop/settings.py").write_text(SETTINGS)
     (tmp_path / "shop/urls.py").write_text(URLS)
     database.query("select packhorse.declare_queue('orders')")
@@ -163,7 +176,11 @@ def _values(block, names):
     """Run a block; the values of its lines whose comment tells them."""
     found = []
     for node in ast.parse(block).body:
-        if isinstance(node, ast.Expr) and ast.unparse(node).split("(")[0] in ("message.get_result", "list", "steps.get_result"):
+        if isinstance(node, ast.Expr) and ast.unparse(node).split("(")[0] in (
+            "message.get_result",
+            "list",
+            "steps.get_result",
+        ):
             found.append(eval(compile(ast.Expression(node.value), "page", "eval"), names))  # noqa: S307 - our own page
         else:
             exec(compile(ast.Module([node], []), "page", "exec"), names)  # noqa: S102 - our own page
@@ -184,7 +201,10 @@ def test_coming_from_another_queue(shop, page, monkeypatch):
             names["place"](connection, "tea")
             names["place"](connection, "tea")
         assert shop.query(MESSAGES) == [("charge", {"order": 7}, "payments")], "a dedup key makes one of two"
-        assert names["charge"].options["time_limit"] == 60_000 and names["charge"].options["min_backoff"] == 2_000
+        assert (
+            names["charge"].options["time_limit"] == 60_000
+            and names["charge"].options["min_backoff"] == 2_000
+        )
     else:
 
         async def place() -> None:
@@ -198,7 +218,12 @@ def test_coming_from_another_queue(shop, page, monkeypatch):
             values ('shop.tasks.confirm', 'todo', 'orders', '{"order": 8}', now() + interval '1 day', 'order-8'), ('shop.tasks.confirm', 'doing', 'orders', '{}', null, null)""")
         shop.query(blocks.block("procrastinate_jobs where").replace("%", "%%"))
         assert [payload for _, payload, _ in shop.query(MESSAGES)] == [{"order": 7}, {"order": 8}]
-        assert shop.value("select run_at > now() + interval '23 hours' from message_queue where conversation_key = 'order-8'") is True
+        assert (
+            shop.value(
+                "select run_at > now() + interval '23 hours' from message_queue where conversation_key = 'order-8'"
+            )
+            is True
+        )
         assert shop.value("select count(*) from procrastinate_jobs") == 1, "what runs there is theirs"
         shop.query("drop table procrastinate_jobs")
 
@@ -231,12 +256,23 @@ def test_one_container(database, tmp_path, how):
             start_new_session=True,
         )
     try:
-        wait_until(lambda: ("worker_started" in output.read_text() and "web up" in output.read_text()) or process.poll() is not None, 40)
+        wait_until(
+            lambda: (
+                ("worker_started" in output.read_text() and "web up" in output.read_text())
+                or process.poll() is not None
+            ),
+            40,
+        )
         if how == "told to stop":
             process.terminate()
             assert process.wait(40) == 0, output.read_text()
         else:
-            pids = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "serve_forever"], capture_output=True, text=True, check=True).stdout.split()
+            pids = subprocess.run(
+                ["pgrep", "-P", str(process.pid), "-f", "serve_forever"],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.split()
             os.kill(int(pids[0]), signal.SIGKILL)
             assert process.wait(40) == 1, output.read_text()
         assert "worker_stopped" in output.read_text(), "the worker has drained"
@@ -246,14 +282,25 @@ def test_one_container(database, tmp_path, how):
 
 
 def test_supabase(server, tmp_path):
-    """Its roles and default privileges, without its poolers and without PostgREST, which calls the function as here."""
+    """Its roles and default privileges, without its poolers and without PostgREST, which calls the function
+    as here.
+    """
     page = Page("supabase.md")
     database = server.create_empty_database()
     connection = connect(database.admin_url, deadline_seconds=60)
     for role in ("anon", "authenticated", "service_role"):
-        connection.execute(f"do $$ begin create role {role}; exception when duplicate_object then null; end $$", prepare=False)
-    connection.execute("alter default privileges in schema public grant all on functions to anon, authenticated, service_role", prepare=False)
-    connection.execute("alter default privileges in schema public grant all on tables to anon, authenticated, service_role", prepare=False)
+        connection.execute(
+            f"do $$ begin create role {role}; exception when duplicate_object then null; end $$",
+            prepare=False,
+        )
+    connection.execute(
+        "alter default privileges in schema public grant all on functions to anon, authenticated, service_role",
+        prepare=False,
+    )
+    connection.execute(
+        "alter default privileges in schema public grant all on tables to anon, authenticated, service_role",
+        prepare=False,
+    )
     migrate.up(connection, sets=["public-api"])
     connection.close()
     database.query("drop role if exists app_worker")
@@ -275,7 +322,10 @@ def test_supabase(server, tmp_path):
         ("reply", {"phone": "250788000456"}),
         ("confirm", {"order": 1}),
     ]
-    exports = dict(line.removeprefix("export ").replace("'", "").split("=", 1) for line in page.block("export").splitlines())
+    exports = dict(
+        line.removeprefix("export ").replace("'", "").split("=", 1)
+        for line in page.block("export").splitlines()
+    )
     ran = subprocess.run(
         [sys.executable, "-m", "packhorse.worker.cli.program", "config", "check"],
         cwd=tmp_path,
@@ -292,24 +342,40 @@ def test_supabase(server, tmp_path):
 def test_retries(shop, tmp_path):
     page = Page("retries.md")
     rows = [
-        line.strip("| ").split(" | ") for line in (text for text in _text("retries.md").splitlines()) if line.startswith("| ") and line[2].isdigit()
+        line.strip("| ").split(" | ")
+        for line in (text for text in _text("retries.md").splitlines())
+        if line.startswith("| ") and line[2].isdigit()
     ]
     assert len(rows) == 4
     for attempts, initial, longest, outlasts in rows:
         seconds = shop.value(
-            "select extract(epoch from packhorse.retry_span(%s, %s::interval, 2, %s::interval))::float8", int(attempts), initial, longest
+            "select extract(epoch from packhorse.retry_span(%s, %s::interval, 2, %s::interval))::float8",
+            int(attempts),
+            initial,
+            longest,
         )
         assert seconds == pytest.approx(
-            shop.value("select extract(epoch from %s::interval)::float8", outlasts.replace("10.4 h", "10 h 24 min")), rel=0.01
+            shop.value(
+                "select extract(epoch from %s::interval)::float8", outlasts.replace("10.4 h", "10 h 24 min")
+            ),
+            rel=0.01,
         )
     set_, show = page.block("queue set default").splitlines()
     for line in (set_, show):
-        ran = subprocess.run(["sh", "-ec", line], cwd=tmp_path, env=environment(shop), capture_output=True, text=True, check=True)
+        ran = subprocess.run(
+            ["sh", "-ec", line],
+            cwd=tmp_path,
+            env=environment(shop),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     assert ran.stdout.strip().splitlines()[-1] == show.partition("… ")[2]
     with psycopg.connect(shop.url) as connection:
         before = dramatiq.broker.global_broker
         dramatiq.set_broker(packhorse.PostgresBroker())
-        exec(compile(page.block("send_with_options"), "retries.md", "exec"), {"packhorse": packhorse, "connection": connection})  # noqa: S102
+        code = compile(page.block("send_with_options"), "retries.md", "exec")
+        exec(code, {"packhorse": packhorse, "connection": connection})  # noqa: S102
         dramatiq.broker.global_broker = before
     assert shop.query("select max_attempts from message_queue order by id") == [(1,), (20,)]
 
@@ -368,12 +434,27 @@ def test_sentry(database, tmp_path, start_daemon):
         for actor in ("handle", "handle_async"):
             packhorse.enqueue_payloads(connection, actor, [{"how": how} for how in ways])
     # a message of each actor is cancelled, three are dead; the others wait for their hour
-    wait_until(lambda: database.value("select count(*) from all_messages where finished_at is not null") == 8, 30)
-    wait_until(lambda: database.value("select count(*) from message_queue where state = 'pending' and claimed_at is not null") == 6, 30)
+    wait_until(
+        lambda: database.value("select count(*) from all_messages where finished_at is not null") == 8, 30
+    )
+    wait_until(
+        lambda: (
+            database.value(
+                "select count(*) from message_queue where state = 'pending' and claimed_at is not null"
+            )
+            == 6
+        ),
+        30,
+    )
     assert daemon.stop() == 0
     events = [json.loads(line) for line in sent.read_text().splitlines()]
-    raised = sorted((event["tags"]["actor"], event["exception"]["values"][-1]["type"], str(event["tags"]["attempt"])) for event in events)
-    assert raised == [(actor, kind, "1") for actor in ("handle", "handle_async") for kind in ("Bury", "ValueError")]
+    raised = sorted(
+        (event["tags"]["actor"], event["exception"]["values"][-1]["type"], str(event["tags"]["attempt"]))
+        for event in events
+    )
+    assert raised == [
+        (actor, kind, "1") for actor in ("handle", "handle_async") for kind in ("Bury", "ValueError")
+    ]
 
 
 PAGES = {
@@ -395,5 +476,7 @@ def test_no_block_of_python_is_left_out(page):
     """A block names its file, or the test of its page looks for it by words of it."""
     known = ("# with ", "get_result", "send_with_options")
     assert [
-        block.text for block in Page(page).blocks if block.language == "python" and not block.path and not any(word in block.text for word in known)
+        block.text
+        for block in Page(page).blocks
+        if block.language == "python" and not block.path and not any(word in block.text for word in known)
     ] == []

@@ -33,15 +33,24 @@ def house(database, monkeypatch):
 
 
 def test_every_line_of_the_page_names_a_test_that_exists():
-    known = {name for file in FILES for name in re.findall(r"^def (test_\w+)", (HERE / file).read_text(), re.MULTILINE)}
+    known = {
+        name
+        for file in FILES
+        for name in re.findall(r"^def (test_\w+)", (HERE / file).read_text(), re.MULTILINE)
+    }
     lines = [line for line in PAGE.splitlines() if line.startswith("| ") and "shown by" not in line]
-    assert len(lines) > 25 and [line for line in lines if not set(re.findall(r"`(test_\w+)` \|$", line)) & known] == []
+    assert (
+        len(lines) > 25
+        and [line for line in lines if not set(re.findall(r"`(test_\w+)` \|$", line)) & known] == []
+    )
     assert set(re.findall(r"`(test_\w+)`", PAGE)) <= known
 
 
 def test_defaults_are_as_the_page_says(database):
     assert Settings().time_limit_seconds == 30
-    found = database.query("select max_attempts, backoff_initial::text, backoff_max::text from queues where name = 'default'")
+    found = database.query(
+        "select max_attempts, backoff_initial::text, backoff_max::text from queues where name = 'default'"
+    )
     assert found in ([], [(3, "00:00:01", "00:00:30")])
 
 
@@ -114,7 +123,15 @@ def test_what_jsonb_changes(house):
         seen[name] = value
 
     house.start()
-    sent = {"order": {"z": 1, "long": 2, "a": 3}, "large": 1e22, "nought": -0.0, "one": 1.0, "tenth": 0.1, "small": 1e-7, "digits": 10**400}
+    sent = {
+        "order": {"z": 1, "long": 2, "a": 3},
+        "large": 1e22,
+        "nought": -0.0,
+        "one": 1.0,
+        "tenth": 0.1,
+        "small": 1e-7,
+        "digits": 10**400,
+    }
     for name, value in sent.items():
         keep.send(name, value)
     house.drained()
@@ -162,7 +179,10 @@ def test_what_send_refuses_that_redis_takes(database, monkeypatch, arguments, fi
     broker.close()
 
 
-@pytest.mark.parametrize("options", [{"actor_name": "my actor"}, {"actor_name": "ä"}, {"actor_name": "x" * 101}, {"queue_name": "q" * 101}])
+@pytest.mark.parametrize(
+    "options",
+    [{"actor_name": "my actor"}, {"actor_name": "ä"}, {"actor_name": "x" * 101}, {"queue_name": "q" * 101}],
+)
 def test_names_that_are_refused(database, monkeypatch, options):
     broker = PostgresBroker(database.url)
     monkeypatch.setattr("dramatiq.broker.global_broker", broker)
@@ -178,7 +198,14 @@ def test_names_that_are_refused(database, monkeypatch, options):
 
 def test_what_results_refuse(house):
     house.with_results()
-    values = {"nan": float("nan"), "infinity": float("inf"), "nul": "a\0b", "half": "\ud800", "long": TOO_LONG, "set": {1}}
+    values = {
+        "nan": float("nan"),
+        "infinity": float("inf"),
+        "nul": "a\0b",
+        "half": "\ud800",
+        "long": TOO_LONG,
+        "set": {1},
+    }
 
     @dramatiq.actor(store_results=True, max_retries=5)
     def give(name):
@@ -190,4 +217,6 @@ def test_what_results_refuse(house):
         with pytest.raises(ResultFailure):
             message.get_result(backend=house.results, block=True, timeout=10_000)
     house.drained()
-    assert house.database.query("select reason, attempt, error_class from dead_letters") == [("rejected", 1, "InvalidArgument")] * len(values)
+    assert house.database.query("select reason, attempt, error_class from dead_letters") == [
+        ("rejected", 1, "InvalidArgument")
+    ] * len(values)

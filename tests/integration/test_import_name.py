@@ -1,4 +1,6 @@
-"""An installation makes one name importable, `packhorse`: whatever the application calls its own modules (SPEC N1)."""
+"""An installation makes one name importable, `packhorse`: whatever the application calls its own modules
+(SPEC N1).
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,11 @@ async def app(scope, receive, send):
         await send({{"type": "http.response.body", "body": MINE.encode()}})
 """
 LAYOUTS = {
-    "packages": {"worker/__init__.py": "MINE = 'my worker'\n", "schedules/__init__.py": "", "migrations/0001_mine.sql": "select 1;\n"},
+    "packages": {
+        "worker/__init__.py": "MINE = 'my worker'\n",
+        "schedules/__init__.py": "",
+        "migrations/0001_mine.sql": "select 1;\n",
+    },
     "modules": {"worker.py": "MINE = 'my worker'\n", "schedules.py": "", "migrations.py": ""},
 }
 TEST = "import my_app\n\n\ndef test_mine():\n    assert my_app.MINE == 'my worker' and my_app.packhorse.__version__\n"
@@ -66,7 +72,14 @@ def application(request, tmp_path):
 
 def run(environment: Path, application: Path, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
     variables = {"PATH": f"{environment}:{os.environ['PATH']}", "HOME": str(application), **more}
-    return subprocess.run([environment / command[0], *command[1:]], cwd=application, env=variables, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [environment / command[0], *command[1:]],
+        cwd=application,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,7 +104,9 @@ def test_uvicorn_serves_an_application_beside_them(environment, application):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     variables = {"PATH": f"{environment}:{os.environ['PATH']}", "HOME": str(application)}
-    server = subprocess.Popen([environment / "uvicorn", "my_app:app", "--port", str(port)], cwd=application, env=variables)
+    server = subprocess.Popen(
+        [environment / "uvicorn", "my_app:app", "--port", str(port)], cwd=application, env=variables
+    )
     try:
         wait_until(lambda: answer(port) == "my worker" or server.poll() is not None, 30)
         assert server.poll() is None
@@ -109,16 +124,27 @@ def answer(port: int) -> str | None:
 
 
 @pytest.mark.parametrize(
-    "command", [("packhorse", "worker", "my_app"), ("dramatiq", "my_app", "--processes", "1", "--threads", "1")], ids=["packhorse", "dramatiq"]
+    "command",
+    [("packhorse", "worker", "my_app"), ("dramatiq", "my_app", "--processes", "1", "--threads", "1")],
+    ids=["packhorse", "dramatiq"],
 )
 def test_a_worker_runs_the_application_beside_them(environment, application, database, command):
-    variables = {"PATH": f"{environment}:{os.environ['PATH']}", "HOME": str(application), "DATABASE_URL": database.url}
+    variables = {
+        "PATH": f"{environment}:{os.environ['PATH']}",
+        "HOME": str(application),
+        "DATABASE_URL": database.url,
+    }
     database.query("select declare_queue('default')")
     database.query("select enqueue_message('default', 'greet', '{\"name\": \"you\"}')")
     log = application / "log"
     with log.open("wb") as stream:
         worker = subprocess.Popen(
-            [environment / command[0], *command[1:]], cwd=application, env=variables, stdout=stream, stderr=stream, start_new_session=True
+            [environment / command[0], *command[1:]],
+            cwd=application,
+            env=variables,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
         )
     try:
         wait_until(lambda: "hello you from my worker" in log.read_text() or worker.poll() is not None, 60)
@@ -240,7 +266,14 @@ def checked(folder: Path, checker: str, text: str) -> subprocess.CompletedProces
     """A small application, looked at by a type checker that finds this checkout."""
     (folder / "typed_app.py").write_text(text)
     command = [sys.executable, "-m", *CHECKERS[checker], "typed_app.py"]
-    return subprocess.run(command, cwd=folder, env={**os.environ, "MYPYPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize("checker", CHECKERS)
@@ -270,7 +303,11 @@ def test_a_type_checker_knows_what_is_around_calls(tmp_path, checker):
     """A decorated function keeps its type, and what with_timeout returns is what its operation returns."""
     good = checked(tmp_path, checker, TYPED_CALLS)
     assert good.returncode == 0, good.stdout + good.stderr
-    for right, wrong in [('"external_api"', '"external_ap"'), ("charge(1)", 'charge("1")'), ("text: str", "text: int")]:
+    for right, wrong in [
+        ('"external_api"', '"external_ap"'),
+        ("charge(1)", 'charge("1")'),
+        ("text: str", "text: int"),
+    ]:
         bad = checked(tmp_path, checker, TYPED_CALLS.replace(right, wrong, 1))
         assert bad.returncode == 1, (wrong, bad.stdout + bad.stderr)
 
@@ -279,6 +316,11 @@ def test_a_type_checker_knows_what_is_around_calls(tmp_path, checker):
 def test_a_type_checker_knows_what_a_step_takes_and_returns(tmp_path, checker):
     good = checked(tmp_path, checker, TYPED_STEPS)
     assert good.returncode == 0, good.stdout + good.stderr
-    for right, wrong in [('model="m"', 'modl="m"'), ('"why?"', "7"), ("text: str", "text: int"), ("answer: dict[str, int]", "answer: str")]:
+    for right, wrong in [
+        ('model="m"', 'modl="m"'),
+        ('"why?"', "7"),
+        ("text: str", "text: int"),
+        ("answer: dict[str, int]", "answer: str"),
+    ]:
         bad = checked(tmp_path, checker, TYPED_STEPS.replace(right, wrong))
         assert bad.returncode == 1, (wrong, bad.stdout + bad.stderr)

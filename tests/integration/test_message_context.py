@@ -1,5 +1,6 @@
-"""Each message runs in a context of its own (SPEC W3b): what a handler or middleware sets in context variables, structlog's bound values
-included, is not there for the next message of its thread, nor in its log lines."""
+"""Each message runs in a context of its own (SPEC W3b): what a handler or middleware sets in context
+variables, structlog's bound values included, is not there for the next message of its thread, nor in its log
+lines."""
 
 from __future__ import annotations
 
@@ -156,7 +157,9 @@ def test_log_lines_of_the_next_message_do_not_name_the_customer_of_the_one_befor
 
     class Keeps(logging.Handler):
         def emit(self, record):
-            lines.append(structlog.contextvars.merge_contextvars(None, "info", {"event": record.getMessage()}))
+            lines.append(
+                structlog.contextvars.merge_contextvars(None, "info", {"event": record.getMessage()})
+            )
 
     log = logging.getLogger("their.app")
     log.addHandler(Keeps())

@@ -1,4 +1,6 @@
-"""packhorse migrate: up, status, check, down on real databases, two at once, and against the wrong release (SPEC O8)."""
+"""packhorse migrate: up, status, check, down on real databases, two at once, and against the wrong release
+(SPEC O8).
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,21 @@ def test_up_applies_everything_once_and_status_and_check_agree(cli):
     first = cli("migrate", "up")
     assert first.code == EXIT_OK and first.out.splitlines() == [f"applied {name}" for name in NAMES]
     assert cli("migrate", "up", "--json").document == {"applied": []}
-    assert [(row["name"], row["state"]) for row in cli("migrate", "status", "--json").document] == [(name, "applied") for name in NAMES]
+    assert [(row["name"], row["state"]) for row in cli("migrate", "status", "--json").document] == [
+        (name, "applied") for name in NAMES
+    ]
     assert cli("migrate", "check").code == EXIT_OK
 
 
 def test_two_migrators_at_once_both_succeed_and_each_migration_is_applied_once(cli, any_empty_database):
     runs = [
-        subprocess.Popen([*COMMAND, "migrate", "up", "--json"], env=cli.environment, cwd=cli.folder, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*COMMAND, "migrate", "up", "--json"],
+            env=cli.environment,
+            cwd=cli.folder,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for _ in range(3)
     ]
     applied = [name for run in runs for name in json.loads(run.communicate(timeout=60)[0])["applied"]]
@@ -86,10 +96,15 @@ def test_down_takes_nothing_from_under_migrations_that_it_does_not_know(cli, any
 def test_down_names_what_would_be_gone(cli):
     cli("migrate", "up")
     ran = cli("migrate", "down", "--json")
-    assert ran.code == EXIT_USAGE and f"Take back {NUMBERED[-1]}, with its tables and their data?" in ran.error["hint"]
+    assert (
+        ran.code == EXIT_USAGE
+        and f"Take back {NUMBERED[-1]}, with its tables and their data?" in ran.error["hint"]
+    )
 
 
-def test_down_wants_a_yes_and_takes_back_one_at_a_time_to_an_empty_database_and_up_again(cli, any_empty_database):
+def test_down_wants_a_yes_and_takes_back_one_at_a_time_to_an_empty_database_and_up_again(
+    cli, any_empty_database
+):
     assert cli("migrate", "up").code == EXIT_OK
     assert cli("migrate", "down").code == EXIT_USAGE
     assert cli("migrate", "down", "--yes", "--json").document == {"taken_back": NUMBERED[-1]}
@@ -117,14 +132,23 @@ def test_the_sql_of_all_migrations_makes_the_same_schema_by_other_means(cli, any
 def test_a_schema_of_its_own_is_made_and_used(cli, any_empty_database):
     cli.environment["PACKHORSE_DB_SCHEMA"] = "carrier"
     assert cli("migrate", "up").code == EXIT_OK
-    assert any_empty_database.value("select to_regclass('carrier.message_queue') is not null and to_regclass('public.message_queue') is null") is True
+    assert (
+        any_empty_database.value(
+            "select to_regclass('carrier.message_queue') is not null and to_regclass('public.message_queue') is null"
+        )
+        is True
+    )
     assert cli("enqueue", "effect", "--allow-unknown-type").code == EXIT_OK
     assert cli("queue", "list", "--json").document[0]["pending"] == 1
 
 
 def test_a_role_that_may_not_create_is_told_so(cli, any_empty_database, tmp_path):
-    any_empty_database.query("do $$ begin create role packhorse_nobody login; exception when duplicate_object then null; end $$")
-    ran = Cli(tmp_path, any_empty_database.server.url(any_empty_database.name, "packhorse_nobody"))("migrate", "up", "--json")
+    any_empty_database.query(
+        "do $$ begin create role packhorse_nobody login; exception when duplicate_object then null; end $$"
+    )
+    ran = Cli(tmp_path, any_empty_database.server.url(any_empty_database.name, "packhorse_nobody"))(
+        "migrate", "up", "--json"
+    )
     assert ran.code == EXIT_FAILED and "permission denied" in ran.error["message"]
 
 

@@ -1,4 +1,6 @@
-"""What is late about one attempt of a message says nothing about the next one, which has the same id (SPEC P2)."""
+"""What is late about one attempt of a message says nothing about the next one, which has the same id (SPEC
+P2).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def broker(database: Database, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_late_beat_does_not_forget_the_next_attempt(broker, database):
-    """The beat has asked about attempt 1; while it waits for its answer the fetcher writes a snooze and claims attempt 2."""
+    """The beat has asked about attempt 1; while it waits for its answer the fetcher writes a snooze and
+    claims attempt 2.
+    """
     process = WorkerProcess(broker.settings, RunningIds(4))
     fetcher, heartbeat = process.fetcher, process.heartbeat
     fetcher.run_once()
@@ -52,7 +56,9 @@ def test_a_late_beat_does_not_forget_the_next_attempt(broker, database):
     assert first.lost and not second.lost and list(fetcher.in_flight) == [second]
     fetcher.on_finished(second)
     fetcher.run_once()
-    assert database.query("select state, attempt from message_archive") == [("done", 1)], "a snooze spends no attempt"
+    assert database.query("select state, attempt from message_archive") == [("done", 1)], (
+        "a snooze spends no attempt"
+    )
     for link in (fetcher._link, heartbeat._link):
         link.close()
 

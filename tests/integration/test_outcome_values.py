@@ -1,4 +1,6 @@
-"""An outcome that no column can hold is brought into range: the failure is written, and is no crash (SPEC P5, FAILURES 13, 19)."""
+"""An outcome that no column can hold is brought into range: the failure is written, and is no crash (SPEC P5,
+FAILURES 13, 19).
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,15 @@ SOON = "run_at < clock_timestamp() + interval '31 seconds'"
         (Outcome("fail", None, "ValueError", "broken", max_attempts=2.5), "retry", SOON),  # type: ignore[arg-type] # a producer's max_retries
     ],
 )
-def test_what_a_handler_asked_for_is_stored_within_bounds(database: Database, outcome: Outcome, answer: str, due: str | None) -> None:
+def test_what_a_handler_asked_for_is_stored_within_bounds(
+    database: Database, outcome: Outcome, answer: str, due: str | None
+) -> None:
     database.query("select enqueue_message('default', 't')")
     link = Link(lambda: connect(database.url))
     with link.connection() as connection:
-        ((row, *_), _) = store.complete_and_claim(connection, [], [], uuid4(), ["default"], 1, "30 seconds", None)
+        ((row, *_), _) = store.complete_and_claim(
+            connection, [], [], uuid4(), ["default"], 1, "30 seconds", None
+        )
     message = ClaimedMessage(row, 0.0, 0.0)
     message.outcome = outcome
     assert OutcomeWriter(link, None, lambda message: None).write([message]) == [answer]

@@ -1,4 +1,6 @@
-"""The library for handlers of a platform, on connections of every kind: the broker's, the caller's, a handler's (PLATFORM 8)."""
+"""The library for handlers of a platform, on connections of every kind: the broker's, the caller's, a
+handler's (PLATFORM 8).
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def broker(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Post
 @pytest.fixture
 def lost(monkeypatch: pytest.MonkeyPatch, database: Database) -> Iterator[None]:
     """A broker whose database is not there."""
-    settings = quick_settings(database).model_copy(update={"database_url": type(quick_settings(database).database_url)("postgresql://127.0.0.1:1/x")})
+    settings = quick_settings(database).model_copy(
+        update={"database_url": type(quick_settings(database).database_url)("postgresql://127.0.0.1:1/x")}
+    )
     made = PostgresBroker(settings=settings)
     monkeypatch.setattr("dramatiq.broker.global_broker", made)
     yield
@@ -65,36 +69,60 @@ def connect(database: Database, **options: Any) -> psycopg.Connection[Any]:
 
 def test_a_session_lives_through_its_calls(broker: PostgresBroker) -> None:
     session = platform.get_or_create_session(PHONE, "shop")
-    assert isinstance(session.id, UUID) and (session.user_phone, session.agent_type, session.status) == (PHONE, "shop", "active")
-    assert session.expires_at is not None and round((session.expires_at - session.created_at).total_seconds()) == 86400
+    assert isinstance(session.id, UUID) and (session.user_phone, session.agent_type, session.status) == (
+        PHONE,
+        "shop",
+        "active",
+    )
+    assert (
+        session.expires_at is not None
+        and round((session.expires_at - session.created_at).total_seconds()) == 86400
+    )
     assert platform.get_or_create_session("00250788000456", "shop").id == session.id
     assert platform.add_message(session.id, "user", "Muraho", {"from": "test"}) is True
     assert platform.update_context(session.id, {"language": "rw"}) is True
     again = platform.get_or_create_session(PHONE, "shop")
-    assert again.context == {"language": "rw"} and [(m["role"], m["content"], m["metadata"]) for m in again.conversation_history] == [
-        ("user", "Muraho", {"from": "test"})
-    ]
+    assert again.context == {"language": "rw"} and [
+        (m["role"], m["content"], m["metadata"]) for m in again.conversation_history
+    ] == [("user", "Muraho", {"from": "test"})]
     found = platform.get_conversation(str(session.id), limit=1)
     assert found is not None and found["context"] == {"language": "rw"} and len(found["messages"]) == 1
-    assert platform.update_context(session.id, {"b": 1}) and platform.get_or_create_session(PHONE, "shop").context == {"b": 1}, "replaced whole"
+    assert platform.update_context(session.id, {"b": 1}) and platform.get_or_create_session(
+        PHONE, "shop"
+    ).context == {"b": 1}, "replaced whole"
     assert [platform.end_session(session.id, "expired") for _ in range(2)] == [True, False]
-    assert (platform.add_message(session.id, "user", "x"), platform.update_context(session.id, {})) == (False, False)
+    assert (platform.add_message(session.id, "user", "x"), platform.update_context(session.id, {})) == (
+        False,
+        False,
+    )
     assert platform.get_conversation(uuid4()) is None and platform.end_session(uuid4()) is False
 
 
 def test_memory_is_kept_and_updated(broker: PostgresBroker) -> None:
     memory = platform.get_or_create_conversation_memory(PHONE, "shop")
-    assert platform.update_conversation_memory(memory.id, {"role": "user", "content": "hi"}, {"a": 1, "b": 2}) is True
-    assert platform.update_conversation_memory(memory.id, {"role": "assistant", "content": "hello"}, {"a": None}) is True
+    assert (
+        platform.update_conversation_memory(memory.id, {"role": "user", "content": "hi"}, {"a": 1, "b": 2})
+        is True
+    )
+    assert (
+        platform.update_conversation_memory(memory.id, {"role": "assistant", "content": "hello"}, {"a": None})
+        is True
+    )
     again = platform.get_or_create_conversation_memory(PHONE, "shop")
-    assert (again.id, again.context, [m["content"] for m in again.conversation_history]) == (memory.id, {"b": 2}, ["hi", "hello"])
+    assert (again.id, again.context, [m["content"] for m in again.conversation_history]) == (
+        memory.id,
+        {"b": 2},
+        ["hi", "hello"],
+    )
     named = platform.get_or_create_conversation_memory(PHONE, "shop", session_id=uuid4())
     assert named.id != memory.id
     assert platform.update_conversation_memory(uuid4(), {"role": "user", "content": "hi"}) is False
 
 
 def test_a_workflow_goes_through_its_steps(broker: PostgresBroker, database: Database) -> None:
-    workflow = platform.start_workflow("order", "menu", {"n": 1}, user_phone=PHONE, timeout=timedelta(minutes=1), correlation_id="c")
+    workflow = platform.start_workflow(
+        "order", "menu", {"n": 1}, user_phone=PHONE, timeout=timedelta(minutes=1), correlation_id="c"
+    )
     with pytest.raises(StoreRejected, match=str(workflow)) as refused:
         platform.start_workflow("order", "menu", user_phone=PHONE)
     assert refused.value.sqlstate == "PH005"
@@ -108,17 +136,23 @@ def test_a_workflow_goes_through_its_steps(broker: PostgresBroker, database: Dat
 
 
 @pytest.mark.parametrize("factory", [None, dict_row, namedtuple_row])
-def test_on_the_callers_connection_all_is_the_callers_transaction(broker: PostgresBroker, database: Database, factory: Any) -> None:
+def test_on_the_callers_connection_all_is_the_callers_transaction(
+    broker: PostgresBroker, database: Database, factory: Any
+) -> None:
     with connect(database, **({} if factory is None else {"row_factory": factory})) as connection:
         session = platform.get_or_create_session(PHONE, "shop", connection=connection)
         platform.add_message(session.id, "user", "x", connection=connection)
         assert platform.is_new_message("w", connection=connection.cursor()) is True
         assert database.value("select count(*) from agent_chat_sessions") == 0, "not committed yet"
         connection.rollback()
-    assert database.query("select (select count(*) from agent_chat_sessions), (select count(*) from processed_messages)") == [(0, 0)]
+    assert database.query(
+        "select (select count(*) from agent_chat_sessions), (select count(*) from processed_messages)"
+    ) == [(0, 0)]
 
 
-def test_the_search_path_and_the_jsons_of_the_caller_do_not_matter(broker: PostgresBroker, database: Database) -> None:
+def test_the_search_path_and_the_jsons_of_the_caller_do_not_matter(
+    broker: PostgresBroker, database: Database
+) -> None:
     with connect(database, autocommit=True) as connection:
         connection.execute("set search_path = ''")
         psycopg.types.json.set_json_loads(lambda text: {"of": "the caller"}, connection)
@@ -126,28 +160,40 @@ def test_the_search_path_and_the_jsons_of_the_caller_do_not_matter(broker: Postg
         assert session.context == {} and session.conversation_history == []
 
 
-def test_a_coroutine_has_the_same_without_blocking_the_loop(broker: PostgresBroker, database: Database) -> None:
+def test_a_coroutine_has_the_same_without_blocking_the_loop(
+    broker: PostgresBroker, database: Database
+) -> None:
     async def scenario(connection: Any) -> list[Any]:
         session = await platform.get_or_create_session_async(PHONE, "shop", connection=connection)
         memory = await platform.get_or_create_conversation_memory_async(PHONE, "shop", connection=connection)
-        workflow = await platform.start_workflow_async("order", "menu", user_phone=PHONE, connection=connection)
+        workflow = await platform.start_workflow_async(
+            "order", "menu", user_phone=PHONE, connection=connection
+        )
         conversation = await platform.get_conversation_async(session.id, connection=connection)
         answers = [
             await platform.add_message_async(session.id, "user", "x", connection=connection),
             await platform.update_context_async(session.id, {"a": 1}, connection=connection),
-            await platform.update_conversation_memory_async(memory.id, {"role": "user", "content": "x"}, connection=connection),
+            await platform.update_conversation_memory_async(
+                memory.id, {"role": "user", "content": "x"}, connection=connection
+            ),
             await platform.advance_workflow_async(workflow, "next", connection=connection),
             await platform.finish_workflow_async(workflow, connection=connection),
             await platform.is_new_message_async("w", "c", connection=connection),
             await platform.is_new_message_async("w", "c", connection=connection),
             await platform.mark_message_processed_async("w", processing_time_ms=12.4, connection=connection),
             await platform.take_turn_async("k", connection=connection),
-            len((await platform.export_person_data_async(phone=PHONE, connection=connection))["agent_chat_sessions"]),
+            len(
+                (await platform.export_person_data_async(phone=PHONE, connection=connection))[
+                    "agent_chat_sessions"
+                ]
+            ),
             await platform.end_session_async(session.id, connection=connection),
             sum(e.rows for e in await platform.erase_person_data_async(phone=PHONE, connection=connection)),
         ]
         assert conversation == {"messages": [], "context": {}}
-        assert isinstance(await platform.record_webhook_event_async("incoming", "x", connection=connection), UUID)
+        assert isinstance(
+            await platform.record_webhook_event_async("incoming", "x", connection=connection), UUID
+        )
         await platform.limit_person_async(PHONE, connection=connection)
         return answers
 
@@ -171,7 +217,9 @@ def test_a_coroutine_has_the_same_without_blocking_the_loop(broker: PostgresBrok
         (connect, lambda given: asyncio.run(platform.take_turn_async("k", connection=given))),
     ],
 )
-def test_what_is_no_connection_is_refused_by_name(broker: PostgresBroker, database: Database, make: Any, call: Callable[[Any], Any]) -> None:
+def test_what_is_no_connection_is_refused_by_name(
+    broker: PostgresBroker, database: Database, make: Any, call: Callable[[Any], Any]
+) -> None:
     given = make(database)
     with pytest.raises(InvalidArgument) as refused:
         call(given)
@@ -180,7 +228,9 @@ def test_what_is_no_connection_is_refused_by_name(broker: PostgresBroker, databa
         given.close()
 
 
-def test_without_a_connection_and_a_broker_of_ours_the_hint_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_connection_and_a_broker_of_ours_the_hint_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("dramatiq.broker.global_broker", StubBroker())
     with pytest.raises(InvalidArgument, match="StubBroker") as refused:
         platform.take_turn("k")
@@ -206,7 +256,9 @@ def test_without_a_connection_and_a_broker_of_ours_the_hint_says_what_is_missing
         (lambda: platform.take_turn("k", burst=0), "burst"),
     ],
 )
-def test_bad_arguments_are_refused_by_name(broker: PostgresBroker, call: Callable[[], Any], field: str) -> None:
+def test_bad_arguments_are_refused_by_name(
+    broker: PostgresBroker, call: Callable[[], Any], field: str
+) -> None:
     with pytest.raises(InvalidArgument) as refused:
         call()
     assert refused.value.field == field
@@ -237,7 +289,9 @@ def test_of_many_at_the_same_instant_one_is_new(broker: PostgresBroker) -> None:
     assert sorted(answers) == [False] * 7 + [True]
 
 
-def test_a_database_that_is_not_there_fails_open_and_is_logged(lost: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_database_that_is_not_there_fails_open_and_is_logged(
+    lost: None, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, "packhorse.platform"):
         assert platform.is_new_message("+250788123456", "c") is True
         assert asyncio.run(platform.is_new_message_async("w")) is True
@@ -253,15 +307,25 @@ def test_a_database_that_is_not_there_fails_open_and_is_logged(lost: None, caplo
         platform.get_or_create_session("1", "shop")
 
 
-def test_a_bucket_gives_its_turns_and_says_when_the_next_one_comes(broker: PostgresBroker, database: Database) -> None:
+def test_a_bucket_gives_its_turns_and_says_when_the_next_one_comes(
+    broker: PostgresBroker, database: Database
+) -> None:
     assert [platform.take_turn("a", per_minute=6, burst=3) for _ in range(3)] == [0.0] * 3
     wait = platform.take_turn("a", per_minute=6, burst=3)
     assert 9 < wait <= 10 and 9 < platform.take_turn("a", per_minute=6, burst=3) <= wait, "nothing is taken"
     assert platform.take_turn("b", per_minute=6, burst=3) == 0.0
     database.query("update rate_limiters set value = value - 10000000 where limiter_key like '%:a'")
-    assert platform.take_turn("a", per_minute=6, burst=3) == 0.0 and platform.take_turn("a", per_minute=6, burst=3) > 9
+    assert (
+        platform.take_turn("a", per_minute=6, burst=3) == 0.0
+        and platform.take_turn("a", per_minute=6, burst=3) > 9
+    )
     database.query("update rate_limiters set value = value - 3600000000")
-    assert [platform.take_turn("a", per_minute=6, burst=3) > 0 for _ in range(4)] == [False, False, False, True], "full, and no fuller"
+    assert [platform.take_turn("a", per_minute=6, burst=3) > 0 for _ in range(4)] == [
+        False,
+        False,
+        False,
+        True,
+    ], "full, and no fuller"
 
 
 def test_turns_taken_at_once_are_never_too_many(broker: PostgresBroker) -> None:
@@ -288,7 +352,9 @@ def test_a_person_above_its_limit_is_snoozed(broker: PostgresBroker) -> None:
     assert 0 < later.value.seconds <= 1
 
 
-def test_a_webhook_is_recorded_without_what_proves_who_somebody_is(broker: PostgresBroker, database: Database) -> None:
+def test_a_webhook_is_recorded_without_what_proves_who_somebody_is(
+    broker: PostgresBroker, database: Database
+) -> None:
     headers = {
         "Content-Type": "json",
         "Authorization": "Bearer x",
@@ -300,9 +366,18 @@ def test_a_webhook_is_recorded_without_what_proves_who_somebody_is(broker: Postg
         "X-Request-Id": "1",
     }
     made = platform.record_webhook_event(
-        "incoming", "message", webhook_id="wamid.1", source="whatsapp", payload=[1], headers=headers, status="delivered", correlation_id="c"
+        "incoming",
+        "message",
+        webhook_id="wamid.1",
+        source="whatsapp",
+        payload=[1],
+        headers=headers,
+        status="delivered",
+        correlation_id="c",
     )
-    row = database.query("select id, headers, payload, delivered_at is not null, correlation_id, metadata from webhook_events")
+    row = database.query(
+        "select id, headers, payload, delivered_at is not null, correlation_id, metadata from webhook_events"
+    )
     assert row == [(made, {"Content-Type": "json", "X-Request-Id": "1"}, [1], True, "c", {})]
 
 
@@ -348,7 +423,9 @@ def test_a_correlation_id_that_no_header_could_carry_counts_as_none(value: str) 
     assert UUID(platform.request_correlation_id(None))
 
 
-def test_the_correlation_id_of_a_request_goes_with_what_it_enqueues(broker: PostgresBroker, database: Database) -> None:
+def test_the_correlation_id_of_a_request_goes_with_what_it_enqueues(
+    broker: PostgresBroker, database: Database
+) -> None:
     @dramatiq.actor(broker=broker)
     def work(n: int) -> None:
         """Never run here."""
@@ -365,8 +442,12 @@ def test_the_correlation_id_of_a_request_goes_with_what_it_enqueues(broker: Post
 
 
 @pytest.mark.parametrize("house_name", ["runtime"])
-def test_in_a_transactional_handler_its_connection_is_the_transaction(database: Database, monkeypatch: pytest.MonkeyPatch, house_name: str) -> None:
-    database.query("do $$ begin create role packhorse_tenant nologin; exception when duplicate_object then null; end $$")
+def test_in_a_transactional_handler_its_connection_is_the_transaction(
+    database: Database, monkeypatch: pytest.MonkeyPatch, house_name: str
+) -> None:
+    database.query(
+        "do $$ begin create role packhorse_tenant nologin; exception when duplicate_object then null; end $$"
+    )
     database.query(f"grant packhorse_tenant to {ROLE}")
     house = House(house_name, database, monkeypatch, threads=2)
     try:
@@ -394,12 +475,21 @@ def test_in_a_transactional_handler_its_connection_is_the_transaction(database: 
         house.drained()
     finally:
         house.stop()
-    assert database.query("select user_phone, message_count from agent_chat_sessions order by 1") == [("+0", 1), ("+3", 1)]
+    assert database.query("select user_phone, message_count from agent_chat_sessions order by 1") == [
+        ("+0", 1),
+        ("+3", 1),
+    ]
 
 
 def test_personal_data_is_masked() -> None:
-    assert platform.mask_personal_data("call +250788123456 or 250788123456") == "call +250788***456 or 250788***456"
-    assert platform.mask_personal_data({"to": ["ann@example.com"], "password": "x"}) == {"to": ["a***@example.com"], "password": "***"}
+    assert (
+        platform.mask_personal_data("call +250788123456 or 250788123456")
+        == "call +250788***456 or 250788***456"
+    )
+    assert platform.mask_personal_data({"to": ["ann@example.com"], "password": "x"}) == {
+        "to": ["a***@example.com"],
+        "password": "***",
+    }
 
 
 def test_a_person_is_exported_and_erased(broker: PostgresBroker) -> None:
@@ -424,7 +514,9 @@ def test_the_page_does_what_it_says(database: Database, monkeypatch: pytest.Monk
         exec(Page("platform-library.md").block("safe_http_handler"), names)  # noqa: S102
         with working(dramatiq.get_broker(), database, monkeypatch) as house:
             for _ in range(2):
-                answer = names["webhook"]({"messages": [{"id": "w1", "from": PHONE, "text": "Muraho"}]}, {"X-Correlation-ID": "c"})
+                answer = names["webhook"](
+                    {"messages": [{"id": "w1", "from": PHONE, "text": "Muraho"}]}, {"X-Correlation-ID": "c"}
+                )
             assert answer == (200, {"status": "duplicate"}, {"X-Correlation-ID": "c"})
             house.drained()
             names["webhook"]({"messages": [{"id": "w2", "from": PHONE, "text": "again"}]}, {})
@@ -432,7 +524,9 @@ def test_the_page_does_what_it_says(database: Database, monkeypatch: pytest.Monk
     finally:
         dramatiq.broker.global_broker = before
     assert asked == [(0, "Muraho"), (2, "again")]
-    memory = database.query("select jsonb_path_query_array(conversation_history, '$[*].content') from ai_conversation_memory")
+    memory = database.query(
+        "select jsonb_path_query_array(conversation_history, '$[*].content') from ai_conversation_memory"
+    )
     assert memory == [(["Muraho", "Hello", "again", "Hello"],)]
     assert database.query("select count(*) from processed_messages where processed_at is not null") == [(2,)]
 

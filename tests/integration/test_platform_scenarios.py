@@ -1,4 +1,6 @@
-"""The scenarios of the source systems, end to end: a webhook made with the library, a real worker, an AI agent that a test directs (PLATFORM 10)."""
+"""The scenarios of the source systems, end to end: a webhook made with the library, a real worker, an AI
+agent that a test directs (PLATFORM 10).
+"""
 
 from __future__ import annotations
 
@@ -47,9 +49,17 @@ def agent() -> Iterator[FakeService]:
 
 
 @pytest.fixture
-def worker(database: Database, ledger: Ledger, agent: FakeService, start_daemon: Callable[..., Daemon]) -> Callable[..., Daemon]:
+def worker(
+    database: Database, ledger: Ledger, agent: FakeService, start_daemon: Callable[..., Daemon]
+) -> Callable[..., Daemon]:
     def start(**extra: str) -> Daemon:
-        made = start_daemon(database, ledger, actors="tests.support.platform_actors", extra={"SERVICE_URL": agent.url, **extra}, lease_seconds=10)
+        made = start_daemon(
+            database,
+            ledger,
+            actors="tests.support.platform_actors",
+            extra={"SERVICE_URL": agent.url, **extra},
+            lease_seconds=10,
+        )
         return made.wait_ready()
 
     return start
@@ -59,9 +69,17 @@ def worker(database: Database, ledger: Ledger, agent: FakeService, start_daemon:
 def send(database: Database) -> Send:
     webhook = webhook_on(database.url)
 
-    def post(text: str, phone: str = ANN, message_id: str | None = None, **headers: str) -> platform.SafeResponse:
+    def post(
+        text: str, phone: str = ANN, message_id: str | None = None, **headers: str
+    ) -> platform.SafeResponse:
         message = {"id": message_id or f"wamid.{uuid4().hex}", "from": phone, "text": text}
-        return webhook({"message": message}, {"Authorization": "Bearer x", **{name.replace("_", "-"): value for name, value in headers.items()}})
+        return webhook(
+            {"message": message},
+            {
+                "Authorization": "Bearer x",
+                **{name.replace("_", "-"): value for name, value in headers.items()},
+            },
+        )
 
     return post
 
@@ -73,7 +91,9 @@ def settled(database: Database) -> None:
 # -- S001
 
 
-def test_1_the_same_message_twice_is_handled_once(database: Database, ledger: Ledger, worker: Any, send: Send) -> None:
+def test_1_the_same_message_twice_is_handled_once(
+    database: Database, ledger: Ledger, worker: Any, send: Send
+) -> None:
     worker()
     first = send("hi", message_id="wamid.1", X_Correlation_ID="first")
     assert (first.status, first.body) == (200, {"status": "accepted"})
@@ -85,7 +105,9 @@ def test_1_the_same_message_twice_is_handled_once(database: Database, ledger: Le
     assert database.value("select count(*) from webhook_events") == 1
 
 
-def test_1_two_deliveries_at_the_same_instant_are_one(database: Database, ledger: Ledger, worker: Any, send: Send) -> None:
+def test_1_two_deliveries_at_the_same_instant_are_one(
+    database: Database, ledger: Ledger, worker: Any, send: Send
+) -> None:
     answers: list[Any] = []
     barrier = threading.Barrier(6)
 
@@ -104,7 +126,9 @@ def test_1_two_deliveries_at_the_same_instant_are_one(database: Database, ledger
     assert ledger.counts("effect") == {"wamid.2": 1}
 
 
-def test_2_an_agent_that_answers_late_is_waited_for(database: Database, ledger: Ledger, agent: FakeService, worker: Any, send: Send) -> None:
+def test_2_an_agent_that_answers_late_is_waited_for(
+    database: Database, ledger: Ledger, agent: FakeService, worker: Any, send: Send
+) -> None:
     agent.slow = 5.0
     worker()
     send("slow", message_id="late")
@@ -121,13 +145,17 @@ def test_2_an_agent_that_does_not_answer_ends_as_timeout_and_after_three_tries_d
     send("never", message_id="never")
     settled(database)
     assert ledger.counts("start") == {"never": 3} and not ledger.counts("effect")
-    row = database.query("select error_code, attempt, error_details -> 'context' -> 'timeout_ms' from dead_letters")
+    row = database.query(
+        "select error_code, attempt, error_details -> 'context' -> 'timeout_ms' from dead_letters"
+    )
     assert row == [("TIMEOUT", 3, 300)]
     session = database.query("select jsonb_array_length(conversation_history) from agent_chat_sessions")
     assert session == [(1,)], "three attempts have said it once"
 
 
-def test_3_a_normal_message_is_handled_once_and_noted(database: Database, ledger: Ledger, agent: FakeService, worker: Any, send: Send) -> None:
+def test_3_a_normal_message_is_handled_once_and_noted(
+    database: Database, ledger: Ledger, agent: FakeService, worker: Any, send: Send
+) -> None:
     worker()
     answer = send("hi", message_id="wamid.3", X_Correlation_ID="the-request")
     assert answer.headers["X-Correlation-ID"] == "the-request"
@@ -136,24 +164,37 @@ def test_3_a_normal_message_is_handled_once_and_noted(database: Database, ledger
     noted = "select correlation_id, processed_at is not null, processing_ms >= 0 from processed_messages"
     assert database.query(noted) == [("the-request", True, True)]
     assert [request.headers["x-correlation-id"] for request in agent.requests] == ["the-request"]
-    assert database.query("select headers ? 'Authorization', headers ->> 'X-Correlation-ID' from webhook_events") == [(False, "the-request")]
-    assert database.value("select conversation_history -> 0 ->> 'content' from ai_conversation_memory") == "/answer"
+    assert database.query(
+        "select headers ? 'Authorization', headers ->> 'X-Correlation-ID' from webhook_events"
+    ) == [(False, "the-request")]
+    assert (
+        database.value("select conversation_history -> 0 ->> 'content' from ai_conversation_memory")
+        == "/answer"
+    )
 
 
-def test_4_a_handler_that_fails_runs_again_after_one_second_and_after_two(database: Database, ledger: Ledger, worker: Any, send: Send) -> None:
+def test_4_a_handler_that_fails_runs_again_after_one_second_and_after_two(
+    database: Database, ledger: Ledger, worker: Any, send: Send
+) -> None:
     worker()
     send("fail 2", ANN, "twice")
     send("fail 9", BOB, "always")
     settled(database)
     assert ledger.counts("start") == {"twice": 3, "always": 3} and ledger.counts("effect") == {"twice": 1}
-    assert database.query("select payload ->> 'id', error_code, attempt from dead_letters") == [("always", "NOT_YET", 3)]
+    assert database.query("select payload ->> 'id', error_code, attempt from dead_letters") == [
+        ("always", "NOT_YET", 3)
+    ]
     # at least so long: the times of the failures are the database's
-    waits = "select extract(epoch from (h -> 1 ->> 'at')::timestamptz - (h -> 0 ->> 'at')::timestamptz) >= 1, "
+    waits = (
+        "select extract(epoch from (h -> 1 ->> 'at')::timestamptz - (h -> 0 ->> 'at')::timestamptz) >= 1, "
+    )
     waits += "extract(epoch from (h -> 2 ->> 'at')::timestamptz - (h -> 1 ->> 'at')::timestamptz) >= 2 from (select history as h from dead_letters) d"
     assert database.query(waits) == [(True, True)]
 
 
-def test_5_a_burst_is_handled_in_order_and_what_is_above_the_limit_waits(database: Database, ledger: Ledger, worker: Any, send: Send) -> None:
+def test_5_a_burst_is_handled_in_order_and_what_is_above_the_limit_waits(
+    database: Database, ledger: Ledger, worker: Any, send: Send
+) -> None:
     sent = [f"m{number}" for number in range(8)]
     for name in sent:
         assert send("hi", message_id=name).body == {"status": "accepted"}
@@ -167,15 +208,21 @@ def test_5_a_burst_is_handled_in_order_and_what_is_above_the_limit_waits(databas
     assert database.value("select max(attempt) from message_archive") == 1, "waiting spends no attempt"
 
 
-def test_6_a_workflow_of_three_steps_in_order(database: Database, ledger: Ledger, worker: Any, send: Send) -> None:
+def test_6_a_workflow_of_three_steps_in_order(
+    database: Database, ledger: Ledger, worker: Any, send: Send
+) -> None:
     worker()
     for text in ("order food", "show menu"):
         send(text)
         settled(database)
-    assert database.query("select workflow_type, current_step, step_number, status from workflow_states") == [("order", "show_menu", 2, "active")]
+    assert database.query("select workflow_type, current_step, step_number, status from workflow_states") == [
+        ("order", "show_menu", 2, "active")
+    ]
     send("choose items")
     settled(database)
-    row = database.query("select status, current_step, jsonb_path_query_array(history, '$[*].step'), completed_at is not null from workflow_states")
+    row = database.query(
+        "select status, current_step, jsonb_path_query_array(history, '$[*].step'), completed_at is not null from workflow_states"
+    )
     assert row == [("completed", "choose_items", ["order_food", "show_menu"], True)]
 
 
@@ -183,14 +230,18 @@ def test_a_request_that_no_repetition_helps_is_400_and_others_are_500(database: 
     webhook = webhook_on(database.url)
     bad = webhook({"message": {"id": "x"}}, {"X-Correlation-ID": "c"})
     assert (bad.status, bad.body) == (400, {"error": "the message has no sender", "correlationId": "c"})
-    broken = webhook_on("postgresql://127.0.0.1:1/x")({"message": {"id": "x", "from": ANN}}, {"X-Correlation-ID": "c"})
+    broken = webhook_on("postgresql://127.0.0.1:1/x")(
+        {"message": {"id": "x", "from": ANN}}, {"X-Correlation-ID": "c"}
+    )
     assert (broken.status, broken.body) == (500, {"error": "internal error", "correlationId": "c"})
 
 
 # -- S000
 
 
-def test_a_to_d_a_session_lives_from_message_to_message_and_ends_after_24_hours(database: Database, worker: Any, send: Send) -> None:
+def test_a_to_d_a_session_lives_from_message_to_message_and_ends_after_24_hours(
+    database: Database, worker: Any, send: Send
+) -> None:
     worker()
     send("context blue")
     settled(database)
@@ -200,7 +251,12 @@ def test_a_to_d_a_session_lives_from_message_to_message_and_ends_after_24_hours(
     send("again", f"+{ANN}")
     settled(database)
     assert database.query(sessions) == [(first, "active", 2, {"said": "blue"})]
-    assert database.value("select round(extract(epoch from expires_at - created_at)) = 86400 from agent_chat_sessions") is True
+    assert (
+        database.value(
+            "select round(extract(epoch from expires_at - created_at)) = 86400 from agent_chat_sessions"
+        )
+        is True
+    )
     database.query("update agent_chat_sessions set expires_at = clock_timestamp() - interval '1 second'")
     send("the next day")
     settled(database)
@@ -230,7 +286,9 @@ def test_e_two_callers_at_once_have_one_session(database: Database, broker: Post
 def as_role(connection: psycopg.Connection[Any], role: str, **settings: str) -> None:
     connection.execute("reset role")
     for name in ("request.jwt.claims", "request.headers"):
-        connection.execute("select set_config(%s, %s, true)", (name, settings.get(name.rpartition(".")[2], "")))
+        connection.execute(
+            "select set_config(%s, %s, true)", (name, settings.get(name.rpartition(".")[2], ""))
+        )
     connection.execute(f"set local role {role}".encode())
 
 
@@ -238,32 +296,51 @@ def test_a_marketplace_keeps_conversations_guests_and_events(database: Database)
     user = str(uuid4())
     with psycopg.connect(database.admin_url) as connection:
         for role in ("anon", "authenticated"):
-            connection.execute(f"do $$ begin create role {role}; exception when duplicate_object then null; end $$".encode())
+            connection.execute(
+                f"do $$ begin create role {role}; exception when duplicate_object then null; end $$".encode()
+            )
         connection.execute("select public.refresh_platform_access()")
         claims = json.dumps({"sub": user})
         as_role(connection, "authenticated", claims=claims)
-        talk = connection.execute("insert into public.amara_conversations (user_id) values (%s) returning id", (user,)).fetchone()
+        talk = connection.execute(
+            "insert into public.amara_conversations (user_id) values (%s) returning id", (user,)
+        ).fetchone()
         assert talk is not None
         for role in ("user", "assistant"):
-            connection.execute("insert into public.amara_messages (conversation_id, role, content) values (%s, %s, 'x')", (talk[0], role))
+            connection.execute(
+                "insert into public.amara_messages (conversation_id, role, content) values (%s, %s, 'x')",
+                (talk[0], role),
+            )
         assert connection.execute("select count(*) from public.amara_messages").fetchone() == (2,)
         as_role(connection, "authenticated", claims=json.dumps({"sub": str(uuid4())}))
         assert connection.execute("select count(*) from public.amara_conversations").fetchone() == (0,)
         as_role(connection, "anon")
-        made = connection.execute("select session_token from public.create_guest_session('ann@example.com', 'Ann')").fetchone()
+        made = connection.execute(
+            "select session_token from public.create_guest_session('ann@example.com', 'Ann')"
+        ).fetchone()
         connection.execute("select * from public.create_guest_session('bob@example.com', 'Bob')")
         assert made is not None
         found = connection.execute("select full_name from public.get_guest_session(%s)", made).fetchall()
-        assert found == [("Ann",)] and connection.execute("select count(*) from public.guest_sessions").fetchone() == (0,)
+        assert found == [("Ann",)] and connection.execute(
+            "select count(*) from public.guest_sessions"
+        ).fetchone() == (0,)
         as_role(connection, "anon", headers=json.dumps({"x-guest-session": made[0]}))
-        assert connection.execute("select full_name from public.guest_sessions").fetchall() == [("Ann",)], "nobody sees another's"
-        connection.execute("insert into public.platform_events (event_type, session_id) values ('SearchStarted', 's')")
+        assert connection.execute("select full_name from public.guest_sessions").fetchall() == [("Ann",)], (
+            "nobody sees another's"
+        )
+        connection.execute(
+            "insert into public.platform_events (event_type, session_id) values ('SearchStarted', 's')"
+        )
         connection.execute("reset role")
         connection.execute("create table public.notifications (user_id uuid, text text)")
         connection.execute("insert into public.notifications values (%s, 'n')", (user,))
-        assert connection.execute("select event_count from public.get_event_counts_by_type()").fetchall() == [(1,)]
+        assert connection.execute("select event_count from public.get_event_counts_by_type()").fetchall() == [
+            (1,)
+        ]
         exported = connection.execute("select public.export_person_data(%s)", (user,)).fetchone()
-        assert exported is not None and [len(exported[0][name]) for name in ("amara_messages", "notifications")] == [2, 1]
+        assert exported is not None and [
+            len(exported[0][name]) for name in ("amara_messages", "notifications")
+        ] == [2, 1]
 
 
 # -- S003
@@ -290,9 +367,19 @@ def test_a_salon_has_its_tables_keys_partitions_and_queries(database: Database) 
             return row[0]
 
         names = "array['" + "','".join([*tables, "messages"]) + "']"
-        assert value(f"select count(*) from pg_class where relnamespace = 'public'::regnamespace and relname = any ({names})") == 11
+        assert (
+            value(
+                f"select count(*) from pg_class where relnamespace = 'public'::regnamespace and relname = any ({names})"
+            )
+            == 11
+        )
         assert value("select count(*) from pg_inherits where inhparent = 'public.messages'::regclass") == 6
-        assert value(f"select count(*) from pg_indexes where schemaname = 'public' and tablename = any ({names})") >= 60
+        assert (
+            value(
+                f"select count(*) from pg_indexes where schemaname = 'public' and tablename = any ({names})"
+            )
+            >= 60
+        )
         touched = f"select count(*) from pg_trigger where tgfoid = 'public.touch_updated_at'::regproc and tgrelid::regclass::text = any ({names})"
         connection.execute("set search_path = public")
         assert value(touched) == 9
@@ -315,7 +402,9 @@ def test_a_salon_has_its_tables_keys_partitions_and_queries(database: Database) 
 
 
 def load_salon(connection: psycopg.Connection[Any]) -> None:
-    """S003's sizes: 1 company, 1299 clients, 63 services, 12 staff, 56 schedules, 38 bookings, 21 dialog contexts."""
+    """S003's sizes: 1 company, 1299 clients, 63 services, 12 staff, 56 schedules, 38 bookings, 21 dialog
+    contexts.
+    """
     for statement in (
         "insert into companies (id, name) values (1, 'Salon')",
         "insert into clients (id, company_id, phone) select n, 1, '+250 ' || n from generate_series(1, 1299) n",

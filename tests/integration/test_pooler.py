@@ -1,4 +1,6 @@
-"""Q10: everything works through a real PgBouncer in transaction mode: no LISTEN, no prepared statements, no session state."""
+"""Q10: everything works through a real PgBouncer in transaction mode: no LISTEN, no prepared statements, no
+session state.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,23 @@ import packhorse
 from packhorse import PostgresBroker
 from packhorse.worker.broker.backends import PostgresRateLimiterBackend, PostgresResultBackend
 from packhorse.worker.config import load_settings
-from tests.support.accounting import assert_effects_fit, assert_every_message_ended_once, effects, enqueue, quick_backoff, wait_for_end
+from tests.support.accounting import (
+    assert_effects_fit,
+    assert_every_message_ended_once,
+    effects,
+    enqueue,
+    quick_backoff,
+    wait_for_end,
+)
 from tests.support.pgbouncer import PROGRAM, PgBouncer
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None, reason="PgBouncer is not installed (Debian: apt-get install pgbouncer)")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        PROGRAM is None, reason="PgBouncer is not installed (Debian: apt-get install pgbouncer)"
+    ),
+]
 
 
 @pytest.fixture
@@ -37,12 +51,18 @@ def broker(bouncer, database, monkeypatch):
 
 def test_a_daemon_works_through_the_pooler(database, bouncer, ledger, start_daemon):
     quick_backoff(database)
-    daemon = start_daemon(bouncer.url(database.name), ledger, pooler="true", processes=2, threads=4, poll_seconds=0.2).wait_ready(2)
+    daemon = start_daemon(
+        bouncer.url(database.name), ledger, pooler="true", processes=2, threads=4, poll_seconds=0.2
+    ).wait_ready(2)
     ids = effects(database, 300, "m")
     ids += enqueue(
         database,
         [
-            {"message_type": "outcome", "payload": {"key": f"o{n}", "kind": kind}, "conversation_key": f"c{n % 3}"}
+            {
+                "message_type": "outcome",
+                "payload": {"key": f"o{n}", "kind": kind},
+                "conversation_key": f"c{n % 3}",
+            }
             for n, kind in enumerate(["good", "retried", "dead", "cancelled"] * 5)
         ],
     )
@@ -52,14 +72,27 @@ def test_a_daemon_works_through_the_pooler(database, bouncer, ledger, start_daem
     wait_for_end(database, 60)
     assert_every_message_ended_once(database, ids)
     assert_effects_fit(database, ledger)
-    assert database.value("select count(*) from pg_stat_activity where datname = current_database() and query like 'listen%%'") == 0
+    assert (
+        database.value(
+            "select count(*) from pg_stat_activity where datname = current_database() and query like 'listen%%'"
+        )
+        == 0
+    )
     assert daemon.stop() == 0
     assert "Traceback" not in daemon.log and "service_failed" not in daemon.log
 
 
-def test_a_direct_connection_for_listen_wakes_workers_behind_the_pooler(database, bouncer, ledger, start_daemon):
-    daemon = start_daemon(bouncer.url(database.name), ledger, pooler="true", listen_url=database.url, poll_seconds=60).wait_ready()
-    wait_until(lambda: database.value("select coalesce(bool_or(wake_until > clock_timestamp()), false) from queue_wakeups"))
+def test_a_direct_connection_for_listen_wakes_workers_behind_the_pooler(
+    database, bouncer, ledger, start_daemon
+):
+    daemon = start_daemon(
+        bouncer.url(database.name), ledger, pooler="true", listen_url=database.url, poll_seconds=60
+    ).wait_ready()
+    wait_until(
+        lambda: database.value(
+            "select coalesce(bool_or(wake_until > clock_timestamp()), false) from queue_wakeups"
+        )
+    )
     for number in range(3):
         effects(database, 1, f"m{number}-")
         wait_until(lambda number=number: ledger.counts("effect")[f"m{number}-0"] == 1, 10)
@@ -90,13 +123,19 @@ def test_a_callers_transaction_through_the_pooler(database, bouncer):
         connection.commit()
         packhorse.enqueue(connection, "note", {"n": -1})
         connection.rollback()
-    assert sorted(row[0] for row in database.query("select (payload ->> 'n')::int from message_queue")) == list(range(10))
+    assert sorted(
+        row[0] for row in database.query("select (payload ->> 'n')::int from message_queue")
+    ) == list(range(10))
 
 
 def test_transactional_handlers_work_through_the_pooler(database, bouncer, ledger, start_daemon):
-    database.query("create table effects (key text not null); grant select, insert on effects to packhorse_worker")
+    database.query(
+        "create table effects (key text not null); grant select, insert on effects to packhorse_worker"
+    )
     quick_backoff(database)
-    daemon = start_daemon(bouncer.url(database.name), ledger, pooler="true", threads=8, poll_seconds=0.2).wait_ready()
+    daemon = start_daemon(
+        bouncer.url(database.name), ledger, pooler="true", threads=8, poll_seconds=0.2
+    ).wait_ready()
     effects(database, 60, "m", "transactional")
     effects(database, 10, "f", "transactional", fail=True)
     wait_for_end(database, 40)

@@ -1,7 +1,8 @@
-"""Q10: every command, the scheduler, maintenance and the exporter behind PgBouncer in transaction mode, the owner's connection too.
+"""Q10: every command, the scheduler, maintenance and the exporter behind PgBouncer in transaction mode, the
+owner's connection too.
 
-Server connections are few and shared: a statement prepared on one is met again by another client, and so is a setting
-that was left behind.
+Server connections are few and shared: a statement prepared on one is met again by another client, and so is a
+setting that was left behind.
 """
 
 from __future__ import annotations
@@ -21,11 +22,23 @@ from tests.support.http import free_port, get
 from tests.support.pgbouncer import PROGRAM, PgBouncer
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None, reason="PgBouncer is not installed (Debian: apt-get install pgbouncer)")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        PROGRAM is None, reason="PgBouncer is not installed (Debian: apt-get install pgbouncer)"
+    ),
+]
 
 RETENTION = '[retention.orders]\ntable = "orders"\ncolumn = "done_at"\nkeep = "7d"\n'
 #: What a client leaves in its session when it does not mind that a stranger has it next.
-LEFT_BEHIND = ("lock_timeout", "statement_timeout", "search_path", "default_transaction_isolation", "client_connection_check_interval", "timezone")
+LEFT_BEHIND = (
+    "lock_timeout",
+    "statement_timeout",
+    "search_path",
+    "default_transaction_isolation",
+    "client_connection_check_interval",
+    "timezone",
+)
 SERVER_CONNECTIONS = 4
 
 
@@ -73,7 +86,9 @@ def settings_left(bouncer, database) -> set[tuple[str, ...]]:
 def old_partition(database) -> str:
     day = date.today() - timedelta(days=60)
     name = f"message_archive_{day:%Y%m%d}_old"
-    database.query(f"create table {name} partition of message_archive for values from ('{day}Z') to ('{day + timedelta(days=1)}Z')")
+    database.query(
+        f"create table {name} partition of message_archive for values from ('{day}Z') to ('{day + timedelta(days=1)}Z')"
+    )
     return name
 
 
@@ -149,16 +164,31 @@ def test_an_owner_with_a_direct_connection_says_so(cli, bouncer, database):
 def test_the_scheduler_and_the_exporter_work_behind_the_pooler(cli, bouncer, database, tmp_path):
     fresh = settings_left(bouncer, database)
     port = free_port()
-    database.query("select set_schedule('tick', 'effect', p_every => interval '1 second', p_overlap => 'allow')")
+    database.query(
+        "select set_schedule('tick', 'effect', p_every => interval '1 second', p_overlap => 'allow')"
+    )
     cli.environment |= {"PACKHORSE_METRICS_PORT": str(port), "PACKHORSE_FLEET_SECONDS": "1"}
     process = cli.start("scheduler", output=tmp_path / "scheduler.log")
     try:
-        wait_until(lambda: database.value("select count(*) from message_queue where message_type = 'effect'") >= 3, 30, "planned runs")
-        for task in ("retention.orders", "partitions.message_archive.make", "partitions.message_archive.drop"):
-            database.query("select enqueue_message('packhorse', 'packhorse.maintenance', jsonb_build_object('task', %s::text))", task)
+        wait_until(
+            lambda: database.value("select count(*) from message_queue where message_type = 'effect'") >= 3,
+            30,
+            "planned runs",
+        )
+        for task in (
+            "retention.orders",
+            "partitions.message_archive.make",
+            "partitions.message_archive.drop",
+        ):
+            database.query(
+                "select enqueue_message('packhorse', 'packhorse.maintenance', jsonb_build_object('task', %s::text))",
+                task,
+            )
         done = "select count(distinct task) from maintenance_runs where state = 'succeeded'"
         wait_until(lambda: database.value(done) == 3, 40, "maintenance")
-        wait_until(lambda: "packhorse_queue_messages" in get(port, "/metrics")[1], 20, "what the fleet has counted")
+        wait_until(
+            lambda: "packhorse_queue_messages" in get(port, "/metrics")[1], 20, "what the fleet has counted"
+        )
         assert get(port, "/readyz")[0] == 200
     finally:
         os.kill(process.pid, signal.SIGTERM)

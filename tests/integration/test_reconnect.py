@@ -1,4 +1,6 @@
-"""After an outage the loops of a process share their attempts to connect, and say it in a few lines (FAILURES 40, 78)."""
+"""After an outage the loops of a process share their attempts to connect, and say it in a few lines (FAILURES
+40, 78).
+"""
 
 from __future__ import annotations
 
@@ -68,13 +70,16 @@ def loops(proxy, database):
 
 
 def test_the_loops_of_a_process_try_to_connect_as_one(loops, proxy, monkeypatch):
-    monkeypatch.setattr(random, "random", lambda: 1.0)  # the longest pause there is: the number of attempts follows
+    # the longest pause there is: the number of attempts follows
+    monkeypatch.setattr(random, "random", lambda: 1.0)
     before = proxy.accepted_total
     proxy.refuse(True)
     wait_until(lambda: all(loop.failures for loop in loops), 20, "the outage")
     began = time.monotonic()
     wait_until(lambda: time.monotonic() - began > 5, 10)
-    assert 2 <= proxy.accepted_total - before <= LOOPS + 5, "one each at first, then after 0.6, 1.1, 2.1 and 3 s"
+    assert 2 <= proxy.accepted_total - before <= LOOPS + 5, (
+        "one each at first, then after 0.6, 1.1, 2.1 and 3 s"
+    )
 
 
 def test_when_the_database_is_back_all_loops_are_within_seconds(loops, proxy):
@@ -83,10 +88,16 @@ def test_when_the_database_is_back_all_loops_are_within_seconds(loops, proxy):
     wait_until(lambda: time.monotonic() - began > 4, 10)
     proxy.refuse(False)
     before = [loop.answers for loop in loops]
-    wait_until(lambda: all(loop.answers > then for loop, then in zip(loops, before, strict=True)), MOST + 7, "all of them")
+    wait_until(
+        lambda: all(loop.answers > then for loop, then in zip(loops, before, strict=True)),
+        MOST + 7,
+        "all of them",
+    )
 
 
-def test_a_connection_that_is_cut_all_the_time_is_said_once_a_second_at_most(database, server, ledger, start_daemon, proxy):
+def test_a_connection_that_is_cut_all_the_time_is_said_once_a_second_at_most(
+    database, server, ledger, start_daemon, proxy
+):
     daemon = start_daemon(proxy.url(database.name, ROLE), ledger).wait_ready()
     began = time.monotonic()
     while time.monotonic() - began < 8:

@@ -21,7 +21,10 @@ def house(request, database, monkeypatch):
 
 
 def states(database):
-    return {row[0]: row[1:] for row in database.query("select payload ->> 'key', state, attempt from all_messages")}
+    return {
+        row[0]: row[1:]
+        for row in database.query("select payload ->> 'key', state, attempt from all_messages")
+    }
 
 
 def parked(database, scope):

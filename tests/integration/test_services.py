@@ -50,7 +50,11 @@ def registry(database: Database) -> Iterator[ServiceRegistry]:
 
 
 def declared(registry: ServiceRegistry, *fakes: FakeService, **changes: Any) -> RemoteService:
-    options: dict[str, Any] = {"endpoints": [fake.url for fake in fakes], "breaker": QUICK, "timeout": 2000} | changes
+    options: dict[str, Any] = {
+        "endpoints": [fake.url for fake in fakes],
+        "breaker": QUICK,
+        "timeout": 2000,
+    } | changes
     service = registry.register("ai", **options)
     registry.start()
     wait_until(lambda: not service.breakers.unknown, 10, "the database has answered")
@@ -88,19 +92,30 @@ WAYS = pytest.mark.parametrize("way", ["sync", "async"])
 
 
 @WAYS
-def test_a_request_comes_to_the_endpoint_and_back(registry: ServiceRegistry, fake: FakeService, way: str) -> None:
+def test_a_request_comes_to_the_endpoint_and_back(
+    registry: ServiceRegistry, fake: FakeService, way: str
+) -> None:
     service = declared(registry, fake, headers={"Authorization": "Bearer 1"})
     answer = ask(service, way, "post", "/chat?x=1", json={"a": 1}, headers={"X-Own": "2"})
     assert (answer.status_code, answer.json(), answer.endpoint) == (200, {"path": "/chat?x=1"}, fake.url)
     asked = fake.requests[0]
-    assert (asked.method, asked.body, asked.headers["authorization"], asked.headers["x-own"]) == ("POST", b'{"a":1}', "Bearer 1", "2")
-    assert asked.headers["content-type"] == "application/json" and "idempotency-key" not in asked.headers, "no message runs here"
+    assert (asked.method, asked.body, asked.headers["authorization"], asked.headers["x-own"]) == (
+        "POST",
+        b'{"a":1}',
+        "Bearer 1",
+        "2",
+    )
+    assert asked.headers["content-type"] == "application/json" and "idempotency-key" not in asked.headers, (
+        "no message runs here"
+    )
     ask(service, way, "GET", "")
     assert "cookie" not in fake.requests[1].headers, "nothing is remembered from one call to the next"
 
 
 @WAYS
-def test_a_status_of_4xx_is_the_requests_fault(registry: ServiceRegistry, fakes: Callable[..., FakeService], way: str) -> None:
+def test_a_status_of_4xx_is_the_requests_fault(
+    registry: ServiceRegistry, fakes: Callable[..., FakeService], way: str
+) -> None:
     fake = fakes("404")
     service = declared(registry, fake)
     for _ in range(6):
@@ -131,7 +146,9 @@ def test_what_fails_opens_the_breaker_and_is_not_asked_any_more(
 
 @WAYS
 @pytest.mark.parametrize("mode", ["huge", "endless", "drip"])
-def test_an_answer_is_bounded_in_size_and_time(registry: ServiceRegistry, fakes: Callable[..., FakeService], mode: str, way: str) -> None:
+def test_an_answer_is_bounded_in_size_and_time(
+    registry: ServiceRegistry, fakes: Callable[..., FakeService], mode: str, way: str
+) -> None:
     fake = fakes(mode)
     service = declared(registry, fake, max_bytes=3_000_000)
     with pytest.raises(ServiceFailed, match="within 1 s" if mode == "drip" else "more than 3000000 bytes"):
@@ -186,7 +203,9 @@ def test_the_endpoint_that_fails_is_left_and_comes_back(
     wait_until(both, 10, "probed while the other one does the work")
 
 
-def test_equal_endpoints_are_asked_in_turn(registry: ServiceRegistry, fakes: Callable[..., FakeService]) -> None:
+def test_equal_endpoints_are_asked_in_turn(
+    registry: ServiceRegistry, fakes: Callable[..., FakeService]
+) -> None:
     three = [fakes() for _ in range(3)]
     service = declared(registry, *three)
     for _ in range(9):
@@ -194,7 +213,9 @@ def test_equal_endpoints_are_asked_in_turn(registry: ServiceRegistry, fakes: Cal
     assert [len(fake.requests) for fake in three] == [3, 3, 3]
 
 
-def test_a_post_goes_elsewhere_only_when_it_was_not_sent(registry: ServiceRegistry, fakes: Callable[..., FakeService]) -> None:
+def test_a_post_goes_elsewhere_only_when_it_was_not_sent(
+    registry: ServiceRegistry, fakes: Callable[..., FakeService]
+) -> None:
     fallback = fakes()
     ill = fakes("500")
     service = registry.register("ai", ill.url, fallback=[fallback.url], breaker={**QUICK, "least_calls": 100})
@@ -207,7 +228,12 @@ def test_a_post_goes_elsewhere_only_when_it_was_not_sent(registry: ServiceRegist
 
 def test_retries_of_a_declared_policy(registry: ServiceRegistry, fakes: Callable[..., FakeService]) -> None:
     fake = fakes("500")
-    service = declared(registry, fake, retry_policy={"max_retries": 2, "backoff_ms": 10}, breaker={**QUICK, "least_calls": 100})
+    service = declared(
+        registry,
+        fake,
+        retry_policy={"max_retries": 2, "backoff_ms": 10},
+        breaker={**QUICK, "least_calls": 100},
+    )
     with pytest.raises(ServiceFailed):
         service.request("GET", "/x")
     assert len(fake.requests) == 3
@@ -251,11 +277,15 @@ def test_a_hook_says_what_is_a_failure(registry: ServiceRegistry) -> None:
     assert [(report["calls"], report["failures"]) for report in service.breakers.take()] == [(2, 2)]
 
 
-def test_health_checks_choose_the_endpoint_and_find_it_again(registry: ServiceRegistry, fakes: Callable[..., FakeService]) -> None:
+def test_health_checks_choose_the_endpoint_and_find_it_again(
+    registry: ServiceRegistry, fakes: Callable[..., FakeService]
+) -> None:
     well, ill = fakes(), fakes()
     ill.health = 503
     service = declared(registry, well, ill, health_check_url="/health", health_check_interval_ms=100)
-    wait_until(lambda: [s.healthy for s in registry.get_circuit_breaker_stats()] == [True, False], 10, "unhealthy")
+    wait_until(
+        lambda: [s.healthy for s in registry.get_circuit_breaker_stats()] == [True, False], 10, "unhealthy"
+    )
     assert registry.get_health_report() == {"ai": "degraded"}
     assert {registry.discover_service("ai") for _ in range(4)} == {well.url}
     ill.health = 200
@@ -263,7 +293,9 @@ def test_health_checks_choose_the_endpoint_and_find_it_again(registry: ServiceRe
     assert {service.discover() for _ in range(4)} == {well.url, ill.url}
 
 
-def test_when_none_is_healthy_the_first_that_answers_is_taken(registry: ServiceRegistry, fakes: Callable[..., FakeService]) -> None:
+def test_when_none_is_healthy_the_first_that_answers_is_taken(
+    registry: ServiceRegistry, fakes: Callable[..., FakeService]
+) -> None:
     one, two = fakes(), fakes()
     one.health = two.health = 503
     service = declared(registry, one, two, health_check_url="health", health_check_interval_ms=100)
@@ -278,16 +310,26 @@ def test_when_none_is_healthy_the_first_that_answers_is_taken(registry: ServiceR
         assert service.first_that_answers(()).endpoint == two.url
 
 
-def test_a_health_check_that_hangs_ends_in_time(registry: ServiceRegistry, fakes: Callable[..., FakeService]) -> None:
+def test_a_health_check_that_hangs_ends_in_time(
+    registry: ServiceRegistry, fakes: Callable[..., FakeService]
+) -> None:
     fake = fakes("hang")
     declared(registry, fake, health_check_url="/health", health_check_interval_ms=100)
     wait_until(lambda: registry.get_health_report() == {"ai": "down"}, 20, "three of them have failed")
 
 
-def test_a_health_check_that_succeeds_starts_the_probes_early(registry: ServiceRegistry, fake: FakeService) -> None:
+def test_a_health_check_that_succeeds_starts_the_probes_early(
+    registry: ServiceRegistry, fake: FakeService
+) -> None:
     fake.mode = "500"
     fake.health = 500
-    service = declared(registry, fake, breaker={**QUICK, "reset_seconds": 600}, health_check_url="/health", health_check_interval_ms=200)
+    service = declared(
+        registry,
+        fake,
+        breaker={**QUICK, "reset_seconds": 600},
+        health_check_url="/health",
+        health_check_interval_ms=200,
+    )
     for _ in range(3):
         with pytest.raises(ServiceFailed):
             service.request("POST", "/x")
@@ -304,7 +346,9 @@ def test_a_health_check_that_succeeds_starts_the_probes_early(registry: ServiceR
     wait_until(answered, 10, "long before its reset time")
 
 
-def test_an_operators_state_is_obeyed(registry: ServiceRegistry, fake: FakeService, database: Database) -> None:
+def test_an_operators_state_is_obeyed(
+    registry: ServiceRegistry, fake: FakeService, database: Database
+) -> None:
     service = declared(registry, fake)
     database.query("select force_service('ai', 'open')")
     wait_until(lambda: states(registry) == ["open"], 5, "open")
@@ -320,7 +364,9 @@ def test_an_operators_state_is_obeyed(registry: ServiceRegistry, fake: FakeServi
     assert states(registry) == ["closed"] and len(fake.requests) == 10
 
 
-def test_without_a_database_a_process_decides_alone(fake: FakeService, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_without_a_database_a_process_decides_alone(
+    fake: FakeService, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DATABASE_URL", raising=False)
     known = ServiceRegistry()
@@ -333,7 +379,9 @@ def test_without_a_database_a_process_decides_alone(fake: FakeService, monkeypat
         service.request("POST", "/x")
     time.sleep(0.35)
     fake.mode = "ok"
-    assert [service.request("POST", "/x").status_code for _ in range(3)] == [200, 200, 200] and states(known) == ["closed"]
+    assert [service.request("POST", "/x").status_code for _ in range(3)] == [200, 200, 200] and states(
+        known
+    ) == ["closed"]
 
 
 def test_the_toml_file_declares_services(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
@@ -342,11 +390,21 @@ def test_the_toml_file_declares_services(monkeypatch: pytest.MonkeyPatch, tmp_pa
         '[services.openai]\nurl = "https://api.example.com/v1/"\nkind = "ai_agent"\nhealth_check_url = "models"\nbreaker = { reset_seconds = 5 }\n'
     )
     found = ServiceRegistry().service("openai").declaration
-    assert found.endpoints == ("https://api.example.com/v1",) and found.health_url(found.endpoints[0]) == "https://api.example.com/v1/models"
-    assert (found.timeout_ms, found.breaker.failure_ratio, found.breaker.reset_seconds, found.breaker.trials) == (120_000, 0.6, 5.0, 2)
+    assert (
+        found.endpoints == ("https://api.example.com/v1",)
+        and found.health_url(found.endpoints[0]) == "https://api.example.com/v1/models"
+    )
+    assert (
+        found.timeout_ms,
+        found.breaker.failure_ratio,
+        found.breaker.reset_seconds,
+        found.breaker.trials,
+    ) == (120_000, 0.6, 5.0, 2)
     with pytest.raises(InvalidArgument, match="Did you mean 'openai'"):
         ServiceRegistry().service("openia")
-    (tmp_path / "packhorse.toml").write_text('[services.a]\nurl = "http://user@h"\n[services.b]\nurll = "x"\n')
+    (tmp_path / "packhorse.toml").write_text(
+        '[services.a]\nurl = "http://user@h"\n[services.b]\nurll = "x"\n'
+    )
     with pytest.raises(ConfigError) as caught:
         ServiceRegistry().start()
     assert len(caught.value.problems) == 3, "user and password; a field that there is not; no endpoint"

@@ -12,7 +12,14 @@ import pytest
 from dramatiq.middleware import AsyncIO
 
 import packhorse
-from packhorse import StepError, current_async_connection, current_connection, current_message, step, step_async
+from packhorse import (
+    StepError,
+    current_async_connection,
+    current_connection,
+    current_message,
+    step,
+    step_async,
+)
 from packhorse.worker.attempt import step_store
 from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.broker.postgres import PostgresBroker
@@ -52,11 +59,15 @@ def actor(body, kind="thread", **options):
         async def handler():
             return await body()
 
-    return dramatiq.actor(handler, actor_name="handler", **{"max_attempts": 3, "min_backoff": 10, "max_backoff": 20} | options)
+    return dramatiq.actor(
+        handler, actor_name="handler", **{"max_attempts": 3, "min_backoff": 10, "max_backoff": 20} | options
+    )
 
 
 def stored(database):
-    return database.query("select s.name, s.value, s.attempt from all_messages a cross join lateral message_steps(a.id) s order by 1")
+    return database.query(
+        "select s.name, s.value, s.attempt from all_messages a cross join lateral message_steps(a.id) s order by 1"
+    )
 
 
 ODD = {"bb": 1, "a": [1.0, 1e22, -0.0, 2.50, None, True, "ä\u2028"], "c": {}}
@@ -83,7 +94,11 @@ def test_what_was_paid_for_is_not_paid_for_twice(house, database, kind):
         reply(step("answer", ask, "why?", model="m"))
 
     async def in_coroutine():
-        reply(await step_async("answer", ask_later if current_message().attempt == 1 else ask, "why?", model="m"))
+        reply(
+            await step_async(
+                "answer", ask_later if current_message().attempt == 1 else ask, "why?", model="m"
+            )
+        )
 
     actor(in_thread if kind == "thread" else in_coroutine, kind).send()
     house.start()
@@ -106,7 +121,9 @@ def test_steps_are_kept_however_the_attempt_ended(worker, database, ends):
                 raise packhorse.Snooze(0)
             if ends == "redriven":
                 raise packhorse.Bury("as asked")
-            database.query("update message_queue set lease_expires_at = clock_timestamp() - interval '1 minute'")
+            database.query(
+                "update message_queue set lease_expires_at = clock_timestamp() - interval '1 minute'"
+            )
             time.sleep(1.5)
 
     attempts: list[int] = []
@@ -144,7 +161,10 @@ def deep(levels):
     return value
 
 
-@pytest.mark.parametrize(("bad", "kind"), [(name, kind) for name in BAD for kind in KINDS if (name, kind) != ("coroutine", "coroutine")])
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    [(name, kind) for name in BAD for kind in KINDS if (name, kind) != ("coroutine", "coroutine")],
+)
 def test_what_cannot_be_stored_is_one_dead_letter_that_says_why(worker, database, bad, kind):
     given, text = BAD[bad]
     name, function = ("answer", given) if callable(given) else (given, lambda: calls.append(1))
@@ -159,7 +179,9 @@ def test_what_cannot_be_stored_is_one_dead_letter_that_says_why(worker, database
     actor(in_thread if kind == "thread" else in_coroutine, kind).send()
     worker.start()
     worker.drained()
-    ((reason, error_class, message, attempt),) = database.query("select reason, error_class, error_message, attempt from dead_letters")
+    ((reason, error_class, message, attempt),) = database.query(
+        "select reason, error_class, error_message, attempt from dead_letters"
+    )
     assert (reason, error_class, attempt) == ("rejected", "StepError", 1) and text in message
     assert stored(database) == [] and calls == [], "a step that cannot be stored for its name is not paid for"
 
@@ -276,7 +298,9 @@ def test_in_a_transactional_handler_steps_commit_or_roll_back_with_it(worker, da
             raise RuntimeError("after the step")
 
     async def write_async():
-        await current_async_connection().execute("insert into effects values (%s)", (current_message().attempt,))
+        await current_async_connection().execute(
+            "insert into effects values (%s)", (current_message().attempt,)
+        )
         calls.append(stored(database))
         return len(calls)
 
@@ -315,7 +339,9 @@ def test_a_stale_transactional_handler_commits_nothing(worker, database):
         step("answer", lambda: 1)
         if not tokens:
             tokens.append(1)
-            database.query("update message_queue set lease_token = lease_token + 1000000, lease_expires_at = clock_timestamp() - interval '1 minute'")
+            database.query(
+                "update message_queue set lease_token = lease_token + 1000000, lease_expires_at = clock_timestamp() - interval '1 minute'"
+            )
 
     actor(body, transactional=True).send()
     worker.start()
@@ -434,7 +460,9 @@ def test_a_database_that_stays_away_ends_the_step_in_time(worker, database, kind
 def test_a_server_that_is_not_there_ends_the_step_in_time(monkeypatch, kind):
     monkeypatch.setattr(step_store, "STORE_SECONDS", 0.3)
     broker = PostgresBroker("postgresql://packhorse@127.0.0.1:1/nowhere")
-    message = ClaimedMessage(("claimed", 1, 1, "q", "t", "{}", "{}", 5, 1, None, 0, None, None, None, "", 0.0, 0.0, None), 0.0, 0.0)
+    message = ClaimedMessage(
+        ("claimed", 1, 1, "q", "t", "{}", "{}", 5, 1, None, 0, None, None, None, "", 0.0, 0.0, None), 0.0, 0.0
+    )
     with pytest.raises(packhorse.StoreUnavailable):
         if kind == "thread":
             broker.steps.store(message, "answer", "1")
@@ -452,7 +480,12 @@ def test_an_error_that_nobody_expected_reaches_the_coroutines(worker, database, 
     async def body():
         with monkeypatch.context() as patch:
             patch.setattr("packhorse.worker.store.steps.store", broken)
-            heard.extend(map(type, await asyncio.gather(step_async("a", int), step_async("b", int), return_exceptions=True)))
+            heard.extend(
+                map(
+                    type,
+                    await asyncio.gather(step_async("a", int), step_async("b", int), return_exceptions=True),
+                )
+            )
         heard.append(await step_async("a", int))
 
     actor(body, "coroutine").send()
@@ -494,7 +527,11 @@ def test_a_child_has_a_writer_of_its_own(worker, database):
     actor(body).send()
     worker.start()
     worker.drained()
-    assert [(name, value) for name, value, _ in stored(database)] == [("child", 2), ("parent", 1), ("parent again", 3)]
+    assert [(name, value) for name, value, _ in stored(database)] == [
+        ("child", 2),
+        ("parent", 1),
+        ("parent again", 3),
+    ]
 
 
 def test_the_thread_for_coroutines_ends_with_its_broker_and_starts_again_when_it_is_needed(worker, database):
@@ -532,7 +569,9 @@ def test_what_a_worker_in_sql_has_stored_a_handler_in_python_reuses(worker, data
     seen = []
     database.query("select enqueue_message('default', 'handler')")
     ((message_id, token),) = database.query("select id, lease_token from get_next_queue_message('default')")
-    database.query("select store_message_step(%s, %s, 'answer', %s::jsonb)", message_id, token, '{"by": "sql"}')
+    database.query(
+        "select store_message_step(%s, %s, 'answer', %s::jsonb)", message_id, token, '{"by": "sql"}'
+    )
     database.query("select release_message(%s, %s)", message_id, token)
 
     def body():

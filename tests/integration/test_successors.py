@@ -1,7 +1,7 @@
 """What follows in a conversation starts when its last message has ended, however that ended (SPEC P4, W2).
 
-The next message of a conversation is older than what claims look at by then. These fetchers never look behind their cursor:
-a message whose conversation goes on is claimed by its id or not at all.
+The next message of a conversation is older than what claims look at by then. These fetchers never look behind
+their cursor: a message whose conversation goes on is claimed by its id or not at all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""run_actor on the connection of a test (SPEC W12): the handler works in the test's transaction, and cannot end it."""
+"""run_actor on the connection of a test (SPEC W12): the handler works in the test's transaction, and cannot
+end it.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,10 @@ def test_a_connection_that_commits_by_itself_needs_a_transaction(broker, databas
     heard = []
     with psycopg.connect(database.url, autocommit=True) as connection:
         connection.add_notice_handler(lambda notice: heard.append(notice.message_primary))
-        with pytest.raises(packhorse.InvalidArgument, match=r"^connection: commits each statement by itself.*with connection.transaction"):
+        with pytest.raises(
+            packhorse.InvalidArgument,
+            match=r"^connection: commits each statement by itself.*with connection.transaction",
+        ):
             run_actor(write, connection=connection)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -89,7 +94,9 @@ def test_a_connection_that_commits_by_itself_needs_a_transaction(broker, databas
                 assert connection.execute("select count(*) from effects").fetchone() == (1,)
         connection.execute("do $$ begin raise notice 'still heard'; end $$")
         with pytest.raises(packhorse.InvalidArgument, match="is synchronous"):
-            run_actor(packhorse.actor(actor_name="later", transactional=True)(_nothing), connection=connection)
+            run_actor(
+                packhorse.actor(actor_name="later", transactional=True)(_nothing), connection=connection
+            )
     assert effects(database) == [] and heard == ["still heard"]
 
 
@@ -113,7 +120,10 @@ def test_a_coroutine_works_in_the_transaction_of_the_test(broker, database, tabl
             await connection.rollback()
             await run_actor_async(write, "kept", connection=connection)
             with pytest.raises(packhorse.InvalidArgument, match="is asynchronous"):
-                await run_actor_async(packhorse.actor(actor_name="plain", transactional=True)(lambda: None), connection=connection)
+                await run_actor_async(
+                    packhorse.actor(actor_name="plain", transactional=True)(lambda: None),
+                    connection=connection,
+                )
 
     asyncio.run(test())
     assert effects(database) == ["kept"] and database.value("select count(*) from message_queue") == 1

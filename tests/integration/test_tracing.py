@@ -55,7 +55,9 @@ def runtime(database, monkeypatch, spans):
 
 
 def _stored(database):
-    both = "select id, trace_context from message_queue union all select id, trace_context from message_archive"
+    both = (
+        "select id, trace_context from message_queue union all select id, trace_context from message_archive"
+    )
     return [row[1] for row in database.query(f"select * from ({both}) as b order by id")]
 
 
@@ -128,8 +130,13 @@ def test_a_failure_is_a_status_and_an_exception_without_personal_data(house, spa
     assert span.status.status_code is StatusCode.ERROR and span.attributes["error.type"] == "ValueError"
     (event,) = span.events
     assert event.name == "exception" and event.attributes["exception.type"] == "ValueError"
-    assert event.attributes["exception.message"] == "cannot call +250788***456 or j***@example.com, password=***"
-    assert "KeyError" in event.attributes["exception.stacktrace"] and "in fails" in event.attributes["exception.stacktrace"]
+    assert (
+        event.attributes["exception.message"] == "cannot call +250788***456 or j***@example.com, password=***"
+    )
+    assert (
+        "KeyError" in event.attributes["exception.stacktrace"]
+        and "in fails" in event.attributes["exception.stacktrace"]
+    )
     for leak in ("788123456", "jane@", "hunter2"):
         assert leak not in text_of(span), leak
 
@@ -149,7 +156,9 @@ def test_outcomes_that_are_no_failures_are_no_errors(runtime, spans):
     runtime.drained()
     ended = spans.wait("process default", 3)
     assert [span.attributes["packhorse.outcome"] for span in ended] == ["snooze", "done", "cancelled"]
-    assert {span.status.status_code for span in ended} == {StatusCode.UNSET} and not any(span.events for span in ended)
+    assert {span.status.status_code for span in ended} == {StatusCode.UNSET} and not any(
+        span.events for span in ended
+    )
 
 
 def test_a_buried_message_and_one_that_middleware_refuses_say_dead(runtime, spans):
@@ -173,9 +182,17 @@ def test_a_buried_message_and_one_that_middleware_refuses_say_dead(runtime, span
     runtime.start()
     runtime.drained()
     span = spans.one("process default")
-    assert (span.attributes["packhorse.outcome"], span.attributes["error.type"], span.status.description) == ("dead", "Bury", "hopeless")
+    assert (span.attributes["packhorse.outcome"], span.attributes["error.type"], span.status.description) == (
+        "dead",
+        "Bury",
+        "hopeless",
+    )
     span = spans.one("process second")
-    assert (span.attributes["packhorse.outcome"], span.attributes["error.type"], span.status.description) == ("dead", "SkipMessage", "not wanted")
+    assert (span.attributes["packhorse.outcome"], span.attributes["error.type"], span.status.description) == (
+        "dead",
+        "SkipMessage",
+        "not wanted",
+    )
     assert tracing.active.ids() == {}
 
 
@@ -254,7 +271,9 @@ def test_a_transactional_handler_commits_inside_its_span(runtime, spans, databas
     assert [span.attributes["packhorse.outcome"] for span in (first, second)] == ["failed", "done"]
     sends = spans.all("send second")
     assert [span.parent.span_id for span in sends] == [first.context.span_id, second.context.span_id]
-    assert linked(spans.one("process second")) == [context_of(sends[1])], "the first one was rolled back with its transaction"
+    assert linked(spans.one("process second")) == [context_of(sends[1])], (
+        "the first one was rolled back with its transaction"
+    )
 
 
 def test_a_producer_in_sql_is_linked_and_nonsense_is_ignored(runtime, spans, database):
@@ -265,9 +284,14 @@ def test_a_producer_in_sql_is_linked_and_nonsense_is_ignored(runtime, spans, dat
     runtime.start()
     parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     for text in (parent, f"{parent} vendor=1", "'; drop table message_queue; --", "x" * 1000, None):
-        database.query("select message_id from enqueue_message(p_queue => 'default', p_message_type => 'greet', p_trace_context => %s)", text)
+        database.query(
+            "select message_id from enqueue_message(p_queue => 'default', p_message_type => 'greet', p_trace_context => %s)",
+            text,
+        )
         runtime.drained()
-    found = [[f"{trace_id:032x}" for trace_id, _ in linked(span)] for span in spans.wait("process default", 5)]
+    found = [
+        [f"{trace_id:032x}" for trace_id, _ in linked(span)] for span in spans.wait("process default", 5)
+    ]
     assert found == [[parent[3:35]], [parent[3:35]], [], [], []]
 
 
@@ -279,9 +303,13 @@ def test_a_redriven_message_still_links_to_its_producer(runtime, spans, database
     runtime.start()
     fails.send()
     runtime.drained()
-    database.query("select redrive_dead_letters(p_ids => array(select id from dead_letters), p_limit => 1, p_operator => 'me', p_reason => 'test')")
+    database.query(
+        "select redrive_dead_letters(p_ids => array(select id from dead_letters), p_limit => 1, p_operator => 'me', p_reason => 'test')"
+    )
     runtime.drained()
-    assert {tuple(linked(span)) for span in spans.wait("process default", 2)} == {(context_of(spans.one("send default")),)}
+    assert {tuple(linked(span)) for span in spans.wait("process default", 2)} == {
+        (context_of(spans.one("send default")),)
+    }
 
 
 def test_a_bulk_enqueue_is_one_span_for_all_its_messages(runtime, spans, database):
@@ -294,7 +322,9 @@ def test_a_bulk_enqueue_is_one_span_for_all_its_messages(runtime, spans, databas
         pass
 
     given = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-    runtime.broker.enqueue_many([greet.message(), greet.message(), greet.message_with_options(trace_context=given)])
+    runtime.broker.enqueue_many(
+        [greet.message(), greet.message(), greet.message_with_options(trace_context=given)]
+    )
     sent = spans.one("send default")
     assert sent.attributes["messaging.batch.message_count"] == 3
     assert _stored(database) == [_traceparent(sent), _traceparent(sent), given]
@@ -361,7 +391,11 @@ def test_the_setting_adds_the_middleware_once_and_in_front(database, monkeypatch
         dramatiq.actor(lambda: None, actor_name="greet")
         house.start()
         house.stop()
-        found = [index for index, middleware in enumerate(house.broker.middleware) if isinstance(middleware, Tracing)]
+        found = [
+            index
+            for index, middleware in enumerate(house.broker.middleware)
+            if isinstance(middleware, Tracing)
+        ]
         assert found == [0]
 
 
@@ -376,7 +410,12 @@ def test_without_the_package_a_command_ends_with_one_clear_problem(command, data
         timeout=60,
         check=False,
         cwd=ROOT,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "DATABASE_URL": database.url, "PACKHORSE_TRACING": "true"},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": str(ROOT),
+            "DATABASE_URL": database.url,
+            "PACKHORSE_TRACING": "true",
+        },
     )
     assert done.returncode == 2, done.stderr
     said = done.stdout + done.stderr

@@ -1,5 +1,6 @@
-"""What a transactional handler does to its connection (SPEC P3, W3b): nobody after it meets what it left in the session, and our own
-statements in its transaction do not depend on its role, its search_path or its settings of the connection object."""
+"""What a transactional handler does to its connection (SPEC P3, W3b): nobody after it meets what it left in
+the session, and our own statements in its transaction do not depend on its role, its search_path or its
+settings of the connection object."""
 
 from __future__ import annotations
 
@@ -24,25 +25,49 @@ pytestmark = pytest.mark.one_database
 LEFTOVERS = {
     "temporary table": ("create temp table scratch (id integer)", "select to_regclass('scratch') is null"),
     "set": ("set app.tenant = 'A'", "select coalesce(current_setting('app.tenant', true), '') = ''"),
-    "set_config": ("select set_config('app.tenant', 'A', false)", "select coalesce(current_setting('app.tenant', true), '') = ''"),
-    "setting of the server": ("set work_mem = '1MB'; set timezone = 'Asia/Kolkata'", "select current_setting('work_mem') <> '1MB'"),
-    "advisory lock": ("select pg_advisory_lock(42)", "select not exists (select from pg_locks where locktype = 'advisory' and objid = 42)"),
-    "prepared statement": ("prepare mine as select 1", "select not exists (select from pg_prepared_statements where name = 'mine')"),
+    "set_config": (
+        "select set_config('app.tenant', 'A', false)",
+        "select coalesce(current_setting('app.tenant', true), '') = ''",
+    ),
+    "setting of the server": (
+        "set work_mem = '1MB'; set timezone = 'Asia/Kolkata'",
+        "select current_setting('work_mem') <> '1MB'",
+    ),
+    "advisory lock": (
+        "select pg_advisory_lock(42)",
+        "select not exists (select from pg_locks where locktype = 'advisory' and objid = 42)",
+    ),
+    "prepared statement": (
+        "prepare mine as select 1",
+        "select not exists (select from pg_prepared_statements where name = 'mine')",
+    ),
     "listen": ("listen something", "select not exists (select from pg_listening_channels())"),
-    "cursor": ("declare held cursor with hold for select 1", "select not exists (select from pg_cursors where name = 'held')"),
+    "cursor": (
+        "declare held cursor with hold for select 1",
+        "select not exists (select from pg_cursors where name = 'held')",
+    ),
     "role": ("set role packhorse_tenant", "select current_user = session_user"),
     "search_path": ("set search_path = pg_catalog", "select current_setting('search_path') <> 'pg_catalog'"),
-    "sequence": ("create temp sequence numbers; select nextval('numbers')", "select to_regclass('numbers') is null"),
+    "sequence": (
+        "create temp sequence numbers; select nextval('numbers')",
+        "select to_regclass('numbers') is null",
+    ),
 }
 
 
 @pytest.fixture
 def tenant(database):
     """A role that may write its own schema and knows nothing of the queue."""
-    database.query("do $$ begin create role packhorse_tenant nologin; exception when duplicate_object then null; end $$")
+    database.query(
+        "do $$ begin create role packhorse_tenant nologin; exception when duplicate_object then null; end $$"
+    )
     database.query(f"grant packhorse_tenant to {ROLE}")
-    database.query("drop schema if exists shop cascade; create schema shop; create table shop.orders (id integer, by text, path text)")
-    database.query(f"grant usage on schema shop to packhorse_tenant, {ROLE}; grant all on shop.orders to packhorse_tenant, {ROLE}")
+    database.query(
+        "drop schema if exists shop cascade; create schema shop; create table shop.orders (id integer, by text, path text)"
+    )
+    database.query(
+        f"grant usage on schema shop to packhorse_tenant, {ROLE}; grant all on shop.orders to packhorse_tenant, {ROLE}"
+    )
     return database
 
 
@@ -119,7 +144,9 @@ def test_a_session_lock_is_free_when_its_handler_has_ended_and_nobody_follows(ho
     comes_next.send()
     house.start()
     house.drained()
-    assert house.database.query("select count(*) from pg_locks where locktype = 'advisory' and objid = 42") == [(0,)]
+    assert house.database.query(
+        "select count(*) from pg_locks where locktype = 'advisory' and objid = 42"
+    ) == [(0,)]
 
 
 @pytest.fixture
@@ -137,7 +164,10 @@ def test_a_clean_session_keeps_our_own_settings_and_prepared_statements(pool):
     question = "select current_setting('default_transaction_isolation'), current_setting('client_connection_check_interval')"
     with pool.connection() as connection:
         before = backend(connection), connection.execute(question).fetchone()
-        connection.in_hands().execute("set default_transaction_isolation = 'serializable'; set client_connection_check_interval = 0", prepare=False)
+        connection.in_hands().execute(
+            "set default_transaction_isolation = 'serializable'; set client_connection_check_interval = 0",
+            prepare=False,
+        )
         connection.execute("set timezone = 'Asia/Kolkata'; set datestyle = 'German'", prepare=False)
     with pool.connection() as connection:
         assert (backend(connection), connection.execute(question).fetchone()) == before
@@ -245,7 +275,9 @@ def test_what_a_handler_sends_goes_out_and_leaves_its_role_and_path_alone(house,
         before = connection.execute(question).fetchone()
         follows.send(1)
         follows.send_with_options(args=(2,), conversation_key="c")
-        house.broker.enqueue_many([follows.message(3), follows.message_with_options(args=(4,), conversation_key="d")])
+        house.broker.enqueue_many(
+            [follows.message(3), follows.message_with_options(args=(4,), conversation_key="d")]
+        )
         packhorse.enqueue(connection, "follows", {"number": 5})
         packhorse.enqueue_payloads(connection, "follows", [{"number": 6}])
         with connection.transaction():
@@ -272,9 +304,9 @@ def test_what_a_handler_sends_goes_out_and_leaves_its_role_and_path_alone(house,
     (pair,) = seen
     assert pair[0] == pair[1]
     assert outcomes(house.database) == [("sends", "done")] + [("follows", "done")] * 9
-    assert house.database.query("select correlation_id from all_messages where correlation_id not like '________-____-____-____-____________'") == [
-        ("ü",)
-    ]
+    assert house.database.query(
+        "select correlation_id from all_messages where correlation_id not like '________-____-____-____-____________'"
+    ) == [("ü",)]
 
 
 def test_what_follows_a_handler_commits_with_it_under_a_foreign_role(house):
@@ -286,7 +318,9 @@ def test_what_follows_a_handler_commits_with_it_under_a_foreign_role(house):
 
     @dramatiq.actor(transactional=True, max_attempts=1)
     def first():
-        current_connection().execute("set local role packhorse_tenant; set local search_path = shop", prepare=False)
+        current_connection().execute(
+            "set local role packhorse_tenant; set local search_path = shop", prepare=False
+        )
         return 5
 
     (first.message() | second.message()).run()
@@ -306,7 +340,9 @@ def test_what_runs_at_the_commit_has_the_handlers_role_and_path(house):
 
     @dramatiq.actor(transactional=True, max_attempts=1)
     def writes():
-        current_connection().execute("set local role packhorse_tenant; set local search_path = shop", prepare=False)
+        current_connection().execute(
+            "set local role packhorse_tenant; set local search_path = shop", prepare=False
+        )
         current_connection().execute("insert into orders (id) values (1)")
 
     writes.send()
@@ -352,7 +388,9 @@ def test_a_refused_message_inside_the_transaction_leaves_the_role_as_it_was(hous
         connection = current_connection()
         connection.execute("set local role packhorse_tenant")
         with pytest.raises(packhorse.InvalidArgument):
-            house.broker.enqueue_many([follows.message(1), follows.message_with_options(args=(2,), dedup_key="k")])
+            house.broker.enqueue_many(
+                [follows.message(1), follows.message_with_options(args=(2,), dedup_key="k")]
+            )
         seen.append(connection.execute("select current_user").fetchone()[0])
 
     sends.send()

@@ -1,4 +1,6 @@
-"""A transactional handler that has returned is not to blame for what keeps its completion from being written (SPEC P3, P5)."""
+"""A transactional handler that has returned is not to blame for what keeps its completion from being written
+(SPEC P3, P5).
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def actor_that(first_run, runs, heard):
     @dramatiq.actor(transactional=True, max_attempts=1, on_failure="failed")
     def effect():
         runs.append(current_message().attempt)
-        current_connection().execute("insert into effects (attempt) values (%s)", (current_message().attempt,))
+        current_connection().execute(
+            "insert into effects (attempt) values (%s)", (current_message().attempt,)
+        )
         if len(runs) == 1:
             first_run()
 
@@ -49,7 +53,9 @@ def assert_it_ran_again_as_if_for_the_first_time(database, runs, heard):
 
 @pytest.mark.slow
 def test_a_row_that_somebody_locks_costs_a_transactional_handler_no_attempt(database, house, caplog):
-    """Its effects were rolled back, and its only attempt was spent: a dead letter for somebody else's lock."""
+    """Its effects were rolled back, and its only attempt was spent: a dead letter for somebody else's
+    lock.
+    """
     runs, heard = [], []
     with database.connect(admin=True) as other:
 

@@ -1,4 +1,6 @@
-"""Slow upkeep by the heartbeat: a step per turn, none of which holds up leases or other steps (SPEC W5, FAILURES 36, 65)."""
+"""Slow upkeep by the heartbeat: a step per turn, none of which holds up leases or other steps (SPEC W5,
+FAILURES 36, 65).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,13 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture
 def heartbeat(database: Database):
-    heartbeat = Heartbeat(lambda: connect(database.url), uuid4(), quick_settings(database), lambda: [], lambda message, held: None)
+    heartbeat = Heartbeat(
+        lambda: connect(database.url),
+        uuid4(),
+        quick_settings(database),
+        lambda: [],
+        lambda message, held: None,
+    )
     with connect(database.url) as connection:
         heartbeat.register(connection, ["default"], ["mine"], 4)
     yield heartbeat
@@ -38,7 +46,9 @@ def expired_windows(database: Database, count: int) -> None:
 
 @pytest.mark.slow
 def test_upkeep_keeps_up_with_more_windows_than_one_step_takes(database, heartbeat):
-    """Five thousand in five minutes is seventeen per second; a busy webhook makes more, and the table grew for ever."""
+    """Five thousand in five minutes is seventeen per second; a busy webhook makes more, and the table grew
+    for ever.
+    """
     expired_windows(database, 2 * store.CLEANUP_ROWS + 1)
     heartbeat.start()
     wait_until(lambda: database.value("select count(*) from message_dedup") == 0, 30, "all windows are gone")
@@ -82,7 +92,11 @@ def test_a_worker_deletes_nothing_that_ages_by_a_policy(database):
     """Constants in the upkeep deleted what configuration kept, and what blocked a conversation."""
     database.query("""select declare_queue('blocky'), set_queue('blocky', '{"on_dead": "block"}')""")
     for queue, key in (("blocky", "c"), ("default", None)):
-        database.query("select bury_message((select message_id from enqueue_message(%s, 'gone', p_conversation_key => %s)))", queue, key)
+        database.query(
+            "select bury_message((select message_id from enqueue_message(%s, 'gone', p_conversation_key => %s)))",
+            queue,
+            key,
+        )
     database.query("update dead_letters set dead_at = '2020-01-01'")
     database.query(
         "insert into processed_messages (external_id, first_seen_at, processed_at) values ('a', '2020-01-01', '2020-01-01'), ('b', '2020-01-01', null)"
@@ -90,7 +104,10 @@ def test_a_worker_deletes_nothing_that_ages_by_a_policy(database):
     expired_windows(database, 3)
     upkeep_once(database)
     assert database.value("select count(*) from message_dedup") == 0
-    assert database.value("select count(*) from processed_messages") == 2 and database.value("select count(*) from dead_letters") == 2
+    assert (
+        database.value("select count(*) from processed_messages") == 2
+        and database.value("select count(*) from dead_letters") == 2
+    )
 
 
 PARTITIONS = "select inhrelid::regclass::text from pg_inherits where inhparent = '{0}'::regclass order by 1"
@@ -119,7 +136,9 @@ def test_a_worker_makes_as_many_months_as_configuration_says(server, policy, mon
     try:
         for (name,) in database.query(PARTITIONS.format("messages")):
             database.query(f"drop table {name}")
-        database.query("select declare_policies(jsonb_build_object('partitions.messages.make', %s::jsonb))", policy)
+        database.query(
+            "select declare_policies(jsonb_build_object('partitions.messages.make', %s::jsonb))", policy
+        )
         upkeep_once(database)
         assert len(database.query(PARTITIONS.format("messages"))) == months
     finally:
@@ -148,7 +167,10 @@ def test_a_month_that_cannot_be_made_stops_no_other_and_is_said(server):
         database.query(f"create table {months[2]} (note text)")
         with connect(database.url) as connection:
             store.upkeep(connection, "upkeep_messages", 3600.0)
-            assert [row[0] for row in database.query(PARTITIONS.format("messages"))] == [*months[:2], *months[3:]]
+            assert [row[0] for row in database.query(PARTITIONS.format("messages"))] == [
+                *months[:2],
+                *months[3:],
+            ]
             with pytest.raises(psycopg.ProgrammingError, match=f"{months[2]} exists and is no partition"):
                 store.upkeep(connection, "upkeep_messages", 3600.0)
     finally:

@@ -1,4 +1,6 @@
-"""Whether there is something to do (SPEC W12): what a burst asks and what a claim finds is the same, gate by gate."""
+"""Whether there is something to do (SPEC W12): what a burst asks and what a claim finds is the same, gate by
+gate.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,14 @@ GATES = {
         "select park_scope('actor:t', '1 hour', p_types => array['t'], p_probing => true)",
         "update scopes set parked_until = now()",
     ],
-    "behind another one": [ENQUEUE % ", p_conversation_key => 'k', p_delay => '1 hour'", ENQUEUE % ", p_conversation_key => 'k'"],
-    "first of its conversation": [ENQUEUE % ", p_conversation_key => 'k'", ENQUEUE % ", p_conversation_key => 'k'"],
+    "behind another one": [
+        ENQUEUE % ", p_conversation_key => 'k', p_delay => '1 hour'",
+        ENQUEUE % ", p_conversation_key => 'k'",
+    ],
+    "first of its conversation": [
+        ENQUEUE % ", p_conversation_key => 'k'",
+        ENQUEUE % ", p_conversation_key => 'k'",
+    ],
     "no room": [
         """select set_queue('default', '{"max_concurrency": 1}')""",
         ENQUEUE % "",
@@ -66,7 +74,9 @@ def test_the_answer_is_that_of_the_claim(connection, gate):
     for statement in GATES[gate]:
         connection.execute(statement)
     answer = bursts.has_work(connection, [WORKER])
-    claimed = connection.execute("select id from claim_messages(%s, '{default}', 10, p_types => '{t}')", (WORKER,)).fetchall()
+    claimed = connection.execute(
+        "select id from claim_messages(%s, '{default}', 10, p_types => '{t}')", (WORKER,)
+    ).fetchall()
     assert answer is bool(claimed)
     assert answer is (gate in ("due", "a probe", "first of its conversation", "apart"))
 
@@ -83,11 +93,22 @@ def test_what_they_hold_is_work_and_what_others_hold_is_not(connection):
 
 def test_a_rate_limit_is_waited_for(connection):
     register(connection)
-    connection.execute("""select set_queue('default', '{"rate_limit": 1, "rate_interval": "1 hour", "rate_burst": 1}')""")
+    connection.execute(
+        """select set_queue('default', '{"rate_limit": 1, "rate_interval": "1 hour", "rate_burst": 1}')"""
+    )
     connection.execute(ENQUEUE % "")
     connection.execute(ENQUEUE % "")
-    assert len(connection.execute("select id from claim_messages(%s, '{default}', 10)", (uuid.uuid4(),)).fetchall()) == 1
-    assert connection.execute("select id from claim_messages(%s, '{default}', 10)", (WORKER,)).fetchall() == []
+    assert (
+        len(
+            connection.execute(
+                "select id from claim_messages(%s, '{default}', 10)", (uuid.uuid4(),)
+            ).fetchall()
+        )
+        == 1
+    )
+    assert (
+        connection.execute("select id from claim_messages(%s, '{default}', 10)", (WORKER,)).fetchall() == []
+    )
     assert bursts.has_work(connection, [WORKER]) is True
 
 
@@ -95,8 +116,12 @@ def test_what_failed_and_died_since_then(connection):
     register(connection)
     for _ in range(3):
         connection.execute(ENQUEUE % "")
-    connection.execute("""update message_queue set error = '{"at": "never"}' where id = (select min(id) from message_queue)""")
-    claimed = connection.execute("select id, lease_token from claim_messages(%s, '{default}', 3)", (WORKER,)).fetchall()
+    connection.execute(
+        """update message_queue set error = '{"at": "never"}' where id = (select min(id) from message_queue)"""
+    )
+    claimed = connection.execute(
+        "select id, lease_token from claim_messages(%s, '{default}', 3)", (WORKER,)
+    ).fetchall()
     before = connection.execute("select clock_timestamp()").fetchone()[0]
     connection.execute("select fail_message(%s, %s, 'E', 'no')", claimed[1])
     connection.execute("select bury_message(%s, %s, 'buried', 'E', 'no')", claimed[2])

@@ -1,4 +1,6 @@
-"""A process that was out of contact for long: its types are not abandoned, its messages not buried (SPEC W1b)."""
+"""A process that was out of contact for long: its types are not abandoned, its messages not buried (SPEC
+W1b).
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,14 @@ class Fleet:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.outage = False
-        self.heartbeat = Heartbeat(self._open, uuid4(), quick_settings(database), lambda: [], lambda message, held: None)
+        self.heartbeat = Heartbeat(
+            self._open, uuid4(), quick_settings(database), lambda: [], lambda message, held: None
+        )
         with connect(database.url) as connection:
             self.heartbeat.register(connection, ["default"], ["mine"], 4)
-        database.query("select enqueue_message('default', 'mine', p_run_at => clock_timestamp() - interval '2 hours')")
+        database.query(
+            "select enqueue_message('default', 'mine', p_run_at => clock_timestamp() - interval '2 hours')"
+        )
 
     def _open(self):
         if self.outage:
@@ -55,7 +61,9 @@ def test_a_process_that_was_forgotten_registers_again_with_its_next_beat(fleet):
     fleet.heartbeat.state = "draining"
     fleet.heartbeat.beat()
     fleet.heartbeat.beat()
-    assert fleet.database.query("select state, message_types, threads from workers") == [("draining", ["mine"], 4)]
+    assert fleet.database.query("select state, message_types, threads from workers") == [
+        ("draining", ["mine"], 4)
+    ]
     with connect(fleet.database.url) as connection:
         for step in store.UPKEEP_STEPS:
             store.upkeep(connection, step, 3600)
@@ -68,9 +76,14 @@ def test_what_a_worker_process_registers_its_beat_can_repeat(database, monkeypat
     monkeypatch.setattr("packhorse.worker.runtime.process.load_broker", lambda settings: broker)
     process = WorkerProcess(broker.settings, RunningIds(4))
     assert process._wait_for_database()
-    registered = database.query("delete from workers returning id, hostname, pid, version, queues, message_types, threads")
+    registered = database.query(
+        "delete from workers returning id, hostname, pid, version, queues, message_types, threads"
+    )
     process.heartbeat.beat()
-    assert database.query("select id, hostname, pid, version, queues, message_types, threads from workers") == registered
+    assert (
+        database.query("select id, hostname, pid, version, queues, message_types, threads from workers")
+        == registered
+    )
     assert registered[0][5] == ["mine"]
     process.heartbeat.on_stop()
     broker.close()
@@ -78,7 +91,9 @@ def test_what_a_worker_process_registers_its_beat_can_repeat(database, monkeypat
 
 def test_the_first_process_back_after_an_outage_does_not_bury_what_the_others_do(fleet):
     """They come back a moment later; until then nobody has named their types for two hours."""
-    first = Heartbeat(fleet._open, uuid4(), quick_settings(fleet.database), lambda: [], lambda message, held: None)
+    first = Heartbeat(
+        fleet._open, uuid4(), quick_settings(fleet.database), lambda: [], lambda message, held: None
+    )
     fleet.outage = True
     with pytest.raises(StoreUnavailable):
         first.run_once()

@@ -1,4 +1,6 @@
-"""packhorse worker --burst (SPEC W12): it ends when nothing is left to do, and says by its exit code how it went."""
+"""packhorse worker --burst (SPEC W12): it ends when nothing is left to do, and says by its exit code how it
+went.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.one_database]
 @pytest.fixture
 def burst(database, ledger, start_daemon):
     """Start one; settings as of start_daemon."""
-    return lambda actors="tests.support.actors", **settings: start_daemon(database, ledger, actors, options=("--burst",), threads=4, **settings)
+    return lambda actors="tests.support.actors", **settings: start_daemon(
+        database, ledger, actors, options=("--burst",), threads=4, **settings
+    )
 
 
 def send(database, message_type, options="", **payload):
-    database.query(f"select enqueue_message('default', %s, %s{options})", message_type, json.dumps(payload), admin=False)
+    database.query(
+        f"select enqueue_message('default', %s, %s{options})", message_type, json.dumps(payload), admin=False
+    )
 
 
 def said(daemon):
@@ -44,7 +50,10 @@ def test_it_ends_well_when_all_is_done_and_leaves_what_is_not_due(database, ledg
 def test_an_empty_queue_ends_it_at_once(burst):
     daemon = burst(processes=2)
     assert daemon.process.wait(30) == 0, daemon.log
-    assert said(daemon) == {"done": 0, "failed": 0, "dead": 0, "left": 0} and daemon.log.count("worker_started") == 2
+    assert (
+        said(daemon) == {"done": 0, "failed": 0, "dead": 0, "left": 0}
+        and daemon.log.count("worker_started") == 2
+    )
 
 
 @pytest.mark.parametrize("how", ["dies", "will be retried"])
@@ -58,7 +67,12 @@ def test_a_failure_is_its_exit_code(database, burst, how):
     )
     daemon = burst()
     assert daemon.process.wait(30) == 1, daemon.log
-    assert said(daemon) == {"done": 1, "failed": int(how != "dies"), "dead": int(how == "dies"), "left": int(how != "dies")}
+    assert said(daemon) == {
+        "done": 1,
+        "failed": int(how != "dies"),
+        "dead": int(how == "dies"),
+        "left": int(how != "dies"),
+    }
 
 
 def test_a_replaced_process_and_what_follows_a_failure_are_in_the_burst(database, ledger, burst):
@@ -85,7 +99,9 @@ def test_a_child_that_is_killed_is_replaced_and_the_burst_goes_on(database, ledg
     os.kill(victim, signal.SIGKILL)
     assert daemon.process.wait(60) == 0, daemon.log
     assert set(ledger.counts("effect")) == {str(number) for number in range(12)}
-    assert database.query("select distinct state from all_messages") == [("done",)] and said(daemon)["left"] == 0
+    assert (
+        database.query("select distinct state from all_messages") == [("done",)] and said(daemon)["left"] == 0
+    )
 
 
 def test_a_message_that_kills_its_process_ends_as_a_dead_letter(database, burst):

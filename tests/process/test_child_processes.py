@@ -1,4 +1,6 @@
-"""W10b: processes that handlers start inherit no signal handlers, no sockets and no bookkeeping of ours, whatever way they end."""
+"""W10b: processes that handlers start inherit no signal handlers, no sockets and no bookkeeping of ours,
+whatever way they end.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,17 @@ DEFAULT = "default,default,default,default/[]/0/-1/0"
 def daemon(database, ledger, start_daemon):
     database.query("create table if not exists effects (key text); grant all on effects to public")
     quick_backoff(database)
-    return start_daemon(database, ledger, ACTORS, processes=1, threads=4, lease_seconds=60, heartbeat_seconds=1).wait_ready()
+    return start_daemon(
+        database, ledger, ACTORS, processes=1, threads=4, lease_seconds=60, heartbeat_seconds=1
+    ).wait_ready()
 
 
 def send(database, actor, *rows):
     """One message per (key, argument's name, its value …); ids."""
-    return enqueue(database, [{"message_type": actor, "payload": dict(zip(row[::2], row[1::2], strict=True))} for row in rows])
+    return enqueue(
+        database,
+        [{"message_type": actor, "payload": dict(zip(row[::2], row[1::2], strict=True))} for row in rows],
+    )
 
 
 def seen(ledger):
@@ -43,7 +50,9 @@ def family(daemon):
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == daemon.process.pid and runs(stat.parent.name):
+            if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == daemon.process.pid and runs(
+                stat.parent.name
+            ):
                 found.append(int(stat.parent.name))
         except OSError:
             continue
@@ -51,9 +60,13 @@ def family(daemon):
 
 
 def assert_worked_alone(database, daemon, ledger, messages):
-    """Each message ran once and is done; the same process serves the next one; nothing is left behind; the stop is a clean one."""
+    """Each message ran once and is done; the same process serves the next one; nothing is left behind; the
+    stop is a clean one.
+    """
     wait_for_end(database, 30)
-    assert database.query("select distinct state, attempt, crashes from all_messages") == [("done", 1, 0)], daemon.log
+    assert database.query("select distinct state, attempt, crashes from all_messages") == [("done", 1, 0)], (
+        daemon.log
+    )
     assert set(ledger.counts("start").values()) == {1} and len(ledger.counts("start")) == messages
     assert "child_exited" not in daemon.log and "threads_missing" not in daemon.log
     wait_until(lambda: len(family(daemon)) == 2, 10, "the parent and one worker process")
@@ -64,7 +77,17 @@ def assert_worked_alone(database, daemon, ledger, messages):
 
 @pytest.mark.slow
 def test_what_a_handler_starts_has_the_default_signal_handlers(database, ledger, daemon):
-    hows = ["os_fork", "fork", "spawn", "forkserver", "subprocess", "preexec", "posix_spawn", "system", "executor"]
+    hows = [
+        "os_fork",
+        "fork",
+        "spawn",
+        "forkserver",
+        "subprocess",
+        "preexec",
+        "posix_spawn",
+        "system",
+        "executor",
+    ]
     send(database, "looks", *(("key", how, "how", how) for how in hows))
     wait_until(lambda: len(seen(ledger)) == len(hows), 60)
     assert seen(ledger) == sorted(f"{how}-{DEFAULT}" for how in hows)
@@ -96,7 +119,9 @@ def test_pools_end_with_their_block_and_forgotten_ones_with_their_process(databa
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["fork", "thread"])
 def test_the_sessions_of_a_killed_process_end_with_it_whoever_it_has_forked(database, ledger, daemon, how):
-    """Its open transaction holds no lock against the retry. how=thread: a fork outside the handler, in the middle of its transaction."""
+    """Its open transaction holds no lock against the retry. how=thread: a fork outside the handler, in the
+    middle of its transaction.
+    """
     database.query("create unique index on effects (key)")
     send(database, "dies_with_a_helper", ("key", "m", "how", how))
     wait_for_end(database, 40)
@@ -114,8 +139,12 @@ def test_the_sessions_of_a_killed_process_end_with_it_whoever_it_has_forked(data
 
 @pytest.mark.slow
 def test_children_have_no_sockets_of_ours(database, ledger, daemon):
-    """A forked child by closing its copies, a program because they are close-on-exec (nothing here closes them)."""
-    send(database, "counts_sockets", ("key", "forked", "how", "fork"), ("key", "program", "how", "posix_spawn"))
+    """A forked child by closing its copies, a program because they are close-on-exec (nothing here closes
+    them).
+    """
+    send(
+        database, "counts_sockets", ("key", "forked", "how", "fork"), ("key", "program", "how", "posix_spawn")
+    )
     wait_until(lambda: len(seen(ledger)) == 4)
     assert seen(ledger) == ["forked-0", "own-True", "own-True", "program-0"]
     wait_for_end(database)
@@ -129,11 +158,17 @@ def test_a_forked_child_ends_where_it_leaves_the_handler(database, ledger, daemo
     send(database, actor, *(("key", way, "way", way) for way in ways))
     wait_until(lambda: {f"{way}-{code}" for way, code in ways.items()} <= set(seen(ledger)), 40)
     assert_worked_alone(database, daemon, ledger, len(ways))
-    assert [row[0] for row in database.query("select key from effects order by 1")] == (sorted(ways) if actor == "leaves_in_transaction" else [])
-    assert {row[1] for row in ledger.lines("hook")} == {row[2] for row in ledger.lines("start")}, "hooks run in the worker process only"
+    assert [row[0] for row in database.query("select key from effects order by 1")] == (
+        sorted(ways) if actor == "leaves_in_transaction" else []
+    )
+    assert {row[1] for row in ledger.lines("hook")} == {row[2] for row in ledger.lines("start")}, (
+        "hooks run in the worker process only"
+    )
     assert daemon.log.count("forked_child_failed") == 1 and "private words" not in daemon.log
     assert daemon.log.count("farewell") == 1, "what sys.exit was given is printed"
-    assert all(daemon.log.count(f"printed before {way} ") <= 1 for way in ways), "what was printed before the fork is written once"
+    assert all(daemon.log.count(f"printed before {way} ") <= 1 for way in ways), (
+        "what was printed before the fork is written once"
+    )
     if actor == "leaves_in_transaction":
         assert {f"{way}-no_transaction" for way in ways} <= set(seen(ledger))
 
@@ -142,19 +177,38 @@ def test_a_forked_child_ends_where_it_leaves_the_handler(database, ledger, daemo
 def test_a_child_of_a_coroutine_neither_waits_nor_runs_other_coroutines(database, ledger, daemon):
     send(database, "counts", *(("key", f"c{n}") for n in range(3)))
     wait_until(lambda: len(ledger.lines("step")) > 3)
-    send(database, "leaves_in_coroutine", ("key", "m", "way", "await"), ("key", "n", "way", "return"), ("key", "o", "way", "exit"))
+    send(
+        database,
+        "leaves_in_coroutine",
+        ("key", "m", "way", "await"),
+        ("key", "n", "way", "return"),
+        ("key", "o", "way", "exit"),
+    )
     wait_until(lambda: len(seen(ledger)) == 3)
     assert seen(ledger) == ["m-1", "n-0", "o-7"]
     wait_for_end(database, 30)
-    assert ledger.counts("step") == {f"c{n}-{step}": 1 for n in range(3) for step in range(20)}, "the parent's loop goes on"
+    assert ledger.counts("step") == {f"c{n}-{step}": 1 for n in range(3) for step in range(20)}, (
+        "the parent's loop goes on"
+    )
     assert database.query("select distinct state, attempt from all_messages") == [("done", 1)]
     assert daemon.stop() == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["boot", "worker_boot", "thread_boot", "before_process", "after_process", "before_ack"])
+@pytest.mark.parametrize(
+    "where", ["boot", "worker_boot", "thread_boot", "before_process", "after_process", "before_ack"]
+)
 def test_a_child_that_a_hook_of_middleware_forks_ends_there(database, ledger, start_daemon, where):
-    daemon = start_daemon(database, ledger, ACTORS, {"FORK_IN_HOOK": where}, processes=1, threads=1, lease_seconds=60, heartbeat_seconds=1)
+    daemon = start_daemon(
+        database,
+        ledger,
+        ACTORS,
+        {"FORK_IN_HOOK": where},
+        processes=1,
+        threads=1,
+        lease_seconds=60,
+        heartbeat_seconds=1,
+    )
     daemon.wait_ready()
     send(database, "leaves", ("key", "m", "way", "return"))
     wait_until(lambda: f"{where}-0" in seen(ledger) and "m-0" in seen(ledger))

@@ -1,4 +1,6 @@
-"""W4: a coroutine that blocks its event loop past its hard limit. dramatiq's AsyncIO then waits for the loop at the stop, for ever."""
+"""W4: a coroutine that blocks its event loop past its hard limit. dramatiq's AsyncIO then waits for the loop
+at the stop, for ever.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Hundreds of coroutines in real processes, and what a fault among them does to the others (SPEC W3, W4, P1, P2, P5)."""
+"""Hundreds of coroutines in real processes, and what a fault among them does to the others (SPEC W3, W4, P1,
+P2, P5).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,14 @@ from contextlib import suppress
 
 import pytest
 
-from tests.support.accounting import assert_effects_fit, assert_every_message_ended_once, effects, enqueue, live, wait_for_end
+from tests.support.accounting import (
+    assert_effects_fit,
+    assert_every_message_ended_once,
+    effects,
+    enqueue,
+    live,
+    wait_for_end,
+)
 from tests.support.waiting import wait_until
 
 ACTORS = "tests.support.async_actors"
@@ -21,17 +30,28 @@ def waiting(database, count=MANY, seconds=3.0, prefix="w"):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["in its own task", "in a task that it made"])
-def test_one_that_blocks_the_loop_past_its_hard_limit_costs_the_others_no_attempt(database, ledger, start_daemon, elsewhere):
+def test_one_that_blocks_the_loop_past_its_hard_limit_costs_the_others_no_attempt(
+    database, ledger, start_daemon, elsewhere
+):
     daemon = start_daemon(database, ledger, ACTORS, drain_seconds=5, lease_seconds=6).wait_ready()
     (child,) = daemon.children()
     ids = waiting(database, 50, 2.0)
     wait_until(lambda: len(ledger.lines("start")) == 50, 20)
-    (stuck,) = enqueue(database, [{"message_type": "blocks", "payload": {"key": "b", "elsewhere": elsewhere}}])
-    wait_until(lambda: database.query("select id, error_class from dead_letters") == [(stuck, "HardTimeLimitExceeded")], 40)
+    (stuck,) = enqueue(
+        database, [{"message_type": "blocks", "payload": {"key": "b", "elsewhere": elsewhere}}]
+    )
+    wait_until(
+        lambda: (
+            database.query("select id, error_class from dead_letters") == [(stuck, "HardTimeLimitExceeded")]
+        ),
+        40,
+    )
     wait_for_end(database, 40)
     assert child not in daemon.children(), "the process was replaced"
     assert_every_message_ended_once(database, [*ids, stuck])
-    assert database.query("select distinct attempt from message_archive") == [(1,)], "no neighbour lost an attempt"
+    assert database.query("select distinct attempt from message_archive") == [(1,)], (
+        "no neighbour lost an attempt"
+    )
     assert ledger.counts("start")["b"] == 1
     line = next(line for line in daemon.log.splitlines() if "loop_blocked" in line)
     assert f'"message_id": {stuck}' in line or f"message_id={stuck}" in line
@@ -41,12 +61,23 @@ def test_one_that_blocks_the_loop_past_its_hard_limit_costs_the_others_no_attemp
 
 @pytest.mark.slow
 def test_the_time_of_the_others_stands_still_while_one_blocks_the_loop(database, ledger, start_daemon):
-    """Their limit is 2.5 s and they need 1.5 s; the loop is blocked for 2 s in between, and its process lives on."""
+    """Their limit is 2.5 s and they need 1.5 s; the loop is blocked for 2 s in between, and its process lives
+    on.
+    """
     daemon = start_daemon(database, ledger, ACTORS, time_limit_seconds=30, lease_seconds=10).wait_ready()
     before = daemon.children()
     ids = effects(database, 20, "l", "limited")
     wait_until(lambda: len(ledger.lines("start")) == 20, 20)
-    enqueue(database, [{"message_type": "blocks", "payload": {"key": "b", "seconds": 2}, "options": {"time_limit": 20_000}}])
+    enqueue(
+        database,
+        [
+            {
+                "message_type": "blocks",
+                "payload": {"key": "b", "seconds": 2},
+                "options": {"time_limit": 20_000},
+            }
+        ],
+    )
     wait_for_end(database, 30)
     states = assert_every_message_ended_once(database, ids)
     assert {states[key] for key in ids} == {"done"}
@@ -73,7 +104,9 @@ def test_a_kill_among_hundreds_costs_each_of_them_one_crash(database, ledger, st
 @pytest.mark.slow
 def test_a_drain_lets_them_finish_and_hands_back_the_rest_without_an_attempt(database, ledger, start_daemon):
     each = 2500
-    daemon = start_daemon(database, ledger, ACTORS, coroutines=2 * each, drain_seconds=10, lease_seconds=10).wait_ready()
+    daemon = start_daemon(
+        database, ledger, ACTORS, coroutines=2 * each, drain_seconds=10, lease_seconds=10
+    ).wait_ready()
     long = waiting(database, each, 300.0, "l")
     short = waiting(database, each, 5.0, "s")
     wait_until(lambda: len(ledger.lines("start")) == 2 * each, 60)

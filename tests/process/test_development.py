@@ -1,4 +1,6 @@
-"""What a developer sees (SPEC W13): tracebacks on the console, imports that fail, and new code after each change."""
+"""What a developer sees (SPEC W13): tracebacks on the console, imports that fail, and new code after each
+change.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def broken(line):
     ],
     ids=["syntax", "name", "import", "own", "exit", "refused option"],
 )
-def test_an_import_that_fails_ends_the_first_start_with_one_traceback(database, start_daemon, tmp_path, line, said):
+def test_an_import_that_fails_ends_the_first_start_with_one_traceback(
+    database, start_daemon, tmp_path, line, said
+):
     """Others of its processes fail for the same reason, and nobody starts them again."""
     (tmp_path / "broken_actors.py").write_text(broken(line))
     daemon = start_daemon(database, actors="broken_actors", extra=path_of(tmp_path), processes=3)
@@ -75,15 +79,23 @@ def fails(key):
 
 
 @pytest.mark.slow
-def test_a_console_shows_the_traceback_of_each_failed_attempt_without_what_it_was_about(database, ledger, start_daemon, tmp_path):
+def test_a_console_shows_the_traceback_of_each_failed_attempt_without_what_it_was_about(
+    database, ledger, start_daemon, tmp_path
+):
     (tmp_path / "failing_actors.py").write_text(FAILING)
-    daemon = start_daemon(database, ledger, actors="failing_actors", extra=path_of(tmp_path), log_format="console").wait_ready()
+    daemon = start_daemon(
+        database, ledger, actors="failing_actors", extra=path_of(tmp_path), log_format="console"
+    ).wait_ready()
     (message_id,) = enqueue(database, [{"message_type": "fails", "payload": {"key": "payload-4711"}}])
     wait_until(lambda: database.value("select count(*) from dead_letters") == 1)
     assert daemon.stop() == 0
     log = daemon.log
     assert log.count(TRACEBACK) == 2, "one per attempt"
-    assert log.count("failing_actors.CardRefused") == 2 and log.count("in charge") == 2 and 'raise CardRefused(f"refused: {secret}")' in log
+    assert (
+        log.count("failing_actors.CardRefused") == 2
+        and log.count("in charge") == 2
+        and 'raise CardRefused(f"refused: {secret}")' in log
+    )
     assert log.count("of packhorse, dramatiq or import") == 2 and "in contain" not in log
     assert f"packhorse message show {message_id}" in log
     assert "payload-4711" not in log and "local = " not in log and "'of-no-interest'" not in log
@@ -119,7 +131,9 @@ def test_each_change_of_a_source_file_loads_the_code_anew(database, ledger, star
     (tmp_path / "app" / "__init__.py").touch()
     source = tmp_path / "app" / "actors.py"
     source.write_text(HANDLER % "first")
-    daemon = start_daemon(database, ledger, actors="app.actors", extra=path_of(tmp_path), cwd=tmp_path, options=("--reload",)).wait_ready()
+    daemon = start_daemon(
+        database, ledger, actors="app.actors", extra=path_of(tmp_path), cwd=tmp_path, options=("--reload",)
+    ).wait_ready()
     wait_until(lambda: "reload_watches" in daemon.log)
     seen(ledger, database, "first")
     (tmp_path / "notes.txt").write_text("not source code")
@@ -145,7 +159,13 @@ def test_up_takes_reload_and_threads(database, ledger, start_daemon, tmp_path):
     source = tmp_path / "app_actors.py"
     source.write_text(HANDLER % "first")
     options = ("--reload", "--threads", "3", "--processes", "2")
-    given = {"actors": "app_actors", "extra": path_of(tmp_path), "cwd": tmp_path, "command": "up", "options": options}
+    given = {
+        "actors": "app_actors",
+        "extra": path_of(tmp_path),
+        "cwd": tmp_path,
+        "command": "up",
+        "options": options,
+    }
     daemon = start_daemon(database.admin_url, ledger, **given).wait_ready(2)
     wait_until(lambda: "reload_watches" in daemon.log)
     assert "2 x 3 threads: app_actors" in daemon.log
@@ -161,7 +181,9 @@ def test_up_takes_reload_and_threads(database, ledger, start_daemon, tmp_path):
 def test_the_watcher_ends_with_its_parent(database, ledger, start_daemon, tmp_path):
     pytest.importorskip("watchfiles")
     (tmp_path / "its_actors.py").write_text(HANDLER % "first")
-    daemon = start_daemon(database, ledger, actors="its_actors", extra=path_of(tmp_path), cwd=tmp_path, options=("--reload",)).wait_ready()
+    daemon = start_daemon(
+        database, ledger, actors="its_actors", extra=path_of(tmp_path), cwd=tmp_path, options=("--reload",)
+    ).wait_ready()
     wait_until(lambda: "reload_watches" in daemon.log)
     children = daemon.children()
     daemon.signal(signal.SIGKILL)

@@ -1,4 +1,6 @@
-"""W6: SIGTERM finishes what runs and hands back the rest; a second one, or the grace limit, interrupts. Exit codes."""
+"""W6: SIGTERM finishes what runs and hands back the rest; a second one, or the grace limit, interrupts. Exit
+codes.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ def test_sigterm_finishes_what_runs_and_hands_back_the_rest(database, ledger, st
     effects(database, 3, "waiting")
     assert daemon.stop() == 0
     states = _states(database)
-    assert states == {"running0": "done 1", "running1": "done 1", "waiting0": "pending 0", "waiting1": "pending 0", "waiting2": "pending 0"}
+    assert states == {
+        "running0": "done 1",
+        "running1": "done 1",
+        "waiting0": "pending 0",
+        "waiting1": "pending 0",
+        "waiting2": "pending 0",
+    }
     assert len(ledger.lines("start")) == 2
     assert database.value("select count(*) from workers") == 0, "a drained worker has deregistered"
     assert "Traceback" not in daemon.log
@@ -30,17 +38,18 @@ def test_sigterm_finishes_what_runs_and_hands_back_the_rest(database, ledger, st
 
 @pytest.mark.slow
 def test_messages_that_were_claimed_and_never_started_are_handed_back(database, ledger, start_daemon):
-    """More is claimed than threads can start while handlers are quick; a stop gives it back, no attempt spent."""
+    """More is claimed than threads can start while handlers are quick; a stop gives it back, no attempt
+    spent.
+    """
     effects(database, 3000, "m", seconds=0.001)
     daemon = start_daemon(database, ledger, threads=2).wait_ready()
     wait_until(lambda: len(ledger.lines("effect")) > 200)
     assert daemon.stop() == 0
     done = len(ledger.lines("effect"))
     assert ledger.counts("start") == ledger.counts("effect")
-    assert sorted(database.query("select state, attempt, crashes, count(*) from all_messages group by 1, 2, 3")) == [
-        ("done", 1, 0, done),
-        ("pending", 0, 0, 3000 - done),
-    ]
+    assert sorted(
+        database.query("select state, attempt, crashes, count(*) from all_messages group by 1, 2, 3")
+    ) == [("done", 1, 0, done), ("pending", 0, 0, 3000 - done)]
 
 
 @pytest.mark.slow
@@ -59,9 +68,11 @@ def test_a_second_sigterm_interrupts_and_spends_no_attempt(database, ledger, sta
 @pytest.mark.parametrize("first", ["group", "reload", "recycling"])
 @pytest.mark.slow
 def test_a_child_that_is_told_twice_of_one_stop_finishes_what_runs(database, ledger, start_daemon, first):
-    """A process manager signals the whole group; or the child drains already, because of a reload or by itself. Only a second stop
-    of the parent interrupts."""
-    daemon = start_daemon(database, ledger, threads=2, max_messages=1 if first == "recycling" else 0).wait_ready()
+    """A process manager signals the whole group; or the child drains already, because of a reload or by
+    itself. Only a second stop of the parent interrupts."""
+    daemon = start_daemon(
+        database, ledger, threads=2, max_messages=1 if first == "recycling" else 0
+    ).wait_ready()
     effects(database, 1, "m", seconds=2.5)
     wait_until(lambda: ledger.lines("start"))
     if first == "reload":
@@ -89,7 +100,9 @@ def test_the_grace_limit_interrupts_as_a_second_signal_does(database, ledger, st
 
 @pytest.mark.slow
 def test_heartbeats_outlive_a_long_drain(database, ledger, start_daemon):
-    """The drain takes longer than the lease (4 s): nobody rescues what the draining worker still runs (W5)."""
+    """The drain takes longer than the lease (4 s): nobody rescues what the draining worker still runs
+    (W5).
+    """
     daemon = start_daemon(database, ledger, threads=1, drain_seconds=30).wait_ready()
     effects(database, 1, "m", "sleeper", seconds=7)
     wait_until(lambda: ledger.lines("start"))
@@ -110,8 +123,12 @@ def test_a_handler_that_cannot_be_interrupted_does_not_hold_up_the_stop(database
 
 
 @pytest.mark.slow
-def test_a_handler_that_cannot_be_interrupted_keeps_its_message_until_its_process_is_gone(database, ledger, start_daemon):
-    """Handed back before, it would run twice at once: the handler does not know that the worker stops (P2)."""
+def test_a_handler_that_cannot_be_interrupted_keeps_its_message_until_its_process_is_gone(
+    database, ledger, start_daemon
+):
+    """Handed back before, it would run twice at once: the handler does not know that the worker stops
+    (P2).
+    """
     daemon = start_daemon(database, ledger, threads=1, drain_seconds=0.3, time_limit_seconds=300).wait_ready()
     effects(database, 1, "m", "effect", seconds=3600)
     wait_until(lambda: ledger.lines("start"))

@@ -1,4 +1,6 @@
-"""W7: a child that hangs while it ends is killed and replaced, also when nobody stops the parent; a slow reload is said."""
+"""W7: a child that hangs while it ends is killed and replaced, also when nobody stops the parent; a slow
+reload is said.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from tests.support.workers import ROOT
 
 pytestmark = pytest.mark.slow
 
-#: A real parent with a margin of a second. Its first child hangs at its end; how it comes to that is argument 1.
+#: A real parent with a margin of a second. Its first child hangs at its end; how it comes to that is argument
+#: 1.
 PARENT = """
 import os, pathlib, signal, sys, time
 from packhorse.worker.fleet import supervisor
@@ -54,7 +57,11 @@ def start_parent(tmp_path):
         with (tmp_path / "log").open("wb") as stream:
             started.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", PARENT, what, str(tmp_path / "first")], cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True
+                    [sys.executable, "-c", PARENT, what, str(tmp_path / "first")],
+                    cwd=ROOT,
+                    stdout=stream,
+                    stderr=stream,
+                    start_new_session=True,
                 )
             )
         return started[0], tmp_path / "log"

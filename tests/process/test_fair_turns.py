@@ -20,7 +20,9 @@ pytestmark = pytest.mark.slow
 Start = Callable[..., Daemon]
 
 
-ENQUEUE = "select enqueue_message(%s, %s, %s::text::jsonb, %s::text::jsonb, p_priority => %s, p_max_attempts => %s)"
+ENQUEUE = (
+    "select enqueue_message(%s, %s, %s::text::jsonb, %s::text::jsonb, p_priority => %s, p_max_attempts => %s)"
+)
 
 
 def put(
@@ -43,7 +45,9 @@ def started(ledger: Ledger) -> list[str]:
 
 
 @pytest.mark.parametrize("how", ["options", "snooze"])
-def test_an_ending_that_cannot_be_written_stops_no_process(database: Database, ledger: Ledger, start_daemon: Start, how: str) -> None:
+def test_an_ending_that_cannot_be_written_stops_no_process(
+    database: Database, ledger: Ledger, start_daemon: Start, how: str
+) -> None:
     """What any producer may write into options, what any handler may give as a reason."""
     database.query("select declare_queue('default')")
     start_daemon(database, ledger, threads=2).wait_ready()
@@ -54,14 +58,22 @@ def test_an_ending_that_cannot_be_written_stops_no_process(database: Database, l
     wait_until(lambda: "bad" in started(ledger), 20, "the bad one ran")
     for number in range(5):
         put(database, f"innocent{number}")
-    wait_until(lambda: database.value("select count(*) from message_archive") == 5, 20, "the innocent ones are done")
+    wait_until(
+        lambda: database.value("select count(*) from message_archive") == 5, 20, "the innocent ones are done"
+    )
     if how == "options":
         assert database.query("select error_message from dead_letters") == [("attempt 1 of bad fails",)]
     else:
-        wait_until(lambda: database.value("select count(*) from message_queue where state = 'pending'") == 1, 10, "snoozed")
+        wait_until(
+            lambda: database.value("select count(*) from message_queue where state = 'pending'") == 1,
+            10,
+            "snoozed",
+        )
 
 
-def test_a_queue_with_a_backlog_starves_no_other(database: Database, ledger: Ledger, start_daemon: Start) -> None:
+def test_a_queue_with_a_backlog_starves_no_other(
+    database: Database, ledger: Ledger, start_daemon: Start
+) -> None:
     database.query("select declare_queue('a_bulk'), declare_queue('z_urgent'), declare_queue('default')")
     for number in range(100):
         put(database, f"a{number}", queue="a_bulk", seconds=0.05)
@@ -72,21 +84,31 @@ def test_a_queue_with_a_backlog_starves_no_other(database: Database, ledger: Led
     assert started(ledger).index("urgent") < 40
 
 
-def test_a_drain_hands_back_at_once_what_never_started(database: Database, ledger: Ledger, start_daemon: Start) -> None:
+def test_a_drain_hands_back_at_once_what_never_started(
+    database: Database, ledger: Ledger, start_daemon: Start
+) -> None:
     database.query("select declare_queue('default')")
     put(database, "slow", seconds=8.0)
-    database.query("select enqueue_message('default', 'effect', jsonb_build_object('key', n::text)) from generate_series(1, 200) n")
+    database.query(
+        "select enqueue_message('default', 'effect', jsonb_build_object('key', n::text)) from generate_series(1, 200) n"
+    )
     # one thread, and a backlog that was claimed while handlers were quick: many wait behind the slow one
     put_first = "update message_queue set run_at = run_at - interval '1 hour' where (payload ->> 'key') ~ '^[0-9]$|^[0-9][0-9]$'"
     database.query(put_first)
     daemon = start_daemon(database, ledger, threads=1, hold_seconds=60)
     wait_until(lambda: "slow" in started(ledger), 20, "slow")
     daemon.signal(signal.SIGTERM)
-    wait_until(lambda: database.value("select count(*) from message_queue where state = 'running'") == 1, 5, "only the slow one is held")
+    wait_until(
+        lambda: database.value("select count(*) from message_queue where state = 'running'") == 1,
+        5,
+        "only the slow one is held",
+    )
     assert daemon.process.poll() is None
 
 
-def test_a_sleeper_asks_for_notify_again_before_its_request_is_over(database: Database, ledger: Ledger, start_daemon: Start) -> None:
+def test_a_sleeper_asks_for_notify_again_before_its_request_is_over(
+    database: Database, ledger: Ledger, start_daemon: Start
+) -> None:
     database.query("select declare_queue('default')")
     start_daemon(database, ledger, threads=2, poll_seconds=60).wait_ready()
     asleep = "select coalesce(max(wake_until) > clock_timestamp(), false) from queue_wakeups where queue = 'default'"
@@ -115,8 +137,12 @@ class Cutting(Proxy):
         super()._forward(source)
 
 
-def test_a_claim_whose_answer_is_lost_is_no_crash(server: Server, database: Database, ledger: Ledger, start_daemon: Start) -> None:
-    """Three times the connection breaks after the claim has committed: the message never started, nothing is held against it."""
+def test_a_claim_whose_answer_is_lost_is_no_crash(
+    server: Server, database: Database, ledger: Ledger, start_daemon: Start
+) -> None:
+    """Three times the connection breaks after the claim has committed: the message never started, nothing is
+    held against it.
+    """
     database.query("select declare_queue('default')")
     proxy = Cutting(server.socket_dir)
     try:

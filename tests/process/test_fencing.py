@@ -26,20 +26,25 @@ def test_a_stopped_holder_that_wakes_up_changes_nothing(database, ledger, start_
     (row,) = database.query("select lease_holder, attempt, crashes from message_archive where id = %s", ident)
     assert row[0] != holder_before[0] and row[1:] == (1, 1)
     os.kill(stopped, signal.SIGCONT)
-    # it is told so: by the answer to its completion, by its heartbeat, or by its own clock, which ends the process
+    # it is told so: by the answer to its completion, by its heartbeat, or by its own clock, which ends the
+    # process
     wait_until(lambda: any(event in first.log for event in ("lease_lost", "worker_fenced")), 20)
     assert second.stop() == 0
     (later,) = effects(database, 1, "later")
     wait_until(lambda: ledger.counts("effect")["later0"] == 1, 20)
     wait_for_end(database)
     assert assert_every_message_ended_once(database, [ident, later]) == {ident: "done", later: "done"}
-    assert database.query("select lease_holder, attempt, crashes from message_archive where id = %s", ident) == [row]
+    assert database.query(
+        "select lease_holder, attempt, crashes from message_archive where id = %s", ident
+    ) == [row]
     assert first.stop() == 0
 
 
 @pytest.mark.slow
 def test_a_worker_out_of_contact_stops_its_handler_before_the_lease_ends(own_server, ledger, start_daemon):
-    """Self-fencing: the handler is interrupted while its lease still holds; it never runs beside a second start."""
+    """Self-fencing: the handler is interrupted while its lease still holds; it never runs beside a second
+    start.
+    """
     database = own_server.create_database()
     quick_backoff(database)
     daemon = start_daemon(database, ledger, threads=1, lease_seconds=6, call_deadline_seconds=1).wait_ready()

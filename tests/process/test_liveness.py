@@ -1,4 +1,6 @@
-"""O4: alive means that work goes on. Things are broken on purpose; a hung process is replaced by its parent."""
+"""O4: alive means that work goes on. Things are broken on purpose; a hung process is replaced by its
+parent.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ QUICK = {"hang_seconds": 5, "call_deadline_seconds": 1, "connect_timeout_seconds
 
 def start(start_daemon, database, ledger, **settings):
     port = free_port()
-    daemon = start_daemon(database, ledger, actors="tests.support.breaking", metrics_port=port, threads=2, **settings).wait_ready()
+    daemon = start_daemon(
+        database, ledger, actors="tests.support.breaking", metrics_port=port, threads=2, **settings
+    ).wait_ready()
     wait_until(lambda: problems(port, "/readyz") == [])
     return daemon, port
 
@@ -39,7 +43,9 @@ def break_it(database, ledger, what):
         pytest.param("block timekeeper", "timekeeper", marks=pytest.mark.slow),
     ],
 )
-def test_a_loop_that_does_not_tick_is_seen_and_its_process_replaced(database, ledger, start_daemon, what, loop):
+def test_a_loop_that_does_not_tick_is_seen_and_its_process_replaced(
+    database, ledger, start_daemon, what, loop
+):
     quick_backoff(database)
     daemon, port = start(start_daemon, database, ledger, **QUICK)
     before = worker_pids(daemon)

@@ -1,4 +1,6 @@
-"""What each process of a daemon has imported: memory that it keeps as long as it lives (issue 13). Sizes: METRICS=memory python -m benchmarks."""
+"""What each process of a daemon has imported: memory that it keeps as long as it lives (issue 13). Sizes:
+METRICS=memory python -m benchmarks.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,28 @@ main()
 """
 ACTORS = "import dramatiq, packhorse\ndramatiq.set_broker(packhorse.PostgresBroker())\n\n\n@dramatiq.actor\ndef act():\n    pass\n"
 #: What no process of a daemon needs unless the application imports it.
-NOBODY = {"rich", "structlog", "pydantic_settings", "apscheduler", "redis", "httpx", "watchfiles", "opentelemetry", "packhorse.worker.cli.main"}
-RUNTIME = {"dramatiq", "packhorse.worker.runtime.process", "packhorse.worker.attempt", "packhorse.worker.broker"}
-NOT = {"parent": NOBODY | RUNTIME | {"prometheus_client"}, "exporter": NOBODY | RUNTIME, "worker": NOBODY | {"prometheus_client"}}
+NOBODY = {
+    "rich",
+    "structlog",
+    "pydantic_settings",
+    "apscheduler",
+    "redis",
+    "httpx",
+    "watchfiles",
+    "opentelemetry",
+    "packhorse.worker.cli.main",
+}
+RUNTIME = {
+    "dramatiq",
+    "packhorse.worker.runtime.process",
+    "packhorse.worker.attempt",
+    "packhorse.worker.broker",
+}
+NOT = {
+    "parent": NOBODY | RUNTIME | {"prometheus_client"},
+    "exporter": NOBODY | RUNTIME,
+    "worker": NOBODY | {"prometheus_client"},
+}
 
 
 def free_port() -> int:
@@ -64,21 +85,36 @@ def test_no_process_of_a_daemon_imports_what_it_does_not_need(database, tmp_path
     }
     with log.open("wb") as stream:
         command = [sys.executable, "-c", PROGRAM, "worker", "plain_actors", "--processes", str(processes)]
-        daemon = subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=stream, stderr=stream, start_new_session=True)
+        daemon = subprocess.Popen(
+            command, cwd=tmp_path, env=variables, stdout=stream, stderr=stream, start_new_session=True
+        )
     try:
-        wait_until(lambda: log.read_text().count("worker_started") == processes and scraped(port), 30, "a worker that is counted")
-        children = subprocess.run(["pgrep", "-P", str(daemon.pid)], capture_output=True, text=True, check=True).stdout.split()
+        wait_until(
+            lambda: log.read_text().count("worker_started") == processes and scraped(port),
+            30,
+            "a worker that is counted",
+        )
+        children = subprocess.run(
+            ["pgrep", "-P", str(daemon.pid)], capture_output=True, text=True, check=True
+        ).stdout.split()
         told = {process: told_by(process, tmp_path) for process in (daemon.pid, *map(int, children))}
     finally:
         os.killpg(daemon.pid, signal.SIGTERM)
         daemon.wait(30)
-    loaded = {role: [modules for process, modules in told.items() if role_of(process, daemon.pid, modules) == role] for role in NOT}
+    loaded = {
+        role: [modules for process, modules in told.items() if role_of(process, daemon.pid, modules) == role]
+        for role in NOT
+    }
     assert [len(loaded[role]) for role in NOT] == [1, 1, processes]
     shared = RUNTIME if processes > 1 else set()  # loaded once, for all of them
     assert loaded["parent"][0] >= shared
-    assert {role: sorted((NOT[role] - shared) & set().union(*found)) for role, found in loaded.items()} == {role: [] for role in NOT}
+    assert {role: sorted((NOT[role] - shared) & set().union(*found)) for role, found in loaded.items()} == {
+        role: [] for role in NOT
+    }
     assert "psycopg" in loaded["parent"][0], "worker and exporter share it"
-    assert all("frozen" in modules for modules in told.values()), "the collector of a fork would copy what it looks at"
+    assert all("frozen" in modules for modules in told.values()), (
+        "the collector of a fork would copy what it looks at"
+    )
 
 
 def told_by(process: int, folder: Path) -> set[str]:

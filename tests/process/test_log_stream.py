@@ -18,7 +18,9 @@ def unread_pipe():
 
 
 @pytest.mark.slow
-def test_a_log_that_nobody_reads_stops_neither_work_nor_reload_nor_drain(database, ledger, start_daemon, unread_pipe):
+def test_a_log_that_nobody_reads_stops_neither_work_nor_reload_nor_drain(
+    database, ledger, start_daemon, unread_pipe
+):
     daemon = start_daemon(database, ledger, stderr=unread_pipe, log_outcomes="all", processes=1)
     effects(database, 20, "m")
     wait_for_end(database, 30)

@@ -1,4 +1,6 @@
-"""P1: an enqueue that committed ends in exactly one of done, dead, cancelled, whatever is killed or cut in between."""
+"""P1: an enqueue that committed ends in exactly one of done, dead, cancelled, whatever is killed or cut in
+between.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,14 @@ import threading
 
 import pytest
 
-from tests.support.accounting import assert_effects_fit, assert_every_message_ended_once, effects, enqueue, quick_backoff, wait_for_end
+from tests.support.accounting import (
+    assert_effects_fit,
+    assert_every_message_ended_once,
+    effects,
+    enqueue,
+    quick_backoff,
+    wait_for_end,
+)
 from tests.support.postgres import ROLE
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
@@ -60,7 +69,9 @@ class Producer(threading.Thread):
 def _expected_states(database, states):
     """Endings are those that the handlers asked for, unless a crash limit was reached."""
     wanted = {"good": {"done"}, "retried": {"done"}, "dead": {"dead"}, "cancelled": {"cancelled"}}
-    for key, kind, reason in database.query("select id, payload ->> 'kind', reason from all_messages where message_type = 'outcome'"):
+    for key, kind, reason in database.query(
+        "select id, payload ->> 'kind', reason from all_messages where message_type = 'outcome'"
+    ):
         assert states[key] in wanted[kind] or reason == "quarantined", (key, kind, states[key], reason)
 
 
@@ -111,7 +122,14 @@ def test_no_message_is_lost_when_workers_are_stopped_beyond_their_lease(database
         for pid in victims:
             os.kill(pid, signal.SIGSTOP)
         # beyond the lease: whatever it held has been given to somebody else, or is about to be
-        wait_until(lambda: not database.value("select exists (select from message_queue where lease_expires_at < clock_timestamp())"), 20)
+        wait_until(
+            lambda: (
+                not database.value(
+                    "select exists (select from message_queue where lease_expires_at < clock_timestamp())"
+                )
+            ),
+            20,
+        )
         threading.Event().wait(5)  # the lease itself (4 s) is what is tested
         for pid in victims:
             os.kill(pid, signal.SIGCONT)
@@ -169,7 +187,13 @@ def test_no_message_is_lost_when_connections_hang(server, database, ledger, star
     proxy = Proxy(server.socket_dir)
     try:
         quick_backoff(database)
-        daemon = start_daemon(proxy.url(database.name, ROLE), ledger, threads=4, call_deadline_seconds=1, connect_timeout_seconds=2).wait_ready()
+        daemon = start_daemon(
+            proxy.url(database.name, ROLE),
+            ledger,
+            threads=4,
+            call_deadline_seconds=1,
+            connect_timeout_seconds=2,
+        ).wait_ready()
         producer = Producer(database, "p", batch=10)
         producer.start()
         for _ in range(2):

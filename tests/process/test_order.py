@@ -1,4 +1,6 @@
-"""P4: messages of one conversation run one at a time and in order, also under kills and with several daemons."""
+"""P4: messages of one conversation run one at a time and in order, also under kills and with several
+daemons.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,20 @@ from tests.support.waiting import wait_until
 
 def _talk(conversations, numbers, seconds=0.0):
     return [
-        {"message_type": "talk", "conversation_key": f"c{c}", "payload": {"conversation": f"c{c}", "number": n, "seconds": seconds}}
+        {
+            "message_type": "talk",
+            "conversation_key": f"c{c}",
+            "payload": {"conversation": f"c{c}", "number": n, "seconds": seconds},
+        }
         for n in numbers
         for c in range(conversations)
     ]
 
 
 def assert_in_order(ledger, conversations, count):
-    """Per conversation: n+1 starts only after n had its effect; every number had one; a repeat repeats the same number."""
+    """Per conversation: n+1 starts only after n had its effect; every number had one; a repeat repeats the
+    same number.
+    """
     current = dict.fromkeys((f"c{c}" for c in range(conversations)), -1)
     finished = dict.fromkeys(current, True)
     for event, key, _ in ledger.lines():
@@ -29,7 +37,9 @@ def assert_in_order(ledger, conversations, count):
             assert int(number) == current[conversation] + 1, f"{key} started after {current[conversation]}"
             current[conversation], finished[conversation] = int(number), False
         elif event == "effect":
-            assert int(number) == current[conversation], f"{key} had its effect while {current[conversation]} was running"
+            assert int(number) == current[conversation], (
+                f"{key} had its effect while {current[conversation]} was running"
+            )
             finished[conversation] = True
     assert set(current.values()) == {count - 1} and all(finished.values())
 

@@ -1,4 +1,6 @@
-"""When everything fails: outcomes are written many at a time, and one that cannot be written stops no other (SPEC P3, Q3)."""
+"""When everything fails: outcomes are written many at a time, and one that cannot be written stops no other
+(SPEC P3, Q3).
+"""
 
 from __future__ import annotations
 
@@ -16,28 +18,38 @@ ENQUEUE = "select enqueue_message('default', 'fails', jsonb_build_object('key', 
 DEAD = "select count(*) from dead_letters"
 
 
-def test_messages_that_fail_together_are_written_together(database: Database, ledger: Ledger, start_daemon: Callable[..., Daemon]) -> None:
+def test_messages_that_fail_together_are_written_together(
+    database: Database, ledger: Ledger, start_daemon: Callable[..., Daemon]
+) -> None:
     database.query("select declare_queue('default')")
     database.query(ENQUEUE, 300)
     start_daemon(database, ledger)
     wait_until(lambda: database.value(DEAD) == 300, 60, "300 dead letters")
     transactions = database.value("select count(distinct xmin::text) from dead_letters")
     assert isinstance(transactions, int) and transactions < 150, transactions
-    assert database.value("select count(*) from dead_letters where error_message like 'attempt 1 of %'") == 300
+    assert (
+        database.value("select count(*) from dead_letters where error_message like 'attempt 1 of %'") == 300
+    )
 
 
-def test_an_ending_that_the_database_refuses_stops_no_other(database: Database, ledger: Ledger, start_daemon: Callable[..., Daemon]) -> None:
+def test_an_ending_that_the_database_refuses_stops_no_other(
+    database: Database, ledger: Ledger, start_daemon: Callable[..., Daemon]
+) -> None:
     database.query("select declare_queue('default')")
     database.query("""create function refuse() returns trigger language plpgsql as $$ begin
         if new.error_message like 'attempt 1 of 7 %' then raise exception 'not this one'; end if; return new; end $$""")
-    database.query("create trigger refuse before insert on dead_letters for each row execute function refuse()")
+    database.query(
+        "create trigger refuse before insert on dead_letters for each row execute function refuse()"
+    )
     database.query(ENQUEUE, 60)
     daemon = start_daemon(database, ledger)
     wait_until(lambda: database.value(DEAD) == 60, 60, "60 dead letters")
-    assert database.query("select payload ->> 'key', error_message from dead_letters where error_message not like 'attempt%'") == [
-        ("7", "the error could not be stored")
-    ]
-    assert daemon.process.poll() is None and not ledger.counts("start").keys() - {str(n) for n in range(1, 61)}
+    assert database.query(
+        "select payload ->> 'key', error_message from dead_letters where error_message not like 'attempt%'"
+    ) == [("7", "the error could not be stored")]
+    assert daemon.process.poll() is None and not ledger.counts("start").keys() - {
+        str(n) for n in range(1, 61)
+    }
     assert set(ledger.counts("start").values()) == {1}
 
 
@@ -45,11 +57,12 @@ def test_an_ending_that_the_database_refuses_stops_no_other(database: Database, 
 def test_a_row_that_somebody_keeps_locked_holds_up_no_other(
     database: Database, ledger: Ledger, start_daemon: Callable[..., Daemon], actor: str
 ) -> None:
-    """An operator's open transaction: the outcomes of all others are written, new ones are claimed, leases go on; when
-    it ends, this outcome is written as well, and no handler has run twice."""
+    """An operator's open transaction: the outcomes of all others are written, new ones are claimed, leases go
+    on; when it ends, this outcome is written as well, and no handler has run twice."""
     database.query("select declare_queue('default')")
     database.query(
-        "select enqueue_message('default', %s, jsonb_build_object('key', n::text), p_max_attempts => 1) from generate_series(1, 60) n", actor
+        "select enqueue_message('default', %s, jsonb_build_object('key', n::text), p_max_attempts => 1) from generate_series(1, 60) n",
+        actor,
     )
     ended = "select (select count(*) from dead_letters) + (select count(*) from message_archive)"
     daemon = start_daemon(database, ledger, lease_seconds=60, threads=64)
@@ -58,7 +71,9 @@ def test_a_row_that_somebody_keeps_locked_holds_up_no_other(
         operator.execute("select from message_queue where payload ->> 'key' = '30' for update")
         ledger.path.with_suffix(".go").touch()
         wait_until(lambda: database.value(ended) == 59, 30, "the other 59")
-        database.query("select enqueue_message('default', %s, '{\"key\": \"new\"}', p_max_attempts => 1)", actor)
+        database.query(
+            "select enqueue_message('default', %s, '{\"key\": \"new\"}', p_max_attempts => 1)", actor
+        )
         wait_until(lambda: database.value(ended) == 60, 30, "a new one")
     wait_until(lambda: database.value(ended) == 61, 40, "the one that was locked")
     assert daemon.process.poll() is None and set(ledger.counts("start").values()) == {1}

@@ -1,10 +1,18 @@
-"""P5: a message that kills its process is quarantined; its neighbours lose nothing; one bad row is one dead letter."""
+"""P5: a message that kills its process is quarantined; its neighbours lose nothing; one bad row is one dead
+letter.
+"""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.support.accounting import allow_unreadable, assert_every_message_ended_once, effects, quick_backoff, wait_for_end
+from tests.support.accounting import (
+    allow_unreadable,
+    assert_every_message_ended_once,
+    effects,
+    quick_backoff,
+    wait_for_end,
+)
 from tests.support.waiting import wait_until
 
 
@@ -35,7 +43,9 @@ def test_two_poisons_do_not_make_a_neighbour_look_guilty(database, ledger, start
     wait_for_end(database, 60)
     states = assert_every_message_ended_once(database, neighbours)
     assert {states[ident] for ident in neighbours} == {"done"}
-    assert database.query("select count(*) from dead_letters where reason = 'quarantined' and message_type = 'poison'") == [(2,)]
+    assert database.query(
+        "select count(*) from dead_letters where reason = 'quarantined' and message_type = 'poison'"
+    ) == [(2,)]
     assert daemon.stop() == 0
 
 
@@ -57,7 +67,9 @@ def test_rows_that_cannot_be_decoded_are_one_dead_letter_each(database, ledger, 
     effects(database, 20, "b")
     daemon = start_daemon(database, ledger).wait_ready()
     wait_for_end(database, 20)
-    assert database.query("select reason, count(*) from dead_letters group by reason") == [("undecodable", len(UNDECODABLE))]
+    assert database.query("select reason, count(*) from dead_letters group by reason") == [
+        ("undecodable", len(UNDECODABLE))
+    ]
     assert database.value("select count(*) from message_archive where state = 'done' and attempt = 1") == 40
     assert "child_exited" not in daemon.log
     assert daemon.stop() == 0
@@ -80,7 +92,11 @@ def test_options_of_the_wrong_type_do_not_turn_a_failure_into_done(database, led
             '{"pipe_target": 1}',
         ]
     ):
-        database.query("select enqueue_message('default', 'fails', jsonb_build_object('key', %s::text), %s::jsonb)", f"k{number}", options)
+        database.query(
+            "select enqueue_message('default', 'fails', jsonb_build_object('key', %s::text), %s::jsonb)",
+            f"k{number}",
+            options,
+        )
     wait_for_end(database, 30)
     assert database.query("select distinct state, attempt > 0 from all_messages") == [("dead", True)]
     assert daemon.stop() == 0

@@ -17,7 +17,9 @@ from tests.support.workers import ROOT
 def test_a_killed_child_is_replaced_and_its_messages_recovered_at_once(database, ledger, start_daemon):
     """At once: the lease is longer than this test may take, so only the parent can have given them back."""
     quick_backoff(database)
-    daemon = start_daemon(database, ledger, processes=2, threads=2, lease_seconds=600, heartbeat_seconds=1).wait_ready(2)
+    daemon = start_daemon(
+        database, ledger, processes=2, threads=2, lease_seconds=600, heartbeat_seconds=1
+    ).wait_ready(2)
     effects(database, 4, "m", seconds=0.5)
     wait_until(lambda: len(ledger.lines("start")) == 4)
     victim = int(ledger.lines("start")[0][2])
@@ -65,7 +67,9 @@ def test_sighup_replaces_every_process_and_loses_nothing(database, ledger, start
 
 @pytest.mark.slow
 def test_broken_code_stops_no_process_that_works(database, ledger, start_daemon, tmp_path):
-    """A deploy went wrong: the actors on the disk cannot be imported. Reloads and replacements wait until they can."""
+    """A deploy went wrong: the actors on the disk cannot be imported. Reloads and replacements wait until
+    they can.
+    """
     module = tmp_path / "deployed_actors.py"
     module.write_text("from tests.support.actors import *\n")
     paths = {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
@@ -99,13 +103,17 @@ def test_children_of_a_killed_parent_drain(database, ledger, start_daemon):
     daemon.process.wait(10)
     wait_until(lambda: not any(_runs(pid) for pid in children), 20)
     assert ledger.counts("effect") == {"m0": 1, "m1": 1}
-    assert database.query("select state, attempt, crashes, count(*) from all_messages group by 1, 2, 3") == [("done", 1, 0, 2)]
+    assert database.query("select state, attempt, crashes, count(*) from all_messages group by 1, 2, 3") == [
+        ("done", 1, 0, 2)
+    ]
     assert database.value("select count(*) from workers") == 0
 
 
 @pytest.mark.slow
 def test_a_child_that_cannot_start_is_tried_again_with_backoff(database, ledger, start_daemon):
-    daemon = start_daemon(database, ledger, actors="tests.support.actors", extra={"LEDGER": str(ledger.path)}).wait_ready()
+    daemon = start_daemon(
+        database, ledger, actors="tests.support.actors", extra={"LEDGER": str(ledger.path)}
+    ).wait_ready()
     for count in range(1, 4):
         (pid,) = wait_until(daemon.children)
         os.kill(pid, signal.SIGKILL)
@@ -118,14 +126,18 @@ def test_a_child_that_cannot_start_is_tried_again_with_backoff(database, ledger,
 
 @pytest.mark.slow
 def test_a_system_that_has_no_process_to_give_ends_nobody(database, ledger, start_daemon, tmp_path):
-    """A limit of processes or of memory: fork fails. What lives goes on; what is missing starts when there is room again."""
+    """A limit of processes or of memory: fork fails. What lives goes on; what is missing starts when there is
+    room again.
+    """
     full = tmp_path / "full"
     (tmp_path / "sitecustomize.py").write_text(
         "import os\nfork = os.fork\ndef limited():\n"
         f"    if os.path.exists({str(full)!r}): raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
         "    return fork()\nos.fork = limited\n"
     )
-    daemon = start_daemon(database, ledger, extra={"PYTHONPATH": f"{tmp_path}:{ROOT}"}, processes=2, threads=1).wait_ready(2)
+    daemon = start_daemon(
+        database, ledger, extra={"PYTHONPATH": f"{tmp_path}:{ROOT}"}, processes=2, threads=1
+    ).wait_ready(2)
     victim, other = daemon.children()
     full.touch()
     os.kill(victim, signal.SIGKILL)
@@ -146,7 +158,9 @@ def test_what_a_handler_printed_to_a_full_disk_changes_no_exit_code(database, le
     (tmp_path / "printing_actors.py").write_text(
         "import os, sys\nfrom tests.support.actors import *\nsys.stdout = open('/dev/full', 'w')\nprint('to nowhere')\n"
     )
-    daemon = start_daemon(database, ledger, "printing_actors", {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, processes=1).wait_ready()
+    daemon = start_daemon(
+        database, ledger, "printing_actors", {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, processes=1
+    ).wait_ready()
     assert daemon.stop() == 0
     assert "child_exited" not in daemon.log and "Traceback" not in daemon.log
 
@@ -154,16 +168,30 @@ def test_what_a_handler_printed_to_a_full_disk_changes_no_exit_code(database, le
 @pytest.mark.slow
 def test_by_default_a_killed_hosts_messages_run_again_within_thirty_seconds(database, ledger, start_daemon):
     """W5 with the settings that a user gets, not the quick ones of these tests."""
-    defaults = {"heartbeat_seconds": 6, "lease_seconds": 20, "rescue_seconds": 5, "call_deadline_seconds": 10, "poll_seconds": 2.5}
+    defaults = {
+        "heartbeat_seconds": 6,
+        "lease_seconds": 20,
+        "rescue_seconds": 5,
+        "call_deadline_seconds": 10,
+        "poll_seconds": 2.5,
+    }
     first = start_daemon(database, ledger, **defaults).wait_ready()
-    (ident,) = effects(database, 1, "m", "sleeper", seconds=9)  # past its first heartbeat, so that the whole lease lies ahead
+    # past its first heartbeat, so that the whole lease lies ahead
+    (ident,) = effects(database, 1, "m", "sleeper", seconds=9)
     wait_until(lambda: ledger.lines("start"))
     second = start_daemon(database, ledger, **defaults).wait_ready()
-    wait_until(lambda: database.value("select lease_expires_at > claimed_at + interval '21 seconds' from message_queue"), 15)
+    wait_until(
+        lambda: database.value(
+            "select lease_expires_at > claimed_at + interval '21 seconds' from message_queue"
+        ),
+        15,
+    )
     first.kill_group()
     killed_at = database.value("select clock_timestamp()")
     wait_until(lambda: ledger.counts("start")["m0"] == 2, 45)
-    assert database.value("select claimed_at - %s < interval '30 seconds' from message_queue where id = %s", killed_at, ident)
+    assert database.value(
+        "select claimed_at - %s < interval '30 seconds' from message_queue where id = %s", killed_at, ident
+    )
     wait_for_end(database, 20)
     assert second.stop() == 0
 

@@ -1,4 +1,6 @@
-"""P5: a crash costs one crash. What ran beside it runs again beside everything else; what was there at two crashes runs apart."""
+"""P5: a crash costs one crash. What ran beside it runs again beside everything else; what was there at two
+crashes runs apart.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,13 @@ import pytest
 
 from packhorse.worker.fleet.children import STABLE_SECONDS, Child
 from packhorse.worker.runtime.running_ids import RunningIds
-from tests.support.accounting import assert_every_message_ended_once, effects, enqueue, quick_backoff, wait_for_end
+from tests.support.accounting import (
+    assert_every_message_ended_once,
+    effects,
+    enqueue,
+    quick_backoff,
+    wait_for_end,
+)
 from tests.support.postgres import ROLE
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
@@ -25,7 +33,9 @@ def apart(database, message_type: str, prefix: str, count: int, payload: str = "
 
 @pytest.mark.slow
 def test_what_ran_in_a_killed_process_runs_again_beside_everything_else(database, ledger, start_daemon):
-    daemon = start_daemon(database, ledger, processes=2, threads=20, lease_seconds=600, heartbeat_seconds=1).wait_ready(2)
+    daemon = start_daemon(
+        database, ledger, processes=2, threads=20, lease_seconds=600, heartbeat_seconds=1
+    ).wait_ready(2)
     effects(database, 40, "m", seconds=1.0)
     wait_until(lambda: len(ledger.lines("start")) == 40)
     os.kill(int(ledger.lines("start")[0][2]), signal.SIGKILL)
@@ -40,7 +50,9 @@ def test_what_ran_in_a_killed_process_runs_again_beside_everything_else(database
 
 
 @pytest.mark.slow
-def test_what_was_there_at_two_crashes_runs_apart_a_few_at_once_in_a_process_that_ends_afterwards(database, ledger, start_daemon):
+def test_what_was_there_at_two_crashes_runs_apart_a_few_at_once_in_a_process_that_ends_afterwards(
+    database, ledger, start_daemon
+):
     daemon = start_daemon(database, ledger, processes=1, threads=4).wait_ready()
     (ordinary,) = daemon.children()
     apart(database, "effect", "apart", 4, '{"seconds": 2}')
@@ -74,15 +86,21 @@ def test_a_process_with_one_thread_runs_one_apart_at_a_time(database, ledger, st
 
 
 @pytest.mark.slow
-def test_among_messages_that_run_apart_only_the_one_that_kills_its_process_is_quarantined(database, ledger, start_daemon):
+def test_among_messages_that_run_apart_only_the_one_that_kills_its_process_is_quarantined(
+    database, ledger, start_daemon
+):
     quick_backoff(database)
     daemon = start_daemon(database, ledger, processes=1, threads=4).wait_ready()
     (ordinary,) = daemon.children()
     apart(database, "poison", "poison", 1)
     apart(database, "effect", "innocent", 5, '{"seconds": 2}')
     wait_for_end(database, 60)
-    assert database.query("select message_type, reason, crashes from dead_letters") == [("poison", "quarantined", 3)]
-    assert database.query("select count(*), max(crashes) from message_archive where state = 'done'") == [(5, 2)]
+    assert database.query("select message_type, reason, crashes from dead_letters") == [
+        ("poison", "quarantined", 3)
+    ]
+    assert database.query("select count(*), max(crashes) from message_archive where state = 'done'") == [
+        (5, 2)
+    ]
     assert ordinary in daemon.children()
     assert daemon.stop() == 0
 
@@ -94,9 +112,14 @@ def test_explain_names_the_process_that_messages_wait_for(database, ledger, star
     daemon = start_daemon(database, ledger, actors="tests.support.slow_actors").wait_ready()
 
     def gate() -> tuple:
-        return database.query("select passed, detail from explain_message(%s) where gate = 'isolation'", message)[0]
+        return database.query(
+            "select passed, detail from explain_message(%s) where gate = 'isolation'", message
+        )[0]
 
-    assert gate() == (False, "it was there when 2 processes died, so it runs apart from all others: a worker starts a process for such messages")
+    assert gate() == (
+        False,
+        "it was there when 2 processes died, so it runs apart from all others: a worker starts a process for such messages",
+    )
     assert daemon.stop() == 0
 
 
@@ -109,7 +132,9 @@ def test_an_end_that_nobody_ordered_is_a_crash_whatever_its_exit_code(database, 
     wait_until(lambda: len(ledger.lines("start")) == 3)
     enqueue(database, [{"message_type": "leaves", "payload": {"key": "leaves", "code": code}}])
     wait_for_end(database, 60)
-    assert database.query("select message_type, reason, crashes from dead_letters") == [("leaves", "quarantined", 3)]
+    assert database.query("select message_type, reason, crashes from dead_letters") == [
+        ("leaves", "quarantined", 3)
+    ]
     assert database.value("select count(*) from message_archive where state = 'done'") == 3
     assert daemon.stop() == 0
 
@@ -139,7 +164,11 @@ def test_a_stalled_process_that_comes_back_crashed_nothing(database, ledger, sta
     wait_until(lambda: ledger.counts("start")["m0"] == 2, 30, "the second daemon rescues it after the lease")
     assert database.value("select crashes from message_queue where id = %s", message) == 1
     os.kill(stopped, signal.SIGCONT)
-    wait_until(lambda: database.value("select crashes from all_messages where id = %s", message) == 0, 30, "it says that it lives")
+    wait_until(
+        lambda: database.value("select crashes from all_messages where id = %s", message) == 0,
+        30,
+        "it says that it lives",
+    )
     wait_for_end(database)
     events = database.value("select jsonb_path_query_array(history, '$[*].event') from message_archive")
     assert events == ["lease_expired", "crash_withdrawn"]
@@ -147,11 +176,19 @@ def test_a_stalled_process_that_comes_back_crashed_nothing(database, ledger, sta
 
 @pytest.mark.slow
 def test_outages_longer_than_the_lease_are_no_crashes(server, database, ledger, start_daemon):
-    """The handler cannot be interrupted, so its process ends itself; the parent says so when the database is back."""
+    """The handler cannot be interrupted, so its process ends itself; the parent says so when the database is
+    back.
+    """
     quick_backoff(database, crash_limit=2)
     proxy = Proxy(server.socket_dir)
     try:
-        daemon = start_daemon(proxy.url(database.name, ROLE), ledger, threads=2, connect_timeout_seconds=1, call_deadline_seconds=1)
+        daemon = start_daemon(
+            proxy.url(database.name, ROLE),
+            ledger,
+            threads=2,
+            connect_timeout_seconds=1,
+            call_deadline_seconds=1,
+        )
         daemon.wait_ready()
         (message,) = effects(database, 1, "m", seconds=9)
         for outage in range(2):
@@ -159,7 +196,9 @@ def test_outages_longer_than_the_lease_are_no_crashes(server, database, ledger, 
             proxy.go_deaf()
             wait_until(lambda: daemon.log.count("worker_fenced") == outage + 1, 30, "its lease is over")
             proxy.hear_again()
-        wait_until(lambda: database.value("select state from all_messages where id = %s", message) == "done", 60)
+        wait_until(
+            lambda: database.value("select state from all_messages where id = %s", message) == "done", 60
+        )
         assert database.value("select crashes from message_archive") == 0
         assert len(ledger.lines("start")) == 3
         started = database.value(
@@ -172,14 +211,18 @@ def test_outages_longer_than_the_lease_are_no_crashes(server, database, ledger, 
 
 @pytest.mark.slow
 def test_a_start_whose_completion_was_not_written_is_in_the_history(database, ledger, start_daemon):
-    """Its handler was done; the process died before the database knew. It was once given back as if it had never started."""
+    """Its handler was done; the process died before the database knew. It was once given back as if it had
+    never started.
+    """
     start_daemon(database, ledger, threads=2, lease_seconds=600, heartbeat_seconds=1).wait_ready()
     with database.connect(admin=True) as operator, operator.transaction():
         operator.execute("lock table message_archive in access exclusive mode")
         (message,) = effects(database, 1, "m")
         wait_until(lambda: ledger.counts("effect")["m0"] == 1)
         os.kill(int(ledger.lines("start")[0][2]), signal.SIGKILL)
-        wait_until(lambda: database.value("select crashes from message_queue where id = %s", message) == 1, 20)
+        wait_until(
+            lambda: database.value("select crashes from message_queue where id = %s", message) == 1, 20
+        )
     wait_for_end(database, 30)
     ((attempt, entry),) = database.query("select attempt, history -> 0 from message_archive")
     assert (attempt, entry["event"], entry["attempt"]) == (1, "crash", 1)

@@ -1,5 +1,5 @@
-"""A Redis that is frozen, not dead: it refuses nothing and answers nothing (SPEC W1, FAILURES 42, 47). What needs it goes without, and the
-others keep their rate."""
+"""A Redis that is frozen, not dead: it refuses nothing and answers nothing (SPEC W1, FAILURES 42, 47). What
+needs it goes without, and the others keep their rate."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def message():
 
 
 def done(database, actor):
-    return database.value("select count(*) from all_messages where message_type = %s and state in ('done', 'dead')", actor)
+    return database.value(
+        "select count(*) from all_messages where message_type = %s and state in ('done', 'dead')", actor
+    )
 
 
 def rate_of_others(database):
@@ -78,10 +80,21 @@ def rate_of_others(database):
 def test_others_keep_their_rate_and_nothing_is_lost_but_results(database, ledger, start_daemon, redis):
     bulk = "select enqueue_payloads(%s, %s, (select jsonb_agg('{}'::jsonb) from generate_series(1, %s)))"
     daemon = start_daemon(
-        database, ledger, "tests.support.redis_actors", redis_url=redis.url, threads=4, lease_seconds=20, log_format="json"
+        database,
+        ledger,
+        "tests.support.redis_actors",
+        redis_url=redis.url,
+        threads=4,
+        lease_seconds=20,
+        log_format="json",
     ).wait_ready()
     for _ in range(20):  # a backlog of both kinds, mixed, longer than the test
-        for queue, actor, count in (("others", "other", 200), ("results", "keeps", 100), ("results", "fails", 20), ("results", "limited", 80)):
+        for queue, actor, count in (
+            ("others", "other", 200),
+            ("results", "keeps", 100),
+            ("results", "fails", 20),
+            ("results", "limited", 80),
+        ):
             database.query(bulk, queue, actor, count)
     wait_until(lambda: done(database, "other") > 50)
     before = rate_of_others(database)
@@ -92,7 +105,9 @@ def test_others_keep_their_rate_and_nothing_is_lost_but_results(database, ledger
     assert daemon.log.count('"redis_unavailable"') == 1
     redis.thaw()
     wait_until(lambda: '"redis_recovered"' in daemon.log, 10)
-    assert database.value("select count(*) from dead_letters where message_type = 'keeps'") == 0, "they are done, without their results"
+    assert database.value("select count(*) from dead_letters where message_type = 'keeps'") == 0, (
+        "they are done, without their results"
+    )
     assert daemon.stop() == 0
 
 

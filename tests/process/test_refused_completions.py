@@ -1,4 +1,6 @@
-"""A completion that the database refuses is no crash and no failure: the work is done, and is not done again (SPEC P2, P5)."""
+"""A completion that the database refuses is no crash and no failure: the work is done, and is not done again
+(SPEC P2, P5).
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,14 @@ from tests.support.waiting import wait_until
 
 #: How the database comes to refuse every completion, and how that ends.
 REASONS = {
-    "no right": ("revoke insert on message_archive from packhorse_worker", "grant insert on message_archive to packhorse_worker"),
-    "a constraint": ("alter table message_archive add constraint mine check (id < 0) not valid", "alter table message_archive drop constraint mine"),
+    "no right": (
+        "revoke insert on message_archive from packhorse_worker",
+        "grant insert on message_archive to packhorse_worker",
+    ),
+    "a constraint": (
+        "alter table message_archive add constraint mine check (id < 0) not valid",
+        "alter table message_archive drop constraint mine",
+    ),
     "a policy": (
         "create policy mine on message_archive as restrictive for insert to packhorse_worker with check (false)",
         "drop policy mine on message_archive",
@@ -38,8 +46,16 @@ def test_the_process_keeps_what_it_has_done_until_that_can_be_written(database, 
     daemon = start_daemon(database, ledger, threads=4).wait_ready()
     ids = effects(database, 20, "m")
     wait_until(lambda: refused(daemon))
-    wait_until(lambda: database.value("select max(lease_expires_at) - min(claimed_at) > interval '8 seconds' from message_queue"), 30, "leases go on")
-    assert database.value("select count(*) from message_queue where state = 'running'") < 20, "it does not take what it could not write"
+    wait_until(
+        lambda: database.value(
+            "select max(lease_expires_at) - min(claimed_at) > interval '8 seconds' from message_queue"
+        ),
+        30,
+        "leases go on",
+    )
+    assert database.value("select count(*) from message_queue where state = 'running'") < 20, (
+        "it does not take what it could not write"
+    )
     database.query(allow)
     wait_for_end(database, 60)
     assert set(assert_every_message_ended_once(database, ids).values()) == {"done"}
@@ -81,7 +97,9 @@ def test_one_completion_that_is_refused_stops_no_other(database, ledger, start_d
     effects(database, 40, "good")
     wait_until(lambda: database.value("select count(*) from message_archive") == 40, 30)
     effects(database, 40, "more")
-    wait_until(lambda: database.value("select count(*) from message_archive") == 80, 30, "and it takes further ones")
+    wait_until(
+        lambda: database.value("select count(*) from message_archive") == 80, 30, "and it takes further ones"
+    )
     assert database.query("select id, state from message_queue") == [(bad, "running")]
     database.query("alter table message_archive drop constraint mine")
     wait_for_end(database, 40)
@@ -90,12 +108,16 @@ def test_one_completion_that_is_refused_stops_no_other(database, ledger, start_d
 
 
 @pytest.mark.slow
-def test_a_transactional_handler_is_not_blamed_for_a_completion_that_is_refused(database, ledger, start_daemon):
+def test_a_transactional_handler_is_not_blamed_for_a_completion_that_is_refused(
+    database, ledger, start_daemon
+):
     database.query("create table effects (key text); grant all on effects to public")
     refuse, allow = REASONS["no right"]
     database.query(refuse)
     daemon = start_daemon(database, ledger, threads=2).wait_ready()
-    (message,) = enqueue(database, [{"message_type": "transactional", "payload": {"key": "t"}, "max_attempts": 1}])
+    (message,) = enqueue(
+        database, [{"message_type": "transactional", "payload": {"key": "t"}, "max_attempts": 1}]
+    )
     wait_until(lambda: ledger.counts("start")["t"] >= 2, 30)
     assert database.value("select count(*) from dead_letters") == 0
     database.query(allow)
@@ -108,7 +130,10 @@ def test_a_transactional_handler_is_not_blamed_for_a_completion_that_is_refused(
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["stay", "stop", "kill"])
 def test_a_failure_that_is_refused_is_never_taken_for_a_success(database, ledger, start_daemon, end):
-    refuse, allow = "revoke insert on dead_letters from packhorse_worker", "grant insert on dead_letters to packhorse_worker"
+    refuse, allow = (
+        "revoke insert on dead_letters from packhorse_worker",
+        "grant insert on dead_letters to packhorse_worker",
+    )
     database.query(refuse)
     daemon = start_daemon(database, ledger, threads=2).wait_ready()
     (bad,) = enqueue(database, [{"message_type": "fails", "payload": {"key": "bad"}, "max_attempts": 1}])
@@ -134,7 +159,9 @@ def test_messages_that_are_refused_again_and_again_stop_no_other(database, ledge
     effects(database, 200, "m")
     wait_until(lambda: database.value("select count(*) from message_archive") == 180, 60)
     effects(database, 90, "n")
-    wait_until(lambda: database.value("select count(*) from message_archive") == 261, 60, "and it takes further ones")
+    wait_until(
+        lambda: database.value("select count(*) from message_archive") == 261, 60, "and it takes further ones"
+    )
     database.query("alter table message_archive drop constraint mine")
     wait_for_end(database, 90)
     assert len(ledger.lines("start")) == 290 and set(ledger.counts("start").values()) == {1}

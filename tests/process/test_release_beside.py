@@ -1,4 +1,6 @@
-"""P7b: this release works on the schema of the next one: workers, children that are replaced, restarts, the command line; and back."""
+"""P7b: this release works on the schema of the next one: workers, children that are replaced, restarts, the
+command line; and back.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ OWN = "update packhorse.packhorse_migrations set checksum = 'x', release = %s wh
 
 
 @pytest.mark.slow
-def test_a_release_works_beside_the_schema_of_the_next_one_under_load_and_back(database, ledger, start_daemon, tmp_path):
+def test_a_release_works_beside_the_schema_of_the_next_one_under_load_and_back(
+    database, ledger, start_daemon, tmp_path
+):
     daemon = start_daemon(database, ledger, processes=2, threads=4).wait_ready(2)
     cli = Cli(tmp_path, database.admin_url)
     ids = effects(database, 200, "a", seconds=0.02)

@@ -85,10 +85,14 @@ FOUND_BY = {
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["worker", "up", "scheduler"])
 @pytest.mark.parametrize("by", FOUND_BY)
-def test_a_reload_and_a_replacement_load_what_the_link_names_now(database, ledger, start_daemon, releases, asked, by, command):
+def test_a_reload_and_a_replacement_load_what_the_link_names_now(
+    database, ledger, start_daemon, releases, asked, by, command
+):
     if command != "worker" and by not in ("PWD", "nothing"):
         pytest.skip("the same parent")
-    daemon = start_daemon(database, ledger, "shop_actors", command=command, processes=1, **FOUND_BY[by](releases)).wait_ready()
+    daemon = start_daemon(
+        database, ledger, "shop_actors", command=command, processes=1, **FOUND_BY[by](releases)
+    ).wait_ready()
     assert f'"app_dir": "{releases.link}"' in daemon.log
     if command == "scheduler":  # it runs no actors of its own accord; the module that it has imported tells
         releases.write(2, MODULE + "note('release', '{n}')\n")
@@ -115,8 +119,12 @@ def test_a_reload_and_a_replacement_load_what_the_link_names_now(database, ledge
 
 
 @pytest.mark.slow
-def test_a_folder_that_is_gone_is_said_once_and_found_when_it_is_back(database, ledger, start_daemon, releases, asked):
-    daemon = start_daemon(database, ledger, "shop_actors", processes=2, cwd=releases.link, extra={"PWD": str(releases.link)}).wait_ready(2)
+def test_a_folder_that_is_gone_is_said_once_and_found_when_it_is_back(
+    database, ledger, start_daemon, releases, asked
+):
+    daemon = start_daemon(
+        database, ledger, "shop_actors", processes=2, cwd=releases.link, extra={"PWD": str(releases.link)}
+    ).wait_ready(2)
     releases.remove(1)
     daemon.signal(signal.SIGHUP)
     wait_until(lambda: "reload_refused" in daemon.log)
@@ -131,15 +139,23 @@ def test_a_folder_that_is_gone_is_said_once_and_found_when_it_is_back(database, 
     assert cpu_seconds(daemon.process.pid) - used < 1, "it does not spin"
     releases.move(2)
     assert asked() == "2"
-    assert "app_dir_found" in daemon.log and "recover_failed" not in daemon.log and "child_failed" not in daemon.log
+    assert (
+        "app_dir_found" in daemon.log
+        and "recover_failed" not in daemon.log
+        and "child_failed" not in daemon.log
+    )
     wait_for_end(database)
     assert daemon.stop() == 0
 
 
 @pytest.mark.slow
-def test_a_plain_folder_that_a_deploy_makes_anew_is_found_again(database, ledger, start_daemon, releases, asked, tmp_path):
+def test_a_plain_folder_that_a_deploy_makes_anew_is_found_again(
+    database, ledger, start_daemon, releases, asked, tmp_path
+):
     app = tmp_path / "releases/1"
-    daemon = start_daemon(database, ledger, "shop_actors", processes=1, cwd=app, extra={"PWD": str(app)}).wait_ready()
+    daemon = start_daemon(
+        database, ledger, "shop_actors", processes=1, cwd=app, extra={"PWD": str(app)}
+    ).wait_ready()
     app.rename(tmp_path / "old")
     shutil.copytree(tmp_path / "releases/2", app)
     reload(daemon)

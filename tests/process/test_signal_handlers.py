@@ -1,4 +1,6 @@
-"""W10b: a module that sets signal handlers of its own at import, or a hook that does, stops neither drain nor replacement."""
+"""W10b: a module that sets signal handlers of its own at import, or a hook that does, stops neither drain nor
+replacement.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,10 @@ def foreign():
     signal.set_wakeup_fd(pair[0].fileno()); globals()["kept"] = pair
 """
 AT_IMPORT = HEAD + "foreign()\nfrom tests.support.actors import *\n"
-IGNORED = HEAD + "for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): signal.signal(n, signal.SIG_IGN)\nfrom tests.support.actors import *\n"
+IGNORED = (
+    HEAD
+    + "for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): signal.signal(n, signal.SIG_IGN)\nfrom tests.support.actors import *\n"
+)
 IN_HOOK = (
     HEAD
     + """\
@@ -40,13 +45,20 @@ from tests.support.actors import *
 
 def started(start_daemon, database, ledger, tmp_path, text, **settings):
     (tmp_path / "foreign_actors.py").write_text(text)
-    daemon = start_daemon(database, ledger, "foreign_actors", {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, threads=2, **settings)
+    daemon = start_daemon(
+        database, ledger, "foreign_actors", {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, threads=2, **settings
+    )
     return daemon.wait_ready(settings.get("processes", 1))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("text", "named"), [(AT_IMPORT, "foreign_actors.leave"), (IGNORED, "SIG_IGN"), (IN_HOOK, "foreign_actors.leave")])
-def test_a_stop_drains_and_the_foreign_handlers_are_named_once(database, ledger, start_daemon, tmp_path, text, named):
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [(AT_IMPORT, "foreign_actors.leave"), (IGNORED, "SIG_IGN"), (IN_HOOK, "foreign_actors.leave")],
+)
+def test_a_stop_drains_and_the_foreign_handlers_are_named_once(
+    database, ledger, start_daemon, tmp_path, text, named
+):
     daemon = started(start_daemon, database, ledger, tmp_path, text, processes=1)
     effects(database, 1, "m", seconds=2)
     wait_until(lambda: ledger.lines("start"))
@@ -64,7 +76,9 @@ def test_a_stop_drains_and_the_foreign_handlers_are_named_once(database, ledger,
 
 
 @pytest.mark.slow
-def test_a_reload_replaces_processes_and_the_parent_imports_no_actors(database, ledger, start_daemon, tmp_path):
+def test_a_reload_replaces_processes_and_the_parent_imports_no_actors(
+    database, ledger, start_daemon, tmp_path
+):
     daemon = started(start_daemon, database, ledger, tmp_path, AT_IMPORT, processes=2)
     before = set(daemon.children())
     effects(database, 2, "m", seconds=1)
@@ -78,7 +92,9 @@ def test_a_reload_replaces_processes_and_the_parent_imports_no_actors(database, 
 
 
 @pytest.mark.slow
-def test_signals_that_a_module_ignores_are_not_ignored_by_what_handlers_start(database, ledger, start_daemon, tmp_path):
+def test_signals_that_a_module_ignores_are_not_ignored_by_what_handlers_start(
+    database, ledger, start_daemon, tmp_path
+):
     text = IGNORED + (
         "import subprocess, dramatiq\n"
         "@dramatiq.actor\n"
@@ -97,8 +113,14 @@ def test_signals_that_a_module_ignores_are_not_ignored_by_what_handlers_start(da
 @pytest.mark.slow
 def test_the_scheduler_drains_too(database, ledger, start_daemon, tmp_path):
     (tmp_path / "foreign_actors.py").write_text(AT_IMPORT)
-    daemon = start_daemon(database, ledger, "foreign_actors", {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, command="scheduler").wait_ready()
+    daemon = start_daemon(
+        database, ledger, "foreign_actors", {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, command="scheduler"
+    ).wait_ready()
     assert str(daemon.process.pid) not in {row[2] for row in ledger.lines("import")}
     assert daemon.stop() == 0
-    assert daemon.log.count("worker_stopped") == 1 and "foreign_signal_handler" in daemon.log and "child_failed" not in daemon.log
+    assert (
+        daemon.log.count("worker_stopped") == 1
+        and "foreign_signal_handler" in daemon.log
+        and "child_failed" not in daemon.log
+    )
     assert not Path(f"/proc/{daemon.process.pid}").exists()

@@ -7,4 +7,6 @@ def test_an_enqueued_message_is_done(database, ledger, start_daemon):
     start_daemon(database, ledger).wait_ready()
     database.query("""select enqueue_message('default', 'effect', '{"key": "a"}')""", admin=False)
     wait_until(lambda: ledger.counts("effect")["a"] == 1)
-    wait_until(lambda: database.query("select state from all_messages where message_type = 'effect'") == [("done",)])
+    wait_until(
+        lambda: database.query("select state from all_messages where message_type = 'effect'") == [("done",)]
+    )

@@ -7,7 +7,13 @@ import threading
 import psycopg
 import pytest
 
-from tests.support.accounting import assert_every_message_ended_once, effects, enqueue, quick_backoff, wait_for_end
+from tests.support.accounting import (
+    assert_every_message_ended_once,
+    effects,
+    enqueue,
+    quick_backoff,
+    wait_for_end,
+)
 from tests.support.notes import note
 from tests.support.waiting import wait_until
 
@@ -26,7 +32,9 @@ class SqlWorker(threading.Thread):
         try:
             with psycopg.connect(self._url, autocommit=True) as connection:
                 while not self._stop_it.is_set():
-                    row = connection.execute("select id, lease_token, payload, attempt from packhorse.get_next_queue_message('default')").fetchone()
+                    row = connection.execute(
+                        "select id, lease_token, payload, attempt from packhorse.get_next_queue_message('default')"
+                    ).fetchone()
                     if row is None:
                         self._stop_it.wait(0.01)
                         continue
@@ -36,12 +44,16 @@ class SqlWorker(threading.Thread):
 
     def _work(self, connection, ident, token, payload, attempt):
         if payload.get("kind") == "retried" and attempt == 1:
-            answer = connection.execute("select packhorse.fail_message(%s, %s, 'Error', 'the first attempt fails')", (ident, token)).fetchone()
+            answer = connection.execute(
+                "select packhorse.fail_message(%s, %s, 'Error', 'the first attempt fails')", (ident, token)
+            ).fetchone()
             assert answer == ("retry",)
             self.failed += 1
             return
         note("effect", payload["key"])
-        assert connection.execute("select packhorse.complete_messages(array[%s::bigint], array[%s::bigint])", (ident, token)).fetchone() == ([ident],)
+        assert connection.execute(
+            "select packhorse.complete_messages(array[%s::bigint], array[%s::bigint])", (ident, token)
+        ).fetchone() == ([ident],)
         self.done += 1
 
     def stop(self):
@@ -53,7 +65,9 @@ class SqlWorker(threading.Thread):
 
 @pytest.mark.parametrize("conversations", [False, True], ids=["plain", "conversations"])
 @pytest.mark.slow
-def test_sql_workers_and_the_daemon_share_one_queue(database, ledger, start_daemon, monkeypatch, conversations):
+def test_sql_workers_and_the_daemon_share_one_queue(
+    database, ledger, start_daemon, monkeypatch, conversations
+):
     monkeypatch.setenv("LEDGER", str(ledger.path))
     quick_backoff(database)
     count = 200 if conversations else 600
@@ -87,14 +101,18 @@ def test_a_sql_workers_lost_message_is_rescued_after_its_lease(database, ledger,
     quick_backoff(database)
     (ident,) = effects(database, 1)
     with database.connect() as connection:
-        row = connection.execute("select id, lease_token from packhorse.get_next_queue_message('default', p_lease => '1 second')").fetchone()
+        row = connection.execute(
+            "select id, lease_token from packhorse.get_next_queue_message('default', p_lease => '1 second')"
+        ).fetchone()
         assert row[0] == ident
         daemon = start_daemon(database, ledger).wait_ready()
         wait_until(lambda: ledger.counts("effect")["m0"] == 1, 20)
         wait_for_end(database, 10)
-        assert connection.execute("select packhorse.complete_messages(array[%s::bigint], array[%s::bigint])", row).fetchone() == ([],), (
-            "the late one is told"
-        )
-        assert connection.execute("select packhorse.fail_message(%s, %s, 'Error', 'late')", row).fetchone() == ("lost",)
+        assert connection.execute(
+            "select packhorse.complete_messages(array[%s::bigint], array[%s::bigint])", row
+        ).fetchone() == ([],), "the late one is told"
+        assert connection.execute(
+            "select packhorse.fail_message(%s, %s, 'Error', 'late')", row
+        ).fetchone() == ("lost",)
     assert assert_every_message_ended_once(database, [ident]) == {ident: "done"}
     assert daemon.stop() == 0

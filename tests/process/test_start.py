@@ -1,4 +1,6 @@
-"""What a worker does when it cannot work: one clear line, the documented exit code or waiting; never a traceback (of an import: tests/process/test_development.py)."""
+"""What a worker does when it cannot work: one clear line, the documented exit code or waiting; never a
+traceback (of an import: tests/process/test_development.py).
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,9 @@ def test_a_database_without_the_schema_is_refused(empty_database, start_daemon):
 
 @pytest.mark.slow
 def test_a_database_that_is_newer_says_which_side_is_older(database, start_daemon):
-    database.query("insert into packhorse_migrations (name, checksum, release, objects) values ('9999_from_the_future', 'x', '99.0.0', '{}')")
+    database.query(
+        "insert into packhorse_migrations (name, checksum, release, objects) values ('9999_from_the_future', 'x', '99.0.0', '{}')"
+    )
     assert "Upgrade packhorse" in _ended(start_daemon(database), EXIT_SCHEMA)
 
 
@@ -99,7 +103,9 @@ def test_modules_that_cannot_be_imported_or_declare_nothing_are_named(database, 
 
 @pytest.mark.slow
 def test_a_role_without_privileges_is_told_so(database, start_daemon):
-    database.query("do $$ begin create role packhorse_stranger login; exception when duplicate_object then null; end $$")
+    database.query(
+        "do $$ begin create role packhorse_stranger login; exception when duplicate_object then null; end $$"
+    )
     daemon = start_daemon(database.server.url(database.name, "packhorse_stranger"))
     wait_until(lambda: "start_failed" in daemon.log or "schema_mismatch" in daemon.log)
     daemon.stop(15)

@@ -11,7 +11,9 @@ from tests.support.waiting import wait_until
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pays", "pays_async"])
-def test_what_was_paid_for_before_the_process_was_killed_is_not_paid_for_again(database, ledger, start_daemon, kind):
+def test_what_was_paid_for_before_the_process_was_killed_is_not_paid_for_again(
+    database, ledger, start_daemon, kind
+):
     quick_backoff(database)
     port = free_port()
     daemon = start_daemon(
@@ -26,9 +28,9 @@ def test_what_was_paid_for_before_the_process_was_killed_is_not_paid_for_again(d
     assert ledger.counts("paid") == dict.fromkeys(keys, 1)
     assert ledger.counts("effect") == dict.fromkeys(keys, 1)
     assert ledger.counts("start") == {key: 2 if key.startswith("k") else 1 for key in keys}
-    assert database.query("select distinct s.name, s.value from message_archive a cross join lateral message_steps(a.id) s order by 2") == [
-        ("answer", f"answer to {key}") for key in keys
-    ]
+    assert database.query(
+        "select distinct s.name, s.value from message_archive a cross join lateral message_steps(a.id) s order by 2"
+    ) == [("answer", f"answer to {key}") for key in keys]
     wait_until(lambda: metric(port, "steps_total", result="reused") == 3)
     assert "answer to" not in daemon.log and daemon.log.count("step_reused") == 3
     assert daemon.stop() == 0
@@ -36,7 +38,9 @@ def test_what_was_paid_for_before_the_process_was_killed_is_not_paid_for_again(d
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pays", "pays_async"])
-def test_a_database_that_is_away_while_a_step_is_stored_does_not_cost_its_result(own_server, ledger, start_daemon, kind):
+def test_a_database_that_is_away_while_a_step_is_stored_does_not_cost_its_result(
+    own_server, ledger, start_daemon, kind
+):
     """The answer is there, the server restarts: the step waits, and nothing is paid for twice."""
     database = own_server.create_database()
     quick_backoff(database)

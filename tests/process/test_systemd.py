@@ -28,7 +28,10 @@ def test_ready_watchdog_status_reload_and_stop(database, ledger, start_daemon, m
     wait_until(lambda: manager.all("READY") == ["1", "1"])
     assert daemon.log.count("worker_started") == 4, "ready again when every process was replaced"
     one_after_the_other = {"message_type": "sleeper", "conversation_key": "c"}
-    enqueue(database, [{**one_after_the_other, "payload": {"key": f"m{number}", "seconds": 1}} for number in range(20)])
+    enqueue(
+        database,
+        [{**one_after_the_other, "payload": {"key": f"m{number}", "seconds": 1}} for number in range(20)],
+    )
     wait_until(lambda: any("1 of 4 threads busy" in status for status in manager.all("STATUS")))
     assert daemon.stop() == 0
     assert manager.order("READY", "RELOADING", "STOPPING") == ["READY", "RELOADING", "READY", "STOPPING"]
@@ -44,7 +47,9 @@ def test_it_is_not_ready_before_a_process_has_registered_and_asks_for_time(start
 
 @pytest.mark.slow
 def test_a_missing_manager_harms_nobody(database, ledger, start_daemon):
-    daemon = start_daemon(database, ledger, extra={"NOTIFY_SOCKET": "/nowhere/notify", "WATCHDOG_USEC": "1000000"}).wait_ready()
+    daemon = start_daemon(
+        database, ledger, extra={"NOTIFY_SOCKET": "/nowhere/notify", "WATCHDOG_USEC": "1000000"}
+    ).wait_ready()
     effects(database, 1)
     wait_until(lambda: ledger.counts("effect")["m0"] == 1)
     assert daemon.stop() == 0

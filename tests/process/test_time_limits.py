@@ -1,4 +1,6 @@
-"""W4: a soft limit interrupts the handler; past a hard limit the process is replaced, and nobody else pays for it."""
+"""W4: a soft limit interrupts the handler; past a hard limit the process is replaced, and nobody else pays
+for it.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,22 @@ def test_a_soft_limit_interrupts_the_handler_and_is_retried(database, ledger, st
     quick_backoff(database)
     daemon = start_daemon(database, ledger).wait_ready()
     (pid,) = daemon.children()
-    enqueue(database, [{"message_type": "sleeper", "payload": {"key": "m"}, "max_attempts": 2, "options": {"time_limit": 200}}])
+    enqueue(
+        database,
+        [
+            {
+                "message_type": "sleeper",
+                "payload": {"key": "m"},
+                "max_attempts": 2,
+                "options": {"time_limit": 200},
+            }
+        ],
+    )
     wait_for_end(database, 20)
     assert ledger.counts("start") == {"m": 2} and ledger.counts("effect") == {}
-    assert database.query("select reason, error_class, attempt from dead_letters") == [("failed", "TimeLimitExceeded", 2)]
+    assert database.query("select reason, error_class, attempt from dead_letters") == [
+        ("failed", "TimeLimitExceeded", 2)
+    ]
     assert daemon.children() == [pid], "a soft limit costs no process"
     assert daemon.stop() == 0
 
@@ -47,10 +61,16 @@ def test_a_hard_limit_replaces_the_process_and_its_neighbours_lose_no_attempt(da
     wait_until(lambda: len(ledger.lines("start")) == 3)
     waiting = effects(database, 20, "w", seconds=0.02)
     wait_for_end(database, 40)
-    assert database.query("select reason, error_class, attempt, crashes from dead_letters") == [("failed", "HardTimeLimitExceeded", 2, 0)]
+    assert database.query("select reason, error_class, attempt, crashes from dead_letters") == [
+        ("failed", "HardTimeLimitExceeded", 2, 0)
+    ]
     assert ledger.counts("start")["stuck"] == 2
-    assert database.query("select max(attempt), max(crashes), count(*) from message_archive where state = 'done'") == [(1, 0, 2 + len(waiting))]
-    assert ledger.counts("start")["n0"] == ledger.counts("start")["n1"] == 1, "a running neighbour finished before the process went"
+    assert database.query(
+        "select max(attempt), max(crashes), count(*) from message_archive where state = 'done'"
+    ) == [(1, 0, 2 + len(waiting))]
+    assert ledger.counts("start")["n0"] == ledger.counts("start")["n1"] == 1, (
+        "a running neighbour finished before the process went"
+    )
     wait_until(lambda: daemon.children() and pid not in daemon.children())
     assert daemon.stop() == 0
     assert "Traceback" not in daemon.log
@@ -58,14 +78,21 @@ def test_a_hard_limit_replaces_the_process_and_its_neighbours_lose_no_attempt(da
 
 @pytest.mark.slow
 def test_after_a_hard_limit_the_retry_starts_when_the_first_attempt_is_gone(database, ledger, start_daemon):
-    """A neighbour keeps the process draining; the handler that ignored its limits could do anything meanwhile."""
+    """A neighbour keeps the process draining; the handler that ignored its limits could do anything
+    meanwhile.
+    """
     quick_backoff(database)
     start_daemon(database, ledger, threads=2).wait_ready()
     enqueue(
         database,
         [
             {"message_type": "sleeper", "payload": {"key": "neighbour", "seconds": 4}},
-            {"message_type": "stuck", "payload": {"key": "stuck"}, "max_attempts": 2, "conversation_key": "c"},
+            {
+                "message_type": "stuck",
+                "payload": {"key": "stuck"},
+                "max_attempts": 2,
+                "conversation_key": "c",
+            },
             {"message_type": "effect", "payload": {"key": "next"}, "conversation_key": "c"},
         ],
     )
@@ -76,14 +103,18 @@ def test_after_a_hard_limit_the_retry_starts_when_the_first_attempt_is_gone(data
     assert not os.path.exists(f"/proc/{first}"), "the first attempt still lives"
     wait_for_end(database, 20)
     assert ledger.counts("start") == {"neighbour": 1, "stuck": 2, "next": 1}
-    assert database.query("select reason, error_class, attempt, crashes from dead_letters") == [("failed", "HardTimeLimitExceeded", 2, 0)]
+    assert database.query("select reason, error_class, attempt, crashes from dead_letters") == [
+        ("failed", "HardTimeLimitExceeded", 2, 0)
+    ]
 
 
 @pytest.mark.slow
 def test_after_a_hard_limit_the_policy_of_the_actor_decides(database, ledger, start_daemon):
     """Nobody who ends such an attempt has the actor's code: what it says of retries is in the database."""
     daemon = start_daemon(database, ledger, threads=3).wait_ready()
-    enqueue(database, [{"message_type": kind, "payload": {"key": kind}} for kind in ("stuck_once", "stuck_often")])
+    enqueue(
+        database, [{"message_type": kind, "payload": {"key": kind}} for kind in ("stuck_once", "stuck_often")]
+    )
     wait_for_end(database, 60)
     assert database.query("select message_type, reason, attempt from dead_letters order by 1") == [
         ("stuck_often", "failed", 4),
@@ -97,8 +128,15 @@ def test_after_a_hard_limit_the_policy_of_the_actor_decides(database, ledger, st
 def test_a_hard_limit_does_not_stop_the_watch_over_other_leases(server, database, monkeypatch):
     """The database says nothing: who would write the overdue message's outcome now would wait."""
     proxy = Proxy(server.socket_dir)
-    monkeypatch.setattr("packhorse.worker.runtime.process.load_broker", lambda settings: PostgresBroker(settings=settings))
-    settings = {**QUICK, "database_url": proxy.url(database.name, ROLE), "queues": ("default",), "connect_timeout_seconds": 20}
+    monkeypatch.setattr(
+        "packhorse.worker.runtime.process.load_broker", lambda settings: PostgresBroker(settings=settings)
+    )
+    settings = {
+        **QUICK,
+        "database_url": proxy.url(database.name, ROLE),
+        "queues": ("default",),
+        "connect_timeout_seconds": 20,
+    }
     enqueue(database, [{"message_type": "stuck", "payload": {"key": key}} for key in "ab"])
     process = WorkerProcess(load_settings({}, **settings), RunningIds(4))
     process.fetcher.claims.intakes[0].types.append("stuck")

@@ -6,7 +6,13 @@ import random
 
 import pytest
 
-from tests.support.accounting import assert_every_message_ended_once, effects, enqueue, quick_backoff, wait_for_end
+from tests.support.accounting import (
+    assert_every_message_ended_once,
+    effects,
+    enqueue,
+    quick_backoff,
+    wait_for_end,
+)
 from tests.support.postgres import ROLE
 from tests.support.waiting import wait_until
 
@@ -14,7 +20,9 @@ from tests.support.waiting import wait_until
 @pytest.fixture
 def table(database):
     """Effects in the same database: without a unique constraint, so that a second one would stand there."""
-    database.query("create table effects (key text not null); grant select, insert on effects to packhorse_worker")
+    database.query(
+        "create table effects (key text not null); grant select, insert on effects to packhorse_worker"
+    )
     return database
 
 
@@ -25,7 +33,8 @@ def test_effects_in_the_same_database_happen_exactly_once_under_kills(table, led
     ids = []
     chance = random.Random(3)
     for number in range(6):
-        before = len(ledger.lines("start"))  # before they are there: on a busy machine they may have started when this goes on
+        # before they are there: on a busy machine they may have started when this goes on
+        before = len(ledger.lines("start"))
         ids += effects(table, 80, f"r{number}-", "transactional")
         ids += effects(table, 10, f"f{number}-", "transactional", fail=True)
         wait_until(lambda before=before: len(ledger.lines("start")) > before + 20, 30)
@@ -45,7 +54,9 @@ def test_a_failed_attempt_leaves_no_effect_behind(table, ledger, start_daemon):
     effects(table, 20, "m", "transactional", fail=True)
     wait_for_end(table, 30)
     assert ledger.counts("start") == {f"m{n}": 2 for n in range(20)}
-    assert sorted(table.query("select key, count(*) from effects group by key")) == sorted((f"m{n}", 1) for n in range(20))
+    assert sorted(table.query("select key, count(*) from effects group by key")) == sorted(
+        (f"m{n}", 1) for n in range(20)
+    )
     assert table.query("select distinct state, attempt from all_messages") == [("done", 2)]
     assert daemon.stop() == 0
 
@@ -55,7 +66,9 @@ def test_a_failed_attempt_leaves_no_effect_behind(table, ledger, start_daemon):
 def test_a_limit_that_a_transaction_hits_each_time_spends_attempts(database, ledger, start_daemon, kind):
     """It once ran for ever: a cut connection was nobody's fault."""
     quick_backoff(database)
-    database.query(f"alter role {ROLE} in database {database.name} set idle_in_transaction_session_timeout = '1s'")
+    database.query(
+        f"alter role {ROLE} in database {database.name} set idle_in_transaction_session_timeout = '1s'"
+    )
     database.query(
         "create table slow_commits (id int); grant all on slow_commits to public;"
         " create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(4); return null; end';"

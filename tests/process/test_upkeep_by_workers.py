@@ -1,4 +1,6 @@
-"""Workers alone: what packhorse.toml keeps they keep, and what is missing they make, without a scheduler and without traffic (SPEC M4, M5)."""
+"""Workers alone: what packhorse.toml keeps they keep, and what is missing they make, without a scheduler and
+without traffic (SPEC M4, M5).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ enabled = false
 [partitions.message_archive]
 keep = 60
 """
-#: The rows that an upkeep by constants of its own would delete, and a window that every upkeep deletes: it says that the upkeep was there.
+#: The rows that an upkeep by constants of its own would delete, and a window that every upkeep deletes: it
+#: says that the upkeep was there.
 OLD = """
 insert into processed_messages (external_id, first_seen_at, processed_at)
   select 'w' || n, now() - interval '20 days', now() - interval '20 days' from generate_series(1, 5) n;
@@ -64,19 +67,29 @@ def filled(database):
         connection.execute(OLD)
     database.query("""select declare_queue('blocky'), set_queue('blocky', '{"on_dead": "block"}')""")
     for queue, key in (("blocky", "c"), ("default", None)):
-        database.query("select bury_message((select message_id from enqueue_message(%s, 'gone', p_conversation_key => %s)))", queue, key)
+        database.query(
+            "select bury_message((select message_id from enqueue_message(%s, 'gone', p_conversation_key => %s)))",
+            queue,
+            key,
+        )
     database.query("update dead_letters set dead_at = now() - interval '31 days'")
     assert database.query(LEFT) == [(5, 2, 1, 1)]
 
 
 def upkeep_is_done(database):
     """The step of the windows is over; the archive's follows within a second."""
-    wait_until(lambda: database.value("select count(*) from message_dedup") == 0, 40, "the upkeep deletes windows")
+    wait_until(
+        lambda: database.value("select count(*) from message_dedup") == 0, 40, "the upkeep deletes windows"
+    )
 
 
 @pytest.mark.parametrize(
     ("toml", "left"),
-    [(CONFIGURED, (5, 2, 1, 1)), ("", (5, 2, 0, 0)), ("[retention.dead_letters]\nkep = '1d'\n", (5, 2, 1, 1))],
+    [
+        (CONFIGURED, (5, 2, 1, 1)),
+        ("", (5, 2, 0, 0)),
+        ("[retention.dead_letters]\nkep = '1d'\n", (5, 2, 1, 1)),
+    ],
     ids=["kept", "none", "wrong"],
 )
 def test_a_worker_keeps_what_its_configuration_keeps(database, start, tmp_path, toml, left):
@@ -84,9 +97,19 @@ def test_a_worker_keeps_what_its_configuration_keeps(database, start, tmp_path, 
     (tmp_path / "packhorse.toml").write_text(toml)
     log = start(database.url)
     if "kep" in toml:  # nothing at all is deleted until it is mended
-        wait_until(lambda: "plan_problem" in log.read_text() and "did you mean 'keep'?" in log.read_text(), 40, "it says what is wrong")
-        wait_until(lambda: database.value("select count(*) from maintenance_tasks where policy = '{}'") == 6, 40)
-        for step in ("cleanup_expired_windows()", "cleanup_old_messages()", "drop_expired_archive_partitions()"):
+        wait_until(
+            lambda: "plan_problem" in log.read_text() and "did you mean 'keep'?" in log.read_text(),
+            40,
+            "it says what is wrong",
+        )
+        wait_until(
+            lambda: database.value("select count(*) from maintenance_tasks where policy = '{}'") == 6, 40
+        )
+        for step in (
+            "cleanup_expired_windows()",
+            "cleanup_old_messages()",
+            "drop_expired_archive_partitions()",
+        ):
             assert database.value(f"select {step}") == 0, step
     else:
         upkeep_is_done(database)

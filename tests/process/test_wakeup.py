@@ -1,4 +1,6 @@
-"""Q10: an idle worker starts a new message by NOTIFY; polling alone stays correct; a lost LISTEN connection comes back."""
+"""Q10: an idle worker starts a new message by NOTIFY; polling alone stays correct; a lost LISTEN connection
+comes back.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,16 @@ def _latencies(database, ledger, count, prefix):
 
 def _sleeping(database):
     """An idle worker has asked for NOTIFY."""
-    return database.value("select coalesce(bool_or(wake_until > clock_timestamp()), false) from queue_wakeups")
+    return database.value(
+        "select coalesce(bool_or(wake_until > clock_timestamp()), false) from queue_wakeups"
+    )
 
 
 def test_an_idle_worker_is_woken_by_notify(database, ledger, start_daemon):
     daemon = start_daemon(database, ledger, poll_seconds=LONG_POLL).wait_ready()
     wait_until(lambda: _sleeping(database))
-    # wait_until looks every 20 ms and each enqueue opens a connection: this is an upper bound, far below any poll
+    # wait_until looks every 20 ms and each enqueue opens a connection: this is an upper bound, far below any
+    # poll
     assert statistics.median(_latencies(database, ledger, 10, "m")) < 0.5
     assert daemon.stop() == 0
 
@@ -42,12 +47,17 @@ def test_an_idle_worker_is_woken_by_notify(database, ledger, start_daemon):
 def test_without_listen_the_poll_finds_new_messages(database, ledger, start_daemon):
     daemon = start_daemon(database, ledger, listen="false", poll_seconds=0.2).wait_ready()
     _latencies(database, ledger, 5, "m")
-    assert database.value("select count(*) from pg_stat_activity where application_name = 'packhorse listen'") == 0
+    assert (
+        database.value("select count(*) from pg_stat_activity where application_name = 'packhorse listen'")
+        == 0
+    )
     assert daemon.stop() == 0
 
 
 @pytest.mark.slow
-def test_a_killed_listen_connection_comes_back_and_nothing_in_between_is_missed(database, ledger, start_daemon):
+def test_a_killed_listen_connection_comes_back_and_nothing_in_between_is_missed(
+    database, ledger, start_daemon
+):
     daemon = start_daemon(database, ledger, poll_seconds=LONG_POLL).wait_ready()
     listening = "select pid from pg_stat_activity where datname = current_database() and query like 'listen%%' and state = 'idle'"
     for number in range(3):
@@ -65,7 +75,9 @@ def test_a_killed_listen_connection_comes_back_and_nothing_in_between_is_missed(
 def test_a_delayed_message_starts_when_it_is_due_though_nobody_notifies(database, ledger, start_daemon):
     """run_at in the future sends no NOTIFY; the default poll finds it within its interval."""
     daemon = start_daemon(database, ledger, poll_seconds=1).wait_ready()
-    database.query("select enqueue_message('default', 'effect', '{\"key\": \"later\"}', p_delay => '2 seconds')")
+    database.query(
+        "select enqueue_message('default', 'effect', '{\"key\": \"later\"}', p_delay => '2 seconds')"
+    )
     wait_until(lambda: ledger.counts("effect")["later"] == 1, 10)
     assert database.value("select claimed_at - created_at >= interval '1.9 seconds' from all_messages")
     assert daemon.stop() == 0

@@ -10,7 +10,9 @@ from packhorse.worker.states import LIVE, State, successor
 
 @dataclass
 class Message:
-    """One message as the model believes it to be. `starts` counts claims since its last enqueue or redrive."""
+    """One message as the model believes it to be. `starts` counts claims since its last enqueue or
+    redrive.
+    """
 
     id: int
     key: str | None

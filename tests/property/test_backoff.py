@@ -1,4 +1,6 @@
-"""The backoff for every attempt and every legal setting: between 0 and its maximum, never an error (SPEC Q3)."""
+"""The backoff for every attempt and every legal setting: between 0 and its maximum, never an error (SPEC
+Q3).
+"""
 
 from __future__ import annotations
 
@@ -27,19 +29,34 @@ FUNCTION_FIXTURE = [HealthCheck.function_scoped_fixture]
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=FUNCTION_FIXTURE)
-@given(attempt=attempts, initial=seconds(366 * DAY), multiplier=multipliers, longest=seconds(366 * DAY), jitter=st.floats(0, 1))
+@given(
+    attempt=attempts,
+    initial=seconds(366 * DAY),
+    multiplier=multipliers,
+    longest=seconds(366 * DAY),
+    jitter=st.floats(0, 1),
+)
 @example(attempt=10**6, initial=366 * DAY, multiplier=1000.0, longest=366 * DAY, jitter=0.0)
 @example(attempt=10**6, initial=MICROSECOND, multiplier=1000.0, longest=366 * DAY, jitter=1.0)
 @example(attempt=10**6, initial=MICROSECOND, multiplier=1.0, longest=366 * DAY, jitter=0.0)
-def test_the_delay_is_between_zero_and_the_maximum(sql: Sql, attempt: int, initial: float, multiplier: float, longest: float, jitter: float) -> None:
+def test_the_delay_is_between_zero_and_the_maximum(
+    sql: Sql, attempt: int, initial: float, multiplier: float, longest: float, jitter: float
+) -> None:
     initial = min(initial, longest)  # a constraint of the table queues
     delay, most = sql.rows(CALL, attempt, initial, multiplier, longest, jitter, longest)[0]
     assert 0 <= delay <= most
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=FUNCTION_FIXTURE)
-@given(attempt=st.integers(1, 40), initial_ms=st.integers(1, 100_000), multiplier=st.floats(1, 10), longest=st.integers(100, 10**6))
-def test_without_jitter_the_delay_is_the_formula(sql: Sql, attempt: int, initial_ms: int, multiplier: float, longest: int) -> None:
+@given(
+    attempt=st.integers(1, 40),
+    initial_ms=st.integers(1, 100_000),
+    multiplier=st.floats(1, 10),
+    longest=st.integers(100, 10**6),
+)
+def test_without_jitter_the_delay_is_the_formula(
+    sql: Sql, attempt: int, initial_ms: int, multiplier: float, longest: int
+) -> None:
     initial = initial_ms / 1000  # whole microseconds, as an interval holds them
     expected = min(longest, initial * math.pow(multiplier, attempt - 1))
     delay, _ = sql.rows(CALL, attempt, initial, multiplier, longest, 0.0, longest)[0]
@@ -47,8 +64,12 @@ def test_without_jitter_the_delay_is_the_formula(sql: Sql, attempt: int, initial
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=FUNCTION_FIXTURE)
-@given(attempt=st.integers(0, 10**6), initial=seconds(100), multiplier=multipliers, longest=st.floats(100, 10**6))
-def test_the_delay_never_shrinks_from_one_attempt_to_the_next(sql: Sql, attempt: int, initial: float, multiplier: float, longest: float) -> None:
+@given(
+    attempt=st.integers(0, 10**6), initial=seconds(100), multiplier=multipliers, longest=st.floats(100, 10**6)
+)
+def test_the_delay_never_shrinks_from_one_attempt_to_the_next(
+    sql: Sql, attempt: int, initial: float, multiplier: float, longest: float
+) -> None:
     first = sql.rows(CALL, attempt, initial, multiplier, longest, 0.0, longest)[0][0]
     second = sql.rows(CALL, attempt + 1, initial, multiplier, longest, 0.0, longest)[0][0]
     assert second >= first
@@ -67,6 +88,8 @@ def test_jitter_takes_off_at_most_its_share(sql: Sql, jitter: float) -> None:
     attempt=st.sampled_from([-(2**31), 0, 1, 2**31 - 1]),
     jitter=st.sampled_from([-5.0, 0.0, 7.0]),
 )
-def test_a_worker_that_overrides_with_nonsense_gets_a_bounded_delay(sql: Sql, multiplier: float, attempt: int, jitter: float) -> None:
+def test_a_worker_that_overrides_with_nonsense_gets_a_bounded_delay(
+    sql: Sql, multiplier: float, attempt: int, jitter: float
+) -> None:
     delay, _ = sql.rows(CALL, attempt, 1.0, multiplier, 30.0, jitter, 30.0)[0]
     assert 0 <= delay <= 30

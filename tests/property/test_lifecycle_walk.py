@@ -1,4 +1,5 @@
-"""A random walk over the life of messages: the real SQL beside a model, invariants after every step (SPEC P1, P2, P4, P5).
+"""A random walk over the life of messages: the real SQL beside a model, invariants after every step (SPEC P1,
+P2, P4, P5).
 
 The model says what each call may answer; what the claim chooses is read from the database and checked
 against the rules. The seed is in the test's name and in every failure.
@@ -31,7 +32,11 @@ class Walk:
         self.model = Model(on_dead_blocks=self.chance.random() < 0.5)
         self.done: list[str] = []
         sql.set_queue(
-            crash_limit=CRASH_LIMIT, backoff_initial="0", backoff_max="0", max_attempts=3, on_dead="block" if self.model.on_dead_blocks else "skip"
+            crash_limit=CRASH_LIMIT,
+            backoff_initial="0",
+            backoff_max="0",
+            max_attempts=3,
+            on_dead="block" if self.model.on_dead_blocks else "skip",
         )
         self.commands: list[Callable[[], str]] = [
             self.enqueue,
@@ -66,18 +71,28 @@ class Walk:
     def enqueue(self) -> str:
         key = self.chance.choice([None, "a", "b"])
         limit = self.chance.choice([1, 2, 3])
-        message_id = self.sql.enqueue(conversation_key=key, max_attempts=limit, priority=self.chance.choice([1, 5, 10]))
+        message_id = self.sql.enqueue(
+            conversation_key=key, max_attempts=limit, priority=self.chance.choice([1, 5, 10])
+        )
         assert message_id not in self.model.messages
         self.model.messages[message_id] = Message(message_id, key, limit)
         return str(message_id)
 
     def claim(self) -> str:
         holder = uuid4()
-        leases = self.sql.claim(self.chance.choice([1, 2, 5]), holder=holder, isolated=self.chance.choice([None, False, True]))
+        leases = self.sql.claim(
+            self.chance.choice([1, 2, 5]), holder=holder, isolated=self.chance.choice([None, False, True])
+        )
         for lease in leases:
             message = self.model.messages[lease.id]
-            others = [other for other in self.model.holders(message.key) if other is not message] if message.key else []
-            assert not [other for other in others if other.state in (State.RUNNING, State.DEAD)], f"{message} started beside {others}"
+            others = (
+                [other for other in self.model.holders(message.key) if other is not message]
+                if message.key
+                else []
+            )
+            assert not [other for other in others if other.state in (State.RUNNING, State.DEAD)], (
+                f"{message} started beside {others}"
+            )
             assert not [other for other in others if other.id < message.id], f"{message} overtook {others}"
             message.apply("claim")
             message.attempt += 1
@@ -89,7 +104,9 @@ class Walk:
         message = self.pick(State.RUNNING)
         if message is None:
             return "-"
-        verb = self.chance.choice(["complete", "fail", "snooze", "park", "release", "bury", "cancel", "extend"])
+        verb = self.chance.choice(
+            ["complete", "fail", "snooze", "park", "release", "bury", "cancel", "extend"]
+        )
         token, answer = message.token, self.call(verb, message.id, message.token)
         assert answer not in (None, False, "lost", "gone", []), f"{verb} of a held lease answered {answer}"
         if verb == "extend":
@@ -112,7 +129,9 @@ class Walk:
         if message is None or not message.stale:
             return "-"
         before = self.sql.snapshot()
-        verb = self.chance.choice(["complete", "fail", "snooze", "park", "release", "bury", "cancel", "extend"])
+        verb = self.chance.choice(
+            ["complete", "fail", "snooze", "park", "release", "bury", "cancel", "extend"]
+        )
         self.call(verb, message.id, self.chance.choice(message.stale))
         assert self.sql.snapshot() == before, f"{verb} with a stale token changed something"
         return f"{verb} {message.id}"
@@ -184,7 +203,10 @@ class Walk:
         message = self.pick(State.RUNNING)
         if message is None:
             return "-"
-        self.sql.rows("update message_queue set lease_expires_at = clock_timestamp() - interval '1 second' where id = %s", message.id)
+        self.sql.rows(
+            "update message_queue set lease_expires_at = clock_timestamp() - interval '1 second' where id = %s",
+            message.id,
+        )
         assert self.sql.value("select rescue_expired_messages()") == 1
         self.crash(message, counted=True)
         return str(message.id)
@@ -207,7 +229,9 @@ class Walk:
             return
         message.attempt -= 1
         message.crashes += counted
-        message.apply("bury" if counted and message.crashes >= CRASH_LIMIT else "rescue" if counted else "release")
+        message.apply(
+            "bury" if counted and message.crashes >= CRASH_LIMIT else "rescue" if counted else "release"
+        )
 
     def upkeep(self) -> str:
         """Retention touches no live row and no young dead letter, however old their creation is."""
@@ -218,7 +242,9 @@ class Walk:
 
     # checks
     def follow_blocking(self) -> None:
-        """pending <-> blocked is decided by claims and departures on the way: the database says which, the table whether it may."""
+        """pending <-> blocked is decided by claims and departures on the way: the database says which, the
+        table whether it may.
+        """
         states = dict(self.sql.rows("select id, state from message_queue"))
         for message in self.model.in_state(State.PENDING, State.BLOCKED):
             actual = states.get(message.id)
@@ -234,7 +260,9 @@ class Walk:
         for message in self.model.messages.values():
             _, state, attempt, crashes, holder = actual[message.id]
             assert state == message.state, f"{message} is {state}"
-            assert (attempt, crashes) == (message.attempt, message.crashes), f"{message}: attempt {attempt}, crashes {crashes}"
+            assert (attempt, crashes) == (message.attempt, message.crashes), (
+                f"{message}: attempt {attempt}, crashes {crashes}"
+            )
             assert 0 <= attempt <= message.max_attempts and crashes <= CRASH_LIMIT
             if message.state is State.RUNNING:
                 assert holder == message.holder, f"{message} is held by {holder}"
@@ -246,7 +274,9 @@ class Walk:
         """Everything that lives comes to an end: nothing is stuck."""
         for message in self.model.in_state(State.DEAD):
             self.sql.rows("select purge_dead_letters(array[%s::bigint])", message.id)
-        for lease_id, token in self.sql.rows("select id, lease_token from message_queue where state = 'running'"):
+        for lease_id, token in self.sql.rows(
+            "select id, lease_token from message_queue where state = 'running'"
+        ):
             self.call("complete", lease_id, token)
         while leases := self.sql.claim(10, holder=UUID(int=9)):
             self.sql.complete(*leases)
@@ -276,7 +306,9 @@ def test_a_long_walk_over_the_life_of_messages_keeps_every_promise(sql: Sql, see
     run(sql, seed, steps=500)
 
 
-def test_the_walk_notices_an_attempt_that_is_not_given_back(own_clients: Callable[..., Sql], any_database: Any) -> None:
+def test_the_walk_notices_an_attempt_that_is_not_given_back(
+    own_clients: Callable[..., Sql], any_database: Any
+) -> None:
     """The mutation: a release that keeps the attempt is found within a few walks."""
     from tests.sql.mutations import break_function
 

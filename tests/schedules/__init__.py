@@ -1,1 +1,3 @@
-"""Schedules and maintenance: triggers, timetable, configuration, retention, partitions, their commands (SPEC M)."""
+"""Schedules and maintenance: triggers, timetable, configuration, retention, partitions, their commands (SPEC
+M).
+"""

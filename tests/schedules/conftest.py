@@ -1,4 +1,6 @@
-"""One database per file, emptied before each test; connections as the worker has them and as the owner has them."""
+"""One database per file, emptied before each test; connections as the worker has them and as the owner has
+them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""packhorse schedule, maintenance, partitions, table-care and config check: good and bad input, JSON, exit codes (SPEC M7, O5)."""
+"""packhorse schedule, maintenance, partitions, table-care and config check: good and bad input, JSON, exit
+codes (SPEC M7, O5).
+"""
 
 from __future__ import annotations
 
@@ -18,29 +20,48 @@ def cli(tmp_path, database):
     (tmp_path / "packhorse.toml").write_text(ORDERS + EVENTS)
     database.query("create schema shop")
     database.query("create table shop.orders (id int primary key, done_at timestamptz)")
-    database.query("insert into shop.orders select n, now() - interval '1 year' from generate_series(1, 50) n")
+    database.query(
+        "insert into shop.orders select n, now() - interval '1 year' from generate_series(1, 50) n"
+    )
     database.query("create index on shop.orders (done_at)")
     database.query("create table shop.events (id int, at timestamptz) partition by range (at)")
-    database.query("create table shop.old partition of shop.events for values from ('2020-01-01Z') to ('2020-02-01Z')")
+    database.query(
+        "create table shop.old partition of shop.events for values from ('2020-01-01Z') to ('2020-02-01Z')"
+    )
     return Cli(tmp_path, database.admin_url, USER="ada", LOGNAME="ada")
 
 
 def test_schedules_are_listed_shown_paused_and_run(cli, database):
-    database.query("select set_schedule('daily-report', 'effect', '30 2 * * *', p_time_zone => 'Europe/Berlin')")
+    database.query(
+        "select set_schedule('daily-report', 'effect', '30 2 * * *', p_time_zone => 'Europe/Berlin')"
+    )
     (row,) = cli("schedule", "list", "--json").document
-    assert (row["name"], row["trigger"], row["paused"], row["problem"]) == ("daily-report", "30 2 * * *", False, None)
+    assert (row["name"], row["trigger"], row["paused"], row["problem"]) == (
+        "daily-report",
+        "30 2 * * *",
+        False,
+        None,
+    )
     assert "daily-report" in cli("schedule", "list").out
     shown = cli("schedule", "show", "daily-report", "--json").document
     assert (shown["message_type"], shown["missed"], shown["payload"]) == ("effect", "once", {})
     times = cli("schedule", "next", "daily-report", "-n", "3", "--json").document
-    assert len(times) == 3 and all("T02:30:00+" in time["local_time"] or "T03:30:00+" in time["local_time"] for time in times)
-    assert cli("schedule", "pause", "daily-report", "--json").document == {"schedule": "daily-report", "paused": True, "changed": True}
+    assert len(times) == 3 and all(
+        "T02:30:00+" in time["local_time"] or "T03:30:00+" in time["local_time"] for time in times
+    )
+    assert cli("schedule", "pause", "daily-report", "--json").document == {
+        "schedule": "daily-report",
+        "paused": True,
+        "changed": True,
+    }
     assert "was paused already" in cli("schedule", "pause", "daily-report").out
     assert cli("schedule", "resume", "daily-report", "--json").document["changed"] is True
     message = cli("schedule", "run", "daily-report", "--json", "--reason", "why").document["message_id"]
     (run,) = cli("schedule", "history", "daily-report", "--json").document
     assert (run["message_id"], run["triggered_by"], run["outcome"]) == (message, "ada", "enqueued")
-    assert database.query("select operator, reason from operator_actions where action = 'run_schedule'") == [("ada", "why")]
+    assert database.query("select operator, reason from operator_actions where action = 'run_schedule'") == [
+        ("ada", "why")
+    ]
 
 
 @pytest.mark.parametrize("command", ["show", "next", "run", "pause", "resume", "history"])
@@ -58,15 +79,26 @@ def test_an_unusable_line_is_a_clear_error_of_schedule_next(cli, database):
 
 def test_maintenance_is_listed_planned_run_and_remembered(cli, database):
     tasks = {row["task"]: row for row in cli("maintenance", "list", "--json").document}
-    assert tasks["retention.orders"]["state"] == "never ran" and tasks["retention.platform_events"]["state"] == "absent"
+    assert (
+        tasks["retention.orders"]["state"] == "never ran"
+        and tasks["retention.platform_events"]["state"] == "absent"
+    )
     assert {"partitions.events.make", "partitions.events.drop", "job.dead_workers"} <= set(tasks)
     planned = cli("maintenance", "plan", "retention.orders", "--json").document
     assert planned["rows"] == 50 and planned["bytes"] > 0
     assert cli("maintenance", "run", "retention.orders", "--dry-run", "--json").document["rows"] == 50
     refused = cli("maintenance", "run", "retention.orders", "--json")
-    assert refused.code == 2 and refused.error["field"] == "yes" and "Delete 50 rows of shop.orders" in refused.error["hint"]
+    assert (
+        refused.code == 2
+        and refused.error["field"] == "yes"
+        and "Delete 50 rows of shop.orders" in refused.error["hint"]
+    )
     assert database.value("select count(*) from shop.orders") == 50
-    assert cli("maintenance", "run", "retention.orders", "--yes", "--json").document == {"task": "retention.orders", "state": "succeeded", "rows": 50}
+    assert cli("maintenance", "run", "retention.orders", "--yes", "--json").document == {
+        "task": "retention.orders",
+        "state": "succeeded",
+        "rows": 50,
+    }
     assert "succeeded, 0 rows" in cli("maintenance", "run", "retention.orders").out  # nothing to confirm
     first, second = cli("maintenance", "history", "--json").document[::-1]
     assert (first["rows_done"], second["rows_done"], first["triggered_by"]) == (50, 0, "ada")
@@ -77,7 +109,10 @@ def test_maintenance_is_listed_planned_run_and_remembered(cli, database):
         "connections_ratio",
         "queue_latency_seconds",
     }
-    assert cli("maintenance", "cancel", "retention.orders", "--json").document == {"task": "retention.orders", "answer": "nothing"}
+    assert cli("maintenance", "cancel", "retention.orders", "--json").document == {
+        "task": "retention.orders",
+        "answer": "nothing",
+    }
 
 
 @pytest.mark.parametrize("command", [("plan",), ("run", "--yes"), ("cancel",)])
@@ -87,7 +122,9 @@ def test_an_unknown_task_is_refused_with_a_near_miss(cli, command):
 
 
 def test_a_broken_policy_is_shown_by_list_and_fails_its_run_alone(cli, database, tmp_path):
-    (tmp_path / "packhorse.toml").write_text(ORDERS + ORDERS.replace(".orders", ".broken", 1) + 'where = "nothing = 1"\n')
+    (tmp_path / "packhorse.toml").write_text(
+        ORDERS + ORDERS.replace(".orders", ".broken", 1) + 'where = "nothing = 1"\n'
+    )
     ran = cli("maintenance", "list", "--json")
     broken = next(row for row in ran.document if row["task"] == "retention.broken")
     assert ran.code == 1 and 'column "nothing" does not exist' in broken["problem"]
@@ -100,13 +137,23 @@ def test_partitions_are_shown_checked_made_and_dropped(cli, database):
     assert row["partitions"] == 1 and row["runway_days"] == 0 and "runway is short" in row["problem"]
     checked = cli("partitions", "check", "--json")
     assert checked.code == 1 and "events" in [row["policy"] for row in checked.document]
-    assert [step["action"] for step in cli("partitions", "plan", "events", "--json").document] == ["make"] * 3 + ["detach"]
-    assert [step["action"] for step in cli("maintenance", "plan", "partitions.events.drop", "--json").document] == ["detach"]
-    assert cli("partitions", "make", "events", "--json").document == {"task": "partitions.events.make", "state": "succeeded"}
+    assert [step["action"] for step in cli("partitions", "plan", "events", "--json").document] == [
+        "make"
+    ] * 3 + ["detach"]
+    assert [
+        step["action"] for step in cli("maintenance", "plan", "partitions.events.drop", "--json").document
+    ] == ["detach"]
+    assert cli("partitions", "make", "events", "--json").document == {
+        "task": "partitions.events.make",
+        "state": "succeeded",
+    }
     assert cli("partitions", "make", "message_archive").code == 0
     assert cli("partitions", "check").code == 0
     assert cli("partitions", "detach", "events").code == 2  # asks
-    assert cli("partitions", "detach", "events", "--yes", "--json").document == {"policy": "events", "detached": 1}
+    assert cli("partitions", "detach", "events", "--yes", "--json").document == {
+        "policy": "events",
+        "detached": 1,
+    }
     (detached,) = cli("partitions", "history", "--json").document
     assert (detached["partition"], detached["dropped_at"]) == ("shop.old", None)
     assert cli("partitions", "drop", "events").code == 2  # asks
@@ -138,7 +185,10 @@ def test_table_care_estimates_empty_space_and_looks_at_partitions(cli, database)
     assert 0.8 < tables["loose"]["bloat_ratio"] < 0.95, tables["loose"]
     partitions = {row["table"]: row for row in report["partitions"]}
     assert partitions["parts"]["default_rows"] == 7 and "drain" in partitions["parts"]["advice"]
-    assert partitions["packhorse.message_archive"]["partitions"] == 8 and partitions["packhorse.message_archive"]["advice"] is None
+    assert (
+        partitions["packhorse.message_archive"]["partitions"] == 8
+        and partitions["packhorse.message_archive"]["advice"] is None
+    )
 
 
 def test_table_care_says_that_there_are_snapshots_which_the_role_may_not_see(tmp_path, database):
@@ -146,8 +196,12 @@ def test_table_care_says_that_there_are_snapshots_which_the_role_may_not_see(tmp
     with database.connect(admin=True) as reporter:
         reporter.execute("begin isolation level repeatable read")
         reporter.execute("select 1")
-        (hidden,) = [row for row in cli("table-care", "--json").document["snapshots"] if row["state"] == "hidden"]
-        assert hidden["age_seconds"] is None and hidden["advice"].startswith("grant pg_read_all_stats to packhorse_test")
+        (hidden,) = [
+            row for row in cli("table-care", "--json").document["snapshots"] if row["state"] == "hidden"
+        ]
+        assert hidden["age_seconds"] is None and hidden["advice"].startswith(
+            "grant pg_read_all_stats to packhorse_test"
+        )
 
 
 def test_table_care_reports_with_statements_and_changes_nothing(cli, database):
@@ -159,9 +213,17 @@ def test_table_care_reports_with_statements_and_changes_nothing(cli, database):
 
 def test_config_check_reports_all_problems_and_exits_2(cli, tmp_path):
     assert cli("config", "check", "--json").document == {"ok": True, "not_compared": None, "warnings": []}
-    assert cli("config", "check", "--offline", "--json").document == {"ok": True, "not_compared": "--offline", "warnings": []}
+    assert cli("config", "check", "--offline", "--json").document == {
+        "ok": True,
+        "not_compared": "--offline",
+        "warnings": [],
+    }
     (tmp_path / "packhorse.toml").write_text(
-        "treads = 3\n[retension.x]\nkeep = 1\n" + ORDERS + "btach = 5\n" + EVENTS + "grase = 1\n[gates]\nlag = 1\n"
+        "treads = 3\n[retension.x]\nkeep = 1\n"
+        + ORDERS
+        + "btach = 5\n"
+        + EVENTS
+        + "grase = 1\n[gates]\nlag = 1\n"
     )
     ran = cli("config", "check")
     assert ran.code == 2
@@ -198,14 +260,24 @@ def test_config_check_compares_policies_with_the_database(cli, database, tmp_pat
     ):
         assert text in ran.err, ran.err
     policies.write_text('[retention.a]\ntable = "shop.baskets"\ncolumn = "done_at"\nkeep = "7d"\n')
-    database.query("insert into shop.baskets select n, now() from generate_series(1, 20000) n; analyze shop.baskets")
+    database.query(
+        "insert into shop.baskets select n, now() from generate_series(1, 20000) n; analyze shop.baskets"
+    )
     ran = cli("config", "check", "--json")
-    assert ran.document["ok"] and "create index" in ran.document["warnings"][0] and "warning: [retention.a]" in ran.err
+    assert (
+        ran.document["ok"]
+        and "create index" in ran.document["warnings"][0]
+        and "warning: [retention.a]" in ran.err
+    )
 
 
 def test_config_check_without_a_database_says_what_it_could_not_see(tmp_path, empty_database):
     nowhere = Cli(tmp_path, "postgresql://nobody@localhost:1/none?connect_timeout=2")
-    for cli, reason in ((nowhere, "connection"), (Cli(tmp_path), "database_url"), (Cli(tmp_path, empty_database.url), "schema")):
+    for cli, reason in (
+        (nowhere, "connection"),
+        (Cli(tmp_path), "database_url"),
+        (Cli(tmp_path, empty_database.url), "schema"),
+    ):
         ran = cli("config", "check")
         assert ran.code == 0 and "not compared with a database" in ran.out and reason in ran.out, ran.out
 
@@ -219,6 +291,12 @@ def test_without_a_database_each_command_says_so_and_exits_69(tmp_path):
 
 def test_a_database_without_the_schema_is_named_as_such_by_every_command(empty_database, tmp_path):
     cli = Cli(tmp_path, empty_database.admin_url)
-    for command in (("scheduler",), ("schedule", "list"), ("maintenance", "list"), ("partitions", "status"), ("table-care",)):
+    for command in (
+        ("scheduler",),
+        ("schedule", "list"),
+        ("maintenance", "list"),
+        ("partitions", "status"),
+        ("table-care",),
+    ):
         ran = cli(*command)
         assert ran.code == 78 and "packhorse migrate up" in ran.err, (command, ran)

@@ -1,4 +1,6 @@
-"""Every health gate, closed by the real thing: the run waits, says so where operators look, and goes on when it opens (SPEC M6)."""
+"""Every health gate, closed by the real thing: the run waits, says so where operators look, and goes on when
+it opens (SPEC M6).
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ def old_snapshot(database: Database) -> Iterator[float]:
         holder.execute("select 1 from shop.orders limit 1")
         # older than any other session's, the server's own among them: those are not to close the gate again
         wait_until(
-            lambda: database.value("select clock_timestamp() - xact_start > '1 second' from pg_stat_activity where pid = %s", holder.info.backend_pid)
+            lambda: database.value(
+                "select clock_timestamp() - xact_start > '1 second' from pg_stat_activity where pid = %s",
+                holder.info.backend_pid,
+            )
         )
         yield 1.0
 
@@ -51,7 +56,14 @@ def vacuum(database: Database) -> Iterator[float]:
     database.query("update shop.orders set note = repeat('y', 500)")  # something to do for it
     thread = threading.Thread(target=work)
     thread.start()
-    wait_until(lambda: database.value("select count(*) from pg_stat_progress_vacuum where relid = 'shop.orders'::regclass") == 1)
+    wait_until(
+        lambda: (
+            database.value(
+                "select count(*) from pg_stat_progress_vacuum where relid = 'shop.orders'::regclass"
+            )
+            == 1
+        )
+    )
     yield 0.0
     database.query("select pg_cancel_backend(%s)", started[0])
     thread.join(20)
@@ -59,7 +71,9 @@ def vacuum(database: Database) -> Iterator[float]:
 
 @contextmanager
 def many_connections(database: Database) -> Iterator[float]:
-    used = float(database.value("select count(*) from pg_stat_activity where backend_type = 'client backend'"))  # type: ignore[arg-type]
+    used = float(
+        database.value("select count(*) from pg_stat_activity where backend_type = 'client backend'")
+    )  # type: ignore[arg-type]
     with ExitStack() as stack:
         for _ in range(40):
             stack.enter_context(database.connect())
@@ -84,7 +98,14 @@ CLOSED: dict[str, Callable[[Database], object]] = {
 
 
 @pytest.mark.parametrize("gate", CLOSED)
-def test_a_closed_gate_holds_a_run_is_shown_and_lets_it_go_on(database, shop, open_connection, tmp_path, monkeypatch, gate):  # noqa: F811
+def test_a_closed_gate_holds_a_run_is_shown_and_lets_it_go_on(
+    database,
+    shop,  # noqa: F811
+    open_connection,
+    tmp_path,
+    monkeypatch,
+    gate,
+):
     shop()
     monkeypatch.setattr(run_loop, "GATE_WAIT_SECONDS", (0.05, 0.2))
     held, shown = [], []
@@ -102,9 +123,13 @@ def test_a_closed_gate_holds_a_run_is_shown_and_lets_it_go_on(database, shop, op
 
         gates = Gates(**{**{name: None for name in OPEN.__dataclass_fields__}, gate: most})
         assert run(open_connection("owner"), gates=gates, on_progress=on_progress) == "succeeded"
-    assert held[:3] == [(gate, 1100, gate)] * 3, "nothing was deleted meanwhile, and the row of the run said why"
+    assert held[:3] == [(gate, 1100, gate)] * 3, (
+        "nothing was deleted meanwhile, and the row of the run said why"
+    )
     assert (shown[0]["task"], shown[0]["state"], shown[0]["gate"]) == ("retention.orders", "running", gate)
-    assert database.query("select gates_hit, gate, throttled_seconds > 0.1 from maintenance_runs") == [({gate: 1}, None, True)]
+    assert database.query("select gates_hit, gate, throttled_seconds > 0.1 from maintenance_runs") == [
+        ({gate: 1}, None, True)
+    ]
     assert left(database) == 100
 
 
@@ -116,7 +141,20 @@ def standby(own_server: Server) -> Iterator[str]:
     if own_server._user:
         shutil.chown(folder, own_server._user)
     data = str(folder / "data")
-    own_server._run("pg_basebackup", "-D", data, "-h", str(own_server.socket_dir), "-U", "postgres", "-R", "-X", "stream", "-c", "fast")
+    own_server._run(
+        "pg_basebackup",
+        "-D",
+        data,
+        "-h",
+        str(own_server.socket_dir),
+        "-U",
+        "postgres",
+        "-R",
+        "-X",
+        "stream",
+        "-c",
+        "fast",
+    )
     own_server._run(
         "pg_ctl",
         "-D",
@@ -137,7 +175,9 @@ def test_a_standby_that_lags_behind_holds_a_run_until_it_has_caught_up(own_serve
     database = own_server.create_database()
     database.query("create schema shop")
     database.query("create table shop.orders (id bigint primary key, done_at timestamptz)")
-    database.query("insert into shop.orders select n, clock_timestamp() - interval '30 days' from generate_series(1, 500) n")
+    database.query(
+        "insert into shop.orders select n, clock_timestamp() - interval '30 days' from generate_series(1, 500) n"
+    )
 
     def on_standby(statement: str) -> None:
         with psycopg.connect(standby, autocommit=True) as connection:
@@ -146,9 +186,20 @@ def test_a_standby_that_lags_behind_holds_a_run_until_it_has_caught_up(own_serve
     def lag() -> float:
         database.query("update shop.orders set done_at = done_at where id = 1")  # something to replay
         with connect(database.admin_url) as connection:
-            return next(found.value or 0.0 for found in store.gates(connection, None) if found.gate == "replication_lag_seconds")
+            return next(
+                found.value or 0.0
+                for found in store.gates(connection, None)
+                if found.gate == "replication_lag_seconds"
+            )
 
-    wait_until(lambda: database.value("select count(*) from pg_stat_replication where replay_lag is not null") == 1 or lag() > 0, 30, "it replays")
+    wait_until(
+        lambda: (
+            database.value("select count(*) from pg_stat_replication where replay_lag is not null") == 1
+            or lag() > 0
+        ),
+        30,
+        "it replays",
+    )
     on_standby("select pg_wal_replay_pause()")
     wait_until(lambda: lag() > 1.0, 30, "the lag of what stands still grows")
     held = []
@@ -160,6 +211,8 @@ def test_a_standby_that_lags_behind_holds_a_run_until_it_has_caught_up(own_serve
                 on_standby("select pg_wal_replay_resume()")
 
     with connect(database.admin_url, deadline_seconds=30) as connection:
-        assert run(connection, gates=Gates(1.0, None, None, None, None), on_progress=on_progress) == "succeeded"
+        assert (
+            run(connection, gates=Gates(1.0, None, None, None, None), on_progress=on_progress) == "succeeded"
+        )
     assert held[:3] == [("replication_lag_seconds", 500, "replication_lag_seconds")] * 3
     assert left(database) == 0

@@ -1,4 +1,6 @@
-"""Runs of maintenance in SQL, on every server: one runner per task, cursor and progress in the database (SPEC M6, M7)."""
+"""Runs of maintenance in SQL, on every server: one runner per task, cursor and progress in the database (SPEC
+M6, M7).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def start(sql, task="t", kind="retention", message=None, **arguments):
 
 
 def beat(sql, run, rows=0, cursor=None, gate=None, seconds=0.0):
-    return sql.value("select beat_maintenance_run(%s, %s, %s::jsonb, 50, %s, %s)", run, rows, cursor, gate, seconds)
+    return sql.value(
+        "select beat_maintenance_run(%s, %s, %s::jsonb, 50, %s, %s)", run, rows, cursor, gate, seconds
+    )
 
 
 def silent(sql, for_="3 minutes"):
@@ -62,7 +66,9 @@ def test_a_run_that_is_over_hears_that_it_is_lost_and_ends_once(sql, state):
     assert sql.value("select end_maintenance_run(%s, %s, 'why')", run, state) is True
     assert beat(sql, run) == "lost"
     assert sql.value("select end_maintenance_run(%s, 'succeeded')", run) is False
-    assert sql.rows("select state, error, ended_at is not null, gate from maintenance_runs") == [(state, "why", True, None)]
+    assert sql.rows("select state, error, ended_at is not null, gate from maintenance_runs") == [
+        (state, "why", True, None)
+    ]
 
 
 def test_a_cancel_is_heard_at_the_next_beat_and_survives_a_takeover(sql):
@@ -74,14 +80,19 @@ def test_a_cancel_is_heard_at_the_next_beat_and_survives_a_takeover(sql):
     sql.value("select end_maintenance_run(%s, 'paused')", run)
     assert sql.value("select cancel_maintenance_run('t', 'ada')") == "cancelled"
     assert sql.value("select cancel_maintenance_run('t', 'ada')") == "nothing"
-    assert sql.rows("select operator, reason from operator_actions order by id") == [("ada", "wrong"), ("ada", None)]
+    assert sql.rows("select operator, reason from operator_actions order by id") == [
+        ("ada", "wrong"),
+        ("ada", None),
+    ]
 
 
 def test_each_time_that_a_gate_closes_is_counted_once(sql):
     run = start(sql)[0]
     for gate in ("lag", "lag", None, "lag", "snapshot", "snapshot"):
         beat(sql, run, gate=gate, seconds=0.5 if gate else 0.0)
-    assert sql.rows("select gates_hit, throttled_seconds, gate from maintenance_runs") == [({"lag": 2, "snapshot": 1}, 2.5, "snapshot")]
+    assert sql.rows("select gates_hit, throttled_seconds, gate from maintenance_runs") == [
+        ({"lag": 2, "snapshot": 1}, 2.5, "snapshot")
+    ]
 
 
 def test_health_shows_the_last_run_and_the_last_success(sql):
@@ -90,11 +101,20 @@ def test_health_shows_the_last_run_and_the_last_success(sql):
         beat(sql, run, 5)
         sql.value("select end_maintenance_run(%s, %s, 'broken')", run, state)
     row = sql.row("select * from maintenance_health")
-    assert (row["task"], row["state"], row["rows_done"], row["rows_total"], row["last_success_at"] is not None) == ("t", "failed", 5, 10, True)
+    assert (
+        row["task"],
+        row["state"],
+        row["rows_done"],
+        row["rows_total"],
+        row["last_success_at"] is not None,
+    ) == ("t", "failed", 5, 10, True)
 
 
 def test_a_kind_or_state_that_nobody_knows_is_refused(sql):
-    for statement in ("select start_maintenance_run('t', 'magic', 'me')", "select end_maintenance_run(%s, 'lost')" % start(sql)[0]):
+    for statement in (
+        "select start_maintenance_run('t', 'magic', 'me')",
+        "select end_maintenance_run(%s, 'lost')" % start(sql)[0],
+    ):
         assert sql.refused(statement)[0] == "23514"
 
 
@@ -109,9 +129,21 @@ def test_readers_see_and_may_change_nothing(own_clients, any_database):
     start(sql)
     with any_database.connect(admin=True) as connection:
         connection.execute("set role packhorse_reader")
-        for table in ("schedules", "schedule_runs", "maintenance_runs", "detached_partitions", "schedule_health", "maintenance_health"):
+        for table in (
+            "schedules",
+            "schedule_runs",
+            "maintenance_runs",
+            "detached_partitions",
+            "schedule_health",
+            "maintenance_health",
+        ):
             connection.execute(f"select * from {table}")
-        for call in ("set_schedule('s', 'effect', '* * * * *')", "run_schedule_now('s')", "cancel_maintenance_run('t')", "pause_schedule('s')"):
+        for call in (
+            "set_schedule('s', 'effect', '* * * * *')",
+            "run_schedule_now('s')",
+            "cancel_maintenance_run('t')",
+            "pause_schedule('s')",
+        ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(f"select {call}")
 
@@ -125,7 +157,9 @@ def blocks(sql, statement):
 @pytest.mark.parametrize("outcomes", [("done",), ("dead",), ("done", "dead")])
 @pytest.mark.slow
 def test_health_looks_at_the_last_run_of_each_and_not_at_its_history(own_clients, any_database, outcomes):
-    """A schedule of every minute has 43,000 runs in a month; metrics and health asked for all of them every few seconds."""
+    """A schedule of every minute has 43,000 runs in a month; metrics and health asked for all of them every
+    few seconds.
+    """
     any_database.query("select set_schedule('s' || n, 'effect', '* * * * *') from generate_series(1, 3) n")
     any_database.query(
         "insert into schedule_runs (schedule, planned_at, outcome, triggered_by, message_id, ended_at) select 's' || n %% 3 + 1, now() - n * interval '1 minute', "
@@ -141,5 +175,14 @@ def test_health_looks_at_the_last_run_of_each_and_not_at_its_history(own_clients
         any_database.query(f"vacuum analyze {table}")
     sql = own_clients()
     assert {row[0] for row in sql.rows("select task from maintenance_health")} == {f"t{n}" for n in range(5)}
-    assert sql.value("select count(*) from schedule_health where (last_success_at is not null) = %s", "done" in outcomes) == 3
-    assert blocks(sql, "select * from schedule_health") < 150 and blocks(sql, "select * from maintenance_health") < 150
+    assert (
+        sql.value(
+            "select count(*) from schedule_health where (last_success_at is not null) = %s",
+            "done" in outcomes,
+        )
+        == 3
+    )
+    assert (
+        blocks(sql, "select * from schedule_health") < 150
+        and blocks(sql, "select * from maintenance_health") < 150
+    )

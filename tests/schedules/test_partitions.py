@@ -1,4 +1,6 @@
-"""Partitions: made ahead, detached beside readers and writers, exported, dropped; by hand-made mutations of trouble (SPEC M5, FAILURES 63, 64)."""
+"""Partitions: made ahead, detached beside readers and writers, exported, dropped; by hand-made mutations of
+trouble (SPEC M5, FAILURES 63, 64).
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,16 @@ def approx_until(end):
 
 def policy(**changes):
     return Partitions(
-        **{"name": "events", "table": "shop.events", "column": "at", "every": "month", "ahead": 3, "keep": 2, "grace_seconds": 0.0, **changes}
+        **{
+            "name": "events",
+            "table": "shop.events",
+            "column": "at",
+            "every": "month",
+            "ahead": 3,
+            "keep": 2,
+            "grace_seconds": 0.0,
+            **changes,
+        }
     )
 
 
@@ -75,7 +86,9 @@ def add(database, shift, every="month", table="shop.events", name=None):
     """A partition by hand, so many periods from now."""
     lower, upper = (period_start(NOW, every, shift + more) for more in (0, 1))
     name = name or f"shop.{partition_name('events', lower, every)}"
-    database.query(f"create table {name} partition of {table} for values from ('{lower.isoformat()}') to ('{upper.isoformat()}')")
+    database.query(
+        f"create table {name} partition of {table} for values from ('{lower.isoformat()}') to ('{upper.isoformat()}')"
+    )
     return name
 
 
@@ -94,7 +107,10 @@ def expected(*shifts, every="month"):
 
 def insert(database, shift=0, count=1, every="month", note="x"):
     database.query(
-        "insert into shop.events select n, %s + interval '1 hour', %s from generate_series(1, %s) n", period_start(NOW, every, shift), note, count
+        "insert into shop.events select n, %s + interval '1 hour', %s from generate_series(1, %s) n",
+        period_start(NOW, every, shift),
+        note,
+        count,
     )
 
 
@@ -140,7 +156,12 @@ def test_the_current_period_and_those_ahead_are_made_once(database, events, keep
 
 
 @pytest.mark.parametrize(
-    "columns", ["id int, at timestamp, note text", "id int, at date, note text", "id int, at timestamptz not null default now(), note text"]
+    "columns",
+    [
+        "id int, at timestamp, note text",
+        "id int, at date, note text",
+        "id int, at timestamptz not null default now(), note text",
+    ],
 )
 def test_columns_without_a_time_zone_are_utc(database, events, keep, columns):
     events(columns)
@@ -159,7 +180,10 @@ def test_a_gap_is_filled_and_partitions_of_other_names_count_by_their_bounds(dat
     events()
     add(database, 0, name="shop.whatever")
     add(database, 2)
-    assert round(keep().status().runway_seconds) <= round((period_start(NOW, "month", 1) - NOW).total_seconds())  # the gap ends it
+    # the gap ends it
+    assert round(keep().status().runway_seconds) <= round(
+        (period_start(NOW, "month", 1) - NOW).total_seconds()
+    )
     assert keep().make() == 2
     assert sorted([*expected(1, 2, 3), "whatever"]) == names(database)
 
@@ -167,7 +191,8 @@ def test_a_gap_is_filled_and_partitions_of_other_names_count_by_their_bounds(dat
 @pytest.mark.parametrize(
     ("lower", "upper", "small"),
     [
-        (timedelta(0), timedelta(hours=5), False),  # months of a zone west of Greenwich: the next month lacks no more than its first hours
+        # months of a zone west of Greenwich: the next month lacks no more than its first hours
+        (timedelta(0), timedelta(hours=5), False),
         (timedelta(hours=-2), timedelta(hours=-2), True),  # east of it: two hours before the next month
         (timedelta(0), timedelta(days=-20), False),
     ],
@@ -182,10 +207,17 @@ def test_no_hole_is_left_beside_partitions_with_other_bounds(database, events, k
     )
     keep().make()
     assert keep().status().runway_seconds == approx_until(period_start(NOW, "month", 4))
-    for moment in (following - timedelta(seconds=1), following, following + timedelta(hours=6), following + timedelta(days=20)):
+    for moment in (
+        following - timedelta(seconds=1),
+        following,
+        following + timedelta(hours=6),
+        following + timedelta(days=20),
+    ):
         database.query("insert into shop.events values (1, %s, 'x')", moment)
     made = set(names(database)) - {"adopted"}
-    assert made >= set(expected(1, 2, 3)) and made - set(expected(0, 1, 2, 3)) == ({f"events_{following + upper:%Y%m%d_%H%M}"} if small else set())
+    assert made >= set(expected(1, 2, 3)) and made - set(expected(0, 1, 2, 3)) == (
+        {f"events_{following + upper:%Y%m%d_%H%M}"} if small else set()
+    )
     assert keep().make() == 0 and keep().plan() == []
 
 
@@ -197,14 +229,24 @@ def test_a_change_from_days_to_months_leaves_no_hole(database, events, keep):
     assert keep().status().runway_seconds == approx_until(period_start(NOW, "month", 4))
     assert set(expected(1, 2, 3)) <= set(names(database)) and set(days) <= set(names(database))
     keep(policy(every="day", ahead=60)).make()
-    assert len(names(database)) == len(set(names(database))) and keep(policy(every="day", ahead=60)).plan() == []
+    assert (
+        len(names(database)) == len(set(names(database))) and keep(policy(every="day", ahead=60)).plan() == []
+    )
 
 
 def test_what_is_uncovered_is_what_no_partition_holds():
     day = [datetime(2026, 11, number, tzinfo=UTC) for number in range(1, 10)]
     assert uncovered([], day[0], day[4]) == [(day[0], day[4])]
-    assert uncovered([(day[0], day[4])], day[0], day[4]) == [] == uncovered([(day[0], day[2]), (day[2], day[8])], day[1], day[4])
-    assert uncovered([(day[3], day[4]), (day[1], day[2])], day[0], day[5]) == [(day[0], day[1]), (day[2], day[3]), (day[4], day[5])]
+    assert (
+        uncovered([(day[0], day[4])], day[0], day[4])
+        == []
+        == uncovered([(day[0], day[2]), (day[2], day[8])], day[1], day[4])
+    )
+    assert uncovered([(day[3], day[4]), (day[1], day[2])], day[0], day[5]) == [
+        (day[0], day[1]),
+        (day[2], day[3]),
+        (day[4], day[5]),
+    ]
     assert uncovered([(day[5], day[6])], day[0], day[4]) == [(day[0], day[4])]
 
 
@@ -280,15 +322,24 @@ def test_partitions_have_the_security_indexes_and_checks_of_their_table(database
         "select bool_and(c.relrowsecurity) and count(*) = 4 from pg_inherits i join pg_class c on c.oid = i.inhrelid "
         "where i.inhparent = 'shop.events'::regclass"
     )
-    assert database.value("select count(*) from pg_indexes where schemaname = 'shop' and tablename like 'events\\_2%%'" % ()) == 4
+    assert (
+        database.value(
+            "select count(*) from pg_indexes where schemaname = 'shop' and tablename like 'events\\_2%%'" % ()
+        )
+        == 4
+    )
     with pytest.raises(psycopg.errors.CheckViolation):
         insert(database, note="no")
 
 
-def test_a_partition_of_a_table_of_another_owner_in_its_own_tablespace_is_made_beside_writers(database, events, keep, server):
+def test_a_partition_of_a_table_of_another_owner_in_its_own_tablespace_is_made_beside_writers(
+    database, events, keep, server
+):
     events()
     database.query("create role shop_owner")
-    database.query("alter table shop.events owner to shop_owner, replica identity full; grant all on schema shop to shop_owner")
+    database.query(
+        "alter table shop.events owner to shop_owner, replica identity full; grant all on schema shop to shop_owner"
+    )
     try:
         with database.connect(admin=True) as connection:
             connection.execute("set allow_in_place_tablespaces = on")
@@ -336,7 +387,9 @@ def test_all_that_is_missing_is_made_at_the_start_and_nothing_more(database, eve
     keeper = runway(policy())
     keeper.run_once()
     assert names(database) == expected(0, 1, 2, 3)
-    assert database.query("select task, state, triggered_by from maintenance_runs") == [("partitions.events.make", "succeeded", "runway")]
+    assert database.query("select task, state, triggered_by from maintenance_runs") == [
+        ("partitions.events.make", "succeeded", "runway")
+    ]
     keeper.run_once()
     assert database.value("select count(*) from maintenance_runs") == 1
 
@@ -356,9 +409,14 @@ def test_inserts_go_on_over_midnight(database, events, runway, monkeypatch):
     events()
     keeper = runway(policy(every="day", ahead=1))
     midnight = period_start(NOW, "day", 1)
-    for moment in (midnight - timedelta(seconds=5), midnight + timedelta(seconds=1), midnight + timedelta(days=1, seconds=1)):
+    for moment in (
+        midnight - timedelta(seconds=5),
+        midnight + timedelta(seconds=1),
+        midnight + timedelta(days=1, seconds=1),
+    ):
         clock.now = moment
-        database.query("insert into shop.events select 1, %s", moment) if moment > midnight else None  # before anybody has looked
+        # before anybody has looked
+        database.query("insert into shop.events select 1, %s", moment) if moment > midnight else None
         keeper.run_once()
         database.query("insert into shop.events select 1, %s", moment)
     assert names(database) == expected(0, 1, 2, 3, every="day")
@@ -372,11 +430,15 @@ def test_a_scheduler_that_was_away_over_the_end_of_a_period_makes_it_at_its_star
     assert names(database) == expected(-1, 0, 1)
 
 
-def test_one_table_that_cannot_be_made_stops_no_other_and_is_left_alone_for_a_while(database, events, runway, quick):
+def test_one_table_that_cannot_be_made_stops_no_other_and_is_left_alone_for_a_while(
+    database, events, runway, quick
+):
     events()
     database.query(f"create table shop.{expected(0)[0]} (note text)")
     database.query("create table shop.others (id bigint, at timestamptz) partition by range (at)")
-    keeper = runway(policy(), policy(name="absent", table="shop.absent"), policy(name="others", table="shop.others"))
+    keeper = runway(
+        policy(), policy(name="absent", table="shop.absent"), policy(name="others", table="shop.others")
+    )
     for _ in range(2):
         keeper.run_once()
     assert database.value("select count(*) from pg_inherits where inhparent = 'shop.others'::regclass") == 4
@@ -419,18 +481,25 @@ def test_what_is_too_old_is_detached_rests_for_its_grace_and_is_dropped(database
     database.query("update detached_partitions set detached_at = detached_at - interval '2 hours'")
     assert [step.action for step in keep(of).plan()] == ["drop", "drop"]
     assert keep(of).drop() == 2
-    assert database.query("select parent, partition, dropped_at is not null from detached_partitions order by lower_bound") == [
-        ("shop.events", f"shop.{name}", True) for name in expected(-4, -3)
-    ]
+    assert database.query(
+        "select parent, partition, dropped_at is not null from detached_partitions order by lower_bound"
+    ) == [("shop.events", f"shop.{name}", True) for name in expected(-4, -3)]
     assert database.value("select to_regclass('shop.' || %s)", expected(-4)[0]) is None
 
 
 def test_open_ends_are_never_too_old(database, events, keep):
     events()
     edge = period_start(NOW, "month", 1).isoformat()
-    database.query(f"create table shop.begin partition of shop.events for values from (minvalue) to ('{period_start(NOW, 'month', -5).isoformat()}')")
-    database.query(f"create table shop.rest partition of shop.events for values from ('{edge}') to (maxvalue)")
-    assert [(step.action, step.partition) for step in keep().plan()] == [("make", expected(0)[0]), ("detach", "shop.begin")]
+    database.query(
+        f"create table shop.begin partition of shop.events for values from (minvalue) to ('{period_start(NOW, 'month', -5).isoformat()}')"
+    )
+    database.query(
+        f"create table shop.rest partition of shop.events for values from ('{edge}') to (maxvalue)"
+    )
+    assert [(step.action, step.partition) for step in keep().plan()] == [
+        ("make", expected(0)[0]),
+        ("detach", "shop.begin"),
+    ]
     assert keep().make() == 1 and keep().drop() == 1
     assert names(database) == sorted([expected(0)[0], "rest"])
     assert keep().status().runway_seconds > 10**9
@@ -440,9 +509,15 @@ def test_bounds_beyond_the_years_of_python_are_open_ends(database, events, keep)
     """One partition up to the year 10000 ended every run for its table with a ValueError."""
     events()
     edges = [period_start(NOW, "month", shift).isoformat() for shift in (-9, -8, 3)]
-    database.query(f"create table shop.begin partition of shop.events for values from ('0044-03-15 BC') to ('{edges[0]}')")
-    database.query(f"create table shop.old partition of shop.events for values from ('{edges[0]}') to ('{edges[1]}')")
-    database.query(f"create table shop.rest partition of shop.events for values from ('{edges[2]}') to ('10000-01-01')")
+    database.query(
+        f"create table shop.begin partition of shop.events for values from ('0044-03-15 BC') to ('{edges[0]}')"
+    )
+    database.query(
+        f"create table shop.old partition of shop.events for values from ('{edges[0]}') to ('{edges[1]}')"
+    )
+    database.query(
+        f"create table shop.rest partition of shop.events for values from ('{edges[2]}') to ('10000-01-01')"
+    )
     assert keep().make() == 3 and keep().drop() == 2
     assert names(database) == sorted([*expected(0, 1, 2), "rest"])
 
@@ -455,7 +530,9 @@ def test_capitals_and_partitions_in_other_schemas_go_whole(database, keep, open_
     assert keep(of).make() == 4
     assert keep(of).drop() == 1
     assert database.value("select to_regclass(%s)", old) is None
-    assert database.query("select partition, dropped_at is not null from detached_partitions") == [(old, True)]
+    assert database.query("select partition, dropped_at is not null from detached_partitions") == [
+        (old, True)
+    ]
     with pytest.raises(InvalidArgument, match="no partitioned table"):
         keep(policy(table="shop.events")).make()
 
@@ -471,7 +548,11 @@ def test_a_detach_goes_through_beside_writers_of_other_partitions(database, even
     thread = threading.Thread(target=lambda: done.append(keep().drop()))
     thread.start()
     # it waits for transactions that may still see the old shape, and holds up no new one
-    wait_until(lambda: database.value("select bool_or(inhdetachpending) from pg_inherits where inhparent = 'shop.events'::regclass"))
+    wait_until(
+        lambda: database.value(
+            "select bool_or(inhdetachpending) from pg_inherits where inhparent = 'shop.events'::regclass"
+        )
+    )
     insert(database)
     assert database.value("select count(*) from shop.events") == 1
     writer.execute("commit")
@@ -500,13 +581,16 @@ def test_a_detach_that_a_reader_interrupts_is_finalized_later(database, events, 
     assert database.value("select to_regclass(%s)", old) is None
 
 
-def test_a_process_that_dies_between_detach_and_its_record_leaves_no_orphan(database, events, keep, monkeypatch, open_connection):
+def test_a_process_that_dies_between_detach_and_its_record_leaves_no_orphan(
+    database, events, keep, monkeypatch, open_connection
+):
     events()
     old = add(database, -9)
     connection = open_connection("owner")
     parent = store.parent(connection, "shop.events", "at")
     (found,) = store.partitions(connection, "shop.events")
-    monkeypatch.setattr(store, "_do", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))  # before the detach
+    # before the detach
+    monkeypatch.setattr(store, "_do", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         store.detach(connection, parent, found, lock_timeout="1s")
     monkeypatch.undo()
@@ -524,7 +608,9 @@ def test_a_detached_partition_that_was_attached_again_stays(database, events, ke
     of = policy(grace_seconds=3600.0)
     keep(of).drop()
     lower, upper = (period_start(NOW, "month", shift).isoformat() for shift in (-9, -8))
-    database.query(f"alter table shop.events attach partition {old} for values from ('{lower}') to ('{upper}')")
+    database.query(
+        f"alter table shop.events attach partition {old} for values from ('{lower}') to ('{upper}')"
+    )
     database.query("update detached_partitions set detached_at = detached_at - interval '2 hours'")
     assert keep(policy(keep=20)).drop() == 0
     assert len(names(database)) == 1
@@ -553,21 +639,32 @@ def test_the_export_holds_every_row_with_its_checksum_before_the_drop(database, 
     notes = ["plain", 'quo"te', "two\nlines", "cr\r\nlf", "comma,", "", None, '"\n"', "ünï", "\\N"]
     with database.connect(admin=True) as connection:
         for number, note in enumerate(notes):
-            connection.execute("insert into shop.events values (%s, %s, %s)", (number, period_start(NOW, "month", -9), note))
+            connection.execute(
+                "insert into shop.events values (%s, %s, %s)", (number, period_start(NOW, "month", -9), note)
+            )
     of = policy(export_dir=str(tmp_path / "deep" / "export"))
     assert [step.action for step in keep(of).plan()] == ["make"] * 4 + ["detach"]
     assert keep(of).drop() == 1
-    path, rows, digest = database.query("select export_path, export_rows, export_sha256 from detached_partitions")[0]
+    path, rows, digest = database.query(
+        "select export_path, export_rows, export_sha256 from detached_partitions"
+    )[0]
     data = (tmp_path / "deep" / "export" / f"{old}.csv.gz").read_bytes()
     assert path == str(tmp_path / "deep" / "export" / f"{old}.csv.gz")
     assert (rows, digest) == (len(notes), hashlib.sha256(data).hexdigest())
     found = list(csv.reader(gzip.decompress(data).decode().splitlines(keepends=True)))
-    assert found[0] == ["id", "at", "note"] and [row[2] for row in found[1:]] == [note or "" for note in notes]
-    assert [entry.name for entry in (tmp_path / "deep" / "export").iterdir()] == [f"{old}.csv.gz"]  # no partial one
+    assert found[0] == ["id", "at", "note"] and [row[2] for row in found[1:]] == [
+        note or "" for note in notes
+    ]
+    # no partial one
+    assert [entry.name for entry in (tmp_path / "deep" / "export").iterdir()] == [f"{old}.csv.gz"]
 
 
-def test_a_second_partition_of_a_name_does_not_replace_the_export_of_the_first(database, events, keep, tmp_path):
-    """Late rows of a month that was exported and dropped: somebody makes the month again, and the policy ends it again."""
+def test_a_second_partition_of_a_name_does_not_replace_the_export_of_the_first(
+    database, events, keep, tmp_path
+):
+    """Late rows of a month that was exported and dropped: somebody makes the month again, and the policy ends
+    it again.
+    """
     events()
     of = policy(export_dir=str(tmp_path))
     for note in ("first", "second", "third"):
@@ -662,18 +759,29 @@ def test_a_period_that_has_no_place_ends_the_drain_with_an_error(database, event
 
 
 @pytest.mark.parametrize(
-    "order", ["id bigint, at timestamptz, a text, b text", "id bigint, at timestamptz, b text, a text", "b text, at timestamptz, id bigint, a text"]
+    "order",
+    [
+        "id bigint, at timestamptz, a text, b text",
+        "id bigint, at timestamptz, b text, a text",
+        "b text, at timestamptz, id bigint, a text",
+    ],
 )
 def test_the_drain_moves_columns_by_name_and_computes_generated_ones(database, events, keep, order):
-    """A default partition that was attached has its columns in an order of its own: by place, a and b would change places."""
-    events("id bigint generated always as identity, at timestamptz, gone int, a text, b text, c text generated always as (a || b) stored")
+    """A default partition that was attached has its columns in an order of its own: by place, a and b would
+    change places.
+    """
+    events(
+        "id bigint generated always as identity, at timestamptz, gone int, a text, b text, c text generated always as (a || b) stored"
+    )
     database.query("alter table shop.events drop gone")
     database.query(f"create table shop.rest ({order}, c text generated always as (a || b) stored)")
     database.query("alter table shop.rest alter id set not null")
     database.query("alter table shop.events attach partition shop.rest default")
     database.query("insert into shop.events (at, a, b) select now(), 'A', 'B' from generate_series(1, 3)")
     assert keep().drain_default() == 3
-    assert database.query("select id, a, b, c from shop.events order by 1") == [(n, "A", "B", "AB") for n in (1, 2, 3)]
+    assert database.query("select id, a, b, c from shop.events order by 1") == [
+        (n, "A", "B", "AB") for n in (1, 2, 3)
+    ]
     assert database.value("select count(*) from shop.rest") == 0
 
 
@@ -684,7 +792,10 @@ def test_rows_without_a_time_are_said_before_somebody_drops_them(database, event
     database.query("insert into shop.events values (6, null, 'x'), (7, null, 'x')")
     with pytest.raises(StoreRejected, match=r"2 rows in shop\.rest have no at"):
         keep().drain_default()
-    assert database.value("select count(*) from shop.rest") == 2 and database.value("select count(*) from shop.events") == 7
+    assert (
+        database.value("select count(*) from shop.rest") == 2
+        and database.value("select count(*) from shop.events") == 7
+    )
 
 
 # -- rights and shapes ---------------------------------------------------------------------------
@@ -718,7 +829,9 @@ def test_a_table_of_another_shape_is_refused(database, keep, open_connection, co
 
 
 def test_the_archive_is_looked_after_by_functions_where_the_role_does_not_own_it(database, keep):
-    archive = Partitions("message_archive", column="finished_at", every="day", ahead=9, keep=7, keep_setting=True)
+    archive = Partitions(
+        "message_archive", column="finished_at", every="day", ahead=9, keep=7, keep_setting=True
+    )
     before = keep(archive, "worker").status().partitions
     assert keep(archive, "worker").make() >= 1
     assert keep(archive, "worker").status().runway_seconds > 8 * 86400
@@ -727,9 +840,16 @@ def test_the_archive_is_looked_after_by_functions_where_the_role_does_not_own_it
 
 
 @pytest.mark.parametrize(
-    ("changes", "field"), [({"export_dir": "exports"}, "export_dir"), ({"keep": 30}, "keep"), ({"grace_seconds": 7 * 86400.0}, "grace")]
+    ("changes", "field"),
+    [
+        ({"export_dir": "exports"}, "export_dir"),
+        ({"keep": 30}, "keep"),
+        ({"grace_seconds": 7 * 86400.0}, "grace"),
+    ],
 )
-def test_without_the_owner_nothing_goes_that_is_to_be_exported_or_kept(database, keep, open_connection, changes, field):
+def test_without_the_owner_nothing_goes_that_is_to_be_exported_or_kept(
+    database, keep, open_connection, changes, field
+):
     archive = Partitions(
         **{
             "name": "message_archive",
@@ -744,13 +864,17 @@ def test_without_the_owner_nothing_goes_that_is_to_be_exported_or_kept(database,
     )
     lower, upper = (period_start(NOW, "day", shift) for shift in (-12, -11))
     name = partition_name("message_archive", lower, "day")
-    database.query(f"create table {name} partition of message_archive for values from ('{lower.isoformat()}') to ('{upper.isoformat()}')")
+    database.query(
+        f"create table {name} partition of message_archive for values from ('{lower.isoformat()}') to ('{upper.isoformat()}')"
+    )
     try:
         with pytest.raises(StoreRejected, match=f"^{field}: only the owner.*maintenance_url"):
             keep(archive, "worker").drop()
         assert database.value("select to_regclass(%s) is not null", name)
         problems = check_plan(open_connection(), Plan((), (archive,), (), Gates(), ())).problems
-        assert [task for task, _ in problems] == ["partitions.message_archive.drop"] and field in problems[0][1]
+        assert [task for task, _ in problems] == ["partitions.message_archive.drop"] and field in problems[0][
+            1
+        ]
         assert check_plan(open_connection("owner"), Plan((), (archive,), (), Gates(), ())).problems == []
         shipped = next(of for of in PARTITIONS if of.name == "message_archive")
         assert check_plan(open_connection(), Plan((), (shipped,), (), Gates(), ())).problems == []
@@ -764,7 +888,9 @@ def test_one_run_without_the_owner_drops_all_that_is_old_after_a_long_absence(da
     for shift in range(-60, -37):
         lower, upper = (period_start(NOW, "day", shift + more) for more in (0, 1))
         name = f"message_archive_{lower:%Y%m%d}"
-        database.query(f"create table {name} partition of message_archive for values from ('{lower.isoformat()}') to ('{upper.isoformat()}')")
+        database.query(
+            f"create table {name} partition of message_archive for values from ('{lower.isoformat()}') to ('{upper.isoformat()}')"
+        )
     assert keep(archive, "worker").drop() == 23
     assert keep(archive, "worker").drop() == 0
 
@@ -774,7 +900,9 @@ def test_the_archive_is_tried_again_soon_when_a_dump_kept_its_old_partitions(dat
     archive = PARTITIONS[0]
     lower, upper = (period_start(NOW, "day", shift) for shift in (-40, -39))
     name = f"message_archive_{lower:%Y%m%d}"
-    database.query(f"create table {name} partition of message_archive for values from ('{lower.isoformat()}') to ('{upper.isoformat()}')")
+    database.query(
+        f"create table {name} partition of message_archive for values from ('{lower.isoformat()}') to ('{upper.isoformat()}')"
+    )
     with database.connect(admin=True) as dump, dump.transaction():
         dump.execute("select from message_archive")
         assert keep(archive, "worker").drop() == 0
@@ -783,14 +911,20 @@ def test_the_archive_is_tried_again_soon_when_a_dump_kept_its_old_partitions(dat
 
 
 def test_the_archive_keeps_what_the_longest_queue_setting_asks_for(database, keep):
-    archive = Partitions("message_archive", column="finished_at", every="day", ahead=7, keep=7, keep_setting=True)
+    archive = Partitions(
+        "message_archive", column="finished_at", every="day", ahead=7, keep=7, keep_setting=True
+    )
     lower, upper = (period_start(NOW, "day", shift).isoformat() for shift in (-12, -11))
-    database.query(f"create table message_archive_old partition of message_archive for values from ('{lower}') to ('{upper}')")
+    database.query(
+        f"create table message_archive_old partition of message_archive for values from ('{lower}') to ('{upper}')"
+    )
     try:
         database.query("""select set_queue('default', '{"keep_done": "20 days"}')""")
         assert [step for step in keep(archive).plan() if step.action == "detach"] == []
         database.query("""select set_queue('default', '{"keep_done": "7 days"}')""")
-        assert [step.partition for step in keep(archive).plan() if step.action == "detach"] == ["public.message_archive_old"]
+        assert [step.partition for step in keep(archive).plan() if step.action == "detach"] == [
+            "public.message_archive_old"
+        ]
     finally:
         database.query("drop table message_archive_old")
 
@@ -803,19 +937,34 @@ def test_the_runway_ends_at_the_first_gap():
     assert runway_seconds([], now) == 0
     assert runway_seconds([one("2026-11-22", "2026-11-23")], now) == 0
     assert runway_seconds([one("2026-11-21", "2026-11-22"), one("2026-11-23", "2026-11-24")], now) == 86400
-    assert runway_seconds([one("2026-11-22 00:00:00+00", "2026-11-23 05:30:00+05:30"), one("2026-11-20", "2026-11-22")], now) == 2 * 86400
+    assert (
+        runway_seconds(
+            [one("2026-11-22 00:00:00+00", "2026-11-23 05:30:00+05:30"), one("2026-11-20", "2026-11-22")], now
+        )
+        == 2 * 86400
+    )
     assert runway_seconds([one(None, "2026-11-22")], now) == 86400
 
 
-def test_the_runway_of_a_table_of_a_policy_is_a_number_of_the_fleet_wherever_it_lies(database, events, open_connection):
+def test_the_runway_of_a_table_of_a_policy_is_a_number_of_the_fleet_wherever_it_lies(
+    database, events, open_connection
+):
     """Only the queue's own schema had one: the alarm for everybody else's tables could not ring."""
     events()
     plan = Plan((), (policy(),), (), Gates(), ())
-    assert TaskRunner(lambda: open_connection("owner"), plan).run("partitions.events.make", triggered_by="test") == "succeeded"
+    assert (
+        TaskRunner(lambda: open_connection("owner"), plan).run("partitions.events.make", triggered_by="test")
+        == "succeeded"
+    )
     assert database.value("select plan from maintenance_runs") == {"table": "shop.events"}
     database.query("create table shop.theirs (at timestamptz) partition by range (at)")
-    database.query("create table shop.theirs_1 partition of shop.theirs for values from ('2020-01-01') to ('2021-01-01')")
+    database.query(
+        "create table shop.theirs_1 partition of shop.theirs for values from ('2020-01-01') to ('2021-01-01')"
+    )
     database.query(f"drop table shop.{expected(2)[0]}")
     database.query("select refresh_fleet_statistics('0')")
-    shown = {row["table"]: row["value"] for row in database.value("select statistics from fleet_statistics()")["partition_runway_seconds"]}
+    shown = {
+        row["table"]: row["value"]
+        for row in database.value("select statistics from fleet_statistics()")["partition_runway_seconds"]
+    }
     assert shown["shop.events"] == approx_until(period_start(NOW, "month", 2)) and "shop.theirs" not in shown

@@ -1,4 +1,6 @@
-"""[schedules], [retention], [partitions] and [gates] of packhorse.toml: every problem at once, by section and field (SPEC W11, M6)."""
+"""[schedules], [retention], [partitions] and [gates] of packhorse.toml: every problem at once, by section and
+field (SPEC W11, M6).
+"""
 
 from __future__ import annotations
 
@@ -71,11 +73,21 @@ def test_every_kind_of_policy_is_read_with_its_durations(plan_of):
     by_name = {policy.name: policy for policy in plan.retention}
     assert (by_name["old-orders"].keep_seconds, by_name["old-orders"].budget_seconds) == (9 * 86400, 90)
     letters = by_name["dead_letters"]
-    assert (letters.keep_seconds, letters.where, letters.source) == (60 * 86400, "not blocks_conversation", "toml")  # changed, not replaced
+    # changed, not replaced
+    assert (letters.keep_seconds, letters.where, letters.source) == (
+        60 * 86400,
+        "not blocks_conversation",
+        "toml",
+    )
     assert "message_results" not in by_name
     assert plan.partitions[-1].grace_seconds == 3600 and plan.gates.queue_latency_seconds == math.inf
     (report,) = plan.schedules
-    assert (report.every_seconds, report.jitter_seconds, report.payload, report.source) == (5400, 30, {"kind": "daily"}, "toml")
+    assert (report.every_seconds, report.jitter_seconds, report.payload, report.source) == (
+        5400,
+        30,
+        {"kind": "daily"},
+        "toml",
+    )
 
 
 ORDERS = '[retention.orders]\ncolumn = "done_at"\nkeep = "7d"\n'
@@ -98,7 +110,10 @@ REPORT = '[schedules.report]\nmessage_type = "send"\ncron = "* * * * *"\n'
         (ORDERS + 'table = "a.b.c"', "[retention.orders]: table: 'a.b.c' is not a name"),
         (ORDERS + 'table = "x; drop table y"', "[retention.orders]: table: "),
         (ORDERS + 'cron = "0 0 30 2 *"', "[retention.orders]: cron: '0 0 30 2 *' never happens"),
-        (ORDERS + 'time_zone = "Africa/Kigaly"', "[retention.orders]: time_zone: 'Africa/Kigaly' is not a time zone. Did you mean 'Africa/Kigali'?"),
+        (
+            ORDERS + 'time_zone = "Africa/Kigaly"',
+            "[retention.orders]: time_zone: 'Africa/Kigaly' is not a time zone. Did you mean 'Africa/Kigali'?",
+        ),
         (ORDERS + 'enabled = "no"', "[retention.orders]: enabled: must be true or false, not str"),
         (ORDERS + 'budget = "soon"', "[retention.orders]: budget: 'soon' is not a duration"),
         (ORDERS + "pause_ratio = nan", "[retention.orders]: pause_ratio: must be between"),
@@ -124,16 +139,31 @@ REPORT = '[schedules.report]\nmessage_type = "send"\ncron = "* * * * *"\n'
         (REPORT + 'queue = "a b"', "[schedules.report]: queue: 'a b' is not a name"),
         (REPORT + 'queue = "packhorse"', "[schedules.report]: the queue 'packhorse' is for maintenance"),
         (REPORT.replace("report", '"a b"', 1), "[schedules.a b]: name: 'a b' is not a name"),
-        (REPORT.replace("report", '"retention.dead_letters"', 1), "[schedules.retention.dead_letters]: this name belongs to a maintenance task"),
-        (REPORT.replace("report", '"job.due_reminders"', 1), "[schedules.job.due_reminders]: this name belongs"),
-        (ORDERS + ORDERS.replace("orders", "again") + 'table = "orders"', "[retention.again] and [retention.orders]: both remove from orders"),
+        (
+            REPORT.replace("report", '"retention.dead_letters"', 1),
+            "[schedules.retention.dead_letters]: this name belongs to a maintenance task",
+        ),
+        (
+            REPORT.replace("report", '"job.due_reminders"', 1),
+            "[schedules.job.due_reminders]: this name belongs",
+        ),
+        (
+            ORDERS + ORDERS.replace("orders", "again") + 'table = "orders"',
+            "[retention.again] and [retention.orders]: both remove from orders",
+        ),
         (
             '[retention.archive]\ntable = "message_archive"\ncolumn = "finished_at"\nkeep = "9d"',
             "[retention.archive] and [partitions.message_archive]: both end the rows of message_archive",
         ),
-        ("[gates]\nqueue_latency = 5", "[gates]: queue_latency: there is no such field; did you mean 'queue_latency_seconds'?"),
+        (
+            "[gates]\nqueue_latency = 5",
+            "[gates]: queue_latency: there is no such field; did you mean 'queue_latency_seconds'?",
+        ),
         ("[gates]\nqueue_latency_seconds = -1", "[gates]: queue_latency_seconds: must be 0 or more"),
-        ("[gates]\nqueue_latency_seconds = false", "[gates]: queue_latency_seconds: must be a number, not bool"),
+        (
+            "[gates]\nqueue_latency_seconds = false",
+            "[gates]: queue_latency_seconds: must be a number, not bool",
+        ),
         ("[gates]\nqueue_latency_seconds = nan", "[gates]: queue_latency_seconds: must be 0 or more"),
         ("gates = 5", "[gates]: must be a table"),
     ],
@@ -144,8 +174,15 @@ def test_each_problem_names_its_section_and_field(problems_of, text, problem):
 
 
 def test_all_problems_are_found_at_once(problems_of):
-    found = problems_of(ORDERS + "btach = 5\n" + EVENTS + "grase = 1\n" + REPORT + 'missed = "no"\n[gates]\nlag = 1')
-    assert [problem.split("]")[0] for problem in found] == ["[retention.orders", "[partitions.events", "[schedules.report", "[gates"]
+    found = problems_of(
+        ORDERS + "btach = 5\n" + EVENTS + "grase = 1\n" + REPORT + 'missed = "no"\n[gates]\nlag = 1'
+    )
+    assert [problem.split("]")[0] for problem in found] == [
+        "[retention.orders",
+        "[partitions.events",
+        "[schedules.report",
+        "[gates",
+    ]
 
 
 def test_one_problem_of_a_section_hides_no_other(problems_of):
@@ -158,7 +195,10 @@ def test_one_problem_of_a_section_hides_no_other(problems_of):
     )
     named = {tuple(problem.split(": ")[:2]) for problem in found}
     assert named == {
-        *(("[retention.orders]", field) for field in ("column", "keep", "btach", "cron", "time_zone", "budget", "where")),
+        *(
+            ("[retention.orders]", field)
+            for field in ("column", "keep", "btach", "cron", "time_zone", "budget", "where")
+        ),
         *(("[partitions.events]", field) for field in ("column, keep", "every", "ahead", "make_cron")),
         *(("[schedules.report]", field) for field in ("message_type", "cron", "missed", "priority")),
         *(("[schedules.other]", field) for field in ("every", "jitter")),
@@ -180,7 +220,10 @@ def test_a_file_that_is_no_toml_is_one_problem(tmp_path):
             load_plan({}, path)
 
 
-@pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("1h30m", 5400), ("7d", 604800), ("2w", 1209600), ("1.5h", 5400), (5, 5), (0.5, 0.5)])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90s", 90), ("1h30m", 5400), ("7d", 604800), ("2w", 1209600), ("1.5h", 5400), (5, 5), (0.5, 0.5)],
+)
 def test_durations(text, expected):
     assert seconds("keep", text) == expected
 
@@ -201,14 +244,18 @@ def test_schedules_in_code_are_declared_beside_an_actor_and_toml_takes_their_pla
 
     entry = schedule(send_report, cron="0 7 * * mon-fri", payload={"kind": "daily"})
     assert (entry.name, entry.queue, entry.source) == ("send_report", "reports", "code")
-    assert schedule(send_report, cron="0 7 * * mon-fri", payload={"kind": "daily"}) == entry  # a module imported twice
+    # a module imported twice
+    assert schedule(send_report, cron="0 7 * * mon-fri", payload={"kind": "daily"}) == entry
     with pytest.raises(InvalidArgument, match="declared twice"):
         schedule(send_report, cron="0 8 * * *")
     schedule(send_report, name="weekly", every_seconds=604800)
     with pytest.raises(InvalidArgument, match="cron"):
         schedule(send_report, name="bad", cron="61 * * * *")
     plan = plan_of('[schedules.send_report]\nmessage_type = "send_report"\ncron = "0 9 * * *"')
-    assert [(found.name, found.source) for found in plan.schedules] == [("weekly", "code"), ("send_report", "toml")]
+    assert [(found.name, found.source) for found in plan.schedules] == [
+        ("weekly", "code"),
+        ("send_report", "toml"),
+    ]
 
 
 def test_toml_switches_off_a_schedule_of_code(tmp_path, monkeypatch):
@@ -221,7 +268,9 @@ def test_toml_switches_off_a_schedule_of_code(tmp_path, monkeypatch):
 
 
 def test_what_works_without_configuration_is_told_what_it_says(tmp_path):
-    """Workers and cleanup_old_messages() follow the scheduler's configuration; what they could not follow they leave alone."""
+    """Workers and cleanup_old_messages() follow the scheduler's configuration; what they could not follow
+    they leave alone.
+    """
     path = tmp_path / "packhorse.toml"
     path.write_text("")
     week, month = 7 * 86400.0, 30 * 86400.0

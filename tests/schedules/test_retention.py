@@ -1,4 +1,6 @@
-"""Retention against real tables: what a dry run counts, a run removes; and nothing else, whatever happens (SPEC M6, FAILURES 65, 66)."""
+"""Retention against real tables: what a dry run counts, a run removes; and nothing else, whatever happens
+(SPEC M6, FAILURES 65, 66).
+"""
 
 from __future__ import annotations
 
@@ -37,16 +39,24 @@ OPEN = Gates(None, None, None, None, None)
 
 @pytest.fixture
 def shop(database):
-    """create(columns): the table shop.orders with 1000 old rows (id 1..1000) and 100 young ones; SQL of more statements after it."""
+    """create(columns): the table shop.orders with 1000 old rows (id 1..1000) and 100 young ones; SQL of more
+    statements after it.
+    """
 
-    def create(columns="id bigint primary key", *more, insert="insert into shop.orders (id, done_at)", values="n"):
+    def create(
+        columns="id bigint primary key", *more, insert="insert into shop.orders (id, done_at)", values="n"
+    ):
         database.query("create schema shop")
         database.query("grant usage on schema shop to packhorse_worker")
         database.query(f"create table shop.orders ({columns}, done_at timestamptz, note text default 'x')")
         for statement in more:
             database.query(statement)
-        database.query(f"{insert} select {values}, clock_timestamp() - interval '30 days' - n * interval '1 second' from generate_series(1, 1000) n")
-        database.query(f"{insert} select {values}, clock_timestamp() - interval '1 day' from generate_series(1001, 1100) n")
+        database.query(
+            f"{insert} select {values}, clock_timestamp() - interval '30 days' - n * interval '1 second' from generate_series(1, 1000) n"
+        )
+        database.query(
+            f"{insert} select {values}, clock_timestamp() - interval '1 day' from generate_series(1001, 1100) n"
+        )
         database.query("create index on shop.orders (done_at)")
         database.query("grant select, update, delete on shop.orders to packhorse_worker")
         database.query("analyze shop.orders")
@@ -56,7 +66,15 @@ def shop(database):
 
 def policy(**changes):
     return Retention(
-        **{"name": "orders", "table": "shop.orders", "column": "done_at", "keep_seconds": 7 * DAY, "batch": 97, "pause_ratio": 0.0, **changes}
+        **{
+            "name": "orders",
+            "table": "shop.orders",
+            "column": "done_at",
+            "keep_seconds": 7 * DAY,
+            "batch": 97,
+            "pause_ratio": 0.0,
+            **changes,
+        }
     )
 
 
@@ -81,16 +99,21 @@ def test_a_dry_run_counts_what_the_run_then_deletes_and_changes_nothing(database
     assert left(database) == 1100 and database.value("select count(*) from maintenance_runs") == 0
     assert run(connection) == "succeeded"
     assert left(database) == 100
-    assert database.query("select rows_done, batches >= 10, resumed, kind, state, gate, triggered_by from maintenance_runs") == [
-        (1000, True, 0, "retention", "succeeded", None, "test")
-    ]
+    assert database.query(
+        "select rows_done, batches >= 10, resumed, kind, state, gate, triggered_by from maintenance_runs"
+    ) == [(1000, True, 0, "retention", "succeeded", None, "test")]
 
 
 @pytest.mark.parametrize(
     ("columns", "more", "insert", "values"),
     [
         ("id bigint primary key", (), "insert into shop.orders (id, done_at)", "n"),
-        ("tenant text, id uuid, primary key (tenant, id)", (), "insert into shop.orders (tenant, id, done_at)", "'t' || n % 7, gen_random_uuid()"),
+        (
+            "tenant text, id uuid, primary key (tenant, id)",
+            (),
+            "insert into shop.orders (tenant, id, done_at)",
+            "'t' || n % 7, gen_random_uuid()",
+        ),
         (
             '"Key" text, "order" numeric(10, 2), primary key ("order", "Key")',
             (),
@@ -98,8 +121,18 @@ def test_a_dry_run_counts_what_the_run_then_deletes_and_changes_nothing(database
             "'%s''' || n, n / 3",
         ),
         ("id bigint", (), "insert into shop.orders (id, done_at)", "n"),  # no primary key: ctid
-        ("at date, id int, primary key (at, id)", (), "insert into shop.orders (at, id, done_at)", "current_date, n"),
-        ("id bigint, primary key (id) include (note)", (), "insert into shop.orders (id, note, done_at)", "n, null"),
+        (
+            "at date, id int, primary key (at, id)",
+            (),
+            "insert into shop.orders (at, id, done_at)",
+            "current_date, n",
+        ),
+        (
+            "id bigint, primary key (id) include (note)",
+            (),
+            "insert into shop.orders (id, note, done_at)",
+            "n, null",
+        ),
         ("id text[] primary key", (), "insert into shop.orders (id, done_at)", "array[n::text, 'a,\"b']"),
         ("id int4range primary key", (), "insert into shop.orders (id, done_at)", "int4range(n, n + 2)"),
         ("id jsonb primary key", (), "insert into shop.orders (id, done_at)", "jsonb_build_object('n', n)"),
@@ -115,10 +148,14 @@ def test_rows_go_by_key_whatever_the_key_is(database, shop, open_connection, col
 
 def test_partitioned_tables_are_read_over_all_partitions(database, open_connection):
     database.query("create schema shop")
-    database.query("create table shop.orders (id bigint, part int, done_at timestamptz, primary key (id, part)) partition by list (part)")
+    database.query(
+        "create table shop.orders (id bigint, part int, done_at timestamptz, primary key (id, part)) partition by list (part)"
+    )
     for part in (0, 1):
         database.query(f"create table shop.orders_{part} partition of shop.orders for values in ({part})")
-    database.query("insert into shop.orders select n, n % 2, clock_timestamp() - interval '30 days' from generate_series(1, 500) n")
+    database.query(
+        "insert into shop.orders select n, n % 2, clock_timestamp() - interval '30 days' from generate_series(1, 500) n"
+    )
     assert run(open_connection("owner")) == "succeeded"
     assert left(database) == 0
 
@@ -135,8 +172,12 @@ def test_a_table_with_children_is_refused_and_a_child_is_not(database, shop, ope
     """Neither a key nor a ctid is unique over a table and its children: young rows would go with old ones."""
     shop(columns)
     database.query("create table shop.young () inherits (shop.orders)")
-    database.query("insert into shop.young (id, done_at) select n, clock_timestamp() from generate_series(1, 1000) n")
-    database.query("insert into shop.young (id, done_at) select n, clock_timestamp() - interval '30 days' from generate_series(1, 10) n")
+    database.query(
+        "insert into shop.young (id, done_at) select n, clock_timestamp() from generate_series(1, 1000) n"
+    )
+    database.query(
+        "insert into shop.young (id, done_at) select n, clock_timestamp() - interval '30 days' from generate_series(1, 10) n"
+    )
     connection = open_connection("owner")
     with pytest.raises(InvalidArgument, match=r"child tables.*policy for each child"):
         run(connection)
@@ -210,8 +251,12 @@ def test_a_condition_may_name_the_time_before_which_rows_go(database, shop, open
     """Aged by the beginning, a row that was finished yesterday would go (SPEC M4b)."""
     shop("id bigint primary key, closed_at timestamptz, zoneless timestamp")
     database.query("update shop.orders set closed_at = clock_timestamp() - interval '1 day' where id <= 10")
-    database.query("update shop.orders set zoneless = clock_timestamp() at time zone 'UTC' - interval '6 days' where id between 11 and 20")
-    of = policy(where="(closed_at is null or closed_at < {cutoff}) and (zoneless is null or zoneless < {cutoff} at time zone 'UTC')")
+    database.query(
+        "update shop.orders set zoneless = clock_timestamp() at time zone 'UTC' - interval '6 days' where id between 11 and 20"
+    )
+    of = policy(
+        where="(closed_at is null or closed_at < {cutoff}) and (zoneless is null or zoneless < {cutoff} at time zone 'UTC')"
+    )
     connection = open_connection()
     found = dry_run(connection, of)
     assert found.rows == 980 and "{cutoff}" not in found.action
@@ -219,7 +264,9 @@ def test_a_condition_may_name_the_time_before_which_rows_go(database, shop, open
     assert left(database) == 120 and left(database, "id <= 20") == 20
 
 
-def test_a_webhook_that_was_seen_long_ago_and_finished_just_now_is_recognised_for_its_days(database, open_connection):
+def test_a_webhook_that_was_seen_long_ago_and_finished_just_now_is_recognised_for_its_days(
+    database, open_connection
+):
     database.query(
         "insert into processed_messages (external_id, first_seen_at, processed_at) values ('late', clock_timestamp() - interval '90 days', "
         "clock_timestamp()), ('done', clock_timestamp() - interval '9 days', clock_timestamp() - interval '8 days')"
@@ -234,25 +281,44 @@ def test_no_policy_deletes_a_dead_letter_that_blocks_its_conversation(database, 
     """A policy of one's own, or another condition for the shipped one, deletes by age as well (SPEC Q1)."""
     database.query("""select declare_queue('blocky'), set_queue('blocky', '{"on_dead": "block"}')""")
     for queue, key in (("blocky", "c"), ("default", None)):
-        database.query("select bury_message((select message_id from enqueue_message(%s, 'gone', p_conversation_key => %s)))", queue, key)
+        database.query(
+            "select bury_message((select message_id from enqueue_message(%s, 'gone', p_conversation_key => %s)))",
+            queue,
+            key,
+        )
     database.query("update dead_letters set dead_at = clock_timestamp() - interval '2 days'")
-    assert run(open_connection(), Retention("mine", table="dead_letters", column="dead_at", keep_seconds=DAY, where=where)) == "succeeded"
+    assert (
+        run(
+            open_connection(),
+            Retention("mine", table="dead_letters", column="dead_at", keep_seconds=DAY, where=where),
+        )
+        == "succeeded"
+    )
     assert database.query("select queue from dead_letters") == [("blocky",)]
 
 
 def test_shipped_policies_never_touch_live_rows(database, open_connection):
-    """Every shipped policy of the queue, cutoffs moved to now: live messages, blocking letters and open runs stay."""
+    """Every shipped policy of the queue, cutoffs moved to now: live messages, blocking letters and open runs
+    stay.
+    """
     database.query("select enqueue_message('default', 'effect') from generate_series(1, 3)")
-    database.query("select enqueue_message('default', 'effect', p_dedup_key => 'k', p_dedup_window => '1 day')")
+    database.query(
+        "select enqueue_message('default', 'effect', p_dedup_key => 'k', p_dedup_window => '1 day')"
+    )
     database.query("select set_schedule('s', 'effect', '* * * * *')")
     database.query("select run_schedule_now('s')")
-    database.query("insert into maintenance_runs (task, kind, triggered_by, state) values ('x', 'job', 'me', 'paused')")
+    database.query(
+        "insert into maintenance_runs (task, kind, triggered_by, state) values ('x', 'job', 'me', 'paused')"
+    )
     tables = ("message_queue", "message_dedup", "schedule_runs", "maintenance_runs", "schedules")
     before = {table: database.value(f"select count(*) from {table}") for table in tables}
     connection = open_connection()
     for shipped in RETENTION:
         if not shipped.optional:
-            now = Retention(**{name: getattr(shipped, name) for name in shipped.__dataclass_fields__} | {"keep_seconds": 0.0})
+            now = Retention(
+                **{name: getattr(shipped, name) for name in shipped.__dataclass_fields__}
+                | {"keep_seconds": 0.0}
+            )
             assert run(connection, now) == "succeeded", shipped.name
     assert database.value("select count(*) from maintenance_runs where state = 'paused'") == 1
     for table in tables[:3]:
@@ -280,12 +346,20 @@ def test_a_stopped_run_goes_on_with_its_cursor_and_its_cutoff(database, shop, op
     # what has become old enough since then is for the next run
     database.query("update shop.orders set done_at = %s + interval '1 millisecond' where id = 1100", cutoff)
     assert run(open_connection()) == "succeeded"
-    assert database.query("select rows_done, resumed, cutoff, state from maintenance_runs") == [(1000, 1, cutoff, "succeeded")]
+    assert database.query("select rows_done, resumed, cutoff, state from maintenance_runs") == [
+        (1000, 1, cutoff, "succeeded")
+    ]
     assert left(database) == 100
 
 
 @pytest.mark.parametrize(
-    "changes", [{"keep_seconds": 365 * DAY}, {"where": "id > 2000"}, {"column": "shipped_at"}, {"assign": "note = 'old'", "where": "id > 2000"}]
+    "changes",
+    [
+        {"keep_seconds": 365 * DAY},
+        {"where": "id > 2000"},
+        {"column": "shipped_at"},
+        {"assign": "note = 'old'", "where": "id > 2000"},
+    ],
 )
 def test_an_unfinished_run_of_another_policy_is_not_gone_on_with(database, shop, open_connection, changes):
     """With its cutoff and its cursor the old run would go on deleting what the policy keeps by now."""
@@ -295,10 +369,9 @@ def test_an_unfinished_run_of_another_policy_is_not_gone_on_with(database, shop,
     before = left(database)
     assert run(open_connection(), policy(**changes)) == "succeeded"
     assert left(database) == before > 100
-    assert database.query("select state, cancel_requested_by, error like 'the policy was changed%', rows_done from maintenance_runs order by id") == [
-        ("cancelled", "test", True, 1100 - before),
-        ("succeeded", None, None, 0),
-    ]
+    assert database.query(
+        "select state, cancel_requested_by, error like 'the policy was changed%', rows_done from maintenance_runs order by id"
+    ) == [("cancelled", "test", True, 1100 - before), ("succeeded", None, None, 0)]
     # pace is no part of what goes: a run goes on with another batch, budget or warning
     run(open_connection(), stop=stop)
     database.query("drop index shop.orders_done_at_idx")
@@ -337,11 +410,17 @@ class Rests(threading.Event):
 
 
 @pytest.mark.parametrize(("ratio", "known"), [(0.0, True), (100.0, True), (100.0, False)])
-def test_a_run_rests_after_each_batch_but_the_last_in_proportion_to_its_work(database, shop, open_connection, monkeypatch, ratio, known):
+def test_a_run_rests_after_each_batch_but_the_last_in_proportion_to_its_work(
+    database, shop, open_connection, monkeypatch, ratio, known
+):
     shop()
     took = []
     size_of = retention.next_size
-    monkeypatch.setattr(retention, "next_size", lambda size, seconds, most: (took.append(seconds), size_of(size, seconds, most))[1])
+    monkeypatch.setattr(
+        retention,
+        "next_size",
+        lambda size, seconds, most: (took.append(seconds), size_of(size, seconds, most))[1],
+    )
     rests = Rests()
     gates = OPEN if known else Gates(None, None, 900.0, None, None)
     with database.connect(admin=True) as holder, holder.transaction(force_rollback=True):
@@ -349,7 +428,9 @@ def test_a_run_rests_after_each_batch_but_the_last_in_proportion_to_its_work(dat
         holder.execute("select 1")  # a snapshot whose age this role may not see: half the speed
         assert run(open_connection(), policy(pause_ratio=ratio), gates=gates, stop=rests) == "succeeded"
     assert len(rests.asked) == last(database, "batches") - 1 > 5
-    assert rests.asked == pytest.approx([max(run_loop.LEAST_REST_SECONDS, seconds * ratio * (1 if known else 2)) for seconds in took])
+    assert rests.asked == pytest.approx(
+        [max(run_loop.LEAST_REST_SECONDS, seconds * ratio * (1 if known else 2)) for seconds in took]
+    )
 
 
 @pytest.mark.parametrize("when", ["running", "paused"])
@@ -358,7 +439,12 @@ def test_a_run_is_cancelled_and_what_it_did_stays_done(database, shop, open_conn
     stop = threading.Event()
     if when == "running":
         assert (
-            run(open_connection(), on_progress=lambda rows, gate: database.query("select cancel_maintenance_run('retention.orders', 'ada', 'wrong')"))
+            run(
+                open_connection(),
+                on_progress=lambda rows, gate: database.query(
+                    "select cancel_maintenance_run('retention.orders', 'ada', 'wrong')"
+                ),
+            )
             == "cancelled"
         )
     else:
@@ -396,25 +482,35 @@ def test_whoever_lost_its_run_takes_its_last_batch_back(database, shop, open_con
     assert run(open_connection(), on_progress=steal) == "lost"
     assert stolen == ["succeeded"]
     assert left(database) == 100
-    assert database.query("select rows_done, resumed, state from maintenance_runs") == [(1000, 1, "succeeded")]
+    assert database.query("select rows_done, resumed, state from maintenance_runs") == [
+        (1000, 1, "succeeded")
+    ]
 
 
 def test_a_killed_process_goes_on_where_it_was(database, shop, tmp_path):
     shop()
     database.query("""create function shop.slow() returns trigger language plpgsql as
         $$ begin perform pg_sleep(0.002); return old; end $$""")
-    database.query("create trigger slow before delete on shop.orders for each row execute function shop.slow()")
+    database.query(
+        "create trigger slow before delete on shop.orders for each row execute function shop.slow()"
+    )
     (tmp_path / "packhorse.toml").write_text(
         '[retention.orders]\ntable = "shop.orders"\ncolumn = "done_at"\nkeep = "7d"\nbatch = 50\npause_ratio = 0\n'
     )
     cli = Cli(tmp_path, database.url)
     process = cli.start("maintenance", "run", "retention.orders", "--yes", output=tmp_path / "log")
-    wait_until(lambda: (database.value("select max(rows_done) from maintenance_runs") or 0) > 100, 30, "the run is in its middle")
+    wait_until(
+        lambda: (database.value("select max(rows_done) from maintenance_runs") or 0) > 100,
+        30,
+        "the run is in its middle",
+    )
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(10)
     wait_until(
         lambda: (
-            database.value("select count(*) from pg_stat_activity where application_name = 'packhorse maintenance' and datname = current_database()")
+            database.value(
+                "select count(*) from pg_stat_activity where application_name = 'packhorse maintenance' and datname = current_database()"
+            )
             == 0
         )
     )
@@ -422,15 +518,20 @@ def test_a_killed_process_goes_on_where_it_was(database, shop, tmp_path):
     assert left(database) == 1100 - done  # rows and progress are one transaction
     busy = cli("maintenance", "run", "retention.orders", "--yes", "--json")
     assert busy.document["state"] == "busy" and busy.code == 1
-    database.query("update maintenance_runs set beat_at = clock_timestamp() - interval '3 minutes'")  # what waiting would do
+    # what waiting would do
+    database.query("update maintenance_runs set beat_at = clock_timestamp() - interval '3 minutes'")
     again = cli("maintenance", "run", "retention.orders", "--yes", "--json")
     assert again.document == {"task": "retention.orders", "state": "succeeded", "rows": 1000 - done}
-    assert database.query("select rows_done, resumed, state from maintenance_runs") == [(1000, 1, "succeeded")]
+    assert database.query("select rows_done, resumed, state from maintenance_runs") == [
+        (1000, 1, "succeeded")
+    ]
     assert left(database) == 100
 
 
 # -- trouble -------------------------------------------------------------------------------------
-def test_a_table_that_is_locked_halves_the_batch_and_the_run_ends_all_the_same(database, shop, open_connection, monkeypatch):
+def test_a_table_that_is_locked_halves_the_batch_and_the_run_ends_all_the_same(
+    database, shop, open_connection, monkeypatch
+):
     shop()
     monkeypatch.setattr(retention, "MOST_CONFLICTS", 50)
     blocker = database.connect(admin=True)
@@ -456,8 +557,12 @@ def test_a_table_that_is_locked_halves_the_batch_and_the_run_ends_all_the_same(d
 
 def test_a_run_that_fails_is_recorded_and_the_next_one_is_new(database, shop, open_connection):
     shop()
-    database.query("create function shop.no() returns trigger language plpgsql as $$ begin raise 'not this one'; end $$")
-    database.query("create trigger no before delete on shop.orders for each row when (old.id = 700) execute function shop.no()")
+    database.query(
+        "create function shop.no() returns trigger language plpgsql as $$ begin raise 'not this one'; end $$"
+    )
+    database.query(
+        "create trigger no before delete on shop.orders for each row when (old.id = 700) execute function shop.no()"
+    )
     with pytest.raises(StoreRejected, match="not this one"):
         run(open_connection())
     said = "shop.orders: 1 row(s) refused and stay, first: not this one"
@@ -465,10 +570,14 @@ def test_a_run_that_fails_is_recorded_and_the_next_one_is_new(database, shop, op
     assert left(database) == 101, "those behind it are gone"
     database.query("drop trigger no on shop.orders")
     assert run(open_connection()) == "succeeded"
-    assert database.value("select last_success_at is not null from maintenance_health where task = 'retention.orders'")
+    assert database.value(
+        "select last_success_at is not null from maintenance_health where task = 'retention.orders'"
+    )
 
 
-def test_a_connection_that_is_cut_leaves_a_run_that_the_same_message_goes_on_with(database, shop, open_connection):
+def test_a_connection_that_is_cut_leaves_a_run_that_the_same_message_goes_on_with(
+    database, shop, open_connection
+):
     shop()
     connection = open_connection()
 
@@ -484,7 +593,10 @@ def test_a_connection_that_is_cut_leaves_a_run_that_the_same_message_goes_on_wit
 
 def test_rows_that_a_foreign_key_restricts_hold_up_none_behind_them(database, shop, open_connection):
     """The oldest batch was never gone, and so no other one, night after night."""
-    shop("id bigint primary key", "create table shop.lines (order_id bigint references shop.orders on delete restrict)")
+    shop(
+        "id bigint primary key",
+        "create table shop.lines (order_id bigint references shop.orders on delete restrict)",
+    )
     database.query("insert into shop.lines values (1000), (999), (500), (1)")
     for done in (996, 0):
         with pytest.raises(StoreRejected, match=r"4 row\(s\) refused and stay, first: .*foreign key"):
@@ -495,7 +607,10 @@ def test_rows_that_a_foreign_key_restricts_hold_up_none_behind_them(database, sh
 
 
 def test_a_refusal_before_a_pause_is_in_the_history(database, shop, open_connection):
-    shop("id bigint primary key", "create table shop.lines (order_id bigint references shop.orders on delete restrict)")
+    shop(
+        "id bigint primary key",
+        "create table shop.lines (order_id bigint references shop.orders on delete restrict)",
+    )
     database.query("insert into shop.lines values (1000)")
     stop = threading.Event()
     assert run(open_connection(), stop=stop, on_progress=stop_after(3, stop)) == "paused"
@@ -504,8 +619,12 @@ def test_a_refusal_before_a_pause_is_in_the_history(database, shop, open_connect
 
 def test_a_trigger_that_keeps_the_oldest_rows_holds_up_none_behind_them(database, shop, open_connection):
     shop()
-    database.query("create function shop.keep() returns trigger language plpgsql as $$ begin return null; end $$")
-    database.query("create trigger keep before delete on shop.orders for each row when (old.id > 800) execute function shop.keep()")
+    database.query(
+        "create function shop.keep() returns trigger language plpgsql as $$ begin return null; end $$"
+    )
+    database.query(
+        "create trigger keep before delete on shop.orders for each row when (old.id > 800) execute function shop.keep()"
+    )
     with pytest.raises(StoreRejected, match="changed none"):
         run(open_connection())
     assert left(database, "id <= 800") == 0 and left(database) == 300
@@ -513,8 +632,12 @@ def test_a_trigger_that_keeps_the_oldest_rows_holds_up_none_behind_them(database
 
 def test_a_trigger_that_keeps_every_row_is_an_error_and_no_success(database, shop, open_connection):
     shop()
-    database.query("create function shop.keep() returns trigger language plpgsql as $$ begin return null; end $$")
-    database.query("create trigger keep before delete on shop.orders for each row execute function shop.keep()")
+    database.query(
+        "create function shop.keep() returns trigger language plpgsql as $$ begin return null; end $$"
+    )
+    database.query(
+        "create trigger keep before delete on shop.orders for each row execute function shop.keep()"
+    )
     with pytest.raises(StoreRejected, match="changed none"):
         run(open_connection())
 
@@ -537,7 +660,9 @@ def test_a_table_that_was_never_analysed_is_not_taken_for_empty(database, open_c
     database.query("create table shop.orders (id int primary key, done_at timestamptz)")
     database.query("alter table shop.orders enable row level security")
     database.query("grant all on shop.orders to packhorse_worker")
-    database.query("insert into shop.orders select n, now() - interval '1 year' from generate_series(1, 50) n")
+    database.query(
+        "insert into shop.orders select n, now() - interval '1 year' from generate_series(1, 50) n"
+    )
     wait_until(lambda: database.value("select pg_stat_get_live_tuples('shop.orders'::regclass)") == 50)
     with pytest.raises(StoreRejected, match="about 50"):
         run(open_connection())
@@ -547,7 +672,9 @@ def test_a_table_that_is_empty_since_the_last_vacuum_is_not_taken_for_hidden(dat
     """The queue's own tables have policies that show everything to the worker: 0 rows means 0 rows."""
     shop()
     database.query("alter table shop.orders enable row level security")
-    database.query("create policy all_of_them on shop.orders to packhorse_worker using (true) with check (true)")
+    database.query(
+        "create policy all_of_them on shop.orders to packhorse_worker using (true) with check (true)"
+    )
     database.query("delete from shop.orders")
     assert database.value("select reltuples from pg_class where oid = 'shop.orders'::regclass") == 1100
     assert run(open_connection()) == "succeeded"
@@ -565,7 +692,9 @@ def test_policies_that_show_but_do_not_let_delete_are_an_error(database, shop, o
 # -- gates ---------------------------------------------------------------------------------------
 def test_a_vacuum_of_a_partition_closes_the_gate_of_its_table(database, open_connection):
     database.query("create schema shop")
-    database.query("create table shop.orders (id bigint, part int, done_at timestamptz, primary key (id, part)) partition by list (part)")
+    database.query(
+        "create table shop.orders (id bigint, part int, done_at timestamptz, primary key (id, part)) partition by list (part)"
+    )
     database.query("create table shop.orders_0 partition of shop.orders for values in (0)")
     database.query("create table shop.other (id int)")
     database.query("insert into shop.orders select n, 0, now() from generate_series(1, 20000) n")
@@ -613,12 +742,18 @@ def test_others_connections_count_though_their_kind_is_hidden(database, open_con
     assert found["connections_ratio"] >= 6 / 200
 
 
-def test_a_deep_queue_that_somebody_works_on_closes_its_gate_and_an_orphaned_one_does_not(database, open_connection):
+def test_a_deep_queue_that_somebody_works_on_closes_its_gate_and_an_orphaned_one_does_not(
+    database, open_connection
+):
     database.query("select enqueue_message('default', 'effect')")
     database.query("update message_queue set run_at = clock_timestamp() - interval '1 minute'")
 
     def latency():
-        return next(gate.value for gate in retention.store.gates(open_connection(), None) if gate.gate == "queue_latency_seconds")
+        return next(
+            gate.value
+            for gate in retention.store.gates(open_connection(), None)
+            if gate.gate == "queue_latency_seconds"
+        )
 
     assert latency() is None
     database.query(worker_row(database))
@@ -628,7 +763,9 @@ def test_a_deep_queue_that_somebody_works_on_closes_its_gate_and_an_orphaned_one
         assert latency() is None, "its own limit holds it back, not the load"
         database.query(f"update queues set {limit} = null where name = 'default'")
     assert latency() >= 60
-    database.query("update queues set paused_at = clock_timestamp(), paused_by = 'ada' where name = 'default'")
+    database.query(
+        "update queues set paused_at = clock_timestamp(), paused_by = 'ada' where name = 'default'"
+    )
     assert latency() is None
 
 
@@ -659,7 +796,9 @@ def test_a_gate_opens_below_four_fifths_of_its_threshold_only():
         return judge([HealthGate("queue_latency_seconds", value, True, None)], Gates(), held_by).closed
 
     assert [look(value, None) for value in (9.9, 10.0, 10.1)] == [None, None, "queue_latency_seconds"]
-    assert [look(value, "queue_latency_seconds") for value in (10.1, 9.0, 8.1, 8.0)] == ["queue_latency_seconds"] * 3 + [None]
+    assert [look(value, "queue_latency_seconds") for value in (10.1, 9.0, 8.1, 8.0)] == [
+        "queue_latency_seconds"
+    ] * 3 + [None]
     assert look(9.0, "oldest_snapshot_seconds") is None
     assert judge([HealthGate("from_the_future", 1e9, True, None)], Gates(), None).closed is None
     assert judge([HealthGate("queue_latency_seconds", 1e9, True, None)], OPEN, None).closed is None
@@ -688,7 +827,10 @@ def test_one_task_that_fails_leaves_the_others_alone(database, shop, open_connec
     with pytest.raises((InvalidArgument, StoreRejected), match="no_such_column"):
         runner.run("retention.broken", triggered_by="test")
     assert runner.run("retention.orders", triggered_by="test") == "succeeded"
-    assert dict(database.query("select task, state from maintenance_health")) == {"retention.broken": "failed", "retention.orders": "succeeded"}
+    assert dict(database.query("select task, state from maintenance_health")) == {
+        "retention.broken": "failed",
+        "retention.orders": "succeeded",
+    }
     with pytest.raises(InvalidArgument, match=r"Did you mean 'retention.orders'"):
         runner.run("retention.order", triggered_by="test")
 
@@ -698,16 +840,24 @@ def test_the_jobs_of_the_queue_run_with_the_workers_rights(database, open_connec
     assert TaskRunner(open_connection, plan_of(jobs=[job])).run(job.task, triggered_by="test") == "succeeded"
 
 
-def test_a_job_is_called_until_it_finds_less_than_a_batch_and_can_be_cancelled(database, open_connection, monkeypatch):
+def test_a_job_is_called_until_it_finds_less_than_a_batch_and_can_be_cancelled(
+    database, open_connection, monkeypatch
+):
     job = Job("busy", "job_dead_workers", "* * * * *", batch=10)
     counts = iter([10, 10, 3])
-    monkeypatch.setattr("packhorse.schedules.maintenance.tasks.store.job", lambda connection, statement, limit: next(counts))
+    monkeypatch.setattr(
+        "packhorse.schedules.maintenance.tasks.store.job", lambda connection, statement, limit: next(counts)
+    )
     runner = TaskRunner(open_connection, plan_of(jobs=[job]))
     assert runner.run("job.busy", triggered_by="test") == "succeeded"
     assert last(database, "rows_done") == 23
     counts = iter([10] * 5)
     assert (
-        runner.run("job.busy", triggered_by="test", on_progress=lambda rows, gate: database.query("select cancel_maintenance_run('job.busy')"))
+        runner.run(
+            "job.busy",
+            triggered_by="test",
+            on_progress=lambda rows, gate: database.query("select cancel_maintenance_run('job.busy')"),
+        )
         == "cancelled"
     )
     assert last(database, "state") == "cancelled"
@@ -716,11 +866,19 @@ def test_a_job_is_called_until_it_finds_less_than_a_batch_and_can_be_cancelled(d
 def test_a_job_whose_process_stops_is_paused_and_gone_on_with(database, open_connection, monkeypatch):
     job = Job("busy", "job_dead_workers", "* * * * *", batch=10)
     counts, stop = iter([10, 3]), threading.Event()
-    monkeypatch.setattr("packhorse.schedules.maintenance.tasks.store.job", lambda connection, statement, limit: next(counts))
+    monkeypatch.setattr(
+        "packhorse.schedules.maintenance.tasks.store.job", lambda connection, statement, limit: next(counts)
+    )
     stop.set()
-    assert TaskRunner(open_connection, plan_of(jobs=[job]), stop).run("job.busy", triggered_by="test") == "paused"
+    assert (
+        TaskRunner(open_connection, plan_of(jobs=[job]), stop).run("job.busy", triggered_by="test")
+        == "paused"
+    )
     stop.clear()
-    assert TaskRunner(open_connection, plan_of(jobs=[job]), stop).run("job.busy", triggered_by="test") == "succeeded"
+    assert (
+        TaskRunner(open_connection, plan_of(jobs=[job]), stop).run("job.busy", triggered_by="test")
+        == "succeeded"
+    )
     assert database.query("select state, resumed, rows_done from maintenance_runs") == [("succeeded", 1, 13)]
 
 
@@ -741,11 +899,15 @@ def test_a_job_whose_process_stops_is_paused_and_gone_on_with(database, open_con
         ({"where": "note"}, r"where: argument of .* must be type boolean"),
     ],
 )
-def test_a_policy_that_does_not_fit_the_database_is_a_problem_that_names_it(database, shop, open_connection, changes, text):
+def test_a_policy_that_does_not_fit_the_database_is_a_problem_that_names_it(
+    database, shop, open_connection, changes, text
+):
     shop()
     findings = check_plan(open_connection(), plan_of(policy(**changes)))
     ((task, problem),) = findings.problems
-    assert task == "retention.orders" and problem.startswith("[retention.orders]: ") and re.search(text, problem), problem
+    assert (
+        task == "retention.orders" and problem.startswith("[retention.orders]: ") and re.search(text, problem)
+    ), problem
     assert left(database) == 1100
 
 
@@ -754,31 +916,45 @@ def test_one_problem_of_a_policy_with_its_table_hides_no_other(shop, open_connec
     wrong = policy(column="doneat", where="note = = 1", assign="nothing = 1")
     problems = [problem for _, problem in check_plan(open_connection(), plan_of(wrong)).problems]
     assert [problem.split(": ")[1] for problem in problems] == ["column", "where", "assign"], problems
-    assert len(check_plan(open_connection(), plan_of(policy(table="shop.order", where="= ="))).problems) == 1, "no table, nothing to compare with"
+    assert (
+        len(check_plan(open_connection(), plan_of(policy(table="shop.order", where="= ="))).problems) == 1
+    ), "no table, nothing to compare with"
 
 
-def test_a_table_that_somebody_has_locked_is_a_warning_and_keeps_no_timetable_from_starting(database, shop, open_connection):
+def test_a_table_that_somebody_has_locked_is_a_warning_and_keeps_no_timetable_from_starting(
+    database, shop, open_connection
+):
     shop()
     connection = open_connection()
     with database.connect(admin=True) as other, other.transaction():
         other.execute("lock table shop.orders in access exclusive mode")
-        findings = check_plan(connection, plan_of(policy(), policy(name="dead_letters", table="dead_letters", column="no")))
+        findings = check_plan(
+            connection, plan_of(policy(), policy(name="dead_letters", table="dead_letters", column="no"))
+        )
     assert [task for task, _ in findings.problems] == ["retention.dead_letters"] and findings.absent == set()
     assert re.search(r"\[retention.orders\]: not checked, shop.orders is locked", findings.warnings[0])
 
 
-def test_a_condition_with_parentheses_of_its_own_does_not_leave_the_cutoff_behind(database, shop, open_connection):
+def test_a_condition_with_parentheses_of_its_own_does_not_leave_the_cutoff_behind(
+    database, shop, open_connection
+):
     shop()
     with pytest.raises(InvalidArgument) as caught:
         run(open_connection(), policy(where="false) or (true"))
     assert caught.value.field == "where" and left(database) == 1100
 
 
-@pytest.mark.parametrize(("assign", "text"), [("notte = 'x'", "notte"), ("note = ", "syntax error"), ("note = 'old'", None)])
-def test_what_a_policy_assigns_is_parsed_before_its_first_run_and_changes_nothing(database, shop, open_connection, assign, text):
+@pytest.mark.parametrize(
+    ("assign", "text"), [("notte = 'x'", "notte"), ("note = ", "syntax error"), ("note = 'old'", None)]
+)
+def test_what_a_policy_assigns_is_parsed_before_its_first_run_and_changes_nothing(
+    database, shop, open_connection, assign, text
+):
     shop()
     problems = check_plan(open_connection(), Plan((policy(assign=assign),), (), (), Gates(), ())).problems
-    assert [task for task, _ in problems] == ([] if text is None else ["retention.orders"]) and (text is None or text in problems[0][1])
+    assert [task for task, _ in problems] == ([] if text is None else ["retention.orders"]) and (
+        text is None or text in problems[0][1]
+    )
     assert left(database, "note = 'x'") == 1100
 
 

@@ -27,7 +27,9 @@ def make(sql, name="s", **arguments):
 
 def fire(sql, planned, name="s", **arguments):
     named = "".join(f", p_{key} => %s" for key in arguments)
-    return sql.value(f"select fire_schedule(%s, %s, %s{named})", name, planned, planned + HOUR, *arguments.values())
+    return sql.value(
+        f"select fire_schedule(%s, %s, %s{named})", name, planned, planned + HOUR, *arguments.values()
+    )
 
 
 def runs(sql, columns="planned_at, outcome"):
@@ -58,26 +60,36 @@ def test_a_time_whose_row_is_there_is_taken_though_the_timetable_was_set_back(sq
 
 
 @pytest.mark.parametrize("broken", [None, "watermark", "unique", "both"])
-def test_the_watermark_and_the_unique_row_each_hold_alone_and_both_missing_is_noticed(own_clients, any_database: Database, broken):
+def test_the_watermark_and_the_unique_row_each_hold_alone_and_both_missing_is_noticed(
+    own_clients, any_database: Database, broken
+):
     sql = own_clients()
     make(sql)
     if broken in ("watermark", "both"):
         break_function(any_database, "fire_schedule", "v_schedule.last_planned_at >= p_planned_at", "false")
     if broken in ("unique", "both"):
         any_database.query("alter table schedule_runs drop constraint schedule_runs_planned_key")
-        break_function(any_database, "fire_schedule", "on conflict on constraint schedule_runs_planned_key do nothing", "")
+        break_function(
+            any_database,
+            "fire_schedule",
+            "on conflict on constraint schedule_runs_planned_key do nothing",
+            "",
+        )
     answers = [fire(client, PAST + HOUR, overlap) for client, overlap in ((sql, "s"), (own_clients(), "s"))]
     assert (answers.count("enqueued") == 2) is (broken == "both") or answers[1] == "overlapped"
     assert (sql.value("select count(*) from schedule_runs") == 2) is (broken == "both")
 
 
-def test_without_the_watermark_a_later_decision_is_undone_by_a_slow_scheduler(own_clients, any_database: Database):
+def test_without_the_watermark_a_later_decision_is_undone_by_a_slow_scheduler(
+    own_clients, any_database: Database
+):
     sql = own_clients()
     make(sql)
     break_function(any_database, "fire_schedule", "v_schedule.last_planned_at >= p_planned_at", "false")
     fire(sql, PAST + 2 * HOUR)
     fire(sql, PAST + HOUR)  # computed long ago
-    assert sql.value("select last_planned_at from schedules") < PAST + 2 * HOUR  # what the intact function forbids
+    # what the intact function forbids
+    assert sql.value("select last_planned_at from schedules") < PAST + 2 * HOUR
 
 
 def test_two_schedulers_at_the_same_moment_fire_once(own_clients):
@@ -104,7 +116,13 @@ def test_the_message_carries_what_was_declared(sql):
     make(sql, payload=psycopg.types.json.Jsonb({"a": 1}), priority=2, max_attempts=7, overlap="wait")
     fire(sql, PAST + HOUR)
     live = sql.live(sql.value("select message_id from schedule_runs"))
-    assert (live["queue"], live["message_type"], live["payload"], live["priority"], live["max_attempts"]) == ("q", "effect", {"a": 1}, 2, 7)
+    assert (live["queue"], live["message_type"], live["payload"], live["priority"], live["max_attempts"]) == (
+        "q",
+        "effect",
+        {"a": 1},
+        2,
+        7,
+    )
     assert live["conversation_key"] == "schedule:s"
     assert live["options"]["schedule"] == "s"
     assert live["correlation_id"] == "schedule:s:2026-01-01T01:00:00Z"
@@ -170,7 +188,10 @@ def test_a_paused_schedule_does_not_fire_and_resume_does_not_make_up(sql):
     assert sql.value("select resume_schedule('s', 'ada')") is False
     assert fire(sql, PAST + HOUR) == "taken"
     assert sql.value("select last_planned_at > clock_timestamp() - interval '1 minute' from schedules")
-    assert sql.rows("select action, operator from operator_actions order by id") == [("pause_schedule", "ada"), ("resume_schedule", "ada")]
+    assert sql.rows("select action, operator from operator_actions order by id") == [
+        ("pause_schedule", "ada"),
+        ("resume_schedule", "ada"),
+    ]
 
 
 def test_run_now_runs_beside_the_timetable_even_paused_and_is_recorded(sql):
@@ -179,12 +200,19 @@ def test_run_now_runs_beside_the_timetable_even_paused_and_is_recorded(sql):
     message = sql.value("select run_schedule_now('s', 'ada', 'because')")
     assert runs(sql, "outcome, triggered_by, message_id") == [("enqueued", "ada", message)]
     assert sql.value("select last_planned_at from schedules") == PAST
-    assert sql.rows("select operator, reason, message_id from operator_actions where action = 'run_schedule'") == [("ada", "because", message)]
+    assert sql.rows(
+        "select operator, reason, message_id from operator_actions where action = 'run_schedule'"
+    ) == [("ada", "because", message)]
 
 
 def test_a_name_that_nobody_has_is_refused_with_a_near_miss(sql):
     make(sql, "daily-report")
-    for call in ("pause_schedule('daily')", "resume_schedule('daily')", "run_schedule_now('daily')", "require_schedule('DAILY-report')"):
+    for call in (
+        "pause_schedule('daily')",
+        "resume_schedule('daily')",
+        "run_schedule_now('daily')",
+        "require_schedule('DAILY-report')",
+    ):
         assert sql.refused(f"select {call}") == ("PH001", "schedule")
     try:
         with sql.connection.transaction():
@@ -266,7 +294,9 @@ def test_ends_are_written_into_the_history_done_dead_and_cancelled(sql):
     make(sql, overlap="allow")
     for hours in (1, 2, 3, 4):
         fire(sql, PAST + hours * HOUR)
-    done, dead, cancelled, _ = [row[0] for row in sql.rows("select message_id from schedule_runs order by id")]
+    done, dead, cancelled, _ = [
+        row[0] for row in sql.rows("select message_id from schedule_runs order by id")
+    ]
     lease = sql.claim_one()
     assert lease.id == done
     sql.complete(lease)
@@ -307,7 +337,12 @@ def test_health_shows_trigger_last_run_lag_and_problem(sql):
     fire(sql, PAST + HOUR)
     sql.rows("select plan_schedule('s', %s, clock_timestamp() - interval '90 seconds', null)", PAST + HOUR)
     row = sql.row("select * from schedule_health")
-    assert (row["name"], row["trigger"], row["paused"], row["last_outcome"]) == ("s", "0 * * * *", False, "enqueued")
+    assert (row["name"], row["trigger"], row["paused"], row["last_outcome"]) == (
+        "s",
+        "0 * * * *",
+        False,
+        "enqueued",
+    )
     assert 89 < row["lag_seconds"] < 600
     sql.rows("select plan_schedule('s', %s, null, 'no such day')", PAST + HOUR)
     assert sql.value("select problem from schedule_health") == "no such day"
@@ -321,6 +356,8 @@ def test_a_time_that_could_not_be_enqueued_is_recorded_and_passed(sql):
     assert sql.value("select fail_schedule_run('s', %s, %s, 'no queue')", PAST + HOUR, sql_next) is True
     assert sql.value("select fail_schedule_run('s', %s, %s, 'no queue')", PAST + HOUR, sql_next) is False
     assert runs(sql, "outcome, error") == [("failed", "no queue")]
-    assert sql.rows("select last_planned_at, next_planned_at, problem from schedules") == [(PAST + HOUR, sql_next, "no queue")]
+    assert sql.rows("select last_planned_at, next_planned_at, problem from schedules") == [
+        (PAST + HOUR, sql_next, "no queue")
+    ]
     assert fire(sql, sql_next) == "enqueued"
     assert sql.value("select problem from schedules") is None

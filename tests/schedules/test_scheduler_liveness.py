@@ -1,4 +1,6 @@
-"""O4 for `packhorse scheduler`: alive means that the timetable goes on. Its loop is broken on purpose (FAILURES 36)."""
+"""O4 for `packhorse scheduler`: alive means that the timetable goes on. Its loop is broken on purpose
+(FAILURES 36).
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,22 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = {"HANG_SECONDS": 5, "CALL_DEADLINE_SECONDS": 1, "CONNECT_TIMEOUT_SECONDS": 1, "HEARTBEAT_SECONDS": 0.5, "LEASE_SECONDS": 4}
+SETTINGS = {
+    "HANG_SECONDS": 5,
+    "CALL_DEADLINE_SECONDS": 1,
+    "CONNECT_TIMEOUT_SECONDS": 1,
+    "HEARTBEAT_SECONDS": 0.5,
+    "LEASE_SECONDS": 4,
+}
 
 
 @pytest.mark.parametrize("breakage", ["block", "kill"])
-def test_a_scheduler_whose_loop_does_not_tick_is_replaced_and_the_timetable_goes_on(database, tmp_path, breakage):
-    database.query("select set_schedule('tick', 'effect', p_every => interval '1 second', p_overlap => 'allow')")
+def test_a_scheduler_whose_loop_does_not_tick_is_replaced_and_the_timetable_goes_on(
+    database, tmp_path, breakage
+):
+    database.query(
+        "select set_schedule('tick', 'effect', p_every => interval '1 second', p_overlap => 'allow')"
+    )
     port, switch, log = free_port(), tmp_path / "breakage", tmp_path / "log"
     cli = Cli(
         tmp_path,

@@ -1,4 +1,6 @@
-"""Real `packhorse scheduler` processes: killed at random, refusing a bad plan, running maintenance end to end (SPEC M1, M7, P7)."""
+"""Real `packhorse scheduler` processes: killed at random, refusing a bad plan, running maintenance end to end
+(SPEC M1, M7, P7).
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def start_scheduler(tmp_path):
     started = []
 
     def start(url, *arguments, **environment):
-        process = Cli(tmp_path, url, **{**QUICK, **environment}).start("scheduler", *arguments, output=tmp_path / f"scheduler-{len(started)}.log")
+        process = Cli(tmp_path, url, **{**QUICK, **environment}).start(
+            "scheduler", *arguments, output=tmp_path / f"scheduler-{len(started)}.log"
+        )
         process.log_path = tmp_path / f"scheduler-{len(started)}.log"
         started.append(process)
         return process
@@ -89,11 +93,21 @@ def test_three_schedulers_killed_at_random_decide_each_planned_time_exactly_once
             == 0
         )
     )
-    runs = database.query("select schedule, planned_at, outcome, message_id from schedule_runs where schedule like 'tick%' order by 1, 2")
+    runs = database.query(
+        "select schedule, planned_at, outcome, message_id from schedule_runs where schedule like 'tick%' order by 1, 2"
+    )
     assert kills >= 5 and len(runs) >= 25 * 24 - 25
     assert {outcome for _, _, outcome, _ in runs} == {"enqueued"}
-    assert all(later[1] - earlier[1] == timedelta(seconds=1) for earlier, later in pairwise(runs) if earlier[0] == later[0])
-    assert database.value("select count(*) from message_queue where message_type = 'effect'") == len(runs) == len({row[3] for row in runs})
+    assert all(
+        later[1] - earlier[1] == timedelta(seconds=1)
+        for earlier, later in pairwise(runs)
+        if earlier[0] == later[0]
+    )
+    assert (
+        database.value("select count(*) from message_queue where message_type = 'effect'")
+        == len(runs)
+        == len({row[3] for row in runs})
+    )
 
 
 class FastServer(Server):
@@ -103,7 +117,13 @@ class FastServer(Server):
 
     def _run(self, program: str, *args: str) -> None:
         if self.fast and program == "pg_ctl":
-            args = (f"LD_PRELOAD={FAKETIME}", "FAKETIME=+0 x20", "FAKETIME_DONT_FAKE_MONOTONIC=1", str(self._bin / program), *args)
+            args = (
+                f"LD_PRELOAD={FAKETIME}",
+                "FAKETIME=+0 x20",
+                "FAKETIME_DONT_FAKE_MONOTONIC=1",
+                str(self._bin / program),
+                *args,
+            )
             program = "/usr/bin/env"
         super()._run(program, *args)
 
@@ -120,16 +140,22 @@ def fast_database():
     server.close()
 
 
-@pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed (Debian: apt-get install faketime)")
+@pytest.mark.skipif(
+    FAKETIME is None, reason="libfaketime is not installed (Debian: apt-get install faketime)"
+)
 @pytest.mark.timeout(300)
-def test_ten_minutes_of_the_databases_time_beside_killed_schedulers_have_each_planned_time_once(fast_database, start_scheduler):
+def test_ten_minutes_of_the_databases_time_beside_killed_schedulers_have_each_planned_time_once(
+    fast_database, start_scheduler
+):
     database = fast_database
     began = database.value("select clock_timestamp()")
     database.query(
         "select set_schedule('tick_' || n, 'effect', p_every => interval '1 second', p_missed => 'all', p_missed_limit => 1000, "
         "p_overlap => 'allow') from generate_series(1, 3) n"
     )
-    database.query("select set_schedule('minute', 'effect', '* * * * *', p_missed => 'all', p_missed_limit => 1000, p_overlap => 'allow')")
+    database.query(
+        "select set_schedule('minute', 'effect', '* * * * *', p_missed => 'all', p_missed_limit => 1000, p_overlap => 'allow')"
+    )
     chance = random.Random(11)
     slow_beats = {"PACKHORSE_LEASE_SECONDS": "120", "PACKHORSE_HEARTBEAT_SECONDS": "0.5"}
     running = [start_scheduler(database.url, **slow_beats) for _ in range(3)]
@@ -146,17 +172,30 @@ def test_ten_minutes_of_the_databases_time_beside_killed_schedulers_have_each_pl
     for process in running:
         kill(process)
     wait_until(
-        lambda: database.value("select count(*) from pg_stat_activity where datname = current_database() and application_name like 'packhorse%'") == 0
+        lambda: (
+            database.value(
+                "select count(*) from pg_stat_activity where datname = current_database() and application_name like 'packhorse%'"
+            )
+            == 0
+        )
     )
     assert kills >= 5 and database.value("select clock_timestamp()") - began > timedelta(minutes=10)
     runs = database.query(
         "select schedule, planned_at, outcome, message_id from schedule_runs where schedule like 'tick%' or schedule = 'minute' order by 1, 2"
     )
     assert {outcome for _, _, outcome, _ in runs} == {"enqueued"}
-    steps = [(earlier[0], later[1] - earlier[1]) for earlier, later in pairwise(runs) if earlier[0] == later[0]]
-    assert {step for name, step in steps if name == "minute"} == {timedelta(minutes=1)} and len(runs) >= 3 * 600 - 300 + 9
+    steps = [
+        (earlier[0], later[1] - earlier[1]) for earlier, later in pairwise(runs) if earlier[0] == later[0]
+    ]
+    assert {step for name, step in steps if name == "minute"} == {timedelta(minutes=1)} and len(
+        runs
+    ) >= 3 * 600 - 300 + 9
     assert {step for name, step in steps if name != "minute"} == {timedelta(seconds=1)}
-    assert database.value("select count(*) from message_queue where message_type = 'effect'") == len(runs) == len({row[3] for row in runs})
+    assert (
+        database.value("select count(*) from message_queue where message_type = 'effect'")
+        == len(runs)
+        == len({row[3] for row in runs})
+    )
 
 
 def test_the_timetable_goes_on_after_an_outage_and_makes_up_for_it(own_server, start_scheduler):
@@ -165,21 +204,39 @@ def test_the_timetable_goes_on_after_an_outage_and_makes_up_for_it(own_server, s
     database.query(
         "select set_schedule('all', 'effect', p_every => interval '1 second', p_missed => 'all', p_missed_limit => 1000, p_overlap => 'allow')"
     )
-    database.query("select set_schedule('once', 'effect', p_every => interval '1 second', p_overlap => 'allow')")
+    database.query(
+        "select set_schedule('once', 'effect', p_every => interval '1 second', p_overlap => 'allow')"
+    )
     scheduler = start_scheduler(database.url)
-    wait_until(lambda: database.value("select count(*) from schedule_runs where schedule = 'once'") >= 2, 40, "the timetable goes on")
+    wait_until(
+        lambda: database.value("select count(*) from schedule_runs where schedule = 'once'") >= 2,
+        40,
+        "the timetable goes on",
+    )
     own_server.stop("immediate")
     nap(8)  # the outage
     own_server.start()
     back = database.value("select date_trunc('second', clock_timestamp())")
     wait_until(
-        lambda: database.value("select count(*) from schedule_runs where schedule = 'once' and planned_at > %s", back) >= 2, 40, "it fires again"
+        lambda: (
+            database.value(
+                "select count(*) from schedule_runs where schedule = 'once' and planned_at > %s", back
+            )
+            >= 2
+        ),
+        40,
+        "it fires again",
     )
     scheduler.send_signal(signal.SIGTERM)
     assert scheduler.wait(30) == 0, scheduler.log_path.read_text()
     assert "Traceback" not in scheduler.log_path.read_text()
-    times = [row[0] for row in database.query("select planned_at from schedule_runs where schedule = 'all' order by 1")]
-    assert all(later - earlier == timedelta(seconds=1) for earlier, later in pairwise(times)), "those of the outage were made up, each once"
+    times = [
+        row[0]
+        for row in database.query("select planned_at from schedule_runs where schedule = 'all' order by 1")
+    ]
+    assert all(later - earlier == timedelta(seconds=1) for earlier, later in pairwise(times)), (
+        "those of the outage were made up, each once"
+    )
     assert database.value("select max(missed_count) from schedule_runs where schedule = 'once'") >= 6
 
 
@@ -216,8 +273,12 @@ def test_a_plan_that_does_not_fit_is_refused_at_the_start_with_every_problem(dat
     assert ran.code == 2 and "[retention.a]: keep" in ran.err and "[gates]: lag" in ran.err
 
 
-def test_a_reload_with_a_plan_that_is_wrong_is_refused_and_the_timetable_goes_on(database, start_scheduler, tmp_path):
-    database.query("select set_schedule('tick', 'effect', p_every => interval '1 second', p_overlap => 'allow')")
+def test_a_reload_with_a_plan_that_is_wrong_is_refused_and_the_timetable_goes_on(
+    database, start_scheduler, tmp_path
+):
+    database.query(
+        "select set_schedule('tick', 'effect', p_every => interval '1 second', p_overlap => 'allow')"
+    )
     scheduler = start_scheduler(database.url)
 
     def fired():
@@ -233,8 +294,12 @@ def test_a_reload_with_a_plan_that_is_wrong_is_refused_and_the_timetable_goes_on
     assert "child_exited" not in scheduler.log_path.read_text()
 
 
-@pytest.mark.parametrize("modules", [["tests.support.actors"], []], ids=["an actor that is loaded", "a live worker"])
-def test_a_schedule_whose_messages_nobody_takes_is_said_at_the_start(database, ledger, start_daemon, start_scheduler, tmp_path, modules):
+@pytest.mark.parametrize(
+    "modules", [["tests.support.actors"], []], ids=["an actor that is loaded", "a live worker"]
+)
+def test_a_schedule_whose_messages_nobody_takes_is_said_at_the_start(
+    database, ledger, start_daemon, start_scheduler, tmp_path, modules
+):
     (tmp_path / "packhorse.toml").write_text(
         "[schedules.report]\nmessage_type = 'effect'\nqueue = 'defualt'\ncron = '0 7 * * *'\n"
         "[schedules.good]\nmessage_type = 'effect'\ncron = '0 7 * * *'\n"
@@ -258,21 +323,34 @@ def test_a_task_runs_as_a_message_from_the_command_line_to_the_history(database,
     database.query("grant usage on schema shop to packhorse_worker")
     database.query("create table shop.orders (id int primary key, done_at timestamptz)")
     database.query("grant all on shop.orders to packhorse_worker")
-    database.query("insert into shop.orders select n, now() - interval '1 year' from generate_series(1, 50) n")
+    database.query(
+        "insert into shop.orders select n, now() - interval '1 year' from generate_series(1, 50) n"
+    )
     (tmp_path / "packhorse.toml").write_text(
         '[retention.orders]\ntable = "shop.orders"\ncolumn = "done_at"\nkeep = "7d"\ncron = "0 0 1 1 *"\n'
         '[schedules.report]\nmessage_type = "effect"\ncron = "0 0 1 1 *"\n'
     )
     scheduler = start_scheduler(database.url)
     cli = Cli(tmp_path, database.url, USER="ada", LOGNAME="ada")
-    wait_until(lambda: database.value("select count(*) from schedules where name = 'retention.orders'") == 1, 30, "the timetable is written")
+    wait_until(
+        lambda: database.value("select count(*) from schedules where name = 'retention.orders'") == 1,
+        30,
+        "the timetable is written",
+    )
     assert database.query("select source from schedules where name = 'report'") == [("toml",)]
     ran = cli("schedule", "run", "retention.orders", "--json", "--reason", "test")
     assert ran.code == 0, ran.err
     message = ran.document["message_id"]
     wait_until(lambda: database.value("select count(*) from shop.orders") == 0, 40, "retention ran")
     run = wait_until(
-        lambda: next((row for row in cli("schedule", "history", "retention.orders", "--json").document if row["outcome"] == "done"), None),
+        lambda: next(
+            (
+                row
+                for row in cli("schedule", "history", "retention.orders", "--json").document
+                if row["outcome"] == "done"
+            ),
+            None,
+        ),
         40,
         "the history shows done",
     )
@@ -281,27 +359,45 @@ def test_a_task_runs_as_a_message_from_the_command_line_to_the_history(database,
     assert (done["state"], done["rows_done"], done["triggered_by"]) == ("succeeded", 50, "schedule")
     assert cli("message", "show", message, "--json").document["state"] == "done"
     # a task that fails: attempts, the dead letter of a message, and the history says so
-    database.query("create function shop.no() returns trigger language plpgsql as $$ begin raise 'not this one'; end $$")
+    database.query(
+        "create function shop.no() returns trigger language plpgsql as $$ begin raise 'not this one'; end $$"
+    )
     database.query("create trigger no before delete on shop.orders for each row execute function shop.no()")
     database.query("insert into shop.orders values (1, now() - interval '1 year')")
     cli("schedule", "run", "retention.orders")
-    wait_until(lambda: database.value("select count(*) from maintenance_runs where task = 'retention.orders' and state = 'failed'") >= 1, 40)
+    wait_until(
+        lambda: (
+            database.value(
+                "select count(*) from maintenance_runs where task = 'retention.orders' and state = 'failed'"
+            )
+            >= 1
+        ),
+        40,
+    )
     scheduler.send_signal(signal.SIGTERM)
     assert scheduler.wait(30) == 0, scheduler.log_path.read_text()
 
 
-def test_what_a_stopping_scheduler_pauses_the_next_one_goes_on_with_at_once(database, start_scheduler, tmp_path):
+def test_what_a_stopping_scheduler_pauses_the_next_one_goes_on_with_at_once(
+    database, start_scheduler, tmp_path
+):
     """A deployment at the wrong minute paused a daily run until the next night; a kill did not."""
     database.query("create schema shop")
     database.query("create table shop.orders (id int primary key, done_at timestamptz not null)")
-    database.query("insert into shop.orders select n, now() - interval '30 days' from generate_series(1, 500) n")
+    database.query(
+        "insert into shop.orders select n, now() - interval '30 days' from generate_series(1, 500) n"
+    )
     database.query("create index on shop.orders (done_at)")
     database.query("grant usage on schema shop to packhorse_worker")
     database.query("grant select, update, delete on shop.orders to packhorse_worker")
     line = '[retention.orders]\ntable = "shop.orders"\ncolumn = "done_at"\nkeep = "7d"\ncron = "0 0 1 1 *"\nbatch = 5\npause_ratio = '
     (tmp_path / "packhorse.toml").write_text(f"{line}100.0\n")
     first = start_scheduler(database.url)
-    wait_until(lambda: database.value("select count(*) from schedules where name = 'retention.orders'") == 1, 30, "the timetable is written")
+    wait_until(
+        lambda: database.value("select count(*) from schedules where name = 'retention.orders'") == 1,
+        30,
+        "the timetable is written",
+    )
     database.query("select run_schedule_now('retention.orders')")
     wait_until(lambda: database.value("select count(*) from shop.orders") < 500, 40, "it has begun")
     first.send_signal(signal.SIGTERM)
@@ -315,18 +411,31 @@ def test_what_a_stopping_scheduler_pauses_the_next_one_goes_on_with_at_once(data
 
 
 def test_retention_that_waits_at_a_closed_gate_keeps_no_job_waiting(database, start_scheduler, tmp_path):
-    """A long report closed a gate: retention runs filled every thread for their whole budgets, and due reminders waited behind them."""
+    """A long report closed a gate: retention runs filled every thread for their whole budgets, and due
+    reminders waited behind them.
+    """
     (tmp_path / "packhorse.toml").write_text("[gates]\nconnections_ratio = 0.0\n")
     start_scheduler(database.url)
     tasks = ("message_dedup", "message_results", "dead_letters", "schedule_runs", "processed_messages")
-    wait_until(lambda: database.value("select count(*) from schedules where name = 'job.dead_workers'") == 1, 30, "the timetable is written")
+    wait_until(
+        lambda: database.value("select count(*) from schedules where name = 'job.dead_workers'") == 1,
+        30,
+        "the timetable is written",
+    )
     for task in tasks:
         database.query("select run_schedule_now(%s)", f"retention.{task}")
-    wait_until(lambda: database.value("select count(*) from maintenance_runs where gate = 'connections_ratio'") >= 2, 30, "some wait at the gate")
+    wait_until(
+        lambda: database.value("select count(*) from maintenance_runs where gate = 'connections_ratio'") >= 2,
+        30,
+        "some wait at the gate",
+    )
     database.query("select run_schedule_now('job.dead_workers')")
     ended = "select count(*) from maintenance_runs where task = 'job.dead_workers' and state = 'succeeded'"
     wait_until(lambda: database.value(ended) >= 1, 30, "a job without gates runs beside them")
-    assert database.value("select count(*) from maintenance_runs where kind = 'retention' and state = 'running'") == 2
+    assert (
+        database.value("select count(*) from maintenance_runs where kind = 'retention' and state = 'running'")
+        == 2
+    )
 
 
 def test_due_reminders_become_messages_where_the_platform_is(server, start_scheduler, tmp_path):
@@ -340,11 +449,21 @@ def test_due_reminders_become_messages_where_the_platform_is(server, start_sched
         )
         start_scheduler(database.url)
         cli = Cli(tmp_path, database.url)
-        wait_until(lambda: database.value("select count(*) from schedules where name = 'job.due_reminders'") == 1, 30, "the timetable is written")
+        wait_until(
+            lambda: database.value("select count(*) from schedules where name = 'job.due_reminders'") == 1,
+            30,
+            "the timetable is written",
+        )
         tasks = {row["task"]: row["state"] for row in cli("maintenance", "list", "--json").document}
-        assert tasks["partitions.messages.make"] != "absent" and tasks["retention.platform_events"] != "absent"
+        assert (
+            tasks["partitions.messages.make"] != "absent" and tasks["retention.platform_events"] != "absent"
+        )
         cli("schedule", "run", "job.due_reminders")
-        wait_until(lambda: database.value("select count(*) from message_queue where queue = 'reminders'") == 1, 40, "the reminder is a message")
+        wait_until(
+            lambda: database.value("select count(*) from message_queue where queue = 'reminders'") == 1,
+            40,
+            "the reminder is a message",
+        )
         # the partitions of the platform, by the function with its owner's rights: the worker owns nothing
         ran = cli("partitions", "make", "messages", "--json")
         assert ran.document["state"] == "succeeded", ran.err
@@ -366,21 +485,37 @@ def events(process):
 MONTHS = "select count(*) from pg_inherits where inhparent = 'messages'::regclass"
 
 
-def test_a_scheduler_makes_missing_months_at_its_start_and_says_once_what_it_may_not_do(server, start_scheduler, tmp_path):
+def test_a_scheduler_makes_missing_months_at_its_start_and_says_once_what_it_may_not_do(
+    server, start_scheduler, tmp_path
+):
     database = create_platform_database(server)
     try:
-        for (name,) in database.query("select inhrelid::regclass::text from pg_inherits where inhparent = 'messages'::regclass"):
+        for (name,) in database.query(
+            "select inhrelid::regclass::text from pg_inherits where inhparent = 'messages'::regclass"
+        ):
             database.query(f"drop table {name}")
-        (tmp_path / "packhorse.toml").write_text('[retention.processed_messages]\nkeep = "90d"\n[retention.dead_letters]\nenabled = false\n')
+        (tmp_path / "packhorse.toml").write_text(
+            '[retention.processed_messages]\nkeep = "90d"\n[retention.dead_letters]\nenabled = false\n'
+        )
         scheduler = start_scheduler(database.url)
-        wait_until(lambda: database.value(MONTHS) == 6, 30, "the months are made, though their cron is hours away")
+        wait_until(
+            lambda: database.value(MONTHS) == 6, 30, "the months are made, though their cron is hours away"
+        )
         wait_until(lambda: "timetable_declared" in scheduler.log_path.read_text(), 30)
         assert database.value("select count(*) from schedules where name = 'partitions.messages.drop'") == 0
-        wait_until(lambda: database.value("select retention_keep('processed_messages', '7 days')") == timedelta(days=90), 10)
+        wait_until(
+            lambda: (
+                database.value("select retention_keep('processed_messages', '7 days')") == timedelta(days=90)
+            ),
+            10,
+        )
         assert database.value("select retention_keep('dead_letters', '30 days')") is None
         problems = [event["problem"] for event in events(scheduler) if event["event"] == "plan_warning"]
         (said,) = [problem for problem in problems if "partitions.messages" in problem]
-        assert "only the owner of messages" in said and "set maintenance_url to a connection of that role" in said
+        assert (
+            "only the owner of messages" in said
+            and "set maintenance_url to a connection of that role" in said
+        )
         ran = Cli(tmp_path, database.url)("maintenance", "list", "--json")
         row = next(row for row in ran.document if row["task"] == "partitions.messages.drop")
         assert (ran.code, row["state"]) == (0, "left out") and "maintenance_url" in row["problem"]
@@ -388,7 +523,9 @@ def test_a_scheduler_makes_missing_months_at_its_start_and_says_once_what_it_may
         database.drop()
 
 
-def test_a_scheduler_that_is_the_owner_drops_months_and_makes_partitions_of_other_tables_at_its_start(server, start_scheduler, tmp_path):
+def test_a_scheduler_that_is_the_owner_drops_months_and_makes_partitions_of_other_tables_at_its_start(
+    server, start_scheduler, tmp_path
+):
     database = create_platform_database(server)
     try:
         database.query("create schema shop")
@@ -417,7 +554,11 @@ def test_on_the_embedded_server_the_owner_is_known():
             process = Cli(folder, **QUICK).start("scheduler", output=folder / "log")
             try:
                 look = "select count(*) from packhorse.schedules where name = 'partitions.messages.drop'"
-                wait_until(lambda: connection.execute(look).fetchone() == (1,), 40, "the task of the owner is in the timetable")
+                wait_until(
+                    lambda: connection.execute(look).fetchone() == (1,),
+                    40,
+                    "the task of the owner is in the timetable",
+                )
             finally:
                 kill(process)
                 connection.close()

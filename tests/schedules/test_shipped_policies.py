@@ -1,5 +1,5 @@
-"""Every retention policy that Packhorse ships, on the tables that it ships, with the periods of SPEC M3 and M4: what is over goes,
-what is not, and what may never go, stays."""
+"""Every retention policy that Packhorse ships, on the tables that it ships, with the periods of SPEC M3 and
+M4: what is over goes, what is not, and what may never go, stays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from tests.sql.platform.conftest import create_platform_database, seed
 from tests.sql.platform.test_cleanup import UPKEEP
 
 OPEN = Gates(None, None, None, None, None)
-#: Table -> an insert of a row that was over %(age)s ago, when that is positive, and a select of the names of those that are left.
+#: Table -> an insert of a row that was over %(age)s ago, when that is positive, and a select of the names of
+#: those that are left.
 QUEUE = {
     "processed_messages": (
         "insert into processed_messages (external_id, first_seen_at) values (%(key)s, clock_timestamp() - interval '7 days' - %(age)s::interval)",
@@ -71,7 +72,9 @@ ENDED = {
         "select workflow_type from workflow_states",
     )
 }
-PLATFORM = {re.search(r"insert into (\w+)", upkeep.insert)[1]: (upkeep.insert, upkeep.left) for upkeep in UPKEEP} | ENDED  # type: ignore[index]
+PLATFORM = {
+    re.search(r"insert into (\w+)", upkeep.insert)[1]: (upkeep.insert, upkeep.left) for upkeep in UPKEEP
+} | ENDED  # type: ignore[index]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,12 @@ def database(server):
 def test_what_is_over_goes_and_what_lives_or_is_protected_stays(database, policy):
     insert, left = {**PLATFORM, **QUEUE}[policy.table]
     with database.connect(admin=True) as connection:
-        for key, age in {"long_over": "400 days", "over": "5 minutes", "lives": "-5 minutes", "lives_on": "-20 hours"}.items():
+        for key, age in {
+            "long_over": "400 days",
+            "over": "5 minutes",
+            "lives": "-5 minutes",
+            "lives_on": "-20 hours",
+        }.items():
             connection.execute(insert, {"key": key, "age": age})
         protected = {"protected"} if policy.table in PROTECTED else set()
         if protected:

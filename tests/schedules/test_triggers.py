@@ -1,4 +1,6 @@
-"""When is the next planned time? DST in a table, everything else against a slow reference (SPEC M1, FAILURES 34)."""
+"""When is the next planned time? DST in a table, everything else against a slow reference (SPEC M1, FAILURES
+34).
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,28 @@ def at(text: str) -> datetime:
 def shown(line: str, time_zone: str, day: str, days: int = 1) -> list[str]:
     """Planned times from midnight UTC of a day on, as UTC `day hour:minute`."""
     start = at(day)
-    return [f"{moment:%d %H:%M}" for moment in upcoming(Cron(line, time_zone), start - MINUTE / 2, start + timedelta(days=days) - MINUTE)]
+    return [
+        f"{moment:%d %H:%M}"
+        for moment in upcoming(
+            Cron(line, time_zone), start - MINUTE / 2, start + timedelta(days=days) - MINUTE
+        )
+    ]
 
 
-#: zone, the UTC day of the switch, cron line, planned times in UTC on that day. The comments say what the wall clock does.
+#: zone, the UTC day of the switch, cron line, planned times in UTC on that day. The comments say what the
+#: wall clock does.
 SWITCHES = [
     # 02:00 -> 03:00 at 01:00 UTC
     ("Europe/Berlin", "2026-03-29", "30 2 * * *", ["29 01:30"]),  # 03:30 in summer time
     ("Europe/Berlin", "2026-03-29", "0 2 * * *", ["29 01:00"]),
     ("Europe/Berlin", "2026-03-29", "0 3 * * *", ["29 01:00"]),
     ("Europe/Berlin", "2026-03-29", "30 2,3 * * *", ["29 01:30"]),  # two wall times, one instant: once
-    ("Europe/Berlin", "2026-03-29", "0 */2 * * *", ["29 01:00", *[f"29 {hour:02}:00" for hour in range(2, 23, 2)]]),
+    (
+        "Europe/Berlin",
+        "2026-03-29",
+        "0 */2 * * *",
+        ["29 01:00", *[f"29 {hour:02}:00" for hour in range(2, 23, 2)]],
+    ),
     # 03:00 -> 02:00 at 01:00 UTC
     ("Europe/Berlin", "2026-10-25", "30 2 * * *", ["25 00:30"]),  # the first 02:30
     ("Europe/Berlin", "2026-10-25", "0 3 * * *", ["25 02:00"]),
@@ -65,12 +78,17 @@ SWITCHES = [
 ]
 
 
-@pytest.mark.parametrize(("time_zone", "day", "line", "expected"), SWITCHES, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    ("time_zone", "day", "line", "expected"), SWITCHES, ids=lambda value: str(value)[:30]
+)
 def test_both_switches_of_the_clock(time_zone, day, line, expected):
     assert shown(line, time_zone, day) == expected
 
 
-@pytest.mark.parametrize("time_zone", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca", "Africa/Kigali"])
+@pytest.mark.parametrize(
+    "time_zone",
+    ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca", "Africa/Kigali"],
+)
 def test_a_daily_time_happens_once_on_every_day_of_a_year(time_zone):
     local = ZoneInfo(time_zone)
     for line in ("30 2 * * *", "0 0 * * *", "59 1 * * *"):
@@ -83,8 +101,16 @@ def test_a_daily_time_happens_once_on_every_day_of_a_year(time_zone):
 class Line:
     """A cron line as sets of values, written by the test itself, so that no parser checks itself."""
 
-    def __init__(self, minutes: set[int], hours: set[int], day: int | None, weekdays: set[int] | None, every_hour: bool) -> None:
-        self.minutes, self.hours, self.day, self.weekdays, self.every_hour = minutes, hours, day, weekdays, every_hour
+    def __init__(
+        self, minutes: set[int], hours: set[int], day: int | None, weekdays: set[int] | None, every_hour: bool
+    ) -> None:
+        self.minutes, self.hours, self.day, self.weekdays, self.every_hour = (
+            minutes,
+            hours,
+            day,
+            weekdays,
+            every_hour,
+        )
         self.text = " ".join(
             [
                 ",".join(map(str, sorted(minutes))),
@@ -108,7 +134,9 @@ class Line:
 
 
 def walked(line: Line, time_zone: str, after: datetime, until: datetime) -> list[datetime]:
-    """Planned times by looking at the wall clock at each real minute; the rules of docs/schedules.md, said once more."""
+    """Planned times by looking at the wall clock at each real minute; the rules of docs/schedules.md, said
+    once more.
+    """
     local = ZoneInfo(time_zone)
     seen: set[datetime] = set()
     found: set[datetime] = set()
@@ -158,10 +186,21 @@ SWITCH_TIMES = [
     at("2019-02-17T02:00"),
 ]
 moments = st.builds(
-    lambda base, seconds: base + timedelta(seconds=seconds), st.sampled_from(SWITCH_TIMES), st.integers(-20_000, 20_000)
+    lambda base, seconds: base + timedelta(seconds=seconds),
+    st.sampled_from(SWITCH_TIMES),
+    st.integers(-20_000, 20_000),
 ) | st.datetimes(datetime(2015, 1, 1), datetime(2030, 1, 1)).map(lambda naive: naive.replace(tzinfo=UTC))
 zones = st.sampled_from(
-    ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca", "America/Sao_Paulo", "Africa/Kigali", "Asia/Kathmandu", "UTC"]
+    [
+        "Europe/Berlin",
+        "America/New_York",
+        "Australia/Lord_Howe",
+        "Africa/Casablanca",
+        "America/Sao_Paulo",
+        "Africa/Kigali",
+        "Asia/Kathmandu",
+        "UTC",
+    ]
 )
 
 
@@ -190,7 +229,11 @@ def test_intervals_are_counted_from_the_epoch_for_everybody(seconds, moment):
     of = Every(seconds)
     first, second, third = upcoming(of, moment, limit=3)
     assert moment < first < second < third
-    assert second - first == third - second == first - of.after(first - (second - first) - timedelta(microseconds=1))
+    assert (
+        second - first
+        == third - second
+        == first - of.after(first - (second - first) - timedelta(microseconds=1))
+    )
     assert of.after(first - timedelta(microseconds=1)) == first
 
 
@@ -217,19 +260,30 @@ def test_intervals_are_counted_from_the_epoch_for_everybody(seconds, moment):
     ],
 )
 def test_weekdays_are_those_of_cron(field, days):
-    times = upcoming(Cron(f"0 12 * * {field}"), at("2026-11-21T12:00"), at("2026-11-28T12:00"))  # Saturday to Saturday
+    # Saturday to Saturday
+    times = upcoming(Cron(f"0 12 * * {field}"), at("2026-11-21T12:00"), at("2026-11-28T12:00"))
     assert sorted(f"{moment:%a}" for moment in times) == sorted(days.split())
 
 
-@pytest.mark.parametrize(("field", "months"), [("1", [1]), ("jan", [1]), ("jan-mar/2", [1, 3]), ("nov-feb", [1, 2, 11, 12]), ("*/6", [1, 7])])
+@pytest.mark.parametrize(
+    ("field", "months"),
+    [("1", [1]), ("jan", [1]), ("jan-mar/2", [1, 3]), ("nov-feb", [1, 2, 11, 12]), ("*/6", [1, 7])],
+)
 def test_months_have_names_and_ranges_over_the_end_of_the_year(field, months):
     times = upcoming(Cron(f"0 0 1 {field} *"), at("2025-12-31"), at("2026-12-31"))
     assert sorted({moment.month for moment in times}) == months
 
 
 def test_the_last_day_of_a_month_and_leap_days():
-    assert [f"{moment:%m-%d}" for moment in upcoming(Cron("0 0 last * *"), at("2028-01-15"), limit=3)] == ["01-31", "02-29", "03-31"]
-    assert [f"{moment:%Y}" for moment in upcoming(Cron("0 0 29 2 *"), at("2026-01-15"), limit=2)] == ["2028", "2032"]
+    assert [f"{moment:%m-%d}" for moment in upcoming(Cron("0 0 last * *"), at("2028-01-15"), limit=3)] == [
+        "01-31",
+        "02-29",
+        "03-31",
+    ]
+    assert [f"{moment:%Y}" for moment in upcoming(Cron("0 0 29 2 *"), at("2026-01-15"), limit=2)] == [
+        "2028",
+        "2032",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -276,13 +330,18 @@ def test_lines_that_make_no_sense_are_refused_and_name_the_field(line):
 
 
 def test_whether_a_line_ever_happens_is_known_at_once():
-    """The search went to the year 9999: a second for each look at such a line, at the start and in each loop."""
+    """The search went to the year 9999: a second for each look at such a line, at the start and in each
+    loop.
+    """
     began = time.process_time()
     for line in ("0 0 31 2,4,6,9,11 *", "* * 30,31 2 *", "0 0 31 4 *", "*/5 * 31 11 *"):
         with pytest.raises(InvalidArgument, match="never happens"):
             Cron(line)
     assert time.process_time() - began < 0.3
-    assert [f"{moment:%Y-%m-%d}" for moment in upcoming(Cron("0 0 29 2 *"), at("2096-03-01"), limit=2)] == ["2104-02-29", "2108-02-29"]
+    assert [f"{moment:%Y-%m-%d}" for moment in upcoming(Cron("0 0 29 2 *"), at("2096-03-01"), limit=2)] == [
+        "2104-02-29",
+        "2108-02-29",
+    ]
 
 
 def test_a_trigger_is_cron_or_an_interval_and_not_both():
@@ -305,8 +364,13 @@ def test_an_unknown_zone_is_refused_with_a_near_miss():
 # -- a long absence ------------------------------------------------------------------------------
 @lru_cache
 def all_of(line: str) -> tuple[datetime, datetime, list[datetime]]:
-    """A year of planned times, or two weeks when there is one in each minute; computed once for every limit."""
-    after, until = at("2025-11-20T10:00"), at("2025-12-04T10:00") if line == "* * * * *" else at("2026-11-21T10:00")
+    """A year of planned times, or two weeks when there is one in each minute; computed once for every
+    limit.
+    """
+    after, until = (
+        at("2025-11-20T10:00"),
+        at("2025-12-04T10:00") if line == "* * * * *" else at("2026-11-21T10:00"),
+    )
     return after, until, upcoming(Cron(line, "Africa/Kigali"), after, until, 10**9)
 
 
@@ -321,7 +385,9 @@ def test_newest_after_a_year_of_absence_is_the_tail_of_all(line, limit):
 def test_newest_with_an_interval_of_a_second_does_not_count_a_year():
     of = Every(1)
     until = at("2026-11-21T10:00")
-    assert newest(of, at("2016-11-21"), until, 3) == [until - timedelta(seconds=seconds) for seconds in (2, 1, 0)]
+    assert newest(of, at("2016-11-21"), until, 3) == [
+        until - timedelta(seconds=seconds) for seconds in (2, 1, 0)
+    ]
 
 
 def test_newest_is_bounded_work_over_a_switch_of_the_clock(monkeypatch):

@@ -56,12 +56,16 @@ class Sql:
         """enqueue_message with arguments by their names without "p_"; the id."""
         return self.enqueue_row(queue, message_type, **arguments)[0]
 
-    def enqueue_row(self, queue: str = "q", message_type: str = "effect", **arguments: Any) -> tuple[int, bool]:
+    def enqueue_row(
+        self, queue: str = "q", message_type: str = "effect", **arguments: Any
+    ) -> tuple[int, bool]:
         statement, params = enqueue_call(queue, message_type, **arguments)
         row = self.rows(statement, *params)[0]
         return row[0], row[1]
 
-    def enqueue_refused(self, queue: str = "q", message_type: str = "effect", **arguments: Any) -> tuple[str | None, str | None]:
+    def enqueue_refused(
+        self, queue: str = "q", message_type: str = "effect", **arguments: Any
+    ) -> tuple[str | None, str | None]:
         statement, params = enqueue_call(queue, message_type, **arguments)
         return self.refused(statement, *params)
 
@@ -101,19 +105,28 @@ class Sql:
         return lease
 
     def complete(self, *leases: Lease) -> list[int]:
-        return self.value("select complete_messages(%s::bigint[], %s::bigint[])", [lease.id for lease in leases], [lease.token for lease in leases])
+        return self.value(
+            "select complete_messages(%s::bigint[], %s::bigint[])",
+            [lease.id for lease in leases],
+            [lease.token for lease in leases],
+        )
 
     def fail(self, lease: Lease, error: str = "ValueError", message: str = "broken") -> str:
         return self.value("select fail_message(%s, %s, %s, %s)", lease.id, lease.token, error, message)
 
     def crash(self, lease: Lease) -> int:
         """The lease ends and rescue runs; how many were returned."""
-        self.rows("update message_queue set lease_expires_at = clock_timestamp() - interval '1 second' where id = %s", lease.id)
+        self.rows(
+            "update message_queue set lease_expires_at = clock_timestamp() - interval '1 second' where id = %s",
+            lease.id,
+        )
         return self.value("select rescue_expired_messages()")
 
     def due_now(self) -> None:
         """Skip every wait for a retry, a backoff or a delay."""
-        self.rows("update message_queue set run_at = clock_timestamp() - interval '1 second' where run_at > clock_timestamp()")
+        self.rows(
+            "update message_queue set run_at = clock_timestamp() - interval '1 second' where run_at > clock_timestamp()"
+        )
 
     def state(self, message_id: int) -> str | None:
         """Where the message is; None when no table knows it. Fails when two tables have it."""

@@ -33,12 +33,15 @@ TABLES = [
     "service_endpoints",
     "queues",
 ]
-_connections: dict[str, psycopg.Connection] = {}  # one per server: a fresh one would compile every function again
+# one per server: a fresh one would compile every function again
+_connections: dict[str, psycopg.Connection] = {}
 
 
 def old_enough_for_rescue(database: Database) -> None:
     """Rescue does nothing in the first five seconds of a server."""
-    wait_until(lambda: database.value("select clock_timestamp() > pg_postmaster_start_time() + interval '5 seconds'"))
+    wait_until(
+        lambda: database.value("select clock_timestamp() > pg_postmaster_start_time() + interval '5 seconds'")
+    )
 
 
 @pytest.fixture
@@ -65,7 +68,9 @@ def sql(shared_database: Database) -> Iterator[Sql]:
 
 @pytest.fixture
 def clients(any_server: Server) -> Iterator[Callable[..., Sql]]:
-    """Make clients with connections of their own that commit; the database is emptied afterwards. The queue `q` exists."""
+    """Make clients with connections of their own that commit; the database is emptied afterwards. The queue
+    `q` exists.
+    """
     if any_server.name not in _emptied:
         _emptied[any_server.name] = any_server.create_database()
     database = _emptied[any_server.name]

@@ -19,6 +19,6 @@ group by conversation_key having count(*) > 1
 
 def violations(sql: Sql) -> list[str]:
     """Conversations that nobody will ever wake, or in which two messages run; empty when all is well."""
-    return [f"conversation {key}: message {first} is blocked behind nobody" for key, first in sql.rows(ORPHANS)] + [
-        f"conversation {key}: {count} messages run" for key, count in sql.rows(RUNNING_TWICE)
-    ]
+    return [
+        f"conversation {key}: message {first} is blocked behind nobody" for key, first in sql.rows(ORPHANS)
+    ] + [f"conversation {key}: {count} messages run" for key, count in sql.rows(RUNNING_TWICE)]

@@ -1,4 +1,6 @@
-"""Plans of the statements inside the SQL functions: the text is taken from the database, never copied into a test."""
+"""Plans of the statements inside the SQL functions: the text is taken from the database, never copied into a
+test.
+"""
 
 from __future__ import annotations
 
@@ -44,10 +46,19 @@ class Statement:
     settings: list[str]  # of the function that callers call, in force when the statement is planned
 
 
-def statement_of(sql: Sql, function: str, start: str, end: str = ";", *, called_by: str | None = None) -> Statement:
-    """The statement of `function` that begins with `start` and stops before `end`, as a call of `called_by` runs it."""
+def statement_of(
+    sql: Sql, function: str, start: str, end: str = ";", *, called_by: str | None = None
+) -> Statement:
+    """The statement of `function` that begins with `start` and stops before `end`, as a call of `called_by`
+    runs it.
+    """
     body = sql.value("select prosrc from pg_proc where proname = %s", function)
-    body = re.sub(r" operator\(pg_catalog\.([^)]+)\) ", r"\1", body).replace("pg_catalog.", "").replace("packhorse.", "")  # as its file has it
+    # as its file has it
+    body = (
+        re.sub(r" operator\(pg_catalog\.([^)]+)\) ", r"\1", body)
+        .replace("pg_catalog.", "")
+        .replace("packhorse.", "")
+    )
     body = body.replace("p_queue.name", "p_queue").replace("p_queue.max_concurrency_per_key is null", "true")
     assert body.count(start) == 1, f"{function} has {body.count(start)} statements that begin with {start!r}"
     text = start + body.split(start, 1)[1].split(end, 1)[0]
@@ -56,7 +67,9 @@ def statement_of(sql: Sql, function: str, start: str, end: str = ";", *, called_
     for place, name in enumerate(names, 1):
         text = re.sub(rf"\b{name}\b", f"${place}", text)
     settings = sql.value("select proconfig from pg_proc where proname = %s", called_by or function)
-    return Statement(text, names, [setting for setting in settings or [] if not setting.startswith("search_path")])
+    return Statement(
+        text, names, [setting for setting in settings or [] if not setting.startswith("search_path")]
+    )
 
 
 @dataclass
@@ -83,16 +96,21 @@ def run_plan(sql: Sql, statement: Statement, values: dict[str, Any], *, generic:
 def prepare(sql: Sql, statement: Statement, name: str) -> None:
     for setting in statement.settings:
         key, value = setting.split("=", 1)
-        sql.rows(f"set {key} = '{value}'")  # in a transaction that is rolled back, or for a session that is closed
+        # in a transaction that is rolled back, or for a session that is closed
+        sql.rows(f"set {key} = '{value}'")
     types = ", ".join(TYPES[variable] for variable in statement.names)
-    sql.connection.execute(f"prepare {name} {f'({types})' if types else ''} as {statement.text}".encode(), prepare=False)
+    sql.connection.execute(
+        f"prepare {name} {f'({types})' if types else ''} as {statement.text}".encode(), prepare=False
+    )
 
 
 def explain(sql: Sql, statement: Statement, name: str, values: dict[str, Any]) -> Plan:
     arguments = ", ".join(literal(values[variable]) + "::" + TYPES[variable] for variable in statement.names)
     text = f"explain (analyze, buffers, timing off, format json) execute {name}{f'({arguments})' if arguments else ''}"
     root = sql.connection.execute(text.encode(), prepare=False).fetchone()[0][0]["Plan"]  # type: ignore[index]
-    plan = Plan(set(), False, 0, root["Shared Hit Blocks"] + root["Shared Read Blocks"], json.dumps(root, indent=1))
+    plan = Plan(
+        set(), False, 0, root["Shared Hit Blocks"] + root["Shared Read Blocks"], json.dumps(root, indent=1)
+    )
     _add(root, plan)
     return plan
 

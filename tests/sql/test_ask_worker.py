@@ -1,4 +1,6 @@
-"""What operators ask of a daemon: who learns it, what each word answers, and when it is forgotten (SPEC O5)."""
+"""What operators ask of a daemon: who learns it, what each word answers, and when it is forgotten (SPEC
+O5).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,11 @@ DAEMON = UUID(int=7)
 
 def register(sql: Sql, daemon: UUID | None = DAEMON) -> UUID:
     worker = uuid4()
-    sql.rows("select register_worker(%s, 'h', 1, 'v', array['q'], array['effect'], 1, '1 minute', p_daemon => %s)", worker, daemon)
+    sql.rows(
+        "select register_worker(%s, 'h', 1, 'v', array['q'], array['effect'], 1, '1 minute', p_daemon => %s)",
+        worker,
+        daemon,
+    )
     return worker
 
 
@@ -26,7 +32,12 @@ def asked(sql: Sql, worker: UUID) -> str | None:
 
 
 def test_every_process_of_the_daemon_learns_it_also_one_that_starts_later_and_no_other(sql: Sql) -> None:
-    first, second, other, alone = register(sql), register(sql), register(sql, UUID(int=8)), register(sql, None)
+    first, second, other, alone = (
+        register(sql),
+        register(sql),
+        register(sql, UUID(int=8)),
+        register(sql, None),
+    )
     assert ask(sql, first, "quiet") == "asked"
     sql.rows("select deregister_worker(%s), deregister_worker(%s)", first, second)
     assert asked(sql, register(sql)) == "quiet"
@@ -36,7 +47,10 @@ def test_every_process_of_the_daemon_learns_it_also_one_that_starts_later_and_no
 
 def test_each_answer(sql: Sql) -> None:
     worker = register(sql)
-    told = [(request, ask(sql, worker, request)) for request in ("resume", "quiet", "quiet", "resume", "quiet", "drain", "drain", "quiet", "resume")]
+    told = [
+        (request, ask(sql, worker, request))
+        for request in ("resume", "quiet", "quiet", "resume", "quiet", "drain", "drain", "quiet", "resume")
+    ]
     assert told == [
         ("resume", "unchanged"),
         ("quiet", "asked"),
@@ -55,7 +69,9 @@ def test_each_answer(sql: Sql) -> None:
         "quiet_worker",
         "drain_worker",
     ]
-    assert sql.rows("select distinct operator, reason, details ->> 'daemon' from operator_actions") == [("ann", "disk", str(DAEMON))]
+    assert sql.rows("select distinct operator, reason, details ->> 'daemon' from operator_actions") == [
+        ("ann", "disk", str(DAEMON))
+    ]
 
 
 @pytest.mark.parametrize("request_", ["stop", "", None])
@@ -86,4 +102,6 @@ def test_a_quiet_worker_counts_as_quiet_and_takes_nothing(sql: Sql) -> None:
     gates = {row[0]: row[1] for row in sql.rows("select gate, passed from explain_message(%s)", message_id)}
     assert gates["worker"] is False
     sql.rows("select beat_worker(%s, '{}', '{}', '1 minute', 'running')", worker)
-    assert {row[0]: row[1] for row in sql.rows("select gate, passed from explain_message(%s)", message_id)}["worker"] is True
+    assert {row[0]: row[1] for row in sql.rows("select gate, passed from explain_message(%s)", message_id)}[
+        "worker"
+    ] is True

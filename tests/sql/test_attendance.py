@@ -1,4 +1,6 @@
-"""One awake worker watches a queue, so that producers need no NOTIFY; and when they need it again (SPEC Q10)."""
+"""One awake worker watches a queue, so that producers need no NOTIFY; and when they need it again (SPEC
+Q10).
+"""
 
 from __future__ import annotations
 
@@ -59,11 +61,15 @@ def test_a_queue_is_watched_by_one_worker_until_its_time_is_over(any_database: D
     with connect(any_database.url) as one, connect(any_database.url) as other:
         assert store.attend_queues(one, ["a"], ["work"], 30) == ["a"]
         assert store.attend_queues(other, ["a", "default"], ["work"], 30) == ["default"]
-        any_database.query("update queue_wakeups set attended_until = clock_timestamp() - interval '1 second' where queue = 'a'")
+        any_database.query(
+            "update queue_wakeups set attended_until = clock_timestamp() - interval '1 second' where queue = 'a'"
+        )
         assert store.attend_queues(other, ["a"], ["work"], 30) == ["a"]
 
 
-def test_the_watching_worker_wakes_the_sleepers_and_goes_on_or_leaves(any_database: Database, listening) -> None:
+def test_the_watching_worker_wakes_the_sleepers_and_goes_on_or_leaves(
+    any_database: Database, listening
+) -> None:
     with connect(any_database.url) as worker:
         store.attend_queues(worker, ["a", "b"], ["work"], 30)
         store.hand_over_queues(worker, ["a", "b"], wake=True, leave=False)
@@ -75,7 +81,9 @@ def test_the_watching_worker_wakes_the_sleepers_and_goes_on_or_leaves(any_databa
     assert any_database.query("select queue from queue_wakeups where attended_until is not null") == [("b",)]
 
 
-def test_where_others_run_types_that_it_does_not_a_worker_cannot_watch(any_database: Database, listening) -> None:
+def test_where_others_run_types_that_it_does_not_a_worker_cannot_watch(
+    any_database: Database, listening
+) -> None:
     """It would not see their messages, and nobody would be told of them."""
     registered(any_database, "a", "work", "other")
     registered(any_database, "b", "work")
@@ -91,7 +99,11 @@ def test_where_others_run_types_that_it_does_not_a_worker_cannot_watch(any_datab
 
 
 def test_nobody_waits_for_a_row_that_somebody_has_locked(any_database: Database, listening) -> None:
-    with any_database.connect(admin=True) as holder, connect(any_database.url, deadline_seconds=5) as worker, holder.transaction():
+    with (
+        any_database.connect(admin=True) as holder,
+        connect(any_database.url, deadline_seconds=5) as worker,
+        holder.transaction(),
+    ):
         holder.execute("select from queue_wakeups where queue = 'a' for update")
         enqueued(any_database)
         assert store.attend_queues(worker, ["a", "b"], ["work"], 30) == ["b"]
@@ -101,4 +113,6 @@ def test_nobody_waits_for_a_row_that_somebody_has_locked(any_database: Database,
 def test_a_request_for_notify_ends_by_itself_soon(any_database: Database) -> None:
     """When the last listener is gone, producers pay for NOTIFY for some seconds more, not for ever."""
     any_database.query("select announce_sleep(array['default'])")
-    assert any_database.value("select max(wake_until) < clock_timestamp() + interval '11 seconds' from queue_wakeups")
+    assert any_database.value(
+        "select max(wake_until) < clock_timestamp() + interval '11 seconds' from queue_wakeups"
+    )

@@ -17,8 +17,12 @@ def cancel(sql: Sql, message_id: int) -> str:
 def test_a_pending_message_is_cancelled_at_once_and_the_act_is_recorded(sql: Sql) -> None:
     message_id = sql.enqueue()
     assert cancel(sql, message_id) == "cancelled"
-    assert sql.rows("select state, reason from message_archive where id = %s", message_id) == [("cancelled", "not wanted")]
-    assert sql.rows("select action, operator, reason, message_id from operator_actions") == [("cancel", "ann", "not wanted", message_id)]
+    assert sql.rows("select state, reason from message_archive where id = %s", message_id) == [
+        ("cancelled", "not wanted")
+    ]
+    assert sql.rows("select action, operator, reason, message_id from operator_actions") == [
+        ("cancel", "ann", "not wanted", message_id)
+    ]
 
 
 def test_a_blocked_message_is_cancelled_and_its_conversation_goes_on(sql: Sql) -> None:
@@ -35,7 +39,9 @@ def test_a_running_message_is_asked_to_stop_and_its_holder_ends_it(sql: Sql) -> 
     assert cancel(sql, lease.id) == "requested"
     assert sql.state(lease.id) == "running"
     assert cancel(sql, lease.id) == "requested"
-    assert sql.value("select cancel_message(%s, 'stopped', p_token => %s)", lease.id, lease.token) == "cancelled"
+    assert (
+        sql.value("select cancel_message(%s, 'stopped', p_token => %s)", lease.id, lease.token) == "cancelled"
+    )
     assert sql.state(lease.id) == "cancelled"
 
 
@@ -72,7 +78,9 @@ def test_a_message_whose_cancellation_was_requested_never_runs_again(sql: Sql, v
         assert sql.crash(lease) == 1
     else:
         answer = sql.value("select " + BACK_TO_PENDING[verb].format(id=lease.id, token=lease.token))
-        assert answer not in (None, False, "lost"), "the lease was held: the holder is not told that it was lost"
+        assert answer not in (None, False, "lost"), (
+            "the lease was held: the holder is not told that it was lost"
+        )
     assert sql.state(lease.id) == "cancelled"
     assert sql.claim_one().id == follower
 
@@ -122,7 +130,11 @@ def test_expired_messages_are_cancelled_and_running_ones_are_left_alone(sql: Sql
     expired = sql.enqueue(expires_at="2020-01-01")
     young = sql.enqueue(expires_at="2999-01-01")
     assert sql.value("select expire_messages()") == 1
-    assert [sql.state(message_id) for message_id in (running.id, expired, young)] == ["running", "cancelled", "pending"]
+    assert [sql.state(message_id) for message_id in (running.id, expired, young)] == [
+        "running",
+        "cancelled",
+        "pending",
+    ]
     assert sql.rows("select reason from message_archive where id = %s", expired) == [("expired",)]
 
 

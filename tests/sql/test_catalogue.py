@@ -1,4 +1,6 @@
-"""The catalogue: everything is commented, nothing is open to PUBLIC, row-level security everywhere (SPEC O9, STYLE 2.4)."""
+"""The catalogue: everything is commented, nothing is open to PUBLIC, row-level security everywhere (SPEC O9,
+STYLE 2.4).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ def names(database: Database, statement: str) -> list[str]:
     return [str(row[0]) for row in database.query(statement)]
 
 
-def test_only_functions_that_run_as_their_owner_have_a_search_path_and_it_is_that_of_postgresql_alone(shared_database: Database) -> None:
+def test_only_functions_that_run_as_their_owner_have_a_search_path_and_it_is_that_of_postgresql_alone(
+    shared_database: Database,
+) -> None:
     """No schema in which others may create, and temporary objects last (SPEC N2)."""
     rows = shared_database.query(
         f"select p.oid::regprocedure::text, p.proconfig, p.prosecdef from pg_proc p join pg_namespace n on n.oid = p.pronamespace where {OURS}"
@@ -26,7 +30,9 @@ def test_only_functions_that_run_as_their_owner_have_a_search_path_and_it_is_tha
         assert paths == (["search_path=pg_catalog, pg_temp"] if as_owner else []), name
 
 
-def test_no_verb_of_a_worker_waits_for_a_locked_row_for_longer_than_half_a_second(shared_database: Database) -> None:
+def test_no_verb_of_a_worker_waits_for_a_locked_row_for_longer_than_half_a_second(
+    shared_database: Database,
+) -> None:
     verbs = [
         "complete_messages",
         "complete_and_claim_messages",
@@ -44,7 +50,10 @@ def test_no_verb_of_a_worker_waits_for_a_locked_row_for_longer_than_half_a_secon
         "cleanup_old_messages",
         "ensure_message_archive_partitions",
     ]
-    rows = shared_database.query("select proname::text from pg_proc where proname::text = any (%s) and 'lock_timeout=500ms' = any (proconfig)", verbs)
+    rows = shared_database.query(
+        "select proname::text from pg_proc where proname::text = any (%s) and 'lock_timeout=500ms' = any (proconfig)",
+        verbs,
+    )
     assert sorted(row[0] for row in rows) == sorted(verbs)
 
 
@@ -85,7 +94,12 @@ def test_row_level_security_is_on_everywhere_partitions_included(shared_database
         )
         == []
     )
-    assert shared_database.value("select count(*) from pg_inherits where inhparent = 'message_archive'::regclass") >= 8
+    assert (
+        shared_database.value(
+            "select count(*) from pg_inherits where inhparent = 'message_archive'::regclass"
+        )
+        >= 8
+    )
 
 
 def test_nothing_is_open_to_public(shared_database: Database) -> None:

@@ -16,7 +16,12 @@ def test_a_claim_leases_the_message_and_counts_the_attempt(sql: Sql) -> None:
     message_id = sql.enqueue()
     lease = sql.claim_one()
     row = sql.live(message_id)
-    assert (row["state"], row["attempt"], row["lease_holder"], row["lease_token"]) == ("running", 1, HOLDER, lease.token)
+    assert (row["state"], row["attempt"], row["lease_holder"], row["lease_token"]) == (
+        "running",
+        1,
+        HOLDER,
+        lease.token,
+    )
     assert sql.value("select lease_expires_at - claimed_at = interval '5 minutes' from message_queue")
 
 
@@ -55,7 +60,11 @@ def test_a_row_with_an_infinite_time_does_not_end_the_claims_of_its_queue(sql: S
     """Before PostgreSQL 17 an infinite time cannot be subtracted, and the worker asks for ages."""
     for at in ("-infinity", "infinity"):
         sql.rows(f"insert into message_queue (queue, message_type, {column}) values ('q', 'effect', '{at}')")
-    rows = [row for _ in range(2) for row in store.complete_and_claim(sql.connection, [], [], HOLDER, ["q"], 10, "30 seconds", None)[0]]  # type: ignore[arg-type]
+    rows = [
+        row
+        for _ in range(2)
+        for row in store.complete_and_claim(sql.connection, [], [], HOLDER, ["q"], 10, "30 seconds", None)[0]
+    ]  # type: ignore[arg-type]
     assert len(rows) == (2 if column == "created_at" else 1)
     assert all(abs(age) < 1e12 for row in rows for age in row[15:17])
 
@@ -99,12 +108,16 @@ def test_a_cursor_skips_what_is_older_and_null_looks_from_the_start(sql: Sql) ->
     old = sql.enqueue(run_at="2020-01-01")
     new = sql.enqueue(run_at="2020-01-03")
     cursor = [None] * 4 + ["2020-01-02"] + [None] * 5
-    assert sql.rows("select id from claim_messages(%s, '{q}', 10, p_cursor => %s::timestamptz[])", HOLDER, cursor) == [(new,)]
+    assert sql.rows(
+        "select id from claim_messages(%s, '{q}', 10, p_cursor => %s::timestamptz[])", HOLDER, cursor
+    ) == [(new,)]
     assert [lease.id for lease in sql.claim(10)] == [old]
 
 
 def test_a_claim_may_look_at_a_slice(sql: Sql) -> None:
-    """From p_cursor up to, not including, p_until, per queue and priority: what lies there is found, nothing else."""
+    """From p_cursor up to, not including, p_until, per queue and priority: what lies there is found, nothing
+    else.
+    """
     sql.rows("select declare_queue('r')")
     sql.enqueue(run_at="2020-01-01")
     inside = sql.enqueue(run_at="2020-01-02")
@@ -127,7 +140,9 @@ def test_each_queue_has_ten_places_of_its_own_in_the_cursor(sql: Sql) -> None:
     sql.enqueue("q", run_at="2020-01-01")
     found = sql.enqueue("r", run_at="2020-01-01")
     cursor = ["2021-01-01"] * 10 + ["2019-01-01"] * 10
-    assert sql.rows("select id from claim_messages(%s, '{q,r}', 10, p_cursor => %s::timestamptz[])", HOLDER, cursor) == [(found,)]
+    assert sql.rows(
+        "select id from claim_messages(%s, '{q,r}', 10, p_cursor => %s::timestamptz[])", HOLDER, cursor
+    ) == [(found,)]
 
 
 CALL = "select id from claim_messages({holder}, {queues}, {limit}, {lease})"
@@ -147,8 +162,14 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("argument", "value", "state", "column"), REFUSED, ids=[f"{name}={value}" for name, value, _, _ in REFUSED])
-def test_an_absurd_claim_is_refused_by_name(sql: Sql, argument: str, value: str, state: str, column: str) -> None:
+@pytest.mark.parametrize(
+    ("argument", "value", "state", "column"),
+    REFUSED,
+    ids=[f"{name}={value}" for name, value, _, _ in REFUSED],
+)
+def test_an_absurd_claim_is_refused_by_name(
+    sql: Sql, argument: str, value: str, state: str, column: str
+) -> None:
     sql.enqueue()
     assert sql.refused(CALL.format(**GOOD | {argument: value})) == (state, column)
 
@@ -192,10 +213,14 @@ def test_a_batch_is_silent_about_one_that_runs_apart_and_cannot_start(sql: Sql, 
         sql.set_queue(rate_limit=1, rate_interval="1 hour")
         sql.claimed()
     else:
-        sql.rows("insert into message_queue (id, queue, message_type, conversation_key) overriding system value values (0, 'q', 'effect', 'c')")
+        sql.rows(
+            "insert into message_queue (id, queue, message_type, conversation_key) overriding system value values (0, 'q', 'effect', 'c')"
+        )
         sql.claim_one()
     sql.due_now()
-    assert ("isolated",) not in sql.rows("select outcome from claim_story('{}', '{}', %s, '{q}', 10)", uuid4())
+    assert ("isolated",) not in sql.rows(
+        "select outcome from claim_story('{}', '{}', %s, '{q}', 10)", uuid4()
+    )
 
 
 def test_for_a_worker_in_sql_a_backlog_does_not_starve_one_that_runs_apart(sql: Sql) -> None:
@@ -214,11 +239,15 @@ ROWS_THAT_NOBODY_CAN_LEASE = {
 
 
 @pytest.mark.parametrize("reason", ROWS_THAT_NOBODY_CAN_LEASE)
-def test_one_row_that_cannot_be_leased_is_one_dead_letter(own_clients: Callable[..., Sql], any_database: Database, reason: str) -> None:
+def test_one_row_that_cannot_be_leased_is_one_dead_letter(
+    own_clients: Callable[..., Sql], any_database: Database, reason: str
+) -> None:
     """It once failed every claim that met it: the whole worker stood still."""
     sql = own_clients()
     if reason == "a trigger":
-        any_database.query("create function refuse() returns trigger language plpgsql as $$begin raise 'not this one'; end$$")
+        any_database.query(
+            "create function refuse() returns trigger language plpgsql as $$begin raise 'not this one'; end$$"
+        )
     ids = [sql.enqueue(conversation_key=key) for key in ("a", "b", "c")]
     behind = sql.enqueue(conversation_key="b")
     any_database.query(ROWS_THAT_NOBODY_CAN_LEASE[reason].format(id=ids[1]))
@@ -227,7 +256,9 @@ def test_one_row_that_cannot_be_leased_is_one_dead_letter(own_clients: Callable[
     assert [lease.id for lease in sql.claim(10)] == [behind], "and its conversation goes on"
 
 
-def test_a_claim_that_is_refused_for_every_row_fails_and_buries_nothing(own_clients: Callable[..., Sql], any_database: Database) -> None:
+def test_a_claim_that_is_refused_for_every_row_fails_and_buries_nothing(
+    own_clients: Callable[..., Sql], any_database: Database
+) -> None:
     """A right that the role does not have is no fault of a message."""
     sql = own_clients()
     ids = [sql.enqueue() for _ in range(3)]
@@ -271,9 +302,7 @@ def test_a_conversation_that_went_on_without_room_is_named_and_claimed_by_its_id
     first = sql.claimed(conversation_key="c")
     second = sql.enqueue(conversation_key="c")
     assert sql.claim(10) == [] and sql.state(second) == "blocked"
-    statement = (
-        "select outcome, id from claim_story(%s::bigint[], %s::bigint[], %s, '{q}', %s, p_cursor => %s::timestamptz[], p_first => %s::bigint[])"
-    )
+    statement = "select outcome, id from claim_story(%s::bigint[], %s::bigint[], %s, '{q}', %s, p_cursor => %s::timestamptz[], p_first => %s::bigint[])"
     cursor = ["2999-01-01"] * 10
     assert sql.rows(statement, [first.id], [first.token], OTHER, 0, cursor, []) == [("promoted", second)]
     assert sql.rows(statement, [], [], OTHER, 10, cursor, []) == []
@@ -288,21 +317,30 @@ def test_a_conversation_that_goes_on_elsewhere_or_later_is_not_named(sql: Sql, c
     second = sql.enqueue(conversation_key="c")
     assert sql.claim(10) == [] and sql.state(second) == "blocked"
     sql.rows(f"update message_queue set {change} where id = %s", second)
-    statement = "select outcome from claim_story(%s::bigint[], %s::bigint[], %s, '{q}', 0, p_types => '{effect}')"
+    statement = (
+        "select outcome from claim_story(%s::bigint[], %s::bigint[], %s, '{q}', 0, p_types => '{effect}')"
+    )
     assert sql.rows(statement, [first.id], [first.token], OTHER) == []
     assert sql.state(second) == "pending"
 
 
-@pytest.mark.parametrize("before", [{"priority": 1}, {"run_at": "2000-01-01"}], ids=["a better priority", "an older one"])
+@pytest.mark.parametrize(
+    "before", [{"priority": 1}, {"run_at": "2000-01-01"}], ids=["a better priority", "an older one"]
+)
 def test_a_conversation_that_goes_on_takes_its_place_among_the_others(sql: Sql, before: dict) -> None:
-    """Served first, a few conversations with a backlog would starve everything else for as long as it lasts."""
+    """Served first, a few conversations with a backlog would starve everything else for as long as it
+    lasts.
+    """
     first = sql.claimed(conversation_key="c")
     second = sql.enqueue(conversation_key="c")
     assert sql.claim(10) == [] and sql.state(second) == "blocked"
     after = sql.enqueue()
     urgent = sql.enqueue(**before)
     call = "select outcome, id from claim_story(%s::bigint[], %s::bigint[], %s, '{q}', %s, p_first => %s::bigint[])"
-    assert sql.rows(call, [first.id], [first.token], OTHER, 1, []) == [("claimed", urgent), ("promoted", second)]
+    assert sql.rows(call, [first.id], [first.token], OTHER, 1, []) == [
+        ("claimed", urgent),
+        ("promoted", second),
+    ]
     assert sql.rows(call, [], [], OTHER, 1, [second]) == [("claimed", second)]
     assert sql.rows(call, [], [], OTHER, 1, []) == [("claimed", after)]
 
@@ -324,30 +362,43 @@ def test_an_empty_claim_says_when_the_next_message_will_be_due(sql: Sql) -> None
 
 
 def test_a_claim_that_did_not_get_past_waiting_conversations_asks_for_another_one(sql: Sql) -> None:
-    """A worker that took it for an empty queue would sleep until its poll, and again after each thousand of them."""
+    """A worker that took it for an empty queue would sleep until its poll, and again after each thousand of
+    them.
+    """
     sql.rows("select declare_queue('q')")
-    for due in "interval '1 hour'", "interval '-1 hour'":  # the first one of each conversation waits for its retry
+    # the first one of each conversation waits for its retry
+    for due in "interval '1 hour'", "interval '-1 hour'":
         sql.rows(
             "insert into message_queue (queue, message_type, conversation_key, run_at) "
             f"select 'q', 'effect', 'c' || n, clock_timestamp() + {due} from generate_series(1, 2000) n"
         )
     free = sql.enqueue()
     for _ in range(20):
-        rows = sql.rows("select outcome, id, run_at <= clock_timestamp() from claim_story('{}', '{}', %s, '{q}', 4)", HOLDER)
+        rows = sql.rows(
+            "select outcome, id, run_at <= clock_timestamp() from claim_story('{}', '{}', %s, '{q}', 4)",
+            HOLDER,
+        )
         if rows != [("next", None, True)]:
             break
     assert [row[:2] for row in rows] == [("claimed", free)]
 
 
 @pytest.mark.parametrize("waiting", ["pending", "blocked"])
-def test_an_expired_message_holds_its_conversation_up_until_a_claim_finds_nothing(sql: Sql, waiting: str) -> None:
-    """Heartbeats expire messages too, but so seldom that the next one waited for half a minute with all workers idle."""
+def test_an_expired_message_holds_its_conversation_up_until_a_claim_finds_nothing(
+    sql: Sql, waiting: str
+) -> None:
+    """Heartbeats expire messages too, but so seldom that the next one waited for half a minute with all
+    workers idle.
+    """
     expired = sql.enqueue(conversation_key="c", expires_at="2999-01-01", delay="1 hour")
     second = sql.enqueue(conversation_key="c")
     if waiting == "blocked":
         assert sql.claim(10) == []
     assert sql.state(second) == waiting
-    sql.rows("update message_queue set expires_at = clock_timestamp(), run_at = clock_timestamp() where id = %s", expired)
+    sql.rows(
+        "update message_queue set expires_at = clock_timestamp(), run_at = clock_timestamp() where id = %s",
+        expired,
+    )
     assert sql.claim(10) == []
     assert sql.state(expired) == "cancelled"
     assert [lease.id for lease in sql.claim(10)] == [second]

@@ -1,4 +1,6 @@
-"""What keeps a message from starting keeps it from every way of being chosen: by its place, by its id (p_first), apart (SPEC P4, P5, Q8)."""
+"""What keeps a message from starting keeps it from every way of being chosen: by its place, by its id
+(p_first), apart (SPEC P4, P5, Q8).
+"""
 
 from __future__ import annotations
 

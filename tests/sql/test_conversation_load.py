@@ -1,4 +1,6 @@
-"""Order under load: producers with short and long transactions, claimers with every outcome, on few conversations (SPEC P1, P4)."""
+"""Order under load: producers with short and long transactions, claimers with every outcome, on few
+conversations (SPEC P1, P4).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ SECONDS = 90.0  # far more than it needs; a conversation that hangs would use it
 class Record:
     """What the threads saw; each list is appended to by several threads and read when they have ended."""
 
-    sent: dict[tuple[int, str], list[int]] = field(default_factory=dict)  # (producer, conversation) -> ids in the order of commit
+    # (producer, conversation) -> ids in the order of commit
+    sent: dict[tuple[int, str], list[int]] = field(default_factory=dict)
     starts: list[tuple[int, int]] = field(default_factory=list)  # (token, message id) of every claim
     ended: list[int] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -42,7 +45,9 @@ def produce(sql: Sql, record: Record, number: int, count: int, seed: int) -> Non
         with sql.connection.transaction():
             for _ in range(min(count, chance.choice([1, 1, 2, 3]))):
                 key = chance.choice(CONVERSATIONS)
-                batch.append((key, sql.enqueue(conversation_key=key, max_attempts=2, priority=chance.choice([1, 5]))))
+                batch.append(
+                    (key, sql.enqueue(conversation_key=key, max_attempts=2, priority=chance.choice([1, 5])))
+                )
                 if chance.random() < 0.2:
                     sql.rows("select pg_sleep(0.01)")  # a long transaction: ids behind it commit before it
         for key, message_id in batch:
@@ -65,12 +70,17 @@ def finish(sql: Sql, lease: Lease, chance: random.Random) -> bool:
     with sql.connection.transaction():
         answer = sql.value("select " + call.format(id=lease.id, token=lease.token))
         if chance.random() < 0.2:
-            sql.rows("select pg_sleep(0.003)")  # a transactional handler: its completion stays open for a moment
-    return answer == {"complete": 1, "fail": "dead", "bury": True, "cancel": "cancelled"}.get(way, "another time")
+            # a transactional handler: its completion stays open for a moment
+            sql.rows("select pg_sleep(0.003)")
+    return answer == {"complete": 1, "fail": "dead", "bury": True, "cancel": "cancelled"}.get(
+        way, "another time"
+    )
 
 
 def work(sql: Sql, record: Record, total: int, over: threading.Event, seed: int) -> None:
-    """Claim and finish until all messages have ended; a deadlock (StoreConflict) is tried again, as the daemon does."""
+    """Claim and finish until all messages have ended; a deadlock (StoreConflict) is tried again, as the
+    daemon does.
+    """
     chance = random.Random(seed)
     while not over.is_set():
         limit, isolated = chance.choice([1, 3, 10]), chance.choice([None, None, True])
@@ -104,8 +114,14 @@ def run_load(database: Database, total: int, workers: int, producers: int, seed:
     try:
         clients[0].rows("select declare_queue('q')")
         clients[0].set_queue(crash_limit=100, backoff_initial="0", backoff_max="0")
-        threads = [in_background(produce, clients[number], record, number, total // producers, seed + number) for number in range(producers)]
-        threads += [in_background(work, client, record, total, over, seed + 100 + number) for number, client in enumerate(clients[producers:])]
+        threads = [
+            in_background(produce, clients[number], record, number, total // producers, seed + number)
+            for number in range(producers)
+        ]
+        threads += [
+            in_background(work, client, record, total, over, seed + 100 + number)
+            for number, client in enumerate(clients[producers:])
+        ]
         for thread in threads:
             thread.result(SECONDS + 10)
     finally:
@@ -141,7 +157,9 @@ def check(database: Database, record: Record, total: int) -> list[str]:
 
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.slow
-def test_conversations_keep_their_order_under_load_and_nobody_is_left_waiting(any_database: Database, seed: int) -> None:
+def test_conversations_keep_their_order_under_load_and_nobody_is_left_waiting(
+    any_database: Database, seed: int
+) -> None:
     total = 120
     assert check(any_database, run_load(any_database, total, workers=5, producers=3, seed=seed), total) == []
 
@@ -155,7 +173,9 @@ def test_conversations_keep_their_order_under_a_longer_load(any_database: Databa
 
 
 def test_the_check_under_load_notices_a_claim_that_ignores_earlier_messages(any_database: Database) -> None:
-    """The mutation: a claim that does not look at who holds the conversation; the unique index alone keeps no order."""
+    """The mutation: a claim that does not look at who holds the conversation; the unique index alone keeps no
+    order.
+    """
     old_enough_for_rescue(any_database)
     with any_database.connect() as connection:
         sql = Sql(connection)
@@ -176,7 +196,9 @@ def test_the_check_under_load_notices_a_claim_that_ignores_earlier_messages(any_
 
 @pytest.mark.slow
 def test_many_conversations_and_batches_do_not_deadlock(any_database: Database) -> None:
-    """Batches complete and claim across thirty conversations at once; every call comes back without a conflict."""
+    """Batches complete and claim across thirty conversations at once; every call comes back without a
+    conflict.
+    """
     with any_database.connect() as connection:
         sql = Sql(connection)
         sql.rows("select declare_queue('q')")

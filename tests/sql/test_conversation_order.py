@@ -1,4 +1,6 @@
-"""Order per conversation: the interleavings that the head of conversations.sql speaks of, parked on purpose (SPEC P4, Q7)."""
+"""Order per conversation: the interleavings that the head of conversations.sql speaks of, parked on purpose
+(SPEC P4, Q7).
+"""
 
 from __future__ import annotations
 
@@ -119,13 +121,20 @@ def test_a_redriven_message_enters_its_conversation_at_its_place(sql: Sql) -> No
 
 
 @pytest.mark.parametrize("stuck", [12, 300])
-def test_redriven_messages_of_busy_conversations_do_not_hide_what_stands_behind_them(sql: Sql, stuck: int) -> None:
-    """They are not blocked, for their ids are smaller than those of the running messages; a claim of one met ten of them and gave up."""
+def test_redriven_messages_of_busy_conversations_do_not_hide_what_stands_behind_them(
+    sql: Sql, stuck: int
+) -> None:
+    """They are not blocked, for their ids are smaller than those of the running messages; a claim of one met
+    ten of them and gave up.
+    """
     sql.rows(
         "select bury_message(message_id) from (select message_id from generate_series(1, %s) n, enqueue_message('q', 't', p_conversation_key => 'c' || n)) m",
         stuck,
     )
-    sql.rows("select enqueue_message('q', 't', p_conversation_key => 'c' || n) from generate_series(1, %s) n", stuck)
+    sql.rows(
+        "select enqueue_message('q', 't', p_conversation_key => 'c' || n) from generate_series(1, %s) n",
+        stuck,
+    )
     running = sql.claim(stuck)
     assert len(running) == stuck
     sql.rows("select redrive_dead_letters(p_queue => 'q')")
@@ -140,7 +149,9 @@ def test_redriven_messages_of_busy_conversations_do_not_hide_what_stands_behind_
 
 
 def test_what_a_claim_of_one_passes_over_is_not_locked(clients: Clients) -> None:
-    """It looks at a hundred messages behind the one that has to wait; another worker wants those that may start."""
+    """It looks at a hundred messages behind the one that has to wait; another worker wants those that may
+    start.
+    """
     one, other = clients(), clients()
     held = [one.claimed(conversation_key=key) for key in "abc"]
     waiting = [one.enqueue(conversation_key=key) for key in "abc"]
@@ -149,7 +160,9 @@ def test_what_a_claim_of_one_passes_over_is_not_locked(clients: Clients) -> None
         assert ids(one.claim()) == free[:1]
         assert ids(other.claim(10, holder=OTHER)) == free[1:]
     assert {one.state(message) for message in waiting} == {"blocked"}
-    assert sorted(one.complete(*held)) == sorted(ids(held)) and {one.state(message) for message in waiting} == {"pending"}
+    assert sorted(one.complete(*held)) == sorted(ids(held)) and {
+        one.state(message) for message in waiting
+    } == {"pending"}
 
 
 def test_a_message_with_a_smaller_id_that_commits_late_goes_first(clients: Clients) -> None:
@@ -165,7 +178,9 @@ def test_a_message_with_a_smaller_id_that_commits_late_goes_first(clients: Clien
 
 
 def test_a_batch_that_loses_to_a_claim_of_the_same_instant_is_asked_for_again(clients: Clients) -> None:
-    """Each claims the first of the conversation as far as it can see. The whole batch of the second one is still pending."""
+    """Each claims the first of the conversation as far as it can see. The whole batch of the second one is
+    still pending.
+    """
     late, winner, loser, watcher = clients(), clients(), clients(), clients()
     late.rows("begin")
     in_conversation(late, 1)
@@ -190,7 +205,9 @@ def test_waiting_messages_are_taken_out_of_the_claim_index(sql: Sql) -> None:
 
 
 def test_blocking_while_the_holder_completes_loses_no_wake_up(clients: Clients) -> None:
-    """The completion waits for the claim that blocks behind its message, then it sees the blocked one and promotes it."""
+    """The completion waits for the claim that blocks behind its message, then it sees the blocked one and
+    promotes it.
+    """
     claimer, completer, watcher = clients(), clients(), clients()
     _, second = in_conversation(watcher, 2)
     lease = completer.claim_one()
@@ -216,7 +233,9 @@ def test_a_completion_in_an_open_transaction_is_not_waited_for(clients: Clients)
 
 
 def test_an_open_transaction_of_a_handler_does_not_hold_up_its_queue(clients: Clients) -> None:
-    """A claim of one message meets messages that it can neither start nor block; what stands behind them still starts."""
+    """A claim of one message meets messages that it can neither start nor block; what stands behind them
+    still starts.
+    """
     completer, claimer = clients(), clients()
     in_conversation(completer, 4)
     lease = completer.claim_one()
@@ -264,7 +283,9 @@ def test_a_retry_while_a_claim_blocks_behind_it_keeps_the_conversation_held(clie
 
 
 def test_a_parent_recovers_a_message_while_a_claim_blocks_behind_it(clients: Clients) -> None:
-    """Found under load: the share lock of the claim hid the message, and it waited for its lease to run out."""
+    """Found under load: the share lock of the claim hid the message, and it waited for its lease to run
+    out.
+    """
     holder, claimer = clients(), clients()
     first, second = in_conversation(holder, 2)
     lease = holder.claim_one()
@@ -275,18 +296,27 @@ def test_a_parent_recovers_a_message_while_a_claim_blocks_behind_it(clients: Cli
 
 
 def test_a_parent_looks_again_at_a_message_that_somebody_has_locked(clients: Clients) -> None:
-    """A claim that saw the message pending locks it for an instant although it runs: it must not be passed over."""
+    """A claim that saw the message pending locks it for an instant although it runs: it must not be passed
+    over.
+    """
     holder, other, watcher = clients(), clients(), clients()
     lease = holder.claimed()
     with other.connection.transaction():
         other.rows("select id from message_queue where id = %s for update", lease.id)
         recovered = in_background(lambda: holder.value("select recover_worker(%s, null)", HOLDER))
-        wait_until(lambda: watcher.value("select wait_event = 'PgSleep' from pg_stat_activity where pid = %s", holder.connection.info.backend_pid))
+        wait_until(
+            lambda: watcher.value(
+                "select wait_event = 'PgSleep' from pg_stat_activity where pid = %s",
+                holder.connection.info.backend_pid,
+            )
+        )
     assert recovered.result(10) == 1
 
 
 def test_two_claims_of_one_conversation_at_the_same_instant_start_one_message(clients: Clients) -> None:
-    """Claim A starts 2 before 1 is committed, claim B then starts 1: the unique index lets one of them win."""
+    """Claim A starts 2 before 1 is committed, claim B then starts 1: the unique index lets one of them
+    win.
+    """
     late, first_claimer, second_claimer, watcher = clients(), clients(), clients(), clients()
     with first_claimer.connection.transaction():
         with late.connection.transaction():
@@ -296,7 +326,9 @@ def test_two_claims_of_one_conversation_at_the_same_instant_start_one_message(cl
         answer = in_background(lambda: second_claimer.claim(10, holder=OTHER))
         blocked_behind(watcher, second_claimer, first_claimer)
     assert answer.result(10) == []
-    assert (watcher.state(smaller), watcher.state(larger)) == ("pending", "running") and violations(watcher) == []
+    assert (watcher.state(smaller), watcher.state(larger)) == ("pending", "running") and violations(
+        watcher
+    ) == []
 
 
 def test_a_given_message_is_not_locked_while_another_of_its_conversation_starts(clients: Clients) -> None:
@@ -327,7 +359,9 @@ def test_a_batch_that_met_a_conflict_is_claimed_by_the_next_claim(clients: Clien
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
 def test_leaving_a_conversation_under_a_lasting_snapshot_is_refused(clients: Clients, level: str) -> None:
-    """Such a completion could not see who was blocked behind it in the meantime: the conversation would wait for ever."""
+    """Such a completion could not see who was blocked behind it in the meantime: the conversation would wait
+    for ever.
+    """
     completer, claimer = clients(), clients()
     _, second = in_conversation(completer, 2)
     lease = completer.claim_one()
@@ -361,9 +395,11 @@ def test_a_message_without_conversation_is_completed_under_any_snapshot(clients:
         "recover_worker((select lease_holder from message_queue where id = {id}), null)",
     ],
 )
-def test_late_commits_behind_a_running_message_that_comes_back_keep_their_order(clients: Clients, comes_back: str) -> None:
-    """The third was started first, for the others committed late. The first was once blocked behind it, and when the third
-    came back to pending nothing held the second any more: it started before the first."""
+def test_late_commits_behind_a_running_message_that_comes_back_keep_their_order(
+    clients: Clients, comes_back: str
+) -> None:
+    """The third was started first, for the others committed late. The first was once blocked behind it, and
+    when the third came back to pending nothing held the second any more: it started before the first."""
     early, late, worker = clients(), clients(), clients()
     with late.connection.transaction():
         second_client = clients()
@@ -384,13 +420,21 @@ def test_late_commits_behind_a_running_message_that_comes_back_keep_their_order(
     assert violations(worker) == []
 
 
-def test_what_waits_behind_messages_that_somebody_holds_is_not_asked_for_again_and_again(clients: Clients) -> None:
-    """None of them can be blocked, so the next claim would not get further: it is for the poll, not for now."""
+def test_what_waits_behind_messages_that_somebody_holds_is_not_asked_for_again_and_again(
+    clients: Clients,
+) -> None:
+    """None of them can be blocked, so the next claim would not get further: it is for the poll, not for
+    now.
+    """
     sql = clients()
     for _ in range(2):
-        sql.rows("select enqueue_message('q', 'effect', p_conversation_key => 'c' || n) from generate_series(1, 1500) n")
+        sql.rows(
+            "select enqueue_message('q', 'effect', p_conversation_key => 'c' || n) from generate_series(1, 1500) n"
+        )
     other = clients()
     other.rows("begin")
-    other.rows("select from message_queue where id in (select min(id) from message_queue group by conversation_key) for update")
+    other.rows(
+        "select from message_queue where id in (select min(id) from message_queue group by conversation_key) for update"
+    )
     assert sql.rows("select outcome from claim_story('{}', '{}', %s, '{q}', 1)", HOLDER) == []
     other.rows("rollback")

@@ -1,4 +1,6 @@
-"""In a copy that nobody has accepted nothing starts; once it is accepted everything goes on, and the record says who did that (SPEC O11)."""
+"""In a copy that nobody has accepted nothing starts; once it is accepted everything goes on, and the record
+says who did that (SPEC O11).
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def test_what_goes_on_in_a_copy(sql: Sql) -> None:
     sql.rows(COPIED)
     assert sql.value("select is_copy()") is True
     assert sql.state(sql.enqueue()) == "pending", "producers"
-    assert sql.rows("select complete_messages(array[%s::bigint], array[%s::bigint])", running.id, running.token) == [([running.id],)]
+    assert sql.rows(
+        "select complete_messages(array[%s::bigint], array[%s::bigint])", running.id, running.token
+    ) == [([running.id],)]
 
 
 def test_explain_names_the_gate(sql: Sql) -> None:
@@ -57,7 +61,9 @@ def test_an_accepted_copy_has_what_ran_waiting_with_no_crash_and_no_attempt_spen
         (waiting, "pending", 0, 0, None),
     ]
     assert sql.value("select count(*) from workers") == 0
-    assert sql.rows("select action, operator, reason, details ->> 'returned' from operator_actions") == [("accept_copy", "ann", "the fire", "1")]
+    assert sql.rows("select action, operator, reason, details ->> 'returned' from operator_actions") == [
+        ("accept_copy", "ann", "the fire", "1")
+    ]
     assert sorted(lease.id for lease in sql.claim(10)) == [running.id, waiting]
     assert sql.value("select accept_copy()") is False, "no copy any more"
 
@@ -67,7 +73,10 @@ def test_an_accepted_copy_may_be_paused(sql: Sql) -> None:
     sql.rows(SCHEDULE)
     sql.rows(COPIED)
     sql.rows("select accept_copy(p_paused => true)")
-    assert sql.claim(10) == [] and sql.value("select fire_schedule('daily', clock_timestamp(), null)") == "paused"
+    assert (
+        sql.claim(10) == []
+        and sql.value("select fire_schedule('daily', clock_timestamp(), null)") == "paused"
+    )
     sql.rows("select resume_queue('q')")
     assert [lease.id for lease in sql.claim(10)] == [message]
 
@@ -78,7 +87,10 @@ def test_a_copy_that_looks_like_its_original_is_marked(sql: Sql) -> None:
     assert sql.value("select mark_copy()") is False, "it was marked already"
     assert sql.refused("select id from claim_messages(%s, '{q}')", HOLDER) == ("PH006", None)
     assert sql.value("select accept_copy()") is True and len(sql.claim()) == 1
-    assert [action for (action,) in sql.rows("select action from operator_actions order by id")] == ["mark_copy", "accept_copy"]
+    assert [action for (action,) in sql.rows("select action from operator_actions order by id")] == [
+        "mark_copy",
+        "accept_copy",
+    ]
 
 
 def test_a_schema_without_its_row_is_no_copy(sql: Sql) -> None:

@@ -35,9 +35,17 @@ def test_the_window_ends_by_time_while_the_message_still_waits(sql: Sql) -> None
 
 def test_the_window_is_the_one_that_the_first_caller_asked_for(sql: Sql) -> None:
     sql.enqueue(dedup_key="k", dedup_window="1 hour")
-    assert sql.value("select round(extract(epoch from expires_at - clock_timestamp()) / 60) from message_dedup") == 60
+    assert (
+        sql.value("select round(extract(epoch from expires_at - clock_timestamp()) / 60) from message_dedup")
+        == 60
+    )
     sql.enqueue(dedup_key="d")
-    assert sql.value("select round(extract(epoch from expires_at - clock_timestamp())) from message_dedup where dedup_key = 'd'") == 300
+    assert (
+        sql.value(
+            "select round(extract(epoch from expires_at - clock_timestamp())) from message_dedup where dedup_key = 'd'"
+        )
+        == 300
+    )
 
 
 def test_a_window_of_zero_is_no_window(sql: Sql) -> None:

@@ -1,4 +1,6 @@
-"""What an operator does with one message: each verb in each state, its record, races with a claim, and P4 afterwards (SPEC Q5)."""
+"""What an operator does with one message: each verb in each state, its record, races with a claim, and P4
+afterwards (SPEC Q5).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ PAYLOAD = {"to": "+250788000456", "text": "Muraho", "nested": {"a": 1}}
 #: verb -> (its call, the word when it is done)
 VERBS = {
     "edit": ("edit_message(%s, '{\"new\": 1}', 'ann', 'why')", "edited"),
-    "reschedule": ("reschedule_message(%s, p_delay => '1 hour', p_operator => 'ann', p_reason => 'why')", "rescheduled"),
+    "reschedule": (
+        "reschedule_message(%s, p_delay => '1 hour', p_operator => 'ann', p_reason => 'why')",
+        "rescheduled",
+    ),
     "move": ("move_message(%s, 'r', 'ann', 'why')", "moved"),
     "set_priority": ("set_message_priority(%s, 2, 'ann', 'why')", "changed"),
     "set_limits": ("set_message_limits(%s, 9, null, 'ann', 'why')", "changed"),
@@ -67,26 +72,45 @@ def test_each_verb_in_each_state_says_what_it_did_or_what_forbids_it(sql: Sql, v
     message_id = message_in(sql, state)
     before, recorded = sql.snapshot(), len(actions(sql))
     expected = VERBS[verb][1] if state in ("pending", "blocked") else state
-    expected = {("clone", "done"): "cloned", ("clone", "cancelled"): "cloned", ("clone", "dead"): "cloned"}.get((verb, state), expected)
-    expected = {("retry_now", "blocked"): "blocked", ("retry_now", "dead"): "redriven"}.get((verb, state), expected)
+    expected = {
+        ("clone", "done"): "cloned",
+        ("clone", "cancelled"): "cloned",
+        ("clone", "dead"): "cloned",
+    }.get((verb, state), expected)
+    expected = {("retry_now", "blocked"): "blocked", ("retry_now", "dead"): "redriven"}.get(
+        (verb, state), expected
+    )
     assert do(sql, verb, message_id) == expected
     if expected == state and (verb, state) != ("retry_now", "blocked"):
-        assert sql.snapshot() == before and len(actions(sql)) == recorded, "what is forbidden changes nothing and is not recorded"
+        assert sql.snapshot() == before and len(actions(sql)) == recorded, (
+            "what is forbidden changes nothing and is not recorded"
+        )
     else:
-        assert actions(sql)[recorded:] == [("redrive" if expected == "redriven" else verb, "ann", "why", message_id)]
+        assert actions(sql)[recorded:] == [
+            ("redrive" if expected == "redriven" else verb, "ann", "why", message_id)
+        ]
 
 
 def test_an_edit_replaces_the_payload_and_keeps_everything_else(sql: Sql) -> None:
     message_id = sql.enqueue(payload=PAYLOAD, priority=3, dedup_key="d", correlation_id="r1", delay="1 hour")
     before = sql.live(message_id)
-    assert sql.value("select edit_message(%s, %s, 'ann', 'typo')", message_id, Jsonb({**PAYLOAD, "text": "Mwaramutse"})) == "edited"
+    assert (
+        sql.value(
+            "select edit_message(%s, %s, 'ann', 'typo')", message_id, Jsonb({**PAYLOAD, "text": "Mwaramutse"})
+        )
+        == "edited"
+    )
     after = sql.live(message_id)
-    assert {name for name in before if before[name] != after[name]} == {"payload"} and after["payload"]["text"] == "Mwaramutse"
+    assert {name for name in before if before[name] != after[name]} == {"payload"} and after["payload"][
+        "text"
+    ] == "Mwaramutse"
 
 
 def test_the_record_of_an_edit_has_keys_and_hashes_and_no_value(sql: Sql) -> None:
     message_id = sql.enqueue(payload=PAYLOAD)
-    sql.rows("select edit_message(%s, %s)", message_id, Jsonb({"to": "+250788000457", "text": "Muraho", "more": 1}))
+    sql.rows(
+        "select edit_message(%s, %s)", message_id, Jsonb({"to": "+250788000457", "text": "Muraho", "more": 1})
+    )
     details = sql.value("select details from operator_actions")
     assert details["changed"] == ["more", "nested", "to"] and set(details) == {"changed", "before", "after"}
     assert details["before"] == sql.value("select md5(%s::jsonb::text)", Jsonb(PAYLOAD))
@@ -96,7 +120,9 @@ def test_the_record_of_an_edit_has_keys_and_hashes_and_no_value(sql: Sql) -> Non
 def test_an_edit_of_what_somebody_has_changed_meanwhile_is_refused(sql: Sql) -> None:
     message_id = sql.enqueue(payload=PAYLOAD)
     assert sql.value("select edit_message(%s, '{}', p_before => %s)", message_id, Jsonb(PAYLOAD)) == "edited"
-    assert sql.refused("select edit_message(%s, '{\"a\": 1}', p_before => %s)", message_id, Jsonb(PAYLOAD)) == ("PH005", "payload")
+    assert sql.refused(
+        "select edit_message(%s, '{\"a\": 1}', p_before => %s)", message_id, Jsonb(PAYLOAD)
+    ) == ("PH005", "payload")
     assert sql.live(message_id)["payload"] == {}
 
 
@@ -126,7 +152,9 @@ def test_a_time_that_is_over_means_now(sql: Sql) -> None:
     """A message does not overtake those that have been due for longer."""
     message_id = sql.enqueue(delay="1 hour")
     sql.rows("select reschedule_message(%s, '2020-01-01T00:00Z')", message_id)
-    assert sql.value("select run_at > clock_timestamp() - interval '1 minute' from message_queue where id = %s", message_id)
+    assert sql.value(
+        "select run_at > clock_timestamp() - interval '1 minute' from message_queue where id = %s", message_id
+    )
 
 
 def test_a_message_that_would_expire_first_is_not_rescheduled(sql: Sql) -> None:
@@ -178,11 +206,16 @@ def test_priority_is_within_the_queue_and_recorded_from_to(sql: Sql) -> None:
     assert sql.rows("select details from operator_actions") == [({"from": 5, "to": 2},)]
 
 
-def test_the_attempts_of_a_message_can_be_raised_and_lowered_but_not_below_those_it_has_made(sql: Sql) -> None:
+def test_the_attempts_of_a_message_can_be_raised_and_lowered_but_not_below_those_it_has_made(
+    sql: Sql,
+) -> None:
     lease = sql.claimed(max_attempts=5)
     sql.rows("select fail_message(%s, %s, 'E', 'once', p_delay => '0')", lease.id, lease.token)
     assert sql.refused("select set_message_limits(%s, 1)", lease.id) == ("PH001", "max_attempts")
-    assert [sql.value("select set_message_limits(%s, 2)", lease.id) for _ in range(2)] == ["changed", "unchanged"]
+    assert [sql.value("select set_message_limits(%s, 2)", lease.id) for _ in range(2)] == [
+        "changed",
+        "unchanged",
+    ]
     again = sql.claim_one()
     sql.rows("select fail_message(%s, %s, 'E', 'twice')", again.id, again.token)
     assert sql.state(lease.id) == "dead", "the second attempt was its last"
@@ -190,13 +223,20 @@ def test_the_attempts_of_a_message_can_be_raised_and_lowered_but_not_below_those
 
 def test_an_expiry_can_be_set_moved_and_taken_away_and_is_recorded_from_to(sql: Sql) -> None:
     message_id = sql.enqueue(max_attempts=3, delay="1 hour")
-    assert sql.refused("select set_message_limits(%s, p_expires_at => now() + interval '30 min')", message_id) == ("PH001", "expires_at")
+    assert sql.refused(
+        "select set_message_limits(%s, p_expires_at => now() + interval '30 min')", message_id
+    ) == ("PH001", "expires_at")
     assert sql.value("select set_message_limits(%s, p_expires_at => '2999-01-01')", message_id) == "changed"
     assert sql.live(message_id)["max_attempts"] == 3 and sql.live(message_id)["expires_at"].year == 2999
-    assert [sql.value("select set_message_limits(%s, p_expires_at => 'infinity')", message_id) for _ in range(2)] == ["changed", "unchanged"]
+    assert [
+        sql.value("select set_message_limits(%s, p_expires_at => 'infinity')", message_id) for _ in range(2)
+    ] == ["changed", "unchanged"]
     assert sql.live(message_id)["expires_at"] is None
     details = [row[0] for row in sql.rows("select details from operator_actions order by id")]
-    assert details[1]["from"] == details[0]["to"] and details[1]["to"] == details[0]["from"] == {"max_attempts": 3, "expires_at": None}
+    assert details[1]["from"] == details[0]["to"] and details[1]["to"] == details[0]["from"] == {
+        "max_attempts": 3,
+        "expires_at": None,
+    }
 
 
 def test_a_buried_message_is_a_dead_letter_with_the_reason_and_its_conversation_goes_on(sql: Sql) -> None:
@@ -209,29 +249,57 @@ def test_a_buried_message_is_a_dead_letter_with_the_reason_and_its_conversation_
 def test_a_completion_that_is_refused_can_be_buried_and_retried(sql: Sql) -> None:
     for verb, answer in (("bury", "buried"), ("retry_now", "due")):
         lease = sql.claimed()
-        sql.rows("select mark_completion_refused(array[%s::bigint], array[%s::bigint], 'no')", lease.id, lease.token)
+        sql.rows(
+            "select mark_completion_refused(array[%s::bigint], array[%s::bigint], 'no')",
+            lease.id,
+            lease.token,
+        )
         assert do(sql, "edit", lease.id) == "running"
         assert do(sql, verb, lease.id) == answer
 
 
-OLD_OPTIONS = {"message_id": "m1", "args": [1], "retries": 2, "group_completion_uuid": "g", "group_completion_callbacks": [], "pipe_target": {"a": 1}}
+OLD_OPTIONS = {
+    "message_id": "m1",
+    "args": [1],
+    "retries": 2,
+    "group_completion_uuid": "g",
+    "group_completion_callbacks": [],
+    "pipe_target": {"a": 1},
+}
 
 
 @pytest.mark.parametrize("state", ["pending", "done", "cancelled", "dead"])
 def test_a_clone_is_the_same_message_again_and_says_where_it_comes_from(sql: Sql, state: str) -> None:
-    given: dict[str, Any] = {"payload": PAYLOAD, "options": OLD_OPTIONS, "priority": 2, "conversation_key": "k", "correlation_id": "r1"}
+    given: dict[str, Any] = {
+        "payload": PAYLOAD,
+        "options": OLD_OPTIONS,
+        "priority": 2,
+        "conversation_key": "k",
+        "correlation_id": "r1",
+    }
     message_id = sql.enqueue(dedup_key="d", **given)
     if state == "done":
         sql.complete(sql.claim_one())
     elif state != "pending":
-        sql.rows("select cancel_message(%s)" if state == "cancelled" else "select bury_message(%s)", message_id)
+        sql.rows(
+            "select cancel_message(%s)" if state == "cancelled" else "select bury_message(%s)", message_id
+        )
     clone_id = sql.value("select clone_id from clone_message(%s)", message_id)
     clone = sql.live(clone_id)
-    assert {name: clone[name] for name in given if name != "options"} == {name: value for name, value in given.items() if name != "options"}
-    assert clone["options"] == {"args": [1], "pipe_target": {"a": 1}}, "no result key and no group of the first message"
+    assert {name: clone[name] for name in given if name != "options"} == {
+        name: value for name, value in given.items() if name != "options"
+    }
+    assert clone["options"] == {"args": [1], "pipe_target": {"a": 1}}, (
+        "no result key and no group of the first message"
+    )
     assert (clone["dedup_key"], clone["attempt"], clone["state"]) == (None, 0, "pending")
-    assert (clone["history"][0]["event"], clone["history"][0]["error_message"]) == ("clone", f"of message {message_id}")
-    assert sql.rows("select message_id, details from operator_actions where action = 'clone'") == [(message_id, {"clone": clone_id})]
+    assert (clone["history"][0]["event"], clone["history"][0]["error_message"]) == (
+        "clone",
+        f"of message {message_id}",
+    )
+    assert sql.rows("select message_id, details from operator_actions where action = 'clone'") == [
+        (message_id, {"clone": clone_id})
+    ]
 
 
 def test_a_clone_waits_for_its_delay_and_leaves_an_expiry_that_is_over(sql: Sql) -> None:
@@ -245,7 +313,9 @@ def run_all(sql: Sql) -> list[int]:
     """Run everything that is due on both queues, one at a time; the ids in the order of their start."""
     order: list[int] = []
     while leases := [*sql.claim(10, "q"), *sql.claim(10, "r")]:
-        assert len({lease.conversation for lease in leases}) == len(leases), "two of one conversation at a time"
+        assert len({lease.conversation for lease in leases}) == len(leases), (
+            "two of one conversation at a time"
+        )
         order += [lease.id for lease in leases]
         sql.complete(*leases)
     return order
@@ -254,7 +324,9 @@ def run_all(sql: Sql) -> list[int]:
 @pytest.mark.parametrize("place", [0, 1, 2])
 @pytest.mark.parametrize("verb", ["edit", "move", "set_priority"])
 @pytest.mark.parametrize("met", [False, True], ids=["pending", "blocked"])
-def test_the_order_of_a_conversation_stays_whatever_is_done_with_one_of_it(sql: Sql, verb: str, place: int, met: bool) -> None:
+def test_the_order_of_a_conversation_stays_whatever_is_done_with_one_of_it(
+    sql: Sql, verb: str, place: int, met: bool
+) -> None:
     ids = [sql.enqueue(conversation_key="c") for _ in range(3)]
     if met:  # a claim has blocked those behind the first
         lease = sql.claim_one()
@@ -302,7 +374,9 @@ def test_an_edit_beside_a_claim_is_seen_by_the_handler_or_refused(clients: Calla
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "clone"])
-def test_a_verb_while_a_worker_claims_the_message_finds_it_running(clients: Callable[..., Sql], verb: str) -> None:
+def test_a_verb_while_a_worker_claims_the_message_finds_it_running(
+    clients: Callable[..., Sql], verb: str
+) -> None:
     worker, operator, watcher = clients(), clients(), clients()
     operator.rows("select declare_queue('r')")
     message_id = worker.enqueue()

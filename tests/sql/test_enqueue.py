@@ -1,4 +1,6 @@
-"""enqueue_message and enqueue_messages: what they store, what they refuse and how they say it (SPEC Q2, Q5)."""
+"""enqueue_message and enqueue_messages: what they store, what they refuse and how they say it (SPEC Q2,
+Q5).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ from tests.sql.client import Sql
 
 def test_an_enqueued_message_is_pending_and_due_with_the_defaults(sql: Sql) -> None:
     row = sql.live(sql.enqueue(payload={"key": "a"}))
-    assert (row["state"], row["priority"], row["attempt"], row["crashes"], row["max_attempts"]) == ("pending", 5, 0, 0, None)
+    assert (row["state"], row["priority"], row["attempt"], row["crashes"], row["max_attempts"]) == (
+        "pending",
+        5,
+        0,
+        0,
+        None,
+    )
     assert row["payload"] == {"key": "a"} and row["options"] == {}
     assert row["run_at"] <= row["created_at"]
 
@@ -42,7 +50,16 @@ def test_every_argument_reaches_its_column(sql: Sql) -> None:
     )
     assert [
         row[name]
-        for name in ("options", "priority", "max_attempts", "conversation_key", "dedup_key", "correlation_id", "trace_context", "concurrency_key")
+        for name in (
+            "options",
+            "priority",
+            "max_attempts",
+            "conversation_key",
+            "dedup_key",
+            "correlation_id",
+            "trace_context",
+            "concurrency_key",
+        )
     ] == [{"b": 2}, 1, 7, "c", "d", "e", "f", "g"]
     assert row["expires_at"].year in (2998, 2999)
     assert 3590 < (row["run_at"] - row["created_at"]).total_seconds() <= 3600
@@ -118,17 +135,26 @@ ABSURD = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "column"), ABSURD, ids=[f"{column}-{number}" for number, (_, column) in enumerate(ABSURD)])
-def test_an_absurd_argument_is_refused_by_name_and_stores_nothing(sql: Sql, arguments: dict, column: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "column"), ABSURD, ids=[f"{column}-{number}" for number, (_, column) in enumerate(ABSURD)]
+)
+def test_an_absurd_argument_is_refused_by_name_and_stores_nothing(
+    sql: Sql, arguments: dict, column: str
+) -> None:
     assert sql.enqueue_refused(**({"message_type": "effect"} | arguments)) == ("PH001", column)
-    assert sql.value("select count(*) from message_queue") + sql.value("select count(*) from message_dedup") == 0
+    assert (
+        sql.value("select count(*) from message_queue") + sql.value("select count(*) from message_dedup") == 0
+    )
 
 
 def test_a_message_that_is_over_already_may_come_and_ends_as_expired(sql: Sql) -> None:
     for arguments in ({}, {"run_at": "2020-01-01"}, {"delay": "-1 hour"}):
         message_id = sql.enqueue(expires_at="2021-01-01", **arguments)
         sql.rows("select expire_messages()")
-        assert sql.row("select state, reason from message_archive where id = %s", message_id) == {"state": "cancelled", "reason": "expired"}
+        assert sql.row("select state, reason from message_archive where id = %s", message_id) == {
+            "state": "cancelled",
+            "reason": "expired",
+        }
 
 
 def test_an_infinite_delay_is_refused_by_name(sql: Sql) -> None:
@@ -158,13 +184,20 @@ def test_the_limits_themselves_are_accepted(sql: Sql) -> None:
 
 @pytest.mark.parametrize("column", ["correlation_id", "trace_context"])
 def test_a_producer_that_inserts_rows_itself_meets_the_same_limits(sql: Sql, column: str) -> None:
-    assert sql.refused(f"insert into message_queue (queue, message_type, {column}) values ('q', 'effect', repeat('x', 2000000))")[0] == "23514"
+    assert (
+        sql.refused(
+            f"insert into message_queue (queue, message_type, {column}) values ('q', 'effect', repeat('x', 2000000))"
+        )[0]
+        == "23514"
+    )
 
 
 def test_json_that_postgres_cannot_hold_is_refused_before_the_queue_sees_it(sql: Sql) -> None:
     deep = "[" * 100000 + "]" * 100000
     assert sql.refused("""select enqueue_message('q', 'effect', '{"a": "\\u0000"}')""")[0] == "22P05"
-    assert sql.refused("select enqueue_message('q', 'effect', %s::jsonb)", '{"a": ' + deep + "}")[0] == "54001"
+    assert (
+        sql.refused("select enqueue_message('q', 'effect', %s::jsonb)", '{"a": ' + deep + "}")[0] == "54001"
+    )
     assert sql.refused("select enqueue_message('q', 'effect', %s::jsonb)", '{"a": NaN}')[0] == "22P02"
 
 
@@ -174,15 +207,34 @@ def nested(levels: int) -> str:
 
 @pytest.mark.parametrize(
     "payload",
-    [nested(501), nested(5000), f'{{"a": {"9" * 4301}}}', f'{{"a": [{{"b": -{"9" * 5000}}}]}}', '{"a": 1e5000}', '{"a": [0, {"b": -1e4300}]}'],
+    [
+        nested(501),
+        nested(5000),
+        f'{{"a": {"9" * 4301}}}',
+        f'{{"a": [{{"b": -{"9" * 5000}}}]}}',
+        '{"a": 1e5000}',
+        '{"a": [0, {"b": -1e4300}]}',
+    ],
 )
 def test_json_that_python_cannot_read_is_refused_by_name(sql: Sql, payload: str) -> None:
     assert sql.refused("select enqueue_message('q', 'effect', %s::jsonb)", payload) == ("PH001", "payload")
-    assert sql.refused("select enqueue_message('q', 'effect', '{}', %s::jsonb)", payload) == ("PH001", "options")
+    assert sql.refused("select enqueue_message('q', 'effect', '{}', %s::jsonb)", payload) == (
+        "PH001",
+        "options",
+    )
     many = f'[{{"queue": "q", "message_type": "effect", "payload": {payload}}}]'
     assert sql.refused("select * from enqueue_messages(%s::jsonb)", many) == ("PH001", "messages[1].payload")
-    assert sql.refused("select * from enqueue_payloads('q', 'effect', %s::jsonb)", f"[{{}}, {payload}]") == ("PH001", "payloads[2]")
-    assert sql.refused("insert into message_queue (queue, message_type, payload) values ('q', 'effect', %s::jsonb)", payload)[0] == "23514"
+    assert sql.refused("select * from enqueue_payloads('q', 'effect', %s::jsonb)", f"[{{}}, {payload}]") == (
+        "PH001",
+        "payloads[2]",
+    )
+    assert (
+        sql.refused(
+            "insert into message_queue (queue, message_type, payload) values ('q', 'effect', %s::jsonb)",
+            payload,
+        )[0]
+        == "23514"
+    )
 
 
 @pytest.mark.parametrize(
@@ -199,7 +251,9 @@ def test_json_that_python_cannot_read_is_refused_by_name(sql: Sql, payload: str)
 )
 def test_json_up_to_there_is_taken_and_python_reads_it(sql: Sql, payload: str) -> None:
     message_id = sql.value("select message_id from enqueue_message('q', 'effect', %s::jsonb)", payload)
-    assert json.loads(sql.value("select payload::text from message_queue where id = %s", message_id)).keys() == {"a"}
+    assert json.loads(
+        sql.value("select payload::text from message_queue where id = %s", message_id)
+    ).keys() == {"a"}
 
 
 def test_an_unknown_queue_is_refused_and_a_near_miss_is_named(sql: Sql) -> None:
@@ -217,9 +271,22 @@ def test_bulk_enqueue_keeps_the_order_and_every_argument(sql: Sql) -> None:
         "select message_id, duplicate from enqueue_messages(%s)",
         Jsonb(
             [
-                {"queue": "q", "message_type": "effect", "payload": {"n": 1}, "priority": 2, "delay": "1 hour", "conversation_key": "c"},
+                {
+                    "queue": "q",
+                    "message_type": "effect",
+                    "payload": {"n": 1},
+                    "priority": 2,
+                    "delay": "1 hour",
+                    "conversation_key": "c",
+                },
                 {"queue": "q", "message_type": "effect", "payload": {"n": 2}, "dedup_key": "d"},
-                {"queue": "q", "message_type": "effect", "payload": {"n": 3}, "dedup_key": "d", "dedup_window": "1 hour"},
+                {
+                    "queue": "q",
+                    "message_type": "effect",
+                    "payload": {"n": 3},
+                    "dedup_key": "d",
+                    "dedup_window": "1 hour",
+                },
             ]
         ),
     )
@@ -227,7 +294,9 @@ def test_bulk_enqueue_keeps_the_order_and_every_argument(sql: Sql) -> None:
     assert rows[1][0] == rows[2][0]
     assert [sql.live(row[0])["payload"]["n"] for row in rows[:2]] == [1, 2]
     first = sql.live(rows[0][0])
-    assert (first["priority"], first["conversation_key"]) == (2, "c") and first["run_at"] > first["created_at"]
+    assert (first["priority"], first["conversation_key"]) == (2, "c") and first["run_at"] > first[
+        "created_at"
+    ]
 
 
 def test_bulk_enqueue_of_nothing_answers_nothing(sql: Sql) -> None:
@@ -238,19 +307,34 @@ BAD_BULK = [
     ({}, "messages"),
     (None, "messages"),
     ([1], "messages[1]"),
-    ([{"queue": "q", "message_type": "effect"}, {"queue": "q", "message_type": "effect", "pritority": 1}], "messages[2].pritority"),
-    ([{"queue": "q", "message_type": "effect"}, {"queue": "q", "message_type": "effect", "priority": 0}], "messages[2].priority"),
+    (
+        [{"queue": "q", "message_type": "effect"}, {"queue": "q", "message_type": "effect", "pritority": 1}],
+        "messages[2].pritority",
+    ),
+    (
+        [{"queue": "q", "message_type": "effect"}, {"queue": "q", "message_type": "effect", "priority": 0}],
+        "messages[2].priority",
+    ),
     ([{"queue": "q", "message_type": "effect", "payload": []}], "messages[1].payload"),
     ([{"queue": "q", "message_type": "effect", "payload": None}], "messages[1].payload"),
     ([{"queue": "q"}], "messages[1].message_type"),
     ([{"queue": "q", "message_type": "effect", "delay": "soon"}], "messages[1].delay"),
     ([{"queue": "q", "message_type": "effect", "max_attempts": "many"}], "messages[1].max_attempts"),
     ([{"queue": "q", "message_type": "effect", "priority": 5.5}], "messages[1].priority"),
-    ([{"queue": "q", "message_type": "effect", "dedup_key": "messages", "dedup_window": "messages"}], "messages[1].dedup_window"),
+    (
+        [{"queue": "q", "message_type": "effect", "dedup_key": "messages", "dedup_window": "messages"}],
+        "messages[1].dedup_window",
+    ),
     ([{"queue": "q", "message_type": "effect", "dedup_window": "1 hour"}], "messages[1].dedup_window"),
-    ([{"queue": "q", "message_type": "effect", "dedup_key": None, "dedup_window": "1 hour"}], "messages[1].dedup_window"),
+    (
+        [{"queue": "q", "message_type": "effect", "dedup_key": None, "dedup_window": "1 hour"}],
+        "messages[1].dedup_window",
+    ),
     ([{"queue": "q", "message_type": "effect", "run_at": 1700000000}], "messages[1].run_at"),
-    ([{"queue": "q", "message_type": "effect", "delay": "2 hours", "expires_at": "now"}], "messages[1].expires_at"),
+    (
+        [{"queue": "q", "message_type": "effect", "delay": "2 hours", "expires_at": "now"}],
+        "messages[1].expires_at",
+    ),
 ]
 
 
@@ -264,15 +348,24 @@ def test_a_refusal_of_a_bulk_has_a_hint_or_none(sql: Sql) -> None:
     assert hints[0] is None and "2030-01-31T12:00:00Z" in hints[1]
 
 
-@pytest.mark.parametrize(("messages", "column"), BAD_BULK, ids=[f"{number}-{column}" for number, (_, column) in enumerate(BAD_BULK)])
-def test_a_bad_element_of_a_bulk_is_named_by_its_position_and_nothing_is_stored(sql: Sql, messages: object, column: str) -> None:
+@pytest.mark.parametrize(
+    ("messages", "column"),
+    BAD_BULK,
+    ids=[f"{number}-{column}" for number, (_, column) in enumerate(BAD_BULK)],
+)
+def test_a_bad_element_of_a_bulk_is_named_by_its_position_and_nothing_is_stored(
+    sql: Sql, messages: object, column: str
+) -> None:
     assert sql.refused("select * from enqueue_messages(%s::jsonb)", json.dumps(messages)) == ("PH001", column)
     assert sql.value("select count(*) from message_queue") == 0
 
 
 def test_an_unknown_queue_in_a_bulk_is_named_by_its_position(sql: Sql) -> None:
     messages = [{"queue": "q", "message_type": "effect"}, {"message_type": "effect"}]
-    assert sql.refused("select * from enqueue_messages(%s)", Jsonb(messages)) == ("PH002", "messages[2].queue")
+    assert sql.refused("select * from enqueue_messages(%s)", Jsonb(messages)) == (
+        "PH002",
+        "messages[2].queue",
+    )
 
 
 def test_many_payloads_become_messages_in_their_order_that_share_every_argument(sql: Sql) -> None:
@@ -291,7 +384,9 @@ def test_many_payloads_become_messages_in_their_order_that_share_every_argument(
 
 def test_of_payloads_of_one_conversation_one_runs_at_a_time(sql: Sql) -> None:
     sql.value("select enqueue_payloads('q', 'effect', '[{\"n\": 1}, {\"n\": 2}]', p_conversation_key => 'c')")
-    assert sql.rows("select payload ->> 'n' from claim_messages(gen_random_uuid(), array['q'], 10, '1 minute')") == [("1",)]
+    assert sql.rows(
+        "select payload ->> 'n' from claim_messages(gen_random_uuid(), array['q'], 10, '1 minute')"
+    ) == [("1",)]
 
 
 def test_many_payloads_wake_a_sleeping_worker_once_and_none_are_none(clients) -> None:
@@ -328,9 +423,18 @@ BAD_PAYLOADS = [
 ]
 
 
-@pytest.mark.parametrize(("payloads", "more", "column"), BAD_PAYLOADS, ids=[f"{number}-{column}" for number, (*_, column) in enumerate(BAD_PAYLOADS)])
-def test_a_bad_argument_of_many_payloads_is_named_and_nothing_is_stored(sql: Sql, payloads: str | None, more: str, column: str) -> None:
-    assert sql.refused(f"select enqueue_payloads('q', 'effect', %s::jsonb{more})", payloads) == ("PH001", column)
+@pytest.mark.parametrize(
+    ("payloads", "more", "column"),
+    BAD_PAYLOADS,
+    ids=[f"{number}-{column}" for number, (*_, column) in enumerate(BAD_PAYLOADS)],
+)
+def test_a_bad_argument_of_many_payloads_is_named_and_nothing_is_stored(
+    sql: Sql, payloads: str | None, more: str, column: str
+) -> None:
+    assert sql.refused(f"select enqueue_payloads('q', 'effect', %s::jsonb{more})", payloads) == (
+        "PH001",
+        column,
+    )
     assert sql.value("select count(*) from message_queue") == 0
 
 

@@ -41,7 +41,12 @@ def tripped(sql: Sql, limit: int = 3, waiting: int = 5) -> None:
 
 
 def seconds_parked(sql: Sql, scope: str = "actor:effect") -> float:
-    return float(sql.value("select round(extract(epoch from parked_until - last_failed_at), 2) from scopes where name = %s", scope))
+    return float(
+        sql.value(
+            "select round(extract(epoch from parked_until - last_failed_at), 2) from scopes where name = %s",
+            scope,
+        )
+    )
 
 
 def test_so_many_failures_of_one_cause_park_the_actor_and_the_last_spends_no_attempt(sql: Sql) -> None:
@@ -49,7 +54,9 @@ def test_so_many_failures_of_one_cause_park_the_actor_and_the_last_spends_no_att
     fill(sql, 4)
     other = sql.enqueue(message_type="other", delay="1 hour")
     assert fail_in_a_row(sql, 3) == ["retry", "retry", "parked"]
-    assert sql.rows("select message_type, attempt from message_queue order by id") == [("effect", n) for n in (1, 1, 0, 0)] + [("other", 0)]
+    assert sql.rows("select message_type, attempt from message_queue order by id") == [
+        ("effect", n) for n in (1, 1, 0, 0)
+    ] + [("other", 0)]
     sql.due_now()
     assert [lease.id for lease in sql.claim(10)] == [other]
 
@@ -82,7 +89,10 @@ def test_another_cause_starts_it_over(sql: Sql) -> None:
 def test_numbers_in_a_text_make_no_other_cause(sql: Sql) -> None:
     set_breaker(sql, 2)
     fill(sql, 3)
-    assert [*fail_in_a_row(sql, 1, "no answer from 10.0.0.7"), *fail_in_a_row(sql, 1, "no answer from 10.0.0.8")] == ["retry", "parked"]
+    assert [
+        *fail_in_a_row(sql, 1, "no answer from 10.0.0.7"),
+        *fail_in_a_row(sql, 1, "no answer from 10.0.0.8"),
+    ] == ["retry", "parked"]
 
 
 def test_what_was_in_flight_when_it_tripped_spends_no_attempt_and_makes_no_dead_letter(sql: Sql) -> None:
@@ -112,7 +122,12 @@ def test_a_probe_that_fails_parks_it_for_twice_as_long_up_to_a_minute(sql: Sql) 
         found.append(seconds_parked(sql))
         let_it_end(sql, "actor:effect")
     assert found == [2, 4, 8, 16, 32, 60, 60, 60]
-    assert sql.value("select max(attempt) from message_queue where state = 'pending' and run_at <= clock_timestamp()") == 0
+    assert (
+        sql.value(
+            "select max(attempt) from message_queue where state = 'pending' and run_at <= clock_timestamp()"
+        )
+        == 0
+    )
 
 
 def test_a_probe_that_succeeds_lets_all_go_on(sql: Sql) -> None:
@@ -120,7 +135,9 @@ def test_a_probe_that_succeeds_lets_all_go_on(sql: Sql) -> None:
     (probe,) = sql.claim(10)
     sql.complete(probe)
     assert len(sql.claim(10)) >= 5
-    assert sql.rows("select parked_until, ends_at, failures, next_park from scopes") == [(None, None, 0, None)]
+    assert sql.rows("select parked_until, ends_at, failures, next_park from scopes") == [
+        (None, None, 0, None)
+    ]
 
 
 def test_one_that_was_in_flight_and_succeeds_is_no_probe(sql: Sql) -> None:
@@ -154,7 +171,12 @@ def test_what_cannot_be_retried_counts_and_rests_as_well(sql: Sql) -> None:
     set_breaker(sql, 2)
     fill(sql, 3)
     answers = [
-        sql.value("select reject_message(%s, %s, 'rejected', 'AuthenticationError', 'key revoked')", lease.id, lease.token) for lease in sql.claim(3)
+        sql.value(
+            "select reject_message(%s, %s, 'rejected', 'AuthenticationError', 'key revoked')",
+            lease.id,
+            lease.token,
+        )
+        for lease in sql.claim(3)
     ]
     assert answers == ["dead", "parked", "snooze"]
 
@@ -200,14 +222,20 @@ def test_nobody_is_parked_who_has_not_asked_for_it(sql: Sql) -> None:
 
 @pytest.mark.parametrize("said", [Jsonb("3"), Jsonb(None), Jsonb([3])])
 def test_an_option_of_another_kind_counts_as_not_said(sql: Sql, said: Jsonb) -> None:
-    sql.rows("insert into message_types (name, queue, policy) values ('effect', 'q', jsonb_build_object('failure_breaker', %s::jsonb))", said)
+    sql.rows(
+        "insert into message_types (name, queue, policy) values ('effect', 'q', jsonb_build_object('failure_breaker', %s::jsonb))",
+        said,
+    )
     fill(sql, 5)
     assert set(fail_in_a_row(sql, 5)) == {"retry"}
 
 
 @pytest.mark.parametrize("value", [0, -1, 1_000_001, "x", 1.5])
 def test_a_setting_out_of_range_is_refused(sql: Sql, value: object) -> None:
-    assert sql.refused("select set_queue('q', %s)", Jsonb({"failure_breaker": value})) == ("PH001", "failure_breaker")
+    assert sql.refused("select set_queue('q', %s)", Jsonb({"failure_breaker": value})) == (
+        "PH001",
+        "failure_breaker",
+    )
 
 
 def test_without_the_setting_what_it_had_parked_is_lifted(sql: Sql) -> None:

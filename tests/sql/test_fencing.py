@@ -26,7 +26,11 @@ VERBS: dict[str, tuple[str, object]] = {
         ["lost", "lost"],
     ),
     "refused": ("mark_completion_refused(array[{id}::bigint], array[{token}::bigint], 'm')", 0),
-    "beat": ("row(b.*)::text from beat_worker('%s', array[{id}::bigint], array[{token}::bigint], '1 minute') b" % HOLDER, None),
+    "beat": (
+        "row(b.*)::text from beat_worker('%s', array[{id}::bigint], array[{token}::bigint], '1 minute') b"
+        % HOLDER,
+        None,
+    ),
 }
 
 
@@ -67,12 +71,23 @@ def redriven(sql: Sql, lease: Lease) -> None:
     sql.rows("select redrive_dead_letters(array[%s::bigint])", lease.id)
 
 
-LOSSES = [rescued, claimed_by_another, claimed_again_by_the_same_holder, retried, completed, buried, cancelled, redriven]
+LOSSES = [
+    rescued,
+    claimed_by_another,
+    claimed_again_by_the_same_holder,
+    retried,
+    completed,
+    buried,
+    cancelled,
+    redriven,
+]
 
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("lose", LOSSES, ids=lambda loss: loss.__name__)
-def test_a_stale_token_changes_nothing_and_is_told_so(sql: Sql, lose: Callable[[Sql, Lease], None], verb: str) -> None:
+def test_a_stale_token_changes_nothing_and_is_told_so(
+    sql: Sql, lose: Callable[[Sql, Lease], None], verb: str
+) -> None:
     stale = sql.claimed(conversation_key="c")
     follower = sql.enqueue(conversation_key="c")
     sql.claim(10)

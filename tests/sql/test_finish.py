@@ -19,7 +19,14 @@ def around(seconds: float) -> object:
 
 
 def test_a_completed_message_moves_to_the_archive_whole(sql: Sql) -> None:
-    lease = sql.claimed(payload={"a": 1}, options={"b": 2}, priority=3, conversation_key="c", correlation_id="e", trace_context="f")
+    lease = sql.claimed(
+        payload={"a": 1},
+        options={"b": 2},
+        priority=3,
+        conversation_key="c",
+        correlation_id="e",
+        trace_context="f",
+    )
     assert sql.complete(lease) == [lease.id]
     row = sql.row("select * from message_archive where id = %s", lease.id)
     assert [
@@ -88,7 +95,9 @@ def test_a_missing_archive_partition_is_made_by_the_completion(own_clients, any_
 
 def drop_archive_partitions(database) -> None:
     """The archive keeps only one old partition: nobody made today's."""
-    for (name,) in database.query("select inhrelid::regclass::text from pg_inherits where inhparent = 'message_archive'::regclass"):
+    for (name,) in database.query(
+        "select inhrelid::regclass::text from pg_inherits where inhparent = 'message_archive'::regclass"
+    ):
         database.query(f"drop table {name}")
     database.query(
         "create table message_archive_20200101 partition of message_archive for values from ('2020-01-01 00:00+00') to ('2020-01-02 00:00+00')"
@@ -96,7 +105,9 @@ def drop_archive_partitions(database) -> None:
 
 
 @pytest.mark.parametrize("outcome", ["cancel_message(%s)", "expire_messages()"])
-def test_a_missing_archive_partition_is_made_by_a_cancellation(own_clients, any_database, outcome: str) -> None:
+def test_a_missing_archive_partition_is_made_by_a_cancellation(
+    own_clients, any_database, outcome: str
+) -> None:
     drop_archive_partitions(any_database)
     sql = own_clients()
     message_id = sql.enqueue(expires_at="2020-01-01")
@@ -105,7 +116,9 @@ def test_a_missing_archive_partition_is_made_by_a_cancellation(own_clients, any_
 
 
 def test_a_failure_waits_for_the_backoff_of_the_queue_and_keeps_the_attempt(sql: Sql) -> None:
-    sql.set_queue(backoff_initial="10 seconds", backoff_multiplier=3, backoff_max="50 seconds", max_attempts=10)
+    sql.set_queue(
+        backoff_initial="10 seconds", backoff_multiplier=3, backoff_max="50 seconds", max_attempts=10
+    )
     message_id = sql.enqueue()
     for attempt, seconds in [(1, 10), (2, 30), (3, 50), (4, 50)]:
         lease = sql.claim_one()
@@ -117,7 +130,11 @@ def test_a_failure_waits_for_the_backoff_of_the_queue_and_keeps_the_attempt(sql:
 
 def test_the_backoff_of_the_handler_overrides_the_queue(sql: Sql) -> None:
     lease = sql.claimed()
-    sql.rows("select fail_message(%s, %s, 'E', 'm', p_backoff_initial => '70 seconds', p_backoff_max => '90 seconds')", lease.id, lease.token)
+    sql.rows(
+        "select fail_message(%s, %s, 'E', 'm', p_backoff_initial => '70 seconds', p_backoff_max => '90 seconds')",
+        lease.id,
+        lease.token,
+    )
     assert wait_of(sql, lease.id).total_seconds() == around(70)
 
 
@@ -136,10 +153,14 @@ def test_jitter_only_shortens_the_delay(sql: Sql) -> None:
 
 def test_a_retry_returns_when_the_message_will_run(sql: Sql) -> None:
     lease = sql.claimed()
-    run_at = sql.value("select schedule_message_retry(%s, %s, '200 seconds', 'E', 'm')", lease.id, lease.token)
+    run_at = sql.value(
+        "select schedule_message_retry(%s, %s, '200 seconds', 'E', 'm')", lease.id, lease.token
+    )
     row = sql.live(lease.id)
     assert (row["run_at"], row["error"]["class"], row["error"]["message"]) == (run_at, "E", "m")
-    assert [(entry["attempt"], entry["event"], entry["error_class"]) for entry in row["history"]] == [(1, "retry", "E")]
+    assert [(entry["attempt"], entry["event"], entry["error_class"]) for entry in row["history"]] == [
+        (1, "retry", "E")
+    ]
 
 
 def test_a_long_error_is_stored_bounded(sql: Sql) -> None:
@@ -158,7 +179,9 @@ def test_the_history_keeps_the_last_twenty_entries(sql: Sql) -> None:
     assert [entry["attempt"] for entry in sql.live(message_id)["history"]] == list(range(8, 28))
 
 
-@pytest.mark.parametrize(("own", "handler", "queue", "starts"), [(None, None, 2, 2), (None, 4, 2, 4), (1, 4, 2, 1), (3, 1, 1, 3)])
+@pytest.mark.parametrize(
+    ("own", "handler", "queue", "starts"), [(None, None, 2, 2), (None, 4, 2, 4), (1, 4, 2, 1), (3, 1, 1, 3)]
+)
 def test_attempts_are_limited_by_the_message_then_the_handler_then_the_queue(
     sql: Sql, own: int | None, handler: int | None, queue: int, starts: int
 ) -> None:
@@ -167,7 +190,11 @@ def test_attempts_are_limited_by_the_message_then_the_handler_then_the_queue(
     answers = []
     while sql.state(message_id) == "pending":
         lease = sql.claim_one()
-        answers.append(sql.value("select fail_message(%s, %s, 'E', 'm', p_max_attempts => %s)", lease.id, lease.token, handler))
+        answers.append(
+            sql.value(
+                "select fail_message(%s, %s, 'E', 'm', p_max_attempts => %s)", lease.id, lease.token, handler
+            )
+        )
         sql.due_now()
     assert answers == ["retry"] * (starts - 1) + ["dead"]
     assert sql.dead(message_id)["attempt"] == starts
@@ -203,7 +230,14 @@ def test_a_message_that_is_given_back_a_hundred_times_keeps_its_attempts(sql: Sq
 def test_releasing_several_says_how_many_were_held(sql: Sql) -> None:
     held = [sql.claimed() for _ in range(3)]
     sql.complete(held[0])
-    assert sql.value("select release_messages(%s::bigint[], %s::bigint[])", [lease.id for lease in held], [lease.token for lease in held]) == 2
+    assert (
+        sql.value(
+            "select release_messages(%s::bigint[], %s::bigint[])",
+            [lease.id for lease in held],
+            [lease.token for lease in held],
+        )
+        == 2
+    )
 
 
 def test_extending_a_lease_moves_its_end(sql: Sql) -> None:
@@ -216,13 +250,25 @@ def test_extending_a_lease_moves_its_end(sql: Sql) -> None:
 @pytest.mark.parametrize("lease", ["0", "-1 minute", "2 days", None])
 def test_an_absurd_lease_is_refused_by_name(sql: Sql, lease: str | None) -> None:
     held = sql.claimed()
-    assert sql.refused("select extend_message_lease(%s, %s, %s::interval)", held.id, held.token, lease) == ("PH001", "lease")
-    assert sql.refused("select * from beat_worker(%s, %s::bigint[], %s::bigint[], %s::interval)", HOLDER, [held.id], [held.token], lease) == (
+    assert sql.refused("select extend_message_lease(%s, %s, %s::interval)", held.id, held.token, lease) == (
         "PH001",
         "lease",
     )
-    assert sql.refused("select acquire_message_lock(%s, %s, %s::interval)", held.id, HOLDER, lease) == ("PH001", "lease")
-    assert sql.refused("select * from get_next_queue_message('q', %s, %s::interval)", HOLDER, lease) == ("PH001", "lease")
+    assert sql.refused(
+        "select * from beat_worker(%s, %s::bigint[], %s::bigint[], %s::interval)",
+        HOLDER,
+        [held.id],
+        [held.token],
+        lease,
+    ) == ("PH001", "lease")
+    assert sql.refused("select acquire_message_lock(%s, %s, %s::interval)", held.id, HOLDER, lease) == (
+        "PH001",
+        "lease",
+    )
+    assert sql.refused("select * from get_next_queue_message('q', %s, %s::interval)", HOLDER, lease) == (
+        "PH001",
+        "lease",
+    )
 
 
 @pytest.mark.parametrize(
@@ -233,8 +279,12 @@ def test_an_absurd_lease_is_refused_by_name(sql: Sql, lease: str | None) -> None
         "fail_message(%s, %s, 'E', 'm', p_delay => %s::interval)",
     ],
 )
-@pytest.mark.parametrize(("delay", "expected"), [("200000 years", 3660 * 86400), ("-200000 years", 0), ("-1 second", 0)])
-def test_an_absurd_delay_of_a_handler_is_bounded_and_never_loses_the_outcome(sql: Sql, verb: str, delay: str, expected: int) -> None:
+@pytest.mark.parametrize(
+    ("delay", "expected"), [("200000 years", 3660 * 86400), ("-200000 years", 0), ("-1 second", 0)]
+)
+def test_an_absurd_delay_of_a_handler_is_bounded_and_never_loses_the_outcome(
+    sql: Sql, verb: str, delay: str, expected: int
+) -> None:
     lease = sql.claimed()
     sql.rows(f"select {verb}", lease.id, lease.token, delay)
     assert sql.state(lease.id) == "pending"

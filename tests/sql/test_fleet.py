@@ -1,4 +1,6 @@
-"""refresh_fleet_statistics() and fleet_statistics(): counted once per fleet, in bounded work (migrations/functions/fleet_statistics.sql)."""
+"""refresh_fleet_statistics() and fleet_statistics(): counted once per fleet, in bounded work
+(migrations/functions/fleet_statistics.sql).
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,15 @@ def test_messages_are_counted_by_queue_and_state(sql: Sql) -> None:
     sql.enqueue(priority=9, delay="1 hour")
     sql.rows("update message_queue set run_at = clock_timestamp() - interval '1 minute' where priority = 1")
     sql.rows("update message_queue set crashes = 2 where priority = 1")
-    sql.rows("update message_queue set state = 'blocked' where conversation_key = 'c' and id > (select min(id) from message_queue)")
+    sql.rows(
+        "update message_queue set state = 'blocked' where conversation_key = 'c' and id > (select min(id) from message_queue)"
+    )
     sql.rows("select pause_queue('q', 'ann')")
     found = counted(sql)
-    states = {state: by(found["queue_messages"], queue="q", state=state) for state in ("pending", "delayed", "blocked", "running")}
+    states = {
+        state: by(found["queue_messages"], queue="q", state=state)
+        for state in ("pending", "delayed", "blocked", "running")
+    }
     assert states == {"pending": 2, "delayed": 1, "blocked": 2, "running": 0}
     assert not any(row["estimated"] for row in found["queue_messages"])
     assert 59 < by(found["queue_oldest_due_age_seconds"], queue="q") < 120, "one that runs apart counts, too"
@@ -45,13 +52,21 @@ def test_messages_are_counted_by_queue_and_state(sql: Sql) -> None:
 def test_a_queue_without_messages_is_shown_with_zeros(sql: Sql) -> None:
     found = counted(sql)
     assert by(found["queue_messages"], queue="q", state="pending") == 0
-    assert by(found["queue_oldest_due_age_seconds"], queue="q") == 0 == by(found["conversation_blocked_age_seconds"], queue="q")
+    assert (
+        by(found["queue_oldest_due_age_seconds"], queue="q")
+        == 0
+        == by(found["conversation_blocked_age_seconds"], queue="q")
+    )
 
 
 def test_workers_tables_partitions_and_snapshots_are_there(sql: Sql) -> None:
     found = counted(sql)
     assert {row["state"] for row in found["workers"]} == {"running", "quiet", "draining", "silent"}
-    assert {row["table"] for row in found["table_bytes"]} == {"message_queue", "message_archive", "dead_letters"}
+    assert {row["table"] for row in found["table_bytes"]} == {
+        "message_queue",
+        "message_archive",
+        "dead_letters",
+    }
     assert by(found["table_bytes"], table="message_queue") > 0
     assert by(found["partition_runway_seconds"], table="message_archive") > 6 * 86400
     assert "oldest_snapshot_age_seconds" in found, "null, when somebody else's snapshot is hidden"
@@ -80,10 +95,14 @@ def test_the_age_of_the_conversation_that_waits_longest(sql: Sql) -> None:
         "update message_queue set state = 'blocked', created_at = created_at - interval '1 hour', run_at = run_at - interval '2 hours' "
         "where id in (select max(id) from message_queue group by conversation_key)"
     )
-    sql.rows("update message_queue set run_at = clock_timestamp() - interval '1 minute' where state = 'blocked' and conversation_key = 'a'")
+    sql.rows(
+        "update message_queue set run_at = clock_timestamp() - interval '1 minute' where state = 'blocked' and conversation_key = 'a'"
+    )
     found = counted(sql)
     assert by(found["conversations_blocked"], queue="q") == 2
-    assert 3600 <= by(found["conversation_blocked_age_seconds"], queue="q") < 3700, "from when it was due, not before it was there"
+    assert 3600 <= by(found["conversation_blocked_age_seconds"], queue="q") < 3700, (
+        "from when it was due, not before it was there"
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,19 +126,29 @@ def test_the_runway_of_partitions_ends_at_the_first_gap(
     zone = "+00" if kind == "timestamptz" else ""
     for number, (first, last) in enumerate(ranges):
         upper = "maxvalue" if last is None else f"'{today + timedelta(days=last)}{zone}'"
-        any_database.query(f"create table parts_{number} partition of parts for values from ('{today + timedelta(days=first)}{zone}') to ({upper})")
+        any_database.query(
+            f"create table parts_{number} partition of parts for values from ('{today + timedelta(days=first)}{zone}') to ({upper})"
+        )
     any_database.query("select refresh_fleet_statistics('0')")
     rows = [
-        row["value"] for row in any_database.value("select statistics from fleet_statistics()")["partition_runway_seconds"] if row["table"] == "parts"
+        row["value"]
+        for row in any_database.value("select statistics from fleet_statistics()")["partition_runway_seconds"]
+        if row["table"] == "parts"
     ]
     now = any_database.value("select clock_timestamp() at time zone 'UTC'")
-    expected = [] if ends is None else [0.0 if ends == 0 else (today + timedelta(days=ends) - now).total_seconds()]
+    expected = (
+        [] if ends is None else [0.0 if ends == 0 else (today + timedelta(days=ends) - now).total_seconds()]
+    )
     assert rows == pytest.approx(expected, abs=60)
 
 
 def test_a_worker_that_is_silent_is_told_from_one_that_lives(sql: Sql) -> None:
-    sql.rows("select register_worker(gen_random_uuid(), 'h', 1, '1', '{q}', '{t}', 4, interval '20 seconds') from generate_series(1, 2)")
-    sql.rows("update workers set last_seen_at = clock_timestamp() - interval '1 minute' where id = (select id from workers limit 1)")
+    sql.rows(
+        "select register_worker(gen_random_uuid(), 'h', 1, '1', '{q}', '{t}', 4, interval '20 seconds') from generate_series(1, 2)"
+    )
+    sql.rows(
+        "update workers set last_seen_at = clock_timestamp() - interval '1 minute' where id = (select id from workers limit 1)"
+    )
     workers = counted(sql)["workers"]
     assert (by(workers, state="running"), by(workers, state="silent")) == (1, 1)
 
@@ -128,8 +157,12 @@ def test_what_is_young_enough_is_not_counted_again(sql: Sql) -> None:
     counted(sql)
     assert sql.value("select refresh_fleet_statistics('1 hour')") is False
     assert sql.value("select age_seconds < 3600 from fleet_statistics()")
-    sql.rows("update fleet_statistics set took = '10 seconds', refreshed_at = clock_timestamp() - interval '1 minute'")
-    assert sql.value("select refresh_fleet_statistics('15 seconds')") is False, "counting takes at most a twentieth of the time"
+    sql.rows(
+        "update fleet_statistics set took = '10 seconds', refreshed_at = clock_timestamp() - interval '1 minute'"
+    )
+    assert sql.value("select refresh_fleet_statistics('15 seconds')") is False, (
+        "counting takes at most a twentieth of the time"
+    )
 
 
 def test_before_the_first_count_there_are_no_numbers(sql: Sql) -> None:
@@ -153,8 +186,12 @@ def counts_within(database: Database, limit: int) -> tuple[dict[tuple[str, str],
     with database.connect() as connection:
         connection.autocommit = False
         sql = Sql(connection)
-        rows = sql.rows("select queue, state, messages, estimated from count_queue_messages(clock_timestamp(), %s)", limit)
-        walked = sql.value("select coalesce(sum(seq_tup_read + idx_tup_fetch), 0) from pg_stat_xact_user_tables where relname = 'message_queue'")
+        rows = sql.rows(
+            "select queue, state, messages, estimated from count_queue_messages(clock_timestamp(), %s)", limit
+        )
+        walked = sql.value(
+            "select coalesce(sum(seq_tup_read + idx_tup_fetch), 0) from pg_stat_xact_user_tables where relname = 'message_queue'"
+        )
         connection.rollback()
     return {(queue, state): (messages, estimated) for queue, state, messages, estimated in rows}, walked
 
@@ -169,14 +206,18 @@ def test_beyond_the_limit_stands_an_estimate_and_no_more_rows_are_read(any_datab
     any_database.query(
         "insert into message_queue (queue, message_type, run_at) select 'later', 't', clock_timestamp() + interval '2 hours' from generate_series(1, 20000)"
     )
-    any_database.query("insert into message_queue (queue, message_type) select 'few', 't' from generate_series(1, 999)")
+    any_database.query(
+        "insert into message_queue (queue, message_type) select 'few', 't' from generate_series(1, 999)"
+    )
     any_database.query("analyze message_queue")
     found, walked = counts_within(any_database, 1000)
     assert found["default", "running"] == found["default", "blocked"] == (0, False)
     assert found["default", "pending"][1] and 15_000 < found["default", "pending"][0] < 40_000
     assert found["default", "delayed"][1] and 5_000 < found["default", "delayed"][0] < 25_000
     assert found["later", "pending"] == (0, False), "nothing of it is due, and that is certain"
-    assert found["later", "delayed"][1] and 18_000 < found["later", "delayed"][0] < 22_000, "all that waits there, which the planner knows well"
+    assert found["later", "delayed"][1] and 18_000 < found["later", "delayed"][0] < 22_000, (
+        "all that waits there, which the planner knows well"
+    )
     assert found["few", "pending"] == (999, False)
     assert walked < 4000, "three queues of at most 1,000, and the ends of each priority"
 
@@ -195,18 +236,27 @@ def test_a_reader_may_read_but_not_count(any_database: Database) -> None:
 
 def test_messages_that_run_apart_and_completions_that_are_refused_are_counted(sql: Sql) -> None:
     lease = sql.claimed()
-    sql.rows("select mark_completion_refused(array[%s::bigint], array[%s::bigint], 'SQLSTATE 42501: no right')", lease.id, lease.token)
+    sql.rows(
+        "select mark_completion_refused(array[%s::bigint], array[%s::bigint], 'SQLSTATE 42501: no right')",
+        lease.id,
+        lease.token,
+    )
     sql.enqueue()
     sql.rows("update message_queue set crashes = 2 where state = 'pending'")
     found = counted(sql)
     assert (found["isolated_messages"], found["refused_completions"]) == (1, 1)
     status, summary, details = sql.rows("select * from health_queue_health()")[0]
-    assert status == "warn" and "1 wait to run apart, 1 done but not written: SQLSTATE 42501: no right" in summary
+    assert (
+        status == "warn"
+        and "1 wait to run apart, 1 done but not written: SQLSTATE 42501: no right" in summary
+    )
     assert (details["isolated"], details["refused"]) == (1, 1)
 
 
 def test_the_scopes_that_rest_are_shown_with_since_when(sql: Sql) -> None:
-    sql.rows("select park_scope('api', interval '1 hour'), park_scope('lifted', interval '1 hour'), lift_scope('lifted')")
+    sql.rows(
+        "select park_scope('api', interval '1 hour'), park_scope('lifted', interval '1 hour'), lift_scope('lifted')"
+    )
     sql.rows("update scopes set parked_at = parked_at - interval '1 minute' where name = 'api'")
     sql.rows("select refresh_fleet_statistics(interval '0')")
     ((shown,),) = sql.rows("select statistics -> 'scope_parked_seconds' from fleet_statistics()")

@@ -1,4 +1,6 @@
-"""One gate, one edit: claim, lock by hand and explain ask the same functions (migrations/functions/gates.sql; SPEC Q8b)."""
+"""One gate, one edit: claim, lock by hand and explain ask the same functions (migrations/functions/gates.sql;
+SPEC Q8b).
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,18 @@ GATES = {
         "function packhorse.queue_room(p_queue packhorse.queues) returns integer language sql stable as $$ select 1000 $$",
     ),
     "max_concurrency_per_key": (
-        ["select set_queue('q', '{{\"max_concurrency_per_key\": 1}}')", "running", "update message_queue set concurrency_key = 'k'"],
+        [
+            "select set_queue('q', '{{\"max_concurrency_per_key\": 1}}')",
+            "running",
+            "update message_queue set concurrency_key = 'k'",
+        ],
         "function packhorse.key_room(p_queue packhorse.queues, p_concurrency_key text) returns integer language sql stable as $$ select 1000 $$",
     ),
     "rate_limit": (
-        ['select set_queue(\'q\', \'{{"rate_limit": 1, "rate_interval": "1 hour"}}\')', "update queues set rate_tokens = 0 where name = 'q'"],
+        [
+            'select set_queue(\'q\', \'{{"rate_limit": 1, "rate_interval": "1 hour"}}\')',
+            "update queues set rate_tokens = 0 where name = 'q'",
+        ],
         "function packhorse.rate_tokens_at(p_queue packhorse.queues, p_now timestamptz) returns double precision language sql immutable as "
         "$$ select 1000::double precision $$",
     ),
@@ -52,7 +61,9 @@ def explained(sql: Sql, ident: int) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("gate", GATES)
-def test_claim_lock_and_explain_change_together_when_a_gate_does(own_clients: Callable[..., Sql], gate: str) -> None:
+def test_claim_lock_and_explain_change_together_when_a_gate_does(
+    own_clients: Callable[..., Sql], gate: str
+) -> None:
     """Whoever breaks a gate breaks it for all three: so explain cannot say what the claim does not do."""
     keeps, opened = GATES[gate]
     sql = own_clients(admin=True)

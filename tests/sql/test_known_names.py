@@ -1,4 +1,6 @@
-"""The names that existing callers know, for workers that speak only SQL; upkeep and archive partitions (SPEC Q2)."""
+"""The names that existing callers know, for workers that speak only SQL; upkeep and archive partitions (SPEC
+Q2).
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def test_a_sql_worker_can_do_everything_with_known_names(sql: Sql) -> None:
     lease = sql.rows("select id, lease_token from get_next_queue_message('q')")[0]
     assert sql.value("select schedule_message_retry(%s, %s, '0')", *lease) is not None
     token = sql.value("select acquire_message_lock(%s, %s)", message_id, HOLDER)
-    assert sql.value("select complete_messages(array[%s::bigint], array[%s::bigint])", message_id, token) == [message_id]
+    assert sql.value("select complete_messages(array[%s::bigint], array[%s::bigint])", message_id, token) == [
+        message_id
+    ]
 
 
 def test_one_given_message_is_locked_once(sql: Sql) -> None:
@@ -45,7 +49,9 @@ def test_a_message_that_may_not_start_is_not_locked(sql: Sql) -> None:
     first, waiting = sql.enqueue(conversation_key="c"), sql.enqueue(conversation_key="c")
     delayed, expired = sql.enqueue(delay="1 hour"), sql.enqueue(expires_at="2020-01-01")
     acquire = "select acquire_message_lock(%s, %s)"
-    assert [sql.value(acquire, message_id, HOLDER) for message_id in (waiting, delayed, expired, 10**12)] == [None] * 4
+    assert [sql.value(acquire, message_id, HOLDER) for message_id in (waiting, delayed, expired, 10**12)] == [
+        None
+    ] * 4
     sql.rows("select pause_queue('q')")
     assert sql.value(acquire, first, HOLDER) is None
     sql.rows("select resume_queue('q')")
@@ -85,12 +91,20 @@ def test_an_absurd_conversation_lock_is_refused_by_name(sql: Sql) -> None:
         ("c", "a", None, "lease"),
         ("c", "a", "1 year", "lease"),
     ]:
-        assert sql.refused("select acquire_conversation_lock(%s, %s, %s::interval)", key, holder, lease) == ("PH001", column)
+        assert sql.refused("select acquire_conversation_lock(%s, %s, %s::interval)", key, holder, lease) == (
+            "PH001",
+            column,
+        )
 
 
 def test_only_locks_whose_own_time_is_over_are_removed(sql: Sql) -> None:
     """An hour's lock was taken after five minutes: two worked on one conversation (SPEC M2)."""
-    for key, expires in [("valid", "'1 hour'"), ("over", "'-1 second'"), ("endless", "'infinity'"), ("endless_fresh", "'infinity'")]:
+    for key, expires in [
+        ("valid", "'1 hour'"),
+        ("over", "'-1 second'"),
+        ("endless", "'infinity'"),
+        ("endless_fresh", "'infinity'"),
+    ]:
         age = "1 minute" if key == "endless_fresh" else "6 minutes"
         end = "'infinity'" if "infinity" in expires else f"clock_timestamp() + interval {expires}"
         sql.rows(
@@ -98,10 +112,15 @@ def test_only_locks_whose_own_time_is_over_are_removed(sql: Sql) -> None:
             key,
             age,
         )
-    sql.rows("insert into conversation_locks values ('unbounded', 'ann', clock_timestamp() - interval '6 minutes', null)")
+    sql.rows(
+        "insert into conversation_locks values ('unbounded', 'ann', clock_timestamp() - interval '6 minutes', null)"
+    )
     assert sql.value("select cleanup_stuck_webhook_conversations('7 minutes')") == 1
     assert sql.value("select cleanup_stuck_webhook_conversations()") == 2
-    assert sql.rows("select conversation_key from conversation_locks order by 1") == [("endless_fresh",), ("valid",)]
+    assert sql.rows("select conversation_key from conversation_locks order by 1") == [
+        ("endless_fresh",),
+        ("valid",),
+    ]
     assert sql.value("select cleanup_stuck_webhook_conversations('0')") == 1
     assert sql.rows("select conversation_key from conversation_locks") == [("valid",)]
 
@@ -125,17 +144,32 @@ def test_upkeep_removes_what_is_over_and_never_a_live_message(sql: Sql) -> None:
     for message_id in (dead, buried):
         sql.rows("select bury_message(%s)", message_id)
     sql.rows("update message_queue set created_at = '1999-01-01'")
-    sql.rows("update message_dedup set expires_at = clock_timestamp() - interval '1 second' where dedup_key = 'old'")
+    sql.rows(
+        "update message_dedup set expires_at = clock_timestamp() - interval '1 second' where dedup_key = 'old'"
+    )
     sql.rows("update dead_letters set dead_at = clock_timestamp() - interval '31 days' where id = %s", buried)
     sql.rows("update dead_letters set created_at = '1999-01-01'")
-    sql.rows("select store_message_result('old', '1', '-1 second'), store_message_result('new', '1', '1 hour')")
+    sql.rows(
+        "select store_message_result('old', '1', '-1 second'), store_message_result('new', '1', '1 hour')"
+    )
     sql.rows("select add_rate_limiter('old', 1, '-1 second'), add_rate_limiter('new', 1, '1 hour')")
     sql.rows("select is_new_message('old'), is_new_message('new')")
-    sql.rows("update processed_messages set first_seen_at = clock_timestamp() - interval '8 days' where external_id = 'old'")
+    sql.rows(
+        "update processed_messages set first_seen_at = clock_timestamp() - interval '8 days' where external_id = 'old'"
+    )
     assert sql.value("select cleanup_old_messages()") == 5
-    assert [sql.state(message_id) for message_id in (live, running.id, dead, buried)] == ["pending", "running", "dead", None]
+    assert [sql.state(message_id) for message_id in (live, running.id, dead, buried)] == [
+        "pending",
+        "running",
+        "dead",
+        None,
+    ]
     assert sql.rows("select dedup_key from message_dedup") == [("young",)]
-    assert sql.rows("select result_key from message_results") == sql.rows("select limiter_key from rate_limiters") == [("new",)]
+    assert (
+        sql.rows("select result_key from message_results")
+        == sql.rows("select limiter_key from rate_limiters")
+        == [("new",)]
+    )
     assert sql.rows("select external_id from processed_messages") == [("new",)]
     assert sql.value("select cleanup_old_messages()") == 0
 
@@ -154,7 +188,12 @@ def old_ones(sql: Sql) -> None:
 
 
 def left(sql: Sql) -> list[str]:
-    return [row[0] for row in sql.rows("select external_id from processed_messages union all select 'dead ' || queue from dead_letters order by 1")]
+    return [
+        row[0]
+        for row in sql.rows(
+            "select external_id from processed_messages union all select 'dead ' || queue from dead_letters order by 1"
+        )
+    ]
 
 
 def test_what_ages_goes_by_the_end_of_the_work_and_what_blocks_a_conversation_stays(sql: Sql) -> None:
@@ -173,10 +212,18 @@ def test_what_ages_goes_by_the_end_of_the_work_and_what_blocks_a_conversation_st
         ({"retention.processed_messages": {}}, {"done", "never"}),
         ({"retention.dead_letters": {"keep_seconds": 40 * 86400}}, {"dead default"}),
         ({"retention.dead_letters": {}}, {"dead default"}),
-        ({"retention.processed_messages": {"keep_seconds": 86400.5}, "retention.dead_letters": {"keep_seconds": 0}}, set()),
+        (
+            {
+                "retention.processed_messages": {"keep_seconds": 86400.5},
+                "retention.dead_letters": {"keep_seconds": 0},
+            },
+            set(),
+        ),
     ],
 )
-def test_the_known_name_deletes_by_the_policies_that_configuration_declared(sql: Sql, policies: dict[str, object], stays: set[str]) -> None:
+def test_the_known_name_deletes_by_the_policies_that_configuration_declared(
+    sql: Sql, policies: dict[str, object], stays: set[str]
+) -> None:
     old_ones(sql)
     assert sql.value("select declare_policies(%s::jsonb)", json.dumps(policies)) == len(policies)
     assert sql.value("select declare_policies(%s::jsonb)", json.dumps(policies)) == 0
@@ -189,9 +236,15 @@ def test_the_upkeep_of_a_worker_deletes_only_what_has_an_end_of_its_own(sql: Sql
     before = left(sql)
     sql.rows("select store_message_result('old', '1', '-1 second'), add_rate_limiter('old', 1, '-1 second')")
     sql.rows("insert into message_dedup values ('q', 'k', 1, clock_timestamp() - interval '1 day')")
-    sql.rows("""select declare_policies('{"retention.message_results": {}, "retention.message_dedup": {"keep_seconds": 172800}}')""")
-    assert sql.value("select cleanup_expired_windows()") == 1, "results and windows are kept as configuration says"
-    sql.rows("""select declare_policies('{"retention.message_results": {"keep_seconds": 0}, "retention.message_dedup": {"keep_seconds": 0}}')""")
+    sql.rows(
+        """select declare_policies('{"retention.message_results": {}, "retention.message_dedup": {"keep_seconds": 172800}}')"""
+    )
+    assert sql.value("select cleanup_expired_windows()") == 1, (
+        "results and windows are kept as configuration says"
+    )
+    sql.rows(
+        """select declare_policies('{"retention.message_results": {"keep_seconds": 0}, "retention.message_dedup": {"keep_seconds": 0}}')"""
+    )
     assert sql.value("select cleanup_expired_windows()") == 2
     assert left(sql) == before
 
@@ -213,12 +266,22 @@ def test_an_absurd_age_is_refused_by_name(sql: Sql, call: str, argument: str) ->
 
 def test_an_absurd_age_of_a_purge_is_refused_and_none_is_no_filter(sql: Sql) -> None:
     for age in ("-1 second", "1001 years"):
-        assert sql.refused("select purge_dead_letters(p_older_than => %s::interval)", age) == ("PH001", "older_than")
+        assert sql.refused("select purge_dead_letters(p_older_than => %s::interval)", age) == (
+            "PH001",
+            "older_than",
+        )
     assert sql.value("select purge_dead_letters(p_queue => 'q', p_older_than => null)") == []
 
 
 @pytest.mark.parametrize(
-    "function", ["cleanup_old_messages", "cleanup_expired_windows", "rescue_expired_messages", "cleanup_stale_message_locks", "expire_messages"]
+    "function",
+    [
+        "cleanup_old_messages",
+        "cleanup_expired_windows",
+        "rescue_expired_messages",
+        "cleanup_stale_message_locks",
+        "expire_messages",
+    ],
 )
 def test_an_absurd_batch_is_refused_by_name(sql: Sql, function: str) -> None:
     for limit in ("-1", "0", "null", "100001"):
@@ -239,7 +302,12 @@ def test_upkeep_works_in_bounded_steps(sql: Sql) -> None:
 
 
 def partitions(sql: Sql) -> list[str]:
-    return [row[0] for row in sql.rows("select inhrelid::regclass::text from pg_inherits where inhparent = 'message_archive'::regclass order by 1")]
+    return [
+        row[0]
+        for row in sql.rows(
+            "select inhrelid::regclass::text from pg_inherits where inhparent = 'message_archive'::regclass order by 1"
+        )
+    ]
 
 
 def test_archive_partitions_are_made_ahead_once(sql: Sql) -> None:

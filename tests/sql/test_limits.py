@@ -65,7 +65,9 @@ def test_concurrency_per_key_goes_on_when_one_finished(sql: Sql) -> None:
 def test_a_message_that_runs_apart_waits_while_its_key_is_full(sql: Sql) -> None:
     sql.set_queue(max_concurrency_per_key=1)
     running = sql.claimed(concurrency_key="a")
-    sql.rows("insert into message_queue (queue, message_type, crashes, concurrency_key) select 'q', 'effect', 2, 'a' from generate_series(1, 2)")
+    sql.rows(
+        "insert into message_queue (queue, message_type, crashes, concurrency_key) select 'q', 'effect', 2, 'a' from generate_series(1, 2)"
+    )
 
     def outcomes() -> list[tuple]:
         return sql.rows("select outcome from claim_story('{}', '{}', %s, '{q}', 1)", HOLDER)
@@ -77,7 +79,11 @@ def test_a_message_that_runs_apart_waits_while_its_key_is_full(sql: Sql) -> None
 
 
 def claimed_keys(sql: Sql, limit: int) -> list[tuple]:
-    return sql.rows("select m.concurrency_key from claim_messages(%s, '{q}', %s) c join message_queue m using (id)", HOLDER, limit)
+    return sql.rows(
+        "select m.concurrency_key from claim_messages(%s, '{q}', %s) c join message_queue m using (id)",
+        HOLDER,
+        limit,
+    )
 
 
 def test_acquiring_one_message_respects_the_limit_of_its_key(sql: Sql) -> None:
@@ -89,7 +95,10 @@ def test_acquiring_one_message_respects_the_limit_of_its_key(sql: Sql) -> None:
 
 def stop_the_clock_of_the_bucket(sql: Sql, seconds_ago: float = 0) -> None:
     """The bucket was refilled `seconds_ago`; a long interval, so that the test's own time adds nothing."""
-    sql.rows("update queues set rate_refilled_at = clock_timestamp() - make_interval(secs => %s) where name = 'q'", seconds_ago)
+    sql.rows(
+        "update queues set rate_refilled_at = clock_timestamp() - make_interval(secs => %s) where name = 'q'",
+        seconds_ago,
+    )
 
 
 def test_a_rate_limit_allows_its_burst_and_then_its_rate(sql: Sql) -> None:
@@ -117,7 +126,9 @@ def test_without_a_burst_the_bucket_holds_the_rate(sql: Sql) -> None:
 
 def look_again_in(sql: Sql) -> list[float]:
     """What an empty claim answers: seconds until it is worth another look."""
-    statement = "select extract(epoch from run_at - clock_timestamp()) from claim_story('{}', '{}', %s, '{q}', 10)"
+    statement = (
+        "select extract(epoch from run_at - clock_timestamp()) from claim_story('{}', '{}', %s, '{q}', 10)"
+    )
     return [float(seconds) for (seconds,) in sql.rows(f"{statement} where outcome = 'next'", HOLDER)]
 
 
@@ -146,7 +157,9 @@ def test_a_start_that_something_else_prevents_is_not_promised_for_a_token(sql: S
 
 
 def test_a_claim_waits_for_one_limited_queue_at_most(clients: Callable[..., Sql]) -> None:
-    """Claims begin with different queues: two that each had one and waited for the other's did so for half a second, again and again."""
+    """Claims begin with different queues: two that each had one and waited for the other's did so for half a
+    second, again and again.
+    """
     other, sql = clients(), clients()
     for queue in "q", "r":
         sql.rows("select declare_queue(%s)", queue)

@@ -1,4 +1,6 @@
-"""What somebody keeps locked (an open psql session, a dump) holds up itself, and nothing else (FAILURES 21, 64)."""
+"""What somebody keeps locked (an open psql session, a dump) holds up itself, and nothing else (FAILURES 21,
+64).
+"""
 
 from __future__ import annotations
 
@@ -28,15 +30,27 @@ def left_open(client: Sql, statement: str, *params: object) -> Iterator[None]:
 
 @pytest.mark.slow
 def test_rescue_goes_on_beside_a_conversation_that_somebody_keeps_locked(clients: Callable[..., Sql]) -> None:
-    """The successor of a message that ends in the rescue is locked: the message waits, its neighbours do not."""
+    """The successor of a message that ends in the rescue is locked: the message waits, its neighbours do
+    not.
+    """
     sql = clients()
-    outcome, successor, neighbour = sql.enqueue(conversation_key="k"), sql.enqueue(conversation_key="k"), sql.enqueue()
+    outcome, successor, neighbour = (
+        sql.enqueue(conversation_key="k"),
+        sql.enqueue(conversation_key="k"),
+        sql.enqueue(),
+    )
     assert {lease.id for lease in sql.claim(10)} == {outcome, neighbour}
     sql.rows("select cancel_message(%s)", outcome)
-    sql.rows("update message_queue set lease_expires_at = clock_timestamp() - interval '1 second' where state = 'running'")
+    sql.rows(
+        "update message_queue set lease_expires_at = clock_timestamp() - interval '1 second' where state = 'running'"
+    )
     with left_open(clients(), "select from message_queue where id = %s for update", successor):
         assert sql.value("select rescue_expired_messages()") == 1
-        assert [sql.state(key) for key in (outcome, successor, neighbour)] == ["running", "blocked", "pending"]
+        assert [sql.state(key) for key in (outcome, successor, neighbour)] == [
+            "running",
+            "blocked",
+            "pending",
+        ]
     assert sql.value("select rescue_expired_messages()") == 1
     assert [sql.state(key) for key in (outcome, successor)] == ["cancelled", "pending"]
 
@@ -49,7 +63,9 @@ def test_a_hundred_locked_conversations_cost_the_rescue_one_wait(clients: Callab
             sql.enqueue(conversation_key=f"k{place}")
     assert len(sql.claim(100)) == 100
     sql.rows("select cancel_message(id) from message_queue where state = 'running'")
-    sql.rows("update message_queue set lease_expires_at = clock_timestamp() - interval '1 second' where state = 'running'")
+    sql.rows(
+        "update message_queue set lease_expires_at = clock_timestamp() - interval '1 second' where state = 'running'"
+    )
     sql.rows("update message_queue set state = 'blocked' where state = 'pending'")
     sql.rows("set statement_timeout = '10s'")  # a hundred waits would be fifty seconds
     with left_open(clients(), "select from message_queue where state = 'blocked' for update"):
@@ -59,12 +75,20 @@ def test_a_hundred_locked_conversations_cost_the_rescue_one_wait(clients: Callab
 
 def test_expiry_goes_on_beside_a_conversation_that_somebody_keeps_locked(clients: Callable[..., Sql]) -> None:
     sql = clients()
-    first, successor, neighbour = sql.enqueue(conversation_key="k"), sql.enqueue(conversation_key="k"), sql.enqueue()
+    first, successor, neighbour = (
+        sql.enqueue(conversation_key="k"),
+        sql.enqueue(conversation_key="k"),
+        sql.enqueue(),
+    )
     sql.rows("update message_queue set state = 'blocked' where id = %s", successor)
     sql.rows("update message_queue set expires_at = clock_timestamp() where id <> %s", successor)
     with left_open(clients(), "select from message_queue where id = %s for update", successor):
         assert sql.value("select expire_messages()") == 1
-        assert [sql.state(key) for key in (first, successor, neighbour)] == ["pending", "blocked", "cancelled"]
+        assert [sql.state(key) for key in (first, successor, neighbour)] == [
+            "pending",
+            "blocked",
+            "cancelled",
+        ]
     assert sql.value("select expire_messages()") == 1
     assert [sql.state(key) for key in (first, successor)] == ["cancelled", "pending"]
 
@@ -74,7 +98,9 @@ def test_upkeep_goes_on_beside_an_old_dead_letter_that_somebody_looks_at(clients
     dead = sql.enqueue()
     sql.rows("select bury_message(%s)", dead)
     sql.rows("update dead_letters set dead_at = clock_timestamp() - interval '31 days'")
-    sql.rows("insert into message_dedup (queue, dedup_key, message_id, expires_at) values ('q', 'k', 1, clock_timestamp() - interval '1 day')")
+    sql.rows(
+        "insert into message_dedup (queue, dedup_key, message_id, expires_at) values ('q', 'k', 1, clock_timestamp() - interval '1 day')"
+    )
     with left_open(clients(), "select from dead_letters for update"):
         assert sql.value("select cleanup_old_messages()") == 1
     assert sql.value("select cleanup_old_messages()") == 1
@@ -93,7 +119,9 @@ def test_an_open_set_queue_keeps_no_other_queue_from_its_workers(clients: Callab
 
 
 def test_nobody_waits_for_an_archive_that_a_report_keeps(own_clients: Callable[..., Sql]) -> None:
-    """While a drop waits for its lock, completions wait behind it: so it does not wait for a transaction that lasts."""
+    """While a drop waits for its lock, completions wait behind it: so it does not wait for a transaction that
+    lasts.
+    """
     owner, report, watcher = own_clients(admin=True), own_clients(), own_clients()
     owner.rows(
         "create table message_archive_20200101 partition of message_archive for values from ('2020-01-01 00:00+00') to ('2020-01-02 00:00+00')"
@@ -107,7 +135,9 @@ def test_nobody_waits_for_an_archive_that_a_report_keeps(own_clients: Callable[.
 
 
 @pytest.mark.slow
-def test_a_partition_that_cannot_be_attached_is_an_error_and_not_an_endless_wait(own_clients: Callable[..., Sql]) -> None:
+def test_a_partition_that_cannot_be_attached_is_an_error_and_not_an_endless_wait(
+    own_clients: Callable[..., Sql],
+) -> None:
     """DETACH CONCURRENTLY of somebody holds the same lock for as long as a dump lasts."""
     sql = own_clients()
     with left_open(own_clients(admin=True), "lock table message_archive in share update exclusive mode"):
@@ -125,7 +155,9 @@ def test_a_conversation_goes_on_when_its_first_message_is_deleted_by_hand(sql: S
     assert [lease.id for lease in sql.claim(10)] == [second]
 
 
-def test_a_deletion_by_hand_promotes_also_behind_endings_of_the_same_transaction(clients: Callable[..., Sql]) -> None:
+def test_a_deletion_by_hand_promotes_also_behind_endings_of_the_same_transaction(
+    clients: Callable[..., Sql],
+) -> None:
     sql = clients()
     ended = sql.claimed()
     first, second = (sql.enqueue(conversation_key="k") for _ in range(2))
@@ -136,13 +168,19 @@ def test_a_deletion_by_hand_promotes_also_behind_endings_of_the_same_transaction
     assert sql.state(second) == "pending"
 
 
-def test_a_worker_that_lies_down_or_hands_over_waits_for_no_row_that_somebody_keeps_locked(clients: Callable[..., Sql]) -> None:
+def test_a_worker_that_lies_down_or_hands_over_waits_for_no_row_that_somebody_keeps_locked(
+    clients: Callable[..., Sql],
+) -> None:
     sql = clients()
     sql.rows("select declare_queue('free'), declare_queue('kept')")
     sql.rows("select attend_queues('{free,kept}', '{}')")
     sql.rows("set statement_timeout = '10s'")
-    announced = "select string_agg(queue, ' ' order by queue) from queue_wakeups where wake_until > clock_timestamp()"
-    watched = "select string_agg(queue, ' ' order by queue) from queue_wakeups where attended_until is not null"
+    announced = (
+        "select string_agg(queue, ' ' order by queue) from queue_wakeups where wake_until > clock_timestamp()"
+    )
+    watched = (
+        "select string_agg(queue, ' ' order by queue) from queue_wakeups where attended_until is not null"
+    )
     with left_open(clients(), "select from queue_wakeups where queue = 'kept' for update"):
         sql.rows("select announce_sleep('{free,kept}'), hand_over_queues('{free,kept}')")
         assert (sql.value(announced), sql.value(watched)) == ("free", "kept")
@@ -174,28 +212,45 @@ def test_a_conversation_behind_a_dead_letter_is_not_stranded(sql: Sql) -> None:
 
 def test_every_stranded_conversation_is_found_whatever_place_the_look_begins_at(sql: Sql) -> None:
     for key in range(30):
-        sql.rows("insert into message_queue (queue, message_type, state, conversation_key) values ('q', 'effect', 'blocked', %s)", f"k{key}")
+        sql.rows(
+            "insert into message_queue (queue, message_type, state, conversation_key) values ('q', 'effect', 'blocked', %s)",
+            f"k{key}",
+        )
     assert sql.value("select promote_stranded_conversations()") == 30
 
 
 @pytest.mark.slow
-def test_abandoned_types_are_found_in_a_backlog_that_is_not_read_as_a_whole(own_clients: Callable[..., Sql], any_database: Database) -> None:
-    """Ten million old messages of a type that is worked on cost no more than forty thousand, also with plans for an empty table."""
+def test_abandoned_types_are_found_in_a_backlog_that_is_not_read_as_a_whole(
+    own_clients: Callable[..., Sql], any_database: Database
+) -> None:
+    """Ten million old messages of a type that is worked on cost no more than forty thousand, also with plans
+    for an empty table.
+    """
     sql = own_clients()
     any_database.query("alter table message_queue set (autovacuum_enabled = false)")
     any_database.query("analyze message_queue")
     sql.rows("select declare_queue('q'), bury_unknown_types('1 hour'), promote_stranded_conversations()")
-    sql.rows("select register_worker(gen_random_uuid(), 'h', 1, 'v', array['q'], array['effect'], 1, '20 seconds')")
+    sql.rows(
+        "select register_worker(gen_random_uuid(), 'h', 1, 'v', array['q'], array['effect'], 1, '20 seconds')"
+    )
     sql.rows(
         "insert into message_queue (queue, message_type, run_at) select 'q', case when n % 30000 = 7 then 'abandoned' else 'effect' end,"
         " clock_timestamp() - interval '2 hours' from generate_series(1, 90000) n"
     )
     read = "select coalesce(idx_tup_fetch, 0) + seq_tup_read from pg_stat_xact_user_tables where relname = 'message_queue'"
-    for call, limit in (("bury_unknown_types('1 hour')", 50_000), ("promote_stranded_conversations()", 5_000)):
+    for call, limit in (
+        ("bury_unknown_types('1 hour')", 50_000),
+        ("promote_stranded_conversations()", 5_000),
+    ):
         sql.rows("begin")
         before = sql.value(read)  # what the session has not reported yet of earlier transactions
         sql.rows(f"select {call}")
         assert sql.value(read) - before < limit, call
         sql.rows("commit")
-    wait_until(lambda: sql.rows("select bury_unknown_types('1 hour')") and sql.value("select count(*) from dead_letters") == 3)
+    wait_until(
+        lambda: (
+            sql.rows("select bury_unknown_types('1 hour')")
+            and sql.value("select count(*) from dead_letters") == 3
+        )
+    )
     assert sql.value("select count(*) from message_queue") == 90_000 - 3

@@ -42,19 +42,49 @@ def code_of(text: str) -> str:
 
 def test_every_function_of_postgresql_that_we_call_is_qualified(shared_database: Database) -> None:
     """By the migrator and by connections, which know them by name (worker/db/names.py)."""
-    theirs = {row[0] for row in shared_database.query("select distinct proname::text from pg_proc where pronamespace = 'pg_catalog'::regnamespace")}
+    theirs = {
+        row[0]
+        for row in shared_database.query(
+            "select distinct proname::text from pg_proc where pronamespace = 'pg_catalog'::regnamespace"
+        )
+    }
     texts = [migration.text for migration in migrate.available(sets=["platform"])] + [
         path.read_text() for path in SQL_DIRECTORY.glob("*.sql") if path.name != "repairs.sql"
     ]
-    called = {name for text in texts for name in re.findall(r"(?<![\w.$%])([a-z_][a-z0-9_]*)\(", code_of(text))}
+    called = {
+        name for text in texts for name in re.findall(r"(?<![\w.$%])([a-z_][a-z0-9_]*)\(", code_of(text))
+    }
     assert sorted(called & theirs - CATALOG_FUNCTIONS - SYNTAX) == []
-    assert sorted(CATALOG_FUNCTIONS - called - {"json_build_object", "replace"}) == [], "what is called no longer"
+    assert sorted(CATALOG_FUNCTIONS - called - {"json_build_object", "replace"}) == [], (
+        "what is called no longer"
+    )
 
 
 @pytest.mark.slow
 def test_operators_that_fit_better_are_not_taken() -> None:
-    """With 10,000 of them on the path of every caller, one for each pair of types that PostgreSQL leaves open."""
+    """With 10,000 of them on the path of every caller, one for each pair of types that PostgreSQL leaves
+    open.
+    """
     files = [str(HERE / name) for name in FILES if (HERE / name).exists()]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow", *files]
-    done = subprocess.run(command, env=os.environ | {lookalikes.ASKED: "1"}, capture_output=True, text=True, cwd=HERE.parent.parent, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-m",
+        "not slow",
+        *files,
+    ]
+    done = subprocess.run(
+        command,
+        env=os.environ | {lookalikes.ASKED: "1"},
+        capture_output=True,
+        text=True,
+        cwd=HERE.parent.parent,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-3000:]

@@ -1,4 +1,6 @@
-"""Each safeguard of the order and of the fence is cut out once, and the checks must notice (a test that cannot fail is none)."""
+"""Each safeguard of the order and of the fence is cut out once, and the checks must notice (a test that
+cannot fail is none).
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,16 @@ def held_conversation(sql: Sql) -> tuple:
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_without_the_share_lock_on_the_holder_a_wake_up_is_lost(twin_clients: Clients, database: Database, broken: bool) -> None:
+def test_without_the_share_lock_on_the_holder_a_wake_up_is_lost(
+    twin_clients: Clients, database: Database, broken: bool
+) -> None:
     claimer, completer = twin_clients(), twin_clients()
     if broken:
         break_function(
-            database, "block_waiting_messages", "c.state = 'running' limit 1) r))\n    for key share skip locked", "c.state = 'running' limit 1) r))"
+            database,
+            "block_waiting_messages",
+            "c.state = 'running' limit 1) r))\n    for key share skip locked",
+            "c.state = 'running' limit 1) r))",
         )
     lease, _ = held_conversation(completer)
     completer.rows("set lock_timeout = '300ms'")
@@ -41,17 +48,26 @@ def test_without_the_share_lock_on_the_holder_a_wake_up_is_lost(twin_clients: Cl
         if broken:
             assert completer.complete(lease) == [lease.id]
         else:
-            assert completer.refused("select complete_messages(array[%s::bigint], array[%s::bigint])", lease.id, lease.token)[0] == "55P03"
+            assert (
+                completer.refused(
+                    "select complete_messages(array[%s::bigint], array[%s::bigint])", lease.id, lease.token
+                )[0]
+                == "55P03"
+            )
     if not broken:
         completer.complete(lease)
     assert bool(violations(claimer)) is broken
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_without_the_promotion_a_conversation_waits_for_ever(twin_clients: Clients, database: Database, broken: bool) -> None:
+def test_without_the_promotion_a_conversation_waits_for_ever(
+    twin_clients: Clients, database: Database, broken: bool
+) -> None:
     sql = twin_clients()
     if broken:
-        break_function(database, "finish_done", "promoted_ids := packhorse.promote_conversations(v_keys);", "null;")
+        break_function(
+            database, "finish_done", "promoted_ids := packhorse.promote_conversations(v_keys);", "null;"
+        )
     lease, _ = held_conversation(sql)
     assert sql.claim(10) == []
     sql.complete(lease)
@@ -59,7 +75,9 @@ def test_without_the_promotion_a_conversation_waits_for_ever(twin_clients: Clien
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_without_the_token_a_stale_holder_completes_the_message_of_another(twin_clients: Clients, database: Database, broken: bool) -> None:
+def test_without_the_token_a_stale_holder_completes_the_message_of_another(
+    twin_clients: Clients, database: Database, broken: bool
+) -> None:
     sql = twin_clients()
     if broken:
         break_function(database, "archive_messages", "m.lease_token = any (p_tokens) and ", "")
@@ -73,7 +91,9 @@ def test_without_the_token_a_stale_holder_completes_the_message_of_another(twin_
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_without_the_unique_index_two_messages_of_a_conversation_run(twin_clients: Clients, database: Database, broken: bool) -> None:
+def test_without_the_unique_index_two_messages_of_a_conversation_run(
+    twin_clients: Clients, database: Database, broken: bool
+) -> None:
     late, first, second = twin_clients(), twin_clients(), twin_clients()
     if broken:
         database.query("drop index message_queue_conversation_running_key")
@@ -96,7 +116,12 @@ def test_without_passing_over_stuck_conversations_an_open_transaction_holds_up_t
 ) -> None:
     completer, claimer = twin_clients(), twin_clients()
     if broken:
-        break_function(database, "pick_due_messages", "and (m.conversation_key is null or m.conversation_key <> all (v_stuck_keys))", "")
+        break_function(
+            database,
+            "pick_due_messages",
+            "and (m.conversation_key is null or m.conversation_key <> all (v_stuck_keys))",
+            "",
+        )
     lease, _ = held_conversation(completer)
     with completer.connection.transaction():
         completer.complete(lease)
@@ -105,10 +130,17 @@ def test_without_passing_over_stuck_conversations_an_open_transaction_holds_up_t
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_without_the_guard_a_lasting_snapshot_loses_a_wake_up(twin_clients: Clients, database: Database, broken: bool) -> None:
+def test_without_the_guard_a_lasting_snapshot_loses_a_wake_up(
+    twin_clients: Clients, database: Database, broken: bool
+) -> None:
     completer, claimer = twin_clients(), twin_clients()
     if broken:
-        break_function(database, "promote_conversations", "current_setting('transaction_isolation') <> 'read committed'", "false")
+        break_function(
+            database,
+            "promote_conversations",
+            "current_setting('transaction_isolation') <> 'read committed'",
+            "false",
+        )
     lease, _ = held_conversation(completer)
     completer.connection.autocommit = False
     completer.rows("set transaction isolation level repeatable read")

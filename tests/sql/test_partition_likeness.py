@@ -1,4 +1,6 @@
-"""A new partition is like its table, whoever makes it: create_partition_table(), finish_partition() (SPEC M5)."""
+"""A new partition is like its table, whoever makes it: create_partition_table(), finish_partition() (SPEC
+M5).
+"""
 
 from __future__ import annotations
 
@@ -86,16 +88,20 @@ def test_the_owner_goes_on_with_a_table_whose_partitions_somebody_else_made(admi
     admin.connection.execute("alter table shop.events no force row level security; set local role shop_owner")
     admin.rows("alter table shop.events add column more integer")
     admin.rows("insert into shop.events (id, at) values (1, '2030-01-02 12:00+00')")
-    assert admin.rows("update shop.events set tenant = 'x' where at > '2030-01-02 00:00+00' returning note") == [("noted",)], (
-        "published rows can be changed, triggers fire"
-    )
+    assert admin.rows(
+        "update shop.events set tenant = 'x' where at > '2030-01-02 00:00+00' returning note"
+    ) == [("noted",)], "published rows can be changed, triggers fire"
 
 
 def test_a_clerk_sees_of_a_partition_what_he_sees_of_the_table(admin: Sql) -> None:
     admin.connection.execute(MAKE)
     admin.connection.execute("alter table shop.events no force row level security")
-    admin.rows("insert into shop.events (id, at, tenant) values (1, '2030-01-02 12:00+00', 'a'), (2, '2030-01-02 12:00+00', 'b')")
-    admin.connection.execute("grant usage on schema shop to shop_clerk; set local role shop_clerk; set local shop.tenant = 'a'")
+    admin.rows(
+        "insert into shop.events (id, at, tenant) values (1, '2030-01-02 12:00+00', 'a'), (2, '2030-01-02 12:00+00', 'b')"
+    )
+    admin.connection.execute(
+        "grant usage on schema shop to shop_clerk; set local role shop_clerk; set local shop.tenant = 'a'"
+    )
     for name in ("shop.events", 'shop."Events of 2 January"'):
         assert admin.rows(f"select id from {name}") == [(1,)]
 
@@ -105,7 +111,9 @@ def test_partitions_of_our_own_tables_stay_closed_whatever_the_host_grants(share
         admin = Sql(connection)
         admin.rows("create role shop_host")
         for schema in ("", "in schema public"):
-            admin.rows(f"alter default privileges {schema} grant all on tables to shop_host, packhorse_reader")
+            admin.rows(
+                f"alter default privileges {schema} grant all on tables to shop_host, packhorse_reader"
+            )
         made = admin.value("select ensure_message_archive_partitions(20)")
         assert made >= 10
         looks = admin.rows(
@@ -116,12 +124,16 @@ def test_partitions_of_our_own_tables_stay_closed_whatever_the_host_grants(share
         assert set(looks) == {(True, False, 0)}
 
 
-def test_a_detached_table_of_the_name_does_not_keep_the_day_from_having_a_partition(shared_database: Database) -> None:
+def test_a_detached_table_of_the_name_does_not_keep_the_day_from_having_a_partition(
+    shared_database: Database,
+) -> None:
     """Completions found no partition until somebody looked: the name was taken for the partition."""
     with shared_database.connect(admin=True) as connection, connection.transaction(force_rollback=True):
         admin = Sql(connection)
         admin.rows("select ensure_message_archive_partitions(7)")
-        today = admin.value("select 'message_archive_' || to_char(clock_timestamp() at time zone 'UTC', 'YYYYMMDD')")
+        today = admin.value(
+            "select 'message_archive_' || to_char(clock_timestamp() at time zone 'UTC', 'YYYYMMDD')"
+        )
         admin.rows(f"alter table message_archive detach partition {today}")
         assert admin.value("select ensure_message_archive_partitions(7)") == 1
         assert admin.value("select ensure_message_archive_partitions(7)") == 0
@@ -138,8 +150,13 @@ def test_an_old_partition_of_a_second_name_is_dropped_like_the_others(shared_dat
         assert admin.value("select to_regclass('message_archive_20200105_2')") is None
 
 
-@pytest.mark.parametrize(("policy", "dropped"), [(None, 1), ('{"keep_days": 0}', 1), ('{"keep_days": 30}', 1), ('{"keep_days": 40}', 0), ("{}", 0)])
-def test_an_archive_that_configuration_keeps_is_not_dropped(shared_database: Database, policy: str | None, dropped: int) -> None:
+@pytest.mark.parametrize(
+    ("policy", "dropped"),
+    [(None, 1), ('{"keep_days": 0}', 1), ('{"keep_days": 30}', 1), ('{"keep_days": 40}', 0), ("{}", 0)],
+)
+def test_an_archive_that_configuration_keeps_is_not_dropped(
+    shared_database: Database, policy: str | None, dropped: int
+) -> None:
     """Every worker dropped by the queues' keep_done what was to be kept for longer, or exported first."""
     with shared_database.connect(admin=True) as connection, connection.transaction(force_rollback=True):
         admin = Sql(connection)
@@ -149,5 +166,8 @@ def test_an_archive_that_configuration_keeps_is_not_dropped(shared_database: Dat
             "'message_archive_' || to_char(v_day at time zone 'UTC', 'YYYYMMDD'), v_day, v_day + interval '1 day'); end $$"
         )
         if policy:
-            admin.rows("select declare_policies(jsonb_build_object('partitions.message_archive.drop', %s::jsonb))", policy)
+            admin.rows(
+                "select declare_policies(jsonb_build_object('partitions.message_archive.drop', %s::jsonb))",
+                policy,
+            )
         assert admin.value("select drop_expired_archive_partitions()") == dropped

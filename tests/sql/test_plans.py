@@ -1,4 +1,6 @@
-"""Hot statements touch rows in proportion to the batch, never to the backlog: fresh, stale and no statistics (SPEC Q7, STYLE 2.4)."""
+"""Hot statements touch rows in proportion to the batch, never to the backlog: fresh, stale and no statistics
+(SPEC Q7, STYLE 2.4).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,12 @@ CASES = (
     [pytest.param(0, "none", id="0")]
     + [pytest.param(10_000, statistics, id=f"10000-{statistics}") for statistics in STATISTICS]
     + [
-        pytest.param(250_000, statistics, id=f"250000-{statistics}", marks=[pytest.mark.slow, pytest.mark.oldest_and_newest])
+        pytest.param(
+            250_000,
+            statistics,
+            id=f"250000-{statistics}",
+            marks=[pytest.mark.slow, pytest.mark.oldest_and_newest],
+        )
         for statistics in ("fresh", "stale")
     ]
 )
@@ -38,7 +45,11 @@ PICK: dict[str, object] = {
 def fill(database: Database, queue: str, count: int, columns: str = "", values: str = "") -> None:
     """`count` due messages; autovacuum keeps its hands off, so that statistics are what the test says."""
     database.query(
-        "insert into message_queue (queue, message_type, run_at" + columns + ") select '" + queue + "', 'effect', "
+        "insert into message_queue (queue, message_type, run_at"
+        + columns
+        + ") select '"
+        + queue
+        + "', 'effect', "
         f"clock_timestamp() - interval '1 hour' + n * interval '1 millisecond'{values} from generate_series(1, {count}) n"
     )
 
@@ -66,7 +77,9 @@ def beat(sql: Sql) -> Statement:
 
 
 def next_in_conversation(sql: Sql) -> Statement:
-    return statement_of(sql, "promote_conversations", "select m.id into v_id", called_by="complete_and_claim_messages")
+    return statement_of(
+        sql, "promote_conversations", "select m.id into v_id", called_by="complete_and_claim_messages"
+    )
 
 
 def next_due(sql: Sql) -> Statement:
@@ -78,25 +91,41 @@ def rescue(sql: Sql) -> Statement:
 
 
 def isolated(sql: Sql) -> Statement:
-    return statement_of(sql, "pick_isolated_messages", "select m.id from message_queue m\n    where", ");", called_by="complete_and_claim_messages")
+    return statement_of(
+        sql,
+        "pick_isolated_messages",
+        "select m.id from message_queue m\n    where",
+        ");",
+        called_by="complete_and_claim_messages",
+    )
 
 
 def promoted(sql: Sql) -> Statement:
-    return statement_of(sql, "pick_promoted_messages", "select m.id from", ");", called_by="complete_and_claim_messages")
+    return statement_of(
+        sql, "pick_promoted_messages", "select m.id from", ");", called_by="complete_and_claim_messages"
+    )
 
 
 def who_goes_on(sql: Sql) -> Statement:
-    return statement_of(sql, "promote_conversations", "select k.key", "\n  loop", called_by="complete_and_claim_messages")
+    return statement_of(
+        sql, "promote_conversations", "select k.key", "\n  loop", called_by="complete_and_claim_messages"
+    )
 
 
 def who_runs(sql: Sql) -> Statement:
     return statement_of(
-        sql, "block_waiting_messages", "select h.id from message_queue h\n    where", ");\n  with", called_by="complete_and_claim_messages"
+        sql,
+        "block_waiting_messages",
+        "select h.id from message_queue h\n    where",
+        ");\n  with",
+        called_by="complete_and_claim_messages",
     )
 
 
 def block(sql: Sql) -> Statement:
-    return statement_of(sql, "block_waiting_messages", "with waiting as (", called_by="complete_and_claim_messages")
+    return statement_of(
+        sql, "block_waiting_messages", "with waiting as (", called_by="complete_and_claim_messages"
+    )
 
 
 def behind(sql: Sql) -> Statement:
@@ -104,17 +133,33 @@ def behind(sql: Sql) -> Statement:
 
 
 def allowance(sql: Sql) -> Statement:
-    return statement_of(sql, "queue_room", "select count(*) from message_queue r where", ")::integer", called_by="complete_and_claim_messages")
+    return statement_of(
+        sql,
+        "queue_room",
+        "select count(*) from message_queue r where",
+        ")::integer",
+        called_by="complete_and_claim_messages",
+    )
 
 
 def isolated_wait(sql: Sql) -> Statement:
     return statement_of(
-        sql, "claim_hints", "select from message_queue m where m.queue = any (p_queues)", ")\n      and", called_by="complete_and_claim_messages"
+        sql,
+        "claim_hints",
+        "select from message_queue m where m.queue = any (p_queues)",
+        ")\n      and",
+        called_by="complete_and_claim_messages",
     )
 
 
 def expired(sql: Sql) -> Statement:
-    return statement_of(sql, "claim_hints", "select from message_queue m where m.expires_at", ") then", called_by="complete_and_claim_messages")
+    return statement_of(
+        sql,
+        "claim_hints",
+        "select from message_queue m where m.expires_at",
+        ") then",
+        called_by="complete_and_claim_messages",
+    )
 
 
 def refused(sql: Sql) -> Statement:
@@ -143,18 +188,30 @@ def test_hot_statements_touch_their_batch_and_not_the_backlog(
     sql = own_clients()
     for generic in (True, False):
         for variant in ({}, {"p_types": ["effect"]}, {"p_held": ["ask"]}, {"p_since": ["2020-01-01"] * 10}):
-            assert_proportional(run_plan(sql, pick(sql), PICK | variant, generic=generic), "message_queue_claim_idx")
+            assert_proportional(
+                run_plan(sql, pick(sql), PICK | variant, generic=generic), "message_queue_claim_idx"
+            )
         behind = {"p_since": ["2020-01-01"] * 10, "p_until": ["2020-01-02"] * 10}
-        assert_proportional(run_plan(sql, pick(sql), PICK | behind, generic=generic), "message_queue_claim_idx", limit=10)
+        assert_proportional(
+            run_plan(sql, pick(sql), PICK | behind, generic=generic), "message_queue_claim_idx", limit=10
+        )
     leases = sql.claim(BATCH)
-    values = {"p_ids": [lease.id for lease in leases], "p_tokens": [lease.token for lease in leases], "p_lease": "1 minute", "v_unkept": []}
+    values = {
+        "p_ids": [lease.id for lease in leases],
+        "p_tokens": [lease.token for lease in leases],
+        "p_lease": "1 minute",
+        "v_unkept": [],
+    }
     assert_proportional(run_plan(sql, done(sql), values), BY_ID)
     assert_proportional(run_plan(sql, beat(sql), values), BY_ID)
-    sql.rows("update message_queue set lease_expires_at = clock_timestamp() - interval '1 second' where state = 'running'")
+    sql.rows(
+        "update message_queue set lease_expires_at = clock_timestamp() - interval '1 second' where state = 'running'"
+    )
     assert_proportional(run_plan(sql, rescue(sql), {"p_limit": 500}), "message_queue_running_idx")
 
 
-#: Statement, its index, and the rows it may touch when one message runs; `done` takes that one away, so it is the last.
+#: Statement, its index, and the rows it may touch when one message runs; `done` takes that one away, so it is
+#: the last.
 GROWN = [
     (pick, "message_queue_claim_idx", 3 * BATCH),
     (next_due, "message_queue_claim_idx", 11),
@@ -176,9 +233,12 @@ GROWN = [
 ]
 
 
-def test_plans_that_were_made_on_an_empty_table_still_fit_when_it_has_grown(own_clients: Callable[..., Sql], any_database: Database) -> None:
-    """A worker starts on an empty queue and keeps its plans; nobody has analysed the table since. Then it has a backlog, and as many
-    messages that are blocked in as many conversations: promotion once read all of these for each completion."""
+def test_plans_that_were_made_on_an_empty_table_still_fit_when_it_has_grown(
+    own_clients: Callable[..., Sql], any_database: Database
+) -> None:
+    """A worker starts on an empty queue and keeps its plans; nobody has analysed the table since. Then it has
+    a backlog, and as many messages that are blocked in as many conversations: promotion once read all of
+    these for each completion."""
     make_backlog(any_database, 0, "stale")
     sql, other = own_clients(), own_clients()
     values = PICK | {
@@ -227,15 +287,21 @@ def test_delayed_messages_are_not_touched(own_clients: Callable[..., Sql], any_d
     any_database.query("vacuum analyze message_queue")
     sql = own_clients()
     assert_proportional(run_plan(sql, pick(sql), PICK), "message_queue_claim_idx", limit=0)
-    assert_proportional(run_plan(sql, next_due(sql), {"p_queues": ["q"], "p_now": "now"}), "message_queue_claim_idx", limit=11)
+    assert_proportional(
+        run_plan(sql, next_due(sql), {"p_queues": ["q"], "p_now": "now"}), "message_queue_claim_idx", limit=11
+    )
 
 
-@pytest.mark.parametrize("size", [10_000, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.oldest_and_newest])])
+@pytest.mark.parametrize(
+    "size", [10_000, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.oldest_and_newest])]
+)
 @pytest.mark.parametrize("statistics", ["fresh", "none"])
 def test_blocked_messages_of_one_conversation_are_not_touched(
     own_clients: Callable[..., Sql], any_database: Database, size: int, statistics: str
 ) -> None:
-    """However many wait in a conversation: others are claimed, and its own next one promoted, without a look at them."""
+    """However many wait in a conversation: others are claimed, and its own next one promoted, without a look
+    at them.
+    """
     sql = own_clients()
     any_database.query("alter table message_queue set (autovacuum_enabled = false)")
     running = sql.claimed(conversation_key="big")
@@ -245,7 +311,11 @@ def test_blocked_messages_of_one_conversation_are_not_touched(
         any_database.query("vacuum analyze message_queue")
     plan = run_plan(sql, pick(sql), PICK)
     assert_proportional(plan, "message_queue_claim_idx", limit=5 * BATCH)
-    assert_proportional(run_plan(sql, next_in_conversation(sql), {"v_key": "big"}), "message_queue_conversation_blocked_idx", limit=3)
+    assert_proportional(
+        run_plan(sql, next_in_conversation(sql), {"v_key": "big"}),
+        "message_queue_conversation_blocked_idx",
+        limit=3,
+    )
     values = {"p_ids": [running.id], "p_tokens": [running.token], "v_unkept": []}
     assert_proportional(run_plan(sql, done(sql), values), BY_ID, limit=3)
     assert sorted(lease.id for lease in sql.claim(100, holder=OTHER)) == others
@@ -254,7 +324,9 @@ def test_blocked_messages_of_one_conversation_are_not_touched(
 def test_a_claim_that_meets_a_waiting_conversation_ends_soon_and_the_next_ones_find_the_others(
     own_clients: Callable[..., Sql], any_database: Database
 ) -> None:
-    """Pending messages behind a running one are blocked in bounded steps; no claim walks all of them at once."""
+    """Pending messages behind a running one are blocked in bounded steps; no claim walks all of them at
+    once.
+    """
     sql = own_clients()
     sql.claimed(conversation_key="big", priority=1)
     fill(any_database, "q", 3_000, ", conversation_key", ", 'big'")
@@ -267,7 +339,9 @@ def test_a_claim_that_meets_a_waiting_conversation_ends_soon_and_the_next_ones_f
     assert claimed == [other]
 
 
-def test_the_plan_check_notices_a_missing_index(own_clients: Callable[..., Sql], any_database: Database) -> None:
+def test_the_plan_check_notices_a_missing_index(
+    own_clients: Callable[..., Sql], any_database: Database
+) -> None:
     """The mutation: without the claim index the same check fails."""
     make_backlog(any_database, 10_000, "fresh")
     any_database.query("drop index message_queue_claim_idx")
@@ -281,14 +355,21 @@ def test_a_heartbeat_is_a_hot_update(own_clients: Callable[..., Sql], any_databa
     sql = own_clients()
     lease = sql.claimed()
     for _ in range(10):
-        sql.rows("select * from beat_worker(%s, array[%s::bigint], array[%s::bigint], '1 minute')", HOLDER, lease.id, lease.token)
+        sql.rows(
+            "select * from beat_worker(%s, array[%s::bigint], array[%s::bigint], '1 minute')",
+            HOLDER,
+            lease.id,
+            lease.token,
+        )
     sql.connection.close()  # a backend reports its counts when it ends
     from tests.support.waiting import wait_until
 
     counts = wait_until(
         lambda: [
             row
-            for row in any_database.query("select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = 'message_queue'")
+            for row in any_database.query(
+                "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = 'message_queue'"
+            )
             if row[0] >= 11
         ]
     )
@@ -296,8 +377,12 @@ def test_a_heartbeat_is_a_hot_update(own_clients: Callable[..., Sql], any_databa
     assert hot >= 10 and updated == 11
 
 
-def test_what_runs_elsewhere_costs_a_claim_of_conversations_nothing(own_clients: Callable[..., Sql], any_database: Database) -> None:
-    """A plan made while nothing runs once took the index of running messages, empty then, for every conversation's look."""
+def test_what_runs_elsewhere_costs_a_claim_of_conversations_nothing(
+    own_clients: Callable[..., Sql], any_database: Database
+) -> None:
+    """A plan made while nothing runs once took the index of running messages, empty then, for every
+    conversation's look.
+    """
     make_backlog(any_database, 0, "stale")
     any_database.query("select declare_queue('r')")
     any_database.query(
@@ -310,5 +395,8 @@ def test_what_runs_elsewhere_costs_a_claim_of_conversations_nothing(own_clients:
     explain(sql, pick(sql), "conversations", PICK)
     assert len(other.claim(1000, "r")) == 1000
     plan = explain(sql, pick(sql), "conversations", PICK)
-    assert "message_queue_conversation_running_key" in plan.indexes and "message_queue_running_idx" not in plan.indexes, plan.text
+    assert (
+        "message_queue_conversation_running_key" in plan.indexes
+        and "message_queue_running_idx" not in plan.indexes
+    ), plan.text
     assert plan.touched <= 6 * BATCH, plan.text

@@ -34,7 +34,9 @@ PRODUCER_CALLS = [
 
 @pytest.fixture
 def as_role(shared_database: Database) -> Iterator[Callable[[str], Sql]]:
-    """Clients in a role, each in a transaction that is rolled back; the queue `q` and one message exist in it."""
+    """Clients in a role, each in a transaction that is rolled back; the queue `q` and one message exist in
+    it.
+    """
     made: list[psycopg.Connection] = []
 
     def connect(role: str) -> Sql:
@@ -60,17 +62,25 @@ def test_a_producer_can_produce(as_role: Callable[[str], Sql], call: str) -> Non
     assert len(producer.rows(f"select {call}")) == 1
 
 
-def test_a_producer_cancels_what_its_login_has_enqueued_and_nothing_else(as_role: Callable[[str], Sql]) -> None:
+def test_a_producer_cancels_what_its_login_has_enqueued_and_nothing_else(
+    as_role: Callable[[str], Sql],
+) -> None:
     producer = as_role("packhorse_producer")
     mine, other = producer.enqueue(), producer.enqueue()
     producer.rows("reset role")
     producer.rows("update message_queue set enqueued_by = 'somebody' where id = %s", other)
     producer.rows("set local role packhorse_producer")
     assert producer.value("select cancel_own_message(%s, 'changed my mind')", mine) == "cancelled"
-    assert [producer.value("select cancel_own_message(%s)", each) for each in (other, mine, 10**12)] == ["gone"] * 3
+    assert [producer.value("select cancel_own_message(%s)", each) for each in (other, mine, 10**12)] == [
+        "gone"
+    ] * 3
     producer.rows("reset role")
-    assert producer.rows("select state, reason from all_messages where id = %s", mine) == [("cancelled", "changed my mind")]
-    assert producer.value("select operator from operator_actions where message_id = %s", mine) == producer.value("select session_user::text")
+    assert producer.rows("select state, reason from all_messages where id = %s", mine) == [
+        ("cancelled", "changed my mind")
+    ]
+    assert producer.value(
+        "select operator from operator_actions where message_id = %s", mine
+    ) == producer.value("select session_user::text")
     assert producer.state(other) == "pending"
 
 
@@ -95,7 +105,11 @@ def functions(sql: Sql) -> list[tuple[str, str]]:
 
 def test_a_producer_can_call_nothing_else(as_role: Callable[[str], Sql]) -> None:
     producer = as_role("packhorse_producer")
-    allowed = {name for name, signature in functions(producer) if producer.value("select has_function_privilege(%s, 'execute')", signature)}
+    allowed = {
+        name
+        for name, signature in functions(producer)
+        if producer.value("select has_function_privilege(%s, 'execute')", signature)
+    }
     assert allowed == {
         "announce_messages",
         "cancel_own_message",
@@ -204,7 +218,10 @@ def test_a_reader_sees_steps(as_role: Callable[[str], Sql]) -> None:
     )
     reader.rows("set local role packhorse_reader")
     assert reader.rows("select name, value from message_steps(%s)", message_id) == [("answer", 42)]
-    assert reader.value("select detail from explain_message(%s) where gate = 'steps'", message_id) == "1 stored, not run again: answer"
+    assert (
+        reader.value("select detail from explain_message(%s) where gate = 'steps'", message_id)
+        == "1 stored, not run again: answer"
+    )
     assert reader.value("select describe_steps(steps, 10) -> 0 ->> 'value' from all_messages") == "42"
 
 
@@ -245,7 +262,9 @@ def test_a_reader_can_only_look(as_role: Callable[[str], Sql], statement: str) -
         "delete from packhorse_migrations",
     ],
 )
-def test_a_worker_cannot_change_the_schema_or_the_audit_trail(as_role: Callable[[str], Sql], statement: str) -> None:
+def test_a_worker_cannot_change_the_schema_or_the_audit_trail(
+    as_role: Callable[[str], Sql], statement: str
+) -> None:
     worker = as_role("packhorse_worker")
     if statement.startswith("create table") and worker.connection.info.server_version < 150000:
         pytest.skip("before PostgreSQL 15 everybody may create in the schema public")
@@ -262,7 +281,9 @@ def test_roles_have_no_special_rights(shared_database: Database) -> None:
 
 def test_partitions_are_closed_to_direct_access(as_role: Callable[[str], Sql]) -> None:
     worker = as_role("packhorse_worker")
-    partition = worker.value("select inhrelid::regclass::text from pg_inherits where inhparent = 'message_archive'::regclass limit 1")
+    partition = worker.value(
+        "select inhrelid::regclass::text from pg_inherits where inhparent = 'message_archive'::regclass limit 1"
+    )
     assert worker.refused(f"select * from {partition}")[0] == DENIED
 
 
@@ -319,7 +340,9 @@ GRANTED: dict[str, dict[str, set[str]]] = {
 
 @pytest.mark.parametrize("role", GRANTED)
 def test_a_role_has_these_privileges_on_tables_and_no_other(shared_database: Database, role: str) -> None:
-    """Every privilege of PostgreSQL on every table and view: a grant too many is one that no list of statements tries."""
+    """Every privilege of PostgreSQL on every table and view: a grant too many is one that no list of
+    statements tries.
+    """
     found: dict[str, set[str]] = {}
     for privilege in ("select", "insert", "update", "delete", "truncate", "references", "trigger"):
         found[privilege] = {
@@ -363,7 +386,9 @@ def test_a_role_has_these_privileges_on_columns_and_sequences_and_makes_nothing(
         )
     } == sequences
     assert shared_database.query(
-        "select has_database_privilege(%s, current_database(), 'create'), count(*) filter (where relowner = %s::regrole) from pg_class", role, role
+        "select has_database_privilege(%s, current_database(), 'create'), count(*) filter (where relowner = %s::regrole) from pg_class",
+        role,
+        role,
     ) == [(False, 0)], "and owns nothing"
 
 
@@ -393,25 +418,53 @@ def test_rights_are_what_the_catalogue_of_the_queue_says(shared_database: Databa
 @pytest.mark.parametrize(
     ("given", "mended"),
     [
-        ("grant truncate on message_queue to packhorse_producer", "revoke TRUNCATE on table {} from packhorse_producer"),
-        ("grant select (payload) on message_queue to public", "revoke SELECT (payload) on table {} from public"),
-        ("revoke delete on message_queue from packhorse_worker", "grant DELETE on table {} to packhorse_worker"),
-        ("grant execute on function cancel_message(bigint, text, text, bigint) to public", "revoke EXECUTE on routine cancel_message"),
+        (
+            "grant truncate on message_queue to packhorse_producer",
+            "revoke TRUNCATE on table {} from packhorse_producer",
+        ),
+        (
+            "grant select (payload) on message_queue to public",
+            "revoke SELECT (payload) on table {} from public",
+        ),
+        (
+            "revoke delete on message_queue from packhorse_worker",
+            "grant DELETE on table {} to packhorse_worker",
+        ),
+        (
+            "grant execute on function cancel_message(bigint, text, text, bigint) to public",
+            "revoke EXECUTE on routine cancel_message",
+        ),
         (
             "grant usage on sequence message_queue_id_seq to packhorse_producer",
             "revoke USAGE on sequence message_queue_id_seq from packhorse_producer",
         ),
-        ("grant select on all_messages to packhorse_producer", "revoke SELECT on table all_messages from packhorse_producer"),
-        ("grant create on schema packhorse to packhorse_worker", "revoke CREATE on schema packhorse from packhorse_worker"),
-        ("revoke usage on schema packhorse from packhorse_reader", "grant usage on schema packhorse to packhorse_reader"),
-        ("grant usage on type message_key to packhorse_producer", "revoke USAGE on type message_key from packhorse_producer"),
+        (
+            "grant select on all_messages to packhorse_producer",
+            "revoke SELECT on table all_messages from packhorse_producer",
+        ),
+        (
+            "grant create on schema packhorse to packhorse_worker",
+            "revoke CREATE on schema packhorse from packhorse_worker",
+        ),
+        (
+            "revoke usage on schema packhorse from packhorse_reader",
+            "grant usage on schema packhorse to packhorse_reader",
+        ),
+        (
+            "grant usage on type message_key to packhorse_producer",
+            "revoke USAGE on type message_key from packhorse_producer",
+        ),
     ],
 )
-def test_each_right_that_differs_is_found_with_the_statement_that_mends_it(shared_database: Database, given: str, mended: str) -> None:
+def test_each_right_that_differs_is_found_with_the_statement_that_mends_it(
+    shared_database: Database, given: str, mended: str
+) -> None:
     with shared_database.connect(admin=True) as owner, owner.transaction(force_rollback=True):
         owner.execute(given)  # type: ignore[call-overload]
         statements = [row[0] for row in owner.execute("select * from packhorse.queue_rights()")]
-        assert any(statement.startswith(mended.format("message_queue")) for statement in statements), statements
+        assert any(statement.startswith(mended.format("message_queue")) for statement in statements), (
+            statements
+        )
         for statement in statements:
             owner.execute(statement)
         assert owner.execute("select * from packhorse.queue_rights()").fetchall() == []

@@ -24,9 +24,17 @@ def test_a_bad_queue_name_is_refused(sql: Sql, name: str | None) -> None:
 
 
 def test_settings_are_changed_and_the_act_is_recorded(sql: Sql) -> None:
-    sql.rows("select set_queue('q', %s, 'ann')", Jsonb({"max_attempts": 9, "backoff_max": "1 hour", "on_dead": "block"}))
+    sql.rows(
+        "select set_queue('q', %s, 'ann')",
+        Jsonb({"max_attempts": 9, "backoff_max": "1 hour", "on_dead": "block"}),
+    )
     row = sql.row("select * from queues where name = 'q'")
-    assert (row["max_attempts"], row["backoff_max"].total_seconds(), row["on_dead"], row["crash_limit"]) == (9, 3600, "block", 3)
+    assert (row["max_attempts"], row["backoff_max"].total_seconds(), row["on_dead"], row["crash_limit"]) == (
+        9,
+        3600,
+        "block",
+        3,
+    )
     assert actions(sql) == [("set_queue", "ann", "q")]
 
 
@@ -76,13 +84,19 @@ def test_a_refused_setting_is_named_with_what_is_allowed(sql: Sql) -> None:
     with pytest.raises(psycopg.Error) as caught:
         sql.rows("select set_queue('q', %s)", Jsonb({"crash_limit": 2, "max_attempts": 0}))
     diag = caught.value.diag
-    assert (diag.message_primary, diag.message_hint) == ("max_attempts: 0 is out of range", "Allowed: max_attempts >= 1 AND max_attempts <= 1000000")
+    assert (diag.message_primary, diag.message_hint) == (
+        "max_attempts: 0 is out of range",
+        "Allowed: max_attempts >= 1 AND max_attempts <= 1000000",
+    )
 
 
 @pytest.mark.parametrize(
-    ("queue", "answer", "hint"), [(None, "PH002", None), ("", "PH002", "declare_queue(name)"), ("Q", "PH002", "declare_queue('Q')")]
+    ("queue", "answer", "hint"),
+    [(None, "PH002", None), ("", "PH002", "declare_queue(name)"), ("Q", "PH002", "declare_queue('Q')")],
 )
-def test_a_queue_that_cannot_be_is_not_proposed(sql: Sql, queue: str | None, answer: str, hint: str | None) -> None:
+def test_a_queue_that_cannot_be_is_not_proposed(
+    sql: Sql, queue: str | None, answer: str, hint: str | None
+) -> None:
     with pytest.raises(psycopg.Error) as caught:
         sql.rows("select require_queue(%s)", queue)
     assert caught.value.sqlstate == answer
@@ -90,12 +104,18 @@ def test_a_queue_that_cannot_be_is_not_proposed(sql: Sql, queue: str | None, ans
 
 
 def test_an_unknown_setting_is_named(sql: Sql) -> None:
-    assert sql.refused("select set_queue('q', %s)", Jsonb({"paused_at": "2020-01-01"})) == ("PH001", "paused_at")
+    assert sql.refused("select set_queue('q', %s)", Jsonb({"paused_at": "2020-01-01"})) == (
+        "PH001",
+        "paused_at",
+    )
     assert sql.refused("select set_queue('q', '[]')") == ("PH001", "settings")
     assert sql.refused("select set_queue('q', null)") == ("PH001", "settings")
 
 
-@pytest.mark.parametrize("call", ["set_queue('nope', '{}')", "pause_queue('nope')", "resume_queue('nope')", "require_queue('nope')"])
+@pytest.mark.parametrize(
+    "call",
+    ["set_queue('nope', '{}')", "pause_queue('nope')", "resume_queue('nope')", "require_queue('nope')"],
+)
 def test_an_unknown_queue_is_refused(sql: Sql, call: str) -> None:
     assert sql.refused(f"select {call}") == ("PH002", "queue")
 
@@ -191,9 +211,13 @@ def test_announcing_sleep_again_writes_only_when_half_of_the_time_is_over(sql: S
     first = sql.rows("select ctid, wake_until from queue_wakeups where queue = 'q'")
     sql.rows("select announce_sleep('{q}', '30 seconds')")
     assert sql.rows("select ctid, wake_until from queue_wakeups where queue = 'q'") == first
-    sql.rows("update queue_wakeups set wake_until = clock_timestamp() + interval '10 seconds' where queue = 'q'")
+    sql.rows(
+        "update queue_wakeups set wake_until = clock_timestamp() + interval '10 seconds' where queue = 'q'"
+    )
     sql.rows("select announce_sleep('{q}', '30 seconds')")
-    assert sql.value("select wake_until > clock_timestamp() + interval '20 seconds' from queue_wakeups where queue = 'q'")
+    assert sql.value(
+        "select wake_until > clock_timestamp() + interval '20 seconds' from queue_wakeups where queue = 'q'"
+    )
 
 
 def test_an_announcement_ends_by_time(clients) -> None:
@@ -220,7 +244,13 @@ def test_the_end_of_a_window_resumes_what_the_window_paused_and_nothing_else(sql
     assert sql.value("select resume_queue('c', 'bob')") is True
     assert sql.value("select resume_all_queues('ann')") == ["default", "q"]
     assert paused(sql) == {"a", "b"} and sql.value("select resume_all_queues()") == []
-    assert [row[0] for row in actions(sql)] == ["pause_queue", "pause_all_queues", "pause_queue", "resume_queue", "resume_all_queues"]
+    assert [row[0] for row in actions(sql)] == [
+        "pause_queue",
+        "pause_all_queues",
+        "pause_queue",
+        "resume_queue",
+        "resume_all_queues",
+    ]
 
 
 def test_nothing_starts_in_a_window_and_everything_after_it(sql: Sql) -> None:
@@ -253,6 +283,11 @@ def test_a_queue_that_nothing_uses_is_deleted_and_recorded(sql: Sql) -> None:
     sql.rows("select park_scope('queue:q', '1 hour')")
     sql.rows("select delete_queue('q', 'ann', 'merged')")
     assert sql.enqueue_refused() == ("PH002", "queue")
-    assert sql.rows("select operator, reason, details from operator_actions where action = 'delete_queue'") == [("ann", "merged", {"queue": "q"})]
+    assert sql.rows(
+        "select operator, reason, details from operator_actions where action = 'delete_queue'"
+    ) == [("ann", "merged", {"queue": "q"})]
     assert sql.value("select count(*) from all_messages where queue = 'q'") == 1, "what has ended stays known"
-    assert sql.refused("select delete_queue('q')")[0] == "PH002" and sql.refused("select delete_queue('default')")[0] == "PH005"
+    assert (
+        sql.refused("select delete_queue('q')")[0] == "PH002"
+        and sql.refused("select delete_queue('default')")[0] == "PH005"
+    )

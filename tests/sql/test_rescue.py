@@ -40,7 +40,9 @@ def test_a_beat_extends_every_held_lease_and_is_silent_when_all_is_well(sql: Sql
     held = [sql.claimed() for _ in range(3)]
     sql.rows("update message_queue set lease_expires_at = clock_timestamp() + interval '1 second'")
     assert beat(sql, *held) == []
-    assert sql.value("select min(lease_expires_at) > clock_timestamp() + interval '50 seconds' from message_queue")
+    assert sql.value(
+        "select min(lease_expires_at) > clock_timestamp() + interval '50 seconds' from message_queue"
+    )
 
 
 def test_a_beat_names_what_is_lost_and_what_is_to_be_cancelled(sql: Sql) -> None:
@@ -65,23 +67,26 @@ def test_a_beat_passes_over_a_row_that_somebody_has_locked(clients: Callable[...
             [lease.id for lease in held],
             [lease.token for lease in held],
         ) == [(held[1].id, True, False)]
-        assert worker.rows("select id from message_queue where lease_expires_at > clock_timestamp() + interval '50 seconds' order by id") == [
-            (held[0].id,),
-            (held[2].id,),
-        ]
+        assert worker.rows(
+            "select id from message_queue where lease_expires_at > clock_timestamp() + interval '50 seconds' order by id"
+        ) == [(held[0].id,), (held[2].id,)]
 
 
 def test_a_beat_records_state_and_counters(sql: Sql) -> None:
     register(sql)
     sql.rows("select * from beat_worker(%s, '{}', '{}', '1 minute', 'draining', 17, 4)", HOLDER)
-    assert sql.rows("select state, running, done_total, failed_total from workers") == [("draining", 0, 17, 4)]
+    assert sql.rows("select state, running, done_total, failed_total from workers") == [
+        ("draining", 0, 17, 4)
+    ]
 
 
 def test_a_beat_keeps_the_types_of_the_worker_alive(sql: Sql) -> None:
     register(sql, types=("mine",))
     sql.rows("update message_types set last_seen_at = clock_timestamp() - interval '2 minutes'")
     beat(sql)
-    assert sql.value("select last_seen_at > clock_timestamp() - interval '1 minute' from message_types where name = 'mine'")
+    assert sql.value(
+        "select last_seen_at > clock_timestamp() - interval '1 minute' from message_types where name = 'mine'"
+    )
 
 
 def test_a_beat_of_a_forgotten_worker_says_so_and_its_leases_go_on(sql: Sql) -> None:
@@ -124,7 +129,9 @@ def test_rescue_is_bounded_and_ends(sql: Sql) -> None:
 def test_one_message_that_cannot_be_returned_keeps_no_other(clients: Callable[..., Sql]) -> None:
     """A sequence that was not copied gives out the ids of dead letters again."""
     sql, notices = clients(), []
-    sql.connection.add_notice_handler(lambda notice: notices.append((notice.sqlstate, notice.message_primary)))
+    sql.connection.add_notice_handler(
+        lambda notice: notices.append((notice.sqlstate, notice.message_primary))
+    )
     sql.set_queue(crash_limit=1)
     dead = sql.enqueue()
     sql.rows("select bury_message(%s)", dead)
@@ -146,7 +153,9 @@ def test_a_crash_costs_no_attempt_and_is_counted_apart(sql: Sql) -> None:
     sql.crash(lease)
     row = sql.live(lease.id)
     assert (row["state"], row["attempt"], row["crashes"]) == ("pending", 0, 1)
-    assert [(entry["event"], entry["error_class"], entry["attempt"]) for entry in row["history"]] == [("lease_expired", "WorkerLost", 1)]
+    assert [(entry["event"], entry["error_class"], entry["attempt"]) for entry in row["history"]] == [
+        ("lease_expired", "WorkerLost", 1)
+    ]
 
 
 def test_the_first_crash_is_followed_at_once_and_the_next_one_by_the_backoff(sql: Sql) -> None:
@@ -179,7 +188,12 @@ def test_a_message_that_kills_its_process_is_quarantined_at_the_crash_limit(sql:
         sql.crash(sql.claim_one())
         sql.due_now()
     row = sql.dead(message_id)
-    assert (row["reason"], row["crashes"], row["attempt"], row["error_class"]) == ("quarantined", limit, 0, "WorkerLost")
+    assert (row["reason"], row["crashes"], row["attempt"], row["error_class"]) == (
+        "quarantined",
+        limit,
+        0,
+        "WorkerLost",
+    )
 
 
 def test_errors_and_crashes_are_counted_apart(sql: Sql) -> None:
@@ -195,8 +209,16 @@ def test_errors_and_crashes_are_counted_apart(sql: Sql) -> None:
     assert sql.fail(sql.claim_one()) == "dead"
 
 
-def recover(sql: Sql, *started: int, crashed: bool = True, refused: tuple[int, ...] = (), holder: UUID = HOLDER) -> int:
-    return sql.value("select recover_worker(%s, %s::bigint[], 'signal 9', %s, %s::bigint[])", holder, list(started), crashed, list(refused))
+def recover(
+    sql: Sql, *started: int, crashed: bool = True, refused: tuple[int, ...] = (), holder: UUID = HOLDER
+) -> int:
+    return sql.value(
+        "select recover_worker(%s, %s::bigint[], 'signal 9', %s, %s::bigint[])",
+        holder,
+        list(started),
+        crashed,
+        list(refused),
+    )
 
 
 def events(sql: Sql, message_id: int) -> list[str]:
@@ -213,7 +235,9 @@ def test_a_parent_returns_what_its_child_held_and_only_what_had_started_counts_a
     assert [sql.live(lease.id)["attempt"] for lease in (started, unstarted)] == [0, 0]
     assert sql.state(foreign) == "running"
     assert sql.rows("select id from workers") == []
-    assert [events(sql, lease.id) for lease in (started, unstarted)] == [["crash"], []], "every start is in the history, and nothing else"
+    assert [events(sql, lease.id) for lease in (started, unstarted)] == [["crash"], []], (
+        "every start is in the history, and nothing else"
+    )
 
 
 def test_a_start_that_an_ordered_end_interrupted_is_in_the_history_and_no_crash(sql: Sql) -> None:
@@ -230,7 +254,9 @@ def test_the_lease_of_a_process_that_turns_out_to_live_was_no_crash(sql: Sql) ->
     assert [again.id for again in sql.claim(1, holder=OTHER)] == [lease.id]
     withdraw = "select withdraw_crashes(array[%s::bigint], %s, 'its process lives')"
     assert [sql.value(withdraw, lease.id, holder) for holder in (OTHER, HOLDER, HOLDER)] == [0, 1, 0]
-    assert (sql.live(lease.id)["crashes"], sql.state(lease.id)) == (0, "running"), "whoever has it now keeps it"
+    assert (sql.live(lease.id)["crashes"], sql.state(lease.id)) == (0, "running"), (
+        "whoever has it now keeps it"
+    )
     assert events(sql, lease.id) == ["lease_expired", "crash_withdrawn"]
 
 
@@ -250,7 +276,10 @@ def test_a_message_that_always_stalls_its_process_is_not_excused_for_ever(sql: S
             break
         sql.crash(sql.claim_one())
         sql.rows("select withdraw_crashes(array[%s::bigint], %s, 'its process lives')", message_id, HOLDER)
-        sql.rows("update message_queue set history = replace(history::text, %s, gen_random_uuid()::text)::jsonb", str(HOLDER))
+        sql.rows(
+            "update message_queue set history = replace(history::text, %s, gen_random_uuid()::text)::jsonb",
+            str(HOLDER),
+        )
         sql.due_now()
     assert sql.dead(message_id)["reason"] == "quarantined"
 
@@ -283,14 +312,18 @@ def test_a_completion_that_is_refused_is_not_run_again(sql: Sql) -> None:
 
 def test_an_attempt_that_succeeded_too_late_has_not_failed(sql: Sql) -> None:
     lease = sql.claimed()
-    sql.rows("select mark_completion_refused(array[%s::bigint], array[%s::bigint], '23514')", lease.id, lease.token)
+    sql.rows(
+        "select mark_completion_refused(array[%s::bigint], array[%s::bigint], '23514')", lease.id, lease.token
+    )
     assert sql.value("select fail_overdue_message(%s, %s, 'late')", lease.id, lease.token) == "lost"
     assert sql.value("select complete_refused_messages()") == 1 and sql.state(lease.id) == "done"
 
 
 def test_what_runs_again_by_decision_of_an_operator_is_no_longer_marked(sql: Sql) -> None:
     lease = sql.claimed()
-    sql.rows("select mark_completion_refused(array[%s::bigint], array[%s::bigint], '23514')", lease.id, lease.token)
+    sql.rows(
+        "select mark_completion_refused(array[%s::bigint], array[%s::bigint], '23514')", lease.id, lease.token
+    )
     sql.rows("select release_message(%s, %s)", lease.id, lease.token)
     assert sql.crash(sql.claim_one()) == 1, "its lease ends like any other"
 
@@ -298,11 +331,21 @@ def test_what_runs_again_by_decision_of_an_operator_is_no_longer_marked(sql: Sql
 def test_a_parent_leaves_what_it_will_come_back_for(sql: Sql) -> None:
     register(sql)
     kept, other = sql.claimed(), sql.claimed()
-    assert sql.value("select recover_worker(%s, %s::bigint[], 'x', true, '{}', %s::bigint[])", HOLDER, [kept.id, other.id], [kept.id]) == 1
+    assert (
+        sql.value(
+            "select recover_worker(%s, %s::bigint[], 'x', true, '{}', %s::bigint[])",
+            HOLDER,
+            [kept.id, other.id],
+            [kept.id],
+        )
+        == 1
+    )
     assert (sql.state(kept.id), sql.live(kept.id)["crashes"]) == ("running", 0)
 
 
-def test_a_message_of_a_queue_that_was_removed_is_returned_with_all_others(own_clients: Callable[..., Sql], any_database: Database) -> None:
+def test_a_message_of_a_queue_that_was_removed_is_returned_with_all_others(
+    own_clients: Callable[..., Sql], any_database: Database
+) -> None:
     sql = own_clients()
     sql.rows("select declare_queue('gone')")
     stranger, other = sql.claimed("gone"), sql.claimed()
@@ -321,19 +364,35 @@ def test_a_message_of_a_queue_that_was_removed_is_returned_with_all_others(own_c
 )
 def test_an_operator_decides_about_a_refused_completion(sql: Sql, decision: str, state: str) -> None:
     lease = sql.claimed()
-    assert sql.value("select mark_completion_refused(array[%s::bigint], array[%s::bigint], '23514')", lease.id, lease.token) == 1
+    assert (
+        sql.value(
+            "select mark_completion_refused(array[%s::bigint], array[%s::bigint], '23514')",
+            lease.id,
+            lease.token,
+        )
+        == 1
+    )
     sql.rows(decision, lease.id)
     assert sql.state(lease.id) == state
     assert sql.value("select complete_refused_messages()") == 0
 
 
-def test_completions_that_stay_refused_hide_no_other(own_clients: Callable[..., Sql], any_database: Database) -> None:
+def test_completions_that_stay_refused_hide_no_other(
+    own_clients: Callable[..., Sql], any_database: Database
+) -> None:
     sql = own_clients()
     leases = [sql.claimed() for _ in range(8)]
     for lease in leases:
-        sql.rows("select mark_completion_refused(array[%s::bigint], array[%s::bigint], 'x')", lease.id, lease.token)
+        sql.rows(
+            "select mark_completion_refused(array[%s::bigint], array[%s::bigint], 'x')", lease.id, lease.token
+        )
     any_database.query(f"alter table message_archive add constraint mine check (id > {leases[5].id})")
-    wait_until(lambda: sql.value("select complete_refused_messages()") >= 0 and sql.value("select count(*) from message_queue") == 6)
+    wait_until(
+        lambda: (
+            sql.value("select complete_refused_messages()") >= 0
+            and sql.value("select count(*) from message_queue") == 6
+        )
+    )
 
 
 def policy(sql: Sql, **said: object) -> None:
@@ -355,7 +414,12 @@ def test_an_attempt_that_no_code_of_the_actor_ends_is_decided_by_what_that_code_
     assert sql.value("select fail_overdue_message(%s, %s, 'late')", lease.id, lease.token) == "dead"
     ((kind, options),) = sql.rows("select message_type, options from message_queue")
     data, info = options["args"]
-    assert (kind, data["actor_name"], data["kwargs"], data["message_id"]) == ("gave_up", "effect", {"key": "k"}, str(message_id))
+    assert (kind, data["actor_name"], data["kwargs"], data["message_id"]) == (
+        "gave_up",
+        "effect",
+        {"key": "k"},
+        str(message_id),
+    )
     assert info == {"retries": 1, "max_retries": 1}
 
 
@@ -381,7 +445,9 @@ def test_the_last_crash_tells_who_waits_for_the_end_of_the_retries(sql: Sql) -> 
         ({"max_retries": None}, {}, None, "retry"),
     ],
 )
-def test_message_then_actor_then_queue(sql: Sql, options: dict, said: dict, own: int | None, answer: str) -> None:
+def test_message_then_actor_then_queue(
+    sql: Sql, options: dict, said: dict, own: int | None, answer: str
+) -> None:
     policy(sql, **said)
     sql.enqueue(options=Jsonb(options), max_attempts=own)
     lease = sql.claim_one()
@@ -394,7 +460,11 @@ def test_a_handler_whose_transaction_is_cut_again_and_again_fails(sql: Sql) -> N
     answers = []
     for _ in range(5):
         lease = sql.claim_one()
-        answers.append(sql.value("select return_uncommitted_message(%s, %s, '1 second', 'cut off')", lease.id, lease.token))
+        answers.append(
+            sql.value(
+                "select return_uncommitted_message(%s, %s, '1 second', 'cut off')", lease.id, lease.token
+            )
+        )
         sql.due_now()
     assert answers == ["snooze"] * 4 + ["dead"] and sql.state(message_id) == "dead"
 
@@ -404,8 +474,19 @@ def test_one_that_nobody_bounds_goes_on_and_waits_longer_each_time(sql: Sql) -> 
     waits = []
     for _ in range(7):
         lease = sql.claim_one()
-        assert sql.value("select return_uncommitted_message(%s, %s, '1 second', 'refused', null)", lease.id, lease.token) == "snooze"
-        waits.append(round(sql.value("select extract(epoch from run_at - clock_timestamp())::float8 from message_queue")))
+        assert (
+            sql.value(
+                "select return_uncommitted_message(%s, %s, '1 second', 'refused', null)",
+                lease.id,
+                lease.token,
+            )
+            == "snooze"
+        )
+        waits.append(
+            round(
+                sql.value("select extract(epoch from run_at - clock_timestamp())::float8 from message_queue")
+            )
+        )
         sql.due_now()
     assert waits == [1, 2, 4, 8, 16, 30, 30] and sql.live(message_id)["attempt"] == 0
 
@@ -443,7 +524,10 @@ def test_a_message_of_a_type_without_worker_is_buried_after_the_stated_time(sql:
     fresh = sql.enqueue(message_type="unknown")
     assert sql.value("select bury_unknown_types('1 hour')") == 1
     assert [sql.state(message_id) for message_id in (unknown, known, fresh)] == ["dead", "pending", "pending"]
-    assert (sql.dead(unknown)["reason"], sql.dead(unknown)["error_class"]) == ("unknown_type", "UnknownMessageType")
+    assert (sql.dead(unknown)["reason"], sql.dead(unknown)["error_class"]) == (
+        "unknown_type",
+        "UnknownMessageType",
+    )
 
 
 def test_a_type_that_no_worker_has_named_for_the_stated_time_is_unknown_again(sql: Sql) -> None:
@@ -458,14 +542,20 @@ def test_a_message_that_crashed_a_process_is_buried_too_when_nobody_knows_its_ty
     lease = sql.claimed(conversation_key="c")
     later = sql.enqueue(conversation_key="c")
     sql.crash(lease)
-    sql.rows("update message_queue set run_at = clock_timestamp() - interval '2 hours' where id = %s", lease.id)
+    sql.rows(
+        "update message_queue set run_at = clock_timestamp() - interval '2 hours' where id = %s", lease.id
+    )
     assert sql.value("select bury_unknown_types('1 hour')") == 1
     assert sql.dead(lease.id)["reason"] == "unknown_type"
     assert [lease.id for lease in sql.claim(10)] == [later]
 
 
 def test_burying_a_message_of_a_queue_that_nobody_declared_does_not_lose_it(sql: Sql) -> None:
-    """Rows may be inserted by hand; the move to the dead letters once joined the queues, and the row was gone."""
-    row = sql.rows("insert into message_queue (queue, message_type, conversation_key) values ('nobody_declared_this', 'unknown', 'c') returning id")
+    """Rows may be inserted by hand; the move to the dead letters once joined the queues, and the row was
+    gone.
+    """
+    row = sql.rows(
+        "insert into message_queue (queue, message_type, conversation_key) values ('nobody_declared_this', 'unknown', 'c') returning id"
+    )
     assert sql.value("select bury_unknown_types('0 seconds')") == 1
     assert sql.state(row[0]["id"] if isinstance(row[0], dict) else row[0][0]) == "dead"

@@ -16,11 +16,25 @@ from tests.sql.client import HOLDER, Lease, Sql
 def register(sql: Sql, **services: list[str]) -> None:
     """A worker that knows these types, each with the services that it names."""
     policies = {name: {"queue": "q", "services": named} for name, named in services.items()}
-    sql.rows("select register_worker(%s, 'h', 1, '0', '{q}', %s, 1, interval '1 minute', p_policies => %s)", uuid4(), list(services), Jsonb(policies))
+    sql.rows(
+        "select register_worker(%s, 'h', 1, '0', '{q}', %s, 1, interval '1 minute', p_policies => %s)",
+        uuid4(),
+        list(services),
+        Jsonb(policies),
+    )
 
 
-def park(sql: Sql, lease: Lease, seconds: float = 60, scope: str | None = None, reason: str | None = None) -> str:
-    return sql.value("select park_message(%s, %s, make_interval(secs => %s), %s, %s)", lease.id, lease.token, seconds, scope, reason)
+def park(
+    sql: Sql, lease: Lease, seconds: float = 60, scope: str | None = None, reason: str | None = None
+) -> str:
+    return sql.value(
+        "select park_message(%s, %s, make_interval(secs => %s), %s, %s)",
+        lease.id,
+        lease.token,
+        seconds,
+        scope,
+        reason,
+    )
 
 
 def types_claimed(sql: Sql, limit: int = 10) -> list[str]:
@@ -44,7 +58,10 @@ def test_a_message_that_is_told_to_wait_parks_its_scope_and_spends_no_attempt(sq
     assert [lease.id for lease in sql.claim(10)] == [others[1]]
     row = sql.live(first.id)
     assert (row["state"], row["attempt"], row["lease_token"]) == ("pending", 0, None)
-    assert row["history"][-1]["event"] == "park" and row["history"][-1]["error_message"] == "429 Too Many Requests"
+    assert (
+        row["history"][-1]["event"] == "park"
+        and row["history"][-1]["error_message"] == "429 Too Many Requests"
+    )
 
 
 def test_it_keeps_its_place_in_line_and_starts_when_the_time_is_over(sql: Sql) -> None:
@@ -65,13 +82,17 @@ def test_without_a_scope_it_is_the_only_service_of_the_actor(sql: Sql) -> None:
 
 
 @pytest.mark.parametrize("services", [[], ["api", "payments"]])
-def test_without_a_scope_and_without_one_service_only_the_message_rests(sql: Sql, services: list[str]) -> None:
+def test_without_a_scope_and_without_one_service_only_the_message_rests(
+    sql: Sql, services: list[str]
+) -> None:
     register(sql, ask=services)
     lease = sql.claimed(message_type="ask")
     assert park(sql, lease, 60) == "snooze"
     other = sql.enqueue(message_type="ask")
     assert [c.id for c in sql.claim(10)] == [other]
-    assert sql.value("select run_at > clock_timestamp() + interval '59 seconds' from message_queue where id = %s", lease.id)
+    assert sql.value(
+        "select run_at > clock_timestamp() + interval '59 seconds' from message_queue where id = %s", lease.id
+    )
 
 
 def test_a_lost_lease_parks_nothing(sql: Sql) -> None:
@@ -90,7 +111,9 @@ def test_one_whose_cancellation_was_requested_is_cancelled(sql: Sql) -> None:
 @pytest.mark.parametrize("scope", ["", "x" * 201])
 def test_a_bad_scope_is_refused_and_changes_nothing(sql: Sql, scope: str) -> None:
     lease = sql.claimed(message_type="ask")
-    assert sql.refused("select park_message(%s, %s, interval '1 minute', %s)", lease.id, lease.token, scope) == ("PH001", "scope")
+    assert sql.refused(
+        "select park_message(%s, %s, interval '1 minute', %s)", lease.id, lease.token, scope
+    ) == ("PH001", "scope")
     assert sql.state(lease.id) == "running"
 
 
@@ -98,7 +121,9 @@ def test_a_bad_scope_is_refused_and_changes_nothing(sql: Sql, scope: str) -> Non
 def test_what_a_handler_asks_for_is_bounded(sql: Sql, seconds: float) -> None:
     lease = sql.claimed(message_type="ask")
     park(sql, lease, seconds, "api")
-    assert sql.value("select parked_until <= clock_timestamp() + interval '1 day' and parked_until > clock_timestamp() from scopes")
+    assert sql.value(
+        "select parked_until <= clock_timestamp() + interval '1 day' and parked_until > clock_timestamp() from scopes"
+    )
 
 
 def test_the_second_of_many_that_meet_the_same_429_writes_nothing(sql: Sql) -> None:
@@ -116,14 +141,18 @@ def test_a_park_is_not_shortened_but_by_a_person(sql: Sql) -> None:
     assert sql.value(left) is True
     sql.rows("select park_scope('api', interval '1 minute', p_operator => 'ann')")
     assert sql.value(left) is False
-    assert sql.rows("select action, operator, details ->> 'scope' from operator_actions") == [("park_scope", "ann", "api")]
+    assert sql.rows("select action, operator, details ->> 'scope' from operator_actions") == [
+        ("park_scope", "ann", "api")
+    ]
 
 
 def test_a_longer_park_extends_it(sql: Sql) -> None:
     sql.rows("select park_scope('api', interval '1 minute')")
     since = sql.value("select parked_at from scopes")
     sql.rows("select park_scope('api', interval '1 hour', 'still down')")
-    assert sql.rows("select parked_at, reason, parked_until - clock_timestamp() > interval '50 minutes' from scopes") == [(since, "still down", True)]
+    assert sql.rows(
+        "select parked_at, reason, parked_until - clock_timestamp() > interval '50 minutes' from scopes"
+    ) == [(since, "still down", True)]
 
 
 def test_only_a_person_parks_for_longer_than_a_day(sql: Sql) -> None:
@@ -382,7 +411,9 @@ def test_a_crash_while_its_scope_is_parked_costs_what_it_costs(sql: Sql) -> None
 
 # -- what people see -----------------------------------------------------------------------------------
 def scope_gates(sql: Sql, message: int) -> list[tuple]:
-    return sql.rows("select passed, detail, earliest_start from explain_message(%s) where gate = 'scope'", message)
+    return sql.rows(
+        "select passed, detail, earliest_start from explain_message(%s) where gate = 'scope'", message
+    )
 
 
 def test_explain_names_the_scope_its_reason_and_the_earliest_start(sql: Sql) -> None:
@@ -397,9 +428,14 @@ def test_explain_names_the_scope_its_reason_and_the_earliest_start(sql: Sql) -> 
 def test_explain_says_that_a_probe_runs_or_may_start(sql: Sql) -> None:
     messages = [sql.enqueue(message_type="ask") for _ in range(2)]
     probing(sql)
-    assert [(passed, "one message may start" in detail) for passed, detail, _ in scope_gates(sql, messages[1])] == [(True, True)]
+    assert [
+        (passed, "one message may start" in detail) for passed, detail, _ in scope_gates(sql, messages[1])
+    ] == [(True, True)]
     sql.claim(10)
-    assert [(passed, f"message {messages[0]} runs" in detail) for passed, detail, _ in scope_gates(sql, messages[1])] == [(False, True)]
+    assert [
+        (passed, f"message {messages[0]} runs" in detail)
+        for passed, detail, _ in scope_gates(sql, messages[1])
+    ] == [(False, True)]
 
 
 def test_the_view_lists_what_is_parked_with_what_waits(sql: Sql) -> None:
@@ -408,7 +444,9 @@ def test_the_view_lists_what_is_parked_with_what_waits(sql: Sql) -> None:
         sql.enqueue(message_type=name)
     sql.rows("select park_scope('api', interval '1 hour', '429'), park_scope('gone', interval '1 hour')")
     let_it_end(sql, "gone")
-    assert sql.rows("select scope, message_types, probing, reason, waiting from parked_scopes") == [("api", ["ask"], False, "429", 2)]
+    assert sql.rows("select scope, message_types, probing, reason, waiting from parked_scopes") == [
+        ("api", ["ask"], False, "429", 2)
+    ]
 
 
 # -- a backlog that rests ------------------------------------------------------------------------------

@@ -21,5 +21,7 @@ def test_the_ring_runs_on_each_major_version() -> None:
 
 def test_a_server_has_the_version_of_its_name(any_server: Server) -> None:
     database = any_server.create_database()
-    assert database.value("select current_setting('server_version_num')::integer / 10000") == major_of(any_server.name)
+    assert database.value("select current_setting('server_version_num')::integer / 10000") == major_of(
+        any_server.name
+    )
     database.drop()

@@ -24,11 +24,22 @@ POLICY: dict[str, Any] = {
 
 
 def declare(sql: Sql, *endpoints: str, service: str = "openai", **changes: Any) -> int:
-    rows = [{"endpoint": endpoint, "health_url": f"{endpoint}/health"} | POLICY | changes for endpoint in endpoints or (A,)]
+    rows = [
+        {"endpoint": endpoint, "health_url": f"{endpoint}/health"} | POLICY | changes
+        for endpoint in endpoints or (A,)
+    ]
     return int(sql.value("select declare_service(%s, %s)", service, Jsonb(rows)))
 
 
-def report(sql: Sql, calls: int, failures: int, endpoint: str = A, epoch: int | None = None, *, succeeded: bool | None = None) -> bool:
+def report(
+    sql: Sql,
+    calls: int,
+    failures: int,
+    endpoint: str = A,
+    epoch: int | None = None,
+    *,
+    succeeded: bool | None = None,
+) -> bool:
     """One process's report about one endpoint; whether it opened the breaker."""
     known = row(sql, endpoint)
     told = {
@@ -85,7 +96,9 @@ def test_a_breaker_opens_at_the_ratio_and_not_before_enough_calls(sql: Sql) -> N
 
 
 def test_an_outage_after_hours_of_success_opens_it_by_failures_in_a_row(sql: Sql) -> None:
-    """The window of a busy service would see it after as many failures as it has seen successes: half a minute of dead letters."""
+    """The window of a busy service would see it after as many failures as it has seen successes: half a
+    minute of dead letters.
+    """
     declare(sql)
     report(sql, 100_000, 0)
     assert not report(sql, 19, 19) and state(sql) == "closed"
@@ -133,7 +146,9 @@ def test_one_probe_at_a_time_when_the_reset_time_is_over(sql: Sql) -> None:
     assert token is not None and state(sql) == "half_open" and begin(sql) is None
     assert end(sql, token, True) == "half_open"
     assert [end(sql, begin(sql), True) for _ in range(2)] == ["half_open", "closed"], "three successes"
-    assert (row(sql)["calls"], row(sql)["failures_in_row"], begin(sql)) == (0, 0, 0), "a closed one needs no probe"
+    assert (row(sql)["calls"], row(sql)["failures_in_row"], begin(sql)) == (0, 0, 0), (
+        "a closed one needs no probe"
+    )
 
 
 def test_one_failed_probe_opens_again_and_the_successes_before_it_count_no_more(sql: Sql) -> None:
@@ -180,24 +195,48 @@ def test_probes_that_begin_at_the_same_instant_are_one(clients: Callable[..., Sq
     assert sum(token is not None for token in found) == 1
 
 
-def test_reports_that_come_at_the_same_instant_open_once_and_lose_no_call(clients: Callable[..., Sql]) -> None:
+def test_reports_that_come_at_the_same_instant_open_once_and_lose_no_call(
+    clients: Callable[..., Sql],
+) -> None:
     processes = [clients() for _ in range(6)]
     declare(processes[0], A, B)
     together = threading.Barrier(len(processes))
 
     def tell(process: Sql) -> list[bool]:
-        told = [{"service": "openai", "endpoint": e, "epoch": 1, "calls": 5, "failures": 5, "in_row": 5, "succeeded": False} for e in (B, A)]
+        told = [
+            {
+                "service": "openai",
+                "endpoint": e,
+                "epoch": 1,
+                "calls": 5,
+                "failures": 5,
+                "in_row": 5,
+                "succeeded": False,
+            }
+            for e in (B, A)
+        ]
         together.wait(10)
-        return [changed for (changed,) in process.rows("select changed from report_calls(%s, %s)", Jsonb(told), ["openai"])]
+        return [
+            changed
+            for (changed,) in process.rows(
+                "select changed from report_calls(%s, %s)", Jsonb(told), ["openai"]
+            )
+        ]
 
-    found = [changed for work in [in_background(tell, process) for process in processes] for changed in work.result(10)]
+    found = [
+        changed
+        for work in [in_background(tell, process) for process in processes]
+        for changed in work.result(10)
+    ]
     totals = processes[0].rows("select calls_total, opened_total from service_endpoints")
     assert sum(found) == 2 and totals == [(30, 1)] * 2
 
 
 def test_a_health_check_is_made_by_one_process(sql: Sql) -> None:
     declare(sql, A, B)
-    assert sorted(endpoint for _, endpoint, _ in sql.rows("select * from due_health_checks(array['openai'])")) == [A, B]
+    assert sorted(
+        endpoint for _, endpoint, _ in sql.rows("select * from due_health_checks(array['openai'])")
+    ) == [A, B]
     assert sql.rows("select * from due_health_checks(array['openai'])") == []
     let_pass(sql, 31)
     assert len(sql.rows("select * from due_health_checks(array['openai'], 1)")) == 1
@@ -230,7 +269,9 @@ def test_an_operator_holds_a_breaker_open_and_lets_it_go_on_by_probes(sql: Sql) 
     assert (row(sql)["forced"], row(sql, B)["forced"], begin(sql)) == ("open", None, None)
     assert sql.value(force, "automatic", None) == 1
     assert state(sql) == "open" and begin(sql) is not None
-    found = sql.rows("select operator, reason, details ->> 'state' from operator_actions where action = 'force_service' order by id")
+    found = sql.rows(
+        "select operator, reason, details ->> 'state' from operator_actions where action = 'force_service' order by id"
+    )
     assert found == [("ann", "maintenance", "open"), ("ann", "maintenance", "automatic")]
 
 
@@ -260,9 +301,13 @@ def test_a_declaration_is_written_when_it_is_new_or_different(sql: Sql) -> None:
 
 def test_what_nobody_declares_any_more_is_not_judged_and_forgotten_after_a_day(sql: Sql) -> None:
     declare(sql, A, B)
-    sql.rows("update service_endpoints set declared_at = clock_timestamp() - interval '11 minutes' where endpoint = 'http://b'")
+    sql.rows(
+        "update service_endpoints set declared_at = clock_timestamp() - interval '11 minutes' where endpoint = 'http://b'"
+    )
     assert sql.rows("select endpoint from endpoint_states()") == [(A,)]
-    sql.rows("update service_endpoints set declared_at = clock_timestamp() - interval '2 days' where endpoint = 'http://b'")
+    sql.rows(
+        "update service_endpoints set declared_at = clock_timestamp() - interval '2 days' where endpoint = 'http://b'"
+    )
     declare(sql, A)
     assert sql.rows("select endpoint from service_endpoints") == [(A,)]
 
@@ -285,7 +330,9 @@ def test_an_endpoint_that_nobody_has_declared_for_days_is_registered_and_not_jud
     declare(sql, A)
     report(sql, 5, 5)
     sql.rows("update service_endpoints set declared_at = clock_timestamp() - interval '2 days'")
-    assert sql.rows("select status, summary from health_circuit_breakers()") == [("ok", "no service was declared in the last day")]
+    assert sql.rows("select status, summary from health_circuit_breakers()") == [
+        ("ok", "no service was declared in the last day")
+    ]
 
 
 def test_the_metrics_of_services(sql: Sql) -> None:
@@ -297,7 +344,10 @@ def test_the_metrics_of_services(sql: Sql) -> None:
 
 def name_it(sql: Sql, *services: str) -> None:
     """An actor `effect` that says what it calls."""
-    sql.rows("insert into message_types (name, queue, policy) values ('effect', 'q', %s)", Jsonb({"services": list(services)}))
+    sql.rows(
+        "insert into message_types (name, queue, policy) values ('effect', 'q', %s)",
+        Jsonb({"services": list(services)}),
+    )
 
 
 def parked(sql: Sql) -> list[tuple[Any, ...]]:

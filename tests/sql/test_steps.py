@@ -30,7 +30,9 @@ def steps(sql: Sql, message_id: int) -> list[tuple]:
     return sql.rows("select name, value, attempt from message_steps(%s)", message_id)
 
 
-def test_a_worker_that_speaks_only_sql_stores_steps_and_the_next_attempt_gets_them_with_its_claim(sql: Sql) -> None:
+def test_a_worker_that_speaks_only_sql_stores_steps_and_the_next_attempt_gets_them_with_its_claim(
+    sql: Sql,
+) -> None:
     lease = sql.claimed()
     assert store(sql, lease, "answer", {"text": "yes", "price": 3}) is True
     assert store(sql, lease, "nothing", None) is True
@@ -86,9 +88,13 @@ def test_a_redrive_keeps_the_steps_and_a_fresh_one_forgets_them(sql: Sql) -> Non
         lease = sql.claimed()
         store(sql, lease, "answer", 42)
         sql.rows("select bury_message(%s, %s)", lease.id, lease.token)
-        assert sql.value("select redrive_dead_letters(array[%s::bigint], p_fresh => %s)", lease.id, fresh) == [lease.id]
+        assert sql.value(
+            "select redrive_dead_letters(array[%s::bigint], p_fresh => %s)", lease.id, fresh
+        ) == [lease.id]
         assert steps(sql, lease.id) == ([] if fresh else [("answer", 42, 1)])
-        assert sql.value("select details -> 'fresh' from operator_actions where message_id = %s", lease.id) == (True if fresh else None)
+        assert sql.value(
+            "select details -> 'fresh' from operator_actions where message_id = %s", lease.id
+        ) == (True if fresh else None)
         assert store(sql, sql.claim_one(), "other", 1) is True
 
 
@@ -102,13 +108,9 @@ def test_a_letter_that_is_purged_takes_its_steps_along(sql: Sql) -> None:
 
 def test_several_steps_of_one_message_in_one_call_are_all_kept(sql: Sql) -> None:
     first, second = sql.claimed(), sql.claimed()
-    assert store_many(sql, [(second, "a", 1), (first, "a", 2), (second, "b", 3), (second, "a", 4), (first, "b", [5])]) == [
-        "stored",
-        "stored",
-        "stored",
-        "exists",
-        "stored",
-    ]
+    assert store_many(
+        sql, [(second, "a", 1), (first, "a", 2), (second, "b", 3), (second, "a", 4), (first, "b", [5])]
+    ) == ["stored", "stored", "stored", "exists", "stored"]
     assert steps(sql, first.id) == [("a", 2, 1), ("b", [5], 1)]
     assert steps(sql, second.id) == [("a", 1, 1), ("b", 3, 1)]
 
@@ -129,7 +131,9 @@ def test_the_same_value_again_is_stored_and_another_one_is_refused(sql: Sql) -> 
     sql.fail(lease)
     sql.due_now()
     again = sql.claim_one()
-    assert store_many(sql, [(again, "a", {"x": 1})]) == ["exists"], "an attempt that had read its steps would not have done it again"
+    assert store_many(sql, [(again, "a", {"x": 1})]) == ["exists"], (
+        "an attempt that had read its steps would not have done it again"
+    )
 
 
 def test_a_step_is_bounded(sql: Sql) -> None:
@@ -152,11 +156,19 @@ def test_all_steps_of_a_message_together_are_bounded(sql: Sql) -> None:
     other = sql.claimed()
     answers = store_many(sql, [(other, f"s{number}", number) for number in range(101)])
     assert answers == ["stored"] * 100 + ["too_many"]
-    assert sql.refused("select store_message_step(%s, %s, 'more', '1')", other.id, other.token) == ("PH001", "name")
+    assert sql.refused("select store_message_step(%s, %s, 'more', '1')", other.id, other.token) == (
+        "PH001",
+        "name",
+    )
 
 
 def test_arrays_of_different_lengths_are_refused(sql: Sql) -> None:
-    for arguments in ("'{1}', '{}', '{}', '{}'", "'{1}', '{1}', '{a}', '{}'", "null, null, null, null", "'{1}', '{1}', '{a}', '{1,2}'"):
+    for arguments in (
+        "'{1}', '{}', '{}', '{}'",
+        "'{1}', '{1}', '{a}', '{}'",
+        "null, null, null, null",
+        "'{1}', '{1}', '{a}', '{1,2}'",
+    ):
         assert sql.refused(f"select store_message_steps({arguments})") == ("PH001", "values")
     assert sql.value("select store_message_steps('{}', '{}', '{}', '{}')") == []
 
@@ -166,14 +178,19 @@ def test_a_row_that_somebody_has_locked_holds_up_no_other(clients: Callable[...,
     first, second = worker.claimed(), worker.claimed()
     with somebody.connection.transaction():
         somebody.rows("select from message_queue where id = %s for update", first.id)
-        assert in_background(store_many, worker, [(first, "a", 1), (second, "a", 1)]).result(10) == ["busy", "stored"]
+        assert in_background(store_many, worker, [(first, "a", 1), (second, "a", 1)]).result(10) == [
+            "busy",
+            "stored",
+        ]
     assert store_many(worker, [(first, "a", 1)]) == ["stored"]
 
 
 def test_storing_a_step_touches_no_index(clients: Callable[..., Sql]) -> None:
     worker = clients()
     leases = [worker.claimed() for _ in range(5)]
-    worker.rows("select pg_stat_force_next_flush()") if worker.connection.info.server_version >= 150000 else None
+    worker.rows(
+        "select pg_stat_force_next_flush()"
+    ) if worker.connection.info.server_version >= 150000 else None
     with worker.connection.transaction():
         before = worker.rows(
             "select pg_stat_get_xact_tuples_updated(c), pg_stat_get_xact_tuples_hot_updated(c) from (select 'message_queue'::regclass::oid as c) t"
@@ -210,7 +227,9 @@ def test_what_shows_a_message_shows_values_only_when_asked_and_bounded(sql: Sql)
     assert shown[0]["value"] == '"' + "x" * 9
 
 
-@pytest.mark.parametrize("odd", ["[]", "5", "null", '{"a": 5}', '{"a": {}}', '{"a": {"value": 1, "at": 7, "attempt": "x"}}'])
+@pytest.mark.parametrize(
+    "odd", ["[]", "5", "null", '{"a": 5}', '{"a": {}}', '{"a": {"value": 1, "at": 7, "attempt": "x"}}']
+)
 def test_what_somebody_wrote_by_hand_ends_no_verb(sql: Sql, odd: str) -> None:
     lease = sql.claimed()
     sql.rows("update message_queue set steps = %s::jsonb where id = %s", odd, lease.id)

@@ -1,4 +1,6 @@
-"""Every edge of states.TRANSITIONS is one function of the SQL API, and no function knows another edge (STYLE 2.5)."""
+"""Every edge of states.TRANSITIONS is one function of the SQL API, and no function knows another edge (STYLE
+2.5).
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def claim(sql: Sql, subject: Subject) -> None:
 
 
 def block(sql: Sql, subject: Subject) -> None:
-    """An earlier message of the conversation appears and is met by a claim; for others than pending it changes nothing."""
+    """An earlier message of the conversation appears and is met by a claim; for others than pending it
+    changes nothing.
+    """
     sql.rows(
         "insert into message_queue (id, queue, message_type, conversation_key, run_at) "
         "values (0, 'q', 'effect', %s, clock_timestamp() + interval '1 hour')",
@@ -123,7 +127,10 @@ def release(sql: Sql, subject: Subject) -> None:
 
 
 def rescue(sql: Sql, subject: Subject) -> None:
-    sql.rows("update message_queue set lease_expires_at = clock_timestamp() - interval '1 second' where id = %s and state = 'running'", subject[0])
+    sql.rows(
+        "update message_queue set lease_expires_at = clock_timestamp() - interval '1 second' where id = %s and state = 'running'",
+        subject[0],
+    )
     sql.rows("select rescue_expired_messages()")
 
 
@@ -132,7 +139,22 @@ def redrive(sql: Sql, subject: Subject) -> None:
 
 
 VERBS: dict[str, Callable[[Sql, Subject], None]] = {
-    verb.__name__: verb for verb in (claim, block, promote, cancel, expire, bury, complete, retry, snooze, park, release, rescue, redrive)
+    verb.__name__: verb
+    for verb in (
+        claim,
+        block,
+        promote,
+        cancel,
+        expire,
+        bury,
+        complete,
+        retry,
+        snooze,
+        park,
+        release,
+        rescue,
+        redrive,
+    )
 }
 
 

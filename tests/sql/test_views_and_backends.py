@@ -1,4 +1,6 @@
-"""The view over all messages, blocked conversations, health, explain; results and rate limiters (SPEC Q1, Q7, Q8b, W1)."""
+"""The view over all messages, blocked conversations, health, explain; results and rate limiters (SPEC Q1, Q7,
+Q8b, W1).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,12 @@ from tests.sql.client import HOLDER, Sql
 
 
 def explain(sql: Sql, message_id: int) -> dict[str, tuple[bool, str]]:
-    return {gate: (passed, detail) for gate, passed, detail in sql.rows("select gate, passed, detail from explain_message(%s)", message_id)}
+    return {
+        gate: (passed, detail)
+        for gate, passed, detail in sql.rows(
+            "select gate, passed, detail from explain_message(%s)", message_id
+        )
+    }
 
 
 def failed_gates(sql: Sql, message_id: int) -> list[str]:
@@ -20,7 +27,12 @@ def with_worker(sql: Sql) -> None:
 
 
 def test_every_message_is_in_the_view_exactly_once(sql: Sql) -> None:
-    done, dead, cancelled, running = sql.claimed(), sql.claimed(), sql.claimed(), sql.claimed(conversation_key="c")
+    done, dead, cancelled, running = (
+        sql.claimed(),
+        sql.claimed(),
+        sql.claimed(),
+        sql.claimed(conversation_key="c"),
+    )
     sql.complete(done)
     sql.rows("select bury_message(%s, %s)", dead.id, dead.token)
     sql.rows("select cancel_message(%s, p_token => %s)", cancelled.id, cancelled.token)
@@ -45,10 +57,9 @@ def test_blocked_conversations_name_the_message_that_holds_them(sql: Sql) -> Non
     for key in "aab":
         sql.enqueue(conversation_key=key)
     assert sql.claim(10) == []
-    assert sql.rows("select conversation_key, waiting, holder_kind, holder_id from blocked_conversations order by 1") == [
-        ("a", 2, "running", running.id),
-        ("b", 1, "dead", dead.id),
-    ]
+    assert sql.rows(
+        "select conversation_key, waiting, holder_kind, holder_id from blocked_conversations order by 1"
+    ) == [("a", 2, "running", running.id), ("b", 1, "dead", dead.id)]
 
 
 def test_a_redriven_message_waits_from_its_redrive_on(sql: Sql) -> None:
@@ -58,7 +69,9 @@ def test_a_redriven_message_waits_from_its_redrive_on(sql: Sql) -> None:
     sql.rows("update dead_letters set created_at = clock_timestamp() - interval '10 days'")
     assert sql.value("select redrive_dead_letters(array[%s]::bigint[])", dead) == [dead]
     assert sql.claim(10) == []
-    assert sql.value("select since > clock_timestamp() - interval '1 minute' from blocked_conversations") is True
+    assert (
+        sql.value("select since > clock_timestamp() - interval '1 minute' from blocked_conversations") is True
+    )
     assert sql.value("select status from health_conversation_state()") == "ok"
 
 
@@ -98,7 +111,12 @@ def test_each_obstacle_is_the_gate_that_fails(sql: Sql) -> None:
     ]
     assert f"message {running.id} (running)" in explain(sql, message_id)["conversation"][1]
     assert "ann" in explain(sql, message_id)["queue"][1]
-    starts = dict(sql.rows("select gate, earliest_start > clock_timestamp() + interval '50 minutes' from explain_message(%s)", message_id))
+    starts = dict(
+        sql.rows(
+            "select gate, earliest_start > clock_timestamp() + interval '50 minutes' from explain_message(%s)",
+            message_id,
+        )
+    )
     assert starts["run_at"] is True and starts["rate_limit"] is True and starts["queue"] is None
 
 
@@ -119,7 +137,9 @@ def test_explain_tells_the_end_of_a_message_and_what_it_never_heard_of(sql: Sql)
     assert explain(sql, 10**12) == {"exists": (False, "no message with this id")}
     late = sql.enqueue(expires_at="2020-01-01")
     sql.rows("select expire_messages()")
-    assert explain(sql, late)["exists"][1].startswith("cancelled at") and explain(sql, late)["exists"][1].endswith(": expired")
+    assert explain(sql, late)["exists"][1].startswith("cancelled at") and explain(sql, late)["exists"][
+        1
+    ].endswith(": expired")
 
 
 def test_a_message_whose_lease_is_over_is_not_said_to_go_on(sql: Sql) -> None:
@@ -129,7 +149,9 @@ def test_a_message_whose_lease_is_over_is_not_said_to_go_on(sql: Sql) -> None:
     assert "which is over" in explain(sql, lease.id)["state"][1]
 
 
-@pytest.mark.parametrize(("lease", "seen", "lives"), [("1 hour", "20 minutes", True), ("20 seconds", "30 seconds", False)])
+@pytest.mark.parametrize(
+    ("lease", "seen", "lives"), [("1 hour", "20 minutes", True), ("20 seconds", "30 seconds", False)]
+)
 def test_a_worker_lives_for_as_long_as_its_lease(sql: Sql, lease: str, seen: str, lives: bool) -> None:
     sql.rows("select register_worker(%s, 'host', 1, '1', '{q}', '{effect}', 8, %s::interval)", HOLDER, lease)
     sql.rows("update workers set last_seen_at = clock_timestamp() - %s::interval", seen)
@@ -147,7 +169,9 @@ def test_messages_that_run_apart_have_a_line_of_their_own(sql: Sql) -> None:
 
 
 def test_what_explain_lets_through_the_claim_takes(sql: Sql) -> None:
-    """The gates and the claim share their predicates: one by one each obstacle goes, then the message starts."""
+    """The gates and the claim share their predicates: one by one each obstacle goes, then the message
+    starts.
+    """
     with_worker(sql)
     sql.set_queue(max_concurrency=1)
     running = sql.claimed(conversation_key="c")
@@ -179,7 +203,14 @@ def test_a_counter_is_set_once_and_again_after_its_time(sql: Sql) -> None:
 
 def test_a_counter_stays_in_its_range(sql: Sql) -> None:
     change = "select change_rate_limiter('k', %s, 0, 2, '1 minute')"
-    assert [sql.value(change, amount) for amount in (1, 1, 1, -1, -1, -1)] == [True, True, False, True, True, False]
+    assert [sql.value(change, amount) for amount in (1, 1, 1, -1, -1, -1)] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_a_sum_over_counters_is_limited(sql: Sql) -> None:

@@ -15,17 +15,28 @@ FINAL = {"done", "dead", "cancelled"}
 
 def enqueue(database: Database, items: list[dict[str, Any]]) -> list[int]:
     """Commit messages (the objects of enqueue_messages; queue "default") as the worker role; their ids."""
-    rows = database.query("select message_id from enqueue_messages(%s)", json.dumps([{"queue": "default", **item} for item in items]), admin=False)
+    rows = database.query(
+        "select message_id from enqueue_messages(%s)",
+        json.dumps([{"queue": "default", **item} for item in items]),
+        admin=False,
+    )
     return [row[0] for row in rows]
 
 
-def effects(database: Database, count: int, prefix: str = "m", message_type: str = "effect", **payload: Any) -> list[int]:
+def effects(
+    database: Database, count: int, prefix: str = "m", message_type: str = "effect", **payload: Any
+) -> list[int]:
     """Enqueue `count` messages whose payload has the key prefix0, prefix1 …"""
-    return enqueue(database, [{"message_type": message_type, "payload": {"key": f"{prefix}{n}", **payload}} for n in range(count)])
+    return enqueue(
+        database,
+        [{"message_type": message_type, "payload": {"key": f"{prefix}{n}", **payload}} for n in range(count)],
+    )
 
 
 def allow_unreadable(database: Database) -> None:
-    """Rows that no reader can read: as somebody has who took the limits away, or as another writer left them."""
+    """Rows that no reader can read: as somebody has who took the limits away, or as another writer left
+    them.
+    """
     database.query("alter domain packhorse.message_json drop constraint message_json_readable")
 
 
@@ -63,8 +74,12 @@ def assert_effects_fit(database: Database, ledger: Ledger) -> None:
     Each entry of the history (crash, release after a crash, retry) allows one more run of the handler.
     """
     counts = ledger.counts("effect")
-    for key, state, history in database.query("select payload ->> 'key', state, history from all_messages where payload ? 'key'"):
+    for key, state, history in database.query(
+        "select payload ->> 'key', state, history from all_messages where payload ? 'key'"
+    ):
         if state == "done":
             assert counts[key] >= 1, f"{key} is done without its effect"
         allowed = 1 + len(history or [])
-        assert counts[key] <= allowed, f"{key} had {counts[key]} effects; its history explains {allowed}: {history}"
+        assert counts[key] <= allowed, (
+            f"{key} had {counts[key]} effects; its history explains {allowed}: {history}"
+        )

@@ -46,7 +46,9 @@ def leaves(key: str, code: int) -> None:
     os._exit(code)
 
 
-@dramatiq.actor(queue_name="default", actor_name="ends_late", transactional=True, max_attempts=2, time_limit=600_000)
+@dramatiq.actor(
+    queue_name="default", actor_name="ends_late", transactional=True, max_attempts=2, time_limit=600_000
+)
 def ends_late(key: str, kind: str) -> None:
     """A transaction that the server ends for being idle, or whose commit takes too long, each time."""
     note("start", key)
@@ -56,13 +58,28 @@ def ends_late(key: str, kind: str) -> None:
         packhorse.current_connection().execute("insert into slow_commits values (1)")
 
 
-@dramatiq.actor(queue_name="default", actor_name="stuck_once", time_limit=300, hard_time_limit=300, max_retries=0, on_retry_exhausted="gave_up")
+@dramatiq.actor(
+    queue_name="default",
+    actor_name="stuck_once",
+    time_limit=300,
+    hard_time_limit=300,
+    max_retries=0,
+    on_retry_exhausted="gave_up",
+)
 def stuck_once(key: str) -> None:
     note("start", key)
     time.sleep(3600)
 
 
-@dramatiq.actor(queue_name="default", actor_name="stuck_often", time_limit=300, hard_time_limit=300, max_attempts=4, min_backoff=10, max_backoff=20)
+@dramatiq.actor(
+    queue_name="default",
+    actor_name="stuck_often",
+    time_limit=300,
+    hard_time_limit=300,
+    max_attempts=4,
+    min_backoff=10,
+    max_backoff=20,
+)
 def stuck_often(key: str) -> None:
     note("start", key)
     time.sleep(3600)

@@ -1,4 +1,5 @@
-"""A module for `packhorse scheduler` that breaks its loop, as a bug would, while the file that BREAKAGE names is there.
+"""A module for `packhorse scheduler` that breaks its loop, as a bug would, while the file that BREAKAGE names
+is there.
 
 What stands in the file: `block` stands still, `kill` ends the thread without a word.
 """

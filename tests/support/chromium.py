@@ -27,25 +27,53 @@ def browser() -> Iterator[Any]:
         pytest.skip("chromium is not installed")
     with playwright.sync_playwright() as driver:
         # root has no sandbox; the page under test is ours
-        found = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"])
+        found = driver.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+        )
         yield found
         found.close()
 
 
 class Person:
-    """Somebody at a browser, logged in with a token of this role. complaints: of the console, and scripts that failed."""
+    """Somebody at a browser, logged in with a token of this role. complaints: of the console, and scripts
+    that failed.
+    """
 
-    def __init__(self, browser: Any, page: Page, role: str, *, width: int = 1280, dark: bool = False, scripts: bool = True) -> None:
+    def __init__(
+        self,
+        browser: Any,
+        page: Page,
+        role: str,
+        *,
+        width: int = 1280,
+        dark: bool = False,
+        scripts: bool = True,
+    ) -> None:
         self.page = page
         self.context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", reduced_motion="reduce", java_script_enabled=scripts
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if dark else "light",
+            reduced_motion="reduce",
+            java_script_enabled=scripts,
         )
         self.tab = self.context.new_page()
         self.tab.set_default_timeout(10_000)
         self.complaints: list[str] = []
-        self.tab.on("console", lambda said: self.complaints.append(f"{said.type}: {said.text}") if said.type in ("error", "warning") else None)
+        self.tab.on(
+            "console",
+            lambda said: (
+                self.complaints.append(f"{said.type}: {said.text}")
+                if said.type in ("error", "warning")
+                else None
+            ),
+        )
         self.tab.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))
-        self.tab.on("response", lambda answer: self.complaints.append(f"{answer.status}: {answer.url}") if answer.status >= 500 else None)
+        self.tab.on(
+            "response",
+            lambda answer: (
+                self.complaints.append(f"{answer.status}: {answer.url}") if answer.status >= 500 else None
+            ),
+        )
         self.go("/login")
         self.tab.get_by_label("Token").fill(page.token(role, f"{role} {os.urandom(3).hex()}"))
         self.tab.get_by_role("button", name="Log in").click()
@@ -69,17 +97,25 @@ class Person:
         self.click(final or button, "button")
 
     def violations(self) -> list[str]:
-        """What axe-core finds against WCAG 2.2 AA. By evaluate: the page's policy lets no script in that is not its own."""
+        """What axe-core finds against WCAG 2.2 AA. By evaluate: the page's policy lets no script in that is
+        not its own.
+        """
         if not AXE.exists():
             pytest.skip("axe-core is not installed")
         self.tab.evaluate(AXE.read_text())
         tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
         found = self.tab.evaluate("tags => axe.run(document, {runOnly: tags})", tags)
-        return [f"{each['id']}: {node['html'][:160]}" for each in found["violations"] for node in each["nodes"][:3]]
+        return [
+            f"{each['id']}: {node['html'][:160]}"
+            for each in found["violations"]
+            for node in each["nodes"][:3]
+        ]
 
     def overflow(self) -> int:
         """Pixels that the page is wider than its window."""
-        return int(self.tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
+        return int(
+            self.tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        )
 
     def picture(self, name: str) -> None:
         """For the docs, when TESTS_SCREENSHOTS is set."""

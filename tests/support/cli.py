@@ -45,7 +45,11 @@ class Cli:
 
     def __init__(self, folder: Path, url: str | None = None, **environment: str) -> None:
         self.folder = folder
-        self.environment = {key: value for key, value in os.environ.items() if not key.startswith("PACKHORSE_") and key != "DATABASE_URL"}
+        self.environment = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith("PACKHORSE_") and key != "DATABASE_URL"
+        }
         self.environment |= {"PYTHONPATH": str(ROOT), "COLUMNS": "200", **environment}
         if url is not None:
             self.environment["DATABASE_URL"] = url
@@ -53,11 +57,17 @@ class Cli:
     def __call__(self, *arguments: object, stdin: str | None = None, **environment: str) -> Ran:
         """Run to the end; no traceback may ever be shown."""
         complete = {**self.environment, **environment}
-        with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        with (
+            tempfile.TemporaryFile("w+") as given,
+            tempfile.TemporaryFile("w+") as out,
+            tempfile.TemporaryFile("w+") as err,
+        ):
             given.write(stdin or "")
             given.seek(0)
             if prepared.knows(complete):
-                code = prepared.run(list(map(str, arguments)), self.folder, complete, (given, out, err), TIMEOUT_SECONDS)
+                code = prepared.run(
+                    list(map(str, arguments)), self.folder, complete, (given, out, err), TIMEOUT_SECONDS
+                )
             else:
                 code = subprocess.run(
                     [*COMMAND, *map(str, arguments)],

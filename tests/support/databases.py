@@ -1,5 +1,5 @@
-"""Databases that fixtures lend, and one for a whole file of quick tests, emptied before each: cheaper than a clone per test
-(the mark `one_database`, see tests/conftest.py).
+"""Databases that fixtures lend, and one for a whole file of quick tests, emptied before each: cheaper than a
+clone per test (the mark `one_database`, see tests/conftest.py).
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from tests.support.postgres import Database, Server
 
 _TABLES = """select relname from pg_class where relnamespace in ('packhorse'::regnamespace, 'public'::regnamespace) and relkind in ('r', 'p') and not relispartition
              and relname <> 'packhorse_migrations'"""
-_USED_SEQUENCES = (
-    "select schemaname || '.' || sequencename, start_value from pg_sequences where schemaname in ('packhorse', 'public') and last_value is not null"
-)
+_USED_SEQUENCES = "select schemaname || '.' || sequencename, start_value from pg_sequences where schemaname in ('packhorse', 'public') and last_value is not null"
 
 
 def lent(database: Database) -> Iterator[Database]:
@@ -41,7 +39,10 @@ def emptied(database: Database) -> Database:
     with database.session() as connection:
         names = [row[0] for row in connection.execute(_TABLES)]
         # truncate makes new files, even of an empty table: only what holds rows
-        look = sql.SQL(" union all ").join(sql.SQL("select {} where exists (select from {})").format(name, sql.Identifier(name)) for name in names)
+        look = sql.SQL(" union all ").join(
+            sql.SQL("select {} where exists (select from {})").format(name, sql.Identifier(name))
+            for name in names
+        )
         full = [sql.Identifier(row[0]) for row in connection.execute(look)]
         if full:
             connection.execute(sql.SQL("truncate {} cascade").format(sql.SQL(", ").join(full)))

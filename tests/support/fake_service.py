@@ -25,7 +25,9 @@ class Request(NamedTuple):
 
 
 class FakeService:
-    """mode: ok, 500, 429, 404, reset, hang, huge (2 GiB), endless, drip. `health` (200 or another status) is what /health answers. slow: seconds of each answer."""
+    """mode: ok, 500, 429, 404, reset, hang, huge (2 GiB), endless, drip. `health` (200 or another status) is
+    what /health answers. slow: seconds of each answer.
+    """
 
     def __init__(self, mode: str = "ok") -> None:
         self.mode = mode
@@ -41,7 +43,9 @@ class FakeService:
         self._server = _Server(("127.0.0.1", 0), _handler(self))
         self.port = int(self._server.server_address[1])
         self.url = f"http://127.0.0.1:{self.port}"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
 
     def close(self) -> None:
         self._ended.set()
@@ -91,7 +95,16 @@ def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
                 return
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
             mode = service.mode
-            service.note(Request(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body, time.monotonic(), mode))
+            service.note(
+                Request(
+                    self.command,
+                    self.path,
+                    {k.lower(): v for k, v in self.headers.items()},
+                    body,
+                    time.monotonic(),
+                    mode,
+                )
+            )
             try:
                 if service.slow:
                     service.wait(service.slow)
@@ -112,7 +125,11 @@ def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
                 self._stream(mode)
             else:
                 status = int(mode) if mode.isdigit() else 200
-                self._answer(status, json.dumps({"path": self.path}).encode(), {"Set-Cookie": "a=b", **service.answer_headers})
+                self._answer(
+                    status,
+                    json.dumps({"path": self.path}).encode(),
+                    {"Set-Cookie": "a=b", **service.answer_headers},
+                )
 
         def _stream(self, mode: str) -> None:
             self.send_response(200)
@@ -129,7 +146,11 @@ def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
             self.send_response(status)
-            for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}.items():
+            for name, value in {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(body)),
+                **(headers or {}),
+            }.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":

@@ -1,4 +1,6 @@
-"""Handlers that start processes. `report` leaves what they have seen in the ledger, as `seen <key> <words>`."""
+"""Handlers that start processes. `report` leaves what they have seen in the ledger, as `seen <key>
+<words>`.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ class Hooked(Middleware):
     def before_process_message(self, broker: Any, message: Any) -> None:
         self._fork("before_process")
 
-    def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:
+    def after_process_message(
+        self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
         note("hook", os.getpid())
         self._fork("after_process")
 
@@ -159,7 +163,9 @@ def logs(key: str) -> None:
 
 # -- signals
 def dispositions() -> str:
-    """What a process has: handlers of Python, ignored and blocked signals of the kernel, the wake-up descriptor, the signal at its parent's death."""
+    """What a process has: handlers of Python, ignored and blocked signals of the kernel, the wake-up
+    descriptor, the signal at its parent's death.
+    """
     names = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
     kinds = {signal.SIG_DFL: "default", signal.default_int_handler: "default"}
     handlers = ",".join(kinds.get(signal.getsignal(number), "other") for number in names)
@@ -168,7 +174,9 @@ def dispositions() -> str:
     with_ours = [number.name for number in names if ignored >> (number - 1) & 1]
     death = ctypes.c_int()
     ctypes.CDLL(None).prctl(2, ctypes.byref(death))
-    return f"{handlers}/{with_ours}/{int(status['SigBlk'], 16)}/{signal.set_wakeup_fd(-1)}/{death.value}".replace(" ", "")
+    return f"{handlers}/{with_ours}/{int(status['SigBlk'], 16)}/{signal.set_wakeup_fd(-1)}/{death.value}".replace(
+        " ", ""
+    )
 
 
 def tell_dispositions(key: str) -> None:
@@ -211,7 +219,8 @@ def looks(key: str, how: str) -> None:
 @dramatiq.actor
 def ends(key: str, number: int) -> None:
     """A forked child that a signal reaches at once, before it can do anything."""
-    pid = os.fork()  # not multiprocessing: threads that start its processes reap those of others, and may be late to say so
+    # not multiprocessing: threads that start its processes reap those of others, and may be late to say so
+    pid = os.fork()
     if pid == 0:
         wait_long()
         os._exit(0)

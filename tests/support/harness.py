@@ -48,7 +48,11 @@ class House:
     def __init__(self, name: str, database: Any, monkeypatch: Any, **settings: Any) -> None:
         self.name = name
         self.database = database  # None for "stub"
-        self.settings = load_settings({}, **{**QUICK, **settings}) if database is None else quick_settings(database, **settings)
+        self.settings = (
+            load_settings({}, **{**QUICK, **settings})
+            if database is None
+            else quick_settings(database, **settings)
+        )
         self._monkeypatch = monkeypatch
         self._worker: Any = None
         self._thread: threading.Thread | None = None
@@ -72,12 +76,16 @@ class House:
 
     def start(self) -> House:
         if self.name == "runtime":
-            self._monkeypatch.setattr("packhorse.worker.runtime.process.load_broker", lambda settings: self.broker)
+            self._monkeypatch.setattr(
+                "packhorse.worker.runtime.process.load_broker", lambda settings: self.broker
+            )
             self._worker = WorkerProcess(self.settings, RunningIds.of(self.settings), uuid4())
             self._thread = threading.Thread(target=self._run, name="house")
             self._thread.start()
         else:
-            self._worker = dramatiq.Worker(self.broker, worker_timeout=50, worker_threads=self.settings.threads)
+            self._worker = dramatiq.Worker(
+                self.broker, worker_timeout=50, worker_threads=self.settings.threads
+            )
             self._worker.start()
         return self
 
@@ -104,7 +112,9 @@ class House:
         else:
             with self.database.connect(admin=True) as connection:
                 wait_until(
-                    lambda: not connection.execute("select exists (select from message_queue)").fetchone()[0], timeout_seconds, "no live message"
+                    lambda: not connection.execute("select exists (select from message_queue)").fetchone()[0],
+                    timeout_seconds,
+                    "no live message",
                 )
 
     def dead(self) -> list[str]:

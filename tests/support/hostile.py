@@ -1,7 +1,7 @@
 """Ten thousand hostile messages, and what must never be seen of them in a log line or a series.
 
-MARKS are in payloads and keys only: nobody may show them. PERSONAL is in everything a producer controls, and handlers
-log it themselves: nobody may show it unmasked. FORGED begins a line that only a forger writes.
+MARKS are in payloads and keys only: nobody may show them. PERSONAL is in everything a producer controls, and
+handlers log it themselves: nobody may show it unmasked. FORGED begins a line that only a forger writes.
 """
 
 from __future__ import annotations
@@ -107,17 +107,25 @@ def _row(n: int, queue: str, message_type: str, content: str, options: Any = Non
 
 
 def messages(count: int) -> Iterator[dict[str, Any]]:
-    """`count` rows. Of each hundred: 45 for handlers, 5 undecodable or with broken options, 40 of unknown types, 5 on queues
-    that nobody works on, 5 on queues that nobody has declared."""
+    """`count` rows. Of each hundred: 45 for handlers, 5 undecodable or with broken options, 40 of unknown
+    types, 5 on queues that nobody works on, 5 on queues that nobody has declared."""
     hows = list(ENDINGS)
     for n in range(count):
         match n % 100:
             case place if place < 45:
-                yield _row(n, "default", "hostile", json.dumps(payload(n, hows[(n // 100 * 45 + place) % len(hows)])))
+                yield _row(
+                    n, "default", "hostile", json.dumps(payload(n, hows[(n // 100 * 45 + place) % len(hows)]))
+                )
             case 45 | 46:
                 yield _row(n, "default", "hostile", BROKEN_PAYLOADS[n // 100 % len(BROKEN_PAYLOADS)])
             case 47 | 48:
-                yield _row(n, "default", "hostile", json.dumps(payload(n, "plain")), BROKEN_OPTIONS[n // 50 % len(BROKEN_OPTIONS)])
+                yield _row(
+                    n,
+                    "default",
+                    "hostile",
+                    json.dumps(payload(n, "plain")),
+                    BROKEN_OPTIONS[n // 50 % len(BROKEN_OPTIONS)],
+                )
             case 49:
                 yield _row(n, "default", "strict", json.dumps(payload(n, "plain")))
             case place if place < 90:

@@ -1,4 +1,6 @@
-"""Handlers and middleware that do with their payload all that careless code does (tests/support/hostile.py)."""
+"""Handlers and middleware that do with their payload all that careless code does
+(tests/support/hostile.py).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Nosy(dramatiq.Middleware):
         if message.kwargs.get("how") == "nosy":
             raise ValueError(f"before {message.kwargs}")
 
-    def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:
+    def after_process_message(
+        self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
         if message.kwargs.get("how") == "nosy":
             raise LookupError(message.kwargs) from ValueError(str(message.kwargs))
 
@@ -119,7 +123,10 @@ def context(**payload: Any) -> None:
 
 
 def group(**payload: Any) -> None:
-    raise ExceptionGroup(str(payload), [ValueError(payload["key"]), ExceptionGroup(payload["about"], [KeyError(payload["key"])])])
+    raise ExceptionGroup(
+        str(payload),
+        [ValueError(payload["key"]), ExceptionGroup(payload["about"], [KeyError(payload["key"])])],
+    )
 
 
 def noted(**payload: Any) -> None:

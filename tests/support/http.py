@@ -39,7 +39,9 @@ def problems(port: int, probe: str) -> list[str] | None:
 
 
 def scale(port: int) -> dict[str, Any]:
-    """The answer of /scale; empty when there is none yet (the endpoints' own process starts after the workers)."""
+    """The answer of /scale; empty when there is none yet (the endpoints' own process starts after the
+    workers).
+    """
     status, text = get(port, "/scale")
     return dict(json.loads(text)) if status == 200 else {}
 

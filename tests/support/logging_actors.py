@@ -1,4 +1,6 @@
-"""An application that sets up logging of its own: at import as LOGGING_AT_IMPORT says, later as a message says."""
+"""An application that sets up logging of its own: at import as LOGGING_AT_IMPORT says, later as a message
+says.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,10 @@ def _broken_handler() -> None:
 
 
 def _structlog() -> None:
-    structlog.configure(processors=[structlog.processors.KeyValueRenderer()], logger_factory=structlog.PrintLoggerFactory(io.StringIO()))
+    structlog.configure(
+        processors=[structlog.processors.KeyValueRenderer()],
+        logger_factory=structlog.PrintLoggerFactory(io.StringIO()),
+    )
 
 
 def _stderr() -> None:
@@ -90,7 +95,9 @@ def _stderr() -> None:
 
 HOW = {
     "dictConfig": _dict_config,
-    "dictConfig of packhorse": lambda: _dict_config(loggers={"packhorse": {"handlers": ["own"], "level": "CRITICAL", "propagate": True}}),
+    "dictConfig of packhorse": lambda: _dict_config(
+        loggers={"packhorse": {"handlers": ["own"], "level": "CRITICAL", "propagate": True}}
+    ),
     "fileConfig": _file_config,
     "basicConfig": _basic_config,
     "root handlers removed": lambda: logging.getLogger().handlers.clear(),

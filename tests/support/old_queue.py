@@ -1,4 +1,6 @@
-"""A queue as teams have built it themselves: one table with a status column, functions around it, rows of every kind."""
+"""A queue as teams have built it themselves: one table with a status column, functions around it, rows of
+every kind.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def make(database: Database, *, functions: bool = True) -> None:
 
 
 def fill(database: Database, rows: int, *, conversations: int = 5) -> None:
-    """Rows of every state: of ten, six wait, two have failed, two are done; `n` in the payload counts them."""
+    """Rows of every state: of ten, six wait, two have failed, two are done; `n` in the payload counts
+    them.
+    """
     database.query(
         """insert into message_queue (queue_name, job_type, payload, status, conversation_id, created_at, attempts)
            select (array['mail', 'chat'])[1 + n %% 2], 'send_reply', jsonb_build_object('n', n),

@@ -85,7 +85,9 @@ class Page:
 
 
 class Browser:
-    """get and post with paths below the base path; post finds the CSRF token of its form as a browser does."""
+    """get and post with paths below the base path; post finds the CSRF token of its form as a browser
+    does.
+    """
 
     def __init__(self, client: httpx.Client, page: Page) -> None:
         self.client = client
@@ -105,7 +107,9 @@ class Browser:
         assert found, f"no form on {path}"
         return found[1]
 
-    def post(self, path: str, fields: dict[str, Any] | None = None, *, form_on: str | None = None, **options: Any) -> httpx.Response:
+    def post(
+        self, path: str, fields: dict[str, Any] | None = None, *, form_on: str | None = None, **options: Any
+    ) -> httpx.Response:
         """form_on: the page whose form is sent; its CSRF token goes along."""
         headers = {"Origin": f"http://127.0.0.1:{self.page.port}", **options.pop("headers", {})}
         sent = dict(fields or {})

@@ -36,7 +36,9 @@ class Page:
     def __init__(self, name: str) -> None:
         self.name = name
         text = (ROOT / "docs" / name).read_text()
-        self.blocks = [Block(*found) for found in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
+        self.blocks = [
+            Block(*found) for found in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        ]
 
     def block(self, words: str) -> str:
         """The text of the only block with these words in it."""

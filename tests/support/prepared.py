@@ -1,8 +1,9 @@
 """A Python that has imported the command line and forks for each command: an eighth of the cost of a start.
 
-What runs is a process of its own with its own files, folder, environment and exit code, which enters by the function
-that the installed `packhorse` enters by. `python -m packhorse.worker.cli.program` itself is started by every test of a daemon, and
-by tests/support/cli.py when the environment means something to the interpreter.
+What runs is a process of its own with its own files, folder, environment and exit code, which enters by the
+function that the installed `packhorse` enters by. `python -m packhorse.worker.cli.program` itself is started
+by every test of a daemon, and by tests/support/cli.py when the environment means something to the
+interpreter.
 """
 
 from __future__ import annotations
@@ -21,10 +22,24 @@ from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 #: Variables that Python, or a library while it is imported, looks at.
-OF_THE_START = ("PYTHON", "LANG", "LC_", "TZ", "LD_", "TERMINAL_", "FORCE_COLOR", "NO_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "_TYPER", "PSYCOPG")
+OF_THE_START = (
+    "PYTHON",
+    "LANG",
+    "LC_",
+    "TZ",
+    "LD_",
+    "TERMINAL_",
+    "FORCE_COLOR",
+    "NO_COLOR",
+    "PY_COLORS",
+    "GITHUB_ACTIONS",
+    "_TYPER",
+    "PSYCOPG",
+)
 _REQUEST_BYTES = 1 << 20
 
-_started: tuple[int, socket.socket, dict[str, str]] | None = None  # by which process; where to ask; the variables it knows
+# by which process; where to ask; the variables it knows
+_started: tuple[int, socket.socket, dict[str, str]] | None = None
 
 
 def knows(environment: dict[str, str]) -> bool:
@@ -32,8 +47,16 @@ def knows(environment: dict[str, str]) -> bool:
     return _of_the_start(environment) == _prepared()[1]
 
 
-def run(arguments: list[str], folder: Path, environment: dict[str, str], files: tuple[IO[Any], IO[Any], IO[Any]], timeout_seconds: float) -> int:
-    """Run `packhorse <arguments>` to its end; its exit code, negative for a signal. Several threads may run one each."""
+def run(
+    arguments: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    files: tuple[IO[Any], IO[Any], IO[Any]],
+    timeout_seconds: float,
+) -> int:
+    """Run `packhorse <arguments>` to its end; its exit code, negative for a signal. Several threads may run
+    one each.
+    """
     request = json.dumps({"arguments": arguments, "folder": str(folder), "environment": environment}).encode()
     mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with mine:
@@ -71,7 +94,9 @@ def _prepared() -> tuple[socket.socket, dict[str, str]]:
 
 # -- in the prepared Python ----------------------------------------------------------------------
 def serve(requests: socket.socket) -> Callable[[], None]:
-    """Fork for each request. Returns in the fork only: what it shall do, once nothing of this is on its stack."""
+    """Fork for each request. Returns in the fork only: what it shall do, once nothing of this is on its
+    stack.
+    """
     interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests
     while True:
         body, fds = _receive(requests)

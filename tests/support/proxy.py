@@ -9,7 +9,8 @@ from pathlib import Path
 
 
 class Proxy:
-    """TCP on 127.0.0.1 in front of a server's unix socket. One thread owns every socket; others only set flags.
+    """TCP on 127.0.0.1 in front of a server's unix socket. One thread owns every socket; others only set
+    flags.
 
     deaf: bytes stay where they are and connections stay open, as behind a dead host or a stopped server.
     """
@@ -49,7 +50,9 @@ class Proxy:
             self._cut.set()
 
     def refuse_named(self, application_name: str) -> None:
-        """Cut the connections of that name, and every later one once it has said its name; "": none any more."""
+        """Cut the connections of that name, and every later one once it has said its name; "": none any
+        more.
+        """
         self._refused_name = application_name.encode()
 
     def close(self) -> None:

@@ -1,4 +1,6 @@
-"""Actors that keep results and take rate limits on Redis, beside one that needs none; a pool of a few threads."""
+"""Actors that keep results and take rate limits on Redis, beside one that needs none; a pool of a few
+threads.
+"""
 
 from __future__ import annotations
 

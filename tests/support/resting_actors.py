@@ -1,4 +1,6 @@
-"""Actors that call a service of the test: the file SERVICE says how it does. `ok`, `down`, or `busy <seconds>` (a 429)."""
+"""Actors that call a service of the test: the file SERVICE says how it does. `ok`, `down`, or `busy
+<seconds>` (a 429).
+"""
 
 from __future__ import annotations
 

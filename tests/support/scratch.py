@@ -1,7 +1,8 @@
 """Where the servers of one test run keep their data: in memory if there is enough, else below /tmp.
 
-A database is four hundred small files. There are disks on which making them takes half a second of the kernel's time;
-in memory it is twenty milliseconds. Kills mean the same in both places: what a server has written is the kernel's.
+A database is four hundred small files. There are disks on which making them takes half a second of the
+kernel's time; in memory it is twenty milliseconds. Kills mean the same in both places: what a server has
+written is the kernel's.
 """
 
 from __future__ import annotations

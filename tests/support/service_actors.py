@@ -10,7 +10,9 @@ import dramatiq
 from packhorse.calls import register_service
 from tests.support.notes import note
 
-ai = register_service("ai", os.environ["SERVICE_URL"], timeout=1000, breaker=json.loads(os.environ["SERVICE"]))
+ai = register_service(
+    "ai", os.environ["SERVICE_URL"], timeout=1000, breaker=json.loads(os.environ["SERVICE"])
+)
 
 
 @dramatiq.actor(queue_name="default", actor_name="ask", min_backoff=100, max_backoff=200)
@@ -27,7 +29,9 @@ async def ask_async(key: str) -> None:
     note("effect", key)
 
 
-@dramatiq.actor(queue_name="default", actor_name="ask_gated", services=["ai"], min_backoff=100, max_backoff=200)
+@dramatiq.actor(
+    queue_name="default", actor_name="ask_gated", services=["ai"], min_backoff=100, max_backoff=200
+)
 def ask_gated(key: str) -> None:
     note("start", key)
     ai.request("POST", f"/{key}", json={"key": key})

@@ -33,7 +33,9 @@ class Spans:
 
 
 def traced(monkeypatch: Any) -> Iterator[Spans]:
-    """Body of a fixture: tracing can be switched on, and is off again afterwards. A process has one provider for ever."""
+    """Body of a fixture: tracing can be switched on, and is off again afterwards. A process has one provider
+    for ever.
+    """
     if not isinstance(trace.get_tracer_provider(), TracerProvider):
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(_EXPORTER))

@@ -1,4 +1,6 @@
-"""Actors of the tracing tests. With SPANS in the environment: the SDK, and a line of JSON per span in that file."""
+"""Actors of the tracing tests. With SPANS in the environment: the SDK, and a line of JSON per span in that
+file.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ if "SPANS" in os.environ:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
     class ToFile(SpanExporter):
-        """Or, with COLLECTOR=hangs, to a collector that never answers; with COLLECTOR=refuses, to one that cannot be reached."""
+        """Or, with COLLECTOR=hangs, to a collector that never answers; with COLLECTOR=refuses, to one that
+        cannot be reached.
+        """
 
         def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
             if os.environ.get("COLLECTOR") == "hangs":
@@ -28,7 +32,15 @@ if "SPANS" in os.environ:
                 for span in spans:
                     links = [f"{link.context.trace_id:032x}" for link in span.links]
                     file.write(
-                        json.dumps({"name": span.name, "trace": f"{span.context.trace_id:032x}", "links": links, **(span.attributes or {})}) + "\n"
+                        json.dumps(
+                            {
+                                "name": span.name,
+                                "trace": f"{span.context.trace_id:032x}",
+                                "links": links,
+                                **(span.attributes or {}),
+                            }
+                        )
+                        + "\n"
                     )
             return SpanExportResult.SUCCESS
 

@@ -17,5 +17,7 @@ def wait_until(condition: Callable[[], T], timeout_seconds: float = 20.0, messag
         if value:
             return value
         if time.monotonic() >= deadline:
-            raise AssertionError(f"not true within {timeout_seconds} s: {message or condition}; last value {value!r}")
+            raise AssertionError(
+                f"not true within {timeout_seconds} s: {message or condition}; last value {value!r}"
+            )
         time.sleep(0.02)

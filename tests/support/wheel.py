@@ -11,7 +11,11 @@ from tests.support.workers import ROOT
 
 def install(folder: Path, *others: str) -> tuple[Path, Path]:
     """(environment, wheel) in this folder, without extras; others: packages that go in beside it."""
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
     (wheel,) = folder.glob("*.whl")
     environment = folder / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
@@ -21,5 +25,12 @@ def install(folder: Path, *others: str) -> tuple[Path, Path]:
 
 def add(environment: Path, *packages: str) -> None:
     """Put packages into an environment, in the versions that the constraints name."""
-    pip = [environment / "bin/pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", ROOT / "constraints.txt"]
+    pip = [
+        environment / "bin/pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--constraint",
+        ROOT / "constraints.txt",
+    ]
     subprocess.run([*pip, *packages], check=True, capture_output=True)

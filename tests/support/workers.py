@@ -1,7 +1,8 @@
 """Real worker processes and their ledger of effects.
 
-A daemon is `python -m packhorse.worker.cli.program worker <modules>` in a process group of its own. Handlers write each start and
-each effect to a ledger file by one O_APPEND write: faults of database and processes do not touch it.
+A daemon is `python -m packhorse.worker.cli.program worker <modules>` in a process group of its own. Handlers
+write each start and each effect to a ledger file by one O_APPEND write: faults of database and processes do
+not touch it.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class Daemon:
             "drain_seconds": 10,
         }
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PACKHORSE_")}
-        environment |= {f"PACKHORSE_{key.upper()}": str(value) for key, value in {**quick, **settings}.items()}
+        environment |= {
+            f"PACKHORSE_{key.upper()}": str(value) for key, value in {**quick, **settings}.items()
+        }
         environment |= {"DATABASE_URL": url, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         if ledger is not None:
             environment["LEDGER"] = str(ledger.path)
@@ -83,12 +86,19 @@ class Daemon:
 
     def children(self) -> list[int]:
         """Pids of the live worker processes below the parent."""
-        out = subprocess.run(["pgrep", "-a", "-P", str(self.process.pid)], capture_output=True, text=True, check=False).stdout
+        out = subprocess.run(
+            ["pgrep", "-a", "-P", str(self.process.pid)], capture_output=True, text=True, check=False
+        ).stdout
         found = [line.split() for line in out.splitlines()]
-        return [int(pid) for pid, *command in found if "web" not in command]  # of `packhorse up` the page is one, too
+        # of `packhorse up` the page is one, too
+        return [int(pid) for pid, *command in found if "web" not in command]
 
     def wait_ready(self, count: int = 1) -> Daemon:
-        wait_until(lambda: self.log.count("worker_started") >= count or self.process.poll() is not None, 30, "worker_started")
+        wait_until(
+            lambda: self.log.count("worker_started") >= count or self.process.poll() is not None,
+            30,
+            "worker_started",
+        )
         assert self.process.poll() is None, self.log
         return self
 

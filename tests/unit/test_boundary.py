@@ -1,4 +1,6 @@
-"""Error boundaries in every shape (worker/calls/boundary.py): SPEC W9, PLATFORM 8. Through a worker: tests/integration/test_errors.py."""
+"""Error boundaries in every shape (worker/calls/boundary.py): SPEC W9, PLATFORM 8. Through a worker:
+tests/integration/test_errors.py.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,14 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import TimeLimitExceeded
 
 import packhorse
-from packhorse.calls import AgentError, CircuitOpen, MessageProcessingError, WorkflowError, safe_http_response, with_error_boundary
+from packhorse.calls import (
+    AgentError,
+    CircuitOpen,
+    MessageProcessingError,
+    WorkflowError,
+    safe_http_response,
+    with_error_boundary,
+)
 from packhorse.worker.attempt.context import current
 from packhorse.worker.attempt.details import details_of, judgement_of
 from packhorse.worker.attempt.middleware.retries import Retries
@@ -41,7 +50,9 @@ def lines():
 @pytest.fixture
 def message():
     """A claimed message, as far as a boundary looks at it."""
-    current.message = SimpleNamespace(lease_token=77, correlation_id="of-the-message", options={}, attempt=1, id=5)  # type: ignore[assignment]
+    current.message = SimpleNamespace(
+        lease_token=77, correlation_id="of-the-message", options={}, attempt=1, id=5
+    )  # type: ignore[assignment]
     yield current.message
     current.message = None
 
@@ -90,7 +101,12 @@ def raising(error):
 def test_success_is_one_line_with_its_duration(shape, lines):
     assert shape(with_error_boundary("charge", correlation_id="c-1"), lambda: 42) == 42
     (line,) = lines()
-    assert (line["event"], line["level"], line["operation_name"], line["correlation_id"]) == ("operation_done", "info", "charge", "c-1")
+    assert (line["event"], line["level"], line["operation_name"], line["correlation_id"]) == (
+        "operation_done",
+        "info",
+        "charge",
+        "c-1",
+    )
     assert line["duration_seconds"] >= 0
 
 
@@ -111,7 +127,11 @@ KINDS = {
     "agent": (AgentError("x", agent_type="support"), True, "AGENT_ERROR"),
     "agent not recoverable": (AgentError("x", recoverable=False), False, "AGENT_ERROR"),
     "processing": (MessageProcessingError("x", message_id=1), True, "MESSAGE_PROCESSING_ERROR"),
-    "processing not to be retried": (MessageProcessingError("x", should_retry=False), False, "MESSAGE_PROCESSING_ERROR"),
+    "processing not to be retried": (
+        MessageProcessingError("x", should_retry=False),
+        False,
+        "MESSAGE_PROCESSING_ERROR",
+    ),
     "of the network": (ConnectionRefusedError("x"), True, None),
     "of anybody": (ValueError("x"), False, None),
     "group": (ExceptionGroup("x", [TimeoutError()]), True, None),
@@ -119,24 +139,52 @@ KINDS = {
 
 
 @pytest.mark.parametrize(("error", "retryable", "code"), KINDS.values(), ids=KINDS)
-def test_an_error_is_said_once_and_raised_again_and_ends_as_it_should(shape, lines, message, error, retryable, code):
+def test_an_error_is_said_once_and_raised_again_and_ends_as_it_should(
+    shape, lines, message, error, retryable, code
+):
     with pytest.raises(type(error)) as raised:
         shape(with_error_boundary("charge"), raising(error))
     assert raised.value is error
     first, *more = lines()
-    assert (first["event"], first["level"], first["operation_name"]) == ("operation_failed", "warning", "charge")
-    assert (first["code"], first["error_class"], first["retryable"]) == (code, type(error).__name__, retryable)
+    assert (first["event"], first["level"], first["operation_name"]) == (
+        "operation_failed",
+        "warning",
+        "charge",
+    )
+    assert (first["code"], first["error_class"], first["retryable"]) == (
+        code,
+        type(error).__name__,
+        retryable,
+    )
     assert first["correlation_id"] == "of-the-message" and first["duration_seconds"] >= 0
     assert [line["event"] for line in more] == (["agent_error"] if isinstance(error, AgentError) else [])
     outcome = Retries().decide(None, message, error)
-    assert outcome.verb is (Verb.FAIL if retryable else Verb.BURY) and (outcome.reason == "rejected") is not retryable
-    assert outcome.details is not None and outcome.details.code == code and outcome.details.context["operation_name"] == "charge"
-    assert outcome.details.retryable is (retryable or getattr(error, "retryable", False)), "what it says of itself stays as it was"
+    assert (
+        outcome.verb is (Verb.FAIL if retryable else Verb.BURY)
+        and (outcome.reason == "rejected") is not retryable
+    )
+    assert (
+        outcome.details is not None
+        and outcome.details.code == code
+        and outcome.details.context["operation_name"] == "charge"
+    )
+    assert outcome.details.retryable is (retryable or getattr(error, "retryable", False)), (
+        "what it says of itself stays as it was"
+    )
 
 
 @pytest.mark.parametrize(
     "error",
-    [*ASKED, CancelInterrupt(), DrainInterrupt(), LeaseInterrupt(), TimeLimitExceeded(), KeyboardInterrupt(), SystemExit(3), GeneratorExit()],
+    [
+        *ASKED,
+        CancelInterrupt(),
+        DrainInterrupt(),
+        LeaseInterrupt(),
+        TimeLimitExceeded(),
+        KeyboardInterrupt(),
+        SystemExit(3),
+        GeneratorExit(),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_asked_outcomes_and_interrupts_pass_and_are_no_error(lines, message, error):
@@ -199,11 +247,20 @@ def test_an_error_of_the_database_keeps_the_judgement_when_it_is_translated(mess
 
 
 def test_an_inner_boundary_knows_more_than_an_outer_one(lines, message):
-    with pytest.raises(ValueError) as raised, with_error_boundary("outer", user_id="ada", step=1), with_error_boundary("inner", step=2):
+    with (
+        pytest.raises(ValueError) as raised,
+        with_error_boundary("outer", user_id="ada", step=1),
+        with_error_boundary("inner", step=2),
+    ):
         raise ValueError
     assert [line["operation_name"] for line in lines()] == ["inner", "outer"]
     context = details_of(raised.value, judgement_of(raised.value)).context  # type: ignore[union-attr]
-    assert context == {"operation_name": "inner", "correlation_id": "of-the-message", "step": 2, "user_id": "ada"}
+    assert context == {
+        "operation_name": "inner",
+        "correlation_id": "of-the-message",
+        "step": 2,
+        "user_id": "ada",
+    }
 
 
 def test_an_error_that_is_handled_inside_says_nothing_of_the_operation(lines, message):
@@ -226,15 +283,27 @@ def test_lines_and_kept_texts_are_masked(shape, lines, message):
     secret = "+250788123456"
     with pytest.raises(RuntimeError) as raised:
         shape(
-            with_error_boundary(f"call {secret}", user_phone=secret, user_id="ada@example.org", note=f"to {secret}", api_key="k-1"),
+            with_error_boundary(
+                f"call {secret}",
+                user_phone=secret,
+                user_id="ada@example.org",
+                note=f"to {secret}",
+                api_key="k-1",
+            ),
             raising(RuntimeError(f"no answer from {secret}")),
         )
     outcome = Retries().decide(None, message, raised.value)
     said = json.dumps(lines()) + outcome.details.as_json() + outcome.error_message + outcome.traceback  # type: ignore[operator,union-attr]
     assert "250788123456" not in said and "ada@" not in said and "k-1" not in said
     (line,) = lines()
-    assert (line["user_phone"], line["context"]) == ("+250788***456", {"note": "to +250788***456", "api_key": "***"})
-    assert outcome.error_message == "no answer from +250788***456" and "no answer from +250788***456" in outcome.traceback  # type: ignore[operator]
+    assert (line["user_phone"], line["context"]) == (
+        "+250788***456",
+        {"note": "to +250788***456", "api_key": "***"},
+    )
+    assert (
+        outcome.error_message == "no answer from +250788***456"
+        and "no answer from +250788***456" in outcome.traceback
+    )  # type: ignore[operator]
 
 
 def test_a_long_text_is_masked_whole(message):
@@ -249,17 +318,24 @@ def test_a_long_text_is_masked_whole(message):
 def test_lines_from_inside_have_the_context_and_those_after_have_not(shape, lines):
     log = structlog.get_logger("app")
     shape(
-        with_error_boundary("charge", correlation_id="c-1", workflow_type="order", message_id="wamid.1", event="x", exc_info=True),
+        with_error_boundary(
+            "charge",
+            correlation_id="c-1",
+            workflow_type="order",
+            message_id="wamid.1",
+            event="x",
+            exc_info=True,
+        ),
         lambda: log.info("inside"),
     )
     log.info("after")
     inside, _, after = lines()
-    assert (inside["operation_name"], inside["correlation_id"], inside["workflow_type"], inside["message_id"]) == (
-        "charge",
-        "c-1",
-        "order",
-        "wamid.1",
-    )
+    assert (
+        inside["operation_name"],
+        inside["correlation_id"],
+        inside["workflow_type"],
+        inside["message_id"],
+    ) == ("charge", "c-1", "order", "wamid.1")
     assert inside["event"] == "inside" and inside["context"] == {"event": "x", "exc_info": True}
     assert set(after) == {"event", "level", "logger", "timestamp"}
 
@@ -318,7 +394,12 @@ def test_a_boundary_may_have_a_timeout(late, lines, message):
     assert (line["code"], line["error_class"], line["retryable"]) == ("TIMEOUT", "WorkflowError", True)
     outcome = Retries().decide(None, message, raised.value)
     assert outcome.verb is Verb.FAIL and outcome.details is not None
-    assert outcome.details.context == {"timeout_ms": 20, "operation_name": "ask", "correlation_id": "of-the-message", "agent_type": "support"}
+    assert outcome.details.context == {
+        "timeout_ms": 20,
+        "operation_name": "ask",
+        "correlation_id": "of-the-message",
+        "agent_type": "support",
+    }
     assert packhorse.correlation_id() == "of-the-message"
 
 
@@ -390,7 +471,10 @@ def test_what_is_decorated_keeps_its_name_and_signature():
     assert (fetch.__name__, fetch.__doc__) == ("fetch", "Gets it.")
     import inspect
 
-    assert inspect.iscoroutinefunction(fetch) and list(inspect.signature(fetch).parameters) == ["url", "tries"]
+    assert inspect.iscoroutinefunction(fetch) and list(inspect.signature(fetch).parameters) == [
+        "url",
+        "tries",
+    ]
 
 
 def test_what_cannot_be_decorated_is_refused():
@@ -449,7 +533,10 @@ def test_a_web_handler_answers_without_the_text_of_others(error, status, text):
 
 
 def test_a_web_handler_answers_with_the_correlation_id_of_the_boundary():
-    with pytest.raises(ValueError) as raised, with_error_boundary("webhook", correlation_id="from-the-request") as operation:
+    with (
+        pytest.raises(ValueError) as raised,
+        with_error_boundary("webhook", correlation_id="from-the-request") as operation,
+    ):
         assert safe_http_response(ValueError()).headers["X-Correlation-ID"] == operation.correlation_id
         raise ValueError
     assert safe_http_response(raised.value).body["correlationId"] == "from-the-request"

@@ -25,12 +25,24 @@ class Process:
         self.clock = Clock()
         self.away = away
         declaration = declare(
-            "ai", {"endpoints": endpoints or ("a",), "fallback": fallback, "breaker": {"least_calls": 3, "reset_seconds": 10, "trials": 2}}
+            "ai",
+            {
+                "endpoints": endpoints or ("a",),
+                "fallback": fallback,
+                "breaker": {"least_calls": 3, "reset_seconds": 10, "trials": 2},
+            },
         )
         self.breakers = ServiceBreakers(declaration, is_away=lambda: self.away, clock=self.clock)
 
     def told(self, endpoint: str = "a", state: str = "closed", epoch: int = 1, **changes: Any) -> None:
-        given: dict[str, Any] = {"forced": None, "retry_in": None, "probing": False, "failures_in_row": 0, "healthy": None, "changed": False}
+        given: dict[str, Any] = {
+            "forced": None,
+            "retry_in": None,
+            "probing": False,
+            "failures_in_row": 0,
+            "healthy": None,
+            "changed": False,
+        }
         self.breakers.apply([EndpointState("ai", endpoint, state, epoch=epoch, **(given | changes))])
 
     def call(self, succeeded: bool, breaker: Breaker | None = None) -> None:
@@ -48,7 +60,15 @@ def test_what_was_counted_is_told_once() -> None:
     process.told()
     for succeeded in (True, False, False):
         process.call(succeeded)
-    report = {"service": "ai", "endpoint": "a", "epoch": 1, "calls": 3, "failures": 2, "in_row": 2, "succeeded": True}
+    report = {
+        "service": "ai",
+        "endpoint": "a",
+        "epoch": 1,
+        "calls": 3,
+        "failures": 2,
+        "in_row": 2,
+        "succeeded": True,
+    }
     assert process.breakers.take() == [report] and process.breakers.take() == []
     process.breakers.give_back([report])
     process.call(False, process.breakers.breakers[0])
@@ -102,7 +122,9 @@ def test_an_open_breaker_is_probed_when_its_time_has_come_and_asked_for_now_and_
     assert process.breakers.ready() is None and process.breakers.to_probe() == []
     assert 5.0 < process.breakers.wait_seconds() < 6.0
     process.clock.now += 5
-    assert len(process.breakers.to_probe()) == 1 and process.breakers.to_probe() == [], "not by everybody at once"
+    assert len(process.breakers.to_probe()) == 1 and process.breakers.to_probe() == [], (
+        "not by everybody at once"
+    )
     process.clock.now += 0.2
     assert len(process.breakers.to_probe()) == 1
 
@@ -122,7 +144,9 @@ def test_while_the_database_is_away_a_process_decides_by_its_own_calls() -> None
     breaker = process.breakers.breakers[0]
     assert process.breakers.ready() is None and process.breakers.begin_own_probe(breaker) is None
     process.clock.now += 10
-    assert process.breakers.begin_own_probe(breaker) == -1 and process.breakers.begin_own_probe(breaker) is None, "one at a time"
+    assert (
+        process.breakers.begin_own_probe(breaker) == -1 and process.breakers.begin_own_probe(breaker) is None
+    ), "one at a time"
     process.breakers.end_own_probe(breaker, False)
     process.clock.now += 10
     for _ in range(2):
@@ -139,7 +163,9 @@ def test_a_process_that_has_seen_enough_failures_in_a_row_waits_for_no_report() 
     for _ in range(12):
         assert process.breakers.ready() is not None
         process.call(False)
-    assert process.breakers.ready() is None and 0 < process.breakers.wait_seconds() < 1, "open until the database has answered"
+    assert process.breakers.ready() is None and 0 < process.breakers.wait_seconds() < 1, (
+        "open until the database has answered"
+    )
     process.told()
     assert process.breakers.ready() is None, "that was the answer to an earlier report"
     process.breakers.take()

@@ -1,4 +1,6 @@
-"""The context of an error becomes small, masked JSON, whatever was put in (worker/observe/contexts.py): SPEC W9, FAILURES 13, 75."""
+"""The context of an error becomes small, masked JSON, whatever was put in (worker/observe/contexts.py): SPEC
+W9, FAILURES 13, 75.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,13 @@ ODD = {
     "hostile": Hostile(a=1),
     "endless": Endless(),
     "odd text": {"text": Cut("abc")},
-    "numbers": {"nan": float("nan"), "inf": float("-inf"), "huge": 10**6000, "decimal": Decimal("1.50"), "true": True},
+    "numbers": {
+        "nan": float("nan"),
+        "inf": float("-inf"),
+        "huge": 10**6000,
+        "decimal": Decimal("1.50"),
+        "true": True,
+    },
     "generator": {"rows": (n for n in range(10))},
     "no mapping": "just a text",
     "nothing": None,
@@ -100,13 +108,28 @@ def test_it_is_bounded_json_that_the_database_can_store(context):
 
 
 def test_what_is_plain_stays_as_it_is():
-    context = {"a": 1, "b": [True, None, 1.5, "x"], "c": {"d": "e"}, "when": datetime(2026, 1, 2), "id": UUID(int=1), "level": Level.HIGH}
-    assert masked_context(context) == context | {"when": "2026-01-02 00:00:00", "id": "00000000-0000-0000-0000-000000000001", "level": 3}
+    context = {
+        "a": 1,
+        "b": [True, None, 1.5, "x"],
+        "c": {"d": "e"},
+        "when": datetime(2026, 1, 2),
+        "id": UUID(int=1),
+        "level": Level.HIGH,
+    }
+    assert masked_context(context) == context | {
+        "when": "2026-01-02 00:00:00",
+        "id": "00000000-0000-0000-0000-000000000001",
+        "level": 3,
+    }
 
 
 def test_odd_values_are_texts():
     assert masked_context(ODD["odd text"]) == {"text": "abc"}
-    assert masked_context({"big": 2**70, "least": -(2**63), "huge": 10**6000}) == {"big": str(2**70), "least": -(2**63), "huge": "<int>"}
+    assert masked_context({"big": 2**70, "least": -(2**63), "huge": 10**6000}) == {
+        "big": str(2**70),
+        "least": -(2**63),
+        "huge": "<int>",
+    }
     assert masked_context(ODD["hostile"]) == {"first": 1, CUT: "<Hostile>"}
     assert masked_context(ODD["no mapping"]) == {"value": "just a text"}
 
@@ -124,7 +147,11 @@ def test_what_is_left_out_is_marked():
     assert masked_context({"body": "x" * 600})["body"] == "x" * 500 + CUT
     assert masked_context({"list": list(range(100))})["list"][-1] == CUT
     assert CUT in masked_context({f"key{n}": "y" * 100 for n in range(100)})
-    assert masked_context({"blob": b"abc", "it": Refuses(), "beside": 1}) == {"blob": "<3 bytes>", "it": "<Refuses>", "beside": 1}
+    assert masked_context({"blob": b"abc", "it": Refuses(), "beside": 1}) == {
+        "blob": "<3 bytes>",
+        "it": "<Refuses>",
+        "beside": 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -136,10 +163,16 @@ def test_what_is_left_out_is_marked():
         ({"user_phone": "12345"}, {"user_phone": "***345"}),
         ({"user_phone": None}, {"user_phone": None}),
         ({"wa_id": "250788123456"}, {"wa_id": "250788***456"}),
-        ({"order": {"note": "call +250788123456 or ada@example.org"}}, {"order": {"note": "call +250788***456 or a***@example.org"}}),
+        (
+            {"order": {"note": "call +250788123456 or ada@example.org"}},
+            {"order": {"note": "call +250788***456 or a***@example.org"}},
+        ),
         ({"+250788123456": 1}, {"+250788***456": 1}),
         ({"numbers": [250788123456, 17]}, {"numbers": ["250788***456", 17]}),
-        ({"api_key": "k", "password": 1, "token": None}, {"api_key": "***", "password": "***", "token": None}),
+        (
+            {"api_key": "k", "password": 1, "token": None},
+            {"api_key": "***", "password": "***", "token": None},
+        ),
     ],
 )
 def test_personal_data_and_secrets_are_masked(context, expected):

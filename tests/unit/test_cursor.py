@@ -1,4 +1,6 @@
-"""Where claims look (SPEC W2, held snapshots): every sweep sees all that lies behind the front, whatever the slices cost."""
+"""Where claims look (SPEC W2, held snapshots): every sweep sees all that lies behind the front, whatever the
+slices cost.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def contains(look: Look, moment: str, place: int = 4) -> bool:
     return (since is None or moment >= since) and (until is None or (until != "-infinity" and moment < until))
 
 
-def run_front(cursor: ClaimCursor, clock: Clock, moments: range, count: int = MARK_EVERY, took: float = 0.001) -> None:
+def run_front(
+    cursor: ClaimCursor, clock: Clock, moments: range, count: int = MARK_EVERY, took: float = 0.001
+) -> None:
     """The front claims `count` messages at each of these moments; no sweep is due meanwhile."""
     for moment in moments:
         look = cursor.look(["q"])
@@ -81,7 +85,9 @@ def test_a_look_at_everything_keeps_its_distance_by_its_cost(clock: Clock) -> No
 
 
 def test_a_connection_that_makes_every_look_slow_makes_none_dear(clock: Clock) -> None:
-    """Else slices are never joined there, and a sweep takes longer with every message since the start: minutes, after a day."""
+    """Else slices are never joined there, and a sweep takes longer with every message since the start:
+    minutes, after a day.
+    """
     cursor = ClaimCursor(["q"])
     cursor.looked(module.ALL, 0.2, exhausted=False)
     run_front(cursor, clock, range(1, 60), took=0.2)
@@ -94,7 +100,9 @@ def test_a_connection_that_makes_every_look_slow_makes_none_dear(clock: Clock) -
 
 
 def test_a_rest_ends_when_the_front_is_as_slow(clock: Clock) -> None:
-    """A lock that claims wait for makes every look dear: to rest for it would leave what lies behind the front for ten seconds."""
+    """A lock that claims wait for makes every look dear: to rest for it would leave what lies behind the
+    front for ten seconds.
+    """
     cursor = ClaimCursor(["q"])
     cursor.looked(module.ALL, 0.001, exhausted=True)
     run_front(cursor, clock, range(1), count=1)
@@ -116,7 +124,9 @@ def test_one_slow_look_at_the_front_makes_no_sweep_cheap(clock: Clock) -> None:
 
 
 def test_a_long_sweep_lets_the_front_be_looked_at(clock: Clock) -> None:
-    """Without NOTIFY an idle worker looks when the next slice is due, and finds a new message at the front only."""
+    """Without NOTIFY an idle worker looks when the next slice is due, and finds a new message at the front
+    only.
+    """
     cursor = ClaimCursor(["q"])
     cursor.looked(module.ALL, 0.001, exhausted=False)
     run_front(cursor, clock, range(1, 200))
@@ -149,7 +159,11 @@ def test_a_short_front_asks_for_the_next_sweep(clock: Clock) -> None:
     assert cursor.next_sweep == module.SOON_SECONDS
 
 
-@given(st.lists(st.sampled_from([0.0005, 0.003, 0.02]), min_size=1, max_size=30), st.integers(1, 40), st.integers(1, 4))
+@given(
+    st.lists(st.sampled_from([0.0005, 0.003, 0.02]), min_size=1, max_size=30),
+    st.integers(1, 40),
+    st.integers(1, 4),
+)
 @settings(max_examples=200, deadline=None)
 def test_every_sweep_sees_everything_behind_the_front(costs: list[float], claims: int, sweeps: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -192,8 +206,12 @@ def test_cheap_slices_become_one_look_at_everything(clock: Clock) -> None:
     assert cursor.look(["q"]) is module.ALL
 
 
-def costed(cursor: ClaimCursor, clock: Clock, cost: Callable[[int], float], front: float = 0.001) -> list[int]:
-    """A sweep where each of the moments costs that many seconds, beyond the front's one; how many dear ones each slice looked at."""
+def costed(
+    cursor: ClaimCursor, clock: Clock, cost: Callable[[int], float], front: float = 0.001
+) -> list[int]:
+    """A sweep where each of the moments costs that many seconds, beyond the front's one; how many dear ones
+    each slice looked at.
+    """
     widths: list[int] = []
 
     def costs() -> Iterator[float]:
@@ -209,7 +227,9 @@ def costed(cursor: ClaimCursor, clock: Clock, cost: Callable[[int], float], fron
 
 @pytest.mark.parametrize("before", [1, 30])
 def test_slices_are_as_wide_as_their_stretches_are_cheap(clock: Clock, before: int) -> None:
-    """Some old stretches cost nothing, new ones a millisecond each: what was learnt from the old ones makes no slice of many new ones."""
+    """Some old stretches cost nothing, new ones a millisecond each: what was learnt from the old ones makes
+    no slice of many new ones.
+    """
     cursor = ClaimCursor(["q"])
     cursor.looked(module.ALL, 0.001, exhausted=False)
     run_front(cursor, clock, range(1, before))
@@ -255,7 +275,9 @@ def test_slices_rest_after_what_they_cost(clock: Clock) -> None:
     assert cursor.next_sweep == pytest.approx(clock.now), "no more than the look before it"
     clock.now = cursor.next_sweep
     cursor.looked(cursor.look(["q"]), 0.004, exhausted=True)
-    assert cursor.next_sweep == pytest.approx(clock.now + 0.06), "what it cost more than the front, twenty times"
+    assert cursor.next_sweep == pytest.approx(clock.now + 0.06), (
+        "what it cost more than the front, twenty times"
+    )
 
 
 def test_a_slice_that_gave_all_it_was_asked_for_is_looked_at_again(clock: Clock) -> None:
@@ -264,7 +286,9 @@ def test_a_slice_that_gave_all_it_was_asked_for_is_looked_at_again(clock: Clock)
     cursor.looked(look, 0.003, exhausted=False)
     assert cursor.look(["q"]) == look
     clock.now -= 1
-    assert cursor.look(["q"]).since == [None] * 4 + [text(3)] + [None] * 5, "a slice never takes the front back"
+    assert cursor.look(["q"]).since == [None] * 4 + [text(3)] + [None] * 5, (
+        "a slice never takes the front back"
+    )
 
 
 def test_a_sweep_without_a_look_at_the_front_is_not_whole(clock: Clock) -> None:
@@ -284,6 +308,9 @@ def test_priorities_and_queues_keep_their_own_front(clock: Clock) -> None:
     cursor.claimed(look, {("b", 1): text(7), ("a", 10): text(3)}, 2)
     since = cursor.look(["a", "b"]).since
     assert since is not None
-    assert {place: moment for place, moment in enumerate(since) if moment} == {PRIORITIES - 1: text(3), PRIORITIES: text(7)}
+    assert {place: moment for place, moment in enumerate(since) if moment} == {
+        PRIORITIES - 1: text(3),
+        PRIORITIES: text(7),
+    }
     cursor.claimed(look, {("b", 1): text(6)}, 1)
     assert cursor.look(["a", "b"]).since == since, "a message that was claimed by its id takes nothing back"

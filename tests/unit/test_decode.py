@@ -1,4 +1,6 @@
-"""A claimed row as a dramatiq message: the short cut for messages without options takes nothing else for one."""
+"""A claimed row as a dramatiq message: the short cut for messages without options takes nothing else for
+one.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,30 @@ SENT = 1_764_000_000_123
 
 def decoded(options: dict, age_seconds: float = 0.0, attempt: int = 1) -> ClaimedMessage:
     text = json.dumps(options, ensure_ascii=False)  # as PostgreSQL writes jsonb
-    message = ClaimedMessage(("claimed", 1, 1, "q", "t", "{}", text, 5, attempt, None, 0, None, None, None, "", age_seconds, 0.0, None), 0.0, 0.0)
+    message = ClaimedMessage(
+        (
+            "claimed",
+            1,
+            1,
+            "q",
+            "t",
+            "{}",
+            text,
+            5,
+            attempt,
+            None,
+            0,
+            None,
+            None,
+            None,
+            "",
+            age_seconds,
+            0.0,
+            None,
+        ),
+        0.0,
+        0.0,
+    )
     message.decode()
     return message
 
@@ -34,14 +59,22 @@ def decoded(options: dict, age_seconds: float = 0.0, attempt: int = 1) -> Claime
 )
 def test_whatever_they_look_like_its_options_are_read(options):
     message = decoded(options)
-    assert {"message_id": message.message_id, "message_timestamp": message.message_timestamp, **message.options} == options
+    assert {
+        "message_id": message.message_id,
+        "message_timestamp": message.message_timestamp,
+        **message.options,
+    } == options
 
 
 def test_the_short_cut_is_taken_by_what_dramatiq_sends():
-    assert _PLAIN.fullmatch(json.dumps({"message_id": "0f8fad5b-d9cb-469f-a165-70867728950e", "message_timestamp": SENT}))
+    assert _PLAIN.fullmatch(
+        json.dumps({"message_id": "0f8fad5b-d9cb-469f-a165-70867728950e", "message_timestamp": SENT})
+    )
 
 
-@pytest.mark.parametrize("said", [{}, {"message_timestamp": "soon"}, {"message_timestamp": True}, {"message_timestamp": None}])
+@pytest.mark.parametrize(
+    "said", [{}, {"message_timestamp": "soon"}, {"message_timestamp": True}, {"message_timestamp": None}]
+)
 def test_without_a_senders_time_the_age_in_the_database_says_it(said):
     before = int(time.time() * 1000)
     found = decoded({"message_id": "m", **said}, age_seconds=5.0).message_timestamp
@@ -57,15 +90,30 @@ def kept(options: dict, **changes: object) -> dict | None:
 
 
 def test_options_are_kept_when_they_have_changed_without_what_each_attempt_has():
-    stored = {"message_id": "m", "message_timestamp": SENT, "args": [1], "tenant": "a", "traceback": "of the last one", "requeue_timestamp": 1}
+    stored = {
+        "message_id": "m",
+        "message_timestamp": SENT,
+        "args": [1],
+        "tenant": "a",
+        "traceback": "of the last one",
+        "requeue_timestamp": 1,
+    }
     assert kept(stored) is None
     assert kept(stored, retries=2, traceback="of this one", requeue_timestamp=2) is None
-    assert kept(stored, tenant="b", retries=2) == {"message_id": "m", "message_timestamp": SENT, "args": [1], "tenant": "b"}
+    assert kept(stored, tenant="b", retries=2) == {
+        "message_id": "m",
+        "message_timestamp": SENT,
+        "args": [1],
+        "tenant": "b",
+    }
     assert kept({}, tenant="b") == {"tenant": "b"}
 
 
 def test_options_that_cannot_be_stored_are_left_out():
-    assert kept({"tenant": "a"}, lock=object(), nan=float("nan"), nul="\0", good=[1]) == {"tenant": "a", "good": [1]}
+    assert kept({"tenant": "a"}, lock=object(), nan=float("nan"), nul="\0", good=[1]) == {
+        "tenant": "a",
+        "good": [1],
+    }
     assert kept({"tenant": "a"}, one="x" * 700_000, two="x" * 700_000) is None, "together they are too large"
     message = decoded({"tenant": "a"})
     message.options["tenant"] = "b"

@@ -37,7 +37,9 @@ def fail(secret="4711"):
 
 def test_frames_of_ours_are_folded_and_texts_are_left_out():
     text = folded(raised(contain, fail))
-    assert text.count("Traceback (most recent call last):") == 2 and "in fail" in text and "direct cause" in text
+    assert (
+        text.count("Traceback (most recent call last):") == 2 and "in fail" in text and "direct cause" in text
+    )
     assert "... 1 of packhorse, dramatiq or import" in text and "in contain" not in text
     assert "4711" not in text.replace('secret="4711"', "") and text.endswith("ValueError")
 
@@ -85,7 +87,10 @@ def test_watched_folders_are_those_of_modules_and_the_current_one(tmp_path):
     (beside / "single.py").touch()
     search = ["", str(here), str(beside), str(installed)]
     assert source_folders(["app.actors"], here, search) == [here]
-    assert source_folders(["app", "shared.deep.actors", "library", "nowhere"], here, search) == [here, beside / "shared"]
+    assert source_folders(["app", "shared.deep.actors", "library", "nowhere"], here, search) == [
+        here,
+        beside / "shared",
+    ]
     assert source_folders(["single", "shared"], here, search) == [here, beside]
 
 
@@ -120,7 +125,9 @@ def test_tracebacks_of_a_history_are_fields_of_their_own():
         {"attempt": 2, "event": "failed", "at": "2030-01-01T00:00:09+00:00", "traceback": "two"},
     ]
     shown = with_tracebacks({"id": 1, "history": entries, "steps": None})
-    assert shown["attempt 1, 2030-01-01T00:00:00"] == "one" and shown["attempt 2, 2030-01-01T00:00:09"] == "two"
+    assert (
+        shown["attempt 1, 2030-01-01T00:00:00"] == "one" and shown["attempt 2, 2030-01-01T00:00:09"] == "two"
+    )
     assert "traceback" not in str(shown["history"]) and list(shown)[-1] == "steps"
     assert "two" not in with_tracebacks({"traceback": "two, whole", "history": entries}).values()
     assert with_tracebacks({"history": None}) == {"history": None} and with_tracebacks({"id": 1}) == {"id": 1}

@@ -15,7 +15,8 @@ from packhorse.worker.observe.process_stats import CONTACT_AT, REGISTERED
 from packhorse.worker.service import Service
 from packhorse.worker.store.workers import UPKEEP_STEPS
 
-NOW = 1000.0
+#: Duties note failures by the clock of this machine, which may have started a minute ago.
+NOW = time.monotonic()
 
 
 def texts(duties, now=NOW):
@@ -45,9 +46,13 @@ def test_a_duty_is_a_problem_once_it_has_failed_for_longer_than_its_budget_until
     duties = Duties()
     duties.failing("rescue", refused(), began=NOW)
     assert texts(duties, NOW + BUDGET_SECONDS) == []
-    assert texts(duties, NOW + BUDGET_SECONDS + 1) == [f"rescue has failed for {BUDGET_SECONDS + 1:.0f} s (42501)"]
+    assert texts(duties, NOW + BUDGET_SECONDS + 1) == [
+        f"rescue has failed for {BUDGET_SECONDS + 1:.0f} s (42501)"
+    ]
     duties.failing("rescue", StoreUnavailable("gone"), began=NOW + 30)
-    assert texts(duties, NOW + 31) == ["rescue has failed for 31 s (StoreUnavailable)"], "since the first failure, by the last cause"
+    assert texts(duties, NOW + 31) == ["rescue has failed for 31 s (StoreUnavailable)"], (
+        "since the first failure, by the last cause"
+    )
     duties.well("rescue")
     assert texts(duties, NOW + 100) == [] and duties.failing_seconds(NOW + 100) == {}
 
@@ -67,7 +72,9 @@ def test_a_completion_that_failed_is_not_told_for_ever_when_nothing_is_left_to_c
     duties.failing("claim", "23514")
     now = time.monotonic()
     assert [text.split()[0] for text in texts(duties, now + 299)] == ["claim", "complete"]
-    assert [text.split()[0] for text in texts(duties, now + 301)] == ["claim"], "it is tried again in any case"
+    assert [text.split()[0] for text in texts(duties, now + 301)] == ["claim"], (
+        "it is tried again in any case"
+    )
 
 
 def test_a_duty_that_nobody_does_is_overdue():
@@ -126,7 +133,9 @@ def test_another_process_reads_them():
 
 
 def test_a_process_that_replaces_another_goes_on_with_what_fails():
-    """A fault that ends processes would begin anew with each of them. What is not done again by itself is forgotten."""
+    """A fault that ends processes would begin anew with each of them. What is not done again by itself is
+    forgotten.
+    """
     fleet_stats = a_board()
     duties = fleet_stats.children[0].duties
     duties.expect("rescue", 6.0)
@@ -134,7 +143,9 @@ def test_a_process_that_replaces_another_goes_on_with_what_fails():
     duties.failing("complete", "23514", 3, began=NOW - 31)
     fleet_stats.fold(0)
     assert texts(duties) == ["beat has failed for 31 s (42501)"]
-    assert texts(duties, NOW + 1000) == ["beat has failed for 1031 s (42501)"], "nobody was to rescue meanwhile"
+    assert texts(duties, NOW + 1000) == ["beat has failed for 1031 s (42501)"], (
+        "nobody was to rescue meanwhile"
+    )
 
 
 @pytest.mark.parametrize("vital", ["fetcher", "claim", "complete", "beat", "timekeeper", "pool", "scheduler"])
@@ -150,11 +161,16 @@ def test_one_child_that_cannot_do_what_is_vital_makes_a_worker_unready(vital):
 def test_what_is_not_vital_is_said_and_leaves_it_ready(duty):
     fleet_stats = a_board(children=2)
     fleet_stats.children[1].duties.failing(duty, "42501", began=NOW - 31)
-    assert is_ready(fleet_stats) == [] and warnings(fleet_stats, NOW) == [f"child 1: {duty} has failed for 31 s (42501)"]
+    assert is_ready(fleet_stats) == [] and warnings(fleet_stats, NOW) == [
+        f"child 1: {duty} has failed for 31 s (42501)"
+    ]
 
 
 def test_the_first_child_tells_of_the_exporter_which_has_no_row():
     fleet_stats = a_board(children=2)
     fleet_stats.duties.failing("fleet", "42501", began=NOW - 31)
-    assert [texts(stats.duties) for stats in fleet_stats.workers] == [["fleet has failed for 31 s (42501)"], []]
+    assert [texts(stats.duties) for stats in fleet_stats.workers] == [
+        ["fleet has failed for 31 s (42501)"],
+        [],
+    ]
     assert warnings(fleet_stats, NOW) == ["fleet has failed for 31 s (42501)"], "once"

@@ -32,7 +32,11 @@ def port(errors):
     def broken(_accept):
         raise RuntimeError("no")
 
-    routes = {"/ok": lambda accept: Answer(accept.encode() or b"plain"), "/broken": broken, "/probe": lambda _: probe_answer(["a", "b"])}
+    routes = {
+        "/ok": lambda accept: Answer(accept.encode() or b"plain"),
+        "/broken": broken,
+        "/probe": lambda _: probe_answer(["a", "b"]),
+    }
     routes["/long"] = lambda _: Answer(b"x" * LONG)
     endpoints = Endpoints("127.0.0.1", 0, routes, errors.append)
     threading.Thread(target=endpoints.serve, daemon=True).start()
@@ -65,7 +69,13 @@ def test_a_broken_route_is_500_is_counted_and_harms_no_other(port, errors):
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/", 404), ("GET", "/../ok", 404), ("POST", "/ok", 405), ("DELETE", "/ok", 405), ("GET", "/" + 70_000 * "x", 414)],
+    [
+        ("GET", "/", 404),
+        ("GET", "/../ok", 404),
+        ("POST", "/ok", 405),
+        ("DELETE", "/ok", 405),
+        ("GET", "/" + 70_000 * "x", 414),
+    ],
 )
 def test_everything_else_is_refused_in_words_that_machines_read(port, method, path, status):
     found, body, answer = ask(port, method, path)
@@ -94,11 +104,15 @@ def dropped(clients):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [16, MOST_CLIENTS, 1000])
 def test_clients_that_send_a_byte_a_second_keep_nobody_from_an_answer(port, many_sockets, count):
-    """They come again when they are dropped; a probe is answered all the while, for longer than a request may take."""
+    """They come again when they are dropped; a probe is answered all the while, for longer than a request may
+    take.
+    """
     clients, until = [], time.monotonic() + HEAD_SECONDS + 1
     while time.monotonic() < until:
         while len(clients) < count:
-            clients.append(many_sockets.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)))
+            clients.append(
+                many_sockets.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            )
         for client in clients:
             with suppress(ConnectionError):  # it was dropped
                 client.send(b"x")
@@ -134,7 +148,10 @@ def test_the_deadline_is_for_the_whole_request_not_for_each_byte(impatient, port
 
 
 def test_a_client_that_says_nothing_or_never_closes_is_dropped(impatient, port):
-    with socket.create_connection(("127.0.0.1", port)) as silent, socket.create_connection(("127.0.0.1", port)) as lingering:
+    with (
+        socket.create_connection(("127.0.0.1", port)) as silent,
+        socket.create_connection(("127.0.0.1", port)) as lingering,
+    ):
         lingering.sendall(b"GET /ok HTTP/1.1\r\n\r\n")
         silent.settimeout(20)
         lingering.settimeout(20)
@@ -145,7 +162,9 @@ def test_a_client_that_says_nothing_or_never_closes_is_dropped(impatient, port):
 
 def test_one_client_more_than_there_are_places_drops_the_oldest_incomplete_one(port):
     with ExitStack() as opened:
-        clients = [opened.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(MOST_CLIENTS)]
+        clients = [
+            opened.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(MOST_CLIENTS)
+        ]
         assert ask(port, "GET", "/ok")[0] == 200
         assert select.select(clients, [], [], 20)[0] == clients[:1]
 
@@ -168,7 +187,11 @@ def raw(port, sent):
 def test_one_connection_is_for_one_request(port):
     """Pipelined ones get one answer that says so; one that asks to keep the connection is told no."""
     answer = raw(port, b"GET /ok HTTP/1.1\r\nConnection: keep-alive\r\n\r\n" * 50)
-    assert answer.startswith(b"HTTP/1.1 200") and answer.count(b"HTTP/1.1") == 1 and b"Connection: close" in answer
+    assert (
+        answer.startswith(b"HTTP/1.1 200")
+        and answer.count(b"HTTP/1.1") == 1
+        and b"Connection: close" in answer
+    )
 
 
 @pytest.mark.parametrize(
@@ -206,7 +229,12 @@ def test_many_parallel_scrapes_are_all_answered(port):
 
 
 def test_garbage_does_not_stop_it(port):
-    for garbage in (b"\x00" * 5000, b"GET\r\n\r\n", b"GET /ok HTTP/9.9\r\n\r\n", b"A" * 100_000 + b"\r\n\r\n"):
+    for garbage in (
+        b"\x00" * 5000,
+        b"GET\r\n\r\n",
+        b"GET /ok HTTP/9.9\r\n\r\n",
+        b"A" * 100_000 + b"\r\n\r\n",
+    ):
         with socket.create_connection(("127.0.0.1", port)) as client:
             try:
                 client.sendall(garbage)

@@ -1,4 +1,6 @@
-"""Every call of a logger below worker/ and schedules/ is an event of the registry, with its level and exactly its keys."""
+"""Every call of a logger below worker/ and schedules/ is an event of the registry, with its level and exactly
+its keys.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def calls() -> Iterator[tuple[str, str, object]]:
                 level, arguments = node.func.attr, node.args
                 if level == "log":
                     level, arguments = "varies", node.args[1:]
-                template = arguments[0].value if arguments and isinstance(arguments[0], ast.Constant) else None
+                template = (
+                    arguments[0].value if arguments and isinstance(arguments[0], ast.Constant) else None
+                )
                 yield f"{path.relative_to(ROOT)}:{node.lineno}", level, template
 
 
@@ -49,7 +53,9 @@ def test_a_log_call_is_an_event_of_the_registry(place, level, template):
 
 
 def test_every_event_of_the_registry_is_logged_somewhere():
-    logged = {parsed[0] for _, _, template in CALLS if isinstance(template, str) and (parsed := _parse(template))}
+    logged = {
+        parsed[0] for _, _, template in CALLS if isinstance(template, str) and (parsed := _parse(template))
+    }
     assert set(EVENTS) - logged == {"log_line_failed"}, "written by the handler itself"
 
 

@@ -18,7 +18,13 @@ def fetcher_after_a_turn(*, backlog: bool, room: int) -> tuple[Fetcher, Any]:
     """A fetcher whose handlers all run, and none of them has ended; and its intake."""
     pace = Pace(1000, 1000)
     intake = SimpleNamespace(
-        pace=pace, backlog=backlog, room=lambda: room, done=[], signalled=False, next_poll=math.inf, pool=SimpleNamespace(patient=False)
+        pace=pace,
+        backlog=backlog,
+        room=lambda: room,
+        done=[],
+        signalled=False,
+        next_poll=math.inf,
+        pool=SimpleNamespace(patient=False),
     )
     fetcher = Fetcher.__new__(Fetcher)  # without a broker and a database
     Service.__init__(fetcher)
@@ -32,8 +38,12 @@ def fetcher_after_a_turn(*, backlog: bool, room: int) -> tuple[Fetcher, Any]:
     return fetcher, intake
 
 
-@pytest.mark.parametrize(("backlog", "room", "pauses"), [(True, 900, False), (True, 0, True), (False, 900, True)])
+@pytest.mark.parametrize(
+    ("backlog", "room", "pauses"), [(True, 900, False), (True, 0, True), (False, 900, True)]
+)
 def test_a_claim_that_was_cut_off_by_its_batch_is_followed_by_the_next_one_at_once(backlog, room, pauses):
-    """A thousand coroutines are filled by ten claims of a hundred: nobody has to end first, and nothing is waited for."""
+    """A thousand coroutines are filled by ten claims of a hundred: nobody has to end first, and nothing is
+    waited for.
+    """
     fetcher, intake = fetcher_after_a_turn(backlog=backlog, room=room)
     assert (fetcher._pause([intake] if room else []) > 0) is pauses

@@ -65,14 +65,26 @@ def test_a_current_folder_that_is_gone_is_an_error_that_says_what_to_do(tmp_path
 
 
 def test_entries_of_sys_path_follow(release):
-    sys.path[:] = [f"{release}/releases/1/app", f"{release}/releases/1/app/lib", f"{release}/releases/1/apple", "", "/usr/lib"]
+    sys.path[:] = [
+        f"{release}/releases/1/app",
+        f"{release}/releases/1/app/lib",
+        f"{release}/releases/1/apple",
+        "",
+        "/usr/lib",
+    ]
     path = folder.find(None, {"PWD": f"{release}/current/app"})
     (release / "releases/2/app").mkdir(parents=True)
     (release / "current").unlink()
     (release / "current").symlink_to("releases/2")
     folder.enter(path)
     assert os.getcwd() == f"{release}/releases/2/app"
-    assert sys.path == [f"{release}/releases/2/app", f"{release}/releases/2/app/lib", f"{release}/releases/1/apple", "", "/usr/lib"]
+    assert sys.path == [
+        f"{release}/releases/2/app",
+        f"{release}/releases/2/app/lib",
+        f"{release}/releases/1/apple",
+        "",
+        "/usr/lib",
+    ]
 
 
 def test_why_no_process_can_start_there(release):

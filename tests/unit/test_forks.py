@@ -1,4 +1,6 @@
-"""Children that others' code forks in a process of ours (W10b), one rule at a time; whole workers: tests/process/test_child_processes.py."""
+"""Children that others' code forks in a process of ours (W10b), one rule at a time; whole workers:
+tests/process/test_child_processes.py.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from packhorse.worker.runtime.threads import ThreadPool
 
 
 def code_of(body):
-    """The exit code of a forked process that runs `body`; 99 when an assertion of its failed, 98 when it came back from where it was to end."""
+    """The exit code of a forked process that runs `body`; 99 when an assertion of its failed, 98 when it came
+    back from where it was to end.
+    """
     pid = os.fork()
     if pid == 0:
         code = 99
@@ -56,7 +60,15 @@ def test_what_is_contained_returns_and_raises_as_it_does():
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(None, 0), (SystemExit(), 0), (SystemExit(0), 0), (SystemExit(3), 3), (SystemExit(-1), 255), (SystemExit("text"), 1), (ValueError("x"), 1)],
+    [
+        (None, 0),
+        (SystemExit(), 0),
+        (SystemExit(0), 0),
+        (SystemExit(3), 3),
+        (SystemExit(-1), 255),
+        (SystemExit("text"), 1),
+        (ValueError("x"), 1),
+    ],
 )
 def test_a_child_that_comes_back_ends_with_the_code_that_it_asked_for(error, code):
     def handler():
@@ -114,7 +126,12 @@ def test_a_child_writes_no_shared_memory_of_ours_but_a_process_of_ours_does():
         pool.slots[1].enter(SimpleNamespace(id=7), 0.0)
 
     assert as_worker(lambda: code_of(write)) == 0
-    assert (running.read(), list(stats.totals[:1]), stats.ticks(), stats.states[REGISTERED]) == ([], [0.0], {}, 0.0)
+    assert (running.read(), list(stats.totals[:1]), stats.ticks(), stats.states[REGISTERED]) == (
+        [],
+        [0.0],
+        {},
+        0.0,
+    )
     pid = forks.fork_own()
     if pid == 0:
         stats.tick("fetcher", 1.0)

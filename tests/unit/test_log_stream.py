@@ -1,4 +1,6 @@
-"""Log lines into a pipe that nobody reads (worker/observe.log_stream.py): lines are lost, nobody waits for ever."""
+"""Log lines into a pipe that nobody reads (worker/observe.log_stream.py): lines are lost, nobody waits for
+ever.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,11 @@ def put(log_stream, stream, text):
 def test_a_pipe_that_nobody_reads_costs_lines_and_holds_up_nobody(pipe):
     read, stream = pipe
     log_stream = LogStream()
-    assert put(log_stream, stream, "one\n") == [False] and put(log_stream, stream, "two\n") == [False] and log_stream.lost == 2
+    assert (
+        put(log_stream, stream, "one\n") == [False]
+        and put(log_stream, stream, "two\n") == [False]
+        and log_stream.lost == 2
+    )
     empty(read)
     assert put(log_stream, stream, "three\n") == [True]
     assert os.read(read, 100) == b"three\n"
@@ -69,7 +75,10 @@ def test_what_another_character_set_cannot_say_is_escaped(tmp_path):
 def writes(monkeypatch):
     """The lengths of what goes out at once."""
     lengths, write = [], os.write
-    monkeypatch.setattr("packhorse.worker.observe.log_stream.os.write", lambda descriptor, data: lengths.append(len(data)) or write(descriptor, data))
+    monkeypatch.setattr(
+        "packhorse.worker.observe.log_stream.os.write",
+        lambda descriptor, data: lengths.append(len(data)) or write(descriptor, data),
+    )
     return lengths
 
 

@@ -86,7 +86,10 @@ def test_what_is_no_phone_number_or_secret_stays(text):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("to ann.lee+x@example.co.uk failed", "to a***@example.co.uk failed"), ("250788123456@s.whatsapp.net", "2***@s.whatsapp.net")],
+    [
+        ("to ann.lee+x@example.co.uk failed", "to a***@example.co.uk failed"),
+        ("250788123456@s.whatsapp.net", "2***@s.whatsapp.net"),
+    ],
 )
 def test_e_mail_addresses_keep_first_letter_and_domain(text, expected):
     assert mask(text) == expected
@@ -142,7 +145,9 @@ def test_secrets_beside_their_names_disappear(text):
     ],
 )
 def test_keys_of_a_known_shape_disappear(key):
-    assert key not in mask(f"refused: {key} is invalid") and mask(f"refused: {key} is invalid").endswith("is invalid")
+    assert key not in mask(f"refused: {key} is invalid") and mask(f"refused: {key} is invalid").endswith(
+        "is invalid"
+    )
 
 
 def test_a_value_under_the_name_of_a_secret_disappears_whole():
@@ -169,17 +174,27 @@ def test_containers_are_bounded_and_nothing_that_cannot_be_printed_costs_the_lin
     for _ in range(50):
         value.append([])
         value = value[0]
-    assert "…" in str(masked(deep)) and len(masked(list(range(1000)))) == 100 and masked(Explosive()) == "<Explosive>"
+    assert (
+        "…" in str(masked(deep))
+        and len(masked(list(range(1000)))) == 100
+        and masked(Explosive()) == "<Explosive>"
+    )
 
 
 @given(st.integers(8, 15), st.data())
 def test_no_phone_number_with_a_plus_survives(length, data):
     digits = data.draw(st.text("0123456789", min_size=length, max_size=length).filter(lambda d: d[0] != "0"))
-    around = data.draw(st.text(" abc,;:'\"()[]{}<>/=", max_size=5)), data.draw(st.text(" abc,;:'\"()[]{}<>/=", max_size=5))
+    around = (
+        data.draw(st.text(" abc,;:'\"()[]{}<>/=", max_size=5)),
+        data.draw(st.text(" abc,;:'\"()[]{}<>/=", max_size=5)),
+    )
     assert digits not in mask(f"{around[0]}+{digits}{around[1]}")
 
 
-@given(st.from_regex(r"[a-z][a-z0-9._%+-]{2,20}@[a-z0-9-]{1,20}\.[a-z]{2,5}", fullmatch=True), st.text(" ,;:<>()'\"", max_size=3))
+@given(
+    st.from_regex(r"[a-z][a-z0-9._%+-]{2,20}@[a-z0-9-]{1,20}\.[a-z]{2,5}", fullmatch=True),
+    st.text(" ,;:<>()'\"", max_size=3),
+)
 def test_no_e_mail_address_survives(address, around):
     assert address not in mask(f"{around}{address}{around}")
 
@@ -252,5 +267,9 @@ def test_a_value_cannot_forge_a_line_on_the_console():
             },
         ),
     )
-    assert "\n" not in event["event"] and "\n" not in event["reason"] and not set("\r\x1b\u2028\u202e") & set(event["reason"])
+    assert (
+        "\n" not in event["event"]
+        and "\n" not in event["reason"]
+        and not set("\r\x1b\u2028\u202e") & set(event["reason"])
+    )
     assert all(line.startswith("  | ") for line in event["exception"].split("\n"))

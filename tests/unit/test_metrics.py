@@ -1,4 +1,6 @@
-"""Shared memory, folding and rendering (worker/observe/process_stats.py, fleet_stats.py, metrics.py): FAILURES 67-69."""
+"""Shared memory, folding and rendering (worker/observe/process_stats.py, fleet_stats.py, metrics.py):
+FAILURES 67-69.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,13 @@ def running_in(slots):
 
 def a_meter(stats, queues=10, actors=20, slot=None):
     slots = [slot or ThreadSlot(0, RunningIds(1))]
-    return Meter(stats, [f"q{n}" for n in range(queues)], [f"a{n}" for n in range(actors)], running_in(slots), lambda: 0)
+    return Meter(
+        stats,
+        [f"q{n}" for n in range(queues)],
+        [f"a{n}" for n in range(actors)],
+        running_in(slots),
+        lambda: 0,
+    )
 
 
 def rendered(fleet_stats, fleet=None):
@@ -130,7 +138,9 @@ def test_what_the_pump_counts_is_what_is_shown():
     assert found["messages_finished_total", (("outcome", "dead"), ("queue", "q0"))] == 1
     assert found["actor_messages_finished_total", (("actor", "a0"), ("outcome", "ok"))] == 3
     assert found["actor_messages_finished_total", (("actor", "a0"), ("outcome", "failed"))] == 2
-    assert found["message_duration_seconds_bucket", (("le", "0.1"),)] == 4, "a bound belongs to its own bucket"
+    assert found["message_duration_seconds_bucket", (("le", "0.1"),)] == 4, (
+        "a bound belongs to its own bucket"
+    )
     assert found["message_duration_seconds_bucket", (("le", "+Inf"),)] == 6
     assert found["message_duration_seconds_count", ()] == 6
     assert found["message_duration_seconds_sum", ()] == pytest.approx(104.25)
@@ -149,7 +159,9 @@ def test_steps_are_counted_as_stored_and_reused():
 
 
 def test_a_wait_counts_when_the_handler_starts_not_when_it_ends():
-    """A handler may run for hours, or end its process: the count says what has started (alert PackhorseQueueNotStarting)."""
+    """A handler may run for hours, or end its process: the count says what has started (alert
+    PackhorseQueueNotStarting).
+    """
     fleet_stats, slots = FleetStats(1), [ThreadSlot(index, RunningIds(4)) for index in range(4)]
     meter = Meter(fleet_stats.children[0], ["q0"], ["a0"], running_in(slots), lambda: 0)
     running = [a_message(waited=waited) for waited in (0.05, 5.0, 61.0)]
@@ -157,15 +169,24 @@ def test_a_wait_counts_when_the_handler_starts_not_when_it_ends():
         slot.enter(message, 1.0)
     meter.publish()
     meter.publish()
-    started = {name: value for (name, labels), value in rendered(fleet_stats).items() if ("queue", "q0") in labels and "le" not in dict(labels)}
-    assert started["message_wait_seconds_count"] == 3 and started["message_wait_seconds_sum"] == pytest.approx(66.05)
+    started = {
+        name: value
+        for (name, labels), value in rendered(fleet_stats).items()
+        if ("queue", "q0") in labels and "le" not in dict(labels)
+    }
+    assert started["message_wait_seconds_count"] == 3 and started[
+        "message_wait_seconds_sum"
+    ] == pytest.approx(66.05)
     assert started["messages_finished_total"] == 0 and started["handler_seconds_total"] == 0
     for slot in slots:
         slot.leave()
     meter.done(running)
     meter.publish()
     found = rendered(fleet_stats)
-    buckets = [found["message_wait_seconds_bucket", (("le", le), ("queue", "q0"))] for le in ("0.1", "1.0", "10.0", "60.0", "+Inf")]
+    buckets = [
+        found["message_wait_seconds_bucket", (("le", le), ("queue", "q0"))]
+        for le in ("0.1", "1.0", "10.0", "60.0", "+Inf")
+    ]
     assert buckets == [1, 1, 2, 2, 3], "counted once"
     assert sum(slot.starts for slot in slots) == 3
 
@@ -191,14 +212,23 @@ def test_no_start_is_lost_or_counted_twice_while_handler_threads_begin_messages(
         meter.done([ended.popleft() for _ in range(len(ended))])
         meter.publish()
         seen.append(rendered(fleet_stats)["message_wait_seconds_count", (("queue", "q0"),)])
-    assert seen == sorted(seen) and rendered(fleet_stats)["message_wait_seconds_count", (("queue", "q0"),)] == 4 * each
+    assert (
+        seen == sorted(seen)
+        and rendered(fleet_stats)["message_wait_seconds_count", (("queue", "q0"),)] == 4 * each
+    )
 
 
 def test_the_first_failure_of_a_queue_or_actor_is_an_increase():
-    """A counter that appears at 1 has not increased for Prometheus; rare outcomes have a line only once they happen."""
+    """A counter that appears at 1 has not increased for Prometheus; rare outcomes have a line only once they
+    happen.
+    """
     fleet_stats = FleetStats(1)
     meter = a_meter(fleet_stats.children[0], queues=1, actors=1)
-    before = {dict(labels)["outcome"]: value for (name, labels), value in rendered(fleet_stats).items() if name.endswith("messages_finished_total")}
+    before = {
+        dict(labels)["outcome"]: value
+        for (name, labels), value in rendered(fleet_stats).items()
+        if name.endswith("messages_finished_total")
+    }
     assert before == {"done": 0, "retry": 0, "dead": 0, "ok": 0, "failed": 0}
     meter.finished(a_message(), "snooze")
     meter.publish()
@@ -208,7 +238,10 @@ def test_the_first_failure_of_a_queue_or_actor_is_an_increase():
 @pytest.mark.slow
 def test_a_thousand_replaced_children_cost_neither_memory_nor_output_and_no_counter_goes_back():
     fleet_stats = busy_board(children=2)
-    text, memory = render(FleetCollector(fleet_stats, "1"))[0], [bytes(cell.cast("B")) for cell in (fleet_stats._ended.totals,)]
+    text, memory = (
+        render(FleetCollector(fleet_stats, "1"))[0],
+        [bytes(cell.cast("B")) for cell in (fleet_stats._ended.totals,)],
+    )
     key = ("messages_finished_total", (("outcome", "done"), ("queue", "q3")))
     before = rendered(fleet_stats)[key]
     for restart in range(1000):
@@ -223,7 +256,9 @@ def test_a_thousand_replaced_children_cost_neither_memory_nor_output_and_no_coun
     found = rendered(fleet_stats)
     assert time.process_time() - began < 1.0, "a scrape costs what it cost before the first restart"
     assert found[key] == before + 1000
-    assert len(render(FleetCollector(fleet_stats, "1"))[0].splitlines()) <= len(text.splitlines()), "no line per child"
+    assert len(render(FleetCollector(fleet_stats, "1"))[0].splitlines()) <= len(text.splitlines()), (
+        "no line per child"
+    )
     assert len(bytes(fleet_stats._ended.totals.cast("B"))) == len(memory[0]) == TOTALS * 8
     assert len(fleet_stats.workers) == 2 and SIZE < 32_768
 
@@ -242,7 +277,10 @@ def test_a_fold_that_happens_while_somebody_reads_is_noticed(monkeypatch):
     monkeypatch.setattr(fleet_stats, "_sum", interrupted)
     totals = fleet_stats.read()
     assert len(reads) == 2
-    assert totals.queues["q0"][layout.FINISHED] == whole["messages_finished_total", (("outcome", "done"), ("queue", "q0"))]
+    assert (
+        totals.queues["q0"][layout.FINISHED]
+        == whole["messages_finished_total", (("outcome", "done"), ("queue", "q0"))]
+    )
 
 
 def test_a_parent_killed_in_the_middle_of_a_fold_does_not_hold_up_a_scrape():
@@ -253,7 +291,11 @@ def test_a_parent_killed_in_the_middle_of_a_fold_does_not_hold_up_a_scrape():
 
 def lines(fleet_stats, accept=""):
     """Sample lines as Prometheus stores them, a series each: a bucket is one, too."""
-    return [line for line in render(FleetCollector(fleet_stats, "1.2.3"), accept)[0].decode().splitlines() if line and not line.startswith("#")]
+    return [
+        line
+        for line in render(FleetCollector(fleet_stats, "1.2.3"), accept)[0].decode().splitlines()
+        if line and not line.startswith("#")
+    ]
 
 
 @pytest.mark.parametrize("accept", ["", OPENMETRICS])
@@ -270,13 +312,17 @@ def test_ten_queues_and_twenty_types_are_at_most_200_series_on_a_bad_day(childre
         for outcome in ("ok", "failed"):
             assert found["actor_messages_finished_total", (("actor", f"a{actor}"), ("outcome", outcome))] > 0
     present = {name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for name, _ in found}
-    assert present | ONLY_WHEN_USED == {definition.name for definition in PROCESS}, "nothing was left out to save lines"
+    assert present | ONLY_WHEN_USED == {definition.name for definition in PROCESS}, (
+        "nothing was left out to save lines"
+    )
 
 
 def test_a_duty_that_fails_is_one_line_more_whatever_the_children_and_none_once_it_is_well():
     fleet_stats = busy_board(children=3)
     usual = lines(fleet_stats)
-    for began, stats in zip((time.monotonic() - 40, time.monotonic() - 9), fleet_stats.children, strict=False):
+    for began, stats in zip(
+        (time.monotonic() - 40, time.monotonic() - 9), fleet_stats.children, strict=False
+    ):
         stats.duties.failing("rescue", "42501", began=began)
     key = ("duty_failing_seconds", (("duty", "rescue"), ("loop", "heartbeat")))
     assert len(lines(fleet_stats)) == len(usual) + 1 and 40 <= rendered(fleet_stats)[key] < 60
@@ -290,7 +336,16 @@ def test_every_other_outcome_of_a_queue_is_one_line_more():
     assert len(lines(busy_board(queues=10, actors=20))) == len(usual) + 10 * (len(OUTCOMES) - 3)
 
 
-HOSTILE = ['"} 1\n# TYPE x counter\nx{a="', "\x00\x1b[2J", "\u202e" * 30, "é" * 200, "{}", "le", "other\n", "🐎" * 40]
+HOSTILE = [
+    '"} 1\n# TYPE x counter\nx{a="',
+    "\x00\x1b[2J",
+    "\u202e" * 30,
+    "é" * 200,
+    "{}",
+    "le",
+    "other\n",
+    "🐎" * 40,
+]
 
 
 @pytest.mark.parametrize("children", [1, 8])
@@ -313,11 +368,19 @@ def test_series_are_bounded_whatever_the_names(children):
     for name, definition in DEFINITIONS.items():
         for label, places in (("queue", QUEUES), ("actor", ACTORS)):
             if label in definition.labels and definition in PROCESS:
-                values = {dict(labels)[label] for sample, labels in found if sample in (name, f"{name}_count")}
+                values = {
+                    dict(labels)[label] for sample, labels in found if sample in (name, f"{name}_count")
+                }
                 assert len(values) == places and "other" in values, name
     assert len(lines(fleet_stats)) == len(found) <= 660, "no name ends its line"
-    assert sum(value for (name, _), value in found.items() if name == "message_wait_seconds_count") == children * (500 * len(OUTCOMES) + 500)
-    done = sum(value for (name, labels), value in found.items() if name == "messages_finished_total" and ("outcome", "done") in labels)
+    assert sum(
+        value for (name, _), value in found.items() if name == "message_wait_seconds_count"
+    ) == children * (500 * len(OUTCOMES) + 500)
+    done = sum(
+        value
+        for (name, labels), value in found.items()
+        if name == "messages_finished_total" and ("outcome", "done") in labels
+    )
     assert done == children * (500 + 500), "what has no series of its own counts in `other`"
 
 
@@ -356,17 +419,29 @@ def test_every_defined_metric_is_rendered_with_its_type_and_labels():
     found = samples(text)
     for name, definition in DEFINITIONS.items():
         assert f"# TYPE packhorse_{name} {definition.kind}" in text, name
-        labels = [{key for key, _ in labels if key != "le"} for sample, labels in found if sample in (name, f"{name}_count")]
+        labels = [
+            {key for key, _ in labels if key != "le"}
+            for sample, labels in found
+            if sample in (name, f"{name}_count")
+        ]
         assert labels and all(seen == set(definition.labels) for seen in labels), name
-    assert {dict(labels)["reason"] for name, labels in found if name == "process_restarts_total"} == set(RESTARTS)
-    assert {dict(labels)["part"] for name, labels in found if name == "observability_errors_total"} == set(PARTS)
+    assert {dict(labels)["reason"] for name, labels in found if name == "process_restarts_total"} == set(
+        RESTARTS
+    )
+    assert {dict(labels)["part"] for name, labels in found if name == "observability_errors_total"} == set(
+        PARTS
+    )
     assert found["fleet_age_seconds", ()] == 2.0 and len(FLEET) == 29
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: apt-get install prometheus)")
+@pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not installed (Debian: apt-get install prometheus)"
+)
 def test_promtool_finds_nothing_to_complain_about():
     text = render(FleetCollector(busy_board(), "1", (FLEET_STATISTICS, 2.0)))[0]
-    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 

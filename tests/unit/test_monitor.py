@@ -1,4 +1,6 @@
-"""What the parent concludes from ticks, and what it tells systemd (worker/fleet/monitor.py, observe/systemd.py, observe/probes.py)."""
+"""What the parent concludes from ticks, and what it tells systemd (worker/fleet/monitor.py,
+observe/systemd.py, observe/probes.py).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,14 @@ import pytest
 from packhorse.worker.fleet.monitor import STANDSTILL_SECONDS, Monitor
 from packhorse.worker.observe import probes
 from packhorse.worker.observe.fleet_stats import FleetStats
-from packhorse.worker.observe.process_stats import CLAIM_FAILING, CONTACT_AT, DRAINING, LOOPS, QUIET, REGISTERED
+from packhorse.worker.observe.process_stats import (
+    CLAIM_FAILING,
+    CONTACT_AT,
+    DRAINING,
+    LOOPS,
+    QUIET,
+    REGISTERED,
+)
 from packhorse.worker.observe.systemd import Notifier
 from tests.support.notify import Manager
 
@@ -104,9 +113,13 @@ def test_a_child_is_not_blamed_for_time_in_which_the_parent_did_not_look_either(
 
 def test_systemd_hears_of_the_whole_life(clock, manager):
     fleet_stats = FleetStats(1, [lambda: 2])
-    watch = Monitor(fleet_stats, Notifier({"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "10000000"}), BUDGET)
+    watch = Monitor(
+        fleet_stats, Notifier({"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "10000000"}), BUDGET
+    )
     watch.look(1, False, False)
-    assert manager.all("READY") == [] and manager.all("EXTEND_TIMEOUT_USEC") == ["15000000"], "the start may take as long as the database is away"
+    assert manager.all("READY") == [] and manager.all("EXTEND_TIMEOUT_USEC") == ["15000000"], (
+        "the start may take as long as the database is away"
+    )
     working(fleet_stats, clock.now)
     watch.look(1, False, False)
     assert manager.all("READY") == ["1"]
@@ -127,7 +140,9 @@ def test_systemd_hears_of_the_whole_life(clock, manager):
 
 def test_the_watchdog_is_fed_at_half_its_interval_and_only_while_every_loop_ticks(clock, manager):
     fleet_stats = FleetStats(1)
-    watch = Monitor(fleet_stats, Notifier({"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "20000000"}), 5.0)
+    watch = Monitor(
+        fleet_stats, Notifier({"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "20000000"}), 5.0
+    )
     for _ in range(30):
         clock.pass_(1)
         working(fleet_stats, clock.now)
@@ -187,7 +202,9 @@ def test_a_loop_that_does_not_tick_is_named_before_its_process_is_killed(clock, 
                 fleet_stats.children[0].tick(other, clock.now)
     watch.look(1, False, False)
     assert watch.hung(0) == []
-    assert [problem.text for problem in fleet_stats.children[0].duties.problems(clock.now)] == [f"{loop} has failed for 21 s (does not tick)"]
+    assert [problem.text for problem in fleet_stats.children[0].duties.problems(clock.now)] == [
+        f"{loop} has failed for 21 s (does not tick)"
+    ]
     fleet_stats.children[0].tick(loop, clock.now)
     watch.look(1, False, False)
     assert fleet_stats.children[0].duties.problems(clock.now) == []

@@ -77,5 +77,7 @@ def test_the_page_has_no_name_without_a_word_and_names_no_private_module() -> No
 def test_a_function_that_raises_says_what(name: str) -> None:
     source = inspect.getsource(inspect.unwrap(CALLED[name]))
     doc = inspect.getdoc(CALLED[name]) or ""
-    if re.search(r"^ +raise (?!error$)\w", source.replace(doc, ""), re.MULTILINE) and not LIKE_ANOTHER.search(doc):
+    if re.search(r"^ +raise (?!error$)\w", source.replace(doc, ""), re.MULTILINE) and not LIKE_ANOTHER.search(
+        doc
+    ):
         assert re.search(r"[Rr]aise[sd]?\b", doc)

@@ -48,7 +48,10 @@ def test_a_repeated_event_is_written_a_bounded_number_of_times_and_then_counted(
     assert len(written()) == MOST
     clock.now += WINDOW_SECONDS + 1
     ours.info("something_else")
-    assert written()[MOST:] == ["repeats_suppressed of=message_failed by=packhorse.test count=30", "something_else"]
+    assert written()[MOST:] == [
+        "repeats_suppressed of=message_failed by=packhorse.test count=30",
+        "something_else",
+    ]
     ours.info("message_failed message_id=%s", "again")
     assert written()[-1].endswith("again"), "a new window begins"
 

@@ -13,7 +13,17 @@ import httpx
 import psycopg
 import pytest
 
-from packhorse import AgentError, Bury, Cancel, MessageProcessingError, Retry, Snooze, StoreError, StoreUnavailable, WorkflowError
+from packhorse import (
+    AgentError,
+    Bury,
+    Cancel,
+    MessageProcessingError,
+    Retry,
+    Snooze,
+    StoreError,
+    StoreUnavailable,
+    WorkflowError,
+)
 from packhorse.calls import CircuitOpen, ServiceFailed, is_retryable_error
 from packhorse.worker.calls.requests import AnswerTooLong
 
@@ -102,8 +112,25 @@ def test_these_fail_again(raised):
 @pytest.mark.parametrize(
     ("raised", "expected"),
     [
-        *((kind("x"), True) for kind in (httpx.ConnectError, httpx.ReadTimeout, httpx.PoolTimeout, httpx.ReadError, httpx.RemoteProtocolError)),
-        *((kind("x"), False) for kind in (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.DecodingError)),
+        *(
+            (kind("x"), True)
+            for kind in (
+                httpx.ConnectError,
+                httpx.ReadTimeout,
+                httpx.PoolTimeout,
+                httpx.ReadError,
+                httpx.RemoteProtocolError,
+            )
+        ),
+        *(
+            (kind("x"), False)
+            for kind in (
+                httpx.LocalProtocolError,
+                httpx.UnsupportedProtocol,
+                httpx.TooManyRedirects,
+                httpx.DecodingError,
+            )
+        ),
         (httpx.InvalidURL("x"), False),
     ],
     ids=lambda value: type(value).__name__,
@@ -119,7 +146,10 @@ def test_statuses_of_httpx(status):
     assert is_retryable_error(raised.value) is (status in {429, 503, 504})
 
 
-@pytest.mark.parametrize(("status", "expected"), [(None, True), (429, True), (500, True), (502, True), (503, True), (400, False), (404, False)])
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(None, True), (429, True), (500, True), (502, True), (503, True), (400, False), (404, False)],
+)
 def test_a_service_that_failed(status, expected):
     assert is_retryable_error(ServiceFailed("x", service="openai", status_code=status)) is expected
     assert is_retryable_error(AnswerTooLong("x", service="openai", status_code=status)) is False
@@ -155,7 +185,13 @@ def test_a_class_may_say_it_for_all_of_its_errors():
 
 def test_the_classes_take_what_the_contract_says():
     plain = WorkflowError("m", "C", {"a": 1}, False, False)
-    assert (str(plain), plain.code, plain.context, plain.recoverable, plain.retryable) == ("m", "C", {"a": 1}, False, False)
+    assert (str(plain), plain.code, plain.context, plain.recoverable, plain.retryable) == (
+        "m",
+        "C",
+        {"a": 1},
+        False,
+        False,
+    )
     assert (AgentError("m").code, AgentError("m", agent_type="sales").agent_type) == ("AGENT_ERROR", "sales")
     processing = MessageProcessingError("m", message_id="wamid.1", should_retry=False)
     assert (processing.code, processing.message_id, processing.should_retry, processing.retryable) == (

@@ -1,4 +1,6 @@
-"""Secrets from files (PACKHORSE_<NAME>_FILE): systemd credentials and mounted secrets never pass through the environment."""
+"""Secrets from files (PACKHORSE_<NAME>_FILE): systemd credentials and mounted secrets never pass through the
+environment.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def test_every_secret_can_come_from_a_file(tmp_path, name):
 def test_the_file_wins_over_database_url(tmp_path):
     path = tmp_path / "value"
     path.write_text(URL)
-    settings = load_settings({"DATABASE_URL": "postgresql://other/other", "PACKHORSE_DATABASE_URL_FILE": str(path)})
+    settings = load_settings(
+        {"DATABASE_URL": "postgresql://other/other", "PACKHORSE_DATABASE_URL_FILE": str(path)}
+    )
     assert settings.database_url is not None and settings.database_url.get_secret_value() == URL
 
 
@@ -59,7 +63,9 @@ def test_a_bad_file_is_one_problem_that_names_the_variable_and_hides_the_content
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path):
     for path, reason in [(tmp_path / "missing", "No such file"), (tmp_path, "Is a directory")]:
         (problem,) = _problems({"PACKHORSE_LISTEN_URL_FILE": str(path)})
-        assert problem.startswith("PACKHORSE_LISTEN_URL_FILE: ") and str(path) in problem and reason in problem
+        assert (
+            problem.startswith("PACKHORSE_LISTEN_URL_FILE: ") and str(path) in problem and reason in problem
+        )
 
 
 def test_a_value_and_a_file_for_the_same_secret_are_refused(tmp_path):

@@ -1,4 +1,6 @@
-"""A loop that works in many bounded steps is alive (SPEC O4): connecting to a name with many addresses, for one."""
+"""A loop that works in many bounded steps is alive (SPEC O4): connecting to a name with many addresses, for
+one.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class Connecting(Service):
 
 
 def test_a_loop_ticks_before_each_address_that_it_tries():
-    """Each has a timeout of its own: seven that do not answer took longer than hang_seconds, and the process was killed for it."""
+    """Each has a timeout of its own: seven that do not answer took longer than hang_seconds, and the process
+    was killed for it.
+    """
     service = Connecting(f"host={','.join(['127.0.0.1'] * ADDRESSES)} port=1 user=nobody dbname=none")
     service.start()
     wait_until(lambda: service.turns, 30)

@@ -20,14 +20,31 @@ def problems(name: str = "ai", **said: Any) -> list[str]:
 
 def test_the_defaults_are_those_of_the_contract() -> None:
     found = declare("ai", {"url": "https://api.example.com/v1/"})
-    assert found.endpoints == ("https://api.example.com/v1",) and found.timeout_ms == 30_000 and found.health_check_interval_ms == 30_000
-    assert found.breaker == BreakerPolicy(failure_ratio=0.5, least_calls=5, reset_seconds=60.0, trials=3) and found.retry_policy is None
+    assert (
+        found.endpoints == ("https://api.example.com/v1",)
+        and found.timeout_ms == 30_000
+        and found.health_check_interval_ms == 30_000
+    )
+    assert (
+        found.breaker == BreakerPolicy(failure_ratio=0.5, least_calls=5, reset_seconds=60.0, trials=3)
+        and found.retry_policy is None
+    )
     agent = declare("ai", {"url": "https://a", "kind": "ai_agent"})
-    assert agent.timeout_ms == 120_000 and agent.breaker == BreakerPolicy(failure_ratio=0.6, least_calls=3, reset_seconds=120.0, trials=2)
+    assert agent.timeout_ms == 120_000 and agent.breaker == BreakerPolicy(
+        failure_ratio=0.6, least_calls=3, reset_seconds=120.0, trials=2
+    )
 
 
 def test_every_problem_is_found_at_once_and_names_its_field() -> None:
-    found = problems("1x", endpoints=[], kind="ai_agnet", timeot=1, breaker={"trails": 1, "failure_ratio": 2}, timeout="paymnt", metadata=3)
+    found = problems(
+        "1x",
+        endpoints=[],
+        kind="ai_agnet",
+        timeot=1,
+        breaker={"trails": 1, "failure_ratio": 2},
+        timeout="paymnt",
+        metadata=3,
+    )
     for text in (
         "name: a letter",
         "endpoints: there is none",

@@ -1,4 +1,6 @@
-"""Settings from odd input: empty variables, paths for modules, an @ in a password; all problems at once (SPEC W11)."""
+"""Settings from odd input: empty variables, paths for modules, an @ in a password; all problems at once (SPEC
+W11).
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,15 @@ def _problems(environ, toml_path=None):
 
 
 def test_an_empty_variable_of_a_secret_hides_no_other_source(tmp_path):
-    """As a compose file leaves it whose own variable is not set: work would have gone to an embedded database."""
+    """As a compose file leaves it whose own variable is not set: work would have gone to an embedded
+    database.
+    """
     toml = tmp_path / "packhorse.toml"
     toml.write_text(f'database_url = "{URL}"\n')
-    for environ, path in [({"DATABASE_URL": URL, "PACKHORSE_DATABASE_URL": ""}, None), ({"PACKHORSE_DATABASE_URL": ""}, toml)]:
+    for environ, path in [
+        ({"DATABASE_URL": URL, "PACKHORSE_DATABASE_URL": ""}, None),
+        ({"PACKHORSE_DATABASE_URL": ""}, toml),
+    ]:
         settings = load_settings(environ, path)
         assert settings.database_url is not None and settings.database_url.get_secret_value() == URL
     assert load_settings({"PACKHORSE_REDIS_URL": ""}).redis_url is None
@@ -33,11 +40,17 @@ def test_an_at_sign_in_a_password_is_refused_and_not_shown():
     """libpq would look for a host with the rest of the password in its name, and say so in its error."""
     (problem,) = _problems({"DATABASE_URL": "postgresql://worker:pass@cret@db/app"})
     assert "DATABASE_URL" in problem and "%40" in problem and "cret" not in problem
-    for good in ("postgresql://worker:%40cret@db/app", "postgresql://db/app?user=a@b", "postgresql://worker@db/a@b"):
+    for good in (
+        "postgresql://worker:%40cret@db/app",
+        "postgresql://db/app?user=a@b",
+        "postgresql://worker@db/a@b",
+    ):
         load_settings({"DATABASE_URL": good})
 
 
-@pytest.mark.parametrize("given", ["./my_app/actors.py", "../my_app/actors.py", "my_app/actors.py", "my_app/actors"])
+@pytest.mark.parametrize(
+    "given", ["./my_app/actors.py", "../my_app/actors.py", "my_app/actors.py", "my_app/actors"]
+)
 def test_a_path_for_a_module_is_refused_with_the_modules_name(given):
     (problem,) = _problems({"PACKHORSE_ACTORS": f"other,{given}"})
     assert "PACKHORSE_ACTORS" in problem and "is a path" in problem and problem.endswith("my_app.actors")
@@ -51,8 +64,14 @@ def test_names_in_a_list_of_toml_are_read_as_those_of_a_variable(tmp_path):
 
 
 def test_what_contradicts_each_other_is_said_beside_what_is_wrong_by_itself():
-    problems = _problems({"PACKHORSE_THREADS": "many", "PACKHORSE_HEARTBEAT_SECONDS": "19", "PACKHORSE_HANG_SECONDS": "5"})
-    assert [problem.split(" ")[0].rstrip(":") for problem in problems] == ["threads", "heartbeat_seconds", "hang_seconds"]
+    problems = _problems(
+        {"PACKHORSE_THREADS": "many", "PACKHORSE_HEARTBEAT_SECONDS": "19", "PACKHORSE_HANG_SECONDS": "5"}
+    )
+    assert [problem.split(" ")[0].rstrip(":") for problem in problems] == [
+        "threads",
+        "heartbeat_seconds",
+        "hang_seconds",
+    ]
     (problem,) = _problems({"PACKHORSE_LEASE_SECONDS": "soon", "PACKHORSE_HEARTBEAT_SECONDS": "19"})
     assert "lease_seconds" in problem, "nothing is concluded from what was refused"
 

@@ -33,6 +33,9 @@ def test_an_unknown_verb_has_no_successor() -> None:
 
 
 def test_only_a_claim_leads_to_running() -> None:
-    assert [(state, verb) for state, edges in TRANSITIONS.items() for verb, target in edges.items() if target is State.RUNNING] == [
-        (State.PENDING, "claim")
-    ]
+    assert [
+        (state, verb)
+        for state, edges in TRANSITIONS.items()
+        for verb, target in edges.items()
+        if target is State.RUNNING
+    ] == [(State.PENDING, "claim")]

@@ -1,4 +1,6 @@
-"""packhorse.testing without a server (SPEC W12): handlers called as a worker calls them, what is sent, dramatiq's StubBroker."""
+"""packhorse.testing without a server (SPEC W12): handlers called as a worker calls them, what is sent,
+dramatiq's StubBroker.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,16 @@ import pytest
 from dramatiq.common import dq_name
 
 import packhorse
-from packhorse.testing import FakeAsyncConnection, FakeConnection, MemorySteps, captured, fake_message, run_actor, run_actor_async, stub_broker
+from packhorse.testing import (
+    FakeAsyncConnection,
+    FakeConnection,
+    MemorySteps,
+    captured,
+    fake_message,
+    run_actor,
+    run_actor_async,
+    stub_broker,
+)
 from packhorse.worker.attempt.context import current
 from packhorse.worker.enqueue import capture
 
@@ -31,7 +42,16 @@ def test_a_handler_sees_its_message_and_nobody_does_afterwards(broker):
     @packhorse.actor(queue_name="mail")
     def look(a, b=2):
         message = packhorse.current_message()
-        return a, b, message.actor_name, message.queue_name, message.attempt, message.args, message.kwargs, packhorse.correlation_id()
+        return (
+            a,
+            b,
+            message.actor_name,
+            message.queue_name,
+            message.attempt,
+            message.args,
+            message.kwargs,
+            packhorse.correlation_id(),
+        )
 
     message = fake_message(attempt=3, correlation_id="c1")
     assert run_actor(look, 1, message=message) == (1, 2, "look", "mail", 3, (), {"a": 1}, "c1")
@@ -46,7 +66,9 @@ def test_arguments_go_through_json(broker):
     assert run_actor(same, (1, {"a": (2,)})) == [1, {"a": [2]}]
     with pytest.raises(packhorse.InvalidArgument, match=r"^payload: cannot be stored as JSON"):
         run_actor(same, object())
-    with pytest.raises(packhorse.InvalidArgument, match=r"^vlaue: same has no argument of this name\. Did you mean 'value'"):
+    with pytest.raises(
+        packhorse.InvalidArgument, match=r"^vlaue: same has no argument of this name\. Did you mean 'value'"
+    ):
         run_actor(same, vlaue=1)
     with pytest.raises(packhorse.InvalidArgument, match=r"^value: same needs this argument"):
         run_actor(same)
@@ -63,7 +85,14 @@ def test_an_argument_that_is_called_like_ours_goes_by_position(broker):
 
 
 @pytest.mark.parametrize(
-    "outcome", [packhorse.Snooze(5), packhorse.Retry(1), packhorse.Bury("no"), packhorse.Cancel(), packhorse.RetryAfter(3, "openai")]
+    "outcome",
+    [
+        packhorse.Snooze(5),
+        packhorse.Retry(1),
+        packhorse.Bury("no"),
+        packhorse.Cancel(),
+        packhorse.RetryAfter(3, "openai"),
+    ],
 )
 def test_outcomes_come_out_as_they_are(broker, outcome):
     @packhorse.actor
@@ -163,7 +192,11 @@ def test_a_transactional_handler_writes_to_a_fake(broker):
         with connection.transaction(), connection.cursor() as cursor:
             cursor.execute("select 1")
             rows = list(cursor)
-        return rows, connection.execute("update t set a = %s", (2,)).rowcount, connection.execute("select 3").fetchone()
+        return (
+            rows,
+            connection.execute("update t set a = %s", (2,)).rowcount,
+            connection.execute("select 3").fetchone(),
+        )
 
     fake = FakeConnection([(1,)], [])
     assert run_actor(move, connection=fake) == ([(1,)], 0, None)
@@ -191,7 +224,9 @@ def test_a_connection_is_asked_for_where_it_is_needed_and_refused_elsewhere(brok
     def looks():
         pass
 
-    with pytest.raises(packhorse.InvalidArgument, match=r"^connection: moves is transactional: it needs one.*FakeConnection"):
+    with pytest.raises(
+        packhorse.InvalidArgument, match=r"^connection: moves is transactional: it needs one.*FakeConnection"
+    ):
         run_actor(moves)
     with pytest.raises(packhorse.InvalidArgument, match=r"^connection: looks is not transactional"):
         run_actor(looks, connection=FakeConnection())
@@ -216,9 +251,15 @@ def charge(broker):
 def test_what_actors_send_is_a_list(charge):
     with captured() as sent:
         charge.send(7, amount=2)
-        charge.send_with_options(args=(8,), delay=1500, conversation_key="k", dedup_key="d", max_retries=4, pipe_ignore=True)
+        charge.send_with_options(
+            args=(8,), delay=1500, conversation_key="k", dedup_key="d", max_retries=4, pipe_ignore=True
+        )
         asyncio.run(charge.send_async(9))
-    assert [(m.id, m.payload) for m in sent] == [(1, {"order_id": 7, "amount": 2}), (2, {"order_id": 8}), (3, {"order_id": 9})]
+    assert [(m.id, m.payload) for m in sent] == [
+        (1, {"order_id": 7, "amount": 2}),
+        (2, {"order_id": 8}),
+        (3, {"order_id": 9}),
+    ]
     second = sent.of(charge)[1]
     assert (second.queue, second.message_type, second.priority, second.delay, second.conversation_key, second.dedup_key, second.max_attempts) == (
         "payments", "charge", 2, 1.5, "k", "d", 5,
@@ -237,7 +278,12 @@ def test_pipelines_groups_and_bulk_are_sent_too(broker, charge):
 
 def test_enqueue_is_sent_without_a_connection(broker):
     with captured() as sent:
-        assert packhorse.enqueue(None, "print", {"a": (1,)}, queue="printer", priority=1, delay=3, dedup_key="d", my_option=1).id == 1
+        assert (
+            packhorse.enqueue(
+                None, "print", {"a": (1,)}, queue="printer", priority=1, delay=3, dedup_key="d", my_option=1
+            ).id
+            == 1
+        )
         assert asyncio.run(packhorse.enqueue_async(None, "print")).id == 2
         assert packhorse.enqueue_payloads(None, "print", [{"a": 1}, {"a": 2}], correlation_id="c") == 2
         assert asyncio.run(packhorse.enqueue_payloads_async(None, "print", [])) == 0
@@ -255,7 +301,9 @@ def test_what_is_refused_is_refused_here(broker, charge):
             lambda: charge.send(1, amuont=2),
             lambda: charge.send_with_options(args=(1,), conversation_kye="k"),
             lambda: charge.send(object()),
-            lambda: broker.enqueue_many([charge.message(1), charge.message_with_options(args=(1,), dedup_key="d")]),
+            lambda: broker.enqueue_many(
+                [charge.message(1), charge.message_with_options(args=(1,), dedup_key="d")]
+            ),
             lambda: packhorse.enqueue(None, "print", {}, priority=11),
             lambda: packhorse.enqueue_payloads(None, "print", [{}], dedup_key="d"),
         ):
@@ -281,7 +329,10 @@ def test_an_assertion_says_what_was_sent(charge):
     with captured() as sent:
         charge.send(7)
         charge.send(8)
-    with pytest.raises(AssertionError, match=r"expected one message of 'charge', found 2; sent:\n  1: charge \{\"order_id\": 7\} on payments\n  2: "):
+    with pytest.raises(
+        AssertionError,
+        match=r"expected one message of 'charge', found 2; sent:\n  1: charge \{\"order_id\": 7\} on payments\n  2: ",
+    ):
         sent.one(charge)
     with pytest.raises(AssertionError, match="expected no message of 'charge', found 2"):
         sent.none(charge)
@@ -301,7 +352,9 @@ def test_a_handler_sends_with_its_correlation_id(charge, broker):
 
     with captured() as sent:
         run_actor(relays, message=fake_message(correlation_id="call 5"))
-        run_actor(relays_later, message=fake_message(correlation_id="call 6"), connection=FakeAsyncConnection())
+        run_actor(
+            relays_later, message=fake_message(correlation_id="call 6"), connection=FakeAsyncConnection()
+        )
     assert [message.correlation_id for message in sent] == ["call 5", "call 6"]
 
 
@@ -322,7 +375,13 @@ def test_our_actor_options_are_taken_and_dramatiqs_worker_runs_them(stub):
     seen = []
 
     @packhorse.actor(
-        transactional=True, services=["openai"], max_in_flight=3, time_limit_class="payment", aliases=["old"], failure_breaker=5, max_attempts=2
+        transactional=True,
+        services=["openai"],
+        max_in_flight=3,
+        time_limit_class="payment",
+        aliases=["old"],
+        failure_breaker=5,
+        max_attempts=2,
     )
     def handle(a):
         message = packhorse.current_message()
@@ -333,7 +392,9 @@ def test_our_actor_options_are_taken_and_dramatiqs_worker_runs_them(stub):
     async def follow():
         seen.append(packhorse.correlation_id())
 
-    handle.send_with_options(args=((1,),), conversation_key="k", correlation_id="c", dedup_key="d", priority=1)
+    handle.send_with_options(
+        args=((1,),), conversation_key="k", correlation_id="c", dedup_key="d", priority=1
+    )
     stub.join("default", timeout=5000)
     assert seen == [([1], "k", "c", 1), "c"]
     asyncio.run(handle.send_async(2))
@@ -346,7 +407,11 @@ def test_the_stub_refuses_what_our_broker_refuses(stub):
     def handle(a):
         pass
 
-    for send in (lambda: handle.send(), lambda: handle.send(object()), lambda: handle.send_with_options(args=(1,), conversation_kye="k")):
+    for send in (
+        lambda: handle.send(),
+        lambda: handle.send(object()),
+        lambda: handle.send_with_options(args=(1,), conversation_kye="k"),
+    ):
         with pytest.raises(packhorse.InvalidArgument):
             send()
     with pytest.raises(packhorse.InvalidArgument, match="max_in_flight"):
@@ -375,9 +440,13 @@ def test_outcomes_end_a_message_of_the_stub_as_in_a_worker(stub):
     for how in ("cancel", "snooze", "dies", "bury"):
         handle.send(how)
     stub.join("default", timeout=5000, fail_fast=False)
-    assert sorted(calls) == sorted([("cancel", 1, calls[0][2]), *(call for call in calls if call[0] != "cancel")])
+    assert sorted(calls) == sorted(
+        [("cancel", 1, calls[0][2]), *(call for call in calls if call[0] != "cancel")]
+    )
     assert [attempt for how, attempt, _ in calls if how == "snooze"] == [1, 1], "no attempt is spent"
     assert [attempt for how, attempt, _ in calls if how == "dies"] == [1, 2]
     assert len({step for how, _, step in calls if how == "dies"}) == 1, "a retry has its steps"
-    assert sorted(message.args[0] if message.args else message.kwargs["how"] for message in stub.dead_letters) == ["bury", "dies"]
+    assert sorted(
+        message.args[0] if message.args else message.kwargs["how"] for message in stub.dead_letters
+    ) == ["bury", "dies"]
     assert stub.queues[dq_name("default")].empty()

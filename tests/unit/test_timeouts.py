@@ -1,4 +1,6 @@
-"""A time limit for one operation (worker/calls/timeouts.py, PLATFORM 8). Times are only waited for, never asserted."""
+"""A time limit for one operation (worker/calls/timeouts.py, PLATFORM 8). Times are only waited for, never
+asserted.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +40,19 @@ def check(raised):
 
 
 def test_the_classes_are_those_of_the_contract():
-    assert TIMEOUTS_MS == {"default": 30_000, "ai_agent": 120_000, "payment": 60_000, "media": 300_000, "external_api": 30_000, "database": 10_000}
+    assert TIMEOUTS_MS == {
+        "default": 30_000,
+        "ai_agent": 120_000,
+        "payment": 60_000,
+        "media": 300_000,
+        "external_api": 30_000,
+        "database": 10_000,
+    }
 
 
-@pytest.mark.parametrize("given", ["coroutine function", "coroutine", "future", "function that makes a coroutine"])
+@pytest.mark.parametrize(
+    "given", ["coroutine function", "coroutine", "future", "function that makes a coroutine"]
+)
 def test_a_coroutine_that_takes_too_long_is_cancelled(given):
     def operation(function):
         if given == "coroutine function":
@@ -76,7 +87,9 @@ def test_a_function_that_takes_too_long_is_left_in_its_thread():
 
 def test_a_function_answers_raises_and_sees_the_callers_context():
     tenant.set("a")
-    assert with_timeout(lambda: (tenant.get(), threading.current_thread() is not threading.main_thread())) == ("a", True)
+    assert with_timeout(
+        lambda: (tenant.get(), threading.current_thread() is not threading.main_thread())
+    ) == ("a", True)
 
     def fails():
         raise KeyError("of its own")
@@ -110,7 +123,9 @@ def test_a_cancel_from_outside_stays_a_cancel():
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), 86_400_001, True, None, "ai_agnet", "soon", [1]])
+@pytest.mark.parametrize(
+    "wrong", [0, -1, float("nan"), float("inf"), 86_400_001, True, None, "ai_agnet", "soon", [1]]
+)
 def test_what_is_no_timeout_is_refused(wrong):
     with pytest.raises(InvalidArgument) as raised:
         with_timeout(lambda: 1, wrong)
@@ -140,4 +155,6 @@ def test_left_operations_have_a_bound(monkeypatch):
 def test_a_phone_number_in_the_name_is_masked():
     with pytest.raises(WorkflowError) as raised:
         asyncio.run(with_timeout(forever, 1, "call +250788123456"))
-    assert "123456" not in str(raised.value) and raised.value.context["operation_name"] == "call +250788***456"
+    assert (
+        "123456" not in str(raised.value) and raised.value.context["operation_name"] == "call +250788***456"
+    )

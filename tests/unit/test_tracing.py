@@ -35,7 +35,9 @@ def tracer(spans):
 
 
 def _remote(state=None):
-    return use_span(NonRecordingSpan(SpanContext(int(TRACE, 16), int(SPAN, 16), True, TraceFlags(1), TraceState(state))))
+    return use_span(
+        NonRecordingSpan(SpanContext(int(TRACE, 16), int(SPAN, 16), True, TraceFlags(1), TraceState(state)))
+    )
 
 
 def test_the_current_span_is_written_as_traceparent_and_tracestate(tracer):
@@ -95,7 +97,19 @@ def test_a_text_that_is_no_trace_context_is_ignored_silently(spans, tracer, capl
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("state", ["=", "a", "A=b", "a=b\x1b[2J", "a=b,,", "a=" + "x" * 600, "+250788123456", ",".join(f"k{n}=1" for n in range(40))])
+@pytest.mark.parametrize(
+    "state",
+    [
+        "=",
+        "a",
+        "A=b",
+        "a=b\x1b[2J",
+        "a=b,,",
+        "a=" + "x" * 600,
+        "+250788123456",
+        ",".join(f"k{n}=1" for n in range(40)),
+    ],
+)
 def test_a_bad_tracestate_costs_only_itself(spans, tracer, caplog, state):
     caplog.set_level(logging.DEBUG)
     tracer.end(tracer.begin("q", 1, {}, f"{PARENT} {state}"), "done", None)
@@ -120,23 +134,35 @@ def test_a_broken_sampler_or_processor_never_stops_an_enqueue(spans, tracer, mon
         monkeypatch.setattr(tracer, "_tracer", SimpleNamespace(start_span=broken))
         with tracer.sending(("q",)) as sent:
             sent(7)
-            assert tracer.current_text().split("-")[2] == f"{outer.get_span_context().span_id:016x}", "the caller's span is still passed on"
+            assert tracer.current_text().split("-")[2] == f"{outer.get_span_context().span_id:016x}", (
+                "the caller's span is still passed on"
+            )
     assert [record.getMessage() for record in caplog.records] == ["tracing_failed error_class=RuntimeError"]
 
 
 @pytest.mark.timeout(20)
 def test_a_flush_that_hangs_is_left_alone(tracer, monkeypatch, caplog):
     hang = threading.Event()
-    monkeypatch.setattr(tracer, "_trace", SimpleNamespace(get_tracer_provider=lambda: SimpleNamespace(force_flush=lambda _: hang.wait())))
+    monkeypatch.setattr(
+        tracer,
+        "_trace",
+        SimpleNamespace(get_tracer_provider=lambda: SimpleNamespace(force_flush=lambda _: hang.wait())),
+    )
     tracer.flush(0.05)
     assert not hang.is_set(), "it returned before the collector answered"
     hang.set()
-    assert [record.getMessage() for record in caplog.records] == ["tracing_failed error_class=Timeout: the last spans are lost"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "tracing_failed error_class=Timeout: the last spans are lost"
+    ]
 
 
 @pytest.mark.parametrize(("answer", "said"), [(True, 0), (None, 0), (False, 1)])
 def test_a_flush_says_when_the_collector_took_nothing(tracer, monkeypatch, caplog, answer, said):
-    monkeypatch.setattr(tracer, "_trace", SimpleNamespace(get_tracer_provider=lambda: SimpleNamespace(force_flush=lambda _: answer)))
+    monkeypatch.setattr(
+        tracer,
+        "_trace",
+        SimpleNamespace(get_tracer_provider=lambda: SimpleNamespace(force_flush=lambda _: answer)),
+    )
     before = tracing.failures.count
     tracer.flush(5)
     assert len(caplog.records) == said == tracing.failures.count - before
@@ -164,15 +190,22 @@ ENDINGS = [
 
 @pytest.mark.parametrize(("fields", "exception", "expected"), ENDINGS)
 def test_every_ending_has_its_outcome(fields, exception, expected):
-    message = SimpleNamespace(**{"finished": False, "lost": False, "failed": False, "outcome": None, **fields})
+    message = SimpleNamespace(
+        **{"finished": False, "lost": False, "failed": False, "outcome": None, **fields}
+    )
     assert outcome(message, exception) == expected
 
 
 def test_trace_ids_that_look_like_phone_numbers_stay_whole_and_phone_numbers_do_not():
     """The mask took ten digits in a row out of the middle of an id."""
-    event = mask_record(None, "info", {"trace_id": "fc274b868846358320d690778e921421", "span_id": "52225647827897e7"})
+    event = mask_record(
+        None, "info", {"trace_id": "fc274b868846358320d690778e921421", "span_id": "52225647827897e7"}
+    )
     assert event == {"trace_id": "fc274b868846358320d690778e921421", "span_id": "52225647827897e7"}
-    assert mask_record(None, "info", {"trace_id": "+250788123456", "span_id": "0788123456"}) == {"trace_id": "+250788***456", "span_id": "0788***456"}
+    assert mask_record(None, "info", {"trace_id": "+250788123456", "span_id": "0788123456"}) == {
+        "trace_id": "+250788***456",
+        "span_id": "0788***456",
+    }
 
 
 def test_without_the_package_tracing_is_one_problem_of_the_configuration(monkeypatch):
@@ -182,7 +215,9 @@ def test_without_the_package_tracing_is_one_problem_of_the_configuration(monkeyp
     monkeypatch.setattr(tracing, "active", None)
     with pytest.raises(ConfigError) as caught:
         load_settings({"PACKHORSE_TRACING": "true"})
-    assert caught.value.problems == ["tracing (from PACKHORSE_TRACING): needs the package opentelemetry-api: pip install 'packhorse[otel]'"]
+    assert caught.value.problems == [
+        "tracing (from PACKHORSE_TRACING): needs the package opentelemetry-api: pip install 'packhorse[otel]'"
+    ]
     with pytest.raises(ConfigError, match="packhorse\\[otel\\]"):
         tracing.switch_on()
     assert load_settings({}).tracing is False, "off needs nothing"

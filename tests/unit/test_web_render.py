@@ -33,14 +33,32 @@ def test_numbers_have_three_digits_and_thin_spaces(value, shown):
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0, "0 ms"), (0.0123, "12.3 ms"), (1, "1 s"), (90, "90 s"), (510, "8.5 min"), (7200, "2 h"), (3 * 86400, "3 d"), (None, "–"), (math.inf, "–")],
+    [
+        (0, "0 ms"),
+        (0.0123, "12.3 ms"),
+        (1, "1 s"),
+        (90, "90 s"),
+        (510, "8.5 min"),
+        (7200, "2 h"),
+        (3 * 86400, "3 d"),
+        (None, "–"),
+        (math.inf, "–"),
+    ],
 )
 def test_durations_have_a_unit(value, shown):
     assert render.seconds(value) == shown
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (5 * 1024**3, "5 GiB"), (2**62, "4\u202f194\u202f304 TiB"), (None, "–")]
+    ("value", "shown"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1 KiB"),
+        (5 * 1024**3, "5 GiB"),
+        (2**62, "4\u202f194\u202f304 TiB"),
+        (None, "–"),
+    ],
 )
 def test_sizes_have_a_unit(value, shown):
     assert render.size(value) == shown
@@ -52,7 +70,9 @@ def test_a_time_says_how_long_ago_and_exactly_when():
     assert ">5 min ago</time>" in html and f'title="{render.exact(at)}"' in html
     assert ">in 5 min</time>" in str(render.ago(datetime.now(UTC) + timedelta(seconds=300.5)))
     assert render.ago("infinity") == "infinity" and render.ago(None) == "–"
-    assert str(render.ago("2026-01-02 03:04:05+02")).count("2026-01-02 01:04:05.000Z") == 1, "a time of the database as text, in UTC"
+    assert str(render.ago("2026-01-02 03:04:05+02")).count("2026-01-02 01:04:05.000Z") == 1, (
+        "a time of the database as text, in UTC"
+    )
 
 
 def test_nothing_of_a_text_is_obeyed():
@@ -67,9 +87,17 @@ def test_nothing_of_a_text_is_obeyed():
 def test_a_payload_is_masked_but_for_its_shape():
     value = {"name": "Ann", "phones": ["+250788123456", 17], "nested": {"secret": None, "ok": True}}
     masked, open_ = render.payload_rows(value), render.payload_rows(value, masked=False)
-    assert [(line["depth"], line["name"]) for line in masked] == [(line["depth"], line["name"]) for line in open_]
+    assert [(line["depth"], line["name"]) for line in masked] == [
+        (line["depth"], line["name"]) for line in open_
+    ]
     text = " ".join(line["text"] for line in masked)
-    assert "Ann" not in text and "250" not in text and "17" not in text and "true" not in text and "••• 3 characters" in text
+    assert (
+        "Ann" not in text
+        and "250" not in text
+        and "17" not in text
+        and "true" not in text
+        and "••• 3 characters" in text
+    )
     assert "Ann" in " ".join(line["text"] for line in open_)
     assert {line["kind"] for line in open_} == {"object", "text", "list", "number", "other"}
 
@@ -90,9 +118,14 @@ def test_a_payload_of_any_size_and_depth_is_bounded():
 def test_a_sparkline_has_gaps_marks_and_no_markup_of_others():
     svg = str(render.sparkline([1.0, None, 3.0, 4.0], HOSTILE, marks=[(0.5, HOSTILE)]))
     assert svg.count("M") == 2 and svg.count("<line ") == 1 and "<script" not in svg and "style=" not in svg
-    assert "NaN" not in str(render.sparkline([], "none")) and str(render.sparkline([0.0], "one")).count("M") == 1
+    assert (
+        "NaN" not in str(render.sparkline([], "none")) and str(render.sparkline([0.0], "one")).count("M") == 1
+    )
 
 
 def test_links_keep_what_they_are_given():
-    assert render.link("/q/db", "/messages", {"where": "queue=a b&c", "after": None, "x": ""}) == "/q/db/messages?where=queue%3Da+b%26c"
+    assert (
+        render.link("/q/db", "/messages", {"where": "queue=a b&c", "after": None, "x": ""})
+        == "/q/db/messages?where=queue%3Da+b%26c"
+    )
     assert render.link("", "/") == "/"

@@ -1,4 +1,6 @@
-"""The filter that people write: what is read, what is refused with which words, and that nothing else ever comes out (SPEC Q5)."""
+"""The filter that people write: what is read, what is refused with which words, and that nothing else ever
+comes out (SPEC Q5).
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,10 @@ def test_a_term_is_read(text: str) -> None:
 
 
 def test_terms_are_separated_by_any_space_and_all_must_hold() -> None:
-    assert parse("  queue=a\n\tstate=running  ").terms == (Term("queue", "=", ("a",)), Term("state", "=", ("running",)))
+    assert parse("  queue=a\n\tstate=running  ").terms == (
+        Term("queue", "=", ("a",)),
+        Term("state", "=", ("running",)),
+    )
     assert parse("").terms == () == parse("   ").terms
 
 
@@ -99,7 +104,26 @@ def test_a_field_that_only_live_messages_have_is_unknown_where_all_are_listed() 
 
 
 WORDS = st.sampled_from(
-    [*KINDS, "payload.a", "=", "!=", ">", ">=", ",", "'", '"', " ", "*", "2h", "7", "pending", "2026-11-29T10:00Z", "a", "\\", "%"]
+    [
+        *KINDS,
+        "payload.a",
+        "=",
+        "!=",
+        ">",
+        ">=",
+        ",",
+        "'",
+        '"',
+        " ",
+        "*",
+        "2h",
+        "7",
+        "pending",
+        "2026-11-29T10:00Z",
+        "a",
+        "\\",
+        "%",
+    ]
 )
 
 
@@ -137,5 +161,7 @@ def test_values_never_become_a_part_of_the_statement() -> None:
 def test_every_field_has_a_condition(field: str, kind: str) -> None:
     values: dict[str, Any] = {"integer": 1, "age": 1.0, "time": datetime.now(UTC), "state": "pending"}
     operator = "<" if kind in ("age", "time") else "="
-    statement, _ = condition([Term(field, operator, (values.get(kind, "a"),), path=("a",) if kind == "payload" else ())], LIVE)
+    statement, _ = condition(
+        [Term(field, operator, (values.get(kind, "a"),), path=("a",) if kind == "payload" else ())], LIVE
+    )
     assert LIVE[field] in statement

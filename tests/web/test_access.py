@@ -31,7 +31,15 @@ def test_a_role_of_a_token_is_what_its_session_may(page):
 
 def test_a_host_that_is_not_ours_is_refused(page):
     browser = page.browser()
-    for host in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "127.0.0.1@evil", "[::2]", "localhost:80:80", ""):
+    for host in (
+        "evil.example",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "127.0.0.1@evil",
+        "[::2]",
+        "localhost:80:80",
+        "",
+    ):
         answer = browser.get("/", headers={"Host": host})
         assert answer.status_code in (400, 421) and "default" not in answer.text, host
     for host in ("localhost", "LOCALHOST:1", "127.0.0.1:8400", "[::1]:8400"):
@@ -73,7 +81,9 @@ def test_without_a_form_of_ours_nothing_is_changed(page):
         ]:
             answer = admin.client.post(path, data=fields, headers=headers)
             assert answer.status_code in (403, 415), f"{entry.path}: {name}"
-        assert admin.client.post(path, json={"csrf": good}, headers={"Origin": origin}).status_code == 415, "a script of another page can send JSON"
+        assert admin.client.post(path, json={"csrf": good}, headers={"Origin": origin}).status_code == 415, (
+            "a script of another page can send JSON"
+        )
         for method in ("GET", "PUT", "DELETE", "PATCH", "OPTIONS"):
             if not any(other.path == entry.path and other.method == method for other in ROUTES):
                 assert admin.client.request(method, path).status_code in (405, 404), f"{method} {entry.path}"
@@ -89,10 +99,16 @@ def test_each_role_is_refused_what_is_above_it(page):
         method = nobody.get if entry.method == "GET" else partial(nobody.post, fields={"csrf": "none"})
         assert method(path).status_code in (303, 401, 403) and "Overview" not in method(path).text
         for role, browser in browsers.items():
-            if entry.role.label == "viewer" or (entry.role.label == "operator" and role == "admin") or entry.role.label == role:
+            if (
+                entry.role.label == "viewer"
+                or (entry.role.label == "operator" and role == "admin")
+                or entry.role.label == role
+            ):
                 continue
             answer = browser.get(path) if entry.method == "GET" else browser.post(path, form_on="/")
-            assert answer.status_code == 403 and f"needs the role {entry.role.label}" in answer.text, f"{role} {entry.path}"
+            assert answer.status_code == 403 and f"needs the role {entry.role.label}" in answer.text, (
+                f"{role} {entry.path}"
+            )
 
 
 def test_a_session_ends_with_its_token_with_its_time_and_with_a_wrong_sign(page, database):
@@ -113,8 +129,12 @@ def test_a_session_ends_with_its_token_with_its_time_and_with_a_wrong_sign(page,
         "a.b.c.d",
         f"é.{sign}",
     ):
-        assert stranger.get("/", headers={"Cookie": f"{COOKIE}={forged}".encode("latin-1")}).status_code == 303, forged
-    assert stranger.get("/", headers={"Cookie": f"{COOKIE}={session}"}).status_code == 200, "it is the cookie that counts"
+        assert (
+            stranger.get("/", headers={"Cookie": f"{COOKIE}={forged}".encode("latin-1")}).status_code == 303
+        ), forged
+    assert stranger.get("/", headers={"Cookie": f"{COOKIE}={session}"}).status_code == 200, (
+        "it is the cookie that counts"
+    )
     wall = access._wall
     access._wall = lambda: wall() + SESSION_SECONDS
     assert browser.get("/").status_code == 303
@@ -134,7 +154,9 @@ def test_a_cookie_is_for_the_server_alone(page, database, open_page):
         return page.browser().log_in(token).headers["set-cookie"].lower()
 
     plain = cookie(page)
-    assert "httponly" in plain and "samesite=strict" in plain and "path=/;" in plain and "secure" not in plain, "there is no TLS on loopback"
+    assert (
+        "httponly" in plain and "samesite=strict" in plain and "path=/;" in plain and "secure" not in plain
+    ), "there is no TLS on loopback"
     behind = open_page(database, web_trusted_proxies=("127.0.0.1",), web_base_path="/q")
     secure = cookie(behind)
     assert "secure" in secure and "path=/q;" in secure
@@ -164,7 +186,9 @@ def test_a_wrong_token_is_refused_and_five_a_minute_are_the_end(page):
         assert answer.status_code == 401 and "No token in force" in answer.text
     refused = browser.log_in("phk_x")
     assert refused.status_code == 429 and 1 <= int(refused.headers["retry-after"]) <= 61
-    assert page.browser().log_in(good).status_code == 429, "a good one is not even looked at: else one could go on trying"
+    assert page.browser().log_in(good).status_code == 429, (
+        "a good one is not even looked at: else one could go on trying"
+    )
     clock = access._clock
     access._clock = lambda: clock() + FAILURE_SECONDS + 1
     assert page.browser().log_in(good).status_code == 303
@@ -177,7 +201,9 @@ def test_the_limit_is_of_the_address_that_the_proxy_names(database, open_page):
     browser = page.browser()
 
     def attempt(forwarded):
-        return browser.post("/login", {"token": "x"}, form_on="/login", headers={"X-Forwarded-For": forwarded}).status_code
+        return browser.post(
+            "/login", {"token": "x"}, form_on="/login", headers={"X-Forwarded-For": forwarded}
+        ).status_code
 
     for place in range(MOST_FAILURES):  # what the browser itself puts in front does not count
         assert attempt(f"1.2.3.{place}, 203.0.113.7, 10.0.0.1") == 401
@@ -237,9 +263,18 @@ def test_what_another_page_fetches_is_refused_and_what_it_links_to_is_shown(page
     browser = page.browser()
     for site in ("cross-site", "same-site"):
         fetched = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors"}
-        assert browser.get("/", headers=fetched).status_code == 403 and browser.get("/live", headers=fetched).status_code == 403
-        assert browser.get("/", headers={"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate"}).status_code == 200
-    assert browser.get("/", headers={"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}).status_code == 200
+        assert (
+            browser.get("/", headers=fetched).status_code == 403
+            and browser.get("/live", headers=fetched).status_code == 403
+        )
+        assert (
+            browser.get("/", headers={"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate"}).status_code
+            == 200
+        )
+    assert (
+        browser.get("/", headers={"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}).status_code
+        == 200
+    )
 
 
 def test_a_logout_ends_the_session_of_the_browser(page):

@@ -32,23 +32,32 @@ def enqueue(database: Database, count: int = 1, queue: str = "default", **payloa
     database.query("select declare_queue(%s)", queue)
     fields = "".join(f", '{name}', '{value}'" for name, value in payload.items())
     rows = database.query(
-        f"select (enqueue_message(%s, 'effect', jsonb_build_object('n', n{fields}))).message_id from generate_series(1, %s) n", queue, count
+        f"select (enqueue_message(%s, 'effect', jsonb_build_object('n', n{fields}))).message_id from generate_series(1, %s) n",
+        queue,
+        count,
     )
     return [row[0] for row in rows]
 
 
 def dead(database: Database, count: int = 1, queue: str = "default", **payload: Any) -> list[int]:
     ids = enqueue(database, count, queue, **payload)
-    database.query("select bury_message(id, null, 'rejected', 'TimeoutError', 'no answer') from unnest(%s::bigint[]) id", ids)
+    database.query(
+        "select bury_message(id, null, 'rejected', 'TimeoutError', 'no answer') from unnest(%s::bigint[]) id",
+        ids,
+    )
     return ids
 
 
 def states(database: Database, ids: list[int]) -> list[str]:
-    return [row[0] for row in database.query("select state from all_messages where id = any(%s) order by id", ids)]
+    return [
+        row[0] for row in database.query("select state from all_messages where id = any(%s) order by id", ids)
+    ]
 
 
 def recorded(database: Database, action: str) -> list[tuple[Any, ...]]:
-    return database.query("select operator, reason, message_id from operator_actions where action = %s order by id", action)
+    return database.query(
+        "select operator, reason, message_id from operator_actions where action = %s order by id", action
+    )
 
 
 def address(name: str, target: dict[str, Any]) -> str:
@@ -62,7 +71,11 @@ def do(browser: Browser, name: str, target: dict[str, Any], *, step: str = "do",
 
 def kept(html: str) -> dict[str, str]:
     """What a preview brings back."""
-    return {name: value for name, value in re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', html) if name != "csrf"}
+    return {
+        name: value
+        for name, value in re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', html)
+        if name != "csrf"
+    }
 
 
 def preview_and_do(browser: Browser, name: str, target: dict[str, Any], **fields: Any) -> tuple[str, Any]:
@@ -76,7 +89,13 @@ def ended(browser: Browser, answer: Any) -> str:
     """The page of a long act that has ended."""
     assert answer.status_code == 303, answer.text
     path = answer.headers["location"]
-    wait_until(lambda: "Stop after this batch" not in browser.get(path).text and 'role="status"' in browser.get(path).text, 20)
+    wait_until(
+        lambda: (
+            "Stop after this batch" not in browser.get(path).text
+            and 'role="status"' in browser.get(path).text
+        ),
+        20,
+    )
     return browser.get(path).text
 
 
@@ -107,11 +126,17 @@ def test_an_act_on_a_message_is_done_recorded_and_told(
     assert f"essage {number}" in told and 'class="notice ok" role="status"' in told
 
 
-def test_what_a_message_forbids_is_said_in_the_form_and_its_text_stays(database: Database, operator: Browser) -> None:
+def test_what_a_message_forbids_is_said_in_the_form_and_its_text_stays(
+    database: Database, operator: Browser
+) -> None:
     (number,) = enqueue(database)
     database.query("select cancel_message(%s)", number)
     answer = do(operator, "message.move", {"id": number}, queue="default", reason="because")
-    assert answer.status_code == 400 and f"message {number} is cancelled" in answer.text and 'value="because"' in answer.text
+    assert (
+        answer.status_code == 400
+        and f"message {number} is cancelled" in answer.text
+        and 'value="because"' in answer.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,7 +151,9 @@ def test_what_a_message_forbids_is_said_in_the_form_and_its_text_stays(database:
         ("message.cancel", {"reason": "x" * 1001}, "reason"),
     ],
 )
-def test_a_field_that_is_wrong_is_named_where_it_stands(database: Database, operator: Browser, name: str, fields: dict[str, str], field: str) -> None:
+def test_a_field_that_is_wrong_is_named_where_it_stands(
+    database: Database, operator: Browser, name: str, fields: dict[str, str], field: str
+) -> None:
     (number,) = enqueue(database)
     answer = do(operator, name, {"id": number}, **fields)
     assert answer.status_code == 400
@@ -135,7 +162,9 @@ def test_a_field_that_is_wrong_is_named_where_it_stands(database: Database, oper
     assert states(database, [number]) == ["pending"] and recorded(database, "cancel") == []
 
 
-def test_an_edit_shows_the_payload_once_asked_the_difference_and_changes_it(database: Database, operator: Browser) -> None:
+def test_an_edit_shows_the_payload_once_asked_the_difference_and_changes_it(
+    database: Database, operator: Browser
+) -> None:
     (number,) = enqueue(database, phone="+250788")
     form = operator.get(f"/acts/message.edit?id={number}").text
     assert "+250788" not in form and recorded(database, "reveal_message") == []
@@ -144,27 +173,45 @@ def test_an_edit_shows_the_payload_once_asked_the_difference_and_changes_it(data
     target = {"id": number, "before": kept(loaded)["before"].replace("&#34;", '"')}
     wanted = '{"n": 1, "phone": "+250799"}'
     shown = do(operator, "message.edit", target, step="preview", payload=wanted)
-    assert '<span class="removed">-  &#34;phone&#34;: &#34;+250788&#34;' in shown.text and '<span class="added">+  &#34;phone&#34;' in shown.text
-    assert database.value("select payload ->> 'phone' from message_queue") == "+250788", "a preview changes nothing"
+    assert (
+        '<span class="removed">-  &#34;phone&#34;: &#34;+250788&#34;' in shown.text
+        and '<span class="added">+  &#34;phone&#34;' in shown.text
+    )
+    assert database.value("select payload ->> 'phone' from message_queue") == "+250788", (
+        "a preview changes nothing"
+    )
     assert do(operator, "message.edit", target, payload=wanted).status_code == 303
     assert database.value("select payload ->> 'phone' from message_queue") == "+250799"
     late = do(operator, "message.edit", target, payload='{"n": 2}')
-    assert late.status_code == 400 and "Nothing was changed: load it again" in late.text, "somebody else has changed it since"
+    assert late.status_code == 400 and "Nothing was changed: load it again" in late.text, (
+        "somebody else has changed it since"
+    )
     assert do(operator, "message.edit", target, payload="[1]").status_code == 400
 
 
-def test_a_look_at_a_payload_is_a_post_and_recorded(database: Database, operator: Browser, page: Page) -> None:
+def test_a_look_at_a_payload_is_a_post_and_recorded(
+    database: Database, operator: Browser, page: Page
+) -> None:
     (number,) = enqueue(database, phone="+250788")
     assert "+250788" not in operator.get(f"/messages/{number}").text
-    assert "+250788" not in operator.get(f"/acts/message.reveal?id={number}").text and recorded(database, "reveal_message") == []
+    assert (
+        "+250788" not in operator.get(f"/acts/message.reveal?id={number}").text
+        and recorded(database, "reveal_message") == []
+    )
     answer = do(operator, "message.reveal", {"id": number}, reason="a call")
-    assert answer.status_code == 200 and "+250788" in answer.text and answer.headers["cache-control"] == "no-store"
+    assert (
+        answer.status_code == 200
+        and "+250788" in answer.text
+        and answer.headers["cache-control"] == "no-store"
+    )
     assert recorded(database, "reveal_message") == [("olu", "a call", number)]
     assert do(operator, "message.reveal", {"id": 999}).status_code == 404
 
 
 # -- all that match --------------------------------------------------------------------------------
-def test_all_that_match_are_counted_first_and_later_ones_are_not_touched(database: Database, admin: Browser) -> None:
+def test_all_that_match_are_counted_first_and_later_ones_are_not_touched(
+    database: Database, admin: Browser
+) -> None:
     mine, others = enqueue(database, 30, "mail"), enqueue(database, 2)
     shown = do(admin, "messages.cancel", {"where": "queue=mail"}, step="preview")
     assert "30 messages: 30 mail" in shown.text and "Cancel: all that match: 30" in shown.text
@@ -172,16 +219,27 @@ def test_all_that_match_are_counted_first_and_later_ones_are_not_touched(databas
     later = enqueue(database, 3, "mail")
     answer = do(admin, "messages.cancel", {"where": "queue=mail", **kept(shown.text)}, reason="spam")
     assert "Done with 30 of 30." in ended(admin, answer)
-    assert set(states(database, mine)) == {"cancelled"} and set(states(database, others + later)) == {"pending"}
+    assert set(states(database, mine)) == {"cancelled"} and set(states(database, others + later)) == {
+        "pending"
+    }
     assert {row[:2] for row in recorded(database, "cancel")} == {("ada", "spam")}
 
 
 def test_nothing_is_done_to_many_without_a_filter_or_a_count(database: Database, admin: Browser) -> None:
     ids = enqueue(database, 3)
-    for filter, step in (("", "preview"), ("  ", "do"), ("queue=default", "do"), ("nonsense", "preview"), ("state=dead", "preview")):
+    for filter, step in (
+        ("", "preview"),
+        ("  ", "do"),
+        ("queue=default", "do"),
+        ("nonsense", "preview"),
+        ("state=dead", "preview"),
+    ):
         answer = do(admin, "messages.cancel", {"where": filter}, step=step)
         assert answer.status_code == 400 and 'id="field-where"' in answer.text, filter
-    assert "Cancel: all that match" not in do(admin, "messages.cancel", {"where": "queue=nothing"}, step="preview").text.split("<form")[2]
+    assert (
+        "Cancel: all that match"
+        not in do(admin, "messages.cancel", {"where": "queue=nothing"}, step="preview").text.split("<form")[2]
+    )
     assert states(database, ids) == ["pending"] * 3
 
 
@@ -190,14 +248,28 @@ def group(database: Database) -> str:
     return str(database.value("select fingerprint from dead_letters limit 1"))
 
 
-def test_a_cause_is_redriven_with_a_preview_a_pace_and_a_changed_payload(database: Database, operator: Browser) -> None:
+def test_a_cause_is_redriven_with_a_preview_a_pace_and_a_changed_payload(
+    database: Database, operator: Browser
+) -> None:
     ids = dead(database, 20, "mail", country="XX")
     dead(database, 2, "other", country="XX")
     target = {"where": "queue=mail"}
-    shown, answer = preview_and_do(operator, "dead-letters.redrive", target, rate="1000", stop_after="3", settings="country=RW", reason="mended")
-    assert "20 dead letters would be enqueued again" in shown and "+  &#34;country&#34;: &#34;RW&#34;" in shown
+    shown, answer = preview_and_do(
+        operator,
+        "dead-letters.redrive",
+        target,
+        rate="1000",
+        stop_after="3",
+        settings="country=RW",
+        reason="mended",
+    )
+    assert (
+        "20 dead letters would be enqueued again" in shown and "+  &#34;country&#34;: &#34;RW&#34;" in shown
+    )
     assert "--set country=RW" in shown and "--rate 1000" in shown
-    assert [row[1:] for row in recorded(database, "reveal_message")] == [("mended", ids[0])], "the difference shows a part of a payload"
+    assert [row[1:] for row in recorded(database, "reveal_message")] == [("mended", ids[0])], (
+        "the difference shows a part of a payload"
+    )
     assert "20 of 20 are enqueued again." in ended(operator, answer)
     assert states(database, ids) == ["pending"] * 20
     assert database.query("select distinct payload ->> 'country' from message_queue") == [("RW",)]
@@ -213,7 +285,9 @@ def test_a_redrive_that_fails_again_stops_and_says_so(database: Database, operat
         "create constraint trigger die after insert on packhorse.message_queue deferrable initially deferred for each row execute function die()"
     )
     try:
-        _, answer = preview_and_do(operator, "dead-letters.redrive", {"fingerprint": group(database)}, rate="10", stop_after="2")
+        _, answer = preview_and_do(
+            operator, "dead-letters.redrive", {"fingerprint": group(database)}, rate="10", stop_after="2"
+        )
         assert "died again: mend the cause first" in ended(operator, answer)
     finally:
         database.query("drop trigger die on packhorse.message_queue")
@@ -222,7 +296,9 @@ def test_a_redrive_that_fails_again_stops_and_says_so(database: Database, operat
 
 def test_a_long_act_can_be_stopped_and_keeps_what_it_did(database: Database, operator: Browser) -> None:
     ids = dead(database, 50)
-    _, answer = preview_and_do(operator, "dead-letters.redrive", {"fingerprint": group(database)}, rate="5", stop_after="0")
+    _, answer = preview_and_do(
+        operator, "dead-letters.redrive", {"fingerprint": group(database)}, rate="5", stop_after="0"
+    )
     path = answer.headers["location"]
     wait_until(lambda: "pending" in states(database, ids))
     assert operator.post(f"{path}/stop", form_on=path).status_code == 303
@@ -230,11 +306,15 @@ def test_a_long_act_can_be_stopped_and_keeps_what_it_did(database: Database, ope
     assert 0 < states(database, ids).count("pending") < 50
 
 
-def test_a_long_act_ends_after_its_batch_with_the_process_of_the_page(database: Database, open_page: Any) -> None:
+def test_a_long_act_ends_after_its_batch_with_the_process_of_the_page(
+    database: Database, open_page: Any
+) -> None:
     page = open_page(database)
     browser = page.browser()
     ids = dead(database, 50)
-    preview_and_do(browser, "dead-letters.redrive", {"fingerprint": group(database)}, rate="5", stop_after="0")
+    preview_and_do(
+        browser, "dead-letters.redrive", {"fingerprint": group(database)}, rate="5", stop_after="0"
+    )
     wait_until(lambda: "pending" in states(database, ids))
     page.close()
     assert 0 < states(database, ids).count("pending") < 50
@@ -248,7 +328,9 @@ def test_one_letter_is_edited_redriven_purged(database: Database, admin: Browser
     assert do(admin, "dead-letter.redrive", {"id": first}).status_code == 303
     assert database.query("select id, payload ->> 'phone' from message_queue") == [(first, "2")]
     assert do(admin, "dead-letter.purge", {"id": second}, reason="a test").status_code == 303
-    assert database.value("select count(*) from dead_letters") == 0 and recorded(database, "purge")[0][:2] == ("ada", "a test")
+    assert database.value("select count(*) from dead_letters") == 0 and recorded(database, "purge")[0][
+        :2
+    ] == ("ada", "a test")
     assert do(admin, "dead-letter.redrive", {"id": first}).status_code == 404
 
 
@@ -257,9 +339,16 @@ def test_settings_of_a_queue_show_the_difference_first(database: Database, opera
     form = operator.get("/acts/queue.set?queue=default").text
     assert 'name="max_attempts" value="' in form
     fields = dict(re.findall(r'name="(\w+)" value="([^"]*)" placeholder', form))
-    shown = do(operator, "queue.set", {"queue": "default"}, step="preview", **{**fields, "max_concurrency": "7"})
+    shown = do(
+        operator, "queue.set", {"queue": "default"}, step="preview", **{**fields, "max_concurrency": "7"}
+    )
     assert '<span class="added">+max_concurrency: 7' in shown.text and shown.text.count('class="added"') == 1
-    assert do(operator, "queue.set", {"queue": "default"}, reason="load", **{**fields, "max_concurrency": "7"}).status_code == 303
+    assert (
+        do(
+            operator, "queue.set", {"queue": "default"}, reason="load", **{**fields, "max_concurrency": "7"}
+        ).status_code
+        == 303
+    )
     assert database.value("select max_concurrency from queues where name = 'default'") == 7
     wrong = do(operator, "queue.set", {"queue": "default"}, **{**fields, "max_attempts": "-1"})
     assert wrong.status_code == 400 and 'id="field-max_attempts"' in wrong.text and "Allowed" in wrong.text
@@ -268,19 +357,51 @@ def test_settings_of_a_queue_show_the_difference_first(database: Database, opera
 @pytest.mark.parametrize(
     ("name", "target", "look", "wanted", "action"),
     [
-        ("queue.pause", {"queue": "default"}, "select paused_by from queues where name = 'default'", "ada", "pause_queue"),
+        (
+            "queue.pause",
+            {"queue": "default"},
+            "select paused_by from queues where name = 'default'",
+            "ada",
+            "pause_queue",
+        ),
         ("queues.pause", {}, "select count(*) from queues where paused_at is null", 0, "pause_all_queues"),
-        ("schedule.pause", {"schedule": "nightly"}, "select paused_by from schedules", "ada", "pause_schedule"),
+        (
+            "schedule.pause",
+            {"schedule": "nightly"},
+            "select paused_by from schedules",
+            "ada",
+            "pause_schedule",
+        ),
         ("schedule.run", {"schedule": "nightly"}, "select count(*) from message_queue", 1, "run_schedule"),
-        ("service.open", {"service": "bank", "endpoint": "a"}, "select forced from service_endpoints", "open", "force_service"),
+        (
+            "service.open",
+            {"service": "bank", "endpoint": "a"},
+            "select forced from service_endpoints",
+            "open",
+            "force_service",
+        ),
         ("scope.lift", {"scope": "bank"}, "select count(*) from parked_scopes", 0, "lift_scope"),
-        ("worker.drain", {"worker": "00000000-0000-0000-0000-000000000007"}, "select request from daemon_requests", "drain", "drain_worker"),
+        (
+            "worker.drain",
+            {"worker": "00000000-0000-0000-0000-000000000007"},
+            "select request from daemon_requests",
+            "drain",
+            "drain_worker",
+        ),
     ],
 )
 def test_other_acts_do_what_their_command_does(
-    database: Database, admin: Browser, name: str, target: dict[str, str], look: str, wanted: object, action: str
+    database: Database,
+    admin: Browser,
+    name: str,
+    target: dict[str, str],
+    look: str,
+    wanted: object,
+    action: str,
 ) -> None:
-    database.query("insert into schedules (name, message_type, queue, every, source) values ('nightly', 'effect', 'default', '1 hour', 'sql')")
+    database.query(
+        "insert into schedules (name, message_type, queue, every, source) values ('nightly', 'effect', 'default', '1 hour', 'sql')"
+    )
     declare_bank(database)
     database.query("select park_scope('bank', '5 minutes')")
     database.query(
@@ -298,11 +419,23 @@ def test_each_act_shows_the_command_line_that_does_the_same(database: Database, 
 
     from packhorse.worker.cli.main import app
 
-    samples = {"id": "7", "where": "queue=mail", "fingerprint": "abc", "queue": "default", "worker": "00000000-0000-0000-0000-000000000007"}
+    samples = {
+        "id": "7",
+        "where": "queue=mail",
+        "fingerprint": "abc",
+        "queue": "default",
+        "worker": "00000000-0000-0000-0000-000000000007",
+    }
     for act in ACTS.values():
-        target = {each.name: samples.get(each.name, "thing") for each in act.targets if each.name in samples or each.required}
+        target = {
+            each.name: samples.get(each.name, "thing")
+            for each in act.targets
+            if each.name in samples or each.required
+        }
         if act.prefill is None or "queue" in target:
-            text = re.search(r'<code class="cli"[^>]*>(packhorse [^<]*)</code>', admin.get(address(act.name, target)).text)
+            text = re.search(
+                r'<code class="cli"[^>]*>(packhorse [^<]*)</code>', admin.get(address(act.name, target)).text
+            )
             assert text, act.name
             words = text[1].replace("&#39;", "'").split()
             command = get_command(app)
@@ -313,22 +446,32 @@ def test_each_act_shows_the_command_line_that_does_the_same(database: Database, 
 
 
 def test_what_cannot_be_taken_back_is_an_admins_but_for_one_message():
-    assert {act.name for act in ACTS.values() if act.danger and act.role is not Role.ADMIN} == {"message.cancel"}
+    assert {act.name for act in ACTS.values() if act.danger and act.role is not Role.ADMIN} == {
+        "message.cancel"
+    }
     assert all(act.role >= Role.OPERATOR for act in ACTS.values())
     assert all(act.preview for act in ACTS.values() if act.long)
 
 
 def test_a_viewer_sees_no_button_and_an_operator_none_of_an_admin(database: Database, page: Page) -> None:
     (number,) = enqueue(database)
-    shown = {role: page.browser(page.token(role)).get(f"/messages/{number}").text for role in ("viewer", "operator")}
+    shown = {
+        role: page.browser(page.token(role)).get(f"/messages/{number}").text
+        for role in ("viewer", "operator")
+    }
     assert "/acts/" not in shown["viewer"] and "/acts/message.cancel" in shown["operator"]
     (letter,) = dead(database)
-    assert "dead-letter.purge" not in page.browser(page.token("operator", "o2")).get(f"/dead-letters/{letter}").text
+    assert (
+        "dead-letter.purge"
+        not in page.browser(page.token("operator", "o2")).get(f"/dead-letters/{letter}").text
+    )
 
 
 def test_a_notice_is_for_who_acted_and_no_address_can_invent_one(page: Page) -> None:
     admin = page.browser(page.token("admin"))
-    assert admin.get("/?said=You+are+hacked").text.count('role="status"') == admin.get("/").text.count('role="status"')
+    assert admin.get("/?said=You+are+hacked").text.count('role="status"') == admin.get("/").text.count(
+        'role="status"'
+    )
     notices, visitor = Notices(), type("V", (), {"name": "ada"})()
     name = notices.put(visitor, "done")
     assert notices.get(name, visitor) == "done" and notices.get(name, None) is None

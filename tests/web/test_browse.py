@@ -1,4 +1,6 @@
-"""Pages of messages, dead letters and acts: nothing twice, nothing left out, nothing without a bound (FEATURES 5, FAILURES 2.15)."""
+"""Pages of messages, dead letters and acts: nothing twice, nothing left out, nothing without a bound
+(FEATURES 5, FAILURES 2.15).
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def fill(database: Database) -> None:
     database.query(LIVE, "pending", None, 21, 30)
 
 
-def test_pages_hold_every_message_once_in_both_directions(database: Database, connection: DeadlineConnection) -> None:
+def test_pages_hold_every_message_once_in_both_directions(
+    database: Database, connection: DeadlineConnection
+) -> None:
     fill(database)
     forth: list[int] = []
     page = browse.messages(connection, (), None, None, 7)
@@ -74,7 +78,9 @@ def test_pages_hold_every_message_once_in_both_directions(database: Database, co
     assert back == forth
 
 
-def test_messages_of_the_same_moment_are_not_skipped(database: Database, connection: DeadlineConnection) -> None:
+def test_messages_of_the_same_moment_are_not_skipped(
+    database: Database, connection: DeadlineConnection
+) -> None:
     database.query(
         "insert into message_queue (id, queue, message_type, created_at) select n, 'default', 'effect', '2026-01-01Z' from generate_series(1, 9) n"
     )
@@ -96,7 +102,9 @@ def test_messages_of_the_same_moment_are_not_skipped(database: Database, connect
         ("queue=other", []),
     ],
 )
-def test_a_filter_finds_messages_of_every_state(database: Database, connection: DeadlineConnection, where: str, found: Any) -> None:
+def test_a_filter_finds_messages_of_every_state(
+    database: Database, connection: DeadlineConnection, where: str, found: Any
+) -> None:
     fill(database)
     page = browse.messages(connection, terms(where), None, None, 50)
     assert ids(page) == list(found)
@@ -105,18 +113,23 @@ def test_a_filter_finds_messages_of_every_state(database: Database, connection: 
 
 
 @pytest.mark.parametrize("state", ["running", "blocked"])
-def test_rare_states_are_found_however_many_messages_are_newer(database: Database, connection: DeadlineConnection, state: str) -> None:
+def test_rare_states_are_found_however_many_messages_are_newer(
+    database: Database, connection: DeadlineConnection, state: str
+) -> None:
     lease = ", lease_token, lease_expires_at" if state == "running" else ""
     values = ", 1, now()" if state == "running" else ""
     database.query(
-        f"insert into message_queue (id, queue, message_type, state, conversation_key{lease}) values (1, 'default', 'effect', %s, 'k'{values})", state
+        f"insert into message_queue (id, queue, message_type, state, conversation_key{lease}) values (1, 'default', 'effect', %s, 'k'{values})",
+        state,
     )
     database.query(LIVE, "pending", None, 2, 300)
     page = browse.messages(connection, terms(f"state={state}"), None, None, 50, 10)
     assert (ids(page), page.searched_to) == ([1], None)
 
 
-def test_a_walk_ends_after_so_many_messages_and_the_next_page_goes_on(database: Database, connection: DeadlineConnection) -> None:
+def test_a_walk_ends_after_so_many_messages_and_the_next_page_goes_on(
+    database: Database, connection: DeadlineConnection
+) -> None:
     database.query(LIVE, "pending", None, 1, 200)
     database.query(LIVE, "pending", None, 10**12, 10**12 + 99)  # ids have gaps
     page = browse.messages(connection, terms("payload.n=150"), None, None, 5, 100)
@@ -139,7 +152,9 @@ def test_a_walk_to_newer_messages_ends_as_well(database: Database, connection: D
     assert ids(page) == [390]
 
 
-def test_what_would_be_dear_to_count_is_estimated(database: Database, connection: DeadlineConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_would_be_dear_to_count_is_estimated(
+    database: Database, connection: DeadlineConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     database.query(LIVE, "pending", None, 1, 500)
     with database.session() as owner:
         owner.execute("analyze message_queue")
@@ -156,18 +171,28 @@ def test_groups_are_those_of_the_view(database: Database, connection: DeadlineCo
     fill(database)
     found = browse.groups(connection, (), 10)
     view = dict(database.query("select fingerprint, count from dead_letter_groups"))
-    assert {row["fingerprint"]: row["count"] for row in found} == view == {"cause0": 3, "cause1": 4, "cause2": 3}
+    assert (
+        {row["fingerprint"]: row["count"] for row in found} == view == {"cause0": 3, "cause1": 4, "cause2": 3}
+    )
     assert [row["newest_id"] for row in found] == [10, 9, 8]
     assert found[0]["error_message"] == "no 10" and found[0]["last_hour"] == 4
     assert browse.groups(connection, (), 2) == found[:2]
     few = browse.groups(connection, parse("payload.n<5", DEAD, ()).terms, 10)
-    assert [(row["fingerprint"], row["count"], row["newest_id"]) for row in few] == [("cause1", 2, 4), ("cause0", 1, 3), ("cause2", 1, 2)]
+    assert [(row["fingerprint"], row["count"], row["newest_id"]) for row in few] == [
+        ("cause1", 2, 4),
+        ("cause0", 1, 3),
+        ("cause2", 1, 2),
+    ]
 
 
 def test_a_group_and_its_letters_page_by_page(database: Database, connection: DeadlineConnection) -> None:
     fill(database)
     group = browse.group(connection, "cause1")
-    assert group is not None and (group["count"], group["newest_id"], group["error_message"]) == (4, 10, "no 10")
+    assert group is not None and (group["count"], group["newest_id"], group["error_message"]) == (
+        4,
+        10,
+        "no 10",
+    )
     assert browse.group(connection, "nothing") is None
     first = browse.group_letters(connection, "cause1", None, None, 2)
     second = browse.group_letters(connection, "cause1", 7, None, 2)
@@ -189,7 +214,9 @@ def test_acts_page_by_page_and_by_who_did_what(database: Database, connection: D
     assert [row["message_id"] for row in older.rows] == [2] and older.newer and not older.older
     newer = browse.actions(connection, "pause", "ada", None, None, older.rows[0]["id"], 2)
     assert [row["message_id"] for row in newer.rows] == [6, 4]
-    assert [row["action"] for row in browse.actions(connection, None, None, 3, None, None, 2).rows] == ["edit"]
+    assert [row["action"] for row in browse.actions(connection, None, None, 3, None, None, 2).rows] == [
+        "edit"
+    ]
     assert [row["action"] for row in browse.actions_of(connection, 3)] == ["edit"]
 
 
@@ -201,7 +228,9 @@ def test_values_for_completion(database: Database, connection: DeadlineConnectio
     assert browse.values_of(connection, "payload", "") == []
 
 
-def test_the_trace_context_is_found_wherever_the_message_is(database: Database, connection: DeadlineConnection) -> None:
+def test_the_trace_context_is_found_wherever_the_message_is(
+    database: Database, connection: DeadlineConnection
+) -> None:
     fill(database)
     for table, number in (("dead_letters", 1), ("message_archive", 11), ("message_queue", 21)):
         database.query(f"update {table} set trace_context = %s where id = %s", table, number)
@@ -209,23 +238,35 @@ def test_the_trace_context_is_found_wherever_the_message_is(database: Database, 
     assert browse.trace_context(connection, 2) is None
 
 
-def test_conversations_that_wait_are_those_of_the_view_as_far_as_they_are_looked_at(database: Database, connection: DeadlineConnection) -> None:
+def test_conversations_that_wait_are_those_of_the_view_as_far_as_they_are_looked_at(
+    database: Database, connection: DeadlineConnection
+) -> None:
     database.query(LIVE, "pending", "b", 1, 1)
     database.query(LIVE, "blocked", "b", 2, 4)
     database.query(LIVE, "blocked", "a", 5, 5)
-    database.query("update message_queue set created_at = now() - interval '1 day', run_at = now() - interval '1 day' where id = 5")
+    database.query(
+        "update message_queue set created_at = now() - interval '1 day', run_at = now() - interval '1 day' where id = 5"
+    )
     found = browse.waiting(connection, 10)
-    assert [(row["conversation_key"], row["waiting"], row["holder_kind"], row["holder_id"], row["looked_at"]) for row in found] == [
-        ("a", 1, None, None, 2),
-        ("b", 3, "earlier", 1, 2),
+    assert [
+        (row["conversation_key"], row["waiting"], row["holder_kind"], row["holder_id"], row["looked_at"])
+        for row in found
+    ] == [("a", 1, None, None, 2), ("b", 3, "earlier", 1, 2)]
+    view = database.query(
+        "select conversation_key, waiting, since, holder_kind, holder_id from blocked_conversations order by since"
+    )
+    assert [tuple(row.values())[:5] for row in found] == [
+        (key, since, waiting, kind, holder) for key, waiting, since, kind, holder in view
     ]
-    view = database.query("select conversation_key, waiting, since, holder_kind, holder_id from blocked_conversations order by since")
-    assert [tuple(row.values())[:5] for row in found] == [(key, since, waiting, kind, holder) for key, waiting, since, kind, holder in view]
-    assert [(row["conversation_key"], row["looked_at"]) for row in browse.waiting(connection, 10, 1)] == [("a", 1)]
+    assert [(row["conversation_key"], row["looked_at"]) for row in browse.waiting(connection, 10, 1)] == [
+        ("a", 1)
+    ]
     assert len(browse.waiting(connection, 1)) == 1
 
 
-def test_archived_messages_of_a_conversation_are_looked_for_step_by_step(database: Database, connection: DeadlineConnection) -> None:
+def test_archived_messages_of_a_conversation_are_looked_for_step_by_step(
+    database: Database, connection: DeadlineConnection
+) -> None:
     database.query(ARCHIVED, 1, 300)
     database.query("update message_archive set conversation_key = 'k' where id in (10, 250, 260, 290)")
     page = browse.archived_of(connection, "k", None, 2, 100)

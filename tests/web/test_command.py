@@ -1,4 +1,6 @@
-"""`packhorse web` and `packhorse token` as processes: where it starts, what it prints, how it ends; `packhorse up` brings the page along."""
+"""`packhorse web` and `packhorse token` as processes: where it starts, what it prints, how it ends;
+`packhorse up` brings the page along.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def start(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_prints_its_address_serves_and_ends_with_0_though_somebody_watches(tmp_path, database, start, number):
+def test_it_prints_its_address_serves_and_ends_with_0_though_somebody_watches(
+    tmp_path, database, start, number
+):
     process, url, output = start(Cli(tmp_path, database.url), "web", "--port", "0")
     assert "<h1>Overview</h1>" in httpx.get(url).text
     with httpx.stream("GET", f"{url}live", timeout=20) as stream:
@@ -72,7 +76,12 @@ run(load_settings(web_port=0), say=lambda address: os.kill(os.getpid(), int(sys.
 def test_a_signal_that_comes_while_it_starts_ends_it(database, number):
     """Between its address and the server's own handlers: whoever reads the address may stop it at once."""
     environment = Cli(ROOT, database.url).environment
-    ended = subprocess.run([sys.executable, "-c", SIGNAL_WHILE_IT_STARTS, str(int(number))], env=environment, capture_output=True, timeout=30)
+    ended = subprocess.run(
+        [sys.executable, "-c", SIGNAL_WHILE_IT_STARTS, str(int(number))],
+        env=environment,
+        capture_output=True,
+        timeout=30,
+    )
     assert ended.returncode == EXIT_OK, ended.stderr.decode()
 
 
@@ -81,7 +90,11 @@ def test_a_signal_that_comes_while_it_starts_ends_it(database, number):
     [
         (["--host", "0.0.0.0"], {}, "web_insecure"),
         (["--host", "0.0.0.0"], {"PACKHORSE_WEB_INSECURE": "1"}, "web_hosts"),
-        (["--host", "0.0.0.0"], {"PACKHORSE_WEB_INSECURE": "1", "PACKHORSE_WEB_HOSTS": "q.example"}, "packhorse token create"),
+        (
+            ["--host", "0.0.0.0"],
+            {"PACKHORSE_WEB_INSECURE": "1", "PACKHORSE_WEB_HOSTS": "q.example"},
+            "packhorse token create",
+        ),
         ([], {"PACKHORSE_WEB_USER_HEADER": "X-User"}, "web_trusted_proxies"),
         ([], {"PACKHORSE_WEB_BASE_PATH": "packhorse"}, "web_base_path"),
         ([], {"PACKHORSE_WEB_TRUSTED_PROXIES": "proxy.example"}, "web_trusted_proxies"),
@@ -89,7 +102,9 @@ def test_a_signal_that_comes_while_it_starts_ends_it(database, number):
         ([], {"PACKHORSE_WEB_SECRET": "short"}, "32 characters"),
     ],
 )
-def test_what_would_be_open_or_makes_no_sense_does_not_start(tmp_path, database, arguments, environment, problem):
+def test_what_would_be_open_or_makes_no_sense_does_not_start(
+    tmp_path, database, arguments, environment, problem
+):
     ran = Cli(tmp_path, database.url)("web", "--port", "0", *arguments, **environment)
     assert ran.code == EXIT_USAGE and problem in ran.err and "short" not in ran.err, ran.err
 
@@ -101,8 +116,12 @@ def test_beyond_loopback_with_a_token_everybody_logs_in(tmp_path, database, star
     assert httpx.get(url).status_code == 303
     with httpx.Client(base_url=url) as client:
         form = re.search(r'name="csrf" value="(\w+)"', client.get("/login").text)[1]
-        answer = client.post("/login", data={"csrf": form, "token": token}, headers={"Origin": url.rstrip("/")})
-        assert answer.status_code == 303 and "Secure" not in answer.headers["set-cookie"], "plain HTTP was asked for"
+        answer = client.post(
+            "/login", data={"csrf": form, "token": token}, headers={"Origin": url.rstrip("/")}
+        )
+        assert answer.status_code == 303 and "Secure" not in answer.headers["set-cookie"], (
+            "plain HTTP was asked for"
+        )
         assert "ann" in client.get("/").text
 
 
@@ -129,10 +148,14 @@ def test_tokens_are_shown_once_listed_without_and_revoked(tmp_path, database):
     assert cli("token", "revoke", "vera").code == EXIT_USAGE
     assert cli("token", "create", "vera").code == EXIT_OK, "the name is free again"
     with psycopg.connect(database.admin_url) as connection:
-        rows = connection.execute("select action, operator, reason, details ->> 'name' from packhorse.operator_actions order by id").fetchall()
+        rows = connection.execute(
+            "select action, operator, reason, details ->> 'name' from packhorse.operator_actions order by id"
+        ).fetchall()
         assert rows[0][0] == "create_access_token" and rows[0][2:] == ("support", "vera")
         assert ("revoke_access_token", "boss", None, "vera") in rows
-        kept = connection.execute("select string_agg(t::text, ' ') from packhorse.access_tokens t").fetchone()[0]
+        kept = connection.execute(
+            "select string_agg(t::text, ' ') from packhorse.access_tokens t"
+        ).fetchone()[0]
         assert token.removeprefix("phk_") not in kept
 
 

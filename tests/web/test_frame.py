@@ -22,18 +22,30 @@ def test_the_overview_is_a_page_and_a_fragment(page):
 
 def test_every_answer_has_the_headers_errors_and_files_too(page):
     browser = page.browser()
-    for path, status in [("/", 200), ("/nothing", 404), ("/static/app.css", 200), ("/static/nothing", 404), ("/healthz", 200), ("/login", 200)]:
+    for path, status in [
+        ("/", 200),
+        ("/nothing", 404),
+        ("/static/app.css", 200),
+        ("/static/nothing", 404),
+        ("/healthz", 200),
+        ("/login", 200),
+    ]:
         answer = browser.get(path)
         assert answer.status_code == status, path
         assert {name: answer.headers.get(name) for name in HEADERS} == HEADERS, path
     assert "unsafe" not in HEADERS["Content-Security-Policy"]
-    assert browser.get("/", headers={"Host": "evil.example"}).headers["Content-Security-Policy"] == HEADERS["Content-Security-Policy"]
+    assert (
+        browser.get("/", headers={"Host": "evil.example"}).headers["Content-Security-Policy"]
+        == HEADERS["Content-Security-Policy"]
+    )
 
 
 def test_there_is_no_inline_script_or_style_and_no_filter_that_ends_escaping():
     for path in sorted((FOLDER / "templates").rglob("*.html")):
         text = path.read_text()
-        assert not re.search(r"<style|\sstyle=|<script(?![^>]*\ssrc=)|\son[a-z]+\s*=|javascript:|hx-on", text), path.name
+        assert not re.search(
+            r"<style|\sstyle=|<script(?![^>]*\ssrc=)|\son[a-z]+\s*=|javascript:|hx-on", text
+        ), path.name
         assert not re.search(r"\|\s*safe\b|autoescape|Markup", text), path.name
     for path in sorted(FOLDER.rglob("*.py")):
         for call in re.findall(r"Markup\((?!'|\"|\n\s*')[^)]*\)", path.read_text()):
@@ -46,10 +58,14 @@ def test_vendored_files_are_what_their_list_says():
         if line and not line.startswith("#"):
             name, version, licence, digest = line.split()
             listed[name] = digest
-            assert version in (STATIC / "vendor" / name).read_text() and (STATIC / "vendor" / licence).exists()
+            assert (
+                version in (STATIC / "vendor" / name).read_text() and (STATIC / "vendor" / licence).exists()
+            )
     there = {path.name for path in (STATIC / "vendor").iterdir() if path.suffix in (".js", ".css")}
     assert set(listed) == there
-    assert {name: hashlib.sha256((STATIC / "vendor" / name).read_bytes()).hexdigest() for name in listed} == listed
+    assert {
+        name: hashlib.sha256((STATIC / "vendor" / name).read_bytes()).hexdigest() for name in listed
+    } == listed
 
 
 @pytest.mark.parametrize("base", ["", "/packhorse"])

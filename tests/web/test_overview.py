@@ -23,7 +23,9 @@ def concerns(page):
     def found():
         page.sites[0].forget()
         html = page.browser().get("/").text
-        items = re.findall(r'<li class="notice (warn|fail)".*?<p><strong>(.*?)</strong> (.*?)</p><a href="(.*?)"', html)
+        items = re.findall(
+            r'<li class="notice (warn|fail)".*?<p><strong>(.*?)</strong> (.*?)</p><a href="(.*?)"', html
+        )
         return {what: (status, text, path) for status, what, text, path in items}
 
     return found
@@ -32,7 +34,11 @@ def concerns(page):
 def test_a_quiet_queue_is_no_problem(page, database, concerns):
     assert "queue default" not in concerns()
     html = page.browser().get("/").text
-    assert re.search(r'href="/queues/default">default</a>.*?<td class="right">0</td><td class="right">–</td>', html, re.DOTALL)
+    assert re.search(
+        r'href="/queues/default">default</a>.*?<td class="right">0</td><td class="right">–</td>',
+        html,
+        re.DOTALL,
+    )
 
 
 def test_a_late_queue_without_workers_comes_first(page, database, concerns):
@@ -63,7 +69,10 @@ def test_dead_letters_and_what_they_hold_are_named(page, database, concerns):
     )
     found = concerns()
     assert found["dead letters"][2] == "/dead-letters" and "1 in the last" in found["dead letters"][1]
-    assert found["conversation state"][:1] == ("fail",) and "1 dead letter(s) hold one" in found["conversation state"][1]
+    assert (
+        found["conversation state"][:1] == ("fail",)
+        and "1 dead letter(s) hold one" in found["conversation state"][1]
+    )
 
 
 def test_speed_and_time_to_drain_are_of_what_was_done(page, database):
@@ -76,7 +85,11 @@ def test_speed_and_time_to_drain_are_of_what_was_done(page, database):
     )
     html = page.browser().get("/").text
     assert "<dt>Messages</dt><dd>600</dd>" in html
-    assert re.search(r"Wait from enqueue.*?<dt>p50</dt><dd>3 s</dd>.*?Duration of handlers.*?<dt>p95</dt><dd>4 s</dd>", html, re.DOTALL)
+    assert re.search(
+        r"Wait from enqueue.*?<dt>p50</dt><dd>3 s</dd>.*?Duration of handlers.*?<dt>p95</dt><dd>4 s</dd>",
+        html,
+        re.DOTALL,
+    )
     row = re.search(r'href="/queues/default".*?</tr>', html, re.DOTALL)[0]
     assert "2 per s" in row and "30 s" in row, "600 in five minutes; 60 are due"
     assert "Messages done per minute" in html
@@ -95,7 +108,15 @@ def test_what_was_never_claimed_has_no_wait_and_no_duration(page, database):
 def test_each_check_has_a_screen(page):
     """The overview leads to screens that are there."""
     browser = page.browser()
-    for path in {*CHECKS.values(), "/messages", "/partitions", "/database", "/schedules", "/maintenance", "/queues/default"}:
+    for path in {
+        *CHECKS.values(),
+        "/messages",
+        "/partitions",
+        "/database",
+        "/schedules",
+        "/maintenance",
+        "/queues/default",
+    }:
         assert browser.get(path).status_code == 200, path
 
 

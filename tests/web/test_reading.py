@@ -1,4 +1,6 @@
-"""What the page asks: once for all, briefly, in a read-only transaction; old answers with their age during an outage (SPEC O6)."""
+"""What the page asks: once for all, briefly, in a read-only transaction; old answers with their age during an
+outage (SPEC O6).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def ask(site, *questions):
 
     async def together():
         reader = Reader(site)
-        return await asyncio.gather(*(reader.ask(*question) for question in questions), return_exceptions=True), reader.outdated
+        return await asyncio.gather(
+            *(reader.ask(*question) for question in questions), return_exceptions=True
+        ), reader.outdated
 
     return asyncio.run(together())
 
@@ -61,9 +65,19 @@ def test_equal_questions_are_asked_once_and_others_by_themselves(site):
 def test_a_question_can_change_nothing_and_reads_as_the_reader(site, database):
     (answers, _) = ask(
         site,
-        ("write", 0.0, one, "insert into packhorse.operator_actions (action, operator) values ('a', 'b') returning 1"),
+        (
+            "write",
+            0.0,
+            one,
+            "insert into packhorse.operator_actions (action, operator) values ('a', 'b') returning 1",
+        ),
         ("role", 0.0, one, "select current_user::text"),
-        ("timeouts", 0.0, one, "select current_setting('statement_timeout') || ' ' || current_setting('lock_timeout')"),
+        (
+            "timeouts",
+            0.0,
+            one,
+            "select current_setting('statement_timeout') || ' ' || current_setting('lock_timeout')",
+        ),
     )
     assert isinstance(answers[0], NoAnswer) and "read-only" in str(answers[0])
     assert answers[2] == "1s 100ms"
@@ -80,20 +94,28 @@ def test_with_the_role_of_the_reader_no_token_is_seen(database):
         admin.execute("select packhorse.create_access_token('a', 'admin', decode(repeat('ab', 32), 'hex'))")
     site = Site("default", "", load_settings({}, database_url=database.url))
     try:
-        answers, _ = ask(site, ("role", 0.0, one, "select current_user::text"), ("tokens", 0.0, one, "select count(*) from packhorse.access_tokens"))
+        answers, _ = ask(
+            site,
+            ("role", 0.0, one, "select current_user::text"),
+            ("tokens", 0.0, one, "select count(*) from packhorse.access_tokens"),
+        )
         assert answers == ["packhorse_reader", 0]
         assert ask(site, ("queues", 0.0, one, "select count(*) from packhorse.queues"))[0] == [1]
     finally:
         site.close()
         with psycopg.connect(database.admin_url, autocommit=True) as admin:
-            admin.execute(psycopg.sql.SQL("revoke packhorse_reader from {}").format(psycopg.sql.Identifier(login)))
+            admin.execute(
+                psycopg.sql.SQL("revoke packhorse_reader from {}").format(psycopg.sql.Identifier(login))
+            )
 
 
 def test_a_slow_or_locked_question_ends_and_the_old_answer_counts(site, database):
     slow = threading.Event()
 
     def maybe(connection):
-        return one(connection, "select 'new'::text from pg_sleep(30)" if slow.is_set() else "select 'old'::text")
+        return one(
+            connection, "select 'new'::text from pg_sleep(30)" if slow.is_set() else "select 'old'::text"
+        )
 
     assert ask(site, ("maybe", 0.0, maybe)) == (["old"], None)
     slow.set()
@@ -138,12 +160,18 @@ def test_while_the_database_is_away_pages_show_old_data_with_its_age(own_server,
     own_server.kill()
     wait_until(lambda: "Old data" in browser.get("/").text, 20)
     answer = browser.get("/")
-    assert answer.status_code == 200 and "the database is away" in answer.text and 'href="/queues/default"' in answer.text
+    assert (
+        answer.status_code == 200
+        and "the database is away" in answer.text
+        and 'href="/queues/default"' in answer.text
+    )
     assert "<time" in answer.text.split("Old data")[1].split("</p>")[0], "how old"
     assert browser.get("/audit").status_code == 503, "a page that nobody had opened says so"
     assert "Traceback" not in browser.get("/audit").text
     own_server.start()
-    wait_until(lambda: "Old data" not in browser.get("/").text and browser.get("/audit").status_code == 200, 30)
+    wait_until(
+        lambda: "Old data" not in browser.get("/").text and browser.get("/audit").status_code == 200, 30
+    )
 
 
 @pytest.mark.slow
@@ -167,9 +195,23 @@ def test_twenty_viewers_cost_five_questions_a_second_at_most(page):
         except Exception as error:
             trouble.append(error)
 
-    paths = ["/", "/queues", "/workers", "/dead-letters", "/services", "/database", "/messages", "/schedules", "/partitions", "/maintenance"]
+    paths = [
+        "/",
+        "/queues",
+        "/workers",
+        "/dead-letters",
+        "/services",
+        "/database",
+        "/messages",
+        "/schedules",
+        "/partitions",
+        "/maintenance",
+    ]
     began, before = time.monotonic(), site.asked_total
-    threads = [threading.Thread(target=look, args=(browser, paths[place % len(paths)])) for place, browser in enumerate(browsers)]
+    threads = [
+        threading.Thread(target=look, args=(browser, paths[place % len(paths)]))
+        for place, browser in enumerate(browsers)
+    ]
     for thread in threads:
         thread.start()
     wait_until(lambda: len(ticks) >= 20 * 6 or trouble, 60)

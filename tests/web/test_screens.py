@@ -26,11 +26,22 @@ ADDRESSES = {
     "/": ["/"],
     "/queues": ["/queues"],
     "/queues/{name}": ["/queues/default", "/queues/nobody"],
-    "/messages": ["/messages", "/messages?where=state%3Ddead", "/messages?where=queue%3D", "/messages?where=payload.n%3E1"],
-    "/messages/{id}": [f"/messages/{number}" for number in (DEAD, DONE, RUNNING, WAITING, BLOCKED, SCHEDULED)],
+    "/messages": [
+        "/messages",
+        "/messages?where=state%3Ddead",
+        "/messages?where=queue%3D",
+        "/messages?where=payload.n%3E1",
+    ],
+    "/messages/{id}": [
+        f"/messages/{number}" for number in (DEAD, DONE, RUNNING, WAITING, BLOCKED, SCHEDULED)
+    ],
     "/completions": ["/completions", "/completions?where=queue%3D", "/completions?where=error%3D&of=dead"],
     "/conversations": ["/conversations", "/conversations?key={key}", "/conversations?key={key}&before=99"],
-    "/dead-letters": ["/dead-letters", "/dead-letters?where=attempts%3E1", "/dead-letters?where=state%3Ddead"],
+    "/dead-letters": [
+        "/dead-letters",
+        "/dead-letters?where=attempts%3E1",
+        "/dead-letters?where=state%3Ddead",
+    ],
     "/dead-letters/groups/{fingerprint}": ["/dead-letters/groups/cause"],
     "/dead-letters/{id}": [f"/dead-letters/{DEAD}"],
     "/workers": ["/workers"],
@@ -92,17 +103,37 @@ def test_hostile_texts_are_texts_on_every_screen(database: Database, page: Page,
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", html), address
         if "&lt;script&gt;" not in html:
             without.add(address)
-    quiet = {"/", "/queues", "/queues/default", "/queues/nobody", "/database", "/completions", "/completions?where=queue%3D", f"/messages/{SCHEDULED}", "/schedules/often",
-             "/messages?where=queue%3D", "/messages?where=payload.n%3E1", "/dead-letters?where=state%3Ddead"}  # fmt: skip
+    quiet = {
+        "/",
+        "/queues",
+        "/queues/default",
+        "/queues/nobody",
+        "/database",
+        "/completions",
+        "/completions?where=queue%3D",
+        f"/messages/{SCHEDULED}",
+        "/schedules/often",
+        "/messages?where=queue%3D",
+        "/messages?where=payload.n%3E1",
+        "/dead-letters?where=state%3Ddead",
+    }
     assert without <= quiet, "the hostile text is on the others, as text"
-    assert "{{7*7}}{% raise %}${7*7}\\u001b[2J\\u202egnp.exe\\u2066" in unescape(shown(browser, f"/messages/{WAITING}"))
+    assert "{{7*7}}{% raise %}${7*7}\\u001b[2J\\u202egnp.exe\\u2066" in unescape(
+        shown(browser, f"/messages/{WAITING}")
+    )
 
 
 def test_no_screen_shows_values_of_payloads_and_steps_to_anybody(database: Database, page: Page) -> None:
-    furnish(database, payload={"customer": "ada@example.com", "pin": 840275913, "deep": [{"note": "qzxmark"}]})
-    database.query("update dead_letters set steps = %s::jsonb", '{"sent": {"value": "qzxmark", "attempt": 1, "at": "2026-11-30T04:00:00Z"}}')
+    furnish(
+        database, payload={"customer": "ada@example.com", "pin": 840275913, "deep": [{"note": "qzxmark"}]}
+    )
     database.query(
-        "update operator_actions set details = %s::jsonb", '{"before": {"note": "qzxmark"}, "after": {"note": "qzxmark"}, "queue": "default"}'
+        "update dead_letters set steps = %s::jsonb",
+        '{"sent": {"value": "qzxmark", "attempt": 1, "at": "2026-11-30T04:00:00Z"}}',
+    )
+    database.query(
+        "update operator_actions set details = %s::jsonb",
+        '{"before": {"note": "qzxmark"}, "after": {"note": "qzxmark"}, "queue": "default"}',
     )
     browser = page.browser(page.token("admin"))
     for address in addresses("plain words"):
@@ -112,12 +143,17 @@ def test_no_screen_shows_values_of_payloads_and_steps_to_anybody(database: Datab
     assert "15 characters" in words(shown(browser, f"/messages/{WAITING}"))
 
 
-def test_a_viewer_sees_errors_without_personal_data_and_an_operator_whole(database: Database, page: Page) -> None:
+def test_a_viewer_sees_errors_without_personal_data_and_an_operator_whole(
+    database: Database, page: Page
+) -> None:
     furnish(database, "call +250788123456 failed")
     texts = "conversation_key = null, concurrency_key = null, correlation_id = null, steps = null, payload = '{}', options = '{}'"
-    database.query(f"update dead_letters set {texts}, error_class = 'E', error_code = null, error_details = null")
     database.query(
-        f"update message_queue set {texts}, dedup_key = null, error = error - 'code' - 'details' || '{{\"class\": \"E\"}}' where id = %s", WAITING
+        f"update dead_letters set {texts}, error_class = 'E', error_code = null, error_details = null"
+    )
+    database.query(
+        f"update message_queue set {texts}, dedup_key = null, error = error - 'code' - 'details' || '{{\"class\": \"E\"}}' where id = %s",
+        WAITING,
     )
     database.query(
         'update message_queue set history = jsonb_set(history - 2, \'{0}\', history -> 0 || \'{"error_class": "E", "error_code": "c"}\') - 1 where id = %s',
@@ -127,7 +163,12 @@ def test_a_viewer_sees_errors_without_personal_data_and_an_operator_whole(databa
     database.query("delete from operator_actions")
     database.query("delete from scopes")
     viewer, operator = page.browser(page.token("viewer")), page.browser(page.token("operator"))
-    for address in (f"/dead-letters/{DEAD}", "/dead-letters", "/dead-letters/groups/cause", f"/messages/{WAITING}"):
+    for address in (
+        f"/dead-letters/{DEAD}",
+        "/dead-letters",
+        "/dead-letters/groups/cause",
+        f"/messages/{WAITING}",
+    ):
         assert "+250788123456" not in shown(viewer, address), address
         assert "+250788***456" in shown(viewer, address), address
         assert "+250788123456" in shown(operator, address), address
@@ -165,7 +206,13 @@ def test_a_conversation_in_order_and_what_holds_it(database: Database, page: Pag
     furnish(database)
     html = shown(page.browser(), "/conversations?key=plain%20words")
     assert "2 messages wait" in words(html) and f"message {RUNNING} runs" in words(html)
-    assert [int(number) for number in re.findall(r'<td class="right"><a href="/messages/(\d+)"', html)] == [DEAD, DONE, RUNNING, WAITING, BLOCKED]
+    assert [int(number) for number in re.findall(r'<td class="right"><a href="/messages/(\d+)"', html)] == [
+        DEAD,
+        DONE,
+        RUNNING,
+        WAITING,
+        BLOCKED,
+    ]
 
 
 def test_the_filter_bar_says_what_is_wrong_and_keeps_what_was_written(page: Page) -> None:
@@ -175,7 +222,9 @@ def test_the_filter_bar_says_what_is_wrong_and_keeps_what_was_written(page: Page
 
 
 def test_pages_of_messages_are_addresses_that_keep_the_filter(database: Database, page: Page) -> None:
-    database.query("insert into message_queue (id, queue, message_type) select n, 'default', 'effect' from generate_series(1, 120) n")
+    database.query(
+        "insert into message_queue (id, queue, message_type) select n, 'default', 'effect' from generate_series(1, 120) n"
+    )
     browser = page.browser()
     seen: list[int] = []
     address = "/messages?where=state%3Dpending"
@@ -192,9 +241,22 @@ def test_pages_of_messages_are_addresses_that_keep_the_filter(database: Database
     assert newer and "where=state%3Dpending" in newer[1]
 
 
-@pytest.mark.parametrize("address, status", [("/messages/9999", 404), ("/messages/x", 400), ("/dead-letters/9999", 404), ("/dead-letters/x", 400), ("/queues/other", 400),
-                                             ("/schedules/other", 400), ("/messages?before=x", 400), ("/messages?before=99999999999999999999", 400), ("/conversations?key=%00", 400),
-                                             ("/dead-letters/groups/%3Cx%3E", 400), ("/audit?message=x", 400)])  # fmt: skip
+@pytest.mark.parametrize(
+    "address, status",
+    [
+        ("/messages/9999", 404),
+        ("/messages/x", 400),
+        ("/dead-letters/9999", 404),
+        ("/dead-letters/x", 400),
+        ("/queues/other", 400),
+        ("/schedules/other", 400),
+        ("/messages?before=x", 400),
+        ("/messages?before=99999999999999999999", 400),
+        ("/conversations?key=%00", 400),
+        ("/dead-letters/groups/%3Cx%3E", 400),
+        ("/audit?message=x", 400),
+    ],
+)
 def test_an_address_of_nothing_is_a_page_that_says_so(page: Page, address: str, status: int) -> None:
     answer = page.browser().get(address)
     assert answer.status_code == status and "<h1>" in answer.text
@@ -215,18 +277,29 @@ def test_an_address_of_nothing_is_a_page_that_says_so(page: Page, address: str, 
         ("nonsense=", "messages", None),
     ],
 )
-def test_the_filter_is_completed(database: Database, page: Page, where: str, of: str, found: str | None) -> None:
+def test_the_filter_is_completed(
+    database: Database, page: Page, where: str, of: str, found: str | None
+) -> None:
     furnish(database)
-    options = [unescape(text) for text in re.findall(r'<option value="([^"]*)"', shown(page.browser(), f"/completions?of={of}&where={quote(where)}"))]
+    options = [
+        unescape(text)
+        for text in re.findall(
+            r'<option value="([^"]*)"', shown(page.browser(), f"/completions?of={of}&where={quote(where)}")
+        )
+    ]
     assert found in options if found else options == []
 
 
-def test_every_screen_has_an_address_here_and_its_links_lead_somewhere(database: Database, page: Page) -> None:
+def test_every_screen_has_an_address_here_and_its_links_lead_somewhere(
+    database: Database, page: Page
+) -> None:
     furnish(database)
     assert set(ADDRESSES) == {screen.path for screen in SCREENS}
     browser = page.browser()
     links = {
-        link for address in addresses("plain words") for link in map(unescape, re.findall(r'(?:href|hx-get)="(/[^"#]*)"', shown(browser, address)))
+        link
+        for address in addresses("plain words")
+        for link in map(unescape, re.findall(r'(?:href|hx-get)="(/[^"#]*)"', shown(browser, address)))
     }
     assert len(links) > 40
     for link in sorted(links - set(addresses("plain words"))):
@@ -236,24 +309,39 @@ def test_every_screen_has_an_address_here_and_its_links_lead_somewhere(database:
 
 def test_the_other_screens_say_what_is_there(database: Database, page: Page) -> None:
     furnish(database)
-    database.query("insert into message_queue (id, queue, message_type, state, lease_holder, lease_token, lease_expires_at, claimed_at)"
-                   " values (99, 'default', 'effect', 'running', gen_random_uuid(), 8, now() - interval '1 minute', now())")  # fmt: skip
+    database.query(
+        "insert into message_queue (id, queue, message_type, state, lease_holder, lease_token, lease_expires_at, claimed_at)"
+        " values (99, 'default', 'effect', 'running', gen_random_uuid(), 8, now() - interval '1 minute', now())"
+    )
     browser = page.browser()
     queues = words(shown(browser, "/queues"))
     assert "5 at once, 1 per key, 10 starts per 00:00:01, parks a type after 9 failures" in queues
     assert "nobody ! not declared" in queues and "default" in queues
     workers = words(shown(browser, "/workers"))
-    assert "0 of 4 slots busy. 1 process of 0.1.0" in workers and "plain words:4242" in workers and "! asked: quiet" in workers
     assert (
-        workers.index("plain words:4242") < workers.index(f" {RUNNING} effect") < workers.index("Held by nobody known") < workers.index(" 99 effect")
+        "0 of 4 slots busy. 1 process of 0.1.0" in workers
+        and "plain words:4242" in workers
+        and "! asked: quiet" in workers
+    )
+    assert (
+        workers.index("plain words:4242")
+        < workers.index(f" {RUNNING} effect")
+        < workers.index("Held by nobody known")
+        < workers.index(" 99 effect")
     )
     assert "lease is over" in workers
     schedules = words(shown(browser, "/schedules"))
-    assert "hourly ✕ problem plain words" in schedules and schedules.count("often") == 10, "nine of the next ten, and its line"
+    assert "hourly ✕ problem plain words" in schedules and schedules.count("often") == 10, (
+        "nine of the next ten, and its line"
+    )
     assert schedules.count("and on by its cron expression") == 1
     assert words(shown(browser, "/schedules/often")).count("Z ·") == 10
     hourly = words(shown(browser, "/schedules/hourly"))
-    assert "run once for all that were missed" in hourly and "packhorse schedule next hourly" in hourly and f"{SCHEDULED}" in hourly
+    assert (
+        "run once for all that were missed" in hourly
+        and "packhorse schedule next hourly" in hourly
+        and f"{SCHEDULED}" in hourly
+    )
     maintenance = shown(browser, "/maintenance")
     assert (
         "held by plain words" in words(maintenance)
@@ -261,9 +349,16 @@ def test_the_other_screens_say_what_is_there(database: Database, page: Page) -> 
         and '<progress max="1" value="0.7500"' in maintenance
     )
     assert "retention.events ✕ failed" in words(maintenance)
-    assert "backfill.people" not in words(shown(browser, "/maintenance?task=retention.events")).partition("Runs of")[2]
+    assert (
+        "backfill.people"
+        not in words(shown(browser, "/maintenance?task=retention.events")).partition("Runs of")[2]
+    )
     archive = words(shown(browser, "/partitions"))
-    assert "message_archive" in archive and "Inserts find a partition until" in archive and "made by the day" in archive
+    assert (
+        "message_archive" in archive
+        and "Inserts find a partition until" in archive
+        and "made by the day" in archive
+    )
     services = words(shown(browser, "/services"))
     assert "whatsapp plain words ✕ open" in services and re.search("actor:effect .*! parked", services)
     found = words(shown(browser, "/database"))
@@ -286,28 +381,42 @@ def test_the_timeline_of_a_table_is_to_scale() -> None:
 
     table = partitions.table_of(
         "t",
-        [row("a", "2026-01-01", "2026-01-02"), row("b", "2026-01-02 00:00:00+00", "2026-01-05 00:00:00+00"), row("rest", None, None)],
+        [
+            row("a", "2026-01-01", "2026-01-02"),
+            row("b", "2026-01-02 00:00:00+00", "2026-01-05 00:00:00+00"),
+            row("rest", None, None),
+        ],
         None,
         datetime(2026, 1, 3, tzinfo=UTC),
     )
     assert [(bar.name, bar.x, bar.width) for bar in table.bars] == [("a", 0, 249), ("b", 250, 749)]
-    assert (table.now, table.bytes, table.rows, table.has_default, [other["partition"] for other in table.others]) == (
-        500,
-        3 * 8192,
-        3.0,
-        True,
-        ["rest"],
+    assert (
+        table.now,
+        table.bytes,
+        table.rows,
+        table.has_default,
+        [other["partition"] for other in table.others],
+    ) == (500, 3 * 8192, 3.0, True, ["rest"])
+    late = partitions.table_of(
+        "t", [row("a", "2026-01-01", "2026-01-02")], None, datetime(2026, 1, 5, tzinfo=UTC)
     )
-    late = partitions.table_of("t", [row("a", "2026-01-01", "2026-01-02")], None, datetime(2026, 1, 5, tzinfo=UTC))
     assert (late.now, late.bars[0].width) == (1000, 249), "the runway is over"
-    nothing = partitions.table_of("t", [{"partition": None, "lower_bound": None, "upper_bound": None}], None, datetime(2026, 1, 5, tzinfo=UTC))
+    nothing = partitions.table_of(
+        "t",
+        [{"partition": None, "lower_bound": None, "upper_bound": None}],
+        None,
+        datetime(2026, 1, 5, tzinfo=UTC),
+    )
     assert (nothing.bars, nothing.now, nothing.bytes) == ((), None, 0)
     ranges = partitions.table_of("t", [row("a", "1", "100")], None, datetime(2026, 1, 5, tzinfo=UTC))
     assert ranges.bars == () and len(ranges.others) == 1, "bounds that are no times"
 
 
 def test_an_entry_of_a_history_that_nobody_wrote_by_the_rules_is_shown_as_far_as_it_can_be() -> None:
-    found = message.attempts_of([{"attempt": "x", "at": "yesterday", "event": None}, 5, None, {"event": "retry", "error_class": "E"}], plain=True)
+    found = message.attempts_of(
+        [{"attempt": "x", "at": "yesterday", "event": None}, 5, None, {"event": "retry", "error_class": "E"}],
+        plain=True,
+    )
     assert [(entry.event, entry.number, entry.at, entry.is_failure) for entry in found] == [
         ("retry", None, None, True),
         ("unknown", None, "yesterday", False),
@@ -315,14 +424,20 @@ def test_an_entry_of_a_history_that_nobody_wrote_by_the_rules_is_shown_as_far_as
     assert message.attempts_of({"not": "a list"}, plain=True) == () == message.attempts_of(None, plain=True)
 
 
-def test_the_command_beside_a_screen_is_one_that_the_command_line_knows(database: Database, page: Page, tmp_path: Path) -> None:
+def test_the_command_beside_a_screen_is_one_that_the_command_line_knows(
+    database: Database, page: Page, tmp_path: Path
+) -> None:
     furnish(database)
     browser, cli = page.browser(), Cli(tmp_path, database.url)
     commands = set()
     for address in (*addresses("plain words"), "/messages?where=queue%3Ddefault+key%3D%22plain+words%22"):
         commands |= {
             unescape(text)
-            for text in re.findall(r'<div class="head">.*?<code class="cli"[^>]*>(packhorse [^<]*)</code>', shown(browser, address), re.DOTALL)
+            for text in re.findall(
+                r'<div class="head">.*?<code class="cli"[^>]*>(packhorse [^<]*)</code>',
+                shown(browser, address),
+                re.DOTALL,
+            )
         }
     assert len(commands) > 20
     for command in sorted(commands):
@@ -330,7 +445,9 @@ def test_the_command_beside_a_screen_is_one_that_the_command_line_knows(database
         assert ran.code in (EXIT_OK, EXIT_FAILED), f"{command}: {ran.code} {ran.err}"
 
 
-def test_every_screen_needs_no_more_than_the_rights_of_a_reader(database: Database, open_page: Callable[..., Page]) -> None:
+def test_every_screen_needs_no_more_than_the_rights_of_a_reader(
+    database: Database, open_page: Callable[..., Page]
+) -> None:
     furnish(database)
     page = open_page(database, web_databases={"shop": database.admin_url, "mail": database.admin_url})
     browser = page.browser()

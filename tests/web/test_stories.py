@@ -48,23 +48,37 @@ def people(chromium: Any, page: Page) -> Iterator[Callable[..., Person]]:
 
 @pytest.fixture
 def daemon(database: Database, ledger: Ledger, start_daemon: Callable[..., Daemon], outage: Path) -> Daemon:
-    started = start_daemon(database, ledger, actors="tests.support.story_actors", extra={"OUTAGE": str(outage)}, queues="default,replies")
+    started = start_daemon(
+        database,
+        ledger,
+        actors="tests.support.story_actors",
+        extra={"OUTAGE": str(outage)},
+        queues="default,replies",
+    )
     return started.wait_ready()
 
 
-def enqueue(database: Database, message_type: str, keys: list[str], queue: str = "default", **arguments: Any) -> list[int]:
+def enqueue(
+    database: Database, message_type: str, keys: list[str], queue: str = "default", **arguments: Any
+) -> list[int]:
     """As dramatiq's messages carry their arguments."""
     text = "".join(f", p_{name} => %s" for name in arguments)
     return [
         database.query(
-            f"select message_id from enqueue_message(%s, %s, %s::jsonb{text})", queue, message_type, json.dumps({"key": key}), *arguments.values()
+            f"select message_id from enqueue_message(%s, %s, %s::jsonb{text})",
+            queue,
+            message_type,
+            json.dumps({"key": key}),
+            *arguments.values(),
         )[0][0]
         for key in keys
     ]
 
 
 def acted(database: Database) -> list[tuple[Any, ...]]:
-    return database.query("select distinct action, left(operator, 8), reason from operator_actions where action not like '%%access_token' order by 1")
+    return database.query(
+        "select distinct action, left(operator, 8), reason from operator_actions where action not like '%%access_token' order by 1"
+    )
 
 
 def test_an_outage_is_seen_grouped_previewed_redriven_and_drained(
@@ -97,7 +111,9 @@ def test_an_outage_is_seen_grouped_previewed_redriven_and_drained(
     assert database.value("select count(*) from dead_letters") == 0
 
 
-def test_a_redrive_into_the_same_outage_stops_and_says_so(database: Database, daemon: Daemon, outage: Path, people: Callable[..., Person]) -> None:
+def test_a_redrive_into_the_same_outage_stops_and_says_so(
+    database: Database, daemon: Daemon, outage: Path, people: Callable[..., Person]
+) -> None:
     outage.touch()
     enqueue(database, "send_reply", [f"m{number}" for number in range(40)])
     wait_until(lambda: database.value("select count(*) from dead_letters") == 40, 30)
@@ -116,7 +132,9 @@ def test_a_held_conversation_is_explained_and_released(
 ) -> None:
     database.query("select set_queue('replies', '{\"on_dead\": \"block\"}')")
     outage.touch()
-    first, second = enqueue(database, "reply_in_order", ["first", "second"], "replies", conversation_key="+250788000001")
+    first, second = enqueue(
+        database, "reply_in_order", ["first", "second"], "replies", conversation_key="+250788000001"
+    )
     wait_until(lambda: database.value("select count(*) from dead_letters") == 1, 30)
     olu = people("operator")
     olu.go(f"/messages/{second}")
@@ -132,7 +150,9 @@ def test_a_held_conversation_is_explained_and_released(
     assert [row[1] for row in ledger.lines("effect")] == ["first", "second"]
 
 
-def test_a_schedule_is_run_now(database: Database, daemon: Daemon, ledger: Ledger, people: Callable[..., Person]) -> None:
+def test_a_schedule_is_run_now(
+    database: Database, daemon: Daemon, ledger: Ledger, people: Callable[..., Person]
+) -> None:
     database.query(
         "insert into schedules (name, message_type, queue, every, source, payload)"
         " values ('nightly', 'send_reply', 'default', '30 days', 'sql', '{\"key\": \"nightly\"}')"
@@ -146,7 +166,9 @@ def test_a_schedule_is_run_now(database: Database, daemon: Daemon, ledger: Ledge
     assert acted(database)[-1][2] == "the customer waits"
 
 
-def test_a_breaker_is_held_open_and_let_go(database: Database, daemon: Daemon, ledger: Ledger, people: Callable[..., Person]) -> None:
+def test_a_breaker_is_held_open_and_let_go(
+    database: Database, daemon: Daemon, ledger: Ledger, people: Callable[..., Person]
+) -> None:
     wait_until(lambda: database.value("select count(*) from service_endpoints") == 1, 20)
     olu = people("operator")
     olu.click("Services")
@@ -163,7 +185,9 @@ def test_a_breaker_is_held_open_and_let_go(database: Database, daemon: Daemon, l
     wait_until(lambda: ledger.counts("effect")["b"] == 1, 30)
 
 
-def test_a_worker_is_quiet_and_goes_on(database: Database, daemon: Daemon, ledger: Ledger, people: Callable[..., Person]) -> None:
+def test_a_worker_is_quiet_and_goes_on(
+    database: Database, daemon: Daemon, ledger: Ledger, people: Callable[..., Person]
+) -> None:
     ada = people("admin")
     ada.click("Workers")
     ada.act("Quiet", "a look at its memory")
@@ -196,22 +220,44 @@ def paths(database: Database) -> list[str]:
     database.query("select set_queue('default', '{\"on_dead\": \"block\"}')")
     first, second = enqueue(database, "send_reply", ["a", "b"], conversation_key="k")
     database.query("select bury_message(%s, null, 'rejected', 'TimeoutError', 'no answer')", first)
-    database.query("insert into schedules (name, message_type, queue, every, source) values ('nightly', 'send_reply', 'default', '1 day', 'sql')")
+    database.query(
+        "insert into schedules (name, message_type, queue, every, source) values ('nightly', 'send_reply', 'default', '1 day', 'sql')"
+    )
     declare_bank(database)
     database.query("select park_scope('bank', '5 minutes')")
     fingerprint = database.value("select fingerprint from dead_letters")
-    named = {"/messages/{id}": second, "/dead-letters/{id}": first, "/queues/{name}": "default", "/schedules/{name}": "nightly"}
+    named = {
+        "/messages/{id}": second,
+        "/dead-letters/{id}": first,
+        "/queues/{name}": "default",
+        "/schedules/{name}": "nightly",
+    }
     found = [
-        screen.path.split("{")[0] + str(named.get(screen.path, fingerprint)) if "{" in screen.path else screen.path
+        screen.path.split("{")[0] + str(named.get(screen.path, fingerprint))
+        if "{" in screen.path
+        else screen.path
         for screen in SCREENS
         if screen.path != "/completions"  # a piece of a page
     ]
-    forms = [f"/acts/message.reschedule?id={second}", f"/acts/dead-letters.redrive?fingerprint={fingerprint}", "/acts/queue.set?queue=default"]
-    return [*found, "/conversations?key=k", "/messages?where=queue%3Ddefault", "/messages?where=nonsense", *forms, "/progress"]
+    forms = [
+        f"/acts/message.reschedule?id={second}",
+        f"/acts/dead-letters.redrive?fingerprint={fingerprint}",
+        "/acts/queue.set?queue=default",
+    ]
+    return [
+        *found,
+        "/conversations?key=k",
+        "/messages?where=queue%3Ddefault",
+        "/messages?where=nonsense",
+        *forms,
+        "/progress",
+    ]
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (360, True)])
-def test_every_page_is_accessible_fits_and_makes_nobody_complain(database: Database, people: Callable[..., Person], width: int, dark: bool) -> None:
+def test_every_page_is_accessible_fits_and_makes_nobody_complain(
+    database: Database, people: Callable[..., Person], width: int, dark: bool
+) -> None:
     ada = people("admin", width=width, dark=dark)
     found = {}
     for path in paths(database):

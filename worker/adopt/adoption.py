@@ -1,6 +1,7 @@
 """Adopt the queue of another system: its unfinished rows become messages, its table stays as it is (SPEC O8).
 
-Every step is a transaction that can be repeated, so a call after a kill goes on, and a call some time later imports what came since.
+Every step is a transaction that can be repeated, so a call after a kill goes on, and a call some time later
+imports what came since.
 """
 
 from __future__ import annotations
@@ -47,12 +48,17 @@ def look(connection: DeadlineConnection, order: Order) -> ImportPlan:
 
 
 def adopt(
-    connection: DeadlineConnection, order: Order, *, step: Callable[[str], Any] = lambda line: None, report: Callable[[int], Any] = lambda count: None
+    connection: DeadlineConnection,
+    order: Order,
+    *,
+    step: Callable[[str], Any] = lambda line: None,
+    report: Callable[[int], Any] = lambda count: None,
 ) -> Adopted:
     """Apply what is missing, and import what the old queue has not finished.
 
-    step: called with a sentence per step; report: with the rows of each batch. Safe to repeat and when several start at
-    once. Raises AdoptionRefused with every reason, ConfigError, SchemaMismatch, MigrationError, StoreError.
+    step: called with a sentence per step; report: with the rows of each batch. Safe to repeat and when
+    several start at once. Raises AdoptionRefused with every reason, ConfigError, SchemaMismatch,
+    MigrationError, StoreError.
     """
     migrate.check_server(connection)
     refuse(look(connection, order))
@@ -63,7 +69,9 @@ def adopt(
         refuse(plan)
         assert plan.mapping is not None
         store.change_choices(connection, _document(plan.choices))
-        account = import_rows(connection, plan.legacy, plan.mapping, batch=order.batch, first=begun, report=report)
+        account = import_rows(
+            connection, plan.legacy, plan.mapping, batch=order.batch, first=begun, report=report
+        )
     return Adopted(applied, account)
 
 
@@ -91,9 +99,20 @@ def _begin(connection: DeadlineConnection, order: Order) -> bool:
 def refuse(plan: ImportPlan) -> None:
     """Raise AdoptionRefused with every reason why the plan cannot be carried out."""
     if plan.problems:
-        more = [f"{len(plan.problems) - SHOWN} more: packhorse migrate adopt --dry-run has them all"] if len(plan.problems) > SHOWN else []
-        raise AdoptionRefused(f"{'.'.join(plan.source)} cannot be adopted as it is: {len(plan.problems)} reason(s)", [*plan.problems[:SHOWN], *more])
+        more = (
+            [f"{len(plan.problems) - SHOWN} more: packhorse migrate adopt --dry-run has them all"]
+            if len(plan.problems) > SHOWN
+            else []
+        )
+        raise AdoptionRefused(
+            f"{'.'.join(plan.source)} cannot be adopted as it is: {len(plan.problems)} reason(s)",
+            [*plan.problems[:SHOWN], *more],
+        )
 
 
 def _document(choices: Choices) -> dict[str, Any]:
-    return {"columns": dict(choices.columns), "values": dict(choices.values), "words": {name: dict(words) for name, words in choices.words.items()}}
+    return {
+        "columns": dict(choices.columns),
+        "values": dict(choices.values),
+        "words": {name: dict(words) for name, words in choices.words.items()},
+    }

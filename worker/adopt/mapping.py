@@ -1,8 +1,9 @@
-"""How a row of a foreign queue table becomes a message: which column is which field, which word means which state.
+"""How a row of a foreign queue table becomes a message: which column is which field, which word means which
+state.
 
-Pure: columns and choices in, a Mapping (or every problem at once) out; a row as texts in, a Draft out. Defaults are
-found by column name, in the order of CANDIDATES; choices override them. What cannot be a message becomes a dead letter
-with the row's payload as text: nothing is dropped.
+Pure: columns and choices in, a Mapping (or every problem at once) out; a row as texts in, a Draft out.
+Defaults are found by column name, in the order of CANDIDATES; choices override them. What cannot be a message
+becomes a dead letter with the row's payload as text: nothing is dropped.
 """
 
 from __future__ import annotations
@@ -16,11 +17,31 @@ from typing import Any, Literal
 
 from packhorse.worker.errors import ConfigError
 
-#: Field of a message -> names of columns that mean it, the first that exists counts; for times of start, the latest of all.
+#: Field of a message -> names of columns that mean it, the first that exists counts; for times of start, the
+#: latest of all.
 CANDIDATES: dict[str, tuple[str, ...]] = {
     "queue": ("queue", "queue_name"),
-    "message_type": ("message_type", "type", "task", "task_name", "job_type", "event_type", "actor", "handler"),
-    "payload": ("payload", "data", "kwargs", "args", "body", "message_data", "job_data", "message", "content"),
+    "message_type": (
+        "message_type",
+        "type",
+        "task",
+        "task_name",
+        "job_type",
+        "event_type",
+        "actor",
+        "handler",
+    ),
+    "payload": (
+        "payload",
+        "data",
+        "kwargs",
+        "args",
+        "body",
+        "message_data",
+        "job_data",
+        "message",
+        "content",
+    ),
     "priority": ("priority",),
     "status": ("status", "state"),
     "run_at": (
@@ -47,13 +68,30 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
 TIMES = frozenset({"run_at", "created_at", "expires_at", "finished_at"})
 #: Fields whose values can be given instead of a column, and what stands there when there is neither.
 DEFAULTS = {"queue": "default", "message_type": None, "priority": "5", "max_attempts": None}
-#: Word -> what becomes of a row: a pending message, a dead letter, nothing (it has finished). Running ones need a decision.
+#: Word -> what becomes of a row: a pending message, a dead letter, nothing (it has finished). Running ones
+#: need a decision.
 Fate = Literal["pending", "dead", "finished"]
 STATUSES: dict[str, str] = {
     **dict.fromkeys(
-        ("", "pending", "queued", "waiting", "new", "created", "ready", "available", "scheduled", "delayed", "retry", "retrying"), "pending"
+        (
+            "",
+            "pending",
+            "queued",
+            "waiting",
+            "new",
+            "created",
+            "ready",
+            "available",
+            "scheduled",
+            "delayed",
+            "retry",
+            "retrying",
+        ),
+        "pending",
     ),
-    **dict.fromkeys(("failed", "dead", "error", "errored", "dead_letter", "discarded", "rejected", "exhausted"), "dead"),
+    **dict.fromkeys(
+        ("failed", "dead", "error", "errored", "dead_letter", "discarded", "rejected", "exhausted"), "dead"
+    ),
     **dict.fromkeys(
         (
             "done",
@@ -74,8 +112,20 @@ STATUSES: dict[str, str] = {
         "finished",
     ),
 }
-RUNNING = frozenset({"running", "processing", "in_progress", "active", "locked", "claimed", "started", "executing"})
-PRIORITIES = {"critical": 1, "urgent": 1, "highest": 1, "high": 3, "normal": 5, "medium": 5, "default": 5, "low": 8, "lowest": 10}
+RUNNING = frozenset(
+    {"running", "processing", "in_progress", "active", "locked", "claimed", "started", "executing"}
+)
+PRIORITIES = {
+    "critical": 1,
+    "urgent": 1,
+    "highest": 1,
+    "high": 3,
+    "normal": 5,
+    "medium": 5,
+    "default": 5,
+    "low": 8,
+    "lowest": 10,
+}
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,99}")
 #: A payload of more bytes is not read; message_json takes 1 MiB as jsonb, which text can exceed.
 MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
@@ -92,7 +142,10 @@ class Choices:
 
     def over(self, older: Choices) -> Choices:
         """These choices, and where they are silent the older ones."""
-        words = {name: {**older.words.get(name, {}), **self.words.get(name, {})} for name in {*older.words, *self.words}}
+        words = {
+            name: {**older.words.get(name, {}), **self.words.get(name, {})}
+            for name in {*older.words, *self.words}
+        }
         columns = {k: v for k, v in older.columns.items() if k not in self.values} | dict(self.columns)
         values = {k: v for k, v in older.values.items() if k not in self.columns} | dict(self.values)
         return Choices(columns, values, words)
@@ -100,7 +153,9 @@ class Choices:
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """field -> its columns (several: the latest of times, an object of payload columns); fixed values; words."""
+    """field -> its columns (several: the latest of times, an object of payload columns); fixed values;
+    words.
+    """
 
     columns: dict[str, tuple[str, ...]]
     values: dict[str, str | None]
@@ -115,14 +170,18 @@ class Mapping:
         return own.get(word) or STATUSES.get(word)
 
     def word(self, name: str, value: str | None) -> str | None:
-        """The name of a queue or message type: the fixed one where the row has none, renamed as the operator said."""
+        """The name of a queue or message type: the fixed one where the row has none, renamed as the operator
+        said.
+        """
         value = value or self.values[name]
         return self.words.get(name, {}).get(value or "", value)
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """One row, ready to be written. reason: why it is a dead letter although the old system had not given it up."""
+    """One row, ready to be written. reason: why it is a dead letter although the old system had not given it
+    up.
+    """
 
     message_id: int
     legacy_id: str
@@ -153,10 +212,14 @@ def choose(columns: Dict[str, str], choices: Choices) -> Mapping:
             problems.append(f"{name}: cannot be set to a value; these can: {', '.join(DEFAULTS)}")
     for name in set(choices.words) - {"status", "queue", "message_type"}:
         if name in CANDIDATES:
-            problems.append(f"{name}: its values cannot be renamed; those of status, queue and message_type can")
+            problems.append(
+                f"{name}: its values cannot be renamed; those of status, queue and message_type can"
+            )
     for name, fate in choices.words.get("status", {}).items():
         if fate not in ("pending", "dead", "finished"):
-            problems.append(f"status: {name[:40]!r} cannot become {fate[:40]!r}; it can be pending, dead or finished")
+            problems.append(
+                f"status: {name[:40]!r} cannot become {fate[:40]!r}; it can be pending, dead or finished"
+            )
     found: dict[str, tuple[str, ...]] = {}
     for name, candidates in CANDIDATES.items():
         if name in choices.columns:
@@ -165,17 +228,29 @@ def choose(columns: Dict[str, str], choices: Choices) -> Mapping:
         elif name not in choices.values:
             fitting = [column for column in candidates if column in columns and _fits(name, columns[column])]
             found[name] = tuple(fitting if name == "run_at" else fitting[:1])
-    values: dict[str, str | None] = {name: choices.values.get(name, default) for name, default in DEFAULTS.items()}
+    values: dict[str, str | None] = {
+        name: choices.values.get(name, default) for name, default in DEFAULTS.items()
+    }
     mapped = {name: given for name, given in found.items() if given}
     if "message_type" not in mapped and values["message_type"] is None:
-        problems.append("message_type: no column says which handler a row is for. Say --map message_type=COLUMN, or --set message_type=NAME")
+        problems.append(
+            "message_type: no column says which handler a row is for. Say --map message_type=COLUMN, or --set message_type=NAME"
+        )
     if "payload" not in mapped and "payload" not in choices.columns:
-        problems.append("payload: no column is the payload. Say --map payload=COLUMN, or several, separated by commas, to become its keys")
+        problems.append(
+            "payload: no column is the payload. Say --map payload=COLUMN, or several, separated by commas, to become its keys"
+        )
     for name in ("queue", "message_type"):
         value = values[name]
         if value is not None and not NAME.fullmatch(value):
-            problems.append(f"{name}: {value[:60]!r} is not a name: a letter or underscore, then letters, digits, . _ or -; 100 at most")
-        problems += [f"{name}: {new[:60]!r} is not a name" for new in choices.words.get(name, {}).values() if not NAME.fullmatch(new)]
+            problems.append(
+                f"{name}: {value[:60]!r} is not a name: a letter or underscore, then letters, digits, . _ or -; 100 at most"
+            )
+        problems += [
+            f"{name}: {new[:60]!r} is not a name"
+            for new in choices.words.get(name, {}).values()
+            if not NAME.fullmatch(new)
+        ]
     if problems:
         raise ConfigError(sorted(problems))
     return Mapping(mapped, values, {name: dict(words) for name, words in choices.words.items()})
@@ -187,7 +262,11 @@ def _given(name: str, text: str, columns: Dict[str, str]) -> tuple[tuple[str, ..
     if name not in ("payload", "run_at") and len(parts) != 1:
         return (), [f"{name}: takes one column, not {text[:60]!r}"]
     wrong = [f"{name}: the table has no column {part[:60]!r}" for part in parts if part not in columns]
-    wrong += [f"{name}: the column {part} is {columns[part]}, not a time" for part in parts if part in columns and not _fits(name, columns[part])]
+    wrong += [
+        f"{name}: the column {part} is {columns[part]}, not a time"
+        for part in parts
+        if part in columns and not _fits(name, columns[part])
+    ]
     if name == "payload" and text.strip().endswith(","):
         parts = (*parts, "")
     return parts, wrong
@@ -198,13 +277,17 @@ def _fits(name: str, column_type: str) -> bool:
 
 
 def draft(row: dict[str, Any], mapping: Mapping) -> Draft:
-    """One row of the old table, its fields as texts, as what it becomes. Never raises for what stands in a row."""
+    """One row of the old table, its fields as texts, as what it becomes. Never raises for what stands in a
+    row.
+    """
     message_id, legacy_id = row["message_id"], row["legacy_id"]
     if not row["here"]:
         return Draft(message_id, legacy_id, "gone", reason="the row was deleted in the meantime")
     fate = mapping.fate(row["status"], row["finished_at"])
     if fate == "finished":
-        return Draft(message_id, legacy_id, "finished", reason=f"its state is {(row['status'] or 'finished')[:40]}")
+        return Draft(
+            message_id, legacy_id, "finished", reason=f"its state is {(row['status'] or 'finished')[:40]}"
+        )
     queue, kind = mapping.word("queue", row["queue"]), mapping.word("message_type", row["message_type"])
     payload, problem = _payload(row["payload"], row["payload_bytes"])
     for name, value in (("queue", queue), ("message_type", kind)):
@@ -234,9 +317,15 @@ def draft(row: dict[str, Any], mapping: Mapping) -> Draft:
 
 
 def undecodable(made: Draft, payload: str | None, problem: str) -> Draft:
-    """The same row as a dead letter that any table takes: its payload as text, its names only where they are names."""
+    """The same row as a dead letter that any table takes: its payload as text, its names only where they are
+    names.
+    """
     text = payload if payload is not None and len(payload) <= MAX_TEXT else None
-    kept = {"legacy_id": made.legacy_id, "legacy_payload": text} if text is not None else {"legacy_id": made.legacy_id}
+    kept = (
+        {"legacy_id": made.legacy_id, "legacy_payload": text}
+        if text is not None
+        else {"legacy_id": made.legacy_id}
+    )
     return Draft(
         made.message_id,
         made.legacy_id,

@@ -1,4 +1,6 @@
-"""What an adoption would do: which rows of the old table become what. Reads only; the same plan is made again before each import."""
+"""What an adoption would do: which rows of the old table become what. Reads only; the same plan is made again
+before each import.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ OUR_COLUMN = "lease_token"
 class ImportPlan:
     """What would be done.
 
-    problems: why not; empty when it can be. statuses: status, finished_at, rows, fate. begun: the row of the import that goes on.
+    problems: why not; empty when it can be. statuses: status, finished_at, rows, fate. begun: the row of the
+    import that goes on.
     choices: with those of earlier calls.
     """
 
@@ -43,13 +46,19 @@ class ImportPlan:
 
 
 def survey(connection: DeadlineConnection, source: tuple[str, str], choices: Choices) -> ImportPlan:
-    """The plan for this table, with what earlier calls were told. Call it in a transaction. Raises StoreError."""
+    """The plan for this table, with what earlier calls were told. Call it in a transaction. Raises
+    StoreError.
+    """
     with translated():
         begun = store.import_plan(connection)
         table = ".".join(source)
         if begun is not None and (begun["source_schema"], begun["source_table"]) != source:
             other = f"{begun['source_schema']}.{begun['source_table']}"
-            return ImportPlan(source, problems=(f"from: an import of {other} has begun here. Say --from {other}",), begun=begun)
+            return ImportPlan(
+                source,
+                problems=(f"from: an import of {other} has begun here. Say --from {other}",),
+                begun=begun,
+            )
         if begun is not None and begun["outlived"]:
             ours = connection.names.qualified("packhorse.packhorse_import, packhorse.packhorse_import_plan")
             problem = f"the messages of an earlier import are gone with the tables of the queue. To import all rows anew: drop table {ours}"
@@ -59,7 +68,13 @@ def survey(connection: DeadlineConnection, source: tuple[str, str], choices: Cho
             return ImportPlan(source, problems=(problem,), begun=begun)
         columns = store.table_columns(connection, *source)
         if not columns:
-            return ImportPlan(source, problems=(f"from: there is no table {table}. Say --from SCHEMA.TABLE, or `packhorse migrate up`",), begun=begun)
+            return ImportPlan(
+                source,
+                problems=(
+                    f"from: there is no table {table}. Say --from SCHEMA.TABLE, or `packhorse migrate up`",
+                ),
+                begun=begun,
+            )
         if OUR_COLUMN in columns:
             problem = f"from: {table} is a queue of Packhorse itself, of an unreleased version; there is no upgrade from it"
             return ImportPlan(source, problems=(problem,), begun=begun)
@@ -75,8 +90,12 @@ def survey(connection: DeadlineConnection, source: tuple[str, str], choices: Cho
     return ImportPlan(source, tuple(statuses), mapping, key, tuple(problems), begun, choices)
 
 
-def _key(connection: DeadlineConnection, source: tuple[str, str], columns: dict[str, str], begun: Row | None) -> Row | None:
-    """The column by which rows are known. An import that has begun keeps its own: by another one, every row would be new."""
+def _key(
+    connection: DeadlineConnection, source: tuple[str, str], columns: dict[str, str], begun: Row | None
+) -> Row | None:
+    """The column by which rows are known. An import that has begun keeps its own: by another one, every row
+    would be new.
+    """
     if begun is None:
         return store.table_key(connection, *source)
     name = begun["key_column"]
@@ -84,7 +103,11 @@ def _key(connection: DeadlineConnection, source: tuple[str, str], columns: dict[
 
 
 def _reading(
-    connection: DeadlineConnection, source: tuple[str, str], key: Row, columns: dict[str, str], choices: Choices
+    connection: DeadlineConnection,
+    source: tuple[str, str],
+    key: Row,
+    columns: dict[str, str],
+    choices: Choices,
 ) -> tuple[Mapping | None, list[Row], list[str]]:
     """How the rows are read, how many are in which state, and what nobody has decided yet."""
     try:
@@ -97,16 +120,32 @@ def _reading(
     problems = unexplained(statuses, mapping)
     for name in ("queue", "message_type"):
         words = old.words(connection, name) if name in mapping.columns else []
-        wrong = [(row["rows"], row["word"] or "") for row in words if not NAME.fullmatch(mapping.word(name, row["word"]) or "")]
-        problems += [f"{name}: {rows} rows have {word[:60]!r}, which is not a name. Say --value '{name}:OLD=NEW'" for rows, word in wrong[:20]]
+        wrong = [
+            (row["rows"], row["word"] or "")
+            for row in words
+            if not NAME.fullmatch(mapping.word(name, row["word"]) or "")
+        ]
+        problems += [
+            f"{name}: {rows} rows have {word[:60]!r}, which is not a name. Say --value '{name}:OLD=NEW'"
+            for rows, word in wrong[:20]
+        ]
         if len(words) > 100:
-            problems.append(f"{name}: more than 100 values in {mapping.columns[name][0]}. Another column? --map {name}=COLUMN, --set {name}=NAME")
-    return mapping, [{**row, "fate": mapping.fate(row["status"], row["finished_at"])} for row in statuses], problems
+            problems.append(
+                f"{name}: more than 100 values in {mapping.columns[name][0]}. Another column? --map {name}=COLUMN, --set {name}=NAME"
+            )
+    return (
+        mapping,
+        [{**row, "fate": mapping.fate(row["status"], row["finished_at"])} for row in statuses],
+        problems,
+    )
 
 
 def legacy_of(source: tuple[str, str], key: Row, mapping: Mapping) -> Legacy:
     """The old table, read with this mapping."""
-    words = {*mapping.words.get("status", {}), *(word for word, fate in STATUSES.items() if fate == "finished")}
+    words = {
+        *mapping.words.get("status", {}),
+        *(word for word, fate in STATUSES.items() if fate == "finished"),
+    }
     finished = [word for word in words if mapping.fate(word) == "finished"]
     return Legacy(*source, key, mapping.columns, sorted({word.strip().lower() for word in finished}))
 

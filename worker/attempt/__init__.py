@@ -1,1 +1,3 @@
-"""One attempt: the claimed message, its context, what ends it, the heartbeat of its lease, dramatiq's middleware."""
+"""One attempt: the claimed message, its context, what ends it, the heartbeat of its lease, dramatiq's
+middleware.
+"""

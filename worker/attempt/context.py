@@ -19,8 +19,8 @@ boundary_correlation_id: ContextVar[str | None] = ContextVar("packhorse_correlat
 
 
 class _CurrentMessage(threading.local):
-    """What this thread works on. The message follows into coroutines that the handler starts, the connection does not:
-    it belongs to one thread."""
+    """What this thread works on. The message follows into coroutines that the handler starts, the connection
+    does not: it belongs to one thread."""
 
     connection: DeadlineConnection | None = None
     place: tuple[str, str] | None = None  # of that connection: URL, schema
@@ -50,8 +50,12 @@ def current_connection() -> DeadlineConnection:
     """
     if current.connection is None:
         if current_async.get() is not None:
-            raise WorkerError("the transaction of a coroutine has an asynchronous connection: call current_async_connection()")
-        raise WorkerError("no transaction here: declare the actor with transactional=True, and call this in its own thread")
+            raise WorkerError(
+                "the transaction of a coroutine has an asynchronous connection: call current_async_connection()"
+            )
+        raise WorkerError(
+            "no transaction here: declare the actor with transactional=True, and call this in its own thread"
+        )
     return current.connection.in_hands()
 
 
@@ -66,9 +70,11 @@ correlation.current = correlation_id  # for packhorse.enqueue(): its room knows 
 
 
 def current_async_connection() -> AsyncDeadlineConnection:
-    """The connection of a transactional coroutine (an `async def` actor with `transactional=True`): a psycopg AsyncConnection.
+    """The connection of a transactional coroutine (an `async def` actor with `transactional=True`): a psycopg
+    AsyncConnection.
 
-    As current_connection(), but what it sends it sends with `await actor.send_async(…)`. Raises WorkerError elsewhere.
+    As current_connection(), but what it sends it sends with `await actor.send_async(…)`. Raises WorkerError
+    elsewhere.
     """
     found = current_async.get()
     if found is None:
@@ -78,7 +84,9 @@ def current_async_connection() -> AsyncDeadlineConnection:
 
 @contextmanager
 def sending_on(connection: DeadlineConnection, place: tuple[str, str]) -> Iterator[None]:
-    """What this thread sends meanwhile goes into that connection's transaction. place: where it leads, URL and schema."""
+    """What this thread sends meanwhile goes into that connection's transaction. place: where it leads, URL
+    and schema.
+    """
     current.connection, current.place = connection, place
     try:
         yield

@@ -1,7 +1,7 @@
 """What is kept of a failure besides its text: code, context, and whether another attempt can help (SPEC W9).
 
-An error boundary (worker/calls/boundary.py) leaves its judgement on the exception, for the one that ends the attempt. It counts in
-that attempt only: an exception may be one object that is raised again and again.
+An error boundary (worker/calls/boundary.py) leaves its judgement on the exception, for the one that ends the
+attempt. It counts in that attempt only: an exception may be one object that is raised again and again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,12 @@ class FailureDetails:
 
     def as_json(self) -> str:
         """JSON text that PostgreSQL can store."""
-        said = {"code": self.code, "context": self.context or None, "recoverable": self.recoverable, "retryable": self.retryable}
+        said = {
+            "code": self.code,
+            "context": self.context or None,
+            "recoverable": self.recoverable,
+            "retryable": self.retryable,
+        }
         return json.dumps({key: value for key, value in said.items() if value is not None})
 
 
@@ -53,7 +58,8 @@ class FailureDetails:
 class Judgement:
     """What a boundary says of an exception that leaves it.
 
-    operations: the numbers of its operation and of those around it. lease_token: that of the attempt, None outside a handler.
+    operations: the numbers of its operation and of those around it. lease_token: that of the attempt, None
+    outside a handler.
     """
 
     retryable: bool
@@ -76,7 +82,9 @@ def judgement_of(exception: BaseException) -> Judgement | None:
 
 
 def judgement_in(exception: BaseException, lease_token: int) -> Judgement | None:
-    """The same, if the boundary was in this attempt. An error of the database may be the translation of the one that left it."""
+    """The same, if the boundary was in this attempt. An error of the database may be the translation of the
+    one that left it.
+    """
     found = judgement_of(exception)
     if found is None and isinstance(exception, StoreError) and exception.__cause__ is not None:
         found = judgement_of(exception.__cause__)
@@ -107,8 +115,14 @@ def details_of(exception: BaseException, judgement: Judgement | None = None) -> 
     around = judgement.context if judgement is not None else {}
     if isinstance(exception, WorkflowError):
         context = {**masked_context(exception.context), **_named(exception)}
-        context = masked_context(context | {key: value for key, value in around.items() if key not in context}) if around else context
-        return FailureDetails(code_of(exception), context, exception.recoverable is not False, exception.retryable is not False)
+        context = (
+            masked_context(context | {key: value for key, value in around.items() if key not in context})
+            if around
+            else context
+        )
+        return FailureDetails(
+            code_of(exception), context, exception.recoverable is not False, exception.retryable is not False
+        )
     if judgement is None:
         return None
     return FailureDetails(None, around, True, judgement.retryable)

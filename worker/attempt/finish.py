@@ -1,4 +1,6 @@
-"""From the outcome of a message to one verb in the database; the same for the runtime and for dramatiq's Worker."""
+"""From the outcome of a message to one verb in the database; the same for the runtime and for dramatiq's
+Worker.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,8 @@ class Sender(Protocol):
 def finish(connection: DeadlineConnection, message: ClaimedMessage, broker: Sender) -> Ended:
     """Write the outcome of one message, in its own transaction (or the caller's).
 
-    LOST is a normal answer: somebody else owns the message now. Raises StoreError through the lending block when the
-    database does not answer.
+    LOST is a normal answer: somebody else owns the message now. Raises StoreError through the lending block
+    when the database does not answer.
     """
     outcome = message.outcome
     if outcome is None and message.failed:
@@ -41,9 +43,15 @@ def finish(connection: DeadlineConnection, message: ClaimedMessage, broker: Send
         exception = message._exception
         outcome = Outcome(Verb.BURY, "rejected")
         if exception is not None:
-            outcome = dataclasses.replace(failure(exception, judgement_in(exception, message.lease_token)), verb=Verb.BURY, reason="rejected")
+            outcome = dataclasses.replace(
+                failure(exception, judgement_in(exception, message.lease_token)),
+                verb=Verb.BURY,
+                reason="rejected",
+            )
     if outcome is None:
-        return Ended.DONE if messages.complete(connection, [message.id], [message.lease_token]) else Ended.LOST
+        return (
+            Ended.DONE if messages.complete(connection, [message.id], [message.lease_token]) else Ended.LOST
+        )
     if outcome.on_exhausted and outcome.verb in (Verb.FAIL, Verb.BURY):
         with connection.transaction():  # the callback commits together with the death, or not at all
             ended = _write(connection, message, outcome)
@@ -62,18 +70,41 @@ def _write(connection: DeadlineConnection, message: ClaimedMessage, outcome: Out
     details = outcome.details.as_json() if outcome.details is not None else None
     match outcome.verb:
         case Verb.FAIL:
-            attempts = None if outcome.max_attempts is None else int(max(0, min(outcome.max_attempts, MAX_ATTEMPTS)))
+            attempts = (
+                None if outcome.max_attempts is None else int(max(0, min(outcome.max_attempts, MAX_ATTEMPTS)))
+            )
             backoff = _storable(outcome.backoff_initial), _storable(outcome.backoff_max)
             kept = message.options_to_keep()
-            answer = messages.fail(connection, *lease, error[0] or "Error", error[1] or "", *error[2:], attempts, delay, *backoff, details, kept)
+            answer = messages.fail(
+                connection,
+                *lease,
+                error[0] or "Error",
+                error[1] or "",
+                *error[2:],
+                attempts,
+                delay,
+                *backoff,
+                details,
+                kept,
+            )
             return _failed(message, outcome, answer)
         case Verb.BURY if outcome.reason in ("failed", "rejected") and outcome.error_class is not None:
-            return _failed(message, outcome, messages.reject(connection, *lease, outcome.reason, outcome.error_class, *error[1:], details))
+            return _failed(
+                message,
+                outcome,
+                messages.reject(connection, *lease, outcome.reason, outcome.error_class, *error[1:], details),
+            )
         case Verb.BURY:
-            return Ended.DEAD if messages.bury(connection, *lease, outcome.reason or "buried", *error, details) else Ended.LOST
+            return (
+                Ended.DEAD
+                if messages.bury(connection, *lease, outcome.reason or "buried", *error, details)
+                else Ended.LOST
+            )
         case Verb.RETRY:
             text, kept = error[1] or reason or "", message.options_to_keep()
-            moved = messages.retry(connection, *lease, delay or 0.0, error[0] or "Retry", text, error[2], details, kept)
+            moved = messages.retry(
+                connection, *lease, delay or 0.0, error[0] or "Retry", text, error[2], details, kept
+            )
             return Ended.RETRY if moved else Ended.LOST
         case Verb.SNOOZE:
             return Ended.SNOOZE if messages.snooze(connection, *lease, delay or 0.0, reason) else Ended.LOST
@@ -83,9 +114,19 @@ def _write(connection: DeadlineConnection, message: ClaimedMessage, outcome: Out
             return Ended.CANCELLED if messages.cancel_held(connection, *lease, reason) else Ended.LOST
         case Verb.RELEASE:
             why = reason if message.started else None
-            return Ended.RELEASED if messages.release(connection, [message.id], [message.lease_token], why) else Ended.LOST
+            return (
+                Ended.RELEASED
+                if messages.release(connection, [message.id], [message.lease_token], why)
+                else Ended.LOST
+            )
         case Verb.UNCOMMITTED:
-            return _failed(message, outcome, messages.return_uncommitted(connection, *lease, delay or 0.0, reason or "", bounded=outcome.bounded))
+            return _failed(
+                message,
+                outcome,
+                messages.return_uncommitted(
+                    connection, *lease, delay or 0.0, reason or "", bounded=outcome.bounded
+                ),
+            )
 
 
 def _failed(message: ClaimedMessage, outcome: Outcome, answer: str) -> Ended:
@@ -102,26 +143,43 @@ def _failed(message: ClaimedMessage, outcome: Outcome, answer: str) -> Ended:
     return Ended(answer)
 
 
-def _park(connection: DeadlineConnection, message: ClaimedMessage, outcome: Outcome, seconds: float, reason: str | None) -> Ended:
+def _park(
+    connection: DeadlineConnection,
+    message: ClaimedMessage,
+    outcome: Outcome,
+    seconds: float,
+    reason: str | None,
+) -> Ended:
     """Thousands may be told to wait at once: the one that parks their scope says so in the log."""
     answer = messages.park(connection, message.id, message.lease_token, seconds, outcome.scope, reason)
     if answer == "parked":
-        logger.warning("scope_parked scope=%s seconds=%s message_id=%s actor=%s", outcome.scope, seconds, message.id, message.actor_name)
+        logger.warning(
+            "scope_parked scope=%s seconds=%s message_id=%s actor=%s",
+            outcome.scope,
+            seconds,
+            message.id,
+            message.actor_name,
+        )
         return Ended.SNOOZE
     return Ended(answer)
 
 
 def _storable(seconds: float | None) -> float | None:
-    """A delay that PostgreSQL can take: handlers, and producers in a message's options, may ask for any number."""
+    """A delay that PostgreSQL can take: handlers, and producers in a message's options, may ask for any
+    number.
+    """
     if seconds is None or seconds != seconds:  # not a number: as if nothing was said
         return None
     return min(max(seconds, 0.0), MAX_DELAY_SECONDS)
 
 
-def _send_exhausted(connection: DeadlineConnection, message: ClaimedMessage, outcome: Outcome, broker: Sender) -> None:
+def _send_exhausted(
+    connection: DeadlineConnection, message: ClaimedMessage, outcome: Outcome, broker: Sender
+) -> None:
     """on_retry_exhausted: the callback is told of the message and of its retries."""
     try:
-        target = broker.get_actor(str(outcome.on_exhausted))  # a producer may have written anything into the options
+        # a producer may have written anything into the options
+        target = broker.get_actor(str(outcome.on_exhausted))
     except dramatiq.ActorNotFound:
         logger.warning("on_retry_exhausted_unknown actor=%s message_id=%s", outcome.on_exhausted, message.id)
         return

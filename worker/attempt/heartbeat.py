@@ -39,12 +39,13 @@ MOST_PROBLEMS = 20
 
 
 class Heartbeat(Service):
-    """Beats every heartbeat_seconds; rescues every rescue_seconds; upkeep every five minutes, a step per turn.
+    """Beats every heartbeat_seconds; rescues every rescue_seconds; upkeep every five minutes, a step per
+    turn.
 
-    held: the messages this process holds now. on_attention(message, lease_held): called for a message
-    whose lease is lost (False) or whose cancellation was asked (True). counts: (done, failed) so far. on_beat: the database answered.
-    daemon_id: the parent of the process.
-    duties: where it is noted what could not be done; what the database refuses stops no other duty, what it does not answer ends the turn.
+    held: the messages this process holds now. on_attention(message, lease_held): called for a message whose
+    lease is lost (False) or whose cancellation was asked (True). counts: (done, failed) so far. on_beat: the
+    database answered. daemon_id: the parent of the process. duties: where it is noted what could not be done;
+    what the database refuses stops no other duty, what it does not answer ends the turn.
     """
 
     name = "heartbeat"
@@ -72,7 +73,8 @@ class Heartbeat(Service):
         self._on_beat = on_beat
         self.duties = duties or Duties()
         self._daemon_id = daemon_id
-        #: Called with what operators have asked of this daemon ("quiet", "drain", None), at each registration and beat; None: nobody asks.
+        #: Called with what operators have asked of this daemon ("quiet", "drain", None), at each registration
+        #: and beat; None: nobody asks.
         self.on_asked: Callable[[str | None], None] | None = None
         self.noted = partial(self.duties.note, "heartbeat")
         self._refused: set[str] = set()  # duties of which it was said
@@ -80,21 +82,42 @@ class Heartbeat(Service):
         self._next_beat = 0.0
         self._next_rescue = time.monotonic() + random.uniform(0.2, 1.0) * settings.rescue_seconds
         self._next_expiry = 0.0
-        #: When each step of the upkeep is due (monotonic); of those that are due at once the one that waited longest is first.
+        #: When each step of the upkeep is due (monotonic); of those that are due at once the one that waited
+        #: longest is first.
         self._steps = dict.fromkeys(store.UPKEEP_STEPS, 0.0)
         self.rescued_total = 0
         self._more_to_rescue = False
         self._registration: tuple[list[str], list[str], int, bool, str] | None = None
 
     def register(
-        self, connection: DeadlineConnection, queues: list[str], types: list[str], threads: int, isolation: bool = False, policies: str = "{}"
+        self,
+        connection: DeadlineConnection,
+        queues: list[str],
+        types: list[str],
+        threads: int,
+        isolation: bool = False,
+        policies: str = "{}",
     ) -> None:
-        """The process starts: declares its queues and types. Repeated by a beat after the process was forgotten."""
+        """The process starts: declares its queues and types. Repeated by a beat after the process was
+        forgotten.
+        """
         self._registration = queues, types, threads, isolation, policies
         host, lease = socket.gethostname(), self._settings.lease_seconds
         problems = self._problems()
         store.register(
-            connection, self._worker_id, host, os.getpid(), __version__, queues, types, threads, lease, isolation, policies, problems, self._daemon_id
+            connection,
+            self._worker_id,
+            host,
+            os.getpid(),
+            __version__,
+            queues,
+            types,
+            threads,
+            lease,
+            isolation,
+            policies,
+            problems,
+            self._daemon_id,
         )
         self._learn(connection)
 
@@ -113,9 +136,14 @@ class Heartbeat(Service):
 
     def run_once(self) -> float:
         now = time.monotonic()
-        if self.failures:  # after an outage the others come back when we do: until then their types and leases look abandoned
-            self._steps = {step: max(due, now + self._settings.lease_seconds) for step, due in self._steps.items()}
-            self._next_rescue = max(self._next_rescue, now + min(RETURN_SECONDS, self._settings.lease_seconds / 2))
+        # after an outage the others come back when we do: until then their types and leases look abandoned
+        if self.failures:
+            self._steps = {
+                step: max(due, now + self._settings.lease_seconds) for step, due in self._steps.items()
+            }
+            self._next_rescue = max(
+                self._next_rescue, now + min(RETURN_SECONDS, self._settings.lease_seconds / 2)
+            )
         if now >= self._next_beat:
             beaten = self._did("beat", self.beat)
             self._next_beat = now + (self._settings.heartbeat_seconds if beaten else RETRY_SECONDS)
@@ -125,13 +153,17 @@ class Heartbeat(Service):
             # seldom: nobody waits for it, and an idle process should say little
             if now >= self._next_expiry and self._did("expire", self._expire):
                 self._next_expiry = now + 5 * self._settings.rescue_seconds
-            wait_seconds = self._settings.rescue_seconds * random.uniform(0.8, 1.2) if rescued else RETRY_SECONDS
+            wait_seconds = (
+                self._settings.rescue_seconds * random.uniform(0.8, 1.2) if rescued else RETRY_SECONDS
+            )
             self._next_rescue = now if self._more_to_rescue else now + wait_seconds
         self.ticked(time.monotonic())
         step = min(self._steps, key=lambda step: self._steps[step])
         if now >= self._steps[step]:
             self._upkeep(step, now)
-        return float(max(0.01, min(self._next_beat, self._next_rescue, *self._steps.values()) - time.monotonic()))
+        return float(
+            max(0.01, min(self._next_beat, self._next_rescue, *self._steps.values()) - time.monotonic())
+        )
 
     def _did(self, duty: str, do: Callable[[], object]) -> bool:
         """One duty. Raises StoreUnavailable: the others would meet the same."""
@@ -143,7 +175,12 @@ class Heartbeat(Service):
         except StoreError as error:
             if duty not in self._refused:
                 self._refused.add(duty)
-                logger.warning("duty_refused duty=%s error_class=%s error=%s: tried again, the others go on", duty, code_of(error), error)
+                logger.warning(
+                    "duty_refused duty=%s error_class=%s error=%s: tried again, the others go on",
+                    duty,
+                    code_of(error),
+                    error,
+                )
             return False
         if duty in self._refused:
             self._refused.discard(duty)
@@ -163,7 +200,9 @@ class Heartbeat(Service):
             store.expire(connection)
 
     def _upkeep(self, step: str, now: float) -> None:
-        """One step. It goes to the end of the line before it begins: one that fails stops no other, and is not tried in each turn."""
+        """One step. It goes to the end of the line before it begins: one that fails stops no other, and is
+        not tried in each turn.
+        """
         more = False
         del self._steps[step]
         self._steps[step] = now + REFUSED_SECONDS
@@ -185,10 +224,25 @@ class Heartbeat(Service):
         lease = self._settings.lease_seconds
         held = [m for m in self._held() if not m.finished]
         old = [m for m in held if m.lease_until - before < lease * 0.8]
-        ids, tokens, running = [m.id for m in old], [m.lease_token for m in old], sum(m.started and not m.returned for m in held)
+        ids, tokens, running = (
+            [m.id for m in old],
+            [m.lease_token for m in old],
+            sum(m.started and not m.returned for m in held),
+        )
         done, failed = self._counts()
         with self._link.connection() as connection:
-            attention, known = store.beat(connection, self._worker_id, ids, tokens, lease, self.state, done, failed, self._problems(), running)
+            attention, known = store.beat(
+                connection,
+                self._worker_id,
+                ids,
+                tokens,
+                lease,
+                self.state,
+                done,
+                failed,
+                self._problems(),
+                running,
+            )
             self._learn(connection)
         self._on_beat()
         lost = {item.id for item in attention if not item.lease_held}

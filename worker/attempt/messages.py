@@ -36,7 +36,8 @@ OURS = str(Path(__file__).parent.parent)
 _scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 #: What every dramatiq producer writes when there are no options: spare the parser.
 _PLAIN = re.compile(r'\{"message_id": "([^"\\]{36})", "message_timestamp": (\d{13})\}')
-#: Options that dramatiq's Retries writes into a message; here the attempt and its history say them (retried_options in retry.sql).
+#: Options that dramatiq's Retries writes into a message; here the attempt and its history say them
+#: (retried_options in retry.sql).
 _OF_THE_ATTEMPT = ("retries", "traceback", "requeue_timestamp")
 #: What stands in the options of a row and is no option of the message.
 _OF_THE_MESSAGE = ("args", "message_id", "message_timestamp")
@@ -46,7 +47,8 @@ _OF_THE_MESSAGE = ("args", "message_id", "message_timestamp")
 class Outcome:
     """What is to be written for an attempt that is not done: a verb and what goes with it. Decided once.
 
-    bounded, of `uncommitted`: several in a row are a failed attempt. scope, of `park`: what rests; None: the only service of its actor.
+    bounded, of `uncommitted`: several in a row are a failed attempt. scope, of `park`: what rests; None: the
+    only service of its actor.
     """
 
     verb: Verb
@@ -70,10 +72,10 @@ class Outcome:
 class ClaimedMessage(MessageProxy):
     """A message that this process holds. Field by field what dramatiq.Message has, plus the lease.
 
-    lease_until, claimed_at: monotonic seconds. due_seconds: how long it had been due when it was claimed. stored_steps: what earlier
-    attempts have stored, as JSON text; None nearly always.
-    `outcome` is None for done. `finished` once the database knows. Written by the thread that runs the handler
-    until it is handed back to the fetcher.
+    lease_until, claimed_at: monotonic seconds. due_seconds: how long it had been due when it was claimed.
+    stored_steps: what earlier attempts have stored, as JSON text; None nearly always. `outcome` is None for
+    done. `finished` once the database knows. Written by the thread that runs the handler until it is handed
+    back to the fetcher.
     """
 
     #: Set by the pool when the handler starts (monotonic) and when it has ended.
@@ -87,7 +89,8 @@ class ClaimedMessage(MessageProxy):
     place = -1
     #: What follows it was sent in its handler's transaction.
     followed = False
-    #: How often each request was sent in this attempt, by its idempotency key; worker/calls/requests.py writes it.
+    #: How often each request was sent in this attempt, by its idempotency key; worker/calls/requests.py
+    #: writes it.
     requests_sent: dict[str, int] | None = None
     #: Set when the attempt is traced.
     trace_id: str | None = None
@@ -127,12 +130,15 @@ class ClaimedMessage(MessageProxy):
         self.finished = False
         self.lost = False  # the heartbeat learnt that somebody else owns it
         self.started = False
-        self.returned = False  # its handler and what middleware does after it are through: nothing changes its outcome any more
+        # its handler and what middleware does after it are through: nothing changes its outcome any more
+        self.returned = False
         self.deadline: float | None = None  # monotonic; set by the time-limit middleware
         self.hard_deadline: float | None = None
 
     def steps_of_attempt(self) -> AttemptSteps:
-        """What this attempt knows of its steps; made at the first one. Raises StepError when what is stored cannot be read."""
+        """What this attempt knows of its steps; made at the first one. Raises StepError when what is stored
+        cannot be read.
+        """
         found = self._attempt_steps
         if found is None:  # threads of one handler may come at the same time
             found = self.__dict__.setdefault("_attempt_steps", AttemptSteps(self.id, self.stored_steps))
@@ -153,17 +159,21 @@ class ClaimedMessage(MessageProxy):
                 self.message_id = options.pop("message_id", None) or str(self.id)
                 sent = options.pop("message_timestamp", None)
         except (ValueError, RecursionError, TypeError, MemoryError, AttributeError, StopIteration) as error:
-            raise UndecodableMessage(f"payload or options cannot be decoded: {type(error).__name__}: {str(error)[:200]}") from error
+            raise UndecodableMessage(
+                f"payload or options cannot be decoded: {type(error).__name__}: {str(error)[:200]}"
+            ) from error
         if type(self.kwargs) is not dict:
             raise UndecodableMessage("payload is not a JSON object")
-        # the sender's, by its own clock; of a message that was sent in SQL, its age by the database's clock, on this host's
+        # the sender's, by its own clock; of a message that was sent in SQL, its age by the database's clock,
+        # on this host's
         self.message_timestamp = sent if type(sent) is int else int((time.time() - self.age_seconds) * 1000)
         if self.attempt > 1:
             options.setdefault("retries", self.attempt - 1)
         self.options = options
 
     def options_to_keep(self) -> str | None:
-        """Options for the next attempt, as JSON text, when middleware or the handler has changed them; None when not (SPEC W1).
+        """Options for the next attempt, as JSON text, when middleware or the handler has changed them; None
+        when not (SPEC W1).
 
         What cannot be stored is left out, with a warning.
         """
@@ -181,7 +191,12 @@ class ClaimedMessage(MessageProxy):
         except InvalidArgument:
             kept = {name: value for name, value in after.items() if _can_be_stored(name, value)}
         left_out = ", ".join(sorted(str(name)[:50] for name in after.keys() - kept.keys()))
-        logger.warning("options_not_storable message_id=%s actor=%s names=%s: left out", self.id, self.actor_name, left_out)
+        logger.warning(
+            "options_not_storable message_id=%s actor=%s names=%s: left out",
+            self.id,
+            self.actor_name,
+            left_out,
+        )
         try:
             return to_json("options", {**kept, **own})
         except InvalidArgument:  # together they are too large
@@ -189,8 +204,13 @@ class ClaimedMessage(MessageProxy):
 
     def again(self) -> dramatiq.Message[Any]:
         """The same as a message to be sent, with what stands in columns."""
-        columns = {name: getattr(self, name) for name in ("priority", "conversation_key", "correlation_id", "max_attempts")}
-        message: dramatiq.Message[Any] = self._message.copy(options={name: value for name, value in columns.items() if value is not None})
+        columns = {
+            name: getattr(self, name)
+            for name in ("priority", "conversation_key", "correlation_id", "max_attempts")
+        }
+        message: dramatiq.Message[Any] = self._message.copy(
+            options={name: value for name, value in columns.items() if value is not None}
+        )
         return message
 
     @property
@@ -198,7 +218,13 @@ class ClaimedMessage(MessageProxy):
         """The dramatiq.Message, made when somebody asks for it."""
         if self._built is None:
             self._built = dramatiq.Message(
-                self.queue_name, self.actor_name, self.args, self.kwargs, self.options, self.message_id, self.message_timestamp
+                self.queue_name,
+                self.actor_name,
+                self.args,
+                self.kwargs,
+                self.options,
+                self.message_id,
+                self.message_timestamp,
             )
         return self._built
 

@@ -1,10 +1,12 @@
-"""Where steps are stored: in the message's row, at once, or with the transaction of a transactional handler (SPEC W3c).
+"""Where steps are stored: in the message's row, at once, or with the transaction of a transactional handler
+(SPEC W3c).
 
-Threads write one step at a time on the broker's pool. Coroutines hand theirs to one thread, which writes what is waiting in one statement and
-one commit: a thousand coroutines need neither a thousand connections nor a thousand commits.
+Threads write one step at a time on the broker's pool. Coroutines hand theirs to one thread, which writes what
+is waiting in one statement and one commit: a thousand coroutines need neither a thousand connections nor a
+thousand commits.
 
-The function of a step has been called, and mostly paid for, when its result comes here. So a short outage is waited out, and a row that
-somebody has locked, too.
+The function of a step has been called, and mostly paid for, when its result comes here. So a short outage is
+waited out, and a row that somebody has locked, too.
 """
 
 from __future__ import annotations
@@ -22,14 +24,23 @@ from packhorse.worker.attempt.stored_steps import MAX_STEP_BYTES, MAX_STEPS, MAX
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
 from packhorse.worker.db.pool import ConnectionPool, Link
-from packhorse.worker.errors import InvalidArgument, LeaseLost, StepError, StoreConflict, StoreError, StoreUnavailable, WorkerError
+from packhorse.worker.errors import (
+    InvalidArgument,
+    LeaseLost,
+    StepError,
+    StoreConflict,
+    StoreError,
+    StoreUnavailable,
+    WorkerError,
+)
 from packhorse.worker.service import Service
 from packhorse.worker.store import steps as store
 from packhorse.worker.store.steps import NewStep, StepAnswer
 
 #: So long a step waits for a database that is away, and for a row that somebody has locked.
 STORE_SECONDS = 30.0
-#: Between two tries: from this, doubling, up to the second. Short, for an interrupt reaches a thread only between two of them.
+#: Between two tries: from this, doubling, up to the second. Short, for an interrupt reaches a thread only
+#: between two of them.
 PAUSE_SECONDS = 0.02
 MOST_PAUSE_SECONDS = 0.25
 #: What one statement of the writer takes at most.
@@ -59,7 +70,9 @@ def _refusal(step: NewStep, answer: StepAnswer) -> WorkerError | None:
         case StepAnswer.LOST:
             return _lost(step)
         case StepAnswer.EXISTS:
-            return StepError(f"step {step.name!r}: message {step.id} has stored another result under this name")
+            return StepError(
+                f"step {step.name!r}: message {step.id} has stored another result under this name"
+            )
         case StepAnswer.TOO_MANY:
             return StepError(f"step {step.name!r}: one too many; a message has at most {MAX_STEPS} steps")
         case StepAnswer.TOO_LARGE:
@@ -74,7 +87,9 @@ def _refusal(step: NewStep, answer: StepAnswer) -> WorkerError | None:
 class BrokerSteps:
     """The steps of the messages of one broker; any thread, any event loop."""
 
-    def __init__(self, pool: Callable[[], ConnectionPool], open_connection: Callable[[], DeadlineConnection]) -> None:
+    def __init__(
+        self, pool: Callable[[], ConnectionPool], open_connection: Callable[[], DeadlineConnection]
+    ) -> None:
         self._pool = pool
         self._open = open_connection
         self._writer: StepWriter | None = None
@@ -83,7 +98,9 @@ class BrokerSteps:
         forks.register(self)
 
     def after_fork(self, stranger: bool) -> None:
-        """In a forked child: the writer's thread is the parent's, and whoever held the lock may not be here."""
+        """In a forked child: the writer's thread is the parent's, and whoever held the lock may not be
+        here.
+        """
         self._writer = None
         self._lock = threading.Lock()
 
@@ -145,8 +162,9 @@ class BrokerSteps:
 
 
 class TransactionSteps:
-    """The steps of one transactional handler. They are written right before its completion: until then nobody but the handler could
-    read them, and a row that the transaction keeps locked could not have its lease renewed."""
+    """The steps of one transactional handler. They are written right before its completion: until then nobody
+    but the handler could read them, and a row that the transaction keeps locked could not have its lease
+    renewed."""
 
     def __init__(self, steps: BrokerSteps) -> None:
         self._steps = steps
@@ -163,7 +181,9 @@ class TransactionSteps:
         self._steps.count_reused()
 
     def write(self, connection: DeadlineConnection) -> None:
-        """Write them in the handler's transaction, under our role. Raises LeaseLost, StepError, StoreError."""
+        """Write them in the handler's transaction, under our role. Raises LeaseLost, StepError,
+        StoreError.
+        """
         if not self.waiting:
             return
         step = self.waiting[0]
@@ -180,7 +200,9 @@ class TransactionSteps:
 
 @dataclass(slots=True, eq=False)
 class WaitingStep:
-    """A step on its way through the writer. until: monotonic; then nobody waits for it any more. Made in the event loop of its coroutine."""
+    """A step on its way through the writer. until: monotonic; then nobody waits for it any more. Made in the
+    event loop of its coroutine.
+    """
 
     step: NewStep
     until: float = field(default_factory=lambda: time.monotonic() + STORE_SECONDS)
@@ -197,7 +219,8 @@ class StepWriter(Service):
     def __init__(self, open_connection: Callable[[], DeadlineConnection]) -> None:
         super().__init__()
         self._link = Link(open_connection)
-        self._waiting: deque[WaitingStep] = deque()  # put at the right by event loops, taken from the left by the thread
+        # put at the right by event loops, taken from the left by the thread
+        self._waiting: deque[WaitingStep] = deque()
         self._apart = 0  # so many at the left are written one by one: together they were refused
         self._error: StoreError | None = None  # the last one
         self._rests = False  # what waits has to be tried again a little later
@@ -223,7 +246,16 @@ class StepWriter(Service):
         except StoreError as error:
             self._error = error
             if len(batch) == 1 and not isinstance(error, (StoreUnavailable, StoreConflict)):
-                self._tell([(batch[0], _unstorable(batch[0].step, error) if isinstance(error, InvalidArgument) else error)])
+                self._tell(
+                    [
+                        (
+                            batch[0],
+                            _unstorable(batch[0].step, error)
+                            if isinstance(error, InvalidArgument)
+                            else error,
+                        )
+                    ]
+                )
                 return 0.0
             if len(batch) > 1:
                 self._waiting.extendleft(reversed(batch))
@@ -253,7 +285,9 @@ class StepWriter(Service):
         return PAUSE_SECONDS
 
     def _next(self) -> list[WaitingStep]:
-        """What is written next; those that waited too long are told. Also the step of a coroutine that was interrupted meanwhile: it is paid for."""
+        """What is written next; those that waited too long are told. Also the step of a coroutine that was
+        interrupted meanwhile: it is paid for.
+        """
         batch: list[WaitingStep] = []
         late: list[tuple[WaitingStep, str | Exception]] = []
         now, characters = time.monotonic(), 0
@@ -262,7 +296,14 @@ class StepWriter(Service):
             waiting = self._waiting.popleft()
             self._apart = max(0, self._apart - 1)
             if now > waiting.until:
-                late.append((waiting, StoreUnavailable(f"step {waiting.step.name!r} was not stored within {STORE_SECONDS:.0f} s: {self._error}")))
+                late.append(
+                    (
+                        waiting,
+                        StoreUnavailable(
+                            f"step {waiting.step.name!r} was not stored within {STORE_SECONDS:.0f} s: {self._error}"
+                        ),
+                    )
+                )
                 continue
             characters += len(waiting.step.value)
             batch.append(waiting)
@@ -279,7 +320,12 @@ class StepWriter(Service):
                 loop.call_soon_threadsafe(_resolve, some)
 
     def on_stop(self) -> None:
-        self._tell([(waiting, StoreUnavailable("the broker was closed before the step was stored")) for waiting in self._waiting])
+        self._tell(
+            [
+                (waiting, StoreUnavailable("the broker was closed before the step was stored"))
+                for waiting in self._waiting
+            ]
+        )
         self._link.close()
 
 

@@ -29,19 +29,23 @@ logger = logging.getLogger("packhorse.steps")
 
 
 def step(name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call the function once per message: its result is stored under the name, and later attempts get it instead of another call.
+    """Call the function once per message: its result is stored under the name, and later attempts get it
+    instead of another call.
 
-    name: 1 to 100 characters, another one for each step of a handler; put into it what tells two apart (`f"send {number}"`). The result
-    must be JSON (None, bool, int, float, str, list, dict with str keys), and comes back as JSON keeps it, also the first time: tuples are
-    lists, the keys of a dict may come in another order. At most 256 KiB of JSON text, 100 steps and 1 MiB of them per message. A function
-    that raises has stored nothing: the next attempt, or the next call in this one, runs it again.
+    name: 1 to 100 characters, another one for each step of a handler; put into it what tells two apart
+    (`f"send {number}"`). The result must be JSON (None, bool, int, float, str, list, dict with str keys), and
+    comes back as JSON keeps it, also the first time: tuples are lists, the keys of a dict may come in another
+    order. At most 256 KiB of JSON text, 100 steps and 1 MiB of them per message. A function that raises has
+    stored nothing: the next attempt, or the next call in this one, runs it again.
 
-    The result is in the database when this returns. What happens between the end of the function and that moment (a kill -9)
-    lets it run again: give what you call an idempotency key. In a transactional handler steps commit or roll back with the handler.
-    Outside a message (a unit test, a thread that has not got the handler's context) the function is called and nothing is stored.
+    The result is in the database when this returns. What happens between the end of the function and that
+    moment (a kill -9) lets it run again: give what you call an idempotency key. In a transactional handler
+    steps commit or roll back with the handler. Outside a message (a unit test, a thread that has not got the
+    handler's context) the function is called and nothing is stored.
 
-    Raises StepError (then the message becomes a dead letter, for another attempt would pay again), LeaseLost when somebody else owns the
-    message, StoreUnavailable or StoreConflict when the database could not be asked for half a minute; and whatever the function raises.
+    Raises StepError (then the message becomes a dead letter, for another attempt would pay again), LeaseLost
+    when somebody else owns the message, StoreUnavailable or StoreConflict when the database could not be
+    asked for half a minute; and whatever the function raises.
     """
     with _step(name) as (message, found):
         if found is not None:
@@ -53,11 +57,14 @@ def step(name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
 
 
 @overload
-async def step_async(name: str, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+async def step_async(
+    name: str, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+) -> T: ...
 @overload
 async def step_async(name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
 async def step_async(name: str, function: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Any:
-    """As step, for coroutines: the function is a coroutine function, or a plain one, which then runs on the event loop.
+    """As step, for coroutines: the function is a coroutine function, or a plain one, which then runs on the
+    event loop.
 
     Steps of many coroutines are written together, by one thread of the process.
     """
@@ -72,12 +79,16 @@ async def step_async(name: str, function: Callable[P, Any], /, *args: P.args, **
             return json.loads(_encoded(name, result))
         if forks.count != mine:  # a child that the function has forked has no message
             forks.leave()
-        return _stored(message, name, await message.step_store.store_async(message, name, _encoded(name, result)))
+        return _stored(
+            message, name, await message.step_store.store_async(message, name, _encoded(name, result))
+        )
 
 
 @contextmanager
 def _step(name: str) -> Iterator[tuple[ClaimedMessage | None, tuple[Any] | None]]:
-    """Hold a name while its step runs; the message, if there is one, and in a tuple the value that an earlier attempt has stored."""
+    """Hold a name while its step runs; the message, if there is one, and in a tuple the value that an earlier
+    attempt has stored.
+    """
     _check_name(name)
     message = current.message
     if message is None:
@@ -120,16 +131,24 @@ def _encoded(name: str, result: object) -> str:
     if inspect.isawaitable(result):
         if inspect.iscoroutine(result):
             result.close()  # nobody will await it
-        raise StepError(f"step {name!r}: the function returned a {type(result).__name__}; use `await step_async(…)`")
+        raise StepError(
+            f"step {name!r}: the function returned a {type(result).__name__}; use `await step_async(…)`"
+        )
     try:
         text = dumps(result)
     except (TypeError, ValueError, RecursionError) as error:
-        raise StepError(f"step {name!r}: its result ({type(result).__name__}) is not JSON: {str(error)[:200]}") from error
+        raise StepError(
+            f"step {name!r}: its result ({type(result).__name__}) is not JSON: {str(error)[:200]}"
+        ) from error
     if has_nul(text) or not _is_unicode(text):
-        raise StepError(f"step {name!r}: its result contains a NUL or a lone surrogate, which PostgreSQL cannot store")
+        raise StepError(
+            f"step {name!r}: its result contains a NUL or a lone surrogate, which PostgreSQL cannot store"
+        )
     size = len(text) if text.isascii() else len(text.encode())
     if size > MAX_STEP_BYTES:
-        raise StepError(f"step {name!r}: its result has {size} bytes of JSON, at most {MAX_STEP_BYTES}; store it elsewhere and return its key")
+        raise StepError(
+            f"step {name!r}: its result has {size} bytes of JSON, at most {MAX_STEP_BYTES}; store it elsewhere and return its key"
+        )
     return text
 
 

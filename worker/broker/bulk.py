@@ -1,4 +1,6 @@
-"""Bulk enqueue: a thousand messages per statement, and while the database inserts them the next thousand become rows."""
+"""Bulk enqueue: a thousand messages per statement, and while the database inserts them the next thousand
+become rows.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from packhorse.worker.errors import InvalidArgument, StoreRejected
 from packhorse.worker.store import messages as store
 from packhorse.worker.store.options import BULK_KEYS
 
-#: What one statement holds at most, and what may be on its way at once: the deadline of a call is for what it waits for.
+#: What one statement holds at most, and what may be on its way at once: the deadline of a call is for what it
+#: waits for.
 PART_CHARACTERS = 4_000_000
 PIPELINE_PARTS, PIPELINE_CHARACTERS = 10, 8_000_000
 
@@ -39,7 +42,9 @@ def encoded_one_by_one(broker: Encoder, messages: list[dramatiq.Message[Any]]) -
             broker.emit_before("enqueue", message, None)
         encoded = broker.encoded(message)
         if "dedup_key" in encoded.extra:
-            raise InvalidArgument("dedup_key: bulk enqueue has no dedup windows", field="dedup_key", hint="Use enqueue().")
+            raise InvalidArgument(
+                "dedup_key: bulk enqueue has no dedup windows", field="dedup_key", hint="Use enqueue()."
+            )
         yield encoded
         if after:
             broker.emit_after("enqueue", message, None)
@@ -66,9 +71,12 @@ class BulkEnqueue:
             parts = size = 0  # on their way
             for rows in self._parts(messages):
                 blocked = any(row[-1] == "blocked" for row in rows)
-                # blocked ones may be refused, and then come again without a state: not in a pipeline, where an error ends all.
-                # Closed, not pipeline.sync(): that waits for answers to what it has not sent yet, for ever, when the rest is long
-                if pipeline is not None and (blocked or parts >= PIPELINE_PARTS or size >= PIPELINE_CHARACTERS):
+                # blocked ones may be refused, and then come again without a state: not in a pipeline, where
+                # an error ends all. Closed, not pipeline.sync(): that waits for answers to what it has not
+                # sent yet, for ever, when the rest is long
+                if pipeline is not None and (
+                    blocked or parts >= PIPELINE_PARTS or size >= PIPELINE_CHARACTERS
+                ):
                     stack.close()
                     pipeline = None
                 if pipeline is None and not blocked:
@@ -79,7 +87,9 @@ class BulkEnqueue:
         store.wake_queues(self._connection, sorted(self._queues))
 
     def _insert(self, rows: list[tuple[str, ...]], blocked: bool) -> None:
-        """Later messages of a conversation are blocked behind its first one at once, by a role that may; else by the claim."""
+        """Later messages of a conversation are blocked behind its first one at once, by a role that may; else
+        by the claim.
+        """
         if blocked:
             try:
                 with translated(), self._connection.transaction():
@@ -99,7 +109,16 @@ class BulkEnqueue:
                 self._queues.add(encoded.queue)
                 self._broker.ensure_queue(self._connection, encoded.queue)
             tail = self._tail(encoded.extra) if encoded.extra else self._plain
-            rows.append((encoded.queue, encoded.message_type, encoded.payload, encoded.options, str(encoded.priority), *tail))
+            rows.append(
+                (
+                    encoded.queue,
+                    encoded.message_type,
+                    encoded.payload,
+                    encoded.options,
+                    str(encoded.priority),
+                    *tail,
+                )
+            )
             size += len(encoded.payload) + len(encoded.options)
             if len(rows) == store.BULK_ROWS or size >= PART_CHARACTERS:
                 yield rows
@@ -122,7 +141,11 @@ class BulkEnqueue:
             if isinstance(value, str) and (store.SEPARATOR in value or store.NULL in value):
                 raise InvalidArgument(f"{name}: contains a control character (U+001E or U+001F)", field=name)
         if times["expires_seconds"] is not None and self._now < times["run_at"] >= times["expires_seconds"]:
-            raise InvalidArgument("expires_in: the message could never start", field="expires_in", hint="It must be later than run_at.")
+            raise InvalidArgument(
+                "expires_in: the message could never start",
+                field="expires_in",
+                hint="It must be later than run_at.",
+            )
         return (*(store.NULL if value is None else str(value) for value in values.values()), state)
 
     def _later(self, seconds: float | None) -> Any:

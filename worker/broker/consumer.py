@@ -65,7 +65,13 @@ class QueueInFlight:
     def __init__(self, broker: Host) -> None:
         self.id = uuid4()
         self.messages: dict[int, ClaimedMessage] = {}
-        self.heartbeat = Heartbeat(broker.open_connection, self.id, broker.settings, lambda: list(self.messages.values()), self._attend)
+        self.heartbeat = Heartbeat(
+            broker.open_connection,
+            self.id,
+            broker.settings,
+            lambda: list(self.messages.values()),
+            self._attend,
+        )
         self._consumers = 0
         self._lock = threading.Lock()
 
@@ -127,7 +133,9 @@ class PostgresConsumer(Consumer):
         held = self._in_flight = QueueInFlight.entered(broker, queue)
         try:
             with self._link.connection() as connection:
-                held.heartbeat.register(connection, [queue], self._types(), prefetch, policies=policies(broker))
+                held.heartbeat.register(
+                    connection, [queue], self._types(), prefetch, policies=policies(broker)
+                )
         except StoreError as error:
             held.leave()
             raise BrokerConnectionError(str(error)) from error
@@ -155,12 +163,29 @@ class PostgresConsumer(Consumer):
 
     def _claim(self, limit: int) -> None:
         before = time.monotonic()
-        lease, worker_id, held = self._broker.settings.lease_seconds, self._in_flight.id, self._in_flight.messages
+        lease, worker_id, held = (
+            self._broker.settings.lease_seconds,
+            self._in_flight.id,
+            self._in_flight.messages,
+        )
         try:
             with self._link.connection() as connection:
-                rows, hints = store.complete_and_claim(connection, [], [], worker_id, [self._queue], limit, self._lease, self._types())
-                if hints.isolated and not rows and not held:  # dramatiq's Worker has no process apart: one at a time
-                    rows, _ = store.complete_and_claim(connection, [], [], worker_id, [self._queue], 1, self._lease, self._types(), isolated=True)
+                rows, hints = store.complete_and_claim(
+                    connection, [], [], worker_id, [self._queue], limit, self._lease, self._types()
+                )
+                # dramatiq's Worker has no process apart: one at a time
+                if hints.isolated and not rows and not held:
+                    rows, _ = store.complete_and_claim(
+                        connection,
+                        [],
+                        [],
+                        worker_id,
+                        [self._queue],
+                        1,
+                        self._lease,
+                        self._types(),
+                        isolated=True,
+                    )
         except StoreUnavailable as error:
             raise BrokerConnectionError(str(error)) from error
         except StoreConflict:
@@ -172,7 +197,9 @@ class PostgresConsumer(Consumer):
             try:
                 message.decode()
             except UndecodableMessage as error:
-                message.outcome = Outcome(Verb.BURY, "undecodable", "UndecodableMessage", stored_text(str(error), 1000))
+                message.outcome = Outcome(
+                    Verb.BURY, "undecodable", "UndecodableMessage", stored_text(str(error), 1000)
+                )
                 undecodable.append(message)
             else:
                 self._ready.append(message)
@@ -227,7 +254,8 @@ class PostgresConsumer(Consumer):
             raise BrokerConnectionError(str(error)) from error
         finally:
             for message in held:
-                self._in_flight.forget(message)  # also when the database does not answer: renewed, it would never run again
+                # also when the database does not answer: renewed, it would never run again
+                self._in_flight.forget(message)
 
     def close(self) -> None:
         try:

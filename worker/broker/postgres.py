@@ -59,8 +59,8 @@ if TYPE_CHECKING:
 class PostgresBroker(Broker):
     """Broker on PostgreSQL.
 
-    dsn, or url, as dramatiq's Redis and RabbitMQ brokers call it: connection string; default DATABASE_URL / packhorse.toml. settings: a
-    Settings, instead of it. Raises InvalidArgument for a dsn beside another url.
+    dsn, or url, as dramatiq's Redis and RabbitMQ brokers call it: connection string; default DATABASE_URL /
+    packhorse.toml. settings: a Settings, instead of it. Raises InvalidArgument for a dsn beside another url.
     middleware: default_middleware() when None. pool_size: most connections for enqueueing from handlers
     and producers, 1..1000.
     """
@@ -80,7 +80,8 @@ class PostgresBroker(Broker):
         self.queues: set[str] = set()
         self.aliases: dict[str, str] = {}
         self.runtime: Any = None  # set by the runtime that hosts this broker
-        self.in_flight_by_queue: dict[str, QueueInFlight] = {}  # by queue, of the consumers of dramatiq's Worker
+        # by queue, of the consumers of dramatiq's Worker
+        self.in_flight_by_queue: dict[str, QueueInFlight] = {}
         self._dsn = url if dsn is None else dsn
         self._settings = settings
         self._pool: ConnectionPool | None = None
@@ -121,7 +122,8 @@ class PostgresBroker(Broker):
         self._pool_size = max(self._pool_size, settings.threads + 2)
 
     def open_connection(self, purpose: str = "enqueue", **overrides: Any) -> DeadlineConnection:
-        """A fresh connection as the settings say. purpose: a word for its application_name. overrides: options of the connection.
+        """A fresh connection as the settings say. purpose: a word for its application_name. overrides:
+        options of the connection.
 
         Raises ConfigError without a database, StoreUnavailable.
         """
@@ -134,10 +136,18 @@ class PostgresBroker(Broker):
             return self.settings.database_url.get_secret_value()
         url = running_url(self.settings.data_dir)
         if url is None:
-            raise ConfigError(["database_url: not set; set DATABASE_URL, or run everything with `packhorse up`"])
+            raise ConfigError(
+                ["database_url: not set; set DATABASE_URL, or run everything with `packhorse up`"]
+            )
         return url
 
-    def add_middleware(self, middleware: Middleware, *, before: type[Middleware] | None = None, after: type[Middleware] | None = None) -> None:
+    def add_middleware(
+        self,
+        middleware: Middleware,
+        *,
+        before: type[Middleware] | None = None,
+        after: type[Middleware] | None = None,
+    ) -> None:
         """As dramatiq's, but Tracing goes to the front: it begins first and sees how the attempt ended."""
         super().add_middleware(middleware, before=before, after=after)
         if not _of_dramatiqs_worker(middleware):
@@ -155,7 +165,11 @@ class PostgresBroker(Broker):
         for alias in actor.options.get("aliases") or ():
             taken = alias if alias in self.actors else self.aliases.get(alias, actor.actor_name)
             if taken != actor.actor_name:
-                raise InvalidArgument(f"aliases: {alias!r} is the actor {taken!r}", field="aliases", hint="A former name means one actor.")
+                raise InvalidArgument(
+                    f"aliases: {alias!r} is the actor {taken!r}",
+                    field="aliases",
+                    hint="A former name means one actor.",
+                )
         signature = Signature(actor)
         super().declare_actor(actor)
         self._signatures[actor.actor_name] = signature
@@ -182,14 +196,18 @@ class PostgresBroker(Broker):
         """Put a message on its queue; in the handler's transaction when it has one.
 
         delay: milliseconds. Options beyond dramatiq's: priority 1..10, conversation_key, dedup_key,
-        dedup_window (s), correlation_id, trace_context, max_attempts, concurrency_key, run_at, expires_in (s).
-        Raises InvalidArgument, StoreUnavailable.
+        dedup_window (s), correlation_id, trace_context, max_attempts, concurrency_key, run_at, expires_in
+        (s). Raises InvalidArgument, StoreUnavailable.
         """
         if isinstance(message, ClaimedMessage):
             if not message.returned:
                 # dramatiq's stock Retries: our retry is one UPDATE of the same row
                 error = message._exception
-                outcome = Outcome(Verb.RETRY) if error is None else dataclasses.replace(failure(error), verb=Verb.RETRY)
+                outcome = (
+                    Outcome(Verb.RETRY)
+                    if error is None
+                    else dataclasses.replace(failure(error), verb=Verb.RETRY)
+                )
                 message.outcome = dataclasses.replace(outcome, delay_seconds=(delay or 0) / 1000)
                 return message
             message = message.again()  # it is over, or about to be
@@ -208,7 +226,9 @@ class PostgresBroker(Broker):
         return message
 
     async def enqueue_async(self, message: Any, *, delay: int | None = None) -> Any:
-        """As `enqueue`, for coroutines: it waits in a thread. In a transactional coroutine the message is part of its transaction."""
+        """As `enqueue`, for coroutines: it waits in a thread. In a transactional coroutine the message is
+        part of its transaction.
+        """
         held = self._coroutines_connection() if capture.active is None else None
         if held is None:
             return await in_thread(self.enqueue, message, delay=delay)
@@ -223,7 +243,9 @@ class PostgresBroker(Broker):
             return capture.active.take([self.encoded(message, delay)])[0].id
         held = self._handlers_connection()
         if held is None and self._coroutines_connection() is not None:
-            raise WorkerError("a transactional coroutine sends with `await actor.send_async(…)`: its connection is asynchronous")
+            raise WorkerError(
+                "a transactional coroutine sends with `await actor.send_async(…)`: its connection is asynchronous"
+            )
         if held is not None:
             with held.as_ourselves():
                 return self.enqueue_on(held, message, delay=delay)
@@ -247,7 +269,9 @@ class PostgresBroker(Broker):
         """Where its tables are: URL, schema."""
         return self.url, self.settings.db_schema
 
-    def enqueue_on(self, connection: DeadlineConnection, message: dramatiq.Message[Any], *, delay: int | None = None) -> int:
+    def enqueue_on(
+        self, connection: DeadlineConnection, message: dramatiq.Message[Any], *, delay: int | None = None
+    ) -> int:
         """Enqueue on a given connection, in its transaction; returns the id in message_queue."""
         try:
             with translated():
@@ -255,14 +279,29 @@ class PostgresBroker(Broker):
         except UnknownQueue as error:
             raise UndeclaredQueue.of(error) from error.__cause__
 
-    def _enqueue(self, connection: DeadlineConnection, message: dramatiq.Message[Any], delay: int | None) -> int:
+    def _enqueue(
+        self, connection: DeadlineConnection, message: dramatiq.Message[Any], delay: int | None
+    ) -> int:
         encoded = self.encoded(message, delay)
         if encoded.queue not in self._declared:
             self.ensure_queue(connection, encoded.queue)
         if not encoded.extra:
-            return store.enqueue_plain(connection, encoded.queue, encoded.message_type, encoded.payload, encoded.options, encoded.priority)
+            return store.enqueue_plain(
+                connection,
+                encoded.queue,
+                encoded.message_type,
+                encoded.payload,
+                encoded.options,
+                encoded.priority,
+            )
         return store.enqueue(
-            connection, encoded.queue, encoded.message_type, encoded.payload, encoded.options, priority=encoded.priority, **encoded.extra
+            connection,
+            encoded.queue,
+            encoded.message_type,
+            encoded.payload,
+            encoded.options,
+            priority=encoded.priority,
+            **encoded.extra,
         ).id
 
     def encoded(self, message: dramatiq.Message[Any], delay: int | None = None) -> Encoded:
@@ -298,18 +337,28 @@ class PostgresBroker(Broker):
             return len(messages)
         held = self._handlers_connection()
         try:
-            with self.pool.connection() if held is None else nullcontext(held) as connection, connection.as_ourselves(), connection.transaction():
+            with (
+                self.pool.connection() if held is None else nullcontext(held) as connection,
+                connection.as_ourselves(),
+                connection.transaction(),
+            ):
                 BulkEnqueue(self, connection).insert(messages)
         except UnknownQueue as error:
             raise UndeclaredQueue.of(error) from error.__cause__
         return len(messages)
 
     def enqueue_hooks(self) -> tuple[list[Any], list[Any], list[Any]]:
-        """before_enqueue, after_enqueue and before_delay_message of those middleware that really have them."""
+        """before_enqueue, after_enqueue and before_delay_message of those middleware that really have
+        them.
+        """
         if self._hooked != len(self.middleware):
 
             def own(name: str) -> list[Any]:
-                return [getattr(m, name) for m in self.middleware if getattr(type(m), name, None) is not getattr(Middleware, name)]
+                return [
+                    getattr(m, name)
+                    for m in self.middleware
+                    if getattr(type(m), name, None) is not getattr(Middleware, name)
+                ]
 
             self._hooks = (own("before_enqueue"), own("after_enqueue")[::-1], own("before_delay_message"))
             self._hooked = len(self.middleware)
@@ -340,12 +389,17 @@ class PostgresBroker(Broker):
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_boot" and self.runtime is None:
             self._end_misconfigured()
-        if signal == "declare_delay_queue":  # dramatiq's Worker would consume it: here the delayed messages of a queue are in that queue
-            for middleware in [middleware for middleware in reversed(self.middleware) if not _of_dramatiqs_worker(middleware)]:
+        # dramatiq's Worker would consume it: here the delayed messages of a queue are in that queue
+        if signal == "declare_delay_queue":
+            for middleware in [
+                middleware for middleware in reversed(self.middleware) if not _of_dramatiqs_worker(middleware)
+            ]:
                 try:
                     middleware.after_declare_delay_queue(self, *args)
                 except Exception:  # dramatiq's contract
-                    self.logger.critical("Unexpected failure in after_%s of %r.", signal, middleware, exc_info=True)
+                    self.logger.critical(
+                        "Unexpected failure in after_%s of %r.", signal, middleware, exc_info=True
+                    )
             return
         super().emit_after(signal, *args, **kwargs)
         if signal in ("process_message", "skip_message"):
@@ -354,7 +408,9 @@ class PostgresBroker(Broker):
                 args[0].returned = True
 
     def _end_misconfigured(self) -> None:
-        """In a process of dramatiq's CLI: end it when its configuration is unusable, by the code that ends the whole command."""
+        """In a process of dramatiq's CLI: end it when its configuration is unusable, by the code that ends
+        the whole command.
+        """
         try:
             _ = self.url
         except ConfigError as error:
@@ -381,7 +437,9 @@ class PostgresBroker(Broker):
             self.flush(queue)
 
     def join(self, queue_name: str, *, timeout: int | None = None) -> None:
-        """Wait until the queue `queue_name` holds no live message. Raises QueueJoinTimeout after timeout (ms). For tests."""
+        """Wait until the queue `queue_name` holds no live message. Raises QueueJoinTimeout after timeout
+        (ms). For tests.
+        """
         from packhorse.worker.db.queries import sql
 
         deadline = None if timeout is None else time.monotonic() + timeout / 1000
@@ -408,5 +466,7 @@ def _of_dramatiqs_worker(middleware: Middleware) -> bool:
 
 
 def _without_arguments(record: logging.LogRecord) -> bool:
-    """dramatiq's Actor logs the arguments of every call at debug level; payloads are not in logs (SPEC P8)."""
+    """dramatiq's Actor logs the arguments of every call at debug level; payloads are not in logs (SPEC
+    P8).
+    """
     return not str(record.msg).startswith("Received args=")

@@ -1,7 +1,8 @@
-"""An error boundary around one operation: what goes wrong in it is said once, masked, and ends with the right outcome (SPEC W9).
+"""An error boundary around one operation: what goes wrong in it is said once, masked, and ends with the right
+outcome (SPEC W9).
 
-It hides nothing: whatever is raised goes on. What leaves it carries a judgement (worker/attempt/details.py), by which Retries
-decides: an error that another attempt cannot help is a dead letter at once.
+It hides nothing: whatever is raised goes on. What leaves it carries a judgement (worker/attempt/details.py),
+by which Retries decides: an error that another attempt cannot help is a dead letter at once.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ class Operation:
         own = message.correlation_id if message is not None else None
         self.correlation_id: str = own or boundary.given_id or correlation_id_here() or str(uuid4())
         self._lease_token: int | None = message.lease_token if message is not None else None
-        self.numbers: tuple[int, ...] = (next(_numbers), *(self.outer.numbers if self.outer is not None else ()))
+        self.numbers: tuple[int, ...] = (
+            next(_numbers),
+            *(self.outer.numbers if self.outer is not None else ()),
+        )
         self._id_before = boundary_correlation_id.get()
         self._bound: Bound = {}
         self._started = 0.0
@@ -66,7 +70,11 @@ class Operation:
         _running.set(self)
         boundary_correlation_id.set(self.correlation_id)
         # inside a handler message_id is that of the running message, in every line
-        values = {key: value for key, value in self.boundary.line_values.items() if key != "message_id" or self._lease_token is None}
+        values = {
+            key: value
+            for key, value in self.boundary.line_values.items()
+            if key != "message_id" or self._lease_token is None
+        }
         self._bound = bind({**values, "operation_name": self.name, "correlation_id": self.correlation_id})
         self._started = time.monotonic()
         return self
@@ -83,16 +91,31 @@ class Operation:
     def _end(self, error: BaseException | None, seconds: float) -> None:
         if error is None:
             if logger.isEnabledFor(logging.INFO):  # masking is what costs here
-                logger.info("operation_done operation_name=%s duration_seconds=%.3f correlation_id=%s", self.name, seconds, mask(self.correlation_id))
+                logger.info(
+                    "operation_done operation_name=%s duration_seconds=%.3f correlation_id=%s",
+                    self.name,
+                    seconds,
+                    mask(self.correlation_id),
+                )
         elif isinstance(error, Exception) and not isinstance(error, ASKED):
             self._fail(error, seconds)
 
     def _fail(self, error: Exception, seconds: float) -> None:
         retryable = is_retryable_error(error)
-        context: JsonObject = {"operation_name": self.name, "correlation_id": mask(self.correlation_id), **self.boundary.context}
+        context: JsonObject = {
+            "operation_name": self.name,
+            "correlation_id": mask(self.correlation_id),
+            **self.boundary.context,
+        }
         inner = judgement_of(error)
-        if inner is not None and self.numbers[0] in inner.operations:  # it has left a boundary inside this one, which knows more
-            context = masked_context({**inner.context, **{key: value for key, value in context.items() if key not in inner.context}})
+        # it has left a boundary inside this one, which knows more
+        if inner is not None and self.numbers[0] in inner.operations:
+            context = masked_context(
+                {
+                    **inner.context,
+                    **{key: value for key, value in context.items() if key not in inner.context},
+                }
+            )
             operations = inner.operations
         else:
             operations = self.numbers
@@ -121,34 +144,54 @@ _running: ContextVar[Operation | None] = ContextVar("packhorse_operation", defau
 
 
 class ErrorBoundary:
-    """A boundary: a decorator of functions and coroutine functions, and a context manager for `with` and `async with`.
+    """A boundary: a decorator of functions and coroutine functions, and a context manager for `with` and
+    `async with`.
 
     One may be entered any number of times, also at once, by threads and coroutines.
     """
 
-    def __init__(self, operation: str, timeout_ms: float | TimeoutClass | None, given_id: str | None, context: dict[str, object]) -> None:
+    def __init__(
+        self,
+        operation: str,
+        timeout_ms: float | TimeoutClass | None,
+        given_id: str | None,
+        context: dict[str, object],
+    ) -> None:
         self.name = mask(str(operation)[:MAX_NAME])
         self.timeout_ms = None if timeout_ms is None else milliseconds(timeout_ms)
-        self.given_id = given_id if isinstance(given_id, str) and _CORRELATION_ID.fullmatch(given_id) else None
-        self.context: JsonObject = masked_context({key: value for key, value in context.items() if value is not None and key != "operation_name"})
+        self.given_id = (
+            given_id if isinstance(given_id, str) and _CORRELATION_ID.fullmatch(given_id) else None
+        )
+        self.context: JsonObject = masked_context(
+            {key: value for key, value in context.items() if value is not None and key != "operation_name"}
+        )
         others = {key: value for key, value in self.context.items() if key not in LINE_KEYS}
-        self.line_values: dict[str, JsonValue] = {key: self.context[key] for key in LINE_KEYS if key in self.context}
+        self.line_values: dict[str, JsonValue] = {
+            key: self.context[key] for key in LINE_KEYS if key in self.context
+        }
         if others:
             self.line_values["context"] = others
 
     def __call__(self, function: F) -> F:
         """The function inside the boundary, each call by itself. Below `@dramatiq.actor`, not above it."""
         if hasattr(function, "send_with_options"):
-            raise TypeError("with_error_boundary goes below @dramatiq.actor: it is around the function, not around the actor")
+            raise TypeError(
+                "with_error_boundary goes below @dramatiq.actor: it is around the function, not around the actor"
+            )
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(f"{function!r} is a generator: put `with with_error_boundary(...)` into it")
-        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+        call = getattr(function, "__call__", None)  # noqa: B004
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
 
             @wraps(function)
             async def run_coroutine(*args: Any, **kwargs: Any) -> Any:
                 with Operation(self):
                     running = function(*args, **kwargs)
-                    return await (running if self.timeout_ms is None else with_timeout(running, self.timeout_ms, self.name))
+                    return await (
+                        running
+                        if self.timeout_ms is None
+                        else with_timeout(running, self.timeout_ms, self.name)
+                    )
 
             return cast(F, run_coroutine)
 
@@ -163,10 +206,14 @@ class ErrorBoundary:
 
     def __enter__(self) -> Operation:
         if self.timeout_ms is not None:
-            raise TypeError("nothing can end a `with` block from outside: give timeout_ms to a decorator or to `async with`")
+            raise TypeError(
+                "nothing can end a `with` block from outside: give timeout_ms to a decorator or to `async with`"
+            )
         return Operation(self).__enter__()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         operation = self._last_entered()
         if operation is not None:
             operation.__exit__(kind, error, traceback)
@@ -178,7 +225,9 @@ class ErrorBoundary:
             await operation.timer.__aenter__()
         return operation
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         operation = self._last_entered()
         if operation is None:
             return
@@ -194,7 +243,9 @@ class ErrorBoundary:
         operation.__exit__(kind, error, traceback)
 
     def _last_entered(self) -> Operation | None:
-        """The innermost operation of this boundary that runs here; None in another context than the one in which it was entered."""
+        """The innermost operation of this boundary that runs here; None in another context than the one in
+        which it was entered.
+        """
         operation = _running.get()
         while operation is not None and operation.boundary is not self:
             operation = operation.outer
@@ -213,21 +264,29 @@ def with_error_boundary(
     workflow_type: str | None = None,
     **context: object,
 ) -> ErrorBoundary:
-    """Put an operation inside an error boundary: a decorator (`def` and `async def`), or a context manager (`with` and `async with`).
+    """Put an operation inside an error boundary: a decorator (`def` and `async def`), or a context manager
+    (`with` and `async with`).
 
-    One log line when it is done, `operation_done` with its duration; one when it fails, `operation_failed` with name, code and duration.
-    Whatever is raised goes on to the caller. Inside a handler it ends the message so: an error of ours that is not retryable or not
-    recoverable is a dead letter at once; an error of anybody else, too, unless is_retryable_error() says that another attempt may
-    help; all others follow the retry policy. Snooze, Retry, Bury, Cancel and interrupts pass untouched and are no error.
+    One log line when it is done, `operation_done` with its duration; one when it fails, `operation_failed`
+    with name, code and duration. Whatever is raised goes on to the caller. Inside a handler it ends the
+    message so: an error of ours that is not retryable or not recoverable is a dead letter at once; an error
+    of anybody else, too, unless is_retryable_error() says that another attempt may help; all others follow
+    the retry policy. Snooze, Retry, Bury, Cancel and interrupts pass untouched and are no error.
 
-    operation: its name, for people; at most 200 characters. timeout_ms: as of with_timeout(), with what that means for a
-    function; not for `with`, which nothing can end from outside; None: the handler's own time limit alone. correlation_id: that
-    of the running message comes first, and without any a new one is made; printable ASCII, at most 200 characters, else as if not
-    given. user_id, user_phone, message_id, agent_type, workflow_type and all others are context: masked,
-    kept with the failure in about 4,000 characters, and in the log lines of what happens
-    inside.
+    operation: its name, for people; at most 200 characters. timeout_ms: as of with_timeout(), with what that
+    means for a function; not for `with`, which nothing can end from outside; None: the handler's own time
+    limit alone. correlation_id: that of the running message comes first, and without any a new one is made;
+    printable ASCII, at most 200 characters, else as if not given. user_id, user_phone, message_id,
+    agent_type, workflow_type and all others are context: masked, kept with the failure in about 4,000
+    characters, and in the log lines of what happens inside.
     """
-    given = {"user_id": user_id, "user_phone": user_phone, "message_id": message_id, "agent_type": agent_type, "workflow_type": workflow_type}
+    given = {
+        "user_id": user_id,
+        "user_phone": user_phone,
+        "message_id": message_id,
+        "agent_type": agent_type,
+        "workflow_type": workflow_type,
+    }
     return ErrorBoundary(operation, timeout_ms, correlation_id, {**given, **context})
 
 
@@ -242,13 +301,20 @@ class SafeResponse(NamedTuple):
 def safe_http_response(exception: BaseException, correlation_id: str | None = None) -> SafeResponse:
     """The answer of a web handler to an exception, without what nobody outside may see.
 
-    400 for a WorkflowError that is not recoverable, else 500. The body says `error` (the masked text of a WorkflowError, nothing of any
-    other) and `correlationId`, which is also the header `X-Correlation-ID`. correlation_id: what the request has in that header;
-    without, that of the boundary which the exception has left or is in, else a new one.
+    400 for a WorkflowError that is not recoverable, else 500. The body says `error` (the masked text of a
+    WorkflowError, nothing of any other) and `correlationId`, which is also the header `X-Correlation-ID`.
+    correlation_id: what the request has in that header; without, that of the boundary which the exception has
+    left or is in, else a new one.
     """
     judgement = judgement_of(exception)
-    found = [correlation_id, judgement.correlation_id if judgement is not None else None, correlation_id_here()]
-    known = next((one for one in found if isinstance(one, str) and _CORRELATION_ID.fullmatch(one)), None) or str(uuid4())
+    found = [
+        correlation_id,
+        judgement.correlation_id if judgement is not None else None,
+        correlation_id_here(),
+    ]
+    known = next(
+        (one for one in found if isinstance(one, str) and _CORRELATION_ID.fullmatch(one)), None
+    ) or str(uuid4())
     status, text = 500, "internal error"
     if isinstance(exception, WorkflowError):
         status, text = 400 if exception.recoverable is False else 500, mask(text_of(exception)[:MAX_TEXT])

@@ -1,8 +1,8 @@
 """Circuit breakers as one process sees them: which endpoint to call, and what its calls came to (SPEC W10).
 
-A call of a closed breaker costs a look and a few counters under a lock that nobody holds for long. The database decides over all processes
-(functions/services.sql); reports.py tells it and brings its answer. Until it answers this process decides for itself, by the same rules
-and its own calls.
+A call of a closed breaker costs a look and a few counters under a lock that nobody holds for long. The
+database decides over all processes (functions/services.sql); reports.py tells it and brings its answer. Until
+it answers this process decides for itself, by the same rules and its own calls.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ FORCED_SECONDS = 30.0
 ANSWER_SECONDS = 0.25
 #: Added to a wait, as a share of it and at least in seconds, so that not all come back at once.
 JITTER, LEAST_JITTER_SECONDS = 0.1, 0.05
-#: An endpoint whose last failure is older than this is as good as any other: else one failure would keep it from being asked for ever.
+#: An endpoint whose last failure is older than this is as good as any other: else one failure would keep it
+#: from being asked for ever.
 FORGIVEN_SECONDS = 2.0
 #: The token of a probe that this process has allowed itself, for the database is away.
 OWN_PROBE = -1
@@ -36,7 +37,8 @@ OWN_PROBE = -1
 class Breaker:
     """One endpoint. Written under the lock of its ServiceBreakers; reading a field needs none.
 
-    epoch: of the database's; 0 before its first answer. failing: failures in a row, of the fleet as far as is known. retry_at: monotonic.
+    epoch: of the database's; 0 before its first answer. failing: failures in a row, of the fleet as far as is
+    known. retry_at: monotonic.
     """
 
     __slots__ = (
@@ -91,7 +93,8 @@ class Breaker:
 
 
 class ServiceBreakers:
-    """The endpoints of one service. Any thread. on_trouble: called after a failure, so that it is told at once.
+    """The endpoints of one service. Any thread. on_trouble: called after a failure, so that it is told at
+    once.
 
     is_away: is the database out of reach?
     """
@@ -104,7 +107,9 @@ class ServiceBreakers:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.declaration = declaration
-        self.breakers = [Breaker(e, False) for e in declaration.endpoints] + [Breaker(e, True) for e in declaration.fallback]
+        self.breakers = [Breaker(e, False) for e in declaration.endpoints] + [
+            Breaker(e, True) for e in declaration.fallback
+        ]
         self.used_at = -math.inf
         self._only = self.breakers[0] if len(self.breakers) == 1 else None
         self._on_trouble = on_trouble
@@ -120,12 +125,18 @@ class ServiceBreakers:
 
     # -- before a call --------------------------------------------------------------------------------
     def ready(self, without: Sequence[Breaker] = ()) -> Breaker | None:
-        """The endpoint to call: healthy, breaker closed, fewest failures in a row, equal ones in turn; then the fallback ones. None: no one."""
+        """The endpoint to call: healthy, breaker closed, fewest failures in a row, equal ones in turn; then
+        the fallback ones. None: no one.
+        """
         only = self._only
         if only is not None:
             return only if only.closed and only.healthy is not False and not without else None
         for fallback in (False, True):
-            found = [b for b in self.breakers if b.closed and b.healthy is not False and b.fallback is fallback and b not in without]
+            found = [
+                b
+                for b in self.breakers
+                if b.closed and b.healthy is not False and b.fallback is fallback and b not in without
+            ]
             if found:
                 now = self.clock()
                 counts = [b.failing if now < b.failed_at + FORGIVEN_SECONDS else 0 for b in found]
@@ -137,7 +148,10 @@ class ServiceBreakers:
 
     def unhealthy(self, without: Sequence[Breaker] = ()) -> list[Breaker]:
         """Endpoints whose breaker is closed and whose health checks fail; the fallback ones last."""
-        return sorted((b for b in self.breakers if b.closed and b.healthy is False and b not in without), key=lambda b: b.fallback)
+        return sorted(
+            (b for b in self.breakers if b.closed and b.healthy is False and b not in without),
+            key=lambda b: b.fallback,
+        )
 
     def to_probe(self, without: Sequence[Breaker] = ()) -> list[Breaker]:
         """Endpoints that it is time to probe; the caller asks for each whether it may. Mostly empty."""
@@ -148,7 +162,8 @@ class ServiceBreakers:
         found = []
         with self._lock:
             for breaker in self.breakers:
-                due = not breaker.closed and now >= breaker.retry_at  # whether a probe runs is known better by whoever is asked
+                # whether a probe runs is known better by whoever is asked
+                due = not breaker.closed and now >= breaker.retry_at
                 if due and now >= breaker.asked_at + ASK_SECONDS and breaker not in without:
                     breaker.asked_at = now
                     found.append(breaker)
@@ -173,7 +188,9 @@ class ServiceBreakers:
         breaker.probe_until = now + self.declaration.probe_lease_seconds
 
     def found(self, breaker: Breaker, state: str) -> None:
-        """What the database says of a breaker that was to be probed, or has been; the rest comes with the next report."""
+        """What the database says of a breaker that was to be probed, or has been; the rest comes with the
+        next report.
+        """
         with self._lock:
             breaker.state, breaker.probing, breaker.asked_at = state, False, -math.inf
             if state == "closed":
@@ -182,7 +199,9 @@ class ServiceBreakers:
                 breaker.retry_at = self.clock() + self.declaration.breaker.reset_seconds
 
     def wait_seconds(self) -> float:
-        """Seconds until somebody who was refused may come again; a little more than that, not the same for all."""
+        """Seconds until somebody who was refused may come again; a little more than that, not the same for
+        all.
+        """
         now = self.clock()
         waits = [self._wait(breaker, now) for breaker in self.breakers]
         seconds = max(0.0, min(waits))
@@ -232,14 +251,18 @@ class ServiceBreakers:
         breaker.own_failures += not succeeded
 
     def _judge(self, breaker: Breaker, now: float) -> None:
-        """Open by what this process knows: while the database is away, and until it has answered when it can only agree.
+        """Open by what this process knows: while the database is away, and until it has answered when it can
+        only agree.
 
         Without the second a slow report would let messages fail again and again that somebody has to refuse.
         """
         if not breaker.closed or breaker.forced is not None:
             return
         policy = self.declaration.breaker
-        many = breaker.own_calls >= policy.least_calls and breaker.own_failures / breaker.own_calls >= policy.failure_ratio
+        many = (
+            breaker.own_calls >= policy.least_calls
+            and breaker.own_failures / breaker.own_calls >= policy.failure_ratio
+        )
         if breaker.failing >= policy.most_in_row or (many and self._is_away()):
             self._open_by_itself(breaker, now)
             breaker.unanswered = not self._is_away()
@@ -270,20 +293,35 @@ class ServiceBreakers:
         return any(not breaker.epoch for breaker in self.breakers)
 
     def take(self) -> list[dict[str, Any]]:
-        """What was counted since the last time, for report_calls; empties the counters. give_back() when it could not be told."""
+        """What was counted since the last time, for report_calls; empties the counters. give_back() when it
+        could not be told.
+        """
         found = []
         with self._lock:
             for breaker in self.breakers:
                 if breaker.late_calls:
-                    found.append(self._report(breaker, 0, breaker.late_calls, breaker.late_failures, 0, False))
+                    found.append(
+                        self._report(breaker, 0, breaker.late_calls, breaker.late_failures, 0, False)
+                    )
                     breaker.late_calls = breaker.late_failures = 0
                 if breaker.calls:
-                    found.append(self._report(breaker, breaker.epoch, breaker.calls, breaker.failures, breaker.in_row, breaker.succeeded))
+                    found.append(
+                        self._report(
+                            breaker,
+                            breaker.epoch,
+                            breaker.calls,
+                            breaker.failures,
+                            breaker.in_row,
+                            breaker.succeeded,
+                        )
+                    )
                     breaker.calls = breaker.failures = breaker.in_row = 0
                     breaker.succeeded = False
         return found
 
-    def _report(self, breaker: Breaker, epoch: int, calls: int, failures: int, in_row: int, succeeded: bool) -> dict[str, Any]:
+    def _report(
+        self, breaker: Breaker, epoch: int, calls: int, failures: int, in_row: int, succeeded: bool
+    ) -> dict[str, Any]:
         return {
             "service": self.declaration.name,
             "endpoint": breaker.endpoint,
@@ -311,7 +349,9 @@ class ServiceBreakers:
                     breaker.succeeded = report["succeeded"]
 
     def apply(self, states: Iterable[EndpointState]) -> list[tuple[str, str, str]]:
-        """Take over what the database says; (endpoint, state before, state now) of those that have changed. Of others that it knows: nothing."""
+        """Take over what the database says; (endpoint, state before, state now) of those that have changed.
+        Of others that it knows: nothing.
+        """
         by_endpoint = {breaker.endpoint: breaker for breaker in self.breakers}
         now = self.clock()
         changed = []
@@ -333,7 +373,9 @@ class ServiceBreakers:
             breaker.succeeded = False
         breaker.epoch, breaker.forced, breaker.state = state.epoch, state.forced, state.state
         breaker.closed = (state.forced or state.state) == "closed"
-        breaker.retry_at = math.inf if breaker.closed or state.forced == "open" else now + (state.retry_in or 0.0)
+        breaker.retry_at = (
+            math.inf if breaker.closed or state.forced == "open" else now + (state.retry_in or 0.0)
+        )
         if breaker.probing and not state.probing:
             breaker.asked_at = -math.inf  # the next probe may begin
         breaker.probing = state.probing

@@ -1,4 +1,5 @@
-"""What is said of a service: in code (`register_service`) or in packhorse.toml (`[services.NAME]`). Every problem is found at once.
+"""What is said of a service: in code (`register_service`) or in packhorse.toml (`[services.NAME]`). Every
+problem is found at once.
 
 A declaration is data and has no effect; registry.py makes a service of it.
 """
@@ -32,9 +33,10 @@ Headers = Mapping[str, str] | Callable[[], Mapping[str, str]]
 class BreakerPolicy:
     """When the breaker of an endpoint opens and closes.
 
-    failure_ratio: 0..1 of the calls of the last window_seconds (1..3600), of which there must be least_calls (1..10000). After reset_seconds
-    (0.05..86400) it is probed, one call at a time; trials (1..100) successes close it. most_in_row failures in a row open it, too: after
-    hours of success the ratio of a window would see an outage late.
+    failure_ratio: 0..1 of the calls of the last window_seconds (1..3600), of which there must be least_calls
+    (1..10000). After reset_seconds (0.05..86400) it is probed, one call at a time; trials (1..100) successes
+    close it. most_in_row failures in a row open it, too: after hours of success the ratio of a window would
+    see an outage late.
     """
 
     failure_ratio: float = 0.5
@@ -51,7 +53,9 @@ class BreakerPolicy:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often `request` tries again by itself, after backoff_ms, doubled each time. Without one the queue's own retries do it."""
+    """How often `request` tries again by itself, after backoff_ms, doubled each time. Without one the queue's
+    own retries do it.
+    """
 
     max_retries: int = 3
     backoff_ms: int = 1000
@@ -60,11 +64,12 @@ class RetryPolicy:
 class ServiceOptions(TypedDict, total=False):
     """Options of `register_service`.
 
-    endpoints: in place of url. fallback: asked when none of them can be. health_check_url: whole, or a path behind each endpoint;
-    health_check_interval_ms: 30000. timeout: milliseconds of one call, 100..3600000, or a class (default, ai_agent, payment, media, external_api,
-    database). kind: standard, or ai_agent (opens at 60 % of 3 calls, for 120 s). breaker, retry_policy: as such or as tables of their fields;
-    without retry_policy `request` does not try again. max_bytes: of an answer, 10 MiB. headers: of every request, or a function that makes
-    them. is_failure: does this exception speak against the service? metadata: yours.
+    endpoints: in place of url. fallback: asked when none of them can be. health_check_url: whole, or a path
+    behind each endpoint; health_check_interval_ms: 30000. timeout: milliseconds of one call, 100..3600000, or
+    a class (default, ai_agent, payment, media, external_api, database). kind: standard, or ai_agent (opens at
+    60 % of 3 calls, for 120 s). breaker, retry_policy: as such or as tables of their fields; without
+    retry_policy `request` does not try again. max_bytes: of an answer, 10 MiB. headers: of every request, or
+    a function that makes them. is_failure: does this exception speak against the service? metadata: yours.
     """
 
     endpoints: Sequence[str]
@@ -96,7 +101,9 @@ _RETRY_BOUNDS: dict[str, tuple[float, float]] = {"max_retries": (0, 10), "backof
 
 @dataclass(frozen=True, slots=True)
 class ServiceDeclaration:
-    """A service as it was declared. fallback: endpoints that are asked only when no other can be. timeout_ms: of one call."""
+    """A service as it was declared. fallback: endpoints that are asked only when no other can be. timeout_ms:
+    of one call.
+    """
 
     name: str
     endpoints: tuple[str, ...]
@@ -145,26 +152,42 @@ class ServiceDeclaration:
         ]
 
 
-FIELDS = ("url", *(f.name.replace("timeout_ms", "timeout") for f in fields(ServiceDeclaration) if f.name != "name"))
+FIELDS = (
+    "url",
+    *(f.name.replace("timeout_ms", "timeout") for f in fields(ServiceDeclaration) if f.name != "name"),
+)
 
 
 def declare(name: str, said: Mapping[str, Any], where: str | None = None) -> ServiceDeclaration:
-    """Check what was said of a service. where: put before each problem. Raises ConfigError with every problem."""
+    """Check what was said of a service. where: put before each problem. Raises ConfigError with every
+    problem.
+    """
     problems: list[str] = []
 
     def wrong(place: str, text: str) -> None:
         problems.append(f"{where or f'service {name!r}'}: {place}: {text}")
 
     if not isinstance(name, str) or not re.match(NAME_PATTERN, name):
-        wrong("name", "a letter or underscore, then letters, digits, dot, underscore or dash; 100 characters at most")
+        wrong(
+            "name",
+            "a letter or underscore, then letters, digits, dot, underscore or dash; 100 characters at most",
+        )
     for key in sorted(set(said) - set(FIELDS)):
         near = near_miss(str(key), FIELDS)
-        wrong(str(key)[:60], "there is no such field" + (f"; did you mean {near!r}?" if near else f"; one of {', '.join(FIELDS)}"))
+        wrong(
+            str(key)[:60],
+            "there is no such field"
+            + (f"; did you mean {near!r}?" if near else f"; one of {', '.join(FIELDS)}"),
+        )
     given = {key: value for key, value in said.items() if value is not None}
     kind = given.get("kind", "standard")
     if kind not in KINDS:
         near = near_miss(str(kind), KINDS)
-        wrong("kind", f"{str(kind)[:60]!r} is not one of {', '.join(KINDS)}" + (f"; did you mean {near!r}?" if near else ""))
+        wrong(
+            "kind",
+            f"{str(kind)[:60]!r} is not one of {', '.join(KINDS)}"
+            + (f"; did you mean {near!r}?" if near else ""),
+        )
         kind = "standard"
     policy, timeout_class = KINDS[kind]
     endpoints = _endpoints(given, wrong)
@@ -176,7 +199,11 @@ def declare(name: str, said: Mapping[str, Any], where: str | None = None) -> Ser
     if len(endpoints) + len(fallback) > MOST_ENDPOINTS:
         wrong("endpoints", f"there are {len(endpoints) + len(fallback)}, {MOST_ENDPOINTS} at most")
     breaker = _group("breaker", given.get("breaker"), policy, _BREAKER_BOUNDS, wrong)
-    retry = _group("retry_policy", given["retry_policy"], RetryPolicy(), _RETRY_BOUNDS, wrong) if "retry_policy" in given else None
+    retry = (
+        _group("retry_policy", given["retry_policy"], RetryPolicy(), _RETRY_BOUNDS, wrong)
+        if "retry_policy" in given
+        else None
+    )
     headers, is_failure, metadata = given.get("headers"), given.get("is_failure"), given.get("metadata", {})
     if headers is not None and not callable(headers) and not _are_headers(headers):
         wrong("headers", "must be a table of texts, or a function that returns one")
@@ -189,7 +216,15 @@ def declare(name: str, said: Mapping[str, Any], where: str | None = None) -> Ser
         endpoints=endpoints,
         fallback=fallback,
         health_check_url=_health_url(given.get("health_check_url"), (*endpoints, *fallback), wrong),
-        health_check_interval_ms=int(_number("health_check_interval_ms", given.get("health_check_interval_ms", 30_000), 100, 86_400_000, wrong)),
+        health_check_interval_ms=int(
+            _number(
+                "health_check_interval_ms",
+                given.get("health_check_interval_ms", 30_000),
+                100,
+                86_400_000,
+                wrong,
+            )
+        ),
         timeout_ms=_timeout(given.get("timeout", timeout_class), wrong),
         kind=kind,
         breaker=breaker,
@@ -204,8 +239,12 @@ def declare(name: str, said: Mapping[str, Any], where: str | None = None) -> Ser
     return declaration
 
 
-def declared_in_toml(path: Path | None = None, environ: Mapping[str, str] | None = None) -> list[ServiceDeclaration]:
-    """The tables [services.NAME] of packhorse.toml; none without one. Raises ConfigError with every problem of all of them."""
+def declared_in_toml(
+    path: Path | None = None, environ: Mapping[str, str] | None = None
+) -> list[ServiceDeclaration]:
+    """The tables [services.NAME] of packhorse.toml; none without one. Raises ConfigError with every problem
+    of all of them.
+    """
     environ = os.environ if environ is None else environ
     path = path or Path(environ.get("PACKHORSE_CONFIG") or "packhorse.toml")
     if not path.is_file():
@@ -258,7 +297,9 @@ def _urls(place: str, values: Any, wrong: Wrong) -> tuple[str, ...]:
 
 
 def _problem_of_endpoint(value: Any) -> str | None:
-    """Texts that are no URL are welcome, for clients of another kind; what is one must be one. Never quotes what may be a secret."""
+    """Texts that are no URL are welcome, for clients of another kind; what is one must be one. Never quotes
+    what may be a secret.
+    """
     if not isinstance(value, str) or not value.strip():
         return "an endpoint must be a text like https://api.example.com/v1"
     if len(value) > MOST_ENDPOINT_LENGTH or re.search(r"[\s\x00-\x1f\x7f]", value):
@@ -280,13 +321,20 @@ def _problem_of_endpoint(value: Any) -> str | None:
 def _health_url(value: Any, endpoints: Sequence[str], wrong: Wrong) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str) or not value or len(value) > MOST_ENDPOINT_LENGTH or re.search(r"[\s\x00-\x1f\x7f]", value):
+    if (
+        not isinstance(value, str)
+        or not value
+        or len(value) > MOST_ENDPOINT_LENGTH
+        or re.search(r"[\s\x00-\x1f\x7f]", value)
+    ):
         wrong("health_check_url", "must be a URL, or a path behind the endpoint, without blanks")
     elif "://" in value and not value.startswith(("http://", "https://")):
         wrong("health_check_url", "must begin with http:// or https://")
     elif "://" in value and "@" in value.partition("://")[2].partition("/")[0]:
         wrong("health_check_url", "has a user or a password in it, which everybody would see")
-    elif "://" not in value and not all(endpoint.startswith(("http://", "https://")) for endpoint in endpoints):
+    elif "://" not in value and not all(
+        endpoint.startswith(("http://", "https://")) for endpoint in endpoints
+    ):
         wrong("health_check_url", "is a path, and not every endpoint begins with http:// or https://")
     else:
         return value
@@ -298,7 +346,11 @@ def _timeout(value: Any, wrong: Wrong) -> int:
         if value in TIMEOUTS_MS:
             return int(TIMEOUTS_MS[value])
         near = near_miss(value, TIMEOUTS_MS)
-        wrong("timeout", f"{value[:60]!r} is not one of {', '.join(TIMEOUTS_MS)}" + (f"; did you mean {near!r}?" if near else ""))
+        wrong(
+            "timeout",
+            f"{value[:60]!r} is not one of {', '.join(TIMEOUTS_MS)}"
+            + (f"; did you mean {near!r}?" if near else ""),
+        )
     elif isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 100:
         wrong("timeout", f"{value:g} is too short: it is in milliseconds, 30 seconds are 30000")
     else:
@@ -313,7 +365,9 @@ def _number(place: str, value: Any, low: float, high: float, wrong: Wrong) -> fl
     return value
 
 
-def _group(place: str, value: Any, usual: Any, bounds: Mapping[str, tuple[float, float]], wrong: Wrong) -> Any:
+def _group(
+    place: str, value: Any, usual: Any, bounds: Mapping[str, tuple[float, float]], wrong: Wrong
+) -> Any:
     """A BreakerPolicy or RetryPolicy, given as one or as a table of its fields."""
     if value is None:
         return usual
@@ -323,7 +377,11 @@ def _group(place: str, value: Any, usual: Any, bounds: Mapping[str, tuple[float,
         return usual
     for key in sorted(set(said) - set(bounds)):
         near = near_miss(str(key), bounds)
-        wrong(f"{place}.{str(key)[:60]}", "there is no such field" + (f"; did you mean {near!r}?" if near else f"; one of {', '.join(bounds)}"))
+        wrong(
+            f"{place}.{str(key)[:60]}",
+            "there is no such field"
+            + (f"; did you mean {near!r}?" if near else f"; one of {', '.join(bounds)}"),
+        )
     numbers = {}
     for key, (low, high) in bounds.items():
         number = _number(f"{place}.{key}", said.get(key, getattr(usual, key)), low, high, wrong)
@@ -334,4 +392,6 @@ def _group(place: str, value: Any, usual: Any, bounds: Mapping[str, tuple[float,
 
 
 def _are_headers(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(key, str) and isinstance(text, str) for key, text in value.items())
+    return isinstance(value, Mapping) and all(
+        isinstance(key, str) and isinstance(text, str) for key, text in value.items()
+    )

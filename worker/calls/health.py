@@ -1,4 +1,6 @@
-"""Health checks of endpoints: every one by one process of the fleet at a time, a few seconds each (SPEC W10, P7)."""
+"""Health checks of endpoints: every one by one process of the fleet at a time, a few seconds each (SPEC W10,
+P7).
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,19 @@ class HealthChecks(Service):
 
     name = "health-checks"
 
-    def __init__(self, services: Callable[[], list[ServiceBreakers]], open_connection: Callable[[], DeadlineConnection]) -> None:
+    def __init__(
+        self, services: Callable[[], list[ServiceBreakers]], open_connection: Callable[[], DeadlineConnection]
+    ) -> None:
         super().__init__()
         self._services = services
         self._link = Link(open_connection)
 
     def run_once(self) -> float:
-        checked = [breakers.declaration for breakers in self._services() if breakers.declaration.health_check_url is not None]
+        checked = [
+            breakers.declaration
+            for breakers in self._services()
+            if breakers.declaration.health_check_url is not None
+        ]
         if not checked:
             return MOST_PAUSE_SECONDS
         with self._link.connection() as connection:
@@ -55,7 +63,9 @@ class HealthChecks(Service):
     def _record(self, connection: DeadlineConnection, check: store.DueCheck, error: str | None) -> None:
         before, after = store.record_health(connection, check.service, check.endpoint, error)
         if after is False and before is not False:
-            logger.warning("endpoint_unhealthy service=%s endpoint=%s error=%s", check.service, check.endpoint, error)
+            logger.warning(
+                "endpoint_unhealthy service=%s endpoint=%s error=%s", check.service, check.endpoint, error
+            )
         elif after and before is False:
             logger.info("endpoint_healthy service=%s endpoint=%s", check.service, check.endpoint)
 
@@ -81,7 +91,11 @@ class _Check:
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._connection = kind(parts.hostname or "", parts.port, timeout=self._seconds)
         try:
-            self._connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers={"User-Agent": "packhorse"})
+            self._connection.request(
+                "GET",
+                (parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
+                headers={"User-Agent": "packhorse"},
+            )
             status = self._connection.getresponse().status  # its body is nobody's concern
         finally:
             self._connection.close()

@@ -1,6 +1,8 @@
-"""HTTP to one endpoint of a service: bounded in time and size, nothing remembered from one message for the next. Needs the extra `http`.
+"""HTTP to one endpoint of a service: bounded in time and size, nothing remembered from one message for the
+next. Needs the extra `http`.
 
-Connections are kept in several small pools: one large one looks through all of its connections for each request.
+Connections are kept in several small pools: one large one looks through all of its connections for each
+request.
 """
 
 from __future__ import annotations
@@ -49,16 +51,23 @@ class HttpClients:
         self._declaration = declaration
         self._lock = threading.Lock()
         self._pools: list[_Pool[httpx.Client]] = []
-        self._of_loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[_Pool[httpx.AsyncClient]]] = weakref.WeakKeyDictionary()
+        self._of_loops: weakref.WeakKeyDictionary[
+            asyncio.AbstractEventLoop, list[_Pool[httpx.AsyncClient]]
+        ] = weakref.WeakKeyDictionary()
 
     def send(self, endpoint: str, request: HttpRequest) -> ServiceResponse:
-        """One request. Raises ServiceFailed, ConfigError without httpx, InvalidArgument for a request that cannot be sent."""
+        """One request. Raises ServiceFailed, ConfigError without httpx, InvalidArgument for a request that
+        cannot be sent.
+        """
         httpx = _httpx()
         deadline = Deadline(request.timeout_seconds)
         with self._lock:
             pool = _free(self._pools, lambda: httpx.Client(**_settings()))
         try:
-            with _translated(request, endpoint), pool.client.stream(**_arguments(request, endpoint)) as answer:
+            with (
+                _translated(request, endpoint),
+                pool.client.stream(**_arguments(request, endpoint)) as answer,
+            ):
                 body = _Body(request, endpoint, answer)
                 for chunk in answer.iter_bytes():
                     body.add(chunk)
@@ -72,7 +81,10 @@ class HttpClients:
     async def send_async(self, endpoint: str, request: HttpRequest) -> ServiceResponse:
         """As `send`, awaited."""
         httpx = _httpx()
-        pool = _free(self._of_loops.setdefault(asyncio.get_running_loop(), []), lambda: httpx.AsyncClient(**_settings()))
+        pool = _free(
+            self._of_loops.setdefault(asyncio.get_running_loop(), []),
+            lambda: httpx.AsyncClient(**_settings()),
+        )
         limit = asyncio.timeout(request.timeout_seconds)
         try:
             with _translated(request, endpoint):
@@ -144,7 +156,9 @@ class _Body:
 
 def _too_late(request: HttpRequest, endpoint: str) -> ServiceFailed:
     return ServiceFailed(
-        f"the service {request.service} has not answered within {request.timeout_seconds:g} s", service=request.service, endpoint=endpoint
+        f"the service {request.service} has not answered within {request.timeout_seconds:g} s",
+        service=request.service,
+        endpoint=endpoint,
     )
 
 
@@ -160,9 +174,15 @@ def _translated(request: HttpRequest, endpoint: str) -> Iterator[None]:
     except httpx.TimeoutException as error:
         raise _too_late(request, endpoint) from error
     except (httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.LocalProtocolError) as error:
-        raise InvalidArgument(f"request: cannot be sent: {type(error).__name__}: {error}", field="request") from error
+        raise InvalidArgument(
+            f"request: cannot be sent: {type(error).__name__}: {error}", field="request"
+        ) from error
     except (httpx.RequestError, httpx.StreamError) as error:
-        raise ServiceFailed(f"the service {request.service} broke off: {type(error).__name__}", service=request.service, endpoint=endpoint) from error
+        raise ServiceFailed(
+            f"the service {request.service} broke off: {type(error).__name__}",
+            service=request.service,
+            endpoint=endpoint,
+        ) from error
 
 
 def _arguments(request: HttpRequest, endpoint: str) -> dict[str, Any]:
@@ -180,17 +200,22 @@ _tls: list[ssl.SSLContext] = []
 
 
 def _settings() -> dict[str, Any]:
-    """Of a client: redirects are not followed and cookies not kept, for what one message was answered is no concern of the next."""
+    """Of a client: redirects are not followed and cookies not kept, for what one message was answered is no
+    concern of the next.
+    """
     httpx = _httpx()
     if not _tls:
         _tls.append(httpx.create_ssl_context())
     if logging.getLogger("httpx").level == logging.NOTSET:
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # it writes every URL with its query into the log
+        # it writes every URL with its query into the log
+        logging.getLogger("httpx").setLevel(logging.WARNING)
     return {
         "verify": _tls[0],
         "cookies": CookieJar(policy=DefaultCookiePolicy(allowed_domains=[])),
         "follow_redirects": False,
-        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=POOL_REQUESTS, keepalive_expiry=KEEP_SECONDS),
+        "limits": httpx.Limits(
+            max_connections=None, max_keepalive_connections=POOL_REQUESTS, keepalive_expiry=KEEP_SECONDS
+        ),
     }
 
 

@@ -1,7 +1,8 @@
-"""The services of this process: declared, found by name, watched together with the rest of the fleet (SPEC W10, PLATFORM 8).
+"""The services of this process: declared, found by name, watched together with the rest of the fleet (SPEC
+W10, PLATFORM 8).
 
-Declaring has no effect on the outside. The first call, or the start of a worker process, starts two threads: reports.py and health.py.
-Without a database, or while it is away, breakers work by what this process sees.
+Declaring has no effect on the outside. The first call, or the start of a worker process, starts two threads:
+reports.py and health.py. Without a database, or while it is away, breakers work by what this process sees.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ STOP_SECONDS = 3.0
 
 @dataclass(frozen=True, slots=True)
 class BreakerStats:
-    """One endpoint as this process knows it. state: closed, open or half_open; forced: by an operator. retry_seconds: until it may be probed.
+    """One endpoint as this process knows it. state: closed, open or half_open; forced: by an operator.
+    retry_seconds: until it may be probed.
 
     failures_in_row: of the fleet. healthy: None before the first health check, or without any.
     """
@@ -53,7 +55,9 @@ class BreakerStats:
 
 
 class ServiceRegistry:
-    """Services by name; any thread. `default_registry()` is the one that `register_service` and worker processes use."""
+    """Services by name; any thread. `default_registry()` is the one that `register_service` and worker
+    processes use.
+    """
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings
@@ -82,9 +86,9 @@ class ServiceRegistry:
     def register(self, name: str, url: str | None = None, **options: Unpack[ServiceOptions]) -> RemoteService:
         """Declare a service; the same declaration again is the same service. Has no effect on the outside.
 
-        name: for `services=[…]` of actors and for people. url, or `endpoints`: at least one; texts without `://` are for clients of another kind
-        than `request`. options: see ServiceOptions.
-        Raises ConfigError with every problem; InvalidArgument when the name is declared already, and differently.
+        name: for `services=[…]` of actors and for people. url, or `endpoints`: at least one; texts without
+        `://` are for clients of another kind than `request`. options: see ServiceOptions. Raises ConfigError
+        with every problem; InvalidArgument when the name is declared already, and differently.
         """
         return self._add(declare(name, {"url": url} | options))
 
@@ -113,13 +117,17 @@ class ServiceRegistry:
             self._toml_read = True
 
     def service(self, name: str) -> RemoteService:
-        """The service of this name, declared in code or in packhorse.toml. Raises InvalidArgument with a near miss, ConfigError."""
+        """The service of this name, declared in code or in packhorse.toml. Raises InvalidArgument with a near
+        miss, ConfigError.
+        """
         found = self._services.get(name)
         if found is None:
             self.read_toml()
             found = self._services.get(name)
         if found is None:
-            hint = did_you_mean(name, self._services, f"Declared: {', '.join(sorted(self._services)) or 'none'}.")
+            hint = did_you_mean(
+                name, self._services, f"Declared: {', '.join(sorted(self._services)) or 'none'}."
+            )
             raise InvalidArgument(f"service: there is no service {name[:100]!r}", field="service", hint=hint)
         return found
 
@@ -129,19 +137,25 @@ class ServiceRegistry:
         return sorted(self._services)
 
     def named_by(self, actors: Mapping[str, Sequence[str]]) -> None:
-        """Which services the actors name. Those that are not declared here are said, when anything is declared at all: a name may be
-        of a scope alone."""
+        """Which services the actors name. Those that are not declared here are said, when anything is
+        declared at all: a name may be of a scope alone."""
         self._named = {actor: frozenset(names) for actor, names in actors.items() if names}
         for actor, names in self._named.items():
             for name in sorted(names):
                 if self._services and name not in self._services:
-                    logger.warning("service_unknown service=%s actor=%s near=%s", name, actor, near_miss(name, self._services))
+                    logger.warning(
+                        "service_unknown service=%s actor=%s near=%s",
+                        name,
+                        actor,
+                        near_miss(name, self._services),
+                    )
 
     # -- looking --------------------------------------------------------------------------------------
     def discover_service(self, name: str) -> str:
         """The endpoint to call: healthy, its breaker closed, fewest failures, equal ones in turn.
 
-        Raises InvalidArgument for an unknown name, CircuitOpen, ServiceFailed when none is healthy and none answers now.
+        Raises InvalidArgument for an unknown name, CircuitOpen, ServiceFailed when none is healthy and none
+        answers now.
         """
         return self.service(name).discover()
 
@@ -151,16 +165,35 @@ class ServiceRegistry:
         for name in self.names:
             breakers = self._services[name].breakers
             for breaker in breakers.breakers:
-                seconds = None if breaker.closed or breaker.forced == "open" else max(0.0, breaker.retry_at - breakers.clock())
+                seconds = (
+                    None
+                    if breaker.closed or breaker.forced == "open"
+                    else max(0.0, breaker.retry_at - breakers.clock())
+                )
                 state = breaker.forced or breaker.state
-                found.append(BreakerStats(name, breaker.endpoint, state, breaker.forced, breaker.healthy, breaker.failing, seconds))
+                found.append(
+                    BreakerStats(
+                        name,
+                        breaker.endpoint,
+                        state,
+                        breaker.forced,
+                        breaker.healthy,
+                        breaker.failing,
+                        seconds,
+                    )
+                )
         return found
 
     def get_health_report(self) -> dict[str, str]:
-        """Per service: "healthy"; "degraded" when an endpoint cannot be called or is unhealthy; "down" when none can be called."""
+        """Per service: "healthy"; "degraded" when an endpoint cannot be called or is unhealthy; "down" when
+        none can be called.
+        """
         report: dict[str, str] = {}
         for name in self.names:
-            well = [breaker.closed and breaker.healthy is not False for breaker in self._services[name].breakers.breakers]
+            well = [
+                breaker.closed and breaker.healthy is not False
+                for breaker in self._services[name].breakers.breakers
+            ]
             report[name] = "healthy" if all(well) else "degraded" if any(well) else "down"
         return report
 
@@ -171,8 +204,8 @@ class ServiceRegistry:
         return self._alone or (self._reports is not None and self._reports.away)
 
     def start(self, settings: Settings | None = None, url: str | None = None) -> None:
-        """Start reports and health checks, when there is a service; a second call does nothing. settings: default those of the
-        environment. url: of the embedded server.
+        """Start reports and health checks, when there is a service; a second call does nothing. settings:
+        default those of the environment. url: of the embedded server.
 
         Raises ConfigError for services of packhorse.toml that are wrong.
         """
@@ -191,7 +224,9 @@ class ServiceRegistry:
                 self._alone = True
                 logger.warning("breakers_alone services=%d", len(self._services))
                 return
-            self._probes = ConnectionPool(lambda: self._open("probes", deadline_seconds=PROBE_DEADLINE_SECONDS), PROBE_CONNECTIONS)
+            self._probes = ConnectionPool(
+                lambda: self._open("probes", deadline_seconds=PROBE_DEADLINE_SECONDS), PROBE_CONNECTIONS
+            )
             self._reports = BreakerReports(self._all, lambda: self._open("breakers"))
             self._health = HealthChecks(self._all, lambda: self._open("health checks"))
             self._reports.start()
@@ -236,7 +271,9 @@ class ServiceRegistry:
             reports.wake()
 
     def begin_probe(self, service: RemoteService, endpoint: str) -> int | None:
-        """A token when this call may probe, None when not, 0 when the breaker is closed. Waits for the database a second at most."""
+        """A token when this call may probe, None when not, 0 when the breaker is closed. Waits for the
+        database a second at most.
+        """
         probes = self._probes
         if self.away or probes is None:
             return None
@@ -247,7 +284,9 @@ class ServiceRegistry:
             return None
 
     def end_probe(self, probe: EndedProbe) -> None:
-        """Tell it before the handler goes on: the next message may be the next probe. Waits for the database a second at most."""
+        """Tell it before the handler goes on: the next message may be the next probe. Waits for the database
+        a second at most.
+        """
         probes, reports = self._probes, self._reports
         if probes is not None and not self.away:
             try:
@@ -270,7 +309,9 @@ class ServiceRegistry:
         return current_message() is not None
 
     def gated(self, service: str) -> bool:
-        """Does the actor of the running message name the service? Then no claim takes it while the circuit is open."""
+        """Does the actor of the running message name the service? Then no claim takes it while the circuit is
+        open.
+        """
         message = current_message()
         return message is not None and service in self._named.get(message.actor_name, ())
 
@@ -296,14 +337,19 @@ def register_service(name: str, url: str | None = None, **options: Unpack[Servic
     return _default.register(name, url, **options)
 
 
-def initialize_service_registry(services: Sequence[Mapping[str, Any]], health_check_interval_ms: int = 30_000) -> ServiceRegistry:
-    """Declare many services, each a table of `register`'s arguments with its `name`, and start the default registry.
+def initialize_service_registry(
+    services: Sequence[Mapping[str, Any]], health_check_interval_ms: int = 30_000
+) -> ServiceRegistry:
+    """Declare many services, each a table of `register`'s arguments with its `name`, and start the default
+    registry.
 
     health_check_interval_ms: of those that say nothing. Raises ConfigError with every problem of all of them.
     """
     problems, found = [], []
     for said in services:
-        fields = {"health_check_interval_ms": health_check_interval_ms} | {key: value for key, value in said.items() if key != "name"}
+        fields = {"health_check_interval_ms": health_check_interval_ms} | {
+            key: value for key, value in said.items() if key != "name"
+        }
         try:
             found.append(declare(said.get("name", ""), fields))
         except ConfigError as error:

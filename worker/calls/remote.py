@@ -1,7 +1,8 @@
-"""A service to call: `with service.call() as endpoint` around any client, and `service.request(…)` (SPEC W10).
+"""A service to call: `with service.call() as endpoint` around any client, and `service.request(…)` (SPEC
+W10).
 
-A call is one passage through the breaker of one endpoint. It ends as a success, as a failure, or as neither: what says nothing about the
-service (the caller's own mistake, an interrupt of ours) is not counted.
+A call is one passage through the breaker of one endpoint. It ends as a success, as a failure, or as neither:
+what says nothing about the service (the caller's own mistake, an interrupt of ours) is not counted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from packhorse.worker.calls.health import check_all
 from packhorse.worker.calls.http import HttpClients
 from packhorse.worker.calls.reports import BreakerReports, EndedProbe
 from packhorse.worker.calls.requests import BadAnswer, HttpRequest, RequestOptions, ServiceResponse, prepare
-from packhorse.worker.errors import AskedOutcome, CircuitOpen, ConfigError, InvalidArgument, RetryAfter, ServiceFailed, StoreError
+from packhorse.worker.errors import (
+    AskedOutcome,
+    CircuitOpen,
+    ConfigError,
+    InvalidArgument,
+    RetryAfter,
+    ServiceFailed,
+    StoreError,
+)
 
 #: A message that a gate holds as long as the circuit is open comes back after this at most.
 GATED_SECONDS = 0.25
@@ -57,9 +66,12 @@ class Home(Protocol):
 
 
 def verdict(error: BaseException) -> bool | None:
-    """What an exception says of the service: True, it works (an answer of 4xx but 408 and 429), False, it failed, None, nothing."""
+    """What an exception says of the service: True, it works (an answer of 4xx but 408 and 429), False, it
+    failed, None, nothing.
+    """
     if not isinstance(error, Exception):
-        return False if isinstance(error, TimeLimitExceeded) else None  # a handler that waits for a service until its time limit
+        # a handler that waits for a service until its time limit
+        return False if isinstance(error, TimeLimitExceeded) else None
     if isinstance(error, OWN_MISTAKES):
         return None
     status = getattr(error, "status_code", None)
@@ -71,12 +83,18 @@ def verdict(error: BaseException) -> bool | None:
 class ServiceCall:
     """One call, for `with` and `async with`; the endpoint is its value. Used once.
 
-    A failure while the breaker opens, or as its probe, leaves a handler as CircuitOpen, whose cause it is: no attempt is spent on it.
+    A failure while the breaker opens, or as its probe, leaves a handler as CircuitOpen, whose cause it is: no
+    attempt is spent on it.
     """
 
     __slots__ = ("_epoch", "_is_failure", "_service", "_token", "_without", "breaker", "entered")
 
-    def __init__(self, service: RemoteService, is_failure: Callable[[BaseException], bool] | None, without: Sequence[Breaker] = ()) -> None:
+    def __init__(
+        self,
+        service: RemoteService,
+        is_failure: Callable[[BaseException], bool] | None,
+        without: Sequence[Breaker] = (),
+    ) -> None:
         self._service = service
         self._is_failure = is_failure
         self._without = without
@@ -128,7 +146,9 @@ class ServiceCall:
             self._service.end_probe(self.breaker, self._token, succeeded)
         self._end(error, succeeded)
 
-    async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: TracebackType | None) -> None:
+    async def __aexit__(
+        self, _kind: object, error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
         succeeded = True if error is None else self._verdict(error)
         if self._token is not None:
             await asyncio.to_thread(self._service.end_probe, self.breaker, self._token, succeeded)
@@ -167,7 +187,9 @@ class _Exchange:
         return self._call
 
     def answered(self, response: ServiceResponse) -> ServiceResponse:
-        """Raises ServiceFailed for a status of 400 and more, when it is to be checked. It does not count: the request is to blame."""
+        """Raises ServiceFailed for a status of 400 and more, when it is to be checked. It does not count: the
+        request is to blame.
+        """
         if response.status_code >= 400 and self.request.check:
             raise BadAnswer(self._service.name, response)
         return response
@@ -177,7 +199,11 @@ class _Exchange:
         failure = error if isinstance(error, ServiceFailed) else error.__cause__
         if not isinstance(failure, ServiceFailed) or self._call is None or not self._call.entered:
             raise error
-        if isinstance(failure, BadAnswer) and failure.response.status_code < 500 and failure.response.status_code != 429:
+        if (
+            isinstance(failure, BadAnswer)
+            and failure.response.status_code < 500
+            and failure.response.status_code != 429
+        ):
             raise error
         self._failed.append(self._call.breaker)
         if self.request.may_go_elsewhere(failure):
@@ -188,7 +214,12 @@ class _Exchange:
                 self._retries += 1
                 self._failed.clear()
                 return float(policy.backoff_ms * 2 ** (self._retries - 1)) / 1000
-        if failure.status_code == 429 and failure.retry_after is not None and self.request.retry_after and self._service.home.inside_handler():
+        if (
+            failure.status_code == 429
+            and failure.retry_after is not None
+            and self.request.retry_after
+            and self._service.home.inside_handler()
+        ):
             raise RetryAfter(failure.retry_after, scope=self._service.name, reason=str(failure)) from failure
         if isinstance(failure, BadAnswer) and not self.request.check:
             return failure.response
@@ -212,21 +243,24 @@ class RemoteService:
         return self.declaration.name
 
     def call(self, is_failure: Callable[[BaseException], bool] | None = None) -> ServiceCall:
-        """`with service.call() as endpoint:` (or `async with`) around a call by any client; endpoint: the text to call.
+        """`with service.call() as endpoint:` (or `async with`) around a call by any client; endpoint: the
+        text to call.
 
-        is_failure: does this exception speak against the service? None: what the service declares, else everything but answers of 4xx,
-        mistakes of the calling code and interrupts. Entering raises CircuitOpen, or ServiceFailed when no endpoint is healthy.
+        is_failure: does this exception speak against the service? None: what the service declares, else
+        everything but answers of 4xx, mistakes of the calling code and interrupts. Entering raises
+        CircuitOpen, or ServiceFailed when no endpoint is healthy.
         """
         return ServiceCall(self, is_failure)
 
     def request(self, method: str, path: str = "", **options: Unpack[RequestOptions]) -> ServiceResponse:
-        """One HTTP request to an endpoint of the service. method: GET, POST …; path: what comes behind the endpoint's URL. options: see
-        RequestOptions. Needs the extra `http`.
+        """One HTTP request to an endpoint of the service. method: GET, POST …; path: what comes behind the
+        endpoint's URL. options: see RequestOptions. Needs the extra `http`.
 
-        When an endpoint cannot be reached the next one is asked; after other failures only for GET, HEAD, OPTIONS, PUT and DELETE.
-        Inside a handler a 429 with Retry-After is raised as RetryAfter, with the service as its scope, unless retry_after=False.
-        Raises CircuitOpen, ServiceFailed (no answer, not in time, too long, a status of 400 and more unless check=False),
-        InvalidArgument, ConfigError without httpx.
+        When an endpoint cannot be reached the next one is asked; after other failures only for GET, HEAD,
+        OPTIONS, PUT and DELETE. Inside a handler a 429 with Retry-After is raised as RetryAfter, with the
+        service as its scope, unless retry_after=False. Raises CircuitOpen, ServiceFailed (no answer, not in
+        time, too long, a status of 400 and more unless check=False), InvalidArgument, ConfigError without
+        httpx.
         """
         exchange = _Exchange(self, prepare(self.declaration, method, path, options))
         while True:
@@ -240,7 +274,9 @@ class RemoteService:
                     return again
                 time.sleep(again)
 
-    async def request_async(self, method: str, path: str = "", **options: Unpack[RequestOptions]) -> ServiceResponse:
+    async def request_async(
+        self, method: str, path: str = "", **options: Unpack[RequestOptions]
+    ) -> ServiceResponse:
         """As `request`, awaited."""
         exchange = _Exchange(self, prepare(self.declaration, method, path, options))
         while True:
@@ -283,11 +319,15 @@ class RemoteService:
             self.home.end_probe(EndedProbe(self.breakers, breaker, token, succeeded))
 
     def first_that_answers(self, without: Sequence[Breaker]) -> Breaker:
-        """None is healthy: those whose breaker is closed are asked now. Raises CircuitOpen when there is none, ServiceFailed when none answers."""
+        """None is healthy: those whose breaker is closed are asked now. Raises CircuitOpen when there is
+        none, ServiceFailed when none answers.
+        """
         unhealthy = self.breakers.unhealthy(without)
         if not unhealthy:
             raise self.refusal()
-        errors = check_all([self.declaration.health_url(breaker.endpoint) or breaker.endpoint for breaker in unhealthy])
+        errors = check_all(
+            [self.declaration.health_url(breaker.endpoint) or breaker.endpoint for breaker in unhealthy]
+        )
         for breaker, error in zip(unhealthy, errors, strict=True):
             if error is None:
                 return breaker
@@ -295,10 +335,16 @@ class RemoteService:
             self.breakers.record(breaker, breaker.epoch, False)
         if self.home.inside_handler() and not any(breaker.closed for breaker in unhealthy):
             raise self.refusal()
-        raise ServiceFailed(f"no endpoint of the service {self.name} is healthy: {errors[0]}", service=self.name, endpoint=unhealthy[0].endpoint)
+        raise ServiceFailed(
+            f"no endpoint of the service {self.name} is healthy: {errors[0]}",
+            service=self.name,
+            endpoint=unhealthy[0].endpoint,
+        )
 
     def refusal(self) -> CircuitOpen:
-        """What a call gets that is not to be made. A message whose actor names the service need not wait long by itself: its scope is parked."""
+        """What a call gets that is not to be made. A message whose actor names the service need not wait long
+        by itself: its scope is parked.
+        """
         seconds = self.breakers.wait_seconds()
         return CircuitOpen(self.name, min(seconds, GATED_SECONDS) if self.home.gated(self.name) else seconds)
 

@@ -1,6 +1,8 @@
-"""The thread that tells the database what the calls of this process came to, and brings back which breakers are open (SPEC W10).
+"""The thread that tells the database what the calls of this process came to, and brings back which breakers
+are open (SPEC W10).
 
-One statement for all services of the process: twice a second, and at once when a call has failed or a probe has ended.
+One statement for all services of the process: twice a second, and at once when a call has failed or a probe
+has ended.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ class BreakerReports(Service):
 
     name = "breakers"
 
-    def __init__(self, services: Callable[[], list[ServiceBreakers]], open_connection: Callable[[], DeadlineConnection]) -> None:
+    def __init__(
+        self, services: Callable[[], list[ServiceBreakers]], open_connection: Callable[[], DeadlineConnection]
+    ) -> None:
         super().__init__()
         self.away = False
         self._services = services
@@ -63,7 +67,9 @@ class BreakerReports(Service):
         self._turn_at = 0.0
 
     def probe_ended(self, probe: EndedProbe) -> None:
-        """Any thread: a probe is over that its caller could not tell of; told as soon as the database answers."""
+        """Any thread: a probe is over that its caller could not tell of; told as soon as the database
+        answers.
+        """
         self._ended.append(probe)
         self.wake()
 

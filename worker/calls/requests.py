@@ -1,4 +1,5 @@
-"""A request to a service and its answer, checked, without a connection: options, headers, idempotency key, what counts as a failure.
+"""A request to a service and its answer, checked, without a connection: options, headers, idempotency key,
+what counts as a failure.
 
 The statuses 5xx and 429, and everything that is no answer, are ServiceFailed. worker/calls/http.py sends.
 """
@@ -31,10 +32,11 @@ Scalar = str | int | float | bool | None
 class RequestOptions(TypedDict, total=False):
     """Options of `request`.
 
-    json: a value that becomes the body. content: the body itself. data: a form. params: the query. headers: beside those of the service.
-    timeout_ms: of the whole call, 100..3600000; default: the service's. max_bytes: of the answer; default: the service's.
-    idempotency_key: sent as Idempotency-Key; default for POST, PATCH, PUT and DELETE inside a handler: one of the message and this request,
-    the same in every attempt as long as the body is; "": none. check: False: an answer of 400 and more is returned, not raised.
+    json: a value that becomes the body. content: the body itself. data: a form. params: the query. headers:
+    beside those of the service. timeout_ms: of the whole call, 100..3600000; default: the service's.
+    max_bytes: of the answer; default: the service's. idempotency_key: sent as Idempotency-Key; default for
+    POST, PATCH, PUT and DELETE inside a handler: one of the message and this request, the same in every
+    attempt as long as the body is; "": none. check: False: an answer of 400 and more is returned, not raised.
     retry_after: False: a 429 that says how long to wait does not park the service.
     """
 
@@ -55,7 +57,9 @@ OPTIONS = tuple(RequestOptions.__annotations__)
 
 @dataclass(frozen=True, slots=True)
 class ServiceResponse:
-    """An answer, whole. headers: names in lower case; of a name that comes twice both values, with a comma between."""
+    """An answer, whole. headers: names in lower case; of a name that comes twice both values, with a comma
+    between.
+    """
 
     status_code: int
     headers: Mapping[str, str]
@@ -110,10 +114,16 @@ class HttpRequest:
     retry_after: bool
 
     def url(self, endpoint: str) -> str:
-        return f"{endpoint}/{self.path.lstrip('/')}" if self.path and not self.path.startswith("?") else endpoint + self.path
+        return (
+            f"{endpoint}/{self.path.lstrip('/')}"
+            if self.path and not self.path.startswith("?")
+            else endpoint + self.path
+        )
 
     def may_go_elsewhere(self, error: ServiceFailed) -> bool:
-        """May another endpoint be asked after this failure? Yes when the first has not seen it, or when doing it twice is as good as once."""
+        """May another endpoint be asked after this failure? Yes when the first has not seen it, or when doing
+        it twice is as good as once.
+        """
         if isinstance(error, NotSent):
             return True
         return self.method in IDEMPOTENT and error.status_code != 429 and not isinstance(error, AnswerTooLong)
@@ -127,11 +137,22 @@ def prepare(declaration: ServiceDeclaration, method: str, path: str, options: Re
     """Check a request and give it its headers. Raises InvalidArgument, which names the option."""
     for name in options:
         if name not in OPTIONS:
-            raise InvalidArgument(f"{name}: request has no such option", field=name, hint=f"One of {', '.join(OPTIONS)}.")
+            raise InvalidArgument(
+                f"{name}: request has no such option", field=name, hint=f"One of {', '.join(OPTIONS)}."
+            )
     if not isinstance(method, str) or not re.fullmatch(r"[A-Za-z]{1,20}", method):
         raise InvalidArgument("method: must be a word like GET or POST", field="method")
-    if not isinstance(path, str) or "://" in path.partition("?")[0] or path.startswith("//") or re.search(r"[\x00-\x20\x7f]", path):
-        raise InvalidArgument("path: must be what comes behind the endpoint, without blanks", field="path", hint="Quote it with urllib.parse.quote.")
+    if (
+        not isinstance(path, str)
+        or "://" in path.partition("?")[0]
+        or path.startswith("//")
+        or re.search(r"[\x00-\x20\x7f]", path)
+    ):
+        raise InvalidArgument(
+            "path: must be what comes behind the endpoint, without blanks",
+            field="path",
+            hint="Quote it with urllib.parse.quote.",
+        )
     content, kind = _body(options)
     headers: dict[str, str] = {"user-agent": f"packhorse/{__version__}", "accept": "*/*"}
     if kind is not None:
@@ -147,8 +168,14 @@ def prepare(declaration: ServiceDeclaration, method: str, path: str, options: Re
         key = _idempotency_key(declaration.name, method.upper(), path, content) if key is None else key
         if key:
             headers["idempotency-key"] = key
-    timeout_ms, max_bytes = options.get("timeout_ms", declaration.timeout_ms), options.get("max_bytes", declaration.max_bytes)
-    for name, value, low, high in (("timeout_ms", timeout_ms, 100, 3_600_000), ("max_bytes", max_bytes, 1, 2**40)):
+    timeout_ms, max_bytes = (
+        options.get("timeout_ms", declaration.timeout_ms),
+        options.get("max_bytes", declaration.max_bytes),
+    )
+    for name, value, low, high in (
+        ("timeout_ms", timeout_ms, 100, 3_600_000),
+        ("max_bytes", max_bytes, 1, 2**40),
+    ):
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise InvalidArgument(f"{name}: must be a number from {low} to {high}", field=name)
     return HttpRequest(
@@ -171,7 +198,9 @@ def _body(options: RequestOptions) -> tuple[bytes | None, str | None]:
         raise InvalidArgument(f"{given[1]}: give one of json, content and data", field=given[1])
     if options.get("json") is not None:
         try:
-            return json.dumps(options["json"], allow_nan=False, separators=(",", ":")).encode(), "application/json"
+            return json.dumps(
+                options["json"], allow_nan=False, separators=(",", ":")
+            ).encode(), "application/json"
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidArgument(f"json: cannot be written as JSON: {error}", field="json") from None
     if options.get("data") is not None:
@@ -186,12 +215,21 @@ _sent_lock = threading.Lock()
 
 
 def _idempotency_key(service: str, method: str, path: str, content: bytes | None) -> str | None:
-    """Of the running message and this request; None outside a handler. The second time in one attempt that the same is sent it is another one."""
+    """Of the running message and this request; None outside a handler. The second time in one attempt that
+    the same is sent it is another one.
+    """
     message = current_message()
     if message is None:
         return None
     digest = hashlib.sha256()
-    for part in (message.message_id, str(message.id), service, method, path, hashlib.sha256(content or b"").hexdigest()):
+    for part in (
+        message.message_id,
+        str(message.id),
+        service,
+        method,
+        path,
+        hashlib.sha256(content or b"").hexdigest(),
+    ):
         digest.update(part.encode("utf-8", "replace") + b"\x00")
     key = digest.hexdigest()[:48]
     with _sent_lock:
@@ -202,7 +240,9 @@ def _idempotency_key(service: str, method: str, path: str, content: bytes | None
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """What Retry-After asks: seconds, or a time that is seen from the Date of the same answer; at most a day. None when it says neither."""
+    """What Retry-After asks: seconds, or a time that is seen from the Date of the same answer; at most a day.
+    None when it says neither.
+    """
     text = headers.get("retry-after", "").strip()
     if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
         return min(float(text), MOST_RETRY_AFTER_SECONDS)

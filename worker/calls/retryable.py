@@ -1,4 +1,6 @@
-"""Can another attempt help? Errors of other libraries are known by their kind, without importing those libraries (PLATFORM 8)."""
+"""Can another attempt help? Errors of other libraries are known by their kind, without importing those
+libraries (PLATFORM 8).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ from packhorse.worker.errors import (
     StoreUnavailable,
 )
 
-#: HTTP: too many requests, service unavailable, gateway timeout. Any other status means that the same request fails again.
+#: HTTP: too many requests, service unavailable, gateway timeout. Any other status means that the same request
+#: fails again.
 RETRYABLE_STATUSES = frozenset({429, 503, 504})
 
 #: Of the network, as the operating system names them.
@@ -46,7 +49,8 @@ _ERRNOS = frozenset(
     )
     if (number := getattr(errno, name, None)) is not None
 )
-#: How libraries call them: httpx, requests, aiohttp, urllib3, redis, psycopg, asyncpg, SQLAlchemy, SDKs of AI providers.
+#: How libraries call them: httpx, requests, aiohttp, urllib3, redis, psycopg, asyncpg, SQLAlchemy, SDKs of AI
+#: providers.
 _KINDS = re.compile(
     r"Timeout|TimedOut|ConnectError|Connect(?:ion|or)\w*Error|Connection(?:Refused|Reset|Closed|Aborted)|NetworkError|ProxyError"
     r"|Disconnected|NameResolution|RemoteProtocolError|IncompleteRead|PayloadError|ChunkedEncodingError|OperationalError|RateLimit"
@@ -60,10 +64,11 @@ _LONGEST = 10
 def is_retryable_error(error: BaseException) -> bool:
     """Whether the same call may work a little later.
 
-    What the error says of itself decides (`retryable`, `recoverable`, `should_retry`: all that are there). Else: a timeout, a
-    network that is down, a connection that was refused or cut, a name that is not found, an HTTP status of 429, 503 or 504 (in
-    `status_code`, `status` or those of `response`), a service of the registry that did not answer or answered with 500 and more,
-    and what was raised `from` one of these. A group is retryable when all of its exceptions are.
+    What the error says of itself decides (`retryable`, `recoverable`, `should_retry`: all that are there).
+    Else: a timeout, a network that is down, a connection that was refused or cut, a name that is not found,
+    an HTTP status of 429, 503 or 504 (in `status_code`, `status` or those of `response`), a service of the
+    registry that did not answer or answered with 500 and more, and what was raised `from` one of these. A
+    group is retryable when all of its exceptions are.
     """
     return _look(error, _LONGEST)
 
@@ -80,7 +85,9 @@ def _look(error: BaseException, left: int) -> bool:
         return isinstance(error, _OURS)
     status = _status(error)
     if isinstance(error, ServiceFailed):  # what its circuit breaker counts as a failure of the service
-        return not isinstance(error, AnswerTooLong) and (status is None or status >= 500 or status in RETRYABLE_STATUSES)
+        return not isinstance(error, AnswerTooLong) and (
+            status is None or status >= 500 or status in RETRYABLE_STATUSES
+        )
     if status is not None:
         return status in RETRYABLE_STATUSES
     if isinstance(error, _OURS) or _is_of_the_network(error):

@@ -1,6 +1,7 @@
 """A time limit for one operation: a call of a service, a query, a model (PLATFORM 8).
 
-A coroutine is cancelled. A function cannot be: it runs in a thread of its own, and after its time nobody waits for it any more.
+A coroutine is cancelled. A function cannot be: it runs in a thread of its own, and after its time nobody
+waits for it any more.
 """
 
 from __future__ import annotations
@@ -48,26 +49,36 @@ _counting = threading.Lock()
 
 @overload
 def with_timeout(
-    operation: Callable[[], Coroutine[Any, Any, T]] | Awaitable[T], timeout_ms: float | TimeoutClass = "default", name: str | None = None
+    operation: Callable[[], Coroutine[Any, Any, T]] | Awaitable[T],
+    timeout_ms: float | TimeoutClass = "default",
+    name: str | None = None,
 ) -> Coroutine[Any, Any, T]: ...
 @overload
-def with_timeout(operation: Callable[[], T], timeout_ms: float | TimeoutClass = "default", name: str | None = None) -> T: ...
-def with_timeout(operation: Any, timeout_ms: float | TimeoutClass = "default", name: str | None = None) -> Any:
+def with_timeout(
+    operation: Callable[[], T], timeout_ms: float | TimeoutClass = "default", name: str | None = None
+) -> T: ...
+def with_timeout(
+    operation: Any, timeout_ms: float | TimeoutClass = "default", name: str | None = None
+) -> Any:
     """Run an operation for at most timeout_ms; what it returns, or raises.
 
-    operation: a coroutine (or another awaitable), a function without arguments that makes one, or any other function without
-    arguments. For the first two the answer is a coroutine: `await with_timeout(client.get(url), "external_api", "look up")`.
-    timeout_ms: more than 0, at most a day, or the name of a class (TIMEOUTS_MS). name: for people; the function's own by default.
+    operation: a coroutine (or another awaitable), a function without arguments that makes one, or any other
+    function without arguments. For the first two the answer is a coroutine: `await
+    with_timeout(client.get(url), "external_api", "look up")`.
+    timeout_ms: more than 0, at most a day, or the name of a class (TIMEOUTS_MS). name: for people; the
+    function's own by default.
 
-    After the time: WorkflowError with code `TIMEOUT`, recoverable and retryable, context `timeout_ms` and `operation_name`. A
-    TimeoutError of the operation itself comes out as it is.
+    After the time: WorkflowError with code `TIMEOUT`, recoverable and retryable, context `timeout_ms` and
+    `operation_name`. A TimeoutError of the operation itself comes out as it is.
 
-    A coroutine is cancelled; one that does not end when it is cancelled is waited for. A function runs in a thread of its own, in a
-    copy of the caller's context (message, log values), and the caller waits for it. Nothing can end that thread from outside: after
-    the time, or when the handler is interrupted, it goes on until the function returns, and what it returns is dropped. So give a
-    function that has effects a limit of its own as well (a socket timeout, say). There current_connection() is not to be had: the
-    handler's transaction belongs to the handler's thread. When 100 functions of the process go on so, the next is refused at once
-    (WorkflowError, code `TOO_MANY_LEFT_OPERATIONS`, retryable). Not for functions in an event loop: the loop would wait as well.
+    A coroutine is cancelled; one that does not end when it is cancelled is waited for. A function runs in a
+    thread of its own, in a copy of the caller's context (message, log values), and the caller waits for it.
+    Nothing can end that thread from outside: after the time, or when the handler is interrupted, it goes on
+    until the function returns, and what it returns is dropped. So give a function that has effects a limit of
+    its own as well (a socket timeout, say). There current_connection() is not to be had: the handler's
+    transaction belongs to the handler's thread. When 100 functions of the process go on so, the next is
+    refused at once (WorkflowError, code `TOO_MANY_LEFT_OPERATIONS`, retryable). Not for functions in an event
+    loop: the loop would wait as well.
 
     Raises InvalidArgument for a timeout that is none.
     """
@@ -90,9 +101,19 @@ def milliseconds(timeout_ms: float | str) -> float:
         if timeout_ms in TIMEOUTS_MS:
             return TIMEOUTS_MS[timeout_ms]
         hint = did_you_mean(timeout_ms, TIMEOUTS_MS, f"Known: {', '.join(TIMEOUTS_MS)}.")
-        raise InvalidArgument(f"timeout_ms: {timeout_ms[:100]!r} is no class of timeout", field="timeout_ms", hint=hint)
-    if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, (int, float)) or not 0 < timeout_ms <= MAX_TIMEOUT_MS:
-        raise InvalidArgument("timeout_ms: not a number of milliseconds", field="timeout_ms", hint="More than 0, at most 86400000, or a class.")
+        raise InvalidArgument(
+            f"timeout_ms: {timeout_ms[:100]!r} is no class of timeout", field="timeout_ms", hint=hint
+        )
+    if (
+        isinstance(timeout_ms, bool)
+        or not isinstance(timeout_ms, (int, float))
+        or not 0 < timeout_ms <= MAX_TIMEOUT_MS
+    ):
+        raise InvalidArgument(
+            "timeout_ms: not a number of milliseconds",
+            field="timeout_ms",
+            hint="More than 0, at most 86400000, or a class.",
+        )
     return float(timeout_ms)
 
 
@@ -103,7 +124,9 @@ def _name_of(operation: Any) -> str:
 def over(limit: float, title: str) -> WorkflowError:
     """The error of an operation whose time is over."""
     shown = int(limit) if limit == math.floor(limit) else limit
-    return WorkflowError(f"{title} took longer than {shown} ms", TIMEOUT, {"timeout_ms": shown, "operation_name": title})
+    return WorkflowError(
+        f"{title} took longer than {shown} ms", TIMEOUT, {"timeout_ms": shown, "operation_name": title}
+    )
 
 
 async def _await(operation: Any, limit: float, title: str) -> Any:
@@ -138,7 +161,9 @@ class _Threaded:
 def _call(operation: Callable[[], Any], limit: float, title: str) -> Any:
     if _count_left() >= MAX_LEFT:
         raise WorkflowError(
-            f"{title} was not started: {MAX_LEFT} operations of this process go on after their time", TOO_MANY_LEFT, {"operation_name": title}
+            f"{title} was not started: {MAX_LEFT} operations of this process go on after their time",
+            TOO_MANY_LEFT,
+            {"operation_name": title},
         )
     call = _Threaded(operation)
     thread = threading.Thread(target=call.run, name="packhorse-timeout", daemon=True)

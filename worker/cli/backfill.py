@@ -1,4 +1,6 @@
-"""packhorse backfill: list, look, try, run, pause, compare, clean up, take back. The rules are in ops/backfills.py and schedules/backfill."""
+"""packhorse backfill: list, look, try, run, pause, compare, clean up, take back. The rules are in
+ops/backfills.py and schedules/backfill.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,18 @@ from packhorse.worker.config import load_settings
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
 from packhorse.worker.ops import backfills as ops
 
-app = typer.Typer(no_args_is_help=True, help="Backfills: move rows to another table or form, beside the work.")
+app = typer.Typer(
+    no_args_is_help=True, help="Backfills: move rows to another table or form, beside the work."
+)
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the backfill, as `packhorse backfill list` shows it.")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of the backfill, as `packhorse backfill list` shows it.")
+]
 Setting = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of it, such as source=legacy.webhook_logs; repeat it.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="A setting of it, such as source=legacy.webhook_logs; repeat it."
+    ),
 ]
 
 FINDING_COLUMNS = ["level", "check", "text", "hint"]
@@ -45,7 +54,9 @@ def _find(name: str, given: list[str] | None = None) -> Backfill:
     for part in given or []:
         key, is_set, value = part.partition("=")
         if not is_set or not key or not value:
-            raise usage("set", f"{part[:60]!r} is not KEY=VALUE", "For example --set source=legacy.webhook_logs")
+            raise usage(
+                "set", f"{part[:60]!r} is not KEY=VALUE", "For example --set source=legacy.webhook_logs"
+            )
         settings[key] = value
     if name not in declare.shipped():
         _known()
@@ -64,19 +75,27 @@ def _find(name: str, given: list[str] | None = None) -> Backfill:
 def list_backfills(as_json: AsJson = False) -> int:
     """Every backfill: its state, how far it is, and what it does."""
     _known()
-    titles = {name: kind.title for name, kind in declare.shipped().items()} | {name: own.title for name, own in sorted(declare.declared.items())}
+    titles = {name: kind.title for name, kind in declare.shipped().items()} | {
+        name: own.title for name, own in sorted(declare.declared.items())
+    }
     with database() as connection:
         rows = ops.list_all(connection, titles)
     if as_json:
         print_json(rows)
     else:
-        print_rows(rows, ["name", "state", "rows_done", "rows_total", "rows_per_second", "eta_seconds", "title"], empty="no backfills")
+        print_rows(
+            rows,
+            ["name", "state", "rows_done", "rows_total", "rows_per_second", "eta_seconds", "title"],
+            empty="no backfills",
+        )
     return EXIT_OK
 
 
 @app.command()
 def show(name: Name, as_json: AsJson = False) -> int:
-    """How far it is: rows done of all, rate of the last minute, time left; what the verification found, what was not copied and why."""
+    """How far it is: rows done of all, rate of the last minute, time left; what the verification found, what
+    was not copied and why.
+    """
     with database() as connection:
         found = ops.show(connection, name)
     if as_json:
@@ -106,7 +125,9 @@ def _print_findings(findings: Any, as_json: bool, more: dict[str, Any] | None = 
 
 @app.command()
 def check(name: Name, given: Setting = None, as_json: AsJson = False) -> int:
-    """What stands in the way and what to know before; exit 1 when it would be refused. Also a look for the drop guard."""
+    """What stands in the way and what to know before; exit 1 when it would be refused. Also a look for the
+    drop guard.
+    """
     backfill = _find(name, given)
     with owner() as connection:
         findings: list[CheckFinding] = acts.check(connection, backfill)
@@ -119,13 +140,26 @@ def dry_run(name: Name, given: Setting = None, as_json: AsJson = False) -> int:
     backfill = _find(name, given)
     with owner() as connection:
         found = acts.dry_run(connection, backfill)
-    said = {"rows": found.rows, "first_batch": found.batch, "would_copy": found.copied.rows, "would_skip": found.copied.skipped}
+    said = {
+        "rows": found.rows,
+        "first_batch": found.batch,
+        "would_copy": found.copied.rows,
+        "would_skip": found.copied.skipped,
+    }
     return _print_findings(found.findings, as_json, said)
 
 
 @app.command()
-def run(name: Name, given: Setting = None, operator: Operator = None, reason: Reason = None, as_json: AsJson = False) -> int:
-    """Run it here to its end, then compare; Ctrl-C pauses it after its batch, the next run goes on. Exit 1 when the comparison fails."""
+def run(
+    name: Name,
+    given: Setting = None,
+    operator: Operator = None,
+    reason: Reason = None,
+    as_json: AsJson = False,
+) -> int:
+    """Run it here to its end, then compare; Ctrl-C pauses it after its batch, the next run goes on. Exit 1
+    when the comparison fails.
+    """
     backfill = _find(name, given)
     stop = Event()
     signal.signal(signal.SIGINT, lambda number, frame: stop.set())
@@ -156,7 +190,13 @@ def run(name: Name, given: Setting = None, operator: Operator = None, reason: Re
 
 
 @app.command()
-def start(name: Name, given: Setting = None, operator: Operator = None, reason: Reason = None, as_json: AsJson = False) -> int:
+def start(
+    name: Name,
+    given: Setting = None,
+    operator: Operator = None,
+    reason: Reason = None,
+    as_json: AsJson = False,
+) -> int:
     """Let workers carry it: `packhorse scheduler` works on it in slices until its end."""
     backfill = _find(name, given)
     with owner() as connection:
@@ -166,7 +206,9 @@ def start(name: Name, given: Setting = None, operator: Operator = None, reason: 
         source = backfill.find_source(connection)
         assert source is not None, "the check has seen it"
     with database() as connection:
-        message_id = ops.start(connection, name, source.label, backfill.settings, operator_name(operator), reason)
+        message_id = ops.start(
+            connection, name, source.label, backfill.settings, operator_name(operator), reason
+        )
     if as_json:
         print_json({"backfill": name, "message_id": message_id})
     else:
@@ -208,7 +250,9 @@ def cancel(name: Name, operator: Operator = None, reason: Reason = None, as_json
 
 @app.command()
 def verify(name: Name, operator: Operator = None, as_json: AsJson = False) -> int:
-    """Compare source and target row by row; exit 1 when a row is neither copied nor explained. Also a look for the drop guard."""
+    """Compare source and target row by row; exit 1 when a row is neither copied nor explained. Also a look
+    for the drop guard.
+    """
     backfill = _find(name)
     with owner() as connection:
         findings = acts.verify(connection, backfill, operator_name(operator))
@@ -219,7 +263,12 @@ def verify(name: Name, operator: Operator = None, as_json: AsJson = False) -> in
 def finish(
     name: Name,
     given: Setting = None,
-    rows: Annotated[int | None, typer.Option("--rows", min=0, help="For a table that is dropped without a copy: how many rows it has.")] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            "--rows", min=0, help="For a table that is dropped without a copy: how many rows it has."
+        ),
+    ] = None,
     operator: Operator = None,
     reason: Reason = None,
     yes: Yes = False,
@@ -238,7 +287,9 @@ def finish(
 
 
 @app.command()
-def rollback(name: Name, operator: Operator = None, reason: Reason = None, yes: Yes = False, as_json: AsJson = False) -> int:
+def rollback(
+    name: Name, operator: Operator = None, reason: Reason = None, yes: Yes = False, as_json: AsJson = False
+) -> int:
     """The way back: what it made goes, or what it dropped is made again; says what stays, and why."""
     backfill = _find(name)
     confirmed(f"Take back the backfill {name}?", yes)

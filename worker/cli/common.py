@@ -41,7 +41,9 @@ def moment(text: str) -> datetime:
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
-        raise typer.BadParameter(f"{text[:40]!r} is not an ISO 8601 time; write 2030-01-31T12:00:00+00:00") from None
+        raise typer.BadParameter(
+            f"{text[:40]!r} is not an ISO 8601 time; write 2030-01-31T12:00:00+00:00"
+        ) from None
     if found.tzinfo is None:
         raise typer.BadParameter(f"{text[:40]!r} has no time zone; append +00:00 or Z")
     return found
@@ -54,11 +56,18 @@ def duration(name: str, text: str) -> Any:
 
 #: So much of the value of a step is shown when it is asked for.
 STEP_CHARACTERS = 2000
-StepValues = Annotated[bool, typer.Option("--step-values", help=f"Show what steps have stored, up to {STEP_CHARACTERS} characters of each.")]
+StepValues = Annotated[
+    bool,
+    typer.Option(
+        "--step-values", help=f"Show what steps have stored, up to {STEP_CHARACTERS} characters of each."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document; errors as JSON on stderr.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Most rows to print.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-Operator = Annotated[str | None, typer.Option("--operator", help="Who acts, for the record; default: the login name.")]
+Operator = Annotated[
+    str | None, typer.Option("--operator", help="Who acts, for the record; default: the login name.")
+]
 Reason = Annotated[str | None, typer.Option("--reason", help="Why, for the record.")]
 Queue = Annotated[str | None, typer.Option("--queue", "-q", help="Only this queue.")]
 
@@ -74,7 +83,9 @@ def operator_name(given: str | None) -> str:
 
 
 def confirmed(question: str, yes: bool) -> None:
-    """Ask before what cannot be taken back; raises CommandError when the answer is no, or nobody can be asked."""
+    """Ask before what cannot be taken back; raises CommandError when the answer is no, or nobody can be
+    asked.
+    """
     if yes:
         return
     if not sys.stdin.isatty():
@@ -84,7 +95,9 @@ def confirmed(question: str, yes: bool) -> None:
 
 
 def json_object(name: str, text: str) -> dict[str, Any]:
-    """A JSON object from the command line. Raises CommandError that says where it breaks, InvalidArgument for what no queue takes."""
+    """A JSON object from the command line. Raises CommandError that says where it breaks, InvalidArgument for
+    what no queue takes.
+    """
     from packhorse.worker.store.json_text import too_deep, too_long_a_number
 
     try:
@@ -97,7 +110,9 @@ def json_object(name: str, text: str) -> dict[str, Any]:
     except ValueError:  # Python's limit, which holds for the worker, too
         raise too_long_a_number(name) from None
     if not isinstance(found, dict):
-        raise usage(name, f"must be a JSON object, not {type(found).__name__}", "Its keys are the handler's arguments")
+        raise usage(
+            name, f"must be a JSON object, not {type(found).__name__}", "Its keys are the handler's arguments"
+        )
     return found
 
 
@@ -109,7 +124,11 @@ def read_stdin(name: str) -> str:
     """All of stdin, at most INPUT_BYTES: more is refused while it comes, not kept. Raises CommandError."""
     given = sys.stdin.buffer.read(INPUT_BYTES + 1)
     if len(given) > INPUT_BYTES:
-        raise usage(name, f"stdin has more than {INPUT_BYTES} bytes; {name} takes at most 1048576, blanks apart", "Store the large part elsewhere")
+        raise usage(
+            name,
+            f"stdin has more than {INPUT_BYTES} bytes; {name} takes at most 1048576, blanks apart",
+            "Store the large part elsewhere",
+        )
     try:
         return given.decode()
     except UnicodeDecodeError as error:
@@ -117,7 +136,9 @@ def read_stdin(name: str) -> str:
 
 
 def database_url(settings: Settings, *, owner: bool = False) -> str:
-    """DATABASE_URL, or the embedded server of the project when one runs. Raises InvalidArgument, CommandError (exit 69)."""
+    """DATABASE_URL, or the embedded server of the project when one runs. Raises InvalidArgument, CommandError
+    (exit 69).
+    """
     if settings.database_url is not None:
         from packhorse.worker.db.connection import url_parts
 
@@ -139,7 +160,9 @@ def database_url(settings: Settings, *, owner: bool = False) -> str:
 
 
 @contextmanager
-def database(*, owner: bool = False, deadline_seconds: float = READ_SECONDS, check: bool = True) -> Iterator[DeadlineConnection]:
+def database(
+    *, owner: bool = False, deadline_seconds: float = READ_SECONDS, check: bool = True
+) -> Iterator[DeadlineConnection]:
     """A connection for one command; psycopg's errors come out as ours.
 
     owner: on the embedded server, the role that migrates. check: refuse a schema that this code does not
@@ -151,7 +174,9 @@ def database(*, owner: bool = False, deadline_seconds: float = READ_SECONDS, che
     from packhorse.worker.db.sessions import open_work
 
     settings = load_settings()
-    connection = open_work(settings, "cli", url=database_url(settings, owner=owner), deadline_seconds=deadline_seconds)
+    connection = open_work(
+        settings, "cli", url=database_url(settings, owner=owner), deadline_seconds=deadline_seconds
+    )
     connection.adapters.register_loader("timestamptz", AnyTime)  # one odd row must not hide the others
     try:
         if check:
@@ -167,11 +192,17 @@ def configure_logging(settings: Settings) -> None:
     from packhorse.worker.observe.logging import catch_uncaught, configure
 
     def running() -> dict[str, Any]:
-        context = sys.modules.get("packhorse.worker.attempt.context")  # a process that runs no messages need not load it, and dramatiq with it
+        # a process that runs no messages need not load it, and dramatiq with it
+        context = sys.modules.get("packhorse.worker.attempt.context")
         message = getattr(getattr(context, "current", None), "message", None)
         if message is None:
             return {}
-        return {"message_id": message.id, "actor": message.actor_name, "attempt": message.attempt, "correlation_id": message.correlation_id}
+        return {
+            "message_id": message.id,
+            "actor": message.actor_name,
+            "attempt": message.attempt,
+            "correlation_id": message.correlation_id,
+        }
 
     configure(level=settings.log_level, log_format=settings.log_format, context=running)
     catch_uncaught()

@@ -26,7 +26,8 @@ Offline = Annotated[bool, typer.Option("--offline", help="Do not look at the dat
 
 @app.command()
 def check(offline: Offline = False, as_json: AsJson = False) -> int:
-    """Validate every setting, service, schedule and policy, and policies against the database when one answers.
+    """Validate every setting, service, schedule and policy, and policies against the database when one
+    answers.
 
     Prints all problems at once and exits 2 when there are any. A column without an index is a warning.
     """
@@ -56,7 +57,10 @@ def check(offline: Offline = False, as_json: AsJson = False) -> int:
     if as_json:
         print_json({"ok": True, "not_compared": not_compared, "warnings": findings.warnings})
     else:
-        print("the configuration is good" + (f"; policies were not compared with a database: {not_compared}" if not_compared else ""))
+        print(
+            "the configuration is good"
+            + (f"; policies were not compared with a database: {not_compared}" if not_compared else "")
+        )
     return EXIT_OK
 
 
@@ -77,7 +81,10 @@ def show(as_json: AsJson = False) -> int:
         print_json(values)
     else:
         print_rows(
-            [{"setting": name, "value": value, "meaning": Settings.model_fields[name].description} for name, value in values.items()],
+            [
+                {"setting": name, "value": value, "meaning": Settings.model_fields[name].description}
+                for name, value in values.items()
+            ],
             ["setting", "value", "meaning"],
             empty="no settings",
         )

@@ -13,7 +13,17 @@ from packhorse.worker.store import operations
 
 app = typer.Typer(no_args_is_help=True, help="One conversation: its messages, what holds it.")
 
-COLUMNS = ["id", "queue", "message_type", "state", "attempt", "created_at", "run_at", "finished_at", "error_class"]
+COLUMNS = [
+    "id",
+    "queue",
+    "message_type",
+    "state",
+    "attempt",
+    "created_at",
+    "run_at",
+    "finished_at",
+    "error_class",
+]
 
 
 def conversations(limit: Limit = 50, as_json: AsJson = False) -> int:
@@ -23,14 +33,20 @@ def conversations(limit: Limit = 50, as_json: AsJson = False) -> int:
     if as_json:
         print_json(found)
     else:
-        print_rows(found, ["conversation_key", "waiting", "since", "holder_kind", "holder_id"], empty="no conversation waits")
+        print_rows(
+            found,
+            ["conversation_key", "waiting", "since", "holder_kind", "holder_id"],
+            empty="no conversation waits",
+        )
     return EXIT_OK
 
 
 @app.command("show")
 def show(
     key: Annotated[str, typer.Argument(metavar="KEY", help="The conversation key.")],
-    recent: Annotated[float | None, duration("--recent", "Also messages that ended within this time; default 1d.")] = None,
+    recent: Annotated[
+        float | None, duration("--recent", "Also messages that ended within this time; default 1d.")
+    ] = None,
     limit: Limit = 100,
     as_json: AsJson = False,
 ) -> int:
@@ -40,7 +56,12 @@ def show(
     with database() as connection:
         found = ops.show(connection, key, recent_seconds=86400.0 if recent is None else recent, limit=limit)
     if as_json:
-        document = {"conversation_key": found.key, "waiting": found.waiting, "holder_id": found.holder, "held_by": found.held_by}
+        document = {
+            "conversation_key": found.key,
+            "waiting": found.waiting,
+            "holder_id": found.holder,
+            "held_by": found.held_by,
+        }
         print_json({**document, "gates": found.gates, "messages": found.messages})
         return EXIT_OK
     print_rows(found.messages, COLUMNS, empty="no message ended lately")

@@ -26,7 +26,9 @@ def status(as_json: AsJson = False) -> int:
 
 @app.command()
 def accept(
-    paused: Annotated[bool, typer.Option("--paused", help="Pause every queue and schedule first; resume them one by one.")] = False,
+    paused: Annotated[
+        bool, typer.Option("--paused", help="Pause every queue and schedule first; resume them one by one.")
+    ] = False,
     yes: Yes = False,
     reason: Reason = None,
     operator: Operator = None,
@@ -36,18 +38,28 @@ def accept(
     with database() as connection:
         found = copies.status(connection)
         if found["copy"] and not paused:
-            confirmed(f"{what_waits(found)} start here from now on. Does the original start nothing any more?", yes)
+            confirmed(
+                f"{what_waits(found)} start here from now on. Does the original start nothing any more?", yes
+            )
         accepted = copies.accept(connection, operator_name(operator), reason, paused=paused)
     if as_json:
         print_json({"accepted": accepted, "paused": accepted and paused})
     else:
-        print("not a copy" if not accepted else "accepted; its queues and schedules are paused" if paused else "accepted; it goes on")
+        print(
+            "not a copy"
+            if not accepted
+            else "accepted; its queues and schedules are paused"
+            if paused
+            else "accepted; it goes on"
+        )
     return EXIT_OK
 
 
 @app.command()
 def mark(reason: Reason = None, operator: Operator = None, as_json: AsJson = False) -> int:
-    """Start nothing more in this database until somebody accepts it: for a copy that was not made from a dump."""
+    """Start nothing more in this database until somebody accepts it: for a copy that was not made from a
+    dump.
+    """
     with database() as connection:
         marked = copies.mark(connection, operator_name(operator), reason)
     if as_json:

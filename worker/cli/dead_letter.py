@@ -28,7 +28,15 @@ from packhorse.worker.cli.common import (
 from packhorse.worker.cli.editor import edited, seen_by_nobody_else
 from packhorse.worker.cli.errors import CommandError, usage
 from packhorse.worker.cli.interrupts import first_interrupt
-from packhorse.worker.cli.render import json_line, print_diff, print_fields, print_json, print_rows, progress, with_tracebacks
+from packhorse.worker.cli.render import (
+    json_line,
+    print_diff,
+    print_fields,
+    print_json,
+    print_rows,
+    progress,
+    with_tracebacks,
+)
 from packhorse.worker.errors import WorkerError
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
 from packhorse.worker.ops.payloads import difference, read_setting
@@ -42,13 +50,30 @@ app = typer.Typer(no_args_is_help=True, help="Dead letters: look, edit, redrive,
 PAGE = 500
 #: Whole letters at a time: each may have a payload of a megabyte, and a traceback.
 EXPORT_PAGE = 50
-GROUP_COLUMNS = ["fingerprint", "count", "queue", "message_type", "reason", "error_class", "error_code", "error_message", "last_dead_at"]
+GROUP_COLUMNS = [
+    "fingerprint",
+    "count",
+    "queue",
+    "message_type",
+    "reason",
+    "error_class",
+    "error_code",
+    "error_message",
+    "last_dead_at",
+]
 Id = Annotated[int, typer.Argument(metavar="ID", max=MOST_ID, help="Id of the dead letter.")]
 Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", max=MOST_ID, help="Ids of dead letters.")]
-Fingerprint = Annotated[str | None, typer.Option("--fingerprint", "-f", help="Only this cause, as `dead-letter groups` names it.")]
+Fingerprint = Annotated[
+    str | None, typer.Option("--fingerprint", "-f", help="Only this cause, as `dead-letter groups` names it.")
+]
 Code = Annotated[str | None, typer.Option("--code", "-c", help="Only errors with this code.")]
 OlderThan = Annotated[float | None, duration("--older-than", "Only letters dead for longer: 2h, 7d.")]
-Filter = Annotated[str | None, typer.Option("--where", "-w", help="Only letters of this filter: 'type=send_* error=Timeout* attempts>=3'.")]
+Filter = Annotated[
+    str | None,
+    typer.Option(
+        "--where", "-w", help="Only letters of this filter: 'type=send_* error=Timeout* attempts>=3'."
+    ),
+]
 Everything = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 
 
@@ -78,14 +103,30 @@ def list_letters(
     terms = _terms(where_text)
     with database() as connection:
         found = dead_letters.list_letters(
-            connection, queue=queue, message_type=message_type, fingerprint=fingerprint, code=code, where=terms, limit=limit
+            connection,
+            queue=queue,
+            message_type=message_type,
+            fingerprint=fingerprint,
+            code=code,
+            where=terms,
+            limit=limit,
         )
     if as_json:
         print_json(found)
     else:
         print_rows(
             found,
-            ["id", "queue", "message_type", "reason", "error_class", "error_code", "error_message", "attempt", "dead_at"],
+            [
+                "id",
+                "queue",
+                "message_type",
+                "reason",
+                "error_class",
+                "error_code",
+                "error_message",
+                "attempt",
+                "dead_at",
+            ],
             empty="no dead letters",
         )
     return EXIT_OK
@@ -103,7 +144,10 @@ def show(message_id: Id, step_values: StepValues = False, as_json: AsJson = Fals
 @app.command()
 def edit(
     message_id: Id,
-    payload: Annotated[str | None, typer.Option("--payload", help="The new payload, a JSON object; default: $EDITOR opens the old one.")] = None,
+    payload: Annotated[
+        str | None,
+        typer.Option("--payload", help="The new payload, a JSON object; default: $EDITOR opens the old one."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference, change nothing.")] = False,
     reason: Reason = None,
     operator: Operator = None,
@@ -128,11 +172,25 @@ def edit(
 
         # connected again: nobody should hold a connection while a person thinks
         with seen_by_nobody_else(), database() as connection:
-            dead_letters.edit(connection, message_id, to_json("payload", after), seen, operator_name(operator), reason)
+            dead_letters.edit(
+                connection, message_id, to_json("payload", after), seen, operator_name(operator), reason
+            )
     if as_json:
-        print_json({"id": message_id, "changed": changed, "before": before, "after": after, "diff": lines, "steps": steps})
+        print_json(
+            {
+                "id": message_id,
+                "changed": changed,
+                "before": before,
+                "after": after,
+                "diff": lines,
+                "steps": steps,
+            }
+        )
     elif changed and steps:
-        print(f"packhorse: {len(steps)} step(s) have stored what they made of the old payload; `redrive --fresh` does them again.", file=sys.stderr)
+        print(
+            f"packhorse: {len(steps)} step(s) have stored what they made of the old payload; `redrive --fresh` does them again.",
+            file=sys.stderr,
+        )
     return EXIT_OK
 
 
@@ -144,11 +202,21 @@ def redrive(
     queue: Queue = None,
     where_text: Filter = None,
     everything: Everything = False,
-    rate: Annotated[float, typer.Option("--rate", min=0, max=1_000_000, help="Messages per second; 0: as fast as it goes.")] = 100.0,
+    rate: Annotated[
+        float,
+        typer.Option("--rate", min=0, max=1_000_000, help="Messages per second; 0: as fast as it goes."),
+    ] = 100.0,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")] = None,
-    stop_after_failures: Annotated[int, typer.Option("--stop-after-failures", min=0, help="Stop when so many have died again; 0: never.")] = 3,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget their steps: everything is done again.")] = False,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="First change a value of each payload.")] = None,
+    stop_after_failures: Annotated[
+        int, typer.Option("--stop-after-failures", min=0, help="Stop when so many have died again; 0: never.")
+    ] = 3,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget their steps: everything is done again.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="First change a value of each payload."),
+    ] = None,
     reason: Reason = None,
     operator: Operator = None,
     yes: Yes = False,
@@ -157,14 +225,24 @@ def redrive(
     """Enqueue dead letters again, oldest first, with fresh attempts; stops when they fail again."""
     from packhorse.worker.ops.redrive import redrive as redrive_paced
 
-    selection = _selection(Selection(ids, fingerprint, queue, code=code, where=_terms(where_text)), everything)
+    selection = _selection(
+        Selection(ids, fingerprint, queue, code=code, where=_terms(where_text)), everything
+    )
     changes = [read_setting("set", text) for text in settings or []]
     total = done = 0
 
     def tell(redriven: int, died_again: int | None, ended: str) -> None:
         if as_json:
             left = max(0, total - redriven)
-            print_json({"selected": total, "redriven": redriven, "left": left, "died_again": died_again, "ended": ended})
+            print_json(
+                {
+                    "selected": total,
+                    "redriven": redriven,
+                    "left": left,
+                    "died_again": died_again,
+                    "ended": ended,
+                }
+            )
         else:
             print(f"redrove {redriven} of {total} dead letter(s)")
 
@@ -173,7 +251,10 @@ def redrive(
             total, dead_by = _counted(connection, selection)
             total = min(total, limit or total)
             if ids is None and total:
-                confirmed(f"Redrive {total} dead letter(s){', and do again what their steps have done' if fresh else ''}?", yes)
+                confirmed(
+                    f"Redrive {total} dead letter(s){', and do again what their steps have done' if fresh else ''}?",
+                    yes,
+                )
             with progress("redriving", total) as advance, first_interrupt() as stop:
 
                 def report(count: int) -> None:
@@ -230,7 +311,9 @@ def purge(
     as_json: AsJson = False,
 ) -> int:
     """Delete dead letters for good. Export them first when in doubt."""
-    selection = _selection(Selection(ids, fingerprint, queue, older_than, code, _terms(where_text)), everything)
+    selection = _selection(
+        Selection(ids, fingerprint, queue, older_than, code, _terms(where_text)), everything
+    )
     total = gone = 0
 
     def tell() -> None:
@@ -267,7 +350,12 @@ def export(
     queue: Queue = None,
     older_than: OlderThan = None,
     where_text: Filter = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; default: stdout. An existing one is not overwritten.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="File to write; default: stdout. An existing one is not overwritten."
+        ),
+    ] = None,
 ) -> int:
     """Write dead letters as JSON lines, oldest message first; all of them unless filtered."""
     selection = Selection(ids or None, fingerprint, queue, older_than, code, _terms(where_text))
@@ -288,7 +376,8 @@ def export(
                     written += len(found)  # not the count before: others may redrive and purge meanwhile
                     advance(len(found))
         except BaseException:
-            if output is not None:  # half an export must not pass for a whole one, nor stand in the way of the next try
+            # half an export must not pass for a whole one, nor stand in the way of the next try
+            if output is not None:
                 output.unlink(missing_ok=True)
             raise
         finally:
@@ -305,7 +394,11 @@ def _selection(asked: Selection, everything: bool) -> Selection:
     if everything and named:
         raise usage("all", "cannot be combined with ids or filters")
     if not everything and not named:
-        raise usage("ids", "say which: ids, --fingerprint, --code, --queue, --where or --all", "`packhorse dead-letter groups` lists causes")
+        raise usage(
+            "ids",
+            "say which: ids, --fingerprint, --code, --queue, --where or --all",
+            "`packhorse dead-letter groups` lists causes",
+        )
     return asked if asked.ids else dataclasses.replace(asked, ids=None)
 
 
@@ -321,5 +414,10 @@ def _counted(connection: Any, selection: Selection) -> tuple[int, Any]:
     total, dead_by = dead_letters.count(connection, selection)
     named = next((name for name in ("ids", "fingerprint", "code") if getattr(selection, name)), None)
     if not total and named:
-        raise CommandError("no dead letter matches", code="not_found", field=named, hint="`packhorse dead-letter list` shows what there is")
+        raise CommandError(
+            "no dead letter matches",
+            code="not_found",
+            field=named,
+            hint="`packhorse dead-letter list` shows what there is",
+        )
     return total, dead_by

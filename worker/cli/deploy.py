@@ -15,7 +15,12 @@ from packhorse.worker.ops import deploy_files
 app = typer.Typer(no_args_is_help=True, help="Units and manifests, written to a folder of yours.")
 
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder; made when it is missing.")]
-Force = Annotated[bool, typer.Option("--force", help="Also into a folder that is not empty: replace files of the same name, leave others.")]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Also into a folder that is not empty: replace files of the same name, leave others."
+    ),
+]
 
 
 @app.command()
@@ -37,5 +42,10 @@ def _write(kind: str, out: Path, force: bool, as_json: bool) -> int:
         return EXIT_OK
     for name in written.files:
         print(written.folder / name)
-    print("", "Set in them what is yours (docs/deployment.md), then:", *(f"  {command}" for command in written.next), sep="\n")
+    print(
+        "",
+        "Set in them what is yours (docs/deployment.md), then:",
+        *(f"  {command}" for command in written.next),
+        sep="\n",
+    )
     return EXIT_OK

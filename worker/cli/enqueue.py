@@ -20,19 +20,48 @@ from packhorse.worker.store.operations import list_workers, require_type
 
 def enqueue(
     message_type: Annotated[str, typer.Argument(metavar="TYPE", help="Message type: the name of the actor.")],
-    payload: Annotated[str, typer.Argument(metavar="[PAYLOAD]", help="JSON object with the handler's arguments; `-` reads stdin.")] = "{}",
+    payload: Annotated[
+        str,
+        typer.Argument(
+            metavar="[PAYLOAD]", help="JSON object with the handler's arguments; `-` reads stdin."
+        ),
+    ] = "{}",
     queue: Annotated[str, typer.Option("--queue", "-q", help="Queue.")] = "default",
-    delay: Annotated[float | None, duration("--delay", "Start no earlier than in so long: 90s, 5m, 2h.")] = None,
-    run_at: Annotated[datetime | None, typer.Option("--run-at", parser=moment, metavar="TIME", help="Start no earlier: ISO 8601 with zone.")] = None,
-    expires_in: Annotated[float | None, duration("--expires-in", "Not worth doing later than in so long.")] = None,
+    delay: Annotated[
+        float | None, duration("--delay", "Start no earlier than in so long: 90s, 5m, 2h.")
+    ] = None,
+    run_at: Annotated[
+        datetime | None,
+        typer.Option("--run-at", parser=moment, metavar="TIME", help="Start no earlier: ISO 8601 with zone."),
+    ] = None,
+    expires_in: Annotated[
+        float | None, duration("--expires-in", "Not worth doing later than in so long.")
+    ] = None,
     priority: Annotated[int | None, typer.Option("--priority", help="1 (first) to 10; default 5.")] = None,
-    max_attempts: Annotated[int | None, typer.Option("--max-attempts", help="Attempts before it is a dead letter; default: the queue's.")] = None,
-    conversation_key: Annotated[str | None, typer.Option("--conversation-key", help="One at a time, in order, per key.")] = None,
-    concurrency_key: Annotated[str | None, typer.Option("--concurrency-key", help="Counted by the queue's max_concurrency_per_key.")] = None,
-    dedup_key: Annotated[str | None, typer.Option("--dedup-key", help="A second enqueue with this key answers with the first id.")] = None,
-    dedup_window: Annotated[float | None, duration("--dedup-window", "How long the dedup key counts; default 5m.")] = None,
-    correlation_id: Annotated[str | None, typer.Option("--correlation-id", help="Carried through to logs and to what the handler enqueues.")] = None,
-    allow_unknown_type: Annotated[bool, typer.Option("--allow-unknown-type", help="Enqueue although no worker has registered the type.")] = False,
+    max_attempts: Annotated[
+        int | None,
+        typer.Option("--max-attempts", help="Attempts before it is a dead letter; default: the queue's."),
+    ] = None,
+    conversation_key: Annotated[
+        str | None, typer.Option("--conversation-key", help="One at a time, in order, per key.")
+    ] = None,
+    concurrency_key: Annotated[
+        str | None, typer.Option("--concurrency-key", help="Counted by the queue's max_concurrency_per_key.")
+    ] = None,
+    dedup_key: Annotated[
+        str | None,
+        typer.Option("--dedup-key", help="A second enqueue with this key answers with the first id."),
+    ] = None,
+    dedup_window: Annotated[
+        float | None, duration("--dedup-window", "How long the dedup key counts; default 5m.")
+    ] = None,
+    correlation_id: Annotated[
+        str | None,
+        typer.Option("--correlation-id", help="Carried through to logs and to what the handler enqueues."),
+    ] = None,
+    allow_unknown_type: Annotated[
+        bool, typer.Option("--allow-unknown-type", help="Enqueue although no worker has registered the type.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Put one message on a queue; prints its id."""
@@ -59,11 +88,20 @@ def enqueue(
         elsewhere: set[str] = set()
         if not allow_unknown_type:
             elsewhere = _checked(connection, message_type, queue)
-        result = enqueue_on(connection, message_type, values, queue=queue, **{name: value for name, value in options.items() if value is not None})
+        result = enqueue_on(
+            connection,
+            message_type,
+            values,
+            queue=queue,
+            **{name: value for name, value in options.items() if value is not None},
+        )
     if as_json:
         print_json({"id": result.id, "duplicate": result.duplicate})
     else:
-        print(f"{result.id}" + (" duplicate: an earlier message holds the dedup key" if result.duplicate else ""))
+        print(
+            f"{result.id}"
+            + (" duplicate: an earlier message holds the dedup key" if result.duplicate else "")
+        )
     if elsewhere:  # not refused: a worker for this queue may be on its way
         print(
             f"packhorse: it waits: no live worker takes {message_type} from the queue {queue}, only from {', '.join(sorted(elsewhere))}. "
@@ -74,7 +112,9 @@ def enqueue(
 
 
 def _checked(connection: DeadlineConnection, message_type: str, queue: str) -> set[str]:
-    """Queues from which the type is taken when it is not from `queue`. Raises InvalidArgument for a type that nobody registered."""
+    """Queues from which the type is taken when it is not from `queue`. Raises InvalidArgument for a type that
+    nobody registered.
+    """
     try:
         with translated():
             require_type(connection, message_type)
@@ -91,6 +131,12 @@ def _checked(connection: DeadlineConnection, message_type: str, queue: str) -> s
 
 
 def _served_elsewhere(connection: DeadlineConnection, message_type: str, queue: str) -> set[str]:
-    """Queues of the live workers that register the type; empty when one of them works on `queue`, or when none lives."""
-    theirs = [set(row["queues"]) for row in list_workers(connection) if not row["silent"] and message_type in row["message_types"]]
+    """Queues of the live workers that register the type; empty when one of them works on `queue`, or when
+    none lives.
+    """
+    theirs = [
+        set(row["queues"])
+        for row in list_workers(connection)
+        if not row["silent"] and message_type in row["message_types"]
+    ]
     return set() if any(queue in queues for queues in theirs) else set().union(*theirs)

@@ -1,4 +1,6 @@
-"""Every error as an operator sees it: one line that names field and fix, an exit code, a stable `code` for scripts."""
+"""Every error as an operator sees it: one line that names field and fix, an exit code, a stable `code` for
+scripts.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,13 @@ class CommandError(WorkerError):
     """A command refuses, for a reason that only the command line knows."""
 
     def __init__(
-        self, message: str, *, code: str = "failed", field: str | None = None, hint: str | None = None, exit_code: int = EXIT_FAILED
+        self,
+        message: str,
+        *,
+        code: str = "failed",
+        field: str | None = None,
+        hint: str | None = None,
+        exit_code: int = EXIT_FAILED,
     ) -> None:
         self.code, self.field, self.hint, self.exit_code = code, field, hint, exit_code
         super().__init__(message)
@@ -67,26 +75,45 @@ def describe(error: WorkerError) -> ErrorReport:
         return ErrorReport(error.code, str(error), error.exit_code, error.field, error.hint)
     if isinstance(error, ConfigError):
         field = error.problems[0].split(":")[0].split(" ")[0] if len(error.problems) == 1 else None
-        return ErrorReport("config", " | ".join(error.problems), EXIT_USAGE, field, None, tuple(error.problems))
+        return ErrorReport(
+            "config", " | ".join(error.problems), EXIT_USAGE, field, None, tuple(error.problems)
+        )
     if isinstance(error, SchemaMismatch):
         text, _, hint = str(error).partition(". ")
         return ErrorReport("schema", text, EXIT_SCHEMA, None, hint or None)
     if isinstance(error, InvalidArgument):
         return _describe_argument(error)
     if isinstance(error, StoreUnavailable):
-        text = "\n".join(line for line in str(error).splitlines() if not line.startswith("\t"))  # libpq's own hints: ours says more
-        hint = _HINTS.get(error.sqlstate or "", "Is the server up, and DATABASE_URL right? `packhorse config show` prints it")
+        # libpq's own hints: ours says more
+        text = "\n".join(line for line in str(error).splitlines() if not line.startswith("\t"))
+        hint = _HINTS.get(
+            error.sqlstate or "",
+            "Is the server up, and DATABASE_URL right? `packhorse config show` prints it",
+        )
         return ErrorReport("unavailable", f"database: {text}", EXIT_UNAVAILABLE, "database_url", hint)
     if isinstance(error, StoreConflict):
-        return ErrorReport("conflict", f"database: {error}", EXIT_FAILED, None, "Somebody else holds what this needs: run it again")
+        return ErrorReport(
+            "conflict",
+            f"database: {error}",
+            EXIT_FAILED,
+            None,
+            "Somebody else holds what this needs: run it again",
+        )
     if isinstance(error, StoreError):
-        return ErrorReport("rejected", f"database: {error}", EXIT_FAILED, None, _HINTS.get(error.sqlstate or ""))
+        return ErrorReport(
+            "rejected", f"database: {error}", EXIT_FAILED, None, _HINTS.get(error.sqlstate or "")
+        )
     if isinstance(error, AdoptionRefused):
         return ErrorReport("migration", str(error), EXIT_FAILED, problems=tuple(error.problems))
     if isinstance(error, MigrationError):
         return ErrorReport("migration", str(error), EXIT_FAILED)
     if isinstance(error, EmbeddedError):
-        return ErrorReport("unavailable", str(error), EXIT_UNAVAILABLE, "database_url" if isinstance(error, EmbeddedMissing) else "data_dir")
+        return ErrorReport(
+            "unavailable",
+            str(error),
+            EXIT_UNAVAILABLE,
+            "database_url" if isinstance(error, EmbeddedMissing) else "data_dir",
+        )
     return ErrorReport("failed", str(error), EXIT_FAILED)
 
 
@@ -104,7 +131,12 @@ def _describe_argument(error: InvalidArgument) -> ErrorReport:
 def report(problem: ErrorReport, *, as_json: bool) -> int:
     """Print an ErrorReport on stderr; returns its exit code."""
     if as_json:
-        body: dict[str, object] = {"code": problem.code, "message": one_line(problem.message), "field": problem.field, "hint": problem.hint}
+        body: dict[str, object] = {
+            "code": problem.code,
+            "message": one_line(problem.message),
+            "field": problem.field,
+            "hint": problem.hint,
+        }
         if problem.problems:
             body["problems"] = list(problem.problems)
         print(json.dumps({"error": body}, ensure_ascii=False), file=sys.stderr)
@@ -115,10 +147,15 @@ def report(problem: ErrorReport, *, as_json: bool) -> int:
 
 
 def _sentences(text: str, hint: str | None) -> str:
-    """Text and hint on one line, each with one mark at its end: both may come from a library or the server, which end as they like."""
+    """Text and hint on one line, each with one mark at its end: both may come from a library or the server,
+    which end as they like.
+    """
     if not hint:
         return one_line(text)
-    return " ".join(said if said.endswith(("?", "!")) else f"{said.rstrip('.')}." for said in (one_line(text), one_line(hint)))
+    return " ".join(
+        said if said.endswith(("?", "!")) else f"{said.rstrip('.')}."
+        for said in (one_line(text), one_line(hint))
+    )
 
 
 def one_line(text: str) -> str:

@@ -1,4 +1,6 @@
-"""The command `packhorse` before anything is added to it: its name, its help and the options of all commands."""
+"""The command `packhorse` before anything is added to it: its name, its help and the options of all
+commands.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,13 @@ def _print_version(wanted: bool) -> None:
 
 
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error; for bug reports.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show the traceback of an error; for bug reports.")
+    ] = False,
 ) -> None:
     pass
 

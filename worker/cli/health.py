@@ -17,7 +17,9 @@ _ORDER = ("fail", "warn", "ok")
 
 
 def health(
-    check: Annotated[str | None, typer.Option("--check", metavar="NAME", help="Only this check, with its details.")] = None,
+    check: Annotated[
+        str | None, typer.Option("--check", metavar="NAME", help="Only this check, with its details.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 for a warning, too.")] = False,
     as_json: AsJson = False,
 ) -> int:

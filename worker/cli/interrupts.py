@@ -11,7 +11,9 @@ from typing import Any
 
 @contextmanager
 def first_interrupt() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets: a batch is not left while it is uncertain whether it is done. The second one ends as usual."""
+    """An event that the first Ctrl-C sets: a batch is not left while it is uncertain whether it is done. The
+    second one ends as usual.
+    """
     stop = threading.Event()
     usual = signal.getsignal(signal.SIGINT)
     if usual is signal.SIG_IGN or usual is None:  # in the background of a shell's script

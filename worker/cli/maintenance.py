@@ -1,4 +1,6 @@
-"""packhorse maintenance: list, plan, run, status, history, cancel; and the connection of the tables' owner."""
+"""packhorse maintenance: list, plan, run, status, history, cancel; and the connection of the tables'
+owner.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,18 @@ from packhorse.schedules.maintenance.partitions import PartitionKeeper
 from packhorse.schedules.maintenance.policies import Partitions, Retention
 from packhorse.schedules.maintenance.retention import plan as retention_plan
 from packhorse.schedules.maintenance.tasks import TaskRunner, find
-from packhorse.worker.cli.common import MIGRATE_SECONDS, AsJson, Limit, Operator, Reason, Yes, confirmed, database, database_url, operator_name
+from packhorse.worker.cli.common import (
+    MIGRATE_SECONDS,
+    AsJson,
+    Limit,
+    Operator,
+    Reason,
+    Yes,
+    confirmed,
+    database,
+    database_url,
+    operator_name,
+)
 from packhorse.worker.cli.render import print_fields, print_json, print_rows, progress
 from packhorse.worker.config import load_settings
 from packhorse.worker.db.connection import DeadlineConnection
@@ -25,11 +38,15 @@ from packhorse.worker.store import maintenance as store
 
 app = typer.Typer(no_args_is_help=True, help="Maintenance: retention, partitions, repairs.")
 
-Task = Annotated[str, typer.Argument(metavar="TASK", help="Name of the task, as `packhorse maintenance list` shows it.")]
+Task = Annotated[
+    str, typer.Argument(metavar="TASK", help="Name of the task, as `packhorse maintenance list` shows it.")
+]
 
 
 def open_owner() -> DeadlineConnection:
-    """A connection of the tables' owner: maintenance_url, else the embedded server's owner, else database_url."""
+    """A connection of the tables' owner: maintenance_url, else the embedded server's owner, else
+    database_url.
+    """
     from packhorse.worker.db.sessions import open_owner as opened
 
     settings = load_settings()
@@ -39,7 +56,9 @@ def open_owner() -> DeadlineConnection:
 
 @contextmanager
 def owner() -> Iterator[DeadlineConnection]:
-    """The same, closed at the end of the block; refuses a schema that this code does not understand. Raises SchemaMismatch, StoreError."""
+    """The same, closed at the end of the block; refuses a schema that this code does not understand. Raises
+    SchemaMismatch, StoreError.
+    """
     from packhorse.worker.db import migrate
 
     connection = open_owner()
@@ -67,7 +86,11 @@ def list_tasks(as_json: AsJson = False) -> int:
                 "task": task,
                 "table": getattr(policy, "table", getattr(policy, "needs", None)),
                 "cron": _cron(task, policy),
-                "state": "absent" if task in findings.absent else "left out" if task in findings.left_out else last.get("state", "never ran"),
+                "state": "absent"
+                if task in findings.absent
+                else "left out"
+                if task in findings.left_out
+                else last.get("state", "never ran"),
                 "rows": last.get("rows_done"),
                 "last_success_at": last.get("last_success_at"),
                 "gate": last.get("gate"),
@@ -77,7 +100,9 @@ def list_tasks(as_json: AsJson = False) -> int:
     if as_json:
         print_json(rows)
     else:
-        print_rows(rows, ["task", "cron", "state", "rows", "last_success_at", "gate", "problem"], empty="no tasks")
+        print_rows(
+            rows, ["task", "cron", "state", "rows", "last_success_at", "gate", "problem"], empty="no tasks"
+        )
     return EXIT_FAILED if problems else EXIT_OK
 
 
@@ -89,7 +114,9 @@ def _cron(task: str, policy: Any) -> str:
 
 @app.command("plan")
 def show_plan(task: Task, as_json: AsJson = False) -> int:
-    """What a run would do now: rows and bytes, or each partition; changes nothing. (Also: maintenance run --dry-run.)"""
+    """What a run would do now: rows and bytes, or each partition; changes nothing. (Also: maintenance run
+    --dry-run.)
+    """
     return _show_plan(load_plan(), task, as_json)
 
 
@@ -98,16 +125,25 @@ def _show_plan(plan: Plan, task: str, as_json: bool) -> int:
     with owner() as connection:
         if isinstance(policy, Retention):
             found = retention_plan(connection, policy)
-            document = {name: getattr(found, name) for name in found.__dataclass_fields__} | {"warnings": list(found.warnings)}
+            document = {name: getattr(found, name) for name in found.__dataclass_fields__} | {
+                "warnings": list(found.warnings)
+            }
             print_json(document) if as_json else print_fields(document)
         elif isinstance(policy, Partitions):
             making = task == policy.make_task
-            steps = [step for step in PartitionKeeper(connection, policy).plan() if (step.action == "make") == making]
+            steps = [
+                step
+                for step in PartitionKeeper(connection, policy).plan()
+                if (step.action == "make") == making
+            ]
             rows = [{name: getattr(step, name) for name in step.__dataclass_fields__} for step in steps]
             columns = ["action", "partition", "lower", "upper", "estimated_rows", "reason"]
             print_json(rows) if as_json else print_rows(rows, columns, empty="nothing to do")
         else:
-            document = {"task": task, "action": f"call {policy.statement.removeprefix('job_')} until it finds fewer than {policy.batch} rows"}
+            document = {
+                "task": task,
+                "action": f"call {policy.statement.removeprefix('job_')} until it finds fewer than {policy.batch} rows",
+            }
             print_json(document) if as_json else print_fields(document)
     return EXIT_OK
 
@@ -120,7 +156,9 @@ def run(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> int:
-    """Run a task here and now, with a progress bar; Ctrl-C pauses it after its batch, the next run goes on."""
+    """Run a task here and now, with a progress bar; Ctrl-C pauses it after its batch, the next run goes
+    on.
+    """
     plan = load_plan()
     policy = find(plan, task)
     if dry_run:
@@ -129,7 +167,9 @@ def run(
     if isinstance(policy, Retention):
         with owner() as connection:
             total = retention_plan(connection, policy).rows
-        confirmed(f"{'Change' if policy.assign else 'Delete'} {total} rows of {policy.table}?", yes or total == 0)
+        confirmed(
+            f"{'Change' if policy.assign else 'Delete'} {total} rows of {policy.table}?", yes or total == 0
+        )
     elif isinstance(policy, Partitions) and task == policy.drop_task:
         confirmed(f"Detach and drop old partitions of {policy.table}?", yes)
     stop = Event()
@@ -143,14 +183,17 @@ def run(
             done += rows
             advance(rows)
 
-        state = TaskRunner(open_owner, plan, stop).run(task, triggered_by=operator_name(operator), on_progress=on_progress)
+        state = TaskRunner(open_owner, plan, stop).run(
+            task, triggered_by=operator_name(operator), on_progress=on_progress
+        )
     if as_json:
         print_json({"task": task, "state": state, "rows": done})
     else:
         print(
-            {"busy": f"{task}: another process works on it", "paused": f"{task}: paused after {done} rows; the next run goes on"}.get(
-                state, f"{task}: {state}, {done} rows"
-            )
+            {
+                "busy": f"{task}: another process works on it",
+                "paused": f"{task}: paused after {done} rows; the next run goes on",
+            }.get(state, f"{task}: {state}, {done} rows")
         )
     return EXIT_OK if state in ("succeeded", "paused") else EXIT_FAILED
 
@@ -159,7 +202,10 @@ def run(
 def status(as_json: AsJson = False) -> int:
     """The health gates now, and every unfinished run."""
     with database() as connection:
-        gates = [{"gate": gate.gate, "value": gate.value, "known": gate.known, "detail": gate.detail} for gate in store.gates(connection, None)]
+        gates = [
+            {"gate": gate.gate, "value": gate.value, "known": gate.known, "detail": gate.detail}
+            for gate in store.gates(connection, None)
+        ]
         running = [row for row in store.health(connection) if row["state"] in ("running", "paused")]
     thresholds = load_plan().gates
     for gate in gates:
@@ -175,7 +221,9 @@ def status(as_json: AsJson = False) -> int:
 
 @app.command()
 def history(
-    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="Name of the task; none: all of them.")] = None,
+    task: Annotated[
+        str | None, typer.Argument(metavar="[TASK]", help="Name of the task; none: all of them.")
+    ] = None,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> int:
@@ -189,7 +237,19 @@ def history(
     else:
         print_rows(
             found,
-            ["id", "task", "state", "triggered_by", "rows_done", "batches", "resumed", "gates_hit", "started_at", "ended_at", "error"],
+            [
+                "id",
+                "task",
+                "state",
+                "triggered_by",
+                "rows_done",
+                "batches",
+                "resumed",
+                "gates_hit",
+                "started_at",
+                "ended_at",
+                "error",
+            ],
             empty="no runs",
         )
     return EXIT_OK
@@ -204,5 +264,9 @@ def cancel(task: Task, operator: Operator = None, reason: Reason = None, as_json
     if as_json:
         print_json({"task": task, "answer": answer})
     else:
-        print({"requested": f"{task} ends after its batch", "cancelled": f"{task} is cancelled"}.get(answer, f"{task} does not run"))
+        print(
+            {"requested": f"{task} ends after its batch", "cancelled": f"{task} is cancelled"}.get(
+                answer, f"{task} does not run"
+            )
+        )
     return EXIT_OK

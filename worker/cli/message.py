@@ -32,7 +32,14 @@ from packhorse.worker.cli.common import (
 )
 from packhorse.worker.cli.editor import edited, seen_by_nobody_else
 from packhorse.worker.cli.errors import CommandError, usage
-from packhorse.worker.cli.render import clean, print_diff, print_fields, print_json, print_rows, with_tracebacks
+from packhorse.worker.cli.render import (
+    clean,
+    print_diff,
+    print_fields,
+    print_json,
+    print_rows,
+    with_tracebacks,
+)
 from packhorse.worker.errors import NotFound
 from packhorse.worker.exits import EXIT_OK
 from packhorse.worker.states import State
@@ -44,7 +51,14 @@ if TYPE_CHECKING:
     from packhorse.worker.ops.messages import Edit
 
 app = typer.Typer(no_args_is_help=True, help="Messages: find, explain, edit, move, cancel, retry.")
-for _act in (message_acts.cancel, message_acts.retry, message_acts.reschedule, message_acts.move, message_acts.priority, message_acts.bury):
+for _act in (
+    message_acts.cancel,
+    message_acts.retry,
+    message_acts.reschedule,
+    message_acts.move,
+    message_acts.priority,
+    message_acts.bury,
+):
     app.command()(_act)
 
 Id = Annotated[int, typer.Argument(metavar="ID", max=MOST_ID, help="Id of the message.")]
@@ -69,12 +83,26 @@ COLUMNS = [
 def list_messages(
     queue: Queue = None,
     state: Annotated[State | None, typer.Option("--state", "-s", help="Only messages in this state.")] = None,
-    message_type: Annotated[str | None, typer.Option("--type", "-t", help="Only messages of this type.")] = None,
-    conversation_key: Annotated[str | None, typer.Option("--conversation-key", "-c", help="Only messages of this conversation.")] = None,
-    since: Annotated[datetime | None, typer.Option("--since", parser=moment, metavar="TIME", help="Created at this time or later.")] = None,
-    until: Annotated[datetime | None, typer.Option("--until", parser=moment, metavar="TIME", help="Created before this time.")] = None,
-    where_text: Annotated[str | None, typer.Option("--where", "-w", help="Only messages of this filter: 'type=send_* age>2h'.")] = None,
-    after: Annotated[int | None, typer.Option("--after", max=MOST_ID, help="The page behind this id.")] = None,
+    message_type: Annotated[
+        str | None, typer.Option("--type", "-t", help="Only messages of this type.")
+    ] = None,
+    conversation_key: Annotated[
+        str | None, typer.Option("--conversation-key", "-c", help="Only messages of this conversation.")
+    ] = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option("--since", parser=moment, metavar="TIME", help="Created at this time or later."),
+    ] = None,
+    until: Annotated[
+        datetime | None,
+        typer.Option("--until", parser=moment, metavar="TIME", help="Created before this time."),
+    ] = None,
+    where_text: Annotated[
+        str | None, typer.Option("--where", "-w", help="Only messages of this filter: 'type=send_* age>2h'.")
+    ] = None,
+    after: Annotated[
+        int | None, typer.Option("--after", max=MOST_ID, help="The page behind this id.")
+    ] = None,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> int:
@@ -84,21 +112,39 @@ def list_messages(
     from packhorse.worker.store.filters import KNOWN
 
     where = parse(where_text or "", KNOWN, State)
-    filters: dict[str, Any] = {"queue": queue, "state": state.value if state else None, "message_type": message_type}
+    filters: dict[str, Any] = {
+        "queue": queue,
+        "state": state.value if state else None,
+        "message_type": message_type,
+    }
     filters |= {"conversation_key": conversation_key, "since": since, "until": until, "after": after}
     with database() as connection:
         found = ops.list_messages(connection, where, limit=limit, **filters)
-        if queue is not None and not found and after is None:  # messages of a queue that nobody has declared are the more to be seen
+        # messages of a queue that nobody has declared are the more to be seen
+        if queue is not None and not found and after is None:
             operations.require_queue(connection, queue)
     if as_json:
         print_json(found)
         return EXIT_OK
     print_rows(found, COLUMNS, empty="no such messages")
     if len(found) == limit:
-        given = {"--queue": queue, "--state": filters["state"], "--type": message_type, "--conversation-key": conversation_key}
-        given |= {"--since": since and since.isoformat(), "--until": until and until.isoformat(), "--where": where_text, "--limit": str(limit)}
+        given = {
+            "--queue": queue,
+            "--state": filters["state"],
+            "--type": message_type,
+            "--conversation-key": conversation_key,
+        }
+        given |= {
+            "--since": since and since.isoformat(),
+            "--until": until and until.isoformat(),
+            "--where": where_text,
+            "--limit": str(limit),
+        }
         words = [word for name, value in given.items() if value is not None for word in (name, str(value))]
-        print(f"packhorse: more: {shlex.join(['packhorse', 'message', 'list', *words, '--after', str(found[-1]['id'])])}", file=sys.stderr)
+        print(
+            f"packhorse: more: {shlex.join(['packhorse', 'message', 'list', *words, '--after', str(found[-1]['id'])])}",
+            file=sys.stderr,
+        )
     return EXIT_OK
 
 
@@ -113,15 +159,28 @@ def show(message_id: Id, step_values: StepValues = False, as_json: AsJson = Fals
 
 @app.command()
 def explain(message_id: Id, as_json: AsJson = False) -> int:
-    """Why is this message not running? The gates in the order of the claim, and how its last attempt failed."""
+    """Why is this message not running? The gates in the order of the claim, and how its last attempt
+    failed.
+    """
     with database() as connection:
         state = operations.message_state(connection, message_id)
         failure = operations.last_traceback(connection, message_id)
         gates = messages.explain(connection, message_id)
     if as_json:
-        print_json({"id": message_id, "state": state, "gates": [asdict(gate) for gate in gates], "last_traceback": failure})
+        print_json(
+            {
+                "id": message_id,
+                "state": state,
+                "gates": [asdict(gate) for gate in gates],
+                "last_traceback": failure,
+            }
+        )
     else:
-        print_rows([asdict(gate) for gate in gates], ["gate", "passed", "detail", "earliest_start"], empty="nothing is known about it")
+        print_rows(
+            [asdict(gate) for gate in gates],
+            ["gate", "passed", "detail", "earliest_start"],
+            empty="nothing is known about it",
+        )
         if failure:
             print(f"\n{clean(failure)}")
     return EXIT_OK
@@ -130,12 +189,27 @@ def explain(message_id: Id, as_json: AsJson = False) -> int:
 @app.command()
 def edit(
     message_id: Id,
-    payload: Annotated[str | None, typer.Option("--payload", help="The new payload: a JSON object, FILE or - for stdin; default: $EDITOR.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="One value of the payload: customer.id=42.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget its steps: everything is done again.")] = False,
-    max_attempts: Annotated[int | None, typer.Option("--max-attempts", min=1, max=1_000_000, help="Tried so often at most.")] = None,
+    payload: Annotated[
+        str | None,
+        typer.Option(
+            "--payload", help="The new payload: a JSON object, FILE or - for stdin; default: $EDITOR."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="One value of the payload: customer.id=42."),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget its steps: everything is done again.")
+    ] = False,
+    max_attempts: Annotated[
+        int | None, typer.Option("--max-attempts", min=1, max=1_000_000, help="Tried so often at most.")
+    ] = None,
     expires_at: Annotated[
-        str | None, typer.Option("--expires-at", metavar="TIME", help="Worth doing until then (ISO 8601 with zone), or: never.")
+        str | None,
+        typer.Option(
+            "--expires-at", metavar="TIME", help="Worth doing until then (ISO 8601 with zone), or: never."
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference, change nothing.")] = False,
     reason: Reason = None,
@@ -165,17 +239,31 @@ def edit(
     if changed:
         if by_hand:
             confirmed("Keep this payload?", yes)
-        wanted = replace(limits, payload=to_json("payload", given), before=seen.payload, fresh=fresh) if of_payload else limits
+        wanted = (
+            replace(limits, payload=to_json("payload", given), before=seen.payload, fresh=fresh)
+            if of_payload
+            else limits
+        )
         # connected again: nobody should hold a connection while a person thinks
         with seen_by_nobody_else(), database() as connection:
             answer = ops.edit(connection, message_id, wanted, operator_name(operator), reason)
             if answer != "edited":
                 raise _forbidden(message_id, answer, operations.holder(connection, message_id))
     if as_json:
-        document = {"id": message_id, "changed": changed, "before": before, "after": given, "diff": [*of_payload, *of_limits], "steps": seen.steps}
+        document = {
+            "id": message_id,
+            "changed": changed,
+            "before": before,
+            "after": given,
+            "diff": [*of_payload, *of_limits],
+            "steps": seen.steps,
+        }
         print_json(document)
     elif changed and of_payload and seen.steps and not fresh:
-        print(f"packhorse: {len(seen.steps)} step(s) have stored what they made of the old payload; --fresh forgets them.", file=sys.stderr)
+        print(
+            f"packhorse: {len(seen.steps)} step(s) have stored what they made of the old payload; --fresh forgets them.",
+            file=sys.stderr,
+        )
     return EXIT_OK
 
 
@@ -208,7 +296,9 @@ def _read(payload: str) -> str:
         return Path(payload).read_text()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise usage("payload", f"{payload[:60]!r} is neither a JSON object nor a file that can be read: {reason}") from None
+        raise usage(
+            "payload", f"{payload[:60]!r} is neither a JSON object nor a file that can be read: {reason}"
+        ) from None
 
 
 def _expiry(text: str | None) -> datetime | str | None:
@@ -222,7 +312,10 @@ def _limits_difference(seen: Editable, wanted: Edit) -> list[str]:
     """Lines of what changes besides the payload."""
     lines = []
     if wanted.max_attempts not in (None, seen.max_attempts):
-        lines += [f"-max_attempts: {seen.max_attempts or 'as actor and queue say'}", f"+max_attempts: {wanted.max_attempts}"]
+        lines += [
+            f"-max_attempts: {seen.max_attempts or 'as actor and queue say'}",
+            f"+max_attempts: {wanted.max_attempts}",
+        ]
     if wanted.expires_at is not None:
         before = seen.expires_at or "never"
         after = wanted.expires_at if isinstance(wanted.expires_at, datetime) else "never"
@@ -248,5 +341,7 @@ def _forbidden(message_id: int, state: str, holder: str | None) -> CommandError:
         "dead": f"is a dead letter: packhorse dead-letter edit {message_id}",
         "gone": "has ended, or it never existed",
     }
-    text = said.get(state, f"is {state}: it does not run again; packhorse message clone {message_id} enqueues one like it")
+    text = said.get(
+        state, f"is {state}: it does not run again; packhorse message clone {message_id} enqueues one like it"
+    )
     return CommandError(f"message {message_id} {text}", code="not_possible", field="id")

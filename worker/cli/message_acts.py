@@ -11,7 +11,18 @@ from typing import Annotated, Any
 
 import typer
 
-from packhorse.worker.cli.common import MOST_ID, AsJson, Operator, Reason, Yes, confirmed, database, duration, moment, operator_name
+from packhorse.worker.cli.common import (
+    MOST_ID,
+    AsJson,
+    Operator,
+    Reason,
+    Yes,
+    confirmed,
+    database,
+    duration,
+    moment,
+    operator_name,
+)
 from packhorse.worker.cli.errors import CommandError, usage
 from packhorse.worker.cli.interrupts import first_interrupt
 from packhorse.worker.cli.render import print_json, progress
@@ -25,7 +36,12 @@ from packhorse.worker.states import State
 from packhorse.worker.store import operations
 
 SomeIds = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", max=MOST_ID, help="Ids of messages.")]
-Filter = Annotated[str | None, typer.Option("--where", "-w", help="All live messages of this filter: 'queue=mail state=pending age>2h'.")]
+Filter = Annotated[
+    str | None,
+    typer.Option(
+        "--where", "-w", help="All live messages of this filter: 'queue=mail state=pending age>2h'."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="With --where: count, change nothing.")]
 #: What an act says of a message that it leaves alone.
 _LEFT = {
@@ -52,7 +68,9 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What one command does. parameters: as Act has them. told: what is said of a message by the verb's word. title: the question begins with it."""
+    """What one command does. parameters: as Act has them. told: what is said of a message by the verb's word.
+    title: the question begins with it.
+    """
 
     name: str
     told: dict[str, str]
@@ -73,15 +91,28 @@ def _shared(
 
 
 def act(verb: Callable[..., Wanted]) -> Callable[..., int]:
-    """A command that does with messages what `verb` says: it has the options of `verb`, and those of _shared."""
-    own, shared = (dict(inspect.signature(function, eval_str=True).parameters) for function in (verb, _shared))
+    """A command that does with messages what `verb` says: it has the options of `verb`, and those of
+    _shared.
+    """
+    own, shared = (
+        dict(inspect.signature(function, eval_str=True).parameters) for function in (verb, _shared)
+    )
 
     def command(**given: Any) -> int:
         wanted = verb(**{name: given[name] for name in own})
-        asked = Given(given["message_ids"], given["where_text"], given["yes"], given["dry_run"], given["as_json"])
-        return _run(Act(wanted.name, operator_name(given["operator"]), given["reason"], wanted.parameters), asked, wanted.told, wanted.title)
+        asked = Given(
+            given["message_ids"], given["where_text"], given["yes"], given["dry_run"], given["as_json"]
+        )
+        return _run(
+            Act(wanted.name, operator_name(given["operator"]), given["reason"], wanted.parameters),
+            asked,
+            wanted.told,
+            wanted.title,
+        )
 
-    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (own | shared).values()]
+    parameters = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (own | shared).values()
+    ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__name__, command.__doc__ = verb.__name__, verb.__doc__
@@ -115,12 +146,19 @@ def retry() -> Wanted:
 @act
 def reschedule(
     delay: Annotated[float | None, duration("--delay", "Due so long from now: 30m, 2h.")] = None,
-    run_at: Annotated[datetime | None, typer.Option("--run-at", parser=moment, metavar="TIME", help="Due at this time (ISO 8601 with zone).")] = None,
+    run_at: Annotated[
+        datetime | None,
+        typer.Option(
+            "--run-at", parser=moment, metavar="TIME", help="Due at this time (ISO 8601 with zone)."
+        ),
+    ] = None,
 ) -> Wanted:
     """Say when messages are due; the first of a conversation holds the others until then."""
     if (delay is None) == (run_at is None):
         raise usage("run_at", "say when: --delay or --run-at, one of them", "For example: --delay 30m")
-    return Wanted("reschedule", {"rescheduled": "is due then"}, "Reschedule", {"delay": delay, "run_at": run_at})
+    return Wanted(
+        "reschedule", {"rescheduled": "is due then"}, "Reschedule", {"delay": delay, "run_at": run_at}
+    )
 
 
 @act
@@ -130,9 +168,13 @@ def move(queue: Annotated[str, typer.Option("--to", help="The queue to move them
 
 
 @act
-def priority(level: Annotated[int, typer.Option("--to", min=1, max=10, help="1 (first) to 10 (last).")]) -> Wanted:
+def priority(
+    level: Annotated[int, typer.Option("--to", min=1, max=10, help="1 (first) to 10 (last).")],
+) -> Wanted:
     """Give messages another priority within their queue; the order of a conversation stays."""
-    return Wanted("priority", {"changed": f"has priority {level}"}, f"Give priority {level} to", {"priority": level})
+    return Wanted(
+        "priority", {"changed": f"has priority {level}"}, f"Give priority {level} to", {"priority": level}
+    )
 
 
 @act
@@ -148,16 +190,20 @@ def _run(act: Act, asked: Given, told: dict[str, str], title: str) -> int:
             raise usage("where", "cannot be combined with ids")
         return _by_filter(act, asked, title)
     if not asked.ids:
-        raise usage("ids", "say which: ids or --where", "For example: --where 'queue=mail state=pending age>2h'")
+        raise usage(
+            "ids", "say which: ids or --where", "For example: --where 'queue=mail state=pending age>2h'"
+        )
     if asked.dry_run:
         raise usage("dry_run", "--dry-run is for --where")
     return _each(act, asked.ids, {**_LEFT, **told}, as_json=asked.as_json)
 
 
 def _each(act: Act, message_ids: list[int], told: dict[str, str], *, as_json: bool) -> int:
-    """Do it with one message after the other, and say what became of each; exit 1 when some could not be done.
+    """Do it with one message after the other, and say what became of each; exit 1 when some could not be
+    done.
 
-    One that somebody else keeps locked is passed over. What is already done when the database goes away, or at Ctrl-C, is said, too.
+    One that somebody else keeps locked is passed over. What is already done when the database goes away, or
+    at Ctrl-C, is said, too.
     """
     answers: dict[int, str] = {}
     holders: dict[int, str] = {}
@@ -179,7 +225,9 @@ def _each(act: Act, message_ids: list[int], told: dict[str, str], *, as_json: bo
         raise
     bad = [one for one, answer in answers.items() if answer not in (*DONE[act.verb], "unchanged")]
     if len(answers) == 1 and bad:
-        raise CommandError(f"message {bad[0]} {holders.get(bad[0], told[answers[bad[0]]])}", code="not_possible", field="id")
+        raise CommandError(
+            f"message {bad[0]} {holders.get(bad[0], told[answers[bad[0]]])}", code="not_possible", field="id"
+        )
     _tell(answers, told, holders, as_json=as_json)
     return EXIT_FAILED if bad else EXIT_OK
 
@@ -210,13 +258,19 @@ def _by_filter(act: Act, asked: Given, title: str) -> int:
         with database() as connection:
             counted = messages.count(connection, wanted, act.verb)
             if asked.dry_run or not counted.total:
-                _tell_filter(act, counted, Counter(), 0, "dry_run" if asked.dry_run else "finished", asked.as_json)
+                _tell_filter(
+                    act, counted, Counter(), 0, "dry_run" if asked.dry_run else "finished", asked.as_json
+                )
                 return EXIT_OK
             if not asked.as_json:
                 print(messages.sentence(counted))
         confirmed(f"{title} {counted.total:,} message(s)?", asked.yes)
         # connected again: nobody should hold a connection while a person thinks
-        with database() as connection, progress(act.verb, counted.total) as advance, first_interrupt() as stop:
+        with (
+            database() as connection,
+            progress(act.verb, counted.total) as advance,
+            first_interrupt() as stop,
+        ):
 
             def report(count: int) -> None:
                 nonlocal done
@@ -232,18 +286,40 @@ def _by_filter(act: Act, asked: Given, title: str) -> int:
     return EXIT_OK if result.ended == "finished" else EXIT_FAILED
 
 
-def _tell_filter(act: Act, counted: Counted, answers: Counter[str], left: int, ended: str, as_json: bool) -> None:
+def _tell_filter(
+    act: Act, counted: Counted, answers: Counter[str], left: int, ended: str, as_json: bool
+) -> None:
     """left: with "error", how many were passed by before it."""
     done = sum(answers[word] for word in DONE[act.verb])
     if as_json:
-        document: dict[str, Any] = {"selected": counted.total, "queues": dict(counted.queues), "oldest": counted.oldest, "running": counted.running}
-        print_json({**document, "done": None if ended == "error" else done, "answers": dict(answers), "left": left, "ended": ended})
+        document: dict[str, Any] = {
+            "selected": counted.total,
+            "queues": dict(counted.queues),
+            "oldest": counted.oldest,
+            "running": counted.running,
+        }
+        print_json(
+            {
+                **document,
+                "done": None if ended == "error" else done,
+                "answers": dict(answers),
+                "left": left,
+                "ended": ended,
+            }
+        )
     elif ended == "dry_run" or not counted.total:
         print(messages.sentence(counted))
     elif ended == "error":
         print(f"{act.verb}: stopped by an error after {left:,} of {counted.total:,} message(s)")
     else:
-        others = ", ".join(f"{count:,} {word}" for word, count in sorted(answers.items()) if word not in DONE[act.verb])
-        more = [f"left alone: {others}"] * bool(others) + [f"{left:,} had changed meanwhile or were locked"] * bool(left)
+        others = ", ".join(
+            f"{count:,} {word}" for word, count in sorted(answers.items()) if word not in DONE[act.verb]
+        )
+        more = [f"left alone: {others}"] * bool(others) + [
+            f"{left:,} had changed meanwhile or were locked"
+        ] * bool(left)
         stopped = " (interrupted)" if ended == "interrupted" else ""
-        print(f"{act.verb}: {done:,} of {counted.total:,} message(s){stopped}" + "".join(f"; {text}" for text in more))
+        print(
+            f"{act.verb}: {done:,} of {counted.total:,} message(s){stopped}"
+            + "".join(f"; {text}" for text in more)
+        )

@@ -23,13 +23,27 @@ app.command("adopt")(migrate_adopt.adopt_command)
 
 @app.command()
 def up(
-    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL of all migrations instead, for tools of your own; no database needed.")] = False,
+    sql: Annotated[
+        bool,
+        typer.Option(
+            "--sql",
+            help="Print the SQL of all migrations instead, for tools of your own; no database needed.",
+        ),
+    ] = False,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--with", metavar="SET", help="Also an optional set: platform, public-api. Once is enough: later runs keep it up."),
+        typer.Option(
+            "--with",
+            metavar="SET",
+            help="Also an optional set: platform, public-api. Once is enough: later runs keep it up.",
+        ),
     ] = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Also all functions and views that are as this release has them: somebody changed one.")
+        bool,
+        typer.Option(
+            "--again",
+            help="Also all functions and views that are as this release has them: somebody changed one.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> int:
@@ -43,7 +57,12 @@ def up(
         return EXIT_OK
     with database(owner=True, deadline_seconds=MIGRATE_SECONDS, check=False) as connection:
         migrate.check_server(connection)
-        done = migrate.up(connection, (lambda name: None) if as_json else (lambda name: print(f"applied {name}")), sets=wanted, again=again)
+        done = migrate.up(
+            connection,
+            (lambda name: None) if as_json else (lambda name: print(f"applied {name}")),
+            sets=wanted,
+            again=again,
+        )
     if as_json:
         print_json({"applied": done})
     elif not done:

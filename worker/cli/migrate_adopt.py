@@ -18,20 +18,34 @@ from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
 from packhorse.worker.records import Row
 
 _SETS = typer.Option("--with", metavar="SET", help="Also an optional set: platform.")
-_MAP = typer.Option("--map", metavar="FIELD=COLUMN", help="Which column of the old table is a field of a message.")
-_SET = typer.Option("--set", metavar="FIELD=VALUE", help="The same value for all rows: queue, message_type, priority, max_attempts.")
-_VALUE = typer.Option("--value", metavar="FIELD:OLD=NEW", help="What a value means: status to pending, dead, finished; queue or type to a name.")
+_MAP = typer.Option(
+    "--map", metavar="FIELD=COLUMN", help="Which column of the old table is a field of a message."
+)
+_SET = typer.Option(
+    "--set",
+    metavar="FIELD=VALUE",
+    help="The same value for all rows: queue, message_type, priority, max_attempts.",
+)
+_VALUE = typer.Option(
+    "--value",
+    metavar="FIELD:OLD=NEW",
+    help="What a value means: status to pending, dead, finished; queue or type to a name.",
+)
 _FROM = typer.Option("--from", metavar="SCHEMA.TABLE", help="The queue table of the other system.")
 
 
 def adopt_command(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")
+    ] = False,
     sets: Annotated[list[str] | None, _SETS] = None,
     mapped: Annotated[list[str] | None, _MAP] = None,
     fixed: Annotated[list[str] | None, _SET] = None,
     meaning: Annotated[list[str] | None, _VALUE] = None,
     source: Annotated[str, _FROM] = SOURCE,
-    batch: Annotated[int, typer.Option("--batch", min=1, max=10_000, help="Rows per transaction of the import.")] = BATCH,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, max=10_000, help="Rows per transaction of the import.")
+    ] = BATCH,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> int:
@@ -52,9 +66,17 @@ def adopt_command(
         refuse(plan)
         total = sum(row["rows"] for row in plan.statuses if row["fate"] in ("pending", "dead"))
         if plan.begun is None:
-            confirmed(f"Import up to {total} rows of {'.'.join(plan.source)}? --dry-run says what becomes of them.", yes)
+            confirmed(
+                f"Import up to {total} rows of {'.'.join(plan.source)}? --dry-run says what becomes of them.",
+                yes,
+            )
         with progress("importing", total) as advance:
-            done = adopt(connection, order, step=(lambda line: None) if as_json else (lambda line: print(clean(line))), report=advance)
+            done = adopt(
+                connection,
+                order,
+                step=(lambda line: None) if as_json else (lambda line: print(clean(line))),
+                report=advance,
+            )
     _show_done(done, as_json)
     return EXIT_OK
 
@@ -96,10 +118,18 @@ def _show_plan(plan: ImportPlan, as_json: bool) -> None:
             }
         )
         return
-    print(clean(f"{'.'.join(plan.source)}: {'an import goes on' if plan.begun else 'its rows would be imported, and stay where they are'}"))
+    print(
+        clean(
+            f"{'.'.join(plan.source)}: {'an import goes on' if plan.begun else 'its rows would be imported, and stay where they are'}"
+        )
+    )
     if plan.statuses:
         print_rows([_told(row) for row in plan.statuses], ["status", "rows", "becomes"], empty="")
-        print_rows([{"field": name, "from": text} for name, text in _fields(plan).items()], ["field", "from"], empty="")
+        print_rows(
+            [{"field": name, "from": text} for name, text in _fields(plan).items()],
+            ["field", "from"],
+            empty="",
+        )
     for problem in plan.problems:
         print(clean(f"problem: {problem}"))
 
@@ -115,7 +145,11 @@ def _show_done(done: Adopted, as_json: bool) -> None:
     print(
         f"imported: {account['rows']} rows = {account['messages']} messages + {account['dead_letters']} dead letters "
         f"+ {account['undecodable']} that could not be read (dead letters, too) + {account['finished']} finished"
-        + (f" + {account['came_back']} that were deleted and came back (not imported)" if account["came_back"] else "")
+        + (
+            f" + {account['came_back']} that were deleted and came back (not imported)"
+            if account["came_back"]
+            else ""
+        )
         + (f" + {account['later']} that came meanwhile: run it again" if account["later"] else "")
     )
 
@@ -125,7 +159,9 @@ def _fields(plan: ImportPlan) -> dict[str, str]:
     if plan.mapping is None:
         return {}
     fixed = {name: f"always {value}" for name, value in plan.mapping.values.items() if value is not None}
-    return fixed | {name: ", ".join(part for part in columns if part) for name, columns in plan.mapping.columns.items()}
+    return fixed | {
+        name: ", ".join(part for part in columns if part) for name, columns in plan.mapping.columns.items()
+    }
 
 
 def _told(row: Row) -> Row:

@@ -21,7 +21,12 @@ from packhorse.worker.suggest import did_you_mean
 
 app = typer.Typer(no_args_is_help=True, help="Partitions: made ahead, detached, exported, dropped.")
 
-Policy = Annotated[str, typer.Argument(metavar="POLICY", help="Name of the partition policy, as `packhorse partitions status` shows it.")]
+Policy = Annotated[
+    str,
+    typer.Argument(
+        metavar="POLICY", help="Name of the partition policy, as `packhorse partitions status` shows it."
+    ),
+]
 #: Below this runway `check` fails and the alert rings: a week for months, two days for the rest.
 LEAST_RUNWAY_SECONDS = {"month": 7 * 86400.0}
 LEAST_RUNWAY_OTHERS_SECONDS = 2 * 86400.0
@@ -30,7 +35,11 @@ LEAST_RUNWAY_OTHERS_SECONDS = 2 * 86400.0
 def _policy(name: str) -> Partitions:
     known = {policy.name: policy for policy in load_plan().partitions}
     if name not in known:
-        raise usage("policy", f"there is no partition policy {name[:80]!r}", did_you_mean(name, known, f"Known: {', '.join(known)}"))
+        raise usage(
+            "policy",
+            f"there is no partition policy {name[:80]!r}",
+            did_you_mean(name, known, f"Known: {', '.join(known)}"),
+        )
     return known[name]
 
 
@@ -43,7 +52,9 @@ def _statuses() -> list[dict[str, object]]:
             except InvalidArgument as error:
                 if not policy.optional:
                     nothing = {"partitions": 0, "runway_days": 0.0, "oldest": None}
-                    found.append({"policy": policy.name, "table": policy.table, **nothing, "problem": str(error)})
+                    found.append(
+                        {"policy": policy.name, "table": policy.table, **nothing, "problem": str(error)}
+                    )
                 continue
             runway = status.runway_seconds
             short = (
@@ -75,9 +86,13 @@ def status(as_json: AsJson = False) -> int:
 
 @app.command()
 def check(as_json: AsJson = False) -> int:
-    """Exit 1 when a runway is short (months: a week, others: two days) or a default partition exists; for monitoring."""
+    """Exit 1 when a runway is short (months: a week, others: two days) or a default partition exists; for
+    monitoring.
+    """
     found = [row for row in _statuses() if row["problem"]]
-    print_json(found) if as_json else print_rows(found, ["policy", "runway_days", "problem"], empty="all partitions are in order")
+    print_json(found) if as_json else print_rows(
+        found, ["policy", "runway_days", "problem"], empty="all partitions are in order"
+    )
     return EXIT_FAILED if found else EXIT_OK
 
 
@@ -91,7 +106,9 @@ def plan(policy: Policy, as_json: AsJson = False) -> int:
 
 def _print_steps(steps: list[PartitionStep], as_json: bool) -> None:
     rows = [{name: getattr(step, name) for name in step.__dataclass_fields__} for step in steps]
-    print_json(rows) if as_json else print_rows(rows, ["action", "partition", "lower", "upper", "estimated_rows", "reason"], empty="nothing to do")
+    print_json(rows) if as_json else print_rows(
+        rows, ["action", "partition", "lower", "upper", "estimated_rows", "reason"], empty="nothing to do"
+    )
 
 
 @app.command()
@@ -107,7 +124,9 @@ def detach(policy: Policy, yes: Yes = False, as_json: AsJson = False) -> int:
     confirmed(f"Detach old partitions of {chosen.table}?", yes)
     with owner() as connection:
         count = PartitionKeeper(connection, chosen).detach()
-    print_json({"policy": policy, "detached": count}) if as_json else print(f"{count} partitions of {chosen.table} detached")
+    print_json({"policy": policy, "detached": count}) if as_json else print(
+        f"{count} partitions of {chosen.table} detached"
+    )
     return EXIT_OK
 
 
@@ -127,7 +146,9 @@ def _run(task: str, operator: str | None, as_json: bool) -> int:
 
 @app.command()
 def drain(policy: Policy, yes: Yes = False, as_json: AsJson = False) -> int:
-    """Empty the default partition of an adopted table into partitions of its own, a period per transaction."""
+    """Empty the default partition of an adopted table into partitions of its own, a period per
+    transaction.
+    """
     chosen = _policy(policy)
     confirmed(f"Move the rows of the default partition of {chosen.table}?", yes)
     with owner() as connection:
@@ -145,6 +166,17 @@ def history(limit: Limit = 50, as_json: AsJson = False) -> int:
     with owner() as connection:
         found = store.history(connection, None, limit)
     print_json(found) if as_json else print_rows(
-        found, ["parent", "partition", "lower_bound", "upper_bound", "detached_at", "export_path", "export_rows", "dropped_at"], empty="nothing yet"
+        found,
+        [
+            "parent",
+            "partition",
+            "lower_bound",
+            "upper_bound",
+            "detached_at",
+            "export_path",
+            "export_rows",
+            "dropped_at",
+        ],
+        empty="nothing yet",
     )
     return EXIT_OK

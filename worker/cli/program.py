@@ -1,7 +1,8 @@
-"""The program `packhorse`: finds the command, turns every error into a line and an exit code (worker/exits.py).
+"""The program `packhorse`: finds the command, turns every error into a line and an exit code
+(worker/exits.py).
 
-A daemon keeps what it has imported for as long as it lives, in every process that it forks. So a command of DAEMONS is assembled alone,
-and the others, which need most of the package, are not loaded (3 MiB).
+A daemon keeps what it has imported for as long as it lives, in every process that it forks. So a command of
+DAEMONS is assembled alone, and the others, which need most of the package, are not loaded (3 MiB).
 """
 
 from __future__ import annotations
@@ -40,13 +41,19 @@ def _command(arguments: list[str]) -> typer.Typer:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line; the exit code. Everything that can be expected to go wrong is one line on stderr."""
+    """Run one command line; the exit code. Everything that can be expected to go wrong is one line on
+    stderr.
+    """
     as_json = "--json" in arguments
     try:
         for text in arguments:
             if not _is_text(text):
                 shown = ascii(text[:60])
-                raise usage("arguments", f"{shown} is not text in this locale", "Write it in UTF-8, with LANG=C.UTF-8 or another locale of UTF-8")
+                raise usage(
+                    "arguments",
+                    f"{shown} is not text in this locale",
+                    "Write it in UTF-8, with LANG=C.UTF-8 or another locale of UTF-8",
+                )
         code = int(_command(arguments)(arguments, prog_name="packhorse", standalone_mode=False) or EXIT_OK)
         if code == _TYPER_INTERRUPTED:  # what typer makes of Ctrl-C, without a word
             raise KeyboardInterrupt
@@ -69,11 +76,18 @@ def run(arguments: list[str]) -> int:
         if isinstance(error, OSError) and error.errno in _FULL:
             return _report_full(error, as_json)
         text = f"internal error: {type(error).__name__}: {error}"
-        return report(ErrorReport("internal", text, EXIT_FAILED, None, "A bug of ours; `packhorse --traceback ...` shows where"), as_json=as_json)
+        return report(
+            ErrorReport(
+                "internal", text, EXIT_FAILED, None, "A bug of ours; `packhorse --traceback ...` shows where"
+            ),
+            as_json=as_json,
+        )
 
 
 def _is_text(text: str) -> bool:
-    """Python hands over bytes that the locale cannot read as lone surrogates, which neither PostgreSQL nor an error line can take."""
+    """Python hands over bytes that the locale cannot read as lone surrogates, which neither PostgreSQL nor an
+    error line can take.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -88,7 +102,9 @@ def _nowhere() -> TextIO:
 def _report_full(error: OSError, as_json: bool) -> int:
     """What the command had to say could not be written; what it had to do may be done."""
     sys.stdout = _nowhere()  # what is still buffered would fail again at exit
-    return report(ErrorReport("failed", f"the output cannot be written: {error.strerror}", EXIT_FAILED), as_json=as_json)
+    return report(
+        ErrorReport("failed", f"the output cannot be written: {error.strerror}", EXIT_FAILED), as_json=as_json
+    )
 
 
 def _report_usage(error: Any, as_json: bool) -> int:
@@ -116,7 +132,8 @@ def main() -> None:
     sys.stdout, sys.stderr = (stream or _nowhere() for stream in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal of Latin-1 still sees what there is
-    logging.getLogger().addHandler(logging.NullHandler())  # a command says its errors itself, as one document with --json; daemons set their log up
+    # a command says its errors itself, as one document with --json; daemons set their log up
+    logging.getLogger().addHandler(logging.NullHandler())
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()

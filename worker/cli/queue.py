@@ -23,7 +23,17 @@ app = typer.Typer(no_args_is_help=True, help="Queues: depth, pause, settings.")
 Name = Annotated[str, typer.Argument(metavar="QUEUE", help="Name of the queue.")]
 OneName = Annotated[str | None, typer.Argument(metavar="[QUEUE]", help="Name of the queue.")]
 All = Annotated[bool, typer.Option("--all", help="All queues.")]
-COLUMNS = ["queue", "paused", "pending", "delayed", "blocked", "running", "dead", "oldest_due_seconds", "oldest_running_seconds"]
+COLUMNS = [
+    "queue",
+    "paused",
+    "pending",
+    "delayed",
+    "blocked",
+    "running",
+    "dead",
+    "oldest_due_seconds",
+    "oldest_running_seconds",
+]
 
 
 @app.command("list")
@@ -48,7 +58,13 @@ def show(queue: Name, as_json: AsJson = False) -> int:
 
 
 @app.command()
-def pause(queue: OneName = None, everything: All = False, reason: Reason = None, operator: Operator = None, as_json: AsJson = False) -> int:
+def pause(
+    queue: OneName = None,
+    everything: All = False,
+    reason: Reason = None,
+    operator: Operator = None,
+    as_json: AsJson = False,
+) -> int:
     """Start nothing more from a queue; what runs goes on. --all: a maintenance window."""
     name, who = _named(queue, everything), operator_name(operator)
     with database() as connection:
@@ -63,7 +79,13 @@ def pause(queue: OneName = None, everything: All = False, reason: Reason = None,
 
 
 @app.command()
-def resume(queue: OneName = None, everything: All = False, reason: Reason = None, operator: Operator = None, as_json: AsJson = False) -> int:
+def resume(
+    queue: OneName = None,
+    everything: All = False,
+    reason: Reason = None,
+    operator: Operator = None,
+    as_json: AsJson = False,
+) -> int:
     """Let a paused queue go on. --all: those that were paused with --all, and no other."""
     name, who = _named(queue, everything), operator_name(operator)
     with database() as connection:
@@ -78,7 +100,9 @@ def resume(queue: OneName = None, everything: All = False, reason: Reason = None
 
 
 @app.command()
-def delete(queue: Name, reason: Reason = None, operator: Operator = None, yes: Yes = False, as_json: AsJson = False) -> int:
+def delete(
+    queue: Name, reason: Reason = None, operator: Operator = None, yes: Yes = False, as_json: AsJson = False
+) -> int:
     """Remove a queue that nothing uses any more, with its settings."""
     with database() as connection:
         operations.require_queue(connection, queue)
@@ -89,7 +113,9 @@ def delete(queue: Name, reason: Reason = None, operator: Operator = None, yes: Y
         except StoreRejected as error:
             if error.sqlstate != "PH005":
                 raise
-            raise CommandError(str(error), code="in_use", field="queue", hint="Move, redrive or purge what is there first") from error
+            raise CommandError(
+                str(error), code="in_use", field="queue", hint="Move, redrive or purge what is there first"
+            ) from error
     print_json({"queue": queue, "deleted": True}) if as_json else print(f"{queue} is deleted")
     return EXIT_OK
 
@@ -97,7 +123,9 @@ def delete(queue: Name, reason: Reason = None, operator: Operator = None, yes: Y
 def _named(queue: str | None, everything: bool) -> str | None:
     """The queue, or None for all of them; nothing named is an error, not everything."""
     if (queue is None) != everything:
-        raise usage("queue", "give a queue or --all, one of them", "`packhorse queue list` shows what there is")
+        raise usage(
+            "queue", "give a queue or --all, one of them", "`packhorse queue list` shows what there is"
+        )
     return queue
 
 
@@ -112,12 +140,19 @@ def _told_all(names: list[str], verb: str, as_json: bool) -> int:
 @app.command("set")
 def set_settings(
     queue: Name,
-    settings: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...", help="Settings as `packhorse queue show` names them; none = no limit.")],
+    settings: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME=VALUE...", help="Settings as `packhorse queue show` names them; none = no limit."
+        ),
+    ],
     reason: Reason = None,
     operator: Operator = None,
     as_json: AsJson = False,
 ) -> int:
-    """Change settings of a queue; they work within seconds. Example: packhorse queue set default max_concurrency=10 keep_done=1d"""
+    """Change settings of a queue; they work within seconds. Example: packhorse queue set default
+    max_concurrency=10 keep_done=1d
+    """
     values: dict[str, Any] = {}
     for name, value in map(_setting, settings):
         if name in values:
@@ -131,18 +166,26 @@ def set_settings(
 
 
 def _tell(found: Row, span: Row, *, as_json: bool) -> None:
-    """Names and values as `set` takes them: what is not limited, too, else nobody learns that it could be. And how long an outage they outlast."""
+    """Names and values as `set` takes them: what is not limited, too, else nobody learns that it could be.
+    And how long an outage they outlast.
+    """
     if as_json:
         print_json(found | {"outage_seconds": span["seconds"]})
         return
-    values = {name: "none" if value is None else value for name, value in found.items() if value is not None or "paused" not in name}
+    values = {
+        name: "none" if value is None else value
+        for name, value in found.items()
+        if value is not None or "paused" not in name
+    }
     rows = [{"setting": name, "value": value} for name, value in values.items()]
     print_rows(rows, ["setting", "value"], empty="")
     print(f"\n{retries.span_sentence(span)}")
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """name=value; numbers as numbers, none as null, anything else as text (durations are PostgreSQL intervals)."""
+    """name=value; numbers as numbers, none as null, anything else as text (durations are PostgreSQL
+    intervals).
+    """
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise usage("settings", f"{text[:60]!r} is not NAME=VALUE", "For example: max_concurrency=10")
@@ -154,4 +197,6 @@ def _setting(text: str) -> tuple[str, Any]:
         number = json.loads(value)
     except ValueError:
         return name, value
-    return name, number if isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number) else value
+    return name, number if isinstance(number, (int, float)) and not isinstance(
+        number, bool
+    ) and math.isfinite(number) else value

@@ -1,4 +1,6 @@
-"""Tables for people, one JSON document for scripts. Values are shown as text, never as markup or escape codes."""
+"""Tables for people, one JSON document for scripts. Values are shown as text, never as markup or escape
+codes.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,11 @@ PIPE_WIDTH = 250
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout; times in ISO 8601."""
-    print(json.dumps(document, ensure_ascii=not _unicode(), indent=2 if sys.stdout.isatty() else None, default=_plain))
+    print(
+        json.dumps(
+            document, ensure_ascii=not _unicode(), indent=2 if sys.stdout.isatty() else None, default=_plain
+        )
+    )
 
 
 def json_line(document: Any) -> str:
@@ -33,7 +39,8 @@ def _unicode() -> bool:
 def print_rows(found: Sequence[Row], columns: Sequence[str], *, empty: str) -> None:
     """A table with these columns of the rows; the sentence `empty` when there are none.
 
-    On a terminal that is too narrow for it each row is printed as fields: ids and fingerprints stay whole, to be copied.
+    On a terminal that is too narrow for it each row is printed as fields: ids and fingerprints stay whole, to
+    be copied.
     """
     from rich.measure import Measurement
     from rich.table import Table
@@ -43,13 +50,19 @@ def print_rows(found: Sequence[Row], columns: Sequence[str], *, empty: str) -> N
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        numeric = all(isinstance(row[column], (int, float)) and not isinstance(row[column], bool) for row in found)
+        numeric = all(
+            isinstance(row[column], (int, float)) and not isinstance(row[column], bool) for row in found
+        )
         table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
     for row in found:
         table.add_row(*(_text(row[column]) for column in columns))
     console = _console()
     # the least width at which every word of every column is on one line
-    if Measurement.get(console, console.options.update(width=PIPE_WIDTH * 100), table).minimum <= console.width or not sys.stdout.isatty():
+    if (
+        Measurement.get(console, console.options.update(width=PIPE_WIDTH * 100), table).minimum
+        <= console.width
+        or not sys.stdout.isatty()
+    ):
         console.print(table)
         return
     for number, row in enumerate(found):
@@ -72,7 +85,9 @@ def print_fields(row: Row) -> None:
 
 
 def with_tracebacks(row: Row) -> Row:
-    """A message for people: the tracebacks in its history as fields of their own, on lines of their own. One that the row has whole is left out."""
+    """A message for people: the tracebacks in its history as fields of their own, on lines of their own. One
+    that the row has whole is left out.
+    """
     history = row.get("history")
     if not isinstance(history, list):
         return row
@@ -81,11 +96,16 @@ def with_tracebacks(row: Row) -> Row:
         shown[name] = value
         if name == "history":
             entries = [entry for entry in history if isinstance(entry, dict)]
-            shown[name] = [{key: item for key, item in entry.items() if key != "traceback"} for entry in entries]
+            shown[name] = [
+                {key: item for key, item in entry.items() if key != "traceback"} for entry in entries
+            ]
             if row.get("traceback") and entries:
                 entries = entries[:-1]
             failed = [entry for entry in entries if isinstance(entry.get("traceback"), str)]
-            shown |= {f"attempt {entry.get('attempt')}, {str(entry.get('at'))[:19]}": entry["traceback"] for entry in failed}
+            shown |= {
+                f"attempt {entry.get('attempt')}, {str(entry.get('at'))[:19]}": entry["traceback"]
+                for entry in failed
+            }
     return shown
 
 
@@ -107,7 +127,15 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
     from rich.text import Text
 
     class Rate(ProgressColumn):
@@ -116,7 +144,14 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
         def render(self, task: Task) -> Text:
             return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")
 
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(), console=Console(stderr=True))
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
     with bar:
         task = bar.add_task(title, total=total)
         yield lambda count: bar.advance(task, count)
@@ -130,7 +165,9 @@ def clean(text: str) -> str:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, markup=False, emoji=False)
+    return Console(
+        width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, markup=False, emoji=False
+    )
 
 
 def _text(value: Any, indent: int | None = None) -> Any:

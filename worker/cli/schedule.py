@@ -28,7 +28,17 @@ def list_schedules(as_json: AsJson = False) -> int:
     else:
         print_rows(
             found,
-            ["name", "source", "trigger", "time_zone", "paused", "next_planned_at", "last_run_at", "last_outcome", "problem"],
+            [
+                "name",
+                "source",
+                "trigger",
+                "time_zone",
+                "paused",
+                "next_planned_at",
+                "last_run_at",
+                "last_outcome",
+                "problem",
+            ],
             empty="no schedules: `packhorse scheduler` writes the timetable when it starts",
         )
     return EXIT_OK
@@ -46,7 +56,9 @@ def show(schedule: Name, as_json: AsJson = False) -> int:
 @app.command("next")
 def next_times(
     schedule: Name,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, max=1000, help="How many planned times.")] = 10,
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, max=1000, help="How many planned times.")
+    ] = 10,
     as_json: AsJson = False,
 ) -> int:
     """The next planned times, in UTC and on the wall clock of the schedule's zone."""
@@ -56,9 +68,16 @@ def next_times(
     times = upcoming(trigger(found["cron"], found["every_seconds"], found["time_zone"]), now, limit=count)
     local = zone(found["time_zone"])
     rows = [
-        {"planned_at": time, "local_time": time.astimezone(local).isoformat(), "in_seconds": round((time - now).total_seconds())} for time in times
+        {
+            "planned_at": time,
+            "local_time": time.astimezone(local).isoformat(),
+            "in_seconds": round((time - now).total_seconds()),
+        }
+        for time in times
     ]
-    print_json(rows) if as_json else print_rows(rows, ["planned_at", "local_time", "in_seconds"], empty="none")
+    print_json(rows) if as_json else print_rows(
+        rows, ["planned_at", "local_time", "in_seconds"], empty="none"
+    )
     return EXIT_OK
 
 
@@ -70,7 +89,9 @@ def run(schedule: Name, operator: Operator = None, reason: Reason = None, as_jso
     if as_json:
         print_json({"schedule": schedule, "message_id": message_id})
     else:
-        print(f"{schedule}: message {message_id} is enqueued; watch it with: packhorse message show {message_id}")
+        print(
+            f"{schedule}: message {message_id} is enqueued; watch it with: packhorse message show {message_id}"
+        )
     return EXIT_OK
 
 
@@ -100,7 +121,9 @@ def resume(schedule: Name, operator: Operator = None, reason: Reason = None, as_
 
 @app.command()
 def history(
-    schedule: Annotated[str | None, typer.Argument(metavar="[SCHEDULE]", help="Name of the schedule; none: all of them.")] = None,
+    schedule: Annotated[
+        str | None, typer.Argument(metavar="[SCHEDULE]", help="Name of the schedule; none: all of them.")
+    ] = None,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> int:
@@ -110,6 +133,17 @@ def history(
     if as_json:
         print_json(found)
     else:
-        columns = ["schedule", "planned_at", "fired_at", "ended_at", "outcome", "rows", "triggered_by", "missed_count", "message_id", "error"]
+        columns = [
+            "schedule",
+            "planned_at",
+            "fired_at",
+            "ended_at",
+            "outcome",
+            "rows",
+            "triggered_by",
+            "missed_count",
+            "message_id",
+            "error",
+        ]
         print_rows(found, columns, empty="no runs")
     return EXIT_OK

@@ -17,14 +17,22 @@ from packhorse.worker.cli.maintenance import owner
 from packhorse.worker.config import load_settings
 from packhorse.worker.errors import ConfigError, StoreUnavailable
 
-#: The module whose import adds the scheduler to a worker process; last, so that it joins the broker of users' modules.
+#: The module whose import adds the scheduler to a worker process; last, so that it joins the broker of users'
+#: modules.
 MODULE = "packhorse.schedules.actors"
 
-Modules = Annotated[list[str] | None, typer.Argument(help="Modules that declare schedules; default: the setting `actors`.", metavar="[MODULES]...")]
+Modules = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Modules that declare schedules; default: the setting `actors`.", metavar="[MODULES]..."
+    ),
+]
 
 
 def scheduler(modules: Modules = None) -> int:
-    """Fire schedules and run maintenance. Any number of these may run: none leads. Signals as for `packhorse worker`."""
+    """Fire schedules and run maintenance. Any number of these may run: none leads. Signals as for `packhorse
+    worker`.
+    """
     from packhorse.worker.embedded import Embedded
     from packhorse.worker.fleet.supervisor import Supervisor
     from packhorse.worker.observe.systemd import Notifier
@@ -44,7 +52,8 @@ def scheduler(modules: Modules = None) -> int:
             "poll_seconds": max(settings.poll_seconds, 10.0),
             "database_url": SecretStr(url),
             # on the embedded server the owner is known
-            "maintenance_url": settings.maintenance_url or (SecretStr(database_url(settings, owner=True)) if embedded is not None else None),
+            "maintenance_url": settings.maintenance_url
+            or (SecretStr(database_url(settings, owner=True)) if embedded is not None else None),
         }
     )
     with embedded or nullcontext():
@@ -52,7 +61,8 @@ def scheduler(modules: Modules = None) -> int:
 
 
 def refuse_bad_plan() -> None:
-    """Raise ConfigError with everything that is wrong in the plan; a database that does not answer yet is waited for later.
+    """Raise ConfigError with everything that is wrong in the plan; a database that does not answer yet is
+    waited for later.
 
     Raises SchemaMismatch.
     """

@@ -14,7 +14,9 @@ from packhorse.worker.store import scopes
 
 app = typer.Typer(no_args_is_help=True, help="Parked scopes: what rests, and since when.")
 
-Name = Annotated[str, typer.Argument(metavar="SCOPE", help="A service that actors name, actor:TYPE or queue:QUEUE.")]
+Name = Annotated[
+    str, typer.Argument(metavar="SCOPE", help="A service that actors name, actor:TYPE or queue:QUEUE.")
+]
 COLUMNS = ["scope", "state", "parked_until", "waiting", "parked_by", "reason", "message_types", "queue"]
 
 
@@ -35,15 +37,31 @@ def list_scopes(as_json: AsJson = False) -> int:
 def park(
     scope: Name,
     for_seconds: Annotated[float, duration("--for", "How long, as 90s, 5m or 2h.")],
-    probing: Annotated[bool, typer.Option("--probing", help="After that time let one message at a time start, until it is lifted.")] = False,
-    types: Annotated[list[str] | None, typer.Option("--type", help="A type that belongs to it, beside those that say so; repeatable.")] = None,
+    probing: Annotated[
+        bool,
+        typer.Option(
+            "--probing", help="After that time let one message at a time start, until it is lifted."
+        ),
+    ] = False,
+    types: Annotated[
+        list[str] | None,
+        typer.Option("--type", help="A type that belongs to it, beside those that say so; repeatable."),
+    ] = None,
     reason: Reason = None,
     operator: Operator = None,
     as_json: AsJson = False,
 ) -> int:
     """Start no message of a scope for some time; what runs goes on. Takes the place of an earlier park."""
     with database() as connection, connection.transaction():
-        until = ops.park(connection, scope, for_seconds, reason=reason, types=types or [], probing=probing, operator=operator_name(operator))
+        until = ops.park(
+            connection,
+            scope,
+            for_seconds,
+            reason=reason,
+            types=types or [],
+            probing=probing,
+            operator=operator_name(operator),
+        )
     if as_json:
         print_json({"scope": scope, "parked_until": until, "probing": probing})
     else:

@@ -10,7 +10,9 @@ from packhorse.worker.store import operations
 
 
 def stats(as_json: AsJson = False) -> int:
-    """Queues now, what ended in the last hour (seconds from enqueue to end; dead letters by code), workers."""
+    """Queues now, what ended in the last hour (seconds from enqueue to end; dead letters by code),
+    workers.
+    """
     with database() as connection:
         found = operations.stats(connection)
     if as_json:
@@ -18,7 +20,11 @@ def stats(as_json: AsJson = False) -> int:
         return EXIT_OK
     print_rows(found["queues"], queue.COLUMNS, empty="no queues")
     print()
-    print_rows(found["last_hour"], ["queue", "state", "count", "p50_seconds", "p99_seconds"], empty="nothing ended in the last hour")
+    print_rows(
+        found["last_hour"],
+        ["queue", "state", "count", "p50_seconds", "p99_seconds"],
+        empty="nothing ended in the last hour",
+    )
     if found["dead_by_code"]:
         print()
         print_rows(found["dead_by_code"], ["queue", "error_code", "count", "last_dead_at"], empty="")

@@ -1,4 +1,6 @@
-"""packhorse table-care: what a table wants done: vacuum, unused indexes, partitions, sequences near their end (SPEC M9)."""
+"""packhorse table-care: what a table wants done: vacuum, unused indexes, partitions, sequences near their end
+(SPEC M9).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,19 @@ def table_care(as_json: AsJson = False) -> int:
         print_json(report)
         return EXIT_OK
     for title, columns in (
-        ("tables", ["table", "bytes", "live_rows", "dead_rows", "dead_ratio", "bloat_ratio", "last_autovacuum_at", "advice"]),
+        (
+            "tables",
+            [
+                "table",
+                "bytes",
+                "live_rows",
+                "dead_rows",
+                "dead_ratio",
+                "bloat_ratio",
+                "last_autovacuum_at",
+                "advice",
+            ],
+        ),
         ("partitions", ["table", "partitions", "ends_at", "default_rows", "pending_detaches", "advice"]),
         ("indexes", ["index", "table", "bytes", "scans", "problem", "advice"]),
         ("sequences", ["sequence", "used_ratio", "advice"]),

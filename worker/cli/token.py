@@ -13,17 +13,30 @@ from packhorse.worker.exits import EXIT_OK
 from packhorse.worker.store import tokens as store
 from packhorse.worker.suggest import did_you_mean
 
-app = typer.Typer(help="Tokens of the page: who may use it, as viewer, operator or admin.", no_args_is_help=True)
+app = typer.Typer(
+    help="Tokens of the page: who may use it, as viewer, operator or admin.", no_args_is_help=True
+)
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; recorded with whatever is done with it.")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Whose it is; recorded with whatever is done with it.")
+]
 RoleOption = Annotated[
     Literal["viewer", "operator", "admin"],
-    typer.Option("--role", help="viewer: look, without payloads. operator: see payloads, steer. admin: also what cannot be taken back."),
+    typer.Option(
+        "--role",
+        help="viewer: look, without payloads. operator: see payloads, steer. admin: also what cannot be taken back.",
+    ),
 ]
 
 
 @app.command()
-def create(name: Name, role: RoleOption = "viewer", reason: Reason = None, operator: Operator = None, as_json: AsJson = False) -> int:
+def create(
+    name: Name,
+    role: RoleOption = "viewer",
+    reason: Reason = None,
+    operator: Operator = None,
+    as_json: AsJson = False,
+) -> int:
     """Make a token and print it, once: the database has only a hash of it."""
     with database() as connection:
         token = store.create(connection, name, role, operator_name(operator), reason)
@@ -42,7 +55,11 @@ def list_tokens(as_json: AsJson = False) -> int:
     if as_json:
         print_json(found)
     else:
-        print_rows(found, ["name", "role", "created_at", "created_by", "last_used_at", "revoked_at"], empty="no tokens")
+        print_rows(
+            found,
+            ["name", "role", "created_at", "created_by", "last_used_at", "revoked_at"],
+            empty="no tokens",
+        )
     return EXIT_OK
 
 

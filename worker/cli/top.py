@@ -31,15 +31,23 @@ PIPE_HEIGHT = 1000
 
 
 def top(
-    interval: Annotated[float | None, duration("--interval", "Time between two looks; default 2s, 200ms at least.")] = None,
+    interval: Annotated[
+        float | None, duration("--interval", "Time between two looks; default 2s, 200ms at least.")
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Print one frame and end; for scripts.")] = False,
 ) -> int:
-    """Queues, workers, oldest messages, blocked conversations, dead letters and maintenance, live; q or Ctrl-C ends it."""
+    """Queues, workers, oldest messages, blocked conversations, dead letters and maintenance, live; q or
+    Ctrl-C ends it.
+    """
     settings = load_settings()
     link = Link(lambda: _open(settings))
     try:
         if once or not sys.stdout.isatty():
-            width, height = (os.get_terminal_size().columns, PIPE_HEIGHT) if sys.stdout.isatty() else (PIPE_WIDTH, PIPE_HEIGHT)
+            width, height = (
+                (os.get_terminal_size().columns, PIPE_HEIGHT)
+                if sys.stdout.isatty()
+                else (PIPE_WIDTH, PIPE_HEIGHT)
+            )
             print(*frame(_look(link), title=_title(), problem=None, width=width, height=height), sep="\n")
         else:
             _look(link)  # what is wrong before the first frame is an error, not a picture
@@ -89,14 +97,20 @@ def _watch(link: Link, interval: float) -> None:
 
 @contextmanager
 def _keys() -> Iterator[Any]:
-    """Yield "wait so long; was q pressed, or an end asked for?"; keys are read without Enter, and the terminal is restored."""
+    """Yield "wait so long; was q pressed, or an end asked for?"; keys are read without Enter, and the
+    terminal is restored.
+    """
     import termios
     import tty
 
-    # a signal that arrives between two looks must end the wait, and one inside a look must not tear the screen
+    # a signal that arrives between two looks must end the wait, and one inside a look must not tear the
+    # screen
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
-    old_handlers = {number: signal.signal(number, lambda _number, _frame: os.write(write_end, b"q")) for number in (signal.SIGINT, signal.SIGTERM)}
+    old_handlers = {
+        number: signal.signal(number, lambda _number, _frame: os.write(write_end, b"q"))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     stdin = sys.stdin.fileno() if sys.stdin.isatty() else None
     saved = termios.tcgetattr(stdin) if stdin is not None else None
     if stdin is not None:

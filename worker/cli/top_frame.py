@@ -1,4 +1,6 @@
-"""One frame of `packhorse top`: a Sample as lines that fit the terminal. Numbers only; no payloads, keys or error texts."""
+"""One frame of `packhorse top`: a Sample as lines that fit the terminal. Numbers only; no payloads, keys or
+error texts.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,21 @@ OLD_SECONDS = 5.0
 
 
 def frame(look: Sample | None, *, title: str, problem: str | None, width: int, height: int) -> list[str]:
-    """At most `height` lines of at most `width` characters, cut between words. problem: the database is away."""
+    """At most `height` lines of at most `width` characters, cut between words. problem: the database is
+    away.
+    """
     lines = _wrapped(title, width)
     if problem:
         lines += _wrapped(f"! {problem}; trying again" + ("; what follows is old" if look else ""), width)
     if look is not None:
-        sections = [_queues(look), _workers(look, width), _oldest(look), _conversations(look), _dead(look), _maintenance(look)]
+        sections = [
+            _queues(look),
+            _workers(look, width),
+            _oldest(look),
+            _conversations(look),
+            _dead(look),
+            _maintenance(look),
+        ]
         lines += _fit(sections, height - len(lines))
     return [_clipped(_plain(line), width) for line in lines[:height]]
 
@@ -55,7 +66,11 @@ def _fit(sections: list[list[str]], height: int) -> list[str]:
         sizes[sizes.index(max(sizes))] -= 1
     lines = []
     for section, size in zip(sections, sizes, strict=True):
-        shown = section if size >= len(section) else [*section[: size - 1], f"  ... {len(section) - size + 1} more"]
+        shown = (
+            section
+            if size >= len(section)
+            else [*section[: size - 1], f"  ... {len(section) - size + 1} more"]
+        )
         lines += shown
     return lines
 
@@ -82,7 +97,8 @@ def _workers(look: Sample, width: int) -> list[str]:
     live = [row for row in look.workers if not row["silent"]]
     silent = len(look.workers) - len(live)
     running, threads = sum(row["running"] for row in live), sum(row["threads"] for row in live)
-    busy = f"{running} of {threads} threads busy" if running <= threads else f"{running} handlers run"  # coroutines need no thread each
+    # coroutines need no thread each
+    busy = f"{running} of {threads} threads busy" if running <= threads else f"{running} handlers run"
     head = f"WORKERS {len(live)}{f' and {silent} silent' if silent else ''}, {busy}, {_rates(live)}{_how_old(live)}"
     return [
         *_wrapped(head, width),
@@ -102,7 +118,10 @@ def _problems(row: Row) -> str:
 def _oldest(look: Sample) -> list[str]:
     return [
         "OLDEST DUE" if look.oldest else "OLDEST DUE none",
-        *(f"  {row['id']:<12}{_name(row['queue'], 20):<21}{_name(row['message_type'], 24):<25}{_age(row['late_seconds']):>8}" for row in look.oldest),
+        *(
+            f"  {row['id']:<12}{_name(row['queue'], 20):<21}{_name(row['message_type'], 24):<25}{_age(row['late_seconds']):>8}"
+            for row in look.oldest
+        ),
     ]
 
 
@@ -130,7 +149,10 @@ def _dead(look: Sample) -> list[str]:
 
 
 def _maintenance(look: Sample) -> list[str]:
-    return ["MAINTENANCE" if look.maintenance else "MAINTENANCE nothing runs", *(_run(row) for row in look.maintenance)]
+    return [
+        "MAINTENANCE" if look.maintenance else "MAINTENANCE nothing runs",
+        *(_run(row) for row in look.maintenance),
+    ]
 
 
 def _run(row: Row) -> str:
@@ -139,7 +161,9 @@ def _run(row: Row) -> str:
 
 
 def _rates(live: list[Row]) -> str:
-    """Done and failed per second, of each worker over its last heartbeats, and over how long that is at most."""
+    """Done and failed per second, of each worker over its last heartbeats, and over how long that is at
+    most.
+    """
     counted = [row for row in live if row["seconds"] is not None]
     if not counted:
         return "- done/s, - failed/s"

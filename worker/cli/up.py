@@ -1,4 +1,6 @@
-"""packhorse up: database, schema, workers and the page from one command, with nothing installed but Python."""
+"""packhorse up: database, schema, workers and the page from one command, with nothing installed but
+Python.
+"""
 
 from __future__ import annotations
 
@@ -42,12 +44,16 @@ then, elsewhere:  packhorse enqueue greet '{"name": "world"}'\
 
 def up(
     modules: Modules = None,
-    actors: Annotated[list[str] | None, typer.Option("--actors", "-a", help="The same as MODULES; may be repeated.")] = None,
+    actors: Annotated[
+        list[str] | None, typer.Option("--actors", "-a", help="The same as MODULES; may be repeated.")
+    ] = None,
     processes: Processes = None,
     threads: Threads = None,
     reload: Reload = False,
 ) -> int:
-    """Start everything: an embedded PostgreSQL unless DATABASE_URL is set, the schema, the workers, the page. Ctrl-C drains and stops."""
+    """Start everything: an embedded PostgreSQL unless DATABASE_URL is set, the schema, the workers, the page.
+    Ctrl-C drains and stops.
+    """
     named = [*(modules or []), *(actors or [])]
     given: dict[str, Any] = {"actors": ",".join(named) or None, "processes": processes, "threads": threads}
     settings = load_settings(**given)
@@ -58,7 +64,11 @@ def up(
     # until the workers run, SIGTERM ends this like Ctrl-C: the server must not be left behind
     signal.signal(signal.SIGTERM, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
     configure_logging(settings)
-    return _with_database_of_theirs(settings, reload) if settings.database_url is not None else _with_embedded(settings, given, reload)
+    return (
+        _with_database_of_theirs(settings, reload)
+        if settings.database_url is not None
+        else _with_embedded(settings, given, reload)
+    )
 
 
 def _with_database_of_theirs(settings: Settings, reload: bool) -> int:
@@ -88,10 +98,14 @@ def _with_embedded(settings: Settings, given: dict[str, Any], reload: bool) -> i
         # handlers find the database where any program looks for it
         os.environ["DATABASE_URL"] = server.url
         os.environ.setdefault("PACKHORSE_MAINTENANCE_URL", server.owner_url)
-        _say(f"Database   PostgreSQL {'started' if server.started_it else 'runs already'} in {server.data_dir}, log in {server.log_path.name}")
+        _say(
+            f"Database   PostgreSQL {'started' if server.started_it else 'runs already'} in {server.data_dir}, log in {server.log_path.name}"
+        )
         _say(f"           psql '{server.url}'")
         _say(f"Schema     {_schema_line(applied)}")
-        _say("Look       packhorse queue list | packhorse stats | packhorse workers      (from this folder, in another terminal)")
+        _say(
+            "Look       packhorse queue list | packhorse stats | packhorse workers      (from this folder, in another terminal)"
+        )
         return _run(load_settings(**given), reload, keep_up=True)
     finally:
         # a second Ctrl-C must not leave the server half stopped
@@ -109,7 +123,9 @@ def _run(settings: Settings, reload: bool, *, keep_up: bool) -> int:
         from packhorse.worker.fleet.reload import reloading
         from packhorse.worker.fleet.supervisor import Supervisor
 
-        _say(f"Workers    {settings.processes} x {settings.threads} threads: {', '.join(settings.actors)}      (Ctrl-C drains and stops)")
+        _say(
+            f"Workers    {settings.processes} x {settings.threads} threads: {', '.join(settings.actors)}      (Ctrl-C drains and stops)"
+        )
         _say("Schedules  packhorse schedule list | packhorse maintenance list")
         queues = (*settings.queues, QUEUE) if settings.queues else ()
         watched = reloading(settings.actors, ignored=[settings.data_dir]) if reload else nullcontext()
@@ -127,7 +143,9 @@ def _run(settings: Settings, reload: bool, *, keep_up: bool) -> int:
 
 @contextmanager
 def _page(settings: Settings) -> Iterator[None]:
-    """The page as a process of its own, which says its address itself; without the extra `web` a line that says so. It ends after the workers."""
+    """The page as a process of its own, which says its address itself; without the extra `web` a line that
+    says so. It ends after the workers.
+    """
     from packhorse.worker.cli.web import PAGE_NEEDS, missing
     from packhorse.worker.fleet.child import end_with_parent
 

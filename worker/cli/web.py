@@ -25,12 +25,21 @@ def missing() -> str | None:
 
 
 def web(
-    host: Annotated[str | None, typer.Option("--host", help="Address; beyond loopback everybody has to log in.")] = None,
-    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port; 0: any free one, which is printed.")] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", help="Address; beyond loopback everybody has to log in.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65535, help="Port; 0: any free one, which is printed.")
+    ] = None,
 ) -> int:
     """Serve the page: see and steer everything in a browser, until Ctrl-C or SIGTERM."""
     if (lacks := missing()) is not None:
-        raise CommandError(f"the page needs the package {lacks}", code="unavailable", hint="pip install 'packhorse[web]'", exit_code=EXIT_UNAVAILABLE)
+        raise CommandError(
+            f"the page needs the package {lacks}",
+            code="unavailable",
+            hint="pip install 'packhorse[web]'",
+            exit_code=EXIT_UNAVAILABLE,
+        )
     settings = load_settings(web_host=host, web_port=port)
     configure_logging(settings)
     from packhorse.worker.web import serve

@@ -13,32 +13,69 @@ from packhorse.worker.cli.common import configure_logging, database_url
 from packhorse.worker.config import load_settings
 from packhorse.worker.errors import ConfigError
 
-#: The module that tells the database what packhorse.toml says of retention; last, so that it joins the broker of users' modules.
+#: The module that tells the database what packhorse.toml says of retention; last, so that it joins the broker
+#: of users' modules.
 DECLARE = "packhorse.schedules.declare"
 
-Modules = Annotated[list[str] | None, typer.Argument(help="Modules that declare actors; default: the setting `actors`.", metavar="[MODULES]...")]
-Processes = Annotated[int | None, typer.Option("--processes", "-p", help="Worker processes; default: the setting `processes`.")]
-Threads = Annotated[int | None, typer.Option("--threads", "-t", help="Handler threads per process; default: the setting `threads`.")]
-Reload = Annotated[bool, typer.Option("--reload", help="For development: load the code anew when a Python file changes (extra `reload`).")]
+Modules = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Modules that declare actors; default: the setting `actors`.", metavar="[MODULES]..."
+    ),
+]
+Processes = Annotated[
+    int | None, typer.Option("--processes", "-p", help="Worker processes; default: the setting `processes`.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", "-t", help="Handler threads per process; default: the setting `threads`."),
+]
+Reload = Annotated[
+    bool,
+    typer.Option(
+        "--reload", help="For development: load the code anew when a Python file changes (extra `reload`)."
+    ),
+]
 Queues = Annotated[str | None, typer.Option("--queues", "-q", help="Only these queues, separated by commas.")]
 
 
-Burst = Annotated[bool, typer.Option("--burst", help="Stop when nothing is left to do now; exit code 1 when a message failed or died.")]
+Burst = Annotated[
+    bool,
+    typer.Option(
+        "--burst", help="Stop when nothing is left to do now; exit code 1 when a message failed or died."
+    ),
+]
 
 
 def worker(
-    modules: Modules = None, processes: Processes = None, threads: Threads = None, queues: Queues = None, burst: Burst = False, reload: Reload = False
+    modules: Modules = None,
+    processes: Processes = None,
+    threads: Threads = None,
+    queues: Queues = None,
+    burst: Burst = False,
+    reload: Reload = False,
 ) -> int:
-    """Run handlers. SIGTERM or Ctrl-C drains, a second one interrupts, SIGHUP restarts one process at a time."""
+    """Run handlers. SIGTERM or Ctrl-C drains, a second one interrupts, SIGHUP restarts one process at a
+    time.
+    """
     from packhorse.worker.embedded import Embedded
     from packhorse.worker.fleet.reload import check_reload, reloading
     from packhorse.worker.fleet.supervisor import Supervisor
     from packhorse.worker.observe.systemd import Notifier
 
-    given: dict[str, Any] = {"actors": ",".join(modules) if modules else None, "processes": processes, "threads": threads, "queues": queues}
+    given: dict[str, Any] = {
+        "actors": ",".join(modules) if modules else None,
+        "processes": processes,
+        "threads": threads,
+        "queues": queues,
+    }
     settings = load_settings(**given)
     if not settings.actors:
-        raise ConfigError(["actors: none given; name the modules that declare actors: packhorse worker my_app.actors, or PACKHORSE_ACTORS"])
+        raise ConfigError(
+            [
+                "actors: none given; name the modules that declare actors: packhorse worker my_app.actors, or PACKHORSE_ACTORS"
+            ]
+        )
     if reload:
         if burst:
             raise ConfigError(["reload: a burst ends by itself; leave out one of --burst, --reload"])

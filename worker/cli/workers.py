@@ -23,11 +23,33 @@ def _id(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError:
-        raise usage("id", f"{text[:60]!r} is not the id of a worker process", "`packhorse workers list` shows who lives") from None
+        raise usage(
+            "id",
+            f"{text[:60]!r} is not the id of a worker process",
+            "`packhorse workers list` shows who lives",
+        ) from None
 
 
-Id = Annotated[UUID, typer.Argument(metavar="ID", parser=_id, help="Id of a worker process, as `packhorse workers list` shows it.")]
-COLUMNS = ["id", "hostname", "pid", "state", "silent", "queues", "threads", "running", "done_total", "failed_total", "started_at", "last_seen_at"]
+Id = Annotated[
+    UUID,
+    typer.Argument(
+        metavar="ID", parser=_id, help="Id of a worker process, as `packhorse workers list` shows it."
+    ),
+]
+COLUMNS = [
+    "id",
+    "hostname",
+    "pid",
+    "state",
+    "silent",
+    "queues",
+    "threads",
+    "running",
+    "done_total",
+    "failed_total",
+    "started_at",
+    "last_seen_at",
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -74,13 +96,29 @@ def _ask(worker_id: UUID, request: str, reason: str | None, operator: str | None
         answer = store.ask(connection, worker_id, request, operator_name(operator), reason)
         theirs = operations.list_workers(connection)
     if answer == "gone":
-        raise InvalidArgument(f"id: no worker process has the id {worker_id}", field="id", hint="`packhorse workers list` shows who lives")
+        raise InvalidArgument(
+            f"id: no worker process has the id {worker_id}",
+            field="id",
+            hint="`packhorse workers list` shows who lives",
+        )
     if answer == "draining":
-        raise CommandError(f"the daemon of {worker_id} was asked to end, which cannot be taken back", code="not_possible", field="id")
+        raise CommandError(
+            f"the daemon of {worker_id} was asked to end, which cannot be taken back",
+            code="not_possible",
+            field="id",
+        )
     daemon = next((row["daemon"] for row in theirs if str(row["id"]) == str(worker_id)), None)
     pids = sorted(row["pid"] for row in theirs if row["daemon"] == daemon)
     if as_json:
-        print_json({"id": worker_id, "request": request, "changed": answer == "asked", "daemon": daemon, "pids": pids})
+        print_json(
+            {
+                "id": worker_id,
+                "request": request,
+                "changed": answer == "asked",
+                "daemon": daemon,
+                "pids": pids,
+            }
+        )
     else:
         said = {"quiet": "claim nothing more", "drain": "finish and end", "resume": "claim again"}[request]
         when = "with their next heartbeat" if answer == "asked" else "and were asked before"

@@ -1,8 +1,9 @@
 """The asynchronous face of a connection, for the handler of a transactional coroutine (SPEC W3, P3).
 
-A session is opened, prepared, reset and closed by the synchronous code that does it for everybody. While a coroutine has
-it, an AsyncDeadlineConnection speaks on the same socket; statements of ours go through its `twin`, in a thread, while the
-coroutine's own wait for the lock. So there is one text of each rule, and a handler sees psycopg's AsyncConnection.
+A session is opened, prepared, reset and closed by the synchronous code that does it for everybody. While a
+coroutine has it, an AsyncDeadlineConnection speaks on the same socket; statements of ours go through its
+`twin`, in a thread, while the coroutine's own wait for the lock. So there is one text of each rule, and a
+handler sees psycopg's AsyncConnection.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ HELPERS = 16
 
 
 class _Helpers:
-    """Threads of our own: those of the event loop are the handlers', who may keep them for long (`asyncio.to_thread`)."""
+    """Threads of our own: those of the event loop are the handlers', who may keep them for long
+    (`asyncio.to_thread`).
+    """
 
     def __init__(self) -> None:
         self._begin()
@@ -52,15 +55,19 @@ def submit(function: Callable[[], T]) -> asyncio.Future[T]:
 
 
 async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call it in a helper thread, in a copy of the caller's context, to its end: a cancellation that comes meanwhile is raised afterwards."""
+    """Call it in a helper thread, in a copy of the caller's context, to its end: a cancellation that comes
+    meanwhile is raised afterwards.
+    """
     context = copy_context()
     return await to_its_end(submit(lambda: context.run(function, *args, **kwargs)))
 
 
 class AsyncDeadlineConnection(psycopg.AsyncConnection[Any]):
-    """A psycopg AsyncConnection in autocommit mode whose every wait for the server ends after `deadline_seconds`.
+    """A psycopg AsyncConnection in autocommit mode whose every wait for the server ends after
+    `deadline_seconds`.
 
-    twin: the connection that opened the session. The handler's adapters, row factory and the like are this object's, and go with it.
+    twin: the connection that opened the session. The handler's adapters, row factory and the like are this
+    object's, and go with it.
     """
 
     def __init__(self, twin: DeadlineConnection) -> None:
@@ -73,7 +80,9 @@ class AsyncDeadlineConnection(psycopg.AsyncConnection[Any]):
         self._pool: Any = None  # psycopg's sign that somebody else closes it
         self.prepare_threshold = twin.prepare_threshold
 
-    async def wait(self, gen: Generator[Any, Any, T], interval: float = 0.1, timeout: float | None = None) -> T:
+    async def wait(
+        self, gen: Generator[Any, Any, T], interval: float = 0.1, timeout: float | None = None
+    ) -> T:
         if timeout is not None:
             return await super().wait(gen, interval, timeout)
         try:
@@ -108,4 +117,6 @@ async def to_its_end(work: Awaitable[T]) -> T:
 
 
 #: The connection of the transactional coroutine that runs in this context, and where it leads: URL, schema.
-current_async: ContextVar[tuple[AsyncDeadlineConnection, tuple[str, str]] | None] = ContextVar("packhorse_async_connection", default=None)
+current_async: ContextVar[tuple[AsyncDeadlineConnection, tuple[str, str]] | None] = ContextVar(
+    "packhorse_async_connection", default=None
+)

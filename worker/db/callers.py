@@ -1,7 +1,8 @@
-"""Statements of ours on a connection of the caller's: psycopg's, in whatever transaction it is, with whatever row factory it has.
+"""Statements of ours on a connection of the caller's: psycopg's, in whatever transaction it is, with whatever
+row factory it has.
 
-The caller's commit decides. Errors come out as ours, with the driver's as their cause; after one the transaction is failed, as after any
-statement that fails.
+The caller's commit decides. Errors come out as ours, with the driver's as their cause; after one the
+transaction is failed, as after any statement that fails.
 """
 
 from __future__ import annotations
@@ -31,19 +32,29 @@ def own_names() -> Names:
 
 
 def fetch(connection: Any, statement: str, values: Mapping[str, Any]) -> list[Row]:
-    """The rows of a named statement, column by name, on a synchronous connection. Raises InvalidArgument (no connection of psycopg's,
-    or what the database refuses), StoreError."""
+    """The rows of a named statement, column by name, on a synchronous connection. Raises InvalidArgument (no
+    connection of psycopg's, or what the database refuses), StoreError."""
     if isinstance(connection, psycopg.Cursor):
         connection = connection.connection
     if not isinstance(connection, psycopg.Connection):
-        raise _refused(connection, "is no synchronous connection of psycopg", "Give a psycopg.Connection, or none for one of the broker's pool.")
-    if isinstance(connection, DeadlineConnection):  # current_connection(): the handler's role and search_path are not ours
+        raise _refused(
+            connection,
+            "is no synchronous connection of psycopg",
+            "Give a psycopg.Connection, or none for one of the broker's pool.",
+        )
+    # current_connection(): the handler's role and search_path are not ours
+    if isinstance(connection, DeadlineConnection):
         with translated(), connection.as_ourselves():
-            cursor = connection.execute(sql(statement), values)  # its own execute: it leaves the handler's role on the way
+            # its own execute: it leaves the handler's role on the way
+            cursor = connection.execute(sql(statement), values)
             names = [column.name for column in cursor.description or ()]
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
     with translated():
-        return list(psycopg.Cursor(connection, row_factory=dict_row).execute(own_names().of(sql(statement)).encode(), values).fetchall())
+        return list(
+            psycopg.Cursor(connection, row_factory=dict_row)
+            .execute(own_names().of(sql(statement)).encode(), values)
+            .fetchall()
+        )
 
 
 async def fetch_async(connection: Any, statement: str, values: Mapping[str, Any]) -> list[Row]:
@@ -52,7 +63,9 @@ async def fetch_async(connection: Any, statement: str, values: Mapping[str, Any]
         connection = connection.connection
     if not isinstance(connection, psycopg.AsyncConnection):
         raise _refused(
-            connection, "is no asynchronous connection of psycopg", "Give a psycopg.AsyncConnection, or none for one of the broker's pool."
+            connection,
+            "is no asynchronous connection of psycopg",
+            "Give a psycopg.AsyncConnection, or none for one of the broker's pool.",
         )
     if isinstance(connection, AsyncDeadlineConnection):
         return await connection.ours(fetch, connection.twin, statement, values)
@@ -63,4 +76,6 @@ async def fetch_async(connection: Any, statement: str, values: Mapping[str, Any]
 
 
 def _refused(connection: Any, problem: str, hint: str) -> InvalidArgument:
-    return InvalidArgument(f"connection: {type(connection).__name__} {problem}", field="connection", hint=hint)
+    return InvalidArgument(
+        f"connection: {type(connection).__name__} {problem}", field="connection", hint=hint
+    )

@@ -1,4 +1,6 @@
-"""Statements with names of tables and columns in them, composed as psycopg quotes them: what worker/store has of psycopg."""
+"""Statements with names of tables and columns in them, composed as psycopg quotes them: what worker/store has
+of psycopg.
+"""
 
 from __future__ import annotations
 

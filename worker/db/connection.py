@@ -4,8 +4,9 @@
 clock on our side does. The deadline is enforced where psycopg waits for the socket: when it passes, the
 connection is closed and StoreUnavailable follows.
 
-A forked child has none of our connections: else its copy of a socket would keep a session, with its transaction and its locks, for
-as long as the child lives, whatever becomes of the process whose session it is (SPEC W10b).
+A forked child has none of our connections: else its copy of a socket would keep a session, with its
+transaction and its locks, for as long as the child lives, whatever becomes of the process whose session it is
+(SPEC W10b).
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class AnyText(JsonText):
 
 
 class AnyTime(TimestamptzLoader):
-    """Times that Python does not have ('infinity', before the year 1, after 9999) as the text that PostgreSQL writes."""
+    """Times that Python does not have ('infinity', before the year 1, after 9999) as the text that PostgreSQL
+    writes.
+    """
 
     def load(self, data: Any) -> Any:
         try:
@@ -61,18 +64,20 @@ class AnyTime(TimestamptzLoader):
 class DeadlineConnection(psycopg.Connection[Any]):
     """A psycopg connection whose every wait for the server ends after `deadline_seconds`.
 
-    touched: a user's handler has had it in its hands. Its role, its settings and whatever else a session or this object
-    keeps may be the handler's: as_ourselves() runs statements of ours in its transaction all the same, and reset_session() makes
-    the session what it was before anybody else gets it.
+    touched: a user's handler has had it in its hands. Its role, its settings and whatever else a session or
+    this object keeps may be the handler's: as_ourselves() runs statements of ours in its transaction all the
+    same, and reset_session() makes the session what it was before anybody else gets it.
     """
 
     deadline_seconds: float = 10.0
     #: What our schemas are called here.
     names = Names()
     touched = False
-    #: What connect() has set for the session, as SQL that sets it again; () behind a pooler, where the session is not ours.
+    #: What connect() has set for the session, as SQL that sets it again; () behind a pooler, where the
+    #: session is not ours.
     session_sql: tuple[str, ...] = ()
-    #: session_authorization, role, search_path and row_security as they are when nobody has changed them; None until known.
+    #: session_authorization, role, search_path and row_security as they are when nobody has changed them;
+    #: None until known.
     home: tuple[str, ...] | None = None
     _adapters_at_first: AdaptersMap | None = None
     _own_adapters: AdaptersMap | None = None
@@ -96,14 +101,19 @@ class DeadlineConnection(psycopg.Connection[Any]):
             self._own_adapters = AdaptersMap(self.adapters)
         return self
 
-    def execute(self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool = False) -> psycopg.Cursor[Any]:
-        """As psycopg's, with our schemas put into statements of ours; the first one in as_ourselves() goes home in the same round trip."""
+    def execute(
+        self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool = False
+    ) -> psycopg.Cursor[Any]:
+        """As psycopg's, with our schemas put into statements of ours; the first one in as_ourselves() goes
+        home in the same round trip.
+        """
         if type(query) is Statement:
             query = self.names.of(query)
         if not self._going_home:
             return super().execute(query, params, prepare=prepare, binary=binary)
         self._going_home = False
-        if self.pgconn.pipeline_status != PipelineStatus.OFF:  # the handler's: there, each statement goes alone
+        # the handler's: there, each statement goes alone
+        if self.pgconn.pipeline_status != PipelineStatus.OFF:
             self._note_what_was(super().execute(sql("go_home"), self._twice_home()).fetchone())
             return super().execute(query, params, prepare=prepare, binary=binary)
         cursor = psycopg.ClientCursor(self)
@@ -129,8 +139,8 @@ class DeadlineConnection(psycopg.Connection[Any]):
         return [value for value in self.home or () for _ in range(2)]
 
     def ask_as_ourselves(self, statement: str) -> str | None:
-        """The only value of one statement without parameters, as as_ourselves() runs it. A simple query of two statements costs no more
-        than a prepared one that goes through the driver's cursor.
+        """The only value of one statement without parameters, as as_ourselves() runs it. A simple query of
+        two statements costs no more than a prepared one that goes through the driver's cursor.
         """
         if type(statement) is Statement:
             statement = self.names.qualified(statement)
@@ -153,9 +163,10 @@ class DeadlineConnection(psycopg.Connection[Any]):
 
     @contextmanager
     def as_ourselves(self) -> Iterator[None]:
-        """Statements of ours in a transaction that a handler has had in its hands: under our role, our search_path and our
-        row factory and adapters, whatever the handler has set. Its own are back at the end, for what it does next and for what runs at
-        the commit (deferred triggers). Costs nothing while nobody has had it.
+        """Statements of ours in a transaction that a handler has had in its hands: under our role, our
+        search_path and our row factory and adapters, whatever the handler has set. Its own are back at the
+        end, for what it does next and for what runs at the commit (deferred triggers). Costs nothing while
+        nobody has had it.
         """
         if not self.touched or self._at_home:
             yield
@@ -175,17 +186,20 @@ class DeadlineConnection(psycopg.Connection[Any]):
         away, self._away = self._away, None
         self._at_home = self._going_home = False
         if away is not None and self.pgconn.transaction_status == TransactionStatus.INTRANS:
-            psycopg.Cursor(self, row_factory=tuple_row).execute(sql("leave_home"), away)  # not a cursor of the handler's making
+            # not a cursor of the handler's making
+            psycopg.Cursor(self, row_factory=tuple_row).execute(sql("leave_home"), away)
 
     def _go_back_to(self, row_factory: Any, cursor_factory: Any, adapters: AdaptersMap | None) -> None:
         self.row_factory, self.cursor_factory, self._own_adapters = row_factory, cursor_factory, adapters
 
     def reset_session(self) -> None:
-        """Undo what a handler did to its session and to this object; the connection is closed when that does not end well.
+        """Undo what a handler did to its session and to this object; the connection is closed when that does
+        not end well.
 
-        What DISCARD ALL does, in one round trip, without the loss of our own prepared statements and settings. Temporary tables,
-        settings, role, advisory locks, LISTEN, cursors and the like go; SQL's own PREPARE costs the connection. Raises nothing
-        but what interrupts the thread. Behind a pooler only the object is reset: the session belongs to the pooler.
+        What DISCARD ALL does, in one round trip, without the loss of our own prepared statements and
+        settings. Temporary tables, settings, role, advisory locks, LISTEN, cursors and the like go; SQL's own
+        PREPARE costs the connection. Raises nothing but what interrupts the thread. Behind a pooler only the
+        object is reset: the session belongs to the pooler.
         """
         clean = False
         try:
@@ -214,7 +228,9 @@ class DeadlineConnection(psycopg.Connection[Any]):
 
     @classmethod
     def _connect_gen(cls, *args: Any, **kwargs: Any) -> Any:
-        """One attempt of psycopg's. A name may stand for many addresses, each with a timeout of its own: who tries them all does not hang."""
+        """One attempt of psycopg's. A name may stand for many addresses, each with a timeout of its own: who
+        tries them all does not hang.
+        """
         still_alive()
         attempt = super()._connect_gen(*args, **kwargs)
         try:
@@ -248,7 +264,9 @@ class _SessionSockets:
         forks.register(self)
 
     def after_fork(self, stranger: bool) -> None:
-        """The child gives its copies back. Nothing is said to the server, and libpq finds a descriptor that is at its end."""
+        """The child gives its copies back. Nothing is said to the server, and libpq finds a descriptor that
+        is at its end.
+        """
         inherited = [*self.connecting.values(), *filter(None, map(_descriptor, list(self.connections)))]
         self.connecting.clear()
         self.connections.clear()
@@ -290,13 +308,15 @@ def connect(
     autocommit: bool = True,
     times_in_utc: bool = False,
 ) -> DeadlineConnection:
-    """Open a connection, for sessions.py, which knows the settings: autocommit, every call bounded by deadline_seconds, json as text.
+    """Open a connection, for sessions.py, which knows the settings: autocommit, every call bounded by
+    deadline_seconds, json as text.
 
-    names: what our schemas are called. pooler: no prepared statements and no session state, for PgBouncer in transaction mode.
-    times_in_utc: texts of times sort as the times do, whatever the database's
-    settings (without a pooler). Raises StoreUnavailable. Several hosts: only a writable one is taken.
+    names: what our schemas are called. pooler: no prepared statements and no session state, for PgBouncer in
+    transaction mode. times_in_utc: texts of times sort as the times do, whatever the database's settings
+    (without a pooler). Raises StoreUnavailable. Several hosts: only a writable one is taken.
     """
-    # what a database of another encoding sends is converted by its server: JsonText and every text here are UTF-8
+    # what a database of another encoding sends is converted by its server: JsonText and every text here are
+    # UTF-8
     parameters: dict[str, Any] = {
         "connect_timeout": max(2, int(connect_timeout_seconds)),
         "application_name": application_name,
@@ -304,7 +324,12 @@ def connect(
     }
     given = _in_force(url)
     if not pooler:
-        parameters |= {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20000}
+        parameters |= {
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20000,
+        }
     if "," in given.get("host", "") + given.get("hostaddr", ""):
         parameters["target_session_attrs"] = "read-write"
     with translated():
@@ -314,7 +339,9 @@ def connect(
         if not pooler:
             connection.session_sql = (*_prepare_times(connection, times_in_utc), _prepare_session(connection))
         if connection.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII":
-            connection.session_sql = (*connection.session_sql, _take_any_bytes(connection)) if connection.session_sql else ()
+            connection.session_sql = (
+                (*connection.session_sql, _take_any_bytes(connection)) if connection.session_sql else ()
+            )
     connection.prepare_threshold = None if pooler else 0
     connection.adapters.register_loader("jsonb", JsonText)
     connection.adapters.register_loader("json", JsonText)
@@ -322,7 +349,9 @@ def connect(
 
 
 def url_parts(url: str) -> dict[str, str]:
-    """What a connection string says, by libpq's keywords; opens nothing. Raises InvalidArgument, without any part of it."""
+    """What a connection string says, by libpq's keywords; opens nothing. Raises InvalidArgument, without any
+    part of it.
+    """
     try:
         return {name: str(value) for name, value in psycopg.conninfo.conninfo_to_dict(url).items() if value}
     except psycopg.ProgrammingError:  # its text may quote a part of the url, and so of the password
@@ -331,7 +360,9 @@ def url_parts(url: str) -> dict[str, str]:
 
 
 def _in_force(url: str) -> dict[str, str]:
-    """The parameters of a connection, those included that libpq has from PGHOST, PGOPTIONS and the like, or from a service file."""
+    """The parameters of a connection, those included that libpq has from PGHOST, PGOPTIONS and the like, or
+    from a service file.
+    """
     given = url_parts(url)
     known = psycopg.pq.Conninfo.get_defaults()
     if "service" in given:  # only libpq reads the file, when a connection begins
@@ -345,10 +376,11 @@ def _in_force(url: str) -> dict[str, str]:
 def _prepare_session(connection: DeadlineConnection) -> str:
     """Set what every session of ours has; returns the SQL that does it.
 
-    READ COMMITTED whatever the role's default is: under any other, messages of conversations could not be ended.
+    READ COMMITTED whatever the role's default is: under any other, messages of conversations could not be
+    ended.
 
-    And the server looks whether we are still there: after a deadline of ours it would go on with the statement for as
-    long as it takes, hold its locks, and commit.
+    And the server looks whether we are still there: after a deadline of ours it would go on with the
+    statement for as long as it takes, hold its locks, and commit.
     """
     interval = CHECK_INTERVAL
     try:
@@ -364,7 +396,9 @@ def _prepare_session(connection: DeadlineConnection) -> str:
 
 
 def _take_any_bytes(connection: DeadlineConnection) -> str:
-    """A database that checks no encoding: asked for UTF-8 it would refuse every answer with a text that is none (SPEC P5)."""
+    """A database that checks no encoding: asked for UTF-8 it would refuse every answer with a text that is
+    none (SPEC P5).
+    """
     statement = "set client_encoding = 'SQL_ASCII'"
     connection.execute(statement, prepare=False)
     if not connection.autocommit:
@@ -375,8 +409,12 @@ def _take_any_bytes(connection: DeadlineConnection) -> str:
 
 
 def _prepare_times(connection: DeadlineConnection, in_utc: bool) -> list[str]:
-    """ISO dates, which psycopg can read; costs nothing where the server has told that it is so already. Returns the SQL that was needed."""
-    wanted = [("DateStyle", b"ISO", "set datestyle = 'ISO'")] + ([("TimeZone", b"UTC", "set timezone = 'UTC'")] if in_utc else [])
+    """ISO dates, which psycopg can read; costs nothing where the server has told that it is so already.
+    Returns the SQL that was needed.
+    """
+    wanted = [("DateStyle", b"ISO", "set datestyle = 'ISO'")] + (
+        [("TimeZone", b"UTC", "set timezone = 'UTC'")] if in_utc else []
+    )
     needed = []
     for name, start, statement in wanted:
         if not (connection.pgconn.parameter_status(name.encode()) or b"").startswith(start):

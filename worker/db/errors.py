@@ -9,7 +9,14 @@ from contextlib import contextmanager
 import psycopg
 from psycopg import errors as pg
 
-from packhorse.worker.errors import InvalidArgument, StoreConflict, StoreError, StoreRejected, StoreUnavailable, UnknownQueue
+from packhorse.worker.errors import (
+    InvalidArgument,
+    StoreConflict,
+    StoreError,
+    StoreRejected,
+    StoreUnavailable,
+    UnknownQueue,
+)
 
 #: Classes of SQLSTATE after which the connection is of no use: lost, shutting down, too many clients,
 #: read-only after a switchover, disk or memory full (temporary, SPEC FAILURES 41, 77).
@@ -39,7 +46,9 @@ def translate(error: psycopg.Error) -> StoreError:
     elif state in ("PH001", "22P05", "22P02", "22021", "54001", "22003", "22007", "22008") or (
         state == "23514" and (error.diag.constraint_name or "").startswith(("message_", "queue_name"))
     ):
-        result = InvalidArgument(text, field=error.diag.column_name or error.diag.constraint_name, hint=error.diag.message_hint)
+        result = InvalidArgument(
+            text, field=error.diag.column_name or error.diag.constraint_name, hint=error.diag.message_hint
+        )
     elif state is None:
         # libpq itself: no server, connection cut; or a value that cannot be sent at all
         if isinstance(error, (pg.OperationalError, pg.InterfaceError)):

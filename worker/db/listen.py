@@ -20,7 +20,12 @@ class Listener(Service):
 
     name = "listener"
 
-    def __init__(self, open_connection: Callable[[], DeadlineConnection], on_wake: Callable[[str], None], idle_seconds: float = 5.0) -> None:
+    def __init__(
+        self,
+        open_connection: Callable[[], DeadlineConnection],
+        on_wake: Callable[[str], None],
+        idle_seconds: float = 5.0,
+    ) -> None:
         super().__init__()
         self._link = Link(open_connection)
         self._on_wake = on_wake

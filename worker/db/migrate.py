@@ -1,19 +1,22 @@
 """Apply, list and check migrations (SPEC O8, P7b, N2). Plain SQL files, in two kinds.
 
 - Numbered: tables, types, indexes, policies. Each is applied once, and never changed once released.
-- `functions/`: the current text of functions and views, one file per verb. A file is applied again when its text has changed.
+- `functions/`: the current text of functions and views, one file per verb. A file is applied again when its
+  text has changed.
 
-Both are recorded with name, checksum, release and the names of what they make. Each numbered migration has a transaction of its own; the
-functions, and the rights of all (functions/rights.sql), follow in the last one. In a database without the queue all of it is one
-transaction: what is in the way is found before anything is changed. The transaction holds the migrator's advisory lock: whoever comes second
-waits without a snapshot, reads again and finds nothing to do.
+Both are recorded with name, checksum, release and the names of what they make. Each numbered migration has a
+transaction of its own; the functions, and the rights of all (functions/rights.sql), follow in the last one.
+In a database without the queue all of it is one transaction: what is in the way is found before anything is
+changed. The transaction holds the migrator's advisory lock: whoever comes second waits without a snapshot,
+reads again and finds nothing to do.
 
-A process refuses to work on a schema it does not understand and says which side is older. A migration that older code may run beside says
-so: `-- Runs beside: 0.1.0` names the oldest release that does. Functions are always so: a changed meaning is a new name. So a rolling deploy,
-and a rollback of the code, need no rollback of the schema.
+A process refuses to work on a schema it does not understand and says which side is older. A migration that
+older code may run beside says so: `-- Runs beside: 0.1.0` names the oldest release that does. Functions are
+always so: a changed meaning is a new name. So a rolling deploy, and a rollback of the code, need no rollback
+of the schema.
 
-Besides the queue's own there are optional sets, each a subfolder of the same shape: `platform/0001_...`. A set is in force in a database from
-the moment its first migration is recorded there.
+Besides the queue's own there are optional sets, each a subfolder of the same shape: `platform/0001_...`. A
+set is in force in a database from the moment its first migration is recorded there.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ FUNCTIONS = "functions/"
 _RIGHTS = {"": "rights_of_queue", "platform": "rights_of_platform", "public-api": "rights_of_public_api"}
 _RUNS_BESIDE = re.compile(r"^-- Runs beside: (\d+\.\d+\.\d+)\s*$", re.MULTILINE)
 _MADE = re.compile(
-    r"^create (?:or replace )?(?:table|view|sequence|domain|type|function) (?:if not exists )?(packhorse|platform)\.(\w+)", re.MULTILINE
+    r"^create (?:or replace )?(?:table|view|sequence|domain|type|function) (?:if not exists )?(packhorse|platform)\.(\w+)",
+    re.MULTILINE,
 )
 #: A name that only the record of an unreleased version has.
 _UNRELEASED = "0005_create_queue_functions"
@@ -54,9 +58,11 @@ _UNRELEASED = "0005_create_queue_functions"
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One file: `name` without suffix, with its set and kind (`platform/0001_...`, `functions/claim`), text, sha256 of it, way back.
+    """One file: `name` without suffix, with its set and kind (`platform/0001_...`, `functions/claim`), text,
+    sha256 of it, way back.
 
-    runs_beside: the oldest release whose code works on the schema with it; None: only the release that brings it.
+    runs_beside: the oldest release whose code works on the schema with it; None: only the release that brings
+    it.
     """
 
     name: str
@@ -130,7 +136,9 @@ def _read(folder: Path, prefix: str) -> list[Migration]:
     if not numbered:
         raise MigrationError(f"no migrations found in {folder}: the installation is incomplete")
     found = [_file(file, prefix + file.stem) for file in numbered]
-    functions = [file for file in sorted((folder / FUNCTIONS).glob("*.sql")) if not file.name.endswith(".down.sql")]
+    functions = [
+        file for file in sorted((folder / FUNCTIONS).glob("*.sql")) if not file.name.endswith(".down.sql")
+    ]
     return found + [_file(file, f"{prefix}{FUNCTIONS}{file.stem}") for file in functions]
 
 
@@ -139,7 +147,11 @@ def _file(file: Path, name: str) -> Migration:
     down = file.with_suffix(".down.sql")
     beside = _RUNS_BESIDE.search(text)
     return Migration(
-        name, text, hashlib.sha256(text.encode()).hexdigest(), down.read_text() if down.exists() else None, beside[1] if beside else None
+        name,
+        text,
+        hashlib.sha256(text.encode()).hexdigest(),
+        down.read_text() if down.exists() else None,
+        beside[1] if beside else None,
     )
 
 
@@ -155,11 +167,16 @@ def set_of(name: str) -> str:
 
 
 def applied(connection: DeadlineConnection) -> dict[str, Applied]:
-    """What was applied, by name; empty on a database without the queue. Raises SchemaMismatch for an unreleased version."""
+    """What was applied, by name; empty on a database without the queue. Raises SchemaMismatch for an
+    unreleased version.
+    """
     with translated():
         if not connection.execute(sql("migrations_exist")).fetchone()[0]:  # type: ignore[index]
             return {}
-        found = {row[0]: Applied(row[1], row[3], row[4]) for row in connection.execute(sql("migrations_applied")).fetchall()}
+        found = {
+            row[0]: Applied(row[1], row[3], row[4])
+            for row in connection.execute(sql("migrations_applied")).fetchall()
+        }
     if _UNRELEASED in found:
         raise SchemaMismatch(
             "the database was made by an unreleased version of Packhorse, and there is no upgrade from it. "
@@ -169,16 +186,21 @@ def applied(connection: DeadlineConnection) -> dict[str, Applied]:
 
 
 def _refuse_newer(theirs: dict[str, Applied], ours: Iterable[str]) -> list[str]:
-    """Migrations of newer releases that this code may run beside. Raises SchemaMismatch for those that it may not."""
+    """Migrations of newer releases that this code may run beside. Raises SchemaMismatch for those that it may
+    not.
+    """
     newer = sorted(name for name in set(theirs) - set(ours) if FUNCTIONS not in name)
     strange = [name for name in newer if not theirs[name].suits_this_code]
     if strange:
-        raise SchemaMismatch(f"this code is older than the database, which has {strange[-1]}. Upgrade packhorse")
+        raise SchemaMismatch(
+            f"this code is older than the database, which has {strange[-1]}. Upgrade packhorse"
+        )
     return newer
 
 
 def check(connection: DeadlineConnection) -> None:
-    """Raise SchemaMismatch unless the database has the migrations of this code, and no others but those that it may run beside.
+    """Raise SchemaMismatch unless the database has the migrations of this code, and no others but those that
+    it may run beside.
 
     A database without an optional set is as good as one with it; one with half of it is not.
     """
@@ -188,7 +210,11 @@ def check(connection: DeadlineConnection) -> None:
     missing = [migration.name for migration in ours if migration.name not in theirs]
     changed = [m for m in ours if m.name in theirs and theirs[m.name].checksum != m.checksum]
     if missing:
-        what = "has no queue schema" if not theirs else f"is older than this code: {len(missing)} migration(s) missing, first {missing[0]}"
+        what = (
+            "has no queue schema"
+            if not theirs
+            else f"is older than this code: {len(missing)} migration(s) missing, first {missing[0]}"
+        )
         raise SchemaMismatch(f"the database {what}. Run: packhorse migrate up")
     _refuse_newer(theirs, {migration.name for migration in ours})
     for migration in changed:
@@ -198,7 +224,9 @@ def check(connection: DeadlineConnection) -> None:
                 "Another build of Packhorse made this schema: run that one, or see what differs with packhorse doctor"
             )
         if not theirs[migration.name].is_newer:
-            raise SchemaMismatch(f"the database has another text of {migration.name} than this code. Run: packhorse migrate up")
+            raise SchemaMismatch(
+                f"the database has another text of {migration.name} than this code. Run: packhorse migrate up"
+            )
 
 
 def check_server(connection: DeadlineConnection) -> None:
@@ -210,24 +238,40 @@ def check_server(connection: DeadlineConnection) -> None:
 
 
 def up(
-    connection: DeadlineConnection, report: Callable[[str], Any] = lambda line: None, *, sets: Iterable[str] = (), again: bool = False
+    connection: DeadlineConnection,
+    report: Callable[[str], Any] = lambda line: None,
+    *,
+    sets: Iterable[str] = (),
+    again: bool = False,
 ) -> list[str]:
-    """Apply what is missing and what has changed (again: all functions and views); returns the names applied, [] when there was nothing to do.
+    """Apply what is missing and what has changed (again: all functions and views); returns the names applied,
+    [] when there was nothing to do.
 
-    sets: optional sets to add to those that the database has already. Makes the schema db_schema when it is not there. Safe when several
-    processes start at once. Raises MigrationError for a changed migration, an unknown set, or a schema that others use,
-    SchemaMismatch for an unknown migration, StoreConflict when a lock could not be had within its time.
+    sets: optional sets to add to those that the database has already. Makes the schema db_schema when it is
+    not there. Safe when several processes start at once. Raises MigrationError for a changed migration, an
+    unknown set, or a schema that others use, SchemaMismatch for an unknown migration, StoreConflict when a
+    lock could not be had within its time.
     """
     check_server(connection)
     theirs = applied(connection)
     wanted = available(sets={*sets, *sets_in(theirs)})
     newer = _refuse_newer(theirs, {migration.name for migration in wanted})
-    missing = [migration.name for migration in wanted if migration.name not in theirs and not migration.repeats]
+    missing = [
+        migration.name for migration in wanted if migration.name not in theirs and not migration.repeats
+    ]
     if newer and missing:  # they were made to stand on it
-        raise SchemaMismatch(f"this code is older than the database, which has {newer[-1]}, and would add {missing[0]}. Upgrade packhorse")
+        raise SchemaMismatch(
+            f"this code is older than the database, which has {newer[-1]}, and would add {missing[0]}. Upgrade packhorse"
+        )
     for migration in wanted:
-        if not migration.repeats and migration.name in theirs and theirs[migration.name].checksum != migration.checksum:
-            raise MigrationError(f"{migration.name} was changed after it was applied; restore the file of the release")
+        if (
+            not migration.repeats
+            and migration.name in theirs
+            and theirs[migration.name].checksum != migration.checksum
+        ):
+            raise MigrationError(
+                f"{migration.name} was changed after it was applied; restore the file of the release"
+            )
     if not theirs:  # all or nothing: what is in the way of a later one is found before anything is changed
         return _apply(connection, wanted, report)
     done = [
@@ -236,7 +280,8 @@ def up(
         if not migration.repeats and migration.name not in theirs
         for name in _apply(connection, [migration], report, is_last=False)
     ]
-    grows = sets_in(m.name for m in wanted) > sets_in(theirs)  # a set may look for another one: public-api for the platform
+    # a set may look for another one: public-api for the platform
+    grows = sets_in(m.name for m in wanted) > sets_in(theirs)
     stale = [m for m in wanted if m.repeats and (_is_stale(m, theirs, again) or (grows and set_of(m.name)))]
     if done or stale or _rights_to_mend(connection, sets_in(theirs)):
         done += _apply(connection, stale, report, again=again or grows)
@@ -251,9 +296,16 @@ def _is_stale(migration: Migration, theirs: dict[str, Applied], again: bool) -> 
 
 
 def _apply(
-    connection: DeadlineConnection, migrations: list[Migration], report: Callable[[str], Any], *, is_last: bool = True, again: bool = False
+    connection: DeadlineConnection,
+    migrations: list[Migration],
+    report: Callable[[str], Any],
+    *,
+    is_last: bool = True,
+    again: bool = False,
 ) -> list[str]:
-    """Apply, in one transaction, what is not recorded as it is; the names. is_last: the rights of all are made what they should be."""
+    """Apply, in one transaction, what is not recorded as it is; the names. is_last: the rights of all are
+    made what they should be.
+    """
 
     def work() -> list[str]:
         known = applied(connection)
@@ -261,11 +313,15 @@ def _apply(
             _prepare_schema(connection)
         if any(set_of(migration.name) for migration in migrations):
             _make_schema(connection, connection.names.platform)
-        missing = [migration for migration in migrations if _is_stale(migration, known, again)]  # the others: somebody else was faster
+        # the others: somebody else was faster
+        missing = [migration for migration in migrations if _is_stale(migration, known, again)]
         connection.execute(sql("migrations_unchecked_bodies"))
         for migration in missing:
             apply_text(connection, migration.text)
-            connection.execute(sql("migrations_record"), (migration.name, migration.checksum, migration.runs_beside, __version__, migration.objects))
+            connection.execute(
+                sql("migrations_record"),
+                (migration.name, migration.checksum, migration.runs_beside, __version__, migration.objects),
+            )
         if is_last:
             mend_rights(connection)
         return [migration.name for migration in missing]
@@ -282,7 +338,9 @@ def apply_text(connection: DeadlineConnection, text: str) -> None:
 
 
 def _prepare_schema(connection: DeadlineConnection) -> None:
-    """Schema and record. Raises MigrationError when something else stands in the schema, StoreRejected when it may not be made."""
+    """Schema and record. Raises MigrationError when something else stands in the schema, StoreRejected when
+    it may not be made.
+    """
     names = connection.names
     _make_schema(connection, names.schema)
     foreign = connection.execute(sql("schema_contents"), {"schema": names.schema}).fetchone()
@@ -301,7 +359,9 @@ def _make_schema(connection: DeadlineConnection, schema: str) -> None:
 
 
 def mend_rights(connection: DeadlineConnection) -> None:
-    """Make the rights on all our objects what SECURITY.md lists; on the platform also what the tables and roles of the host make possible."""
+    """Make the rights on all our objects what SECURITY.md lists; on the platform also what the tables and
+    roles of the host make possible.
+    """
     sets = sets_in(applied(connection))
     for statement in _rights_to_mend(connection, sets):
         connection.execute(statement.encode(), prepare=False)
@@ -311,20 +371,34 @@ def mend_rights(connection: DeadlineConnection) -> None:
 
 def _rights_to_mend(connection: DeadlineConnection, sets: Iterable[str]) -> list[str]:
     with translated():
-        return [row[0] for name in ("", *sorted(sets)) for row in connection.execute(sql(_RIGHTS[name])).fetchall()]
+        return [
+            row[0]
+            for name in ("", *sorted(sets))
+            for row in connection.execute(sql(_RIGHTS[name])).fetchall()
+        ]
 
 
 def script(names: Names, sets: Iterable[str] = ()) -> str:
-    """All migrations, with those of these sets, as one SQL text for other tools: recorded, in one transaction. For an empty database."""
+    """All migrations, with those of these sets, as one SQL text for other tools: recorded, in one
+    transaction. For an empty database.
+    """
     parts = ["begin;", sql("migrations_unchecked_bodies") + ";"]
     schemas = (names.schema, *(names.platform for _ in set(sets)))
-    parts += [sql("create_schema").format(name=names.quoted(schema)) + ";" for schema in dict.fromkeys(schemas)]
+    parts += [
+        sql("create_schema").format(name=names.quoted(schema)) + ";" for schema in dict.fromkeys(schemas)
+    ]
     parts.append(names.qualified(sql("migrations_table")) + ";")
     chosen = available(sets=sets)
     for migration in chosen:
         values = ", ".join(
             "null" if value is None else "'" + value.replace("'", "''") + "'"
-            for value in (migration.name, migration.checksum, migration.runs_beside, __version__, "{" + ",".join(migration.objects) + "}")
+            for value in (
+                migration.name,
+                migration.checksum,
+                migration.runs_beside,
+                __version__,
+                "{" + ",".join(migration.objects) + "}",
+            )
         )
         parts.append(f"-- {migration.name}\n{names.qualified(migration.text).strip()}")
         parts.append(names.qualified(sql("migrations_record").replace("%s, %s, %s, %s, %s", values)) + ";")
@@ -338,8 +412,8 @@ def script(names: Names, sets: Iterable[str] = ()) -> str:
 
 
 def _patiently(work: Callable[[], T]) -> T:
-    """What `work` returns. A lock that it cannot have lets those through who wait behind it; it is tried again after a pause, a longer
-    one each time, for LOCK_WAIT_SECONDS."""
+    """What `work` returns. A lock that it cannot have lets those through who wait behind it; it is tried
+    again after a pause, a longer one each time, for LOCK_WAIT_SECONDS."""
     deadline = time.monotonic() + LOCK_WAIT_SECONDS
     pause = PAUSE_SECONDS
     while True:
@@ -353,7 +427,8 @@ def _patiently(work: Callable[[], T]) -> T:
 
 
 def alone(connection: DeadlineConnection, work: Callable[[], T]) -> T:
-    """What `work` returns, called in a transaction that holds the migrator's lock and waits for no other lock for long.
+    """What `work` returns, called in a transaction that holds the migrator's lock and waits for no other lock
+    for long.
 
     Raises StoreConflict, which names the holder, when another migrator keeps the lock for LOCK_WAIT_SECONDS.
     """
@@ -366,13 +441,19 @@ def alone(connection: DeadlineConnection, work: Callable[[], T]) -> T:
         if time.monotonic() > deadline:
             with translated():
                 holder = connection.execute(sql("migrations_lock_holder")).fetchone()
-            raise StoreConflict(f"another migrator has held the lock for {LOCK_WAIT_SECONDS:.0f} s: backend {holder}")
+            raise StoreConflict(
+                f"another migrator has held the lock for {LOCK_WAIT_SECONDS:.0f} s: backend {holder}"
+            )
         time.sleep(0.1)  # waits without a transaction: a waiter must not block index builds (FAILURES 61)
 
 
 def newest_applied(connection: DeadlineConnection) -> Migration | None:
-    """What down() would take back: those of an optional set go before the queue that it stands on. Raises SchemaMismatch."""
-    theirs = sorted((name for name in applied(connection) if FUNCTIONS not in name), key=lambda name: ("/" in name, name))
+    """What down() would take back: those of an optional set go before the queue that it stands on. Raises
+    SchemaMismatch.
+    """
+    theirs = sorted(
+        (name for name in applied(connection) if FUNCTIONS not in name), key=lambda name: ("/" in name, name)
+    )
     ours = {migration.name: migration for migration in available(sets=sets_in(theirs))}
     unknown = [name for name in theirs if name not in ours]  # one that is not the newest may stand on it, too
     if unknown:
@@ -381,10 +462,11 @@ def newest_applied(connection: DeadlineConnection) -> Migration | None:
 
 
 def down(connection: DeadlineConnection) -> str | None:
-    """Take back the newest applied migration, and all functions of its set; returns its name, None when nothing is applied.
+    """Take back the newest applied migration, and all functions of its set; returns its name, None when
+    nothing is applied.
 
-    up() makes the functions again. Raises SchemaMismatch on a database that is newer, MigrationError when that migration has no way back
-    (no NAME.down.sql).
+    up() makes the functions again. Raises SchemaMismatch on a database that is newer, MigrationError when
+    that migration has no way back (no NAME.down.sql).
     """
     newest = newest_applied(connection)
     if newest is None:
@@ -403,14 +485,16 @@ def down(connection: DeadlineConnection) -> str | None:
 
 
 def _drop_functions(connection: DeadlineConnection, name: str) -> None:
-    """Drop functions and views of a set, and forget that they were made. A file that makes some in the schema of another set says how
-    they go (NAME.down.sql)."""
+    """Drop functions and views of a set, and forget that they were made. A file that makes some in the schema
+    of another set says how they go (NAME.down.sql)."""
     known = applied(connection)
     for migration in available(sets=[name] if name else []):
         if migration.repeats and migration.down is not None and migration.name in known:
             apply_text(connection, migration.down)
     prefix = f"{name}/{FUNCTIONS}" if name else FUNCTIONS
     schema = connection.names.platform if name else connection.names.schema
-    for (statement,) in connection.execute(sql("migrations_drop_functions"), {"prefix": prefix, "schema": schema}).fetchall():
+    for (statement,) in connection.execute(
+        sql("migrations_drop_functions"), {"prefix": prefix, "schema": schema}
+    ).fetchall():
         connection.execute(statement.encode(), prepare=False)
     connection.execute(sql("migrations_forget_functions"), (prefix,))

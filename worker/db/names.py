@@ -1,10 +1,13 @@
-"""Names in our SQL (SPEC N2): statements are written with `packhorse.` and `platform.`, and run with what the settings say.
+"""Names in our SQL (SPEC N2): statements are written with `packhorse.` and `platform.`, and run with what the
+settings say.
 
-So no statement of ours depends on the search_path of session, role or database, and any schema name works that PostgreSQL takes.
+So no statement of ours depends on the search_path of session, role or database, and any schema name works
+that PostgreSQL takes.
 
-PostgreSQL's own functions, and operators like `||` and `->>`, are qualified here as well. They are mostly polymorphic (`count("any")`,
-`cardinality(anyarray)`), and a function of the same name that fits the arguments better wins, wherever on the path it is: who may
-create in a schema of the caller's path could run code as the worker. Files stay readable; what runs is exact.
+PostgreSQL's own functions, and operators like `||` and `->>`, are qualified here as well. They are mostly
+polymorphic (`count("any")`, `cardinality(anyarray)`), and a function of the same name that fits the arguments
+better wins, wherever on the path it is: who may create in a schema of the caller's path could run code as the
+worker. Files stay readable; what runs is exact.
 """
 
 from __future__ import annotations
@@ -14,8 +17,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 SCHEMA, PLATFORM = "packhorse", "public"
-#: Functions of PostgreSQL that our statements call; a test finds one that is missing. `extract`, `substring(… from …)` and the like are
-#: syntax, which no path changes.
+#: Functions of PostgreSQL that our statements call; a test finds one that is missing. `extract`, `substring(…
+#: from …)` and the like are syntax, which no path changes.
 CATALOG_FUNCTIONS = frozenset(
     """
     abs acldefault aclexplode age array_agg array_fill array_length array_position array_remove array_to_string avg bit bool_and bool_or btrim
@@ -35,8 +38,8 @@ CATALOG_FUNCTIONS = frozenset(
     strpos substr sum to_char to_date to_hex to_jsonb to_regclass to_regprocedure translate unnest
     """.split()  # noqa: SIM905
 )
-#: A text in quotes (its own quotes doubled), a comment, one of our qualifiers, a call or an operator of PostgreSQL's own. Inside dollar quotes
-#: stands SQL.
+#: A text in quotes (its own quotes doubled), a comment, one of our qualifiers, a call or an operator of
+#: PostgreSQL's own. Inside dollar quotes stands SQL.
 _PART = re.compile(
     r"'(?:[^']|'')*'|--[^\n]*|\b(?:packhorse|platform)\.(?=[a-z%])|->>|->|\|\||@>|<@|&&|!~|~|@\?|(?<![\w.\"$%])(?:"
     + "|".join(sorted(CATALOG_FUNCTIONS))

@@ -1,9 +1,9 @@
 """Connections for code that runs in many threads: opened on demand, reused last-in first-out.
 
-No background threads and no waiting for a "healthy" pool: after an outage the next caller simply
-connects (SPEC FAILURES 40). A connection that failed, or is older than MAX_AGE_SECONDS, is closed.
-At most `size` connections are open (SPEC FAILURES 78). A forked child (a pre-forking web server, multiprocessing)
-starts with an empty pool: what it inherits are its parent's connections, without their sockets (connection.py).
+No background threads and no waiting for a "healthy" pool: after an outage the next caller simply connects
+(SPEC FAILURES 40). A connection that failed, or is older than MAX_AGE_SECONDS, is closed. At most `size`
+connections are open (SPEC FAILURES 78). A forked child (a pre-forking web server, multiprocessing) starts
+with an empty pool: what it inherits are its parent's connections, without their sockets (connection.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from packhorse.worker.errors import StoreUnavailable
 MAX_AGE_SECONDS = 1800.0
 MAX_WAIT_SECONDS = 30.0
 
-_inherited: list[Any] = []  # what a child has from its parent: never used; kept, since finalizers would complain
+# what a child has from its parent: never used; kept, since finalizers would complain
+_inherited: list[Any] = []
 
 
 class ConnectionPool:
@@ -55,7 +56,9 @@ class ConnectionPool:
         """
         slots = self._slots
         if not slots.acquire(timeout=MAX_WAIT_SECONDS):
-            raise StoreUnavailable(f"no connection became free within {MAX_WAIT_SECONDS:.0f} s; raise threads or shorten transactions")
+            raise StoreUnavailable(
+                f"no connection became free within {MAX_WAIT_SECONDS:.0f} s; raise threads or shorten transactions"
+            )
         try:
             connection, born = self._take()
             try:
@@ -106,7 +109,9 @@ class ConnectionPool:
         self._drop_idle()
 
     def _drop_idle(self) -> None:
-        """What killed one connection (a restart, a failover) mostly killed its idle neighbours too: one error tells, not ten."""
+        """What killed one connection (a restart, a failover) mostly killed its idle neighbours too: one error
+        tells, not ten.
+        """
         with self._lock:
             idle, self._idle = self._idle, []
         for connection, _ in idle:
@@ -131,7 +136,9 @@ class Link:
     @contextmanager
     def connection(self) -> Iterator[DeadlineConnection]:
         """Lend the connection; a StoreUnavailable in the block closes it."""
-        if self._connection is not None and (self._connection.closed or (time.monotonic() - self._born > MAX_AGE_SECONDS)):
+        if self._connection is not None and (
+            self._connection.closed or (time.monotonic() - self._born > MAX_AGE_SECONDS)
+        ):
             self.close()
         if self._connection is None:
             self._connection = self._open()

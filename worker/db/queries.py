@@ -1,7 +1,7 @@
 """Named SQL statements, loaded from worker/db/sql/*.sql.
 
-Each statement starts with `-- name: <name>`, followed by a sentence. Python holds no SQL text. A statement names our schemas as
-names.py says; the connection that runs it puts in what they are called.
+Each statement starts with `-- name: <name>`, followed by a sentence. Python holds no SQL text. A statement
+names our schemas as names.py says; the connection that runs it puts in what they are called.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def load() -> dict[str, Statement]:
                 raise ValueError(f"{path.name}: statement {name} stands twice")
             if not body.lstrip().startswith("--"):
                 raise ValueError(f"{path.name}: statement {name} has no sentence")
-            statements[name] = Statement("\n".join(line for line in body.splitlines() if not line.startswith("--")).strip().rstrip(";"))
+            statements[name] = Statement(
+                "\n".join(line for line in body.splitlines() if not line.startswith("--")).strip().rstrip(";")
+            )
     return statements
 
 

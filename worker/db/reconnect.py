@@ -1,7 +1,8 @@
 """After an outage the loops of a process do not all try to connect, again and again (FAILURES 40, 78).
 
-Per connection string, the loops of one process share one backoff with full jitter: one of them tries, the others wait for
-what comes of it. When it succeeds they follow at once. Who is no loop (a producer, a handler, a command) tries as it likes.
+Per connection string, the loops of one process share one backoff with full jitter: one of them tries, the
+others wait for what comes of it. When it succeeds they follow at once. Who is no loop (a producer, a handler,
+a command) tries as it likes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ LEAST_SECONDS = 0.1
 class Backoff:
     """The attempts of one process to reach one server; any thread.
 
-    most_seconds: the longest pause; a database that is back is found within this time. clock: monotonic seconds.
+    most_seconds: the longest pause; a database that is back is found within this time. clock: monotonic
+    seconds.
     """
 
     def __init__(self, most_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -51,10 +53,16 @@ class Backoff:
 
     @contextmanager
     def attempt(self, urgent: bool) -> Iterator[None]:
-        """Around one attempt. Raises StoreUnavailable without one when it is not yet time, or another one is on its way."""
+        """Around one attempt. Raises StoreUnavailable without one when it is not yet time, or another one is
+        on its way.
+        """
         with self._lock:
             if self._left(urgent):
-                raise _waiting("no attempt to connect: one of this process has just failed, or is on its way", self, urgent)
+                raise _waiting(
+                    "no attempt to connect: one of this process has just failed, or is on its way",
+                    self,
+                    urgent,
+                )
             self._trying += 1
         try:
             yield

@@ -17,7 +17,9 @@ OCCUPIED = 4
 NOTIFY_SECONDS = 5.0
 
 
-def examine_mode(connection: DeadlineConnection, settings: Settings, open_connection: Callable[[], DeadlineConnection]) -> Finding:
+def examine_mode(
+    connection: DeadlineConnection, settings: Settings, open_connection: Callable[[], DeadlineConnection]
+) -> Finding:
     """Direct or pooled, and whether the setting `pooler` says the same."""
     with ExitStack() as opened:
         others = []
@@ -25,7 +27,10 @@ def examine_mode(connection: DeadlineConnection, settings: Settings, open_connec
             others = [opened.enter_context(closing(open_connection())) for _ in range(OCCUPIED)]
         except StoreError as error:
             return Finding(
-                "connection_mode", "warn", f"not examined: {OCCUPIED} more connections cannot be opened ({error})", "see connection_budget"
+                "connection_mode",
+                "warn",
+                f"not examined: {OCCUPIED} more connections cannot be opened ({error})",
+                "see connection_budget",
             )
         mode = store.connection_mode(connection, others)
     if mode == "transaction" and not settings.pooler:
@@ -36,7 +41,9 @@ def examine_mode(connection: DeadlineConnection, settings: Settings, open_connec
             "PACKHORSE_POOLER=true, and PACKHORSE_LISTEN_URL with a direct connection for quick wake-ups",
         )
     if mode == "session" and not settings.pooler:
-        return Finding("connection_mode", "ok", "a pooler that keeps a server process per connection (session mode)")
+        return Finding(
+            "connection_mode", "ok", "a pooler that keeps a server process per connection (session mode)"
+        )
     if mode == "direct" and settings.pooler:
         return Finding(
             "connection_mode",
@@ -44,11 +51,19 @@ def examine_mode(connection: DeadlineConnection, settings: Settings, open_connec
             "a direct connection, and the setting pooler is on: no LISTEN, no prepared statements, for nothing",
             "PACKHORSE_POOLER=false",
         )
-    return Finding("connection_mode", "ok", "a direct connection" if mode == "direct" else f"a pooler in {mode} mode, and the setting pooler is on")
+    return Finding(
+        "connection_mode",
+        "ok",
+        "a direct connection"
+        if mode == "direct"
+        else f"a pooler in {mode} mode, and the setting pooler is on",
+    )
 
 
 def examine_listen(
-    settings: Settings, open_connection: Callable[[], DeadlineConnection], open_listener: Callable[[], DeadlineConnection]
+    settings: Settings,
+    open_connection: Callable[[], DeadlineConnection],
+    open_listener: Callable[[], DeadlineConnection],
 ) -> Iterator[Finding]:
     """Does a NOTIFY reach the connection that workers would LISTEN on?"""
     if not settings.listens:
@@ -64,4 +79,9 @@ def examine_listen(
     if heard:
         yield Finding("listen", "ok", "a NOTIFY arrives")
     else:
-        yield Finding("listen", "fail", f"a NOTIFY did not arrive within {NOTIFY_SECONDS:.0f} s: workers wake up by polling only", mend)
+        yield Finding(
+            "listen",
+            "fail",
+            f"a NOTIFY did not arrive within {NOTIFY_SECONDS:.0f} s: workers wake up by polling only",
+            mend,
+        )

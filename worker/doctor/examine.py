@@ -29,12 +29,17 @@ from packhorse.worker.errors import SchemaMismatch, StoreRejected
 def examine(url: str, settings: Settings) -> list[Finding]:
     """Every finding. Raises StoreUnavailable when there is no database to examine.
 
-    The doctor's own connections take no prepared statements, whatever `pooler` says: that is what is examined.
+    The doctor's own connections take no prepared statements, whatever `pooler` says: that is what is
+    examined.
     """
     opened = partial(open_for_examination, settings, url=url)
     listener = partial(open_listen, settings, "doctor", url=url)
     with opened() as connection, translated():
-        findings = [examine_mode(connection, settings, opened), *examine_listen(settings, opened, listener), *examine_server(connection, settings)]
+        findings = [
+            examine_mode(connection, settings, opened),
+            *examine_listen(settings, opened, listener),
+            *examine_server(connection, settings),
+        ]
         findings += _schema(connection)
     return findings
 
@@ -45,7 +50,10 @@ def _schema(connection: DeadlineConnection) -> Iterator[Finding]:
         theirs = migrate.applied(connection)
     except StoreRejected as error:
         yield Finding(
-            "migrations", "fail", f"this role may not read their record: {error}", "log in as a role that is in packhorse_worker or packhorse_reader"
+            "migrations",
+            "fail",
+            f"this role may not read their record: {error}",
+            "log in as a role that is in packhorse_worker or packhorse_reader",
         )
         yield examine_rls(connection)
         return
@@ -60,7 +68,13 @@ def _schema(connection: DeadlineConnection) -> Iterator[Finding]:
         yield Finding("migrations", "ok", f"{len(theirs)} migrations, as this release has them")
     sets = migrate.sets_in(theirs)
     found = drift(connection, sets)
-    yield from found or [Finding("schema", "ok", "every table, column, index, constraint, function and policy is as the migrations make it")]
+    yield from found or [
+        Finding(
+            "schema",
+            "ok",
+            "every table, column, index, constraint, function and policy is as the migrations make it",
+        )
+    ]
     yield from examine_rights(connection, sets)
     yield examine_rls(connection)
     yield examine_copy(connection)

@@ -20,7 +20,8 @@ from packhorse.worker.records import Row
 from packhorse.worker.store import copies, workers
 from packhorse.worker.store import doctor as store
 
-#: Leases and schedules go by the database's clock; a host that is off by more than this confuses whoever reads its log.
+#: Leases and schedules go by the database's clock; a host that is off by more than this confuses whoever
+#: reads its log.
 SKEW_WARN_SECONDS = 2.0
 SKEW_FAIL_SECONDS = 300.0
 #: How far ahead there must be partitions: as `packhorse partitions check` and `packhorse health` have it.
@@ -51,7 +52,12 @@ def examine_rls(connection: DeadlineConnection) -> Finding:
         with translated():
             seen = workers.self_test(connection)
     except StoreError as error:
-        return Finding("row_level_security", "fail", f"this role cannot enqueue: {error}", "log in as a role that is in packhorse_worker")
+        return Finding(
+            "row_level_security",
+            "fail",
+            f"this role cannot enqueue: {error}",
+            "log in as a role that is in packhorse_worker",
+        )
     if seen:
         return Finding("row_level_security", "ok", "this role sees what it enqueues")
     return Finding(
@@ -63,7 +69,9 @@ def examine_rls(connection: DeadlineConnection) -> Finding:
 
 
 def examine_rights(connection: DeadlineConnection, sets: Iterable[str]) -> Iterator[Finding]:
-    """Has anybody other rights on our objects than SECURITY.md lists (default privileges of the host, say), or may others create among them?"""
+    """Has anybody other rights on our objects than SECURITY.md lists (default privileges of the host, say),
+    or may others create among them?
+    """
     try:
         with translated():
             statements = store.rights_to_mend(connection, sets)
@@ -71,19 +79,30 @@ def examine_rights(connection: DeadlineConnection, sets: Iterable[str]) -> Itera
         yield Finding("rights", "fail", f"they cannot be compared: {error}", "mend what `schema` names first")
         return
     for statement in statements:
-        what = "somebody has a right that nobody should have" if statement.startswith("revoke") else "a role of ours lacks a right"
+        what = (
+            "somebody has a right that nobody should have"
+            if statement.startswith("revoke")
+            else "a role of ours lacks a right"
+        )
         yield Finding("rights", "fail", f"{what}: packhorse migrate up mends it", f"{statement};")
     if not statements:
         yield Finding("rights", "ok", "every role has the rights that SECURITY.md lists, and no other")
 
 
 def examine_sequences(connection: DeadlineConnection) -> Iterator[Finding]:
-    """Do ids and lease tokens go on behind those that are taken? Logical replication copies rows and no sequences."""
+    """Do ids and lease tokens go on behind those that are taken? Logical replication copies rows and no
+    sequences.
+    """
     try:
         with translated():
             found = store.sequences(connection)
     except StoreError as error:
-        yield Finding("sequences", "fail", f"they cannot be compared with their tables: {error}", "mend what `schema` names first")
+        yield Finding(
+            "sequences",
+            "fail",
+            f"they cannot be compared with their tables: {error}",
+            "mend what `schema` names first",
+        )
         return
     hidden = [row for row in found if not row["visible"]]
     behind = [row for row in found if row["visible"] and row["highest"] > row["stands"]]
@@ -92,22 +111,32 @@ def examine_sequences(connection: DeadlineConnection) -> Iterator[Finding]:
             text = f"this role may not see where {row['name']} stands: it was not compared with its table"
             yield Finding("sequences", "warn", text, "ask as a role that is in packhorse_worker")
     for row in behind:
-        effect = "enqueues and burials fail, tokens fence nobody" if row["of_worker"] else f"inserts into {row['table_name']} fail"
+        effect = (
+            "enqueues and burials fail, tokens fence nobody"
+            if row["of_worker"]
+            else f"inserts into {row['table_name']} fail"
+        )
         text = f"{row['name']} would give out numbers up to {row['highest']} again: {effect}"
-        yield Finding("sequences", "fail", text, store.repair("sequence", name=row["name"], highest=row["highest"]))
+        yield Finding(
+            "sequences", "fail", text, store.repair("sequence", name=row["name"], highest=row["highest"])
+        )
     if not behind and not any(row["of_worker"] for row in hidden):
         others = f"; {len(hidden)} others are for the owner of their tables to compare" if hidden else ""
         yield Finding("sequences", "ok", f"ids and lease tokens go on behind those that are taken{others}")
 
 
 def examine_partitions(connection: DeadlineConnection) -> Iterator[Finding]:
-    """Will inserts find a partition? A logical replica has those that were there when its schema was copied."""
+    """Will inserts find a partition? A logical replica has those that were there when its schema was
+    copied.
+    """
     try:
         with translated():
             found = store.runways(connection)
     except StoreError:
         return  # `schema` and `rights` have said why
-    short = [row for row in found if row["days"] < RUNWAY_WARN_DAYS.get(row["every"], RUNWAY_WARN_DAYS_OTHERS)]
+    short = [
+        row for row in found if row["days"] < RUNWAY_WARN_DAYS.get(row["every"], RUNWAY_WARN_DAYS_OTHERS)
+    ]
     for row in short:
         text = f"{row['table_name']} has partitions for {row['days']:.1f} days: then inserts into it fail"
         mend = "packhorse partitions make POLICY, as packhorse partitions status names it"
@@ -117,13 +146,19 @@ def examine_partitions(connection: DeadlineConnection) -> Iterator[Finding]:
 
 
 def examine_retention(connection: DeadlineConnection) -> Iterator[Finding]:
-    """Workers delete only what has an end of its own; what ages by policy grows for ever where no scheduler runs."""
+    """Workers delete only what has an end of its own; what ages by policy grows for ever where no scheduler
+    runs.
+    """
     try:
         with translated():
             found = store.retention(connection)
     except StoreError:
         return  # `schema` and `row_security` have said why
-    old = [name for name, is_old in (("webhook ids", found["webhook_ids"]), ("dead letters", found["dead_letters"])) if is_old]
+    old = [
+        name
+        for name, is_old in (("webhook ids", found["webhook_ids"]), ("dead letters", found["dead_letters"]))
+        if is_old
+    ]
     if old and not found["scheduler"]:
         yield Finding(
             "retention",
@@ -147,7 +182,9 @@ def examine_copy(connection: DeadlineConnection) -> Finding:
 
 
 def examine_retries(connection: DeadlineConnection) -> Iterator[Finding]:
-    """How long an outage do the retries outlast? No fault: the defaults are short, and what helps is for people to choose."""
+    """How long an outage do the retries outlast? No fault: the defaults are short, and what helps is for
+    people to choose.
+    """
     try:
         with translated():
             spans = store.retry_spans(connection)
@@ -156,17 +193,34 @@ def examine_retries(connection: DeadlineConnection) -> Iterator[Finding]:
     if not spans:
         yield Finding("retries", "ok", "every queue has a failure breaker: an outage parks it")
         return
-    more = f" ({len(spans) - 1} more queues without a failure breaker last as long, or longer)" if len(spans) > 1 else ""
+    more = (
+        f" ({len(spans) - 1} more queues without a failure breaker last as long, or longer)"
+        if len(spans) > 1
+        else ""
+    )
     yield Finding(
-        "retries", "ok", f"queue {spans[0]['queue']}: {span_sentence(spans[0])}{more}", "name what actors call (services=), or set failure_breaker"
+        "retries",
+        "ok",
+        f"queue {spans[0]['queue']}: {span_sentence(spans[0])}{more}",
+        "name what actors call (services=), or set failure_breaker",
     )
 
 
 def _version(facts: Row) -> Finding:
     if facts["version"] < MINIMUM_SERVER:
-        return Finding("server_version", "fail", f"PostgreSQL {facts['version_text']} is too old", "upgrade to PostgreSQL 14 or newer")
+        return Finding(
+            "server_version",
+            "fail",
+            f"PostgreSQL {facts['version_text']} is too old",
+            "upgrade to PostgreSQL 14 or newer",
+        )
     if facts["in_recovery"]:
-        return Finding("server_version", "fail", "this server is a standby: nothing can be written", "connect to the primary")
+        return Finding(
+            "server_version",
+            "fail",
+            "this server is a standby: nothing can be written",
+            "connect to the primary",
+        )
     return Finding("server_version", "ok", f"PostgreSQL {facts['version_text']}")
 
 
@@ -199,13 +253,30 @@ def _role(facts: Row, roles: list[Row]) -> Iterator[Finding]:
     name = facts["role"]
     for row in roles:
         if not row["exists"]:
-            yield Finding("role", "fail", f"role {row['role']} does not exist", store.repair("create_role", role=row["role"]))
+            yield Finding(
+                "role",
+                "fail",
+                f"role {row['role']} does not exist",
+                store.repair("create_role", role=row["role"]),
+            )
     if facts["superuser"]:
-        yield Finding("role", "warn", f"{name} is a superuser: no privilege and no policy holds it", store.repair("create_login"))
+        yield Finding(
+            "role",
+            "warn",
+            f"{name} is a superuser: no privilege and no policy holds it",
+            store.repair("create_login"),
+        )
     elif facts["bypassrls"]:
-        yield Finding("role", "warn", f"{name} has BYPASSRLS: no policy holds it", store.repair("nobypassrls", role=name))
+        yield Finding(
+            "role",
+            "warn",
+            f"{name} has BYPASSRLS: no policy holds it",
+            store.repair("nobypassrls", role=name),
+        )
     elif any(row["role"] == "packhorse_worker" and row["exists"] and not row["member"] for row in roles):
-        yield Finding("role", "fail", f"{name} is not in packhorse_worker", store.repair("join_worker", role=name))
+        yield Finding(
+            "role", "fail", f"{name} is not in packhorse_worker", store.repair("join_worker", role=name)
+        )
     elif all(row["exists"] for row in roles):
         yield Finding("role", "ok", f"{name} is in packhorse_worker, no superuser, no BYPASSRLS")
 
@@ -213,7 +284,10 @@ def _role(facts: Row, roles: list[Row]) -> Iterator[Finding]:
 def _settings(found: dict[str, str], role: str) -> Iterator[Finding]:
     """Settings that hurt: (name, does it?, how badly, what it does, repair)."""
     timeout = int(found.get("statement_timeout", "0"))
-    of_role, of_server = partial(store.repair, "role_setting", role=role), partial(store.repair, "server_setting")
+    of_role, of_server = (
+        partial(store.repair, "role_setting", role=role),
+        partial(store.repair, "server_setting"),
+    )
     rules = [
         (
             "idle_in_transaction_session_timeout",
@@ -229,9 +303,27 @@ def _settings(found: dict[str, str], role: str) -> Iterator[Finding]:
             "a crash of the server loses acknowledged messages",
             of_role(name="synchronous_commit", value="on"),
         ),
-        ("autovacuum", found.get("autovacuum") == "off", "fail", "the queue's tables grow without end", of_server(name="autovacuum")),
-        ("track_counts", found.get("track_counts") == "off", "fail", "autovacuum sees nothing to do", of_server(name="track_counts")),
-        ("fsync", found.get("fsync") == "off", "fail", "a crash of the host can destroy the database", of_server(name="fsync")),
+        (
+            "autovacuum",
+            found.get("autovacuum") == "off",
+            "fail",
+            "the queue's tables grow without end",
+            of_server(name="autovacuum"),
+        ),
+        (
+            "track_counts",
+            found.get("track_counts") == "off",
+            "fail",
+            "autovacuum sees nothing to do",
+            of_server(name="track_counts"),
+        ),
+        (
+            "fsync",
+            found.get("fsync") == "off",
+            "fail",
+            "a crash of the host can destroy the database",
+            of_server(name="fsync"),
+        ),
         (
             "full_page_writes",
             found.get("full_page_writes") == "off",
@@ -263,7 +355,9 @@ def _settings(found: dict[str, str], role: str) -> Iterator[Finding]:
     ]
     hurting = [rule for rule in rules if rule[1]]
     for name, _, status, text, mend in hurting:
-        yield Finding(f"setting:{name}", "fail" if status == "fail" else "warn", f"{name} = {found[name]}: {text}", mend)
+        yield Finding(
+            f"setting:{name}", "fail" if status == "fail" else "warn", f"{name} = {found[name]}: {text}", mend
+        )
     if not hurting:
         yield Finding("settings", "ok", "no setting of the server hurts")
 
@@ -283,5 +377,10 @@ def _budget(facts: Row, settings: Settings) -> Finding:
     if most > room:
         return Finding("connection_budget", "fail", f"{text}: they never fit", mend)
     if most + used > room:
-        return Finding("connection_budget", "warn", f"{text}: they fit only if some of those in use are this configuration's own", mend)
+        return Finding(
+            "connection_budget",
+            "warn",
+            f"{text}: they fit only if some of those in use are this configuration's own",
+            mend,
+        )
     return Finding("connection_budget", "ok", text)

@@ -1,8 +1,9 @@
 """The snapshot: what the migrations make, as a committed file; what a database has otherwise (STYLE 2.4).
 
-Made by `python -m packhorse.worker.doctor.snapshot`, reviewed in diffs, compared with a fresh database by a test. One line per
-object: kind, name, definition. Bodies of functions are there as checksums, views by their columns: definitions that
-every server version prints alike. Objects that the snapshot does not know are the user's own business.
+Made by `python -m packhorse.worker.doctor.snapshot`, reviewed in diffs, compared with a fresh database by a
+test. One line per object: kind, name, definition. Bodies of functions are there as checksums, views by their
+columns: definitions that every server version prints alike. Objects that the snapshot does not know are the
+user's own business.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ _REPLACED = frozenset({"index", "constraint", "policy", "trigger"})
 
 
 def path_of(sets: Iterable[str]) -> Path:
-    """The file of a queue alone, or of one with the platform. The public API has none: its functions call others, and hold nothing."""
+    """The file of a queue alone, or of one with the platform. The public API has none: its functions call
+    others, and hold nothing.
+    """
     return migrate.directory().joinpath(*({"platform"} & set(sets)), FILE)
 
 
@@ -36,7 +39,9 @@ def text_of(found: list[Row]) -> str:
 
 
 def read(sets: Iterable[str]) -> Objects:
-    """The objects that a database with these sets must have. Raises MigrationError when the file is missing."""
+    """The objects that a database with these sets must have. Raises MigrationError when the file is
+    missing.
+    """
     path = path_of(sets)
     if not path.is_file():
         raise MigrationError(f"{path} is missing: the installation is incomplete")
@@ -45,7 +50,9 @@ def read(sets: Iterable[str]) -> Objects:
 
 
 def drift(connection: DeadlineConnection, sets: Iterable[str]) -> list[Finding]:
-    """What is missing, changed, invalid or not validated; each with its repair. Empty: the schema is what the migrations make."""
+    """What is missing, changed, invalid or not validated; each with its repair. Empty: the schema is what the
+    migrations make.
+    """
     wanted = read(sets)
     found = {(row["kind"], row["name"]): row["definition"] for row in store.schema_objects(connection)}
     adopted = store.adopted_tables(connection) if "platform" in sets else {}
@@ -58,7 +65,9 @@ def drift(connection: DeadlineConnection, sets: Iterable[str]) -> list[Finding]:
         if table in adopted and (kind == "constraint" or name in keys or (kind, name) in found):
             continue  # adopted: what was there has types and keys of its own
         if (kind, name) not in found:
-            findings.append(Finding("schema", "fail", f"{kind} {name} is missing", repair(kind, name, definition)))
+            findings.append(
+                Finding("schema", "fail", f"{kind} {name} is missing", repair(kind, name, definition))
+            )
         elif found[kind, name] != definition:
             findings.append(
                 Finding(
@@ -69,7 +78,11 @@ def drift(connection: DeadlineConnection, sets: Iterable[str]) -> list[Finding]:
                 )
             )
     for row in store.invalid_indexes(connection):
-        again = row["definition"].replace("CREATE INDEX", "CREATE INDEX CONCURRENTLY").replace("UNIQUE INDEX", "UNIQUE INDEX CONCURRENTLY")
+        again = (
+            row["definition"]
+            .replace("CREATE INDEX", "CREATE INDEX CONCURRENTLY")
+            .replace("UNIQUE INDEX", "UNIQUE INDEX CONCURRENTLY")
+        )
         findings.append(
             Finding(
                 "schema",
@@ -92,7 +105,9 @@ def drift(connection: DeadlineConnection, sets: Iterable[str]) -> list[Finding]:
 
 def table_of(kind: str, name: str, definition: str) -> str:
     """The table that an object is, or is a part of."""
-    return definition.partition(" ON ")[2].partition(" USING ")[0] if kind == "index" else name.partition(".")[0]
+    return (
+        definition.partition(" ON ")[2].partition(" USING ")[0] if kind == "index" else name.partition(".")[0]
+    )
 
 
 def repair(kind: str, name: str, definition: str, *, changed: bool = False) -> str:
@@ -101,18 +116,30 @@ def repair(kind: str, name: str, definition: str, *, changed: bool = False) -> s
     if kind in ("function", "view"):
         return f"packhorse migrate up --again ({_home(kind, name.split('(')[0])} has it)"
     if kind == "table":
-        return store.repair("row_security", table=name) if changed else f"restore it: {_home(kind, name)} made it"
+        return (
+            store.repair("row_security", table=name)
+            if changed
+            else f"restore it: {_home(kind, name)} made it"
+        )
     if kind == "column" and changed:
-        return f"make column {part} what {_home('table', table)} says: {definition.partition('add column ')[2]}"
+        return (
+            f"make column {part} what {_home('table', table)} says: {definition.partition('add column ')[2]}"
+        )
     if kind == "domain" and changed:
         return f"make it what {_home(kind, name)} says: {definition}"
-    drop = store.repair(f"drop_{kind}", name=name, table=table, part=part) + " " if changed and kind in _REPLACED else ""
+    drop = (
+        store.repair(f"drop_{kind}", name=name, table=table, part=part) + " "
+        if changed and kind in _REPLACED
+        else ""
+    )
     return f"{drop}{definition};"
 
 
 def _home(kind: str, name: str) -> str:
     """The newest migration that makes the object."""
-    pattern = re.compile(rf"^create (or replace )?{kind} (packhorse|platform)\.{re.escape(name)}\b", re.MULTILINE)
+    pattern = re.compile(
+        rf"^create (or replace )?{kind} (packhorse|platform)\.{re.escape(name)}\b", re.MULTILINE
+    )
     homes = [migration for migration, text in _texts() if pattern.search(text)]
     return f"migrations/{homes[-1]}.sql" if homes else "its migration"
 

@@ -1,6 +1,8 @@
-"""Where messages go instead of the database while a test looks at what is sent (worker/testing/captured.py; SPEC W12).
+"""Where messages go instead of the database while a test looks at what is sent (worker/testing/captured.py;
+SPEC W12).
 
-The broker and the producer check and encode a message as ever; then, when `active` is set, they hand it over here and ask no database.
+The broker and the producer check and encode a message as ever; then, when `active` is set, they hand it over
+here and ask no database.
 """
 
 from __future__ import annotations

@@ -65,7 +65,9 @@ class Encoded:
 
 
 def _called(function: Any) -> inspect.Signature:
-    """What is really called: a decorator of the application may pass arguments of its own to what it wraps (a session, a tenant)."""
+    """What is really called: a decorator of the application may pass arguments of its own to what it wraps (a
+    session, a tenant).
+    """
     if getattr(function, "__globals__", {}).get("__name__") == "dramatiq.asyncio":
         function = function.__wrapped__  # dramatiq's own, around every coroutine function
     return inspect.signature(function, follow_wrapped=False)
@@ -76,7 +78,9 @@ class Signature:
 
     def __init__(self, actor: dramatiq.Actor[Any, Any]) -> None:
         if not _NAME.fullmatch(actor.actor_name):
-            raise ValueError(f"actor_name: {actor.actor_name[:120]!r} is not a message type (letters, digits, dot, underscore, dash; 100 at most)")
+            raise ValueError(
+                f"actor_name: {actor.actor_name[:120]!r} is not a message type (letters, digits, dot, underscore, dash; 100 at most)"
+            )
         self.names: list[str] = []
         self.required: set[str] | frozenset[str] = set()
         self.bindable = True
@@ -93,12 +97,17 @@ class Signature:
                 if parameter.default is parameter.empty:
                     self.required |= {parameter.name}
         self.required = frozenset(self.required)
-        self.known = frozenset(self.names) | self.required | {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        self.known = (
+            frozenset(self.names) | self.required | {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        )
 
     def bind(self, actor_name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Keyword arguments; raises InvalidArgument that names the argument."""
         if len(args) > len(self.names):
-            raise InvalidArgument(f"args: {actor_name} takes {len(self.names)} positional arguments, got {len(args)}", field="args")
+            raise InvalidArgument(
+                f"args: {actor_name} takes {len(self.names)} positional arguments, got {len(args)}",
+                field="args",
+            )
         bound = dict(zip(self.names, args, strict=False))
         for name in kwargs:
             if name in bound:
@@ -107,7 +116,9 @@ class Signature:
                 raise InvalidArgument(
                     f"{name}: {actor_name} has no argument of this name",
                     field=name,
-                    hint=did_you_mean(name, self.known, f"It takes: {', '.join(sorted(self.known)) or 'none'}"),
+                    hint=did_you_mean(
+                        name, self.known, f"It takes: {', '.join(sorted(self.known)) or 'none'}"
+                    ),
                 )
         bound.update(kwargs)
         return bound
@@ -118,7 +129,9 @@ _ACTOR_DURATIONS = {"min_backoff": 0, "max_backoff": 0, "max_age": 0, "hard_time
 
 
 def check_actor(actor: dramatiq.Actor[Any, Any]) -> None:
-    """Refuse options that would be passed over, or fail in each attempt: dramatiq looks at their names only. Raises InvalidArgument."""
+    """Refuse options that would be passed over, or fail in each attempt: dramatiq looks at their names only.
+    Raises InvalidArgument.
+    """
     options = {name: value for name, value in actor.options.items() if value is not None}
     if actor.priority != 0:  # dramatiq's default
         whole(1, 10, "priority", actor.priority)
@@ -126,16 +139,24 @@ def check_actor(actor: dramatiq.Actor[Any, Any]) -> None:
         if name in options:
             whole(low, high, name, options[name])
     for name, least in _ACTOR_DURATIONS.items():
-        if name in options and not (name == "time_limit" and options[name] == math.inf):  # dramatiq's word for none
+        # dramatiq's word for none
+        if name in options and not (name == "time_limit" and options[name] == math.inf):
             _number(name, options[name], least, MAX_DELAY_SECONDS * 1000)
     if not isinstance(options.get("transactional", False), bool):
         raise InvalidArgument("transactional: must be True or False", field="transactional")
     aliases = options.get("aliases", ())
-    if not isinstance(aliases, (list, tuple, set, frozenset)) or not all(isinstance(alias, str) and _NAME.fullmatch(alias) for alias in aliases):
+    if not isinstance(aliases, (list, tuple, set, frozenset)) or not all(
+        isinstance(alias, str) and _NAME.fullmatch(alias) for alias in aliases
+    ):
         raise InvalidArgument("aliases: must be a list of former names of the actor", field="aliases")
 
 
-def encode(message: dramatiq.Message[Any], delay_ms: int | float | None, signature: Signature | None, actor_options: dict[str, Any]) -> Encoded:
+def encode(
+    message: dramatiq.Message[Any],
+    delay_ms: int | float | None,
+    signature: Signature | None,
+    actor_options: dict[str, Any],
+) -> Encoded:
     """Turn a dramatiq message into arguments of enqueue_message. Raises InvalidArgument."""
     name, payload = message.actor_name, message.kwargs
     loose_args: tuple[Any, ...] = ()
@@ -160,7 +181,11 @@ def encode(message: dramatiq.Message[Any], delay_ms: int | float | None, signatu
         return encoded
     for option in message.options.keys() - COLUMN_OPTIONS:
         refuse_misspelt(option)
-    options = {**message.options, "message_id": message.message_id, "message_timestamp": message.message_timestamp}
+    options = {
+        **message.options,
+        "message_id": message.message_id,
+        "message_timestamp": message.message_timestamp,
+    }
     if loose_args:
         options["args"] = list(loose_args)
     if not COLUMN_OPTIONS.isdisjoint(options):
@@ -168,7 +193,9 @@ def encode(message: dramatiq.Message[Any], delay_ms: int | float | None, signatu
         refuse_window_without_key(encoded.extra)
     if "max_retries" in options:
         max_retries = options["max_retries"]
-        max_attempts = WITHOUT_END if max_retries is None else whole(0, 999_999, "max_retries", max_retries) + 1
+        max_attempts = (
+            WITHOUT_END if max_retries is None else whole(0, 999_999, "max_retries", max_retries) + 1
+        )
         if actor_options.get("retry_when") is None:  # which decides instead of it
             encoded.extra.setdefault("max_attempts", max_attempts)
     if options.get("time_limit") is not None:
@@ -179,7 +206,8 @@ def encode(message: dramatiq.Message[Any], delay_ms: int | float | None, signatu
         refuse_too_late(encoded.extra["delay_seconds"], encoded.extra)
     if max_age:
         expires = _number("max_age", max_age, 1, MAX_DELAY_SECONDS * 1000) / 1000
-        if encoded.extra.get("delay_seconds", 0.0) < expires:  # else AgeLimit skips it when it is due, as in dramatiq
+        # else AgeLimit skips it when it is due, as in dramatiq
+        if encoded.extra.get("delay_seconds", 0.0) < expires:
             encoded.extra.setdefault("expires_seconds", expires)
     encoded.queue = q_name(message.queue_name)
     encoded.options = to_json("options", options)
@@ -189,12 +217,22 @@ def encode(message: dramatiq.Message[Any], delay_ms: int | float | None, signatu
 def refuse_too_late(delay_seconds: float, extra: dict[str, Any]) -> None:
     """Refuse a message that is over before it may start. Raises InvalidArgument."""
     if 0 < delay_seconds >= extra.get("expires_seconds", math.inf):
-        raise InvalidArgument("expires_in: the message could never start", field="expires_in", hint="It must be longer than the delay.")
+        raise InvalidArgument(
+            "expires_in: the message could never start",
+            field="expires_in",
+            hint="It must be longer than the delay.",
+        )
 
 
 def plain_options(message_id: str, message_timestamp: int) -> str:
     """The options of a message that has none: what dramatiq gives every message."""
-    if type(message_timestamp) is int and message_id.isascii() and message_id.isprintable() and '"' not in message_id and "\\" not in message_id:
+    if (
+        type(message_timestamp) is int
+        and message_id.isascii()
+        and message_id.isprintable()
+        and '"' not in message_id
+        and "\\" not in message_id
+    ):
         return f'{{"message_id":"{message_id}","message_timestamp":{message_timestamp}}}'
     return to_json("message_id", {"message_id": message_id, "message_timestamp": message_timestamp})
 
@@ -213,18 +251,33 @@ def take_columns(encoded: Encoded, options: dict[str, Any]) -> None:
 
 
 def refuse_window_without_key(extra: dict[str, Any]) -> None:
-    """Among checked options: a dedup window of no key would do nothing, in silence. Raises InvalidArgument."""
+    """Among checked options: a dedup window of no key would do nothing, in silence. Raises
+    InvalidArgument.
+    """
     if "dedup_window_seconds" in extra and "dedup_key" not in extra:
-        raise InvalidArgument("dedup_window: without dedup_key it means nothing", field="dedup_window", hint="Give the key, too.")
+        raise InvalidArgument(
+            "dedup_window: without dedup_key it means nothing",
+            field="dedup_window",
+            hint="Give the key, too.",
+        )
 
 
 def refuse_nul(name: str, value: Any) -> None:
-    """In the name of a queue or a type; a driver would say it without the name of the field. Raises InvalidArgument."""
+    """In the name of a queue or a type; a driver would say it without the name of the field. Raises
+    InvalidArgument.
+    """
     if isinstance(value, str) and "\x00" in value:
-        raise InvalidArgument(f"{name}: contains a NUL character, which PostgreSQL cannot store", field=name, hint="Remove it first.")
+        raise InvalidArgument(
+            f"{name}: contains a NUL character, which PostgreSQL cannot store",
+            field=name,
+            hint="Remove it first.",
+        )
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise InvalidArgument(f"{name}: must be a number from {low:g} to {high:.15g} (milliseconds), got {str(value)[:40]!r}", field=name)
+        raise InvalidArgument(
+            f"{name}: must be a number from {low:g} to {high:.15g} (milliseconds), got {str(value)[:40]!r}",
+            field=name,
+        )
     return float(value)

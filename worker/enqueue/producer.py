@@ -16,7 +16,14 @@ from packhorse.worker.config import own_schema
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.names import Names
 from packhorse.worker.enqueue import capture, unknown_types
-from packhorse.worker.enqueue.encoding import Encoded, refuse_misspelt, refuse_nul, refuse_too_late, refuse_window_without_key, take_columns
+from packhorse.worker.enqueue.encoding import (
+    Encoded,
+    refuse_misspelt,
+    refuse_nul,
+    refuse_too_late,
+    refuse_window_without_key,
+    take_columns,
+)
 from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.observe import tracing
 from packhorse.worker.observe.correlation import inherit
@@ -29,23 +36,28 @@ _PER_MESSAGE = ("p_payload", "p_dedup_key", "p_dedup_window")
 _NAMES = ("p_queue", "p_message_type", "p_payload", "p_options", *(option.argument for option in OPTIONS))
 _BULK_NAMES = ("p_payloads", *(name for name in _NAMES if name not in _PER_MESSAGE))
 _EXPRESSIONS = {
-    # by way of text: the caller's connection may have a codec for jsonb (asyncpg's set_type_codec), which would encode our text once more
+    # by way of text: the caller's connection may have a codec for jsonb (asyncpg's set_type_codec), which
+    # would encode our text once more
     **dict.fromkeys(("p_payload", "p_payloads", "p_options"), "{}::text::jsonb"),
     **{option.argument: option.expression for option in OPTIONS},
 }
-#: Payloads per statement, and characters of JSON after which a statement is not filled up: memory on both sides is bounded.
+#: Payloads per statement, and characters of JSON after which a statement is not filled up: memory on both
+#: sides is bounded.
 BULK_ROWS, BULK_CHARACTERS = 1000, 4_000_000
 #: Payloads that become JSON by one call.
 AT_ONCE = 50
 
 
 class Call:
-    """A call of one SQL function with its arguments by name, in each placeholder style, in the schema of a queue."""
+    """A call of one SQL function with its arguments by name, in each placeholder style, in the schema of a
+    queue.
+    """
 
     def __init__(self, columns: str, function: str, names: tuple[str, ...]) -> None:
         def text(placeholder: Any) -> str:
             arguments = ", ".join(
-                f"{name} => " + _EXPRESSIONS.get(name, "{}::text").format(placeholder(place)) for place, name in enumerate(names, 1)
+                f"{name} => " + _EXPRESSIONS.get(name, "{}::text").format(placeholder(place))
+                for place, name in enumerate(names, 1)
             )
             return f"select {columns} from packhorse.{function}({arguments})"  # noqa: S608 - fixed names only
 
@@ -68,7 +80,8 @@ class Call:
                 cursor.execute(names.of(self._pyformat), values)
                 return cursor.fetchone()
         _require(connection)
-        if isinstance(connection, DeadlineConnection):  # current_connection(): the handler's role and search_path are not the queue's
+        # current_connection(): the handler's role and search_path are not the queue's
+        if isinstance(connection, DeadlineConnection):
             with connection.as_ourselves():
                 return connection.execute(names.of(self._pyformat), values).fetchone()
         sqlalchemy = library == "sqlalchemy"
@@ -80,7 +93,9 @@ class Call:
         if inspect.isawaitable(answer):  # nothing has happened on it yet
             if inspect.iscoroutine(answer):
                 answer.close()  # else Python warns that nobody awaited it
-            raise _refused(connection, "is asynchronous", "Call enqueue_async or enqueue_payloads_async with it.")
+            raise _refused(
+                connection, "is asynchronous", "Call enqueue_async or enqueue_payloads_async with it."
+            )
         return answer.one() if sqlalchemy else answer.fetchone()
 
     async def run_async(self, connection: Any, arguments: dict[str, Any], schema: str | None) -> Any:
@@ -111,17 +126,30 @@ class Call:
 
 
 def _captured(taker: capture.Capture, arguments: dict[str, Any]) -> tuple[Any, ...]:
-    """What the SQL function would answer; the messages go to a test, and whatever was given as a connection is not looked at."""
+    """What the SQL function would answer; the messages go to a test, and whatever was given as a connection
+    is not looked at.
+    """
     extra = {
         option.key: arguments[option.argument]
         for option in OPTIONS
         if option.name != "priority" and arguments.get(option.argument, option.default) != option.default
     }
     many = "p_payloads" in arguments
-    payloads = [dumps(payload) for payload in json.loads(arguments["p_payloads"])] if many else [arguments["p_payload"]]
+    payloads = (
+        [dumps(payload) for payload in json.loads(arguments["p_payloads"])]
+        if many
+        else [arguments["p_payload"]]
+    )
     taken = taker.take(
         [
-            Encoded(arguments["p_queue"], arguments["p_message_type"], payload, arguments["p_options"], arguments["p_priority"], {**extra})
+            Encoded(
+                arguments["p_queue"],
+                arguments["p_message_type"],
+                payload,
+                arguments["p_options"],
+                arguments["p_priority"],
+                {**extra},
+            )
             for payload in payloads
         ]
     )
@@ -129,7 +157,9 @@ def _captured(taker: capture.Capture, arguments: dict[str, Any]) -> tuple[Any, .
 
 
 def _names(connection: Any, schema: str | None) -> Names:
-    """What our schemas are called: as the caller says, as the connection of a handler has it, as the settings say."""
+    """What our schemas are called: as the caller says, as the connection of a handler has it, as the settings
+    say.
+    """
     if schema is None and isinstance(connection, DeadlineConnection):
         return connection.names
     return _of_schema(own_schema() if schema is None else schema)
@@ -141,32 +171,44 @@ def _of_schema(schema: str) -> Names:
 
 
 def _unwrapped(connection: Any) -> Any:
-    """The driver's own connection, where SQLAlchemy's pool has one around it (engine.raw_connection(), connection.connection)."""
+    """The driver's own connection, where SQLAlchemy's pool has one around it (engine.raw_connection(),
+    connection.connection).
+    """
     if type(connection).__module__.startswith("sqlalchemy.pool"):
         return connection.driver_connection
     return connection
 
 
 def _library(connection: Any) -> str:
-    """Whose connection it is: SQLModel's sessions are SQLAlchemy's, and applications have classes of their own."""
+    """Whose connection it is: SQLModel's sessions are SQLAlchemy's, and applications have classes of their
+    own.
+    """
     homes = (kind.__module__.partition(".")[0] for kind in type(connection).__mro__)
     return next((home for home in homes if home in _LIBRARIES), "")
 
 
 def _cursor(connection: Any) -> Any:
-    """Of psycopg a cursor whose rows are tuples, whatever the connection makes of rows: its own may leave out a column."""
+    """Of psycopg a cursor whose rows are tuples, whatever the connection makes of rows: its own may leave out
+    a column.
+    """
     if _library(connection) == "psycopg" and hasattr(connection, "cursor_factory"):
         return connection.cursor(row_factory=lambda cursor: tuple)
     return connection
 
 
 def _refused(connection: Any, problem: str, hint: str) -> InvalidArgument:
-    return InvalidArgument(f"connection: {type(connection).__name__} {problem}", field="connection", hint=hint)
+    return InvalidArgument(
+        f"connection: {type(connection).__name__} {problem}", field="connection", hint=hint
+    )
 
 
 def _require(connection: Any, method: str = "execute") -> None:
     if not callable(getattr(connection, method, None)):
-        raise _refused(connection, "is no database connection", "Give one of psycopg, asyncpg or SQLAlchemy, or django.db.connection.")
+        raise _refused(
+            connection,
+            "is no database connection",
+            "Give one of psycopg, asyncpg or SQLAlchemy, or django.db.connection.",
+        )
 
 
 def _require_asynchronous(connection: Any) -> None:
@@ -181,7 +223,9 @@ def _require_asynchronous(connection: Any) -> None:
 
 _ONE = Call("message_id, duplicate", "enqueue_message", _NAMES)
 #: The same, and whether any worker knows the type.
-_ASKING = Call("message_id, duplicate, packhorse.types_instead(message_id) as instead", "enqueue_message", _NAMES)
+_ASKING = Call(
+    "message_id, duplicate, packhorse.types_instead(message_id) as instead", "enqueue_message", _NAMES
+)
 _MANY = Call("message_count", "enqueue_payloads", _BULK_NAMES)
 
 
@@ -195,7 +239,9 @@ def _arguments(queue: str, message_type: str, options: dict[str, Any]) -> dict[s
     rest = dict(options)
     delay = rest.pop("delay", None)
     if delay is not None and rest.get("run_at") is not None:
-        raise InvalidArgument("run_at: delay, too, says when it may start", field="run_at", hint="Give one of them.")
+        raise InvalidArgument(
+            "run_at: delay, too, says when it may start", field="run_at", hint="Give one of them."
+        )
     take_columns(encoded, rest)
     refuse_window_without_key(encoded.extra)
     if delay is not None:
@@ -206,19 +252,33 @@ def _arguments(queue: str, message_type: str, options: dict[str, Any]) -> dict[s
         tracing.active.stamp(encoded.extra)
     given = {"priority": encoded.priority, **encoded.extra}
     arguments = {option.argument: given.get(option.key, option.default) for option in OPTIONS}
-    return {"p_queue": queue, "p_message_type": message_type, "p_options": to_json("options", rest), **arguments}
+    return {
+        "p_queue": queue,
+        "p_message_type": message_type,
+        "p_options": to_json("options", rest),
+        **arguments,
+    }
 
 
 def _payload(name: str, payload: Any) -> str:
     if not isinstance(payload, dict):
-        raise InvalidArgument(f"{name}: must be a dict, not {type(payload).__name__}", field=name, hint="Its keys are the handler's arguments.")
+        raise InvalidArgument(
+            f"{name}: must be a dict, not {type(payload).__name__}",
+            field=name,
+            hint="Its keys are the handler's arguments.",
+        )
     return to_json(name, payload)
 
 
 def _parts(payloads: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """JSON arrays of BULK_ROWS payloads, fewer when they are long. Raises InvalidArgument that names the payload's position."""
+    """JSON arrays of BULK_ROWS payloads, fewer when they are long. Raises InvalidArgument that names the
+    payload's position.
+    """
     if isinstance(payloads, (Mapping, str, bytes)) or not isinstance(payloads, Iterable):
-        raise InvalidArgument(f"payloads: must be dicts one after another (a list, say), not {type(payloads).__name__}", field="payloads")
+        raise InvalidArgument(
+            f"payloads: must be dicts one after another (a list, say), not {type(payloads).__name__}",
+            field="payloads",
+        )
     part: list[str] = []
     count = size = 0
     for text, holds in _texts(iter(payloads)):
@@ -233,7 +293,9 @@ def _parts(payloads: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 def _texts(payloads: Iterator[dict[str, Any]]) -> Iterator[tuple[str, int]]:
-    """JSON of payloads with commas between them, and of how many. Some at once take half the time; one by one to say what is wrong with which."""
+    """JSON of payloads with commas between them, and of how many. Some at once take half the time; one by one
+    to say what is wrong with which.
+    """
     place = 0
     while some := list(islice(payloads, AT_ONCE)):
         try:
@@ -259,18 +321,23 @@ def enqueue(
 ) -> EnqueueResult:
     """Enqueue one message on a synchronous connection, in its transaction.
 
-    connection: psycopg Connection or Cursor, SQLAlchemy Connection, Session or raw connection, Django connection
-    (`django.db.connection`). message_type: the name of the actor. payload: its
-    arguments by name, a JSON object of at most 1 MiB. options: delay (s or timedelta), priority, conversation_key, dedup_key,
+    connection: psycopg Connection or Cursor, SQLAlchemy Connection, Session or raw connection, Django
+    connection (`django.db.connection`). message_type: the name of the actor. payload: its arguments by name,
+    a JSON object of at most 1 MiB. options: delay (s or timedelta), priority, conversation_key, dedup_key,
     dedup_window (s), correlation_id, trace_context, max_attempts, concurrency_key, run_at, expires_in (s);
-    others become dramatiq options, unless they look like one of these misspelt. db_schema: where the queue is, when the settings of this
-    process do not say it. Returns id and whether a dedup window answered with an older one. Logs type_unknown, once per type, when workers
-    live and none has ever registered it.
-    Raises InvalidArgument for what can be seen here, the driver's own error for the rest.
+    others become dramatiq options, unless they look like one of these misspelt. db_schema: where the queue
+    is, when the settings of this process do not say it. Returns id and whether a dedup window answered with
+    an older one. Logs type_unknown, once per type, when workers live and none has ever registered it. Raises
+    InvalidArgument for what can be seen here, the driver's own error for the rest.
     """
-    arguments = {**_arguments(queue, message_type, {**options}), "p_payload": _payload("payload", {} if payload is None else payload)}
+    arguments = {
+        **_arguments(queue, message_type, {**options}),
+        "p_payload": _payload("payload", {} if payload is None else payload),
+    }
     asks = _asks(message_type, db_schema)
-    return _result((_ASKING if asks else _ONE).run(connection, arguments, db_schema), message_type, db_schema, asks)
+    return _result(
+        (_ASKING if asks else _ONE).run(connection, arguments, db_schema), message_type, db_schema, asks
+    )
 
 
 async def enqueue_async(
@@ -282,10 +349,20 @@ async def enqueue_async(
     db_schema: str | None = None,
     **options: Unpack[EnqueueOptions],
 ) -> EnqueueResult:
-    """The same on an asynchronous connection: psycopg AsyncConnection, asyncpg, SQLAlchemy AsyncConnection or AsyncSession."""
-    arguments = {**_arguments(queue, message_type, {**options}), "p_payload": _payload("payload", {} if payload is None else payload)}
+    """The same on an asynchronous connection: psycopg AsyncConnection, asyncpg, SQLAlchemy AsyncConnection or
+    AsyncSession.
+    """
+    arguments = {
+        **_arguments(queue, message_type, {**options}),
+        "p_payload": _payload("payload", {} if payload is None else payload),
+    }
     asks = _asks(message_type, db_schema)
-    return _result(await (_ASKING if asks else _ONE).run_async(connection, arguments, db_schema), message_type, db_schema, asks)
+    return _result(
+        await (_ASKING if asks else _ONE).run_async(connection, arguments, db_schema),
+        message_type,
+        db_schema,
+        asks,
+    )
 
 
 def enqueue_payloads(
@@ -299,12 +376,16 @@ def enqueue_payloads(
 ) -> int:
     """Enqueue a message per payload, in order, in the connection's transaction; returns how many.
 
-    connection, options: as for enqueue(), and the same for all of them; no dedup_key. payloads: any number, a thousand (or
-    4 MB) per statement, each read once. Open a transaction around the call if it shall be all or none.
-    Raises InvalidArgument that names `payloads[position]` for what can be seen here, the driver's own error for the rest.
+    connection, options: as for enqueue(), and the same for all of them; no dedup_key. payloads: any number, a
+    thousand (or 4 MB) per statement, each read once. Open a transaction around the call if it shall be all or
+    none. Raises InvalidArgument that names `payloads[position]` for what can be seen here, the driver's own
+    error for the rest.
     """
     shared = _shared(queue, message_type, {**options})
-    return sum(int(_value(_MANY.run(connection, {**shared, "p_payloads": part}, db_schema), 0, "message_count")) for part in _parts(payloads))
+    return sum(
+        int(_value(_MANY.run(connection, {**shared, "p_payloads": part}, db_schema), 0, "message_count"))
+        for part in _parts(payloads)
+    )
 
 
 async def enqueue_payloads_async(
@@ -320,14 +401,22 @@ async def enqueue_payloads_async(
     shared = _shared(queue, message_type, {**options})
     count = 0
     for part in _parts(payloads):
-        count += int(_value(await _MANY.run_async(connection, {**shared, "p_payloads": part}, db_schema), 0, "message_count"))
+        count += int(
+            _value(
+                await _MANY.run_async(connection, {**shared, "p_payloads": part}, db_schema),
+                0,
+                "message_count",
+            )
+        )
     return count
 
 
 def _shared(queue: str, message_type: str, options: dict[str, Any]) -> dict[str, Any]:
     for name in ("dedup_key", "dedup_window"):
         if options.get(name) is not None:
-            raise InvalidArgument(f"{name}: many payloads share no dedup window", field=name, hint="Use enqueue() for each.")
+            raise InvalidArgument(
+                f"{name}: many payloads share no dedup window", field=name, hint="Use enqueue() for each."
+            )
     return _arguments(queue, message_type, {**options})
 
 
@@ -342,7 +431,9 @@ def _result(row: Any, message_type: str, schema: str | None, asked: bool) -> Enq
 
 
 def _value(row: Any, place: int, name: str) -> Any:
-    """A value of a row in whatever shape the caller's connection gives rows: a tuple, a mapping, an object with these names."""
+    """A value of a row in whatever shape the caller's connection gives rows: a tuple, a mapping, an object
+    with these names.
+    """
     if isinstance(row, Mapping):
         return row[name]
     return getattr(row, name) if hasattr(row, name) else row[place]

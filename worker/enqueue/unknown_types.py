@@ -1,6 +1,8 @@
-"""A type that no worker knows is most often a slip of the pen: said once per process and type, with the near miss.
+"""A type that no worker knows is most often a slip of the pen: said once per process and type, with the near
+miss.
 
-The database is asked by the statement that enqueues, and by few of these: the first of a type, and while nobody knows it one a minute.
+The database is asked by the statement that enqueues, and by few of these: the first of a type, and while
+nobody knows it one a minute.
 """
 
 from __future__ import annotations
@@ -28,8 +30,14 @@ def is_asked(schema: str, message_type: str) -> bool:
 
 
 def answered(schema: str, message_type: str, instead: str | None) -> None:
-    """What the database has said (types_instead): None for a type that is known, or that nobody could know; else names, with commas."""
+    """What the database has said (types_instead): None for a type that is known, or that nobody could know;
+    else names, with commas.
+    """
     if instead is not None:
         near = near_miss(message_type, [name for name in instead.split(",") if name])
-        logger.warning("type_unknown message_type=%s near=%s: it waits, for no worker has registered it", message_type, near)
+        logger.warning(
+            "type_unknown message_type=%s near=%s: it waits, for no worker has registered it",
+            message_type,
+            near,
+        )
     _ask_at[schema, message_type] = math.inf if instead is not None else time.monotonic() + ASK_AGAIN_SECONDS

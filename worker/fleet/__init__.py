@@ -1,1 +1,3 @@
-"""Parent and children: who starts, replaces, watches and ends worker processes, and what is counted of all of them."""
+"""Parent and children: who starts, replaces, watches and ends worker processes, and what is counted of all of
+them.
+"""

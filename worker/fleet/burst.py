@@ -1,7 +1,8 @@
 """`packhorse worker --burst`: a supervisor that stops when there is nothing to do (SPEC W12).
 
-Whether there is, the database says, asked by a short-lived child: the parent keeps no connection. It is asked while no child runs a handler,
-and twice: between the two answers every fetcher has made a turn, so that what hooks send after an outcome is seen.
+Whether there is, the database says, asked by a short-lived child: the parent keeps no connection. It is asked
+while no child runs a handler, and twice: between the two answers every fetcher has made a turn, so that what
+hooks send after an outcome is seen.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ _SOMETHING, _NOTHING = 0, 1
 
 
 def start_of_burst(settings: Settings) -> datetime:
-    """The time in the database. Raises StoreUnavailable, SchemaMismatch: who asks for a burst wants an answer, not a process that waits."""
+    """The time in the database. Raises StoreUnavailable, SchemaMismatch: who asks for a burst wants an
+    answer, not a process that waits.
+    """
     connection = open_work(settings, "burst")
     try:
         migrate.check(connection)
@@ -58,7 +61,9 @@ class BurstSupervisor(Supervisor):
     nap_seconds = 0.1
 
     def __init__(self, settings: Settings, since: datetime, **options: Any) -> None:
-        super().__init__(settings.model_copy(update={"poll_seconds": min(settings.poll_seconds, POLL_SECONDS)}), **options)
+        super().__init__(
+            settings.model_copy(update={"poll_seconds": min(settings.poll_seconds, POLL_SECONDS)}), **options
+        )
         self._since = since
         self._answer = memoryview(mmap.mmap(-1, _CELLS * 8)).cast("d")  # written by the child that looks
         self._workers: set[UUID] = set()  # all that have been
@@ -67,18 +72,28 @@ class BurstSupervisor(Supervisor):
         self._lost_at = self._next_look = 0.0
         self._nothing_at = 0.0  # when a look found nothing to do, and nothing has begun since; 0: not so
         self._failed_starts = 0
-        self._end: tuple[int, int, int, int] | None = None  # remaining, failed, dead as the last look has it; outcomes that failed by then
+        # remaining, failed, dead as the last look has it; outcomes that failed by then
+        self._end: tuple[int, int, int, int] | None = None
 
     def run(self) -> int:
-        """As a supervisor's, and 1 when a message failed or died; after a signal the code of an ordinary stop."""
+        """As a supervisor's, and 1 when a message failed or died; after a signal the code of an ordinary
+        stop.
+        """
         code = super().run()
         if self._failed_starts >= MOST_FAILED_STARTS:
             return code or EXIT_FAILED
         if self._end is None:
             return code
         remaining, failed, dead, seen = self._end
-        failed += self._count(Ended.RETRY) + self._count(Ended.DEAD) - seen  # what ended while the children drained
-        logger.info("burst_finished done=%d failed=%d dead=%d left=%d", self._count(Ended.DONE), failed, dead, remaining)
+        # what ended while the children drained
+        failed += self._count(Ended.RETRY) + self._count(Ended.DEAD) - seen
+        logger.info(
+            "burst_finished done=%d failed=%d dead=%d left=%d",
+            self._count(Ended.DONE),
+            failed,
+            dead,
+            remaining,
+        )
         return EXIT_FAILED if failed or dead else code
 
     def _look(self) -> None:
@@ -87,7 +102,9 @@ class BurstSupervisor(Supervisor):
         if self._stops:
             return
         if self._failed_starts >= MOST_FAILED_STARTS:
-            logger.error("burst_gave_up count=%d: processes end before they have begun to work", self._failed_starts)
+            logger.error(
+                "burst_gave_up count=%d: processes end before they have begun to work", self._failed_starts
+            )
             self._finish()
         elif self._asked:
             self._hear(time.monotonic())
@@ -96,12 +113,16 @@ class BurstSupervisor(Supervisor):
 
     def _may_ask(self, now: float) -> bool:
         """Do all children live and wait, and have they made a turn since nothing was found?"""
-        quiet = self._all_registered() and not (self._recovering or self._rehearsal or any(child.retiring for child in self._children))
+        quiet = self._all_registered() and not (
+            self._recovering or self._rehearsal or any(child.retiring for child in self._children)
+        )
         if not quiet or self._something_runs():
             self._nothing_at = 0.0
             return False
         pairs = zip(self._children, self.fleet_stats.children, strict=True)
-        return now >= self._next_look and all(stats.ticks().get("fetcher", 0.0) > self._nothing_at for child, stats in pairs if child.pid)
+        return now >= self._next_look and all(
+            stats.ticks().get("fetcher", 0.0) > self._nothing_at for child, stats in pairs if child.pid
+        )
 
     def _something_runs(self) -> bool:
         """Of those that live; what ran in one that died is there until the next one takes its place."""
@@ -111,7 +132,12 @@ class BurstSupervisor(Supervisor):
         self._looks += 1
         if self._fork(self._look_for_work):
             self._asked = self._looks
-            self._lost_at = time.monotonic() + self.settings.call_deadline_seconds + self.settings.connect_timeout_seconds + LOST_LOOK_SECONDS
+            self._lost_at = (
+                time.monotonic()
+                + self.settings.call_deadline_seconds
+                + self.settings.connect_timeout_seconds
+                + LOST_LOOK_SECONDS
+            )
 
     def _hear(self, now: float) -> None:
         """What the look that is on its way has found."""
@@ -134,7 +160,9 @@ class BurstSupervisor(Supervisor):
         self._stops += 1
 
     def _look_for_work(self) -> int:
-        """In a child: look, and write what was found into the memory that the parent reads; the number of the look last."""
+        """In a child: look, and write what was found into the memory that the parent reads; the number of the
+        look last.
+        """
         signal.set_wakeup_fd(-1)
         for number in (*STOP_SIGNALS, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
@@ -148,7 +176,11 @@ class BurstSupervisor(Supervisor):
                 with translated():
                     if bursts.has_work(connection, workers) is False:
                         left = bursts.work_left(connection, workers, self._since)
-                        self._answer[_REMAINING], self._answer[_FAILED], self._answer[_DEAD] = left.remaining, left.failed, left.dead
+                        self._answer[_REMAINING], self._answer[_FAILED], self._answer[_DEAD] = (
+                            left.remaining,
+                            left.failed,
+                            left.dead,
+                        )
                         said = _NOTHING
             finally:
                 connection.close()

@@ -1,5 +1,5 @@
-"""What runs in the supervisor's children: the worker process itself, the short one that gives back what a dead one
-held, and the one that tries out new code before a reload.
+"""What runs in the supervisor's children: the worker process itself, the short one that gives back what a
+dead one held, and the one that tries out new code before a reload.
 
 Nothing here runs in the parent. A child starts with TERM and INT blocked, so that no signal can meet it
 before it has handlers of its own.
@@ -31,14 +31,17 @@ logger = logging.getLogger("packhorse.supervisor")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 INSUFFICIENT_PRIVILEGE = "42501"
-#: While the database does not answer, what an ended child held is given back again and again: first after this.
+#: While the database does not answer, what an ended child held is given back again and again: first after
+#: this.
 RECOVER_SECONDS, MOST_RECOVER_SECONDS = 0.2, 2.0
 #: What handlers' use of multiprocessing wants to do at the end of a process may take so long.
 FINALIZERS_SECONDS = 3.0
 
 
 class Once:
-    """Something that one of several processes does: all that are forked from the one that made it share it."""
+    """Something that one of several processes does: all that are forked from the one that made it share
+    it.
+    """
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
@@ -58,9 +61,12 @@ class Once:
         os.write(self._write, b".")
 
 
-def run_worker_process(settings: Settings, running: RunningIds, worker_id: UUID, stats: ProcessStats, refusal: Once | None = None) -> int:
-    """The body of a child: returns its exit code. Comes with TERM and INT blocked; a stop that was asked while
-    the actors were still being imported is not lost. refusal: of those that cannot start, for the same reason, one says so."""
+def run_worker_process(
+    settings: Settings, running: RunningIds, worker_id: UUID, stats: ProcessStats, refusal: Once | None = None
+) -> int:
+    """The body of a child: returns its exit code. Comes with TERM and INT blocked; a stop that was asked
+    while the actors were still being imported is not lost. refusal: of those that cannot start, for the same
+    reason, one says so."""
     from packhorse.worker.runtime.process import WorkerProcess
 
     early = False
@@ -94,11 +100,15 @@ def run_worker_process(settings: Settings, running: RunningIds, worker_id: UUID,
 
 
 def do_nothing(_number: int, _frame: object) -> None:
-    """What a signal does that is not meant for this process. SIG_IGN would be inherited by the programs that handlers start."""
+    """What a signal does that is not meant for this process. SIG_IGN would be inherited by the programs that
+    handlers start.
+    """
 
 
 class SignalHandlers:
-    """The signal handlers of a worker process; the application, and what it imports, may set others, which must not keep it from draining."""
+    """The signal handlers of a worker process; the application, and what it imports, may set others, which
+    must not keep it from draining.
+    """
 
     def __init__(self, ours: dict[signal.Signals, Callable[[int, Any], None]]) -> None:
         self._ours = ours
@@ -126,18 +136,30 @@ class SignalHandlers:
     def _say(self, name: str, found: Any) -> None:
         if name not in self._said:
             self._said.add(name)
-            handler = f"{found.__module__}.{found.__qualname__}" if hasattr(found, "__qualname__") else getattr(found, "name", found)
-            logger.warning("foreign_signal_handler signal=%s handler=%s: replaced by ours, which drain this process", name, handler)
+            handler = (
+                f"{found.__module__}.{found.__qualname__}"
+                if hasattr(found, "__qualname__")
+                else getattr(found, "name", found)
+            )
+            logger.warning(
+                "foreign_signal_handler signal=%s handler=%s: replaced by ours, which drain this process",
+                name,
+                handler,
+            )
 
 
 def _end_daemonic_children() -> None:
-    """Those of multiprocessing end with their process, as in any Python program; a worker process ends without atexit."""
+    """Those of multiprocessing end with their process, as in any Python program; a worker process ends
+    without atexit.
+    """
     if "multiprocessing.util" not in sys.modules:
         return
     import multiprocessing.util
 
     # pools that nobody closed; else their threads would replace what is terminated here
-    pools = threading.Thread(target=getattr(multiprocessing.util, "_run_finalizers", lambda _: None), args=(0,), daemon=True)
+    pools = threading.Thread(
+        target=getattr(multiprocessing.util, "_run_finalizers", lambda _: None), args=(0,), daemon=True
+    )
     pools.start()
     pools.join(FINALIZERS_SECONDS)
     for child in multiprocessing.active_children():
@@ -146,7 +168,8 @@ def _end_daemonic_children() -> None:
 
 
 def preflight(settings: Settings, parent: int) -> int:
-    """Would a new process start now? Its exit code if not. Imports the actors and compares the schema, claims nothing.
+    """Would a new process start now? Its exit code if not. Imports the actors and compares the schema, claims
+    nothing.
 
     A database that is away is no reason against it: a new process would wait for it.
     """
@@ -173,18 +196,27 @@ def preflight(settings: Settings, parent: int) -> int:
 
 
 def _refusal(error: ConfigError | SchemaMismatch | StoreError, *, told: bool = False) -> int:
-    """Say why a process cannot work, with the traceback of an import that failed (SPEC W13); its exit code. told: another one has said it."""
+    """Say why a process cannot work, with the traceback of an import that failed (SPEC W13); its exit code.
+    told: another one has said it.
+    """
     if isinstance(error, ConfigError):
         cause = error.__cause__
-        where = tracebacks.folded(cause, texts=True) if cause is not None and tracebacks.has_own_frames(cause) else None
+        where = (
+            tracebacks.folded(cause, texts=True)
+            if cause is not None and tracebacks.has_own_frames(cause)
+            else None
+        )
         for problem in error.problems if not told else ():
             logger.error("config_error %s", problem, extra={"outline": where})
         return EXIT_USAGE
     if isinstance(error, SchemaMismatch):
         logger.error("schema_mismatch %s", error)
         return EXIT_SCHEMA
-    if error.sqlstate == INSUFFICIENT_PRIVILEGE:  # a role that may not work does not become one that may by trying again
-        logger.error("schema_mismatch %s: this role may not do what a worker does: grant it packhorse_worker", error)
+    # a role that may not work does not become one that may by trying again
+    if error.sqlstate == INSUFFICIENT_PRIVILEGE:
+        logger.error(
+            "schema_mismatch %s: this role may not do what a worker does: grant it packhorse_worker", error
+        )
         return EXIT_SCHEMA
     logger.error("start_failed error_class=%s error=%s", type(error).__name__, error)
     return EXIT_FAILED
@@ -192,19 +224,23 @@ def _refusal(error: ConfigError | SchemaMismatch | StoreError, *, told: bool = F
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """What an ended child was at. started: ids of messages whose handlers had begun and whose outcome is not written; overdue: (id,
-    lease token) of those whose handlers ignored their time limits; refused: ids of those whose completion the database refused."""
+    """What an ended child was at. started: ids of messages whose handlers had begun and whose outcome is not
+    written; overdue: (id, lease token) of those whose handlers ignored their time limits; refused: ids of
+    those whose completion the database refused."""
 
     started: list[int]
     overdue: list[tuple[int, int]]
     refused: list[int]
 
 
-def recover(settings: Settings, worker_id: UUID, lost: Lost, detail: str, *, crashed: bool, once: bool, parent: int) -> int:
-    """Return an ended child's messages, as soon as the database answers; an exit code, always that of success.
+def recover(
+    settings: Settings, worker_id: UUID, lost: Lost, detail: str, *, crashed: bool, once: bool, parent: int
+) -> int:
+    """Return an ended child's messages, as soon as the database answers; an exit code, always that of
+    success.
 
-    crashed: nobody had ordered the child's end. once: the daemon stops; it does not wait for the database. When it begins to stop
-    meanwhile this tries once more. Then the leases run out.
+    crashed: nobody had ordered the child's end. once: the daemon stops; it does not wait for the database.
+    When it begins to stop meanwhile this tries once more. Then the leases run out.
     """
     stop = StopRequest()
     signal.set_wakeup_fd(-1)
@@ -227,7 +263,13 @@ def recover(settings: Settings, worker_id: UUID, lost: Lost, detail: str, *, cra
             wait_seconds = min(2 * wait_seconds, MOST_RECOVER_SECONDS)
             continue
         if count:
-            logger.warning("messages_recovered worker_id=%s count=%d started=%d crashed=%s", worker_id, count, len(lost.started), crashed)
+            logger.warning(
+                "messages_recovered worker_id=%s count=%d started=%d crashed=%s",
+                worker_id,
+                count,
+                len(lost.started),
+                crashed,
+            )
         return EXIT_OK
 
 
@@ -250,7 +292,9 @@ def _recover(settings: Settings, worker_id: UUID, lost: Lost, detail: str, crash
             except StoreError as error:  # the others must not wait for that
                 refused = error
         keep = [message_id for message_id, _ in lost.overdue] if refused else []
-        count = store.recover(connection, worker_id, lost.started, detail, crashed=crashed, refused=lost.refused, keep=keep)
+        count = store.recover(
+            connection, worker_id, lost.started, detail, crashed=crashed, refused=lost.refused, keep=keep
+        )
         if refused is not None:
             raise refused
         return count
@@ -259,9 +303,11 @@ def _recover(settings: Settings, worker_id: UUID, lost: Lost, detail: str, crash
 
 
 def end_with_parent(parent: int) -> None:
-    """Linux: a child whose parent was killed gets SIGTERM and drains; elsewhere it goes on until its own signal.
+    """Linux: a child whose parent was killed gets SIGTERM and drains; elsewhere it goes on until its own
+    signal.
 
-    parent: its process id, learnt before the fork (in a container it is 1, like that of an orphan's new parent).
+    parent: its process id, learnt before the fork (in a container it is 1, like that of an orphan's new
+    parent).
     """
     if sys.platform == "linux":
         import ctypes

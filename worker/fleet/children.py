@@ -1,4 +1,6 @@
-"""The parent's record of its processes: one place each, when the next one may start in it, and what an end means (SPEC W7)."""
+"""The parent's record of its processes: one place each, when the next one may start in it, and what an end
+means (SPEC W7).
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,11 @@ class Child:
 
 
 def share_memory(processes: int) -> None:
-    """In the parent, before it forks: load what several of its children need, so that they share it, and keep the collector from copying it.
+    """In the parent, before it forks: load what several of its children need, so that they share it, and keep
+    the collector from copying it.
 
-    processes: of workers. The driver is shared by worker and exporter. What only workers need is loaded here when there are several.
+    processes: of workers. The driver is shared by worker and exporter. What only workers need is loaded here
+    when there are several.
     """
     importlib.import_module("packhorse.worker.db.sessions")
     if processes > 1:
@@ -64,7 +68,9 @@ def kill(pid: int, number: int) -> None:
 
 
 def flush_output() -> None:
-    """What handlers printed. A full disk or a reader that is gone must not end the parent, nor a child in any other way than by its code."""
+    """What handlers printed. A full disk or a reader that is gone must not end the parent, nor a child in any
+    other way than by its code.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -83,5 +89,10 @@ def replaced_why(child: Child, code: int, ordered: bool) -> str:
         return "hung"
     if not ordered:
         return "crashed"
-    known = {EXIT_OK: "reload", EXIT_REPLACED: "replaced", EXIT_RECYCLED: "recycled", EXIT_LEASE_LOST: "fenced"}
+    known = {
+        EXIT_OK: "reload",
+        EXIT_REPLACED: "replaced",
+        EXIT_RECYCLED: "recycled",
+        EXIT_LEASE_LOST: "fenced",
+    }
     return known.get(code, "failed")

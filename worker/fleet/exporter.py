@@ -1,8 +1,9 @@
 """The process that serves metrics and probes of one `packhorse worker` (SPEC O2, O4, FAILURES 68).
 
-A child of the supervisor, which keeps its one thread and can always fork; it reads the fleet_stats, so a blocked
-loop, a stopped database or its own death changes nothing for the work. It ends with its parent. A port in
-use is left for the next free one; when none is free that is said once, counted, and tried again; the worker goes on.
+A child of the supervisor, which keeps its one thread and can always fork; it reads the fleet_stats, so a
+blocked loop, a stopped database or its own death changes nothing for the work. It ends with its parent. A
+port in use is left for the next free one; when none is free that is said once, counted, and tried again; the
+worker goes on.
 """
 
 from __future__ import annotations
@@ -66,18 +67,29 @@ class EndpointServer(Service):
             self._fleet_stats.failed("endpoints")
             if self._said != str(error):
                 self._said = str(error)
-                logger.warning("endpoints_failed host=%s port=%d error=%s: the worker goes on without metrics and probes", host, port, error)
+                logger.warning(
+                    "endpoints_failed host=%s port=%d error=%s: the worker goes on without metrics and probes",
+                    host,
+                    port,
+                    error,
+                )
             return RETRY_SECONDS
         self._said = None
         if endpoints.port not in (port, self._fleet_stats.cells[cells.EXPORTER_PORT]):
-            logger.warning("endpoints_moved host=%s port=%d taken_port=%d: that of the setting is taken", host, endpoints.port, port)
+            logger.warning(
+                "endpoints_moved host=%s port=%d taken_port=%d: that of the setting is taken",
+                host,
+                endpoints.port,
+                port,
+            )
         self._fleet_stats.cells[cells.EXPORTER_PORT] = endpoints.port
         logger.info("endpoints_started host=%s port=%d", host, endpoints.port)
         endpoints.serve()
         return 0.0
 
     def _listening(self, host: str, asked: int) -> Endpoints:
-        """On the port that an exporter before this one had, on the setting's, or on the next free one: both lines of a Procfile have one setting.
+        """On the port that an exporter before this one had, on the setting's, or on the next free one: both
+        lines of a Procfile have one setting.
 
         Raises OSError of the first that is taken when all are, and any other OSError at once.
         """
@@ -99,7 +111,9 @@ class EndpointServer(Service):
 
 
 class FleetReader(Service):
-    """Keeps the fleet's numbers: asks for a count, reads what was counted, checks the schema; one connection of its own."""
+    """Keeps the fleet's numbers: asks for a count, reads what was counted, checks the schema; one connection
+    of its own.
+    """
 
     name = "fleet"
     max_backoff_seconds = 30.0
@@ -111,7 +125,8 @@ class FleetReader(Service):
         self._fleet_stats = fleet_stats
         self._link = Link(partial(open_work, settings, "exporter"))
         self.noted = partial(fleet_stats.duties.note, "fleet")
-        self._latest: tuple[dict[str, Any], float] | None = None  # statistics, monotonic time at which they were counted
+        # statistics, monotonic time at which they were counted
+        self._latest: tuple[dict[str, Any], float] | None = None
         self.schema_problem: str | None = None
         self.read_only_problem: str | None = None
 
@@ -126,7 +141,8 @@ class FleetReader(Service):
                 self.schema_problem = _schema_problem(connection)
                 self._note_read_only(store.read_only(connection))
                 if self.read_only_problem is not None:
-                    return self._settings.fleet_seconds  # a count could not be stored; a primary comes with a new connection
+                    # a count could not be stored; a primary comes with a new connection
+                    return self._settings.fleet_seconds
                 before = time.time()
                 apart = skew(before, store.clock(connection), time.time())
                 store.refresh(connection, self._settings.fleet_seconds)
@@ -185,7 +201,9 @@ class Exporter:
         lately = 2 * max(settings.heartbeat_seconds, settings.poll_seconds) + settings.call_deadline_seconds
         problems = probes.ready(self.fleet_stats, time.monotonic(), lately, settings.hang_seconds)
         if self.fleet:
-            problems += [problem for problem in (self.fleet.schema_problem, self.fleet.read_only_problem) if problem]
+            problems += [
+                problem for problem in (self.fleet.schema_problem, self.fleet.read_only_problem) if problem
+            ]
         return probe_answer(problems, probes.warnings(self.fleet_stats, time.monotonic()))
 
     def startupz(self, _accept: str) -> Answer:
@@ -195,13 +213,16 @@ class Exporter:
         return json_answer({"name": "packhorse", "version": __version__, "python": platform.python_version()})
 
     def scale(self, _accept: str) -> Answer:
-        """Workers like this one that would clear the backlog of its queues within scale_target_wait_seconds."""
+        """Workers like this one that would clear the backlog of its queues within
+        scale_target_wait_seconds.
+        """
         totals = self.fleet_stats.read()
         *counts, busy_seconds = totals.plain[DURATION:BY_ACTOR]
         mean = busy_seconds / sum(counts) if any(counts) else 1.0
         latest = self.fleet.latest() if self.fleet else None
         statistics = latest[0] if latest else {}
-        paused = {row["queue"] for row in statistics.get("queue_paused", []) if row["value"]}  # more workers would not start these either
+        # more workers would not start these either
+        paused = {row["queue"] for row in statistics.get("queue_paused", []) if row["value"]}
         backlog = sum(
             row["value"]
             for row in statistics.get("queue_messages", [])
@@ -209,7 +230,11 @@ class Exporter:
             and (row["state"] == "running" or (row["state"] == "pending" and row["queue"] not in paused))
         )
         # who has ordinary actors, too, is judged by the threads: they are what runs out
-        each = self.settings.coroutines if any(stats.states[NO_THREADS] for stats in self.fleet_stats.children) else self.settings.threads
+        each = (
+            self.settings.coroutines
+            if any(stats.states[NO_THREADS] for stats in self.fleet_stats.children)
+            else self.settings.threads
+        )
         slots, target = self.settings.processes * each, self.settings.scale_target_wait_seconds
         return json_answer(
             {

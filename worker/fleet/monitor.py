@@ -17,9 +17,11 @@ from packhorse.worker.observe.systemd import Notifier
 #: The parent looks every second. If it did not for this long, the whole host or process group stood still.
 STANDSTILL_SECONDS = 5.0
 STATUS_SECONDS = 5.0
-#: A loop that has not ticked for so long is named; hang_seconds, after which its process is killed, may be an hour. Always below that.
+#: A loop that has not ticked for so long is named; hang_seconds, after which its process is killed, may be an
+#: hour. Always below that.
 LATE_SECONDS = 20.0
-#: While it drains, or waits for the database at the start, systemd is asked for this much more time, again and again.
+#: While it drains, or waits for the database at the start, systemd is asked for this much more time, again
+#: and again.
 EXTEND_SECONDS = 15.0
 
 
@@ -67,7 +69,9 @@ class Monitor:
 
     def hung(self, index: int) -> list[str]:
         """Loops of a child that do not tick any more."""
-        return probes.late_loops(self._fleet_stats.children[index], time.monotonic(), self._hang_seconds, self._since)
+        return probes.late_loops(
+            self._fleet_stats.children[index], time.monotonic(), self._hang_seconds, self._since
+        )
 
     def exporter_hung(self) -> bool:
         ticked = self._fleet_stats.cells[cells.EXPORTER_TICK]
@@ -88,14 +92,27 @@ class Monitor:
         if now >= self._next_status:
             self._next_status = now + STATUS_SECONDS
             waiting = draining or not self._ready  # for handlers, or for the database
-            self._notifier.send(f"STATUS={self._status(draining)}", *([f"EXTEND_TIMEOUT_USEC={EXTEND_SECONDS * 1e6:.0f}"] if waiting else []))
+            self._notifier.send(
+                f"STATUS={self._status(draining)}",
+                *([f"EXTEND_TIMEOUT_USEC={EXTEND_SECONDS * 1e6:.0f}"] if waiting else []),
+            )
         watchdog = self._notifier.watchdog_seconds
-        if watchdog and now >= self._next_watchdog and not any(self.hung(index) for index in range(len(self._fleet_stats.children))):
+        if (
+            watchdog
+            and now >= self._next_watchdog
+            and not any(self.hung(index) for index in range(len(self._fleet_stats.children)))
+        ):
             self._next_watchdog = now + watchdog / 2
             self._notifier.send("WATCHDOG=1")
 
     def _status(self, draining: bool) -> str:
         fleet_stats = self._fleet_stats
         threads = sum(stats.states[THREADS] for stats in fleet_stats.children)
-        doing = "draining" if draining else "quiet" if any(stats.states[QUIET] for stats in fleet_stats.workers) else "working"
+        doing = (
+            "draining"
+            if draining
+            else "quiet"
+            if any(stats.states[QUIET] for stats in fleet_stats.workers)
+            else "working"
+        )
         return f"{doing}: {fleet_stats.cells[cells.ALIVE]:.0f} processes, {sum(busy() for busy in fleet_stats.busy)} of {threads:.0f} threads busy"

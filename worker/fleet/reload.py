@@ -1,6 +1,8 @@
-"""Reload on change, for development (SPEC W13): a child of its own watches source files and asks the parent to reload, as SIGHUP does.
+"""Reload on change, for development (SPEC W13): a child of its own watches source files and asks the parent
+to reload, as SIGHUP does.
 
-The parent has one thread and none of the actors' code, and keeps it so. Files are found by name: nothing is imported to watch it.
+The parent has one thread and none of the actors' code, and keeps it so. Files are found by name: nothing is
+imported to watch it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
 
 logger = logging.getLogger("packhorse.reload")
 
-#: A burst of changes (an editor, a checkout) is one reload: so long nothing may change, so long they are gathered at most.
+#: A burst of changes (an editor, a checkout) is one reload: so long nothing may change, so long they are
+#: gathered at most.
 QUIET_MILLISECONDS, MOST_MILLISECONDS = 200, 2000
 #: This often the child looks whether its parent lives.
 LOOK_MILLISECONDS = 1000
@@ -34,7 +37,8 @@ def check_reload() -> None:
 
 @contextmanager
 def reloading(modules: Sequence[str], *, ignored: Sequence[Path] = ()) -> Iterator[None]:
-    """While the block runs, this process gets SIGHUP after each change of a Python file in the folders of `modules` or in the current one.
+    """While the block runs, this process gets SIGHUP after each change of a Python file in the folders of
+    `modules` or in the current one.
 
     ignored: folders in which nothing is source code.
     """
@@ -59,7 +63,9 @@ def reloading(modules: Sequence[str], *, ignored: Sequence[Path] = ()) -> Iterat
 
 
 def source_folders(modules: Sequence[str], here: Path, search: Sequence[str]) -> list[Path]:
-    """The folders to watch: `here`, and those of modules that stand elsewhere; none of installed packages, none within another."""
+    """The folders to watch: `here`, and those of modules that stand elsewhere; none of installed packages,
+    none within another.
+    """
     found = [here.absolute()]
     for name in modules:
         top = name.partition(".")[0]
@@ -68,7 +74,11 @@ def source_folders(modules: Sequence[str], here: Path, search: Sequence[str]) ->
                 if "site-packages" not in entry.parts:
                     found.append(entry / top if (entry / top).is_dir() else entry)
                 break
-    return [path for path in dict.fromkeys(found) if not any(other != path and path.is_relative_to(other) for other in found)]
+    return [
+        path
+        for path in dict.fromkeys(found)
+        if not any(other != path and path.is_relative_to(other) for other in found)
+    ]
 
 
 def _watch(folders: list[Path], parent: int, ignored: list[str]) -> int:

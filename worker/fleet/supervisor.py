@@ -1,12 +1,14 @@
 """The parent of worker processes (SPEC W7): forks, watches, replaces, recovers, restarts.
 
-The parent has one thread, no database connection and none of the actors' code: it can always fork. What ran in a child that ended stands in
-shared memory; a short-lived child of its own gives it back at once. An end that the child has not noted there as its own is a crash, whatever its
-exit code. What was there at two crashes runs apart: in one more child, which is started for such messages and ends after them (SPEC P5). When
-that one dies with several of them, the next one runs them one by one: then it is clear which it was. Metrics and probes are served by one more
-child, whose death harms nobody (worker/fleet/exporter.py). Signals: TERM/INT drain (again: interrupt), HUP replaces the children one by one, if a
-trial child says that new ones would start. A child that does not come to the end of its drain is killed, whatever it drains for. One that cannot
-work at all ends the parent only as long as none ever could.
+The parent has one thread, no database connection and none of the actors' code: it can always fork. What ran
+in a child that ended stands in shared memory; a short-lived child of its own gives it back at once. An end
+that the child has not noted there as its own is a crash, whatever its exit code. What was there at two
+crashes runs apart: in one more child, which is started for such messages and ends after them (SPEC P5). When
+that one dies with several of them, the next one runs them one by one: then it is clear which it was. Metrics
+and probes are served by one more child, whose death harms nobody (worker/fleet/exporter.py). Signals:
+TERM/INT drain (again: interrupt), HUP replaces the children one by one, if a trial child says that new ones
+would start. A child that does not come to the end of its drain is killed, whatever it drains for. One that
+cannot work at all ends the parent only as long as none ever could.
 """
 
 from __future__ import annotations
@@ -25,11 +27,27 @@ from packhorse.worker import folder, forks
 from packhorse.worker.config import Settings
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXPECTED_CHILD_EXITS, FATAL_CHILD_EXITS
 from packhorse.worker.fleet.child import STOP_SIGNALS, Lost, Once, preflight, recover, run_worker_process
-from packhorse.worker.fleet.children import STABLE_SECONDS, Child, described, flush_output, kill, replaced_why, share_memory
+from packhorse.worker.fleet.children import (
+    STABLE_SECONDS,
+    Child,
+    described,
+    flush_output,
+    kill,
+    replaced_why,
+    share_memory,
+)
 from packhorse.worker.fleet.monitor import Monitor
 from packhorse.worker.observe.fleet_stats import EXPORTER_TICK, STARTED, FleetStats
 from packhorse.worker.observe.logging import flush as flush_log
-from packhorse.worker.observe.process_stats import DRAIN_ASKED, DRAINING, HURRY, ISOLATED_AT, ISOLATION, REGISTERED, ProcessStats
+from packhorse.worker.observe.process_stats import (
+    DRAIN_ASKED,
+    DRAINING,
+    HURRY,
+    ISOLATED_AT,
+    ISOLATION,
+    REGISTERED,
+    ProcessStats,
+)
 from packhorse.worker.observe.systemd import Notifier
 from packhorse.worker.runtime.running_ids import RunningIds
 
@@ -50,7 +68,9 @@ class Supervisor:
 
     nap_seconds = 1.0  # at most: hung children, the watchdog
 
-    def __init__(self, settings: Settings, run_child: RunChild | None = None, notifier: Notifier | None = None) -> None:
+    def __init__(
+        self, settings: Settings, run_child: RunChild | None = None, notifier: Notifier | None = None
+    ) -> None:
         self.settings = settings.model_copy(update={"app_dir": folder.find(settings.app_dir, os.environ)})
         self._folder_problem: str | None = None  # as it was said
         self._refusal = Once()
@@ -58,7 +78,9 @@ class Supervisor:
         self._children = [Child(RunningIds.of(settings)) for _ in range(settings.processes)]
         self._children.append(Child(RunningIds.of(settings, threads=ISOLATION_THREADS), isolation=True))
         running = [child.running for child in self._children]
-        self.fleet_stats = FleetStats(settings.processes, [ids.busy for ids in running], [ids.awaiting for ids in running])
+        self.fleet_stats = FleetStats(
+            settings.processes, [ids.busy for ids in running], [ids.awaiting for ids in running]
+        )
         self._watch = Monitor(self.fleet_stats, notifier or Notifier({}), settings.hang_seconds)
         self._exporter = Child(RunningIds(0)) if settings.metrics_port else None
         self._recovering: set[int] = set()  # pids of children that give back what a dead one held
@@ -77,7 +99,12 @@ class Supervisor:
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         share_memory(self.settings.processes)
-        logger.info("supervisor_started pid=%d processes=%d app_dir=%s", os.getpid(), self.settings.processes, self.settings.app_dir)
+        logger.info(
+            "supervisor_started pid=%d processes=%d app_dir=%s",
+            os.getpid(),
+            self.settings.processes,
+            self.settings.app_dir,
+        )
         while True:
             self._handle_signals()
             self._reap()
@@ -98,13 +125,18 @@ class Supervisor:
 
     def _nap(self) -> None:
         """Wait for a signal (a byte on the wake-up pipe) or for the next moment at which something is due."""
-        due = [child.start_after - time.monotonic() for child in self._children if not child.pid and not child.isolation]
+        due = [
+            child.start_after - time.monotonic()
+            for child in self._children
+            if not child.pid and not child.isolation
+        ]
         timeout = min([self.nap_seconds, *due]) if not self._stops else self.nap_seconds
         if select.select([self._wakeup], [], [], max(0.0, timeout))[0]:
             os.read(self._wakeup, 4096)
 
     def _handle_signals(self) -> None:
-        if not self._stops and any(stats.states[DRAIN_ASKED] for stats in self.fleet_stats.children):  # an operator; a child has learnt it
+        # an operator; a child has learnt it
+        if not self._stops and any(stats.states[DRAIN_ASKED] for stats in self.fleet_stats.children):
             logger.info("drain_asked pid=%d", os.getpid())
             self._signals.append(signal.SIGTERM)
         while self._signals:
@@ -124,11 +156,15 @@ class Supervisor:
         """An import may take minutes, or hang: who asked for the reload sees nothing else of it."""
         if self._rehearsal and time.monotonic() >= self._rehearsal_late_at:
             self._rehearsal_late_at = math.inf
-            logger.warning("reload_waits pid=%d seconds=%.0f: the new code is still being imported", self._rehearsal, self.settings.hang_seconds)
+            logger.warning(
+                "reload_waits pid=%d seconds=%.0f: the new code is still being imported",
+                self._rehearsal,
+                self.settings.hang_seconds,
+            )
 
     def _stop_children(self) -> None:
-        """Pass a stop on. A second one is said in shared memory: a signal that comes twice may mean the same stop (sent to the whole
-        group, or to a child that drains already)."""
+        """Pass a stop on. A second one is said in shared memory: a signal that comes twice may mean the same
+        stop (sent to the whole group, or to a child that drains already)."""
         if not self._stops:
             self._watch.stopping()
         kill(self._rehearsal, signal.SIGKILL)
@@ -140,7 +176,9 @@ class Supervisor:
                 kill(child.pid, signal.SIGTERM)
 
     def _roll(self) -> None:
-        """Rolling restart: one child at a time drains and is replaced; the next one when the new one is registered."""
+        """Rolling restart: one child at a time drains and is replaced; the next one when the new one is
+        registered.
+        """
         waiting = [child for child in self._children if child.retiring and child.pid]
         if waiting and self._all_registered():
             first = waiting[0]
@@ -151,12 +189,19 @@ class Supervisor:
                 first.drains_since = time.monotonic()
 
     def _all_registered(self) -> bool:
-        return all(child.pid and stats.states[REGISTERED] for child, stats in zip(self._children, self.fleet_stats.workers, strict=False))
+        return all(
+            child.pid and stats.states[REGISTERED]
+            for child, stats in zip(self._children, self.fleet_stats.workers, strict=False)
+        )
 
     def _start_missing(self) -> None:
         now = time.monotonic()
         for child, stats in zip(self._children, self.fleet_stats.children, strict=True):
-            due = not child.pid and now >= child.start_after and (not child.isolation or self._isolation_wanted())
+            due = (
+                not child.pid
+                and now >= child.start_after
+                and (not child.isolation or self._isolation_wanted())
+            )
             if due and self._folder_is_there(child):
                 child.id = uuid4()
                 child.running.clear()
@@ -171,7 +216,9 @@ class Supervisor:
                     logger.warning("isolation_started pid=%d threads=%d", child.pid, self._threads(child))
 
     def _isolation_wanted(self) -> bool:
-        """Has one of the others seen messages that are to run apart? Asked when no child for them lives; the answer is used up."""
+        """Has one of the others seen messages that are to run apart? Asked when no child for them lives; the
+        answer is used up.
+        """
         seen = [stats for stats in self.fleet_stats.workers if stats.states[ISOLATED_AT]]
         for stats in seen:
             stats.states[ISOLATED_AT] = 0
@@ -196,7 +243,9 @@ class Supervisor:
         if problem is not None:
             child.start_after = time.monotonic() + FOLDER_SECONDS
             if problem != self._folder_problem:
-                logger.error("app_dir_missing path=%s error=%s: no process can start until it is back", path, problem)
+                logger.error(
+                    "app_dir_missing path=%s error=%s: no process can start until it is back", path, problem
+                )
         elif self._folder_problem is not None:
             logger.info("app_dir_found path=%s", path)
         self._folder_problem = problem
@@ -233,12 +282,19 @@ class Supervisor:
         self._watch.look(
             sum(bool(child.pid) for child in self._children if not child.isolation),
             bool(self._stops),
-            bool(self._rehearsal) or any(child.retiring for child in self._children) or not self._all_registered(),
+            bool(self._rehearsal)
+            or any(child.retiring for child in self._children)
+            or not self._all_registered(),
         )
         for index, child in enumerate(self._children):
             loops = self._watch.hung(index) if child.pid and not child.hung else []
             if loops:
-                logger.error("child_hung pid=%d loops=%s hang_seconds=%.0f", child.pid, ",".join(loops), self.settings.hang_seconds)
+                logger.error(
+                    "child_hung pid=%d loops=%s hang_seconds=%.0f",
+                    child.pid,
+                    ",".join(loops),
+                    self.settings.hang_seconds,
+                )
                 child.hung = True
                 kill(child.pid, signal.SIGKILL)
         if self._exporter is not None and self._exporter.pid and self._watch.exporter_hung():
@@ -291,7 +347,9 @@ class Supervisor:
             for child in self._children:
                 child.retiring = bool(child.pid) or not child.isolation
         elif not self._stops:
-            logger.error("reload_refused exit_code=%d: new processes would not start, the old ones go on", code)
+            logger.error(
+                "reload_refused exit_code=%d: new processes would not start, the old ones go on", code
+            )
 
     def _on_exit(self, index: int, child: Child, code: int) -> None:
         lived = time.monotonic() - (child.started_at or time.monotonic() - STABLE_SECONDS)
@@ -321,7 +379,9 @@ class Supervisor:
         child.ended(lived, wanted or (ordered and code in EXPECTED_CHILD_EXITS))
 
     def _isolation_ended(self, child: Child, index: int, *, good: bool) -> None:
-        """Nobody follows in its place: what it could not do is nobody's duty. Whether another one is wanted, the next claims say."""
+        """Nobody follows in its place: what it could not do is nobody's duty. Whether another one is wanted,
+        the next claims say.
+        """
         self.fleet_stats.children[index].duties.forget()
         self._isolation_wanted()
         if good:
@@ -339,15 +399,22 @@ class Supervisor:
         if child.isolation:
             child.alone = crashed and len(lost.started) > 1
             if child.alone:
-                crashed, detail = False, f"{detail} while {len(lost.started)} messages ran apart; now they run one by one"
+                crashed, detail = (
+                    False,
+                    f"{detail} while {len(lost.started)} messages ran apart; now they run one by one",
+                )
         worker_id = child.id
         once, parent = bool(self._stops), self.fleet_stats.made_by
-        pid = self._fork(lambda: recover(self.settings, worker_id, lost, detail, crashed=crashed, once=once, parent=parent))
+        pid = self._fork(
+            lambda: recover(self.settings, worker_id, lost, detail, crashed=crashed, once=once, parent=parent)
+        )
         if pid:
             self._recovering.add(pid)
 
     def _kill_late(self) -> None:
-        """Whoever takes too long to end, at a stop, at a reload or because it ends by itself to be replaced."""
+        """Whoever takes too long to end, at a stop, at a reload or because it ends by itself to be
+        replaced.
+        """
         limit = self.settings.drain_seconds + self.settings.call_deadline_seconds + KILL_MARGIN_SECONDS
         now = time.monotonic()
         for child, stats in zip(self._children, self.fleet_stats.children, strict=True):

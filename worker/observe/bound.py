@@ -1,4 +1,6 @@
-"""Values that stand in every log line of a context: structlog's bound values, which our lines have as well."""
+"""Values that stand in every log line of a context: structlog's bound values, which our lines have as
+well.
+"""
 
 from __future__ import annotations
 

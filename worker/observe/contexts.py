@@ -1,8 +1,10 @@
-"""A mapping of anything as small, masked JSON: the context of an error, for the log and the database (SPEC W9).
+"""A mapping of anything as small, masked JSON: the context of an error, for the log and the database (SPEC
+W9).
 
-Whatever was put in, something comes out that JSON, PostgreSQL and a log line can hold: bounded in size, depth and number, without
-NUL and lone surrogates, without cycles (FAILURES 13). Objects of others are asked for their text, and an object that refuses is its
-class. Personal data and secrets are masked as in a log line (FAILURES 75).
+Whatever was put in, something comes out that JSON, PostgreSQL and a log line can hold: bounded in size, depth
+and number, without NUL and lone surrogates, without cycles (FAILURES 13). Objects of others are asked for
+their text, and an object that refuses is its class. Personal data and secrets are masked as in a log line
+(FAILURES 75).
 """
 
 from __future__ import annotations

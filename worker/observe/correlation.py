@@ -1,7 +1,7 @@
 """The correlation id of what runs now, for an enqueue that does not say one itself (SPEC O3).
 
-Running messages and error boundaries are rooms of their own: worker/attempt/context.py sets the function when it is imported. A producer
-that has never imported it has neither.
+Running messages and error boundaries are rooms of their own: worker/attempt/context.py sets the function when
+it is imported. A producer that has never imported it has neither.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ def _nothing_runs() -> str | None:
     return None
 
 
-#: That of the running message, else of the error boundary around the caller, else None: then the database makes one.
+#: That of the running message, else of the error boundary around the caller, else None: then the database
+#: makes one.
 current: Callable[[], str | None] = _nothing_runs
 
 

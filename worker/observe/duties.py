@@ -1,12 +1,13 @@
 """Duties: what each loop has to do again and again, and since when it cannot (SPEC P8, O4).
 
-A loop that turns is not yet a loop that works: the heartbeat may tick while the database refuses every beat. Whoever does a
-duty notes how it went; the probes, the metrics and the process's row in `workers` name what has failed for longer than its
-budget. The numbers stand in memory that is shared with the parent, in fixed places: writing one is a few stores, nothing is
-kept per failure, and a reader may see a code beside the age of another failure for an instant.
+A loop that turns is not yet a loop that works: the heartbeat may tick while the database refuses every beat.
+Whoever does a duty notes how it went; the probes, the metrics and the process's row in `workers` name what
+has failed for longer than its budget. The numbers stand in memory that is shared with the parent, in fixed
+places: writing one is a few stores, nothing is kept per failure, and a reader may see a code beside the age
+of another failure for an instant.
 
-A process that replaces another goes on with its duties as they stood: a fault that ends processes would otherwise begin
-anew with each of them, and never last longer than a budget.
+A process that replaces another goes on with its duties as they stood: a fault that ends processes would
+otherwise begin anew with each of them, and never last longer than a budget.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-#: How long a duty may fail before it is a problem. With an interval of 6 s between heartbeats both are named within 30 s.
+#: How long a duty may fail before it is a problem. With an interval of 6 s between heartbeats both are named
+#: within 30 s.
 VITAL_BUDGET_SECONDS = 10.0
 BUDGET_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Duty:
-    """vital: a process that cannot do it is not ready. recurs: it is done again without being asked to, so that a success
-    will come when the fault is gone; what does not recur is forgotten when its process ends. told_seconds: after the last failure
-    it is told for so long; there may be nothing left to try it with."""
+    """vital: a process that cannot do it is not ready. recurs: it is done again without being asked to, so
+    that a success will come when the fault is gone; what does not recur is forgotten when its process ends.
+    told_seconds: after the last failure it is told for so long; there may be nothing left to try it with."""
 
     name: str
     loop: str
@@ -43,7 +45,8 @@ class Duty:
 #: The code of a loop that does not tick at all, as its parent sees it.
 STANDS_STILL = "does not tick"
 
-#: A duty that has the name of its loop stands for all that the loop does; it is named when none of the loop's others is.
+#: A duty that has the name of its loop stands for all that the loop does; it is named when none of the loop's
+#: others is.
 DUTIES = (
     Duty("fetcher", "fetcher", vital=True),
     Duty("claim", "fetcher", vital=True),
@@ -72,8 +75,9 @@ DUTIES = (
     Duty("fleet", "fleet"),
 )
 _PLACES = {duty.name: place for place, duty in enumerate(DUTIES)}
-#: Per duty: when the first of the failures in a row began (0: it is well), when the last one was, when it was last done (0: not watched),
-#: how often it must be (0: no interval), how many messages wait for it. Times are CLOCK_MONOTONIC.
+#: Per duty: when the first of the failures in a row began (0: it is well), when the last one was, when it was
+#: last done (0: not watched), how often it must be (0: no interval), how many messages wait for it. Times are
+#: CLOCK_MONOTONIC.
 _SINCE, _FAILED_AT, _DONE_AT, _EVERY, _WAITING, _WIDTH = range(6)
 CODE_BYTES = 32
 _NUMBERS = len(DUTIES) * _WIDTH * 8
@@ -81,7 +85,9 @@ _NUMBERS = len(DUTIES) * _WIDTH * 8
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A duty that has not been done within its budget. code: SQLSTATE, else the class of the error; "" when nothing failed."""
+    """A duty that has not been done within its budget. code: SQLSTATE, else the class of the error; "" when
+    nothing failed.
+    """
 
     duty: Duty
     seconds: float
@@ -100,7 +106,8 @@ class Problem:
 class Duties:
     """The duties of one process. One writer per duty; readers in any process that shares the memory.
 
-    beside: duties of others that this process tells of (those of the exporter, which has no row in `workers`).
+    beside: duties of others that this process tells of (those of the exporter, which has no row in
+    `workers`).
     """
 
     def __init__(self) -> None:
@@ -124,8 +131,12 @@ class Duties:
         if cells[start + _EVERY]:
             cells[start + _DONE_AT] = time.monotonic()
 
-    def failing(self, name: str, cause: BaseException | str, waiting: int = 0, began: float | None = None) -> None:
-        """It could not be done. cause: an error, or a code. waiting: messages that wait for it. began: when the try did (monotonic)."""
+    def failing(
+        self, name: str, cause: BaseException | str, waiting: int = 0, began: float | None = None
+    ) -> None:
+        """It could not be done. cause: an error, or a code. waiting: messages that wait for it. began: when
+        the try did (monotonic).
+        """
         place = _place(name)
         start = place * _WIDTH
         cells = self._cells
@@ -156,7 +167,9 @@ class Duties:
             self.failing(name, error, began=began)
 
     def judge_tick(self, name: str, ticked_at: float, late: bool) -> None:
-        """The parent looked at a loop. What it says so is over with the first tick; what the loop itself notes, it leaves alone."""
+        """The parent looked at a loop. What it says so is over with the first tick; what the loop itself
+        notes, it leaves alone.
+        """
         if late:
             self.failing(name, STANDS_STILL, began=ticked_at)
         elif self._code(_place(name)) == STANDS_STILL and self._cells[_place(name) * _WIDTH + _SINCE]:
@@ -175,14 +188,20 @@ class Duties:
         """Duties that have failed, or are overdue, for longer than their budget."""
         found = [problem for problem in self._found(now) if problem.seconds > problem.duty.budget_seconds]
         named = {problem.duty.loop for problem in found if problem.duty.name != problem.duty.loop}
-        return [problem for problem in found if problem.duty.name != problem.duty.loop or problem.duty.loop not in named]
+        return [
+            problem
+            for problem in found
+            if problem.duty.name != problem.duty.loop or problem.duty.loop not in named
+        ]
 
     def forget(self) -> None:
         """The process has ended, and no other one takes its place."""
         self.ended()
         for place in range(len(DUTIES)):
             start = place * _WIDTH
-            self._cells[start + _SINCE] = self._cells[start + _FAILED_AT] = self._cells[start + _WAITING] = 0.0
+            self._cells[start + _SINCE] = self._cells[start + _FAILED_AT] = self._cells[start + _WAITING] = (
+                0.0
+            )
 
     def ended(self) -> None:
         """The process has ended; the next one goes on with what recurs."""
@@ -190,7 +209,9 @@ class Duties:
             start = place * _WIDTH
             self._cells[start + _DONE_AT] = self._cells[start + _EVERY] = 0.0
             if not duty.recurs:
-                self._cells[start + _SINCE] = self._cells[start + _FAILED_AT] = self._cells[start + _WAITING] = 0.0
+                self._cells[start + _SINCE] = self._cells[start + _FAILED_AT] = self._cells[
+                    start + _WAITING
+                ] = 0.0
 
     def _found(self, now: float) -> Iterator[Problem]:
         cells = self._cells
@@ -203,10 +224,17 @@ class Duties:
 
     def _fails(self, place: int, now: float) -> bool:
         start = place * _WIDTH
-        return bool(self._cells[start + _SINCE]) and now - self._cells[start + _FAILED_AT] <= DUTIES[place].told_seconds
+        return (
+            bool(self._cells[start + _SINCE])
+            and now - self._cells[start + _FAILED_AT] <= DUTIES[place].told_seconds
+        )
 
     def _code(self, place: int) -> str:
-        return bytes(self._codes[place * CODE_BYTES : (place + 1) * CODE_BYTES]).rstrip(b"\0").decode("ascii", "replace")
+        return (
+            bytes(self._codes[place * CODE_BYTES : (place + 1) * CODE_BYTES])
+            .rstrip(b"\0")
+            .decode("ascii", "replace")
+        )
 
 
 def _place(name: str) -> int:

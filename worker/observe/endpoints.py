@@ -1,9 +1,10 @@
 """A small HTTP server for machines: GET and HEAD on fixed paths, nothing else (SPEC O2, O4).
 
-Names and numbers only, no input but the path. One loop reads all clients at once, so a slow one holds up nobody: a request has
-HEAD_SECONDS in all to arrive, however its bytes come, and its answer ANSWER_SECONDS to be taken. At most MOST_CLIENTS are
-connected; one more drops the client that has been silent about its request for longest. Each connection is for one request.
-A route that raises answers 500 and is counted; the server goes on.
+Names and numbers only, no input but the path. One loop reads all clients at once, so a slow one holds up
+nobody: a request has HEAD_SECONDS in all to arrive, however its bytes come, and its answer ANSWER_SECONDS to
+be taken. At most MOST_CLIENTS are connected; one more drops the client that has been silent about its request
+for longest. Each connection is for one request. A route that raises answers 500 and is counted; the server
+goes on.
 """
 
 from __future__ import annotations
@@ -43,9 +44,13 @@ def json_answer(content: Any, status: int = 200) -> Answer:
 
 
 def probe_answer(problems: list[str], warnings: list[str] | None = None) -> Answer:
-    """200 when there is no problem, else 503 and the problems. warnings: what fails and is no reason for 503."""
+    """200 when there is no problem, else 503 and the problems. warnings: what fails and is no reason for
+    503.
+    """
     beside = {"warnings": warnings} if warnings else {}
-    return json_answer({"status": "failing" if problems else "ok", "problems": problems, **beside}, 503 if problems else 200)
+    return json_answer(
+        {"status": "failing" if problems else "ok", "problems": problems, **beside}, 503 if problems else 200
+    )
 
 
 #: The `Accept` header -> answer. Called in the loop: it must not wait for anything.
@@ -53,13 +58,19 @@ Route = Callable[[str], Answer]
 
 
 class Endpoints:
-    """Listens from the constructor on, which raises OSError when it cannot; `serve` runs until the process ends."""
+    """Listens from the constructor on, which raises OSError when it cannot; `serve` runs until the process
+    ends.
+    """
 
-    def __init__(self, host: str, port: int, routes: Mapping[str, Route], on_error: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, host: str, port: int, routes: Mapping[str, Route], on_error: Callable[[Exception], None]
+    ) -> None:
         self._routes = routes
         self._on_error = on_error
         self._clients: dict[_Client, None] = {}  # in the order in which they came
-        self._socket = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG)
+        self._socket = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG
+        )
 
     @property
     def port(self) -> int:
@@ -75,7 +86,9 @@ class Endpoints:
 
     # -- for its clients ------------------------------------------------------------------------------
     def arrived(self, client: _Client) -> None:
-        """One more: the oldest whose request is not complete makes room for it, else the oldest that does not take its answer."""
+        """One more: the oldest whose request is not complete makes room for it, else the oldest that does not
+        take its answer.
+        """
         self._clients[client] = None
         if len(self._clients) > MOST_CLIENTS:
             next((other for other in self._clients if not other.answered), next(iter(self._clients))).drop()
@@ -98,7 +111,11 @@ class Endpoints:
             return refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         route = self._routes.get(target.partition("?")[0])
         try:
-            found = route(headers.get("Accept", "")) if route else json_answer({"error": "no such path", "paths": sorted(self._routes)}, 404)
+            found = (
+                route(headers.get("Accept", ""))
+                if route
+                else json_answer({"error": "no such path", "paths": sorted(self._routes)}, 404)
+            )
         except Exception as error:  # one broken route must not take the others with it
             self._on_error(error)
             found = json_answer({"error": type(error).__name__}, 500)
@@ -126,9 +143,13 @@ class _Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.answered:
-            return  # the rest of a request that was refused, or another one behind it: read, so that closing does not cut the answer off
+            # the rest of a request that was refused, or another one behind it: read, so that closing does not
+            # cut the answer off
+            return
         self._head += data
-        end = min((at for at in (self._head.find(b"\r\n\r\n"), self._head.find(b"\n\n")) if at >= 0), default=-1)
+        end = min(
+            (at for at in (self._head.find(b"\r\n\r\n"), self._head.find(b"\n\n")) if at >= 0), default=-1
+        )
         if b"\n" not in self._head[: LONGEST_LINE + 1] and len(self._head) > LONGEST_LINE:
             self._answer(refusal(HTTPStatus.REQUEST_URI_TOO_LONG))
         elif end > LONGEST_HEAD or (end < 0 and len(self._head) > LONGEST_HEAD):
@@ -168,5 +189,8 @@ def _rendered(content: Answer, *, body: bool = True, allow: bool = False) -> byt
         "Connection": "close",
         **({"Allow": "GET, HEAD"} if allow else {}),
     }
-    lines = [f"HTTP/1.1 {int(content.status)} {HTTPStatus(content.status).phrase}", *(f"{name}: {value}" for name, value in headers.items())]
+    lines = [
+        f"HTTP/1.1 {int(content.status)} {HTTPStatus(content.status).phrase}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + (content.body if body else b"")

@@ -16,10 +16,18 @@ from dataclasses import dataclass
 
 from packhorse.worker.observe.duties import Duties
 from packhorse.worker.observe.process_stats import ACTOR_OUTCOMES as _ACTOR_OUTCOMES
-from packhorse.worker.observe.process_stats import ACTORS, BY_ACTOR, BY_QUEUE, QUEUE_WIDTH, QUEUES, ProcessStats
+from packhorse.worker.observe.process_stats import (
+    ACTORS,
+    BY_ACTOR,
+    BY_QUEUE,
+    QUEUE_WIDTH,
+    QUEUES,
+    ProcessStats,
+)
 
 #: Why a child was replaced: it was killed or crashed, ended by itself with an error, ended to be replaced or
-#: recycled, ended itself when a lease was over, did not tick or did not come to its end, was told to by SIGHUP.
+#: recycled, ended itself when a lease was over, did not tick or did not come to its end, was told to by
+#: SIGHUP.
 RESTARTS = ("crashed", "failed", "replaced", "recycled", "fenced", "hung", "reload")
 #: Parts of observability that can fail without stopping any work.
 PARTS = ("endpoints", "fleet", "exporter", "systemd", "tracing")
@@ -39,10 +47,16 @@ class Totals:
 
 
 class FleetStats:
-    """workers: the stats of all children of the worker processes. stats of all children: these, and that of the child for messages that run apart.
-    busy, awaiting: per child, how many of its threads, and of its coroutines, run a handler now."""
+    """workers: the stats of all children of the worker processes. stats of all children: these, and that of
+    the child for messages that run apart. busy, awaiting: per child, how many of its threads, and of its
+    coroutines, run a handler now."""
 
-    def __init__(self, children: int, busy: Sequence[Callable[[], int]] = (), awaiting: Sequence[Callable[[], int]] = ()) -> None:
+    def __init__(
+        self,
+        children: int,
+        busy: Sequence[Callable[[], int]] = (),
+        awaiting: Sequence[Callable[[], int]] = (),
+    ) -> None:
         self.made_by = os.getpid()
         self.workers = [ProcessStats() for _ in range(children)]
         self.children = [*self.workers, ProcessStats()]
@@ -52,7 +66,8 @@ class FleetStats:
         self.awaiting = list(awaiting)
         self.duties = Duties()  # the exporter's
         if self.children:
-            self.children[0].duties.beside = self.duties  # it has no row in `workers`: the first child tells of it
+            # it has no row in `workers`: the first child tells of it
+            self.children[0].duties.beside = self.duties
         self._ended = ProcessStats()
         self.cells = memoryview(mmap.mmap(-1, _CELLS * 8)).cast("d")
 
@@ -67,8 +82,8 @@ class FleetStats:
         self.cells[RESTART + RESTARTS.index(reason)] += 1
 
     def failed(self, part: str) -> None:
-        """A part of observability failed; `endpoints` and `fleet` belong to the exporter, the others to the parent;
-        `tracing` fails in the children, which count it in their stats of all children."""
+        """A part of observability failed; `endpoints` and `fleet` belong to the exporter, the others to the
+        parent; `tracing` fails in the children, which count it in their stats of all children."""
         self.cells[PART + PARTS.index(part)] += 1
 
     def read(self) -> Totals:
@@ -88,11 +103,16 @@ class FleetStats:
             _add(found.plain, totals[:BY_ACTOR])
             for place, name in enumerate(stats.queues.read()[:QUEUES]):
                 start = BY_QUEUE + place * QUEUE_WIDTH
-                _add(found.queues.setdefault(name, array("d", bytes(QUEUE_WIDTH * 8))), totals[start : start + QUEUE_WIDTH])
+                _add(
+                    found.queues.setdefault(name, array("d", bytes(QUEUE_WIDTH * 8))),
+                    totals[start : start + QUEUE_WIDTH],
+                )
             width = len(_ACTOR_OUTCOMES)
             for place, name in enumerate(stats.actors.read()[:ACTORS]):
                 start = BY_ACTOR + place * width
-                _add(found.actors.setdefault(name, array("d", bytes(width * 8))), totals[start : start + width])
+                _add(
+                    found.actors.setdefault(name, array("d", bytes(width * 8))), totals[start : start + width]
+                )
         return Totals(found.plain, _bounded(found.queues, QUEUES), _bounded(found.actors, ACTORS))
 
 
@@ -102,7 +122,9 @@ def _add(target: array[float], more: array[float]) -> None:
 
 
 def _bounded(found: dict[str, array[float]], limit: int) -> dict[str, array[float]]:
-    """At most `limit` names (children of different code may have different ones), and `other` only when it counts."""
+    """At most `limit` names (children of different code may have different ones), and `other` only when it
+    counts.
+    """
     names = list(found)
     for name in names[limit:]:
         _add(found["other"], found.pop(name))

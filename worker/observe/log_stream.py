@@ -1,8 +1,9 @@
-"""Where log lines go: a descriptor that others share, that may be full, broken, or a pipe that nobody reads (SPEC P8).
+"""Where log lines go: a descriptor that others share, that may be full, broken, or a pipe that nobody reads
+(SPEC P8).
 
-A plain write to a pipe that nobody reads never ends, and with it whoever logs: the fetcher, the timekeeper before it fences,
-the parent that should pass a stop on. So a line waits PATIENCE_SECONDS for room, once; from then on lines are left out,
-without waiting, until there is room again.
+A plain write to a pipe that nobody reads never ends, and with it whoever logs: the fetcher, the timekeeper
+before it fences, the parent that should pass a stop on. So a line waits PATIENCE_SECONDS for room, once; from
+then on lines are left out, without waiting, until there is room again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ AT_ONCE = 65536
 
 
 class LogStream:
-    """`write` puts one text; the caller holds the handler's lock. `lost`: texts left out since the caller last set it to 0."""
+    """`write` puts one text; the caller holds the handler's lock. `lost`: texts left out since the caller
+    last set it to 0.
+    """
 
     def __init__(self) -> None:
         self.lost = 0
@@ -49,10 +52,11 @@ class LogStream:
 
 
 def _room(descriptor: int) -> int:
-    """So many bytes go without waiting once select calls it writable, unless another process takes the room in between.
+    """So many bytes go without waiting once select calls it writable, unless another process takes the room
+    in between.
 
-    As many as possible: what others write comes between two writes of ours, in the middle of a line. A file takes
-    everything, a socket is not writable before it has room for AT_ONCE.
+    As many as possible: what others write comes between two writes of ours, in the middle of a line. A file
+    takes everything, a socket is not writable before it has room for AT_ONCE.
     """
     if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
         return AT_ONCE
@@ -60,4 +64,6 @@ def _room(descriptor: int) -> int:
         return select.PIPE_BUF
     unread = int(struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))[0])
     # two pages less: the first and the last one that are in use may be nearly empty
-    return max(select.PIPE_BUF, int(fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)) - unread - 2 * select.PIPE_BUF)
+    return max(
+        select.PIPE_BUF, int(fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)) - unread - 2 * select.PIPE_BUF
+    )

@@ -2,13 +2,13 @@
 
 Our modules log with the standard library, `event_name key=%s key=%d`: the event and its keys are read from
 the template, never from the rendered text, so that a value with spaces stays one value and numbers stay
-numbers. A call below the level costs one comparison. Payloads are never logged: tracebacks of our lines are without
-the texts of exceptions (tracebacks.py), what slips into another text is masked (masking.py), repeats are counted
-(repeats.py). Lines go to stderr; a forked child inherits the set-up, and each line is one write. Which events there
-are: events.py.
+numbers. A call below the level costs one comparison. Payloads are never logged: tracebacks of our lines are
+without the texts of exceptions (tracebacks.py), what slips into another text is masked (masking.py), repeats
+are counted (repeats.py). Lines go to stderr; a forked child inherits the set-up, and each line is one write.
+Which events there are: events.py.
 
-An application that configures logging decides about its own lines only: our loggers (OurLogger) have a handler that nobody
-else knows, and a level that is the setting's.
+An application that configures logging decides about its own lines only: our loggers (OurLogger) have a
+handler that nobody else knows, and a level that is the setting's.
 """
 
 from __future__ import annotations
@@ -49,14 +49,24 @@ _KNOWN_THREAD = re.compile(r"packhorse[\w-]*|Thread-\d+(?: \(\w+\))?|ThreadPoolE
 _EVENT = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)+")
 
 #: What every record has; anything else came by `extra={…}`.
-_OF_RECORDS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime", "taskName"}
+_OF_RECORDS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
+    "message",
+    "asctime",
+    "taskName",
+}
 #: Keys of a line that are made after the extras are added.
 _LATER_KEYS = frozenset({"exception", "stack"})
 
 Context = Callable[[], Mapping[str, Any]]
 
 
-def configure(*, level: str = "info", log_format: str = "auto", stream: TextIO | None = None, context: Context | None = None) -> None:
+def configure(
+    *,
+    level: str = "info",
+    log_format: str = "auto",
+    stream: TextIO | None = None,
+    context: Context | None = None,
+) -> None:
     """Send every log record of this process to `stream` (default stderr), in place of what was set up before.
 
     Ours go there whatever an application does to logging afterwards; all others as long as it does nothing.
@@ -66,9 +76,15 @@ def configure(*, level: str = "info", log_format: str = "auto", stream: TextIO |
     out = stream or sys.stderr
     console = log_format == "console" or (log_format == "auto" and out.isatty())
     tracebacks.on_console = console
-    before: list[Processor] = [_split_event, *([_adding(context)] if context is not None else []), _adding(_trace_ids)]
+    before: list[Processor] = [
+        _split_event,
+        *([_adding(context)] if context is not None else []),
+        _adding(_trace_ids),
+    ]
     after: list[Processor] = [_add_extra]
-    renderer: list[Processor] = [on_one_line, structured.console_renderer(colors=out.isatty())] if console else [_to_json]
+    renderer: list[Processor] = (
+        [on_one_line, structured.console_renderer(colors=out.isatty())] if console else [_to_json]
+    )
     final: list[Processor] = [_outline, _format_exception, mask_record, *renderer]
     ours: list[Processor] = [structured.merge_bound, _add_level_and_name, *before, _add_time]
     last: list[Processor] = [_forget_record, *final]
@@ -96,10 +112,11 @@ def configure(*, level: str = "info", log_format: str = "auto", stream: TextIO |
 class OurLogger(logging.Logger):
     """A logger of ours, which no configuration of an application silences (SPEC P8, W10b).
 
-    Its records go to `lines` from the level `least` on, whatever is set or done: `disabled` (dictConfig and fileConfig set it on
-    every logger that they do not name), a level, logging.disable(), handlers that were removed, a factory of records that fails.
-    Handlers that an application attaches to `packhorse` get them as well; what goes wrong in those is theirs.
-    While `lines` is None (a library in somebody's process) it is a logger like any other.
+    Its records go to `lines` from the level `least` on, whatever is set or done: `disabled` (dictConfig and
+    fileConfig set it on every logger that they do not name), a level, logging.disable(), handlers that were
+    removed, a factory of records that fails. Handlers that an application attaches to `packhorse` get them as
+    well; what goes wrong in those is theirs. While `lines` is None (a library in somebody's process) it is a
+    logger like any other.
     """
 
     lines: ClassVar[logging.Handler | None] = None
@@ -146,7 +163,8 @@ def _take_over() -> None:
             found.__class__ = OurLogger
     ours.propagate = False  # unless the application says so: two lines for one event
     if not ours.handlers:
-        ours.addHandler(logging.NullHandler())  # libraries that watch all loggers look where a logger calls its handlers
+        # libraries that watch all loggers look where a logger calls its handlers
+        ours.addHandler(logging.NullHandler())
 
 
 def _is_ours(name: str) -> bool:
@@ -158,8 +176,8 @@ def _not_ours(record: logging.LogRecord) -> bool:
 
 
 class _Format(logging.Formatter):
-    """A record of the standard library goes through the processors, the last of which makes a text. The record is not copied: the
-    application's factory would make the copy.
+    """A record of the standard library goes through the processors, the last of which makes a text. The
+    record is not copied: the application's factory would make the copy.
     """
 
     def __init__(self, processors: list[Processor]) -> None:
@@ -241,13 +259,17 @@ def flush() -> None:
 
 
 def catch_uncaught() -> None:
-    """Let what Python would print itself end in the log, masked like everything else: exceptions that nobody caught, in threads
-    and in finalizers, and warnings."""
+    """Let what Python would print itself end in the log, masked like everything else: exceptions that nobody
+    caught, in threads and in finalizers, and warnings."""
 
     def in_thread(args: threading.ExceptHookArgs) -> None:
         if args.exc_type is not SystemExit and args.exc_value is not None:
             name = args.thread.name if args.thread else ""
-            logger.critical("thread_failed thread=%s", name if _KNOWN_THREAD.fullmatch(name) else None, exc_info=args.exc_value)
+            logger.critical(
+                "thread_failed thread=%s",
+                name if _KNOWN_THREAD.fullmatch(name) else None,
+                exc_info=args.exc_value,
+            )
 
     def in_finalizer(args: sys.UnraisableHookArgs) -> None:
         if args.exc_value is not None:
@@ -322,7 +344,9 @@ def _trace_ids() -> Mapping[str, Any]:
 
 
 def _add_extra(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    """`extra={…}` of a record of the standard library. A key that the line has already keeps its value; theirs is then extra_<key>."""
+    """`extra={…}` of a record of the standard library. A key that the line has already keeps its value;
+    theirs is then extra_<key>.
+    """
     record: logging.LogRecord | None = event.get("_record")
     for name, value in vars(record).items() if record is not None else ():
         if name not in _OF_RECORDS and not name.startswith("_"):
@@ -356,13 +380,20 @@ def _value(placeholder: str, value: Any) -> Any:
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, (int, float)):
-        return value if placeholder[-1] in "sr" else float(placeholder % value) if placeholder[-1] in "fg" else int(placeholder % value)
+        return (
+            value
+            if placeholder[-1] in "sr"
+            else float(placeholder % value)
+            if placeholder[-1] in "fg"
+            else int(placeholder % value)
+        )
     return placeholder % (value,)
 
 
 @lru_cache(maxsize=512)
 def _parse(template: str) -> tuple[str, list[tuple[str, str, int, bool]]] | None:
-    """`event key=%s other=%d: note` -> event and (key, text, number of placeholders, is the text just one placeholder).
+    """`event key=%s other=%d: note` -> event and (key, text, number of placeholders, is the text just one
+    placeholder).
 
     None when the template does not begin with an event name. Text that belongs to no key becomes `note`.
     """
@@ -378,4 +409,7 @@ def _parse(template: str) -> tuple[str, list[tuple[str, str, int, bool]]] | None
             texts += [(key, value), ("note", note)]
         else:
             texts.append((key, text.strip()))
-    return event, [(key, text, len(_PLACEHOLDER.findall(text)), bool(_PLACEHOLDER.fullmatch(text))) for key, text in texts]
+    return event, [
+        (key, text, len(_PLACEHOLDER.findall(text)), bool(_PLACEHOLDER.fullmatch(text)))
+        for key, text in texts
+    ]

@@ -1,10 +1,10 @@
 """No personal data and no secrets in log lines, whoever wrote them (SPEC O3, FAILURES 75).
 
-Every string of a record passes through `mask`: phone numbers (`+250788***456`), e-mail addresses, passwords in
-URLs, `password=`, bearer tokens, API keys, JSON web tokens. Values under a key that names a secret disappear whole. Control
-characters become visible, so that no value can forge a line or hide text. Texts are cut at MAX_TEXT and every
-pattern is bounded: the time is proportional to the length, whatever the text. Best effort by nature: what
-must not be seen must not be logged.
+Every string of a record passes through `mask`: phone numbers (`+250788***456`), e-mail addresses, passwords
+in URLs, `password=`, bearer tokens, API keys, JSON web tokens. Values under a key that names a secret
+disappear whole. Control characters become visible, so that no value can forge a line or hide text. Texts are
+cut at MAX_TEXT and every pattern is bounded: the time is proportional to the length, whatever the text. Best
+effort by nature: what must not be seen must not be logged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _SECRET_KEY = re.compile(rf"(?:^|[_-]|\b|(?-i:(?<=[a-z0-9])(?=[A-Z]))){_SECRET_W
 _URL_PASSWORD = re.compile(r"(://[^\s:/@]{0,100}:)\S{1,200}(?=@)")
 _BEARER = re.compile(r"\b(Bearer)(\s{1,3})[A-Za-z0-9._~+/=-]{6,2000}", re.IGNORECASE)
 _BASIC = re.compile(r"\b(Basic\s{1,3})([A-Za-z0-9+/]{4,2000})={0,2}", re.IGNORECASE)
-#: A value in quotes may hold escaped ones (JSON, libpq) and miss its end (a text that was cut); the quotes may be escaped, too (JSON within JSON).
+#: A value in quotes may hold escaped ones (JSON, libpq) and miss its end (a text that was cut); the quotes
+#: may be escaped, too (JSON within JSON).
 _ASSIGNED = re.compile(
     rf"({_SECRET_WORD}s?(?:\\{{0,3}}[\"'])?\s{{0,3}}[=:]\s{{0,3}})"
     r"(?:\"(?:\\.|[^\"\\\n]){0,4000}\"?|'(?:\\.|[^'\\\n]){0,4000}'?|\\{1,3}\"[^\"\n]{0,4000}\"?"
@@ -38,12 +39,15 @@ _KEYS = re.compile(
     r"(?<![\w-])(?:eyJ[\w-]{8,2000}\.[\w-]{4,4000}(?:\.[\w-]{0,2000})?|(?:sk|pk|rk|whsec)[-_][\w-]{12,200}|gh[pousr]_\w{16,255}|github_pat_\w{16,255}"
     r"|A(?:KIA|SIA)[0-9A-Z]{12,20}|AIza[\w-]{30,40}|xox[abeprs]-[\w-]{8,200}|EAA[A-Za-z0-9]{20,400}|glpat-[\w-]{16,64})"
 )
-_PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[^-]{0,8000}(?:-----END [A-Z ]{0,30}PRIVATE KEY-----)?")
+_PRIVATE_KEY = re.compile(
+    r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[^-]{0,8000}(?:-----END [A-Z ]{0,30}PRIVATE KEY-----)?"
+)
 _EMAIL = re.compile(r"(?<![\w.%+-])([\w%+-])[\w.%+-]{0,63}@([\w-]{1,63}(?:\.[\w-]{1,63}){1,8})")
 #: What stands between the groups of a phone number: blanks of any width, dots, dashes, slashes.
 _GAP = r"[ \t\u00a0\u2000-\u200a\u202f\u3000./\u2010-\u2013-]"
-#: With a plus: any spacing. Without: a run of 10 to 15 digits; groups that begin with a 0, or with a group in parentheses; 3-3-4. Neither a
-#: UUID, nor a date is one (`01.02.2026 10:00`), nor an address (`10.0.0.12`); of groups mask_phone counts the digits.
+#: With a plus: any spacing. Without: a run of 10 to 15 digits; groups that begin with a 0, or with a group in
+#: parentheses; 3-3-4. Neither a UUID, nor a date is one (`01.02.2026 10:00`), nor an address (`10.0.0.12`);
+#: of groups mask_phone counts the digits.
 _PHONE = re.compile(
     r"(?P<uuid>\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b)"
     rf"|(?:\+|%2[bB])\d(?:(?:{_GAP}|[()]){{0,3}}\d){{7,14}}(?!\d)"
@@ -59,18 +63,24 @@ _FEWEST_DIGITS, _MOST_DIGITS = 9, 15
 _SPAN_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{16}")
 _SPACING = re.compile(r"\D")
 #: Everything that moves a cursor or hides text; line breaks and tabs apart.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+)
 
 
 def mask(text: str) -> str:
-    """The text without what must not be seen, control characters made visible; at most MAX_TEXT characters of it."""
+    """The text without what must not be seen, control characters made visible; at most MAX_TEXT characters of
+    it.
+    """
     if len(text) > MAX_TEXT:
         text = f"{text[:MAX_TEXT]}… ({len(text) - MAX_TEXT} more characters)"
     return mask_whole(text)
 
 
 def mask_whole(text: str) -> str:
-    """The same of all of a text that its caller has bounded: a traceback, say. In pieces, what a cut goes through would not be known."""
+    """The same of all of a text that its caller has bounded: a traceback, say. In pieces, what a cut goes
+    through would not be known.
+    """
     text = _URL_PASSWORD.sub(rf"\1{HIDDEN}", text)
     text = _BEARER.sub(rf"\1\2{HIDDEN}", text)
     text = _PRIVATE_KEY.sub(HIDDEN, text)
@@ -118,7 +128,10 @@ def masked(value: Any, depth: int = 0) -> Any:
         return "…"
     if isinstance(value, Mapping):
         items = list(value.items())[:MAX_ITEMS]
-        return {mask(str(key)): HIDDEN if _SECRET_KEY.search(str(key)) else masked(item, depth + 1) for key, item in items}
+        return {
+            mask(str(key)): HIDDEN if _SECRET_KEY.search(str(key)) else masked(item, depth + 1)
+            for key, item in items
+        }
     if isinstance(value, (list, tuple, set, frozenset)):
         return [masked(item, depth + 1) for item in list(value)[:MAX_ITEMS]]
     try:
@@ -128,7 +141,9 @@ def masked(value: Any, depth: int = 0) -> Any:
 
 
 def mask_record(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    """A processor: after exceptions were formatted, before rendering. Private keys (`_record`) are left alone."""
+    """A processor: after exceptions were formatted, before rendering. Private keys (`_record`) are left
+    alone.
+    """
     for key, value in event.items():
         if key.startswith("_") or key in ("level", "timestamp"):
             continue
@@ -139,7 +154,9 @@ def mask_record(_logger: Any, _method: str, event: EventDict) -> EventDict:
 
 
 def on_one_line(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    """A processor for the console: values keep no line break, tracebacks get a margin that nobody can forge."""
+    """A processor for the console: values keep no line break, tracebacks get a margin that nobody can
+    forge.
+    """
     for key, value in event.items():
         if not isinstance(value, str) or key.startswith("_"):
             continue

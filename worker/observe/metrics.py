@@ -1,9 +1,10 @@
 """Every metric of a worker: names, types, labels, help, and how they are read from the fleet_stats (SPEC O2).
 
-Two groups. PROCESS metrics come from shared memory and are this parent's own: at most 200 lines for 10 queues and
-20 actors with the outcomes done, retry and dead, which tests/unit/test_metrics.py counts. FLEET metrics describe the
-database; they are computed once per fleet (functions/fleet_statistics.sql) and every parent shows the same numbers, so
-aggregate them with max(), not sum(). prometheus_client is used for the text format only.
+Two groups. PROCESS metrics come from shared memory and are this parent's own: at most 200 lines for 10 queues
+and 20 actors with the outcomes done, retry and dead, which tests/unit/test_metrics.py counts. FLEET metrics
+describe the database; they are computed once per fleet (functions/fleet_statistics.sql) and every parent
+shows the same numbers, so aggregate them with max(), not sum(). prometheus_client is used for the text format
+only.
 """
 
 from __future__ import annotations
@@ -48,25 +49,71 @@ class Definition:
 
 
 PROCESS = [
-    Definition("messages_finished_total", "counter", "Messages that left this worker, by what became of them.", ("queue", "outcome")),
-    Definition("actor_messages_finished_total", "counter", "Attempts by actor: ok or failed.", ("actor", "outcome")),
-    Definition("message_wait_seconds", "histogram", "From the moment a message was due until its handler started; counted at the start.", ("queue",)),
-    Definition("message_duration_seconds", "histogram", "Time in a handler, middleware included; counted when it ends."),
-    Definition("handler_seconds_total", "counter", "Time in handlers by queue; counted when they end.", ("queue",)),
+    Definition(
+        "messages_finished_total",
+        "counter",
+        "Messages that left this worker, by what became of them.",
+        ("queue", "outcome"),
+    ),
+    Definition(
+        "actor_messages_finished_total", "counter", "Attempts by actor: ok or failed.", ("actor", "outcome")
+    ),
+    Definition(
+        "message_wait_seconds",
+        "histogram",
+        "From the moment a message was due until its handler started; counted at the start.",
+        ("queue",),
+    ),
+    Definition(
+        "message_duration_seconds",
+        "histogram",
+        "Time in a handler, middleware included; counted when it ends.",
+    ),
+    Definition(
+        "handler_seconds_total", "counter", "Time in handlers by queue; counted when they end.", ("queue",)
+    ),
     Definition("claims_total", "counter", "Claims that found messages, found none, or failed.", ("result",)),
     Definition("claim_seconds", "histogram", "Round trip of a claim, with the completions it carries."),
-    Definition("steps_total", "counter", "Steps of handlers: stored, or reused from an earlier attempt; absent while there are none.", ("result",)),
-    Definition("leases_rescued_total", "counter", "Messages of lost holders that this worker returned to their queues."),
-    Definition("leases_lost_total", "counter", "Messages whose lease this worker lost: somebody else owns them."),
+    Definition(
+        "steps_total",
+        "counter",
+        "Steps of handlers: stored, or reused from an earlier attempt; absent while there are none.",
+        ("result",),
+    ),
+    Definition(
+        "leases_rescued_total",
+        "counter",
+        "Messages of lost holders that this worker returned to their queues.",
+    ),
+    Definition(
+        "leases_lost_total", "counter", "Messages whose lease this worker lost: somebody else owns them."
+    ),
     Definition("worker_threads", "gauge", "Threads that can run handlers."),
     Definition("worker_busy_threads", "gauge", "Threads that run a handler."),
-    Definition("worker_coroutines", "gauge", "Coroutines that can run at once; this and the next three only with `async def` actors."),
+    Definition(
+        "worker_coroutines",
+        "gauge",
+        "Coroutines that can run at once; this and the next three only with `async def` actors.",
+    ),
     Definition("worker_busy_coroutines", "gauge", "Coroutines that run a handler."),
-    Definition("event_loop_blocked_total", "counter", "How often a handler has blocked the event loop for 250 ms or longer."),
-    Definition("event_loop_blocked_seconds_total", "counter", "For how long handlers have blocked the event loop, of those times."),
+    Definition(
+        "event_loop_blocked_total",
+        "counter",
+        "How often a handler has blocked the event loop for 250 ms or longer.",
+    ),
+    Definition(
+        "event_loop_blocked_seconds_total",
+        "counter",
+        "For how long handlers have blocked the event loop, of those times.",
+    ),
     Definition("worker_processes", "gauge", "Worker processes that live."),
     Definition("worker_draining", "gauge", "1 while this worker drains."),
-    Definition("loop_tick_age_seconds", "gauge", "Seconds since a loop last ticked, the oldest of all processes.", ("loop",)),
+    Definition(
+        "loop_tick_age_seconds",
+        "gauge",
+        "Seconds since a loop last ticked, the oldest of all processes.",
+        ("loop",),
+    ),
     Definition(
         "duty_failing_seconds",
         "gauge",
@@ -74,16 +121,34 @@ PROCESS = [
         ("loop", "duty"),
     ),
     Definition("db_errors_total", "counter", "Failed database calls.", ("class",)),
-    Definition("listen_connected", "gauge", "1 when every process hears NOTIFY; without it messages are found by polling."),
+    Definition(
+        "listen_connected",
+        "gauge",
+        "1 when every process hears NOTIFY; without it messages are found by polling.",
+    ),
     Definition("process_restarts_total", "counter", "Worker processes that were replaced.", ("reason",)),
     Definition("build_info", "gauge", "Always 1; the version is in the label.", ("version",)),
-    Definition("observability_errors_total", "counter", "Failures of metrics, probes, notifications and tracing; work goes on.", ("part",)),
+    Definition(
+        "observability_errors_total",
+        "counter",
+        "Failures of metrics, probes, notifications and tracing; work goes on.",
+        ("part",),
+    ),
 ]
 FLEET = [
-    Definition("queue_messages", "gauge", "Messages of a queue by state; exact up to 100000.", ("queue", "state")),
-    Definition("queue_oldest_due_age_seconds", "gauge", "How long the oldest due message has waited.", ("queue",)),
+    Definition(
+        "queue_messages", "gauge", "Messages of a queue by state; exact up to 100000.", ("queue", "state")
+    ),
+    Definition(
+        "queue_oldest_due_age_seconds", "gauge", "How long the oldest due message has waited.", ("queue",)
+    ),
     Definition("queue_paused", "gauge", "1 when the queue is paused.", ("queue",)),
-    Definition("conversations_blocked", "gauge", "Conversations with messages that wait for an earlier one; exact up to 10000.", ("queue",)),
+    Definition(
+        "conversations_blocked",
+        "gauge",
+        "Conversations with messages that wait for an earlier one; exact up to 10000.",
+        ("queue",),
+    ),
     Definition(
         "conversation_blocked_age_seconds",
         "gauge",
@@ -91,11 +156,27 @@ FLEET = [
         ("queue",),
     ),
     Definition("dead_letters", "gauge", "Dead letters of a queue; exact up to 100000.", ("queue",)),
-    Definition("isolated_messages", "gauge", "Messages that wait to run apart, for they were there when two processes died; exact up to 100000."),
-    Definition("refused_completions", "gauge", "Messages whose work is done and whose completion the database refuses; their processes have ended."),
-    Definition("workers", "gauge", "Worker processes of the fleet: running, draining, or silent for longer than a lease.", ("state",)),
     Definition(
-        "partition_runway_seconds", "gauge", "Time until inserts find no partition: the end of the newest, or the first gap.", ("table", "every")
+        "isolated_messages",
+        "gauge",
+        "Messages that wait to run apart, for they were there when two processes died; exact up to 100000.",
+    ),
+    Definition(
+        "refused_completions",
+        "gauge",
+        "Messages whose work is done and whose completion the database refuses; their processes have ended.",
+    ),
+    Definition(
+        "workers",
+        "gauge",
+        "Worker processes of the fleet: running, draining, or silent for longer than a lease.",
+        ("state",),
+    ),
+    Definition(
+        "partition_runway_seconds",
+        "gauge",
+        "Time until inserts find no partition: the end of the newest, or the first gap.",
+        ("table", "every"),
     ),
     Definition(
         "oldest_snapshot_age_seconds",
@@ -104,19 +185,54 @@ FLEET = [
     ),
     Definition("table_dead_rows", "gauge", "Dead rows, as the statistics know them.", ("table",)),
     Definition("table_bytes", "gauge", "Size with indexes.", ("table",)),
-    Definition("schedule_lag_seconds", "gauge", "How long the next planned time of a schedule has been due; 0 while it is paused.", ("schedule",)),
-    Definition("schedule_missed_total", "counter", "Planned times that passed without a run of their own.", ("schedule",)),
-    Definition("schedule_last_success_timestamp_seconds", "gauge", "When a run of the schedule was last done.", ("schedule",)),
-    Definition("maintenance_last_success_timestamp_seconds", "gauge", "When a maintenance task last succeeded.", ("task",)),
-    Definition("maintenance_rows_total", "counter", "Rows that a maintenance task has removed or repaired.", ("task",)),
-    Definition("backfill_rows_total", "counter", "Rows that a backfill has copied, and those that it explained and left.", ("backfill", "outcome")),
+    Definition(
+        "schedule_lag_seconds",
+        "gauge",
+        "How long the next planned time of a schedule has been due; 0 while it is paused.",
+        ("schedule",),
+    ),
+    Definition(
+        "schedule_missed_total",
+        "counter",
+        "Planned times that passed without a run of their own.",
+        ("schedule",),
+    ),
+    Definition(
+        "schedule_last_success_timestamp_seconds",
+        "gauge",
+        "When a run of the schedule was last done.",
+        ("schedule",),
+    ),
+    Definition(
+        "maintenance_last_success_timestamp_seconds",
+        "gauge",
+        "When a maintenance task last succeeded.",
+        ("task",),
+    ),
+    Definition(
+        "maintenance_rows_total",
+        "counter",
+        "Rows that a maintenance task has removed or repaired.",
+        ("task",),
+    ),
+    Definition(
+        "backfill_rows_total",
+        "counter",
+        "Rows that a backfill has copied, and those that it explained and left.",
+        ("backfill", "outcome"),
+    ),
     Definition(
         "backfill_done_ratio",
         "gauge",
         "Share of its source that the run of a backfill has walked: 0 to 1; 1 when it has come to the end.",
         ("backfill",),
     ),
-    Definition("backfill_remaining_seconds", "gauge", "Time that is left at the rate of the last minute; absent when nothing runs.", ("backfill",)),
+    Definition(
+        "backfill_remaining_seconds",
+        "gauge",
+        "Time that is left at the rate of the last minute; absent when nothing runs.",
+        ("backfill",),
+    ),
     Definition(
         "service_breaker_state",
         "gauge",
@@ -124,26 +240,52 @@ FLEET = [
         ("service", "endpoint"),
     ),
     Definition(
-        "service_endpoint_healthy", "gauge", "1 when the health checks of an endpoint succeed; absent before the first.", ("service", "endpoint")
+        "service_endpoint_healthy",
+        "gauge",
+        "1 when the health checks of an endpoint succeed; absent before the first.",
+        ("service", "endpoint"),
     ),
-    Definition("service_calls_total", "counter", "Calls of an endpoint by all processes.", ("service", "endpoint")),
-    Definition("service_failures_total", "counter", "Calls of an endpoint that failed.", ("service", "endpoint")),
-    Definition("service_breaker_opened_total", "counter", "How often the breaker of an endpoint opened.", ("service", "endpoint")),
-    Definition("scope_parked_seconds", "gauge", "How long a scope has been parked or probing; absent when it is not.", ("scope",)),
-    Definition("clock_skew_seconds", "gauge", "Clock of this worker's host minus the database's, as far as the round trip allows to say; else 0."),
+    Definition(
+        "service_calls_total", "counter", "Calls of an endpoint by all processes.", ("service", "endpoint")
+    ),
+    Definition(
+        "service_failures_total", "counter", "Calls of an endpoint that failed.", ("service", "endpoint")
+    ),
+    Definition(
+        "service_breaker_opened_total",
+        "counter",
+        "How often the breaker of an endpoint opened.",
+        ("service", "endpoint"),
+    ),
+    Definition(
+        "scope_parked_seconds",
+        "gauge",
+        "How long a scope has been parked or probing; absent when it is not.",
+        ("scope",),
+    ),
+    Definition(
+        "clock_skew_seconds",
+        "gauge",
+        "Clock of this worker's host minus the database's, as far as the round trip allows to say; else 0.",
+    ),
     Definition("fleet_age_seconds", "gauge", "Age of all fleet metrics."),
 ]
 DEFINITIONS = {definition.name: definition for definition in [*PROCESS, *FLEET]}
-#: Shown for every queue from the start, so that a rate sees the first one; other outcomes have a line once they happen.
+#: Shown for every queue from the start, so that a rate sees the first one; other outcomes have a line once
+#: they happen.
 SHOWN_AT_ZERO = frozenset({"done", "retry", "dead"})
 #: Most queues whose fleet metrics are shown: those with the greatest values.
 FLEET_QUEUES = 100
 
 
 class FleetCollector(Collector):
-    """Hands the fleet_stats's numbers to prometheus_client, anew for each scrape. fleet: the statistics' JSON and their age, or None."""
+    """Hands the fleet_stats's numbers to prometheus_client, anew for each scrape. fleet: the statistics' JSON
+    and their age, or None.
+    """
 
-    def __init__(self, fleet_stats: FleetStats, version: str, fleet: tuple[Mapping[str, Any], float] | None = None) -> None:
+    def __init__(
+        self, fleet_stats: FleetStats, version: str, fleet: tuple[Mapping[str, Any], float] | None = None
+    ) -> None:
         self._fleet_stats = fleet_stats
         self._version = version
         self._fleet = fleet
@@ -178,7 +320,9 @@ def _of(name: str, samples: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
     return metric  # type: ignore[no-any-return]
 
 
-def _histogram(name: str, bounds: tuple[float, ...], samples: Iterable[tuple[tuple[str, ...], array[float]]]) -> Metric:
+def _histogram(
+    name: str, bounds: tuple[float, ...], samples: Iterable[tuple[tuple[str, ...], array[float]]]
+) -> Metric:
     """A histogram from cells as a stats holds them: a count per bucket, then the sum."""
     metric = family(name)
     for labels, values in samples:
@@ -203,10 +347,20 @@ def _message_metrics(totals: Totals) -> Iterator[Metric]:
     )
     yield _of(
         "actor_messages_finished_total",
-        (((name, outcome), row[index]) for name, row in totals.actors.items() for index, outcome in enumerate(ACTOR_OUTCOMES)),
+        (
+            ((name, outcome), row[index])
+            for name, row in totals.actors.items()
+            for index, outcome in enumerate(ACTOR_OUTCOMES)
+        ),
     )
-    yield _histogram("message_wait_seconds", WAIT_BOUNDS, (((name,), row[layout.WAIT : layout.WAIT + width(WAIT_BOUNDS)]) for name, row in queues))
-    yield _histogram("message_duration_seconds", DURATION_BOUNDS, [((), totals.plain[layout.DURATION : layout.BY_ACTOR])])
+    yield _histogram(
+        "message_wait_seconds",
+        WAIT_BOUNDS,
+        (((name,), row[layout.WAIT : layout.WAIT + width(WAIT_BOUNDS)]) for name, row in queues),
+    )
+    yield _histogram(
+        "message_duration_seconds", DURATION_BOUNDS, [((), totals.plain[layout.DURATION : layout.BY_ACTOR])]
+    )
     yield _of("handler_seconds_total", (((name,), row[layout.BUSY]) for name, row in queues))
     lost = layout.FINISHED + OUTCOMES.index("lost")
     yield _of("leases_lost_total", [((), sum(row[lost] for _, row in queues))])
@@ -214,12 +368,17 @@ def _message_metrics(totals: Totals) -> Iterator[Metric]:
 
 def _claim_metrics(totals: Totals) -> Iterator[Metric]:
     plain = totals.plain
-    yield _of("claims_total", (((result,), plain[layout.CLAIMS + index]) for index, result in enumerate(CLAIM_RESULTS)))
+    yield _of(
+        "claims_total",
+        (((result,), plain[layout.CLAIMS + index]) for index, result in enumerate(CLAIM_RESULTS)),
+    )
     yield _histogram("claim_seconds", CLAIM_BOUNDS, [((), plain[layout.CLAIM_SECONDS : layout.DURATION])])
     steps = [((result,), plain[layout.STEPS + index]) for index, result in enumerate(STEP_RESULTS)]
     yield _of("steps_total", steps if any(count for _, count in steps) else [])
     yield _of("leases_rescued_total", [((), plain[layout.RESCUED])])
-    yield _of("db_errors_total", (((kind,), plain[layout.ERRORS + index]) for index, kind in enumerate(DB_ERRORS)))
+    yield _of(
+        "db_errors_total", (((kind,), plain[layout.ERRORS + index]) for index, kind in enumerate(DB_ERRORS))
+    )
 
 
 def _process_metrics(fleet_stats: FleetStats, totals: Totals, version: str, now: float) -> Iterator[Metric]:
@@ -237,18 +396,32 @@ def _process_metrics(fleet_stats: FleetStats, totals: Totals, version: str, now:
     yield _of("worker_draining", [((), fleet_stats.cells[cells.DRAINING])])
     yield _of(
         "loop_tick_age_seconds",
-        (((loop,), max(now - tick[loop] for tick in ticks if loop in tick)) for loop in LOOPS if any(loop in tick for tick in ticks)),
+        (
+            ((loop,), max(now - tick[loop] for tick in ticks if loop in tick))
+            for loop in LOOPS
+            if any(loop in tick for tick in ticks)
+        ),
     )
     failing: dict[tuple[str, str], float] = {}
     for duties in [fleet_stats.duties, *(stats.duties for stats in fleet_stats.children)]:
         for duty, seconds in duties.failing_seconds(now).items():
             failing[duty.loop, duty.name] = max(seconds, failing.get((duty.loop, duty.name), 0.0))
     yield _of("duty_failing_seconds", failing.items())
-    yield _of("listen_connected", [((), float(bool(registered) and all(states[layout.LISTENING] for states in registered)))])
-    yield _of("process_restarts_total", (((reason,), fleet_stats.cells[cells.RESTART + index]) for index, reason in enumerate(RESTARTS)))
+    yield _of(
+        "listen_connected",
+        [((), float(bool(registered) and all(states[layout.LISTENING] for states in registered)))],
+    )
+    yield _of(
+        "process_restarts_total",
+        (((reason,), fleet_stats.cells[cells.RESTART + index]) for index, reason in enumerate(RESTARTS)),
+    )
     tracing = {"tracing": totals.plain[layout.TRACING]}  # the children's; the fleet_stats has the other parts
     yield _of(
-        "observability_errors_total", (((part,), fleet_stats.cells[cells.PART + index] + tracing.get(part, 0.0)) for index, part in enumerate(PARTS))
+        "observability_errors_total",
+        (
+            ((part,), fleet_stats.cells[cells.PART + index] + tracing.get(part, 0.0))
+            for index, part in enumerate(PARTS)
+        ),
     )
     yield _of("build_info", [((version,), 1.0)])
 
@@ -261,7 +434,13 @@ def _fleet_metrics(statistics: Mapping[str, Any], age_seconds: float) -> Iterato
             yield _of(definition.name, [((), age_seconds)])
         elif isinstance(found, list):
             rows = _few(found) if "queue" in definition.labels else found
-            yield _of(definition.name, ((tuple(str(row.get(label)) for label in definition.labels), float(row["value"])) for row in rows))
+            yield _of(
+                definition.name,
+                (
+                    (tuple(str(row.get(label)) for label in definition.labels), float(row["value"]))
+                    for row in rows
+                ),
+            )
         elif found is not None:
             yield _of(definition.name, [((), float(found))])
 

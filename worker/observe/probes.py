@@ -1,8 +1,9 @@
-"""Alive, ready, started: answers from shared memory alone, so an outage of the database cannot change "alive".
+"""Alive, ready, started: answers from shared memory alone. An outage of the database cannot change "alive".
 
 alive    every loop of every child, and the parent's, ticked within hang_seconds: work goes on, or would
-ready    alive, not draining, not quiet, some child's last claim succeeded and the database answered it lately, and no child has a vital
-         duty (claim, complete, beat, the timetable) that fails for longer than its budget: what it holds would start twice
+ready    alive, not draining, not quiet, some child's last claim succeeded and the database answered it
+         lately, and no child has a vital duty (claim, complete, beat, the timetable) that fails for longer
+         than its budget: what it holds would start twice
 started  some child has registered in the database once
 
 Each function returns what is wrong, [] when nothing is. Times are CLOCK_MONOTONIC, one clock for the host.
@@ -56,9 +57,13 @@ def warnings(fleet_stats: FleetStats, now: float) -> list[str]:
 
 
 def _failing(fleet_stats: FleetStats, now: float) -> list[tuple[Problem, str]]:
-    """Duties of every child and of the exporter that have failed for longer than their budget, with the words for them."""
+    """Duties of every child and of the exporter that have failed for longer than their budget, with the words
+    for them.
+    """
     found = [
-        (problem, f"child {index}: {problem.text}") for index, stats in enumerate(fleet_stats.children) for problem in stats.duties.own_problems(now)
+        (problem, f"child {index}: {problem.text}")
+        for index, stats in enumerate(fleet_stats.children)
+        for problem in stats.duties.own_problems(now)
     ]
     return found + [(problem, problem.text) for problem in fleet_stats.duties.own_problems(now)]
 

@@ -22,15 +22,16 @@ from packhorse.worker import forks
 from packhorse.worker.observe.duties import Duties
 from packhorse.worker.states import Ended
 
-#: Services that must tick; a handler's pool ticks through the timekeeper, the scheduler in `packhorse scheduler` only.
+#: Services that must tick; a handler's pool ticks through the timekeeper, the scheduler in `packhorse
+#: scheduler` only.
 LOOPS = ("fetcher", "heartbeat", "timekeeper", "pool", "scheduler")
 OUTCOMES = tuple(Ended)
 ACTOR_OUTCOMES = ("ok", "failed")
 CLAIM_RESULTS = ("hit", "empty", "error")
 STEP_RESULTS = ("stored", "reused")
 DB_ERRORS = ("unavailable", "conflict", "rejected", "invalid")
-#: Upper bounds in seconds; a value beyond the last counts in +Inf. Each bound of the wait costs a line per queue, so
-#: there are few of them; the alert rules use the last one.
+#: Upper bounds in seconds; a value beyond the last counts in +Inf. Each bound of the wait costs a line per
+#: queue, so there are few of them; the alert rules use the last one.
 WAIT_BOUNDS = (0.1, 1.0, 10.0, 60.0)
 DURATION_BOUNDS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 300.0)
 CLAIM_BOUNDS = (0.002, 0.01, 0.05, 0.25, 1.0)
@@ -41,12 +42,23 @@ ACTORS = 64
 OTHER = "other"
 NAME_BYTES = 128
 
-# -- states
-# HURRY is the parent's: it was told to stop a second time, handlers are not waited for any more. ISOLATION, too: the
-# process runs only messages that were there when two processes died; ISOLATED_AT: when one saw that such messages wait.
-# ENDED_WITH: the exit code, plus one, of a process that ends in good order; see end_with
-# NO_THREADS: all of its actors are `async def`. QUIET: an operator asked it to claim nothing more; DRAIN_ASKED: to end with its whole daemon
-REGISTERED, DRAINING, THREADS, COROUTINES, LISTENING, CONTACT_AT, CLAIM_FAILING, HURRY, ISOLATION, ISOLATED_AT = range(10)
+# -- states HURRY is the parent's: it was told to stop a second time, handlers are not waited for any more.
+# ISOLATION, too: the process runs only messages that were there when two processes died; ISOLATED_AT: when
+# one saw that such messages wait. ENDED_WITH: the exit code, plus one, of a process that ends in good order;
+# see end_with NO_THREADS: all of its actors are `async def`. QUIET: an operator asked it to claim nothing
+# more; DRAIN_ASKED: to end with its whole daemon
+(
+    REGISTERED,
+    DRAINING,
+    THREADS,
+    COROUTINES,
+    LISTENING,
+    CONTACT_AT,
+    CLAIM_FAILING,
+    HURRY,
+    ISOLATION,
+    ISOLATED_AT,
+) = range(10)
 ENDED_WITH, NO_THREADS, QUIET, DRAIN_ASKED, TICKS = 10, 11, 12, 13, 14
 STATES = TICKS + len(LOOPS)
 
@@ -94,7 +106,11 @@ class NameTable:
             length = self._memory[place * NAME_BYTES]
             if not length:
                 break
-            found.append(bytes(self._memory[place * NAME_BYTES + 1 : place * NAME_BYTES + 1 + length]).decode("utf-8", "replace"))
+            found.append(
+                bytes(self._memory[place * NAME_BYTES + 1 : place * NAME_BYTES + 1 + length]).decode(
+                    "utf-8", "replace"
+                )
+            )
         return found
 
     def place(self, name: str) -> int:
@@ -116,7 +132,9 @@ class NameTable:
 
 
 class ProcessStats:
-    """The numbers of one process, or the sum of those of ended ones. made_by: the process that made the memory."""
+    """The numbers of one process, or the sum of those of ended ones. made_by: the process that made the
+    memory.
+    """
 
     def __init__(self) -> None:
         self.made_by = os.getpid()
@@ -138,7 +156,9 @@ class ProcessStats:
             self.totals = memoryview(array("d", bytes(TOTALS * 8)))
 
     def end_with(self, code: int) -> None:
-        """The process is about to end with this exit code, in good order: an end that nobody has noted here is a crash."""
+        """The process is about to end with this exit code, in good order: an end that nobody has noted here
+        is a crash.
+        """
         self.states[ENDED_WITH] = code + 1
 
     def ended_with(self, code: int) -> bool:
@@ -155,7 +175,9 @@ class ProcessStats:
 
     def name(self, queues: Iterable[str], actors: Iterable[str]) -> tuple[dict[str, int], dict[str, int]]:
         """Give places to the names of a process; place by name."""
-        return {name: self.queues.place(name) for name in queues}, {name: self.actors.place(name) for name in actors}
+        return {name: self.queues.place(name) for name in queues}, {
+            name: self.actors.place(name) for name in actors
+        }
 
     def fold(self, ended: ProcessStats) -> None:
         """Add the totals of an ended process, name by name, and empty its stats."""
@@ -174,7 +196,9 @@ class ProcessStats:
         ended.clear()
 
     def clear(self) -> None:
-        """Everything zero, no names: ready for the next process, which inherits the duties that its predecessor could not do."""
+        """Everything zero, no names: ready for the next process, which inherits the duties that its
+        predecessor could not do.
+        """
         self.duties.ended()
         self.states[:] = array("d", bytes(STATES * 8))
         self.totals[:] = array("d", bytes(TOTALS * 8))

@@ -1,8 +1,8 @@
 """The same event again and again is not news: at most MOST lines of it in WINDOW_SECONDS (FAILURES 77).
 
-What was left out is counted, and said in one line (`repeats_suppressed`) when the window is over and something is logged, or
-at the end. Per logger and template, so a million failing messages are one event, whatever its level: a broken middleware is a
-critical line per message.
+What was left out is counted, and said in one line (`repeats_suppressed`) when the window is over and
+something is logged, or at the end. Per logger and template, so a million failing messages are one event,
+whatever its level: a broken middleware is a critical line per message.
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ class Repeats(logging.Filter):
         self._clock = clock
         self._lock = threading.RLock()  # a finalizer that fails in here logs, too
         self._next_look = 0.0
-        self._windows: dict[tuple[str, str], list[float]] = {}  # (logger, template) -> [began, lines, left out]
+        # (logger, template) -> [began, lines, left out]
+        self._windows: dict[tuple[str, str], list[float]] = {}
         forks.register(self)
 
     def after_fork(self, stranger: bool) -> None:
-        """In a forked child: whoever held the lock is not here, and what was left out is the parent's to say."""
+        """In a forked child: whoever held the lock is not here, and what was left out is the parent's to
+        say.
+        """
         self._lock = threading.RLock()
         self._windows = {}
 
@@ -70,4 +73,9 @@ class Repeats(logging.Filter):
 
     def _say(self, over: list[tuple[tuple[str, str], int]]) -> None:
         for (name, template), count in over:
-            logger.warning("repeats_suppressed of=%s by=%s count=%d", template.split(" ")[0].rstrip(":")[:60], name, count)
+            logger.warning(
+                "repeats_suppressed of=%s by=%s count=%d",
+                template.split(" ")[0].rstrip(":")[:60],
+                name,
+                count,
+            )

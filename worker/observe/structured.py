@@ -1,7 +1,7 @@
 """structlog, when an application uses it: what it logs ends in our lines, and its bound values stand in them.
 
-Our own lines do not need it. It is loaded by whoever imports it first, or by the console: with rich, which it looks for, it would be
-6 MiB in each process tree.
+Our own lines do not need it. It is loaded by whoever imports it first, or by the console: with rich, which it
+looks for, it would be 6 MiB in each process tree.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ NAME = "structlog"
 
 
 def merge_bound(logger: Any, method: str, event: EventDict) -> EventDict:
-    """A processor that adds the values that are bound in this context; none are when nobody has imported structlog."""
+    """A processor that adds the values that are bound in this context; none are when nobody has imported
+    structlog.
+    """
     merge = getattr(sys.modules.get(f"{NAME}.contextvars"), "merge_contextvars", None)
     return event if merge is None else merge(logger, method, event)
 
@@ -39,11 +41,15 @@ def formatter(final: Sequence[Processor]) -> structlog.stdlib.ProcessorFormatter
     """For records that structlog's loggers have made."""
     import structlog
 
-    return structlog.stdlib.ProcessorFormatter(processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final])
+    return structlog.stdlib.ProcessorFormatter(
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final]
+    )
 
 
 def configure(before: Sequence[Processor], after: Sequence[Processor]) -> None:
-    """Let structlog's loggers end in the handlers of the standard library. before, after: what stands around level, name and time of an event."""
+    """Let structlog's loggers end in the handlers of the standard library. before, after: what stands around
+    level, name and time of an event.
+    """
     import structlog
 
     structlog.configure(
@@ -90,7 +96,9 @@ _import = _Import()
 
 
 def when_imported(then: Callable[[], None]) -> None:
-    """Call `then` as soon as structlog is there: now, or at the end of its import. The last one who asks is heard."""
+    """Call `then` as soon as structlog is there: now, or at the end of its import. The last one who asks is
+    heard.
+    """
     if NAME in sys.modules:
         then()
         return

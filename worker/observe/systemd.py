@@ -43,4 +43,6 @@ class Notifier:
 
     def reloading(self) -> bool:
         """A reload begins; READY=1 ends it (Type=notify-reload)."""
-        return self.send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        return self.send(
+            "RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}"
+        )

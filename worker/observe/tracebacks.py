@@ -1,8 +1,9 @@
-"""Exceptions for log lines: classes, frames, causes and groups, with or without their texts (SPEC P8, W13, FAILURES 75).
+"""Exceptions for log lines: classes, frames, causes and groups, with or without their texts (SPEC P8, W13,
+FAILURES 75).
 
-What code writes into an exception may be a message's payload, which no mask can know. So the lines that we log about the
-code of others carry where it happened and what kind of error it was; the text is kept with the message in the
-database. Notes and local variables are texts as well. Bounded in every direction.
+What code writes into an exception may be a message's payload, which no mask can know. So the lines that we
+log about the code of others carry where it happened and what kind of error it was; the text is kept with the
+message in the database. Notes and local variables are texts as well. Bounded in every direction.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ CHAIN, MEMBERS, DEPTH = 10, 5, 3
 MAX_NAME = 200
 MAX_TEXT = 2000
 
-#: Set once by logging.configure: lines go to somebody who reads them on a console, so that each failed attempt is shown.
+#: Set once by logging.configure: lines go to somebody who reads them on a console, so that each failed
+#: attempt is shown.
 on_console = False
 
 _BECAUSE = "\nThe above exception was the direct cause of the following exception:\n"
@@ -41,8 +43,8 @@ def outline(error: BaseException, depth: int = 0) -> str:
 
 
 def folded(error: BaseException, *, texts: bool = False) -> str:
-    """An outline for people: what is ours, dramatiq's or of Python's import is folded to a line. texts: with those of the exceptions, for code
-    that knows no payload."""
+    """An outline for people: what is ours, dramatiq's or of Python's import is folded to a line. texts: with
+    those of the exceptions, for code that knows no payload."""
     lines: list[str] = []
     for one, link in reversed(list(_chain(error))):
         lines += [*_own_frames(one), *(_said(one) if texts else [_name(one), *_members(one, 0)])]
@@ -53,7 +55,9 @@ def folded(error: BaseException, *, texts: bool = False) -> str:
 
 def has_own_frames(error: BaseException) -> bool:
     """Is there a place in somebody's code to point at?"""
-    return isinstance(error, SyntaxError) or any(not _is_machinery(part) for one, _ in _chain(error) for part in _walk(one.__traceback__))
+    return isinstance(error, SyntaxError) or any(
+        not _is_machinery(part) for one, _ in _chain(error) for part in _walk(one.__traceback__)
+    )
 
 
 def _walk(found: TracebackType | None) -> Iterator[str]:
@@ -101,7 +105,11 @@ def _own_frames(error: BaseException) -> list[str]:
 
 def _name(error: BaseException) -> str:
     kind = type(error)
-    name = kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    name = (
+        kind.__qualname__
+        if kind.__module__ in ("builtins", "__main__")
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
     return name[:MAX_NAME]
 
 

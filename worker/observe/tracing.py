@@ -1,9 +1,11 @@
-"""OpenTelemetry spans, and the W3C text that leads from a producer to its consumer (SPEC O3); off unless asked for.
+"""OpenTelemetry spans, and the W3C text that leads from a producer to its consumer (SPEC O3); off unless
+asked for.
 
-The one home of opentelemetry, which is imported by `switch_on` and by nothing else: who does not trace needs no
-package and pays for one comparison per enqueue, nothing per message handled. Only the API is used; which SDK,
-sampler and exporter is the application's choice. Names, numbers and masked errors go into spans; payloads,
-conversation keys and correlation ids never do, nor does baggage go into a message: it may hold anything.
+The one home of opentelemetry, which is imported by `switch_on` and by nothing else: who does not trace needs
+no package and pays for one comparison per enqueue, nothing per message handled. Only the API is used; which
+SDK, sampler and exporter is the application's choice. Names, numbers and masked errors go into spans;
+payloads, conversation keys and correlation ids never do, nor does baggage go into a message: it may hold
+anything.
 
 The surprising rule: a `process` span begins a trace of its own and links to the producer's. A message may run
 days after it was sent, and several times; as children those attempts would stretch and multiply one trace.
@@ -77,7 +79,9 @@ class Tracer:
 
     # -- producers -----------------------------------------------------------------------------------
     def current_text(self) -> str | None:
-        """The current span for message_queue.trace_context: `traceparent`, or `traceparent tracestate`; None without a span."""
+        """The current span for message_queue.trace_context: `traceparent`, or `traceparent tracestate`; None
+        without a span.
+        """
         carrier: dict[str, str] = {}
         self._w3c.inject(carrier)
         parent, state = carrier.get("traceparent"), carrier.get("tracestate")
@@ -97,7 +101,11 @@ class Tracer:
         queues: of more than one none is named. count: messages of a bulk enqueue. Whatever fails
         about the span is logged; the enqueue goes on.
         """
-        attributes: dict[str, str | int] = {"messaging.system": SYSTEM, "messaging.operation.name": "send", "messaging.operation.type": "send"}
+        attributes: dict[str, str | int] = {
+            "messaging.system": SYSTEM,
+            "messaging.operation.name": "send",
+            "messaging.operation.type": "send",
+        }
         name = "send"
         if len(queues) == 1:
             attributes["messaging.destination.name"] = queue = next(iter(queues))
@@ -125,8 +133,12 @@ class Tracer:
                 logger.warning("tracing_failed error_class=%s", type(error).__name__)
 
     # -- consumers -----------------------------------------------------------------------------------
-    def begin(self, queue: str, message_id: int, attributes: dict[str, str | int], trace_context: str | None) -> Processing:
-        """Start a span `process <queue>`, the root of its own trace, linked to the producer's; current in this thread from here on."""
+    def begin(
+        self, queue: str, message_id: int, attributes: dict[str, str | int], trace_context: str | None
+    ) -> Processing:
+        """Start a span `process <queue>`, the root of its own trace, linked to the producer's; current in
+        this thread from here on.
+        """
         span = self._tracer.start_span(
             f"process {queue}",
             context=self._context.Context(),
@@ -142,7 +154,9 @@ class Tracer:
             },
         )
         processing = Processing(span)
-        processing.token = self._context.attach(self._trace.set_span_in_context(span, self._context.Context()))
+        processing.token = self._context.attach(
+            self._trace.set_span_in_context(span, self._context.Context())
+        )
         return processing
 
     def end(self, processing: Processing, outcome: str, failure: Failure | None) -> None:
@@ -169,7 +183,9 @@ class Tracer:
         span.end()
 
     def _links(self, text: str | None) -> list[Any]:
-        """A link to the context that this text names; none for a text that names none. Whatever it holds, it is never logged."""
+        """A link to the context that this text names; none for a text that names none. Whatever it holds, it
+        is never logged.
+        """
         if not text or len(text) > 200 + MAX_TRACESTATE:
             return []
         parent, _, state = text.partition(" ")
@@ -178,7 +194,9 @@ class Tracer:
         carrier = {"traceparent": parent}
         if len(state) <= MAX_TRACESTATE and _TRACESTATE.fullmatch(state):
             carrier["tracestate"] = state
-        found = self._trace.get_current_span(self._w3c.extract(carrier, self._context.Context())).get_span_context()
+        found = self._trace.get_current_span(
+            self._w3c.extract(carrier, self._context.Context())
+        ).get_span_context()
         return [self._trace.Link(found)] if found.is_valid else []
 
     # -- of the whole process ------------------------------------------------------------------------
@@ -187,10 +205,15 @@ class Tracer:
         found = self._trace.get_current_span().get_span_context()
         if not found.is_valid:
             return {}
-        return {"trace_id": self._trace.format_trace_id(found.trace_id), "span_id": self._trace.format_span_id(found.span_id)}
+        return {
+            "trace_id": self._trace.format_trace_id(found.trace_id),
+            "span_id": self._trace.format_span_id(found.span_id),
+        }
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> None:
-        """Let the SDK export what it has; returns after `seconds` at the latest, whether the collector answers or not."""
+        """Let the SDK export what it has; returns after `seconds` at the latest, whether the collector
+        answers or not.
+        """
         force_flush = getattr(self._trace.get_tracer_provider(), "force_flush", None)
         if force_flush is None:
             return
@@ -214,7 +237,9 @@ class Tracer:
 
 
 class ExportFailures(logging.Handler):
-    """Counts what this module and the SDK's own threads complain about: an unreachable collector says so in log lines only."""
+    """Counts what this module and the SDK's own threads complain about: an unreachable collector says so in
+    log lines only.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -231,7 +256,9 @@ active: Tracer | None = None
 
 
 def switch_on() -> Tracer:
-    """Trace from here on in this process: the tracer, the same one at every call. Raises ConfigError without opentelemetry-api."""
+    """Trace from here on in this process: the tracer, the same one at every call. Raises ConfigError without
+    opentelemetry-api.
+    """
     global active
     if active is None:
         active = Tracer()

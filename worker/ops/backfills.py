@@ -1,4 +1,5 @@
-"""What an operator does with backfills that needs no engine: list, show, start, pause, resume, cancel (SPEC M8).
+"""What an operator does with backfills that needs no engine: list, show, start, pause, resume, cancel (SPEC
+M8).
 
 What walks a table, compares it or drops it is in schedules/backfill.
 """
@@ -40,19 +41,29 @@ class UnknownBackfill(NotFound):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One backfill as people want to see it. row: of the view backfill_progress; ledger: outcome, reason, rows."""
+    """One backfill as people want to see it. row: of the view backfill_progress; ledger: outcome, reason,
+    rows.
+    """
 
     row: Row
     ledger: list[Row]
 
 
 def list_all(connection: DeadlineConnection, titles: Mapping[str, str]) -> list[Row]:
-    """Every backfill that is known or was begun: those of `titles` first, in their order; state `new` for one that nobody has begun."""
+    """Every backfill that is known or was begun: those of `titles` first, in their order; state `new` for one
+    that nobody has begun.
+    """
     begun = {str(row["name"]): row for row in store.progress(connection)}
     empty: dict[str, Any] = dict.fromkeys(
-        next(iter(begun.values()), {"rows_done": None, "rows_total": None, "rows_per_second": None, "eta_seconds": None})
+        next(
+            iter(begun.values()),
+            {"rows_done": None, "rows_total": None, "rows_per_second": None, "eta_seconds": None},
+        )
     )
-    found = [{**empty, "state": "new", **begun.get(name, {}), "name": name, "title": title} for name, title in titles.items()]
+    found = [
+        {**empty, "state": "new", **begun.get(name, {}), "name": name, "title": title}
+        for name, title in titles.items()
+    ]
     return found + [{**row, "title": None} for name, row in begun.items() if name not in titles]
 
 
@@ -61,11 +72,22 @@ def show(connection: DeadlineConnection, name: str, *, with_ledger: bool = True)
     begun = store.progress(connection, name)
     if not begun:
         raise UnknownBackfill(name, [str(row["name"]) for row in store.progress(connection)])
-    return Progress(begun[0], store.ledger(connection, name) if with_ledger and store.has_ledger(connection) else [])
+    return Progress(
+        begun[0], store.ledger(connection, name) if with_ledger and store.has_ledger(connection) else []
+    )
 
 
-def start(connection: DeadlineConnection, name: str, source: str, settings: Mapping[str, str], operator: str, reason: str | None) -> int:
-    """Let workers carry it; the id of the message. Raises StoreRejected for a finished one and for other settings than it was begun with."""
+def start(
+    connection: DeadlineConnection,
+    name: str,
+    source: str,
+    settings: Mapping[str, str],
+    operator: str,
+    reason: str | None,
+) -> int:
+    """Let workers carry it; the id of the message. Raises StoreRejected for a finished one and for other
+    settings than it was begun with.
+    """
     return store.start(connection, name, source, settings, operator, reason)
 
 
@@ -88,9 +110,13 @@ def cancel(connection: DeadlineConnection, name: str, operator: str, reason: str
 
 
 def confirm_rows(name: str, rows: int, said: int | None) -> None:
-    """The second confirmation of a drop that copies nothing: an operator who knows how many rows go. Raises InvalidArgument."""
+    """The second confirmation of a drop that copies nothing: an operator who knows how many rows go. Raises
+    InvalidArgument.
+    """
     if rows and said != rows:
         what = "nobody has said how many" if said is None else f"not {said}"
         raise InvalidArgument(
-            f"rows: the table of {name} has {rows} rows, {what}", field="rows", hint=f"They are lost with the drop. Say --rows {rows}"
+            f"rows: the table of {name} has {rows} rows, {what}",
+            field="rows",
+            hint=f"They are lost with the drop. Say --rows {rows}",
         )

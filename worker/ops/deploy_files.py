@@ -1,4 +1,6 @@
-"""The units and manifests that come with the installation, written to a folder of the operator's (SPEC O7)."""
+"""The units and manifests that come with the installation, written to a folder of the operator's (SPEC
+O7).
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,9 @@ class Written:
 def write(kind: str, folder: Path, *, force: bool = False) -> Written:
     """Write the files of `systemd` or `kubernetes` below the folder, which is made when it is missing.
 
-    force: also into a folder that holds something: a file of the same name is replaced, others stay. Each file appears whole or not at
-    all. Raises InvalidArgument when the folder cannot be used; files that were written before that stay.
+    force: also into a folder that holds something: a file of the same name is replaced, others stay. Each
+    file appears whole or not at all. Raises InvalidArgument when the folder cannot be used; files that were
+    written before that stay.
     """
     source = _shipped() / kind
     files = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
@@ -43,7 +46,11 @@ def write(kind: str, folder: Path, *, force: bool = False) -> Written:
             _write(folder / name, (source / name).read_bytes())
     except OSError as error:
         where = error.filename2 or error.filename or folder
-        raise InvalidArgument(f"out: cannot write {where}: {error.strerror}", field="out", hint="Name a folder that you may write to") from error
+        raise InvalidArgument(
+            f"out: cannot write {where}: {error.strerror}",
+            field="out",
+            hint="Name a folder that you may write to",
+        ) from error
     return Written(folder, [name.as_posix() for name in files], _NEXT[kind](folder))
 
 

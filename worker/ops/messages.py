@@ -1,7 +1,9 @@
-"""What an operator does with messages that do not run: count a filter, act on what it selects, edit one, clone one (SPEC Q5).
+"""What an operator does with messages that do not run: count a filter, act on what it selects, edit one,
+clone one (SPEC Q5).
 
-A filter is counted first. What is counted is fixed at that instant: an act by filter touches no message that came later. It works
-oldest first, in batches with a transaction each; the verbs themselves are SQL (migrations/functions/edit.sql), which records each message.
+A filter is counted first. What is counted is fixed at that instant: an act by filter touches no message that
+came later. It works oldest first, in batches with a transaction each; the verbs themselves are SQL
+(migrations/functions/edit.sql), which records each message.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ _LOWEST = -(2**63)
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """One verb (a key of DONE) with its parameters: `queue`, `priority`, or `run_at` and `delay` (seconds; one of them None)."""
+    """One verb (a key of DONE) with its parameters: `queue`, `priority`, or `run_at` and `delay` (seconds;
+    one of them None).
+    """
 
     verb: str
     operator: str
@@ -51,7 +55,8 @@ class Act:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What a filter selected at the instant `at`: how many by queue (most first), how many of them run, since when the oldest is there.
+    """What a filter selected at the instant `at`: how many by queue (most first), how many of them run, since
+    when the oldest is there.
 
     last: the newest message that can be part of it.
     """
@@ -70,8 +75,8 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class FilterResult:
-    """What was done. answers: how many by the verb's word. left: had changed meanwhile, or somebody else had them locked.
-    ended: "finished" or "interrupted"."""
+    """What was done. answers: how many by the verb's word. left: had changed meanwhile, or somebody else had
+    them locked. ended: "finished" or "interrupted"."""
 
     answers: dict[str, int]
     left: int
@@ -83,11 +88,20 @@ class FilterResult:
 
 
 def count(connection: DeadlineConnection, where: Where, verb: str) -> Counted:
-    """What the verb would touch: live messages of the filter, without those that run where the verb is not for these. Raises StoreError."""
+    """What the verb would touch: live messages of the filter, without those that run where the verb is not
+    for these. Raises StoreError.
+    """
     at, last = acts.moment(connection)
     rows = acts.count(connection, where.terms, at, last, running=verb in _OF_RUNNING)
     oldest = min((since for _, _, since, _ in rows if since is not None), default=None)
-    return Counted(where, at, last, tuple((queue, many) for queue, many, _, _ in rows if many), oldest, sum(row[3] for row in rows))
+    return Counted(
+        where,
+        at,
+        last,
+        tuple((queue, many) for queue, many, _, _ in rows if many),
+        oldest,
+        sum(row[3] for row in rows),
+    )
 
 
 def sentence(counted: Counted) -> str:
@@ -95,7 +109,9 @@ def sentence(counted: Counted) -> str:
     if not counted.total:
         return "no message matches" + (f" but {counted.running:,} that run" if counted.running else "")
     queues = ", ".join(f"{count:,} {queue}" for queue, count in counted.queues)
-    oldest = "" if counted.oldest is None else f"; oldest {_span((counted.at - counted.oldest).total_seconds())}"
+    oldest = (
+        "" if counted.oldest is None else f"; oldest {_span((counted.at - counted.oldest).total_seconds())}"
+    )
     return f"{counted.total:,} message{'s' if counted.total > 1 else ''}: {queues}{oldest}"
 
 
@@ -115,7 +131,8 @@ def apply(
     stop: threading.Event | None = None,
     batch: int = MAX_BATCH,
 ) -> FilterResult:
-    """Do it with what was counted, oldest first. report: called with the size of each batch when it is done. stop ends it between two.
+    """Do it with what was counted, oldest first. report: called with the size of each batch when it is done.
+    stop ends it between two.
 
     Raises StoreError; batches before that are done, and were reported.
     """
@@ -136,7 +153,9 @@ def apply(
 
 
 def _batch(connection: DeadlineConnection, counted: Counted, act: Act, ids: list[int]) -> dict[int, str]:
-    """One transaction for all; each alone when somebody has locked what one of them needs (the next message of its conversation)."""
+    """One transaction for all; each alone when somebody has locked what one of them needs (the next message
+    of its conversation).
+    """
     try:
         return _together(connection, counted, act, ids)
     except StoreConflict:
@@ -157,7 +176,9 @@ def _together(connection: DeadlineConnection, counted: Counted, act: Act, ids: l
 
 
 def act_on(connection: DeadlineConnection, act: Act, message_id: int) -> str:
-    """Do it with one message; the verb's word, or the state that forbids it. Raises NotFound, StoreConflict, InvalidArgument."""
+    """Do it with one message; the verb's word, or the state that forbids it. Raises NotFound, StoreConflict,
+    InvalidArgument.
+    """
     with translated():
         answer = acts.act(connection, act.verb, [message_id], act.arguments)[message_id]
     if answer == "gone":
@@ -165,8 +186,12 @@ def act_on(connection: DeadlineConnection, act: Act, message_id: int) -> str:
     return answer
 
 
-def clone(connection: DeadlineConnection, message_id: int, delay_seconds: float, operator: str, reason: str | None) -> tuple[str, int | None]:
-    """A new message like this one: "cloned" and its id; "running" and None. Raises NotFound, InvalidArgument, UnknownQueue."""
+def clone(
+    connection: DeadlineConnection, message_id: int, delay_seconds: float, operator: str, reason: str | None
+) -> tuple[str, int | None]:
+    """A new message like this one: "cloned" and its id; "running" and None. Raises NotFound, InvalidArgument,
+    UnknownQueue.
+    """
     answer, clone_id = acts.clone(connection, message_id, delay_seconds, operator, reason)
     if answer == "gone":
         raise NotFound("message", message_id)
@@ -177,7 +202,8 @@ def clone(connection: DeadlineConnection, message_id: int, delay_seconds: float,
 class Edit:
     """What is to be another one of a message; None: left as it is.
 
-    payload: a JSON object as text, `before` as it was read; fresh: without its steps. expires_at: a time, or NEVER.
+    payload: a JSON object as text, `before` as it was read; fresh: without its steps. expires_at: a time, or
+    NEVER.
     """
 
     payload: str | None = None
@@ -195,23 +221,37 @@ class Edit:
 NEVER = "infinity"
 
 
-def edit(connection: DeadlineConnection, message_id: int, wanted: Edit, operator: str, reason: str | None) -> str:
+def edit(
+    connection: DeadlineConnection, message_id: int, wanted: Edit, operator: str, reason: str | None
+) -> str:
     """Change one message that waits, all of it or nothing: "edited", else the state that forbids it.
 
-    Raises InvalidArgument, and StoreRejected with the SQLSTATE PH005 when somebody else has changed the payload since.
+    Raises InvalidArgument, and StoreRejected with the SQLSTATE PH005 when somebody else has changed the
+    payload since.
     """
     with translated(), connection.transaction():
         if wanted.limits:
-            answer = acts.set_limits(connection, message_id, wanted.max_attempts, wanted.expires_at, operator, reason)
+            answer = acts.set_limits(
+                connection, message_id, wanted.max_attempts, wanted.expires_at, operator, reason
+            )
             if answer not in ("changed", "unchanged"):
                 return answer
         if wanted.payload is None:
             return "edited"
-        return acts.edit(connection, message_id, wanted.payload, wanted.before or "{}", operator, reason, fresh=wanted.fresh)
+        return acts.edit(
+            connection,
+            message_id,
+            wanted.payload,
+            wanted.before or "{}",
+            operator,
+            reason,
+            fresh=wanted.fresh,
+        )
 
 
 def with_settings(payload: dict[str, Any], settings: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """A copy of the payload with values at dotted paths: `customer.id`; objects on the way are made. Raises InvalidArgument.
+    """A copy of the payload with values at dotted paths: `customer.id`; objects on the way are made. Raises
+    InvalidArgument.
 
     A place in a list is its number.
     """
@@ -219,7 +259,9 @@ def with_settings(payload: dict[str, Any], settings: Sequence[tuple[str, Any]]) 
     for path, new in settings:
         names = path.split(".")
         if not all(names):
-            raise InvalidArgument(f"set: {path[:60]!r} is not a path", field="set", hint="Write customer.id=42")
+            raise InvalidArgument(
+                f"set: {path[:60]!r} is not a path", field="set", hint="Write customer.id=42"
+            )
         target = result
         for name, following in zip(names, [*names[1:], None], strict=True):
             key = _key(target, name, path)
@@ -237,7 +279,11 @@ def _key(target: Any, name: str, path: str) -> str | int:
         return name
     if isinstance(target, list) and name.isdecimal() and int(name[:9]) < len(target):
         return int(name)
-    raise InvalidArgument(f"set: there is no {name[:60]!r} of {path[:60]!r} in the payload", field="set", hint="Only the keys of objects are made")
+    raise InvalidArgument(
+        f"set: there is no {name[:60]!r} of {path[:60]!r} in the payload",
+        field="set",
+        hint="Only the keys of objects are made",
+    )
 
 
 def _copied(value: Any) -> Any:
@@ -247,8 +293,10 @@ def _copied(value: Any) -> Any:
 
 
 def list_messages(connection: DeadlineConnection, where: Where, **filters: Any) -> list[Row]:
-    """Messages, newest first: live, archived and dead. filters: queue, state, message_type, conversation_key, since, until (creation),
-    after (an id: the page behind it), limit; None is no filter."""
+    """Messages, newest first: live, archived and dead. filters: queue, state, message_type, conversation_key,
+    since, until (creation), after (an id: the page behind it), limit; None is no filter."""
     names = ("queue", "state", "message_type", "conversation_key", "since", "until", "after")
     at, _ = acts.moment(connection)
-    return acts.list_messages(connection, where.terms, {**dict.fromkeys(names), "limit": 50, **filters, "now": at})
+    return acts.list_messages(
+        connection, where.terms, {**dict.fromkeys(names), "limit": 50, **filters, "now": at}
+    )

@@ -30,8 +30,8 @@ CHECK_SECONDS = 0.5
 @dataclass(frozen=True, slots=True)
 class RedriveResult:
     """What was done: how many were enqueued again, how many of those were dead again at the last look, and
-    why it ended: "finished", "failing" (stop_after reached) or "interrupted". unfit: payloads that the settings do not fit, or that
-    somebody changed at that moment; they were left as they are."""
+    why it ended: "finished", "failing" (stop_after reached) or "interrupted". unfit: payloads that the
+    settings do not fit, or that somebody changed at that moment; they were left as they are."""
 
     redriven: int
     died_again: int
@@ -56,11 +56,11 @@ def redrive(
 ) -> RedriveResult:
     """Enqueue again what is selected and was dead at dead_by, oldest first, each letter once.
 
-    fresh: without their steps. settings: values that each payload gets first, at dotted paths. rate: messages per second, 0 = as fast as it
-    goes. limit: at most so many. stop_after: end once so many of the redriven ones are dead letters again, 0 = never. report: called with
-    the number just redriven.
-    Each batch is a transaction of its own; stop ends it between two ("interrupted"). A KeyboardInterrupt does, too, but
-    may come when a batch is done and not yet counted. Raises StoreError.
+    fresh: without their steps. settings: values that each payload gets first, at dotted paths. rate: messages
+    per second, 0 = as fast as it goes. limit: at most so many. stop_after: end once so many of the redriven
+    ones are dead letters again, 0 = never. report: called with the number just redriven. Each batch is a
+    transaction of its own; stop ends it between two ("interrupted"). A KeyboardInterrupt does, too, but may
+    come when a batch is done and not yet counted. Raises StoreError.
     """
     size = max(1, min(MAX_BATCH, int(rate / BATCHES_PER_SECOND))) if rate else MAX_BATCH
     sent: list[int] = []
@@ -78,7 +78,11 @@ def redrive(
                 again, checked_at = dead_letters.dead_again(connection, sent), time.monotonic()
                 if again >= stop_after:
                     return RedriveResult(len(sent), again, "failing", unfit)
-            fit = [one for one in page if edit(connection, one, settings, operator, reason)] if settings else page
+            fit = (
+                [one for one in page if edit(connection, one, settings, operator, reason)]
+                if settings
+                else page
+            )
             unfit += len(page) - len(fit)
             done = dead_letters.redrive(connection, fit, operator, reason, fresh=fresh)
             due = max(due, time.monotonic() - 1.0) + (len(page) / rate if rate else 0.0)
@@ -88,11 +92,21 @@ def redrive(
         return RedriveResult(len(sent), again, "interrupted", unfit)
     if stop_after and sent:
         again = dead_letters.dead_again(connection, sent)
-    return RedriveResult(len(sent), again, "failing" if stop_after and again >= stop_after else "finished", unfit)
+    return RedriveResult(
+        len(sent), again, "failing" if stop_after and again >= stop_after else "finished", unfit
+    )
 
 
-def edit(connection: DeadlineConnection, letter_id: int, settings: Sequence[tuple[str, Any]], operator: str, reason: str | None) -> bool:
-    """Set these values in the payload of one dead letter, recorded; False when they do not fit it, or somebody else was quicker."""
+def edit(
+    connection: DeadlineConnection,
+    letter_id: int,
+    settings: Sequence[tuple[str, Any]],
+    operator: str,
+    reason: str | None,
+) -> bool:
+    """Set these values in the payload of one dead letter, recorded; False when they do not fit it, or
+    somebody else was quicker.
+    """
     try:
         with translated():
             before = dead_letters.payload(connection, letter_id)

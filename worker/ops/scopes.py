@@ -12,17 +12,32 @@ from packhorse.worker.suggest import did_you_mean
 
 
 def require_scope(connection: DeadlineConnection, scope: str) -> None:
-    """Raise InvalidArgument, naming a near miss, unless an actor, a queue or an earlier park has this name: nothing would rest."""
+    """Raise InvalidArgument, naming a near miss, unless an actor, a queue or an earlier park has this name:
+    nothing would rest.
+    """
     known = scopes.known_scopes(connection)
     if scope not in known:
         hint = did_you_mean(scope, known, f"Known: {', '.join(known[:10])}.")
-        raise InvalidArgument(f"scope: no actor names {scope[:200]!r}", field="scope", hint=f"{hint} --type says what belongs to it")
+        raise InvalidArgument(
+            f"scope: no actor names {scope[:200]!r}",
+            field="scope",
+            hint=f"{hint} --type says what belongs to it",
+        )
 
 
 def park(
-    connection: DeadlineConnection, scope: str, seconds: float, *, reason: str | None, types: Sequence[str], probing: bool, operator: str
+    connection: DeadlineConnection,
+    scope: str,
+    seconds: float,
+    *,
+    reason: str | None,
+    types: Sequence[str],
+    probing: bool,
+    operator: str,
 ) -> datetime:
-    """Park a scope for so long, whatever it was before; until when. types belong to it beside those that say so; with none the name must be known."""
+    """Park a scope for so long, whatever it was before; until when. types belong to it beside those that say
+    so; with none the name must be known.
+    """
     if not types:
         require_scope(connection, scope)
     return scopes.park(connection, scope, seconds, reason, types or None, probing, operator)

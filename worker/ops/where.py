@@ -1,8 +1,10 @@
-"""The filter that people write, read in one place (SPEC Q5): `queue=whatsapp state=pending,blocked type=send_* age>2h payload.customer.id=42`.
+"""The filter that people write, read in one place (SPEC Q5): `queue=whatsapp state=pending,blocked
+type=send_* age>2h payload.customer.id=42`.
 
-Terms are joined by AND. A term is a field, an operator (= != > >= < <=) and a value; = and != take several, with commas. In a text
-`*` stands for anything. A value in quotes may hold spaces, commas and `*`, which then stand for themselves. Ages are durations
-(90s, 15m, 2h, 3d), times ISO 8601 with a zone. parse() raises InvalidArgument and nothing else, with the place and the near miss.
+Terms are joined by AND. A term is a field, an operator (= != > >= < <=) and a value; = and != take several,
+with commas. In a text `*` stands for anything. A value in quotes may hold spaces, commas and `*`, which then
+stand for themselves. Ages are durations (90s, 15m, 2h, 3d), times ISO 8601 with a zone. parse() raises
+InvalidArgument and nothing else, with the place and the near miss.
 """
 
 from __future__ import annotations
@@ -30,7 +32,13 @@ _QUOTED = re.compile(r"\"([^\"]*)\"|'([^']*)'")
 _BARE = re.compile(r"[^\s,\"']+")
 _LIVE_STATES = (State.PENDING, State.BLOCKED, State.RUNNING)
 #: Other words for a field that people try first.
-_MEANT = {"conversation": "key", "conversation_key": "key", "message_type": "type", "attempt": "attempts", "correlation_id": "correlation"}
+_MEANT = {
+    "conversation": "key",
+    "conversation_key": "key",
+    "message_type": "type",
+    "attempt": "attempts",
+    "correlation_id": "correlation",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,9 @@ class _Value:
 
 
 def parse(text: str, fields: Iterable[str] = LIVE, states: Iterable[str] = _LIVE_STATES) -> Where:
-    """The terms of a filter over these fields and states; none for a text of spaces. Raises InvalidArgument."""
+    """The terms of a filter over these fields and states; none for a text of spaces. Raises
+    InvalidArgument.
+    """
     known, wanted = tuple(fields), tuple(str(state) for state in states)
     if len(text) > MOST_CHARACTERS:
         raise _wrong(f"{len(text)} characters, at most {MOST_CHARACTERS}")
@@ -60,7 +70,10 @@ def parse(text: str, fields: Iterable[str] = LIVE, states: Iterable[str] = _LIVE
         term, at = _term(text, at, known, wanted)
         terms.append(term)
         if at < len(text) and not text[at].isspace():
-            raise _wrong(f"a space is missing before {text[at : at + 20]!r}", "Terms are separated by spaces; quote a value that holds one")
+            raise _wrong(
+                f"a space is missing before {text[at : at + 20]!r}",
+                "Terms are separated by spaces; quote a value that holds one",
+            )
         at = _past_spaces(text, at)
     if len(terms) > MOST_TERMS:
         raise _wrong(f"{len(terms)} terms, at most {MOST_TERMS}")
@@ -83,16 +96,24 @@ def duration_seconds(text: str) -> float:
 def _term(text: str, at: int, fields: tuple[str, ...], states: tuple[str, ...]) -> tuple[Term, int]:
     head = _HEAD.match(text, at)
     if head is None:
-        raise _wrong(f"{text[at : at + 40]!r} is not FIELD=VALUE", "For example: queue=default state=pending age>2h")
+        raise _wrong(
+            f"{text[at : at + 40]!r} is not FIELD=VALUE", "For example: queue=default state=pending age>2h"
+        )
     field, dotted, operator = head.groups()
     field = _MEANT.get(field, field)
     path = tuple(dotted.split(".")[1:])
     if field not in fields:
         listed = "Fields: " + ", ".join(name + ".NAME" if name == "payload" else name for name in fields)
         near = near_miss(field, fields)
-        raise _wrong(f"there is no field {field[:60]!r}", f"Did you mean {near!r}? {listed}" if near else listed)
+        raise _wrong(
+            f"there is no field {field[:60]!r}", f"Did you mean {near!r}? {listed}" if near else listed
+        )
     if (field == "payload") != bool(path):
-        hint = "payload.customer.id=42 looks at a place in the payload" if field == "payload" else f"Write {field}{operator}VALUE"
+        hint = (
+            "payload.customer.id=42 looks at a place in the payload"
+            if field == "payload"
+            else f"Write {field}{operator}VALUE"
+        )
         raise _wrong(f"{field + dotted} cannot be asked for", hint)
     values, end = _values(text, head.end(), field + dotted)
     return _checked(field, path, operator, values, states), end
@@ -108,7 +129,14 @@ def _values(text: str, at: int, name: str) -> tuple[list[_Value], int]:
             said = "a quote is not closed" if text[at : at + 1] in ("'", '"') else "a value is missing"
             raise _wrong(f"{name}: {said}", f"Write {name}=VALUE; a value with spaces in quotes")
         found.append(
-            _Value(quoted.group(1) if quoted and quoted.group(1) is not None else quoted.group(2) if quoted else match.group(), bool(quoted))
+            _Value(
+                quoted.group(1)
+                if quoted and quoted.group(1) is not None
+                else quoted.group(2)
+                if quoted
+                else match.group(),
+                bool(quoted),
+            )
         )
         at = match.end()
         if text[at : at + 1] != ",":
@@ -119,13 +147,18 @@ def _values(text: str, at: int, name: str) -> tuple[list[_Value], int]:
     return found, at
 
 
-def _checked(field: str, path: tuple[str, ...], operator: str, values: list[_Value], states: tuple[str, ...]) -> Term:
+def _checked(
+    field: str, path: tuple[str, ...], operator: str, values: list[_Value], states: tuple[str, ...]
+) -> Term:
     """The term with its values as their kind has them."""
     kind, equal = KINDS[field], operator in ("=", "!=")
     if not equal and len(values) > 1:
         raise _wrong(f"{field}{operator} takes one value", f"Several are for {field}= and {field}!=")
     if equal and kind in ("time", "age"):
-        raise _wrong(f"{field}: compare it with > or <", f"For example: {field}>{'2h' if kind == 'age' else '2030-01-31T12:00Z'}")
+        raise _wrong(
+            f"{field}: compare it with > or <",
+            f"For example: {field}>{'2h' if kind == 'age' else '2030-01-31T12:00Z'}",
+        )
     if not equal and kind in ("text", "state"):
         raise _wrong(f"{field}: only = and != compare texts", f"Write {field}={values[0].text[:40]}")
     if kind == "integer":
@@ -139,7 +172,13 @@ def _checked(field: str, path: tuple[str, ...], operator: str, values: list[_Val
     if not equal:
         return Term(field, operator, (_number(".".join((field, *path)), values[0].text),), path=path)
     exact = tuple(value.text for value in values if value.quoted or "*" not in value.text)
-    return Term(field, operator, exact, tuple(_like(value.text) for value in values if not value.quoted and "*" in value.text), path)
+    return Term(
+        field,
+        operator,
+        exact,
+        tuple(_like(value.text) for value in values if not value.quoted and "*" in value.text),
+        path,
+    )
 
 
 def _integer(field: str, text: str) -> int:
@@ -170,7 +209,9 @@ def _moment(field: str, text: str) -> datetime:
 
 def _state(text: str, states: tuple[str, ...]) -> str:
     if text not in states:
-        raise _wrong(f"state: {text[:40]!r} is none here", did_you_mean(text, states, f"States: {', '.join(states)}"))
+        raise _wrong(
+            f"state: {text[:40]!r} is none here", did_you_mean(text, states, f"States: {', '.join(states)}")
+        )
     return text
 
 

@@ -1,1 +1,3 @@
-"""The library for handlers of a conversation platform (docs/platform-library.md); packhorse/platform.py has the public names."""
+"""The library for handlers of a conversation platform (docs/platform-library.md); packhorse/platform.py has
+the public names.
+"""

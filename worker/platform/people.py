@@ -20,15 +20,20 @@ class Erasure:
     rows: int
 
 
-def export_person_data(user_id: UUID | str | None = None, phone: str | None = None, *, connection: Any = None) -> dict[str, Any]:
+def export_person_data(
+    user_id: UUID | str | None = None, phone: str | None = None, *, connection: Any = None
+) -> dict[str, Any]:
     """What is kept about a person, one key per table with its rows. Writes an audit record.
 
-    user_id, phone: one of them, or both; a phone in any form. connection: as for get_or_create_session(). Raises InvalidArgument, StoreError.
+    user_id, phone: one of them, or both; a phone in any form. connection: as for get_or_create_session().
+    Raises InvalidArgument, StoreError.
     """
     return run(_export(user_id, phone), connection)
 
 
-async def export_person_data_async(user_id: UUID | str | None = None, phone: str | None = None, *, connection: Any = None) -> dict[str, Any]:
+async def export_person_data_async(
+    user_id: UUID | str | None = None, phone: str | None = None, *, connection: Any = None
+) -> dict[str, Any]:
     """As export_person_data(), awaited."""
     return await run_async(_export(user_id, phone), connection)
 
@@ -40,18 +45,27 @@ def _export(user_id: UUID | str | None, phone: str | None) -> Script[dict[str, A
 
 
 def erase_person_data(
-    user_id: UUID | str | None = None, phone: str | None = None, reason: str | None = None, *, connection: Any = None
+    user_id: UUID | str | None = None,
+    phone: str | None = None,
+    reason: str | None = None,
+    *,
+    connection: Any = None,
 ) -> list[Erasure]:
-    """Erase a person from all tables, in one transaction, with an audit record; what was done per table. Safe to repeat.
+    """Erase a person from all tables, in one transaction, with an audit record; what was done per table. Safe
+    to repeat.
 
-    user_id, phone: as for export_person_data(). reason: why, for the audit record. connection: as for get_or_create_session(). Raises
-    InvalidArgument, StoreError.
+    user_id, phone: as for export_person_data(). reason: why, for the audit record. connection: as for
+    get_or_create_session(). Raises InvalidArgument, StoreError.
     """
     return run(_erase(user_id, phone, reason), connection)
 
 
 async def erase_person_data_async(
-    user_id: UUID | str | None = None, phone: str | None = None, reason: str | None = None, *, connection: Any = None
+    user_id: UUID | str | None = None,
+    phone: str | None = None,
+    reason: str | None = None,
+    *,
+    connection: Any = None,
 ) -> list[Erasure]:
     """As erase_person_data(), awaited."""
     return await run_async(_erase(user_id, phone, reason), connection)

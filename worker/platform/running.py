@@ -1,7 +1,8 @@
-"""How a script of this library reaches the database: on the connection that the caller gives, else on one of the broker's pool.
+"""How a script of this library reaches the database: on the connection that the caller gives, else on one of
+the broker's pool.
 
-A script is a generator: it yields a statement's name with its values, is sent the rows, and returns the answer. So there is one text
-of each script, and a synchronous and an asynchronous way to run it.
+A script is a generator: it yields a statement's name with its values, is sent the rows, and returns the
+answer. So there is one text of each script, and a synchronous and an asynchronous way to run it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ Script = Generator[tuple[str, Mapping[str, Any]], list[Row], T]
 
 
 def run(script: Script[T], connection: Any = None) -> T:
-    """Run it on a psycopg connection, in its transaction; without one on a connection of the broker's pool, where each statement commits.
+    """Run it on a psycopg connection, in its transaction; without one on a connection of the broker's pool,
+    where each statement commits.
 
     Raises InvalidArgument, StoreError.
     """
@@ -34,7 +36,9 @@ def run(script: Script[T], connection: Any = None) -> T:
 
 
 async def run_async(script: Script[T], connection: Any = None) -> T:
-    """The same on a psycopg AsyncConnection; without one in a helper thread, so that the event loop goes on."""
+    """The same on a psycopg AsyncConnection; without one in a helper thread, so that the event loop goes
+    on.
+    """
     if connection is None:
         return await in_thread(run, script)
     rows: list[Row] | None = None

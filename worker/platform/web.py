@@ -1,4 +1,6 @@
-"""Handlers of HTTP requests, whatever the framework: an answer for every exception, and the correlation id on the whole way."""
+"""Handlers of HTTP requests, whatever the framework: an answer for every exception, and the correlation id on
+the whole way.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ _FIT = re.compile(r"[\x20-\x7e]{1,200}")
 def request_correlation_id(headers: Headers | None) -> str:
     """The correlation id of a request: what its header X-Correlation-ID says, else a new UUID.
 
-    headers: a mapping, or pairs of name and value as ASGI has them; str or bytes, in any case. A value that is no printable ASCII of at
-    most 200 characters counts as none.
+    headers: a mapping, or pairs of name and value as ASGI has them; str or bytes, in any case. A value that
+    is no printable ASCII of at most 200 characters counts as none.
     """
     pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
     for name, value in pairs:
@@ -40,7 +42,9 @@ class SafeHandler:
         self.operation = operation
 
     @overload
-    def __call__(self, function: Callable[[Any, Headers], Awaitable[Any]]) -> Callable[[Any, Headers], Awaitable[SafeResponse]]: ...
+    def __call__(
+        self, function: Callable[[Any, Headers], Awaitable[Any]]
+    ) -> Callable[[Any, Headers], Awaitable[SafeResponse]]: ...
     @overload
     def __call__(self, function: Callable[[Any, Headers], Any]) -> Callable[[Any, Headers], SafeResponse]: ...
 
@@ -72,12 +76,14 @@ class SafeHandler:
 
 
 def safe_http_handler(operation: str) -> SafeHandler:
-    """A decorator for a function (`def` or `async def`) of body and headers that answers an HTTP request; the framework sends what it returns.
+    """A decorator for a function (`def` or `async def`) of body and headers that answers an HTTP request; the
+    framework sends what it returns.
 
-    The function returns a SafeResponse, a dict (status 200), or a status with a dict. It runs in an error boundary, so what it enqueues
-    and calls has the correlation id of the request. An exception becomes 400 for a WorkflowError that is not recoverable, else 500, and
-    the body says `error` and `correlationId`; the text of exceptions that are not ours is not shown. Every answer has the header
-    X-Correlation-ID. operation: the name of the boundary.
+    The function returns a SafeResponse, a dict (status 200), or a status with a dict. It runs in an error
+    boundary, so what it enqueues and calls has the correlation id of the request. An exception becomes 400
+    for a WorkflowError that is not recoverable, else 500, and the body says `error` and `correlationId`; the
+    text of exceptions that are not ours is not shown. Every answer has the header X-Correlation-ID.
+    operation: the name of the boundary.
     """
     return SafeHandler(operation)
 
@@ -91,5 +97,7 @@ def answer_of(value: Any, correlation_id: str) -> SafeResponse:
     elif isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], int):
         status, body = value
     if not isinstance(body, Mapping):
-        raise TypeError(f"a handler of HTTP returns a dict, a status with a dict, or a SafeResponse, not {type(value).__name__}")
+        raise TypeError(
+            f"a handler of HTTP returns a dict, a status with a dict, or a SafeResponse, not {type(value).__name__}"
+        )
     return SafeResponse(status, dict(body), {**headers, CORRELATION_HEADER: correlation_id})

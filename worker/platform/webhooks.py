@@ -28,10 +28,11 @@ def record_webhook_event(
 ) -> UUID:
     """Record one webhook, or one attempt to deliver one; the id of the record.
 
-    event_category: incoming, delivery, error or routing. event_type: what it was. webhook_id: the sender's id; many records may have it.
-    source, destination: the service, the recipient. payload, metadata: JSON. headers: of the request; authorization, cookies, signatures
-    and what else is secret by its name are left out. status: pending, sent, delivered, failed, received, processed, ignored …
-    error_code, error_message: why it failed. correlation_id: of the request. connection: as for get_or_create_session(). Raises
+    event_category: incoming, delivery, error or routing. event_type: what it was. webhook_id: the sender's
+    id; many records may have it. source, destination: the service, the recipient. payload, metadata: JSON.
+    headers: of the request; authorization, cookies, signatures and what else is secret by its name are left
+    out. status: pending, sent, delivered, failed, received, processed, ignored … error_code, error_message:
+    why it failed. correlation_id: of the request. connection: as for get_or_create_session(). Raises
     InvalidArgument, StoreError.
     """
     given = dict(locals())
@@ -76,4 +77,8 @@ def _record(given: dict[str, Any]) -> Script[UUID]:
 
 def public_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
     """The headers without those that prove who somebody is."""
-    return {name: value for name, value in headers.items() if not is_secret_key(name) and "signature" not in name.lower()}
+    return {
+        name: value
+        for name, value in headers.items()
+        if not is_secret_key(name) and "signature" not in name.lower()
+    }

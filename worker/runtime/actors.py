@@ -1,4 +1,6 @@
-"""The actors of a worker process: the modules that the settings name are imported, and their broker is taken."""
+"""The actors of a worker process: the modules that the settings name are imported, and their broker is
+taken.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,21 @@ from packhorse.worker.errors import ConfigError, WorkerError
 
 
 def load_broker(settings: Settings) -> PostgresBroker:
-    """Import the actors' modules and return their broker. Raises ConfigError that names the module; its cause is what the import has raised."""
+    """Import the actors' modules and return their broker. Raises ConfigError that names the module; its cause
+    is what the import has raised.
+    """
     if not settings.actors:
-        raise ConfigError(["actors: none given; name the modules that declare actors, e.g. packhorse worker my_app.actors"])
+        raise ConfigError(
+            ["actors: none given; name the modules that declare actors, e.g. packhorse worker my_app.actors"]
+        )
     broker = import_modules(settings)
     chosen = dramatiq.get_broker()
     if not isinstance(chosen, PostgresBroker):
-        raise ConfigError([f"actors: the module sets a {type(chosen).__name__}; Packhorse needs its PostgresBroker (or none: it sets one)"])
+        raise ConfigError(
+            [
+                f"actors: the module sets a {type(chosen).__name__}; Packhorse needs its PostgresBroker (or none: it sets one)"
+            ]
+        )
     if chosen is not broker:
         chosen.configure(settings)
     if not chosen.actors:
@@ -30,7 +40,9 @@ def load_broker(settings: Settings) -> PostgresBroker:
 
 
 def import_modules(settings: Settings) -> PostgresBroker:
-    """Import the modules of the setting `actors`, for a broker of their own; that broker. Raises ConfigError that names the module."""
+    """Import the modules of the setting `actors`, for a broker of their own; that broker. Raises ConfigError
+    that names the module.
+    """
     if settings.app_dir is not None:
         folder.enter(settings.app_dir)
     broker = PostgresBroker(settings=settings)
@@ -39,7 +51,8 @@ def import_modules(settings: Settings) -> PostgresBroker:
     for name in settings.actors:
         try:
             importlib.import_module(name)
-        except (Exception, SystemExit) as error:  # whatever it is: another try would most likely end the same way
+        except (Exception, SystemExit) as error:
+            # whatever it is: another try would most likely end the same way
             raise ConfigError([f"actors: cannot import {name!r}: {_said(error)}"]) from error
     return broker
 

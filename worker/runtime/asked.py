@@ -1,7 +1,9 @@
-"""What an operator has asked of this daemon (`packhorse workers quiet|drain|resume`), learnt with a heartbeat (SPEC O5).
+"""What an operator has asked of this daemon (`packhorse workers quiet|drain|resume`), learnt with a heartbeat
+(SPEC O5).
 
-Quiet: claim nothing more, hand back what has not started, and live. It is the daemon's: a process that starts in it learns it when it
-registers, before its first claim. Drain: the parent is told, which ends the daemon as a SIGTERM does.
+Quiet: claim nothing more, hand back what has not started, and live. It is the daemon's: a process that starts
+in it learns it when it registers, before its first claim. Drain: the parent is told, which ends the daemon as
+a SIGTERM does.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Complete these, claim those: the statement, when it is due, and what its answer says about the next one (SPEC W2).
+"""Complete these, claim those: the statement, when it is due, and what its answer says about the next one
+(SPEC W2).
 
-A process has one intake per kind of handler: threads, coroutines, and each actor that has a limit of its own. Every intake
-claims its own types by its own room, so a flood of one kind starves neither the other kinds nor other queues.
+A process has one intake per kind of handler: threads, coroutines, and each actor that has a limit of its own.
+Every intake claims its own types by its own room, so a flood of one kind starves neither the other kinds nor
+other queues.
 
 cursor.py decides where a claim looks, pace.py how much it asks for, successors.py what it looks at first.
 """
@@ -45,7 +47,9 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What one statement claims: up to `limit` messages of these queues, in this order; 0: it only completes."""
+    """What one statement claims: up to `limit` messages of these queues, in this order; 0: it only
+    completes.
+    """
 
     limit: int
     look: Look
@@ -55,9 +59,9 @@ class Request:
 class Intake:
     """The claims of one kind. Used by the fetcher's thread, but for `signalled`.
 
-    backlog: the last claim took all that it asked for. signalled: something may have become startable since the last one looked
-    at the front. next_poll: when to look in any case (monotonic). held: claimed and not handed back by the pool.
-    done: handed back, and to be completed.
+    backlog: the last claim took all that it asked for. signalled: something may have become startable since
+    the last one looked at the front. next_poll: when to look in any case (monotonic). held: claimed and not
+    handed back by the pool. done: handed back, and to be completed.
     """
 
     def __init__(self, kind: Kind, pace: Pace, claims: Claims) -> None:
@@ -91,7 +95,9 @@ class Intake:
 
     def due(self) -> bool:
         """Is there a reason to look for messages now?"""
-        return self.backlog or self.signalled or self._successors.unasked or time.monotonic() >= self.next_poll
+        return (
+            self.backlog or self.signalled or self._successors.unasked or time.monotonic() >= self.next_poll
+        )
 
     def conversation_went_on(self, message: ClaimedMessage) -> None:
         """It has left its conversation, by a statement that did not tell what comes next of these types."""
@@ -114,7 +120,8 @@ class Intake:
         """Complete `done` and claim what the request says; rows of messages and hints. Raises StoreError."""
         claims = self._claims
         if request.limit and request.look.front:
-            self.signalled = False  # before the claim: what is signalled while it runs may not be in its snapshot
+            # before the claim: what is signalled while it runs may not be in its snapshot
+            self.signalled = False
         before = time.monotonic()
         try:
             with claims.link.connection() as connection:
@@ -135,9 +142,11 @@ class Intake:
                 )
         except Exception as error:
             if request.limit:
-                if not isinstance(error, StoreError) or isinstance(error, StoreUnavailable):  # an answer that cannot be read, or that is lost
+                # an answer that cannot be read, or that is lost
+                if not isinstance(error, StoreError) or isinstance(error, StoreUnavailable):
                     claims.lost.suspected()
-                # refused together with completions: which of the two it was, the next claim will say, which goes without them
+                # refused together with completions: which of the two it was, the next claim will say, which
+                # goes without them
                 blamed = error if not done or isinstance(error, StoreUnavailable) else None
                 claims.meter.claimed("error", time.monotonic() - before, blamed)
                 claims.meter.publish()
@@ -145,7 +154,9 @@ class Intake:
                 self.signalled = True
             raise
 
-    def read(self, request: Request, rows: list[tuple[Any, ...]], hints: Hints, before: float, now: float) -> list[ClaimedMessage]:
+    def read(
+        self, request: Request, rows: list[tuple[Any, ...]], hints: Hints, before: float, now: float
+    ) -> list[ClaimedMessage]:
         """The messages of an answer to a statement sent at `before`; its hints are for the next request."""
         claims = self._claims
         lease_until = before + claims.settings.lease_seconds
@@ -163,7 +174,9 @@ class Intake:
         return claimed
 
     def learn(self, request: Request, completed: int, claimed: int, before: float, after: float) -> None:
-        """How it went: whether there is a backlog, how large statements should be, when to look again. Raises StoreError."""
+        """How it went: whether there is a backlog, how large statements should be, when to look again. Raises
+        StoreError.
+        """
         claims, wakeups, poll_seconds = self._claims, self._claims.wakeups, self._claims.settings.poll_seconds
         self.pace.exchanged(completed + claimed, after - before)
         if not request.limit:
@@ -216,8 +229,8 @@ class Intake:
 class Claims:
     """The intakes of a process, and what they share. Used by the fetcher's thread, but for `woken`.
 
-    lost: what was leased to us without our knowing. isolation: they claim messages that were there when two processes died, and
-    no others; on_isolated: told that such messages wait.
+    lost: what was leased to us without our knowing. isolation: they claim messages that were there when two
+    processes died, and no others; on_isolated: told that such messages wait.
     """
 
     def __init__(
@@ -240,9 +253,16 @@ class Claims:
         self.lease = f"{settings.lease_seconds} seconds"
         self.queues = queues
         self.meter = meter
-        self.wakeups = Wakeups(link, queues, sorted({name for kind in kinds for name in kind.types}), lambda: bool(settings.listens))
+        self.wakeups = Wakeups(
+            link,
+            queues,
+            sorted({name for kind in kinds for name in kind.types}),
+            lambda: bool(settings.listens),
+        )
         self.lost = LostClaims(link, worker_id, settings.lease_seconds)
-        paces = {id(kind.pool): Pace(kind.pool.size, max(settings.batch_size, kind.pool.size)) for kind in kinds}
+        paces = {
+            id(kind.pool): Pace(kind.pool.size, max(settings.batch_size, kind.pool.size)) for kind in kinds
+        }
         self.intakes = [Intake(kind, paces[id(kind.pool)], self) for kind in kinds]
         self._by_type = {name: intake for intake in self.intakes for name in intake.types}
         self._next = 0
@@ -306,8 +326,8 @@ class Claims:
         return min(self.next_poll, self.wakeups.next_turn)
 
     def tend(self, *, free: bool, fast: bool, going: bool) -> None:
-        """Once a turn: keep what we told producers true. free: each kind could start a message; fast: it will soon;
-        going: the process ends. Raises StoreError."""
+        """Once a turn: keep what we told producers true. free: each kind could start a message; fast: it will
+        soon; going: the process ends. Raises StoreError."""
         if self.wakeups.attending:
             if going:
                 self.wakeups.leave(wake=True)
@@ -319,7 +339,9 @@ class Claims:
             self.look_again()
 
     def ended(self, message: ClaimedMessage, *, gone: bool) -> None:
-        """It ended by another statement: it may be due again soon, or have made room for another one. gone: it has left its conversation."""
+        """It ended by another statement: it may be due again soon, or have made room for another one. gone:
+        it has left its conversation.
+        """
         self.look_again()
         if gone:
             for intake in self.intakes:

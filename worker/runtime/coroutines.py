@@ -1,9 +1,11 @@
-"""Coroutines of `async def` actors: up to `size` at once in one event loop, which has a thread of its own (SPEC W3).
+"""Coroutines of `async def` actors: up to `size` at once in one event loop, which has a thread of its own
+(SPEC W3).
 
 Each message has a task and a context of its own. drive.py runs its handler step by step and interrupts it.
 
-A handler that blocks the loop stops all others. The timekeeper sees that from outside (`blockage`): the process ends when the
-block outlasts the hard limit of the handler that causes it. The time of the others does not run meanwhile.
+A handler that blocks the loop stops all others. The timekeeper sees that from outside (`blockage`): the
+process ends when the block outlasts the hard limit of the handler that causes it. The time of the others does
+not run meanwhile.
 """
 
 from __future__ import annotations
@@ -75,7 +77,9 @@ class LoopThread(threading.Thread):
 
 @dataclass(frozen=True, slots=True)
 class Blockage:
-    """The event loop stands still since `since` (monotonic). slot: the coroutine that keeps it, when that is known; stack: where."""
+    """The event loop stands still since `since` (monotonic). slot: the coroutine that keeps it, when that is
+    known; stack: where.
+    """
 
     since: float
     slot: CoroutineSlot | None
@@ -83,33 +87,48 @@ class Blockage:
 
 
 class CoroutinePool:
-    """As threads.py, for coroutines. `ready` is filled by the fetcher; `on_finished(message)` gets each message back, from the loop.
+    """As threads.py, for coroutines. `ready` is filled by the fetcher; `on_finished(message)` gets each
+    message back, from the loop.
 
-    size: most coroutines at once. transactions: most of them with a transaction. first_index: where its slots begin in `running`.
-    begun: messages started since somebody took them out, for the meter.
+    size: most coroutines at once. transactions: most of them with a transaction. first_index: where its slots
+    begin in `running`. begun: messages started since somebody took them out, for the meter.
     """
 
     patient = True
 
     def __init__(
-        self, executor: Executor, size: int, transactions: int, running: RunningIds, first_index: int, on_finished: Callable[[ClaimedMessage], None]
+        self,
+        executor: Executor,
+        size: int,
+        transactions: int,
+        running: RunningIds,
+        first_index: int,
+        on_finished: Callable[[ClaimedMessage], None],
     ) -> None:
         self._executor = executor
         self.broker = executor.broker
         self.size = size
         self.ready: deque[ClaimedMessage] = deque()
         self.begun: list[ClaimedMessage] = []
-        self.handlers = {name: function for name, actor in self.broker.actors.items() if (function := coroutine_function(actor)) is not None}
-        self.handlers |= {alias: self.handlers[name] for alias, name in self.broker.aliases.items() if name in self.handlers}
+        self.handlers = {
+            name: function
+            for name, actor in self.broker.actors.items()
+            if (function := coroutine_function(actor)) is not None
+        }
+        self.handlers |= {
+            alias: self.handlers[name] for alias, name in self.broker.aliases.items() if name in self.handlers
+        }
         self.steps = 0  # of all handlers so far
-        self.earliest = inf  # when the first of the running handlers is to be looked at by the timekeeper (monotonic), about
+        # when the first of the running handlers is to be looked at by the timekeeper (monotonic), about
+        self.earliest = inf
         self._transactions = AsyncTransactions(self.broker, executor.hooks, transactions)
         self._on_finished = on_finished
         self._ids = running
         self._next_index = first_index
         self._free: list[CoroutineSlot] = []
         self._running: dict[int, CoroutineSlot] = {}  # by message id
-        self._children: WeakKeyDictionary[asyncio.Task[Any], ClaimedMessage] = WeakKeyDictionary()  # tasks that handlers have made
+        # tasks that handlers have made
+        self._children: WeakKeyDictionary[asyncio.Task[Any], ClaimedMessage] = WeakKeyDictionary()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: LoopThread | None = None
         self._context = copy_context()
@@ -187,11 +206,17 @@ class CoroutinePool:
         return slot if slot is not None and slot.message is message else None
 
     def after_fork(self, stranger: bool) -> None:
-        """In a forked child: nothing that it does is said of the parent's slots, and other coroutines do not go on in it."""
+        """In a forked child: nothing that it does is said of the parent's slots, and other coroutines do not
+        go on in it.
+        """
         private = array("q", bytes(8 * self._next_index))
         for slot in (*self._running.values(), *self._free):
             slot.start_over(private)
-        if self._thread is not None and threading.current_thread() is self._thread and hasattr(self._loop, "_selector"):
+        if (
+            self._thread is not None
+            and threading.current_thread() is self._thread
+            and hasattr(self._loop, "_selector")
+        ):
             # the selector is the parent's, too (an epoll descriptor is shared by a fork)
             self._loop._selector = selectors.PollSelector()  # type: ignore[union-attr]
             self._loop._ready.clear()  # type: ignore[union-attr]
@@ -253,11 +278,20 @@ class CoroutinePool:
             self._tick()
             self.on_busy()
 
-    async def _attempt(self, slot: CoroutineSlot, message: ClaimedMessage, now: float, context: Context) -> None:
+    async def _attempt(
+        self, slot: CoroutineSlot, message: ClaimedMessage, now: float, context: Context
+    ) -> None:
         try:
-            await self._executor.run_async(slot, message, now, slot.drive, self.handlers[message.actor_name], self._transactions, context)
+            await self._executor.run_async(
+                slot, message, now, slot.drive, self.handlers[message.actor_name], self._transactions, context
+            )
         except BaseException as error:  # nothing may end the loop
-            logger.critical("handler_coroutine_failed message_id=%s error_class=%s", message.id, type(error).__name__, exc_info=True)
+            logger.critical(
+                "handler_coroutine_failed message_id=%s error_class=%s",
+                message.id,
+                type(error).__name__,
+                exc_info=True,
+            )
             if message.outcome is None:
                 message.outcome = failure(error)
         finally:
@@ -274,8 +308,12 @@ class CoroutinePool:
                 self._starting = True
                 self._loop.call_soon(self._start, context=self._context)  # type: ignore[union-attr]
 
-    def _make_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-        """A task that a handler makes is remembered with its message: it may be the one that blocks the loop."""
+    def _make_task(
+        self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any
+    ) -> asyncio.Task[Any]:
+        """A task that a handler makes is remembered with its message: it may be the one that blocks the
+        loop.
+        """
         task = asyncio.Task(coroutine, loop=loop, **options)
         message = current.message
         if message is not None:
@@ -306,7 +344,9 @@ class CoroutinePool:
             self._ticking, self._ticked_at = False, inf
 
     def blockage(self, now: float) -> Blockage | None:
-        """Does one step of one task keep the loop, for BLOCKED_SECONDS or longer? Asked by the timekeeper, about every 10 ms."""
+        """Does one step of one task keep the loop, for BLOCKED_SECONDS or longer? Asked by the timekeeper,
+        about every 10 ms.
+        """
         if self._loop is None or not self._running:
             return None
         task = asyncio.current_task(self._loop)
@@ -318,12 +358,21 @@ class CoroutinePool:
         if now - self._seen_at < BLOCKED_SECONDS or now - self._ticked_at < BLOCKED_SECONDS:
             return None
         frame = sys._current_frames().get(self._thread.ident or 0)  # type: ignore[union-attr]
-        return Blockage(self._seen_at, self._culprit(task), "".join(traceback.format_stack(frame, MOST_FRAMES)) if frame else "")
+        return Blockage(
+            self._seen_at,
+            self._culprit(task),
+            "".join(traceback.format_stack(frame, MOST_FRAMES)) if frame else "",
+        )
 
     def _culprit(self, task: asyncio.Task[Any] | None) -> CoroutineSlot | None:
         message = self._children.get(task) if task is not None else None
         return next(
-            (slot for slot in list(self._running.values()) if slot.message is not None and (slot.task is task or slot.message is message)), None
+            (
+                slot
+                for slot in list(self._running.values())
+                if slot.message is not None and (slot.task is task or slot.message is message)
+            ),
+            None,
         )
 
 

@@ -1,13 +1,14 @@
-"""Where the next claim looks (migrations/functions/claim.sql): per queue and priority, the last run_at claimed.
+"""Where the next claim looks (migrations/functions/claim.sql): per queue and priority, the last run_at
+claimed.
 
 Under an old snapshot every claimed row leaves a dead entry at the left end of the claim index, and whoever
-looks from the start walks them all. So a claim looks at the FRONT, from its cursor on. What appears
-behind the cursor (late commits, released messages) is found by a sweep from the start, now and then and
-whenever the front is short. Nobody waits for a sweep: it goes in slices, one claim each, cut where we
-claimed MARK_EVERY messages. What each stretch between two cuts costs is remembered: a slice takes as many as are
-within DEAR_SECONDS together, cheap ones are joined, down to a single look at everything, and dear ones keep their
-distance. Cost is what a look takes longer than a quick one of these seconds, and than the usual one at the front: a
-slow connection makes every look slow, and that is no reason to look seldom.
+looks from the start walks them all. So a claim looks at the FRONT, from its cursor on. What appears behind
+the cursor (late commits, released messages) is found by a sweep from the start, now and then and whenever the
+front is short. Nobody waits for a sweep: it goes in slices, one claim each, cut where we claimed MARK_EVERY
+messages. What each stretch between two cuts costs is remembered: a slice takes as many as are within
+DEAR_SECONDS together, cheap ones are joined, down to a single look at everything, and dear ones keep their
+distance. Cost is what a look takes longer than a quick one of these seconds, and than the usual one at the
+front: a slow connection makes every look slow, and that is no reason to look seldom.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from dataclasses import dataclass
 from math import inf
 
 PRIORITIES = 10
-SWEEP_SECONDS = 1.0  # from the end of a sweep to the next one, at least; and between looks at the front while it goes on, at most
+# from the end of a sweep to the next one, at least; and between looks at the front while it goes on, at most
+SWEEP_SECONDS = 1.0
 SOON_SECONDS = 0.02  # the same when the front is short
 REST_FACTOR = 20.0  # a look behind the front is followed by this many times its cost without one
 RISE = 0.1  # the usual cost of a look at the front: quick to fall, slow to rise
-FLOOR_SECONDS = 10.0  # the quickest look of this and of the last ten seconds is what one costs that finds nothing in its way
+# the quickest look of this and of the last ten seconds is what one costs that finds nothing in its way
+FLOOR_SECONDS = 10.0
 MARK_EVERY = 4_000
 CHEAP_SECONDS = 0.002
 DEAR_SECONDS = 0.004
@@ -33,9 +36,11 @@ Bounds = list[str | None]
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The window of one claim: per queue and priority from `since` (None: the start) up to, not including, `until`.
+    """The window of one claim: per queue and priority from `since` (None: the start) up to, not including,
+    `until`.
 
-    front: it has no end, so what was just enqueued is in it. whole: after it, all that is due has been looked at.
+    front: it has no end, so what was just enqueued is in it. whole: after it, all that is due has been looked
+    at.
     """
 
     since: Bounds | None
@@ -55,7 +60,8 @@ class ClaimCursor:
         self._since: dict[str, Bounds] = {queue: [None] * PRIORITIES for queue in queues}
         self._marks: list[str] = []  # ascending: where slices may be cut
         self._unmarked = 0  # claimed since the last mark
-        self._costs: list[float | None] = [None]  # of the stretches between them, one more than marks; None: not known
+        # of the stretches between them, one more than marks; None: not known
+        self._costs: list[float | None] = [None]
         self._new_cost = DEAR_SECONDS  # what a new stretch turned out to cost when one was last looked at
         self._at = 0  # the stretch that the next slice starts with
         self._swept_seconds = 0.0
@@ -63,14 +69,17 @@ class ClaimCursor:
         self._front_seconds = inf  # what a look at the front takes
         self._floors = (inf, inf)  # the quickest look of this period and of the last
         self._next_floor = 0.0
-        self._front_at = -inf  # of the last look at the front; never: none since the last sweep, which needs one
+        # of the last look at the front; never: none since the last sweep, which needs one
+        self._front_at = -inf
         self._next_sweep = 0.0
 
     def look(self, queues: list[str]) -> Look:
         """What the next claim looks at; bounds for these queues, in this order."""
         now = time.monotonic()
         if now < self._next_sweep or (self._marks and now - self._front_at > SWEEP_SECONDS):
-            return Look([since for queue in queues for since in self._since[queue]], None, front=True, whole=False)
+            return Look(
+                [since for queue in queues for since in self._since[queue]], None, front=True, whole=False
+            )
         if not self._marks:
             return ALL
         return self._slice(queues)
@@ -101,7 +110,9 @@ class ClaimCursor:
         return end
 
     def looked(self, look: Look, took_seconds: float, *, exhausted: bool) -> None:
-        """A claim has looked there. exhausted: it found less than it could take; took_seconds: the whole statement."""
+        """A claim has looked there. exhausted: it found less than it could take; took_seconds: the whole
+        statement.
+        """
         now = time.monotonic()
         if now >= self._next_floor:
             self._floors, self._next_floor = (took_seconds, self._floors[0]), now + FLOOR_SECONDS
@@ -123,15 +134,16 @@ class ClaimCursor:
             self._front_seconds = took_seconds
         else:
             self._front_seconds += RISE * (took_seconds - self._front_seconds)
-        if took_seconds > self._last_seconds:  # what made the last look behind it dear (somebody's lock, say) does not lie there
+        # what made the last look behind it dear (somebody's lock, say) does not lie there
+        if took_seconds > self._last_seconds:
             self._next_sweep = min(self._next_sweep, now + SWEEP_SECONDS)
 
     def _cost(self, took_seconds: float) -> float:
         """What this look cost more than one at the front, and no more than the one before it.
 
-        Dead entries make every look dear. A single one also takes long on a new connection, or when the machine was
-        busy; to rest for that would leave what lies behind the front, like the next message of a conversation
-        whose last one died, to wait for seconds.
+        Dead entries make every look dear. A single one also takes long on a new connection, or when the
+        machine was busy; to rest for that would leave what lies behind the front, like the next message of a
+        conversation whose last one died, to wait for seconds.
         """
         seconds = max(0.0, took_seconds - min(self._front_seconds, *self._floors))
         cost = min(seconds, self._last_seconds)
@@ -170,10 +182,12 @@ class ClaimCursor:
         return self._next_sweep
 
     def claimed(self, look: Look, last: dict[tuple[str, int], str], count: int) -> None:
-        """These were claimed: per (queue, priority) the last run_at, as the database writes it in one time zone.
+        """These were claimed: per (queue, priority) the last run_at, as the database writes it in one time
+        zone.
 
-        A look at everything may take the front back, for what it left is behind it; a slice is looked at again
-        until it is exhausted. The next message of a conversation, claimed by its id, takes nothing back either.
+        A look at everything may take the front back, for what it left is behind it; a slice is looked at
+        again until it is exhausted. The next message of a conversation, claimed by its id, takes nothing back
+        either.
         """
         if not look.front:
             return

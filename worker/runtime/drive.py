@@ -1,7 +1,8 @@
 """One coroutine of a handler: driven step by step, interrupted by exceptions of ours (SPEC W3, W4).
 
-What interrupts it is an exception inside it, of our class, and a CancelledError for the libraries that tidy up after one. A
-handler that goes on all the same until its hard limit is not driven any more: its attempt has failed, and nobody else notices.
+What interrupts it is an exception inside it, of our class, and a CancelledError for the libraries that tidy
+up after one. A handler that goes on all the same until its hard limit is not driven any more: its attempt has
+failed, and nobody else notices.
 """
 
 from __future__ import annotations
@@ -22,9 +23,14 @@ from packhorse.worker.runtime.slots import Slot
 
 logger = logging.getLogger("packhorse.pool")
 
-#: As they are raised in a coroutine: a CancelledError too, after which asyncio and what builds on it tidies up.
+#: As they are raised in a coroutine: a CancelledError too, after which asyncio and what builds on it tidies
+#: up.
 RAISED: dict[type[BaseException], type[BaseException]] = {
-    kind: type(kind.__name__, (kind, asyncio.CancelledError), {"__doc__": kind.__doc__, "__module__": kind.__module__})
+    kind: type(
+        kind.__name__,
+        (kind, asyncio.CancelledError),
+        {"__doc__": kind.__doc__, "__module__": kind.__module__},
+    )
     for kind in (TimeLimitExceeded, CancelInterrupt, DrainInterrupt, LeaseInterrupt)
 }
 
@@ -78,7 +84,9 @@ class CoroutineSlot(Slot):
         self._pool.call(self._abandon, message)
 
     def _interrupt(self, message: ClaimedMessage, exception: type[BaseException]) -> None:
-        """In the loop, so the handler waits for something, or has not begun: then `Drive` raises it as soon as it does."""
+        """In the loop, so the handler waits for something, or has not begun: then `Drive` raises it as soon
+        as it does.
+        """
         if self.message is not message:
             return
         self.interrupted = self.interrupted or exception
@@ -92,7 +100,9 @@ class CoroutineSlot(Slot):
 
 
 class Drive:
-    """Runs a handler's coroutine step by step, like `await`, and turns a cancellation of the task into what interrupts the handler."""
+    """Runs a handler's coroutine step by step, like `await`, and turns a cancellation of the task into what
+    interrupts the handler.
+    """
 
     __slots__ = ("_coroutine", "_pool", "_slot")
 
@@ -129,11 +139,14 @@ class Drive:
                     thrown = self._interruption(error)
         finally:
             slot.driving = False
-            # this frame is part of the traceback of what the handler has ended with: named here, that would wait for the garbage collector
+            # this frame is part of the traceback of what the handler has ended with: named here, that would
+            # wait for the garbage collector
             thrown = future = None
 
     def _interruption(self, error: BaseException) -> BaseException:
-        """What the handler meets instead of a cancellation of ours. Raises it when it is driven no further."""
+        """What the handler meets instead of a cancellation of ours. Raises it when it is driven no
+        further.
+        """
         slot = self._slot
         if not isinstance(error, asyncio.CancelledError) or slot.interrupted is None:
             return error
@@ -141,16 +154,26 @@ class Drive:
             return RAISED[slot.interrupted]()
         message = slot.message
         _keep(self._coroutine)
-        logger.warning("handler_abandoned message_id=%s actor=%s", message and message.id, message and message.actor_name)
+        logger.warning(
+            "handler_abandoned message_id=%s actor=%s", message and message.id, message and message.actor_name
+        )
         if slot.interrupted is TimeLimitExceeded:
-            raise HardTimeLimitExceeded("it went on after its time limit until the hard one; it is not resumed any more")
+            raise HardTimeLimitExceeded(
+                "it went on after its time limit until the hard one; it is not resumed any more"
+            )
         raise RAISED[slot.interrupted]
 
     def _raise(self, error: BaseException) -> NoReturn:
-        """What the handler has ended with. A group that a TaskGroup made, or a cancellation on its way, stands for the interrupt itself."""
+        """What the handler has ended with. A group that a TaskGroup made, or a cancellation on its way,
+        stands for the interrupt itself.
+        """
         interrupted = self._slot.interrupted
         try:
-            if interrupted is not None and not isinstance(error, interrupted) and isinstance(error, (asyncio.CancelledError, BaseExceptionGroup)):
+            if (
+                interrupted is not None
+                and not isinstance(error, interrupted)
+                and isinstance(error, (asyncio.CancelledError, BaseExceptionGroup))
+            ):
                 raise RAISED[interrupted] from error
             raise error
         finally:
@@ -158,8 +181,12 @@ class Drive:
 
 
 def _keep(coroutine: Any) -> None:
-    """Never let it be collected: that would run its code once more, in whatever thread, and one that swallows everything would not end."""
+    """Never let it be collected: that would run its code once more, in whatever thread, and one that swallows
+    everything would not end.
+    """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(coroutine))
 
 
-_AWAITS = RuntimeError("a child that a coroutine forked cannot await anything: the event loop is its parent's")
+_AWAITS = RuntimeError(
+    "a child that a coroutine forked cannot await anything: the event loop is its parent's"
+)

@@ -1,10 +1,12 @@
 """One attempt, step by step; the same for a thread and for a coroutine.
 
-may_start -> before_process_message -> handler (in its transaction, when it is transactional) -> after_process_message. The
-order of hooks, the logging and what an exception means are those of dramatiq's Worker.process_message. Afterwards the
-outcome is in the message; nothing but BaseException of the interpreter's own comes out.
+may_start -> before_process_message -> handler (in its transaction, when it is transactional) ->
+after_process_message. The order of hooks, the logging and what an exception means are those of dramatiq's
+Worker.process_message. Afterwards the outcome is in the message; nothing but BaseException of the
+interpreter's own comes out.
 
-A coroutine's hooks run in its event loop, unless they are a user's or wait for a database: these run in threads, in order.
+A coroutine's hooks run in its event loop, unless they are a user's or wait for a database: these run in
+threads, in order.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ Drive = Callable[[Awaitable[Any]], Awaitable[Any]]
 
 
 class Executor:
-    """Runs attempts; used by every thread of a process that does. hooks: of the broker's middleware, as they are now."""
+    """Runs attempts; used by every thread of a process that does. hooks: of the broker's middleware, as they
+    are now.
+    """
 
     def __init__(self, broker: PostgresBroker) -> None:
         self.broker = broker
@@ -58,7 +62,9 @@ class Executor:
         try:
             message.decode()
         except UndecodableMessage as error:
-            message.outcome = Outcome(Verb.BURY, "undecodable", "UndecodableMessage", stored_text(str(error), 1000))
+            message.outcome = Outcome(
+                Verb.BURY, "undecodable", "UndecodableMessage", stored_text(str(error), 1000)
+            )
             message.failed = True
             return False
         message.started_at = now
@@ -102,8 +108,8 @@ class Executor:
             self._ended_with(message, error)
 
     def _ended_with(self, message: ClaimedMessage, error: BaseException) -> None:
-        """In a frame that is not part of the traceback: a name for the exception in one that is would keep both, and all frames with
-        what is in them, until the garbage collector comes."""
+        """In a frame that is not part of the traceback: a name for the exception in one that is would keep
+        both, and all frames with what is in them, until the garbage collector comes."""
         exception = self._raised(message, error)
         self.hooks.run_after(self.hooks.after_process, message, exception=exception)
         self._decide(message, exception)
@@ -118,7 +124,9 @@ class Executor:
         transactions: AsyncTransactions,
         context: Context,
     ) -> None:
-        """In the task that awaits it, whose context it is. handler: the coroutine function of the message's actor."""
+        """In the task that awaits it, whose context it is. handler: the coroutine function of the message's
+        actor.
+        """
         hooks = self.hooks
         current.message = message
         message.step_store = self.broker.steps
@@ -165,14 +173,17 @@ class Executor:
                 if hook.in_thread is None:
                     hook.call(self.broker, message, **how)
                 elif hook.in_thread(self.broker, message):
-                    # in a copy: the handler may have left something that resumes its task while the hook is in its context
+                    # in a copy: the handler may have left something that resumes its task while the hook is
+                    # in its context
                     await _in_thread(copy_context(), partial(hook.call, self.broker, message, **how))
             except Exception:
                 _hook_failed(hook.call)
 
     def _discarded(self, message: ClaimedMessage) -> None:
         if not self.hooks.has_results and message.options.get("pipe_target") is None:
-            logger.debug("result_discarded actor=%s: add the Results middleware to keep it", message.actor_name)
+            logger.debug(
+                "result_discarded actor=%s: add the Results middleware to keep it", message.actor_name
+            )
 
     def _skipped(self, message: ClaimedMessage, error: SkipMessage) -> None:
         if message.failed:
@@ -183,7 +194,9 @@ class Executor:
         """What the attempt has ended with, as the hooks are told."""
         cause = error.__cause__
         # dramatiq's words for a coroutine that takes longer than a second to end
-        late = type(error) is RuntimeError and isinstance(cause, (CancelInterrupt, DrainInterrupt, LeaseInterrupt))
+        late = type(error) is RuntimeError and isinstance(
+            cause, (CancelInterrupt, DrainInterrupt, LeaseInterrupt)
+        )
         exception = cause if late and cause else error
         message.stuff_exception(exception)
         return exception
@@ -196,7 +209,9 @@ class Executor:
 
 
 def _without_policy(message: ClaimedMessage, exception: BaseException) -> None:
-    """Without our Retries, a handler that was interrupted, or asked for an outcome, is neither done nor failed all the same."""
+    """Without our Retries, a handler that was interrupted, or asked for an outcome, is neither done nor
+    failed all the same.
+    """
     try:
         outcome = asked_for(exception)
     except Exception:  # a Snooze of no number
@@ -210,7 +225,9 @@ def _hook_failed(hook: Any) -> None:
 
 
 async def _in_thread(context: Context, hook: Callable[[], None]) -> None:
-    """Call it in a thread, in this context, to its end: an interrupt is for the handler, and the message waits for its hooks."""
+    """Call it in a thread, in this context, to its end: an interrupt is for the handler, and the message
+    waits for its hooks.
+    """
     loop = asyncio.get_running_loop()
     done = loop.create_future()
 

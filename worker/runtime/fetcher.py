@@ -1,7 +1,8 @@
 """The fetcher: one thread, one connection, one statement: complete these, claim those (SPEC W2).
 
-While the database works on one batch the pools run the next. claims.py decides what to claim and when, pace.py how much
-to hold and how large statements are. Messages that could not start for hold_seconds are handed back.
+While the database works on one batch the pools run the next. claims.py decides what to claim and when,
+pace.py how much to hold and how large statements are. Messages that could not start for hold_seconds are
+handed back.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ LINGER_SECONDS = 0.005  # with a backlog: wait this long for a bigger batch of c
 class Fetcher(Service):
     """Feeds the pools and writes outcomes.
 
-    kinds: what each pool runs. finished: filled by the pools. draining: no further claims. quiet: none for now. isolation: it
-    claims messages that were there when two processes died, and no others. on_isolated: told that such messages wait.
+    kinds: what each pool runs. finished: filled by the pools. draining: no further claims. quiet: none for
+    now. isolation: it claims messages that were there when two processes died, and no others. on_isolated:
+    told that such messages wait.
     """
 
     name = "fetcher"
@@ -69,10 +71,20 @@ class Fetcher(Service):
         self._settings = settings
         self.meter = meter
         self.in_flight = InFlight(meter, OutcomeLog(settings.log_outcomes, worker_id), worker_id, running)
-        self.claims = Claims(self._link, worker_id, settings, queues, kinds, meter, isolation=isolation, on_isolated=on_isolated)
+        self.claims = Claims(
+            self._link,
+            worker_id,
+            settings,
+            queues,
+            kinds,
+            meter,
+            isolation=isolation,
+            on_isolated=on_isolated,
+        )
         self._writer = OutcomeWriter(self._link, broker, self.in_flight.refused)
         self.finished: deque[ClaimedMessage] = deque()
-        # handed back by the pools, not yet known to the database (like the `done` of an intake); nothing leaves before it is written
+        # handed back by the pools, not yet known to the database (like the `done` of an intake); nothing
+        # leaves before it is written
         self._outcomes: deque[ClaimedMessage] = deque()
         self.draining = False
         self.isolation = isolation
@@ -133,7 +145,9 @@ class Fetcher(Service):
 
     @property
     def unwritten(self) -> int:
-        """Messages that were handed back and whose outcome is still to be written; without those that the database refuses."""
+        """Messages that were handed back and whose outcome is still to be written; without those that the
+        database refuses.
+        """
         done = sum(len(intake.done) for intake in self.claims.intakes)
         return len(self.finished) + done + len(self._outcomes) + len(self._writer.waiting)
 
@@ -170,7 +184,9 @@ class Fetcher(Service):
             self.meter.duties.failing("complete", error, self.unwritten, before)
             raise
         if self._writer.refusing:
-            self.meter.duties.failing("complete", self._writer.refused_sqlstate, self.unwritten + len(self._writer.refused), before)
+            self.meter.duties.failing(
+                "complete", self._writer.refused_sqlstate, self.unwritten + len(self._writer.refused), before
+            )
         elif any(answers):
             self.meter.duties.well("complete")
         for message, ended in zip(batch, answers, strict=False):
@@ -190,7 +206,8 @@ class Fetcher(Service):
 
     def _exchange(self, intake: Intake, request: Request) -> None:
         """Complete what is done and claim what is asked for: one statement."""
-        # completions go with the front only: what a slice behind it takes must be its own, and they can wait for a moment
+        # completions go with the front only: what a slice behind it takes must be its own, and they can wait
+        # for a moment
         done = intake.done[: intake.pace.batch] if request.look.front else []
         hooks = self._hooks
         if hooks.before_ack:
@@ -203,8 +220,8 @@ class Fetcher(Service):
             if done and isinstance(error, StoreUnavailable):
                 self.meter.duties.failing("complete", error, self.unwritten, before)
             if not isinstance(error, StoreUnavailable):
-                # the database refuses the statement, or somebody has locked a row of it: write them one by one,
-                # so that one at fault stops no other
+                # the database refuses the statement, or somebody has locked a row of it: write them one by
+                # one, so that one at fault stops no other
                 self._outcomes.extend(done)
                 del intake.done[: len(done)]
             raise
@@ -240,10 +257,12 @@ class Fetcher(Service):
         return room
 
     def _all_survive(self) -> bool:
-        """Apart, messages start one by one: the next one when those that run have run for a while. So a process that one of them
-        kills at once dies with that one alone, most often."""
+        """Apart, messages start one by one: the next one when those that run have run for a while. So a
+        process that one of them kills at once dies with that one alone, most often."""
         before = time.monotonic() - SURVIVED_SECONDS
-        return not any(pool.ready for pool in self._pools) and all(slot.started_at < before for pool in self._pools for slot in pool.running_slots())
+        return not any(pool.ready for pool in self._pools) and all(
+            slot.started_at < before for pool in self._pools for slot in pool.running_slots()
+        )
 
     def _hand_back(self) -> None:
         """Messages that wait for a slot for longer than hold_seconds are for others to take."""
@@ -252,7 +271,10 @@ class Fetcher(Service):
                 oldest = pool.ready[0]
             except IndexError:
                 continue
-            if time.monotonic() - oldest.claimed_at > self._settings.hold_seconds and pool.running >= pool.size:
+            if (
+                time.monotonic() - oldest.claimed_at > self._settings.hold_seconds
+                and pool.running >= pool.size
+            ):
                 self.release_unstarted()
 
     def release_unstarted(self) -> int:
@@ -279,8 +301,8 @@ class Fetcher(Service):
         return len(unstarted)
 
     def mark_refused(self) -> None:
-        """The process stops: messages that are done, and whose completion the database refuses, are marked, so that nobody runs them
-        again. Raises StoreError."""
+        """The process stops: messages that are done, and whose completion the database refuses, are marked,
+        so that nobody runs them again. Raises StoreError."""
         self._outcomes.extend(self._writer.refused)
         self._writer.refused.clear()
         while self._outcomes:
@@ -289,20 +311,37 @@ class Fetcher(Service):
         if done:
             detail = f"SQLSTATE {self._writer.refused_sqlstate}: {self._writer.refused_text}"
             with self._link.connection() as connection:
-                count = store.mark_completion_refused(connection, [m.id for m in done], [m.lease_token for m in done], detail)
-            logger.error("completions_marked count=%d worker_id=%s sqlstate=%s", count, self.claims.worker_id, self._writer.refused_sqlstate)
+                count = store.mark_completion_refused(
+                    connection, [m.id for m in done], [m.lease_token for m in done], detail
+                )
+            logger.error(
+                "completions_marked count=%d worker_id=%s sqlstate=%s",
+                count,
+                self.claims.worker_id,
+                self._writer.refused_sqlstate,
+            )
             for message in done:
                 self._writer.refused.remove(message)
                 message.finished = True
                 self.in_flight.drop(message)
 
     def _pause(self, could_claim: list[Intake]) -> float:
-        """Seconds until the next turn, unless somebody wakes the fetcher. could_claim: the intakes that had room in this turn."""
+        """Seconds until the next turn, unless somebody wakes the fetcher. could_claim: the intakes that had
+        room in this turn.
+        """
         intakes, claims = self.claims.intakes, self.claims
         if self._outcomes or any(intake.done for intake in intakes):
             return 0.0
-        next_turn = min([claims.wakeups.next_turn, *[intake.next_poll for intake in could_claim]]) - time.monotonic()
-        busy = [intake for intake in intakes if not self.quiet and intake.pace.busy and (claims.backlog or claims.attending or intake.pool.patient)]
+        next_turn = (
+            min([claims.wakeups.next_turn, *[intake.next_poll for intake in could_claim]]) - time.monotonic()
+        )
+        busy = [
+            intake
+            for intake in intakes
+            if not self.quiet
+            and intake.pace.busy
+            and (claims.backlog or claims.attending or intake.pool.patient)
+        ]
         if self.draining or self.stopping:
             self._threshold = 1
             timeout = 0.05
@@ -314,13 +353,18 @@ class Fetcher(Service):
         else:
             self._threshold = 1
             # with no room only a message that ends helps, and that wakes the fetcher
-            timeout = 0.25 if claims.backlog or not could_claim else max(0.0, min(next_turn, self._settings.poll_seconds))
+            timeout = (
+                0.25
+                if claims.backlog or not could_claim
+                else max(0.0, min(next_turn, self._settings.poll_seconds))
+            )
             if claims.attending:
                 timeout = max(0.0, min(timeout, next_turn if could_claim else 0.01))
             if self.in_flight:
                 timeout = min(timeout, 0.25)  # also for what waits to be written
             if any(intake.backlog and intake.room() for intake in could_claim):
-                timeout = 0.0  # the last claim was cut off by the size of a batch: a thousand coroutines have room for more
+                # the last claim was cut off by the size of a batch: a thousand coroutines have room for more
+                timeout = 0.0
         self._waiting = True
         if len(self.finished) >= self._threshold or any(intake.signalled for intake in could_claim):
             self._waiting = False

@@ -38,8 +38,8 @@ def _contained(middleware: Any, hook: Hook) -> Hook:
 
 @dataclass(frozen=True, slots=True)
 class LoopHook:
-    """A hook of a coroutine's message. in_thread(broker, message): has it something to do, for which it waits, so that a thread has
-    to run it? None: it runs on the loop."""
+    """A hook of a coroutine's message. in_thread(broker, message): has it something to do, for which it
+    waits, so that a thread has to run it? None: it runs on the loop."""
 
     call: Hook
     in_thread: Callable[[Any, Any], bool] | None
@@ -63,8 +63,8 @@ def _in_group(_broker: Any, message: Any) -> bool:
 
 
 def _in_thread(middleware: Any) -> Callable[[Any, Any], bool] | None:
-    """When a middleware may not run on the event loop. A user's may block, unless its class has `runs_on_loop = True`; ours and
-    dramatiq's do where they talk to a database or to Redis."""
+    """When a middleware may not run on the event loop. A user's may block, unless its class has `runs_on_loop
+    = True`; ours and dramatiq's do where they talk to a database or to Redis."""
     if getattr(middleware, "runs_on_loop", False) is True:
         return None
     sends: Callable[[Any, Any], bool] | None = getattr(middleware, "sends_after", None)
@@ -86,7 +86,9 @@ class Hooks:
         self.before_process = self._bound("before_process_message")
         self.after_process = self._bound("after_process_message")[::-1]
         self.after_skip = self._bound("after_skip_message")[::-1]
-        self.before_commit = [_contained(m, m.before_commit) for m in reversed(broker.middleware) if hasattr(m, "before_commit")]
+        self.before_commit = [
+            _contained(m, m.before_commit) for m in reversed(broker.middleware) if hasattr(m, "before_commit")
+        ]
         self.before_ack = self._bound("before_ack")
         self.after_ack = self._bound("after_ack")[::-1]
         self.before_nack = self._bound("before_nack")
@@ -95,7 +97,9 @@ class Hooks:
         self.has_retries = any(isinstance(m, Retries) for m in broker.middleware)
         self.has_results = any(type(m) is Results for m in broker.middleware)
         self.on_loop = LoopHooks(
-            self._for_loop("before_process_message"), self._for_loop("after_process_message")[::-1], self._for_loop("after_skip_message")[::-1]
+            self._for_loop("before_process_message"),
+            self._for_loop("after_process_message")[::-1],
+            self._for_loop("after_skip_message")[::-1],
         )
 
     def _bound(self, name: str) -> list[Hook]:
@@ -127,9 +131,13 @@ class Hooks:
                 logger.critical("hook_failed hook=%s", getattr(hook, "__qualname__", hook), exc_info=True)
 
     def before_ending(self, message: Any) -> None:
-        """before_nack when it failed, else before_ack; what a hook raises to be heard is logged and changes nothing."""
+        """before_nack when it failed, else before_ack; what a hook raises to be heard is logged and changes
+        nothing.
+        """
         try:
-            self._in_context(message, self.run_before, self.before_nack if message.failed else self.before_ack)
+            self._in_context(
+                message, self.run_before, self.before_nack if message.failed else self.before_ack
+            )
         except Exception:
             logger.critical("hook_failed hook=before_%s", "nack" if message.failed else "ack", exc_info=True)
 
@@ -145,6 +153,8 @@ class Hooks:
             logger.critical("hook_failed hook=%s", "before_delay_message", exc_info=True)
 
     def _in_context(self, message: Any, run: Hook, hooks: list[Hook]) -> None:
-        """In a context of its own, like its handler before: what hooks set is not there for the next message of this thread."""
+        """In a context of its own, like its handler before: what hooks set is not there for the next message
+        of this thread.
+        """
         if hooks:
             copy_context().run(run, hooks, message)

@@ -19,7 +19,8 @@ logger = logging.getLogger("packhorse.fetcher")
 
 
 class InFlight:
-    """Claimed messages by id, and how many ended how (`counts`, by outcome). Changed by the fetcher's thread; `drop` by any.
+    """Claimed messages by id, and how many ended how (`counts`, by outcome). Changed by the fetcher's thread;
+    `drop` by any.
 
     Its truth value, length and iteration are those of the held messages; iteration works on a copy.
     """
@@ -54,18 +55,26 @@ class InFlight:
 
     def drop(self, message: ClaimedMessage) -> None:
         """It is no longer ours; nothing happens when it was not, or when a later attempt of it is."""
-        if self._messages.get(message.id) is message and self._messages.pop(message.id, None) is not None and message.place >= 0:
+        if (
+            self._messages.get(message.id) is message
+            and self._messages.pop(message.id, None) is not None
+            and message.place >= 0
+        ):
             place, message.place = message.place, -1
             self._ended[place] = 0
             self._places.append(place)
 
     def refused(self, message: ClaimedMessage) -> None:
-        """Its handler is done, and the database refuses to write that: it stays ours, and its parent knows it."""
+        """Its handler is done, and the database refuses to write that: it stays ours, and its parent knows
+        it.
+        """
         if message.place >= 0:
             self._ended[message.place] = -message.id
 
     def done(self, messages: list[ClaimedMessage], lost: Collection[int] = ()) -> None:
-        """The database has completed these, but for the ids in `lost`, whose leases were somebody else's by then."""
+        """The database has completed these, but for the ids in `lost`, whose leases were somebody else's by
+        then.
+        """
         for message in messages:
             self.drop(message)
             message.finished = True
@@ -90,7 +99,9 @@ class InFlight:
         self._outcomes.ended(message, ended)
 
     def lost(self, message: ClaimedMessage) -> None:
-        """Somebody else owns it: what its handler did stays done, what it ends as is theirs to say (SPEC P2)."""
+        """Somebody else owns it: what its handler did stays done, what it ends as is theirs to say (SPEC
+        P2).
+        """
         self._count(Ended.LOST)
         self._meter.finished(message, Ended.LOST)
         logger.info("lease_lost message_id=%s worker_id=%s", message.id, self._worker_id)

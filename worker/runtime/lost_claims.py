@@ -1,7 +1,8 @@
-"""A claim can commit while its answer is lost with the connection: what it leased never starts here (SPEC P5).
+"""A claim can commit while its answer is lost with the connection: what it leased never starts here (SPEC
+P5).
 
-Left alone its lease would run out and count as a crash of the message. So what is leased to us and unknown to us
-is handed back, again for a while, because a statement that was cut off may still be running.
+Left alone its lease would run out and count as a crash of the message. So what is leased to us and unknown to
+us is handed back, again for a while, because a statement that was cut off may still be running.
 """
 
 from __future__ import annotations

@@ -5,17 +5,20 @@ from __future__ import annotations
 import gc
 import resource
 
-#: Objects that come to be before the cyclic collector walks the young ones; and so often that before it walks the older ones.
+#: Objects that come to be before the cyclic collector walks the young ones; and so often that before it walks
+#: the older ones.
 COLLECT_AFTER = (20_000, 20, 50)
 #: CPython's, up to 3.11 and after.
 USUAL = ((700, 10, 10), (2000, 10, 0), (2000, 10, 10))
 
 
 def collect_seldom() -> None:
-    """For processes with coroutines: thousands that wait are objects which the cyclic collector would walk again and again.
+    """For processes with coroutines: thousands that wait are objects which the cyclic collector would walk
+    again and again.
 
-    5,000 that await a second reach 0.905 of the ideal instead of 0.865, 400 that await 50 ms 0.94 instead of 0.91 (two alternations of
-    METRICS=waiting); handlers that do nothing are neither faster nor slower. An application that has set thresholds of its own keeps them.
+    5,000 that await a second reach 0.905 of the ideal instead of 0.865, 400 that await 50 ms 0.94 instead of
+    0.91 (two alternations of METRICS=waiting); handlers that do nothing are neither faster nor slower. An
+    application that has set thresholds of its own keeps them.
     """
     gc.collect()
     gc.freeze()  # modules and actors: they stay

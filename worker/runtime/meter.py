@@ -1,7 +1,8 @@
-"""Counts what the fetcher sees, for the metrics: plain additions to one array, copied to shared memory per turn.
+"""Counts what the fetcher sees, for the metrics: plain additions to one array, copied to shared memory per
+turn.
 
-Everything belongs to the fetcher's thread, which asks what the pools run. No lock, nothing kept per message, no
-formatting: rendering happens in another process (worker/fleet/exporter.py).
+Everything belongs to the fetcher's thread, which asks what the pools run. No lock, nothing kept per message,
+no formatting: rendering happens in another process (worker/fleet/exporter.py).
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from packhorse.worker.observe.process_stats import CLAIM_BOUNDS, DURATION_BOUNDS
 from packhorse.worker.states import Ended
 
 _OUTCOMES = {ended: layout.FINISHED + index for index, ended in enumerate(layout.OUTCOMES)}
-_BY_ACTOR = {Ended.DONE: 0, Ended.RETRY: 1, Ended.DEAD: 1}  # a snoozed or cancelled message says nothing about its actor
+# a snoozed or cancelled message says nothing about its actor
+_BY_ACTOR = {Ended.DONE: 0, Ended.RETRY: 1, Ended.DEAD: 1}
 
 
 class Meter:
-    """The totals of this process. queues, actors: the names that get series of their own. begun(): messages whose handlers have begun,
-    and not ended as far as one knows; more than once is no harm. steps(): stored and reused so far."""
+    """The totals of this process. queues, actors: the names that get series of their own. begun(): messages
+    whose handlers have begun, and not ended as far as one knows; more than once is no harm. steps(): stored
+    and reused so far."""
 
     def __init__(
         self,
@@ -40,7 +43,9 @@ class Meter:
         self.duties = stats.duties
         places, actor_places = stats.name(queues, actors)
         self._queues = {name: layout.BY_QUEUE + place * layout.QUEUE_WIDTH for name, place in places.items()}
-        self._actors = {name: layout.BY_ACTOR + place * len(layout.ACTOR_OUTCOMES) for name, place in actor_places.items()}
+        self._actors = {
+            name: layout.BY_ACTOR + place * len(layout.ACTOR_OUTCOMES) for name, place in actor_places.items()
+        }
         self._begun = begun
         self._rescued = rescued
         self._steps = steps
@@ -48,14 +53,18 @@ class Meter:
         self._totals = array("d", bytes(layout.TOTALS * 8))
 
     def done(self, messages: list[ClaimedMessage]) -> None:
-        """Messages whose completion was written. By the batch: sorting and counting at once cost half of one by one."""
+        """Messages whose completion was written. By the batch: sorting and counting at once cost half of one
+        by one.
+        """
         if not messages:
             return
         totals = self._totals
         ran = [message.ran_seconds for message in messages]
         for place, group in self._by_queue(messages):
             totals[place + layout.FINISHED] += len(group)
-            totals[place + layout.BUSY] += sum(ran if group is messages else [message.ran_seconds for message in group])
+            totals[place + layout.BUSY] += sum(
+                ran if group is messages else [message.ran_seconds for message in group]
+            )
         self._spread(layout.DURATION, DURATION_BOUNDS, ran)
         self._waited([message for message in messages if not message.wait_counted])
         names = [message.actor_name for message in messages]
@@ -82,13 +91,17 @@ class Meter:
             self._totals[self._actors.get(message.actor_name, layout.BY_ACTOR) + _BY_ACTOR[ended]] += 1
 
     def fenced(self, messages: list[ClaimedMessage]) -> None:
-        """The process ends itself: the leases of these are over. Called by the timekeeper's thread, and by nothing after it."""
+        """The process ends itself: the leases of these are over. Called by the timekeeper's thread, and by
+        nothing after it.
+        """
         for message in messages:
             self._totals[self._queues.get(message.queue_name, layout.BY_QUEUE) + _OUTCOMES[Ended.LOST]] += 1
         self.publish()
 
     def claimed(self, result: str, seconds: float, error: BaseException | None = None) -> None:
-        """A claim: hit, empty or error, and how long it took. error: what speaks against claiming, not against a completion with it."""
+        """A claim: hit, empty or error, and how long it took. error: what speaks against claiming, not
+        against a completion with it.
+        """
         totals = self._totals
         totals[layout.CLAIMS + layout.CLAIM_RESULTS.index(result)] += 1
         self._spread(layout.CLAIM_SECONDS, CLAIM_BOUNDS, [seconds])
@@ -119,10 +132,16 @@ class Meter:
     def _waited(self, messages: list[ClaimedMessage]) -> None:
         if messages:
             for place, group in self._by_queue(messages):
-                self._spread(place + layout.WAIT, WAIT_BOUNDS, [m.due_seconds + m.started_at - m.claimed_at for m in group])
+                self._spread(
+                    place + layout.WAIT,
+                    WAIT_BOUNDS,
+                    [m.due_seconds + m.started_at - m.claimed_at for m in group],
+                )
 
     def _spread(self, start: int, bounds: tuple[float, ...], values: list[float]) -> None:
-        """Add values to the cells of a histogram: a count per bucket, then the sum. Buckets hold values up to their bound."""
+        """Add values to the cells of a histogram: a count per bucket, then the sum. Buckets hold values up to
+        their bound.
+        """
         totals = self._totals
         totals[start + len(bounds) + 1] += sum(values)
         first, last = bisect_left(bounds, min(values)), bisect_left(bounds, max(values))

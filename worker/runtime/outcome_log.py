@@ -1,6 +1,8 @@
-"""One log line per message and outcome (SPEC P8): failures always, success when it is asked for. Never a payload.
+"""One log line per message and outcome (SPEC P8): failures always, success when it is asked for. Never a
+payload.
 
-On a console a failure has its traceback, which says where, and not what the exception says: that may be a payload (SPEC W13).
+On a console a failure has its traceback, which says where, and not what the exception says: that may be a
+payload (SPEC W13).
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class OutcomeLog:
         """This one ended otherwise; a lost lease has a line of its own."""
         if ended is Ended.LOST:
             return
-        level = logging.WARNING if ended is Ended.DEAD else self._success if ended is Ended.DONE else logging.INFO
+        level = (
+            logging.WARNING if ended is Ended.DEAD else self._success if ended is Ended.DONE else logging.INFO
+        )
         if ended is Ended.RELEASED and not message.started:
             level = logging.DEBUG  # handing back what never started is routine
         if logger.isEnabledFor(level):
@@ -46,7 +50,9 @@ class OutcomeLog:
             message.attempt,
             ended.value,
             round(message.ran_seconds, 3),
-            round(message.due_seconds + message.started_at - message.claimed_at, 3) if message.started else None,
+            round(message.due_seconds + message.started_at - message.claimed_at, 3)
+            if message.started
+            else None,
             message.correlation_id,
             outcome.error_class if outcome else None,
             outcome.details.code if outcome and outcome.details else None,

@@ -29,13 +29,17 @@ MIN_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.5, 30.0  # until a locked row, or what wa
 
 
 def _passes(error: Exception) -> bool:
-    """Does it say nothing about this outcome? The database is away, or somebody has locked the row. (A key that is there already, the id
-    of a dead letter say, is a conflict of another kind: that stays.)"""
-    return isinstance(error, StoreUnavailable) or (isinstance(error, StoreConflict) and error.sqlstate in PASSING)
+    """Does it say nothing about this outcome? The database is away, or somebody has locked the row. (A key
+    that is there already, the id of a dead letter say, is a conflict of another kind: that stays.)"""
+    return isinstance(error, StoreUnavailable) or (
+        isinstance(error, StoreConflict) and error.sqlstate in PASSING
+    )
 
 
 class Deferred:
-    """Outcomes that cannot be written now, and when the next one of them is tried: later each time that it fails."""
+    """Outcomes that cannot be written now, and when the next one of them is tried: later each time that it
+    fails.
+    """
 
     def __init__(self) -> None:
         self.messages: deque[ClaimedMessage] = deque()
@@ -62,12 +66,15 @@ class Deferred:
 class OutcomeWriter:
     """Used by the fetcher's thread, on its connection.
 
-    refused: messages whose outcome the database refuses to write (a right, a constraint, a missing partition). Their
-    handlers are done, so they are kept, and their leases with them, until it can be written; on_refused(message) is told of
-    completions. refusing: so many were refused since the last outcome was written.
+    refused: messages whose outcome the database refuses to write (a right, a constraint, a missing
+    partition). Their handlers are done, so they are kept, and their leases with them, until it can be
+    written; on_refused(message) is told of completions. refusing: so many were refused since the last outcome
+    was written.
     """
 
-    def __init__(self, link: Link, broker: PostgresBroker, on_refused: Callable[[ClaimedMessage], None]) -> None:
+    def __init__(
+        self, link: Link, broker: PostgresBroker, on_refused: Callable[[ClaimedMessage], None]
+    ) -> None:
         self._link = link
         self._broker = broker
         self._on_refused = on_refused
@@ -101,7 +108,8 @@ class OutcomeWriter:
         return list(islice(messages, 1 if self._alone else BATCH))
 
     def write(self, batch: list[ClaimedMessage]) -> list[Ended | None]:
-        """What finish() answers for each, None for one that is to be tried again; empty when they must be taken one by one.
+        """What finish() answers for each, None for one that is to be tried again; empty when they must be
+        taken one by one.
 
         Raises StoreUnavailable: nothing is written, to be tried again.
         """
@@ -112,7 +120,8 @@ class OutcomeWriter:
                 return [finish(connection, message, self._broker) for message in batch]
         except StoreUnavailable:
             raise
-        except Exception as error:  # also what is no error of the database: one message must not stop a process
+        except Exception as error:
+            # also what is no error of the database: one message must not stop a process
             logger.debug("outcomes_refused count=%d error_class=%s", len(batch), type(error).__name__)
             self._alone = len(batch)
             return []
@@ -121,7 +130,9 @@ class OutcomeWriter:
         try:
             answer = self._write_one(message)
         except StoreConflict as error:  # see _write_one: somebody has locked its row
-            logger.warning("outcome_waits message_id=%s error=%s: tried again, others go on", message.id, error)
+            logger.warning(
+                "outcome_waits message_id=%s error=%s: tried again, others go on", message.id, error
+            )
             self._locked.add(message)
             return None
         finally:
@@ -138,7 +149,9 @@ class OutcomeWriter:
         self.refusing, self._try_seconds = 0, 0.0
 
     def may_try(self) -> bool:
-        """While nothing can be written: may one more message be taken now, to see whether it goes for that one, too?"""
+        """While nothing can be written: may one more message be taken now, to see whether it goes for that
+        one, too?
+        """
         now = time.monotonic()
         if now < self._try_at:
             return False
@@ -156,7 +169,9 @@ class OutcomeWriter:
             if message.outcome is None:
                 self._refuse(message, error)
                 return None
-            logger.warning("outcome_not_storable message_id=%s error_class=%s", message.id, type(error).__name__)
+            logger.warning(
+                "outcome_not_storable message_id=%s error_class=%s", message.id, type(error).__name__
+            )
         without_details(message)
         try:
             return self._finish(message)
@@ -173,7 +188,12 @@ class OutcomeWriter:
             self.refusing += 1
         if not message.refused:
             message.refused = True
-            logger.error("outcome_refused message_id=%s sqlstate=%s error=%s: kept, and tried again", message.id, self.refused_sqlstate, error)
+            logger.error(
+                "outcome_refused message_id=%s sqlstate=%s error=%s: kept, and tried again",
+                message.id,
+                self.refused_sqlstate,
+                error,
+            )
         self._refused.add(message)
         if message.outcome is None and not message.failed:
             self._on_refused(message)

@@ -1,11 +1,14 @@
-"""How much a process holds and how large its statements are (SPEC W2): follows from how fast messages finish."""
+"""How much a process holds and how large its statements are (SPEC W2): follows from how fast messages
+finish.
+"""
 
 from __future__ import annotations
 
 import time
 
 HOLD_AHEAD_SECONDS = 0.05
-STATEMENT_SECONDS = 0.004  # no statement should take longer: it holds row locks, and others wait for the processor
+# no statement should take longer: it holds row locks, and others wait for the processor
+STATEMENT_SECONDS = 0.004
 MAX_BATCH = 1000
 MIN_BATCH = 100  # below this the cost of a statement shows
 BUSY_RATE = 500  # messages per second from which batches are worth waiting for
@@ -13,7 +16,8 @@ MEASURE_SECONDS = 0.02
 
 
 class Pace:
-    """Used by the fetcher's thread. rate: messages finished per second, smoothed; quick to rise, slow to fall.
+    """Used by the fetcher's thread. rate: messages finished per second, smoothed; quick to rise, slow to
+    fall.
 
     batch: how many messages one statement completes, and claims, at most. most: of messages held.
     """

@@ -1,4 +1,6 @@
-"""What the fetcher, the timekeeper and the drain know of a pool of handlers: threads.py and coroutines.py are two of them."""
+"""What the fetcher, the timekeeper and the drain know of a pool of handlers: threads.py and coroutines.py are
+two of them.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,9 @@ from packhorse.worker.runtime.slots import Slot
 
 
 class HandlerPool(Protocol):
-    """Runs messages. ready: claimed and not begun, in order; the fetcher takes back what is handed back. size: most at once.
-    patient: many handlers end in the same moment, and their completions wait for each other."""
+    """Runs messages. ready: claimed and not begun, in order; the fetcher takes back what is handed back.
+    size: most at once. patient: many handlers end in the same moment, and their completions wait for each
+    other."""
 
     ready: deque[ClaimedMessage]
     size: int

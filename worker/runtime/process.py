@@ -30,7 +30,13 @@ from packhorse.worker.db import migrate
 from packhorse.worker.db.errors import translated
 from packhorse.worker.db.listen import Listener
 from packhorse.worker.db.sessions import open_listen
-from packhorse.worker.errors import CancelInterrupt, LeaseInterrupt, SchemaMismatch, StoreError, StoreUnavailable
+from packhorse.worker.errors import (
+    CancelInterrupt,
+    LeaseInterrupt,
+    SchemaMismatch,
+    StoreError,
+    StoreUnavailable,
+)
 from packhorse.worker.exits import EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED
 from packhorse.worker.observe.process_stats import (
     CONTACT_AT,
@@ -78,7 +84,12 @@ class WorkerProcess:
     """The composition of one child. `stop` may be called from a signal handler: it only sets an event."""
 
     def __init__(
-        self, settings: Settings, running: RunningIds, worker_id: Any = None, stats: ProcessStats | None = None, broker: PostgresBroker | None = None
+        self,
+        settings: Settings,
+        running: RunningIds,
+        worker_id: Any = None,
+        stats: ProcessStats | None = None,
+        broker: PostgresBroker | None = None,
     ) -> None:
         self.settings = settings
         self.stats = stats or ProcessStats()
@@ -89,15 +100,39 @@ class WorkerProcess:
             if isinstance(middleware, Checked):
                 middleware.check()
             if isinstance(middleware, TimeLimits):
-                middleware.default_seconds, middleware.hard_seconds = settings.time_limit_seconds, settings.hard_limit_seconds
-        if settings.tracing and not any(isinstance(middleware, Tracing) for middleware in self.broker.middleware):
+                middleware.default_seconds, middleware.hard_seconds = (
+                    settings.time_limit_seconds,
+                    settings.hard_limit_seconds,
+                )
+        if settings.tracing and not any(
+            isinstance(middleware, Tracing) for middleware in self.broker.middleware
+        ):
             self.broker.add_middleware(Tracing())
         self.queues = sorted(settings.queues or {actor.queue_name for actor in self.broker.actors.values()})
-        self.types = sorted({*(n for n, a in self.broker.actors.items() if a.queue_name in self.queues or not settings.queues), *self.broker.aliases})
+        self.types = sorted(
+            {
+                *(
+                    n
+                    for n, a in self.broker.actors.items()
+                    if a.queue_name in self.queues or not settings.queues
+                ),
+                *self.broker.aliases,
+            }
+        )
         executor = Executor(self.broker)
-        self.pool = ThreadPool(executor, settings.threads, running, lambda message: self.fetcher.on_finished(message, starving=not self.pool.ready))
+        self.pool = ThreadPool(
+            executor,
+            settings.threads,
+            running,
+            lambda message: self.fetcher.on_finished(message, starving=not self.pool.ready),
+        )
         self.coroutines = CoroutinePool(
-            executor, settings.coroutines, settings.async_connections, running, settings.threads, lambda message: self.fetcher.on_finished(message)
+            executor,
+            settings.coroutines,
+            settings.async_connections,
+            running,
+            settings.threads,
+            lambda message: self.fetcher.on_finished(message),
         )
         self._pools = (self.pool, self.coroutines)
         self.isolation = bool(self.stats.states[ISOLATION])
@@ -176,7 +211,9 @@ class WorkerProcess:
 
     # -- life ---------------------------------------------------------------------------------------
     def stop(self) -> None:
-        """Drain; told again it goes on draining. Safe in a signal handler. The parent says in the stats when it is to be quick."""
+        """Drain; told again it goes on draining. Safe in a signal handler. The parent says in the stats when
+        it is to be quick.
+        """
         self._stop.ask()
 
     def run(self) -> int:
@@ -199,7 +236,13 @@ class WorkerProcess:
         self.on_turn()  # hooks may have set signal handlers
         self.stats.states[REGISTERED] = 1.0
         self._warn_of_idle_queues()
-        logger.info("worker_started worker_id=%s pid=%d queues=%s threads=%d", self.id, os.getpid(), ",".join(self.queues), self.settings.threads)
+        logger.info(
+            "worker_started worker_id=%s pid=%d queues=%s threads=%d",
+            self.id,
+            os.getpid(),
+            ",".join(self.queues),
+            self.settings.threads,
+        )
         while not self._stop.wait(0.5):
             self._check()
             self.on_turn()
@@ -207,19 +250,33 @@ class WorkerProcess:
         return self.exit_code
 
     def _warn_of_idle_queues(self) -> None:
-        """A queue that was asked for and that no actor here is on: a slip of the pen, most often; nothing is ever taken from it."""
+        """A queue that was asked for and that no actor here is on: a slip of the pen, most often; nothing is
+        ever taken from it.
+        """
         known = sorted({actor.queue_name for actor in self.broker.actors.values()})
         for queue in self.queues:
             if queue not in known:
-                logger.warning("queue_without_actors queue=%s near=%s worker_id=%s", queue, near_miss(queue, known), self.id)
+                logger.warning(
+                    "queue_without_actors queue=%s near=%s worker_id=%s",
+                    queue,
+                    near_miss(queue, known),
+                    self.id,
+                )
 
     def _start_services(self) -> None:
         """Breakers and health checks of what the handlers call, when a service is declared."""
         default_registry().start(self.settings, self.broker.url)
-        default_registry().named_by({name: services_of(self.broker.get_actor(name)) for name in (*self.broker.actors, *self.broker.aliases)})
+        default_registry().named_by(
+            {
+                name: services_of(self.broker.get_actor(name))
+                for name in (*self.broker.actors, *self.broker.aliases)
+            }
+        )
 
     def _wait_for_database(self) -> bool:
-        """Register, waiting through any outage; False when stopped meanwhile. A wrong schema or role is fatal."""
+        """Register, waiting through any outage; False when stopped meanwhile. A wrong schema or role is
+        fatal.
+        """
         reported = False
         while not self._stop.asked:
             try:
@@ -228,8 +285,17 @@ class WorkerProcess:
                     migrate.check(connection)
                     with translated():
                         if not store.self_test(connection):
-                            raise SchemaMismatch("row-level security hides the queue from this role: grant it packhorse_worker")
-                        self.heartbeat.register(connection, self.queues, self.types, self.settings.threads, self.isolation, policies(self.broker))
+                            raise SchemaMismatch(
+                                "row-level security hides the queue from this role: grant it packhorse_worker"
+                            )
+                        self.heartbeat.register(
+                            connection,
+                            self.queues,
+                            self.types,
+                            self.settings.threads,
+                            self.isolation,
+                            policies(self.broker),
+                        )
                     return True
                 finally:
                     connection.close()
@@ -244,11 +310,19 @@ class WorkerProcess:
         """Recycling, and threads that are missing."""
         settings = self.settings
         done = sum(self.fetcher.in_flight.counts.values())
-        if (settings.max_messages and done >= settings.max_messages) or (settings.max_memory_mib and resident_mib() > settings.max_memory_mib):
-            logger.info("worker_recycled worker_id=%s messages=%d memory_mib=%d", self.id, done, resident_mib())
+        if (settings.max_messages and done >= settings.max_messages) or (
+            settings.max_memory_mib and resident_mib() > settings.max_memory_mib
+        ):
+            logger.info(
+                "worker_recycled worker_id=%s messages=%d memory_mib=%d", self.id, done, resident_mib()
+            )
             self.exit_code = EXIT_RECYCLED
             self._stop.ask()
-        elif self.isolation and not self.fetcher.in_flight and time.monotonic() - self.fetcher.busy_at > ISOLATION_IDLE_SECONDS:
+        elif (
+            self.isolation
+            and not self.fetcher.in_flight
+            and time.monotonic() - self.fetcher.busy_at > ISOLATION_IDLE_SECONDS
+        ):
             self._stop.ask()
         elif self.pool.alive < len(self.pool.slots) or not self.coroutines.alive:
             logger.error("threads_missing worker_id=%s alive=%d", self.id, self.pool.alive)
@@ -274,7 +348,8 @@ class WorkerProcess:
         self._flush()
         if not all([pool.wait(HOOKS_SECONDS) for pool in self._pools]):  # their hooks
             logger.warning("shutdown_hooks_left worker_id=%s seconds=%.0f", self.id, HOOKS_SECONDS)
-        self._tell_middleware(self.broker.emit_after)  # before the heartbeat ends: a handler that would not end may still run
+        # before the heartbeat ends: a handler that would not end may still run
+        self._tell_middleware(self.broker.emit_after)
         self.heartbeat.stop()
         self.heartbeat.wait(5)
         default_registry().stop()
@@ -283,18 +358,32 @@ class WorkerProcess:
             if service is not None:
                 service.stop()
         self.broker.close()
-        logger.info("worker_stopped worker_id=%s drain_seconds=%.2f exit_code=%d", self.id, time.monotonic() - began, self.exit_code)
+        logger.info(
+            "worker_stopped worker_id=%s drain_seconds=%.2f exit_code=%d",
+            self.id,
+            time.monotonic() - began,
+            self.exit_code,
+        )
 
     def _tell_middleware(self, emit: Callable[..., None]) -> None:
-        """worker_shutdown, for HOOKS_SECONDS: a hook may wait for what never ends, as that of dramatiq's AsyncIO does for a coroutine that blocks."""
-        thread = threading.Thread(target=forks.contain, args=(emit, "worker_shutdown", self), name="packhorse-shutdown-hooks", daemon=True)
+        """worker_shutdown, for HOOKS_SECONDS: a hook may wait for what never ends, as that of dramatiq's
+        AsyncIO does for a coroutine that blocks.
+        """
+        thread = threading.Thread(
+            target=forks.contain,
+            args=(emit, "worker_shutdown", self),
+            name="packhorse-shutdown-hooks",
+            daemon=True,
+        )
         thread.start()
         thread.join(HOOKS_SECONDS)
         if thread.is_alive():
             logger.warning("shutdown_hooks_left worker_id=%s seconds=%.0f", self.id, HOOKS_SECONDS)
 
     def _flush(self) -> None:
-        """Hand back the unstarted, write the last outcomes; bounded, the parent takes care of the rest once this process is gone."""
+        """Hand back the unstarted, write the last outcomes; bounded, the parent takes care of the rest once
+        this process is gone.
+        """
         deadline = time.monotonic() + self.settings.call_deadline_seconds
         self.fetcher.stop()
         if not self.fetcher.wait(self.settings.call_deadline_seconds + 1):  # its connection is its own
@@ -322,7 +411,10 @@ class WorkerProcess:
 
     def _handing_over(self) -> bool:
         """Is there an attempt whose handler has ended and which is not handed back yet? Its hooks run."""
-        return any(message.started and not message.returned and self._slot_of(message) is None for message in self.fetcher.in_flight)
+        return any(
+            message.started and not message.returned and self._slot_of(message) is None
+            for message in self.fetcher.in_flight
+        )
 
     def _deregister(self) -> None:
         try:
@@ -361,8 +453,9 @@ class WorkerProcess:
         self.stats.states[ISOLATED_AT] = time.monotonic()
 
     def _on_stuck(self, message: ClaimedMessage | None) -> None:
-        """Timekeeper: the hard limit passed. The process is replaced (SPEC W4). Until it is gone the handler may do anything,
-        so the lease goes on, and the parent writes the failed attempt afterwards (SPEC P2)."""
+        """Timekeeper: the hard limit passed. The process is replaced (SPEC W4). Until it is gone the handler
+        may do anything, so the lease goes on, and the parent writes the failed attempt afterwards (SPEC
+        P2)."""
         slot = None if message is None else self._slot_of(message)
         if message is not None and (slot is None or not slot.give_up(message)):
             return
@@ -374,7 +467,11 @@ class WorkerProcess:
     def _on_lease_over(self) -> None:
         """Timekeeper: a handler runs on although somebody else may own its message: end now."""
         now = time.monotonic()
-        lost = [message for message in self.fetcher.in_flight if not message.finished and now >= message.lease_until]
+        lost = [
+            message
+            for message in self.fetcher.in_flight
+            if not message.finished and now >= message.lease_until
+        ]
         self.fetcher.meter.fenced(lost)
         logger.error("worker_fenced worker_id=%s count=%d", self.id, len(lost))
         logging.shutdown()

@@ -19,9 +19,11 @@ from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.errors import CancelInterrupt, DrainInterrupt, LeaseInterrupt
 from packhorse.worker.runtime.running_ids import RunningIds
 
-#: Ours, as they are raised: dramatiq's Interrupt too, for which its AsyncIO cancels the coroutine that the handler waits for.
+#: Ours, as they are raised: dramatiq's Interrupt too, for which its AsyncIO cancels the coroutine that the
+#: handler waits for.
 _RAISED: dict[type[BaseException], type[BaseException]] = {
-    kind: type(kind.__name__, (kind, Interrupt), {"__doc__": kind.__doc__}) for kind in (CancelInterrupt, DrainInterrupt, LeaseInterrupt)
+    kind: type(kind.__name__, (kind, Interrupt), {"__doc__": kind.__doc__})
+    for kind in (CancelInterrupt, DrainInterrupt, LeaseInterrupt)
 }
 
 
@@ -53,21 +55,25 @@ class Slot:
         self.message = None
 
     def forget(self, message: ClaimedMessage) -> None:
-        """The outcome was handed over, and is to be written. Past the hard limit it may have come too late for that, so it stays for
-        the parent, whose answer is refused if it was written."""
+        """The outcome was handed over, and is to be written. Past the hard limit it may have come too late
+        for that, so it stays for the parent, whose answer is refused if it was written."""
         if not self._overdue_tokens[self.index]:
             if message.started and message.place >= 0:
                 self._ended[message.place] = message.id
             self._view[self.index] = 0
 
     def give_up(self, message: ClaimedMessage) -> bool:
-        """Mark `message` as overdue if the slot still runs it. What its handler still brings about counts, until the process ends."""
+        """Mark `message` as overdue if the slot still runs it. What its handler still brings about counts,
+        until the process ends.
+        """
         if self.message is message:
             self._overdue_tokens[self.index] = message.lease_token
         return self.message is message
 
     def interrupt(self, message: ClaimedMessage, exception: type[BaseException]) -> bool:
-        """Raise `exception` inside the handler if the slot still runs `message`; once per message. False: not now, or not again."""
+        """Raise `exception` inside the handler if the slot still runs `message`; once per message. False: not
+        now, or not again.
+        """
         raise NotImplementedError
 
 
@@ -83,7 +89,9 @@ class ThreadSlot(Slot):
         self._lock = threading.Lock()
 
     def start_over(self, private: array[int]) -> None:
-        """In a forked child: what it does stands in memory of its own, a number per slot. Whoever held the lock may not be here."""
+        """In a forked child: what it does stands in memory of its own, a number per slot. Whoever held the
+        lock may not be here.
+        """
         self._lock = threading.Lock()
         self._view = self._overdue_tokens = memoryview(private)
 

@@ -18,7 +18,8 @@ class StopRequest:
         self.asked = False
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
-        self._poll = select.poll()  # not select(), which knows no descriptor from 1024 on: coroutines have thousands
+        # not select(), which knows no descriptor from 1024 on: coroutines have thousands
+        self._poll = select.poll()
         self._poll.register(self._read, select.POLLIN)
         weakref.finalize(self, _close, self._read, self._write)
 

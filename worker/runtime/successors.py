@@ -1,7 +1,8 @@
 """Which messages the next claim shall look at first: those whose conversation went on (SPEC P4).
 
 They are older than what a claim looks at (cursor.py). A claim that completes messages learns their successors
-with its answer; what ended by other statements, or in its handler's own transaction, is asked for by conversation.
+with its answer; what ended by other statements, or in its handler's own transaction, is asked for by
+conversation.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ MAX_FIRST = 1000
 
 
 class Successors:
-    """Used by the fetcher's thread. ids: of messages that could start and were not claimed, as the last claim knew."""
+    """Used by the fetcher's thread. ids: of messages that could start and were not claimed, as the last claim
+    knew.
+    """
 
     def __init__(self) -> None:
         self.ids: list[int] = []
@@ -31,7 +34,9 @@ class Successors:
             self._keys.add(message.conversation_key)
 
     def first(self, connection: DeadlineConnection, *, ask: bool) -> list[int]:
-        """The ids for the next claim, at most MAX_FIRST. One statement when there is something to ask for and `ask` says so."""
+        """The ids for the next claim, at most MAX_FIRST. One statement when there is something to ask for and
+        `ask` says so.
+        """
         if ask and self._keys:
             keys = list(self._keys)[:MAX_FIRST]
             self.ids += store.next_of_conversations(connection, keys)

@@ -1,9 +1,9 @@
 """Handler threads: take claimed messages from one shared deque, run them, hand over the outcome.
 
-No message waits behind a slow one: any idle thread takes the next. No hand-over per message either:
-while handlers are quick, one thread goes through the deque and the others park (threads that compete
-for the interpreter cost more than they give); as soon as handlers take longer than SLOW_SECONDS on
-average, or one blocks (seen by the timekeeper), all threads work. executor.py has the steps of one message. A child that a
+No message waits behind a slow one: any idle thread takes the next. No hand-over per message either: while
+handlers are quick, one thread goes through the deque and the others park (threads that compete for the
+interpreter cost more than they give); as soon as handlers take longer than SLOW_SECONDS on average, or one
+blocks (seen by the timekeeper), all threads work. executor.py has the steps of one message. A child that a
 handler forked ends where it would come back here.
 """
 
@@ -43,11 +43,19 @@ class HandlerThread(threading.Thread):
 
 
 class ThreadPool:
-    """`ready` is filled by the fetcher; `on_finished(message)` gets each message back, from handler threads."""
+    """`ready` is filled by the fetcher; `on_finished(message)` gets each message back, from handler
+    threads.
+    """
 
     patient = False
 
-    def __init__(self, executor: Executor, threads: int, running: RunningIds, on_finished: Callable[[ClaimedMessage], None]) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        threads: int,
+        running: RunningIds,
+        on_finished: Callable[[ClaimedMessage], None],
+    ) -> None:
         self._executor = executor
         self.broker = executor.broker
         self.size = threads
@@ -57,13 +65,16 @@ class ThreadPool:
         self._idle: deque[threading.Lock] = deque()  # locks of sleeping threads; deque operations are atomic
         self._threads: list[threading.Thread] = []
         self._stopping = False
-        self._average = 1.0  # seconds per message, smoothed; written by handler threads, a lost update is harmless
+        # seconds per message, smoothed; written by handler threads, a lost update is harmless
+        self._average = 1.0
         self._slow = True  # until shown otherwise
         self._forks = forks.count
         forks.register(self)
 
     def after_fork(self, stranger: bool) -> None:
-        """In a forked child: no transaction is its own, and nothing that it does is said of the parent's slots."""
+        """In a forked child: no transaction is its own, and nothing that it does is said of the parent's
+        slots.
+        """
         current.connection = current.place = None
         private = array("q", bytes(8 * len(self.slots)))
         for slot in self.slots:
@@ -83,7 +94,9 @@ class ThreadPool:
     def wait(self, timeout_seconds: float) -> bool:
         """Join the threads, but for those whose handler still runs; True when the others have ended."""
         deadline = time.monotonic() + timeout_seconds
-        free = [thread for thread, slot in zip(self._threads, self.slots, strict=False) if slot.message is None]
+        free = [
+            thread for thread, slot in zip(self._threads, self.slots, strict=False) if slot.message is None
+        ]
         for thread in free:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in free)
@@ -129,7 +142,11 @@ class ThreadPool:
 
     def wake_for_blocked(self, now: float) -> None:
         """Called by the timekeeper: messages are ready while every running handler blocks."""
-        if self.ready and self._idle and all(slot.message is None or now - slot.started_at > BLOCKED_SECONDS for slot in self.slots):
+        if (
+            self.ready
+            and self._idle
+            and all(slot.message is None or now - slot.started_at > BLOCKED_SECONDS for slot in self.slots)
+        ):
             self._average, self._slow = 1.0, True
             self.wake(len(self.ready))
 
@@ -157,11 +174,17 @@ class ThreadPool:
             try:
                 self._run(slot, message)
             except BaseException as error:  # nothing may end this thread
-                logger.critical("handler_thread_failed message_id=%s error_class=%s", message.id, type(error).__name__, exc_info=True)
+                logger.critical(
+                    "handler_thread_failed message_id=%s error_class=%s",
+                    message.id,
+                    type(error).__name__,
+                    exc_info=True,
+                )
                 if message.outcome is None:
                     message.outcome = failure(error)
             finally:
-                if forks.count != mine:  # the code of handlers and of hooks is contained; the rest, an encoder say, is not
+                # the code of handlers and of hooks is contained; the rest, an encoder say, is not
+                if forks.count != mine:
                     forks.leave()
                 slot.forget(message)
                 current.connection = current.place = None  # an interrupt may have come in between
@@ -186,8 +209,8 @@ class ThreadPool:
         now = time.monotonic()
         if not self._executor.may_start(message, now):
             return
-        # a context of its own: what it sets is not there for the next message of this thread. A copy, so that it has what
-        # middleware has set in worker_thread_boot
+        # a context of its own: what it sets is not there for the next message of this thread. A copy, so that
+        # it has what middleware has set in worker_thread_boot
         copy_context().run(self._executor.run, slot, message, now)
         took = message.ran_seconds = time.monotonic() - now
         average = self._average = 0.9 * self._average + 0.1 * took

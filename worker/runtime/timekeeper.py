@@ -1,9 +1,11 @@
-"""The timekeeper: soft limits by exception, hard limits by the end of the process, self-fencing (SPEC P2, W4).
+"""The timekeeper: soft limits by exception, hard limits by the end of the process, self-fencing (SPEC P2,
+W4).
 
-Ticks every TICK_SECONDS while something runs. It never talks to the database, nor does what it calls: the leases of
-all handlers are watched in this one thread, whatever the database does.
+Ticks every TICK_SECONDS while something runs. It never talks to the database, nor does what it calls: the
+leases of all handlers are watched in this one thread, whatever the database does.
 
-It also sees a coroutine that blocks the event loop. While that lasts, the time of the other coroutines stands still.
+It also sees a coroutine that blocks the event loop. While that lasts, the time of the other coroutines stands
+still.
 """
 
 from __future__ import annotations
@@ -35,18 +37,24 @@ ABANDON_MARGIN_SECONDS = 1.0
 NOBODYS_SECONDS = 60.0
 #: All coroutines are looked at so often, at least.
 SWEEP_SECONDS = 1.0
-#: A coroutine that is to be abandoned and is not, since a hook of its message hangs, say, ends the process after this.
+#: A coroutine that is to be abandoned and is not, since a hook of its message hangs, say, ends the process
+#: after this.
 ABANDONED_SECONDS = 1.0
 
 
 class Timekeeper(Service):
-    """on_stuck(message): a handler ignored its soft limit until the hard one; called once per message. None: nobody knows which.
-    on_lease_over(): a handler still runs although its lease is over; the process must end now."""
+    """on_stuck(message): a handler ignored its soft limit until the hard one; called once per message. None:
+    nobody knows which. on_lease_over(): a handler still runs although its lease is over; the process must end
+    now."""
 
     name = "timekeeper"
 
     def __init__(
-        self, pool: ThreadPool, coroutines: CoroutinePool, on_stuck: Callable[[ClaimedMessage | None], None], on_lease_over: Callable[[], None]
+        self,
+        pool: ThreadPool,
+        coroutines: CoroutinePool,
+        on_stuck: Callable[[ClaimedMessage | None], None],
+        on_lease_over: Callable[[], None],
     ) -> None:
         super().__init__()
         self._pool = pool
@@ -83,9 +91,17 @@ class Timekeeper(Service):
         message = slot.message
         if message is None or message.finished:
             return math.inf
-        if message.deadline is not None and now >= message.deadline and slot.interrupt(message, TimeLimitExceeded):
+        if (
+            message.deadline is not None
+            and now >= message.deadline
+            and slot.interrupt(message, TimeLimitExceeded)
+        ):
             logger.warning("time_limit_exceeded message_id=%s actor=%s", message.id, message.actor_name)
-        if message.hard_deadline is not None and now >= message.hard_deadline and message.lease_token not in self._stuck:
+        if (
+            message.hard_deadline is not None
+            and now >= message.hard_deadline
+            and message.lease_token not in self._stuck
+        ):
             self._past_hard_limit(slot, message, now)
         left = message.lease_until - now
         if left <= 0:
@@ -101,7 +117,9 @@ class Timekeeper(Service):
         return min([message.lease_until - FENCE_MARGIN_SECONDS, *limits])
 
     def _past_hard_limit(self, slot: Slot, message: ClaimedMessage, now: float) -> None:
-        """A thread ends only with its process. A coroutine that waits for something is not resumed, and no process ends."""
+        """A thread ends only with its process. A coroutine that waits for something is not resumed, and no
+        process ends.
+        """
         if isinstance(slot, CoroutineSlot) and not slot.abandoned and not self.blocked:
             slot.abandon(message)
             if message.hard_deadline is not None:
@@ -136,7 +154,8 @@ class Timekeeper(Service):
         if culprit is not None and blockage.slot is not None and culprit.hard_deadline is not None:
             if now >= culprit.hard_deadline and culprit.lease_token not in self._stuck:
                 self._past_hard_limit(blockage.slot, culprit, now)
-        elif now - blockage.since >= NOBODYS_SECONDS:  # a callback that no handler's task runs: there is nobody to blame
+        elif now - blockage.since >= NOBODYS_SECONDS:
+            # a callback that no handler's task runs: there is nobody to blame
             self._on_stuck(None)
         for slot in slots:
             if slot.message is not None and now >= slot.message.lease_until:
@@ -151,13 +170,19 @@ class Timekeeper(Service):
             message = slot.message
             if message is not None and slot is not blockage.slot and slot.started_at < blockage.since:
                 message.deadline = None if message.deadline is None else message.deadline + lasted
-                message.hard_deadline = None if message.hard_deadline is None else message.hard_deadline + lasted
+                message.hard_deadline = (
+                    None if message.hard_deadline is None else message.hard_deadline + lasted
+                )
         logger.info("loop_recovered seconds=%.2f", lasted)
 
     def _sweep(self, now: float) -> None:
-        """Look at all coroutines; `earliest` is told by those that begin meanwhile, so it may be too late by SWEEP_SECONDS at most."""
+        """Look at all coroutines; `earliest` is told by those that begin meanwhile, so it may be too late by
+        SWEEP_SECONDS at most.
+        """
         self._coroutines.earliest = math.inf
-        earliest = min((self._look_at(slot, now) for slot in self._coroutines.running_slots()), default=math.inf)
+        earliest = min(
+            (self._look_at(slot, now) for slot in self._coroutines.running_slots()), default=math.inf
+        )
         self._coroutines.earliest = min(self._coroutines.earliest, max(earliest, now + TICK_SECONDS))
         self._next_sweep = now + SWEEP_SECONDS
 

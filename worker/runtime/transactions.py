@@ -1,4 +1,6 @@
-"""A transactional handler: its effects, what follows and the completion in one transaction, all or nothing (SPEC P3)."""
+"""A transactional handler: its effects, what follows and the completion in one transaction, all or nothing
+(SPEC P3).
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,15 @@ from packhorse.worker.errors import LeaseLost, NotCompleted, StoreError, StoreUn
 from packhorse.worker.runtime.hooks import Hooks
 from packhorse.worker.store import messages as store
 
-#: What ends a session that is at fault itself: idle in a transaction, a transaction or a statement that takes too long.
+#: What ends a session that is at fault itself: idle in a transaction, a transaction or a statement that takes
+#: too long.
 LIMITS = frozenset({"25P03", "25P04", "57014"})
 #: It may not write: the handler asked for that, or the server has become a standby.
 READ_ONLY = "25006"
 #: Classes of SQLSTATE that are about the server: out of resources, of its system, internal.
 OF_THE_SERVER = ("53", "58", "XX")
-#: Why a completion fails for what its handler did in the same transaction: an error it went on after, an isolation level.
+#: Why a completion fails for what its handler did in the same transaction: an error it went on after, an
+#: isolation level.
 REFUSED_FOR_THE_HANDLER = ("25", "PH")
 
 
@@ -45,22 +49,29 @@ class Course:
             if not self._caused(error, cut=connection.broken):
                 raise NotCompleted(f"the transaction of its handler was cut off: {error}") from error
         elif self.completing and not (error.sqlstate or "").startswith(REFUSED_FOR_THE_HANDLER):
-            # a right, a constraint or a partition of ours is missing: whatever the handler does, it would end like this
-            raise NotCompleted(f"the database refuses the completion: {error} ({error.sqlstate})", refused=True) from error
+            # a right, a constraint or a partition of ours is missing: whatever the handler does, it would end
+            # like this
+            raise NotCompleted(
+                f"the database refuses the completion: {error} ({error.sqlstate})", refused=True
+            ) from error
 
     def complete(self, connection: DeadlineConnection, message: ClaimedMessage) -> None:
-        """The last statements of the transaction: its steps, its completion. Raises LeaseLost, StepError, and psycopg's errors."""
+        """The last statements of the transaction: its steps, its completion. Raises LeaseLost, StepError, and
+        psycopg's errors.
+        """
         self.returned = self.completing = True
         self._steps.write(connection)
         if not store.complete_in_transaction(connection, message.id, message.lease_token):
-            raise LeaseLost(f"message {message.id}: somebody else owns it now; its transaction was rolled back")
+            raise LeaseLost(
+                f"message {message.id}: somebody else owns it now; its transaction was rolled back"
+            )
         self.completing = False
 
     def _caused(self, error: StoreUnavailable, *, cut: bool) -> bool:
-        """Did the handler bring this about? It did when that is a limit for transactions or statements, or took longer than every call
-        has, or its transaction may not write, while the database works for others; and when its connection goes on (cut: it does not),
-        so that the error is about something else. (What else a commit can be refused for, a deferred constraint say, is its own
-        doing anyway.)"""
+        """Did the handler bring this about? It did when that is a limit for transactions or statements, or
+        took longer than every call has, or its transaction may not write, while the database works for
+        others; and when its connection goes on (cut: it does not), so that the error is about something else.
+        (What else a commit can be refused for, a deferred constraint say, is its own doing anyway.)"""
         state = error.sqlstate or ""
         if state in LIMITS:
             return True
@@ -113,7 +124,12 @@ class AsyncTransactions:
         self._hooks = hooks
         self._pool = ConnectionPool(partial(broker.open_connection, "coroutine"), size)
 
-    async def call(self, handler: Callable[..., Awaitable[Any]], message: ClaimedMessage, drive: Callable[[Awaitable[Any]], Awaitable[Any]]) -> Any:
+    async def call(
+        self,
+        handler: Callable[..., Awaitable[Any]],
+        message: ClaimedMessage,
+        drive: Callable[[Awaitable[Any]], Awaitable[Any]],
+    ) -> Any:
         """As Transactions.call. drive: runs the handler, and raises what interrupts it."""
         lent = self._pool.connection()
         twin = await in_thread(lent.__enter__)

@@ -1,10 +1,11 @@
 """When producers are to send a NOTIFY, and when this process looks by itself instead (SPEC Q10).
 
-A commit with a NOTIFY holds a lock of the whole database cluster, so producers that notify wait for each other. For a few
-messages a second that costs nothing, and a worker that sleeps and is told is the cheapest there is. From HOT_COUNT
-notifications in HOT_SECONDS on, one worker of the fleet watches the queue: it looks every few milliseconds, producers
-send nothing, and the other workers sleep. It wakes them when more comes than it can start, and when it has no thread
-left for some time it leaves the queue; then producers notify again. A worker that is lost is covered by ATTEND_SECONDS.
+A commit with a NOTIFY holds a lock of the whole database cluster, so producers that notify wait for each
+other. For a few messages a second that costs nothing, and a worker that sleeps and is told is the cheapest
+there is. From HOT_COUNT notifications in HOT_SECONDS on, one worker of the fleet watches the queue: it looks
+every few milliseconds, producers send nothing, and the other workers sleep. It wakes them when more comes
+than it can start, and when it has no thread left for some time it leaves the queue; then producers notify
+again. A worker that is lost is covered by ATTEND_SECONDS.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from math import inf
 from packhorse.worker.db.pool import Link
 from packhorse.worker.store import messages as store
 
-WAKE_SECONDS = 10.0  # how long a request for NOTIFY stands: NOTIFY ends that long after the last listener, at most
-RENEW_SECONDS = 4.0  # asked again after this: the database lets a request stand that has half of WAKE_SECONDS left
+# how long a request for NOTIFY stands: NOTIFY ends that long after the last listener, at most
+WAKE_SECONDS = 10.0
+# asked again after this: the database lets a request stand that has half of WAKE_SECONDS left
+RENEW_SECONDS = 4.0
 HOT_COUNT = 20
 HOT_SECONDS = 0.1  # so many notifications in this time: somebody should watch
 ATTEND_SECONDS = 1.0  # producers trust a worker that watches for so long
 KEEP_SECONDS = 0.4  # it says so again after this time
 LOOK_SECONDS = 0.001  # between two looks, at least; twice as long after each that finds nothing
-LOOK_MOST_SECONDS = 0.010  # reached at 4,000 messages a second: the more come, the more a look may take at once
+# reached at 4,000 messages a second: the more come, the more a look may take at once
+LOOK_MOST_SECONDS = 0.010
 QUIET_SECONDS = 0.06  # nothing came for so long: sleep
 FULL_SECONDS = 0.05  # no thread was free for so long: leave the queues to others
 PRESS_SECONDS = 0.005  # the sleepers are woken at once, and again after 5, 10, 20 ... ms
@@ -36,7 +40,9 @@ class Wakeups:
     types: what this worker runs. listening: does a NOTIFY reach us now?
     """
 
-    def __init__(self, link: Link, queues: list[str], types: list[str], listening: Callable[[], bool]) -> None:
+    def __init__(
+        self, link: Link, queues: list[str], types: list[str], listening: Callable[[], bool]
+    ) -> None:
         self._link = link
         self._queues = queues
         self._types = types
@@ -60,7 +66,9 @@ class Wakeups:
         return time.monotonic() < self._asleep_at + RENEW_SECONDS
 
     def announce_sleep(self) -> None:
-        """Producers shall notify from now on; look once more afterwards: one may have committed before it saw this."""
+        """Producers shall notify from now on; look once more afterwards: one may have committed before it saw
+        this.
+        """
         now = time.monotonic()
         with self._link.connection() as connection:
             store.announce_sleep(connection, self._queues, WAKE_SECONDS)
@@ -74,7 +82,9 @@ class Wakeups:
         return self._asleep_at + RENEW_SECONDS if self._asleep_at > -inf else inf
 
     def renew(self) -> bool:
-        """Ask again, when it is time and somebody would hear it. True: the request had lapsed, so look once more."""
+        """Ask again, when it is time and somebody would hear it. True: the request had lapsed, so look once
+        more.
+        """
         now = time.monotonic()
         if self.attending or self._asleep_at == -inf or now < self._asleep_at + RENEW_SECONDS:
             return False
@@ -104,7 +114,11 @@ class Wakeups:
                 with self._link.connection() as connection:
                     lost = store.keep_attending(connection, self.attending, self._types, ATTEND_SECONDS)
                 self.attending = [queue for queue in self.attending if queue not in lost]
-        hot = self._queues if backlog and not self.attending else [queue for queue in self._hot.copy() if queue not in self.attending]
+        hot = (
+            self._queues
+            if backlog and not self.attending
+            else [queue for queue in self._hot.copy() if queue not in self.attending]
+        )
         self._hot.clear()
         if not hot or (backlog and now < self._press_at):
             return
@@ -119,7 +133,8 @@ class Wakeups:
             self.attending = [*self.attending, *got]
 
     def looked(self, claimed: int, rate: float, *, backlog: bool) -> float:
-        """While we watch: a look took so many. Seconds until the next one; 0.0 and no longer watching: once more now.
+        """While we watch: a look took so many. Seconds until the next one; 0.0 and no longer watching: once
+        more now.
 
         rate: messages per second that end here.
         """

@@ -1,4 +1,5 @@
-"""What an operator does with many messages at once: count, walk, act (worker/db/sql/filters.sql, migrations/functions/edit.sql).
+"""What an operator does with many messages at once: count, walk, act (worker/db/sql/filters.sql,
+migrations/functions/edit.sql).
 
 Each takes a connection first and works in its transaction. Raises StoreError.
 """
@@ -29,49 +30,78 @@ def moment(connection: DeadlineConnection) -> tuple[datetime, int]:
 def count(
     connection: DeadlineConnection, terms: Sequence[Term], now: datetime, last: int, *, running: bool
 ) -> list[tuple[str, int, datetime | None, int]]:
-    """Live messages up to the id `last` by queue: how many, the oldest, and how many run; most first. Ages are those at `now`.
+    """Live messages up to the id `last` by queue: how many, the oldest, and how many run; most first. Ages
+    are those at `now`.
 
     running: those that run are among the first two.
     """
     statement, parameters = filled("count_filtered", terms, LIVE)
     with connection.transaction():
         value(connection, "bound_statement", (f"{LOOK_SECONDS}s",))
-        found = connection.execute(statement, {**parameters, "now": now, "last": last, "running": running}).fetchall()
+        found = connection.execute(
+            statement, {**parameters, "now": now, "last": last, "running": running}
+        ).fetchall()
     return [(row[0], row[1], row[2], row[3]) for row in found]
 
 
-def page(connection: DeadlineConnection, terms: Sequence[Term], now: datetime, after: int, last: int, limit: int) -> list[int]:
+def page(
+    connection: DeadlineConnection, terms: Sequence[Term], now: datetime, after: int, last: int, limit: int
+) -> list[int]:
     """The next ids of the selection after `after`, ascending."""
     statement, parameters = filled("page_of_filtered", terms, LIVE)
     with connection.transaction():
         value(connection, "bound_statement", (f"{LOOK_SECONDS}s",))
-        found = connection.execute(statement, {**parameters, "now": now, "after": after, "last": last, "limit": limit}).fetchall()
+        found = connection.execute(
+            statement, {**parameters, "now": now, "after": after, "last": last, "limit": limit}
+        ).fetchall()
     return [row[0] for row in found]
 
 
-def lock(connection: DeadlineConnection, terms: Sequence[Term], now: datetime, ids: list[int], *, running: bool) -> list[int]:
-    """Those of these messages that are selected still and that nobody has locked; locked until the transaction ends. running: also those that run."""
-    statement, parameters = filled("lock_filtered", terms, LIVE)
-    return [row[0] for row in connection.execute(statement, {**parameters, "now": now, "ids": ids, "running": running}).fetchall()]
-
-
-def act(connection: DeadlineConnection, verb: str, ids: list[int], parameters: dict[str, Any]) -> dict[int, str]:
-    """Do it with each of these messages, in this order; the answer of each. verb: cancel, retry, reschedule, move, priority, bury.
-
-    parameters: operator, reason and those of the verb. Raises InvalidArgument, UnknownQueue, StoreConflict; then nothing is done.
+def lock(
+    connection: DeadlineConnection, terms: Sequence[Term], now: datetime, ids: list[int], *, running: bool
+) -> list[int]:
+    """Those of these messages that are selected still and that nobody has locked; locked until the
+    transaction ends. running: also those that run.
     """
-    return {row[0]: row[1] for row in connection.execute(sql(f"act_{verb}"), {**parameters, "ids": ids}).fetchall()}
+    statement, parameters = filled("lock_filtered", terms, LIVE)
+    return [
+        row[0]
+        for row in connection.execute(
+            statement, {**parameters, "now": now, "ids": ids, "running": running}
+        ).fetchall()
+    ]
 
 
-def clone(connection: DeadlineConnection, message_id: int, delay_seconds: float, operator: str, reason: str | None) -> tuple[str, int | None]:
+def act(
+    connection: DeadlineConnection, verb: str, ids: list[int], parameters: dict[str, Any]
+) -> dict[int, str]:
+    """Do it with each of these messages, in this order; the answer of each. verb: cancel, retry, reschedule,
+    move, priority, bury.
+
+    parameters: operator, reason and those of the verb. Raises InvalidArgument, UnknownQueue, StoreConflict;
+    then nothing is done.
+    """
+    return {
+        row[0]: row[1]
+        for row in connection.execute(sql(f"act_{verb}"), {**parameters, "ids": ids}).fetchall()
+    }
+
+
+def clone(
+    connection: DeadlineConnection, message_id: int, delay_seconds: float, operator: str, reason: str | None
+) -> tuple[str, int | None]:
     """A new message like this one: "cloned" and its id; else "running" or "gone"."""
-    row: Any = connection.execute(sql("clone_message"), (message_id, delay_seconds, operator, reason)).fetchone()
+    row: Any = connection.execute(
+        sql("clone_message"), (message_id, delay_seconds, operator, reason)
+    ).fetchone()
     return row[0], row[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Editable:
-    """What can be edited of one message, wherever it is: payload as JSON text, names of its steps, and while it lives its limits."""
+    """What can be edited of one message, wherever it is: payload as JSON text, names of its steps, and while
+    it lives its limits.
+    """
 
     state: str
     payload: str
@@ -87,15 +117,25 @@ def editable(connection: DeadlineConnection, message_id: int) -> Editable | None
 
 
 def reveal(connection: DeadlineConnection, message_id: int, operator: str, reason: str | None) -> Row | None:
-    """state, payload, options, error_details, steps of one message, wherever it is; recorded. None when nothing has this id."""
+    """state, payload, options, error_details, steps of one message, wherever it is; recorded. None when
+    nothing has this id.
+    """
     found = rows(connection, "reveal_message", (message_id, operator, reason))
     return found[0] if found else None
 
 
 def edit(
-    connection: DeadlineConnection, message_id: int, payload: str, before: str, operator: str, reason: str | None, *, fresh: bool = False
+    connection: DeadlineConnection,
+    message_id: int,
+    payload: str,
+    before: str,
+    operator: str,
+    reason: str | None,
+    *,
+    fresh: bool = False,
 ) -> str:
-    """Replace the payload (JSON object text), which was `before` when it was read: "edited", else the state that forbids it.
+    """Replace the payload (JSON object text), which was `before` when it was read: "edited", else the state
+    that forbids it.
 
     Raises InvalidArgument, and StoreRejected with the SQLSTATE PH005 when somebody else has changed it since.
     """
@@ -103,16 +143,25 @@ def edit(
 
 
 def set_limits(
-    connection: DeadlineConnection, message_id: int, max_attempts: int | None, expires_at: datetime | str | None, operator: str, reason: str | None
+    connection: DeadlineConnection,
+    message_id: int,
+    max_attempts: int | None,
+    expires_at: datetime | str | None,
+    operator: str,
+    reason: str | None,
 ) -> str:
     """How often a message that waits is tried, and until when ("infinity": for ever); None leaves it.
 
     "changed", "unchanged", else the state that forbids it. Raises InvalidArgument.
     """
-    return str(value(connection, "set_message_limits", (message_id, max_attempts, expires_at, operator, reason)))
+    return str(
+        value(connection, "set_message_limits", (message_id, max_attempts, expires_at, operator, reason))
+    )
 
 
-def list_messages(connection: DeadlineConnection, terms: Sequence[Term], parameters: dict[str, Any]) -> list[Row]:
+def list_messages(
+    connection: DeadlineConnection, terms: Sequence[Term], parameters: dict[str, Any]
+) -> list[Row]:
     """Messages by filter, newest first; parameters of the statement `list_filtered`, `now` for ages."""
     statement, more = filled("list_filtered", terms, KNOWN)
     return rows_of(connection, statement, {**more, **parameters})

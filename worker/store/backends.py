@@ -1,4 +1,5 @@
-"""Results and rate limiters of dramatiq: one function = one statement (migrations/functions/results.sql, rate_limiters.sql).
+"""Results and rate limiters of dramatiq: one function = one statement (migrations/functions/results.sql,
+rate_limiters.sql).
 
 Durations are seconds on the database clock. Errors come out as in store/messages.py.
 """
@@ -17,7 +18,9 @@ def store_result(connection: DeadlineConnection, key: str, result: str, ttl_seco
 
 
 def get_result(connection: DeadlineConnection, key: str) -> str | None:
-    """The stored JSON text; None when there is none, or its time is over. A stored null is the text "null"."""
+    """The stored JSON text; None when there is none, or its time is over. A stored null is the text
+    "null".
+    """
     row = connection.execute(sql("get_result"), (key,)).fetchone()
     return None if row is None or row[0] is None else str(row[0])
 
@@ -37,12 +40,14 @@ def change_rate_limiter(
     ttl_seconds: float,
     keys: Sequence[str] | None = None,
 ) -> bool:
-    """Add amount (may be negative) unless the counter would leave minimum..maximum, or the sum over keys would exceed maximum.
+    """Add amount (may be negative) unless the counter would leave minimum..maximum, or the sum over keys
+    would exceed maximum.
 
     One caller at a time per keys[0] (per key without keys). False when nothing was changed.
     """
     row = connection.execute(
-        sql("change_rate_limiter"), (key, amount, minimum, maximum, ttl_seconds, None if keys is None else list(keys))
+        sql("change_rate_limiter"),
+        (key, amount, minimum, maximum, ttl_seconds, None if keys is None else list(keys)),
     ).fetchone()
     return bool(row and row[0])
 

@@ -1,4 +1,5 @@
-"""Tables of a backfill: what the catalogue says of them, a walk by key in batches, and statements with their names in them (backfills.sql).
+"""Tables of a backfill: what the catalogue says of them, a walk by key in batches, and statements with their
+names in them (backfills.sql).
 
 Everything works in the transaction of the caller. Errors come out as psycopg errors inside `translated()`.
 """
@@ -18,9 +19,11 @@ from packhorse.worker.store.rows import rows, value
 
 @dataclass(frozen=True, slots=True)
 class SourceTable:
-    """A table as the catalogue knows it. keys: columns of the walk, in order; types: those of all columns, by name.
+    """A table as the catalogue knows it. keys: columns of the walk, in order; types: those of all columns, by
+    name.
 
-    required: columns that are NOT NULL. unique: columns that alone are a key. number: its oid, which no other table of its name has.
+    required: columns that are NOT NULL. unique: columns that alone are a key. number: its oid, which no other
+    table of its name has.
     """
 
     schema: str
@@ -54,12 +57,18 @@ class SourceTable:
 
     def walked_by(self, keys: Sequence[str]) -> SourceTable:
         """The same, walked by other columns."""
-        return SourceTable(**{name: getattr(self, name) for name in self.__dataclass_fields__} | {"keys": tuple(keys)})
+        return SourceTable(
+            **{name: getattr(self, name) for name in self.__dataclass_fields__} | {"keys": tuple(keys)}
+        )
 
     def key_text(self, alias: str = "s") -> composed.Composed:
         """The key of a row as one text, as the ledger has it."""
         parts = [composed.SQL(f"{alias}.{{}}::text").format(composed.Identifier(key)) for key in self.keys]
-        return parts[0] if len(parts) == 1 else composed.SQL("pg_catalog.concat_ws(',', {})").format(composed.SQL(", ").join(parts))
+        return (
+            parts[0]
+            if len(parts) == 1
+            else composed.SQL("pg_catalog.concat_ws(',', {})").format(composed.SQL(", ").join(parts))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +86,11 @@ class Batch:
     def where(self, alias: str = "s") -> composed.Composable:
         """The condition, with the values of `parameters`."""
         upper = _compared(self.source, alias, "<=", "through")
-        return upper if self.after is None else composed.SQL("{} and {}").format(_compared(self.source, alias, ">", "after"), upper)
+        return (
+            upper
+            if self.after is None
+            else composed.SQL("{} and {}").format(_compared(self.source, alias, ">", "after"), upper)
+        )
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -91,7 +104,9 @@ def quoted(*parts: str) -> str:
 
 
 def table(connection: DeadlineConnection, name: str, *, ours: bool = False) -> SourceTable | None:
-    """A table by its [schema.]name; None when there is none. ours: one without a schema is in the platform's, else as the search_path finds it."""
+    """A table by its [schema.]name; None when there is none. ours: one without a schema is in the platform's,
+    else as the search_path finds it.
+    """
     parts = name.split(".")
     if ours and len(parts) == 1:
         parts = [connection.names.platform, name]
@@ -122,7 +137,12 @@ def exists(connection: DeadlineConnection, *parts: str) -> bool:
     return bool(value(connection, "backfill_relation_exists", (quoted(*parts),)))
 
 
-def run(connection: DeadlineConnection, name: str, parameters: dict[str, Any] | None = None, **parts: composed.Composable) -> Any:
+def run(
+    connection: DeadlineConnection,
+    name: str,
+    parameters: dict[str, Any] | None = None,
+    **parts: composed.Composable,
+) -> Any:
     """Execute a named statement with these names and conditions in it; the cursor."""
     text = composed.SQL(connection.names.of(sql(name)))
     return connection.execute(text.format(**parts), parameters)
@@ -133,13 +153,19 @@ def count(connection: DeadlineConnection, source: SourceTable) -> int:
     return int(run(connection, "backfill_count", table=source.identifier).fetchone()[0])
 
 
-def next_batch(connection: DeadlineConnection, source: SourceTable, after: list[str] | None, limit: int) -> Batch | None:
+def next_batch(
+    connection: DeadlineConnection, source: SourceTable, after: list[str] | None, limit: int
+) -> Batch | None:
     """The batch after a key; None when nothing is left."""
-    found, through = run(connection, "backfill_through", _walk(after, limit), **_parts(source, after)).fetchone()
+    found, through = run(
+        connection, "backfill_through", _walk(after, limit), **_parts(source, after)
+    ).fetchone()
     return Batch(source, after, json.loads(through), int(found)) if found else None
 
 
-def next_keys(connection: DeadlineConnection, source: SourceTable, after: list[str] | None, limit: int) -> list[Any]:
+def next_keys(
+    connection: DeadlineConnection, source: SourceTable, after: list[str] | None, limit: int
+) -> list[Any]:
     """The keys after one, as Python has them: values, or tuples where the key has several columns."""
     found = run(connection, "backfill_keys", _walk(after, limit), **_parts(source, after)).fetchall()
     return [row[0] for row in found] if len(source.keys) == 1 else [tuple(row) for row in found]
@@ -148,7 +174,14 @@ def next_keys(connection: DeadlineConnection, source: SourceTable, after: list[s
 def explain(connection: DeadlineConnection, backfill: str, batch: Batch, reason: str) -> None:
     """Write the rows of a batch into the ledger as skipped, whole."""
     parameters = {"backfill": backfill, "source": batch.source.label, "reason": reason, **batch.parameters}
-    run(connection, "backfill_explain", parameters, source=batch.source.identifier, key_text=batch.source.key_text(), in_batch=batch.where())
+    run(
+        connection,
+        "backfill_explain",
+        parameters,
+        source=batch.source.identifier,
+        key_text=batch.source.key_text(),
+        in_batch=batch.where(),
+    )
 
 
 def counters(connection: DeadlineConnection, source: SourceTable) -> list[int]:
@@ -158,23 +191,46 @@ def counters(connection: DeadlineConnection, source: SourceTable) -> list[int]:
 
 def newest(connection: DeadlineConnection, source: SourceTable, column: str, hours: int) -> tuple[Any, bool]:
     """The newest time in a column, and whether it is within the last hours."""
-    now = composed.SQL("clock_timestamp()" if source.types[column].endswith("with time zone") else "(clock_timestamp() at time zone 'UTC')")
-    row = run(connection, "backfill_newest", {"hours": hours}, table=source.identifier, column=composed.Identifier(column), now=now).fetchone()
+    now = composed.SQL(
+        "clock_timestamp()"
+        if source.types[column].endswith("with time zone")
+        else "(clock_timestamp() at time zone 'UTC')"
+    )
+    row = run(
+        connection,
+        "backfill_newest",
+        {"hours": hours},
+        table=source.identifier,
+        column=composed.Identifier(column),
+        now=now,
+    ).fetchone()
     return row[0], bool(row[1])
 
 
 def dependents(connection: DeadlineConnection, source: SourceTable, own: Sequence[str]) -> list[str]:
-    """Views, foreign keys, functions and policies that name a table; own: relations and functions that go with it."""
-    return [f"{row['kind']} {row['name']}" for row in rows(connection, "backfill_dependents", {"table": source.quoted, "own": list(own)})]
+    """Views, foreign keys, functions and policies that name a table; own: relations and functions that go
+    with it.
+    """
+    return [
+        f"{row['kind']} {row['name']}"
+        for row in rows(connection, "backfill_dependents", {"table": source.quoted, "own": list(own)})
+    ]
 
 
 def grant_view(connection: DeadlineConnection, schema: str, view: str, *, to_authenticated: bool) -> None:
     """Make a view one for readers: the roles of ours and the host's that the server has."""
     identifier = composed.Identifier(schema, view)
-    there = [role for role in ("anon", "authenticated", "service_role") if value(connection, "backfill_role_exists", (role,))]
+    there = [
+        role
+        for role in ("anon", "authenticated", "service_role")
+        if value(connection, "backfill_role_exists", (role,))
+    ]
     ours = ["packhorse_worker", "packhorse_reader", "packhorse_producer"]
     run(connection, "backfill_revoke_view", view=identifier, roles=_roles([*ours, *there]))
-    readers = [*ours[:2], *(role for role in there if role == "service_role" or (to_authenticated and role == "authenticated"))]
+    readers = [
+        *ours[:2],
+        *(role for role in there if role == "service_role" or (to_authenticated and role == "authenticated")),
+    ]
     run(connection, "backfill_grant_view", view=identifier, roles=_roles(readers))
 
 
@@ -199,9 +255,13 @@ def _parts(source: SourceTable, after: list[str] | None) -> dict[str, composed.C
 
 def _compared(source: SourceTable, alias: str, operator: str, prefix: str) -> composed.Composed:
     """(alias.key, …) operator (parameters), each of the key's type."""
-    columns = composed.SQL(", ").join(composed.SQL(f"{alias}.{{}}").format(composed.Identifier(key)) for key in source.keys)
+    columns = composed.SQL(", ").join(
+        composed.SQL(f"{alias}.{{}}").format(composed.Identifier(key)) for key in source.keys
+    )
     values = composed.SQL(", ").join(
-        composed.SQL("{}::{}").format(composed.Placeholder(f"{prefix}_{place}"), composed.SQL(source.types[key]))
+        composed.SQL("{}::{}").format(
+            composed.Placeholder(f"{prefix}_{place}"), composed.SQL(source.types[key])
+        )
         for place, key in enumerate(source.keys)
     )
     return composed.SQL(f"({{}}) {operator} ({{}})").format(columns, values)

@@ -1,4 +1,6 @@
-"""Backfills as the database knows them: one function = one statement (backfills.sql); in the caller's transaction."""
+"""Backfills as the database knows them: one function = one statement (backfills.sql); in the caller's
+transaction.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +14,37 @@ from packhorse.worker.store.json_text import dumps
 from packhorse.worker.store.rows import rows, value
 
 
-def declare(connection: DeadlineConnection, name: str, source: str, settings: Mapping[str, str], operator: str) -> Row:
-    """state, passes, is_paused; the row is made when there is none. Raises PH005 (StoreRejected) for other settings than it was begun with."""
+def declare(
+    connection: DeadlineConnection, name: str, source: str, settings: Mapping[str, str], operator: str
+) -> Row:
+    """state, passes, is_paused; the row is made when there is none. Raises PH005 (StoreRejected) for other
+    settings than it was begun with.
+    """
     return rows(connection, "backfill_declare", _begun(name, source, settings, operator, None))[0]
 
 
 def move(
-    connection: DeadlineConnection, name: str, state: str, operator: str, reason: str | None = None, details: dict[str, Any] | None = None
+    connection: DeadlineConnection,
+    name: str,
+    state: str,
+    operator: str,
+    reason: str | None = None,
+    details: dict[str, Any] | None = None,
 ) -> None:
     """The next state, recorded. Raises PH004, PH005 (StoreRejected)."""
-    given = {"name": name, "state": state, "operator": operator, "reason": reason, "details": None if details is None else dumps(details)}
+    given = {
+        "name": name,
+        "state": state,
+        "operator": operator,
+        "reason": reason,
+        "details": None if details is None else dumps(details),
+    }
     connection.execute(sql("backfill_move"), given)
 
 
-def note_step(connection: DeadlineConnection, name: str, run_id: int, copied: int, skipped: int, walked: int) -> None:
+def note_step(
+    connection: DeadlineConnection, name: str, run_id: int, copied: int, skipped: int, walked: int
+) -> None:
     connection.execute(sql("backfill_note_step"), (name, run_id, copied, skipped, walked))
 
 
@@ -51,7 +70,14 @@ def note_findings(connection: DeadlineConnection, name: str, findings: list[dict
     connection.execute(sql("backfill_note_findings"), (dumps(findings), name))
 
 
-def start(connection: DeadlineConnection, name: str, source: str, settings: Mapping[str, str], operator: str, reason: str | None) -> int:
+def start(
+    connection: DeadlineConnection,
+    name: str,
+    source: str,
+    settings: Mapping[str, str],
+    operator: str,
+    reason: str | None,
+) -> int:
     """The id of the message that carries it."""
     return int(value(connection, "backfill_start", _begun(name, source, settings, operator, reason)))
 
@@ -113,5 +139,13 @@ def drop_timeouts(connection: DeadlineConnection, lock_ms: int, statement_ms: in
     connection.execute(sql("backfill_drop_timeouts"), (f"{lock_ms}ms", f"{statement_ms}ms"))
 
 
-def _begun(name: str, source: str, settings: Mapping[str, str], operator: str, reason: str | None) -> dict[str, Any]:
-    return {"name": name, "source": source, "settings": dumps(dict(settings)), "operator": operator, "reason": reason}
+def _begun(
+    name: str, source: str, settings: Mapping[str, str], operator: str, reason: str | None
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "source": source,
+        "settings": dumps(dict(settings)),
+        "operator": operator,
+        "reason": reason,
+    }

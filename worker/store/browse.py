@@ -1,7 +1,9 @@
-"""Pages of messages, of dead letters by cause, and of the audit trail, for a reader who turns them (browse.sql).
+"""Pages of messages, of dead letters by cause, and of the audit trail, for a reader who turns them
+(browse.sql).
 
-A page is found by id, older or newer than an id, so that turning neither skips nor repeats a message. A filter that matches few messages would walk
-over all that are there: a walk ends after MOST_ROWS of them and says how far it came. Nothing here writes or locks.
+A page is found by id, older or newer than an id, so that turning neither skips nor repeats a message. A
+filter that matches few messages would walk over all that are there: a walk ends after MOST_ROWS of them and
+says how far it came. Nothing here writes or locks.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from packhorse.worker.store import filters
 from packhorse.worker.store.filters import Term
 from packhorse.worker.store.rows import decoded, rows, rows_of, value
 
-#: Messages that one walk looks at, whatever the filter; the first tenth alone at first, which often is enough.
+#: Messages that one walk looks at, whatever the filter; the first tenth alone at first, which often is
+#: enough.
 MOST_ROWS = 100_000
-#: Counted when the planner expects no more than this many, at no higher price (its own unit: a page read in order is 1).
+#: Counted when the planner expects no more than this many, at no higher price (its own unit: a page read in
+#: order is 1).
 MOST_COUNTED = 50_000
 MOST_COST = 20_000.0
 
@@ -33,8 +37,8 @@ MOST_PROBES = 2000
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some messages, newest first. newer, older: is there more that way? searched_to: the walk ended at this message, which it looked at,
-    though there are others beyond it; searched_at: when that was created."""
+    """Some messages, newest first. newer, older: is there more that way? searched_to: the walk ended at this
+    message, which it looked at, though there are others beyond it; searched_at: when that was created."""
 
     rows: tuple[Row, ...]
     newer: bool
@@ -52,7 +56,9 @@ class Count:
 
 
 def source(terms: Sequence[Term]) -> tuple[Statement, bool]:
-    """The narrowest place that holds what the states among these terms name, and whether a walk over it is bounded by itself."""
+    """The narrowest place that holds what the states among these terms name, and whether a walk over it is
+    bounded by itself.
+    """
     states = set(State)
     for term in terms:
         if term.field == "state":
@@ -70,12 +76,18 @@ def source(terms: Sequence[Term]) -> tuple[Statement, bool]:
 
 
 def messages(
-    connection: DeadlineConnection, terms: tuple[Term, ...], before: int | None, after: int | None, limit: int, most_rows: int = MOST_ROWS
+    connection: DeadlineConnection,
+    terms: tuple[Term, ...],
+    before: int | None,
+    after: int | None,
+    limit: int,
+    most_rows: int = MOST_ROWS,
 ) -> Page:
     """One page of messages of any state that a filter selects (terms over filters.KNOWN), at most `limit`.
 
-    before: those with smaller ids, newest first. after: those with larger ids (and `before` is not looked at). Neither: the newest.
-    A filter looks at about most_rows messages; then `searched_to` says where it ended, and a page from there goes on.
+    before: those with smaller ids, newest first. after: those with larger ids (and `before` is not looked
+    at). Neither: the newest. A filter looks at about most_rows messages; then `searched_to` says where it
+    ended, and a page from there goes on.
     """
     place, bounded = source(terms)
     given = {"before": before, "after": after, "limit": limit + 1, "now": value(connection, "database_time")}
@@ -84,14 +96,26 @@ def messages(
     kept = tuple(found[:limit] if after is None else reversed(found[:limit]))
     stopped = None if more else edge
     if after is None:
-        return Page(kept, before is not None, more or stopped is not None, stopped, edge_at if stopped is not None else None)
+        return Page(
+            kept,
+            before is not None,
+            more or stopped is not None,
+            stopped,
+            edge_at if stopped is not None else None,
+        )
     return Page(kept, more or stopped is not None, True, stopped, edge_at if stopped is not None else None)
 
 
 def _walk(
-    connection: DeadlineConnection, terms: tuple[Term, ...], place: Statement, given: Row, most_rows: int | None
+    connection: DeadlineConnection,
+    terms: tuple[Term, ...],
+    place: Statement,
+    given: Row,
+    most_rows: int | None,
 ) -> tuple[list[Row], int | None, datetime | None]:
-    """Up to given["limit"] rows in the order of the walk, and the id and time of where it ended before it was through."""
+    """Up to given["limit"] rows in the order of the walk, and the id and time of where it ended before it was
+    through.
+    """
     way, bound = ("older", "before") if given["after"] is None else ("newer", "after")
     found: list[Row] = []
     edge: int | None = None
@@ -111,18 +135,25 @@ def _walk(
     return found, edge, edge_at
 
 
-def _edge(connection: DeadlineConnection, place: Statement, way: str, given: Row, step: int) -> tuple[int | None, datetime | None]:
+def _edge(
+    connection: DeadlineConnection, place: Statement, way: str, given: Row, step: int
+) -> tuple[int | None, datetime | None]:
     """The last message of a step, which is looked at; None when the walk gets through with less."""
-    row = connection.execute(sql(f"browse_edge_{way}").format(source=place), {**given, "rows": step}).fetchone()
+    row = connection.execute(
+        sql(f"browse_edge_{way}").format(source=place), {**given, "rows": step}
+    ).fetchone()
     return (None, None) if row is None else (row[0], row[1])
 
 
 def count(connection: DeadlineConnection, terms: tuple[Term, ...]) -> Count:
-    """How many messages a filter selects: exact when counting them is cheap, else what the planner expects."""
+    """How many messages a filter selects: exact when counting them is cheap, else what the planner
+    expects.
+    """
     place, _ = source(terms)
     condition, values = filters.condition(terms, filters.KNOWN)
     values = {**values, "now": value(connection, "database_time")}
-    plan: Any = decoded(connection.execute(sql("browse_plan").format(source=place, filter=condition), values).fetchone()[0])  # type: ignore[index]
+    statement = sql("browse_plan").format(source=place, filter=condition)
+    plan: Any = decoded(connection.execute(statement, values).fetchone()[0])  # type: ignore[index]
     top = plan[0]["Plan"]
     if top["Plan Rows"] > MOST_COUNTED or top["Total Cost"] > MOST_COST:
         return Count(int(top["Plan Rows"]), True)
@@ -131,13 +162,16 @@ def count(connection: DeadlineConnection, terms: tuple[Term, ...]) -> Count:
 
 
 def waiting(connection: DeadlineConnection, limit: int, probes: int = MOST_PROBES) -> list[Row]:
-    """Conversations that wait, longest first, and what holds each; of the first `probes` by key. waiting: 1000 means so many or more. looked_at: how
-    many conversations were looked at."""
+    """Conversations that wait, longest first, and what holds each; of the first `probes` by key. waiting:
+    1000 means so many or more. looked_at: how many conversations were looked at."""
     return rows(connection, "browse_waiting", {"limit": limit, "probes": probes})
 
 
-def archived_of(connection: DeadlineConnection, key: str, before: int | None, limit: int, most_rows: int = MOST_ROWS) -> Page:
-    """Archived messages of a conversation among the newest most_rows archived ones, or among the next ones older than an id; newest first.
+def archived_of(
+    connection: DeadlineConnection, key: str, before: int | None, limit: int, most_rows: int = MOST_ROWS
+) -> Page:
+    """Archived messages of a conversation among the newest most_rows archived ones, or among the next ones
+    older than an id; newest first.
 
     The archive has no index for conversations: each message would pay for it when it is done.
     """
@@ -155,12 +189,14 @@ def values_of(connection: DeadlineConnection, field: str, start: str) -> list[st
 
 
 def groups(connection: DeadlineConnection, terms: tuple[Term, ...], limit: int) -> list[Row]:
-    """Dead letters by cause, most frequent first (terms over filters.DEAD): fingerprint, count, first and last, those of the last hour, and of the
-    newest letter id, queue, type, reason, error."""
+    """Dead letters by cause, most frequent first (terms over filters.DEAD): fingerprint, count, first and
+    last, those of the last hour, and of the newest letter id, queue, type, reason, error."""
     if not terms:
         return rows(connection, "browse_groups", {"limit": limit})
     statement, values = filters.filled("browse_groups_filtered", terms, filters.DEAD)
-    return rows_of(connection, statement, {**values, "limit": limit, "now": value(connection, "database_time")})
+    return rows_of(
+        connection, statement, {**values, "limit": limit, "now": value(connection, "database_time")}
+    )
 
 
 def group(connection: DeadlineConnection, fingerprint: str) -> Row | None:
@@ -169,10 +205,17 @@ def group(connection: DeadlineConnection, fingerprint: str) -> Row | None:
     return found[0] if found else None
 
 
-def group_letters(connection: DeadlineConnection, fingerprint: str, before: int | None, after: int | None, limit: int) -> Page:
+def group_letters(
+    connection: DeadlineConnection, fingerprint: str, before: int | None, after: int | None, limit: int
+) -> Page:
     """One page of the letters of a cause, newest message first."""
     given = {"fingerprint": fingerprint, "before": before, "after": after, "limit": limit + 1}
-    return _turned(rows(connection, "browse_group_letters" if after is None else "browse_group_letters_newer", given), before, after, limit)
+    return _turned(
+        rows(connection, "browse_group_letters" if after is None else "browse_group_letters_newer", given),
+        before,
+        after,
+        limit,
+    )
 
 
 def actions_of(connection: DeadlineConnection, message_id: int) -> list[Row]:
@@ -196,8 +239,20 @@ def actions(
     limit: int,
 ) -> Page:
     """One page of what operators did, newest first."""
-    given = {"action": action, "operator": operator, "message_id": message_id, "before": before, "after": after, "limit": limit + 1}
-    return _turned(rows(connection, "browse_actions" if after is None else "browse_actions_newer", given), before, after, limit)
+    given = {
+        "action": action,
+        "operator": operator,
+        "message_id": message_id,
+        "before": before,
+        "after": after,
+        "limit": limit + 1,
+    }
+    return _turned(
+        rows(connection, "browse_actions" if after is None else "browse_actions_newer", given),
+        before,
+        after,
+        limit,
+    )
 
 
 def _turned(found: list[Row], before: int | None, after: int | None, limit: int) -> Page:

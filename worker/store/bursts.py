@@ -12,15 +12,17 @@ from packhorse.worker.db.queries import sql
 
 
 def has_work(connection: DeadlineConnection, workers: Sequence[UUID]) -> bool | None:
-    """Do these processes hold a message, or could one of their queues and types start now, or as soon as a rate limit allows it? None before
-    one of them has registered."""
+    """Do these processes hold a message, or could one of their queues and types start now, or as soon as a
+    rate limit allows it? None before one of them has registered."""
     row = connection.execute(sql("look_for_work"), {"workers": list(workers)}).fetchone()
     return None if row is None else bool(row[0] or row[1])
 
 
 @dataclass(frozen=True, slots=True)
 class WorkLeft:
-    """Of the queues and types of some processes. remaining: live messages. failed: those whose last attempt failed. dead: dead letters."""
+    """Of the queues and types of some processes. remaining: live messages. failed: those whose last attempt
+    failed. dead: dead letters.
+    """
 
     remaining: int
     failed: int

@@ -22,7 +22,9 @@ from packhorse.worker.store.rows import rows, rows_of, value
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which dead letters: all given fields must match; none given means all. older_than in seconds; where: terms over filters.DEAD."""
+    """Which dead letters: all given fields must match; none given means all. older_than in seconds; where:
+    terms over filters.DEAD.
+    """
 
     ids: list[int] | None = None
     fingerprint: str | None = None
@@ -32,9 +34,17 @@ class Selection:
     where: tuple[Term, ...] = ()
 
     def filled(self, statement: str) -> tuple[Statement, dict[str, Any]]:
-        """A named statement and its parameters, but for those that are no part of a selection; `now` for ages."""
+        """A named statement and its parameters, but for those that are no part of a selection; `now` for
+        ages.
+        """
         found, more = filters.filled(statement, self.where, filters.DEAD)
-        given = {"ids": self.ids, "fingerprint": self.fingerprint, "queue": self.queue, "older_than": self.older_than, "code": self.code}
+        given = {
+            "ids": self.ids,
+            "fingerprint": self.fingerprint,
+            "queue": self.queue,
+            "older_than": self.older_than,
+            "code": self.code,
+        }
         return found, {**given, **more}
 
 
@@ -58,14 +68,20 @@ def list_letters(
 ) -> list[Row]:
     """Dead letters that match all given filters, newest first. Raises UnknownQueue."""
     statement, parameters = Selection(None, fingerprint, queue, None, code, where).filled("list_dead_letters")
-    found = rows_of(connection, statement, {**parameters, "message_type": message_type, "limit": limit, "now": _now(connection)})
+    found = rows_of(
+        connection,
+        statement,
+        {**parameters, "message_type": message_type, "limit": limit, "now": _now(connection)},
+    )
     if not found:
         _require_queue(connection, queue)
     return found
 
 
 def show(connection: DeadlineConnection, message_id: int, step_characters: int = 0) -> Row:
-    """One dead letter, whole; of its steps name, attempt, time, size, and so many characters of each value. Raises NotFound, NotDead."""
+    """One dead letter, whole; of its steps name, attempt, time, size, and so many characters of each value.
+    Raises NotFound, NotDead.
+    """
     found = rows(connection, "show_dead_letter", {"id": message_id, "characters": step_characters})
     if not found:
         raise _no_letter(connection, message_id)
@@ -81,12 +97,18 @@ def count(connection: DeadlineConnection, selection: Selection) -> tuple[int, da
     return int(row[0]), row[1]
 
 
-def pages(connection: DeadlineConnection, selection: Selection, dead_by: datetime, size: int) -> Iterator[list[int]]:
+def pages(
+    connection: DeadlineConnection, selection: Selection, dead_by: datetime, size: int
+) -> Iterator[list[int]]:
     """Ids of the selection that were dead at dead_by, ascending, at most `size` at a time; a walk by key."""
     after = -(2**63)
     statement, parameters = selection.filled("page_of_dead_letters")
     while True:
-        found = rows_of(connection, statement, {**parameters, "after": after, "dead_by": dead_by, "now": dead_by, "limit": size})
+        found = rows_of(
+            connection,
+            statement,
+            {**parameters, "after": after, "dead_by": dead_by, "now": dead_by, "limit": size},
+        )
         if not found:
             return
         page = [row["id"] for row in found]
@@ -94,8 +116,11 @@ def pages(connection: DeadlineConnection, selection: Selection, dead_by: datetim
         yield page
 
 
-def redrive(connection: DeadlineConnection, ids: list[int], operator: str, reason: str | None, *, fresh: bool = False) -> list[int]:
-    """Enqueue these again with their own ids and fresh attempts; the ids that were. Recorded. One whose id a live message has stays.
+def redrive(
+    connection: DeadlineConnection, ids: list[int], operator: str, reason: str | None, *, fresh: bool = False
+) -> list[int]:
+    """Enqueue these again with their own ids and fresh attempts; the ids that were. Recorded. One whose id a
+    live message has stays.
 
     fresh: without their steps; everything is done again.
     """
@@ -120,10 +145,18 @@ def step_names(connection: DeadlineConnection, message_id: int) -> list[str]:
     return list(value(connection, "dead_letter_steps", (message_id,)))
 
 
-def edit(connection: DeadlineConnection, message_id: int, payload: str, before: str, operator: str, reason: str | None) -> None:
+def edit(
+    connection: DeadlineConnection,
+    message_id: int,
+    payload: str,
+    before: str,
+    operator: str,
+    reason: str | None,
+) -> None:
     """Replace the payload (JSON object text), which was `before` when it was read; the old one is recorded.
 
-    Raises NotFound, NotDead, InvalidArgument, and StoreRejected with the SQLSTATE PH005 when somebody else has changed it since.
+    Raises NotFound, NotDead, InvalidArgument, and StoreRejected with the SQLSTATE PH005 when somebody else
+    has changed it since.
     """
     if not value(connection, "edit_dead_letter", (message_id, payload, operator, reason, before)):
         raise _no_letter(connection, message_id)

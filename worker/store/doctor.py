@@ -1,4 +1,6 @@
-"""What `packhorse doctor` asks the database (doctor.sql). Reads catalogues; leaves nothing behind, on a pooler's connections either."""
+"""What `packhorse doctor` asks the database (doctor.sql). Reads catalogues; leaves nothing behind, on a
+pooler's connections either.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,26 @@ MAINTENANCE_TYPE = "packhorse.maintenance"
 
 
 def schema_objects(connection: DeadlineConnection) -> list[Row]:
-    """kind, name and definition of every object of the queue's schema, in order; white space in definitions is one blank."""
+    """kind, name and definition of every object of the queue's schema, in order; white space in definitions
+    is one blank.
+    """
     with connection.transaction(force_rollback=True):  # so that definitions name no schema
         names = connection.names
-        value(connection, "unqualified_names", (f"{names.quoted(names.schema)}, {names.quoted(names.platform)}",))
-        cursor = connection.execute(
-            connection.names.qualified(sql("schema_objects")).replace("{body}", names.without_names("f.prosrc")), prepare=False
+        value(
+            connection,
+            "unqualified_names",
+            (f"{names.quoted(names.schema)}, {names.quoted(names.platform)}",),
         )
-        return [{"kind": kind, "name": name, "definition": " ".join(definition.split())} for kind, name, definition in cursor.fetchall()]
+        cursor = connection.execute(
+            connection.names.qualified(sql("schema_objects")).replace(
+                "{body}", names.without_names("f.prosrc")
+            ),
+            prepare=False,
+        )
+        return [
+            {"kind": kind, "name": name, "definition": " ".join(definition.split())}
+            for kind, name, definition in cursor.fetchall()
+        ]
 
 
 def rights_to_mend(connection: DeadlineConnection, sets: Iterable[str]) -> list[str]:
@@ -33,7 +47,9 @@ def rights_to_mend(connection: DeadlineConnection, sets: Iterable[str]) -> list[
 
 
 def adopted_tables(connection: DeadlineConnection) -> dict[str, bool]:
-    """Tables that stood here before the platform came: name -> was it left as it is? For a database with the platform."""
+    """Tables that stood here before the platform came: name -> was it left as it is? For a database with the
+    platform.
+    """
     return {row["name"]: row["is_left_alone"] for row in rows(connection, "adopted_tables")}
 
 
@@ -58,19 +74,25 @@ def roles(connection: DeadlineConnection) -> list[Row]:
 
 
 def retention(connection: DeadlineConnection) -> Row:
-    """webhook_ids, dead_letters: is the oldest older than the shipped policies keep it? scheduler: is one alive?"""
+    """webhook_ids, dead_letters: is the oldest older than the shipped policies keep it? scheduler: is one
+    alive?
+    """
     return rows(connection, "doctor_retention", (MAINTENANCE_TYPE,))[0]
 
 
 def retry_spans(connection: DeadlineConnection) -> list[Row]:
-    """queue, attempts, seconds (how long an outage its retries outlast), breaker (False); the shortest first, without those that have one."""
+    """queue, attempts, seconds (how long an outage its retries outlast), breaker (False); the shortest first,
+    without those that have one.
+    """
     return rows(connection, "doctor_retry_spans")
 
 
 def sequences(connection: DeadlineConnection) -> list[Row]:
-    """Sequences of ours: name, stands (the last number given out), highest (of those taken), of_worker (workers take numbers from it), visible.
+    """Sequences of ours: name, stands (the last number given out), highest (of those taken), of_worker
+    (workers take numbers from it), visible.
 
-    Where visible is False, this role may not see all of it, and what it may not see counts as 0. Reads one column of each table.
+    Where visible is False, this role may not see all of it, and what it may not see counts as 0. Reads one
+    column of each table.
     """
     found: dict[str, Row] = {}
     for row in rows(connection, "doctor_sequences"):
@@ -82,13 +104,20 @@ def sequences(connection: DeadlineConnection) -> list[Row]:
 
 
 def _highest(connection: DeadlineConnection, row: Row) -> int:
-    table, column = composed.Identifier(row["schema"], row["table_name"]), composed.Identifier(row["column_name"])
-    answer = connection.execute(composed.SQL(sql("doctor_highest")).format(table=table, column=column)).fetchone()
+    table, column = (
+        composed.Identifier(row["schema"], row["table_name"]),
+        composed.Identifier(row["column_name"]),
+    )
+    answer = connection.execute(
+        composed.SQL(sql("doctor_highest")).format(table=table, column=column)
+    ).fetchone()
     return int(answer[0] or 0) if answer else 0
 
 
 def runways(connection: DeadlineConnection) -> list[Row]:
-    """Tables that are partitioned by a time: table_name, days (until inserts find no partition), every (day, week or month, the width of one)."""
+    """Tables that are partitioned by a time: table_name, days (until inserts find no partition), every (day,
+    week or month, the width of one).
+    """
     return rows(connection, "doctor_runways")
 
 
@@ -105,8 +134,9 @@ def repair(what: str, **names: str) -> str:
 def connection_mode(first: DeadlineConnection, others: list[DeadlineConnection]) -> str:
     """direct, session (a pooler that keeps one server process per client) or transaction (one that does not).
 
-    The others occupy server processes with open transactions, one after the other. Behind a transaction pooler one
-    of them gets the process that `first` had, and `first` is given another; without one it keeps its own.
+    The others occupy server processes with open transactions, one after the other. Behind a transaction
+    pooler one of them gets the process that `first` had, and `first` is given another; without one it keeps
+    its own.
     """
     pid = _pid(first)
     with ExitStack() as held:
@@ -117,7 +147,9 @@ def connection_mode(first: DeadlineConnection, others: list[DeadlineConnection])
     return "direct" if first.info.backend_pid == pid else "session"
 
 
-def listens(listener: DeadlineConnection, sender: DeadlineConnection, word: str, timeout_seconds: float) -> bool:
+def listens(
+    listener: DeadlineConnection, sender: DeadlineConnection, word: str, timeout_seconds: float
+) -> bool:
     """Does a NOTIFY of `sender` reach `listener` in time? The listener must be closed afterwards."""
     listener.execute(sql("doctor_listen"), prepare=False)
     value(sender, "doctor_notify", (word,))

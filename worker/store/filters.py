@@ -1,7 +1,7 @@
 """Messages by filter: what can be asked, and the condition for it (worker/db/sql/filters.sql).
 
-The text that people write is read in worker/ops/where.py. Values go as parameters, never into the statement; what goes into it
-are the columns and operators of this file.
+The text that people write is read in worker/ops/where.py. Values go as parameters, never into the statement;
+what goes into it are the columns and operators of this file.
 """
 
 from __future__ import annotations
@@ -48,19 +48,30 @@ _COMMON = {
     "payload": "m.payload",
 }
 #: Field -> column of message_queue.
-LIVE = {**_COMMON, "concurrency": "m.concurrency_key", "error": "(m.error ->> 'class')", "code": "(m.error ->> 'code')", "expires": "m.expires_at"}
+LIVE = {
+    **_COMMON,
+    "concurrency": "m.concurrency_key",
+    "error": "(m.error ->> 'class')",
+    "code": "(m.error ->> 'code')",
+    "expires": "m.expires_at",
+}
 #: Field -> column of all_messages.
 KNOWN = {**_COMMON, "error": "m.error_class", "code": "m.error_code"}
 #: Field -> column of dead_letters, which are of one state.
-DEAD = {field: column for field, column in {**KNOWN, "concurrency": "m.concurrency_key"}.items() if field not in ("state", "run_at")}
+DEAD = {
+    field: column
+    for field, column in {**KNOWN, "concurrency": "m.concurrency_key"}.items()
+    if field not in ("state", "run_at")
+}
 #: An age of more is a time before.
 _TURNED = {">": "<", ">=": "<=", "<": ">", "<=": ">="}
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One condition. field: of KINDS; operator: = != > >= < <=. values: alternatives of = and !=, else one; like: patterns of LIKE
-    beside them. path: the place in the payload. Values are texts, ints, datetimes, seconds of an age, or numbers as text (payload)."""
+    """One condition. field: of KINDS; operator: = != > >= < <=. values: alternatives of = and !=, else one;
+    like: patterns of LIKE beside them. path: the place in the payload. Values are texts, ints, datetimes,
+    seconds of an age, or numbers as text (payload)."""
 
     field: str
     operator: str
@@ -93,14 +104,18 @@ def _one(term: Term, column: str, name: str) -> str:
         column = sql("filter_payload").format(column=column, name=name)
     if equal:
         text = "integer" if kind == "integer" else "text"
-        return sql(f"filter_{text}" if term.operator == "=" else f"filter_not_{text}").format(column=column, name=name)
+        return sql(f"filter_{text}" if term.operator == "=" else f"filter_not_{text}").format(
+            column=column, name=name
+        )
     operator = _TURNED[term.operator] if kind == "age" else term.operator
-    return sql({"integer": "filter_compared_integer", "age": "filter_age", "time": "filter_time"}[kind]).format(
-        column=column, name=name, operator=operator
-    )
+    return sql(
+        {"integer": "filter_compared_integer", "age": "filter_age", "time": "filter_time"}[kind]
+    ).format(column=column, name=name, operator=operator)
 
 
-def filled(statement: str, terms: Sequence[Term], columns: Mapping[str, str]) -> tuple[Statement, dict[str, Any]]:
+def filled(
+    statement: str, terms: Sequence[Term], columns: Mapping[str, str]
+) -> tuple[Statement, dict[str, Any]]:
     """A named statement with the condition in it, and the condition's parameters."""
     found, parameters = condition(terms, columns)
     return sql(statement).format(filter=found), parameters

@@ -10,7 +10,9 @@ from packhorse.worker.db.queries import sql
 
 
 def refresh(connection: DeadlineConnection, max_age_seconds: float) -> bool:
-    """Count anew if the numbers are older than this; False when there was no need, or somebody else is at it."""
+    """Count anew if the numbers are older than this; False when there was no need, or somebody else is at
+    it.
+    """
     return bool(connection.execute(sql("refresh_fleet_statistics"), (max_age_seconds,)).fetchone()[0])  # type: ignore[index]
 
 

@@ -8,7 +8,8 @@ from packhorse.worker.store.rows import rows
 
 
 def checks(connection: DeadlineConnection, check: str | None = None) -> list[Row]:
-    """The fourteen checks in their order, or one: check_name, status (ok, warn, fail, absent), summary, details.
+    """The fourteen checks in their order, or one: check_name, status (ok, warn, fail, absent), summary,
+    details.
 
     Reads only, bounded on tables of any size. Raises InvalidArgument for a name that is none.
     """

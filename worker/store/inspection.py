@@ -1,4 +1,5 @@
-"""What an operator looks at besides messages: queues, workers, schedules, maintenance, partitions, the server (inspection.sql).
+"""What an operator looks at besides messages: queues, workers, schedules, maintenance, partitions, the server
+(inspection.sql).
 
 Each function is one statement, bounded, without locks; it may run as packhorse_reader.
 """
@@ -15,11 +16,16 @@ MOST_DEAD = 50_000
 
 def dead_by_queue(connection: DeadlineConnection) -> dict[str, int]:
     """Dead letters by queue; MOST_DEAD means so many or more. Queues without any are left out."""
-    return {row["queue"]: int(row["count"]) for row in rows(connection, "inspect_dead_by_queue", {"most": MOST_DEAD})}
+    return {
+        row["queue"]: int(row["count"])
+        for row in rows(connection, "inspect_dead_by_queue", {"most": MOST_DEAD})
+    }
 
 
 def depths(connection: DeadlineConnection) -> list[Row]:
-    """Live messages of each queue by state, as `packhorse top` shows them; `declared` is false for queues that only rows name."""
+    """Live messages of each queue by state, as `packhorse top` shows them; `declared` is false for queues
+    that only rows name.
+    """
     return rows(connection, "top_queues")
 
 
@@ -66,7 +72,9 @@ def schedule(connection: DeadlineConnection, name: str) -> Row | None:
 
 
 def next_runs(connection: DeadlineConnection, name: str | None, limit: int) -> list[Row]:
-    """The next planned times, soonest first. only_first: a cron expression, of which the database knows no more than the next time."""
+    """The next planned times, soonest first. only_first: a cron expression, of which the database knows no
+    more than the next time.
+    """
     return rows(connection, "inspect_next_runs", {"name": name, "limit": limit})
 
 
@@ -86,12 +94,16 @@ def policies(connection: DeadlineConnection) -> list[Row]:
 
 
 def partitions(connection: DeadlineConnection) -> list[Row]:
-    """Partitioned tables with a row per partition, oldest first; `partition` is null for a table without one."""
+    """Partitioned tables with a row per partition, oldest first; `partition` is null for a table without
+    one.
+    """
     return rows(connection, "inspect_partitioned")
 
 
 def runways(connection: DeadlineConnection) -> list[Row]:
-    """Until when inserts find a partition, by table, soonest first. A table whose end is not finite has the text 'infinity'."""
+    """Until when inserts find a partition, by table, soonest first. A table whose end is not finite has the
+    text 'infinity'.
+    """
     return rows(connection, "inspect_runways")
 
 

@@ -32,17 +32,29 @@ def migration_status(connection: DeadlineConnection) -> list[Row]:
     database has any of it. Raises StoreError.
     """
     with translated():
-        theirs = {row["name"]: row for row in rows(connection, "migrations_applied")} if value(connection, "migrations_exist") else {}
-    ours = {migration.name: migration.checksum for migration in migrate.available(sets=migrate.sets_in(theirs))}
+        theirs = (
+            {row["name"]: row for row in rows(connection, "migrations_applied")}
+            if value(connection, "migrations_exist")
+            else {}
+        )
+    ours = {
+        migration.name: migration.checksum for migration in migrate.available(sets=migrate.sets_in(theirs))
+    }
     return [
-        {"name": name, "state": _state(ours.get(name), theirs.get(name, {}).get("checksum")), "applied_at": theirs.get(name, {}).get("applied_at")}
+        {
+            "name": name,
+            "state": _state(ours.get(name), theirs.get(name, {}).get("checksum")),
+            "applied_at": theirs.get(name, {}).get("applied_at"),
+        }
         for name in sorted({*ours, *theirs})
     ]
 
 
 def _statement(statement: str, **names: str) -> composed.Composed:
     """A statement whose {names} are identifiers."""
-    return composed.SQL(sql(statement)).format(**{key: composed.Identifier(name) for key, name in names.items()})
+    return composed.SQL(sql(statement)).format(
+        **{key: composed.Identifier(name) for key, name in names.items()}
+    )
 
 
 def _state(ours: str | None, theirs: str | None) -> str:

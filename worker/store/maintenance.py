@@ -1,7 +1,9 @@
-"""Runs of maintenance, health gates, and the batches of retention; one function = one statement (maintenance.sql).
+"""Runs of maintenance, health gates, and the batches of retention; one function = one statement
+(maintenance.sql).
 
 Names of tables and columns come from configuration: they go through psycopg.sql as identifiers. `where` and
-`assign` are SQL that the operator wrote in his own configuration file; they are parsed by the database and by nobody else.
+`assign` are SQL that the operator wrote in his own configuration file; they are parsed by the database and by
+nobody else.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class HealthGate:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a retention batch works on. table: schema and name; keys: primary key columns; types: of column and keys, as the catalogue says.
+    """What a retention batch works on. table: schema and name; keys: primary key columns; types: of column
+    and keys, as the catalogue says.
 
     A column without a time zone is read as UTC, whatever zone the database or the role is set to.
     """
@@ -59,7 +62,8 @@ class Target:
     assign: str | None = None
 
 
-#: Tables that a policy may name without a schema, whatever the search_path is: those that shipped policies look after.
+#: Tables that a policy may name without a schema, whatever the search_path is: those that shipped policies
+#: look after.
 QUEUE_TABLES = frozenset(
     {
         "processed_messages",
@@ -131,7 +135,11 @@ def start(
             "silent_after": 120.0 if silent_after_seconds is None else silent_after_seconds,
         },
     ).fetchone()
-    return None if row is None else RunRecord(row[0], row[1], None if row[2] is None else json.loads(row[2]), row[3], row[4], row[5])
+    return (
+        None
+        if row is None
+        else RunRecord(row[0], row[1], None if row[2] is None else json.loads(row[2]), row[3], row[4], row[5])
+    )
 
 
 def beat(
@@ -146,12 +154,28 @@ def beat(
 ) -> str:
     """Progress of a run; "go", "cancel", "pause" or "lost"."""
     text = None if cursor is None else json.dumps(cursor)
-    return str(value(connection, "beat_maintenance_run", (run_id, rows_done, text, batch_size, gate, throttled_seconds)))
+    return str(
+        value(
+            connection, "beat_maintenance_run", (run_id, rows_done, text, batch_size, gate, throttled_seconds)
+        )
+    )
 
 
-def end(connection: DeadlineConnection, run_id: int, state: str, error: str | None = None, details: dict[str, Any] | None = None) -> bool:
+def end(
+    connection: DeadlineConnection,
+    run_id: int,
+    state: str,
+    error: str | None = None,
+    details: dict[str, Any] | None = None,
+) -> bool:
     """End a run (succeeded, failed, cancelled) or pause it; False when it is not ours any more."""
-    return bool(value(connection, "end_maintenance_run", (run_id, state, error, None if details is None else dumps(details))))
+    return bool(
+        value(
+            connection,
+            "end_maintenance_run",
+            (run_id, state, error, None if details is None else dumps(details)),
+        )
+    )
 
 
 def cancel(connection: DeadlineConnection, task: str, operator: str, reason: str | None) -> str:
@@ -164,7 +188,9 @@ def expect(connection: DeadlineConnection, run_id: int, total: int) -> None:
 
 
 def declare_policies(connection: DeadlineConnection, policies: dict[str, dict[str, Any]]) -> int:
-    """What configuration says of each task, for what works without it (workers, cleanup_old_messages); how many changed."""
+    """What configuration says of each task, for what works without it (workers, cleanup_old_messages); how
+    many changed.
+    """
     return int(value(connection, "declare_policies", (dumps(policies),)))
 
 
@@ -186,7 +212,12 @@ def progress(connection: DeadlineConnection, task: str) -> Row | None:
 
 def gates(connection: DeadlineConnection, table: str | None) -> list[HealthGate]:
     """The health gates as they stand now."""
-    return [HealthGate(*row) for row in connection.execute(sql("maintenance_gates"), (table and quoted(connection, table),)).fetchall()]
+    return [
+        HealthGate(*row)
+        for row in connection.execute(
+            sql("maintenance_gates"), (table and quoted(connection, table),)
+        ).fetchall()
+    ]
 
 
 def table_facts(connection: DeadlineConnection, table: str, column: str) -> Row | None:
@@ -230,8 +261,9 @@ def batch(
 ) -> tuple[int, list[str] | None, int]:
     """Delete (or change) the next rows of a target; in the caller's transaction, which has its timeouts set.
 
-    after: the cursor of the batch before, or None. touch: False passes them by. Returns rows changed, the new cursor (None:
-    nothing was left), rows met. Raises StoreConflict when a lock could not be had in a second, StoreUnavailable after timeout_seconds.
+    after: the cursor of the batch before, or None. touch: False passes them by. Returns rows changed, the new
+    cursor (None: nothing was left), rows met. Raises StoreConflict when a lock could not be had in a second,
+    StoreUnavailable after timeout_seconds.
     """
     batch_timeouts(connection, timeout_seconds)
     statement = _compose("retention_update" if target.assign else "retention_delete", target, after, touch)
@@ -253,7 +285,9 @@ def wait_a_second(connection: DeadlineConnection) -> None:
 
 
 def batch_timeouts(connection: DeadlineConnection, timeout_seconds: float) -> None:
-    """The caller's transaction waits for no lock longer than a second, and for no statement longer than that."""
+    """The caller's transaction waits for no lock longer than a second, and for no statement longer than
+    that.
+    """
     connection.execute(sql("batch_timeouts"), (f"{int(timeout_seconds * 1000)}ms",))
 
 
@@ -263,7 +297,9 @@ def by_key(connection: DeadlineConnection) -> None:
 
 
 def without_wait(connection: DeadlineConnection) -> None:
-    """The commit of the caller's transaction waits for no disk: for what is done again with its cursor when the server crashes."""
+    """The commit of the caller's transaction waits for no disk: for what is done again with its cursor when
+    the server crashes.
+    """
     connection.execute(sql("batch_without_wait"))
 
 
@@ -273,7 +309,9 @@ def without_hashes(connection: DeadlineConnection) -> None:
 
 
 def long_statements(connection: DeadlineConnection) -> None:
-    """The rest of the session: a statement may take as long as it takes, and wait for those who came before it."""
+    """The rest of the session: a statement may take as long as it takes, and wait for those who came before
+    it.
+    """
     connection.execute(sql("long_statements"))
 
 
@@ -283,21 +321,29 @@ def wait_for_locks(connection: DeadlineConnection, milliseconds: int) -> None:
 
 
 def parse_where(connection: DeadlineConnection, target: Target, before: datetime) -> None:
-    """Is the policy's condition one SQL expression, of this table's columns? Raises StoreRejected, InvalidArgument when not."""
+    """Is the policy's condition one SQL expression, of this table's columns? Raises StoreRejected,
+    InvalidArgument when not.
+    """
     if target.where:
         connection.execute(_compose("retention_where", target, None), {"cutoff": before})
-        connection.execute(composed.SQL("explain ") + _compose("retention_count", target, None), {"cutoff": before})
+        connection.execute(
+            composed.SQL("explain ") + _compose("retention_count", target, None), {"cutoff": before}
+        )
 
 
 def parse_assign(connection: DeadlineConnection, target: Target, before: datetime) -> None:
     """Can this be assigned? Raises StoreRejected, InvalidArgument when not."""
     if target.assign:
-        connection.execute(composed.SQL("explain ") + _compose("retention_update", target, None), {"cutoff": before, "limit": 1})
+        connection.execute(
+            composed.SQL("explain ") + _compose("retention_update", target, None),
+            {"cutoff": before, "limit": 1},
+        )
 
 
 def probe(connection: DeadlineConnection, target: Target, before: datetime) -> bool:
     """Can this role see any row at all?"""
-    return bool(connection.execute(_compose("retention_probe", target, None), {"cutoff": before}).fetchone()[0])  # type: ignore[index]
+    statement = _compose("retention_probe", target, None)
+    return bool(connection.execute(statement, {"cutoff": before}).fetchone()[0])  # type: ignore[index]
 
 
 def _compose(name: str, target: Target, after: list[str] | None, touch: bool = True) -> composed.Composed:
@@ -311,7 +357,11 @@ def _compose(name: str, target: Target, after: list[str] | None, touch: bool = T
             for place, type_name in enumerate(target.types)
         )
         follows = composed.SQL("(t.{}, {}) > ({})").format(column, _joined("t.{}", keys), places)
-    cutoff = composed.SQL("%(cutoff)s::timestamptz" if target.types[0].endswith("with time zone") else "(%(cutoff)s at time zone 'UTC')")
+    cutoff = composed.SQL(
+        "%(cutoff)s::timestamptz"
+        if target.types[0].endswith("with time zone")
+        else "(%(cutoff)s at time zone 'UTC')"
+    )
     return composed.SQL(sql(name)).format(
         table=composed.Identifier(*target.table),
         column=column,
@@ -320,7 +370,8 @@ def _compose(name: str, target: Target, after: list[str] | None, touch: bool = T
         where=cutoff.join(_trusted(part) for part in (target.where or "true").split(CUTOFF)),
         assign=_trusted(target.assign or ""),
         keys=_joined("t.{}", keys),
-        keys_of_batch=_joined("b.{}::text", keys),  # as the type writes it: what JSON makes of an array is none
+        # as the type writes it: what JSON makes of an array is none
+        keys_of_batch=_joined("b.{}::text", keys),
         keys_descending=_joined("b.{} desc", keys),
         same=_joined("t.{0} = b.{0}", keys, " and ") if touch else composed.SQL("false"),
     )

@@ -18,7 +18,9 @@ from packhorse.worker.db.queries import Statement, sql
 from packhorse.worker.records import EnqueueResult, Gate, Hints
 from packhorse.worker.store.options import BULK_KEYS, OPTIONS
 
-_ENQUEUE = sql("enqueue").format(options=", ".join(f"{option.argument} => {option.expression.format('%s')}" for option in OPTIONS))
+_ENQUEUE = sql("enqueue").format(
+    options=", ".join(f"{option.argument} => {option.expression.format('%s')}" for option in OPTIONS)
+)
 _ENQUEUE_PLAIN = sql("enqueue_plain")
 _COMPLETE_AND_CLAIM = sql("complete_and_claim")
 
@@ -26,17 +28,22 @@ ClaimRow = tuple[Any, ...]
 NO_HINTS = Hints()
 
 
-def enqueue_plain(connection: DeadlineConnection, queue: str, message_type: str, payload: str, options: str, priority: int) -> int:
+def enqueue_plain(
+    connection: DeadlineConnection, queue: str, message_type: str, payload: str, options: str, priority: int
+) -> int:
     """Enqueue with nothing but the basics (payload and options as JSON text); returns the id."""
     row = connection.execute(_ENQUEUE_PLAIN, (queue, message_type, payload, options, priority)).fetchone()
     return int(row[0])  # type: ignore[index]
 
 
-def enqueue(connection: DeadlineConnection, queue: str, message_type: str, payload: str, options: str, **given: Any) -> EnqueueResult:
+def enqueue(
+    connection: DeadlineConnection, queue: str, message_type: str, payload: str, options: str, **given: Any
+) -> EnqueueResult:
     """Enqueue one message in the connection's transaction.
 
-    payload, options: JSON object texts. given: values by the keys of the table of options (options.py). Returns the id and whether a
-    dedup window answered. Raises InvalidArgument, UnknownQueue. Source: migrations/functions/enqueue.sql
+    payload, options: JSON object texts. given: values by the keys of the table of options (options.py).
+    Returns the id and whether a dedup window answered. Raises InvalidArgument, UnknownQueue. Source:
+    migrations/functions/enqueue.sql
     """
     values = [given.get(option.key, option.default) for option in OPTIONS]
     row = connection.execute(_ENQUEUE, (queue, message_type, payload, options, *values)).fetchone()
@@ -55,7 +62,8 @@ def _in_columns(name: str, width: int) -> Statement:
 
 
 def insert_messages(connection: DeadlineConnection, rows: Sequence[Sequence[str]], with_state: bool) -> None:
-    """Bulk enqueue; rows of texts in the column order of the statement `insert_messages` (NULL for null), `state` last.
+    """Bulk enqueue; rows of texts in the column order of the statement `insert_messages` (NULL for null),
+    `state` last.
 
     In statements of BULK_ROWS rows; ids in order. Without with_state the state is left out: all are pending.
     """
@@ -64,9 +72,16 @@ def insert_messages(connection: DeadlineConnection, rows: Sequence[Sequence[str]
     for start in range(0, len(rows), BULK_ROWS):
         columns = list(zip(*rows[start : start + BULK_ROWS], strict=True))[:width]
         payloads, options = columns[2:4]
-        alike = [None if column[0] == NULL else column[0] for column in (*columns[:2], *columns[4:WIDTH]) if len(set(column)) == 1]
+        alike = [
+            None if column[0] == NULL else column[0]
+            for column in (*columns[:2], *columns[4:WIDTH])
+            if len(set(column)) == 1
+        ]
         if len(alike) == WIDTH - 2 and not with_state:
-            connection.execute(_in_columns("insert_alike", WIDTH), [*alike, SEPARATOR.join(payloads), SEPARATOR.join(options)])
+            connection.execute(
+                _in_columns("insert_alike", WIDTH),
+                [*alike, SEPARATOR.join(payloads), SEPARATOR.join(options)],
+            )
         else:
             connection.execute(statement, [SEPARATOR.join(column) for column in columns])
 
@@ -103,25 +118,46 @@ def complete_and_claim(
     isolated: bool = False,
     first: list[int] | None = None,
 ) -> tuple[list[ClaimRow], Hints]:
-    """Complete these, claim those: one round trip, one commit. Rows of messages as in the statement `complete_and_claim`, and the hints.
+    """Complete these, claim those: one round trip, one commit. Rows of messages as in the statement
+    `complete_and_claim`, and the hints.
 
-    limit: 0..10000. lease: interval text. since, until: ten timestamp texts per queue, one per priority; None looks
+    limit: 0..10000. lease: interval text. since, until: ten timestamp texts per queue, one per priority; None
+    looks
     from the start, or without an end.
-    isolated: those that were there when two processes died, and no others. first: messages whose conversation went on,
-    to be looked at wherever they are.
-    Source: migrations/functions/claim.sql
+    isolated: those that were there when two processes died, and no others. first: messages whose conversation
+    went on, to be looked at wherever they are. Source: migrations/functions/claim.sql
     """
     rows = connection.execute(
-        _COMPLETE_AND_CLAIM, (_array(ids), _array(tokens), holder, queues, limit, lease, types, since, isolated, _array(first or []), until)
+        _COMPLETE_AND_CLAIM,
+        (
+            _array(ids),
+            _array(tokens),
+            holder,
+            queues,
+            limit,
+            lease,
+            types,
+            since,
+            isolated,
+            _array(first or []),
+            until,
+        ),
     ).fetchall()
     if not rows or rows[-1][0] is None:
         return rows, NO_HINTS
     said = json.loads(rows.pop()[0])
-    return rows, Hints(frozenset(said.get("lost", ())), tuple(said.get("promoted", ())), said.get("next_in"), said.get("isolated", False))
+    return rows, Hints(
+        frozenset(said.get("lost", ())),
+        tuple(said.get("promoted", ())),
+        said.get("next_in"),
+        said.get("isolated", False),
+    )
 
 
 def next_of_conversations(connection: DeadlineConnection, keys: list[str]) -> list[int]:
-    """The first pending message of each of these conversations, at most 1000: what complete_and_claim takes as `first`."""
+    """The first pending message of each of these conversations, at most 1000: what complete_and_claim takes
+    as `first`.
+    """
     return list(connection.execute(sql("next_of_conversations"), (keys,)).fetchone()[0])  # type: ignore[index]
 
 
@@ -136,7 +172,9 @@ def complete(connection: DeadlineConnection, ids: list[int], tokens: list[int]) 
 
 
 def complete_in_transaction(connection: DeadlineConnection, message_id: int, token: int) -> bool:
-    """Complete the message of a transactional handler, whatever the handler did to role and search_path; False when the lease was lost."""
+    """Complete the message of a transactional handler, whatever the handler did to role and search_path;
+    False when the lease was lost.
+    """
     if connection.touched:
         return connection.ask_as_ourselves(sql("complete_as_text").format(int(message_id), int(token))) == "t"
     return bool(complete(connection, [message_id], [token]))
@@ -157,12 +195,25 @@ def fail(
     details: str | None = None,
     options: str | None = None,
 ) -> str:
-    """An attempt failed; "retry", "dead", "cancelled" or "lost"; "parked" (by this failure) or "snooze" when a failure breaker lets it rest.
+    """An attempt failed; "retry", "dead", "cancelled" or "lost"; "parked" (by this failure) or "snooze" when
+    a failure breaker lets it rest.
 
-    details: JSON object text, see failure_details in migrations/functions/history.sql. options: JSON object text of the options for the
-    next attempt; None leaves them.
+    details: JSON object text, see failure_details in migrations/functions/history.sql. options: JSON object
+    text of the options for the next attempt; None leaves them.
     """
-    values = message_id, token, error_class, error_message, traceback, frame, max_attempts, delay_seconds, backoff_initial, backoff_max, details
+    values = (
+        message_id,
+        token,
+        error_class,
+        error_message,
+        traceback,
+        frame,
+        max_attempts,
+        delay_seconds,
+        backoff_initial,
+        backoff_max,
+        details,
+    )
     row = connection.execute(sql("fail"), (*values, options)).fetchone()
     return str(row[0])  # type: ignore[index]
 
@@ -179,7 +230,9 @@ def reject(
     details: str | None,
 ) -> str:
     """An attempt failed and no other one can help: "dead" or "lost"; "parked" or "snooze" as in fail()."""
-    row = connection.execute(sql("reject"), (message_id, token, reason, error_class, error_message, traceback, frame, details)).fetchone()
+    row = connection.execute(
+        sql("reject"), (message_id, token, reason, error_class, error_message, traceback, frame, details)
+    ).fetchone()
     return str(row[0])  # type: ignore[index]
 
 
@@ -194,23 +247,41 @@ def retry(
     details: str | None = None,
     options: str | None = None,
 ) -> bool:
-    """running -> pending in delay_seconds whatever attempts are left; False when the lease was lost. details, options: as in fail()."""
+    """running -> pending in delay_seconds whatever attempts are left; False when the lease was lost. details,
+    options: as in fail().
+    """
     values = message_id, token, delay_seconds, error_class, error_message, details, traceback, options
     row = connection.execute(sql("retry"), values).fetchone()
     return bool(row[0])  # type: ignore[index]
 
 
-def snooze(connection: DeadlineConnection, message_id: int, token: int, delay_seconds: float, reason: str | None) -> bool:
+def snooze(
+    connection: DeadlineConnection, message_id: int, token: int, delay_seconds: float, reason: str | None
+) -> bool:
     return bool(connection.execute(sql("snooze"), (message_id, token, delay_seconds, reason)).fetchone()[0])  # type: ignore[index]
 
 
-def park(connection: DeadlineConnection, message_id: int, token: int, delay_seconds: float, scope: str | None, reason: str | None) -> str:
-    """What the message calls asked for a pause; "parked" (this call parked its scope), "snooze", "cancelled" or "lost"."""
-    return str(connection.execute(sql("park"), (message_id, token, delay_seconds, scope, reason)).fetchone()[0])  # type: ignore[index]
+def park(
+    connection: DeadlineConnection,
+    message_id: int,
+    token: int,
+    delay_seconds: float,
+    scope: str | None,
+    reason: str | None,
+) -> str:
+    """What the message calls asked for a pause; "parked" (this call parked its scope), "snooze", "cancelled"
+    or "lost".
+    """
+    row: Any = connection.execute(sql("park"), (message_id, token, delay_seconds, scope, reason)).fetchone()
+    return str(row[0])
 
 
-def release(connection: DeadlineConnection, ids: list[int], tokens: list[int], reason: str | None = None) -> int:
-    """Hand messages back, attempts given back; how many were still ours. reason: why started handlers were interrupted, for the history."""
+def release(
+    connection: DeadlineConnection, ids: list[int], tokens: list[int], reason: str | None = None
+) -> int:
+    """Hand messages back, attempts given back; how many were still ours. reason: why started handlers were
+    interrupted, for the history.
+    """
     return int(connection.execute(sql("release"), (ids, tokens, reason)).fetchone()[0])  # type: ignore[index]
 
 
@@ -218,20 +289,38 @@ def release(connection: DeadlineConnection, ids: list[int], tokens: list[int], r
 MAX_UNCOMMITTED = 5
 
 
-def return_uncommitted(connection: DeadlineConnection, message_id: int, token: int, delay_seconds: float, reason: str, *, bounded: bool) -> str:
-    """A handler's transaction was not committed: "snooze", or when it is bounded and too often in a row what fail() returns."""
-    row = connection.execute(sql("uncommitted"), (message_id, token, delay_seconds, reason, MAX_UNCOMMITTED if bounded else None)).fetchone()
+def return_uncommitted(
+    connection: DeadlineConnection,
+    message_id: int,
+    token: int,
+    delay_seconds: float,
+    reason: str,
+    *,
+    bounded: bool,
+) -> str:
+    """A handler's transaction was not committed: "snooze", or when it is bounded and too often in a row what
+    fail() returns.
+    """
+    row = connection.execute(
+        sql("uncommitted"), (message_id, token, delay_seconds, reason, MAX_UNCOMMITTED if bounded else None)
+    ).fetchone()
     return str(row[0])  # type: ignore[index]
 
 
 def fail_overdue(connection: DeadlineConnection, message_id: int, token: int) -> str:
-    """The attempt of a handler that ignored its hard time limit, in a process that is gone, has failed; what fail() returns."""
+    """The attempt of a handler that ignored its hard time limit, in a process that is gone, has failed; what
+    fail() returns.
+    """
     text = "the handler ignored its time limit; its process was replaced"
     return str(connection.execute(sql("fail_overdue"), (message_id, token, text)).fetchone()[0])  # type: ignore[index]
 
 
-def mark_completion_refused(connection: DeadlineConnection, ids: list[int], tokens: list[int], detail: str) -> int:
-    """These handlers are done and the database refuses to write it: they must not run again; how many were still ours."""
+def mark_completion_refused(
+    connection: DeadlineConnection, ids: list[int], tokens: list[int], detail: str
+) -> int:
+    """These handlers are done and the database refuses to write it: they must not run again; how many were
+    still ours.
+    """
     return int(connection.execute(sql("mark_completion_refused"), (ids, tokens, detail)).fetchone()[0])  # type: ignore[index]
 
 
@@ -241,7 +330,9 @@ def complete_refused(connection: DeadlineConnection) -> int:
 
 
 def release_unknown(connection: DeadlineConnection, holder: UUID, known: list[int]) -> int:
-    """Hand back what `holder` leased by claims whose answers were lost; how many. Source: migrations/functions/retry.sql"""
+    """Hand back what `holder` leased by claims whose answers were lost; how many. Source:
+    migrations/functions/retry.sql
+    """
     return int(connection.execute(sql("release_unknown"), (holder, _array(known))).fetchone()[0])  # type: ignore[index]
 
 
@@ -257,7 +348,9 @@ def bury(
     details: str | None = None,
 ) -> bool:
     """Give a message up; False when it was not there or the lease was lost. details: as in fail()."""
-    row = connection.execute(sql("bury"), (message_id, token, reason, error_class, error_message, traceback, frame, details)).fetchone()
+    row = connection.execute(
+        sql("bury"), (message_id, token, reason, error_class, error_message, traceback, frame, details)
+    ).fetchone()
     return bool(row[0])  # type: ignore[index]
 
 
@@ -280,12 +373,18 @@ def announce_sleep(connection: DeadlineConnection, queues: list[str], seconds: f
     connection.execute(sql("announce_sleep"), (queues, seconds))
 
 
-def attend_queues(connection: DeadlineConnection, queues: list[str], types: list[str], seconds: float) -> list[str]:
-    """Monitor those of these queues that nobody watches, for a worker that runs these types; returns which."""
+def attend_queues(
+    connection: DeadlineConnection, queues: list[str], types: list[str], seconds: float
+) -> list[str]:
+    """Monitor those of these queues that nobody watches, for a worker that runs these types; returns
+    which.
+    """
     return list(connection.execute(sql("attend_queues"), (queues, types, seconds)).fetchone()[0])  # type: ignore[index]
 
 
-def keep_attending(connection: DeadlineConnection, queues: list[str], types: list[str], seconds: float) -> list[str]:
+def keep_attending(
+    connection: DeadlineConnection, queues: list[str], types: list[str], seconds: float
+) -> list[str]:
     """Monitor these queues for longer; returns those that have to be left."""
     return list(connection.execute(sql("keep_attending"), (queues, types, seconds)).fetchone()[0])  # type: ignore[index]
 

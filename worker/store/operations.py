@@ -35,7 +35,8 @@ def require_queue(connection: DeadlineConnection, queue: str) -> None:
 
 
 def retry_span(connection: DeadlineConnection, queue: str) -> Row:
-    """attempts; seconds: how long an outage they outlast, at least; breaker: does a failure breaker count? Actors and messages may say otherwise.
+    """attempts; seconds: how long an outage they outlast, at least; breaker: does a failure breaker count?
+    Actors and messages may say otherwise.
 
     Raises UnknownQueue.
     """
@@ -53,7 +54,9 @@ def resume_queue(connection: DeadlineConnection, queue: str, operator: str, reas
     return bool(value(connection, "resume_queue", (queue, operator, reason)))
 
 
-def set_queue(connection: DeadlineConnection, queue: str, settings: dict[str, Any], operator: str, reason: str | None) -> Row:
+def set_queue(
+    connection: DeadlineConnection, queue: str, settings: dict[str, Any], operator: str, reason: str | None
+) -> Row:
     """Change settings (column names of `queues`; None = no limit); the settings after it.
 
     Raises UnknownQueue, InvalidArgument for an unknown name or a value out of range; then nothing changed.
@@ -73,12 +76,16 @@ def resume_all_queues(connection: DeadlineConnection, operator: str, reason: str
 
 
 def delete_queue(connection: DeadlineConnection, queue: str, operator: str, reason: str | None) -> None:
-    """Remove a queue that nothing uses. Raises UnknownQueue, and StoreRejected with the SQLSTATE PH005 while something does."""
+    """Remove a queue that nothing uses. Raises UnknownQueue, and StoreRejected with the SQLSTATE PH005 while
+    something does.
+    """
     value(connection, "delete_queue", (queue, operator, reason))
 
 
 def show_message(connection: DeadlineConnection, message_id: int, step_characters: int = 0) -> Row:
-    """One message, whole, wherever it is; of its steps name, attempt, time, size, and so many characters of each value. Raises NotFound."""
+    """One message, whole, wherever it is; of its steps name, attempt, time, size, and so many characters of
+    each value. Raises NotFound.
+    """
     found = rows(connection, "show_message", {"id": message_id, "characters": step_characters})
     if not found:
         raise NotFound("message", message_id)
@@ -102,14 +109,17 @@ def last_traceback(connection: DeadlineConnection, message_id: int) -> str | Non
 def cancel(connection: DeadlineConnection, message_id: int, operator: str, reason: str | None) -> str:
     """Stop a message: "cancelled", "requested" (it runs), "dead" (a dead letter, left alone) or "gone"."""
     answer = messages.cancel(connection, message_id, reason, operator)
-    return "dead" if answer == "gone" and value(connection, "message_state", (message_id,)) == "dead" else answer
+    return (
+        "dead" if answer == "gone" and value(connection, "message_state", (message_id,)) == "dead" else answer
+    )
 
 
 def retry_now(connection: DeadlineConnection, message_id: int, operator: str, reason: str | None) -> str:
     """Make a waiting message due, or redrive a dead one.
 
     Returns "due", "blocked" (due, but its conversation is not free) or "redriven"; a running or finished
-    message is left alone and its state returned. Raises NotFound, and StoreConflict when somebody keeps it locked.
+    message is left alone and its state returned. Raises NotFound, and StoreConflict when somebody keeps it
+    locked.
     """
     answer = str(value(connection, "retry_message", (message_id, operator, reason)))
     if answer == "gone":
@@ -131,7 +141,8 @@ def require_type(connection: DeadlineConnection, message_type: str) -> None:
     raise InvalidArgument(
         f"type: no worker has registered {message_type[:100]!r}",
         field="type",
-        hint=did_you_mean(message_type, known, f"Known: {', '.join(known[:10]) or 'none yet'}.") + " --allow-unknown-type enqueues it all the same",
+        hint=did_you_mean(message_type, known, f"Known: {', '.join(known[:10]) or 'none yet'}.")
+        + " --allow-unknown-type enqueues it all the same",
     )
 
 
@@ -145,19 +156,27 @@ def blocked_conversations(connection: DeadlineConnection, limit: int = 50) -> li
     return rows(connection, "blocked_conversations", (limit,))
 
 
-def conversation_messages(connection: DeadlineConnection, key: str, recent_seconds: float, limit: int) -> list[Row]:
-    """Messages of a conversation in its order: live and dead ones, and those that ended within recent_seconds; the last `limit`."""
+def conversation_messages(
+    connection: DeadlineConnection, key: str, recent_seconds: float, limit: int
+) -> list[Row]:
+    """Messages of a conversation in its order: live and dead ones, and those that ended within
+    recent_seconds; the last `limit`.
+    """
     return rows(connection, "conversation_messages", {"key": key, "recent": recent_seconds, "limit": limit})
 
 
 def conversation_head(connection: DeadlineConnection, key: str) -> tuple[str | None, int | None, int]:
-    """What holds a conversation ("running", "dead", "earlier": the first one that waits; None: nothing), the id of that, and how many wait."""
+    """What holds a conversation ("running", "dead", "earlier": the first one that waits; None: nothing), the
+    id of that, and how many wait.
+    """
     row = rows(connection, "conversation_head", {"key": key})[0]
     return row["kind"], row["id"], row["waiting"]
 
 
 def stats(connection: DeadlineConnection) -> Row:
-    """Depths now, ends of the last hour with seconds from enqueue to end, its dead letters by code, totals of live workers."""
+    """Depths now, ends of the last hour with seconds from enqueue to end, its dead letters by code, totals of
+    live workers.
+    """
     return {
         "queues": queue_health(connection),
         "last_hour": rows(connection, "finished_last_hour"),

@@ -1,7 +1,9 @@
-"""The table of message options: what enqueue() and actors take besides the payload (SPEC Q5-Q7). ONE place: name, check, SQL argument.
+"""The table of message options: what enqueue() and actors take besides the payload (SPEC Q5-Q7). ONE place:
+name, check, SQL argument.
 
-Encoding, producers on connections of others, the broker and the bulk enqueue read it; the columns themselves are in migrations/ and in
-migrations/functions/enqueue.sql. For type checkers the same names stand in worker/records.py (EnqueueOptions).
+Encoding, producers on connections of others, the broker and the bulk enqueue read it; the columns themselves
+are in migrations/ and in migrations/functions/enqueue.sql. For type checkers the same names stand in
+worker/records.py (EnqueueOptions).
 """
 
 from __future__ import annotations
@@ -22,14 +24,20 @@ WITHOUT_END = 1_000_000
 def whole(low: int, high: int, name: str, value: Any) -> int:
     """A whole number in a range. Raises InvalidArgument."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidArgument(f"{name}: must be a whole number from {low} to {high}, got {str(value)[:40]!r}", field=name)
+        raise InvalidArgument(
+            f"{name}: must be a whole number from {low} to {high}, got {str(value)[:40]!r}", field=name
+        )
     return value
 
 
 def seconds(name: str, value: Any) -> float:
     """Seconds or a timedelta, as seconds. Raises InvalidArgument."""
     number = value.total_seconds() if hasattr(value, "total_seconds") else value
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= MAX_DELAY_SECONDS:
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, (int, float))
+        or not 0 <= number <= MAX_DELAY_SECONDS
+    ):
         raise InvalidArgument(f"{name}: must be seconds or a timedelta, at most ten years", field=name)
     return float(number)
 
@@ -44,7 +52,10 @@ def moment(name: str, value: Any) -> Any:
 def text(name: str, value: Any) -> str:
     """A text that PostgreSQL can store. Raises InvalidArgument."""
     if not isinstance(value, str) or not 0 < len(value) <= MAX_TEXT or not _storable(value):
-        raise InvalidArgument(f"{name}: must be a text of 1 to {MAX_TEXT} characters, without NUL and lone surrogates", field=name)
+        raise InvalidArgument(
+            f"{name}: must be a text of 1 to {MAX_TEXT} characters, without NUL and lone surrogates",
+            field=name,
+        )
     return value
 
 
@@ -62,7 +73,8 @@ _INTERVAL = "make_interval(secs => {}::float8)"
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option. check: of its value, or InvalidArgument. key: under which it is kept once checked, with its unit.
+    """One option. check: of its value, or InvalidArgument. key: under which it is kept once checked, with its
+    unit.
 
     argument: of enqueue_message. expression: the argument in SQL, {} for the value. default: of the argument.
     in_bulk: a column of its own in the bulk enqueue; where it is not, the whole batch has the default.
@@ -88,14 +100,23 @@ OPTIONS = (
     Option("max_attempts", partial(whole, 1, 1_000_000), "p_max_attempts", "{}::integer"),
     Option("conversation_key", text, "p_conversation_key"),
     Option("dedup_key", text, "p_dedup_key", in_bulk=False),
-    Option("dedup_window", seconds, "p_dedup_window", _INTERVAL, key="dedup_window_seconds", default=300.0, in_bulk=False),
+    Option(
+        "dedup_window",
+        seconds,
+        "p_dedup_window",
+        _INTERVAL,
+        key="dedup_window_seconds",
+        default=300.0,
+        in_bulk=False,
+    ),
     Option("correlation_id", text, "p_correlation_id"),
     Option("trace_context", text, "p_trace_context"),
     Option("expires_in", seconds, "p_expires_at", "clock_timestamp() + " + _INTERVAL, key="expires_seconds"),
     Option("concurrency_key", text, "p_concurrency_key"),
 )
 BY_NAME = {option.name: option for option in OPTIONS}
-#: Options of a dramatiq message that become arguments of enqueue_message instead of staying with the message; `delay` is an argument of send.
+#: Options of a dramatiq message that become arguments of enqueue_message instead of staying with the message;
+#: `delay` is an argument of send.
 COLUMN_OPTIONS = frozenset(BY_NAME) - {"delay"}
 #: Keys of the columns after the priority in the bulk enqueue, in order.
 BULK_KEYS = tuple(option.key for option in OPTIONS if option.in_bulk and option.name != "priority")

@@ -1,4 +1,6 @@
-"""Partitions: make, detach, export, drop; one function = one statement (maintenance.sql). Names go through psycopg.sql."""
+"""Partitions: make, detach, export, drop; one function = one statement (maintenance.sql). Names go through
+psycopg.sql.
+"""
 
 from __future__ import annotations
 
@@ -50,23 +52,37 @@ class Partition:
 
 def parent(connection: DeadlineConnection, table: str, column: str) -> Parent | None:
     """The partitioned table, and whether `column` is its only key; None when it is no partitioned table."""
-    row = connection.execute(sql("partition_parent"), {"table": quoted(connection, table), "column": column}).fetchone()
+    row = connection.execute(
+        sql("partition_parent"), {"table": quoted(connection, table), "column": column}
+    ).fetchone()
     return None if row is None else Parent(bool(row[0]), *row[1:])
 
 
 def partitions(connection: DeadlineConnection, table: str) -> list[Partition]:
     """Its partitions, oldest first, the default one last."""
-    return [Partition(*row) for row in connection.execute(sql("partition_list"), (quoted(connection, table),)).fetchall()]
+    return [
+        Partition(*row)
+        for row in connection.execute(sql("partition_list"), (quoted(connection, table),)).fetchall()
+    ]
 
 
 def create(
-    connection: DeadlineConnection, of: Parent, name: str, lower: str, upper: str, *, fill_from: Partition | None = None, column: str = ""
+    connection: DeadlineConnection,
+    of: Parent,
+    name: str,
+    lower: str,
+    upper: str,
+    *,
+    fill_from: Partition | None = None,
+    column: str = "",
 ) -> int:
-    """Make a partition like its table and attach it; in the caller's transaction, which it gives a lock timeout of one second.
+    """Make a partition like its table and attach it; in the caller's transaction, which it gives a lock
+    timeout of one second.
 
-    What "like its table" means is in create_partition_table() and finish_partition() (migrations/functions/partitions.sql).
-    fill_from: move the rows of the period out of this default partition first, writers wait; returns how many.
-    Raises StoreConflict.
+    What "like its table" means is in create_partition_table() and finish_partition()
+    (migrations/functions/partitions.sql).
+    fill_from: move the rows of the period out of this default partition first, writers wait; returns how
+    many. Raises StoreConflict.
     """
     names = {
         "partition": composed.Identifier(of.schema, name),
@@ -80,7 +96,10 @@ def create(
     connection.execute(sql("partition_create"), (table, of.schema, name))
     moved = 0
     if fill_from is not None:
-        columns = [composed.Identifier(row[0]) for row in connection.execute(sql("partition_columns"), (of.schema, of.name)).fetchall()]
+        columns = [
+            composed.Identifier(row[0])
+            for row in connection.execute(sql("partition_columns"), (of.schema, of.name)).fetchall()
+        ]
         move = names | {
             "default": composed.Identifier(fill_from.schema, fill_from.name),
             "column": composed.Identifier(column),
@@ -98,11 +117,20 @@ def detach(connection: DeadlineConnection, of: Parent, which: Partition, *, lock
 
     Finishes a detach that was interrupted. Raises StoreConflict, StoreRejected.
     """
-    names = {"parent": composed.Identifier(of.schema, of.name), "partition": composed.Identifier(which.schema, which.name)}
-    record = {"parent": f"{of.schema}.{of.name}", "partition": which.table, "lower": which.lower or "", "upper": which.upper or ""}
+    names = {
+        "parent": composed.Identifier(of.schema, of.name),
+        "partition": composed.Identifier(which.schema, which.name),
+    }
+    record = {
+        "parent": f"{of.schema}.{of.name}",
+        "partition": which.table,
+        "lower": which.lower or "",
+        "upper": which.upper or "",
+    }
     connection.execute(sql("partition_detaching"), record)
     pending = connection.execute(sql("partition_is_pending"), (which.table,)).fetchone()
-    if pending is not None and connection.pooled:  # a timeout of the session would be a stranger's, and without one it may wait for hours
+    # a timeout of the session would be a stranger's, and without one it may wait for hours
+    if pending is not None and connection.pooled:
         with connection.transaction():
             connection.execute(sql("partition_timeouts"))
             _do(connection, "partition_detach_finalize" if pending[0] else "partition_detach_at_once", names)
@@ -127,17 +155,22 @@ def is_attached(connection: DeadlineConnection, partition: str) -> bool:
 
 
 def drop(connection: DeadlineConnection, of: Parent, partition: str) -> None:
-    """Drop a detached partition and remember it; in the caller's transaction. partition: as Partition.table writes it."""
+    """Drop a detached partition and remember it; in the caller's transaction. partition: as Partition.table
+    writes it.
+    """
     connection.execute(sql("partition_timeouts"))
     _do(connection, "partition_drop", {"partition": _identifier(connection, partition)})
     connection.execute(sql("partition_dropped"), (f"{of.schema}.{of.name}", partition))
 
 
-def export(connection: DeadlineConnection, of: Parent, partition: str, directory: Path) -> tuple[Path, int, str]:
-    """Write a detached partition as gzipped CSV with a header; path, rows and sha256 of the file. Raises OSError, StoreError.
+def export(
+    connection: DeadlineConnection, of: Parent, partition: str, directory: Path
+) -> tuple[Path, int, str]:
+    """Write a detached partition as gzipped CSV with a header; path, rows and sha256 of the file. Raises
+    OSError, StoreError.
 
-    Written under another name first: a file that stands there is whole. It may be all that is left of an earlier partition of
-    this name, so that another one is numbered.
+    Written under another name first: a file that stands there is whole. It may be all that is left of an
+    earlier partition of this name, so that another one is numbered.
     """
     statement = composed.SQL(sql("partition_copy")).format(partition=_identifier(connection, partition))
     stem = partition.replace('"', "")
@@ -145,7 +178,11 @@ def export(connection: DeadlineConnection, of: Parent, partition: str, directory
     directory.mkdir(parents=True, exist_ok=True)
     try:
         with partial.open("w+b") as raw:
-            with gzip.GzipFile(fileobj=raw, mode="wb") as file, connection.transaction(), connection.cursor() as cursor:
+            with (
+                gzip.GzipFile(fileobj=raw, mode="wb") as file,
+                connection.transaction(),
+                connection.cursor() as cursor,
+            ):
                 connection.execute(sql("partition_copy_all"))
                 with cursor.copy(statement) as copy:
                     for block in copy:
@@ -155,18 +192,26 @@ def export(connection: DeadlineConnection, of: Parent, partition: str, directory
             os.fsync(raw.fileno())  # the partition is dropped after this
             raw.seek(0)
             digest = hashlib.file_digest(raw, "sha256").hexdigest()
-        path = next(p for n in count_from(1) if not (p := directory / (f"{stem}.csv.gz" if n == 1 else f"{stem}.{n}.csv.gz")).exists())
+        path = next(
+            p
+            for n in count_from(1)
+            if not (p := directory / (f"{stem}.csv.gz" if n == 1 else f"{stem}.{n}.csv.gz")).exists()
+        )
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     folder = os.open(directory, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
-    connection.execute(sql("partition_exported"), (str(path), count, digest, f"{of.schema}.{of.name}", partition))
+    connection.execute(
+        sql("partition_exported"), (str(path), count, digest, f"{of.schema}.{of.name}", partition)
+    )
     return path, count, digest
 
 
-def default_span(connection: DeadlineConnection, partition: Partition, column: str) -> tuple[datetime | None, int]:
+def default_span(
+    connection: DeadlineConnection, partition: Partition, column: str
+) -> tuple[datetime | None, int]:
     """The oldest row of a default partition and how many there are."""
     statement = composed.SQL(sql("partition_default_span")).format(
         partition=composed.Identifier(partition.schema, partition.name), column=composed.Identifier(column)

@@ -21,7 +21,13 @@ def rows_of(connection: DeadlineConnection, statement: Statement, parameters: An
     """The same for a statement that was made of a named one."""
     cursor = connection.execute(statement, parameters)
     columns = [(column.name, column.type_code in _JSON_OIDS) for column in cursor.description or ()]
-    return [{name: decoded(value) if is_json else value for (name, is_json), value in zip(columns, row, strict=True)} for row in cursor.fetchall()]
+    return [
+        {
+            name: decoded(value) if is_json else value
+            for (name, is_json), value in zip(columns, row, strict=True)
+        }
+        for row in cursor.fetchall()
+    ]
 
 
 def value(connection: DeadlineConnection, statement: str, parameters: Any = None) -> Any:

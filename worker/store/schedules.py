@@ -1,4 +1,6 @@
-"""The timetable in the database: one function = one statement (schedules.sql, migrations/functions/schedules.sql)."""
+"""The timetable in the database: one function = one statement (schedules.sql,
+migrations/functions/schedules.sql).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from packhorse.worker.store.rows import rows, value
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A schedule that has something to decide: its trigger, the newest planned time that was decided, the database's now."""
+    """A schedule that has something to decide: its trigger, the newest planned time that was decided, the
+    database's now.
+    """
 
     name: str
     cron: str | None
@@ -31,27 +35,35 @@ class Due:
 
 
 def set_schedule(connection: DeadlineConnection, values: dict[str, Any]) -> str:
-    """Make or change a schedule; "created", "changed" or "unchanged". values: fields of schedules.Schedule, and `origin`, the
-    packages of who declares it.
+    """Make or change a schedule; "created", "changed" or "unchanged". values: fields of schedules.Schedule,
+    and `origin`, the packages of who declares it.
 
     Raises InvalidArgument, UnknownQueue. Source: migrations/functions/schedules.sql
     """
     return str(value(connection, "set_schedule", values | {"payload": dumps(values["payload"])}))
 
 
-def remove_undeclared(connection: DeadlineConnection, sources: Sequence[str], origin: Sequence[str], names: Sequence[str]) -> dict[str, bool]:
-    """Remove schedules of these sources that are not among the names and whose declarer had no other packages than `origin`;
-    returns which, and whether each is removed (False: its row is locked)."""
+def remove_undeclared(
+    connection: DeadlineConnection, sources: Sequence[str], origin: Sequence[str], names: Sequence[str]
+) -> dict[str, bool]:
+    """Remove schedules of these sources that are not among the names and whose declarer had no other packages
+    than `origin`; returns which, and whether each is removed (False: its row is locked)."""
     values = {"sources": list(sources), "origin": list(origin), "names": list(names)}
     return dict(connection.execute(sql("remove_undeclared_schedules"), values).fetchall())
 
 
-def due(connection: DeadlineConnection, *, unusable: bool = False, deferred: Sequence[str] = ()) -> tuple[list[Due], float | None, bool]:
-    """What has to be decided now, the seconds until the next planned time (None: nothing is planned), and whether runs are open.
+def due(
+    connection: DeadlineConnection, *, unusable: bool = False, deferred: Sequence[str] = ()
+) -> tuple[list[Due], float | None, bool]:
+    """What has to be decided now, the seconds until the next planned time (None: nothing is planned), and
+    whether runs are open.
 
-    unusable: with the schedules that a scheduler could not compute. deferred: without these, in either answer.
+    unusable: with the schedules that a scheduler could not compute. deferred: without these, in either
+    answer.
     """
-    found = connection.execute(sql("due_schedules"), {"unusable": unusable, "deferred": list(deferred)}).fetchall()
+    found = connection.execute(
+        sql("due_schedules"), {"unusable": unusable, "deferred": list(deferred)}
+    ).fetchall()
     return [Due(*row[:-2]) for row in found if row[0] is not None], found[0][-2], found[0][-1]
 
 
@@ -69,12 +81,20 @@ def fire(
     return str(value(connection, "fire_schedule", (name, planned_at, next_at, missed_count, missed, jitter)))
 
 
-def fail(connection: DeadlineConnection, name: str, planned_at: datetime, next_at: datetime | None, error: str) -> bool:
+def fail(
+    connection: DeadlineConnection, name: str, planned_at: datetime, next_at: datetime | None, error: str
+) -> bool:
     """Record a planned time that could not be enqueued; False when somebody decided it."""
     return bool(value(connection, "fail_schedule_run", (name, planned_at, next_at, error)))
 
 
-def plan(connection: DeadlineConnection, name: str, last: datetime, next_at: datetime | None, problem: str | None = None) -> None:
+def plan(
+    connection: DeadlineConnection,
+    name: str,
+    last: datetime,
+    next_at: datetime | None,
+    problem: str | None = None,
+) -> None:
     """Store what comes next, or why it cannot be said."""
     connection.execute(sql("plan_schedule"), (name, last, next_at, problem))
 

@@ -1,6 +1,7 @@
 """Parked scopes; one function = one statement (scopes.sql).
 
-Each takes a connection first and works in its transaction. Errors come out as psycopg errors inside `translated()`.
+Each takes a connection first and works in its transaction. Errors come out as psycopg errors inside
+`translated()`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from packhorse.worker.store.rows import rows, value
 
 
 def list_scopes(connection: DeadlineConnection) -> list[Row]:
-    """What is parked or probing, with its types and how many messages wait (a bounded count); longest first."""
+    """What is parked or probing, with its types and how many messages wait (a bounded count); longest
+    first.
+    """
     return rows(connection, "list_scopes")
 
 
@@ -24,10 +27,23 @@ def known_scopes(connection: DeadlineConnection) -> list[str]:
 
 
 def park(
-    connection: DeadlineConnection, scope: str, seconds: float, reason: str | None, types: Sequence[str] | None, probing: bool, operator: str
+    connection: DeadlineConnection,
+    scope: str,
+    seconds: float,
+    reason: str | None,
+    types: Sequence[str] | None,
+    probing: bool,
+    operator: str,
 ) -> datetime:
-    """No message of the scope starts until then; as a person says it: it may shorten a park. Raises InvalidArgument."""
-    given = {"scope": scope, "seconds": seconds, "reason": reason, "types": None if types is None else list(types)}
+    """No message of the scope starts until then; as a person says it: it may shorten a park. Raises
+    InvalidArgument.
+    """
+    given = {
+        "scope": scope,
+        "seconds": seconds,
+        "reason": reason,
+        "types": None if types is None else list(types),
+    }
     found: datetime = value(connection, "park_scope", {**given, "probing": probing, "operator": operator})
     return found
 

@@ -32,7 +32,8 @@ class NewStep:
 
 
 def store(connection: DeadlineConnection, steps: Sequence[NewStep]) -> list[tuple[StepAnswer, str]]:
-    """Store steps in one statement, and so all or none when it fails; what became of each, and its value as the database writes it.
+    """Store steps in one statement, and so all or none when it fails; what became of each, and its value as
+    the database writes it.
 
     At most 10000. Waits for no locked row. Raises InvalidArgument for a value that PostgreSQL cannot store.
     """
@@ -49,6 +50,10 @@ def store(connection: DeadlineConnection, steps: Sequence[NewStep]) -> list[tupl
 
 
 def store_and_wait(connection: DeadlineConnection, step: NewStep) -> bool:
-    """Store one step; waits for a locked row. False when the lease was lost. Raises InvalidArgument for what cannot be stored."""
-    row = connection.execute(sql("store_step_and_wait"), (step.id, step.token, step.name, step.value)).fetchone()
+    """Store one step; waits for a locked row. False when the lease was lost. Raises InvalidArgument for what
+    cannot be stored.
+    """
+    row = connection.execute(
+        sql("store_step_and_wait"), (step.id, step.token, step.name, step.value)
+    ).fetchone()
     return bool(row[0])  # type: ignore[index]

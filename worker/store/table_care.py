@@ -8,12 +8,16 @@ from packhorse.worker.store.rows import rows
 
 
 def tables(connection: DeadlineConnection) -> list[Row]:
-    """The largest tables of the queue's schema: size, rows, dead rows, estimated bloat, last vacuum, advice; at most 50."""
+    """The largest tables of the queue's schema: size, rows, dead rows, estimated bloat, last vacuum, advice;
+    at most 50.
+    """
     return rows(connection, "care_tables")
 
 
 def partitions(connection: DeadlineConnection) -> list[Row]:
-    """Range-partitioned tables: partitions, end of the last one, rows in a default partition, interrupted detaches."""
+    """Range-partitioned tables: partitions, end of the last one, rows in a default partition, interrupted
+    detaches.
+    """
     return rows(connection, "care_partitions")
 
 

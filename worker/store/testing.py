@@ -26,7 +26,9 @@ class MessageState:
 
 
 def empty(connection: DeadlineConnection) -> None:
-    """Remove every message, schedule, setting and record of the queue; its schema stays. By the owner of the tables."""
+    """Remove every message, schedule, setting and record of the queue; its schema stays. By the owner of the
+    tables.
+    """
     connection.execute(sql("empty_queue_tables"), prepare=False)
 
 
@@ -37,7 +39,9 @@ def commit_without_waiting(connection: DeadlineConnection) -> None:
 
 def make_due(connection: DeadlineConnection, queues: Sequence[str], types: Sequence[str]) -> int:
     """Whatever waits for its time is due, and parked scopes are lifted; how many there were of both."""
-    count, known = connection.execute(sql("make_due"), {"queues": list(queues), "types": list(types)}).fetchone()  # type: ignore[misc]
+    count, known = connection.execute(
+        sql("make_due"), {"queues": list(queues), "types": list(types)}
+    ).fetchone()  # type: ignore[misc]
     if count:
         messages.wake_queues(connection, known)
     return int(count)
@@ -57,4 +61,6 @@ def waiting(
     connection: DeadlineConnection, queues: Sequence[str], types: Sequence[str], limit: int
 ) -> list[tuple[int, str, str, str, int, str, str]]:
     """(id, queue, type, state, attempt, class and text of the last error) of live messages, oldest first."""
-    return connection.execute(sql("waiting_messages"), {"queues": list(queues), "types": list(types), "limit": limit}).fetchall()
+    return connection.execute(
+        sql("waiting_messages"), {"queues": list(queues), "types": list(types), "limit": limit}
+    ).fetchall()

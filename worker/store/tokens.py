@@ -1,7 +1,7 @@
 """Tokens of the page (migrations/functions/tokens.sql); one function = one statement (web.sql).
 
-Each takes a connection first and works in its transaction. Errors come out as psycopg errors inside `translated()`. Only the SHA-256
-of a token goes to the database.
+Each takes a connection first and works in its transaction. Errors come out as psycopg errors inside
+`translated()`. Only the SHA-256 of a token goes to the database.
 """
 
 from __future__ import annotations

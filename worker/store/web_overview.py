@@ -1,7 +1,8 @@
-"""What the overview asks besides the health checks (worker/db/sql/web_overview.sql); bounded on tables of any size.
+"""What the overview asks besides the health checks (worker/db/sql/web_overview.sql); bounded on tables of any
+size.
 
-Each takes a connection first and works in its transaction, which the page has made read-only. Errors come out as psycopg errors inside
-`translated()`.
+Each takes a connection first and works in its transaction, which the page has made read-only. Errors come out
+as psycopg errors inside `translated()`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from packhorse.worker.store.rows import rows
 def recent_ends(connection: DeadlineConnection) -> list[Row]:
     """What was done in the last hour: one row for all (queue None), which comes first, and one per queue.
 
-    done; seconds: over which; whole: or only the newest of them; wait, run: p50, p95, p99 in seconds; done_lately in lately_seconds, at most
-    five minutes; minutes: of all, [minutes ago, done].
+    done; seconds: over which; whole: or only the newest of them; wait, run: p50, p95, p99 in seconds;
+    done_lately in lately_seconds, at most five minutes; minutes: of all, [minutes ago, done].
     """
     return rows(connection, "web_recent_ends")
 

@@ -41,11 +41,26 @@ def register(
     problems: list[str],
     daemon: UUID | None = None,
 ) -> None:
-    """A process starts; declares its queues and types. policies: JSON text, by type: see register_worker in migrations/functions/workers.sql.
-    problems: what its predecessor could not do. daemon: the parent of the process; None: it has none.
+    """A process starts; declares its queues and types. policies: JSON text, by type: see register_worker in
+    migrations/functions/workers.sql. problems: what its predecessor could not do. daemon: the parent of the
+    process; None: it has none.
     """
     connection.execute(
-        sql("register_worker"), (worker_id, hostname, pid, version, queues, types, threads, lease_seconds, isolation, policies, problems, daemon)
+        sql("register_worker"),
+        (
+            worker_id,
+            hostname,
+            pid,
+            version,
+            queues,
+            types,
+            threads,
+            lease_seconds,
+            isolation,
+            policies,
+            problems,
+            daemon,
+        ),
     )
 
 
@@ -61,12 +76,16 @@ def beat(
     problems: list[str] | None = None,
     running: int | None = None,
 ) -> tuple[list[Attention], bool]:
-    """Extend every held lease by lease_seconds from now (database clock); what needs attention, and whether the process is still known.
+    """Extend every held lease by lease_seconds from now (database clock); what needs attention, and whether
+    the process is still known.
 
     problems: what the process cannot do, for its row in `workers`; at most 20 of 200 characters are kept.
     running: handlers that run now; None: as many as ids.
     """
-    rows = connection.execute(sql("beat_worker"), (worker_id, ids, tokens, lease_seconds, state, done, failed, problems or [], running)).fetchall()
+    rows = connection.execute(
+        sql("beat_worker"),
+        (worker_id, ids, tokens, lease_seconds, state, done, failed, problems or [], running),
+    ).fetchall()
     return [Attention(*row) for row in rows if row[0] is not None], all(row[0] is not None for row in rows)
 
 
@@ -76,14 +95,21 @@ def asked(connection: DeadlineConnection, worker_id: UUID) -> str | None:
     return None if row is None or row[0] is None else str(row[0])
 
 
-def ask(connection: DeadlineConnection, worker_id: UUID, request: str, operator: str, reason: str | None) -> str:
-    """Ask the daemon of this process to be "quiet", to "drain" or to "resume": "asked", "unchanged", "draining" or "gone". Recorded."""
+def ask(
+    connection: DeadlineConnection, worker_id: UUID, request: str, operator: str, reason: str | None
+) -> str:
+    """Ask the daemon of this process to be "quiet", to "drain" or to "resume": "asked", "unchanged",
+    "draining" or "gone". Recorded.
+    """
     return str(connection.execute(sql("ask_worker"), (worker_id, request, operator, reason)).fetchone()[0])  # type: ignore[index]
 
 
 def withdraw_crashes(connection: DeadlineConnection, ids: list[int], worker_id: UUID) -> int:
-    """This process lives, so its leases on these messages, which were over, were no crashes; how many had been counted."""
-    return int(connection.execute(sql("withdraw_crashes"), (ids, worker_id, "its process lives")).fetchone()[0])  # type: ignore[index]
+    """This process lives, so its leases on these messages, which were over, were no crashes; how many had
+    been counted.
+    """
+    given = (ids, worker_id, "its process lives")
+    return int(connection.execute(sql("withdraw_crashes"), given).fetchone()[0])  # type: ignore[index]
 
 
 def deregister(connection: DeadlineConnection, worker_id: UUID) -> None:
@@ -101,14 +127,23 @@ def expire(connection: DeadlineConnection) -> int:
 
 
 def recover(
-    connection: DeadlineConnection, worker_id: UUID, started: list[int], detail: str, *, crashed: bool, refused: list[int], keep: list[int]
+    connection: DeadlineConnection,
+    worker_id: UUID,
+    started: list[int],
+    detail: str,
+    *,
+    crashed: bool,
+    refused: list[int],
+    keep: list[int],
 ) -> int:
     """Return at once what an ended child held; how many.
 
-    started: ids of messages whose handlers had begun; each counts a crash if the process `crashed`. refused: ids of those whose
-    completion the database refused; they are marked and do not run again. keep: ids of those that are left as they are.
+    started: ids of messages whose handlers had begun; each counts a crash if the process `crashed`. refused:
+    ids of those whose completion the database refused; they are marked and do not run again. keep: ids of
+    those that are left as they are.
     """
-    return int(connection.execute(sql("recover_worker"), (worker_id, started, detail, crashed, refused, keep)).fetchone()[0])  # type: ignore[index]
+    given = (worker_id, started, detail, crashed, refused, keep)
+    return int(connection.execute(sql("recover_worker"), given).fetchone()[0])  # type: ignore[index]
 
 
 def upkeep(connection: DeadlineConnection, step: str, unknown_type_seconds: float) -> bool:
@@ -116,13 +151,16 @@ def upkeep(connection: DeadlineConnection, step: str, unknown_type_seconds: floa
 
     A transaction of its own: what one of them has to wait for, or cannot do, is not the others' affair.
     """
-    parameters = {"upkeep_unknown_types": (unknown_type_seconds,), "upkeep_windows": (CLEANUP_ROWS,)}.get(step)
+    parameters = {"upkeep_unknown_types": (unknown_type_seconds,), "upkeep_windows": (CLEANUP_ROWS,)}.get(
+        step
+    )
     count = connection.execute(sql(step), parameters).fetchone()[0]  # type: ignore[index]
     return step == "upkeep_windows" and int(count) >= CLEANUP_ROWS
 
 
 def self_test(connection: DeadlineConnection) -> bool:
-    """Enqueue a probe as this role; see, change and remove it, then roll back. False when row-level security hides it from one of these.
+    """Enqueue a probe as this role; see, change and remove it, then roll back. False when row-level security
+    hides it from one of these.
 
     Raises StoreUnavailable for a database that takes no writes.
     """
@@ -130,4 +168,7 @@ def self_test(connection: DeadlineConnection) -> bool:
         raise StoreUnavailable(problem)
     with connection.transaction(force_rollback=True):
         probe = messages.enqueue_plain(connection, "default", "packhorse_probe", "{}", "{}", 5)
-        return all(connection.execute(sql(step), (probe,)).rowcount == 1 for step in ("see_probe", "change_probe", "remove_probe"))
+        return all(
+            connection.execute(sql(step), (probe,)).rowcount == 1
+            for step in ("see_probe", "change_probe", "remove_probe")
+        )

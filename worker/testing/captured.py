@@ -23,8 +23,9 @@ SHOWN = 10
 
 @dataclass(frozen=True, slots=True)
 class SentMessage:
-    """A message as its row would have been. payload: the handler's keyword arguments, after JSON. delay, expires_in, dedup_window: seconds, None
-    when nothing was said. options: what dramatiq keeps with a message, without its own id."""
+    """A message as its row would have been. payload: the handler's keyword arguments, after JSON. delay,
+    expires_in, dedup_window: seconds, None when nothing was said. options: what dramatiq keeps with a
+    message, without its own id."""
 
     id: int
     queue: str
@@ -48,7 +49,9 @@ _FIELDS = {"delay_seconds": "delay", "dedup_window_seconds": "dedup_window", "ex
 
 
 class SentMessages(list[SentMessage]):
-    """What was sent, in order. Each question that finds something else than it asks for raises AssertionError with what was sent."""
+    """What was sent, in order. Each question that finds something else than it asks for raises AssertionError
+    with what was sent.
+    """
 
     def of(self, message_type: str | dramatiq.Actor[Any, Any]) -> list[SentMessage]:
         """Those of an actor, or of a message type by its name; in order, perhaps none."""
@@ -73,7 +76,10 @@ class SentMessages(list[SentMessage]):
     def _told(self) -> str:
         if not self:
             return "nothing was sent"
-        lines = [f"  {message.id}: {message.message_type} {json.dumps(message.payload)} on {message.queue}" for message in self[:SHOWN]]
+        lines = [
+            f"  {message.id}: {message.message_type} {json.dumps(message.payload)} on {message.queue}"
+            for message in self[:SHOWN]
+        ]
         more = [f"  and {len(self) - SHOWN} more"] if len(self) > SHOWN else []
         return "\n".join(["sent:", *lines, *more])
 
@@ -81,7 +87,9 @@ class SentMessages(list[SentMessage]):
 def _name(message_type: str | dramatiq.Actor[Any, Any]) -> str:
     name = message_type if isinstance(message_type, str) else getattr(message_type, "actor_name", None)
     if not isinstance(name, str):
-        raise InvalidArgument(f"message_type: {message_type!r} is neither an actor nor the name of one", field="message_type")
+        raise InvalidArgument(
+            f"message_type: {message_type!r} is neither an actor nor the name of one", field="message_type"
+        )
     return name
 
 
@@ -104,16 +112,25 @@ def _sent(number: int, encoded: Encoded) -> SentMessage:
     options.pop("message_id", None)
     options.pop("message_timestamp", None)
     columns = {_FIELDS.get(key, key): value for key, value in encoded.extra.items()}
-    return SentMessage(number, encoded.queue, encoded.message_type, json.loads(encoded.payload), options, encoded.priority, **columns)
+    return SentMessage(
+        number,
+        encoded.queue,
+        encoded.message_type,
+        json.loads(encoded.payload),
+        options,
+        encoded.priority,
+        **columns,
+    )
 
 
 @contextmanager
 def captured() -> Iterator[SentMessages]:
     """Until its end, what this process sends goes into the list that it yields, and no database is asked.
 
-    `send` in all its forms, `enqueue` and its relatives, pipelines and groups; from any thread. Arguments and options are checked and encoded as
-    ever, and what is refused raises InvalidArgument. What only the database knows is left out: dedup windows, names of queues that no actor
-    declares. A connection that enqueue() is given is not looked at. Inside another one: this one takes.
+    `send` in all its forms, `enqueue` and its relatives, pipelines and groups; from any thread. Arguments and
+    options are checked and encoded as ever, and what is refused raises InvalidArgument. What only the
+    database knows is left out: dedup windows, names of queues that no actor declares. A connection that
+    enqueue() is given is not looked at. Inside another one: this one takes.
     """
     taker = _Taker()
     before, capture.active = capture.active, taker

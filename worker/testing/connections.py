@@ -1,4 +1,6 @@
-"""Stand-ins for the connection of a transactional handler: they keep what was executed, and answer with the rows that a test gives."""
+"""Stand-ins for the connection of a transactional handler: they keep what was executed, and answer with the
+rows that a test gives.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ class Executed(NamedTuple):
 
 
 class _Script:
-    """executed: every statement, in order. answers: the rows of the first statement, of the second …; later ones have none."""
+    """executed: every statement, in order. answers: the rows of the first statement, of the second …; later
+    ones have none.
+    """
 
     def __init__(self, *answers: Sequence[Any]) -> None:
         self.executed: list[Executed] = []
@@ -68,7 +72,9 @@ class FakeCursor:
 
 
 class FakeConnection(_Script):
-    """For `def` actors: `run_actor(actor, …, connection=FakeConnection([(7,)]))` answers the first statement with one row."""
+    """For `def` actors: `run_actor(actor, …, connection=FakeConnection([(7,)]))` answers the first statement
+    with one row.
+    """
 
     def in_hands(self) -> FakeConnection:
         """What current_connection() asks of ours."""

@@ -31,7 +31,9 @@ def packhorse_sent() -> Iterator[SentMessages]:
 
 @pytest.fixture(scope="session")
 def packhorse_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PackhorseDatabase]:
-    """A database with the schema: that of PACKHORSE_TEST_DATABASE_URL, else an embedded PostgreSQL for this run."""
+    """A database with the schema: that of PACKHORSE_TEST_DATABASE_URL, else an embedded PostgreSQL for this
+    run.
+    """
     url = os.environ.get(URL)
     if url:
         from packhorse.worker.testing.queue import PackhorseDatabase
@@ -43,7 +45,9 @@ def packhorse_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pac
 
 
 def _embedded(folder: Path) -> AbstractContextManager[PackhorseDatabase]:
-    """A server with its data in this folder. Without the extra that carries it a test needs no traceback to say so."""
+    """A server with its data in this folder. Without the extra that carries it a test needs no traceback to
+    say so.
+    """
     from packhorse.worker.embedded import EmbeddedMissing, programs
     from packhorse.worker.testing.queue import PackhorseDatabase
 
@@ -55,7 +59,9 @@ def _embedded(folder: Path) -> AbstractContextManager[PackhorseDatabase]:
 
 
 @pytest.fixture
-def packhorse_queue(packhorse_database: PackhorseDatabase, monkeypatch: pytest.MonkeyPatch) -> Iterator[PackhorseQueue]:
+def packhorse_queue(
+    packhorse_database: PackhorseDatabase, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[PackhorseQueue]:
     """An empty queue. DATABASE_URL leads to it, and the broker that dramatiq knows sends to it."""
     from packhorse.worker.testing.queue import PackhorseQueue, current_broker, using
 

@@ -1,4 +1,6 @@
-"""An application's actors on a real queue, run by the real runtime in a thread of the test process (SPEC W12)."""
+"""An application's actors on a real queue, run by the real runtime in a thread of the test process (SPEC
+W12).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ from packhorse.worker.store import messages as message_store
 from packhorse.worker.store import testing as store
 from packhorse.worker.testing.report import MessageReport, QueueNotEmpty, RunReport
 
-#: What a run needs to be quick. The lease is long: a machine that sleeps, or a debugger, must not end the process of the tests.
+#: What a run needs to be quick. The lease is long: a machine that sleeps, or a debugger, must not end the
+#: process of the tests.
 SETTINGS: dict[str, Any] = {
     "poll_seconds": 0.1,
     "heartbeat_seconds": 1.0,
@@ -80,10 +83,11 @@ class PackhorseDatabase:
 
     @classmethod
     def given(cls, url: str, worker: str | None = None) -> PackhorseDatabase:
-        """On a server that runs: the database that the url names, whose name must contain `test`, with the schema brought up to date.
+        """On a server that runs: the database that the url names, whose name must contain `test`, with the
+        schema brought up to date.
 
-        worker: of several processes of a test run one; then a database of its own, `<name>_<worker>`, is made when it is missing. Raises
-        InvalidArgument, StoreUnavailable, SchemaMismatch.
+        worker: of several processes of a test run one; then a database of its own, `<name>_<worker>`, is made
+        when it is missing. Raises InvalidArgument, StoreUnavailable, SchemaMismatch.
         """
         name = url_parts(url).get("dbname", "")
         if WORD not in name.lower():
@@ -138,7 +142,9 @@ class PackhorseQueue:
         self.url = database.url
 
     def connection(self) -> AbstractContextManager[DeadlineConnection]:
-        """`with queue.connection() as connection:` a psycopg connection in autocommit mode, to look and to prepare."""
+        """`with queue.connection() as connection:` a psycopg connection in autocommit mode, to look and to
+        prepare.
+        """
         return self.database.connection()
 
     def run_until_empty(
@@ -152,10 +158,11 @@ class PackhorseQueue:
     ) -> RunReport:
         """Run handlers until none could start now, and say what became of each message.
 
-        modules_or_actors: whose broker it is (a module by its name is imported); all actors of that broker run. Nothing: the broker that dramatiq
-        knows. include_delayed: delayed messages, retries, snoozed ones and what a parked scope holds back are due at once, as often as they
-        come. until: run until it returns something true, whether the queue is empty or not. settings: of the worker, e.g. threads=1.
-        Raises QueueNotEmpty after `timeout` seconds, InvalidArgument, and what keeps a worker from starting.
+        modules_or_actors: whose broker it is (a module by its name is imported); all actors of that broker
+        run. Nothing: the broker that dramatiq knows. include_delayed: delayed messages, retries, snoozed ones
+        and what a parked scope holds back are due at once, as often as they come. until: run until it returns
+        something true, whether the queue is empty or not. settings: of the worker, e.g. threads=1. Raises
+        QueueNotEmpty after `timeout` seconds, InvalidArgument, and what keeps a worker from starting.
         """
         found = broker_of(modules_or_actors, broker)
         with using(found, self.database.settings(**settings)) as chosen, self.connection() as connection:
@@ -175,7 +182,11 @@ class PackhorseQueue:
 
     @staticmethod
     def _wait(
-        run: RuntimeThread, connection: DeadlineConnection, until_time: float, until: Callable[[], object] | None, include_delayed: bool
+        run: RuntimeThread,
+        connection: DeadlineConnection,
+        until_time: float,
+        until: Callable[[], object] | None,
+        include_delayed: bool,
     ) -> bool:
         """Whether the end came before the time was over."""
         while time.monotonic() < until_time:
@@ -194,7 +205,9 @@ class PackhorseQueue:
 
 
 class Recorder(Middleware):
-    """What handlers returned and raised, by message id. Last of all middleware, so the first to be told of an end."""
+    """What handlers returned and raised, by message id. Last of all middleware, so the first to be told of an
+    end.
+    """
 
     runs_on_loop = True
 
@@ -202,7 +215,9 @@ class Recorder(Middleware):
         self.results: dict[int, Any] = {}
         self.tracebacks: dict[int, str] = {}
 
-    def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:
+    def after_process_message(
+        self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
         if not isinstance(message, ClaimedMessage):
             return
         if exception is None:
@@ -236,7 +251,9 @@ class RuntimeThread:
 
     def start(self) -> None:
         self._broker.middleware.append(self.recorder)
-        self.worker = WorkerProcess(self._settings, RunningIds.of(self._settings), self.id, self.stats, broker=self._broker)
+        self.worker = WorkerProcess(
+            self._settings, RunningIds.of(self._settings), self.id, self.stats, broker=self._broker
+        )
         self._thread = threading.Thread(target=self._work, name="packhorse-testing", daemon=True)
         self._thread.start()
 
@@ -251,10 +268,14 @@ class RuntimeThread:
         if self._error is not None:
             raise self._error
         if self._thread is None or not self._thread.is_alive() or self.worker.exit_code:
-            raise RuntimeError("the worker ended before the queue was empty: a handler went on after its hard time limit, or a thread of it died")
+            raise RuntimeError(
+                "the worker ended before the queue was empty: a handler went on after its hard time limit, or a thread of it died"
+            )
 
     def settled(self, connection: DeadlineConnection) -> bool:
-        """Is there nothing to do now? Asked twice, with a turn of the fetcher in between: it may be in a hook that sends something."""
+        """Is there nothing to do now? Asked twice, with a turn of the fetcher in between: it may be in a hook
+        that sends something.
+        """
         fetcher = self.worker.fetcher
         ticked = self.stats.ticks().get("fetcher", 0.0)
         if fetcher.in_flight or fetcher.unwritten:
@@ -286,13 +307,27 @@ class RuntimeThread:
             sys.setswitchinterval(self._switch_seconds)
 
 
-def broker_of(named: Sequence[str | ModuleType | dramatiq.Actor[Any, Any]], broker: dramatiq.Broker | None = None) -> PostgresBroker:
+def broker_of(
+    named: Sequence[str | ModuleType | dramatiq.Actor[Any, Any]], broker: dramatiq.Broker | None = None
+) -> PostgresBroker:
     """The one broker of modules and actors. Raises InvalidArgument."""
-    actors = [value for name in named for value in ([name] if isinstance(name, dramatiq.Actor) else vars(_module(name)).values())]
-    brokers = [broker] if broker is not None else [value.broker for value in actors if isinstance(value, dramatiq.Actor)]
+    actors = [
+        value
+        for name in named
+        for value in ([name] if isinstance(name, dramatiq.Actor) else vars(_module(name)).values())
+    ]
+    brokers = (
+        [broker]
+        if broker is not None
+        else [value.broker for value in actors if isinstance(value, dramatiq.Actor)]
+    )
     found = {id(one): one for one in brokers or [dramatiq.get_broker()]}
     if len(found) > 1:
-        raise InvalidArgument("broker: the actors are on several brokers", field="broker", hint="Run them one after another, with broker=….")
+        raise InvalidArgument(
+            "broker: the actors are on several brokers",
+            field="broker",
+            hint="Run them one after another, with broker=….",
+        )
     chosen = next(iter(found.values()))
     if not isinstance(chosen, PostgresBroker):
         raise InvalidArgument(
@@ -301,7 +336,11 @@ def broker_of(named: Sequence[str | ModuleType | dramatiq.Actor[Any, Any]], brok
             hint="dramatiq.set_broker(packhorse.PostgresBroker()) must come before they are declared.",
         )
     if not chosen.actors:
-        raise InvalidArgument("broker: no actor is declared on it", field="broker", hint="Import the modules that declare actors, or name them.")
+        raise InvalidArgument(
+            "broker: no actor is declared on it",
+            field="broker",
+            hint="Import the modules that declare actors, or name them.",
+        )
     return chosen
 
 
@@ -328,9 +367,13 @@ def _still_there(connection: DeadlineConnection, run: RuntimeThread, timeout: fl
         lines = [f"after {timeout:g} s there is still something to do:"]
         for message_id, queue, message_type, state, attempt, error_class, error in found[:EXPLAINED]:
             failed = f"; its last attempt failed: {error_class}: {error}" if error_class else ""
-            lines.append(f"  message {message_id} ({message_type} on {queue}) is {state}, attempt {attempt}{failed}")
+            lines.append(
+                f"  message {message_id} ({message_type} on {queue}) is {state}, attempt {attempt}{failed}"
+            )
             gates = message_store.explain(connection, message_id)
-            told = [gate for gate in gates if not gate.passed or (state == "running" and gate.gate == "state")]
+            told = [
+                gate for gate in gates if not gate.passed or (state == "running" and gate.gate == "state")
+            ]
             lines += [f"    {gate.gate}: {gate.detail}" for gate in told]
     if len(found) > EXPLAINED:
         lines.append("  and more")
@@ -340,7 +383,20 @@ def _still_there(connection: DeadlineConnection, run: RuntimeThread, timeout: fl
 def _report(connection: DeadlineConnection, before: set[int], recorder: Recorder) -> RunReport:
     with translated():
         found = [message for message in store.outcomes(connection) if message.id not in before]
-    known = [MessageReport(m.id, m.queue, m.message_type, m.state, m.attempt, m.reason, m.error_class, m.error_message, m.traceback) for m in found]
+    known = [
+        MessageReport(
+            m.id,
+            m.queue,
+            m.message_type,
+            m.state,
+            m.attempt,
+            m.reason,
+            m.error_class,
+            m.error_message,
+            m.traceback,
+        )
+        for m in found
+    ]
     return RunReport(known).with_run(recorder.results, recorder.tracebacks)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 class MessageReport:
     """A message after a run. outcome: done, dead, cancelled; or what it waits as: pending, blocked, running.
 
-    attempts: started ones that counted. error_class, error: the last failure that is known. traceback: of the last failure in this run, as text.
-    result: what the handler returned, when it ended in this run. reason: why it is dead or cancelled.
+    attempts: started ones that counted. error_class, error: the last failure that is known. traceback: of the
+    last failure in this run, as text. result: what the handler returned, when it ended in this run. reason:
+    why it is dead or cancelled.
     """
 
     id: int
@@ -28,12 +29,19 @@ class MessageReport:
     result: Any = None
 
     def __str__(self) -> str:
-        why = f": {self.error_class}: {self.error}" if self.error_class else f": {self.reason}" if self.reason else ""
+        why = (
+            f": {self.error_class}: {self.error}"
+            if self.error_class
+            else f": {self.reason}"
+            if self.reason
+            else ""
+        )
         return f"message {self.id} ({self.message_type} on {self.queue}) is {self.outcome} after {self.attempts} attempt(s){why}"
 
 
 class RunReport:
-    """Messages of a run in the order of their ids: those that lived at its start, and those that were sent meanwhile.
+    """Messages of a run in the order of their ids: those that lived at its start, and those that were sent
+    meanwhile.
 
     Iteration and length are over all of them, `report[id]` is one.
     """
@@ -62,7 +70,9 @@ class RunReport:
         """The only one of an actor. Raises AssertionError."""
         found = self.of(message_type)
         if len(found) != 1:
-            raise AssertionError(f"expected one message of {getattr(message_type, 'actor_name', message_type)!r}, found {len(found)}\n{self!r}")
+            raise AssertionError(
+                f"expected one message of {getattr(message_type, 'actor_name', message_type)!r}, found {len(found)}\n{self!r}"
+            )
         return found[0]
 
     @property
@@ -72,9 +82,13 @@ class RunReport:
 
     @property
     def errors(self) -> dict[int, str]:
-        """The text of the last failure by id, with its traceback when it was in this run; also of what was done in a later attempt."""
+        """The text of the last failure by id, with its traceback when it was in this run; also of what was
+        done in a later attempt.
+        """
         return {
-            message.id: message.traceback or f"{message.error_class}: {message.error}" for message in self if message.traceback or message.error_class
+            message.id: message.traceback or f"{message.error_class}: {message.error}"
+            for message in self
+            if message.traceback or message.error_class
         }
 
     def raise_for_dead(self) -> RunReport:
@@ -82,17 +96,29 @@ class RunReport:
         dead = [message for message in self if message.outcome == "dead"]
         if dead:
             raise AssertionError(
-                "\n\n".join([f"{len(dead)} message(s) died", *(f"{message}\n{message.traceback or ''}".rstrip() for message in dead)])
+                "\n\n".join(
+                    [
+                        f"{len(dead)} message(s) died",
+                        *(f"{message}\n{message.traceback or ''}".rstrip() for message in dead),
+                    ]
+                )
             )
         return self
 
     def with_run(self, results: dict[int, Any], tracebacks: dict[int, str]) -> RunReport:
         """The same with what the handlers of this run returned and raised."""
-        return RunReport([dataclasses.replace(m, result=results.get(m.id), traceback=tracebacks.get(m.id, m.traceback)) for m in self])
+        return RunReport(
+            [
+                dataclasses.replace(m, result=results.get(m.id), traceback=tracebacks.get(m.id, m.traceback))
+                for m in self
+            ]
+        )
 
 
 class QueueNotEmpty(AssertionError):
-    """The time of a run was over and there is still something to do. report: what it had made of the messages by then."""
+    """The time of a run was over and there is still something to do. report: what it had made of the messages
+    by then.
+    """
 
     def __init__(self, text: str, report: RunReport) -> None:
         self.report = report

@@ -14,9 +14,11 @@ from packhorse.worker.store.json_text import dumps
 
 
 class MemorySteps:
-    """What the steps of one message have stored. Give the same one to two calls of run_actor: the second is the attempt after the first.
+    """What the steps of one message have stored. Give the same one to two calls of run_actor: the second is
+    the attempt after the first.
 
-    values: what earlier attempts have stored, by name; JSON. reused: how many steps had their result from there.
+    values: what earlier attempts have stored, by name; JSON. reused: how many steps had their result from
+    there.
     """
 
     def __init__(self, values: Mapping[str, Any] = MappingProxyType({})) -> None:
@@ -40,14 +42,20 @@ class MemorySteps:
 
     def as_stored(self) -> str | None:
         """The column `steps` of the message."""
-        return dumps({name: {"value": value, "attempt": 1} for name, value in self.values.items()}) if self._texts else None
+        return (
+            dumps({name: {"value": value, "attempt": 1} for name, value in self.values.items()})
+            if self._texts
+            else None
+        )
 
     # -- StepStore ---------------------------------------------------------------------------------
     def store(self, message: StepOwner, name: str, value: str) -> str:
         with self._lock:
             size = sum(len(text.encode()) for text in (*self._texts.values(), value))
             if size > MAX_STEPS_BYTES:
-                raise StepError(f"step {name!r}: the results of a message have at most {MAX_STEPS_BYTES} bytes of JSON together")
+                raise StepError(
+                    f"step {name!r}: the results of a message have at most {MAX_STEPS_BYTES} bytes of JSON together"
+                )
             self._texts[name] = value
         return value
 

@@ -1,7 +1,7 @@
 """dramatiq's StubBroker for our actors: in memory, run by dramatiq's own Worker (SPEC W1, W12).
 
-Actors and messages are checked as our broker checks them, and what a handler can ask about itself has an answer. There is no
-database: no transaction, no order per conversation, no dedup window, no limits.
+Actors and messages are checked as our broker checks them, and what a handler can ask about itself has an
+answer. There is no database: no transaction, no order per conversation, no dedup window, no limits.
 """
 
 from __future__ import annotations
@@ -32,9 +32,13 @@ MAX_RETRIES, MIN_BACKOFF_MS = 2, 1000
 
 
 class StubRetries(Retries):
-    """Retries by another message, as dramatiq's; the outcomes that a handler asks for are those of a worker."""
+    """Retries by another message, as dramatiq's; the outcomes that a handler asks for are those of a
+    worker.
+    """
 
-    def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:
+    def after_process_message(
+        self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
         asked = None if exception is None else asked_for(exception)
         if asked is not None and asked.verb in (Verb.SNOOZE, Verb.PARK):
             broker.enqueue(message, delay=int(1000 * (asked.delay_seconds or 0)))
@@ -104,7 +108,9 @@ class PackhorseStubBroker(StubBroker):
         actor = self.get_actor(message.actor_name)
         steps = self._steps.setdefault(message.message_id, MemorySteps())
         columns = {
-            name: message.options[name] for name in ("conversation_key", "correlation_id", "priority") if message.options.get(name) is not None
+            name: message.options[name]
+            for name in ("conversation_key", "correlation_id", "priority")
+            if message.options.get(name) is not None
         }
         like = fake_message(
             id=next(self._ids),
@@ -120,9 +126,11 @@ class PackhorseStubBroker(StubBroker):
 def stub_broker() -> PackhorseStubBroker:
     """A StubBroker on which actors may have our options; dramatiq.Worker(broker) runs them.
 
-    Call dramatiq.set_broker with it before the actors are declared. Snooze, Retry, RetryAfter, Bury and Cancel end a message as in a worker;
-    three attempts, a second before the second one, unless the actor says otherwise. A transactional actor runs without a transaction: for it
-    take run_actor, or a real queue.
+    Call dramatiq.set_broker with it before the actors are declared. Snooze, Retry, RetryAfter, Bury and
+    Cancel end a message as in a worker; three attempts, a second before the second one, unless the actor says
+    otherwise. A transactional actor runs without a transaction: for it take run_actor, or a real queue.
     """
     retries = StubRetries(max_retries=MAX_RETRIES, min_backoff=MIN_BACKOFF_MS)
-    return PackhorseStubBroker([AgeLimit(), TimeLimits(), ShutdownNotifications(), Callbacks(), Pipelines(), AsyncIO(), retries])
+    return PackhorseStubBroker(
+        [AgeLimit(), TimeLimits(), ShutdownNotifications(), Callbacks(), Pipelines(), AsyncIO(), retries]
+    )

@@ -1,6 +1,7 @@
 """A handler called in a test as a worker calls it, without a server (SPEC W12).
 
-What a worker does around the call (retries, time limits, middleware, the claim and the completion) is not here: queue.py runs all of it.
+What a worker does around the call (retries, time limits, middleware, the claim and the completion) is not
+here: queue.py runs all of it.
 """
 
 from __future__ import annotations
@@ -61,13 +62,18 @@ def fake_message(
 ) -> ClaimedMessage:
     """What `current_message()` is to be in run_actor, which adds message type and arguments.
 
-    id, attempt, max_attempts, crashes, priority, conversation_key, correlation_id, trace_context: as in the row of a claimed message. queue: None is
-    the actor's. age_seconds: since it was enqueued. due_seconds: since it could have started. message_id: dramatiq's; made up
-    when None. options: dramatiq's. Raises InvalidArgument for options that are no JSON.
+    id, attempt, max_attempts, crashes, priority, conversation_key, correlation_id, trace_context: as in the
+    row of a claimed message. queue: None is the actor's. age_seconds: since it was enqueued. due_seconds:
+    since it could have started. message_id: dramatiq's; made up when None. options: dramatiq's. Raises
+    InvalidArgument for options that are no JSON.
     """
-    said = {**({} if options is None else options)} | ({} if message_id is None else {"message_id": message_id})
+    said = {**({} if options is None else options)} | (
+        {} if message_id is None else {"message_id": message_id}
+    )
     row = (None, id, id, queue, "", "{}", to_json("options", said), priority, attempt, max_attempts, crashes)
-    return _of_row((*row, conversation_key, correlation_id, trace_context, "", age_seconds, due_seconds, None))
+    return _of_row(
+        (*row, conversation_key, correlation_id, trace_context, "", age_seconds, due_seconds, None)
+    )
 
 
 def run_actor(
@@ -82,15 +88,17 @@ def run_actor(
 ) -> R:
     """Call the handler of an actor as a worker would, and return what it returns.
 
-    args, kwargs: the handler's, checked as `send` does and handed over after JSON: a tuple arrives as a list. An argument of the handler that is
-    called like one of ours (message, connection, now, steps) is given by position.
-    message: `fake_message(…)`, what current_message() and correlation_id() tell. connection: for a transactional actor, and only for one: a
-    psycopg connection, whose transaction stays the test's (nothing is committed here), or FakeConnection(). now: when the message is handled,
-    for its timestamps; a worker has no other clock. steps: what earlier attempts have stored, and where this one stores; by default
-    each call begins anew.
+    args, kwargs: the handler's, checked as `send` does and handed over after JSON: a tuple arrives as a list.
+    An argument of the handler that is called like one of ours (message, connection, now, steps) is given by
+    position. message: `fake_message(…)`, what current_message() and correlation_id() tell. connection: for a
+    transactional actor, and only for one: a psycopg connection, whose transaction stays the test's (nothing
+    is committed here), or FakeConnection(). now: when the message is handled, for its timestamps; a worker
+    has no other clock. steps: what earlier attempts have stored, and where this one stores; by default each
+    call begins anew.
 
-    An `async def` actor runs in an event loop of its own; in a test that has one, await run_actor_async. Whatever the handler raises comes
-    out: Snooze, Retry, Bury and the like are not acted upon. Raises InvalidArgument.
+    An `async def` actor runs in an event loop of its own; in a test that has one, await run_actor_async.
+    Whatever the handler raises comes out: Snooze, Retry, Bury and the like are not acted upon. Raises
+    InvalidArgument.
     """
     attempt = _FakeAttempt(actor, args, kwargs, message, connection, now, steps)
     if attempt.coroutine is None:
@@ -99,7 +107,11 @@ def run_actor(
         asyncio.get_running_loop()
     except RuntimeError:
         return cast(R, asyncio.run(attempt.run_async()))
-    raise InvalidArgument(f"actor: {actor.actor_name} is a coroutine, and an event loop runs here", field="actor", hint="await run_actor_async(…).")
+    raise InvalidArgument(
+        f"actor: {actor.actor_name} is a coroutine, and an event loop runs here",
+        field="actor",
+        hint="await run_actor_async(…).",
+    )
 
 
 async def run_actor_async(
@@ -112,7 +124,8 @@ async def run_actor_async(
     steps: MemorySteps | None = None,
     **kwargs: Any,
 ) -> R:
-    """As run_actor, in the event loop of the caller: an `async def` actor in a task of its own, any other in a thread.
+    """As run_actor, in the event loop of the caller: an `async def` actor in a task of its own, any other in
+    a thread.
 
     connection: of a transactional `async def` actor a psycopg AsyncConnection, or FakeAsyncConnection().
     """
@@ -136,14 +149,20 @@ class _FakeAttempt:
         steps: MemorySteps | None,
     ) -> None:
         if not isinstance(actor, dramatiq.Actor):
-            raise InvalidArgument(f"actor: {actor!r} is no actor", field="actor", hint="Declare it with @packhorse.actor or @dramatiq.actor.")
+            raise InvalidArgument(
+                f"actor: {actor!r} is no actor",
+                field="actor",
+                hint="Declare it with @packhorse.actor or @dramatiq.actor.",
+            )
         _check(message, now, steps)
         self._actor = actor
         self._transactional = bool(actor.options.get("transactional"))
         self.coroutine = coroutine_function(actor)
         self._connection = self._for_handler(connection)
         self._steps = MemorySteps() if steps is None else steps
-        self.message = claimed(actor, args, kwargs, fake_message() if message is None else message, now, self._steps)
+        self.message = claimed(
+            actor, args, kwargs, fake_message() if message is None else message, now, self._steps
+        )
 
     def run(self) -> Any:
         """In a thread."""
@@ -195,7 +214,9 @@ class _FakeAttempt:
     def _place(self) -> tuple[str, str]:
         """What it sends goes into the test's transaction, when that is one to a database at all."""
         broker = self._actor.broker
-        if isinstance(broker, PostgresBroker) and not isinstance(self._connection, (FakeConnection, FakeAsyncConnection)):
+        if isinstance(broker, PostgresBroker) and not isinstance(
+            self._connection, (FakeConnection, FakeAsyncConnection)
+        ):
             try:
                 return broker.place
             except ConfigError:  # no database is configured: sending says so
@@ -216,7 +237,9 @@ def claimed(
     now: datetime | None = None,
     steps: MemorySteps | None = None,
 ) -> ClaimedMessage:
-    """A message of an actor as a worker has it after the claim; `like` says the rest. Raises InvalidArgument for arguments that `send` refuses."""
+    """A message of an actor as a worker has it after the claim; `like` says the rest. Raises InvalidArgument
+    for arguments that `send` refuses.
+    """
     encoded = encode(actor.message_with_options(args=args, kwargs=kwargs), None, Signature(actor), {})
     options = to_json("options", {**json.loads(encoded.options), **json.loads(like._options)})
     moment = datetime.now(UTC) if now is None else now

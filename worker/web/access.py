@@ -1,7 +1,8 @@
-"""Who may what on the page (SPEC O6, FAILURES 74): the Host header, who visits, the origin of a change, headers of every answer.
+"""Who may what on the page (SPEC O6, FAILURES 74): the Host header, who visits, the origin of a change,
+headers of every answer.
 
-A visitor is one of three: a session that a token began; the user whom a trusted proxy names; on loopback, as long as nobody has made a
-token, whoever is there. What is in doubt is refused.
+A visitor is one of three: a session that a token began; the user whom a trusted proxy names; on loopback, as
+long as nobody has made a token, whoever is there. What is in doubt is refused.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Who looks. name: goes into operator_actions. secret: what the CSRF token is made of. by: session, proxy or loopback."""
+    """Who looks. name: goes into operator_actions. secret: what the CSRF token is made of. by: session, proxy
+    or loopback.
+    """
 
     name: str
     role: Role
@@ -85,14 +88,25 @@ class Refused(Exception):
 
 
 class Access:
-    """Decides about requests. site: the database that has the tokens. clock: monotonic seconds; wall: seconds since 1970."""
+    """Decides about requests. site: the database that has the tokens. clock: monotonic seconds; wall: seconds
+    since 1970.
+    """
 
-    def __init__(self, settings: Settings, site: Site, *, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        site: Site,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self._settings = settings
         self._site = site
         self._clock = clock
         self._wall = wall
-        self._key = (settings.web_secret.get_secret_value() if settings.web_secret else secrets.token_hex(32)).encode()
+        self._key = (
+            settings.web_secret.get_secret_value() if settings.web_secret else secrets.token_hex(32)
+        ).encode()
         self._hosts = {*LOOPBACK, *settings.web_hosts, *_as_host(settings.web_host)}
         self._networks = [ipaddress.ip_network(text) for text in settings.web_trusted_proxies]
         self._loopback = is_loopback(settings.web_host)
@@ -108,16 +122,27 @@ class Access:
         given = request.headers.getlist("host")
         name = _host_name(given[0]) if len(given) == 1 else ""
         if name not in self._hosts:
-            raise Refused(421, "The page does not answer to this name.", "web_hosts lists the names that it answers to.")
+            raise Refused(
+                421, "The page does not answer to this name.", "web_hosts lists the names that it answers to."
+            )
 
     def check_way(self, request: HTTPConnection) -> None:
         """Beyond loopback, without web_insecure, only proxies may come: TLS is theirs."""
         if not self._loopback and not self._settings.web_insecure and not self._is_proxy(request):
-            raise Refused(403, "The page is reached through its proxy only.", "web_trusted_proxies lists the addresses of proxies.")
+            raise Refused(
+                403,
+                "The page is reached through its proxy only.",
+                "web_trusted_proxies lists the addresses of proxies.",
+            )
 
     def check_reader(self, request: HTTPConnection) -> None:
-        """Refuse what a page of somebody else fetches without going there: on loopback no cookie would stop it."""
-        if request.headers.get("sec-fetch-site") in ("cross-site", "same-site") and request.headers.get("sec-fetch-mode") != "navigate":
+        """Refuse what a page of somebody else fetches without going there: on loopback no cookie would stop
+        it.
+        """
+        if (
+            request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
+            and request.headers.get("sec-fetch-mode") != "navigate"
+        ):
             raise Refused(403, "This was asked by another page.", "Open the page itself.")
 
     async def visitor(self, request: HTTPConnection) -> Visitor | None:
@@ -140,7 +165,12 @@ class Access:
         recent = [at for at in self._failures.get(address, []) if now - at < FAILURE_SECONDS]
         if len(recent) >= MOST_FAILURES:
             wait = int(FAILURE_SECONDS - (now - recent[0])) + 1
-            raise Refused(429, "Too many failed logins from this address.", f"Try again in {wait} s.", {"Retry-After": str(wait)})
+            raise Refused(
+                429,
+                "Too many failed logins from this address.",
+                f"Try again in {wait} s.",
+                {"Retry-After": str(wait)},
+            )
         self._failures[address] = [*recent, now]  # before the database is asked: attempts at once count, too
         self._failures.move_to_end(address)
         while len(self._failures) > MOST_ADDRESSES:
@@ -151,7 +181,9 @@ class Access:
             self._failures[address] = recent
             raise
         if found is None:
-            raise Refused(401, "No token in force is this one.", "`packhorse token create` makes one; it is shown once.")
+            raise Refused(
+                401, "No token in force is this one.", "`packhorse token create` makes one; it is shown once."
+            )
         self._failures.pop(address, None)
         body = f"{found['id']}.{int(self._wall())}.{secrets.token_hex(16)}"
         return f"{body}.{self._sign('session', body)}"
@@ -173,14 +205,22 @@ class Access:
         return self._sign("csrf", f"{visitor.by} {visitor.name} {visitor.secret}" if visitor else "nobody")
 
     def check_change(self, request: Request, visitor: Visitor | None, given: str) -> None:
-        """Refuse what another page, or nobody of ours, has sent: the Origin must be ours, and the form as well."""
+        """Refuse what another page, or nobody of ours, has sent: the Origin must be ours, and the form as
+        well.
+        """
         origins, host = request.headers.getlist("origin"), request.headers.get("host", "")
-        if len(origins) != 1 or urlsplit(origins[0]).scheme not in ("http", "https") or urlsplit(origins[0]).netloc.lower() != host.lower():
+        if (
+            len(origins) != 1
+            or urlsplit(origins[0]).scheme not in ("http", "https")
+            or urlsplit(origins[0]).netloc.lower() != host.lower()
+        ):
             raise Refused(403, "This was sent by another page.", "Open the page itself and do it there.")
         if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
             raise Refused(403, "This was sent by another page.", "Open the page itself and do it there.")
         if not hmac.compare_digest(given.encode(), self.csrf(visitor).encode()):
-            raise Refused(403, "The form is too old, or of another session.", "Load the page again and repeat it.")
+            raise Refused(
+                403, "The form is too old, or of another session.", "Load the page again and repeat it."
+            )
 
     async def _of_session(self, session: str) -> Visitor | None:
         body, _, signature = session.rpartition(".")
@@ -193,7 +233,9 @@ class Access:
         return token and Visitor(token.name, token.role, nonce, "session")
 
     async def _token(self, token_id: str) -> Visitor | None:
-        """The bearer of a token in force, known for CHECK_SECONDS; while the database is away, as it was last known. Raises Refused."""
+        """The bearer of a token in force, known for CHECK_SECONDS; while the database is away, as it was last
+        known. Raises Refused.
+        """
         checked_at, known = self._checked.get(token_id, (float("-inf"), None))
         if self._clock() - checked_at < CHECK_SECONDS:
             return known
@@ -202,7 +244,9 @@ class Access:
         except StoreError as error:
             if token_id in self._checked:
                 return known
-            raise Refused(503, "The database is away, and it has the tokens.", "Load the page again in a moment.") from error
+            raise Refused(
+                503, "The database is away, and it has the tokens.", "Load the page again in a moment."
+            ) from error
         found = Visitor(str(row["name"]), Role[str(row["role"]).upper()], "", "session") if row else None
         self._checked[token_id] = (self._clock(), found)
         self._checked.move_to_end(token_id)
@@ -211,7 +255,9 @@ class Access:
         return found
 
     async def _needs_token(self) -> bool:
-        """Has somebody made a token? Then loopback, too, is no proof of who it is: a proxy of this machine comes from there. Raises Refused."""
+        """Has somebody made a token? Then loopback, too, is no proof of who it is: a proxy of this machine
+        comes from there. Raises Refused.
+        """
         if self._clock() - self._looked_at >= CHECK_SECONDS:
             try:
                 self._has_tokens = await self._site.act(tokens.any_in_force)
@@ -225,13 +271,23 @@ class Access:
         names = request.headers.getlist(self._settings.web_user_header or "")
         if not names or names == [""]:
             return None
-        roles = request.headers.getlist(self._settings.web_role_header) if self._settings.web_role_header else ["viewer"]
+        roles = (
+            request.headers.getlist(self._settings.web_role_header)
+            if self._settings.web_role_header
+            else ["viewer"]
+        )
         if len(names) != 1 or len(roles) > 1 or not 1 <= len(names[0]) <= 100 or not names[0].isprintable():
             raise Refused(
-                403, "The proxy does not say clearly who you are.", "Each of its headers must come once; it must drop those of the browser."
+                403,
+                "The proxy does not say clearly who you are.",
+                "Each of its headers must come once; it must drop those of the browser.",
             )
         if not roles or roles[0] not in [role.label for role in Role]:
-            raise Refused(403, "The proxy gives you no role of this page.", "viewer, operator or admin, in web_role_header.")
+            raise Refused(
+                403,
+                "The proxy gives you no role of this page.",
+                "viewer, operator or admin, in web_role_header.",
+            )
         return Visitor(names[0], Role[roles[0].upper()], "proxy", "proxy")
 
     def _is_proxy(self, request: HTTPConnection) -> bool:
@@ -246,16 +302,23 @@ class Access:
         return any((mapped or found) in network for network in self._networks)
 
     def _address(self, request: HTTPConnection) -> str:
-        """Who tries: of what a trusted proxy has added, the last address that is no proxy; a network of IPv6 counts as one."""
+        """Who tries: of what a trusted proxy has added, the last address that is no proxy; a network of IPv6
+        counts as one.
+        """
         found = request.client.host if request.client else ""
         if self._trusts(found):
             said = ",".join(request.headers.getlist("x-forwarded-for")).split(",")
-            found = next((text.strip() for text in reversed(said) if text.strip() and not self._trusts(text.strip())), found)
+            found = next(
+                (text.strip() for text in reversed(said) if text.strip() and not self._trusts(text.strip())),
+                found,
+            )
         try:
             address = ipaddress.ip_address(found)
         except ValueError:
             return found[:60]
-        return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
+        return (
+            str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
+        )
 
     def _sign(self, purpose: str, text: str) -> str:
         return hmac.new(self._key, f"{purpose} {text}".encode(), hashlib.sha256).hexdigest()

@@ -1,7 +1,8 @@
 """The routes of acts: a form, its preview, the act, and the progress of what takes long (SPEC O6).
 
-GET shows a form; POST with `step` = load (show what is to be edited), preview, or do. What an act refuses is said at its field, and what was
-written stays in the form. The door (app.py) has checked role, origin and form token before.
+GET shows a form; POST with `step` = load (show what is to be edited), preview, or do. What an act refuses is
+said at its field, and what was written stays in the form. The door (app.py) has checked role, origin and form
+token before.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ STEPS = ("load", "preview", "do")
 
 @dataclass(frozen=True, slots=True)
 class ActPage:
-    """The form as it stands. texts: of its fields. problem: what was refused; problem_field: where, None for the whole form.
+    """The form as it stands. texts: of its fields. problem: what was refused; problem_field: where, None for
+    the whole form.
 
     step: which button comes next. preview: of what was written, when that was asked for.
     """
@@ -42,7 +44,11 @@ class ActPage:
 def _form(act: ActForm) -> Endpoint:
     async def show(visit: Visit) -> Response:
         assert visit.site is not None
-        texts = {name: value for name, value in visit.request.query_params.items() if name in {each.name for each in act.fields}}
+        texts = {
+            name: value
+            for name, value in visit.request.query_params.items()
+            if name in {each.name for each in act.fields}
+        }
         given = _lenient(act, texts, visit)
         for each in act.targets:
             each.read(texts.get(each.name, ""))  # an address without its target is a mistake, not a form
@@ -65,9 +71,25 @@ def _submit(act: ActForm) -> Endpoint:
         except InvalidArgument as error:
             problem, where = str(error), error.field
             names = {each.name for each in act.asked} | {"reason"}
-            return _refused(visit, act, texts, step, problem, where if where in names else None, 404 if isinstance(error, NotFound) else 400)
+            return _refused(
+                visit,
+                act,
+                texts,
+                step,
+                problem,
+                where if where in names else None,
+                404 if isinstance(error, NotFound) else 400,
+            )
         except StoreConflict as error:
-            return _refused(visit, act, texts, step, f"Somebody else changes this at the moment: try again. {error}", None, 409)
+            return _refused(
+                visit,
+                act,
+                texts,
+                step,
+                f"Somebody else changes this at the moment: try again. {error}",
+                None,
+                409,
+            )
         except StoreUnavailable as error:
             late = "It took too long: narrow the filter" if error.late else "The database does not answer"
             return _refused(visit, act, texts, step, f"{late}. {error}", None, 503)
@@ -106,13 +128,23 @@ def _lenient(act: ActForm, texts: Mapping[str, str], visit: Visit) -> Submission
     return read_submission(act.fields, texts, visit.visitor, lenient=True)
 
 
-def _refused(visit: Visit, act: ActForm, texts: Mapping[str, str], step: str, problem: str, field: str | None, status: int) -> Response:
+def _refused(
+    visit: Visit,
+    act: ActForm,
+    texts: Mapping[str, str],
+    step: str,
+    problem: str,
+    field: str | None,
+    status: int,
+) -> Response:
     """The form again, as it was written."""
     again = "preview" if step == "do" and act.preview else step
     return _page(visit, act, texts, again, problem=problem, problem_field=field, status=status)
 
 
-def _page(visit: Visit, act: ActForm, texts: Mapping[str, str], step: str, *, status: int = 200, **more: Any) -> Response:
+def _page(
+    visit: Visit, act: ActForm, texts: Mapping[str, str], step: str, *, status: int = 200, **more: Any
+) -> Response:
     given = _lenient(act, texts, visit)
     path, query = act.place(given)
     model = ActPage(act, texts, act.command_line(given), visit.link(path, query), step, **more)
@@ -149,7 +181,9 @@ async def _progress(visit: Visit) -> Response:
 async def _progress_of(visit: Visit) -> Response:
     act = _long_act(visit)
     path, query = act.work.place
-    return visit.page("acts/progress.html", act.work.title, act, live=not act.is_over, back=visit.link(path, query))
+    return visit.page(
+        "acts/progress.html", act.work.title, act, live=not act.is_over, back=visit.link(path, query)
+    )
 
 
 async def _stop(visit: Visit) -> Response:

@@ -1,7 +1,8 @@
 """The application: one table of routes, one door that each passes, and errors as pages.
 
-A request passes in this order: the Host header, the way it came, who visits, the origin of a change, the role. Every answer has the
-headers of access.HEADERS. A database that is away gives the last answer with its age, or a page that says so, never a traceback.
+A request passes in this order: the Host header, the way it came, who visits, the origin of a change, the
+role. Every answer has the headers of access.HEADERS. A database that is away gives the last answer with its
+age, or a page that says so, never a traceback.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from packhorse.worker.web.screens import Query, Screen
 
 logger = logging.getLogger("packhorse.web")
 
-#: A form holds a payload (1 MiB at most) as it was and as it is to be, and each may grow threefold in transit.
+#: A form holds a payload (1 MiB at most) as it was and as it is to be, and each may grow threefold in
+#: transit.
 MOST_FORM_BYTES = 8 * 1_048_576
 
 
@@ -51,8 +53,16 @@ async def _live(visit: Visit) -> Response:
     assert visit.site is not None
     ticker = visit.frame.tickers[visit.site.name]
     if ticker.is_full:
-        raise Refused(503, "Too many windows watch already.", "This one shows what it has; load it again to see what is new.")
-    return StreamingResponse(ticker.events(), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}, media_type="text/event-stream")
+        raise Refused(
+            503,
+            "Too many windows watch already.",
+            "This one shows what it has; load it again to see what is new.",
+        )
+    return StreamingResponse(
+        ticker.events(),
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        media_type="text/event-stream",
+    )
 
 
 async def _home(visit: Visit) -> Response:
@@ -61,7 +71,9 @@ async def _home(visit: Visit) -> Response:
 
 async def _login_page(visit: Visit) -> Response:
     then = _own_path(visit, visit.request.query_params.get("then", ""))
-    return visit.page("login.html", "Log in", then=then, problem=None, login_csrf=visit.frame.access.csrf(None))
+    return visit.page(
+        "login.html", "Log in", then=then, problem=None, login_csrf=visit.frame.access.csrf(None)
+    )
 
 
 async def _log_in(visit: Visit) -> Response:
@@ -69,7 +81,14 @@ async def _log_in(visit: Visit) -> Response:
     try:
         session = await visit.frame.access.log_in(visit.request, visit.form.get("token", "").strip())
     except Refused as refused:
-        answer = visit.page("login.html", "Log in", status=refused.status, then=then, problem=refused, login_csrf=visit.frame.access.csrf(None))
+        answer = visit.page(
+            "login.html",
+            "Log in",
+            status=refused.status,
+            then=then,
+            problem=refused,
+            login_csrf=visit.frame.access.csrf(None),
+        )
         answer.headers.update(refused.headers)
         return answer
     answer = RedirectResponse(then or visit.frame.home, 303)
@@ -90,7 +109,14 @@ async def _healthz(visit: Visit) -> Response:
 def _own_path(visit: Visit, path: str) -> str:
     """A path of this page, or nothing: a login must not lead to another host."""
     base = visit.frame.settings.web_base_path
-    return path if path.startswith(f"{base}/") and not path.startswith("//") and "\\" not in path and path.isprintable() else ""
+    return (
+        path
+        if path.startswith(f"{base}/")
+        and not path.startswith("//")
+        and "\\" not in path
+        and path.isprintable()
+        else ""
+    )
 
 
 #: Every route: screens, acts, and those of the frame.
@@ -122,7 +148,9 @@ def create_app(settings: Settings, sites: list[Site]) -> Starlette:
         routes.append(_route(frame, Entry("GET", "/", None, _home, top=True), None))
     base = settings.web_base_path
     app = Starlette(
-        routes=[Mount(base, routes=routes)] if base else routes, lifespan=lifespan, exception_handlers={404: _lost(frame), 405: _lost(frame)}
+        routes=[Mount(base, routes=routes)] if base else routes,
+        lifespan=lifespan,
+        exception_handlers={404: _lost(frame), 405: _lost(frame)},
     )
     app.state.frame = frame
     app.add_middleware(Headers)
@@ -173,8 +201,12 @@ async def _through_the_door(frame: Frame, entry: Entry, site: Site | None, reque
         form: dict[str, list[str]] = {}
         if entry.method != "GET":
             form = await _form(request)
-        visitor = await frame.access.visitor(request) if entry.role is not None or entry.method == "GET" else None
-        visit = Visit(request, frame, visitor, site, {name: values[-1] for name, values in form.items()}, form)
+        visitor = (
+            await frame.access.visitor(request) if entry.role is not None or entry.method == "GET" else None
+        )
+        visit = Visit(
+            request, frame, visitor, site, {name: values[-1] for name, values in form.items()}, form
+        )
         if entry.method != "GET":
             frame.access.check_change(request, visitor, visit.form.get(CSRF_FIELD, ""))
         if entry.role is not None:
@@ -182,7 +214,9 @@ async def _through_the_door(frame: Frame, entry: Entry, site: Site | None, reque
                 return _to_login(visit)
             if not visitor.may(entry.role):
                 raise Refused(
-                    403, f"This needs the role {entry.role.label}; you are {visitor.role.label}.", "An admin can make a token with that role."
+                    403,
+                    f"This needs the role {entry.role.label}; you are {visitor.role.label}.",
+                    "An admin can make a token with that role.",
                 )
         return await entry.endpoint(visit)
     except Refused as refused:
@@ -206,7 +240,11 @@ async def _through_the_door(frame: Frame, entry: Entry, site: Site | None, reque
 
 def _detail(visit: Visit, error: StoreError) -> str:
     """What the database or libpq says: it may name hosts and roles, which are nothing for who only looks."""
-    return str(error) if visit.visitor is not None and visit.visitor.may(Role.OPERATOR) else "Load the page again in a moment."
+    return (
+        str(error)
+        if visit.visitor is not None and visit.visitor.may(Role.OPERATOR)
+        else "Load the page again in a moment."
+    )
 
 
 def _to_login(visit: Visit) -> Response:
@@ -214,7 +252,15 @@ def _to_login(visit: Visit) -> Response:
     if visit.request.method != "GET" or visit.request.headers.get("hx-request") == "true":
         return _error(visit, 401, "You are not logged in.", "Load the page again.")
     return RedirectResponse(
-        render.link("", path, {"then": visit.request.url.path + (f"?{visit.request.url.query}" if visit.request.url.query else "")}), 303
+        render.link(
+            "",
+            path,
+            {
+                "then": visit.request.url.path
+                + (f"?{visit.request.url.query}" if visit.request.url.query else "")
+            },
+        ),
+        303,
     )
 
 
@@ -227,10 +273,16 @@ def _lost(frame: Frame) -> Any:
 
     async def answer(request: Request, error: Any) -> Response:
         async def nothing_here(visit: Visit) -> Response:
-            text = "There is no such page." if error.status_code == 404 else "This address takes no such request."
+            text = (
+                "There is no such page."
+                if error.status_code == 404
+                else "This address takes no such request."
+            )
             return _error(visit, error.status_code, text)
 
-        return await _through_the_door(frame, Entry("GET", request.url.path, None, nothing_here, top=True), None, request)
+        return await _through_the_door(
+            frame, Entry("GET", request.url.path, None, nothing_here, top=True), None, request
+        )
 
     return answer
 
@@ -246,6 +298,12 @@ async def _form(request: Request) -> dict[str, list[str]]:
         if len(body) > MOST_FORM_BYTES:
             raise Refused(413, f"The form has more than {MOST_FORM_BYTES} bytes.")
     try:
-        return parse_qs(body.decode("ascii"), keep_blank_values=True, encoding="utf-8", errors="strict", max_num_fields=2000)
+        return parse_qs(
+            body.decode("ascii"),
+            keep_blank_values=True,
+            encoding="utf-8",
+            errors="strict",
+            max_num_fields=2000,
+        )
     except ValueError as error:
         raise Refused(400, "The form cannot be read.", str(error)[:200]) from None

@@ -1,6 +1,8 @@
-"""What an act is made of: its fields, what a form said, what a preview shows. The acts themselves are in acts/.
+"""What an act is made of: its fields, what a form said, what a preview shows. The acts themselves are in
+acts/.
 
-An act is one function of worker/ops or worker/store with a form before it. Nothing here or in acts/ decides what is allowed in the queue.
+An act is one function of worker/ops or worker/store with a form before it. Nothing here or in acts/ decides
+what is allowed in the queue.
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ MOST_ID = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class FormField:
-    """One field. kind: text, integer, decimal, duration, moment, choice, flag, payload, settings (lines PATH=VALUE), filter.
+    """One field. kind: text, integer, decimal, duration, moment, choice, flag, payload, settings (lines
+    PATH=VALUE), filter.
 
-    target: it says on what the act works, stands in the address, and is not asked for. default: as text. choices: value -> label.
+    target: it says on what the act works, stands in the address, and is not asked for. default: as text.
+    choices: value -> label.
     """
 
     name: str
@@ -45,7 +49,9 @@ class FormField:
     placeholder: str = ""
 
     def read(self, text: str) -> Any:
-        """The value; None (False for a flag) when nothing was given. Raises InvalidArgument that names the field."""
+        """The value; None (False for a flag) when nothing was given. Raises InvalidArgument that names the
+        field.
+        """
         if self.kind == "flag":
             return text not in ("", "0")
         if self.kind not in ("payload", "settings"):
@@ -70,7 +76,9 @@ class FormField:
         return text  # ops/where.py bounds and reads it
 
     def _integer(self, text: str) -> int:
-        if not (text.isascii() and text.isdigit() and len(text) <= 19 and self.least <= int(text) <= self.most):
+        if not (
+            text.isascii() and text.isdigit() and len(text) <= 19 and self.least <= int(text) <= self.most
+        ):
             raise self.wrong(f"{text[:40]!r} is not a whole number from {self.least} to {self.most}")
         return int(text)
 
@@ -107,12 +115,16 @@ class FormField:
         return payloads.read_object(self.name, text)
 
     def _settings(self, text: str) -> tuple[tuple[str, Any], ...]:
-        return tuple(payloads.read_setting(self.name, line.strip()) for line in text.splitlines() if line.strip())
+        return tuple(
+            payloads.read_setting(self.name, line.strip()) for line in text.splitlines() if line.strip()
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What a form said. values: by field, read; texts: as they were written. operator: the visitor's name; reason: None when he gave none."""
+    """What a form said. values: by field, read; texts: as they were written. operator: the visitor's name;
+    reason: None when he gave none.
+    """
 
     values: Mapping[str, Any]
     texts: Mapping[str, str]
@@ -128,7 +140,8 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What an act would do. sentence: in words. lines: of a difference. warnings: sentences. count: on how many; 0: there is nothing to do.
+    """What an act would do. sentence: in words. lines: of a difference. warnings: sentences. count: on how
+    many; 0: there is nothing to do.
 
     kept: what the confirmation brings back, so that it does what was shown: texts by name.
     """
@@ -146,8 +159,8 @@ Place = tuple[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class LongWork:
-    """What takes longer than a request. total: so many at most. run(connection, report, stop): the sentence of its end, and whether it
-    is a good one. place: of the page on which its effect is seen."""
+    """What takes longer than a request. total: so many at most. run(connection, report, stop): the sentence
+    of its end, and whether it is a good one. place: of the page on which its effect is seen."""
 
     title: str
     total: int
@@ -159,10 +172,11 @@ class LongWork:
 class ActForm:
     """An act as the page offers it: `name` is in its address, `role` is the least that may do it.
 
-    run: does it and answers with a sentence. show: instead of run, what the visitor asked to see, which is recorded. long: instead of run,
-    says what is to be done in the background. load: texts of fields, read when the visitor asks for them (a payload: recorded). prefill: the
-    same when the form is opened, for what is no secret. preview: shown before it is done. command: the words of the command line that does
-    the same. place: the page on which its effect is seen. danger: it cannot be taken back.
+    run: does it and answers with a sentence. show: instead of run, what the visitor asked to see, which is
+    recorded. long: instead of run, says what is to be done in the background. load: texts of fields, read
+    when the visitor asks for them (a payload: recorded). prefill: the same when the form is opened, for what
+    is no secret. preview: shown before it is done. command: the words of the command line that does the same.
+    place: the page on which its effect is seen. danger: it cannot be taken back.
     """
 
     name: str
@@ -201,7 +215,9 @@ class ActForm:
 REASON = FormField("reason", "Why", hint="For the record: operator_actions keeps it with your name.")
 
 
-def read_submission(fields: tuple[FormField, ...], given: Mapping[str, str], visitor: Visitor, *, lenient: bool = False) -> Submission:
+def read_submission(
+    fields: tuple[FormField, ...], given: Mapping[str, str], visitor: Visitor, *, lenient: bool = False
+) -> Submission:
     """The values of these fields. lenient: what is missing or wrong is left out. Raises InvalidArgument."""
     values: dict[str, Any] = {}
     for each in fields:
@@ -218,8 +234,8 @@ def read_submission(fields: tuple[FormField, ...], given: Mapping[str, str], vis
 
 
 class Notices:
-    """What an act has said, for the page that comes after it. Kept here and named by chance: an address that somebody sends cannot put words
-    into the page."""
+    """What an act has said, for the page that comes after it. Kept here and named by chance: an address that
+    somebody sends cannot put words into the page."""
 
     MOST, SECONDS = 1000, 600.0
 
@@ -237,4 +253,8 @@ class Notices:
     def get(self, name: str, visitor: Visitor | None) -> str | None:
         """None when there is none, or it is old, or another's."""
         put_at, whose, sentence = self._kept.get(name, (float("-inf"), "", ""))
-        return sentence if visitor is not None and whose == visitor.name and time.monotonic() - put_at < self.SECONDS else None
+        return (
+            sentence
+            if visitor is not None and whose == visitor.name and time.monotonic() - put_at < self.SECONDS
+            else None
+        )

@@ -1,7 +1,8 @@
-"""Server-sent events: one `tick` for all who watch a database, at which pages fetch their fragment anew (SPEC O6).
+"""Server-sent events: one `tick` for all who watch a database, at which pages fetch their fragment anew (SPEC
+O6).
 
-A tick comes every two seconds, and later when the questions of the last one have cost more than the page's budget: so the database is
-asked MOST_QUESTIONS_PER_SECOND times at most, however many look and at whatever.
+A tick comes every two seconds, and later when the questions of the last one have cost more than the page's
+budget: so the database is asked MOST_QUESTIONS_PER_SECOND times at most, however many look and at whatever.
 """
 
 from __future__ import annotations

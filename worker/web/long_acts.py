@@ -1,7 +1,9 @@
-"""Acts that take longer than a request: each in a thread of the page's process, with a connection of its own (SPEC O6).
+"""Acts that take longer than a request: each in a thread of the page's process, with a connection of its own
+(SPEC O6).
 
-They go on when the tab is closed. When the process ends they stop after the batch they are in: what is done is done and recorded, the rest is
-as it was. Nothing begins again by itself: a person looks and starts the rest.
+They go on when the tab is closed. When the process ends they stop after the batch they are in: what is done
+is done and recorded, the rest is as it was. Nothing begins again by itself: a person looks and starts the
+rest.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ STATEMENT_SECONDS = 60.0
 
 @dataclass(slots=True)
 class LongAct:
-    """One of them. done: of work.total, as far as it is told. state: waits, runs, done, failed or stopped; only its thread writes what changes.
+    """One of them. done: of work.total, as far as it is told. state: waits, runs, done, failed or stopped;
+    only its thread writes what changes.
 
     sentence: how it ended.
     """
@@ -68,7 +71,8 @@ class LongActs:
         running = sum(not each.is_over for each in self._acts.values())
         if running >= AT_ONCE or self._closed:
             raise InvalidArgument(
-                "the page ends" if self._closed else f"{running} long acts run already, and no more may", hint="Wait for one of them, or stop it"
+                "the page ends" if self._closed else f"{running} long acts run already, and no more may",
+                hint="Wait for one of them, or stop it",
             )
         found = LongAct(secrets.token_hex(6), act, operator, reason, work, datetime.now(UTC))
         self._acts[found.id] = found
@@ -110,7 +114,10 @@ class LongActs:
                 connection.close()
             act.state = "done" if is_good else "stopped" if act.stop.is_set() else "failed"
         except WorkerError as error:
-            act.state, act.sentence = "failed", f"It has ended by an error after {act.done:,}; what was done is done. {error}"
+            act.state, act.sentence = (
+                "failed",
+                f"It has ended by an error after {act.done:,}; what was done is done. {error}",
+            )
         except Exception:
             act.state, act.sentence = (
                 "failed",

@@ -1,8 +1,9 @@
 """What the page asks the database: little, briefly, and once for all who look (SPEC O6).
 
-A question is a function of worker/store or worker/ops with its arguments. It runs in a thread, in a READ ONLY transaction that ends
-after a second and waits 100 ms for a lock at most, as packhorse_reader where the login may be that. Equal questions within their time to
-live are asked once. While the database is away or too slow the last answer counts, and says how old it is.
+A question is a function of worker/store or worker/ops with its arguments. It runs in a thread, in a READ ONLY
+transaction that ends after a second and waits 100 ms for a lock at most, as packhorse_reader where the login
+may be that. Equal questions within their time to live are asked once. While the database is away or too slow
+the last answer counts, and says how old it is.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ logger = logging.getLogger("packhorse.web")
 _TOO_LONG, _LOCKED = "57014", "55P03"
 #: Connections of the page to a database: for questions, and for acts.
 QUESTIONS_AT_ONCE, ACTS_AT_ONCE = 4, 4
-#: The server ends a statement of a question after a second; a server that says nothing at all is given up after this.
+#: The server ends a statement of a question after a second; a server that says nothing at all is given up
+#: after this.
 ANSWER_SECONDS = 3.0
 CONNECT_SECONDS = 2.0
 #: After a failed connect nobody who has an old answer waits for the next one.
@@ -66,8 +68,8 @@ class Outdated:
 class Site:
     """One database as the page sees it.
 
-    name: in the path when there are several. prefix: of its paths, without the base path. url: the embedded server's, where
-    settings.database_url is not set.
+    name: in the path when there are several. prefix: of its paths, without the base path. url: the embedded
+    server's, where settings.database_url is not set.
     """
 
     def __init__(self, name: str, prefix: str, settings: Settings, url: str | None = None) -> None:
@@ -87,8 +89,12 @@ class Site:
         self._question_threads = ThreadPoolExecutor(QUESTIONS_AT_ONCE, f"web-question-{name}")
         self._act_threads = ThreadPoolExecutor(ACTS_AT_ONCE, f"web-act-{name}")
 
-    async def answer(self, ttl: float, key: Hashable, function: Callable[..., Any], *args: Any) -> tuple[KeptAnswer, str | None]:
-        """An answer, and why it is an old one, if it is. Raises NoAnswer; InvalidArgument when the question is at fault."""
+    async def answer(
+        self, ttl: float, key: Hashable, function: Callable[..., Any], *args: Any
+    ) -> tuple[KeptAnswer, str | None]:
+        """An answer, and why it is an old one, if it is. Raises NoAnswer; InvalidArgument when the question
+        is at fault.
+        """
         kept = self._kept.get(key)
         now = time.monotonic()
         if kept is not None and now - kept.asked_at < ttl:
@@ -111,7 +117,9 @@ class Site:
             return kept, said
 
     async def act(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
-        """Run what changes something, in a thread and on a connection in autocommit mode. Raises StoreError."""
+        """Run what changes something, in a thread and on a connection in autocommit mode. Raises
+        StoreError.
+        """
 
         def run() -> T:
             with self._acts.connection() as connection:
@@ -134,13 +142,20 @@ class Site:
     async def _ask(self, key: Hashable, function: Callable[..., Any], *args: Any) -> KeptAnswer:
         asked_at, moment = time.monotonic(), datetime.now(UTC)
         try:
-            value = await asyncio.get_running_loop().run_in_executor(self._question_threads, self._look, function, *args)
+            value = await asyncio.get_running_loop().run_in_executor(
+                self._question_threads, self._look, function, *args
+            )
         except StoreUnavailable as error:
             if error.sqlstate != _TOO_LONG:
                 self._rests_until = time.monotonic() + REST_SECONDS
                 if not self._is_away:
                     self._is_away = True
-                    logger.warning("web_database_away database=%s error_class=%s error=%s", self.name, type(error).__name__, error)
+                    logger.warning(
+                        "web_database_away database=%s error_class=%s error=%s",
+                        self.name,
+                        type(error).__name__,
+                        error,
+                    )
             raise
         if self._is_away:
             self._is_away = False
@@ -173,7 +188,9 @@ class Site:
             done.exception()  # whoever waited has it; perhaps nobody does any more
 
     def _open_reading(self) -> DeadlineConnection:
-        connection = self._open("web", deadline_seconds=ANSWER_SECONDS, connect_timeout_seconds=CONNECT_SECONDS)
+        connection = self._open(
+            "web", deadline_seconds=ANSWER_SECONDS, connect_timeout_seconds=CONNECT_SECONDS
+        )
         try:
             with translated():
                 connection.execute(sql("web_begin_as_reader"), prepare=False)
@@ -184,7 +201,9 @@ class Site:
         return connection
 
     def open_long(self, deadline_seconds: float) -> DeadlineConnection:
-        """A connection of its own for what takes long; the caller closes it. Errors of statements are psycopg's: see translated()."""
+        """A connection of its own for what takes long; the caller closes it. Errors of statements are
+        psycopg's: see translated().
+        """
         return self._open("web long", deadline_seconds=deadline_seconds)
 
     def _open_acting(self) -> DeadlineConnection:
@@ -204,8 +223,8 @@ class Reader:
         self.outdated: Outdated | None = None
 
     async def ask(self, name: str, ttl: float, function: Callable[..., T], *args: Hashable) -> T:
-        """What function(connection, *args) says, at most ttl seconds old while the database answers. name: of the question; with args
-        it says which questions are equal. Raises NoAnswer, InvalidArgument."""
+        """What function(connection, *args) says, at most ttl seconds old while the database answers. name: of
+        the question; with args it says which questions are equal. Raises NoAnswer, InvalidArgument."""
         answer, problem = await self.site.answer(ttl, (name, args), function, *args)
         if problem is not None and (self.outdated is None or answer.moment < self.outdated.moment):
             self.outdated = Outdated(answer.moment, problem)
@@ -219,7 +238,9 @@ def _reason(error: StoreError) -> str:
         return "the database took longer than a second"
     if error.sqlstate == _LOCKED:
         return "somebody keeps it locked"
-    return "the database is away" if isinstance(error, StoreUnavailable) else "the database refuses the question"
+    return (
+        "the database is away" if isinstance(error, StoreUnavailable) else "the database refuses the question"
+    )
 
 
 def _size(value: Any) -> int:

@@ -30,9 +30,23 @@ _SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
 @cache
 def environment() -> Environment:
     """The templates, with autoescape for all of them, and an error for a name that is not there."""
-    found = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    found = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     found.filters.update(
-        number=number, bytes=size, seconds=seconds, ago=ago, exact=exact, percent=percent, visible=visible, payload=payload_rows, plural=plural
+        number=number,
+        bytes=size,
+        seconds=seconds,
+        ago=ago,
+        exact=exact,
+        percent=percent,
+        visible=visible,
+        payload=payload_rows,
+        plural=plural,
     )
     found.globals.update(sparkline=sparkline, now=lambda: datetime.now(UTC))
     return found
@@ -101,7 +115,13 @@ def moment(value: Any) -> datetime | None:
 def exact(value: Any) -> str:
     """A time to the millisecond, in UTC; a time that Python does not have as PostgreSQL writes it."""
     found = moment(value)
-    return NOTHING if value is None else visible(value) if found is None else found.isoformat(" ", "milliseconds").replace("+00:00", "Z")
+    return (
+        NOTHING
+        if value is None
+        else visible(value)
+        if found is None
+        else found.isoformat(" ", "milliseconds").replace("+00:00", "Z")
+    )
 
 
 def ago(value: Any) -> str | Markup:
@@ -121,8 +141,12 @@ def _rough(length: float) -> str:
 
 
 def visible(value: Any) -> str:
-    """A text whose control characters, and those that turn the direction of writing, are seen instead of obeyed."""
-    return "".join(character if _harmless(character) else f"\\u{ord(character):04x}" for character in str(value))
+    """A text whose control characters, and those that turn the direction of writing, are seen instead of
+    obeyed.
+    """
+    return "".join(
+        character if _harmless(character) else f"\\u{ord(character):04x}" for character in str(value)
+    )
 
 
 def _harmless(character: str) -> bool:
@@ -136,7 +160,8 @@ def _harmless(character: str) -> bool:
 def payload_rows(value: Any, masked: bool = True) -> list[dict[str, Any]]:
     """A JSON value as lines of a tree: depth, name, kind (object, list, text, number, other), text, cut.
 
-    masked: of each value its kind and size alone. At most MOST_PLACES lines and MOST_CHARACTERS characters of a text.
+    masked: of each value its kind and size alone. At most MOST_PLACES lines and MOST_CHARACTERS characters of
+    a text.
     """
     lines: list[dict[str, Any]] = []
     _walk(lines, 0, "", value, masked)
@@ -146,11 +171,21 @@ def payload_rows(value: Any, masked: bool = True) -> list[dict[str, Any]]:
 def _walk(lines: list[dict[str, Any]], depth: int, name: str, value: Any, masked: bool) -> None:
     if len(lines) >= MOST_PLACES:
         if len(lines) == MOST_PLACES:
-            lines.append({"depth": depth, "name": "", "kind": "other", "text": "… more, which is not shown", "cut": True})
+            lines.append(
+                {
+                    "depth": depth,
+                    "name": "",
+                    "kind": "other",
+                    "text": "… more, which is not shown",
+                    "cut": True,
+                }
+            )
         return
     name = visible(name)[:200]
     if isinstance(value, dict | list):
-        kind, parts = ("object", list(value.items())) if isinstance(value, dict) else ("list", list(enumerate(value)))
+        kind, parts = (
+            ("object", list(value.items())) if isinstance(value, dict) else ("list", list(enumerate(value)))
+        )
         said = plural(len(parts), "field" if kind == "object" else "item")
         lines.append({"depth": depth, "name": name, "kind": kind, "text": said, "cut": False})
         if depth >= MOST_DEPTH:
@@ -160,30 +195,52 @@ def _walk(lines: list[dict[str, Any]], depth: int, name: str, value: Any, masked
                 return
             _walk(lines, depth + 1, str(part_name), part, masked)
         return
-    kind = "text" if isinstance(value, str) else "number" if isinstance(value, int | float) and not isinstance(value, bool) else "other"
-    text = value if isinstance(value, str) else {True: "true", False: "false", None: "null"}.get(value, str(value)) if kind == "other" else str(value)
+    kind = (
+        "text"
+        if isinstance(value, str)
+        else "number"
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        else "other"
+    )
+    text = (
+        value
+        if isinstance(value, str)
+        else {True: "true", False: "false", None: "null"}.get(value, str(value))
+        if kind == "other"
+        else str(value)
+    )
     cut = len(text) > MOST_CHARACTERS
     if masked and value is not None:
         shown = f"••• {plural(len(text), 'character')}" if kind == "text" else "•••"
     else:
-        shown = visible(text[:MOST_CHARACTERS]) + (f"… ({len(text) - MOST_CHARACTERS} more characters)" if cut else "")
+        shown = visible(text[:MOST_CHARACTERS]) + (
+            f"… ({len(text) - MOST_CHARACTERS} more characters)" if cut else ""
+        )
     lines.append({"depth": depth, "name": name, "kind": kind, "text": shown, "cut": cut})
 
 
-def sparkline(values: Sequence[float | None], label: str, width: int = 240, height: int = 40, marks: Sequence[tuple[float, str]] = ()) -> Markup:
-    """A line of values as SVG, from 0 to their greatest; label says in words what it shows. Gaps where a value is None. marks: lines across
-    it, as (place from 0 to 1, words)."""
+def sparkline(
+    values: Sequence[float | None],
+    label: str,
+    width: int = 240,
+    height: int = 40,
+    marks: Sequence[tuple[float, str]] = (),
+) -> Markup:
+    """A line of values as SVG, from 0 to their greatest; label says in words what it shows. Gaps where a
+    value is None. marks: lines across it, as (place from 0 to 1, words)."""
     top = max([value for value in values if value is not None] + [0]) or 1
     step = width / max(1, len(values) - 1)
     paths, pen_down = [], False
     for place, value in enumerate(values):
         if value is not None:
-            paths.append(f"{'L' if pen_down else 'M'}{place * step:.1f} {height - 1 - (height - 2) * value / top:.1f}")
+            paths.append(
+                f"{'L' if pen_down else 'M'}{place * step:.1f} {height - 1 - (height - 2) * value / top:.1f}"
+            )
         pen_down = value is not None
     lines = [
-        Markup('<line class="mark" x1="{0}" x2="{0}" y1="0" y2="{1}" vector-effect="non-scaling-stroke"><title>{2}</title></line>').format(
-            f"{place * width:.1f}", height, words
-        )
+        Markup(
+            '<line class="mark" x1="{0}" x2="{0}" y1="0" y2="{1}" vector-effect="non-scaling-stroke"><title>{2}</title></line>'
+        ).format(f"{place * width:.1f}", height, words)
         for place, words in marks
     ]
     return Markup(

@@ -1,4 +1,6 @@
-"""What the routes of the page share: the frame (settings, databases, access), a visit (one request that has passed the door), an entry (a route)."""
+"""What the routes of the page share: the frame (settings, databases, access), a visit (one request that has
+passed the door), an entry (a route).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ from packhorse.worker.web.reading import Site
 class Visit:
     """One request that has passed the door.
 
-    site: None outside of the databases' paths. form: of a POST, the last value of each name; forms: all of them.
+    site: None outside of the databases' paths. form: of a POST, the last value of each name; forms: all of
+    them.
     """
 
     request: Request
@@ -47,7 +50,9 @@ class Visit:
         """After a change: go there (303)."""
         return RedirectResponse(self.link(path, query), 303)
 
-    def page(self, template: str, title: str, model: Any = None, *, status: int = 200, **more: Any) -> Response:
+    def page(
+        self, template: str, title: str, model: Any = None, *, status: int = 200, **more: Any
+    ) -> Response:
         """A page of the frame. more: further names for the template."""
         return self.frame.page(self, template, title, model, status=status, **more)
 
@@ -57,7 +62,9 @@ Endpoint = Callable[[Visit], Awaitable[Response]]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A route. role: the least that may; None: anybody who reaches the page. Paths are below a database, except those of `top`."""
+    """A route. role: the least that may; None: anybody who reaches the page. Paths are below a database,
+    except those of `top`.
+    """
 
     method: str
     path: str
@@ -81,7 +88,9 @@ class Frame:
     def home(self) -> str:
         return self.settings.web_base_path + self.sites[0].prefix + "/"
 
-    def page(self, visit: Visit, template: str, title: str, model: Any = None, *, status: int = 200, **more: Any) -> Response:
+    def page(
+        self, visit: Visit, template: str, title: str, model: Any = None, *, status: int = 200, **more: Any
+    ) -> Response:
         names = {
             "layout": "fragment.html" if visit.request.headers.get("hx-request") == "true" else "base.html",
             "title": title,
@@ -93,7 +102,8 @@ class Frame:
             "link": visit.link,
             "static": self._static,
             "base": self.settings.web_base_path,
-            "here": str(visit.request.url.path) + (f"?{visit.request.url.query}" if visit.request.url.query else ""),
+            "here": str(visit.request.url.path)
+            + (f"?{visit.request.url.query}" if visit.request.url.query else ""),
             "csrf": self.access.csrf(visit.visitor),
             "can": lambda role: visit.visitor is not None and visit.visitor.may(Role[role.upper()]),
             "query": dict(visit.request.query_params),

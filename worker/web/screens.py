@@ -1,4 +1,5 @@
-"""What a screen is: a module of pages/ with these names. It reads, makes a view model, and its template shows it.
+"""What a screen is: a module of pages/ with these names. It reads, makes a view model, and its template shows
+it.
 
     PATH = "/queues/{name}"            below the database; parts in braces are in query.path
     TITLE = "Queue"
@@ -28,7 +29,9 @@ MOST_ID = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What the address says. path: parts of it. values: its query, the last of each name; nothing in it is checked yet."""
+    """What the address says. path: parts of it. values: its query, the last of each name; nothing in it is
+    checked yet.
+    """
 
     path: Mapping[str, str]
     values: Mapping[str, str]
@@ -43,7 +46,9 @@ class Query:
         if not given:
             return otherwise
         if not given.isascii() or not given.isdigit() or len(given) > 19 or int(given) > most:
-            raise InvalidArgument(f"{name}: {given[:40]!r} is not a whole number from 0 to {most}", field=name)
+            raise InvalidArgument(
+                f"{name}: {given[:40]!r} is not a whole number from 0 to {most}", field=name
+            )
         return int(given)
 
 
@@ -65,4 +70,11 @@ class Screen:
 def screen(module: ModuleType) -> Screen:
     """The screen that a module is."""
     given: dict[str, Any] = vars(module)
-    return Screen(given["PATH"], given["TITLE"], given["NAV"], given.get("ROLE", Role.VIEWER), f"pages/{given['TEMPLATE']}", module)
+    return Screen(
+        given["PATH"],
+        given["TITLE"],
+        given["NAV"],
+        given.get("ROLE", Role.VIEWER),
+        f"pages/{given['TEMPLATE']}",
+        module,
+    )

@@ -30,13 +30,17 @@ def sites_of(settings: Settings, embedded_url: str | None = None) -> list[Site]:
     if not settings.web_databases:
         return [Site("default", "", settings, embedded_url)]
     several = len(settings.web_databases) > 1
-    return [Site(name, f"/{name}" if several else "", settings.of_database(url)) for name, url in settings.web_databases.items()]
+    return [
+        Site(name, f"/{name}" if several else "", settings.of_database(url))
+        for name, url in settings.web_databases.items()
+    ]
 
 
 def check(settings: Settings, embedded_url: str | None = None) -> None:
     """Refuse what would be open to strangers, and databases that this code does not understand.
 
-    Raises ConfigError, SchemaMismatch. A database that is away is no reason: nobody gets in before it is back.
+    Raises ConfigError, SchemaMismatch. A database that is away is no reason: nobody gets in before it is
+    back.
     """
     problems = []
     beyond = not is_loopback(settings.web_host)
@@ -46,7 +50,9 @@ def check(settings: Settings, embedded_url: str | None = None) -> None:
             "web_trusted_proxies, or set web_insecure = true"
         )
     if _is_unspecified(settings.web_host) and not settings.web_hosts:
-        problems.append("web_hosts: not set, so only localhost would be answered; name the hosts by which browsers reach the page")
+        problems.append(
+            "web_hosts: not set, so only localhost would be answered; name the hosts by which browsers reach the page"
+        )
     if problems:
         raise ConfigError(problems)
     for place, site in enumerate(sites_of(settings, embedded_url)):
@@ -78,7 +84,11 @@ def listen(settings: Settings) -> socket.socket:
         found.bind((host, settings.web_port))
     except OSError as error:
         found.close()
-        raise ConfigError([f"web_port: {settings.web_host} port {settings.web_port} cannot be had: {error.strerror or error}"]) from None
+        raise ConfigError(
+            [
+                f"web_port: {settings.web_host} port {settings.web_port} cannot be had: {error.strerror or error}"
+            ]
+        ) from None
     return found
 
 
@@ -90,7 +100,9 @@ def address(settings: Settings, listening: socket.socket) -> str:
 
 
 class PageServer(uvicorn.Server):
-    """uvicorn, whose first signal also ends the streams of events: else it would wait for browsers that never go away."""
+    """uvicorn, whose first signal also ends the streams of events: else it would wait for browsers that never
+    go away.
+    """
 
     def __init__(self, settings: Settings, sites: Sequence[Site], **options: Any) -> None:
         app = create_app(settings, list(sites))
@@ -126,7 +138,8 @@ def run(settings: Settings, embedded_url: str | None = None, say: Callable[[str]
     listening = listen(settings)
     try:
         server = PageServer(settings, sites_of(settings, embedded_url))
-        # before uvicorn's own: a signal that comes while it starts ends it as well; and after them, for it raises the signal again at its end
+        # before uvicorn's own: a signal that comes while it starts ends it as well; and after them, for it
+        # raises the signal again at its end
         signal.signal(signal.SIGTERM, server.handle_exit)
         signal.signal(signal.SIGINT, server.handle_exit)
         say(address(settings, listening))

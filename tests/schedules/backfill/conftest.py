@@ -34,7 +34,9 @@ def run(open_connection: Callable[..., DeadlineConnection]):
     """run(backfill): to its end, as the owner."""
 
     def to_the_end(backfill: Backfill, gates: Gates = OPEN, **options) -> RunResult:
-        return BackfillRun(lambda: open_connection("owner"), backfill, gates, **{"operator": "ada", **options}).run()
+        return BackfillRun(
+            lambda: open_connection("owner"), backfill, gates, **{"operator": "ada", **options}
+        ).run()
 
     return to_the_end
 
@@ -52,7 +54,9 @@ def shop(database):
     """shop.users: 1000 people with capital letters in their addresses."""
     database.query("create schema shop")
     database.query("create table shop.users (id bigint primary key, email text not null, note text)")
-    database.query("insert into shop.users select n, 'User' || n || '@Example.org' from generate_series(1, 1000) n")
+    database.query(
+        "insert into shop.users select n, 'User' || n || '@Example.org' from generate_series(1, 1000) n"
+    )
     database.query("analyze shop.users")
 
 
@@ -67,11 +71,16 @@ class Mover:
         """To its end."""
         settings = options.pop("settings", None)
         return BackfillRun(
-            lambda: connect(self.database.admin_url, deadline_seconds=60), declare.find(name, settings), OPEN, **{"operator": "ada", **options}
+            lambda: connect(self.database.admin_url, deadline_seconds=60),
+            declare.find(name, settings),
+            OPEN,
+            **{"operator": "ada", **options},
         ).run()
 
     def run_until_verified(self, name: str) -> None:
-        """A run that goes on with a killed one walks on from its cursor: what came behind it is found by the comparison, and by one more run."""
+        """A run that goes on with a killed one walks on from its cursor: what came behind it is found by the
+        comparison, and by one more run.
+        """
         for _ in range(2):
             assert self.run(name, silent_after_seconds=0.01).state == "succeeded"
             if self.state(name) == "verified":
@@ -97,27 +106,39 @@ class Mover:
     def wait_two_days(self, name: str, table: str, *columns: str) -> None:
         """As if nobody had written to the source for 49 hours, and somebody had looked then."""
         for column in columns:
-            self.database.query(f"update {table} set {column} = now() - interval '49 hours' where {column} > now() - interval '49 hours'")
+            self.database.query(
+                f"update {table} set {column} = now() - interval '49 hours' where {column} > now() - interval '49 hours'"
+            )
         self.database.query("select pg_stat_force_next_flush()") if self.version() >= 150000 else None
         wait_until(lambda: self._has_settled(table))
         acts.look(self.connection, declare.find(name), tables.table(self.connection, table, ours=True))
-        self.database.query("update backfills set quiet_since = now() - interval '49 hours' where name = %s", name)
+        self.database.query(
+            "update backfills set quiet_since = now() - interval '49 hours' where name = %s", name
+        )
 
     def version(self) -> int:
         return int(self.database.value("select current_setting('server_version_num')"))
 
     def _has_settled(self, table: str) -> bool:
         """Have the counters of all that was written arrived?"""
-        before = self.database.query("select pg_stat_get_tuples_inserted(%s::regclass), pg_stat_get_tuples_updated(%s::regclass)", table, table)
+        before = self.database.query(
+            "select pg_stat_get_tuples_inserted(%s::regclass), pg_stat_get_tuples_updated(%s::regclass)",
+            table,
+            table,
+        )
         time.sleep(1.1)  # a session sends its counters once a second, at the end of a transaction
         self.database.query(f"select count(*) from {table}")
         time.sleep(0.2)
         return before == self.database.query(
-            "select pg_stat_get_tuples_inserted(%s::regclass), pg_stat_get_tuples_updated(%s::regclass)", table, table
+            "select pg_stat_get_tuples_inserted(%s::regclass), pg_stat_get_tuples_updated(%s::regclass)",
+            table,
+            table,
         )
 
     def ledger(self) -> list[tuple]:
-        return self.database.query("select source_id, outcome, reason from platform_backfill_rows order by source_id")
+        return self.database.query(
+            "select source_id, outcome, reason from platform_backfill_rows order by source_id"
+        )
 
     def state(self, name: str) -> str:
         return str(self.database.value("select state from backfills where name = %s", name))

@@ -16,14 +16,23 @@ from packhorse.worker.db.connection import connect
 from packhorse.worker.store import backfills as store
 
 OPEN = Gates(None, None, None, None, None)
-#: The silence after which the next process goes on. The server ends the transaction of a killed client as soon as it sees that it is gone.
+#: The silence after which the next process goes on. The server ends the transaction of a killed client as
+#: soon as it sees that it is gone.
 SILENT_SECONDS = 0.02
 
 
 def killed_until_done(
-    url: str, make: Callable[[], Backfill], seed: int, *, kills: int = 6, longest_seconds: float = 0.25, ends: tuple[str, ...] = ("verified",)
+    url: str,
+    make: Callable[[], Backfill],
+    seed: int,
+    *,
+    kills: int = 6,
+    longest_seconds: float = 0.25,
+    ends: tuple[str, ...] = ("verified",),
 ) -> int:
-    """Run `make()` in forked processes; kill so many of them with SIGKILL, each after a random time; let the last one end. How many were killed. ends: states of one that has come to the end."""
+    """Run `make()` in forked processes; kill so many of them with SIGKILL, each after a random time; let the
+    last one end. How many were killed. ends: states of one that has come to the end.
+    """
     chance = random.Random(seed)
     killed = 0
     while True:
@@ -49,7 +58,13 @@ def _work(url: str, make: Callable[[], Backfill], ends: tuple[str, ...]) -> None
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             backfill = make()
-            run = BackfillRun(lambda: connect(url, deadline_seconds=30), backfill, OPEN, operator="ada", silent_after_seconds=SILENT_SECONDS)
+            run = BackfillRun(
+                lambda: connect(url, deadline_seconds=30),
+                backfill,
+                OPEN,
+                operator="ada",
+                silent_after_seconds=SILENT_SECONDS,
+            )
             if _is_done(url, backfill.name, ends) or run.run().state == "succeeded":
                 code = 0
                 break

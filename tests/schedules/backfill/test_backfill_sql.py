@@ -21,7 +21,10 @@ FOLLOWS = {
 def test_a_state_has_these_successors_and_no_other(sql, source):
     for target in STATES:
         sql.rows("delete from backfills")
-        sql.rows("insert into backfills (name, source, requested_by, state) values ('b', 'public.t', 'ada', %s)", source)
+        sql.rows(
+            "insert into backfills (name, source, requested_by, state) values ('b', 'public.t', 'ada', %s)",
+            source,
+        )
         if target in FOLLOWS[source]:
             assert sql.value("select (move_backfill('b', %s, 'ada', 'why')).state", target) == target
         else:
@@ -30,7 +33,10 @@ def test_a_state_has_these_successors_and_no_other(sql, source):
     assert {row[0] for row in acts} <= {"run_backfill", "finish_backfill", "roll_back_backfill"}
 
 
-@pytest.mark.parametrize("call", ["pause_backfill('b')", "resume_backfill('b')", "cancel_backfill('b')", "move_backfill('b', 'running')"])
+@pytest.mark.parametrize(
+    "call",
+    ["pause_backfill('b')", "resume_backfill('b')", "cancel_backfill('b')", "move_backfill('b', 'running')"],
+)
 def test_a_backfill_that_nobody_has_begun_is_refused_by_name(sql, call):
     assert sql.refused(f"select {call}") == ("PH004", "name")
 
@@ -53,9 +59,15 @@ def test_one_message_carries_a_backfill_and_a_finished_one_is_not_started(sql):
     assert sql.rows("select queue, message_type, payload, state from message_queue where id = %s", first) == [
         ("packhorse", "packhorse.maintenance", {"task": "backfill.b"}, State.PENDING)
     ]
-    assert sql.value("select pause_backfill('b')") == "paused" and sql.value("select pause_backfill('b')") == "nothing"
+    assert (
+        sql.value("select pause_backfill('b')") == "paused"
+        and sql.value("select pause_backfill('b')") == "nothing"
+    )
     assert sql.value("select state from backfill_progress") == "paused"
-    assert sql.value("select resume_backfill('b')") == "enqueued" and sql.value("select resume_backfill('b')") == "nothing"
+    assert (
+        sql.value("select resume_backfill('b')") == "enqueued"
+        and sql.value("select resume_backfill('b')") == "nothing"
+    )
     sql.rows("update backfills set state = 'finished'")
     assert sql.refused("select start_backfill('b', 'public.t')")[0] == "PH005"
 
@@ -77,14 +89,22 @@ def test_progress_counts_copied_and_skipped_and_metrics_show_them(sql):
     run = sql.value("select run_id from start_maintenance_run('backfill.b', 'backfill', 'ada')")
     sql.rows("select note_backfill_step('b', %s, 20, 5, 25)", run)
     sql.rows("select beat_maintenance_run(%s, 25)", run)
-    assert sql.rows("select state, rows_done, rows_total, rows_copied, rows_skipped, done_ratio from backfill_progress") == [
-        ("running", 25, 100, 20, 5, 0.25)
-    ]
+    assert sql.rows(
+        "select state, rows_done, rows_total, rows_copied, rows_skipped, done_ratio from backfill_progress"
+    ) == [("running", 25, 100, 20, 5, 0.25)]
     sql.rows("update backfills set recent_rows = array[extract(epoch from clock_timestamp()) - 5, 0]")
     rate, left = sql.rows("select rows_per_second, eta_seconds from backfill_progress")[0]
     assert 4 < rate <= 5 and 15 <= left < 19
     found = sql.value("select schedule_statistics(clock_timestamp())")
-    assert found["backfill_rows_total"] == [{"backfill": "b", "outcome": "copied", "value": 20}, {"backfill": "b", "outcome": "skipped", "value": 5}]
-    assert found["backfill_done_ratio"] == [{"backfill": "b", "value": 0.25}] and found["backfill_remaining_seconds"][0]["backfill"] == "b"
+    assert found["backfill_rows_total"] == [
+        {"backfill": "b", "outcome": "copied", "value": 20},
+        {"backfill": "b", "outcome": "skipped", "value": 5},
+    ]
+    assert (
+        found["backfill_done_ratio"] == [{"backfill": "b", "value": 0.25}]
+        and found["backfill_remaining_seconds"][0]["backfill"] == "b"
+    )
     sql.rows("update backfills set recent_rows = array[extract(epoch from clock_timestamp()) - 100, 0]")
-    assert sql.rows("select rows_per_second, eta_seconds from backfill_progress") == [(0, None)], "it waits, and nobody knows how long"
+    assert sql.rows("select rows_per_second, eta_seconds from backfill_progress") == [(0, None)], (
+        "it waits, and nobody knows how long"
+    )

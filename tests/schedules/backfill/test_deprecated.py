@@ -63,7 +63,9 @@ def test_the_assistants_tables_have_their_whole_life(old, small_batches):
         old.finish("etta_conversations")
     old.finish("etta_messages")
     old.finish("etta_conversations")
-    assert old.database.query("select to_regclass('etta_conversations'), to_regclass('etta_messages')") == [(None, None)]
+    assert old.database.query("select to_regclass('etta_conversations'), to_regclass('etta_messages')") == [
+        (None, None)
+    ]
     assert (count(old, "amara_conversations"), count(old, "amara_messages")) == (16, 15)
 
 
@@ -78,10 +80,16 @@ def test_messages_go_before_conversations_without_a_foreign_key_too(old):
 def test_the_way_back_leaves_conversations_that_went_on(old):
     old.run("etta_conversations")
     old.run("etta_messages")
-    old.database.query("insert into amara_messages (conversation_id, role, content) values ('00000000-0000-4000-8000-000000000002', 'user', 'new')")
+    old.database.query(
+        "insert into amara_messages (conversation_id, role, content) values ('00000000-0000-4000-8000-000000000002', 'user', 'new')"
+    )
     assert old.rollback("etta_messages") == []
     (finding,) = old.rollback("etta_conversations")
-    assert "1 rows stay" in finding.text and count(old, "amara_conversations") == 1 and count(old, "amara_messages") == 1
+    assert (
+        "1 rows stay" in finding.text
+        and count(old, "amara_conversations") == 1
+        and count(old, "amara_messages") == 1
+    )
     assert old.run("etta_conversations").state == "succeeded" and count(old, "amara_conversations") == 16
 
 
@@ -90,7 +98,9 @@ def test_a_person_who_is_gone_is_explained(old):
     old.database.query("create table auth.users (id uuid primary key)")
     old.database.query("select refresh_platform_access()")
     old.run("etta_conversations")
-    assert {row[2] for row in old.ledger()} == {"no user", "the user is gone"} and old.state("etta_conversations") == "verified"
+    assert {row[2] for row in old.ledger()} == {"no user", "the user is gone"} and old.state(
+        "etta_conversations"
+    ) == "verified"
 
 
 def test_a_proposed_drop_needs_two_days_a_name_and_the_number_of_its_rows(old):
@@ -131,13 +141,19 @@ def test_the_ledger_goes_thirty_days_after_the_clean_up(old):
     old.run("etta_conversations")
     for name, days in (("early", 29), ("late", 31)):
         old.database.query(
-            "insert into backfills (name, source, requested_by, finished_at) values (%s, 'x', 'ada', now() - make_interval(days => %s))", name, days
+            "insert into backfills (name, source, requested_by, finished_at) values (%s, 'x', 'ada', now() - make_interval(days => %s))",
+            name,
+            days,
         )
         old.database.query(
-            "insert into platform_backfill_rows (backfill, source_table, source_id, outcome, reason) values (%s, 'x', '1', 'skipped', 'x')", name
+            "insert into platform_backfill_rows (backfill, source_table, source_id, outcome, reason) values (%s, 'x', '1', 'skipped', 'x')",
+            name,
         )
         old.database.query("insert into backfill_copies values (%s, 1, '{1}')", name)
     with connect(old.database.url, deadline_seconds=30) as worker:
         assert store.job(worker, "job_backfill_rows", 500) == 1
-    assert {row[0] for row in old.database.query("select backfill from platform_backfill_rows")} == {"early", "etta_conversations"}
+    assert {row[0] for row in old.database.query("select backfill from platform_backfill_rows")} == {
+        "early",
+        "etta_conversations",
+    }
     assert old.database.query("select backfill from backfill_copies") == [("early",)]

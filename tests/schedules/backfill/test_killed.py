@@ -1,4 +1,6 @@
-"""kill -9 at any statement: no row is lost, none is done twice (SPEC M8). SOAK_SEEDS sets how many seeds (`make soak`)."""
+"""kill -9 at any statement: no row is lost, none is done twice (SPEC M8). SOAK_SEEDS sets how many seeds
+(`make soak`).
+"""
 
 from __future__ import annotations
 
@@ -26,5 +28,9 @@ def test_rows_are_copied_once_each_whoever_is_killed(database, declared, shop, s
         connection.execute("insert into shop.copies select unnest(%s::bigint[])", (keys,))
 
     killed_until_done(database.admin_url, lambda: declare.find("copies"), seed)
-    assert database.query("select count(*), count(distinct id), min(id), max(id) from shop.copies") == [(1000, 1000, 1, 1000)]
-    assert database.query("select state, rows_copied, rows_done from backfill_progress") == [("verified", 1000, 1000)]
+    assert database.query("select count(*), count(distinct id), min(id), max(id) from shop.copies") == [
+        (1000, 1000, 1, 1000)
+    ]
+    assert database.query("select state, rows_copied, rows_done from backfill_progress") == [
+        ("verified", 1000, 1000)
+    ]

@@ -74,14 +74,27 @@ def test_a_log_has_its_whole_life(old, name):
     found = old.dry_run(name)
     assert (found.rows, found.copied.rows, found.copied.skipped) == (rows, rows, 0)
     assert account(old, name) == (rows, 0)
-    assert old.run(name).state == "succeeded" and account(old, name) == (rows, rows) and old.state(name) == "verified"
-    total = old.database.value("select count(*) from webhook_events") + old.database.value("select count(*) from audit_events")
+    assert (
+        old.run(name).state == "succeeded"
+        and account(old, name) == (rows, rows)
+        and old.state(name) == "verified"
+    )
+    total = old.database.value("select count(*) from webhook_events") + old.database.value(
+        "select count(*) from audit_events"
+    )
     old.run(name)
-    assert old.database.value("select count(*) from webhook_events") + old.database.value("select count(*) from audit_events") == total == rows
+    assert (
+        old.database.value("select count(*) from webhook_events")
+        + old.database.value("select count(*) from audit_events")
+        == total
+        == rows
+    )
     with pytest.raises(DropRefused, match="recent activity"):
         old.finish(name)
     for column in ("created_at", "delivered_at", "timestamp"):
-        if old.database.query("select 1 from pg_attribute where attrelid = %s::regclass and attname = %s", name, column):
+        if old.database.query(
+            "select 1 from pg_attribute where attrelid = %s::regclass and attname = %s", name, column
+        ):
             old.database.query(f"update {name} set {column} = {column} - interval '3 days'")
     old.rollback(name)
     assert account(old, name) == (rows, 0)
@@ -92,7 +105,9 @@ def test_a_log_has_its_whole_life(old, name):
     assert old.database.value("select count(*) from pg_class where relname like '%%_compat'") == 0
     with pytest.raises(InvalidArgument, match="no way back but a backup"):
         old.rollback(name)
-    left = old.database.value("select count(*) from webhook_events") + old.database.value("select count(*) from audit_events")
+    left = old.database.value("select count(*) from webhook_events") + old.database.value(
+        "select count(*) from audit_events"
+    )
     assert left == rows
 
 
@@ -113,7 +128,9 @@ def test_webhooks_that_came_in(old):
         {"migrated_from": "webhook_logs", "migrated_id": "10", "original": {"ip": "10.0.0.1"}},
     )
     assert rows[1][1] == "message" and rows[1][5] == "completed"
-    assert old.database.value("select count(*) from webhook_logs_compat where event_category = 'incoming'") == 40
+    assert (
+        old.database.value("select count(*) from webhook_logs_compat where event_category = 'incoming'") == 40
+    )
 
 
 def test_attempts_of_delivery(old):
@@ -122,7 +139,12 @@ def test_attempts_of_delivery(old):
         "select event_category, event_type, destination, status, retry_count, delivered_at is not null from webhook_events where webhook_id = 'w2'"
     )
     assert row == [("delivery", "delivery_attempt", "+250788123456", "delivered", 2, True)]
-    assert old.database.value("select count(*) from webhook_delivery_log_compat where recipient = destination and recipient is not null") == 20
+    assert (
+        old.database.value(
+            "select count(*) from webhook_delivery_log_compat where recipient = destination and recipient is not null"
+        )
+        == 20
+    )
 
 
 def test_columns_of_an_audit_log_are_found_by_name_and_the_rest_is_kept(old):
@@ -132,18 +154,62 @@ def test_columns_of_an_audit_log_are_found_by_name_and_the_rest_is_kept(old):
         "metadata - array['migrated_from', 'migrated_id', 'migrated_hash'] from audit_events order by action"
     )
     assert rows == [
-        ("user_action", "audit_logs", None, "system", None, "trips", None, "log", {"after": {"b": 1}}, "success", {"original": {"record_id": "17"}}),
-        ("user_action", "login", None, "system", None, None, None, "login", None, "success", {"original": {"status": "odd", "user_id": "ada"}}),
-        ("user_action", "UPDATE", ADA, "user", "10.0.0.1", "trips", ADA, "update", {"before": {"a": 1}, "after": {"a": 2}}, "success", {}),
+        (
+            "user_action",
+            "audit_logs",
+            None,
+            "system",
+            None,
+            "trips",
+            None,
+            "log",
+            {"after": {"b": 1}},
+            "success",
+            {"original": {"record_id": "17"}},
+        ),
+        (
+            "user_action",
+            "login",
+            None,
+            "system",
+            None,
+            None,
+            None,
+            "login",
+            None,
+            "success",
+            {"original": {"status": "odd", "user_id": "ada"}},
+        ),
+        (
+            "user_action",
+            "UPDATE",
+            ADA,
+            "user",
+            "10.0.0.1",
+            "trips",
+            ADA,
+            "update",
+            {"before": {"a": 1}, "after": {"a": 2}},
+            "success",
+            {},
+        ),
     ]
     old.run("system_logs")
     rows = old.database.query(
         "select event_type, action, error_message, metadata -> 'original', created_at is not null from audit_events where event_category = 'system' order by 1"
     )
-    assert rows == [("started", "log", None, {"details": {"v": 1}}, True), ("system_logs", "log", "broken", None, True)]
+    assert rows == [
+        ("started", "log", None, {"details": {"v": 1}}, True),
+        ("system_logs", "log", "broken", None, True),
+    ]
     for name, expected in (("agent_error_logs", "agent_error"), ("trip_status_audit", "trip_status_change")):
         old.run(name)
-        assert old.database.value("select event_type from audit_events where metadata->>'migrated_from' = %s", name) == expected
+        assert (
+            old.database.value(
+                "select event_type from audit_events where metadata->>'migrated_from' = %s", name
+            )
+            == expected
+        )
     assert old.database.value("select count(*) from audit_logs_compat") == 4
 
 
@@ -151,23 +217,30 @@ def test_a_person_that_the_foreign_key_refuses_is_kept_in_the_original(old):
     old.database.query("create table profiles (user_id uuid unique not null)")
     old.database.query("select refresh_platform_access()")
     old.run("security_audit_log")
-    assert old.database.query("select user_id, actor_type, metadata -> 'original' ->> 'actor_id' from audit_events where event_type = 'login'") == [
-        (None, "system", ADA)
-    ]
+    assert old.database.query(
+        "select user_id, actor_type, metadata -> 'original' ->> 'actor_id' from audit_events where event_type = 'login'"
+    ) == [(None, "system", ADA)]
     old.database.query("insert into profiles values (%s)", ADA)
     old.rollback("security_audit_log")
     old.run("security_audit_log")
-    assert old.database.query("select user_id::text, actor_type, metadata -> 'original' from audit_events where event_type = 'login'") == [
-        (ADA, "user", None)
-    ]
+    assert old.database.query(
+        "select user_id::text, actor_type, metadata -> 'original' from audit_events where event_type = 'login'"
+    ) == [(ADA, "user", None)]
 
 
 def test_a_changed_row_of_a_webhook_log_is_copied_again(old):
     old.run("webhook_delivery_log")
-    old.database.query("update webhook_delivery_log set status = 'failed', retry_count = 9 where webhook_id = 'w3'")
+    old.database.query(
+        "update webhook_delivery_log set status = 'failed', retry_count = 9 where webhook_id = 'w3'"
+    )
     assert checks(old.verify("webhook_delivery_log"), "refused") == ["changed"]
-    assert old.run("webhook_delivery_log").state == "succeeded" and old.state("webhook_delivery_log") == "verified"
-    assert old.database.query("select status, retry_count from webhook_events where webhook_id = 'w3'") == [("failed", 9)]
+    assert (
+        old.run("webhook_delivery_log").state == "succeeded"
+        and old.state("webhook_delivery_log") == "verified"
+    )
+    assert old.database.query("select status, retry_count from webhook_events where webhook_id = 'w3'") == [
+        ("failed", 9)
+    ]
 
 
 def test_a_changed_row_of_an_audit_log_is_in_the_ledger_for_a_record_is_never_rewritten(old):
@@ -175,8 +248,13 @@ def test_a_changed_row_of_an_audit_log_is_in_the_ledger_for_a_record_is_never_re
     old.database.query("update audit_logs set action = 'forged' where action = 'login'")
     assert checks(old.verify("audit_logs"), "refused") == ["changed"]
     old.run("audit_logs")
-    assert old.state("audit_logs") == "verified" and old.database.value("select count(*) from audit_events where action = 'forged'") == 0
-    assert [row[1:] for row in old.ledger()] == [("changed", "the row was changed after it was copied; a record is never rewritten")]
+    assert (
+        old.state("audit_logs") == "verified"
+        and old.database.value("select count(*) from audit_events where action = 'forged'") == 0
+    )
+    assert [row[1:] for row in old.ledger()] == [
+        ("changed", "the row was changed after it was copied; a record is never rewritten")
+    ]
 
 
 def test_security_records_go_back_only_while_their_rows_exist(old):
@@ -193,7 +271,10 @@ def test_a_missing_event_fails_the_comparison(old):
     old.run("webhook_logs")
     old.database.query("delete from webhook_events where webhook_id = 'w7'")
     (finding,) = [finding for finding in old.verify("webhook_logs") if finding.level == "refused"]
-    assert "1 of 40 rows are neither copied nor explained: 7" in finding.text and old.state("webhook_logs") == "copied"
+    assert (
+        "1 of 40 rows are neither copied nor explained: 7" in finding.text
+        and old.state("webhook_logs") == "copied"
+    )
 
 
 def test_what_the_nightly_retention_would_take_is_said_before(old):
@@ -222,29 +303,49 @@ def test_another_name_of_the_table_is_a_setting(old):
 def test_no_row_is_unaccounted_when_runs_are_killed_beside_writers(old, small_batches, name, seed):
     """A third of the seeds per table would do; they are cheap."""
     database, chance = old.database, random.Random(seed)
-    database.query("insert into webhook_delivery_log (webhook_id, status) select 'x' || n, 'sent' from generate_series(1, 1200) n")
-    database.query("insert into audit_logs (action, table_name) select 'act' || n, 't' from generate_series(1, 1200) n")
+    database.query(
+        "insert into webhook_delivery_log (webhook_id, status) select 'x' || n, 'sent' from generate_series(1, 1200) n"
+    )
+    database.query(
+        "insert into audit_logs (action, table_name) select 'act' || n, 't' from generate_series(1, 1200) n"
+    )
     over = threading.Event()
 
     def write():
         with database.connect(admin=True) as connection:
             while not over.wait(0.004):
-                connection.execute("insert into webhook_delivery_log (webhook_id, status) values ('new', 'sent')")
+                connection.execute(
+                    "insert into webhook_delivery_log (webhook_id, status) values ('new', 'sent')"
+                )
                 connection.execute(
                     "update webhook_delivery_log set status = 'delivered', delivered_at = now() where webhook_id = %s",
                     (f"x{chance.randrange(1200)}",),
                 )
                 connection.execute("insert into audit_logs (action) values ('new')")
-                connection.execute("update audit_logs set status = 'failed' where action = %s", (f"act{chance.randrange(1200)}",))
+                connection.execute(
+                    "update audit_logs set status = 'failed' where action = %s",
+                    (f"act{chance.randrange(1200)}",),
+                )
 
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        killed_until_done(database.admin_url, lambda: declare.find(name), seed, kills=4, longest_seconds=0.5, ends=("verified", "copied"))
+        killed_until_done(
+            database.admin_url,
+            lambda: declare.find(name),
+            seed,
+            kills=4,
+            longest_seconds=0.5,
+            ends=("verified", "copied"),
+        )
     finally:
         over.set()
         writer.join()
     old.run_until_verified(name)
     rows, accounted = account(old, name)
     assert rows == accounted > 1200
-    assert database.value("select count(*) from webhook_events") + database.value("select count(*) from audit_events") == rows
+    assert (
+        database.value("select count(*) from webhook_events")
+        + database.value("select count(*) from audit_events")
+        == rows
+    )

@@ -1,4 +1,6 @@
-"""A user's own backfill and the engine beneath it: nothing is lost, nothing is done twice, whoever stops it (SPEC M8)."""
+"""A user's own backfill and the engine beneath it: nothing is lost, nothing is done twice, whoever stops it
+(SPEC M8).
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,18 @@ def lower_emails(declared, shop):
     @packhorse.backfill("lower_emails", table="shop.users", key="id", verify=left)
     def lower_emails(connection, keys):
         """Addresses in small letters."""
-        return connection.execute("update shop.users set email = lower(email) where id = any(%s) and email <> lower(email)", (keys,)).rowcount
+        return connection.execute(
+            "update shop.users set email = lower(email) where id = any(%s) and email <> lower(email)", (keys,)
+        ).rowcount
 
     return declare.find("lower_emails")
 
 
 def progress(database, name="lower_emails"):
-    row = database.query("select state, rows_done, rows_total, rows_copied, passes, done_ratio from backfill_progress where name = %s", name)
+    row = database.query(
+        "select state, rows_done, rows_total, rows_copied, passes, done_ratio from backfill_progress where name = %s",
+        name,
+    )
     return row[0] if row else None
 
 
@@ -41,16 +48,26 @@ def capitals(database):
 
 def test_a_backfill_walks_its_table_and_is_verified(database, lower_emails, run, small_batches):
     ended = run(lower_emails, reason="one spelling")
-    assert (ended.state, ended.rows, [finding.level for finding in ended.findings]) == ("succeeded", 1000, ["ok"])
+    assert (ended.state, ended.rows, [finding.level for finding in ended.findings]) == (
+        "succeeded",
+        1000,
+        ["ok"],
+    )
     assert capitals(database) == 0
     assert progress(database) == ("verified", 1000, 1000, 1000, 1, 1.0)
-    assert database.query("select batches, rows_done, kind, state from maintenance_runs") == [(20, 1000, "backfill", "succeeded")]
-    assert database.query("select action, operator, reason from operator_actions") == [("run_backfill", "ada", "one spelling")]
+    assert database.query("select batches, rows_done, kind, state from maintenance_runs") == [
+        (20, 1000, "backfill", "succeeded")
+    ]
+    assert database.query("select action, operator, reason from operator_actions") == [
+        ("run_backfill", "ada", "one spelling")
+    ]
 
 
 def test_a_second_run_changes_nothing_and_finds_what_is_new(database, lower_emails, run):
     run(lower_emails)
-    database.query("insert into shop.users values (5, 'X@Y') on conflict (id) do update set email = excluded.email")
+    database.query(
+        "insert into shop.users values (5, 'X@Y') on conflict (id) do update set email = excluded.email"
+    )
     run(lower_emails)
     assert progress(database) == ("verified", 1000, 1000, 1001, 2, 1.0) and capitals(database) == 0
 
@@ -66,7 +83,11 @@ def test_a_verification_that_finds_rows_fails_and_names_them(database, lower_ema
     run(lower_emails)
     database.query("update shop.users set email = 'A@B' where id <= 3")
     with pytest.raises(InvalidArgument, match="nobody has begun"):
-        acts.verify(_owner(database), declare.OwnBackfill("other", "shop.users", "id", lambda c, k: 0, None, None, 10), "ada")
+        acts.verify(
+            _owner(database),
+            declare.OwnBackfill("other", "shop.users", "id", lambda c, k: 0, None, None, 10),
+            "ada",
+        )
     (finding,) = acts.verify(_owner(database), lower_emails, "ada")
     assert (finding.level, finding.text) == ("refused", "3 row(s) of shop.users are not as they should be")
     assert progress(database)[0] == "copied"
@@ -86,7 +107,9 @@ def test_a_dry_run_says_what_would_be_done_and_changes_nothing(database, lower_e
 
 
 @pytest.mark.parametrize("moment", ["copy", "note_step", "beat", "verify"])
-def test_a_run_that_fails_anywhere_goes_on_without_a_row_twice(database, declared, shop, run, small_batches, monkeypatch, moment):
+def test_a_run_that_fails_anywhere_goes_on_without_a_row_twice(
+    database, declared, shop, run, small_batches, monkeypatch, moment
+):
     """An append-only copy would show a row that was done twice."""
     database.query("create table shop.copies (id bigint)")
     broken = iter([3])
@@ -131,7 +154,11 @@ def test_a_paused_run_goes_on_from_its_cursor(database, lower_emails, run, small
             assert ops.pause(open_connection(), "lower_emails", "bob", "lunch") == "requested"
 
     assert run(lower_emails, on_progress=pause).state == "paused"
-    assert database.query("select state, rows_done, paused_by from backfill_progress") == [("paused", 250, "bob")] and capitals(database) == 750
+    assert (
+        database.query("select state, rows_done, paused_by from backfill_progress")
+        == [("paused", 250, "bob")]
+        and capitals(database) == 750
+    )
     with pytest.raises(InvalidArgument, match="is paused"):
         run(lower_emails)
     assert ops.pause(open_connection(), "lower_emails", "bob", None) == "nothing"
@@ -147,7 +174,9 @@ def test_a_paused_run_goes_on_from_its_cursor(database, lower_emails, run, small
     ]
 
 
-def test_a_cancelled_run_leaves_what_it_did_and_the_next_begins_at_the_beginning(database, lower_emails, run, small_batches, open_connection):
+def test_a_cancelled_run_leaves_what_it_did_and_the_next_begins_at_the_beginning(
+    database, lower_emails, run, small_batches, open_connection
+):
     def cancel(rows, gate):
         if rows and progress(database)[1] == 200:
             assert ops.cancel(open_connection(), "lower_emails", "bob", "wrong table") == "requested"
@@ -165,12 +194,17 @@ def test_a_stop_ends_the_run_after_its_batch(database, lower_emails, run, small_
 
 def test_two_processes_do_not_work_on_one_backfill(database, lower_emails, run, small_batches):
     inner = []
-    run(lower_emails, on_progress=lambda rows, gate: inner.append(run(lower_emails).state) if not inner else None)
+    run(
+        lower_emails,
+        on_progress=lambda rows, gate: inner.append(run(lower_emails).state) if not inner else None,
+    )
     assert inner == ["busy"] and progress(database)[3] == 1000
 
 
 def test_a_gate_holds_the_run_and_an_operator_can_end_its_wait(database, lower_emails, run, open_connection):
-    database.query("insert into message_queue (queue, message_type, payload, run_at) values ('default', 'x', '{}', now() - interval '1 hour')")
+    database.query(
+        "insert into message_queue (queue, message_type, payload, run_at) values ('default', 'x', '{}', now() - interval '1 hour')"
+    )
     database.query(
         "insert into workers (id, hostname, pid, version, queues, message_types, threads, lease_duration) "
         "values (gen_random_uuid(), 'h', 1, '1', array['default'], array['x'], 1, '1 min')"
@@ -189,8 +223,12 @@ def test_progress_has_a_rate_and_the_time_that_is_left(database, lower_emails, r
     rates = []
 
     def look(rows, gate):
-        database.query("update backfills set recent_rows = array[extract(epoch from clock_timestamp()) - 10, 0] where recent_rows[1] is not null")
-        rates.append(database.query("select rows_per_second, eta_seconds, rows_done, state from backfill_progress")[0])
+        database.query(
+            "update backfills set recent_rows = array[extract(epoch from clock_timestamp()) - 10, 0] where recent_rows[1] is not null"
+        )
+        rates.append(
+            database.query("select rows_per_second, eta_seconds, rows_done, state from backfill_progress")[0]
+        )
 
     run(lower_emails, on_progress=look)
     rate, left, done, state = rates[3]
@@ -218,8 +256,12 @@ def test_a_unique_column_and_several_columns_are_keys(database, declared, shop, 
     database.query("insert into shop.lines select n % 7, n from generate_series(1, 300) n")
     database.query("alter table shop.users add unique (email)")
     met = []
-    packhorse.backfill("lines", table="shop.lines", key=("a", "b"), most_rows=40)(lambda connection, keys: met.extend(keys))
-    packhorse.backfill("emails", table="shop.users", key="email", most_rows=300)(lambda connection, keys: met.extend(keys))
+    packhorse.backfill("lines", table="shop.lines", key=("a", "b"), most_rows=40)(
+        lambda connection, keys: met.extend(keys)
+    )
+    packhorse.backfill("emails", table="shop.users", key="email", most_rows=300)(
+        lambda connection, keys: met.extend(keys)
+    )
     run(declare.find("lines"))
     assert sorted(met) == sorted((str(n % 7), n) for n in range(1, 301))
     met.clear()
@@ -251,10 +293,14 @@ def test_declarations_are_checked(declared):
 
 
 def test_a_way_back_is_the_functions_own_or_refused(database, declared, shop, run, open_connection):
-    packhorse.backfill("there", table="shop.users")(lambda connection, keys: connection.execute("update shop.users set note = 'x'").rowcount)
-    packhorse.backfill("back", table="shop.users", rollback=lambda connection: connection.execute("update shop.users set note = null"))(
+    packhorse.backfill("there", table="shop.users")(
         lambda connection, keys: connection.execute("update shop.users set note = 'x'").rowcount
     )
+    packhorse.backfill(
+        "back",
+        table="shop.users",
+        rollback=lambda connection: connection.execute("update shop.users set note = null"),
+    )(lambda connection, keys: connection.execute("update shop.users set note = 'x'").rowcount)
     connection = open_connection("owner")
     with pytest.raises(InvalidArgument, match="nothing to take back"):
         acts.rollback(connection, declare.find("back"), "ada")
@@ -263,5 +309,8 @@ def test_a_way_back_is_the_functions_own_or_refused(database, declared, shop, ru
         acts.rollback(connection, declare.find("there"), "ada")
     run(declare.find("back"))
     assert acts.rollback(connection, declare.find("back"), "ada", "no") == []
-    assert database.value("select count(note) from shop.users") == 0 and progress(database, "back")[0] == "rolled_back"
+    assert (
+        database.value("select count(note) from shop.users") == 0
+        and progress(database, "back")[0] == "rolled_back"
+    )
     assert run(declare.find("back")).state == "succeeded"

@@ -55,7 +55,12 @@ def columns(mover):
 
 
 def indexes(mover, schema="core"):
-    return {row[0]: row[1] for row in mover.database.query("select indexname::text, indexdef from pg_indexes where schemaname = %s", schema)}
+    return {
+        row[0]: row[1]
+        for row in mover.database.query(
+            "select indexname::text, indexdef from pg_indexes where schemaname = %s", schema
+        )
+    }
 
 
 def leftovers(mover):
@@ -67,7 +72,9 @@ def leftovers(mover):
 def test_the_check_counts_what_would_be_lost(old):
     findings = {(finding.level, finding.text) for finding in old.check(NAME)}
     texts = " ".join(text for _, text in findings)
-    assert "character varying(64): 1000 rows, 100 NULL, 700 valid, 200 invalid, 100 that no session has" in texts
+    assert (
+        "character varying(64): 1000 rows, 100 NULL, 700 valid, 200 invalid, 100 that no session has" in texts
+    )
     assert ("warning", "300 values become NULL; the ledger keeps their texts") in findings
 
 
@@ -79,16 +86,28 @@ def test_a_dry_run_changes_nothing(old):
 
 def test_the_column_is_uuid_with_key_and_index_and_each_lost_value_is_explained(old, small_batches, caplog):
     ended = old.run(NAME)
-    assert ended.state == "succeeded" and [finding.level for finding in ended.findings] == ["ok", "ok"], ended.findings
+    assert ended.state == "succeeded" and [finding.level for finding in ended.findings] == ["ok", "ok"], (
+        ended.findings
+    )
     assert column_type(old) == "uuid" and old.state(NAME) == "verified"
     expected = {key: text.lower() if text and int(str(key)[-1]) >= 4 else None for key, text in old.before}
     after = old.database.query("select id, session_id::text from core.whatsapp_conversations order by id")
     assert dict(after) == expected
-    ledger = old.database.query("select source_id::int, outcome, reason, old_value #>> '{}' from platform_backfill_rows order by 1")
+    ledger = old.database.query(
+        "select source_id::int, outcome, reason, old_value #>> '{}' from platform_backfill_rows order by 1"
+    )
     assert len(ledger) == 300 and {row[1] for row in ledger} == {"nulled"}
-    assert {(row[0] % 10, row[2]) for row in ledger} == {(1, "no UUID"), (2, "no UUID"), (3, "no such session")}
-    assert [(row[0], row[3]) for row in ledger] == [(key, text) for key, text in old.before if text is not None and int(str(key)[-1]) in (1, 2, 3)]
-    warned = [record.getMessage() for record in caplog.records if "backfill_value_nulled" in record.getMessage()]
+    assert {(row[0] % 10, row[2]) for row in ledger} == {
+        (1, "no UUID"),
+        (2, "no UUID"),
+        (3, "no such session"),
+    }
+    assert [(row[0], row[3]) for row in ledger] == [
+        (key, text) for key, text in old.before if text is not None and int(str(key)[-1]) in (1, 2, 3)
+    ]
+    warned = [
+        record.getMessage() for record in caplog.records if "backfill_value_nulled" in record.getMessage()
+    ]
     assert len(warned) == 300 and not any("session-" in line for line in warned), "ids, never the text"
     (key,) = old.database.query(
         "select conname::text, convalidated, pg_get_constraintdef(oid) from pg_constraint where contype = 'f' and conrelid = 'core.whatsapp_conversations'::regclass"
@@ -100,8 +119,13 @@ def test_the_column_is_uuid_with_key_and_index_and_each_lost_value_is_explained(
     )
     found = indexes(old)
     assert "WHERE (session_id IS NOT NULL)" in found["idx_whatsapp_conversations_session_id"]
-    assert "idx_whatsapp_messages_whatsapp_id" in found and "idx_whatsapp_messages_org_created" not in found, "that table lacks a column"
-    assert set(indexes(old, "healthcare")) == {"idx_conversation_logs_session_id", "idx_conversation_logs_clinic_created"}
+    assert (
+        "idx_whatsapp_messages_whatsapp_id" in found and "idx_whatsapp_messages_org_created" not in found
+    ), "that table lacks a column"
+    assert set(indexes(old, "healthcare")) == {
+        "idx_conversation_logs_session_id",
+        "idx_conversation_logs_clinic_created",
+    }
     old.database.query("delete from core.conversation_sessions where id = %s", after[5][1])
     assert old.database.value("select session_id from core.whatsapp_conversations where id = 6") is None
     assert [finding.level for finding in old.verify(NAME)] == ["ok", "ok"]
@@ -111,24 +135,38 @@ def test_a_second_run_finds_uuid_and_does_nothing(old):
     old.run(NAME)
     runs = old.database.value("select count(*) from maintenance_runs")
     ended = old.run(NAME)
-    assert (ended.state, ended.rows, ended.findings[0].text) == ("succeeded", 0, "core.whatsapp_conversations.session_id is uuid already")
+    assert (ended.state, ended.rows, ended.findings[0].text) == (
+        "succeeded",
+        0,
+        "core.whatsapp_conversations.session_id is uuid already",
+    )
     old.finish(NAME)
     assert old.run(NAME).findings[0].text.endswith("uuid already")
-    assert old.database.value("select count(*) from maintenance_runs") == runs and old.state(NAME) == "finished"
+    assert (
+        old.database.value("select count(*) from maintenance_runs") == runs and old.state(NAME) == "finished"
+    )
 
 
 def test_the_clean_up_drops_the_text_and_who_kept_it(old):
     old.run(NAME)
     assert "session_id_text" in columns(old)
     old.finish(NAME)
-    assert columns(old) == ["id", "note", "session_id"] and column_type(old) == "uuid" and leftovers(old) == (0, 0)
+    assert (
+        columns(old) == ["id", "note", "session_id"]
+        and column_type(old) == "uuid"
+        and leftovers(old) == (0, 0)
+    )
 
 
 @pytest.mark.parametrize("moment", ["walked", "swapped", "finished"])
 def test_the_way_back_gives_every_text_back(old, moment, monkeypatch):
     if moment == "walked":
         with monkeypatch.context() as patched, pytest.raises(StoreRejected, match="on purpose"):
-            patched.setattr(session_ids.steps, "swap", lambda connection, names: (_ for _ in ()).throw(StoreRejected("on purpose")))
+            patched.setattr(
+                session_ids.steps,
+                "swap",
+                lambda connection, names: (_ for _ in ()).throw(StoreRejected("on purpose")),
+            )
             old.run(NAME)
     else:
         old.run(NAME)
@@ -137,33 +175,62 @@ def test_the_way_back_gives_every_text_back(old, moment, monkeypatch):
     fresh = "00000000-0000-4000-8000-000000000001"
     old.database.query("insert into core.whatsapp_conversations (id, session_id) values (5000, %s)", fresh)
     assert old.rollback(NAME) == []
-    assert column_type(old) == "character varying(64)" and columns(old) == ["id", "note", "session_id"] and leftovers(old) == (0, 0)
+    assert (
+        column_type(old) == "character varying(64)"
+        and columns(old) == ["id", "note", "session_id"]
+        and leftovers(old) == (0, 0)
+    )
     rows = old.database.query("select id, session_id from core.whatsapp_conversations order by id")
-    lowered = [(key, text.lower() if text and moment == "finished" and int(str(key)[-1]) == 4 else text) for key, text in old.before]
+    lowered = [
+        (key, text.lower() if text and moment == "finished" and int(str(key)[-1]) == 4 else text)
+        for key, text in old.before
+    ]
     assert rows == [*lowered, (5000, fresh)], "after the clean-up capitals are gone: the UUID has none"
-    assert old.database.query("select 1 from pg_constraint where contype = 'f' and conrelid = 'core.whatsapp_conversations'::regclass") == []
-    assert not any("session_id" in name for name in indexes(old) if name.startswith("idx_whatsapp_conversations"))
+    assert (
+        old.database.query(
+            "select 1 from pg_constraint where contype = 'f' and conrelid = 'core.whatsapp_conversations'::regclass"
+        )
+        == []
+    )
+    assert not any(
+        "session_id" in name for name in indexes(old) if name.startswith("idx_whatsapp_conversations")
+    )
     assert old.ledger() == [] and old.run(NAME).state == "succeeded" and column_type(old) == "uuid"
 
 
 def test_a_build_that_was_killed_leaves_an_invalid_index_which_is_built_again(old):
     """As CREATE INDEX CONCURRENTLY leaves one: of the right name, and of no use."""
     old.database.query("alter table core.whatsapp_conversations add column session_id_uuid uuid")
-    old.database.query("create index idx_whatsapp_conversations_session_id_uuid on core.whatsapp_conversations (session_id_uuid)")
-    old.database.query("update pg_index set indisvalid = false where indexrelid = 'core.idx_whatsapp_conversations_session_id_uuid'::regclass")
+    old.database.query(
+        "create index idx_whatsapp_conversations_session_id_uuid on core.whatsapp_conversations (session_id_uuid)"
+    )
+    old.database.query(
+        "update pg_index set indisvalid = false where indexrelid = 'core.idx_whatsapp_conversations_session_id_uuid'::regclass"
+    )
     assert old.run(NAME).state == "succeeded"
-    assert old.database.value("select indisvalid from pg_index where indexrelid = 'core.idx_whatsapp_conversations_session_id'::regclass")
+    assert old.database.value(
+        "select indisvalid from pg_index where indexrelid = 'core.idx_whatsapp_conversations_session_id'::regclass"
+    )
 
 
 def test_nothing_is_swapped_while_a_row_is_unaccounted(old, monkeypatch):
-    with monkeypatch.context() as patched, pytest.raises(StoreRejected, match="not swapped: 900 texts are neither a UUID nor explained"):
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(StoreRejected, match="not swapped: 900 texts are neither a UUID nor explained"),
+    ):
         patched.setattr(session_ids.steps, "copy", lambda connection, names, batch: (0, []))
         old.run(NAME)
-    assert column_type(old) == "character varying(64)" and old.run(NAME).state == "succeeded" and column_type(old) == "uuid"
+    assert (
+        column_type(old) == "character varying(64)"
+        and old.run(NAME).state == "succeeded"
+        and column_type(old) == "uuid"
+    )
 
 
 def test_an_index_of_the_last_name_makes_room(old):
-    old.database.query("create index idx_whatsapp_conversations_session_id on core.whatsapp_conversations (session_id)")
+    old.database.query(
+        "create index idx_whatsapp_conversations_session_id on core.whatsapp_conversations (session_id)"
+    )
     assert "it goes with the text" in " ".join(finding.text for finding in old.check(NAME))
     old.run(NAME)
     assert "session_id IS NOT NULL" in indexes(old)["idx_whatsapp_conversations_session_id"]
@@ -175,18 +242,38 @@ def test_an_index_of_the_last_name_makes_room(old):
     ("change", "field", "says"),
     [
         ("alter table core.whatsapp_conversations alter session_id set not null", "values", "is NOT NULL"),
-        ("alter table core.whatsapp_conversations alter session_id set default ''", "values", "has a default"),
-        ("create view core.readers as select session_id from core.whatsapp_conversations", "dependents", "core.readers stands on"),
-        ("create unique index whole on core.whatsapp_conversations (session_id) where id < 0", "dependents", "the index whole"),
+        (
+            "alter table core.whatsapp_conversations alter session_id set default ''",
+            "values",
+            "has a default",
+        ),
+        (
+            "create view core.readers as select session_id from core.whatsapp_conversations",
+            "dependents",
+            "core.readers stands on",
+        ),
+        (
+            "create unique index whole on core.whatsapp_conversations (session_id) where id < 0",
+            "dependents",
+            "the index whole",
+        ),
         (
             "alter table core.whatsapp_conversations add check (session_id <> 'x')",
             "dependents",
             "constraints: whatsapp_conversations_session_id_check",
         ),
-        ("alter table core.whatsapp_conversations drop constraint whatsapp_conversations_pkey", "key", "no primary key"),
+        (
+            "alter table core.whatsapp_conversations drop constraint whatsapp_conversations_pkey",
+            "key",
+            "no primary key",
+        ),
         ("alter table core.conversation_sessions alter id type text", "target", "no key id of type uuid"),
         ("drop table core.conversation_sessions", "target", "there is no table core.conversation_sessions"),
-        ("alter table core.whatsapp_conversations rename session_id to session", "columns", "no column session_id"),
+        (
+            "alter table core.whatsapp_conversations rename session_id to session",
+            "columns",
+            "no column session_id",
+        ),
     ],
 )
 def test_what_would_break_is_refused_by_name(old, change, field, says):
@@ -204,18 +291,25 @@ def test_another_table_is_converted_by_its_settings_after_the_first(old):
     old.database.query("insert into core.other values (1, '00000000-0000-4000-8000-000000000001'), (2, 'x')")
     settings = {"table": "core.other", "column": "conversation"}
     assert old.run(NAME, settings=settings).state == "succeeded"
-    assert old.database.query("select id, conversation::text from core.other order by id") == [(1, "00000000-0000-4000-8000-000000000001"), (2, None)]
+    assert old.database.query("select id, conversation::text from core.other order by id") == [
+        (1, "00000000-0000-4000-8000-000000000001"),
+        (2, None),
+    ]
 
 
 def test_a_text_that_is_no_uuid_is_refused_after_the_swap_as_documented(old):
     with old.database.connect(admin=True) as connection:
-        connection.execute("prepare find (varchar) as update core.whatsapp_conversations set session_id = $1 where id = 1")
+        connection.execute(
+            "prepare find (varchar) as update core.whatsapp_conversations set session_id = $1 where id = 1"
+        )
         old.run(NAME)
         with pytest.raises(psycopg.errors.InvalidTextRepresentation):
             connection.execute("insert into core.whatsapp_conversations (session_id) values ('no uuid')")
         with pytest.raises(psycopg.errors.DatatypeMismatch):
             connection.execute("execute find ('00000000-0000-4000-8000-000000000001')")
-        connection.execute("insert into core.whatsapp_conversations (session_id) values ('00000000-0000-4000-8000-00000000000A')")
+        connection.execute(
+            "insert into core.whatsapp_conversations (session_id) values ('00000000-0000-4000-8000-00000000000A')"
+        )
 
 
 def _write(database, over, failures, seed, *, orphans):
@@ -225,13 +319,23 @@ def _write(database, over, failures, seed, *, orphans):
         while not over.wait(0.002):
             session = f"00000000-0000-4000-8000-{chance.randrange(1, 200):012x}"
             try:
-                connection.execute("insert into core.conversation_sessions (id) values (%s) on conflict do nothing", (session,))
-                connection.execute(f"insert into core.whatsapp_conversations (session_id) values ('{session.upper()}')")
-                connection.execute(f"update core.whatsapp_conversations set session_id = '{session}' where id = {chance.randrange(1, 1000)}")
-                connection.execute(f"update core.whatsapp_conversations set note = 'x' where id = {chance.randrange(1, 1000)}")
+                connection.execute(
+                    "insert into core.conversation_sessions (id) values (%s) on conflict do nothing",
+                    (session,),
+                )
+                connection.execute(
+                    f"insert into core.whatsapp_conversations (session_id) values ('{session.upper()}')"
+                )
+                connection.execute(
+                    f"update core.whatsapp_conversations set session_id = '{session}' where id = {chance.randrange(1, 1000)}"
+                )
+                connection.execute(
+                    f"update core.whatsapp_conversations set note = 'x' where id = {chance.randrange(1, 1000)}"
+                )
                 if orphans:
                     connection.execute(
-                        "delete from core.conversation_sessions where id = %s", (f"00000000-0000-4000-8000-{chance.randrange(1, 40):012x}",)
+                        "delete from core.conversation_sessions where id = %s",
+                        (f"00000000-0000-4000-8000-{chance.randrange(1, 40):012x}",),
                     )
             except psycopg.errors.ForeignKeyViolation:
                 if not orphans:
@@ -241,14 +345,30 @@ def _write(database, over, failures, seed, *, orphans):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_writers_of_valid_values_never_fail_and_nothing_is_unaccounted_whoever_is_killed(old, small_batches, seed):
+def test_writers_of_valid_values_never_fail_and_nothing_is_unaccounted_whoever_is_killed(
+    old, small_batches, seed
+):
     database, over, failures = old.database, threading.Event(), []
-    database.query("insert into core.whatsapp_conversations (session_id) select session_id from core.whatsapp_conversations")
-    writers = [threading.Thread(target=_write, args=(database, over, failures, seed + n), kwargs={"orphans": seed % 2 == 1}) for n in range(2)]
+    database.query(
+        "insert into core.whatsapp_conversations (session_id) select session_id from core.whatsapp_conversations"
+    )
+    writers = [
+        threading.Thread(
+            target=_write, args=(database, over, failures, seed + n), kwargs={"orphans": seed % 2 == 1}
+        )
+        for n in range(2)
+    ]
     for writer in writers:
         writer.start()
     try:
-        killed_until_done(database.admin_url, lambda: declare.find(NAME), seed, kills=5, longest_seconds=0.9, ends=("verified", "copied"))
+        killed_until_done(
+            database.admin_url,
+            lambda: declare.find(NAME),
+            seed,
+            kills=5,
+            longest_seconds=0.9,
+            ends=("verified", "copied"),
+        )
     finally:
         over.set()
         for writer in writers:
@@ -256,14 +376,17 @@ def test_writers_of_valid_values_never_fail_and_nothing_is_unaccounted_whoever_i
     assert failures == []
     old.run_until_verified(NAME)
     assert column_type(old) == "uuid"
-    assert [finding.level for finding in old.verify(NAME)] == ["ok", "ok"], database.value("select findings from backfills")
+    assert [finding.level for finding in old.verify(NAME)] == ["ok", "ok"], database.value(
+        "select findings from backfills"
+    )
     wrong = database.value(
         "select count(*) from core.whatsapp_conversations w left join platform_backfill_rows l on l.source_id = w.id::text "
         "where w.session_id is distinct from case when w.session_id_text ~* '^[0-9a-f-]{36}$' then w.session_id_text::uuid end and l.source_id is null "
         "and exists (select from core.conversation_sessions s where s.id::text = lower(w.session_id_text))"
     )
     assert wrong == 0
-    if seed % 2 == 0:  # no session was deleted: what the writers wrote is a UUID, and nothing of it is merely explained
+    # no session was deleted: what the writers wrote is a UUID, and nothing of it is merely explained
+    if seed % 2 == 0:
         lost = database.value(
             "select count(*) from platform_backfill_rows l join core.conversation_sessions s on s.id::text = lower(l.old_value #>> '{}')"
         )

@@ -18,7 +18,8 @@ from tests.support.postgres import Database, Server
 _templates: dict[str, Database] = {}
 _shared: dict[str, Database] = {}
 _emptied: dict[str, Database] = {}
-_connections: dict[str, psycopg.Connection] = {}  # one per server: a fresh one would compile every function again
+# one per server: a fresh one would compile every function again
+_connections: dict[str, psycopg.Connection] = {}
 
 _numbers = itertools.count(1)
 _TABLES = """select relname from pg_class where relnamespace in ('public'::regnamespace, 'packhorse'::regnamespace) and relkind in ('r', 'p') and not relispartition
@@ -36,7 +37,11 @@ def create_platform_database(server: Server) -> Database:
     template = _templates[server.name]
     clone = Database(server, f"platform_{next(_numbers)}")
     with psycopg.connect(server.url(), autocommit=True) as admin:
-        admin.execute(composed.SQL("create database {} template {}").format(composed.Identifier(clone.name), composed.Identifier(template.name)))
+        admin.execute(
+            composed.SQL("create database {} template {}").format(
+                composed.Identifier(clone.name), composed.Identifier(template.name)
+            )
+        )
     return clone
 
 
@@ -71,7 +76,9 @@ def sql(shared_database: Database) -> Iterator[Sql]:
 
 @pytest.fixture
 def clients(any_server: Server) -> Iterator[Callable[..., Sql]]:
-    """Make clients with connections of their own that commit, on the seeded schema; the database is emptied afterwards."""
+    """Make clients with connections of their own that commit, on the seeded schema; the database is emptied
+    afterwards.
+    """
     if any_server.name not in _emptied:
         _emptied[any_server.name] = create_platform_database(any_server)
     database = _emptied[any_server.name]

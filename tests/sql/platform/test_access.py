@@ -1,14 +1,16 @@
-"""Who reaches what on the platform, role by role: the host's users, guests and servers, and our own roles (SPEC O9, C5).
+"""Who reaches what on the platform, role by role: the host's users, guests and servers, and our own roles
+(SPEC O9, C5).
 
-The database is one of Supabase's kind: default privileges give everything in `public` to anon, authenticated and service_role, there are `auth.users`
-and `profiles`, and claims and headers are those of PostgREST. The matrix below is compared with what each role really reaches, row by row. The
-catalogue is walked: a table, view or function without a line fails.
+The database is one of Supabase's kind: default privileges give everything in `public` to anon, authenticated
+and service_role, there are `auth.users` and `profiles`, and claims and headers are those of PostgREST. The
+matrix below is compared with what each role really reaches, row by row. The catalogue is walked: a table,
+view or function without a line fails.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -84,9 +86,11 @@ GUEST_INSERT = "insert into guest_sessions (session_token, email, full_name, exp
 
 @dataclass(frozen=True)
 class Table:
-    """label: SQL for the name of a row. inserts: name -> a statement. reach: actors -> what they may do, as in "sA iA u": verb and names of rows.
+    """label: SQL for the name of a row. inserts: name -> a statement. reach: actors -> what they may do, as
+    in "sA iA u": verb and names of rows.
 
-    A verb without names: allowed, and no row is seen. No verb: refused. `all`: the worker and the host's servers.
+    A verb without names: allowed, and no row is seen. No verb: refused. `all`: the worker and the host's
+    servers.
     """
 
     label: str
@@ -96,7 +100,11 @@ class Table:
 
 def plain(columns: str, values: str, name: str) -> Table:
     """A table of the worker's that a reader may read."""
-    return Table("'N'", {"N": f"insert into {name} ({columns}) values ({values})"}, {"all": "sN iN uN dN", "reader": "sN"})
+    return Table(
+        "'N'",
+        {"N": f"insert into {name} ({columns}) values ({values})"},
+        {"all": "sN iN uN dN", "reader": "sN"},
+    )
 
 
 TABLES = {
@@ -150,7 +158,10 @@ TABLES = {
     ),
     "amara_conversations": Table(
         OWNER,
-        {name: f"insert into amara_conversations (user_id) values ('{user}')" for name, user in (("A", A), ("B", B))},
+        {
+            name: f"insert into amara_conversations (user_id) values ('{user}')"
+            for name, user in (("A", A), ("B", B))
+        },
         {"all": "sAB iAB uAB dAB", "reader": "sAB", "a": "sA iA uA dA", "b": "sB iB uB dB", "admin": "s u d"},
     ),
     "amara_messages": Table(
@@ -171,7 +182,15 @@ TABLES = {
             "D": f"{GUEST_INSERT} ('{'d' * 32}', 'd', 'd', now() + interval '24 hours', '{{\"converted_at\": 1}}')",
             "E": "insert into guest_sessions (email, full_name, expired_at) values ('e', 'e', now())",
         },
-        {"all": "sGHO iCDENSX uGHO dGHO", "reader": "sGHO", "anon": "s iN", "guest": "sG iN", "a": "s iN", "b": "s iN", "admin": "s iN"},
+        {
+            "all": "sGHO iCDENSX uGHO dGHO",
+            "reader": "sGHO",
+            "anon": "s iN",
+            "guest": "sG iN",
+            "a": "s iN",
+            "b": "s iN",
+            "admin": "s iN",
+        },
     ),
     "referrals": Table(
         f"case referrer_id when '{A}' then 'A' else 'B' end",
@@ -190,9 +209,15 @@ TABLES = {
     "appointments_cache": plain("company_id, cache_key, appointments", "1, 'n', '[]'", "appointments_cache"),
     "dialog_contexts": plain("phone, company_id", "'9', 1", "dialog_contexts"),
     "sync_status": plain("company_id, entity_type", "1, 'staff'", "sync_status"),
-    "whatsapp_auth": Table("'N'", {"N": "insert into whatsapp_auth (company_id, creds) values ('n', '{}')"}, {"all": "sN iN uN dN"}),
+    "whatsapp_auth": Table(
+        "'N'",
+        {"N": "insert into whatsapp_auth (company_id, creds) values ('n', '{}')"},
+        {"all": "sN iN uN dN"},
+    ),
     "whatsapp_keys": Table(
-        "'N'", {"N": "insert into whatsapp_keys (company_id, key_type, key_id, value) values ('n', 't', 'k', '{}')"}, {"all": "sN iN uN dN"}
+        "'N'",
+        {"N": "insert into whatsapp_keys (company_id, key_type, key_id, value) values ('n', 't', 'k', '{}')"},
+        {"all": "sN iN uN dN"},
     ),
     "bookings": Table(
         "comment",
@@ -207,13 +232,23 @@ TABLES = {
             "M": f"insert into bookings (client_id, company_id, service_id, staff_id, datetime, duration, customer_id) "
             f"values (3, 1, 1, 1, '2030-01-01', 30, '{A}')",
         },
-        {"all": "sABGHNO iABCDGHMN uABGHNO dABGHNO", "reader": "sABGHNO", "a": "sA iA", "b": "sB iB", "admin": "s", "anon": "s", "guest": "sG iG"},
+        {
+            "all": "sABGHNO iABCDGHMN uABGHNO dABGHNO",
+            "reader": "sABGHNO",
+            "a": "sA iA",
+            "b": "sB iB",
+            "admin": "s",
+            "anon": "s",
+            "guest": "sG iG",
+        },
     ),
     "reminders": plain("remind_at", "now()", "reminders"),
     "messages": plain("phone, direction", "'9', 'inbound'", "messages"),
     "platform_backfill_rows": Table(
         "'N'",
-        {"N": "insert into platform_backfill_rows (backfill, source_table, source_id, outcome, reason) values ('n', 't', '1', 'skipped', 'r')"},
+        {
+            "N": "insert into platform_backfill_rows (backfill, source_table, source_id, outcome, reason) values ('n', 't', '1', 'skipped', 'r')"
+        },
         {"all": "sN iN uN dN"},
     ),
     "platform_adopted_tables": Table(
@@ -234,14 +269,36 @@ ROLES = {
     **{name: f"packhorse_{name}" for name in ("worker", "producer", "reader")},
 }
 USERS = {"a": A, "b": B, "admin": ADMIN}
-VIEWS = {name: {"service", "worker", "reader"} for name in ("message_queue_by_status", "workflow_health", "ai_agent_usage")}
+VIEWS = {
+    name: {"service", "worker", "reader"}
+    for name in ("message_queue_by_status", "workflow_health", "ai_agent_usage")
+}
 #: Function -> who may call it: Worker and host's servers, Reader, Producer, User, Guest.
 CALLERS = {
     **dict.fromkeys(("normalize_phone",), "WRPUG"),
-    **dict.fromkeys(("current_guest_token", "current_guest_session_id", "get_guest_session", "create_guest_session", "platform_user_id"), "WUG"),
+    **dict.fromkeys(
+        (
+            "current_guest_token",
+            "current_guest_session_id",
+            "get_guest_session",
+            "create_guest_session",
+            "platform_user_id",
+        ),
+        "WUG",
+    ),
     **dict.fromkeys(("platform_is_admin", "export_person_data"), "WU"),
-    **dict.fromkeys(("get_agent_conversation", "get_event_counts_by_type", "get_conversion_funnel", "get_user_referral_credits"), "WRU"),
-    **dict.fromkeys(("get_messages_stats", "get_recent_messages", "get_database_stats", "get_whatsapp_auth_stats"), "WR"),
+    **dict.fromkeys(
+        (
+            "get_agent_conversation",
+            "get_event_counts_by_type",
+            "get_conversion_funnel",
+            "get_user_referral_credits",
+        ),
+        "WRU",
+    ),
+    **dict.fromkeys(
+        ("get_messages_stats", "get_recent_messages", "get_database_stats", "get_whatsapp_auth_stats"), "WR"
+    ),
     **dict.fromkeys(("platform_rights", "worker_rights", "guest_rights"), "WR"),
     "claim_guest_bookings": "U",
     "refresh_platform_access": "",
@@ -333,7 +390,9 @@ def _servers_end() -> Iterator[None]:
 
 
 def a_host(name: str) -> tuple[Server, Database]:
-    """A server of its own, for roles belong to the whole of it, with a database of Supabase's kind and no platform."""
+    """A server of its own, for roles belong to the whole of it, with a database of Supabase's kind and no
+    platform.
+    """
     server = Server(name, SERVERS[name])
     database = server.create_database()
     with database.connect(admin=True) as owner:
@@ -371,7 +430,11 @@ def acting(database: Database, actor: str) -> Iterator[psycopg.Connection]:
     """A connection in the actor's role, with its claims and headers; rolled back."""
     with database.connect(admin=True) as connection, connection.transaction(force_rollback=True):
         if actor in USERS:
-            claims = {"sub": str(USERS[actor]), "role": "authenticated", "app_metadata": {"role": "admin"} if actor == "admin" else {}}
+            claims = {
+                "sub": str(USERS[actor]),
+                "role": "authenticated",
+                "app_metadata": {"role": "admin"} if actor == "admin" else {},
+            }
             setting(connection, "request.jwt.claims", json.dumps(claims))
         if actor == "guest":
             setting(connection, "request.headers", json.dumps({"x-guest-session": TOKEN}))
@@ -384,12 +447,18 @@ def setting(connection: psycopg.Connection, name: str, value: str) -> None:
 
 
 def reaches(connection: psycopg.Connection, statement: str) -> tuple[set[str], bool]:
-    """The names of rows that a statement returns or touches, and whether it was refused. A foreign key or key that refuses it came after the rights."""
+    """The names of rows that a statement returns or touches, and whether it was refused. A foreign key or key
+    that refuses it came after the rights.
+    """
     try:
         with connection.transaction():
             cursor = connection.execute(statement)
             return ({str(row[0]) for row in cursor.fetchall()} if cursor.description else set()), False
-    except (psycopg.errors.ForeignKeyViolation, psycopg.errors.RestrictViolation, psycopg.errors.UniqueViolation):
+    except (
+        psycopg.errors.ForeignKeyViolation,
+        psycopg.errors.RestrictViolation,
+        psycopg.errors.UniqueViolation,
+    ):
         return {"reached"}, False
     except psycopg.errors.InsufficientPrivilege:
         return set(), True
@@ -400,13 +469,20 @@ def reach(database: Database, actor: str, name: str) -> str:
     table = TABLES[name]
     with acting(database, actor) as connection:
         owner = {row[0] for row in database.query(f"select {table.label} from {name}")}
-        column = database.value("select attname::text from pg_attribute where attrelid = %s::regclass and attnum = 1", name)
+        column = database.value(
+            "select attname::text from pg_attribute where attrelid = %s::regclass and attnum = 1", name
+        )
         said = []
         seen, refused = reaches(connection, f"select {table.label} from {name}")
         said += [] if refused else ["s" + "".join(sorted(seen))]
-        passed = [label for label, statement in sorted(table.inserts.items()) if inserts(connection, statement)]
+        passed = [
+            label for label, statement in sorted(table.inserts.items()) if inserts(connection, statement)
+        ]
         said += ["i" + "".join(passed)] if passed else []
-        for verb, statement in (("u", f"update {name} set {column} = {column}"), ("d", f"delete from {name}")):
+        for verb, statement in (
+            ("u", f"update {name} set {column} = {column}"),
+            ("d", f"delete from {name}"),
+        ):
             found, refusals = set(), 0
             for label in sorted(owner):
                 # without RETURNING, which asks for more rights than the verb: the number of rows says it
@@ -449,14 +525,19 @@ def test_every_table_view_and_function_has_a_line_in_the_matrix(host: Database) 
     objects = "select c.relname::text from pg_class c where c.relnamespace = 'public'::regnamespace and not c.relispartition and c.relkind = any (%s)"
     assert {row[0] for row in host.query(objects, ["r", "p"])} == {*TABLES, "profiles"}
     assert {row[0] for row in host.query(objects, ["v", "m"])} == set(VIEWS)
-    functions = {row[0] for row in host.query("select proname::text from pg_proc where pronamespace = 'public'::regnamespace")}
+    functions = {
+        row[0]
+        for row in host.query("select proname::text from pg_proc where pronamespace = 'public'::regnamespace")
+    }
     assert sorted(functions - set(CALLERS) - set(CHECKS) - WORKERS) == []
     assert sorted((set(CALLERS) | WORKERS) - functions) == []
 
 
 @pytest.mark.parametrize("actor", ACTORS)
 def test_each_role_may_call_the_functions_that_the_matrix_says(host: Database, actor: str) -> None:
-    letter = {"worker": "W", "service": "W", "reader": "R", "producer": "P", "anon": "G", "guest": "G"}.get(actor, "U")
+    letter = {"worker": "W", "service": "W", "reader": "R", "producer": "P", "anon": "G", "guest": "G"}.get(
+        actor, "U"
+    )
     callers = {**dict.fromkeys(WORKERS, "W"), **CALLERS}
     with acting(host, actor) as connection:
         rows = connection.execute(
@@ -486,11 +567,19 @@ def test_what_a_function_tells_a_user_is_its_own(host: Database) -> None:
     for actor in ("a", "b", "admin", "worker"):
         with host.connect(admin=True) as connection, connection.transaction(force_rollback=True):
             connection.execute(host_rewards)
-            claims = {"sub": str(USERS.get(actor, "")), "app_metadata": {"role": "admin"} if actor == "admin" else {}}
+            claims = {
+                "sub": str(USERS.get(actor, "")),
+                "app_metadata": {"role": "admin"} if actor == "admin" else {},
+            }
             setting(connection, "request.jwt.claims", json.dumps(claims))
             connection.execute(f"set local role {ROLES[actor]}")
             told[actor] = [connection.execute(call).fetchone()[0] for call in calls.values()]  # type: ignore[index]
-    assert told == {"a": [True, 1500, 0, 0], "b": [False, 0, 0, 0], "admin": [False, 0, 3, 2], "worker": [True, 1500, 3, 2]}
+    assert told == {
+        "a": [True, 1500, 0, 0],
+        "b": [False, 0, 0, 0],
+        "admin": [False, 0, 3, 2],
+        "worker": [True, 1500, 3, 2],
+    }
 
 
 @pytest.mark.parametrize("actor", ["a", "b", "admin", "anon", "guest", "reader", "producer"])
@@ -521,7 +610,12 @@ def test_each_role_sees_the_views_that_the_matrix_says(host: Database, actor: st
 
 @pytest.mark.parametrize("actor", [actor for actor in ACTORS if actor != "service"])
 def test_nobody_empties_a_table_or_goes_past_it_to_a_partition(host: Database, actor: str) -> None:
-    partitions = [row[0] for row in host.query("select inhrelid::regclass::text from pg_inherits where inhparent = 'public.messages'::regclass")]
+    partitions = [
+        row[0]
+        for row in host.query(
+            "select inhrelid::regclass::text from pg_inherits where inhparent = 'public.messages'::regclass"
+        )
+    ]
     assert len(partitions) >= 6
     with acting(host, actor) as connection:
         for name in TABLES:
@@ -534,12 +628,16 @@ def test_the_hosts_servers_work_on_the_queue_too(host: Database) -> None:
     with acting(host, "service") as connection:
         connection.execute("select packhorse.declare_queue('q')")
         connection.execute("select packhorse.enqueue_message('q', 'x')")
-        assert connection.execute("select status, count from message_queue_by_status").fetchall() == [("pending", 1)]
+        assert connection.execute("select status, count from message_queue_by_status").fetchall() == [
+            ("pending", 1)
+        ]
 
 
 def test_a_reader_counts_secrets_and_reads_none(host: Database) -> None:
     with acting(host, "reader") as connection:
-        assert connection.execute("select total_companies, total_keys from get_whatsapp_auth_stats()").fetchone() == (1, 1)
+        assert connection.execute(
+            "select total_companies, total_keys from get_whatsapp_auth_stats()"
+        ).fetchone() == (1, 1)
         assert reaches(connection, "select company_id from whatsapp_keys")[1]
 
 
@@ -570,7 +668,9 @@ def test_a_client_that_sends_its_token_gets_its_new_session_back(host: Database)
         ('{"x": "\\u0000"}', "", ""),
     ],
 )
-def test_a_guest_is_known_by_its_token_whatever_the_headers_hold(host: Database, headers: str, token: str, seen: str) -> None:
+def test_a_guest_is_known_by_its_token_whatever_the_headers_hold(
+    host: Database, headers: str, token: str, seen: str
+) -> None:
     with acting(host, "anon") as connection:
         setting(connection, "request.headers", headers)
         setting(connection, "packhorse.guest_token", token)
@@ -578,11 +678,17 @@ def test_a_guest_is_known_by_its_token_whatever_the_headers_hold(host: Database,
             assert reaches(connection, f"select {TABLES[table].label} from {table}") == (set(seen), False)
 
 
-@pytest.mark.parametrize("claims", ["", "{", "[]", "{}", '{"sub": null}', '{"sub": "ann"}', '{"sub": 5}', '{"sub": "\\u0000"}', "[" * 20000])
+@pytest.mark.parametrize(
+    "claims",
+    ["", "{", "[]", "{}", '{"sub": null}', '{"sub": "ann"}', '{"sub": 5}', '{"sub": "\\u0000"}', "[" * 20000],
+)
 def test_claims_without_a_user_are_nobodys(host: Database, claims: str) -> None:
     with acting(host, "b") as connection:
         setting(connection, "request.jwt.claims", claims)
-        assert connection.execute("select platform_user_id(), platform_is_admin()").fetchone() == (None, False)
+        assert connection.execute("select platform_user_id(), platform_is_admin()").fetchone() == (
+            None,
+            False,
+        )
         assert reaches(connection, "select id from agent_chat_sessions") == (set(), False)
 
 
@@ -597,7 +703,9 @@ def test_claims_without_a_user_are_nobodys(host: Database, claims: str) -> None:
         ({}, False),
     ],
 )
-def test_an_admin_is_one_by_what_the_host_signs(host: Database, claims: dict[str, Any], expected: bool) -> None:
+def test_an_admin_is_one_by_what_the_host_signs(
+    host: Database, claims: dict[str, Any], expected: bool
+) -> None:
     with acting(host, "a") as connection:
         setting(connection, "request.jwt.claims", json.dumps({"sub": str(A), **claims}))
         assert connection.execute("select platform_is_admin()").fetchone() == (expected,)
@@ -616,9 +724,15 @@ def test_an_admin_is_one_by_its_profile(host: Database) -> None:
 def test_profiles_that_a_stranger_made_make_nobody_an_admin(host: Database) -> None:
     """Where everybody may create in public, as up to PostgreSQL 14."""
     with host.connect(admin=True) as owner, owner.transaction(force_rollback=True):
-        owner.execute("drop table profiles cascade; create role stranger; grant create, usage on schema public to stranger; set local role stranger")
+        owner.execute(
+            "drop table profiles cascade; create role stranger; grant create, usage on schema public to stranger; set local role stranger"
+        )
         owner.execute("create table public.profiles (user_id uuid unique, role text)")
-        owner.execute("insert into profiles values (%s, 'admin'); grant select on profiles to public".replace("%s", f"'{A}'"))
+        owner.execute(
+            "insert into profiles values (%s, 'admin'); grant select on profiles to public".replace(
+                "%s", f"'{A}'"
+            )
+        )
         setting(owner, "request.jwt.claims", json.dumps({"sub": str(A)}))
         owner.execute("reset role; set local role authenticated")
         assert owner.execute("select platform_is_admin()").fetchone() == (False,)
@@ -643,19 +757,35 @@ def test_the_keys_to_the_hosts_users_are_there_and_valid(host: Database) -> None
     assert host.value("select refresh_platform_access()") == 0
 
 
-def test_a_host_that_comes_later_is_found_by_a_refresh(own_host: Database, caplog: pytest.LogCaptureFixture) -> None:
-    """Rows that point at nobody stop no key: new rows are checked, and a second refresh looks at the old ones again."""
+def test_a_host_that_comes_later_is_found_by_a_refresh(
+    own_host: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows that point at nobody stop no key: new rows are checked, and a second refresh looks at the old ones
+    again.
+    """
     with own_host.connect(admin=True) as owner:
         warnings: list[str] = []
-        owner.add_notice_handler(lambda notice: warnings.append(f"{notice.message_primary} {notice.message_hint}"))
-        owner.execute("alter table auth.users rename to later; drop table profiles; alter role authenticated rename to people")
+        owner.add_notice_handler(
+            lambda notice: warnings.append(f"{notice.message_primary} {notice.message_hint}")
+        )
+        owner.execute(
+            "alter table auth.users rename to later; drop table profiles; alter role authenticated rename to people"
+        )
         bring(own_host)
-        assert owner.execute("select count(*) from pg_constraint where conname like '%host_fkey'").fetchone() == (0,)
-        assert owner.execute("select count(*) from pg_policies where 'authenticated' = any (roles)").fetchone() == (0,)
+        assert owner.execute(
+            "select count(*) from pg_constraint where conname like '%host_fkey'"
+        ).fetchone() == (0,)
+        assert owner.execute(
+            "select count(*) from pg_policies where 'authenticated' = any (roles)"
+        ).fetchone() == (0,)
         owner.execute("insert into platform_events (event_type, user_id) values ('x', gen_random_uuid())")
         owner.execute("alter table auth.later rename to users; alter role people rename to authenticated")
         assert owner.execute("select refresh_platform_access()").fetchone()[0] > 20  # type: ignore[index]
-        assert [text for text in warnings if "platform_events.user_id has rows that point at nobody in auth.users" in text]
+        assert [
+            text
+            for text in warnings
+            if "platform_events.user_id has rows that point at nobody in auth.users" in text
+        ]
         valid = "select convalidated from pg_constraint where conname = 'platform_events_user_id_host_fkey'"
         assert owner.execute(valid).fetchone() == (False,)
         with pytest.raises(psycopg.errors.ForeignKeyViolation):
@@ -669,7 +799,9 @@ def test_a_partition_that_is_made_later_is_closed_to_the_hosts_roles(host: Datab
     with acting(host, "worker") as connection:
         name = connection.execute("select create_messages_partition('2041-05-01')").fetchone()[0]  # type: ignore[index]
         for role in ("anon", "authenticated", "service_role", "packhorse_worker", "packhorse_reader"):
-            assert connection.execute("select has_table_privilege(%s, %s, 'select')", (role, name)).fetchone() == (False,)
+            assert connection.execute(
+                "select has_table_privilege(%s, %s, 'select')", (role, name)
+            ).fetchone() == (False,)
 
 
 def test_only_the_owner_refreshes(host: Database) -> None:
@@ -680,12 +812,21 @@ def test_only_the_owner_refreshes(host: Database) -> None:
 
 def test_a_way_back_leaves_no_policy_on_an_adopted_table(own_host: Database) -> None:
     own_host.query("create table amara_conversations (like auth.users including all)")
-    for column in ("user_id uuid not null references auth.users (id)", "locale text", "is_active boolean", "last_message_at timestamptz"):
+    for column in (
+        "user_id uuid not null references auth.users (id)",
+        "locale text",
+        "is_active boolean",
+        "last_message_at timestamptz",
+    ):
         own_host.query(f"alter table amara_conversations add column {column}")
-    own_host.query("alter table amara_conversations add column created_at timestamptz, add column updated_at timestamptz")
+    own_host.query(
+        "alter table amara_conversations add column created_at timestamptz, add column updated_at timestamptz"
+    )
     bring(own_host)
     policies = "select policyname::text from pg_policies where tablename = 'amara_conversations' order by 1"
-    assert own_host.query(policies) == [(f"amara_conversations_{name}",) for name in ("own_all", "reader", "service", "worker")]
+    assert own_host.query(policies) == [
+        (f"amara_conversations_{name}",) for name in ("own_all", "reader", "service", "worker")
+    ]
     # the key that it had is enough
     keys = "select conname::text from pg_constraint where conrelid = 'amara_conversations'::regclass and contype = 'f'"
     assert own_host.query(keys) == [("amara_conversations_user_id_fkey",)]
@@ -698,10 +839,16 @@ def test_a_way_back_leaves_no_policy_on_an_adopted_table(own_host: Database) -> 
 
 
 def test_an_owner_without_superuser_brings_the_platform_to_a_host(own_host: Database) -> None:
-    """As on Supabase: the migrator owns neither auth.users nor the roles. What it may not do is a warning, and all the rest is there."""
+    """As on Supabase: the migrator owns neither auth.users nor the roles. What it may not do is a warning,
+    and all the rest is there.
+    """
     own_host.query("create role migrator login createrole createdb")
-    own_host.query("alter schema public owner to migrator; alter table profiles owner to migrator; alter schema packhorse owner to migrator")
-    own_host.query("create role auth_admin; alter schema auth owner to auth_admin; alter table auth.users owner to auth_admin")
+    own_host.query(
+        "alter schema public owner to migrator; alter table profiles owner to migrator; alter schema packhorse owner to migrator"
+    )
+    own_host.query(
+        "create role auth_admin; alter schema auth owner to auth_admin; alter table auth.users owner to auth_admin"
+    )
     own_host.query("grant usage on schema auth to migrator; grant references on auth.users to migrator")
     own_host.query(f"drop schema packhorse cascade; grant create on database {own_host.name} to migrator")
     connection = connect(own_host.server.url(own_host.name, "migrator"), deadline_seconds=120)
@@ -725,7 +872,11 @@ def test_an_owner_without_superuser_brings_the_platform_to_a_host(own_host: Data
         said: list[str] = []
         owner.add_notice_handler(lambda notice: said.append(str(notice.message_primary)))
         assert owner.execute("select public.refresh_platform_access()").fetchone() == (0,)
-    assert [text for text in said if text.startswith("platform_events.user_id has no foreign key to auth.users: permission denied")]
+    assert [
+        text
+        for text in said
+        if text.startswith("platform_events.user_id has no foreign key to auth.users: permission denied")
+    ]
     with acting(own_host, "a") as one:
         one.execute("insert into public.platform_events (event_type) values ('x')")
         assert reaches(one, "select id from public.agent_chat_sessions") == (set(), False)
@@ -733,8 +884,16 @@ def test_an_owner_without_superuser_brings_the_platform_to_a_host(own_host: Data
 
 def test_rights_are_mended_by_the_next_migration(own_host: Database) -> None:
     bring(own_host)
-    own_host.query("grant all on bookings to anon; grant select on whatsapp_auth to public; revoke select on clients from authenticated")
+    own_host.query(
+        "grant all on bookings to anon; grant select on whatsapp_auth to public; revoke select on clients from authenticated"
+    )
     bring(own_host)
-    rights: Callable[[str, str, str], Any] = lambda role, table, what: own_host.value("select has_table_privilege(%s, %s, %s)", role, table, what)  # noqa: E731
+
+    def rights(role: str, table: str, what: str) -> Any:
+        return own_host.value("select has_table_privilege(%s, %s, %s)", role, table, what)
+
     assert (rights("anon", "bookings", "delete"), rights("anon", "bookings", "insert")) == (False, True)
-    assert rights("authenticated", "whatsapp_auth", "select") is False and rights("authenticated", "clients", "select") is True
+    assert (
+        rights("authenticated", "whatsapp_auth", "select") is False
+        and rights("authenticated", "clients", "select") is True
+    )

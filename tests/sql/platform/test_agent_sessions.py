@@ -1,4 +1,6 @@
-"""agent_chat_sessions: one active per phone and agent whoever asks at once, 24 hours, a bounded history (SPEC C1, PLATFORM 3.1)."""
+"""agent_chat_sessions: one active per phone and agent whoever asks at once, 24 hours, a bounded history (SPEC
+C1, PLATFORM 3.1).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ def session(sql: Sql, phone: str | None = PHONE, agent: str | None = "booking", 
 
 
 def end_its_time(sql: Sql, session_id: UUID) -> None:
-    sql.rows("update agent_chat_sessions set expires_at = clock_timestamp() - interval '1 second' where id = %s", session_id)
+    sql.rows(
+        "update agent_chat_sessions set expires_at = clock_timestamp() - interval '1 second' where id = %s",
+        session_id,
+    )
 
 
 def row_of(sql: Sql, session_id: UUID) -> dict[str, Any]:
@@ -45,15 +50,31 @@ def test_the_first_call_makes_a_session_of_24_hours_and_the_second_finds_it(sql:
     made = row_of(sql, first)
     assert session(sql) == first
     row = row_of(sql, first)
-    assert (row["user_phone"], row["agent_type"], row["status"], row["context"], row["conversation_history"]) == (PHONE, "booking", "active", {}, [])
+    assert (
+        row["user_phone"],
+        row["agent_type"],
+        row["status"],
+        row["context"],
+        row["conversation_history"],
+    ) == (PHONE, "booking", "active", {}, [])
     assert round((row["expires_at"] - row["created_at"]).total_seconds()) == 86400
-    assert row["expires_at"] == made["expires_at"] and row["last_message_at"] > made["last_message_at"], "set once; touched"
+    assert row["expires_at"] == made["expires_at"] and row["last_message_at"] > made["last_message_at"], (
+        "set once; touched"
+    )
 
 
 def test_one_person_has_one_session_whatever_the_form_of_the_phone(sql: Sql) -> None:
-    forms = ("+250 788 000-456", "00250788000456", "whatsapp:+250788000456", "250788000456:12@s.whatsapp.net", PHONE)
+    forms = (
+        "+250 788 000-456",
+        "00250788000456",
+        "whatsapp:+250788000456",
+        "250788000456:12@s.whatsapp.net",
+        PHONE,
+    )
     assert len({session(sql, form) for form in forms}) == 1
-    assert sql.rows("select user_phone from agent_chat_sessions") == [("+250 788 000-456",)], "kept as it was given"
+    assert sql.rows("select user_phone from agent_chat_sessions") == [("+250 788 000-456",)], (
+        "kept as it was given"
+    )
 
 
 def test_phones_and_agents_have_sessions_of_their_own(sql: Sql) -> None:
@@ -68,7 +89,10 @@ def test_a_session_whose_time_is_over_is_expired_and_followed_by_a_new_one(sql: 
 
 
 def test_a_session_without_an_end_goes_on(sql: Sql) -> None:
-    made = sql.value("insert into agent_chat_sessions (user_phone, agent_type, expires_at) values (%s, 'booking', null) returning id", PHONE)
+    made = sql.value(
+        "insert into agent_chat_sessions (user_phone, agent_type, expires_at) values (%s, 'booking', null) returning id",
+        PHONE,
+    )
     assert session(sql) == made and sql.value(SAY, made, "user", "x") is True
 
 
@@ -112,11 +136,16 @@ def test_fifty_callers_at_the_same_instant_get_one_session(clients: Callable[...
 
         answers = [future.result(30) for future in [in_background(call, caller) for caller in callers]]
         assert len(set(answers)) == 1
-    assert callers[0].rows("select status, count(*) from agent_chat_sessions group by 1 order by 1") == [("active", 1), ("expired", 1)]
+    assert callers[0].rows("select status, count(*) from agent_chat_sessions group by 1 order by 1") == [
+        ("active", 1),
+        ("expired", 1),
+    ]
 
 
 @pytest.mark.parametrize("commits", [True, False])
-def test_a_caller_waits_for_one_that_is_making_the_session(clients: Callable[..., Sql], commits: bool) -> None:
+def test_a_caller_waits_for_one_that_is_making_the_session(
+    clients: Callable[..., Sql], commits: bool
+) -> None:
     first, second, watcher = clients(), clients(), clients()
     with first.connection.transaction(force_rollback=not commits):
         made = session(first)
@@ -126,11 +155,17 @@ def test_a_caller_waits_for_one_that_is_making_the_session(clients: Callable[...
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_without_the_conflict_clause_the_second_caller_gets_an_error(own_database: Database, broken: bool) -> None:
+def test_without_the_conflict_clause_the_second_caller_gets_an_error(
+    own_database: Database, broken: bool
+) -> None:
     if broken:
         clause = "on conflict (platform.normalize_phone(user_phone), agent_type) where status = 'active' do nothing"
         break_function(own_database, "get_or_create_agent_session", clause, "")
-    with own_database.connect() as one, own_database.connect() as two, own_database.connect(admin=True) as three:
+    with (
+        own_database.connect() as one,
+        own_database.connect() as two,
+        own_database.connect(admin=True) as three,
+    ):
         first, second, watcher = Sql(one), Sql(two), Sql(three)
         with one.transaction():
             made = session(first)
@@ -147,10 +182,20 @@ def test_messages_come_back_in_order_with_the_context(sql: Sql) -> None:
     for role, text in [("user", "Muraho"), ("assistant", "Hello"), ("tool", "{}"), ("system", "be kind")]:
         assert sql.value(SAY, made, role, text) is True
     sql.rows("""update agent_chat_sessions set context = '{"language": "rw"}'""")
-    assert said(sql, made) == [("user", "Muraho"), ("assistant", "Hello"), ("tool", "{}"), ("system", "be kind")]
+    assert said(sql, made) == [
+        ("user", "Muraho"),
+        ("assistant", "Hello"),
+        ("tool", "{}"),
+        ("system", "be kind"),
+    ]
     assert said(sql, made, 1) == [("system", "be kind")]
     found = sql.value("select get_agent_conversation(%s, 1)", made)
-    assert found["context"] == {"language": "rw"} and set(found["messages"][0]) == {"role", "content", "timestamp", "metadata"}
+    assert found["context"] == {"language": "rw"} and set(found["messages"][0]) == {
+        "role",
+        "content",
+        "timestamp",
+        "metadata",
+    }
     assert datetime.fromisoformat(found["messages"][0]["timestamp"]) == row_of(sql, made)["last_message_at"]
 
 
@@ -159,11 +204,21 @@ def test_the_history_keeps_the_last_hundred_and_the_count_all(sql: Sql) -> None:
     for number in range(1, 104):
         sql.rows(SAY, made, "user", f"m{number}")
     found = said(sql, made, 100)
-    assert (len(found), found[0][1], found[-1][1], row_of(sql, made)["message_count"]) == (100, "m4", "m103", 103)
+    assert (len(found), found[0][1], found[-1][1], row_of(sql, made)["message_count"]) == (
+        100,
+        "m4",
+        "m103",
+        103,
+    )
 
 
-@pytest.mark.parametrize(("stored", "before"), [("null", 0), ("'null'", 0), ('\'{"role": "user"}\'', 1), ("jsonb_build_array(1, 2)", 2)])
-def test_a_history_of_a_clients_own_making_takes_a_message_and_loses_nothing(sql: Sql, stored: str, before: int) -> None:
+@pytest.mark.parametrize(
+    ("stored", "before"),
+    [("null", 0), ("'null'", 0), ('\'{"role": "user"}\'', 1), ("jsonb_build_array(1, 2)", 2)],
+)
+def test_a_history_of_a_clients_own_making_takes_a_message_and_loses_nothing(
+    sql: Sql, stored: str, before: int
+) -> None:
     made = session(sql)
     sql.rows(f"update agent_chat_sessions set conversation_history = {stored}")
     assert sql.value(SAY, made, "user", "x") is True
@@ -180,10 +235,20 @@ def test_a_message_does_not_lengthen_the_life_of_a_session(sql: Sql) -> None:
 def test_concurrent_messages_are_all_kept_in_the_order_of_their_times(clients: Callable[..., Sql]) -> None:
     callers = [clients() for _ in range(4)]
     made = session(callers[0])
-    for future in [in_background(lambda c=caller: [c.value(SAY, made, "user", "x") for _ in range(10)]) for caller in callers]:
+    for future in [
+        in_background(lambda c=caller: [c.value(SAY, made, "user", "x") for _ in range(10)])
+        for caller in callers
+    ]:
         assert future.result(20) == [True] * 10
-    assert callers[0].rows("select message_count, jsonb_array_length(conversation_history) from agent_chat_sessions") == [(40, 40)]
-    times = [row[0] for row in callers[0].rows("select e ->> 'timestamp' from agent_chat_sessions, jsonb_array_elements(conversation_history) e")]
+    assert callers[0].rows(
+        "select message_count, jsonb_array_length(conversation_history) from agent_chat_sessions"
+    ) == [(40, 40)]
+    times = [
+        row[0]
+        for row in callers[0].rows(
+            "select e ->> 'timestamp' from agent_chat_sessions, jsonb_array_elements(conversation_history) e"
+        )
+    ]
     assert times == sorted(times)
 
 
@@ -202,11 +267,22 @@ def test_a_session_that_is_over_or_unknown_takes_no_message_and_a_paused_one_doe
 
 @pytest.mark.parametrize(
     ("role", "content", "column"),
-    [("bot", "x", "role"), (None, "x", "role"), ("user", "", "content"), ("user", None, "content"), ("user", "x" * 32769, "content")],
+    [
+        ("bot", "x", "role"),
+        (None, "x", "role"),
+        ("user", "", "content"),
+        ("user", None, "content"),
+        ("user", "x" * 32769, "content"),
+    ],
 )
-def test_a_message_that_says_nothing_or_too_much_is_refused(sql: Sql, role: str, content: str, column: str) -> None:
+def test_a_message_that_says_nothing_or_too_much_is_refused(
+    sql: Sql, role: str, content: str, column: str
+) -> None:
     assert sql.refused(SAY, session(sql), role, content) == ("PH001", column)
-    assert sql.refused("select add_agent_message(%s, 'user', 'x', '[]')", session(sql)) == ("PH001", "metadata")
+    assert sql.refused("select add_agent_message(%s, 'user', 'x', '[]')", session(sql)) == (
+        "PH001",
+        "metadata",
+    )
 
 
 def test_a_conversation_is_asked_for_in_bounds(sql: Sql) -> None:
@@ -214,7 +290,10 @@ def test_a_conversation_is_asked_for_in_bounds(sql: Sql) -> None:
     assert sql.value("select get_agent_conversation(%s)", made) == {"messages": [], "context": {}}
     assert sql.value("select get_agent_conversation(%s)", uuid4()) is None
     for limit in (0, 101, None):
-        assert sql.refused("select get_agent_conversation(%s, %s::integer)", made, limit) == ("PH001", "limit")
+        assert sql.refused("select get_agent_conversation(%s, %s::integer)", made, limit) == (
+            "PH001",
+            "limit",
+        )
 
 
 def test_a_paused_session_stands_aside_and_cannot_come_back_over_another(sql: Sql) -> None:

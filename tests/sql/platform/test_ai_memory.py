@@ -1,4 +1,6 @@
-"""ai_conversation_memory: the last 20 messages, a session of 30 minutes, one row whoever asks at once (SPEC C7, PLATFORM 3.1)."""
+"""ai_conversation_memory: the last 20 messages, a session of 30 minutes, one row whoever asks at once (SPEC
+C7, PLATFORM 3.1).
+"""
 
 from __future__ import annotations
 
@@ -26,20 +28,32 @@ def get(sql: Sql, phone: str = PHONE, agent: str = "shop", session: UUID | None 
     return sql.row(GET, phone, agent, session)
 
 
-def say(sql: Sql, memory: UUID, content: str = "x", context: dict[str, Any] | None = None, **message: Any) -> bool:
+def say(
+    sql: Sql, memory: UUID, content: str = "x", context: dict[str, Any] | None = None, **message: Any
+) -> bool:
     given = {"role": "user", "content": content} | message
     return sql.value(UPDATE, memory, Jsonb(given), None if context is None else Jsonb(context))
 
 
 def quiet_for(sql: Sql, minutes: float) -> None:
-    sql.rows("update ai_conversation_memory set last_interaction = last_interaction - %s::float8 * interval '1 minute'", minutes)
+    sql.rows(
+        "update ai_conversation_memory set last_interaction = last_interaction - %s::float8 * interval '1 minute'",
+        minutes,
+    )
 
 
 def test_memory_is_made_once_and_found_again_by_any_form_of_the_phone(sql: Sql) -> None:
     first = get(sql)
-    assert (first["conversation_history"], first["context"], first["message_count"], first["user_phone"]) == ([], {}, 0, PHONE)
+    assert (first["conversation_history"], first["context"], first["message_count"], first["user_phone"]) == (
+        [],
+        {},
+        0,
+        PHONE,
+    )
     again = get(sql, "00250 788 000 456")
-    assert (again["id"], again["session_id"]) == (first["id"], first["session_id"]) and again["last_interaction"] > first["last_interaction"]
+    assert (again["id"], again["session_id"]) == (first["id"], first["session_id"]) and again[
+        "last_interaction"
+    ] > first["last_interaction"]
 
 
 def test_agents_and_people_remember_apart(sql: Sql) -> None:
@@ -73,7 +87,9 @@ def test_the_last_twenty_messages_stay_in_order_and_the_count_is_of_all(sql: Sql
     memory = get(sql)["id"]
     assert all(say(sql, memory, f"m{number}") for number in range(1, 24))
     row = get(sql)
-    assert [entry["content"] for entry in row["conversation_history"]] == [f"m{number}" for number in range(4, 24)]
+    assert [entry["content"] for entry in row["conversation_history"]] == [
+        f"m{number}" for number in range(4, 24)
+    ]
     assert row["message_count"] == 23
 
 
@@ -81,7 +97,9 @@ def test_a_message_gets_the_time_of_the_database_and_keeps_what_else_it_says(sql
     memory = get(sql)["id"]
     say(sql, memory, "hi", timestamp="1999-01-01", tokens=3)
     (entry,) = get(sql)["conversation_history"]
-    assert (entry["role"], entry["content"], entry["tokens"]) == ("user", "hi", 3) and not entry["timestamp"].startswith("1999")
+    assert (entry["role"], entry["content"], entry["tokens"]) == ("user", "hi", 3) and not entry[
+        "timestamp"
+    ].startswith("1999")
 
 
 def test_keys_are_put_into_the_context_and_null_removes_one(sql: Sql) -> None:
@@ -110,19 +128,29 @@ def test_no_memory_no_update(sql: Sql) -> None:
 )
 def test_a_message_that_is_none_is_refused(sql: Sql, message: str | None, column: str) -> None:
     memory = get(sql)["id"]
-    assert sql.refused("select update_conversation_memory(%s, %s::jsonb)", memory, message) == ("PH001", column)
-    assert sql.refused("""select update_conversation_memory(%s, '{"role": "user", "content": "x"}', '[]')""", memory) == ("PH001", "context")
+    assert sql.refused("select update_conversation_memory(%s, %s::jsonb)", memory, message) == (
+        "PH001",
+        column,
+    )
+    assert sql.refused(
+        """select update_conversation_memory(%s, '{"role": "user", "content": "x"}', '[]')""", memory
+    ) == ("PH001", "context")
 
 
 @pytest.mark.parametrize(
-    ("phone", "agent", "column"), [("", "a", "user_phone"), (None, "a", "user_phone"), ("1", "", "agent_type"), ("1", None, "agent_type")]
+    ("phone", "agent", "column"),
+    [("", "a", "user_phone"), (None, "a", "user_phone"), ("1", "", "agent_type"), ("1", None, "agent_type")],
 )
-def test_bad_arguments_are_refused_by_name(sql: Sql, phone: str | None, agent: str | None, column: str) -> None:
+def test_bad_arguments_are_refused_by_name(
+    sql: Sql, phone: str | None, agent: str | None, column: str
+) -> None:
     assert sql.refused(GET, phone, agent, None) == ("PH001", column)
 
 
 @pytest.mark.parametrize("session", [None, UUID(int=9)])
-def test_fifty_callers_at_the_same_instant_get_one_memory(clients: Callable[..., Sql], session: UUID | None) -> None:
+def test_fifty_callers_at_the_same_instant_get_one_memory(
+    clients: Callable[..., Sql], session: UUID | None
+) -> None:
     callers = [clients() for _ in range(50)]
     forms = (PHONE, "00250788000456", "whatsapp:+250788000456")
     for _ in range(2):  # the second time all of them find one that is over
@@ -143,7 +171,11 @@ def test_without_its_lock_two_callers_make_two_memories(own_database: Database, 
     if broken:
         lock = "perform pg_advisory_xact_lock(hashtext('packhorse memory'), hashtext(v_phone || ' ' || p_agent_type));"
         break_function(own_database, "get_or_create_conversation_memory", lock, "null;")
-    with own_database.connect() as one, own_database.connect() as two, own_database.connect(admin=True) as three:
+    with (
+        own_database.connect() as one,
+        own_database.connect() as two,
+        own_database.connect(admin=True) as three,
+    ):
         first, second, watcher = Sql(one), Sql(two), Sql(three)
         with one.transaction():
             made = get(first)["id"]

@@ -14,9 +14,19 @@ from tests.support.postgres import Database
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
-TEXT = "\n".join(path.read_text() for path in sorted((ROOT / "migrations/platform").rglob("*.sql")) if ".down." not in path.name)
+TEXT = "\n".join(
+    path.read_text()
+    for path in sorted((ROOT / "migrations/platform").rglob("*.sql"))
+    if ".down." not in path.name
+)
 FUNCTIONS = set(re.findall(r"^create (?:or replace )?function platform\.(\w+)", TEXT, re.MULTILINE))
-RELATIONS = set(re.findall(r"^create (?:or replace )?(?:table|view|domain) (?:if not exists )?platform\.(\w+)", TEXT, re.MULTILINE))
+RELATIONS = set(
+    re.findall(
+        r"^create (?:or replace )?(?:table|view|domain) (?:if not exists )?platform\.(\w+)",
+        TEXT,
+        re.MULTILINE,
+    )
+)
 #: For the owner, or for the host's users.
 NOT_THE_WORKERS = {"refresh_platform_access", "claim_guest_bookings", "take_back_audit_events"}
 AS_OWNER = {
@@ -40,12 +50,18 @@ test_only_functions_that_run_as_their_owner_have_a_search_path = (
     queue.test_only_functions_that_run_as_their_owner_have_a_search_path_and_it_is_that_of_postgresql_alone
 )
 test_everything_that_people_meet_is_commented = queue.test_everything_that_people_meet_is_commented
-test_row_level_security_is_on_everywhere_partitions_included = queue.test_row_level_security_is_on_everywhere_partitions_included
+test_row_level_security_is_on_everywhere_partitions_included = (
+    queue.test_row_level_security_is_on_everywhere_partitions_included
+)
 test_nothing_is_open_to_public = queue.test_nothing_is_open_to_public
 
 
 def platform() -> list[migrate.Migration]:
-    return [migration for migration in migrate.available(sets=["platform"]) if migration.name.startswith("platform/0")]
+    return [
+        migration
+        for migration in migrate.available(sets=["platform"])
+        if migration.name.startswith("platform/0")
+    ]
 
 
 def test_every_migration_is_numbered_named_says_what_it_locks_and_has_a_way_back() -> None:
@@ -58,7 +74,9 @@ def test_the_first_migration_looks_for_every_name() -> None:
     """Tables are adopted or refused; what else bears one of our names stands in the way."""
     first = platform()[0].text
     names = {
-        listed: set(re.findall(r"'(\w+)'", first.split(f"{listed} constant text[] := array[")[1].split("];")[0]))
+        listed: set(
+            re.findall(r"'(\w+)'", first.split(f"{listed} constant text[] := array[")[1].split("];")[0])
+        )
         for listed in ("v_relations", "v_functions")
     }
     adoptable = set(re.findall(r"^    '(\w+)', '", first.split("v_relations constant")[0], re.MULTILINE))
@@ -93,12 +111,16 @@ def test_what_is_documented_exists_with_these_arguments(shared_database: Databas
 
 
 def test_only_these_functions_run_as_their_owner(shared_database: Database) -> None:
-    rows = shared_database.query("select distinct proname::text from pg_proc where prosecdef and pronamespace = 'public'::regnamespace")
+    rows = shared_database.query(
+        "select distinct proname::text from pg_proc where prosecdef and pronamespace = 'public'::regnamespace"
+    )
     assert {row[0] for row in rows} == AS_OWNER
 
 
 def test_every_foreign_key_has_an_index_on_the_side_that_points(shared_database: Database) -> None:
-    """Without it, deleting what is pointed at reads the whole table. Of a key of two columns with the company, the other one is enough."""
+    """Without it, deleting what is pointed at reads the whole table. Of a key of two columns with the
+    company, the other one is enough.
+    """
     rows = shared_database.query("""
         select c.conname::text from pg_constraint c where c.contype = 'f' and c.connamespace = 'public'::regnamespace and not exists (
           select from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]

@@ -1,4 +1,6 @@
-"""Every function of the upkeep: what is over goes, oldest first and in bounds; what lives, or is locked, stays (SPEC M3, M4, M4b)."""
+"""Every function of the upkeep: what is over goes, oldest first and in bounds; what lives, or is locked,
+stays (SPEC M3, M4, M4b).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ pytestmark = pytest.mark.slow
 
 @dataclass(frozen=True)
 class Upkeep:
-    """One function; `insert` makes a row that has the name %(key)s and was over %(age)s ago, when that is positive."""
+    """One function; `insert` makes a row that has the name %(key)s and was over %(age)s ago, when that is
+    positive.
+    """
 
     function: str
     insert: str
@@ -110,7 +114,13 @@ UPKEEP = [
 ]
 each = pytest.mark.parametrize("upkeep", UPKEEP, ids=lambda upkeep: upkeep.function)
 older = pytest.mark.parametrize(
-    "function", ["cleanup_old_conversations", "cleanup_old_platform_events", "cleanup_old_webhook_events", "cleanup_old_audit_events"]
+    "function",
+    [
+        "cleanup_old_conversations",
+        "cleanup_old_platform_events",
+        "cleanup_old_webhook_events",
+        "cleanup_old_audit_events",
+    ],
 )
 
 
@@ -124,7 +134,12 @@ def left(sql: Sql, upkeep: Upkeep) -> set[str]:
 
 @each
 def test_what_is_over_goes_and_what_lives_stays(sql: Sql, upkeep: Upkeep) -> None:
-    for key, age in {"over": "1 hour", "just_over": "1 second", "live": "-30 seconds", "long_live": "-20 hours"}.items():
+    for key, age in {
+        "over": "1 hour",
+        "just_over": "1 second",
+        "live": "-30 seconds",
+        "long_live": "-20 hours",
+    }.items():
         insert(sql, upkeep, key, age)
     assert sql.value(f"select {upkeep.function}()") == 2
     assert left(sql, upkeep) == {"live", "long_live"}
@@ -147,7 +162,9 @@ def test_a_limit_out_of_range_is_refused(sql: Sql, upkeep: Upkeep) -> None:
 
 
 @each
-def test_a_row_that_somebody_works_on_is_passed_by_and_not_waited_for(clients: Callable[..., Sql], upkeep: Upkeep) -> None:
+def test_a_row_that_somebody_works_on_is_passed_by_and_not_waited_for(
+    clients: Callable[..., Sql], upkeep: Upkeep
+) -> None:
     owner, worker = clients(admin=True), clients()
     worker.rows("set statement_timeout = '5s'")
     for key, age in {"held": "9 hours", "free": "1 hour"}.items():
@@ -220,21 +237,29 @@ def test_paused_sessions_expire_too_and_ended_ones_are_left_alone(sql: Sql) -> N
         "('1', 'a', 'paused', now() - interval '1 day', null), ('2', 'a', 'completed', now() - interval '1 day', now() - interval '2 days')"
     )
     assert sql.value("select expire_agent_chat_sessions()") == 1
-    assert sql.rows("select user_phone, status, ended_at > now() - interval '1 hour' from agent_chat_sessions order by user_phone") == [
-        ("1", "expired", True),
-        ("2", "completed", False),
-    ]
+    assert sql.rows(
+        "select user_phone, status, ended_at > now() - interval '1 hour' from agent_chat_sessions order by user_phone"
+    ) == [("1", "expired", True), ("2", "completed", False)]
 
 
-def test_a_webhook_that_is_not_finished_stays_however_old_and_goes_by_its_end_not_its_beginning(sql: Sql) -> None:
+def test_a_webhook_that_is_not_finished_stays_however_old_and_goes_by_its_end_not_its_beginning(
+    sql: Sql,
+) -> None:
     sql.rows(
         "insert into webhook_events (event_category, event_type, status, created_at, delivered_at) "
         "select 'incoming', s, s, now() - interval '9 years', null from unnest(array['pending', 'sent', 'received', 'failed']) s "
         "union all select 'delivery', 'late', 'delivered', now() - interval '9 years', now()"
     )
-    sql.rows("insert into webhook_events (event_category, event_type, created_at) values ('error', 'without', now() - interval '31 days')")
+    sql.rows(
+        "insert into webhook_events (event_category, event_type, created_at) values ('error', 'without', now() - interval '31 days')"
+    )
     assert sql.value("select cleanup_old_webhook_events()") == 2
-    assert {row[0] for row in sql.rows("select event_type from webhook_events")} == {"pending", "sent", "received", "late"}
+    assert {row[0] for row in sql.rows("select event_type from webhook_events")} == {
+        "pending",
+        "sent",
+        "received",
+        "late",
+    }
 
 
 def test_security_records_stay_whatever_their_age(sql: Sql) -> None:
@@ -272,12 +297,18 @@ def test_a_key_without_an_end_stays(sql: Sql) -> None:
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_without_skip_locked_the_upkeep_waits_for_whoever_has_a_row(own_database: Database, broken: bool) -> None:
+def test_without_skip_locked_the_upkeep_waits_for_whoever_has_a_row(
+    own_database: Database, broken: bool
+) -> None:
     if broken:
-        break_function(own_database, "cleanup_expired_dialog_contexts", "for update skip locked", "for update")
+        break_function(
+            own_database, "cleanup_expired_dialog_contexts", "for update skip locked", "for update"
+        )
     with own_database.connect(admin=True) as owner, own_database.connect() as connection:
         owner.execute("insert into companies (id, name) values (1, 'Salon')")
-        owner.execute("insert into dialog_contexts (phone, company_id, expires_at) values ('1', 1, now() - interval '1 day')")
+        owner.execute(
+            "insert into dialog_contexts (phone, company_id, expires_at) values ('1', 1, now() - interval '1 day')"
+        )
         worker = Sql(connection)
         worker.rows("set lock_timeout = '200ms'")
         with owner.transaction():

@@ -1,4 +1,6 @@
-"""The tables are those of the contract, to the column: migrations/platform/contract.toml, compared both ways (SPEC C1, C2, C5, C6)."""
+"""The tables are those of the contract, to the column: migrations/platform/contract.toml, compared both ways
+(SPEC C1, C2, C5, C6).
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,17 @@ from tests.support.postgres import Database
 pytestmark = [pytest.mark.slow, pytest.mark.oldest_and_newest]
 
 FOLDER = migrate.directory() / "platform"
-TYPES = {"phone": "phone_number", "key": "message_key", "object": "message_json", "id": "bigint", "time": "time without time zone"}
+TYPES = {
+    "phone": "phone_number",
+    "key": "message_key",
+    "object": "message_json",
+    "id": "bigint",
+    "time": "time without time zone",
+}
 TYPES["timestamptz"] = "timestamp with time zone"
-CAST = re.compile(r"::(text|jsonb|interval|regclass|numeric|integer|bigint|boolean|timestamp with time zone|phone_number)(\[\])?")
+CAST = re.compile(
+    r"::(text|jsonb|interval|regclass|numeric|integer|bigint|boolean|timestamp with time zone|phone_number)(\[\])?"
+)
 OURS = "(select c.oid from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition)"
 LEFT_OUT_BY_ADOPTION = {"conversations", "platform_backfill_rows", "platform_adopted_tables"}
 HOSTS_FORM = {"whatsapp_users", "referrals"}
@@ -52,7 +62,9 @@ def expected() -> set[tuple[Any, ...]]:
         found.add(("table", table, says.get("partitioned", "")))
         found.add(("primary", table, ", ".join(says["primary"])))
         found |= {("column", table, name, *column(text)) for name, text in says["columns"].items()}
-        found |= {("unique", table, name, ", ".join(columns)) for name, columns in says.get("unique", {}).items()}
+        found |= {
+            ("unique", table, name, ", ".join(columns)) for name, columns in says.get("unique", {}).items()
+        }
         found |= {("foreign", table, name, text) for name, text in says.get("foreign", {}).items()}
         found |= {("check", table, name, plain(text)) for name, text in says.get("checks", {}).items()}
         found |= {("index", table, name, plain(text)) for name, text in says.get("indexes", {}).items()}
@@ -101,7 +113,9 @@ def actual(connection: psycopg.Connection) -> set[tuple[Any, ...]]:
     for table, name, definition in rows(
         "select c.relname, t.tgname, pg_get_triggerdef(t.oid) from pg_trigger t join pg_class c on c.oid = t.tgrelid where c.oid in OURS and not tgisinternal"
     ):
-        when, function = re.fullmatch(r"CREATE TRIGGER \S+ (.*?) ON .* EXECUTE FUNCTION (?:public\.)?(\w+)\(.*\)", definition).groups()  # type: ignore[union-attr]
+        when, function = re.fullmatch(
+            r"CREATE TRIGGER \S+ (.*?) ON .* EXECUTE FUNCTION (?:public\.)?(\w+)\(.*\)", definition
+        ).groups()  # type: ignore[union-attr]
         found.add(("trigger", table, name, f"{when.lower()}: {function}"))
     return found
 
@@ -139,7 +153,10 @@ def test_a_table_is_adopted_by_the_columns_of_the_contract_without_its_additions
     """What the first migration asks of a table of the host is what old clients write, not what we add."""
     text = (FOLDER / "0001_create_platform_domains.sql").read_text()
     listed = text.split("v_adoptable constant jsonb := jsonb_build_object(")[1].split(");")[0]
-    asked = {name: "".join(re.findall(r"'([^']*)'", rest)) for name, rest in re.findall(r"'(\w+)', ((?:'[^']*'\s*)+)", listed)}
+    asked = {
+        name: "".join(re.findall(r"'([^']*)'", rest))
+        for name, rest in re.findall(r"'(\w+)', ((?:'[^']*'\s*)+)", listed)
+    }
     families = {"phone": "text", "id": "bigint"}
     for table, columns in asked.items():
         if table in HOSTS_FORM:

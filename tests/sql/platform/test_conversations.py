@@ -92,7 +92,9 @@ def test_the_phone_is_kept_in_its_normal_form(sql: Sql) -> None:
 
 
 def test_a_conversation_with_amara_is_as_old_as_its_last_message(sql: Sql) -> None:
-    talk = sql.value("insert into amara_conversations (user_id, last_message_at) values (gen_random_uuid(), '2020-01-01') returning id")
+    talk = sql.value(
+        "insert into amara_conversations (user_id, last_message_at) values (gen_random_uuid(), '2020-01-01') returning id"
+    )
     say = "insert into amara_messages (conversation_id, role, content, created_at) values (%s, 'user', 'x', %s), (%s, 'user', 'y', %s)"
     sql.rows(say, talk, "2021-05-01", talk, "2021-03-01")
     sql.rows(say, talk, "2019-05-01", talk, "2019-03-01")

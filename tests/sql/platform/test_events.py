@@ -1,4 +1,6 @@
-"""platform_events and referrals: counts, funnel, credits; audit_events are written once (SPEC C2, C5, PLATFORM 3.3)."""
+"""platform_events and referrals: counts, funnel, credits; audit_events are written once (SPEC C2, C5,
+PLATFORM 3.3).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,15 @@ ANN, BOB, EVE = UUID(int=1), UUID(int=2), "session-3"
 NOW = datetime.now(UTC)
 
 
-def event(sql: Sql, kind: str, *, user: UUID | None = None, session: str | None = None, ago: int = 60, **properties: Any) -> None:
+def event(
+    sql: Sql,
+    kind: str,
+    *,
+    user: UUID | None = None,
+    session: str | None = None,
+    ago: int = 60,
+    **properties: Any,
+) -> None:
     sql.rows(
         "insert into platform_events (event_type, user_id, session_id, properties, created_at) values (%s, %s, %s, %s, %s)",
         kind,
@@ -35,22 +45,38 @@ def test_events_are_counted_by_type_in_a_period(sql: Sql) -> None:
         event(sql, "page_view", user=user, session=session)
     event(sql, "signup", user=BOB)
     event(sql, "signup", user=BOB, ago=60 * 24 * 40)
-    assert sql.rows("select * from get_event_counts_by_type()") == [("page_view", 3, 1, 1), ("signup", 1, 1, 0)]
+    assert sql.rows("select * from get_event_counts_by_type()") == [
+        ("page_view", 3, 1, 1),
+        ("signup", 1, 1, 0),
+    ]
     since = "select event_count from get_event_counts_by_type(now() - interval '60 days') where event_type = 'signup'"
     assert sql.value(since) == 2
-    assert sql.rows("select * from get_event_counts_by_type(now() - interval '2 days', now() - interval '1 day')") == []
+    assert (
+        sql.rows(
+            "select * from get_event_counts_by_type(now() - interval '2 days', now() - interval '1 day')"
+        )
+        == []
+    )
 
 
 def test_a_period_holds_both_its_ends(sql: Sql) -> None:
     event(sql, "a", ago=10)
     at = NOW - timedelta(minutes=10)
     count = "select event_count from get_event_counts_by_type(%s, %s)"
-    assert [sql.rows(count, *period) for period in ((at, at), (at, NOW), (at - timedelta(days=1), at))] == [[(1,)]] * 3
-    assert sql.rows("select unique_users from get_conversion_funnel(%s, %s, '{a}')", at, at) == [(0,)], "nobody's event"
+    assert [sql.rows(count, *period) for period in ((at, at), (at, NOW), (at - timedelta(days=1), at))] == [
+        [(1,)]
+    ] * 3
+    assert sql.rows("select unique_users from get_conversion_funnel(%s, %s, '{a}')", at, at) == [(0,)], (
+        "nobody's event"
+    )
 
 
 @pytest.mark.parametrize(
-    "call", ["get_event_counts_by_type(%s::timestamptz, %s::timestamptz)", "get_conversion_funnel(%s::timestamptz, %s::timestamptz, '{a}')"]
+    "call",
+    [
+        "get_event_counts_by_type(%s::timestamptz, %s::timestamptz)",
+        "get_conversion_funnel(%s::timestamptz, %s::timestamptz, '{a}')",
+    ],
 )
 def test_a_period_that_is_none_is_refused(sql: Sql, call: str) -> None:
     assert sql.refused(f"select {call}", None, NOW) == ("PH001", "start_date")
@@ -62,7 +88,8 @@ def test_the_funnel_has_four_stages_each_counted_by_itself(sql: Sql) -> None:
     for user in (ANN, BOB):
         event(sql, "SearchStarted", user=user)
     event(sql, "SearchStarted", session=EVE)
-    event(sql, "CheckoutStarted", user=BOB, ago=90)  # before the first stage, and without the second: it counts
+    # before the first stage, and without the second: it counts
+    event(sql, "CheckoutStarted", user=BOB, ago=90)
     event(sql, "CheckoutStarted", user=BOB)
     event(sql, "BookingConfirmed")
     assert sql.rows("select * from get_conversion_funnel()") == [
@@ -82,7 +109,10 @@ def test_a_person_is_a_user_else_a_session(sql: Sql) -> None:
 
 def test_a_funnel_that_nobody_entered_has_no_rates(sql: Sql) -> None:
     event(sql, "b", user=ANN)
-    assert sql.rows("select * from get_conversion_funnel(p_stages => '{a,b}')") == [("a", 0, None), ("b", 1, None)]
+    assert sql.rows("select * from get_conversion_funnel(p_stages => '{a,b}')") == [
+        ("a", 0, None),
+        ("b", 1, None),
+    ]
 
 
 @pytest.mark.parametrize("stages", [None, "{}", "{a,NULL}", "{" + ",".join("abcdefghijklmnopqrstu") + "}"])
@@ -101,7 +131,9 @@ def test_credits_are_what_was_rewarded_to_the_one_who_referred(sql: Sql) -> None
 
 
 def audit(sql: Sql, category: str = "security") -> None:
-    sql.rows("insert into audit_events (event_category, event_type, action) values (%s, 'login', 'view')", category)
+    sql.rows(
+        "insert into audit_events (event_category, event_type, action) values (%s, 'login', 'view')", category
+    )
 
 
 def test_a_worker_cannot_change_a_record_nor_delete_one_of_security(sql: Sql) -> None:
@@ -115,7 +147,14 @@ def test_a_worker_cannot_change_a_record_nor_delete_one_of_security(sql: Sql) ->
     assert sql.rows("select event_category from audit_events") == [("security",)]
 
 
-@pytest.mark.parametrize("statement", ["delete from audit_events", "truncate audit_events", "update audit_events set event_category = 'system'"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "delete from audit_events",
+        "truncate audit_events",
+        "update audit_events set event_category = 'system'",
+    ],
+)
 def test_the_owner_is_refused_as_well(shared_database: Database, statement: str) -> None:
     with shared_database.connect(admin=True) as connection, connection.transaction(force_rollback=True):
         admin = Sql(connection)

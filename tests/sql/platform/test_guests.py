@@ -1,4 +1,6 @@
-"""Guests: sessions by a token, the step from guest to user, what cannot be deleted under a booking (SPEC C5, PLATFORM 3.3)."""
+"""Guests: sessions by a token, the step from guest to user, what cannot be deleted under a booking (SPEC C5,
+PLATFORM 3.3).
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,7 @@ USER = UUID(int=7)
 
 
 def guest(sql: Sql, expires: str = "1 day") -> UUID:
-    statement = (
-        "insert into guest_sessions (email, full_name, expires_at) values ('ann@example.com', 'Ann', clock_timestamp() + %s::interval) returning id"
-    )
+    statement = "insert into guest_sessions (email, full_name, expires_at) values ('ann@example.com', 'Ann', clock_timestamp() + %s::interval) returning id"
     return sql.value(statement, expires)
 
 
@@ -34,7 +34,9 @@ def book(sql: Sql, **columns: Any) -> int:
 
 
 def test_a_session_is_made_with_a_token_and_found_by_it(sql: Sql) -> None:
-    made = sql.row("select *, expires_at - now() as lives from create_guest_session('ann@example.com', 'Ann', '+250 788', '{\"from\": \"ad\"}')")
+    made = sql.row(
+        "select *, expires_at - now() as lives from create_guest_session('ann@example.com', 'Ann', '+250 788', '{\"from\": \"ad\"}')"
+    )
     assert len(made["session_token"]) == 64 and round(made["lives"].total_seconds()) == 86400
     found = sql.row("select * from get_guest_session(%s)", made["session_token"])
     assert (found["id"], found["email"], found["full_name"], found["phone"], found["metadata"]) == (
@@ -45,7 +47,11 @@ def test_a_session_is_made_with_a_token_and_found_by_it(sql: Sql) -> None:
         {"from": "ad"},
     )
     assert "session_token" not in found
-    assert sql.rows("select * from get_guest_session(%s)", "x" * 64) == [] == sql.rows("select * from get_guest_session(null)")
+    assert (
+        sql.rows("select * from get_guest_session(%s)", "x" * 64)
+        == []
+        == sql.rows("select * from get_guest_session(null)")
+    )
     sql.rows("update guest_sessions set expires_at = clock_timestamp()")
     assert sql.rows("select * from get_guest_session(%s)", made["session_token"]) == []
 
@@ -77,9 +83,16 @@ def test_a_guest_that_registers_takes_its_bookings_along(sql: Sql) -> None:
         book(sql, guest_session_id=session)
     book(sql, guest_session_id=other)
     assert sql.value(CONVERT, session, USER) == 2
-    assert sql.rows("select customer_id, guest_session_id from bookings order by id") == [(USER, None), (USER, None), (None, other)]
+    assert sql.rows("select customer_id, guest_session_id from bookings order by id") == [
+        (USER, None),
+        (USER, None),
+        (None, other),
+    ]
     metadata = sql.value("select metadata from guest_sessions where id = %s", session)
-    assert metadata["converted_to_user_id"] == str(USER) and set(metadata) == {"converted_to_user_id", "converted_at"}
+    assert metadata["converted_to_user_id"] == str(USER) and set(metadata) == {
+        "converted_to_user_id",
+        "converted_at",
+    }
     assert sql.value(CONVERT, session, USER) == 0, "safe to repeat"
     assert sql.value("select metadata from guest_sessions where id = %s", session) == metadata
     assert sql.refused(CONVERT, session, uuid4()) == ("PH005", "guest_session_id")
@@ -117,7 +130,9 @@ def registered(shared_database: Database) -> Iterator[Callable[[str | None], Sql
         yield log_in
 
 
-def test_a_user_that_has_just_registered_claims_its_bookings_by_the_token(registered: Callable[[str | None], Sql]) -> None:
+def test_a_user_that_has_just_registered_claims_its_bookings_by_the_token(
+    registered: Callable[[str | None], Sql],
+) -> None:
     sql = registered(None)
     session = guest(sql)
     token = sql.value("select session_token from guest_sessions where id = %s", session)
@@ -137,4 +152,7 @@ def test_a_guest_that_is_booking_right_now_is_passed_by(clients: Callable[..., S
         book(booker, guest_session_id=session)
         assert sweeper.value("select cleanup_expired_guest_sessions()") == 0
     assert sweeper.value("select cleanup_expired_guest_sessions()") == 1
-    assert sweeper.value("select count(*) from bookings b join guest_sessions g on g.id = b.guest_session_id") == 1
+    assert (
+        sweeper.value("select count(*) from bookings b join guest_sessions g on g.id = b.guest_session_id")
+        == 1
+    )

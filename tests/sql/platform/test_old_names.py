@@ -1,4 +1,6 @@
-"""The queue's functions as old clients call them: by name, by type, with rights of EXECUTE only; lock ids fence as leases do (PLATFORM 6)."""
+"""The queue's functions as old clients call them: by name, by type, with rights of EXECUTE only; lock ids
+fence as leases do (PLATFORM 6).
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,21 @@ pytestmark = pytest.mark.slow
 #: Types as PostgREST knows them of its schema cache: it makes a record of the JSON body, and calls by name.
 REST = {
     "get_next_queue_message": {"p_lock_id": "uuid", "p_queue": "text"},
-    "acquire_message_lock": {"p_message_id": "uuid", "p_lock_id": "uuid", "p_lock_duration_seconds": "integer"},
+    "acquire_message_lock": {
+        "p_message_id": "uuid",
+        "p_lock_id": "uuid",
+        "p_lock_duration_seconds": "integer",
+    },
     "release_message_lock": {"p_message_id": "uuid", "p_lock_id": "uuid", "p_status": "text"},
     "schedule_message_retry": {"p_message_id": "uuid", "p_error_details": "jsonb"},
     "acquire_conversation_lock": {"p_conversation_id": "uuid", "p_lock_id": "uuid"},
     "release_conversation_lock": {"p_conversation_id": "uuid", "p_lock_id": "uuid"},
     "is_new_message": {"p_external_id": "text", "p_correlation_id": "text"},
-    "mark_message_processed": {"p_external_id": "text", "p_correlation_id": "text", "p_processing_ms": "integer"},
+    "mark_message_processed": {
+        "p_external_id": "text",
+        "p_correlation_id": "text",
+        "p_processing_ms": "integer",
+    },
     "cleanup_old_messages": {},
     "cleanup_stale_message_locks": {},
     "cleanup_stuck_webhook_conversations": {},
@@ -47,7 +57,10 @@ def rest(sql: Sql, function: str, schema: str = "packhorse", **arguments: Any) -
     source = f"from json_to_record(%s::json) as a({columns}) cross join lateral" if given else "from"
     body = [json.dumps(arguments, default=str)] if given else []
     found = sql.value(f"select coalesce(json_agg(r), '[]') {source} {schema}.{function}({call}) r", *body)
-    return [next(iter(row.values())) if isinstance(row, dict) and list(row) == [function] else row for row in found]
+    return [
+        next(iter(row.values())) if isinstance(row, dict) and list(row) == [function] else row
+        for row in found
+    ]
 
 
 def next_message(sql: Sql, lock: UUID = LOCK, **more: Any) -> dict[str, Any] | None:
@@ -67,7 +80,12 @@ def test_an_id_goes_into_a_uuid_and_comes_back(sql: Sql) -> None:
         assert sql.value("select message_id_of(%s)", made) == number
     for bad in (-1, 2**62):
         assert sql.refused("select message_uuid(%s)", bad) == ("PH001", "id")
-    for other in (uuid4(), UUID(int=0), UUID("00000000-0000-4000-8000-00000000002a"), UUID("00000000-0000-8000-c000-00000000002a")):
+    for other in (
+        uuid4(),
+        UUID(int=0),
+        UUID("00000000-0000-4000-8000-00000000002a"),
+        UUID("00000000-0000-8000-c000-00000000002a"),
+    ):
         assert sql.value("select message_id_of(%s)", other) is None
     assert sql.rows("select message_uuid(null), message_id_of(null)") == [(None, None)]
 
@@ -75,7 +93,12 @@ def test_an_id_goes_into_a_uuid_and_comes_back(sql: Sql) -> None:
 def test_the_next_message_is_claimed_in_the_old_form(sql: Sql) -> None:
     late = sql.enqueue(payload={"n": 2}, priority=5)
     payload = {"message_id": "wamid.1", "from": "whatsapp:+250 788-1"}
-    first = sql.enqueue(message_type="text", payload=payload, priority=1, correlation_id="7471F4F7-0edd-41cd-82b6-3ddf5e66f86b")
+    first = sql.enqueue(
+        message_type="text",
+        payload=payload,
+        priority=1,
+        correlation_id="7471F4F7-0edd-41cd-82b6-3ddf5e66f86b",
+    )
     assert next_message(sql) == {
         "message_id": str(uuid_of(first)),
         "message_external_id": "wamid.1",
@@ -86,17 +109,35 @@ def test_the_next_message_is_claimed_in_the_old_form(sql: Sql) -> None:
         "correlation_id": "7471f4f7-0edd-41cd-82b6-3ddf5e66f86b",
     }
     second = next_message(sql)
-    assert second is not None and second["message_id"] == str(uuid_of(late)) and second["message_external_id"] is None
+    assert (
+        second is not None
+        and second["message_id"] == str(uuid_of(late))
+        and second["message_external_id"] is None
+    )
     assert next_message(sql) is None
     assert sql.live(first)["lease_holder"] == LOCK
-    assert sql.value("select round(extract(epoch from lease_expires_at - claimed_at)) from message_queue where id = %s", first) == 300
+    assert (
+        sql.value(
+            "select round(extract(epoch from lease_expires_at - claimed_at)) from message_queue where id = %s",
+            first,
+        )
+        == 300
+    )
 
 
 def test_the_dedup_key_is_the_external_id_and_a_strange_correlation_id_is_none(sql: Sql) -> None:
-    sql.enqueue(payload={"message_id": "x", "user_phone": "+1", "phone": "+2"}, dedup_key="wamid.9", correlation_id="not a uuid")
+    sql.enqueue(
+        payload={"message_id": "x", "user_phone": "+1", "phone": "+2"},
+        dedup_key="wamid.9",
+        correlation_id="not a uuid",
+    )
     found = next_message(sql)
     assert found is not None
-    assert (found["message_external_id"], found["user_phone"], found["correlation_id"]) == ("wamid.9", "1", None)
+    assert (found["message_external_id"], found["user_phone"], found["correlation_id"]) == (
+        "wamid.9",
+        "1",
+        None,
+    )
 
 
 def test_a_typed_call_and_the_default_queue(sql: Sql) -> None:
@@ -104,19 +145,28 @@ def test_a_typed_call_and_the_default_queue(sql: Sql) -> None:
     message_id = sql.enqueue("default")
     assert sql.value("select message_id from get_next_queue_message(%s::uuid)", LOCK) == uuid_of(message_id)
     other = sql.enqueue()
-    assert sql.value("select message_id from get_next_queue_message(%s::uuid, %s::text)", LOCK, "q") == uuid_of(other)
+    assert sql.value(
+        "select message_id from get_next_queue_message(%s::uuid, %s::text)", LOCK, "q"
+    ) == uuid_of(other)
     third = sql.enqueue()
-    assert sql.value("select id from get_next_queue_message('q')") == third, "an untyped literal means a queue"
+    assert sql.value("select id from get_next_queue_message('q')") == third, (
+        "an untyped literal means a queue"
+    )
 
 
 def test_a_message_is_locked_renewed_and_not_taken_from_another(sql: Sql) -> None:
     message_id = sql.enqueue()
 
     def acquire(lock: UUID, message: UUID | None = None, **more: Any) -> bool:
-        return rest(sql, "acquire_message_lock", p_message_id=message or uuid_of(message_id), p_lock_id=lock, **more)[0]
+        return rest(
+            sql, "acquire_message_lock", p_message_id=message or uuid_of(message_id), p_lock_id=lock, **more
+        )[0]
 
     def remaining() -> int:
-        return sql.value("select round(extract(epoch from lease_expires_at - clock_timestamp())) from message_queue where id = %s", message_id)
+        return sql.value(
+            "select round(extract(epoch from lease_expires_at - clock_timestamp())) from message_queue where id = %s",
+            message_id,
+        )
 
     assert acquire(LOCK) is True and remaining() == 60
     assert acquire(OTHER) is False
@@ -128,32 +178,50 @@ def test_a_message_is_locked_renewed_and_not_taken_from_another(sql: Sql) -> Non
     for seconds in (0, 86401):
         call = "select acquire_message_lock(%s::uuid, %s::uuid, %s::integer)"
         assert sql.refused(call, uuid_of(later), LOCK, seconds) == ("PH001", "lock_duration_seconds")
-    assert sql.refused("select acquire_message_lock(%s::uuid, null::uuid)", uuid_of(later)) == ("PH001", "lock_id")
+    assert sql.refused("select acquire_message_lock(%s::uuid, null::uuid)", uuid_of(later)) == (
+        "PH001",
+        "lock_id",
+    )
 
 
 @pytest.mark.parametrize(
-    ("status", "state", "attempt"), [("completed", "done", 1), ("failed", "dead", 1), ("pending", "pending", 0), ("retry", "pending", 0)]
+    ("status", "state", "attempt"),
+    [("completed", "done", 1), ("failed", "dead", 1), ("pending", "pending", 0), ("retry", "pending", 0)],
 )
-def test_a_lock_is_released_with_what_became_of_the_message(sql: Sql, status: str, state: str, attempt: int) -> None:
+def test_a_lock_is_released_with_what_became_of_the_message(
+    sql: Sql, status: str, state: str, attempt: int
+) -> None:
     message_id = sql.enqueue()
     next_message(sql)
-    released = rest(sql, "release_message_lock", p_message_id=uuid_of(message_id), p_lock_id=LOCK, p_status=status)
+    released = rest(
+        sql, "release_message_lock", p_message_id=uuid_of(message_id), p_lock_id=LOCK, p_status=status
+    )
     assert released == [True] and sql.state(message_id) == state
     assert sql.value("select attempt from all_messages where id = %s", message_id) == attempt
     if state == "pending":
         assert next_message(sql) is not None, "due at once"
     if state == "dead":
         assert sql.dead(message_id)["reason"] == "failed"
-    assert rest(sql, "release_message_lock", p_message_id=uuid_of(message_id), p_lock_id=OTHER, p_status=status) == [False]
+    assert rest(
+        sql, "release_message_lock", p_message_id=uuid_of(message_id), p_lock_id=OTHER, p_status=status
+    ) == [False]
 
 
 def test_a_status_that_is_none_is_refused(sql: Sql) -> None:
-    assert sql.refused("select release_message_lock(%s::uuid, %s::uuid, 'done')", uuid_of(1), LOCK) == ("PH001", "status")
-    assert sql.refused("select release_message_lock(%s::uuid, %s::uuid, null::text)", uuid_of(1), LOCK) == ("PH001", "status")
+    assert sql.refused("select release_message_lock(%s::uuid, %s::uuid, 'done')", uuid_of(1), LOCK) == (
+        "PH001",
+        "status",
+    )
+    assert sql.refused("select release_message_lock(%s::uuid, %s::uuid, null::text)", uuid_of(1), LOCK) == (
+        "PH001",
+        "status",
+    )
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "pending", "retry"])
-def test_a_lock_id_whose_lease_was_lost_changes_nothing(shared_database: Database, sql: Sql, status: str) -> None:
+def test_a_lock_id_whose_lease_was_lost_changes_nothing(
+    shared_database: Database, sql: Sql, status: str
+) -> None:
     old_enough_for_rescue(shared_database)
     message_id = sql.enqueue()
     next_message(sql)
@@ -163,7 +231,9 @@ def test_a_lock_id_whose_lease_was_lost_changes_nothing(shared_database: Databas
     again = next_message(sql, OTHER)
     assert again is not None and sql.live(message_id)["crashes"] == 1, "what was begun stays counted"
     before = sql.snapshot()
-    assert rest(sql, "release_message_lock", p_message_id=uuid_of(message_id), p_lock_id=LOCK, p_status=status) == [False]
+    assert rest(
+        sql, "release_message_lock", p_message_id=uuid_of(message_id), p_lock_id=LOCK, p_status=status
+    ) == [False]
     assert rest(sql, "acquire_message_lock", p_message_id=uuid_of(message_id), p_lock_id=LOCK) == [False]
     assert sql.snapshot() == before
     assert rest(sql, "release_message_lock", p_message_id=uuid_of(message_id), p_lock_id=OTHER) == [True]
@@ -175,12 +245,16 @@ def test_a_retry_comes_after_the_backoff_until_no_attempt_is_left(sql: Sql) -> N
     for attempt in (1, 2, 3):
         assert next_message(sql) is not None
         details = {"errorName": "TimeoutError", "error": "no answer"} if attempt < 3 else {"code": 7}
-        answer = rest(sql, "schedule_message_retry", p_message_id=uuid_of(message_id), p_error_details=details)
+        answer = rest(
+            sql, "schedule_message_retry", p_message_id=uuid_of(message_id), p_error_details=details
+        )
         assert answer == [attempt < 3]
         if attempt < 3:
             live = sql.live(message_id)
             assert (live["error"]["class"], live["error"]["message"]) == ("TimeoutError", "no answer")
-            waits.append(sql.value("select round(extract(epoch from run_at - clock_timestamp())) from message_queue"))
+            waits.append(
+                sql.value("select round(extract(epoch from run_at - clock_timestamp())) from message_queue")
+            )
             sql.due_now()
     assert waits == [1, 2] and sql.state(message_id) == "dead"
     assert sql.dead(message_id)["error_message"] == '{"code": 7}'
@@ -189,7 +263,10 @@ def test_a_retry_comes_after_the_backoff_until_no_attempt_is_left(sql: Sql) -> N
     waiting = sql.enqueue()
     assert rest(sql, "schedule_message_retry", p_message_id=uuid_of(waiting)) == [False], "it does not run"
     long = {"error": "x" * 3000}
-    assert next_message(sql) is not None and sql.value("select schedule_message_retry(%s::uuid, %s)", uuid_of(waiting), Jsonb(long)) is True
+    assert (
+        next_message(sql) is not None
+        and sql.value("select schedule_message_retry(%s::uuid, %s)", uuid_of(waiting), Jsonb(long)) is True
+    )
     assert len(sql.live(waiting)["error"]["message"]) <= 2000
 
 
@@ -200,15 +277,24 @@ def test_a_conversation_lock_has_one_holder(sql: Sql) -> None:
         return rest(sql, function, p_conversation_id=talk, p_lock_id=lock)[0]
 
     assert [call("acquire_conversation_lock", lock) for lock in (LOCK, OTHER, LOCK)] == [True, False, True]
-    assert sql.value("select acquire_conversation_lock(%s, 'ann')", str(talk)) is False, "the text form means the same lock"
+    assert sql.value("select acquire_conversation_lock(%s, 'ann')", str(talk)) is False, (
+        "the text form means the same lock"
+    )
     assert [call("release_conversation_lock", lock) for lock in (OTHER, LOCK, LOCK)] == [False, True, False]
 
 
 def test_webhooks_and_upkeep_are_called_as_ever(sql: Sql) -> None:
-    assert [rest(sql, "is_new_message", p_external_id="w", p_correlation_id="c") for _ in range(2)] == [[True], [False]]
+    assert [rest(sql, "is_new_message", p_external_id="w", p_correlation_id="c") for _ in range(2)] == [
+        [True],
+        [False],
+    ]
     rest(sql, "mark_message_processed", p_external_id="w", p_correlation_id="c", p_processing_ms=12)
     assert sql.rows("select correlation_id, processing_ms from processed_messages") == [("c", 12)]
-    for function in ("cleanup_old_messages", "cleanup_stale_message_locks", "cleanup_stuck_webhook_conversations"):
+    for function in (
+        "cleanup_old_messages",
+        "cleanup_stale_message_locks",
+        "cleanup_stuck_webhook_conversations",
+    ):
         assert rest(sql, function) == [0]
 
 
@@ -239,25 +325,41 @@ def both(request: pytest.FixtureRequest) -> Iterator[Callable[[Server], Database
 
 
 @pytest.mark.parametrize("schema", ["packhorse", "public"])
-def test_a_client_with_rights_of_execute_only_works_through_a_message(both: Callable[[Server], Database], any_server: Server, schema: str) -> None:
-    """In both schemas: what it calls needs no right on a table of its own, and the search_path says nothing."""
+def test_a_client_with_rights_of_execute_only_works_through_a_message(
+    both: Callable[[Server], Database], any_server: Server, schema: str
+) -> None:
+    """In both schemas: what it calls needs no right on a table of its own, and the search_path says
+    nothing.
+    """
     database = both(any_server)
     with psycopg.connect(database.admin_url) as connection:
-        connection.execute("do $$ begin create role old_client; exception when duplicate_object then null; end $$")
+        connection.execute(
+            "do $$ begin create role old_client; exception when duplicate_object then null; end $$"
+        )
         connection.execute("grant packhorse_worker to old_client")
         client = Sql(connection)
         client.rows("select packhorse.declare_queue('q')")
-        message_id = client.value("select message_id from packhorse.enqueue_message('q', 'text', '{\"from\": \"+1\"}')")
+        message_id = client.value(
+            "select message_id from packhorse.enqueue_message('q', 'text', '{\"from\": \"+1\"}')"
+        )
         client.rows("set local role old_client")
         client.rows("set local search_path = ''")
         (found,) = rest(client, "get_next_queue_message", schema, p_lock_id=LOCK, p_queue="q")
         assert found["message_id"] == str(uuid_of(message_id)) and found["user_phone"] == "1"
         given = {"p_message_id": uuid_of(message_id), "p_lock_id": LOCK}
         assert rest(client, "acquire_message_lock", schema, **given, p_lock_duration_seconds=30) == [True]
-        assert rest(client, "schedule_message_retry", schema, p_message_id=uuid_of(message_id), p_error_details={"error": "x"}) == [True]
+        assert rest(
+            client,
+            "schedule_message_retry",
+            schema,
+            p_message_id=uuid_of(message_id),
+            p_error_details={"error": "x"},
+        ) == [True]
         assert rest(client, "release_message_lock", schema, **given, p_status="completed") == [False]
         lock = {"p_conversation_id": uuid4(), "p_lock_id": LOCK}
-        assert [rest(client, f"{verb}_conversation_lock", schema, **lock) for verb in ("acquire", "release")] == [[True], [True]]
+        assert [
+            rest(client, f"{verb}_conversation_lock", schema, **lock) for verb in ("acquire", "release")
+        ] == [[True], [True]]
         assert rest(client, "message_id_of", schema, p_uuid=uuid_of(message_id)) == [message_id]
         connection.rollback()
 
@@ -269,8 +371,13 @@ def test_others_are_refused(both: Callable[[Server], Database], any_server: Serv
         with psycopg.connect(database.admin_url) as connection:
             client = Sql(connection)
             client.rows(f"set local role {role}")
-            assert client.refused(f"select * from {schema}.get_next_queue_message(%s::uuid)", LOCK)[0] == "42501"
-            assert client.refused(f"select {schema}.release_message_lock(%s::uuid, %s::uuid)", LOCK, LOCK)[0] == "42501"
+            assert (
+                client.refused(f"select * from {schema}.get_next_queue_message(%s::uuid)", LOCK)[0] == "42501"
+            )
+            assert (
+                client.refused(f"select {schema}.release_message_lock(%s::uuid, %s::uuid)", LOCK, LOCK)[0]
+                == "42501"
+            )
 
 
 def test_the_way_back_leaves_the_queue_its_own_forms(own_database: Database) -> None:
@@ -280,7 +387,9 @@ def test_the_way_back_leaves_the_queue_its_own_forms(own_database: Database) -> 
     migrate.down(connection)
     forms = "select count(*) from pg_proc where proname = 'get_next_queue_message' and pronamespace = 'packhorse'::regnamespace"
     assert own_database.value(forms) == 1
-    assert own_database.value("select to_regprocedure('public.is_new_message(text)') is not null") is True, "nobody else's goes"
+    assert own_database.value("select to_regprocedure('public.is_new_message(text)') is not null") is True, (
+        "nobody else's goes"
+    )
     migrate.up(connection)
     assert own_database.value(forms) == 2
     connection.close()

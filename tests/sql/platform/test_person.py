@@ -1,4 +1,6 @@
-"""Export and erasure of a person: every table with a phone or a user, and nobody else's rows (PLATFORM 11)."""
+"""Export and erasure of a person: every table with a phone or a user, and nobody else's rows (PLATFORM
+11).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ pytestmark = pytest.mark.slow
 ANN, BOB = UUID(int=0xA), UUID(int=0xB)
 PHONES = {ANN: "250788000111", BOB: "250788000222"}
 FORM = "+250 788 000-111"
-#: What a person leaves behind; each statement with %(user)s, %(phone)s (normal form), %(given)s (as the person writes it), %(mail)s, %(n)s, %(guest)s (an id).
+#: What a person leaves behind; each statement with %(user)s, %(phone)s (normal form), %(given)s (as the
+#: person writes it), %(mail)s, %(n)s, %(guest)s (an id).
 TRACES = [
     "insert into whatsapp_users (id, phone_number, wa_id) values (%(user)s, %(given)s, %(phone)s::text || '@c.us')",
     "select add_agent_message(get_or_create_agent_session(%(given)s, 'shop', %(user)s), 'user', 'secret')",
@@ -62,7 +65,14 @@ def people(shared_database: Database) -> Iterator[Sql]:
         seed(sql)
         for number, (user, phone) in enumerate(PHONES.items(), 1):
             given = f"+{phone[:3]} {phone[3:6]} {phone[6:9]}-{phone[9:]}"
-            values = {"user": user, "phone": phone, "given": given, "mail": f"p{number}@example.com", "n": number, "guest": UUID(int=1000 + number)}
+            values = {
+                "user": user,
+                "phone": phone,
+                "given": given,
+                "mail": f"p{number}@example.com",
+                "n": number,
+                "guest": UUID(int=1000 + number),
+            }
             for statement in TRACES:
                 connection.execute(statement, values)
             for kind in ("live", "done", "dead"):
@@ -73,9 +83,17 @@ def people(shared_database: Database) -> Iterator[Sql]:
 
 def leave_message(sql: Sql, phone: str, kind: str) -> None:
     message_id = sql.enqueue(
-        message_type=kind, payload={"text": "secret"}, conversation_key=f"{kind}:{phone}", correlation_id=f"{kind}-{phone[-1]}", concurrency_key=phone
+        message_type=kind,
+        payload={"text": "secret"},
+        conversation_key=f"{kind}:{phone}",
+        correlation_id=f"{kind}-{phone[-1]}",
+        concurrency_key=phone,
     )
-    sql.rows("insert into processed_messages (external_id, correlation_id) values (%s, %s)", f"wamid-{kind}-{phone[-1]}", f"{kind}-{phone[-1]}")
+    sql.rows(
+        "insert into processed_messages (external_id, correlation_id) values (%s, %s)",
+        f"wamid-{kind}-{phone[-1]}",
+        f"{kind}-{phone[-1]}",
+    )
     if kind == "live":
         return
     lease = next(lease for lease in sql.claim(limit=10) if lease.id == message_id)
@@ -97,11 +115,15 @@ def erase(sql: Sql, user: UUID | None = None, phone: str | None = None) -> list[
     return sql.rows("select * from erase_person_data(%s, %s, 'asked')", user, phone)
 
 
-BY_ID_OR_PHONE = pytest.mark.parametrize("asked", [(ANN, None), (None, FORM), (ANN, FORM)], ids=["user", "phone", "both"])
+BY_ID_OR_PHONE = pytest.mark.parametrize(
+    "asked", [(ANN, None), (None, FORM), (ANN, FORM)], ids=["user", "phone", "both"]
+)
 
 
 @BY_ID_OR_PHONE
-def test_an_export_has_all_of_a_person_and_nothing_of_others(people: Sql, asked: tuple[UUID | None, str | None]) -> None:
+def test_an_export_has_all_of_a_person_and_nothing_of_others(
+    people: Sql, asked: tuple[UUID | None, str | None]
+) -> None:
     data = export(people, *asked)
     assert {name: len(rows) for name, rows in data.items()} == {
         "whatsapp_users": 1,
@@ -135,13 +157,20 @@ def test_an_export_has_all_of_a_person_and_nothing_of_others(people: Sql, asked:
 def test_an_export_is_recorded_with_counts_and_nothing_of_the_person(people: Sql) -> None:
     export(people, ANN, FORM)
     record = people.row("select * from audit_events where event_type = 'person_data_export'")
-    assert (record["event_category"], record["action"], record["user_id"], record["actor_type"]) == ("security", "view", None, "system")
+    assert (record["event_category"], record["action"], record["user_id"], record["actor_type"]) == (
+        "security",
+        "view",
+        None,
+        "system",
+    )
     assert record["metadata"]["rows"]["bookings"] == 3 and record["metadata"]["actor"] == "packhorse_worker"
     assert str(ANN) not in str(record["metadata"]) and "250" not in str(record["metadata"])
 
 
 def everything(sql: Sql) -> str:
-    """All rows of all tables as one text, as the owner sees them; audit records of security and the person requests left out."""
+    """All rows of all tables as one text, as the owner sees them; audit records of security and the person
+    requests left out.
+    """
     sql.rows("reset role")
     tables = sql.rows(
         "select c.oid::regclass::text from pg_class c where c.relnamespace in ('public'::regnamespace, 'packhorse'::regnamespace) "
@@ -150,13 +179,17 @@ def everything(sql: Sql) -> str:
     found = []
     for (table,) in tables:
         where = "where event_category <> 'security'" if table.endswith("audit_events") else ""
-        found += [f"{table}: {row[0]}" for row in sql.rows(f"select to_jsonb(t)::text from {table} t {where}")]
+        found += [
+            f"{table}: {row[0]}" for row in sql.rows(f"select to_jsonb(t)::text from {table} t {where}")
+        ]
     sql.rows("set local role packhorse_worker")
     return "\n".join(found)
 
 
 @BY_ID_OR_PHONE
-def test_after_an_erasure_nothing_names_the_person(people: Sql, asked: tuple[UUID | None, str | None]) -> None:
+def test_after_an_erasure_nothing_names_the_person(
+    people: Sql, asked: tuple[UUID | None, str | None]
+) -> None:
     before = everything(people)
     done = erase(people, *asked)
     after = everything(people)
@@ -164,28 +197,51 @@ def test_after_an_erasure_nothing_names_the_person(people: Sql, asked: tuple[UUI
         assert trace in before and trace not in after
     left = [line for line in after.splitlines() if PHONES[ANN] in line or FORM in line]
     # live messages are reported, not touched; ids of webhooks and of source rows are no data of the person's
-    assert all(line.startswith(("message_queue: ", "processed_messages: ", "platform_backfill_rows: ")) for line in left), left
+    assert all(
+        line.startswith(("message_queue: ", "processed_messages: ", "platform_backfill_rows: "))
+        for line in left
+    ), left
     assert ("message_queue", "reported", 1) in done
-    kept = {line for line in before.splitlines() if any(trace in line for trace in (str(BOB), PHONES[BOB], "+250 788 000-222", "p2@example.com"))}
+    kept = {
+        line
+        for line in before.splitlines()
+        if any(trace in line for trace in (str(BOB), PHONES[BOB], "+250 788 000-222", "p2@example.com"))
+    }
     assert len(kept) > 20 and kept <= set(after.splitlines()), "nothing of anybody else's"
-    assert sum(rows for _, action, rows in erase(people, *asked) if action != "reported") == 0, "safe to repeat"
+    assert sum(rows for _, action, rows in erase(people, *asked) if action != "reported") == 0, (
+        "safe to repeat"
+    )
 
 
 def test_what_others_need_stays_without_the_person(people: Sql) -> None:
     erase(people, ANN, FORM)
-    assert people.value("select count(*) from bookings") == 6 and people.value("select count(*) from clients") == 2
-    assert people.rows("select phone, name, is_deleted, user_id from clients where id = 1") == [("erased-1", None, True, None)]
-    assert people.rows("select email, full_name, phone, metadata from guest_sessions where email = 'erased'") == [("erased", "erased", None, {})]
+    assert (
+        people.value("select count(*) from bookings") == 6
+        and people.value("select count(*) from clients") == 2
+    )
+    assert people.rows("select phone, name, is_deleted, user_id from clients where id = 1") == [
+        ("erased-1", None, True, None)
+    ]
+    assert people.rows(
+        "select email, full_name, phone, metadata from guest_sessions where email = 'erased'"
+    ) == [("erased", "erased", None, {})]
     assert people.value("select sum(referrer_credit_amount) from referrals where status = 'rewarded'") == 1400
     assert people.rows("select status, payload from reminders where phone is null") == [("cancelled", {})]
     record = people.row("select * from audit_events where event_category = 'user_action' and user_id is null")
-    assert (record["actor_ip"], record["changes"]) == (None, None) and set(record["metadata"]) == {"erased_at"}
-    assert people.value("select count(*) from audit_events where event_type = 'login' and event_category = 'security'") == 2, "untouched"
+    assert (record["actor_ip"], record["changes"]) == (None, None) and set(record["metadata"]) == {
+        "erased_at"
+    }
+    assert (
+        people.value(
+            "select count(*) from audit_events where event_type = 'login' and event_category = 'security'"
+        )
+        == 2
+    ), "untouched"
     erased = people.row("select * from audit_events where event_type = 'person_data_erasure'")
     assert erased["metadata"]["reason"] == "asked" and erased["metadata"]["rows"]["bookings emptied"] == 3
-    assert people.rows("select payload, error_message, traceback, steps, history from dead_letters where conversation_key is null") == [
-        ({}, None, None, None, None)
-    ]
+    assert people.rows(
+        "select payload, error_message, traceback, steps, history from dead_letters where conversation_key is null"
+    ) == [({}, None, None, None, None)]
 
 
 def test_every_table_with_a_column_of_a_person_is_in_the_erasure(people: Sql) -> None:
@@ -209,7 +265,9 @@ def test_a_record_of_security_is_not_changed_and_the_others_only_by_the_erasure(
     assert people.refused("update audit_events set actor_ip = null")[0] == "42501"
 
 
-@pytest.mark.parametrize("call", ["export_person_data()", "erase_person_data()", "export_person_data(p_phone => ' ')"])
+@pytest.mark.parametrize(
+    "call", ["export_person_data()", "erase_person_data()", "export_person_data(p_phone => ' ')"]
+)
 def test_nobody_is_refused_by_name(people: Sql, call: str) -> None:
     assert people.refused(f"select * from {call}") == ("PH001", "phone" if "phone" in call else "user_id")
 
@@ -222,7 +280,9 @@ def test_somebody_unknown_has_nothing(people: Sql) -> None:
 def test_tables_of_the_host_are_exported_and_reported_when_they_are_its_own(people: Sql) -> None:
     people.rows("reset role")
     people.rows("create table notifications (user_id uuid, text text, created_at timestamptz default now())")
-    people.rows("insert into notifications (user_id, text) select %s, 'n' || n from generate_series(1, 101) n", ANN)
+    people.rows(
+        "insert into notifications (user_id, text) select %s, 'n' || n from generate_series(1, 101) n", ANN
+    )
     people.rows("insert into notifications (user_id, text) values (%s, 'of Bob')", BOB)
     people.rows("create table profiles (id uuid, name text)")
     people.rows("insert into profiles values (%s, 'Ann')", ANN)
@@ -246,8 +306,12 @@ def test_a_table_that_anybody_made_is_not_read_with_the_owners_rights(people: Sq
 def test_a_pseudonym_that_the_hosts_key_refuses_is_reported(people: Sql) -> None:
     people.rows("reset role")
     people.rows("create table host_users (id uuid primary key)")
-    people.rows("insert into host_users select distinct i from referrals, unnest(array[referrer_id, referee_id]) i")
-    people.rows("alter table referrals add constraint host_key foreign key (referrer_id) references host_users (id)")
+    people.rows(
+        "insert into host_users select distinct i from referrals, unnest(array[referrer_id, referee_id]) i"
+    )
+    people.rows(
+        "alter table referrals add constraint host_key foreign key (referrer_id) references host_users (id)"
+    )
     assert ("referrals", "reported", 2) in erase(people, ANN)
     assert people.value("select count(*) from referrals where referrer_id = %s", ANN) == 1
 
@@ -256,8 +320,12 @@ def test_a_pseudonym_that_the_hosts_key_refuses_is_reported(people: Sql) -> None
 def as_user(people: Sql) -> Callable[[UUID], Sql]:
     def become(user: UUID) -> Sql:
         people.rows("reset role")
-        people.rows("do $$ begin create role authenticated; exception when duplicate_object then null; end $$")
-        people.rows("grant execute on function export_person_data(uuid, text), erase_person_data(uuid, text, text) to authenticated")
+        people.rows(
+            "do $$ begin create role authenticated; exception when duplicate_object then null; end $$"
+        )
+        people.rows(
+            "grant execute on function export_person_data(uuid, text), erase_person_data(uuid, text, text) to authenticated"
+        )
         people.rows("grant usage on schema public to authenticated")
         people.rows("select set_config('request.jwt.claims', %s, true)", f'{{"sub": "{user}"}}')
         people.rows("set local role authenticated")
@@ -268,7 +336,9 @@ def as_user(people: Sql) -> Callable[[UUID], Sql]:
 
 def test_a_user_exports_itself_and_nobody_else_and_erases_nobody(as_user: Callable[[UUID], Sql]) -> None:
     sql = as_user(ANN)
-    assert len(sql.value("select public.export_person_data(%s)", ANN)["bookings"]) == 2, "not those of a guest without a proof"
+    assert len(sql.value("select public.export_person_data(%s)", ANN)["bookings"]) == 2, (
+        "not those of a guest without a proof"
+    )
     for arguments in ((BOB, None), (ANN, PHONES[BOB]), (None, PHONES[ANN])):
         assert sql.refused("select public.export_person_data(%s, %s)", *arguments)[0] == "42501"
     for arguments in ((ANN, None), (BOB, None)):
@@ -283,10 +353,14 @@ def test_the_hosts_own_servers_ask_for_anybody(people: Sql) -> None:
     people.rows("select refresh_platform_access()")
     people.rows("set local role service_role")
     assert len(people.value("select public.export_person_data(p_phone => %s)", FORM)["guest_sessions"]) == 2
-    assert sum(row[2] for row in people.rows("select * from public.erase_person_data(p_phone => %s)", FORM)) > 20
+    assert (
+        sum(row[2] for row in people.rows("select * from public.erase_person_data(p_phone => %s)", FORM)) > 20
+    )
 
 
-def test_a_user_does_not_come_to_others_by_a_guest_session_with_their_email(as_user: Callable[[UUID], Sql], people: Sql) -> None:
+def test_a_user_does_not_come_to_others_by_a_guest_session_with_their_email(
+    as_user: Callable[[UUID], Sql], people: Sql
+) -> None:
     """Anybody can make a guest session with any e-mail, and claim it."""
     people.rows("reset role")
     token = people.value("select session_token from create_guest_session('P2@example.com', 'Ann')")
@@ -325,10 +399,17 @@ def test_an_erasure_is_whole_or_not_at_all(clients: Callable[..., Sql]) -> None:
         (None, False),
     ],
 )
-def test_a_phone_is_found_at_any_depth_in_any_form(shared_database: Database, value: object, found: bool) -> None:
-    mentioned = "select mentions_phone(%s, array['250788000111', 'ann-b']), mentions_phone(%s, array['ann-b'])"
+def test_a_phone_is_found_at_any_depth_in_any_form(
+    shared_database: Database, value: object, found: bool
+) -> None:
+    mentioned = (
+        "select mentions_phone(%s, array['250788000111', 'ann-b']), mentions_phone(%s, array['ann-b'])"
+    )
     with shared_database.connect() as connection:
-        assert connection.execute(mentioned, (Jsonb(value), Jsonb({"id": [" ann-b "]}))).fetchone() == (found, True)
+        assert connection.execute(mentioned, (Jsonb(value), Jsonb({"id": [" ann-b "]}))).fetchone() == (
+            found,
+            True,
+        )
 
 
 @pytest.mark.parametrize(
@@ -344,4 +425,6 @@ def test_a_phone_is_found_at_any_depth_in_any_form(shared_database: Database, va
 )
 def test_a_conversation_key_ends_in_the_phone(shared_database: Database, key: str, found: bool) -> None:
     with shared_database.connect() as connection:
-        assert connection.execute("select is_conversation_of(%s, array['250788000111'])", (key,)).fetchone() == (found,)
+        assert connection.execute(
+            "select is_conversation_of(%s, array['250788000111'])", (key,)
+        ).fetchone() == (found,)

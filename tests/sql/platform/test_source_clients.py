@@ -1,4 +1,6 @@
-"""What clients of the five sources write, as they write it: plain statements by column, which must succeed (PLATFORM 1, rule 1)."""
+"""What clients of the five sources write, as they write it: plain statements by column, which must succeed
+(PLATFORM 1, rule 1).
+"""
 
 from __future__ import annotations
 
@@ -116,7 +118,14 @@ def only(sql: Sql, statement: str) -> Any:
 @pytest.mark.parametrize(
     ("table", "start", "status", "column", "final", "open_again"),
     [
-        ("agent_chat_sessions", "(agent_type) values ('x')", "status", "ended_at", ["completed", "expired"], ["active", "paused"]),
+        (
+            "agent_chat_sessions",
+            "(agent_type) values ('x')",
+            "status",
+            "ended_at",
+            ["completed", "expired"],
+            ["active", "paused"],
+        ),
         (
             "workflow_states",
             "(workflow_type, current_step) values ('w', 's')",
@@ -133,7 +142,14 @@ def only(sql: Sql, statement: str) -> Any:
             ["declined", "completed", "cancelled", "no_show"],
             ["pending", "confirmed", "in_progress"],
         ),
-        ("reminders", "(remind_at) values (now())", "status", "finished_at", ["sent", "failed", "cancelled", "expired"], ["pending", "enqueued"]),
+        (
+            "reminders",
+            "(remind_at) values (now())",
+            "status",
+            "finished_at",
+            ["sent", "failed", "cancelled", "expired"],
+            ["pending", "enqueued"],
+        ),
     ],
 )
 def test_the_database_says_when_something_ended_however_a_client_ended_it(
@@ -145,7 +161,9 @@ def test_the_database_says_when_something_ended_however_a_client_ended_it(
             sql.rows(f"update {table} set {status} = %s", other)
             assert only(sql, f"select {column} from {table}") == (None,), other
         sql.rows(f"update {table} set {status} = %s", ended)
-        assert only(sql, f"select clock_timestamp() - {column} < interval '1 minute' from {table}") == (True,), ended
+        assert only(sql, f"select clock_timestamp() - {column} < interval '1 minute' from {table}") == (
+            True,
+        ), ended
     before = only(sql, f"select {column} from {table}")
     sql.rows(f"update {table} set {status} = {status}")
     assert only(sql, f"select {column} from {table}") == before, "it ended once"
@@ -192,7 +210,10 @@ def test_a_phone_has_one_form(sql: Sql, given: str, stored: str | None) -> None:
     assert sql.value("select phone from companies where id = 2") == stored
 
 
-@pytest.mark.parametrize("table", ["clients (company_id, phone) values (1, %s)", "messages (phone, direction) values (%s, 'inbound')"])
+@pytest.mark.parametrize(
+    "table",
+    ["clients (company_id, phone) values (1, %s)", "messages (phone, direction) values (%s, 'inbound')"],
+)
 def test_a_phone_that_says_nothing_is_refused_where_one_is_needed(sql: Sql, table: str) -> None:
     assert sql.refused(f"insert into {table}", "  ") == ("23502", "phone")
 
@@ -201,18 +222,37 @@ def test_two_forms_of_one_number_are_one_client_and_one_active_session(sql: Sql)
     sql.rows("insert into clients (company_id, phone) values (1, '250788000456')")
     assert sql.refused("insert into clients (company_id, phone) values (1, '+250 788 000 456')")[0] == "23505"
     sql.rows("insert into agent_chat_sessions (user_phone, agent_type) values ('250788000456', 'x')")
-    assert sql.refused("insert into agent_chat_sessions (user_phone, agent_type) values ('whatsapp:+250788000456', 'x')")[0] == "23505"
-    sql.rows("insert into agent_chat_sessions (user_phone, agent_type, status) values ('+250788000456', 'x', 'paused')")
-    assert sql.rows("select user_phone from agent_chat_sessions order by 1") == [("+250788000456",), ("250788000456",)], "kept as given"
-    sql.rows("insert into workflow_states (user_phone, workflow_type, current_step) values ('250788000456', 'w', 's')")
-    assert sql.refused("insert into workflow_states (user_phone, workflow_type, current_step) values ('+250788000456', 'w', 's')")[0] == "23505"
+    assert (
+        sql.refused(
+            "insert into agent_chat_sessions (user_phone, agent_type) values ('whatsapp:+250788000456', 'x')"
+        )[0]
+        == "23505"
+    )
+    sql.rows(
+        "insert into agent_chat_sessions (user_phone, agent_type, status) values ('+250788000456', 'x', 'paused')"
+    )
+    assert sql.rows("select user_phone from agent_chat_sessions order by 1") == [
+        ("+250788000456",),
+        ("250788000456",),
+    ], "kept as given"
+    sql.rows(
+        "insert into workflow_states (user_phone, workflow_type, current_step) values ('250788000456', 'w', 's')"
+    )
+    assert (
+        sql.refused(
+            "insert into workflow_states (user_phone, workflow_type, current_step) values ('+250788000456', 'w', 's')"
+        )[0]
+        == "23505"
+    )
     for _ in range(2):
         sql.rows("insert into workflow_states (workflow_type, current_step) values ('w', 's')")
 
 
 def test_a_phone_is_not_normalised_without_its_trigger(own_database: Database) -> None:
     """The test of the test: whoever takes the trigger's one line out is found."""
-    break_function(own_database, "normalize_phone_columns", "new.phone := public.normalize_phone(new.phone);", "")
+    break_function(
+        own_database, "normalize_phone_columns", "new.phone := public.normalize_phone(new.phone);", ""
+    )
     own_database.query("insert into companies (id, name, phone) values (2, 'X', '+1')")
     assert own_database.value("select phone from companies where id = 2") == "+1"
 
@@ -220,21 +260,27 @@ def test_a_phone_is_not_normalised_without_its_trigger(own_database: Database) -
 def salon(sql: Sql) -> None:
     """A booking of the seeded company."""
     sql.rows("insert into clients (id, company_id, phone) values (1, 1, '1')")
-    sql.rows("insert into bookings (company_id, client_id, service_id, staff_id, datetime, duration) values (1, 1, 1, 1, '2030-01-01', 30)")
+    sql.rows(
+        "insert into bookings (company_id, client_id, service_id, staff_id, datetime, duration) values (1, 1, 1, 1, '2030-01-01', 30)"
+    )
 
 
 def test_a_company_goes_with_all_that_is_its_own_but_not_under_its_bookings(sql: Sql) -> None:
     salon(sql)
     sql.rows("insert into conversations (conversation_key, phone, company_id) values ('c', '1', 1)")
     sql.rows("insert into whatsapp_auth (company_id, creds) values ('1', '{}'), ('2', '{}')")
-    sql.rows("insert into whatsapp_keys (company_id, key_type, key_id, value) values ('1', 't', 'k', '{}'), ('2', 't', 'k', '{}')")
+    sql.rows(
+        "insert into whatsapp_keys (company_id, key_type, key_id, value) values ('1', 't', 'k', '{}'), ('2', 't', 'k', '{}')"
+    )
     for table in ("companies", "clients", "services", "staff"):
         assert sql.refused(f"delete from {table}")[0] in ("23503", "23001"), table
     sql.rows("delete from bookings")
     sql.rows("delete from companies where id = 1")
     for table in ("clients", "services", "staff", "conversations"):
         assert sql.rows(f"select from {table}") == [], table
-    assert sql.rows("select company_id from whatsapp_auth union all select company_id from whatsapp_keys") == [("2",), ("2",)]
+    assert sql.rows(
+        "select company_id from whatsapp_auth union all select company_id from whatsapp_keys"
+    ) == [("2",), ("2",)]
 
 
 @pytest.mark.parametrize("wrong", ["client_id", "service_id", "staff_id"])
@@ -252,8 +298,13 @@ def test_all_of_a_booking_belongs_to_its_company(sql: Sql, wrong: str) -> None:
     ("columns", "values", "code"),
     [
         ("company_id", "1", "23514"),  # nobody booked
-        ("client_id, company_id, service_id, staff_id, duration", "1, 1, 1, 1, 30", "23514"),  # a salon's row without a time
-        ("client_id, company_id, service_id, staff_id, datetime, duration", "1, 1, 1, 1, '2019-12-31', 30", "23514"),
+        # a salon's row without a time
+        ("client_id, company_id, service_id, staff_id, duration", "1, 1, 1, 1, 30", "23514"),
+        (
+            "client_id, company_id, service_id, staff_id, datetime, duration",
+            "1, 1, 1, 1, '2019-12-31', 30",
+            "23514",
+        ),
         ("customer_id, duration", "gen_random_uuid(), 0", "23514"),
         ("customer_id, status", "gen_random_uuid(), 'done'", "23514"),
         ("customer_id, currency", "gen_random_uuid(), 'eur'", "23514"),
@@ -272,26 +323,31 @@ def test_more_than_twenty_messages_and_what_is_no_array_are_no_memory(sql: Sql) 
 
 
 def test_a_referral_of_oneself_is_refused(sql: Sql) -> None:
-    assert sql.refused(f"insert into referrals (referrer_id, referee_id) values ('{USER}', '{USER}')")[0] == "23514"
+    assert (
+        sql.refused(f"insert into referrals (referrer_id, referee_id) values ('{USER}', '{USER}')")[0]
+        == "23514"
+    )
 
 
 def test_a_conversation_with_amara_is_as_young_as_its_newest_message(sql: Sql) -> None:
     sql.rows(f"insert into amara_conversations (user_id, last_message_at) values ('{USER}', '2020-01-01')")
-    insert = (
-        "insert into amara_messages (conversation_id, role, content, created_at) select id, 'user', 'x', %s::timestamptz from amara_conversations"
-    )
+    insert = "insert into amara_messages (conversation_id, role, content, created_at) select id, 'user', 'x', %s::timestamptz from amara_conversations"
     sql.rows(insert, "2021-01-01")
     sql.rows(insert, "2020-06-01")
     assert sql.value("select last_message_at = '2021-01-01'::timestamptz from amara_conversations") is True
 
 
 def audit(database: Database) -> Any:
-    """The owner of the log, in a transaction that is rolled back, with an old record of each kind and one of security that a backfill made."""
+    """The owner of the log, in a transaction that is rolled back, with an old record of each kind and one of
+    security that a backfill made.
+    """
     connection = database.connect(admin=True)
     connection.autocommit = False
     owner = Sql(connection)
     insert = "insert into audit_events (event_category, event_type, action, metadata) values "
-    owner.rows(f"{insert} ('system', 'x', 'N', '{{}}'), ('security', 'x', 'S', '{{}}'), ('security', 'x', 'M', '{{\"migrated_from\": \"t\"}}')")
+    owner.rows(
+        f"{insert} ('system', 'x', 'N', '{{}}'), ('security', 'x', 'S', '{{}}'), ('security', 'x', 'M', '{{\"migrated_from\": \"t\"}}')"
+    )
     return owner
 
 
@@ -309,7 +365,9 @@ def test_the_log_is_closed_to_its_owner_but_for_an_erasure_and_a_way_back(own_da
     owner.rows("set local packhorse_platform.audit_exception = 'erasure'")
     owner.rows("update audit_events set changes = null, actor_ip = null where action = 'N'")
     assert owner.refused("update audit_events set changes = null where action = 'S'")[0] == DENIED
-    assert owner.refused("update audit_events set event_category = 'security' where action = 'N'")[0] == DENIED
+    assert (
+        owner.refused("update audit_events set event_category = 'security' where action = 'N'")[0] == DENIED
+    )
     assert owner.refused("delete from audit_events where action = 'M'")[0] == DENIED
     owner.rows("set local packhorse_platform.audit_exception = 'way_back'")
     assert owner.refused("update audit_events set changes = null where action = 'N'")[0] == DENIED
@@ -320,7 +378,9 @@ def test_the_log_is_closed_to_its_owner_but_for_an_erasure_and_a_way_back(own_da
 
 
 @pytest.mark.parametrize("exception", ["erasure", "way_back", "x"])
-def test_the_setting_opens_nothing_to_one_who_is_not_the_owner(own_database: Database, exception: str) -> None:
+def test_the_setting_opens_nothing_to_one_who_is_not_the_owner(
+    own_database: Database, exception: str
+) -> None:
     """Not even to a worker that got rights and a policy by mistake."""
     owner = audit(own_database)
     owner.rows("grant update, delete on audit_events to packhorse_worker")

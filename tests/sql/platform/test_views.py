@@ -44,7 +44,8 @@ COLUMNS = {
 @pytest.mark.parametrize("view", COLUMNS)
 def test_a_view_has_the_columns_that_its_readers_know(sql: Sql, view: str) -> None:
     rows = sql.rows(
-        "select attname::text, format_type(atttypid, null) from pg_attribute where attrelid = %s::regclass and attnum > 0 order by attnum", view
+        "select attname::text, format_type(atttypid, null) from pg_attribute where attrelid = %s::regclass and attnum > 0 order by attnum",
+        view,
     )
     assert rows == COLUMNS[view]
 
@@ -65,7 +66,9 @@ def test_workflows_of_a_day_are_counted_by_type_and_status(sql: Sql) -> None:
         ("order", "active"): 2,
         ("payment", "active"): 1,
     }
-    assert {row[3] for key, row in rows.items() if key[0] == "order"} == {75} and rows["payment", "active"][3] is None
+    assert {row[3] for key, row in rows.items() if key[0] == "order"} == {75} and rows["payment", "active"][
+        3
+    ] is None
     assert 1799 < rows["order", "completed"][1] < 1860 and 3599 < rows["order", "active"][1] < 3660
 
 
@@ -83,23 +86,43 @@ def test_agents_are_counted_from_what_they_remember_of_a_day(sql: Sql) -> None:
 
 def test_messages_of_a_day_are_counted_by_status(sql: Sql) -> None:
     sql.rows("select enqueue_message('q', 'x')")
-    sql.rows("select enqueue_message('q', 'x', p_conversation_key => 'c'), enqueue_message('q', 'x', p_conversation_key => 'c')")
+    sql.rows(
+        "select enqueue_message('q', 'x', p_conversation_key => 'c'), enqueue_message('q', 'x', p_conversation_key => 'c')"
+    )
     sql.rows("update message_queue set state = 'blocked' where id = (select max(id) from message_queue)")
     for attempt in (2, 4):
         sql.rows("select enqueue_message('q', 'retried')")
-        sql.rows("update message_queue set attempt = %s where id = (select max(id) from message_queue)", attempt)
+        sql.rows(
+            "update message_queue set attempt = %s where id = (select max(id) from message_queue)", attempt
+        )
     sql.rows("select enqueue_message('q', 'old')")
-    sql.rows("update message_queue set created_at = clock_timestamp() - interval '25 hours' where message_type = 'old'")
+    sql.rows(
+        "update message_queue set created_at = clock_timestamp() - interval '25 hours' where message_type = 'old'"
+    )
     sql.rows("select claim_messages(%s, '{q}', 1)", HOLDER)
-    rows = {row[0]: row[1:] for row in sql.rows("select status, count, avg_retries, max_retries, locked_count from message_queue_by_status")}
-    assert {name: row[0] for name, row in rows.items()} == {"pending": 1, "processing": 1, "blocked": 1, "retry": 2}
+    rows = {
+        row[0]: row[1:]
+        for row in sql.rows(
+            "select status, count, avg_retries, max_retries, locked_count from message_queue_by_status"
+        )
+    }
+    assert {name: row[0] for name, row in rows.items()} == {
+        "pending": 1,
+        "processing": 1,
+        "blocked": 1,
+        "retry": 2,
+    }
     assert rows["retry"] == (2, 2, 3, 0) and rows["processing"][3] == 1
-    sql.rows("select complete_messages(array_agg(id), array_agg(lease_token)) from message_queue where state = 'running'")
+    sql.rows(
+        "select complete_messages(array_agg(id), array_agg(lease_token)) from message_queue where state = 'running'"
+    )
     sql.rows(
         "insert into dead_letters (id, queue, message_type, payload, options, priority, reason, fingerprint, attempt, crashes, created_at) "
         "values (nextval('message_queue_id_seq'), 'q', 'x', '{}', '{}', 5, 'failed', 'f', 3, 0, clock_timestamp())"
     )
-    rows = {row[0]: row[1:] for row in sql.rows("select status, count, max_retries from message_queue_by_status")}
+    rows = {
+        row[0]: row[1:] for row in sql.rows("select status, count, max_retries from message_queue_by_status")
+    }
     assert rows["completed"] == (1, 0) and rows["failed"] == (1, 2) and "processing" not in rows
 
 
@@ -116,10 +139,19 @@ def test_the_questions_of_the_page_are_answered(sql: Sql) -> None:
     block = re.findall(r"## Watch marketplace and assistant\n\n```sql\n(.*?)```", page, re.DOTALL)[0]
     questions = [part.strip() for part in block.split(";") if part.strip()]
     sql.rows("insert into amara_conversations (user_id) values (gen_random_uuid())")
-    sql.rows("insert into amara_messages (conversation_id, role, content) select id, 'user', 'x' from amara_conversations, generate_series(1, 3)")
-    sql.rows("insert into guest_sessions (email, full_name, metadata) values ('a', 'a', '{\"converted_to_user_id\": 1}'), ('b', 'b', '{}')")
+    sql.rows(
+        "insert into amara_messages (conversation_id, role, content) select id, 'user', 'x' from amara_conversations, generate_series(1, 3)"
+    )
+    sql.rows(
+        "insert into guest_sessions (email, full_name, metadata) values ('a', 'a', '{\"converted_to_user_id\": 1}'), ('b', 'b', '{}')"
+    )
     sql.rows("insert into platform_events (event_type, session_id) values ('SearchStarted', 's')")
     answers = [sql.rows(question) for question in questions]
     assert answers[0][0][1:] == (1, 3) and answers[1] == [(2, 1, 0, 0)]
     assert answers[3][0][1:] == ("SearchStarted", 1) and answers[4][0] == ("SearchStarted", 1, 100)
-    assert {row[0] for row in answers[5]} == {"amara_conversations", "amara_messages", "guest_sessions", "platform_events"}
+    assert {row[0] for row in answers[5]} == {
+        "amara_conversations",
+        "amara_messages",
+        "guest_sessions",
+        "platform_events",
+    }

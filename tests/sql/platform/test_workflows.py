@@ -1,4 +1,6 @@
-"""workflow_states: steps, time limits, ends that last, one active per person and type (SPEC C7, M2, PLATFORM 3.2)."""
+"""workflow_states: steps, time limits, ends that last, one active per person and type (SPEC C7, M2, PLATFORM
+3.2).
+"""
 
 from __future__ import annotations
 
@@ -32,13 +34,26 @@ def test_a_workflow_goes_from_step_to_step_with_its_data(sql: Sql) -> None:
     assert sql.value("select advance_workflow(%s, 'choose_time', '{\"b\": 2}')", workflow) == 2
     assert sql.value("select advance_workflow(%s, 'confirm', '{\"a\": 3}', '1 hour')", workflow) == 3
     row = sql.row("select * from workflow_states where id = %s", workflow)
-    assert (row["current_step"], row["workflow_data"], row["status"], row["step_number"]) == ("confirm", {"a": 3, "b": 2}, "active", 3)
+    assert (row["current_step"], row["workflow_data"], row["status"], row["step_number"]) == (
+        "confirm",
+        {"a": 3, "b": 2},
+        "active",
+        3,
+    )
     assert [entry["step"] for entry in row["history"]] == ["choose_service", "choose_time"]
 
 
 @pytest.mark.parametrize(
     ("kind", "minutes"),
-    [("order", 15), ("payment", 10), ("job_application", 30), ("property_inquiry", 60), ("ride_request", 5), ("insurance_claim", 60), ("x", 30)],
+    [
+        ("order", 15),
+        ("payment", 10),
+        ("job_application", 30),
+        ("property_inquiry", 60),
+        ("ride_request", 5),
+        ("insurance_claim", 60),
+        ("x", 30),
+    ],
 )
 def test_the_time_limit_is_that_of_the_type_unless_it_is_said(sql: Sql, kind: str, minutes: int) -> None:
     workflow = sql.value("select start_workflow(%s, 's')", kind)
@@ -52,7 +67,9 @@ def test_the_time_limit_is_that_of_the_type_unless_it_is_said(sql: Sql, kind: st
 
 def test_what_is_given_with_a_workflow_is_kept(sql: Sql) -> None:
     workflow = sql.value("select start_workflow('order', 's', null, '{}', 'wa:1', 'corr', '+1', 'shop')")
-    columns = "select user_phone, agent_type, conversation_key, correlation_id from workflow_states where id = %s"
+    columns = (
+        "select user_phone, agent_type, conversation_key, correlation_id from workflow_states where id = %s"
+    )
     assert sql.rows(columns, workflow) == [("+1", "shop", "wa:1", "corr")]
 
 
@@ -102,7 +119,11 @@ def test_a_workflow_past_its_time_is_ended_and_says_at_which_step(sql: Sql) -> N
     run_out(sql)
     assert sql.value("select mark_timed_out_workflows()") == 1
     row = sql.row("select * from workflow_states where id = %s", workflow)
-    assert row["status"] == "timeout" and "'choose_service'" in row["error_info"]["message"] and row["completed_at"] is not None
+    assert (
+        row["status"] == "timeout"
+        and "'choose_service'" in row["error_info"]["message"]
+        and row["completed_at"] is not None
+    )
     assert sql.refused("select advance_workflow(%s, 'next')", workflow) == ("PH005", "id")
     assert sql.refused(FINISH, workflow, "completed") == ("PH005", "id")
 
@@ -110,7 +131,10 @@ def test_a_workflow_past_its_time_is_ended_and_says_at_which_step(sql: Sql) -> N
 @pytest.mark.parametrize("end", ["completed", "failed", "cancelled"])
 def test_an_end_lasts_and_is_told_apart_from_a_repetition(sql: Sql, end: str) -> None:
     workflow = start(sql)
-    assert [sql.value("select finish_workflow(%s, %s, 'why')", workflow, end) for _ in range(2)] == [True, False]
+    assert [sql.value("select finish_workflow(%s, %s, 'why')", workflow, end) for _ in range(2)] == [
+        True,
+        False,
+    ]
     assert sql.value("select error_info from workflow_states") == {"message": "why"}
     other = "failed" if end == "completed" else "completed"
     assert sql.refused(FINISH, workflow, other) == ("PH005", "id")
@@ -149,7 +173,9 @@ def test_the_history_is_bounded(sql: Sql) -> None:
     workflow = start(sql)
     for number in range(55):
         sql.rows("select advance_workflow(%s, %s)", workflow, f"s{number}")
-    assert sql.rows("select jsonb_array_length(history), history -> 0 ->> 'step', step_number from workflow_states") == [(50, "s4", 56)]
+    assert sql.rows(
+        "select jsonb_array_length(history), history -> 0 ->> 'step', step_number from workflow_states"
+    ) == [(50, "s4", 56)]
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,14 @@ from packhorse.worker.attempt.middleware.time_limits import TimeLimits
 
 
 class Checked(Middleware):
-    """A middleware without which a worker process of ours could not work: asked before it starts, and before a reload stops the old ones."""
+    """A middleware without which a worker process of ours could not work: asked before it starts, and before
+    a reload stops the old ones.
+    """
 
     def check(self) -> None:
-        """Raise ConfigError when a process of this code and this configuration could not work. Looks at no database."""
+        """Raise ConfigError when a process of this code and this configuration could not work. Looks at no
+        database.
+        """
         raise NotImplementedError
 
 

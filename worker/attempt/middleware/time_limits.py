@@ -1,4 +1,5 @@
-"""Time limits by actor and by class (SPEC W4): `default` 30 s, `ai_agent` 120 s, `payment` 60 s, `media` 300 s.
+"""Time limits by actor and by class (SPEC W4): `default` 30 s, `ai_agent` 120 s, `payment` 60 s, `media` 300
+s.
 
 Under Packhorse's runtime this only writes the deadline into the message; the runtime's timekeeper
 interrupts the handler (soft) and replaces the process (hard). Under dramatiq's own Worker it behaves
@@ -27,16 +28,23 @@ DEFAULT_HARD_SECONDS = 10.0
 
 
 def check_class(options: dict[str, Any]) -> None:
-    """Called by the broker: dramatiq logs what a middleware raises for an actor, and declares it. Raises InvalidArgument."""
+    """Called by the broker: dramatiq logs what a middleware raises for an actor, and declares it. Raises
+    InvalidArgument.
+    """
     name = options.get("time_limit_class")
     if name is not None and name != "default" and name not in CLASSES:
-        raise InvalidArgument(f"time_limit_class: {name!r} is not one of default, {', '.join(CLASSES)}", field="time_limit_class")
+        raise InvalidArgument(
+            f"time_limit_class: {name!r} is not one of default, {', '.join(CLASSES)}",
+            field="time_limit_class",
+        )
 
 
 class TimeLimits(TimeLimit):
     """Soft limit in `time_limit` (ms) or `time_limit_class`; hard limit `hard_time_limit` (ms) after it."""
 
-    def __init__(self, *, default_seconds: float = DEFAULT_SECONDS, hard_seconds: float = DEFAULT_HARD_SECONDS) -> None:
+    def __init__(
+        self, *, default_seconds: float = DEFAULT_SECONDS, hard_seconds: float = DEFAULT_HARD_SECONDS
+    ) -> None:
         super().__init__(time_limit=default_seconds * 1000)
         self.default_seconds = default_seconds
         self.hard_seconds = hard_seconds
@@ -54,7 +62,11 @@ class TimeLimits(TimeLimit):
             soft = CLASSES.get(options.get("time_limit_class", ""), self.default_seconds)
             if options.get("time_limit") is not None:
                 soft = options["time_limit"] / 1000
-            hard = options["hard_time_limit"] / 1000 if options.get("hard_time_limit") is not None else self.hard_seconds
+            hard = (
+                options["hard_time_limit"] / 1000
+                if options.get("hard_time_limit") is not None
+                else self.hard_seconds
+            )
             known = self._seconds[actor_name] = (soft, hard)
         return known
 
@@ -71,9 +83,15 @@ class TimeLimits(TimeLimit):
         message.deadline = message.hard_deadline - hard
 
     def _check(self, message: Any) -> None:
-        """A message may choose its limit and not switch it off: a value that is no limit is dropped, and the actor's holds."""
+        """A message may choose its limit and not switch it off: a value that is no limit is dropped, and the
+        actor's holds.
+        """
         own = message.options.get("time_limit")
-        if own is not None and (isinstance(own, bool) or not isinstance(own, (int, float)) or not 0 < own <= MAX_DELAY_SECONDS * 1000):
+        if own is not None and (
+            isinstance(own, bool)
+            or not isinstance(own, (int, float))
+            or not 0 < own <= MAX_DELAY_SECONDS * 1000
+        ):
             logger.warning(
                 "time_limit_refused message_id=%s actor=%s: not a number of milliseconds; that of the actor holds",
                 message.message_id,
@@ -81,7 +99,9 @@ class TimeLimits(TimeLimit):
             )
             del message.options["time_limit"]
 
-    def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:
+    def after_process_message(
+        self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
         if not isinstance(message, ClaimedMessage) or not message.started:
             super().after_process_message(broker, message, result=result, exception=exception)
         else:

@@ -1,7 +1,8 @@
-"""OpenTelemetry around handlers (SPEC O3): one `process <queue>` span per attempt, see worker/observe/tracing.py.
+"""OpenTelemetry around handlers (SPEC O3): one `process <queue>` span per attempt, see
+worker/observe/tracing.py.
 
-Adding it to a PostgresBroker switches tracing on in this process, for enqueueing too; the broker puts it in front
-of all other middleware, so that it begins first and sees, last, how the attempt ended.
+Adding it to a PostgresBroker switches tracing on in this process, for enqueueing too; the broker puts it in
+front of all other middleware, so that it begins first and sees, last, how the attempt ended.
 """
 
 from __future__ import annotations
@@ -30,18 +31,25 @@ class Tracing(Middleware):
         if not isinstance(message, ClaimedMessage):
             return
         processing = self.tracer.begin(
-            message.queue_name, message.id, {"packhorse.actor": message.actor_name, "packhorse.attempt": message.attempt}, message.trace_context
+            message.queue_name,
+            message.id,
+            {"packhorse.actor": message.actor_name, "packhorse.attempt": message.attempt},
+            message.trace_context,
         )
         _processing.set(processing)
         message.trace_id = f"{processing.span.get_span_context().trace_id:032x}"
 
-    def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:
+    def after_process_message(
+        self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
         processing = _processing.get()
         if processing is None or not isinstance(message, ClaimedMessage):
             return
         _processing.set(None)
         ended = outcome(message, exception)
-        self.tracer.end(processing, ended, _failure(message, exception) if ended in ("failed", "dead", "lost") else None)
+        self.tracer.end(
+            processing, ended, _failure(message, exception) if ended in ("failed", "dead", "lost") else None
+        )
 
     def after_skip_message(self, broker: Any, message: Any) -> None:
         self.after_process_message(broker, message)

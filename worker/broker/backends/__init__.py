@@ -1,4 +1,5 @@
-"""Result and rate-limiter backends (SPEC W1): on Postgres; on Redis, dramatiq's own with deadlines, when redis_url is configured.
+"""Result and rate-limiter backends (SPEC W1): on Postgres; on Redis, dramatiq's own with deadlines, when
+redis_url is configured.
 
 broker.add_middleware(Results(backend=result_backend(broker)))
 broker.add_middleware(GroupCallbacks(rate_limiter_backend(broker)))
@@ -23,7 +24,9 @@ __all__ = ["PostgresRateLimiterBackend", "PostgresResultBackend", "rate_limiter_
 
 
 def result_backend(broker: PostgresBroker) -> ResultBackend:
-    """The result backend that the broker's settings ask for. Raises ConfigError when redis_url is no Redis URL."""
+    """The result backend that the broker's settings ask for. Raises ConfigError when redis_url is no Redis
+    URL.
+    """
     url = _redis_url(broker)
     if url is None:
         return PostgresResultBackend(broker=broker)
@@ -44,7 +47,9 @@ def _redis_url(broker: PostgresBroker) -> str | None:
 
 
 def _redis(name: str, url: str) -> Any:
-    """A backend of on_redis.py, which loads the redis package: two MiB that a worker without redis_url has no use for."""
+    """A backend of on_redis.py, which loads the redis package: two MiB that a worker without redis_url has no
+    use for.
+    """
     module = importlib.import_module(".on_redis", __package__)
     try:
         return getattr(module, name)(url=url)

@@ -40,7 +40,8 @@ class Connections:
         self._lock = threading.Lock()
 
     def lend(self) -> AbstractContextManager[DeadlineConnection]:
-        """A connection in autocommit mode, never the one of a transactional handler: others must see the write at once.
+        """A connection in autocommit mode, never the one of a transactional handler: others must see the
+        write at once.
 
         Errors come out as StoreError.
         """

@@ -1,7 +1,9 @@
-"""What becomes of a message whose result cannot be kept because the backend is away: it ends as its handler has ended it.
+"""What becomes of a message whose result cannot be kept because the backend is away: it ends as its handler
+has ended it.
 
-The handler has run. To run it again, for the sake of a result that somebody may be waiting for, would repeat its effects, and as
-often as the outage lasts. So the result is lost, one line says so, and who waits for it gets ResultTimeout or ResultMissing.
+The handler has run. To run it again, for the sake of a result that somebody may be waiting for, would repeat
+its effects, and as often as the outage lasts. So the result is lost, one line says so, and who waits for it
+gets ResultTimeout or ResultMissing.
 """
 
 from __future__ import annotations
@@ -35,4 +37,9 @@ class TellsLosses(ResultBackend):
 
 
 def _tell(message: Any, error: StoreUnavailable) -> None:
-    logger.error("result_lost message_id=%s actor=%s error=%s", getattr(message, "id", message.message_id), message.actor_name, error)
+    logger.error(
+        "result_lost message_id=%s actor=%s error=%s",
+        getattr(message, "id", message.message_id),
+        message.actor_name,
+        error,
+    )

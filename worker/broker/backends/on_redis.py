@@ -1,8 +1,10 @@
-"""dramatiq's result and rate-limiter backends on Redis, with a deadline on every call (SPEC W1, FAILURES 42, 47).
+"""dramatiq's result and rate-limiter backends on Redis, with a deadline on every call (SPEC W1, FAILURES 42,
+47).
 
-A Redis that is frozen, or whose host is gone, answers nothing and refuses nothing: without deadlines each handler that has a result to
-keep waits in its slot until all slots wait. With deadlines alone each of them still pays one. So the first call that gets no
-answer tells the others: they fail at once, and a thread asks in the background until Redis answers again.
+A Redis that is frozen, or whose host is gone, answers nothing and refuses nothing: without deadlines each
+handler that has a result to keep waits in its slot until all slots wait. With deadlines alone each of them
+still pays one. So the first call that gets no answer tells the others: they fail at once, and a thread asks
+in the background until Redis answers again.
 
 Imported only where redis_url is set.
 """
@@ -45,7 +47,9 @@ _making = threading.Lock()
 
 
 class RedisServer:
-    """One Redis for all backends of this process that use it: clients with deadlines, and whether it answers."""
+    """One Redis for all backends of this process that use it: clients with deadlines, and whether it
+    answers.
+    """
 
     def __init__(self, url: str) -> None:
         self.client = _client(url, DEADLINE_SECONDS)
@@ -56,7 +60,9 @@ class RedisServer:
 
     @property
     def away(self) -> bool:
-        """It did not answer, and nobody has seen it answer since. (A forked child has no such thread, and finds out itself.)"""
+        """It did not answer, and nobody has seen it answer since. (A forked child has no such thread, and
+        finds out itself.)
+        """
         return self._looking == os.getpid()
 
     @contextmanager
@@ -92,7 +98,9 @@ class RedisServer:
 
 
 class _RedisSockets:
-    """A forked child of a handler closes its copies; redis-py opens others when the child asks for something."""
+    """A forked child of a handler closes its copies; redis-py opens others when the child asks for
+    something.
+    """
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
@@ -126,16 +134,20 @@ def _client(url: str, deadline_seconds: float) -> Any:
 
 
 class RedisResultBackend(TellsLosses, StockResults):
-    """Results on Redis. A result that cannot be kept is lost, and said so; its message is done all the same (see losses.py)."""
+    """Results on Redis. A result that cannot be kept is lost, and said so; its message is done all the same
+    (see losses.py).
+    """
 
     def __init__(self, *, url: str, **options: Any) -> None:
         self._server = server(url)
         super().__init__(client=self._server.client, **options)
 
     def get_result(self, message: Any, *, block: bool = False, timeout: int | None = None) -> Any:
-        """The result of a message; waits for it up to `timeout` ms (default 10000; whole seconds) when block is True.
+        """The result of a message; waits for it up to `timeout` ms (default 10000; whole seconds) when block
+        is True.
 
-        Raises ResultMissing, ResultTimeout, ResultFailure (the actor failed), StoreUnavailable (Redis does not answer).
+        Raises ResultMissing, ResultTimeout, ResultFailure (the actor failed), StoreUnavailable (Redis does
+        not answer).
         """
         if not block:
             with self._server.call():
@@ -143,7 +155,9 @@ class RedisResultBackend(TellsLosses, StockResults):
         key = self.build_message_key(message)
         seconds = int((DEFAULT_TIMEOUT if timeout is None else timeout) / 1000)
         with self._server.call():
-            data = self._server.client.rpoplpush(key, key) if seconds <= 0 else _wait(self._server, key, seconds)
+            data = (
+                self._server.client.rpoplpush(key, key) if seconds <= 0 else _wait(self._server, key, seconds)
+            )
         if data is None:
             raise ResultTimeout(message)
         return self.unwrap_result(self.encoder.decode(data))
@@ -172,7 +186,9 @@ class RedisRateLimiterBackend(StockLimiters):
         with self._server.call():
             return bool(super().decr(key, amount, minimum, ttl))
 
-    def incr_and_sum(self, key: str, keys: Callable[[], Sequence[str]], amount: int, maximum: int, ttl: int) -> bool:
+    def incr_and_sum(
+        self, key: str, keys: Callable[[], Sequence[str]], amount: int, maximum: int, ttl: int
+    ) -> bool:
         with self._server.call():
             return bool(super().incr_and_sum(key, keys, amount, maximum, ttl))
 

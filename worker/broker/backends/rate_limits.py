@@ -1,4 +1,5 @@
-"""dramatiq's rate-limiter backend on Postgres (SPEC W1): counters in the table rate_limiters, gone after their ttl.
+"""dramatiq's rate-limiter backend on Postgres (SPEC W1): counters in the table rate_limiters, gone after
+their ttl.
 
 ConcurrentRateLimiter, BucketRateLimiter, WindowRateLimiter and Barrier (group callbacks) work on it.
 Counters live and end on the database clock (SPEC P6); every change commits at once, also inside a
@@ -25,7 +26,9 @@ WAIT_POLL_SECONDS = 0.05
 
 
 class PostgresRateLimiterBackend(RateLimiterBackend):
-    """Rate limiters on Postgres. broker: its connections are used; or dsn: a connection string. ttl is milliseconds everywhere."""
+    """Rate limiters on Postgres. broker: its connections are used; or dsn: a connection string. ttl is
+    milliseconds everywhere.
+    """
 
     def __init__(self, *, broker: PostgresBroker | None = None, dsn: str | None = None) -> None:
         self._connections = Connections(broker, dsn)
@@ -45,17 +48,23 @@ class PostgresRateLimiterBackend(RateLimiterBackend):
         with self._connections.lend() as connection:
             return store.change_rate_limiter(connection, key, -amount, minimum, None, ttl / 1000)
 
-    def incr_and_sum(self, key: str, keys: Callable[[], Sequence[str]], amount: int, maximum: int, ttl: int) -> bool:
+    def incr_and_sum(
+        self, key: str, keys: Callable[[], Sequence[str]], amount: int, maximum: int, ttl: int
+    ) -> bool:
         """Add to a counter unless the sum over keys() would exceed maximum."""
         # The keys of a window move with the time, and the SQL function takes its lock on the first of
         # them: callers on both sides of a second would not exclude each other. So the first one is a name
         # that the whole limiter shares; it holds no counter and adds nothing to the sum.
         shared = (key.rpartition("@")[0] or key) + "@window"
         with self._connections.lend() as connection:
-            return store.change_rate_limiter(connection, key, amount, None, maximum, ttl / 1000, [shared, *keys()])
+            return store.change_rate_limiter(
+                connection, key, amount, None, maximum, ttl / 1000, [shared, *keys()]
+            )
 
     def wait(self, key: str, timeout: int | None) -> bool:
-        """Wait until wait_notify(key) was called; False after timeout ms (None: no limit). Every waiter is told."""
+        """Wait until wait_notify(key) was called; False after timeout ms (None: no limit). Every waiter is
+        told.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout / 1000
         while True:
             with self._connections.lend() as connection:

@@ -1,8 +1,8 @@
 """dramatiq's result backend on Postgres (SPEC W1): JSON in the table message_results, gone after its ttl.
 
 A result that cannot be stored is not swallowed: the message that returned it becomes a dead letter whose
-error names the problem, whoever waits for the result is told the same, and the worker goes on. One that cannot be stored now, because
-the database is away, is lost (losses.py).
+error names the problem, whoever waits for the result is told the same, and the worker goes on. One that
+cannot be stored now, because the database is away, is lost (losses.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("packhorse.results")
 
-#: A blocking get_result polls: first after FIRST_POLL_SECONDS, then half as long again each time, up to LAST_POLL_SECONDS.
+#: A blocking get_result polls: first after FIRST_POLL_SECONDS, then half as long again each time, up to
+#: LAST_POLL_SECONDS.
 FIRST_POLL_SECONDS = 0.01
 LAST_POLL_SECONDS = 0.25
 
@@ -42,7 +43,13 @@ class PostgresResultBackend(TellsLosses, ResultBackend):
     Results are JSON whatever encoder the messages have: at most 1 MiB, no NUL, no lone surrogate.
     """
 
-    def __init__(self, *, broker: PostgresBroker | None = None, dsn: str | None = None, namespace: str = "dramatiq-results") -> None:
+    def __init__(
+        self,
+        *,
+        broker: PostgresBroker | None = None,
+        dsn: str | None = None,
+        namespace: str = "dramatiq-results",
+    ) -> None:
         super().__init__(namespace=namespace)
         self._connections = Connections(broker, dsn)
 
@@ -68,14 +75,18 @@ class PostgresResultBackend(TellsLosses, ResultBackend):
             pause = min(pause * 1.5, LAST_POLL_SECONDS)
 
     def store_result(self, message: Any, result: Any, ttl: int) -> None:
-        """Keep the result for ttl ms. What cannot be stored fails its message instead (see the head of this file)."""
+        """Keep the result for ttl ms. What cannot be stored fails its message instead (see the head of this
+        file).
+        """
         try:
             super().store_result(message, result, ttl)
         except InvalidArgument as error:
             self._refuse(message, error, ttl)
 
     def store_exception(self, message: Any, exception: BaseException, ttl: int) -> None:
-        """Keep class and text of a failure for ttl ms; the text is cleaned, so that this cannot fail for its content."""
+        """Keep class and text of a failure for ttl ms; the text is cleaned, so that this cannot fail for its
+        content.
+        """
         super().store_exception(message, _storable(exception), ttl)
 
     def _store(self, message_key: str, result: Any, ttl: int) -> None:
@@ -85,11 +96,18 @@ class PostgresResultBackend(TellsLosses, ResultBackend):
 
     def _refuse(self, message: Any, error: InvalidArgument, ttl: int) -> None:
         """The message is buried: the same result would be refused again, so a retry cannot help."""
-        logger.error("result_not_storable message_id=%s actor=%s error=%s", getattr(message, "id", message.message_id), message.actor_name, error)
+        logger.error(
+            "result_not_storable message_id=%s actor=%s error=%s",
+            getattr(message, "id", message.message_id),
+            message.actor_name,
+            error,
+        )
         self.store_exception(message, error, ttl)
         if isinstance(message, ClaimedMessage) and not message.finished:
             # (a transactional handler has committed its completion already: there is nothing left to fail)
-            message.outcome = Outcome(Verb.BURY, "rejected", type(error).__name__, stored_text(str(error), 10_000))
+            message.outcome = Outcome(
+                Verb.BURY, "rejected", type(error).__name__, stored_text(str(error), 10_000)
+            )
             message.stuff_exception(error)
             message.fail()
 

@@ -1,4 +1,6 @@
-"""What the page can change: one table, by name. An act is a form and one function of worker/ops or worker/store."""
+"""What the page can change: one table, by name. An act is a form and one function of worker/ops or
+worker/store.
+"""
 
 from __future__ import annotations
 
@@ -8,4 +10,6 @@ from packhorse.worker.web.acts.others import OTHER_ACTS
 from packhorse.worker.web.acts.queues import QUEUE_ACTS
 from packhorse.worker.web.forms import ActForm
 
-ACTS: dict[str, ActForm] = {act.name: act for act in (*MESSAGE_ACTS, *DEAD_LETTER_ACTS, *QUEUE_ACTS, *OTHER_ACTS)}
+ACTS: dict[str, ActForm] = {
+    act.name: act for act in (*MESSAGE_ACTS, *DEAD_LETTER_ACTS, *QUEUE_ACTS, *OTHER_ACTS)
+}

@@ -1,4 +1,6 @@
-"""Acts on dead letters: one, those of a cause, those of a filter. What is many is counted first, and goes on in the background (SPEC Q4)."""
+"""Acts on dead letters: one, those of a cause, those of a filter. What is many is counted first, and goes on
+in the background (SPEC Q4).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from packhorse.worker.web.forms import ActForm, FormField, LongWork, Place, Prev
 #: A purge works in batches of so many.
 PAGE = 500
 FINGERPRINT = FormField("fingerprint", "Cause", target=True)
-WHERE = FormField("where", "Filter", "filter", hint="Of dead letters: queue=mail error=Timeout* age<2h", target=True)
+WHERE = FormField(
+    "where", "Filter", "filter", hint="Of dead letters: queue=mail error=Timeout* age<2h", target=True
+)
 DEAD_BY = (FormField("dead_by", "", "moment", target=True), FormField("total", "", "integer", target=True))
 SETTINGS = FormField(
     "settings",
@@ -31,9 +35,19 @@ SETTINGS = FormField(
     "settings",
     hint="Lines PATH=VALUE, such as customer.country=RW; a payload that it does not fit stays dead",
 )
-RATE = FormField("rate", "Messages per second", "decimal", default="100", most=100_000, hint="0: as fast as it goes")
-STOP_AFTER = FormField("stop_after", "Stop when so many have died again", "integer", default="3", most=1_000_000, hint="0: never")
-LIMIT = FormField("limit", "At most so many", "integer", least=1, hint="Empty: all of them. Ten first show whether the cause is mended")
+RATE = FormField(
+    "rate", "Messages per second", "decimal", default="100", most=100_000, hint="0: as fast as it goes"
+)
+STOP_AFTER = FormField(
+    "stop_after", "Stop when so many have died again", "integer", default="3", most=1_000_000, hint="0: never"
+)
+LIMIT = FormField(
+    "limit",
+    "At most so many",
+    "integer",
+    least=1,
+    hint="Empty: all of them. Ten first show whether the cause is mended",
+)
 
 
 def at_letter(given: Submission) -> Place:
@@ -41,24 +55,44 @@ def at_letter(given: Submission) -> Place:
 
 
 def at_selection(given: Submission) -> Place:
-    return (f"/dead-letters/groups/{given['fingerprint']}", {}) if given["fingerprint"] else ("/dead-letters", {"where": given.text("where")})
+    return (
+        (f"/dead-letters/groups/{given['fingerprint']}", {})
+        if given["fingerprint"]
+        else ("/dead-letters", {"where": given.text("where")})
+    )
 
 
 def _selection(given: Submission) -> Selection:
     """Raises InvalidArgument; nothing named is an error, not everything."""
     terms = where.parse(given["where"] or "", DEAD, ()).terms
     if not given["fingerprint"] and not terms:
-        raise InvalidArgument("where: an empty filter would be every dead letter", field="where", hint="Say which: queue=mail, age>0s")
+        raise InvalidArgument(
+            "where: an empty filter would be every dead letter",
+            field="where",
+            hint="Say which: queue=mail, age>0s",
+        )
     return Selection(fingerprint=given["fingerprint"], where=terms)
 
 
 def _named(given: Submission) -> list[str]:
-    return ["--fingerprint", given["fingerprint"]] if given["fingerprint"] else ["--where", given.text("where") or "FILTER"]
+    return (
+        ["--fingerprint", given["fingerprint"]]
+        if given["fingerprint"]
+        else ["--where", given.text("where") or "FILTER"]
+    )
 
 
 def _redrive_words(given: Submission) -> list[str]:
     rate, stop_after = given.text("rate"), given.text("stop_after")
-    words = ["dead-letter", "redrive", *_named(given), "--rate", rate or "100", "--stop-after-failures", stop_after or "3"]
+    words = [
+        "dead-letter",
+        "redrive",
+        *_named(given),
+        "--rate",
+        rate or "100",
+        "--stop-after-failures",
+        stop_after or "3",
+    ]
     words += ["--limit", given.text("limit")] * bool(given.text("limit")) + ["--fresh"] * bool(given["fresh"])
     for line in given.text("settings").splitlines():
         words += ["--set", line.strip()] * bool(line.strip())
@@ -75,8 +109,12 @@ def _redrive_preview(connection: DeadlineConnection, given: Submission) -> Previ
     total, dead_by, selection = _counted(connection, given)
     many = min(total, given["limit"] or total)
     lines: list[str] = []
-    warnings = ["Their steps are forgotten: what they have done is done again."] * bool(given["fresh"] and total)
-    first = next(dead_letters.pages(connection, selection, dead_by, 1), []) if given["settings"] and total else []
+    warnings = ["Their steps are forgotten: what they have done is done again."] * bool(
+        given["fresh"] and total
+    )
+    first = (
+        next(dead_letters.pages(connection, selection, dead_by, 1), []) if given["settings"] and total else []
+    )
     if first:  # the difference shows a part of its payload: a look, which is recorded
         acts.reveal(connection, first[0], given.operator, given.reason or "preview of a redrive")
         before = read_object("payload", dead_letters.payload(connection, first[0]))
@@ -86,7 +124,9 @@ def _redrive_preview(connection: DeadlineConnection, given: Submission) -> Previ
     said = f"{many:,} dead letter{'s' if many != 1 else ''} would be enqueued again, oldest first"
     if given["rate"] and many:
         said += f", in about {max(1, round(many / given['rate'])):,} s"
-    return Preview(f"{said}.", tuple(lines), tuple(warnings), many, {"dead_by": dead_by.isoformat(), "total": str(many)})
+    return Preview(
+        f"{said}.", tuple(lines), tuple(warnings), many, {"dead_by": dead_by.isoformat(), "total": str(many)}
+    )
 
 
 def _redrive(connection: DeadlineConnection, given: Submission) -> LongWork:
@@ -110,8 +150,14 @@ def _redrive(connection: DeadlineConnection, given: Submission) -> LongWork:
         said = f"{found.redriven:,} of {total:,} are enqueued again"
         said += f"; {found.unfit:,} stayed dead: what was to be set does not fit them" if found.unfit else ""
         if found.ended == "failing":
-            return f"Stopped, for {found.died_again:,} of them died again: mend the cause first. {said}.", False
-        return f"{said}{', then it was stopped' if found.ended == 'interrupted' else ''}.", found.ended == "finished"
+            return (
+                f"Stopped, for {found.died_again:,} of them died again: mend the cause first. {said}.",
+                False,
+            )
+        return (
+            f"{said}{', then it was stopped' if found.ended == 'interrupted' else ''}.",
+            found.ended == "finished",
+        )
 
     return LongWork(f"Redrive {' '.join(_named(given)[1:])}", total, run, at_selection(given))
 
@@ -119,7 +165,9 @@ def _redrive(connection: DeadlineConnection, given: Submission) -> LongWork:
 def _shown_until(given: Submission) -> datetime:
     """Those that die after the preview are not part of it. Raises InvalidArgument."""
     if given["dead_by"] is None:
-        raise InvalidArgument("where: count them first", field="where", hint="The preview says how many there are")
+        raise InvalidArgument(
+            "where: count them first", field="where", hint="The preview says how many there are"
+        )
     found: datetime = given["dead_by"]
     return found
 
@@ -148,9 +196,13 @@ def _purge(connection: DeadlineConnection, given: Submission) -> LongWork:
 
 def _redrive_one(connection: DeadlineConnection, given: Submission) -> str:
     dead_letters.step_names(connection, given["id"])
-    if not dead_letters.redrive(connection, [given["id"]], given.operator, given.reason, fresh=given["fresh"]):
+    if not dead_letters.redrive(
+        connection, [given["id"]], given.operator, given.reason, fresh=given["fresh"]
+    ):
         dead_letters.show(connection, given["id"])  # says why: it is no dead letter
-        raise InvalidArgument(f"dead letter {given['id']} stays one: a live message has its id", hint="See packhorse doctor")
+        raise InvalidArgument(
+            f"dead letter {given['id']} stays one: a live message has its id", hint="See packhorse doctor"
+        )
     return f"Message {given['id']} is enqueued again, with fresh attempts."
 
 
@@ -170,15 +222,24 @@ def _load(connection: DeadlineConnection, given: Submission) -> Mapping[str, str
 def _edit_preview(connection: DeadlineConnection, given: Submission) -> Preview:
     lines = difference(read_object("before", given.text("before")), given["payload"])
     steps = dead_letters.step_names(connection, given["id"])
-    warnings = [f"{len(steps)} step(s) have stored what they made of the old payload; a redrive with fresh steps forgets them."] * bool(
-        lines and steps
+    warnings = [
+        f"{len(steps)} step(s) have stored what they made of the old payload; a redrive with fresh steps forgets them."
+    ] * bool(lines and steps)
+    return Preview(
+        "This is changed:" if lines else "Nothing is changed.", tuple(lines), tuple(warnings), len(lines)
     )
-    return Preview("This is changed:" if lines else "Nothing is changed.", tuple(lines), tuple(warnings), len(lines))
 
 
 def _edit(connection: DeadlineConnection, given: Submission) -> str:
     with ChangedByNobodyElse():
-        dead_letters.edit(connection, given["id"], to_json("payload", given["payload"]), given.text("before"), given.operator, given.reason)
+        dead_letters.edit(
+            connection,
+            given["id"],
+            to_json("payload", given["payload"]),
+            given.text("before"),
+            given.operator,
+            given.reason,
+        )
     return f"Dead letter {given['id']} is changed. Redrive it when its cause is mended."
 
 
@@ -198,7 +259,11 @@ DEAD_LETTER_ACTS = (
         Role.OPERATOR,
         "Edit",
         "Change its payload before it is redriven. Loading the payload is a look at it, which is recorded.",
-        (ID, FormField("payload", "Payload", "payload", required=True, hint="A JSON object"), FormField("before", "", "payload", target=True)),
+        (
+            ID,
+            FormField("payload", "Payload", "payload", required=True, hint="A JSON object"),
+            FormField("before", "", "payload", target=True),
+        ),
         lambda given: ["dead-letter", "edit", str(given["id"]), "--payload", "FILE"],
         at_letter,
         run=_edit,

@@ -20,13 +20,27 @@ from packhorse.worker.web.access import Role
 from packhorse.worker.web.forms import ActForm, FormField, LongWork, Place, Preview, Submission
 
 ID = FormField("id", "Message", "integer", required=True, target=True)
-WHERE = FormField("where", "Filter", "filter", required=True, hint="Live messages only: state is pending, blocked or running")
+WHERE = FormField(
+    "where",
+    "Filter",
+    "filter",
+    required=True,
+    hint="Live messages only: state is pending, blocked or running",
+)
 DELAY = FormField("delay", "Due so long from now", "duration", hint="30m, 2h, 3d", placeholder="30m")
-RUN_AT = FormField("run_at", "Or due at this time", "moment", hint="ISO 8601 with its zone", placeholder="2030-01-31T12:00Z")
+RUN_AT = FormField(
+    "run_at", "Or due at this time", "moment", hint="ISO 8601 with its zone", placeholder="2030-01-31T12:00Z"
+)
 QUEUE = FormField("queue", "To the queue", required=True)
-LEVEL = FormField("priority", "Priority", "integer", required=True, hint="1 (first) to 10 (last)", least=1, most=10)
+LEVEL = FormField(
+    "priority", "Priority", "integer", required=True, hint="1 (first) to 10 (last)", least=1, most=10
+)
 FRESH = FormField("fresh", "Forget its steps: everything is done again", "flag")
-KEPT = (FormField("at", "", "moment", target=True), FormField("last", "", "integer", target=True), FormField("total", "", "integer", target=True))
+KEPT = (
+    FormField("at", "", "moment", target=True),
+    FormField("last", "", "integer", target=True),
+    FormField("total", "", "integer", target=True),
+)
 
 #: What is said of a message by the word of the verb.
 _TOLD = {
@@ -56,7 +70,11 @@ def at_message(given: Submission) -> Place:
 
 def not_possible(number: int, state: str, holder: str | None = None) -> InvalidArgument:
     """Why nothing can be done with this message."""
-    said = f"runs on {holder}: cancel it, or wait" if state == "running" and holder else _LEFT.get(state, f"is {state}: there is nothing to do")
+    said = (
+        f"runs on {holder}: cancel it, or wait"
+        if state == "running" and holder
+        else _LEFT.get(state, f"is {state}: there is nothing to do")
+    )
     return InvalidArgument(f"message {number} {said}")
 
 
@@ -64,7 +82,9 @@ def parameters_of(verb: str, given: Submission) -> dict[str, Any]:
     """As ops.messages.Act has them. Raises InvalidArgument."""
     if verb == "reschedule":
         if (given["delay"] is None) == (given["run_at"] is None):
-            raise InvalidArgument("delay: say when: how long from now, or at which time", field="delay", hint="One of the two")
+            raise InvalidArgument(
+                "delay: say when: how long from now, or at which time", field="delay", hint="One of the two"
+            )
         return {"delay": given["delay"], "run_at": given["run_at"]}
     return {name: given[name] for name in {"move": ("queue",), "priority": ("priority",)}.get(verb, ())}
 
@@ -72,8 +92,15 @@ def parameters_of(verb: str, given: Submission) -> dict[str, Any]:
 def words_of(verb: str, given: Submission) -> list[str]:
     """Options of the command line."""
     if verb == "reschedule":
-        return ["--run-at", given.text("run_at")] if given.text("run_at") else ["--delay", given.text("delay") or "DURATION"]
-    return {"move": ["--to", given.text("queue") or "QUEUE"], "priority": ["--to", given.text("priority") or "LEVEL"]}.get(verb, [])
+        return (
+            ["--run-at", given.text("run_at")]
+            if given.text("run_at")
+            else ["--delay", given.text("delay") or "DURATION"]
+        )
+    return {
+        "move": ["--to", given.text("queue") or "QUEUE"],
+        "priority": ["--to", given.text("priority") or "LEVEL"],
+    }.get(verb, [])
 
 
 def _one(verb: str) -> Callable[[DeadlineConnection, Submission], str]:
@@ -82,7 +109,9 @@ def _one(verb: str) -> Callable[[DeadlineConnection, Submission], str]:
         if verb == "cancel":  # `gone` says less than where it is
             answer = operations.cancel(connection, number, given.operator, given.reason)
         else:
-            answer = messages.act_on(connection, Act(verb, given.operator, given.reason, parameters_of(verb, given)), number)
+            answer = messages.act_on(
+                connection, Act(verb, given.operator, given.reason, parameters_of(verb, given)), number
+            )
         if answer not in (*DONE[verb], "unchanged"):
             raise not_possible(number, answer, operations.holder(connection, number))
         return f"Message {number} {_TOLD[answer]}."
@@ -105,7 +134,11 @@ def _filter(given: Submission) -> where.Where:
     """Raises InvalidArgument, also for an empty filter: it would be every message."""
     found = where.parse(given["where"] or "")
     if not found.terms:
-        raise InvalidArgument("where: an empty filter would be every message", field="where", hint="Say which: queue=mail, age>0s")
+        raise InvalidArgument(
+            "where: an empty filter would be every message",
+            field="where",
+            hint="Say which: queue=mail, age>0s",
+        )
     return found
 
 
@@ -113,23 +146,36 @@ def _many(verb: str, title: str) -> Callable[[DeadlineConnection, Submission], L
     def begin(connection: DeadlineConnection, given: Submission) -> LongWork:
         wanted, act = _filter(given), Act(verb, given.operator, given.reason, parameters_of(verb, given))
         if given["at"] is None or given["last"] is None:
-            raise InvalidArgument("where: count them first", field="where", hint="The preview says how many there are")
+            raise InvalidArgument(
+                "where: count them first", field="where", hint="The preview says how many there are"
+            )
         counted = Counted(wanted, given["at"], given["last"], (("", given["total"] or 0),), None, 0)
 
         def run(connection: DeadlineConnection, report: Callable[[int], Any], stop: Any) -> tuple[str, bool]:
             found = messages.apply(connection, counted, act, report=report, stop=stop, batch=100)
-            others = [f"{many:,} {word}" for word, many in sorted(found.answers.items()) if word not in DONE[verb]]
-            more = [f"left alone: {', '.join(others)}"] * bool(others) + [f"{found.left:,} had changed meanwhile or were locked"] * bool(found.left)
+            others = [
+                f"{many:,} {word}" for word, many in sorted(found.answers.items()) if word not in DONE[verb]
+            ]
+            more = [f"left alone: {', '.join(others)}"] * bool(others) + [
+                f"{found.left:,} had changed meanwhile or were locked"
+            ] * bool(found.left)
             stopped = ", then it was stopped" if found.ended == "interrupted" else ""
-            return f"Done with {found.done(verb):,} of {counted.total:,}{stopped}{''.join(f'; {text}' for text in more)}.", found.ended == "finished"
+            return (
+                f"Done with {found.done(verb):,} of {counted.total:,}{stopped}{''.join(f'; {text}' for text in more)}.",
+                found.ended == "finished",
+            )
 
-        return LongWork(f"{title} {given['where']}", counted.total, run, ("/messages", {"where": given["where"]}))
+        return LongWork(
+            f"{title} {given['where']}", counted.total, run, ("/messages", {"where": given["where"]})
+        )
 
     return begin
 
 
 def _clone(connection: DeadlineConnection, given: Submission) -> str:
-    answer, number = messages.clone(connection, given["id"], given["delay"] or 0.0, given.operator, given.reason)
+    answer, number = messages.clone(
+        connection, given["id"], given["delay"] or 0.0, given.operator, given.reason
+    )
     if number is None:
         raise not_possible(given["id"], answer, operations.holder(connection, given["id"]))
     return f"Message {number} is enqueued, like message {given['id']}."
@@ -153,7 +199,9 @@ def _load(connection: DeadlineConnection, given: Submission) -> Mapping[str, str
 
 
 def pretty_text(payload: str) -> str:
-    """JSON text with a line for each value, in the order of the database; as it is where Python cannot read it."""
+    """JSON text with a line for each value, in the order of the database; as it is where Python cannot read
+    it.
+    """
     found = decoded(payload)
     return payload if isinstance(found, str) else json.dumps(found, indent=2, ensure_ascii=False)
 
@@ -163,11 +211,19 @@ def _edit_preview(connection: DeadlineConnection, given: Submission) -> Preview:
     lines = difference(read_object("before", given.text("before")), given["payload"])
     limits = []
     if given["max_attempts"] not in (None, found.max_attempts):
-        limits += [f"-max_attempts: {found.max_attempts or 'as actor and queue say'}", f"+max_attempts: {given['max_attempts']}"]
+        limits += [
+            f"-max_attempts: {found.max_attempts or 'as actor and queue say'}",
+            f"+max_attempts: {given['max_attempts']}",
+        ]
     if given["expires_at"] not in (None, found.expires_at):
-        limits += [f"-expires_at: {found.expires_at or 'never'}", f"+expires_at: {given['expires_at'] or 'never'}"]
+        limits += [
+            f"-expires_at: {found.expires_at or 'never'}",
+            f"+expires_at: {given['expires_at'] or 'never'}",
+        ]
     keeps = bool(lines and found.steps and not given["fresh"])
-    warnings = [f"{len(found.steps)} step(s) have stored what they made of the old payload: they are not done again."] * keeps
+    warnings = [
+        f"{len(found.steps)} step(s) have stored what they made of the old payload: they are not done again."
+    ] * keeps
     said = "This is changed:" if lines or limits else "Nothing is changed."
     return Preview(said, (*lines, *limits), tuple(warnings), len(lines) + len(limits))
 
@@ -179,7 +235,9 @@ def _edit(connection: DeadlineConnection, given: Submission) -> str:
     if given["expires_at"] != found.expires_at:
         wanted = replace(wanted, expires_at=given["expires_at"] or NEVER)
     if read_object("before", before) != given["payload"]:
-        wanted = replace(wanted, payload=to_json("payload", given["payload"]), before=before, fresh=given["fresh"])
+        wanted = replace(
+            wanted, payload=to_json("payload", given["payload"]), before=before, fresh=given["fresh"]
+        )
     with ChangedByNobodyElse():
         answer = messages.edit(connection, given["id"], wanted, given.operator, given.reason)
     if answer != "edited":
@@ -195,24 +253,64 @@ def _reveal(connection: DeadlineConnection, given: Submission) -> Row:
 
 
 class ChangedByNobodyElse:
-    """Around an edit of what was read before: that somebody else has changed it since is said at the payload."""
+    """Around an edit of what was read before: that somebody else has changed it since is said at the
+    payload.
+    """
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, StoreRejected) and error.sqlstate == CHANGED_MEANWHILE:
-            raise InvalidArgument(f"payload: {error}", field="payload", hint="Nothing was changed: load it again") from error
+            raise InvalidArgument(
+                f"payload: {error}", field="payload", hint="Nothing was changed: load it again"
+            ) from error
 
 
 #: verb -> least role for one, label, sentence, fields, and whether it cannot be taken back.
 _VERBS: dict[str, tuple[Role, str, str, tuple[FormField, ...], bool]] = {
-    "retry": (Role.OPERATOR, "Make due now", "Do not wait: a delayed or failed message is due now, a dead one is enqueued again.", (), False),
-    "reschedule": (Role.OPERATOR, "Reschedule", "Due then. The first of a conversation holds the others until then.", (DELAY, RUN_AT), False),
-    "move": (Role.OPERATOR, "Move", "Put it on another queue; it keeps its place in its conversation.", (QUEUE,), False),
-    "priority": (Role.OPERATOR, "Priority", "Another priority within the queue; the order of a conversation stays.", (LEVEL,), False),
-    "bury": (Role.OPERATOR, "Bury", "Give it up: it becomes a dead letter, which can be edited and redriven.", (), False),
-    "cancel": (Role.OPERATOR, "Cancel", "Stop it for good; if it runs, its worker is asked to stop it. A clone does it again.", (), True),
+    "retry": (
+        Role.OPERATOR,
+        "Make due now",
+        "Do not wait: a delayed or failed message is due now, a dead one is enqueued again.",
+        (),
+        False,
+    ),
+    "reschedule": (
+        Role.OPERATOR,
+        "Reschedule",
+        "Due then. The first of a conversation holds the others until then.",
+        (DELAY, RUN_AT),
+        False,
+    ),
+    "move": (
+        Role.OPERATOR,
+        "Move",
+        "Put it on another queue; it keeps its place in its conversation.",
+        (QUEUE,),
+        False,
+    ),
+    "priority": (
+        Role.OPERATOR,
+        "Priority",
+        "Another priority within the queue; the order of a conversation stays.",
+        (LEVEL,),
+        False,
+    ),
+    "bury": (
+        Role.OPERATOR,
+        "Bury",
+        "Give it up: it becomes a dead letter, which can be edited and redriven.",
+        (),
+        False,
+    ),
+    "cancel": (
+        Role.OPERATOR,
+        "Cancel",
+        "Stop it for good; if it runs, its worker is asked to stop it. A clone does it again.",
+        (),
+        True,
+    ),
 }
 
 
@@ -226,7 +324,19 @@ def _acts() -> tuple[ActForm, ...]:
         def many_words(given: Submission, verb: str = verb) -> list[str]:
             return ["message", verb, "--where", given.text("where") or "FILTER", *words_of(verb, given)]
 
-        found.append(ActForm(f"message.{verb}", role, label, about, (ID, *fields), one_words, at_message, run=_one(verb), danger=danger))
+        found.append(
+            ActForm(
+                f"message.{verb}",
+                role,
+                label,
+                about,
+                (ID, *fields),
+                one_words,
+                at_message,
+                run=_one(verb),
+                danger=danger,
+            )
+        )
         many = ActForm(
             f"messages.{verb}",
             Role.ADMIN if danger else Role.OPERATOR,
@@ -246,7 +356,12 @@ def _acts() -> tuple[ActForm, ...]:
         "Clone",
         "Enqueue a new message like this one, whether it waits, is finished or is dead.",
         (ID, DELAY),
-        lambda given: ["message", "clone", str(given["id"]), *(["--delay", given.text("delay")] if given.text("delay") else [])],
+        lambda given: [
+            "message",
+            "clone",
+            str(given["id"]),
+            *(["--delay", given.text("delay")] if given.text("delay") else []),
+        ],
         at_message,
         run=_clone,
     )
@@ -260,7 +375,12 @@ def _acts() -> tuple[ActForm, ...]:
             FormField("payload", "Payload", "payload", required=True, hint="A JSON object"),
             FRESH,
             FormField("max_attempts", "Tried so often at most", "integer", least=1, most=1_000_000),
-            FormField("expires_at", "Worth doing until then", "moment", hint="ISO 8601 with its zone; empty: for ever"),
+            FormField(
+                "expires_at",
+                "Worth doing until then",
+                "moment",
+                hint="ISO 8601 with its zone; empty: for ever",
+            ),
             FormField("before", "", "payload", target=True),
         ),
         lambda given: ["message", "edit", str(given["id"]), "--payload", "FILE"],

@@ -61,7 +61,8 @@ def _run_task(connection: DeadlineConnection, given: Submission) -> str:
         number = schedules.run_now(connection, given["task"], given.operator, given.reason)
     except InvalidArgument as error:
         raise InvalidArgument(
-            f"no scheduler has planned the task {given['task']}", hint="Start one, or run it here: packhorse maintenance run"
+            f"no scheduler has planned the task {given['task']}",
+            hint="Start one, or run it here: packhorse maintenance run",
         ) from error
     return f"Message {number} is enqueued: a process of `packhorse scheduler` does it."
 
@@ -75,11 +76,15 @@ def _cancel_task(connection: DeadlineConnection, given: Submission) -> str:
 def _start_backfill(connection: DeadlineConnection, given: Submission) -> str:
     """One that somebody has begun: with the settings that it was begun with."""
     begun = backfills.show(connection, given["name"], with_ledger=False).row
-    number = backfills.start(connection, given["name"], begun["source"], begun["settings"], given.operator, given.reason)
+    number = backfills.start(
+        connection, given["name"], begun["source"], begun["settings"], given.operator, given.reason
+    )
     return f"Workers carry {given['name']}: message {number}."
 
 
-def _backfill(function: Callable[[DeadlineConnection, str, str, str | None], str]) -> Callable[[DeadlineConnection, Submission], str]:
+def _backfill(
+    function: Callable[[DeadlineConnection, str, str, str | None], str],
+) -> Callable[[DeadlineConnection, Submission], str]:
     def run(connection: DeadlineConnection, given: Submission) -> str:
         answer = function(connection, given["name"], given.operator, given.reason)
         return f"{given['name']} {_BACKFILL_SAID[answer]}."
@@ -92,14 +97,20 @@ def _ask_worker(request: str, done: str) -> Callable[[DeadlineConnection, Submis
         try:
             number = UUID(given["worker"])
         except ValueError:
-            raise InvalidArgument(f"worker: {given['worker'][:60]!r} is not the id of a worker process", field="worker") from None
+            raise InvalidArgument(
+                f"worker: {given['worker'][:60]!r} is not the id of a worker process", field="worker"
+            ) from None
         answer = workers.ask(connection, number, request, given.operator, given.reason)
         if answer == "gone":
-            raise InvalidArgument(f"no worker process has the id {number}", hint="It has ended since you saw it")
+            raise InvalidArgument(
+                f"no worker process has the id {number}", hint="It has ended since you saw it"
+            )
         if answer == "draining":
             raise InvalidArgument("its daemon was asked to end, which cannot be taken back")
         return (
-            "It was asked that already." if answer == "unchanged" else f"Its daemon {done}; all of its processes learn it with their next heartbeat."
+            "It was asked that already."
+            if answer == "unchanged"
+            else f"Its daemon {done}; all of its processes learn it with their next heartbeat."
         )
 
     return run
@@ -107,8 +118,14 @@ def _ask_worker(request: str, done: str) -> Callable[[DeadlineConnection, Submis
 
 def _force(state: str, done: str) -> Callable[[DeadlineConnection, Submission], str]:
     def run(connection: DeadlineConnection, given: Submission) -> str:
-        changed = services.force(connection, given["service"], state, given["endpoint"], given.operator, given.reason)
-        return f"{given['service']}: {changed} endpoint(s) {done}." if changed else f"{given['service']}: there was nothing to change."
+        changed = services.force(
+            connection, given["service"], state, given["endpoint"], given.operator, given.reason
+        )
+        return (
+            f"{given['service']}: {changed} endpoint(s) {done}."
+            if changed
+            else f"{given['service']}: there was nothing to change."
+        )
 
     return run
 
@@ -121,18 +138,39 @@ def _lift(connection: DeadlineConnection, given: Submission) -> str:
 def _park(connection: DeadlineConnection, given: Submission) -> str:
     with connection.transaction():
         until = scopes.park(
-            connection, given["scope"], given["duration"], reason=given.reason, types=(), probing=given["probing"], operator=given.operator
+            connection,
+            given["scope"],
+            given["duration"],
+            reason=given.reason,
+            types=(),
+            probing=given["probing"],
+            operator=given.operator,
         )
     return f"{given['scope']} is parked until {until}."
 
 
-def _schedule_act(name: str, label: str, about: str, run: Callable[[DeadlineConnection, Submission], str]) -> ActForm:
+def _schedule_act(
+    name: str, label: str, about: str, run: Callable[[DeadlineConnection, Submission], str]
+) -> ActForm:
     return ActForm(
-        f"schedule.{name}", Role.OPERATOR, label, about, (SCHEDULE,), lambda given: ["schedule", name, str(given["schedule"])], at_schedule, run=run
+        f"schedule.{name}",
+        Role.OPERATOR,
+        label,
+        about,
+        (SCHEDULE,),
+        lambda given: ["schedule", name, str(given["schedule"])],
+        at_schedule,
+        run=run,
     )
 
 
-def _backfill_act(name: str, label: str, about: str, run: Callable[[DeadlineConnection, Submission], str], danger: bool = False) -> ActForm:
+def _backfill_act(
+    name: str,
+    label: str,
+    about: str,
+    run: Callable[[DeadlineConnection, Submission], str],
+    danger: bool = False,
+) -> ActForm:
     return ActForm(
         f"backfill.{name}",
         Role.ADMIN if danger else Role.OPERATOR,
@@ -167,7 +205,12 @@ def _service_act(name: str, state: str, label: str, about: str, done: str) -> Ac
         label,
         about,
         (SERVICE, ENDPOINT),
-        lambda given: ["service", name, str(given["service"]), *(["--endpoint", given["endpoint"]] if given["endpoint"] else [])],
+        lambda given: [
+            "service",
+            name,
+            str(given["service"]),
+            *(["--endpoint", given["endpoint"]] if given["endpoint"] else []),
+        ],
         _at("/services"),
         run=_force(state, done),
     )
@@ -176,7 +219,12 @@ def _service_act(name: str, state: str, label: str, about: str, done: str) -> Ac
 OTHER_ACTS = (
     _schedule_act("run", "Run now", "Enqueue a run at once, beside the timetable.", _run_schedule),
     _schedule_act("pause", "Pause", "Fire nothing more until it is resumed.", _pause_schedule),
-    _schedule_act("resume", "Resume", "Let it go on, from now: what was due in the pause is not made up.", _resume_schedule),
+    _schedule_act(
+        "resume",
+        "Resume",
+        "Let it go on, from now: what was due in the pause is not made up.",
+        _resume_schedule,
+    ),
     ActForm(
         "task.run",
         Role.OPERATOR,
@@ -197,19 +245,57 @@ OTHER_ACTS = (
         lambda given: ("/maintenance", {"task": given["task"]}),
         run=_cancel_task,
     ),
-    _backfill_act("start", "Start", "Let workers carry it, in slices until its end, with the settings that it was begun with.", _start_backfill),
-    _backfill_act("pause", "Pause", "Let it rest after the step that is at work.", _backfill(backfills.pause)),
+    _backfill_act(
+        "start",
+        "Start",
+        "Let workers carry it, in slices until its end, with the settings that it was begun with.",
+        _start_backfill,
+    ),
+    _backfill_act(
+        "pause", "Pause", "Let it rest after the step that is at work.", _backfill(backfills.pause)
+    ),
     _backfill_act("resume", "Resume", "Let it go on from where it was.", _backfill(backfills.resume)),
-    _backfill_act("cancel", "Cancel", "End its run for good; what was copied stays.", _backfill(backfills.cancel), danger=True),
+    _backfill_act(
+        "cancel",
+        "Cancel",
+        "End its run for good; what was copied stays.",
+        _backfill(backfills.cancel),
+        danger=True,
+    ),
     _worker_act(
-        "quiet", "Quiet", "Let its daemon claim nothing more; what runs goes on, and it lives until it is resumed.", "is to claim nothing more"
+        "quiet",
+        "Quiet",
+        "Let its daemon claim nothing more; what runs goes on, and it lives until it is resumed.",
+        "is to claim nothing more",
     ),
     _worker_act("resume", "Resume", "Let its quiet daemon claim again.", "is to claim again"),
-    _worker_act("drain", "Drain", "Let its daemon finish what runs, and end. This cannot be taken back.", "is to finish and end", danger=True),
-    _service_act("open", "open", "Hold open", "Nobody calls the service until the breaker is let work by itself again.", "are held open"),
-    _service_act("close", "closed", "Hold closed", "It is called whatever fails, until the breaker is let work by itself again.", "are held closed"),
+    _worker_act(
+        "drain",
+        "Drain",
+        "Let its daemon finish what runs, and end. This cannot be taken back.",
+        "is to finish and end",
+        danger=True,
+    ),
     _service_act(
-        "auto", "automatic", "Let it work by itself", "The breaker decides again; one that was held open goes on with probes.", "work by themselves"
+        "open",
+        "open",
+        "Hold open",
+        "Nobody calls the service until the breaker is let work by itself again.",
+        "are held open",
+    ),
+    _service_act(
+        "close",
+        "closed",
+        "Hold closed",
+        "It is called whatever fails, until the breaker is let work by itself again.",
+        "are held closed",
+    ),
+    _service_act(
+        "auto",
+        "automatic",
+        "Let it work by itself",
+        "The breaker decides again; one that was held open goes on with probes.",
+        "work by themselves",
     ),
     ActForm(
         "scope.lift",
@@ -227,7 +313,9 @@ OTHER_ACTS = (
         "Park a scope",
         "Start no message of it for some time; what runs goes on. It takes the place of an earlier park.",
         (
-            FormField("scope", "Scope", required=True, hint="A service that actors name, actor:TYPE or queue:QUEUE"),
+            FormField(
+                "scope", "Scope", required=True, hint="A service that actors name, actor:TYPE or queue:QUEUE"
+            ),
             FormField("duration", "For", "duration", required=True, hint="90s, 5m, 2h", placeholder="5m"),
             FormField("probing", "After that, one message at a time until it is lifted", "flag"),
         ),

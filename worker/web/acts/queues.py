@@ -16,7 +16,8 @@ from packhorse.worker.web.forms import ActForm, FormField, Place, Preview, Submi
 
 QUEUE = FormField("queue", "Queue", required=True, target=True)
 
-#: Setting -> what it is called, and what helps to write it. Each may be `none` where no limit makes sense; the database checks them.
+#: Setting -> what it is called, and what helps to write it. Each may be `none` where no limit makes sense;
+#: the database checks them.
 SETTINGS = {
     "max_concurrency": ("At once, in the fleet", "empty: no limit"),
     "max_concurrency_per_key": ("At once per concurrency key", "empty: no limit"),
@@ -56,7 +57,11 @@ def _prefill(connection: DeadlineConnection, given: Submission) -> Mapping[str, 
 def _changes(connection: DeadlineConnection, given: Submission) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is now, and what the form says otherwise."""
     now = operations.queue_settings(connection, given["queue"])
-    return now, {name: value for name in SETTINGS if name in given.texts and (value := _value(given.text(name))) != now[name]}
+    return now, {
+        name: value
+        for name in SETTINGS
+        if name in given.texts and (value := _value(given.text(name))) != now[name]
+    }
 
 
 def _value(text: str) -> Any:
@@ -67,20 +72,42 @@ def _value(text: str) -> Any:
         number = json.loads(text)
     except ValueError:
         return text.strip()
-    return number if isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number) else text.strip()
+    return (
+        number
+        if isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+        else text.strip()
+    )
 
 
 def _set_preview(connection: DeadlineConnection, given: Submission) -> Preview:
     now, changes = _changes(connection, given)
-    lines = [line for name, value in changes.items() for line in (f"-{name}: {_shown(now[name])}", f"+{name}: {_shown(value)}")]
+    lines = [
+        line
+        for name, value in changes.items()
+        for line in (f"-{name}: {_shown(now[name])}", f"+{name}: {_shown(value)}")
+    ]
     warnings = []
     limit = changes.get("max_concurrency")
-    running = next((int(row["running"]) for row in operations.queue_health(connection) if row["queue"] == given["queue"]), 0)
+    running = next(
+        (
+            int(row["running"])
+            for row in operations.queue_health(connection)
+            if row["queue"] == given["queue"]
+        ),
+        0,
+    )
     if isinstance(limit, int) and running > limit:
         warnings.append(f"{running} run now: they go on, and no other starts until fewer than {limit} do.")
     if changes:
-        warnings.append(f"Before: {retries.span_sentence(operations.retry_span(connection, given['queue']))}.")
-    return Preview("This is changed, within seconds:" if changes else "Nothing is changed.", tuple(lines), tuple(warnings), len(changes))
+        warnings.append(
+            f"Before: {retries.span_sentence(operations.retry_span(connection, given['queue']))}."
+        )
+    return Preview(
+        "This is changed, within seconds:" if changes else "Nothing is changed.",
+        tuple(lines),
+        tuple(warnings),
+        len(changes),
+    )
 
 
 def _shown(value: Any) -> str:

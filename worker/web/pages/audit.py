@@ -25,8 +25,8 @@ HIDDEN = frozenset({"payload", "before", "after", "old_payload", "new_payload", 
 
 @dataclass(frozen=True, slots=True)
 class AuditPage:
-    """action, operator, message: what was asked for; None for all. page: each row has `lines`, its details as a tree without the values of
-    payloads, which an edit keeps here."""
+    """action, operator, message: what was asked for; None for all. page: each row has `lines`, its details as
+    a tree without the values of payloads, which an edit keeps here."""
 
     action: str | None
     operator: str | None
@@ -36,15 +36,27 @@ class AuditPage:
 
 async def load(reader: Reader, query: Query) -> AuditPage:
     """Parameters: action, operator, message; before, after: an id of the trail."""
-    action, operator, message = parameters.text(query, "action"), parameters.text(query, "operator"), query.integer("message")
+    action, operator, message = (
+        parameters.text(query, "action"),
+        parameters.text(query, "operator"),
+        query.integer("message"),
+    )
     before, after = query.integer("before"), query.integer("after")
-    page = await reader.ask("audit", 2.0, browse.actions, action, operator, message, before, after, parameters.ROWS)
+    page = await reader.ask(
+        "audit", 2.0, browse.actions, action, operator, message, before, after, parameters.ROWS
+    )
     page = replace(page, rows=tuple({**row, "lines": lines_of(row["details"])} for row in page.rows))
     return AuditPage(action, operator, message, page)
 
 
 def lines_of(details: Any) -> list[Row]:
-    """Details as a tree. Numbers and short words of ours are shown; what an edit keeps of a payload is not."""
+    """Details as a tree. Numbers and short words of ours are shown; what an edit keeps of a payload is
+    not.
+    """
     if not isinstance(details, dict):
         return payload_rows(details) if details is not None else []
-    return [line for name, part in details.items() for line in payload_rows({name: part}, isinstance(part, dict | list) or name in HIDDEN)[1:]]
+    return [
+        line
+        for name, part in details.items()
+        for line in payload_rows({name: part}, isinstance(part, dict | list) or name in HIDDEN)[1:]
+    ]

@@ -56,7 +56,9 @@ async def load(reader: Reader, query: Query) -> Completions:
 
 
 def _with_operator(field: str) -> str:
-    return {"payload": "payload.", "age": "age>", "created": "created>", "run_at": "run_at>"}.get(field, f"{field}=")
+    return {"payload": "payload.", "age": "age>", "created": "created>", "run_at": "run_at>"}.get(
+        field, f"{field}="
+    )
 
 
 def _starting(head: str, words: Iterable[str], start: str) -> tuple[str, ...]:

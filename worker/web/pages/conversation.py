@@ -27,9 +27,9 @@ MOST_WAITING = 100
 
 @dataclass(frozen=True, slots=True)
 class ConversationPage:
-    """key: None for the list of those that wait. found: None when it has no live message and no dead letter. rows: its messages in their order; on
-    pages further back (before) those that ended. archive: how far those were looked for. is_bounded: more conversations wait than were
-    looked at."""
+    """key: None for the list of those that wait. found: None when it has no live message and no dead letter.
+    rows: its messages in their order; on pages further back (before) those that ended. archive: how far those
+    were looked for. is_bounded: more conversations wait than were looked at."""
 
     key: str | None
     found: Conversation | None
@@ -55,7 +55,16 @@ async def load(reader: Reader, query: Query) -> ConversationPage:
     archive = await reader.ask("conversation archived", 15.0, browse.archived_of, key, before, MOST_MESSAGES)
     live = found.messages if found is not None and before is None else []
     rows = tuple(sorted([*archive.rows, *live], key=lambda row: row["id"]))
-    return ConversationPage(key, found, rows, replace(archive, newer=False), before, [], False, f"packhorse conversation show {shlex.quote(key)}")
+    return ConversationPage(
+        key,
+        found,
+        rows,
+        replace(archive, newer=False),
+        before,
+        [],
+        False,
+        f"packhorse conversation show {shlex.quote(key)}",
+    )
 
 
 def _show(connection: DeadlineConnection, key: str) -> Conversation:

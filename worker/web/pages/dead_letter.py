@@ -21,7 +21,9 @@ TEMPLATE = "dead_letter.html"
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterPage:
-    """letter: whole. payload, options, error_details: lines of a tree, without values. attempts: newest first."""
+    """letter: whole. payload, options, error_details: lines of a tree, without values. attempts: newest
+    first.
+    """
 
     letter: Row
     payload: list[Row]

@@ -35,11 +35,23 @@ async def load(reader: Reader, query: Query) -> DeadLetterGroupPage:
     """Parameters: fingerprint; before, after: an id."""
     fingerprint = parameters.text(query, "fingerprint") or ""
     if not re.fullmatch(r"[0-9A-Za-z._-]{1,100}", fingerprint):
-        raise InvalidArgument(f"fingerprint: {fingerprint[:40]!r} is none", field="fingerprint", hint="Open a group from the list of dead letters")
+        raise InvalidArgument(
+            f"fingerprint: {fingerprint[:40]!r} is none",
+            field="fingerprint",
+            hint="Open a group from the list of dead letters",
+        )
     before, after = query.integer("before"), query.integer("after")
     group = await reader.ask("dead letter group", 2.0, browse.group, fingerprint)
     plain = query.visitor.may(Role.OPERATOR)
     if group is not None:
-        group = {**group, "error_message": told(group["error_message"], plain=plain), "traceback": told(group["traceback"], plain=plain)}
-    page = await reader.ask("dead letters of a group", 2.0, browse.group_letters, fingerprint, before, after, parameters.ROWS)
-    return DeadLetterGroupPage(fingerprint, group, page, f"packhorse dead-letter list --fingerprint {fingerprint}")
+        group = {
+            **group,
+            "error_message": told(group["error_message"], plain=plain),
+            "traceback": told(group["traceback"], plain=plain),
+        }
+    page = await reader.ask(
+        "dead letters of a group", 2.0, browse.group_letters, fingerprint, before, after, parameters.ROWS
+    )
+    return DeadLetterGroupPage(
+        fingerprint, group, page, f"packhorse dead-letter list --fingerprint {fingerprint}"
+    )

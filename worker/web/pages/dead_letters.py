@@ -24,7 +24,9 @@ MOST_GROUPS = 100
 
 @dataclass(frozen=True, slots=True)
 class DeadLettersPage:
-    """groups: None when the filter cannot be read. total: of the groups that are shown; is_all: there are no others."""
+    """groups: None when the filter cannot be read. total: of the groups that are shown; is_all: there are no
+    others.
+    """
 
     filter: Filter
     groups: list[Row] | None
@@ -38,8 +40,16 @@ async def load(reader: Reader, query: Query) -> DeadLettersPage:
     found = parameters.dead_filter(query)
     if found.problem is not None:
         return DeadLettersPage(found, None, 0, True, "packhorse dead-letter groups")
-    groups = await reader.ask("dead letter groups", 15.0 if found.terms else 5.0, browse.groups, found.terms, MOST_GROUPS)
+    groups = await reader.ask(
+        "dead letter groups", 15.0 if found.terms else 5.0, browse.groups, found.terms, MOST_GROUPS
+    )
     plain = query.visitor.may(Role.OPERATOR)
     groups = [{**group, "error_message": told(group["error_message"], plain=plain)} for group in groups]
-    command = f"packhorse dead-letter list --where {shlex.quote(found.text)}" if found.text else "packhorse dead-letter groups"
-    return DeadLettersPage(found, groups, sum(int(group["count"]) for group in groups), len(groups) < MOST_GROUPS, command)
+    command = (
+        f"packhorse dead-letter list --where {shlex.quote(found.text)}"
+        if found.text
+        else "packhorse dead-letter groups"
+    )
+    return DeadLettersPage(
+        found, groups, sum(int(group["count"]) for group in groups), len(groups) < MOST_GROUPS, command
+    )

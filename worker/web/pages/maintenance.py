@@ -22,8 +22,8 @@ MOST_RUNS = 50
 
 @dataclass(frozen=True, slots=True)
 class TaskLine:
-    """A maintenance task. last: its last run; None when it never ran. policy: as configuration says it, as lines of a tree;
-    empty when it says nothing."""
+    """A maintenance task. last: its last run; None when it never ran. policy: as configuration says it, as
+    lines of a tree; empty when it says nothing."""
 
     name: str
     policy: list[Row]
@@ -45,12 +45,19 @@ class MaintenancePage:
 async def load(reader: Reader, query: Query) -> MaintenancePage:
     """Parameter: task, for the runs of one."""
     chosen = parameters.text(query, "task")
-    planned = {str(row["task"]): row for row in await reader.ask("maintenance policies", 10.0, inspection.policies)}
+    planned = {
+        str(row["task"]): row for row in await reader.ask("maintenance policies", 10.0, inspection.policies)
+    }
     last = {str(row["task"]): row for row in await reader.ask("maintenance health", 2.0, maintenance.health)}
     runs = await reader.ask("maintenance runs", 2.0, maintenance.history, chosen, MOST_RUNS)
     progress = await reader.ask("backfills", 2.0, backfills.progress)
     tasks = tuple(
-        TaskLine(name, _lines(planned.get(name, {}).get("policy")), int(planned.get(name, {}).get("rows_total") or 0), last.get(name))
+        TaskLine(
+            name,
+            _lines(planned.get(name, {}).get("policy")),
+            int(planned.get(name, {}).get("rows_total") or 0),
+            last.get(name),
+        )
         for name in sorted({*planned, *last})
         if not name.startswith("backfill.")
     )

@@ -28,7 +28,9 @@ _TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-")
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One entry of the history. event: retry, snooze, failed, lease_expired …; error and traceback as far as they are kept."""
+    """One entry of the history. event: retry, snooze, failed, lease_expired …; error and traceback as far as
+    they are kept.
+    """
 
     number: int | None
     event: str
@@ -47,9 +49,9 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class MessagePage:
-    """message: whole. payload, options, error_details: lines of a tree, without values; whoever may see them asks for that, which is recorded.
-    gates: of a live message, in the order of the claim. stops: the first gate that it does not pass. attempts: newest first.
-    schedule: the name of the schedule that made it."""
+    """message: whole. payload, options, error_details: lines of a tree, without values; whoever may see them
+    asks for that, which is recorded. gates: of a live message, in the order of the claim. stops: the first
+    gate that it does not pass. attempts: newest first. schedule: the name of the schedule that made it."""
 
     message: Row
     payload: list[Row]
@@ -76,7 +78,11 @@ async def load(reader: Reader, query: Query) -> MessagePage:
     context = await reader.ask("message trace", 60.0, browse.trace_context, number)
     trace = _TRACE.match(context or "")
     is_live = message["state"] in LIVE
-    holder = await reader.ask("message holder", 2.0, operations.holder, number) if message["state"] == "running" else None
+    holder = (
+        await reader.ask("message holder", 2.0, operations.holder, number)
+        if message["state"] == "running"
+        else None
+    )
     plain = query.visitor.may(Role.OPERATOR)
     gates = [replace(gate, detail=told(gate.detail, plain=plain) or "") for gate in gates]
     stops = _stops(gates, str(message["state"])) if is_live else None
@@ -100,15 +106,17 @@ async def load(reader: Reader, query: Query) -> MessagePage:
 
 
 def _stops(gates: list[Gate], state: str) -> Gate | None:
-    """The gate to be told first: of a blocked message that of its conversation, for that made it so; of others the first that it does not pass."""
+    """The gate to be told first: of a blocked message that of its conversation, for that made it so; of
+    others the first that it does not pass.
+    """
     closed = [gate for gate in gates if not gate.passed and gate.gate != "rank"]
     said = [gate for gate in closed if gate.gate == "conversation"] if state == State.BLOCKED else []
     return next(iter([*said, *closed]), None)
 
 
 def attempts_of(history: Any, *, plain: bool) -> tuple[Attempt, ...]:
-    """The entries of a history, newest first; what somebody has put there by hand and is no entry is left out. plain: texts of errors as they
-    are, with the personal data that may stand in them."""
+    """The entries of a history, newest first; what somebody has put there by hand and is no entry is left
+    out. plain: texts of errors as they are, with the personal data that may stand in them."""
     entries = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
     return tuple(
         Attempt(

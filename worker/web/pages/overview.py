@@ -39,7 +39,9 @@ MINUTES = 60
 
 @dataclass(frozen=True, slots=True)
 class Concern:
-    """Something that is not as it should be. status: warn or fail. what: the thing, in two or three words. path: of the screen that shows more."""
+    """Something that is not as it should be. status: warn or fail. what: the thing, in two or three words.
+    path: of the screen that shows more.
+    """
 
     status: str
     what: str
@@ -51,8 +53,8 @@ class Concern:
 class Speed:
     """What was done in the last hour. whole: or only the newest of it.
 
-    wait, run: p50, p95, p99 in seconds. minutes: messages per minute, oldest first, None where not known. starts: of workers, (place from
-    0 to 1, words).
+    wait, run: p50, p95, p99 in seconds. minutes: messages per minute, oldest first, None where not known.
+    starts: of workers, (place from 0 to 1, words).
     """
 
     done: int
@@ -95,7 +97,11 @@ async def load(reader: Reader, query: Query) -> OverviewPage:
         ),
         asyncio.gather(*(_or_none(reader, f"check {name}", health.checks, name) for name in CHECKS)),
     )
-    concerns = [concern for name, found in zip(CHECKS, checks, strict=True) for concern in _concerns(name, found[0] if found else None)]
+    concerns = [
+        concern
+        for name, found in zip(CHECKS, checks, strict=True)
+        for concern in _concerns(name, found[0] if found else None)
+    ]
     unknown = [name.replace("_", " ") for name, found in zip(CHECKS, checks, strict=True) if found is None]
     by_queue = {row["queue"]: row for row in ends or []}
     return OverviewPage(
@@ -117,7 +123,8 @@ async def _or_none(reader: Reader, name: str, function: Any, *args: str) -> list
 
 def _speed(row: Row, starts: list[Row]) -> Speed:
     counts = dict(row["minutes"] or [])
-    known = min(MINUTES, int(row["seconds"] / 60)) if row["seconds"] else MINUTES  # what is older was not read
+    # what is older was not read
+    known = min(MINUTES, int(row["seconds"] / 60)) if row["seconds"] else MINUTES
     minutes = [float(counts.get(ago, 0)) if ago < known else None for ago in reversed(range(MINUTES))]
     marks = [
         (
@@ -129,7 +136,15 @@ def _speed(row: Row, starts: list[Row]) -> Speed:
     ]
     nothing: list[float | None] = [None] * 3
     per_second = row["done"] / row["seconds"] if row["seconds"] else 0.0
-    return Speed(row["done"], per_second, row["whole"] is not False, row["wait"] or nothing, row["run"] or nothing, minutes, marks)
+    return Speed(
+        row["done"],
+        per_second,
+        row["whole"] is not False,
+        row["wait"] or nothing,
+        row["run"] or nothing,
+        minutes,
+        marks,
+    )
 
 
 def _line(row: Row, ends: Row | None) -> QueuePace:
@@ -142,12 +157,18 @@ def _line(row: Row, ends: Row | None) -> QueuePace:
 
 
 def _concerns(name: str, row: Row | None) -> Iterator[Concern]:
-    """Problems of one check: the queues, workers and so on that are at fault, each by itself where the check names them; else its sentence."""
+    """Problems of one check: the queues, workers and so on that are at fault, each by itself where the check
+    names them; else its sentence.
+    """
     if row is None or row["status"] not in ("warn", "fail"):
         return
     whole = Concern(row["status"], name.replace("_", " "), row["summary"], CHECKS[name])
     details = row["details"] if isinstance(row["details"], dict) else {}
-    found = list({"queue_health": _late_queues, "system_summary": _system, "circuit_breakers": _breakers}.get(name, _nothing_more)(whole, details))
+    found = list(
+        {"queue_health": _late_queues, "system_summary": _system, "circuit_breakers": _breakers}.get(
+            name, _nothing_more
+        )(whole, details)
+    )
     yield from found or [whole]
 
 
@@ -160,16 +181,25 @@ def _late_queues(whole: Concern, details: dict[str, Any]) -> Iterator[Concern]:
     for queue in late[:MOST_LINES]:
         said = [
             f"{'about ' if queue['estimated'] else ''}{number(queue['due'])} due",
-            queue["oldest_due_seconds"] is not None and f"the oldest for {seconds(queue['oldest_due_seconds'])}",
+            queue["oldest_due_seconds"] is not None
+            and f"the oldest for {seconds(queue['oldest_due_seconds'])}",
             queue["paused"] and "paused",
             not queue["has_worker"] and queue["declared"] and "no live worker",
             not queue["declared"] and "nobody has declared it",
         ]
         yield Concern(
-            queue["status"], f"queue {queue['queue']}", ", ".join(text for text in said if text), "/queues/" + quote(queue["queue"], safe="")
+            queue["status"],
+            f"queue {queue['queue']}",
+            ", ".join(text for text in said if text),
+            "/queues/" + quote(queue["queue"], safe=""),
         )
     if details.get("refused"):
-        yield Concern("warn", "not written", f"{number(details['refused'])} done messages whose end the database refuses", "/messages")
+        yield Concern(
+            "warn",
+            "not written",
+            f"{number(details['refused'])} done messages whose end the database refuses",
+            "/messages",
+        )
     if details.get("parked"):
         yield Concern("warn", "parked", f"scopes that rest: {', '.join(details['parked'][:5])}", "/services")
     if len(late) > MOST_LINES:
@@ -180,13 +210,21 @@ def _system(whole: Concern, details: dict[str, Any]) -> Iterator[Concern]:
     problems = details.get("worker_problems") or []
     for problem in problems[:MOST_LINES]:
         status = "fail" if problem["vital"] else "warn"
-        yield Concern(status, f"worker {problem['hostname']} pid {problem['pid']}", problem["problem"], "/workers")
+        yield Concern(
+            status, f"worker {problem['hostname']} pid {problem['pid']}", problem["problem"], "/workers"
+        )
     if len(problems) > MOST_LINES:
         yield replace(whole, text=f"{len(problems) - MOST_LINES} more problems of workers", status="warn")
     runway = details.get("archive_runway_seconds")
     if runway is None or runway <= 2 * 86400:
-        left = "there is no partition for today" if runway is None or runway <= 0 else f"the archive has partitions for {seconds(runway)}"
-        yield Concern("fail" if runway is None or runway <= 86400 else "warn", "partition runway", left, "/partitions")
+        left = (
+            "there is no partition for today"
+            if runway is None or runway <= 0
+            else f"the archive has partitions for {seconds(runway)}"
+        )
+        yield Concern(
+            "fail" if runway is None or runway <= 86400 else "warn", "partition runway", left, "/partitions"
+        )
     snapshot = details.get("oldest_snapshot_seconds")
     if snapshot is not None and snapshot >= 900:
         text = f"somebody holds one for {seconds(snapshot)}: dead rows stay"
@@ -196,13 +234,30 @@ def _system(whole: Concern, details: dict[str, Any]) -> Iterator[Concern]:
         text = f"{details['connections']} of {details['max_connections']}"
         yield Concern("fail" if used >= 0.95 else "warn", "connections", text, "/database")
     if details.get("late_schedules"):
-        yield Concern("warn", "schedules", f"{details['late_schedules']} late by more than five minutes", "/schedules")
+        yield Concern(
+            "warn", "schedules", f"{details['late_schedules']} late by more than five minutes", "/schedules"
+        )
     if details.get("failed_maintenance_tasks"):
-        yield Concern("warn", "maintenance", f"{details['failed_maintenance_tasks']} tasks failed", "/maintenance")
+        yield Concern(
+            "warn", "maintenance", f"{details['failed_maintenance_tasks']} tasks failed", "/maintenance"
+        )
 
 
 def _breakers(whole: Concern, details: dict[str, Any]) -> Iterator[Concern]:
-    wrong = [each for each in details.get("breakers") or [] if each["state"] != "closed" or each["forced"] or each["healthy"] is False]
+    wrong = [
+        each
+        for each in details.get("breakers") or []
+        if each["state"] != "closed" or each["forced"] or each["healthy"] is False
+    ]
     for each in wrong[:MOST_LINES]:
-        said = [each["state"].replace("_", " "), each["forced"] and "forced by an operator", each["healthy"] is False and "unhealthy"]
-        yield Concern(whole.status, f"service {each['service']}", f"{each['endpoint']}: {', '.join(filter(None, said))}", "/services")
+        said = [
+            each["state"].replace("_", " "),
+            each["forced"] and "forced by an operator",
+            each["healthy"] is False and "unhealthy",
+        ]
+        yield Concern(
+            whole.status,
+            f"service {each['service']}",
+            f"{each['endpoint']}: {', '.join(filter(None, said))}",
+            "/services",
+        )

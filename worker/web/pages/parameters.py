@@ -17,7 +17,9 @@ MOST_TEXT = 500
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A filter as the visitor wrote it. terms: empty when it says nothing, or cannot be read; then problem and hint say why."""
+    """A filter as the visitor wrote it. terms: empty when it says nothing, or cannot be read; then problem
+    and hint say why.
+    """
 
     text: str
     terms: tuple[Term, ...] = ()
@@ -55,9 +57,13 @@ def text(query: Query, name: str) -> str | None:
     """A short text, of the path or of the query; None when nothing is given. Raises InvalidArgument."""
     found = query.path.get(name, query.values.get(name, ""))
     if len(found) > MOST_TEXT:
-        raise InvalidArgument(f"{name}: {len(found)} characters, at most {MOST_TEXT}", field=name, hint="Shorten it")
+        raise InvalidArgument(
+            f"{name}: {len(found)} characters, at most {MOST_TEXT}", field=name, hint="Shorten it"
+        )
     if "\0" in found or any("\ud800" <= char <= "\udfff" for char in found):
-        raise InvalidArgument(f"{name}: a character that PostgreSQL cannot store", field=name, hint="Leave it out")
+        raise InvalidArgument(
+            f"{name}: a character that PostgreSQL cannot store", field=name, hint="Leave it out"
+        )
     return found or None
 
 

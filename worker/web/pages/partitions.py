@@ -21,7 +21,9 @@ WIDTH = 1000
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A partition on the timeline of its table: x and width of 0..WIDTH; bounds as the database writes them."""
+    """A partition on the timeline of its table: x and width of 0..WIDTH; bounds as the database writes
+    them.
+    """
 
     name: str
     x: int
@@ -31,7 +33,9 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class PartitionedTable:
-    """now: where the present is on the timeline, 0..WIDTH; None when no partition has bounds in time. others: those without such bounds."""
+    """now: where the present is on the timeline, 0..WIDTH; None when no partition has bounds in time. others:
+    those without such bounds.
+    """
 
     name: str
     bars: tuple[Bar, ...]
@@ -56,12 +60,17 @@ class PartitionsPage:
 async def load(reader: Reader, query: Query) -> PartitionsPage:
     """No parameters."""
     found = await reader.ask("partitions", 10.0, inspection.partitions)
-    runways = {str(row["table_name"]): row for row in await reader.ask("partition runways", 10.0, inspection.runways)}
+    runways = {
+        str(row["table_name"]): row for row in await reader.ask("partition runways", 10.0, inspection.runways)
+    }
     history = await reader.ask("partition history", 10.0, partitions.history, None, 50)
     by_table: dict[str, list[Row]] = {}
     for row in found:
         by_table.setdefault(row["parent"], []).append(row)
-    tables = [table_of(name, rows, runways.get(rows[0]["name"]) or runways.get(name), datetime.now(UTC)) for name, rows in by_table.items()]
+    tables = [
+        table_of(name, rows, runways.get(rows[0]["name"]) or runways.get(name), datetime.now(UTC))
+        for name, rows in by_table.items()
+    ]
     return PartitionsPage(tuple(tables), history, "packhorse partitions status")
 
 
@@ -69,7 +78,11 @@ def table_of(name: str, rows: list[Row], runway: Row | None, now: datetime) -> P
     """A table with its timeline: from the first bound to the last, or to now when that is later."""
     kept = [row for row in rows if row["partition"] is not None]
     spans = [(row, _moment(row["lower_bound"]), _moment(row["upper_bound"])) for row in kept]
-    timed = [(row, lower, upper) for row, lower, upper in spans if lower is not None and upper is not None and lower < upper]
+    timed = [
+        (row, lower, upper)
+        for row, lower, upper in spans
+        if lower is not None and upper is not None and lower < upper
+    ]
     bars: tuple[Bar, ...] = ()
     place = None
     if timed:
@@ -77,7 +90,12 @@ def table_of(name: str, rows: list[Row], runway: Row | None, now: datetime) -> P
         end = max(max(upper for _, _, upper in timed), now)
         scale = WIDTH / max((end - start).total_seconds(), 1.0)
         bars = tuple(
-            Bar(row["partition"], round((lower - start).total_seconds() * scale), max(1, round((upper - lower).total_seconds() * scale) - 1), row)
+            Bar(
+                row["partition"],
+                round((lower - start).total_seconds() * scale),
+                max(1, round((upper - lower).total_seconds() * scale) - 1),
+                row,
+            )
             for row, lower, upper in timed
         )
         place = round((now - start).total_seconds() * scale)

@@ -19,7 +19,9 @@ TEMPLATE = "queue.html"
 
 @dataclass(frozen=True, slots=True)
 class QueuePage:
-    """settings: None for a queue that nobody has declared and that messages name all the same. depths: None when nothing is in it."""
+    """settings: None for a queue that nobody has declared and that messages name all the same. depths: None
+    when nothing is in it.
+    """
 
     name: str
     settings: Row | None
@@ -38,9 +40,20 @@ async def load(reader: Reader, query: Query) -> QueuePage:
     depths = {str(row["queue"]): row for row in await reader.ask("queue depths", 2.0, inspection.depths)}
     dead = await reader.ask("dead letters by queue", 5.0, inspection.dead_by_queue)
     if settings is None and name not in depths and name not in dead:
-        raise UnknownQueue(f"queue: there is no {name[:100]!r}", field="queue", hint="The list of queues has all of them")
+        raise UnknownQueue(
+            f"queue: there is no {name[:100]!r}", field="queue", hint="The list of queues has all of them"
+        )
     types = await reader.ask("queue types", 5.0, inspection.types_of, name)
     oldest = await reader.ask("queue oldest", 2.0, inspection.oldest_of, name)
     workers = await reader.ask("workers", 2.0, inspection.workers, 1000)
     mine = tuple(worker for worker in workers if name in worker["queues"])
-    return QueuePage(name, settings, depths.get(name), dead.get(name, 0), types, mine, oldest, f"packhorse queue show {name}")
+    return QueuePage(
+        name,
+        settings,
+        depths.get(name),
+        dead.get(name, 0),
+        types,
+        mine,
+        oldest,
+        f"packhorse queue show {name}",
+    )

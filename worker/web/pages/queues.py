@@ -17,8 +17,8 @@ TEMPLATE = "queues.html"
 
 @dataclass(frozen=True, slots=True)
 class QueueLine:
-    """depths: due, delayed, running, blocked, oldest_due_seconds, estimated. settings: None for a queue that nobody has declared.
-    dead: dead letters; is_more: there are more than that."""
+    """depths: due, delayed, running, blocked, oldest_due_seconds, estimated. settings: None for a queue that
+    nobody has declared. dead: dead letters; is_more: there are more than that."""
 
     name: str
     depths: Row | None
@@ -42,6 +42,15 @@ async def load(reader: Reader, query: Query) -> QueuesPage:
     dead = await reader.ask("dead letters by queue", 5.0, inspection.dead_by_queue)
     names = sorted({*depths, *settings, *dead}, key=lambda name: (name not in settings, name))
     return QueuesPage(
-        tuple(QueueLine(name, depths.get(name), settings.get(name), dead.get(name, 0), dead.get(name, 0) >= inspection.MOST_DEAD) for name in names),
+        tuple(
+            QueueLine(
+                name,
+                depths.get(name),
+                settings.get(name),
+                dead.get(name, 0),
+                dead.get(name, 0) >= inspection.MOST_DEAD,
+            )
+            for name in names
+        ),
         "packhorse queue list",
     )

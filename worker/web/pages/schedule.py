@@ -22,7 +22,9 @@ MOST_RUNS = 50
 
 @dataclass(frozen=True, slots=True)
 class SchedulePage:
-    """coming: the next times of a period; of a cron expression the first only, and `next_command` tells the others."""
+    """coming: the next times of a period; of a cron expression the first only, and `next_command` tells the
+    others.
+    """
 
     schedule: Row
     coming: list[Row]
@@ -36,7 +38,13 @@ async def load(reader: Reader, query: Query) -> SchedulePage:
     name = parameters.text(query, "name") or ""
     schedule = await reader.ask("schedule", 2.0, inspection.schedule, name)
     if schedule is None:
-        raise InvalidArgument(f"schedule: there is no {name[:100]!r}", field="schedule", hint="The list of schedules has all of them")
+        raise InvalidArgument(
+            f"schedule: there is no {name[:100]!r}",
+            field="schedule",
+            hint="The list of schedules has all of them",
+        )
     coming = await reader.ask("schedules next", 5.0, inspection.next_runs, name, NEXT)
     runs = await reader.ask("schedule runs", 2.0, inspection.schedule_runs, name, MOST_RUNS)
-    return SchedulePage(schedule, coming, runs, f"packhorse schedule show {name}", f"packhorse schedule next {name}")
+    return SchedulePage(
+        schedule, coming, runs, f"packhorse schedule show {name}", f"packhorse schedule next {name}"
+    )

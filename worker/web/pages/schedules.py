@@ -19,7 +19,9 @@ NEXT = 10
 
 @dataclass(frozen=True, slots=True)
 class SchedulesPage:
-    """coming: the next planned times; of a cron expression the first only, for only a scheduler computes the others."""
+    """coming: the next planned times; of a cron expression the first only, for only a scheduler computes the
+    others.
+    """
 
     schedules: list[Row]
     coming: list[Row]

@@ -27,4 +27,6 @@ class ServicesPage:
 async def load(reader: Reader, query: Query) -> ServicesPage:
     """No parameters."""
     endpoints = await reader.ask("services", 2.0, services.list_endpoints)
-    return ServicesPage(endpoints, await reader.ask("scopes", 5.0, scopes.list_scopes), "packhorse service list")
+    return ServicesPage(
+        endpoints, await reader.ask("scopes", 5.0, scopes.list_scopes), "packhorse service list"
+    )

@@ -30,7 +30,9 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class WorkersPage:
-    """versions: how many live processes run each. unheld: running messages whose holder is no known process."""
+    """versions: how many live processes run each. unheld: running messages whose holder is no known
+    process.
+    """
 
     processes: tuple[Process, ...]
     versions: tuple[tuple[str, int], ...]
