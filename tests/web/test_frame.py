@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 
+import psycopg
 import pytest
 
 from packhorse.worker.web.access import HEADERS
@@ -109,3 +110,51 @@ def test_a_number_in_the_address_that_is_none_is_an_error_that_names_it(page):
     for given in ("-1", "x", "9" * 30, "٣", "1 or 1=1"):
         with pytest.raises(InvalidArgument, match="id: "):
             Query({"id": given}, {}, visitor).integer("id")
+
+
+def test_pages_and_files_come_compressed_and_the_event_stream_does_not(page):
+    browser = page.browser()
+    for path in ("/", "/static/app.css", "/static/vendor/htmx.min.js"):
+        with browser.client.stream("GET", path, headers={"Accept-Encoding": "gzip"}) as answer:
+            assert answer.headers["Content-Encoding"] == "gzip", path
+            assert "Accept-Encoding" in answer.headers["Vary"], path
+            sent = sum(map(len, answer.iter_raw()))
+            assert sent < len(browser.get(path, headers={"Accept-Encoding": "identity"}).content) * 0.6, path
+    with browser.client.stream("GET", "/live", headers={"Accept-Encoding": "gzip"}) as events:
+        assert "Content-Encoding" not in events.headers
+        lines = events.iter_lines()
+        assert next(lines) == "retry: 3000", "at once, before the first tick"
+        assert next(line for line in lines if line) == "event: tick"
+
+
+def test_a_form_token_is_another_text_each_time_so_that_no_compressed_page_tells_it(page):
+    browser = page.browser(page.token("operator"))
+    first, second = (
+        browser.csrf("/acts/queue.pause?queue=default"),
+        browser.csrf("/acts/queue.pause?queue=default"),
+    )
+    assert first[:16] != second[:16] and first[16:] != second[16:]
+    for token in (first, second):
+        assert browser.post("/acts/queue.pause", {"queue": "default", "csrf": token}).status_code == 303
+    mixed = {"queue": "default", "csrf": first[:16] + second[16:]}
+    assert browser.post("/acts/queue.pause", mixed).status_code == 403
+
+
+def test_every_screen_says_where_it_is_in_the_navigation(page, database):
+    """aria-current: `page` on a screen of the navigation, `true` on that which a detail belongs to."""
+    with psycopg.connect(database.admin_url, autocommit=True) as connection:
+        message = connection.execute(
+            "insert into packhorse.message_queue (queue, message_type, payload, run_at, created_at) "
+            "values ('default', 't', '{}', now(), now()) returning id"
+        ).fetchone()[0]
+    browser = page.browser()
+    for path, mark, where in [
+        ("/", "page", "Overview"),
+        ("/queues", "page", "Queues"),
+        ("/queues/default", "true", "Queues"),
+        (f"/messages/{message}", "true", "Messages"),
+        ("/dead-letters/groups/none", "true", "Dead letters"),
+        ("/audit", "page", "Audit"),
+    ]:
+        nav = browser.get(path).text.split('<nav class="main"')[1].split("</nav>")[0]
+        assert re.findall(r'aria-current="(\w+)">([^<]+)<', nav) == [(mark, where)], path

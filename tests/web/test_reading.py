@@ -14,6 +14,7 @@ import pytest
 from packhorse.worker.config import load_settings
 from packhorse.worker.db.queries import Statement
 from packhorse.worker.errors import InvalidArgument, StoreRejected
+from packhorse.worker.web import reading
 from packhorse.worker.web.live import MOST_QUESTIONS_PER_SECOND
 from packhorse.worker.web.reading import MOST_ANSWERS, MOST_BYTES, NoAnswer, Reader, Site
 from tests.support.waiting import wait_until
@@ -119,14 +120,94 @@ def test_a_slow_or_locked_question_ends_and_the_old_answer_counts(site, database
 
     assert ask(site, ("maybe", 0.0, maybe)) == (["old"], None)
     slow.set()
-    answers, outdated = ask(site, ("maybe", 0.0, maybe))
-    assert answers == ["old"] and outdated is not None and "longer than a second" in outdated.problem
+    assert site._kept.pop(("maybe", ())), "nothing newer than a minute"
+    answers, _ = ask(site, ("maybe", 0.0, maybe))
+    assert isinstance(answers[0], NoAnswer) and "longer than a second" in str(answers[0])
     with psycopg.connect(database.admin_url) as locker:
         locker.execute("lock table packhorse.queues in access exclusive mode")
         answers, _ = ask(site, ("locked", 0.0, one, "select count(*) from packhorse.queues"))
         assert isinstance(answers[0], NoAnswer) and "locked" in str(answers[0])
     slow.clear()
     assert ask(site, ("maybe", 0.0, maybe)) == (["old"], None), "the connection is of use again"
+
+
+def test_nobody_waits_for_a_newer_answer_when_there_is_one_of_the_last_minute(site):
+    """The page shows the last one at once, and the question goes on for the next page."""
+    asked, slow = [], threading.Event()
+
+    def slowly(connection):
+        asked.append(1)
+        return one(connection, f"select {len(asked)} from pg_sleep({0.6 if slow.is_set() else 0})")
+
+    async def pages():
+        assert await Reader(site).ask("slowly", 0.0, slowly) == 1
+        slow.set()
+        begun = Reader(site)
+        first, again = await asyncio.gather(
+            begun.ask("slowly", 0.0, slowly), begun.ask("slowly", 0.0, slowly)
+        )
+        assert (first, again) == (1, 1) and begun.outdated is None
+        assert begun.moment is not None, "its age is shown"
+        assert len(asked) == 2, "one question for all"
+        later = Reader(site)
+        await asyncio.gather(*site._flights.values())
+        assert await later.ask("slowly", 5.0, slowly) == 2
+        assert later.moment > begun.moment and len(asked) == 2
+
+    asyncio.run(pages())
+
+
+def test_an_answer_older_than_a_minute_is_waited_for(site, monkeypatch):
+    monkeypatch.setattr(reading, "GRACE_SECONDS", 0.0)
+
+    def slowly(connection, numbers=iter(range(9))):
+        return one(connection, f"select {next(numbers)} from pg_sleep(0.3)")
+
+    async def pages():
+        return [await Reader(site).ask("slowly", 0.0, slowly) for _ in range(2)]
+
+    assert asyncio.run(pages()) == [0, 1]
+
+
+def test_a_question_that_fails_behind_the_last_answer_is_said_on_the_next_page(site):
+    slow = threading.Event()
+
+    def maybe(connection):
+        return one(connection, f"select 7 from pg_sleep({30 if slow.is_set() else 0})")
+
+    async def pages():
+        await Reader(site).ask("maybe", 0.0, maybe)
+        slow.set()
+        silent = Reader(site)
+        assert await silent.ask("maybe", 0.0, maybe) == 7 and silent.outdated is None
+        await asyncio.gather(*site._flights.values(), return_exceptions=True)
+        told = Reader(site)
+        assert await told.ask("maybe", 0.0, maybe) == 7
+        assert told.outdated is not None and "longer than a second" in told.outdated.problem
+
+    asyncio.run(pages())
+
+
+def test_what_was_asked_before_an_act_is_not_the_answer_after_it(site):
+    """Not even when it comes later than the act."""
+    going, value = threading.Event(), ["before"]
+
+    def slowly(connection):
+        found = value[0]
+        going.set()
+        one(connection, "select 1 from pg_sleep(0.3)")
+        return found
+
+    async def pages():
+        earlier = asyncio.ensure_future(Reader(site).ask("slowly", 60.0, slowly))
+        await asyncio.to_thread(going.wait)
+        value[0] = "after"
+        site.forget()
+        assert await Reader(site).ask("slowly", 60.0, slowly) == "after"
+        assert await earlier == "before"
+        assert await Reader(site).ask("slowly", 60.0, slowly) == "after"
+
+    asyncio.run(pages())
 
 
 def test_a_question_at_fault_is_told_so_and_keeps_nothing(site):

@@ -35,6 +35,7 @@ MOST_FAILURES, FAILURE_SECONDS, MOST_ADDRESSES = 5, 60.0, 10_000
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 COOKIE = "packhorse_session"
 CSRF_FIELD = "csrf"
+_NONCE_CHARACTERS = 16
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -201,8 +202,10 @@ class Access:
         }
 
     def csrf(self, visitor: Visitor | None) -> str:
-        """What a form of this visitor must bring back."""
-        return self._sign("csrf", f"{visitor.by} {visitor.name} {visitor.secret}" if visitor else "nobody")
+        """What a form of this visitor must bring back; another text each time, for a page is compressed
+        together with what its address says, and the size would tell a constant one (BREACH).
+        """
+        return self._csrf(visitor, secrets.token_hex(_NONCE_CHARACTERS // 2))
 
     def check_change(self, request: Request, visitor: Visitor | None, given: str) -> None:
         """Refuse what another page, or nobody of ours, has sent: the Origin must be ours, and the form as
@@ -217,10 +220,15 @@ class Access:
             raise Refused(403, "This was sent by another page.", "Open the page itself and do it there.")
         if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
             raise Refused(403, "This was sent by another page.", "Open the page itself and do it there.")
-        if not hmac.compare_digest(given.encode(), self.csrf(visitor).encode()):
+        expected = self._csrf(visitor, given[:_NONCE_CHARACTERS])
+        if not hmac.compare_digest(given.encode(), expected.encode()):
             raise Refused(
                 403, "The form is too old, or of another session.", "Load the page again and repeat it."
             )
+
+    def _csrf(self, visitor: Visitor | None, nonce: str) -> str:
+        who = f"{visitor.by} {visitor.name} {visitor.secret}" if visitor else "nobody"
+        return nonce + self._sign("csrf", f"{nonce} {who}")
 
     async def _of_session(self, session: str) -> Visitor | None:
         body, _, signature = session.rpartition(".")

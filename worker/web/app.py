@@ -44,7 +44,15 @@ def _show(screen: Screen) -> Endpoint:
         query = Query(visit.request.path_params, dict(visit.request.query_params), visit.visitor)
         model = await screen.load(reader, query)
         title = getattr(model, "title", screen.title)
-        return visit.page(screen.template, title, model, outdated=reader.outdated, live=True, screen=screen)
+        return visit.page(
+            screen.template,
+            title,
+            model,
+            outdated=reader.outdated,
+            moment=reader.moment,
+            live=True,
+            screen=screen,
+        )
 
     return show
 
@@ -141,7 +149,7 @@ def create_app(settings: Settings, sites: list[Site]) -> Starlette:
         frame.close()
 
     routes: list[BaseRoute] = [_route(frame, entry, None) for entry in ROUTES if entry.top]
-    routes.append(Mount("/static", GZipMiddleware(_Files(directory=render.STATIC), minimum_size=500)))
+    routes.append(Mount("/static", _Files(directory=render.STATIC)))
     for site in sites:
         routes += [_route(frame, entry, site) for entry in ROUTES if not entry.top]
     if sites[0].prefix:
@@ -153,6 +161,7 @@ def create_app(settings: Settings, sites: list[Site]) -> Starlette:
         exception_handlers={404: _lost(frame), 405: _lost(frame)},
     )
     app.state.frame = frame
+    app.add_middleware(GZipMiddleware, minimum_size=500, compresslevel=6)  # leaves the event stream alone
     app.add_middleware(Headers)
     return app
 

@@ -2,8 +2,10 @@
 
 A question is a function of worker/store or worker/ops with its arguments. It runs in a thread, in a READ ONLY
 transaction that ends after a second and waits 100 ms for a lock at most, as packhorse_reader where the login
-may be that. Equal questions within their time to live are asked once. While the database is away or too slow
-the last answer counts, and says how old it is.
+may be that. Equal questions within their time to live are asked once. An answer whose time is over is asked
+anew, and a page waits for that no longer than PATIENCE_SECONDS: then it shows the last answer, if that is not
+older than GRACE_SECONDS, while the question goes on for the next page. While the database is away or too slow
+the last answer counts, however old. Every page says how old its oldest answer is.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -39,6 +41,8 @@ ANSWER_SECONDS = 3.0
 CONNECT_SECONDS = 2.0
 #: After a failed connect nobody who has an old answer waits for the next one.
 REST_SECONDS = 2.0
+#: A page waits so long, over all of its questions, for newer answers than those of the last GRACE_SECONDS.
+PATIENCE_SECONDS, GRACE_SECONDS = 0.1, 60.0
 #: Answers that are kept, for their time to live and for an outage: so many, and about so many bytes.
 MOST_ANSWERS, MOST_BYTES = 512, 16 * 1_048_576
 
@@ -49,12 +53,16 @@ class NoAnswer(StoreUnavailable):
 
 @dataclass(frozen=True, slots=True)
 class KeptAnswer:
-    """What the database said, when (monotonic clock, and for people), and its size in bytes, roughly."""
+    """What the database said, when (monotonic clock, and for people), and its size in bytes, roughly.
+
+    problem: why there is no newer one, when that was tried.
+    """
 
     value: Any
     asked_at: float
     moment: datetime
     size: int
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +90,7 @@ class Site:
         self._kept: OrderedDict[Hashable, KeptAnswer] = OrderedDict()
         self._kept_bytes = 0
         self._flights: dict[Hashable, asyncio.Future[KeptAnswer]] = {}
+        self._acted_at = float("-inf")
         self._rests_until = 0.0
         self._is_away = False
         self._questions = ConnectionPool(self._open_reading, QUESTIONS_AT_ONCE)
@@ -90,10 +99,17 @@ class Site:
         self._act_threads = ThreadPoolExecutor(ACTS_AT_ONCE, f"web-act-{name}")
 
     async def answer(
-        self, ttl: float, key: Hashable, function: Callable[..., Any], *args: Any
+        self,
+        ttl: float,
+        key: Hashable,
+        function: Callable[..., Any],
+        *args: Any,
+        patience: Callable[[], float] = lambda: PATIENCE_SECONDS,
     ) -> tuple[KeptAnswer, str | None]:
-        """An answer, and why it is an old one, if it is. Raises NoAnswer; InvalidArgument when the question
-        is at fault.
+        """An answer, and why it is an old one, if that is not the page's own choice.
+
+        patience: seconds that this page may still wait where the last answer would do. Raises NoAnswer;
+        InvalidArgument when the question is at fault.
         """
         kept = self._kept.get(key)
         now = time.monotonic()
@@ -106,6 +122,10 @@ class Site:
         if flight is None:
             flight = self._flights[key] = asyncio.ensure_future(self._ask(key, function, *args))
             flight.add_done_callback(lambda done: self._landed(key, done))
+        if kept is not None and now - kept.asked_at < GRACE_SECONDS:
+            done, _ = await asyncio.wait({flight}, timeout=patience())
+            if not done:
+                return kept, kept.problem
         try:
             return await asyncio.shield(flight), None  # who goes away does not end it for the others
         except InvalidArgument:
@@ -128,9 +148,13 @@ class Site:
         return await asyncio.get_running_loop().run_in_executor(self._act_threads, run)
 
     def forget(self) -> None:
-        """Nothing kept counts as fresh: after an act its effect shall be seen."""
+        """Nothing kept, and nothing that is being asked, counts as fresh: after an act its effect shall be
+        seen.
+        """
+        self._acted_at = time.monotonic()
+        self._flights.clear()
         for key, kept in list(self._kept.items()):
-            self._kept[key] = KeptAnswer(kept.value, float("-inf"), kept.moment, kept.size)
+            self._kept[key] = replace(kept, asked_at=float("-inf"))
 
     def close(self) -> None:
         """End threads and connections; questions that run are waited for, a second or so."""
@@ -160,8 +184,12 @@ class Site:
         if self._is_away:
             self._is_away = False
             logger.info("web_database_back database=%s", self.name)
-        answer = KeptAnswer(value, asked_at, moment, _size(value))
-        self._keep(key, answer)
+        answer = KeptAnswer(
+            value, asked_at if asked_at > self._acted_at else float("-inf"), moment, _size(value)
+        )
+        earlier = self._kept.get(key)
+        if earlier is None or earlier.moment <= moment:  # one that an act has overtaken lands late
+            self._keep(key, answer)
         return answer
 
     def _look(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -183,9 +211,11 @@ class Site:
             self._kept_bytes -= self._kept.popitem(last=False)[1].size
 
     def _landed(self, key: Hashable, done: asyncio.Future[KeptAnswer]) -> None:
-        self._flights.pop(key, None)
-        if not done.cancelled():
-            done.exception()  # whoever waited has it; perhaps nobody does any more
+        if self._flights.get(key) is done:
+            del self._flights[key]
+        error = None if done.cancelled() else done.exception()  # perhaps nobody waits for it any more
+        if isinstance(error, StoreError) and key in self._kept:
+            self._kept[key] = replace(self._kept[key], problem=_reason(error))
 
     def _open_reading(self) -> DeadlineConnection:
         connection = self._open(
@@ -216,20 +246,33 @@ class Site:
 
 
 class Reader:
-    """The questions of one request; remembers whether an answer was an old one."""
+    """The questions of one request; remembers how old its answers are.
+
+    moment: of the oldest answer; None before the first. outdated: some answer is an old one against the
+    page's will.
+    """
 
     def __init__(self, site: Site) -> None:
         self.site = site
+        self.moment: datetime | None = None
         self.outdated: Outdated | None = None
+        self._patient_until = time.monotonic() + PATIENCE_SECONDS
 
     async def ask(self, name: str, ttl: float, function: Callable[..., T], *args: Hashable) -> T:
-        """What function(connection, *args) says, at most ttl seconds old while the database answers. name: of
-        the question; with args it says which questions are equal. Raises NoAnswer, InvalidArgument."""
-        answer, problem = await self.site.answer(ttl, (name, args), function, *args)
+        """What function(connection, *args) says: newer than ttl seconds, or than GRACE_SECONDS when the
+        database is slow to say it. name: of the question; with args it says which questions are equal. Raises
+        NoAnswer, InvalidArgument.
+        """
+        answer, problem = await self.site.answer(ttl, (name, args), function, *args, patience=self._patience)
+        if self.moment is None or answer.moment < self.moment:
+            self.moment = answer.moment
         if problem is not None and (self.outdated is None or answer.moment < self.outdated.moment):
             self.outdated = Outdated(answer.moment, problem)
         value: T = answer.value
         return value
+
+    def _patience(self) -> float:
+        return max(0.0, self._patient_until - time.monotonic())
 
 
 def _reason(error: StoreError) -> str:

@@ -108,6 +108,7 @@ class Frame:
             "can": lambda role: visit.visitor is not None and visit.visitor.may(Role[role.upper()]),
             "query": dict(visit.request.query_params),
             "outdated": None,
+            "moment": None,
             "live": False,
             "screen": None,
             "version": __version__,
