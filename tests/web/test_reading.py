@@ -160,7 +160,9 @@ def test_nobody_waits_for_a_newer_answer_when_there_is_one_of_the_last_minute(si
 def test_an_answer_older_than_a_minute_is_waited_for(site, monkeypatch):
     monkeypatch.setattr(reading, "GRACE_SECONDS", 0.0)
 
-    def slowly(connection, numbers=iter(range(9))):
+    numbers = iter(range(9))
+
+    def slowly(connection):
         return one(connection, f"select {next(numbers)} from pg_sleep(0.3)")
 
     async def pages():
