@@ -1,4 +1,4 @@
-"""Where the next claim looks (migrations/functions/claim.sql): per queue and priority, the last run_at
+"""Where the next claim looks (migrations/functions/claim_pick.sql): per queue and priority, the last run_at
 claimed.
 
 Under an old snapshot every claimed row leaves a dead entry at the left end of the claim index, and whoever
