@@ -46,9 +46,10 @@ class Settings:
 
     cases: keys of the only cases to measure, such as waiting/second; none: all of the metrics. messages: size
     of every drain and of every enqueue run; None = the size each system chose for itself. backlog: messages
-    that wait behind the measured ones. snapshot_messages: one case per entry. at_once: how many coroutines of
-    `waiting` may run at once; None = the number of each cell. samples: pickup latencies per run. expired:
-    rows that retention removes. idle_seconds: length of the idle observation.
+    that wait behind the measured ones. archived: ended messages beside those of `web`. snapshot_messages: one
+    case per entry. at_once: how many coroutines of `waiting` may run at once; None = the number of each cell.
+    samples: pickup latencies per run. expired: rows that retention removes. idle_seconds: length of the idle
+    observation.
     """
 
     systems: tuple[str, ...] = ALL_SYSTEMS
@@ -58,6 +59,7 @@ class Settings:
     messages: int | None = None
     at_once: int | None = None
     backlog: int = 1_000_000
+    archived: int = 5_000_000
     snapshot_messages: tuple[int, ...] = (200_000,)
     samples: int = 500
     expired: int = 5_000_000
@@ -70,8 +72,8 @@ class Settings:
 
 
 def from_env(environ: Mapping[str, str]) -> Settings:
-    """Read SYSTEMS, METRICS, CASES, ROUNDS, N, BACKLOG, SNAPSHOT_MESSAGES, SAMPLES, EXPIRED, IDLE_SECONDS,
-    AT_ONCE and RESULTS.
+    """Read SYSTEMS, METRICS, CASES, ROUNDS, N, BACKLOG, ARCHIVED, SNAPSHOT_MESSAGES, SAMPLES, EXPIRED,
+    IDLE_SECONDS, AT_ONCE and RESULTS.
 
     An unset or empty variable means its default. Raises ConfigError with all problems.
     """
@@ -106,6 +108,7 @@ def from_env(environ: Mapping[str, str]) -> Settings:
         messages=number("N", None),
         at_once=number("AT_ONCE", None),
         backlog=number("BACKLOG", usual.backlog) or usual.backlog,
+        archived=number("ARCHIVED", usual.archived) or usual.archived,
         snapshot_messages=numbers("SNAPSHOT_MESSAGES", usual.snapshot_messages),
         samples=number("SAMPLES", usual.samples) or usual.samples,
         expired=number("EXPIRED", usual.expired) or usual.expired,

@@ -1,79 +1,53 @@
-"""How long does the page take on a large queue, screen by screen?
+"""How long does the page take on a large queue, screen by screen, and what do the page and its viewers cost?
 
-BACKLOG live messages (a million), as many archived ones over seven days, and a tenth as many dead letters of
-fifty causes. The page's server runs in a thread; before each request everything that it has kept counts as
-old, so every question goes to the database. `python -m benchmarks.metrics.web` measures this alone and prints
-a line per screen.
+BACKLOG live messages (a million), ARCHIVED archived ones over seven days (five millions), and a tenth of
+BACKLOG dead letters of fifty causes. The page's server runs in a thread; before each request everything that
+it has kept counts as old, so every question goes to the database. Then the page as a process: see
+web_process.py. `python -m benchmarks.metrics.web` measures this alone and prints a line per number.
 """
 
 from __future__ import annotations
 
 import http.client
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import psycopg
-
-from benchmarks.harness.config import Settings
+from benchmarks.harness.config import Settings, from_env
+from benchmarks.harness.postgres import Postgres
 from benchmarks.harness.stats import percentile
+from benchmarks.metrics import web_process
 from benchmarks.metrics.base import Case, Number
-from benchmarks.systems.base import System
-from benchmarks.systems.postgres_base import PostgresSystem
+from benchmarks.metrics.web_process import VIEWERS, PageProcess
+from benchmarks.metrics.web_rows import Rows, fill
+from benchmarks.systems.base import Stores, System
+from benchmarks.systems.packhorse import Adapter
 
 CASES = [Case("web/pages")]
 ROUNDS = 20
-#: Rows of ten queues; a tenth is blocked in long conversations, half is due.
-FILL_LIVE = """
-insert into packhorse.message_queue (id, queue, message_type, payload, state, run_at, created_at, conversation_key)
-select n, 'q' || n %% 10, 'type' || n %% 20, jsonb_build_object('customer', jsonb_build_object('id', n %% 50000), 'body', repeat('x', 150)),
-  case when n %% 10 = 0 then 'blocked' else 'pending' end, now() + make_interval(secs => n %% 7200 - 3600),
-  now() - make_interval(secs => (%(dead)s + 2 * %(live)s - n) / 20.0), 'conversation' || case when n %% 10 = 0 then n %% 1000 else n end
-from generate_series(%(dead)s + %(live)s + 1, %(dead)s + 2 * %(live)s) n
-"""
-FILL_ARCHIVE = """
-insert into packhorse.message_archive (id, queue, message_type, payload, options, priority, state, attempt, crashes, created_at, claimed_at,
-  finished_at, conversation_key)
-select n, 'q' || n %% 10, 'type' || n %% 20, jsonb_build_object('customer', jsonb_build_object('id', n %% 50000), 'body', repeat('x', 150)),
-  '{}', 5, 'done', 1, 0, t.at - interval '1 minute', t.at - interval '1 second', t.at, 'conversation' || n %% 100000
-from generate_series(%(dead)s + 1, %(dead)s + %(live)s) n
-cross join lateral (select now() - interval '6 days' * (%(dead)s + %(live)s - n) / %(live)s as at) t
-"""
-FILL_DEAD = """
-insert into packhorse.dead_letters (id, queue, message_type, payload, options, priority, reason, error_class, error_message, traceback, fingerprint,
-  attempt, crashes, conversation_key, history, created_at, dead_at)
-select n, 'q' || n %% 10, 'type' || n %% 20, jsonb_build_object('customer', jsonb_build_object('id', n %% 50000)), '{}', 5, 'failed',
-  'Error' || n %% 50,
-  'failed with ' || n, repeat('at somewhere ', 100), md5((n %% 50)::text), 3, 0, 'conversation' || n %% 1000, '[]', now() - interval '3 days',
-  now() - make_interval(secs => (%(dead)s - n) * 2)
-from generate_series(1, %(dead)s) n
-"""
-PARTITION = """
-create table if not exists packhorse.message_archive_bench_{0} partition of packhorse.message_archive
-for values from (date_trunc('day', now() at time zone 'UTC' - interval '{0} days') at time zone 'UTC')
-to (date_trunc('day', now() at time zone 'UTC' - interval '{1} days') at time zone 'UTC')
-"""
 
 
-def addresses(live: int, dead: int) -> dict[str, str]:
+def addresses(rows: Rows) -> dict[str, str]:
     """What is asked for, by the name of its line. The last ones are the dearest: filters that match nothing,
     or very little.
     """
-    newest = dead + 2 * live
+    dead, newest = rows.dead, rows.last
+    middle = dead + rows.archived // 2
     return {
         "overview": "/",
         "queues": "/queues",
         "queue": "/queues/q1",
         "messages": "/messages",
-        "messages, far back": f"/messages?before={dead + live // 2}",
+        "messages, far back": f"/messages?before={middle}",
         "messages of a queue and state": "/messages?where=queue%3Dq3+state%3Dpending",
         "message, waiting": f"/messages/{newest - 1}",
         "message, blocked": f"/messages/{newest - newest % 10}",
         "message, archived": f"/messages/{dead + 5}",
         "conversations": "/conversations",
         "conversation": "/conversations?key=conversation10",
-        "conversation, further back": f"/conversations?key=conversation10&before={dead + live // 2}",
+        "conversation, further back": f"/conversations?key=conversation10&before={middle}",
         "dead letters": "/dead-letters",
         "dead letters, filtered": "/dead-letters?where=queue%3Dq3",
         "dead letters of a cause": "/dead-letters/groups/c4ca4238a0b923820dcc509a6f75849b",
@@ -92,22 +66,57 @@ def addresses(live: int, dead: int) -> dict[str, str]:
 
 
 def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
-    """p50 and p95 of each screen, and its bytes; only Packhorse lists this case."""
-    assert isinstance(system, PostgresSystem), "only systems on Postgres list these cases"
-    for name, times, size in screens(system.store_url(), settings.backlog):
+    """p50 and p95 of each screen, and its bytes; then what web_process.py measures. Only Packhorse lists this
+    case.
+    """
+    assert isinstance(system, Adapter), "only Packhorse lists these cases"
+    rows = Rows(settings.backlog, settings.archived)
+    fill(system.store_url(), rows)
+    for name, times, size in screens(system.store_url(), rows):
         yield Number("web", f"{name}: p50", 1, percentile(times, 0.5), "ms")
         yield Number("web", f"{name}: p95", 1, percentile(times, 0.95), "ms")
         yield Number("web", f"{name}: size", 1, size / 1024, "KiB")
+    paths = list(addresses(rows).values())
+    page = PageProcess(system)
+    try:
+        yield Number("web", "first load", 1, web_process.first_load(page) / 1024, "KiB")
+        begun, ended = web_process.memory(page, paths)
+        yield Number("web", "memory at the beginning", 1, begun, "MiB")
+        yield Number("web", f"memory after {web_process.REQUESTS:,} requests", 1, ended, "MiB")
+        yield from viewers(system, page, paths[:VIEWERS], settings)
+    finally:
+        page.close()
 
 
-def screens(url: str, live: int, rounds: int = ROUNDS) -> Iterator[tuple[str, list[float], int]]:
+def viewers(system: Adapter, page: PageProcess, paths: Sequence[str], settings: Settings) -> Iterator[Number]:
+    """What VIEWERS open windows cost, each on another screen, or all on the overview."""
+    for name, shown in (("on as many screens", paths), ("on the overview", ["/"])):
+        with web_process.watched(page, shown) as times:
+            time.sleep(web_process.SETTLE_SECONDS)  # the first load of each is no refresh
+            place, (process, backends), begun = page.logged(), page.cpu_seconds(), time.monotonic()
+            times.clear()
+            time.sleep(web_process.WATCH_SECONDS)
+            seconds = time.monotonic() - begun
+            queries = page.queries_since(place)
+            later = page.cpu_seconds()
+        who = f"{VIEWERS} viewers {name}"
+        yield Number("web", f"{who}: queries", 1, queries / seconds, "per s")
+        yield Number("web", f"{who}: cpu of the page", 1, (later[0] - process) / seconds * 100, "%")
+        yield Number("web", f"{who}: cpu of its backends", 1, (later[1] - backends) / seconds * 100, "%")
+        yield Number("web", f"{who}: refresh p95", 1, percentile(times, 0.95), "ms")
+    without, beside = web_process.drains(system, page, paths, settings.size(web_process.DRAIN_MESSAGES))
+    yield Number("web", "drain without viewers", 1, without, "messages/s")
+    yield Number("web", f"drain with {VIEWERS} viewers", 1, beside, "messages/s")
+    yield Number("web", f"drain lost to {VIEWERS} viewers", 1, (1 - beside / without) * 100, "%")
+
+
+def screens(url: str, rows: Rows, rounds: int = ROUNDS) -> Iterator[tuple[str, list[float], int]]:
     """Name, milliseconds of each request, bytes of the page. Raises AssertionError for a page that fails or
     shows old data.
     """
-    fill(url, live)
     with served(url) as (port, forget):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        for name, address in addresses(live, live // 10).items():
+        for name, address in addresses(rows).items():
             times = []
             size = 0
             for _ in range(rounds):
@@ -118,29 +127,14 @@ def screens(url: str, live: int, rounds: int = ROUNDS) -> Iterator[tuple[str, li
                 body = answer.read()
                 times.append((time.perf_counter() - begun) * 1000)
                 size = len(body)
-                assert answer.status == 200 and b"Old data" not in body, (
-                    f"{name}: {answer.status} {body[:300]!r}"
-                )
+                assert answer.status == 200, f"{name}: {answer.status} {body[:300]!r}"
+                assert b"Old data" not in body and b"Not known" not in body, f"{name}: {body[:3000]!r}"
             yield name, times, size
         connection.close()
 
 
-def fill(url: str, live: int) -> None:
-    """The rows, and statistics about them."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        for days in range(1, 8):
-            connection.execute(PARTITION.format(days, days - 1))  # type: ignore[arg-type]
-        for number in range(10):
-            connection.execute("select packhorse.declare_queue(%s)", (f"q{number}",))
-        for statement in (FILL_DEAD, FILL_ARCHIVE, FILL_LIVE):
-            connection.execute(statement, {"live": live, "dead": live // 10})
-        connection.execute("vacuum (analyze) packhorse.message_queue")
-        connection.execute("vacuum (analyze) packhorse.message_archive")
-        connection.execute("vacuum (analyze) packhorse.dead_letters")
-
-
 @contextmanager
-def served(url: str) -> Iterator[tuple[int, object]]:
+def served(url: str) -> Iterator[tuple[int, Callable[[], None]]]:
     """The page on this database: its port, and what makes all that it has kept old."""
     from packhorse.worker.config import load_settings
     from packhorse.worker.web import serve
@@ -162,27 +156,15 @@ def served(url: str) -> Iterator[tuple[int, object]]:
 
 def main() -> None:
     """This measurement alone, on a server of its own."""
-    import os
-
-    from benchmarks.harness.config import from_env
-    from benchmarks.harness.postgres import Postgres
-    from packhorse.worker.db import migrate
-    from packhorse.worker.db.connection import connect
-
     settings = from_env(os.environ)
     server = Postgres()
+    system = Adapter(Stores(server, None, {}))
     try:
-        url = server.uri(server.create())
-        connection = connect(url, deadline_seconds=120)
-        migrate.up(connection)
-        connection.close()
-        print(f"{'screen':<34}{'p50 ms':>9}{'p95 ms':>9}{'KiB':>8}")
-        for name, times, size in screens(url, settings.backlog):
-            print(
-                f"{name:<34}{percentile(times, 0.5):>9.1f}{percentile(times, 0.95):>9.1f}{size / 1024:>8.1f}",
-                flush=True,
-            )
+        system.open()
+        for number in measure(system, CASES[0], settings):
+            print(f"{number.variant:<60}{number.value:>10.1f} {number.unit}", flush=True)
     finally:
+        system.close()
         server.close()
 
 

@@ -28,10 +28,10 @@ comment on function packhorse.health_glance(integer, integer) is 'Due messages, 
 create or replace function packhorse.health_system_summary(
   p_warn_connections double precision default 0.8, p_fail_connections double precision default 0.95, p_warn_runway interval default '2 days',
   p_fail_runway interval default '1 day', p_warn_snapshot interval default '15 minutes', p_fail_snapshot interval default '2 hours',
-  p_warn_schedule interval default '5 minutes'
+  p_warn_schedule interval default '5 minutes', p_limit integer default 10000
 ) returns table (status text, summary text, details jsonb)
 language plpgsql volatile set lock_timeout = '500ms' as $$
--- The numbers of health_glance() (null while one of their tables is locked). Server, connections, workers and what they cannot do, archive partitions ahead, oldest snapshot, schedules that are late,
+-- The numbers of health_glance(p_limit), null while one of their tables is locked; 0: without them. Server, connections, workers and what they cannot do, archive partitions ahead, oldest snapshot, schedules that are late,
 -- maintenance that failed. A worker that cannot claim, complete, beat or keep its timetable is a failure, and so is one that is
 -- silent while it holds leases; any other duty that fails is a warning. Snapshots that this role may not see are said to be hidden.
 -- A timetable that somebody keeps locked is a failure, and hides nothing else.
@@ -50,7 +50,7 @@ begin
     v_locked := true;
   end;
   begin
-    v_glance := packhorse.health_glance();
+    v_glance := case when p_limit > 0 then packhorse.health_glance(p_limit) end;
   exception when lock_not_available then
     v_glance := null; -- the check of that table fails
   end;
@@ -92,8 +92,8 @@ begin
       case when v_locked then '; the timetable cannot be read: somebody keeps it locked' end,
       case when j.late_schedules > 0 then format('; %s late schedule(s)', j.late_schedules) end,
       case when j.failed_tasks > 0 then format('; %s failed maintenance task(s)', j.failed_tasks) end,
-      '; ' || concat_ws(', ', (v_glance ->> 'pending') || ' due', (v_glance ->> 'stuck_workflows') || ' stuck workflow(s)', (v_glance ->> 'active_sessions')
-        || ' active session(s)', (v_glance ->> 'dead_letters') || ' dead letter(s)', round(100.0 * (v_glance ->> 'error_ratio')::numeric, 1) || ' % errors')),
+      '; ' || nullif(concat_ws(', ', (v_glance ->> 'pending') || ' due', (v_glance ->> 'stuck_workflows') || ' stuck workflow(s)', (v_glance ->> 'active_sessions')
+        || ' active session(s)', (v_glance ->> 'dead_letters') || ' dead letter(s)', round(100.0 * (v_glance ->> 'error_ratio')::numeric, 1) || ' % errors'), '')),
     jsonb_build_object('glance', v_glance, 'server_version', current_setting('server_version'), 'started_at', pg_postmaster_start_time(), 'connections', j.connections,
       'max_connections', j.max_connections, 'workers', j.workers, 'silent_workers', j.silent, 'archive_runway_seconds', j.runway,
       'worker_problems', coalesce((select jsonb_agg(jsonb_build_object('worker', p.id, 'hostname', p.hostname, 'pid', p.pid, 'problem', p.problem, 'vital', p.vital)
@@ -103,7 +103,7 @@ begin
   from judged j;
 end
 $$;
-comment on function packhorse.health_system_summary(double precision, double precision, interval, interval, interval, interval, interval)
+comment on function packhorse.health_system_summary(double precision, double precision, interval, interval, interval, interval, interval, integer)
   is 'Health check: server, connections, workers, partitions ahead, snapshots, schedules, maintenance.';
 
 create or replace function packhorse.health_checks(p_check text default null) returns table (check_name text, status text, summary text, details jsonb)

@@ -83,6 +83,7 @@ begin
   ), kept as (
     select (select count(*) from (select from packhorse.dead_letters limit p_limit) k) as n, (select min(d.dead_at) from packhorse.dead_letters d) as oldest_at,
       (select max(d.dead_at) from packhorse.dead_letters d) as newest_at, (select count(*) filter (where r.is_exhausted) from recent r) as exhausted,
+      (select count(*) filter (where r.reason = 'quarantined') from recent r) as quarantined,
       (select count(*) from (select from packhorse.dead_letters d where d.blocks_conversation limit p_limit) b) as blocking,
       (select count(*) from (select from packhorse.dead_letters d where d.dead_at > v_now - interval '24 hours' limit p_limit) y) as day
   )
@@ -92,9 +93,9 @@ begin
       case when k.oldest_at <= v_now - p_warn_age then format('; the oldest is %s old and goes after 30 days',
         packhorse.health_duration(extract(epoch from v_now - k.oldest_at)::float8)) end),
     jsonb_build_object('recent', coalesce(sum(c.n), 0), 'recent_is_limit', coalesce(sum(c.n), 0) >= p_limit, 'last_day', k.day, 'kept', k.n, 'kept_is_limit', k.n >= p_limit, 'blocking', k.blocking, 'oldest_at', k.oldest_at, 'newest_at', k.newest_at,
-      'exhausted', k.exhausted, 'causes', coalesce(jsonb_agg(jsonb_build_object('message_type', c.message_type, 'reason', c.reason, 'error_class', c.error_class,
+      'exhausted', k.exhausted, 'quarantined', k.quarantined, 'causes', coalesce(jsonb_agg(jsonb_build_object('message_type', c.message_type, 'reason', c.reason, 'error_class', c.error_class,
         'fingerprint', c.fingerprint, 'count', c.n, 'last_id', c.last_id) order by c.place) filter (where c.place <= 10), '[]'))
-  from kept k left join causes c on true group by k.n, k.oldest_at, k.newest_at, k.exhausted, k.blocking, k.day;
+  from kept k left join causes c on true group by k.n, k.oldest_at, k.newest_at, k.exhausted, k.quarantined, k.blocking, k.day;
 end
 $$;
 comment on function packhorse.health_dead_letters(interval, integer, integer, interval, integer, integer) is 'Health check: messages given up lately, by cause.';

@@ -7,7 +7,8 @@ import re
 import psycopg
 import pytest
 
-from packhorse.worker.web.pages.overview import CHECKS
+from packhorse.worker.store.web_overview import CHECKS
+from packhorse.worker.web.pages.overview import SCREENS
 
 
 def run(database, *statements):
@@ -108,8 +109,9 @@ def test_what_was_never_claimed_has_no_wait_and_no_duration(page, database):
 def test_each_check_has_a_screen(page):
     """The overview leads to screens that are there."""
     browser = page.browser()
+    assert set(SCREENS) == set(CHECKS)
     for path in {
-        *CHECKS.values(),
+        *SCREENS.values(),
         "/messages",
         "/partitions",
         "/database",
@@ -126,3 +128,34 @@ def test_a_check_that_takes_too_long_is_said_to_be_unknown_and_hides_nothing_els
         html = page.browser().get("/").text
     assert "Queues</caption>" in html and "default" in html
     assert "circuit breakers" in html
+
+
+def test_messages_whose_process_died_have_a_line_of_their_own(page, database, concerns):
+    run(
+        database,
+        "insert into packhorse.dead_letters (id, queue, message_type, payload, options, priority, reason, error_class, fingerprint, attempt, crashes, created_at) "
+        "select i, 'default', 't', '{}', '{}', 5, case when i > 1 then 'quarantined' else 'failed' end, 'WorkerLost', 'f', 1, 3, now() from generate_series(1, 4) i",
+    )
+    found = concerns()
+    assert found["quarantined"][0] == "fail" and found["quarantined"][1].startswith("3 in the last hour")
+    listed = page.browser().get(found["quarantined"][2].replace("&amp;", "&"))
+    assert listed.status_code == 200 and "WorkerLost" in listed.text
+
+
+def test_of_many_queues_the_overview_shows_those_that_need_somebody_first(page, database):
+    run(
+        database,
+        "select packhorse.declare_queue('quiet' || lpad(i::text, 2, '0')) from generate_series(1, 60) i",
+        "select packhorse.declare_queue('late')",
+        "insert into packhorse.message_queue (queue, message_type, payload, run_at, created_at) values ('late', 't', '{}', now() - interval '1 hour', now())",
+    )
+    html = page.browser().get("/").text
+    shown = re.findall(r'<th scope="row"><a href="/queues/(\w+)"', html)
+    assert len(shown) == 50 and shown[0] == "late" and "All queues</a>" in html
+
+
+def test_while_the_queues_are_not_known_the_overview_does_not_say_that_there_are_none(page, database):
+    with psycopg.connect(database.admin_url) as locker:
+        locker.execute("lock table packhorse.scopes in access exclusive mode")
+        answer = page.browser().get("/")
+    assert answer.status_code == 200 and "queue health" in answer.text and "No queue yet" not in answer.text

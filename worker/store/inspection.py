@@ -12,6 +12,8 @@ from packhorse.worker.store.rows import rows
 
 #: Dead letters that are counted of one queue.
 MOST_DEAD = 50_000
+#: Live messages that are counted of one queue; beyond that the planner estimates.
+MOST_LIVE = 5_000
 
 
 def dead_by_queue(connection: DeadlineConnection) -> dict[str, int]:
@@ -26,7 +28,7 @@ def depths(connection: DeadlineConnection) -> list[Row]:
     """Live messages of each queue by state, as `packhorse top` shows them; `declared` is false for queues
     that only rows name.
     """
-    return rows(connection, "top_queues")
+    return rows(connection, "top_queues", {"limit": MOST_LIVE})
 
 
 def queues(connection: DeadlineConnection) -> list[Row]:

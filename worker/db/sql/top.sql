@@ -4,10 +4,10 @@ select c.queue, q.paused_at is not null as paused, max(c.messages) filter (where
   max(c.messages) filter (where c.state = 'delayed') as delayed, max(c.messages) filter (where c.state = 'running') as running,
   max(c.messages) filter (where c.state = 'blocked') as blocked,
   extract(epoch from clock_timestamp() - min(c.oldest_due))::float8 as oldest_due_seconds, bool_or(c.estimated) as estimated, true as declared
-from packhorse.count_queue_messages(clock_timestamp(), 20000) c join packhorse.queues q on q.name = c.queue group by c.queue, q.paused_at
+from packhorse.count_queue_messages(clock_timestamp(), %(limit)s) c join packhorse.queues q on q.name = c.queue group by c.queue, q.paused_at
 union all
 select u.queue, false, u.due, u.delayed, 0, 0, extract(epoch from clock_timestamp() - u.oldest_due)::float8, false, false
-from packhorse.count_undeclared_messages(clock_timestamp(), 20000) u
+from packhorse.count_undeclared_messages(clock_timestamp(), %(limit)s) u
 order by 3 desc, 1;
 
 -- name: top_workers

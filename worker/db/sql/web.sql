@@ -2,13 +2,15 @@
 -- Begin a question of the page: it changes nothing, ends after a second, and waits for no lock.
 begin read only;
 set local statement_timeout = '1s';
-set local lock_timeout = '100ms'
+set local lock_timeout = '100ms';
+set local jit = off
 
 -- name: web_begin_as_reader
 -- The same with the rights of packhorse_reader.
 begin read only;
 set local statement_timeout = '1s';
 set local lock_timeout = '100ms';
+set local jit = off;
 set local role packhorse_reader
 
 -- name: create_access_token

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from packhorse.worker.records import Row
-from packhorse.worker.store import health, web, web_overview
+from packhorse.worker.store import web_overview
 from packhorse.worker.web.reading import NoAnswer, Reader
 from packhorse.worker.web.render import number, seconds
 from packhorse.worker.web.screens import Query
@@ -19,8 +19,8 @@ TITLE = "Overview"
 NAV = "Overview"
 TEMPLATE = "overview.html"
 
-#: Checks that are asked, with the screen that shows more of it.
-CHECKS = {
+#: The screen that shows more of a check.
+SCREENS = {
     "queue_health": "/queues",
     "dead_letters": "/dead-letters",
     "conversation_state": "/conversations",
@@ -32,6 +32,8 @@ CHECKS = {
 }
 CHECK_SECONDS = 10.0
 QUEUE_SECONDS = 2.0
+#: So many queues the check of queues tells, those that need it most first.
+MOST_QUEUES = 50
 #: Of each check at most so many problems have a line of their own.
 MOST_LINES = 10
 MINUTES = 60
@@ -68,7 +70,7 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class QueuePace:
-    """A queue. row: of store.web.queues. per_second: done lately.
+    """A queue. row: of the check of queues. per_second: done lately.
 
     drain_seconds: until what is due is done at this speed; None when nothing is due or nothing moves.
     """
@@ -82,43 +84,59 @@ class QueuePace:
 
 @dataclass(frozen=True, slots=True)
 class OverviewPage:
+    """unknown: checks that did not answer. queues: None when their check did not; are_all: there are no more
+    than those.
+    """
+
     concerns: list[Concern]
     unknown: list[str]
     speed: Speed | None
-    queues: list[QueuePace]
+    queues: list[QueuePace] | None
+    are_all: bool
 
 
 async def load(reader: Reader, query: Query) -> OverviewPage:
-    (queues, ends, starts), checks = await asyncio.gather(
-        asyncio.gather(
-            reader.ask("queues", QUEUE_SECONDS, web.queues),
-            _or_none(reader, "recent ends", web_overview.recent_ends),
-            _or_none(reader, "worker starts", web_overview.worker_starts),
+    """No parameters. Raises NoAnswer when nothing at all is known."""
+    ends, starts, *answers = await asyncio.gather(
+        _or_none(reader, "recent ends", CHECK_SECONDS, web_overview.recent_ends),
+        _or_none(reader, "worker starts", CHECK_SECONDS, web_overview.worker_starts),
+        *(
+            _or_none(
+                reader,
+                "check",
+                QUEUE_SECONDS if name == "queue_health" else CHECK_SECONDS,
+                web_overview.check,
+                name,
+            )
+            for name in web_overview.CHECKS
         ),
-        asyncio.gather(*(_or_none(reader, f"check {name}", health.checks, name) for name in CHECKS)),
     )
-    concerns = [
-        concern
-        for name, found in zip(CHECKS, checks, strict=True)
-        for concern in _concerns(name, found[0] if found else None)
-    ]
-    unknown = [name.replace("_", " ") for name, found in zip(CHECKS, checks, strict=True) if found is None]
+    checks: dict[str, Row | None] = dict(zip(web_overview.CHECKS, answers, strict=True))
+    if all(found is None for found in checks.values()):
+        raise NoAnswer("the checks: none of them was answered")
+    concerns = [concern for name, found in checks.items() for concern in _concerns(name, found)]
     by_queue = {row["queue"]: row for row in ends or []}
+    health = checks["queue_health"]
+    queues: list[Row] | None = None if health is None else _details(health).get("queues") or []
     return OverviewPage(
         sorted(concerns, key=lambda concern: concern.status),  # fail before warn
-        unknown,
+        [name.replace("_", " ") for name, found in checks.items() if found is None],
         _speed(by_queue[None], starts or []) if None in by_queue else None,
-        [_line(row, by_queue.get(row["queue"])) for row in queues],
+        None if queues is None else [_line(row, by_queue.get(row["queue"])) for row in queues],
+        queues is None or len(queues) < MOST_QUEUES,
     )
 
 
-async def _or_none(reader: Reader, name: str, function: Any, *args: str) -> list[Row] | None:
+async def _or_none(reader: Reader, name: str, ttl: float, function: Any, *args: str) -> Any:
     """An answer that the overview can do without."""
     try:
-        found: list[Row] = await reader.ask(name, CHECK_SECONDS, function, *args)
+        return await reader.ask(name, ttl, function, *args)
     except NoAnswer:
         return None
-    return found
+
+
+def _details(check: Row) -> dict[str, Any]:
+    return check["details"] if isinstance(check["details"], dict) else {}
 
 
 def _speed(row: Row, starts: list[Row]) -> Speed:
@@ -162,18 +180,26 @@ def _concerns(name: str, row: Row | None) -> Iterator[Concern]:
     """
     if row is None or row["status"] not in ("warn", "fail"):
         return
-    whole = Concern(row["status"], name.replace("_", " "), row["summary"], CHECKS[name])
-    details = row["details"] if isinstance(row["details"], dict) else {}
-    found = list(
-        {"queue_health": _late_queues, "system_summary": _system, "circuit_breakers": _breakers}.get(
-            name, _nothing_more
-        )(whole, details)
-    )
-    yield from found or [whole]
+    whole = Concern(row["status"], name.replace("_", " "), row["summary"], SCREENS[name])
+    details = _details(row)
+    parts = {
+        "queue_health": _late_queues,
+        "dead_letters": _dead_letters,
+        "system_summary": _system,
+        "circuit_breakers": _breakers,
+    }
+    yield from list(parts.get(name, _nothing_more)(whole, details)) or [whole]
 
 
 def _nothing_more(whole: Concern, details: dict[str, Any]) -> Iterator[Concern]:
     yield from ()
+
+
+def _dead_letters(whole: Concern, details: dict[str, Any]) -> Iterator[Concern]:
+    yield whole
+    if details.get("quarantined"):
+        text = f"{number(details['quarantined'])} in the last hour: the process died each time while one of them ran"
+        yield Concern("fail", "quarantined", text, "/dead-letters?where=error%3DWorkerLost")
 
 
 def _late_queues(whole: Concern, details: dict[str, Any]) -> Iterator[Concern]:
