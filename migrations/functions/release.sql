@@ -91,9 +91,10 @@ create or replace function packhorse.release_unknown_messages(p_holder uuid, p_k
 language sql as $$
 -- The connection broke after a claim had committed and before its answer came: what is leased to p_holder and is not
 -- among p_known never started there. Hand it back; returns how many.
-  select coalesce(packhorse.release_messages(array_agg(m.id), array_agg(m.lease_token)), 0) from packhorse.message_queue m
-  where m.lease_token is not null and m.lease_holder = p_holder and m.id <> all (p_known) and m.completion_refused_at is null
-  having count(*) > 0;
+  select coalesce((
+    select packhorse.release_messages(array_agg(m.id), array_agg(m.lease_token)) from packhorse.message_queue m
+    where m.lease_token is not null and m.lease_holder = p_holder and m.id <> all (p_known) and m.completion_refused_at is null
+    having count(*) > 0), 0);
 $$;
 comment on function packhorse.release_unknown_messages(uuid, bigint[]) is 'Hand back what a claim leased to this holder whose answer was lost; returns how many.';
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from uuid import uuid4
 
 import pytest
@@ -63,3 +64,70 @@ def test_without_an_obstacle_it_is(sql: Sql, way: str) -> None:
     if way == "apart":
         sql.rows("update message_queue set crashes = 2 where id = %s", message)
     assert chosen(sql, message, way) == [message]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_that_runs_takes_nobodys_place(sql: Sql, way: str) -> None:
+    """What a claim chooses and cannot lease is a place less for those that wait."""
+    running = sql.claimed()
+    waiting = sql.enqueue()
+    if way == "apart":
+        sql.rows("update message_queue set crashes = 2")
+    first, isolated = WAYS[way]
+    assert sql.rows(
+        "select id from claim_story('{}', '{}', %s, '{q}', 1, p_first => %s, p_isolated => %s) where outcome = 'claimed'",
+        uuid4(),
+        [running.id] if first else [],
+        isolated,
+    ) == [(waiting,)]
+
+
+@pytest.mark.parametrize(("way", "crashes"), [("by its place", 2), ("by its id", 2), ("apart", 1)])
+def test_who_runs_apart_and_who_does_not_are_claimed_by_different_ways(
+    sql: Sql, way: str, crashes: int
+) -> None:
+    message = sql.enqueue(run_at="2000-01-01")
+    sql.rows("update message_queue set crashes = %s", crashes)
+    assert chosen(sql, message, way) == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_that_somebody_keeps_locked_is_passed_over(clients: Callable[..., Sql], way: str) -> None:
+    sql, somebody = clients(), clients()
+    locked, free = sql.enqueue(), sql.enqueue()
+    if way == "apart":
+        sql.rows("update message_queue set crashes = 2")
+    first, isolated = WAYS[way]
+    with somebody.connection.transaction():
+        somebody.rows("select from message_queue where id = %s for update", locked)
+        assert sql.rows(
+            "select id from claim_story('{}', '{}', %s, '{q}', 10, p_first => %s, p_isolated => %s) where outcome = 'claimed'",
+            uuid4(),
+            [locked] if first else [],
+            isolated,
+        ) == [(free,)]
+
+
+def test_behind_the_cursor_only_those_that_are_named_are_found(sql: Sql) -> None:
+    sql.enqueue(run_at="2000-01-01")
+    assert chosen(sql, named := sql.enqueue(run_at="2000-01-02"), "by its id") == [named]
+
+
+def test_a_limit_per_key_holds_also_for_those_that_are_named(sql: Sql) -> None:
+    sql.set_queue(max_concurrency_per_key=1)
+    named = [sql.enqueue(concurrency_key="k") for _ in range(3)]
+    claim = "select id from claim_story('{}', '{}', %s, '{q}', 10, p_first => %s) where outcome = 'claimed'"
+    assert sql.rows(claim, uuid4(), named) == [(named[0],)]
+
+
+@pytest.mark.parametrize("key", ["a", None])
+def test_a_claim_that_passes_over_waiting_ones_finds_all_that_its_keys_leave_room_for(
+    sql: Sql, key: str | None
+) -> None:
+    """It looks again behind them; what it has chosen by then is neither chosen twice nor in anybody's way."""
+    sql.set_queue(max_concurrency_per_key=1)
+    sql.claimed(conversation_key="c")
+    first = sql.enqueue(concurrency_key=key)
+    sql.enqueue(conversation_key="c")
+    second = sql.enqueue(concurrency_key="b")
+    assert [lease.id for lease in sql.claim(2)] == [first, second]

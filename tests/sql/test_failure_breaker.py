@@ -295,3 +295,37 @@ def test_failures_of_two_connections_at_once_are_all_counted(clients: Callable[.
         assert two.fail(second[0]) == "retry", "who cannot count in half a second does not wait for longer"
     assert two.fail(second[1]) == "parked"
     assert two.fail(second[2]) == "snooze"
+
+
+STALE = {
+    "a lease that is over": lambda mine, other: (mine.id, mine.token),
+    "the token of another message": lambda mine, other: (mine.id, other.token),
+    "the id of another message": lambda mine, other: (other.id, mine.token),
+}
+
+
+@pytest.mark.parametrize("breaker", ["of the actor", "of the queue"])
+@pytest.mark.parametrize(
+    "call", ["fail_message(%s, %s, 'E', 'm')", "reject_message(%s, %s, 'rejected', 'E', 'm')"]
+)
+@pytest.mark.parametrize("stale", STALE)
+def test_the_failure_of_a_stale_holder_is_not_counted(sql: Sql, stale: str, call: str, breaker: str) -> None:
+    if breaker == "of the actor":
+        set_breaker(sql, 1)
+    else:
+        sql.set_queue(failure_breaker=1)
+    mine, other = sql.claimed(), sql.claimed()
+    if stale == "a lease that is over":
+        sql.crash(mine)
+        sql.due_now()
+        assert [again.id for again in sql.claim(1)] == [mine.id]
+    assert sql.value(f"select {call}", *STALE[stale](mine, other)) == "lost"
+    assert sql.value("select count(*) from scopes") == 0
+
+
+def test_the_rejection_of_one_whose_cancellation_was_requested_is_not_counted(sql: Sql) -> None:
+    set_breaker(sql, 1)
+    lease = sql.claimed()
+    sql.rows("select cancel_message(%s)", lease.id)
+    assert sql.value("select reject_message(%s, %s, 'rejected', 'E', 'm')", lease.id, lease.token) == "dead"
+    assert sql.value("select count(*) from scopes") == 0

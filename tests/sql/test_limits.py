@@ -101,6 +101,14 @@ def stop_the_clock_of_the_bucket(sql: Sql, seconds_ago: float = 0) -> None:
     )
 
 
+def test_a_start_spends_a_token_of_its_own_queue_only(sql: Sql) -> None:
+    sql.rows("select declare_queue('r')")
+    for queue in "q", "r":
+        sql.set_queue(queue, rate_limit=1, rate_interval="100 seconds")
+        sql.enqueue(queue)
+    assert [len(sql.claim(10, queue)) for queue in ("q", "r")] == [1, 1]
+
+
 def test_a_rate_limit_allows_its_burst_and_then_its_rate(sql: Sql) -> None:
     sql.set_queue(rate_limit=2, rate_interval="100 seconds", rate_burst=5)
     fill(sql, 20)

@@ -433,6 +433,18 @@ def test_the_last_crash_tells_who_waits_for_the_end_of_the_retries(sql: Sql) -> 
     assert sql.rows("select message_type from message_queue") == [("gave_up",)]
 
 
+def test_only_who_died_now_is_told_of_and_only_to_who_asked_for_it(sql: Sql) -> None:
+    policy(sql, max_attempts=1, on_retry_exhausted="gave_up")
+    warnings: list[str] = []
+    sql.connection.add_notice_handler(lambda notice: warnings.append(notice.message_primary))
+    before, silent, now = sql.claimed(), sql.claimed(message_type="gave_up", max_attempts=1), sql.claimed()
+    sql.rows("select bury_message(%s, %s)", before.id, before.token)
+    for lease in silent, now:
+        assert sql.value("select fail_overdue_message(%s, %s, 'late')", lease.id, lease.token) == "dead"
+    ((options,),) = sql.rows("select options from message_queue")
+    assert options["args"][0]["message_id"] == str(now.id) and warnings == []
+
+
 @pytest.mark.parametrize(
     ("options", "said", "own", "answer"),
     [

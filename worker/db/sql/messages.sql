@@ -141,4 +141,4 @@ select packhorse.next_of_conversations(%s);
 
 -- name: release_unknown
 -- Hand back what this holder leased without learning of it; how many.
-select coalesce(packhorse.release_unknown_messages(%s, %s::bigint[]), 0);
+select packhorse.release_unknown_messages(%s, %s::bigint[]);
