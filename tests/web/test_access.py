@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 
 from packhorse.worker.errors import ConfigError
+from packhorse.worker.store import tokens
 from packhorse.worker.web import serve
 from packhorse.worker.web.access import CHECK_SECONDS, COOKIE, FAILURE_SECONDS, MOST_FAILURES, SESSION_SECONDS
 from packhorse.worker.web.app import ROUTES
@@ -308,3 +309,20 @@ def test_addresses_are_those_that_a_person_opens():
         assert serve.address(settings, listening) == f"http://127.0.0.1:{listening.getsockname()[1]}/q/"
     finally:
         listening.close()
+
+
+def test_the_tokens_of_all_who_look_are_checked_in_one_statement(page, monkeypatch):
+    """Twenty people's windows are one query in CHECK_SECONDS; a revoked one's session ends with it."""
+    browsers = [page.browser(page.token("viewer", f"vera{number}")) for number in range(5)]
+    access, checks = page.server.page_frame.access, []
+    ask = tokens.in_force
+    monkeypatch.setattr(tokens, "in_force", lambda *args: checks.append(args[1]) or ask(*args))
+    assert all(browser.get("/").status_code == 200 for browser in browsers)
+    page.database.query("select revoke_access_token('vera3', 'test', null)")
+    clock, checks[:] = access._clock, []
+    access._clock = lambda: clock() + CHECK_SECONDS + 1
+    assert [browser.get("/audit").status_code for browser in browsers] == [200, 200, 200, 303, 200]
+    assert len(checks) == 1 and len(checks[0]) == 5
+    access._clock = lambda: clock() + 5 * CHECK_SECONDS
+    assert browsers[0].get("/audit").status_code == 200
+    assert len(checks[1]) == 1, "who is away is not asked about"

@@ -73,6 +73,8 @@ class DeadlineConnection(psycopg.Connection[Any]):
     #: What our schemas are called here.
     names = Names()
     touched = False
+    #: Statements so far, through execute().
+    executed_total = 0
     #: What connect() has set for the session, as SQL that sets it again; () behind a pooler, where the
     #: session is not ours.
     session_sql: tuple[str, ...] = ()
@@ -107,6 +109,7 @@ class DeadlineConnection(psycopg.Connection[Any]):
         """As psycopg's, with our schemas put into statements of ours; the first one in as_ourselves() goes
         home in the same round trip.
         """
+        self.executed_total += 1
         if type(query) is Statement:
             query = self.names.of(query)
         if not self._going_home:

@@ -29,10 +29,9 @@ def use(connection: DeadlineConnection, token: str) -> Row | None:
     return found[0] if found else None
 
 
-def in_force(connection: DeadlineConnection, token_id: str) -> Row | None:
-    """id, name and role of a token by its id; None when it is revoked."""
-    found = rows(connection, "access_token", (token_id,))
-    return found[0] if found else None
+def in_force(connection: DeadlineConnection, token_ids: list[str]) -> dict[str, Row]:
+    """id, name and role of those of these tokens that are in force, by id."""
+    return {row["id"]: row for row in rows(connection, "access_tokens_in_force", (token_ids,))}
 
 
 def any_in_force(connection: DeadlineConnection) -> bool:

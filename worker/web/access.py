@@ -7,6 +7,7 @@ long as nobody has made a token, whoever is there. What is in doubt is refused.
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import hashlib
 import hmac
@@ -113,7 +114,9 @@ class Access:
         self._loopback = is_loopback(settings.web_host)
         #: Without TLS, and without a proxy that has it, a Secure cookie would never come back.
         self._secure = not (settings.web_insecure or (self._loopback and not self._networks))
-        self._checked: OrderedDict[str, tuple[float, Visitor | None]] = OrderedDict()
+        #: Token -> when it was checked, when a session used it, its bearer.
+        self._checked: OrderedDict[str, tuple[float, float, Visitor | None]] = OrderedDict()
+        self._checking: asyncio.Future[None] | None = None
         self._failures: OrderedDict[str, list[float]] = OrderedDict()
         self._has_tokens: bool | None = None
         self._looked_at = float("-inf")
@@ -244,34 +247,56 @@ class Access:
         """The bearer of a token in force, known for CHECK_SECONDS; while the database is away, as it was last
         known. Raises Refused.
         """
-        checked_at, known = self._checked.get(token_id, (float("-inf"), None))
-        if self._clock() - checked_at < CHECK_SECONDS:
-            return known
-        try:
-            row = await self._site.act(tokens.in_force, token_id)
-        except StoreError as error:
-            if token_id in self._checked:
+        while True:
+            now = self._clock()
+            checked_at, _, known = self._checked.get(token_id, (float("-inf"), now, None))
+            if now - checked_at < CHECK_SECONDS or (token_id in self._checked and self._site.is_resting):
+                self._remember(token_id, checked_at, now, known)
                 return known
-            raise Refused(
-                503, "The database is away, and it has the tokens.", "Load the page again in a moment."
-            ) from error
-        found = Visitor(str(row["name"]), Role[str(row["role"]).upper()], "", "session") if row else None
-        self._checked[token_id] = (self._clock(), found)
+            if token_id not in self._checked or self._checking is None:
+                self._checking = asyncio.ensure_future(self._check(token_id))
+            try:
+                await asyncio.shield(self._checking)  # perhaps another's, in which this token was not
+            except StoreError as error:
+                if token_id in self._checked:
+                    return known
+                raise Refused(
+                    503, "The database is away, and it has the tokens.", "Load the page again in a moment."
+                ) from error
+
+    async def _check(self, token_id: str) -> None:
+        """Look at this token, and in the same statement at all others that are in use: twenty windows of as
+        many people cost one query in CHECK_SECONDS.
+        """
+        now = self._clock()
+        used = {each: at for each, (_, at, _) in self._checked.items() if now - at < 2 * CHECK_SECONDS}
+        used[token_id] = now
+        try:
+            rows = await self._site.act(tokens.in_force, list(used))
+        finally:
+            self._checking = None
+        for each, used_at in used.items():
+            row = rows.get(each)
+            found = Visitor(str(row["name"]), Role[str(row["role"]).upper()], "", "session") if row else None
+            self._remember(each, now, used_at, found)
+
+    def _remember(self, token_id: str, checked_at: float, used_at: float, found: Visitor | None) -> None:
+        self._checked[token_id] = (checked_at, used_at, found)
         self._checked.move_to_end(token_id)
         while len(self._checked) > MOST_ADDRESSES:
             self._checked.popitem(last=False)
-        return found
 
     async def _needs_token(self) -> bool:
         """Has somebody made a token? Then loopback, too, is no proof of who it is: a proxy of this machine
         comes from there. Raises Refused.
         """
-        if self._clock() - self._looked_at >= CHECK_SECONDS:
+        is_known = self._has_tokens is not None
+        if self._clock() - self._looked_at >= CHECK_SECONDS and not (is_known and self._site.is_resting):
             try:
                 self._has_tokens = await self._site.act(tokens.any_in_force)
                 self._looked_at = self._clock()
             except StoreError as error:
-                if self._has_tokens is None:
+                if not is_known:
                     raise Refused(503, "The database is away.", "Load the page again in a moment.") from error
         return bool(self._has_tokens)
 

@@ -1,8 +1,8 @@
 """Server-sent events: one `tick` for all who watch a database, at which pages fetch their fragment anew (SPEC
 O6).
 
-A tick comes every two seconds, and later when the questions of the last one have cost more than the page's
-budget: so the database is asked MOST_QUESTIONS_PER_SECOND times at most, however many look and at whatever.
+A tick comes every two seconds, and later when what the pages asked since the last one is more than their
+budget: so they send MOST_QUERIES_PER_SECOND statements at most, however many look and at whatever.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from packhorse.worker.web.reading import Site
 
 TICK_SECONDS = 2.0
 #: The budget of what refreshes by itself; what people click comes on top.
-MOST_QUESTIONS_PER_SECOND = 4.0
+MOST_QUERIES_PER_SECOND = 4.0
 #: Nobody waits longer for a tick, whatever the last one cost.
 MOST_SECONDS = 30.0
 MOST_LISTENERS = 500
@@ -61,7 +61,7 @@ class Ticker:
         while True:
             await asyncio.sleep(pause)
             now = self._site.asked_total
-            pause = min(MOST_SECONDS, max(TICK_SECONDS, (now - asked) / MOST_QUESTIONS_PER_SECOND))
+            pause = min(MOST_SECONDS, max(TICK_SECONDS, (now - asked) / MOST_QUERIES_PER_SECOND))
             asked = now
             for queue in self._listeners:
                 if not queue.full():  # who has not read the last one needs no second

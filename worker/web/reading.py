@@ -33,6 +33,7 @@ logger = logging.getLogger("packhorse.web")
 
 #: SQLSTATEs: statement_timeout, lock_timeout.
 _TOO_LONG, _LOCKED = "57014", "55P03"
+_AWAY = "the database is away"
 #: Connections of the page to a database: for questions, and for acts.
 QUESTIONS_AT_ONCE, ACTS_AT_ONCE = 4, 4
 #: The server ends a statement of a question after a second; a server that says nothing at all is given up
@@ -77,7 +78,7 @@ class Site:
     """One database as the page sees it.
 
     name: in the path when there are several. prefix: of its paths, without the base path. url: the embedded
-    server's, where settings.database_url is not set.
+    server's, where settings.database_url is not set. asked_total: statements that have read something.
     """
 
     def __init__(self, name: str, prefix: str, settings: Settings, url: str | None = None) -> None:
@@ -115,9 +116,9 @@ class Site:
         now = time.monotonic()
         if kept is not None and now - kept.asked_at < ttl:
             self._kept.move_to_end(key)
-            return kept, None
-        if kept is not None and now < self._rests_until:
-            return kept, "the database is away"
+            return kept, _AWAY if self._is_away else None
+        if kept is not None and self.is_resting:
+            return kept, _AWAY
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = asyncio.ensure_future(self._ask(key, function, *args))
@@ -135,6 +136,11 @@ class Site:
             if kept is None:
                 raise NoAnswer(f"{said}: {error}") from error
             return kept, said
+
+    @property
+    def is_resting(self) -> bool:
+        """Has a connect just failed? Then nobody waits for the next one who can do without."""
+        return time.monotonic() < self._rests_until
 
     async def act(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
         """Run what changes something, in a thread and on a connection in autocommit mode. Raises
@@ -195,11 +201,12 @@ class Site:
     def _look(self, function: Callable[..., Any], *args: Any) -> Any:
         """In a thread of ours."""
         with self._questions.connection() as connection:
-            self.asked_total += 1
             connection.execute(sql(self._begin), prepare=False)  # several statements in one round trip
+            before = connection.executed_total
             try:
                 return function(connection, *args)
             finally:
+                self.asked_total += connection.executed_total - before
                 if not connection.closed:
                     connection.rollback()
 
@@ -281,9 +288,7 @@ def _reason(error: StoreError) -> str:
         return "the database took longer than a second"
     if error.sqlstate == _LOCKED:
         return "somebody keeps it locked"
-    return (
-        "the database is away" if isinstance(error, StoreUnavailable) else "the database refuses the question"
-    )
+    return _AWAY if isinstance(error, StoreUnavailable) else "the database refuses the question"
 
 
 def _size(value: Any) -> int:

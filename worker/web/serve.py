@@ -23,6 +23,9 @@ from packhorse.worker.web.routes import Frame
 
 #: At the end, requests that run have so long.
 END_SECONDS = 5
+#: An idle connection is kept longer than a page waits for its next refresh: one that ends just when a request
+#: comes is an error for a proxy.
+KEEP_SECONDS = 75
 
 
 def sites_of(settings: Settings, embedded_url: str | None = None) -> list[Site]:
@@ -118,6 +121,7 @@ class PageServer(uvicorn.Server):
                 lifespan="on",
                 h11_max_incomplete_event_size=65536,
                 limit_concurrency=1000,
+                timeout_keep_alive=KEEP_SECONDS,
                 timeout_graceful_shutdown=END_SECONDS,
                 **options,
             )

@@ -21,9 +21,9 @@ select packhorse.create_access_token(%s, %s, %s, %s, %s)::text;
 -- The token in force with this hash, noted as used.
 select id::text, name, role from packhorse.use_access_token(%s);
 
--- name: access_token
--- A token in force, by id.
-select id::text, name, role from packhorse.access_tokens where id = %s::uuid and revoked_at is null;
+-- name: access_tokens_in_force
+-- Tokens in force, by id.
+select id::text, name, role from packhorse.access_tokens where id = any (%s::uuid[]) and revoked_at is null;
 
 -- name: has_access_tokens
 -- Is any token in force?

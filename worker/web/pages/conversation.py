@@ -48,10 +48,7 @@ async def load(reader: Reader, query: Query) -> ConversationPage:
         waiting = await reader.ask("conversations that wait", 5.0, browse.waiting, MOST_WAITING)
         is_bounded = bool(waiting) and waiting[0]["looked_at"] >= browse.MOST_PROBES
         return ConversationPage(None, None, (), None, None, waiting, is_bounded, "packhorse conversations")
-    try:
-        found = await reader.ask("conversation", 2.0, _show, key)
-    except InvalidArgument:  # nothing of it lives or is dead; perhaps something ended
-        found = None
+    found = await reader.ask("conversation", 2.0, _show, key)
     archive = await reader.ask("conversation archived", 15.0, browse.archived_of, key, before, MOST_MESSAGES)
     live = found.messages if found is not None and before is None else []
     rows = tuple(sorted([*archive.rows, *live], key=lambda row: row["id"]))
@@ -67,6 +64,11 @@ async def load(reader: Reader, query: Query) -> ConversationPage:
     )
 
 
-def _show(connection: DeadlineConnection, key: str) -> Conversation:
-    """Without the archive, which is asked apart."""
-    return conversations.show(connection, key, recent_seconds=0, limit=MOST_MESSAGES)
+def _show(connection: DeadlineConnection, key: str) -> Conversation | None:
+    """Without the archive, which is asked apart. None: nothing of it lives or is dead, which is an answer as
+    well.
+    """
+    try:
+        return conversations.show(connection, key, recent_seconds=0, limit=MOST_MESSAGES)
+    except InvalidArgument:
+        return None
