@@ -155,8 +155,8 @@ declare
   v_phone text := p_phone;
   v_before text;
 begin
-  if v_phone ~ '^[1-9][0-9]*$' then
-    return v_phone;
+  if v_phone ~ '^[+]?[1-9][0-9]*$' then -- nearly all are one of these two; what follows costs ten times as much
+    return ltrim(v_phone, '+');
   end if;
   loop
     v_before := v_phone;

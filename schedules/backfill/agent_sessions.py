@@ -8,6 +8,8 @@ back leaves what is in use.
 
 from __future__ import annotations
 
+from typing import Any
+
 from packhorse.schedules.backfill.base import (
     ONE_TRANSACTION_ROWS,
     Backfill,
@@ -18,7 +20,9 @@ from packhorse.schedules.backfill.base import (
 from packhorse.schedules.backfill.walking import security_invoker
 from packhorse.worker.db import composed
 from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
 from packhorse.worker.db.queries import sql
+from packhorse.worker.errors import StoreConflict
 from packhorse.worker.store import backfill_tables as tables
 from packhorse.worker.store import backfills as store
 from packhorse.worker.store.backfill_tables import Batch, SourceTable, quoted
@@ -29,6 +33,7 @@ UNKNOWN_RATIO = 0.10
 #: A smaller share of migrated rows is said.
 MIGRATED_RATIO = 0.90
 TAKE_BACK_ROWS = 5000
+UNIQUE_VIOLATION = "23505"
 
 TIME = ("timestamp with time zone",)
 COLUMNS = {
@@ -143,10 +148,28 @@ class AgentSessions(Backfill):
                 "is_new": composed.SQL("not coalesce(t.migrated_from_simple, false)"),
             }
         given_way = tables.run(connection, "sessions_make_way", given, **parts).fetchone()[0]
-        copied, told = tables.run(connection, "sessions_copy", given, **parts, **lookup).fetchone()
+        copied, told = self._insert(connection, given, {**parts, **lookup})
         if not is_first:
             tables.run(connection, "sessions_explain_changed", given, **parts)
         return BatchResult(copied - again - given_way, told + given_way)
+
+    def _insert(
+        self, connection: DeadlineConnection, given: dict[str, Any], parts: dict[str, composed.Composable]
+    ) -> tuple[int, int]:
+        """Copied, explained. ON CONFLICT makes an insert a tenth slower, so it is used only when somebody has
+        inserted a session of one of these phones since the statement began.
+        """
+        try:
+            with translated(), connection.transaction():
+                row = tables.run(
+                    connection, "sessions_copy", given, **parts, on_conflict=composed.SQL("")
+                ).fetchone()
+        except StoreConflict as error:
+            if error.sqlstate != UNIQUE_VIOLATION:
+                raise
+            kept = composed.SQL("on conflict do nothing")
+            row = tables.run(connection, "sessions_copy", given, **parts, on_conflict=kept).fetchone()
+        return int(row[0]), int(row[1])
 
     def verify(self, connection: DeadlineConnection, source: SourceTable) -> list[CheckFinding]:
         """migrated + explained = source, and no row that the source has changed since."""

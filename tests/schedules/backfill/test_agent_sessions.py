@@ -15,6 +15,7 @@ from packhorse.worker.db.connection import connect
 from packhorse.worker.errors import InvalidArgument, StoreRejected
 from tests.schedules.backfill.killing import killed_until_done
 from tests.schedules.backfill.test_killed import SEEDS
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.oldest_and_newest]
 
@@ -164,6 +165,36 @@ def test_an_active_session_of_any_agent_stands_in_the_way(old, of_migrated):
             not [row for row in old.ledger() if row[0].endswith("17")]
             and counts(old, "status = 'active'") == 10
         )
+
+
+def test_a_session_that_is_opened_while_a_batch_is_copied_stays_and_the_row_is_explained(old):
+    """The batch does not see it, waits for it at the unique index, and is refused; the rest is copied."""
+    with old.database.connect(admin=True) as other:
+        other.autocommit = False
+        other.execute("select get_or_create_agent_session('+250788000003', 'generic')")
+        ended: list = []
+        runner = threading.Thread(target=lambda: ended.append(old.run(NAME)))
+        runner.start()
+        wait_until(lambda: old.database.value("select count(*) from pg_locks where not granted"))
+        other.commit()
+        runner.join()
+    assert ended[0].state == "succeeded" and old.state(NAME) == "verified"
+    assert counts(old) == 20, "nine of ten people, ten expired ones, and the new one"
+    hindered = "an active session of this phone is there already"
+    assert [reason for _, _, reason in old.ledger()].count(hindered) == 1
+    assert account(old) == (30, 30)
+
+
+def test_rows_that_a_unique_key_of_the_host_refuses_are_explained_and_the_others_copied(old):
+    old.database.query(
+        "create unique index on agent_chat_sessions (right(user_phone, 1)) where status = 'expired'"
+    )
+    old.database.query("update ai_agent_sessions set phone = '250788000003' where expires_at < now()")
+    assert old.run(NAME).state == "succeeded" and old.state(NAME) == "verified"
+    assert counts(old, "status = 'expired'") == 1
+    reasons = [reason for _, _, reason in old.ledger()]
+    assert reasons.count("a unique key of agent_chat_sessions refuses it") == 9
+    assert account(old) == (30, 30)
 
 
 def test_a_repeated_run_adds_what_is_new_and_nothing_twice(old, small_batches):

@@ -111,7 +111,7 @@ with fresh as materialized (
     coalesce(s.expires_at > statement_timestamp(), false) as is_active, {is_taken} as is_taken
   from {source} s {there} where {in_batch} and {is_new}
 ), ranked as (
-  select f.*, row_number() over (partition by case when f.is_active then coalesce(f.person, f.id::text) end order by f.updated_at desc nulls last, f.id desc) as place from fresh f
+  select f.*, row_number() over (partition by case when f.is_active then coalesce(f.person, f.id::text) end collate "C" order by f.updated_at desc nulls last, f.id desc) as place from fresh f
 ), judged as materialized (
   select r.*, case when r.is_taken then 'a session with this id is there already' when not r.is_active then null
     when r.place > 1 then 'a newer session of this phone is active'
@@ -126,11 +126,12 @@ with fresh as materialized (
     j.phone, 'generic', j.context, case when j.is_active then 'active' else 'expired' end, j.created_at, j.updated_at, j.updated_at, j.expires_at,
     case when not j.is_active then j.expires_at end, true
   from judged j where j.hindered is null
-  on conflict do nothing
+  {on_conflict}
   returning id
 ), told as (
   insert into platform.platform_backfill_rows as l (backfill, source_table, source_id, outcome, reason, old_value)
-  select %(backfill)s, %(label)s, j.id::text, 'skipped', coalesce(j.hindered, 'an active session of this phone is there already'), w.whole
+  select %(backfill)s, %(label)s, j.id::text, 'skipped',
+    coalesce(j.hindered, case when j.is_active then 'an active session of this phone is there already' else 'a unique key of agent_chat_sessions refuses it' end), w.whole
   from judged j cross join lateral (select to_jsonb(s) as whole from {source} s where s.id = j.id limit 1) w where not exists (select from copied c where c.id = j.id)
   on conflict (backfill, source_table, source_id) do update set outcome = excluded.outcome, reason = excluded.reason, old_value = excluded.old_value,
     recorded_at = excluded.recorded_at where l.reason <> excluded.reason or l.old_value is distinct from excluded.old_value

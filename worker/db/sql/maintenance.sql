@@ -85,8 +85,9 @@ select set_config('lock_timeout', '1s', true), set_config('statement_timeout', %
 select set_config('lock_timeout', '1s', true);
 
 -- name: batch_by_key
--- A batch knows its keys: each row is found by an index, whatever the planner thinks of reading a whole table for some thousand of them.
-select set_config('enable_seqscan', 'off', true), set_config('enable_mergejoin', 'off', true);
+-- A batch knows its keys: each row is found by an index, whatever the planner thinks of reading a whole table for some thousand of them. And compiling
+-- its statement anew takes longer than the batch.
+select set_config('enable_seqscan', 'off', true), set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true);
 
 -- name: batch_without_wait
 -- The commit waits for no disk. Rows and cursor are one commit: what a crash of the server takes back it takes back together, last first.
