@@ -49,7 +49,7 @@ comment on function packhorse.declare_backfill(text, text, jsonb, text) is 'The 
 create or replace function packhorse.move_backfill(p_name text, p_state text, p_operator text default session_user, p_reason text default null, p_details jsonb default null)
 returns packhorse.backfills
 language plpgsql as $$
--- The next state, and its record in operator_actions. Raises PH004, and PH005 for a state that does not follow.
+-- The next state, and its record in operator_actions; a verification is recorded when it has details: somebody asked for it. Raises PH004, and PH005 for a state that does not follow.
 declare
   v_backfill packhorse.backfills := packhorse.require_backfill(p_name);
   v_now constant timestamptz := clock_timestamp();
@@ -80,9 +80,9 @@ begin
     update packhorse.maintenance_runs r set state = 'cancelled', cancel_requested_by = p_operator, gate = null, ended_at = v_now
     where r.task = 'backfill.' || p_name and r.state in ('running', 'paused');
   end if;
-  if p_state in ('running', 'finished', 'rolled_back') then
+  if p_state in ('running', 'finished', 'rolled_back') or p_details is not null then
     insert into packhorse.operator_actions (action, operator, reason, details)
-    values (case p_state when 'running' then 'run_backfill' when 'finished' then 'finish_backfill' else 'roll_back_backfill' end, p_operator, p_reason,
+    values (case p_state when 'running' then 'run_backfill' when 'finished' then 'finish_backfill' when 'rolled_back' then 'roll_back_backfill' else 'verify_backfill' end, p_operator, p_reason,
       coalesce(p_details, '{}') || jsonb_build_object('backfill', p_name));
   end if;
   return v_backfill;

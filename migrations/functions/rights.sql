@@ -116,7 +116,7 @@ language sql stable as $$
         'describe_steps', 'bounded_text', 'explain_scopes', 'scope_covers', 'scope_rests', 'is_due', 'is_worth_doing',
         'runs_apart', 'is_copy', 'queue_is_open', 'queue_room', 'key_room', 'conversation_holders', 'rate_tokens_at', 'worker_problems', 'fleet_statistics',
         'partition_ends', 'endpoint_states', 'snapshots_are_visible', 'count_queue_messages', 'count_undeclared_messages', 'estimated_messages',
-        'has_platform_table', 'message_uuid', 'message_id_of', 'archive_reading', 'recent_ends', 'ends_by_hour', 'health_level', 'health_worst', 'health_count',
+        'has_platform_table', 'maintenance_gates', 'message_uuid', 'message_id_of', 'archive_reading', 'recent_ends', 'ends_by_hour', 'health_level', 'health_worst', 'health_count',
         'health_duration', 'refuse_argument', 'own_objects', 'differing_rights', 'queue_rights')
         || coalesce((select jsonb_agg(o.name) from unnest(n.names) as o (name) where o.name like 'health\_%'), '[]')),
     jsonb_build_object('role', 'packhorse_producer', 'on', 'routine', 'privileges', jsonb_build_array('EXECUTE'),

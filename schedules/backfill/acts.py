@@ -189,16 +189,23 @@ def dry_run(connection: DeadlineConnection, backfill: Backfill) -> DryRun:
 
 
 def verified(
-    connection: DeadlineConnection, backfill: Backfill, source: SourceTable, operator: str
+    connection: DeadlineConnection,
+    backfill: Backfill,
+    source: SourceTable,
+    operator: str,
+    reason: str | None = None,
+    *,
+    asked: bool = False,
 ) -> list[CheckFinding]:
     """Compare source and target, and write down what was found: the backfill is verified, or copied when a
-    finding refuses.
+    finding refuses. asked: by an operator, which is recorded.
     """
     findings = backfill.verify(connection, source)
     passed = not any(finding.level == "refused" for finding in findings)
     with connection.transaction():
         store.note_findings(connection, backfill.name, [finding.as_row() for finding in findings])
-        store.move(connection, backfill.name, "verified" if passed else "copied", operator)
+        state = "verified" if passed else "copied"
+        store.move(connection, backfill.name, state, operator, reason, {"passed": passed} if asked else None)
     for finding in findings:
         if finding.level != "ok":
             logger.warning(
@@ -211,7 +218,9 @@ def verified(
     return findings
 
 
-def verify(connection: DeadlineConnection, backfill: Backfill, operator: str) -> list[CheckFinding]:
+def verify(
+    connection: DeadlineConnection, backfill: Backfill, operator: str, reason: str | None = None
+) -> list[CheckFinding]:
     """The comparison, asked for by an operator; also a look for the drop guard. Raises InvalidArgument,
     StoreError.
     """
@@ -227,7 +236,18 @@ def verify(connection: DeadlineConnection, backfill: Backfill, operator: str) ->
             )
         _refuse_running(connection, backfill)
         look(connection, backfill, source)
-        return verified(connection, backfill, source, operator)
+        return verified(connection, backfill, source, operator, reason, asked=True)
+
+
+def stands_in_the_way(connection: DeadlineConnection, backfill: Backfill) -> list[CheckFinding]:
+    """What forbids the clean-up now, each by name; also a look for the drop guard. Raises InvalidArgument,
+    StoreError.
+    """
+    with translated():
+        _, source = _begun(connection, backfill)
+        _refuse_running(connection, backfill)
+        look(connection, backfill, source)
+        return guard(connection, backfill, source, store.progress(connection, backfill.name)[0])
 
 
 def finish(

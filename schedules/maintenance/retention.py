@@ -215,6 +215,12 @@ class RetentionRun(Work):
         self._size = min(run.record.batch_size or FIRST_BATCH, self._policy.batch)
         with translated():
             check_visible(self._connection, self._policy, self._target, self._facts, self._cutoff)
+            if not run.record.resumed:
+                store.expect(
+                    self._connection,
+                    run.record.id,
+                    store.estimate(self._connection, self._target, self._cutoff),
+                )
         state = run.steps(self)
         if state == "succeeded":
             self._say_refused()

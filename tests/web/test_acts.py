@@ -89,13 +89,8 @@ def ended(browser: Browser, answer: Any) -> str:
     """The page of a long act that has ended."""
     assert answer.status_code == 303, answer.text
     path = answer.headers["location"]
-    wait_until(
-        lambda: (
-            "Stop after this batch" not in browser.get(path).text
-            and 'role="status"' in browser.get(path).text
-        ),
-        20,
-    )
+    over = re.compile('class="notice [a-z]+" role="status">(?!It stops)')
+    wait_until(lambda: over.search(browser.get(path).text), 60)
     return browser.get(path).text
 
 

@@ -85,7 +85,7 @@ def test_empty_screens_say_what_would_be_there(page: Page) -> None:
         "/dead-letters/groups/gone": "No letter of this cause is left.",
         "/workers": "No worker process is known",
         "/schedules": "No schedule yet",
-        "/maintenance": "No maintenance has been declared",
+        "/maintenance": "not planned by a scheduler",
         "/services": "No service has been declared today",
         "/audit": "Nobody has changed anything yet",
     }.items():

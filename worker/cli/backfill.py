@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from packhorse.schedules.backfill import acts, declare
+from packhorse.schedules.backfill import acts, declare, known
 from packhorse.schedules.backfill.base import Backfill, CheckFinding
 from packhorse.schedules.backfill.engine import BackfillRun
 from packhorse.schedules.config import load_plan
@@ -18,7 +18,6 @@ from packhorse.worker.cli.common import AsJson, Operator, Reason, Yes, confirmed
 from packhorse.worker.cli.errors import CommandError, usage
 from packhorse.worker.cli.maintenance import open_owner, owner
 from packhorse.worker.cli.render import print_fields, print_json, print_rows, progress
-from packhorse.worker.config import load_settings
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
 from packhorse.worker.ops import backfills as ops
 
@@ -39,13 +38,10 @@ Setting = Annotated[
 FINDING_COLUMNS = ["level", "check", "text", "hint"]
 
 
-def _known() -> None:
-    """Import the application's modules: they may declare backfills."""
-    settings = load_settings()
-    if settings.actors:
-        from packhorse.worker.runtime.actors import import_modules
+def _import_declared() -> None:
+    from packhorse.worker.runtime.actors import import_configured
 
-        import_modules(settings)
+    import_configured()
 
 
 def _find(name: str, given: list[str] | None = None) -> Backfill:
@@ -59,27 +55,17 @@ def _find(name: str, given: list[str] | None = None) -> Backfill:
             )
         settings[key] = value
     if name not in declare.shipped():
-        _known()
-    if not settings and name in declare.names():
-        with database() as connection:
-            try:
-                begun = ops.show(connection, name, with_ledger=False).row
-            except ops.UnknownBackfill:
-                begun = {"state": "new", "settings": {}}
-        if begun["state"] not in ("new", "rolled_back"):
-            settings = begun["settings"]
-    return declare.find(name, settings)
+        _import_declared()
+    with database() as connection:
+        return known.find(connection, name, settings)
 
 
 @app.command("list")
 def list_backfills(as_json: AsJson = False) -> int:
     """Every backfill: its state, how far it is, and what it does."""
-    _known()
-    titles = {name: kind.title for name, kind in declare.shipped().items()} | {
-        name: own.title for name, own in sorted(declare.declared.items())
-    }
+    _import_declared()
     with database() as connection:
-        rows = ops.list_all(connection, titles)
+        rows = ops.list_all(connection, known.titles())
     if as_json:
         print_json(rows)
     else:
@@ -249,13 +235,13 @@ def cancel(name: Name, operator: Operator = None, reason: Reason = None, as_json
 
 
 @app.command()
-def verify(name: Name, operator: Operator = None, as_json: AsJson = False) -> int:
+def verify(name: Name, operator: Operator = None, reason: Reason = None, as_json: AsJson = False) -> int:
     """Compare source and target row by row; exit 1 when a row is neither copied nor explained. Also a look
     for the drop guard.
     """
     backfill = _find(name)
     with owner() as connection:
-        findings = acts.verify(connection, backfill, operator_name(operator))
+        findings = acts.verify(connection, backfill, operator_name(operator), reason)
     return _print_findings(findings, as_json)
 
 

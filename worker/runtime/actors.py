@@ -12,7 +12,7 @@ import dramatiq
 
 from packhorse.worker import folder
 from packhorse.worker.broker.postgres import PostgresBroker
-from packhorse.worker.config import Settings
+from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.errors import ConfigError, WorkerError
 
 
@@ -37,6 +37,15 @@ def load_broker(settings: Settings) -> PostgresBroker:
     if not chosen.actors:
         raise ConfigError([f"actors: {', '.join(settings.actors)} declare no actors on this broker"])
     return chosen
+
+
+def import_configured() -> None:
+    """For what declares itself on import, such as backfills: the modules of this process's settings, where
+    there are some. Raises ConfigError.
+    """
+    settings = load_settings()
+    if settings.actors:
+        import_modules(settings)
 
 
 def import_modules(settings: Settings) -> PostgresBroker:

@@ -90,9 +90,11 @@ def missed(connection: DeadlineConnection, limit: int) -> list[Row]:
     return rows(connection, "inspect_missed", {"limit": limit})
 
 
-def policies(connection: DeadlineConnection) -> list[Row]:
-    """Maintenance tasks that configuration has declared or that ran, by name."""
-    return rows(connection, "inspect_policies")
+def maintenance(connection: DeadlineConnection) -> list[Row]:
+    """Maintenance tasks that a scheduler has planned, that configuration has declared, or that ran, by name:
+    next time, last run, rows per second of that.
+    """
+    return rows(connection, "inspect_maintenance")
 
 
 def partitions(connection: DeadlineConnection) -> list[Row]:

@@ -220,6 +220,11 @@ def gates(connection: DeadlineConnection, table: str | None) -> list[HealthGate]
     ]
 
 
+def has_worker(connection: DeadlineConnection) -> bool:
+    """Does some live process take the messages of maintenance?"""
+    return bool(value(connection, "maintenance_has_worker"))
+
+
 def table_facts(connection: DeadlineConnection, table: str, column: str) -> Row | None:
     """What a policy has to know about its table; None when there is none."""
     found = rows(connection, "table_facts", {"table": quoted(connection, table), "column": column})
@@ -277,6 +282,12 @@ def count(connection: DeadlineConnection, target: Target, before: datetime) -> t
     """Rows and bytes that a run would meet now. May read the whole range: give the connection its time."""
     row = connection.execute(_compose("retention_count", target, None), {"cutoff": before}).fetchone()
     return int(row[0]), int(row[1])  # type: ignore[index]
+
+
+def estimate(connection: DeadlineConnection, target: Target, before: datetime) -> int:
+    """About how many rows a run would meet now, by the planner: reads no row of the table."""
+    row = connection.execute(_compose("retention_estimate", target, None), {"cutoff": before}).fetchone()
+    return int(json.loads(row[0])[0]["Plan"]["Plan Rows"])  # type: ignore[index]
 
 
 def wait_a_second(connection: DeadlineConnection) -> None:

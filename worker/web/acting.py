@@ -7,6 +7,7 @@ token before.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,11 @@ def _submit(act: ActForm) -> Endpoint:
                 409,
             )
         except StoreUnavailable as error:
-            late = "It took too long: narrow the filter" if error.late else "The database does not answer"
+            late = (
+                "It took too long: narrow it, or use the command line, which has no limit"
+                if error.late
+                else "The database does not answer"
+            )
             return _refused(visit, act, texts, step, f"{late}. {error}", None, 503)
         except StoreRejected as error:
             return _refused(visit, act, texts, step, f"The database refuses this. {error}", None, 409)
@@ -108,7 +113,7 @@ async def _step(visit: Visit, act: ActForm, texts: dict[str, str], step: str) ->
         return _page(visit, act, {**texts, **await site.act(act.load, given)}, "preview")
     given = read_submission(act.fields, texts, visitor)
     if step == "preview" and act.preview is not None:
-        found = await site.act(act.preview, given)
+        found = await (site.act_as_owner if act.as_owner else site.act)(act.preview, given)
         return _page(visit, act, {**texts, **found.kept}, "do", preview=found)
     if act.show is not None:
         return _shown(visit, act, given, await site.act(act.show, given))
@@ -188,7 +193,7 @@ async def _progress_of(visit: Visit) -> Response:
 
 async def _stop(visit: Visit) -> Response:
     act = _long_act(visit)
-    act.stop.set()
+    await asyncio.to_thread(act.end)
     return visit.see(f"/progress/{act.id}")
 
 

@@ -159,13 +159,16 @@ Place = tuple[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class LongWork:
-    """What takes longer than a request. total: so many at most. run(connection, report, stop): the sentence
-    of its end, and whether it is a good one. place: of the page on which its effect is seen."""
+    """What takes longer than a request. total: so many at most; 0 when nobody can say, and then a stop ends
+    its statement. run(connection, report, stop): the sentence of its end, and whether it is a good one.
+    place: of the page on which its effect is seen. as_owner: on a connection of the tables' owner.
+    """
 
     title: str
     total: int
     run: Callable[[DeadlineConnection, Report, Any], tuple[str, bool]]
     place: Place
+    as_owner: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +179,8 @@ class ActForm:
     recorded. long: instead of run, says what is to be done in the background. load: texts of fields, read
     when the visitor asks for them (a payload: recorded). prefill: the same when the form is opened, for what
     is no secret. preview: shown before it is done. command: the words of the command line that does the same.
-    place: the page on which its effect is seen. danger: it cannot be taken back.
+    place: the page on which its effect is seen. danger: it cannot be taken back. as_owner: the preview looks
+    with the rights of the tables' owner.
     """
 
     name: str
@@ -193,6 +197,7 @@ class ActForm:
     prefill: Callable[[DeadlineConnection, Submission], Mapping[str, str]] | None = None
     preview: Callable[[DeadlineConnection, Submission], Preview] | None = None
     danger: bool = False
+    as_owner: bool = False
 
     @property
     def path(self) -> str:

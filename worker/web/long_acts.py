@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import Event
 
+from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
 from packhorse.worker.errors import InvalidArgument, WorkerError
 from packhorse.worker.web.forms import LongWork
@@ -26,6 +28,8 @@ logger = logging.getLogger("packhorse.web")
 #: Of a database so many run at once; so many that have ended are remembered.
 AT_ONCE, REMEMBERED = 4, 100
 STATEMENT_SECONDS = 60.0
+#: A comparison reads a table, and a drop waits for its last one.
+OWNER_STATEMENT_SECONDS = 3600.0
 
 
 @dataclass(slots=True)
@@ -47,6 +51,14 @@ class LongAct:
     sentence: str = ""
     ended_at: datetime | None = None
     stop: Event = field(default_factory=Event)
+    connection: DeadlineConnection | None = None
+
+    def end(self) -> None:
+        """Ask it to end: after its batch, or, where there are none, by ending its statement."""
+        self.stop.set()
+        connection = self.connection
+        if not self.work.total and connection is not None and not self.is_over:
+            connection.cancel()
 
     @property
     def is_over(self) -> bool:
@@ -90,14 +102,18 @@ class LongActs:
         return list(reversed(self._acts.values()))
 
     def stop(self) -> None:
-        """Ask all of them to end after their batch, and take no more."""
+        """Ask all of them to end, and take no more."""
         self._closed = True
         for each in self._acts.values():
             each.stop.set()
 
     def close(self) -> None:
-        """stop(), and wait for the batches."""
+        """stop(), and wait for the batches; one without batches may begin a statement after another."""
         self.stop()
+        while left := [each for each in self._acts.values() if not each.is_over]:
+            for each in left:
+                each.end()
+            time.sleep(0.1)
         self._threads.shutdown(wait=True)
 
     def _run(self, act: LongAct) -> None:
@@ -106,16 +122,22 @@ class LongActs:
 
         act.state = "runs"
         try:
-            connection = self._site.open_long(STATEMENT_SECONDS)
+            connection = (
+                self._site.open_owner(OWNER_STATEMENT_SECONDS)
+                if act.work.as_owner
+                else self._site.open_long(STATEMENT_SECONDS)
+            )
+            act.connection = connection
             try:
                 with translated():
                     act.sentence, is_good = act.work.run(connection, report, act.stop)
             finally:
+                act.connection = None
                 connection.close()
             act.state = "done" if is_good else "stopped" if act.stop.is_set() else "failed"
         except WorkerError as error:
             act.state, act.sentence = (
-                "failed",
+                "stopped" if act.stop.is_set() and not act.work.total else "failed",
                 f"It has ended by an error after {act.done:,}; what was done is done. {error}",
             )
         except Exception:

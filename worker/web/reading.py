@@ -25,7 +25,7 @@ from packhorse.worker.db.connection import AnyTime, DeadlineConnection
 from packhorse.worker.db.errors import translated
 from packhorse.worker.db.pool import ConnectionPool
 from packhorse.worker.db.queries import sql
-from packhorse.worker.db.sessions import open_work
+from packhorse.worker.db.sessions import open_owner, open_work
 from packhorse.worker.errors import InvalidArgument, StoreError, StoreRejected, StoreUnavailable
 
 T = TypeVar("T")
@@ -40,6 +40,8 @@ QUESTIONS_AT_ONCE, ACTS_AT_ONCE = 4, 4
 #: after this.
 ANSWER_SECONDS = 3.0
 CONNECT_SECONDS = 2.0
+#: A dry run or a check of maintenance has so long; the command line has no limit.
+OWNER_SECONDS = 15.0
 #: After a failed connect nobody who has an old answer waits for the next one.
 REST_SECONDS = 2.0
 #: A page waits so long, over all of its questions, for newer answers than those of the last GRACE_SECONDS.
@@ -153,6 +155,21 @@ class Site:
 
         return await asyncio.get_running_loop().run_in_executor(self._act_threads, run)
 
+    async def act_as_owner(self, function: Callable[..., T], *args: Any) -> T:
+        """The same on a connection of the tables' owner (maintenance_url), which ends with it: for what looks
+        at tables that a worker may not read. Raises StoreError.
+        """
+
+        def run() -> T:
+            connection = self.open_owner(OWNER_SECONDS)
+            try:
+                with translated():
+                    return function(connection, *args)
+            finally:
+                connection.close()
+
+        return await asyncio.get_running_loop().run_in_executor(self._act_threads, run)
+
     def forget(self) -> None:
         """Nothing kept, and nothing that is being asked, counts as fresh: after an act its effect shall be
         seen.
@@ -242,6 +259,12 @@ class Site:
         psycopg's: see translated().
         """
         return self._open("web long", deadline_seconds=deadline_seconds)
+
+    def open_owner(self, deadline_seconds: float) -> DeadlineConnection:
+        """The same of the tables' owner, where maintenance_url says who that is."""
+        connection = open_owner(self.settings, "web owner", url=self._url, deadline_seconds=deadline_seconds)
+        connection.adapters.register_loader("timestamptz", AnyTime)
+        return connection
 
     def _open_acting(self) -> DeadlineConnection:
         return self._open("web act", deadline_seconds=self.settings.call_deadline_seconds)

@@ -67,9 +67,23 @@ select r.id, r.schedule::text as schedule, r.planned_at, r.fired_at, r.outcome, 
 where r.fired_at > clock_timestamp() - interval '7 days' and (r.outcome in ('missed', 'overlapped', 'failed') or r.missed_count > 0)
 order by r.fired_at desc limit %(limit)s;
 
--- name: inspect_policies
--- What configuration has said of each maintenance task.
-select t.task::text as task, t.rows_total, t.last_success_at, t.policy from packhorse.maintenance_tasks t order by t.task limit 500;
+-- name: inspect_maintenance
+-- Maintenance tasks that a scheduler has planned, that configuration has declared, or that ran: the next time, the last run and its rate, gates left out.
+with tasks (name) as (
+  select s.name::text from packhorse.schedules s where s.message_type = 'packhorse.maintenance'
+  union select t.task::text from packhorse.maintenance_tasks t
+  union select h.task from packhorse.maintenance_health h
+)
+select k.name as task, s.name is not null as is_planned, s.cron, s.time_zone, s.next_planned_at, s.paused_at, s.paused_by, s.problem,
+  t.policy, coalesce(t.rows_total, 0) as rows_total, t.last_success_at,
+  r.id as run_id, r.state, r.gate, r.rows_done, r.rows_total as rows_expected, r.started_at, r.ended_at, r.error, r.cancel_requested_by,
+  -- a run that was gone on with rested in between
+  case when r.resumed = 0 then r.rows_done / nullif(greatest(extract(epoch from coalesce(r.ended_at, r.beat_at) - r.started_at)::float8 - r.throttled_seconds, 0), 0) end as rows_per_second
+from tasks k
+left join packhorse.schedules s on s.name = k.name and s.message_type = 'packhorse.maintenance'
+left join packhorse.maintenance_tasks t on t.task = k.name
+left join lateral (select l.* from packhorse.maintenance_runs l where l.task = k.name order by l.task desc, l.id desc limit 1) r on true
+where k.name not like 'backfill.%%' order by k.name limit 500;
 
 -- name: inspect_partitioned
 -- Range-partitioned tables of ours, and those that a policy looks after, with their partitions: bounds, planner's rows, bytes.

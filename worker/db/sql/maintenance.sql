@@ -42,6 +42,10 @@ update packhorse.maintenance_runs set rows_total = %s where id = %s;
 -- The health gates for a table.
 select gate, value, known, detail from packhorse.maintenance_gates(to_regclass(%s));
 
+-- name: maintenance_has_worker
+-- Does some live process take the messages of maintenance?
+select exists (select from packhorse.workers w where 'packhorse' = any (w.queues) and w.last_seen_at > clock_timestamp() - w.lease_duration);
+
 -- name: table_facts
 -- What a policy has to know about its table; no row when there is none.
 select n.nspname::text as schema, c.relname::text as name, c.relkind,
@@ -132,6 +136,10 @@ select (select count(*) from gone), (select json_agg(e.v order by e.place) from 
 -- name: retention_count
 -- What a run would meet: rows, and their bytes.
 select count(*), coalesce(sum(pg_column_size(t.*)), 0)::bigint from {table} t where t.{column} < {cutoff} and ({where});
+
+-- name: retention_estimate
+-- The planner's estimate of the same, without reading a row.
+explain (format json) select from {table} t where t.{column} < {cutoff} and ({where});
 
 -- name: retention_where
 -- Is a policy's condition one expression by itself? In the parentheses of the statements `true) or (true` would be two, without the cutoff.

@@ -1,4 +1,4 @@
-"""Acts on schedules, maintenance, backfills, workers, services and scopes."""
+"""Acts on schedules, workers, services and scopes."""
 
 from __future__ import annotations
 
@@ -7,29 +7,17 @@ from uuid import UUID
 
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.errors import InvalidArgument
-from packhorse.worker.ops import backfills, scopes
-from packhorse.worker.store import maintenance, schedules, services, workers
+from packhorse.worker.ops import scopes
+from packhorse.worker.store import schedules, services, workers
 from packhorse.worker.store import scopes as parked
 from packhorse.worker.web.access import Role
 from packhorse.worker.web.forms import ActForm, FormField, Place, Submission
 
 SCHEDULE = FormField("schedule", "Schedule", required=True, target=True)
-TASK = FormField("task", "Task", required=True, target=True)
-BACKFILL = FormField("name", "Backfill", required=True, target=True)
 WORKER = FormField("worker", "Worker process", required=True, target=True)
 SERVICE = FormField("service", "Service", required=True, target=True)
 ENDPOINT = FormField("endpoint", "Endpoint", target=True)
 SCOPE = FormField("scope", "Scope", required=True, target=True)
-
-#: How each answer of a backfill reads.
-_BACKFILL_SAID = {
-    "requested": "ends after its step",
-    "paused": "rests until it is resumed",
-    "enqueued": "goes on: workers carry it",
-    "resumed": "goes on with the next `packhorse backfill run`",
-    "cancelled": "is cancelled; what was copied stays",
-    "nothing": "is as you want it already: there was nothing to do",
-}
 
 
 def _at(path: str) -> Callable[[Submission], Place]:
@@ -53,43 +41,6 @@ def _pause_schedule(connection: DeadlineConnection, given: Submission) -> str:
 def _resume_schedule(connection: DeadlineConnection, given: Submission) -> str:
     changed = schedules.resume(connection, given["schedule"], given.operator, given.reason)
     return f"{given['schedule']} {'goes on, from now' if changed else 'was not paused'}."
-
-
-def _run_task(connection: DeadlineConnection, given: Submission) -> str:
-    """A task has a schedule of its name: its message is enqueued, and a scheduler's worker does it."""
-    try:
-        number = schedules.run_now(connection, given["task"], given.operator, given.reason)
-    except InvalidArgument as error:
-        raise InvalidArgument(
-            f"no scheduler has planned the task {given['task']}",
-            hint="Start one, or run it here: packhorse maintenance run",
-        ) from error
-    return f"Message {number} is enqueued: a process of `packhorse scheduler` does it."
-
-
-def _cancel_task(connection: DeadlineConnection, given: Submission) -> str:
-    answer = maintenance.cancel(connection, given["task"], given.operator, given.reason)
-    said = {"requested": "ends after its batch", "cancelled": "is cancelled"}.get(answer, "does not run")
-    return f"{given['task']} {said}."
-
-
-def _start_backfill(connection: DeadlineConnection, given: Submission) -> str:
-    """One that somebody has begun: with the settings that it was begun with."""
-    begun = backfills.show(connection, given["name"], with_ledger=False).row
-    number = backfills.start(
-        connection, given["name"], begun["source"], begun["settings"], given.operator, given.reason
-    )
-    return f"Workers carry {given['name']}: message {number}."
-
-
-def _backfill(
-    function: Callable[[DeadlineConnection, str, str, str | None], str],
-) -> Callable[[DeadlineConnection, Submission], str]:
-    def run(connection: DeadlineConnection, given: Submission) -> str:
-        answer = function(connection, given["name"], given.operator, given.reason)
-        return f"{given['name']} {_BACKFILL_SAID[answer]}."
-
-    return run
 
 
 def _ask_worker(request: str, done: str) -> Callable[[DeadlineConnection, Submission], str]:
@@ -164,26 +115,6 @@ def _schedule_act(
     )
 
 
-def _backfill_act(
-    name: str,
-    label: str,
-    about: str,
-    run: Callable[[DeadlineConnection, Submission], str],
-    danger: bool = False,
-) -> ActForm:
-    return ActForm(
-        f"backfill.{name}",
-        Role.ADMIN if danger else Role.OPERATOR,
-        label,
-        about,
-        (BACKFILL,),
-        lambda given: ["backfill", name, str(given["name"])],
-        _at("/maintenance"),
-        run=run,
-        danger=danger,
-    )
-
-
 def _worker_act(name: str, label: str, about: str, done: str, danger: bool = False) -> ActForm:
     return ActForm(
         f"worker.{name}",
@@ -224,43 +155,6 @@ OTHER_ACTS = (
         "Resume",
         "Let it go on, from now: what was due in the pause is not made up.",
         _resume_schedule,
-    ),
-    ActForm(
-        "task.run",
-        Role.OPERATOR,
-        "Run now",
-        "Enqueue a run of the task at once, beside its timetable; a process of `packhorse scheduler` does it.",
-        (TASK,),
-        lambda given: ["schedule", "run", str(given["task"])],
-        lambda given: ("/maintenance", {"task": given["task"]}),
-        run=_run_task,
-    ),
-    ActForm(
-        "task.cancel",
-        Role.OPERATOR,
-        "Cancel the run",
-        "End its unfinished run after the batch that is at work; what it did stays done.",
-        (TASK,),
-        lambda given: ["maintenance", "cancel", str(given["task"])],
-        lambda given: ("/maintenance", {"task": given["task"]}),
-        run=_cancel_task,
-    ),
-    _backfill_act(
-        "start",
-        "Start",
-        "Let workers carry it, in slices until its end, with the settings that it was begun with.",
-        _start_backfill,
-    ),
-    _backfill_act(
-        "pause", "Pause", "Let it rest after the step that is at work.", _backfill(backfills.pause)
-    ),
-    _backfill_act("resume", "Resume", "Let it go on from where it was.", _backfill(backfills.resume)),
-    _backfill_act(
-        "cancel",
-        "Cancel",
-        "End its run for good; what was copied stays.",
-        _backfill(backfills.cancel),
-        danger=True,
     ),
     _worker_act(
         "quiet",

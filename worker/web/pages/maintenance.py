@@ -1,15 +1,18 @@
-"""Maintenance: what configuration plans, what ran, what holds it; and backfills."""
+"""Maintenance: the whole plan with its next times, what runs and what holds it; and backfills."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from packhorse.schedules.backfill import known
+from packhorse.schedules.maintenance import overview
+from packhorse.schedules.maintenance.overview import Overview
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.errors import ConfigError
 from packhorse.worker.records import Row
-from packhorse.worker.store import backfills, inspection, maintenance
+from packhorse.worker.store import backfills, maintenance
 from packhorse.worker.web.pages import parameters
 from packhorse.worker.web.reading import Reader
-from packhorse.worker.web.render import payload_rows
 from packhorse.worker.web.screens import Query
 
 PATH = "/maintenance"
@@ -18,25 +21,25 @@ NAV = "Maintenance"
 TEMPLATE = "maintenance.html"
 
 MOST_RUNS = 50
+#: Tables of backfills that nobody has begun appear seldom.
+UNBEGUN_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class TaskLine:
-    """A maintenance task. last: its last run; None when it never ran. policy: as configuration says it, as
-    lines of a tree; empty when it says nothing."""
+class Ready:
+    """Backfills that could be started. problem: why those of the application are not among them."""
 
-    name: str
-    policy: list[Row]
-    rows_total: int
-    last: Row | None
+    backfills: tuple[known.Unbegun, ...]
+    problem: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class MaintenancePage:
     """task: the one whose runs are shown; None for all."""
 
-    tasks: tuple[TaskLine, ...]
+    plan: Overview
     backfills: list[Row]
+    ready: Ready
     runs: list[Row]
     task: str | None
     command: str
@@ -45,25 +48,19 @@ class MaintenancePage:
 async def load(reader: Reader, query: Query) -> MaintenancePage:
     """Parameter: task, for the runs of one."""
     chosen = parameters.text(query, "task")
-    planned = {
-        str(row["task"]): row for row in await reader.ask("maintenance policies", 10.0, inspection.policies)
-    }
-    last = {str(row["task"]): row for row in await reader.ask("maintenance health", 2.0, maintenance.health)}
+    plan = await reader.ask("maintenance plan", 2.0, overview.overview)
     runs = await reader.ask("maintenance runs", 2.0, maintenance.history, chosen, MOST_RUNS)
-    progress = await reader.ask("backfills", 2.0, backfills.progress)
-    tasks = tuple(
-        TaskLine(
-            name,
-            _lines(planned.get(name, {}).get("policy")),
-            int(planned.get(name, {}).get("rows_total") or 0),
-            last.get(name),
-        )
-        for name in sorted({*planned, *last})
-        if not name.startswith("backfill.")
-    )
-    return MaintenancePage(tasks, progress, runs, chosen, "packhorse maintenance status")
+    begun = await reader.ask("backfills", 2.0, backfills.progress)
+    ready = await reader.ask("backfills to begin", UNBEGUN_SECONDS, _ready)
+    return MaintenancePage(plan, begun, ready, runs, chosen, "packhorse maintenance list")
 
 
-def _lines(policy: Any) -> list[Row]:
-    """Configuration is no payload: its values are shown."""
-    return payload_rows(policy, masked=False) if policy else []
+def _ready(connection: DeadlineConnection) -> Ready:
+    problem = None
+    try:
+        from packhorse.worker.runtime.actors import import_configured
+
+        import_configured()
+    except ConfigError as error:
+        problem = str(error)
+    return Ready(tuple(known.unbegun(connection)), problem)
