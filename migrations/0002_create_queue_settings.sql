@@ -4,16 +4,22 @@
 
 create domain packhorse.queue_name as text
   constraint queue_name_format check (value ~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}$');
-comment on domain packhorse.queue_name is 'A letter or underscore, then letters, digits, dot, underscore, dash; 100 at most.';
+comment on domain packhorse.queue_name is
+  'A letter or underscore, then letters, digits, dot, underscore, dash; 100 at most.';
 
 create domain packhorse.message_json as jsonb
   constraint message_json_is_object check (jsonb_typeof(value) = 'object')
   constraint message_json_size check (pg_column_size(value) <= 1048576)
   -- what readers in other languages cannot read; is_readable_json says the same
-  constraint message_json_readable check ((pg_column_size(value) <= 2000 and octet_length(value::text) <= 4300)
-    or not (pg_catalog.jsonb_path_exists(value, 'strict $.**{500 to last} ? (@.type() == "object" || @.type() == "array")')
-      or pg_catalog.jsonb_path_exists(value, 'strict $.** ? (@.type() == "number" && (@ >= 1e4300 || @ <= -1e4300))')));
-comment on domain packhorse.message_json is 'A JSON object of at most 1 MiB, nested at most 500 levels deep, its numbers with at most 4300 digits. A domain, so that it is checked when written, not at every claim.';
+  constraint message_json_readable
+    check ((pg_column_size(value) <= 2000 and octet_length(value::text) <= 4300)
+    or
+      not (pg_catalog.jsonb_path_exists(value,
+        'strict $.**{500 to last} ? (@.type() == "object" || @.type() == "array")')
+      or pg_catalog.jsonb_path_exists(value,
+        'strict $.** ? (@.type() == "number" && (@ >= 1e4300 || @ <= -1e4300))')));
+comment on domain packhorse.message_json is
+  'A JSON object of at most 1 MiB, nested at most 500 levels deep, its numbers with at most 4300 digits. A domain, so that it is checked when written, not at every claim.';
 
 create table packhorse.queues (
   name                    packhorse.queue_name  not null,
@@ -47,11 +53,13 @@ create table packhorse.queues (
   constraint queues_max_concurrency_per_key_range check (max_concurrency_per_key between 1 and 1000000),
   constraint queues_rate_limit_range check (rate_limit between 1 and 1000000000),
   constraint queues_rate_burst_range check (rate_burst between 1 and 1000000000),
-  constraint queues_rate_interval_range check (rate_interval between interval '1 millisecond' and interval '366 days'),
+  constraint queues_rate_interval_range
+    check (rate_interval between interval '1 millisecond' and interval '366 days'),
   constraint queues_keep_done_range check (keep_done between interval '0' and interval '3660 days'),
   constraint queues_max_attempts_range check (max_attempts between 1 and 1000000),
   constraint queues_crash_limit_range check (crash_limit between 1 and 1000),
-  constraint queues_backoff_initial_range check (backoff_initial between interval '0' and interval '366 days'),
+  constraint queues_backoff_initial_range
+    check (backoff_initial between interval '0' and interval '366 days'),
   constraint queues_backoff_max_range check (backoff_max between backoff_initial and interval '366 days'),
   constraint queues_backoff_multiplier_range check (backoff_multiplier between 1 and 1000),
   constraint queues_backoff_jitter_range check (backoff_jitter between 0 and 1),
@@ -61,16 +69,17 @@ create table packhorse.queues (
 comment on table packhorse.queues is 'One row per queue: pause, limits, retention, retry policy (SPEC Q8).';
 
 -- Who sleeps, and who watches. A worker that finds nothing writes wake_until; a producer that reads a future
--- wake_until sends one NOTIFY, unless attended_until is in the future, too: then one awake worker looks every few
--- milliseconds, so that producers never touch the NOTIFY lock of the whole cluster (SPEC Q10). Apart from `queues`
--- because it is written often: the row stays tiny and HOT. Producers only read it.
+-- wake_until sends one NOTIFY, unless attended_until is in the future, too: then one awake worker looks every
+-- few milliseconds, so that producers never touch the NOTIFY lock of the whole cluster (SPEC Q10). Apart from
+-- `queues` because it is written often: the row stays tiny and HOT. Producers only read it.
 create table packhorse.queue_wakeups (
   queue          packhorse.queue_name not null,
   wake_until     timestamptz,
   attended_until timestamptz,
   constraint queue_wakeups_pkey primary key (queue)
 ) with (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
-comment on table packhorse.queue_wakeups is 'wake_until in the future: some worker sleeps and wants a NOTIFY for this queue; attended_until in the future: not now, for one looks.';
+comment on table packhorse.queue_wakeups is
+  'wake_until in the future: some worker sleeps and wants a NOTIFY for this queue; attended_until in the future: not now, for one looks.';
 
 insert into packhorse.queues (name) values ('default');
 insert into packhorse.queue_wakeups (queue) values ('default');

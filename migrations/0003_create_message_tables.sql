@@ -3,26 +3,35 @@
 --
 -- Lock and duration: new objects only, milliseconds.
 
-create domain packhorse.message_priority as smallint constraint message_priority_range check (value between 1 and 10);
+create domain packhorse.message_priority as smallint constraint message_priority_range
+  check (value between 1 and 10);
 comment on domain packhorse.message_priority is '1 (first) to 10 (last).';
 
-create domain packhorse.message_count as integer constraint message_count_range check (value between 1 and 1000000);
+create domain packhorse.message_count as integer constraint message_count_range
+  check (value between 1 and 1000000);
 comment on domain packhorse.message_count is 'Attempts allowed: 1 to 1000000.';
 
-create domain packhorse.message_state as text constraint message_state_known check (value in ('pending', 'blocked', 'running'));
+create domain packhorse.message_state as text constraint message_state_known
+  check (value in ('pending', 'blocked', 'running'));
 comment on domain packhorse.message_state is 'State of a live message.';
 
-create domain packhorse.message_name as text constraint message_name_format check (value ~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}$');
-comment on domain packhorse.message_name is 'Name of a queue, message type or task: a letter or underscore, then letters, digits, dot, underscore, dash; 100 at most.';
+create domain packhorse.message_name as text constraint message_name_format
+  check (value ~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}$');
+comment on domain packhorse.message_name is
+  'Name of a queue, message type or task: a letter or underscore, then letters, digits, dot, underscore, dash; 100 at most.';
 
-create domain packhorse.message_key as text constraint message_key_length check (length(value) between 1 and 500);
+create domain packhorse.message_key as text constraint message_key_length
+  check (length(value) between 1 and 500);
 comment on domain packhorse.message_key is 'A conversation, concurrency or dedup key: 1 to 500 characters.';
 
-create domain packhorse.message_correlation_id as text constraint message_correlation_id_length check (length(value) <= 500);
+create domain packhorse.message_correlation_id as text constraint message_correlation_id_length
+  check (length(value) <= 500);
 comment on domain packhorse.message_correlation_id is 'A correlation id: at most 500 characters.';
 
-create domain packhorse.message_trace_context as text constraint message_trace_context_length check (length(value) <= 1000);
-comment on domain packhorse.message_trace_context is 'W3C traceparent and tracestate: at most 1000 characters.';
+create domain packhorse.message_trace_context as text constraint message_trace_context_length
+  check (length(value) <= 1000);
+comment on domain packhorse.message_trace_context is
+  'W3C traceparent and tracestate: at most 1000 characters.';
 
 create sequence packhorse.message_lease_token_seq;
 comment on sequence packhorse.message_lease_token_seq is
@@ -50,7 +59,8 @@ create table packhorse.message_queue (
   trace_context       packhorse.message_trace_context,
   error               jsonb,
   history             jsonb,
-  -- what its handler has stored on the way: name -> {value, at, attempt}; no index, so that storing one is a HOT update
+  -- what its handler has stored on the way: name -> {value, at, attempt}; no index, so that storing one is a
+  -- HOT update
   steps               jsonb,
   -- the login that may cancel it (cancel_own_message)
   enqueued_by         text        not null default session_user,
@@ -74,7 +84,8 @@ create table packhorse.message_queue (
   autovacuum_analyze_scale_factor = 0.05,
   autovacuum_vacuum_cost_delay = 0
 );
-comment on table packhorse.message_queue is 'Live messages only; finished ones are in message_archive and dead_letters (SPEC Q1).';
+comment on table packhorse.message_queue is
+  'Live messages only; finished ones are in message_archive and dead_letters (SPEC Q1).';
 
 -- The claim reads this index and no other: due messages of one queue and priority, oldest first.
 create index message_queue_claim_idx on packhorse.message_queue (queue, priority, run_at, id)
@@ -82,9 +93,10 @@ create index message_queue_claim_idx on packhorse.message_queue (queue, priority
 -- Messages that were there when two processes died run apart from all others (SPEC P5).
 create index message_queue_isolated_idx on packhorse.message_queue (queue, run_at, id)
   where state = 'pending' and crashes >= 2;
--- Rescue and concurrency limits look at running messages only. On id, which grows: cheap to insert into.
--- Its predicate says "running" in other words (see the CHECK): a plan made while nothing runs would take this
--- index, then empty, for "the running message of this conversation" as well, and walk all running ones per row.
+-- Rescue and concurrency limits look at running messages only. On id, which grows: cheap to insert into. Its
+-- predicate says "running" in other words (see the CHECK): a plan made while nothing runs would take this
+-- index, then empty, for "the running message of this conversation" as well, and walk all running ones per
+-- row.
 create index message_queue_running_idx on packhorse.message_queue (id) where lease_token is not null;
 -- One at a time per conversation is enforced here, not by the worker (SPEC P4).
 create unique index message_queue_conversation_running_key on packhorse.message_queue (conversation_key)
@@ -96,7 +108,8 @@ create index message_queue_conversation_blocked_idx on packhorse.message_queue (
 create index message_queue_concurrency_running_idx on packhorse.message_queue (queue, concurrency_key)
   where state = 'running' and concurrency_key is not null;
 create index message_queue_expires_idx on packhorse.message_queue (expires_at) where expires_at is not null;
-create index message_queue_refused_idx on packhorse.message_queue (id) where completion_refused_at is not null;
+create index message_queue_refused_idx on packhorse.message_queue (id)
+where completion_refused_at is not null;
 
 create table packhorse.message_archive (
   id               bigint      not null,
@@ -122,7 +135,8 @@ create table packhorse.message_archive (
   constraint message_archive_state_known check (state in ('done', 'cancelled'))
 ) partition by range (finished_at);
 create index message_archive_id_idx on packhorse.message_archive (id);
--- It has no key, and without an identity a publication of its updates would make them fail: the erasure of a person empties archived rows.
+-- It has no key, and without an identity a publication of its updates would make them fail: the erasure of a
+-- person empties archived rows.
 alter table packhorse.message_archive replica identity full;
 comment on table packhorse.message_archive is
   'Done and cancelled messages, one partition per UTC day of finished_at; retention drops partitions (SPEC Q1).';
@@ -159,15 +173,18 @@ create table packhorse.dead_letters (
   constraint dead_letters_pkey primary key (id),
   constraint dead_letters_reason_known check (
     reason in ('failed', 'rejected', 'quarantined', 'undecodable', 'unknown_type', 'buried')),
-  constraint dead_letters_blocks_a_conversation check (not blocks_conversation or conversation_key is not null)
+  constraint dead_letters_blocks_a_conversation
+    check (not blocks_conversation or conversation_key is not null)
 );
 create index dead_letters_fingerprint_idx on packhorse.dead_letters (fingerprint, dead_at);
 create index dead_letters_dead_at_idx on packhorse.dead_letters (dead_at);
 create index dead_letters_queue_idx on packhorse.dead_letters (queue);
 -- a conversation shows its dead letters, too; written when a message dies, which is rare
-create index dead_letters_conversation_idx on packhorse.dead_letters (conversation_key, id) where conversation_key is not null;
+create index dead_letters_conversation_idx on packhorse.dead_letters (conversation_key, id)
+where conversation_key is not null;
 create index dead_letters_blocking_idx on packhorse.dead_letters (conversation_key) where blocks_conversation;
-comment on table packhorse.dead_letters is 'Messages that were given up, whole; kept until redriven, purged or 30 days old (SPEC Q4).';
+comment on table packhorse.dead_letters is
+  'Messages that were given up, whole; kept until redriven, purged or 30 days old (SPEC Q4).';
 
 create table packhorse.operator_actions (
   id         bigint generated always as identity,
@@ -179,8 +196,10 @@ create table packhorse.operator_actions (
   details    jsonb,
   constraint operator_actions_pkey primary key (id)
 );
-create index operator_actions_message_idx on packhorse.operator_actions (message_id) where message_id is not null;
-comment on table packhorse.operator_actions is 'Who did what, when and why: cancel, redrive, edit, purge, pause (SPEC Q4).';
+create index operator_actions_message_idx on packhorse.operator_actions (message_id)
+where message_id is not null;
+comment on table packhorse.operator_actions is
+  'Who did what, when and why: cancel, redrive, edit, purge, pause (SPEC Q4).';
 
 -- A message as a claim gives it out.
 create type packhorse.claimed_message as (

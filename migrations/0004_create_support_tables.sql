@@ -1,11 +1,12 @@
--- Workers and the types they register, dedup windows, processed webhooks, conversation locks, results,
--- rate limiters, tokens of the page, and what tells a restored copy from its original (SPEC W1, W1b, Q2, Q6, O11).
+-- Workers and the types they register, dedup windows, processed webhooks, conversation locks, results, rate
+-- limiters, tokens of the page, and what tells a restored copy from its original (SPEC W1, W1b, Q2, Q6, O11).
 --
 -- Lock and duration: new objects only, milliseconds.
 
 create table packhorse.workers (
   id              uuid        not null,
-  -- the parent of the process, new with each start of a daemon; what an operator asks is asked of it (daemon_requests)
+  -- the parent of the process, new with each start of a daemon; what an operator asks is asked of it
+  -- (daemon_requests)
   daemon          uuid        not null default gen_random_uuid(),
   hostname        text        not null,
   pid             integer     not null,
@@ -22,13 +23,15 @@ create table packhorse.workers (
   running         integer     not null default 0,
   done_total      bigint      not null default 0,
   failed_total    bigint      not null default 0,
-  -- of the last four heartbeats, newest first: seconds since 1970, done_total, failed_total; rates are over these
+  -- of the last four heartbeats, newest first: seconds since 1970, done_total, failed_total; rates are over
+  -- these
   recent_counts   float8[]    not null default '{}',
   problems        text[]      not null default '{}',
   constraint workers_pkey primary key (id),
   constraint workers_state_known check (state in ('running', 'quiet', 'draining'))
 ) with (fillfactor = 50);
-comment on table packhorse.workers is 'Worker processes that live: a fresh id per process start. Information only; no lease depends on it.';
+comment on table packhorse.workers is
+  'Worker processes that live: a fresh id per process start. Information only; no lease depends on it.';
 
 create table packhorse.daemon_requests (
   daemon       uuid        not null,
@@ -38,7 +41,8 @@ create table packhorse.daemon_requests (
   constraint daemon_requests_pkey primary key (daemon),
   constraint daemon_requests_known check (request in ('quiet', 'drain'))
 );
-comment on table packhorse.daemon_requests is 'What operators have asked of daemons: claim nothing more, or end. Their processes read it with each heartbeat.';
+comment on table packhorse.daemon_requests is
+  'What operators have asked of daemons: claim nothing more, or end. Their processes read it with each heartbeat.';
 
 create table packhorse.message_types (
   name         packhorse.queue_name  not null,
@@ -48,7 +52,8 @@ create table packhorse.message_types (
   last_seen_at timestamptz not null default clock_timestamp(),
   constraint message_types_pkey primary key (name)
 ) with (fillfactor = 50);
-comment on table packhorse.message_types is 'Types that some worker registers, their queue and retry policy, and when it last said so (SPEC W1b, Q5).';
+comment on table packhorse.message_types is
+  'Types that some worker registers, their queue and retry policy, and when it last said so (SPEC W1b, Q5).';
 
 create table packhorse.message_dedup (
   queue      text        not null,
@@ -58,7 +63,8 @@ create table packhorse.message_dedup (
   constraint message_dedup_pkey primary key (queue, dedup_key)
 );
 create index message_dedup_expires_idx on packhorse.message_dedup (expires_at);
-comment on table packhorse.message_dedup is 'Dedup windows: they end by time, whatever becomes of the message (SPEC Q6).';
+comment on table packhorse.message_dedup is
+  'Dedup windows: they end by time, whatever becomes of the message (SPEC Q6).';
 
 create table packhorse.processed_messages (
   external_id    text        not null,
@@ -71,7 +77,8 @@ create table packhorse.processed_messages (
   constraint processed_messages_processing_ms_range check (processing_ms >= 0)
 );
 create index processed_messages_first_seen_idx on packhorse.processed_messages (first_seen_at);
-comment on table packhorse.processed_messages is 'Inbound webhook ids that were seen, for is_new_message() (SPEC Q6).';
+comment on table packhorse.processed_messages is
+  'Inbound webhook ids that were seen, for is_new_message() (SPEC Q6).';
 
 create table packhorse.conversation_locks (
   conversation_key text        not null,
@@ -98,7 +105,8 @@ create table packhorse.rate_limiters (
   expires_at  timestamptz not null,
   constraint rate_limiters_pkey primary key (limiter_key)
 );
-comment on table packhorse.rate_limiters is 'Counters of the dramatiq rate limiter backend on Postgres (SPEC W1).';
+comment on table packhorse.rate_limiters is
+  'Counters of the dramatiq rate limiter backend on Postgres (SPEC W1).';
 
 create table packhorse.access_tokens (
   id           uuid        not null default gen_random_uuid(),
@@ -117,7 +125,8 @@ create table packhorse.access_tokens (
 );
 create unique index access_tokens_name_idx on packhorse.access_tokens (name) where revoked_at is null;
 create unique index access_tokens_hash_idx on packhorse.access_tokens (token_sha256);
-comment on table packhorse.access_tokens is 'Who may use the page, as what; of each token only a hash (SPEC O6).';
+comment on table packhorse.access_tokens is
+  'Who may use the page, as what; of each token only a hash (SPEC O6).';
 
 create table packhorse.installation (
   is_only            boolean not null default true,
@@ -129,4 +138,5 @@ create table packhorse.installation (
 );
 insert into packhorse.installation (queue_oid, dead_letters_oid)
 values ('packhorse.message_queue'::regclass::oid, 'packhorse.dead_letters'::regclass::oid);
-comment on table packhorse.installation is 'Which database this is: in a restored copy nothing starts before somebody accepts it (SPEC O11).';
+comment on table packhorse.installation is
+  'Which database this is: in a restored copy nothing starts before somebody accepts it (SPEC O11).';

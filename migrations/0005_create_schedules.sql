@@ -2,9 +2,9 @@
 --
 -- No leader. A planned time fires when the row (schedule, planned_at) can be inserted, in the transaction
 -- that enqueues the message; whoever comes second finds the row and does nothing. Triggers are computed by
--- the scheduler processes (schedules/timetable/triggers.py), each for itself: they agree because a planned time
--- follows from the trigger alone, never from when somebody looked.
--- All times are of the database clock (P6).
+-- the scheduler processes (schedules/timetable/triggers.py), each for itself: they agree because a planned
+-- time follows from the trigger alone, never from when somebody looked. All times are of the database clock
+-- (P6).
 -- Lock and duration: new objects only, milliseconds.
 
 create table packhorse.schedules (
@@ -41,11 +41,16 @@ create table packhorse.schedules (
   constraint schedules_jitter_range check (jitter between interval '0' and interval '1 day'),
   constraint schedules_paused_by_somebody check ((paused_at is null) = (paused_by is null))
 );
-comment on table packhorse.schedules is 'The timetable: trigger, what is enqueued, how missed and overlapping runs are treated (SPEC M1).';
-comment on column packhorse.schedules.origin is 'Packages of the scheduler that declared it: one that has loaded them all and declares it no longer removes it.';
-comment on column packhorse.schedules.last_planned_at is 'The newest planned time that was decided; what is due lies after it.';
-comment on column packhorse.schedules.missed_total is 'Planned times that passed without a run of their own: left out, or made up for by another.';
-comment on column packhorse.schedules.next_planned_at is 'The next planned time as a scheduler computed it; null: none has looked since the last change.';
+comment on table packhorse.schedules is
+  'The timetable: trigger, what is enqueued, how missed and overlapping runs are treated (SPEC M1).';
+comment on column packhorse.schedules.origin is
+  'Packages of the scheduler that declared it: one that has loaded them all and declares it no longer removes it.';
+comment on column packhorse.schedules.last_planned_at is
+  'The newest planned time that was decided; what is due lies after it.';
+comment on column packhorse.schedules.missed_total is
+  'Planned times that passed without a run of their own: left out, or made up for by another.';
+comment on column packhorse.schedules.next_planned_at is
+  'The next planned time as a scheduler computed it; null: none has looked since the last change.';
 
 create table packhorse.schedule_runs (
   id           bigint generated always as identity,
@@ -71,4 +76,5 @@ create index schedule_runs_open_idx on packhorse.schedule_runs (id) where outcom
 create index schedule_runs_schedule_idx on packhorse.schedule_runs (schedule, id);
 create index schedule_runs_fired_at_idx on packhorse.schedule_runs (fired_at);
 create index schedule_runs_done_idx on packhorse.schedule_runs (schedule, id) where outcome = 'done';
-comment on table packhorse.schedule_runs is 'One row per planned time that was decided; unique by (schedule, planned_at), which is who-fires (SPEC P7).';
+comment on table packhorse.schedule_runs is
+  'One row per planned time that was decided; unique by (schedule, planned_at), which is who-fires (SPEC P7).';

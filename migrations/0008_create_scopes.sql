@@ -1,4 +1,5 @@
--- Parked scopes: what keeps messages that share something from starting (SPEC W10, Q8d). Functions: functions/scopes.sql.
+-- Parked scopes: what keeps messages that share something from starting (SPEC W10, Q8d). Functions:
+-- functions/scopes.sql.
 --
 -- Lock and duration: new objects only, milliseconds.
 
@@ -17,7 +18,8 @@ create table packhorse.scopes (
   reason         text,
   parked_by      text,
   parked_at      timestamptz,
-  -- failure breaker: failures of one cause without a success between them, and for how long it is parked next time
+  -- failure breaker: failures of one cause without a success between them, and for how long it is parked next
+  -- time
   fingerprint    text,
   failures       integer     not null default 0,
   last_failed_at timestamptz,
@@ -30,9 +32,11 @@ create table packhorse.scopes (
 create index scopes_ends_at_idx on packhorse.scopes (ends_at) where ends_at is not null;
 -- empty while no failure breaker counts: all that a completion costs then
 create index scopes_failures_idx on packhorse.scopes (failures) where failures > 0;
-comment on table packhorse.scopes is 'What messages share (a service, an actor, a queue), and until when it rests; few rows (SPEC W10, Q8d).';
+comment on table packhorse.scopes is
+  'What messages share (a service, an actor, a queue), and until when it rests; few rows (SPEC W10, Q8d).';
 
--- While something rests, claims would walk over its backlog again and again. This says how far they need not look.
+-- While something rests, claims would walk over its backlog again and again. This says how far they need not
+-- look.
 create table packhorse.claim_marks (
   queue     text          not null,
   types_key text          not null,
@@ -41,7 +45,8 @@ create table packhorse.claim_marks (
   took      interval      not null,
   constraint claim_marks_pkey primary key (queue, types_key)
 );
-comment on table packhorse.claim_marks is 'By queue and wanted types, for each priority: before this time only messages wait that a claim does not take.';
+comment on table packhorse.claim_marks is
+  'By queue and wanted types, for each priority: before this time only messages wait that a claim does not take.';
 
 -- What keeps a claim from messages, as what_rests() finds it.
 create type packhorse.resting as (

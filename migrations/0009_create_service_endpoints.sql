@@ -1,5 +1,5 @@
--- Endpoints of the services that handlers call: the breaker, the health and the numbers of each, for all processes (SPEC W10).
--- Few rows, updated often; functions/services.sql has the rules.
+-- Endpoints of the services that handlers call: the breaker, the health and the numbers of each, for all
+-- processes (SPEC W10). Few rows, updated often; functions/breakers.sql has the rules.
 --
 -- Lock and duration: a new table, milliseconds.
 
@@ -49,4 +49,5 @@ create table packhorse.service_endpoints (
   constraint service_endpoints_state_known check (state in ('closed', 'open', 'half_open')),
   constraint service_endpoints_forced_known check (forced in ('open', 'closed'))
 ) with (fillfactor = 30);
-comment on table packhorse.service_endpoints is 'Endpoints of services that handlers call: circuit breaker, health and totals, shared by all processes (SPEC W10).';
+comment on table packhorse.service_endpoints is
+  'Endpoints of services that handlers call: circuit breaker, health and totals, shared by all processes (SPEC W10).';

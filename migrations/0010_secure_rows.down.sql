@@ -1,4 +1,5 @@
--- Way back of 0010_secure_rows. Takes ACCESS EXCLUSIVE locks. Row-level security stays on: without policies nobody but the owner sees a row.
+-- Way back of 0010_secure_rows. Takes ACCESS EXCLUSIVE locks. Row-level security stays on: without policies
+-- nobody but the owner sees a row.
 
 do $$
 declare

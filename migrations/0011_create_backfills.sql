@@ -1,7 +1,7 @@
 -- Backfills: how far each is, who asked for it, and what its source did since somebody looked (SPEC M8).
 --
--- The cursor is that of the run (maintenance_runs, task backfill.NAME). Rows that were not copied as they were are in the platform's ledger,
--- platform_backfill_rows.
+-- The cursor is that of the run (maintenance_runs, task backfill.NAME). Rows that were not copied as they
+-- were are in the platform's ledger, platform_backfill_rows.
 -- Lock and duration: new objects only, milliseconds.
 -- Runs beside: 0.1.0
 
@@ -40,11 +40,13 @@ create table packhorse.backfills (
   finished_at           timestamptz,
   rolled_back_at        timestamptz,
   constraint backfills_pkey primary key (name),
-  constraint backfills_state_known check (state in ('new', 'running', 'copied', 'verified', 'finished', 'rolled_back')),
+  constraint backfills_state_known
+    check (state in ('new', 'running', 'copied', 'verified', 'finished', 'rolled_back')),
   constraint backfills_paused_by_somebody check ((paused_at is null) = (paused_by is null)),
   constraint backfills_settings_are_an_object check (jsonb_typeof(settings) = 'object')
 ) with (fillfactor = 50);
-comment on table packhorse.backfills is 'One row per backfill that somebody has begun: state, progress, verification, drop guard (SPEC M8).';
+comment on table packhorse.backfills is
+  'One row per backfill that somebody has begun: state, progress, verification, drop guard (SPEC M8).';
 
 -- After a clean-up the mark of migrated rows is gone; the way back still knows them by these.
 create table packhorse.backfill_copies (
@@ -53,7 +55,8 @@ create table packhorse.backfill_copies (
   ids      text[]      not null,
   constraint backfill_copies_pkey primary key (backfill, place)
 );
-comment on table packhorse.backfill_copies is 'Ids of the rows that a finished backfill had copied, for its way back; no other data.';
+comment on table packhorse.backfill_copies is
+  'Ids of the rows that a finished backfill had copied, for its way back; no other data.';
 
 do $$
 declare
@@ -61,8 +64,10 @@ declare
 begin
   foreach v_table in array array['backfills', 'backfill_copies'] loop
     execute format('alter table packhorse.%I enable row level security', v_table);
-    execute format('create policy %I on packhorse.%I to packhorse_worker using (true) with check (true)', v_table || '_worker', v_table);
-    execute format('create policy %I on packhorse.%I for select to packhorse_reader using (true)', v_table || '_reader', v_table);
+    execute format('create policy %I on packhorse.%I to packhorse_worker using (true) with check (true)',
+      v_table || '_worker', v_table);
+    execute format('create policy %I on packhorse.%I for select to packhorse_reader using (true)',
+      v_table || '_reader', v_table);
   end loop;
 end
 $$;

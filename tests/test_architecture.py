@@ -298,6 +298,48 @@ def test_files_are_small():
     assert long == {}, "look for the second responsibility"
 
 
+_UNFINISHED = ("claim.sql", "claim_pick.sql", "enqueue.sql")
+#: What goes to the database. Those above are being written anew: who has done one takes it out.
+SQL_FILES = [
+    path
+    for folder in ("migrations", "worker/db/sql")
+    for path in sorted((TOP / folder).rglob("*.sql"))
+    if path.name not in _UNFINISHED
+]
+_COMMENT_OR_LITERAL = re.compile(r"--[^\n]*|'(?:[^']|'')*'")
+_FUNCTION = re.compile(
+    r"^create (?:or replace )?function (\w+\.\w+)[^$]*(\$\w*\$).*?\2;", re.MULTILINE | re.DOTALL
+)
+
+
+def _shortened(found: re.Match[str]) -> str:
+    """A literal in one line of more than forty characters may make its line as long as it likes."""
+    text = found[0]
+    return "''" if len(text) > 40 and text[0] == "'" and "\n" not in text else text
+
+
+def test_lines_of_sql_are_short():
+    wide = [
+        f"{path.relative_to(TOP)}:{number}"
+        for path in SQL_FILES
+        for number, line in enumerate(
+            _COMMENT_OR_LITERAL.sub(_shortened, path.read_text()).splitlines(), start=1
+        )
+        if len(line) > 110
+    ]
+    assert wide == []
+
+
+def test_functions_of_sql_fit_a_screen():
+    lengths = {
+        found[1]: found[0].count("\n") + 1
+        for path in SQL_FILES
+        for found in _FUNCTION.finditer(path.read_text())
+    }
+    assert len(lengths) > 250, "the pattern finds them"
+    assert {name: lines for name, lines in lengths.items() if lines > 64} == {}, "look for a second function"
+
+
 def test_a_help_text_needs_no_broker():
     """`import packhorse` loads what is used, when it is used: commands start quickly, producers import
     little.

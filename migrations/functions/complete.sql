@@ -1,12 +1,13 @@
--- Complete: running messages become done (SPEC P1, P2, Q2). Every verb of an end is one UPDATE or DELETE that names the state and
--- the lease token; zero rows means "somebody else owns it".
+-- Complete: running messages become done (SPEC P1, P2, Q2). Every verb of an end is one UPDATE or DELETE that
+-- names the state and the lease token; zero rows means "somebody else owns it".
 --
--- Lock order everywhere: message rows by id, then blocked rows of their conversations.
--- lock_timeout: a row that somebody keeps locked (an open psql session) stops the verb after half a second with
--- an error, and the caller goes on with its other messages. A caller that gave up by its own clock would leave
--- a session behind that waits on, and holds what it has locked already.
+-- Lock order everywhere: message rows by id, then blocked rows of their conversations. lock_timeout: a row
+-- that somebody keeps locked (an open psql session) stops the verb after half a second with an error, and the
+-- caller goes on with its other messages. A caller that gave up by its own clock would leave a session behind
+-- that waits on, and holds what it has locked already.
 
-create or replace function packhorse.archive_messages(p_ids bigint[], p_tokens bigint[]) returns table (id bigint, conversation_key text)
+create or replace function packhorse.archive_messages(p_ids bigint[], p_tokens bigint[])
+returns table (id bigint, conversation_key text)
 language plpgsql as $$
 -- running -> done, for every pair (id, token) that still holds its lease. Tokens are unique per claimed
 -- message, so two plain ANY conditions are an exact fence. Queues with keep_done = 0 keep nothing.
@@ -18,21 +19,26 @@ begin
   with done as (
     delete from packhorse.message_queue m
     where m.id = any (p_ids) and m.lease_token = any (p_tokens) and m.state = 'running'
-    returning m.id, m.queue, m.message_type, m.payload, m.options, m.priority, m.attempt, m.crashes, m.conversation_key,
-      m.correlation_id, m.trace_context, m.error, m.history, m.steps, m.lease_holder, m.created_at, m.claimed_at
+    returning m.id, m.queue, m.message_type, m.payload, m.options, m.priority, m.attempt, m.crashes,
+      m.conversation_key, m.correlation_id, m.trace_context, m.error, m.history, m.steps, m.lease_holder,
+      m.created_at, m.claimed_at
   ), kept as (
-    insert into packhorse.message_archive (id, queue, message_type, payload, options, priority, state, attempt, crashes,
-      conversation_key, correlation_id, trace_context, error, history, steps, lease_holder, created_at, claimed_at)
+    insert into packhorse.message_archive (id, queue, message_type, payload, options, priority, state,
+      attempt, crashes, conversation_key, correlation_id, trace_context, error, history, steps, lease_holder,
+      created_at, claimed_at)
     select d.id, d.queue, d.message_type, d.payload, d.options, d.priority, 'done', d.attempt, d.crashes,
-      d.conversation_key, d.correlation_id, d.trace_context, d.error, d.history, d.steps, d.lease_holder, d.created_at, d.claimed_at
+      d.conversation_key, d.correlation_id, d.trace_context, d.error, d.history, d.steps, d.lease_holder,
+      d.created_at, d.claimed_at
     from done d where d.queue <> all (v_unkept)
   )
   select d.id, d.conversation_key::text from done d;
 end
 $$;
-comment on function packhorse.archive_messages(bigint[], bigint[]) is 'Used by complete: delete running messages by lease token and archive them as done.';
+comment on function packhorse.archive_messages(bigint[], bigint[]) is
+  'Used by complete: delete running messages by lease token and archive them as done.';
 
-create or replace function packhorse.finish_done(p_ids bigint[], p_tokens bigint[], out done_ids bigint[], out promoted_ids bigint[])
+create or replace function packhorse.finish_done(p_ids bigint[], p_tokens bigint[], out done_ids bigint[],
+  out promoted_ids bigint[])
 language plpgsql as $$
 -- Complete messages and promote their conversations. A missing archive partition is made and the
 -- statement repeated: finished work is never lost for want of a table.
@@ -43,11 +49,13 @@ begin
     perform packhorse.note_success(p_ids, p_tokens);
   end if;
   begin
-    select array_agg(a.id), array_agg(distinct a.conversation_key) filter (where a.conversation_key is not null)
+    select array_agg(a.id),
+      array_agg(distinct a.conversation_key) filter (where a.conversation_key is not null)
     into done_ids, v_keys from packhorse.archive_messages(p_ids, p_tokens) a;
   exception when check_violation then
     perform packhorse.ensure_message_archive_partitions();
-    select array_agg(a.id), array_agg(distinct a.conversation_key) filter (where a.conversation_key is not null)
+    select array_agg(a.id),
+      array_agg(distinct a.conversation_key) filter (where a.conversation_key is not null)
     into done_ids, v_keys from packhorse.archive_messages(p_ids, p_tokens) a;
   end;
   done_ids := coalesce(done_ids, '{}');
@@ -57,7 +65,8 @@ begin
   perform set_config('packhorse_queue.promotes', 'off', true);
 end
 $$;
-comment on function packhorse.finish_done(bigint[], bigint[]) is 'Used by complete_messages and complete_and_claim_messages.';
+comment on function packhorse.finish_done(bigint[], bigint[]) is
+  'Used by complete_messages and complete_and_claim_messages.';
 
 create or replace function packhorse.complete_messages(p_ids bigint[], p_tokens bigint[]) returns bigint[]
 language plpgsql set enable_seqscan = off set jit = off
@@ -72,19 +81,23 @@ begin
   return (select s.done_ids from packhorse.finish_done(p_ids, p_tokens) s);
 end
 $$;
-comment on function packhorse.complete_messages(bigint[], bigint[]) is 'running -> done, fenced by lease tokens; returns the ids completed.';
+comment on function packhorse.complete_messages(bigint[], bigint[]) is
+  'running -> done, fenced by lease tokens; returns the ids completed.';
 
-create or replace function packhorse.mark_completion_refused(p_ids bigint[], p_tokens bigint[], p_detail text) returns integer
+create or replace function packhorse.mark_completion_refused(p_ids bigint[], p_tokens bigint[], p_detail text)
+returns integer
 language sql volatile set lock_timeout = '500ms' as $$
--- The handlers of these messages are done, the database refuses to write that, and their process has to stop. They must
--- not run again, so their leases do not end: each stays `running`, and holds its conversation, until its completion works
--- (complete_refused_messages) or an operator decides: release_message runs it again, bury_message and cancel_message end
--- it. Returns how many were still held by these leases.
+-- The handlers of these messages are done, the database refuses to write that, and their process has to stop.
+-- They must not run again, so their leases do not end: each stays `running`, and holds its conversation,
+-- until its completion works (complete_refused_messages) or an operator decides: release_message runs it
+-- again, bury_message and cancel_message end it. Returns how many were still held by these leases.
   with marked as (
     update packhorse.message_queue m
     set completion_refused_at = clock_timestamp(), lease_expires_at = 'infinity',
-        error = jsonb_build_object('class', 'CompletionRefused', 'message', packhorse.bounded_text(p_detail, 2000), 'at', clock_timestamp()),
-        history = packhorse.append_history(m.history, m.attempt, 'completion_refused', 'CompletionRefused', p_detail, m.lease_holder)
+        error = jsonb_build_object('class', 'CompletionRefused',
+          'message', packhorse.bounded_text(p_detail, 2000), 'at', clock_timestamp()),
+        history = packhorse.append_history(m.history, m.attempt, 'completion_refused', 'CompletionRefused',
+          p_detail, m.lease_holder)
     where m.id = any (p_ids) and m.lease_token = any (p_tokens) and m.state = 'running'
     returning 1
   )
@@ -96,9 +109,9 @@ comment on function packhorse.mark_completion_refused(bigint[], bigint[], text)
 create or replace function packhorse.complete_refused_messages(p_limit integer default 100) returns integer
 language plpgsql set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
--- Complete messages that were marked by mark_completion_refused, one by one; at most p_limit. Stops when three are still
--- refused, and looks from a place found by chance on: one that is refused for ever hides no other. Returns how many were
--- completed.
+-- Complete messages that were marked by mark_completion_refused, one by one; at most p_limit. Stops when
+-- three are still refused, and looks from a place found by chance on: one that is refused for ever hides no
+-- other. Returns how many were completed.
 declare
   v_refused integer := 0;
   v_row record;
@@ -109,7 +122,8 @@ begin
   if not exists (select from packhorse.message_queue m where m.completion_refused_at is not null) then
     return 0;
   end if;
-  select m.id into v_from from packhorse.message_queue m where m.completion_refused_at is not null order by random() limit 1;
+  select m.id into v_from from packhorse.message_queue m where m.completion_refused_at is not null
+  order by random() limit 1;
   for v_row in
     select m.id, m.lease_token from packhorse.message_queue m
     where m.completion_refused_at is not null and m.state = 'running'
@@ -126,4 +140,5 @@ begin
   return v_count;
 end
 $$;
-comment on function packhorse.complete_refused_messages(integer) is 'Complete messages whose completion was refused before; returns how many.';
+comment on function packhorse.complete_refused_messages(integer) is
+  'Complete messages whose completion was refused before; returns how many.';

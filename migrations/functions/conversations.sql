@@ -22,12 +22,15 @@ begin
   v_running := array(
     select h.id from packhorse.message_queue h
     where h.state = 'running' and h.id = any (array(
-      select r.id from (select distinct m.conversation_key from packhorse.message_queue m where m.id = any (p_ids)) k
+      select r.id
+      from (select distinct m.conversation_key from packhorse.message_queue m where m.id = any (p_ids)) k
       cross join lateral (
-        select c.id from packhorse.message_queue c where c.conversation_key = k.conversation_key and c.state = 'running' limit 1) r))
+        select c.id from packhorse.message_queue c
+        where c.conversation_key = k.conversation_key and c.state = 'running' limit 1) r))
     for key share skip locked);
   with waiting as (
-    select m.id, m.conversation_key from packhorse.message_queue m where m.id = any (p_ids) and m.state = 'pending'
+    select m.id, m.conversation_key from packhorse.message_queue m
+    where m.id = any (p_ids) and m.state = 'pending'
   ), earlier as (
     select k.conversation_key, h.id
     from (select distinct w.conversation_key from waiting w) k
@@ -42,12 +45,13 @@ begin
     select l.conversation_key from (select distinct w.conversation_key from waiting w) k
     cross join lateral (
       select d.conversation_key from packhorse.dead_letters d
-      where d.conversation_key = k.conversation_key and d.blocks_conversation limit 1 for key share skip locked) l
+      where d.conversation_key = k.conversation_key
+        and d.blocks_conversation limit 1 for key share skip locked) l
   ), blocked as (
     update packhorse.message_queue m set state = 'blocked'
     where m.id = any (p_ids) and m.state = 'pending'
-      -- only behind smaller ids: a running message with a greater one (this one committed late) may come back to
-      -- pending, behind this one, and then nobody would wake it before its successors
+      -- only behind smaller ids: a running message with a greater one (this one committed late) may come back
+      -- to pending, behind this one, and then nobody would wake it before its successors
       and (exists (select from packhorse.message_queue r where r.id = any (v_running)
                    and r.conversation_key = m.conversation_key and r.state = 'running' and r.id < m.id)
         or exists (select from earlier_locked e where e.conversation_key = m.conversation_key and e.id < m.id)
@@ -61,7 +65,8 @@ begin
   return v_count;
 end
 $$;
-comment on function packhorse.block_waiting_messages(bigint[]) is 'Used by the claim: pending messages that wait behind another of their conversation become blocked.';
+comment on function packhorse.block_waiting_messages(bigint[]) is
+  'Used by the claim: pending messages that wait behind another of their conversation become blocked.';
 
 create or replace function packhorse.waiting_behind(p_ids bigint[], p_limit integer) returns bigint[]
 language sql volatile as $$
@@ -69,28 +74,32 @@ language sql volatile as $$
 -- keeps an earlier message of a conversation from starting keeps a later one, too.
   select array(
     select b.id
-    from (select m.conversation_key, max(m.id) as id from packhorse.message_queue m where m.id = any (p_ids) group by m.conversation_key) w
+    from (select m.conversation_key, max(m.id) as id from packhorse.message_queue m where m.id = any (p_ids)
+      group by m.conversation_key) w
     cross join lateral (
       select m.id from packhorse.message_queue m
       where m.conversation_key = w.conversation_key and m.state = 'pending' and m.id > w.id
       order by m.id limit p_limit for update of m skip locked) b
     limit p_limit);
 $$;
-comment on function packhorse.waiting_behind(bigint[], integer) is 'Used by the claim: more pending messages behind these in their conversations.';
+comment on function packhorse.waiting_behind(bigint[], integer) is
+  'Used by the claim: more pending messages behind these in their conversations.';
 
 create or replace function packhorse.waiting_in_front(
-  p_queue text, p_types text[], p_since timestamptz[], p_until timestamptz[], p_passed text[], p_now timestamptz
+  p_queue text, p_types text[], p_since timestamptz[], p_until timestamptz[], p_passed text[],
+  p_now timestamptz
 ) returns bigint[]
 language sql volatile as $$
--- Lock and return those of the next hundred messages of the queue that wait behind their conversation; those of
--- conversations in p_passed are passed over. Locks no message that may start: others want it.
+-- Lock and return those of the next hundred messages of the queue that wait behind their conversation; those
+-- of conversations in p_passed are passed over. Locks no message that may start: others want it.
   select array(
     select m.id from packhorse.message_queue m
     where m.state = 'pending' and m.id = any (array(
       select w.id from (
         select c.id, c.free, bool_or(c.free) over (partition by c.conversation_key) as goes_on from (
           select f.id, f.conversation_key,
-            f.conversation_key is null or not exists (select from packhorse.conversation_holders(f.conversation_key, f.id)) as free
+            f.conversation_key is null
+              or not exists (select from packhorse.conversation_holders(f.conversation_key, f.id)) as free
           from (
             select n.id, n.conversation_key from generate_series(1, 10) as level (priority)
             cross join lateral (
@@ -107,13 +116,14 @@ language sql volatile as $$
       where not w.free and not w.goes_on))
     for update of m skip locked);
 $$;
-comment on function packhorse.waiting_in_front(text, text[], timestamptz[], timestamptz[], text[], timestamptz)
+comment on function packhorse.waiting_in_front(text, text[], timestamptz[], timestamptz[], text[],
+  timestamptz)
   is 'Used by the claim: those of the next hundred messages that wait behind their conversation.';
 
 create or replace function packhorse.next_of_conversations(p_keys text[]) returns bigint[]
 language sql stable set enable_seqscan = off as $$
--- The first pending message of each of these conversations, to be passed as p_first: for who ended messages by
--- another call than complete_and_claim_messages, whose answer names them. At most 1000.
+-- The first pending message of each of these conversations, to be passed as p_first: for who ended messages
+-- by another call than complete_and_claim_messages, whose answer names them. At most 1000.
   select array(
     select n.id from unnest(p_keys) as k (key)
     cross join lateral (
@@ -121,7 +131,8 @@ language sql stable set enable_seqscan = off as $$
       where m.conversation_key = k.key and m.state = 'pending' order by m.id limit 1) n
     limit 1000);
 $$;
-comment on function packhorse.next_of_conversations(text[]) is 'The first pending message of each conversation, for p_first of complete_and_claim_messages.';
+comment on function packhorse.next_of_conversations(text[]) is
+  'The first pending message of each conversation, for p_first of complete_and_claim_messages.';
 
 create or replace function packhorse.promote_conversations(p_keys text[]) returns bigint[]
 language plpgsql as $$
@@ -137,20 +148,23 @@ declare
   v_promoted bigint[] := '{}';
 begin
   if current_setting('transaction_isolation') <> 'read committed' then
-    perform packhorse.refuse_argument('transaction_isolation', 'messages with a conversation_key leave it in READ COMMITTED only',
+    perform packhorse.refuse_argument('transaction_isolation',
+      'messages with a conversation_key leave it in READ COMMITTED only',
       'begin transaction isolation level read committed');
   end if;
-  -- most conversations have nothing that waits: find those that have with one look each. Not with EXISTS: planned while
-  -- the table was empty, that is a join which reads the blocked messages of all conversations
+  -- most conversations have nothing that waits: find those that have with one look each. Not with EXISTS:
+  -- planned while the table was empty, that is a join which reads the blocked messages of all conversations
   for v_key in
     select k.key from unnest(p_keys) as k (key)
     cross join lateral (
-      select m.id from packhorse.message_queue m where m.conversation_key = k.key and m.state = 'blocked' limit 1) b
+      select m.id from packhorse.message_queue m
+      where m.conversation_key = k.key and m.state = 'blocked' limit 1) b
   loop
     loop
       select m.id into v_id from packhorse.message_queue m
       where m.conversation_key = v_key and m.state = 'blocked'
-        and not exists (select from packhorse.dead_letters d where d.conversation_key = v_key and d.blocks_conversation)
+        and not exists (select from packhorse.dead_letters d
+          where d.conversation_key = v_key and d.blocks_conversation)
       order by m.id limit 1;
       exit when not found;
       update packhorse.message_queue m set state = 'pending'
@@ -166,13 +180,15 @@ begin
   return v_promoted;
 end
 $$;
-comment on function packhorse.promote_conversations(text[]) is 'The first blocked message of each conversation becomes pending.';
+comment on function packhorse.promote_conversations(text[]) is
+  'The first blocked message of each conversation becomes pending.';
 
 create or replace function packhorse.promote_after_delete() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '500ms' as $$
--- Somebody deleted a message by hand: its conversation goes on. The functions of this schema, which promote by
--- themselves, say so in packhorse_queue.promotes and pay for this trigger with one comparison. Under a snapshot that lasts for
--- the whole transaction it would not see what waits: promote_stranded_conversations finds that later.
+-- Somebody deleted a message by hand: its conversation goes on. The functions of this schema, which promote
+-- by themselves, say so in packhorse_queue.promotes and pay for this trigger with one comparison. Under a
+-- snapshot that lasts for the whole transaction it would not see what waits: promote_stranded_conversations
+-- finds that later.
 begin
   if current_setting('transaction_isolation') = 'read committed' then
     perform packhorse.promote_conversations(array[old.conversation_key::text]);
@@ -182,19 +198,21 @@ exception when lock_not_available then
   return null; -- somebody has locked the next message: promote_stranded_conversations finds it later
 end
 $$;
-comment on function packhorse.promote_after_delete() is 'Used by a trigger: the conversation of a message that was deleted by hand goes on.';
+comment on function packhorse.promote_after_delete() is
+  'Used by a trigger: the conversation of a message that was deleted by hand goes on.';
 
 create or replace trigger message_queue_deleted after delete on packhorse.message_queue for each row
   -- one that is blocked holds up no other: a long conversation that is deleted whole costs one look
-  when (old.conversation_key is not null and old.state <> 'blocked' and current_setting('packhorse_queue.promotes', true) is distinct from 'on')
+  when (old.conversation_key is not null and old.state <> 'blocked'
+    and current_setting('packhorse_queue.promotes', true) is distinct from 'on')
   execute function packhorse.promote_after_delete();
 
 create or replace function packhorse.promote_stranded_conversations() returns integer
 language plpgsql set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
--- Conversations in which messages are blocked and none is left that they could wait behind: somebody deleted it by
--- hand, and who goes that way promotes nobody. The first one becomes pending. Looks at 5000 conversations from a place
--- found by chance on, then at the first ones; returns how many went on.
+-- Conversations in which messages are blocked and none is left that they could wait behind: somebody deleted
+-- it by hand, and who goes that way promotes nobody. The first one becomes pending. Looks at 5000
+-- conversations from a place found by chance on, then at the first ones; returns how many went on.
 declare
   v_none constant bigint := 9223372036854775807;
   v_start text;
@@ -205,7 +223,8 @@ begin
     select b.conversation_key, b.state from packhorse.message_queue b
     where b.id >= (
       select l.id + floor(random() * (h.id - l.id + 1)::float8)::bigint
-      from (select r.id from packhorse.message_queue r order by r.id limit 1) l, (select r.id from packhorse.message_queue r order by r.id desc limit 1) h)
+      from (select r.id from packhorse.message_queue r order by r.id limit 1) l,
+        (select r.id from packhorse.message_queue r order by r.id desc limit 1) h)
     order by b.id limit 1000) m
   where m.state = 'blocked' limit 1;
   v_key := coalesce(v_start, '');
@@ -223,4 +242,5 @@ begin
   return cardinality(packhorse.promote_conversations(v_keys));
 end
 $$;
-comment on function packhorse.promote_stranded_conversations() is 'Let conversations go on whose first message was deleted by hand; returns how many.';
+comment on function packhorse.promote_stranded_conversations() is
+  'Let conversations go on whose first message was deleted by hand; returns how many.';

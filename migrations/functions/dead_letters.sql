@@ -2,15 +2,17 @@
 
 create or replace function packhorse.redrive_dead_letters(
   p_ids bigint[] default null, p_fingerprint text default null, p_queue text default null,
-  p_limit integer default 1000, p_operator text default current_user, p_reason text default null, p_fresh boolean default false
+  p_limit integer default 1000, p_operator text default current_user, p_reason text default null,
+  p_fresh boolean default false
 ) returns bigint[]
 language plpgsql set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan as $$
--- Enqueue dead letters again, oldest first, with their own id (so a conversation goes on at its place)
--- and fresh attempts. By ids, fingerprint, queue (all given ones must match); at least one is required.
--- Returns the ids. Works in batches of 500: what one statement locks, sorts and keeps in memory has a bound, whatever p_limit
--- is. The steps that a message has stored go with it, and are not run again; with p_fresh they are forgotten. Locks the dead letters by id and waits for those that somebody else looks at: skipping
--- them would leave a message behind without a word. Those whose id a live message has (a sequence that was left
+-- Enqueue dead letters again, oldest first, with their own id (so a conversation goes on at its place) and
+-- fresh attempts. By ids, fingerprint, queue (all given ones must match); at least one is required. Returns
+-- the ids. Works in batches of 500: what one statement locks, sorts and keeps in memory has a bound, whatever
+-- p_limit is. The steps that a message has stored go with it, and are not run again; with p_fresh they are
+-- forgotten. Locks the dead letters by id and waits for those that somebody else looks at: skipping them
+-- would leave a message behind without a word. Those whose id a live message has (a sequence that was left
 -- behind by a failover) stay, and hold up no other. Raises PH001.
 declare
   v_all bigint[] := '{}';
@@ -34,10 +36,10 @@ begin
     ), taken as (
       delete from packhorse.dead_letters d using chosen c where d.id = c.id returning d.*
     ), enqueued as (
-      insert into packhorse.message_queue (id, queue, message_type, payload, options, priority, max_attempts, conversation_key,
-        concurrency_key, correlation_id, trace_context, history, steps, created_at)
-      select t.id, t.queue, t.message_type, t.payload, t.options, t.priority, t.max_attempts, t.conversation_key,
-        t.concurrency_key, t.correlation_id, t.trace_context,
+      insert into packhorse.message_queue (id, queue, message_type, payload, options, priority, max_attempts,
+        conversation_key, concurrency_key, correlation_id, trace_context, history, steps, created_at)
+      select t.id, t.queue, t.message_type, t.payload, t.options, t.priority, t.max_attempts,
+        t.conversation_key, t.concurrency_key, t.correlation_id, t.trace_context,
         packhorse.append_history(t.history, 0, 'redrive', null, coalesce(p_reason, ''), null),
         case when not coalesce(p_fresh, false) then t.steps end, t.created_at
       from taken t order by t.id
@@ -45,9 +47,11 @@ begin
     ), recorded as (
       insert into packhorse.operator_actions (action, operator, reason, message_id, details)
       select 'redrive', p_operator, p_reason, t.id, jsonb_strip_nulls(jsonb_build_object(
-        'fingerprint', t.fingerprint, 'reason', t.reason, 'fresh', case when p_fresh then true end)) from taken t
+        'fingerprint', t.fingerprint, 'reason', t.reason, 'fresh', case when p_fresh then true end))
+      from taken t
     )
-    select array_agg(e.id order by e.id), array_agg(distinct e.conversation_key) filter (where e.conversation_key is not null),
+    select array_agg(e.id order by e.id),
+      array_agg(distinct e.conversation_key) filter (where e.conversation_key is not null),
       array_agg(distinct e.queue::text)
     into v_ids, v_keys, v_queues from enqueued e;
     exit when v_ids is null;
@@ -64,36 +68,44 @@ comment on function packhorse.redrive_dead_letters(bigint[], text, text, integer
   is 'Enqueue dead letters again with their own ids and fresh attempts; returns the ids.';
 
 create or replace function packhorse.edit_dead_letter(
-  p_id bigint, p_payload jsonb, p_operator text default current_user, p_reason text default null, p_before jsonb default null
+  p_id bigint, p_payload jsonb, p_operator text default current_user, p_reason text default null,
+  p_before jsonb default null
 ) returns boolean
 language plpgsql as $$
 -- Replace the payload of a dead letter before it is redriven; the old one is kept in operator_actions.
--- p_before: the payload that the editor has seen; when somebody has changed it meanwhile, PH005 and nothing happens.
+-- p_before: the payload that the editor has seen; when somebody has changed it meanwhile, PH005 and nothing
+-- happens.
 declare
   v_old jsonb;
 begin
   if p_payload is null or jsonb_typeof(p_payload) <> 'object' then
-    perform packhorse.refuse_argument('payload', format('must be a JSON object, not %s', coalesce(jsonb_typeof(p_payload), 'null')));
+    perform packhorse.refuse_argument('payload',
+      format('must be a JSON object, not %s', coalesce(jsonb_typeof(p_payload), 'null')));
   elsif pg_column_size(p_payload) > 1048576 then
-    perform packhorse.refuse_argument('payload', format('%s bytes, at most 1048576', pg_column_size(p_payload)));
+    perform packhorse.refuse_argument('payload',
+      format('%s bytes, at most 1048576', pg_column_size(p_payload)));
   end if;
   select d.payload into v_old from packhorse.dead_letters d where d.id = p_id for update;
   if not found then
     return false;
   elsif v_old <> p_before then
-    raise exception using errcode = 'PH005', column = 'payload', message = format('payload: somebody else has edited dead letter %s meanwhile', p_id);
+    raise exception using errcode = 'PH005', column = 'payload',
+      message = format('payload: somebody else has edited dead letter %s meanwhile', p_id);
   end if;
   update packhorse.dead_letters set payload = p_payload, edited_at = clock_timestamp() where id = p_id;
   insert into packhorse.operator_actions (action, operator, reason, message_id, details)
-  values ('edit_dead_letter', p_operator, p_reason, p_id, jsonb_build_object('before', v_old, 'after', p_payload));
+  values ('edit_dead_letter', p_operator, p_reason, p_id,
+    jsonb_build_object('before', v_old, 'after', p_payload));
   return true;
 end
 $$;
-comment on function packhorse.edit_dead_letter(bigint, jsonb, text, text, jsonb) is 'Replace the payload of a dead letter; the old one is recorded.';
+comment on function packhorse.edit_dead_letter(bigint, jsonb, text, text, jsonb) is
+  'Replace the payload of a dead letter; the old one is recorded.';
 
 create or replace function packhorse.purge_dead_letters(
-  p_ids bigint[] default null, p_fingerprint text default null, p_queue text default null, p_older_than interval default null,
-  p_limit integer default 1000, p_operator text default current_user, p_reason text default null
+  p_ids bigint[] default null, p_fingerprint text default null, p_queue text default null,
+  p_older_than interval default null, p_limit integer default 1000, p_operator text default current_user,
+  p_reason text default null
 ) returns bigint[]
 language plpgsql set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan as $$
@@ -114,16 +126,19 @@ begin
     where (p_ids is null or d.id = any (p_ids)) and (p_fingerprint is null or d.fingerprint = p_fingerprint)
       and (p_queue is null or d.queue = p_queue)
       -- by age alone none goes that holds its conversation: somebody has to act on that one
-      and (p_older_than is null or (d.dead_at < clock_timestamp() - p_older_than and not (p_ids is null and d.blocks_conversation)))
+      and (p_older_than is null
+        or (d.dead_at < clock_timestamp() - p_older_than and not (p_ids is null and d.blocks_conversation)))
     order by d.id limit p_limit for update
   ), gone as (
     delete from packhorse.dead_letters d using chosen c where d.id = c.id returning d.*
   ), recorded as (
     insert into packhorse.operator_actions (action, operator, reason, message_id, details)
-    select 'purge', p_operator, p_reason, g.id, jsonb_build_object('queue', g.queue, 'message_type', g.message_type,
+    select 'purge', p_operator, p_reason, g.id,
+      jsonb_build_object('queue', g.queue, 'message_type', g.message_type,
       'reason', g.reason, 'dead_at', g.dead_at) from gone g
   )
-  select array_agg(g.id order by g.id), array_agg(distinct g.conversation_key) filter (where g.blocks_conversation)
+  select array_agg(g.id order by g.id),
+    array_agg(distinct g.conversation_key) filter (where g.blocks_conversation)
   into v_ids, v_keys from gone g;
   if v_keys is not null then
     perform packhorse.promote_conversations(v_keys);
@@ -131,4 +146,5 @@ begin
   return coalesce(v_ids, '{}');
 end
 $$;
-comment on function packhorse.purge_dead_letters(bigint[], text, text, interval, integer, text, text) is 'Delete dead letters for good; returns the ids.';
+comment on function packhorse.purge_dead_letters(bigint[], text, text, interval, integer, text, text) is
+  'Delete dead letters for good; returns the ids.';

@@ -1,5 +1,6 @@
--- Gates: may a message start now, and what keeps it? Claim, lock by hand, conversations and explain ask these and nothing else (SPEC Q8b): a
--- gate is one edit, and explain tells what the claim does. Small SQL without a SET, so that the planner folds it into the statement that asks.
+-- Gates: may a message start now, and what keeps it? Claim, lock by hand, conversations and explain ask these
+-- and nothing else (SPEC Q8b): a gate is one edit, and explain tells what the claim does. Small SQL without a
+-- SET, so that the planner folds it into the statement that asks.
 
 create or replace function packhorse.is_due(p_run_at timestamptz, p_now timestamptz) returns boolean
 language sql immutable as $$
@@ -7,18 +8,21 @@ language sql immutable as $$
 $$;
 comment on function packhorse.is_due(timestamptz, timestamptz) is 'Gate run_at: has its time come?';
 
-create or replace function packhorse.is_worth_doing(p_expires_at timestamptz, p_now timestamptz) returns boolean
+create or replace function packhorse.is_worth_doing(p_expires_at timestamptz, p_now timestamptz)
+returns boolean
 language sql immutable as $$
   select p_expires_at is null or p_expires_at > p_now;
 $$;
-comment on function packhorse.is_worth_doing(timestamptz, timestamptz) is 'Gate expires_at: is it worth doing still?';
+comment on function packhorse.is_worth_doing(timestamptz, timestamptz) is
+  'Gate expires_at: is it worth doing still?';
 
 create or replace function packhorse.runs_apart(p_crashes smallint) returns boolean
 language sql immutable as $$
 -- The same as in the predicates of the claim's indexes.
   select p_crashes >= 2;
 $$;
-comment on function packhorse.runs_apart(smallint) is 'Gate isolation: was it there when two processes died (SPEC P5)?';
+comment on function packhorse.runs_apart(smallint) is
+  'Gate isolation: was it there when two processes died (SPEC P5)?';
 
 create or replace function packhorse.queue_is_open(p_queue packhorse.queues) returns boolean
 language sql immutable as $$
@@ -30,18 +34,22 @@ create or replace function packhorse.queue_room(p_queue packhorse.queues) return
 language sql stable as $$
 -- For a queue with max_concurrency.
   select p_queue.max_concurrency - (
-    select count(*) from packhorse.message_queue r where r.queue = p_queue.name and r.state = 'running' and r.lease_token is not null)::integer;
+    select count(*) from packhorse.message_queue r
+    where r.queue = p_queue.name and r.state = 'running' and r.lease_token is not null)::integer;
 $$;
-comment on function packhorse.queue_room(packhorse.queues) is 'Gate max_concurrency: how many more may run over the whole fleet?';
+comment on function packhorse.queue_room(packhorse.queues) is
+  'Gate max_concurrency: how many more may run over the whole fleet?';
 
-create or replace function packhorse.key_room(p_queue packhorse.queues, p_concurrency_key text) returns integer
+create or replace function packhorse.key_room(p_queue packhorse.queues, p_concurrency_key text)
+returns integer
 language sql stable as $$
 -- For a queue with max_concurrency_per_key.
   select p_queue.max_concurrency_per_key - (
     select count(*) from packhorse.message_queue r
     where r.queue = p_queue.name and r.state = 'running' and r.concurrency_key = p_concurrency_key)::integer;
 $$;
-comment on function packhorse.key_room(packhorse.queues, text) is 'Gate max_concurrency_per_key: how many more may run with this key?';
+comment on function packhorse.key_room(packhorse.queues, text) is
+  'Gate max_concurrency_per_key: how many more may run with this key?';
 
 create or replace function packhorse.full_concurrency_keys(p_queue packhorse.queues) returns text[]
 language plpgsql stable as $$
@@ -57,7 +65,8 @@ begin
     where packhorse.key_room(p_queue, k.concurrency_key) <= 0);
 end
 $$;
-comment on function packhorse.full_concurrency_keys(packhorse.queues) is 'Used by the claim: keys with which no more may run.';
+comment on function packhorse.full_concurrency_keys(packhorse.queues) is
+  'Used by the claim: keys with which no more may run.';
 
 create or replace function packhorse.conversation_holders(p_conversation_key text, p_id bigint)
 returns table (holder_kind text, holder_id bigint)
@@ -75,9 +84,11 @@ begin atomic
   select 'dead', d.id from packhorse.dead_letters d
   where d.conversation_key = p_conversation_key and d.blocks_conversation and d.id <> p_id;
 end;
-comment on function packhorse.conversation_holders(text, bigint) is 'What keeps a message of a conversation from starting; empty when it may start.';
+comment on function packhorse.conversation_holders(text, bigint) is
+  'What keeps a message of a conversation from starting; empty when it may start.';
 
-create or replace function packhorse.rate_tokens_at(p_queue packhorse.queues, p_now timestamptz) returns double precision
+create or replace function packhorse.rate_tokens_at(p_queue packhorse.queues, p_now timestamptz)
+returns double precision
 language sql immutable as $$
 -- Tokens in the bucket of a rate-limited queue: refilled continuously, at most rate_burst.
   select least(
@@ -85,13 +96,16 @@ language sql immutable as $$
     p_queue.rate_tokens + (greatest(extract(epoch from p_now - p_queue.rate_refilled_at), 0)
       * p_queue.rate_limit::numeric / extract(epoch from p_queue.rate_interval))::double precision);
 $$;
-comment on function packhorse.rate_tokens_at(packhorse.queues, timestamptz) is 'Starts that the rate limit of a queue allows at this moment.';
+comment on function packhorse.rate_tokens_at(packhorse.queues, timestamptz) is
+  'Starts that the rate limit of a queue allows at this moment.';
 
-create or replace function packhorse.scope_covers(p_scope packhorse.scopes, p_type text, p_queue text) returns boolean
+create or replace function packhorse.scope_covers(p_scope packhorse.scopes, p_type text, p_queue text)
+returns boolean
 language sql immutable as $$
   select coalesce(p_scope.queue = p_queue, false) or p_type = any (p_scope.message_types);
 $$;
-comment on function packhorse.scope_covers(packhorse.scopes, text, text) is 'Does a message of this type and queue belong to the scope?';
+comment on function packhorse.scope_covers(packhorse.scopes, text, text) is
+  'Does a message of this type and queue belong to the scope?';
 
 create or replace function packhorse.scope_rests(p_scope packhorse.scopes, p_now timestamptz) returns boolean
 language sql stable as $$
@@ -100,18 +114,22 @@ language sql stable as $$
     select from packhorse.message_queue r
     where r.id = p_scope.probe_id and r.state = 'running'));
 $$;
-comment on function packhorse.scope_rests(packhorse.scopes, timestamptz) is 'Gate scope: does it keep its messages from starting?';
+comment on function packhorse.scope_rests(packhorse.scopes, timestamptz) is
+  'Gate scope: does it keep its messages from starting?';
 
-create or replace function packhorse.resting_scopes(p_type text, p_queue text, p_now timestamptz) returns setof packhorse.scopes
+create or replace function packhorse.resting_scopes(p_type text, p_queue text, p_now timestamptz)
+returns setof packhorse.scopes
 language sql stable as $$
   select s.* from packhorse.scopes s
   where s.ends_at > p_now and packhorse.scope_covers(s, p_type, p_queue) and packhorse.scope_rests(s, p_now);
 $$;
-comment on function packhorse.resting_scopes(text, text, timestamptz) is 'Gate scope: what keeps a message of this type and queue from starting; empty when it may start.';
+comment on function packhorse.resting_scopes(text, text, timestamptz) is
+  'Gate scope: what keeps a message of this type and queue from starting; empty when it may start.';
 
 create or replace function packhorse.is_wanted(p_type text, p_types text[], p_held text[]) returns boolean
 language sql immutable as $$
 -- p_types: what a claim takes, null for all; p_held: what rests (see what_rests), null while nothing does.
   select (p_types is null or p_type = any (p_types)) and (p_held is null or p_type <> all (p_held));
 $$;
-comment on function packhorse.is_wanted(text, text[], text[]) is 'Does a claim take messages of this type now?';
+comment on function packhorse.is_wanted(text, text[], text[]) is
+  'Does a claim take messages of this type now?';

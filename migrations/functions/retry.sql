@@ -7,13 +7,16 @@ return case when p_delay is not null then least(greatest(p_delay, interval '0'),
 comment on function packhorse.bounded_delay(interval) is 'A delay between 0 and ten years.';
 
 create or replace function packhorse.message_backoff(
-  p_attempt integer, p_initial interval, p_multiplier double precision, p_max interval, p_jitter double precision default 0
+  p_attempt integer, p_initial interval, p_multiplier double precision, p_max interval,
+  p_jitter double precision default 0
 ) returns interval
 language sql volatile as $$
 -- min(max, initial * multiplier^(attempt-1)), then up to p_jitter (0..1) of it taken off at random.
 -- The exponent is compared before the power is taken: no attempt number and no setting overflows.
 -- A jitter too small to matter is none: its product with random() could underflow, which is an error, too.
-  select make_interval(secs => (1::float8 - case when p_jitter > 1e-9::float8 then least(p_jitter, 1) else 0 end * random()) * least(b.longest, case
+  select make_interval(secs =>
+    (1::float8 - case when p_jitter > 1e-9::float8 then least(p_jitter, 1) else 0 end * random())
+      * least(b.longest, case
     when b.first <= 0::float8 then 0
     when b.exponent * ln(b.factor) >= ln(greatest(b.longest / b.first, 1)) then b.longest
     else b.first * power(b.factor, b.exponent)
@@ -28,11 +31,13 @@ comment on function packhorse.message_backoff(integer, interval, double precisio
   is 'The delay before the next attempt; between 0 and max for every attempt number.';
 
 create or replace function packhorse.retry_span(
-  p_max_attempts integer, p_initial interval, p_multiplier double precision, p_max interval, p_jitter double precision default 0
+  p_max_attempts integer, p_initial interval, p_multiplier double precision, p_max interval,
+  p_jitter double precision default 0
 ) returns interval
 language sql volatile as $$
--- From the first attempt to the last, when each fails at once and jitter takes off all that it may: an outage that lasts longer makes dead
--- letters. The sum of message_backoff over the retries; beyond a thousand of them the delay is taken to stay as it is.
+-- From the first attempt to the last, when each fails at once and jitter takes off all that it may: an outage
+-- that lasts longer makes dead letters. The sum of message_backoff over the retries; beyond a thousand of
+-- them the delay is taken to stay as it is.
   select make_interval(secs => least(3e11::float8, (1::float8 - least(greatest(p_jitter, 0), 1)) * (
     coalesce(sum(extract(epoch from b.delay)::float8), 0)
     + greatest(p_max_attempts - 1001, 0)::float8 * coalesce(max(extract(epoch from b.delay)::float8), 0))))
@@ -49,10 +54,11 @@ create or replace function packhorse.failure_policy(
   out failure_breaker integer
 )
 language plpgsql stable as $$
--- What the message's options say of retries, else its actor's code (message_types.policy, written by workers when they
--- start); null leaves it to the queue (SPEC Q5). For whoever ends an attempt without the code of its actor: after a hard
--- limit, a crash, or in SQL. The same precedence as worker/attempt/middleware/retries.py. A value of the wrong type, which a
--- producer may have written, counts as not said.
+-- What the message's options say of retries, else its actor's code (message_types.policy, written by workers
+-- when they start); null leaves it to the queue (SPEC Q5). For whoever ends an attempt without the code of
+-- its actor: after a hard limit, a crash, or in SQL. The same precedence as
+-- worker/attempt/middleware/retries.py. A value of the wrong type, which a producer may have written, counts
+-- as not said.
 declare
   v_actor jsonb := coalesce((select t.policy from packhorse.message_types t where t.name = p_type), '{}');
   v_own jsonb := v_actor || p_options; -- the message's options win
@@ -72,25 +78,27 @@ begin
   on_exhausted := v_own ->> 'on_retry_exhausted';
 end
 $$;
-comment on function packhorse.failure_policy(text, jsonb) is 'What a message or the code of its actor says of retries; null leaves it to the queue.';
+comment on function packhorse.failure_policy(text, jsonb) is
+  'What a message or the code of its actor says of retries; null leaves it to the queue.';
 
 create or replace function packhorse.schedule_message_retry(
   p_id bigint, p_token bigint, p_delay interval default null,
   p_error_class text default null, p_error_message text default null,
-  p_backoff_initial interval default null, p_backoff_max interval default null, p_backoff_multiplier double precision default null,
-  p_details jsonb default null, p_traceback text default null, p_options jsonb default null
+  p_backoff_initial interval default null, p_backoff_max interval default null,
+  p_backoff_multiplier double precision default null, p_details jsonb default null,
+  p_traceback text default null, p_options jsonb default null
 ) returns timestamptz
 language plpgsql set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
--- running -> pending at now + delay, one UPDATE of the same row; null when the lease was lost.
--- p_delay null: the queue's backoff (each part can be overridden); the attempt stays counted.
--- A message whose cancellation was requested does not come back: it is cancelled. p_details: see failure_details. p_traceback: kept in
--- the history, bounded. p_options: what the options are from now on; null, or no object, leaves them.
+-- running -> pending at now + delay, one UPDATE of the same row; null when the lease was lost. p_delay null:
+-- the queue's backoff (each part can be overridden); the attempt stays counted. A message whose cancellation
+-- was requested does not come back: it is cancelled. p_details: see failure_details. p_traceback: kept in the
+-- history, bounded. p_options: what the options are from now on; null, or no object, leaves them.
 declare
   v_run_at timestamptz;
   v_cancel boolean;
-  v_error jsonb := jsonb_build_object('class', packhorse.bounded_text(p_error_class, 200), 'message', packhorse.bounded_text(p_error_message, 2000),
-    'at', clock_timestamp());
+  v_error jsonb := jsonb_build_object('class', packhorse.bounded_text(p_error_class, 200),
+    'message', packhorse.bounded_text(p_error_message, 2000), 'at', clock_timestamp());
   v_code text;
   v_details jsonb;
 begin
@@ -99,12 +107,16 @@ begin
     v_error := v_error || jsonb_build_object('code', v_code, 'details', v_details);
   end if;
   update packhorse.message_queue m
-  set state = 'pending', lease_holder = null, lease_token = null, lease_expires_at = null, completion_refused_at = null,
-      run_at = clock_timestamp() + coalesce(packhorse.bounded_delay(p_delay), packhorse.message_backoff(m.attempt,
+  set state = 'pending', lease_holder = null, lease_token = null, lease_expires_at = null,
+    completion_refused_at = null,
+      run_at = clock_timestamp()
+        + coalesce(packhorse.bounded_delay(p_delay), packhorse.message_backoff(m.attempt,
         coalesce(p_backoff_initial, q.backoff_initial), coalesce(p_backoff_multiplier, q.backoff_multiplier),
         coalesce(p_backoff_max, greatest(q.backoff_max, p_backoff_initial)), q.backoff_jitter)),
-      error = v_error, options = case when jsonb_typeof(p_options) = 'object' then p_options else m.options end,
-      history = packhorse.append_history(m.history, m.attempt, 'retry', p_error_class, p_error_message, m.lease_holder, v_code, p_traceback)
+      error = v_error, options
+        = case when jsonb_typeof(p_options) = 'object' then p_options else m.options end,
+      history = packhorse.append_history(m.history, m.attempt, 'retry', p_error_class, p_error_message,
+        m.lease_holder, v_code, p_traceback)
   from packhorse.queues q
   where m.id = p_id and m.lease_token = p_token and m.state = 'running' and q.name = m.queue
   returning m.run_at, m.cancel_requested_at is not null into v_run_at, v_cancel;
@@ -114,17 +126,20 @@ begin
   return v_run_at;
 end
 $$;
-comment on function packhorse.schedule_message_retry(bigint, bigint, interval, text, text, interval, interval, double precision, jsonb, text, jsonb)
+comment on function packhorse.schedule_message_retry(bigint, bigint, interval, text, text, interval, interval,
+  double precision, jsonb, text, jsonb)
   is 'running -> pending after the backoff; returns the new run_at, null when the lease was lost.';
 
 create or replace function packhorse.retried_options(p_options jsonb, p_history jsonb) returns jsonb
 language sql stable as $$
--- Used by the claim for a message that has failed before: its options, with the traceback of its last failure and when that was (ms
--- since 1970), as dramatiq's Retries leaves them in a message.
+-- Used by the claim for a message that has failed before: its options, with the traceback of its last failure
+-- and when that was (ms since 1970), as dramatiq's Retries leaves them in a message.
   select p_options || coalesce((
     select jsonb_strip_nulls(jsonb_build_object('traceback', h.entry -> 'traceback',
       'requeue_timestamp', floor(extract(epoch from (h.entry ->> 'at')::timestamptz) * 1000.0)::bigint))
-    from jsonb_array_elements(case when jsonb_typeof(p_history) = 'array' then p_history else '[]' end) with ordinality as h (entry, place)
+    from jsonb_array_elements(case when jsonb_typeof(p_history) = 'array' then p_history
+      else '[]' end) with ordinality as h (entry, place)
     where h.entry ->> 'event' = 'retry' order by h.place desc limit 1), '{}');
 $$;
-comment on function packhorse.retried_options(jsonb, jsonb) is 'Options of a message that has failed before, with what its last failure left.';
+comment on function packhorse.retried_options(jsonb, jsonb) is
+  'Options of a message that has failed before, with what its last failure left.';

@@ -2,7 +2,8 @@
 
 create or replace function packhorse.wake_queue(p_queue text) returns void
 language plpgsql as $$
--- Tell sleeping workers that the queue has work: one NOTIFY, only when somebody sleeps and nobody watches (SPEC Q10).
+-- Tell sleeping workers that the queue has work: one NOTIFY, only when somebody sleeps and nobody watches
+-- (SPEC Q10).
 begin
   if exists (select from packhorse.queue_wakeups where queue = p_queue and wake_until > clock_timestamp()
       and (attended_until is null or attended_until <= clock_timestamp())) then
@@ -10,14 +11,17 @@ begin
   end if;
 end
 $$;
-comment on function packhorse.wake_queue(text) is 'Wake sleeping workers of a queue, after rows were inserted by hand.';
+comment on function packhorse.wake_queue(text) is
+  'Wake sleeping workers of a queue, after rows were inserted by hand.';
 
-create or replace function packhorse.announce_sleep(p_queues text[], p_for interval default '10 seconds') returns void
+create or replace function packhorse.announce_sleep(p_queues text[], p_for interval default '10 seconds')
+returns void
 language plpgsql as $$
 -- A worker that found nothing asks producers for a NOTIFY until now + p_for. It must claim once more
--- afterwards: a producer that committed just before did not see the announcement. While it sleeps it asks again
--- before half of p_for has passed: when nobody listens any more, NOTIFY ends with the last request.
--- A row that somebody has locked is looked at again for 0.1 s; whoever keeps it longer keeps no worker from its work.
+-- afterwards: a producer that committed just before did not see the announcement. While it sleeps it asks
+-- again before half of p_for has passed: when nobody listens any more, NOTIFY ends with the last request. A
+-- row that somebody has locked is looked at again for 0.1 s; whoever keeps it longer keeps no worker from its
+-- work.
 declare
   v_look integer := 0;
 begin
@@ -25,67 +29,80 @@ begin
     update packhorse.queue_wakeups set wake_until = clock_timestamp() + p_for
     where queue in (
       select queue from packhorse.queue_wakeups
-      where queue = any (p_queues) and (wake_until is null or wake_until < clock_timestamp() + p_for / 2::float8)
+      where queue = any (p_queues)
+        and (wake_until is null or wake_until < clock_timestamp() + p_for / 2::float8)
       for no key update skip locked);
     v_look := v_look + 1;
     exit when v_look = 10 or not exists (
       select from packhorse.queue_wakeups
-      where queue = any (p_queues) and (wake_until is null or wake_until < clock_timestamp() + p_for / 2::float8));
+      where queue = any (p_queues)
+        and (wake_until is null or wake_until < clock_timestamp() + p_for / 2::float8));
     perform pg_sleep(0.01);
   end loop;
 end
 $$;
-comment on function packhorse.announce_sleep(text[], interval) is 'A sleeping worker asks for NOTIFY; claim once more afterwards.';
+comment on function packhorse.announce_sleep(text[], interval) is
+  'A sleeping worker asks for NOTIFY; claim once more afterwards.';
 
-create or replace function packhorse.attend_queues(p_queues text[], p_types text[], p_for interval default '1 second') returns text[]
+create or replace function packhorse.attend_queues(p_queues text[], p_types text[],
+  p_for interval default '1 second') returns text[]
 language plpgsql as $$
--- One awake worker watches these queues until now + p_for: it looks every few milliseconds, and producers need not
--- NOTIFY. Returns the queues that it has got: those that nobody else watches, and on which no live worker of the
--- fleet runs a type that this one (p_types) does not. keep_attending goes on, hand_over_queues ends it.
--- Waits for nobody: a queue whose row is locked is left out.
+-- One awake worker watches these queues until now + p_for: it looks every few milliseconds, and producers
+-- need not NOTIFY. Returns the queues that it has got: those that nobody else watches, and on which no live
+-- worker of the fleet runs a type that this one (p_types) does not. keep_attending goes on, hand_over_queues
+-- ends it. Waits for nobody: a queue whose row is locked is left out.
 declare
   v_got text[];
 begin
   with free as (
     select w.queue from packhorse.queue_wakeups w
     where w.queue = any (p_queues) and (w.attended_until is null or w.attended_until <= clock_timestamp())
-      and not exists (select from packhorse.workers o where w.queue = any (o.queues) and not o.message_types <@ p_types
+      and not exists (select from packhorse.workers o
+        where w.queue = any (o.queues) and not o.message_types <@ p_types
         and o.last_seen_at > clock_timestamp() - interval '1 minute')
     for no key update of w skip locked
   ), taken as (
-    update packhorse.queue_wakeups w set attended_until = clock_timestamp() + p_for from free where w.queue = free.queue returning w.queue
+    update packhorse.queue_wakeups w set attended_until = clock_timestamp() + p_for from free
+    where w.queue = free.queue returning w.queue
   ) select coalesce(array_agg(queue), '{}') into v_got from taken;
   return v_got;
 end
 $$;
-comment on function packhorse.attend_queues(text[], text[], interval) is 'One awake worker watches queues, so that producers need no NOTIFY; returns those that it has got.';
+comment on function packhorse.attend_queues(text[], text[], interval) is
+  'One awake worker watches queues, so that producers need no NOTIFY; returns those that it has got.';
 
-create or replace function packhorse.keep_attending(p_queues text[], p_types text[], p_for interval default '1 second') returns text[]
+create or replace function packhorse.keep_attending(p_queues text[], p_types text[],
+  p_for interval default '1 second') returns text[]
 language plpgsql as $$
--- The worker that watches these queues goes on until now + p_for. Returns those that it has to leave: a worker is there
--- now that runs other types, so NOTIFY begins again. Waits for nobody: a queue whose row is locked stays as it is.
+-- The worker that watches these queues goes on until now + p_for. Returns those that it has to leave: a
+-- worker is there now that runs other types, so NOTIFY begins again. Waits for nobody: a queue whose row is
+-- locked stays as it is.
 declare
   v_left text[];
 begin
   with mine as (
-    select w.queue, exists (select from packhorse.workers o where w.queue = any (o.queues) and not o.message_types <@ p_types
+    select w.queue, exists (select from packhorse.workers o
+      where w.queue = any (o.queues) and not o.message_types <@ p_types
         and o.last_seen_at > clock_timestamp() - interval '1 minute') as shared
     from packhorse.queue_wakeups w where w.queue = any (p_queues) for no key update of w skip locked
   ), kept as (
-    update packhorse.queue_wakeups w set attended_until = case when not mine.shared then clock_timestamp() + p_for end
+    update packhorse.queue_wakeups w
+    set attended_until = case when not mine.shared then clock_timestamp() + p_for end
     from mine where w.queue = mine.queue returning w.queue, mine.shared
   ) select coalesce(array_agg(queue) filter (where shared), '{}') into v_left from kept;
   perform pg_notify('packhorse_wake', q) from unnest(v_left) q;
   return v_left;
 end
 $$;
-comment on function packhorse.keep_attending(text[], text[], interval) is 'Watch queues for longer; returns those that this worker has to leave.';
+comment on function packhorse.keep_attending(text[], text[], interval) is
+  'Watch queues for longer; returns those that this worker has to leave.';
 
-create or replace function packhorse.hand_over_queues(p_queues text[], p_wake boolean default true, p_leave boolean default true) returns void
+create or replace function packhorse.hand_over_queues(p_queues text[], p_wake boolean default true,
+  p_leave boolean default true) returns void
 language plpgsql as $$
--- For a worker that watches these queues. p_leave: it watches no longer, and producers NOTIFY again; it must claim once
--- more afterwards, like after announce_sleep. p_wake: wake those that sleep, once, for there is more than it can start.
--- A row that somebody has locked is left: what is watched there ends by itself, soon.
+-- For a worker that watches these queues. p_leave: it watches no longer, and producers NOTIFY again; it must
+-- claim once more afterwards, like after announce_sleep. p_wake: wake those that sleep, once, for there is
+-- more than it can start. A row that somebody has locked is left: what is watched there ends by itself, soon.
 begin
   if p_leave then
     update packhorse.queue_wakeups set attended_until = null
@@ -94,8 +111,10 @@ begin
       order by queue for no key update skip locked);
   end if;
   if p_wake then
-    perform pg_notify('packhorse_wake', queue) from packhorse.queue_wakeups where queue = any (p_queues) and wake_until > clock_timestamp();
+    perform pg_notify('packhorse_wake', queue) from packhorse.queue_wakeups
+    where queue = any (p_queues) and wake_until > clock_timestamp();
   end if;
 end
 $$;
-comment on function packhorse.hand_over_queues(text[], boolean, boolean) is 'A watching worker wakes the sleepers once, or watches no longer, or both.';
+comment on function packhorse.hand_over_queues(text[], boolean, boolean) is
+  'A watching worker wakes the sleepers once, or watches no longer, or both.';

@@ -1,10 +1,11 @@
--- Way back of platform/0004_create_business_tables. Takes ACCESS EXCLUSIVE locks; what the objects held is gone. Adopted tables stay, with what was added to them.
+-- Way back of platform/0004_create_business_tables. Takes ACCESS EXCLUSIVE locks; what the objects held is
+-- gone. Adopted tables stay, with what was added to them.
 do $$
 declare
   v_name text;
 begin
-  foreach v_name in array array['whatsapp_keys', 'whatsapp_auth', 'sync_status', 'dialog_contexts', 'appointments_cache',
-    'staff_schedules', 'staff', 'services', 'clients', 'companies'] loop
+  foreach v_name in array array['whatsapp_keys', 'whatsapp_auth', 'sync_status', 'dialog_contexts',
+    'appointments_cache', 'staff_schedules', 'staff', 'services', 'clients', 'companies'] loop
     if not exists (select from platform.platform_adopted_tables a where a.name = v_name) then
       execute format('drop table platform.%I', v_name);
     end if;

@@ -1,8 +1,10 @@
--- Companies and what they offer, staff and their days, clients, dialogs, synchronisation with the booking system, keys of WhatsApp (SPEC C6).
+-- Companies and what they offer, staff and their days, clients, dialogs, synchronisation with the booking
+-- system, keys of WhatsApp (SPEC C6).
 --
--- Keys of two columns with the company, so that a client of one company cannot stand in the booking of another. yclients_..._id is the id in the
--- system that rows are synchronised with. Phones are stored in their normal form, by a trigger: unique keys see nothing else.
--- whatsapp_auth and whatsapp_keys are secrets. Their company is a text, as their clients write it.
+-- Keys of two columns with the company, so that a client of one company cannot stand in the booking of
+-- another. yclients_..._id is the id in the system that rows are synchronised with. Phones are stored in
+-- their normal form, by a trigger: unique keys see nothing else. whatsapp_auth and whatsapp_keys are secrets.
+-- Their company is a text, as their clients write it.
 -- Lock and duration: new objects only, milliseconds; an adopted table is locked while its indexes are built.
 
 create table if not exists platform.companies (
@@ -53,7 +55,8 @@ create table if not exists platform.clients (
   updated_at         timestamptz   default clock_timestamp(),
   constraint clients_pkey primary key (id),
   constraint clients_company_id_phone_key unique (company_id, phone),
-  constraint clients_company_id_fkey foreign key (company_id) references platform.companies (id) on delete cascade
+  constraint clients_company_id_fkey foreign key (company_id)
+    references platform.companies (id) on delete cascade
 );
 alter table platform.clients add column if not exists user_id uuid;
 create unique index if not exists clients_company_id_id_key on platform.clients (company_id, id);
@@ -61,8 +64,10 @@ create index if not exists idx_clients_company_id on platform.clients (company_i
 create index if not exists idx_clients_phone on platform.clients (phone);
 create index if not exists idx_clients_company_phone on platform.clients (company_id, phone);
 create index if not exists idx_clients_yclients_id on platform.clients (yclients_client_id);
-create index if not exists idx_clients_last_visit on platform.clients (last_visit_date desc) where not is_deleted;
-create index if not exists idx_clients_visits_count on platform.clients (visits_count desc) where not is_deleted;
+create index if not exists idx_clients_last_visit on platform.clients (last_visit_date desc)
+where not is_deleted;
+create index if not exists idx_clients_visits_count on platform.clients (visits_count desc)
+where not is_deleted;
 create index if not exists idx_clients_user_id on platform.clients (user_id);
 comment on table platform.clients is 'People as a company knows them; one row per company and phone.';
 
@@ -84,14 +89,16 @@ create table if not exists platform.services (
   updated_at          timestamptz    default clock_timestamp(),
   constraint services_pkey primary key (id),
   constraint services_company_id_yclients_service_id_key unique (company_id, yclients_service_id),
-  constraint services_company_id_fkey foreign key (company_id) references platform.companies (id) on delete cascade,
+  constraint services_company_id_fkey foreign key (company_id)
+    references platform.companies (id) on delete cascade,
   constraint services_title_length check (length(title) <= 255),
   constraint services_duration_positive check (duration > 0)
 );
 create unique index if not exists services_company_id_id_key on platform.services (company_id, id);
 create index if not exists idx_services_company_id on platform.services (company_id);
 create index if not exists idx_services_active on platform.services (company_id, is_active) where is_active;
-create index if not exists idx_services_category on platform.services (category_id) where category_id is not null;
+create index if not exists idx_services_category on platform.services (category_id)
+where category_id is not null;
 create index if not exists idx_services_yclients_id on platform.services (yclients_service_id);
 comment on table platform.services is 'What a company offers; duration in minutes, the highest weight first.';
 
@@ -114,7 +121,8 @@ create table if not exists platform.staff (
   updated_at        timestamptz   default clock_timestamp(),
   constraint staff_pkey primary key (id),
   constraint staff_company_id_yclients_staff_id_key unique (company_id, yclients_staff_id),
-  constraint staff_company_id_fkey foreign key (company_id) references platform.companies (id) on delete cascade,
+  constraint staff_company_id_fkey foreign key (company_id)
+    references platform.companies (id) on delete cascade,
   constraint staff_name_length check (length(name) <= 255)
 );
 create unique index if not exists staff_company_id_id_key on platform.staff (company_id, id);
@@ -139,8 +147,10 @@ create table if not exists platform.staff_schedules (
   updated_at           timestamptz default clock_timestamp(),
   constraint staff_schedules_pkey primary key (id),
   constraint staff_schedules_staff_id_date_key unique (staff_id, date),
-  constraint staff_schedules_company_id_fkey foreign key (company_id) references platform.companies (id) on delete cascade,
-  constraint staff_schedules_staff_id_fkey foreign key (company_id, staff_id) references platform.staff (company_id, id) on delete cascade
+  constraint staff_schedules_company_id_fkey foreign key (company_id)
+    references platform.companies (id) on delete cascade,
+  constraint staff_schedules_staff_id_fkey foreign key (company_id, staff_id)
+    references platform.staff (company_id, id) on delete cascade
 );
 create index if not exists idx_schedules_staff_id on platform.staff_schedules (staff_id);
 create index if not exists idx_schedules_staff_date on platform.staff_schedules (staff_id, date);
@@ -157,13 +167,16 @@ create table if not exists platform.appointments_cache (
   expires_at   timestamptz not null default clock_timestamp() + interval '15 minutes',
   constraint appointments_cache_pkey primary key (id),
   constraint appointments_cache_company_id_cache_key_key unique (company_id, cache_key),
-  constraint appointments_cache_company_id_fkey foreign key (company_id) references platform.companies (id) on delete cascade,
+  constraint appointments_cache_company_id_fkey foreign key (company_id)
+    references platform.companies (id) on delete cascade,
   constraint appointments_cache_cache_key_length check (length(cache_key) <= 255)
 );
-alter table platform.appointments_cache add column if not exists created_at timestamptz default clock_timestamp();
+alter table platform.appointments_cache add column if not exists created_at timestamptz
+  default clock_timestamp();
 create index if not exists idx_appointments_cache_company on platform.appointments_cache (company_id);
 create index if not exists idx_appointments_cache_expires on platform.appointments_cache (expires_at);
-comment on table platform.appointments_cache is 'Appointments read from the booking system, each with a time to live.';
+comment on table platform.appointments_cache is
+  'Appointments read from the booking system, each with a time to live.';
 
 create table if not exists platform.dialog_contexts (
   id           bigint      generated by default as identity,
@@ -177,13 +190,16 @@ create table if not exists platform.dialog_contexts (
   updated_at   timestamptz default clock_timestamp(),
   constraint dialog_contexts_pkey primary key (id),
   constraint dialog_contexts_phone_company_id_key unique (phone, company_id),
-  constraint dialog_contexts_company_id_fkey foreign key (company_id) references platform.companies (id) on delete cascade,
+  constraint dialog_contexts_company_id_fkey foreign key (company_id)
+    references platform.companies (id) on delete cascade,
   constraint dialog_contexts_current_step_length check (length(current_step) <= 100)
 );
 create index if not exists idx_dialog_contexts_phone on platform.dialog_contexts (phone);
 create index if not exists idx_dialog_contexts_company on platform.dialog_contexts (company_id);
-create index if not exists idx_dialog_contexts_expires on platform.dialog_contexts (expires_at) where expires_at is not null;
-comment on table platform.dialog_contexts is 'Where a person stands in a dialog with a company; without expires_at it stays.';
+create index if not exists idx_dialog_contexts_expires on platform.dialog_contexts (expires_at)
+where expires_at is not null;
+comment on table platform.dialog_contexts is
+  'Where a person stands in a dialog with a company; without expires_at it stays.';
 
 create table if not exists platform.sync_status (
   id              bigint      generated by default as identity,
@@ -198,15 +214,18 @@ create table if not exists platform.sync_status (
   updated_at      timestamptz default clock_timestamp(),
   constraint sync_status_pkey primary key (id),
   constraint sync_status_company_id_entity_type_key unique (company_id, entity_type),
-  constraint sync_status_company_id_fkey foreign key (company_id) references platform.companies (id) on delete cascade,
-  constraint sync_status_entity_type_known check (entity_type in ('clients', 'services', 'staff', 'schedules', 'bookings', 'all'))
+  constraint sync_status_company_id_fkey foreign key (company_id)
+    references platform.companies (id) on delete cascade,
+  constraint sync_status_entity_type_known
+    check (entity_type in ('clients', 'services', 'staff', 'schedules', 'bookings', 'all'))
 );
 alter table platform.sync_status
   add column if not exists status text not null default 'idle',
   add column if not exists cursor text;
 create index if not exists idx_sync_status_company on platform.sync_status (company_id);
 create index if not exists idx_sync_status_entity on platform.sync_status (entity_type);
-comment on table platform.sync_status is 'How far each kind of rows of a company is synchronised with its booking system.';
+comment on table platform.sync_status is
+  'How far each kind of rows of a company is synchronised with its booking system.';
 
 create table if not exists platform.whatsapp_auth (
   company_id text        not null,
@@ -230,5 +249,6 @@ create table if not exists platform.whatsapp_keys (
 create index if not exists idx_whatsapp_keys_company on platform.whatsapp_keys (company_id);
 create index if not exists idx_whatsapp_keys_type on platform.whatsapp_keys (key_type);
 create index if not exists idx_whatsapp_keys_company_type on platform.whatsapp_keys (company_id, key_type);
-create index if not exists idx_whatsapp_keys_expires on platform.whatsapp_keys (expires_at) where expires_at is not null;
+create index if not exists idx_whatsapp_keys_expires on platform.whatsapp_keys (expires_at)
+where expires_at is not null;
 comment on table platform.whatsapp_keys is 'Keys of WhatsApp sessions; without expires_at they stay. Secret.';

@@ -1,4 +1,5 @@
--- Way back of platform/0006_create_conversations. Takes ACCESS EXCLUSIVE locks; what the objects held is gone. Adopted tables stay, with what was added to them.
+-- Way back of platform/0006_create_conversations. Takes ACCESS EXCLUSIVE locks; what the objects held is
+-- gone. Adopted tables stay, with what was added to them.
 do $$
 declare
   v_name text;

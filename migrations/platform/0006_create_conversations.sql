@@ -20,7 +20,8 @@ create table platform.conversations (
   last_message_at  timestamptz  not null default clock_timestamp(),
   constraint conversations_pkey primary key (id),
   constraint conversations_key_key unique (conversation_key),
-  constraint conversations_company_fkey foreign key (company_id) references platform.companies (id) on delete cascade,
+  constraint conversations_company_fkey foreign key (company_id)
+    references platform.companies (id) on delete cascade,
   constraint conversations_channel_length check (length(channel) between 1 and 50),
   constraint conversations_status_known check (status in ('open', 'closed')),
   -- a lock of somebody else's making may have no end: release_stuck_conversations() knows when it is stuck
@@ -45,8 +46,10 @@ create table if not exists platform.amara_conversations (
   constraint amara_conversations_pkey primary key (id)
 );
 create index if not exists idx_amara_conversations_user_id on platform.amara_conversations (user_id);
-create index if not exists idx_amara_conversations_last_message_at on platform.amara_conversations (last_message_at desc);
-create index if not exists idx_amara_conversations_is_active on platform.amara_conversations (user_id) where is_active;
+create index if not exists idx_amara_conversations_last_message_at on platform.amara_conversations (
+  last_message_at desc);
+create index if not exists idx_amara_conversations_is_active on platform.amara_conversations (user_id)
+where is_active;
 comment on table platform.amara_conversations is 'Conversations of a user with the assistant Amara.';
 
 create table if not exists platform.amara_messages (
@@ -58,10 +61,13 @@ create table if not exists platform.amara_messages (
   metadata        jsonb,
   created_at      timestamptz not null default clock_timestamp(),
   constraint amara_messages_pkey primary key (id),
-  constraint amara_messages_conversation_id_fkey foreign key (conversation_id) references platform.amara_conversations (id) on delete cascade,
+  constraint amara_messages_conversation_id_fkey foreign key (conversation_id)
+    references platform.amara_conversations (id) on delete cascade,
   constraint amara_messages_role_known check (role in ('user', 'assistant', 'system'))
 );
-create index if not exists idx_amara_messages_conversation_id on platform.amara_messages (conversation_id, created_at);
+create index if not exists idx_amara_messages_conversation_id on platform.amara_messages (conversation_id,
+  created_at);
 create index if not exists idx_amara_messages_created_at on platform.amara_messages (created_at);
 create index if not exists idx_amara_messages_role on platform.amara_messages (role);
-comment on table platform.amara_messages is 'What was said in conversations with Amara, and the tools that were called.';
+comment on table platform.amara_messages is
+  'What was said in conversations with Amara, and the tools that were called.';

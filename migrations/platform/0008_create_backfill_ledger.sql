@@ -15,4 +15,5 @@ create table platform.platform_backfill_rows (
   constraint platform_backfill_rows_outcome_known check (outcome in ('skipped', 'nulled', 'changed'))
 );
 create index platform_backfill_rows_recorded_idx on platform.platform_backfill_rows (recorded_at);
-comment on table platform.platform_backfill_rows is 'Rows that a backfill did not copy as they were: what became of each, and why.';
+comment on table platform.platform_backfill_rows is
+  'Rows that a backfill did not copy as they were: what became of each, and why.';

@@ -53,6 +53,7 @@ def statement_of(
     runs it.
     """
     body = sql.value("select prosrc from pg_proc where proname = %s", function)
+    body, start, end = map(_flat, (body, start, end))
     # as its file has it
     body = (
         re.sub(r" operator\(pg_catalog\.([^)]+)\) ", r"\1", body)
@@ -70,6 +71,11 @@ def statement_of(
     return Statement(
         text, names, [setting for setting in settings or [] if not setting.startswith("search_path")]
     )
+
+
+def _flat(text: str) -> str:
+    """Without comments, and wherever its lines end."""
+    return re.sub(r"\s+", " ", re.sub(r"--[^\n]*", "", text))
 
 
 @dataclass

@@ -406,6 +406,7 @@ def test_a_reader_can_call_nothing_that_changes_a_row(shared_database: Database)
         "health_error_rate",
         "health_glance",
         "health_queue_health",
+        "health_queues",
         "health_system_summary",
     }
 

@@ -1,7 +1,7 @@
 """Circuit breakers as one process sees them: which endpoint to call, and what its calls came to (SPEC W10).
 
 A call of a closed breaker costs a look and a few counters under a lock that nobody holds for long. The
-database decides over all processes (functions/services.sql); reports.py tells it and brings its answer. Until
+database decides over all processes (functions/breakers.sql); reports.py tells it and brings its answer. Until
 it answers this process decides for itself, by the same rules and its own calls.
 """
 

@@ -47,7 +47,7 @@ class BreakerPolicy:
 
     @property
     def most_in_row(self) -> int:
-        """As the database counts (functions/services.sql)."""
+        """As the database counts (functions/breakers.sql)."""
         return 4 * self.least_calls
 
 

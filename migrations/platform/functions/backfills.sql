@@ -2,17 +2,20 @@
 
 create or replace function platform.take_back_audit_events(p_from text, p_ids text[]) returns integer
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
--- The way back of C2: remove the audit events that a backfill made of these rows of a source, those of security, too. Its caller reads the ids from
--- the source: a record whose row is gone stays. For the owner alone. Returns how many are gone.
+-- The way back of C2: remove the audit events that a backfill made of these rows of a source, those of
+-- security, too. Its caller reads the ids from the source: a record whose row is gone stays. For the owner
+-- alone. Returns how many are gone.
 declare
   v_gone integer;
 begin
   perform set_config('packhorse_platform.audit_exception', 'way_back', true);
-  delete from platform.audit_events e where e.metadata operator(pg_catalog.?) 'migrated_from' and e.metadata ->> 'migrated_from' = p_from
+  delete from platform.audit_events e
+  where e.metadata operator(pg_catalog.?) 'migrated_from' and e.metadata ->> 'migrated_from' = p_from
     and e.metadata ->> 'migrated_id' = any (p_ids);
   get diagnostics v_gone = row_count;
   perform set_config('packhorse_platform.audit_exception', '', true);
   return v_gone;
 end
 $$;
-comment on function platform.take_back_audit_events(text, text[]) is 'The way back of the backfills of logs: remove migrated audit events whose source rows exist. For the owner.';
+comment on function platform.take_back_audit_events(text, text[]) is
+  'The way back of the backfills of logs: remove migrated audit events whose source rows exist. For the owner.';

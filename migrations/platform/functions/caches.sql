@@ -1,9 +1,11 @@
--- Cleaning of what says itself when it is over: dialogs, cached appointments, WhatsApp keys (SPEC C6, M3). What has no end stays.
+-- Cleaning of what says itself when it is over: dialogs, cached appointments, WhatsApp keys (SPEC C6, M3).
+-- What has no end stays.
 
-create or replace function platform.cleanup_expired_dialog_contexts(p_limit integer default null, out deleted_count bigint)
+create or replace function platform.cleanup_expired_dialog_contexts(p_limit integer default null,
+  out deleted_count bigint)
 language plpgsql as $$
--- Delete up to p_limit (1..100000; null: all) dialog contexts whose time is over, oldest first; rows that somebody works on are left for
--- the next call. Returns how many. Raises PH001.
+-- Delete up to p_limit (1..100000; null: all) dialog contexts whose time is over, oldest first; rows that
+-- somebody works on are left for the next call. Returns how many. Raises PH001.
 declare
   v_now constant timestamptz := clock_timestamp();
 begin
@@ -19,12 +21,14 @@ begin
   get diagnostics deleted_count = row_count;
 end
 $$;
-comment on function platform.cleanup_expired_dialog_contexts(integer) is 'Delete expired dialog contexts; returns how many.';
+comment on function platform.cleanup_expired_dialog_contexts(integer) is
+  'Delete expired dialog contexts; returns how many.';
 
-create or replace function platform.cleanup_expired_appointments_cache(p_limit integer default null, out deleted_count bigint)
+create or replace function platform.cleanup_expired_appointments_cache(p_limit integer default null,
+  out deleted_count bigint)
 language plpgsql as $$
--- Delete up to p_limit (1..100000; null: all) cache entries whose time is over, oldest first; rows that somebody works on are left for the
--- next call. Returns how many. Raises PH001.
+-- Delete up to p_limit (1..100000; null: all) cache entries whose time is over, oldest first; rows that
+-- somebody works on are left for the next call. Returns how many. Raises PH001.
 declare
   v_now constant timestamptz := clock_timestamp();
 begin
@@ -40,12 +44,14 @@ begin
   get diagnostics deleted_count = row_count;
 end
 $$;
-comment on function platform.cleanup_expired_appointments_cache(integer) is 'Delete expired cache entries; returns how many.';
+comment on function platform.cleanup_expired_appointments_cache(integer) is
+  'Delete expired cache entries; returns how many.';
 
-create or replace function platform.cleanup_expired_whatsapp_keys(p_limit integer default null, out deleted_count bigint)
+create or replace function platform.cleanup_expired_whatsapp_keys(p_limit integer default null,
+  out deleted_count bigint)
 language plpgsql as $$
--- Delete up to p_limit (1..100000; null: all) keys whose time is over, oldest first; rows that somebody works on are left for the next
--- call. Returns how many. Raises PH001.
+-- Delete up to p_limit (1..100000; null: all) keys whose time is over, oldest first; rows that somebody works
+-- on are left for the next call. Returns how many. Raises PH001.
 declare
   v_now constant timestamptz := clock_timestamp();
 begin
@@ -62,4 +68,5 @@ begin
   get diagnostics deleted_count = row_count;
 end
 $$;
-comment on function platform.cleanup_expired_whatsapp_keys(integer) is 'Delete expired WhatsApp keys; returns how many.';
+comment on function platform.cleanup_expired_whatsapp_keys(integer) is
+  'Delete expired WhatsApp keys; returns how many.';

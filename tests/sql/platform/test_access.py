@@ -368,6 +368,7 @@ WORKERS = {
     "host_table",
     "host_policies",
     "add_host_keys",
+    "missing_host_keys",
     "grant_service_role",
     "touch_updated_at",
     "normalize_phone_columns",

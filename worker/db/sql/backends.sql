@@ -20,4 +20,5 @@ select packhorse.get_rate_limiter(%s);
 
 -- name: drop_rate_limiter
 -- A waiter takes the event away.
-delete from packhorse.rate_limiters where limiter_key = %s and value > 0 and expires_at > clock_timestamp() returning true;
+delete from packhorse.rate_limiters where limiter_key = %s and value > 0 and expires_at > clock_timestamp()
+returning true;

@@ -4,10 +4,11 @@ packhorse.all_messages
 
 -- name: browse_live
 -- Where live messages are.
-(select q.id, q.queue::text as queue, q.message_type::text as message_type, q.state::text as state, q.priority::integer as priority, q.attempt,
-  q.crashes::integer as crashes, q.conversation_key::text as conversation_key, q.correlation_id::text as correlation_id, q.run_at, q.created_at,
-  q.claimed_at, null::timestamptz as finished_at, q.error ->> 'class' as error_class, q.error ->> 'code' as error_code,
-  q.error ->> 'message' as error_message, q.payload::jsonb as payload
+(select q.id, q.queue::text as queue, q.message_type::text as message_type, q.state::text as state,
+  q.priority::integer as priority, q.attempt, q.crashes::integer as crashes,
+  q.conversation_key::text as conversation_key, q.correlation_id::text as correlation_id, q.run_at,
+  q.created_at, q.claimed_at, null::timestamptz as finished_at, q.error ->> 'class' as error_class,
+  q.error ->> 'code' as error_code, q.error ->> 'message' as error_message, q.payload::jsonb as payload
 from packhorse.message_queue q where {live})
 
 -- name: browse_live_any
@@ -24,34 +25,41 @@ q.state = 'blocked'
 
 -- name: browse_dead
 -- Where dead letters are.
-(select d.id, d.queue, d.message_type, 'dead'::text as state, d.priority::integer as priority, d.attempt, d.crashes::integer as crashes,
-  d.conversation_key, d.correlation_id, null::timestamptz as run_at, d.created_at, null::timestamptz as claimed_at, d.dead_at as finished_at,
+(select d.id, d.queue, d.message_type, 'dead'::text as state, d.priority::integer as priority, d.attempt,
+  d.crashes::integer as crashes, d.conversation_key, d.correlation_id, null::timestamptz as run_at,
+  d.created_at, null::timestamptz as claimed_at, d.dead_at as finished_at,
   d.error_class, d.error_code, d.error_message, d.payload
 from packhorse.dead_letters d)
 
 -- name: browse_older
 -- The next messages of a selection that are older than an id, newest first.
-select m.id, m.queue, m.message_type, m.state, m.priority, m.attempt, m.conversation_key, m.run_at, m.created_at, m.claimed_at, m.finished_at,
+select m.id, m.queue, m.message_type, m.state, m.priority, m.attempt, m.conversation_key, m.run_at,
+  m.created_at, m.claimed_at, m.finished_at,
   m.error_class, m.error_code, left(m.error_message, 200) as error_message
 from {source} m
-where (%(before)s::bigint is null or m.id < %(before)s) and (%(edge)s::bigint is null or m.id >= %(edge)s) and {filter}
+where (%(before)s::bigint is null or m.id < %(before)s) and (%(edge)s::bigint is null or m.id >= %(edge)s)
+  and {filter}
 order by m.id desc limit %(limit)s;
 
 -- name: browse_newer
 -- The next messages of a selection that are newer than an id, oldest first.
-select m.id, m.queue, m.message_type, m.state, m.priority, m.attempt, m.conversation_key, m.run_at, m.created_at, m.claimed_at, m.finished_at,
+select m.id, m.queue, m.message_type, m.state, m.priority, m.attempt, m.conversation_key, m.run_at,
+  m.created_at, m.claimed_at, m.finished_at,
   m.error_class, m.error_code, left(m.error_message, 200) as error_message
 from {source} m
 where m.id > %(after)s::bigint and (%(edge)s::bigint is null or m.id <= %(edge)s) and {filter}
 order by m.id limit %(limit)s;
 
 -- name: browse_edge_older
--- The last id of a walk over so many messages that are older than an id, whatever the filter says; no row when there are fewer.
-select m.id, m.created_at from {source} m where %(before)s::bigint is null or m.id < %(before)s order by m.id desc offset %(rows)s limit 1;
+-- The last id of a walk over so many messages that are older than an id, whatever the filter says; no row
+-- when there are fewer.
+select m.id, m.created_at from {source} m where %(before)s::bigint is null or m.id < %(before)s
+order by m.id desc offset %(rows)s limit 1;
 
 -- name: browse_edge_newer
 -- The same for newer ones.
-select m.id, m.created_at from {source} m where m.id > %(after)s::bigint order by m.id offset %(rows)s limit 1;
+select m.id, m.created_at from {source} m where m.id > %(after)s::bigint
+order by m.id offset %(rows)s limit 1;
 
 -- name: browse_plan
 -- What the planner expects of a selection: rows, and the price of counting them.
@@ -66,12 +74,16 @@ select count(*) from {source} m where {filter};
 select u.value from (
   select 'queue' as field, q.name::text as value from packhorse.queues q
   union all select 'type', t.name::text from packhorse.message_types t
-  union all (select 'error', e.error_class from (select d.error_class from packhorse.dead_letters d order by d.dead_at desc limit 1000) e group by 2)
-  union all (select 'code', e.error_code from (select d.error_code from packhorse.dead_letters d order by d.dead_at desc limit 1000) e group by 2)) u
+  union all (select 'error', e.error_class
+    from (select d.error_class from packhorse.dead_letters d order by d.dead_at desc limit 1000) e group by 2)
+  union all (select 'code', e.error_code
+    from (select d.error_code from packhorse.dead_letters d order by d.dead_at desc limit 1000) e
+    group by 2)) u
 where u.field = %(field)s and u.value is not null and starts_with(u.value, %(start)s) order by 1 limit 20;
 
 -- name: browse_groups
--- Dead letters by cause, most frequent first; what a group is stands in its newest letter. One walk over an index, and a probe for each group.
+-- Dead letters by cause, most frequent first; what a group is stands in its newest letter. One walk over an
+-- index, and a probe for each group.
 with counted as (
   select d.fingerprint, count(*) as count, min(d.dead_at) as first_dead_at, max(d.dead_at) as last_dead_at,
     count(*) filter (where d.dead_at > clock_timestamp() - interval '1 hour') as last_hour
@@ -80,7 +92,8 @@ with counted as (
 )
 select c.*, n.id as newest_id, n.queue, n.message_type, n.reason, n.error_class, n.error_code, n.error_message
 from counted c cross join lateral (
-  select d.id, d.queue, d.message_type, d.reason, d.error_class, d.error_code, left(d.error_message, 200) as error_message
+  select d.id, d.queue, d.message_type, d.reason, d.error_class, d.error_code,
+    left(d.error_message, 200) as error_message
   from packhorse.dead_letters d where d.fingerprint = c.fingerprint order by d.dead_at desc limit 1) n
 order by c.count desc, c.last_dead_at desc, c.fingerprint;
 
@@ -94,13 +107,16 @@ with counted as (
 )
 select c.*, n.id as newest_id, n.queue, n.message_type, n.reason, n.error_class, n.error_code, n.error_message
 from counted c cross join lateral (
-  select m.id, m.queue, m.message_type, m.reason, m.error_class, m.error_code, left(m.error_message, 200) as error_message
-  from packhorse.dead_letters m where m.fingerprint = c.fingerprint and {filter} order by m.dead_at desc limit 1) n
+  select m.id, m.queue, m.message_type, m.reason, m.error_class, m.error_code,
+    left(m.error_message, 200) as error_message
+  from packhorse.dead_letters m where m.fingerprint = c.fingerprint and {filter}
+  order by m.dead_at desc limit 1) n
 order by c.count desc, c.last_dead_at desc, c.fingerprint;
 
 -- name: browse_group
 -- One cause: how many, since when, and its newest letter; no row when there is none.
-select n.fingerprint, c.count, c.first_dead_at, c.last_dead_at, c.last_hour, n.id as newest_id, n.queue, n.message_type, n.reason, n.error_class,
+select n.fingerprint, c.count, c.first_dead_at, c.last_dead_at, c.last_hour, n.id as newest_id, n.queue,
+  n.message_type, n.reason, n.error_class,
   n.error_code, left(n.error_message, 2000) as error_message, n.traceback
 from packhorse.dead_letters n cross join lateral (
   select count(*) as count, min(d.dead_at) as first_dead_at, max(d.dead_at) as last_dead_at,
@@ -110,34 +126,40 @@ where n.fingerprint = %s order by n.dead_at desc limit 1;
 
 -- name: browse_group_letters
 -- Letters of one cause, newest message first, by id; older or newer than one.
-select d.id, d.queue, d.message_type, d.reason, d.attempt, d.conversation_key, d.created_at, d.dead_at, d.edited_at, d.error_class, d.error_code,
+select d.id, d.queue, d.message_type, d.reason, d.attempt, d.conversation_key, d.created_at, d.dead_at,
+  d.edited_at, d.error_class, d.error_code,
   left(d.error_message, 200) as error_message
-from packhorse.dead_letters d where d.fingerprint = %(fingerprint)s and (%(before)s::bigint is null or d.id < %(before)s)
+from packhorse.dead_letters d
+where d.fingerprint = %(fingerprint)s and (%(before)s::bigint is null or d.id < %(before)s)
 order by d.id desc limit %(limit)s;
 
 -- name: browse_group_letters_newer
 -- The same, towards newer ones, oldest first.
-select d.id, d.queue, d.message_type, d.reason, d.attempt, d.conversation_key, d.created_at, d.dead_at, d.edited_at, d.error_class, d.error_code,
+select d.id, d.queue, d.message_type, d.reason, d.attempt, d.conversation_key, d.created_at, d.dead_at,
+  d.edited_at, d.error_class, d.error_code,
   left(d.error_message, 200) as error_message
 from packhorse.dead_letters d where d.fingerprint = %(fingerprint)s and d.id > %(after)s::bigint
 order by d.id limit %(limit)s;
 
 -- name: browse_actions_of
 -- What operators did with a message, newest first.
-select id, acted_at, action, operator, reason from packhorse.operator_actions where message_id = %s order by id desc limit 50;
+select id, acted_at, action, operator, reason from packhorse.operator_actions where message_id = %s
+order by id desc limit 50;
 
 -- name: browse_actions
 -- What operators did, newest first.
 select id, acted_at, action, operator, reason, message_id, details from packhorse.operator_actions
 where (%(before)s::bigint is null or id < %(before)s) and (%(action)s::text is null or action = %(action)s)
-  and (%(operator)s::text is null or operator = %(operator)s) and (%(message_id)s::bigint is null or message_id = %(message_id)s)
+  and (%(operator)s::text is null or operator = %(operator)s)
+  and (%(message_id)s::bigint is null or message_id = %(message_id)s)
 order by id desc limit %(limit)s;
 
 -- name: browse_actions_newer
 -- The same, towards newer ones, oldest first.
 select id, acted_at, action, operator, reason, message_id, details from packhorse.operator_actions
 where id > %(after)s::bigint and (%(action)s::text is null or action = %(action)s)
-  and (%(operator)s::text is null or operator = %(operator)s) and (%(message_id)s::bigint is null or message_id = %(message_id)s)
+  and (%(operator)s::text is null or operator = %(operator)s)
+  and (%(message_id)s::bigint is null or message_id = %(message_id)s)
 order by id limit %(limit)s;
 
 -- name: browse_trace
@@ -149,21 +171,28 @@ select t.trace_context from (
 where t.trace_context is not null limit 1;
 
 -- name: browse_waiting
--- Conversations that wait, longest first, of the first so many by key: one probe of the index for each; and what holds it.
+-- Conversations that wait, longest first, of the first so many by key: one probe of the index for each; and
+-- what holds it.
 with recursive found (conversation_key, since, place) as (
-  (select m.conversation_key::text, greatest(m.created_at, m.run_at), 1 from packhorse.message_queue m where m.state = 'blocked' order by m.conversation_key, m.id limit 1)
+  (select m.conversation_key::text, greatest(m.created_at, m.run_at), 1 from packhorse.message_queue m
+    where m.state = 'blocked' order by m.conversation_key, m.id limit 1)
   union all
   (select n.conversation_key, n.since, f.place + 1 from found f cross join lateral (
      select m.conversation_key::text, greatest(m.created_at, m.run_at) as since from packhorse.message_queue m
-     where m.state = 'blocked' and m.conversation_key > f.conversation_key order by m.conversation_key, m.id limit 1) n
+     where m.state = 'blocked' and m.conversation_key > f.conversation_key
+     order by m.conversation_key, m.id limit 1) n
    where f.place < %(probes)s)
 )
-select c.conversation_key, c.since, w.waiting, h.holder_kind, h.holder_id, (select max(f.place) from found f) as looked_at
+select c.conversation_key, c.since, w.waiting, h.holder_kind, h.holder_id,
+  (select max(f.place) from found f) as looked_at
 from (select f.conversation_key, f.since from found f order by f.since limit %(limit)s) c
 cross join lateral (
-  select count(*) as waiting from (select from packhorse.message_queue m where m.state = 'blocked' and m.conversation_key = c.conversation_key limit 1000) b) w
+  select count(*) as waiting
+  from (select from packhorse.message_queue m
+    where m.state = 'blocked' and m.conversation_key = c.conversation_key limit 1000) b) w
 left join lateral (
-  select o.holder_kind, o.holder_id from packhorse.conversation_holders(c.conversation_key, 9223372036854775807) o
+  select o.holder_kind, o.holder_id
+  from packhorse.conversation_holders(c.conversation_key, 9223372036854775807) o
   order by o.holder_kind = 'running' desc, o.holder_kind = 'dead' desc, o.holder_id limit 1) h on true
 order by c.since, c.conversation_key;
 
@@ -173,7 +202,9 @@ packhorse.message_archive
 
 -- name: browse_archived_of
 -- Archived messages of a conversation between two ids, newest first.
-select a.id, a.queue, a.message_type, a.state, a.reason, a.attempt, a.created_at, null as run_at, a.claimed_at, a.finished_at, a.lease_holder, a.error ->> 'class' as error_class
+select a.id, a.queue, a.message_type, a.state, a.reason, a.attempt, a.created_at, null as run_at,
+  a.claimed_at, a.finished_at, a.lease_holder, a.error ->> 'class' as error_class
 from packhorse.message_archive a
-where (%(before)s::bigint is null or a.id < %(before)s) and (%(edge)s::bigint is null or a.id >= %(edge)s) and a.conversation_key = %(key)s
+where (%(before)s::bigint is null or a.id < %(before)s) and (%(edge)s::bigint is null or a.id >= %(edge)s)
+  and a.conversation_key = %(key)s
 order by a.id desc limit %(limit)s;

@@ -1,25 +1,35 @@
 -- name: look_for_work
--- Do these worker processes hold something, and could something of their queues and types start now? No row before one of them has
--- registered. The gates are those of the claim; a rate limit is none here, for it only asks for patience.
+-- Do these worker processes hold something, and could something of their queues and types start now? No row
+-- before one of them has registered. The gates are those of the claim; a rate limit is none here, for it only
+-- asks for patience.
 select
-  exists (select from packhorse.message_queue m where m.lease_token is not null and m.lease_holder = any (%(workers)s::uuid[])) as held,
+  exists (select from packhorse.message_queue m
+    where m.lease_token is not null and m.lease_holder = any (%(workers)s::uuid[])) as held,
   exists (
     select from packhorse.message_queue m join packhorse.queues q on q.name = m.queue
     where m.queue = any (k.queues) and m.message_type = any (k.message_types) and m.state = 'pending'
-      and packhorse.is_due(m.run_at, clock_timestamp()) and packhorse.is_worth_doing(m.expires_at, clock_timestamp())
-      and packhorse.queue_is_open(q) and not exists (select from packhorse.resting_scopes(m.message_type, m.queue, clock_timestamp()))
+      and packhorse.is_due(m.run_at, clock_timestamp())
+      and packhorse.is_worth_doing(m.expires_at, clock_timestamp())
+      and packhorse.queue_is_open(q)
+      and not exists (select from packhorse.resting_scopes(m.message_type, m.queue, clock_timestamp()))
       and (q.max_concurrency is null or packhorse.queue_room(q) > 0)
-      and (m.concurrency_key is null or q.max_concurrency_per_key is null or packhorse.key_room(q, m.concurrency_key) > 0)
-      and (m.conversation_key is null or not exists (select from packhorse.conversation_holders(m.conversation_key, m.id)))) as startable
-from (select w.queues, w.message_types from packhorse.workers w where w.id = any (%(workers)s::uuid[]) limit 1) k;
+      and (m.concurrency_key is null or q.max_concurrency_per_key is null
+        or packhorse.key_room(q, m.concurrency_key) > 0)
+      and (m.conversation_key is null
+        or not exists (select from packhorse.conversation_holders(m.conversation_key, m.id)))) as startable
+from (select w.queues, w.message_types from packhorse.workers w
+  where w.id = any (%(workers)s::uuid[]) limit 1) k;
 
 -- name: what_is_left
--- Of the queues and types of these worker processes: live messages, those of them whose last attempt has failed since then, and dead letters
--- since then.
+-- Of the queues and types of these worker processes: live messages, those of them whose last attempt has
+-- failed since then, and dead letters since then.
 select
-  (select count(*) from packhorse.message_queue m where m.queue = any (k.queues) and m.message_type = any (k.message_types)),
+  (select count(*) from packhorse.message_queue m
+    where m.queue = any (k.queues) and m.message_type = any (k.message_types)),
   (select count(*) from packhorse.message_queue m
    where m.queue = any (k.queues) and m.message_type = any (k.message_types) and m.state <> 'running'
      and case when m.error ->> 'at' ~ '^[0-9]{4}-' then (m.error ->> 'at')::timestamptz >= %(since)s end),
-  (select count(*) from packhorse.dead_letters d where d.dead_at >= %(since)s and d.queue = any (k.queues) and d.message_type = any (k.message_types))
-from (select w.queues, w.message_types from packhorse.workers w where w.id = any (%(workers)s::uuid[]) limit 1) k;
+  (select count(*) from packhorse.dead_letters d
+    where d.dead_at >= %(since)s and d.queue = any (k.queues) and d.message_type = any (k.message_types))
+from (select w.queues, w.message_types from packhorse.workers w
+  where w.id = any (%(workers)s::uuid[]) limit 1) k;

@@ -1,23 +1,29 @@
 -- name: dead_letter_groups
 -- Dead letters by cause, most frequent first.
-select fingerprint, queue, message_type, reason, error_class, error_code, error_message, count, first_dead_at, last_dead_at, oldest_id
+select fingerprint, queue, message_type, reason, error_class, error_code, error_message, count, first_dead_at,
+  last_dead_at, oldest_id
 from packhorse.dead_letter_groups
 where (%(queue)s::text is null or queue = %(queue)s)
 order by count desc, last_dead_at desc, fingerprint limit %(limit)s;
 
 -- name: list_dead_letters
 -- Dead letters by filter, newest first.
-select id, queue, message_type, reason, error_class, error_code, left(error_message, 120) as error_message, attempt, crashes,
+select id, queue, message_type, reason, error_class, error_code, left(error_message, 120) as error_message,
+  attempt, crashes,
   conversation_key, dead_at, fingerprint
 from packhorse.dead_letters m
-where (%(queue)s::text is null or queue = %(queue)s) and (%(message_type)s::text is null or message_type = %(message_type)s)
-  and (%(fingerprint)s::text is null or fingerprint = %(fingerprint)s) and (%(code)s::text is null or error_code = %(code)s) and {filter}
+where (%(queue)s::text is null or queue = %(queue)s)
+  and (%(message_type)s::text is null or message_type = %(message_type)s)
+  and (%(fingerprint)s::text is null or fingerprint = %(fingerprint)s)
+  and (%(code)s::text is null or error_code = %(code)s) and {filter}
 order by dead_at desc, id desc limit %(limit)s;
 
 -- name: show_dead_letter
 -- One dead letter, whole; of its steps so many characters of each value.
-select id, queue, message_type, reason, error_class, error_code, error_message, error_details, traceback, fingerprint, priority, attempt, max_attempts,
-  crashes, conversation_key, concurrency_key, correlation_id, blocks_conversation, created_at, dead_at, edited_at, lease_holder,
+select id, queue, message_type, reason, error_class, error_code, error_message, error_details, traceback,
+  fingerprint, priority, attempt, max_attempts,
+  crashes, conversation_key, concurrency_key, correlation_id, blocks_conversation, created_at, dead_at,
+  edited_at, lease_holder,
   payload, options, history, packhorse.describe_steps(steps, %(characters)s) as steps
 from packhorse.dead_letters where id = %(id)s;
 
@@ -25,21 +31,26 @@ from packhorse.dead_letters where id = %(id)s;
 -- How many an act would touch, and the moment that was: what dies later is not part of it.
 select count(*), clock_timestamp() from packhorse.dead_letters m
 where (%(ids)s::bigint[] is null or id = any (%(ids)s)) and (%(queue)s::text is null or queue = %(queue)s)
-  and (%(fingerprint)s::text is null or fingerprint = %(fingerprint)s) and (%(code)s::text is null or error_code = %(code)s)
-  and (%(older_than)s::float8 is null or dead_at < clock_timestamp() - make_interval(secs => %(older_than)s)) and {filter};
+  and (%(fingerprint)s::text is null or fingerprint = %(fingerprint)s)
+  and (%(code)s::text is null or error_code = %(code)s)
+  and (%(older_than)s::float8 is null or dead_at < clock_timestamp() - make_interval(secs => %(older_than)s))
+  and {filter};
 
 -- name: page_of_dead_letters
 -- The next ids after a given one, oldest message first, of those that were dead at a given moment.
 select id from packhorse.dead_letters m
 where id > %(after)s and dead_at <= %(dead_by)s
   and (%(ids)s::bigint[] is null or id = any (%(ids)s)) and (%(queue)s::text is null or queue = %(queue)s)
-  and (%(fingerprint)s::text is null or fingerprint = %(fingerprint)s) and (%(code)s::text is null or error_code = %(code)s)
-  and (%(older_than)s::float8 is null or dead_at < %(dead_by)s - make_interval(secs => %(older_than)s)) and {filter}
+  and (%(fingerprint)s::text is null or fingerprint = %(fingerprint)s)
+  and (%(code)s::text is null or error_code = %(code)s)
+  and (%(older_than)s::float8 is null or dead_at < %(dead_by)s - make_interval(secs => %(older_than)s))
+  and {filter}
 order by id limit %(limit)s;
 
 -- name: redrive
 -- Enqueue dead letters again; the ids that were.
-select packhorse.redrive_dead_letters(p_ids => %s, p_limit => %s, p_operator => %s, p_reason => %s, p_fresh => %s);
+select packhorse.redrive_dead_letters(p_ids => %s, p_limit => %s, p_operator => %s, p_reason => %s,
+  p_fresh => %s);
 
 -- name: dead_again
 -- How many of these ids are dead letters (again).
@@ -63,7 +74,9 @@ select packhorse.purge_dead_letters(p_ids => %s, p_limit => %s, p_operator => %s
 
 -- name: export_dead_letters
 -- Dead letters of these ids, whole, oldest first.
-select id, queue, message_type, payload, options, priority, reason, error_class, error_message, error_code, error_details, traceback, fingerprint, attempt,
-  max_attempts, crashes, conversation_key, concurrency_key, correlation_id, trace_context, history, steps, lease_holder,
+select id, queue, message_type, payload, options, priority, reason, error_class, error_message, error_code,
+  error_details, traceback, fingerprint, attempt,
+  max_attempts, crashes, conversation_key, concurrency_key, correlation_id, trace_context, history, steps,
+  lease_holder,
   blocks_conversation, created_at, dead_at, edited_at
 from packhorse.dead_letters where id = any (%s) order by id;

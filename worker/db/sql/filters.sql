@@ -33,7 +33,8 @@ jsonb_extract_path_text({column}, variadic %({name}_path)s::text[])
 -- name: filter_compared_payload
 -- A number at a place of the payload, compared.
 ((case when jsonb_typeof(jsonb_extract_path({column}, variadic %({name}_path)s::text[])) = 'number'
-  then jsonb_extract_path_text({column}, variadic %({name}_path)s::text[])::numeric end) {operator} %({name})s::numeric)
+  then jsonb_extract_path_text({column}, variadic %({name}_path)s::text[])::numeric end) {operator} %(
+    {name})s::numeric)
 
 -- name: filter_everything
 -- No filter.
@@ -54,12 +55,14 @@ select set_config('statement_timeout', %s, true);
 -- name: count_filtered
 -- Messages that are selected, by queue, with those that run or without, the oldest of each, and how many run.
 select m.queue::text as queue, count(*) filter (where %(running)s or m.state <> 'running') as count,
-  min(m.created_at) filter (where %(running)s or m.state <> 'running') as oldest, count(*) filter (where m.state = 'running') as running
+  min(m.created_at) filter (where %(running)s or m.state <> 'running') as oldest,
+  count(*) filter (where m.state = 'running') as running
 from packhorse.message_queue m where m.id <= %(last)s and {filter} group by m.queue order by 2 desc, 1;
 
 -- name: page_of_filtered
 -- The next ids of a selection after a given one, oldest first.
-select m.id from packhorse.message_queue m where m.id > %(after)s and m.id <= %(last)s and {filter} order by m.id limit %(limit)s;
+select m.id from packhorse.message_queue m where m.id > %(after)s and m.id <= %(last)s and {filter}
+order by m.id limit %(limit)s;
 
 -- name: lock_filtered
 -- Those of these messages that are selected still, locked; those that somebody else has locked are left out.
@@ -68,20 +71,27 @@ where m.id = any (%(ids)s::bigint[]) and (%(running)s or m.state <> 'running') a
 order by m.id for no key update skip locked;
 
 -- name: list_filtered
--- Messages by filter, newest first: live, archived and dead. wait: from its enqueue to the start of its last attempt; duration: of that.
-select m.id, m.queue, m.message_type, m.state, m.priority, m.attempt, m.conversation_key, m.run_at, m.created_at, m.finished_at, m.error_class, m.error_code,
-  extract(epoch from coalesce(m.claimed_at, m.finished_at, clock_timestamp()) - m.created_at)::float8 as wait_seconds,
-  extract(epoch from coalesce(m.finished_at, case when m.state = 'running' then clock_timestamp() end) - m.claimed_at)::float8 as duration_seconds
+-- Messages by filter, newest first: live, archived and dead. wait: from its enqueue to the start of its last
+-- attempt; duration: of that.
+select m.id, m.queue, m.message_type, m.state, m.priority, m.attempt, m.conversation_key, m.run_at,
+  m.created_at, m.finished_at, m.error_class, m.error_code,
+  extract(epoch from coalesce(m.claimed_at, m.finished_at, clock_timestamp())
+    - m.created_at)::float8 as wait_seconds,
+  extract(epoch from coalesce(m.finished_at, case when m.state = 'running' then clock_timestamp() end)
+    - m.claimed_at)::float8 as duration_seconds
 from packhorse.all_messages m
 where (%(after)s::bigint is null or m.id < %(after)s) and (%(queue)s::text is null or m.queue = %(queue)s)
-  and (%(state)s::text is null or m.state = %(state)s) and (%(message_type)s::text is null or m.message_type = %(message_type)s)
+  and (%(state)s::text is null or m.state = %(state)s)
+  and (%(message_type)s::text is null or m.message_type = %(message_type)s)
   and (%(conversation_key)s::text is null or m.conversation_key = %(conversation_key)s)
-  and (%(since)s::timestamptz is null or m.created_at >= %(since)s) and (%(until)s::timestamptz is null or m.created_at < %(until)s) and {filter}
+  and (%(since)s::timestamptz is null or m.created_at >= %(since)s)
+  and (%(until)s::timestamptz is null or m.created_at < %(until)s) and {filter}
 order by m.id desc limit %(limit)s;
 
 -- name: act_cancel
 -- Stop each of these for good.
-select u.id, packhorse.cancel_message(u.id, %(reason)s, %(operator)s) from unnest(%(ids)s::bigint[]) as u (id);
+select u.id, packhorse.cancel_message(u.id, %(reason)s, %(operator)s)
+from unnest(%(ids)s::bigint[]) as u (id);
 
 -- name: act_retry
 -- Each of these need not wait.
@@ -89,20 +99,24 @@ select u.id, packhorse.retry_message(u.id, %(operator)s, %(reason)s) from unnest
 
 -- name: act_reschedule
 -- Each of these is due at a time, or so many seconds from now.
-select u.id, packhorse.reschedule_message(u.id, %(run_at)s::timestamptz, make_interval(secs => %(delay)s::float8), %(operator)s, %(reason)s)
+select u.id, packhorse.reschedule_message(u.id, %(run_at)s::timestamptz,
+  make_interval(secs => %(delay)s::float8), %(operator)s, %(reason)s)
 from unnest(%(ids)s::bigint[]) as u (id);
 
 -- name: act_move
 -- Each of these goes to another queue.
-select u.id, packhorse.move_message(u.id, %(queue)s, %(operator)s, %(reason)s) from unnest(%(ids)s::bigint[]) as u (id);
+select u.id, packhorse.move_message(u.id, %(queue)s, %(operator)s, %(reason)s)
+from unnest(%(ids)s::bigint[]) as u (id);
 
 -- name: act_priority
 -- Each of these has another priority.
-select u.id, packhorse.set_message_priority(u.id, %(priority)s, %(operator)s, %(reason)s) from unnest(%(ids)s::bigint[]) as u (id);
+select u.id, packhorse.set_message_priority(u.id, %(priority)s, %(operator)s, %(reason)s)
+from unnest(%(ids)s::bigint[]) as u (id);
 
 -- name: act_bury
 -- Each of these is given up.
-select u.id, packhorse.bury_waiting_message(u.id, %(operator)s, %(reason)s) from unnest(%(ids)s::bigint[]) as u (id);
+select u.id, packhorse.bury_waiting_message(u.id, %(operator)s, %(reason)s)
+from unnest(%(ids)s::bigint[]) as u (id);
 
 -- name: clone_message
 -- A new message like this one, and its id.
@@ -122,5 +136,6 @@ select state, payload, options, error_details, steps from packhorse.reveal_messa
 
 -- name: message_payload
 -- State and payload of one message, who holds it, the names of its steps, and its limits while it lives.
-select a.state, a.payload, array(select s.name from packhorse.message_steps(a.id) s) as steps, q.max_attempts, q.expires_at
+select a.state, a.payload, array(select s.name from packhorse.message_steps(a.id) s) as steps, q.max_attempts,
+  q.expires_at
 from packhorse.all_messages a left join packhorse.message_queue q on q.id = a.id where a.id = %s limit 1;

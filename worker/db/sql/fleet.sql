@@ -1,5 +1,6 @@
 -- name: refresh_fleet_statistics
--- Count the fleet's numbers anew if they are older than this many seconds; false when there was no need, or somebody is at it.
+-- Count the fleet's numbers anew if they are older than this many seconds; false when there was no need, or
+-- somebody is at it.
 select packhorse.refresh_fleet_statistics(make_interval(secs => %s));
 
 -- name: fleet_statistics
@@ -12,5 +13,7 @@ select extract(epoch from clock_timestamp())::float8;
 
 -- name: read_only
 -- Why this session could write nothing; null when it can.
-select case when pg_is_in_recovery() then 'it is a standby; connect to the primary (target_session_attrs=read-write)'
-  when current_setting('transaction_read_only') = 'on' then 'default_transaction_read_only is on for this server, database or role' end;
+select case when pg_is_in_recovery()
+  then 'it is a standby; connect to the primary (target_session_attrs=read-write)'
+  when current_setting('transaction_read_only') = 'on'
+    then 'default_transaction_read_only is on for this server, database or role' end;

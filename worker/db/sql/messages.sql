@@ -1,12 +1,14 @@
 -- name: complete_and_claim
 -- Complete these, claim those; plain columns only, so that no value can break the fetch (FAILURES 80): before
--- PostgreSQL 17 an infinite time cannot be subtracted, and one row of somebody with all rights would end every claim.
-select hints::text, id, lease_token, queue, message_type, payload, options, priority, attempt, max_attempts, crashes,
+-- PostgreSQL 17 an infinite time cannot be subtracted, and one row of somebody with all rights would end
+-- every claim.
+select hints::text, id, lease_token, queue, message_type, payload, options, priority, attempt, max_attempts,
+  crashes,
   conversation_key, correlation_id, trace_context, run_at::text,
   date_part('epoch', clock_timestamp() - least(greatest(created_at, '1970-01-01'), '9999-01-01')),
   date_part('epoch', clock_timestamp() - least(greatest(run_at, '1970-01-01'), '9999-01-01')), steps
-from packhorse.complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, %s, %s, %s, %s, %s::timestamptz[], %s, %s::bigint[],
-  %s::timestamptz[]);
+from packhorse.complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, %s, %s, %s, %s, %s::timestamptz[],
+  %s, %s::bigint[], %s::timestamptz[]);
 
 -- name: complete
 -- Complete messages; the ids that were completed.
@@ -21,7 +23,8 @@ select cardinality(packhorse.complete_messages('{{{}}}', '{{{}}}')) operator(pg_
 select message_id, duplicate from packhorse.enqueue_message(%s, %s, %s::jsonb, %s::jsonb, {options});
 
 -- name: enqueue_plain
--- The common case of enqueue: nothing but queue, type, payload and options. Not in FROM: one row needs no store for rows.
+-- The common case of enqueue: nothing but queue, type, payload and options. Not in FROM: one row needs no
+-- store for rows.
 select (packhorse.enqueue_message(%s, %s, %s::jsonb, %s::jsonb, %s)).message_id;
 
 -- name: insert_alike
@@ -29,7 +32,8 @@ select (packhorse.enqueue_message(%s, %s, %s::jsonb, %s::jsonb, %s)).message_id;
 select packhorse.enqueue_alike({columns});
 
 -- name: insert_messages
--- Bulk enqueue: a column per parameter, values separated by chr(30), chr(31) for null. COPY would be faster, but not under row-level security.
+-- Bulk enqueue: a column per parameter, values separated by chr(30), chr(31) for null. COPY would be faster,
+-- but not under row-level security.
 select packhorse.enqueue_rows({columns});
 
 -- name: insert_messages_with_state
@@ -54,8 +58,8 @@ select packhorse.declare_queue(%s);
 
 -- name: retry
 -- running -> pending after a delay.
-select packhorse.schedule_message_retry(%s, %s, make_interval(secs => %s), %s, %s, p_details => %s::jsonb, p_traceback => %s,
-  p_options => %s::jsonb) is not null;
+select packhorse.schedule_message_retry(%s, %s, make_interval(secs => %s), %s, %s, p_details => %s::jsonb,
+  p_traceback => %s, p_options => %s::jsonb) is not null;
 
 -- name: fail
 -- An attempt failed: retry, dead or lost.
@@ -88,8 +92,10 @@ select packhorse.return_uncommitted_message(%s, %s, make_interval(secs => %s), %
 select packhorse.fail_overdue_message(%s, %s, %s);
 
 -- name: store_steps
--- Store steps; what became of each, and each value as the database has it: that is what a later attempt will see.
-select packhorse.store_message_steps(%(ids)s::bigint[], %(tokens)s::bigint[], %(names)s::text[], %(values)s::jsonb[]), %(values)s::jsonb[]::text[];
+-- Store steps; what became of each, and each value as the database has it: that is what a later attempt will
+-- see.
+select packhorse.store_message_steps(%(ids)s::bigint[], %(tokens)s::bigint[], %(names)s::text[],
+  %(values)s::jsonb[]), %(values)s::jsonb[]::text[];
 
 -- name: store_step_and_wait
 -- Store one step; waits for a locked row. False when the lease was lost.

@@ -1,48 +1,62 @@
 -- name: top_queues
--- Live messages by queue and state, bounded; ages by the database's clock. Queues that nobody has declared, too.
+-- Live messages by queue and state, bounded; ages by the database's clock. Queues that nobody has declared,
+-- too.
 select c.queue, q.paused_at is not null as paused, max(c.messages) filter (where c.state = 'pending') as due,
-  max(c.messages) filter (where c.state = 'delayed') as delayed, max(c.messages) filter (where c.state = 'running') as running,
+  max(c.messages) filter (where c.state = 'delayed') as delayed,
+  max(c.messages) filter (where c.state = 'running') as running,
   max(c.messages) filter (where c.state = 'blocked') as blocked,
-  extract(epoch from clock_timestamp() - min(c.oldest_due))::float8 as oldest_due_seconds, bool_or(c.estimated) as estimated, true as declared
-from packhorse.count_queue_messages(clock_timestamp(), %(limit)s) c join packhorse.queues q on q.name = c.queue group by c.queue, q.paused_at
+  extract(epoch from clock_timestamp() - min(c.oldest_due))::float8 as oldest_due_seconds,
+  bool_or(c.estimated) as estimated, true as declared
+from packhorse.count_queue_messages(clock_timestamp(), %(limit)s) c join packhorse.queues q
+  on q.name = c.queue group by c.queue, q.paused_at
 union all
-select u.queue, false, u.due, u.delayed, 0, 0, extract(epoch from clock_timestamp() - u.oldest_due)::float8, false, false
+select u.queue, false, u.due, u.delayed, 0, 0, extract(epoch from clock_timestamp() - u.oldest_due)::float8,
+  false, false
 from packhorse.count_undeclared_messages(clock_timestamp(), %(limit)s) u
 order by 3 desc, 1;
 
 -- name: top_workers
--- Live workers as of their last heartbeats: what they run, what they have done since they started, and the rates between the oldest
--- and the newest of the counts that are kept (four heartbeats).
-select w.hostname, w.pid, w.state, clock_timestamp() - w.last_seen_at > w.lease_duration as silent, w.threads, w.running, w.done_total, w.failed_total,
-  packhorse.worker_problems(w) as problems, extract(epoch from clock_timestamp() - w.last_seen_at)::float8 as age_seconds,
+-- Live workers as of their last heartbeats: what they run, what they have done since they started, and the
+-- rates between the oldest and the newest of the counts that are kept (four heartbeats).
+select w.hostname, w.pid, w.state, clock_timestamp() - w.last_seen_at > w.lease_duration as silent, w.threads,
+  w.running, w.done_total, w.failed_total,
+  packhorse.worker_problems(w) as problems,
+  extract(epoch from clock_timestamp() - w.last_seen_at)::float8 as age_seconds,
   c.seconds, (w.recent_counts[2] - w.recent_counts[c.oldest + 1]) / c.seconds as done_per_second,
   (w.recent_counts[3] - w.recent_counts[c.oldest + 2]) / c.seconds as failed_per_second
 from packhorse.workers w cross join lateral (
   select o.oldest, nullif(w.recent_counts[1] - w.recent_counts[o.oldest], 0::float8) as seconds
   from (select cardinality(w.recent_counts) - 2 as oldest) o) c
-order by clock_timestamp() - w.last_seen_at > w.lease_duration desc, cardinality(w.problems) desc, w.running desc, w.id limit 10000;
+order by clock_timestamp() - w.last_seen_at > w.lease_duration desc, cardinality(w.problems) desc,
+  w.running desc, w.id limit 10000;
 
 -- name: top_conversations
 -- Conversations that wait, longest first, from the health check's bounded look.
-select c.details -> 'oldest' as oldest, (c.details ->> 'waiting')::bigint as waiting, (c.details ->> 'waiting_is_limit')::boolean as is_limit
+select c.details -> 'oldest' as oldest, (c.details ->> 'waiting')::bigint as waiting,
+  (c.details ->> 'waiting_is_limit')::boolean as is_limit
 from packhorse.health_conversation_state() c;
 
 -- name: top_oldest
 -- The oldest due message of each queue and priority, oldest first.
-select m.id, q.name::text as queue, m.message_type, m.attempt, extract(epoch from clock_timestamp() - m.run_at)::float8 as late_seconds
+select m.id, q.name::text as queue, m.message_type, m.attempt,
+  extract(epoch from clock_timestamp() - m.run_at)::float8 as late_seconds
 from packhorse.queues q cross join generate_series(1, 10) as level (priority) cross join lateral (
   select o.id, o.message_type::text, o.attempt, o.run_at from packhorse.message_queue o
-  where o.queue = q.name and o.state = 'pending' and o.crashes < 2 and o.priority = level.priority and o.run_at <= clock_timestamp()
+  where o.queue = q.name and o.state = 'pending' and o.crashes < 2 and o.priority = level.priority
+    and o.run_at <= clock_timestamp()
   order by o.run_at limit 3) m
 order by m.run_at limit 5;
 
 -- name: top_dead
 -- Dead letters of the last hour by cause, bounded.
-select c.details -> 'causes' as causes, (c.details ->> 'recent')::bigint as recent, (c.details ->> 'kept')::bigint as kept,
-  (c.details ->> 'recent_is_limit')::boolean as recent_is_limit, (c.details ->> 'kept_is_limit')::boolean as kept_is_limit
+select c.details -> 'causes' as causes, (c.details ->> 'recent')::bigint as recent,
+  (c.details ->> 'kept')::bigint as kept,
+  (c.details ->> 'recent_is_limit')::boolean as recent_is_limit,
+  (c.details ->> 'kept_is_limit')::boolean as kept_is_limit
 from packhorse.health_dead_letters() c;
 
 -- name: top_maintenance
 -- Unfinished maintenance runs and the gate that holds each.
-select r.task, r.state, r.gate, r.rows_done, extract(epoch from clock_timestamp() - r.started_at)::float8 as age_seconds
+select r.task, r.state, r.gate, r.rows_done,
+  extract(epoch from clock_timestamp() - r.started_at)::float8 as age_seconds
 from packhorse.maintenance_runs r where r.state in ('running', 'paused') order by r.id limit 20;

@@ -1,6 +1,7 @@
 -- name: register_worker
 -- A worker process starts.
-select packhorse.register_worker(%s, %s, %s, %s, %s, %s, %s, make_interval(secs => %s), %s, %s::jsonb, %s::text[], %s);
+select packhorse.register_worker(%s, %s, %s, %s, %s, %s, %s, make_interval(secs => %s), %s, %s::jsonb,
+  %s::text[], %s);
 
 -- name: asked_of_worker
 -- What operators have asked of its daemon.
@@ -12,7 +13,8 @@ select packhorse.ask_worker(%s, %s, %s, %s);
 
 -- name: beat_worker
 -- Extend every held lease; rows need attention.
-select id, lease_held, renewed, cancel_requested from packhorse.beat_worker(%s, %s, %s, make_interval(secs => %s), %s, %s, %s, %s::text[], %s);
+select id, lease_held, renewed, cancel_requested
+from packhorse.beat_worker(%s, %s, %s, make_interval(secs => %s), %s, %s, %s, %s::text[], %s);
 
 -- name: withdraw_crashes
 -- Leases of a process that lives were over: that was no crash.
@@ -55,7 +57,8 @@ select packhorse.forget_dead_workers();
 select packhorse.promote_stranded_conversations();
 
 -- name: upkeep_windows
--- Slow upkeep: dedup windows, results, rate limiters whose own time is over; so many of each at most. What ages by policy is the scheduler's.
+-- Slow upkeep: dedup windows, results, rate limiters whose own time is over; so many of each at most. What
+-- ages by policy is the scheduler's.
 select packhorse.cleanup_expired_windows(%s);
 
 -- name: upkeep_archive
@@ -76,6 +79,7 @@ delete from packhorse.message_queue where id = %s;
 
 -- name: list_workers
 -- Live workers, newest first.
-select id, hostname, pid, version, state, queues, message_types, threads, running, done_total, failed_total, started_at,
+select id, hostname, pid, version, state, queues, message_types, threads, running, done_total, failed_total,
+  started_at,
   last_seen_at, clock_timestamp() - last_seen_at > lease_duration as silent
 from packhorse.workers order by started_at desc;
