@@ -48,9 +48,6 @@ class Listener(Service):
             raise
         return 0.0
 
-    def stop(self) -> None:
-        super().stop()
-
     def on_stop(self) -> None:
         self.listening = False
         self._link.close()

@@ -48,7 +48,7 @@ MOST_PORT = 65535
 
 
 class EndpointServer(Service):
-    """Binds, serves until the process ends, and binds again later when that fails."""
+    """Binds, serves until it is stopped, and binds again later when that fails."""
 
     name = "endpoints"
 
@@ -58,6 +58,12 @@ class EndpointServer(Service):
         self._routes = routes
         self._fleet_stats = fleet_stats
         self._said: str | None = None
+        self._endpoints: Endpoints | None = None
+
+    def stop(self) -> None:
+        super().stop()
+        if self._endpoints is not None:
+            self._endpoints.stop()
 
     def run_once(self) -> float:
         host, port = self._settings.metrics_host, self._settings.metrics_port
@@ -84,6 +90,9 @@ class EndpointServer(Service):
             )
         self._fleet_stats.cells[cells.EXPORTER_PORT] = endpoints.port
         logger.info("endpoints_started host=%s port=%d", host, endpoints.port)
+        self._endpoints = endpoints
+        if self.stopping:  # it may have been asked before there was something to stop
+            endpoints.stop()
         endpoints.serve()
         return 0.0
 

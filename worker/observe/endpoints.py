@@ -14,6 +14,7 @@ import io
 import json
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPException, parse_headers
@@ -58,9 +59,7 @@ Route = Callable[[str], Answer]
 
 
 class Endpoints:
-    """Listens from the constructor on, which raises OSError when it cannot; `serve` runs until the process
-    ends.
-    """
+    """Listens from the constructor on, which raises OSError when it cannot; `serve` runs until `stop`."""
 
     def __init__(
         self, host: str, port: int, routes: Mapping[str, Route], on_error: Callable[[Exception], None]
@@ -71,18 +70,34 @@ class Endpoints:
         self._socket = socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG
         )
+        self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended: asyncio.Event | None = None
 
     @property
     def port(self) -> int:
         return int(self._socket.getsockname()[1])
 
     def serve(self) -> None:
+        """Answer until `stop` is called; closes the socket. Once."""
         asyncio.run(self._serve())
 
+    def stop(self) -> None:
+        """Any thread: `serve` returns soon, or at once when it has not begun yet."""
+        self._stopping = True
+        if self._loop is not None and self._ended is not None:
+            with suppress(RuntimeError):  # it has returned
+                self._loop.call_soon_threadsafe(self._ended.set)
+
     async def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
         server = await loop.create_server(lambda: _Client(self, loop), sock=self._socket, backlog=BACKLOG)
-        await server.serve_forever()
+        self._ended, self._loop = ended, loop
+        if not self._stopping:
+            await ended.wait()
+        server.close()
+        for client in list(self._clients):
+            client.drop()
 
     # -- for its clients ------------------------------------------------------------------------------
     def arrived(self, client: _Client) -> None:
