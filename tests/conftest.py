@@ -97,30 +97,43 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return bool(skips) or None
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """On which servers a test of SQL runs: the fast ring asks one, and does not even collect the others."""
+    if "any_server" in metafunc.fixturenames:
+        names = [FIRST] if _is_fast_ring(metafunc.config) else list(SERVERS)
+        metafunc.parametrize(
+            "any_server",
+            [
+                pytest.param(name, marks=[] if name == FIRST else pytest.mark.slow)
+                for name in names
+                if name not in BETWEEN or _runs_between(metafunc.definition, name)
+            ],
+            indirect=True,
+        )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The fast ring asks one PostgreSQL and starts few programs; the full ring does everything."""
-    left = []
-    for item in items:
-        call = getattr(item, "callspec", None)
-        asked = FIRST if call is None else call.params.get("any_server", FIRST)
-        if asked != FIRST:
-            item.add_marker(pytest.mark.slow)
-        if asked in BETWEEN and not _runs_between(item, asked):
-            left.append(item)
+    """A mark on one set of parameters is not known before."""
+    left = [
+        item for item in items if item.get_closest_marker("oldest_and_newest") and _server_of(item) in BETWEEN
+    ]
     if left:
         left[0].config.hook.pytest_deselected(items=left)
-        gone = set(left)
-        items[:] = [item for item in items if item not in gone]
-    items[:] = _mixed(items)
+    items[:] = _mixed([item for item in items if item not in left])
 
 
-def _runs_between(item: pytest.Item, server: str) -> bool:
+def _server_of(item: pytest.Item) -> str:
+    call = getattr(item, "callspec", None)
+    return FIRST if call is None else str(call.params.get("any_server", FIRST))
+
+
+def _runs_between(test: pytest.Item, server: str) -> bool:
     """Does the test run on this server, which is neither the oldest nor the newest?"""
-    if os.environ.get("TESTS_EVERY_SERVER") or item.path.stem.removeprefix("test_") in OF_EACH_VERSION:
+    if os.environ.get("TESTS_EVERY_SERVER") or test.path.stem.removeprefix("test_") in OF_EACH_VERSION:
         return True
-    if item.get_closest_marker("oldest_and_newest"):
+    if test.get_closest_marker("oldest_and_newest"):
         return False
-    name = f"{item.path.name} {getattr(item, 'originalname', item.name)}"
+    name = f"{test.path.name} {test.name}"
     return BETWEEN[crc32(name.encode()) % len(BETWEEN)] == server
 
 
@@ -184,9 +197,9 @@ def server() -> Server:
     return _server(FIRST)
 
 
-@pytest.fixture(params=list(SERVERS))
+@pytest.fixture
 def any_server(request: pytest.FixtureRequest) -> Server:
-    """Each available PostgreSQL in turn: tests of SQL functions run on all of them."""
+    """Some available PostgreSQL servers in turn (pytest_generate_tests): tests of SQL functions."""
     return _server(request.param)
 
 

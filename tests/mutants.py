@@ -180,7 +180,7 @@ class Watch:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [item for item in items if _server_of(item) == conftest.FIRST]
+        items[:] = [item for item in items if conftest._server_of(item) == conftest.FIRST]
         items.sort(key=lambda item: (-self.likely[item.nodeid], -self.likely[_file(item.nodeid)]))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -188,11 +188,6 @@ class Watch:
             self.noticed = report.nodeid
             assert self._session is not None
             self._session.shouldstop = "noticed"
-
-
-def _server_of(item: pytest.Item) -> str:
-    call = getattr(item, "callspec", None)
-    return conftest.FIRST if call is None else str(call.params.get("any_server", conftest.FIRST))
 
 
 def _file(node: str) -> str:

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.sql.client import HOLDER, Sql
+from tests.sql.client import HOLDER, OTHER, Sql
 
 
 def wait_of(sql: Sql, message_id: int) -> timedelta:
@@ -238,6 +238,18 @@ def test_releasing_several_says_how_many_were_held(sql: Sql) -> None:
         )
         == 2
     )
+
+
+def test_of_a_claim_whose_answer_was_lost_what_its_holder_does_not_know_goes_back(sql: Sql) -> None:
+    known, unknown = sql.claimed(), sql.claimed()
+    sql.enqueue()
+    (of_another,) = sql.claim(1, holder=OTHER)
+    assert sql.value("select release_unknown_messages(%s, array[%s::bigint])", HOLDER, known.id) == 1
+    assert [sql.state(lease.id) for lease in (known, unknown, of_another)] == [
+        "running",
+        "pending",
+        "running",
+    ]
 
 
 def test_extending_a_lease_moves_its_end(sql: Sql) -> None:
