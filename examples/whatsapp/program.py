@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 from examples.whatsapp.assistant_api import AssistantApi
@@ -24,6 +24,7 @@ from examples.whatsapp.events import Events
 from examples.whatsapp.feed import PEOPLE, Deliveries, Feed
 from examples.whatsapp.office import Office
 from examples.whatsapp.order import OrderBook
+from examples.whatsapp.page import Page
 from examples.whatsapp.summary import Summary
 from examples.whatsapp.upkeep import Upkeep
 from examples.whatsapp.view import View, say
@@ -108,8 +109,10 @@ class Program:
                 )
                 return EXIT_FAILED
             self.workers = Workers(self.settings, url, api.url, api.token, assistant.url)
-            with self.workers, feed:
-                for hint in self._hints(url):
+            # the demo has an end of its own, and nobody to look
+            page = nullcontext() if self.finite else Page(self.settings, url)
+            with page as shown, self.workers, feed:
+                for hint in self._hints(url, shown):
                     say(hint)
                 with View(feed, self.book, self.events) as view:
                     trouble = self._loop(feed, watch, view)
@@ -206,7 +209,7 @@ class Program:
             return EXIT_FAILED if problems else EXIT_OK
         return EXIT_FAILED if trouble else EXIT_OK
 
-    def _hints(self, url: str) -> list[str]:
+    def _hints(self, url: str, page: Page | None) -> list[str]:
         """Where to look while it runs; the commands find the embedded server by themselves, as they find
         DATABASE_URL.
 
@@ -217,9 +220,13 @@ class Program:
         psql, shown = "psql", '"$DATABASE_URL"'
         if self.settings.database_url is None:
             psql, shown = str(programs() / "psql"), shlex.quote(url)
+        in_a_browser = f"  {packhorse} web      the page, in a browser: all of what follows"
+        if page is not None:
+            missing = f"did not start, see {page.log_path}"
+            in_a_browser = f"  the page, in a browser: {page.address or missing}"
         return [
             "where to look, from another terminal in this folder:",
-            f"  {packhorse} web      the page, in a browser: all of what follows",
+            in_a_browser,
             f"  {packhorse} stats",
             f"  {packhorse} schedule list      also: maintenance list|plan|run|history, partitions status, table-care",
             "     also: workers, conversations, queue list|pause|resume, message list|explain, dead-letter groups|list|show|edit|redrive",

@@ -62,7 +62,7 @@ class Workers:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is ours: we stop the feed first, then let the workers drain
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=end_with_parent if sys.platform == "linux" else None,
             )
         return self
 
@@ -94,6 +94,6 @@ class Workers:
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Between fork and exec, Linux: SIGTERM when the example is killed without a chance to clean up."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -99,7 +99,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Buildah, l
         shutil.rmtree(path, ignore_errors=True)
 
 
-REQUIREMENTS = "import json, tomllib; print(json.dumps(tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))"
+REQUIREMENTS = "import json, tomllib; print(json.dumps(tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'] + tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['web']))"
 ACTOR = """
 import dramatiq
 

@@ -17,6 +17,7 @@ import yaml
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.fleet.supervisor import KILL_MARGIN_SECONDS
 from packhorse.worker.ops import deploy_files
+from packhorse.worker.web.app import ROUTES
 from tests.support.workers import ROOT
 
 pytestmark = pytest.mark.slow
@@ -49,8 +50,11 @@ def build(overlay: str) -> list[dict[str, Any]]:
 
 
 def one(overlay: str, kind: str, name: str) -> dict[str, Any]:
+    """By its name, or that with the hash of a generated one."""
     (found,) = [
-        item for item in build(overlay) if item["kind"] == kind and item["metadata"]["name"].startswith(name)
+        item
+        for item in build(overlay)
+        if item["kind"] == kind and re.fullmatch(f"{name}(-[a-z0-9]{{10}})?", item["metadata"]["name"])
     ]
     return found
 
@@ -137,7 +141,7 @@ def test_kubernetes_waits_longer_than_the_drain(overlay):
     settings = one(overlay, "ConfigMap", "packhorse-settings")["data"]
     drain = float(settings.get("PACKHORSE_DRAIN_SECONDS", defaults["drain_seconds"]))
     for name, pod in pods(overlay).items():
-        if name != "packhorse-migrate":
+        if name not in ("packhorse-migrate", "packhorse-web"):
             assert (
                 pod["terminationGracePeriodSeconds"]
                 > drain + defaults["call_deadline_seconds"] + KILL_MARGIN_SECONDS
@@ -158,6 +162,33 @@ def test_probes_ask_the_three_endpoints_on_the_metrics_port(overlay):
             kind: {"path": path, "port": "metrics"}
             for kind, path in [("startup", "/startupz"), ("liveness", "/livez"), ("readiness", "/readyz")]
         }
+
+
+@needs_kubectl
+def test_the_page_is_asked_where_it_listens_and_lets_its_proxy_in(tmp_path):
+    """Its settings are settings, its probes ask the route that lets a kubelet in, and the example of an
+    ingress leads to its service."""
+    data = one("production", "ConfigMap", "packhorse-web-settings")["data"]
+    (container,) = pods("production")["packhorse-web"]["containers"]
+    settings = load_settings({**data, "DATABASE_URL": "postgresql://worker@db/app"})
+    assert container["args"] == ["web"] and container["ports"] == [
+        {"name": "page", "containerPort": settings.web_port}
+    ]
+    assert settings.web_trusted_proxies and not settings.web_insecure
+    probes = {container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")}
+    assert probes == {"/healthz"} <= {entry.path for entry in ROUTES if entry.role is None}
+    service = one("production", "Service", "packhorse-web")
+    ingress = yaml.safe_load((FOLDER / "components" / "web" / "ingress.example.yaml").read_text())
+    for version in VERSIONS:
+        kubernetes_validate.validate(ingress, version, strict=True)
+    (rule,) = ingress["spec"]["rules"]
+    assert (rule["host"],) == settings.web_hosts
+    assert rule["http"]["paths"][0]["backend"]["service"] == {
+        "name": service["metadata"]["name"],
+        "port": {"name": service["spec"]["ports"][0]["name"]},
+    }
+    policy = one("production", "NetworkPolicy", "packhorse-web")["spec"]
+    assert policy["ingress"][0]["ports"] == [{"protocol": "TCP", "port": "page"}]
 
 
 @needs_kubectl

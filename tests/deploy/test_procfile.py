@@ -18,5 +18,9 @@ def test_the_procfile_has_a_line_for_each_process_type():
         for line in (ROOT / "Procfile").read_text().splitlines()
     ]
     assert all(lines)
-    assert {match[1]: match[2] for match in lines if match} == {"worker": "worker", "scheduler": "scheduler"}
+    assert {match[1]: match[2] for match in lines if match} == {
+        "worker": "worker",
+        "scheduler": "scheduler",
+        "web": "web",
+    }
     assert {match[2] for match in lines if match} <= set(commands())

@@ -21,7 +21,12 @@ from tests.support.workers import ROOT
 pytestmark = pytest.mark.slow
 
 UNITS = ROOT / "deploy" / "systemd"
-NAMES = ["packhorse-worker@.service", "packhorse-scheduler@.service", "packhorse-migrate.service"]
+NAMES = [
+    "packhorse-worker@.service",
+    "packhorse-scheduler@.service",
+    "packhorse-migrate.service",
+    "packhorse-web.service",
+]
 LONG_RUNNING = NAMES[:2]
 MAX_EXPOSURE = 2.0
 

@@ -24,6 +24,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -257,6 +258,9 @@ def test_demo_with_database_url_uses_that_database_and_leaves_no_process(start_e
 def test_run_goes_on_until_ctrl_c_then_drains_and_exits_0(start_example, database):
     example = start_example("run", DATABASE_URL=database.url)
     wait_until(lambda: database.value("select count(*) from message_archive where state = 'done'") >= 5, 60)
+    page = re.search(r"the page, in a browser: (http://\S+)", example.output)
+    assert page, example.output
+    assert "whatsapp" in httpx.get(f"{page[1]}queues", timeout=20).text
     example.process.send_signal(signal.SIGINT)
     assert example.process.wait(60) == 0, example.output
     assert database.value("select count(*) from message_queue where state = 'running'") == 0

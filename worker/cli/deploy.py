@@ -25,7 +25,7 @@ Force = Annotated[
 
 @app.command()
 def systemd(out: Out, force: Force = False, as_json: AsJson = False) -> int:
-    """Write the units for systemd: worker, scheduler, migration."""
+    """Write the units for systemd: worker, scheduler, page, migration."""
     return _write(deploy_files.SYSTEMD, out, force, as_json)
 
 

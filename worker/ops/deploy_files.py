@@ -75,6 +75,7 @@ def _after_systemd(folder: Path) -> list[str]:
         "systemctl daemon-reload",
         "systemctl start packhorse-migrate",
         "systemctl enable --now packhorse-worker@my_app.actors packhorse-scheduler@my_app.actors",
+        "systemctl enable --now packhorse-web",
     ]
 
 
