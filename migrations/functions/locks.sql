@@ -106,27 +106,28 @@ $$;
 comment on function packhorse.release_conversation_lock(text, text) is
   'Release a conversation lock of this holder; false when it was not ours.';
 
-create or replace function packhorse.cleanup_stuck_webhook_conversations(p_after interval default '5 minutes')
-returns integer
+create or replace function packhorse.cleanup_stuck_webhook_conversations(
+  p_after interval default '5 minutes', p_limit integer default 5000) returns integer
 language plpgsql as $$
--- Remove conversation locks whose own time is over, and those without an end that nobody has renewed for
--- p_after (0 to 1000 years). A lock that is still valid is never taken. A row that somebody has locked (its
--- holder's transaction, left open) is left for the next call and holds up no other. Returns how many. Raises
--- PH001.
+-- Remove up to p_limit (1..100000) conversation locks whose own time is over, or that have no end and that
+-- nobody has renewed for p_after (0 to 1000 years). A lock that is still valid is never taken. A row that
+-- somebody has locked (its holder's transaction, left open) is left for the next call and holds up no other.
+-- Returns how many: p_limit when there may be more. Raises PH001.
 declare
   v_count integer;
 begin
   perform packhorse.check_age('after', p_after);
+  perform packhorse.check_batch(p_limit);
   with stuck as materialized (
     select l.conversation_key from packhorse.conversation_locks l
     where l.expires_at <= clock_timestamp()
       or (coalesce(l.expires_at, 'infinity') = 'infinity' and l.acquired_at <= clock_timestamp() - p_after)
-    for update skip locked
+    limit p_limit for update skip locked
   )
   delete from packhorse.conversation_locks l using stuck s where l.conversation_key = s.conversation_key;
   get diagnostics v_count = row_count;
   return v_count;
 end
 $$;
-comment on function packhorse.cleanup_stuck_webhook_conversations(interval) is
+comment on function packhorse.cleanup_stuck_webhook_conversations(interval, integer) is
   'Remove conversation locks whose time is over; returns how many.';

@@ -161,21 +161,28 @@ language sql volatile as $$
 $$;
 comment on function packhorse.deregister_worker(uuid) is 'A worker process ended in good order.';
 
-create or replace function packhorse.forget_dead_workers(p_after interval default '10 minutes')
-returns integer
+create or replace function packhorse.forget_dead_workers(p_after interval default '10 minutes',
+  p_limit integer default 5000) returns integer
 language plpgsql as $$
--- Raises PH001 unless p_after is between 0 and 1000 years.
+-- Remove up to p_limit (1..100000) workers that have been silent for p_after (0 to 1000 years), and as many
+-- requests to daemons that have no worker left. A row that somebody has locked (a beat, say) is passed over.
+-- Returns how many workers went: p_limit when there may be more. Raises PH001.
 declare
   v_count integer;
 begin
   perform packhorse.check_age('after', p_after);
-  delete from packhorse.workers where last_seen_at < clock_timestamp() - p_after;
+  perform packhorse.check_batch(p_limit);
+  delete from packhorse.workers where id in (
+    select w.id from packhorse.workers w where w.last_seen_at < clock_timestamp() - p_after limit p_limit
+    for update skip locked);
   get diagnostics v_count = row_count;
-  delete from packhorse.daemon_requests r
-  where r.requested_at < clock_timestamp() - p_after
-    and not exists (select from packhorse.workers w where w.daemon = r.daemon);
+  delete from packhorse.daemon_requests where daemon in (
+    select r.daemon from packhorse.daemon_requests r
+    where r.requested_at < clock_timestamp() - p_after
+      and not exists (select from packhorse.workers w where w.daemon = r.daemon)
+    limit p_limit for update skip locked);
   return v_count;
 end
 $$;
-comment on function packhorse.forget_dead_workers(interval) is
+comment on function packhorse.forget_dead_workers(interval, integer) is
   'Remove workers that have not been seen; one that lives registers again with its next beat.';

@@ -125,6 +125,14 @@ def test_only_locks_whose_own_time_is_over_are_removed(sql: Sql) -> None:
     assert sql.rows("select conversation_key from conversation_locks") == [("valid",)]
 
 
+def test_stuck_locks_go_in_bounded_steps(sql: Sql) -> None:
+    for number in range(5):
+        lock(sql, "ann", str(number))
+    sql.rows("update conversation_locks set expires_at = clock_timestamp()")
+    counts = [sql.value("select cleanup_stuck_webhook_conversations(p_limit => 2)") for _ in range(4)]
+    assert counts == [2, 2, 1, 0]
+
+
 def test_a_stuck_lock_whose_row_somebody_holds_keeps_no_other(own_clients: Callable[..., Sql]) -> None:
     sql, other = own_clients(), own_clients()
     for key in ("held", "free"):
@@ -286,7 +294,14 @@ def test_an_absurd_age_of_a_purge_is_refused_and_none_is_no_filter(sql: Sql) -> 
 def test_an_absurd_batch_is_refused_by_name(sql: Sql, function: str) -> None:
     for limit in ("-1", "0", "null", "100001"):
         assert sql.refused(f"select {function}({limit})") == ("PH001", "limit"), limit
-    assert sql.refused("select bury_unknown_types(p_limit => -1)") == ("PH001", "limit")
+
+
+@pytest.mark.parametrize(
+    "function", ["bury_unknown_types", "cleanup_stuck_webhook_conversations", "forget_dead_workers"]
+)
+def test_an_absurd_batch_beside_an_age_is_refused_by_name(sql: Sql, function: str) -> None:
+    for limit in ("-1", "0", "null", "100001"):
+        assert sql.refused(f"select {function}(p_limit => {limit})") == ("PH001", "limit"), limit
 
 
 @pytest.mark.parametrize("policies", [None, "[]", "1"])

@@ -104,6 +104,31 @@ def test_silent_workers_are_forgotten_and_their_messages_are_not_touched(sql: Sq
     assert sql.state(lease.id) == "running"
 
 
+def test_silent_workers_and_their_requests_are_forgotten_in_bounded_steps(sql: Sql) -> None:
+    for _ in range(5):
+        register(sql, uuid4())
+    sql.rows("insert into daemon_requests select daemon, 'quiet', 'ann', '2020-01-01' from workers")
+    sql.rows("update workers set last_seen_at = clock_timestamp() - interval '11 minutes'")
+    left = []
+    for _ in range(4):
+        count = sql.value("select forget_dead_workers(p_limit => 2)")
+        left.append((count, sql.value("select count(*) from daemon_requests")))
+    assert left == [(2, 3), (2, 1), (1, 0), (0, 0)]
+
+
+def test_a_dead_workers_row_that_somebody_holds_keeps_no_other(own_clients: Callable[..., Sql]) -> None:
+    sql, other = own_clients(), own_clients()
+    register(sql, HOLDER)
+    register(sql, OTHER)
+    sql.rows("update workers set last_seen_at = clock_timestamp() - interval '11 minutes'")
+    sql.rows("set lock_timeout = '10s'")
+    with other.connection.transaction():
+        other.rows("select from workers where id = %s for update", HOLDER)
+        assert sql.value("select forget_dead_workers()") == 1
+        assert sql.rows("select id from workers") == [(HOLDER,)]
+    assert sql.value("select forget_dead_workers()") == 1
+
+
 def test_rescue_returns_what_is_over_and_nothing_else(sql: Sql) -> None:
     over, held = sql.claimed(), sql.claimed()
     assert sql.value("select rescue_expired_messages()") == 0

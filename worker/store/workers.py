@@ -151,11 +151,13 @@ def upkeep(connection: DeadlineConnection, step: str, unknown_type_seconds: floa
 
     A transaction of its own: what one of them has to wait for, or cannot do, is not the others' affair.
     """
-    parameters = {"upkeep_unknown_types": (unknown_type_seconds,), "upkeep_windows": (CLEANUP_ROWS,)}.get(
-        step
-    )
+    parameters = {
+        "upkeep_unknown_types": (unknown_type_seconds,),
+        "upkeep_workers": (CLEANUP_ROWS,),
+        "upkeep_windows": (CLEANUP_ROWS,),
+    }.get(step)
     count = connection.execute(sql(step), parameters).fetchone()[0]  # type: ignore[index]
-    return step == "upkeep_windows" and int(count) >= CLEANUP_ROWS
+    return parameters == (CLEANUP_ROWS,) and int(count) >= CLEANUP_ROWS
 
 
 def self_test(connection: DeadlineConnection) -> bool:

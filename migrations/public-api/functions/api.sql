@@ -182,12 +182,12 @@ $$;
 comment on function platform.cleanup_stale_message_locks(integer) is
   'packhorse.cleanup_stale_message_locks, for callers that look in this schema.';
 
-create or replace function platform.cleanup_stuck_webhook_conversations(p_after interval default '5 minutes')
-returns integer
+create or replace function platform.cleanup_stuck_webhook_conversations(
+  p_after interval default '5 minutes', p_limit integer default 5000) returns integer
 language sql volatile as $$
-  select packhorse.cleanup_stuck_webhook_conversations(p_after => p_after);
+  select packhorse.cleanup_stuck_webhook_conversations(p_after => p_after, p_limit => p_limit);
 $$;
-comment on function platform.cleanup_stuck_webhook_conversations(interval) is
+comment on function platform.cleanup_stuck_webhook_conversations(interval, integer) is
   'packhorse.cleanup_stuck_webhook_conversations, for callers that look in this schema.';
 
 create or replace function platform.public_api_rights() returns setof text

@@ -184,15 +184,15 @@ select clock_timestamp() - make_interval(secs => %s);
 
 -- name: job_stale_message_locks
 -- Expired leases of messages.
-select packhorse.cleanup_stale_message_locks();
+select packhorse.cleanup_stale_message_locks(%(limit)s);
 
 -- name: job_stale_conversation_locks
 -- Locks that callers took around their own work and never gave back.
-select packhorse.cleanup_stuck_webhook_conversations();
+select packhorse.cleanup_stuck_webhook_conversations(p_limit => %(limit)s);
 
 -- name: job_dead_workers
 -- Rows of worker processes that have been silent for long.
-select packhorse.forget_dead_workers();
+select packhorse.forget_dead_workers(p_limit => %(limit)s);
 
 -- name: job_stuck_conversations
 -- Locks of conversations whose holder is gone.

@@ -49,8 +49,8 @@ select packhorse.keep_messages_partitions();
 select packhorse.bury_unknown_types(make_interval(secs => %s));
 
 -- name: upkeep_workers
--- Slow upkeep: rows of workers that are gone.
-select packhorse.forget_dead_workers();
+-- Slow upkeep: rows of workers that are gone; so many at most.
+select packhorse.forget_dead_workers(p_limit => %s);
 
 -- name: upkeep_conversations
 -- Slow upkeep: conversations whose first message was deleted by hand.
