@@ -6,7 +6,7 @@ import pytest
 
 from packhorse.worker.db import migrate
 from packhorse.worker.db.connection import connect
-from packhorse.worker.doctor.snapshot import path_of, text_of
+from packhorse.worker.doctor.snapshot import paths_of, text_of
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_UNAVAILABLE
 from packhorse.worker.store import doctor as store
 from tests.support.cli import Cli
@@ -51,7 +51,11 @@ def mended(database, cli, repair):
     assert findings(cli) == []
 
 
-@pytest.mark.parametrize("sets", [(), ("platform",)], ids=["queue", "platform"])
+@pytest.mark.parametrize(
+    "sets",
+    [(), ("platform",), ("public-api",), ("platform", "public-api")],
+    ids=["queue", "platform", "public_api", "both"],
+)
 def test_a_fresh_database_is_the_snapshot(any_server, sets):
     """After a change of a migration: `python -m packhorse.worker.doctor.snapshot`, and look at the diff."""
     database = any_server.create_empty_database()
@@ -60,7 +64,8 @@ def test_a_fresh_database_is_the_snapshot(any_server, sets):
     found = text_of(store.schema_objects(connection))
     connection.close()
     database.drop()
-    assert found == path_of(sets).read_text()
+    lines = [line for path in paths_of(sets) for line in path.read_text().splitlines()]
+    assert sorted(found.splitlines()) == sorted(lines)
 
 
 def test_an_installation_in_order_has_nothing_to_mend(cli):
@@ -178,6 +183,26 @@ def test_a_missing_and_a_changed_function_name_the_migration_that_has_them(cli, 
     assert len(repairs) == 2 and all(file in repair for file, repair in zip(files, repairs, strict=True)), (
         repairs
     )
+
+
+def test_a_function_of_the_public_api_that_was_edited_by_hand_is_found(cli, database):
+    with connect(database.admin_url, deadline_seconds=120) as connection:
+        migrate.up(connection, sets=["public-api"])
+        assert findings(cli) == []
+        database.query(
+            "create or replace function public.message_queue_length() returns integer language sql return 1"
+        )
+        database.query(
+            "create or replace function public.cleanup_old_messages(p_limit integer default 5000) returns integer "
+            "language sql volatile as 'select 0'"
+        )
+        database.query("drop function public.cancel_own_message(bigint, text)")
+        missing, changed = sorted(findings(cli), key=lambda row: "changed" in row["text"])
+        assert missing["text"] == "api function cancel_own_message(bigint, text) is missing"
+        assert changed["text"].startswith("api function cleanup_old_messages(integer) was changed")
+        assert all("migrations/public-api/functions/api.sql" in row["repair"] for row in (missing, changed))
+        migrate.up(connection, again=True)
+        assert findings(cli) == []
 
 
 @pytest.mark.parametrize(

@@ -21,16 +21,23 @@ from packhorse.worker.records import Row
 from packhorse.worker.store import doctor as store
 
 FILE = "schema.snapshot.tsv"
+#: Of the public API: what comes to it with the platform.
+FILE_BESIDE_PLATFORM = "beside-platform.snapshot.tsv"
 Objects = dict[tuple[str, str], str]
 #: Kinds whose wrong definition must be dropped before the right one is made.
 _REPLACED = frozenset({"index", "constraint", "policy", "trigger"})
 
 
-def path_of(sets: Iterable[str]) -> Path:
-    """The file of a queue alone, or of one with the platform. The public API has none: its functions call
-    others, and hold nothing.
+def paths_of(sets: Iterable[str]) -> list[Path]:
+    """The files of a database with these sets: that of a queue alone or of one with the platform, and those
+    of the public API; it has more functions where there is a platform.
     """
-    return migrate.directory().joinpath(*({"platform"} & set(sets)), FILE)
+    folder, found = migrate.directory(), set(sets)
+    files = [folder.joinpath(*({"platform"} & found), FILE)]
+    if "public-api" in found:
+        files.append(folder / "public-api" / FILE)
+        files += [folder / "public-api" / FILE_BESIDE_PLATFORM] if "platform" in found else []
+    return files
 
 
 def text_of(found: list[Row]) -> str:
@@ -39,14 +46,14 @@ def text_of(found: list[Row]) -> str:
 
 
 def read(sets: Iterable[str]) -> Objects:
-    """The objects that a database with these sets must have. Raises MigrationError when the file is
-    missing.
-    """
-    path = path_of(sets)
-    if not path.is_file():
-        raise MigrationError(f"{path} is missing: the installation is incomplete")
-    lines = (line.split("\t", 2) for line in path.read_text().splitlines())
-    return {(kind, name): definition for kind, name, definition in lines}
+    """The objects that a database with these sets must have. Raises MigrationError when a file is missing."""
+    objects: Objects = {}
+    for path in paths_of(sets):
+        if not path.is_file():
+            raise MigrationError(f"{path} is missing: the installation is incomplete")
+        lines = (line.split("\t", 2) for line in path.read_text().splitlines())
+        objects |= {(kind, name): definition for kind, name, definition in lines}
+    return objects
 
 
 def drift(connection: DeadlineConnection, sets: Iterable[str]) -> list[Finding]:
@@ -113,7 +120,7 @@ def table_of(kind: str, name: str, definition: str) -> str:
 def repair(kind: str, name: str, definition: str, *, changed: bool = False) -> str:
     """The statement that makes an object what it was; for long ones the migration file that has it."""
     table, _, part = name.partition(".")
-    if kind in ("function", "view"):
+    if kind in ("function", "api function", "view"):
         return f"packhorse migrate up --again ({_home(kind, name.split('(')[0])} has it)"
     if kind == "table":
         return (
@@ -137,10 +144,16 @@ def repair(kind: str, name: str, definition: str, *, changed: bool = False) -> s
 
 def _home(kind: str, name: str) -> str:
     """The newest migration that makes the object."""
+    of_api = kind == "api function"
     pattern = re.compile(
-        rf"^create (or replace )?{kind} (packhorse|platform)\.{re.escape(name)}\b", re.MULTILINE
+        rf"^create (or replace )?{kind.removeprefix('api ')} (packhorse|platform)\.{re.escape(name)}\b",
+        re.MULTILINE,
     )
-    homes = [migration for migration, text in _texts() if pattern.search(text)]
+    homes = [
+        migration
+        for migration, text in _texts()
+        if migration.startswith("public-api/") == of_api and pattern.search(text)
+    ]
     return f"migrations/{homes[-1]}.sql" if homes else "its migration"
 
 
@@ -150,7 +163,9 @@ def _texts() -> list[tuple[str, str]]:
 
 
 def write() -> None:
-    """Make both files from empty databases on an embedded server of its own."""
+    """Make the files from an empty database, to which one set is added after the other, on an embedded server
+    of its own.
+    """
     import tempfile
 
     from packhorse.worker.db.sessions import open_own_server
@@ -162,12 +177,24 @@ def write() -> None:
         try:
             server.prepare()
             connection = open_own_server(server.owner_url, "snapshot", deadline_seconds=120)
-            path_of(()).write_text(text_of(store.schema_objects(connection)))
+            home = migrate.directory()
+            (home / FILE).write_text(text_of(store.schema_objects(connection)))
+            migrate.up(connection, sets=["public-api"])
+            before = _of_api(store.schema_objects(connection))
+            (home / "public-api" / FILE).write_text(text_of(before))
             migrate.up(connection, sets=["platform"])
-            path_of(["platform"]).write_text(text_of(store.schema_objects(connection)))
+            found = store.schema_objects(connection)
+            api = _of_api(found)
+            (home / "platform" / FILE).write_text(text_of([row for row in found if row not in api]))
+            more = [row for row in api if row not in before]
+            (home / "public-api" / FILE_BESIDE_PLATFORM).write_text(text_of(more))
             connection.close()
         finally:
             server.stop()
+
+
+def _of_api(found: list[Row]) -> list[Row]:
+    return [row for row in found if row["kind"] == "api function"]
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ MAINTENANCE_TYPE = "packhorse.maintenance"
 
 
 def schema_objects(connection: DeadlineConnection) -> list[Row]:
-    """kind, name and definition of every object of the queue's schema, in order; white space in definitions
-    is one blank.
+    """kind, name and definition of every object of the sets that the database has, in order; white space in
+    definitions is one blank.
     """
     with connection.transaction(force_rollback=True):  # so that definitions name no schema
         names = connection.names

@@ -151,13 +151,12 @@ def upkeep(connection: DeadlineConnection, step: str, unknown_type_seconds: floa
 
     A transaction of its own: what one of them has to wait for, or cannot do, is not the others' affair.
     """
-    parameters = {
-        "upkeep_unknown_types": (unknown_type_seconds,),
-        "upkeep_workers": (CLEANUP_ROWS,),
-        "upkeep_windows": (CLEANUP_ROWS,),
-    }.get(step)
+    repeats = step in ("upkeep_workers", "upkeep_windows")
+    parameters: tuple[float, ...] | None = (CLEANUP_ROWS,) if repeats else None
+    if step == "upkeep_unknown_types":
+        parameters = (unknown_type_seconds,)
     count = connection.execute(sql(step), parameters).fetchone()[0]  # type: ignore[index]
-    return parameters == (CLEANUP_ROWS,) and int(count) >= CLEANUP_ROWS
+    return repeats and int(count) >= CLEANUP_ROWS
 
 
 def self_test(connection: DeadlineConnection) -> bool:

@@ -1,7 +1,7 @@
 -- name: schema_objects
--- Every object of the queue's schema with a definition that no server version and no schema name changes;
--- partitions left out. What a definition says is a statement that makes the object, where one is short
--- enough.
+-- Every object of the queue, the platform and the public API (kind: api function) with a definition that no
+-- server version and no schema name changes; partitions left out. What a definition says is a statement that
+-- makes the object, where one is short enough.
 with of_platform as (
   select t.relnamespace as schema, o.name from pg_class t, packhorse.packhorse_migrations m
   cross join lateral unnest(m.objects) as o (name)
@@ -18,10 +18,15 @@ relations as (
             and t.relname::text = o.name))))
     and not exists (select from pg_depend d where d.objid = c.oid and d.deptype = 'e')),
 functions as (
-  select p.*, p.oid::regprocedure::text as signature from pg_proc p
+  select p.*, 'function' as kind, p.oid::regprocedure::text as signature from pg_proc p
   where (p.pronamespace in (select q.oid from queue q)
       or exists (select from of_platform o where o.schema = p.pronamespace and o.name = p.proname::text))
-    and not exists (select from pg_depend d where d.objid = p.oid and d.deptype = 'e'))
+    and not exists (select from pg_depend d where d.objid = p.oid and d.deptype = 'e')
+  union all -- regprocedure would give the schema of those that the queue has, too
+  select p.*, 'api function', format('%s(%s)', p.proname, oidvectortypes(p.proargtypes)) from pg_proc p
+  where p.pronamespace = (select n.oid from pg_namespace n where n.nspname = (parse_ident('platform.x'))[1])
+    and p.proname::text in (select o.name from packhorse.packhorse_migrations m
+      cross join lateral unnest(m.objects) as o (name) where starts_with(m.name, 'public-api/')))
 select o.kind, o.name, o.definition from (
 select 'table' as kind, r.name,
   case r.relkind when 'p' then 'partition by ' || pg_get_partkeydef(r.oid) || ', ' else '' end
@@ -70,7 +75,7 @@ where c.oid in (select r.oid from relations r)
   -- those of a host depend on the roles that it has
   and p.roles <@ array['packhorse_worker', 'packhorse_producer', 'packhorse_reader']::name[]
 union all
-select 'function', f.signature, format('returns %s, %s%s%s, body %s', pg_get_function_result(f.oid),
+select f.kind, f.signature, format('returns %s, %s%s%s, body %s', pg_get_function_result(f.oid),
   case f.provolatile when 'i' then 'immutable' when 's' then 'stable' else 'volatile' end,
   case when f.prosecdef then ', security definer'
     || case when array_to_string(f.proconfig, ' ') ~ 'pg_temp' then ', pinned' else '' end else '' end,
