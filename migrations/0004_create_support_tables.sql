@@ -45,15 +45,17 @@ comment on table packhorse.daemon_requests is
   'What operators have asked of daemons: claim nothing more, or end. Their processes read it with each heartbeat.';
 
 create table packhorse.message_types (
-  name         packhorse.queue_name  not null,
+  name         text        not null,
   queue        packhorse.queue_name  not null,
   -- what the actor's code says of retries, for whoever ends an attempt without that code; see failure_policy
   policy       jsonb       not null default '{}',
   last_seen_at timestamptz not null default clock_timestamp(),
-  constraint message_types_pkey primary key (name)
+  constraint message_types_pkey primary key (name),
+  constraint message_types_name_format check (name ~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}[*]?$')
 ) with (fillfactor = 50);
 comment on table packhorse.message_types is
-  'Types that some worker registers, their queue and retry policy, and when it last said so (SPEC W1b, Q5).';
+  'Types, or patterns of them, that some worker registers, their queue and retry policy, and when it last '
+  'said so (SPEC W1b, Q5).';
 
 create table packhorse.message_dedup (
   queue      text        not null,

@@ -27,8 +27,8 @@ PREFIX = "PACKHORSE_"
 #: (worker/testing/plugin.py).
 NO_SETTINGS = frozenset({"PACKHORSE_CONFIG", "PACKHORSE_TEST_DATABASE_URL"})
 MAX_SECRET_BYTES = 65536
-#: Tables of packhorse.toml that schedules/config.py and calls/declarations.py read.
-SECTIONS = ("schedules", "retention", "partitions", "gates", "services")
+#: Tables of packhorse.toml that schedules/config.py, calls/declarations.py and calls/push read.
+SECTIONS = ("schedules", "retention", "partitions", "gates", "services", "push")
 #: Said by the setting and by whoever is asked to trace without the package.
 TRACING_NEEDS = "needs the package opentelemetry-api: pip install 'packhorse[otel]'"
 NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9._-]{0,99}$"

@@ -139,7 +139,8 @@ language plpgsql set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- Complete these, claim those: one round trip, one commit. A row per message, by (priority, run_at, id),
 -- leased to p_holder until lease_expires_at; then at most one row of hints (claim_hints).
--- p_queues in order of preference; p_limit 0..10000; p_types null: every type. p_cursor, p_until: ten
+-- p_queues in order of preference; p_limit 0..10000; p_types null: every type; `order.*`: see names_type.
+-- p_cursor, p_until: ten
 -- timestamps per queue (one per priority), look from there up to, not including, there; null looks from the
 -- start and without an end (claim_pick.sql). p_isolated: messages that were there when two processes died,
 -- and no others. p_first: messages to look at wherever they are; those whose conversation goes on with this
@@ -169,6 +170,9 @@ begin
   v_now := clock_timestamp();
   if p_limit > 0 then
     perform packhorse.refuse_copy();
+    if right(p_types[1], 1) <> '*' and p_types::text like '%*%' then
+      p_types := packhorse.patterns_first(p_types);
+    end if;
     select * into v_pick from packhorse.pick_from_queues(
       p_queues, p_limit, p_types, p_cursor, p_until, p_isolated, v_first, v_now);
     v_ids := v_pick.ids;

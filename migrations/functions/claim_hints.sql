@@ -71,7 +71,7 @@ begin
       select m.id from packhorse.message_queue m
       where m.id = any (p_first) and m.id <> all (p_ids) and m.state = 'pending'
         and packhorse.is_due(m.run_at, p_now)
-        and m.queue = any (p_queues) and (p_types is null or m.message_type = any (p_types)));
+        and m.queue = any (p_queues) and packhorse.is_wanted(m.message_type, p_types, null));
   end if;
   -- who got something is back before he sleeps
   if cardinality(p_ids) = 0 and p_limit > 0 and not p_isolated then

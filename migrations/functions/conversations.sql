@@ -109,7 +109,7 @@ language sql volatile as $$
                 and packhorse.is_due(m.run_at, p_now)
                 and m.run_at >= coalesce(p_since[level.priority], '-infinity')
                 and m.run_at < coalesce(p_until[level.priority], 'infinity')
-                and (p_types is null or m.message_type = any (p_types))
+                and packhorse.is_wanted(m.message_type, p_types, null)
                 and (m.conversation_key is null or m.conversation_key <> all (p_passed))
               order by m.run_at, m.id limit 100) n
             limit 100) f) c) w

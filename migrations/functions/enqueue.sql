@@ -217,7 +217,8 @@ language sql volatile security definer set search_path = pg_catalog, pg_temp as 
       t.name
     limit 5) n)
   from packhorse.message_queue m
-  where m.id = p_id and not exists (select from packhorse.message_types t where t.name = m.message_type)
+  where m.id = p_id
+    and not exists (select from packhorse.message_types t where packhorse.stands_for(t.name, m.message_type))
     and exists (select from packhorse.workers w where w.last_seen_at > clock_timestamp() - w.lease_duration)
 $$;
 comment on function packhorse.types_instead(bigint)

@@ -98,7 +98,8 @@ language sql stable as $$
   with live as (
     select w.isolation from packhorse.workers w
     where p_now - w.last_seen_at <= w.lease_duration and w.state = 'running'
-      and p_message.message_type::text = any (w.message_types) and p_message.queue::text = any (w.queues)
+      and packhorse.names_type(w.message_types, p_message.message_type)
+      and p_message.queue::text = any (w.queues)
   ), ahead as (
     select count(*) as n from (
       (select from packhorse.message_queue e

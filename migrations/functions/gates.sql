@@ -99,10 +99,55 @@ $$;
 comment on function packhorse.rate_tokens_at(packhorse.queues, timestamptz) is
   'Starts that the rate limit of a queue allows at this moment.';
 
+create or replace function packhorse.fits_pattern(p_names text[], p_type text) returns boolean
+language plpgsql immutable as $$
+-- Does a pattern among the names stand for the type, and none of the exceptions for it?
+declare
+  v_name text;
+  v_fits boolean := false;
+begin
+  foreach v_name in array p_names loop
+    if left(v_name, 1) = '!' then
+      if packhorse.stands_for(substr(v_name, 2), p_type) then
+        return false;
+      end if;
+    elsif right(v_name, 1) = '*' then
+      v_fits := v_fits or starts_with(p_type, left(v_name, -1));
+    end if;
+  end loop;
+  return v_fits;
+end
+$$;
+comment on function packhorse.fits_pattern(text[], text) is
+  'Used by names_type: does a pattern among the names stand for the type?';
+
+create or replace function packhorse.stands_for(p_name text, p_type text) returns boolean
+language sql immutable as $$
+  select p_name = p_type or (right(p_name, 1) = '*' and starts_with(p_type, left(p_name, -1)));
+$$;
+comment on function packhorse.stands_for(text, text) is
+  'Is this name the type, or a pattern (`order.*`) that it begins like?';
+
+create or replace function packhorse.patterns_first(p_names text[]) returns text[]
+language sql immutable as $$
+  select array(select n.name from unnest(p_names) as n (name) order by right(n.name, 1) <> '*', n.name);
+$$;
+comment on function packhorse.patterns_first(text[]) is 'Names as names_type wants them.';
+
+create or replace function packhorse.names_type(p_names text[], p_type text) returns boolean
+language sql immutable as $$
+-- A name is a type, a pattern such as `order.*`, or with a `!` in front of either an exception to the
+-- patterns. The patterns stand first (patterns_first), so that who has none pays for one comparison.
+  select coalesce(p_type = any (p_names)
+    or (right(p_names[1], 1) = '*' and packhorse.fits_pattern(p_names, p_type)), false);
+$$;
+comment on function packhorse.names_type(text[], text) is
+  'Is the type among the names, which may be patterns (SPEC W8)?';
+
 create or replace function packhorse.scope_covers(p_scope packhorse.scopes, p_type text, p_queue text)
 returns boolean
 language sql immutable as $$
-  select coalesce(p_scope.queue = p_queue, false) or p_type = any (p_scope.message_types);
+  select coalesce(p_scope.queue = p_queue, false) or packhorse.names_type(p_scope.message_types, p_type);
 $$;
 comment on function packhorse.scope_covers(packhorse.scopes, text, text) is
   'Does a message of this type and queue belong to the scope?';
@@ -128,8 +173,10 @@ comment on function packhorse.resting_scopes(text, text, timestamptz) is
 
 create or replace function packhorse.is_wanted(p_type text, p_types text[], p_held text[]) returns boolean
 language sql immutable as $$
--- p_types: what a claim takes, null for all; p_held: what rests (see what_rests), null while nothing does.
-  select (p_types is null or p_type = any (p_types)) and (p_held is null or p_type <> all (p_held));
+-- p_types: what a claim takes, see names_type, null for all; p_held: what rests (see what_rests), null while
+-- nothing does.
+  select (p_types is null or packhorse.names_type(p_types, p_type))
+    and (p_held is null or not packhorse.names_type(p_held, p_type));
 $$;
 comment on function packhorse.is_wanted(text, text[], text[]) is
   'Does a claim take messages of this type now?';

@@ -231,6 +231,9 @@ begin
     where l.state = 'pending' and l.run_at < clock_timestamp() - p_after
       and not exists (select from packhorse.message_types t
         where t.name = l.message_type and t.last_seen_at > clock_timestamp() - p_after)
+      and not exists (select from packhorse.message_types t
+        where right(t.name, 1) = '*' and packhorse.stands_for(t.name, l.message_type)
+          and t.last_seen_at > clock_timestamp() - p_after)
     limit p_limit);
   perform set_config('enable_sort', 'on', true), set_config('enable_bitmapscan', 'on', true);
   return cardinality(packhorse.move_to_dead_letters(array(

@@ -11,11 +11,11 @@ declare
     order by s.probe_at nulls first, s.name);
   v_stops packhorse.scopes[] := array(select l from unnest(v_live) l where packhorse.scope_rests(l, p_now));
 begin
-  v_rest.held := array(select distinct t.name from unnest(v_live) l
-    cross join unnest(l.message_types) as t (name));
+  v_rest.held := packhorse.patterns_first(array(select distinct t.name from unnest(v_live) l
+    cross join unnest(l.message_types) as t (name)));
   v_rest.closed := array(select l.queue from unnest(v_live) l where l.queue is not null);
-  v_rest.stopped := array(select distinct t.name from unnest(v_stops) l
-    cross join unnest(l.message_types) as t (name));
+  v_rest.stopped := packhorse.patterns_first(array(select distinct t.name from unnest(v_stops) l
+    cross join unnest(l.message_types) as t (name)));
   v_rest.probing := array(select l.name from unnest(v_live) l
     where l.name <> all (array(select o.name from unnest(v_stops) o)));
   v_rest.next_at := (select min(l.parked_until) from unnest(v_live) l where l.parked_until > p_now);
@@ -113,6 +113,22 @@ $$;
 comment on function packhorse.pass_over_resting(text, text[], text[], timestamptz[], timestamptz)
   is 'Used by the claim: where to start looking, behind a backlog that rests.';
 
+create or replace function packhorse.names_of_both(p_ours text[], p_theirs text[]) returns text[]
+language sql immutable as $$
+-- Names of the types that stand in both lists; of two patterns the longer one. p_theirs may have exceptions,
+-- which stay.
+  with shared as (
+    select o.name from unnest(p_ours) as o (name) where packhorse.names_type(p_theirs, o.name)
+    union select t.name from unnest(p_theirs) as t (name) where packhorse.names_type(p_ours, t.name)
+  )
+  select packhorse.patterns_first(array(
+    select s.name from shared s
+    union select t.name from unnest(p_theirs) as t (name)
+    where t.name like '!%' and exists (select from shared)));
+$$;
+comment on function packhorse.names_of_both(text[], text[]) is
+  'Used by pick_probe: the types of a scope that a claim takes.';
+
 create or replace function packhorse.pick_probe(p_queue packhorse.queues, p_types text[],
   p_rest packhorse.resting, p_isolated boolean, p_now timestamptz)
 returns bigint[]
@@ -131,8 +147,7 @@ begin
   loop
     v_types := case when v_scope.queue is not null then p_types
       when p_types is null then v_scope.message_types
-      else array(select t.name from unnest(v_scope.message_types) as t (name)
-        where t.name = any (p_types)) end;
+      else packhorse.names_of_both(v_scope.message_types, p_types) end;
     continue when v_types = '{}';
     v_ids := packhorse.pick_from_queue(p_queue, 1, v_types, p_rest.stopped,
       packhorse.pass_over_resting(p_queue.name, v_types, p_rest.stopped, null, p_now), null, p_isolated, '{}',

@@ -48,6 +48,25 @@ $$;
 comment on function packhorse.retry_span(integer, interval, double precision, interval, double precision)
   is 'How long an outage the retries of such a policy outlast, at least.';
 
+create or replace function packhorse.policy_of_type(p_type text) returns jsonb
+language plpgsql stable as $$
+-- What the code of the actor says that runs the type: one of this name, else the one with the longest
+-- pattern. {} without one.
+declare
+  v_policy jsonb;
+begin
+  select t.policy into v_policy from packhorse.message_types t where t.name = p_type;
+  if not found then
+    select t.policy into v_policy from packhorse.message_types t
+    where right(t.name, 1) = '*' and packhorse.stands_for(t.name, p_type)
+    order by length(t.name) desc limit 1;
+  end if;
+  return coalesce(v_policy, '{}');
+end
+$$;
+comment on function packhorse.policy_of_type(text) is
+  'What the code of the actor of this type says of retries and services.';
+
 create or replace function packhorse.failure_policy(
   p_type text, p_options jsonb,
   out max_attempts integer, out backoff_initial interval, out backoff_max interval, out on_exhausted text,
@@ -60,7 +79,7 @@ language plpgsql stable as $$
 -- worker/attempt/middleware/retries.py. A value of the wrong type, which a producer may have written, counts
 -- as not said.
 declare
-  v_actor jsonb := coalesce((select t.policy from packhorse.message_types t where t.name = p_type), '{}');
+  v_actor jsonb := packhorse.policy_of_type(p_type);
   v_own jsonb := v_actor || p_options; -- the message's options win
 begin
   if jsonb_typeof(v_actor -> 'max_attempts') = 'number' then

@@ -124,6 +124,7 @@ language sql stable as $$
       'names', jsonb_build_array('explain_message', 'explain_ended', 'explain_running',
         'explain_conversation', 'explain_limits', 'explain_line', 'explain_steps', 'explain_last_error',
         'message_steps', 'describe_steps', 'bounded_text', 'explain_scopes', 'scope_covers', 'scope_rests',
+        'names_type', 'fits_pattern', 'stands_for',
         'is_due', 'is_worth_doing', 'runs_apart', 'is_copy', 'queue_is_open', 'queue_room', 'key_room',
         'conversation_holders', 'rate_tokens_at', 'worker_problems', 'fleet_statistics',
         'partition_ends', 'endpoint_states', 'snapshots_are_visible', 'oldest_snapshot_seconds',

@@ -28,7 +28,7 @@ language sql stable as $$
       where jsonb_typeof(t.policy -> 'services') = 'array' and t.policy -> 'services' @> to_jsonb(p_scope)
       union select substring(p_scope from 7) where p_scope like 'actor:_%'
       union select u.name from unnest(p_more) as u (name)) n
-    where n.name is not null order by n.name limit 1000);
+    where n.name is not null order by right(n.name, 1) <> '*', n.name limit 1000); -- as names_type wants them
 $$;
 comment on function packhorse.scope_types(text, text[]) is 'Types that belong to a scope.';
 
@@ -166,9 +166,8 @@ comment on function packhorse.scope_statistics(timestamptz) is
 create or replace function packhorse.only_service(p_type text) returns text
 language sql stable as $$
 -- The service that the actor of this type names, when it names exactly one.
-  select t.policy -> 'services' ->> 0 from packhorse.message_types t
-  where t.name = p_type and jsonb_typeof(t.policy -> 'services') = 'array'
-    and jsonb_array_length(t.policy -> 'services') = 1;
+  select t.policy -> 'services' ->> 0 from packhorse.policy_of_type(p_type) as t (policy)
+  where jsonb_typeof(t.policy -> 'services') = 'array' and jsonb_array_length(t.policy -> 'services') = 1;
 $$;
 comment on function packhorse.only_service(text) is
   'Used by park_message: the one service that an actor names, else null.';

@@ -27,19 +27,20 @@ create or replace function packhorse.register_worker(
   p_problems text[] default '{}', p_daemon uuid default null
 ) returns void
 language plpgsql as $$
--- A worker process starts: remember it and the types it handles. Declares its queues. p_isolation: it runs
--- only messages that were there when two processes died. p_policies: by type an object with `queue`, and with
--- what its code says of retries (max_attempts, max_retries, min_backoff and max_backoff in milliseconds,
--- on_retry_exhausted): see failure_policy; services: see scope_types, failure_breaker. p_problems: as in
--- beat_worker(). p_daemon: the parent of the process, which asked_of_worker() and ask_worker() go by; null:
--- it has none. Raises PH006 in a restored copy that nobody has accepted.
+-- A worker process starts: remember it and the types it handles, or patterns of them (names_type). Declares
+-- its queues. p_isolation: it runs only messages that were there when two processes died. p_policies: by type
+-- an object with `queue`, and with what its code says of retries (max_attempts, max_retries, min_backoff and
+-- max_backoff in milliseconds, on_retry_exhausted): see failure_policy; services: see scope_types,
+-- failure_breaker. p_problems: as in beat_worker(). p_daemon: the parent of the process, which
+-- asked_of_worker() and ask_worker() go by; null: it has none. Raises PH006 in a restored copy that nobody
+-- has accepted.
 begin
   perform packhorse.refuse_copy();
   perform packhorse.declare_queue(q) from unnest(p_queues) q;
   insert into packhorse.workers (id, hostname, pid, version, queues, message_types, threads, lease_duration,
     isolation, problems, daemon)
-  values (p_id, p_hostname, p_pid, p_version, p_queues, p_types, p_threads, p_lease, p_isolation,
-    packhorse.bounded_problems(p_problems), coalesce(p_daemon, p_id))
+  values (p_id, p_hostname, p_pid, p_version, p_queues, packhorse.patterns_first(p_types), p_threads, p_lease,
+    p_isolation, packhorse.bounded_problems(p_problems), coalesce(p_daemon, p_id))
   on conflict (id) do update set last_seen_at = clock_timestamp();
   insert into packhorse.message_types (name, queue, policy)
   select t.name, coalesce(p_policies -> t.name ->> 'queue', p_queues[1], 'default'),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import struct
@@ -25,11 +26,11 @@ class Request(NamedTuple):
 
 
 class FakeService:
-    """mode: ok, 500, 429, 404, reset, hang, huge (2 GiB), endless, drip. `health` (200 or another status) is
-    what /health answers. slow: seconds of each answer.
+    """mode: ok, 500, 429, 404, reset, hang, huge (2 GiB), endless, drip, bomb (gzip of 100 MiB).
+    `health` (200 or another status) is what /health answers. slow: seconds of each answer.
     """
 
-    def __init__(self, mode: str = "ok") -> None:
+    def __init__(self, mode: str = "ok", port: int = 0) -> None:
         self.mode = mode
         self.health = 200
         self.slow = 0.0
@@ -40,7 +41,7 @@ class FakeService:
         self.sent_bytes = 0
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._server = _Server(("127.0.0.1", 0), _handler(self))
+        self._server = _Server(("127.0.0.1", port), _handler(self))
         self.port = int(self._server.server_address[1])
         self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(
@@ -123,11 +124,13 @@ def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
                 service.wait(60)
             elif mode in ("huge", "endless", "drip"):
                 self._stream(mode)
+            elif mode == "bomb":
+                self._answer(200, gzip.compress(bytes(100 * 1_048_576), 1), {"Content-Encoding": "gzip"})
             else:
                 status = int(mode) if mode.isdigit() else 200
                 self._answer(
                     status,
-                    json.dumps({"path": self.path}).encode(),
+                    b"" if status == 204 else json.dumps({"path": self.path}).encode(),
                     {"Set-Cookie": "a=b", **service.answer_headers},
                 )
 

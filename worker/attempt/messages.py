@@ -121,6 +121,8 @@ class ClaimedMessage(MessageProxy):
             self.due_seconds,
             self.stored_steps,
         ) = row
+        #: Its type in the queue: that of its actor, unless a pattern stands for it.
+        self.message_type = self.actor_name
         self.lease_until = lease_until
         self.claimed_at = claimed_at
         self.failed = False
@@ -134,6 +136,11 @@ class ClaimedMessage(MessageProxy):
         self.returned = False
         self.deadline: float | None = None  # monotonic; set by the time-limit middleware
         self.hard_deadline: float | None = None
+
+    @property
+    def payload_text(self) -> str:
+        """Its payload, as JSON text as the database has it."""
+        return str(self._payload)
 
     def steps_of_attempt(self) -> AttemptSteps:
         """What this attempt knows of its steps; made at the first one. Raises StepError when what is stored
@@ -219,7 +226,7 @@ class ClaimedMessage(MessageProxy):
         if self._built is None:
             self._built = dramatiq.Message(
                 self.queue_name,
-                self.actor_name,
+                self.message_type,
                 self.args,
                 self.kwargs,
                 self.options,

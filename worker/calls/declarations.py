@@ -245,6 +245,23 @@ def declared_in_toml(
     """The tables [services.NAME] of packhorse.toml; none without one. Raises ConfigError with every problem
     of all of them.
     """
+    found, problems = [], []
+    for name, said, where in tables_in_toml("services", path, environ):
+        try:
+            found.append(declare(name, said, where))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def tables_in_toml(
+    section: str, path: Path | None = None, environ: Mapping[str, str] | None = None
+) -> list[tuple[str, dict[str, Any], str]]:
+    """Name, content and place of the tables [section.NAME] of packhorse.toml; none without one. Raises
+    ConfigError when it cannot be read, or one of them is no table.
+    """
     environ = os.environ if environ is None else environ
     path = path or Path(environ.get("PACKHORSE_CONFIG") or "packhorse.toml")
     if not path.is_file():
@@ -253,22 +270,22 @@ def declared_in_toml(
         document = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError([f"{path}: not readable as TOML: {error}"]) from None
-    tables = document.get("services", {})
+    tables = document.get(section, {})
     if not isinstance(tables, dict):
-        raise ConfigError([f"{path}: [services]: must be tables, [services.NAME]"])
-    found, problems = [], []
-    for name, said in tables.items():
-        where = f"{path}: [services.{name}]"
-        if not isinstance(said, dict):
-            problems.append(f"{where}: must be a table")
-            continue
-        try:
-            found.append(declare(name, said, where))
-        except ConfigError as error:
-            problems += error.problems
+        raise ConfigError([f"{path}: [{section}]: must be tables, [{section}.NAME]"])
+    problems = [
+        f"{path}: [{section}.{name}]: must be a table"
+        for name, said in tables.items()
+        if not isinstance(said, dict)
+    ]
     if problems:
         raise ConfigError(problems)
-    return found
+    return [(name, said, f"{path}: [{section}.{_quoted(name)}]") for name, said in tables.items()]
+
+
+def _quoted(name: str) -> str:
+    """A key as TOML writes it."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else f'"{name}"'
 
 
 Wrong = Callable[[str, str], None]

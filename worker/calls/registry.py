@@ -90,9 +90,10 @@ class ServiceRegistry:
         `://` are for clients of another kind than `request`. options: see ServiceOptions. Raises ConfigError
         with every problem; InvalidArgument when the name is declared already, and differently.
         """
-        return self._add(declare(name, {"url": url} | options))
+        return self.add(declare(name, {"url": url} | options))
 
-    def _add(self, declaration: ServiceDeclaration) -> RemoteService:
+    def add(self, declaration: ServiceDeclaration) -> RemoteService:
+        """As `register`, of a declaration. Raises InvalidArgument when its name is declared differently."""
         with self._lock:
             known = self._services.get(declaration.name)
             if known is not None:
@@ -113,7 +114,7 @@ class ServiceRegistry:
         """Add the services of packhorse.toml; once. Raises ConfigError with every problem of all of them."""
         if not self._toml_read:
             for declaration in declared_in_toml():
-                self._add(declaration)
+                self.add(declaration)
             self._toml_read = True
 
     def service(self, name: str) -> RemoteService:
@@ -357,6 +358,6 @@ def initialize_service_registry(
     if problems:
         raise ConfigError(problems)
     for declaration in found:
-        _default._add(declaration)
+        _default.add(declaration)
     _default.start()
     return _default

@@ -10,6 +10,7 @@ import typer
 from packhorse.schedules.config import Plan, read_plan
 from packhorse.schedules.maintenance.checking import Findings, check_plan
 from packhorse.worker.calls.declarations import declared_in_toml
+from packhorse.worker.calls.push.declarations import declared_pushes
 from packhorse.worker.cli.common import AsJson
 from packhorse.worker.cli.errors import CommandError
 from packhorse.worker.cli.maintenance import owner
@@ -26,7 +27,7 @@ Offline = Annotated[bool, typer.Option("--offline", help="Do not look at the dat
 
 @app.command()
 def check(offline: Offline = False, as_json: AsJson = False) -> int:
-    """Validate every setting, service, schedule and policy, and policies against the database when one
+    """Validate every setting, service, push, schedule and policy, and policies against the database when one
     answers.
 
     Prints all problems at once and exits 2 when there are any. A column without an index is a warning.
@@ -38,10 +39,11 @@ def check(offline: Offline = False, as_json: AsJson = False) -> int:
         load_settings()
     except ConfigError as error:
         problems += error.problems
-    try:
-        declared_in_toml()
-    except ConfigError as error:
-        problems += [problem for problem in error.problems if problem not in problems]
+    for declared in (declared_in_toml, declared_pushes):
+        try:
+            declared()
+        except ConfigError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
     try:
         plan, wrong = read_plan()
     except ConfigError as error:  # no TOML: the settings have said it, too

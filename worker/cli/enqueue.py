@@ -15,6 +15,7 @@ from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
 from packhorse.worker.errors import StoreRejected
 from packhorse.worker.exits import EXIT_OK
+from packhorse.worker.patterns import name_for
 from packhorse.worker.store.operations import list_workers, require_type
 
 
@@ -137,6 +138,6 @@ def _served_elsewhere(connection: DeadlineConnection, message_type: str, queue: 
     theirs = [
         set(row["queues"])
         for row in list_workers(connection)
-        if not row["silent"] and message_type in row["message_types"]
+        if not row["silent"] and name_for(row["message_types"], message_type)
     ]
     return set() if any(queue in queues for queues in theirs) else set().union(*theirs)

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from packhorse.worker.calls.push.declarations import declared_pushes
 from packhorse.worker.cli.common import MIGRATE_SECONDS, configure_logging, database_url
 from packhorse.worker.cli.worker import Modules, Processes, Reload, Threads
 from packhorse.worker.config import Settings, load_settings
@@ -117,7 +118,7 @@ def _with_embedded(settings: Settings, given: dict[str, Any], reload: bool) -> i
 
 def _run(settings: Settings, reload: bool, *, keep_up: bool) -> int:
     """Workers until a signal; without actors the database alone, when there is one to keep up."""
-    if settings.actors:
+    if settings.actors or declared_pushes():
         from packhorse.schedules.registry import QUEUE
         from packhorse.worker.cli.scheduler import MODULE
         from packhorse.worker.fleet.reload import reloading

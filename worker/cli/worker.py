@@ -62,6 +62,7 @@ def worker(
     from packhorse.worker.fleet.reload import check_reload, reloading
     from packhorse.worker.fleet.supervisor import Supervisor
     from packhorse.worker.observe.systemd import Notifier
+    from packhorse.worker.runtime.actors import require_handlers
 
     given: dict[str, Any] = {
         "actors": ",".join(modules) if modules else None,
@@ -70,12 +71,7 @@ def worker(
         "queues": queues,
     }
     settings = load_settings(**given)
-    if not settings.actors:
-        raise ConfigError(
-            [
-                "actors: none given; name the modules that declare actors: packhorse worker my_app.actors, or PACKHORSE_ACTORS"
-            ]
-        )
+    require_handlers(settings)
     if reload:
         if burst:
             raise ConfigError(["reload: a burst ends by itself; leave out one of --burst, --reload"])

@@ -19,6 +19,7 @@ from dramatiq.common import q_name
 
 from packhorse.worker.config import NAME_PATTERN
 from packhorse.worker.errors import InvalidArgument
+from packhorse.worker.patterns import STAR
 from packhorse.worker.store.json_text import to_json
 from packhorse.worker.store.options import BY_NAME, COLUMN_OPTIONS, MAX_DELAY_SECONDS, WITHOUT_END, whole
 from packhorse.worker.suggest import did_you_mean, near_miss
@@ -77,7 +78,7 @@ class Signature:
     """Parameter names of one actor, for binding and for refusing wrong names."""
 
     def __init__(self, actor: dramatiq.Actor[Any, Any]) -> None:
-        if not _NAME.fullmatch(actor.actor_name):
+        if not _NAME.fullmatch(actor.actor_name.removesuffix(STAR)):
             raise ValueError(
                 f"actor_name: {actor.actor_name[:120]!r} is not a message type (letters, digits, dot, underscore, dash; 100 at most)"
             )

@@ -375,10 +375,11 @@ EVENTS: dict[str, Event] = {
         "warning", ("service", "endpoint", "error"), "Three health checks in a row have failed."
     ),
     "endpoint_healthy": Event("info", ("service", "endpoint"), "A health check succeeded after that."),
+    "push_answer_cut": Event("warning", ("push", "message_id", "max_answer_bytes"), "Its end was not read."),
+    "push_secrets_read": Event("info", ("push", "secrets"), "Secrets were read anew: so many sign."),
+    "push_secrets_refused": Event("error", ("push", "problem"), "It holds no good one: those before go on."),
     "service_unknown": Event(
-        "warning",
-        ("service", "actor", "near"),
-        "An actor names a service that nobody declares here; near: one that is.",
+        "warning", ("service", "actor", "near"), "Nobody declares an actor's service here."
     ),
     # -- the timetable and maintenance
     "timetable_declared": Event(

@@ -12,18 +12,17 @@ import dramatiq
 
 from packhorse.worker import folder
 from packhorse.worker.broker.postgres import PostgresBroker
+from packhorse.worker.calls.push.declarations import declared_pushes
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.errors import ConfigError, WorkerError
+from packhorse.worker.runtime.pushes import declare_pushes
 
 
 def load_broker(settings: Settings) -> PostgresBroker:
     """Import the actors' modules and return their broker. Raises ConfigError that names the module; its cause
     is what the import has raised.
     """
-    if not settings.actors:
-        raise ConfigError(
-            ["actors: none given; name the modules that declare actors, e.g. packhorse worker my_app.actors"]
-        )
+    require_handlers(settings)
     broker = import_modules(settings)
     chosen = dramatiq.get_broker()
     if not isinstance(chosen, PostgresBroker):
@@ -34,6 +33,7 @@ def load_broker(settings: Settings) -> PostgresBroker:
         )
     if chosen is not broker:
         chosen.configure(settings)
+    declare_pushes(chosen)
     if not chosen.actors:
         raise ConfigError([f"actors: {', '.join(settings.actors)} declare no actors on this broker"])
     return chosen
@@ -46,6 +46,19 @@ def import_configured() -> None:
     settings = load_settings()
     if settings.actors:
         import_modules(settings)
+
+
+def require_handlers(settings: Settings) -> None:
+    """Raise ConfigError when there is neither a module with actors nor a push in packhorse.toml, or a push is
+    wrong.
+    """
+    if not settings.actors and not declared_pushes():
+        raise ConfigError(
+            [
+                "actors: none given; name the modules that declare actors: packhorse worker my_app.actors, or PACKHORSE_ACTORS; "
+                'or bind a message type to an endpoint: [push."order.*"] in packhorse.toml'
+            ]
+        )
 
 
 def import_modules(settings: Settings) -> PostgresBroker:

@@ -22,6 +22,7 @@ from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.config import Settings
 from packhorse.worker.db.pool import Link
 from packhorse.worker.errors import StoreError, StoreUnavailable
+from packhorse.worker.patterns import claimed_as, is_pattern, name_for
 from packhorse.worker.records import Hints
 from packhorse.worker.runtime.cursor import ALL, ClaimCursor, Look
 from packhorse.worker.runtime.lost_claims import LostClaims
@@ -66,7 +67,8 @@ class Intake:
 
     def __init__(self, kind: Kind, pace: Pace, claims: Claims) -> None:
         self.pool = kind.pool
-        self.types = kind.types
+        self.types = claimed_as(kind.types, claims.types)
+        self._patterns = [name for name in kind.types if is_pattern(name)]
         self._most = kind.most
         self.pace = pace
         self._claims = claims
@@ -161,6 +163,9 @@ class Intake:
         claims = self._claims
         lease_until = before + claims.settings.lease_seconds
         claimed = [ClaimedMessage(row, lease_until, now) for row in rows]
+        if self._patterns:
+            for message in claimed:
+                message.actor_name = name_for(claims.types, message.message_type) or message.message_type
         self.held += len(claimed)
         self._next_due = inf if hints.next_in is None else now + hints.next_in
         self._successors.ids = list(hints.promoted)
@@ -253,18 +258,16 @@ class Claims:
         self.lease = f"{settings.lease_seconds} seconds"
         self.queues = queues
         self.meter = meter
-        self.wakeups = Wakeups(
-            link,
-            queues,
-            sorted({name for kind in kinds for name in kind.types}),
-            lambda: bool(settings.listens),
-        )
+        self.types = sorted({name for kind in kinds for name in kind.types})
+        self.wakeups = Wakeups(link, queues, self.types, lambda: bool(settings.listens))
         self.lost = LostClaims(link, worker_id, settings.lease_seconds)
         paces = {
             id(kind.pool): Pace(kind.pool.size, max(settings.batch_size, kind.pool.size)) for kind in kinds
         }
         self.intakes = [Intake(kind, paces[id(kind.pool)], self) for kind in kinds]
-        self._by_type = {name: intake for intake in self.intakes for name in intake.types}
+        self._by_type = {
+            name: intake for kind, intake in zip(kinds, self.intakes, strict=True) for name in kind.types
+        }
         self._next = 0
 
     # -- what happens between claims ------------------------------------------------------------------

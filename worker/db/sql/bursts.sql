@@ -7,7 +7,8 @@ select
     where m.lease_token is not null and m.lease_holder = any (%(workers)s::uuid[])) as held,
   exists (
     select from packhorse.message_queue m join packhorse.queues q on q.name = m.queue
-    where m.queue = any (k.queues) and m.message_type = any (k.message_types) and m.state = 'pending'
+    where m.queue = any (k.queues) and packhorse.names_type(k.message_types, m.message_type)
+      and m.state = 'pending'
       and packhorse.is_due(m.run_at, clock_timestamp())
       and packhorse.is_worth_doing(m.expires_at, clock_timestamp())
       and packhorse.queue_is_open(q)
@@ -25,11 +26,13 @@ from (select w.queues, w.message_types from packhorse.workers w
 -- failed since then, and dead letters since then.
 select
   (select count(*) from packhorse.message_queue m
-    where m.queue = any (k.queues) and m.message_type = any (k.message_types)),
+    where m.queue = any (k.queues) and packhorse.names_type(k.message_types, m.message_type)),
   (select count(*) from packhorse.message_queue m
-   where m.queue = any (k.queues) and m.message_type = any (k.message_types) and m.state <> 'running'
+   where m.queue = any (k.queues) and packhorse.names_type(k.message_types, m.message_type)
+     and m.state <> 'running'
      and case when m.error ->> 'at' ~ '^[0-9]{4}-' then (m.error ->> 'at')::timestamptz >= %(since)s end),
   (select count(*) from packhorse.dead_letters d
-    where d.dead_at >= %(since)s and d.queue = any (k.queues) and d.message_type = any (k.message_types))
+    where d.dead_at >= %(since)s and d.queue = any (k.queues)
+      and packhorse.names_type(k.message_types, d.message_type))
 from (select w.queues, w.message_types from packhorse.workers w
   where w.id = any (%(workers)s::uuid[]) limit 1) k;

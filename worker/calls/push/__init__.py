@@ -1,0 +1,1 @@
+"""HTTP push: message types that an endpoint handles instead of a Python function (SPEC W8)."""
