@@ -22,7 +22,7 @@ comment on domain packhorse.message_name is
 
 create domain packhorse.message_key as text constraint message_key_length
   check (length(value) between 1 and 500);
-comment on domain packhorse.message_key is 'A conversation, concurrency or dedup key: 1 to 500 characters.';
+comment on domain packhorse.message_key is 'A conversation, concurrency, dedup or pending key: 1 to 500 characters.';
 
 create domain packhorse.message_correlation_id as text constraint message_correlation_id_length
   check (length(value) <= 500);
@@ -55,6 +55,10 @@ create table packhorse.message_queue (
   conversation_key    packhorse.message_key,
   concurrency_key     packhorse.message_key,
   dedup_key           packhorse.message_key,
+  -- unique among messages of its queue and type that have not started (SPEC Q7b)
+  pending_key         packhorse.message_key,
+  -- debounced: until then at most it takes payloads, and starts at run_at, a window after the last one
+  gathers_until       timestamptz,
   correlation_id      packhorse.message_correlation_id,
   trace_context       packhorse.message_trace_context,
   error               jsonb,
@@ -105,6 +109,9 @@ create index message_queue_conversation_pending_idx on packhorse.message_queue (
   where state = 'pending' and conversation_key is not null;
 create index message_queue_conversation_blocked_idx on packhorse.message_queue (conversation_key, id)
   where state = 'blocked';
+-- One message of a pending key that has not started: the first claim sets claimed_at, nothing clears it.
+create unique index message_queue_pending_key on packhorse.message_queue (queue, message_type, pending_key)
+  where pending_key is not null and claimed_at is null;
 create index message_queue_concurrency_running_idx on packhorse.message_queue (queue, concurrency_key)
   where state = 'running' and concurrency_key is not null;
 create index message_queue_expires_idx on packhorse.message_queue (expires_at) where expires_at is not null;

@@ -28,7 +28,8 @@ language sql stable as $$
 -- True: nothing is wrong with these arguments of an enqueue. Else check_enqueue_arguments says what, if
 -- anything. Small SQL without a SET, so that the planner folds it into enqueue_message: good input pays one
 -- expression.
-  select p_priority between 1 and 10 and isfinite(p_run_at) and p_run_at <= current_timestamp + interval '3660 days'
+  select p_priority between 1 and 10 and isfinite(p_run_at)
+    and p_run_at <= current_timestamp + interval '3660 days'
     and (p_max_attempts is null or p_max_attempts between 1 and 1000000)
     and (p_conversation_key is null or length(p_conversation_key) between 1 and 500)
     and (p_concurrency_key is null or length(p_concurrency_key) between 1 and 500)
@@ -75,11 +76,15 @@ create or replace function packhorse.check_enqueue_arguments(
   p_message_type text, p_payload jsonb, p_options jsonb, p_priority integer, p_run_at timestamptz,
   p_max_attempts integer, p_conversation_key text, p_dedup_key text, p_dedup_window interval,
   p_concurrency_key text, p_correlation_id text default null, p_trace_context text default null,
-  p_expires_at timestamptz default null
+  p_expires_at timestamptz default null, p_given_run_at timestamptz default null
 ) returns void
 language plpgsql stable as $$
 -- Explain the first bad argument. Called when an insert was refused, so that good input pays nothing.
+-- p_run_at: null when the delay is absurd, or was given beside p_given_run_at.
 begin
+  if p_run_at is null then
+    perform packhorse.refuse_delay(p_given_run_at);
+  end if;
   if p_message_type is null or p_message_type !~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}$' then
     perform packhorse.refuse_argument('message_type',
       format('%L is not a message type', left(p_message_type, 120)),
@@ -100,7 +105,8 @@ begin
     perform packhorse.refuse_argument('concurrency_key', 'must have 1 to 500 characters');
   elsif length(p_dedup_key) not between 1 and 500 then
     perform packhorse.refuse_argument('dedup_key', 'must have 1 to 500 characters');
-  elsif p_dedup_window not between interval '0' and interval '366 days' then
+  elsif p_dedup_key is not null and coalesce(p_dedup_window,
+    '-1 s') not between interval '0' and '366 days' then
     perform packhorse.refuse_argument('dedup_window', 'must be between 0 and 366 days');
   elsif length(p_correlation_id) > 500 then
     perform packhorse.refuse_argument('correlation_id', 'must have at most 500 characters');
@@ -115,14 +121,18 @@ begin
 end
 $$;
 comment on function packhorse.check_enqueue_arguments(text, jsonb, jsonb, integer, timestamptz, integer, text,
-  text, interval, text, text, text, timestamptz) is 'Raise PH001 for the first bad argument of an enqueue.';
+  text, interval, text, text, text, timestamptz,
+    timestamptz) is 'Raise PH001 for the first bad argument of an enqueue.';
 
 create or replace function packhorse.open_dedup_window(p_queue text, p_dedup_key text, p_until timestamptz)
 returns bigint
 language plpgsql as $$
--- Null: the window of this key is the caller's, who stores the id of his message in it. Else the message that
--- the open window belongs to.
+-- Null: the window of this key is the caller's, who stores the id of his message in it (fill_dedup_window).
+-- Else the message that the open window belongs to.
 begin
+  if p_dedup_key is null then
+    return null;
+  end if;
   insert into packhorse.message_dedup as d (queue, dedup_key, message_id, expires_at)
   values (p_queue, p_dedup_key, 0, p_until) -- nobody sees the row before the caller has stored the id
   on conflict on constraint message_dedup_pkey do update
@@ -138,64 +148,84 @@ $$;
 comment on function packhorse.open_dedup_window(text, text, timestamptz)
   is 'Used by enqueue_message: open the dedup window of a key, or say whose it is.';
 
+create or replace function packhorse.fill_dedup_window(p_queue text, p_dedup_key text, p_message_id bigint)
+returns void
+language sql volatile as $$
+  update packhorse.message_dedup d set message_id = p_message_id
+  where d.queue = p_queue and d.dedup_key = p_dedup_key;
+$$;
+comment on function packhorse.fill_dedup_window(text, text, bigint)
+  is 'Used by enqueue_message: the message to which the window of a key belongs.';
+
+create or replace function packhorse.start_time(p_run_at timestamptz, p_delay interval, p_now timestamptz)
+returns timestamptz
+language sql stable as $$
+-- Null: there is no such time (refuse_delay says why). The delay is compared before it is added: the sum of
+-- now and an absurd one is an error without a name.
+  select case when p_delay is null then coalesce(p_run_at, p_now)
+    when p_run_at is null and p_delay between interval '-3660 days' and interval '3660 days'
+    then p_now + p_delay end;
+$$;
+comment on function packhorse.start_time(timestamptz, interval, timestamptz)
+  is 'Used by enqueue_message: when a message may start; null when delay and run_at do not say it.';
+
 create or replace function packhorse.enqueue_message(
   p_queue text, p_message_type text, p_payload jsonb default '{}', p_options jsonb default '{}',
   p_priority integer default 5, p_delay interval default null, p_run_at timestamptz default null,
   p_max_attempts integer default null, p_conversation_key text default null, p_dedup_key text default null,
   p_dedup_window interval default '5 minutes', p_correlation_id text default null,
-    p_trace_context text default null,
-  p_expires_at timestamptz default null, p_concurrency_key text default null,
-  out message_id bigint, out duplicate boolean
+  p_trace_context text default null, p_expires_at timestamptz default null,
+  p_concurrency_key text default null, p_pending_key text default null, p_when_pending text default null,
+  p_debounce interval default null, p_max_wait interval default null,
+  out message_id bigint, out duplicate boolean, out merged boolean
 )
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
--- Put one message on a queue. p_delay (or p_run_at) says when it may start; p_dedup_key makes a second
--- enqueue inside the window return the first id with duplicate = true and insert nothing.
--- Locks: with a dedup key the row of that key, so that two callers at the same instant agree.
+-- Put one message on a queue. p_dedup_key: a second enqueue inside the window returns the first id and
+-- inserts nothing. p_pending_key, p_debounce: see pending.sql. duplicate: no row was made; merged: the
+-- payload went into an older one. Locks the rows of both keys, so that callers at the same instant agree.
 -- Raises PH001 for a bad argument, PH002 for an unknown queue.
 declare
   v_now constant timestamptz := clock_timestamp();
-  v_run_at timestamptz;
+  v_run_at constant timestamptz := packhorse.start_time(p_run_at, p_delay, v_now);
   v_wake boolean;
+  v_pending record;
 begin
-  duplicate := false;
+  merged := false;
   select w.wake_until > v_now and (w.attended_until is null or w.attended_until <= v_now) into v_wake
   from packhorse.queue_wakeups w where w.queue = p_queue;
   if not found then
     perform packhorse.require_queue(p_queue);
   end if;
-  -- the delay is compared before it is added: the sum of now and an absurd one is an error without a name
-  v_run_at := case when p_delay is null then coalesce(p_run_at, v_now)
-    when p_run_at is null and p_delay between interval '-3660 days' and interval '3660 days'
-    then v_now + p_delay end;
-  if v_run_at is null then
-    perform packhorse.refuse_delay(p_run_at);
-  end if;
-  if p_dedup_key is null and packhorse.is_enqueueable(p_message_type, p_payload, p_options, p_priority,
+  if p_dedup_key is not null or packhorse.is_enqueueable(p_message_type, p_payload, p_options, p_priority,
       v_run_at, p_max_attempts, p_conversation_key, p_correlation_id, p_trace_context, p_expires_at,
-      p_concurrency_key) then
-    null; -- the usual case
-  else
+      p_concurrency_key) is not true then
     perform packhorse.check_enqueue_arguments(p_message_type, p_payload, p_options, p_priority, v_run_at,
-      p_max_attempts, p_conversation_key, p_dedup_key,
-      case when p_dedup_key is not null then coalesce(p_dedup_window, interval '-1 second') end,
-      p_concurrency_key, p_correlation_id, p_trace_context, p_expires_at);
-    message_id := case when p_dedup_key is not null
-      then packhorse.open_dedup_window(p_queue, p_dedup_key, v_now + p_dedup_window) end;
-    if message_id is not null then
-      duplicate := true;
-      return;
-    end if;
+      p_max_attempts, p_conversation_key, p_dedup_key, p_dedup_window, p_concurrency_key, p_correlation_id,
+      p_trace_context, p_expires_at, p_run_at);
+    message_id := packhorse.open_dedup_window(p_queue, p_dedup_key, v_now + p_dedup_window);
   end if;
-  insert into packhorse.message_queue (queue, message_type, payload, options, priority, run_at, max_attempts,
-    conversation_key, dedup_key, correlation_id, trace_context, expires_at, concurrency_key)
-  values (p_queue, p_message_type, p_payload, p_options, p_priority, v_run_at, p_max_attempts,
-    p_conversation_key, p_dedup_key, coalesce(p_correlation_id, gen_random_uuid()::text), p_trace_context,
-    p_expires_at, p_concurrency_key);
-  -- the id that the insert has drawn: cheaper than to return it
-  message_id := currval('packhorse.message_queue_id_seq');
+  duplicate := message_id is not null;
+  if duplicate then
+    return;
+  elsif p_pending_key is null and p_when_pending is null and p_debounce is null and p_max_wait is null then
+    insert into packhorse.message_queue (queue, message_type, payload, options, priority, run_at,
+      max_attempts, conversation_key, dedup_key, correlation_id, trace_context, expires_at, concurrency_key)
+    values (p_queue, p_message_type, p_payload, p_options, p_priority, v_run_at, p_max_attempts,
+      p_conversation_key, p_dedup_key, coalesce(p_correlation_id, gen_random_uuid()::text), p_trace_context,
+      p_expires_at, p_concurrency_key);
+    message_id := currval('packhorse.message_queue_id_seq'); -- drawn by the insert; cheaper than to return it
+  else
+    v_pending := packhorse.enqueue_pending(p_queue, p_message_type, p_payload, p_options, p_priority,
+      v_run_at, p_delay is not null or p_run_at is not null, p_max_attempts, p_conversation_key, p_dedup_key,
+      p_correlation_id, p_trace_context, p_expires_at, p_concurrency_key, p_pending_key, p_when_pending,
+      p_debounce, p_max_wait, v_now);
+    message_id := v_pending.message_id;
+    duplicate := v_pending.duplicate;
+    merged := v_pending.merged;
+    v_wake := v_wake and v_pending.announce;
+  end if;
   if p_dedup_key is not null then
-    update packhorse.message_dedup d set message_id = enqueue_message.message_id
-    where d.queue = p_queue and d.dedup_key = p_dedup_key;
+    perform packhorse.fill_dedup_window(p_queue, p_dedup_key, message_id);
   end if;
   if v_wake then -- also for a later one: the sleeper sets its alarm
     perform pg_notify('packhorse_wake', p_queue);
@@ -203,7 +233,7 @@ begin
 end
 $$;
 comment on function packhorse.enqueue_message(text, text, jsonb, jsonb, integer, interval, timestamptz,
-  integer, text, text, interval, text, text, timestamptz, text)
+  integer, text, text, interval, text, text, timestamptz, text, text, text, interval, interval)
   is 'Put one message on a queue, in the caller''s transaction; returns its id and whether it was a duplicate.';
 
 create or replace function packhorse.types_instead(p_id bigint) returns text

@@ -9,8 +9,8 @@ declare
 begin
   for key, v_type in
     select * from (values ('priority', 'integer'), ('delay', 'interval'), ('run_at', 'timestamptz'),
-      ('max_attempts', 'integer'), ('dedup_window', 'interval'),
-      ('expires_at', 'timestamptz')) as k(name, type)
+      ('max_attempts', 'integer'), ('dedup_window', 'interval'), ('expires_at', 'timestamptz'),
+      ('debounce', 'interval'), ('max_wait', 'interval')) as k(name, type)
   loop
     begin
       execute format('select %L::%s', p_message ->> key, v_type);
@@ -31,7 +31,7 @@ language plpgsql stable as $$
 declare
   v_known constant text[] := array['queue', 'message_type', 'payload', 'options', 'priority', 'delay',
     'run_at', 'max_attempts', 'conversation_key', 'dedup_key', 'dedup_window', 'correlation_id',
-    'trace_context', 'expires_at', 'concurrency_key'];
+    'trace_context', 'expires_at', 'concurrency_key', 'pending_key', 'when_pending', 'debounce', 'max_wait'];
   v_unknown text;
 begin
   if jsonb_typeof(p_message) <> 'object' then
@@ -81,7 +81,8 @@ begin
       v_item ->> 'conversation_key', v_item ->> 'dedup_key',
       coalesce((v_item ->> 'dedup_window')::interval, interval '5 minutes'),
       coalesce(v_item ->> 'correlation_id', v_made), v_item ->> 'trace_context',
-      (v_item ->> 'expires_at')::timestamptz, v_item ->> 'concurrency_key') e;
+      (v_item ->> 'expires_at')::timestamptz, v_item ->> 'concurrency_key', v_item ->> 'pending_key',
+      v_item ->> 'when_pending', (v_item ->> 'debounce')::interval, (v_item ->> 'max_wait')::interval) e;
   end loop;
 exception when sqlstate 'PH001' or sqlstate 'PH002' or data_exception then
   -- one handler around the whole array: a subtransaction per element would cost more than the inserts

@@ -46,7 +46,7 @@ def test_each_function_does_what_the_one_of_its_name_does(
         again = producer.execute(
             "select * from enqueue_message(p_queue => 'default', p_message_type => 'effect', p_dedup_key => 'k')"
         ).fetchone()
-        assert first is not None and again == (first[0], True)
+        assert first is not None and again == (first[0], True, False)
         assert producer.execute(
             """select enqueue_payloads('default', 'effect', '[{"a": 1}, {"a": 2}]')"""
         ).fetchone() == (2,)
