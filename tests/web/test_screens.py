@@ -117,6 +117,8 @@ def test_hostile_texts_are_texts_on_every_screen(database: Database, page: Page,
         "/messages?where=payload.n%3E1",
         "/dead-letters?where=state%3Ddead",
     }
+    if role == "viewer":
+        quiet.add("/conversations")  # keys alone
     assert without <= quiet, "the hostile text is on the others, as text"
     assert "{{7*7}}{% raise %}${7*7}\\u001b[2J\\u202egnp.exe\\u2066" in unescape(
         shown(browser, f"/messages/{WAITING}")
@@ -454,3 +456,50 @@ def test_every_screen_needs_no_more_than_the_rights_of_a_reader(
     for address in addresses("plain words"):
         shown(browser, f"/shop{address}")
     assert page.sites[0]._begin == "web_begin_as_reader"
+
+
+def with_keys(database: Database) -> str:
+    """Furnished, and every message with keys that name a person, one of which an error quotes."""
+    key = "Zanzibar 77"
+    furnish(database)
+    for table in ("message_queue", "message_archive", "dead_letters"):
+        database.query(
+            f"update packhorse.{table} set conversation_key = %s where conversation_key is not null", key
+        )
+    for table in ("message_queue", "dead_letters"):
+        database.query(f"update packhorse.{table} set concurrency_key = %s", f"of {key}")
+    database.query("update packhorse.dead_letters set error_message = %s, traceback = %s", key, f"at {key}")
+    return key
+
+
+def test_no_screen_shows_a_viewer_a_key_nor_leads_him_to_an_address_with_one(
+    page: Page, database: Database
+) -> None:
+    """A conversation key may be a phone number: it is masked as payloads are, in lists, texts and links."""
+    key = with_keys(database)
+    operator, viewer = page.browser(page.token("operator")), page.browser(page.token("viewer"))
+    followed = []
+    for address in addresses("nobody"):
+        for html in (shown(viewer, address), viewer.fragment(address).text):
+            assert "Zanzibar" not in unescape(html).replace("+", " "), address
+            followed += re.findall(r'href="(/conversations\?of=\d+)">••• ([0-9a-f]{6})</a>', html)
+    assert len({label for _, label in followed}) == 1, "messages of one conversation are seen to be of one"
+    html = shown(viewer, followed[0][0])
+    assert f"Conversation ••• {followed[0][1]}</h1>" in html and "Zanzibar" not in html
+    assert f'href="/messages/{BLOCKED}"' in html, "it is the conversation itself"
+    assert key in shown(operator, f"/messages/{BLOCKED}") and key in shown(operator, followed[0][0])
+    assert viewer.get("/conversations?of=999999").status_code == 404
+
+
+def test_a_viewer_asks_for_what_he_knows_and_cannot_feel_his_way_to_what_he_does_not(
+    page: Page, database: Database
+) -> None:
+    key = with_keys(database)
+    operator, viewer = page.browser(page.token("operator")), page.browser(page.token("viewer"))
+    exactly = "/messages?where=" + quote(f'key="{key}"')
+    assert f'href="/messages/{BLOCKED}"' in shown(viewer, exactly)
+    for term in ("key=Zan*", "payload.n>1", "payload.name=a*", "concurrency=of*", "payload.n<=5"):
+        path = "/dead-letters" if term.startswith("concurrency") else "/messages"
+        address = f"{path}?where={quote(term)}"
+        assert "is compared exactly by viewers" in shown(viewer, address), term
+        assert "is compared exactly" not in shown(operator, address), term

@@ -162,8 +162,11 @@ def count(connection: DeadlineConnection, terms: tuple[Term, ...]) -> Count:
 
 
 def waiting(connection: DeadlineConnection, limit: int, probes: int = MOST_PROBES) -> list[Row]:
-    """Conversations that wait, longest first, and what holds each; of the first `probes` by key. waiting:
-    1000 means so many or more. looked_at: how many conversations were looked at."""
+    """Conversations that wait, longest first, and what holds each; of the first `probes` by key.
+
+    waiting: 1000 means so many or more. first_id: of the first message that waits. looked_at: how many
+    conversations were looked at.
+    """
     return rows(connection, "browse_waiting", {"limit": limit, "probes": probes})
 
 
@@ -221,6 +224,14 @@ def group_letters(
 def actions_of(connection: DeadlineConnection, message_id: int) -> list[Row]:
     """What operators did with a message, newest first, at most 50."""
     return rows(connection, "browse_actions_of", (message_id,))
+
+
+def conversation_of(connection: DeadlineConnection, message_id: int) -> str | None:
+    """The key of the conversation of a message, wherever it is; None when there is no such message, or it is
+    of none.
+    """
+    found = value(connection, "browse_conversation_of", {"id": message_id})
+    return None if found is None else str(found)
 
 
 def trace_context(connection: DeadlineConnection, message_id: int) -> str | None:

@@ -210,6 +210,12 @@ class Access:
         """
         return self._csrf(visitor, secrets.token_hex(_NONCE_CHARACTERS // 2))
 
+    def stand_in(self, key: str) -> str:
+        """What a viewer sees instead of a key, which may be a phone number: the same for the same key, so
+        that its messages are seen to belong together.
+        """
+        return f"••• {self._sign('key', key)[:6]}"
+
     def check_change(self, request: Request, visitor: Visitor | None, given: str) -> None:
         """Refuse what another page, or nobody of ours, has sent: the Origin must be ours, and the form as
         well.

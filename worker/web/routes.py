@@ -106,6 +106,7 @@ class Frame:
             + (f"?{visit.request.url.query}" if visit.request.url.query else ""),
             "csrf": self.access.csrf(visit.visitor),
             "can": lambda role: visit.visitor is not None and visit.visitor.may(Role[role.upper()]),
+            "key_text": lambda key: self.key_text(visit.visitor, key),
             "query": dict(visit.request.query_params),
             "outdated": None,
             "moment": None,
@@ -118,6 +119,12 @@ class Frame:
         }
         html = render.environment().get_template(template).render(names)
         return HTMLResponse(html, status, {"Cache-Control": "no-store", "Vary": "HX-Request, Cookie"})
+
+    def key_text(self, visitor: Visitor | None, key: str) -> str:
+        """A key of a conversation, of concurrency or of dedup as this visitor may see it."""
+        if visitor is not None and visitor.may(Role.OPERATOR):
+            return key
+        return self.access.stand_in(key)
 
     def _static(self, name: str) -> str:
         return f"{self.settings.web_base_path}/static/{name}?v={render.static_version(name)}"

@@ -90,10 +90,11 @@ with counted as (
   from packhorse.dead_letters d group by d.fingerprint
   order by 2 desc, 4 desc, 1 limit %(limit)s
 )
-select c.*, n.id as newest_id, n.queue, n.message_type, n.reason, n.error_class, n.error_code, n.error_message
+select c.*, n.id as newest_id, n.queue, n.message_type, n.reason, n.error_class, n.error_code,
+  n.error_message, n.conversation_key, n.concurrency_key
 from counted c cross join lateral (
   select d.id, d.queue, d.message_type, d.reason, d.error_class, d.error_code,
-    left(d.error_message, 200) as error_message
+    left(d.error_message, 200) as error_message, d.conversation_key, d.concurrency_key
   from packhorse.dead_letters d where d.fingerprint = c.fingerprint order by d.dead_at desc limit 1) n
 order by c.count desc, c.last_dead_at desc, c.fingerprint;
 
@@ -105,10 +106,11 @@ with counted as (
   from packhorse.dead_letters m where {filter} group by m.fingerprint
   order by 2 desc, 4 desc, 1 limit %(limit)s
 )
-select c.*, n.id as newest_id, n.queue, n.message_type, n.reason, n.error_class, n.error_code, n.error_message
+select c.*, n.id as newest_id, n.queue, n.message_type, n.reason, n.error_class, n.error_code,
+  n.error_message, n.conversation_key, n.concurrency_key
 from counted c cross join lateral (
   select m.id, m.queue, m.message_type, m.reason, m.error_class, m.error_code,
-    left(m.error_message, 200) as error_message
+    left(m.error_message, 200) as error_message, m.conversation_key, m.concurrency_key
   from packhorse.dead_letters m where m.fingerprint = c.fingerprint and {filter}
   order by m.dead_at desc limit 1) n
 order by c.count desc, c.last_dead_at desc, c.fingerprint;
@@ -117,7 +119,8 @@ order by c.count desc, c.last_dead_at desc, c.fingerprint;
 -- One cause: how many, since when, and its newest letter; no row when there is none.
 select n.fingerprint, c.count, c.first_dead_at, c.last_dead_at, c.last_hour, n.id as newest_id, n.queue,
   n.message_type, n.reason, n.error_class,
-  n.error_code, left(n.error_message, 2000) as error_message, n.traceback
+  n.error_code, left(n.error_message, 2000) as error_message, n.traceback,
+  n.conversation_key, n.concurrency_key
 from packhorse.dead_letters n cross join lateral (
   select count(*) as count, min(d.dead_at) as first_dead_at, max(d.dead_at) as last_dead_at,
     count(*) filter (where d.dead_at > clock_timestamp() - interval '1 hour') as last_hour
@@ -170,22 +173,31 @@ select t.trace_context from (
   union all select d.trace_context from packhorse.dead_letters d where d.id = %(id)s) t
 where t.trace_context is not null limit 1;
 
+-- name: browse_conversation_of
+-- The conversation key of a message, wherever it is.
+select c.conversation_key from (
+  select q.conversation_key::text as conversation_key from packhorse.message_queue q where q.id = %(id)s
+  union all select a.conversation_key from packhorse.message_archive a where a.id = %(id)s
+  union all select d.conversation_key from packhorse.dead_letters d where d.id = %(id)s) c
+where c.conversation_key is not null limit 1;
+
 -- name: browse_waiting
 -- Conversations that wait, longest first, of the first so many by key: one probe of the index for each; and
 -- what holds it.
-with recursive found (conversation_key, since, place) as (
-  (select m.conversation_key::text, greatest(m.created_at, m.run_at), 1 from packhorse.message_queue m
+with recursive found (conversation_key, since, first_id, place) as (
+  (select m.conversation_key::text, greatest(m.created_at, m.run_at), m.id, 1 from packhorse.message_queue m
     where m.state = 'blocked' order by m.conversation_key, m.id limit 1)
   union all
-  (select n.conversation_key, n.since, f.place + 1 from found f cross join lateral (
-     select m.conversation_key::text, greatest(m.created_at, m.run_at) as since from packhorse.message_queue m
+  (select n.conversation_key, n.since, n.first_id, f.place + 1 from found f cross join lateral (
+     select m.conversation_key::text, greatest(m.created_at, m.run_at) as since, m.id as first_id
+     from packhorse.message_queue m
      where m.state = 'blocked' and m.conversation_key > f.conversation_key
      order by m.conversation_key, m.id limit 1) n
    where f.place < %(probes)s)
 )
 select c.conversation_key, c.since, w.waiting, h.holder_kind, h.holder_id,
-  (select max(f.place) from found f) as looked_at
-from (select f.conversation_key, f.since from found f order by f.since limit %(limit)s) c
+  (select max(f.place) from found f) as looked_at, c.first_id
+from (select f.conversation_key, f.since, f.first_id from found f order by f.since limit %(limit)s) c
 cross join lateral (
   select count(*) as waiting
   from (select from packhorse.message_queue m

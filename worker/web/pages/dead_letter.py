@@ -43,15 +43,15 @@ async def load(reader: Reader, query: Query) -> DeadLetterPage:
     letter = await reader.ask("dead letter", 2.0, dead_letters.show, number)
     actions = await reader.ask("message actions", 2.0, browse.actions_of, number)
     steps = tuple(step for step in (letter["steps"] or ()) if isinstance(step, dict))
-    plain = query.visitor.may(Role.OPERATOR)
+    plain, keys = query.visitor.may(Role.OPERATOR), message.keys_of(letter)
     return DeadLetterPage(
         letter=letter,
         payload=payload_rows(letter["payload"]),
         options=payload_rows(letter["options"]),
         error_details=payload_rows(letter["error_details"]),
-        error_message=message.told(letter["error_message"], plain=plain),
-        traceback=message.told(letter["traceback"], plain=plain),
-        attempts=message.attempts_of(letter["history"], plain=plain),
+        error_message=message.told(letter["error_message"], plain=plain, keys=keys),
+        traceback=message.told(letter["traceback"], plain=plain, keys=keys),
+        attempts=message.attempts_of(letter["history"], plain=plain, keys=keys),
         steps=steps,
         actions=actions,
         command=f"packhorse dead-letter show {number}",

@@ -11,7 +11,7 @@ from packhorse.worker.store import browse
 from packhorse.worker.store.browse import Page
 from packhorse.worker.web.access import Role
 from packhorse.worker.web.pages import parameters
-from packhorse.worker.web.pages.message import told
+from packhorse.worker.web.pages.message import keys_of, told
 from packhorse.worker.web.reading import Reader
 from packhorse.worker.web.screens import Query
 
@@ -46,8 +46,8 @@ async def load(reader: Reader, query: Query) -> DeadLetterGroupPage:
     if group is not None:
         group = {
             **group,
-            "error_message": told(group["error_message"], plain=plain),
-            "traceback": told(group["traceback"], plain=plain),
+            "error_message": told(group["error_message"], plain=plain, keys=keys_of(group)),
+            "traceback": told(group["traceback"], plain=plain, keys=keys_of(group)),
         }
     page = await reader.ask(
         "dead letters of a group", 2.0, browse.group_letters, fingerprint, before, after, parameters.ROWS

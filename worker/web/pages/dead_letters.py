@@ -9,7 +9,7 @@ from packhorse.worker.records import Row
 from packhorse.worker.store import browse
 from packhorse.worker.web.access import Role
 from packhorse.worker.web.pages import parameters
-from packhorse.worker.web.pages.message import told
+from packhorse.worker.web.pages.message import keys_of, told
 from packhorse.worker.web.pages.parameters import Filter
 from packhorse.worker.web.reading import Reader
 from packhorse.worker.web.screens import Query
@@ -44,7 +44,10 @@ async def load(reader: Reader, query: Query) -> DeadLettersPage:
         "dead letter groups", 15.0 if found.terms else 5.0, browse.groups, found.terms, MOST_GROUPS
     )
     plain = query.visitor.may(Role.OPERATOR)
-    groups = [{**group, "error_message": told(group["error_message"], plain=plain)} for group in groups]
+    groups = [
+        {**group, "error_message": told(group["error_message"], plain=plain, keys=keys_of(group))}
+        for group in groups
+    ]
     command = (
         f"packhorse dead-letter list --where {shlex.quote(found.text)}"
         if found.text

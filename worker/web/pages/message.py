@@ -22,6 +22,8 @@ TITLE = "Message"
 NAV = None
 TEMPLATE = "message.html"
 
+#: What may name a person.
+_KEYS = ("conversation_key", "concurrency_key", "dedup_key")
 _SCHEDULED = re.compile(r"schedule:(.+):(\d{4}-\d\d-\d\dT[\d:]+Z)")
 _TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-")
 
@@ -84,7 +86,8 @@ async def load(reader: Reader, query: Query) -> MessagePage:
         else None
     )
     plain = query.visitor.may(Role.OPERATOR)
-    gates = [replace(gate, detail=told(gate.detail, plain=plain) or "") for gate in gates]
+    keys = keys_of(message)
+    gates = [replace(gate, detail=told(gate.detail, plain=plain, keys=keys) or "") for gate in gates]
     stops = _stops(gates, str(message["state"])) if is_live else None
     scheduled = _SCHEDULED.fullmatch(message["correlation_id"] or "")
     return MessagePage(
@@ -94,13 +97,13 @@ async def load(reader: Reader, query: Query) -> MessagePage:
         error_details=payload_rows(message["error_details"]),
         gates=gates,
         stops=stops,
-        attempts=attempts_of(message["history"], plain=plain),
+        attempts=attempts_of(message["history"], plain=plain, keys=keys),
         steps=tuple(step for step in (message["steps"] or ()) if isinstance(step, dict)),
         actions=actions,
         trace_id=trace.group(1) if trace else None,
         schedule=scheduled.group(1) if scheduled else None,
         holder=holder,
-        error_message=told(message["error_message"], plain=plain),
+        error_message=told(message["error_message"], plain=plain, keys=keys),
         command=f"packhorse message explain {number}",
     )
 
@@ -114,9 +117,16 @@ def _stops(gates: list[Gate], state: str) -> Gate | None:
     return next(iter([*said, *closed]), None)
 
 
-def attempts_of(history: Any, *, plain: bool) -> tuple[Attempt, ...]:
+def keys_of(row: Row) -> tuple[str, ...]:
+    """The keys of a message that may name a person."""
+    return tuple(str(row[name]) for name in _KEYS if row.get(name))
+
+
+def attempts_of(history: Any, *, plain: bool, keys: tuple[str, ...] = ()) -> tuple[Attempt, ...]:
     """The entries of a history, newest first; what somebody has put there by hand and is no entry is left
-    out. plain: texts of errors as they are, with the personal data that may stand in them."""
+    out. plain: texts of errors as they are, with the personal data that may stand in them; else without, and
+    without these keys.
+    """
     entries = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
     return tuple(
         Attempt(
@@ -125,17 +135,23 @@ def attempts_of(history: Any, *, plain: bool) -> tuple[Attempt, ...]:
             moment(_text(entry, "at")),
             _text(entry, "error_class"),
             _text(entry, "error_code"),
-            told(_text(entry, "error_message"), plain=plain),
-            told(_text(entry, "traceback"), plain=plain),
+            told(_text(entry, "error_message"), plain=plain, keys=keys),
+            told(_text(entry, "traceback"), plain=plain, keys=keys),
             _text(entry, "holder"),
         )
         for entry in reversed(entries)
     )
 
 
-def told(text: str | None, *, plain: bool) -> str | None:
-    """A text of an error; not plain: without phone numbers, addresses and secrets, as in the log."""
-    return text if plain or text is None else mask_whole(text)
+def told(text: str | None, *, plain: bool, keys: tuple[str, ...] = ()) -> str | None:
+    """A text of an error or of a gate; not plain: without phone numbers, addresses and secrets, as in the
+    log, and without these keys.
+    """
+    if plain or text is None:
+        return text
+    for key in keys:
+        text = text.replace(key, "•••")
+    return mask_whole(text)
 
 
 def moment(text: str | None) -> str | datetime | None:

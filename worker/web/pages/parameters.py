@@ -8,11 +8,14 @@ from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.ops import where
 from packhorse.worker.states import State
 from packhorse.worker.store.filters import DEAD, KNOWN, Term
+from packhorse.worker.web.access import Role
 from packhorse.worker.web.screens import Query
 
 #: Rows of a page that is turned.
 ROWS = 50
 MOST_TEXT = 500
+#: Fields whose values viewers do not see.
+HIDDEN_FIELDS = ("payload", "key", "concurrency")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +43,25 @@ def dead_filter(query: Query) -> Filter:
 def _filter(query: Query, fields: tuple[str, ...], states: tuple[str, ...]) -> Filter:
     given = query.text("where")
     try:
-        return Filter(given, where.parse(given, fields, states).terms)
+        terms = where.parse(given, fields, states).terms
+        if not query.visitor.may(Role.OPERATOR):
+            _refuse_guessing(terms)
+        return Filter(given, terms)
     except InvalidArgument as error:
         return Filter(given[: where.MOST_CHARACTERS], (), str(error).removeprefix("where: "), error.hint)
+
+
+def _refuse_guessing(terms: tuple[Term, ...]) -> None:
+    """What a visitor may not see he may ask for, not feel his way to: a pattern or a comparison tells it one
+    character after the other. Raises InvalidArgument.
+    """
+    for term in terms:
+        if term.field in HIDDEN_FIELDS and (term.like or term.operator not in ("=", "!=")):
+            raise InvalidArgument(
+                f"where: {term.field} is compared exactly by viewers",
+                field="where",
+                hint=f"Write {term.field}=, without * and without < or >",
+            )
 
 
 def number(query: Query, name: str) -> int:
