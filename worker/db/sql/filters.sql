@@ -33,8 +33,8 @@ jsonb_extract_path_text({column}, variadic %({name}_path)s::text[])
 -- name: filter_compared_payload
 -- A number at a place of the payload, compared.
 ((case when jsonb_typeof(jsonb_extract_path({column}, variadic %({name}_path)s::text[])) = 'number'
-  then jsonb_extract_path_text({column}, variadic %({name}_path)s::text[])::numeric end) {operator} %(
-    {name})s::numeric)
+  then jsonb_extract_path_text({column}, variadic %({name}_path)s::text[])::numeric end)
+  {operator} %({name})s::numeric)
 
 -- name: filter_everything
 -- No filter.
