@@ -31,6 +31,7 @@ ALL_METRICS = (
     "outage",
     "platform",
     "backfill",
+    "push",
     "web",
 )
 HOME = Path(__file__).resolve().parent.parent

@@ -14,6 +14,7 @@ from benchmarks.metrics import (
     pickup,
     platform,
     producers,
+    push,
     recovery,
     snapshot,
     tree,
@@ -68,6 +69,8 @@ def cases(metrics: tuple[str, ...], snapshot_messages: tuple[int, ...]) -> list[
         found += [(case, outage.measure) for case in outage.CASES]
     if "platform" in metrics:
         found += [(case, platform.measure) for case in platform.CASES]
+    if "push" in metrics:
+        found += [(case, push.measure) for case in push.CASES]
     if "web" in metrics:
         found += [(case, web.measure) for case in web.CASES]
     return found
