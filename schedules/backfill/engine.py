@@ -48,9 +48,13 @@ logger = logging.getLogger("packhorse.backfill")
 
 FIRST_BATCH = 1000
 #: How long a batch should take, and how long the rest after it, as a share of that: beside an idle queue, and
-#: beside one that has work.
+#: beside one that has work. A claim that comes meanwhile shares the processors with the batch, and its commit
+#: writes the batch's log to the disk: so one claim in twelve meets a batch, and a short one.
 IDLE = (0.35, 0.0)
-BUSY = (0.015, 6.0)
+BUSY = (0.008, 12.0)
+#: Time makes a batch no smaller than this: below it nearly all of the time is that of the statements, and not
+#: of the rows, so still fewer rows would take as long.
+LEAST_ROWS = 100
 #: How long writers of a source that is changed in place wait for the rows of a batch.
 IN_PLACE_SECONDS = 0.04
 #: Above so many rows, the total is the planner's estimate.
@@ -261,7 +265,8 @@ class BackfillRun(Work):
         if self._backfill.changes_in_place:
             target = min(target, IN_PLACE_SECONDS)
         if self._batch.rows >= self._size:
-            self._size = next_size(self._size, took_seconds, self._backfill.most_rows, target)
+            fitting = next_size(self._size, took_seconds, self._backfill.most_rows, target)
+            self._size = max(fitting, min(self._size, LEAST_ROWS))
 
     def failed(self, error: StoreError) -> None:
         """A row that refuses is found by halves and explained; after a conflict, or a batch that took too

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 import packhorse
-from packhorse.schedules.backfill import acts, declare
+from packhorse.schedules.backfill import acts, declare, engine
 from packhorse.schedules.maintenance.policies import Gates
 from packhorse.worker.errors import InvalidArgument, StoreRejected
 from packhorse.worker.ops import backfills as ops
@@ -61,6 +61,24 @@ def test_a_backfill_walks_its_table_and_is_verified(database, lower_emails, run,
     assert database.query("select action, operator, reason from operator_actions") == [
         ("run_backfill", "ada", "one spelling")
     ]
+
+
+def test_a_slow_database_makes_batches_smaller_but_not_of_single_rows(
+    database, declared, shop, run, monkeypatch
+):
+    """Where every statement takes longer than a batch should, fewer rows would not make it faster."""
+    monkeypatch.setattr(engine, "ONE_TRANSACTION_ROWS", 0)
+    monkeypatch.setattr(engine, "FIRST_BATCH", 400)
+    monkeypatch.setattr(engine, "IDLE", (0.001, 0.0))
+    sizes = []
+
+    @packhorse.backfill("slow", table="shop.users", verify=lambda connection: 0)
+    def slow(connection, keys):
+        connection.execute("select pg_sleep(0.01)")
+        sizes.append(len(keys))
+
+    assert run(declare.find("slow")).state == "succeeded"
+    assert sizes == [400, 200, 100, 100, 100, 100]
 
 
 def test_a_second_run_changes_nothing_and_finds_what_is_new(database, lower_emails, run):
