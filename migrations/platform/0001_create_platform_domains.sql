@@ -110,7 +110,7 @@ declare
     'maintain_messages_partitions', 'make_messages_partition', 'mark_finished', 'mark_session_ended',
     'mark_timed_out_workflows', 'mark_workflow_completed', 'may_name_phone', 'mentions_phone',
     'merge_context', 'missing_host_keys', 'normalize_phone', 'normalize_phone_columns', 'note_person_request',
-    'platform_is_admin', 'platform_rights', 'platform_user_id', 'protect_audit_events',
+    'phone_patterns', 'platform_is_admin', 'platform_rights', 'platform_user_id', 'protect_audit_events',
     'refresh_platform_access', 'refuse_agent_session', 'refuse_value', 'refuse_workflow',
     'release_stuck_conversations', 'set_agent_session_status', 'start_workflow', 'take_back_audit_events',
     'touch_amara_conversations',

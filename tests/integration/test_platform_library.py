@@ -21,6 +21,7 @@ from psycopg.rows import dict_row, namedtuple_row
 import packhorse
 from packhorse import calls, platform
 from packhorse.worker.broker.postgres import PostgresBroker
+from packhorse.worker.db.errors import translated
 from packhorse.worker.errors import InvalidArgument, StoreRejected, StoreUnavailable
 from tests.support.harness import House, quick_settings
 from tests.support.pages import Page, working
@@ -498,6 +499,36 @@ def test_a_person_is_exported_and_erased(broker: PostgresBroker) -> None:
     done = platform.erase_person_data(phone=PHONE, reason="asked")
     assert platform.Erasure("agent_chat_sessions", "deleted", 1) in done
     assert platform.export_person_data(phone=PHONE)["agent_chat_sessions"] == []
+
+
+@pytest.mark.slow
+def test_an_erasure_may_take_longer_than_other_calls(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for a row that somebody has locked for longer than the deadline of a call."""
+    made = PostgresBroker(settings=quick_settings(database, call_deadline_seconds=0.5))
+    monkeypatch.setattr("dramatiq.broker.global_broker", made)
+    platform.get_or_create_session(PHONE, "shop")
+    locked = threading.Event()
+
+    def hold() -> None:
+        with connect(database) as other:
+            other.execute("select from agent_chat_sessions for update")
+            locked.set()
+            other.execute("select pg_sleep(1.5)")
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    try:
+        locked.wait()
+        assert platform.Erasure("agent_chat_sessions", "deleted", 1) in platform.erase_person_data(
+            phone=PHONE
+        )
+        with pytest.raises(StoreUnavailable), made.pool.connection() as same, translated():
+            same.execute("select pg_sleep(1)")  # the connection has its deadline again
+    finally:
+        holder.join()
+        made.close()
 
 
 def test_the_page_does_what_it_says(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,9 @@ from uuid import UUID
 from packhorse.worker.observe.masking import masked
 from packhorse.worker.platform.running import Script, run, run_async
 
+#: Export and erasure read whole tables; the deadline of other calls would cut them off.
+DEADLINE_SECONDS = 3600.0
+
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
@@ -28,14 +31,14 @@ def export_person_data(
     user_id, phone: one of them, or both; a phone in any form. connection: as for get_or_create_session().
     Raises InvalidArgument, StoreError.
     """
-    return run(_export(user_id, phone), connection)
+    return run(_export(user_id, phone), connection, deadline_seconds=DEADLINE_SECONDS)
 
 
 async def export_person_data_async(
     user_id: UUID | str | None = None, phone: str | None = None, *, connection: Any = None
 ) -> dict[str, Any]:
     """As export_person_data(), awaited."""
-    return await run_async(_export(user_id, phone), connection)
+    return await run_async(_export(user_id, phone), connection, deadline_seconds=DEADLINE_SECONDS)
 
 
 def _export(user_id: UUID | str | None, phone: str | None) -> Script[dict[str, Any]]:
@@ -57,7 +60,7 @@ def erase_person_data(
     user_id, phone: as for export_person_data(). reason: why, for the audit record. connection: as for
     get_or_create_session(). Raises InvalidArgument, StoreError.
     """
-    return run(_erase(user_id, phone, reason), connection)
+    return run(_erase(user_id, phone, reason), connection, deadline_seconds=DEADLINE_SECONDS)
 
 
 async def erase_person_data_async(
@@ -68,7 +71,7 @@ async def erase_person_data_async(
     connection: Any = None,
 ) -> list[Erasure]:
     """As erase_person_data(), awaited."""
-    return await run_async(_erase(user_id, phone, reason), connection)
+    return await run_async(_erase(user_id, phone, reason), connection, deadline_seconds=DEADLINE_SECONDS)
 
 
 def _erase(user_id: UUID | str | None, phone: str | None, reason: str | None) -> Script[list[Erasure]]:

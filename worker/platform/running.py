@@ -23,24 +23,29 @@ T = TypeVar("T")
 Script = Generator[tuple[str, Mapping[str, Any]], list[Row], T]
 
 
-def run(script: Script[T], connection: Any = None) -> T:
+def run(script: Script[T], connection: Any = None, *, deadline_seconds: float = 0.0) -> T:
     """Run it on a psycopg connection, in its transaction; without one on a connection of the broker's pool,
-    where each statement commits.
+    where each statement commits. deadline_seconds: of a statement that may take longer than the pool's.
 
     Raises InvalidArgument, StoreError.
     """
     if connection is not None:
         return _through(script, connection)
     with _broker().pool.connection() as own:
-        return _through(script, own)
+        usual = own.deadline_seconds
+        own.deadline_seconds = max(usual, deadline_seconds)
+        try:
+            return _through(script, own)
+        finally:
+            own.deadline_seconds = usual
 
 
-async def run_async(script: Script[T], connection: Any = None) -> T:
+async def run_async(script: Script[T], connection: Any = None, *, deadline_seconds: float = 0.0) -> T:
     """The same on a psycopg AsyncConnection; without one in a helper thread, so that the event loop goes
     on.
     """
     if connection is None:
-        return await in_thread(run, script)
+        return await in_thread(run, script, deadline_seconds=deadline_seconds)
     rows: list[Row] | None = None
     while True:
         try:

@@ -111,6 +111,8 @@ language plpgsql as $$
 -- Take a person out of events, webhooks, audit records and the ledger of backfills. Audit records of security
 -- stay as they are; the others may be changed because erase_person_data sets
 -- packhorse_platform.audit_exception (see protect_audit_events).
+declare
+  v_patterns constant text[] := platform.phone_patterns(p_phones);
 begin
   return query with changed as (update platform.platform_events e
     set user_id = null, session_id = null, properties = '{}'
@@ -118,8 +120,9 @@ begin
     select 'platform_events', 'emptied', count(*) from changed;
   return query with changed as (update platform.webhook_events e
     set payload = null, headers = null, destination = null, error_message = null
-    where platform.normalize_phone(e.destination) = any (p_phones)
-      or platform.mentions_phone(e.payload, p_phones) returning 1)
+    where (e.destination like any (v_patterns) or e.payload::text like any (v_patterns))
+      and (platform.normalize_phone(e.destination) = any (p_phones)
+        or platform.mentions_phone(e.payload, p_phones)) returning 1)
     select 'webhook_events', 'emptied', count(*) from changed;
   return query with changed as (update platform.audit_events e
     set user_id = null, actor_ip = null, changes = null,
@@ -127,7 +130,8 @@ begin
     where e.user_id = any (p_user_ids) and e.event_category <> 'security' returning 1)
     select 'audit_events', 'emptied', count(*) from changed;
   return query with changed as (update platform.platform_backfill_rows r set old_value = null
-    where r.old_value is not null and platform.mentions_phone(r.old_value, p_phones) returning 1)
+    where r.old_value::text like any (v_patterns)
+      and platform.mentions_phone(r.old_value, p_phones) returning 1)
     select 'platform_backfill_rows', 'emptied', count(*) from changed;
 end
 $$;

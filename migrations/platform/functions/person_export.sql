@@ -85,9 +85,11 @@ declare
   v_person record;
   v_host record;
   v_data jsonb;
+  v_patterns text[];
 begin
   select k.* into v_caller from platform.check_person_caller(p_user_id, p_phone) k;
   select f.* into v_person from platform.find_person(p_user_id, p_phone, v_caller.is_server) f;
+  v_patterns := platform.phone_patterns(v_person.phones);
   v_data := platform.export_person_talk(v_person.user_ids, v_person.phones)
     || platform.export_person_queue(v_person.phones) || jsonb_build_object(
     'guest_sessions', (select coalesce(jsonb_agg(to_jsonb(g) - 'session_token'::text), '[]')
@@ -101,8 +103,9 @@ begin
     'platform_events', (select coalesce(jsonb_agg(to_jsonb(e)), '[]') from platform.platform_events e
       where e.user_id = any (v_person.user_ids)),
     'webhook_events', (select coalesce(jsonb_agg(to_jsonb(e)), '[]') from platform.webhook_events e
-      where platform.normalize_phone(e.destination) = any (v_person.phones)
-        or platform.mentions_phone(e.payload, v_person.phones)),
+      where (e.destination like any (v_patterns) or e.payload::text like any (v_patterns))
+        and (platform.normalize_phone(e.destination) = any (v_person.phones)
+          or platform.mentions_phone(e.payload, v_person.phones))),
     'referrals', (select coalesce(jsonb_agg(to_jsonb(r)), '[]') from platform.referrals r
       where r.referrer_id = any (v_person.user_ids)
         or to_jsonb(r) ->> 'referee_id' = any (v_person.user_ids::text[])),

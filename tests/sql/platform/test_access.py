@@ -361,6 +361,7 @@ WORKERS = {
     "mentions_phone",
     "merge_context",
     "note_person_request",
+    "phone_patterns",
     "refuse_agent_session",
     "refuse_workflow",
     "touch_conversation_memory",

@@ -218,6 +218,24 @@ def test_a_status_that_is_none_is_refused(sql: Sql) -> None:
     )
 
 
+def test_a_lock_that_was_cleared_costs_no_try_and_the_third_one_ends_the_message(
+    shared_database: Database, sql: Sql
+) -> None:
+    """Nothing has failed that its worker could report; what kills its workers ends (docs/platform.md)."""
+    old_enough_for_rescue(shared_database)
+    message_id = sql.enqueue()
+    for _ in range(3):
+        found = next_message(sql)
+        assert found is not None and found["retry_count"] == 0
+        sql.rows("update message_queue set lease_expires_at = clock_timestamp() - interval '1 second'")
+        assert rest(sql, "cleanup_stale_message_locks") == [1]
+        sql.due_now()
+    assert next_message(sql) is None
+    assert sql.rows("select id, reason, attempt, crashes from dead_letters") == [
+        (message_id, "quarantined", 0, 3)
+    ]
+
+
 @pytest.mark.parametrize("status", ["completed", "failed", "pending", "retry"])
 def test_a_lock_id_whose_lease_was_lost_changes_nothing(
     shared_database: Database, sql: Sql, status: str
