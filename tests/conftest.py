@@ -13,6 +13,7 @@ from typing import Any
 from zlib import crc32
 
 import pytest
+from hypothesis import settings
 
 # a shell starts background jobs with SIGINT ignored, and everything below inherits that: Ctrl-C would reach
 # no program under test
@@ -83,6 +84,13 @@ OF_NO_SERVER = {
     "test_import_name",
     "test_testing_plugin",
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The fast ring tries few examples of what is said of any value; the full ring hypothesis' hundred."""
+    settings.register_profile("fast", max_examples=20)
+    if _is_fast_ring(config):
+        settings.load_profile("fast")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

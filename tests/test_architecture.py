@@ -8,13 +8,10 @@ import re
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-TOP = Path(__file__).parent.parent
-#: Every module of both packages; paths are shown as seen from TOP.
-FILES = sorted([*(TOP / "worker").rglob("*.py"), *(TOP / "schedules").rglob("*.py")])
+from tests.support.sources import FILES, TOP, nodes, tree
 
 #: Lowest first. A room imports from floors below its own, never from a neighbour. Whatever lies loose in
 #: worker/ is the ground.
@@ -91,11 +88,6 @@ def _place(module: str) -> tuple[int, str] | None:
 
 
 @cache
-def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
-
-
-@cache
 def _imports() -> list[tuple[str, str, bool]]:
     """(module, imported, at module level) for every import below worker/ and schedules/, without
     `packhorse.`.
@@ -103,18 +95,12 @@ def _imports() -> list[tuple[str, str, bool]]:
     found = []
     for path in FILES:
         module = ".".join(path.relative_to(TOP).with_suffix("").parts).removesuffix(".__init__")
-        tree = _tree(path)
+        body = tree(path).body
         # `if TYPE_CHECKING`, too
         top = set(
-            map(
-                id,
-                [
-                    *tree.body,
-                    *(inner for node in tree.body if isinstance(node, ast.If) for inner in node.body),
-                ],
-            )
+            map(id, [*body, *(inner for node in body if isinstance(node, ast.If) for inner in node.body)])
         )
-        for node in ast.walk(tree):
+        for node in nodes(path):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
@@ -131,6 +117,9 @@ def _imports() -> list[tuple[str, str, bool]]:
     return found
 
 
+_STRANGER = re.compile(r"\b(?:from|import)\s+(?:worker|schedules)\b")
+
+
 def test_the_folders_are_imported_as_parts_of_packhorse():
     """Under its own name each module would be there twice, and each class with it (SPEC N1)."""
     strangers = []
@@ -140,7 +129,9 @@ def test_the_folders_are_imported_as_parts_of_packhorse():
         *sorted(TOP.glob("tests/**/*.py")),
         *sorted(TOP.glob("examples/**/*.py")),
     ]:
-        for node in ast.walk(_tree(path)):
+        if not _STRANGER.search(path.read_text()):  # nearly all: it spares their parsing
+            continue
+        for node in nodes(path):
             names = (
                 [node.module or ""]
                 if isinstance(node, ast.ImportFrom)
@@ -174,7 +165,7 @@ def test_no_two_classes_share_a_name():
     """One word per thing (HOUSE)."""
     places: dict[str, list[str]] = {}
     for path in FILES:
-        for node in _tree(path).body:
+        for node in tree(path).body:
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name.lstrip("_"), []).append(str(path.relative_to(TOP)))
     # a stock class of dramatiq has its own name for what replaces it
@@ -203,7 +194,7 @@ def test_nothing_below_imports_the_public_names():
     """packhorse/*.py stand on top of the house: who is asked for them may ask back for nothing."""
     wrong = []
     for path in FILES:
-        for node in ast.walk(_tree(path)):
+        for node in nodes(path):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             wrong += [
@@ -272,7 +263,7 @@ def test_connections_are_opened_in_one_place():
     asked = [
         f"{path.relative_to(TOP)}:{node.lineno}"
         for path in FILES
-        for node in ast.walk(_tree(path))
+        for node in nodes(path)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "connect"
     ]
     assert [
@@ -285,7 +276,7 @@ def test_there_is_no_sql_text_outside_its_homes():
     verbs = ("select ", "insert into ", "update ", "delete from ", "create table", "alter ")
     found = []
     for path in FILES:
-        for node in ast.walk(_tree(path)):
+        for node in nodes(path):
             if (
                 isinstance(node, ast.Constant)
                 and isinstance(node.value, str)

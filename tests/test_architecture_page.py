@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_architecture import FILES, FLOORS
+from tests.support.sources import FILES, nodes
+from tests.test_architecture import FLOORS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -48,12 +49,7 @@ def paths(text: str) -> list[str]:
 
 
 def classes() -> list[str]:
-    return [
-        node.name
-        for path in FILES
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ClassDef)
-    ]
+    return [node.name for path in FILES for node in nodes(path) if isinstance(node, ast.ClassDef)]
 
 
 def test_every_row_of_the_index_has_a_number_of_its_own_and_a_rule():

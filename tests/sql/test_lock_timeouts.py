@@ -93,6 +93,14 @@ def test_expiry_goes_on_beside_a_conversation_that_somebody_keeps_locked(clients
     assert [sql.state(key) for key in (first, successor)] == ["cancelled", "pending"]
 
 
+def test_expiry_goes_on_beside_a_message_that_somebody_keeps_locked(clients: Callable[..., Sql]) -> None:
+    sql = clients()
+    locked, free = (sql.enqueue(expires_at="2000-01-01") for _ in range(2))
+    with left_open(clients(), "select from message_queue where id = %s for update", locked):
+        assert sql.value("select expire_messages()") == 1
+    assert [sql.state(key) for key in (locked, free)] == ["pending", "cancelled"]
+
+
 def test_upkeep_goes_on_beside_an_old_dead_letter_that_somebody_looks_at(clients: Callable[..., Sql]) -> None:
     sql = clients()
     dead = sql.enqueue()

@@ -36,14 +36,6 @@ def test_one_that_somebody_keeps_locked_holds_up_no_other(clients: Callable[...,
     assert [sql.state(lease.id) for lease in (locked, free)] == ["running", "done"]
 
 
-def test_a_hard_time_limit_that_comes_after_it_fails_nothing(sql: Sql) -> None:
-    """It has succeeded, and waits for that to be written."""
-    lease = refused(sql)
-    before = sql.snapshot()
-    assert sql.value("select fail_overdue_message(%s, %s, 'late')", lease.id, lease.token) == "lost"
-    assert sql.snapshot() == before
-
-
 def test_it_is_not_rescued_and_not_handed_back_with_what_its_process_held(sql: Sql) -> None:
     lease = refused(sql)
     before = sql.snapshot()
@@ -53,3 +45,10 @@ def test_it_is_not_rescued_and_not_handed_back_with_what_its_process_held(sql: S
     assert sql.value("select rescue_expired_messages()") == 0
     sql.rows("update message_queue set lease_expires_at = 'infinity'")
     assert sql.snapshot() == before
+
+
+def test_it_does_not_expire(sql: Sql) -> None:
+    """What is done was worth doing."""
+    lease = refused(sql)
+    sql.rows("update message_queue set expires_at = '2000-01-01'")
+    assert sql.value("select expire_messages()") == 0 and sql.state(lease.id) == "running"

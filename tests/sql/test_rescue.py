@@ -164,7 +164,9 @@ def test_one_message_that_cannot_be_returned_keeps_no_other(clients: Callable[..
     ids = [dead, sql.enqueue(), sql.enqueue()]
     assert sorted(lease.id for lease in sql.claim(10)) == ids
     sql.rows("update message_queue set lease_expires_at = clock_timestamp() - interval '1 second'")
+    held = sql.claimed()
     assert sql.value("select rescue_expired_messages()") == 2
+    assert sql.state(held.id) == "running", "its lease goes on"
     assert [sql.live(dead)["state"], sql.state(ids[1]), sql.state(ids[2])] == ["running", "dead", "dead"]
     ((sqlstate, text),) = notices
     assert sqlstate == "23505" and text.startswith(f"message {dead} cannot be rescued: ")
@@ -283,6 +285,30 @@ def test_the_lease_of_a_process_that_turns_out_to_live_was_no_crash(sql: Sql) ->
         "whoever has it now keeps it"
     )
     assert events(sql, lease.id) == ["lease_expired", "crash_withdrawn"]
+
+
+WITHDRAW = "select withdraw_crashes(array[%s::bigint], %s, 'its process lives')"
+
+
+def test_a_crash_is_withdrawn_of_the_named_messages_only_and_never_below_none(sql: Sql) -> None:
+    named, other = sql.claimed(), sql.claimed()
+    for lease in named, other:
+        sql.crash(lease)
+    assert sql.value(WITHDRAW, named.id, HOLDER) == 1
+    assert [sql.live(lease.id)["crashes"] for lease in (named, other)] == [0, 1]
+    sql.rows("update message_queue set crashes = 0")  # by hand
+    assert sql.value(WITHDRAW, other.id, HOLDER) == 0
+
+
+def test_the_crash_of_another_process_is_not_withdrawn_by_one_that_has_withdrawn_its_own(sql: Sql) -> None:
+    lease = sql.claimed()
+    sql.crash(lease)
+    assert sql.value(WITHDRAW, lease.id, HOLDER) == 1
+    sql.due_now()
+    (again,) = sql.claim(1, holder=OTHER)
+    sql.crash(again)
+    assert sql.value(WITHDRAW, lease.id, HOLDER) == 0
+    assert sql.live(lease.id)["crashes"] == 1
 
 
 def test_a_process_that_ended_itself_in_good_order_crashed_nothing(sql: Sql) -> None:
