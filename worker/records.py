@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 
 class EnqueueOptions(TypedDict, total=False):
     """What enqueue() takes besides the payload; None, where it is allowed, is as if nothing was said.
 
-    The first eleven are columns of the message, the others what dramatiq's middleware reads. For a type
+    The first fifteen are columns of the message, the others what dramatiq's middleware reads. For a type
     checker this is all; at run time options of other middleware pass, too (`**{"my_option": 1}`).
     """
 
@@ -23,6 +23,10 @@ class EnqueueOptions(TypedDict, total=False):
     concurrency_key: str | None
     dedup_key: str | None
     dedup_window: float | None  # seconds
+    pending_key: str | None
+    when_pending: Literal["return", "replace", "append"] | None
+    debounce: float | timedelta | None  # seconds, as the next one
+    max_wait: float | timedelta | None
     correlation_id: str | None
     trace_context: str | None
     max_retries: int | None
@@ -54,10 +58,13 @@ class Hints:
 
 @dataclass(frozen=True, slots=True)
 class EnqueueResult:
-    """Answer of an enqueue: `id` of the message; `duplicate` when a dedup window returned an older one."""
+    """Answer of an enqueue: `id` of the message; `duplicate` when it is an older one, by its dedup or pending
+    key; `merged` when the payload went into that one.
+    """
 
     id: int
     duplicate: bool = False
+    merged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,8 @@ class ActorOptions(TypedDict, total=False):
     max_in_flight: int
     services: list[str]
     failure_breaker: int
+    debounce: float  # seconds, as max_wait
+    max_wait: float
 
 
 class Actor(dramatiq.Actor[P, R]):

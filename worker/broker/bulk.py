@@ -16,7 +16,7 @@ from packhorse.worker.db.errors import translated
 from packhorse.worker.enqueue.encoding import Encoded
 from packhorse.worker.errors import InvalidArgument, StoreRejected
 from packhorse.worker.store import messages as store
-from packhorse.worker.store.options import BULK_KEYS
+from packhorse.worker.store.options import BULK_KEYS, PER_MESSAGE_KEYS
 
 #: What one statement holds at most, and what may be on its way at once: the deadline of a call is for what it
 #: waits for.
@@ -41,9 +41,12 @@ def encoded_one_by_one(broker: Encoder, messages: list[dramatiq.Message[Any]]) -
         if before:
             broker.emit_before("enqueue", message, None)
         encoded = broker.encoded(message)
-        if "dedup_key" in encoded.extra:
+        if not PER_MESSAGE_KEYS.isdisjoint(encoded.extra):
+            name = min(PER_MESSAGE_KEYS & encoded.extra.keys()).removesuffix("_seconds")
             raise InvalidArgument(
-                "dedup_key: bulk enqueue has no dedup windows", field="dedup_key", hint="Use enqueue()."
+                f"{name}: bulk enqueue has neither dedup windows nor pending keys",
+                field=name,
+                hint="Use enqueue().",
             )
         yield encoded
         if after:

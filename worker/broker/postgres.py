@@ -92,7 +92,7 @@ class PostgresBroker(Broker):
         self._hooked = -1
         self._hooks: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
         self.steps = BrokerSteps(lambda: self.pool, partial(self.open_connection, "steps"))
-        self.actor_options |= {"transactional", "aliases", "max_in_flight"}
+        self.actor_options |= {"transactional", "aliases", "max_in_flight", "debounce", "max_wait"}
         forks.register(self)
 
     def after_fork(self, stranger: bool) -> None:
@@ -196,8 +196,9 @@ class PostgresBroker(Broker):
         """Put a message on its queue; in the handler's transaction when it has one.
 
         delay: milliseconds. Options beyond dramatiq's: priority 1..10, conversation_key, dedup_key,
-        dedup_window (s), correlation_id, trace_context, max_attempts, concurrency_key, run_at, expires_in
-        (s). Raises InvalidArgument, StoreUnavailable.
+        dedup_window (s), pending_key, when_pending, debounce (s), max_wait (s), correlation_id,
+        trace_context, max_attempts, concurrency_key, run_at, expires_in (s). Raises InvalidArgument,
+        StoreUnavailable.
         """
         if isinstance(message, ClaimedMessage):
             if not message.returned:
@@ -323,7 +324,8 @@ class PostgresBroker(Broker):
     def enqueue_many(self, messages: Iterable[dramatiq.Message[Any]]) -> int:
         """Enqueue many messages in one transaction, a thousand per statement; returns how many. All or none.
 
-        Within the batch, messages of one conversation keep their order. No dedup keys: InvalidArgument.
+        Within the batch, messages of one conversation keep their order. No dedup or pending keys:
+        InvalidArgument.
         """
         found = list(messages)
         if tracing.active is None or not found:

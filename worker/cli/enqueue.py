@@ -56,6 +56,25 @@ def enqueue(
     dedup_window: Annotated[
         float | None, duration("--dedup-window", "How long the dedup key counts; default 5m.")
     ] = None,
+    pending_key: Annotated[
+        str | None,
+        typer.Option("--pending-key", help="Unique among the messages of its type that have not started."),
+    ] = None,
+    when_pending: Annotated[
+        str | None,
+        typer.Option(
+            "--when-pending",
+            metavar="return|replace|append",
+            help="What a second enqueue of the pending key does with the first.",
+        ),
+    ] = None,
+    debounce: Annotated[
+        float | None,
+        duration("--debounce", "Append, and start so long after the last one; by conversation key, too."),
+    ] = None,
+    max_wait: Annotated[
+        float | None, duration("--max-wait", "Debounced, it waits no longer; default ten times --debounce.")
+    ] = None,
     correlation_id: Annotated[
         str | None,
         typer.Option("--correlation-id", help="Carried through to logs and to what the handler enqueues."),
@@ -83,6 +102,10 @@ def enqueue(
         "concurrency_key": concurrency_key,
         "dedup_key": dedup_key,
         "dedup_window": dedup_window,
+        "pending_key": pending_key,
+        "when_pending": when_pending,
+        "debounce": debounce,
+        "max_wait": max_wait,
         "correlation_id": correlation_id,
     }
     with database(check=False) as connection:  # a producer may not read the record of migrations
@@ -97,12 +120,13 @@ def enqueue(
             **{name: value for name, value in options.items() if value is not None},
         )
     if as_json:
-        print_json({"id": result.id, "duplicate": result.duplicate})
+        print_json({"id": result.id, "duplicate": result.duplicate, "merged": result.merged})
+    elif result.merged:
+        print(f"{result.id} merged: the payload went into an earlier message, which has not started")
+    elif result.duplicate:
+        print(f"{result.id} duplicate: an earlier message holds the dedup or pending key")
     else:
-        print(
-            f"{result.id}"
-            + (" duplicate: an earlier message holds the dedup key" if result.duplicate else "")
-        )
+        print(result.id)
     if elsewhere:  # not refused: a worker for this queue may be on its way
         print(
             f"packhorse: it waits: no live worker takes {message_type} from the queue {queue}, only from {', '.join(sorted(elsewhere))}. "

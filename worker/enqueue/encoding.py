@@ -21,7 +21,14 @@ from packhorse.worker.config import NAME_PATTERN
 from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.patterns import STAR
 from packhorse.worker.store.json_text import to_json
-from packhorse.worker.store.options import BY_NAME, COLUMN_OPTIONS, MAX_DELAY_SECONDS, WITHOUT_END, whole
+from packhorse.worker.store.options import (
+    BY_NAME,
+    COLUMN_OPTIONS,
+    MAX_DELAY_SECONDS,
+    WITHOUT_END,
+    of_a_day,
+    whole,
+)
 from packhorse.worker.suggest import did_you_mean, near_miss
 
 _NAME = re.compile(NAME_PATTERN)
@@ -145,11 +152,35 @@ def check_actor(actor: dramatiq.Actor[Any, Any]) -> None:
             _number(name, options[name], least, MAX_DELAY_SECONDS * 1000)
     if not isinstance(options.get("transactional", False), bool):
         raise InvalidArgument("transactional: must be True or False", field="transactional")
+    _check_debounce(actor, options)
     aliases = options.get("aliases", ())
     if not isinstance(aliases, (list, tuple, set, frozenset)) or not all(
         isinstance(alias, str) and _NAME.fullmatch(alias) for alias in aliases
     ):
         raise InvalidArgument("aliases: must be a list of former names of the actor", field="aliases")
+
+
+def _check_debounce(actor: dramatiq.Actor[Any, Any], options: dict[str, Any]) -> None:
+    if "debounce" not in options:
+        if "max_wait" in options:
+            raise InvalidArgument(
+                "max_wait: without debounce it means nothing", field="max_wait", hint="Give debounce, too."
+            )
+        return
+    window = of_a_day("debounce", options["debounce"])
+    if "max_wait" in options and of_a_day("max_wait", options["max_wait"]) < window:
+        raise InvalidArgument("max_wait: must be at least debounce", field="max_wait")
+    signature = Signature(actor)
+    if (
+        not signature.required
+        <= {"messages"}
+        <= signature.known | ({"messages"} if signature.open else set())
+    ):
+        raise InvalidArgument(
+            f"debounce: {actor.actor_name} gets all payloads as its argument messages",
+            field="debounce",
+            hint=f"def {actor.actor_name}(messages: list[dict[str, Any]])",
+        )
 
 
 def encode(
@@ -177,7 +208,8 @@ def encode(
         )
     refuse_nul("queue", message.queue_name)
     encoded = Encoded(message.queue_name, name, to_json("payload", payload), "")
-    if not message.options and not delay_ms and not loose_args and not actor_options.get("max_age"):
+    debounced = actor_options.get("debounce") is not None
+    if not (message.options or delay_ms or loose_args or debounced or actor_options.get("max_age")):
         encoded.options = plain_options(message.message_id, message.message_timestamp)
         return encoded
     for option in message.options.keys() - COLUMN_OPTIONS:
@@ -201,6 +233,10 @@ def encode(
             encoded.extra.setdefault("max_attempts", max_attempts)
     if options.get("time_limit") is not None:
         _number("time_limit", options["time_limit"], 1, MAX_DELAY_SECONDS * 1000)
+    if debounced and "debounce_seconds" not in encoded.extra:
+        for name in ("debounce", "max_wait"):
+            if actor_options.get(name) is not None:
+                encoded.extra[f"{name}_seconds"] = of_a_day(name, actor_options[name])
     max_age = options.get("max_age") or actor_options.get("max_age")
     if delay_ms:
         encoded.extra["delay_seconds"] = _number("delay", delay_ms, 0, MAX_DELAY_SECONDS * 1000) / 1000

@@ -1,21 +1,16 @@
-"""Enqueue inside the caller's own transaction (SPEC Q9): psycopg 3, asyncpg, SQLAlchemy, Django.
+"""Enqueue inside the caller's own transaction (SPEC Q9).
 
-One SQL call on the connection that the caller gives; what becomes of it is the caller's commit.
+One SQL call on the connection that the caller gives (calls.py); what becomes of it is the caller's commit.
 """
 
 from __future__ import annotations
 
-import inspect
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
 from itertools import islice
 from typing import Any, Unpack
 
-from packhorse.worker.config import own_schema
-from packhorse.worker.db.connection import DeadlineConnection
-from packhorse.worker.db.names import Names
 from packhorse.worker.enqueue import capture, unknown_types
+from packhorse.worker.enqueue.calls import Call
 from packhorse.worker.enqueue.encoding import (
     Encoded,
     refuse_misspelt,
@@ -28,203 +23,27 @@ from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.observe import tracing
 from packhorse.worker.observe.correlation import inherit
 from packhorse.worker.records import EnqueueOptions, EnqueueResult
-from packhorse.worker.store.json_text import dumps, to_json
+from packhorse.worker.store.json_text import to_json
 from packhorse.worker.store.options import OPTIONS, seconds
 
-_LIBRARIES = ("django", "sqlalchemy", "asyncpg", "psycopg")
-_PER_MESSAGE = ("p_payload", "p_dedup_key", "p_dedup_window")
+#: Arguments of one message, which many payloads do not share.
+_PER_MESSAGE = ("dedup_key", "dedup_window", "pending_key", "when_pending", "debounce", "max_wait")
 _NAMES = ("p_queue", "p_message_type", "p_payload", "p_options", *(option.argument for option in OPTIONS))
-_BULK_NAMES = ("p_payloads", *(name for name in _NAMES if name not in _PER_MESSAGE))
-_EXPRESSIONS = {
-    # by way of text: the caller's connection may have a codec for jsonb (asyncpg's set_type_codec), which
-    # would encode our text once more
-    **dict.fromkeys(("p_payload", "p_payloads", "p_options"), "{}::text::jsonb"),
-    **{option.argument: option.expression for option in OPTIONS},
-}
+_BULK_NAMES = (
+    "p_payloads",
+    *(name for name in _NAMES if name != "p_payload" and name.removeprefix("p_") not in _PER_MESSAGE),
+)
+
 #: Payloads per statement, and characters of JSON after which a statement is not filled up: memory on both
 #: sides is bounded.
 BULK_ROWS, BULK_CHARACTERS = 1000, 4_000_000
 #: Payloads that become JSON by one call.
 AT_ONCE = 50
 
-
-class Call:
-    """A call of one SQL function with its arguments by name, in each placeholder style, in the schema of a
-    queue.
-    """
-
-    def __init__(self, columns: str, function: str, names: tuple[str, ...]) -> None:
-        def text(placeholder: Any) -> str:
-            arguments = ", ".join(
-                f"{name} => " + _EXPRESSIONS.get(name, "{}::text").format(placeholder(place))
-                for place, name in enumerate(names, 1)
-            )
-            return f"select {columns} from packhorse.{function}({arguments})"  # noqa: S608 - fixed names only
-
-        self._names = names
-        self._pyformat = text(lambda place: "%s")
-        self._numbered = text(lambda place: f"${place}")
-        self._colon = text(lambda place: f":a{place}").replace("::", "\\:\\:")
-
-    def run(self, connection: Any, arguments: dict[str, Any], schema: str | None) -> Any:
-        """Its only row, on a synchronous connection of any supported driver; raises that driver's errors."""
-        if capture.active is not None:
-            return _captured(capture.active, arguments)
-        connection = _unwrapped(connection)
-        values = [arguments[name] for name in self._names]
-        names = _names(connection, schema)
-        library = _library(connection)
-        if library == "django":
-            _require(connection, "cursor")
-            with connection.cursor() as cursor:
-                cursor.execute(names.of(self._pyformat), values)
-                return cursor.fetchone()
-        _require(connection)
-        # current_connection(): the handler's role and search_path are not the queue's
-        if isinstance(connection, DeadlineConnection):
-            with connection.as_ourselves():
-                return connection.execute(names.of(self._pyformat), values).fetchone()
-        sqlalchemy = library == "sqlalchemy"
-        answer = (
-            connection.execute(*self._for_sqlalchemy(names, values))
-            if sqlalchemy
-            else _cursor(connection).execute(names.of(self._for_psycopg(connection)), values)
-        )
-        if inspect.isawaitable(answer):  # nothing has happened on it yet
-            if inspect.iscoroutine(answer):
-                answer.close()  # else Python warns that nobody awaited it
-            raise _refused(
-                connection, "is asynchronous", "Call enqueue_async or enqueue_payloads_async with it."
-            )
-        return answer.one() if sqlalchemy else answer.fetchone()
-
-    async def run_async(self, connection: Any, arguments: dict[str, Any], schema: str | None) -> Any:
-        """The same on an asynchronous connection."""
-        if capture.active is not None:
-            return _captured(capture.active, arguments)
-        connection = _unwrapped(connection)
-        _require_asynchronous(connection)
-        values = [arguments[name] for name in self._names]
-        names = _names(connection, schema)
-        library = _library(connection)
-        if library == "asyncpg":
-            return await connection.fetchrow(names.of(self._numbered), *values)
-        if library == "sqlalchemy":
-            return (await connection.execute(*self._for_sqlalchemy(names, values))).one()
-        cursor = await _cursor(connection).execute(names.of(self._for_psycopg(connection)), values)
-        return await cursor.fetchone()
-
-    def _for_psycopg(self, connection: Any) -> str:
-        """By what its cursors take: those that psycopg calls raw have PostgreSQL's own placeholders."""
-        kinds = getattr(connection, "cursor_factory", type(connection)).__mro__
-        return self._numbered if any("RawCursor" in kind.__name__ for kind in kinds) else self._pyformat
-
-    def _for_sqlalchemy(self, names: Names, values: list[Any]) -> tuple[Any, dict[str, Any]]:
-        from sqlalchemy import text
-
-        return text(names.of(self._colon)), {f"a{place}": value for place, value in enumerate(values, 1)}
-
-
-def _captured(taker: capture.Capture, arguments: dict[str, Any]) -> tuple[Any, ...]:
-    """What the SQL function would answer; the messages go to a test, and whatever was given as a connection
-    is not looked at.
-    """
-    extra = {
-        option.key: arguments[option.argument]
-        for option in OPTIONS
-        if option.name != "priority" and arguments.get(option.argument, option.default) != option.default
-    }
-    many = "p_payloads" in arguments
-    payloads = (
-        [dumps(payload) for payload in json.loads(arguments["p_payloads"])]
-        if many
-        else [arguments["p_payload"]]
-    )
-    taken = taker.take(
-        [
-            Encoded(
-                arguments["p_queue"],
-                arguments["p_message_type"],
-                payload,
-                arguments["p_options"],
-                arguments["p_priority"],
-                {**extra},
-            )
-            for payload in payloads
-        ]
-    )
-    return (len(taken),) if many else (taken[0].id, taken[0].duplicate)
-
-
-def _names(connection: Any, schema: str | None) -> Names:
-    """What our schemas are called: as the caller says, as the connection of a handler has it, as the settings
-    say.
-    """
-    if schema is None and isinstance(connection, DeadlineConnection):
-        return connection.names
-    return _of_schema(own_schema() if schema is None else schema)
-
-
-@cache
-def _of_schema(schema: str) -> Names:
-    return Names(schema)
-
-
-def _unwrapped(connection: Any) -> Any:
-    """The driver's own connection, where SQLAlchemy's pool has one around it (engine.raw_connection(),
-    connection.connection).
-    """
-    if type(connection).__module__.startswith("sqlalchemy.pool"):
-        return connection.driver_connection
-    return connection
-
-
-def _library(connection: Any) -> str:
-    """Whose connection it is: SQLModel's sessions are SQLAlchemy's, and applications have classes of their
-    own.
-    """
-    homes = (kind.__module__.partition(".")[0] for kind in type(connection).__mro__)
-    return next((home for home in homes if home in _LIBRARIES), "")
-
-
-def _cursor(connection: Any) -> Any:
-    """Of psycopg a cursor whose rows are tuples, whatever the connection makes of rows: its own may leave out
-    a column.
-    """
-    if _library(connection) == "psycopg" and hasattr(connection, "cursor_factory"):
-        return connection.cursor(row_factory=lambda cursor: tuple)
-    return connection
-
-
-def _refused(connection: Any, problem: str, hint: str) -> InvalidArgument:
-    return InvalidArgument(
-        f"connection: {type(connection).__name__} {problem}", field="connection", hint=hint
-    )
-
-
-def _require(connection: Any, method: str = "execute") -> None:
-    if not callable(getattr(connection, method, None)):
-        raise _refused(
-            connection,
-            "is no database connection",
-            "Give one of psycopg, asyncpg or SQLAlchemy, or django.db.connection.",
-        )
-
-
-def _require_asynchronous(connection: Any) -> None:
-    """Refuse a synchronous connection before it has enqueued: awaiting its answer would fail too late."""
-    library = _library(connection)
-    # of any class it descends from: a decorator may hide that its own is one
-    waits = any(inspect.iscoroutinefunction(vars(kind).get("execute")) for kind in type(connection).__mro__)
-    if library == "django" or (library in ("psycopg", "sqlalchemy") and not waits):
-        raise _refused(connection, "is synchronous", "Call enqueue or enqueue_payloads with it.")
-    _require(connection)
-
-
-_ONE = Call("message_id, duplicate", "enqueue_message", _NAMES)
+_ONE = Call("message_id, duplicate, merged", "enqueue_message", _NAMES)
 #: The same, and whether any worker knows the type.
 _ASKING = Call(
-    "message_id, duplicate, packhorse.types_instead(message_id) as instead", "enqueue_message", _NAMES
+    "message_id, duplicate, merged, packhorse.types_instead(message_id) as instead", "enqueue_message", _NAMES
 )
 _MANY = Call("message_count", "enqueue_payloads", _BULK_NAMES)
 
@@ -324,11 +143,12 @@ def enqueue(
     connection: psycopg Connection or Cursor, SQLAlchemy Connection, Session or raw connection, Django
     connection (`django.db.connection`). message_type: the name of the actor. payload: its arguments by name,
     a JSON object of at most 1 MiB. options: delay (s or timedelta), priority, conversation_key, dedup_key,
-    dedup_window (s), correlation_id, trace_context, max_attempts, concurrency_key, run_at, expires_in (s);
-    others become dramatiq options, unless they look like one of these misspelt. db_schema: where the queue
-    is, when the settings of this process do not say it. Returns id and whether a dedup window answered with
-    an older one. Logs type_unknown, once per type, when workers live and none has ever registered it. Raises
-    InvalidArgument for what can be seen here, the driver's own error for the rest.
+    dedup_window (s), pending_key, when_pending, debounce (s), max_wait (s), correlation_id, trace_context,
+    max_attempts, concurrency_key, run_at, expires_in (s); others become dramatiq options, unless they look
+    like one of these misspelt. db_schema: where the queue is, when the settings of this process do not say
+    it. Returns the id, and whether it is that of an older message. Logs type_unknown, once per type, when
+    workers live and none has ever registered it. Raises InvalidArgument for what can be seen here, the
+    driver's own error for the rest.
     """
     arguments = {
         **_arguments(queue, message_type, {**options}),
@@ -376,10 +196,10 @@ def enqueue_payloads(
 ) -> int:
     """Enqueue a message per payload, in order, in the connection's transaction; returns how many.
 
-    connection, options: as for enqueue(), and the same for all of them; no dedup_key. payloads: any number, a
-    thousand (or 4 MB) per statement, each read once. Open a transaction around the call if it shall be all or
-    none. Raises InvalidArgument that names `payloads[position]` for what can be seen here, the driver's own
-    error for the rest.
+    connection, options: as for enqueue(), and the same for all of them; no dedup or pending key.
+    payloads: any number, a thousand (or 4 MB) per statement, each read once. Open a transaction
+    around the call if it shall be all or none. Raises InvalidArgument that names `payloads[position]` for
+    what can be seen here, the driver's own error for the rest.
     """
     shared = _shared(queue, message_type, {**options})
     return sum(
@@ -412,10 +232,10 @@ async def enqueue_payloads_async(
 
 
 def _shared(queue: str, message_type: str, options: dict[str, Any]) -> dict[str, Any]:
-    for name in ("dedup_key", "dedup_window"):
+    for name in _PER_MESSAGE:
         if options.get(name) is not None:
             raise InvalidArgument(
-                f"{name}: many payloads share no dedup window", field=name, hint="Use enqueue() for each."
+                f"{name}: is of one message, not of many payloads", field=name, hint="Use enqueue() for each."
             )
     return _arguments(queue, message_type, {**options})
 
@@ -426,8 +246,10 @@ def _asks(message_type: str, schema: str | None) -> bool:
 
 def _result(row: Any, message_type: str, schema: str | None, asked: bool) -> EnqueueResult:
     if asked:
-        unknown_types.answered(schema or "", message_type, _value(row, 2, "instead"))
-    return EnqueueResult(int(_value(row, 0, "message_id")), bool(_value(row, 1, "duplicate")))
+        unknown_types.answered(schema or "", message_type, _value(row, 3, "instead"))
+    return EnqueueResult(
+        int(_value(row, 0, "message_id")), bool(_value(row, 1, "duplicate")), bool(_value(row, 2, "merged"))
+    )
 
 
 def _value(row: Any, place: int, name: str) -> Any:

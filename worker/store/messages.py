@@ -42,12 +42,12 @@ def enqueue(
     """Enqueue one message in the connection's transaction.
 
     payload, options: JSON object texts. given: values by the keys of the table of options (options.py).
-    Returns the id and whether a dedup window answered. Raises InvalidArgument, UnknownQueue. Source:
+    Returns the id, and whether it is that of an older message. Raises InvalidArgument, UnknownQueue. Source:
     migrations/functions/enqueue.sql
     """
     values = [given.get(option.key, option.default) for option in OPTIONS]
     row = connection.execute(_ENQUEUE, (queue, message_type, payload, options, *values)).fetchone()
-    return EnqueueResult(int(row[0]), bool(row[1]))  # type: ignore[index]
+    return EnqueueResult(int(row[0]), bool(row[1]), bool(row[2]))  # type: ignore[index]
 
 
 BULK_ROWS = 1000

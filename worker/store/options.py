@@ -17,6 +17,8 @@ from packhorse.worker.errors import InvalidArgument
 
 MAX_DELAY_SECONDS = 3660 * 86400
 MAX_TEXT = 500
+DAY_SECONDS = 86400
+WHEN_PENDING = ("return", "replace", "append")
 #: Attempts of a message that is retried for ever: dramatiq's max_retries=None.
 WITHOUT_END = 1_000_000
 
@@ -40,6 +42,22 @@ def seconds(name: str, value: Any) -> float:
     ):
         raise InvalidArgument(f"{name}: must be seconds or a timedelta, at most ten years", field=name)
     return float(number)
+
+
+def of_a_day(name: str, value: Any) -> float:
+    """Seconds or a timedelta of at most one day, as seconds. Raises InvalidArgument."""
+    if seconds(name, value) > DAY_SECONDS:
+        raise InvalidArgument(f"{name}: must be at most one day, in seconds or as a timedelta", field=name)
+    return seconds(name, value)
+
+
+def when_pending(name: str, value: Any) -> str:
+    """What a second enqueue of a pending key does. Raises InvalidArgument."""
+    if value not in WHEN_PENDING:
+        raise InvalidArgument(
+            f"{name}: there is no {str(value)[:40]!r}", field=name, hint=f"One of {', '.join(WHEN_PENDING)}."
+        )
+    return str(value)
 
 
 def moment(name: str, value: Any) -> Any:
@@ -109,6 +127,10 @@ OPTIONS = (
         default=300.0,
         in_bulk=False,
     ),
+    Option("pending_key", text, "p_pending_key", in_bulk=False),
+    Option("when_pending", when_pending, "p_when_pending", in_bulk=False),
+    Option("debounce", of_a_day, "p_debounce", _INTERVAL, key="debounce_seconds", in_bulk=False),
+    Option("max_wait", of_a_day, "p_max_wait", _INTERVAL, key="max_wait_seconds", in_bulk=False),
     Option("correlation_id", text, "p_correlation_id"),
     Option("trace_context", text, "p_trace_context"),
     Option("expires_in", seconds, "p_expires_at", "clock_timestamp() + " + _INTERVAL, key="expires_seconds"),
@@ -118,5 +140,7 @@ BY_NAME = {option.name: option for option in OPTIONS}
 #: Options of a dramatiq message that become arguments of enqueue_message instead of staying with the message;
 #: `delay` is an argument of send.
 COLUMN_OPTIONS = frozenset(BY_NAME) - {"delay"}
+#: Keys of options that a bulk enqueue refuses; a delay is a time to it.
+PER_MESSAGE_KEYS = frozenset(option.key for option in OPTIONS if not option.in_bulk) - {"delay_seconds"}
 #: Keys of the columns after the priority in the bulk enqueue, in order.
 BULK_KEYS = tuple(option.key for option in OPTIONS if option.in_bulk and option.name != "priority")

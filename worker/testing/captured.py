@@ -16,6 +16,7 @@ from packhorse.worker.enqueue import capture
 from packhorse.worker.enqueue.encoding import Encoded
 from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.records import EnqueueResult
+from packhorse.worker.store.options import OPTIONS
 
 #: Messages that a failed assertion shows.
 SHOWN = 10
@@ -24,8 +25,8 @@ SHOWN = 10
 @dataclass(frozen=True, slots=True)
 class SentMessage:
     """A message as its row would have been. payload: the handler's keyword arguments, after JSON. delay,
-    expires_in, dedup_window: seconds, None when nothing was said. options: what dramatiq keeps with a
-    message, without its own id."""
+    expires_in, dedup_window, debounce, max_wait: seconds, None when nothing was said. options: what dramatiq
+    keeps with a message, without its own id."""
 
     id: int
     queue: str
@@ -39,13 +40,17 @@ class SentMessage:
     concurrency_key: str | None = None
     dedup_key: str | None = None
     dedup_window: float | None = None
+    pending_key: str | None = None
+    when_pending: str | None = None
+    debounce: float | None = None
+    max_wait: float | None = None
     correlation_id: str | None = None
     trace_context: str | None = None
     max_attempts: int | None = None
     expires_in: float | None = None
 
 
-_FIELDS = {"delay_seconds": "delay", "dedup_window_seconds": "dedup_window", "expires_seconds": "expires_in"}
+_FIELDS = {option.key: option.name for option in OPTIONS}
 
 
 class SentMessages(list[SentMessage]):
@@ -94,7 +99,7 @@ def _name(message_type: str | dramatiq.Actor[Any, Any]) -> str:
 
 
 class _Taker:
-    """Ids are made up: 1, 2, 3 … A dedup key holds nothing back."""
+    """Ids are made up: 1, 2, 3 … A dedup or pending key holds nothing back."""
 
     def __init__(self) -> None:
         self.sent = SentMessages()
@@ -129,8 +134,8 @@ def captured() -> Iterator[SentMessages]:
 
     `send` in all its forms, `enqueue` and its relatives, pipelines and groups; from any thread. Arguments and
     options are checked and encoded as ever, and what is refused raises InvalidArgument. What only the
-    database knows is left out: dedup windows, names of queues that no actor declares. A connection that
-    enqueue() is given is not looked at. Inside another one: this one takes.
+    database knows is left out: dedup windows, pending keys, names of queues that no actor declares. A
+    connection that enqueue() is given is not looked at. Inside another one: this one takes.
     """
     taker = _Taker()
     before, capture.active = capture.active, taker

@@ -55,7 +55,7 @@ class PackhorseStubBroker(StubBroker):
 
     def __init__(self, middleware: list[Middleware]) -> None:
         super().__init__(middleware)
-        self.actor_options |= {"transactional", "aliases", "max_in_flight"}
+        self.actor_options |= {"transactional", "aliases", "max_in_flight", "debounce", "max_wait"}
         self.aliases: dict[str, str] = {}
         self._signatures: dict[str, Signature] = {}
         self._steps: dict[str, MemorySteps] = {}  # by dramatiq's message id, over the attempts of a message

@@ -20,7 +20,7 @@ select cardinality(packhorse.complete_messages('{{{}}}', '{{{}}}')) operator(pg_
 
 -- name: enqueue
 -- One message, in the transaction of the connection.
-select message_id, duplicate from packhorse.enqueue_message(%s, %s, %s::jsonb, %s::jsonb, {options});
+select message_id, duplicate, merged from packhorse.enqueue_message(%s, %s, %s::jsonb, %s::jsonb, {options});
 
 -- name: enqueue_plain
 -- The common case of enqueue: nothing but queue, type, payload and options. Not in FROM: one row needs no
