@@ -124,7 +124,10 @@ begin
   if v_m.expires_at <= v_run_at then
     return 'expires';
   end if;
-  update packhorse.message_queue set run_at = v_run_at where id = p_id;
+  update packhorse.message_queue m set run_at = v_run_at, gathers_until = null,
+    pending_key = case when m.gathers_until is null
+      then m.pending_key end -- else the next payload would move it
+  where m.id = p_id;
   insert into packhorse.operator_actions (action, operator, reason, message_id, details)
   values ('reschedule', p_operator, p_reason, p_id, jsonb_build_object('from', v_m.run_at, 'to', v_run_at));
   perform packhorse.wake_queue(v_m.queue); -- also for a later time: the sleeper sets its alarm
@@ -156,7 +159,9 @@ begin
   if v_from = p_queue then
     return 'unchanged';
   end if;
-  update packhorse.message_queue set queue = p_queue where id = p_id;
+  -- its pending key may be somebody else's there
+  update packhorse.message_queue set queue = p_queue, pending_key = null,
+    gathers_until = null where id = p_id;
   insert into packhorse.operator_actions (action, operator, reason, message_id, details)
   values ('move', p_operator, p_reason, p_id, jsonb_build_object('from', v_from, 'to', p_queue));
   perform packhorse.wake_queue(p_queue);
@@ -334,7 +339,8 @@ declare
 begin
   loop
     update packhorse.message_queue
-    set run_at = least(run_at, clock_timestamp()), completion_refused_at = null,
+    set run_at = least(run_at, clock_timestamp()), completion_refused_at = null, gathers_until = null,
+      pending_key = case when gathers_until is null then pending_key end,
       state = case when state = 'blocked' then state else 'pending' end, lease_holder = null,
       lease_token = null, lease_expires_at = null
     where id = p_id and (state in ('pending', 'blocked') or completion_refused_at is not null)

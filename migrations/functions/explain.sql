@@ -166,6 +166,28 @@ $$;
 comment on function packhorse.explain_last_error(jsonb, jsonb) is
   'Used by explain_message: how the last attempt of a message failed.';
 
+create or replace function packhorse.explain_time(p_message packhorse.message_queue, p_now timestamptz)
+returns table (gate text, passed boolean, detail text, earliest_start timestamptz)
+language sql stable as $$
+-- The gate run_at; of a debounced message that has not started it is called window: run_at is its end.
+  select case when t.gathers then 'window' else 'run_at' end, t.due,
+    case when t.gathers then format('%s payload(s), %s, at %s at the latest',
+        coalesce(jsonb_array_length(case when jsonb_typeof(p_message.payload -> 'messages') = 'array'
+          then p_message.payload -> 'messages' end), 1),
+        case when t.due then 'due' else format('gathers until %s', p_message.run_at) end,
+          p_message.gathers_until)
+      when t.due then 'due'
+      else format('due at %s%s', p_message.run_at,
+        case when p_message.attempt > 0 then format(' (retry after attempt %s)',
+          p_message.attempt) else '' end) end,
+    case when not t.due then p_message.run_at end
+  from (
+    select packhorse.is_due(p_message.run_at, p_now) as due,
+      p_message.gathers_until is not null and p_message.claimed_at is null as gathers) t;
+$$;
+comment on function packhorse.explain_time(packhorse.message_queue, timestamptz)
+  is 'Used by explain_message: its time, or the window in which it gathers.';
+
 create or replace function packhorse.explain_message(p_id bigint)
 returns table (gate text, passed boolean, detail text, earliest_start timestamptz)
 language plpgsql stable as $$
@@ -198,10 +220,7 @@ begin
       'this database is a copy that nobody has accepted: packhorse copy accept', null::timestamptz;
   end if;
   return query select 'state', v_m.state = 'pending', v_m.state::text, null::timestamptz;
-  return query select 'run_at', packhorse.is_due(v_m.run_at, v_now),
-    case when packhorse.is_due(v_m.run_at, v_now) then 'due' else format('due at %s%s', v_m.run_at,
-      case when v_m.attempt > 0 then format(' (retry after attempt %s)', v_m.attempt) else '' end) end,
-    case when not packhorse.is_due(v_m.run_at, v_now) then v_m.run_at end;
+  return query select * from packhorse.explain_time(v_m, v_now);
   if v_m.expires_at is not null then
     return query select 'expires_at', packhorse.is_worth_doing(v_m.expires_at, v_now),
       format('not worth doing after %s', v_m.expires_at), null::timestamptz;

@@ -444,3 +444,61 @@ def test_without_a_conversation_a_later_message_of_the_pending_key_does(sql: Sql
 
 def test_what_lives_no_longer_is_not_superseded(sql: Sql) -> None:
     assert not superseded(sql, 12345)
+
+
+# -- explain, and what an operator does -------------------------------------------------------------
+def gate(sql: Sql, message_id: int, name: str) -> tuple[Any, ...]:
+    found = sql.rows(
+        "select passed, detail, earliest_start from explain_message(%s) where gate = %s", message_id, name
+    )
+    return found[0] if found else ()
+
+
+def test_explain_tells_the_window_and_what_has_gathered(sql: Sql) -> None:
+    first = put(sql, {"n": 1}, conversation_key=PHONE, debounce="1 hour")[0]
+    put(sql, {"n": 2}, conversation_key=PHONE, debounce="1 hour")
+    passed, detail, start = gate(sql, first, "window")
+    row = sql.live(first)
+    assert not passed and start == row["run_at"] and detail.startswith("2 payload(s), gathers until ")
+    assert detail.endswith(
+        f"at {row['gathers_until']:%Y-%m-%d %H:%M:%S.%f}+00 at the latest".replace("+00+00", "+00")
+    )
+    assert gate(sql, first, "run_at") == ()
+    sql.due_now()
+    assert gate(sql, first, "window")[0] is True and sql.claim_one().id == first
+    sql.value("select snooze_message(%s, %s, '1 hour')", first, sql.live(first)["lease_token"])
+    assert gate(sql, first, "window") == () and gate(sql, first, "run_at")[0] is False
+
+
+@pytest.mark.parametrize(
+    "act", ["reschedule_message(%s, p_delay => '2 hours')", "retry_message(%s)", "move_message(%s, 'r')"]
+)
+def test_what_an_operator_decides_no_payload_undoes(sql: Sql, act: str) -> None:
+    sql.rows("select declare_queue('r')")
+    first = put(sql, {"n": 1}, conversation_key=PHONE, debounce="1 hour")[0]
+    sql.rows(f"select {act}", first)
+    decided = sql.live(first)
+    assert decided["pending_key"] is None and decided["gathers_until"] is None
+    assert put(sql, {"n": 2}, conversation_key=PHONE, debounce="1 hour")[0] != first
+    assert sql.live(first)["run_at"] == decided["run_at"] and gathered(sql, first) == [1]
+
+
+@pytest.mark.parametrize("act", ["reschedule_message(%s, p_delay => '2 hours')", "retry_message(%s)"])
+def test_a_pending_key_without_a_window_outlives_another_time(sql: Sql, act: str) -> None:
+    first = put(sql, {"n": 1}, pending_key="k", delay="1 hour")[0]
+    sql.rows(f"select {act}", first)
+    assert put(sql, {"n": 2}, pending_key="k") == (first, True, False)
+
+
+def test_a_message_may_be_moved_to_a_queue_that_has_one_of_its_key(sql: Sql) -> None:
+    sql.rows("select declare_queue('r')")
+    first = put(sql, {"n": 1}, pending_key="k")[0]
+    there = sql.enqueue("r", pending_key="k")
+    assert sql.value("select move_message(%s, 'r')", first) == "moved"
+    assert sql.enqueue_row("r", pending_key="k") == (there, True)
+
+
+def test_a_clone_of_a_burst_has_its_payloads_and_gathers_nothing(sql: Sql) -> None:
+    first = put(sql, {"n": 1}, conversation_key=PHONE, debounce="1 hour")[0]
+    clone = sql.value("select clone_id from clone_message(%s)", first)
+    assert gathered(sql, clone) == [1] and sql.live(clone)["pending_key"] is None

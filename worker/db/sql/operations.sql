@@ -53,6 +53,7 @@ select (packhorse.set_queue(%s, %s::jsonb, %s, %s)).name;
 select a.id, a.queue, a.message_type, a.state, a.reason, a.priority, a.attempt, a.max_attempts, a.crashes,
   a.conversation_key,
   coalesce(m.concurrency_key::text, d.concurrency_key) as concurrency_key, m.dedup_key::text,
+  m.pending_key::text, m.gathers_until,
   a.correlation_id, a.run_at, a.created_at, m.expires_at,
   a.claimed_at, m.cancel_requested_at, a.finished_at, a.lease_holder, a.lease_expires_at, a.error_class,
   a.error_code, a.error_message, a.error_details,
