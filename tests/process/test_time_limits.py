@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from packhorse.worker.attempt.stages import AttemptStage
 from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.config import load_settings
 from packhorse.worker.exits import EXIT_REPLACED
@@ -156,4 +157,4 @@ def test_a_hard_limit_does_not_stop_the_watch_over_other_leases(server, database
         proxy.close()
         process.timekeeper.stop()
         assert process.timekeeper.wait(10)
-    assert process.exit_code == EXIT_REPLACED and not overdue.finished
+    assert process.exit_code == EXIT_REPLACED and overdue.stage is AttemptStage.RUNNING

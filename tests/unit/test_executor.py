@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from dramatiq.middleware import Middleware, SkipMessage
 
 from packhorse.worker.attempt.context import current
 from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.attempt.stages import AttemptStage
 from packhorse.worker.errors import CancelInterrupt, LeaseInterrupt, Snooze
 from packhorse.worker.runtime.executor import LEASE_MARGIN_SECONDS, Executor
 from packhorse.worker.runtime.running_ids import RunningIds
@@ -67,7 +69,7 @@ def run(notes: list[str]) -> Run:
         executor, slot = Executor(broker), ThreadSlot(0, RunningIds(1))
         message, now = message or claimed(), time.monotonic()
         assert executor.may_start(message, now)
-        executor.run(slot, message, now)
+        copy_context().run(executor.run, slot, message, now)  # as in a pool: the next test has no message
         assert slot.message is None, "the slot is left whatever happens"
         return message
 
@@ -186,7 +188,7 @@ def test_an_error_of_the_handlers_own_with_such_a_cause_stays_what_it_is(run: Ru
 def test_what_follows_a_commit_changes_the_outcome_no_more(run: Run) -> None:
     def handler() -> None:
         assert current.message is not None
-        current.message.finished = True  # what a transactional completion does
+        current.message.move(AttemptStage.COMMITTED)  # what a transactional completion does
         raise ValueError("after the commit")
 
     assert run(handler).outcome is None

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.attempt.stages import AttemptStage
 from packhorse.worker.runtime.in_flight import InFlight
 from packhorse.worker.runtime.running_ids import RunningIds
 from packhorse.worker.states import Ended
@@ -117,7 +118,7 @@ def test_a_completion_that_came_too_late_is_lost_and_the_others_are_done(
     assert in_flight.counts == {Ended.DONE: 2, Ended.LOST: 1}
     assert told.metered == [(2, Ended.LOST), (1, Ended.DONE), (3, Ended.DONE)]
     assert told.logged == [(1, Ended.DONE), (3, Ended.DONE)]
-    assert all(message.finished for message in messages) and not in_flight
+    assert all(message.stage is AttemptStage.ENDED for message in messages) and not in_flight
 
 
 @pytest.mark.parametrize("ended", [ended for ended in Ended if ended is not Ended.DONE])
@@ -129,4 +130,4 @@ def test_every_other_outcome_is_counted_once_and_a_lost_lease_has_a_line_of_its_
     in_flight.ended(message, ended)
     assert in_flight.counts == {ended: 1} and told.metered == [(7, ended)]
     assert told.logged == ([] if ended is Ended.LOST else [(7, ended)])
-    assert message.finished and not in_flight
+    assert message.stage is AttemptStage.ENDED and not in_flight

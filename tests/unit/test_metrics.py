@@ -10,7 +10,6 @@ import threading
 import time
 from array import array
 from collections import deque
-from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +20,7 @@ from packhorse.worker.observe.process_stats import ACTORS, OUTCOMES, QUEUES, SIZ
 from packhorse.worker.runtime.meter import Meter
 from packhorse.worker.runtime.running_ids import RunningIds
 from packhorse.worker.runtime.slots import ThreadSlot
+from tests.support.claimed import claimed
 from tests.support.http import samples
 
 FLEET_STATISTICS = {
@@ -59,17 +59,10 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
 def a_message(queue="q0", actor="a0", ran=0.05, waited=0.5):
-    return SimpleNamespace(
-        id=1,
-        queue_name=queue,
-        actor_name=actor,
-        started=True,
-        ran_seconds=ran,
-        due_seconds=waited,
-        started_at=1.0,
-        claimed_at=1.0,
-        wait_counted=False,
-    )
+    message = claimed(queue=queue, actor=actor)
+    message.ran_seconds, message.due_seconds = ran, waited
+    message.started_at = message.claimed_at
+    return message
 
 
 def running_in(slots):
@@ -111,7 +104,7 @@ def busy_board(children=1, queues=10, actors=20, outcomes=OUTCOMES):
         for outcome in outcomes:
             for n in range(max(queues, actors)):
                 message = a_message(f"q{n % queues}", f"a{n % actors}")
-                slot.enter(message, 1.0)
+                slot.enter(message, message.claimed_at)
                 slot.leave()
                 meter.finished(message, outcome)
         for result in layout.CLAIM_RESULTS:
@@ -166,7 +159,7 @@ def test_a_wait_counts_when_the_handler_starts_not_when_it_ends():
     meter = Meter(fleet_stats.children[0], ["q0"], ["a0"], running_in(slots), lambda: 0)
     running = [a_message(waited=waited) for waited in (0.05, 5.0, 61.0)]
     for slot, message in zip(slots, running, strict=False):
-        slot.enter(message, 1.0)
+        slot.enter(message, message.claimed_at)
     meter.publish()
     meter.publish()
     started = {
@@ -199,7 +192,7 @@ def test_no_start_is_lost_or_counted_twice_while_handler_threads_begin_messages(
     def handle(slot):
         for _ in range(each):
             message = a_message()
-            slot.enter(message, 1.0)
+            slot.enter(message, message.claimed_at)
             slot.leave()
             ended.append(message)
 
@@ -360,7 +353,7 @@ def test_series_are_bounded_whatever_the_names(children):
         meter = Meter(fleet_stats.children[child], names, names, running_in([slot]), lambda: 0)
         messages = [a_message(name, name) for name in names]
         for message in messages:
-            slot.enter(message, 1.0)
+            slot.enter(message, message.claimed_at)
             slot.leave()
         meter.done(messages)
         meter.publish()

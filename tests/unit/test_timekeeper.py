@@ -13,6 +13,7 @@ import pytest
 from dramatiq.middleware import TimeLimitExceeded
 
 from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.attempt.stages import AttemptStage
 from packhorse.worker.errors import LeaseInterrupt
 from packhorse.worker.runtime.coroutines import Blockage
 from packhorse.worker.runtime.drive import CoroutineSlot
@@ -184,10 +185,10 @@ def test_a_renewed_lease_is_no_reason_to_interrupt(watch: Watch) -> None:
     assert (slot.raised, watch.leases_over) == ([], 0)
 
 
-def test_what_is_finished_has_no_limits(watch: Watch) -> None:
+def test_what_is_committed_has_no_limits(watch: Watch) -> None:
     """The database knows; what its handler still does ends by itself."""
     slot = Interrupted()
-    run_in(slot, soft=10, hard=20).finished = True
+    run_in(slot, soft=10, hard=20).move(AttemptStage.COMMITTED)
     assert watch.look(slot, 100) == math.inf
     slot.leave()
     assert watch.look(slot, 100) == math.inf

@@ -13,6 +13,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, Trace
 
 from packhorse.worker.attempt.messages import Outcome
 from packhorse.worker.attempt.middleware.tracing import outcome
+from packhorse.worker.attempt.stages import AttemptStage
 from packhorse.worker.config import load_settings
 from packhorse.worker.errors import ConfigError
 from packhorse.worker.observe import tracing
@@ -170,7 +171,7 @@ def test_a_flush_says_when_the_collector_took_nothing(tracer, monkeypatch, caplo
 
 ENDINGS = [
     ({}, None, "done"),
-    ({"finished": True}, RuntimeError(), "done"),
+    ({"stage": AttemptStage.COMMITTED}, RuntimeError(), "done"),
     ({"lost": True}, None, "lost"),
     ({"failed": True}, None, "dead"),
     ({}, RuntimeError(), "failed"),
@@ -191,7 +192,7 @@ ENDINGS = [
 @pytest.mark.parametrize(("fields", "exception", "expected"), ENDINGS)
 def test_every_ending_has_its_outcome(fields, exception, expected):
     message = SimpleNamespace(
-        **{"finished": False, "lost": False, "failed": False, "outcome": None, **fields}
+        **{"stage": AttemptStage.RUNNING, "lost": False, "failed": False, "outcome": None, **fields}
     )
     assert outcome(message, exception) == expected
 

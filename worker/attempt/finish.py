@@ -113,7 +113,7 @@ def _write(connection: DeadlineConnection, message: ClaimedMessage, outcome: Out
         case Verb.CANCEL:
             return Ended.CANCELLED if messages.cancel_held(connection, *lease, reason) else Ended.LOST
         case Verb.RELEASE:
-            why = reason if message.started else None
+            why = reason if message.started_at else None
             return (
                 Ended.RELEASED
                 if messages.release(connection, [message.id], [message.lease_token], why)

@@ -16,6 +16,7 @@ from functools import partial
 from uuid import UUID
 
 from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.attempt.stages import WRITTEN, AttemptStage
 from packhorse.worker.config import Settings
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.pool import Link
@@ -222,12 +223,12 @@ class Heartbeat(Service):
         """One heartbeat: messages whose lease has four fifths left need no renewal yet."""
         before = time.monotonic()
         lease = self._settings.lease_seconds
-        held = [m for m in self._held() if not m.finished]
+        held = [m for m in self._held() if m.stage not in WRITTEN]
         old = [m for m in held if m.lease_until - before < lease * 0.8]
         ids, tokens, running = (
             [m.id for m in old],
             [m.lease_token for m in old],
-            sum(m.started and not m.returned for m in held),
+            sum(m.stage is AttemptStage.RUNNING for m in held),
         )
         done, failed = self._counts()
         with self._link.connection() as connection:

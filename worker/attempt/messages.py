@@ -20,6 +20,7 @@ import dramatiq
 from dramatiq.broker import MessageProxy
 
 from packhorse.worker.attempt.details import FailureDetails, Judgement, details_of, stored_text
+from packhorse.worker.attempt.stages import NEXT, AttemptStage
 from packhorse.worker.attempt.stored_steps import AttemptSteps, StepStore
 from packhorse.worker.errors import InvalidArgument, UndecodableMessage
 from packhorse.worker.observe import tracebacks
@@ -74,17 +75,23 @@ class ClaimedMessage(MessageProxy):
 
     lease_until, claimed_at: monotonic seconds. due_seconds: how long it had been due when it was claimed.
     stored_steps: what earlier attempts have stored, as JSON text; None nearly always. `outcome` is None for
-    done. `finished` once the database knows. Written by the thread that runs the handler until it is handed
-    back to the fetcher.
+    done. stage: how far its attempt has come. lost: the heartbeat learnt that somebody else owns it. Written
+    by the thread that runs the handler until it is handed back to the fetcher.
     """
 
-    #: Set by the pool when the handler starts (monotonic) and when it has ended.
+    stage = AttemptStage.CLAIMED
+    lost = False
+    #: Has its handler, or something of middleware, given it up? dramatiq's name.
+    failed = False
+    outcome: Outcome | None = None
+    #: Set by the slot when the handler starts (monotonic; 0: it has not), and by the pool when it has ended.
     started_at = 0.0
     ran_seconds = 0.0
+    #: Monotonic; set by the middleware for time limits.
+    deadline: float | None = None
+    hard_deadline: float | None = None
     #: Its wait is in the metrics; the meter's.
     wait_counted = False
-    #: The database has refused to write its outcome.
-    refused = False
     #: Its place among the messages that this process holds (RunningIds.ended); -1: none.
     place = -1
     #: What follows it was sent in its handler's transaction.
@@ -99,6 +106,8 @@ class ClaimedMessage(MessageProxy):
     #: False once the database has refused to write its outcome: it keeps the options that it has.
     keeps_options = True
     _attempt_steps: AttemptSteps | None = None
+    _exception: BaseException | None = None
+    _built: dramatiq.Message[Any] | None = None
 
     def __init__(self, row: tuple[Any, ...], lease_until: float, claimed_at: float) -> None:
         (
@@ -125,17 +134,21 @@ class ClaimedMessage(MessageProxy):
         self.message_type = self.actor_name
         self.lease_until = lease_until
         self.claimed_at = claimed_at
-        self.failed = False
-        self._exception: BaseException | None = None
-        self._built: dramatiq.Message[Any] | None = None
-        self.outcome: Outcome | None = None
-        self.finished = False
-        self.lost = False  # the heartbeat learnt that somebody else owns it
-        self.started = False
-        # its handler and what middleware does after it are through: nothing changes its outcome any more
-        self.returned = False
-        self.deadline: float | None = None  # monotonic; set by the time-limit middleware
-        self.hard_deadline: float | None = None
+
+    def move(self, stage: AttemptStage) -> None:
+        """Its attempt has come to this stage. Raises ValueError for one that cannot come now."""
+        if stage not in NEXT[self.stage]:
+            raise ValueError(f"message {self.id}: {self.stage.name} cannot become {stage.name}")
+        self.stage = stage
+
+    def hand_back(self) -> None:
+        """Handler and hooks are through: nothing changes its outcome any more."""
+        self.move(AttemptStage.ENDED if self.stage is AttemptStage.COMMITTED else AttemptStage.RETURNED)
+
+    def end(self) -> None:
+        """Nothing is left to write, or it is for others to do; also when that is known already."""
+        if self.stage is not AttemptStage.ENDED:
+            self.move(AttemptStage.ENDED)
 
     @property
     def payload_text(self) -> str:

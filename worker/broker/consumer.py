@@ -239,7 +239,7 @@ class PostgresConsumer(Consumer):
         elif ended is Ended.RETRY:
             with suppress(MiddlewareError):
                 self._broker.emit_before("delay_message", message)
-        message.finished = True
+        message.end()
         self._in_flight.forget(message)
         self._idle.set()
 

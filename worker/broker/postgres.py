@@ -30,6 +30,7 @@ from packhorse.worker.attempt.middleware import default_middleware
 from packhorse.worker.attempt.middleware.retries import check_resting
 from packhorse.worker.attempt.middleware.time_limits import check_class
 from packhorse.worker.attempt.middleware.tracing import Tracing
+from packhorse.worker.attempt.stages import AttemptStage
 from packhorse.worker.attempt.step_store import BrokerSteps
 from packhorse.worker.broker.actor import complete
 from packhorse.worker.broker.bulk import BulkEnqueue, encoded_one_by_one
@@ -201,7 +202,7 @@ class PostgresBroker(Broker):
         StoreUnavailable.
         """
         if isinstance(message, ClaimedMessage):
-            if not message.returned:
+            if message.stage < AttemptStage.RETURNED:
                 # dramatiq's stock Retries: our retry is one UPDATE of the same row
                 error = message._exception
                 outcome = (
@@ -407,7 +408,7 @@ class PostgresBroker(Broker):
         if signal in ("process_message", "skip_message"):
             current.message = None
             if isinstance(args[0], ClaimedMessage):
-                args[0].returned = True
+                args[0].hand_back()
 
     def _end_misconfigured(self) -> None:
         """In a process of dramatiq's CLI: end it when its configuration is unusable, by the code that ends

@@ -32,6 +32,7 @@ from dramatiq.asyncio import async_to_sync
 from packhorse.worker import forks
 from packhorse.worker.attempt.context import current
 from packhorse.worker.attempt.messages import ClaimedMessage, failure
+from packhorse.worker.attempt.stages import AT_WORK
 from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.runtime.drive import CoroutineSlot
 from packhorse.worker.runtime.executor import Executor
@@ -260,7 +261,7 @@ class CoroutinePool:
     def _begin(self, message: ClaimedMessage) -> None:
         now = time.monotonic()
         if not self._executor.may_start(message, now):
-            message.returned = True
+            message.hand_back()
             self._on_finished(message)
             return
         if self._free:
@@ -300,7 +301,7 @@ class CoroutinePool:
             slot.forget(message)
             del self._running[message.id]
             self._free.append(slot)
-            message.returned = True
+            message.hand_back()
             self._on_finished(message)
             if message._exception is not None and not message.failed:
                 message._exception = None  # a kept exception keeps its frames alive
@@ -334,7 +335,7 @@ class CoroutinePool:
         if not self.begun:
             return []
         begun, self.begun = self.begun, []
-        return [message for message in begun if not message.returned]
+        return [message for message in begun if message.stage in AT_WORK]
 
     def _tick(self) -> None:
         self._ticked_at = time.monotonic()

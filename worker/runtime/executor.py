@@ -25,6 +25,7 @@ from packhorse.worker.attempt.context import current
 from packhorse.worker.attempt.details import stored_text
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome, failure
 from packhorse.worker.attempt.middleware.retries import asked_for
+from packhorse.worker.attempt.stages import AttemptStage
 from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.db.async_connection import submit, to_its_end
 from packhorse.worker.errors import CancelInterrupt, DrainInterrupt, LeaseInterrupt, UndecodableMessage
@@ -67,7 +68,6 @@ class Executor:
             )
             message.failed = True
             return False
-        message.started_at = now
         return True
 
     def run(self, slot: Slot, message: ClaimedMessage, now: float) -> None:
@@ -204,7 +204,7 @@ class Executor:
     def _decide(self, message: ClaimedMessage, exception: BaseException) -> None:
         if not self.hooks.has_retries:
             _without_policy(message, exception)
-        if message.finished:  # the transaction had committed: nothing to write any more
+        if message.stage is AttemptStage.COMMITTED:  # nothing to write any more
             message.outcome = None
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.attempt.stages import AttemptStage
 from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.config import Settings
 from packhorse.worker.db.connection import DeadlineConnection
@@ -161,12 +162,12 @@ class Fetcher(Service):
             intake = self.claims.intake_of(message)
             intake.held -= 1
             intake.pace.finished()
-            if not self.in_flight.owns(message):
-                self.in_flight.lost(message)  # the heartbeat learnt that somebody else owns it
-            elif message.finished:
+            if message.stage is AttemptStage.ENDED:  # its transaction was committed
                 self.in_flight.done([message])
                 self.claims.ended(message, gone=True)
                 self._hooks.after_ending(message)
+            elif not self.in_flight.owns(message):
+                self.in_flight.lost(message)  # the heartbeat learnt that somebody else owns it
             elif message.outcome is None and not message.failed:
                 intake.done.append(message)
             else:
@@ -322,7 +323,7 @@ class Fetcher(Service):
             )
             for message in done:
                 self._writer.refused.remove(message)
-                message.finished = True
+                message.end()
                 self.in_flight.drop(message)
 
     def _pause(self, could_claim: list[Intake]) -> float:

@@ -77,7 +77,7 @@ class InFlight:
         """
         for message in messages:
             self.drop(message)
-            message.finished = True
+            message.end()
         if lost:
             for message in messages:
                 if message.id in lost:
@@ -90,7 +90,7 @@ class InFlight:
     def ended(self, message: ClaimedMessage, ended: Ended) -> None:
         """The database has answered with another outcome than done."""
         self.drop(message)
-        message.finished = True
+        message.end()
         if ended is Ended.LOST:
             self.lost(message)
             return

@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 
 from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.attempt.stages import AttemptStage
 from packhorse.worker.errors import DrainInterrupt
 from packhorse.worker.runtime.coroutines import CoroutinePool
 from packhorse.worker.runtime.drive import CoroutineSlot
@@ -57,7 +58,7 @@ class LastHandlers:
             if isinstance(slot, CoroutineSlot):
                 slot.abandon(message)
         self._wait(0.5)
-        return sum(not message.finished for _, message in self.left())
+        return sum(message.stage is AttemptStage.RUNNING for _, message in self.left())
 
     def _loop_is_lost(self) -> bool:
         """Does a coroutine block the event loop past its hard limit?"""

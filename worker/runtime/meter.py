@@ -83,7 +83,7 @@ class Meter:
         """One message with another outcome than those of done()."""
         place = self._queues.get(message.queue_name, layout.BY_QUEUE)
         self._totals[place + _OUTCOMES[ended]] += 1
-        if message.started:
+        if message.started_at:
             self._totals[place + layout.BUSY] += message.ran_seconds
             self._spread(layout.DURATION, DURATION_BOUNDS, [message.ran_seconds])
             self._waited([] if message.wait_counted else [message])

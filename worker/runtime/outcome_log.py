@@ -36,7 +36,7 @@ class OutcomeLog:
         level = (
             logging.WARNING if ended is Ended.DEAD else self._success if ended is Ended.DONE else logging.INFO
         )
-        if ended is Ended.RELEASED and not message.started:
+        if ended is Ended.RELEASED and not message.started_at:
             level = logging.DEBUG  # handing back what never started is routine
         if logger.isEnabledFor(level):
             self._say(level, message, ended)
@@ -51,7 +51,7 @@ class OutcomeLog:
             ended.value,
             round(message.ran_seconds, 3),
             round(message.due_seconds + message.started_at - message.claimed_at, 3)
-            if message.started
+            if message.started_at
             else None,
             message.correlation_id,
             outcome.error_class if outcome else None,

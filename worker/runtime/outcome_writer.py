@@ -13,6 +13,7 @@ from itertools import islice
 
 from packhorse.worker.attempt.finish import finish, without_details
 from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.attempt.stages import AttemptStage
 from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.db.errors import LOCKED
 from packhorse.worker.db.pool import Link
@@ -140,7 +141,7 @@ class OutcomeWriter:
         if answer is not None:
             self.written()
             self._locked.written()
-            if message.refused:  # so may the others be
+            if message.stage is AttemptStage.REFUSED:  # so may the others be
                 self._refused.written()
         return answer
 
@@ -184,10 +185,11 @@ class OutcomeWriter:
     def _refuse(self, message: ClaimedMessage, error: Exception) -> None:
         self.refused_sqlstate = code_of(error)
         self.refused_text = str(error)[:500]
-        if not message.refused or not self.refusing:
+        is_new = message.stage is not AttemptStage.REFUSED
+        if is_new or not self.refusing:
             self.refusing += 1
-        if not message.refused:
-            message.refused = True
+        if is_new:
+            message.move(AttemptStage.REFUSED)
             logger.error(
                 "outcome_refused message_id=%s sqlstate=%s error=%s: kept, and tried again",
                 message.id,

@@ -23,6 +23,7 @@ from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.attempt.middleware import Checked, TimeLimits
 from packhorse.worker.attempt.middleware.retries import policies, services_of
 from packhorse.worker.attempt.middleware.tracing import Tracing
+from packhorse.worker.attempt.stages import AT_WORK, WRITTEN
 from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.calls.registry import default_registry
 from packhorse.worker.config import Settings
@@ -412,8 +413,7 @@ class WorkerProcess:
     def _handing_over(self) -> bool:
         """Is there an attempt whose handler has ended and which is not handed back yet? Its hooks run."""
         return any(
-            message.started and not message.returned and self._slot_of(message) is None
-            for message in self.fetcher.in_flight
+            message.stage in AT_WORK and self._slot_of(message) is None for message in self.fetcher.in_flight
         )
 
     def _deregister(self) -> None:
@@ -470,7 +470,7 @@ class WorkerProcess:
         lost = [
             message
             for message in self.fetcher.in_flight
-            if not message.finished and now >= message.lease_until
+            if message.stage not in WRITTEN and now >= message.lease_until
         ]
         self.fetcher.meter.fenced(lost)
         logger.error("worker_fenced worker_id=%s count=%d", self.id, len(lost))

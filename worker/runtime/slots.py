@@ -16,6 +16,7 @@ from array import array
 from dramatiq.middleware.threading import Interrupt, raise_thread_exception
 
 from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.attempt.stages import AttemptStage
 from packhorse.worker.errors import CancelInterrupt, DrainInterrupt, LeaseInterrupt
 from packhorse.worker.runtime.running_ids import RunningIds
 
@@ -47,7 +48,8 @@ class Slot:
         self.started_at = now
         self._overdue_tokens[self.index] = 0
         self._view[self.index] = message.id
-        message.started = True
+        message.started_at = now
+        message.move(AttemptStage.RUNNING)
         self.message = message
 
     def leave(self) -> None:
@@ -58,7 +60,7 @@ class Slot:
         """The outcome was handed over, and is to be written. Past the hard limit it may have come too late
         for that, so it stays for the parent, whose answer is refused if it was written."""
         if not self._overdue_tokens[self.index]:
-            if message.started and message.place >= 0:
+            if message.started_at and message.place >= 0:
                 self._ended[message.place] = message.id
             self._view[self.index] = 0
 

@@ -188,7 +188,7 @@ class ThreadPool:
                     forks.leave()
                 slot.forget(message)
                 current.connection = current.place = None  # an interrupt may have come in between
-                message.returned = True
+                message.hand_back()
                 on_finished(message)
                 if message._exception is not None and not message.failed:
                     message._exception = None  # a kept exception keeps its frames alive

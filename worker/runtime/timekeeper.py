@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dramatiq.middleware import TimeLimitExceeded
 
 from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.attempt.stages import AttemptStage
 from packhorse.worker.errors import LeaseInterrupt
 from packhorse.worker.runtime.coroutines import Blockage, CoroutinePool
 from packhorse.worker.runtime.drive import CoroutineSlot
@@ -89,7 +90,7 @@ class Timekeeper(Service):
     def _look_at(self, slot: Slot, now: float) -> float:
         """Do for one handler what is due; when to look again (monotonic)."""
         message = slot.message
-        if message is None or message.finished:
+        if message is None or message.stage is not AttemptStage.RUNNING:
             return math.inf
         if (
             message.deadline is not None

@@ -11,6 +11,7 @@ from typing import Any
 from packhorse.worker import forks
 from packhorse.worker.attempt.context import sending_on
 from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.attempt.stages import AttemptStage
 from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.db.async_connection import AsyncDeadlineConnection, current_async, in_thread
 from packhorse.worker.db.connection import DeadlineConnection
@@ -112,7 +113,7 @@ class Transactions:
             except StoreError as error:
                 course.judge(error, connection)
                 raise
-            message.finished = True
+            message.move(AttemptStage.COMMITTED)
         return result
 
 
@@ -166,7 +167,7 @@ class AsyncTransactions:
         except StoreError as error:
             await in_thread(course.judge, error, twin)
             raise
-        message.finished = True
+        message.move(AttemptStage.COMMITTED)
         return result
 
     def _before_commit(self, twin: DeadlineConnection, message: ClaimedMessage, result: Any) -> None:

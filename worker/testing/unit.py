@@ -20,6 +20,7 @@ import dramatiq
 from packhorse.worker import forks
 from packhorse.worker.attempt.context import current, sending_on
 from packhorse.worker.attempt.messages import ClaimedMessage
+from packhorse.worker.attempt.stages import AttemptStage
 from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.db.async_connection import AsyncDeadlineConnection, current_async
 from packhorse.worker.db.borrowed import borrowed, borrowed_async
@@ -268,7 +269,8 @@ def claimed(
     )
     message.decode()
     message.message_timestamp = int((moment.timestamp() - like.age_seconds) * 1000)
-    message.started = True
+    message.started_at = time.monotonic()
+    message.move(AttemptStage.RUNNING)
     return message
 
 

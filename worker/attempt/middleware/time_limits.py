@@ -72,7 +72,7 @@ class TimeLimits(TimeLimit):
 
     def before_process_message(self, broker: Any, message: Any) -> None:
         self._check(message)
-        if not isinstance(message, ClaimedMessage) or not message.started:
+        if not isinstance(message, ClaimedMessage) or not message.started_at:
             super().before_process_message(broker, message)
             return
         soft, hard = self.limits(broker, message.actor_name)
@@ -102,7 +102,7 @@ class TimeLimits(TimeLimit):
     def after_process_message(
         self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
-        if not isinstance(message, ClaimedMessage) or not message.started:
+        if not isinstance(message, ClaimedMessage) or not message.started_at:
             super().after_process_message(broker, message, result=result, exception=exception)
         else:
             message.deadline = message.hard_deadline = None

@@ -13,6 +13,7 @@ from typing import Any
 from dramatiq.middleware import Middleware
 
 from packhorse.worker.attempt.messages import ClaimedMessage, failure
+from packhorse.worker.attempt.stages import AttemptStage
 from packhorse.worker.errors import LeaseLost
 from packhorse.worker.observe import tracing
 from packhorse.worker.observe.tracing import Failure, Processing
@@ -60,7 +61,7 @@ class Tracing(Middleware):
 
 def outcome(message: ClaimedMessage, exception: BaseException | None) -> str:
     """done, failed (retry or dead, as the database decides), dead, snooze, cancelled, released or lost."""
-    if message.finished:  # a transactional handler that has committed
+    if message.stage is AttemptStage.COMMITTED:
         return "done"
     if message.lost or isinstance(exception, LeaseLost):
         return "lost"

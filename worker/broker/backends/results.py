@@ -18,6 +18,7 @@ from dramatiq.results.backend import DEFAULT_TIMEOUT
 
 from packhorse.worker.attempt.details import stored_text
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome
+from packhorse.worker.attempt.stages import AttemptStage
 from packhorse.worker.broker.backends.connections import Connections
 from packhorse.worker.broker.backends.losses import TellsLosses
 from packhorse.worker.errors import InvalidArgument
@@ -103,7 +104,7 @@ class PostgresResultBackend(TellsLosses, ResultBackend):
             error,
         )
         self.store_exception(message, error, ttl)
-        if isinstance(message, ClaimedMessage) and not message.finished:
+        if isinstance(message, ClaimedMessage) and message.stage is not AttemptStage.COMMITTED:
             # (a transactional handler has committed its completion already: there is nothing left to fail)
             message.outcome = Outcome(
                 Verb.BURY, "rejected", type(error).__name__, stored_text(str(error), 10_000)
