@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from tests.sql.client import Sql
+from tests.sql.frozen import FrozenSql, with_a_clock
 from tests.support.postgres import Database, Server
 from tests.support.waiting import wait_until
 
@@ -35,6 +36,7 @@ TABLES = [
 ]
 # one per server: a fresh one would compile every function again
 _connections: dict[str, psycopg.Connection] = {}
+_frozen: dict[str, psycopg.Connection] = {}
 
 
 def old_enough_for_rescue(database: Database) -> None:
@@ -61,6 +63,21 @@ def sql(shared_database: Database) -> Iterator[Sql]:
         connection = _connections[shared_database.server.name] = shared_database.connect()
         connection.autocommit = False
     client = Sql(connection)
+    client.rows("select declare_queue('q')")
+    yield client
+    connection.rollback()
+
+
+@pytest.fixture
+def frozen_sql(any_server: Server) -> Iterator[FrozenSql]:
+    """The same as `sql` in a database whose clock stands; the test moves it (tests/sql/frozen.py)."""
+    connection = _frozen.get(any_server.name)
+    if connection is None or connection.closed:
+        database = with_a_clock(any_server.create_database())
+        old_enough_for_rescue(database)
+        connection = _frozen[any_server.name] = database.connect()
+        connection.autocommit = False
+    client = FrozenSql(connection)
     client.rows("select declare_queue('q')")
     yield client
     connection.rollback()

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
 
 from tests.sql.client import Sql
+from tests.sql.frozen import FrozenSql
 from tests.sql.parking import blocked_behind, in_background
 
 
-def end_window(sql: Sql) -> None:
-    sql.rows("update message_dedup set expires_at = clock_timestamp() - interval '1 millisecond'")
+@pytest.fixture
+def sql(frozen_sql: FrozenSql) -> FrozenSql:
+    """Windows end when the test says so."""
+    return frozen_sql
 
 
 def test_a_second_enqueue_inside_the_window_returns_the_first_id(sql: Sql) -> None:
@@ -25,27 +31,24 @@ def test_the_window_outlives_the_message(sql: Sql) -> None:
     assert sql.enqueue_row(dedup_key="k") == (message_id, True)
 
 
-def test_the_window_ends_by_time_while_the_message_still_waits(sql: Sql) -> None:
+def test_the_window_ends_by_time_while_the_message_still_waits(sql: FrozenSql) -> None:
     first = sql.enqueue(dedup_key="k")
-    end_window(sql)
+    sql.later("4 minutes 59.999 seconds")
+    assert sql.enqueue_row(dedup_key="k") == (first, True)
+    sql.later("1 millisecond")
     second = sql.enqueue_row(dedup_key="k")
     assert second[1] is False and second[0] != first
     assert sql.enqueue_row(dedup_key="k") == (second[0], True), "the second one has a window of its own"
 
 
-def test_the_window_is_the_one_that_the_first_caller_asked_for(sql: Sql) -> None:
+def test_the_window_is_the_one_that_the_first_caller_asked_for(sql: FrozenSql) -> None:
     sql.enqueue(dedup_key="k", dedup_window="1 hour")
-    assert (
-        sql.value("select round(extract(epoch from expires_at - clock_timestamp()) / 60) from message_dedup")
-        == 60
-    )
+    sql.enqueue(dedup_key="k", dedup_window="2 hours")
     sql.enqueue(dedup_key="d")
-    assert (
-        sql.value(
-            "select round(extract(epoch from expires_at - clock_timestamp())) from message_dedup where dedup_key = 'd'"
-        )
-        == 300
-    )
+    assert sql.rows("select dedup_key, expires_at - %s from message_dedup order by expires_at", sql.now) == [
+        ("d", timedelta(minutes=5)),
+        ("k", timedelta(hours=1)),
+    ]
 
 
 def test_a_window_of_zero_is_no_window(sql: Sql) -> None:
@@ -96,30 +99,32 @@ def test_a_webhook_is_new_once(sql: Sql) -> None:
     assert [sql.value("select is_new_message('w')") for _ in range(3)] == [True, False, False]
 
 
-def test_a_webhook_that_was_never_marked_is_new_again_after_the_reclaim_time(sql: Sql) -> None:
+def test_a_webhook_that_was_never_marked_is_new_again_after_the_reclaim_time(sql: FrozenSql) -> None:
     sql.rows("select is_new_message('w')")
-    sql.rows("update processed_messages set first_seen_at = clock_timestamp() - interval '6 minutes'")
+    sql.later("6 minutes")
     assert [sql.value("select is_new_message('w')") for _ in range(2)] == [True, False]
 
 
-def test_a_webhook_that_was_marked_is_never_new_again(sql: Sql) -> None:
+def test_a_webhook_that_was_marked_is_never_new_again(sql: FrozenSql) -> None:
     sql.rows("select is_new_message('w')")
     sql.rows("select mark_message_processed('w', 'corr', 12)")
-    sql.rows("update processed_messages set first_seen_at = clock_timestamp() - interval '6 minutes'")
+    sql.later("6 minutes")
     assert sql.value("select is_new_message('w')") is False
     row = sql.row("select * from processed_messages where external_id = 'w'")
     assert (row["correlation_id"], row["processing_ms"]) == ("corr", 12) and row["processed_at"] is not None
 
 
-def test_the_correlation_id_of_a_webhook_is_kept_and_a_later_one_comes_with_the_reclaim(sql: Sql) -> None:
+def test_the_correlation_id_of_a_webhook_is_kept_and_a_later_one_comes_with_the_reclaim(
+    sql: FrozenSql,
+) -> None:
     def known() -> str | None:
         return sql.value("select correlation_id from processed_messages where external_id = 'w'")
 
     assert sql.value("select is_new_message('w', 'first')") is True
     assert (sql.value("select is_new_message('w', 'second')"), known()) == (False, "first")
-    sql.rows("update processed_messages set first_seen_at = clock_timestamp() - interval '6 minutes'")
+    sql.later("6 minutes")
     assert (sql.value("select is_new_message('w')"), known()) == (True, "first")
-    sql.rows("update processed_messages set first_seen_at = clock_timestamp() - interval '6 minutes'")
+    sql.later("6 minutes")
     assert (sql.value("select is_new_message('w', 'third')"), known()) == (True, "third")
     assert sql.refused("select is_new_message('x', %s)", "c" * 501) == ("PH001", "correlation_id")
 

@@ -6,8 +6,17 @@ import threading
 from collections.abc import Callable
 from uuid import uuid4
 
+import pytest
+
 from tests.sql.client import HOLDER, Sql
+from tests.sql.frozen import FrozenSql
 from tests.sql.parking import in_background
+
+
+@pytest.fixture
+def sql(frozen_sql: FrozenSql) -> FrozenSql:
+    """Buckets fill when the test says so."""
+    return frozen_sql
 
 
 def fill(sql: Sql, count: int, **arguments: object) -> list[int]:
@@ -93,14 +102,6 @@ def test_acquiring_one_message_respects_the_limit_of_its_key(sql: Sql) -> None:
     assert sql.value("select acquire_message_lock(%s, %s)", second, HOLDER) is None
 
 
-def stop_the_clock_of_the_bucket(sql: Sql, seconds_ago: float = 0) -> None:
-    """The bucket was refilled `seconds_ago`; a long interval, so that the test's own time adds nothing."""
-    sql.rows(
-        "update queues set rate_refilled_at = clock_timestamp() - make_interval(secs => %s) where name = 'q'",
-        seconds_ago,
-    )
-
-
 def test_a_start_spends_a_token_of_its_own_queue_only(sql: Sql) -> None:
     sql.rows("select declare_queue('r')")
     for queue in "q", "r":
@@ -109,20 +110,20 @@ def test_a_start_spends_a_token_of_its_own_queue_only(sql: Sql) -> None:
     assert [len(sql.claim(10, queue)) for queue in ("q", "r")] == [1, 1]
 
 
-def test_a_rate_limit_allows_its_burst_and_then_its_rate(sql: Sql) -> None:
+def test_a_rate_limit_allows_its_burst_and_then_its_rate(sql: FrozenSql) -> None:
     sql.set_queue(rate_limit=2, rate_interval="100 seconds", rate_burst=5)
     fill(sql, 20)
     assert [len(sql.claim(10)) for _ in range(2)] == [5, 0]
-    stop_the_clock_of_the_bucket(sql, 51)
+    sql.later("51 seconds")
     assert [len(sql.claim(10)) for _ in range(2)] == [1, 0]
-    stop_the_clock_of_the_bucket(sql, 101)
+    sql.later("100 seconds")
     assert len(sql.claim(10)) == 2
 
 
-def test_a_bucket_never_holds_more_than_the_burst(sql: Sql) -> None:
+def test_a_bucket_never_holds_more_than_the_burst(sql: FrozenSql) -> None:
     sql.set_queue(rate_limit=2, rate_interval="1 second", rate_burst=3)
     fill(sql, 20)
-    stop_the_clock_of_the_bucket(sql, 1_000_000)
+    sql.later("1000000 seconds")
     assert len(sql.claim(10)) == 3
 
 
@@ -132,28 +133,24 @@ def test_without_a_burst_the_bucket_holds_the_rate(sql: Sql) -> None:
     assert [len(sql.claim(10)) for _ in range(2)] == [4, 0]
 
 
-def look_again_in(sql: Sql) -> list[float]:
+def look_again_in(sql: FrozenSql) -> list[float]:
     """What an empty claim answers: seconds until it is worth another look."""
-    statement = (
-        "select extract(epoch from run_at - clock_timestamp()) from claim_story('{}', '{}', %s, '{q}', 10)"
-    )
-    return [float(seconds) for (seconds,) in sql.rows(f"{statement} where outcome = 'next'", HOLDER)]
+    statement = "select run_at - %s from claim_story('{}', '{}', %s, '{q}', 10) where outcome = 'next'"
+    return [wait.total_seconds() for (wait,) in sql.rows(statement, sql.now, HOLDER)]
 
 
-def test_an_empty_claim_says_when_the_rate_limit_allows_the_next_start(sql: Sql) -> None:
+def test_an_empty_claim_says_when_the_rate_limit_allows_the_next_start(sql: FrozenSql) -> None:
     """Nobody wakes a worker for it; by its poll alone it would start a third of what is allowed."""
     sql.set_queue(rate_limit=2, rate_interval="2 hours")
     fill(sql, 3)
     assert len(sql.claim(10)) == 2
     sql.enqueue(delay="2 hours")
-    (seconds,) = look_again_in(sql)
-    assert 3500 < seconds <= 3600
-    stop_the_clock_of_the_bucket(sql, 3540)
-    (seconds,) = look_again_in(sql)
-    assert 0 < seconds <= 60
+    assert look_again_in(sql) == [3600]
+    sql.later("3540 seconds")
+    assert look_again_in(sql) == [60]
 
 
-def test_a_start_that_something_else_prevents_is_not_promised_for_a_token(sql: Sql) -> None:
+def test_a_start_that_something_else_prevents_is_not_promised_for_a_token(sql: FrozenSql) -> None:
     sql.set_queue(rate_limit=2, rate_interval="1 hour", max_concurrency=1)
     fill(sql, 3)
     sql.claim_one()
