@@ -249,7 +249,8 @@ def recover(
 
 
 def events(sql: Sql, message_id: int) -> list[str]:
-    return [entry["event"] for entry in sql.live(message_id)["history"] or []]
+    history = sql.value("select history from message_queue where id = %s", message_id)
+    return [entry["event"] for entry in history or []]
 
 
 def test_a_parent_returns_what_its_child_held_and_only_what_had_started_counts_a_crash(sql: Sql) -> None:
@@ -345,6 +346,33 @@ def test_the_last_crash_is_not_counted_while_the_holder_may_come_back(sql: Sql) 
     assert sql.crash(lease) == 0 and sql.state(message_id) == "running"
     sql.rows("update workers set last_seen_at = clock_timestamp() - interval '91 seconds'")
     assert sql.crash(lease) == 1 and sql.dead(message_id)["reason"] == "quarantined"
+
+
+def test_that_another_worker_lives_says_nothing_of_the_holder(sql: Sql) -> None:
+    register(sql, OTHER)
+    sql.set_queue(crash_limit=1)
+    assert sql.crash(sql.claimed()) == 1
+
+
+def test_a_parent_marks_refused_completions_of_its_child_once(sql: Sql) -> None:
+    mine = sql.claimed()
+    of_another = sql.enqueue()
+    assert [lease.id for lease in sql.claim(1, holder=OTHER)] == [of_another]
+    for _ in range(2):  # it may ask again
+        recover(sql, refused=(mine.id, of_another))
+    assert [events(sql, message_id) for message_id in (mine.id, of_another)] == [["completion_refused"], []]
+
+
+@pytest.mark.slow
+def test_a_parent_waits_a_moment_for_a_row_that_somebody_has_locked_and_returns_the_others(
+    clients: Callable[..., Sql],
+) -> None:
+    sql, somebody = clients(), clients()
+    locked, free = sql.claimed(), sql.claimed()
+    with somebody.connection.transaction():
+        somebody.rows("select from message_queue where id = %s for update", locked.id)
+        assert recover(sql, locked.id, free.id) == 1
+    assert [sql.state(lease.id) for lease in (locked, free)] == ["running", "pending"]
 
 
 def test_a_completion_that_is_refused_is_not_run_again(sql: Sql) -> None:
