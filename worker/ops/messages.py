@@ -87,12 +87,21 @@ class FilterResult:
         return sum(self.answers.get(word, 0) for word in DONE[verb])
 
 
-def count(connection: DeadlineConnection, where: Where, verb: str) -> Counted:
+def count(
+    connection: DeadlineConnection,
+    where: Where,
+    verb: str,
+    bounds: tuple[datetime, int] | None = None,
+    seconds: float = acts.LOOK_SECONDS,
+) -> Counted:
     """What the verb would touch: live messages of the filter, without those that run where the verb is not
-    for these. Raises StoreError.
+    for these.
+
+    bounds: `at` and `last` of an earlier count: what of that is still there. Raises StoreError; a late
+    StoreUnavailable when it takes longer than these seconds.
     """
-    at, last = acts.moment(connection)
-    rows = acts.count(connection, where.terms, at, last, running=verb in _OF_RUNNING)
+    at, last = bounds or acts.moment(connection)
+    rows = acts.count(connection, where.terms, at, last, running=verb in _OF_RUNNING, seconds=seconds)
     oldest = min((since for _, _, since, _ in rows if since is not None), default=None)
     return Counted(
         where,

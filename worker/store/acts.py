@@ -28,16 +28,22 @@ def moment(connection: DeadlineConnection) -> tuple[datetime, int]:
 
 
 def count(
-    connection: DeadlineConnection, terms: Sequence[Term], now: datetime, last: int, *, running: bool
+    connection: DeadlineConnection,
+    terms: Sequence[Term],
+    now: datetime,
+    last: int,
+    *,
+    running: bool,
+    seconds: float = LOOK_SECONDS,
 ) -> list[tuple[str, int, datetime | None, int]]:
     """Live messages up to the id `last` by queue: how many, the oldest, and how many run; most first. Ages
     are those at `now`.
 
-    running: those that run are among the first two.
+    running: those that run are among the first two. seconds: then it is given up.
     """
     statement, parameters = filled("count_filtered", terms, LIVE)
     with connection.transaction():
-        value(connection, "bound_statement", (f"{LOOK_SECONDS}s",))
+        value(connection, "bound_statement", (f"{seconds}s",))
         found = connection.execute(
             statement, {**parameters, "now": now, "last": last, "running": running}
         ).fetchall()

@@ -88,10 +88,15 @@ def show(connection: DeadlineConnection, message_id: int, step_characters: int =
     return found[0]
 
 
-def count(connection: DeadlineConnection, selection: Selection) -> tuple[int, datetime]:
-    """How many are selected, and the database's time of the count. Raises UnknownQueue."""
+def count(
+    connection: DeadlineConnection, selection: Selection, dead_by: datetime | None = None
+) -> tuple[int, datetime]:
+    """How many are selected, and the database's time of the count. dead_by: of those that were dead then.
+    Raises UnknownQueue.
+    """
     statement, parameters = selection.filled("count_dead_letters")
-    row: Any = connection.execute(statement, {**parameters, "now": _now(connection)}).fetchone()
+    given = {**parameters, "now": _now(connection), "dead_by": dead_by}
+    row: Any = connection.execute(statement, given).fetchone()
     if not row[0]:
         _require_queue(connection, selection.queue)
     return int(row[0]), row[1]

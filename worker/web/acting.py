@@ -54,7 +54,7 @@ def _form(act: ActForm) -> Endpoint:
         for each in act.targets:
             each.read(texts.get(each.name, ""))  # an address without its target is a mistake, not a form
         if act.prefill is not None:
-            texts = {**await visit.site.act(act.prefill, given), **texts}
+            texts = {**await visit.site.read(act.prefill, given), **texts}
         texts = {**{each.name: each.default for each in act.asked if each.default}, **texts}
         return _page(visit, act, texts, "load" if act.load else "preview" if act.preview else "do")
 
@@ -113,12 +113,17 @@ async def _step(visit: Visit, act: ActForm, texts: dict[str, str], step: str) ->
         return _page(visit, act, {**texts, **await site.act(act.load, given)}, "preview")
     given = read_submission(act.fields, texts, visitor)
     if step == "preview" and act.preview is not None:
-        found = await (site.act_as_owner if act.as_owner else site.act)(act.preview, given)
+        if act.as_owner:
+            found = await site.act_as_owner(act.preview, given)
+        elif act.records_preview(given):
+            found = await site.act(act.preview, given)
+        else:
+            found = await site.read(act.preview, given)
         return _page(visit, act, {**texts, **found.kept}, "do", preview=found)
     if act.show is not None:
         return _shown(visit, act, given, await site.act(act.show, given))
     if act.long is not None:
-        work = await site.act(act.long, given)
+        work = await site.read(act.long, given)
         begun = _long_acts(visit).begin(act.name, work, visitor.name, given.reason)
         return visit.see(f"/progress/{begun.id}")
     assert act.run is not None

@@ -153,6 +153,23 @@ class Preview:
     kept: Mapping[str, str] = field(default_factory=dict)
 
 
+#: A confirmation holds while no more than this are added to what was shown: so many, or a twentieth.
+TOLERANCE = 10
+
+
+def confirmed(shown: int | None, now: int) -> int:
+    """How many the act is about: counted now, within what the preview has shown. The form brings the number
+    that was shown, and could bring any. Raises InvalidArgument, and the visitor looks again.
+    """
+    if now > (shown or 0) + max(TOLERANCE, (shown or 0) // 20):
+        raise InvalidArgument(
+            f"where: {now:,} match now, and {shown or 0:,} were shown",
+            field="where",
+            hint="Nothing is done yet: look at the preview again",
+        )
+    return now
+
+
 Report = Callable[[int], Any]
 Place = tuple[str, Mapping[str, Any]]
 
@@ -179,7 +196,8 @@ class ActForm:
     recorded. long: instead of run, says what is to be done in the background. load: texts of fields, read
     when the visitor asks for them (a payload: recorded). prefill: the same when the form is opened, for what
     is no secret. preview: shown before it is done. command: the words of the command line that does the same.
-    place: the page on which its effect is seen. danger: it cannot be taken back. as_owner: the preview looks
+    place: the page on which its effect is seen. danger: it cannot be taken back. records_preview: the
+    preview shows a part of a payload, which is recorded; others only read. as_owner: the preview looks
     with the rights of the tables' owner.
     """
 
@@ -197,6 +215,7 @@ class ActForm:
     prefill: Callable[[DeadlineConnection, Submission], Mapping[str, str]] | None = None
     preview: Callable[[DeadlineConnection, Submission], Preview] | None = None
     danger: bool = False
+    records_preview: Callable[[Submission], bool] = lambda given: False
     as_owner: bool = False
 
     @property

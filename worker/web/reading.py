@@ -18,6 +18,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from packhorse.worker.config import Settings
@@ -155,6 +156,12 @@ class Site:
 
         return await asyncio.get_running_loop().run_in_executor(self._act_threads, run)
 
+    async def read(self, function: Callable[..., T], *args: Any) -> T:
+        """Ask as a question is asked, and keep nothing: previews, fields of forms. Raises StoreError."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._question_threads, partial(self._look, function, *args)
+        )
+
     async def act_as_owner(self, function: Callable[..., T], *args: Any) -> T:
         """The same on a connection of the tables' owner (maintenance_url), which ends with it: for what looks
         at tables that a worker may not read. Raises StoreError.
@@ -215,7 +222,7 @@ class Site:
             self._keep(key, answer)
         return answer
 
-    def _look(self, function: Callable[..., Any], *args: Any) -> Any:
+    def _look(self, function: Callable[..., T], *args: Any) -> T:
         """In a thread of ours."""
         with self._questions.connection() as connection:
             connection.execute(sql(self._begin), prepare=False)  # several statements in one round trip

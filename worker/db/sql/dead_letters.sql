@@ -34,6 +34,7 @@ where (%(ids)s::bigint[] is null or id = any (%(ids)s)) and (%(queue)s::text is 
   and (%(fingerprint)s::text is null or fingerprint = %(fingerprint)s)
   and (%(code)s::text is null or error_code = %(code)s)
   and (%(older_than)s::float8 is null or dead_at < clock_timestamp() - make_interval(secs => %(older_than)s))
+  and (%(dead_by)s::timestamptz is null or dead_at <= %(dead_by)s)
   and {filter};
 
 -- name: page_of_dead_letters

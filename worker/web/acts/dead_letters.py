@@ -20,7 +20,7 @@ from packhorse.worker.store.filters import DEAD
 from packhorse.worker.store.json_text import to_json
 from packhorse.worker.web.access import Role
 from packhorse.worker.web.acts.messages import FRESH, ID, ChangedByNobodyElse, pretty_text
-from packhorse.worker.web.forms import ActForm, FormField, LongWork, Place, Preview, Submission
+from packhorse.worker.web.forms import ActForm, FormField, LongWork, Place, Preview, Submission, confirmed
 
 #: A purge works in batches of so many.
 PAGE = 500
@@ -130,7 +130,7 @@ def _redrive_preview(connection: DeadlineConnection, given: Submission) -> Previ
 
 
 def _redrive(connection: DeadlineConnection, given: Submission) -> LongWork:
-    selection, dead_by, total = _selection(given), _shown_until(given), given["total"] or 0
+    selection, dead_by, total = _confirmed(connection, given)
 
     def run(connection: DeadlineConnection, report: Callable[[int], Any], stop: Any) -> tuple[str, bool]:
         found = redrive(
@@ -162,6 +162,15 @@ def _redrive(connection: DeadlineConnection, given: Submission) -> LongWork:
     return LongWork(f"Redrive {' '.join(_named(given)[1:])}", total, run, at_selection(given))
 
 
+def _confirmed(connection: DeadlineConnection, given: Submission) -> tuple[Selection, datetime, int]:
+    """What the act works on, those that are dead until then, and how many they are by now. Raises
+    InvalidArgument.
+    """
+    selection, dead_by = _selection(given), _shown_until(given)
+    total, _ = dead_letters.count(connection, selection, dead_by)
+    return selection, dead_by, confirmed(given["total"], min(total, given["limit"] or total))
+
+
 def _shown_until(given: Submission) -> datetime:
     """Those that die after the preview are not part of it. Raises InvalidArgument."""
     if given["dead_by"] is None:
@@ -180,7 +189,7 @@ def _purge_preview(connection: DeadlineConnection, given: Submission) -> Preview
 
 
 def _purge(connection: DeadlineConnection, given: Submission) -> LongWork:
-    selection, dead_by, total = _selection(given), _shown_until(given), given["total"] or 0
+    selection, dead_by, total = _confirmed(connection, given)
 
     def run(connection: DeadlineConnection, report: Callable[[int], Any], stop: Any) -> tuple[str, bool]:
         gone = 0
@@ -291,6 +300,7 @@ DEAD_LETTER_ACTS = (
         at_selection,
         long=_redrive,
         preview=_redrive_preview,
+        records_preview=lambda given: bool(given["settings"]),
     ),
     ActForm(
         "dead-letters.purge",

@@ -10,15 +10,17 @@ from typing import Any
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.errors import InvalidArgument, NotFound, StoreRejected
 from packhorse.worker.ops import messages, where
-from packhorse.worker.ops.messages import DONE, NEVER, Act, Counted, Edit
+from packhorse.worker.ops.messages import DONE, NEVER, Act, Edit
 from packhorse.worker.ops.payloads import CHANGED_MEANWHILE, difference, read_object
 from packhorse.worker.records import Row
 from packhorse.worker.store import acts, operations
 from packhorse.worker.store.json_text import to_json
 from packhorse.worker.store.rows import decoded
 from packhorse.worker.web.access import Role
-from packhorse.worker.web.forms import ActForm, FormField, LongWork, Place, Preview, Submission
+from packhorse.worker.web.forms import ActForm, FormField, LongWork, Place, Preview, Submission, confirmed
 
+#: What counts for a preview ends then, as every question of the page.
+LOOK_SECONDS = 1.0
 ID = FormField("id", "Message", "integer", required=True, target=True)
 WHERE = FormField(
     "where",
@@ -122,7 +124,7 @@ def _one(verb: str) -> Callable[[DeadlineConnection, Submission], str]:
 def _count(verb: str) -> Callable[[DeadlineConnection, Submission], Preview]:
     def preview(connection: DeadlineConnection, given: Submission) -> Preview:
         parameters_of(verb, given)
-        counted = messages.count(connection, _filter(given), verb)
+        counted = messages.count(connection, _filter(given), verb, seconds=LOOK_SECONDS)
         warnings = [f"{counted.running} of them run."] * bool(counted.running and verb == "cancel")
         kept = {"at": counted.at.isoformat(), "last": str(counted.last), "total": str(counted.total)}
         return Preview(messages.sentence(counted), (), tuple(warnings), counted.total, kept)
@@ -149,7 +151,8 @@ def _many(verb: str, title: str) -> Callable[[DeadlineConnection, Submission], L
             raise InvalidArgument(
                 "where: count them first", field="where", hint="The preview says how many there are"
             )
-        counted = Counted(wanted, given["at"], given["last"], (("", given["total"] or 0),), None, 0)
+        counted = messages.count(connection, wanted, verb, (given["at"], given["last"]), LOOK_SECONDS)
+        confirmed(given["total"], counted.total)
 
         def run(connection: DeadlineConnection, report: Callable[[int], Any], stop: Any) -> tuple[str, bool]:
             found = messages.apply(connection, counted, act, report=report, stop=stop, batch=100)
