@@ -128,6 +128,7 @@ language sql stable as $$
         'names_type', 'fits_pattern', 'stands_for',
         'is_due', 'is_worth_doing', 'runs_apart', 'is_copy', 'queue_is_open', 'queue_room', 'key_room',
         'conversation_holders', 'rate_tokens_at', 'worker_problems', 'fleet_statistics',
+        'retry_span', 'message_backoff', 'bounded_delay', 'require_queue',
         'partition_ends', 'endpoint_states', 'snapshots_are_visible', 'oldest_snapshot_seconds',
         'count_queue_messages', 'count_undeclared_messages', 'estimated_messages', 'has_platform_table',
         'maintenance_gates', 'message_uuid', 'message_id_of', 'archive_reading', 'recent_ends',

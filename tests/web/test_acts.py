@@ -6,6 +6,7 @@ import re
 from typing import Any
 from urllib.parse import urlencode
 
+import psycopg
 import pytest
 
 from packhorse.worker.web.access import Role
@@ -495,3 +496,57 @@ def test_a_value_that_cannot_be_is_refused_by_its_name(kind: str, text: str) -> 
     with pytest.raises(InvalidArgument) as caught:
         FormField("thing", "Thing", kind).read(text)
     assert caught.value.field == "thing"
+
+
+# -- previews --------------------------------------------------------------------------------------
+def test_previews_and_fields_of_forms_are_read_as_the_reader(database: Database, page: Page) -> None:
+    """As questions are: read-only, a second at most, with the rights of packhorse_reader."""
+    login = psycopg.conninfo.conninfo_to_dict(database.url)["user"]
+    name = psycopg.sql.Identifier(login).as_string()
+    database.query(f"grant packhorse_reader to {name}")
+    try:
+        admin = page.browser(page.token("admin", "ada"))
+        site = page.sites[0]
+        (number,) = enqueue(database, 1, "mail")
+        dead(database, 3, "mail", country="XX")
+        admin.get("/")
+        assert site._begin == "web_begin_as_reader"
+        for act, target, fields in (
+            ("messages.cancel", {"where": "queue=mail"}, {}),
+            ("messages.move", {"where": "queue=mail"}, {"queue": "default"}),
+            ("dead-letters.redrive", {"where": "queue=mail"}, {"rate": "10", "stop_after": "3"}),
+            ("dead-letters.purge", {"where": "queue=mail"}, {}),
+            ("queue.set", {"queue": "mail"}, {"max_concurrency": "7"}),
+            ("message.edit", {"id": number}, {"payload": '{"n": 2}', "before": '{"n": 1}'}),
+        ):
+            before = site.asked_total
+            answer = do(admin, act, target, step="preview", **fields)
+            assert answer.status_code == 200, f"{act}: {answer.text}"
+            assert site.asked_total > before, f"{act}: not asked as a question"
+        before = site.asked_total
+        shown = do(
+            admin, "dead-letters.redrive", {"where": "queue=mail"}, step="preview", settings="country=RW"
+        )
+        assert "3 dead letters would be enqueued again" in shown.text
+        assert len(recorded(database, "reveal_message")) == 1, "a preview that shows a payload is a look"
+    finally:
+        database.query(f"revoke packhorse_reader from {name}")
+
+
+@pytest.mark.parametrize("act", ["messages.cancel", "dead-letters.purge", "dead-letters.redrive"])
+def test_a_confirmation_of_more_than_was_shown_asks_again_and_does_nothing(
+    database: Database, admin: Browser, act: str
+) -> None:
+    """The number that was shown comes from the form: it is counted again, among what was there then."""
+    ids = (enqueue if act.startswith("messages") else dead)(database, 30, "mail")
+    target = {"where": "queue=mail"}
+    shown = do(admin, act, target, step="preview").text
+    brought = {**kept(shown), "total": "2"}
+    answer = do(admin, act, {**target, **brought})
+    assert answer.status_code == 400 and "30 match now, and 2 were shown" in answer.text
+    assert ">Preview</button>" in answer.text, "it asks again"
+    untouched = "pending" if act.startswith("messages") else "dead"
+    assert states(database, ids) == [untouched] * 30
+    less = {**kept(shown), "total": "29"}
+    end = ended(admin, do(admin, act, {**target, **less}, reason="within the tolerance"))
+    assert "30 of 30" in end and "of 29" not in end, "it says what it did, not what the form said"
