@@ -19,6 +19,8 @@ if TYPE_CHECKING:
         current_async_connection,
         current_connection,
         current_message,
+        superseded,
+        superseded_async,
     )
     from packhorse.worker.attempt.steps import step, step_async
     from packhorse.worker.broker.actor import Actor, actor
@@ -70,6 +72,8 @@ _HOMES = {
     "result_backend": "broker.backends",
     "step": "attempt.steps",
     "step_async": "attempt.steps",
+    "superseded": "attempt.context",
+    "superseded_async": "attempt.context",
 }
 
 __all__ = [
@@ -108,6 +112,8 @@ __all__ = [
     "result_backend",
     "step",
     "step_async",
+    "superseded",
+    "superseded_async",
 ]
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from packhorse.worker.attempt.messages import ClaimedMessage
-from packhorse.worker.db.async_connection import AsyncDeadlineConnection, current_async
+from packhorse.worker.db.async_connection import AsyncDeadlineConnection, current_async, in_thread
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.errors import WorkerError
 from packhorse.worker.observe import correlation
@@ -57,6 +57,23 @@ def current_connection() -> DeadlineConnection:
             "no transaction here: declare the actor with transactional=True, and call this in its own thread"
         )
     return current.connection.in_hands()
+
+
+def superseded() -> bool:
+    """Is there a later live message of this handler's conversation or, without one, of its pending key?
+
+    Ask before you send: what came in the meantime makes the answer wrong, and that message has its turn next.
+    Reads the committed state on a connection of its own, also in a transactional handler; the next moment may
+    answer otherwise. False outside a handler, and in tests without a database. Raises StoreUnavailable.
+    """
+    message = current.message
+    return message is not None and message.superseded()
+
+
+async def superseded_async() -> bool:
+    """superseded() for coroutines: the event loop goes on meanwhile."""
+    message = current.message
+    return message is not None and await in_thread(message.superseded)
 
 
 def correlation_id() -> str | None:

@@ -155,6 +155,12 @@ class ClaimedMessage(MessageProxy):
         """Its payload, as JSON text as the database has it."""
         return str(self._payload)
 
+    def superseded(self) -> bool:
+        """Is there a later live message of its conversation or, without one, of its pending key? Raises
+        StoreUnavailable.
+        """
+        return self.step_store is not None and self.step_store.is_superseded(self.id)
+
     def steps_of_attempt(self) -> AttemptSteps:
         """What this attempt knows of its steps; made at the first one. Raises StepError when what is stored
         cannot be read.

@@ -35,6 +35,7 @@ from packhorse.worker.errors import (
 )
 from packhorse.worker.service import Service
 from packhorse.worker.store import steps as store
+from packhorse.worker.store.messages import is_superseded
 from packhorse.worker.store.steps import NewStep, StepAnswer
 
 #: So long a step waits for a database that is away, and for a row that somebody has locked.
@@ -136,6 +137,13 @@ class BrokerSteps:
         self.count_stored()
         return stored
 
+    def is_superseded(self, message_id: int) -> bool:
+        """Asked on a connection of its own: a transactional handler, too, is told what others have
+        committed.
+        """
+        with self._pool().connection() as connection:
+            return is_superseded(connection, message_id)
+
     def in_transaction(self) -> TransactionSteps:
         """For one transactional handler."""
         return TransactionSteps(self)
@@ -179,6 +187,9 @@ class TransactionSteps:
 
     def count_reused(self) -> None:
         self._steps.count_reused()
+
+    def is_superseded(self, message_id: int) -> bool:
+        return self._steps.is_superseded(message_id)
 
     def write(self, connection: DeadlineConnection) -> None:
         """Write them in the handler's transaction, under our role. Raises LeaseLost, StepError,

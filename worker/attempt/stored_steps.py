@@ -29,16 +29,17 @@ class StepOwner(Protocol):
 
 
 class StepStore(Protocol):
-    """Where the steps of a message are stored: values are JSON texts, and come back as a later attempt will
-    see them.
+    """Where the steps of a message are stored, and where it asks: values are JSON texts, and come back as a
+    later attempt will see them.
 
-    Both raise LeaseLost, StepError, and StoreUnavailable or StoreConflict when the database could not be
-    asked for a while.
+    Both stores raise LeaseLost, StepError, and StoreUnavailable or StoreConflict when the database could not
+    be asked for a while.
     """
 
     def store(self, message: StepOwner, name: str, value: str) -> str: ...
     async def store_async(self, message: StepOwner, name: str, value: str) -> str: ...
     def count_reused(self) -> None: ...
+    def is_superseded(self, message_id: int) -> bool: ...
 
 
 class AttemptSteps:

@@ -161,6 +161,11 @@ def next_of_conversations(connection: DeadlineConnection, keys: list[str]) -> li
     return list(connection.execute(sql("next_of_conversations"), (keys,)).fetchone()[0])  # type: ignore[index]
 
 
+def is_superseded(connection: DeadlineConnection, message_id: int) -> bool:
+    """Is there a later live message of its conversation or, without one, of its pending key?"""
+    return bool(connection.execute(sql("is_superseded"), (message_id,)).fetchone()[0])  # type: ignore[index]
+
+
 def _array(numbers: list[int]) -> str:
     """An array literal: a tenth of the time of the driver's list adapter."""
     return "{" + ",".join(map(str, numbers)) + "}"

@@ -62,6 +62,10 @@ class MemorySteps:
     async def store_async(self, message: StepOwner, name: str, value: str) -> str:
         return self.store(message, name, value)
 
+    def is_superseded(self, message_id: int) -> bool:
+        """No: there is no other message."""
+        return False
+
     def count_reused(self) -> None:
         with self._lock:
             self.reused += 1

@@ -141,6 +141,10 @@ select packhorse.keep_attending(%s::text[], %s::text[], make_interval(secs => %s
 -- Wake who sleeps; watch no longer, or go on.
 select packhorse.hand_over_queues(%s::text[], %s, %s);
 
+-- name: is_superseded
+-- Is there a later message of its conversation or pending key?
+select packhorse.is_superseded(%s);
+
 -- name: next_of_conversations
 -- The first pending message of each of these conversations.
 select packhorse.next_of_conversations(%s);
