@@ -115,13 +115,14 @@ create table packhorse.access_tokens (
   name         text        not null,
   role         text        not null,
   token_sha256 bytea       not null, -- of 32 random bytes, which nobody guesses: no salt, no slow hash
-  queues       text[], -- null: all; for the HTTP API
+  queues       text[], -- into which a producer may enqueue; null: another role
   created_at   timestamptz not null default clock_timestamp(),
   created_by   text        not null,
   last_used_at timestamptz, -- the last login
   revoked_at   timestamptz,
   constraint access_tokens_pkey primary key (id),
-  constraint access_tokens_role_known check (role in ('viewer', 'operator', 'admin')),
+  constraint access_tokens_role_known check (role in ('viewer', 'operator', 'admin', 'producer')),
+  constraint access_tokens_queues_of_producer check ((role = 'producer') = (queues is not null)),
   constraint access_tokens_name_length check (length(name) between 1 and 100),
   constraint access_tokens_hash_length check (length(token_sha256) = 32)
 );

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, SecretStr, field_validator
 
 #: First parts of paths that the page has for itself.
-WEB_PATHS = ("login", "logout", "static", "healthz")
+WEB_PATHS = ("login", "logout", "static", "healthz", "v1")
 
 
 def split(value: Any) -> Any:
@@ -53,6 +53,15 @@ class WebSettings(BaseModel):
     web_role_header: str | None = Field(
         None,
         description="Header in which it says the role: viewer, operator, admin; none: everybody is a viewer.",
+    )
+    web_api: Literal["off", "on", "only"] = Field(
+        "off", description="Enqueue over HTTP, `POST /v1/messages`: beside the page, or instead of it."
+    )
+    web_api_rate: float = Field(
+        1000.0,
+        ge=0,
+        le=1e9,
+        description="Messages a second that one token may send over HTTP; 0: any number.",
     )
     web_databases: dict[str, SecretStr] = Field(
         default_factory=dict,

@@ -31,6 +31,7 @@ ALL_METRICS = (
     "outage",
     "platform",
     "backfill",
+    "http",
     "push",
     "web",
 )

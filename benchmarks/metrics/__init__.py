@@ -7,6 +7,7 @@ from benchmarks.metrics import (
     backfill,
     backlog,
     enqueue,
+    http_enqueue,
     idle,
     maintenance,
     observability,
@@ -69,6 +70,8 @@ def cases(metrics: tuple[str, ...], snapshot_messages: tuple[int, ...]) -> list[
         found += [(case, outage.measure) for case in outage.CASES]
     if "platform" in metrics:
         found += [(case, platform.measure) for case in platform.CASES]
+    if "http" in metrics:
+        found += [(case, http_enqueue.measure) for case in http_enqueue.CASES]
     if "push" in metrics:
         found += [(case, push.measure) for case in push.CASES]
     if "web" in metrics:

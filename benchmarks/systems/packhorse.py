@@ -131,6 +131,7 @@ class Adapter(PostgresSystem):
             "observability/switched",
             "idle/two-workers-ten-queues",
             "recovery",
+            "http/enqueue",
             "push/rate",
             "web/pages",
             NO_OP_SYNC,

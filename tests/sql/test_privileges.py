@@ -114,6 +114,7 @@ def test_a_producer_can_call_nothing_else(as_role: Callable[[str], Sql]) -> None
         "announce_messages",
         "cancel_own_message",
         "enqueue_alike",
+        "enqueue_by_token",
         "enqueue_message",
         "enqueue_messages",
         "enqueue_payloads",

@@ -1,4 +1,4 @@
-"""packhorse token: who may use the page."""
+"""packhorse token: who may use the page, or enqueue over HTTP."""
 
 from __future__ import annotations
 
@@ -14,18 +14,25 @@ from packhorse.worker.store import tokens as store
 from packhorse.worker.suggest import did_you_mean
 
 app = typer.Typer(
-    help="Tokens of the page: who may use it, as viewer, operator or admin.", no_args_is_help=True
+    help="Tokens: who may use the page, as viewer, operator or admin, or enqueue over HTTP.",
+    no_args_is_help=True,
 )
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="Whose it is; recorded with whatever is done with it.")
 ]
 RoleOption = Annotated[
-    Literal["viewer", "operator", "admin"],
+    Literal["viewer", "operator", "admin", "producer"],
     typer.Option(
         "--role",
-        help="viewer: look, without payloads. operator: see payloads, steer. admin: also what cannot be taken back.",
+        help="viewer: look, without payloads. operator: see payloads, steer. admin: also what cannot be taken back. producer: enqueue over HTTP.",
     ),
+]
+
+
+QueueOption = Annotated[
+    list[str] | None,
+    typer.Option("--queue", "-q", help="A queue that a producer may use; once or several times."),
 ]
 
 
@@ -33,15 +40,16 @@ RoleOption = Annotated[
 def create(
     name: Name,
     role: RoleOption = "viewer",
+    queue: QueueOption = None,
     reason: Reason = None,
     operator: Operator = None,
     as_json: AsJson = False,
 ) -> int:
     """Make a token and print it, once: the database has only a hash of it."""
     with database() as connection:
-        token = store.create(connection, name, role, operator_name(operator), reason)
+        token = store.create(connection, name, role, operator_name(operator), reason, queue)
     if as_json:
-        print_json({"name": name, "role": role, "token": token})
+        print_json({"name": name, "role": role, "queues": queue, "token": token})
     else:
         print(token)
     return EXIT_OK
@@ -57,7 +65,7 @@ def list_tokens(as_json: AsJson = False) -> int:
     else:
         print_rows(
             found,
-            ["name", "role", "created_at", "created_by", "last_used_at", "revoked_at"],
+            ["name", "role", "queues", "created_at", "created_by", "last_used_at", "revoked_at"],
             empty="no tokens",
         )
     return EXIT_OK

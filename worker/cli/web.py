@@ -31,6 +31,10 @@ def web(
     port: Annotated[
         int | None, typer.Option("--port", min=0, max=65535, help="Port; 0: any free one, which is printed.")
     ] = None,
+    api: Annotated[
+        bool, typer.Option("--api", help="Also let programs enqueue: POST /v1/messages, with a token.")
+    ] = False,
+    api_only: Annotated[bool, typer.Option("--api-only", help="Only that, and no page.")] = False,
 ) -> int:
     """Serve the page: see and steer everything in a browser, until Ctrl-C or SIGTERM."""
     if (lacks := missing()) is not None:
@@ -40,7 +44,9 @@ def web(
             hint="pip install 'packhorse[web]'",
             exit_code=EXIT_UNAVAILABLE,
         )
-    settings = load_settings(web_host=host, web_port=port)
+    settings = load_settings(
+        web_host=host, web_port=port, web_api="only" if api_only else "on" if api else None
+    )
     configure_logging(settings)
     from packhorse.worker.web import serve
 

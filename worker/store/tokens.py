@@ -1,4 +1,5 @@
-"""Tokens of the page (migrations/functions/tokens.sql); one function = one statement (web.sql).
+"""Tokens of the page and of producers (migrations/functions/tokens.sql); one function = one statement
+(web.sql).
 
 Each takes a connection first and works in its transaction. Errors come out as psycopg errors inside
 `translated()`. Only the SHA-256 of a token goes to the database.
@@ -10,16 +11,26 @@ import hashlib
 import secrets
 
 from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.queries import sql
 from packhorse.worker.records import Row
 from packhorse.worker.store.rows import rows, value
 
 PREFIX = "phk_"
 
 
-def create(connection: DeadlineConnection, name: str, role: str, operator: str, reason: str | None) -> str:
-    """A new token, which is nowhere but in the answer: `phk_` and 32 random bytes. Raises InvalidArgument."""
+def create(
+    connection: DeadlineConnection,
+    name: str,
+    role: str,
+    operator: str,
+    reason: str | None,
+    queues: list[str] | None = None,
+) -> str:
+    """A new token, which is nowhere but in the answer: `phk_` and 32 random bytes. queues: of a producer.
+    Raises InvalidArgument, UnknownQueue.
+    """
     token = PREFIX + secrets.token_urlsafe(32)
-    value(connection, "create_access_token", (name, role, _hash(token), operator, reason))
+    value(connection, "create_access_token", (name, role, _hash(token), operator, reason, queues))
     return token
 
 
@@ -27,6 +38,15 @@ def use(connection: DeadlineConnection, token: str) -> Row | None:
     """id, name and role of a token in force, which is noted as used; None when there is no such token."""
     found = rows(connection, "use_access_token", (_hash(token),))
     return found[0] if found else None
+
+
+def enqueue(connection: DeadlineConnection, token: str, messages: str) -> list[tuple[int, bool]]:
+    """Enqueue what a producer with this token asks for, all or none; id and "it was there already" of each.
+
+    messages: a JSON array of objects. Raises InvalidArgument (`token` when it is none in force,
+    `token.queues` when it may not use a queue), UnknownQueue.
+    """
+    return list(connection.execute(sql("enqueue_by_token"), (_hash(token), messages)).fetchall())
 
 
 def in_force(connection: DeadlineConnection, token_ids: list[str]) -> dict[str, Row]:

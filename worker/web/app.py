@@ -25,6 +25,7 @@ from packhorse.worker.config import Settings
 from packhorse.worker.errors import InvalidArgument, NotFound, StoreConflict, StoreError, StoreUnavailable
 from packhorse.worker.web import acting, render
 from packhorse.worker.web.access import COOKIE, CSRF_FIELD, HEADERS, Refused, Role
+from packhorse.worker.web.enqueue_api import EnqueueApi
 from packhorse.worker.web.pages import SCREENS
 from packhorse.worker.web.reading import Reader, Site
 from packhorse.worker.web.routes import Endpoint, Entry, Frame, Visit
@@ -147,13 +148,18 @@ def create_app(settings: Settings, sites: list[Site]) -> Starlette:
     async def lifespan(app: Starlette) -> Any:
         yield
         frame.close()
+        for api in apis:
+            api.close()
 
-    routes: list[BaseRoute] = [_route(frame, entry, None) for entry in ROUTES if entry.top]
-    routes.append(Mount("/static", _Files(directory=render.STATIC)))
-    for site in sites:
-        routes += [_route(frame, entry, site) for entry in ROUTES if not entry.top]
-    if sites[0].prefix:
-        routes.append(_route(frame, Entry("GET", "/", None, _home, top=True), None))
+    apis = [] if settings.web_api == "off" else [EnqueueApi(sites[0], frame.access.check_way)]
+    routes: list[BaseRoute] = [Mount("/v1", routes=api.routes) for api in apis]
+    routes += [
+        _route(frame, entry, None)
+        for entry in ROUTES
+        if entry.top and (settings.web_api != "only" or entry.path == "/healthz")
+    ]
+    if settings.web_api != "only":
+        routes += _of_the_page(frame)
     base = settings.web_base_path
     app = Starlette(
         routes=[Mount(base, routes=routes)] if base else routes,
@@ -164,6 +170,16 @@ def create_app(settings: Settings, sites: list[Site]) -> Starlette:
     app.add_middleware(GZipMiddleware, minimum_size=500, compresslevel=6)  # leaves the event stream alone
     app.add_middleware(Headers)
     return app
+
+
+def _of_the_page(frame: Frame) -> list[BaseRoute]:
+    """Files, and what each database has."""
+    routes: list[BaseRoute] = [Mount("/static", _Files(directory=render.STATIC))]
+    for site in frame.sites:
+        routes += [_route(frame, entry, site) for entry in ROUTES if not entry.top]
+    if frame.sites[0].prefix:
+        routes.append(_route(frame, Entry("GET", "/", None, _home, top=True), None))
+    return routes
 
 
 class _Files(StaticFiles):

@@ -89,7 +89,7 @@ class Site:
         self.prefix = prefix
         self.settings = settings
         self.asked_total = 0
-        self._url = url
+        self.url = url
         self._begin = "web_begin"
         self._kept: OrderedDict[Hashable, KeptAnswer] = OrderedDict()
         self._kept_bytes = 0
@@ -269,7 +269,7 @@ class Site:
 
     def open_owner(self, deadline_seconds: float) -> DeadlineConnection:
         """The same of the tables' owner, where maintenance_url says who that is."""
-        connection = open_owner(self.settings, "web owner", url=self._url, deadline_seconds=deadline_seconds)
+        connection = open_owner(self.settings, "web owner", url=self.url, deadline_seconds=deadline_seconds)
         connection.adapters.register_loader("timestamptz", AnyTime)
         return connection
 
@@ -277,7 +277,7 @@ class Site:
         return self._open("web act", deadline_seconds=self.settings.call_deadline_seconds)
 
     def _open(self, purpose: str, **options: Any) -> DeadlineConnection:
-        connection = open_work(self.settings, purpose, url=self._url, **options)
+        connection = open_work(self.settings, purpose, url=self.url, **options)
         connection.adapters.register_loader("timestamptz", AnyTime)  # one odd row must not hide the others
         return connection
 

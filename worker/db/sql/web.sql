@@ -15,7 +15,7 @@ set local role packhorse_reader
 
 -- name: create_access_token
 -- A new token; its id.
-select packhorse.create_access_token(%s, %s, %s, %s, %s)::text;
+select packhorse.create_access_token(%s, %s, %s, %s, %s, %s)::text;
 
 -- name: use_access_token
 -- The token in force with this hash, noted as used.
@@ -23,17 +23,24 @@ select id::text, name, role from packhorse.use_access_token(%s);
 
 -- name: access_tokens_in_force
 -- Tokens in force, by id.
-select id::text, name, role from packhorse.access_tokens where id = any (%s::uuid[]) and revoked_at is null;
+select id::text, name, role from packhorse.access_tokens where id = any (%s::uuid[]) and revoked_at is null
+  and role <> 'producer';
 
 -- name: has_access_tokens
--- Is any token in force?
-select exists (select from packhorse.access_tokens where revoked_at is null);
+-- Is any token of the page in force?
+select exists (
+  select from packhorse.access_tokens where revoked_at is null and role <> 'producer');
 
 -- name: list_access_tokens
 -- Tokens, those in force first; none of their hashes.
-select id::text, name, role, created_at, created_by, last_used_at, revoked_at from packhorse.access_tokens
+select id::text, name, role, queues, created_at, created_by, last_used_at, revoked_at
+from packhorse.access_tokens
 order by revoked_at is not null, name, created_at limit 1000;
 
 -- name: revoke_access_token
 -- End a token; false when there is none of this name.
 select packhorse.revoke_access_token(%s, %s, %s);
+
+-- name: enqueue_by_token
+-- Ids of new messages, or of those that they repeat, in order.
+select message_id, duplicate from packhorse.enqueue_by_token(%s, %s);
