@@ -106,7 +106,7 @@ declare
     'get_database_stats', 'get_event_counts_by_type', 'get_guest_session', 'get_messages_stats',
     'get_or_create_agent_session', 'get_or_create_conversation', 'get_or_create_conversation_memory',
     'get_recent_messages', 'get_user_referral_credits', 'get_whatsapp_auth_stats', 'grant_service_role',
-    'guest_rights', 'host_policies', 'host_table', 'is_conversation_of', 'lock_conversation',
+    'guest_rights', 'host_policies', 'host_table', 'is_conversation_of', 'is_unfinished_copy', 'lock_conversation',
     'maintain_messages_partitions', 'make_messages_partition', 'mark_finished', 'mark_session_ended',
     'mark_timed_out_workflows', 'mark_workflow_completed', 'may_name_phone', 'mentions_phone',
     'merge_context', 'missing_host_keys', 'normalize_phone', 'normalize_phone_columns', 'note_person_request',

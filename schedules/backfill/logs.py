@@ -85,17 +85,11 @@ class LogTable(Backfill):
         if not old or self.category == "security":
             return []
         text = (
-            f"{old} rows are older than {self.days} days: the nightly retention of {self.target} takes "
-            "their copies, and the comparison misses them"
+            f"{old} rows are older than {self.days} days: their copies stay until the clean-up, and the nightly "
+            f"retention of {self.target} takes them after it"
         )
-        return [
-            CheckFinding(
-                "warning",
-                "retention",
-                text,
-                f"In packhorse.toml: [retention.{self.target}] keep = …, or enabled = false, until the clean-up.",
-            )
-        ]
+        hint = f"To keep them, in packhorse.toml: [retention.{self.target}] keep = …"
+        return [CheckFinding("ok", "retention", text, hint)]
 
     def prepare(self, connection: DeadlineConnection, source: SourceTable) -> None:
         """The view for readers."""

@@ -105,7 +105,10 @@ def resolve(
     where = policy.where
     # whatever a policy says: what blocks a conversation stays until somebody acts (SPEC Q1)
     if facts["is_dead_letters"] and policy.assign is None:
-        where = f"not blocks_conversation and ({where})" if where else "not blocks_conversation"
+        where = _and("not blocks_conversation", where)
+    # a copy that a backfill still compares with its source stays until the clean-up (SPEC C2)
+    if facts["has_copies"] and policy.assign is None:
+        where = _and(connection.names.of("not platform.is_unfinished_copy(metadata)"), where)
     return (
         store.Target(
             (facts["schema"], facts["name"]), policy.column, keys or ("ctid",), types, where, policy.assign
@@ -113,6 +116,10 @@ def resolve(
         facts,
         warnings,
     )
+
+
+def _and(condition: str, where: str | None) -> str:
+    return f"{condition} and ({where})" if where else condition
 
 
 def check_visible(

@@ -1,4 +1,17 @@
--- What a backfill may do that nobody else may (SPEC C2).
+-- Copies of the backfills of logs: which stay, and the way back (SPEC C2).
+
+create or replace function platform.is_unfinished_copy(p_metadata jsonb) returns boolean
+language sql stable as $$
+-- Is a row of the event logs, by its metadata, a copy that a backfill still compares with its source? No retention
+-- takes it before the clean-up of the backfill: the comparison would miss it.
+  select coalesce(p_metadata operator(pg_catalog.?) 'migrated_from' and exists (
+    select from packhorse.backfills b
+    where b.state in ('running', 'copied', 'verified')
+      and right(b.source, length(p_metadata ->> 'migrated_from') + 1) = '.' || (p_metadata ->> 'migrated_from')),
+    false);
+$$;
+comment on function platform.is_unfinished_copy(jsonb) is
+  'Is an event a copy that a backfill still compares with its source? It stays until the clean-up.';
 
 create or replace function platform.take_back_audit_events(p_from text, p_ids text[]) returns integer
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$

@@ -98,7 +98,8 @@ create or replace function platform.cleanup_old_webhook_events(p_older_than inte
 language plpgsql as $$
 -- Delete up to p_limit (1..100000; null: all) webhooks that were delivered, or else made, p_older_than (1 day
 -- to ten years) ago; those that are still `pending`, `sent` or `received` stay, however old, and rows that
--- somebody works on are left for the next call. Returns how many. Raises PH001.
+-- somebody works on are left for the next call. Copies of a backfill stay until its clean-up. Returns how many.
+-- Raises PH001.
 declare
   v_before timestamptz;
   v_count integer;
@@ -110,6 +111,7 @@ begin
     select e.id from platform.webhook_events e
     where coalesce(e.delivered_at, e.created_at) < v_before
       and coalesce(e.status, '') not in ('pending', 'sent', 'received')
+      and not platform.is_unfinished_copy(e.metadata)
     order by e.created_at
     limit p_limit
     for update skip locked
@@ -127,7 +129,7 @@ create or replace function platform.cleanup_old_audit_events(p_older_than interv
 language plpgsql as $$
 -- Delete up to p_limit (1..100000; null: all) records older than p_older_than (30 days to ten years), oldest
 -- first; those of the category security stay for ever, and rows that somebody works on are left for the next
--- call. Returns how many. Raises PH001.
+-- call. Copies of a backfill stay until its clean-up. Returns how many. Raises PH001.
 declare
   v_before timestamptz;
   v_count integer;
@@ -138,6 +140,7 @@ begin
   with old as materialized (
     select e.id from platform.audit_events e
     where e.created_at < v_before and e.event_category <> 'security'
+      and not platform.is_unfinished_copy(e.metadata)
     order by e.created_at
     limit p_limit
     for update skip locked

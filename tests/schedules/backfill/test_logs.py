@@ -8,9 +8,13 @@ import threading
 import psycopg
 import pytest
 
+from packhorse.schedules import registry
 from packhorse.schedules.backfill import declare
 from packhorse.schedules.backfill.guard import DropRefused
+from packhorse.schedules.maintenance.retention import RetentionRun
+from packhorse.worker.db.connection import connect
 from packhorse.worker.errors import InvalidArgument
+from tests.schedules.backfill.conftest import OPEN
 from tests.schedules.backfill.killing import killed_until_done
 from tests.schedules.backfill.test_killed import SEEDS
 
@@ -277,10 +281,43 @@ def test_a_missing_event_fails_the_comparison(old):
     )
 
 
-def test_what_the_nightly_retention_would_take_is_said_before(old):
+def test_what_the_nightly_retention_will_take_is_said_before(old):
     old.database.query("update webhook_logs set created_at = now() - interval '31 days' where id <= 5")
     (finding,) = [finding for finding in old.check("webhook_logs") if finding.check == "retention"]
-    assert finding.level == "warning" and "5 rows are older than 30 days" in finding.text
+    assert finding.level == "ok" and "5 rows are older than 30 days" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "more"),
+    [("webhook_logs", "webhook_events", "source"), ("audit_logs", "audit_events", "action")],
+)
+def test_old_copies_stay_until_the_clean_up(old, name, target, more):
+    """Neither retention nor the function of a cron takes what the comparison must find; others go."""
+    database = old.database
+    database.query(f"update {name} set created_at = now() - interval '400 days'")
+    database.query(
+        f"insert into {target} (event_category, event_type, created_at, {more}) "
+        "values ('system', 'x', now() - interval '400 days', 'x')"
+    )
+    copies = f"select count(*) from {target} where metadata ? 'migrated_from'"
+    policy = next(found for found in registry.RETENTION if found.name == target)
+
+    def night() -> None:
+        connection = connect(database.admin_url, deadline_seconds=60)
+        try:
+            assert RetentionRun(connection, policy, OPEN, triggered_by="test").run() == "succeeded"
+        finally:
+            connection.close()
+
+    old.run(name)
+    before = database.value(copies)
+    assert before > 0
+    night()
+    assert database.value(f"select cleanup_old_{target}()") == 0
+    assert database.value(f"select count(*) from {target}") == database.value(copies) == before
+    database.query("update backfills set state = 'finished' where name = %s", name)
+    night()
+    assert database.value(copies) == 0
 
 
 def test_a_table_without_a_column_is_refused_by_name(old):

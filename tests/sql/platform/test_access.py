@@ -356,6 +356,7 @@ WORKERS = {
     "find_person",
     "find_person_messages",
     "is_conversation_of",
+    "is_unfinished_copy",
     "make_messages_partition",
     "may_name_phone",
     "mentions_phone",

@@ -70,6 +70,8 @@ select n.nspname::text as schema, c.relname::text as name, c.relkind,
   c.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = c.oid) as has_children,
   c.oid = to_regclass('packhorse.message_queue') as is_queue,
   c.oid = to_regclass('packhorse.dead_letters') as is_dead_letters,
+  c.oid in (to_regclass('platform.webhook_events'), to_regclass('platform.audit_events'))
+    and to_regprocedure('platform.is_unfinished_copy(jsonb)') is not null as has_copies,
   has_table_privilege(c.oid, 'delete') as may_delete, has_any_column_privilege(c.oid, 'update') as may_update,
   (select array_agg(a.attname::text order by k.place) from pg_index i
     cross join unnest(i.indkey) with ordinality k (number, place)
