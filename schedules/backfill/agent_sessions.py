@@ -113,10 +113,10 @@ class AgentSessions(Backfill):
             "sessions_column",
             "sessions_mark_function",
             "sessions_mark_comment",
-            "sessions_mark_revoke",
             "sessions_mark_trigger",
         ):
             tables.run(connection, name)
+        tables.run(connection, "sessions_mark_revoke", roles=tables.public_roles(connection))
         invoker = security_invoker(connection)
         tables.run(
             connection,
@@ -275,6 +275,7 @@ class AgentSessions(Backfill):
         with connection.transaction():
             tables.run(connection, "sessions_old_table", source=table)
             tables.run(connection, "sessions_old_secured", source=table)
+            tables.run(connection, "sessions_old_revoke", source=table, roles=tables.public_roles(connection))
             for column in ("phone", "expires"):
                 tables.run(
                     connection,

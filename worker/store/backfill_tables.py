@@ -16,6 +16,8 @@ from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.queries import sql
 from packhorse.worker.store.rows import rows, value
 
+_PUBLIC = composed.SQL("public")
+
 
 @dataclass(frozen=True, slots=True)
 class SourceTable:
@@ -220,11 +222,7 @@ def dependents(connection: DeadlineConnection, source: SourceTable, own: Sequenc
 def grant_view(connection: DeadlineConnection, schema: str, view: str, *, to_authenticated: bool) -> None:
     """Make a view one for readers: the roles of ours and the host's that the server has."""
     identifier = composed.Identifier(schema, view)
-    there = [
-        role
-        for role in ("anon", "authenticated", "service_role")
-        if value(connection, "backfill_role_exists", (role,))
-    ]
+    there = _host_roles(connection)
     ours = ["packhorse_worker", "packhorse_reader", "packhorse_producer"]
     run(connection, "backfill_revoke_view", view=identifier, roles=_roles([*ours, *there]))
     readers = [
@@ -232,6 +230,17 @@ def grant_view(connection: DeadlineConnection, schema: str, view: str, *, to_aut
         *(role for role in there if role == "service_role" or (to_authenticated and role == "authenticated")),
     ]
     run(connection, "backfill_grant_view", view=identifier, roles=_roles(readers))
+
+
+def public_roles(connection: DeadlineConnection) -> composed.Composable:
+    """PUBLIC, and the roles to which default privileges of the host give everything that is made."""
+    return composed.SQL("public, {}").format(_roles(there)) if (there := _host_roles(connection)) else _PUBLIC
+
+
+def _host_roles(connection: DeadlineConnection) -> list[str]:
+    """Those that the server has."""
+    hosts = ("anon", "authenticated", "service_role")
+    return [role for role in hosts if value(connection, "backfill_role_exists", (role,))]
 
 
 def _roles(names: Sequence[str]) -> composed.Composed:

@@ -17,6 +17,7 @@ from packhorse.worker.db.connection import DeadlineConnection, connect
 from packhorse.worker.db.names import Names
 from tests.schedules.backfill.conftest import OPEN
 from tests.sql.platform.conftest import create_platform_database
+from tests.sql.platform.test_access import a_host, bring
 from tests.support.pgbouncer import PROGRAM, PgBouncer
 from tests.support.postgres import Database, Server
 
@@ -114,3 +115,51 @@ def test_behind_a_transaction_pooler(pooled: Open, name: str) -> None:
             "select current_setting('statement_timeout'), current_setting('lock_timeout')"
         )
         assert left.fetchone() == ("55s", "0"), "nothing is left to strangers"
+
+
+GRANTS = """
+select c.relname::text, r.rolname::text, lower(p.name) from pg_class c, pg_roles r,
+  unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) as p (name)
+where c.oid = any (%s::regclass[]::oid[]) and r.rolname in ('anon', 'authenticated', 'service_role')
+  and has_table_privilege(r.oid, c.oid, p.name)
+"""
+
+
+def test_default_privileges_of_a_host_open_nothing(server: Server) -> None:
+    """As on Supabase: whatever is made in `public` is everybody's at first."""
+    own, database = a_host(server.name)
+    try:
+        bring(database)
+        with database.connect(admin=True) as owner:
+            owner.execute(TABLES)
+            owner.execute("create role stranger login")
+        opened = partial(connect, database.admin_url, deadline_seconds=120)
+        for name in ("agent_sessions", "webhook_logs", "audit_logs"):
+            assert BackfillRun(opened, declare.find(name), OPEN, operator="ada").run().state == "succeeded"
+        views = ["ai_agent_sessions_compat", "webhook_logs_compat", "audit_logs_compat"]
+        readers = ("authenticated", "service_role")
+        assert set(database.query(GRANTS, views)) == {(v, r, "select") for v in views for r in readers}
+        with database.connect(admin=True) as reader:
+            reader.execute("set role authenticated")
+            for view in views:  # security_invoker: the rows of his own, and he has none
+                assert reader.execute(f"select count(*) from {view}").fetchone() == (0,)
+        for role in ("anon", "authenticated", "stranger"):
+            may = "select has_function_privilege(%s, 'mark_migrated_session()', 'execute')"
+            assert database.value(may, role) is False
+        made_again(database, opened)
+        assert database.query(GRANTS, ["ai_agent_sessions"]) == []
+    finally:
+        own.close()
+
+
+def made_again(database: Database, opened: Open) -> None:
+    """The way back after the clean-up."""
+    with opened() as connection:
+        backfill = declare.find("agent_sessions")
+        source = backfill.find_source(connection)
+        assert source is not None
+        with connection.transaction():
+            backfill.finish(connection, source)
+        database.query("update packhorse.backfills set state = 'finished' where name = 'agent_sessions'")
+        acts.rollback(connection, backfill, "ada", "no")
+    assert database.value("select count(*) from ai_agent_sessions") == 30

@@ -52,7 +52,7 @@ comment on function platform.mark_migrated_session() is
 
 -- name: sessions_mark_revoke
 -- Nobody calls it.
-revoke all on function platform.mark_migrated_session() from public;
+revoke all on function platform.mark_migrated_session() from {roles};
 
 -- name: sessions_mark_trigger
 -- Its name sorts last: it sees what other triggers have done.
@@ -288,6 +288,10 @@ create table if not exists {source} (
 -- name: sessions_old_secured
 -- It was made by the owner, and nobody else has rights on it yet.
 alter table {source} enable row level security;
+
+-- name: sessions_old_revoke
+-- What default privileges of the host have given: they are to be given again by hand.
+revoke all on {source} from {roles};
 
 -- name: sessions_old_phone_index
 -- As the source had it.
