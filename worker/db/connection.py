@@ -72,8 +72,6 @@ class DeadlineConnection(psycopg.Connection[Any]):
     deadline_seconds: float = 10.0
     #: What our schemas are called here.
     names = Names()
-    #: The session belongs to a transaction pooler: what is set outside a transaction is left to strangers.
-    pooled = False
     touched = False
     #: Statements so far, through execute().
     executed_total = 0
@@ -341,7 +339,6 @@ def connect(
         connection = DeadlineConnection.connect(url, autocommit=autocommit, **parameters)
         connection.deadline_seconds = deadline_seconds
         connection.names = names
-        connection.pooled = pooler
         if not pooler:
             connection.session_sql = (*_prepare_times(connection, times_in_utc), _prepare_session(connection))
         if connection.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII":
