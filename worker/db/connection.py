@@ -345,6 +345,7 @@ def connect(
             connection.session_sql = (
                 (*connection.session_sql, _take_any_bytes(connection)) if connection.session_sql else ()
             )
+    connection.pooled = pooler
     connection.prepare_threshold = None if pooler else 0
     connection.adapters.register_loader("jsonb", JsonText)
     connection.adapters.register_loader("json", JsonText)

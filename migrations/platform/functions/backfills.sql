@@ -2,13 +2,12 @@
 
 create or replace function platform.is_unfinished_copy(p_metadata jsonb) returns boolean
 language sql stable as $$
--- Is a row of the event logs, by its metadata, a copy that a backfill still compares with its source? No retention
--- takes it before the clean-up of the backfill: the comparison would miss it.
+-- Is a row of the event logs, by its metadata, a copy that a backfill still compares with its source? No
+-- retention takes it before the clean-up of the backfill: the comparison would miss it.
   select coalesce(p_metadata operator(pg_catalog.?) 'migrated_from' and exists (
     select from packhorse.backfills b
-    where b.state in ('running', 'copied', 'verified')
-      and right(b.source, length(p_metadata ->> 'migrated_from') + 1) = '.' || (p_metadata ->> 'migrated_from')),
-    false);
+    cross join lateral (select '.' || (p_metadata ->> 'migrated_from')) as f (name)
+    where b.state in ('running', 'copied', 'verified') and right(b.source, length(f.name)) = f.name), false);
 $$;
 comment on function platform.is_unfinished_copy(jsonb) is
   'Is an event a copy that a backfill still compares with its source? It stays until the clean-up.';

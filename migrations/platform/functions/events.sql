@@ -98,8 +98,8 @@ create or replace function platform.cleanup_old_webhook_events(p_older_than inte
 language plpgsql as $$
 -- Delete up to p_limit (1..100000; null: all) webhooks that were delivered, or else made, p_older_than (1 day
 -- to ten years) ago; those that are still `pending`, `sent` or `received` stay, however old, and rows that
--- somebody works on are left for the next call. Copies of a backfill stay until its clean-up. Returns how many.
--- Raises PH001.
+-- somebody works on are left for the next call. Copies of a backfill stay until its clean-up. Returns how
+-- many. Raises PH001.
 declare
   v_before timestamptz;
   v_count integer;
