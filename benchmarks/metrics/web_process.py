@@ -35,7 +35,17 @@ DRAIN_MESSAGES = 30_000
 _FILE = re.compile(r'(?:href|src)="(/static/[^"]+)"')
 _LOGGED = re.compile(rb"LOG:  (?:execute [^:]*|statement): *(\w+)")
 #: They frame a question and read nothing.
-_FRAMES = {b"begin", b"rollback", b"commit", b"set", b"reset", b"discard"}
+_FRAMES = {
+    b"begin",
+    b"rollback",
+    b"commit",
+    b"set",
+    b"reset",
+    b"discard",
+    b"savepoint",
+    b"release",
+    b"deallocate",
+}
 
 
 class PageProcess:

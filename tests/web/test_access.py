@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -326,3 +328,20 @@ def test_the_tokens_of_all_who_look_are_checked_in_one_statement(page, monkeypat
     access._clock = lambda: clock() + 5 * CHECK_SECONDS
     assert browsers[0].get("/audit").status_code == 200
     assert len(checks[1]) == 1, "who is away is not asked about"
+
+
+def test_windows_that_refresh_at_once_ask_once_whether_there_are_tokens(page, monkeypatch):
+    checks, ask = [], tokens.any_in_force
+
+    def slowly(connection):
+        checks.append(1)
+        time.sleep(0.3)
+        return ask(connection)
+
+    monkeypatch.setattr(tokens, "any_in_force", slowly)
+    browsers = [page.browser() for _ in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        assert {answer.status_code for answer in threads.map(lambda each: each.get("/audit"), browsers)} == {
+            200
+        }
+    assert len(checks) == 1

@@ -178,9 +178,13 @@ def archived_of(
 
     The archive has no index for conversations: each message would pay for it when it is done.
     """
-    place, given = sql("browse_archive"), {"key": key, "before": before, "after": None, "limit": limit + 1}
-    edge, edge_at = _edge(connection, place, "older", given, most_rows)
-    found = rows(connection, "browse_archived_of", {**given, "edge": edge})
+    walked = rows(
+        connection,
+        "browse_archived_of",
+        {"key": key, "before": before, "limit": limit + 1, "rows": most_rows},
+    )
+    edge, edge_at = walked[0]["edge"], walked[0]["edge_at"]
+    found = [row for row in walked if row["id"] is not None]
     if len(found) > limit:
         return Page(tuple(found[:limit]), before is not None, True)
     return Page(tuple(found), before is not None, edge is not None, edge, edge_at)

@@ -119,6 +119,7 @@ class Access:
         self._checking: asyncio.Future[None] | None = None
         self._failures: OrderedDict[str, list[float]] = OrderedDict()
         self._has_tokens: bool | None = None
+        self._looking: asyncio.Future[None] | None = None
         self._looked_at = float("-inf")
 
     def check_host(self, request: HTTPConnection) -> None:
@@ -298,13 +299,21 @@ class Access:
         """
         is_known = self._has_tokens is not None
         if self._clock() - self._looked_at >= CHECK_SECONDS and not (is_known and self._site.is_resting):
+            if self._looking is None:  # twenty windows that refresh at once ask it once
+                self._looking = asyncio.ensure_future(self._look_for_tokens())
             try:
-                self._has_tokens = await self._site.act(tokens.any_in_force)
-                self._looked_at = self._clock()
+                await asyncio.shield(self._looking)
             except StoreError as error:
                 if not is_known:
                     raise Refused(503, "The database is away.", "Load the page again in a moment.") from error
         return bool(self._has_tokens)
+
+    async def _look_for_tokens(self) -> None:
+        try:
+            self._has_tokens = await self._site.act(tokens.any_in_force)
+            self._looked_at = self._clock()
+        finally:
+            self._looking = None
 
     def _named_by_proxy(self, request: HTTPConnection) -> Visitor | None:
         names = request.headers.getlist(self._settings.web_user_header or "")

@@ -228,11 +228,13 @@ class Site:
             connection.execute(sql(self._begin), prepare=False)  # several statements in one round trip
             before = connection.executed_total
             try:
-                return function(connection, *args)
+                found = function(connection, *args)
+                connection.commit()  # after a rollback psycopg forgets what it has prepared, by a statement more
+                return found
             finally:
                 self.asked_total += connection.executed_total - before
                 if not connection.closed:
-                    connection.rollback()
+                    connection.rollback()  # sends nothing when that is over
 
     def _keep(self, key: Hashable, answer: KeptAnswer) -> None:
         before = self._kept.pop(key, None)

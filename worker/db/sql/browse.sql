@@ -208,15 +208,21 @@ left join lateral (
   order by o.holder_kind = 'running' desc, o.holder_kind = 'dead' desc, o.holder_id limit 1) h on true
 order by c.since, c.conversation_key;
 
--- name: browse_archive
--- Where archived messages are.
-packhorse.message_archive
-
 -- name: browse_archived_of
--- Archived messages of a conversation between two ids, newest first.
-select a.id, a.queue, a.message_type, a.state, a.reason, a.attempt, a.created_at, null as run_at,
-  a.claimed_at, a.finished_at, a.lease_holder, a.error ->> 'class' as error_class
-from packhorse.message_archive a
-where (%(before)s::bigint is null or a.id < %(before)s) and (%(edge)s::bigint is null or a.id >= %(edge)s)
-  and a.conversation_key = %(key)s
-order by a.id desc limit %(limit)s;
+-- Archived messages of a conversation among so many that are older than an id, newest first, in one walk.
+-- edge: where it ended before it was through, beside the first row, which may be nothing else.
+with walked as materialized (
+  select a.id, a.created_at, a.conversation_key is not distinct from %(key)s as is_mine
+  from packhorse.message_archive a where %(before)s::bigint is null or a.id < %(before)s
+  order by a.id desc limit %(rows)s::bigint + 1
+), last as (
+  select case when count(*) > %(rows)s::bigint then min(w.id) end as edge from walked w
+), mine as (
+  select w.id from walked w where w.is_mine order by w.id desc limit %(limit)s
+)
+select l.edge, (select w.created_at from walked w where w.id = l.edge) as edge_at, f.*
+from last l left join lateral (
+  select a.id, a.queue, a.message_type, a.state, a.reason, a.attempt, a.created_at, null as run_at,
+    a.claimed_at, a.finished_at, a.lease_holder, a.error ->> 'class' as error_class
+  from mine m join packhorse.message_archive a on a.id = m.id) f on true
+order by f.id desc;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -66,8 +67,10 @@ async def load(reader: Reader, query: Query) -> ConversationPage:
             None, "", {}, None, (), None, None, waiting, is_bounded, "packhorse conversations"
         )
     plain = query.visitor.may(Role.OPERATOR)
-    found = await reader.ask("conversation", 2.0, _show, key)
-    archive = await reader.ask("conversation archived", 15.0, browse.archived_of, key, before, MOST_MESSAGES)
+    found, archive = await asyncio.gather(
+        reader.ask("conversation", 2.0, _show, key),
+        reader.ask("conversation archived", 15.0, browse.archived_of, key, before, MOST_MESSAGES),
+    )
     live = found.messages if found is not None and before is None else []
     rows = tuple(sorted([*archive.rows, *live], key=lambda row: row["id"]))
     if found is not None:
