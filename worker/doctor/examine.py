@@ -10,6 +10,7 @@ from packhorse.worker.db import migrate
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
 from packhorse.worker.db.sessions import open_for_examination, open_listen
+from packhorse.worker.doctor.adopted import examine_adopted
 from packhorse.worker.doctor.connections import examine_listen, examine_mode
 from packhorse.worker.doctor.findings import Finding
 from packhorse.worker.doctor.server import (
@@ -75,6 +76,7 @@ def _schema(connection: DeadlineConnection) -> Iterator[Finding]:
             "every table, column, index, constraint, function and policy is as the migrations make it",
         )
     ]
+    yield from examine_adopted(connection, sets)
     yield from examine_rights(connection, sets)
     yield examine_rls(connection)
     yield examine_copy(connection)

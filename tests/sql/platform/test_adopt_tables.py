@@ -13,6 +13,7 @@ import pytest
 from packhorse.worker.db import migrate
 from packhorse.worker.db.connection import DeadlineConnection, connect
 from packhorse.worker.doctor import snapshot
+from packhorse.worker.doctor.adopted import examine_adopted
 from packhorse.worker.errors import StoreError
 from tests.sql.platform.test_contract import HOSTS_FORM, LEFT_OUT_BY_ADOPTION, actual, contract, expected
 from tests.support.postgres import Database
@@ -131,6 +132,31 @@ def test_tables_of_the_sources_are_adopted_with_their_rows_and_get_what_they_lac
         "index idx_clients_user_id is missing"
     ]
     assert any_database.value("select count(*) from clients where phone = '250788000457'") == 1
+
+
+def test_the_doctor_says_which_checks_and_keys_an_adopted_table_lacks_and_what_adds_them(
+    connection: DeadlineConnection, any_database: Database
+) -> None:
+    for table in ("companies", "clients", "agent_chat_sessions"):
+        any_database.query(theirs(table))
+    any_database.query(
+        "alter table agent_chat_sessions drop constraint if exists agent_chat_sessions_status_check"
+    )
+    migrate.up(connection, sets=["platform"])
+    found = {finding.text.partition(" ")[0]: finding for finding in examine_adopted(connection, ["platform"])}
+    assert "agent_chat_sessions_status_known" in found["agent_chat_sessions"].text
+    assert {finding.status for finding in found.values()} == {"ok"}, "nothing is wrong with them"
+    for finding in found.values():
+        for statement in str(finding.repair).split(";"):
+            if statement.strip():
+                any_database.query(statement)
+    left = " ".join(finding.text for finding in examine_adopted(connection, ["platform"]))
+    assert "agent_chat_sessions_status_known" not in left
+    with pytest.raises(psycopg.errors.CheckViolation):
+        any_database.query(
+            "insert into agent_chat_sessions (user_phone, agent_type, status) values ('1', 'x', 'odd')"
+        )
+    assert snapshot.drift(connection, {"platform"}) == []
 
 
 def test_the_way_back_leaves_what_was_there(connection: DeadlineConnection, any_database: Database) -> None:
