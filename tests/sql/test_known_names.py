@@ -6,18 +6,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 
 from tests.sql.client import HOLDER, OTHER, Sql
+from tests.sql.frozen import FrozenSql
+
+
+@pytest.fixture
+def sql(frozen_sql: FrozenSql) -> FrozenSql:
+    """Leases and locks end when the test says so."""
+    return frozen_sql
 
 
 def test_the_next_message_is_leased_for_five_minutes(sql: Sql) -> None:
     message_id = sql.enqueue(payload={"a": 1})
     assert sql.rows(
-        "select id, payload, lease_expires_at - clock_timestamp() between interval '4 minutes 50 seconds' and interval '5 minutes' "
-        "from get_next_queue_message('q')"
-    ) == [(message_id, {"a": 1}, True)]
+        "select id, payload, lease_expires_at - testing.clock() from get_next_queue_message('q')"
+    ) == [(message_id, {"a": 1}, timedelta(minutes=5))]
     assert sql.rows("select * from get_next_queue_message('q')") == []
 
 
@@ -75,9 +82,11 @@ def test_a_conversation_lock_has_one_holder_who_may_renew_it(sql: Sql) -> None:
     assert lock(sql, "bob") is True
 
 
-def test_a_conversation_lock_ends_by_time(sql: Sql) -> None:
+def test_a_conversation_lock_ends_by_time(sql: FrozenSql) -> None:
     lock(sql, "ann")
-    sql.rows("update conversation_locks set expires_at = clock_timestamp() - interval '1 second'")
+    sql.later("4 minutes 59.999 seconds")
+    assert lock(sql, "bob") is False
+    sql.later("1 millisecond")
     assert lock(sql, "bob") is True
 
 
@@ -106,14 +115,14 @@ def test_only_locks_whose_own_time_is_over_are_removed(sql: Sql) -> None:
         ("endless_fresh", "'infinity'"),
     ]:
         age = "1 minute" if key == "endless_fresh" else "6 minutes"
-        end = "'infinity'" if "infinity" in expires else f"clock_timestamp() + interval {expires}"
+        end = "'infinity'" if "infinity" in expires else f"testing.clock() + interval {expires}"
         sql.rows(
-            f"insert into conversation_locks (conversation_key, holder, acquired_at, expires_at) values (%s, 'ann', clock_timestamp() - %s::interval, {end})",
+            f"insert into conversation_locks (conversation_key, holder, acquired_at, expires_at) values (%s, 'ann', testing.clock() - %s::interval, {end})",
             key,
             age,
         )
     sql.rows(
-        "insert into conversation_locks values ('unbounded', 'ann', clock_timestamp() - interval '6 minutes', null)"
+        "insert into conversation_locks values ('unbounded', 'ann', testing.clock() - interval '6 minutes', null)"
     )
     assert sql.value("select cleanup_stuck_webhook_conversations('7 minutes')") == 1
     assert sql.value("select cleanup_stuck_webhook_conversations()") == 2
@@ -128,7 +137,7 @@ def test_only_locks_whose_own_time_is_over_are_removed(sql: Sql) -> None:
 def test_stuck_locks_go_in_bounded_steps(sql: Sql) -> None:
     for number in range(5):
         lock(sql, "ann", str(number))
-    sql.rows("update conversation_locks set expires_at = clock_timestamp()")
+    sql.rows("update conversation_locks set expires_at = testing.clock()")
     counts = [sql.value("select cleanup_stuck_webhook_conversations(p_limit => 2)") for _ in range(4)]
     assert counts == [2, 2, 1, 0]
 
@@ -153,9 +162,9 @@ def test_upkeep_removes_what_is_over_and_never_a_live_message(sql: Sql) -> None:
         sql.rows("select bury_message(%s)", message_id)
     sql.rows("update message_queue set created_at = '1999-01-01'")
     sql.rows(
-        "update message_dedup set expires_at = clock_timestamp() - interval '1 second' where dedup_key = 'old'"
+        "update message_dedup set expires_at = testing.clock() - interval '1 second' where dedup_key = 'old'"
     )
-    sql.rows("update dead_letters set dead_at = clock_timestamp() - interval '31 days' where id = %s", buried)
+    sql.rows("update dead_letters set dead_at = testing.clock() - interval '31 days' where id = %s", buried)
     sql.rows("update dead_letters set created_at = '1999-01-01'")
     sql.rows(
         "select store_message_result('old', '1', '-1 second'), store_message_result('new', '1', '1 hour')"
@@ -163,7 +172,7 @@ def test_upkeep_removes_what_is_over_and_never_a_live_message(sql: Sql) -> None:
     sql.rows("select add_rate_limiter('old', 1, '-1 second'), add_rate_limiter('new', 1, '1 hour')")
     sql.rows("select is_new_message('old'), is_new_message('new')")
     sql.rows(
-        "update processed_messages set first_seen_at = clock_timestamp() - interval '8 days' where external_id = 'old'"
+        "update processed_messages set first_seen_at = testing.clock() - interval '8 days' where external_id = 'old'"
     )
     assert sql.value("select cleanup_old_messages()") == 5
     assert [sql.state(message_id) for message_id in (live, running.id, dead, buried)] == [
@@ -187,11 +196,11 @@ def old_ones(sql: Sql) -> None:
     sql.rows("select declare_queue('blocky'), set_queue('blocky', '{\"on_dead\": \"block\"}')")
     for queue, key in [("default", None), ("blocky", "c")]:
         sql.rows("select bury_message(%s)", sql.enqueue(queue, conversation_key=key))
-    sql.rows("update dead_letters set dead_at = clock_timestamp() - interval '31 days'")
+    sql.rows("update dead_letters set dead_at = testing.clock() - interval '31 days'")
     sql.rows(
         "insert into processed_messages (external_id, first_seen_at, processed_at) values "
-        "('done', clock_timestamp() - interval '9 days', clock_timestamp() - interval '8 days'), ('never', clock_timestamp() - interval '8 days', null), "
-        "('late', clock_timestamp() - interval '90 days', clock_timestamp())"
+        "('done', testing.clock() - interval '9 days', testing.clock() - interval '8 days'), ('never', testing.clock() - interval '8 days', null), "
+        "('late', testing.clock() - interval '90 days', testing.clock())"
     )
 
 
@@ -243,7 +252,7 @@ def test_the_upkeep_of_a_worker_deletes_only_what_has_an_end_of_its_own(sql: Sql
     old_ones(sql)
     before = left(sql)
     sql.rows("select store_message_result('old', '1', '-1 second'), add_rate_limiter('old', 1, '-1 second')")
-    sql.rows("insert into message_dedup values ('q', 'k', 1, clock_timestamp() - interval '1 day')")
+    sql.rows("insert into message_dedup values ('q', 'k', 1, testing.clock() - interval '1 day')")
     sql.rows(
         """select declare_policies('{"retention.message_results": {}, "retention.message_dedup": {"keep_seconds": 172800}}')"""
     )

@@ -9,6 +9,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.sql.client import HOLDER, OTHER, Lease, Sql
+from tests.sql.frozen import FrozenSql
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
 
@@ -286,6 +287,17 @@ def test_the_lease_of_a_process_that_turns_out_to_live_was_no_crash(sql: Sql) ->
         "whoever has it now keeps it"
     )
     assert events(sql, lease.id) == ["lease_expired", "crash_withdrawn"]
+
+
+def test_nothing_is_rescued_in_the_first_seconds_of_a_server(frozen_sql: FrozenSql) -> None:
+    """Workers that live get the chance to renew after an outage of all."""
+    sql = frozen_sql
+    sql.claimed()
+    sql.rows("update message_queue set lease_expires_at = pg_postmaster_start_time()")
+    sql.rows("update testing.clock_stands set at = pg_postmaster_start_time() + interval '5 seconds'")
+    assert sql.value("select rescue_expired_messages()") == 0
+    sql.later("1 millisecond")
+    assert sql.value("select rescue_expired_messages()") == 1
 
 
 WITHDRAW = "select withdraw_crashes(array[%s::bigint], %s, 'its process lives')"
@@ -605,6 +617,17 @@ def test_a_long_error_class_is_stored_bounded(sql: Sql) -> None:
 def test_recovering_twice_returns_nothing_more(sql: Sql) -> None:
     sql.claimed()
     assert [sql.value("select recover_worker(%s, null)", HOLDER) for _ in range(2)] == [1, 0]
+
+
+def test_one_of_a_type_without_worker_that_somebody_keeps_locked_keeps_no_other(
+    clients: Callable[..., Sql],
+) -> None:
+    sql, somebody = clients(), clients()
+    locked, free = (sql.enqueue(message_type="nobody", run_at="2000-01-01") for _ in range(2))
+    with somebody.connection.transaction():
+        somebody.rows("select from message_queue where id = %s for update", locked)
+        assert sql.value("select bury_unknown_types()") == 1
+    assert [sql.state(message_id) for message_id in (locked, free)] == ["pending", "dead"]
 
 
 def test_a_message_of_a_type_without_worker_is_buried_after_the_stated_time(sql: Sql) -> None:

@@ -6,9 +6,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from psycopg.types.json import Jsonb
 
 from tests.sql.client import Sql
+from tests.sql.frozen import FrozenSql
 from tests.sql.parking import in_background
 
 A, B = "http://a", "http://b"
@@ -21,6 +23,12 @@ POLICY: dict[str, Any] = {
     "probe_lease": 40,
     "check_every": 30,
 }
+
+
+@pytest.fixture
+def sql(frozen_sql: FrozenSql) -> FrozenSql:
+    """A circuit rests until the test lets time pass."""
+    return frozen_sql
 
 
 def declare(sql: Sql, *endpoints: str, service: str = "openai", **changes: Any) -> int:
@@ -71,16 +79,6 @@ def end(sql: Sql, token: int | None, succeeded: bool | None, endpoint: str = A) 
     return sql.value("select end_probe('openai', %s, %s, %s)", endpoint, token, succeeded)
 
 
-def let_pass(sql: Sql, seconds: float) -> None:
-    """As if so much time had passed for every endpoint."""
-    sql.rows(
-        """update service_endpoints set retry_at = retry_at - make_interval(secs => %(s)s), probe_until = probe_until - make_interval(secs => %(s)s),
-           bucket_at = bucket_at - make_interval(secs => %(s)s), next_check_at = next_check_at - make_interval(secs => %(s)s)""".replace(
-            "%(s)s", str(float(seconds))
-        )
-    )
-
-
 def opened(sql: Sql, *endpoints: str, **changes: Any) -> None:
     declare(sql, *(endpoints or (A,)), **changes)
     for endpoint in endpoints or (A,):
@@ -117,31 +115,31 @@ def test_an_ai_agents_breaker_needs_three_calls_and_sixty_percent(sql: Sql) -> N
     assert report(sql, 1, 1), "3 of 5"
 
 
-def test_failures_leave_the_window_with_time(sql: Sql) -> None:
+def test_failures_leave_the_window_with_time(sql: FrozenSql) -> None:
     declare(sql)
     report(sql, 4, 4)
-    let_pass(sql, 31)
+    sql.later("31 seconds")
     report(sql, 1, 0)
     assert (row(sql)["earlier_failures"], row(sql)["failures"]) == (4, 0), "the older half"
-    let_pass(sql, 31)
+    sql.later("31 seconds")
     report(sql, 4, 0)
     assert (row(sql)["earlier_failures"], row(sql)["calls"]) == (0, 4)
-    let_pass(sql, 61)
+    sql.later("61 seconds")
     assert not report(sql, 4, 4) and row(sql)["earlier_calls"] == 0
 
 
-def test_calls_that_began_before_a_breaker_opened_and_closed_do_not_open_it_again(sql: Sql) -> None:
+def test_calls_that_began_before_a_breaker_opened_and_closed_do_not_open_it_again(sql: FrozenSql) -> None:
     opened(sql, close_after=1)
-    let_pass(sql, 61)
+    sql.later("61 seconds")
     assert end(sql, begin(sql), True) == "closed"
     assert not report(sql, 50, 50, epoch=1) and state(sql) == "closed"
     assert row(sql)["failures_total"] == 55 and row(sql)["failures"] == 0, "the totals know of them"
 
 
-def test_one_probe_at_a_time_when_the_reset_time_is_over(sql: Sql) -> None:
+def test_one_probe_at_a_time_when_the_reset_time_is_over(sql: FrozenSql) -> None:
     opened(sql)
     assert begin(sql) is None, "not yet"
-    let_pass(sql, 61)
+    sql.later("61 seconds")
     token = begin(sql)
     assert token is not None and state(sql) == "half_open" and begin(sql) is None
     assert end(sql, token, True) == "half_open"
@@ -151,30 +149,30 @@ def test_one_probe_at_a_time_when_the_reset_time_is_over(sql: Sql) -> None:
     )
 
 
-def test_one_failed_probe_opens_again_and_the_successes_before_it_count_no_more(sql: Sql) -> None:
+def test_one_failed_probe_opens_again_and_the_successes_before_it_count_no_more(sql: FrozenSql) -> None:
     opened(sql)
-    let_pass(sql, 61)
+    sql.later("61 seconds")
     end(sql, begin(sql), True)
     assert end(sql, begin(sql), False) == "open" and begin(sql) is None
-    let_pass(sql, 61)
+    sql.later("61 seconds")
     assert [end(sql, begin(sql), True) for _ in range(3)] == ["half_open", "half_open", "closed"]
     assert row(sql)["opened_total"] == 1, "it was the same outage"
 
 
-def test_a_probe_that_says_nothing_lets_the_next_one_begin(sql: Sql) -> None:
+def test_a_probe_that_says_nothing_lets_the_next_one_begin(sql: FrozenSql) -> None:
     opened(sql)
-    let_pass(sql, 61)
+    sql.later("61 seconds")
     assert end(sql, begin(sql), None) == "half_open"
     assert begin(sql) is not None
 
 
-def test_the_lease_of_a_probe_ends_by_time_and_who_comes_late_changes_nothing(sql: Sql) -> None:
+def test_the_lease_of_a_probe_ends_by_time_and_who_comes_late_changes_nothing(sql: FrozenSql) -> None:
     opened(sql)
-    let_pass(sql, 61)
+    sql.later("61 seconds")
     lost = begin(sql)
-    let_pass(sql, 39)
+    sql.later("39 seconds")
     assert begin(sql) is None
-    let_pass(sql, 2)
+    sql.later("2 seconds")
     token = begin(sql)
     assert token is not None and token != lost
     assert end(sql, lost, False) is None and state(sql) == "half_open"
@@ -184,7 +182,7 @@ def test_the_lease_of_a_probe_ends_by_time_and_who_comes_late_changes_nothing(sq
 def test_probes_that_begin_at_the_same_instant_are_one(clients: Callable[..., Sql]) -> None:
     processes = [clients() for _ in range(6)]
     opened(processes[0])
-    let_pass(processes[0], 61)
+    processes[0].rows("update service_endpoints set retry_at = clock_timestamp()")
     together = threading.Barrier(len(processes))
 
     def probe(process: Sql) -> int | None:
@@ -232,13 +230,13 @@ def test_reports_that_come_at_the_same_instant_open_once_and_lose_no_call(
     assert sum(found) == 2 and totals == [(30, 1)] * 2
 
 
-def test_a_health_check_is_made_by_one_process(sql: Sql) -> None:
+def test_a_health_check_is_made_by_one_process(sql: FrozenSql) -> None:
     declare(sql, A, B)
     assert sorted(
         endpoint for _, endpoint, _ in sql.rows("select * from due_health_checks(array['openai'])")
     ) == [A, B]
     assert sql.rows("select * from due_health_checks(array['openai'])") == []
-    let_pass(sql, 31)
+    sql.later("31 seconds")
     assert len(sql.rows("select * from due_health_checks(array['openai'], 1)")) == 1
 
 
@@ -299,15 +297,12 @@ def test_a_declaration_is_written_when_it_is_new_or_different(sql: Sql) -> None:
     assert declare(sql, B) == 0 and state(sql, B) == "open", "the breaker stays as it is"
 
 
-def test_what_nobody_declares_any_more_is_not_judged_and_forgotten_after_a_day(sql: Sql) -> None:
+def test_what_nobody_declares_any_more_is_not_judged_and_forgotten_after_a_day(sql: FrozenSql) -> None:
     declare(sql, A, B)
-    sql.rows(
-        "update service_endpoints set declared_at = clock_timestamp() - interval '11 minutes' where endpoint = 'http://b'"
-    )
+    sql.later("11 minutes")
+    declare(sql, A)
     assert sql.rows("select endpoint from endpoint_states()") == [(A,)]
-    sql.rows(
-        "update service_endpoints set declared_at = clock_timestamp() - interval '2 days' where endpoint = 'http://b'"
-    )
+    sql.later("2 days")
     declare(sql, A)
     assert sql.rows("select endpoint from service_endpoints") == [(A,)]
 
@@ -326,10 +321,10 @@ def test_the_health_check_names_what_cannot_be_called(sql: Sql) -> None:
     assert sql.rows(check)[0][0] == "warn", "an operator's state is not to be forgotten"
 
 
-def test_an_endpoint_that_nobody_has_declared_for_days_is_registered_and_not_judged(sql: Sql) -> None:
+def test_an_endpoint_that_nobody_has_declared_for_days_is_registered_and_not_judged(sql: FrozenSql) -> None:
     declare(sql, A)
     report(sql, 5, 5)
-    sql.rows("update service_endpoints set declared_at = clock_timestamp() - interval '2 days'")
+    sql.later("2 days")
     assert sql.rows("select status, summary from health_circuit_breakers()") == [
         ("ok", "no service was declared in the last day")
     ]
@@ -353,7 +348,7 @@ def name_it(sql: Sql, *services: str) -> None:
 def parked(sql: Sql) -> list[tuple[Any, ...]]:
     """(probing, seconds until the end of the park) of the service."""
     return sql.rows(
-        "select probing, round(greatest(extract(epoch from parked_until - clock_timestamp()), 0))::integer from scopes where name = 'openai' and ends_at > clock_timestamp()"
+        "select probing, round(greatest(extract(epoch from parked_until - testing.clock()), 0))::integer from scopes where name = 'openai' and ends_at > testing.clock()"
     )
 
 
@@ -381,13 +376,12 @@ def test_nothing_is_parked_when_no_actor_names_the_service(sql: Sql) -> None:
     assert sql.rows("select * from scopes") == []
 
 
-def test_one_message_at_a_time_while_a_breaker_is_probed_and_all_when_it_is_closed(sql: Sql) -> None:
+def test_one_message_at_a_time_while_a_breaker_is_probed_and_all_when_it_is_closed(sql: FrozenSql) -> None:
     name_it(sql, "openai")
     for _ in range(5):
         sql.enqueue()
     opened(sql, close_after=2)
-    let_pass(sql, 61)
-    sql.rows("update scopes set parked_until = clock_timestamp() - interval '1 second'")
+    sql.later("61 seconds")
     first = sql.claim(5)
     assert len(first) == 1 and sql.claim(5) == []
     end(sql, begin(sql), True)
@@ -398,11 +392,10 @@ def test_one_message_at_a_time_while_a_breaker_is_probed_and_all_when_it_is_clos
     assert parked(sql) == [] and len(sql.claim(5)) == 3
 
 
-def test_a_failed_probe_parks_again(sql: Sql) -> None:
+def test_a_failed_probe_parks_again(sql: FrozenSql) -> None:
     name_it(sql, "openai")
     opened(sql)
-    let_pass(sql, 61)
-    sql.rows("update scopes set parked_until = clock_timestamp() - interval '1 second'")
+    sql.later("61 seconds")
     assert parked(sql) == [(True, 0)]
     end(sql, begin(sql), False)
     assert parked(sql) == [(True, 60)]
@@ -426,11 +419,11 @@ def test_an_operators_state_parks_and_lifts(sql: Sql) -> None:
     assert parked(sql) == []
 
 
-def test_a_longer_park_of_somebody_else_is_left_alone(sql: Sql) -> None:
+def test_a_longer_park_of_somebody_else_is_left_alone(sql: FrozenSql) -> None:
     name_it(sql, "openai")
     sql.rows("select park_scope('openai', '1 hour', p_operator => 'ann')")
     opened(sql, close_after=1)
     assert parked(sql) == [(False, 3600)]
-    let_pass(sql, 61)
+    sql.later("61 seconds")
     end(sql, begin(sql), True)
-    assert state(sql) == "closed" and parked(sql) == [(False, 3600)]
+    assert state(sql) == "closed" and parked(sql) == [(False, 3600 - 61)]
