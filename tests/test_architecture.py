@@ -288,7 +288,12 @@ def test_there_is_no_sql_text_outside_its_homes():
 
 
 def test_files_are_small():
-    long = {str(p.relative_to(TOP)): n for p in FILES if (n := len(p.read_text().splitlines())) > 525}
+    tables = {TOP / "worker/observe/events.py"}
+    long = {
+        str(path.relative_to(TOP)): lines
+        for path in FILES
+        if path not in tables and (lines := len(path.read_text().splitlines())) > 450
+    }
     assert long == {}, "look for the second responsibility"
 
 

@@ -15,7 +15,7 @@ from packhorse.worker.fleet.exporter import Exporter
 from packhorse.worker.observe import process_stats as stats
 from packhorse.worker.observe.events import EVENTS
 from packhorse.worker.observe.fleet_stats import PARTS, RESTARTS, FleetStats
-from packhorse.worker.observe.metrics import DEFINITIONS
+from packhorse.worker.observe.metric_table import DEFINITIONS
 from packhorse.worker.states import TRANSITIONS
 
 ROOT = Path(__file__).parent.parent

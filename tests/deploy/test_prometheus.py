@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from packhorse.worker.observe.duties import DUTIES
-from packhorse.worker.observe.metrics import DEFINITIONS, PREFIX
+from packhorse.worker.observe.metric_table import DEFINITIONS, PREFIX
 from packhorse.worker.observe.process_stats import CLAIM_BOUNDS, DURATION_BOUNDS, WAIT_BOUNDS
 from tests.support.workers import ROOT
 

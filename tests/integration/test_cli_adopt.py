@@ -9,14 +9,14 @@ import signal
 
 import pytest
 
-from packhorse.worker.db import migrate
+from packhorse.worker.db import migration_files
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from tests.support import old_queue
 from tests.support.cli import Cli
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
-NAMES = [migration.name for migration in migrate.available()]
+NAMES = [migration.name for migration in migration_files.available()]
 UNTOUCHED = "select count(*), md5(string_agg(t.ctid::text || t.xmin::text || t::text, '|' order by t.ctid)) from public.message_queue t"
 
 

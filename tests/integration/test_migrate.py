@@ -9,13 +9,13 @@ import subprocess
 
 import pytest
 
-from packhorse.worker.db import migrate
+from packhorse.worker.db import migrate, migration_files
 from packhorse.worker.db.connection import connect
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
 from tests.support.cli import COMMAND, Cli
 
 pytestmark = pytest.mark.slow
-NAMES = [migration.name for migration in migrate.available()]
+NAMES = [migration.name for migration in migration_files.available()]
 NUMBERED = [name for name in NAMES if not name.startswith("functions/")]
 
 

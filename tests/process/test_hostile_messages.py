@@ -13,7 +13,8 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from packhorse.worker.observe.events import EVENTS
-from packhorse.worker.observe.metrics import FLEET, FLEET_QUEUES, PREFIX
+from packhorse.worker.observe.metric_table import FLEET, PREFIX
+from packhorse.worker.observe.metrics import FLEET_QUEUES
 from tests.support.accounting import allow_unreadable, quick_backoff
 from tests.support.hostile import ENDINGS, FORGED, MARKS, PERSONAL, insert
 from tests.support.http import free_port, get, problems

@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from packhorse.worker.db import migrate
+from packhorse.worker.db import migration_files
 from packhorse.worker.db.connection import connect
 from packhorse.worker.version import __version__
 from tests.support.accounting import assert_every_message_ended_once, effects, wait_for_end
@@ -41,7 +41,7 @@ def test_a_release_works_beside_the_schema_of_the_next_one_under_load_and_back(
     connection = connect(database.admin_url, deadline_seconds=60)
     try:
         connection.execute(NEXT.encode(), prepare=False)
-        connection.execute(RECORD, [migrate._RUNS_BESIDE.search(NEXT)[1]])
+        connection.execute(RECORD, [migration_files._RUNS_BESIDE.search(NEXT)[1]])
         connection.execute(OWN, ["99.0.0"])
         ids += effects(database, 200, "b", seconds=0.02)
         os.kill(daemon.children()[0], signal.SIGKILL)

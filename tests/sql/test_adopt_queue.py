@@ -15,7 +15,7 @@ import pytest
 from packhorse.worker.adopt import importing
 from packhorse.worker.adopt.adoption import Order, adopt, look
 from packhorse.worker.adopt.mapping import Choices
-from packhorse.worker.db import migrate
+from packhorse.worker.db import migrate, migration_files, schema_version
 from packhorse.worker.db.connection import DeadlineConnection, connect
 from packhorse.worker.db.names import Names
 from packhorse.worker.errors import AdoptionRefused, StoreError
@@ -27,7 +27,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow  # each test applies all migrations
 DOCS = Path(__file__).parents[2] / "docs" / "adopting.md"
-NAMES = tuple(migration.name for migration in migrate.available())
+NAMES = tuple(migration.name for migration in migration_files.available())
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_every_row_becomes_what_it_should_and_the_account_adds_up(
         "came_back": 0,
     }
     assert done.applied == NAMES
-    migrate.check(connection)
+    schema_version.check(connection)
     assert numbers(old) == [n for n in range(100) if n % 10 < 6]
     assert numbers(old, "packhorse.dead_letters") == [n for n in range(100) if n % 10 in (6, 7)]
     row = old.query(

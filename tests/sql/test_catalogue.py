@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 
-from packhorse.worker.db import migrate
+from packhorse.worker.db import migration_files
 from tests.support.postgres import Database
 
 #: The schema of the platform is empty where there is none.
@@ -148,12 +148,12 @@ def test_constraints_and_indexes_have_names_of_their_own(shared_database: Databa
 
 
 def test_every_migration_says_what_it_locks() -> None:
-    for migration in migrate.available():
+    for migration in migration_files.available():
         if not migration.repeats:
             assert "-- Lock and duration:" in migration.text, migration.name
             assert re.fullmatch(r"\d{4}_[a-z]+_[a-z_]+", migration.name), migration.name
 
 
 def test_numbers_of_migrations_grow_without_a_twin() -> None:
-    numbers = [migration.name[:4] for migration in migrate.available() if not migration.repeats]
+    numbers = [migration.name[:4] for migration in migration_files.available() if not migration.repeats]
     assert numbers == sorted(set(numbers))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from packhorse.worker.db import migrate
+from packhorse.worker.db import migration_files
 from packhorse.worker.db.names import CATALOG_FUNCTIONS
 from packhorse.worker.db.queries import SQL_DIRECTORY
 from tests.support import lookalikes
@@ -48,7 +48,7 @@ def test_every_function_of_postgresql_that_we_call_is_qualified(shared_database:
             "select distinct proname::text from pg_proc where pronamespace = 'pg_catalog'::regnamespace"
         )
     }
-    texts = [migration.text for migration in migrate.available(sets=["platform"])] + [
+    texts = [migration.text for migration in migration_files.available(sets=["platform"])] + [
         path.read_text() for path in SQL_DIRECTORY.glob("*.sql") if path.name != "repairs.sql"
     ]
     called = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from packhorse.worker.db import migrate
+from packhorse.worker.db import migrate, migration_files, schema_version
 from packhorse.worker.db.connection import DeadlineConnection, connect
 from packhorse.worker.db.names import Names
 from packhorse.worker.doctor import snapshot
@@ -24,7 +24,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
-NAMES = [migration.name for migration in migrate.available()]
+NAMES = [migration.name for migration in migration_files.available()]
 NUMBERED = [name for name in NAMES if not name.startswith("functions/")]
 RECORD = "insert into packhorse_migrations (name, checksum, runs_beside, release, objects) values (%s, 'x', %s, '99.0.0', '{}')"
 
@@ -44,7 +44,7 @@ def test_an_empty_database_gets_every_migration_in_order_and_then_nothing(
     reported: list[str] = []
     assert migrate.up(connection, reported.append) == NAMES == reported
     assert migrate.up(connection) == []
-    migrate.check(connection)
+    schema_version.check(connection)
 
 
 def test_what_was_applied_is_recorded_with_its_checksum(
@@ -52,7 +52,7 @@ def test_what_was_applied_is_recorded_with_its_checksum(
 ) -> None:
     migrate.up(connection)
     assert record(empty_database) == [
-        (migration.name, migration.checksum) for migration in migrate.available()
+        (migration.name, migration.checksum) for migration in migration_files.available()
     ]
 
 
@@ -62,7 +62,7 @@ def test_two_migrators_at_once_apply_each_migration_once(empty_database: Databas
         future.result(60) for future in [in_background(migrate.up, connection) for connection in connections]
     ]
     for connection in connections:
-        migrate.check(connection)
+        schema_version.check(connection)
         connection.close()
     assert sorted(name for names in done for name in names) == NAMES
 
@@ -98,7 +98,7 @@ def test_a_changed_migration_is_refused_and_changes_nothing(
     with pytest.raises(MigrationError, match=rf"{NAMES[3]} was changed"):
         migrate.up(connection)
     with pytest.raises(SchemaMismatch, match=rf"{NAMES[3]}.* differs"):
-        migrate.check(connection)
+        schema_version.check(connection)
     assert record(empty_database) == before
 
 
@@ -107,7 +107,7 @@ def test_a_database_that_is_newer_than_the_code_is_refused_and_named(
 ) -> None:
     migrate.up(connection)
     empty_database.query(RECORD, "9999_rule_the_world", None)
-    for call in (migrate.up, migrate.check):
+    for call in (migrate.up, schema_version.check):
         with pytest.raises(
             SchemaMismatch, match="this code is older than the database, which has 9999_rule_the_world"
         ):
@@ -127,7 +127,7 @@ def test_code_runs_beside_a_migration_of_a_newer_release_that_allows_it(
     """A rolling deploy, and a rollback of the code, need no rollback of the schema (SPEC P7b)."""
     migrate.up(connection)
     from_the_future(empty_database, oldest)
-    migrate.check(connection)
+    schema_version.check(connection)
     assert migrate.up(connection) == []
 
 
@@ -140,7 +140,7 @@ def test_code_that_is_too_old_for_a_migration_is_refused(
     with pytest.raises(
         SchemaMismatch, match="this code is older than the database, which has 9999_add_something"
     ):
-        migrate.check(connection)
+        schema_version.check(connection)
 
 
 def test_code_adds_nothing_of_its_own_below_a_migration_of_a_newer_release(
@@ -196,13 +196,13 @@ def test_a_code_that_is_newer_than_the_database_is_refused_and_named(
     connection: DeadlineConnection, empty_database: Database
 ) -> None:
     with pytest.raises(SchemaMismatch, match="no queue schema"):
-        migrate.check(connection)
+        schema_version.check(connection)
     migrate.up(connection)
     empty_database.query("delete from packhorse_migrations where name = %s", NAMES[-1])
     with pytest.raises(
         SchemaMismatch, match=f"the database is older than this code: 1 migration.*{NAMES[-1]}"
     ):
-        migrate.check(connection)
+        schema_version.check(connection)
 
 
 def test_a_newer_database_is_refused_before_anything_is_applied(
@@ -219,9 +219,9 @@ def test_a_newer_database_is_refused_before_anything_is_applied(
 
 def add_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """A folder with all migrations and one more."""
-    shutil.copytree(migrate.directory(), tmp_path / "migrations")
+    shutil.copytree(migration_files.directory(), tmp_path / "migrations")
     (tmp_path / "migrations" / "0900_add_something.sql").write_text(text)
-    monkeypatch.setattr(migrate, "directory", lambda: tmp_path / "migrations")
+    monkeypatch.setattr(migration_files, "directory", lambda: tmp_path / "migrations")
 
 
 def test_a_migration_that_fails_leaves_nothing_and_can_be_repeated(
@@ -315,7 +315,7 @@ def test_any_name_of_a_schema_works(empty_database: Database, schema: str) -> No
         other = connect(empty_database.admin_url, names=Names(schema, f"{schema} 2"), deadline_seconds=60)
         done = migrate.up(other, sets=["platform"])
         assert done[: len(NAMES)] == NAMES and any(name.startswith("platform/") for name in done)
-        migrate.check(other)
+        schema_version.check(other)
         assert migrate.up(other) == []
         assert (
             store.enqueue(other, "default", "effect", "{}", "{}", dedup_key="k").id
@@ -368,7 +368,7 @@ def test_a_database_of_an_unreleased_version_is_refused_with_a_sentence(
     empty_database.query(
         "insert into packhorse.packhorse_migrations (name, checksum) values ('0005_create_queue_functions', 'x')"
     )
-    for call in (migrate.up, migrate.check):
+    for call in (migrate.up, schema_version.check):
         with pytest.raises(
             SchemaMismatch, match="unreleased version of Packhorse, and there is no upgrade from it"
         ):
@@ -377,10 +377,10 @@ def test_a_database_of_an_unreleased_version_is_refused_with_a_sentence(
 
 def change_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """A folder with all migrations, and another text of one file of functions."""
-    shutil.copytree(migrate.directory(), tmp_path / "changed")
+    shutil.copytree(migration_files.directory(), tmp_path / "changed")
     file = tmp_path / "changed/functions/results.sql"
     file.write_text(f"{file.read_text()}\n{text}\n")
-    monkeypatch.setattr(migrate, "directory", lambda: tmp_path / "changed")
+    monkeypatch.setattr(migration_files, "directory", lambda: tmp_path / "changed")
 
 
 def test_a_file_of_functions_is_applied_again_when_its_text_has_changed(
@@ -395,9 +395,9 @@ def test_a_file_of_functions_is_applied_again_when_its_text_has_changed(
     with pytest.raises(
         SchemaMismatch, match=r"another text of functions/results than this code. Run: packhorse migrate up"
     ):
-        migrate.check(connection)
+        schema_version.check(connection)
     assert migrate.up(connection) == ["functions/results"]
-    migrate.check(connection)
+    schema_version.check(connection)
     assert empty_database.value("select packhorse.answer()") == 42
     assert (
         empty_database.value(
@@ -422,7 +422,7 @@ def test_functions_of_a_newer_release_stay(
         "update packhorse_migrations set checksum = 'other', release = '99.0.0' where name = 'functions/results'"
     )
     empty_database.query(RECORD, "functions/inventions", None)
-    migrate.check(connection)
+    schema_version.check(connection)
     assert migrate.up(connection) == []
     assert (
         empty_database.value("select checksum from packhorse_migrations where name = 'functions/results'")
@@ -435,7 +435,7 @@ def test_every_file_of_functions_can_be_applied_again_with_its_bodies_checked(
 ) -> None:
     migrate.up(connection, sets=["platform"])
     connection.execute("set search_path = pg_catalog")
-    for migration in migrate.available(sets=["platform"]):
+    for migration in migration_files.available(sets=["platform"]):
         if migration.repeats:
             migrate.apply_text(connection, migration.text)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from packhorse.worker.db import migrate
+from packhorse.worker.db import migrate, schema_version
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.errors import StoreError
 from tests.support.databases import migrators
@@ -38,7 +38,7 @@ def test_each_function_does_what_the_one_of_its_name_does(
         added == ["public-api/0001_check_names", "public-api/functions/api", "public-api/functions/old_names"]
         and migrate.up(connection) == []
     )
-    migrate.check(connection)
+    schema_version.check(connection)
     with outside(database, "packhorse_producer") as producer:
         first = producer.execute(
             "select * from enqueue_message('default', 'effect', p_dedup_key => 'k', p_conversation_key => 'c')"
@@ -104,7 +104,7 @@ def test_a_function_of_theirs_with_one_of_the_names_is_named_and_stays(
         )
         == "select true"
     )
-    migrate.check(connection)
+    schema_version.check(connection)
 
 
 def test_down_takes_it_back(connection: DeadlineConnection, database: Database) -> None:
@@ -116,4 +116,4 @@ def test_down_takes_it_back(connection: DeadlineConnection, database: Database) 
         )
         is True
     )
-    migrate.check(connection)
+    schema_version.check(connection)

@@ -15,7 +15,8 @@ import pytest
 
 from packhorse.worker.observe import process_stats as layout
 from packhorse.worker.observe.fleet_stats import PARTS, RESTARTS, FleetStats
-from packhorse.worker.observe.metrics import DEFINITIONS, FLEET, FLEET_QUEUES, PROCESS, FleetCollector, render
+from packhorse.worker.observe.metric_table import DEFINITIONS, FLEET, PROCESS
+from packhorse.worker.observe.metrics import FLEET_QUEUES, FleetCollector, render
 from packhorse.worker.observe.process_stats import ACTORS, OUTCOMES, QUEUES, SIZE, TOTALS, ProcessStats
 from packhorse.worker.runtime.meter import Meter
 from packhorse.worker.runtime.running_ids import RunningIds

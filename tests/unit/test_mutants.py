@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from packhorse.worker.db.migrate import directory
+from packhorse.worker.db.migration_files import directory
 from tests import mutants
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from packhorse.worker.adopt.importing import BATCH, import_rows
 from packhorse.worker.adopt.mapping import Choices
 from packhorse.worker.adopt.plan import SOURCE, ImportPlan, survey
-from packhorse.worker.db import migrate
+from packhorse.worker.db import migrate, schema_version
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
 from packhorse.worker.errors import AdoptionRefused
@@ -60,7 +60,7 @@ def adopt(
     several start at once. Raises AdoptionRefused with every reason, ConfigError, SchemaMismatch,
     MigrationError, StoreError.
     """
-    migrate.check_server(connection)
+    schema_version.check_server(connection)
     refuse(look(connection, order))
     applied = tuple(migrate.up(connection, lambda name: step(f"applied {name}"), sets=order.sets))
     begun = migrate.alone(connection, lambda: _begin(connection, order))

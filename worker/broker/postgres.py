@@ -11,7 +11,6 @@ import dataclasses
 import logging
 import sys
 import threading
-import time
 from collections.abc import Iterable
 from contextlib import nullcontext
 from functools import partial
@@ -20,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import dramatiq
 from dramatiq.broker import Broker
 from dramatiq.common import dq_name, q_name
-from dramatiq.errors import QueueJoinTimeout
 from dramatiq.middleware import Middleware
 
 from packhorse.worker import forks
@@ -34,6 +32,7 @@ from packhorse.worker.attempt.stages import AttemptStage
 from packhorse.worker.attempt.step_store import BrokerSteps
 from packhorse.worker.broker.actor import complete
 from packhorse.worker.broker.bulk import BulkEnqueue, encoded_one_by_one
+from packhorse.worker.broker.emptying import Emptying
 from packhorse.worker.broker.errors import UndeclaredQueue
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.db.async_connection import AsyncDeadlineConnection, current_async, in_thread
@@ -57,7 +56,7 @@ if TYPE_CHECKING:
     from packhorse.worker.broker.consumer import QueueInFlight
 
 
-class PostgresBroker(Broker):
+class PostgresBroker(Emptying, Broker):
     """Broker on PostgreSQL.
 
     dsn, or url, as dramatiq's Redis and RabbitMQ brokers call it: connection string; default DATABASE_URL /
@@ -427,32 +426,6 @@ class PostgresBroker(Broker):
         from packhorse.worker.broker.consumer import PostgresConsumer
 
         return PostgresConsumer(self, q_name(queue_name), prefetch, timeout / 1000)
-
-    def flush(self, queue_name: str) -> None:
-        """Cancel every message of the queue `queue_name` that does not run; for tests."""
-        from packhorse.worker.db.queries import sql
-
-        with self.pool.connection() as connection:
-            connection.execute(sql("flush_queue"), (q_name(queue_name),))
-
-    def flush_all(self) -> None:
-        for queue in self.queues:
-            self.flush(queue)
-
-    def join(self, queue_name: str, *, timeout: int | None = None) -> None:
-        """Wait until the queue `queue_name` holds no live message. Raises QueueJoinTimeout after timeout
-        (ms). For tests.
-        """
-        from packhorse.worker.db.queries import sql
-
-        deadline = None if timeout is None else time.monotonic() + timeout / 1000
-        while True:
-            with self.pool.connection() as connection:
-                if not connection.execute(sql("queue_has_messages"), (q_name(queue_name),)).fetchone()[0]:  # type: ignore[index]
-                    return
-            if deadline is not None and time.monotonic() >= deadline:
-                raise QueueJoinTimeout(queue_name)
-            threading.Event().wait(0.02)
 
     def close(self) -> None:
         """Close the connections for enqueueing; they open again when needed."""

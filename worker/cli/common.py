@@ -168,7 +168,7 @@ def database(
     owner: on the embedded server, the role that migrates. check: refuse a schema that this code does not
     understand. Raises ConfigError, CommandError, StoreError, SchemaMismatch.
     """
-    from packhorse.worker.db import migrate
+    from packhorse.worker.db import schema_version
     from packhorse.worker.db.connection import AnyTime
     from packhorse.worker.db.errors import translated
     from packhorse.worker.db.sessions import open_work
@@ -180,7 +180,7 @@ def database(
     connection.adapters.register_loader("timestamptz", AnyTime)  # one odd row must not hide the others
     try:
         if check:
-            migrate.check(connection)
+            schema_version.check(connection)
         with translated():
             yield connection
     finally:

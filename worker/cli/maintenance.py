@@ -59,11 +59,11 @@ def owner() -> Iterator[DeadlineConnection]:
     """The same, closed at the end of the block; refuses a schema that this code does not understand. Raises
     SchemaMismatch, StoreError.
     """
-    from packhorse.worker.db import migrate
+    from packhorse.worker.db import schema_version
 
     connection = open_owner()
     try:
-        migrate.check(connection)
+        schema_version.check(connection)
         yield connection
     finally:
         connection.close()

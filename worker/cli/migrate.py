@@ -11,7 +11,7 @@ from packhorse.worker.cli.common import MIGRATE_SECONDS, AsJson, Yes, confirmed,
 from packhorse.worker.cli.errors import describe, report, usage
 from packhorse.worker.cli.render import print_json, print_rows
 from packhorse.worker.config import load_settings
-from packhorse.worker.db import migrate
+from packhorse.worker.db import migrate, migration_files, schema_version
 from packhorse.worker.db.sessions import names_of
 from packhorse.worker.errors import SchemaMismatch
 from packhorse.worker.exits import EXIT_OK, EXIT_SCHEMA
@@ -49,14 +49,16 @@ def up(
 ) -> int:
     """Apply what is missing. Safe to repeat, and when several start at once."""
     wanted = sets or []
-    for unknown in set(wanted) - set(migrate.SETS):
-        raise usage("with", f"there is no set {unknown[:40]!r}", f"There is: {', '.join(migrate.SETS)}")
+    for unknown in set(wanted) - set(migration_files.SETS):
+        raise usage(
+            "with", f"there is no set {unknown[:40]!r}", f"There is: {', '.join(migration_files.SETS)}"
+        )
     settings = load_settings()
     if sql:
         print(migrate.script(names_of(settings), wanted), end="")
         return EXIT_OK
     with database(owner=True, deadline_seconds=MIGRATE_SECONDS, check=False) as connection:
-        migrate.check_server(connection)
+        schema_version.check_server(connection)
         done = migrate.up(
             connection,
             (lambda name: None) if as_json else (lambda name: print(f"applied {name}")),
@@ -87,7 +89,7 @@ def check(as_json: AsJson = False) -> int:
     """Exit 0 when schema and code fit, 78 when one is older; says which."""
     with database(owner=True, check=False) as connection:
         try:
-            migrate.check(connection)
+            schema_version.check(connection)
         except SchemaMismatch as error:
             report(describe(error), as_json=as_json)
             return EXIT_SCHEMA
@@ -102,7 +104,7 @@ def check(as_json: AsJson = False) -> int:
 def down(yes: Yes = False, as_json: AsJson = False) -> int:
     """Take back the newest migration, where it has a way back."""
     with database(owner=True, deadline_seconds=MIGRATE_SECONDS, check=False) as connection:
-        newest = migrate.newest_applied(connection)
+        newest = schema_version.newest_applied(connection)
         if newest is not None:
             confirmed(f"Take back {newest.name}, with its tables and their data?", yes)
         name = migrate.down(connection)

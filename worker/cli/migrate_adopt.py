@@ -13,7 +13,7 @@ from packhorse.worker.adopt.plan import SOURCE, ImportPlan
 from packhorse.worker.cli.common import MIGRATE_SECONDS, AsJson, Yes, confirmed, database
 from packhorse.worker.cli.errors import usage
 from packhorse.worker.cli.render import clean, print_json, print_rows, progress
-from packhorse.worker.db import migrate
+from packhorse.worker.db import migration_files, schema_version
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
 from packhorse.worker.records import Row
 
@@ -50,15 +50,17 @@ def adopt_command(
     as_json: AsJson = False,
 ) -> int:
     """Import what another queue has not finished; its table stays as it is."""
-    for unknown in set(sets or []) - set(migrate.SETS):
-        raise usage("with", f"there is no set {unknown[:40]!r}", f"There is: {', '.join(migrate.SETS)}")
+    for unknown in set(sets or []) - set(migration_files.SETS):
+        raise usage(
+            "with", f"there is no set {unknown[:40]!r}", f"There is: {', '.join(migration_files.SETS)}"
+        )
     schema, dot, table = source.rpartition(".")
     if not table or (dot and not schema):
         raise usage("from", f"{source[:130]!r} is not SCHEMA.TABLE", f"As the default {SOURCE}")
     choices = Choices(_pairs("map", mapped), _pairs("set", fixed), _words(meaning))
     order = Order(tuple(sets or ()), choices, (schema or "public", table), batch)
     with database(owner=True, deadline_seconds=MIGRATE_SECONDS, check=False) as connection:
-        migrate.check_server(connection)
+        schema_version.check_server(connection)
         plan = look(connection, order)
         if dry_run:
             _show_plan(plan, as_json)

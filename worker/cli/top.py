@@ -17,7 +17,7 @@ from packhorse.worker.cli.common import database_url, duration
 from packhorse.worker.cli.render import PIPE_WIDTH
 from packhorse.worker.cli.top_frame import frame
 from packhorse.worker.config import Settings, load_settings
-from packhorse.worker.db import migrate
+from packhorse.worker.db import schema_version
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.pool import Link
 from packhorse.worker.db.sessions import open_work
@@ -59,7 +59,7 @@ def top(
 
 def _open(settings: Settings) -> DeadlineConnection:
     connection = open_work(settings, "top", url=database_url(settings), deadline_seconds=LOOK_SECONDS)
-    migrate.check(connection)
+    schema_version.check(connection)
     return connection
 
 

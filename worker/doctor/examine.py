@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from packhorse.worker.config import Settings
-from packhorse.worker.db import migrate
+from packhorse.worker.db import migration_files, schema_version
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
 from packhorse.worker.db.sessions import open_for_examination, open_listen
@@ -48,7 +48,7 @@ def examine(url: str, settings: Settings) -> list[Finding]:
 def _schema(connection: DeadlineConnection) -> Iterator[Finding]:
     """Migrations, then what stands in the catalogue, then whether the role can work with it."""
     try:
-        theirs = migrate.applied(connection)
+        theirs = schema_version.applied(connection)
     except StoreRejected as error:
         yield Finding(
             "migrations",
@@ -59,7 +59,7 @@ def _schema(connection: DeadlineConnection) -> Iterator[Finding]:
         yield examine_rls(connection)
         return
     try:
-        migrate.check(connection)
+        schema_version.check(connection)
     except SchemaMismatch as error:
         text, _, mend = str(error).partition(". ")
         yield Finding("migrations", "fail", text, mend or None)
@@ -67,7 +67,7 @@ def _schema(connection: DeadlineConnection) -> Iterator[Finding]:
             return
     else:
         yield Finding("migrations", "ok", f"{len(theirs)} migrations, as this release has them")
-    sets = migrate.sets_in(theirs)
+    sets = migration_files.sets_in(theirs)
     found = drift(connection, sets)
     yield from found or [
         Finding(

@@ -11,7 +11,7 @@ from packhorse.worker.clock import skew
 from packhorse.worker.config import Settings
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
-from packhorse.worker.db.migrate import MINIMUM_SERVER
+from packhorse.worker.db.schema_version import MINIMUM_SERVER
 from packhorse.worker.doctor.findings import Finding
 from packhorse.worker.errors import StoreError
 from packhorse.worker.ops.copies import what_waits

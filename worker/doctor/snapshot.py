@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from packhorse.worker.db import migrate
+from packhorse.worker.db import migrate, migration_files
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.doctor.findings import Finding
 from packhorse.worker.errors import MigrationError
@@ -32,7 +32,7 @@ def paths_of(sets: Iterable[str]) -> list[Path]:
     """The files of a database with these sets: that of a queue alone or of one with the platform, and those
     of the public API; it has more functions where there is a platform.
     """
-    folder, found = migrate.directory(), set(sets)
+    folder, found = migration_files.directory(), set(sets)
     files = [folder.joinpath(*({"platform"} & found), FILE)]
     if "public-api" in found:
         files.append(folder / "public-api" / FILE)
@@ -159,7 +159,9 @@ def _home(kind: str, name: str) -> str:
 
 @cache
 def _texts() -> list[tuple[str, str]]:
-    return [(migration.name, migration.text) for migration in migrate.available(sets=migrate.SETS)]
+    return [
+        (migration.name, migration.text) for migration in migration_files.available(sets=migration_files.SETS)
+    ]
 
 
 def write() -> None:
@@ -177,7 +179,7 @@ def write() -> None:
         try:
             server.prepare()
             connection = open_own_server(server.owner_url, "snapshot", deadline_seconds=120)
-            home = migrate.directory()
+            home = migration_files.directory()
             (home / FILE).write_text(text_of(store.schema_objects(connection)))
             migrate.up(connection, sets=["public-api"])
             before = _of_api(store.schema_objects(connection))

@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 from packhorse.worker.config import Settings
-from packhorse.worker.db import migrate
+from packhorse.worker.db import schema_version
 from packhorse.worker.db.errors import translated
 from packhorse.worker.db.sessions import open_work
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
@@ -48,7 +48,7 @@ def start_of_burst(settings: Settings) -> datetime:
     """
     connection = open_work(settings, "burst")
     try:
-        migrate.check(connection)
+        schema_version.check(connection)
         with translated():
             return messages.database_now(connection)
     finally:

@@ -173,7 +173,7 @@ def preflight(settings: Settings, parent: int) -> int:
 
     A database that is away is no reason against it: a new process would wait for it.
     """
-    from packhorse.worker.db import migrate
+    from packhorse.worker.db import schema_version
     from packhorse.worker.runtime.process import WorkerProcess
 
     signal.set_wakeup_fd(-1)
@@ -185,7 +185,7 @@ def preflight(settings: Settings, parent: int) -> int:
         process = forks.contain(WorkerProcess, settings, RunningIds.of(settings), uuid4())
         connection = process.broker.open_connection("reload")
         try:
-            migrate.check(connection)
+            schema_version.check(connection)
         finally:
             connection.close()
     except StoreUnavailable as error:

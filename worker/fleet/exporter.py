@@ -21,7 +21,7 @@ from typing import Any
 
 from packhorse.worker.clock import skew
 from packhorse.worker.config import Settings
-from packhorse.worker.db import migrate
+from packhorse.worker.db import schema_version
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.pool import Link
 from packhorse.worker.db.sessions import open_work
@@ -175,7 +175,7 @@ class FleetReader(Service):
 
 def _schema_problem(connection: DeadlineConnection) -> str | None:
     try:
-        migrate.check(connection)
+        schema_version.check(connection)
     except SchemaMismatch as error:
         return str(error)
     return None

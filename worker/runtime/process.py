@@ -23,21 +23,15 @@ from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.attempt.middleware import Checked, TimeLimits
 from packhorse.worker.attempt.middleware.retries import policies, services_of
 from packhorse.worker.attempt.middleware.tracing import Tracing
-from packhorse.worker.attempt.stages import AT_WORK, WRITTEN
+from packhorse.worker.attempt.stages import WRITTEN
 from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.calls.registry import default_registry
 from packhorse.worker.config import Settings
-from packhorse.worker.db import migrate
+from packhorse.worker.db import schema_version
 from packhorse.worker.db.errors import translated
 from packhorse.worker.db.listen import Listener
 from packhorse.worker.db.sessions import open_listen
-from packhorse.worker.errors import (
-    CancelInterrupt,
-    LeaseInterrupt,
-    SchemaMismatch,
-    StoreError,
-    StoreUnavailable,
-)
+from packhorse.worker.errors import CancelInterrupt, LeaseInterrupt, SchemaMismatch, StoreUnavailable
 from packhorse.worker.exits import EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED
 from packhorse.worker.observe.process_stats import (
     CONTACT_AT,
@@ -59,6 +53,7 @@ from packhorse.worker.runtime.executor import Executor
 from packhorse.worker.runtime.fetcher import Fetcher
 from packhorse.worker.runtime.kinds import kinds_of
 from packhorse.worker.runtime.last_handlers import LastHandlers
+from packhorse.worker.runtime.last_outcomes import write_last
 from packhorse.worker.runtime.memory import resident_mib
 from packhorse.worker.runtime.meter import Meter
 from packhorse.worker.runtime.running_ids import RunningIds
@@ -283,7 +278,7 @@ class WorkerProcess:
             try:
                 connection = self.broker.open_connection("start")
                 try:
-                    migrate.check(connection)
+                    schema_version.check(connection)
                     with translated():
                         if not store.self_test(connection):
                             raise SchemaMismatch(
@@ -346,7 +341,8 @@ class WorkerProcess:
         if self._handlers.left() and (count := self._handlers.interrupt()):
             self.exit_code = self.exit_code or EXIT_REPLACED
             logger.warning("handlers_left count=%d worker_id=%s", count, self.id)
-        self._flush()
+        if not write_last(self.fetcher, self._slot_of, self.settings.call_deadline_seconds):
+            self.exit_code = self.exit_code or EXIT_REPLACED
         if not all([pool.wait(HOOKS_SECONDS) for pool in self._pools]):  # their hooks
             logger.warning("shutdown_hooks_left worker_id=%s seconds=%.0f", self.id, HOOKS_SECONDS)
         # before the heartbeat ends: a handler that would not end may still run
@@ -380,41 +376,6 @@ class WorkerProcess:
         thread.join(HOOKS_SECONDS)
         if thread.is_alive():
             logger.warning("shutdown_hooks_left worker_id=%s seconds=%.0f", self.id, HOOKS_SECONDS)
-
-    def _flush(self) -> None:
-        """Hand back the unstarted, write the last outcomes; bounded, the parent takes care of the rest once
-        this process is gone.
-        """
-        deadline = time.monotonic() + self.settings.call_deadline_seconds
-        self.fetcher.stop()
-        if not self.fetcher.wait(self.settings.call_deadline_seconds + 1):  # its connection is its own
-            self.exit_code = self.exit_code or EXIT_REPLACED
-            return
-        while time.monotonic() < deadline:
-            try:
-                self.fetcher.release_unstarted()
-                if self.fetcher.unwritten:
-                    self.fetcher.run_once()
-                elif self._handing_over():
-                    time.sleep(0.01)
-                else:
-                    break
-            except StoreError as error:
-                logger.warning("drain_waits error_class=%s", type(error).__name__)
-                time.sleep(0.2)  # before the next try, as long as the deadline allows one
-        try:
-            self.fetcher.mark_refused()
-        except StoreError as error:
-            logger.warning("drain_waits error_class=%s", type(error).__name__)
-        if self.fetcher.in_flight:
-            self.exit_code = self.exit_code or EXIT_REPLACED
-        self.fetcher.on_stop()
-
-    def _handing_over(self) -> bool:
-        """Is there an attempt whose handler has ended and which is not handed back yet? Its hooks run."""
-        return any(
-            message.stage in AT_WORK and self._slot_of(message) is None for message in self.fetcher.in_flight
-        )
 
     def _deregister(self) -> None:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from packhorse.worker.db import composed, migrate
+from packhorse.worker.db import composed, migration_files
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
 from packhorse.worker.db.queries import sql
@@ -38,7 +38,8 @@ def migration_status(connection: DeadlineConnection) -> list[Row]:
             else {}
         )
     ours = {
-        migration.name: migration.checksum for migration in migrate.available(sets=migrate.sets_in(theirs))
+        migration.name: migration.checksum
+        for migration in migration_files.available(sets=migration_files.sets_in(theirs))
     }
     return [
         {

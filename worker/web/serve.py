@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 
 from packhorse.worker.config import Settings
-from packhorse.worker.db import migrate
+from packhorse.worker.db import schema_version
 from packhorse.worker.db.sessions import open_work
 from packhorse.worker.errors import ConfigError, StoreUnavailable
 from packhorse.worker.store import tokens
@@ -64,7 +64,7 @@ def check(settings: Settings, embedded_url: str | None = None) -> None:
         try:
             connection = open_work(site.settings, "web", url=embedded_url)
             try:
-                migrate.check(connection)
+                schema_version.check(connection)
                 has_tokens = place > 0 or tokens.any_in_force(connection)
             finally:
                 connection.close()

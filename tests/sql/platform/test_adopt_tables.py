@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from packhorse.worker.db import migrate
+from packhorse.worker.db import migrate, migration_files, schema_version
 from packhorse.worker.db.connection import DeadlineConnection, connect
 from packhorse.worker.doctor import snapshot
 from packhorse.worker.doctor.adopted import examine_adopted
@@ -20,10 +20,10 @@ from tests.support.postgres import Database
 
 pytestmark = [pytest.mark.slow, pytest.mark.oldest_and_newest]
 
-QUEUE = [migration.name for migration in migrate.available()]
+QUEUE = [migration.name for migration in migration_files.available()]
 NUMBERED = [
     migration.name
-    for migration in migrate.available(sets=["platform"])
+    for migration in migration_files.available(sets=["platform"])
     if re.match(r"platform/0", migration.name)
 ]
 #: How the sources wrote these types.
@@ -92,7 +92,7 @@ def test_tables_of_the_sources_are_adopted_with_their_rows_and_get_what_they_lac
         "insert into agent_chat_sessions (user_phone, agent_type) values ('+250788000456', 'booking')"
     )
     migrate.up(connection, sets=["platform"])
-    migrate.check(connection)
+    schema_version.check(connection)
     assert snapshot.drift(connection, {"platform"}) == [], "what was adopted is no finding of the doctor"
     with any_database.connect(admin=True) as owner:
         there = actual(owner)
@@ -170,7 +170,7 @@ def test_the_way_back_leaves_what_was_there(connection: DeadlineConnection, any_
     assert any_database.query(tables) == [("agent_chat_sessions",), ("clients",), ("companies",)]
     assert any_database.query("select name from companies") == [("Salon",)]
     migrate.up(connection, sets=["platform"])  # and they are adopted again
-    migrate.check(connection)
+    schema_version.check(connection)
 
 
 def test_the_hosts_own_users_and_referrals_are_left_alone(
@@ -323,7 +323,7 @@ def test_what_cannot_be_adopted_is_named_with_its_cure_and_nothing_is_changed(
         )
         == 16
     )
-    migrate.check(connection)
+    schema_version.check(connection)
 
 
 def test_all_that_is_in_the_way_is_in_one_error(

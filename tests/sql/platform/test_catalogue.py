@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from packhorse.worker.db import migrate
+from packhorse.worker.db import migration_files
 from tests.sql import test_catalogue as queue
 from tests.support.postgres import Database
 
@@ -56,10 +56,10 @@ test_row_level_security_is_on_everywhere_partitions_included = (
 test_nothing_is_open_to_public = queue.test_nothing_is_open_to_public
 
 
-def platform() -> list[migrate.Migration]:
+def platform() -> list[migration_files.Migration]:
     return [
         migration
-        for migration in migrate.available(sets=["platform"])
+        for migration in migration_files.available(sets=["platform"])
         if migration.name.startswith("platform/0")
     ]
 

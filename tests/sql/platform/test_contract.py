@@ -12,12 +12,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from packhorse.worker.db import migrate
+from packhorse.worker.db import migration_files
 from tests.support.postgres import Database
 
 pytestmark = [pytest.mark.slow, pytest.mark.oldest_and_newest]
 
-FOLDER = migrate.directory() / "platform"
+FOLDER = migration_files.directory() / "platform"
 TYPES = {
     "phone": "phone_number",
     "key": "message_key",

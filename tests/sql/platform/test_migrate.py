@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from packhorse.worker.db import migrate
+from packhorse.worker.db import migrate, migration_files, schema_version
 from packhorse.worker.db.connection import DeadlineConnection, connect
 from packhorse.worker.db.names import Names
 from packhorse.worker.errors import MigrationError, SchemaMismatch
@@ -24,8 +24,8 @@ from tests.support.workers import Daemon, Ledger
 
 pytestmark = pytest.mark.slow
 
-QUEUE = [migration.name for migration in migrate.available()]
-PLATFORM = [migration.name for migration in migrate.available(sets=["platform"])][len(QUEUE) :]
+QUEUE = [migration.name for migration in migration_files.available()]
+PLATFORM = [migration.name for migration in migration_files.available(sets=["platform"])][len(QUEUE) :]
 NUMBERED = [name for name in PLATFORM if "/functions/" not in name]
 FUNCTIONS = PLATFORM[len(NUMBERED) :]
 
@@ -45,10 +45,10 @@ def names(database: Database) -> list[str]:
 @pytest.fixture
 def with_a_later_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The next release: its platform has one more migration."""
-    shutil.copytree(migrate.directory(), tmp_path / "migrations")
+    shutil.copytree(migration_files.directory(), tmp_path / "migrations")
     (tmp_path / "migrations/platform/0900_add_something.sql").write_text("create table something ();")
     (tmp_path / "migrations/platform/0900_add_something.down.sql").write_text("drop table something;")
-    monkeypatch.setattr(migrate, "directory", lambda: tmp_path / "migrations")
+    monkeypatch.setattr(migration_files, "directory", lambda: tmp_path / "migrations")
     return "platform/0900_add_something"
 
 
@@ -62,7 +62,7 @@ def test_a_database_without_the_platform_fits_and_up_does_not_add_it(
     connection: DeadlineConnection, database: Database
 ) -> None:
     assert migrate.up(connection) == []
-    migrate.check(connection)
+    schema_version.check(connection)
     assert names(database) == QUEUE
 
 
@@ -71,7 +71,7 @@ def test_the_platform_is_added_once_and_the_database_still_fits(
 ) -> None:
     assert migrate.up(connection, sets=["platform"]) == PLATFORM
     assert migrate.up(connection, sets=["platform"]) == [] == migrate.up(connection)
-    migrate.check(connection)
+    schema_version.check(connection)
     assert names(database) == QUEUE + PLATFORM
 
 
@@ -82,7 +82,7 @@ def test_an_empty_database_gets_queue_and_platform_at_once_whoever_is_first(empt
     ]
     assert sorted(name for run in runs for name in run.result(60)) == QUEUE + PLATFORM
     for connection in connections:
-        migrate.check(connection)
+        schema_version.check(connection)
         connection.close()
 
 
@@ -95,9 +95,9 @@ def test_a_plain_up_keeps_the_platform_up_to_date(
     with pytest.raises(
         SchemaMismatch, match=f"the database is older than this code: 1 migration.*{with_a_later_one}"
     ):
-        migrate.check(connection)
+        schema_version.check(connection)
     assert migrate.up(connection) == [with_a_later_one]
-    migrate.check(connection)
+    schema_version.check(connection)
 
 
 def test_what_a_killed_migrator_left_half_done_does_not_fit_and_is_finished_by_a_plain_up(
@@ -107,7 +107,7 @@ def test_what_a_killed_migrator_left_half_done_does_not_fit_and_is_finished_by_a
     for _ in NUMBERED[2:]:
         migrate.down(connection)
     with pytest.raises(SchemaMismatch, match=f"{len(PLATFORM) - 2} migration.*{PLATFORM[2]}"):
-        migrate.check(connection)
+        schema_version.check(connection)
     assert migrate.up(connection) == PLATFORM[2:]
 
 
@@ -120,7 +120,7 @@ def test_a_platform_that_is_newer_than_the_code_is_refused_and_named(
         "insert into packhorse_migrations (name, checksum, release, objects) values (%s, 'x', '99.0.0', '{}')",
         unknown,
     )
-    for call in (migrate.up, migrate.check):
+    for call in (migrate.up, schema_version.check):
         with pytest.raises(
             SchemaMismatch, match=f"this code is older than the database, which has {unknown}"
         ):
@@ -139,7 +139,7 @@ def test_a_changed_migration_of_the_platform_is_refused(
     migrate.up(connection, sets=["platform"])
     database.query("update packhorse_migrations set checksum = 'other' where name = %s", PLATFORM[1])
     with pytest.raises(SchemaMismatch, match=f"{PLATFORM[1]}.* differs"):
-        migrate.check(connection)
+        schema_version.check(connection)
     with pytest.raises(MigrationError, match=f"{PLATFORM[1]} was changed"):
         migrate.up(connection)
 
@@ -162,7 +162,7 @@ def test_down_takes_the_platform_back_before_the_queue_and_leaves_nothing_of_it(
     migrate.up(connection, sets=["platform"])
     assert [migrate.down(connection) for _ in NUMBERED] == NUMBERED[::-1]
     assert sorted(database.query(objects)) == sorted(before)
-    migrate.check(connection)
+    schema_version.check(connection)
     assert migrate.up(connection, sets=["platform"]) == PLATFORM
 
 
@@ -207,7 +207,7 @@ def test_the_sql_of_all_migrations_makes_the_same_by_other_means(empty_database:
     with empty_database.connect(admin=True) as admin:
         admin.execute(migrate.script(Names(), ["platform"]).encode())
     connection = connect(empty_database.admin_url)
-    migrate.check(connection)
+    schema_version.check(connection)
     assert names(empty_database) == QUEUE + PLATFORM
     connection.close()
 
