@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from packhorse.schedules.backfill.base import (
+    SILENT_SECONDS,
     Backfill,
     BatchResult,
     CheckFinding,
@@ -340,7 +341,7 @@ def _begun(connection: DeadlineConnection, backfill: Backfill) -> tuple[dict[str
 
 def _refuse_running(connection: DeadlineConnection, backfill: Backfill) -> None:
     seconds = store.last_sign_seconds(connection, backfill.name)
-    if seconds is not None and seconds < 30.0:
+    if seconds is not None and seconds < SILENT_SECONDS:
         raise InvalidArgument(
             f"name: a process works on the backfill {backfill.name}, its last sign is {seconds:.0f} s old",
             field="name",

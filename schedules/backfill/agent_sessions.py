@@ -174,31 +174,9 @@ class AgentSessions(Backfill):
     def verify(self, connection: DeadlineConnection, source: SourceTable) -> list[CheckFinding]:
         """migrated + explained = source, and no row that the source has changed since."""
         given = {"backfill": self.name, "label": source.label}
-        rows, migrated, explained, missing, stale, examples = tables.run(
-            connection, "sessions_accounts", given, source=source.identifier
-        ).fetchone()
-        found = [
-            CheckFinding("ok", "accounted", f"source {rows} = migrated {migrated} + explained {explained}")
-        ]
-        again = f"packhorse backfill run {self.name} copies them."
-        if missing:
-            found = [
-                CheckFinding(
-                    "refused",
-                    "accounted",
-                    f"{missing} of {rows} rows are neither copied nor explained: {', '.join(examples)}",
-                    again,
-                )
-            ]
-        if stale:
-            found.append(
-                CheckFinding(
-                    "refused",
-                    "changed",
-                    f"{stale} rows were changed in {source.label} after they were copied",
-                    again,
-                )
-            )
+        accounts = tables.run(connection, "sessions_accounts", given, source=source.identifier).fetchone()
+        rows, migrated, *_ = accounts
+        found = self.accounted(source, *accounts)
         if rows and migrated < rows * MIGRATED_RATIO:
             found.append(
                 CheckFinding(

@@ -33,6 +33,9 @@ MOST_PAUSE_SECONDS = 2.0
 #: The least rows of a batch that is one whole source (PLATFORM C1: fewer than these, one transaction).
 ONE_TRANSACTION_ROWS = 10_000
 
+#: A run whose process has given no sign for so long is gone on with by the next.
+SILENT_SECONDS = 30.0
+
 Level = Literal["ok", "warning", "refused"]
 
 
@@ -168,6 +171,31 @@ class Backfill(ABC):
 
         Raises InvalidArgument when there is none.
         """
+
+    def accounted(
+        self,
+        source: SourceTable,
+        rows: int,
+        migrated: int,
+        explained: int,
+        missing: int,
+        stale: int,
+        examples: list[str],
+    ) -> list[CheckFinding]:
+        """Do the counts of a source add up? missing: neither copied nor explained (examples: their keys);
+        stale: changed in the source after they were copied.
+        """
+        again = f"packhorse backfill run {self.name} copies them."
+        found = CheckFinding(
+            "ok", "accounted", f"source {rows} = migrated {migrated} + explained {explained}"
+        )
+        if missing:
+            text = f"{missing} of {rows} rows are neither copied nor explained: {', '.join(examples)}"
+            found = CheckFinding("refused", "accounted", text, again)
+        if not stale:
+            return [found]
+        text = f"{stale} rows were changed in {source.label} after they were copied"
+        return [found, CheckFinding("refused", "changed", text, again)]
 
     def refuse_without_source(self, source: SourceTable | None, finished: bool) -> None:
         """For a way back that needs the old table. Raises InvalidArgument."""

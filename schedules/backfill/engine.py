@@ -18,6 +18,7 @@ from typing import Any
 from packhorse.schedules.backfill.acts import check, verified
 from packhorse.schedules.backfill.base import (
     ONE_TRANSACTION_ROWS,
+    SILENT_SECONDS,
     Backfill,
     BatchResult,
     CheckFinding,
@@ -27,18 +28,17 @@ from packhorse.schedules.backfill.base import (
 )
 from packhorse.schedules.backfill.beats import Beats
 from packhorse.schedules.backfill.guard import look
-from packhorse.schedules.maintenance.policies import Gates
-from packhorse.schedules.maintenance.retention import (
+from packhorse.schedules.maintenance.batches import (
     BATCH_TIMEOUT_SECONDS,
-    MOST_CONFLICTS,
     QUERY_CANCELED,
+    BatchWork,
     next_size,
-    of_a_row,
 )
-from packhorse.schedules.maintenance.run import ENDS, Run, Step, Task, Work
+from packhorse.schedules.maintenance.policies import Gates
+from packhorse.schedules.maintenance.run import ENDS, Run, Step, Task
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
-from packhorse.worker.errors import InvalidArgument, StoreConflict, StoreError, StoreRejected
+from packhorse.worker.errors import InvalidArgument, StoreError, StoreRejected
 from packhorse.worker.store import backfill_tables as tables
 from packhorse.worker.store import backfills as store
 from packhorse.worker.store import maintenance as maintenance_store
@@ -59,8 +59,6 @@ LEAST_ROWS = 100
 IN_PLACE_SECONDS = 0.04
 #: Above so many rows, the total is the planner's estimate.
 COUNTED_ROWS = 5_000_000
-#: A run whose process has given no sign for so long is gone on with by the next.
-SILENT_SECONDS = 30.0
 #: Rows that refuse; so many end the run, for then the cause is not in the rows.
 MOST_REFUSED = 1000
 #: What a value is refused with: it fits no type, no column, no index.
@@ -80,7 +78,7 @@ class RunResult:
     findings: tuple[CheckFinding, ...] = ()
 
 
-class BackfillRun(Work):
+class BackfillRun(BatchWork):
     """Runs a backfill in the calling thread. Options beside these are those of Run (stop, on_progress,
     message_id).
 
@@ -113,7 +111,6 @@ class BackfillRun(Work):
         self._stop = stop or Event()
         self._options = {"silent_after_seconds": silent_after_seconds, "triggered_by": operator, **options}
         self._findings: tuple[CheckFinding, ...] = ()
-        self._conflicts = 0  # in a row
         self._refused = 0
 
     def run(self) -> RunResult:
@@ -268,26 +265,10 @@ class BackfillRun(Work):
             fitting = next_size(self._size, took_seconds, self._backfill.most_rows, target)
             self._size = max(fitting, min(self._size, LEAST_ROWS))
 
-    def failed(self, error: StoreError) -> None:
-        """A row that refuses is found by halves and explained; after a conflict, or a batch that took too
-        long, half as many.
-        """
-        if of_a_row(error) or (error.sqlstate or "").startswith(OF_A_VALUE):
-            if self._size > 1:
-                self._size //= 2
-            else:
-                self._pass_by(error)
-            return
-        self._conflicts += 1
-        if (
-            not (isinstance(error, StoreConflict) or error.sqlstate == QUERY_CANCELED)
-            or self._conflicts >= MOST_CONFLICTS
-        ):
-            raise error
-        self._size = max(1, self._size // 2)
-        self._run.rest(min(5.0, 0.1 * 2**self._conflicts))
+    def of_a_row(self, error: StoreError) -> bool:
+        return super().of_a_row(error) or (error.sqlstate or "").startswith(OF_A_VALUE)
 
-    def _pass_by(self, error: StoreError) -> None:
+    def pass_by(self, error: StoreError) -> None:
         """The next row refuses: it goes into the ledger with what the database says, and the cursor behind
         it.
         """

@@ -131,31 +131,8 @@ class LogTable(Backfill):
             "key_text": source.key_text(),
         }
         given = {"backfill": self.name, "label": source.label, "from": source.name}
-        rows, migrated, explained, missing, stale, examples = tables.run(
-            connection, "logs_accounts", given, **parts
-        ).fetchone()
-        found = [
-            CheckFinding("ok", "accounted", f"source {rows} = migrated {migrated} + explained {explained}")
-        ]
-        again = f"packhorse backfill run {self.name} copies them."
-        if missing:
-            found = [
-                CheckFinding(
-                    "refused",
-                    "accounted",
-                    f"{missing} of {rows} rows are neither copied nor explained: {', '.join(examples)}",
-                    again,
-                )
-            ]
-        if stale:
-            found.append(
-                CheckFinding(
-                    "refused",
-                    "changed",
-                    f"{stale} rows were changed in {source.label} after they were copied",
-                    again,
-                )
-            )
+        accounts = tables.run(connection, "logs_accounts", given, **parts).fetchone()
+        found = self.accounted(source, *accounts)
         orphans = tables.run(connection, "logs_orphans", given, **parts).fetchone()[0]
         if orphans:
             found.append(

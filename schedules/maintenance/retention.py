@@ -1,8 +1,8 @@
 """One run of a retention policy: batches by key in short transactions, at the database's pace (SPEC M6).
 
-The batch grows and shrinks towards TARGET_SECONDS and halves when a lock or the time runs out. A row that
-refuses to go holds up none behind it; the run then ends as failed. The cutoff is read once, from the database
-clock, and kept: what a dry run counts is what the run meets. The loop around the batches is run.py.
+A batch grows and shrinks towards a length of time, and halves when a lock or the time runs out (batches.py).
+A row that refuses to go holds up none behind it; the run then ends as failed. The cutoff is read once, from
+the database clock, and kept: what a dry run counts is what the run meets. The loop around is run.py.
 """
 
 from __future__ import annotations
@@ -11,26 +11,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from packhorse.schedules.maintenance.batches import BATCH_TIMEOUT_SECONDS, BatchWork, next_size
 from packhorse.schedules.maintenance.policies import Gates, Retention
-from packhorse.schedules.maintenance.run import Run, Step, Task, Work
+from packhorse.schedules.maintenance.run import Run, Step, Task
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
-from packhorse.worker.errors import InvalidArgument, StoreConflict, StoreError, StoreRejected
+from packhorse.worker.errors import InvalidArgument, StoreError, StoreRejected
 from packhorse.worker.store import maintenance as store
 from packhorse.worker.suggest import did_you_mean
 
 #: How the types begin that a policy's column may have.
 TIME_TYPES = ("timestamp", "date")
-TARGET_SECONDS = 0.35
 FIRST_BATCH = 500
-BATCH_TIMEOUT_SECONDS = 10.0
-#: Lock conflicts in a row after which a run fails instead of trying on.
-MOST_CONFLICTS = 20
-QUERY_CANCELED = "57014"  # the batch's statement_timeout
 #: Rows that refuse (a foreign key restricts them, a trigger keeps them or raises) are passed by, and said at
 #: the end; so many end the run.
 MOST_REFUSED = 1000
-RAISED = "P0001"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +169,7 @@ def plan(connection: DeadlineConnection, policy: Retention) -> RetentionPlan:
     )
 
 
-class RetentionRun(Work):
+class RetentionRun(BatchWork):
     """One run of a policy: its steps are batches. Options are those of Run."""
 
     def __init__(
@@ -184,7 +179,6 @@ class RetentionRun(Work):
         self._policy = policy
         self._thresholds = thresholds
         self._options = options
-        self._conflicts = 0  # in a row
         self._refused = 0
         self._refusal: str | None = None  # the first of them
 
@@ -253,26 +247,7 @@ class RetentionRun(Work):
         if met >= self._size:
             self._size = next_size(self._size, took_seconds, self._policy.batch)
 
-    def failed(self, error: StoreError) -> None:
-        """A row that refuses is found by halves and passed by; after a conflict, or a batch that took too
-        long, half as many.
-        """
-        if of_a_row(error):
-            if self._size > 1:
-                self._size //= 2
-            else:
-                self._pass_by(error)
-            return
-        self._conflicts += 1
-        if (
-            not (isinstance(error, StoreConflict) or error.sqlstate == QUERY_CANCELED)
-            or self._conflicts >= MOST_CONFLICTS
-        ):
-            raise error
-        self._size = max(1, self._size // 2)
-        self._run.rest(min(5.0, 0.1 * 2**self._conflicts))
-
-    def _pass_by(self, error: StoreError) -> None:
+    def pass_by(self, error: StoreError) -> None:
         """Leave the next row, which refuses, to whoever reads why; the cursor behind it."""
         self._count_refused(1, str(error))
         with translated(), self._connection.transaction():
@@ -299,19 +274,6 @@ class RetentionRun(Work):
             raise StoreRejected(
                 f"{self._policy.table}: {self._refused} row(s) refused and stay, first: {self._refusal}"
             )
-
-
-def of_a_row(error: StoreError) -> bool:
-    """Does one row refuse what its neighbours may allow: a constraint, or a trigger that raises?"""
-    return error.sqlstate is not None and (error.sqlstate.startswith("23") or error.sqlstate == RAISED)
-
-
-def next_size(size: int, took_seconds: float, most: int, target_seconds: float = TARGET_SECONDS) -> int:
-    """The batch after one of `size` that took so long: towards target_seconds, by half at most up, to a half
-    down.
-    """
-    factor = target_seconds / max(took_seconds, 0.001)
-    return max(1, min(most, int(size * min(1.5, max(0.5, factor))) + (1 if factor > 1 else 0)))
 
 
 def _near(name: str, known: list[str]) -> str:

@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packhorse.schedules.config import Plan
-from packhorse.schedules.maintenance import retention
+from packhorse.schedules.maintenance import batches, retention
 from packhorse.schedules.maintenance import run as run_loop
+from packhorse.schedules.maintenance.batches import next_size
 from packhorse.schedules.maintenance.checking import check_plan
 from packhorse.schedules.maintenance.gates import judge
 from packhorse.schedules.maintenance.policies import Gates, Retention
-from packhorse.schedules.maintenance.retention import RetentionRun, next_size
+from packhorse.schedules.maintenance.retention import RetentionRun
 from packhorse.schedules.maintenance.retention import plan as dry_run
 from packhorse.schedules.maintenance.tasks import TaskRunner
 from packhorse.schedules.registry import JOBS, RETENTION, Job
@@ -533,7 +534,7 @@ def test_a_table_that_is_locked_halves_the_batch_and_the_run_ends_all_the_same(
     database, shop, open_connection, monkeypatch
 ):
     shop()
-    monkeypatch.setattr(retention, "MOST_CONFLICTS", 50)
+    monkeypatch.setattr(batches, "MOST_CONFLICTS", 50)
     blocker = database.connect(admin=True)
     sizes = []
     connection = open_connection()
@@ -809,9 +810,9 @@ def test_the_next_batch_moves_towards_the_target_and_stays_in_its_bounds(size, t
     size = min(size, most)
     found = next_size(size, took, most)
     assert 1 <= found <= most
-    if took > retention.TARGET_SECONDS:
+    if took > batches.TARGET_SECONDS:
         assert max(1, size // 2) <= found <= size
-    elif took < retention.TARGET_SECONDS:
+    elif took < batches.TARGET_SECONDS:
         assert size <= found <= max(size * 1.5 + 1, 2)
 
 
