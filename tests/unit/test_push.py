@@ -93,6 +93,20 @@ def test_two_of_one_url_have_one_breaker(tmp_path: Path) -> None:
     )
 
 
+def test_a_process_of_other_queues_needs_no_secret(tmp_path: Path) -> None:
+    toml = push_toml(
+        tmp_path,
+        **{
+            "a.*": {"url": "https://x.example/h", "queue": "a", "secret_file": "/not/mounted/here"},
+            "b.*": {"url": "https://x.example/h"},
+        },
+    )
+    assert [push.types for push in declared_pushes(toml, queues=["default"])] == ["b.*"]
+    assert declared_pushes(toml, queues=["packhorse_maintenance"]) == []
+    with pytest.raises(ConfigError, match="secret_file"):
+        declared_pushes(toml)
+
+
 @pytest.mark.parametrize(
     ("content", "fix"),
     [

@@ -118,7 +118,7 @@ def _with_embedded(settings: Settings, given: dict[str, Any], reload: bool) -> i
 
 def _run(settings: Settings, reload: bool, *, keep_up: bool) -> int:
     """Workers until a signal; without actors the database alone, when there is one to keep up."""
-    if settings.actors or declared_pushes():
+    if settings.actors or declared_pushes(queues=settings.queues):
         from packhorse.schedules.registry import QUEUE
         from packhorse.worker.cli.scheduler import MODULE
         from packhorse.worker.fleet.reload import reloading

@@ -52,7 +52,7 @@ def require_handlers(settings: Settings) -> None:
     """Raise ConfigError when there is neither a module with actors nor a push in packhorse.toml, or a push is
     wrong.
     """
-    if not settings.actors and not declared_pushes():
+    if not settings.actors and not declared_pushes(queues=settings.queues):
         raise ConfigError(
             [
                 "actors: none given; name the modules that declare actors: packhorse worker my_app.actors, or PACKHORSE_ACTORS; "

@@ -45,7 +45,7 @@ class PushConnections(Middleware):
 
 def declare_pushes(broker: PostgresBroker) -> None:
     """Declare the actors of packhorse.toml's pushes on this broker. Raises ConfigError with every problem."""
-    declared = declared_pushes()
+    declared = declared_pushes(queues=broker.settings.queues)
     taken = [push.types for push in declared if push.types in broker.actors or push.types in broker.aliases]
     if taken:
         raise ConfigError(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,13 +67,16 @@ class PushDeclaration:
 
 
 def declared_pushes(
-    path: Path | None = None, environ: Mapping[str, str] | None = None
+    path: Path | None = None, environ: Mapping[str, str] | None = None, queues: Collection[str] = ()
 ) -> list[PushDeclaration]:
-    """The tables [push.TYPES] of packhorse.toml; none without one. Raises ConfigError with every problem of
-    all of them.
+    """The tables [push.TYPES] of packhorse.toml; none without one. queues: only those on one of these, for a
+    process that works on no other and may lack their secrets; empty: all. Raises ConfigError with every
+    problem of all of them.
     """
     found, problems = [], []
     for types, said, where in tables_in_toml(SECTION, path, environ):
+        if queues and said.get("queue", "default") not in queues:
+            continue
         try:
             found.append(declare_push(types, said, where))
         except ConfigError as error:
