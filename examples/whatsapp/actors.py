@@ -26,13 +26,16 @@ logger = logging.getLogger("examples.whatsapp")
 
 
 @dramatiq.actor(queue_name="whatsapp", services=["assistant"], time_limit_class="ai_agent")
-async def whatsapp_text(business: str, phone: str, wamid: str, message: dict[str, Any]) -> None:
-    """Ask the assistant, which knows what was said before, send its answer, and remember both.
+async def whatsapp_text(messages: list[dict[str, Any]]) -> None:
+    """Ask the assistant, which knows what was said before, send its answer, and remember both. One answer to
+    all that a person has written in a row; it quotes the last of it.
 
     The answer is a step: when the reply fails, the next attempt has it and nothing is paid for twice. While
     the assistant is down, the queue keeps these messages (`services`), and they spend no attempt.
     """
-    question = message["text"]["body"]
+    last = messages[-1]
+    business, phone, wamid = last["business"], last["phone"], last["wamid"]
+    question = "\n".join(entry["message"]["text"]["body"] for entry in messages)
     session = await platform.get_or_create_session_async(phone, AGENT)
     memory = await platform.get_or_create_conversation_memory_async(phone, AGENT)
     answer = await packhorse.step_async("answer", ask, question, wamid, memory.conversation_history)

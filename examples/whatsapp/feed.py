@@ -63,6 +63,8 @@ SPECIAL = (
     "unsupported",
     "account_error",
 )
+#: So many texts each of them writes at once, somewhere.
+BURST = 5
 LATE_ANSWERS = 2
 SLOW_SECONDS = 2.0
 REDELIVER_EVERY = 7
@@ -120,6 +122,8 @@ class Deliveries:
         while count is None or done < count:
             for step in zip(*playlists, strict=True):
                 for (phone, person), name in zip(PEOPLE, step, strict=True):
+                    for _ in range(BURST if name == "interactive_list_reply" else 0):
+                        yield self.make("text", phone, person)
                     yield self.make(name, phone, person)
             done += 1
 
@@ -183,7 +187,7 @@ class Feed:
         events: Events,
         pace_seconds: float,
     ) -> None:
-        self.received = self.enqueued = self.deduplicated = self.refused = 0
+        self.received = self.enqueued = self.merged = self.deduplicated = self.refused = 0
         self.failure: BaseException | None = None  # what ended the thread, when it did not end well
         self._link = Link(open_connection)
         self._deliveries = deliveries
@@ -244,6 +248,7 @@ class Feed:
     def _count(self, delivery: Delivery, receipt: Receipt) -> None:
         self.received += receipt.received
         self.enqueued += len(receipt.enqueued)
+        self.merged += receipt.merged
         self.deduplicated += receipt.deduplicated
         self.refused += len(receipt.refused)
         if receipt.deduplicated:

@@ -176,6 +176,7 @@ class Program:
         summary = Summary(
             received=feed.received,
             enqueued=feed.enqueued,
+            merged=feed.merged,
             deduplicated=feed.deduplicated,
             refused=feed.refused,
             done=picture.count("done"),

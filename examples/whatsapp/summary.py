@@ -70,6 +70,7 @@ class Summary:
 
     received: int
     enqueued: int
+    merged: int
     deduplicated: int
     refused: int
     done: int
@@ -88,10 +89,9 @@ class Summary:
     def sums(self) -> list[str]:
         """What does not add up; true of a run at any moment after its feed ended."""
         problems = []
-        if self.received != self.enqueued + self.deduplicated + self.refused:
-            problems.append(
-                f"received {self.received}, but {self.enqueued} + {self.deduplicated} + {self.refused} are accounted for"
-            )
+        accounted = self.enqueued + self.merged + self.deduplicated + self.refused
+        if self.received != accounted:
+            problems.append(f"received {self.received}, but {accounted} are accounted for")
         if self.enqueued != self.done + self.dead + self.cancelled + self.live:
             problems.append(
                 f"enqueued {self.enqueued}, but the database knows {self.done + self.dead + self.cancelled + self.live}"
@@ -103,6 +103,8 @@ class Summary:
         problems = self.sums()
         if self.enqueued == 0:
             problems.append("nothing was enqueued")
+        if self.merged == 0:
+            problems.append("no text went into an earlier one, although people write in bursts")
         if self.live:
             problems.append(f"{self.live} messages have not ended")
         if missing := self.owed - self.answered:
@@ -117,7 +119,7 @@ class Summary:
         """The sums in words; tests and people read the same lines."""
         live = f" + {self.live} still in the queue" if self.live else ""
         lines = [
-            f"received {self.received} = enqueued {self.enqueued} + deduplicated {self.deduplicated} + refused {self.refused}",
+            f"received {self.received} = enqueued {self.enqueued} + merged {self.merged} + deduplicated {self.deduplicated} + refused {self.refused}",
             f"enqueued {self.enqueued} = done {self.done} + dead {self.dead} + cancelled {self.cancelled}{live}",
             f"replies {len(self.answered)} for {len(self.owed)} messages that owe one; {self.retried} of them after a retry, {self.snoozed} snoozes",
         ]

@@ -73,6 +73,7 @@ class View:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         cells: list[tuple[str, int, str]] = [
             ("received", self._feed.received, ""),
+            ("merged", self._feed.merged, ""),
             ("deduplicated", self._feed.deduplicated, ""),
             ("refused", self._feed.refused, ""),
             ("enqueued", self._feed.enqueued, "bold"),
@@ -119,6 +120,7 @@ def counts_line(picture: Picture, feed: Feed) -> str:
     """The counts as one plain line."""
     names: list[tuple[str, Callable[[], int]]] = [
         ("received", lambda: feed.received),
+        ("merged", lambda: feed.merged),
         ("deduplicated", lambda: feed.deduplicated),
         ("refused", lambda: feed.refused),
         ("due", lambda: picture.count("pending")),

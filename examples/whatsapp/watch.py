@@ -34,7 +34,7 @@ WORKERS = Statement("""
 select count(*) from packhorse.workers where last_seen_at > clock_timestamp() - interval '20 seconds' and 'whatsapp_text' = any (message_types)
 """)
 DONE_WITH_REPLY = Statement("""
-select payload ->> 'wamid', attempt from packhorse.message_archive
+select coalesce(payload ->> 'wamid', payload -> 'messages' -> -1 ->> 'wamid'), attempt from packhorse.message_archive
 where correlation_id = %s and state = 'done' and message_type in ('whatsapp_text', 'whatsapp_interactive', 'whatsapp_media', 'whatsapp_location')
 """)
 
@@ -45,7 +45,7 @@ RESTING = Statement("""
 select reason, probing from packhorse.parked_scopes where scope = 'assistant'
 """)
 ASKED = Statement("""
-select payload ->> 'wamid', exists (
+select payload -> 'messages' -> -1 ->> 'wamid', exists (
     select from jsonb_array_elements(history) e where (e ->> 'at')::timestamptz > (steps -> 'answer' ->> 'at')::timestamptz),
   (select count(*) from jsonb_array_elements(history) e where e ->> 'event' = 'park')
 from packhorse.message_archive where correlation_id = %s and state = 'done' and message_type = 'whatsapp_text'

@@ -31,7 +31,7 @@ import pytest
 from examples.whatsapp import assistant_api, salon
 from examples.whatsapp.assistant_api import BUSY_EVERY, DOWN_AT, ERROR_EVERY, AssistantApi
 from examples.whatsapp.events import Events
-from examples.whatsapp.feed import COMMON, PEOPLE, SPECIAL, Deliveries
+from examples.whatsapp.feed import BURST, COMMON, PEOPLE, SPECIAL, Deliveries
 from examples.whatsapp.office import Office
 from examples.whatsapp.order import OrderBook
 from examples.whatsapp.summary import Assistant, Summary
@@ -48,8 +48,9 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = Summary(
-    received=10,
+    received=11,
     enqueued=6,
+    merged=1,
     deduplicated=3,
     refused=1,
     done=4,
@@ -175,8 +176,13 @@ def test_demo_on_the_embedded_server_ends_by_itself_and_adds_up(start_example, f
     assert example.process.wait(90) == 0, example.output
     received, enqueued = example.numbers("received"), example.numbers("enqueued")
     common = len(PEOPLE) * (len(COMMON) + 2)  # text_batch holds three messages
-    assert received["enqueued"] == common + len(SPECIAL)  # of the malformed delivery the good half
-    assert received["received"] == received["enqueued"] + received["deduplicated"] + received["refused"]
+    bursts = len(PEOPLE) * BURST
+    # of the malformed delivery the good half
+    assert received["enqueued"] + received["merged"] == common + bursts + len(SPECIAL)
+    assert received["received"] == sum(
+        received[name] for name in ("enqueued", "merged", "deduplicated", "refused")
+    )
+    assert received["merged"] > 0
     assert received["deduplicated"] > 0
     assert enqueued == {
         "enqueued": received["enqueued"],
@@ -186,7 +192,8 @@ def test_demo_on_the_embedded_server_ends_by_itself_and_adds_up(start_example, f
     }
     assert "order kept in 6 of 6 conversations" in example.output
     assert "everything adds up" in example.output
-    texts = len(PEOPLE) * (COMMON.count("text") + 3) + 1  # and the good half of the malformed delivery
+    # and the good half of the malformed delivery; those in a row are one question
+    texts = len(PEOPLE) * (COMMON.count("text") + 3 + BURST) + 1 - received["merged"]
     found = re.search(
         r"assistant: (\d+) answers paid for (\d+) messages; (\d+) of them used again by a later attempt",
         example.output,
@@ -205,7 +212,7 @@ def test_demo_on_the_embedded_server_ends_by_itself_and_adds_up(start_example, f
         r"person \+16505\*\*\*106: \d+ rows of \d+ tables exported, \d+ erased, 0 left", example.output
     )
     assert re.search(
-        r"assistant: answers 429 2, messages parked [1-9]\d* without spending an attempt, all resumed",
+        r"assistant: answers 429 [12], messages parked [1-9]\d* without spending an attempt, all resumed",
         example.output,
     )
     for sight in (
@@ -324,8 +331,10 @@ def test_good_summary_has_no_problems():
 @pytest.mark.parametrize(
     "broken",
     [
-        {"received": 11},
-        {"enqueued": 7, "received": 11},
+        {"received": 12},
+        {"enqueued": 7, "received": 12},
+        {"merged": 2},
+        {"merged": 0, "received": 10},
         {"done": 3},
         {"dead": 0},
         {"cancelled": 0},
@@ -336,7 +345,7 @@ def test_good_summary_has_no_problems():
         {"answered": frozenset("abcd")},
         {"out_of_order": ["1 after 2"]},
         {"repeated": ["1 twice"]},
-        {"received": 0, "enqueued": 0, "deduplicated": 0, "refused": 0, "done": 0, "dead": 0, "cancelled": 0},
+        {"received": 1, "enqueued": 0, "deduplicated": 0, "refused": 0, "done": 0, "dead": 0, "cancelled": 0},
     ],
     ids=lambda broken: " ".join(broken),
 )
@@ -548,11 +557,21 @@ def test_every_payload_file_is_understood_but_the_malformed_item():
 def test_second_delivery_of_a_webhook_enqueues_nothing(queue_connection, database):
     body = Deliveries("ab12").make("text_batch", *PEOPLE[0]).body
     first, second = ingest(queue_connection, body), ingest(queue_connection, body)
-    assert (first.received, len(first.enqueued), first.deduplicated) == (3, 3, 0)
-    assert (second.received, len(second.enqueued), second.deduplicated) == (3, 0, 3)
-    assert database.query("select conversation_key, count(*) from message_queue group by 1") == [
-        ("wa:16505550101", 3)
-    ]
+    assert (first.received, len(first.enqueued), first.merged, first.deduplicated) == (3, 1, 2, 0)
+    assert (second.received, len(second.enqueued), second.merged, second.deduplicated) == (3, 0, 0, 3)
+    assert database.query(
+        "select conversation_key, jsonb_array_length(payload -> 'messages') from message_queue"
+    ) == [("wa:16505550101", 3)]
+
+
+def test_five_texts_of_one_person_are_one_question(queue_connection, database):
+    deliveries = Deliveries("ab12")
+    for _ in range(5):
+        ingest(queue_connection, deliveries.make("text", *PEOPLE[0]).body)
+    ingest(queue_connection, deliveries.make("text", *PEOPLE[1]).body)
+    assert database.query(
+        "select conversation_key, jsonb_array_length(payload -> 'messages') from message_queue order by id"
+    ) == [("wa:16505550101", 5), ("wa:16505550102", 1)]
 
 
 def test_status_updates_of_one_message_are_three_things(queue_connection):
@@ -591,7 +610,7 @@ def test_text_that_postgres_cannot_hold_is_refused_without_taking_its_neighbours
 ):
     body = Deliveries("ab12").make("text_batch", *PEOPLE[0]).body.replace(b"Two things:", text.encode())
     receipt = ingest(queue_connection, body)
-    assert (receipt.received, len(receipt.enqueued), len(receipt.refused)) == (3, 2, 1)
+    assert (receipt.received, len(receipt.enqueued), receipt.merged, len(receipt.refused)) == (3, 1, 1, 1)
 
 
 def test_ingest_commits_nothing_when_the_callers_transaction_rolls_back(queue_connection, database):
