@@ -287,6 +287,13 @@ def finish(
     logger.info("backfill_finished backfill=%s source=%s rows=%d", backfill.name, source.label, counted)
 
 
+def no_way_back(backfill: Backfill) -> str:
+    """What to know before its clean-up."""
+    return (
+        f"After it there is no way back but a backup, which `pg_dump --table={backfill.source_name}` makes. "
+    )
+
+
 def rollback(
     connection: DeadlineConnection, backfill: Backfill, operator: str, reason: str | None = None
 ) -> list[CheckFinding]:

@@ -54,6 +54,7 @@ class AgentSessions(Backfill):
     title = "ai_agent_sessions becomes agent_chat_sessions"
     defaults = {"source": "ai_agent_sessions"}
     time_columns = ("created_at", "updated_at")
+    returns_after_drop = True
 
     def own_relations(self, connection: DeadlineConnection) -> list[str]:
         return [quoted(connection.names.platform, VIEW)]

@@ -83,6 +83,7 @@ class Backfill(ABC):
     drop of its source. own_relations: what goes with the backfill, as to_regclass takes it. needs_platform:
     the ledger and the tables of the platform must be there. copies: False for a drop alone, which needs no
     run. changes_in_place: writers of the source wait for the rows of a batch, so batches stay short.
+    returns_after_drop: its way back makes what the clean-up has dropped again.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Backfill(ABC):
     needs_platform: bool = True
     copies: bool = True
     changes_in_place: bool = False
+    returns_after_drop: bool = False
     most_rows: int = 20_000
 
     def __init__(self, settings: Mapping[str, str] | None = None) -> None:

@@ -262,7 +262,10 @@ def finish(
 ) -> int:
     """The clean-up: the drop guard, a last comparison, and the old table is dropped."""
     backfill = _find(name, given)
-    confirmed(f"Drop what the backfill {name} leaves behind, its source {backfill.source_name} first?", yes)
+    lost = "" if backfill.returns_after_drop or not backfill.takes_over else acts.no_way_back(backfill)
+    confirmed(
+        f"{lost}Drop what the backfill {name} leaves behind, its source {backfill.source_name} first?", yes
+    )
     with owner() as connection:
         acts.finish(connection, backfill, operator_name(operator), reason, rows=rows)
     if as_json:

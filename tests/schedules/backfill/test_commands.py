@@ -178,6 +178,15 @@ def test_a_proposed_drop_by_the_command_line_says_how_many_rows_go(server, tmp_p
             "create table reviews (id int primary key, created_at timestamptz default now() - interval '9 days')"
         )
         database.query("insert into reviews values (1), (2)")
+        database.query(
+            "select pg_stat_force_next_flush()"
+        )  # its session lives on, and would count them later
+        asked = cli("backfill", "finish", "reviews", "--json")
+        assert asked.error["field"] == "yes" and "pg_dump --table=reviews" in asked.error["hint"]
+        kept = cli("backfill", "finish", "agent_sessions", "--json")
+        assert kept.error["field"] == "yes" and "pg_dump" not in kept.error["hint"], (
+            "its way back makes it again"
+        )
         assert (
             cli("backfill", "check", "reviews").code == 0 and cli("backfill", "verify", "reviews").code == 0
         )
