@@ -619,6 +619,19 @@ def test_recovering_twice_returns_nothing_more(sql: Sql) -> None:
     assert [sql.value("select recover_worker(%s, null)", HOLDER) for _ in range(2)] == [1, 0]
 
 
+def test_types_that_a_pattern_stands_for_are_known_while_its_workers_are_there(frozen_sql: FrozenSql) -> None:
+    sql = frozen_sql
+    register(sql, types=("crm.*",))
+    known, unknown = sql.enqueue(message_type="crm.sync"), sql.enqueue(message_type="shop.sync")
+    sql.later("59 minutes")
+    register(sql, types=("crm.*",))
+    sql.later("2 minutes")
+    assert sql.value("select bury_unknown_types('1 hour')") == 1
+    assert [sql.state(message_id) for message_id in (known, unknown)] == ["pending", "dead"]
+    sql.later("59 minutes")
+    assert sql.value("select bury_unknown_types('1 hour')") == 1 and sql.state(known) == "dead"
+
+
 def test_one_of_a_type_without_worker_that_somebody_keeps_locked_keeps_no_other(
     clients: Callable[..., Sql],
 ) -> None:
