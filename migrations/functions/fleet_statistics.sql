@@ -16,8 +16,7 @@ declare
   v_plan json;
 begin
   execute format('explain (format json) select from packhorse.message_queue where queue = %L and state = %L',
-    p_queue,
-    case when p_state = 'delayed' then 'pending' else p_state end)
+    p_queue, case when p_state = 'delayed' then 'pending' else p_state end)
     || case when p_now is null then '' when p_state = 'pending' then format(' and run_at <= %L', p_now)
          when p_state = 'delayed' then format(' and run_at > %L', p_now) else '' end
   into v_plan;

@@ -215,8 +215,7 @@ begin
     end loop;
     v_table := packhorse.create_partition_table('packhorse.message_archive', null, v_name);
     execute format('alter table packhorse.message_archive attach partition %s for values from (%L) to (%L)',
-      v_table,
-       v_day::timestamp at time zone 'UTC', (v_day + 1)::timestamp at time zone 'UTC');
+      v_table, v_day::timestamp at time zone 'UTC', (v_day + 1)::timestamp at time zone 'UTC');
     perform packhorse.finish_partition('packhorse.message_archive', v_table);
     v_made := v_made + 1;
   end loop;

@@ -38,8 +38,7 @@ begin
   insert into packhorse.service_endpoints as s (service, endpoint, fallback, health_url, open_ratio,
     least_calls, close_after, reset_after, judged_over, probe_lease, check_every)
   select p_service, e.endpoint, coalesce(e.fallback, false), e.health_url, e.open_ratio, e.least_calls,
-    e.close_after,
-    make_interval(secs => e.reset_after), make_interval(secs => e.judged_over),
+    e.close_after, make_interval(secs => e.reset_after), make_interval(secs => e.judged_over),
     make_interval(secs => e.probe_lease), make_interval(secs => e.check_every)
   from jsonb_to_recordset(p_endpoints) as e (endpoint text, fallback boolean, health_url text,
     open_ratio float8, least_calls integer, close_after integer, reset_after float8, judged_over float8,
@@ -195,8 +194,7 @@ language sql stable as $$
     case when not exists (select from packhorse.service_endpoints) then 'no service is declared'
       when f.endpoints = 0 then 'no service was declared in the last day'
       else format('%s endpoint(s) of %s service(s): %s open, %s half open, %s unhealthy%s%s', f.endpoints,
-        f.services,
-      f.open, f.half_open, f.unhealthy,
+        f.services, f.open, f.half_open, f.unhealthy,
       case when f.forced > 0 then format(', %s forced by an operator', f.forced) end,
         '; cannot be called: ' || f.names) end,
     jsonb_build_object('endpoints', f.endpoints, 'open', f.open, 'half_open', f.half_open,

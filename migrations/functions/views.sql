@@ -13,8 +13,7 @@ create or replace view packhorse.all_messages as
   union all
   select a.id, a.queue, a.message_type, a.state, a.priority::integer, a.attempt, null, a.crashes::integer,
     a.conversation_key, a.correlation_id, null, a.created_at, a.claimed_at, a.finished_at, a.lease_holder,
-    null,
-    a.error ->> 'class', a.error ->> 'message', a.payload, a.options, a.history, a.reason, a.steps,
+    null, a.error ->> 'class', a.error ->> 'message', a.payload, a.options, a.history, a.reason, a.steps,
     a.error ->> 'code', a.error -> 'details'
   from packhorse.message_archive a
   union all

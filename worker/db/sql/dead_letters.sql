@@ -9,8 +9,7 @@ order by count desc, last_dead_at desc, fingerprint limit %(limit)s;
 -- name: list_dead_letters
 -- Dead letters by filter, newest first.
 select id, queue, message_type, reason, error_class, error_code, left(error_message, 120) as error_message,
-  attempt, crashes,
-  conversation_key, dead_at, fingerprint
+  attempt, crashes, conversation_key, dead_at, fingerprint
 from packhorse.dead_letters m
 where (%(queue)s::text is null or queue = %(queue)s)
   and (%(message_type)s::text is null or message_type = %(message_type)s)
@@ -23,8 +22,7 @@ order by dead_at desc, id desc limit %(limit)s;
 select id, queue, message_type, reason, error_class, error_code, error_message, error_details, traceback,
   fingerprint, priority, attempt, max_attempts,
   crashes, conversation_key, concurrency_key, correlation_id, blocks_conversation, created_at, dead_at,
-  edited_at, lease_holder,
-  payload, options, history, packhorse.describe_steps(steps, %(characters)s) as steps
+  edited_at, lease_holder, payload, options, history, packhorse.describe_steps(steps, %(characters)s) as steps
 from packhorse.dead_letters where id = %(id)s;
 
 -- name: count_dead_letters
@@ -78,6 +76,5 @@ select packhorse.purge_dead_letters(p_ids => %s, p_limit => %s, p_operator => %s
 select id, queue, message_type, payload, options, priority, reason, error_class, error_message, error_code,
   error_details, traceback, fingerprint, attempt,
   max_attempts, crashes, conversation_key, concurrency_key, correlation_id, trace_context, history, steps,
-  lease_holder,
-  blocks_conversation, created_at, dead_at, edited_at
+  lease_holder, blocks_conversation, created_at, dead_at, edited_at
 from packhorse.dead_letters where id = any (%s) order by id;

@@ -40,8 +40,7 @@ order by m.priority, m.run_at, m.id limit 10;
 select m.id, m.queue::text as queue, m.message_type::text as message_type, m.attempt,
   m.conversation_key::text as conversation_key, m.claimed_at,
   m.lease_expires_at, m.lease_expires_at < clock_timestamp() as lease_over, m.lease_holder,
-  m.cancel_requested_at,
-  extract(epoch from clock_timestamp() - m.claimed_at)::float8 as running_seconds
+  m.cancel_requested_at, extract(epoch from clock_timestamp() - m.claimed_at)::float8 as running_seconds
 from packhorse.message_queue m where m.lease_token is not null order by m.claimed_at limit %(limit)s;
 
 -- name: inspect_workers
@@ -95,8 +94,7 @@ with tasks (name) as (
   union select h.task from packhorse.maintenance_health h
 )
 select k.name as task, s.name is not null as is_planned, s.cron, s.time_zone, s.next_planned_at, s.paused_at,
-  s.paused_by, s.problem,
-  t.policy, coalesce(t.rows_total, 0) as rows_total, t.last_success_at,
+  s.paused_by, s.problem, t.policy, coalesce(t.rows_total, 0) as rows_total, t.last_success_at,
   r.id as run_id, r.state, r.gate, r.rows_done, r.rows_total as rows_expected, r.started_at, r.ended_at,
   r.error, r.cancel_requested_by,
   -- a run that was gone on with rested in between

@@ -3,8 +3,7 @@
 -- PostgreSQL 17 an infinite time cannot be subtracted, and one row of somebody with all rights would end
 -- every claim.
 select hints::text, id, lease_token, queue, message_type, payload, options, priority, attempt, max_attempts,
-  crashes,
-  conversation_key, correlation_id, trace_context, run_at::text,
+  crashes, conversation_key, correlation_id, trace_context, run_at::text,
   date_part('epoch', clock_timestamp() - least(greatest(created_at, '1970-01-01'), '9999-01-01')),
   date_part('epoch', clock_timestamp() - least(greatest(run_at, '1970-01-01'), '9999-01-01')), steps
 from packhorse.complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, %s, %s, %s, %s, %s::timestamptz[],

@@ -8,8 +8,7 @@ from packhorse.message_queue_health order by queue;
 select name, paused_at, paused_by, max_concurrency, max_concurrency_per_key, rate_limit, rate_interval::text,
   rate_burst,
   keep_done::text, max_attempts, crash_limit, backoff_initial::text, backoff_multiplier, backoff_max::text,
-  backoff_jitter,
-  on_dead, failure_breaker, created_at, updated_at
+  backoff_jitter, on_dead, failure_breaker, created_at, updated_at
 from packhorse.queues where name = %s;
 
 -- name: retry_span
@@ -87,8 +86,7 @@ select name from packhorse.message_types order by name;
 -- Worker processes, newest first; silent when the lease they promised to renew is over; problems: what they
 -- cannot do.
 select id, hostname, pid, version, state, queues, message_types, threads, running, done_total, failed_total,
-  started_at,
-  last_seen_at, clock_timestamp() - last_seen_at > lease_duration as silent,
+  started_at, last_seen_at, clock_timestamp() - last_seen_at > lease_duration as silent,
   packhorse.worker_problems(w) as problems, daemon,
   packhorse.asked_of_worker(id) as asked
 from packhorse.workers w order by started_at desc, id;

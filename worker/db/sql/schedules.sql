@@ -30,8 +30,7 @@ where s.source = any (%(sources)s::text[]) and s.origin <@ %(origin)s::text[]
 -- unusable: with those that some scheduler could not compute, which another one may. deferred: those that
 -- this one leaves alone for a while.
 select s.name, s.cron, extract(epoch from s.every)::float8, s.time_zone, s.missed, s.missed_limit,
-  s.last_planned_at,
-  s.problem, n.now, n.wait_seconds, n.open_runs
+  s.last_planned_at, s.problem, n.now, n.wait_seconds, n.open_runs
 from (
   select clock_timestamp() as now,
     extract(epoch from min(p.next_planned_at) - clock_timestamp())::float8 as wait_seconds,

@@ -80,6 +80,5 @@ delete from packhorse.message_queue where id = %s;
 -- name: list_workers
 -- Live workers, newest first.
 select id, hostname, pid, version, state, queues, message_types, threads, running, done_total, failed_total,
-  started_at,
-  last_seen_at, clock_timestamp() - last_seen_at > lease_duration as silent
+  started_at, last_seen_at, clock_timestamp() - last_seen_at > lease_duration as silent
 from packhorse.workers order by started_at desc;
