@@ -229,7 +229,7 @@ class Site:
             before = connection.executed_total
             try:
                 found = function(connection, *args)
-                connection.commit()  # after a rollback psycopg forgets what it has prepared, by a statement more
+                connection.commit()  # after a rollback psycopg sends DEALLOCATE ALL as well
                 return found
             finally:
                 self.asked_total += connection.executed_total - before
@@ -254,6 +254,7 @@ class Site:
         connection = self._open(
             "web", deadline_seconds=ANSWER_SECONDS, connect_timeout_seconds=CONNECT_SECONDS
         )
+        connection.prepare_threshold = None  # a plan for every filter and page would be one for none of them
         try:
             with translated():
                 connection.execute(sql("web_begin_as_reader"), prepare=False)

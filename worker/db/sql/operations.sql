@@ -118,7 +118,7 @@ select c.* from (
     (select a.id, a.queue, a.message_type, a.state, a.reason, a.attempt, a.created_at, null, a.claimed_at,
       a.finished_at, a.lease_holder, a.error ->> 'class'
      from packhorse.message_archive a
-     where a.conversation_key = %(key)s
+     where %(recent)s > 0::float8 and a.conversation_key = %(key)s
        and a.finished_at > statement_timestamp() - make_interval(secs => %(recent)s)
      order by a.id desc limit %(limit)s)) u
   order by u.id desc limit %(limit)s) c
