@@ -31,6 +31,7 @@ ALL_METRICS = (
     "outage",
     "platform",
     "backfill",
+    "bursts",
     "http",
     "push",
     "web",

@@ -6,6 +6,7 @@ from benchmarks.harness.config import ConfigError, Settings
 from benchmarks.metrics import (
     backfill,
     backlog,
+    bursts,
     enqueue,
     http_enqueue,
     idle,
@@ -60,6 +61,8 @@ def cases(metrics: tuple[str, ...], snapshot_messages: tuple[int, ...]) -> list[
         found += [(case, observability.measure) for case in observability.CASES]
     if "backfill" in metrics:
         found += [(case, backfill.measure) for case in backfill.CASES]
+    if "bursts" in metrics:
+        found += [(case, bursts.measure) for case in bursts.CASES]
     if "recovery" in metrics:
         found += [(case, recovery.measure) for case in recovery.CASES]
     if "producers" in metrics:

@@ -147,6 +147,8 @@ class Adapter(PostgresSystem):
             "backfill/sessions",
             "backfill/pickup",
             "backfill/session-ids",
+            "bursts/enqueue",
+            "bursts/window",
         }
     )
 

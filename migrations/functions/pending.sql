@@ -36,15 +36,15 @@ language plpgsql immutable as $$
 -- Raise PH001 for the first argument of a pending key that cannot be; called when are_pending_arguments says
 -- no. p_timed: delay or run_at was given. p_payload: as it will be stored.
 begin
-  if p_pending_key is null then
+  if p_when_pending not in ('return', 'replace', 'append') then
+    perform packhorse.refuse_argument('when_pending', format('there is no %L', left(p_when_pending, 60)),
+      'return, replace or append.');
+  elsif p_pending_key is null then
     perform packhorse.refuse_argument('pending_key',
       'when_pending, debounce and max_wait mean nothing without it',
       'Give it, too; beside debounce a conversation_key will do.');
   elsif length(p_pending_key) not between 1 and 500 then
     perform packhorse.refuse_argument('pending_key', 'must have 1 to 500 characters');
-  elsif p_when_pending not in ('return', 'replace', 'append') then
-    perform packhorse.refuse_argument('when_pending', format('there is no %L', left(p_when_pending, 60)),
-      'return, replace or append.');
   elsif p_debounce is null and p_max_wait is not null then
     perform packhorse.refuse_argument('max_wait', 'without debounce it means nothing', 'Give debounce, too.');
   elsif p_debounce not between interval '0' and interval '1 day' then

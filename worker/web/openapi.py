@@ -24,6 +24,10 @@ MESSAGE: dict[str, dict[str, Any]] = {
     "concurrency_key": _TEXT,
     "dedup_key": _TEXT,
     "dedup_window": _INTERVAL,
+    "pending_key": _TEXT,
+    "when_pending": {"type": "string", "enum": ["return", "replace", "append"]},
+    "debounce": _INTERVAL,
+    "max_wait": _INTERVAL,
     "correlation_id": _TEXT,
     "trace_context": _TEXT,
 }

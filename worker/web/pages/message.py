@@ -23,7 +23,7 @@ NAV = None
 TEMPLATE = "message.html"
 
 #: What may name a person.
-_KEYS = ("conversation_key", "concurrency_key", "dedup_key")
+_KEYS = ("conversation_key", "concurrency_key", "dedup_key", "pending_key")
 _SCHEDULED = re.compile(r"schedule:(.+):(\d{4}-\d\d-\d\dT[\d:]+Z)")
 _TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-")
 
