@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from packhorse.schedules.maintenance.policies import Gates
+from packhorse.worker.web.access import Role
+from packhorse.worker.web.acts import ACTS
 from packhorse.worker.web.pages import SCREENS
 from tests.support.chromium import Person, browser
 from tests.support.page import Page, declare_bank
@@ -16,11 +19,14 @@ from tests.support.postgres import Database
 from tests.support.waiting import wait_until
 from tests.support.workers import Daemon, Ledger
 
-pytestmark = pytest.mark.slow
+# a story is a browser, a daemon and many steps: with a processor that is busy it takes longer than the two
+# minutes that other tests have
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def chromium() -> Iterator[Any]:
+    """Of this test alone: one that could not be launched in time would fail all tests of the file."""
     with browser() as found:
         yield found
 
@@ -87,7 +93,7 @@ def test_an_outage_is_seen_grouped_previewed_redriven_and_drained(
     outage.touch()
     keys = [f"m{number}" for number in range(12)]
     enqueue(database, "send_reply", keys)
-    wait_until(lambda: database.value("select count(*) from dead_letters") == 12, 30)
+    wait_until(lambda: database.value("select count(*) from dead_letters") == 12, 90)
     olu = people("operator")
     olu.sees("dead letters")
     olu.picture("overview")
@@ -104,7 +110,7 @@ def test_an_outage_is_seen_grouped_previewed_redriven_and_drained(
     outage.unlink()
     olu.click("Redrive: 12", "button")
     olu.sees("12 of 12 are enqueued again.")
-    wait_until(lambda: len(ledger.counts("effect")) == 12, 30)
+    wait_until(lambda: len(ledger.counts("effect")) == 12, 90)
     olu.click("See what it works on")
     olu.sees("No letter of this cause is left.")
     assert [row[2] for row in acted(database)] == ["the provider is back"]
@@ -116,7 +122,7 @@ def test_a_redrive_into_the_same_outage_stops_and_says_so(
 ) -> None:
     outage.touch()
     enqueue(database, "send_reply", [f"m{number}" for number in range(40)])
-    wait_until(lambda: database.value("select count(*) from dead_letters") == 40, 30)
+    wait_until(lambda: database.value("select count(*) from dead_letters") == 40, 90)
     olu = people("operator")
     olu.go("/dead-letters")
     olu.click("TimeoutError")
@@ -135,7 +141,7 @@ def test_a_held_conversation_is_explained_and_released(
     first, second = enqueue(
         database, "reply_in_order", ["first", "second"], "replies", conversation_key="+250788000001"
     )
-    wait_until(lambda: database.value("select count(*) from dead_letters") == 1, 30)
+    wait_until(lambda: database.value("select count(*) from dead_letters") == 1, 90)
     olu = people("operator")
     olu.go(f"/messages/{second}")
     olu.sees("does not start:")
@@ -146,7 +152,7 @@ def test_a_held_conversation_is_explained_and_released(
     outage.unlink()
     olu.act("Redrive the letter that blocks it", "the provider is back", final="Redrive")
     olu.sees(f"Message {first} is enqueued again")
-    wait_until(lambda: len(ledger.counts("effect")) == 2, 30)
+    wait_until(lambda: len(ledger.counts("effect")) == 2, 90)
     assert [row[1] for row in ledger.lines("effect")] == ["first", "second"]
 
 
@@ -162,14 +168,14 @@ def test_a_schedule_is_run_now(
     olu.click("nightly")
     olu.act("Run now", "the customer waits")
     olu.sees("of nightly is enqueued")
-    wait_until(lambda: ledger.counts("effect")["nightly"] == 1, 30)
+    wait_until(lambda: ledger.counts("effect")["nightly"] == 1, 90)
     assert acted(database)[-1][2] == "the customer waits"
 
 
 def test_a_breaker_is_held_open_and_let_go(
     database: Database, daemon: Daemon, ledger: Ledger, people: Callable[..., Person]
 ) -> None:
-    wait_until(lambda: database.value("select count(*) from service_endpoints") == 1, 20)
+    wait_until(lambda: database.value("select count(*) from service_endpoints") == 1, 90)
     olu = people("operator")
     olu.click("Services")
     olu.act("Hold open", "the bank asked for a pause")
@@ -182,7 +188,7 @@ def test_a_breaker_is_held_open_and_let_go(
     olu.act("Let it work by itself", "they are back")
     olu.go("/services")
     olu.act("Hold closed", "there is nothing to probe")
-    wait_until(lambda: ledger.counts("effect")["b"] == 1, 30)
+    wait_until(lambda: ledger.counts("effect")["b"] == 1, 90)
 
 
 def test_a_worker_is_quiet_and_goes_on(
@@ -191,10 +197,165 @@ def test_a_worker_is_quiet_and_goes_on(
     ada = people("admin")
     ada.click("Workers")
     ada.act("Quiet", "a look at its memory")
-    wait_until(lambda: database.value("select state from workers") == "quiet", 20)
+    wait_until(lambda: database.value("select state from workers") == "quiet", 90)
     enqueue(database, "send_reply", ["later"])
     ada.act("Resume", "looked")
-    wait_until(lambda: ledger.counts("effect")["later"] == 1, 30)
+    wait_until(lambda: ledger.counts("effect")["later"] == 1, 90)
+
+
+@pytest.fixture
+def shop(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_daemon: Callable[..., Daemon]
+) -> Daemon:
+    """Orders that a policy of the configuration deletes slowly, users that a backfill walks slowly, and a
+    scheduler with the owner's rights. The page reads the same file."""
+    toml = tmp_path / "packhorse.toml"
+    toml.write_text(
+        '[retention.orders]\ntable = "shop.orders"\ncolumn = "done_at"\nkeep = "7d"\nbatch = 50\npause_ratio = 100\n'
+        "[gates]\n" + "".join(f"{name} = inf\n" for name in Gates.__dataclass_fields__)
+    )
+    monkeypatch.setenv("PACKHORSE_CONFIG", str(toml))
+    database.query("create schema shop")
+    database.query("create table shop.orders (id bigint primary key, done_at timestamptz)")
+    database.query("create index on shop.orders (done_at)")
+    database.query(
+        "insert into shop.orders select n, now() - interval '1 year' from generate_series(1, 20000) n"
+    )
+    database.query("create table shop.users (id bigint primary key, email text not null)")
+    database.query("insert into shop.users select n, 'User@Example.org' from generate_series(1, 400) n")
+    database.query("analyze shop.orders, shop.users")
+    started = start_daemon(
+        database,
+        actors="tests.support.story_backfills",
+        command="scheduler",
+        config=toml,
+        maintenance_url=database.admin_url,
+    )
+    wait_until(
+        lambda: database.value("select count(*) from schedules where name = 'retention.orders'") == 1, 60
+    )
+    return started
+
+
+@pytest.fixture
+def page(database: Database, open_page: Callable[..., Page], request: pytest.FixtureRequest) -> Page:
+    """With the owner's connection where a story is about maintenance."""
+    owner = {"maintenance_url": database.admin_url} if "shop" in request.fixturenames else {}
+    return open_page(database, **owner)
+
+
+def test_a_retention_run_is_tried_run_watched_and_cancelled(
+    database: Database, shop: Daemon, people: Callable[..., Person]
+) -> None:
+    olu = people("operator")
+    olu.click("Maintenance")
+    row = olu.tab.get_by_role("row", name="retention.orders")
+    assert "deletes where done_at is older than 7 days" in row.inner_text()
+    row.get_by_role("link", name="Run now").click()
+    olu.tab.get_by_label("Why").fill("the disk fills")
+    olu.click("Preview", "button")
+    olu.sees("20,000 rows of shop.orders would be deleted")
+    assert database.value("select count(*) from shop.orders") == 20_000, "a preview deletes nothing"
+    olu.click("Run now", "button")
+    olu.sees("is enqueued: a process of")
+    olu.sees("rows/s")
+    olu.sees("of about")
+    olu.picture("maintenance")
+    olu.act("Cancel the run", "it was the wrong week")
+    wait_until(
+        lambda: (
+            database.value("select state from maintenance_runs where task = 'retention.orders'")
+            == "cancelled"
+        ),
+        60,
+    )
+    olu.go("/maintenance?task=retention.orders")
+    olu.sees("cancelled")
+    assert 0 < database.value("select count(*) from shop.orders") < 20_000
+    assert {row[0]: row[2] for row in acted(database)} == {
+        "run_schedule": "the disk fills",
+        "cancel_maintenance": "it was the wrong week",
+    }
+
+
+def test_a_backfill_is_checked_started_paused_and_taken_back(
+    database: Database, shop: Daemon, people: Callable[..., Person], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tests.support.story_backfills  # noqa: F401 -- declares it, as the setting `actors` of the page would
+
+    ada = people("admin")
+    ada.go("/maintenance")
+    row = ada.tab.get_by_role("row", name="lower_emails")
+    assert "Addresses in small letters." in row.inner_text()
+    row.get_by_role("link", name="Start").click()
+    ada.tab.get_by_label("Why").fill("logins are compared in small letters")
+    ada.click("Preview", "button")
+    ada.sees("400 rows of shop.users. The first 400 were tried and taken back")
+    assert database.value("select count(*) from shop.users where email = 'user@example.org'") == 0
+    ada.click("Start", "button")
+    ada.sees("Workers carry lower_emails")
+    state = "select state from backfill_progress where name = 'lower_emails'"
+    wait_until(
+        lambda: database.value("select count(*) from shop.users where email = 'user@example.org'") > 0, 60
+    )
+    ada.go("/maintenance")
+    ada.act("Pause", "a look at the load")
+    wait_until(lambda: database.value(state) == "paused", 90)
+    ada.go("/maintenance")
+    ada.picture("backfill")
+    ada.act("Resume", "looked")
+    wait_until(lambda: database.value(state) == "verified", 120)
+    ada.go("/maintenance")
+    ada.click("Way back")
+    ada.tab.get_by_label("Why").fill("the shop was not ready")
+    ada.click("Preview", "button")
+    ada.click("Way back", "button")
+    ada.sees("lower_emails is taken back.")
+    assert database.value("select count(*) from shop.users where email = 'user@example.org'") == 0
+    assert database.value(state) == "rolled_back"
+
+
+def test_an_operator_is_refused_what_cannot_be_taken_back(
+    database: Database, people: Callable[..., Person]
+) -> None:
+    enqueue(database, "send_reply", ["a", "b"])
+    olu = people("operator")
+    olu.go("/messages?where=queue%3Ddefault")
+    olu.tab.get_by_text("Act on all that match").click()
+    assert olu.tab.get_by_role("link", name="Move").count() and not olu.tab.locator("a.danger").count()
+    for name in sorted(act.name for act in ACTS.values() if act.role is Role.ADMIN):
+        olu.go(f"/acts/{name}?id=1&queue=default&where=queue%3Ddefault&name=x&worker=x")
+        olu.sees("This needs the role admin; you are operator.")
+    olu.complaints.clear()  # the browser reports each 403 itself
+
+
+def test_keys_find_filter_walk_and_open(database: Database, people: Callable[..., Person]) -> None:
+    first, second = enqueue(database, "send_reply", ["a", "b"])
+    vera = people("viewer")
+    vera.tab.keyboard.press("?")
+    dialog = vera.tab.get_by_role("dialog", name="Keys")
+    dialog.wait_for()
+    vera.tab.keyboard.press("?")
+    dialog.wait_for(state="hidden")
+    vera.tab.keyboard.press("g")
+    vera.tab.keyboard.press("3")
+    vera.tab.wait_for_url("**/messages")
+    vera.tab.keyboard.press("/")
+    vera.tab.keyboard.type("queue=def")
+    assert vera.tab.locator("[data-filter]").input_value() == "queue=def"
+    vera.tab.locator("datalist option[value='queue=default']").wait_for(state="attached")
+    vera.tab.locator("[data-filter]").fill("queue=default")
+    vera.tab.keyboard.press("Enter")
+    vera.tab.wait_for_url("**/messages?where=*")
+    vera.tab.locator("tbody tr").first.wait_for()
+    vera.tab.locator("main").focus()
+    for key, wanted in (("j", second), ("j", first), ("k", second)):
+        vera.tab.keyboard.press(key)
+        assert vera.tab.locator("tr.marked a").first.inner_text() == str(wanted)
+    vera.tab.keyboard.press("Enter")
+    vera.tab.wait_for_url(f"**/messages/{second}")
+    moment = vera.tab.locator("main time").first
+    assert moment.get_attribute("title").endswith("Z") and "ago" in moment.inner_text()
 
 
 def test_a_viewer_finds_no_way_to_change_anything(database: Database, people: Callable[..., Person]) -> None:
@@ -254,7 +415,7 @@ def paths(database: Database) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (360, True)])
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (360, True), (2560, False)])
 def test_every_page_is_accessible_fits_and_makes_nobody_complain(
     database: Database, people: Callable[..., Person], width: int, dark: bool
 ) -> None:
@@ -266,6 +427,6 @@ def test_every_page_is_accessible_fits_and_makes_nobody_complain(
         if problems:
             found[path] = problems
     ada.go("/")
-    ada.picture("overview-narrow-dark" if dark else "overview-quiet")
+    ada.picture({360: "overview-narrow-dark", 1280: "overview-quiet", 2560: "overview-wide"}[width])
     ada.complaints = [each for each in ada.complaints if "400" not in each]
     assert found == {}
