@@ -329,6 +329,40 @@ def test_an_operator_is_refused_what_cannot_be_taken_back(
     olu.complaints.clear()  # the browser reports each 403 itself
 
 
+def test_a_chart_says_its_values_is_looked_at_closer_and_loads_quickly(
+    database: Database, chromium: Any, people: Callable[..., Person]
+) -> None:
+    for number in enqueue(database, "send_reply", [f"m{place}" for place in range(7)]):
+        database.query("select cancel_message(%s)", number)
+    database.query("update message_archive set state = 'done', claimed_at = now() - interval '1 second'")
+    vera = people("viewer")
+    vera.go("/")
+    chart = vera.tab.locator("[data-chart]")
+    area = chart.locator(".u-over")
+    area.wait_for()
+    box = area.bounding_box()
+    vera.tab.mouse.move(box["x"] + box["width"] - 1, box["y"] + 20)
+    assert "this minute" in chart.inner_text() and "7" in chart.locator(".u-legend").inner_text()
+    vera.tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20)
+    assert "min ago" in chart.inner_text()
+    vera.tab.mouse.down()
+    vera.tab.mouse.move(box["x"] + box["width"] - 10, box["y"] + 30)
+    vera.tab.mouse.up()
+    vera.tab.locator("[data-chart][data-busy]").wait_for()
+    area.dblclick()
+    vera.tab.locator("[data-chart]:not([data-busy])").wait_for()
+    fresh = chromium.new_context(storage_state=vera.context.storage_state()).new_page()
+    fresh.goto(vera.page.url + "/", wait_until="load")
+    fetched = fresh.evaluate(
+        "['navigation', 'resource'].flatMap(kind => performance.getEntriesByType(kind))"
+        ".map(each => each.transferSize).filter(size => size)"
+    )
+    assert len(fetched) >= 7 and sum(fetched) < 150_000, "a first load"
+    plain = people("operator", scripts=False)
+    plain.go("/")
+    assert plain.tab.get_by_role("img", name="Messages done per minute").is_visible()
+
+
 def test_keys_find_filter_walk_and_open(database: Database, people: Callable[..., Person]) -> None:
     first, second = enqueue(database, "send_reply", ["a", "b"])
     vera = people("viewer")

@@ -100,7 +100,7 @@ select k.name as task, s.name is not null as is_planned, s.cron, s.time_zone, s.
   -- a run that was gone on with rested in between
   case when r.resumed = 0
     then r.rows_done
-      / nullif(greatest(extract(epoch from coalesce(r.ended_at, r.beat_at) - r.started_at)::float8
+      / nullif(greatest(extract(epoch from coalesce(r.ended_at, case when r.state = 'running' then clock_timestamp() end, r.beat_at) - r.started_at)::float8
         - r.throttled_seconds, 0), 0) end as rows_per_second
 from tasks k
 left join packhorse.schedules s on s.name = k.name and s.message_type = 'packhorse.maintenance'

@@ -67,7 +67,7 @@ def _run_task(connection: DeadlineConnection, given: Submission) -> str:
             f"no scheduler has planned the task {given['task']}",
             hint="Start one, or run it here: packhorse maintenance run",
         ) from error
-    return f"Message {number} is enqueued: a process of `packhorse scheduler` does it."
+    return f"Message {number} is enqueued: a process of packhorse scheduler does it."
 
 
 def _cancel_task(connection: DeadlineConnection, given: Submission) -> str:
