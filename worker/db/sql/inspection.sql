@@ -99,9 +99,9 @@ select k.name as task, s.name is not null as is_planned, s.cron, s.time_zone, s.
   r.error, r.cancel_requested_by,
   -- a run that was gone on with rested in between
   case when r.resumed = 0
-    then r.rows_done
-      / nullif(greatest(extract(epoch from coalesce(r.ended_at, case when r.state = 'running' then clock_timestamp() end, r.beat_at) - r.started_at)::float8
-        - r.throttled_seconds, 0), 0) end as rows_per_second
+    then r.rows_done / nullif(greatest(extract(epoch from
+        coalesce(r.ended_at, case when r.state = 'running' then clock_timestamp() end, r.beat_at)
+        - r.started_at)::float8 - r.throttled_seconds, 0), 0) end as rows_per_second
 from tasks k
 left join packhorse.schedules s on s.name = k.name and s.message_type = 'packhorse.maintenance'
 left join packhorse.maintenance_tasks t on t.task = k.name
