@@ -13,7 +13,7 @@ from typing import Any
 from zlib import crc32
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # a shell starts background jobs with SIGINT ignored, and everything below inherits that: Ctrl-C would reach
 # no program under test
@@ -87,10 +87,13 @@ OF_NO_SERVER = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The fast ring tries few examples of what is said of any value; the full ring hypothesis' hundred."""
-    settings.register_profile("fast", max_examples=20)
-    if _is_fast_ring(config):
-        settings.load_profile("fast")
+    """The fast ring tries few examples of what is said of any value; the full ring hypothesis' hundred.
+    Neither fails because the machine is slow.
+    """
+    untimed: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+    settings.register_profile("full", **untimed)
+    settings.register_profile("fast", max_examples=20, **untimed)
+    settings.load_profile("fast" if _is_fast_ring(config) else "full")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
