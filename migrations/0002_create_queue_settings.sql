@@ -27,6 +27,8 @@ create table packhorse.queues (
   paused_by               text,
   -- paused with all others, for a maintenance window: resume_all_queues() resumes these only
   paused_with_all         boolean     not null default false,
+  -- tenants (fairness_key) take turns
+  fair_share              boolean     not null default false,
   -- null means unlimited; counted over the whole fleet
   max_concurrency         integer,
   max_concurrency_per_key integer,
@@ -36,6 +38,10 @@ create table packhorse.queues (
   rate_burst              integer,
   rate_tokens             double precision not null default 0,
   rate_refilled_at        timestamptz not null default clock_timestamp(),
+  -- the same for each concurrency_key; the buckets are in key_rates
+  rate_limit_per_key      integer,
+  rate_interval_per_key   interval    not null default '1 second',
+  rate_burst_per_key      integer,
   keep_done               interval    not null default '7 days',
   max_attempts            integer     not null default 3,
   crash_limit             integer     not null default 3,
@@ -55,6 +61,10 @@ create table packhorse.queues (
   constraint queues_rate_burst_range check (rate_burst between 1 and 1000000000),
   constraint queues_rate_interval_range
     check (rate_interval between interval '1 millisecond' and interval '366 days'),
+  constraint queues_rate_limit_per_key_range check (rate_limit_per_key between 1 and 1000000000),
+  constraint queues_rate_burst_per_key_range check (rate_burst_per_key between 1 and 1000000000),
+  constraint queues_rate_interval_per_key_range
+    check (rate_interval_per_key between interval '1 millisecond' and interval '366 days'),
   constraint queues_keep_done_range check (keep_done between interval '0' and interval '3660 days'),
   constraint queues_max_attempts_range check (max_attempts between 1 and 1000000),
   constraint queues_crash_limit_range check (crash_limit between 1 and 1000),
@@ -80,6 +90,27 @@ create table packhorse.queue_wakeups (
 ) with (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 comment on table packhorse.queue_wakeups is
   'wake_until in the future: some worker sleeps and wants a NOTIFY for this queue; attended_until in the future: not now, for one looks.';
+
+-- Where the claims of a session that has just begun start on the ring of keys; others know it themselves
+-- (claim_turns.sql). Written about once a second per session.
+create table packhorse.queue_turns (
+  queue    packhorse.queue_name not null,
+  last_key text collate "C" not null default '',
+  constraint queue_turns_pkey primary key (queue)
+) with (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+comment on table packhorse.queue_turns is
+  'The key that had the last turn in a queue whose keys take turns (SPEC Q8c).';
+
+-- A bucket per key, written under the lock of its queue's row. No row: a full one; upkeep removes those.
+create table packhorse.key_rates (
+  queue       packhorse.queue_name not null,
+  key         text        not null,
+  tokens      double precision not null,
+  refilled_at timestamptz not null,
+  constraint key_rates_pkey primary key (queue, key)
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 500);
+comment on table packhorse.key_rates is
+  'What rate_limit_per_key allows each concurrency key (SPEC Q8); a key without a row has a full bucket.';
 
 insert into packhorse.queues (name) values ('default');
 insert into packhorse.queue_wakeups (queue) values ('default');

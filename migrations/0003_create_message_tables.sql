@@ -54,6 +54,11 @@ create table packhorse.message_queue (
   lease_expires_at    timestamptz,
   conversation_key    packhorse.message_key,
   concurrency_key     packhorse.message_key,
+  -- the tenant, for fair_share
+  fairness_key        packhorse.message_key,
+  -- its place on the ring of keys that take turns (claim_turns.sql); null: it has no key
+  turn_key            text collate "C" generated always as (
+    coalesce('t' || fairness_key::text, 'c' || concurrency_key::text)) stored,
   dedup_key           packhorse.message_key,
   -- unique among messages of its queue and type that have not started (SPEC Q7b)
   pending_key         packhorse.message_key,
@@ -94,6 +99,11 @@ comment on table packhorse.message_queue is
 -- The claim reads this index and no other: due messages of one queue and priority, oldest first.
 create index message_queue_claim_idx on packhorse.message_queue (queue, priority, run_at, id)
   where state = 'pending' and crashes < 2;
+-- The ring of keys that take turns. Those that run apart are in it, too: with crashes < 2 in the predicate a
+-- plan made on an empty table could take message_queue_claim_idx instead, and walk all that stands before a
+-- key.
+create index message_queue_turn_idx on packhorse.message_queue (queue, turn_key, priority, run_at, id)
+  where state = 'pending' and turn_key is not null;
 -- Messages that were there when two processes died run apart from all others (SPEC P5).
 create index message_queue_isolated_idx on packhorse.message_queue (queue, run_at, id)
   where state = 'pending' and crashes >= 2;
@@ -168,6 +178,7 @@ create table packhorse.dead_letters (
   crashes             smallint    not null,
   conversation_key    text,
   concurrency_key     text,
+  fairness_key        text,
   correlation_id      text,
   trace_context       text,
   history             jsonb,
@@ -207,6 +218,14 @@ create index operator_actions_message_idx on packhorse.operator_actions (message
 where message_id is not null;
 comment on table packhorse.operator_actions is
   'Who did what, when and why: cancel, redrive, edit, purge, pause (SPEC Q4).';
+
+-- A key on the ring whose turn it is: its turn_key, one priority of it, and how many may start (null: no
+-- limit).
+create type packhorse.turn as (
+  key      text,
+  priority integer,
+  room     integer
+);
 
 -- A message as a claim gives it out.
 create type packhorse.claimed_message as (

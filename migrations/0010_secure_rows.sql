@@ -11,7 +11,8 @@ begin
     'dead_letters', 'operator_actions', 'workers', 'daemon_requests', 'message_types', 'message_dedup',
     'processed_messages', 'conversation_locks', 'message_results', 'rate_limiters',
     'schedules', 'schedule_runs', 'maintenance_runs', 'maintenance_tasks', 'detached_partitions',
-    'fleet_statistics', 'scopes', 'claim_marks', 'service_endpoints', 'installation']
+    'fleet_statistics', 'scopes', 'claim_marks', 'service_endpoints', 'installation',
+    'queue_turns', 'key_rates']
   loop
     execute format('alter table packhorse.%I enable row level security', v_table);
     execute format('create policy %I on packhorse.%I to packhorse_worker using (true) with check (true)',

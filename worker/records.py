@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 class EnqueueOptions(TypedDict, total=False):
     """What enqueue() takes besides the payload; None, where it is allowed, is as if nothing was said.
 
-    The first fifteen are columns of the message, the others what dramatiq's middleware reads. For a type
+    The first sixteen are columns of the message, the others what dramatiq's middleware reads. For a type
     checker this is all; at run time options of other middleware pass, too (`**{"my_option": 1}`).
     """
 
@@ -21,6 +21,7 @@ class EnqueueOptions(TypedDict, total=False):
     max_attempts: int | None
     conversation_key: str | None
     concurrency_key: str | None
+    fairness_key: str | None
     dedup_key: str | None
     dedup_window: float | None  # seconds
     pending_key: str | None

@@ -29,6 +29,7 @@ ALL_METRICS = (
     "producers",
     "waiting",
     "outage",
+    "fairness",
     "platform",
     "backfill",
     "bursts",

@@ -8,6 +8,7 @@ from benchmarks.metrics import (
     backlog,
     bursts,
     enqueue,
+    fairness,
     http_enqueue,
     idle,
     maintenance,
@@ -71,6 +72,8 @@ def cases(metrics: tuple[str, ...], snapshot_messages: tuple[int, ...]) -> list[
         found += [(case, waiting.measure) for case in waiting.CASES]
     if "outage" in metrics:
         found += [(case, outage.measure) for case in outage.CASES]
+    if "fairness" in metrics:
+        found += [(case, fairness.measure) for case in fairness.CASES]
     if "platform" in metrics:
         found += [(case, platform.measure) for case in platform.CASES]
     if "http" in metrics:

@@ -141,6 +141,8 @@ class Adapter(PostgresSystem):
             "waiting/steps",
             "waiting/calls",
             "outage",
+            "fairness/claims",
+            "fairness/worker",
             "platform/calls",
             "platform/at-once",
             "platform/sample",

@@ -40,8 +40,8 @@ begin
       and packhorse.queue_is_open(q)
       and (q.rate_limit is null or packhorse.rate_tokens_at(q, p_now) >= 1::float8)
       and (q.max_concurrency is null or packhorse.queue_room(q) > 0)
-      and (m.concurrency_key is null or q.max_concurrency_per_key is null
-           or packhorse.key_room(q, m.concurrency_key) > 0)
+      and exists (select from packhorse.key_allowance(q, m.concurrency_key, p_now) k
+                  where coalesce(k.room, 1) > 0)
       and (m.conversation_key is null
            or not exists (select from packhorse.conversation_holders(m.conversation_key, m.id))));
 end
@@ -71,7 +71,9 @@ begin
       select m.id from packhorse.message_queue m
       where m.id = any (p_first) and m.id <> all (p_ids) and m.state = 'pending'
         and packhorse.is_due(m.run_at, p_now)
-        and m.queue = any (p_queues) and packhorse.is_wanted(m.message_type, p_types, null));
+        and m.queue = any (p_queues) and packhorse.is_wanted(m.message_type, p_types, null)
+        -- a claim whose keys take turns finds them by itself
+        and not exists (select from packhorse.queues q where q.name = m.queue and packhorse.takes_turns(q)));
   end if;
   -- who got something is back before he sleeps
   if cardinality(p_ids) = 0 and p_limit > 0 and not p_isolated then

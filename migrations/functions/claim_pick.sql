@@ -3,7 +3,8 @@
 -- Claim cursor. Under an old snapshot every claimed row leaves a dead entry at the left end of the
 -- index. A worker therefore passes where it was (p_cursor) and starts there; now and then, and
 -- whenever it finds less than it asked for, it looks from the start, in slices (p_until) when that is
--- far: late commits and released messages are found then.
+-- far: late commits and released messages are found then. Queues whose keys take turns have no cursor
+-- (claim_turns.sql).
 
 create or replace function packhorse.pass_waiting(
   p_ids bigint[], p_behind integer, out keys text[], out behind integer, out blocked integer
@@ -49,16 +50,14 @@ declare
   v_blocked integer := 0;
   v_behind integer := 2000; -- so many rows one claim blocks at most, beyond those it met itself
   v_want integer := p_limit;
-  v_full_keys text[] := packhorse.full_concurrency_keys(p_queue);
 begin
   -- ten rounds bound the work of one claim that meets nothing but waiting conversations
   for v_round in 1..10 loop
     with due as (
-      select c.id, c.free, c.concurrency_key, c.priority, c.run_at
+      select c.id, c.free
       from generate_series(1, 10) as level (priority)
       cross join lateral (
-        select m.id, m.concurrency_key, m.priority, m.run_at,
-          m.conversation_key is null
+        select m.id, m.conversation_key is null
             or not exists (select from packhorse.conversation_holders(m.conversation_key, m.id)) as free
         from packhorse.message_queue m
         where m.queue = p_queue.name and m.state = 'pending' and not packhorse.runs_apart(m.crashes)
@@ -68,7 +67,6 @@ begin
           and m.run_at < coalesce(p_until[level.priority], 'infinity')
           and packhorse.is_worth_doing(m.expires_at, p_now)
           and packhorse.is_wanted(m.message_type, p_types, p_held)
-          and (m.concurrency_key is null or m.concurrency_key <> all (v_full_keys))
           and (m.conversation_key is null or m.conversation_key <> all (v_stuck_keys))
           and m.id <> all (v_picked)
         order by m.run_at, m.id
@@ -79,12 +77,6 @@ begin
     )
     select array_agg(d.id) filter (where d.free), array_agg(d.id) filter (where not d.free), count(*)
     into v_found, v_waiting, v_seen from due d;
-    if v_found is not null and p_queue.max_concurrency_per_key is not null then
-      v_found := packhorse.within_key_room(v_found, p_queue);
-      v_full_keys := v_full_keys || array(
-        select distinct m.concurrency_key::text from packhorse.message_queue m
-        where m.id = any (v_found) and m.concurrency_key is not null);
-    end if;
     v_picked := v_picked || coalesce(v_found, '{}');
     if v_waiting is not null then
       if v_found is null and v_round > 1 and v_seen = v_want and v_want < 100 then
@@ -115,8 +107,7 @@ create or replace function packhorse.pick_promoted_messages(
 ) returns bigint[]
 language plpgsql as $$
 -- Choose and lock those of these messages that may start. A conversation that goes on has an older message
--- than what its worker's cursor looks at; it is found by its id instead of by walking back to it. Queues
--- with limits are left to pick_due_messages.
+-- than what its worker's cursor looks at; it is found by its id instead of by walking back to it.
 begin
   return array(
     select m.id from packhorse.message_queue m
@@ -173,41 +164,24 @@ create or replace function packhorse.pick_isolated_messages(
 language plpgsql as $$
 -- Choose and lock up to p_limit messages that were there when two processes died, and no others (SPEC P5),
 -- by (run_at, id).
-declare
-  v_full_keys constant text[] := packhorse.full_concurrency_keys(p_queue);
 begin
   return array(
     select m.id from packhorse.message_queue m
     where m.queue = p_queue.name and m.state = 'pending' and packhorse.runs_apart(m.crashes)
       and packhorse.is_due(m.run_at, p_now) and packhorse.is_worth_doing(m.expires_at, p_now)
       and packhorse.is_wanted(m.message_type, p_types, p_held)
-      and (m.concurrency_key is null or m.concurrency_key <> all (v_full_keys))
+      and exists (select from packhorse.key_allowance(p_queue, m.concurrency_key, p_now) k
+                  where coalesce(k.room, 1) > 0)
       and (m.conversation_key is null
            or not exists (select from packhorse.conversation_holders(m.conversation_key, m.id)))
     order by m.run_at, m.id
     -- two of one key may be one too many
-    limit case when p_queue.max_concurrency_per_key is null then p_limit else 1 end
+    limit case when packhorse.has_key_limit(p_queue) then 1 else p_limit end
     for update of m skip locked);
 end
 $$;
 comment on function packhorse.pick_isolated_messages(packhorse.queues, integer, text[], text[], timestamptz)
   is 'Used by the claim: choose and lock messages that run apart from all others.';
-
-create or replace function packhorse.within_key_room(p_ids bigint[], p_queue packhorse.queues)
-returns bigint[]
-language plpgsql as $$
--- Those of these messages that may start beside what runs with their concurrency keys, and beside each other.
-begin
-  return array(
-    select f.id from (
-      select m.id, m.concurrency_key,
-        row_number() over (partition by m.concurrency_key order by m.priority, m.run_at, m.id) as place
-      from packhorse.message_queue m where m.id = any (p_ids)) f
-    where f.concurrency_key is null or f.place <= packhorse.key_room(p_queue, f.concurrency_key));
-end
-$$;
-comment on function packhorse.within_key_room(bigint[], packhorse.queues)
-  is 'Used by the claim: what max_concurrency_per_key lets start of these.';
 
 create or replace function packhorse.pick_from_queue(
   p_queue packhorse.queues, p_limit integer, p_types text[], p_held text[], p_since timestamptz[],
@@ -218,6 +192,8 @@ language plpgsql as $$
 begin
   if p_isolated then
     return packhorse.pick_isolated_messages(p_queue, p_limit, p_types, p_held, p_now);
+  elsif packhorse.takes_turns(p_queue) then
+    return packhorse.pick_by_turns(p_queue, p_limit, p_types, p_held, p_since, p_now);
   elsif cardinality(p_first) > 0 and not packhorse.is_limited(p_queue) then
     return packhorse.pick_with_promoted(p_queue, p_limit, p_types, p_held, p_since, p_until, p_first, p_now);
   end if;
@@ -242,6 +218,7 @@ declare
   v_want integer;
   v_locked boolean := false; -- the row of a queue with limits
   v_place integer := 0;
+  v_since timestamptz[];
   v_rest packhorse.resting; -- all null while nothing is parked
 begin
   ids := '{}';
@@ -256,6 +233,9 @@ begin
     if not found then
       perform packhorse.require_queue(v_name);
     end if;
+    -- the keys of a ring have no cursor, and no place in a sweep
+    continue when packhorse.takes_turns(v_queue) and p_until is not null and not p_isolated;
+    v_since := case when not packhorse.takes_turns(v_queue) then p_cursor[v_place - 9 : v_place] end;
     v_want := packhorse.queue_allowance(v_queue, p_limit - cardinality(ids), p_now, not v_locked);
     if v_want is null then -- another claim looks at it; this one waits for no second queue
       next_at := least(next_at, p_now + interval '50 milliseconds');
@@ -269,20 +249,21 @@ begin
       continue;
     end if;
     if v_rest.held is null then
-      v_some := packhorse.pick_from_queue(v_queue, v_want, p_types, null, p_cursor[v_place - 9 : v_place],
+      v_some := packhorse.pick_from_queue(v_queue, v_want, p_types, null, v_since,
         p_until[v_place - 9 : v_place], p_isolated, p_first, p_now);
     else
       select r.ids, case when not r.probed then v_rest.probing else '{}' end into v_some, v_rest.probing
-      from packhorse.pick_beside_resting(v_queue, v_want, p_types, v_rest, p_cursor[v_place - 9 : v_place],
+      from packhorse.pick_beside_resting(v_queue, v_want, p_types, v_rest, v_since,
         p_until[v_place - 9 : v_place], p_isolated, p_first, p_now) r;
     end if;
-    if v_some is null then
-      next_at := p_now; -- the next call gets further
-    elsif cardinality(v_some) > 0 and v_queue.rate_limit is not null then
-      update packhorse.queues q
-      set rate_tokens = packhorse.rate_tokens_at(q, p_now) - cardinality(v_some)::float8,
-          rate_refilled_at = p_now
-      where q.name = v_name and q.rate_limit is not null;
+    if v_some is null then -- the next call gets further; round a large ring of full keys not without a pause
+      next_at := least(next_at, p_now + interval '20 milliseconds' * packhorse.takes_turns(v_queue)::integer);
+    elsif cardinality(v_some) > 0 then
+      if packhorse.is_limited(v_queue) then
+        perform packhorse.count_starts(v_queue, v_some, p_now);
+      end if;
+    elsif v_queue.rate_limit_per_key is not null then
+      next_at := least(next_at, packhorse.next_start_of_keys_at(v_queue, p_now));
     end if;
     ids := ids || v_some;
   end loop;

@@ -32,11 +32,19 @@ begin
       and coalesce(s.last_failed_at, '-infinity') < clock_timestamp() - interval '1 day'
     limit p_limit for update skip locked);
   get diagnostics v_some = row_count; v_count := v_count + v_some;
+  -- a full bucket is as good as none; also where the limit is gone
+  delete from packhorse.key_rates where (queue, key) in (
+    select k.queue, k.key from packhorse.key_rates k left join packhorse.queues q on q.name = k.queue
+    where q.rate_limit_per_key is null or packhorse.bucket_level(k.tokens, k.refilled_at,
+        q.rate_limit_per_key, q.rate_interval_per_key, q.rate_burst_per_key, clock_timestamp())
+      >= coalesce(q.rate_burst_per_key, q.rate_limit_per_key)::float8
+    limit p_limit for update of k skip locked);
+  get diagnostics v_some = row_count; v_count := v_count + v_some;
   return v_count;
 end
 $$;
 comment on function packhorse.cleanup_expired_windows(integer) is
-  'Delete dedup windows, results, rate limiters and scopes whose time is over; returns how many.';
+  'Delete dedup windows, results, rate limiters, scopes and full buckets of keys; returns how many.';
 
 create or replace function packhorse.cleanup_old_messages(p_limit integer default 5000) returns integer
 language plpgsql set lock_timeout = '500ms' as $$

@@ -36,13 +36,13 @@ begin
     ), taken as (
       delete from packhorse.dead_letters d using chosen c where d.id = c.id returning d.*
     ), enqueued as (
-      insert into packhorse.message_queue (id, queue, message_type, payload, options, priority, max_attempts,
-        conversation_key, concurrency_key, correlation_id, trace_context, history, steps, created_at)
+      insert into packhorse.message_queue (id, queue, message_type, payload, options, priority,
+        max_attempts, conversation_key, concurrency_key, fairness_key, correlation_id, trace_context,
+        history, steps, created_at)
       select t.id, t.queue, t.message_type, t.payload, t.options, t.priority, t.max_attempts,
-        t.conversation_key, t.concurrency_key, t.correlation_id, t.trace_context,
+        t.conversation_key, t.concurrency_key, t.fairness_key, t.correlation_id, t.trace_context,
         packhorse.append_history(t.history, 0, 'redrive', null, coalesce(p_reason, ''), null),
-        case when not coalesce(p_fresh, false) then t.steps end, t.created_at
-      from taken t order by t.id
+        case when not coalesce(p_fresh, false) then t.steps end, t.created_at from taken t order by t.id
       returning message_queue.id, message_queue.queue, message_queue.conversation_key
     ), recorded as (
       insert into packhorse.operator_actions (action, operator, reason, message_id, details)

@@ -297,14 +297,15 @@ begin
   end if;
   select s.* into v_m from (
     select m.queue::text, m.message_type::text, m.payload::jsonb, m.options::jsonb, m.priority::integer,
-      m.max_attempts::integer, m.conversation_key::text, m.concurrency_key::text, m.correlation_id::text,
+      m.max_attempts::integer, m.conversation_key::text, m.concurrency_key::text, m.fairness_key::text,
+      m.correlation_id::text,
       m.trace_context::text, m.expires_at from packhorse.message_queue m where m.id = p_id
     union all
     select d.queue, d.message_type, d.payload, d.options, d.priority, d.max_attempts, d.conversation_key,
-      d.concurrency_key, d.correlation_id, d.trace_context, null from packhorse.dead_letters d
+      d.concurrency_key, d.fairness_key, d.correlation_id, d.trace_context, null from packhorse.dead_letters d
       where d.id = p_id
     union all
-    select a.queue, a.message_type, a.payload, a.options, a.priority, null, a.conversation_key, null,
+    select a.queue, a.message_type, a.payload, a.options, a.priority, null, a.conversation_key, null, null,
       a.correlation_id, a.trace_context, null
     from packhorse.message_archive a where a.id = p_id) s limit 1;
   select e.message_id into clone_id from packhorse.enqueue_message(v_m.queue, v_m.message_type, v_m.payload,
@@ -312,6 +313,7 @@ begin
       'group_completion_callbacks'],
     v_m.priority, p_delay => coalesce(p_delay, interval '0'), p_max_attempts => v_m.max_attempts,
     p_conversation_key => v_m.conversation_key, p_concurrency_key => v_m.concurrency_key,
+    p_fairness_key => v_m.fairness_key,
     p_correlation_id => v_m.correlation_id, p_trace_context => v_m.trace_context,
     p_expires_at => case when v_m.expires_at > clock_timestamp() + coalesce(p_delay, interval '0')
       then v_m.expires_at end) e;

@@ -22,7 +22,7 @@ comment on function packhorse.is_readable_json(jsonb)
 create or replace function packhorse.is_enqueueable(
   p_message_type text, p_payload jsonb, p_options jsonb, p_priority integer, p_run_at timestamptz,
   p_max_attempts integer, p_conversation_key text, p_correlation_id text, p_trace_context text,
-  p_expires_at timestamptz, p_concurrency_key text
+  p_expires_at timestamptz, p_concurrency_key text, p_fairness_key text
 ) returns boolean
 language sql stable as $$
 -- True: nothing is wrong with these arguments of an enqueue. Else check_enqueue_arguments says what, if
@@ -33,6 +33,7 @@ language sql stable as $$
     and (p_max_attempts is null or p_max_attempts between 1 and 1000000)
     and (p_conversation_key is null or length(p_conversation_key) between 1 and 500)
     and (p_concurrency_key is null or length(p_concurrency_key) between 1 and 500)
+    and (p_fairness_key is null or length(p_fairness_key) between 1 and 500)
     and (p_correlation_id is null or length(p_correlation_id) <= 500)
     and (p_trace_context is null or length(p_trace_context) <= 1000)
     and (p_expires_at is null or p_expires_at > p_run_at)
@@ -43,7 +44,7 @@ language sql stable as $$
     and p_message_type ~ '^[A-Za-z_][A-Za-z0-9._-]{0,99}$';
 $$;
 comment on function packhorse.is_enqueueable(text, jsonb, jsonb, integer, timestamptz, integer, text, text,
-  text, timestamptz, text) is 'Used by enqueue_message: is nothing wrong with its arguments?';
+  text, timestamptz, text, text) is 'Used by enqueue_message: is nothing wrong with its arguments?';
 
 create or replace function packhorse.check_enqueue_json(p_payload jsonb, p_options jsonb) returns void
 language plpgsql immutable as $$
@@ -76,7 +77,8 @@ create or replace function packhorse.check_enqueue_arguments(
   p_message_type text, p_payload jsonb, p_options jsonb, p_priority integer, p_run_at timestamptz,
   p_max_attempts integer, p_conversation_key text, p_dedup_key text, p_dedup_window interval,
   p_concurrency_key text, p_correlation_id text default null, p_trace_context text default null,
-  p_expires_at timestamptz default null, p_given_run_at timestamptz default null
+  p_expires_at timestamptz default null, p_given_run_at timestamptz default null,
+  p_fairness_key text default null
 ) returns void
 language plpgsql stable as $$
 -- Explain the first bad argument. Called when an insert was refused, so that good input pays nothing.
@@ -103,6 +105,8 @@ begin
     perform packhorse.refuse_argument('conversation_key', 'must have 1 to 500 characters');
   elsif length(p_concurrency_key) not between 1 and 500 then
     perform packhorse.refuse_argument('concurrency_key', 'must have 1 to 500 characters');
+  elsif length(p_fairness_key) not between 1 and 500 then
+    perform packhorse.refuse_argument('fairness_key', 'must have 1 to 500 characters');
   elsif length(p_dedup_key) not between 1 and 500 then
     perform packhorse.refuse_argument('dedup_key', 'must have 1 to 500 characters');
   elsif p_dedup_key is not null and coalesce(p_dedup_window,
@@ -121,8 +125,8 @@ begin
 end
 $$;
 comment on function packhorse.check_enqueue_arguments(text, jsonb, jsonb, integer, timestamptz, integer, text,
-  text, interval, text, text, text, timestamptz,
-    timestamptz) is 'Raise PH001 for the first bad argument of an enqueue.';
+  text, interval, text, text, text, timestamptz, timestamptz, text)
+  is 'Raise PH001 for the first bad argument of an enqueue.';
 
 create or replace function packhorse.open_dedup_window(p_queue text, p_dedup_key text, p_until timestamptz)
 returns bigint
@@ -176,7 +180,7 @@ create or replace function packhorse.enqueue_message(
   p_dedup_window interval default '5 minutes', p_correlation_id text default null,
   p_trace_context text default null, p_expires_at timestamptz default null,
   p_concurrency_key text default null, p_pending_key text default null, p_when_pending text default null,
-  p_debounce interval default null, p_max_wait interval default null,
+  p_debounce interval default null, p_max_wait interval default null, p_fairness_key text default null,
   out message_id bigint, out duplicate boolean, out merged boolean
 )
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -198,10 +202,10 @@ begin
   end if;
   if p_dedup_key is not null or packhorse.is_enqueueable(p_message_type, p_payload, p_options, p_priority,
       v_run_at, p_max_attempts, p_conversation_key, p_correlation_id, p_trace_context, p_expires_at,
-      p_concurrency_key) is not true then
+      p_concurrency_key, p_fairness_key) is not true then
     perform packhorse.check_enqueue_arguments(p_message_type, p_payload, p_options, p_priority, v_run_at,
       p_max_attempts, p_conversation_key, p_dedup_key, p_dedup_window, p_concurrency_key, p_correlation_id,
-      p_trace_context, p_expires_at, p_run_at);
+      p_trace_context, p_expires_at, p_run_at, p_fairness_key);
     message_id := packhorse.open_dedup_window(p_queue, p_dedup_key, v_now + p_dedup_window);
   end if;
   duplicate := message_id is not null;
@@ -209,16 +213,17 @@ begin
     return;
   elsif p_pending_key is null and p_when_pending is null and p_debounce is null and p_max_wait is null then
     insert into packhorse.message_queue (queue, message_type, payload, options, priority, run_at,
-      max_attempts, conversation_key, dedup_key, correlation_id, trace_context, expires_at, concurrency_key)
+      max_attempts, conversation_key, dedup_key, correlation_id, trace_context, expires_at, concurrency_key,
+      fairness_key)
     values (p_queue, p_message_type, p_payload, p_options, p_priority, v_run_at, p_max_attempts,
       p_conversation_key, p_dedup_key, coalesce(p_correlation_id, gen_random_uuid()::text), p_trace_context,
-      p_expires_at, p_concurrency_key);
+      p_expires_at, p_concurrency_key, p_fairness_key);
     message_id := currval('packhorse.message_queue_id_seq'); -- drawn by the insert; cheaper than to return it
   else
     v_pending := packhorse.enqueue_pending(p_queue, p_message_type, p_payload, p_options, p_priority,
       v_run_at, p_delay is not null or p_run_at is not null, p_max_attempts, p_conversation_key, p_dedup_key,
       p_correlation_id, p_trace_context, p_expires_at, p_concurrency_key, p_pending_key, p_when_pending,
-      p_debounce, p_max_wait, v_now);
+      p_debounce, p_max_wait, p_fairness_key, v_now);
     message_id := v_pending.message_id;
     duplicate := v_pending.duplicate;
     merged := v_pending.merged;
@@ -233,8 +238,8 @@ begin
 end
 $$;
 comment on function packhorse.enqueue_message(text, text, jsonb, jsonb, integer, interval, timestamptz,
-  integer, text, text, interval, text, text, timestamptz, text, text, text, interval, interval)
-  is 'Put one message on a queue, in the caller''s transaction; returns its id and whether it was a duplicate.';
+  integer, text, text, interval, text, text, timestamptz, text, text, text, interval, interval,
+  text) is 'Put one message on a queue, in the caller''s transaction; returns its id and whether it was a duplicate.';
 
 create or replace function packhorse.types_instead(p_id bigint) returns text
 language sql volatile security definer set search_path = pg_catalog, pg_temp as $$

@@ -31,7 +31,8 @@ language plpgsql stable as $$
 declare
   v_known constant text[] := array['queue', 'message_type', 'payload', 'options', 'priority', 'delay',
     'run_at', 'max_attempts', 'conversation_key', 'dedup_key', 'dedup_window', 'correlation_id',
-    'trace_context', 'expires_at', 'concurrency_key', 'pending_key', 'when_pending', 'debounce', 'max_wait'];
+    'trace_context', 'expires_at', 'concurrency_key', 'pending_key', 'when_pending', 'debounce', 'max_wait',
+    'fairness_key'];
   v_unknown text;
 begin
   if jsonb_typeof(p_message) <> 'object' then
@@ -82,7 +83,8 @@ begin
       coalesce((v_item ->> 'dedup_window')::interval, interval '5 minutes'),
       coalesce(v_item ->> 'correlation_id', v_made), v_item ->> 'trace_context',
       (v_item ->> 'expires_at')::timestamptz, v_item ->> 'concurrency_key', v_item ->> 'pending_key',
-      v_item ->> 'when_pending', (v_item ->> 'debounce')::interval, (v_item ->> 'max_wait')::interval) e;
+      v_item ->> 'when_pending', (v_item ->> 'debounce')::interval, (v_item ->> 'max_wait')::interval,
+      v_item ->> 'fairness_key') e;
   end loop;
 exception when sqlstate 'PH001' or sqlstate 'PH002' or data_exception then
   -- one handler around the whole array: a subtransaction per element would cost more than the inserts
@@ -140,7 +142,8 @@ create or replace function packhorse.enqueue_payloads(
   p_priority integer default 5, p_delay interval default null, p_run_at timestamptz default null,
   p_max_attempts integer default null,
   p_conversation_key text default null, p_correlation_id text default null, p_trace_context text default null,
-  p_expires_at timestamptz default null, p_concurrency_key text default null, out message_count bigint
+  p_expires_at timestamptz default null, p_concurrency_key text default null,
+  p_fairness_key text default null, out message_count bigint
 )
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 -- Put many messages of one type on a queue that differ in their payload only: p_payloads is an array of
@@ -168,14 +171,14 @@ begin
   end if;
   perform packhorse.check_enqueue_arguments(p_message_type, '{}', p_options, p_priority, v_run_at,
     p_max_attempts, p_conversation_key, null, null, p_concurrency_key, p_correlation_id, p_trace_context,
-    p_expires_at);
+    p_expires_at, p_fairness_key => p_fairness_key);
   v_queue := p_queue;
   v_type := p_message_type;
   v_options := p_options;
   insert into packhorse.message_queue (queue, message_type, payload, options, priority, run_at, max_attempts,
-    conversation_key, correlation_id, trace_context, expires_at, concurrency_key)
+    conversation_key, correlation_id, trace_context, expires_at, concurrency_key, fairness_key)
   select v_queue, v_type, e.value, v_options, p_priority, v_run_at, p_max_attempts, p_conversation_key,
-    coalesce(p_correlation_id, v_made), p_trace_context, p_expires_at, p_concurrency_key
+    coalesce(p_correlation_id, v_made), p_trace_context, p_expires_at, p_concurrency_key, p_fairness_key
   from jsonb_array_elements(p_payloads) with ordinality e order by e.ordinality;
   get diagnostics message_count = row_count;
   perform packhorse.wake_queue(p_queue);
@@ -190,5 +193,5 @@ exception when check_violation then -- the domain says which kind of check, not 
 end
 $$;
 comment on function packhorse.enqueue_payloads(text, text, jsonb, jsonb, integer, interval, timestamptz,
-  integer, text, text, text, timestamptz, text)
+  integer, text, text, text, timestamptz, text, text)
   is 'Put messages that differ in their payload only on a queue: an array; all or none; returns how many.';

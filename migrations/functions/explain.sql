@@ -61,8 +61,16 @@ language sql stable as $$
   select 'max_concurrency_per_key', r.room > 0,
     format('%s of %s running with this key', p_queue.max_concurrency_per_key - r.room,
       p_queue.max_concurrency_per_key), null
-  from (select packhorse.key_room(p_queue, p_message.concurrency_key) as room) r
+  from packhorse.key_room(p_queue, p_message.concurrency_key) r
   where p_queue.max_concurrency_per_key is not null and p_message.concurrency_key is not null
+  union all
+  select 'rate_limit_per_key', t.tokens >= 1::float8,
+    format('%s starts per %s with this key', p_queue.rate_limit_per_key, p_queue.rate_interval_per_key),
+    case when t.tokens < 1::float8
+      then p_now
+        + (1::float8 - t.tokens) * p_queue.rate_interval_per_key / p_queue.rate_limit_per_key::float8 end
+  from packhorse.key_tokens(p_queue, p_message.concurrency_key, p_now) t
+  where p_queue.rate_limit_per_key is not null and p_message.concurrency_key is not null
   union all
   select 'rate_limit', t.tokens >= 1::float8,
     format('%s starts per %s', p_queue.rate_limit, p_queue.rate_interval),
@@ -90,6 +98,40 @@ language sql stable as $$
 $$;
 comment on function packhorse.explain_scopes(packhorse.message_queue, timestamptz) is
   'Used by explain_message: the gates of parked scopes.';
+
+create or replace function packhorse.explain_turn(
+  p_message packhorse.message_queue, p_queue packhorse.queues, p_now timestamptz
+) returns table (gate text, passed boolean, detail text, earliest_start timestamptz)
+language sql stable as $$
+-- Where keys take turns: how many of its key stand before it, and how many other keys there are (a thousand
+-- at most).
+  with recursive keys (key, n) as (
+    (select m.turn_key, 1 from packhorse.message_queue m
+     where packhorse.takes_turns(p_queue) and m.queue = p_queue.name and m.state = 'pending'
+       and m.turn_key is not null
+     order by m.turn_key limit 1)
+    union all
+    select (select m.turn_key from packhorse.message_queue m
+      where m.queue = p_queue.name and m.state = 'pending' and m.turn_key > k.key
+      order by m.turn_key limit 1), k.n + 1
+    from keys k where k.key is not null and k.n < 1000
+  ), ahead as (
+    select count(*) as n from (
+      select from packhorse.message_queue e
+      where e.queue = p_queue.name and e.state = 'pending' and e.turn_key = p_message.turn_key
+        and e.crashes < 2 and e.run_at <= p_now
+        and (e.priority, e.run_at, e.id) < (p_message.priority, p_message.run_at, p_message.id)
+      limit 10000) a
+  )
+  select 'turn', a.n = 0,
+    case when p_message.turn_key is null then 'it has no key: all such messages are one share'
+      else format('number %s of its key', a.n + 1) end
+    || format('; %s other keys take turns with it',
+      (select count(k.key) from keys k where k.key is distinct from p_message.turn_key)), null::timestamptz
+  from ahead a where packhorse.takes_turns(p_queue);
+$$;
+comment on function packhorse.explain_turn(packhorse.message_queue, packhorse.queues, timestamptz)
+  is 'Used by explain_message: the place of a message among those of its key, and other keys.';
 
 create or replace function packhorse.explain_line(p_message packhorse.message_queue, p_now timestamptz)
 returns table (gate text, passed boolean, detail text, earliest_start timestamptz)
@@ -234,6 +276,7 @@ begin
   return query select * from packhorse.explain_scopes(v_m, v_now);
   return query select * from packhorse.explain_conversation(v_m, v_now);
   return query select * from packhorse.explain_limits(v_m, v_q, v_now);
+  return query select * from packhorse.explain_turn(v_m, v_q, v_now);
   return query select * from packhorse.explain_line(v_m, v_now);
   return query select * from packhorse.explain_steps(v_m.steps);
   return query select * from packhorse.explain_last_error(v_m.error, v_m.history);

@@ -40,33 +40,54 @@ $$;
 comment on function packhorse.queue_room(packhorse.queues) is
   'Gate max_concurrency: how many more may run over the whole fleet?';
 
-create or replace function packhorse.key_room(p_queue packhorse.queues, p_concurrency_key text)
-returns integer
+create or replace function packhorse.key_room(p_queue packhorse.queues, p_key text)
+returns table (room integer)
 language sql stable as $$
--- For a queue with max_concurrency_per_key.
-  select p_queue.max_concurrency_per_key - (
-    select count(*) from packhorse.message_queue r
-    where r.queue = p_queue.name and r.state = 'running' and r.concurrency_key = p_concurrency_key)::integer;
+-- One row; null when there is no such limit. A table, as the next two, for the planner folds no other kind of
+-- function with a subquery into the statement that asks.
+  select case when p_queue.max_concurrency_per_key is not null then p_queue.max_concurrency_per_key - (
+    select count(*)::integer from packhorse.message_queue r
+    where r.queue = p_queue.name and r.state = 'running' and r.concurrency_key = p_key) end;
 $$;
-comment on function packhorse.key_room(packhorse.queues, text) is
-  'Gate max_concurrency_per_key: how many more may run with this key?';
+comment on function packhorse.key_room(packhorse.queues, text)
+  is 'Gate max_concurrency_per_key: how many more may run with this concurrency key?';
 
-create or replace function packhorse.full_concurrency_keys(p_queue packhorse.queues) returns text[]
-language plpgsql stable as $$
--- Keys with which no more may run; none in a queue without max_concurrency_per_key.
-begin
-  if p_queue.max_concurrency_per_key is null then
-    return '{}';
-  end if;
-  return array(
-    select k.concurrency_key from (
-      select distinct r.concurrency_key::text as concurrency_key from packhorse.message_queue r
-      where r.queue = p_queue.name and r.state = 'running' and r.concurrency_key is not null) k
-    where packhorse.key_room(p_queue, k.concurrency_key) <= 0);
-end
+create or replace function packhorse.bucket_level(
+  p_tokens double precision, p_refilled_at timestamptz, p_limit integer, p_interval interval, p_burst integer,
+  p_now timestamptz
+) returns double precision
+language sql immutable as $$
+-- Tokens in a bucket that is refilled continuously, p_limit per interval; at most p_burst, null: p_limit.
+  select least(coalesce(p_burst, p_limit)::double precision,
+    p_tokens + (greatest(extract(epoch from p_now - p_refilled_at), 0)
+      * p_limit::numeric / extract(epoch from p_interval))::double precision);
 $$;
-comment on function packhorse.full_concurrency_keys(packhorse.queues) is
-  'Used by the claim: keys with which no more may run.';
+comment on function packhorse.bucket_level(double precision, timestamptz, integer, interval, integer,
+  timestamptz)
+  is 'Tokens in a bucket at this moment.';
+
+create or replace function packhorse.key_tokens(p_queue packhorse.queues, p_key text, p_now timestamptz)
+returns table (tokens double precision)
+language sql stable as $$
+-- One row; null when there is no such limit.
+  select case when p_queue.rate_limit_per_key is not null then coalesce((
+    select packhorse.bucket_level(k.tokens, k.refilled_at, p_queue.rate_limit_per_key,
+      p_queue.rate_interval_per_key, p_queue.rate_burst_per_key, p_now)
+    from packhorse.key_rates k where k.queue = p_queue.name and k.key = p_key),
+    coalesce(p_queue.rate_burst_per_key, p_queue.rate_limit_per_key)::double precision) end;
+$$;
+comment on function packhorse.key_tokens(packhorse.queues, text, timestamptz)
+  is 'Gate rate_limit_per_key: starts that it allows this concurrency key at this moment.';
+
+create or replace function packhorse.key_allowance(p_queue packhorse.queues, p_key text, p_now timestamptz)
+returns table (room integer)
+language sql stable as $$
+-- One row: how many more may start with this concurrency key; null: no limit of the queue concerns it.
+  select case when p_key is not null then least(r.room, floor(t.tokens)::integer) end
+  from packhorse.key_room(p_queue, p_key) r cross join packhorse.key_tokens(p_queue, p_key, p_now) t;
+$$;
+comment on function packhorse.key_allowance(packhorse.queues, text, timestamptz)
+  is 'Gates of a concurrency key: how many more may start with it?';
 
 create or replace function packhorse.conversation_holders(p_conversation_key text, p_id bigint)
 returns table (holder_kind text, holder_id bigint)
@@ -90,11 +111,9 @@ comment on function packhorse.conversation_holders(text, bigint) is
 create or replace function packhorse.rate_tokens_at(p_queue packhorse.queues, p_now timestamptz)
 returns double precision
 language sql immutable as $$
--- Tokens in the bucket of a rate-limited queue: refilled continuously, at most rate_burst.
-  select least(
-    coalesce(p_queue.rate_burst, p_queue.rate_limit)::double precision,
-    p_queue.rate_tokens + (greatest(extract(epoch from p_now - p_queue.rate_refilled_at), 0)
-      * p_queue.rate_limit::numeric / extract(epoch from p_queue.rate_interval))::double precision);
+-- For a queue with rate_limit.
+  select packhorse.bucket_level(p_queue.rate_tokens, p_queue.rate_refilled_at, p_queue.rate_limit,
+    p_queue.rate_interval, p_queue.rate_burst, p_now);
 $$;
 comment on function packhorse.rate_tokens_at(packhorse.queues, timestamptz) is
   'Starts that the rate limit of a queue allows at this moment.';

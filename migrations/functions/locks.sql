@@ -38,18 +38,15 @@ begin
   if not found or packhorse.queue_allowance((select q from packhorse.queues q where q.name = v_queue), 1,
     v_now) < 1 then
     return null;
-  elsif v_key is not null
-    and exists (select from packhorse.queues q
-      where q.name = v_queue and q.max_concurrency_per_key is not null
-      and packhorse.key_room(q, v_key) <= 0) then
+  elsif exists (
+      select from packhorse.queues q cross join packhorse.key_allowance(q, v_key, v_now) k
+      where q.name = v_queue and k.room <= 0) then
     return null;
   elsif exists (select from packhorse.scopes s where s.ends_at > v_now)
     and not packhorse.enter_scopes(p_id, v_now) then
     return null;
   end if;
-  update packhorse.queues q
-  set rate_tokens = packhorse.rate_tokens_at(q, v_now) - 1::float8, rate_refilled_at = v_now
-  where q.name = v_queue and q.rate_limit is not null;
+  perform packhorse.count_starts(q, array[p_id], v_now) from packhorse.queues q where q.name = v_queue;
   update packhorse.message_queue m
   set state = 'running', attempt = m.attempt + 1, lease_holder = p_holder,
       lease_token = nextval('packhorse.message_lease_token_seq'), lease_expires_at = v_now + p_lease,

@@ -155,7 +155,7 @@ create or replace function packhorse.enqueue_pending(
   p_run_at timestamptz, p_timed boolean, p_max_attempts integer, p_conversation_key text, p_dedup_key text,
     p_correlation_id text,
   p_trace_context text, p_expires_at timestamptz, p_concurrency_key text, p_pending_key text,
-  p_when_pending text, p_debounce interval, p_max_wait interval, p_now timestamptz,
+  p_when_pending text, p_debounce interval, p_max_wait interval, p_fairness_key text, p_now timestamptz,
   out message_id bigint, out duplicate boolean, out merged boolean, out announce boolean
 )
 language plpgsql set enable_seqscan = off as $$
@@ -186,10 +186,10 @@ begin
     if not found then
       insert into packhorse.message_queue (queue, message_type, payload, options, priority, run_at,
         max_attempts, conversation_key, dedup_key, correlation_id, trace_context, expires_at,
-        concurrency_key, pending_key, gathers_until)
+        concurrency_key, pending_key, gathers_until, fairness_key)
       values (p_queue, p_message_type, v_payload, p_options, p_priority, p_run_at + coalesce(p_debounce, '0'),
         p_max_attempts, p_conversation_key, p_dedup_key, coalesce(p_correlation_id, gen_random_uuid()::text),
-        p_trace_context, p_expires_at, p_concurrency_key, v_key, v_until)
+        p_trace_context, p_expires_at, p_concurrency_key, v_key, v_until, p_fairness_key)
       on conflict (queue, message_type, pending_key) where pending_key is not null
         and claimed_at is null do nothing
       returning id into message_id;
@@ -214,7 +214,7 @@ end
 $$;
 comment on function packhorse.enqueue_pending(text, text, jsonb, jsonb, integer, timestamptz, boolean,
   integer, text, text,
-  text, text, timestamptz, text, text, text, interval, interval, timestamptz)
+  text, text, timestamptz, text, text, text, interval, interval, text, timestamptz)
   is 'Used by enqueue_message: one that has a pending key, or is debounced.';
 
 create or replace function packhorse.is_superseded(p_id bigint) returns boolean

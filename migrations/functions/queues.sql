@@ -48,8 +48,9 @@ language plpgsql immutable as $$
 -- Raise PH001, which names the key, unless this is an object of settings of a queue. Values are checked by
 -- the table.
 declare
-  v_known constant text[] := array['max_concurrency', 'max_concurrency_per_key', 'rate_limit',
-    'rate_interval', 'rate_burst', 'keep_done', 'max_attempts', 'crash_limit', 'backoff_initial',
+  v_known constant text[] := array['fair_share', 'max_concurrency', 'max_concurrency_per_key',
+    'rate_limit', 'rate_interval', 'rate_burst', 'rate_limit_per_key', 'rate_interval_per_key',
+    'rate_burst_per_key', 'keep_done', 'max_attempts', 'crash_limit', 'backoff_initial',
     'backoff_multiplier', 'backoff_max', 'backoff_jitter', 'on_dead', 'failure_breaker'];
   v_unknown text;
 begin
@@ -89,6 +90,8 @@ begin
     end loop;
     v_key := null;
     update packhorse.queues set
+      fair_share = v_row.fair_share, rate_limit_per_key = v_row.rate_limit_per_key,
+      rate_interval_per_key = v_row.rate_interval_per_key, rate_burst_per_key = v_row.rate_burst_per_key,
       max_concurrency = v_row.max_concurrency, max_concurrency_per_key = v_row.max_concurrency_per_key,
       rate_limit = v_row.rate_limit, rate_interval = v_row.rate_interval, rate_burst = v_row.rate_burst,
       -- a changed rate starts with a full bucket; any other change leaves the bucket as it is
@@ -115,6 +118,11 @@ begin
   end;
   insert into packhorse.operator_actions (action, operator, reason, details)
   values ('set_queue', p_operator, p_reason, jsonb_build_object('queue', p_queue, 'settings', p_settings));
+  insert into packhorse.queue_turns (queue) select p_queue where packhorse.takes_turns(v_row)
+  on conflict do nothing;
+  if p_settings ?| array['rate_limit_per_key', 'rate_interval_per_key', 'rate_burst_per_key'] then
+    delete from packhorse.key_rates k where k.queue = p_queue; -- all buckets are full
+  end if;
   if p_settings ? 'failure_breaker' then
     perform packhorse.lift_removed_breakers();
   end if;
@@ -244,6 +252,8 @@ begin
   end if;
   delete from packhorse.scopes s where s.queue = p_queue;
   delete from packhorse.claim_marks c where c.queue = p_queue;
+  delete from packhorse.queue_turns t where t.queue = p_queue;
+  delete from packhorse.key_rates k where k.queue = p_queue;
   delete from packhorse.queue_wakeups w where w.queue = p_queue;
   delete from packhorse.queues q where q.name = p_queue;
   insert into packhorse.operator_actions (action, operator, reason, details)

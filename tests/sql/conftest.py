@@ -31,6 +31,8 @@ TABLES = [
     "queue_wakeups",
     "scopes",
     "claim_marks",
+    "queue_turns",
+    "key_rates",
     "service_endpoints",
     "queues",
 ]

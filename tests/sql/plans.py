@@ -25,7 +25,6 @@ TYPES = {
     "p_lease": "interval",
     "v_want": "integer",
     "v_picked": "bigint[]",
-    "v_full_keys": "text[]",
     "v_stuck_keys": "text[]",
     "v_unkept": "text[]",
     "v_running": "bigint[]",
@@ -60,7 +59,8 @@ def statement_of(
         .replace("pg_catalog.", "")
         .replace("packhorse.", "")
     )
-    body = body.replace("p_queue.name", "p_queue").replace("p_queue.max_concurrency_per_key is null", "true")
+    body = body.replace("p_queue.name", "p_queue")
+    body = re.sub(r"\(p_queue([,)])", r"((select q from queues q where q.name = p_queue)\1", body)
     assert body.count(start) == 1, f"{function} has {body.count(start)} statements that begin with {start!r}"
     text = start + body.split(start, 1)[1].split(end, 1)[0]
     text = re.sub(r"\binto v_[a-z_]+(, v_[a-z_]+)*", "", text)

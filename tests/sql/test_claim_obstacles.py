@@ -33,6 +33,9 @@ OBSTACLES = {
     "a service that its type has asked to rest": "select park_scope('api', interval '1 hour', p_types => '{effect}')",
     "a probe that runs": "select enqueue_message('q', 'probe'); select park_scope('api', interval '0', p_types => '{effect,probe}', p_probing => true); "
     "select id from claim_messages(gen_random_uuid(), '{q}', 1, p_types => '{probe}')",
+    "a rate of its key": 'select set_queue(\'q\', \'{"rate_limit_per_key": 1, "rate_interval_per_key": "1 hour"}\'); '
+    "insert into message_queue (id, queue, message_type, concurrency_key, run_at) overriding system value values "
+    "(-1, 'q', 'effect', 'k', '1999-01-01'); select id from claim_messages(gen_random_uuid(), '{q}', 1, p_types => '{effect}')",
     "a limit of its key": "select set_queue('q', '{\"max_concurrency_per_key\": 1}'); insert into message_queue (id, queue, message_type, "
     "concurrency_key, run_at) overriding system value values (-1, 'q', 'effect', 'k', '1999-01-01'); "
     "select id from claim_messages(gen_random_uuid(), '{q}', 1, p_types => '{effect}') order by id limit 1",

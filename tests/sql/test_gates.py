@@ -43,7 +43,17 @@ GATES = {
             "running",
             "update message_queue set concurrency_key = 'k'",
         ],
-        "function packhorse.key_room(p_queue packhorse.queues, p_concurrency_key text) returns integer language sql stable as $$ select 1000 $$",
+        "function packhorse.key_room(p_queue packhorse.queues, p_key text) returns table (room integer) "
+        "language sql stable as $$ select 1000 $$",
+    ),
+    "rate_limit_per_key": (
+        [
+            'select set_queue(\'q\', \'{{"rate_limit_per_key": 1, "rate_interval_per_key": "1 hour"}}\')',
+            "update message_queue set concurrency_key = 'k' where id = {id}",
+            "insert into key_rates (queue, key, tokens, refilled_at) values ('q', 'k', 0, clock_timestamp())",
+        ],
+        "function packhorse.key_tokens(p_queue packhorse.queues, p_key text, p_now timestamptz) "
+        "returns table (tokens double precision) language sql stable as $$ select 1000::double precision $$",
     ),
     "rate_limit": (
         [

@@ -37,7 +37,6 @@ PICK: dict[str, object] = {
     "p_now": "now",
     "v_want": BATCH,
     "v_picked": [],
-    "v_full_keys": [],
     "v_stuck_keys": [],
 }
 

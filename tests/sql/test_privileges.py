@@ -27,8 +27,8 @@ PRODUCER_CALLS = [
     "message_uuid(1)",
     "message_id_of(message_uuid(1))",
     "announce_messages('{q}')",
-    "enqueue_alike('q', 'effect', 5::smallint, now(), null, null, null, null, null, null, '{}', '{}')",
-    "enqueue_rows('q', 'effect', '{}', '{}', '5', '2020-01-01', chr(31), chr(31), chr(31), chr(31), chr(31), chr(31))",
+    "enqueue_alike('q', 'effect', 5::smallint, now(), null, null, null, null, null, null, null, '{}', '{}')",
+    "enqueue_rows('q', 'effect', '{}', '{}', '5', '2020-01-01', chr(31), chr(31), chr(31), chr(31), chr(31), chr(31), chr(31))",
 ]
 
 
@@ -292,6 +292,8 @@ def test_partitions_are_closed_to_direct_access(as_role: Callable[[str], Sql]) -
 EVERYTHING = set(READABLE) - {"explain_message(1)"} | {
     "access_tokens",
     "claim_marks",
+    "key_rates",
+    "queue_turns",
     "conversation_locks",
     "daemon_requests",
     "detached_partitions",

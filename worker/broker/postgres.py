@@ -197,8 +197,8 @@ class PostgresBroker(Emptying, Broker):
 
         delay: milliseconds. Options beyond dramatiq's: priority 1..10, conversation_key, dedup_key,
         dedup_window (s), pending_key, when_pending, debounce (s), max_wait (s), correlation_id,
-        trace_context, max_attempts, concurrency_key, run_at, expires_in (s). Raises InvalidArgument,
-        StoreUnavailable.
+        trace_context, max_attempts, concurrency_key, fairness_key, run_at, expires_in (s). Raises
+        InvalidArgument, StoreUnavailable.
         """
         if isinstance(message, ClaimedMessage):
             if message.stage < AttemptStage.RETURNED:

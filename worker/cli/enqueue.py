@@ -49,6 +49,9 @@ def enqueue(
     concurrency_key: Annotated[
         str | None, typer.Option("--concurrency-key", help="Counted by the queue's max_concurrency_per_key.")
     ] = None,
+    fairness_key: Annotated[
+        str | None, typer.Option("--fairness-key", help="The tenant, where the queue has fair_share.")
+    ] = None,
     dedup_key: Annotated[
         str | None,
         typer.Option("--dedup-key", help="A second enqueue with this key answers with the first id."),
@@ -100,6 +103,7 @@ def enqueue(
         "max_attempts": max_attempts,
         "conversation_key": conversation_key,
         "concurrency_key": concurrency_key,
+        "fairness_key": fairness_key,
         "dedup_key": dedup_key,
         "dedup_window": dedup_window,
         "pending_key": pending_key,

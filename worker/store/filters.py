@@ -20,6 +20,7 @@ KINDS = {
     "type": "text",
     "key": "text",
     "concurrency": "text",
+    "tenant": "text",  # its fairness_key
     "correlation": "text",
     "error": "text",
     "code": "text",
@@ -51,6 +52,7 @@ _COMMON = {
 LIVE = {
     **_COMMON,
     "concurrency": "m.concurrency_key",
+    "tenant": "m.fairness_key",
     "error": "(m.error ->> 'class')",
     "code": "(m.error ->> 'code')",
     "expires": "m.expires_at",
@@ -60,7 +62,7 @@ KNOWN = {**_COMMON, "error": "m.error_class", "code": "m.error_code"}
 #: Field -> column of dead_letters, which are of one state.
 DEAD = {
     field: column
-    for field, column in {**KNOWN, "concurrency": "m.concurrency_key"}.items()
+    for field, column in {**KNOWN, "concurrency": "m.concurrency_key", "tenant": "m.fairness_key"}.items()
     if field not in ("state", "run_at")
 }
 #: An age of more is a time before.

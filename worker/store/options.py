@@ -135,6 +135,7 @@ OPTIONS = (
     Option("trace_context", text, "p_trace_context"),
     Option("expires_in", seconds, "p_expires_at", "clock_timestamp() + " + _INTERVAL, key="expires_seconds"),
     Option("concurrency_key", text, "p_concurrency_key"),
+    Option("fairness_key", text, "p_fairness_key"),
 )
 BY_NAME = {option.name: option for option in OPTIONS}
 #: Options of a dramatiq message that become arguments of enqueue_message instead of staying with the message;

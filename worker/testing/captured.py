@@ -38,6 +38,7 @@ class SentMessage:
     run_at: datetime | None = None
     conversation_key: str | None = None
     concurrency_key: str | None = None
+    fairness_key: str | None = None
     dedup_key: str | None = None
     dedup_window: float | None = None
     pending_key: str | None = None

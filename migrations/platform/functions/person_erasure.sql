@@ -158,7 +158,8 @@ begin
   return query with changed as (update packhorse.dead_letters d
     set payload = '{}', options = '{}', error_message = null, error_details = null, traceback = null,
       history = null, steps = null,
-        concurrency_key = null, conversation_key = case when d.blocks_conversation then d.conversation_key end
+        concurrency_key = null, fairness_key = null,
+        conversation_key = case when d.blocks_conversation then d.conversation_key end
     where d.id in (select o.id from jsonb_to_recordset(v_own) as o (place text, id bigint)
       where o.place = 'dead_letters') returning 1)
     select 'dead_letters', 'emptied', count(*) from changed;

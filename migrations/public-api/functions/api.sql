@@ -10,7 +10,7 @@ create or replace function platform.enqueue_message(p_queue text, p_message_type
   p_dedup_window interval default '5 minutes', p_correlation_id text default null,
   p_trace_context text default null, p_expires_at timestamptz default null,
   p_concurrency_key text default null, p_pending_key text default null, p_when_pending text default null,
-  p_debounce interval default null, p_max_wait interval default null,
+  p_debounce interval default null, p_max_wait interval default null, p_fairness_key text default null,
   out message_id bigint, out duplicate boolean, out merged boolean)
 language sql volatile as $$
   select *
@@ -20,11 +20,10 @@ language sql volatile as $$
     p_dedup_window => p_dedup_window, p_correlation_id => p_correlation_id,
     p_trace_context => p_trace_context, p_expires_at => p_expires_at, p_concurrency_key => p_concurrency_key,
     p_pending_key => p_pending_key, p_when_pending => p_when_pending, p_debounce => p_debounce,
-    p_max_wait => p_max_wait);
+    p_max_wait => p_max_wait, p_fairness_key => p_fairness_key);
 $$;
 comment on function platform.enqueue_message(text, text, jsonb, jsonb, integer, interval, timestamptz,
-  integer, text, text, interval, text, text, timestamptz, text, text, text, interval,
-  interval)
+  integer, text, text, interval, text, text, timestamptz, text, text, text, interval, interval, text)
   is 'packhorse.enqueue_message, for callers that look in this schema.';
 
 create or replace function platform.enqueue_messages(p_messages jsonb)
@@ -40,17 +39,17 @@ create or replace function platform.enqueue_payloads(p_queue text, p_message_typ
   p_run_at timestamptz default null, p_max_attempts integer default null,
   p_conversation_key text default null, p_correlation_id text default null,
   p_trace_context text default null, p_expires_at timestamptz default null,
-  p_concurrency_key text default null, out message_count bigint)
+  p_concurrency_key text default null, p_fairness_key text default null, out message_count bigint)
 language sql volatile as $$
   select *
   from packhorse.enqueue_payloads(p_queue => p_queue, p_message_type => p_message_type,
     p_payloads => p_payloads, p_options => p_options, p_priority => p_priority, p_delay => p_delay,
     p_run_at => p_run_at, p_max_attempts => p_max_attempts, p_conversation_key => p_conversation_key,
     p_correlation_id => p_correlation_id, p_trace_context => p_trace_context,
-    p_expires_at => p_expires_at, p_concurrency_key => p_concurrency_key);
+    p_expires_at => p_expires_at, p_concurrency_key => p_concurrency_key, p_fairness_key => p_fairness_key);
 $$;
 comment on function platform.enqueue_payloads(text, text, jsonb, jsonb, integer, interval, timestamptz,
-  integer, text, text, text, timestamptz, text)
+  integer, text, text, text, timestamptz, text, text)
   is 'packhorse.enqueue_payloads, for callers that look in this schema.';
 
 create or replace function platform.cancel_own_message(p_id bigint, p_reason text default null) returns text

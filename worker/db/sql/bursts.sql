@@ -14,8 +14,8 @@ select
       and packhorse.queue_is_open(q)
       and not exists (select from packhorse.resting_scopes(m.message_type, m.queue, clock_timestamp()))
       and (q.max_concurrency is null or packhorse.queue_room(q) > 0)
-      and (m.concurrency_key is null or q.max_concurrency_per_key is null
-        or packhorse.key_room(q, m.concurrency_key) > 0)
+      and exists (select from packhorse.key_room(q, m.concurrency_key) r
+        where m.concurrency_key is null or coalesce(r.room, 1) > 0)
       and (m.conversation_key is null
         or not exists (select from packhorse.conversation_holders(m.conversation_key, m.id)))) as startable
 from (select w.queues, w.message_types from packhorse.workers w

@@ -21,8 +21,9 @@ order by dead_at desc, id desc limit %(limit)s;
 -- One dead letter, whole; of its steps so many characters of each value.
 select id, queue, message_type, reason, error_class, error_code, error_message, error_details, traceback,
   fingerprint, priority, attempt, max_attempts,
-  crashes, conversation_key, concurrency_key, correlation_id, blocks_conversation, created_at, dead_at,
-  edited_at, lease_holder, payload, options, history, packhorse.describe_steps(steps, %(characters)s) as steps
+  crashes, conversation_key, concurrency_key, fairness_key, correlation_id, blocks_conversation, created_at,
+  dead_at, edited_at, lease_holder, payload, options, history,
+  packhorse.describe_steps(steps, %(characters)s) as steps
 from packhorse.dead_letters where id = %(id)s;
 
 -- name: count_dead_letters
@@ -75,6 +76,6 @@ select packhorse.purge_dead_letters(p_ids => %s, p_limit => %s, p_operator => %s
 -- Dead letters of these ids, whole, oldest first.
 select id, queue, message_type, payload, options, priority, reason, error_class, error_message, error_code,
   error_details, traceback, fingerprint, attempt,
-  max_attempts, crashes, conversation_key, concurrency_key, correlation_id, trace_context, history, steps,
-  lease_holder, blocks_conversation, created_at, dead_at, edited_at
+  max_attempts, crashes, conversation_key, concurrency_key, fairness_key, correlation_id, trace_context,
+  history, steps, lease_holder, blocks_conversation, created_at, dead_at, edited_at
 from packhorse.dead_letters where id = any (%s) order by id;

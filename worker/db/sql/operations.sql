@@ -5,7 +5,8 @@ from packhorse.message_queue_health order by queue;
 
 -- name: queue_settings
 -- The settings of a queue; intervals as text, so that each value can be given to set_queue again.
-select name, paused_at, paused_by, max_concurrency, max_concurrency_per_key, rate_limit, rate_interval::text,
+select name, paused_at, paused_by, fair_share, max_concurrency, max_concurrency_per_key,
+  rate_limit_per_key, rate_interval_per_key::text, rate_burst_per_key, rate_limit, rate_interval::text,
   rate_burst,
   keep_done::text, max_attempts, crash_limit, backoff_initial::text, backoff_multiplier, backoff_max::text,
   backoff_jitter, on_dead, failure_breaker, created_at, updated_at
@@ -51,7 +52,8 @@ select (packhorse.set_queue(%s, %s::jsonb, %s, %s)).name;
 -- One message, whole; of its steps so many characters of each value.
 select a.id, a.queue, a.message_type, a.state, a.reason, a.priority, a.attempt, a.max_attempts, a.crashes,
   a.conversation_key,
-  coalesce(m.concurrency_key::text, d.concurrency_key) as concurrency_key, m.dedup_key::text,
+  coalesce(m.concurrency_key::text, d.concurrency_key) as concurrency_key,
+  coalesce(m.fairness_key::text, d.fairness_key) as fairness_key, m.dedup_key::text,
   m.pending_key::text, m.gathers_until,
   a.correlation_id, a.run_at, a.created_at, m.expires_at,
   a.claimed_at, m.cancel_requested_at, a.finished_at, a.lease_holder, a.lease_expires_at, a.error_class,

@@ -19,11 +19,15 @@ QUEUE = FormField("queue", "Queue", required=True, target=True)
 #: Setting -> what it is called, and what helps to write it. Each may be `none` where no limit makes sense;
 #: the database checks them.
 SETTINGS = {
+    "fair_share": ("Tenants take turns", "true or false"),
     "max_concurrency": ("At once, in the fleet", "empty: no limit"),
     "max_concurrency_per_key": ("At once per concurrency key", "empty: no limit"),
     "rate_limit": ("Starts per interval", "empty: no limit"),
     "rate_interval": ("The interval", "00:00:01, 1 minute"),
     "rate_burst": ("In a burst", "empty: as many as per interval"),
+    "rate_limit_per_key": ("Starts per interval and concurrency key", "empty: no limit"),
+    "rate_interval_per_key": ("The interval of a key", "00:00:01, 1 minute"),
+    "rate_burst_per_key": ("In a burst of a key", "empty: as many as per interval"),
     "max_attempts": ("Attempts", ""),
     "crash_limit": ("Crashes allowed", ""),
     "backoff_initial": ("First wait after a failure", "5 seconds"),
@@ -51,7 +55,7 @@ def _switch(
 
 def _prefill(connection: DeadlineConnection, given: Submission) -> Mapping[str, str]:
     found = operations.queue_settings(connection, given["queue"])
-    return {name: "" if found[name] is None else f"{found[name]}" for name in SETTINGS}
+    return {name: "" if found[name] is None else _shown(found[name]) for name in SETTINGS}
 
 
 def _changes(connection: DeadlineConnection, given: Submission) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -65,9 +69,12 @@ def _changes(connection: DeadlineConnection, given: Submission) -> tuple[dict[st
 
 
 def _value(text: str) -> Any:
-    """A number as one, nothing as none, anything else as text: intervals are PostgreSQL's."""
-    if text.strip().lower() in ("", "none", "null"):
+    """A number as one, true and false, nothing as none, else text: intervals are PostgreSQL's."""
+    word = text.strip().lower()
+    if word in ("", "none", "null"):
         return None
+    if word in ("true", "false"):
+        return word == "true"
     try:
         number = json.loads(text)
     except ValueError:
@@ -111,6 +118,8 @@ def _set_preview(connection: DeadlineConnection, given: Submission) -> Preview:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return "none" if value is None else str(value)
 
 
