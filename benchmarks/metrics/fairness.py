@@ -35,8 +35,8 @@ FORMS: dict[str, tuple[dict[str, object], str | None, int, bool]] = {
     "fair share, no tenants": ({"fair_share": True}, None, 0, False),
     "concurrency per key": ({"max_concurrency_per_key": 1000}, "concurrency_key", TENANTS, False),
     "concurrency per key, one full": ({"max_concurrency_per_key": 1000}, "concurrency_key", TENANTS, True),
-    "rate per key": ({"rate_limit_per_key": 10**9}, "concurrency_key", TENANTS, False),
-    "rate per key, one full": ({"rate_limit_per_key": 10**9}, "concurrency_key", TENANTS, True),
+    "rate per key": ({"rate_limit_per_key": 10**6}, "concurrency_key", TENANTS, False),
+    "rate per key, one full": ({"rate_limit_per_key": 10**6}, "concurrency_key", TENANTS, True),
 }
 FILL = """
 insert into packhorse.message_queue (queue, message_type, payload, options, {column})
@@ -111,14 +111,14 @@ def prepare(connection: psycopg.Connection, form: str, count: int) -> None:
         connection.execute(fill, (queue, actor, payload, WAITING))
         if "rate_limit_per_key" in changes:
             connection.execute(
-                "insert into packhorse.key_rates values (%s, 'full', -1e12, clock_timestamp())", (queue,)
+                "insert into packhorse.key_rates values (%s, 'full', -2e9, clock_timestamp())", (queue,)
             )
         else:
             connection.execute(
                 "update packhorse.message_queue set state = 'running', lease_token = id, "
                 "lease_expires_at = 'infinity' where id in (select id from packhorse.message_queue order by id limit 1000)"
             )
-    key = "null" if column is None else f"'key ' || n % {keys}"
+    key = "null" if column is None else f"'key ' || n %% {keys}"
     connection.execute(FILL.format(column=column or "fairness_key", key=key), (queue, actor, payload, count))
     connection.execute("vacuum analyze packhorse.message_queue")
 
