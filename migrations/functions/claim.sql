@@ -84,109 +84,104 @@ $$;
 comment on function packhorse.claim_one_by_one(bigint[], uuid, timestamptz, interval, text, text)
   is 'Used by the claim: lease each row of a refused batch alone; one that never can becomes a dead letter.';
 
-create or replace function packhorse.lease_messages(
-  p_ids bigint[], p_holder uuid, p_now timestamptz, p_lease interval
-) returns setof packhorse.claim_answer
+create or replace function packhorse.finish_and_pick(
+  p_ids bigint[], p_tokens bigint[], p_queues text[], p_limit integer, p_types text[], p_cursor timestamptz[],
+  p_until timestamptz[], p_isolated boolean, p_first bigint[],
+  out now timestamptz, out types text[], out lost bigint[], out first_ids bigint[], out ids bigint[],
+  out next_at timestamptz
+)
 language plpgsql as $$
--- Lease these messages, which the caller has locked, to p_holder; rows by (priority, run_at, id). Fewer than
--- p_ids when something was in the way: what is still pending is found by the next claim.
+-- Used by the claim: everything before the lease. types: p_types, patterns first. lost: of p_ids, those whose
+-- completion came too late. first_ids: p_first and those whose conversation goes on now. ids: chosen and
+-- locked. next_at: when a look may find what this one did not (pick_from_queues).
+declare
+  v_done record;
+  v_pick record;
 begin
-  return query
-  with claimed as (
-    update packhorse.message_queue m
-    set state = 'running', attempt = m.attempt + 1, lease_holder = p_holder, claimed_at = p_now,
-        lease_token = nextval('packhorse.message_lease_token_seq'), lease_expires_at = p_now + p_lease
-    where m.id = any (p_ids) and m.state = 'pending'
-    returning m.id, m.lease_token, m.queue, m.message_type, m.payload,
-      case when m.attempt > 1 then packhorse.retried_options(m.options, m.history) else m.options end
-        as options,
-      m.priority, m.attempt, m.max_attempts, m.crashes, m.conversation_key, m.correlation_id,
-      m.trace_context, m.run_at, m.created_at, m.lease_expires_at, m.steps
-  )
-  select null::jsonb, c.id, c.lease_token, c.queue::text, c.message_type::text, c.payload::jsonb,
-    c.options::jsonb, c.priority::integer, c.attempt, c.max_attempts::integer, c.crashes::integer,
-    c.conversation_key::text, c.correlation_id::text, c.trace_context::text, c.run_at, c.created_at,
-    c.lease_expires_at, c.steps
-  from claimed c order by c.priority, c.run_at, c.id;
-exception
-  when unique_violation then
-    -- two claims started different messages of one conversation in the same instant (a late commit with a
-    -- smaller id); the other one won, and all of this batch is still pending
-    null;
-  when others then
-    -- one row that cannot be leased must not keep the others from it
-    return query select null::jsonb, c.*
-    from packhorse.claim_one_by_one(p_ids, p_holder, p_now, p_lease, sqlstate, sqlerrm) c;
+  types := p_types;
+  first_ids := p_first;
+  if cardinality(p_ids) > 0 then
+    select * into v_done from packhorse.finish_done(p_ids, p_tokens);
+    if cardinality(v_done.done_ids) < cardinality(p_ids) then
+      lost := array(select l.id from unnest(p_ids) as l (id) where l.id <> all (v_done.done_ids));
+    end if;
+    first_ids := first_ids || v_done.promoted_ids;
+  end if;
+  now := clock_timestamp();
+  if p_limit > 0 then
+    perform packhorse.refuse_copy();
+    if right(types[1], 1) <> '*' and types::text like '%*%' then
+      types := packhorse.patterns_first(types);
+    end if;
+    select * into v_pick from packhorse.pick_from_queues(
+      p_queues, p_limit, types, p_cursor, p_until, p_isolated, first_ids, now);
+    ids := v_pick.ids;
+    next_at := v_pick.next_at;
+  end if;
 end
 $$;
-comment on function packhorse.lease_messages(bigint[], uuid, timestamptz, interval)
-  is 'Used by the claim: lease messages that the caller has locked.';
+comment on function packhorse.finish_and_pick(bigint[], bigint[], text[], integer, text[], timestamptz[],
+  timestamptz[], boolean, bigint[])
+  is 'Used by the claim: complete what is done, then choose and lock what may start.';
 
 create or replace function packhorse.complete_and_claim_messages(
-  p_ids      bigint[],
-  p_tokens   bigint[],
-  p_holder   uuid,
-  p_queues   text[],
-  p_limit    integer,
-  p_lease    interval      default '5 minutes',
-  p_types    text[]        default null,
-  p_cursor   timestamptz[] default null,
-  p_isolated boolean       default false,
-  p_first    bigint[]      default '{}',
-  p_until    timestamptz[] default null
+  p_ids bigint[], p_tokens bigint[], p_holder uuid, p_queues text[], p_limit integer,
+  p_lease interval default '5 minutes', p_types text[] default null, p_cursor timestamptz[] default null,
+  p_isolated boolean default false, p_first bigint[] default '{}', p_until timestamptz[] default null
 ) returns setof packhorse.claim_answer
 language plpgsql set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- Complete these, claim those: one round trip, one commit. A row per message, by (priority, run_at, id),
 -- leased to p_holder until lease_expires_at; then at most one row of hints (claim_hints).
 -- p_queues in order of preference; p_limit 0..10000; p_types null: every type; `order.*`: see names_type.
--- p_cursor, p_until: ten
--- timestamps per queue (one per priority), look from there up to, not including, there; null looks from the
--- start and without an end (claim_pick.sql). p_isolated: messages that were there when two processes died,
--- and no others. p_first: messages to look at wherever they are; those whose conversation goes on with this
--- very call are among them anyway.
+-- p_cursor, p_until: ten timestamps per queue (one per priority), look from there up to, not including,
+-- there; null looks from the start and without an end (claim_pick.sql). p_isolated: messages that were there
+-- when two processes died, and no others. p_first: messages to look at wherever they are; those whose
+-- conversation goes on with this very call are among them anyway.
+-- The rows are returned from the UPDATE itself: a function around it would copy each of them once more.
 declare
-  v_now timestamptz;
-  v_done record;
-  v_first bigint[] := p_first;
-  v_pick record;
-  v_ids bigint[] := '{}';
-  v_next timestamptz;
-  v_leased integer;
+  v record;
+  v_leased integer := 0;
   v_hints packhorse.claim_answer;
-  v_lost bigint[];
 begin
   if (p_limit between 0 and 10000 and p_lease between interval '1 second' and interval '1 day'
       and p_holder is not null and p_queues is not null) is not true then
     perform packhorse.check_claim_arguments(p_holder, p_queues, p_limit, p_lease);
   end if;
-  if cardinality(p_ids) > 0 then
-    select * into v_done from packhorse.finish_done(p_ids, p_tokens);
-    if cardinality(v_done.done_ids) < cardinality(p_ids) then
-      v_lost := array(select l.id from unnest(p_ids) as l (id) where l.id <> all (v_done.done_ids));
-    end if;
-    v_first := v_first || v_done.promoted_ids;
+  select * into v from packhorse.finish_and_pick(
+    p_ids, p_tokens, p_queues, p_limit, p_types, p_cursor, p_until, p_isolated, p_first);
+  if cardinality(v.ids) > 0 then
+    begin
+      return query
+      with claimed as (
+        update packhorse.message_queue m
+        set state = 'running', attempt = m.attempt + 1, lease_holder = p_holder, claimed_at = v.now,
+            lease_token = nextval('packhorse.message_lease_token_seq'), lease_expires_at = v.now + p_lease
+        where m.id = any (v.ids) and m.state = 'pending'
+        returning m.id, m.lease_token, m.queue, m.message_type, m.payload, case when m.attempt > 1
+          then packhorse.retried_options(m.options, m.history) else m.options end as options,
+          m.priority, m.attempt, m.max_attempts, m.crashes, m.conversation_key, m.correlation_id,
+          m.trace_context, m.run_at, m.created_at, m.lease_expires_at, m.steps
+      )
+      select null::jsonb, c.id, c.lease_token, c.queue::text, c.message_type::text, c.payload::jsonb,
+        c.options::jsonb, c.priority::integer, c.attempt, c.max_attempts::integer, c.crashes::integer,
+        c.conversation_key::text, c.correlation_id::text, c.trace_context::text, c.run_at, c.created_at,
+        c.lease_expires_at, c.steps
+      from claimed c order by c.priority, c.run_at, c.id;
+      get diagnostics v_leased = row_count;
+    exception
+      when unique_violation then
+        null; -- two claims started different messages of one conversation at once
+      when others then -- one row that cannot be leased must not keep the others from it
+        return query select null::jsonb, c.*
+        from packhorse.claim_one_by_one(v.ids, p_holder, v.now, p_lease, sqlstate, sqlerrm) c;
+        get diagnostics v_leased = row_count;
+    end;
   end if;
-  v_now := clock_timestamp();
-  if p_limit > 0 then
-    perform packhorse.refuse_copy();
-    if right(p_types[1], 1) <> '*' and p_types::text like '%*%' then
-      p_types := packhorse.patterns_first(p_types);
-    end if;
-    select * into v_pick from packhorse.pick_from_queues(
-      p_queues, p_limit, p_types, p_cursor, p_until, p_isolated, v_first, v_now);
-    v_ids := v_pick.ids;
-    v_next := v_pick.next_at;
-  end if;
-  if cardinality(v_ids) > 0 then
-    return query select * from packhorse.lease_messages(v_ids, p_holder, v_now, p_lease);
-    get diagnostics v_leased = row_count;
-    if v_leased < cardinality(v_ids) then
-      v_next := v_now; -- something was in the way that will not be next time
-    end if;
-  end if;
-  v_hints.hints := packhorse.claim_hints(v_lost, v_first, case when v_leased > 0 then v_ids else '{}' end,
-    p_queues, p_types, p_limit, p_isolated, cardinality(p_ids) = 0, v_next, v_now);
+  v_hints.hints := packhorse.claim_hints(v.lost, v.first_ids, case when v_leased > 0 then v.ids else '{}' end,
+    p_queues, v.types, p_limit, p_isolated, cardinality(p_ids) = 0,
+    -- what was in the way of a lease will not be next time
+    case when v_leased < cardinality(v.ids) then v.now else v.next_at end, v.now);
   if v_hints.hints is not null then
     return next v_hints;
   end if;

@@ -42,12 +42,10 @@ language plpgsql as $$
 -- p_held: types that rest.
 declare
   v_picked bigint[] := '{}';
-  v_found bigint[];
-  v_waiting bigint[];
-  v_seen integer;
+  v_found bigint[]; v_waiting bigint[];
+  v_seen integer; v_blocked integer := 0;
   v_passed record;
   v_stuck_keys text[] := '{}';
-  v_blocked integer := 0;
   v_behind integer := 2000; -- so many rows one claim blocks at most, beyond those it met itself
   v_want integer := p_limit;
 begin
@@ -62,16 +60,14 @@ begin
         from packhorse.message_queue m
         where m.queue = p_queue.name and m.state = 'pending' and not packhorse.runs_apart(m.crashes)
           and m.priority = level.priority
-          and packhorse.is_due(m.run_at, p_now)
-          and m.run_at >= coalesce(p_since[level.priority], '-infinity')
+          and packhorse.is_due(m.run_at, p_now) and m.run_at >= coalesce(p_since[level.priority], '-infinity')
           and m.run_at < coalesce(p_until[level.priority], 'infinity')
           and packhorse.is_worth_doing(m.expires_at, p_now)
           and packhorse.is_wanted(m.message_type, p_types, p_held)
           and (m.conversation_key is null or m.conversation_key <> all (v_stuck_keys))
           and m.id <> all (v_picked)
         order by m.run_at, m.id
-        limit v_want
-        for update of m skip locked
+        limit v_want for update of m skip locked
       ) c
       limit v_want
     )
@@ -214,8 +210,7 @@ language plpgsql as $$
 declare
   v_queue packhorse.queues;
   v_name text;
-  v_some bigint[];
-  v_want integer;
+  v_some bigint[]; v_want integer;
   v_locked boolean := false; -- the row of a queue with limits
   v_place integer := 0;
   v_since timestamptz[];

@@ -63,7 +63,7 @@ class MemorySteps:
         return self.store(message, name, value)
 
     def is_superseded(self, message_id: int) -> bool:
-        """No: there is no other message."""
+        """False for every `message_id`: there is no other message."""
         return False
 
     def count_reused(self) -> None:
