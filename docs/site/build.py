@@ -29,6 +29,7 @@ OTHERS = {
     "benchmarks/README.md": "benchmarks.md",
     "benchmarks/RESULTS.md": "benchmark-results.md",
 }
+IMAGE = re.compile(r"!\[([^\]]*)\]\((?:[^)\s]*/)?images/([^)\s]+)\)")
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|`[^`]*`)*)\]\(([^)#:\s]*)(#[^)\s]*)?\)")
 
 
@@ -45,6 +46,7 @@ def stage(folder: Path) -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(_linked(page, name, found))
+    shutil.copytree(DOCS / "images", folder / "images")
     (folder / "python-api.md").write_text(reference.page())
     with (folder / "index.md").open("a") as index:
         index.write(_contents((DOCS / "index.md").read_text(), [*found.values(), "python-api.md"]))
@@ -53,18 +55,20 @@ def stage(folder: Path) -> None:
 def _linked(page: Path, name: str, found: dict[Path, str]) -> str:
     """The text of a page, its links as the site has them; what stands in blocks of code is left alone."""
 
+    up = "../" * name.count("/")
+
     def link(match: re.Match[str]) -> str:
         text, path, anchor = match[1], match[2], match[3] or ""
         if not path:
             return match[0]
         target = (page.parent / path).resolve()
         if target in found:
-            up = "../" * name.count("/")
             return f"[{text}]({up}{found[target]}{anchor})"
         return text
 
     parts = re.split(r"(^```.*?^```$)", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    return "".join(part if part.startswith("```") else LINK.sub(link, part) for part in parts)
+    text = "".join(part if part.startswith("```") else LINK.sub(link, part) for part in parts)
+    return IMAGE.sub(rf"![\1]({up}images/\2)", text)
 
 
 def _contents(index: str, names: list[str]) -> str:

@@ -57,7 +57,8 @@ def test_enqueue_prints_the_id_and_stores_every_option(cli, database):
 def test_enqueue_says_when_a_dedup_key_answered(cli):
     first = cli("enqueue", "effect", "--dedup-key", "d", "--dedup-window", "10m", "--json").document
     second = cli("enqueue", "effect", "--dedup-key", "d", "--json").document
-    assert first["duplicate"] is False and second == {"id": first["id"], "duplicate": True}
+    assert first["duplicate"] is False
+    assert second == {"id": first["id"], "duplicate": True, "merged": False}
     assert "duplicate" in cli("enqueue", "effect", "--dedup-key", "d").out
 
 

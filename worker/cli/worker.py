@@ -58,11 +58,11 @@ def worker(
     """Run handlers. SIGTERM or Ctrl-C drains, a second one interrupts, SIGHUP restarts one process at a
     time.
     """
+    from packhorse.worker.calls.push.declarations import require_handlers
     from packhorse.worker.embedded import Embedded
     from packhorse.worker.fleet.reload import check_reload, reloading
     from packhorse.worker.fleet.supervisor import Supervisor
     from packhorse.worker.observe.systemd import Notifier
-    from packhorse.worker.runtime.actors import require_handlers
 
     given: dict[str, Any] = {
         "actors": ",".join(modules) if modules else None,

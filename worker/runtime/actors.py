@@ -12,7 +12,7 @@ import dramatiq
 
 from packhorse.worker import folder
 from packhorse.worker.broker.postgres import PostgresBroker
-from packhorse.worker.calls.push.declarations import declared_pushes
+from packhorse.worker.calls.push.declarations import require_handlers
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.errors import ConfigError, WorkerError
 from packhorse.worker.runtime.pushes import declare_pushes
@@ -46,19 +46,6 @@ def import_configured() -> None:
     settings = load_settings()
     if settings.actors:
         import_modules(settings)
-
-
-def require_handlers(settings: Settings) -> None:
-    """Raise ConfigError when there is neither a module with actors nor a push in packhorse.toml, or a push is
-    wrong.
-    """
-    if not settings.actors and not declared_pushes(queues=settings.queues):
-        raise ConfigError(
-            [
-                "actors: none given; name the modules that declare actors: packhorse worker my_app.actors, or PACKHORSE_ACTORS; "
-                'or bind a message type to an endpoint: [push."order.*"] in packhorse.toml'
-            ]
-        )
 
 
 def import_modules(settings: Settings) -> PostgresBroker:

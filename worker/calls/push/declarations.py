@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 from packhorse.worker.calls.declarations import ServiceDeclaration, declare, tables_in_toml
 from packhorse.worker.calls.push.addresses import literal, problem_of
 from packhorse.worker.calls.push.signing import read_secrets
-from packhorse.worker.config import NAME_PATTERN
+from packhorse.worker.config import NAME_PATTERN, Settings
 from packhorse.worker.errors import ConfigError
 from packhorse.worker.suggest import near_miss
 
@@ -209,6 +209,19 @@ def _problem_of_host(host: str, *, only_loopback: bool, allow_private: bool) -> 
             "http:// shows payload and signature to everybody on the way; use https, or set allow_http = true"
         )
     return None
+
+
+def require_handlers(settings: Settings) -> None:
+    """Raise ConfigError when there is neither a module with actors nor a push in packhorse.toml, or a push is
+    wrong.
+    """
+    if not settings.actors and not declared_pushes(queues=settings.queues):
+        raise ConfigError(
+            [
+                "actors: none given; name the modules that declare actors: packhorse worker my_app.actors, or PACKHORSE_ACTORS; "
+                'or bind a message type to an endpoint: [push."order.*"] in packhorse.toml'
+            ]
+        )
 
 
 def _secret_file(value: Any, wrong: Wrong) -> Path:
