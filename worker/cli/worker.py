@@ -58,7 +58,6 @@ def worker(
     """Run handlers. SIGTERM or Ctrl-C drains, a second one interrupts, SIGHUP restarts one process at a
     time.
     """
-    from packhorse.worker.calls.push.declarations import require_handlers
     from packhorse.worker.embedded import Embedded
     from packhorse.worker.fleet.reload import check_reload, reloading
     from packhorse.worker.fleet.supervisor import Supervisor
@@ -71,7 +70,11 @@ def worker(
         "queues": queues,
     }
     settings = load_settings(**given)
-    require_handlers(settings)
+    if not settings.actors:
+        # imported here: it brings dramatiq, and the parent of ordinary workers does without
+        from packhorse.worker.calls.push.declarations import require_handlers
+
+        require_handlers(settings)
     if reload:
         if burst:
             raise ConfigError(["reload: a burst ends by itself; leave out one of --burst, --reload"])
