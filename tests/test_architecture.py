@@ -38,6 +38,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("worker.attempt", "worker.embedded", "worker.enqueue", "worker.ops"),
     ("worker.broker", "worker.calls"),
     ("worker.runtime", "worker.doctor", "worker.platform"),
+    ("worker.amqp",),
     ("worker.fleet", "worker.adopt", "worker.testing", "schedules"),
     ("worker.web",),
     ("worker.cli",),
@@ -47,6 +48,7 @@ FLOORS: list[tuple[str, ...]] = [
 HOMES = {
     "psycopg": ("worker.db",),
     "dramatiq": (
+        "worker.amqp",
         "worker.attempt",
         "worker.broker",
         "worker.enqueue",
@@ -57,6 +59,7 @@ HOMES = {
         "schedules.declare",
     ),
     "redis": ("worker.broker.backends",),
+    "pika": ("worker.amqp",),
     "structlog": ("worker.observe",),
     "prometheus_client": ("worker.observe",),
     "typer": ("worker.cli",),

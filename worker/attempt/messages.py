@@ -155,6 +155,11 @@ class ClaimedMessage(MessageProxy):
         """Its payload, as JSON text as the database has it."""
         return str(self._payload)
 
+    @property
+    def options_text(self) -> str:
+        """Its options, as JSON text as the database has it."""
+        return str(self._options)
+
     def superseded(self) -> bool:
         """Is there a later live message of its conversation or, without one, of its pending key? Raises
         StoreUnavailable.
@@ -206,7 +211,7 @@ class ClaimedMessage(MessageProxy):
         now = vars(self).get("options")  # none of a row that could not be decoded
         if not self.keeps_options or type(now) is not dict:
             return None
-        before = _scan(self._options, 0)[0]
+        before = _scan(self.options_text, 0)[0]
         fixed = (*_OF_THE_MESSAGE, *_OF_THE_ATTEMPT)
         after = {name: value for name, value in now.items() if name not in fixed}
         if after == {name: value for name, value in before.items() if name not in fixed}:
