@@ -20,6 +20,7 @@ GROUND = (
     "errors",
     "states",
     "config",
+    "config_amqp",
     "config_web",
     "clock",
     "records",

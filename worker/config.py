@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from packhorse.worker.clock import TICK_SECONDS
+from packhorse.worker.config_amqp import AmqpSettings
 from packhorse.worker.config_web import WebSettings, split
 from packhorse.worker.errors import ConfigError
 from packhorse.worker.suggest import near_miss
@@ -37,7 +38,7 @@ NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9._-]{0,99}$"
 SCHEMA_PATTERN = r"[^%$\\{}\x00-\x1f]+"
 
 
-class Settings(WebSettings):
+class Settings(AmqpSettings, WebSettings):
     """Every setting; the unit is in the name. Environment: PACKHORSE_<NAME>, and DATABASE_URL."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
