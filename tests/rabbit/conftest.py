@@ -1,0 +1,63 @@
+"""RabbitMQ for the tests of this folder: one node for the whole session, and in it a fresh vhost per test."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.support.rabbitmq import PROGRAM, Node, Place
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Vhost:
+    """A virtual host of one test. A URL without credentials means `guest`, who may do everything."""
+
+    node: Node
+    name: str
+
+    @property
+    def url(self) -> str:
+        return self.node.url(self.name)
+
+
+@pytest.fixture(scope="session")
+def rabbit_place() -> Iterator[Place]:
+    if PROGRAM is None:
+        pytest.skip("RabbitMQ is not installed (Debian: apt-get install rabbitmq-server)")
+    place = Place()
+    yield place
+    place.close()
+
+
+@pytest.fixture(scope="session")
+def rabbit(rabbit_place: Place) -> Iterator[Node]:
+    """One node, shared by the session: do not stop it, and take its alarms back (see own_rabbit)."""
+    node = Node(rabbit_place)
+    try:
+        yield node.start().wait_ready()
+    finally:
+        node.close()
+
+
+@pytest.fixture
+def own_rabbit(rabbit_place: Place) -> Iterator[Node]:
+    """A node for one test that stops, kills or freezes it."""
+    node = Node(rabbit_place, f"own{next(_numbers)}")
+    try:
+        yield node.start().wait_ready()
+    finally:
+        node.close()
+
+
+@pytest.fixture
+def vhost(rabbit: Node) -> Iterator[Vhost]:
+    """A fresh virtual host on the shared node."""
+    vhost = Vhost(rabbit, f"test{next(_numbers)}")
+    rabbit.add_vhost(vhost.name)
+    yield vhost
+    rabbit.delete_vhost(vhost.name)
