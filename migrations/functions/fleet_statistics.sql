@@ -84,11 +84,11 @@ comment on function packhorse.count_queue_messages(timestamptz, integer) is
 
 create or replace function packhorse.count_undeclared_messages(p_now timestamptz,
   p_limit integer default 20000)
-returns table (queue text, due bigint, delayed bigint, oldest_due timestamptz)
-language sql stable set enable_seqscan = off set jit = off as $$
+returns table (queue text, due bigint, delayed bigint, oldest_due timestamptz, estimated boolean)
+language sql volatile set enable_seqscan = off set jit = off as $$
 -- Pending messages whose queue nobody has declared: somebody inserted the rows by hand, and no worker looks
 -- there. For people, not for metrics: these names have no bound. One index probe per queue that has messages,
--- at most 1000; exact below p_limit messages per queue.
+-- at most 1000; exact below p_limit messages per queue, else estimated.
   with recursive found (name, place) as (
     (select m.queue::text, 1 from packhorse.message_queue m where m.state = 'pending' and m.crashes < 2
       order by m.queue limit 1)
@@ -97,16 +97,61 @@ language sql stable set enable_seqscan = off set jit = off as $$
        select m.queue::text as name from packhorse.message_queue m
        where m.state = 'pending' and m.crashes < 2 and m.queue > f.name order by m.queue limit 1) n
      where f.place < 1000)
+  ), counted as (
+    select f.name, count(*) filter (where w.run_at <= p_now) as due,
+      count(*) filter (where w.run_at > p_now) as delayed,
+      min(w.run_at) filter (where w.run_at <= p_now) as oldest_due, count(*) >= p_limit as cut
+    from found f cross join lateral (
+      select m.run_at from packhorse.message_queue m
+      where m.queue = f.name and m.state = 'pending' and m.crashes < 2 limit p_limit) w
+    where not exists (select from packhorse.queues q where q.name = f.name) group by f.name
   )
-  select f.name, count(*) filter (where w.run_at <= p_now), count(*) filter (where w.run_at > p_now),
-    min(w.run_at) filter (where w.run_at <= p_now)
-  from found f cross join lateral (
-    select m.run_at from packhorse.message_queue m
-    where m.queue = f.name and m.state = 'pending' and m.crashes < 2 limit p_limit) w
-  where not exists (select from packhorse.queues q where q.name = f.name) group by f.name order by 1;
+  select c.name,
+    case when c.cut then greatest(c.due, packhorse.estimated_messages(c.name, 'pending', p_now))
+      else c.due end,
+    case when c.cut then greatest(c.delayed, packhorse.estimated_messages(c.name, 'delayed', p_now))
+      else c.delayed end, c.oldest_due, c.cut
+  from counted c order by 1;
 $$;
 comment on function packhorse.count_undeclared_messages(timestamptz, integer) is
   'Pending messages of queues that nobody has declared; bounded work.';
+
+create or replace function packhorse.estimated_dead_letters(p_queue text) returns bigint
+language plpgsql volatile as $$
+-- How many dead letters of a queue the planner expects; reads statistics, no rows.
+declare
+  v_plan json;
+begin
+  execute format('explain (format json) select from packhorse.dead_letters where queue = %L', p_queue)
+  into v_plan;
+  return (v_plan -> 0 -> 'Plan' ->> 'Plan Rows')::numeric::bigint;
+end
+$$;
+comment on function packhorse.estimated_dead_letters(text) is
+  'The planner''s estimate of the dead letters of a queue.';
+
+create or replace function packhorse.count_dead_letters(p_limit integer default 20000)
+returns table (queue text, messages bigint, estimated boolean)
+language sql volatile set enable_seqscan = off set jit = off as $$
+-- Dead letters by queue, also of queues that are not declared; queues without any are left out. One index
+-- probe per queue, at most 1000; exact below p_limit letters per queue, else estimated.
+  with recursive found (name, place) as (
+    (select d.queue, 1 from packhorse.dead_letters d order by d.queue limit 1)
+    union all
+    (select n.name, f.place + 1 from found f cross join lateral (
+       select d.queue as name from packhorse.dead_letters d
+       where d.queue > f.name order by d.queue limit 1) n
+     where f.place < 1000)
+  )
+  select f.name, case when c.n >= p_limit
+    then greatest(c.n, packhorse.estimated_dead_letters(f.name)) else c.n end, c.n >= p_limit
+  from found f cross join lateral (
+    select count(*) as n
+    from (select from packhorse.dead_letters d where d.queue = f.name limit p_limit) l) c
+  order by 1;
+$$;
+comment on function packhorse.count_dead_letters(integer) is
+  'Dead letters by queue; bounded work, exact up to a limit.';
 
 create or replace function packhorse.count_blocked_conversations(p_limit integer default 10000)
 returns table (queue text, conversations bigint, blocked_since timestamptz)

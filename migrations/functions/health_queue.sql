@@ -7,20 +7,23 @@
 
 create or replace function packhorse.health_queues(p_now timestamptz, p_limit integer, p_warn_due integer,
   p_warn double precision, p_fail double precision)
-returns table (queue text, pending bigint, delayed bigint, running bigint, blocked bigint, estimated boolean,
+returns table (queue text, pending bigint, delayed bigint, running bigint, blocked bigint, estimates text[],
   late double precision, declared boolean, paused boolean, has_worker boolean, level text)
 language sql volatile as $$
 -- Every queue with its live messages and its status, queues that nobody has declared included. late: seconds
--- since its oldest due message was due; p_warn and p_fail are bounds of it.
+-- since its oldest due message was due; p_warn and p_fail are bounds of it. estimates: the states whose
+-- number is the planner's; null: none.
   with counted as (
     select c.queue, max(c.messages) filter (where c.state = 'pending') as pending,
       max(c.messages) filter (where c.state = 'delayed') as delayed,
       max(c.messages) filter (where c.state = 'running') as running,
-      max(c.messages) filter (where c.state = 'blocked') as blocked, bool_or(c.estimated) as estimated,
+      max(c.messages) filter (where c.state = 'blocked') as blocked,
+      array_agg(c.state order by c.state) filter (where c.estimated) as estimates,
       extract(epoch from p_now - min(c.oldest_due))::float8 as late
     from packhorse.count_queue_messages(p_now, p_limit) c group by c.queue
     union all
-    select u.queue, u.due, u.delayed, 0, 0, false, extract(epoch from p_now - u.oldest_due)::float8
+    select u.queue, u.due, u.delayed, 0, 0, case when u.estimated then array['pending', 'delayed'] end,
+      extract(epoch from p_now - u.oldest_due)::float8
     from packhorse.count_undeclared_messages(p_now, p_limit) u
   )
   select c.*, q.name is not null, q.paused_at is not null,
@@ -83,7 +86,8 @@ begin
       extract(epoch from p_fail_after)::float8) q)
   select packhorse.health_worst(array_agg(p.level) || case when max(a.refused) > 0 then 'warn' end
       || case when bool_or(r.long) then 'warn' end),
-    format('%s queue(s): %s due, %s delayed, %s blocked, %s running%s%s%s%s', count(*), sum(p.pending),
+    format('%s queue(s): %s%s due, %s delayed, %s blocked, %s running%s%s%s%s', count(*),
+      case when bool_or(p.estimates is not null) then 'about ' end, sum(p.pending),
       sum(p.delayed), sum(p.blocked), sum(p.running),
       case when max(a.isolated) > 0
         then format(', %s wait to run apart', packhorse.health_count(max(a.isolated), p_limit)) end,
@@ -99,7 +103,8 @@ begin
           else ', no live worker' end) from placed w where w.place = 1 and w.level <> 'ok')),
     jsonb_build_object(
       'queues', jsonb_agg(jsonb_build_object('queue', p.queue, 'status', p.level, 'due', p.pending,
-        'delayed', p.delayed, 'blocked', p.blocked, 'running', p.running, 'estimated', p.estimated,
+        'delayed', p.delayed, 'blocked', p.blocked, 'running', p.running,
+        'estimated', p.estimates is not null, 'estimates', coalesce(to_jsonb(p.estimates), '[]'),
         'oldest_due_seconds', p.late, 'paused', p.paused, 'declared', p.declared,
         'has_worker', p.has_worker) order by p.place) filter (where p.place <= 50),
       'states', packhorse.health_live_states(v_now, p_limit), 'isolated', max(a.isolated),

@@ -261,3 +261,18 @@ def test_the_scopes_that_rest_are_shown_with_since_when(sql: Sql) -> None:
     sql.rows("select refresh_fleet_statistics(interval '0')")
     ((shown,),) = sql.rows("select statistics -> 'scope_parked_seconds' from fleet_statistics()")
     assert [(row["scope"], 60 <= row["value"] < 120) for row in shown] == [("api", True)]
+
+
+def test_dead_letters_are_counted_by_queue_up_to_a_limit(any_database: Database) -> None:
+    any_database.query(
+        "insert into dead_letters (id, queue, message_type, payload, options, priority, reason, fingerprint, attempt, crashes, created_at) "
+        "select n, case when n <= 40 then 'gone' else 'default' end, 't', '{}', '{}', 5, 'failed', 'f', 1, 0, now() from generate_series(1, 50) n"
+    )
+
+    def counted(limit: int) -> list[tuple[str, int, bool]]:
+        return any_database.query("select queue, messages, estimated from count_dead_letters(%s)", limit)
+
+    assert counted(10) == [("default", 10, True), ("gone", 10, True)], "what was seen, without statistics"
+    any_database.query("analyze dead_letters")
+    assert counted(41) == [("default", 10, False), ("gone", 40, False)]
+    assert counted(20) == [("default", 10, False), ("gone", 40, True)]

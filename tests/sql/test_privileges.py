@@ -404,8 +404,11 @@ def test_a_reader_can_call_nothing_that_changes_a_row(shared_database: Database)
         "and has_function_privilege('packhorse_reader', oid, 'execute')"
     )
     assert {row[0] for row in rows} == {
+        "count_dead_letters",
         "count_queue_messages",
+        "count_undeclared_messages",
         "ends_by_hour",
+        "estimated_dead_letters",
         "estimated_messages",
         "health_checks",
         "health_error_rate",

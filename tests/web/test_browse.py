@@ -264,6 +264,23 @@ def test_conversations_that_wait_are_those_of_the_view_as_far_as_they_are_looked
     assert len(browse.waiting(connection, 1)) == 1
 
 
+def test_what_waits_is_counted_up_to_a_share_of_a_budget(
+    database: Database, connection: DeadlineConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.query(LIVE, "blocked", "long", 1, 400)
+    database.query(LIVE, "blocked", "short", 401, 403)
+
+    def counted() -> list[tuple[str, int, bool]]:
+        found = browse.waiting(connection, 10)
+        return sorted((row["conversation_key"], row["waiting"], row["is_more"]) for row in found)
+
+    assert counted() == [("long", 400, False), ("short", 3, False)]
+    monkeypatch.setattr(browse, "MOST_WAITING_COUNTED", 500)
+    assert counted() == [("long", 250, True), ("short", 3, False)]
+    monkeypatch.setattr(browse, "MOST_WAITING_COUNTED", 10)
+    assert counted() == [("long", 100, True), ("short", 3, False)], "a hundred of each at least"
+
+
 def test_archived_messages_of_a_conversation_are_looked_for_step_by_step(
     database: Database, connection: DeadlineConnection
 ) -> None:

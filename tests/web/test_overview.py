@@ -159,3 +159,36 @@ def test_while_the_queues_are_not_known_the_overview_does_not_say_that_there_are
         locker.execute("lock table packhorse.scopes in access exclusive mode")
         answer = page.browser().get("/")
     assert answer.status_code == 200 and "queue health" in answer.text and "No queue yet" not in answer.text
+
+
+def test_an_estimate_is_written_as_one(page, database, monkeypatch):
+    monkeypatch.setattr("packhorse.worker.store.inspection.MOST_LIVE", 100)
+    monkeypatch.setattr("packhorse.worker.store.inspection.MOST_DEAD", 100)
+    monkeypatch.setattr("packhorse.worker.store.web_overview.MOST_COUNTED", 100)
+    run(
+        database,
+        "select packhorse.declare_queue('many'), packhorse.declare_queue('few')",
+        "insert into packhorse.message_queue (queue, message_type, run_at) "
+        "select case when n > 5 then 'many' else 'few' end, 't', now() - interval '1 second' from generate_series(1, 305) n",
+        "insert into packhorse.message_queue (queue, message_type) select 'nobody', 't' from generate_series(1, 200) n",
+        "insert into packhorse.dead_letters (id, queue, message_type, payload, options, priority, reason, fingerprint, attempt, crashes, created_at) "
+        "select -n, case when n > 5 then 'many' else 'few' end, 't', '{}', '{}', 5, 'failed', 'f', 1, 0, now() from generate_series(1, 155) n",
+        "analyze",
+    )
+    about = '<abbr title="about, as the planner estimates">~</abbr>'
+
+    def row(path, queue):
+        html = page.browser().get(path).text
+        return re.search(rf'href="/queues/{queue}">{queue}</a>.*?</tr>', html, re.DOTALL)[0]
+
+    for queue, due, dead in (
+        ("many", f"{about}300", f"{about}150"),
+        ("few", "5", "5"),
+        ("nobody", f"{about}200", "0"),
+    ):
+        assert f">{due}</" in row("/queues", queue) and f">{dead}</" in row("/queues", queue), queue
+        assert f">{due}</td>" in row("/", queue), queue
+        alone = page.browser().get(f"/queues/{queue}").text
+        assert f"<dt>Due</dt><dd>{due}</dd>" in alone and f"<dt>Dead letters</dt><dd>{dead}</dd>" in alone
+        # running ones are few, so their number is none of the planner's
+        assert "<dt>Running</dt><dd>0</dd>" in alone

@@ -75,13 +75,18 @@ def _fit(sections: list[list[str]], height: int) -> list[str]:
     return lines
 
 
+#: Columns of the queues, and the state that each counts.
+_STATES = (("due", "pending"), ("delayed", "delayed"), ("running", "running"), ("blocked", "blocked"))
+
+
 def _queues(look: Sample) -> list[str]:
     head = f"{'QUEUE':<20}{'due':>9}{'delayed':>9}{'running':>9}{'blocked':>9}{'oldest':>9}"
     return [
         head,
         *(
-            f"{_name(row['queue'], 19):<20}{_count(row['due'], row['estimated']):>9}{_count(row['delayed']):>9}{_count(row['running']):>9}"
-            f"{_count(row['blocked']):>9}{_age(row['oldest_due_seconds']):>9}{_remark(row)}"
+            _name(row["queue"], 19).ljust(20)
+            + "".join(_count(row[name], state in row["estimates"]).rjust(9) for name, state in _STATES)
+            + f"{_age(row['oldest_due_seconds']):>9}{_remark(row)}"
             for row in look.queues
         ),
     ]

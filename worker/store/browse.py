@@ -31,8 +31,9 @@ MOST_COUNTED = 50_000
 MOST_COST = 20_000.0
 
 
-#: Conversations that are looked at for those that wait longest.
-MOST_PROBES = 2000
+#: Conversations that are looked at for those that wait longest; messages that are counted of all of them (a
+#: hundred of each at least).
+MOST_PROBES, MOST_WAITING_COUNTED = 2000, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +165,12 @@ def count(connection: DeadlineConnection, terms: tuple[Term, ...]) -> Count:
 def waiting(connection: DeadlineConnection, limit: int, probes: int = MOST_PROBES) -> list[Row]:
     """Conversations that wait, longest first, and what holds each; of the first `probes` by key.
 
-    waiting: 1000 means so many or more. first_id: of the first message that waits. looked_at: how many
-    conversations were looked at.
+    waiting, is_more: so many messages, or more than that. first_id: of the first message that waits.
+    looked_at: how many conversations were looked at.
     """
-    return rows(connection, "browse_waiting", {"limit": limit, "probes": probes})
+    return rows(
+        connection, "browse_waiting", {"limit": limit, "probes": probes, "most": MOST_WAITING_COUNTED}
+    )
 
 
 def archived_of(
@@ -178,13 +181,9 @@ def archived_of(
 
     The archive has no index for conversations: each message would pay for it when it is done.
     """
-    walked = rows(
-        connection,
-        "browse_archived_of",
-        {"key": key, "before": before, "limit": limit + 1, "rows": most_rows},
-    )
-    edge, edge_at = walked[0]["edge"], walked[0]["edge_at"]
-    found = [row for row in walked if row["id"] is not None]
+    given = {"key": key, "before": before, "limit": limit + 1}
+    edge, edge_at = _edge(connection, sql("browse_archive"), "older", given, most_rows)
+    found = rows(connection, "browse_archived_of", {**given, "edge": edge})
     if len(found) > limit:
         return Page(tuple(found[:limit]), before is not None, True)
     return Page(tuple(found), before is not None, edge is not None, edge, edge_at)

@@ -8,27 +8,30 @@ from __future__ import annotations
 
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.records import Row
+from packhorse.worker.store.browse import Count
 from packhorse.worker.store.rows import rows
 
-#: Dead letters that are counted of one queue.
-MOST_DEAD = 50_000
-#: Live messages that are counted of one queue; beyond that the planner estimates.
-MOST_LIVE = 5_000
+#: Dead letters that are counted of one queue, and of all together; beyond that the planner estimates. A row
+#: of theirs has a traceback, so that each that is not known to be visible is a page of the table.
+MOST_DEAD, MOST_DEAD_TOGETHER = 5_000, 20_000
+#: The same for live messages.
+MOST_LIVE, MOST_LIVE_TOGETHER = 5_000, 50_000
 
 
-def dead_by_queue(connection: DeadlineConnection) -> dict[str, int]:
-    """Dead letters by queue; MOST_DEAD means so many or more. Queues without any are left out."""
+def dead_by_queue(connection: DeadlineConnection) -> dict[str, Count]:
+    """Dead letters by queue. Queues without any are left out."""
+    bounds = {"limit": MOST_DEAD, "total": MOST_DEAD_TOGETHER}
     return {
-        row["queue"]: int(row["count"])
-        for row in rows(connection, "inspect_dead_by_queue", {"most": MOST_DEAD})
+        row["queue"]: Count(int(row["messages"]), row["estimated"])
+        for row in rows(connection, "inspect_dead_by_queue", bounds)
     }
 
 
 def depths(connection: DeadlineConnection) -> list[Row]:
     """Live messages of each queue by state, as `packhorse top` shows them; `declared` is false for queues
-    that only rows name.
+    that only rows name; `estimates`: the states whose number is the planner's.
     """
-    return rows(connection, "top_queues", {"limit": MOST_LIVE})
+    return rows(connection, "top_queues", {"limit": MOST_LIVE, "total": MOST_LIVE_TOGETHER})
 
 
 def queues(connection: DeadlineConnection) -> list[Row]:

@@ -8,8 +8,8 @@ from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.records import Row
 from packhorse.worker.store.rows import rows
 
-#: Messages of a queue that are counted; beyond that the planner estimates.
-MOST_COUNTED = 20_000
+#: Messages that are counted of one queue, and of all together; beyond that the planner estimates.
+MOST_COUNTED, MOST_COUNTED_TOGETHER = 20_000, 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Sample:
 def look(connection: DeadlineConnection) -> Sample:
     """Everything, now. Raises psycopg errors; run it inside `translated()`."""
     return Sample(
-        rows(connection, "top_queues", {"limit": MOST_COUNTED}),
+        rows(connection, "top_queues", {"limit": MOST_COUNTED, "total": MOST_COUNTED_TOGETHER}),
         rows(connection, "top_workers"),
         rows(connection, "top_oldest"),
         rows(connection, "top_conversations")[0],

@@ -52,14 +52,15 @@ order by m.id limit %(limit)s;
 
 -- name: browse_edge_older
 -- The last id of a walk over so many messages that are older than an id, whatever the filter says; no row
--- when there are fewer.
-select m.id, m.created_at from {source} m where %(before)s::bigint is null or m.id < %(before)s
-order by m.id desc offset %(rows)s limit 1;
+-- when there are fewer. The walk reads ids alone, from indexes; what is at its end is looked up.
+select e.id, (select c.created_at from {source} c where c.id = e.id limit 1)
+from (select m.id from {source} m where %(before)s::bigint is null or m.id < %(before)s
+  order by m.id desc offset %(rows)s limit 1) e;
 
 -- name: browse_edge_newer
 -- The same for newer ones.
-select m.id, m.created_at from {source} m where m.id > %(after)s::bigint
-order by m.id offset %(rows)s limit 1;
+select e.id, (select c.created_at from {source} c where c.id = e.id limit 1)
+from (select m.id from {source} m where m.id > %(after)s::bigint order by m.id offset %(rows)s limit 1) e;
 
 -- name: browse_plan
 -- What the planner expects of a selection: rows, and the price of counting them.
@@ -99,20 +100,20 @@ from counted c cross join lateral (
 order by c.count desc, c.last_dead_at desc, c.fingerprint;
 
 -- name: browse_groups_filtered
--- The same for a selection.
-with counted as (
-  select m.fingerprint, count(*) as count, min(m.dead_at) as first_dead_at, max(m.dead_at) as last_dead_at,
-    count(*) filter (where m.dead_at > clock_timestamp() - interval '1 hour') as last_hour
-  from packhorse.dead_letters m where {filter} group by m.fingerprint
+-- The same for a selection, in one walk over the table.
+with selected as materialized (
+  select m.id, m.fingerprint, m.dead_at from packhorse.dead_letters m where {filter}
+), counted as (
+  select s.fingerprint, count(*) as count, min(s.dead_at) as first_dead_at, max(s.dead_at) as last_dead_at,
+    count(*) filter (where s.dead_at > clock_timestamp() - interval '1 hour') as last_hour,
+    (array_agg(s.id order by s.dead_at desc, s.id desc))[1] as newest_id
+  from selected s group by s.fingerprint
   order by 2 desc, 4 desc, 1 limit %(limit)s
 )
-select c.*, n.id as newest_id, n.queue, n.message_type, n.reason, n.error_class, n.error_code,
-  n.error_message, n.conversation_key, n.concurrency_key
-from counted c cross join lateral (
-  select m.id, m.queue, m.message_type, m.reason, m.error_class, m.error_code,
-    left(m.error_message, 200) as error_message, m.conversation_key, m.concurrency_key
-  from packhorse.dead_letters m where m.fingerprint = c.fingerprint and {filter}
-  order by m.dead_at desc limit 1) n
+select c.fingerprint, c.count, c.first_dead_at, c.last_dead_at, c.last_hour, c.newest_id, n.queue,
+  n.message_type, n.reason, n.error_class, n.error_code, left(n.error_message, 200) as error_message,
+  n.conversation_key, n.concurrency_key
+from counted c join packhorse.dead_letters n on n.id = c.newest_id
 order by c.count desc, c.last_dead_at desc, c.fingerprint;
 
 -- name: browse_group
@@ -183,7 +184,7 @@ where c.conversation_key is not null limit 1;
 
 -- name: browse_waiting
 -- Conversations that wait, longest first, of the first so many by key: one probe of the index for each; and
--- what holds it.
+-- what holds it. What waits is counted up to a share of a budget for all; is_more: so many or more.
 with recursive found (conversation_key, since, first_id, place) as (
   (select m.conversation_key::text, greatest(m.created_at, m.run_at), m.id, 1 from packhorse.message_queue m
     where m.state = 'blocked' order by m.conversation_key, m.id limit 1)
@@ -196,33 +197,28 @@ with recursive found (conversation_key, since, first_id, place) as (
    where f.place < %(probes)s)
 )
 select c.conversation_key, c.since, w.waiting, h.holder_kind, h.holder_id,
-  (select max(f.place) from found f) as looked_at, c.first_id
-from (select f.conversation_key, f.since, f.first_id from found f order by f.since limit %(limit)s) c
+  (select max(f.place) from found f) as looked_at, c.first_id, w.waiting >= c.most as is_more
+from (select f.conversation_key, f.since, f.first_id, greatest(100, %(most)s / count(*) over ()) as most
+  from (select * from found f order by f.since limit %(limit)s) f) c
 cross join lateral (
   select count(*) as waiting
   from (select from packhorse.message_queue m
-    where m.state = 'blocked' and m.conversation_key = c.conversation_key limit 1000) b) w
+    where m.state = 'blocked' and m.conversation_key = c.conversation_key limit c.most) b) w
 left join lateral (
   select o.holder_kind, o.holder_id
   from packhorse.conversation_holders(c.conversation_key, 9223372036854775807) o
   order by o.holder_kind = 'running' desc, o.holder_kind = 'dead' desc, o.holder_id limit 1) h on true
 order by c.since, c.conversation_key;
 
+-- name: browse_archive
+-- Where archived messages are.
+packhorse.message_archive
+
 -- name: browse_archived_of
--- Archived messages of a conversation among so many that are older than an id, newest first, in one walk.
--- edge: where it ended before it was through, beside the first row, which may be nothing else.
-with walked as materialized (
-  select a.id, a.created_at, a.conversation_key is not distinct from %(key)s as is_mine
-  from packhorse.message_archive a where %(before)s::bigint is null or a.id < %(before)s
-  order by a.id desc limit %(rows)s::bigint + 1
-), last as (
-  select case when count(*) > %(rows)s::bigint then min(w.id) end as edge from walked w
-), mine as (
-  select w.id from walked w where w.is_mine order by w.id desc limit %(limit)s
-)
-select l.edge, (select w.created_at from walked w where w.id = l.edge) as edge_at, f.*
-from last l left join lateral (
-  select a.id, a.queue, a.message_type, a.state, a.reason, a.attempt, a.created_at, null as run_at,
-    a.claimed_at, a.finished_at, a.lease_holder, a.error ->> 'class' as error_class
-  from mine m join packhorse.message_archive a on a.id = m.id) f on true
-order by f.id desc;
+-- Archived messages of a conversation that are older than an id and not older than another, newest first.
+select a.id, a.queue, a.message_type, a.state, a.reason, a.attempt, a.created_at, null as run_at,
+  a.claimed_at, a.finished_at, a.lease_holder, a.error ->> 'class' as error_class
+from packhorse.message_archive a
+where a.conversation_key = %(key)s and (%(before)s::bigint is null or a.id < %(before)s)
+  and (%(edge)s::bigint is null or a.id >= %(edge)s)
+order by a.id desc limit %(limit)s;

@@ -1,16 +1,9 @@
 -- name: inspect_dead_by_queue
--- Dead letters by queue: at most so many of each are counted.
-select q.queue, c.count from (
-  with recursive found (queue) as (
-    (select d.queue from packhorse.dead_letters d order by d.queue limit 1)
-    union all
-    select (select d.queue from packhorse.dead_letters d where d.queue > f.queue order by d.queue limit 1)
-    from found f where f.queue is not null
-  ) select f.queue from found f where f.queue is not null limit 1000) q
-cross join lateral (
-  select count(*) as count
-  from (select from packhorse.dead_letters d where d.queue = q.queue limit %(most)s) n) c
-order by 1;
+-- Dead letters by queue: at most so many of each are counted, and of all together, of each a hundred at
+-- least.
+select d.queue, d.messages, d.estimated
+from packhorse.count_dead_letters(greatest(100, least(%(limit)s,
+  %(total)s / greatest(1, (select count(*) from packhorse.queues))))::integer) d;
 
 -- name: inspect_queues
 -- Settings of all queues, for people.

@@ -1,18 +1,22 @@
 -- name: top_queues
--- Live messages by queue and state, bounded; ages by the database's clock. Queues that nobody has declared,
--- too.
+-- Live messages by queue and state, bounded per queue and for all together; ages by the database's clock.
+-- Queues that nobody has declared, too. estimates: the states whose number is the planner's.
+with bound as (
+  select greatest(100, least(%(limit)s,
+    %(total)s / greatest(1, (select count(*) from packhorse.queues))))::integer as of_each)
 select c.queue, q.paused_at is not null as paused, max(c.messages) filter (where c.state = 'pending') as due,
   max(c.messages) filter (where c.state = 'delayed') as delayed,
   max(c.messages) filter (where c.state = 'running') as running,
   max(c.messages) filter (where c.state = 'blocked') as blocked,
   extract(epoch from clock_timestamp() - min(c.oldest_due))::float8 as oldest_due_seconds,
-  bool_or(c.estimated) as estimated, true as declared
-from packhorse.count_queue_messages(clock_timestamp(), %(limit)s) c join packhorse.queues q
-  on q.name = c.queue group by c.queue, q.paused_at
+  bool_or(c.estimated) as estimated,
+  coalesce(array_agg(c.state) filter (where c.estimated), '{}') as estimates, true as declared
+from bound b cross join packhorse.count_queue_messages(clock_timestamp(), b.of_each) c
+join packhorse.queues q on q.name = c.queue group by c.queue, q.paused_at
 union all
 select u.queue, false, u.due, u.delayed, 0, 0, extract(epoch from clock_timestamp() - u.oldest_due)::float8,
-  false, false
-from packhorse.count_undeclared_messages(clock_timestamp(), %(limit)s) u
+  u.estimated, case when u.estimated then array['pending', 'delayed'] else '{}' end, false
+from bound b cross join packhorse.count_undeclared_messages(clock_timestamp(), b.of_each) u
 order by 3 desc, 1;
 
 -- name: top_workers

@@ -1,9 +1,11 @@
 -- name: web_begin
--- Begin a question of the page: it changes nothing, ends after a second, and waits for no lock.
+-- Begin a question of the page: it changes nothing, ends after a second, waits for no lock, and takes one
+-- core: what many look at must not take all of them from who works.
 begin read only;
 set local statement_timeout = '1s';
 set local lock_timeout = '100ms';
-set local jit = off
+set local jit = off;
+set local max_parallel_workers_per_gather = 0
 
 -- name: web_begin_as_reader
 -- The same with the rights of packhorse_reader.
@@ -11,6 +13,7 @@ begin read only;
 set local statement_timeout = '1s';
 set local lock_timeout = '100ms';
 set local jit = off;
+set local max_parallel_workers_per_gather = 0;
 set local role packhorse_reader
 
 -- name: create_access_token

@@ -206,7 +206,7 @@ def _late_queues(whole: Concern, details: dict[str, Any]) -> Iterator[Concern]:
     late = [queue for queue in details.get("queues") or [] if queue["status"] != "ok"]
     for queue in late[:MOST_LINES]:
         said = [
-            f"{'about ' if queue['estimated'] else ''}{number(queue['due'])} due",
+            f"{'~' if 'pending' in queue['estimates'] else ''}{number(queue['due'])} due",
             queue["oldest_due_seconds"] is not None
             and f"the oldest for {seconds(queue['oldest_due_seconds'])}",
             queue["paused"] and "paused",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from packhorse.worker.errors import UnknownQueue
 from packhorse.worker.records import Row
 from packhorse.worker.store import inspection
+from packhorse.worker.store.browse import Count
 from packhorse.worker.web.pages import parameters
 from packhorse.worker.web.reading import Reader
 from packhorse.worker.web.screens import Query
@@ -20,13 +21,13 @@ TEMPLATE = "queue.html"
 @dataclass(frozen=True, slots=True)
 class QueuePage:
     """settings: None for a queue that nobody has declared and that messages name all the same. depths: None
-    when nothing is in it.
+    when nothing is in it. dead: its dead letters; None: it has none.
     """
 
     name: str
     settings: Row | None
     depths: Row | None
-    dead: int
+    dead: Count | None
     types: list[Row]
     workers: tuple[Row, ...]
     oldest: list[Row]
@@ -48,12 +49,5 @@ async def load(reader: Reader, query: Query) -> QueuePage:
     workers = await reader.ask("workers", 2.0, inspection.workers, 1000)
     mine = tuple(worker for worker in workers if name in worker["queues"])
     return QueuePage(
-        name,
-        settings,
-        depths.get(name),
-        dead.get(name, 0),
-        types,
-        mine,
-        oldest,
-        f"packhorse queue show {name}",
+        name, settings, depths.get(name), dead.get(name), types, mine, oldest, f"packhorse queue show {name}"
     )

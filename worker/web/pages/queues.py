@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from packhorse.worker.records import Row
 from packhorse.worker.store import inspection
+from packhorse.worker.store.browse import Count
 from packhorse.worker.web.reading import Reader
 from packhorse.worker.web.screens import Query
 
@@ -17,14 +18,13 @@ TEMPLATE = "queues.html"
 
 @dataclass(frozen=True, slots=True)
 class QueueLine:
-    """depths: due, delayed, running, blocked, oldest_due_seconds, estimated. settings: None for a queue that
-    nobody has declared. dead: dead letters; is_more: there are more than that."""
+    """depths: due, delayed, running, blocked, oldest_due_seconds, estimates. settings: None for a queue that
+    nobody has declared. dead: its dead letters; None: it has none."""
 
     name: str
     depths: Row | None
     settings: Row | None
-    dead: int
-    is_more: bool
+    dead: Count | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +42,6 @@ async def load(reader: Reader, query: Query) -> QueuesPage:
     dead = await reader.ask("dead letters by queue", 5.0, inspection.dead_by_queue)
     names = sorted({*depths, *settings, *dead}, key=lambda name: (name not in settings, name))
     return QueuesPage(
-        tuple(
-            QueueLine(
-                name,
-                depths.get(name),
-                settings.get(name),
-                dead.get(name, 0),
-                dead.get(name, 0) >= inspection.MOST_DEAD,
-            )
-            for name in names
-        ),
+        tuple(QueueLine(name, depths.get(name), settings.get(name), dead.get(name)) for name in names),
         "packhorse queue list",
     )
