@@ -101,7 +101,7 @@ begin
   types := p_types;
   first_ids := p_first;
   if cardinality(p_ids) > 0 then
-    select * into v_done from packhorse.finish_done(p_ids, p_tokens);
+    v_done := packhorse.finish_done(p_ids, p_tokens);
     if cardinality(v_done.done_ids) < cardinality(p_ids) then
       lost := array(select l.id from unnest(p_ids) as l (id) where l.id <> all (v_done.done_ids));
     end if;
@@ -109,11 +109,13 @@ begin
   end if;
   now := clock_timestamp();
   if p_limit > 0 then
-    perform packhorse.refuse_copy();
+    if packhorse.is_copy() then
+      perform packhorse.refuse_copy();
+    end if;
     if right(types[1], 1) <> '*' and types::text like '%*%' then
       types := packhorse.patterns_first(types);
     end if;
-    select * into v_pick from packhorse.pick_from_queues(
+    v_pick := packhorse.pick_from_queues(
       p_queues, p_limit, types, p_cursor, p_until, p_isolated, first_ids, now);
     ids := v_pick.ids;
     next_at := v_pick.next_at;
@@ -148,7 +150,7 @@ begin
       and p_holder is not null and p_queues is not null) is not true then
     perform packhorse.check_claim_arguments(p_holder, p_queues, p_limit, p_lease);
   end if;
-  select * into v from packhorse.finish_and_pick(
+  v := packhorse.finish_and_pick(
     p_ids, p_tokens, p_queues, p_limit, p_types, p_cursor, p_until, p_isolated, p_first);
   if cardinality(v.ids) > 0 then
     begin

@@ -13,6 +13,14 @@
 -- enable_bitmapscan, enable_sort = off: for the first one of many in the order of an index a bitmap or a sort
 -- reads them all, and a plan that was made when there were few does not mind.
 
+create or replace function packhorse.turn_key(p_message packhorse.message_queue) returns text
+language sql immutable as $$
+-- The same as in message_queue_turn_idx, which has it in the collation "C".
+  select coalesce('t' || p_message.fairness_key::text, 'c' || p_message.concurrency_key::text);
+$$;
+comment on function packhorse.turn_key(packhorse.message_queue)
+  is 'The place of a message on the ring of keys; null: it has no key.';
+
 create or replace function packhorse.last_turn(p_queue text, out key text, out noted_at double precision)
 language plpgsql as $$
 -- The key that this session served last in this queue; in a new session the one that is in queue_turns, and
@@ -74,10 +82,12 @@ begin
       w.found + case when packhorse.is_due(f.run_at, p_now) and coalesce(a.room, 1) > 0 then 1 else 0 end
     from walk w
     left join lateral (
-      select m.turn_key, m.priority::integer as priority, m.run_at from packhorse.message_queue m
-      where m.queue = p_queue.name and m.state = 'pending' and m.turn_key is not null -- so the index says
-        and (m.turn_key, m.priority) > (w.key, w.priority)
-      order by m.turn_key, m.priority, m.run_at limit 1) f on true
+      select packhorse.turn_key(m) collate "C" as turn_key, m.priority::integer as priority, m.run_at
+      from packhorse.message_queue m
+      where m.queue = p_queue.name and m.state = 'pending'
+        and packhorse.turn_key(m) is not null -- so the index says
+        and (packhorse.turn_key(m) collate "C", m.priority) > (w.key, w.priority)
+      order by packhorse.turn_key(m) collate "C", m.priority, m.run_at limit 1) f on true
     left join lateral (
       select k.room from packhorse.key_allowance(p_queue, substr(f.turn_key, 2) collate "default", p_now) k
       where f.turn_key < 't') a on true
@@ -143,14 +153,16 @@ begin
   left join lateral (
     select b.run_at, b.id from packhorse.message_queue b
     where v_key_limit and t.key >= 't' and b.queue = p_queue.name and b.state = 'pending'
-      and b.turn_key = t.key and b.priority = t.priority and packhorse.is_due(b.run_at, p_now)
+      and packhorse.turn_key(b) = t.key collate "C" and b.priority = t.priority
+      and packhorse.is_due(b.run_at, p_now)
     order by b.run_at, b.id offset 300 limit 1) e on true
   cross join lateral (
     select d.id, d.free, row_number() over () as nth from (
       select m.id, m.conversation_key is null
           or not exists (select from packhorse.conversation_holders(m.conversation_key, m.id)) as free
       from packhorse.message_queue m
-      where m.queue = p_queue.name and m.state = 'pending' and m.turn_key = t.key and m.priority = t.priority
+      where m.queue = p_queue.name and m.state = 'pending' and packhorse.turn_key(m) = t.key collate "C"
+        and m.priority = t.priority
         -- crashes + 0: not the claim index, which a plan made on an empty table takes
         and not packhorse.runs_apart((m.crashes + 0)::smallint)
         and packhorse.is_due(m.run_at, p_now)
@@ -194,7 +206,7 @@ begin
       select n.id, n.priority, n.run_at, n.keyless
       from generate_series(1, 10) as level (priority)
       cross join lateral (
-        select m.id, m.priority::integer as priority, m.run_at, m.turn_key is null as keyless
+        select m.id, m.priority::integer as priority, m.run_at, packhorse.turn_key(m) is null as keyless
         from packhorse.message_queue m
         where m.queue = p_queue and m.state = 'pending' and not packhorse.runs_apart(m.crashes)
           and m.priority = level.priority and packhorse.is_due(m.run_at, p_now)

@@ -6,16 +6,13 @@
 -- caller goes on with its other messages. A caller that gave up by its own clock would leave a session behind
 -- that waits on, and holds what it has locked already.
 
-create or replace function packhorse.archive_messages(p_ids bigint[], p_tokens bigint[])
-returns table (id bigint, conversation_key text)
+create or replace function packhorse.archive_messages(p_ids bigint[], p_tokens bigint[], out done_ids bigint[],
+  out keys text[])
 language plpgsql as $$
 -- running -> done, for every pair (id, token) that still holds its lease. Tokens are unique per claimed
--- message, so two plain ANY conditions are an exact fence. Queues with keep_done = 0 keep nothing.
-declare
-  v_unkept text[] := array(select q.name::text from packhorse.queues q where q.keep_done = interval '0');
+-- message, so two plain ANY conditions are an exact fence. Queues with keep_done = 0 keep nothing. keys: the
+-- conversations of these messages.
 begin
-  perform set_config('packhorse_queue.promotes', 'on', true); -- the caller does: see promote_after_delete
-  return query
   with done as (
     delete from packhorse.message_queue m
     where m.id = any (p_ids) and m.lease_token = any (p_tokens) and m.state = 'running'
@@ -29,9 +26,12 @@ begin
     select d.id, d.queue, d.message_type, d.payload, d.options, d.priority, 'done', d.attempt, d.crashes,
       d.conversation_key, d.correlation_id, d.trace_context, d.error, d.history, d.steps, d.lease_holder,
       d.created_at, d.claimed_at
-    from done d where d.queue <> all (v_unkept)
+    from done d
+    where d.queue <> all (array(select q.name::text from packhorse.queues q where q.keep_done = interval '0'))
   )
-  select d.id, d.conversation_key::text from done d;
+  select coalesce(array_agg(d.id), '{}'),
+    array_agg(distinct d.conversation_key::text) filter (where d.conversation_key is not null)
+  into done_ids, keys from done d;
 end
 $$;
 comment on function packhorse.archive_messages(bigint[], bigint[]) is
@@ -43,26 +43,24 @@ language plpgsql as $$
 -- Complete messages and promote their conversations. A missing archive partition is made and the
 -- statement repeated: finished work is never lost for want of a table.
 declare
-  v_keys text[];
+  v_done record;
+  v_promotes text; -- assigned, for a PERFORM is a statement of its own to the executor
 begin
   if exists (select from packhorse.scopes s where s.failures > 0) then
     perform packhorse.note_success(p_ids, p_tokens);
   end if;
+  v_promotes := set_config('packhorse_queue.promotes', 'on', true); -- this does: see promote_after_delete
   begin
-    select array_agg(a.id),
-      array_agg(distinct a.conversation_key) filter (where a.conversation_key is not null)
-    into done_ids, v_keys from packhorse.archive_messages(p_ids, p_tokens) a;
+    v_done := packhorse.archive_messages(p_ids, p_tokens);
   exception when check_violation then
     perform packhorse.ensure_message_archive_partitions();
-    select array_agg(a.id),
-      array_agg(distinct a.conversation_key) filter (where a.conversation_key is not null)
-    into done_ids, v_keys from packhorse.archive_messages(p_ids, p_tokens) a;
+    v_done := packhorse.archive_messages(p_ids, p_tokens);
   end;
-  done_ids := coalesce(done_ids, '{}');
-  if v_keys is not null then
-    promoted_ids := packhorse.promote_conversations(v_keys);
+  done_ids := v_done.done_ids;
+  if v_done.keys is not null then
+    promoted_ids := packhorse.promote_conversations(v_done.keys);
   end if;
-  perform set_config('packhorse_queue.promotes', 'off', true);
+  v_promotes := set_config('packhorse_queue.promotes', 'off', true);
 end
 $$;
 comment on function packhorse.finish_done(bigint[], bigint[]) is
@@ -78,7 +76,7 @@ begin
   if cardinality(p_ids) is distinct from cardinality(p_tokens) or cardinality(p_ids) > 10000 then
     perform packhorse.refuse_argument('tokens', 'ids and tokens must have the same length, at most 10000');
   end if;
-  return (select s.done_ids from packhorse.finish_done(p_ids, p_tokens) s);
+  return (packhorse.finish_done(p_ids, p_tokens)).done_ids;
 end
 $$;
 comment on function packhorse.complete_messages(bigint[], bigint[]) is

@@ -106,28 +106,29 @@ language sql stable as $$
 -- Where keys take turns: how many of its key stand before it, and how many other keys there are (a thousand
 -- at most).
   with recursive keys (key, n) as (
-    (select m.turn_key, 1 from packhorse.message_queue m
+    (select packhorse.turn_key(m) collate "C", 1 from packhorse.message_queue m
      where packhorse.takes_turns(p_queue) and m.queue = p_queue.name and m.state = 'pending'
-       and m.turn_key is not null
-     order by m.turn_key limit 1)
+       and packhorse.turn_key(m) is not null
+     order by packhorse.turn_key(m) collate "C" limit 1)
     union all
-    select (select m.turn_key from packhorse.message_queue m
-      where m.queue = p_queue.name and m.state = 'pending' and m.turn_key > k.key
-      order by m.turn_key limit 1), k.n + 1
+    select (select packhorse.turn_key(m) collate "C" from packhorse.message_queue m
+      where m.queue = p_queue.name and m.state = 'pending' and packhorse.turn_key(m) collate "C" > k.key
+      order by packhorse.turn_key(m) collate "C" limit 1), k.n + 1
     from keys k where k.key is not null and k.n < 1000
   ), ahead as (
     select count(*) as n from (
       select from packhorse.message_queue e
-      where e.queue = p_queue.name and e.state = 'pending' and e.turn_key = p_message.turn_key
+      where e.queue = p_queue.name and e.state = 'pending'
+        and packhorse.turn_key(e) = packhorse.turn_key(p_message) collate "C"
         and e.crashes < 2 and e.run_at <= p_now
         and (e.priority, e.run_at, e.id) < (p_message.priority, p_message.run_at, p_message.id)
       limit 10000) a
   )
   select 'turn', a.n = 0,
-    case when p_message.turn_key is null then 'it has no key: all such messages are one share'
+    case when packhorse.turn_key(p_message) is null then 'it has no key: all such messages are one share'
       else format('number %s of its key', a.n + 1) end
     || format('; %s other keys take turns with it',
-      (select count(k.key) from keys k where k.key is distinct from p_message.turn_key)), null::timestamptz
+      (select count(k.key) from keys k where k.key is distinct from packhorse.turn_key(p_message))), null::timestamptz
   from ahead a where packhorse.takes_turns(p_queue);
 $$;
 comment on function packhorse.explain_turn(packhorse.message_queue, packhorse.queues, timestamptz)

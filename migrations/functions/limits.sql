@@ -86,9 +86,11 @@ language sql stable as $$
   from packhorse.key_rates k cross join packhorse.key_tokens(p_queue, k.key, p_now) t
   where k.queue = p_queue.name and t.tokens < 1::float8
     and (exists (select from packhorse.message_queue m
-        where m.queue = p_queue.name and m.state = 'pending' and m.turn_key = 'c' || k.key)
+        where m.queue = p_queue.name and m.state = 'pending'
+          and packhorse.turn_key(m) = 'c' || k.key collate "C")
       or exists (select from packhorse.message_queue m
-        where m.queue = p_queue.name and m.state = 'pending' and m.turn_key >= 't'))
+        where m.queue = p_queue.name and m.state = 'pending'
+          and packhorse.turn_key(m) >= 't' collate "C"))
   having count(*) > 0;
 $$;
 comment on function packhorse.next_start_of_keys_at(packhorse.queues, timestamptz)

@@ -63,7 +63,7 @@ def statement_of(
     body = re.sub(r"\(p_queue([,)])", r"((select q from queues q where q.name = p_queue)\1", body)
     assert body.count(start) == 1, f"{function} has {body.count(start)} statements that begin with {start!r}"
     text = start + body.split(start, 1)[1].split(end, 1)[0]
-    text = re.sub(r"\binto v_[a-z_]+(, v_[a-z_]+)*", "", text)
+    text = re.sub(r"\binto v_[a-z_]+(, v_[a-z_]+)*|\binto [a-z_]+(, [a-z_]+)*(?= from )", "", text)
     names = sorted({name for name in re.findall(r"\b[pv]_[a-z_]+\b", text)})
     for place, name in enumerate(names, 1):
         text = re.sub(rf"\b{name}\b", f"${place}", text)

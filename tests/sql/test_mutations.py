@@ -66,7 +66,7 @@ def test_without_the_promotion_a_conversation_waits_for_ever(
     sql = twin_clients()
     if broken:
         break_function(
-            database, "finish_done", "promoted_ids := packhorse.promote_conversations(v_keys);", "null;"
+            database, "finish_done", "promoted_ids := packhorse.promote_conversations(v_done.keys);", "null;"
         )
     lease, _ = held_conversation(sql)
     assert sql.claim(10) == []
