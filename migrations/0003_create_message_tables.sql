@@ -101,7 +101,8 @@ create index message_queue_claim_idx on packhorse.message_queue (queue, priority
 -- key. An expression, the same as in turn_key(): PostgreSQL reads a generated column anew for each statement,
 -- as it does a CHECK, which took a tenth of a claim of a hundred messages and half of a claim of one.
 create index message_queue_turn_idx on packhorse.message_queue
-  (queue, (coalesce('t' || fairness_key::text, 'c' || concurrency_key::text) collate "C"), priority, run_at, id)
+  (queue, (coalesce('t' || fairness_key::text, 'c' || concurrency_key::text) collate "C"), priority, run_at,
+   id)
   where state = 'pending' and coalesce('t' || fairness_key::text, 'c' || concurrency_key::text) is not null;
 -- Messages that were there when two processes died run apart from all others (SPEC P5).
 create index message_queue_isolated_idx on packhorse.message_queue (queue, run_at, id)
