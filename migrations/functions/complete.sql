@@ -6,8 +6,9 @@
 -- caller goes on with its other messages. A caller that gave up by its own clock would leave a session behind
 -- that waits on, and holds what it has locked already.
 
-create or replace function packhorse.archive_messages(p_ids bigint[], p_tokens bigint[], out done_ids bigint[],
-  out keys text[])
+create or replace function packhorse.archive_messages(
+  p_ids bigint[], p_tokens bigint[], out done_ids bigint[], out keys text[]
+)
 language plpgsql as $$
 -- running -> done, for every pair (id, token) that still holds its lease. Tokens are unique per claimed
 -- message, so two plain ANY conditions are an exact fence. Queues with keep_done = 0 keep nothing. keys: the
