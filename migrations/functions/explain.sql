@@ -128,7 +128,8 @@ language sql stable as $$
     case when packhorse.turn_key(p_message) is null then 'it has no key: all such messages are one share'
       else format('number %s of its key', a.n + 1) end
     || format('; %s other keys take turns with it',
-      (select count(k.key) from keys k where k.key is distinct from packhorse.turn_key(p_message))), null::timestamptz
+      (select count(k.key) from keys k where k.key is distinct from packhorse.turn_key(p_message))),
+    null::timestamptz
   from ahead a where packhorse.takes_turns(p_queue);
 $$;
 comment on function packhorse.explain_turn(packhorse.message_queue, packhorse.queues, timestamptz)
