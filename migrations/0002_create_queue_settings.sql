@@ -52,6 +52,8 @@ create table packhorse.queues (
   on_dead                 text        not null default 'skip',
   -- so many failures of one cause in a row park it; null: never
   failure_breaker         integer,
+  -- where its messages go instead of being run from here: `amqp`, RabbitMQ; null: nowhere
+  forward                 text,
   created_at              timestamptz not null default clock_timestamp(),
   updated_at              timestamptz not null default clock_timestamp(),
   constraint queues_pkey primary key (name),
@@ -66,6 +68,7 @@ create table packhorse.queues (
   constraint queues_rate_interval_per_key_range
     check (rate_interval_per_key between interval '1 millisecond' and interval '366 days'),
   constraint queues_keep_done_range check (keep_done between interval '0' and interval '3660 days'),
+  constraint queues_forward_known check (forward = 'amqp'),
   constraint queues_max_attempts_range check (max_attempts between 1 and 1000000),
   constraint queues_crash_limit_range check (crash_limit between 1 and 1000),
   constraint queues_backoff_initial_range

@@ -16,6 +16,8 @@ create table packhorse.workers (
   threads         integer     not null,
   -- it runs only messages that were there when two processes died
   isolation       boolean     not null default false,
+  -- it runs nothing: it takes messages of queues that go there (queues.forward)
+  forward         text,
   state           text        not null default 'running',
   started_at      timestamptz not null default clock_timestamp(),
   last_seen_at    timestamptz not null default clock_timestamp(),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypedDict
 
@@ -48,13 +49,16 @@ class Hints:
 
     lost: ids whose completion came too late. promoted: ids whose conversation went on, to be looked at next
     time. next_in: seconds until a look may find something, when nothing was claimed; 0 or less: at once.
-    isolated: messages that run apart could start.
+    isolated: messages that run apart could start. To a relay only: forwarded: all queues that go where it
+    publishes; expires: by id of a claimed message, when it is not worth doing any more (Unix seconds).
     """
 
     lost: frozenset[int] = frozenset()
     promoted: tuple[int, ...] = ()
     next_in: float | None = None
     isolated: bool = False
+    forwarded: tuple[str, ...] = ()
+    expires: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ comment on function packhorse.claim_one_by_one(bigint[], uuid, timestamptz, inte
 
 create or replace function packhorse.finish_and_pick(
   p_ids bigint[], p_tokens bigint[], p_queues text[], p_limit integer, p_types text[], p_cursor timestamptz[],
-  p_until timestamptz[], p_isolated boolean, p_first bigint[],
+  p_until timestamptz[], p_isolated boolean, p_first bigint[], p_forward text,
   out now timestamptz, out types text[], out lost bigint[], out first_ids bigint[], out ids bigint[],
   out next_at timestamptz
 )
@@ -116,20 +116,21 @@ begin
       types := packhorse.patterns_first(types);
     end if;
     v_pick := packhorse.pick_from_queues(
-      p_queues, p_limit, types, p_cursor, p_until, p_isolated, first_ids, now);
+      p_queues, p_limit, types, p_cursor, p_until, p_isolated, first_ids, p_forward, now);
     ids := v_pick.ids;
     next_at := v_pick.next_at;
   end if;
 end
 $$;
 comment on function packhorse.finish_and_pick(bigint[], bigint[], text[], integer, text[], timestamptz[],
-  timestamptz[], boolean, bigint[])
+  timestamptz[], boolean, bigint[], text)
   is 'Used by the claim: complete what is done, then choose and lock what may start.';
 
 create or replace function packhorse.complete_and_claim_messages(
   p_ids bigint[], p_tokens bigint[], p_holder uuid, p_queues text[], p_limit integer,
   p_lease interval default '5 minutes', p_types text[] default null, p_cursor timestamptz[] default null,
-  p_isolated boolean default false, p_first bigint[] default '{}', p_until timestamptz[] default null
+  p_isolated boolean default false, p_first bigint[] default '{}', p_until timestamptz[] default null,
+  p_forward text default null
 ) returns setof packhorse.claim_answer
 language plpgsql set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
@@ -139,7 +140,7 @@ language plpgsql set enable_seqscan = off set jit = off
 -- p_cursor, p_until: ten timestamps per queue (one per priority), look from there up to, not including,
 -- there; null looks from the start and without an end (claim_pick.sql). p_isolated: messages that were there
 -- when two processes died, and no others. p_first: messages to look at wherever they are; those whose
--- conversation goes on with this very call are among them anyway.
+-- conversation goes on with this very call are among them anyway. p_forward: see queue_goes_to.
 -- The rows are returned from the UPDATE itself: a function around it would copy each of them once more.
 declare
   v record;
@@ -151,7 +152,7 @@ begin
     perform packhorse.check_claim_arguments(p_holder, p_queues, p_limit, p_lease);
   end if;
   v := packhorse.finish_and_pick(
-    p_ids, p_tokens, p_queues, p_limit, p_types, p_cursor, p_until, p_isolated, p_first);
+    p_ids, p_tokens, p_queues, p_limit, p_types, p_cursor, p_until, p_isolated, p_first, p_forward);
   if cardinality(v.ids) > 0 then
     begin
       return query
@@ -181,7 +182,7 @@ begin
     end;
   end if;
   v_hints.hints := packhorse.claim_hints(v.lost, v.first_ids, case when v_leased > 0 then v.ids else '{}' end,
-    p_queues, v.types, p_limit, p_isolated, cardinality(p_ids) = 0,
+    p_queues, v.types, p_limit, p_isolated, p_forward, cardinality(p_ids) = 0,
     -- what was in the way of a lease will not be next time
     case when v_leased < cardinality(v.ids) then v.now else v.next_at end, v.now);
   if v_hints.hints is not null then
@@ -190,7 +191,7 @@ begin
 end
 $$;
 comment on function packhorse.complete_and_claim_messages(bigint[], bigint[], uuid, text[], integer, interval,
-  text[], timestamptz[], boolean, bigint[], timestamptz[])
+  text[], timestamptz[], boolean, bigint[], timestamptz[], text)
   is 'Complete these, claim those: one round trip and one commit.';
 
 create or replace function packhorse.claim_messages(

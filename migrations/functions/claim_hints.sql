@@ -1,13 +1,15 @@
 -- Hints: what a claim says besides its messages (SPEC Q10).
 
-create or replace function packhorse.next_due_at(p_queues text[], p_now timestamptz) returns timestamptz
+create or replace function packhorse.next_due_at(p_queues text[], p_forward text, p_now timestamptz)
+returns timestamptz
 language plpgsql as $$
--- When the next message of these queues is due that is not due now; one look per queue and priority.
+-- When the next message of these queues is due that is not due now; one look per queue and priority. Of those
+-- that do not go to p_forward none is.
 declare
   v_due timestamptz;
 begin
   select min(d.run_at) into v_due
-  from unnest(p_queues) as q (name)
+  from packhorse.queues q
   cross join generate_series(0, 10) as level (priority) -- 0 stands for the isolated ones
   cross join lateral (
     (select m.run_at from packhorse.message_queue m
@@ -18,15 +20,16 @@ begin
     (select m.run_at from packhorse.message_queue m
      where level.priority = 0 and m.queue = q.name and m.state = 'pending' and m.crashes >= 2
        and m.run_at > p_now
-     order by m.run_at limit 1)) d;
+     order by m.run_at limit 1)) d
+  where q.name = any (p_queues) and packhorse.queue_goes_to(q, p_forward);
   return v_due;
 end
 $$;
-comment on function packhorse.next_due_at(text[], timestamptz)
+comment on function packhorse.next_due_at(text[], text, timestamptz)
   is 'Used by the claim: when the next message of these queues is due.';
 
-create or replace function packhorse.isolated_could_start(p_queues text[], p_types text[], p_now timestamptz)
-returns boolean
+create or replace function packhorse.isolated_could_start(p_queues text[], p_types text[], p_forward text,
+  p_now timestamptz) returns boolean
 language plpgsql as $$
 -- Could a message that runs apart from all others start now? The gates of pick_isolated_messages, without a
 -- lock.
@@ -37,7 +40,7 @@ begin
       and packhorse.is_due(m.run_at, p_now) and packhorse.is_worth_doing(m.expires_at, p_now)
       and packhorse.is_wanted(m.message_type, p_types, null)
       and not exists (select from packhorse.resting_scopes(m.message_type, m.queue, p_now))
-      and packhorse.queue_is_open(q)
+      and packhorse.queue_is_open(q) and packhorse.queue_goes_to(q, p_forward)
       and (q.rate_limit is null or packhorse.rate_tokens_at(q, p_now) >= 1::float8)
       and (q.max_concurrency is null or packhorse.queue_room(q) > 0)
       and exists (select from packhorse.key_allowance(q, m.concurrency_key, p_now) k
@@ -46,12 +49,26 @@ begin
            or not exists (select from packhorse.conversation_holders(m.conversation_key, m.id))));
 end
 $$;
-comment on function packhorse.isolated_could_start(text[], text[], timestamptz)
+comment on function packhorse.isolated_could_start(text[], text[], text, timestamptz)
   is 'Used by the claim: could a message that runs apart start now?';
+
+create or replace function packhorse.relay_hints(p_ids bigint[], p_forward text) returns jsonb
+language plpgsql as $$
+-- What a claim tells a relay only: see claim_hints. A message that leaves the database takes its end with it.
+begin
+  return jsonb_build_object(
+    'forwarded', array(select q.name::text from packhorse.queues q
+      where packhorse.queue_goes_to(q, p_forward) order by q.name),
+    'expires', (select coalesce(jsonb_object_agg(m.id, extract(epoch from m.expires_at)), '{}')
+      from packhorse.message_queue m where m.id = any (p_ids) and isfinite(m.expires_at)));
+end
+$$;
+comment on function packhorse.relay_hints(bigint[], text)
+  is 'Used by the claim: queues that are forwarded, and when the claimed messages expire.';
 
 create or replace function packhorse.claim_hints(
   p_lost bigint[], p_first bigint[], p_ids bigint[], p_queues text[], p_types text[], p_limit integer,
-  p_isolated boolean, p_idle boolean, p_next timestamptz, p_now timestamptz
+  p_isolated boolean, p_forward text, p_idle boolean, p_next timestamptz, p_now timestamptz
 ) returns jsonb
 language plpgsql as $$
 -- What a claim has to say besides its messages; null when there is nothing:
@@ -61,6 +78,8 @@ language plpgsql as $$
 --             rate limit will allow a start, or, when that is 0, what was in the way will not be next time
 --   isolated  messages that were there when two processes died could start: claim them where nothing else
 --             runs
+--   forwarded with p_forward only: the names of all queues that go there
+--   expires   with p_forward only: by id, when claimed messages are not worth doing any more (Unix seconds)
 declare
   v_promoted bigint[];
   v_next timestamptz := p_next;
@@ -72,12 +91,14 @@ begin
       where m.id = any (p_first) and m.id <> all (p_ids) and m.state = 'pending'
         and packhorse.is_due(m.run_at, p_now)
         and m.queue = any (p_queues) and packhorse.is_wanted(m.message_type, p_types, null)
-        -- a claim whose keys take turns finds them by itself
-        and not exists (select from packhorse.queues q where q.name = m.queue and packhorse.takes_turns(q)));
+        -- a claim whose keys take turns finds them by itself, and one for another place does not take them
+        and not exists (select from packhorse.queues q
+          where q.name = m.queue
+            and (packhorse.takes_turns(q) or not packhorse.queue_goes_to(q, p_forward))));
   end if;
   -- who got something is back before he sleeps
   if cardinality(p_ids) = 0 and p_limit > 0 and not p_isolated then
-    v_next := least(p_next, packhorse.next_due_at(p_queues, p_now));
+    v_next := least(p_next, packhorse.next_due_at(p_queues, p_forward, p_now));
     -- one that expired in front of its conversation holds it up; workers without work are the first to mind
     if p_idle and exists (
         select from packhorse.message_queue m where m.expires_at <= p_now and m.state <> 'running') then
@@ -94,17 +115,19 @@ begin
   if not p_isolated and exists (
       select from packhorse.message_queue m where m.queue = any (p_queues)
         and m.state = 'pending' and m.crashes >= 2)
-      and packhorse.isolated_could_start(p_queues, p_types, p_now) then
+      and packhorse.isolated_could_start(p_queues, p_types, p_forward, p_now) then
     v_isolated := true;
   end if;
-  if coalesce(p_lost, nullif(v_promoted, '{}')) is null and v_next is null and v_isolated is null then
+  if coalesce(p_lost, nullif(v_promoted, '{}')) is null and v_next is null and v_isolated is null
+    and p_forward is null then
     return null;
   end if;
   return jsonb_strip_nulls(jsonb_build_object(
     'lost', p_lost, 'promoted', nullif(to_jsonb(v_promoted), '[]'::jsonb), 'isolated', v_isolated,
     'next_in', case when v_next is not null
-      then extract(epoch from least(v_next, timestamptz '9999-01-01') - clock_timestamp()) end));
+      then extract(epoch from least(v_next, timestamptz '9999-01-01') - clock_timestamp()) end))
+    || case when p_forward is not null then packhorse.relay_hints(p_ids, p_forward) else '{}' end;
 end
 $$;
 comment on function packhorse.claim_hints(bigint[], bigint[], bigint[], text[], text[], integer, boolean,
-  boolean, timestamptz, timestamptz) is 'Used by the claim: what it has to say besides its messages.';
+  text, boolean, timestamptz, timestamptz) is 'Used by the claim: what it has to say besides its messages.';

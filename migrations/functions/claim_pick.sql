@@ -202,18 +202,17 @@ comment on function packhorse.pick_from_queue(packhorse.queues, integer, text[],
 
 create or replace function packhorse.pick_from_queues(
   p_queues text[], p_limit integer, p_types text[], p_cursor timestamptz[], p_until timestamptz[],
-  p_isolated boolean, p_first bigint[], p_now timestamptz, out ids bigint[], out next_at timestamptz
+  p_isolated boolean, p_first bigint[], p_forward text, p_now timestamptz, out ids bigint[],
+  out next_at timestamptz
 )
 language plpgsql as $$
 -- Choose and lock up to p_limit messages of these queues, preferred ones first. next_at: when a look may find
 -- what this one did not, now when something was in the way that will not be next time.
 declare
   v_queue packhorse.queues;
-  v_name text;
-  v_some bigint[]; v_want integer;
+  v_name text; v_place integer := 0;
+  v_some bigint[]; v_want integer; v_since timestamptz[];
   v_locked boolean := false; -- the row of a queue with limits
-  v_place integer := 0;
-  v_since timestamptz[];
   v_rest packhorse.resting; -- all null while nothing is parked
 begin
   ids := '{}';
@@ -229,7 +228,8 @@ begin
       perform packhorse.require_queue(v_name);
     end if;
     -- the keys of a ring have no cursor, and no place in a sweep
-    continue when packhorse.takes_turns(v_queue) and p_until is not null and not p_isolated;
+    continue when packhorse.takes_turns(v_queue) and p_until is not null and not p_isolated
+      or not packhorse.queue_goes_to(v_queue, p_forward);
     v_since := case when not packhorse.takes_turns(v_queue) then p_cursor[v_place - 9 : v_place] end;
     v_want := packhorse.queue_allowance(v_queue, p_limit - cardinality(ids), p_now, not v_locked);
     if v_want is null then -- another claim looks at it; this one waits for no second queue
@@ -265,4 +265,4 @@ begin
 end
 $$;
 comment on function packhorse.pick_from_queues(text[], integer, text[], timestamptz[], timestamptz[], boolean,
-  bigint[], timestamptz) is 'Used by the claim: choose and lock the messages of all its queues.';
+  bigint[], text, timestamptz) is 'Used by the claim: choose and lock the messages of all its queues.';

@@ -135,14 +135,17 @@ $$;
 comment on function packhorse.explain_turn(packhorse.message_queue, packhorse.queues, timestamptz)
   is 'Used by explain_message: the place of a message among those of its key, and other keys.';
 
-create or replace function packhorse.explain_line(p_message packhorse.message_queue, p_now timestamptz)
+create or replace function packhorse.explain_line(p_message packhorse.message_queue,
+  p_queue packhorse.queues, p_now timestamptz)
 returns table (gate text, passed boolean, detail text, earliest_start timestamptz)
 language sql stable as $$
 -- Who takes such messages, and how many stand before it; those that run apart stand in a line of their own.
+-- What is forwarded is taken by relays, of every type.
   with live as (
     select w.isolation from packhorse.workers w
     where p_now - w.last_seen_at <= w.lease_duration and w.state = 'running'
-      and packhorse.names_type(w.message_types, p_message.message_type)
+      and packhorse.queue_goes_to(p_queue, w.forward)
+      and (p_queue.forward is not null or packhorse.names_type(w.message_types, p_message.message_type))
       and p_message.queue::text = any (w.queues)
   ), ahead as (
     select count(*) as n from (
@@ -159,8 +162,13 @@ language sql stable as $$
            < (p_message.priority, p_message.run_at, p_message.id)
        limit 10000)) a
   )
-  select 'worker', l.n > 0, case when l.n > 0 then format('%s live worker(s) register the type', l.n)
-    else 'no live worker registers this type on this queue' end, null::timestamptz
+  select case when p_queue.forward is null then 'worker' else 'forward' end, l.n > 0,
+    case when p_queue.forward is null
+      then case when l.n > 0 then format('%s live worker(s) register the type', l.n)
+        else 'no live worker registers this type on this queue' end
+      else format('forwarded to %s: %s', p_queue.forward, case when l.n > 0
+        then format('%s live relay(s) take it', l.n)
+        else 'no relay takes it, start one: packhorse relay' end) end, null::timestamptz
   from (select count(*) as n from live where not live.isolation) l
   union all
   select 'isolation', l.runs,
@@ -174,8 +182,8 @@ language sql stable as $$
     case when a.n >= 10000 then 'more than 10000' else a.n::text end || ' ahead in its queue', null
     from ahead a;
 $$;
-comment on function packhorse.explain_line(packhorse.message_queue, timestamptz) is
-  'Used by explain_message: workers, isolation, rank.';
+comment on function packhorse.explain_line(packhorse.message_queue, packhorse.queues, timestamptz) is
+  'Used by explain_message: workers or relays, isolation, rank.';
 
 create or replace function packhorse.explain_steps(p_steps jsonb)
 returns table (gate text, passed boolean, detail text, earliest_start timestamptz)
@@ -279,7 +287,7 @@ begin
   return query select * from packhorse.explain_conversation(v_m, v_now);
   return query select * from packhorse.explain_limits(v_m, v_q, v_now);
   return query select * from packhorse.explain_turn(v_m, v_q, v_now);
-  return query select * from packhorse.explain_line(v_m, v_now);
+  return query select * from packhorse.explain_line(v_m, v_q, v_now);
   return query select * from packhorse.explain_steps(v_m.steps);
   return query select * from packhorse.explain_last_error(v_m.error, v_m.history);
 end

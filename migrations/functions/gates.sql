@@ -30,6 +30,14 @@ language sql immutable as $$
 $$;
 comment on function packhorse.queue_is_open(packhorse.queues) is 'Gate queue: is it not paused?';
 
+create or replace function packhorse.queue_goes_to(p_queue packhorse.queues, p_forward text) returns boolean
+language sql immutable as $$
+-- p_forward: null for who runs messages, else where a relay takes them.
+  select p_queue.forward is not distinct from p_forward;
+$$;
+comment on function packhorse.queue_goes_to(packhorse.queues, text)
+  is 'Gate forward: are its messages for workers (null), or for the relays to this place?';
+
 create or replace function packhorse.queue_room(p_queue packhorse.queues) returns integer
 language sql stable as $$
 -- For a queue with max_concurrency.

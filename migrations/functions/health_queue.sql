@@ -28,7 +28,8 @@ language sql volatile as $$
   )
   select c.*, q.name is not null, q.paused_at is not null,
     exists (select from packhorse.workers w
-      where c.queue = any (w.queues) and p_now - w.last_seen_at <= w.lease_duration and w.state <> 'quiet'),
+      where c.queue = any (w.queues) and p_now - w.last_seen_at <= w.lease_duration and w.state <> 'quiet'
+        and (q is null or packhorse.queue_goes_to(q, w.forward))),
     case when q.paused_at is not null then case when c.pending > 0 then 'warn' else 'ok' end
       when q.name is null
       then packhorse.health_worst(array['warn', packhorse.health_level(c.late, p_warn, p_fail)])

@@ -35,7 +35,9 @@ begin
     and (m.conversation_key is null
       or not exists (select from packhorse.conversation_holders(m.conversation_key, m.id)))
   for update of m skip locked;
-  if not found or packhorse.queue_allowance((select q from packhorse.queues q where q.name = v_queue), 1,
+  if not found or exists (
+      select from packhorse.queues q where q.name = v_queue and not packhorse.queue_goes_to(q, null))
+    or packhorse.queue_allowance((select q from packhorse.queues q where q.name = v_queue), 1,
     v_now) < 1 then
     return null;
   elsif exists (

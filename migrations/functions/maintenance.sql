@@ -248,7 +248,8 @@ language sql stable as $$
       -- a queue that nobody works on says nothing about load, and must not keep the database from being
       -- cleaned
       and exists (select from packhorse.workers w
-        where q.name = any (w.queues) and w.last_seen_at > clock_timestamp() - interval '1 minute')) d
+        where q.name = any (w.queues) and packhorse.queue_goes_to(q, w.forward)
+          and w.last_seen_at > clock_timestamp() - interval '1 minute')) d
   where d.run_at is not null;
 $$;
 comment on function packhorse.maintenance_gates(regclass) is

@@ -51,7 +51,7 @@ declare
   v_known constant text[] := array['fair_share', 'max_concurrency', 'max_concurrency_per_key',
     'rate_limit', 'rate_interval', 'rate_burst', 'rate_limit_per_key', 'rate_interval_per_key',
     'rate_burst_per_key', 'keep_done', 'max_attempts', 'crash_limit', 'backoff_initial',
-    'backoff_multiplier', 'backoff_max', 'backoff_jitter', 'on_dead', 'failure_breaker'];
+    'backoff_multiplier', 'backoff_max', 'backoff_jitter', 'on_dead', 'failure_breaker', 'forward'];
   v_unknown text;
 begin
   if p_settings is null or jsonb_typeof(p_settings) <> 'object' then
@@ -101,7 +101,7 @@ begin
       keep_done = v_row.keep_done, max_attempts = v_row.max_attempts, crash_limit = v_row.crash_limit,
       backoff_initial = v_row.backoff_initial, backoff_multiplier = v_row.backoff_multiplier,
       backoff_max = v_row.backoff_max, backoff_jitter = v_row.backoff_jitter, on_dead = v_row.on_dead,
-      failure_breaker = v_row.failure_breaker, updated_at = clock_timestamp()
+      failure_breaker = v_row.failure_breaker, forward = v_row.forward, updated_at = clock_timestamp()
     where name = p_queue returning * into v_row;
   exception when check_violation or not_null_violation or data_exception then
     get stacked diagnostics v_column = column_name, v_constraint = constraint_name;
@@ -126,7 +126,8 @@ begin
   if p_settings ? 'failure_breaker' then
     perform packhorse.lift_removed_breakers();
   end if;
-  perform packhorse.wake_queue(p_queue); -- a wider limit lets messages start
+  -- a wider limit lets messages start; who watches a queue that goes elsewhere now is not one who takes them
+  perform packhorse.hand_over_queues(array[p_queue], true, p_settings ? 'forward');
   return v_row;
 end
 $$;

@@ -127,8 +127,9 @@ language plpgsql set enable_seqscan = off set jit = off
 -- Return messages whose lease is over; at most p_limit (paged by expiry, nothing hides behind a skipped row).
 -- What had started is not known here, so each counts a crash, until its holder turns out to live. So the
 -- crash that would be the last is not counted while its holder may still come back: the message stays as it
--- is until that process has been silent for three leases, or a minute. Returns how many. In the first seconds
--- after a restart of the server nothing is rescued: live workers get the chance to hand back or renew.
+-- is until that process has been silent for three leases, or a minute. What a relay held ran nowhere, and
+-- counts none. Returns how many. In the first seconds after a restart of the server nothing is rescued: live
+-- workers get the chance to hand back or renew.
 declare
   v_ids bigint[];
 begin
@@ -141,12 +142,16 @@ begin
       and clock_timestamp() > pg_postmaster_start_time() + interval '5 seconds'
       and not exists (
         select from packhorse.workers w join packhorse.queues q on q.name = m.queue
-        where w.id = m.lease_holder and m.crashes + 1 >= q.crash_limit
+        where w.id = m.lease_holder and m.crashes + 1 >= q.crash_limit and w.forward is null
           and w.last_seen_at > clock_timestamp()
             - greatest(3::float8 * w.lease_duration, interval '1 minute'))
     order by m.lease_expires_at limit p_limit for no key update of m skip locked);
   return case when cardinality(v_ids) = 0 then 0
-    else packhorse.return_lost_messages(v_ids, v_ids, 'lease_expired', 'its lease was over') end;
+    else packhorse.return_lost_messages(v_ids, array(
+      select h.id from packhorse.message_queue h
+      where h.id = any (v_ids) and not exists (
+        select from packhorse.workers w where w.id = h.lease_holder and w.forward is not null)),
+      'lease_expired', 'its lease was over') end;
 end
 $$;
 comment on function packhorse.rescue_expired_messages(integer) is
@@ -223,17 +228,20 @@ begin
     (select m.id from packhorse.message_queue m order by m.id desc limit 1) h;
   v_ids := array(
     select l.id from (
-      (select m.id, m.state, m.run_at, m.message_type from packhorse.message_queue m where m.id >= v_from
-        order by m.id limit 20000)
+      (select m.id, m.state, m.run_at, m.message_type, m.queue from packhorse.message_queue m
+        where m.id >= v_from order by m.id limit 20000)
       union all
-      (select m.id, m.state, m.run_at, m.message_type from packhorse.message_queue m where m.id < v_from
-        order by m.id limit 20000)) l
+      (select m.id, m.state, m.run_at, m.message_type, m.queue from packhorse.message_queue m
+        where m.id < v_from order by m.id limit 20000)) l
     where l.state = 'pending' and l.run_at < clock_timestamp() - p_after
       and not exists (select from packhorse.message_types t
         where t.name = l.message_type and t.last_seen_at > clock_timestamp() - p_after)
       and not exists (select from packhorse.message_types t
         where right(t.name, 1) = '*' and packhorse.stands_for(t.name, l.message_type)
           and t.last_seen_at > clock_timestamp() - p_after)
+      -- who runs it elsewhere is registered elsewhere
+      and not exists (select from packhorse.queues q
+        where q.name = l.queue and not packhorse.queue_goes_to(q, null))
     limit p_limit);
   perform set_config('enable_sort', 'on', true), set_config('enable_bitmapscan', 'on', true);
   return cardinality(packhorse.move_to_dead_letters(array(

@@ -45,20 +45,23 @@ comment on function packhorse.announce_sleep(text[], interval) is
   'A sleeping worker asks for NOTIFY; claim once more afterwards.';
 
 create or replace function packhorse.attend_queues(p_queues text[], p_types text[],
-  p_for interval default '1 second') returns text[]
+  p_for interval default '1 second', p_forward text default null) returns text[]
 language plpgsql as $$
 -- One awake worker watches these queues until now + p_for: it looks every few milliseconds, and producers
 -- need not NOTIFY. Returns the queues that it has got: those that nobody else watches, and on which no live
--- worker of the fleet runs a type that this one (p_types) does not. keep_attending goes on, hand_over_queues
--- ends it. Waits for nobody: a queue whose row is locked is left out.
+-- worker of the fleet runs a type that this one (p_types) does not; p_forward as in a claim. keep_attending
+-- goes on, hand_over_queues ends it. Waits for nobody: a queue whose row is locked is left out.
 declare
   v_got text[];
 begin
   with free as (
     select w.queue from packhorse.queue_wakeups w
     where w.queue = any (p_queues) and (w.attended_until is null or w.attended_until <= clock_timestamp())
+      and exists (select from packhorse.queues q
+        where q.name = w.queue and packhorse.queue_goes_to(q, p_forward))
       and not exists (select from packhorse.workers o
         where w.queue = any (o.queues) and not o.message_types <@ p_types
+        and o.forward is not distinct from p_forward
         and o.last_seen_at > clock_timestamp() - interval '1 minute')
     for no key update of w skip locked
   ), taken as (
@@ -68,22 +71,25 @@ begin
   return v_got;
 end
 $$;
-comment on function packhorse.attend_queues(text[], text[], interval) is
+comment on function packhorse.attend_queues(text[], text[], interval, text) is
   'One awake worker watches queues, so that producers need no NOTIFY; returns those that it has got.';
 
 create or replace function packhorse.keep_attending(p_queues text[], p_types text[],
-  p_for interval default '1 second') returns text[]
+  p_for interval default '1 second', p_forward text default null) returns text[]
 language plpgsql as $$
 -- The worker that watches these queues goes on until now + p_for. Returns those that it has to leave: a
--- worker is there now that runs other types, so NOTIFY begins again. Waits for nobody: a queue whose row is
--- locked stays as it is.
+-- worker is there now that runs other types, or the queue goes elsewhere, so NOTIFY begins again. Waits for
+-- nobody: a queue whose row is locked stays as it is.
 declare
   v_left text[];
 begin
   with mine as (
     select w.queue, exists (select from packhorse.workers o
       where w.queue = any (o.queues) and not o.message_types <@ p_types
-        and o.last_seen_at > clock_timestamp() - interval '1 minute') as shared
+        and o.forward is not distinct from p_forward
+        and o.last_seen_at > clock_timestamp() - interval '1 minute')
+      or not exists (select from packhorse.queues q
+        where q.name = w.queue and packhorse.queue_goes_to(q, p_forward)) as shared
     from packhorse.queue_wakeups w where w.queue = any (p_queues) for no key update of w skip locked
   ), kept as (
     update packhorse.queue_wakeups w
@@ -94,7 +100,7 @@ begin
   return v_left;
 end
 $$;
-comment on function packhorse.keep_attending(text[], text[], interval) is
+comment on function packhorse.keep_attending(text[], text[], interval, text) is
   'Watch queues for longer; returns those that this worker has to leave.';
 
 create or replace function packhorse.hand_over_queues(p_queues text[], p_wake boolean default true,

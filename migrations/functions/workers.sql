@@ -24,7 +24,7 @@ comment on function packhorse.worker_problems(packhorse.workers) is
 create or replace function packhorse.register_worker(
   p_id uuid, p_hostname text, p_pid integer, p_version text, p_queues text[], p_types text[],
   p_threads integer, p_lease interval, p_isolation boolean default false, p_policies jsonb default '{}',
-  p_problems text[] default '{}', p_daemon uuid default null
+  p_problems text[] default '{}', p_daemon uuid default null, p_forward text default null
 ) returns void
 language plpgsql as $$
 -- A worker process starts: remember it and the types it handles, or patterns of them (names_type). Declares
@@ -32,15 +32,16 @@ language plpgsql as $$
 -- an object with `queue`, and with what its code says of retries (max_attempts, max_retries, min_backoff and
 -- max_backoff in milliseconds, on_retry_exhausted): see failure_policy; services: see scope_types,
 -- failure_breaker. p_problems: as in beat_worker(). p_daemon: the parent of the process, which
--- asked_of_worker() and ask_worker() go by; null: it has none. Raises PH006 in a restored copy that nobody
--- has accepted.
+-- asked_of_worker() and ask_worker() go by; null: it has none. p_forward: where it takes the messages of
+-- queues that are forwarded, of whatever type; null: it runs them. Raises PH006 in a restored copy that
+-- nobody has accepted.
 begin
   perform packhorse.refuse_copy();
   perform packhorse.declare_queue(q) from unnest(p_queues) q;
   insert into packhorse.workers (id, hostname, pid, version, queues, message_types, threads, lease_duration,
-    isolation, problems, daemon)
+    isolation, problems, daemon, forward)
   values (p_id, p_hostname, p_pid, p_version, p_queues, packhorse.patterns_first(p_types), p_threads, p_lease,
-    p_isolation, packhorse.bounded_problems(p_problems), coalesce(p_daemon, p_id))
+    p_isolation, packhorse.bounded_problems(p_problems), coalesce(p_daemon, p_id), p_forward)
   on conflict (id) do update set last_seen_at = clock_timestamp();
   insert into packhorse.message_types (name, queue, policy)
   select t.name, coalesce(p_policies -> t.name ->> 'queue', p_queues[1], 'default'),
@@ -53,7 +54,7 @@ begin
 end
 $$;
 comment on function packhorse.register_worker(uuid, text, integer, text, text[], text[], integer, interval,
-  boolean, jsonb, text[], uuid) is 'A worker process starts.';
+  boolean, jsonb, text[], uuid, text) is 'A worker process starts.';
 
 create or replace function packhorse.beat_worker(
   p_id uuid, p_ids bigint[], p_tokens bigint[], p_lease interval, p_state text default 'running',

@@ -19,6 +19,7 @@ TYPES = {
     "p_held": "text[]",
     "p_since": "timestamptz[]",
     "p_until": "timestamptz[]",
+    "p_forward": "text",
     "p_now": "timestamptz",
     "p_ids": "bigint[]",
     "p_tokens": "bigint[]",

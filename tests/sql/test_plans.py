@@ -34,6 +34,7 @@ PICK: dict[str, object] = {
     "p_held": None,
     "p_since": None,
     "p_until": None,
+    "p_forward": None,
     "p_now": "now",
     "v_want": BATCH,
     "v_picked": [],
@@ -287,7 +288,9 @@ def test_delayed_messages_are_not_touched(own_clients: Callable[..., Sql], any_d
     sql = own_clients()
     assert_proportional(run_plan(sql, pick(sql), PICK), "message_queue_claim_idx", limit=0)
     assert_proportional(
-        run_plan(sql, next_due(sql), {"p_queues": ["q"], "p_now": "now"}), "message_queue_claim_idx", limit=11
+        run_plan(sql, next_due(sql), {"p_queues": ["q"], "p_forward": None, "p_now": "now"}),
+        "message_queue_claim_idx",
+        limit=11,
     )
 
 

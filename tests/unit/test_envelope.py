@@ -47,11 +47,9 @@ def over_the_wire(properties: Any) -> Any:
     return arrived
 
 
-def arrived(message: ClaimedMessage, expires_at: float | None = None) -> Any:
+def arrived(message: ClaimedMessage) -> Any:
     return envelope.RelayedMessage(
-        envelope.body_of(message),
-        over_the_wire(envelope.properties_of(message, expires_at)),
-        time.monotonic(),
+        envelope.body_of(message), over_the_wire(envelope.properties_of(message)), time.monotonic()
     )
 
 
@@ -76,8 +74,8 @@ def test_a_message_arrives_as_it_was_claimed(
     payload: dict[str, Any], options: dict[str, Any], columns: dict[str, Any], expires_at: float | None
 ) -> None:
     message = claimed(2**62, payload=json.dumps(payload), options=json.dumps(options))
-    vars(message).update(columns)
-    there = arrived(message, expires_at)
+    vars(message).update(columns, expires_at=expires_at)
+    there = arrived(message)
     message.decode()
     there.decode()
     assert {name: getattr(there, name) for name in ALIKE} == {name: getattr(message, name) for name in ALIKE}

@@ -66,8 +66,8 @@ def body_of(message: ClaimedMessage) -> bytes:
     ).encode()
 
 
-def properties_of(message: ClaimedMessage, expires_at: float | None = None) -> BasicProperties:
-    """Properties and headers of a claimed message. expires_at: Unix seconds."""
+def properties_of(message: ClaimedMessage) -> BasicProperties:
+    """Properties and headers of a claimed message."""
     headers: dict[str, Any] = {
         "packhorse-queue": message.queue_name,
         "packhorse-attempt": message.attempt,
@@ -82,8 +82,8 @@ def properties_of(message: ClaimedMessage, expires_at: float | None = None) -> B
         headers["packhorse-conversation-key"] = message.conversation_key
     if message.trace_context is not None:
         headers["packhorse-trace-context"] = message.trace_context
-    if expires_at is not None:
-        headers["packhorse-expires-at"] = f"{expires_at:.6f}"
+    if message.expires_at is not None:
+        headers["packhorse-expires-at"] = f"{message.expires_at:.6f}"
     correlation_id = message.correlation_id
     if correlation_id is not None and len(correlation_id.encode()) > MOST_SHORT:
         headers["packhorse-correlation-id"], correlation_id = correlation_id, None
@@ -109,11 +109,9 @@ class RelayedMessage(ClaimedMessage):
     """A message that comes from RabbitMQ. It has no lease: the broker holds it until it is acknowledged, and
     lease_until is the end of time.
 
-    expires_at: Unix seconds; None: always worth doing. Raises UndecodableMessage when the properties are not
-    those of a relay; what is in the body is looked at by decode(), inside the guarded block, as of a row.
+    Raises UndecodableMessage when the properties are not those of a relay; what is in the body is looked at
+    by decode(), inside the guarded block, as of a row.
     """
-
-    expires_at: float | None = None
 
     def __init__(self, body: bytes, properties: BasicProperties, claimed_at: float) -> None:
         headers: dict[str, Any] = properties.headers or {}

@@ -88,7 +88,7 @@ class Heartbeat(Service):
         self._steps = dict.fromkeys(store.UPKEEP_STEPS, 0.0)
         self.rescued_total = 0
         self._more_to_rescue = False
-        self._registration: tuple[list[str], list[str], int, bool, str] | None = None
+        self._registration: tuple[list[str], list[str], int, bool, str, str | None] | None = None
 
     def register(
         self,
@@ -98,11 +98,12 @@ class Heartbeat(Service):
         threads: int,
         isolation: bool = False,
         policies: str = "{}",
+        forward: str | None = None,
     ) -> None:
         """The process starts: declares its queues and types. Repeated by a beat after the process was
         forgotten.
         """
-        self._registration = queues, types, threads, isolation, policies
+        self._registration = queues, types, threads, isolation, policies, forward
         host, lease = socket.gethostname(), self._settings.lease_seconds
         problems = self._problems()
         store.register(
@@ -119,6 +120,7 @@ class Heartbeat(Service):
             policies,
             problems,
             self._daemon_id,
+            forward,
         )
         self._learn(connection)
 

@@ -84,6 +84,8 @@ class ClaimedMessage(MessageProxy):
     #: Has its handler, or something of middleware, given it up? dramatiq's name.
     failed = False
     outcome: Outcome | None = None
+    #: When it is not worth doing any more: Unix seconds, by the clock of the database. Only a relay knows it.
+    expires_at: float | None = None
     #: Set by the slot when the handler starts (monotonic; 0: it has not), and by the pool when it has ended.
     started_at = 0.0
     ran_seconds = 0.0

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -67,7 +67,7 @@ class Intake:
 
     def __init__(self, kind: Kind, pace: Pace, claims: Claims) -> None:
         self.pool = kind.pool
-        self.types = claimed_as(kind.types, claims.types)
+        self.types = claimed_as(kind.types, claims.types) if claims.forward is None else None
         self._patterns = [name for name in kind.types if is_pattern(name)]
         self._most = kind.most
         self.pace = pace
@@ -141,6 +141,7 @@ class Intake:
                     request.look.until,
                     claims.isolation,
                     first,
+                    claims.forward,
                 )
         except Exception as error:
             if request.limit:
@@ -171,6 +172,10 @@ class Intake:
         self._successors.ids = list(hints.promoted)
         if hints.isolated:
             claims.on_isolated()
+        if claims.forward is not None:
+            claims.on_forwarded(hints.forwarded)
+            for message in claimed if hints.expires else ():
+                message.expires_at = hints.expires.get(message.id)
         if claimed and not claims.isolation:  # those have an index, and a place in time, of their own
             last: dict[tuple[str, int], str] = {}
             for message in claimed:
@@ -235,7 +240,8 @@ class Claims:
     """The intakes of a process, and what they share. Used by the fetcher's thread, but for `woken`.
 
     lost: what was leased to us without our knowing. isolation: they claim messages that were there when two
-    processes died, and no others; on_isolated: told that such messages wait.
+    processes died, and no others; on_isolated: told that such messages wait. forward: of a relay, which takes
+    every type from queues that go there, and no others; on_forwarded: told which ones do, with each claim.
     """
 
     def __init__(
@@ -249,17 +255,21 @@ class Claims:
         *,
         isolation: bool = False,
         on_isolated: Callable[[], None] = lambda: None,
+        forward: str | None = None,
+        on_forwarded: Callable[[Sequence[str]], None] = lambda queues: None,
     ) -> None:
         self.link = link
         self.worker_id = worker_id
         self.isolation = isolation
         self.on_isolated = on_isolated
+        self.forward = forward
+        self.on_forwarded = on_forwarded
         self.settings = settings
         self.lease = f"{settings.lease_seconds} seconds"
         self.queues = queues
         self.meter = meter
         self.types = sorted({name for kind in kinds for name in kind.types})
-        self.wakeups = Wakeups(link, queues, self.types, lambda: bool(settings.listens))
+        self.wakeups = Wakeups(link, queues, self.types, lambda: bool(settings.listens), forward)
         self.lost = LostClaims(link, worker_id, settings.lease_seconds)
         paces = {
             id(kind.pool): Pace(kind.pool.size, max(settings.batch_size, kind.pool.size)) for kind in kinds
@@ -273,7 +283,7 @@ class Claims:
     # -- what happens between claims ------------------------------------------------------------------
     def intake_of(self, message: ClaimedMessage) -> Intake:
         """The one that has claimed it."""
-        return self._by_type[message.actor_name]
+        return self.intakes[0] if self.forward is not None else self._by_type[message.actor_name]
 
     def in_turn(self) -> list[Intake]:
         """All of them, another one first each time."""

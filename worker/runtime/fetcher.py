@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 from packhorse.worker.attempt.messages import ClaimedMessage
@@ -42,7 +42,7 @@ class Fetcher(Service):
 
     kinds: what each pool runs. finished: filled by the pools. draining: no further claims. quiet: none for
     now. isolation: it claims messages that were there when two processes died, and no others. on_isolated:
-    told that such messages wait.
+    told that such messages wait. forward, on_forwarded: of a relay, see Claims.
     """
 
     name = "fetcher"
@@ -63,6 +63,8 @@ class Fetcher(Service):
         *,
         isolation: bool = False,
         on_isolated: Callable[[], None] = lambda: None,
+        forward: str | None = None,
+        on_forwarded: Callable[[Sequence[str]], None] = lambda queues: None,
     ) -> None:
         super().__init__()
         self._broker = broker
@@ -81,6 +83,8 @@ class Fetcher(Service):
             meter,
             isolation=isolation,
             on_isolated=on_isolated,
+            forward=forward,
+            on_forwarded=on_forwarded,
         )
         self._writer = OutcomeWriter(self._link, broker, self.in_flight.refused)
         self.finished: deque[ClaimedMessage] = deque()

@@ -37,15 +37,21 @@ PRESS_MOST_SECONDS = 1.0
 class Wakeups:
     """Used by the fetcher's thread, but for `woken`.
 
-    types: what this worker runs. listening: does a NOTIFY reach us now?
+    types: what this worker runs; forward: where it publishes instead. listening: does a NOTIFY reach us now?
     """
 
     def __init__(
-        self, link: Link, queues: list[str], types: list[str], listening: Callable[[], bool]
+        self,
+        link: Link,
+        queues: list[str],
+        types: list[str],
+        listening: Callable[[], bool],
+        forward: str | None = None,
     ) -> None:
         self._link = link
         self._queues = queues
         self._types = types
+        self._forward = forward
         self.listening = listening
         self._asleep_at = -inf  # when we asked for NOTIFY (monotonic)
         # notifications per queue since _heard_at; written by the listener's thread
@@ -112,7 +118,9 @@ class Wakeups:
             self._keep_at = now + KEEP_SECONDS
             if self.attending:
                 with self._link.connection() as connection:
-                    lost = store.keep_attending(connection, self.attending, self._types, ATTEND_SECONDS)
+                    lost = store.keep_attending(
+                        connection, self.attending, self._types, ATTEND_SECONDS, self._forward
+                    )
                 self.attending = [queue for queue in self.attending if queue not in lost]
         hot = (
             self._queues
@@ -125,7 +133,7 @@ class Wakeups:
         if backlog:
             self._press_at = now + PRESS_MOST_SECONDS  # by others, it may be
         with self._link.connection() as connection:
-            got = store.attend_queues(connection, hot, self._types, ATTEND_SECONDS)
+            got = store.attend_queues(connection, hot, self._types, ATTEND_SECONDS, self._forward)
         if got:
             if not self.attending:
                 self._keep_at = now + KEEP_SECONDS

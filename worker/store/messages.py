@@ -117,6 +117,7 @@ def complete_and_claim(
     until: list[str | None] | None = None,
     isolated: bool = False,
     first: list[int] | None = None,
+    forward: str | None = None,
 ) -> tuple[list[ClaimRow], Hints]:
     """Complete these, claim those: one round trip, one commit. Rows of messages as in the statement
     `complete_and_claim`, and the hints.
@@ -125,7 +126,8 @@ def complete_and_claim(
     looks
     from the start, or without an end.
     isolated: those that were there when two processes died, and no others. first: messages whose conversation
-    went on, to be looked at wherever they are. Source: migrations/functions/claim.sql
+    went on, to be looked at wherever they are. forward: of queues that are forwarded to there; None: of those
+    that are not forwarded. Source: migrations/functions/claim.sql
     """
     rows = connection.execute(
         _COMPLETE_AND_CLAIM,
@@ -141,6 +143,7 @@ def complete_and_claim(
             isolated,
             _array(first or []),
             until,
+            forward,
         ),
     ).fetchall()
     if not rows or rows[-1][0] is None:
@@ -151,6 +154,8 @@ def complete_and_claim(
         tuple(said.get("promoted", ())),
         said.get("next_in"),
         said.get("isolated", False),
+        tuple(said.get("forwarded", ())),
+        {int(message_id): at for message_id, at in said.get("expires", {}).items()},
     )
 
 
@@ -379,19 +384,29 @@ def announce_sleep(connection: DeadlineConnection, queues: list[str], seconds: f
 
 
 def attend_queues(
-    connection: DeadlineConnection, queues: list[str], types: list[str], seconds: float
+    connection: DeadlineConnection,
+    queues: list[str],
+    types: list[str],
+    seconds: float,
+    forward: str | None = None,
 ) -> list[str]:
-    """Monitor those of these queues that nobody watches, for a worker that runs these types; returns
-    which.
+    """Monitor those of these queues that nobody watches, for a worker that runs these types, or a relay to
+    `forward`; returns which.
     """
-    return list(connection.execute(sql("attend_queues"), (queues, types, seconds)).fetchone()[0])  # type: ignore[index]
+    row = connection.execute(sql("attend_queues"), (queues, types, seconds, forward)).fetchone()
+    return list(row[0])  # type: ignore[index]
 
 
 def keep_attending(
-    connection: DeadlineConnection, queues: list[str], types: list[str], seconds: float
+    connection: DeadlineConnection,
+    queues: list[str],
+    types: list[str],
+    seconds: float,
+    forward: str | None = None,
 ) -> list[str]:
     """Monitor these queues for longer; returns those that have to be left."""
-    return list(connection.execute(sql("keep_attending"), (queues, types, seconds)).fetchone()[0])  # type: ignore[index]
+    row = connection.execute(sql("keep_attending"), (queues, types, seconds, forward)).fetchone()
+    return list(row[0])  # type: ignore[index]
 
 
 def hand_over_queues(connection: DeadlineConnection, queues: list[str], *, wake: bool, leave: bool) -> None:

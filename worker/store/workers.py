@@ -40,10 +40,11 @@ def register(
     policies: str,
     problems: list[str],
     daemon: UUID | None = None,
+    forward: str | None = None,
 ) -> None:
     """A process starts; declares its queues and types. policies: JSON text, by type: see register_worker in
     migrations/functions/workers.sql. problems: what its predecessor could not do. daemon: the parent of the
-    process; None: it has none.
+    process; None: it has none. forward: where it takes messages of forwarded queues; None: it runs them.
     """
     connection.execute(
         sql("register_worker"),
@@ -60,6 +61,7 @@ def register(
             policies,
             problems,
             daemon,
+            forward,
         ),
     )
 

@@ -10,7 +10,7 @@ from packhorse.count_dead_letters(greatest(100, least(%(limit)s,
 select name::text as name, paused_at, paused_by, fair_share, max_concurrency, max_concurrency_per_key,
   rate_limit_per_key, rate_interval_per_key::text, rate_burst_per_key, rate_limit,
   rate_interval::text, rate_burst, on_dead,
-  failure_breaker, max_attempts, keep_done::text
+  failure_breaker, forward, max_attempts, keep_done::text
 from packhorse.queues order by name limit 1000;
 
 -- name: inspect_types

@@ -7,7 +7,7 @@ select hints::text, id, lease_token, queue, message_type, payload, options, prio
   date_part('epoch', clock_timestamp() - least(greatest(created_at, '1970-01-01'), '9999-01-01')),
   date_part('epoch', clock_timestamp() - least(greatest(run_at, '1970-01-01'), '9999-01-01')), steps
 from packhorse.complete_and_claim_messages(%s::bigint[], %s::bigint[], %s, %s, %s, %s, %s, %s::timestamptz[],
-  %s, %s::bigint[], %s::timestamptz[]);
+  %s, %s::bigint[], %s::timestamptz[], %s::text);
 
 -- name: complete
 -- Complete messages; the ids that were completed.
@@ -130,11 +130,11 @@ select packhorse.announce_sleep(%s, make_interval(secs => %s));
 
 -- name: attend_queues
 -- Monitor queues that nobody watches; which ones.
-select packhorse.attend_queues(%s::text[], %s::text[], make_interval(secs => %s));
+select packhorse.attend_queues(%s::text[], %s::text[], make_interval(secs => %s), %s::text);
 
 -- name: keep_attending
 -- Monitor them for longer; which ones not.
-select packhorse.keep_attending(%s::text[], %s::text[], make_interval(secs => %s));
+select packhorse.keep_attending(%s::text[], %s::text[], make_interval(secs => %s), %s::text);
 
 -- name: hand_over_queues
 -- Wake who sleeps; watch no longer, or go on.

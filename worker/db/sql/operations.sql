@@ -9,7 +9,7 @@ select name, paused_at, paused_by, fair_share, max_concurrency, max_concurrency_
   rate_limit_per_key, rate_interval_per_key::text, rate_burst_per_key, rate_limit, rate_interval::text,
   rate_burst,
   keep_done::text, max_attempts, crash_limit, backoff_initial::text, backoff_multiplier, backoff_max::text,
-  backoff_jitter, on_dead, failure_breaker, created_at, updated_at
+  backoff_jitter, on_dead, failure_breaker, forward, created_at, updated_at
 from packhorse.queues where name = %s;
 
 -- name: retry_span

@@ -1,7 +1,7 @@
 -- name: register_worker
 -- A worker process starts.
 select packhorse.register_worker(%s, %s, %s, %s, %s, %s, %s, make_interval(secs => %s), %s, %s::jsonb,
-  %s::text[], %s);
+  %s::text[], %s, %s::text);
 
 -- name: asked_of_worker
 -- What operators have asked of its daemon.

@@ -36,6 +36,7 @@ SETTINGS = {
     "backoff_jitter": ("Jitter", "0 to 1"),
     "on_dead": ("A dead letter of a conversation", "release or block"),
     "failure_breaker": ("Failure breaker", "after so many failures of one cause; empty: none"),
+    "forward": ("Forwarded to", "amqp: a relay publishes its messages to RabbitMQ; empty: workers run them"),
     "keep_done": ("Done messages are kept", "7 days, 0"),
 }
 
