@@ -21,7 +21,7 @@ from benchmarks.harness.stats import percentile
 from benchmarks.metrics import web_process
 from benchmarks.metrics.base import Case, Number
 from benchmarks.metrics.web_process import VIEWERS, PageProcess
-from benchmarks.metrics.web_rows import Rows, fill
+from benchmarks.metrics.web_rows import Rows, fill, tidy, touch
 from benchmarks.systems.base import Stores, System
 from benchmarks.systems.packhorse import Adapter
 
@@ -66,22 +66,29 @@ def addresses(rows: Rows) -> dict[str, str]:
 
 
 def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
-    """p50 and p95 of each screen, and its bytes; then what web_process.py measures. Only Packhorse lists this
-    case.
+    """p50 and p95 of each screen, and its bytes; the same while vacuum has not seen the last changes; then
+    what web_process.py measures. Only Packhorse lists this case.
     """
     assert isinstance(system, Adapter), "only Packhorse lists these cases"
     rows = Rows(settings.backlog, settings.archived)
+    begun = time.monotonic()
     fill(system.store_url(), rows)
+    yield Number("web", "build", 1, time.monotonic() - begun, "s")
     for name, times, size in screens(system.store_url(), rows):
         yield Number("web", f"{name}: p50", 1, percentile(times, 0.5), "ms")
         yield Number("web", f"{name}: p95", 1, percentile(times, 0.95), "ms")
         yield Number("web", f"{name}: size", 1, size / 1024, "KiB")
+    touch(system.store_url(), rows)
+    for name, times, _ in screens(system.store_url(), rows):
+        yield Number("web", f"not vacuumed: {name}: p50", 1, percentile(times, 0.5), "ms")
+        yield Number("web", f"not vacuumed: {name}: p95", 1, percentile(times, 0.95), "ms")
+    tidy(system.store_url())
     paths = list(addresses(rows).values())
     page = PageProcess(system)
     try:
         yield Number("web", "first load", 1, web_process.first_load(page) / 1024, "KiB")
-        begun, ended = web_process.memory(page, paths)
-        yield Number("web", "memory at the beginning", 1, begun, "MiB")
+        before, ended = web_process.memory(page, paths)
+        yield Number("web", "memory at the beginning", 1, before, "MiB")
         yield Number("web", f"memory after {web_process.REQUESTS:,} requests", 1, ended, "MiB")
         yield from viewers(system, page, paths[:VIEWERS], settings)
     finally:

@@ -27,7 +27,7 @@ from benchmarks.systems.packhorse import Adapter, command
 
 LOGIN = "bench_web"
 VIEWERS = 20
-SETTLE_SECONDS, WATCH_SECONDS = 15.0, 60.0
+SETTLE_SECONDS, WATCH_SECONDS = 10.0, 30.0
 REQUESTS, AT_ONCE = 20_000, 4
 #: With and without viewers, in an order in which a steady drift of the machine favours neither.
 DRAINS = (False, True, True, False, False, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import psycopg
@@ -57,11 +58,27 @@ class Rows:
         return self.dead + self.archived + self.live
 
 
+#: An eighth of the live messages is changed, one in seven leaves from the front of its queue and comes again;
+#: a quarter of the dead letters is changed. The last ten stay: pages show them.
+TOUCH = (
+    "alter table packhorse.message_queue set (autovacuum_enabled = false)",
+    "alter table packhorse.dead_letters set (autovacuum_enabled = false)",
+    """with gone as (select id from packhorse.message_queue where state = 'pending' and run_at <= now()
+  and id < %(last)s - 10 order by run_at limit (select count(*) / 7 from packhorse.message_queue))
+delete from packhorse.message_queue q using gone g where q.id = g.id""",
+    """insert into packhorse.message_queue (queue, message_type, payload, run_at)
+select 'q' || n %% 10, 'type' || n %% 20, '{}', now() + make_interval(secs => n %% 7200 - 3600)
+from generate_series(1, %(live)s / 7) n""",
+    "update packhorse.message_queue set attempt = attempt + 1 where id %% 8 = 3",
+    "update packhorse.dead_letters set priority = priority where id %% 4 = 1",
+)
+
+
 def fill(url: str, rows: Rows) -> None:
-    """The rows, and statistics about them. Takes minutes for millions."""
-    given = {"live": rows.live, "archived": rows.archived, "dead": rows.dead, "last": rows.last}
+    """The rows, and statistics about them; two at a time. Takes a minute or two for millions."""
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("set synchronous_commit = off")
+        connection.execute("alter system set max_wal_size = '8GB'")  # no checkpoint after each GB
+        connection.execute("select pg_reload_conf()")
         for days in range(1, 8):
             found = connection.execute(DAY, (days,)).fetchone()
             assert found is not None
@@ -72,14 +89,45 @@ def fill(url: str, rows: Rows) -> None:
             )
         for number in range(10):
             connection.execute("select packhorse.declare_queue(%s)", (f"q{number}",))
-        connection.execute(FILL_DEAD, given)
-        # an index is built faster than kept
-        connection.execute("drop index packhorse.message_archive_id_idx")
-        connection.execute(FILL_ARCHIVE, given)
-        connection.execute("create index message_archive_id_idx on packhorse.message_archive (id)")
-        connection.execute(FILL_LIVE, given)
         # what is enqueued from now on comes behind
         connection.execute("select setval('packhorse.message_queue_id_seq', %s)", (rows.last + 1000,))
-        for table in ("message_queue", "message_archive", "dead_letters"):
-            connection.execute(sql.SQL("vacuum (analyze) packhorse.{}").format(sql.Identifier(table)))
+        with ThreadPoolExecutor(2) as two:
+            list(two.map(lambda part: part(url, rows), (_fill_archive, _fill_others)))
+        connection.execute("alter system reset max_wal_size")
+        connection.execute("select pg_reload_conf()")
         connection.execute("checkpoint")
+
+
+def touch(url: str, rows: Rows) -> None:
+    """What a busy hour leaves: changed rows on almost every page, no vacuum since."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in TOUCH:
+            connection.execute(statement, {"live": rows.live, "last": rows.last})
+
+
+def tidy(url: str) -> None:
+    """End that."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        for table in ("message_queue", "dead_letters"):
+            connection.execute(
+                sql.SQL("alter table packhorse.{} reset (autovacuum_enabled)").format(sql.Identifier(table))
+            )
+            connection.execute(sql.SQL("vacuum (analyze) packhorse.{}").format(sql.Identifier(table)))
+
+
+def _fill_archive(url: str, rows: Rows) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("set synchronous_commit = off")
+        # an index is built faster than kept
+        connection.execute("drop index packhorse.message_archive_id_idx")
+        connection.execute(FILL_ARCHIVE, {"archived": rows.archived, "dead": rows.dead})
+        connection.execute("create index message_archive_id_idx on packhorse.message_archive (id)")
+        connection.execute("vacuum (analyze) packhorse.message_archive")
+
+
+def _fill_others(url: str, rows: Rows) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("set synchronous_commit = off")
+        connection.execute(FILL_DEAD, {"dead": rows.dead})
+        connection.execute(FILL_LIVE, {"live": rows.live, "last": rows.last})
+        connection.execute("vacuum (analyze) packhorse.message_queue, packhorse.dead_letters")

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
+from packhorse.worker.web.access import Role, Visitor
 from packhorse.worker.web.pages import SCREENS, message, partitions
 from tests.support.cli import Cli
 from tests.support.furnished import BLOCKED, DEAD, DONE, HOSTILE, RUNNING, SCHEDULED, WAITING, furnish
@@ -145,35 +146,125 @@ def test_no_screen_shows_values_of_payloads_and_steps_to_anybody(database: Datab
     assert "15 characters" in words(shown(browser, f"/messages/{WAITING}"))
 
 
-def test_a_viewer_sees_errors_without_personal_data_and_an_operator_whole(
+#: Quotes a payload: a name, which no pattern finds, and a phone number.
+QUOTED = "no room for Zanzibar Smith, call +250788123456"
+
+
+def with_quoted_payload(database: Database) -> None:
+    """Errors everywhere whose texts, and nothing else, are QUOTED."""
+    furnish(database, QUOTED)
+    texts = "conversation_key = null, concurrency_key = null, correlation_id = null, steps = null, payload = '{}', options = '{}'"
+    history = (
+        'select jsonb_agg(e || \'{"error_class": "E", "error_code": "c"}\') from jsonb_array_elements(history) e'
+        " where jsonb_typeof(e) = 'object' and e ? 'traceback'"
+    )
+    database.query(
+        f"update dead_letters set {texts}, error_class = 'E', error_code = null, error_details = null, history = ({history})"
+    )
+    error = "error = error - 'code' - 'details' || '{\"class\": \"E\"}'"
+    database.query(f"update message_queue set {texts}, dedup_key = null, {error}, history = ({history})")
+    archived = texts.replace(" concurrency_key = null,", "").replace(" steps = null,", "")
+    database.query(f"update message_archive set {archived}, reason = null, {error}, history = ({history})")
+    for table in ("operator_actions", "scopes", "daemon_requests", "backfills", "detached_partitions"):
+        database.query(f"delete from {table}")
+    database.query("update maintenance_runs set gate = null, triggered_by = 'ann'")
+    database.query("update maintenance_tasks set policy = '{}'")
+    database.query("update schedule_runs set triggered_by = 'ann'")
+    database.query("update workers set hostname = 'h', problems = '{}'")
+    database.query("update service_endpoints set endpoint = 'a'")
+
+
+#: Where texts of errors stand.
+TELLING = (
+    "/dead-letters",
+    "/dead-letters/groups/cause",
+    f"/dead-letters/{DEAD}",
+    f"/messages/{DEAD}",
+    f"/messages/{DONE}",
+    f"/messages/{RUNNING}",
+    f"/messages/{WAITING}",
+    f"/messages/{BLOCKED}",
+    "/services",
+)
+
+
+def test_texts_of_errors_are_hidden_from_viewers_and_without_personal_data_for_others(
     database: Database, page: Page
 ) -> None:
-    furnish(database, "call +250788123456 failed")
-    texts = "conversation_key = null, concurrency_key = null, correlation_id = null, steps = null, payload = '{}', options = '{}'"
-    database.query(
-        f"update dead_letters set {texts}, error_class = 'E', error_code = null, error_details = null"
-    )
-    database.query(
-        f"update message_queue set {texts}, dedup_key = null, error = error - 'code' - 'details' || '{{\"class\": \"E\"}}' where id = %s",
-        WAITING,
-    )
-    database.query(
-        'update message_queue set history = jsonb_set(history - 2, \'{0}\', history -> 0 || \'{"error_class": "E", "error_code": "c"}\') - 1 where id = %s',
-        WAITING,
-    )
-    database.query("update dead_letters set history = null")
-    database.query("delete from operator_actions")
-    database.query("delete from scopes")
+    with_quoted_payload(database)
+    browsers = {role: page.browser(page.token(role)) for role in ("viewer", "operator", "admin")}
+    for address in (*addresses("nobody"), f"/messages/{BLOCKED}"):
+        seen = {
+            role: [unescape(shown(browser, address)), unescape(browser.fragment(address).text)]
+            for role, browser in browsers.items()
+        }
+        for role, htmls in seen.items():
+            for html in htmls:
+                # what schedules and maintenance say is of the operators' own work
+                if role == "viewer" or not address.startswith(("/schedules", "/maintenance", "/workers")):
+                    assert "+250788123456" not in html, (role, address)
+        if address.startswith(("/schedules", "/maintenance", "/workers")):
+            continue
+        assert not any("Zanzibar" in html for html in seen["viewer"]), address
+        if address in TELLING:
+            assert f"••• {len(QUOTED)} characters" in words(seen["viewer"][0]), address
+            assert "Zanzibar Smith, call +250788***456" in words(seen["operator"][0]), address
+            assert "Zanzibar Smith, call +250788***456" in words(seen["admin"][0]), address
+
+
+def test_a_whole_error_is_revealed_with_its_message_and_that_is_recorded(
+    database: Database, page: Page
+) -> None:
+    with_quoted_payload(database)
+    operator = page.browser(page.token("operator", "olu"))
+    for number in (DEAD, WAITING, DONE):
+        form = f"/acts/message.reveal?id={number}"
+        answer = operator.post(
+            "/acts/message.reveal", {"id": number, "reason": "a call", "step": "do"}, form_on=form
+        )
+        assert answer.status_code == 200, answer.text
+        said = words(answer.text)
+        assert f"Text of its last error {QUOTED}" in said
+        assert said.count(QUOTED) >= 3, "the text, and those of the attempts with a traceback"
+        assert ("Traceback" in said.replace("traceback", "")) == (number == DEAD)
+    assert database.query(
+        "select operator, reason, message_id from operator_actions where action = 'reveal_message' order by id"
+    ) == [("olu", "a call", number) for number in (DEAD, WAITING, DONE)]
+
+
+def test_why_the_database_refuses_a_completion_is_not_for_viewers(database: Database, page: Page) -> None:
+    with_quoted_payload(database)
+    database.query("update message_queue set completion_refused_at = now() where id = %s", RUNNING)
     viewer, operator = page.browser(page.token("viewer")), page.browser(page.token("operator"))
-    for address in (
-        f"/dead-letters/{DEAD}",
-        "/dead-letters",
-        "/dead-letters/groups/cause",
-        f"/messages/{WAITING}",
-    ):
-        assert "+250788123456" not in shown(viewer, address), address
-        assert "+250788***456" in shown(viewer, address), address
-        assert "+250788123456" in shown(operator, address), address
+    said = words(shown(viewer, f"/messages/{RUNNING}"))
+    assert "the database refused to write that. It does not run again" in said
+    assert "refused to write that: no room for Zanzibar" in words(shown(operator, f"/messages/{RUNNING}"))
+    assert "Zanzibar" not in words(shown(viewer, "/"))
+
+
+def test_what_a_worker_cannot_do_is_shown_to_viewers_as_in_the_log(database: Database, page: Page) -> None:
+    furnish(database)
+    database.query("update workers set problems = '{claim of +250788123456 fails}'")
+    viewer, operator = page.browser(page.token("viewer")), page.browser(page.token("operator"))
+    for address in ("/", "/workers"):
+        html = unescape(shown(viewer, address))
+        assert "claim of +250788***456 fails" in html and "+250788123456 fails" not in html, address
+        assert "claim of +250788123456 fails" in unescape(shown(operator, address)), address
+
+
+def test_a_correlation_id_that_looks_personal_is_shown_to_viewers_as_in_the_log(
+    database: Database, page: Page
+) -> None:
+    furnish(database)
+    database.query("update message_queue set correlation_id = '+250788123456' where id = %s", WAITING)
+    viewer, operator = page.browser(page.token("viewer")), page.browser(page.token("operator"))
+    html = shown(viewer, f"/messages/{WAITING}")
+    assert "250788123456" not in html and "+250788***456" in html
+    assert "+250788123456" in shown(operator, f"/messages/{WAITING}")
+    assert "is compared exactly" in shown(viewer, "/messages?where=correlation%3D%2B25*")
+    assert f'href="/messages/{WAITING}"' in shown(
+        viewer, "/messages?where=correlation%3D%22%2B250788123456%22"
+    )
 
 
 def test_a_large_payload_is_a_small_page(database: Database, page: Page) -> None:
@@ -415,15 +506,16 @@ def test_the_timeline_of_a_table_is_to_scale() -> None:
 
 
 def test_an_entry_of_a_history_that_nobody_wrote_by_the_rules_is_shown_as_far_as_it_can_be() -> None:
+    ada = Visitor("ada", Role.ADMIN, "", "loopback")
     found = message.attempts_of(
         [{"attempt": "x", "at": "yesterday", "event": None}, 5, None, {"event": "retry", "error_class": "E"}],
-        plain=True,
+        ada,
     )
     assert [(entry.event, entry.number, entry.at, entry.is_failure) for entry in found] == [
         ("retry", None, None, True),
         ("unknown", None, "yesterday", False),
     ]
-    assert message.attempts_of({"not": "a list"}, plain=True) == () == message.attempts_of(None, plain=True)
+    assert message.attempts_of({"not": "a list"}, ada) == () == message.attempts_of(None, ada)
 
 
 def test_the_command_beside_a_screen_is_one_that_the_command_line_knows(

@@ -123,8 +123,8 @@ def editable(connection: DeadlineConnection, message_id: int) -> Editable | None
 
 
 def reveal(connection: DeadlineConnection, message_id: int, operator: str, reason: str | None) -> Row | None:
-    """state, payload, options, error_details, steps of one message, wherever it is; recorded. None when
-    nothing has this id.
+    """state, payload, options, error_details, steps, error_message, traceback, history of one message,
+    wherever it is; recorded. None when nothing has this id.
     """
     found = rows(connection, "reveal_message", (message_id, operator, reason))
     return found[0] if found else None

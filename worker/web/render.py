@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -23,6 +24,11 @@ TEMPLATES = FOLDER / "templates"
 NOTHING = "–"
 #: Of a payload so many places and characters of a text are shown; what is deeper is cut.
 MOST_PLACES, MOST_CHARACTERS, MOST_DEPTH = 2000, 20_000, 40
+#: Control characters but newline and tab, those without width, those that turn the direction of writing,
+#: halves of characters.
+_HARMFUL = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u2069\\ufeff\\ud800-\\udfff]"
+)
 _UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 _SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -144,17 +150,7 @@ def visible(value: Any) -> str:
     """A text whose control characters, and those that turn the direction of writing, are seen instead of
     obeyed.
     """
-    return "".join(
-        character if _harmless(character) else f"\\u{ord(character):04x}" for character in str(value)
-    )
-
-
-def _harmless(character: str) -> bool:
-    code = ord(character)
-    if code < 0x20:
-        return character in "\n\t"
-    return not (0x7F <= code < 0xA0 or 0x200B <= code <= 0x200F or 0x2028 <= code <= 0x202E or 0x2060 <= code <= 0x2069 or code == 0xFEFF
-                or 0xD800 <= code <= 0xDFFF)  # fmt: skip
+    return _HARMFUL.sub(lambda found: f"\\u{ord(found[0]):04x}", str(value))
 
 
 def payload_rows(value: Any, masked: bool = True) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from packhorse.worker.config import Settings
 from packhorse.worker.version import __version__
-from packhorse.worker.web import render
+from packhorse.worker.web import masks, render
 from packhorse.worker.web.access import Access, Role, Visitor
 from packhorse.worker.web.acts import ACTS
 from packhorse.worker.web.forms import Notices
@@ -107,6 +107,8 @@ class Frame:
             "csrf": self.access.csrf(visit.visitor),
             "can": lambda role: visit.visitor is not None and visit.visitor.may(Role[role.upper()]),
             "key_text": lambda key: self.key_text(visit.visitor, key),
+            "error_text": lambda text: masks.error_text(text, visit.visitor),
+            "log_text": lambda text: masks.log_text(text, visit.visitor),
             "query": dict(visit.request.query_params),
             "outdated": None,
             "moment": None,

@@ -132,7 +132,8 @@ select packhorse.set_message_limits(%s, %s, %s::timestamptz, %s, %s);
 
 -- name: reveal_message
 -- What one message carries; the look is recorded.
-select state, payload, options, error_details, steps from packhorse.reveal_message(%s, %s, %s);
+select state, payload, options, error_details, steps, error_message, traceback, history
+from packhorse.reveal_message(%s, %s, %s);
 
 -- name: message_payload
 -- State and payload of one message, who holds it, the names of its steps, and its limits while it lives.

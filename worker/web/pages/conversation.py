@@ -15,9 +15,9 @@ from packhorse.worker.ops.conversations import Conversation
 from packhorse.worker.records import Row
 from packhorse.worker.store import browse
 from packhorse.worker.store.browse import Page
+from packhorse.worker.web import masks
 from packhorse.worker.web.access import Role
 from packhorse.worker.web.pages import parameters
-from packhorse.worker.web.pages.message import told
 from packhorse.worker.web.reading import Reader
 from packhorse.worker.web.screens import Query
 
@@ -74,7 +74,7 @@ async def load(reader: Reader, query: Query) -> ConversationPage:
     live = found.messages if found is not None and before is None else []
     rows = tuple(sorted([*archive.rows, *live], key=lambda row: row["id"]))
     if found is not None:
-        found = replace(found, held_by=told(found.held_by, plain=plain, keys=(key,)))
+        found = replace(found, held_by=masks.log_text(found.held_by, query.visitor, (key,)))
     shown = key if plain or typed is not None else "KEY"
     return ConversationPage(
         key,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from packhorse.worker.records import Row
 from packhorse.worker.store import browse, dead_letters
-from packhorse.worker.web.access import Role
+from packhorse.worker.web import masks
 from packhorse.worker.web.pages import message, parameters
 from packhorse.worker.web.pages.message import Attempt
 from packhorse.worker.web.reading import Reader
@@ -43,15 +43,14 @@ async def load(reader: Reader, query: Query) -> DeadLetterPage:
     letter = await reader.ask("dead letter", 2.0, dead_letters.show, number)
     actions = await reader.ask("message actions", 2.0, browse.actions_of, number)
     steps = tuple(step for step in (letter["steps"] or ()) if isinstance(step, dict))
-    plain, keys = query.visitor.may(Role.OPERATOR), message.keys_of(letter)
     return DeadLetterPage(
         letter=letter,
         payload=payload_rows(letter["payload"]),
         options=payload_rows(letter["options"]),
         error_details=payload_rows(letter["error_details"]),
-        error_message=message.told(letter["error_message"], plain=plain, keys=keys),
-        traceback=message.told(letter["traceback"], plain=plain, keys=keys),
-        attempts=message.attempts_of(letter["history"], plain=plain, keys=keys),
+        error_message=masks.error_text(letter["error_message"], query.visitor),
+        traceback=masks.error_text(letter["traceback"], query.visitor),
+        attempts=message.attempts_of(letter["history"], query.visitor),
         steps=steps,
         actions=actions,
         command=f"packhorse dead-letter show {number}",

@@ -9,9 +9,8 @@ from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.records import Row
 from packhorse.worker.store import browse
 from packhorse.worker.store.browse import Page
-from packhorse.worker.web.access import Role
+from packhorse.worker.web import masks
 from packhorse.worker.web.pages import parameters
-from packhorse.worker.web.pages.message import keys_of, told
 from packhorse.worker.web.reading import Reader
 from packhorse.worker.web.screens import Query
 
@@ -42,13 +41,11 @@ async def load(reader: Reader, query: Query) -> DeadLetterGroupPage:
         )
     before, after = query.integer("before"), query.integer("after")
     group = await reader.ask("dead letter group", 2.0, browse.group, fingerprint)
-    plain = query.visitor.may(Role.OPERATOR)
     if group is not None:
-        group = {
-            **group,
-            "error_message": told(group["error_message"], plain=plain, keys=keys_of(group)),
-            "traceback": told(group["traceback"], plain=plain, keys=keys_of(group)),
+        texts = {
+            name: masks.error_text(group[name], query.visitor) for name in ("error_message", "traceback")
         }
+        group = {**group, **texts}
     page = await reader.ask(
         "dead letters of a group", 2.0, browse.group_letters, fingerprint, before, after, parameters.ROWS
     )

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from packhorse.worker.records import Row
 from packhorse.worker.store import browse
-from packhorse.worker.web.access import Role
+from packhorse.worker.web import masks
 from packhorse.worker.web.pages import parameters
-from packhorse.worker.web.pages.message import keys_of, told
 from packhorse.worker.web.pages.parameters import Filter
 from packhorse.worker.web.reading import Reader
 from packhorse.worker.web.screens import Query
@@ -43,9 +42,8 @@ async def load(reader: Reader, query: Query) -> DeadLettersPage:
     groups = await reader.ask(
         "dead letter groups", 15.0 if found.terms else 5.0, browse.groups, found.terms, MOST_GROUPS
     )
-    plain = query.visitor.may(Role.OPERATOR)
     groups = [
-        {**group, "error_message": told(group["error_message"], plain=plain, keys=keys_of(group))}
+        {**group, "error_message": masks.error_text(group["error_message"], query.visitor)}
         for group in groups
     ]
     command = (

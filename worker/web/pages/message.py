@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from packhorse.worker.observe.masking import mask_whole
 from packhorse.worker.records import Gate, Row
 from packhorse.worker.states import LIVE, State
 from packhorse.worker.store import browse, messages, operations
-from packhorse.worker.web.access import Role
+from packhorse.worker.web import masks
+from packhorse.worker.web.access import Visitor
 from packhorse.worker.web.pages import parameters
 from packhorse.worker.web.reading import Reader
 from packhorse.worker.web.render import payload_rows
@@ -85,9 +85,7 @@ async def load(reader: Reader, query: Query) -> MessagePage:
         if message["state"] == "running"
         else None
     )
-    plain = query.visitor.may(Role.OPERATOR)
-    keys = keys_of(message)
-    gates = [replace(gate, detail=told(gate.detail, plain=plain, keys=keys) or "") for gate in gates]
+    gates = [masks.gate(gate, query.visitor, keys_of(message)) for gate in gates]
     stops = _stops(gates, str(message["state"])) if is_live else None
     scheduled = _SCHEDULED.fullmatch(message["correlation_id"] or "")
     return MessagePage(
@@ -97,13 +95,13 @@ async def load(reader: Reader, query: Query) -> MessagePage:
         error_details=payload_rows(message["error_details"]),
         gates=gates,
         stops=stops,
-        attempts=attempts_of(message["history"], plain=plain, keys=keys),
+        attempts=attempts_of(message["history"], query.visitor),
         steps=tuple(step for step in (message["steps"] or ()) if isinstance(step, dict)),
         actions=actions,
         trace_id=trace.group(1) if trace else None,
         schedule=scheduled.group(1) if scheduled else None,
         holder=holder,
-        error_message=told(message["error_message"], plain=plain, keys=keys),
+        error_message=masks.error_text(message["error_message"], query.visitor),
         command=f"packhorse message explain {number}",
     )
 
@@ -122,10 +120,9 @@ def keys_of(row: Row) -> tuple[str, ...]:
     return tuple(str(row[name]) for name in _KEYS if row.get(name))
 
 
-def attempts_of(history: Any, *, plain: bool, keys: tuple[str, ...] = ()) -> tuple[Attempt, ...]:
-    """The entries of a history, newest first; what somebody has put there by hand and is no entry is left
-    out. plain: texts of errors as they are, with the personal data that may stand in them; else without, and
-    without these keys.
+def attempts_of(history: Any, visitor: Visitor) -> tuple[Attempt, ...]:
+    """The entries of a history, newest first, with the texts of errors as this visitor may see them; what
+    somebody has put there by hand and is no entry is left out.
     """
     entries = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
     return tuple(
@@ -135,23 +132,12 @@ def attempts_of(history: Any, *, plain: bool, keys: tuple[str, ...] = ()) -> tup
             moment(_text(entry, "at")),
             _text(entry, "error_class"),
             _text(entry, "error_code"),
-            told(_text(entry, "error_message"), plain=plain, keys=keys),
-            told(_text(entry, "traceback"), plain=plain, keys=keys),
+            masks.error_text(_text(entry, "error_message"), visitor),
+            masks.error_text(_text(entry, "traceback"), visitor),
             _text(entry, "holder"),
         )
         for entry in reversed(entries)
     )
-
-
-def told(text: str | None, *, plain: bool, keys: tuple[str, ...] = ()) -> str | None:
-    """A text of an error or of a gate; not plain: without phone numbers, addresses and secrets, as in the
-    log, and without these keys.
-    """
-    if plain or text is None:
-        return text
-    for key in keys:
-        text = text.replace(key, "•••")
-    return mask_whole(text)
 
 
 def moment(text: str | None) -> str | datetime | None:

@@ -14,8 +14,8 @@ from packhorse.worker.web.screens import Query
 #: Rows of a page that is turned.
 ROWS = 50
 MOST_TEXT = 500
-#: Fields whose values viewers do not see.
-HIDDEN_FIELDS = ("payload", "key", "concurrency")
+#: Fields whose values viewers do not see, or not whole.
+HIDDEN_FIELDS = ("payload", "key", "concurrency", "correlation")
 
 
 @dataclass(frozen=True, slots=True)
