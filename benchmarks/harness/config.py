@@ -52,8 +52,8 @@ class Settings:
     of every drain and of every enqueue run; None = the size each system chose for itself. backlog: messages
     that wait behind the measured ones. archived: ended messages beside those of `web`. snapshot_messages: one
     case per entry. at_once: how many coroutines of `waiting` may run at once; None = the number of each cell.
-    samples: pickup latencies per run. expired: rows that retention removes. idle_seconds: length of the idle
-    observation.
+    samples: pickup latencies per run. expired: rows that retention removes. sessions, session_ids: rows that
+    backfills move. idle_seconds: length of the idle observation.
     """
 
     systems: tuple[str, ...] = ALL_SYSTEMS
@@ -67,6 +67,8 @@ class Settings:
     snapshot_messages: tuple[int, ...] = (200_000,)
     samples: int = 500
     expired: int = 5_000_000
+    sessions: int = 1_000_000
+    session_ids: int = 5_000_000
     idle_seconds: float = 20.0
     results: Path = HOME / "results.json"
 
@@ -77,7 +79,7 @@ class Settings:
 
 def from_env(environ: Mapping[str, str]) -> Settings:
     """Read SYSTEMS, METRICS, CASES, ROUNDS, N, BACKLOG, ARCHIVED, SNAPSHOT_MESSAGES, SAMPLES, EXPIRED,
-    IDLE_SECONDS, AT_ONCE and RESULTS.
+    SESSIONS, SESSION_IDS, IDLE_SECONDS, AT_ONCE and RESULTS.
 
     An unset or empty variable means its default. Raises ConfigError with all problems.
     """
@@ -116,6 +118,8 @@ def from_env(environ: Mapping[str, str]) -> Settings:
         snapshot_messages=numbers("SNAPSHOT_MESSAGES", usual.snapshot_messages),
         samples=number("SAMPLES", usual.samples) or usual.samples,
         expired=number("EXPIRED", usual.expired) or usual.expired,
+        sessions=number("SESSIONS", usual.sessions) or usual.sessions,
+        session_ids=number("SESSION_IDS", usual.session_ids) or usual.session_ids,
         idle_seconds=float(number("IDLE_SECONDS", int(usual.idle_seconds)) or usual.idle_seconds),
         results=Path(environ.get("RESULTS", "").strip() or usual.results),
     )

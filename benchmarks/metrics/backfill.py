@@ -32,10 +32,8 @@ from benchmarks.systems.base import System
 from benchmarks.systems.packhorse import Adapter, command
 
 CASES = [Case("backfill/sessions"), Case("backfill/pickup"), Case("backfill/session-ids")]
-SESSIONS = 1_000_000
 PAIRS = 3
 """How often alone and beside."""
-ROWS = 5_000_000
 WRITERS = 2
 WRITE_SECONDS = 0.01
 """How often a writer writes."""
@@ -83,11 +81,11 @@ def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
     assert isinstance(system, Adapter), "backfills are Packhorse's"
     system.add_platform()
     if case.key == "backfill/sessions":
-        yield from sessions(system)
+        yield from sessions(system, settings.sessions)
     elif case.key == "backfill/pickup":
         yield from pickup(system, settings)
     else:
-        yield from session_ids(system)
+        yield from session_ids(system, settings.session_ids)
 
 
 def run(system: Adapter, name: str) -> subprocess.Popen[bytes]:
@@ -102,25 +100,25 @@ def ended(process: subprocess.Popen[bytes]) -> None:
         raise RuntimeError(f"packhorse backfill run: status {process.returncode}")
 
 
-def fill(system: Adapter) -> None:
+def fill(system: Adapter, rows: int) -> None:
     with psycopg.connect(system.store_url(), autocommit=True) as connection:
         connection.execute(OLD)
-        connection.execute(FILL, (SESSIONS,))
+        connection.execute(FILL, (rows,))
         connection.execute("truncate public.whatsapp_users cascade")
-        connection.execute(PEOPLE, (SESSIONS,))
+        connection.execute(PEOPLE, (rows,))
         connection.execute("vacuum analyze public.ai_agent_sessions, public.whatsapp_users")
     system.server.admin.execute("checkpoint")
 
 
-def sessions(system: Adapter) -> Iterator[Number]:
+def sessions(system: Adapter, rows: int) -> Iterator[Number]:
     """Rows a second: naive, by the engine from its first statement to the last batch, and the whole command
     with its checks and comparison.
     """
-    fill(system)
+    fill(system, rows)
     with psycopg.connect(system.store_url(), autocommit=True) as connection:
         began = time.monotonic()
         connection.execute(NAIVE)
-        naive = SESSIONS / (time.monotonic() - began)
+        naive = rows / (time.monotonic() - began)
         connection.execute(f"truncate {TARGET} cascade")
         connection.execute("checkpoint")
         began = time.monotonic()
@@ -130,9 +128,9 @@ def sessions(system: Adapter) -> Iterator[Number]:
             "select rows_copied, extract(epoch from copied_at - started_at)::float8, state from packhorse.backfills"
         ).fetchone()
         known = connection.execute(f"select count(user_id) from {TARGET}").fetchone()
-    assert row is not None and (row[0], row[2]) == (SESSIONS, "verified"), row
-    assert known == (SESSIONS,), known
-    copied = SESSIONS / float(row[1])
+    assert row is not None and (row[0], row[2]) == (rows, "verified"), row
+    assert known == (rows,), known
+    copied = rows / float(row[1])
     yield Number("backfill", "sessions, one INSERT ... SELECT", 1, naive, "rows/s")
     yield Number("backfill", "sessions, copied", 1, copied, "rows/s")
     yield Number("backfill", "sessions, copied / naive", 1, copied / naive, "")
@@ -144,7 +142,7 @@ def pickup(system: Adapter, settings: Settings) -> Iterator[Number]:
     together; rows a second meanwhile.
     """
     found: dict[str, list[float]] = {"alone": [], "beside": []}
-    fill(system)
+    fill(system, settings.sessions)
     for _ in range(PAIRS):
         for name, samples in found.items():
             with tempfile.TemporaryDirectory(prefix="packhorse-bench-") as home:
@@ -198,29 +196,29 @@ def _count(connection: psycopg.Connection[object], statement: str) -> int:
     return int(row[0]) if row else 0  # type: ignore[index,call-overload]
 
 
-def session_ids(system: Adapter) -> Iterator[Number]:
+def session_ids(system: Adapter, rows: int) -> Iterator[Number]:
     """Seconds of the whole command; the longest statement of a writer before and meanwhile, in
     milliseconds.
     """
     with psycopg.connect(system.store_url(), autocommit=True) as connection:
-        connection.execute(IDS.format(rows=ROWS))
+        connection.execute(IDS.format(rows=rows))
         connection.execute("vacuum analyze core.whatsapp_conversations")
     system.server.admin.execute("checkpoint")
-    with writing(system.store_url()) as before:
+    with writing(system.store_url(), rows) as before:
         time.sleep(BEFORE_SECONDS)  # the measured window of the writers alone
     began = time.monotonic()
-    with writing(system.store_url()) as meanwhile:
+    with writing(system.store_url(), rows) as meanwhile:
         ended(run(system, "session_ids"))
     whole = time.monotonic() - began
     yield Number("backfill", "session ids, whole command", 1, whole, "s")
-    yield Number("backfill", "session ids, rows", 1, ROWS / whole, "rows/s")
+    yield Number("backfill", "session ids, rows", 1, rows / whole, "rows/s")
     for name, took in (("before", before), ("meanwhile", meanwhile)):
         yield Number("backfill", f"session ids, a writer {name}, p99", 1, percentile(took, 0.99), "ms")
         yield Number("backfill", f"session ids, a writer {name}, longest", 1, max(took), "ms")
 
 
 @contextmanager
-def writing(url: str) -> Iterator[list[float]]:
+def writing(url: str, rows: int) -> Iterator[list[float]]:
     """WRITERS connections write valid values, as text; how long each statement took, in milliseconds. Raises
     RuntimeError when one was refused.
     """
@@ -233,7 +231,7 @@ def writing(url: str) -> Iterator[list[float]]:
                 value = f"00000000-0000-4000-8000-{chance.randrange(1, 10_000):012x}"
                 for statement in (
                     f"insert into core.whatsapp_conversations (session_id) values ('{value}')",
-                    f"update core.whatsapp_conversations set session_id = '{value}' where id = {chance.randrange(1, ROWS)}",
+                    f"update core.whatsapp_conversations set session_id = '{value}' where id = {chance.randrange(1, rows)}",
                 ):
                     began = time.monotonic()
                     try:

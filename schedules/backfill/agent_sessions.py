@@ -55,6 +55,7 @@ class AgentSessions(Backfill):
     defaults = {"source": "ai_agent_sessions"}
     time_columns = ("created_at", "updated_at")
     returns_after_drop = True
+    by_place = True
 
     def own_relations(self, connection: DeadlineConnection) -> list[str]:
         return [quoted(connection.names.platform, VIEW)]
@@ -132,9 +133,7 @@ class AgentSessions(Backfill):
         parts: dict[str, composed.Composable] = {"source": batch.source.identifier, "in_batch": batch.where()}
         given = {"backfill": self.name, "label": batch.source.label, **batch.parameters}
         again = 0
-        is_first = not tables.run(
-            connection, "sessions_any_there", batch.parameters, in_batch_of_target=batch.where("t")
-        ).fetchone()[0]
+        is_first = not tables.run(connection, "sessions_any_there", batch.parameters, **parts).fetchone()[0]
         if is_first:
             lookup = {
                 "is_taken": composed.SQL("false"),

@@ -83,7 +83,8 @@ class Backfill(ABC):
     drop of its source. own_relations: what goes with the backfill, as to_regclass takes it. needs_platform:
     the ledger and the tables of the platform must be there. copies: False for a drop alone, which needs no
     run. changes_in_place: writers of the source wait for the rows of a batch, so batches stay short.
-    returns_after_drop: its way back makes what the clean-up has dropped again.
+    returns_after_drop: its way back makes what the clean-up has dropped again. by_place: the source is walked
+    in the order of storage, where it has one.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Backfill(ABC):
     copies: bool = True
     changes_in_place: bool = False
     returns_after_drop: bool = False
+    by_place: bool = False
     most_rows: int = 20_000
 
     def __init__(self, settings: Mapping[str, str] | None = None) -> None:
@@ -119,7 +121,8 @@ class Backfill(ABC):
 
     def find_source(self, connection: DeadlineConnection) -> SourceTable | None:
         """The source with the key that it is walked by; None when there is no such table."""
-        return tables.table(connection, self.source_name, ours=self.needs_platform)
+        source = tables.table(connection, self.source_name, ours=self.needs_platform)
+        return source.walked_by_place() if source is not None and self.by_place else source
 
     def nothing_to_do(self, connection: DeadlineConnection) -> str | None:
         """Why a run would change nothing, in words; None when it would."""

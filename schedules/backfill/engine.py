@@ -277,7 +277,8 @@ class BackfillRun(BatchWork):
             batch = tables.next_batch(self._connection, self._source, self._cursor, 1)
             if batch is None:
                 return
-            where = f"row {','.join(batch.through)} of {self._source.label}"
+            row = tables.first_key(self._connection, batch)
+            where = f"row {row} of {self._source.label}"
             if not self._backfill.needs_platform or self._refused >= MOST_REFUSED:
                 raise StoreRejected(f"{where} refuses: {error}") from error
             tables.explain(
@@ -287,7 +288,6 @@ class BackfillRun(BatchWork):
             maintenance_store.beat(
                 self._connection, self._run.record.id, rows_done=1, cursor=batch.through, batch_size=1
             )
-        row = ",".join(batch.through)
         logger.warning(
             "backfill_row_refused backfill=%s source=%s row=%s code=%s",
             self._backfill.name,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from packhorse.worker.db import composed
@@ -21,11 +21,12 @@ _PUBLIC = composed.SQL("public")
 
 @dataclass(frozen=True, slots=True)
 class SourceTable:
-    """A table as the catalogue knows it. keys: columns of the walk, in order; types: those of all columns, by
-    name.
+    """A table as the catalogue knows it. keys: columns that name a row, in order; types: those of all
+    columns, by name.
 
     required: columns that are NOT NULL. unique: columns that alone are a key. number: its oid, which no other
-    table of its name has.
+    table of its name has. has_places: its rows can be read in the order in which they are stored. by_place:
+    it is walked in that order instead of that of its keys.
     """
 
     schema: str
@@ -42,6 +43,8 @@ class SourceTable:
     owner: str
     may_select: bool
     has_children: bool
+    has_places: bool = False
+    by_place: bool = False
 
     @property
     def label(self) -> str:
@@ -58,10 +61,23 @@ class SourceTable:
         return composed.Identifier(self.schema, self.name)
 
     def walked_by(self, keys: Sequence[str]) -> SourceTable:
-        """The same, walked by other columns."""
-        return SourceTable(
-            **{name: getattr(self, name) for name in self.__dataclass_fields__} | {"keys": tuple(keys)}
-        )
+        """The same, with other columns as its key."""
+        return replace(self, keys=tuple(keys))
+
+    def walked_by_place(self) -> SourceTable:
+        """The same, walked in the order of storage where it has one, else by its keys.
+
+        Keys that are random (uuid) make each batch read all of a table that memory does not hold, and write
+        to all of the indexes of the target. In the order of storage a page is read once. A row that is
+        updated meanwhile may move behind the walk, as a new row with a random key may be behind it: the
+        comparison finds it, and the next run copies it.
+        """
+        return replace(self, by_place=self.has_places)
+
+    @property
+    def walk(self) -> tuple[tuple[str, str], ...]:
+        """What it is walked by: columns and their types."""
+        return (("ctid", "tid"),) if self.by_place else tuple((key, self.types[key]) for key in self.keys)
 
     def key_text(self, alias: str = "s") -> composed.Composed:
         """The key of a row as one text, as the ledger has it."""
@@ -77,7 +93,8 @@ class SourceTable:
 class Batch:
     """Rows of a source with after < key <= through; rows: how many keys there were when it was looked at.
 
-    A row that comes in between belongs to it, too: a batch is a range, so that one statement can do it.
+    A row that comes in between belongs to it, too: a batch is a range, so that one statement can do it. In a
+    walk by place `through` has one text more: the file that has these places.
     """
 
     source: SourceTable
@@ -131,6 +148,7 @@ def table(connection: DeadlineConnection, name: str, *, ours: bool = False) -> S
         row["owner"],
         row["may_select"],
         row["has_children"],
+        row["has_places"],
     )
 
 
@@ -158,11 +176,41 @@ def count(connection: DeadlineConnection, source: SourceTable) -> int:
 def next_batch(
     connection: DeadlineConnection, source: SourceTable, after: list[str] | None, limit: int
 ) -> Batch | None:
-    """The batch after a key; None when nothing is left."""
+    """The batch after a cursor, which is `through` of the batch before; None when nothing is left."""
+    if source.by_place:
+        return _next_places(connection, source, after, limit)
     found, through = run(
         connection, "backfill_through", _walk(after, limit), **_parts(source, after)
     ).fetchone()
     return Batch(source, after, json.loads(through), int(found)) if found else None
+
+
+def _next_places(
+    connection: DeadlineConnection, source: SourceTable, after: list[str] | None, limit: int
+) -> Batch | None:
+    """The next rows in the order of storage; from the beginning when the table was stored anew since the
+    cursor was written (VACUUM FULL, CLUSTER, TRUNCATE), for its places say nothing any more.
+    """
+    connection.execute(sql("batch_by_place"))
+    place, file = after if after and len(after) == 2 else ("(0,0)", "")
+    parameters = {"source": source.quoted, "file": file, "after": place, "limit": limit}
+    found, begin, through, stored_in = run(
+        connection, "backfill_through_place", parameters, table=source.identifier
+    ).fetchone()
+    return Batch(source, [begin], [through, stored_in], int(found)) if found else None
+
+
+def first_key(connection: DeadlineConnection, batch: Batch) -> str:
+    """The key of a batch of one row, as the ledger has it."""
+    row = run(
+        connection,
+        "backfill_key_text",
+        batch.parameters,
+        source=batch.source.identifier,
+        key_text=batch.source.key_text(),
+        in_batch=batch.where(),
+    ).fetchone()
+    return str(row[0]) if row else "?"
 
 
 def next_keys(
@@ -265,12 +313,10 @@ def _parts(source: SourceTable, after: list[str] | None) -> dict[str, composed.C
 def _compared(source: SourceTable, alias: str, operator: str, prefix: str) -> composed.Composed:
     """(alias.key, …) operator (parameters), each of the key's type."""
     columns = composed.SQL(", ").join(
-        composed.SQL(f"{alias}.{{}}").format(composed.Identifier(key)) for key in source.keys
+        composed.SQL(f"{alias}.{{}}").format(composed.Identifier(key)) for key, _ in source.walk
     )
     values = composed.SQL(", ").join(
-        composed.SQL("{}::{}").format(
-            composed.Placeholder(f"{prefix}_{place}"), composed.SQL(source.types[key])
-        )
-        for place, key in enumerate(source.keys)
+        composed.SQL("{}::{}").format(composed.Placeholder(f"{prefix}_{place}"), composed.SQL(type_name))
+        for place, (_, type_name) in enumerate(source.walk)
     )
     return composed.SQL(f"({{}}) {operator} ({{}})").format(columns, values)

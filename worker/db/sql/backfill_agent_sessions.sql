@@ -71,8 +71,10 @@ comment on view platform.ai_agent_sessions_compat is
   'Migrated sessions in the shape of ai_agent_sessions; until the clean-up of the backfill agent_sessions.';
 
 -- name: sessions_any_there
--- Has the target rows in the range of the batch? Ids are kept, so one look into its index tells.
-select exists (select from platform.agent_chat_sessions t where {in_batch_of_target});
+-- Has the target a row of the batch? Ids are kept; the pages of its index that say no are those that the copy
+-- writes to.
+select exists (select from {source} s where {in_batch}
+  and (select true from platform.agent_chat_sessions t where t.id = s.id limit 1));
 
 -- name: sessions_there
 -- A row of the target with the id of one of the source.

@@ -83,6 +83,7 @@ select n.nspname::text as schema, c.relname::text as name, c.oid::bigint as numb
   pg_has_role(c.relowner, 'usage') as owned, c.relowner::regrole::text as owner,
   has_table_privilege(c.oid, 'select') as may_select,
   c.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = c.oid) as has_children,
+  c.relkind = 'r' and (select a.amname = 'heap' from pg_am a where a.oid = c.relam) as has_places,
   (select jsonb_object_agg(a.attname, format_type(a.atttypid, a.atttypmod)) from pg_attribute a
     where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as columns,
   coalesce((select array_agg(a.attname::text order by a.attnum) from pg_attribute a
@@ -117,6 +118,24 @@ select (select count(*) from batch),
   (select json_agg(e.v order by e.place)
     from (select {keys_of_batch} from batch b order by {keys_descending} limit 1) l,
   lateral json_each_text(row_to_json(l)) with ordinality e (k, v, place));
+
+-- name: backfill_through_place
+-- How many rows the next batch has in the order of storage, where it begins and ends, and the file: another
+-- file than that of the cursor has its rows at other places.
+with batch as (
+  select t.ctid as place from {table} t
+  where t.ctid > case when pg_relation_filenode(to_regclass(%(source)s))::text = %(file)s
+    then %(after)s else '(0,0)' end::tid
+  limit %(limit)s
+)
+select count(*),
+  case when pg_relation_filenode(to_regclass(%(source)s))::text = %(file)s then %(after)s else '(0,0)' end,
+  max(b.place)::text, pg_relation_filenode(to_regclass(%(source)s))::text
+from batch b;
+
+-- name: backfill_key_text
+-- The key of a row, for people.
+select {key_text} from {source} s where {in_batch} limit 1;
 
 -- name: backfill_explain
 -- Rows of the source that are not copied, whole and with the reason.

@@ -114,6 +114,10 @@ select set_config('lock_timeout', '1s', true);
 select set_config('enable_seqscan', 'off', true), set_config('enable_mergejoin', 'off', true),
   set_config('jit', 'off', true);
 
+-- name: batch_by_place
+-- Rows come in the order of storage, from a place on, and no others are read.
+select set_config('enable_seqscan', 'off', true), set_config('max_parallel_workers_per_gather', '0', true);
+
 -- name: batch_without_wait
 -- The commit waits for no disk. Rows and cursor are one commit: what a crash of the server takes back it
 -- takes back together, last first.
